@@ -1,0 +1,5 @@
+"""`python -m featkit` is the featkit command."""
+
+from featkit.cli.app import entry_point
+
+entry_point()

@@ -1,0 +1,89 @@
+"""Files that are there whole or not at all: written under a temporary name, flushed with fsync, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from featkit.errors import EnvironmentProblem
+
+TEMPORARY_MARK = ".partial-"
+
+
+@contextmanager
+def explain_os_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk, a read-only folder or a missing permission at `path` into one EnvironmentProblem."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise EnvironmentProblem(f"No space left to write {path}; free some or choose another place.") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise EnvironmentProblem(f"{path} cannot be written: {error.strerror}; choose another place.") from error
+        raise
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+
+    EnvironmentProblem on a full disk or a folder that cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    with explain_os_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _fsync(temporary)
+            temporary.replace(path)
+            _fsync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Yield a new temporary folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+
+    `path` must not exist yet. EnvironmentProblem as for `replace_file`.
+    """
+    temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
+    with explain_os_errors(path):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in sorted(temporary.rglob("*")):
+                _fsync(file)
+            _fsync(temporary)
+            temporary.rename(path)
+            _fsync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8, whole or not at all."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what an earlier process, killed while writing, left under a temporary name directly in `folder`."""
+    for leftover in folder.glob(f"*{TEMPORARY_MARK}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

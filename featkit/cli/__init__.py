@@ -1,0 +1,1 @@
+"""The featkit command: one file a command, each loaded only when it runs."""

@@ -1,0 +1,86 @@
+"""What every command prints with: tables and notes on stdout, progress on stderr, JSON for machines."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+PLAIN_INTERVAL_S = 5.0
+
+
+def stdout() -> Console:
+    """The console for results. Made anew, so that a redirected sys.stdout is the one written to."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows under columns; numbers (int, float) to the right, everything as str()."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    stdout().print(table)
+
+
+class ProgressReporter:
+    """Progress of long work on stderr: a bar with rate and time left on a terminal, a plain line every 5 s elsewhere.
+
+    Used as a context manager and called with the counts so far: `report(done, failed)`. Nothing with quiet=True.
+    """
+
+    def __init__(self, label: str, *, total: int | None, unit: str = "pictures", quiet: bool = False) -> None:
+        self.label, self.total, self.unit, self.quiet = label, total, unit, quiet
+        self._started = self._last_line = time.monotonic()
+        self._first_done: int | None = None
+        self._done = 0
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Self:
+        if not self.quiet and sys.stderr.isatty():
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._task = self._bar.add_task(self.label, total=self.total, rate="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, failed: int = 0) -> None:
+        """Say that `done` of the total are finished, `failed` of them without a result."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        if self._first_done is None:
+            self._first_done = done  # what an earlier run left done is no work of this one
+        self._done = done
+        rate = (done - self._first_done) / max(now - self._started, 1e-9)
+        speed = f"{rate:,.1f} {self.unit}/s" + (f", {failed:,} failed" if failed else "")
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, rate=speed)
+        elif now - self._last_line >= PLAIN_INTERVAL_S:
+            self._last_line = now
+            of_total = f" of {self.total:,}" if self.total is not None else ""
+            left = f", {(self.total - done) / rate:,.0f} s left" if self.total is not None and rate > 0 else ""
+            print(f"{self.label}: {done:,}{of_total} {self.unit}, {speed}{left}", file=sys.stderr, flush=True)
