@@ -1,1 +1,1 @@
-"""TODO."""
+"""Training of self-distilled backbones."""

@@ -1,0 +1,28 @@
+"""KoLeo: push every embedding away from its nearest neighbour in the batch (Sablayrolles et al., arXiv 1806.03198, eq. 3).
+
+Letters: B images, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def koleo_loss(features: Tensor, *, eps: float = 1e-8) -> Tensor:
+    """-mean(log(distance to the nearest other embedding)), a float32 scalar. features (B, D), any float and length.
+
+        x = normalise(features);  mean over i of  -log(min over j != i of |x[i] - x[j]| + eps)
+
+    Duplicates are held off the pole by `eps`, as DINOv2's code does. ValueError for fewer than two rows.
+    """
+    if features.shape[0] < 2:
+        raise ValueError("koleo_loss needs at least two embeddings")
+    unit = F.normalize(features.float(), dim=-1)
+    with torch.no_grad():
+        similarity = unit @ unit.T
+        similarity.fill_diagonal_(-1.0)
+        nearest = similarity.argmax(dim=1)
+    distance = F.pairwise_distance(unit, unit[nearest], eps=eps)
+    return -torch.log(distance + eps).mean()

@@ -1,0 +1,216 @@
+"""One plain Vision Transformer that is each family's backbone by its config, never by subclass.
+
+DINO (arXiv 2104.14294) and iBOT (2111.07832): the plain ViT. DINOv2 (2304.07193): LayerScale, SwiGLU in its largest size;
+registers (2309.16588). DINOv3 (2508.10104): rotary positions, storage tokens (its word for registers), masked key bias.
+Left out: stochastic depth, masks and heads, which belong to training.
+
+Letters: B pictures, (H, W) pixels, (h, w) patches, P = h * w, N = 1 + registers + P tokens, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featkit_train.positions import ResampleRule, resample_table, rotary_table, rotate
+
+# Up to here plain products with a softmax beat torch's fused attention on a processor, forward and backward.
+PLAIN_ATTENTION_TOKENS = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """All that tells one ViT from another. Sizes in tokens or channels, `patch` in pixels."""
+
+    patch: int = 16
+    width: int = 384
+    depth: int = 12
+    num_heads: int = 6
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    mlp_width: int = 1536  # of the hidden layer, as it is after any rounding a family does
+    position: Literal["learned", "rotary"] = "learned"
+    position_grid: int = 14  # side of the learned table, in patches
+    position_offset: float = 0.1  # see ResampleRule
+    position_antialias: bool = False
+    rotary_base: float = 100.0
+    num_registers: int = 0
+    layer_scale: float | None = None  # initial value, or no LayerScale
+    key_bias: bool = True  # DINOv3 masks it: adding a constant to all keys of a query changes no softmax
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is no multiple of num_heads {self.num_heads}")
+        if self.position == "rotary" and (self.width // self.num_heads) % 4:
+            raise ValueError(f"rotary positions need heads of a multiple of 4 channels, not {self.head_width}")
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.num_heads
+
+
+class Features(NamedTuple):
+    """What a backbone sees: class_token (B, D) and patch_tokens (B, h, w, D), both after the last norm."""
+
+    class_token: Tensor
+    patch_tokens: Tensor
+
+
+class VisionTransformer(nn.Module):
+    """Pictures (B, 3, H, W), normalised floats with H and W multiples of the patch, to Features."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.registers = nn.Parameter(torch.zeros(1, config.num_registers, config.width))
+        if config.position == "learned":
+            self.class_position = nn.Parameter(torch.zeros(1, 1, config.width))
+            self.patch_positions = nn.Parameter(torch.zeros(config.position_grid, config.position_grid, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.apply(_initialise)
+        for parameter in (self.class_token, self.registers, *self._positions()):
+            nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, images: Tensor) -> Features:
+        """Class token and patch tokens of the last block."""
+        tokens, (height, width) = self.tokenise(images)
+        rotation = self._rotation(height, width, like=tokens)
+        for block in self.blocks:
+            tokens = block(tokens, rotation)
+        tokens = self.norm(tokens)
+        patches = tokens[:, 1 + self.config.num_registers :]
+        return Features(tokens[:, 0], patches.unflatten(1, (height, width)))
+
+    def tokenise(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them."""
+        grid = self.patch_embed(images)
+        batch, _, height, width = grid.shape
+        patches = grid.flatten(2).transpose(1, 2)
+        class_token = self.class_token
+        if self.config.position == "learned":
+            rule = ResampleRule(offset=self.config.position_offset, antialias=self.config.position_antialias)
+            patches = patches + resample_table(self.patch_positions, height, width, rule=rule).flatten(0, 1)
+            class_token = class_token + self.class_position
+        prefix = torch.cat([class_token, self.registers], dim=1).expand(batch, -1, -1)
+        return torch.cat([prefix, patches], dim=1), (height, width)
+
+    def _rotation(self, height: int, width: int, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        if self.config.position != "rotary":
+            return None
+        return rotary_table(height, width, head_width=self.config.head_width, base=self.config.rotary_base, like=like)
+
+    def _positions(self) -> tuple[nn.Parameter, ...]:
+        return (self.class_position, self.patch_positions) if self.config.position == "learned" else ()
+
+
+class Block(nn.Module):
+    """Attention, then the MLP, each behind a norm and added back (pre-norm)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.scale1 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
+        self.scale2 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
+
+    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        tokens = tokens + self.scale1(self.attention(self.norm1(tokens), rotation))
+        return tokens + self.scale2(self.mlp(self.norm2(tokens)))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; rotary positions turn the patches' queries and keys, never the prefix tokens'."""
+
+    key_mask: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+        mask = torch.ones(3, config.width)
+        mask[1] = float(config.key_bias)
+        self.register_buffer("key_mask", mask.flatten(), persistent=False)
+
+    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        bias = self.qkv.bias if self.config.key_bias else self.qkv.bias * self.key_mask
+        qkv = F.linear(tokens, self.qkv.weight, bias)
+        queries, keys, values = qkv.unflatten(-1, (3, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        if rotation is not None:
+            queries, keys = self._rotate_patches(queries, rotation), self._rotate_patches(keys, rotation)
+        return self.out(attend(queries, keys, values).transpose(1, 2).flatten(2))
+
+    def _rotate_patches(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        prefix = 1 + self.config.num_registers
+        turned = rotate(heads[:, :, prefix:].float(), *rotation).to(heads.dtype)
+        return torch.cat([heads[:, :, :prefix], turned], dim=2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v over (B, heads, N, d). Fused where that is faster, plain products where they are.
+
+    An export always takes the fused form, which becomes one node of the graph and keeps N dynamic.
+    """
+    short = not torch.compiler.is_exporting() and queries.shape[2] <= PLAIN_ATTENTION_TOKENS
+    if short and queries.device.type == "cpu":
+        scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+        return scores.softmax(dim=-1) @ values
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+class MLP(nn.Module):
+    """Linear, GELU (the exact one), Linear."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, config.mlp_width)
+        self.fc2 = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class SwiGLU(nn.Module):
+    """silu(gate) * value, then Linear (arXiv 2002.05202); gate and value are the halves of one product, in that order."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.gate_and_value = nn.Linear(config.width, 2 * config.mlp_width)
+        self.out = nn.Linear(config.mlp_width, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        gate, value = self.gate_and_value(tokens).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch (CaiT, arXiv 2103.17239)."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        assert config.layer_scale is not None
+        self.gamma = nn.Parameter(torch.full((config.width,), config.layer_scale))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) to (B, N, D)."""
+        return tokens * self.gamma
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,88 @@
+"""A trained backbone as one safetensors file, with all that is needed to build it again in its header."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from featkit.atomic import replace_file
+from featkit.errors import InputError
+from featkit.geometry import Geometry
+from featkit_train.vit import ViTConfig, VisionTransformer
+
+BACKBONE_FILE = "backbone.safetensors"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneInfo:
+    """What a backbone is and where it comes from; `origin` are free notes such as data, recipe and steps."""
+
+    name: str
+    family: str
+    geometry: Geometry
+    licence: str
+    origin: dict[str, str] = field(default_factory=dict)
+
+
+def save_backbone(path: Path, backbone: VisionTransformer, info: BackboneInfo) -> None:
+    """Write the weights and their header, whole or not at all; equal weights and header give equal bytes."""
+    header = {
+        "format": FORMAT,
+        "vit": asdict(backbone.config),
+        "name": info.name,
+        "family": info.family,
+        "geometry": info.geometry.to_dict(),
+        "licence": info.licence,
+        "origin": info.origin,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    with replace_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"featkit": json.dumps(header, sort_keys=True)})
+
+
+def load_backbone(path: Path) -> tuple[VisionTransformer, BackboneInfo]:
+    """The backbone of a run folder, or of its backbone.safetensors, in evaluation mode.
+
+    InputError when there is none, when it is of another make or a newer format, or when its tensors do not fit.
+    """
+    file = path / BACKBONE_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a checkpoint to.")
+    header = read_header(file)
+    if header["format"] > FORMAT:
+        raise InputError(f"{file} has format {header['format']}, newer than the {FORMAT} read here; update featkit.")
+    backbone = VisionTransformer(ViTConfig(**header["vit"]))
+    with safe_open(file, framework="pt") as tensors:
+        state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+    try:
+        backbone.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{file} holds tensors that do not fit its own header: {error}") from error
+    info = BackboneInfo(
+        name=header["name"],
+        family=header["family"],
+        geometry=Geometry.from_dict(header["geometry"]),
+        licence=header["licence"],
+        origin=header["origin"],
+    )
+    return backbone.eval(), info
+
+
+def read_header(file: Path) -> Mapping[str, Any]:
+    """The featkit header of a safetensors file. InputError when the file is not one of featkit's."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            text = (tensors.metadata() or {}).get("featkit")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a safetensors file: {error}") from error
+    if text is None:
+        raise InputError(f"{file} was not written by featkit: its header has no `featkit` entry.")
+    header: Mapping[str, Any] = json.loads(text)
+    return header
