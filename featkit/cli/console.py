@@ -9,7 +9,15 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 PLAIN_INTERVAL_S = 5.0
@@ -84,3 +92,13 @@ class ProgressReporter:
             of_total = f" of {self.total:,}" if self.total is not None else ""
             left = f", {(self.total - done) / rate:,.0f} s left" if self.total is not None and rate > 0 else ""
             print(f"{self.label}: {done:,}{of_total} {self.unit}, {speed}{left}", file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        """Print a line above the bar, or by itself where there is none."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False)
+        else:
+            self._last_line = time.monotonic()  # it has shown that the work goes on
+            print(text, file=sys.stderr, flush=True)

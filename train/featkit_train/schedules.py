@@ -8,8 +8,8 @@ import math
 def cosine_schedule(step: int, *, start: float, end: float, num_steps: int, warmup_steps: int = 0) -> float:
     """Linear from 0 to `start` over the warm-up, then half a cosine from `start` to `end` at the last step.
 
-        step < warmup_steps:  start * (step + 1) / (warmup_steps + 1)
-        else:                 end + (start - end) * (1 + cos(pi * progress)) / 2,  progress from 0 to 1 at num_steps - 1
+    step < warmup_steps:  start * (step + 1) / (warmup_steps + 1)
+    else:                 end + (start - end) * (1 + cos(pi * progress)) / 2,  progress from 0 to 1 at num_steps - 1
     """
     if step < warmup_steps:
         return start * (step + 1) / (warmup_steps + 1)

@@ -87,14 +87,14 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens, rotation)
         tokens = self.norm(tokens)
         patches = tokens[:, 1 + self.config.num_registers :]
-        return Features(tokens[:, 0], patches.unflatten(1, (height, width)))
+        return Features(tokens[:, 0], torch.unflatten(patches, 1, (height, width)))
 
     def tokenise(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them."""
         grid = self.patch_embed(images)
         batch, _, height, width = grid.shape
         patches = grid.flatten(2).transpose(1, 2)
-        class_token = self.class_token
+        class_token: Tensor = self.class_token
         if self.config.position == "learned":
             rule = ResampleRule(offset=self.config.position_offset, antialias=self.config.position_antialias)
             patches = patches + resample_table(self.patch_positions, height, width, rule=rule).flatten(0, 1)
@@ -126,7 +126,8 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         tokens = tokens + self.scale1(self.attention(self.norm1(tokens), rotation))
-        return tokens + self.scale2(self.mlp(self.norm2(tokens)))
+        out: Tensor = tokens + self.scale2(self.mlp(self.norm2(tokens)))
+        return out
 
 
 class Attention(nn.Module):
@@ -147,10 +148,12 @@ class Attention(nn.Module):
         """(B, N, D) to (B, N, D)."""
         bias = self.qkv.bias if self.config.key_bias else self.qkv.bias * self.key_mask
         qkv = F.linear(tokens, self.qkv.weight, bias)
-        queries, keys, values = qkv.unflatten(-1, (3, self.config.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = torch.unflatten(qkv, -1, (3, self.config.num_heads, self.config.head_width))
+        queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
             queries, keys = self._rotate_patches(queries, rotation), self._rotate_patches(keys, rotation)
-        return self.out(attend(queries, keys, values).transpose(1, 2).flatten(2))
+        out: Tensor = self.out(attend(queries, keys, values).transpose(1, 2).flatten(2))
+        return out
 
     def _rotate_patches(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         prefix = 1 + self.config.num_registers
@@ -166,7 +169,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     short = not torch.compiler.is_exporting() and queries.shape[2] <= PLAIN_ATTENTION_TOKENS
     if short and queries.device.type == "cpu":
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
-        return scores.softmax(dim=-1) @ values
+        out: Tensor = scores.softmax(dim=-1) @ values
+        return out
     return F.scaled_dot_product_attention(queries, keys, values)
 
 
@@ -180,7 +184,8 @@ class MLP(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(tokens)))
+        return out
 
 
 class SwiGLU(nn.Module):
@@ -194,7 +199,8 @@ class SwiGLU(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         gate, value = self.gate_and_value(tokens).chunk(2, dim=-1)
-        return self.out(F.silu(gate) * value)
+        out: Tensor = self.out(F.silu(gate) * value)
+        return out
 
 
 class LayerScale(nn.Module):

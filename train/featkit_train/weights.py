@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.geometry import Geometry
-from featkit_train.vit import ViTConfig, VisionTransformer
+from featkit_train.vit import VisionTransformer, ViTConfig
 
 BACKBONE_FILE = "backbone.safetensors"
 FORMAT = 1
@@ -54,7 +54,9 @@ def load_backbone(path: Path) -> tuple[VisionTransformer, BackboneInfo]:
     """
     file = path / BACKBONE_FILE if path.is_dir() else path
     if not file.is_file():
-        raise InputError(f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a checkpoint to.")
+        raise InputError(
+            f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a checkpoint to."
+        )
     header = read_header(file)
     if header["format"] > FORMAT:
         raise InputError(f"{file} has format {header['format']}, newer than the {FORMAT} read here; update featkit.")

@@ -1,0 +1,56 @@
+# What a newcomer types. `make` alone lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 7860
+PHOTOS ?=
+# uv installs in a tenth of pip's time; it is used where it is there.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
+
+.PHONY: help demo test test-all check bench setup clean
+
+help: ## List these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+demo: $(VENV)/.runtime ## Open the search page: over drawn sample pictures, or make demo PHOTOS=pictures/
+	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") --port $(PORT)
+
+test: $(VENV)/.all ## Install everything else and run all tests
+	@$(BIN)/python -m pytest
+
+test-all: $(VENV)/.all ## The same with the tests that take minutes
+	@$(BIN)/python -m pytest -m "slow or not slow" --timeout 3600
+
+check: $(VENV)/.all ## Lint, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.all ## Print the figures of tests/benchmarks and write them to its results/
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+setup: $(VENV)/.all ## Install everything without running anything
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "featkit needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "Python has no venv module or no space is left; on Debian and Ubuntu: apt-get install python3-venv (df -h . shows the space)"; exit 1; }
+
+$(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
+	@echo "Installing the runtime (onnxruntime, faiss, gradio) into $(VENV) ..."
+	@$(INSTALL) -c constraints.txt -e '.[cpu,demo]' || \
+	  { echo "The install failed; check the network and the space left (df -h .), then run make again."; exit 1; }
+	@touch $@
+
+$(VENV)/.all: $(VENV)/.runtime
+	@echo "Installing what training, export and the tests need (torch, timm, onnx, ...) into $(VENV) ..."
+	@# torch first and by pip, which knows of CPU builds that a machine keeps for it; the rest then finds it in place.
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(INSTALL) -c constraints.txt -e '.[cpu,demo,serve,train,export,dev]'
+	@touch $@
+
+clean: ## Remove the environment and what tools leave behind
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
