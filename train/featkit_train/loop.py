@@ -138,7 +138,7 @@ class Run:
         return step
 
     def _config_text(self) -> str:
-        versions = {"featkit": featkit.__version__, "torch": torch.__version__}
+        versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
         record = {"config": to_mapping(self.config), "data": self.dataset.pool.name(), "versions": versions}
         return yaml.safe_dump(record, sort_keys=False)
 

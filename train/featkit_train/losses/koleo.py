@@ -22,7 +22,7 @@ def koleo_loss(features: Tensor, *, eps: float = 1e-8) -> Tensor:
     unit = F.normalize(features.float(), dim=-1)
     with torch.no_grad():
         similarity = unit @ unit.T
-        similarity.fill_diagonal_(-1.0)
+        similarity.fill_diagonal_(-2.0)  # below every cosine, so that nobody is their own neighbour
         nearest = similarity.argmax(dim=1)
     distance = F.pairwise_distance(unit, unit[nearest], eps=eps)
     return -torch.log(distance + eps).mean()

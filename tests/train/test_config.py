@@ -1,0 +1,73 @@
+"""Promises of recipes and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from featkit.errors import InputError
+from featkit_train.config import RECIPES, TrainConfig, from_mapping, read_recipe, to_mapping, with_settings
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_every_recipe_that_ships_is_a_valid_config(recipe: str) -> None:
+    config = from_mapping(TrainConfig, read_recipe(recipe))
+    assert config != TrainConfig()
+
+
+def test_a_config_survives_its_mapping() -> None:
+    config = from_mapping(TrainConfig, read_recipe("tiny"))
+    assert from_mapping(TrainConfig, to_mapping(config)) == config
+
+
+def test_settings_reach_every_depth_and_are_read_as_yaml() -> None:
+    mapping = with_settings({}, ["optim.lr=1e-3", "dino.head.num_prototypes=32", "crops.global_scale=[0.2, 0.9]", "name=mine"])
+    config = from_mapping(TrainConfig, mapping)
+    assert config.optim.lr == 0.001
+    assert config.dino.head.num_prototypes == 32
+    assert config.crops.global_scale == (0.2, 0.9)
+    assert config.name == "mine"
+
+
+def test_settings_leave_the_recipe_as_it_was() -> None:
+    recipe = {"optim": {"lr": 0.1}}
+    with_settings(recipe, ["optim.lr=0.2"])
+    assert recipe == {"optim": {"lr": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("optim.lrr=1", "no setting optim.lrr; did you mean optim.lr"),
+        ("optim=3", "optim is a section"),
+        ("run.steps=many", "run.steps is of type int, not 'many'"),
+        ("run.steps=true", "run.steps is of type int, not True"),
+        ("dino.centering=centre", "one of center, sinkhorn, not 'centre'"),
+        ("crops.global_scale=[0.1]", "a list of 2 values"),
+        ("optim.lr", "write it as section.key=value"),
+        ("crops.global_size=65", "65 pixels is no multiple of the patch"),
+        ("run.steps=0", "run.steps must be at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(setting: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence.replace("(", r"\(")):
+        from_mapping(TrainConfig, with_settings(read_recipe("tiny"), [setting]))
+
+
+def test_a_recipe_that_is_not_there_names_those_that_are() -> None:
+    with pytest.raises(InputError, match="tiny"):
+        read_recipe("huge")
+
+
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "list.yaml"
+    path.write_text("- 1\n- 2\n")
+    with pytest.raises(InputError, match="no mapping"):
+        read_recipe(str(path))
+
+
+def test_nothing_can_be_written_back_into_a_config() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TrainConfig().optim.lr = 1.0  # type: ignore[misc]
