@@ -1,1 +1,6 @@
-"""TODO."""
+"""Where pictures come from: folders, tar shards, Parquet files and lists of paths, all numbered lists of undecoded bytes."""
+
+from featkit.sources.base import PICTURE_SUFFIXES, Source
+from featkit.sources.opening import concatenate, open_source
+
+__all__ = ["PICTURE_SUFFIXES", "Source", "concatenate", "open_source"]

@@ -47,9 +47,7 @@ def cut_crop(
     return np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
 
 
-def _turned_crop(
-    picture: Image.Image, box: tuple[float, float, float, float], *, size: int, angle: float
-) -> Image.Image:
+def _turned_crop(picture: Image.Image, box: tuple[float, float, float, float], *, size: int, angle: float) -> Image.Image:
     """The box, turned about its centre, as size × size pixels: reduced by a whole factor first, so that nothing aliases."""
     left, top, width, height = box
     factor = max(1, int(min(width, height) / size))

@@ -31,9 +31,7 @@ def save_checkpoint(folder: Path, *, step: int, method: nn.Module, optimizer: to
     remove_partials(folder)
     with replace_folder(path) as temporary:
         # Contiguous copies: safetensors refuses tensors that share memory.
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / STATE_FILE
-        )
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / STATE_FILE)
         (temporary / PROGRESS_FILE).write_text(json.dumps({"format": FORMAT, "step": step}))
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
@@ -54,9 +52,7 @@ def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Opt
         progress = json.loads((path / PROGRESS_FILE).read_text())
         tensors = load_file(path / STATE_FILE)
     except Exception as error:  # safetensors raises its own, json and the file system theirs
-        raise InputError(
-            f"{path} is not a checkpoint that can be read ({error}); remove it to use the one before."
-        ) from error
+        raise InputError(f"{path} is not a checkpoint that can be read ({error}); remove it to use the one before.") from error
     if progress["format"] > FORMAT:
         raise InputError(f"{path} has format {progress['format']}, newer than the {FORMAT} read here; update featkit.")
     try:

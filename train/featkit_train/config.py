@@ -112,9 +112,7 @@ class TrainConfig:
     name: str = "backbone"
     licence: str = "unstated"
     data_name: str = ""  # public names of the data, for the model's card; the paths when empty
-    resize: Literal["shorter_side", "stretch"] = (
-        "shorter_side"  # how pictures are brought to global_size after training
-    )
+    resize: Literal["shorter_side", "stretch"] = "shorter_side"  # how pictures are brought to global_size after training
     model: ViTConfig = field(default_factory=ViTConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     colour: ColourConfig = field(default_factory=ColourConfig)
@@ -126,9 +124,7 @@ class TrainConfig:
         sizes = [self.crops.global_size] + [self.crops.local_size] * (self.crops.num_local > 0)
         for size in sizes:
             if size % self.model.patch:
-                raise InputError(
-                    f"a crop of {size} pixels is no multiple of the patch of {self.model.patch}; change one."
-                )
+                raise InputError(f"a crop of {size} pixels is no multiple of the patch of {self.model.patch}; change one.")
         if self.run.steps < 1 or self.run.batch_size < 2:
             raise InputError("run.steps must be at least 1 and run.batch_size at least 2.")
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -52,28 +51,6 @@ class Sample(NamedTuple):
     num_unreadable: int
 
 
-@dataclass(frozen=True)
-class Pool:
-    """Sources as one numbered list of pictures."""
-
-    sources: Sequence[Source]
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
-
-    def locate(self, number: int) -> tuple[Source, int]:
-        """The source that holds picture `number`, and its number there."""
-        for source in self.sources:
-            if number < len(source):
-                return source, number
-            number -= len(source)
-        raise IndexError(number)
-
-    def name(self) -> str:
-        """The sources' names, for the record."""
-        return ", ".join(source.name for source in self.sources)
-
-
 def rng_for(seed: int, purpose: int, *keys: int) -> np.random.Generator:
     """The random stream of one purpose and place; equal keys give equal streams on every machine."""
     return np.random.default_rng([seed, purpose, *keys])
@@ -89,8 +66,8 @@ def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, n
 class CropDataset(Dataset[Sample]):
     """Indexed by (epoch, picture number): the crops that picture gives in that epoch."""
 
-    def __init__(self, pool: Pool, *, crops: CropConfig, colour: ColourConfig, seed: int, cache_bytes: int) -> None:
-        self.pool, self.crops, self.colour, self.seed = pool, crops, colour, seed
+    def __init__(self, source: Source, *, crops: CropConfig, colour: ColourConfig, seed: int, cache_bytes: int) -> None:
+        self.source, self.crops, self.colour, self.seed = source, crops, colour, seed
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, Image.Image] = OrderedDict()
         self._cached_bytes = 0
@@ -101,8 +78,7 @@ class CropDataset(Dataset[Sample]):
         rng = rng_for(self.seed, CROPS, epoch, number)
         config = self.crops
         global_crops = [
-            cut_crop(picture, rng, size=config.global_size, scale=config.global_scale, config=config)
-            for _ in range(NUM_GLOBAL)
+            cut_crop(picture, rng, size=config.global_size, scale=config.global_scale, config=config) for _ in range(NUM_GLOBAL)
         ]
         local_crops = [
             cut_crop(picture, rng, size=config.local_size, scale=config.local_scale, config=config)
@@ -122,20 +98,19 @@ class CropDataset(Dataset[Sample]):
 
     def _readable_picture(self, number: int) -> tuple[Image.Image, int]:
         """Picture `number`, or the next that can be read, and how many could not."""
-        for skipped in range(len(self.pool)):
+        for skipped in range(len(self.source)):
             try:
-                return self._picture((number + skipped) % len(self.pool)), skipped
+                return self._picture((number + skipped) % len(self.source)), skipped
             except InputError:
                 continue  # counted by the caller and shown in the log
-        raise InputError(f"None of the {len(self.pool):,} pictures of {self.pool.name()} can be read.")
+        raise InputError(f"None of the {len(self.source):,} pictures of {self.source.name} can be read.")
 
     def _picture(self, number: int) -> Image.Image:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
-        source, place = self.pool.locate(number)
         side = DECODE_MARGIN * self.crops.global_size
-        decoded = decode(source.read(place), name=source.key(place), shorter_side=side)
+        decoded = decode(self.source.read(number), name=self.source.key(number), shorter_side=side)
         picture = Image.fromarray(decoded.pixels)
         if min(picture.size) > side:
             picture.thumbnail((side * picture.width // min(picture.size), side * picture.height // min(picture.size)))

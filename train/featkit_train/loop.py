@@ -24,11 +24,11 @@ from featkit.evaluate.copies import CopyProbe
 from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.resources import usable_cpus
-from featkit.sources import Source
+from featkit.sources import Source, concatenate
 from featkit_train.augment import appear, normalise
 from featkit_train.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from featkit_train.config import OptimConfig, TrainConfig, from_mapping, to_mapping
-from featkit_train.data import WEIGHTS, CropDataset, Crops, EpochOrder, Pool, crop_loader, rng_for, split_held_out
+from featkit_train.data import WEIGHTS, CropDataset, Crops, EpochOrder, crop_loader, rng_for, split_held_out
 from featkit_train.diagnostics import Collapse, CollapseWatch
 from featkit_train.methods import METHODS, Dino, Views
 from featkit_train.schedules import cosine_schedule
@@ -95,15 +95,18 @@ class Run:
         self.autocast_dtype = pick_autocast(config.run.precision, self.device)
         torch.set_num_threads(usable_cpus())
         self.geometry = geometry_of(config)
-        pool = Pool(sources)
+        source = concatenate(sources)
         wanted = config.run.held_out if held_out is None else 0
-        self.numbers, held_numbers = split_held_out(len(pool), wanted=wanted, seed=config.run.seed)
+        self.numbers, held_numbers = split_held_out(len(source), wanted=wanted, seed=config.run.seed)
         self.dataset = CropDataset(
-            pool, crops=config.crops, colour=config.colour, seed=config.run.seed, cache_bytes=config.run.cache_bytes
+            source, crops=config.crops, colour=config.colour, seed=config.run.seed, cache_bytes=config.run.cache_bytes
         )
-        probe_pool = pool if held_out is None else Pool([held_out])
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
-        self.probe = copy_probe(probe_pool, probe_numbers, self.geometry) if len(probe_numbers) > 1 else None
+        self.probe = (
+            copy_probe(source if held_out is None else held_out, probe_numbers, self.geometry)
+            if len(probe_numbers) > 1
+            else None
+        )
         with seeded_weights(config.run.seed):
             self.method: Dino = METHODS[config.method](config).to(self.device)
         self.optimizer = make_optimizer(self.method.student, config.optim)
@@ -139,7 +142,7 @@ class Run:
 
     def _config_text(self) -> str:
         versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
-        record = {"config": to_mapping(self.config), "data": self.dataset.pool.name(), "versions": versions}
+        record = {"config": to_mapping(self.config), "data": self.dataset.source.name, "versions": versions}
         return yaml.safe_dump(record, sort_keys=False)
 
     def checkpoint(self, step: int) -> None:
@@ -157,7 +160,7 @@ class Run:
             geometry=self.geometry,
             licence=self.config.licence,
             origin={
-                "data": self.config.data_name or self.dataset.pool.name(),
+                "data": self.config.data_name or self.dataset.source.name,
                 "steps": str(step),
                 "by": "featkit train",
             },
@@ -262,9 +265,7 @@ class Run:
     # -- what is watched -------------------------------------------------------------------------------------------
 
     def _diagnose(self, watch: CollapseWatch, step: int, log: Log) -> None:
-        named = watch(
-            step, loss=log["dino_loss"], teacher_entropy=log["teacher_entropy"], batch_entropy=log["batch_entropy"]
-        )
+        named = watch(step, loss=log["dino_loss"], teacher_entropy=log["teacher_entropy"], batch_entropy=log["batch_entropy"])
         if named is None:
             return
         if self.config.run.on_collapse == "stop":
@@ -384,11 +385,11 @@ def geometry_of(config: TrainConfig) -> Geometry:
     )
 
 
-def copy_probe(pool: Pool, numbers: np.ndarray, geometry: Geometry) -> CopyProbe:
+def copy_probe(source: Source, numbers: np.ndarray, geometry: Geometry) -> CopyProbe:
     """The copies yardstick over the held-out pictures; those that cannot be read are left out."""
     pictures = []
     for number in numbers:
-        source, place = pool.locate(int(number))
+        place = int(number)
         with contextlib.suppress(InputError):
             pictures.append(decode(source.read(place), name=source.key(place), shorter_side=PROBE_DECODE_SIDE).pixels)
     return CopyProbe(pictures, geometry, seed=0, num_edits=4)

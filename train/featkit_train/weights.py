@@ -54,9 +54,7 @@ def load_backbone(path: Path) -> tuple[VisionTransformer, BackboneInfo]:
     """
     file = path / BACKBONE_FILE if path.is_dir() else path
     if not file.is_file():
-        raise InputError(
-            f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a checkpoint to."
-        )
+        raise InputError(f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a checkpoint to.")
     header = read_header(file)
     if header["format"] > FORMAT:
         raise InputError(f"{file} has format {header['format']}, newer than the {FORMAT} read here; update featkit.")

@@ -1,0 +1,67 @@
+"""Pictures as files: a folder with all below it, or a list of paths in a text file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from featkit.errors import InputError
+from featkit.images import ImageLimits, read_file
+from featkit.sources.base import PICTURE_SUFFIXES, Metadata, is_picture, printable_key
+
+
+class FileSource:
+    """Files by path; the key of each is its path below `root`."""
+
+    def __init__(self, name: str, root: Path, paths: list[str], *, limits: ImageLimits) -> None:
+        self.name, self.root, self.limits = name, root, limits
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def key(self, number: int) -> str:
+        """The path below the root, with `/`."""
+        return printable_key(self._paths[number].replace(os.sep, "/"))
+
+    def read(self, number: int) -> bytes:
+        """The file's bytes."""
+        return read_file(self.root / self._paths[number], limits=self.limits)
+
+    def metadata(self, number: int) -> Metadata:
+        """The folder it lies in as `folder`, where it lies in one below the root."""
+        parent = self.key(number).rpartition("/")[0]
+        return {"folder": parent} if parent else {}
+
+
+def open_folder(root: Path, *, limits: ImageLimits) -> FileSource:
+    """All pictures below `root`, sorted by key; hidden files and folders are passed over, links to folders not followed.
+
+    InputError when there are none, saying how many files were looked at.
+    """
+    paths: list[str] = []
+    looked_at = 0
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        looked_at += len(files)
+        relative = Path(folder).relative_to(root)
+        paths += [str(relative / name) for name in files if is_picture(name)]
+    if not paths:
+        suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
+        raise InputError(f"{root} holds no pictures: none of its {looked_at:,} files ends in {suffixes}.")
+    return FileSource(str(root), root, sorted(paths, key=lambda path: path.encode("utf-8", "surrogateescape")), limits=limits)
+
+
+def open_list(file: Path, *, limits: ImageLimits) -> FileSource:
+    """The paths in a text file, one a line, in its order, relative to its folder; empty lines and `#` lines are passed over.
+
+    InputError for an empty list and for a path that stands twice.
+    """
+    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    paths = [line for line in lines if line and not line.startswith("#")]
+    if not paths:
+        raise InputError(f"{file} lists no pictures; write one path a line.")
+    if len(set(paths)) < len(paths):
+        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
+        raise InputError(f"{file} lists {printable_key(twice)} twice; every picture has one place.")
+    return FileSource(str(file), file.parent, paths, limits=limits)

@@ -1,0 +1,93 @@
+"""From what a user typed to a source."""
+
+from __future__ import annotations
+
+import glob
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from featkit.errors import InputError
+from featkit.images import DEFAULT_LIMITS, ImageLimits
+from featkit.sources.base import Metadata, Source
+from featkit.sources.folder import FileSource, open_folder, open_list
+from featkit.sources.parquet import ParquetSource
+from featkit.sources.tar import TarSource
+
+SHARD_SUFFIXES = (".tar", ".parquet")
+LIST_SUFFIXES = (".txt", ".lst")
+
+
+class Shards:
+    """Several containers as one source, in the order given."""
+
+    def __init__(self, name: str, parts: Sequence[Source]) -> None:
+        self.name, self._parts = name, parts
+        self._ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def key(self, number: int) -> str:
+        """The part's own key, which begins with its file's name."""
+        part, place = self._locate(number)
+        return part.key(place)
+
+    def read(self, number: int) -> bytes:
+        """The part's bytes."""
+        part, place = self._locate(number)
+        return part.read(place)
+
+    def metadata(self, number: int) -> Metadata:
+        """The part's metadata."""
+        part, place = self._locate(number)
+        return part.metadata(place)
+
+    def _locate(self, number: int) -> tuple[Source, int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        part = bisect_right(self._ends, number)
+        return self._parts[part], number - (self._ends[part - 1] if part else 0)
+
+
+def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Source:
+    """Open a folder of pictures, a .tar, a .parquet, a folder or glob of either, a .txt list of paths, or one picture.
+
+    InputError when it is missing, empty, holds no pictures, or is none of these.
+    """
+    path = Path(spec)
+    if path.is_dir():
+        shards = sorted(file for file in path.iterdir() if file.suffix in SHARD_SUFFIXES)
+        return _open_shards(str(spec), shards, limits=limits) if shards else open_folder(path, limits=limits)
+    if path.is_file():
+        return _open_file(path, limits=limits)
+    if glob.has_magic(str(spec)):
+        found = [Path(name) for name in sorted(glob.glob(str(spec)))]
+        if not found:
+            raise InputError(f"Nothing matches {spec}; put it in quotes and check the pattern.")
+        if all(file.suffix in SHARD_SUFFIXES for file in found):
+            return _open_shards(str(spec), found, limits=limits)
+        return FileSource(str(spec), Path(), [str(file) for file in found if file.is_file()], limits=limits)
+    raise InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
+
+
+def concatenate(sources: Sequence[Source]) -> Source:
+    """Several sources as one, numbered through in their order."""
+    return sources[0] if len(sources) == 1 else Shards(", ".join(source.name for source in sources), sources)
+
+
+def _open_shards(name: str, files: Sequence[Path], *, limits: ImageLimits) -> Source:
+    return Shards(name, [_open_file(file, limits=limits) for file in files])
+
+
+def _open_file(path: Path, *, limits: ImageLimits) -> Source:
+    if path.suffix == ".tar":
+        return TarSource(path, limits=limits)
+    if path.suffix == ".parquet":
+        return ParquetSource(path, limits=limits)
+    if path.suffix in LIST_SUFFIXES:
+        return open_list(path, limits=limits)
+    if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip")):
+        raise InputError(f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar.")
+    return FileSource(str(path), path.parent, [path.name], limits=limits)
