@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from featkit_demo.drawing.canvas import Canvas, Gradient,
-    Points, box, colour, darker, ellipse, lighter, mix, points, smooth
+from featkit_demo.drawing.canvas import Canvas, Gradient, Points, box, colour, darker, ellipse, lighter, mix, points, smooth
 from featkit_demo.drawing.scenery import clouds, facets, haze, land, pine, reflect, ridge, sky, sun, wave_line
 from featkit_demo.drawing.stage import Palette
 
