@@ -1,0 +1,112 @@
+"""Pictures to unit vectors, for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featkit.backends import open_backend
+from featkit.errors import InputError
+from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, load
+from featkit.modelfile import read_manifest
+from featkit.models import default_model_path
+from featkit.resources import usable_cpus
+
+DEFAULT_BATCH = 32
+
+
+class Embedder:
+    """A model file ready to embed pictures. Thread-safe.
+
+    model: a featkit model file; None is the one that ships. threads: for one call, by default all this process may use.
+    InputError when the file is no featkit model file; EnvironmentProblem when nothing is installed that runs it.
+
+    Example:
+        featkit.Embedder("m.onnx").embed(["cat.jpg", "dog.jpg"])    # (2, d) float32
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        batch_size: int = DEFAULT_BATCH,
+        limits: ImageLimits = DEFAULT_LIMITS,
+    ) -> None:
+        self.model_path = default_model_path() if model is None else Path(model)
+        self.manifest = read_manifest(self.model_path)
+        self.geometry = self.manifest.geometry
+        self.limits = limits
+        # Where a picture's vector would depend on who shares its batch, nobody shares it.
+        self.batch_size = batch_size if self.manifest.batch_invariant else 1
+        self._backend = open_backend(self.model_path, threads=threads or usable_cpus())
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the model: vectors of different fingerprints must not meet."""
+        return self.manifest.fingerprint
+
+    @property
+    def width(self) -> int:
+        """Length of a vector."""
+        return self.manifest.width
+
+    @property
+    def backend_name(self) -> str:
+        """What really runs, such as `onnxruntime CPU`."""
+        return self._backend.name
+
+    def decode(self, picture: Picture, *, name: str | None = None) -> Decoded:
+        """Decode at a size that serves the model and a thumbnail. InputError, naming it, for a picture that cannot be read.
+
+        The size never depends on whether a thumbnail is wanted, so that a vector does not either.
+        """
+        side = max(self.geometry.shorter_side, THUMBNAIL_SIDE)
+        return load(picture, name=name, limits=self.limits, shorter_side=side)
+
+    def prepare(self, picture: Picture, *, name: str | None = None) -> np.ndarray:
+        """Decode and bring to the model's size: (H, W, 3) uint8. InputError as for `decode`."""
+        return self.geometry.apply(self.decode(picture, name=name).pixels)
+
+    def infer(self, images: np.ndarray) -> np.ndarray:
+        """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of the model's patch.
+
+        InputError for any other shape, naming the two nearest sizes that work.
+        """
+        self._check_size(images)
+        if len(images) == 0:
+            return np.zeros((0, self.width), np.float32)
+        blocks = [self._backend.run(images[at : at + self.batch_size]) for at in range(0, len(images), self.batch_size)]
+        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+    def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
+        """Unit vectors (n, D) float32 of pictures: paths, bytes, Pillow images or arrays (H, W, 3) uint8; or of one of them.
+
+        InputError, naming the first that cannot be read. Memory is bounded by the batch, not by the number of pictures.
+        """
+        if isinstance(pictures, str | Path | bytes | Image.Image | np.ndarray):
+            pictures = [pictures]
+        blocks: list[np.ndarray] = []
+        batch: list[np.ndarray] = []
+        for number, picture in enumerate(pictures):
+            named = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
+            batch.append(self.prepare(picture, name=named))
+            if len(batch) == self.batch_size:
+                blocks.append(self.infer(np.stack(batch)))
+                batch = []
+        if batch:
+            blocks.append(self.infer(np.stack(batch)))
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.width), np.float32)
+
+    def _check_size(self, images: np.ndarray) -> None:
+        if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+            raise InputError(f"The model takes uint8 (N, H, W, 3), not {images.dtype} {images.shape}.")
+        patch = self.manifest.patch
+        for side, length in (("height", images.shape[1]), ("width", images.shape[2])):
+            if length % patch or length == 0:
+                below = length // patch * patch
+                nearest = f"{below} or {below + patch}" if below else f"{patch}"
+                raise InputError(f"The {side} of {length} is no multiple of the model's patch of {patch}; use {nearest}.")

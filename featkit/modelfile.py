@@ -1,0 +1,130 @@
+"""The model file: an ONNX graph that carries its own manifest.
+
+Input `images`, uint8 (N, H, W, 3), already brought to size by the manifest's geometry; output `embedding`, float32 (N, D),
+unit length. The manifest is JSON under the metadata key `featkit`. Read here without the onnx package and without a
+session, by walking the protobuf's top level.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featkit.errors import InputError
+from featkit.geometry import Geometry
+
+FORMAT = 1
+METADATA_KEY = "featkit"
+INPUT, EMBEDDING = "images", "embedding"
+
+# Field numbers of onnx.ModelProto and onnx.StringStringEntryProto, and protobuf's wire types.
+METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a model file says of itself. `width` is the embedding's; `parity` holds the figures that export measured."""
+
+    format: int = FORMAT
+    family: str
+    name: str
+    patch: int
+    width: int
+    feature: str
+    geometry: Geometry
+    outputs: tuple[str, ...] = (EMBEDDING,)
+    precision: str = "fp32"
+    parity: dict[str, float] = field(default_factory=dict)
+    licence: str
+    origin: dict[str, str] = field(default_factory=dict)
+    opset: int
+    batch_invariant: bool = True
+    proven_equal_to: tuple[str, ...] = ()
+    fingerprint: str = ""
+    notes: str = ""
+
+    def to_json(self) -> str:
+        """The manifest as the text that stands in the file."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return json.dumps({**values, "geometry": self.geometry.to_dict()}, sort_keys=True, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read `to_json` back. InputError for a newer format or fields that are missing or unknown."""
+        values: dict[str, Any] = json.loads(text)
+        if values.get("format", 0) > FORMAT:
+            raise InputError(f"the manifest has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
+        try:
+            values["geometry"] = Geometry.from_dict(values["geometry"])
+            for name in ("outputs", "proven_equal_to"):
+                values[name] = tuple(values.get(name, ()))
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"the manifest is not one of featkit's: {error}") from error
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a model file. InputError, naming the file, when it is missing, no ONNX file, or none of featkit's."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            text = _find_manifest(data)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist; name a model file, such as one that `featkit export` wrote.") from error
+    except (OSError, ValueError, IndexError) as error:  # an empty file cannot be mapped; a foreign one does not parse
+        raise InputError(f"{path} is not a featkit model file: it is no ONNX file ({error}).") from error
+    if text is None:
+        raise InputError(
+            f"{path} is not a featkit model file: it has no `{METADATA_KEY}` manifest; make one with `featkit export`."
+        )
+    try:
+        return Manifest.from_json(text)
+    except (InputError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not a model file that can be used: {error}") from error
+
+
+def _find_manifest(data: mmap.mmap) -> str | None:
+    for number, start, end in _fields(data, 0, len(data)):
+        if number == METADATA_PROPS:
+            entry = {inner: bytes(data[begin:stop]) for inner, begin, stop in _fields(data, start, end)}
+            if entry.get(ENTRY_KEY) == METADATA_KEY.encode():
+                return entry.get(ENTRY_VALUE, b"").decode("utf-8")
+    return None
+
+
+def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, start, end) of every field of a message, without reading what is inside. ValueError if it is none."""
+    while place < end:
+        tag, place = _varint(data, place)
+        kind = tag & 7
+        if kind == VARINT:
+            _, stop = _varint(data, place)
+        elif kind == BYTES:
+            length, place = _varint(data, place)
+            stop = place + length
+        elif kind in (FIXED64, FIXED32):
+            stop = place + (8 if kind == FIXED64 else 4)
+        else:
+            raise ValueError(f"wire type {kind} at byte {place}")
+        if stop > end or tag >> 3 == 0:
+            raise ValueError(f"a field runs past the end at byte {place}")
+        yield tag >> 3, place, stop
+        place = stop
+
+
+def _varint(data: mmap.mmap, place: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[place]
+        value |= (byte & 0x7F) << shift
+        place += 1
+        if byte < 0x80:
+            return value, place
+        shift += 7
+        if shift > 63:
+            raise ValueError(f"an endless number at byte {place}")
