@@ -1,5 +1,24 @@
 """featkit: feature extraction and search with self-distilled vision models."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from featkit._version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from featkit.embedder import Embedder as Embedder
+    from featkit.errors import FeatkitError as FeatkitError
+    from featkit.index import Index as Index
+
+# Imported at first use, so that `import featkit` loads neither onnxruntime nor faiss.
+_PUBLIC = {"Embedder": "featkit.embedder", "FeatkitError": "featkit.errors", "Index": "featkit.index"}
+
+__all__ = ["Embedder", "FeatkitError", "Index", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'featkit' has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

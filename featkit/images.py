@@ -23,6 +23,7 @@ Image.MAX_IMAGE_PIXELS = None
 Picture: TypeAlias = str | Path | bytes | Image.Image | np.ndarray
 
 EXIF_ORIENTATION = 0x0112
+THUMBNAIL_SIDE = 256  # pixels of the longer side
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose stored width is the upright height
 
 
@@ -109,7 +110,7 @@ def read_file(path: Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def thumbnail_jpeg(pixels: np.ndarray, *, side: int = 256, quality: int = 85) -> bytes:
+def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: int = 85) -> bytes:
     """JPEG bytes of (H, W, 3) uint8 pixels, scaled down so that the longer side is at most `side`. Same pixels, same bytes."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)

@@ -11,8 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from featkit_train.augment import BLUR, BRIGHTNESS, CONTRAST, GREY, HUE, NUM_COLUMNS, SATURATION, SOLARISE, appear
-from featkit_train.augment import cut_crop, draw_appearance, normalise
+from featkit_train.augment import (
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    GREY,
+    HUE,
+    NUM_COLUMNS,
+    SATURATION,
+    SOLARISE,
+    appear,
+    cut_crop,
+    draw_appearance,
+    normalise,
+)
 from featkit_train.config import ColourConfig, CropConfig
 
 

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from featkit_train.losses import Center, dino_loss, sharpen
 
 
-def random_outputs(*, student: int = 4, teacher: int = 2, batch: int = 3, prototypes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:
+def random_outputs(
+    *, student: int = 4, teacher: int = 2, batch: int = 3, prototypes: int = 7, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Student logits (S, B, K) that ask for a gradient and teacher probabilities (T, B, K), both float64."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(student, batch, prototypes, generator=generator, dtype=torch.float64).requires_grad_()

@@ -1,0 +1,85 @@
+"""`featkit embed`: a folder of pictures to unit vectors."""
+
+import json
+from pathlib import Path
+
+from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.errors import StrictFailure
+from featkit.images import ImageLimits
+
+
+def embed(
+    source: Path,
+    /,
+    *,
+    out: Path,
+    model: Path | None = None,
+    shard_size: int = 1024,
+    workers: int | None = None,
+    max_pixels: int = ImageLimits().max_pixels,
+    max_bytes: int = ImageLimits().max_bytes,
+    strict: bool = False,
+    quiet: bool = False,
+    json_: bool = False,
+) -> None:
+    """Turn the pictures of SOURCE into unit vectors: one row each, in Parquet files that anything reads.
+
+    A picture that cannot be read becomes a row that says why, and the rest goes on. Stopped at any moment, the same
+    command continues where it was.
+
+    Example: featkit embed pictures/ --out emb/
+
+    Parameters
+    ----------
+    source
+        A folder of pictures, a .tar, a .parquet, a folder of either, or a .txt list of paths.
+    out
+        The embeddings folder to write.
+    model
+        A model file from `featkit export`; by default featkit-tiny, which ships with featkit.
+    shard_size
+        Items in a shard file.
+    workers
+        Threads that decode and infer; by default all processors this process may use.
+    max_pixels
+        Refuse larger pictures before decoding them.
+    max_bytes
+        Refuse longer files before reading them.
+    strict
+        End with exit code 4 when any picture failed.
+    quiet
+        Show no progress.
+    json_
+        Print the result as JSON.
+    """
+    from featkit.embedder import Embedder
+    from featkit.pipeline import embed_source
+    from featkit.sources import open_source
+
+    limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
+    pictures = open_source(source, limits=limits)
+    embedder = Embedder(model, threads=1, limits=limits)
+    with ProgressReporter("embedding", total=len(pictures), quiet=quiet or json_) as progress:
+        report = embed_source(pictures, embedder, out, shard_size=shard_size, workers=workers, on_progress=progress)
+    rate = report.num_embedded_now / report.seconds if report.seconds else 0.0
+    if json_:
+        result = {
+            "out": str(out),
+            "items": report.num_items,
+            "failed": report.num_failed,
+            "failures": [{"key": key, "error": error} for key, error in report.failures],
+            "seconds": round(report.seconds, 3),
+        }
+        print(json.dumps(result, ensure_ascii=False))
+    else:
+        if report.failures:
+            print_table("Without an embedding", ("picture", "why"), report.failures)
+            if report.num_failed > len(report.failures):
+                stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
+        stdout().print(
+            f"{report.num_items - report.num_failed:,} of {report.num_items:,} pictures embedded by {embedder.manifest.name} "
+            f"({embedder.width} numbers each) on {embedder.backend_name}, {rate:,.0f} pictures/s."
+        )
+        stdout().print(f"Next: featkit index {out} --out photos.index")
+    if strict and report.num_failed:
+        raise StrictFailure(f"{report.num_failed:,} of {report.num_items:,} pictures have no embedding.")

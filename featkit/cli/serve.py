@@ -1,0 +1,68 @@
+"""`featkit serve`: embedding and search over HTTP."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from featkit.cli.console import stdout
+from featkit.cli.extras import need_extra
+from featkit.errors import InputError
+
+
+def serve(
+    index: Path | None = None,
+    /,
+    *,
+    model: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_bytes: Annotated[int, Parameter(name="--max-bytes")] = 32 * 2**20,
+    max_pixels: Annotated[int, Parameter(name="--max-pixels")] = 60_000_000,
+) -> None:
+    """Serve INDEX, or only a model, as an HTTP service on this machine until Ctrl-C.
+
+    Pictures are sent as bytes to /v1/embed and /v1/search; /openapi.json describes all routes.
+
+    Example: featkit serve photos.index --port 8000
+
+    Parameters
+    ----------
+    index
+        An index folder; its own model embeds the queries.
+    model
+        A featkit model file, to serve embedding without an index.
+    host
+        Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is in.
+    port
+        Port to listen on; 0 takes any free one.
+    max_bytes
+        Bytes a picture may have.
+    max_pixels
+        Pixels a picture may have, checked before it is decoded.
+    """
+    need_extra("serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
+    from featkit.embedder import Embedder
+    from featkit.images import ImageLimits
+    from featkit.index import Index
+    from featkit.serve.app import make_app
+    from featkit.serve.running import address_of, bind, run
+    from featkit.serve.service import ServiceLimits
+
+    if index is None and model is None:
+        raise InputError("Nothing to serve: name an index folder, or a model file with --model.")
+    listener = bind(host, port)
+    limits = ServiceLimits(images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels))
+    opened = None if index is None else Index.open(index)
+    try:
+        path = opened.model_path if opened is not None and model is None else model
+        embedder = Embedder(path, limits=limits.images)
+        app = make_app(opened, embedder, limits=limits)
+        what = f"{len(opened):,} pictures of {index}" if opened is not None else str(path)
+        address = address_of(listener)
+        stdout().print(f"Serving {what} with {embedder.backend_name} on {address} (routes: {address}/openapi.json)")
+        run(app, listener)
+    finally:
+        if opened is not None:
+            opened.close()
+        listener.close()
