@@ -149,8 +149,9 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     """(rows, D) float32 of a table whose rows all have an embedding."""
     column = table["embedding"].combine_chunks()
     width = column.type.list_size
-    flat = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return flat.reshape(-1, width)
+    flat: np.ndarray = column.flatten().to_numpy(zero_copy_only=False)
+    vectors: np.ndarray = flat.astype(np.float32, copy=False).reshape(-1, width)
+    return vectors
 
 
 def to_table(rows: Sequence[Row], *, width: int) -> pa.Table:

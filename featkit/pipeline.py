@@ -70,17 +70,16 @@ def embed_source(
     job = Job(source, embedder, workers or usable_cpus())
     try:
         rows: list[Row] = []
-        shards = iter(missing)
-        shard = next(shards, None)
+        unwritten = deque(missing)
         for turn in job.run(folder, missing):
             rows += turn
             done += len(turn)
             report.num_failed += _note_failures(report, turn)
             on_progress(done, report.num_failed)
-            if shard is not None and len(rows) == len(folder.shard_range(shard)):
-                folder.write_shard(shard, rows)
+            if len(rows) == len(folder.shard_range(unwritten[0])):
+                folder.write_shard(unwritten.popleft(), rows)
                 report.num_embedded_now += len(rows)
-                rows, shard = [], next(shards, None)
+                rows = []
     except KeyboardInterrupt:
         kept = len(folder) - sum(len(folder.shard_range(shard)) for shard in folder.missing_shards())
         raise Interrupted(
