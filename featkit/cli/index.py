@@ -1,48 +1,61 @@
 """`featkit index`: embeddings to an index that can be searched."""
 
 import json
+import sys
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, stdout
+from featkit.cli.extras import need_extra
 
 
 def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
-    """Put the vectors of EMBEDDINGS into an index folder, made new or added to; equal keys are replaced.
+    """Add the pictures of EMBEDDINGS to an index: a new one, or one that is there and is of the same model.
 
-    The model is copied into the index, so the folder is all that search and serving need.
+    A picture that the index has already is replaced. Stopped at any moment, the same command goes on.
 
     Example: featkit index emb/ --out photos.index
 
     Parameters
     ----------
     embeddings
-        A folder that `featkit embed` wrote.
+        A folder from `featkit embed`.
     out
-        The index folder.
+        The index folder to make or to add to.
     quiet
         Show no progress.
     json_
         Print the result as JSON.
     """
+    need_extra("cpu", "faiss")
     from featkit.embeddings import Embeddings
-    from featkit.errors import InputError
     from featkit.index import Index
 
     folder = Embeddings.open(embeddings)
-    if not folder.complete:
-        missing = len(folder.missing_shards())
-        raise InputError(
-            f"{embeddings} lacks {missing:,} of its {folder.plan.num_shards:,} shards; finish `featkit embed` first."
+    missing = len(folder.missing_shards())
+    with (
+        Index.open(out, writable=True) if out.exists() else Index.create(out, model=folder.model_path) as found,
+        ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress,
+    ):
+        report = found.add_embeddings(folder, on_progress=progress)
+        num_items = len(found)
+    if missing:
+        print(
+            f"featkit: {embeddings} is not finished: {missing:,} of {folder.plan.num_shards:,} shards are missing; "
+            "finish it with `featkit embed`, then run this again.",
+            file=sys.stderr,
         )
-    opened = Index.open(out, writable=True) if out.exists() else Index.create(out, model=folder.model_path)
-    with opened as target, ProgressReporter("indexing", total=len(folder), unit="items", quiet=quiet or json_) as progress:
-        report = target.add_embeddings(folder, on_progress=progress)
-        count = len(target)
     if json_:
-        counts = {"added": report.num_added, "replaced": report.num_replaced, "skipped": report.num_without_embedding}
-        print(json.dumps({"out": str(out), "items": count, **counts}))
+        result = {
+            "out": str(out),
+            "items": num_items,
+            "added": report.num_added,
+            "replaced": report.num_replaced,
+            "without_embedding": report.num_without_embedding,
+            "missing_shards": missing,
+        }
+        print(json.dumps(result, ensure_ascii=False))
         return
-    skipped = f", {report.num_without_embedding:,} without an embedding left out" if report.num_without_embedding else ""
-    replaced = f", {report.num_replaced:,} of them replaced" if report.num_replaced else ""
-    stdout().print(f"{report.num_added:,} items added{replaced}{skipped}; {out} holds {count:,}.")
+    failed = f", {report.num_without_embedding:,} have no embedding" if report.num_without_embedding else ""
+    replaced = f", {report.num_replaced:,} of them in place of an older one" if report.num_replaced else ""
+    stdout().print(f"{report.num_added:,} pictures added{replaced}{failed}; {out} holds {num_items:,}.")
     stdout().print(f"Next: featkit search {out} query.jpg, or featkit demo {out}")

@@ -1,60 +1,60 @@
 """`featkit search`: the pictures of an index nearest to one of yours."""
 
 import json
-import webbrowser
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from featkit.cli.console import print_table, stdout
+from featkit.cli.console import print_table
+from featkit.cli.extras import need_extra
 
 
 def search(
     index: Path,
-    query: Path,
+    picture: Path,
     /,
     *,
-    k: Annotated[int, Parameter(alias="-k")] = 10,
-    page: Path | None = None,
-    open_: bool = False,
+    k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
     json_: bool = False,
 ) -> None:
-    """Print the pictures of INDEX nearest to QUERY, best first; the score is the cosine of their vectors.
+    """Print the K pictures of INDEX nearest to PICTURE, by the cosine of their vectors: 1 is the same picture.
 
     Example: featkit search photos.index query.jpg -k 10
 
     Parameters
     ----------
     index
-        An index folder from `featkit index`.
-    query
-        A picture.
+        A folder from `featkit index`.
+    picture
+        A picture file of any format that Pillow opens.
     k
-        How many results.
-    page
-        Write a page of the pictures (one HTML file) there.
-    open_
-        Show that page in the browser; without --page it is results.html.
+        How many pictures.
     json_
-        Print the results as JSON.
+        Print the result as JSON.
     """
+    need_extra("cpu", "faiss", "onnxruntime")
     from featkit.index import Index
 
-    with Index.open(index) as opened:
-        hits = opened.search(query, k=k)
-        if page is not None or open_:
-            from featkit.cli.result_page import write_result_page
-
-            page = page or Path("results.html")
-            write_result_page(page, opened, query, hits)
+    with Index.open(index) as found:
+        hits = found.search(picture, k=k)
     if json_:
-        print(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
-    else:
-        rows = [(rank, f"{hit.score:.3f}", hit.key, f"{hit.width}×{hit.height}") for rank, hit in enumerate(hits, 1)]
-        print_table(f"{query} in {index}", ("rank", "score", "key", "pixels"), rows)
-        if page is not None:
-            stdout().print(f"Page: {page}")
-    if open_ and page is not None:
-        webbrowser.open(page.resolve().as_uri())
+        rows = [
+            {
+                "id": hit.id,
+                "key": hit.key,
+                "score": hit.score,
+                "width": hit.width,
+                "height": hit.height,
+                "metadata": hit.metadata,
+            }
+            for hit in hits
+        ]
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    table = [(rank, f"{hit.score:.4f}", hit.key, _size(hit.width, hit.height)) for rank, hit in enumerate(hits, 1)]
+    print_table(f"Nearest to {picture}", ("", "score", "picture", "size"), table)
+
+
+def _size(width: int | None, height: int | None) -> str:
+    return f"{width}×{height}" if width and height else ""

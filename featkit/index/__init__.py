@@ -1,4 +1,14 @@
-"""The index folder: a catalogue that is the truth, vectors beside it, and search over both."""
+"""The index folder: a catalogue and vectors that live, and are searched exactly.
+
+    catalogue.sqlite    the truth; a transaction of it is the commit point of every change    catalogue.py
+    vectors.f32         row `id` is the item's vector; append-only, memory-mapped             vectors.py
+    model.onnx          the model that made the vectors
+    writer.lock         held by the one process that writes                                   lock.py
+
+`searcher.py` is the search over vectors that have no approximate index, which is all of them as long as there is none.
+"""
+
+from __future__ import annotations
 
 from featkit.index.catalogue import Item
 from featkit.index.index import AddReport, Hit, Index

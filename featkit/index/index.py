@@ -1,64 +1,70 @@
-"""Index: a folder that lives, is added to and removed from, and is searched, by programs and by every command.
-
-photos.index/catalogue.sqlite    the truth: items, thumbnails, settings
-photos.index/vectors.f32         row `id` is the item's vector
-photos.index/model.onnx          the model, so that the folder is all a server needs
-photos.index/writer.lock         held by the one writer
-"""
+"""Index: pictures as vectors in a folder that lives: one process adds and removes, many search."""
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from sqlite3 import Connection
 from types import TracebackType
-from typing import IO, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import pyarrow as pa
 
 from featkit.atomic import explain_os_errors, replace_folder
-from featkit.embedder import Embedder
 from featkit.embeddings import COLUMNS, Embeddings, vectors_of
-from featkit.errors import EnvironmentProblem, InputError, Interrupted
+from featkit.errors import InputError, Interrupted
 from featkit.images import Picture
+from featkit.index import catalogue
 from featkit.index.catalogue import Catalogue, Item, NewItem, Value
-from featkit.index.searcher import Snapshot, search_exact
-from featkit.index.vectors import Vectors
+from featkit.index.lock import WriterLock
+from featkit.index.searcher import Found, exact_search
+from featkit.index.vectors import VectorWriter, map_vectors
 from featkit.modelfile import read_manifest
 
+if TYPE_CHECKING:
+    from featkit.embedder import Embedder
+
 CATALOGUE_FILE, VECTORS_FILE, MODEL_FILE, LOCK_FILE = "catalogue.sqlite", "vectors.f32", "model.onnx", "writer.lock"
-UNIT_TOLERANCE = 1e-3  # of a vector's length
+METRIC = "cosine"
+UNIT_TOLERANCE = 1e-3  # of a vector's length; half-precision vectors stay within
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One result: `score` is the cosine with the query; the rest is the item's."""
+    """An item that a search found. `score` is the cosine with the query: 1 for the same direction."""
 
     id: int
     key: str
     score: float
-    source: str = ""
-    width: int | None = None
-    height: int | None = None
-    metadata: dict[str, Value] = field(default_factory=dict)
+    width: int | None
+    height: int | None
+    metadata: dict[str, Value]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AddReport:
-    """What adding an embeddings folder came to."""
+    """What became of an embeddings folder's rows; num_replaced are among num_added."""
 
     num_added: int = 0
     num_replaced: int = 0
     num_without_embedding: int = 0
 
 
+@dataclass(frozen=True)
+class State:
+    """One committed state: vectors (N, D) mapped from the file, and which of the N ids are live, (N,) bool."""
+
+    changes: int
+    vectors: np.ndarray
+    live: np.ndarray
+
+
 class Index:
-    """An index folder that is open. Reads are safe from several threads; one process writes at a time.
+    """An index folder, open. Any number of threads and processes may read; one at a time opens it with writable=True.
 
     Example:
         with Index.open("photos.index") as index:
@@ -67,65 +73,74 @@ class Index:
     """
 
     def __init__(self, path: Path, *, writable: bool) -> None:
-        self.path, self.writable = path, writable
-        self._lock_file: IO[str] | None = None
-        self._catalogue = Catalogue.open(path / CATALOGUE_FILE, writable=writable)
-        self.fingerprint: str = self._catalogue.setting("fingerprint")
-        self.width: int = self._catalogue.setting("width")
-        self._vectors = Vectors(path / VECTORS_FILE, width=self.width)
-        self._snapshot: tuple[tuple[int, int], Snapshot] | None = None
+        """Use `Index.open` or `Index.create`."""
+        self.path = path
+        self.model_path = path / MODEL_FILE
+        self._lock = WriterLock(path / LOCK_FILE) if writable else None
+        self._writer: VectorWriter | None = None
+        self._guard = threading.RLock()  # of the members below, and of writing from several threads
+        self._state: State | None = None
         self._embedder: Embedder | None = None
-        self._guard = threading.RLock()
-        num_rows = self._catalogue.setting("num_rows")
-        self._vectors.check_length(num_rows)
+        try:
+            self._catalogue = Catalogue(path / CATALOGUE_FILE)
+            self.fingerprint = str(self._catalogue.settings["fingerprint"])
+            self.model_name = str(self._catalogue.settings["model_name"])
+            self.width = int(self._catalogue.settings["width"])
+            with self._catalogue.reading() as connection:
+                num_rows = len(self._state_of(connection).vectors)
+            if writable:
+                self._writer = VectorWriter(path / VECTORS_FILE, num_rows=num_rows, width=self.width)
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def create(cls, path: str | Path, *, model: str | Path) -> Index:
-        """Make an empty index for the vectors of one model file, which is copied in, and open it for writing.
+        """A new index without items, for vectors of a model file, which is copied in; open for writing.
 
-        InputError when the folder is there already or the model is no model file; EnvironmentProblem when it cannot be
-        written. The folder is there whole or not at all.
+        InputError when something is at `path` already or `model` is no model file; EnvironmentProblem when the folder
+        cannot be written. The folder is there whole or not at all.
         """
-        folder = Path(path)
-        manifest = read_manifest(Path(model))
+        folder, manifest = Path(path), read_manifest(Path(model))
         if folder.exists():
-            raise InputError(f"{folder} is there already; add to it with Index.open, or choose another place.")
+            raise InputError(f"{folder} is there already; choose another place, or remove it to begin again.")
         with replace_folder(folder) as temporary:
             shutil.copyfile(model, temporary / MODEL_FILE)
             (temporary / VECTORS_FILE).touch()
-            settings = {"fingerprint": manifest.fingerprint, "width": manifest.width, "metric": "cosine"}
+            settings: dict[str, Value] = {
+                "fingerprint": manifest.fingerprint,
+                "model_name": manifest.name,
+                "width": manifest.width,
+                "metric": METRIC,
+            }
             Catalogue.create(temporary / CATALOGUE_FILE, settings)
-        return cls.open(folder, writable=True)
+        return cls(folder, writable=True)
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False) -> Index:
-        """InputError when it is missing, none of featkit's, newer than this featkit, or damaged.
+        """An index that is there. Opened for writing it is held until `close`; no other process can write meanwhile.
 
-        writable: take the writer's lock; EnvironmentProblem, naming the holder, when another process has it.
+        InputError when it is missing, no index, damaged, or of a newer format; EnvironmentProblem when it cannot be read,
+        or when `writable` and another process writes it.
         """
         folder = Path(path)
-        if not folder.is_dir():
-            raise InputError(f"{folder} does not exist; make an index with `featkit index emb/ --out {folder}`.")
-        if not (folder / CATALOGUE_FILE).is_file():
-            raise InputError(f"{folder} is not an index: it has no {CATALOGUE_FILE}; make one with `featkit index`.")
-        lock = _take_lock(folder) if writable else None
-        try:
-            index = cls(folder, writable=writable)
-        except BaseException:
-            if lock is not None:
-                lock.close()
-            raise
-        index._lock_file = lock
-        if writable:
-            index._vectors.cut(index._catalogue.setting("num_rows"))
-        return index
+        if not folder.exists():
+            raise InputError(f"{folder} does not exist; make an index with `featkit index`.")
+        with explain_os_errors(folder):
+            if not (folder / CATALOGUE_FILE).is_file():
+                raise InputError(f"{folder} is not a featkit index: it has no {CATALOGUE_FILE}; make one with `featkit index`.")
+        return cls(folder, writable=writable)
 
     def close(self) -> None:
-        """Release the files and the lock; safe to call twice."""
-        self._catalogue.close()
-        if self._lock_file is not None:
-            self._lock_file.close()
-            self._lock_file = None
+        """Release the files and, if held, the right to write. Does nothing the second time."""
+        with self._guard:
+            self._state = None
+            if self._writer is not None:
+                self._writer.close()
+            if hasattr(self, "_catalogue"):
+                self._catalogue.close()
+            if self._lock is not None:
+                self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -134,22 +149,11 @@ class Index:
         self.close()
 
     def __len__(self) -> int:
-        return self._catalogue.count()
+        """Items, without the removed ones."""
+        with self._catalogue.reading() as connection:
+            return int(np.count_nonzero(self._state_of(connection).live))
 
-    @property
-    def model_path(self) -> Path:
-        """The copy of the model that made the vectors."""
-        return self.path / MODEL_FILE
-
-    @property
-    def embedder(self) -> Embedder:
-        """Embeds queries with the index's own model; made at first use."""
-        with self._guard:
-            if self._embedder is None:
-                self._embedder = Embedder(self.model_path)
-            return self._embedder
-
-    # -- change ----------------------------------------------------------------------------------------------------
+    # Changing it -----------------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -160,173 +164,231 @@ class Index:
         widths: Sequence[int | None] | None = None,
         heights: Sequence[int | None] | None = None,
         thumbnails: Sequence[bytes | None] | None = None,
-        metadata: Sequence[Mapping[str, Value]] | None = None,
+        metadata: Sequence[Mapping[str, Value | None]] | None = None,
     ) -> list[int]:
-        """Add items with unit vectors (n, D) float32, in one transaction; returns their ids.
+        """Add items with their vectors (n, D) of unit length, in one transaction, and return their ids, ascending.
 
-        A key that is there already is replaced. InputError for vectors of another width or not of unit length.
+        A key that is there already is replaced: its old item is removed and the new one has a new id. widths and heights
+        are of the upright originals, thumbnails JPEG bytes, metadata text and numbers by name. InputError, and nothing is
+        added, for vectors that are not this model's and for text that cannot be stored; EnvironmentProblem on a full disk.
         """
-        count = len(keys)
-        absent: Sequence[None] = [None] * count
+        columns = (widths, heights, thumbnails, metadata)
+        if any(column is not None and len(column) != len(keys) for column in columns) or len(vectors) != len(keys):
+            raise ValueError("keys, vectors and what belongs to them differ in number")
         items = [
-            NewItem(key=key, source=source, width=width, height=height, thumbnail=thumbnail, metadata=columns)
-            for key, width, height, thumbnail, columns in zip(
-                keys, widths or absent, heights or absent, thumbnails or absent, metadata or [{}] * count, strict=True
+            NewItem(
+                key=key,
+                source=source,
+                width=widths[number] if widths else None,
+                height=heights[number] if heights else None,
+                thumbnail=thumbnails[number] if thumbnails else None,
+                metadata=metadata[number] if metadata else {},
             )
+            for number, key in enumerate(keys)
         ]
-        first_id, _ = self._add(items, vectors)
-        return list(range(first_id, first_id + count))
+        return self._add(items, self._checked(vectors, keys))[0]
 
     def add_embeddings(
-        self, folder: Embeddings, *, on_progress: Callable[[int, int], None] = lambda _done, _failed: None
+        self, folder: Embeddings, on_progress: Callable[[int, int], None] = lambda _done, _failed: None
     ) -> AddReport:
-        """Add all items of an embeddings folder that have an embedding, one transaction a shard.
+        """Add what an embeddings folder holds, one transaction a shard, and say what became of it.
 
-        InputError when the folder is of another model. Interrupted on Ctrl-C, with the shards added so far kept.
+        on_progress is called with the rows done and those among them that have no embedding. InputError when another model
+        made the embeddings; Interrupted on Ctrl-C, with all finished shards kept.
         """
-        if folder.plan.fingerprint != self.fingerprint:
-            ours = read_manifest(self.model_path).name
-            raise InputError(
-                f"{folder.path} holds vectors of {folder.plan.model_name} ({folder.plan.fingerprint[:12]}), but {self.path} "
-                f"is an index of {ours} ({self.fingerprint[:12]}); their vectors cannot meet: embed again with the same model."
-            )
-        report, done = AddReport(), 0
+        self._refuse_other_model(folder)
+        report = AddReport()
+        done = 0
         try:
             for table in folder.tables():
-                embedded = table.filter(table["embedding"].is_valid())
-                _, replaced = self._add(_new_items(embedded.to_pylist(), folder.plan.source), vectors_of(embedded))
-                report.num_added += embedded.num_rows
-                report.num_replaced += replaced
-                report.num_without_embedding += table.num_rows - embedded.num_rows
+                report = _sum(report, self._add_table(folder.plan.source, table))
                 done += table.num_rows
                 on_progress(done, report.num_without_embedding)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped with {report.num_added:,} items added to {self.path}; run it again to add all."
+                f"stopped with {report.num_added:,} items added to {self.path}; the same command goes on from there."
             ) from None
         return report
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Remove items by key, in one transaction; returns how many there were."""
-        self._check_writable()
-        return self._catalogue.remove(keys)
-
-    def _add(self, items: Sequence[NewItem], vectors: np.ndarray) -> tuple[int, int]:
-        """(first id, number replaced). Vectors reach the disk before the commit that makes them count."""
-        self._check_writable()
-        if vectors.shape != (len(items), self.width):
-            raise InputError(f"{len(items)} items need vectors ({len(items)}, {self.width}), not {vectors.shape}.")
-        lengths = np.linalg.norm(vectors, axis=1)
-        if not np.all(np.abs(lengths - 1) < UNIT_TOLERANCE):
-            raise InputError("An index takes unit vectors; divide each by its length first.")
+        """Remove items by key, in one transaction, and return how many there were; unknown keys are passed over."""
         with self._guard:
-            first_id: int = self._catalogue.setting("num_rows")
-            self._vectors.append(vectors, at_row=first_id)
-            return first_id, self._catalogue.add(items, first_id=first_id)
+            self._writable()
+            with self._catalogue.writing() as connection:
+                return catalogue.remove_items(connection, keys)
 
-    def _check_writable(self) -> None:
-        if not self.writable:
-            raise InputError(f"{self.path} was opened for reading; use Index.open(path, writable=True).")
+    def _add(self, items: Sequence[NewItem], vectors: np.ndarray) -> tuple[list[int], int]:
+        """Vectors first and flushed, then the transaction that makes them count. Ids, and how many items were replaced."""
+        with self._guard:
+            writer = self._writable()
+            if not items:
+                return [], 0
+            try:
+                with self._catalogue.writing() as connection:
+                    first = catalogue.num_rows(connection)
+                    num_replaced = catalogue.insert_items(connection, first, items)
+                    writer.write(first, vectors)
+            except BaseException:
+                # Ctrl-C may come just after the commit, so what to cut is asked of the catalogue, not concluded from here.
+                with self._catalogue.reading() as connection:
+                    writer.cut(catalogue.num_rows(connection))
+                raise
+            return list(range(first, first + len(items))), num_replaced
 
-    # -- search ----------------------------------------------------------------------------------------------------
+    def _add_table(self, source: str, table: pa.Table) -> AddReport:
+        embedded = table.filter(table["embedding"].is_valid())
+        names = [name for name in embedded.column_names if name not in COLUMNS]
+        items = [
+            NewItem(
+                key=row["key"],
+                source=source,
+                width=row["width"],
+                height=row["height"],
+                thumbnail=row["thumbnail"],
+                metadata={name: row[name] for name in names if row[name] is not None},
+            )
+            for row in embedded.drop_columns(["embedding", "error"]).to_pylist()
+        ]
+        vectors = self._checked(vectors_of(embedded), [item.key for item in items])
+        ids, num_replaced = self._add(items, vectors)
+        return AddReport(
+            num_added=len(ids), num_replaced=num_replaced, num_without_embedding=table.num_rows - embedded.num_rows
+        )
+
+    def _writable(self) -> VectorWriter:
+        if self._writer is None:
+            raise ValueError(f"{self.path} is open for reading only; open it with writable=True")
+        return self._writer
+
+    def _refuse_other_model(self, folder: Embeddings) -> None:
+        """InputError unless the vectors are this model's, or one of the two models is proven equal to the other."""
+        if folder.plan.fingerprint == self.fingerprint:
+            return
+        ours, theirs = read_manifest(self.model_path), read_manifest(folder.model_path)
+        if folder.plan.fingerprint in ours.proven_equal_to or self.fingerprint in theirs.proven_equal_to:
+            return
+        raise InputError(
+            f"{folder.path} was embedded by {folder.plan.model_name} ({folder.plan.fingerprint[:12]}) and {self.path} is of "
+            f"{self.model_name} ({self.fingerprint[:12]}); embed the pictures with the index's model, or make another index."
+        )
+
+    # Searching it ----------------------------------------------------------------------------------------------------
 
     def query(self, vectors: np.ndarray, *, k: int = 10) -> list[list[Hit]]:
-        """The k nearest items of each vector (n, D), best first, of one committed state. InputError for another width."""
-        vectors = np.atleast_2d(vectors)
-        if vectors.shape[1] != self.width:
-            raise InputError(f"{self.path} holds vectors of {self.width} numbers, not {vectors.shape[1]}.")
+        """The k items nearest to each of (n, D) float32 vectors of unit length: by score, of equal ones the older first.
+
+        Fewer than k where the index has fewer. InputError for vectors that are not this model's or k below 1.
+        """
+        queries = self._checked(vectors, None)
         if k < 1:
-            raise InputError(f"k is {k}; ask for at least 1 result.")
-        scores, ids = search_exact(self._current(), vectors, k=k)
-        items = self._catalogue.items(np.unique(ids).tolist())
-        return [
-            [_hit(items[number], score) for number, score in zip(row_ids, row_scores, strict=True)]
-            for row_ids, row_scores in zip(ids.tolist(), scores.tolist(), strict=True)
-        ]
+            raise InputError(f"k is {k}; it must be at least 1.")
+        with self._catalogue.reading() as connection:
+            state = self._state_of(connection)
+            found = exact_search(queries, state.vectors, k=k, allowed=state.live)
+            return [_hits(connection, one) for one in found]
 
     def search(self, picture: Picture, *, k: int = 10) -> list[Hit]:
         """The k items nearest to a picture: a path, bytes, a Pillow image or an array. InputError when it cannot be read."""
-        return self.query(self.embedder.embed(picture), k=k)[0]
+        return self.query(self.embedder().embed(picture), k=k)[0]
 
-    def search_item(self, number: int, *, k: int = 10) -> list[Hit]:
-        """The k items nearest to an item of the index, itself first."""
-        return self.query(self.vector(number)[None], k=k)[0]
+    def search_item(self, item_id: int, *, k: int = 10) -> list[Hit]:
+        """The k items nearest to one of the index, itself among them. InputError when there is no such item."""
+        return self.query(self.vector(item_id)[None], k=k)[0]
 
-    def item(self, number: int) -> Item:
-        """An item by id. InputError for an id that is not there."""
-        found = self._catalogue.items([number]).get(number)
-        if found is None or number in self._current().deleted:
-            raise InputError(f"{self.path} has no item {number}.")
-        return found
+    def embedder(self) -> Embedder:
+        """The Embedder of the model that is copied in, made at the first call."""
+        from featkit.embedder import Embedder
 
-    def item_by_key(self, key: str) -> Item | None:
-        """An item by key, or None."""
-        return self._catalogue.by_key(key)
+        with self._guard:
+            if self._embedder is None:
+                self._embedder = Embedder(self.model_path)
+            return self._embedder
+
+    # Reading it ------------------------------------------------------------------------------------------------------
+
+    def item(self, item_id: int) -> Item:
+        """InputError when there is no such item, or no more."""
+        with self._catalogue.reading() as connection:
+            return self._found(connection, item_id)
+
+    def item_by_key(self, key: str) -> Item:
+        """InputError when there is no such item, or no more."""
+        with self._catalogue.reading() as connection:
+            found = catalogue.items_by_key(connection, [key])
+        if key not in found:
+            raise InputError(f"{self.path} has no item {key!r}.")
+        return found[key]
 
     def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
-        """A page of items, by id."""
-        return self._catalogue.page(offset, limit)
+        """Items in the order they were added, from the offset-th on."""
+        with self._catalogue.reading() as connection:
+            return catalogue.items_in_order(connection, offset=offset, limit=limit)
 
-    def thumbnail(self, number: int) -> bytes | None:
-        """An item's thumbnail (JPEG), or None."""
-        return self._catalogue.thumbnail(number)
+    def thumbnail(self, item_id: int) -> bytes | None:
+        """JPEG bytes, or None where the item has none. InputError when there is no such item, or no more."""
+        with self._catalogue.reading() as connection:
+            self._found(connection, item_id)
+            return catalogue.thumbnail(connection, item_id)
 
-    def vector(self, number: int) -> np.ndarray:
-        """An item's vector (D,) float32. InputError for an id that is not there."""
-        self.item(number)
-        return np.array(self._current().rows[number])
+    def vector(self, item_id: int) -> np.ndarray:
+        """An item's vector (D,) float32, a copy. InputError when there is no such item, or no more."""
+        with self._catalogue.reading() as connection:
+            self._found(connection, item_id)
+            return np.array(self._state_of(connection).vectors[item_id])
 
-    def _current(self) -> Snapshot:
-        """The newest committed state; mapped again only after somebody committed."""
+    def _found(self, connection: Connection, item_id: int) -> Item:
+        found = catalogue.items_by_id(connection, [item_id]) if 0 <= item_id <= catalogue.MAX_INTEGER else {}
+        if item_id not in found:
+            raise InputError(f"{self.path} has no item {item_id}.")
+        return found[item_id]
+
+    def _state_of(self, connection: Connection) -> State:
+        """The state that a connection sees: the one at hand, or read anew when something was committed since."""
+        changes = catalogue.num_changes(connection)
+        state = self._state
+        if state is not None and state.changes == changes:
+            return state
+        vectors = map_vectors(self.path / VECTORS_FILE, num_rows=catalogue.num_rows(connection), width=self.width)
+        live = np.ones(len(vectors), bool)
+        live[catalogue.deleted_ids(connection)] = False
+        state = State(changes, vectors, live)
         with self._guard:
-            version = self._catalogue.version()
-            if self._snapshot is None or self._snapshot[0] != version:
-                num_rows, deleted = self._catalogue.committed()
-                self._snapshot = (version, Snapshot(self._vectors.rows(num_rows), deleted))
-            return self._snapshot[1]
+            if self._state is None or self._state.changes < changes:
+                self._state = state
+        return state
+
+    def _checked(self, vectors: np.ndarray, keys: Sequence[str] | None) -> np.ndarray:
+        """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
+        if vectors.ndim != 2 or vectors.shape[1] != self.width:
+            raise InputError(f"The vectors are of shape {vectors.shape}; {self.path} takes (n, {self.width}).")
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+        bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # so said, NaN is bad
+        if len(bad):
+            name = keys[bad[0]] if keys is not None else f"number {bad[0]}"
+            raise InputError(f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have length 1.")
+        return vectors
 
 
-def _hit(item: Item, score: float) -> Hit:
-    return Hit(
-        id=item.id,
-        key=item.key,
-        score=score,
-        source=item.source,
-        width=item.width,
-        height=item.height,
-        metadata=item.metadata,
-    )
-
-
-def _new_items(rows: Sequence[Mapping[str, object]], source: str) -> list[NewItem]:
-    """Rows of an embeddings shard as items; columns beside the fixed ones are metadata."""
+def _hits(connection: Connection, found: Found) -> list[Hit]:
+    ids: list[int] = found.ids.tolist()
+    items = catalogue.items_by_id(connection, ids)
     return [
-        NewItem(
-            key=str(row["key"]),
-            source=source,
-            width=row["width"],  # type: ignore[arg-type]  # the shard's schema says int32
-            height=row["height"],  # type: ignore[arg-type]
-            thumbnail=row["thumbnail"],  # type: ignore[arg-type]  # and binary
-            metadata={
-                name: value for name, value in row.items() if name not in COLUMNS and isinstance(value, str | int | float)
-            },
+        Hit(
+            id=item_id,
+            key=items[item_id].key,
+            score=score,
+            width=items[item_id].width,
+            height=items[item_id].height,
+            metadata=items[item_id].metadata,
         )
-        for row in rows
+        for item_id, score in zip(ids, found.scores.tolist(), strict=True)
     ]
 
 
-def _take_lock(folder: Path) -> IO[str]:
-    """The writer's lock, released by the system when this process ends. EnvironmentProblem naming who has it."""
-    with explain_os_errors(folder / LOCK_FILE):
-        file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise EnvironmentProblem(f"{folder} is being written by {holder}; wait until it is done.") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")
-    file.flush()
-    return file
+def _sum(one: AddReport, other: AddReport) -> AddReport:
+    return AddReport(
+        num_added=one.num_added + other.num_added,
+        num_replaced=one.num_replaced + other.num_replaced,
+        num_without_embedding=one.num_without_embedding + other.num_without_embedding,
+    )

@@ -1,11 +1,12 @@
-"""The vectors of an index: one append-only file of float32 rows, read by memory map.
+"""The vectors file: rows of float32, append-only, the row number is the item's id.
 
-Row `id` is the item's vector. The file may be longer than the catalogue says, by what a killed writer left; that tail is
-not read, and is cut at the next open for writing.
+What is committed is said by the catalogue alone: rows from its count on are what a writer has not committed, or left
+when it died. Readers never map them; the next writer cuts them off.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -14,44 +15,64 @@ import numpy as np
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError
 
-ITEM_BYTES = 4
+FLOAT32 = np.dtype("<f4")
 
 
-class Vectors:
-    """`vectors.f32` with rows of `width` numbers."""
+def map_vectors(path: Path, *, num_rows: int, width: int) -> np.ndarray:
+    """The first `num_rows` rows as a read-only memory map (num_rows, width) float32.
 
-    def __init__(self, path: Path, *, width: int) -> None:
+    InputError when the file is missing or holds fewer rows than that.
+    """
+    _check_length(path, num_rows=num_rows, width=width)
+    if num_rows == 0:
+        return np.zeros((0, width), np.float32)  # nothing can be mapped
+    return np.asarray(np.memmap(path, FLOAT32, "r", shape=(num_rows, width)))
+
+
+class VectorWriter:
+    """Appends rows. What is past `num_rows` at the opening is cut off. InputError when committed rows are missing."""
+
+    def __init__(self, path: Path, *, num_rows: int, width: int) -> None:
+        _check_length(path, num_rows=num_rows, width=width)
         self.path, self.width = path, width
+        with explain_os_errors(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.cut(num_rows)
 
-    def rows(self, num_rows: int) -> np.ndarray:
-        """The first `num_rows` rows (num_rows, D) float32, mapped, read-only. InputError where the file is shorter."""
-        if num_rows == 0:
-            return np.zeros((0, self.width), np.float32)
-        self.check_length(num_rows)
-        return np.memmap(self.path, np.float32, "r", shape=(num_rows, self.width))
-
-    def check_length(self, num_rows: int) -> None:
-        """InputError where the file holds fewer rows than the catalogue promises."""
-        wanted = num_rows * self.width * ITEM_BYTES
-        size = self.path.stat().st_size if self.path.exists() else 0
-        if size < wanted:
-            raise InputError(
-                f"{self.path} has {size:,} bytes where the catalogue promises {wanted:,}; the index is damaged: "
-                "restore it from a copy, or make it again with `featkit index`."
-            )
-
-    def append(self, vectors: np.ndarray, *, at_row: int) -> None:
-        """Write (n, D) float32 rows from `at_row` on and flush them to the disk. EnvironmentProblem on a full disk."""
-        data = np.ascontiguousarray(vectors, np.float32).tobytes()
-        with explain_os_errors(self.path), self.path.open("r+b") as file:
-            file.seek(at_row * self.width * ITEM_BYTES)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    def write(self, start: int, vectors: np.ndarray) -> None:
+        """Write (n, width) rows from row `start` on and flush them to the disk."""
+        rest = np.ascontiguousarray(vectors, FLOAT32).reshape(-1).view(np.uint8).data
+        place = start * self.width * FLOAT32.itemsize
+        with explain_os_errors(self.path):
+            while rest:
+                written = os.pwrite(self._descriptor, rest, place)
+                if written == 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                rest, place = rest[written:], place + written
+            os.fsync(self._descriptor)
 
     def cut(self, num_rows: int) -> None:
-        """Remove what lies past the last committed row."""
-        wanted = num_rows * self.width * ITEM_BYTES
-        if self.path.stat().st_size > wanted:
-            with explain_os_errors(self.path):
-                os.truncate(self.path, wanted)
+        """Remove the rows from `num_rows` on, if there are any."""
+        length = num_rows * self.width * FLOAT32.itemsize
+        with explain_os_errors(self.path):
+            if os.fstat(self._descriptor).st_size > length:
+                os.ftruncate(self._descriptor, length)
+
+    def close(self) -> None:
+        """Does nothing the second time."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _check_length(path: Path, *, num_rows: int, width: int) -> None:
+    try:
+        length = path.stat().st_size
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; restore it from a copy, or index the embeddings again.") from None
+    wanted = num_rows * width * FLOAT32.itemsize
+    if length < wanted:
+        raise InputError(
+            f"{path} is truncated: {length:,} bytes where {num_rows:,} vectors of {width} take {wanted:,}; "
+            "restore it from a copy, or index the embeddings again."
+        )
