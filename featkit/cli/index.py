@@ -11,7 +11,7 @@ from featkit.cli.extras import need_extra
 def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
     """Add the pictures of EMBEDDINGS to an index: a new one, or one that is there and is of the same model.
 
-    A picture that the index has already is replaced. Stopped at any moment, the same command goes on.
+    A picture that the index has already is replaced where it has changed. Stopped at any moment, the same command goes on.
 
     Example: featkit index emb/ --out photos.index
 
@@ -50,12 +50,18 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
             "items": num_items,
             "added": report.num_added,
             "replaced": report.num_replaced,
+            "unchanged": report.num_unchanged,
             "without_embedding": report.num_without_embedding,
             "missing_shards": missing,
         }
         print(json.dumps(result, ensure_ascii=False))
         return
-    failed = f", {report.num_without_embedding:,} have no embedding" if report.num_without_embedding else ""
-    replaced = f", {report.num_replaced:,} of them in place of an older one" if report.num_replaced else ""
-    stdout().print(f"{report.num_added:,} pictures added{replaced}{failed}; {out} holds {num_items:,}.")
+    said = f"{report.num_added:,} pictures added"
+    if report.num_replaced:
+        said += f" ({report.num_replaced:,} in place of an older one)"
+    if report.num_unchanged:
+        said += f", {report.num_unchanged:,} were there"
+    if report.num_without_embedding:
+        said += f", {report.num_without_embedding:,} have no embedding"
+    stdout().print(f"{said}; {out} holds {num_items:,}.")
     stdout().print(f"Next: featkit search {out} query.jpg, or featkit demo {out}")

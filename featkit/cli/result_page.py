@@ -1,4 +1,7 @@
-"""The results of a search as one HTML file with its pictures inside, for looking at and for sending along."""
+"""The results of a search as one HTML file with its pictures inside, for looking at and for sending along.
+
+It loads nothing from anywhere, runs no script, and says so to the browser; names of pictures are text and stay text.
+"""
 
 from __future__ import annotations
 
@@ -8,50 +11,114 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featkit.atomic import write_text
-from featkit.images import load, thumbnail_jpeg
+from featkit.images import THUMBNAIL_SIDE, load, thumbnail_jpeg
 from featkit.index import Hit, Index
 
 STYLE = """
-:root { color-scheme: light dark; --ground: #f6f6f4; --card: #fff; --ink: #1c1d1f; --quiet: #6b6f76; --line: #e3e3df; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #131416; --card: #1d1f22; --ink: #ececea; --quiet: #9a9fa7; --line: #2c2f34; }
+:root {
+  --ground: #f7f4ef; --panel: #fff; --ink: #201c2b; --quiet: #6d6678; --line: #e4ddd3; --accent: #c23f21; --mat: #efe9e0;
+  --shadow: 0 1px 2px rgb(50 30 20 / 7%), 0 8px 24px rgb(50 30 20 / 7%);
+  color-scheme: light dark;
 }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 2rem clamp(1rem, 4vw, 4rem); background: var(--ground); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif; }
-header { display: flex; gap: 1.25rem; align-items: center; margin-bottom: 2rem; }
-header img { width: 7rem; height: 7rem; object-fit: cover; border-radius: 12px; }
-h1 { font-size: 1.3rem; margin: 0; overflow-wrap: anywhere; }
-p, figcaption { color: var(--quiet); margin: 0; }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
-figure img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: cover; }
-figcaption { padding: .6rem .8rem; display: flex; justify-content: space-between; gap: .5rem; font-size: .85rem; }
-figcaption span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-b { color: var(--ink); font-variant-numeric: tabular-nums; }
+@media (prefers-color-scheme: dark) {
+  :root {
+    --ground: #14121a; --panel: #1e1b26; --ink: #f3efe9; --quiet: #a59db3; --line: #342f40; --accent: #ff7d58; --mat: #17151d;
+    --shadow: 0 1px 2px rgb(0 0 0 / 35%), 0 8px 24px rgb(0 0 0 / 30%);
+  }
+}
+* { box-sizing: border-box; margin: 0; }
+body {
+  background: var(--ground); color: var(--ink); max-width: 1440px; margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3.5rem);
+  font: 15px/1.5 ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Ubuntu, sans-serif;
+}
+header { display: flex; gap: 1.5rem; align-items: center; margin-bottom: 2.25rem; }
+header img {
+  width: 8.5rem; height: 8.5rem; object-fit: cover; border-radius: 18px; flex: none;
+  border: 4px solid var(--panel); box-shadow: var(--shadow);
+}
+h1 { font-size: clamp(1.25rem, 3vw, 1.75rem); line-height: 1.2; letter-spacing: -.02em; overflow-wrap: anywhere; }
+header p { color: var(--quiet); margin-top: .35rem; overflow-wrap: anywhere; }
+ol { list-style: none; padding: 0; display: grid; grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); gap: 1.1rem; }
+li {
+  background: var(--panel); border: 1px solid var(--line); border-radius: 16px; overflow: hidden; box-shadow: var(--shadow);
+  display: flex; flex-direction: column;
+}
+.picture { aspect-ratio: 4 / 3; background: var(--mat); display: grid; place-items: center; color: var(--quiet); }
+.picture img { width: 100%; height: 100%; object-fit: contain; display: block; }
+.words { padding: .75rem .9rem .85rem; display: grid; gap: .15rem; }
+.line { display: flex; justify-content: space-between; gap: .75rem; align-items: baseline; }
+.key { font-weight: 600; overflow-wrap: anywhere; }
+.score { color: var(--accent); font-weight: 700; font-variant-numeric: tabular-nums; }
+.about { color: var(--quiet); font-size: .82rem; overflow-wrap: anywhere; }
+.bar { height: 3px; border-radius: 2px; background: var(--line); margin: .3rem 0; }
+.bar i { display: block; height: 100%; border-radius: 2px; background: var(--accent); }
+.none { color: var(--quiet); padding: 3rem 0; text-align: center; }
+footer { color: var(--quiet); font-size: .82rem; margin-top: 2.5rem; }
+@media (max-width: 560px) {
+  header { align-items: flex-start; gap: 1rem; }
+  header img { width: 5.5rem; height: 5.5rem; border-radius: 14px; }
+  ol { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .7rem; }
+  .words { padding: .6rem .65rem .7rem; font-size: .85rem; }
+}
+@media print { body { padding: 0; } li { box-shadow: none; break-inside: avoid; } }
 """
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header>
+<img src="{query}" alt="The picture searched with">
+<div><h1>Nearest to {name}</h1><p>{counts}</p></div>
+</header>
+{results}
+<footer>The score is the cosine between two pictures as {model} sees them: 1 is the same, 0 has nothing in common.</footer>
+</body>
+</html>
+"""
+
+CARD = """<li>
+<div class="picture">{picture}</div>
+<div class="words">
+<div class="line"><span class="key">{key}</span><span class="score">{score:.3f}</span></div>
+<div class="bar"><i style="width:{percent:.1f}%"></i></div>
+<div class="about">{about}</div>
+</div>
+</li>"""
 
 
 def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]) -> None:
-    """Write the page. The query is decoded as any picture is; names are escaped, nothing is loaded from elsewhere."""
-    shown = thumbnail_jpeg(load(query, shorter_side=256).pixels)
+    """Write the page at `path`, whole or not at all. InputError for a query that cannot be decoded."""
+    shown = thumbnail_jpeg(load(query, shorter_side=THUMBNAIL_SIDE).pixels)
     cards = "\n".join(_card(hit, index.thumbnail(hit.id)) for hit in hits)
-    title = html.escape(query.name)
-    write_text(
-        path,
-        f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f"<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{title} in {html.escape(index.path.name)}</title><style>{STYLE}</style></head>\n<body>"
-        f"<header><img src='{_inline(shown)}' alt='the query'><div><h1>{title}</h1>"
-        f"<p>the {len(hits)} nearest of {len(index):,} pictures in {html.escape(index.path.name)}</p></div></header>\n"
-        f"<main>{cards}</main></body></html>\n",
+    text = PAGE.format(
+        title=html.escape(f"{query.name} in {index.path.name}"),
+        style=STYLE,
+        query=_inline(shown),
+        name=html.escape(query.name),
+        counts=html.escape(f"{len(hits):,} of {len(index):,} pictures in {index.path.name}"),
+        results=f"<ol>\n{cards}\n</ol>" if hits else '<p class="none">The index has no pictures yet.</p>',
+        model=html.escape(index.model_name),
     )
+    write_text(path, text)
 
 
 def _card(hit: Hit, thumbnail: bytes | None) -> str:
-    name = html.escape(hit.key)
-    picture = f"<img src='{_inline(thumbnail)}' alt='{name}' loading='lazy'>" if thumbnail is not None else ""
-    return f"<figure>{picture}<figcaption><span title='{name}'>{name}</span><b>{hit.score:.3f}</b></figcaption></figure>"
+    key = html.escape(hit.key)
+    size = [f"{hit.width}×{hit.height}"] if hit.width and hit.height else []
+    return CARD.format(
+        picture=f'<img src="{_inline(thumbnail)}" alt="{key}" loading="lazy">' if thumbnail else "no thumbnail",
+        key=key,
+        score=hit.score,
+        percent=100 * min(max(hit.score, 0.0), 1.0),
+        about=html.escape(" · ".join([*size, *(f"{name} {value}" for name, value in hit.metadata.items())])),
+    )
 
 
 def _inline(jpeg: bytes) -> str:

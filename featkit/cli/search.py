@@ -1,13 +1,20 @@
 """`featkit search`: the pictures of an index nearest to one of yours."""
 
 import json
+import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from featkit.cli.console import print_table
+from featkit.cli.console import print_table, stdout
 from featkit.cli.extras import need_extra
+
+if TYPE_CHECKING:
+    from featkit.index import Hit
+
+MAX_METADATA_SHOWN = 60  # characters in the table
 
 
 def search(
@@ -16,9 +23,11 @@ def search(
     /,
     *,
     k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
+    page: Path | None = None,
+    open_: bool = False,
     json_: bool = False,
 ) -> None:
-    """Print the K pictures of INDEX nearest to PICTURE, by the cosine of their vectors: 1 is the same picture.
+    """Print the K pictures of INDEX nearest to PICTURE, best first. A score of 1 is the same picture, as the model sees it.
 
     Example: featkit search photos.index query.jpg -k 10
 
@@ -30,31 +39,54 @@ def search(
         A picture file of any format that Pillow opens.
     k
         How many pictures.
+    page
+        Write a page of the pictures there: one HTML file that holds all it shows.
+    open_
+        Open that page in the browser; without --page it is a temporary file.
     json_
         Print the result as JSON.
     """
     need_extra("cpu", "faiss", "onnxruntime")
     from featkit.index import Index
 
-    with Index.open(index) as found:
-        hits = found.search(picture, k=k)
+    with Index.open(index) as opened:
+        hits = opened.search(picture, k=k)
+        if open_ and page is None:
+            page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"  # a folder only this user may read
+        if page is not None:
+            from featkit.cli.result_page import write_result_page
+
+            write_result_page(page, opened, picture, hits)
     if json_:
-        rows = [
-            {
-                "id": hit.id,
-                "key": hit.key,
-                "score": hit.score,
-                "width": hit.width,
-                "height": hit.height,
-                "metadata": hit.metadata,
-            }
-            for hit in hits
-        ]
-        print(json.dumps(rows, ensure_ascii=False))
-        return
-    table = [(rank, f"{hit.score:.4f}", hit.key, _size(hit.width, hit.height)) for rank, hit in enumerate(hits, 1)]
-    print_table(f"Nearest to {picture}", ("", "score", "picture", "size"), table)
+        print(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+    else:
+        _print_hits(f"Nearest to {picture}", hits)
+    if page is not None and not json_:
+        stdout().print(f"Page: {page}")
+    if page is not None and open_:
+        _show(page)
 
 
-def _size(width: int | None, height: int | None) -> str:
-    return f"{width}×{height}" if width and height else ""
+def _print_hits(title: str, hits: "list[Hit]") -> None:
+    rows = [[rank, f"{hit.score:.4f}", hit.key, _size(hit), _metadata(hit)] for rank, hit in enumerate(hits, 1)]
+    columns = ["", "score", "picture", "size", "metadata"]
+    if not any(hit.metadata for hit in hits):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    print_table(title, columns, rows)
+
+
+def _size(hit: "Hit") -> str:
+    return f"{hit.width}×{hit.height}" if hit.width and hit.height else ""
+
+
+def _metadata(hit: "Hit") -> str:
+    text = ", ".join(f"{name}={value}" for name, value in hit.metadata.items())
+    return text if len(text) <= MAX_METADATA_SHOWN else text[: MAX_METADATA_SHOWN - 1] + "…"
+
+
+def _show(page: Path) -> None:
+    import sys
+    import webbrowser
+
+    if not webbrowser.open(page.resolve().as_uri()):
+        print(f"featkit: no browser was found; open {page} in one.", file=sys.stderr)

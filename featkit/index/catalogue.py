@@ -85,7 +85,7 @@ class Catalogue:
         self._pool: list[sqlite3.Connection] = []
         self._pool_lock = threading.Lock()
         self._closed = False
-        self._immutable = False
+        self._frozen: tuple[int, ...] | None = None  # identity of a file that SQLite was told does not change
         with self.reading() as connection:
             self.settings: dict[str, Value] = dict(connection.execute("SELECT name, value FROM settings"))
 
@@ -145,9 +145,13 @@ class Catalogue:
         with self._pool_lock:
             if self._closed:
                 raise ValueError(f"{self.path.parent} has been closed")
-            if self._pool:
-                return self._pool.pop()
-        return self._open_reader()
+            stale = []
+            if self._frozen is not None and self._frozen != self._identity():  # somebody else may write here
+                stale, self._pool, self._frozen = self._pool, [], None
+            idle = self._pool.pop() if self._pool else None
+        for connection in stale:
+            connection.close()
+        return idle if idle is not None else self._open_reader()
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         with self._pool_lock:
@@ -162,21 +166,30 @@ class Catalogue:
         WAL wants to write beside the catalogue even to read it. Where it may not, and no writer has left anything there,
         the file does not change and SQLite may be told so.
         """
-        if not self._immutable:
+        if self._frozen is None:
             try:
                 return self._checked(self._connect("rw"))
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                     raise
-        wal = self.path.with_name(self.path.name + "-wal")
-        if wal.exists() and wal.stat().st_size > 0:
+        identity = self._identity()
+        if identity[-1] > 0:
             raise EnvironmentProblem(
-                f"{self.path.parent} cannot be written and was not closed by its last writer; "
-                "copy it to a place that can be written."
+                f"{self.path.parent} was not closed by its last writer and may not be written here; "
+                "open it once as somebody who may, or copy it."
             )
         connection = self._checked(self._connect("ro&immutable=1"))
-        self._immutable = True
+        self._frozen = identity
         return connection
+
+    def _identity(self) -> tuple[int, ...]:
+        """Differs once somebody writes; its last number is the size of the write-ahead log."""
+        status = self.path.stat()
+        try:
+            log_bytes = self.path.with_name(self.path.name + "-wal").stat().st_size
+        except FileNotFoundError:
+            log_bytes = 0
+        return status.st_ino, status.st_size, status.st_mtime_ns, log_bytes
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         return sqlite3.connect(

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pyarrow as pa
 
-from featkit.atomic import explain_os_errors, replace_folder
+from featkit.atomic import replace_folder
 from featkit.embeddings import COLUMNS, Embeddings, vectors_of
-from featkit.errors import InputError, Interrupted
+from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.images import Picture
 from featkit.index import catalogue
 from featkit.index.catalogue import Catalogue, Item, NewItem, Value
@@ -47,11 +47,15 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class AddReport:
-    """What became of an embeddings folder's rows; num_replaced are among num_added."""
+    """What became of an embeddings folder's rows; num_replaced are among num_added, num_unchanged are not."""
 
     num_added: int = 0
     num_replaced: int = 0
+    num_unchanged: int = 0
     num_without_embedding: int = 0
+
+    def __add__(self, other: AddReport) -> AddReport:
+        return AddReport(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,13 @@ class Index:
         or when `writable` and another process writes it.
         """
         folder = Path(path)
-        if not folder.exists():
-            raise InputError(f"{folder} does not exist; make an index with `featkit index`.")
-        with explain_os_errors(folder):
+        try:
+            if not folder.exists():
+                raise InputError(f"{folder} does not exist; make an index with `featkit index`.")
             if not (folder / CATALOGUE_FILE).is_file():
                 raise InputError(f"{folder} is not a featkit index: it has no {CATALOGUE_FILE}; make one with `featkit index`.")
+        except PermissionError as error:
+            raise EnvironmentProblem(f"{folder} cannot be read: {error.strerror}; ask its owner.") from error
         return cls(folder, writable=writable)
 
     def close(self) -> None:
@@ -193,6 +199,7 @@ class Index:
     ) -> AddReport:
         """Add what an embeddings folder holds, one transaction a shard, and say what became of it.
 
+        An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id.
         on_progress is called with the rows done and those among them that have no embedding. InputError when another model
         made the embeddings; Interrupted on Ctrl-C, with all finished shards kept.
         """
@@ -201,12 +208,12 @@ class Index:
         done = 0
         try:
             for table in folder.tables():
-                report = _sum(report, self._add_table(folder.plan.source, table))
+                report += self._add_table(folder.plan.source, table)
                 done += table.num_rows
                 on_progress(done, report.num_without_embedding)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped with {report.num_added:,} items added to {self.path}; the same command goes on from there."
+                f"stopped with {report.num_added:,} pictures added to {self.path}; the same command goes on from there."
             ) from None
         return report
 
@@ -250,10 +257,29 @@ class Index:
             for row in embedded.drop_columns(["embedding", "error"]).to_pylist()
         ]
         vectors = self._checked(vectors_of(embedded), [item.key for item in items])
-        ids, num_replaced = self._add(items, vectors)
+        with self._guard:
+            new = self._not_there(items, vectors)
+            ids, num_replaced = self._add([items[number] for number in new], vectors[new])
         return AddReport(
-            num_added=len(ids), num_replaced=num_replaced, num_without_embedding=table.num_rows - embedded.num_rows
+            num_added=len(ids),
+            num_replaced=num_replaced,
+            num_unchanged=len(items) - len(new),
+            num_without_embedding=table.num_rows - embedded.num_rows,
         )
+
+    def _not_there(self, items: Sequence[NewItem], vectors: np.ndarray) -> list[int]:
+        """Positions of the items that the index does not hold just so."""
+        with self._catalogue.reading() as connection:
+            rows = self._state_of(connection).vectors
+            there = catalogue.items_by_key(connection, [item.key for item in items])
+            return [
+                number
+                for number, item in enumerate(items)
+                if (old := there.get(item.key)) is None
+                or not _same(old, item)
+                or not np.array_equal(rows[old.id], vectors[number])
+                or catalogue.thumbnail(connection, old.id) != item.thumbnail
+            ]
 
     def _writable(self) -> VectorWriter:
         if self._writer is None:
@@ -285,16 +311,19 @@ class Index:
         with self._catalogue.reading() as connection:
             state = self._state_of(connection)
             found = exact_search(queries, state.vectors, k=k, allowed=state.live)
-            return [_hits(connection, one) for one in found]
+            ids = np.unique(np.concatenate([one.ids for one in found])) if found else np.zeros(0, np.int64)
+            items = catalogue.items_by_id(connection, ids.tolist())
+        return [_hits(items, one) for one in found]
 
     def search(self, picture: Picture, *, k: int = 10) -> list[Hit]:
         """The k items nearest to a picture: a path, bytes, a Pillow image or an array. InputError when it cannot be read."""
-        return self.query(self.embedder().embed(picture), k=k)[0]
+        return self.query(self.embedder.embed(picture), k=k)[0]
 
     def search_item(self, item_id: int, *, k: int = 10) -> list[Hit]:
         """The k items nearest to one of the index, itself among them. InputError when there is no such item."""
         return self.query(self.vector(item_id)[None], k=k)[0]
 
+    @property
     def embedder(self) -> Embedder:
         """The Embedder of the model that is copied in, made at the first call."""
         from featkit.embedder import Embedder
@@ -370,25 +399,24 @@ class Index:
         return vectors
 
 
-def _hits(connection: Connection, found: Found) -> list[Hit]:
-    ids: list[int] = found.ids.tolist()
-    items = catalogue.items_by_id(connection, ids)
-    return [
-        Hit(
-            id=item_id,
-            key=items[item_id].key,
-            score=score,
-            width=items[item_id].width,
-            height=items[item_id].height,
-            metadata=items[item_id].metadata,
+def _hits(items: Mapping[int, Item], found: Found) -> list[Hit]:
+    hits: list[Hit] = []
+    for item_id, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True):
+        item = items[item_id]
+        hits.append(
+            Hit(
+                id=item_id,
+                key=item.key,
+                score=score,
+                width=item.width,
+                height=item.height,
+                metadata=dict(item.metadata),
+            )
         )
-        for item_id, score in zip(ids, found.scores.tolist(), strict=True)
-    ]
+    return hits
 
 
-def _sum(one: AddReport, other: AddReport) -> AddReport:
-    return AddReport(
-        num_added=one.num_added + other.num_added,
-        num_replaced=one.num_replaced + other.num_replaced,
-        num_without_embedding=one.num_without_embedding + other.num_without_embedding,
-    )
+def _same(old: Item, new: NewItem) -> bool:
+    """Whether an item says of a picture what a new one would."""
+    metadata = {name: value for name, value in new.metadata.items() if value is not None}
+    return (old.source, old.width, old.height, old.metadata) == (new.source, new.width, new.height, metadata)

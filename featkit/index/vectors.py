@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.atomic import explain_os_errors
-from featkit.errors import InputError
+from featkit.errors import EnvironmentProblem, InputError
 
 FLOAT32 = np.dtype("<f4")
 
@@ -21,12 +21,15 @@ FLOAT32 = np.dtype("<f4")
 def map_vectors(path: Path, *, num_rows: int, width: int) -> np.ndarray:
     """The first `num_rows` rows as a read-only memory map (num_rows, width) float32.
 
-    InputError when the file is missing or holds fewer rows than that.
+    InputError when the file is missing or holds fewer rows than that; EnvironmentProblem when it cannot be read.
     """
     _check_length(path, num_rows=num_rows, width=width)
     if num_rows == 0:
         return np.zeros((0, width), np.float32)  # nothing can be mapped
-    return np.asarray(np.memmap(path, FLOAT32, "r", shape=(num_rows, width)))
+    try:
+        return np.asarray(np.memmap(path, FLOAT32, "r", shape=(num_rows, width)))
+    except OSError as error:
+        raise EnvironmentProblem(f"{path} cannot be read: {error.strerror}.") from error
 
 
 class VectorWriter:
