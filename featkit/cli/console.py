@@ -19,24 +19,30 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 PLAIN_INTERVAL_S = 5.0
 
 
 def stdout() -> Console:
-    """The console for results. Made anew, so that a redirected sys.stdout is the one written to."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    """The console for results. Made anew, so that a redirected sys.stdout is the one written to. Brackets are just text."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under columns; numbers (int, float) to the right, everything as str()."""
+    """Print rows under columns; numbers (int, float) to the right, everything as str() without control characters."""
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
         table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
     for row in rows:
-        table.add_row(*(str(cell) for cell in row))
+        table.add_row(*(Text(_harmless(str(cell))) for cell in row))
     stdout().print(table)
+
+
+def _harmless(text: str) -> str:
+    """Names come out of other people's archives: nothing in them may move the cursor or colour the terminal."""
+    return "".join(character if character.isprintable() else "�" for character in text)
 
 
 class ProgressReporter:

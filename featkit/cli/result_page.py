@@ -43,12 +43,14 @@ li {
   background: var(--panel); border: 1px solid var(--line); border-radius: 16px; overflow: hidden; box-shadow: var(--shadow);
   display: flex; flex-direction: column;
 }
-.picture { aspect-ratio: 4 / 3; background: var(--mat); display: grid; place-items: center; color: var(--quiet); }
-.picture img { width: 100%; height: 100%; object-fit: contain; display: block; }
+.picture {
+  position: relative; aspect-ratio: 4 / 3; background: var(--mat); display: grid; place-items: center; color: var(--quiet);
+}
+.picture img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .words { padding: .75rem .9rem .85rem; display: grid; gap: .15rem; }
-.line { display: flex; justify-content: space-between; gap: .75rem; align-items: baseline; }
-.key { font-weight: 600; overflow-wrap: anywhere; }
-.score { color: var(--accent); font-weight: 700; font-variant-numeric: tabular-nums; }
+.line { display: flex; justify-content: space-between; color: var(--quiet); font-variant-numeric: tabular-nums; }
+.key { font-weight: 600; overflow-wrap: anywhere; line-height: 1.35; }
+.score { color: var(--accent); font-weight: 700; }
 .about { color: var(--quiet); font-size: .82rem; overflow-wrap: anywhere; }
 .bar { height: 3px; border-radius: 2px; background: var(--line); margin: .3rem 0; }
 .bar i { display: block; height: 100%; border-radius: 2px; background: var(--accent); }
@@ -86,8 +88,9 @@ PAGE = """<!doctype html>
 CARD = """<li>
 <div class="picture">{picture}</div>
 <div class="words">
-<div class="line"><span class="key">{key}</span><span class="score">{score:.3f}</span></div>
+<div class="line"><span>{rank}</span><span class="score">{score:.3f}</span></div>
 <div class="bar"><i style="width:{percent:.1f}%"></i></div>
+<div class="key">{key}</div>
 <div class="about">{about}</div>
 </div>
 </li>"""
@@ -96,7 +99,7 @@ CARD = """<li>
 def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]) -> None:
     """Write the page at `path`, whole or not at all. InputError for a query that cannot be decoded."""
     shown = thumbnail_jpeg(load(query, shorter_side=THUMBNAIL_SIDE).pixels)
-    cards = "\n".join(_card(hit, index.thumbnail(hit.id)) for hit in hits)
+    cards = "\n".join(_card(rank, hit, index.thumbnail(hit.id)) for rank, hit in enumerate(hits, 1))
     text = PAGE.format(
         title=html.escape(f"{query.name} in {index.path.name}"),
         style=STYLE,
@@ -109,12 +112,13 @@ def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]
     write_text(path, text)
 
 
-def _card(hit: Hit, thumbnail: bytes | None) -> str:
+def _card(rank: int, hit: Hit, thumbnail: bytes | None) -> str:
     key = html.escape(hit.key)
     size = [f"{hit.width}×{hit.height}"] if hit.width and hit.height else []
     return CARD.format(
         picture=f'<img src="{_inline(thumbnail)}" alt="{key}" loading="lazy">' if thumbnail else "no thumbnail",
-        key=key,
+        rank=rank,
+        key=key.replace("/", "/<wbr>").replace("_", "_<wbr>"),  # where a long name may break; neither is in an entity
         score=hit.score,
         percent=100 * min(max(hit.score, 0.0), 1.0),
         about=html.escape(" · ".join([*size, *(f"{name} {value}" for name, value in hit.metadata.items())])),
