@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featkit.backends import open_backend
+from featkit.backends import Cancel, open_backend
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, load
 from featkit.modelfile import read_manifest
@@ -22,6 +22,7 @@ class Embedder:
     """A model file ready to embed pictures. Thread-safe.
 
     model: a featkit model file; None is the one that ships. threads: for one call, by default all this process may use.
+    batch_size: the most pictures at once; a smaller batch is taken where that is as fast.
     InputError when the file is no featkit model file; EnvironmentProblem when nothing is installed that runs it.
 
     Example:
@@ -40,9 +41,21 @@ class Embedder:
         self.manifest = read_manifest(self.model_path)
         self.geometry = self.manifest.geometry
         self.limits = limits
+        if threads is not None and threads < 1:
+            raise InputError(f"{threads} threads cannot work; use 1 or more.")
+        if batch_size < 1:
+            raise InputError(f"A batch of {batch_size} pictures is none; use 1 or more.")
+        self.threads = threads or usable_cpus()
+        self._backend = open_backend(self.model_path, threads=self.threads)
         # Where a picture's vector would depend on who shares its batch, nobody shares it.
-        self.batch_size = batch_size if self.manifest.batch_invariant else 1
-        self._backend = open_backend(self.model_path, threads=threads or usable_cpus())
+        invariant = self.manifest.batch_invariant
+        self.batch_size = min(batch_size, max(1, self._backend.tokens_per_call // self._num_tokens)) if invariant else 1
+
+    def with_threads(self, threads: int) -> Embedder:
+        """The same model with so many threads a call: this one, or another session beside it."""
+        if threads == self.threads:
+            return self
+        return Embedder(self.model_path, threads=threads, limits=self.limits)
 
     @property
     def fingerprint(self) -> str:
@@ -71,23 +84,26 @@ class Embedder:
         """Decode and bring to the model's size: (H, W, 3) uint8. InputError as for `decode`."""
         return self.geometry.apply(self.decode(picture, name=name).pixels)
 
-    def infer(self, images: np.ndarray) -> np.ndarray:
+    def infer(self, images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
         """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of the model's patch.
 
-        InputError for any other shape, naming the two nearest sizes that work.
+        InputError for any other shape, naming the two nearest sizes that work. Cancelled when `cancel` is set meanwhile.
         """
         self._check_size(images)
         if len(images) == 0:
             return np.zeros((0, self.width), np.float32)
-        blocks = [self._backend.run(images[at : at + self.batch_size]) for at in range(0, len(images), self.batch_size)]
+        starts = range(0, len(images), self.batch_size)
+        blocks = [self._backend.run(images[at : at + self.batch_size], cancel=cancel) for at in starts]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Unit vectors (n, D) float32 of pictures: paths, bytes, Pillow images or arrays (H, W, 3) uint8; or of one of them.
 
+        An array (N, H, W, 3) is N pictures.
+
         InputError, naming the first that cannot be read. Memory is bounded by the batch, not by the number of pictures.
         """
-        if isinstance(pictures, str | Path | bytes | Image.Image | np.ndarray):
+        if isinstance(pictures, str | Path | bytes | Image.Image) or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):
             pictures = [pictures]
         blocks: list[np.ndarray] = []
         batch: list[np.ndarray] = []
@@ -100,6 +116,11 @@ class Embedder:
         if batch:
             blocks.append(self.infer(np.stack(batch)))
         return np.concatenate(blocks) if blocks else np.zeros((0, self.width), np.float32)
+
+    @property
+    def _num_tokens(self) -> int:
+        """Patches of a picture of the native size."""
+        return max(1, self.geometry.height * self.geometry.width // self.manifest.patch**2)
 
     def _check_size(self, images: np.ndarray) -> None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:

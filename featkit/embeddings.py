@@ -1,19 +1,20 @@
 """The embeddings folder: plan.json, the model, and Parquet shards with one row an item, in source order.
 
-    emb/plan.json                 what is embedded by which model, in how many shards
+    emb/plan.json                 what is embedded by which model, in how many shards; written first
     emb/model.onnx                the model, so that an index made from the folder can embed queries
     emb/shards/00000.parquet      key, width, height, thumbnail, embedding, error, and a column for each piece of metadata
 
 A shard is there whole or not at all. As many rows as items: a picture that could not be read is a row with its `error`.
+All shards have the same columns, which the plan names.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,30 +22,54 @@ import pyarrow.parquet as pq
 
 from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
+from featkit.geometry import Geometry
 
 FORMAT = 1
-PLAN_FILE, MODEL_FILE, SHARDS = "plan.json", "model.onnx", "shards"
+PLAN_FILE, MODEL_FILE, SHARDS, LOCK_FILE = "plan.json", "model.onnx", "shards", ".lock"
 COLUMNS = ("key", "width", "height", "thumbnail", "embedding", "error")
+SHOWN_FAILURES = 20
+# No two items share these, so a dictionary of their values only costs; and JPEG and floats do not shrink.
+NEVER_REPEATED = ("key", "thumbnail", "embedding.list.element")
+INCOMPRESSIBLE = ("thumbnail", "embedding.list.element")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an embeddings folder is to hold. `keys_sha256` is over the source's keys in order; `width` is a vector's length."""
+    """What an embeddings folder is to hold: all that decides the bytes of its shards. `width` is a vector's length."""
 
     format: int = FORMAT
     source: str
     num_items: int
-    keys_sha256: str
+    keys_sha256: str  # over the source's keys in order
     model_name: str
     fingerprint: str
-    geometry: dict[str, Any]
+    geometry: Geometry
     width: int
     shard_size: int
+    max_bytes: int  # beyond these limits a picture is a row with an error
+    max_pixels: int
+    columns: dict[str, str] = field(default_factory=dict)  # metadata: name to "int64", "double" or "string"
 
     @property
     def num_shards(self) -> int:
         """How many shard files a finished folder has."""
         return -(-self.num_items // self.shard_size)
+
+    def to_json(self) -> str:
+        """The text of plan.json."""
+        values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return json.dumps({**values, "geometry": self.geometry.to_dict()}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read `to_json` back. InputError for a newer format and for anything that is no plan."""
+        try:
+            values = json.loads(text)
+            if values["format"] > FORMAT:
+                raise InputError(f"it has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
+            return cls(**{**values, "geometry": Geometry.from_dict(values["geometry"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"it is damaged or not featkit's ({error}).") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +82,15 @@ class Row:
     thumbnail: bytes | None = None
     embedding: np.ndarray | None = None
     error: str | None = None
-    metadata: dict[str, str | int | float]
+    metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
 class Embeddings:
-    """An embeddings folder that is there."""
+    """An embeddings folder that is there, finished or not.
+
+    Example:
+        for table in Embeddings.open("emb").tables(["key", "embedding"]): ...
+    """
 
     def __init__(self, path: Path, plan: Plan) -> None:
         self.path, self.plan = path, plan
@@ -71,22 +100,20 @@ class Embeddings:
         """InputError when the folder is missing, is none of featkit's, or is of a newer format."""
         folder = Path(path)
         try:
-            values = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
+            text = (folder / PLAN_FILE).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path} is not an embeddings folder ({PLAN_FILE}: {error}); make one with `featkit embed`."
             ) from error
-        if values.get("format", 0) > FORMAT:
-            raise InputError(f"{path} has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
         try:
-            return cls(folder, Plan(**values))
-        except TypeError as error:
-            raise InputError(f"{path} has a {PLAN_FILE} that is not featkit's: {error}") from error
+            return cls(folder, Plan.from_json(text))
+        except InputError as error:
+            raise InputError(f"{folder / PLAN_FILE} cannot be used: {error}") from error
 
     @classmethod
     def create(cls, path: Path, plan: Plan) -> Embeddings:
         """Write the plan of a new folder."""
-        write_text(path / PLAN_FILE, json.dumps(asdict(plan), indent=1, ensure_ascii=False) + "\n")
+        write_text(path / PLAN_FILE, plan.to_json())
         return cls(path, plan)
 
     @property
@@ -110,39 +137,66 @@ class Embeddings:
         return [shard for shard in range(self.plan.num_shards) if not self.shard_path(shard).is_file()]
 
     @property
+    def num_rows(self) -> int:
+        """Items that have their row, by the shards that are there."""
+        return len(self) - sum(len(self.shard_range(shard)) for shard in self.missing_shards())
+
+    @property
     def complete(self) -> bool:
         """Whether every shard is there."""
         return not self.missing_shards()
 
-    def write_shard(self, shard: int, rows: Sequence[Row]) -> None:
-        """Write one shard, whole or not at all; equal rows give equal bytes."""
-        table = to_table(rows, width=self.plan.width)
-        with replace_file(self.shard_path(shard)) as temporary:
-            # JPEG and floats gain nothing from compression, keys and metadata do.
-            compression = {
-                name: "none" if name in ("thumbnail", "embedding.list.element") else "zstd" for name in _leaves(table)
-            }
-            pq.write_table(table, temporary, compression=compression, row_group_size=len(rows))
-
-    def tables(self) -> Iterator[pa.Table]:
-        """The shards that are there, in order, one table each. InputError for one that is damaged."""
+    def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The shards that are there, in order, one table each; all columns or those named. InputError for a damaged one."""
+        missing = set(self.missing_shards())
         for shard in range(self.plan.num_shards):
-            path = self.shard_path(shard)
-            if path.is_file():
-                try:
-                    yield pq.read_table(path)
-                except (pa.ArrowInvalid, OSError) as error:
-                    raise InputError(f"{path} is damaged ({error}); remove it and run `featkit embed` again.") from error
+            if shard not in missing:
+                yield self._read_shard(shard, columns)
 
     def read(self) -> tuple[list[str], np.ndarray]:
         """Keys and vectors (n, D) float32 of all items that have one, in order."""
         keys: list[str] = []
         blocks = [np.zeros((0, self.plan.width), np.float32)]
-        for table in self.tables():
+        for table in self.tables(["key", "embedding"]):
             embedded = table.filter(table["embedding"].is_valid())
             keys += embedded["key"].to_pylist()
             blocks.append(vectors_of(embedded))
         return keys, np.concatenate(blocks)
+
+    def failures(self) -> tuple[int, list[tuple[str, str]]]:
+        """How many rows have no embedding, and (key, why) of the first SHOWN_FAILURES."""
+        count = 0
+        shown: list[tuple[str, str]] = []
+        for table in self.tables(["key", "error"]):
+            failed = table.filter(table["error"].is_valid())
+            count += failed.num_rows
+            pairs = list(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
+            shown += pairs[: SHOWN_FAILURES - len(shown)]
+        return count, shown
+
+    def write_shard(self, shard: int, rows: Sequence[Row]) -> None:
+        """Write one shard, whole or not at all; equal rows give equal bytes. EnvironmentProblem where it cannot be written."""
+        table = to_table(rows, self.plan)
+        leaves = ["embedding.list.element" if name == "embedding" else name for name in table.column_names]
+        with replace_file(self.shard_path(shard)) as temporary:
+            pq.write_table(
+                table,
+                temporary,
+                compression={name: "none" if name in INCOMPRESSIBLE else "zstd" for name in leaves},
+                use_dictionary=[name for name in leaves if name not in NEVER_REPEATED],
+                row_group_size=len(rows),
+            )
+
+    def _read_shard(self, shard: int, columns: Sequence[str] | None) -> pa.Table:
+        path, expected = self.shard_path(shard), len(self.shard_range(shard))
+        try:
+            with pq.ParquetFile(path) as file:
+                table = file.read(columns=None if columns is None else list(columns))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path} is damaged ({error}); remove it and run `featkit embed` again.") from error
+        if table.num_rows != expected:
+            raise InputError(f"{path} has {table.num_rows:,} rows, not {expected:,}; remove it and run `featkit embed` again.")
+        return table
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
@@ -154,31 +208,49 @@ def vectors_of(table: pa.Table) -> np.ndarray:
     return vectors
 
 
-def to_table(rows: Sequence[Row], *, width: int) -> pa.Table:
-    """Rows as a table: the fixed columns, then metadata by name."""
+def to_table(rows: Sequence[Row], plan: Plan) -> pa.Table:
+    """Rows as a table: the fixed columns, then the plan's. InputError for metadata that the plan does not know."""
     columns: dict[str, pa.Array] = {
         "key": pa.array([row.key for row in rows], pa.string()),
         "width": pa.array([row.width for row in rows], pa.int32()),
         "height": pa.array([row.height for row in rows], pa.int32()),
         "thumbnail": pa.array([row.thumbnail for row in rows], pa.binary()),
-        "embedding": pa.array([row.embedding for row in rows], pa.list_(pa.float32(), width)),
+        "embedding": _vector_column([row.embedding for row in rows], plan.width),
         "error": pa.array([row.error for row in rows], pa.string()),
     }
-    for name in sorted({name for row in rows for name in row.metadata}):
-        column = f"{name}_" if name in COLUMNS else name
-        columns[column] = _metadata_column([row.metadata.get(name) for row in rows])
+    metadata = [{column_name(name): value for name, value in row.metadata.items()} for row in rows]
+    for row, values in zip(rows, metadata, strict=True):
+        if unknown := values.keys() - plan.columns.keys():
+            raise InputError(
+                f"{row.key} has metadata that its source had not when this was begun: {', '.join(sorted(unknown))}."
+            )
+    for name, kind in plan.columns.items():
+        columns[name] = _metadata_column(name, kind, [values.get(name) for values in metadata])
     return pa.table(columns)
 
 
-def _metadata_column(values: list[str | int | float | None]) -> pa.Array:
-    """Whole numbers, numbers or text: the narrowest that holds all values of a shard."""
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int}:
-        return pa.array(values, pa.int64())
-    if kinds <= {int, float}:
-        return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    return pa.array([None if value is None else str(value) for value in values], pa.string())
+def column_name(name: str) -> str:
+    """What a piece of metadata is called in a shard: its own name, and `width_` where that is taken."""
+    return f"{name}_" if name.rstrip("_") in COLUMNS else name
 
 
-def _leaves(table: pa.Table) -> list[str]:
-    return ["embedding.list.element" if name == "embedding" else name for name in table.column_names]
+def common_kind(kind: str | None, value: str | int | float) -> str:
+    """The narrowest of "int64", "double" and "string" that holds `value` and all that `kind` held (None: nothing yet)."""
+    if isinstance(value, str) or kind == "string" or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+        return "string"
+    return "double" if isinstance(value, float) or kind == "double" else "int64"
+
+
+def _metadata_column(name: str, kind: str, values: list[str | int | float | None]) -> pa.Array:
+    convert = {"int64": int, "double": float, "string": str}[kind]
+    for value in values:
+        if value is not None and common_kind(kind, value) != kind:
+            raise InputError(f"The metadata {name} was {kind} when this was begun and is {value!r} now; choose another --out.")
+    return pa.array([None if value is None else convert(value) for value in values], pa.type_for_alias(kind))
+
+
+def _vector_column(vectors: list[np.ndarray | None], width: int) -> pa.Array:
+    """Fixed-size lists of float32, without a Python number for each."""
+    missing = pa.array([vector is None for vector in vectors], pa.bool_())
+    flat = np.concatenate([np.zeros(width, np.float32) if vector is None else vector for vector in vectors])
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), type=pa.list_(pa.float32(), width), mask=missing)

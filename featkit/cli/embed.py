@@ -15,7 +15,7 @@ def embed(
     out: Path,
     model: Path | None = None,
     shard_size: int = 1024,
-    workers: int | None = None,
+    threads: int | None = None,
     max_pixels: int = ImageLimits().max_pixels,
     max_bytes: int = ImageLimits().max_bytes,
     strict: bool = False,
@@ -39,8 +39,8 @@ def embed(
         A model file from `featkit export`; by default featkit-tiny, which ships with featkit.
     shard_size
         Items in a shard file.
-    workers
-        Threads that decode and infer; by default all processors this process may use.
+    threads
+        Threads that decode and infer; by default as many as processors that this process may use.
     max_pixels
         Refuse larger pictures before decoding them.
     max_bytes
@@ -60,12 +60,17 @@ def embed(
     pictures = open_source(source, limits=limits)
     embedder = Embedder(model, threads=1, limits=limits)
     with ProgressReporter("embedding", total=len(pictures), quiet=quiet or json_) as progress:
-        report = embed_source(pictures, embedder, out, shard_size=shard_size, workers=workers, on_progress=progress)
+        report = embed_source(pictures, embedder, out, shard_size=shard_size, workers=threads, on_progress=progress)
     rate = report.num_embedded_now / report.seconds if report.seconds else 0.0
+    speed = f"{rate:,.1f} pictures/s" if report.num_embedded_now else "all by an earlier run"
     if json_:
         result = {
             "out": str(out),
+            "model": embedder.manifest.name,
+            "fingerprint": embedder.fingerprint,
+            "backend": embedder.backend_name,
             "items": report.num_items,
+            "embedded_now": report.num_embedded_now,
             "failed": report.num_failed,
             "failures": [{"key": key, "error": error} for key, error in report.failures],
             "seconds": round(report.seconds, 3),
@@ -78,7 +83,7 @@ def embed(
                 stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
         stdout().print(
             f"{report.num_items - report.num_failed:,} of {report.num_items:,} pictures embedded by {embedder.manifest.name} "
-            f"({embedder.width} numbers each) on {embedder.backend_name}, {rate:,.0f} pictures/s."
+            f"({embedder.width} numbers each) on {embedder.backend_name}, {speed}."
         )
         stdout().print(f"Next: featkit index {out} --out photos.index")
     if strict and report.num_failed:

@@ -20,9 +20,9 @@ from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.images import Picture
 from featkit.index import catalogue
 from featkit.index.catalogue import Catalogue, Item, NewItem, Value
-from featkit.index.lock import WriterLock
 from featkit.index.searcher import Found, exact_search
 from featkit.index.vectors import VectorWriter, map_vectors
+from featkit.lock import WriterLock
 from featkit.modelfile import read_manifest
 
 if TYPE_CHECKING:

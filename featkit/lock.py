@@ -38,6 +38,7 @@ class WriterLock:
     def release(self) -> None:
         """Let the next one write. Does nothing the second time."""
         if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, 0)  # nobody holds it any more; the file itself stays, since removing it races
             os.close(self._descriptor)
             self._descriptor = -1
 
