@@ -77,6 +77,33 @@ def concatenate(sources: Sequence[Source]) -> Source:
     return sources[0] if len(sources) == 1 else Shards(", ".join(source.name for source in sources), sources)
 
 
+class Subset:
+    """Some items of a source, in the order of their numbers."""
+
+    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+        self.name, self._source, self._numbers = source.name, source, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def key(self, number: int) -> str:
+        """The item's key in the whole source."""
+        return self._source.key(self._numbers[number])
+
+    def read(self, number: int) -> bytes:
+        """The item's bytes."""
+        return self._source.read(self._numbers[number])
+
+    def metadata(self, number: int) -> Metadata:
+        """The item's metadata."""
+        return self._source.metadata(self._numbers[number])
+
+
+def subset(source: Source, numbers: Sequence[int]) -> Source:
+    """Only the items of these numbers."""
+    return Subset(source, numbers)
+
+
 def _open_shards(name: str, files: Sequence[Path], *, limits: ImageLimits) -> Source:
     return Shards(name, [_open_file(file, limits=limits) for file in files])
 

@@ -1,0 +1,91 @@
+"""`featkit inspect`: what a featkit file or folder holds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from featkit.cli.console import print_table
+from featkit.errors import InputError
+
+
+def inspect(path: Path, /, *, json_: bool = False) -> None:
+    """Say what PATH is and holds: a model file, a run folder, an embeddings folder or an index.
+
+    Example: featkit inspect photos.index
+
+    Parameters
+    ----------
+    path
+        A file or folder that featkit wrote.
+    json_
+        Print it as JSON.
+    """
+    kind, facts = look(path)
+    if json_:
+        print(json.dumps({"kind": kind, "path": str(path), **facts}, ensure_ascii=False))
+        return
+    print_table(f"{path}: {kind}", ("", ""), [(name, _shown(value)) for name, value in facts.items()])
+
+
+def look(path: Path) -> tuple[str, dict[str, Any]]:
+    """What a path is, in words, and what is worth knowing of it. InputError for anything that featkit did not write."""
+    if not path.exists():
+        raise InputError(f"{path} does not exist.")
+    if path.is_file():
+        return "model file", _model_facts(path)
+    if (path / "plan.json").is_file():
+        return "embeddings folder", _embeddings_facts(path)
+    if (path / "catalogue.sqlite").is_file():
+        return "index", _index_facts(path)
+    if (path / "config.yaml").is_file():
+        return "run folder", _run_facts(path)
+    raise InputError(f"{path} is no run folder, embeddings folder or index of featkit's.")
+
+
+def _model_facts(path: Path) -> dict[str, Any]:
+    from featkit.modelfile import read_manifest
+
+    manifest: dict[str, Any] = json.loads(read_manifest(path).to_json())
+    return {**manifest, "bytes": path.stat().st_size}
+
+
+def _embeddings_facts(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from featkit.embeddings import Embeddings
+
+    folder = Embeddings.open(path)
+    missing = len(folder.missing_shards())
+    return {**asdict(folder.plan), "shards": folder.plan.num_shards, "missing_shards": missing}
+
+
+def _index_facts(path: Path) -> dict[str, Any]:
+    from featkit.index import Index
+    from featkit.modelfile import read_manifest
+
+    with Index.open(path) as index:
+        return {
+            "items": len(index),
+            "vector_width": index.width,
+            "model": read_manifest(index.model_path).name,
+            "fingerprint": index.fingerprint,
+            "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
+        }
+
+
+def _run_facts(path: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = {"checkpoints": len(list((path / "checkpoints").glob("step-*")))}
+    metrics = path / "metrics.jsonl"
+    if metrics.is_file():
+        for line in metrics.read_text(encoding="utf-8").splitlines():
+            facts.update(
+                {f"last_{name}": value for name, value in json.loads(line).items() if name in ("step", "loss", "copy_recall")}
+            )
+    facts["backbone"] = (path / "backbone.safetensors").is_file()
+    return facts
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {part}" for name, part in value.items()) or "–"
+    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,50 @@
+"""What a model must beat: pictures compared without any learning.
+
+Raw pixels are the plainest embedding there is; the perceptual hash is what copy finders without a model use (the pHash of Zauner,
+2010, "Implementation and benchmarking of perceptual image hash functions", in the variant of the Python library imagehash).
+"""
+
+# N pictures, G pictures of the gallery, Q queries
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from featkit.evaluate.retrieval import unit_rows
+
+PIXELS_SIDE = 32
+PIXELS_WIDTH = PIXELS_SIDE * PIXELS_SIDE * 3
+HASH_SIDE, HASH_KEPT = 32, 8
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """The whole picture stretched to 32 × 32, as one row (3072,) uint8."""
+    small = image.resize((PIXELS_SIDE, PIXELS_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(small).reshape(-1)
+
+
+def pixel_vectors(pixels: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
+    """Rows (N, 3072) uint8 less `mean`, at unit length, float32. mean: the gallery's (3072,), or 0 for plain pixels."""
+    return unit_rows(pixels.astype(np.float32) - np.float32(mean))
+
+
+def perceptual_hash(image: Image.Image) -> np.ndarray:
+    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 grey picture lie above their median."""
+    grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    frequencies = DCT @ np.asarray(grey, np.float64) @ DCT.T
+    return np.packbits(frequencies > np.median(frequencies))
+
+
+def hash_vectors(hashes: np.ndarray) -> np.ndarray:
+    """Hashes (N, 8) uint8 as unit rows of ±1/8 (N, 64) float32: their product is 1 - Hamming distance / 32, exactly."""
+    return (np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1) / 8
+
+
+def _low_dct(side: int, kept: int) -> np.ndarray:
+    """The first `kept` rows (kept, side) of the DCT-II: cos(pi * k * (2 n + 1) / (2 side)). Scale is nothing to a hash's order."""
+    k, n = np.arange(kept)[:, None], np.arange(side)[None, :]
+    return np.cos(np.pi * k * (2 * n + 1) / (2 * side))
+
+
+DCT = _low_dct(HASH_SIDE, HASH_KEPT)

@@ -1,0 +1,206 @@
+"""The built-in yardstick, which needs no labels: does an edited picture find its original?
+
+The gallery is the untouched pictures. Each is queried by four seeded compound edits of itself (edits.py), and by every single
+edit for the breakdown. Raw pixels and a perceptual hash are measured in the same run, on the same queries.
+
+Letters: P pictures, E edits of each, N prepared pictures, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from featkit.embedder import Embedder
+from featkit.errors import InputError
+from featkit.evaluate.baselines import hash_vectors, perceptual_hash, pixel_vectors, pixels_of
+from featkit.evaluate.edits import (
+    EDITS_VERSION,
+    SINGLE_EDITS,
+    WORKING_SIDE,
+    apply_edits,
+    draw_compound,
+    draw_single,
+    working_picture,
+)
+from featkit.evaluate.retrieval import average_precision, bootstrap_interval, find_places, recall_at_k
+from featkit.geometry import Geometry
+from featkit.images import decode
+from featkit.sources import Source
+
+NUM_EDITS = 4
+PICTURES_A_BLOCK = 16
+RECALL_AT = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodScore:
+    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of recall_at_1; `single` is by edit."""
+
+    name: str
+    recall_at_1: float
+    interval: tuple[float, float]
+    recall_at_10: float
+    mean_average_precision: float
+    single: dict[str, float]  # recall@1 of each single edit
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopiesReport:
+    """The yardstick's result; the model's score comes first."""
+
+    num_pictures: int
+    seed: int
+    edits_version: int
+    methods: list[MethodScore]
+    failures: list[tuple[str, str]] = field(default_factory=list)  # pictures that could not be read, and why
+
+    @property
+    def model(self) -> MethodScore:
+        """The score of the model that was asked about."""
+        return self.methods[0]
+
+    def method(self, name: str) -> MethodScore:
+        """A method's score by name. KeyError for another."""
+        return {score.name: score for score in self.methods}[name]
+
+
+def evaluate_copies(
+    source: Source,
+    embedder: Embedder,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
+) -> CopiesReport:
+    """Measure a model by the copies yardstick on all pictures of a source.
+
+    Memory holds vectors, never more than a block of pictures. InputError when fewer than two pictures can be read.
+    """
+    model, pixels, hashes = Collected(), Collected(), Collected()
+    failures: list[tuple[str, str]] = []
+    count = 0
+    for pictures in _blocks(source, failures):
+        views = [view for key, pixel_array in pictures for view in _views(pixel_array, seed=seed, key=key)]
+        model.take(embedder.infer(np.stack([embedder.geometry.apply(np.asarray(view)) for view in views])))
+        pixels.take(np.stack([pixels_of(view) for view in views]))
+        hashes.take(np.stack([perceptual_hash(view) for view in views]))
+        count += len(pictures)
+        on_progress(count + len(failures), len(failures))
+    if count < 2:
+        raise InputError(f"{source.name} has {count} readable pictures; copies are found among at least 2.")
+    raw = pixels.split()
+    gallery_mean = raw[:, 0].astype(np.float64).mean(axis=0)
+    vectors = {
+        embedder.manifest.name: model.split(),
+        "centred pixels": _each_view(raw, lambda rows: pixel_vectors(rows, gallery_mean)),
+        "plain pixels": _each_view(raw, lambda rows: pixel_vectors(rows, 0.0)),
+        "perceptual hash": _each_view(hashes.split(), hash_vectors),
+    }
+    return CopiesReport(
+        num_pictures=count,
+        seed=seed,
+        edits_version=EDITS_VERSION,
+        methods=[_score(name, views) for name, views in vectors.items()],
+        failures=failures,
+    )
+
+
+class CopyProbe:
+    """The yardstick's headline, prepared once and asked often, for watching a model while it trains.
+
+    pictures: (H, W, 3) uint8 each. Pictures and their edits are prepared by `geometry` and kept.
+    """
+
+    def __init__(
+        self, pictures: Sequence[np.ndarray], geometry: Geometry, *, seed: int = 0, num_edits: int = NUM_EDITS
+    ) -> None:
+        views = []
+        for number, picture in enumerate(pictures):
+            original = working_picture(picture)
+            edits = [draw_compound(seed=seed, key=str(number), number=edit) for edit in range(num_edits)]
+            views += [original, *(apply_edits(original, edit) for edit in edits)]
+        self._shape = (len(pictures), 1 + num_edits)
+        self._images = np.stack([geometry.apply(np.asarray(view)) for view in views])
+
+    def recall_at_1(self, embed: Callable[[np.ndarray], np.ndarray]) -> float:
+        """embed: (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
+        vectors = embed(self._images)
+        views = vectors.reshape(*self._shape, vectors.shape[-1])
+        return float(_recall(views[:, 0], views[:, 1:], k=1).mean())
+
+
+class Collected:
+    """Rows gathered block by block, a picture's views side by side."""
+
+    def __init__(self) -> None:
+        self._blocks: list[np.ndarray] = []
+
+    def take(self, rows: np.ndarray) -> None:
+        """Keep the rows of one block."""
+        self._blocks.append(rows)
+
+    def split(self) -> np.ndarray:
+        """(P, 1 + E + singles, D): the original, its compound edits, its single edits."""
+        rows = np.concatenate(self._blocks)
+        return rows.reshape(-1, 1 + NUM_EDITS + len(SINGLE_EDITS), rows.shape[1])
+
+
+def _blocks(source: Source, failures: list[tuple[str, str]]) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """(key, pixels) of pictures that can be read, a block at a time; the others are noted."""
+    block: list[tuple[str, np.ndarray]] = []
+    for number in range(len(source)):
+        key = source.key(number)
+        try:
+            block.append((key, decode(source.read(number), name=key, shorter_side=WORKING_SIDE).pixels))
+        except InputError as error:
+            failures.append((key, str(error)))
+        if len(block) == PICTURES_A_BLOCK:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:
+    """The original, its compound edits, and each single edit of it."""
+    original = working_picture(pixels)
+    compounds = [apply_edits(original, draw_compound(seed=seed, key=key, number=number)) for number in range(NUM_EDITS)]
+    singles = [apply_edits(original, [draw_single(name, seed=seed, key=key)]) for name in SINGLE_EDITS]
+    return [original, *compounds, *singles]
+
+
+def _each_view(rows: np.ndarray, to_vectors: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """`to_vectors` of (P, V, ...) rows, flat inside."""
+    vectors = to_vectors(rows.reshape(-1, rows.shape[-1]))
+    return vectors.reshape(*rows.shape[:2], -1)
+
+
+def _score(name: str, views: np.ndarray) -> MethodScore:
+    gallery, compounds = views[:, 0], views[:, 1 : 1 + NUM_EDITS]
+    places = find_places(_flat(compounds), gallery, np.repeat(np.arange(len(gallery)), NUM_EDITS))
+    at_1 = recall_at_k(places, 1)
+    single = {
+        edit: float(_recall(gallery, views[:, 1 + NUM_EDITS + number, None], k=1).mean())
+        for number, edit in enumerate(SINGLE_EDITS)
+    }
+    return MethodScore(
+        name=name,
+        recall_at_1=float(at_1.mean()),
+        interval=bootstrap_interval(at_1.reshape(-1, NUM_EDITS)),
+        recall_at_10=float(recall_at_k(places, RECALL_AT).mean()),
+        mean_average_precision=float(average_precision(places).mean()),
+        single=single,
+    )
+
+
+def _recall(gallery: np.ndarray, queries: np.ndarray, *, k: int) -> np.ndarray:
+    """(P * E,) recall of queries (P, E, D) in a gallery (P, D)."""
+    right = np.repeat(np.arange(len(gallery)), queries.shape[1])
+    return recall_at_k(find_places(_flat(queries), gallery, right), k)
+
+
+def _flat(views: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(views.reshape(-1, views.shape[-1]))

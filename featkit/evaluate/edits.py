@@ -1,0 +1,259 @@
+"""What people do to a picture before they post it again: named, versioned, and the same for the same seed.
+
+An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested and repeated. All lengths are
+shares of the picture's, so that one edit looks alike on a large picture and on a small one. Randomness is keyed by
+(seed, purpose, picture), never by order: a picture gets the same edits alone, in a folder, or in another thread.
+
+A change of any number or order below changes every score: raise EDITS_VERSION with it. Left out: screenshots, collages,
+stickers, perspective and moiré, which benchmarks of copy detection such as DISC21 have too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import ClassVar, Protocol
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
+
+EDITS_VERSION = 1
+
+WORKING_SIDE = 256  # pixels of the shorter side that edits are applied at
+WORKING_LONGEST = 4096  # a strip is scaled down further: JPEG ends at 65,535 pixels, and memory before that
+
+CROP_AREA = (0.30, 0.80)  # share of the picture that is kept
+CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop, as a multiple of the picture's own
+ROTATE_DEGREES = (-20.0, 20.0)
+COLOUR_FACTOR = (0.7, 1.3)  # of brightness, contrast and saturation; 1 changes nothing
+JPEG_QUALITY = 30
+BLUR_RADIUS = (0.006, 0.012)  # standard deviation as a share of the shorter side: 1.5 to 3 pixels at 256
+TEXT_HEIGHT = (0.10, 0.20)  # of the letters, as a share of the shorter side
+TEXTS = (
+    "SALE",
+    "follow for more",
+    "© all rights reserved",
+    "Best of summer",
+    "READ THIS",
+    "when you see it",
+    "breaking news",
+    "sample 0815",
+    "No filter!",
+    "10 out of 10",
+)
+
+
+class Edit(Protocol):
+    """One drawn edit: numbers, and a name that the breakdown of a report is by."""
+
+    name: ClassVar[str]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """An edited copy of an RGB picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Keep `area` of the picture, a box of `aspect` times its shape; `across` and `down` (0 .. 1) place it."""
+
+    name: ClassVar[str] = "crop"
+    area: float
+    aspect: float
+    across: float
+    down: float
+
+    @classmethod
+    def draw(cls, random: Random) -> Crop:
+        """Area first; then a shape that such a box can have inside the picture."""
+        area = random.uniform(*CROP_AREA)
+        narrowest, widest = max(CROP_ASPECT[0], area), min(CROP_ASPECT[1], 1 / area)
+        aspect = math.exp(random.uniform(math.log(narrowest), math.log(widest)))
+        return cls(area, aspect, random.random(), random.random())
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Cut at whole pixels; at least one is left."""
+        width = max(1, round(image.width * math.sqrt(self.area * self.aspect)))
+        height = max(1, round(image.height * math.sqrt(self.area / self.aspect)))
+        left, top = round((image.width - width) * self.across), round((image.height - height) * self.down)
+        return image.crop((left, top, left + width, top + height))
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn counter-clockwise about the centre; the frame stays and its corners become black."""
+
+    name: ClassVar[str] = "rotate"
+    degrees: float
+
+    @classmethod
+    def draw(cls, random: Random) -> Rotate:
+        """Uniform over ROTATE_DEGREES."""
+        return cls(random.uniform(*ROTATE_DEGREES))
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Bilinear; the same height and width."""
+        return image.rotate(self.degrees, Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Left becomes right."""
+
+    name: ClassVar[str] = "flip"
+
+    @classmethod
+    def draw(cls, random: Random) -> Flip:  # noqa: ARG003  # drawn like the others, though there is nothing to draw
+        """Always a flip; the compound decides by a coin whether it has one."""
+        return cls()
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Mirror."""
+        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+
+@dataclass(frozen=True)
+class Colour:
+    """Factors of brightness, contrast and saturation, in this order; 1 leaves the picture as it is."""
+
+    name: ClassVar[str] = "colour"
+    brightness: float
+    contrast: float
+    saturation: float
+
+    @classmethod
+    def draw(cls, random: Random) -> Colour:
+        """Each uniform over COLOUR_FACTOR."""
+        return cls(random.uniform(*COLOUR_FACTOR), random.uniform(*COLOUR_FACTOR), random.uniform(*COLOUR_FACTOR))
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """By Pillow's ImageEnhance."""
+        image = ImageEnhance.Brightness(image).enhance(self.brightness)
+        image = ImageEnhance.Contrast(image).enhance(self.contrast)
+        return ImageEnhance.Color(image).enhance(self.saturation)
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """Saved as a small JPEG file and opened again."""
+
+    name: ClassVar[str] = "jpeg"
+    quality: int
+
+    @classmethod
+    def draw(cls, random: Random) -> Jpeg:  # noqa: ARG003  # as for Flip
+        """Always JPEG_QUALITY."""
+        return cls(JPEG_QUALITY)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """With Pillow's usual halved colour."""
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=self.quality)
+        return Image.open(buffer).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Gaussian, of a standard deviation given as a share of the shorter side."""
+
+    name: ClassVar[str] = "blur"
+    radius: float
+
+    @classmethod
+    def draw(cls, random: Random) -> Blur:
+        """Uniform over BLUR_RADIUS."""
+        return cls(random.uniform(*BLUR_RADIUS))
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """By Pillow's repeated box filters."""
+        return image.filter(ImageFilter.GaussianBlur(self.radius * min(image.size)))
+
+
+@dataclass(frozen=True)
+class Text:
+    """A line of text anywhere on the picture, light with a dark rim or dark with a light one."""
+
+    name: ClassVar[str] = "text"
+    words: str
+    height: float
+    across: float
+    down: float
+    light: bool
+
+    @classmethod
+    def draw(cls, random: Random) -> Text:
+        """One of TEXTS, at a size from TEXT_HEIGHT, at a uniform place."""
+        words = TEXTS[int(random.random() * len(TEXTS))]
+        return cls(words, random.uniform(*TEXT_HEIGHT), random.random(), random.random(), random.random() < 0.5)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """In Pillow's own font, smaller where the line would be wider than the picture."""
+        image = image.copy()
+        draw = ImageDraw.Draw(image)
+        size = max(1, round(self.height * min(image.size)))
+        length = draw.textlength(self.words, font=_font(size))
+        if length > 0.95 * image.width:
+            size = max(1, int(size * 0.95 * image.width / length))
+        left, top, right, bottom = draw.textbbox((0, 0), self.words, font=_font(size))
+        ink, rim = ("white", "black") if self.light else ("black", "white")
+        place = ((image.width - (right - left)) * self.across - left, (image.height - (bottom - top)) * self.down - top)
+        draw.text(place, self.words, fill=ink, font=_font(size), stroke_width=size // 12, stroke_fill=rim)
+        return image
+
+
+_DRAW: dict[str, Callable[[Random], Edit]] = {kind.name: kind.draw for kind in (Crop, Rotate, Flip, Colour, Jpeg, Blur, Text)}
+SINGLE_EDITS = tuple(_DRAW)  # the names, in the order of a report's breakdown
+FINISHES = ("jpeg", "blur", "text")  # of which a compound has one
+
+
+def working_picture(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) uint8 as the picture that edits and the gallery start from: shorter side WORKING_SIDE, never enlarged."""
+    height, width = pixels.shape[:2]
+    scale = min(1.0, WORKING_SIDE / min(height, width), WORKING_LONGEST / max(height, width))
+    image = Image.fromarray(pixels)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0) if size != image.size else image
+
+
+def random_for(seed: int, purpose: str, key: str) -> Random:
+    """Randomness of one picture for one purpose.
+
+    Python's own generator, since it promises the same sequence in later versions, which numpy's does not.
+    """
+    digest = hashlib.sha256(f"{EDITS_VERSION}\0{seed}\0{purpose}\0{key}".encode()).digest()
+    return Random(int.from_bytes(digest, "big"))
+
+
+def draw_single(name: str, *, seed: int, key: str) -> Edit:
+    """The one edit of this name (of SINGLE_EDITS) that the picture `key` gets."""
+    return _DRAW[name](random_for(seed, name, key))
+
+
+def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
+    """The `number`-th compound edit of the picture `key`.
+
+    Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and saturation; and last one of FINISHES.
+    """
+    random = random_for(seed, f"compound {number}", key)
+    rotate, crop = Rotate.draw(random), Crop.draw(random)
+    flip = (Flip(),) if random.random() < 0.5 else ()
+    colour = Colour.draw(random)
+    finish = _DRAW[FINISHES[int(random.random() * len(FINISHES))]](random)
+    return (rotate, crop, *flip, colour, finish)
+
+
+def apply_edits(image: Image.Image, edits: Sequence[Edit]) -> Image.Image:
+    """One after the other; `image` itself stays as it is."""
+    for edit in edits:
+        image = edit(image)
+    return image
+
+
+@lru_cache(maxsize=256)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

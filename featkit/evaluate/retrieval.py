@@ -1,0 +1,85 @@
+"""How well queries find the one gallery item that is right for each: recall@k, mean average precision, bootstrap intervals.
+
+Ties count as if their order were drawn by lot, in expectation: a model that gives every picture the same vector scores exactly
+chance, whatever the order of the gallery, and so do equal hashes.
+"""
+
+# Q queries, G items of the gallery, D width, P pictures
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+GALLERY_BLOCK = 4096
+TIE = 1e-6  # of a cosine; what float32 products of unit vectors are good to
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the right item stands for each query: (Q,) int64 items that score better, and (Q,) that score the same, itself among them."""
+
+    better: np.ndarray
+    tied: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.better)
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Rows (N, D) at unit length, float32; a row of zeros stays one."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+
+
+def find_places(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> Places:
+    """Rank by inner product. queries (Q, D) and gallery (G, D) unit rows, float32; right (Q,) the gallery row each query wants.
+
+    Scores within TIE of each other are the same, since their last bits depend on where in a matrix they were computed.
+    ValueError for numbers that are not finite: they would compare as neither better nor worse.
+    """
+    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
+        raise ValueError("vectors to rank must be finite")
+    wanted = np.einsum("qd,qd->q", queries, gallery[right])[:, None]
+    better, tied = np.zeros(len(queries), np.int64), np.ones(len(queries), np.int64)
+    for start in range(0, len(gallery), GALLERY_BLOCK):
+        block = gallery[start : start + GALLERY_BLOCK]
+        scores = queries @ block.T
+        others = np.arange(start, start + len(block)) != right[:, None]
+        better += ((scores > wanted + TIE) & others).sum(axis=1)
+        tied += ((np.abs(scores - wanted) <= TIE) & others).sum(axis=1)
+    return Places(better, tied)
+
+
+def recall_at_k(places: Places, k: int) -> np.ndarray:
+    """(Q,) float64: 1 where the right item is among the first k, 0 where not; ties that reach over k count by their share."""
+    return np.clip((k - places.better) / places.tied, 0.0, 1.0)
+
+
+def average_precision(places: Places) -> np.ndarray:
+    """(Q,) float64. With one right item it is 1 / rank; over ties the mean of that over the ranks they share."""
+    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, (places.better + places.tied).max(initial=0) + 1))])
+    return np.asarray((harmonic[places.better + places.tied] - harmonic[places.better]) / places.tied)
+
+
+def mean_average_precision(places: Places) -> float:
+    """Mean of `average_precision` over the queries."""
+    return float(average_precision(places).mean())
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """The percentile interval of a mean, drawing whole pictures with replacement.
+
+    values (P, E): E queries of each of P pictures, whose fates hang together; (P,) is one each. Returns the quantiles
+    (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
+
+        for each resample:  mean(values[rng.integers(0, P, P)])
+    """
+    pictures = values.reshape(len(values), -1).mean(axis=1)
+    rng = np.random.default_rng(seed)
+    means = [pictures[rng.integers(0, len(pictures), len(pictures))].mean() for _ in range(num_resamples)]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,123 @@
+"""`featkit embed` beside the work-conserving ceiling 1 / (1 / session + 1 / decode), for a ViT-S/14 at 224 with random weights.
+
+session: pictures a second of inference alone, all processors, by whichever is faster of one session with all threads and of
+one-threaded calls side by side. decode: pictures a second of read, decode, thumbnail and resize alone, all processors.
+Run: python tests/benchmarks/bench_embed.py
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import torch
+
+from featkit.embedder import Embedder
+from featkit.geometry import Geometry
+from featkit.images import thumbnail_jpeg
+from featkit.pipeline import embed_source
+from featkit.resources import usable_cpus
+from featkit.sources import Source, open_source
+from featkit_export.export import export_model
+from featkit_train.vit import VisionTransformer, ViTConfig
+from featkit_train.weights import BackboneInfo, save_backbone
+from tests.benchmarks.record import median_ratio, write_result
+from tests.data import shared_data
+
+ROUNDS, PICTURES = 3, 200
+VIT_S_14 = ViTConfig(patch=14, width=384, depth=12, num_heads=6, mlp_width=1536, position_grid=37, layer_scale=1.0)
+
+
+def make_model(folder: Path) -> Path:
+    """A ViT-S/14 with random weights as a model file."""
+    geometry = Geometry(
+        height=224,
+        width=224,
+        resize="shorter_side",
+        resize_to=256,
+        interpolation="bicubic",
+        patch=14,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    torch.manual_seed(0)
+    info = BackboneInfo(name="vits14-random", family="dinov2", geometry=geometry, licence="none")
+    save_backbone(folder / "backbone.safetensors", VisionTransformer(VIT_S_14), info)
+    export_model(folder, folder / "m.onnx")
+    return folder / "m.onnx"
+
+
+def rate(work: Callable[[], object], count: int) -> float:
+    """Items a second."""
+    started = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started)
+
+
+def session_rate(model: Path, images: np.ndarray) -> float:
+    """The faster way of inference alone."""
+    whole, single = Embedder(model), Embedder(model, threads=1)
+    size = single.batch_size
+    turns = [images[at : at + size] for at in range(0, len(images), size)]
+
+    def side_by_side() -> None:
+        with ThreadPoolExecutor(usable_cpus()) as pool:
+            list(pool.map(single.infer, turns))
+
+    whole.infer(images[:size])
+    side_by_side()
+    return max(rate(lambda: whole.infer(images), len(images)), rate(side_by_side, len(images)))
+
+
+def decode_rate(embedder: Embedder, source: Source, count: int) -> float:
+    """All that a picture costs beside inference."""
+
+    def one(number: int) -> None:
+        decoded = embedder.decode(source.read(number), name=source.key(number))
+        thumbnail_jpeg(decoded.pixels)
+        embedder.geometry.apply(decoded.pixels)
+
+    with ThreadPoolExecutor(usable_cpus()) as pool:
+        return rate(lambda: list(pool.map(one, range(count))), count)
+
+
+def main() -> None:
+    """Measure and record."""
+    data = shared_data()
+    if data is None:
+        raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = make_model(folder)
+        chosen = sorted((data / "photos").iterdir())[:PICTURES]
+        (folder / "list.txt").write_text("\n".join(str(path.resolve()) for path in chosen))
+        source = open_source(folder / "list.txt")
+        embedder = Embedder(model, threads=1)
+        images = np.stack([embedder.prepare(source.read(number)) for number in range(64)])
+        sessions, decodes, ceilings, jobs = [], [], [], []
+        for number in range(ROUNDS):
+            sessions.append(session_rate(model, images))
+            decodes.append(decode_rate(embedder, source, PICTURES))
+            ceilings.append(1 / (1 / sessions[-1] + 1 / decodes[-1]))
+            out = folder / f"emb{number}"
+            jobs.append(rate(lambda out=out: embed_source(source, embedder, out), PICTURES))  # type: ignore[misc]
+    figures = {
+        "session images/s": [round(value, 1) for value in sessions],
+        "decode images/s": [round(value, 1) for value in decodes],
+        "ceiling images/s": [round(value, 1) for value in ceilings],
+        "featkit embed images/s": [round(value, 1) for value in jobs],
+        "median share of the ceiling": round(median_ratio(jobs, ceilings), 3),
+        "target share": 0.95,
+    }
+    write_result("embed", figures)
+
+
+if __name__ == "__main__":
+    main()

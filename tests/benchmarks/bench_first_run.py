@@ -1,0 +1,79 @@
+"""What a first run of 15 minutes on 400 photographs learns: copies on 200 others, beside raw pixels and no training at all.
+
+Pictures at 64×64, a ViT of width 192 and patch 8, the tiny recipe at as many steps as 15 minutes hold on this machine.
+Run: python tests/benchmarks/bench_first_run.py [MINUTES]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from featkit.embedder import Embedder
+from featkit.evaluate.copies import evaluate_copies
+from featkit.sources import Source, open_source
+from featkit_export.export import export_model
+from featkit_export.graph import Feature
+from featkit_train.config import TrainConfig, from_mapping, read_recipe, with_settings
+from featkit_train.loop import train
+from tests.benchmarks.record import write_result
+from tests.data import shared_data
+
+MINUTES = 15.0
+WARM_STEPS = 10
+
+
+def open_part(files: list[Path], listing: Path) -> Source:
+    """Some pictures of a folder as a source."""
+    listing.write_text("\n".join(str(path.resolve()) for path in files))
+    return open_source(listing)
+
+
+def configure(steps: int) -> TrainConfig:
+    """The tiny recipe at another length, without pauses for evaluation."""
+    return from_mapping(
+        TrainConfig, with_settings(read_recipe("tiny"), [f"run.steps={steps}", "run.held_out=0", "run.evaluate_every=1000000"])
+    )
+
+
+def recall(run: Path, held_out: Source, feature: Feature) -> dict[str, float]:
+    """recall@1 of the run's exported file and of the baselines."""
+    export_model(run, run / "m.onnx", feature=feature)
+    report = evaluate_copies(held_out, Embedder(run / "m.onnx"))
+    return {method.name: round(method.recall_at_1, 3) for method in report.methods}
+
+
+def main() -> None:
+    """Train, measure and record."""
+    data = shared_data()
+    if data is None:
+        raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
+    photos = sorted((data / "photos").iterdir())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-200:], folder / "last.txt")
+        warm = train(configure(WARM_STEPS), [first], folder / "warm")
+        untrained = train(configure(1), [first], folder / "untrained")
+        assert untrained.steps == 1
+        steps = int(minutes * 60 * WARM_STEPS / warm.seconds)
+        started = time.perf_counter()
+        report = train(configure(steps), [first], folder / "run", on_log=lambda log: print(log, flush=True))
+        spent = time.perf_counter() - started
+        figures = {
+            "minutes": round(spent / 60, 1),
+            "steps": report.steps,
+            "images/s": round(report.images_per_s, 1),
+            "recall@1, class token": recall(folder / "run", last, "cls"),
+            "recall@1, class token and mean": recall(folder / "run", last, "cls+mean"),
+            "recall@1 after one step": recall(folder / "untrained", last, "cls"),
+        }
+    write_result("first_run", figures)
+
+
+if __name__ == "__main__":
+    main()
