@@ -3,7 +3,7 @@
     catalogue.sqlite    the truth; a transaction of it is the commit point of every change    catalogue.py
     vectors.f32         row `id` is the item's vector; append-only, memory-mapped             vectors.py
     model.onnx          the model that made the vectors
-    writer.lock         held by the one process that writes                                   lock.py
+    writer.lock         held by the one process that writes                                   featkit/lock.py
 
 `searcher.py` is the search over vectors that have no approximate index, which is all of them as long as there is none.
 """

@@ -1,0 +1,185 @@
+"""The commands `featkit index` and `featkit search`, from pictures to a table and a page."""
+
+from __future__ import annotations
+
+import json
+import re
+import webbrowser
+from pathlib import Path
+
+import pytest
+
+from featkit.cli.app import main
+from featkit.embedder import Embedder
+from featkit.index import Index
+from tests.model_files import make_model_file
+from tests.pictures import draw_folder, draw_picture
+
+COUNT = 6
+SCRIPT = "<script>alert('x')</script>&\"[red].jpg"
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pictures` and their embeddings `emb`."""
+    folder = tmp_path_factory.mktemp("embedded")
+    draw_folder(folder / "pictures", COUNT)
+    model = make_model_file(folder / "m.onnx")
+    arguments = ["embed", folder / "pictures", "--model", model, "--out", folder / "emb", "--quiet"]
+    assert main([str(argument) for argument in arguments]) == 0
+    return folder
+
+
+@pytest.fixture
+def index(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The embeddings as an index, made by the command."""
+    assert main(["index", str(embedded / "emb"), "--out", str(tmp_path / "photos.index"), "--quiet"]) == 0
+    capsys.readouterr()
+    return tmp_path / "photos.index"
+
+
+def test_index_says_what_it_added_and_what_comes_next(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["index", str(embedded / "emb"), "--out", str(tmp_path / "i")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"6 pictures added; {tmp_path}/i holds 6.",
+        f"Next: featkit search {tmp_path}/i query.jpg, or featkit demo {tmp_path}/i",
+    ]
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "out": f"{tmp_path}/i",
+        "items": 6,
+        "added": 0,
+        "replaced": 0,
+        "unchanged": 6,
+        "without_embedding": 0,
+        "missing_shards": 0,
+    }
+
+
+def test_index_says_when_the_embeddings_are_not_finished(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emb = tmp_path / "emb"
+    assert (
+        main(["embed", str(embedded / "pictures"), "--model", str(embedded / "m.onnx"), "--out", str(emb), "--shard-size", "4"])
+        == 0
+    )
+    (emb / "shards" / "00000.parquet").unlink()
+    assert main(["index", str(emb), "--out", str(tmp_path / "i")]) == 0
+    said = capsys.readouterr()
+    assert "1 of 2 shards are missing; finish it with `featkit embed`" in said.err
+    assert "2 pictures added" in said.out
+
+
+def test_index_of_another_model_ends_with_2_and_one_sentence(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Index.create(tmp_path / "i", model=make_model_file(tmp_path / "other.onnx", seed=1)).close()
+    assert main(["index", str(embedded / "emb"), "--out", str(tmp_path / "i"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "was embedded by test-0" in error
+    assert "is of test-1" in error
+
+
+def test_search_prints_the_nearest_first(index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", str(index), str(embedded / "pictures" / "004.jpg"), "-k", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"Nearest to {embedded}/pictures/004.jpg"
+    assert lines[1].split() == ["score", "picture", "size"]
+    assert lines[2].split() == ["1", "1.0000", "004.jpg", "80×60"]
+    assert len(lines) == 2 + 3
+
+
+def test_search_as_json_equals_the_library(index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    query = embedded / "pictures" / "002.jpg"
+    assert main(["search", str(index), str(query), "--k", "2", "--json"]) == 0
+    with Index.open(index) as opened:
+        expected = [vars(hit) for hit in opened.search(query, k=2)]
+    assert json.loads(capsys.readouterr().out) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no.index", "q.jpg"], "no.index does not exist"),
+        (["photos.index", "missing.jpg"], "missing.jpg does not exist"),
+        (["photos.index", "text.jpg"], "text.jpg is not a picture"),
+        (["photos.index", "q.jpg", "-k", "0"], "k is 0; it must be at least 1"),
+    ],
+)
+def test_search_of_what_cannot_be_searched_ends_with_2_and_one_sentence(
+    index: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert index.parent == tmp_path
+    (tmp_path / "text.jpg").write_text("text")
+    draw_picture(0).save(tmp_path / "q.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert main(["search", *arguments]) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_the_page_holds_its_pictures_and_nothing_from_elsewhere(
+    index: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened: list[str] = []
+
+    def note(address: str) -> bool:
+        opened.append(address)
+        return True
+
+    monkeypatch.setattr(webbrowser, "open", note)
+    page = tmp_path / "page.html"
+    query = str(embedded / "pictures" / "001.jpg")
+    assert main(["search", str(index), query, "-k", "4", "--page", str(page)]) == 0
+    assert opened == []
+    assert f"Page: {page}" in capsys.readouterr().out
+    assert main(["search", str(index), query, "-k", "4", "--page", str(page), "--open"]) == 0
+    assert opened == [page.as_uri()]
+    text = page.read_text()
+    assert text.count('src="data:image/jpeg;base64,') == 1 + 4
+    assert not re.search(r"(?:src|href|url\()\W*(?:https?:|//|/)", text)
+    assert "prefers-color-scheme: dark" in text
+    assert text.index("001.jpg</div>") < text.index("</li>")
+
+
+def test_open_without_a_place_writes_where_only_the_user_can_read(
+    index: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(webbrowser, "open", lambda _address: False)
+    assert main(["search", str(index), str(embedded / "pictures" / "001.jpg"), "--open"]) == 0
+    (page,) = tmp_path.glob("featkit-search-*/results.html")
+    assert page.parent.stat().st_mode & 0o777 == 0o700
+    assert f"no browser was found; open {page} in one" in capsys.readouterr().err
+
+
+def test_names_of_pictures_are_only_text_on_the_page_and_in_the_table(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = tmp_path / "q<b>.jpg"
+    draw_picture(7).save(query)
+    model = embedded / "m.onnx"
+    with Index.create(tmp_path / "i", model=model) as index:
+        vectors = Embedder(model).embed([query, query])
+        index.add([SCRIPT, "\x1b[31mred"], vectors, metadata=[{"label": "<i>cat</i>"}, {}])
+    assert main(["search", str(tmp_path / "i"), str(query), "--page", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert "[red].jpg" in out
+    assert "label=<i>cat</i>" in out
+    assert "\x1b" not in out
+    text = (tmp_path / "page.html").read_text()
+    assert "<script" not in text
+    assert "<i>cat" not in text
+    assert "q<b>" not in text
+    assert "&lt;i&gt;cat&lt;/i&gt;" in text

@@ -1,0 +1,124 @@
+"""From an embeddings folder into an index."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.embedder import Embedder
+from featkit.embeddings import Embeddings
+from featkit.errors import InputError, Interrupted
+from featkit.images import load
+from featkit.index import AddReport, Index
+from featkit.modelfile import Manifest, read_manifest
+from featkit.pipeline import embed_source
+from featkit.sources import open_source
+from tests.model_files import make_model_file
+from tests.pictures import draw_folder, draw_picture
+
+COUNT = 10
+
+
+@pytest.fixture
+def embed(tmp_path: Path, model: Path) -> Callable[..., Embeddings]:
+    """Embeds the folder `pictures`, which holds COUNT pictures and one that is none."""
+    pictures = draw_folder(tmp_path / "pictures", COUNT)
+    (pictures / "005-broken.jpg").write_text("no picture")
+
+    def run(name: str = "emb", *, by: Path = model) -> Embeddings:
+        embed_source(open_source(pictures), Embedder(by, threads=1), tmp_path / name, shard_size=4)
+        return Embeddings.open(tmp_path / name)
+
+    return run
+
+
+def test_an_embeddings_folder_becomes_an_index_that_finds_its_pictures(
+    tmp_path: Path, embed: Callable[..., Embeddings], model: Path
+) -> None:
+    folder = embed()
+    progress: list[tuple[int, int]] = []
+    with Index.create(tmp_path / "i", model=folder.model_path) as index:
+        report = index.add_embeddings(folder, on_progress=lambda done, failed: progress.append((done, failed)))
+        assert report == AddReport(num_added=COUNT, num_without_embedding=1)
+        assert progress == [(4, 0), (8, 1), (11, 1)]
+        assert index.model_path.read_bytes() == model.read_bytes()
+        for number in range(COUNT):
+            path = tmp_path / "pictures" / f"{number:03d}.jpg"
+            (hit,) = index.search(path, k=1)
+            assert (hit.key, hit.width, hit.height) == (path.name, 80, 60)
+            assert hit.score > 0.9999
+            thumbnail = index.thumbnail(hit.id)
+            assert thumbnail is not None
+            assert load(thumbnail).pixels.shape == (60, 80, 3)
+        assert "005-broken.jpg" not in [item.key for item in index.items()]
+
+
+def test_adding_the_same_folder_again_changes_nothing(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+    folder = embed()
+    with Index.create(tmp_path / "i", model=folder.model_path) as index:
+        index.add_embeddings(folder)
+        before = index.items()
+        assert index.add_embeddings(folder) == AddReport(num_unchanged=COUNT, num_without_embedding=1)
+        assert index.items() == before
+
+
+def test_only_pictures_that_changed_are_replaced(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+    folder = embed()
+    with Index.create(tmp_path / "i", model=folder.model_path) as index:
+        index.add_embeddings(folder)
+        ids = {item.key: item.id for item in index.items()}
+        draw_picture(99).save(tmp_path / "pictures" / "003.jpg", quality=92)
+        assert index.add_embeddings(embed("emb2")) == AddReport(
+            num_added=1, num_replaced=1, num_unchanged=COUNT - 1, num_without_embedding=1
+        )
+        assert {item.key: item.id for item in index.items()} == ids | {"003.jpg": COUNT}
+        assert index.search(draw_picture(99), k=1)[0].key == "003.jpg"
+
+
+def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
+    tmp_path: Path, embed: Callable[..., Embeddings]
+) -> None:
+    folder = embed()
+
+    def stop(done: int, _failed: int) -> None:
+        if done == 8:
+            raise KeyboardInterrupt
+
+    with Index.create(tmp_path / "i", model=folder.model_path) as index:
+        with pytest.raises(Interrupted, match=r"stopped with 7 pictures added to .*; the same command goes on"):
+            index.add_embeddings(folder, on_progress=stop)
+        assert len(index) == 7
+        assert index.add_embeddings(folder) == AddReport(num_added=3, num_unchanged=7, num_without_embedding=1)
+        np.testing.assert_array_equal(np.stack([index.vector(number) for number in range(COUNT)]), folder.read()[1])
+
+
+def test_vectors_of_another_model_are_refused_naming_both(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+    other = make_model_file(tmp_path / "other.onnx", seed=1)
+    folder = embed()
+    with Index.create(tmp_path / "i", model=other) as index:
+        with pytest.raises(InputError) as caught:
+            index.add_embeddings(folder)
+        for model in (other, folder.model_path):
+            manifest = read_manifest(model)
+            assert f"{manifest.name} ({manifest.fingerprint[:12]})" in str(caught.value)
+        assert len(index) == 0
+
+
+def test_vectors_of_a_model_that_is_proven_equal_are_taken(
+    tmp_path: Path, embed: Callable[..., Embeddings], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = make_model_file(tmp_path / "other.onnx", seed=1)
+    ours = read_manifest(model).fingerprint
+
+    def manifest_of(path: Path) -> Manifest:
+        manifest = read_manifest(path)
+        return manifest if manifest.fingerprint == ours else dataclasses.replace(manifest, proven_equal_to=(ours,))
+
+    folder = embed()
+    monkeypatch.setattr("featkit.index.index.read_manifest", manifest_of)
+    with Index.create(tmp_path / "i", model=other) as index:
+        assert index.add_embeddings(folder).num_added == COUNT
