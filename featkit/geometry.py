@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from PIL import Image
 
 from featkit.errors import InputError
 
+RESIZES = ("shorter_side", "stretch")
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -33,8 +35,12 @@ class Geometry:
     std: tuple[float, float, float]
 
     def __post_init__(self) -> None:
-        if self.resize not in ("shorter_side", "stretch") or self.interpolation not in RESAMPLING:
-            raise InputError(f"The geometry has resize {self.resize!r} and interpolation {self.interpolation!r}, unknown here.")
+        for name in ("height", "width", "resize_to", "patch"):
+            _check(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of pixels above 0")
+        _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
+        _check(self.interpolation in tuple(RESAMPLING), "interpolation", self.interpolation, " or ".join(RESAMPLING))
+        _check(_are_three_numbers(self.mean), "mean", self.mean, "three numbers")
+        _check(_are_three_numbers(self.std) and min(self.std) > 0, "std", self.std, "three numbers above 0")
         if self.resize == "shorter_side" and self.resize_to < max(self.height, self.width):
             raise InputError(
                 f"The geometry resizes to {self.resize_to} pixels, less than its crop of {self.height}×{self.width}."
@@ -62,9 +68,10 @@ class Geometry:
         if self.resize == "stretch":
             return (0.0, 0.0, float(width), float(height))
         scale = min(height, width) / self.resize_to
-        crop_width, crop_height = self.width * scale, self.height * scale
+        # min(): rounding may make the box larger than the picture by a part in 10^16, which Pillow refuses.
+        crop_width, crop_height = min(self.width * scale, width), min(self.height * scale, height)
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
-        return (left, top, left + crop_width, top + crop_height)
+        return (left, top, min(left + crop_width, width), min(top + crop_height, height))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -72,9 +79,24 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Geometry:
-        """Read `to_dict` back. InputError for fields that are missing or unknown."""
+        """Read `to_dict` back. InputError for fields that are missing, unknown, or hold what no geometry has."""
         names = {field.name for field in dataclasses.fields(cls)}
-        if set(mapping) != names:
-            raise InputError(f"A geometry has the fields {sorted(names)}, not {sorted(mapping)}.")
+        missing, unknown = sorted(names - set(mapping)), sorted(set(mapping) - names)
+        if missing or unknown:
+            raise InputError(f"The geometry lacks {missing or 'nothing'} and has {unknown or 'nothing'} that is unknown here.")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in mapping.items()}
         return cls(**values)
+
+
+def _check(holds: bool, name: str, found: object, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"The geometry's {name} is {found!r}; it has to be {wanted}.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_three_numbers(value: object) -> bool:
+    # from a file all the same, whatever the annotation says
+    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in value)

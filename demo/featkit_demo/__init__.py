@@ -1,1 +1,1 @@
-"""TODO."""
+"""The search page over an index, and the sample gallery it opens with."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Backbones to one ONNX file that is compared with torch before it is written."""

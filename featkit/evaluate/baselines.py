@@ -1,7 +1,8 @@
 """What a model must beat: pictures compared without any learning.
 
-Raw pixels are the plainest embedding there is; the perceptual hash is what copy finders without a model use (the pHash of Zauner,
-2010, "Implementation and benchmarking of perceptual image hash functions", in the variant of the Python library imagehash).
+Raw pixels are the plainest embedding there is; the perceptual hash is what copy finders without a model use (the pHash of
+Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions", in the variant of the Python library
+imagehash).
 """
 
 # N pictures, G pictures of the gallery, Q queries
@@ -42,7 +43,7 @@ def hash_vectors(hashes: np.ndarray) -> np.ndarray:
 
 
 def _low_dct(side: int, kept: int) -> np.ndarray:
-    """The first `kept` rows (kept, side) of the DCT-II: cos(pi * k * (2 n + 1) / (2 side)). Scale is nothing to a hash's order."""
+    """The first `kept` rows (kept, side) of the DCT-II: cos(pi * k * (2 n + 1) / (2 side)). A hash's order knows no scale."""
     k, n = np.arange(kept)[:, None], np.arange(side)[None, :]
     return np.cos(np.pi * k * (2 * n + 1) / (2 * side))
 

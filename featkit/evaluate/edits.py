@@ -1,6 +1,6 @@
 """What people do to a picture before they post it again: named, versioned, and the same for the same seed.
 
-An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested and repeated. All lengths are
+An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested and repeated. Lengths are
 shares of the picture's, so that one edit looks alike on a large picture and on a small one. Randomness is keyed by
 (seed, purpose, picture), never by order: a picture gets the same edits alone, in a folder, or in another thread.
 
@@ -237,7 +237,8 @@ def draw_single(name: str, *, seed: int, key: str) -> Edit:
 def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
     """The `number`-th compound edit of the picture `key`.
 
-    Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and saturation; and last one of FINISHES.
+    Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and saturation; and last one
+    of FINISHES.
     """
     random = random_for(seed, f"compound {number}", key)
     rotate, crop = Rotate.draw(random), Crop.draw(random)

@@ -18,7 +18,7 @@ TIE = 1e-6  # of a cosine; what float32 products of unit vectors are good to
 
 @dataclass(frozen=True)
 class Places:
-    """Where the right item stands for each query: (Q,) int64 items that score better, and (Q,) that score the same, itself among them."""
+    """Where the right item stands for each query: how many items score better, how many the same (itself too). (Q,) int64."""
 
     better: np.ndarray
     tied: np.ndarray
@@ -30,7 +30,7 @@ class Places:
 def unit_rows(rows: np.ndarray) -> np.ndarray:
     """Rows (N, D) at unit length, float32; a row of zeros stays one."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return (rows / np.maximum(lengths, 1e-12)).astype(np.float32)
+    return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
 
 
 def find_places(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> Places:
@@ -54,18 +54,13 @@ def find_places(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> 
 
 def recall_at_k(places: Places, k: int) -> np.ndarray:
     """(Q,) float64: 1 where the right item is among the first k, 0 where not; ties that reach over k count by their share."""
-    return np.clip((k - places.better) / places.tied, 0.0, 1.0)
+    return np.asarray(np.clip((k - places.better) / places.tied, 0.0, 1.0))
 
 
 def average_precision(places: Places) -> np.ndarray:
     """(Q,) float64. With one right item it is 1 / rank; over ties the mean of that over the ranks they share."""
     harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, (places.better + places.tied).max(initial=0) + 1))])
     return np.asarray((harmonic[places.better + places.tied] - harmonic[places.better]) / places.tied)
-
-
-def mean_average_precision(places: Places) -> float:
-    """Mean of `average_precision` over the queries."""
-    return float(average_precision(places).mean())
 
 
 def bootstrap_interval(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 import numpy as np
-from fastapi import APIRouter, FastAPI, HTTPException, Query, Request, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from featkit.embedder import Embedder
@@ -26,6 +26,7 @@ from featkit.serve.service import BadPictures, Embedded, Service, ServiceLimits
 from featkit.serve.uploads import BadRequest, read_form
 
 Result = TypeVar("Result")
+Number = Annotated[int, Path(ge=0, le=2**62, description="An item's id.")]
 
 DEFAULT_K = 10
 # A thumbnail belongs to an id that is never reused, but a picture may be replaced under its key by a new one: an hour.
@@ -129,12 +130,12 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         return schemas.ItemsAnswer(total=len(index), items=[_item(one) for one in _sampled(index, limit, seed)])
 
     @router.get("/v1/items/{number}", tags=["items"], responses={404: {"model": schemas.Refusal}})
-    def item(number: int) -> schemas.Item:
+    def item(number: Number) -> schemas.Item:
         """Describe one item."""
         return _item(_found(service, number))
 
     @router.get("/v1/items/{number}/neighbours", tags=["items"], responses={404: {"model": schemas.Refusal}})
-    def neighbours(number: int, k: Annotated[int, Query(ge=1)] = DEFAULT_K) -> schemas.NeighboursAnswer:
+    def neighbours(number: Number, k: Annotated[int, Query(ge=1)] = DEFAULT_K) -> schemas.NeighboursAnswer:
         """Give the k items nearest to one, itself first."""
         found = _found(service, number)
         hits = _index(service).search_item(number, k=_checked_k(str(k), service.limits.max_k))
@@ -146,7 +147,7 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         response_class=Response,
         responses={200: {"content": {"image/jpeg": {}}}, 304: {}, 404: {"model": schemas.Refusal}},
     )
-    def thumbnail(number: int, request: Request) -> Response:
+    def thumbnail(number: Number, request: Request) -> Response:
         """Give an item's thumbnail as JPEG, with an ETag."""
         _found(service, number)
         data = _index(service).thumbnail(number)

@@ -85,5 +85,7 @@ def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lam
     server = _Announced(config, on_ready)
     try:
         server.run(sockets=[listener])
+    except KeyboardInterrupt:  # how a server is meant to end; uvicorn has closed everything by now
+        pass
     finally:
         listener.close()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 EXAMPLE_FINGERPRINT = "5f2c9a0e7b1d4c83a6f0e2d95b7c1a48d3e6f9027c5b8a1e4d7f0c3b6a9e2d15"
-EXAMPLE_HIT = {
+EXAMPLE_HIT: JsonDict = {
     "id": 17,
     "key": "objects/mug/mug-1-front.jpg",
     "score": 0.9312,

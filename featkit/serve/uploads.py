@@ -6,7 +6,7 @@ whatever its headers claimed.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -66,7 +66,7 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
     return Form(uploads, fields)
 
 
-async def _counted(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body in pieces; BadRequest as soon as there are more than `max_bytes`."""
     claimed = request.headers.get("content-length", "")
     if claimed.isdigit() and int(claimed) > max_bytes:

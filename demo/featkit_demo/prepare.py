@@ -1,0 +1,179 @@
+"""From a folder of pictures, or from nothing, to an index that the page can open; kept in a cache folder and kept up to date.
+
+cache/gallery-<digest of the drawing code>/       the sample gallery
+cache/<digest of the source's path and the model>/
+    photos.index                                  the index
+    listing.json                                  size and time of change of every picture that is in it
+    embeddings-<digest>                           only while new pictures are embedded; a stop there goes on
+
+A second run embeds what is new or changed and removes what is gone. The listing is written last, so that a stop at any
+moment costs work and no correctness.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy
+import PIL
+
+from featkit.atomic import explain_os_errors, replace_folder, write_text
+from featkit.embedder import Embedder
+from featkit.embeddings import Embeddings
+from featkit.errors import InputError
+from featkit.index import Index
+from featkit.modelfile import read_manifest
+from featkit.pipeline import embed_source
+from featkit.sources import Source, open_source
+from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
+
+INDEX, LISTING = "photos.index", "listing.json"
+NUM_INSTANCES = 2
+REMEMBERED = "featkit-demo-listing-1"  # the format of listing.json
+
+# What reports progress: called with a label and a total, entered, then called with done and failed.
+Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An index ready to be opened, and what it took: pictures embedded now, removed, and without an embedding."""
+
+    index: Path
+    num_embedded: int
+    num_removed: int
+    failures: tuple[tuple[str, str], ...]
+
+
+def default_cache() -> Path:
+    """$XDG_CACHE_HOME/featkit, or ~/.cache/featkit."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if base else Path.home() / ".cache") / "featkit"
+
+
+def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
+    """The folder of the sample gallery, drawn at the first call for this version of the drawing code."""
+    folder = cache / f"gallery-{_drawing_digest()}"
+    if not folder.is_dir():
+        total = (len(OBJECTS) + len(SCENES) + len(TEXTURES)) * NUM_INSTANCES * NUM_VIEWS
+        with replace_folder(folder) as temporary, progress("drawing the sample gallery", total) as report:
+            draw_gallery(temporary, num_instances=NUM_INSTANCES, on_progress=lambda done, _: report(done, 0))
+    return folder
+
+
+def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progress) -> Prepared:
+    """The index over `pictures` (whatever open_source takes) by a model file, made or brought up to date in the cache.
+
+    InputError where there are no pictures or none can be embedded; EnvironmentProblem where the cache cannot be written
+    or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
+    """
+    source = open_source(pictures)
+    stamps = _stamps(source, pictures)
+    manifest = read_manifest(model)
+    place = cache / _digest(str(pictures.resolve()), manifest.fingerprint)
+    with explain_os_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+    known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else {}
+    changed = [number for number in range(len(source)) if known.get(source.key(number)) != stamps[source.key(number)]]
+    gone = sorted(known.keys() - stamps.keys())
+    if not changed and not gone and (place / INDEX).is_dir():
+        return Prepared(place / INDEX, 0, 0, ())
+    with _open_or_create(place / INDEX, model) as index:
+        failures: tuple[tuple[str, str], ...] = ()
+        if changed:
+            # A changed picture that can no longer be read must not be found by what it was.
+            index.remove(source.key(number) for number in changed)
+            failures = _embed(_Part(source, changed, stamps), model, index, progress=progress)
+        num_removed = index.remove(gone)
+        if len(index) == 0:
+            reason = failures[0][1] if failures else "there are none"
+            raise InputError(f"No picture of {pictures} could be embedded: {reason}")
+    write_text(place / LISTING, json.dumps({"format": REMEMBERED, "pictures": stamps}, ensure_ascii=True))
+    return Prepared(place / INDEX, len(changed) - len(failures), num_removed, failures)
+
+
+def _embed(part: _Part, model: Path, index: Index, *, progress: Progress) -> tuple[tuple[str, str], ...]:
+    """Embed a part of a source into the index; returns the first failures, (key, why)."""
+    folder = index.path.parent / f"embeddings-{part.digest}"
+    for other in index.path.parent.glob("embeddings-*"):
+        if other != folder:  # of a listing that is no longer true
+            shutil.rmtree(other)
+    embedder = Embedder(model, threads=1)
+    with progress("embedding", len(part)) as report:
+        result = embed_source(part, embedder, folder, on_progress=report)
+    index.add_embeddings(Embeddings.open(folder))
+    shutil.rmtree(folder)
+    return tuple(result.failures)
+
+
+class _Part:
+    """Some items of a source, as a source."""
+
+    def __init__(self, source: Source, numbers: list[int], stamps: dict[str, list[int]]) -> None:
+        self._source, self._numbers = source, numbers
+        listing = [[source.key(number), stamps[source.key(number)]] for number in numbers]
+        self.digest = _digest(json.dumps(listing))
+        self.name = source.name
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def key(self, number: int) -> str:
+        return self._source.key(self._numbers[number])
+
+    def read(self, number: int) -> bytes:
+        return self._source.read(self._numbers[number])
+
+    def metadata(self, number: int) -> dict[str, str | int | float]:
+        return self._source.metadata(self._numbers[number])
+
+
+def _open_or_create(path: Path, model: Path) -> Index:
+    return Index.open(path, writable=True) if path.is_dir() else Index.create(path, model=model)
+
+
+def _stamps(source: Source, pictures: Path) -> dict[str, list[int]]:
+    """Size and time of change (ns) for every key: of its file, or of the container it lies in."""
+    root = pictures if pictures.is_dir() else pictures.parent
+
+    @cache
+    def stamp(path: Path) -> tuple[int, int]:
+        for place in (path, *path.parents):
+            if place.is_file():
+                status = place.stat()
+                return status.st_size, status.st_mtime_ns
+        return 0, 0
+
+    return {source.key(number): [*stamp(root / source.key(number))] for number in range(len(source))}
+
+
+def _read_listing(file: Path) -> dict[str, list[int]]:
+    """What is in the index already; nothing where the file is missing or of another format, so that all is done anew."""
+    try:
+        listing = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    if not isinstance(listing, dict) or listing.get("format") != REMEMBERED:
+        return {}
+    pictures: dict[str, list[int]] = listing["pictures"]
+    return pictures
+
+
+def _drawing_digest() -> str:
+    """Changes with the drawing code and with what it draws with."""
+    here = Path(__file__).parent
+    files = [here / "gallery.py", *sorted((here / "drawing").glob("*.py"))]
+    return _digest(numpy.__version__, PIL.__version__, *(file.read_text(encoding="utf-8") for file in files))
+
+
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,241 @@
+// The search page: browse a sample of the index, search with one of its pictures or with one dropped, pasted or chosen.
+// Everything it shows comes from the routes of featkit.serve; names of files become text nodes, never markup.
+
+const FIRST_K = 24;
+const MORE_K = 24;
+const MAX_K = 240;
+const SAMPLE = 48;
+const NARROWEST = 0.56; // height : width limits of a card, so that one panorama does not take a whole row
+const WIDEST = 2.2;
+
+export function start(root) {
+  const page = root.querySelector(".fk-page");
+  if (!page || page.dataset.started) return;
+  page.dataset.started = "yes";
+  new SearchPage(page).open();
+}
+
+class SearchPage {
+  constructor(page) {
+    this.page = page;
+    this.parts = Object.fromEntries([...page.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
+    this.file = null; // the last picture of the user's own; the address bar cannot hold it
+    this.k = FIRST_K;
+    this.seed = 0;
+    this.total = 0;
+    this.request = null;
+    this.actions = {
+      home: () => this.go(""),
+      choose: () => this.parts.file.click(),
+      shuffle: () => ((this.seed += 1), this.show()),
+      more: () => ((this.k += MORE_K), this.show({ keepPlace: true })),
+      theme: () => document.body.classList.toggle("dark"),
+    };
+  }
+
+  open() {
+    this.page.addEventListener("click", (event) => this.clicked(event));
+    this.parts.file.addEventListener("change", () => this.take(this.parts.file.files[0]));
+    document.addEventListener("paste", (event) => this.take(firstPicture(event.clipboardData)));
+    window.addEventListener("hashchange", () => this.arrived());
+    this.listenForDrops();
+    this.countPictures();
+    this.arrived();
+  }
+
+  clicked(event) {
+    const card = event.target.closest("[data-id]");
+    if (card) return this.go(`item-${card.dataset.id}`);
+    const action = event.target.closest("[data-action]");
+    if (action) this.actions[action.dataset.action]();
+  }
+
+  listenForDrops() {
+    let depth = 0; // dragenter and dragleave come for every element on the way
+    const veil = (shown) => (this.parts.veil.hidden = !shown);
+    const carriesFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+    document.addEventListener("dragenter", (event) => carriesFile(event) && veil((depth += 1) > 0));
+    document.addEventListener("dragleave", (event) => carriesFile(event) && veil((depth -= 1) > 0));
+    document.addEventListener("dragover", (event) => carriesFile(event) && event.preventDefault());
+    document.addEventListener("drop", (event) => {
+      if (!carriesFile(event)) return;
+      event.preventDefault();
+      depth = 0;
+      veil(false);
+      this.take(event.dataTransfer.files[0]);
+    });
+  }
+
+  take(file) {
+    if (!file) return;
+    this.file = file;
+    this.parts.file.value = "";
+    if (location.hash === "#upload") this.arrived();
+    else this.go("upload");
+  }
+
+  go(place) {
+    if (location.hash.replace("#", "") === place) return this.show();
+    if (place) location.hash = place;
+    else {
+      history.pushState(null, "", location.pathname + location.search);
+      this.arrived();
+    }
+  }
+
+  arrived() {
+    this.k = FIRST_K;
+    this.show();
+  }
+
+  async show({ keepPlace = false } = {}) {
+    this.request?.abort();
+    this.request = new AbortController();
+    this.complain("");
+    this.page.dataset.state = "loading";
+    const item = /^#item-(\d+)$/.exec(location.hash);
+    try {
+      if (item) await this.showNeighbours(Number(item[1]));
+      else if (location.hash === "#upload" && this.file) await this.showUpload(this.file);
+      else await this.showGallery();
+      if (!keepPlace) this.toTop();
+    } catch (error) {
+      if (error.name === "AbortError") return; // a newer request took over
+      this.complain(error instanceof Refused ? error.message : "The page's server does not answer; is featkit demo still running?");
+    }
+    this.page.dataset.state = "ready";
+  }
+
+  async showGallery() {
+    const answer = await this.call(`v1/sample?limit=${SAMPLE}&seed=${this.seed}`);
+    this.describeQuery(null);
+    this.title("Pick a picture to start from", answer.total > answer.items.length ? `${answer.items.length} of ${count(answer.total)}` : count(answer.total));
+    this.fill(answer.items);
+    this.parts.more.hidden = true;
+    this.parts.shuffle.hidden = answer.total <= answer.items.length;
+  }
+
+  async showNeighbours(id) {
+    const started = performance.now();
+    const answer = await this.call(`v1/items/${id}/neighbours?k=${this.k}`);
+    this.describeQuery({ name: answer.item.key, source: thumbnailOf(answer.item), ...answer.item });
+    this.results(answer.hits, started);
+  }
+
+  async showUpload(file) {
+    const started = performance.now();
+    const form = new FormData();
+    form.append("files", file, file.name || "pasted picture");
+    form.append("k", String(this.k));
+    const [found] = (await this.call("v1/search", { method: "POST", body: form })).pictures;
+    this.describeQuery({ name: found.name, source: URL.createObjectURL(file), width: found.width, height: found.height });
+    this.results(found.hits, started);
+  }
+
+  results(hits, started) {
+    const time = Math.max(1, Math.round(performance.now() - started));
+    this.title("Nearest pictures", `${hits.length} of ${count(this.total || hits.length)} · ${time} ms`);
+    this.fill(hits);
+    this.parts.shuffle.hidden = true;
+    this.parts.more.hidden = hits.length < this.k || this.k >= MAX_K || hits.length >= this.total;
+  }
+
+  async call(route, options = {}) {
+    const response = await fetch(route, { ...options, signal: this.request.signal });
+    if (response.ok) return response.json();
+    const answer = await response.json().catch(() => ({}));
+    throw new Refused(typeof answer.detail === "string" ? answer.detail : `The server answered ${response.status}.`);
+  }
+
+  async countPictures() {
+    const health = await fetch("healthz").then((response) => response.json()).catch(() => null);
+    if (!health) return;
+    this.total = health.num_items;
+    this.parts.facts.textContent = `${count(health.num_items)} · ${health.model}`;
+    this.parts.facts.title = `Model fingerprint ${health.fingerprint}, run by ${health.backend}`;
+  }
+
+  describeQuery(query) {
+    const { preview, drop, name, size } = this.parts;
+    if (preview.src.startsWith("blob:")) URL.revokeObjectURL(preview.src);
+    drop.classList.toggle("fk-filled", query !== null);
+    drop.classList.remove("fk-unseen");
+    preview.hidden = query === null;
+    this.parts.query.hidden = this.parts.home.hidden = query === null;
+    if (query === null) return preview.removeAttribute("src");
+    preview.alt = `The picture searched with: ${query.name}`;
+    preview.onerror = () => drop.classList.add("fk-unseen"); // a format the server reads and this browser does not
+    preview.src = query.source;
+    name.textContent = query.name;
+    size.textContent = query.width ? `${query.width} × ${query.height} pixels` : "";
+  }
+
+  fill(items) {
+    this.parts.grid.replaceChildren(...items.map(card));
+  }
+
+  title(text, status) {
+    this.parts.title.textContent = text;
+    this.parts.status.textContent = status;
+  }
+
+  complain(text) {
+    this.parts.alert.textContent = text;
+    this.parts.alert.hidden = !text;
+  }
+
+  toTop() {
+    const heading = this.parts.title;
+    const inside = this.page.contains(document.activeElement) || document.activeElement === document.body;
+    // The card that had the focus is gone: the heading is where a reader of the results starts.
+    if (inside && location.hash) heading.focus({ preventScroll: true });
+    if (heading.getBoundingClientRect().top < 0) window.scrollTo({ top: 0, behavior: "instant" });
+  }
+}
+
+class Refused extends Error {}
+
+function card(item) {
+  const shape = item.width && item.height ? item.width / item.height : 4 / 3;
+  const picture = make("img", { src: thumbnailOf(item), alt: item.key, loading: "lazy", decoding: "async", draggable: false });
+  const button = make("button", { type: "button", className: "fk-card" }, picture);
+  button.dataset.id = item.id;
+  const [folder, name] = split(item.key);
+  const caption = make("span", { className: "fk-caption" }, make("span", { className: "fk-name", textContent: name }));
+  if (folder) caption.append(make("span", { className: "fk-folder", textContent: folder }));
+  button.append(caption);
+  button.title = item.key;
+  if (item.score === undefined) button.setAttribute("aria-label", `Search with ${item.key}`);
+  else {
+    const score = make("span", { className: "fk-score", textContent: item.score.toFixed(3) });
+    score.style.setProperty("--score", Math.max(0, Math.min(1, item.score)));
+    button.append(score);
+    button.setAttribute("aria-label", `Search with ${item.key}, similarity ${item.score.toFixed(3)}`);
+  }
+  const place = make("li", {}, button);
+  place.style.setProperty("--shape", Math.min(WIDEST, Math.max(NARROWEST, shape)));
+  return place;
+}
+
+function make(tag, properties, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+function split(key) {
+  const at = key.lastIndexOf("/");
+  return at < 0 ? ["", key] : [key.slice(0, at), key.slice(at + 1)];
+}
+
+function thumbnailOf(item) {
+  return item.thumbnail.replace(/^\//, "");
+}
+
+function count(number) {
+  return `${number.toLocaleString("en")} picture${number === 1 ? "" : "s"}`;
+}
+
+function firstPicture(clipboard) {
+  return [...(clipboard?.files ?? [])].find((file) => file.type.startsWith("image/"));
+}

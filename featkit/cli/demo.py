@@ -1,0 +1,87 @@
+"""`featkit demo`: the search page."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.extras import need_extra
+from featkit.errors import InputError
+
+
+def demo(
+    photos: Path | None = None,
+    /,
+    *,
+    model: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    browser: bool = True,
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> None:
+    """Open the search page over PHOTOS: an index, or pictures, which are embedded and indexed first.
+
+    Without PHOTOS it opens over a sample gallery that it draws. Pictures and sample gallery are kept in a cache folder;
+    a second run embeds only what is new or changed.
+
+    Example: featkit demo photos.index --port 7860
+
+    Parameters
+    ----------
+    photos
+        An index folder, or whatever `featkit embed` takes: a folder of pictures, a .tar, a .parquet.
+    model
+        The model for pictures; by default featkit-tiny, which ships with featkit. An index brings its own.
+    host
+        Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is in.
+    port
+        Port to listen on; 0 takes any free one.
+    browser
+        Open the page in this desktop's browser, if it has one.
+    cache
+        Where indexes over pictures are kept; by default ~/.cache/featkit.
+    quiet
+        Show no progress.
+    """
+    need_extra("demo", "gradio", "fastapi", "uvicorn", "python_multipart")
+    from featkit.index import Index
+    from featkit.models import default_model_path
+    from featkit.serve.running import bind
+
+    bind(host, port).close()  # a port that is taken is said now, not after minutes of embedding
+
+    def progress(label: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
+        return ProgressReporter(label, total=total, quiet=quiet)
+
+    if photos is not None and (photos / "catalogue.sqlite").is_file():
+        if model is not None:
+            raise InputError(f"{photos} is an index and searches with its own model; leave --model out.")
+        path = photos
+    else:
+        from featkit_demo.prepare import default_cache, prepare_gallery, prepare_index
+
+        place = cache or default_cache()
+        pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
+        prepared = prepare_index(pictures, model or default_model_path(), place, progress=progress)
+        if prepared.failures:
+            print_table("Without an embedding", ("picture", "why"), prepared.failures)
+        path = prepared.index
+    from featkit_demo.app import run_demo
+
+    with Index.open(path) as index:
+        what = "1 picture" if len(index) == 1 else f"{len(index):,} pictures"
+        run_demo(
+            index,
+            host,
+            port,
+            open_browser=browser and _has_desktop(),
+            on_ready=lambda address: stdout().print(f"Search {what} at {address} (stop with Ctrl-C)"),
+        )
+
+
+def _has_desktop() -> bool:
+    """Whether there is a screen to open a browser on; a server reached by ssh has none."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))

@@ -1,0 +1,76 @@
+"""A small drawn gallery, its index, and the page over it on a real port."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from featkit.embedder import Embedder
+from featkit.embeddings import Embeddings
+from featkit.index import Index
+from featkit.pipeline import embed_source
+from featkit.serve.running import address_of, bind
+from featkit.sources import open_source
+from featkit_demo.gallery import draw_gallery
+from tests.model_files import make_model_file
+
+KINDS = ("fish", "lake", "mug", "tiles")
+HOSTILE = "<img src=x onerror=alert(1)>.jpg"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Where the pictures, the model and the index are."""
+
+    pictures: Path
+    model: Path
+    index: Path
+
+
+@pytest.fixture(scope="session")
+def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
+    """Twelve drawn pictures and one whose name is markup."""
+    root = tmp_path_factory.mktemp("gallery")
+    files = draw_gallery(root / "pictures", kinds=KINDS, num_instances=1)
+    odd = root / "pictures" / "odd"
+    odd.mkdir()
+    shutil.copyfile(files[0], odd / HOSTILE)
+    model = make_model_file(root / "m.onnx", width=64, size=64)
+    embed_source(open_source(root / "pictures"), Embedder(model, threads=1), root / "emb")
+    with Index.create(root / "photos.index", model=model) as index:
+        index.add_embeddings(Embeddings.open(root / "emb"))
+    return Gallery(root / "pictures", model, root / "photos.index")
+
+
+@pytest.fixture(scope="session")
+def page_address(gallery: Gallery) -> Iterator[str]:
+    """The page, served."""
+    listener = bind("127.0.0.1", 0)
+    with Index.open(gallery.index) as index:
+        server = uvicorn.Server(uvicorn.Config(_make_app(index), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        yield address_of(listener)
+        server.should_exit = True
+        thread.join()
+    listener.close()
+
+
+def _make_app(index: Index) -> FastAPI:
+    """The app; Gradio 6.31 leaves event loops unclosed where it makes its locks (gradio/utils.py, safe_get_lock)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        from featkit_demo.app import make_demo_app
+
+        app = make_demo_app(index)
+        gc.collect()
+    return app

@@ -1,0 +1,87 @@
+"""A small real index, behind the service."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from featkit.embedder import Embedder
+from featkit.images import ImageLimits, thumbnail_jpeg
+from featkit.index import Index
+from featkit.serve.app import make_app
+from featkit.serve.running import address_of, bind
+from featkit.serve.service import ServiceLimits
+from tests.model_files import make_model_file
+
+LIMITS = ServiceLimits(
+    images=ImageLimits(max_bytes=60_000, max_pixels=40_000), max_pictures=4, max_request_bytes=150_000, max_k=50
+)
+NUM_PICTURES = 12
+
+
+def picture(seed: int) -> np.ndarray:
+    """Coloured blocks (48, 64, 3) uint8, different for each seed."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return np.ascontiguousarray(blocks.repeat(8, axis=0).repeat(8, axis=1))
+
+
+def png(seed: int) -> bytes:
+    """The same as a file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(seed)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx", width=32)
+
+
+@pytest.fixture(scope="session")
+def embedder(model: Path) -> Embedder:
+    return Embedder(model, limits=LIMITS.images)
+
+
+@pytest.fixture(scope="session")
+def index(model: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+    """Pictures 0 to 11 under keys blocks/0.png …; the last has no thumbnail."""
+    path = tmp_path_factory.mktemp("index") / "photos.index"
+    pictures = [picture(seed) for seed in range(NUM_PICTURES)]
+    with Index.create(path, model=model) as created:
+        created.add(
+            [f"blocks/{seed}.png" for seed in range(NUM_PICTURES)],
+            embedder.embed(pictures),
+            widths=[64] * NUM_PICTURES,
+            heights=[48] * NUM_PICTURES,
+            thumbnails=[*(thumbnail_jpeg(one) for one in pictures[:-1]), None],
+            metadata=[{"label": "blocks"}] * NUM_PICTURES,
+        )
+    with Index.open(path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(index: Index, embedder: Embedder) -> Iterator[TestClient]:
+    with TestClient(make_app(index, embedder, limits=LIMITS)) as started:
+        yield started
+
+
+@pytest.fixture
+def live_address(index: Index, embedder: Embedder) -> Iterator[str]:
+    """The service on a real port."""
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(make_app(index, embedder, limits=LIMITS), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield address_of(listener)
+    server.should_exit = True
+    thread.join()
+    listener.close()

@@ -1,0 +1,196 @@
+"""The routes: what they answer, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from featkit.embedder import Embedder
+from featkit.errors import InputError
+from featkit.index import Index
+from featkit.serve.app import make_app
+from tests.featkit.serve.conftest import LIMITS, NUM_PICTURES, picture, png
+from tests.model_files import make_model_file
+
+Files = list[tuple[str, tuple[str, bytes]]]
+
+
+def files(*seeds: int) -> Files:
+    return [("files", (f"{seed}.png", png(seed))) for seed in seeds]
+
+
+def test_embed_gives_the_embedders_vectors_in_order(client: TestClient, embedder: Embedder) -> None:
+    answer = client.post("/v1/embed", files=files(3, 1)).json()
+    assert answer["fingerprint"] == embedder.fingerprint
+    assert [(one["name"], one["height"], one["width"]) for one in answer["pictures"]] == [("3.png", 48, 64), ("1.png", 48, 64)]
+    vectors = np.array([one["vector"] for one in answer["pictures"]], np.float32)
+    np.testing.assert_allclose(vectors, embedder.embed([picture(3), picture(1)]), atol=1e-6)
+
+
+def test_search_finds_each_picture_itself_first(client: TestClient) -> None:
+    answer = client.post("/v1/search", files=files(5, 2), data={"k": "3"}).json()
+    assert [len(one["hits"]) for one in answer["pictures"]] == [3, 3]
+    assert [one["hits"][0]["key"] for one in answer["pictures"]] == ["blocks/5.png", "blocks/2.png"]
+    first = answer["pictures"][0]["hits"][0]
+    assert first["score"] == pytest.approx(1, abs=1e-5)
+    assert (first["width"], first["height"], first["metadata"]) == (64, 48, {"label": "blocks"})
+    scores = [hit["score"] for hit in answer["pictures"][0]["hits"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_one_bad_picture_refuses_the_request_by_name_and_harms_nothing(client: TestClient) -> None:
+    bad = ("files", ("../etc/notes.jpg", b"dear diary"))
+    answer = client.post("/v1/embed", files=[*files(1), bad])
+    assert answer.status_code == 422
+    assert answer.json()["pictures"] == [
+        {"name": "notes.jpg", "reason": "notes.jpg is not a picture in a format that can be read."}
+    ]
+    assert client.post("/v1/embed", files=files(1)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff\xd8\xff\xe0 truncated", png(1)[:200], b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+)
+def test_what_is_no_picture_is_refused(client: TestClient, data: bytes) -> None:
+    answer = client.post("/v1/search", files=[("files", ("x.png", data))])
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("x.png ")
+
+
+def test_pictures_over_the_limits_are_refused_before_decoding(client: TestClient) -> None:
+    header_of_huge = bytearray(png(1))
+    header_of_huge[16:24] = (20_000).to_bytes(4, "big") * 2  # width and height in the IHDR chunk
+    header_of_huge[29:33] = zlib.crc32(header_of_huge[12:29]).to_bytes(4, "big")
+    answer = client.post("/v1/embed", files=[("files", ("huge.png", bytes(header_of_huge)))])
+    assert answer.status_code == 422
+    assert "huge.png has 400,000,000 pixels" in answer.json()["detail"]
+    long = client.post("/v1/embed", files=[("files", ("long.png", png(1) + bytes(LIMITS.images.max_bytes)))])
+    assert long.status_code == 422
+    assert "more than the limit of 60,000" in long.json()["detail"]
+
+
+def test_a_request_that_is_too_long_is_ended_while_it_streams(client: TestClient) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        for _ in range(100):
+            sent += 65536
+            yield bytes(65536)
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = client.post("/v1/embed", content=endless(), headers=headers)
+    assert answer.status_code == 413
+    assert answer.json()["detail"] == "The request has more bytes than the limit of 150,000."
+    claimed = client.post("/v1/embed", content=b"x" * 150_001, headers=headers)
+    assert (claimed.status_code, "150,001 bytes" in claimed.json()["detail"]) == (413, True)
+
+
+def test_wrong_forms_are_refused(client: TestClient) -> None:
+    assert client.post("/v1/embed", json={"path": "/etc/passwd"}).status_code == 415
+    assert client.post("/v1/embed", files=files(*range(5))).status_code == 422  # four at most
+    assert (
+        client.post("/v1/embed", data={"url": "http://x"}, files=[("k", (None, b"3"))])
+        .json()["detail"]
+        .startswith("No picture")
+    )
+    for k in ("0", "51", "-1", "1e3", "٣", "9" * 5000):
+        answer = client.post("/v1/search", files=files(1), data={"k": k})
+        assert (answer.status_code, "whole number from 1 to 50" in answer.json()["detail"]) == (422, True)
+
+
+def test_paths_and_urls_are_never_opened(client: TestClient, index: Index) -> None:
+    path = str(index.path / "catalogue.sqlite")
+    for text in (path, f"file://{path}", "http://127.0.0.1/x.png"):
+        answer = client.post("/v1/embed", data={"files": text, "k": "3"}, files=[("x", (None, b""))])
+        assert (answer.status_code, answer.json()["detail"].startswith("No picture")) == (422, True)
+
+
+def test_thumbnails_are_served_by_id_with_an_etag(client: TestClient, index: Index) -> None:
+    answer = client.get("/v1/items/4/thumbnail")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    assert answer.content == index.thumbnail(4)
+    assert answer.headers["cache-control"] == "private, max-age=3600"
+    again = client.get("/v1/items/4/thumbnail", headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("route", ["/v1/items/99", "/v1/items/99/thumbnail", "/v1/items/99/neighbours", f"/v1/items/{2**61}"])
+def test_unknown_items_are_404(client: TestClient, route: str) -> None:
+    assert client.get(route).status_code == 404
+
+
+def test_ids_that_are_none_are_refused(client: TestClient) -> None:
+    for number in ("-1", "x", "..", str(2**80)):
+        assert client.get(f"/v1/items/{number}/thumbnail").status_code in (404, 422)
+    assert client.get(f"/v1/items/{NUM_PICTURES - 1}/thumbnail").status_code == 404  # it has none
+
+
+def test_neighbours_of_an_item_begin_with_itself(client: TestClient) -> None:
+    answer = client.get("/v1/items/7/neighbours?k=4").json()
+    assert answer["item"]["key"] == answer["hits"][0]["key"] == "blocks/7.png"
+    assert len(answer["hits"]) == 4
+    assert client.get("/v1/items/7/neighbours?k=51").status_code == 422
+
+
+def test_items_are_listed_and_sampled(client: TestClient) -> None:
+    page = client.get("/v1/items?offset=2&limit=3").json()
+    assert (page["total"], [item["id"] for item in page["items"]]) == (NUM_PICTURES, [2, 3, 4])
+    first, same, other = (client.get(f"/v1/sample?limit=5&seed={seed}").json()["items"] for seed in (1, 1, 2))
+    assert first == same != other
+    assert len({item["id"] for item in first}) == 5
+    assert len(client.get("/v1/sample?limit=200").json()["items"]) == NUM_PICTURES
+
+
+def test_health_names_model_and_backend(client: TestClient, embedder: Embedder) -> None:
+    answer = client.get("/healthz").json()
+    assert answer["status"] == "ok"
+    assert answer["num_items"] == NUM_PICTURES
+    assert (answer["fingerprint"], answer["backend"]) == (embedder.fingerprint, embedder.backend_name)
+
+
+def test_without_an_index_only_embedding_is_offered(embedder: Embedder) -> None:
+    with TestClient(make_app(None, embedder)) as client:
+        assert client.get("/healthz").json()["num_items"] is None
+        assert client.post("/v1/embed", files=files(1)).status_code == 200
+        assert client.post("/v1/search", files=files(1)).status_code == 404
+
+
+def test_an_index_of_another_model_is_refused(index: Index, tmp_path: Path) -> None:
+    other = Embedder(make_model_file(tmp_path / "other.onnx", width=32, seed=1))
+    with pytest.raises(InputError, match="was built by model"):
+        make_app(index, other)
+
+
+def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(client: TestClient) -> None:
+    spec = client.get("/openapi.json").json()
+    assert {*spec["paths"]} == {
+        "/healthz",
+        "/v1/embed",
+        "/v1/search",
+        "/v1/items",
+        "/v1/sample",
+        "/v1/items/{number}",
+        "/v1/items/{number}/neighbours",
+        "/v1/items/{number}/thumbnail",
+    }
+    body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert {*body["properties"]} == {"files", "k"}
+    assert "examples" in json.dumps(spec["components"]["schemas"]["SearchAnswer"])
+    assert [client.get(page).status_code for page in ("/docs", "/redoc")] == [404, 404]
+
+
+def test_metrics_count_by_route_and_status(client: TestClient) -> None:
+    client.get("/v1/items/1")
+    client.get("/v1/items/2")
+    client.get("/v1/items/99")
+    text = client.get("/metrics").text
+    assert 'featkit_requests_total{route="/v1/items/{number}",status="200"} 2.0' in text
+    assert 'featkit_requests_total{route="/v1/items/{number}",status="404"} 1.0' in text
