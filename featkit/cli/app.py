@@ -7,11 +7,11 @@ import sys
 import traceback
 from typing import Literal
 
-from cyclopts import App
+from cyclopts import App, Group
 from cyclopts.exceptions import CycloptsError
 
 from featkit._version import __version__
-from featkit.errors import FeatkitError, Interrupted
+from featkit.errors import EnvironmentProblem, FeatkitError, Interrupted
 
 # name, where it lives, one line of help; given here so that `featkit --help` imports none of them.
 COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
@@ -26,14 +26,21 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ("Look", "inspect", "featkit.cli.inspect:inspect", "Say what a featkit file or folder holds."),
 )
 
-app = App(
-    name="featkit",
-    help="Self-distilled vision models, from photographs to search: train, export, embed, index, search.",
-    help_epilogue="Start with: featkit embed pictures/ --out emb/ && featkit index emb/ --out photos.index",
-    version=__version__,
-)
-for _group, _name, _where, _help in COMMANDS:
-    app.command(_where, name=_name, help=_help, group=_group)
+
+def make_app(command: str | None) -> App:
+    """The command line. `command`, if any, is described by its own docstring, for its --help; the others by one line each."""
+    start = "Start with `featkit demo`, or `featkit demo pictures/`. Each command explains itself: `featkit embed --help`."
+    app = App(
+        name="featkit",
+        help="Self-distilled vision models, from photographs to search: train, export, embed, index, search.",
+        help_epilogue=None if command else start,
+        version=__version__,
+        suppress_keyboard_interrupt=False,  # cyclopts would end with 130 and without a word
+    )
+    groups = {name: Group.create_ordered(name) for name in ("Make", "Use", "Look")}
+    for place, (group, name, where, line) in enumerate(COMMANDS):
+        app.command(where, name=name, help=None if name == command else line, group=groups[group], sort_key=place)
+    return app
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,8 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     tokens = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in tokens or os.environ.get("FEATKIT_DEBUG") == "1"
     tokens = [token for token in tokens if token != "--debug"]
+    command = next((token for token in tokens if not token.startswith("-")), None)
     try:
-        result = app(tokens, exit_on_error=False, result_action="return_value")
+        result = make_app(command)(tokens, exit_on_error=False, result_action="return_value")
     except CycloptsError:
         return 2  # cyclopts has printed what is wrong
     except FeatkitError as error:
@@ -59,6 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that may not be entered, a name that is too long: no mistake in featkit
+        if debug:
+            traceback.print_exc()
+        what = error.filename or "A file"
+        print(f"featkit: {what} cannot be used: {error.strerror or error}; --debug shows where it was needed.", file=sys.stderr)
+        return EnvironmentProblem.exit_code
     return result if isinstance(result, int) else 0
 
 

@@ -135,8 +135,8 @@ class Run:
         step = load_checkpoint(checkpoints[-1], method=self.method, optimizer=self.optimizer) if checkpoints else 0
         metrics = self.out / METRICS_FILE
         if metrics.exists():  # lines past the checkpoint will be written again
-            lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_text(metrics, "".join(line + "\n" for line in lines))
+            lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]  # a power cut tears the last one
+            write_text(metrics, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
         self.on_note(f"resuming at step {step:,}")
         return step
 
@@ -185,7 +185,8 @@ class Run:
         meter = Meter(config.batch_size)
         step = first_step
         with self._metrics_writer(first_step) as write:
-            self._measure_copies(step, write)
+            if step == 0:  # what the untrained network finds, to compare with
+                self._measure_copies(step, write)
             try:
                 while step < config.steps:
                     with meter.waiting():

@@ -1,0 +1,112 @@
+"""featkit-tiny, the model that ships: train it again by its recipe, or take a finished run, and measure it.
+
+Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the baselines; and, for what it
+is not good at, the kinds of things in CIFAR-10 by their nearest neighbours, beside raw pixels.
+Run: python tests/benchmarks/bench_tiny.py [RUN]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+
+from featkit.embedder import Embedder
+from featkit.evaluate.baselines import pixel_vectors, pixels_of
+from featkit.evaluate.copies import CopiesReport, evaluate_copies
+from featkit.evaluate.edits import working_picture
+from featkit.images import decode
+from featkit.sources import Source, open_source
+from featkit_export.export import export_model
+from featkit_export.graph import Feature
+from featkit_train.config import TrainConfig, from_mapping, read_recipe
+from featkit_train.loop import train
+from tests.benchmarks.bench_first_run import open_part
+from tests.benchmarks.record import write_result
+from tests.data import shared_data
+
+NEIGHBOURS, GALLERY, QUERIES = 20, 5000, 1000
+
+
+def nearest_kind_accuracy(gallery: np.ndarray, kinds: np.ndarray, queries: np.ndarray, right: np.ndarray) -> float:
+    """Share of queries whose kind most of the NEIGHBOURS nearest gallery vectors have."""
+    nearest = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :NEIGHBOURS]
+    votes = np.apply_along_axis(np.bincount, 1, kinds[nearest], minlength=10)
+    return float((votes.argmax(axis=1) == right).mean())
+
+
+def kinds_of(source: Source, count: int) -> np.ndarray:
+    """The labels of the first `count` items."""
+    return np.array([int(source.metadata(number)["class"]) for number in range(count)])
+
+
+def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
+    """Of the model and of centred pixels."""
+    parts = (open_source(data / "cifar10" / "train-00000.tar"), open_source(data / "cifar10" / "train-00001.tar"))
+    counts = (GALLERY, QUERIES)
+    vectors, pixels = [], []
+    for part, count in zip(parts, counts, strict=True):
+        vectors.append(embedder.embed(part.read(number) for number in range(count)))
+        pictures = (working_picture(decode(part.read(number)).pixels) for number in range(count))
+        pixels.append(np.stack([pixels_of(picture) for picture in pictures]))
+    mean = pixels[0].mean(axis=0)
+    flat = [pixel_vectors(rows, mean) for rows in pixels]
+    kinds = [kinds_of(part, count) for part, count in zip(parts, counts, strict=True)]
+    return {
+        "CIFAR-10 by 20 neighbours, model": round(nearest_kind_accuracy(vectors[0], kinds[0], vectors[1], kinds[1]), 3),
+        "CIFAR-10 by 20 neighbours, centred pixels": round(nearest_kind_accuracy(flat[0], kinds[0], flat[1], kinds[1]), 3),
+    }
+
+
+def minutes_of(run: Path) -> float:
+    """Time of the steps, from the rates that a run logged."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "steps_per_s" in line]
+    spent = 0.0
+    before = 0
+    for line in steps:
+        spent += (line["step"] - before) / line["steps_per_s"]
+        before = line["step"]
+    return spent / 60
+
+
+def measure(run: Path, held_out: Source, feature: Feature, out: Path) -> CopiesReport:
+    """The copies yardstick of one feature."""
+    export_model(run, out, feature=feature)
+    return evaluate_copies(held_out, Embedder(out))
+
+
+def main() -> None:
+    """Measure and record."""
+    data = shared_data()
+    if data is None:
+        raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
+    photos = sorted((data / "photos").iterdir())
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-200:], folder / "last.txt")
+        run = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "run"
+        if not run.is_dir():
+            config = from_mapping(TrainConfig, read_recipe("tiny"))
+            train(config, [first], run, held_out=last, on_log=lambda log: print(log, flush=True))
+        reports = {feature: measure(run, last, feature, folder / f"{feature}.onnx") for feature in get_args(Feature)}
+        figures = {
+            "minutes of steps": round(minutes_of(run), 1),
+            **{f"copy recall@1, {feature}": round(report.model.recall_at_1, 3) for feature, report in reports.items()},
+            "copy recall@1, centred pixels": round(reports["cls"].method("centred pixels").recall_at_1, 3),
+            "target": "twice centred pixels, aim for three times",
+            **cifar_accuracy(data, Embedder(folder / "cls.onnx")),
+            "reports": {feature: asdict(report) for feature, report in reports.items()},
+        }
+    write_result("tiny", figures)
+
+
+if __name__ == "__main__":
+    main()
