@@ -17,14 +17,15 @@ TEMPORARY_MARK = ".partial-"
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a read-only folder or a missing permission at `path` into one EnvironmentProblem."""
+    """Turn a full disk, a missing permission or whatever else forbids writing at `path` into one EnvironmentProblem."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EnvironmentProblem(f"No space left to write {path}; free some or choose another place.") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise EnvironmentProblem(f"{path} cannot be written: {error.strerror}; choose another place.") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO):
+            reason = os.strerror(error.errno)  # pyarrow puts words of its own into strerror
+            raise EnvironmentProblem(f"{path} cannot be written: {reason}; choose another place.") from error
         raise
 
 

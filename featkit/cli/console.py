@@ -24,9 +24,15 @@ from rich.text import Text
 PLAIN_INTERVAL_S = 5.0
 
 
+class _ResultConsole(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line, which knows that a reader like `head` has had enough; rich would end with 1."""
+        raise
+
+
 def stdout() -> Console:
     """The console for results. Made anew, so that a redirected sys.stdout is the one written to. Brackets are just text."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
+    return _ResultConsole(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -34,7 +40,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric)
+        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_harmless(str(cell))) for cell in row))
     stdout().print(table)
@@ -102,7 +108,7 @@ class ProgressReporter:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(text, highlight=False, markup=False)
         else:
             self._last_line = time.monotonic()  # it has shown that the work goes on
             print(text, file=sys.stderr, flush=True)

@@ -50,13 +50,11 @@ def _model_facts(path: Path) -> dict[str, Any]:
 
 
 def _embeddings_facts(path: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from featkit.embeddings import Embeddings
 
     folder = Embeddings.open(path)
-    missing = len(folder.missing_shards())
-    return {**asdict(folder.plan), "shards": folder.plan.num_shards, "missing_shards": missing}
+    plan: dict[str, Any] = json.loads(folder.plan.to_json())
+    return {**plan, "shards": folder.plan.num_shards, "missing_shards": len(folder.missing_shards())}
 
 
 def _index_facts(path: Path) -> dict[str, Any]:
@@ -78,14 +76,18 @@ def _run_facts(path: Path) -> dict[str, Any]:
     metrics = path / "metrics.jsonl"
     if metrics.is_file():
         for line in metrics.read_text(encoding="utf-8").splitlines():
-            facts.update(
-                {f"last_{name}": value for name, value in json.loads(line).items() if name in ("step", "loss", "copy_recall")}
-            )
+            try:
+                values = json.loads(line)
+            except ValueError:  # the last line of a run that was killed, or that is writing it just now
+                continue
+            facts.update({f"last_{name}": value for name, value in values.items() if name in ("step", "loss", "copy_recall")})
     facts["backbone"] = (path / "backbone.safetensors").is_file()
     return facts
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {part}" for name, part in value.items()) or "–"
+        return ", ".join(f"{name}: {part}" for name, part in value.items()) or "–"
     return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -206,7 +206,7 @@ class Catalogue:
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             if application_id != APPLICATION_ID:
-                raise InputError(f"{self.path} is not the catalogue of a featkit index; make one with `featkit index`.")
+                raise InputError(f"{self.path} is not the catalogue of a featkit index; name one that `featkit index` wrote.")
             if version > FORMAT:
                 raise InputError(f"{self.path.parent} has format {version}, newer than the {FORMAT} read here; update featkit.")
             connection.execute("PRAGMA query_only = ON")

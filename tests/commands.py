@@ -1,0 +1,84 @@
+"""featkit's commands as a user runs them: within this process, or as one of their own that can be stopped at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from featkit.cli.app import main
+
+REPOSITORY = Path(__file__).parents[1]
+TIMEOUT_S = 60.0
+
+
+class Said(NamedTuple):
+    """What a command ended with and printed."""
+
+    code: int
+    out: str
+    error: str
+
+
+def run_featkit(*arguments: object) -> Said:
+    """Run a command line in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        code = main([str(argument) for argument in arguments])
+    return Said(code, out.getvalue(), error.getvalue())
+
+
+def start_featkit(*arguments: object, before: Callable[[], object] = lambda: None) -> subprocess.Popen[str]:
+    """Start `python -m featkit` in a process of its own, which calls `before` first."""
+
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a shell's background
+        before()
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "featkit", *map(str, arguments)],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=prepare,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> Said:
+    """Wait for a process to end by itself; kill it if it does not."""
+    try:
+        out, error = process.communicate(timeout=TIMEOUT_S)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return Said(process.returncode, out, error)
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Return as soon as `true()` holds or the process has ended."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not true() and process.poll() is None:
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError("the process did not come so far")
+        time.sleep(0.001)
+
+
+def is_one_sentence(said: Said) -> bool:
+    """Whether a failed command printed one line for its user and nothing else."""
+    return said.out == "" and said.error.startswith("featkit: ") and said.error.count("\n") == 1 and said.error.endswith(".\n")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file below `folder` by its name, but for the lock, which only says who holds it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "writer.lock"))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,0 +1,28 @@
+"""What the tests of the commands share: a small model file and a few pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.model_files import make_model_file
+from tests.pictures import draw_folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file whose vectors have 16 numbers."""
+    return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file whose vectors must not meet those of `model`."""
+    return make_model_file(tmp_path_factory.mktemp("model") / "other.onnx", seed=1)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures, 000.jpg to 005.jpg; not to be changed."""
+    return draw_folder(tmp_path_factory.mktemp("pictures") / "pictures", 6)

@@ -1,0 +1,207 @@
+"""The command `featkit embed`: what it prints and ends with, whatever the pictures are and whenever it is stopped."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from featkit.embedder import Embedder
+from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit, wait_until
+from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
+from tests.pictures import draw_folder
+
+MANY, SHARD_SIZE = 150, 4
+
+
+def num_shards(out: Path) -> int:
+    """Shards that are there."""
+    return len(list((out / "shards").glob("*.parquet")))
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of every kind, four of which cannot be read."""
+    return write_odd_pictures(tmp_path_factory.mktemp("odd") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """MANY pictures in `many` and all their embeddings, made without a stop, in `emb`."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    draw_folder(folder / "many", MANY)
+    run = ["embed", folder / "many", "--model", model, "--out", folder / "emb", "--shard-size", SHARD_SIZE, "--threads", 1]
+    assert run_featkit(*run, "--quiet").code == 0
+    return folder
+
+
+def test_embed_says_what_it_made_and_what_comes_next(model: Path, pictures: Path, tmp_path: Path) -> None:
+    command = ["embed", pictures, "--model", model, "--out", tmp_path / "emb"]
+    first, again = run_featkit(*command), run_featkit(*command)
+    made = r"6 of 6 pictures embedded by test-0 \(16 numbers each\) on onnxruntime \w+, "
+    assert re.fullmatch(rf"{made}[\d,.]+ pictures/s\.\nNext: featkit index {tmp_path}/emb --out photos\.index\n", first.out)
+    assert re.match(rf"{made}all by an earlier run\.\n", again.out)
+    assert (first.code, first.error, again.code, again.error) == (0, "", 0, "")
+
+
+def test_the_json_result_counts_the_whole_folder_and_this_run(model: Path, odd: Path, tmp_path: Path) -> None:
+    command = ["embed", odd, "--model", model, "--out", tmp_path / "emb", "--json"]
+    first, again = (json.loads(run_featkit(*command).out) for _ in range(2))
+    assert first["items"] == again["items"] == len(READABLE) + len(UNREADABLE)
+    assert (first["embedded_now"], again["embedded_now"]) == (first["items"], 0)
+    assert first["failed"] == again["failed"] == len(UNREADABLE)
+    assert first["failures"] == again["failures"]
+    assert [failure["key"] for failure in first["failures"]] == sorted(UNREADABLE)
+    assert (first["model"], first["fingerprint"]) == ("test-0", Embedder(model, threads=1).fingerprint)
+    assert first["out"] == f"{tmp_path}/emb"
+
+
+def test_bad_pictures_are_counted_and_listed_and_the_others_embedded(model: Path, odd: Path, tmp_path: Path) -> None:
+    said = run_featkit("embed", odd, "--model", model, "--out", tmp_path / "emb")
+    assert (said.code, said.error) == (0, "")
+    assert said.out.startswith("Without an embedding\n")
+    assert f"{len(READABLE)} of {len(READABLE) + len(UNREADABLE)} pictures embedded" in said.out
+    rows = pq.read_table(tmp_path / "emb" / "shards").to_pylist()
+    assert [row["key"] for row in rows] == sorted([*READABLE, *UNREADABLE])
+    for row in rows:
+        name = row["key"]
+        if name in UNREADABLE:
+            assert name in said.out
+            assert UNREADABLE[name] in row["error"]
+            assert row["embedding"] is row["thumbnail"] is row["width"] is row["height"] is None
+        else:
+            assert (row["error"], row["width"], row["height"]) == (None, *READABLE[name])
+            assert np.linalg.norm(row["embedding"]) == pytest.approx(1, abs=1e-5)
+            assert row["thumbnail"][:3] == b"\xff\xd8\xff"
+
+
+def test_strict_ends_with_4_after_all_the_work(model: Path, odd: Path, tmp_path: Path) -> None:
+    command = ["embed", odd, "--model", model, "--out", tmp_path / "emb", "--strict"]
+    for _ in range(2):  # a run that finds all done is as strict
+        said = run_featkit(*command)
+        assert said.code == 4
+        assert said.error == f"featkit: {len(UNREADABLE)} of {len(READABLE) + len(UNREADABLE)} pictures have no embedding.\n"
+        assert "Next: featkit index" in said.out
+    assert run_featkit("embed", odd / "good.jpg", "--model", model, "--out", tmp_path / "good", "--strict").code == 0
+
+
+def test_of_many_failures_the_first_twenty_are_listed_and_the_rest_counted(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for number in range(25):
+        (tmp_path / "pictures" / f"{number:02d}.jpg").touch()
+    said = run_featkit("embed", tmp_path / "pictures", "--model", model, "--out", tmp_path / "emb", "--shard-size", "7")
+    assert re.findall(r"^(\d\d)\.jpg ", said.out, re.MULTILINE) == [f"{number:02d}" for number in range(20)]
+    assert "... and 5 more; they are rows with an `error`." in said.out
+    assert "0 of 25 pictures embedded" in said.out
+
+
+def test_the_limits_are_those_of_the_flags(model: Path, pictures: Path, tmp_path: Path) -> None:
+    sizes = [path.stat().st_size for path in sorted(pictures.iterdir())]
+    limit = sorted(sizes)[2]
+    by_bytes = run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "a", "--max-bytes", limit, "--json")
+    assert json.loads(by_bytes.out)["failed"] == sum(size > limit for size in sizes)
+    for pixels, failed in ((80 * 60, 0), (80 * 60 - 1, 6)):
+        command = ["embed", pictures, "--model", model, "--out", tmp_path / str(pixels), "--max-pixels", pixels, "--json"]
+        assert json.loads(run_featkit(*command).out)["failed"] == failed
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_kill_9_at_any_moment_costs_no_byte(unbroken: Path, model: Path, tmp_path: Path, seed: int) -> None:
+    out, expected = tmp_path / "emb", digests(unbroken / "emb")
+    command = ["embed", unbroken / "many", "--model", model, "--out", out, "--shard-size", SHARD_SIZE, "--threads", 2]
+    dice = random.Random(seed)
+    killed = 0
+    for moment in [0, *sorted(dice.sample(range(1, 25), 4))]:
+        process = start_featkit(*command)
+        wait_until(lambda moment=moment: out.is_dir() and num_shards(out) >= moment, process)  # type: ignore[misc]
+        time.sleep(dice.uniform(0, 0.02))
+        process.send_signal(signal.SIGKILL)
+        killed += end(process).code == -signal.SIGKILL
+        there = {name: digest for name, digest in digests(out).items() if ".partial-" not in name}
+        assert there.items() <= expected.items()
+    assert killed > 1
+    assert end(start_featkit(*command)).code == 0
+    assert digests(out) == expected
+
+
+def test_ctrl_c_ends_with_130_at_a_whole_shard_and_the_same_command_goes_on(
+    unbroken: Path, model: Path, tmp_path: Path
+) -> None:
+    out, expected = tmp_path / "emb", digests(unbroken / "emb")
+    command = ["embed", unbroken / "many", "--model", model, "--out", out, "--shard-size", SHARD_SIZE, "--threads", 1]
+    process = start_featkit(*command)
+    wait_until(lambda: num_shards(out) >= 3, process)
+    process.send_signal(signal.SIGINT)
+    said = end(process)
+    assert said.code == 130
+    assert is_one_sentence(said)
+    kept = re.search(
+        rf"Stopped by Ctrl-C with (\d+) of {MANY} items in {out}; the same command goes on from there\.", said.error
+    )
+    assert kept is not None
+    assert int(kept[1]) == num_shards(out) * SHARD_SIZE < MANY
+    assert digests(out).items() < expected.items()
+    assert run_featkit(*command).code == 0
+    assert digests(out) == expected
+
+
+def test_a_second_process_is_told_who_writes_the_folder(unbroken: Path, model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "emb"
+    command = ["embed", unbroken / "many", "--model", model, "--out", out, "--shard-size", SHARD_SIZE]
+    first = start_featkit(*command)
+    try:
+        wait_until(lambda: num_shards(out) >= 1, first)
+        first.send_signal(signal.SIGSTOP)  # in the middle of it, for as long as the second one needs
+        second = run_featkit(*command)
+    finally:
+        first.send_signal(signal.SIGCONT)
+    assert second.code == 3
+    assert is_one_sentence(second)
+    assert f"{out} is being written by process {first.pid} on " in second.error
+    assert f"embed {unbroken / 'many'}" in second.error
+    assert second.error.endswith("; wait for it to end, or end it.\n")
+    assert end(first).code == 0
+    assert digests(out) == digests(unbroken / "emb")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--shard-size", "3"], "was begun with --shard-size 1024, not 3; say so again, or choose another --out."),
+        (["--max-pixels", "9"], "was begun with --max-pixels 100000000, not 9; say so again, or choose another --out."),
+        (["--max-bytes", "9"], "was begun with --max-bytes 67108864, not 9; say so again, or choose another --out."),
+        (["--model", "other.onnx"], "was begun with another model, test-0 (FINGERPRINT), not test-1 ("),
+    ],
+)
+def test_a_folder_of_other_work_is_refused_and_left_as_it_was(
+    model: Path, pictures: Path, other_model: Path, tmp_path: Path, flags: list[str], words: str
+) -> None:
+    out = tmp_path / "emb"
+    assert run_featkit("embed", pictures, "--model", model, "--out", out).code == 0
+    before = digests(out)
+    flags = [str(other_model) if flag == "other.onnx" else flag for flag in flags]
+    said: Said = run_featkit("embed", pictures, "--out", out, *([] if "--model" in flags else ["--model", model]), *flags)
+    assert said.code == 2
+    assert is_one_sentence(said)
+    assert words.replace("FINGERPRINT", Embedder(model, threads=1).fingerprint[:12]) in said.error
+    assert digests(out) == before
+
+
+def test_the_model_of_the_folder_goes_on_with_it(model: Path, pictures: Path, tmp_path: Path) -> None:
+    """As the refusal of another model advises."""
+    lost = shutil.copyfile(model, tmp_path / "lost.onnx")
+    assert run_featkit("embed", pictures, "--model", lost, "--out", tmp_path / "emb", "--shard-size", "2").code == 0
+    lost.unlink()
+    expected = digests(tmp_path / "emb")
+    (tmp_path / "emb" / "shards" / "00001.parquet").unlink()
+    command = ["embed", pictures, "--model", tmp_path / "emb" / "model.onnx", "--out", tmp_path / "emb", "--shard-size", "2"]
+    assert run_featkit(*command).code == 0
+    assert digests(tmp_path / "emb") == expected
