@@ -45,6 +45,7 @@ def copies(
         Print the figures as JSON.
     """
     from featkit.embedder import Embedder
+    from featkit.embeddings import SHOWN_FAILURES
     from featkit.evaluate.copies import evaluate_copies
     from featkit.sources import open_source, subset
 
@@ -72,4 +73,6 @@ def copies(
     singles = [(score.name, *(f"{score.single[edit]:.3f}" for edit in edits)) for score in report.methods]
     print_table("recall@1 of each edit by itself", ("method", *edits), singles)
     if report.failures:
-        stdout().print(f"{len(report.failures):,} pictures could not be read and were left out.")
+        print_table("Left out", ("picture", "why"), report.failures[:SHOWN_FAILURES])
+        if len(report.failures) > SHOWN_FAILURES:
+            stdout().print(f"... and {len(report.failures) - SHOWN_FAILURES:,} more.")

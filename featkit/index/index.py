@@ -132,7 +132,9 @@ class Index:
             if not folder.exists():
                 raise InputError(f"{folder} does not exist; make an index with `featkit index`.")
             if not (folder / CATALOGUE_FILE).is_file():
-                raise InputError(f"{folder} is not a featkit index: it has no {CATALOGUE_FILE}; name one that `featkit index` wrote.")
+                raise InputError(
+                    f"{folder} is not a featkit index: it has no {CATALOGUE_FILE}; name one that `featkit index` wrote."
+                )
         except PermissionError as error:
             raise EnvironmentProblem(f"{folder} cannot be read: {error.strerror}; ask its owner.") from error
         return cls(folder, writable=writable)

@@ -48,7 +48,7 @@ def test_settings_leave_the_recipe_as_it_was() -> None:
         ("crops.global_scale=[0.1]", "a list of 2 values"),
         ("optim.lr", "write it as section.key=value"),
         ("crops.global_size=65", "65 pixels is no multiple of the patch"),
-        ("run.steps=0", "run.steps must be at least 1"),
+        ("run.steps=0", "run.steps and run.keep_checkpoints must be at least 1"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(setting: str, sentence: str) -> None:

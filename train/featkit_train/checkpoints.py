@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from featkit.atomic import remove_partials, replace_folder
 from featkit.errors import InputError
+from featkit_train.weights import misfit
 
 FORMAT = 1
 STATE_FILE = "state.safetensors"
@@ -50,19 +51,23 @@ def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Opt
     """
     try:
         progress = json.loads((path / PROGRESS_FILE).read_text())
+        if progress["format"] > FORMAT:
+            raise InputError(f"{path} has format {progress['format']}, newer than the {FORMAT} read here; update featkit.")
+        step = int(progress["step"])
         tensors = load_file(path / STATE_FILE)
+    except InputError:
+        raise
     except Exception as error:  # safetensors raises its own, json and the file system theirs
         raise InputError(f"{path} is not a checkpoint that can be read ({error}); remove it to use the one before.") from error
-    if progress["format"] > FORMAT:
-        raise InputError(f"{path} has format {progress['format']}, newer than the {FORMAT} read here; update featkit.")
-    try:
-        method.load_state_dict({name[len(MODEL) :]: t for name, t in tensors.items() if name.startswith(MODEL)})
-    except RuntimeError as error:
-        raise InputError(f"{path} is of another architecture than this run's config: {error}") from error
+    state = {name[len(MODEL) :]: tensor for name, tensor in tensors.items() if name.startswith(MODEL)}
+    problem = misfit(method, state)
+    if problem is not None:
+        raise InputError(f"{path} is of another architecture than this run's config: {problem}.")
+    method.load_state_dict(state)
     moments: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith(MOMENTS):
             number, moment = name[len(MOMENTS) :].split(".")
             moments.setdefault(int(number), {})[moment] = tensor
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(progress["step"])
+    return step

@@ -125,8 +125,8 @@ class TrainConfig:
         for size in sizes:
             if size % self.model.patch:
                 raise InputError(f"a crop of {size} pixels is no multiple of the patch of {self.model.patch}; change one.")
-        if self.run.steps < 1 or self.run.batch_size < 2:
-            raise InputError("run.steps must be at least 1 and run.batch_size at least 2.")
+        if self.run.steps < 1 or self.run.batch_size < 2 or self.run.keep_checkpoints < 1:
+            raise InputError("run.steps and run.keep_checkpoints must be at least 1, run.batch_size at least 2.")
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     try:
         mapping = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+        raise InputError(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(mapping, dict):
         raise InputError(f"{path} holds no mapping of sections; see `{RECIPES.name}/tiny.yaml` for one.")
     return mapping
@@ -154,9 +154,14 @@ def with_settings(mapping: Mapping[str, Any], settings: Sequence[str]) -> dict[s
             raise InputError(f"--set {setting} has no value; write it as section.key=value, such as optim.lr=0.002.")
         place = merged
         *sections, leaf = dotted.split(".")
-        for section in sections:
+        for number, section in enumerate(sections, 1):
             place = place.setdefault(section, {})
-        place[leaf] = yaml.safe_load(text)
+            if not isinstance(place, dict):
+                raise InputError(f"The setting {'.'.join(sections[:number])} is a value, not a section; {dotted} names none.")
+        try:
+            place[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"--set {setting} has a value that is not YAML: {_one_line(error)}") from error
     return merged
 
 
@@ -211,6 +216,11 @@ def _scalar(value: Any, hint: type, *, at: str) -> Any:
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
         return value
     raise InputError(f"The setting {at} is of type {hint.__name__}, not {value!r}.")
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    """What is wrong and where, which yaml spreads over lines."""
+    return " ".join(str(error).split())
 
 
 def _deep_copy(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,8 @@ class ResampleRule:
     """How a family stretches its position table to a foreign grid.
 
     offset: added to the target size before dividing (0.1 in DINO, iBOT and DINOv2 without registers, whose code passes
-    `scale_factor=(h + 0.1) / G` to torch's interpolate; 0 elsewhere). antialias: as torch's interpolate means it.
+    `scale_factor=(h + 0.1) / G` to torch's interpolate; 0 elsewhere), but not at the table's own size, where that code takes
+    the table as it is. antialias: as torch's interpolate means it.
     """
 
     offset: float = 0.0
@@ -32,19 +33,24 @@ def resample_table(table: Tensor, height: int, width: int, *, rule: ResampleRule
 
     Separable, so two products with small weight matrices: `rows @ table @ columns.T` for every channel.
     """
-    rows = _bicubic_weights(height, table.shape[0], rule=rule, like=table)
-    columns = _bicubic_weights(width, table.shape[1], rule=rule, like=table)
+    offset: float | Tensor = rule.offset
+    if rule.offset:
+        one = torch.ones(1, device=table.device)
+        foreign = (one * height != table.shape[0]) | (one * width != table.shape[1])
+        offset = rule.offset * foreign
+    rows = _bicubic_weights(height, table.shape[0], offset=offset, antialias=rule.antialias, like=table)
+    columns = _bicubic_weights(width, table.shape[1], offset=offset, antialias=rule.antialias, like=table)
     return torch.einsum("hg,gkd,wk->hwd", rows, table, columns)
 
 
-def _bicubic_weights(size: int, grid: int, *, rule: ResampleRule, like: Tensor) -> Tensor:
+def _bicubic_weights(size: int, grid: int, *, offset: float | Tensor, antialias: bool, like: Tensor) -> Tensor:
     """(size, grid) float32: row i holds what each table entry contributes to output i; every row sums to 1."""
     output = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
     # A tensor, not a Python number: `size` may be symbolic and must stay so in an exported graph.
-    ratio = grid / (torch.ones_like(output[:1]) * size + rule.offset)
+    ratio = grid / (torch.ones_like(output[:1]) * size + offset)
     centre = output * ratio
     taps = torch.arange(grid, device=like.device, dtype=torch.float32)
-    if rule.antialias:
+    if antialias:
         stretch = ratio.clamp(min=1.0)
         weights = _cubic((taps + 0.5 - centre[:, None]) / stretch[:, None], a=-0.5)
         return weights / weights.sum(dim=1, keepdim=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
@@ -56,22 +57,25 @@ def load_backbone(path: Path) -> tuple[VisionTransformer, BackboneInfo]:
     if not file.is_file():
         raise InputError(f"{path} has no {BACKBONE_FILE}; name a folder that `featkit train` has written a checkpoint to.")
     header = read_header(file)
-    if header["format"] > FORMAT:
+    if header.get("format", 0) > FORMAT:
         raise InputError(f"{file} has format {header['format']}, newer than the {FORMAT} read here; update featkit.")
-    backbone = VisionTransformer(ViTConfig(**header["vit"]))
+    try:
+        backbone = VisionTransformer(ViTConfig(**header["vit"]))
+        info = BackboneInfo(
+            name=header["name"],
+            family=header["family"],
+            geometry=Geometry.from_dict(header["geometry"]),
+            licence=header["licence"],
+            origin=header["origin"],
+        )
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise InputError(f"{file} has a header that cannot be used: {error}") from error
     with safe_open(file, framework="pt") as tensors:
         state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
-    try:
-        backbone.load_state_dict(state)
-    except RuntimeError as error:
-        raise InputError(f"{file} holds tensors that do not fit its own header: {error}") from error
-    info = BackboneInfo(
-        name=header["name"],
-        family=header["family"],
-        geometry=Geometry.from_dict(header["geometry"]),
-        licence=header["licence"],
-        origin=header["origin"],
-    )
+    problem = misfit(backbone, state)
+    if problem is not None:
+        raise InputError(f"{file} holds tensors that do not fit its own header: {problem}.")
+    backbone.load_state_dict(state)
     return backbone.eval(), info
 
 
@@ -84,5 +88,22 @@ def read_header(file: Path) -> Mapping[str, Any]:
         raise InputError(f"{file} is not a safetensors file: {error}") from error
     if text is None:
         raise InputError(f"{file} was not written by featkit: its header has no `featkit` entry.")
-    header: Mapping[str, Any] = json.loads(text)
+    try:
+        header: Mapping[str, Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} has a header that cannot be used: {error}") from error
     return header
+
+
+def misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:
+    """What keeps `state` from being the module's, said of the first tensor that does not fit; None where all do.
+
+    load_state_dict says it too, but of every tensor and over as many lines.
+    """
+    wanted = module.state_dict()
+    for name, tensor in wanted.items():
+        if name not in state:
+            return f"{name} is missing"
+        if state[name].shape != tensor.shape:
+            return f"{name} is of shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+    return next((f"{name} has no place in it" for name in state if name not in wanted), None)

@@ -1,0 +1,181 @@
+"""The command `featkit train dino`: what a run leaves and prints, how it goes on, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from featkit.cli.app import main
+from featkit_train.config import with_settings
+from featkit_train.weights import load_backbone
+from tests.pictures import draw_folder
+from tests.train.small import SMALL
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`pictures` and a recipe `small.yaml`."""
+    folder = tmp_path_factory.mktemp("train")
+    draw_folder(folder / "pictures", 24)
+    recipe = with_settings(SMALL, [f"run.steps={STEPS}", "run.batch_size=4"])
+    (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def command(folder: Path, out: Path, *more: str) -> list[str]:
+    """A run of a second."""
+    recipe = [] if "--recipe" in more else ["--recipe", str(folder / "small.yaml")]
+    return ["train", "dino", str(folder / "pictures"), "--out", str(out), *recipe, *more]
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A finished run; tests that change it take a copy."""
+    assert main(command(folder, folder / "run", "--quiet")) == 0
+    return folder / "run"
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_holds_config_metrics_events_checkpoints_and_backbone(run: Path) -> None:
+    names = sorted(path.name for path in run.iterdir())
+    assert [name for name in names if not name.startswith("events")] == [
+        "backbone.safetensors",
+        "checkpoints",
+        "config.yaml",
+        "metrics.jsonl",
+    ]
+    assert sum(name.startswith("events") for name in names) == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
+    _, info = load_backbone(run)
+    assert (info.name, info.family, info.origin["steps"]) == ("small", "dino", str(STEPS))
+
+
+def test_flags_override_the_recipe_and_the_run_keeps_all_it_used(folder: Path, tmp_path: Path) -> None:
+    flags = ["--steps", "1", "--batch-size", "5", "--seed", "7", "--momentum", "0.8", "--prototypes", "12"]
+    assert main(command(folder, tmp_path, "--quiet", *flags)) == 0
+    record = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    used = record["config"]["run"]
+    assert (used["steps"], used["batch_size"], used["seed"]) == (1, 5, 7)
+    assert (record["config"]["dino"]["momentum"], record["config"]["dino"]["head"]["num_prototypes"]) == (0.8, 12)
+    assert record["config"]["model"]["width"] == SMALL["model"]["width"]  # type: ignore[index]
+    assert record["config"]["optim"]["clip_grad"] == 3.0  # by default
+    assert record["data"] == str(folder / "pictures")
+
+
+def test_metrics_hold_speed_waiting_loss_entropy_and_copy_recall(run: Path) -> None:
+    lines = metrics(run)
+    logs = [line for line in lines if "loss" in line]
+    assert [log["step"] for log in logs] == [1, 2, 3]
+    for log in logs:
+        assert log["steps_per_s"] > 0
+        assert log["images_per_s"] == pytest.approx(4 * log["steps_per_s"])
+        assert 0 <= log["waiting_share"] <= 1
+        assert 0 < log["teacher_entropy"] <= 1 + 1e-6
+        assert math.isfinite(log["loss"])
+    recalls = [(line["step"], line["copy_recall"]) for line in lines if "copy_recall" in line]
+    assert [step for step, _ in recalls] == [0, STEPS]
+    assert all(0 <= recall <= 1 for _, recall in recalls)
+
+
+def test_a_run_says_what_it_does_and_what_comes_next(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, tmp_path / "run", "--set", "name=mine", "--set", "run.log_every=2")) == 0
+    said = capsys.readouterr()
+    assert "mine: ViT of width 24, depth 2, patch 8 on 24 pictures, 3 steps of 4." in said.err
+    lines = said.err.splitlines()
+    assert sum("loss " in line and "images_per_s " in line for line in lines) == 2  # after steps 2 and 3
+    assert sum("copy recall@1 on held-out pictures" in line for line in lines) == 2
+    results = said.out.splitlines()
+    assert results[0].strip() == "Training finished"
+    assert f"backbone{tmp_path}/run/backbone.safetensors" in "".join(said.out.split())  # a long path is folded
+    assert results[-1] == f"Next: featkit export {tmp_path}/run --out mine.onnx"
+
+
+def test_quiet_prints_the_backbone_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, tmp_path / "run", "--quiet", "--steps", "1")) == 0
+    said = capsys.readouterr()
+    assert (said.out, said.err) == (f"{tmp_path}/run/backbone.safetensors\n", "")
+
+
+def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
+    folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # As a run that was killed after its second step: one checkpoint, and a line of metrics past it.
+    more = ("--set", "run.checkpoint_every=2")
+    assert main(command(folder, tmp_path / "run", "--quiet", *more)) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{STEPS:08d}")
+    (tmp_path / "run" / "backbone.safetensors").unlink()
+    capsys.readouterr()
+    assert main(command(folder, tmp_path / "run", "--resume", *more)) == 0
+    assert "featkit: resuming at step 2" in capsys.readouterr().err
+    assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (run / "backbone.safetensors").read_bytes()
+    losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (run, tmp_path / "run")]
+    assert losses[0] == losses[1]
+
+
+def test_held_out_pictures_are_measured_and_all_others_trained_on(folder: Path, tmp_path: Path) -> None:
+    held_out = draw_folder(tmp_path / "held out", 3, height=64, width=48)
+    out = tmp_path / "run"
+    # All 24 pictures are a batch, which a tenth held out of them would not leave.
+    assert main(command(folder, out, "--quiet", "--steps", "1", "--batch-size", "24", "--held-out", str(held_out))) == 0
+    assert [line["step"] for line in metrics(out) if "copy_recall" in line] == [0, 1]
+    assert main(command(folder, tmp_path / "other", "--quiet", "--batch-size", "24")) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--set", "optim.lrr=1"], "There is no setting optim.lrr; did you mean optim.lr?"),
+        (["--set", "dino.head.prototypes=8"], "did you mean dino.head.num_prototypes?"),
+        (["--set", "optim.lr"], "--set optim.lr has no value"),
+        (["--set", "optim.lr=fast"], "The setting optim.lr is of type float, not 'fast'."),
+        (["--set", "optim=[1"], "--set optim=[1 has a value that is not YAML"),
+        (["--set", "optim.lr.x=1"], "The setting optim.lr is a value, not a section"),
+        (["--recipe", "huge"], "There is no recipe huge"),
+        (["--batch-size", "100"], "fewer than a batch of 100"),
+        (["--resume"], "holds no run to resume"),
+        (["--held-out", "none"], "none does not exist"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_2_and_one_sentence(
+    folder: Path, tmp_path: Path, more: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(folder, tmp_path / "run", "--quiet", *more)) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert (said.out, said.err.count("\n")) == ("", 1)
+
+
+def test_a_run_that_is_there_is_not_begun_again(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(command(folder, run, "--quiet")) == 2
+    error = capsys.readouterr().err
+    assert error == f"featkit: {run} holds a run already; add --resume to go on with it, or choose another --out.\n"
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_is_not_resumed_with_other_settings(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, run, "--quiet", "--resume", "--lr", "0.5")) == 2
+    assert "was begun with other settings: optim.lr was 0.001, now it is 0.5." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["none", "empty"])
+def test_data_that_is_not_there_ends_with_2_and_leaves_no_folder(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main(["train", "dino", str(tmp_path / name), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / name) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,196 @@
+"""Promises of checkpoints: everything comes back bit for bit, and what cannot be used is refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from featkit.errors import InputError
+from featkit_train import checkpoints
+from featkit_train.checkpoints import (
+    FORMAT,
+    PROGRESS_FILE,
+    STATE_FILE,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from featkit_train.loop import make_optimizer
+from featkit_train.methods import Dino, Views
+from tests.train.small import small_config
+
+
+class Training:
+    """A small method with its optimizer, and steps on drawn views."""
+
+    def __init__(self, *settings: str, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        config = small_config(*settings)
+        self.method = Dino(config)
+        self.optimizer = make_optimizer(self.method.student, config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = 1e-3
+
+    def step(self, number: int) -> float:
+        """One optimisation step; returns its loss."""
+        generator = torch.Generator().manual_seed(number)
+        views = Views(torch.randn(2, 4, 3, 32, 32, generator=generator), torch.randn(2, 4, 3, 16, 16, generator=generator))
+        loss = self.method(views, step=number).loss
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.method.before_optimizer(step=number)
+        self.optimizer.step()
+        self.method.update_teacher(step=number)
+        return float(loss.detach())
+
+    def save(self, folder: Path, *, step: int, keep: int = 2) -> Path:
+        """After `step` finished steps."""
+        return save_checkpoint(folder, step=step, method=self.method, optimizer=self.optimizer, keep=keep)
+
+    def load(self, path: Path) -> int:
+        """Restore in place."""
+        return load_checkpoint(path, method=self.method, optimizer=self.optimizer)
+
+
+def two_steps() -> Training:
+    """Moments and centre are no longer what they were at first."""
+    training = Training()
+    for number in range(2):
+        training.step(number)
+    return training
+
+
+@pytest.fixture(scope="module")
+def trained() -> Training:
+    """Shared by all tests that only save it."""
+    return two_steps()
+
+
+def test_method_and_optimizer_come_back_bit_for_bit(trained: Training, tmp_path: Path) -> None:
+    path = trained.save(tmp_path, step=2)
+    other = Training(seed=1)
+    assert other.load(path) == 2
+    for name, tensor in trained.method.state_dict().items():
+        assert torch.equal(tensor, other.method.state_dict()[name]), name
+    ours, theirs = trained.optimizer.state_dict(), other.optimizer.state_dict()
+    assert ours["param_groups"] == theirs["param_groups"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for number, moments in ours["state"].items():
+        assert {"step", "exp_avg", "exp_avg_sq"} <= set(moments)
+        for name, tensor in moments.items():
+            assert torch.equal(tensor, theirs["state"][number][name]), (number, name)
+            assert tensor.dtype == theirs["state"][number][name].dtype
+
+
+def test_steps_after_a_checkpoint_are_those_of_the_unbroken_training(tmp_path: Path) -> None:
+    trained = two_steps()
+    path = trained.save(tmp_path, step=2)
+    resumed = Training(seed=1)
+    resumed.load(path)
+    assert [resumed.step(number) for number in (2, 3)] == [trained.step(number) for number in (2, 3)]
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(resumed.method.parameters(), trained.method.parameters(), strict=True)
+    )
+
+
+def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(trained: Training, tmp_path: Path) -> None:
+    first, second = trained.save(tmp_path / "a", step=2), trained.save(tmp_path / "b", step=2)
+    assert sorted(file.name for file in first.iterdir()) == [PROGRESS_FILE, STATE_FILE]
+    assert (first / STATE_FILE).read_bytes() == (second / STATE_FILE).read_bytes()
+    assert json.loads((first / PROGRESS_FILE).read_text()) == {"format": FORMAT, "step": 2}
+
+
+def test_only_the_newest_are_kept_in_the_order_of_steps(trained: Training, tmp_path: Path) -> None:
+    for step in (2, 9, 10, 100):
+        path = trained.save(tmp_path, step=step, keep=3)
+        assert list_checkpoints(tmp_path)[-1] == path
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000009", "step-00000010", "step-00000100"]
+
+
+def test_a_checkpoint_that_is_there_is_left_as_it_is(trained: Training, tmp_path: Path) -> None:
+    path = trained.save(tmp_path, step=2)
+    before = (path / STATE_FILE).read_bytes()
+    assert Training(seed=1).save(tmp_path, step=2) == path
+    assert (path / STATE_FILE).read_bytes() == before
+
+
+def test_an_interrupted_save_leaves_the_older_ones_and_nothing_else(
+    trained: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = trained.save(tmp_path, step=2, keep=1)
+    before = (path / STATE_FILE).read_bytes()
+
+    def stop(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        save_file(dict(list(tensors.items())[:3]), file)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trained.save(tmp_path, step=3, keep=1)
+    assert list(tmp_path.iterdir()) == [path]
+    assert (path / STATE_FILE).read_bytes() == before
+    assert Training(seed=1).load(list_checkpoints(tmp_path)[-1]) == 2
+
+
+def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next_save(trained: Training, tmp_path: Path) -> None:
+    left = tmp_path / "step-00000002.partial-0a1b2c3d"
+    left.mkdir()
+    (left / STATE_FILE).write_bytes(b"half")
+    assert list_checkpoints(tmp_path) == []
+    path = trained.save(tmp_path, step=3)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def truncate(path: Path) -> None:
+    file = path / STATE_FILE
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def remove_progress(path: Path) -> None:
+    (path / PROGRESS_FILE).unlink()
+
+
+def cut_progress(path: Path) -> None:
+    (path / PROGRESS_FILE).write_text('{"format": 1, "st')
+
+
+def empty_progress(path: Path) -> None:
+    (path / PROGRESS_FILE).write_text("{}")
+
+
+def list_as_progress(path: Path) -> None:
+    (path / PROGRESS_FILE).write_text("[1, 2]")
+
+
+@pytest.mark.parametrize("damage", [truncate, remove_progress, cut_progress, empty_progress, list_as_progress])
+def test_a_damaged_checkpoint_is_refused_in_one_sentence_that_names_it(
+    trained: Training, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = trained.save(tmp_path, step=2)
+    damage(path)
+    with pytest.raises(InputError, match=f"{path} is not a checkpoint that can be read .* remove it") as raised:
+        Training().load(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_newer_checkpoint_is_refused_with_its_format(trained: Training, tmp_path: Path) -> None:
+    path = trained.save(tmp_path, step=2)
+    (path / PROGRESS_FILE).write_text(json.dumps({"format": FORMAT + 1, "step": 2}))
+    with pytest.raises(InputError, match=f"{path} has format 2, newer than the 1 read here; update featkit"):
+        Training().load(path)
+
+
+@pytest.mark.parametrize("setting", ["model.width=32", "model.depth=3", "model.depth=1", "dino.head.num_prototypes=8"])
+def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
+    trained: Training, tmp_path: Path, setting: str
+) -> None:
+    path = trained.save(tmp_path, step=2)
+    with pytest.raises(InputError, match=f"{path} is of another architecture") as raised:
+        Training(setting).load(path)
+    assert "\n" not in str(raised.value)
+    assert len(str(raised.value)) < len(str(path)) + 300
