@@ -6,7 +6,11 @@ PORT ?= 7860
 PHOTOS ?=
 # uv installs in a tenth of pip's time; it is used where it is there.
 UV := $(shell command -v uv 2>/dev/null)
-INSTALL = $(if $(UV),$(UV) pip install -q --python $(BIN)/python,$(BIN)/python -m pip install -q --disable-pip-version-check)
+INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
+# One line that says what is being fetched now, in place of pip's hundreds.
+ONE_LINE = awk '/^ *(Collecting|Downloading|Using cached|Installing)/ { printf "\r\033[K  %.76s", $$0; fflush() } END { print "" }'
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
 .PHONY: help demo test test-all check bench setup clean
 
@@ -41,15 +45,15 @@ $(VENV)/bin/python:
 
 $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing the runtime (onnxruntime, faiss, gradio) into $(VENV) ..."
-	@$(INSTALL) -c constraints.txt -e '.[cpu,demo]' || \
+	@$(INSTALL) -c constraints.txt -e '.[cpu,demo]' | $(ONE_LINE) || \
 	  { echo "The install failed; check the network and the space left (df -h .), then run make again."; exit 1; }
 	@touch $@
 
 $(VENV)/.all: $(VENV)/.runtime
 	@echo "Installing what training, export and the tests need (torch, timm, onnx, ...) into $(VENV) ..."
 	@# torch first and by pip, which knows of CPU builds that a machine keeps for it; the rest then finds it in place.
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	@$(INSTALL) -c constraints.txt -e '.[cpu,demo,serve,train,export,dev]'
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(ONE_LINE)
+	@$(INSTALL) -c constraints.txt -e '.[cpu,demo,serve,train,export,dev]' | $(ONE_LINE)
 	@touch $@
 
 clean: ## Remove the environment and what tools leave behind
