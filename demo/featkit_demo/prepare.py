@@ -33,7 +33,7 @@ from featkit.errors import InputError
 from featkit.index import Index
 from featkit.modelfile import read_manifest
 from featkit.pipeline import embed_source
-from featkit.sources import Source, open_source
+from featkit.sources import Source, open_source, subset
 from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
 
 INDEX, LISTING = "photos.index", "listing.json"
@@ -92,7 +92,8 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
         if changed:
             # A changed picture that can no longer be read must not be found by what it was.
             index.remove(source.key(number) for number in changed)
-            failures = _embed(_Part(source, changed, stamps), model, index, progress=progress)
+            listing = json.dumps([[source.key(number), stamps[source.key(number)]] for number in changed])
+            failures = _embed(subset(source, changed), _digest(listing), model, index, progress=progress)
         num_removed = index.remove(gone)
         if len(index) == 0:
             reason = failures[0][1] if failures else "there are none"
@@ -101,9 +102,9 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     return Prepared(place / INDEX, len(changed) - len(failures), num_removed, failures)
 
 
-def _embed(part: _Part, model: Path, index: Index, *, progress: Progress) -> tuple[tuple[str, str], ...]:
-    """Embed a part of a source into the index; returns the first failures, (key, why)."""
-    folder = index.path.parent / f"embeddings-{part.digest}"
+def _embed(part: Source, digest: str, model: Path, index: Index, *, progress: Progress) -> tuple[tuple[str, str], ...]:
+    """Embed a part of a source, told from others by `digest`, into the index; returns the first failures, (key, why)."""
+    folder = index.path.parent / f"embeddings-{digest}"
     for other in index.path.parent.glob("embeddings-*"):
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
@@ -113,28 +114,6 @@ def _embed(part: _Part, model: Path, index: Index, *, progress: Progress) -> tup
     index.add_embeddings(Embeddings.open(folder))
     shutil.rmtree(folder)
     return tuple(result.failures)
-
-
-class _Part:
-    """Some items of a source, as a source."""
-
-    def __init__(self, source: Source, numbers: list[int], stamps: dict[str, list[int]]) -> None:
-        self._source, self._numbers = source, numbers
-        listing = [[source.key(number), stamps[source.key(number)]] for number in numbers]
-        self.digest = _digest(json.dumps(listing))
-        self.name = source.name
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def key(self, number: int) -> str:
-        return self._source.key(self._numbers[number])
-
-    def read(self, number: int) -> bytes:
-        return self._source.read(self._numbers[number])
-
-    def metadata(self, number: int) -> dict[str, str | int | float]:
-        return self._source.metadata(self._numbers[number])
 
 
 def _open_or_create(path: Path, model: Path) -> Index:
