@@ -1,5 +1,6 @@
 """`featkit train`: a self-distilled backbone from your own pictures."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ def dino(
     *,
     out: Path,
     recipe: str = "tiny",
+    name: str | None = None,
     held_out: Path | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
@@ -49,6 +51,8 @@ def dino(
         Folder of the run: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, backbone.safetensors.
     recipe
         A recipe that ships with featkit, or a YAML file. Flags override it.
+    name
+        The model's name, which its file and its indexes carry; by default `backbone`.
     held_out
         Pictures to measure copy recall on while training; by default a part of DATA, not trained on.
     steps
@@ -80,6 +84,7 @@ def dino(
     from featkit_train.loop import train
 
     flags = {
+        "name": name,
         "run.steps": steps,
         "run.batch_size": batch_size,
         "optim.lr": lr,
@@ -89,7 +94,7 @@ def dino(
         "run.workers": workers,
         "run.device": device,
     }
-    settings = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    settings = [f"{setting}={json.dumps(value)}" for setting, value in flags.items() if value is not None]
     config = from_mapping(TrainConfig, with_settings(read_recipe(recipe), ["method=dino", *settings, *(set_ or [])]))
     sources = [open_source(path) for path in data]
     count = sum(len(source) for source in sources)
