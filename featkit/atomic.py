@@ -13,6 +13,9 @@ from pathlib import Path
 from featkit.errors import EnvironmentProblem
 
 TEMPORARY_MARK = ".partial-"
+FORBIDDING = frozenset(
+    (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO)
+)
 
 
 @contextmanager
@@ -23,7 +26,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise EnvironmentProblem(f"No space left to write {path}; free some or choose another place.") from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO):
+        if error.errno in FORBIDDING:
             reason = os.strerror(error.errno)  # pyarrow puts words of its own into strerror
             raise EnvironmentProblem(f"{path} cannot be written: {reason}; choose another place.") from error
         raise

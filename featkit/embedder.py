@@ -55,7 +55,7 @@ class Embedder:
         """The same model with so many threads a call: this one, or another session beside it."""
         if threads == self.threads:
             return self
-        return Embedder(self.model_path, threads=threads, limits=self.limits)
+        return Embedder(self.model_path, threads=threads, batch_size=self.batch_size, limits=self.limits)
 
     @property
     def fingerprint(self) -> str:

@@ -79,7 +79,7 @@ def decode(
         if data[4:12] in HEIC_BRANDS:
             raise InputError(f"{name} is HEIC, which Pillow does not read by itself; convert it to JPEG.") from error
         raise InputError(f"{name} is not a picture in a format that can be read.") from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
         raise InputError(f"{name} has {_pixels_in(error)}{_over_limit(limits)}") from error
     except Exception as error:  # decoders of untrusted bytes raise whatever they like: struct.error, SyntaxError, KeyError ...
         raise InputError(f"{name} is damaged and cannot be decoded ({_reason(error)}).") from error
@@ -135,7 +135,11 @@ def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: i
 
 def printable(name: str) -> str:
     """The name as valid UTF-8 text: bytes of a file name that are not text are spelled out, as in `caf\\xe9.jpg`."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a UTF-16 pair, which stands for no byte of a file's name
+        encoded = name.encode("utf-8", "backslashreplace")
+    return encoded.decode("utf-8", "backslashreplace")
 
 
 def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
@@ -195,7 +199,7 @@ def _over_limit(limits: ImageLimits) -> str:
     return f", more than the limit of {limits.max_pixels:,}; raise it with --max-pixels."
 
 
-def _pixels_in(error: Image.DecompressionBombError) -> str:
+def _pixels_in(error: Exception) -> str:
     """The count that Pillow gives, which refuses such a picture before its sides are known here."""
     count = re.search(r"\d+", str(error))
     return f"{int(count[0]):,} pixels" if count else "too many pixels"
@@ -246,7 +250,8 @@ def _levels_to_bytes(levels: np.ndarray) -> np.ndarray:
     highest = float(finite.max())
     usual = (1.0, 255.0, 65535.0) if levels.dtype.kind == "f" else (255.0, 65535.0)
     white = next((level for level in usual if highest <= level), highest)
-    grey: np.ndarray = np.clip(finite * np.float32(255 / white), 0, 255).astype(np.uint8)
+    scale = np.nextafter(np.float32(255 / white), np.float32(256))  # rounded up, or white itself could come out as 254
+    grey: np.ndarray = np.clip(finite * scale, 0, 255).astype(np.uint8)
     return grey
 
 

@@ -56,17 +56,22 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read `to_json` back. InputError for a newer format or fields that are missing or unknown."""
-        values: dict[str, Any] = json.loads(text)
+        """Read `to_json` back. InputError for a newer format, fields that are missing or unknown, or what is no JSON object."""
+        try:
+            values: Any = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the manifest is not JSON ({error}).") from error
+        if not isinstance(values, dict) or not isinstance(values.get("format", 0), int):
+            raise InputError("the manifest is not one of featkit's: it is no object with a whole number as its format.")
         if values.get("format", 0) > FORMAT:
             raise InputError(f"the manifest has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
         try:
             values["geometry"] = Geometry.from_dict(values["geometry"])
-            for name in ("outputs", "proven_equal_to"):
-                values[name] = tuple(values.get(name, ()))
+            for name in {"outputs", "proven_equal_to"} & set(values):
+                values[name] = tuple(values[name])
             return cls(**values)
         except (KeyError, TypeError) as error:
-            raise InputError(f"the manifest is not one of featkit's: {error}") from error
+            raise InputError(f"the manifest is not one of featkit's: {error}.") from error
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -84,7 +89,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     try:
         return Manifest.from_json(text)
-    except (InputError, json.JSONDecodeError) as error:
+    except InputError as error:
         raise InputError(f"{path} is not a model file that can be used: {error}") from error
 
 

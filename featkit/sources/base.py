@@ -40,8 +40,3 @@ def is_picture(name: str) -> bool:
     """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`, `._x.jpg`)."""
     base = name.rsplit("/", 1)[-1]
     return not base.startswith(".") and "." in base and "." + base.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
-
-
-def printable_key(name: str) -> str:
-    """The name as valid UTF-8: bytes of a file name that are not text become `\\udcXX` escapes spelled out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from featkit.errors import InputError
-from featkit.images import ImageLimits, read_file
-from featkit.sources.base import PICTURE_SUFFIXES, Metadata, is_picture, printable_key
+from featkit.images import ImageLimits, printable, read_file
+from featkit.sources.base import PICTURE_SUFFIXES, Metadata, is_picture
+
+SYSTEM_FOLDERS = ("lost+found", "System Volume Information")  # closed to users, and no place for pictures
 
 
 class FileSource:
@@ -22,7 +24,7 @@ class FileSource:
 
     def key(self, number: int) -> str:
         """The path below the root, with `/`."""
-        return printable_key(self._paths[number].replace(os.sep, "/"))
+        return printable(self._paths[number].replace(os.sep, "/"))
 
     def read(self, number: int) -> bytes:
         """The file's bytes."""
@@ -37,11 +39,19 @@ class FileSource:
 def open_folder(root: Path, *, limits: ImageLimits) -> FileSource:
     """All pictures below `root`, sorted by key; hidden files and folders are passed over, links to folders not followed.
 
-    InputError when there are none, saying how many files were looked at.
+    InputError when there are none, saying how many files were looked at, and for a folder below it that cannot be opened.
     """
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename).name not in SYSTEM_FOLDERS:
+            reason = os.strerror(error.errno or 0)
+            raise InputError(
+                f"{error.filename} cannot be opened: {reason}; allow it, or name the folders beside it."
+            ) from error
+
     paths: list[str] = []
     looked_at = 0
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, files in os.walk(root, onerror=refuse):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         looked_at += len(files)
         relative = Path(folder).relative_to(root)
@@ -57,11 +67,12 @@ def open_list(file: Path, *, limits: ImageLimits) -> FileSource:
 
     InputError for an empty list and for a path that stands twice.
     """
-    lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()]
+    # utf-8-sig: Windows begins text files with a mark. split: splitlines() would also cut at characters that names may hold.
+    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")]
     paths = [line for line in lines if line and not line.startswith("#")]
     if not paths:
         raise InputError(f"{file} lists no pictures; write one path a line.")
     if len(set(paths)) < len(paths):
         twice = next(path for number, path in enumerate(paths) if path in paths[:number])
-        raise InputError(f"{file} lists {printable_key(twice)} twice; every picture has one place.")
+        raise InputError(f"{file} lists {printable(twice)} twice; every picture has one place.")
     return FileSource(str(file), file.parent, paths, limits=limits)

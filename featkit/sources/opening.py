@@ -10,7 +10,7 @@ from pathlib import Path
 
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits
-from featkit.sources.base import Metadata, Source
+from featkit.sources.base import Metadata, Source, is_picture
 from featkit.sources.folder import FileSource, open_folder, open_list
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.tar import TarSource
@@ -54,21 +54,27 @@ class Shards:
 def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Source:
     """Open a folder of pictures, a .tar, a .parquet, a folder or glob of either, a .txt list of paths, or one picture.
 
-    InputError when it is missing, empty, holds no pictures, or is none of these.
+    InputError when it is missing, empty, holds no pictures, or both pictures and containers, or is none of these.
     """
     path = Path(spec)
     if path.is_dir():
-        shards = sorted(file for file in path.iterdir() if file.suffix in SHARD_SUFFIXES)
-        return _open_shards(str(spec), shards, limits=limits) if shards else open_folder(path, limits=limits)
+        shards = sorted(file for file in path.iterdir() if file.suffix in SHARD_SUFFIXES and file.is_file())
+        if not shards:
+            return open_folder(path, limits=limits)
+        if any(is_picture(file.name) for file in path.iterdir()):
+            raise InputError(
+                f"{path} holds pictures and {shards[0].name}; name '{path}/*{shards[0].suffix}' for the one, or move it away."
+            )
+        return _open_shards(str(spec), shards, limits=limits)
     if path.is_file():
         return _open_file(path, limits=limits)
     if glob.has_magic(str(spec)):
-        found = [Path(name) for name in sorted(glob.glob(str(spec)))]
+        found = [file for file in map(Path, sorted(glob.glob(str(spec)))) if file.is_file()]
         if not found:
-            raise InputError(f"Nothing matches {spec}; put it in quotes and check the pattern.")
+            raise InputError(f"No file matches {spec}; put it in quotes and check the pattern.")
         if all(file.suffix in SHARD_SUFFIXES for file in found):
             return _open_shards(str(spec), found, limits=limits)
-        return FileSource(str(spec), Path(), [str(file) for file in found if file.is_file()], limits=limits)
+        return FileSource(str(spec), Path(), [str(file) for file in found], limits=limits)
     raise InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
 
 
@@ -105,6 +111,11 @@ def subset(source: Source, numbers: Sequence[int]) -> Source:
 
 
 def _open_shards(name: str, files: Sequence[Path], *, limits: ImageLimits) -> Source:
+    """InputError for two files of one name: keys begin with it, so an item of the one would replace one of the other."""
+    named: dict[str, Path] = {}
+    for file in files:
+        if named.setdefault(file.name, file) != file:
+            raise InputError(f"{named[file.name]} and {file} have one name, with which keys begin; open each by itself.")
     return Shards(name, [_open_file(file, limits=limits) for file in files])
 
 

@@ -14,6 +14,8 @@ from featkit.errors import InputError
 from featkit.images import ImageLimits
 from featkit.sources.base import Metadata
 
+DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for files that are not what they say
+
 
 class ParquetSource:
     """One Parquet file; keys are `file.parquet/row`. Keeps one row group of pictures at a time."""
@@ -22,8 +24,8 @@ class ParquetSource:
         self.name, self.path, self.limits = str(path), path, limits
         try:
             file = pq.ParquetFile(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} is not a Parquet file that can be read: {error}") from error
+        except DAMAGED as error:
+            raise InputError(f"{path} is not a Parquet file that can be read: {_reason(error)}.") from error
         with file:
             schema = file.schema_arrow
             groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
@@ -55,8 +57,10 @@ class ParquetSource:
     def read(self, number: int) -> bytes:
         """The picture's bytes; InputError where the row has none."""
         rows, place = self._row(number)
-        value = rows[self.column][place].as_py()
-        data = value["bytes"] if isinstance(value, dict) else value
+        value = rows[self.column][place]
+        if value.is_valid and pa.types.is_struct(value.type):
+            value = value["bytes"]
+        data = value.as_py()
         if data is None:
             raise InputError(f"{self.key(number)} has no picture in its column {self.column}.")
         if len(data) > self.limits.max_bytes:
@@ -64,17 +68,20 @@ class ParquetSource:
         return bytes(data)
 
     def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, and the picture's `path` where the layout has one."""
+        """All columns of text and numbers, and the picture's `path` where the layout has one; InputError for damaged text."""
         rows, place = self._row(number)
         found: Metadata = {}
-        for column in self._plain:
-            value = rows[column][place].as_py()
-            if value is not None:
-                found[column] = int(value) if isinstance(value, bool) else value
-        if pa.types.is_struct(rows.schema.field(self.column).type):
-            path = (rows[self.column][place].as_py() or {}).get("path")
-            if path is not None:
-                found.setdefault("path", path)
+        try:
+            for column in self._plain:
+                value = rows[column][place].as_py()
+                if value is not None:
+                    found[column] = int(value) if isinstance(value, bool) else value
+            if pa.types.is_struct(rows.schema.field(self.column).type):
+                path = (rows[self.column][place].as_py() or {}).get("path")
+                if path is not None:
+                    found.setdefault("path", path)
+        except UnicodeDecodeError as error:  # Arrow does not look at text before it is asked for
+            raise InputError(f"{self.key(number)} has metadata that is no text: {_reason(error)}.") from error
         return found
 
     def _row(self, number: int) -> tuple[pa.Table, int]:
@@ -85,10 +92,15 @@ class ParquetSource:
                 try:
                     with pq.ParquetFile(self.path) as file:
                         self._rows = file.read_row_group(group, columns=[self.column, *self._plain])
-                except (pa.ArrowInvalid, OSError) as error:
-                    raise InputError(f"{self.path} is damaged in row group {group}: {error}") from error
+                except DAMAGED as error:
+                    raise InputError(f"{self.path} is damaged in row group {group}: {_reason(error)}.") from error
                 self._group = group
             return self._rows, number - int(self._starts[group])
+
+
+def _reason(error: Exception) -> str:
+    """What pyarrow has to say, which may be several lines, as the end of a sentence."""
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _picture_column(schema: pa.Schema, path: Path) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from featkit.errors import InputError
-from featkit.images import ImageLimits
-from featkit.sources.base import Metadata, is_picture, printable_key
+from featkit.images import ImageLimits, printable
+from featkit.sources.base import Metadata, is_picture
 
 COMPANIONS = {".cls": "class", ".txt": "text"}  # members of the same stem that say something of the picture
 MAX_COMPANION_BYTES = 4096
@@ -24,12 +24,15 @@ class Member:
 
 
 class TarSource:
-    """One uncompressed tar file; keys are `shard.tar/member`. Member names are only keys, never paths."""
+    """One uncompressed tar file; keys are `shard.tar/member`. Member names are only keys, never paths.
+
+    A name that stands twice is one item, with the bytes of the last, as when tar unpacks it.
+    """
 
     def __init__(self, path: Path, *, limits: ImageLimits) -> None:
         self.name, self.path, self.limits = str(path), path, limits
         members = read_members(path)
-        self._pictures = [member for member in members if is_picture(member.name)]
+        self._pictures = list({member.name: member for member in members if is_picture(member.name)}.values())
         self._companions: dict[str, list[Member]] = {}
         for member in members:
             if PurePosixPath(member.name).suffix in COMPANIONS:
@@ -42,7 +45,7 @@ class TarSource:
 
     def key(self, number: int) -> str:
         """`shard.tar/member`."""
-        return printable_key(f"{self.path.name}/{self._pictures[number].name}")
+        return printable(f"{self.path.name}/{self._pictures[number].name}")
 
     def read(self, number: int) -> bytes:
         """The member's bytes."""
@@ -54,7 +57,7 @@ class TarSource:
     def metadata(self, number: int) -> Metadata:
         """Its folder in the archive, and its `.cls` and `.txt` companions (`class` as a whole number where it is one)."""
         name = self._pictures[number].name
-        found: Metadata = {"folder": printable_key(name.rpartition("/")[0])} if "/" in name else {}
+        found: Metadata = {"folder": printable(name.rpartition("/")[0])} if "/" in name else {}
         for member in self._companions.get(_stem(name), []):
             text = self._read(member)[:MAX_COMPANION_BYTES].decode("utf-8", "replace").strip()
             column = COMPANIONS[PurePosixPath(member.name).suffix]
@@ -70,7 +73,7 @@ class TarSource:
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}.") from error
         if len(data) < member.size:
-            raise InputError(f"{self.path} ends inside its member {printable_key(member.name)}; it is truncated.")
+            raise InputError(f"{self.path} ends inside its member {printable(member.name)}; it is truncated.")
         return data
 
 
@@ -78,13 +81,17 @@ def read_members(path: Path) -> list[Member]:
     """All regular files of an uncompressed tar, in its order. InputError for anything else."""
     try:
         with tarfile.open(path, "r:") as archive:
-            return [Member(entry.name, entry.offset_data, entry.size) for entry in archive if entry.isreg()]
+            members = [Member(entry.name, entry.offset_data, entry.size) for entry in archive if entry.isreg()]
+            rest = path.stat().st_size - archive.offset  # the end mark, or nothing: tarfile passes over a piece of a header
     except tarfile.TarError as error:
         raise InputError(
             f"{path} is not an uncompressed tar file ({error}); a compressed one cannot be read at random: unpack it."
         ) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if 0 < rest < tarfile.BLOCKSIZE:
+        raise InputError(f"{path} ends inside the header of a member; it is truncated.")
+    return members
 
 
 def _stem(name: str) -> str:

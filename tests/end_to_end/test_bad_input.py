@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit
-from tests.featkit.index.processes import run_python, start_python
 from tests.model_files import make_model_file
 from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
 from tests.pictures import draw_folder
+from tests.processes import run_python, start_python
 
 FULL = Path("/dev/full")
 RUN = "import sys; from featkit.cli.app import main; sys.exit(main())"

@@ -19,7 +19,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.index import Index
 from featkit.index.catalogue import Catalogue
 from tests.featkit.index.conftest import WIDTH, unit_vectors
-from tests.featkit.index.processes import run_python, start_python
+from tests.processes import run_python, start_python
 
 BLOCK = 50
 

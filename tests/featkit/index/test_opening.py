@@ -16,7 +16,7 @@ from featkit.cli.app import main
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.index import Index
 from tests.featkit.index.conftest import unit_vectors
-from tests.featkit.index.processes import run_python, start_python
+from tests.processes import run_python, start_python
 
 
 def lose_vectors(path: Path) -> None:

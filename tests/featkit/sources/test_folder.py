@@ -1,0 +1,105 @@
+"""A folder of pictures: which files count, in what order, and under which keys."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from featkit.images import DEFAULT_LIMITS, ImageLimits
+from featkit.sources import PICTURE_SUFFIXES, open_source
+from featkit.sources.folder import open_folder
+from tests.featkit.sources.files import contents, keys, write_files
+from tests.processes import run_python
+from tests.sentences import refused
+
+
+def test_keys_are_the_paths_below_the_root_sorted_by_their_bytes(tmp_path: Path) -> None:
+    names = ["b/2.jpg", "a.jpg", "b/10.jpg", "B.jpg", "a/deep/er/1.png", "b.jpg", "é.jpg", "a-b.jpg", "日本/猫.webp"]
+    source = open_source(write_files(tmp_path / "root", *names))
+    assert keys(source) == sorted(names, key=str.encode)
+    assert contents(source) == sorted(name.encode() for name in names)
+    assert source.name == str(tmp_path / "root")
+
+
+def test_metadata_is_the_folder_below_the_root(tmp_path: Path) -> None:
+    source = open_source(write_files(tmp_path, "a/deep/1.jpg", "b/2.jpg", "3.jpg"))
+    assert [source.metadata(number) for number in range(3)] == [{}, {"folder": "a/deep"}, {"folder": "b"}]
+    assert keys(source) == ["3.jpg", "a/deep/1.jpg", "b/2.jpg"]
+
+
+def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
+    pictures = [f"x{suffix}" for suffix in PICTURE_SUFFIXES] + ["Y.JPG", "two.dots.jpeg", "space .png"]
+    others = ["notes.txt", "jpg", "x.jpg.bak", ".hidden.jpg", "._x.jpg", ".git/x.jpg", "a/.thumbs/x.jpg", "movie.mp4", "x."]
+    source = open_folder(write_files(tmp_path, *pictures, *others), limits=DEFAULT_LIMITS)
+    assert sorted(keys(source)) == sorted(pictures)
+
+
+def test_links_to_files_are_pictures_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "root", "a/1.jpg")
+    write_files(tmp_path, "elsewhere/2.jpg")
+    (root / "link.jpg").symlink_to(tmp_path / "elsewhere" / "2.jpg")
+    (root / "a" / "loop").symlink_to(root)
+    (root / "self").symlink_to("self")
+    (root / "other").symlink_to(tmp_path / "elsewhere")
+    source = open_source(root)
+    assert keys(source) == ["a/1.jpg", "link.jpg"]
+    assert contents(source) == [b"a/1.jpg", b"elsewhere/2.jpg"]
+
+
+def test_a_file_that_cannot_be_read_is_an_item_that_says_so(tmp_path: Path) -> None:
+    write_files(tmp_path, "good.jpg")
+    (tmp_path / "broken.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    source = open_source(tmp_path)
+    assert keys(source) == ["broken.jpg", "good.jpg", "pipe.jpg"]
+    with refused(tmp_path / "broken.jpg", "does not exist"):
+        source.read(0)
+    with refused(tmp_path / "pipe.jpg", "is a folder or a device"):
+        source.read(2)
+
+
+def test_a_name_that_is_no_text_has_a_key_that_is(tmp_path: Path) -> None:
+    write_files(tmp_path, os.fsdecode(b"caf\xe9/1.jpg"))
+    source = open_source(tmp_path)
+    assert keys(source) == ["caf\\xe9/1.jpg"]
+    assert source.metadata(0) == {"folder": "caf\\xe9"}
+    assert contents(source) == [b"caf\xe9/1.jpg"]
+
+
+@pytest.mark.parametrize("names", [(), ("notes.txt", "a/b.doc", ".x.jpg")])
+def test_a_folder_without_pictures_is_refused_with_what_was_looked_at(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_files(tmp_path, *names)
+    with refused(tmp_path, f"holds no pictures: none of its {len(names)} files ends in ", ".jpg"):
+        open_source(tmp_path)
+
+
+def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+    write_files(tmp_path, "1.jpg", "four.jpg")
+    source = open_source(tmp_path, limits=ImageLimits(max_bytes=5))
+    assert source.read(0) == b"1.jpg"
+    with refused("four.jpg has 8 bytes, more than the limit of 5"):
+        source.read(1)
+
+
+def test_a_folder_travels_to_another_process(tmp_path: Path) -> None:
+    source = open_source(write_files(tmp_path, "1.jpg", "a/2.jpg"))
+    copy = pickle.loads(pickle.dumps(source))
+    assert (keys(copy), contents(copy)) == (keys(source), contents(source))
+
+
+def test_a_folder_that_may_not_be_entered_is_refused_unless_it_is_the_systems(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "root", "1.jpg", "closed/2.jpg", "lost+found/3.jpg")
+    (root / "closed").chmod(0o000)
+    (root / "lost+found").chmod(0o000)
+    program = f"from featkit.sources import open_source; print(len(open_source({str(root)!r})))"
+    try:
+        status, _, error = run_python(program, ordinary_user=True)
+        assert status != 0
+        assert f"{root}/closed cannot be opened: Permission denied" in error
+        (root / "closed").chmod(0o755)
+        assert run_python(program, ordinary_user=True)[1].strip() == "2"
+    finally:
+        (root / "lost+found").chmod(0o755)

@@ -1,0 +1,202 @@
+"""Files and folders that are there whole or not at all, whatever ends their writing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials, replace_file, replace_folder, write_text
+from featkit.errors import EnvironmentProblem
+from tests.processes import run_python, start_python
+from tests.sentences import refused
+
+FULL = Path("/dev/full")
+WRITE_HALF = """
+import sys
+from pathlib import Path
+from featkit.atomic import replace_file, replace_folder
+path = Path(sys.argv[1])
+with replace_file(path) if sys.argv[2] == "file" else replace_folder(path) as temporary:
+    (temporary if sys.argv[2] == "file" else temporary / "part").write_text("half")
+    print("half", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def fsynced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Every fsync from here on: its file or folder, and what lay beside it, or in it, at that moment."""
+    calls: list[tuple[str, list[str]]] = []
+    fsync = os.fsync
+
+    def recorded(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        calls.append((path.name.split(TEMPORARY_MARK)[0], names(path if path.is_dir() else path.parent)))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    return calls
+
+
+def test_a_file_is_replaced_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "x.json"
+    for text in ("first", "second"):
+        before = path.read_text() if path.exists() else None
+        with replace_file(path) as temporary:
+            assert temporary.parent == path.parent  # renaming works within one file system only
+            temporary.write_text(text)
+            assert (path.read_text() if path.exists() else None) == before
+        assert path.read_text() == text
+    assert names(path.parent) == ["x.json"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of")
+def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
+    tmp_path: Path, fsynced: list[tuple[str, list[str]]]
+) -> None:
+    write_text(tmp_path / "x", "text")
+    assert [name for name, _ in fsynced] == ["x", tmp_path.name]
+    assert [beside == ["x"] for _, beside in fsynced] == [False, True]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of")
+def test_all_of_a_folder_is_flushed_before_it_is_renamed(tmp_path: Path, fsynced: list[tuple[str, list[str]]]) -> None:
+    with replace_folder(tmp_path / "x") as temporary:
+        (temporary / "sub").mkdir()
+        (temporary / "sub" / "b").write_text("b")
+        (temporary / "a").write_text("a")
+    assert [name for name, _ in fsynced] == ["a", "sub", "b", "x", tmp_path.name]
+    assert fsynced[-1][1] == ["x"]
+    assert names(tmp_path / "x") == ["a", "sub"]
+
+
+def end_after_half(path: Path, error: type[BaseException]) -> None:
+    """Write something, and be stopped."""
+    path.write_text("half")
+    raise error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_ends_a_block_early_leaves_all_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+    write_text(tmp_path / "x", "old")
+    for path, replace, part in (("x", replace_file, "."), ("y", replace_file, "."), ("z", replace_folder, "part")):
+        with pytest.raises(error), replace(tmp_path / path) as temporary:
+            end_after_half(temporary / part, error)
+    assert names(tmp_path) == ["x"]
+    assert (tmp_path / "x").read_text() == "old"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_killed_writer_leaves_only_a_partial_that_is_removed(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    if kind == "file":
+        write_text(path, "old")
+    write_text(tmp_path / "other", "kept")
+    before = names(tmp_path)
+    writer = start_python(WRITE_HALF, path, kind, stdin=subprocess.PIPE)
+    try:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "half\n"
+    finally:
+        writer.kill()
+        writer.communicate(timeout=60)
+    assert writer.returncode == -signal.SIGKILL
+    (left,) = set(names(tmp_path)) - set(before)
+    assert left.startswith(f"x{TEMPORARY_MARK}")
+    remove_partials(tmp_path)
+    assert names(tmp_path) == before
+    assert kind == "folder" or path.read_text() == "old"
+
+
+def test_remove_partials_touches_nothing_deeper_and_takes_an_empty_folder(tmp_path: Path) -> None:
+    deep = tmp_path / "sub" / f"x{TEMPORARY_MARK}0123"
+    deep.parent.mkdir()
+    deep.touch()
+    remove_partials(tmp_path)
+    assert deep.exists()
+    remove_partials(deep.parent)
+    remove_partials(deep.parent)
+    assert names(deep.parent) == []
+
+
+def test_writers_of_one_file_do_not_mix(tmp_path: Path) -> None:
+    path, texts = tmp_path / "x", [letter * 50_000 for letter in "abcd"]
+    write_text(path, texts[0])
+
+    def write_often(text: str) -> None:
+        for _ in range(10):
+            write_text(path, text)
+
+    threads = [threading.Thread(target=write_often, args=[text]) for text in texts]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert path.read_text() in texts
+    assert path.read_text() in texts
+    assert names(tmp_path) == ["x"]
+
+
+def test_text_is_written_in_utf_8(tmp_path: Path) -> None:
+    write_text(tmp_path / "x", "é 猫\n")
+    assert (tmp_path / "x").read_bytes() == "é 猫\n".encode()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full, which fails like a full disk")
+def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
+    with (
+        refused(f"No space left to write {tmp_path}/x; free some or choose another place.", error=EnvironmentProblem),
+        replace_file(tmp_path / "x") as temporary,
+    ):
+        temporary.symlink_to(FULL)
+        temporary.write_text("x" * 100_000)
+    with (
+        refused(f"No space left to write {tmp_path}/y; free some", error=EnvironmentProblem),
+        replace_folder(tmp_path / "y") as temporary,
+    ):
+        (temporary / "part").symlink_to(FULL)
+        (temporary / "part").write_text("x" * 100_000)
+    assert names(tmp_path) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder" / "full").mkdir(parents=True)
+    for name, reason in (("file/x", "Not a directory"), ("folder", "Is a directory"), ("n" * 300, "File name too long")):
+        with refused(f"{tmp_path / name} cannot be written: {reason}; choose another place.", error=EnvironmentProblem):
+            write_text(tmp_path / name, "text")
+    with (
+        refused(f"{tmp_path}/file/x cannot be written: Not a directory", error=EnvironmentProblem),
+        replace_folder(tmp_path / "file" / "x"),
+    ):
+        pass
+    assert names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("name", ["x", "new/x"])
+def test_a_folder_without_permission_is_named(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "place"
+    place.mkdir(mode=0o555)
+    code = "import sys; from pathlib import Path; from featkit.atomic import write_text; write_text(Path(sys.argv[1]), 'text')"
+    status, _, error = run_python(code, place / name, ordinary_user=True)
+    assert status == 1
+    expected = f"featkit.errors.EnvironmentProblem: {place / name} cannot be written: Permission denied; choose another place."
+    assert error.splitlines()[-1] == expected
+    assert names(place) == []
+
+
+def test_errors_that_forbid_nothing_pass_through() -> None:
+    for number in (errno.ENOENT, errno.EPIPE, errno.EAGAIN):
+        with pytest.raises(OSError, match=os.strerror(number)) as caught, explain_os_errors(Path("x")):
+            raise OSError(number, os.strerror(number))
+        assert caught.value.errno == number

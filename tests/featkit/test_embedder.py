@@ -1,0 +1,304 @@
+"""Pictures to unit vectors: the same ones however a picture is handed over, in whatever batch and from whatever thread."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from PIL import Image
+
+import featkit
+from featkit.backends import Cancel, Cancelled
+from featkit.embedder import Embedder
+from featkit.images import ImageLimits, Picture
+from tests.data import needs_shared_data, shared_data
+from tests.model_files import make_model_file
+from tests.pictures import draw_folder, draw_picture
+from tests.sentences import refused
+
+COUNT = 13
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file that takes 32×32 pixels in patches of 8 and gives 16 numbers."""
+    return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
+
+
+@pytest.fixture(scope="module")
+def lonely_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same graph in a file that says that its vectors depend on the batch."""
+    return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx", batch_invariant=False)
+
+
+@pytest.fixture(scope="module")
+def embedder(model: Path) -> Embedder:
+    """That model, ready."""
+    return Embedder(model, threads=1)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """COUNT pictures as PNG files, so that every way to hand them over has the same pixels."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(COUNT):
+        draw_picture(number).save(folder / f"{number:02d}.png")
+    return sorted(folder.iterdir())
+
+
+class Spy:
+    """A session's calls are counted and passed on."""
+
+    def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sizes: list[int] = []
+        run = embedder._backend.run
+
+        def counted(images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
+            self.sizes.append(len(images))
+            return run(images, cancel=cancel)
+
+        monkeypatch.setattr(embedder._backend, "run", counted)
+
+
+def by_hand(model: Path, images: list[Image.Image]) -> np.ndarray:
+    """Vectors by Pillow and a plain session: the shorter side to 32, the centre of it, one picture a call."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    vectors = []
+    for image in images:
+        box = ((image.width - image.height) / 2, 0, (image.width + image.height) / 2, image.height)
+        square = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
+        vectors.append(session.run(["embedding"], {"images": np.asarray(square)[None]})[0][0])
+    return np.stack(vectors)
+
+
+def test_vectors_are_those_of_a_plain_session(model: Path, embedder: Embedder, files: list[Path]) -> None:
+    found = embedder.embed(files)
+    expected = by_hand(model, [draw_picture(number) for number in range(COUNT)])
+    assert found.shape == (COUNT, 16)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=0, atol=1e-5)
+    between = np.linalg.norm(found[:, None] - expected[None], axis=2)
+    assert between.argmin(axis=1).tolist() == list(range(COUNT))
+    assert (between + 9 * np.eye(COUNT)).min() > 0.05
+
+
+def test_infer_is_a_plain_session_to_the_last_bit(model: Path, embedder: Embedder) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, 40, 48, 3), dtype=np.uint8)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(embedder.infer(images), session.run(None, {"images": images})[0])
+
+
+def test_every_way_to_hand_pictures_over_gives_the_same_vectors(embedder: Embedder, files: list[Path]) -> None:
+    expected = embedder.embed(files)
+    images = [draw_picture(number) for number in range(COUNT)]
+    arrays = [np.asarray(image) for image in images]
+    mixed: list[Picture] = [str(files[0]), files[1], files[2].read_bytes(), images[3], arrays[4], *files[5:]]
+    ways: dict[str, Iterable[Picture]] = {
+        "text": [str(file) for file in files],
+        "bytes": [file.read_bytes() for file in files],
+        "images": images,
+        "opened files": [Image.open(io.BytesIO(file.read_bytes())) for file in files],
+        "arrays": arrays,
+        "one array": np.stack(arrays),
+        "an iterator": iter(files),
+        "a generator": (image for image in images),
+        "a tuple": tuple(images),
+        "a mixture": mixed,
+    }
+    for way, pictures in ways.items():
+        np.testing.assert_array_equal(embedder.embed(pictures), expected, err_msg=way)
+
+
+def test_a_single_picture_is_one_row(embedder: Embedder, files: list[Path]) -> None:
+    expected = embedder.embed(files[:1])
+    singles: list[Picture] = [
+        files[0],
+        str(files[0]),
+        files[0].read_bytes(),
+        draw_picture(0),
+        np.asarray(draw_picture(0)),
+    ]
+    for single in singles:
+        np.testing.assert_array_equal(embedder.embed(single), expected)
+    grey = np.asarray(draw_picture(0).convert("L"))
+    np.testing.assert_array_equal(embedder.embed(grey), embedder.embed(Image.fromarray(grey)))
+
+
+def test_no_pictures_are_no_rows(embedder: Embedder) -> None:
+    nothings: list[Iterable[Picture]] = [[], iter(()), np.zeros((0, 32, 32, 3), np.uint8)]
+    for nothing in nothings:
+        found = embedder.embed(nothing)
+        assert found.shape == (0, 16)
+        assert found.dtype == np.float32
+    assert embedder.infer(np.zeros((0, 32, 32, 3), np.uint8)).shape == (0, 16)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 100])
+def test_the_size_of_a_batch_changes_no_vector(model: Path, embedder: Embedder, files: list[Path], batch_size: int) -> None:
+    other = Embedder(model, threads=1, batch_size=batch_size)
+    assert other.batch_size == min(batch_size, 512 // 16)  # as many patches as fill a call
+    np.testing.assert_allclose(other.embed(files), embedder.embed(files), rtol=0, atol=2e-7)
+    alone = np.concatenate([other.embed(file) for file in files])
+    np.testing.assert_allclose(alone, embedder.embed(files), rtol=0, atol=2e-7)
+
+
+def test_batches_are_full_but_the_last(model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(model, threads=1, batch_size=5)
+    spy = Spy(embedder, monkeypatch)
+    embedder.embed(iter(files))
+    embedder.infer(np.zeros((11, 32, 32, 3), np.uint8))
+    assert spy.sizes == [5, 5, 3, 5, 5, 1]
+
+
+def test_a_model_whose_batches_matter_runs_one_picture_a_call(
+    lonely_model: Path, embedder: Embedder, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lonely = Embedder(lonely_model, threads=1, batch_size=8)
+    spy = Spy(lonely, monkeypatch)
+    np.testing.assert_allclose(lonely.embed(files), embedder.embed(files), rtol=0, atol=2e-7)
+    lonely.infer(np.zeros((4, 32, 32, 3), np.uint8))
+    assert spy.sizes == [1] * (COUNT + 4)
+
+
+def test_pictures_are_read_a_batch_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedder = Embedder(model, threads=1, batch_size=4)
+    spy, ahead = Spy(embedder, monkeypatch), 0
+
+    def drawn() -> Iterator[Image.Image]:
+        nonlocal ahead
+        for number in range(50):
+            ahead = max(ahead, number - sum(spy.sizes))
+            yield draw_picture(number)
+
+    embedder.embed(drawn())
+    assert (sum(spy.sizes), ahead) == (50, 3)
+
+
+def test_eight_threads_get_what_one_gets(embedder: Embedder, files: list[Path]) -> None:
+    expected = [embedder.embed(file) for file in files]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(embedder.embed, files * 6))
+        blocks = list(threads.map(lambda _number: embedder.embed(files), range(16)))
+    for place, vectors in enumerate(found):
+        np.testing.assert_array_equal(vectors, expected[place % COUNT])
+    for block in blocks:
+        np.testing.assert_array_equal(block, embedder.embed(files))
+
+
+def test_pictures_of_any_size_are_brought_to_the_models_size(embedder: Embedder) -> None:
+    for height, width in ((60, 80), (333, 200), (32, 32), (20, 3000)):
+        picture = draw_picture(1, height=height, width=width)
+        prepared = embedder.prepare(picture)
+        assert prepared.shape == (32, 32, 3)
+        assert prepared.dtype == np.uint8
+        np.testing.assert_array_equal(embedder.embed(picture), embedder.infer(prepared[None]))
+    assert embedder.embed(Image.new("L", (1, 1), 200)).shape == (1, 16)
+
+
+def test_a_large_jpeg_gives_nearly_the_vector_of_its_full_decode(embedder: Embedder, tmp_path: Path) -> None:
+    file = draw_folder(tmp_path, 1, height=1500, width=2100) / "000.jpg"
+    decoded = embedder.decode(file)
+    assert decoded.pixels.shape[0] < 1500
+    assert (decoded.height, decoded.width) == (1500, 2100)
+    with Image.open(file) as image:
+        full = np.asarray(image)
+    assert (embedder.embed(file) @ embedder.embed(full).T).item() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((2, 33, 32, 3), "The height of 33 is no multiple of the model's patch of 8; use 32 or 40."),
+        ((2, 32, 47, 3), "The width of 47 is no multiple of the model's patch of 8; use 40 or 48."),
+        ((2, 5, 32, 3), "The height of 5 is no multiple of the model's patch of 8; use 8."),
+        ((2, 32, 0, 3), "The width of 0 is no multiple of the model's patch of 8; use 8."),
+        ((32, 32, 3), "The model takes uint8 (N, H, W, 3), not uint8 (32, 32, 3)."),
+        ((1, 3, 32, 32), "The model takes uint8 (N, H, W, 3), not uint8 (1, 3, 32, 32)."),
+    ],
+)
+def test_infer_refuses_other_shapes_with_the_nearest_that_work(embedder: Embedder, shape: tuple[int, ...], words: str) -> None:
+    with refused(words):
+        embedder.infer(np.zeros(shape, np.uint8))
+
+
+def test_infer_refuses_other_numbers(embedder: Embedder) -> None:
+    with refused("The model takes uint8 (N, H, W, 3), not float32 (1, 32, 32, 3)."):
+        embedder.infer(np.zeros((1, 32, 32, 3), np.float32))
+
+
+def test_the_picture_that_cannot_be_read_is_named(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("a note")
+    with refused(tmp_path / "text.jpg", "is not a picture"):
+        embedder.embed([files[0], tmp_path / "text.jpg", files[1]])
+    with refused(tmp_path / "missing.jpg", "does not exist"):
+        embedder.embed(str(tmp_path / "missing.jpg"))
+    with refused("picture 2 is not a picture"):
+        embedder.embed([files[0], draw_picture(1), b"a note"])
+    with refused("picture 1 is float64 of shape (4, 4, 3)"):
+        embedder.embed([draw_picture(1), np.zeros((4, 4, 3))])
+    with refused("x/y.jpg is empty"):
+        embedder.decode(b"", name="x/y.jpg")
+
+
+def test_the_limits_are_those_given(model: Path, files: list[Path]) -> None:
+    strict = Embedder(model, threads=1, limits=ImageLimits(max_pixels=4000))
+    for embedder in (strict, strict.with_threads(2)):
+        with refused(files[0], "has 4,800 pixels (80×60), more than the limit of 4,000"):
+            embedder.embed(files[0])
+
+
+def test_other_threads_leave_all_else_as_it_was(model: Path, files: list[Path]) -> None:
+    embedder = Embedder(model, threads=1, batch_size=3)
+    other = embedder.with_threads(2)
+    assert embedder.with_threads(1) is embedder
+    assert (other.threads, other.batch_size, other.fingerprint) == (2, 3, embedder.fingerprint)
+    np.testing.assert_allclose(other.embed(files), embedder.embed(files), rtol=0, atol=2e-7)
+
+
+def test_a_cancelled_call_ends(embedder: Embedder) -> None:
+    cancel = Cancel()
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    embedder.infer(images, cancel=cancel)
+    cancel.set()
+    with pytest.raises(Cancelled):
+        embedder.infer(images, cancel=cancel)
+
+
+def test_it_says_what_it_is(model: Path, embedder: Embedder) -> None:
+    assert (embedder.width, embedder.model_path) == (16, model)
+    assert embedder.backend_name.startswith("onnxruntime ")
+    assert embedder.fingerprint == embedder.manifest.fingerprint != ""
+    assert featkit.Embedder is Embedder
+
+
+def test_what_is_no_model_file_is_refused(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").write_text("a note")
+    with refused(tmp_path / "m.onnx", "is not a featkit model file"):
+        Embedder(tmp_path / "m.onnx")
+    with refused(tmp_path / "missing.onnx", "does not exist"):
+        Embedder(tmp_path / "missing.onnx")
+    with refused("0 threads cannot work; use 1 or more."):
+        Embedder(model, threads=0)
+    with refused("A batch of 0 pictures is none; use 1 or more."):
+        Embedder(model, batch_size=0)
+
+
+@needs_shared_data
+def test_photographs_keep_their_vector_however_they_come(embedder: Embedder) -> None:
+    folder = shared_data()
+    assert folder is not None
+    photos = sorted((folder / "photos").rglob("*.jpg"))[:5]
+    assert photos
+    expected = embedder.embed(photos)
+    np.testing.assert_array_equal(embedder.embed([photo.read_bytes() for photo in photos]), expected)
+    with ThreadPoolExecutor(4) as threads:
+        found = np.concatenate(list(threads.map(embedder.embed, photos)))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)

@@ -1,0 +1,198 @@
+"""The recipes that bring a picture to a model's size: what plain Pillow gives in two steps, and as data that is checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from featkit.geometry import RESAMPLING, Geometry
+from tests.pictures import draw_picture
+from tests.sentences import refused
+
+Resize = Literal["shorter_side", "stretch"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+
+
+def make_geometry(
+    height: int = 32,
+    width: int = 32,
+    *,
+    resize: Resize = "shorter_side",
+    resize_to: int = 32,
+    interpolation: Interpolation = "bicubic",
+) -> Geometry:
+    """A geometry of the sizes that matter here."""
+    return Geometry(
+        height=height,
+        width=width,
+        resize=resize,
+        resize_to=resize_to,
+        interpolation=interpolation,
+        patch=8,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+
+
+def resized_then_cropped(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """The recipe as two plain steps, with the whole picture resized in between."""
+    image = Image.fromarray(pixels)
+    filter = RESAMPLING[geometry.interpolation]
+    if geometry.resize == "stretch":
+        return np.asarray(image.resize((geometry.width, geometry.height), filter))
+    scale = geometry.resize_to / min(image.size)
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), filter)
+    left, top = (resized.width - geometry.width) // 2, (resized.height - geometry.height) // 2
+    return np.asarray(resized.crop((left, top, left + geometry.width, top + geometry.height)))
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A picture of slow waves, which a shift by a part of a pixel hardly changes."""
+    rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
+    waves = [np.sin(rows / height * 3 + shift) + np.cos(columns / max(height, width) * 4 - shift) for shift in (0.0, 1.0, 2.0)]
+    return (127.5 + 60 * np.stack(waves, axis=2)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(
+    ("height", "width", "resize_to"),
+    [(60, 90, 40), (90, 60, 40), (60, 60, 32), (16, 24, 32), (24, 16, 40), (64, 128, 32), (32, 32, 32)],
+)
+def test_shorter_side_is_plain_resize_and_centre_crop(
+    height: int, width: int, resize_to: int, interpolation: Interpolation
+) -> None:
+    geometry = make_geometry(resize_to=resize_to, interpolation=interpolation)
+    pixels = np.asarray(draw_picture(1, height=height, width=width))
+    found = geometry.apply(pixels)
+    assert found.shape == (32, 32, 3)
+    assert found.dtype == np.uint8
+    # In these sizes neither step has anything to round, so only Pillow's own arithmetic differs.
+    assert np.abs(found.astype(int) - resized_then_cropped(pixels, geometry)).max() <= 2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(("height", "width"), [(60, 80), (33, 47), (500, 21), (1, 1)])
+def test_stretch_is_plain_resize(height: int, width: int, interpolation: Interpolation) -> None:
+    geometry = make_geometry(24, 40, resize="stretch", interpolation=interpolation)
+    pixels = np.asarray(draw_picture(2, height=500, width=100))[:height, :width]
+    found, expected = geometry.apply(pixels), resized_then_cropped(pixels, geometry)
+    assert found.shape == (24, 40, 3)
+    # Above four times the size a fast first step is taken, which changes a level here and there.
+    assert np.abs(found.astype(int) - expected).max() <= (12 if height > 4 * 24 else 0)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    height=st.integers(1, 400),
+    width=st.integers(1, 400),
+    crop=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    more=st.integers(0, 40),
+    resize=st.sampled_from(["shorter_side", "stretch"]),
+)
+def test_any_size_becomes_the_models_size(height: int, width: int, crop: tuple[int, int], more: int, resize: Resize) -> None:
+    geometry = make_geometry(*crop, resize=resize, resize_to=max(crop) + more)
+    flat = np.full((height, width, 3), (10, 128, 250), np.uint8)
+    found = geometry.apply(flat)
+    assert found.shape == (*crop, 3)
+    assert np.abs(found.astype(int) - (10, 128, 250)).max() <= 1
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(height=st.integers(90, 301), width=st.integers(90, 301), resize=st.sampled_from(["shorter_side", "stretch"]))
+def test_odd_sizes_are_the_two_steps_within_what_they_round(height: int, width: int, resize: Resize) -> None:
+    geometry = make_geometry(48, 64, resize=resize, resize_to=64)
+    pixels = smooth(height, width)
+    difference = np.abs(geometry.apply(pixels).astype(int) - resized_then_cropped(pixels, geometry))
+    assert difference.max() <= 5
+    assert difference.mean() < 2
+
+
+def test_the_crop_is_the_centre() -> None:
+    pixels = np.zeros((64, 192, 3), np.uint8)
+    pixels[:, 64:128] = 255
+    assert make_geometry().apply(pixels)[:, 1:-1].min() == 255
+    assert make_geometry().apply(pixels.swapaxes(0, 1))[1:-1].min() == 255
+    pixels = np.zeros((80, 80, 3), np.uint8)
+    pixels[16:64, 16:64] = 255  # 32 of 40 pixels show 64 of 80
+    found = make_geometry(resize_to=40, interpolation="bilinear").apply(pixels)
+    np.testing.assert_array_equal(found, found[::-1, ::-1])
+    assert (found[5:27, 5:27].min(), found[:3].max()) == (255, 0)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 3000), (3000, 2)])
+def test_a_strip_is_shown_by_its_middle(height: int, width: int) -> None:
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[(slice(None), slice(1499, 1501)) if width > height else slice(1499, 1501)] = (200, 100, 50)
+    found = make_geometry(interpolation="bilinear").apply(pixels)
+    assert found[16, 16].tolist() == [200, 100, 50]
+    stretched = make_geometry(resize="stretch").apply(np.full((height, width, 3), 90, np.uint8))
+    assert np.unique(stretched).tolist() == [90]
+
+
+def test_one_pixel_fills_the_model_size() -> None:
+    found = make_geometry(resize_to=40).apply(np.array([[[1, 2, 3]]], np.uint8))
+    assert np.unique(found.reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize(("resize", "expected"), [("shorter_side", 256), ("stretch", 224)])
+def test_decoding_may_go_down_to_what_apply_needs(resize: Resize, expected: int) -> None:
+    assert make_geometry(224, 160, resize=resize, resize_to=256).shorter_side == expected
+
+
+def test_a_picture_of_the_models_size_is_left_as_it_is() -> None:
+    pixels = np.array(draw_picture(3, height=32, width=32))
+    found = make_geometry().apply(pixels)
+    np.testing.assert_array_equal(found, pixels)
+    assert not np.shares_memory(found, pixels)
+
+
+def test_a_geometry_comes_back_from_json() -> None:
+    geometry = make_geometry(224, 160, resize="stretch", resize_to=256, interpolation="lanczos")
+    values = geometry.to_dict()
+    assert values["mean"] == [0.485, 0.456, 0.406]
+    assert Geometry.from_dict(json.loads(json.dumps(values))) == geometry
+    assert set(values) == {field.name for field in dataclasses.fields(Geometry)}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"height": 0}, "height is 0; it has to be a whole number of pixels above 0."),
+        ({"width": -32}, "width is -32; it has to be"),
+        ({"resize_to": 32.0}, "resize_to is 32.0; it has to be"),
+        ({"patch": True}, "patch is True; it has to be"),
+        ({"patch": "8"}, "patch is '8'; it has to be"),
+        ({"resize": "longer_side"}, "resize is 'longer_side'; it has to be shorter_side or stretch."),
+        ({"interpolation": "nearest"}, "interpolation is 'nearest'; it has to be bilinear or bicubic or lanczos."),
+        ({"interpolation": ["bicubic"]}, "interpolation is ('bicubic',); it has to be"),
+        ({"mean": [0.5, 0.5]}, "mean is (0.5, 0.5); it has to be three numbers."),
+        ({"mean": 0.5}, "mean is 0.5; it has to be three numbers."),
+        ({"mean": [0.5, 0.5, float("nan")]}, "it has to be three numbers."),
+        ({"std": [0.5, 0.5, 0.0]}, "std is (0.5, 0.5, 0.0); it has to be three numbers above 0."),
+        ({"std": [0.5, 0.5, "0.5"]}, "it has to be three numbers above 0."),
+        ({"std": None}, "std is None; it has to be three numbers above 0."),
+        ({"resize_to": 31}, "resizes to 31 pixels, less than its crop of 32×32."),
+    ],
+)
+def test_a_field_that_no_geometry_has_is_refused(change: dict[str, Any], words: str) -> None:
+    with refused("The geometry", words):
+        Geometry.from_dict({**make_geometry().to_dict(), **change})
+
+
+def test_missing_and_unknown_fields_are_named() -> None:
+    values = make_geometry().to_dict()
+    with refused("lacks ['patch'] and has nothing that is unknown here."):
+        Geometry.from_dict({name: value for name, value in values.items() if name != "patch"})
+    with refused("lacks nothing and has ['blur'] that is unknown here."):
+        Geometry.from_dict({**values, "blur": 1})
+
+
+def test_stretch_needs_no_shorter_side() -> None:
+    assert make_geometry(resize="stretch", resize_to=1).apply(np.zeros((9, 9, 3), np.uint8)).shape == (32, 32, 3)

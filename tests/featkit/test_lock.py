@@ -1,0 +1,142 @@
+"""One writer at a time, between threads, openings and processes; the one who waits is told who holds it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featkit.errors import EnvironmentProblem
+from featkit.lock import WriterLock
+from tests.processes import run_python, start_python
+from tests.sentences import refused
+
+HOLD = """
+import sys
+from pathlib import Path
+from featkit.lock import WriterLock
+lock = WriterLock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.readline()
+"""
+COUNT = """
+import sys, time
+from pathlib import Path
+from featkit.errors import EnvironmentProblem
+from featkit.lock import WriterLock
+folder, done = Path(sys.argv[1]), 0
+while done < 20:
+    try:
+        lock = WriterLock(folder / "lock")
+    except EnvironmentProblem:
+        time.sleep(0.001)
+        continue
+    number = int((folder / "number").read_text())
+    time.sleep(0.001)
+    (folder / "number").write_text(str(number + 1))
+    lock.release()
+    done += 1
+"""
+
+
+def hold(path: Path) -> subprocess.Popen[str]:
+    """A process that holds the lock until its stdin says something or it is killed."""
+    holder = start_python(HOLD, path, "--name", "é x", stdin=subprocess.PIPE)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    return holder
+
+
+def test_a_second_opening_in_the_same_process_is_refused_until_the_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/featkit", "embed", "pictures"])
+    first = WriterLock(tmp_path / "lock")
+    who = f"process {os.getpid()} on {socket.gethostname()} (featkit embed pictures)"
+    with refused(f"{tmp_path} is being written by {who}; wait for it to end, or end it.", error=EnvironmentProblem):
+        WriterLock(tmp_path / "lock")
+    first.release()
+    second = WriterLock(tmp_path / "lock")
+    first.release()  # which is not its own any more
+    with refused("is being written by", error=EnvironmentProblem):
+        WriterLock(tmp_path / "lock")
+    second.release()
+
+
+def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "lock")
+    try:
+        for _ in range(2):  # who asks in vain takes nothing away
+            with refused(
+                tmp_path, f"process {holder.pid} on {socket.gethostname()} (-c ", "--name é x)", error=EnvironmentProblem
+            ):
+                WriterLock(tmp_path / "lock")
+    finally:
+        holder.kill()
+        holder.communicate(timeout=60)
+    WriterLock(tmp_path / "lock").release()
+
+
+def test_this_process_keeps_another_out(tmp_path: Path) -> None:
+    lock = WriterLock(tmp_path / "lock")
+    status, _, error = run_python(HOLD, tmp_path / "lock")
+    assert status == 1
+    assert f"{tmp_path} is being written by process {os.getpid()} on " in error.splitlines()[-1]
+    lock.release()
+    holder = hold(tmp_path / "lock")
+    out, error = holder.communicate("\n", timeout=60)
+    assert (holder.returncode, out, error) == (0, "", "")
+
+
+def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+    lock = WriterLock(tmp_path / "lock")
+    with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
+        try:
+            lock.release()
+            WriterLock(tmp_path / "lock").release()
+        finally:
+            child.kill()
+
+
+def test_processes_that_take_turns_lose_no_change(tmp_path: Path) -> None:
+    (tmp_path / "number").write_text("0")
+    writers = [start_python(COUNT, tmp_path) for _ in range(3)]
+    for writer in writers:
+        assert writer.communicate(timeout=60) == ("", "")
+    assert (tmp_path / "number").read_text() == "60"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"', '{"pid": 1}', "\0" * 99])
+def test_a_holder_that_has_not_said_who_it_is_is_another_process(tmp_path: Path, content: str) -> None:
+    lock = WriterLock(tmp_path / "lock")
+    (tmp_path / "lock").write_text(content)
+    with refused(f"{tmp_path} is being written by another process; wait", error=EnvironmentProblem):
+        WriterLock(tmp_path / "lock")
+    lock.release()
+
+
+def test_a_released_lock_names_nobody(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("x" * 100_000)  # left by whoever
+    lock = WriterLock(tmp_path / "lock")
+    assert str(os.getpid()) in (tmp_path / "lock").read_text()
+    lock.release()
+    lock.release()
+    assert (tmp_path / "lock").read_bytes() == b""
+
+
+def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "lock").mkdir()
+    for name, reason in (("file/lock", "Not a directory"), ("lock", "Is a directory")):
+        with refused(f"{tmp_path / name} cannot be written: {reason}; choose another place.", error=EnvironmentProblem):
+            WriterLock(tmp_path / name)
+    place = tmp_path / "place"
+    place.mkdir(mode=0o555)
+    code = "import sys; from pathlib import Path; from featkit.lock import WriterLock; WriterLock(Path(sys.argv[1]))"
+    status, _, error = run_python(code, place / "lock", ordinary_user=True)
+    assert status == 1
+    assert error.splitlines()[-1].endswith(f"{place}/lock cannot be written: Permission denied; choose another place.")

@@ -1,0 +1,172 @@
+"""The manifest inside a model file: read without onnx as onnx reads it, and one sentence for every file that has none."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from featkit.modelfile import FORMAT, METADATA_KEY, Manifest, read_manifest
+from tests.model_files import make_model_file
+from tests.processes import run_python
+from tests.sentences import refused
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file; not to be changed."""
+    return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
+
+
+def with_manifest(model: Path, path: Path, text: str | None, **more: str) -> Path:
+    """The same graph with other metadata, written by onnx."""
+    proto = onnx.load(model)
+    del proto.metadata_props[:]
+    onnx.helper.set_model_props(proto, more if text is None else {**more, METADATA_KEY: text})
+    onnx.save(proto, path)
+    return path
+
+
+def manifest_text(model: Path) -> str:
+    """What onnx says stands in the file."""
+    return str({entry.key: entry.value for entry in onnx.load(model).metadata_props}[METADATA_KEY])
+
+
+def test_the_manifest_is_what_onnx_reads(model: Path) -> None:
+    values = json.loads(manifest_text(model))
+    manifest = read_manifest(model)
+    assert json.loads(manifest.to_json()) == values
+    assert (manifest.patch, manifest.width, manifest.family, manifest.format) == (8, 16, "test", FORMAT)
+    assert manifest.geometry.to_dict() == values["geometry"]
+    assert (manifest.outputs, manifest.proven_equal_to) == (("embedding",), ())
+
+
+def test_every_field_survives_the_file(model: Path, tmp_path: Path) -> None:
+    manifest = dataclasses.replace(
+        read_manifest(model),
+        family="dünn",
+        outputs=("embedding", "patches"),
+        parity={"cosine": 0.9999995, "largest": 1e-7},
+        origin={"url": "https://example.org/ü", "sha256": "0" * 64},
+        batch_invariant=False,
+        proven_equal_to=("a" * 64, "b" * 64),
+        notes="one\ntwo\u2028three 猫",
+    )
+    assert read_manifest(with_manifest(model, tmp_path / "m.onnx", manifest.to_json())) == manifest
+
+
+def test_the_manifest_is_found_among_other_metadata(model: Path, tmp_path: Path) -> None:
+    others = {"featkit2": "no", "author": "x" * 300, "": METADATA_KEY, "a": ""}
+    assert read_manifest(with_manifest(model, tmp_path / "m.onnx", manifest_text(model), **others)) == read_manifest(model)
+
+
+def test_fields_that_have_defaults_may_be_left_out(model: Path, tmp_path: Path) -> None:
+    values = json.loads(manifest_text(model))
+    for name in ("format", "outputs", "precision", "parity", "origin", "batch_invariant", "proven_equal_to", "notes"):
+        del values[name]
+    assert read_manifest(with_manifest(model, tmp_path / "m.onnx", json.dumps(values))) == read_manifest(model)
+
+
+def test_reading_needs_neither_onnx_nor_a_session(model: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from featkit.modelfile import read_manifest; read_manifest(Path(sys.argv[1])); "
+        "print({'onnx', 'onnxruntime', 'torch', 'faiss'} & set(sys.modules))"
+    )
+    assert run_python(code, model) == (0, "set()\n", "")
+
+
+def test_a_foreign_onnx_file_is_refused(model: Path, tmp_path: Path) -> None:
+    path = with_manifest(model, tmp_path / "foreign.onnx", None, author="someone")
+    with refused(f"{path} is not a featkit model file: it has no `featkit` manifest; make one with `featkit export`."):
+        read_manifest(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with refused(f"{tmp_path}/m.onnx does not exist; name a model file"):
+        read_manifest(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"a note\n" * 50, b"\x00", b"\xff" * 64, b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."]
+)
+def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(content)
+    with refused(f"{tmp_path}/m.onnx is not a featkit model file: it is no ONNX file ("):
+        read_manifest(tmp_path / "m.onnx")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with refused(f"{tmp_path} is not a featkit model file"):
+        read_manifest(tmp_path)
+
+
+def test_a_model_file_that_was_cut_is_refused(model: Path, tmp_path: Path) -> None:
+    whole, cut = model.read_bytes(), tmp_path / "cut.onnx"
+    for length in [*range(1, 40), *range(40, len(whole), 1999), len(whole) - 1]:
+        cut.write_bytes(whole[:length])
+        with refused(cut, "is not a featkit model file"):
+            read_manifest(cut)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@example(content=b"\x72\x09\x0a\x07featkit")
+@example(content=b"\x72\x0d\x0a\x07featkit\x12\x02[]")
+@given(content=st.binary(max_size=60) | st.binary(max_size=40).map(lambda rest: b"\x72" + bytes([len(rest)]) + rest))
+def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "random.onnx"
+    path.write_bytes(content)
+    with refused(path):
+        read_manifest(path)
+
+
+def change(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A manifest with other values."""
+    return lambda manifest: {**manifest, **values}
+
+
+def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A manifest that lacks a field."""
+    return lambda manifest: {key: value for key, value in manifest.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (change(format=FORMAT + 1), f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit."),
+        (change(format=FORMAT + 1, colour="new"), "newer than"),
+        (change(format="1"), "is not one of featkit's"),
+        (change(colour="blue"), "colour"),
+        (without("patch"), "patch"),
+        (without("geometry"), "geometry"),
+        (change(geometry=None), "is not one of featkit's"),
+        (change(geometry={}), "The geometry lacks ["),
+        (change(outputs=3), "is not one of featkit's"),
+        (lambda _manifest: [], "is not one of featkit's"),
+        (lambda _manifest: "text", "is not one of featkit's"),
+        (lambda _manifest: None, "is not one of featkit's"),
+    ],
+)
+def test_a_manifest_of_another_kind_is_refused(
+    model: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    path = with_manifest(model, tmp_path / "m.onnx", json.dumps(edit(json.loads(manifest_text(model)))))
+    with refused(f"{path} is not a model file that can be used: ", words):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "no json", "[" * 100_000])
+def test_a_manifest_that_is_no_json_is_refused(model: Path, tmp_path: Path, text: str) -> None:
+    with refused(tmp_path / "m.onnx", "the manifest is not JSON ("):
+        read_manifest(with_manifest(model, tmp_path / "m.onnx", text))
+
+
+def test_a_manifest_comes_back_from_its_own_text(model: Path) -> None:
+    manifest = read_manifest(model)
+    assert Manifest.from_json(manifest.to_json()) == manifest

@@ -1,0 +1,23 @@
+"""What every refusal has to be: one sentence on one line, with the words that help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from featkit.errors import FeatkitError, InputError
+
+
+@contextmanager
+def refused(*words: object, error: type[FeatkitError] = InputError) -> Iterator[None]:
+    """A block that has to end in `error` itself, with one sentence that holds each of `words`."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    assert caught.type is error
+    assert "\n" not in message
+    assert message.endswith(".")
+    for word in words:
+        assert str(word) in message
