@@ -43,7 +43,7 @@ from featkit.errors import InputError, Interrupted
 from featkit.images import thumbnail_jpeg
 from featkit.lock import WriterLock
 from featkit.resources import usable_cpus
-from featkit.sources import Source
+from featkit.sources import Source, keys_sha256
 
 # Rows finished or under way beyond the last one taken: work for the workers while a shard is written, and 10 kB each.
 ROWS_AHEAD = 256
@@ -116,7 +116,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
     plan = Plan(
         source=_as_text(source.name),
         num_items=len(source),
-        keys_sha256=_keys_sha256(source),
+        keys_sha256=keys_sha256(source),
         model_name=embedder.manifest.name,
         fingerprint=embedder.fingerprint,
         geometry=embedder.geometry,
@@ -306,13 +306,6 @@ def _metadata_columns(source: Source) -> dict[str, str]:
             column = column_name(name)
             kinds[column] = common_kind(kinds.get(column), value)
     return dict(sorted(kinds.items()))
-
-
-def _keys_sha256(source: Source) -> str:
-    digest = hashlib.sha256()
-    for number in range(len(source)):
-        digest.update(source.key(number).encode() + b"\0")
-    return digest.hexdigest()
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -1,6 +1,6 @@
 """Where pictures come from: folders, tar shards, Parquet files and lists of paths, all numbered lists of undecoded bytes."""
 
-from featkit.sources.base import PICTURE_SUFFIXES, Source
+from featkit.sources.base import PICTURE_SUFFIXES, Source, keys_sha256
 from featkit.sources.opening import concatenate, open_source, subset
 
-__all__ = ["PICTURE_SUFFIXES", "Source", "concatenate", "open_source", "subset"]
+__all__ = ["PICTURE_SUFFIXES", "Source", "concatenate", "keys_sha256", "open_source", "subset"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Protocol, TypeAlias
 
 Metadata: TypeAlias = dict[str, str | int | float]
@@ -40,3 +41,11 @@ def is_picture(name: str) -> bool:
     """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`, `._x.jpg`)."""
     base = name.rsplit("/", 1)[-1]
     return not base.startswith(".") and "." in base and "." + base.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
+
+
+def keys_sha256(source: Source) -> str:
+    """Digest of all keys in their order: the same pictures by name, whatever is in them."""
+    digest = hashlib.sha256()
+    for number in range(len(source)):
+        digest.update(source.key(number).encode() + b"\0")
+    return digest.hexdigest()

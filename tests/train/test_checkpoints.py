@@ -125,11 +125,11 @@ def test_an_interrupted_save_leaves_the_older_ones_and_nothing_else(
     path = trained.save(tmp_path, step=2, keep=1)
     before = (path / STATE_FILE).read_bytes()
 
-    def stop(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    def stop(file: Path, tensors: dict[str, torch.Tensor]) -> None:
         save_file(dict(list(tensors.items())[:3]), file)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints, "save_file", stop)
+    monkeypatch.setattr(checkpoints, "write_tensors", stop)
     with pytest.raises(KeyboardInterrupt):
         trained.save(tmp_path, step=3, keep=1)
     assert list(tmp_path.iterdir()) == [path]

@@ -48,7 +48,10 @@ def test_settings_leave_the_recipe_as_it_was() -> None:
         ("crops.global_scale=[0.1]", "a list of 2 values"),
         ("optim.lr", "write it as section.key=value"),
         ("crops.global_size=65", "65 pixels is no multiple of the patch"),
-        ("run.steps=0", "run.steps and run.keep_checkpoints must be at least 1"),
+        ("run.workers=-1", "run.workers is -1; it must be at least 0"),
+        ("run.log_every=0", "run.log_every is 0; it must be at least 1"),
+        ("model.num_heads=7", "The settings of model do not go together: width 192 is no multiple of num_heads 7"),
+        ("run.steps=0", "run.steps is 0; it must be at least 1"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_name(setting: str, sentence: str) -> None:

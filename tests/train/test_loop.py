@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,19 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from featkit.errors import InputError, Interrupted
+from featkit.errors import EnvironmentProblem, InputError, Interrupted
+from featkit.lock import WriterLock
 from featkit.sources import open_source
 from featkit_train.checkpoints import STATE_FILE, list_checkpoints
 from featkit_train.config import OptimConfig, TrainConfig
+from featkit_train.device import pick_autocast, pick_device
 from featkit_train.diagnostics import Collapse
-from featkit_train.loop import Log, Run, make_optimizer, peak_lr, pick_autocast, pick_device, train
+from featkit_train.loop import LOCK_FILE, Run, make_optimizer, peak_lr, train
+from featkit_train.meter import Log
 from featkit_train.vit import VisionTransformer
 from featkit_train.weights import load_backbone
 from tests.pictures import draw_folder
+from tests.processes import run_python
 from tests.train.small import small_config
 
 
@@ -36,7 +41,7 @@ def run(config: TrainConfig, pictures: Path, out: Path, *, resume: bool = False,
     def on_log(log: Log) -> None:
         logs.append(log)
         if stop_after is not None and log["step"] == stop_after and "loss" in log:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     train(config, [open_source(pictures)], out, resume=resume, on_log=on_log)
     return logs
@@ -131,6 +136,66 @@ def test_a_provoked_uniform_collapse_is_named_and_stops_the_run(pictures: Path, 
     assert losses(tmp_path / "run")[-1][1] == pytest.approx(math.log(16), rel=0.01)
 
 
+def test_a_run_is_not_resumed_on_other_pictures(pictures: Path, tmp_path: Path) -> None:
+    run(small_config("run.steps=2"), pictures, tmp_path / "run")
+    other = draw_folder(tmp_path / "other", 43)
+    with pytest.raises(InputError, match="begun with other pictures to learn from"):
+        run(small_config("run.steps=2"), other, tmp_path / "run", resume=True)
+    with pytest.raises(InputError, match="begun with other pictures held out"):
+        train(small_config("run.steps=2"), [open_source(pictures)], tmp_path / "run", held_out=open_source(other), resume=True)
+
+
+def test_what_is_refused_leaves_nothing_that_stands_in_the_way(pictures: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lower --batch-size"):
+        run(small_config("run.batch_size=64"), pictures, tmp_path / "run")
+    run(small_config("run.steps=1"), pictures, tmp_path / "run")
+    with pytest.raises(InputError, match="no run to resume"):
+        run(small_config(), pictures, tmp_path / "missing", resume=True)
+    assert not (tmp_path / "missing").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        run(small_config(), pictures, tmp_path / "file")
+
+
+def test_a_second_writer_of_a_run_is_refused(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    lock = WriterLock(tmp_path / "run" / LOCK_FILE)
+    with pytest.raises(EnvironmentProblem, match="is being written by process"):
+        run(small_config("run.steps=1"), pictures, tmp_path / "run")
+    lock.release()
+    run(small_config("run.steps=1"), pictures, tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: int) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number in range(24):
+        (folder / f"{number}.jpg").write_text("no picture")
+    with pytest.raises(InputError) as caught:
+        run(small_config(f"run.workers={workers}"), folder, tmp_path / "run")
+    assert str(caught.value) == f"None of the 22 pictures of {folder} can be read."
+
+
+def test_a_full_disk_is_named(pictures: Path, tmp_path: Path) -> None:
+    program = f"""
+import resource, signal
+from pathlib import Path
+from featkit.sources import open_source
+from featkit_train.loop import train
+from tests.train.small import small_config
+config = small_config("run.steps=1", "run.held_out=0")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+train(config, [open_source({str(pictures)!r})], Path({str(tmp_path / "run")!r}))
+"""
+    status, _, error = run_python(program)
+    assert status != 0
+    assert "EnvironmentProblem" in error.splitlines()[-1]
+    assert "File too large" in error.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == []
+
+
 def test_weights_decay_and_vectors_do_not() -> None:
     backbone = VisionTransformer(small_config().model)
     decaying, still = make_optimizer(backbone, OptimConfig()).param_groups
@@ -163,3 +228,5 @@ def test_device_and_precision_are_what_is_there() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="no CUDA device"):
             pick_device("cuda")
+    with pytest.raises(InputError, match="gpu, which torch does not know"):
+        pick_device("gpu")

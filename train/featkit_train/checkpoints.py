@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featkit.atomic import remove_partials, replace_folder
 from featkit.errors import InputError
-from featkit_train.weights import misfit
+from featkit_train.weights import misfit, write_tensors
 
 FORMAT = 1
 STATE_FILE = "state.safetensors"
@@ -31,8 +31,7 @@ def save_checkpoint(folder: Path, *, step: int, method: nn.Module, optimizer: to
     folder.mkdir(parents=True, exist_ok=True)
     remove_partials(folder)
     with replace_folder(path) as temporary:
-        # Contiguous copies: safetensors refuses tensors that share memory.
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary / STATE_FILE)
+        write_tensors(temporary / STATE_FILE, tensors)
         (temporary / PROGRESS_FILE).write_text(json.dumps({"format": FORMAT, "step": step}))
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)

@@ -22,6 +22,12 @@ from featkit_train.heads import HeadConfig
 from featkit_train.vit import ViTConfig
 
 RECIPES = Path(__file__).parent / "recipes"
+# The least that settings of a run can be.
+LEAST = {
+    **dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"), 1),
+    **dict.fromkeys(("seed", "workers", "held_out", "cache_bytes"), 0),
+    "batch_size": 2,
+}
 T = TypeVar("T")
 
 
@@ -125,8 +131,9 @@ class TrainConfig:
         for size in sizes:
             if size % self.model.patch:
                 raise InputError(f"a crop of {size} pixels is no multiple of the patch of {self.model.patch}; change one.")
-        if self.run.steps < 1 or self.run.batch_size < 2 or self.run.keep_checkpoints < 1:
-            raise InputError("run.steps and run.keep_checkpoints must be at least 1, run.batch_size at least 2.")
+        for name, least in LEAST.items():
+            if getattr(self.run, name) < least:
+                raise InputError(f"run.{name} is {getattr(self.run, name)}; it must be at least {least}.")
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
@@ -176,7 +183,11 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, at: str = "") -> 
             near = difflib.get_close_matches(str(key), hints, n=1)
             meant = f"; did you mean {at}{near[0]}?" if near else f"; it is none of: {', '.join(hints)}."
             raise InputError(f"There is no setting {at}{key}{meant}")
-    return kind(**{key: _convert(value, hints[key], at=f"{at}{key}") for key, value in mapping.items()})
+    values = {key: _convert(value, hints[key], at=f"{at}{key}") for key, value in mapping.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:  # sizes that do not go together
+        raise InputError(f"The settings of {at.rstrip('.') or 'the run'} do not go together: {error}.") from error
 
 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Letters: B pictures, G global crops, L local crops, (S, S) and (s, s) their pixe
 
 from __future__ import annotations
 
+import signal
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -66,8 +67,18 @@ def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, n
 class CropDataset(Dataset[Sample]):
     """Indexed by (epoch, picture number): the crops that picture gives in that epoch."""
 
-    def __init__(self, source: Source, *, crops: CropConfig, colour: ColourConfig, seed: int, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        crops: CropConfig,
+        colour: ColourConfig,
+        seed: int,
+        cache_bytes: int,
+        numbers: np.ndarray | None = None,  # sorted numbers of the pictures to learn from; all by default
+    ) -> None:
         self.source, self.crops, self.colour, self.seed = source, crops, colour, seed
+        self.numbers = np.arange(len(source)) if numbers is None else numbers
         self.cache_bytes = cache_bytes
         self._cache: OrderedDict[int, Image.Image] = OrderedDict()
         self._cached_bytes = 0
@@ -97,13 +108,14 @@ class CropDataset(Dataset[Sample]):
         )
 
     def _readable_picture(self, number: int) -> tuple[Image.Image, int]:
-        """Picture `number`, or the next that can be read, and how many could not."""
-        for skipped in range(len(self.source)):
+        """Picture `number`, or the next to learn from that can be read, and how many could not."""
+        place = int(np.searchsorted(self.numbers, number))
+        for skipped in range(len(self.numbers)):
             try:
-                return self._picture((number + skipped) % len(self.source)), skipped
+                return self._picture(int(self.numbers[(place + skipped) % len(self.numbers)])), skipped
             except InputError:
                 continue  # counted by the caller and shown in the log
-        raise InputError(f"None of the {len(self.source):,} pictures of {self.source.name} can be read.")
+        raise InputError(f"None of the {len(self.numbers):,} pictures of {self.source.name} can be read.")
 
     def _picture(self, number: int) -> Image.Image:
         if number in self._cache:
@@ -172,5 +184,11 @@ def crop_loader(dataset: CropDataset, order: EpochOrder, *, workers: int) -> Dat
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_ctrl_c_to_the_loop,
     )
     return loader
+
+
+def _leave_ctrl_c_to_the_loop(_worker: int) -> None:
+    """A terminal sends Ctrl-C to workers too, who would be gone before the step that needs them is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

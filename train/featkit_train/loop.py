@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,23 +22,25 @@ from featkit.errors import InputError, Interrupted
 from featkit.evaluate.copies import CopyProbe
 from featkit.geometry import Geometry
 from featkit.images import decode
+from featkit.lock import WriterLock
 from featkit.resources import usable_cpus
-from featkit.sources import Source, concatenate
+from featkit.sources import Source, concatenate, keys_sha256
 from featkit_train.augment import appear, normalise
 from featkit_train.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from featkit_train.config import OptimConfig, TrainConfig, from_mapping, to_mapping
 from featkit_train.data import WEIGHTS, CropDataset, Crops, EpochOrder, crop_loader, rng_for, split_held_out
+from featkit_train.device import pick_autocast, pick_device
 from featkit_train.diagnostics import Collapse, CollapseWatch
+from featkit_train.meter import Log, Meter
 from featkit_train.methods import METHODS, Dino, Views
 from featkit_train.schedules import cosine_schedule
+from featkit_train.stopping import StopRequest
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 
-CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.yaml", "metrics.jsonl", "checkpoints"
+CONFIG_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE = "config.yaml", "metrics.jsonl", "checkpoints", "writer.lock"
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LR_BATCH = 256  # the batch that a linear rule's rate is for
 PROBE_DECODE_SIDE = 256  # what the copies yardstick works on
-
-Log = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +70,22 @@ def train(
     sources: pictures to learn from; held_out: pictures to measure copy recall on, by default a part of them that is
     then not trained on. resume goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped.
 
-    InputError: `out` holds a run already, or one of another config. Collapse: outputs no longer tell pictures apart.
-    Interrupted: Ctrl-C, after a checkpoint was written.
+    InputError: `out` holds a run already, or one of another config or other pictures. EnvironmentProblem: `out` cannot be
+    written, or another process is at it. Collapse: outputs no longer tell pictures apart. Interrupted: Ctrl-C, after a
+    checkpoint was written.
     """
     run = Run(config, sources, out, held_out=held_out, on_log=on_log, on_note=on_note)
-    first_step = run.resume() if resume else run.begin()
-    return run.go(first_step)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the run with --out.")
+    if resume and not (out / CONFIG_FILE).is_file():
+        raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
+    with explain_os_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+    lock = WriterLock(out / LOCK_FILE)
+    try:
+        return run.go(run.resume() if resume else run.begin())
+    finally:
+        lock.release()
 
 
 class Run:
@@ -90,6 +101,8 @@ class Run:
         on_log: Callable[[Log], None],
         on_note: Callable[[str], None],
     ) -> None:
+        if config.method not in METHODS:
+            raise InputError(f"There is no method {config.method}; it is one of: {', '.join(METHODS)}.")
         self.config, self.out, self.on_log, self.on_note = config, out, on_log, on_note
         self.device = pick_device(config.run.device)
         self.autocast_dtype = pick_autocast(config.run.precision, self.device)
@@ -98,15 +111,24 @@ class Run:
         source = concatenate(sources)
         wanted = config.run.held_out if held_out is None else 0
         self.numbers, held_numbers = split_held_out(len(source), wanted=wanted, seed=config.run.seed)
+        self.order = EpochOrder(
+            self.numbers, batch_size=config.run.batch_size, seed=config.run.seed, first_step=0, last_step=config.run.steps
+        )
         self.dataset = CropDataset(
-            source, crops=config.crops, colour=config.colour, seed=config.run.seed, cache_bytes=config.run.cache_bytes
+            source,
+            crops=config.crops,
+            colour=config.colour,
+            seed=config.run.seed,
+            cache_bytes=config.run.cache_bytes,
+            numbers=self.numbers,
         )
+        self.data = {
+            "names": source.name,
+            "keys_sha256": keys_sha256(source),
+            "held_out_keys_sha256": None if held_out is None else keys_sha256(held_out),
+        }
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
-        self.probe = (
-            copy_probe(source if held_out is None else held_out, probe_numbers, self.geometry)
-            if len(probe_numbers) > 1
-            else None
-        )
+        self.probe = copy_probe(source if held_out is None else held_out, probe_numbers, self.geometry)
         with seeded_weights(config.run.seed):
             self.method: Dino = METHODS[config.method](config).to(self.device)
         self.optimizer = make_optimizer(self.method.student, config.optim)
@@ -115,34 +137,34 @@ class Run:
     # -- files ----------------------------------------------------------------------------------------------------
 
     def begin(self) -> int:
-        """Make the run folder. InputError when it holds a run."""
+        """Begin the run folder. InputError when it holds a run."""
         if (self.out / CONFIG_FILE).exists():
             raise InputError(f"{self.out} holds a run already; add --resume to go on with it, or choose another --out.")
-        with explain_os_errors(self.out):
-            self.out.mkdir(parents=True, exist_ok=True)
         write_text(self.out / CONFIG_FILE, self._config_text())
         return 0
 
     def resume(self) -> int:
         """Restore the newest checkpoint; 0 where a run was stopped ahead of its first."""
-        path = self.out / CONFIG_FILE
-        if not path.is_file():
-            raise InputError(f"{self.out} holds no run to resume; leave --resume away to begin one.")
-        earlier = from_mapping(TrainConfig, yaml.safe_load(path.read_text())["config"])
+        record = yaml.safe_load((self.out / CONFIG_FILE).read_text())
+        earlier = from_mapping(TrainConfig, record["config"])
         if earlier != self.config:
             raise InputError(f"{self.out} was begun with other settings: {_first_difference(earlier, self.config)}.")
+        for digest, what in (("keys_sha256", "pictures to learn from"), ("held_out_keys_sha256", "pictures held out")):
+            if record["data"][digest] != self.data[digest]:
+                raise InputError(f"{self.out} was begun with other {what}, in {record['data']['names']}; name the same again.")
         checkpoints = list_checkpoints(self.out / CHECKPOINTS)
         step = load_checkpoint(checkpoints[-1], method=self.method, optimizer=self.optimizer) if checkpoints else 0
         metrics = self.out / METRICS_FILE
         if metrics.exists():  # lines past the checkpoint will be written again
             lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]  # a power cut tears the last one
-            write_text(metrics, "".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+            kept = [line for line in lines if checkpoints and json.loads(line)["step"] <= step]
+            write_text(metrics, "".join(line + "\n" for line in kept))
         self.on_note(f"resuming at step {step:,}")
         return step
 
     def _config_text(self) -> str:
         versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
-        record = {"config": to_mapping(self.config), "data": self.dataset.source.name, "versions": versions}
+        record = {"config": to_mapping(self.config), "data": self.data, "versions": versions}
         return yaml.safe_dump(record, sort_keys=False)
 
     def checkpoint(self, step: int) -> None:
@@ -172,39 +194,32 @@ class Run:
     def go(self, first_step: int) -> TrainReport:
         """Steps from `first_step` to the last; checkpoints, metrics and diagnoses on the way."""
         config = self.config.run
-        order = EpochOrder(
-            self.numbers,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            first_step=first_step,
-            last_step=config.steps,
-        )
-        batches = iter(crop_loader(self.dataset, order, workers=config.workers))
+        self.order.first_step = first_step
+        batches = iter(crop_loader(self.dataset, self.order, workers=config.workers))
         settle_steps = min(self.config.optim.warmup_steps, config.steps // 2)
         watch = CollapseWatch(self.config.dino.head.num_prototypes, settle_steps=settle_steps)
         meter = Meter(config.batch_size)
         step = first_step
-        with self._metrics_writer(first_step) as write:
+        with self._metrics_writer(first_step) as write, StopRequest() as stop:
             if step == 0:  # what the untrained network finds, to compare with
                 self._measure_copies(step, write)
-            try:
-                while step < config.steps:
-                    with meter.waiting():
-                        crops = next(batches)
-                    log = self.step(crops, step)
-                    step += 1
-                    meter.finished_step(crops.num_unreadable)
-                    self._diagnose(watch, step, log)
-                    last = step == config.steps
-                    if step % config.log_every == 0 or last:
-                        write(step, {**log, **meter.read()})
-                    if step % config.evaluate_every == 0 or last:
-                        self._measure_copies(step, write)
-                    if step % config.checkpoint_every == 0 or last:
-                        self.checkpoint(step)
-            except KeyboardInterrupt:
+            while step < config.steps and not stop.asked:
+                with meter.waiting():
+                    crops = next_batch(batches)
+                log = self.step(crops, step)
+                step += 1
+                meter.finished_step(crops.num_unreadable)
+                self._diagnose(watch, step, log)
+                last = step == config.steps
+                if step % config.log_every == 0 or last:
+                    write(step, {**log, **meter.read()})
+                if step % config.evaluate_every == 0 or last:
+                    self._measure_copies(step, write)
+                if step % config.checkpoint_every == 0 or last:
+                    self.checkpoint(step)
+            if step < config.steps:
                 self.checkpoint(step)
-                raise Interrupted(f"stopped after step {step:,}; add --resume to go on from there.") from None
+                raise Interrupted(f"stopped after step {step:,}; add --resume to go on from there.")
         return TrainReport(
             steps=step - first_step,
             seconds=meter.total_s,
@@ -309,53 +324,6 @@ class Run:
                 board.close()
 
 
-class Meter:
-    """Where the time of steps goes."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.total_s = self.total_waiting_s = 0.0
-        self.steps = self.unreadable = 0
-        self._started = time.perf_counter()
-        self._since = (self.total_s, self.total_waiting_s, self.steps)
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent inside is time without data. It begins a step."""
-        self._started = time.perf_counter()
-        yield
-        self.total_waiting_s += time.perf_counter() - self._started
-
-    def finished_step(self, num_unreadable: int) -> None:
-        """Ends the step that `waiting` began."""
-        self.total_s += time.perf_counter() - self._started
-        self.steps += 1
-        self.unreadable += num_unreadable
-
-    def read(self) -> Log:
-        """Rates since the last reading."""
-        total_s, waiting_s, steps = self._since
-        spent = max(self.total_s - total_s, 1e-9)
-        done = self.steps - steps
-        self._since = (self.total_s, self.total_waiting_s, self.steps)
-        return {
-            "steps_per_s": done / spent,
-            "images_per_s": done * self.batch_size / spent,
-            "waiting_share": (self.total_waiting_s - waiting_s) / spent,
-            "unreadable": self.unreadable,
-        }
-
-    @property
-    def images_per_s(self) -> float:
-        """Pictures a second over all steps so far."""
-        return self.steps * self.batch_size / max(self.total_s, 1e-9)
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of all step time spent waiting for data."""
-        return self.total_waiting_s / max(self.total_s, 1e-9)
-
-
 def peak_lr(config: OptimConfig, images_per_step: int) -> float:
     """The learning rate after warm-up: `lr` itself, or `lr * images_per_step / 256` by the linear rule."""
     return config.lr * images_per_step / LR_BATCH if config.lr_rule == "linear" else config.lr
@@ -386,31 +354,22 @@ def geometry_of(config: TrainConfig) -> Geometry:
     )
 
 
-def copy_probe(source: Source, numbers: np.ndarray, geometry: Geometry) -> CopyProbe:
-    """The copies yardstick over the held-out pictures; those that cannot be read are left out."""
+def copy_probe(source: Source, numbers: np.ndarray, geometry: Geometry) -> CopyProbe | None:
+    """The copies yardstick over the held-out pictures that can be read; None where these are fewer than two."""
     pictures = []
     for number in numbers:
         place = int(number)
         with contextlib.suppress(InputError):
             pictures.append(decode(source.read(place), name=source.key(place), shorter_side=PROBE_DECODE_SIDE).pixels)
-    return CopyProbe(pictures, geometry, seed=0, num_edits=4)
+    return CopyProbe(pictures, geometry, seed=0, num_edits=4) if len(pictures) > 1 else None
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. InputError for a device that is not there."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("run.device is cuda, but torch sees no CUDA device; use --device cpu.")
-    return torch.device(wanted)
-
-
-def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it natively (`auto`), or where it was asked for; None is float32."""
-    if precision == "float32":
-        return None
-    native = device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if precision == "bfloat16" or native else None
+def next_batch(batches: Iterator[Crops]) -> Crops:
+    """The next of a loader's batches. An InputError of a worker's carries its traceback as text: the last line is enough."""
+    try:
+        return next(batches)
+    except InputError as error:
+        raise InputError(str(error).strip().splitlines()[-1].removeprefix("featkit.errors.InputError: ")) from None
 
 
 @contextlib.contextmanager

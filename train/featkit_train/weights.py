@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -43,9 +45,21 @@ def save_backbone(path: Path, backbone: VisionTransformer, info: BackboneInfo) -
         "licence": info.licence,
         "origin": info.origin,
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     with replace_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"featkit": json.dumps(header, sort_keys=True)})
+        write_tensors(temporary, backbone.state_dict(), metadata={"featkit": json.dumps(header, sort_keys=True)})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file. OSError for a full disk and its like, of which safetensors makes an error of its own."""
+    # Contiguous copies: safetensors refuses tensors that share memory.
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(whole, path, metadata=None if metadata is None else dict(metadata))
+    except SafetensorError as error:
+        code = re.search(r"os error (\d+)", str(error))
+        if code is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
 
 
 def load_backbone(path: Path) -> tuple[VisionTransformer, BackboneInfo]:

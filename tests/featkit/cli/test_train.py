@@ -54,6 +54,7 @@ def test_a_run_folder_holds_config_metrics_events_checkpoints_and_backbone(run: 
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
+        "writer.lock",
     ]
     assert sum(name.startswith("events") for name in names) == 1
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step-{STEPS:08d}"]
@@ -70,7 +71,7 @@ def test_flags_override_the_recipe_and_the_run_keeps_all_it_used(folder: Path, t
     assert (record["config"]["dino"]["momentum"], record["config"]["dino"]["head"]["num_prototypes"]) == (0.8, 12)
     assert record["config"]["model"]["width"] == SMALL["model"]["width"]  # type: ignore[index]
     assert record["config"]["optim"]["clip_grad"] == 3.0  # by default
-    assert record["data"] == str(folder / "pictures")
+    assert record["data"]["names"] == str(folder / "pictures")
 
 
 def test_metrics_hold_speed_waiting_loss_entropy_and_copy_recall(run: Path) -> None:

@@ -125,3 +125,12 @@ def test_center_is_part_of_the_state() -> None:
     other.load_state_dict(center.state_dict())
     assert torch.equal(other.center, center.center)
     assert center.center.abs().sum() > 0
+
+
+def test_dino_loss_is_the_same_float32_under_autocast() -> None:
+    logits, probs = random_outputs()
+    expected = dino_loss(logits, probs, student_temp=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = dino_loss(logits, probs, student_temp=0.1)
+    assert loss.dtype == torch.float32
+    assert loss.item() == expected.item()

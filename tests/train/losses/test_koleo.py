@@ -57,3 +57,14 @@ def test_koleo_agrees_with_lightly() -> None:
 
     features = torch.randn(9, 6, generator=torch.Generator().manual_seed(3))
     assert koleo_loss(features).item() == pytest.approx(import_lightly_loss("KoLeoLoss")()(features).item(), rel=1e-4)
+
+
+def test_koleo_finds_the_nearest_under_autocast_too() -> None:
+    # So near to each other that bfloat16 could not tell which of them is nearest.
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(1, 64, generator=generator) + 0.05 * torch.randn(32, 64, generator=generator)
+    expected = koleo_loss(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = koleo_loss(features)
+    assert loss.dtype == torch.float32
+    assert loss.item() == expected.item()

@@ -79,7 +79,8 @@ def test_sinkhorn_uses_all_prototypes_alike_and_leaves_the_center_alone() -> Non
     method = make_method("dino.centering=sinkhorn")
     logits = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)) / 10
     probs = method.teacher_probs(logits, step=0)
-    assert entropies(probs)["batch_entropy"].item() == pytest.approx(1.0, abs=0.01)
+    used = torch.special.entr(probs.mean(dim=(0, 1))).sum() / math.log(16)
+    assert used.item() == pytest.approx(1.0, abs=0.01)
     assert torch.equal(method.center.center, torch.zeros(16))
 
 
@@ -112,11 +113,29 @@ def test_teacher_temperature_warms_up_linearly() -> None:
 
 
 def test_entropies_tell_both_collapses_apart() -> None:
-    uniform = entropies(torch.full((2, 4, 8), 1 / 8))
+    def one_hot(numbers: torch.Tensor) -> torch.Tensor:
+        return F.one_hot(numbers, 8).float()
+
+    uniform = entropies(torch.full((2, 4, 8), 1 / 8), torch.zeros(2, 4, 8))
     assert uniform["teacher_entropy"].item() == pytest.approx(1.0)
-    one_hot = entropies(F.one_hot(torch.zeros(2, 4, dtype=torch.long), 8).float())
-    assert one_hot["batch_entropy"].item() == pytest.approx(0.0)
-    spread = entropies(F.one_hot(torch.arange(8).view(2, 4), 8).float())
+    collapsed = one_hot(torch.zeros(2, 4, dtype=torch.long))
+    assert entropies(collapsed, 100 * collapsed)["batch_entropy"].item() == pytest.approx(0.0, abs=1e-6)
+    distinct = one_hot(torch.arange(8).view(2, 4))
+    spread = entropies(distinct, 100 * distinct)
     assert spread["teacher_entropy"].item() == pytest.approx(0.0)
     assert spread["batch_entropy"].item() == pytest.approx(1.0)
     assert math.isfinite(spread["teacher_entropy"].item())
+
+
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
+def test_a_teacher_that_says_one_prototype_of_all_pictures_shows_in_the_batch_entropy(centering: str) -> None:
+    method = make_method(f"dino.centering={centering}", "dino.teacher_temp=0.02", "dino.teacher_temp_end=0.02")
+    views = random_views()
+    healthy = method(views, step=0).watched["batch_entropy"].item()
+    with torch.no_grad():  # the same bottleneck for every picture, and a prototype that lies in its direction
+        last = method.teacher.head.mlp[-1]
+        assert isinstance(last, torch.nn.Linear)
+        last.weight.zero_()
+        last.bias.copy_(torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(0)))
+        method.teacher.head.prototypes[0] = last.bias
+    assert method(views, step=0).watched["batch_entropy"].item() < 0.02 < healthy

@@ -26,7 +26,8 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: fl
     if num_pairs == 0:
         raise ValueError("dino_loss needs at least two crops on one side")
     log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)
-    cross_entropy = -torch.einsum("tbk,sbk->ts", teacher_probs.float(), log_probs)
+    with torch.autocast(log_probs.device.type, enabled=False):  # which would take the product in bfloat16
+        cross_entropy = -torch.einsum("tbk,sbk->ts", teacher_probs.float(), log_probs)
     same_view = torch.diagonal(cross_entropy).sum()
     return (cross_entropy.sum() - same_view) / (batch * num_pairs)
 

@@ -20,7 +20,8 @@ def koleo_loss(features: Tensor, *, eps: float = 1e-8) -> Tensor:
     if features.shape[0] < 2:
         raise ValueError("koleo_loss needs at least two embeddings")
     unit = F.normalize(features.float(), dim=-1)
-    with torch.no_grad():
+    # Cosines of near neighbours differ by less than bfloat16 can tell, in which autocast would take the product.
+    with torch.no_grad(), torch.autocast(unit.device.type, enabled=False):
         similarity = unit @ unit.T
         similarity.fill_diagonal_(-2.0)  # below every cosine, so that nobody is their own neighbour
         nearest = similarity.argmax(dim=1)

@@ -88,7 +88,7 @@ class Dino(nn.Module):
         if views.local_crops.shape[0]:
             student_logits = torch.cat([student_logits, self.student(views.local_crops)[0]])
         loss = dino_loss(student_logits, teacher_probs, student_temp=self.config.student_temp)
-        watched = {"dino_loss": loss.detach(), **entropies(teacher_probs)}
+        watched = {"dino_loss": loss.detach(), **entropies(teacher_probs, teacher_logits / self.teacher_temp(step))}
         if self.config.koleo_weight > 0:
             koleo = torch.stack([koleo_loss(view) for view in class_tokens]).mean()
             watched["koleo_loss"] = koleo.detach()
@@ -117,16 +117,16 @@ class Dino(nn.Module):
         torch._foreach_lerp_(teacher, student, 1 - self.momentum(step))
 
 
-def entropies(teacher_probs: Tensor) -> dict[str, Tensor]:
-    """Two entropies of teacher probabilities (G, B, K), as shares of ln K.
+def entropies(teacher_probs: Tensor, scaled_logits: Tensor) -> dict[str, Tensor]:
+    """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over its temperature (G, B, K).
 
-    teacher_entropy: mean of the rows'; 1 when every picture lies on all prototypes alike (uniform collapse).
-    batch_entropy: of the mean row; 0 when all pictures lie on one prototype (one-hot collapse).
+    teacher_entropy: mean of the targets' rows; 1 when every picture lies on all prototypes alike (uniform collapse).
+    batch_entropy: of the mean of softmax(scaled_logits); 0 when all pictures lie on one prototype (one-hot collapse), which
+    targets would hide, since centring and Sinkhorn-Knopp spread them over all prototypes whatever the teacher says.
     """
     largest = math.log(teacher_probs.shape[-1])
-    rows = teacher_probs.flatten(0, 1)
-    mean = rows.mean(dim=0)
+    mean = scaled_logits.float().softmax(dim=-1).flatten(0, -2).mean(dim=0)
     return {
-        "teacher_entropy": torch.special.entr(rows).sum(dim=1).mean() / largest,
+        "teacher_entropy": torch.special.entr(teacher_probs).sum(dim=-1).mean() / largest,
         "batch_entropy": torch.special.entr(mean).sum() / largest,
     }
