@@ -18,7 +18,8 @@ help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: $(VENV)/.runtime ## Open the search page: over drawn sample pictures, or make demo PHOTOS=pictures/
-	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") --port $(PORT)
+	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") --port $(PORT) || { code=$$?; \
+	  [ $$code -ne 3 ] || echo "With make, another port is named so: make demo PORT=7942"; exit $$code; }
 
 test: $(VENV)/.all ## Install everything else and run all tests
 	@$(BIN)/python -m pytest

@@ -2,7 +2,7 @@
 
 What comes in is not trusted. Bytes are counted before they are parsed and pixels before they are decoded; whatever goes
 wrong in between is one InputError that names the picture. All of it may run in several threads at once: warning filters,
-which belong to the whole process, are therefore left alone.
+which belong to the whole process, are therefore left alone; the command line, whose process is its own, sets them.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class ImageLimits:
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for option, limit in (("--max-bytes", self.max_bytes), ("--max-pixels", self.max_pixels)):
+            if limit < 1:
+                raise InputError(f"{option} is {limit}; it has to be 1 or more.")
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,14 @@ class Manifest:
     fingerprint: str = ""
     notes: str = ""
 
+    def __post_init__(self) -> None:  # a file may hold anything, whatever the annotations say
+        for name in ("patch", "width", "opset"):
+            value: object = getattr(self, name)
+            _check(type(value) is int and value > 0, name, value, "a whole number above 0")
+        for name in ("family", "name", "feature", "licence", "fingerprint"):
+            _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
+        _check(isinstance(self.batch_invariant, bool), "batch_invariant", self.batch_invariant, "true or false")
+
     def to_json(self) -> str:
         """The manifest as the text that stands in the file."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
@@ -56,7 +64,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read `to_json` back. InputError for a newer format, fields that are missing or unknown, or what is no JSON object."""
+        """Read `to_json` back. InputError for a newer format, fields missing, unknown or of a wrong kind, or no JSON object."""
         try:
             values: Any = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -91,6 +99,11 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.from_json(text)
     except InputError as error:
         raise InputError(f"{path} is not a model file that can be used: {error}") from error
+
+
+def _check(holds: bool, name: str, found: object, wanted: str) -> None:
+    if not holds:
+        raise InputError(f"The manifest's {name} is {found!r}; it has to be {wanted}.")
 
 
 def _find_manifest(data: mmap.mmap) -> str | None:

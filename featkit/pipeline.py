@@ -11,7 +11,6 @@ batches and writes the same bytes, whatever the number of workers, and even wher
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import queue
 import shutil
 import threading

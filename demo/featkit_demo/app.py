@@ -29,6 +29,7 @@ CONTENT_POLICY = (
     "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; connect-src 'self'; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+GRADIO_ROUTES = "/gradio_api"
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
 SYSTEM_MONOSPACE = ["ui-monospace", "monospace"]
 
@@ -48,6 +49,7 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
     add_error_handlers(app)
     app.include_router(make_router(index, Embedder(index.model_path, limits=limits.images), limits=limits))
     app.mount("/page", StaticFiles(directory=STATIC))
+    app.add_middleware(BaseHTTPMiddleware, dispatch=_close_gradio_routes)
     app.add_middleware(BaseHTTPMiddleware, dispatch=_add_content_policy)
     theme = gr.themes.Base(font=SYSTEM_FONTS, font_mono=SYSTEM_MONOSPACE)
     mounted: FastAPI = gr.mount_gradio_app(
@@ -59,8 +61,16 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
         footer_links=[],
         ssr_mode=False,
         favicon_path=str(STATIC / "icon.svg"),
+        max_file_size=limits.images.max_bytes,
     )
     return mounted
+
+
+async def _close_gradio_routes(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+    """404 for Gradio's own routes, among them uploads without a limit and files: the page's script needs none of them."""
+    if request.scope["path"].startswith(GRADIO_ROUTES):
+        return Response("Not Found", status_code=404)
+    return await call_next(request)
 
 
 async def _add_content_policy(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:

@@ -3,11 +3,11 @@
 cache/gallery-<digest of the drawing code>/       the sample gallery
 cache/<digest of the source's path and the model>/
     photos.index                                  the index
-    listing.json                                  size and time of change of every picture that is in it
+    listing.json                                  size and time of change of every picture that is in it, null while it is not
     embeddings-<digest>                           only while new pictures are embedded; a stop there goes on
 
-A second run embeds what is new or changed and removes what is gone. The listing is written last, so that a stop at any
-moment costs work and no correctness.
+A second run embeds what is new or changed and removes what is gone. The listing names a picture before the index has it and
+gives its stamp only afterwards, so that a stop at any moment costs work and no correctness.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from featkit.embeddings import Embeddings
 from featkit.errors import InputError
 from featkit.index import Index
 from featkit.modelfile import read_manifest
-from featkit.pipeline import embed_source
+from featkit.pipeline import EmbedReport, embed_source
 from featkit.sources import Source, open_source, subset
 from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
 
@@ -40,13 +40,14 @@ INDEX, LISTING = "photos.index", "listing.json"
 NUM_INSTANCES = 2
 REMEMBERED = "featkit-demo-listing-1"  # the format of listing.json
 
+Stamp: TypeAlias = list[int]  # size in bytes and time of change in ns, as JSON gives them back
 # What reports progress: called with a label and a total, entered, then called with done and failed.
 Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An index ready to be opened, and what it took: pictures embedded now, removed, and without an embedding."""
+    """An index ready to be opened, and what it took: pictures embedded now and removed, and the first failures: key and why."""
 
     index: Path
     num_embedded: int
@@ -77,65 +78,70 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
     """
     source = open_source(pictures)
-    stamps = _stamps(source, pictures)
+    stamps = _stamps(source)
     manifest = read_manifest(model)
     place = cache / _digest(str(pictures.resolve()), manifest.fingerprint)
     with explain_os_errors(place):
         place.mkdir(parents=True, exist_ok=True)
     known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else {}
-    changed = [number for number in range(len(source)) if known.get(source.key(number)) != stamps[source.key(number)]]
+    changed = [
+        number
+        for number, key in enumerate(map(source.key, range(len(source))))
+        if stamps[key] is None or stamps[key] != known.get(key)
+    ]
     gone = sorted(known.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
         return Prepared(place / INDEX, 0, 0, ())
     with _open_or_create(place / INDEX, model) as index:
-        failures: tuple[tuple[str, str], ...] = ()
+        report = EmbedReport(num_items=len(changed))
         if changed:
+            # First, so that whatever a stop leaves of these pictures in the index is done anew, or removed with them.
+            _write_listing(place / LISTING, known | dict.fromkeys(source.key(number) for number in changed))
             # A changed picture that can no longer be read must not be found by what it was.
             index.remove(source.key(number) for number in changed)
             listing = json.dumps([[source.key(number), stamps[source.key(number)]] for number in changed])
-            failures = _embed(subset(source, changed), _digest(listing), model, index, progress=progress)
+            report = _embed(subset(source, changed), _digest(listing), model, index, progress=progress)
         num_removed = index.remove(gone)
         if len(index) == 0:
-            reason = failures[0][1] if failures else "there are none"
+            reason = report.failures[0][1] if report.failures else "there are none"
             raise InputError(f"No picture of {pictures} could be embedded: {reason}")
-    write_text(place / LISTING, json.dumps({"format": REMEMBERED, "pictures": stamps}, ensure_ascii=True))
-    return Prepared(place / INDEX, len(changed) - len(failures), num_removed, failures)
+    _write_listing(place / LISTING, stamps)
+    return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures))
 
 
-def _embed(part: Source, digest: str, model: Path, index: Index, *, progress: Progress) -> tuple[tuple[str, str], ...]:
-    """Embed a part of a source, told from others by `digest`, into the index; returns the first failures, (key, why)."""
+def _embed(part: Source, digest: str, model: Path, index: Index, *, progress: Progress) -> EmbedReport:
+    """Embed a part of a source, told from others by `digest`, into the index."""
     folder = index.path.parent / f"embeddings-{digest}"
     for other in index.path.parent.glob("embeddings-*"):
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
     embedder = Embedder(model, threads=1)
     with progress("embedding", len(part)) as report:
-        result = embed_source(part, embedder, folder, on_progress=report)
+        embedded = embed_source(part, embedder, folder, on_progress=report)
     index.add_embeddings(Embeddings.open(folder))
     shutil.rmtree(folder)
-    return tuple(result.failures)
+    return embedded
 
 
 def _open_or_create(path: Path, model: Path) -> Index:
     return Index.open(path, writable=True) if path.is_dir() else Index.create(path, model=model)
 
 
-def _stamps(source: Source, pictures: Path) -> dict[str, list[int]]:
-    """Size and time of change (ns) for every key: of its file, or of the container it lies in."""
-    root = pictures if pictures.is_dir() else pictures.parent
+def _stamps(source: Source) -> dict[str, Stamp | None]:
+    """The stamp of every key: of its file, or of the container it lies in; None where there is none to be had."""
 
     @cache
-    def stamp(path: Path) -> tuple[int, int]:
-        for place in (path, *path.parents):
-            if place.is_file():
-                status = place.stat()
-                return status.st_size, status.st_mtime_ns
-        return 0, 0
+    def stamp(file: Path) -> Stamp | None:
+        try:
+            status = file.stat()
+        except OSError:
+            return None
+        return [status.st_size, status.st_mtime_ns]
 
-    return {source.key(number): [*stamp(root / source.key(number))] for number in range(len(source))}
+    return {source.key(number): stamp(source.file(number)) for number in range(len(source))}
 
 
-def _read_listing(file: Path) -> dict[str, list[int]]:
+def _read_listing(file: Path) -> dict[str, Stamp | None]:
     """What is in the index already; nothing where the file is missing or of another format, so that all is done anew."""
     try:
         listing = json.loads(file.read_text(encoding="utf-8"))
@@ -143,8 +149,12 @@ def _read_listing(file: Path) -> dict[str, list[int]]:
         return {}
     if not isinstance(listing, dict) or listing.get("format") != REMEMBERED:
         return {}
-    pictures: dict[str, list[int]] = listing["pictures"]
+    pictures: dict[str, Stamp | None] = listing["pictures"]
     return pictures
+
+
+def _write_listing(file: Path, pictures: dict[str, Stamp | None]) -> None:
+    write_text(file, json.dumps({"format": REMEMBERED, "pictures": pictures}, ensure_ascii=True))
 
 
 def _drawing_digest() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from typing import Literal
 
 from cyclopts import App, Group
@@ -77,7 +78,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def entry_point() -> None:
-    """What the console script calls."""
+    """What the console script calls, in a process that is featkit's own."""
+    if not sys.warnoptions:  # what Pillow remarks with its own source lines, a command says in a picture's row
+        warnings.filterwarnings("ignore", module=r"PIL\.")
     sys.exit(main())
 
 

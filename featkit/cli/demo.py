@@ -46,7 +46,7 @@ def demo(
     quiet
         Show no progress.
     """
-    need_extra("demo", "gradio", "fastapi", "uvicorn", "python_multipart")
+    need_extra("demo", "gradio", "fastapi", "uvicorn", "python_multipart", engines=("faiss", "onnxruntime"))
     from featkit.index import Index
     from featkit.models import default_model_path
     from featkit.serve.running import bind

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.extras import need_extra
 from featkit.errors import StrictFailure
 from featkit.images import ImageLimits
 
@@ -52,6 +53,7 @@ def embed(
     json_
         Print the result as JSON.
     """
+    need_extra("cpu", "onnxruntime")
     from featkit.embedder import Embedder
     from featkit.pipeline import embed_source
     from featkit.sources import open_source

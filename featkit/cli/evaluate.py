@@ -7,6 +7,8 @@ from pathlib import Path
 from cyclopts import App
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.extras import need_extra
+from featkit.errors import InputError
 
 app = App(name="evaluate", help="Measure how good a model is on your own pictures.")
 
@@ -44,6 +46,9 @@ def copies(
     json_
         Print the figures as JSON.
     """
+    need_extra("cpu", "onnxruntime")
+    if last is not None and last < 1:
+        raise InputError(f"--last is {last}; it has to be 1 or more.")
     from featkit.embedder import Embedder
     from featkit.embeddings import SHOWN_FAILURES
     from featkit.evaluate.copies import evaluate_copies

@@ -38,7 +38,7 @@ def export(
     json_
         Print the figures as JSON.
     """
-    need_extra("export", "torch", "onnx", "onnxscript", "safetensors")
+    need_extra("export", "torch", "onnx", "onnxscript", "safetensors", engines=("onnxruntime",))
     from featkit_export.export import export_model
 
     report = export_model(run, out, feature=feature, name=name)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 from featkit.errors import EnvironmentProblem
 
 
-def need_extra(extra: str, *modules: str) -> None:
-    """EnvironmentProblem with the line that helps, when one of `modules` is not installed. Imports none of them."""
-    missing = [module for module in modules if find_spec(module) is None]
+def need_extra(extra: str, *modules: str, engines: Sequence[str] = ()) -> None:
+    """EnvironmentProblem with the line that helps, when one of the modules is not installed. Imports none of them.
+
+    modules: those of `extra`. engines: those of the extra `cpu`, or of `gpu` in its place, where the command needs it too.
+    """
+    missing = [module for module in (*engines, *modules) if find_spec(module) is None]
     if missing:
+        without_engine = not set(engines).isdisjoint(missing)
+        needed = f"cpu,{extra}" if without_engine else extra
+        instead = f" (or 'featkit[{needed.replace('cpu', 'gpu')}]')" if needed.startswith("cpu") else ""
         raise EnvironmentProblem(
-            f"{', '.join(missing)} is not installed; this command needs the extra: pip install 'featkit[{extra}]'."
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"this command needs the extra: pip install 'featkit[{needed}]'{instead}."
         )

@@ -41,7 +41,8 @@ def serve(
     max_pixels
         Pixels a picture may have, checked before it is decoded.
     """
-    need_extra("serve", "fastapi", "uvicorn", "python_multipart", "prometheus_client")
+    packages = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+    need_extra("serve", *packages, engines=("faiss", "onnxruntime"))
     from featkit.embedder import Embedder
     from featkit.images import ImageLimits
     from featkit.index import Index
@@ -51,8 +52,8 @@ def serve(
 
     if index is None and model is None:
         raise InputError("Nothing to serve: name an index folder, or a model file with --model.")
-    listener = bind(host, port)
     limits = ServiceLimits(images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels))
+    listener = bind(host, port)
     opened = None if index is None else Index.open(index)
     try:
         path = opened.model_path if opened is not None and model is None else model

@@ -26,7 +26,7 @@ from featkit.evaluate.edits import (
     draw_single,
     working_picture,
 )
-from featkit.evaluate.retrieval import average_precision, bootstrap_interval, find_places, recall_at_k
+from featkit.evaluate.retrieval import ToVectors, average_precision, bootstrap_interval, find_places, recall_at_k, unchanged
 from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
@@ -77,7 +77,8 @@ def evaluate_copies(
 ) -> CopiesReport:
     """Measure a model by the copies yardstick on all pictures of a source.
 
-    Memory holds vectors, never more than a block of pictures. InputError when fewer than two pictures can be read.
+    Memory holds a block of pictures, and of each picture's views the model's vectors, raw pixels and hashes as uint8 (3 kB a
+    view); those become vectors a block at a time. InputError when fewer than two pictures can be read.
     """
     model, pixels, hashes = Collected(), Collected(), Collected()
     failures: list[tuple[str, str]] = []
@@ -92,18 +93,17 @@ def evaluate_copies(
     if count < 2:
         raise InputError(f"{source.name} has {count} readable pictures; copies are found among at least 2.")
     raw = pixels.split()
-    gallery_mean = raw[:, 0].astype(np.float64).mean(axis=0)
-    vectors = {
-        embedder.manifest.name: model.split(),
-        "centred pixels": _each_view(raw, lambda rows: pixel_vectors(rows, gallery_mean)),
-        "plain pixels": _each_view(raw, lambda rows: pixel_vectors(rows, 0.0)),
-        "perceptual hash": _each_view(hashes.split(), hash_vectors),
-    }
+    gallery_mean = raw[:, 0].mean(axis=0, dtype=np.float64)
     return CopiesReport(
         num_pictures=count,
         seed=seed,
         edits_version=EDITS_VERSION,
-        methods=[_score(name, views) for name, views in vectors.items()],
+        methods=[
+            _score(embedder.manifest.name, model.split(), unchanged),
+            _score("centred pixels", raw, lambda rows: pixel_vectors(rows, gallery_mean)),
+            _score("plain pixels", raw, lambda rows: pixel_vectors(rows, 0.0)),
+            _score("perceptual hash", hashes.split(), hash_vectors),
+        ],
         failures=failures,
     )
 
@@ -129,7 +129,7 @@ class CopyProbe:
         """embed: (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
         vectors = embed(self._images)
         views = vectors.reshape(*self._shape, vectors.shape[-1])
-        return float(_recall(views[:, 0], views[:, 1:], k=1).mean())
+        return float(_recall(views[:, 0], views[:, 1:], unchanged, k=1).mean())
 
 
 class Collected:
@@ -145,6 +145,7 @@ class Collected:
     def split(self) -> np.ndarray:
         """(P, 1 + E + singles, D): the original, its compound edits, its single edits."""
         rows = np.concatenate(self._blocks)
+        self._blocks = [rows]  # not kept twice
         return rows.reshape(-1, 1 + NUM_EDITS + len(SINGLE_EDITS), rows.shape[1])
 
 
@@ -172,18 +173,12 @@ def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:
     return [original, *compounds, *singles]
 
 
-def _each_view(rows: np.ndarray, to_vectors: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """`to_vectors` of (P, V, ...) rows, flat inside."""
-    vectors = to_vectors(rows.reshape(-1, rows.shape[-1]))
-    return vectors.reshape(*rows.shape[:2], -1)
-
-
-def _score(name: str, views: np.ndarray) -> MethodScore:
+def _score(name: str, views: np.ndarray, to_vectors: ToVectors) -> MethodScore:
     gallery, compounds = views[:, 0], views[:, 1 : 1 + NUM_EDITS]
-    places = find_places(_flat(compounds), gallery, np.repeat(np.arange(len(gallery)), NUM_EDITS))
+    places = find_places(_flat(compounds), gallery, np.repeat(np.arange(len(gallery)), NUM_EDITS), to_vectors=to_vectors)
     at_1 = recall_at_k(places, 1)
     single = {
-        edit: float(_recall(gallery, views[:, 1 + NUM_EDITS + number, None], k=1).mean())
+        edit: float(_recall(gallery, views[:, 1 + NUM_EDITS + number, None], to_vectors, k=1).mean())
         for number, edit in enumerate(SINGLE_EDITS)
     }
     return MethodScore(
@@ -196,10 +191,10 @@ def _score(name: str, views: np.ndarray) -> MethodScore:
     )
 
 
-def _recall(gallery: np.ndarray, queries: np.ndarray, *, k: int) -> np.ndarray:
-    """(P * E,) recall of queries (P, E, D) in a gallery (P, D)."""
+def _recall(gallery: np.ndarray, queries: np.ndarray, to_vectors: ToVectors, *, k: int) -> np.ndarray:
+    """(P * E,) recall of queries (P, E, ...) in a gallery (P, ...), which `to_vectors` makes vectors of."""
     right = np.repeat(np.arange(len(gallery)), queries.shape[1])
-    return recall_at_k(find_places(_flat(queries), gallery, right), k)
+    return recall_at_k(find_places(_flat(queries), gallery, right, to_vectors=to_vectors), k)
 
 
 def _flat(views: np.ndarray) -> np.ndarray:

@@ -8,11 +8,15 @@ chance, whatever the order of the gallery, and so do equal hashes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
-GALLERY_BLOCK = 4096
+ToVectors: TypeAlias = Callable[[np.ndarray], np.ndarray]
+
+QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096
 TIE = 1e-6  # of a cosine; what float32 products of unit vectors are good to
 
 
@@ -33,22 +37,44 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
 
 
-def find_places(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> Places:
-    """Rank by inner product. queries (Q, D) and gallery (G, D) unit rows, float32; right (Q,) the gallery row each query wants.
+def unchanged(rows: np.ndarray) -> np.ndarray:
+    """The `to_vectors` of rows that are vectors already."""
+    return rows
+
+
+def find_places(
+    queries: np.ndarray,
+    gallery: np.ndarray,
+    right: np.ndarray,
+    *,
+    to_vectors: ToVectors = unchanged,
+) -> Places:
+    """Rank by inner product. queries (Q, ...) and gallery (G, ...) rows; right (Q,) the gallery row each query wants.
+
+    to_vectors: rows (N, ...) to unit rows (N, D) float32, where the rows are kept as something smaller. It is given a block
+    at a time, and scores are made a block of queries by a block of the gallery at a time, so memory does not grow with Q * G.
 
     Scores within TIE of each other are the same, since their last bits depend on where in a matrix they were computed.
     ValueError for numbers that are not finite: they would compare as neither better nor worse.
     """
-    if not (np.isfinite(queries).all() and np.isfinite(gallery).all()):
-        raise ValueError("vectors to rank must be finite")
-    wanted = np.einsum("qd,qd->q", queries, gallery[right])[:, None]
+
+    def vectors(rows: np.ndarray) -> np.ndarray:
+        found = to_vectors(rows)
+        if not np.isfinite(found).all():
+            raise ValueError("vectors to rank must be finite")
+        return found
+
     better, tied = np.zeros(len(queries), np.int64), np.ones(len(queries), np.int64)
-    for start in range(0, len(gallery), GALLERY_BLOCK):
-        block = gallery[start : start + GALLERY_BLOCK]
-        scores = queries @ block.T
-        others = np.arange(start, start + len(block)) != right[:, None]
-        better += ((scores > wanted + TIE) & others).sum(axis=1)
-        tied += ((np.abs(scores - wanted) <= TIE) & others).sum(axis=1)
+    for first in range(0, len(queries), QUERY_BLOCK):
+        asked = slice(first, first + QUERY_BLOCK)
+        query_block = vectors(queries[asked])
+        wanted = np.einsum("qd,qd->q", query_block, vectors(gallery[right[asked]]))[:, None]
+        for start in range(0, len(gallery), GALLERY_BLOCK):
+            block = vectors(gallery[start : start + GALLERY_BLOCK])
+            scores = query_block @ block.T
+            others = np.arange(start, start + len(block)) != right[asked, None]
+            better[asked] += ((scores > wanted + TIE) & others).sum(axis=1)
+            tied[asked] += ((np.abs(scores - wanted) <= TIE) & others).sum(axis=1)
     return Places(better, tied)
 
 

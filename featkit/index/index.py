@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -354,6 +355,15 @@ class Index:
         """Items in the order they were added, from the offset-th on."""
         with self._catalogue.reading() as connection:
             return catalogue.items_in_order(connection, offset=offset, limit=limit)
+
+    def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
+        """Up to `limit` different items in random order, the same for the same seed and state; all where there are no more."""
+        with self._catalogue.reading() as connection:
+            live = np.flatnonzero(self._state_of(connection).live)
+            places = random.Random(seed).sample(range(len(live)), min(limit, len(live)))
+            ids = live[places].tolist()
+            items = catalogue.items_by_id(connection, ids)
+        return [items[item_id] for item_id in ids]
 
     def thumbnail(self, item_id: int) -> bytes | None:
         """JPEG bytes, or None where the item has none. InputError when there is no such item, or no more."""

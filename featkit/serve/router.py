@@ -7,7 +7,6 @@ the process has processors, so that a flood of requests waits instead of filling
 from __future__ import annotations
 
 import hashlib
-import random
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -29,8 +28,9 @@ Result = TypeVar("Result")
 Number = Annotated[int, Path(ge=0, le=2**62, description="An item's id.")]
 
 DEFAULT_K = 10
-# A thumbnail belongs to an id that is never reused, but a picture may be replaced under its key by a new one: an hour.
-THUMBNAIL_CACHE = "private, max-age=3600"
+# Ids begin at 0 in every index, and another index may answer at this address next: browsers keep a thumbnail, but ask each
+# time, by its ETag, whether it is still the one.
+THUMBNAIL_CACHE = "private, no-cache"
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": schemas.Refusal, "description": "More bytes than the service takes."},
     415: {"model": schemas.Refusal, "description": "Not multipart/form-data."},
@@ -127,7 +127,7 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
     ) -> schemas.ItemsAnswer:
         """Pick items at random, the same for the same seed."""
         index = _index(service)
-        return schemas.ItemsAnswer(total=len(index), items=[_item(one) for one in _sampled(index, limit, seed)])
+        return schemas.ItemsAnswer(total=len(index), items=[_item(one) for one in index.sample(limit, seed=seed)])
 
     @router.get("/v1/items/{number}", tags=["items"], responses={404: {"model": schemas.Refusal}})
     def item(number: Number) -> schemas.Item:
@@ -195,26 +195,6 @@ def _search(index: Index, embedded: list[Embedded], k: int) -> list[schemas.Pict
         schemas.PictureHits(name=one.name, height=one.height, width=one.width, hits=[_hit(hit) for hit in hits])
         for one, hits in zip(embedded, found, strict=True)
     ]
-
-
-def _sampled(index: Index, limit: int, seed: int) -> list[IndexItem]:
-    """Up to `limit` items by random ids between the first and the last; ids of removed items are passed over."""
-    total = len(index)
-    if total <= limit:
-        items = index.items(0, limit)
-    else:
-        first, last = index.items(0, 1)[0].id, index.items(total - 1, 1)[0].id
-        picked = random.Random(seed).sample(range(first, last + 1), min(limit * 2, last + 1 - first))
-        items = []
-        for number in picked:
-            if len(items) == limit:
-                break
-            try:
-                items.append(index.item(number))
-            except InputError:  # removed
-                continue
-    random.Random(seed).shuffle(items)
-    return items
 
 
 def _item(item: IndexItem) -> schemas.Item:

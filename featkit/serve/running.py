@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 from collections.abc import Callable
 from typing import Any
 
 import uvicorn
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from featkit.errors import EnvironmentProblem, InputError
 
 NUM_PORTS_TRIED = 100
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,8 +65,23 @@ def _bound(host: str, port: int) -> socket.socket:
 def address_of(listener: socket.socket) -> str:
     """The URL to open in a browser on this machine."""
     host, port = listener.getsockname()[:2]
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{shown}:{port}"
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://{_in_url(shown)}:{port}"
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def guard_hosts(app: Any, listener: socket.socket) -> Any:
+    """The ASGI app; on a loopback address it answers 400 to requests for any Host but this machine's own names.
+
+    Otherwise a web page could let its domain lead to 127.0.0.1 and read the service as its own (DNS rebinding).
+    """
+    host = listener.getsockname()[0]
+    if not ipaddress.ip_address(host).is_loopback:
+        return app
+    return TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK_HOSTS, _in_url(host)], www_redirect=False)
 
 
 class _Announced(uvicorn.Server):
@@ -80,8 +98,11 @@ class _Announced(uvicorn.Server):
 
 
 def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serve an ASGI app on the socket until Ctrl-C or SIGTERM; `on_ready` is called when it answers."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
+    """Serve an ASGI app on the socket until Ctrl-C or SIGTERM; `on_ready` is called when it answers.
+
+    On a loopback address it answers under this machine's own names only.
+    """
+    config = uvicorn.Config(guard_hosts(app, listener), log_level="warning", timeout_graceful_shutdown=1, server_header=False)
     server = _Announced(config, on_ready)
     try:
         server.run(sockets=[listener])

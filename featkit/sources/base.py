@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Protocol, TypeAlias
 
 Metadata: TypeAlias = dict[str, str | int | float]
@@ -34,6 +35,10 @@ class Source(Protocol):
 
     def metadata(self, number: int) -> Metadata:
         """What the source knows of an item beside its picture."""
+        ...
+
+    def file(self, number: int, /) -> Path:
+        """The file that its bytes lie in: its own, or the container that holds it."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from featkit.errors import InputError
@@ -28,12 +29,16 @@ class FileSource:
 
     def read(self, number: int) -> bytes:
         """The file's bytes."""
-        return read_file(self.root / self._paths[number], limits=self.limits)
+        return read_file(self.file(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
         """The folder it lies in as `folder`, where it lies in one below the root."""
         parent = self.key(number).rpartition("/")[0]
         return {"folder": parent} if parent else {}
+
+    def file(self, number: int, /) -> Path:
+        """The picture's own file."""
+        return self.root / self._paths[number]
 
 
 def open_folder(root: Path, *, limits: ImageLimits) -> FileSource:
@@ -41,25 +46,20 @@ def open_folder(root: Path, *, limits: ImageLimits) -> FileSource:
 
     InputError when there are none, saying how many files were looked at, and for a folder below it that cannot be opened.
     """
-
-    def refuse(error: OSError) -> None:
-        if Path(error.filename).name not in SYSTEM_FOLDERS:
-            reason = os.strerror(error.errno or 0)
-            raise InputError(
-                f"{error.filename} cannot be opened: {reason}; allow it, or name the folders beside it."
-            ) from error
-
     paths: list[str] = []
     looked_at = 0
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+    for folder, files in _walk(root):
         looked_at += len(files)
-        relative = Path(folder).relative_to(root)
-        paths += [str(relative / name) for name in files if is_picture(name)]
+        paths += [str(folder / name) for name in files if is_picture(name)]
     if not paths:
         suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
         raise InputError(f"{root} holds no pictures: none of its {looked_at:,} files ends in {suffixes}.")
     return FileSource(str(root), root, sorted(paths, key=lambda path: path.encode("utf-8", "surrogateescape")), limits=limits)
+
+
+def first_picture(root: Path) -> str | None:
+    """The path below `root` of a picture that `open_folder` would open; None where it would find none."""
+    return next((str(folder / name) for folder, files in _walk(root) for name in sorted(files) if is_picture(name)), None)
 
 
 def open_list(file: Path, *, limits: ImageLimits) -> FileSource:
@@ -76,3 +76,21 @@ def open_list(file: Path, *, limits: ImageLimits) -> FileSource:
         twice = next(path for number, path in enumerate(paths) if path in paths[:number])
         raise InputError(f"{file} lists {printable(twice)} twice; every picture has one place.")
     return FileSource(str(file), file.parent, paths, limits=limits)
+
+
+def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each folder, by its path below `root`, with its files; hidden folders passed over, links to folders not followed.
+
+    InputError for a folder that cannot be opened.
+    """
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename).name not in SYSTEM_FOLDERS:
+            reason = os.strerror(error.errno or 0)
+            raise InputError(
+                f"{error.filename} cannot be opened: {reason}; allow it, or name the folders beside it."
+            ) from error
+
+    for folder, subfolders, files in os.walk(root, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield Path(folder).relative_to(root), files

@@ -9,9 +9,9 @@ from itertools import accumulate
 from pathlib import Path
 
 from featkit.errors import InputError
-from featkit.images import DEFAULT_LIMITS, ImageLimits
-from featkit.sources.base import Metadata, Source, is_picture
-from featkit.sources.folder import FileSource, open_folder, open_list
+from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
+from featkit.sources.base import Metadata, Source
+from featkit.sources.folder import FileSource, first_picture, open_folder, open_list
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.tar import TarSource
 
@@ -44,6 +44,11 @@ class Shards:
         part, place = self._locate(number)
         return part.metadata(place)
 
+    def file(self, number: int, /) -> Path:
+        """The part's file."""
+        part, place = self._locate(number)
+        return part.file(place)
+
     def _locate(self, number: int) -> tuple[Source, int]:
         if not 0 <= number < len(self):
             raise IndexError(number)
@@ -61,9 +66,10 @@ def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> So
         shards = sorted(file for file in path.iterdir() if file.suffix in SHARD_SUFFIXES and file.is_file())
         if not shards:
             return open_folder(path, limits=limits)
-        if any(is_picture(file.name) for file in path.iterdir()):
+        if (picture := first_picture(path)) is not None:
             raise InputError(
-                f"{path} holds pictures and {shards[0].name}; name '{path}/*{shards[0].suffix}' for the one, or move it away."
+                f"{path} holds pictures ({printable(picture)}) and {shards[0].name}; "
+                f"name '{path}/*{shards[0].suffix}' for the one, or move it away."
             )
         return _open_shards(str(spec), shards, limits=limits)
     if path.is_file():
@@ -103,6 +109,10 @@ class Subset:
     def metadata(self, number: int) -> Metadata:
         """The item's metadata."""
         return self._source.metadata(self._numbers[number])
+
+    def file(self, number: int, /) -> Path:
+        """The item's file."""
+        return self._source.file(self._numbers[number])
 
 
 def subset(source: Source, numbers: Sequence[int]) -> Source:

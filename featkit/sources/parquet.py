@@ -84,6 +84,10 @@ class ParquetSource:
             raise InputError(f"{self.key(number)} has metadata that is no text: {_reason(error)}.") from error
         return found
 
+    def file(self, _number: int, /) -> Path:
+        """The Parquet file."""
+        return self.path
+
     def _row(self, number: int) -> tuple[pa.Table, int]:
         """The rows of the group that holds `number`, and its place among them."""
         group = int(np.searchsorted(self._starts, number, side="right")) - 1

@@ -64,6 +64,10 @@ class TarSource:
             found[column] = int(text) if column == "class" and text.isdecimal() else text
         return found
 
+    def file(self, _number: int, /) -> Path:
+        """The archive."""
+        return self.path
+
     def _read(self, member: Member) -> bytes:
         try:
             # A file opened for each read: cheap beside decoding, and safe from any thread and after a fork.

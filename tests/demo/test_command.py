@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -28,6 +29,8 @@ def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(gallery: Gallery, t
         assert found is not None, line
         with urllib.request.urlopen(f"{found[1]}/v1/sample?limit=1") as answer:
             assert answer.status == 200
+        with pytest.raises(urllib.error.HTTPError, match="400"):  # a domain that leads to 127.0.0.1
+            urllib.request.urlopen(urllib.request.Request(f"{found[1]}/v1/sample", headers={"Host": "evil.example"}))
         with urllib.request.urlopen(found[1]) as answer:
             text = answer.read().decode()
         assert "page/page.css" in text

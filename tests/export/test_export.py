@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import cache
 from pathlib import Path
 
@@ -19,9 +20,10 @@ from featkit.modelfile import read_manifest
 from featkit_export.export import export_model
 from featkit_export.graph import FEATURES, EmbeddingGraph, check_graph, to_onnx
 from featkit_export.seal import fingerprint
-from featkit_export.verify import ParityError, compare, draw_pictures, require_parity
+from featkit_export.verify import MAX_ABS, MIN_COSINE, Parity, ParityError, compare, draw_pictures, require_parity
 from featkit_train.weights import load_backbone
 from tests.export.backbones import CONFIGS, drawn_backbone, geometry_for, make_run
+from tests.sentences import refused
 
 
 @cache  # tracing a graph takes seconds, and nothing here changes one that it shares
@@ -117,10 +119,35 @@ def test_a_graph_that_disagrees_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_parity_bounds_are_inclusive_of_nothing_worse() -> None:
-    (case, *_) = compare(*traced("dino"), height=32, width=32)
-    figures = require_parity([case])
-    assert figures == {"min_cosine": case.min_cosine, "max_abs": case.max_abs}
+def parity(min_cosine: float, max_abs: float) -> Parity:
+    """A comparison with these figures."""
+    return Parity(batch=3, height=16, width=24, min_cosine=min_cosine, max_abs=max_abs)
+
+
+@pytest.mark.parametrize(("min_cosine", "max_abs"), [(1.0, 0.0), (MIN_COSINE, 0.0), (1.0, MAX_ABS), (MIN_COSINE, MAX_ABS)])
+def test_parity_holds_up_to_its_bounds_and_the_worst_figures_are_kept(min_cosine: float, max_abs: float) -> None:
+    case = parity(min_cosine, max_abs)
+    assert case.holds
+    assert require_parity([parity(1.0, 0.0), case]) == {"min_cosine": min_cosine, "max_abs": max_abs}
+
+
+@pytest.mark.parametrize(
+    ("min_cosine", "max_abs"),
+    [
+        (math.nextafter(MIN_COSINE, 0), 0.0),
+        (1.0, math.nextafter(MAX_ABS, 1)),
+        (-1.0, 0.0),
+        (1.0, math.inf),
+        (math.nan, 0.0),
+        (1.0, math.nan),
+    ],
+)
+def test_parity_does_not_hold_just_beyond_a_bound_or_where_a_figure_is_no_number(min_cosine: float, max_abs: float) -> None:
+    case = parity(min_cosine, max_abs)
+    assert not case.holds
+    for cases in ([case], [parity(1.0, 0.0), case]):
+        with refused("batch 3, 16×24", "nothing was written", error=ParityError):
+            require_parity(cases)
 
 
 def test_a_fixed_size_is_refused() -> None:

@@ -131,6 +131,14 @@ def test_too_many_bytes_are_refused_before_reading(tmp_path: Path) -> None:
         decode(data, name="p", limits=ImageLimits(max_bytes=len(data) - 1))
 
 
+@pytest.mark.parametrize("name", ["max_bytes", "max_pixels"])
+def test_limits_below_1_are_refused_by_their_option(name: str) -> None:
+    ImageLimits(**{name: 1})
+    for limit in (0, -1):
+        with refused(f"--{name.replace('_', '-')} is {limit}; it has to be 1 or more."):
+            ImageLimits(**{name: limit})
+
+
 def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "loop.jpg").symlink_to("loop.jpg")

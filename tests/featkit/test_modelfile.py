@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +127,10 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, cont
         read_manifest(path)
 
 
+COUNTS = list(itertools.product(("patch", "width", "opset"), ("8", 0, -8, 8.0, True, None, [8])))
+TEXTS = list(itertools.product(("family", "name", "feature", "licence", "fingerprint"), (8, None, ["a"])))
+
+
 def change(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """A manifest with other values."""
     return lambda manifest: {**manifest, **values}
@@ -148,6 +153,13 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (change(geometry=None), "is not one of featkit's"),
         (change(geometry={}), "The geometry lacks ["),
         (change(outputs=3), "is not one of featkit's"),
+        *(
+            (change(**{name: bad}), f"The manifest's {name} is {bad!r}; it has to be a whole number above 0.")
+            for name, bad in COUNTS
+        ),
+        *((change(**{name: bad}), f"The manifest's {name} is {bad!r}; it has to be text.") for name, bad in TEXTS),
+        (change(batch_invariant="no"), "The manifest's batch_invariant is 'no'; it has to be true or false."),
+        (change(batch_invariant=1), "The manifest's batch_invariant is 1; it has to be true or false."),
         (lambda _manifest: [], "is not one of featkit's"),
         (lambda _manifest: "text", "is not one of featkit's"),
         (lambda _manifest: None, "is not one of featkit's"),

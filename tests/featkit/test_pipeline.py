@@ -54,6 +54,9 @@ class MadeUp:
     def metadata(self, number: int) -> Metadata:
         return self.values[number]
 
+    def file(self, number: int, /) -> Path:
+        return Path(self.key(number))
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

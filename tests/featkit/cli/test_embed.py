@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from featkit.embedder import Embedder
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit, wait_until
@@ -111,6 +112,27 @@ def test_the_limits_are_those_of_the_flags(model: Path, pictures: Path, tmp_path
     for pixels, failed in ((80 * 60, 0), (80 * 60 - 1, 6)):
         command = ["embed", pictures, "--model", model, "--out", tmp_path / str(pixels), "--max-pixels", pixels, "--json"]
         assert json.loads(run_featkit(*command).out)["failed"] == failed
+
+
+@pytest.mark.parametrize("option", ["--max-bytes", "--max-pixels"])
+@pytest.mark.parametrize("limit", [0, -1])
+def test_limits_that_no_picture_meets_are_refused(model: Path, pictures: Path, tmp_path: Path, option: str, limit: int) -> None:
+    said = run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", option, limit)
+    assert said.code == 2
+    assert is_one_sentence(said)
+    assert said.error == f"featkit: {option} is {limit}; it has to be 1 or more.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_more_pixels_than_the_limit_is_a_row_and_no_remark_of_pillow(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "pictures" / "huge.png")  # between once and twice what Pillow allows
+    said = end(start_featkit("embed", tmp_path / "pictures", "--model", model, "--out", tmp_path / "emb", "--json", "--quiet"))
+    assert "DecompressionBombWarning" not in said.error
+    assert (said.code, said.error) == (0, "")
+    ((key, error),) = [failure.values() for failure in json.loads(said.out)["failures"]]
+    assert key == "huge.png"
+    assert "has 144,000,000 pixels (12000×12000), more than the limit of 100,000,000" in error
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -78,6 +78,8 @@ def test_evaluate_of_the_last_pictures_leaves_the_others_out(folder: Path, capsy
     [
         (["none", "--model", "m.onnx"], "none does not exist"),
         (["pictures", "--model", "none.onnx"], "none.onnx does not exist"),
+        (["pictures", "--model", "m.onnx", "--last", "0"], "--last is 0; it has to be 1 or more."),
+        (["pictures", "--model", "m.onnx", "--last", "-3"], "--last is -3; it has to be 1 or more."),
         (["pictures/bad.jpg", "--model", "m.onnx"], "0 readable pictures"),
         (["pictures/000.jpg", "--model", "m.onnx"], "1 readable pictures"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -44,16 +45,48 @@ def test_places_equal_the_loop_with_ties_and_zeros(gallery: np.ndarray, queries:
     assert len(places) == len(queries)
 
 
-def test_places_do_not_depend_on_where_the_gallery_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("side", ["QUERY_BLOCK", "GALLERY_BLOCK"])
+def test_places_do_not_depend_on_where_queries_and_gallery_are_cut(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     gallery = unit_rows(rng.integers(-2, 3, (50, 4)))
     queries, right = unit_rows(rng.integers(-2, 3, (20, 4))), rng.integers(0, 50, 20)
     whole = find_places(queries, gallery, right)
     for block in (1, 7, 50):
-        monkeypatch.setattr(retrieval, "GALLERY_BLOCK", block)
+        monkeypatch.setattr(retrieval, side, block)
         cut = find_places(queries, gallery, right)
         np.testing.assert_array_equal(cut.better, whole.better)
         np.testing.assert_array_equal(cut.tied, whole.tied)
+
+
+def test_the_memory_of_ranking_does_not_grow_with_queries_times_gallery() -> None:
+    rows = unit_rows(np.random.default_rng(2).standard_normal((12_000, 2)))
+    tracemalloc.start()
+    try:
+        find_places(rows, rows, np.arange(len(rows)))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    block_bytes = retrieval.QUERY_BLOCK * retrieval.GALLERY_BLOCK * 4
+    assert peak < 4 * block_bytes  # 67 MB; all queries against one block of the gallery are 197 MB of scores
+
+
+def test_rows_kept_small_become_vectors_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "QUERY_BLOCK", 7)
+    monkeypatch.setattr(retrieval, "GALLERY_BLOCK", 9)
+    rng = np.random.default_rng(3)
+    gallery, queries = rng.integers(0, 256, (50, 4), dtype=np.uint8), rng.integers(0, 256, (20, 4), dtype=np.uint8)
+    right, sizes = rng.integers(0, 50, 20), []
+
+    def to_vectors(rows: np.ndarray) -> np.ndarray:
+        assert rows.dtype == np.uint8
+        sizes.append(len(rows))
+        return unit_rows(rows)
+
+    found = find_places(queries, gallery, right, to_vectors=to_vectors)
+    expected = find_places(unit_rows(queries), unit_rows(gallery), right)
+    np.testing.assert_array_equal(found.better, expected.better)
+    np.testing.assert_array_equal(found.tied, expected.tied)
+    assert max(sizes) == 9
 
 
 @given(

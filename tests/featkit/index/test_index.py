@@ -163,6 +163,23 @@ def test_a_picture_is_searched_with_the_model_in_the_index(tmp_path: Path, model
     assert (hits[0].key, round(hits[0].score, 5)) == ("1", 1.0)
 
 
+def test_a_sample_is_of_live_items_each_once_and_the_same_for_the_same_seed(photos: Path) -> None:
+    with Index.open(photos, writable=True) as index:
+        index.remove(f"{number}.jpg" for number in range(100) if number % 5)
+        first, same, other = (index.sample(10, seed=seed) for seed in (1, 1, 2))
+        assert first == same != other
+        assert len({item.id for item in first}) == 10
+        for limit in (20, 21):
+            assert sorted(item.id for item in index.sample(limit, seed=3)) == list(range(0, 100, 5))
+        index.remove(f"{number}.jpg" for number in range(100))
+        assert index.sample(10) == []
+
+
+def test_every_live_item_may_be_in_a_sample(photos: Path) -> None:
+    with Index.open(photos) as index:
+        assert {item.id for seed in range(200) for item in index.sample(10, seed=seed)} == set(range(100))
+
+
 def test_vectors_that_are_not_this_models_are_refused_and_nothing_is_added(photos: Path) -> None:
     bad = unit_vectors(3)
     bad[1] *= 2

@@ -117,9 +117,21 @@ def test_thumbnails_are_served_by_id_with_an_etag(client: TestClient, index: Ind
     answer = client.get("/v1/items/4/thumbnail")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
     assert answer.content == index.thumbnail(4)
-    assert answer.headers["cache-control"] == "private, max-age=3600"
+    assert answer.headers["cache-control"] == "private, no-cache"
     again = client.get("/v1/items/4/thumbnail", headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
+
+
+def test_a_browser_that_kept_a_thumbnail_of_another_index_gets_this_ones(
+    client: TestClient, embedder: Embedder, model: Path, tmp_path: Path
+) -> None:
+    kept = client.get("/v1/items/0/thumbnail")
+    assert "max-age" not in kept.headers["cache-control"]  # or it would not ask again
+    with Index.create(tmp_path / "other.index", model=model) as other:
+        other.add(["other.png"], embedder.embed([picture(50)]), thumbnails=[b"another"])
+        with TestClient(make_app(other, embedder)) as next_client:
+            answer = next_client.get("/v1/items/0/thumbnail", headers={"If-None-Match": kept.headers["etag"]})
+    assert (answer.status_code, answer.content) == (200, b"another")
 
 
 @pytest.mark.parametrize("route", ["/v1/items/99", "/v1/items/99/thumbnail", "/v1/items/99/neighbours", f"/v1/items/{2**61}"])
@@ -147,6 +159,15 @@ def test_items_are_listed_and_sampled(client: TestClient) -> None:
     assert first == same != other
     assert len({item["id"] for item in first}) == 5
     assert len(client.get("/v1/sample?limit=200").json()["items"]) == NUM_PICTURES
+
+
+def test_a_sample_is_full_where_most_items_were_removed(embedder: Embedder, model: Path, tmp_path: Path) -> None:
+    keys = [f"{number}.png" for number in range(600)]
+    with Index.create(tmp_path / "thinned.index", model=model) as thinned:
+        thinned.add(keys, np.repeat(embedder.embed([picture(0)]), len(keys), axis=0))
+        thinned.remove(key for number, key in enumerate(keys) if number % 50)
+        with TestClient(make_app(thinned, embedder)) as client:
+            assert len(client.get("/v1/sample?limit=10").json()["items"]) == 10
 
 
 def test_health_names_model_and_backend(client: TestClient, embedder: Embedder) -> None:

@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.serve.running import address_of, bind
+from featkit.serve.running import address_of, bind, guard_hosts
+
+OWN_NAMES = ("localhost", "127.0.0.1", "[::1]", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000")
+FOREIGN_NAMES = (
+    "evil.example",
+    "evil.example:8000",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example",
+    "[::1].evil.example",
+    "192.168.0.7",
+    "[::2]:8000",
+    "",
+)
+
+
+def status_for(host: str, bound_to: str) -> int:
+    """What an app bound to an address answers to a Host header."""
+    app = FastAPI()
+    app.get("/")(lambda: "private")
+    with bind(bound_to, 0) as listener:
+        return TestClient(guard_hosts(app, listener)).get("/", headers={"Host": host}).status_code
 
 
 def test_a_port_that_is_taken_names_the_next_free_one() -> None:
@@ -38,3 +64,36 @@ def test_a_port_out_of_range_is_refused() -> None:
 def test_the_address_is_one_that_a_browser_opens() -> None:
     with bind("0.0.0.0", 0) as listener:
         assert address_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("host", OWN_NAMES)
+def test_on_loopback_this_machines_own_names_are_answered(host: str) -> None:
+    assert status_for(host, "127.0.0.1") == 200
+
+
+@pytest.mark.parametrize("host", FOREIGN_NAMES)
+def test_on_loopback_a_domain_that_leads_here_is_refused(host: str) -> None:
+    assert status_for(host, "127.0.0.1") == 400
+
+
+def test_on_another_loopback_address_that_one_is_answered_too() -> None:
+    assert [status_for(host, "127.0.0.2") for host in ("127.0.0.2:80", "localhost", "127.0.0.3")] == [200, 200, 400]
+
+
+def test_beyond_loopback_every_name_is_answered() -> None:
+    assert [status_for(host, "0.0.0.0") for host in ("photos.example", "192.168.0.7:8000")] == [200, 200]
+
+
+def test_the_service_refuses_a_domain_that_leads_to_it(model: Path) -> None:
+    command = [sys.executable, "-m", "featkit", "serve", "--model", str(model), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            said = process.stdout.readline()
+            address = re.search(r"http://127\.0\.0\.1:\d+", said)
+            assert address is not None, said
+            health = f"{address[0]}/healthz"
+            assert httpx.get(health).status_code == 200
+            assert httpx.get(health, headers={"Host": "evil.example"}).status_code == 400
+        finally:
+            process.terminate()

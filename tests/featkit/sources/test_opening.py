@@ -136,7 +136,29 @@ def test_a_subset_keeps_keys_and_takes_the_order_given(tmp_path: Path) -> None:
     assert len(subset(source, [])) == 0
 
 
-def test_a_folder_of_pictures_and_containers_is_refused(tmp_path: Path) -> None:
-    write_files(tmp_path, "1.jpg", "a.tar")
-    with refused(tmp_path, "holds pictures and a.tar", "*.tar"):
+@pytest.mark.parametrize("picture", ["1.jpg", "sub/1.jpg", "sub/deeper/1.jpg"])
+def test_a_folder_of_pictures_and_containers_is_refused_however_deep_the_pictures_lie(tmp_path: Path, picture: str) -> None:
+    write_files(tmp_path, picture, "a.tar")
+    with refused(tmp_path, f"holds pictures ({picture}) and a.tar", f"'{tmp_path}/*.tar'"):
         open_source(tmp_path)
+
+
+def test_pictures_that_are_hidden_or_behind_a_link_do_not_hinder_containers(tmp_path: Path) -> None:
+    write_files(tmp_path / "shards", ".hidden/1.jpg", "sub/.2.jpg", "sub/README.md")
+    write_tar(tmp_path / "shards" / "t.tar", [("x.jpg", b"x")])
+    write_files(tmp_path / "elsewhere", "3.jpg")
+    (tmp_path / "shards" / "link").symlink_to(tmp_path / "elsewhere")
+    assert keys(open_source(tmp_path / "shards")) == ["t.tar/x.jpg"]
+
+
+def test_every_source_says_which_file_an_item_lies_in(tmp_path: Path) -> None:
+    write_files(tmp_path, "a/x.jpg")
+    (tmp_path / "list.txt").write_text("a/x.jpg\n")
+    write_tar(tmp_path / "t.tar", [("x.jpg", b"x"), ("y.jpg", b"y")])
+    parquet = write_parquet(tmp_path / "p.parquet", b"0")
+    own = tmp_path / "a/x.jpg"
+    for spec in (tmp_path / "a", own, tmp_path / "list.txt", f"{tmp_path}/*/x.jpg"):
+        assert open_source(spec).file(0) == own
+    both = concatenate([open_source(tmp_path / "t.tar"), open_source(parquet)])
+    assert [both.file(number) for number in range(3)] == [tmp_path / "t.tar", tmp_path / "t.tar", parquet]
+    assert subset(both, [2]).file(0) == parquet
