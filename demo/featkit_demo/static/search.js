@@ -39,7 +39,7 @@ class SearchPage {
     document.addEventListener("paste", (event) => this.take(firstPicture(event.clipboardData)));
     window.addEventListener("hashchange", () => this.arrived());
     this.listenForDrops();
-    this.countPictures();
+    this.counted = this.countPictures();
     this.arrived();
   }
 
@@ -119,7 +119,7 @@ class SearchPage {
     const started = performance.now();
     const answer = await this.call(`v1/items/${id}/neighbours?k=${this.k}`);
     this.describeQuery({ name: answer.item.key, source: thumbnailOf(answer.item), ...answer.item });
-    this.results(answer.hits, started);
+    await this.results(answer.hits, started);
   }
 
   async showUpload(file) {
@@ -129,11 +129,12 @@ class SearchPage {
     form.append("k", String(this.k));
     const [found] = (await this.call("v1/search", { method: "POST", body: form })).pictures;
     this.describeQuery({ name: found.name, source: URL.createObjectURL(file), width: found.width, height: found.height });
-    this.results(found.hits, started);
+    await this.results(found.hits, started);
   }
 
-  results(hits, started) {
+  async results(hits, started) {
     const time = Math.max(1, Math.round(performance.now() - started));
+    await this.counted;
     this.title("Nearest pictures", `${hits.length} of ${count(this.total || hits.length)} · ${time} ms`);
     this.fill(hits);
     this.parts.shuffle.hidden = true;

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import yaml
 from featkit.cli.app import main
 from featkit_train.config import with_settings
 from featkit_train.weights import load_backbone
+from tests.commands import end, start_featkit, wait_until
 from tests.pictures import draw_folder
 from tests.train.small import SMALL
 
@@ -122,6 +126,28 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
     assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (run / "backbone.safetensors").read_bytes()
     losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (run, tmp_path / "run")]
     assert losses[0] == losses[1]
+
+
+def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(folder: Path, tmp_path: Path) -> None:
+    # As a terminal does it: to all processes of the group, workers too.
+    more = ("--steps", "400", "--workers", "1", "--set", "run.checkpoint_every=400", "--set", "run.evaluate_every=400")
+    process = start_featkit(*command(folder, tmp_path / "broken", *more), before=os.setsid)
+    wait_until(lambda: "loss" in read_text(tmp_path / "broken" / "metrics.jsonl"), process)
+    os.killpg(process.pid, signal.SIGINT)
+    said = end(process)
+    stopped = re.search(r"featkit: stopped after step (\d+); add --resume to go on from there\.\n$", said.error)
+    assert stopped is not None, said.error
+    assert (said.code, "Traceback" in said.error) == (130, False)
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == [f"step-{int(stopped[1]):08d}"]
+    assert 0 < int(stopped[1]) < 400
+    assert main(command(folder, tmp_path / "broken", "--quiet", *more, "--resume")) == 0
+    assert main(command(folder, tmp_path / "whole", "--quiet", *more)) == 0
+    broken, whole = (tmp_path / name / "backbone.safetensors" for name in ("broken", "whole"))
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def read_text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
 
 
 def test_held_out_pictures_are_measured_and_all_others_trained_on(folder: Path, tmp_path: Path) -> None:
