@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import webbrowser
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read while gradio is imported
 
 import gradio as gr
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit._version import __version__
 from featkit.embedder import Embedder
@@ -49,8 +50,7 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
     add_error_handlers(app)
     app.include_router(make_router(index, Embedder(index.model_path, limits=limits.images), limits=limits))
     app.mount("/page", StaticFiles(directory=STATIC))
-    app.add_middleware(BaseHTTPMiddleware, dispatch=_close_gradio_routes)
-    app.add_middleware(BaseHTTPMiddleware, dispatch=_add_content_policy)
+    app.add_middleware(PageGuard)
     theme = gr.themes.Base(font=SYSTEM_FONTS, font_mono=SYSTEM_MONOSPACE)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
@@ -66,18 +66,28 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
     return mounted
 
 
-async def _close_gradio_routes(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """404 for Gradio's own routes, among them uploads without a limit and files: the page's script needs none of them."""
-    if request.scope["path"].startswith(GRADIO_ROUTES):
-        return Response("Not Found", status_code=404)
-    return await call_next(request)
+class PageGuard:
+    """ASGI middleware: closes Gradio's own routes and puts the content policy on every answer.
 
+    The routes are uploads without a limit, files and a queue, none of which the page's script needs.
+    """
 
-async def _add_content_policy(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    response = await call_next(request)
-    response.headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
-    response.headers.setdefault("Referrer-Policy", "no-referrer")
-    return response
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer 404 below GRADIO_ROUTES, pass the rest on."""
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.setdefault("Content-Security-Policy", CONTENT_POLICY)
+                headers.setdefault("Referrer-Policy", "no-referrer")
+            await send(message)
+
+        closed = scope["type"] == "http" and scope["path"].startswith(GRADIO_ROUTES)
+        app: ASGIApp = Response("Not Found", status_code=404) if closed else self.app
+        await app(scope, receive, send_with_policy)
 
 
 def run_demo(

@@ -51,12 +51,12 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
     return Gallery(root / "pictures", model, root / "photos.index")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def page_address(gallery: Gallery) -> Iterator[str]:
     """The page, served."""
     listener = bind("127.0.0.1", 0)
     with Index.open(gallery.index) as index:
-        server = uvicorn.Server(uvicorn.Config(_make_app(index), log_level="warning"))
+        server = uvicorn.Server(uvicorn.Config(_make_app(index), log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield address_of(listener)

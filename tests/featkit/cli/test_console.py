@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -36,7 +37,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
     """The clock that progress is measured by."""
     clock = Clock()
     with monkeypatch.context() as patch:
-        patch.setattr("featkit.cli.console.time.monotonic", clock)
+        patch.setattr(
+            "featkit.cli.console.time", SimpleNamespace(monotonic=clock)
+        )  # the module's own name, not everybody's clock
         yield clock
 
 
