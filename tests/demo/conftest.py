@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import gc
 import shutil
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.index import Index
 from featkit.pipeline import embed_source
-from featkit.serve.running import address_of, bind
 from featkit.sources import open_source
 from featkit_demo.gallery import draw_gallery
 from tests.model_files import make_model_file
+from tests.serving import serving
 
 KINDS = ("fish", "lake", "mug", "tiles")
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
@@ -54,15 +52,8 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
 @pytest.fixture(scope="package")
 def page_address(gallery: Gallery) -> Iterator[str]:
     """The page, served."""
-    listener = bind("127.0.0.1", 0)
-    with Index.open(gallery.index) as index:
-        server = uvicorn.Server(uvicorn.Config(_make_app(index), log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        yield address_of(listener)
-        server.should_exit = True
-        thread.join()
-    listener.close()
+    with Index.open(gallery.index) as index, serving(_make_app(index)) as address:
+        yield address
 
 
 def _make_app(index: Index) -> FastAPI:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -17,9 +15,9 @@ from featkit.embedder import Embedder
 from featkit.images import ImageLimits, thumbnail_jpeg
 from featkit.index import Index
 from featkit.serve.app import make_app
-from featkit.serve.running import address_of, bind
 from featkit.serve.service import ServiceLimits
 from tests.model_files import make_model_file
+from tests.serving import serving
 
 LIMITS = ServiceLimits(
     images=ImageLimits(max_bytes=60_000, max_pixels=40_000), max_pictures=4, max_request_bytes=150_000, max_k=50
@@ -77,11 +75,5 @@ def client(index: Index, embedder: Embedder) -> Iterator[TestClient]:
 @pytest.fixture
 def live_address(index: Index, embedder: Embedder) -> Iterator[str]:
     """The service on a real port."""
-    listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(make_app(index, embedder, limits=LIMITS), log_level="warning"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    yield address_of(listener)
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with serving(make_app(index, embedder, limits=LIMITS)) as address:
+        yield address
