@@ -1,7 +1,8 @@
 """The model file: an ONNX graph that carries its own manifest.
 
 Input `images`, uint8 (N, H, W, 3), already brought to size by the manifest's geometry; output `embedding`, float32 (N, D),
-unit length. The manifest is JSON under the metadata key `featkit`. Read here without the onnx package and without a
+unit length; on request `patches`, float32 (N, h, w, D), and `attention`, float32 (N, heads, h, w). Weights past protobuf's 2 GB
+lie in one file beside it, which the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`. Read here without the onnx package and without a
 session, by walking the protobuf's top level.
 """
 
@@ -18,9 +19,10 @@ from typing import Any
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 
-FORMAT = 1
+FORMAT = 2  # 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
 METADATA_KEY = "featkit"
-INPUT, EMBEDDING = "images", "embedding"
+INPUT = "images"
+EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
 
 # Field numbers of onnx.ModelProto and onnx.StringStringEntryProto, and protobuf's wire types.
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
@@ -28,8 +30,29 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExternalWeights:
+    """The one file of weights beside a model file: its name in the same folder, its size and its sha256 (hex)."""
+
+    file: str
+    num_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        name: object = self.file
+        _check(isinstance(name, str) and bool(name) and Path(name).name == name, "external file", name, "a bare file name")
+        count: object = self.num_bytes
+        _check(type(count) is int and count > 0, "external size", count, "a whole number above 0")
+        _check(isinstance(self.sha256, str), "external sha256", self.sha256, "text")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a model file says of itself. `width` is the embedding's; `parity` holds the figures that export measured."""
+    """What a model file says of itself.
+
+    `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none for the last alone;
+    `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of the patch; `parity` holds the
+    figures that export measured, `quantisation` those of a lower precision and what it left in float.
+    """
 
     format: int = FORMAT
     family: str
@@ -37,10 +60,14 @@ class Manifest:
     patch: int
     width: int
     feature: str
+    layers: tuple[int, ...] = ()
     geometry: Geometry
+    fixed_size: tuple[int, int] | None = None
     outputs: tuple[str, ...] = (EMBEDDING,)
     precision: str = "fp32"
     parity: dict[str, float] = field(default_factory=dict)
+    quantisation: dict[str, Any] = field(default_factory=dict)
+    external: ExternalWeights | None = None
     licence: str
     origin: dict[str, str] = field(default_factory=dict)
     opset: int
@@ -56,11 +83,17 @@ class Manifest:
         for name in ("family", "name", "feature", "licence", "fingerprint"):
             _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
         _check(isinstance(self.batch_invariant, bool), "batch_invariant", self.batch_invariant, "true or false")
+        _check(EMBEDDING in self.outputs, "outputs", self.outputs, f"a list with {EMBEDDING} in it")
+        size = self.fixed_size
+        fits = size is None or (len(size) == 2 and all(type(side) is int and side > 0 for side in size))
+        _check(fits, "fixed_size", size, "two whole numbers above 0, or nothing")
 
     def to_json(self) -> str:
         """The manifest as the text that stands in the file."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return json.dumps({**values, "geometry": self.geometry.to_dict()}, sort_keys=True, ensure_ascii=False)
+        values["geometry"] = self.geometry.to_dict()
+        values["external"] = dataclasses.asdict(self.external) if self.external else None
+        return json.dumps(values, sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -75,8 +108,10 @@ class Manifest:
             raise InputError(f"the manifest has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
         try:
             values["geometry"] = Geometry.from_dict(values["geometry"])
-            for name in {"outputs", "proven_equal_to"} & set(values):
-                values[name] = tuple(values[name])
+            for name in {"outputs", "proven_equal_to", "layers", "fixed_size"} & set(values):
+                values[name] = None if values[name] is None else tuple(values[name])
+            if values.get("external") is not None:
+                values["external"] = ExternalWeights(**values["external"])
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise InputError(f"the manifest is not one of featkit's: {error}.") from error
