@@ -1,9 +1,9 @@
 """The model file: an ONNX graph that carries its own manifest.
 
 Input `images`, uint8 (N, H, W, 3), already brought to size by the manifest's geometry; output `embedding`, float32 (N, D),
-unit length; on request `patches`, float32 (N, h, w, D), and `attention`, float32 (N, heads, h, w). Weights past protobuf's 2 GB
-lie in one file beside it, which the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`. Read here without the onnx package and without a
-session, by walking the protobuf's top level.
+unit length; on request `patches`, float32 (N, h, w, D), and `attention`, float32 (N, heads, h, w). Weights past protobuf's
+2 GB lie in one file beside it, which the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`.
+Read here without the onnx package and without a session, by walking the protobuf's top level.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Manifest:
     """What a model file says of itself.
 
     `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none for the last alone;
-    `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of the patch; `parity` holds the
-    figures that export measured, `quantisation` those of a lower precision and what it left in float.
+    `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of the patch; `parity` holds
+    the figures that export measured, `quantisation` those of a lower precision and what it left in float.
     """
 
     format: int = FORMAT
