@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featkit_train.positions import ResampleRule, resample_table, rotary_table, rotate
+from featkit_train.positions import ResampleRule, resample_table, rotary_periods, rotary_table, rotate
 
 GRIDS = [(9, 11), (3, 4), (12, 2), (1, 1), (6, 8), (5, 6), (12, 12), (7, 5)]  # (h, w) asked of a table of 6 × 6
 RULES = {
@@ -87,7 +87,7 @@ def loop_of_angles(height: int, width: int, *, head_width: int, base: float) -> 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 4), (7, 2)])
 def test_rotary_angles_equal_the_loop(height: int, width: int) -> None:
-    sine, cosine = rotary_table(height, width, head_width=16, base=100.0, like=torch.zeros(1))
+    sine, cosine = rotary_table(height, width, periods=rotary_periods(16, base=100.0))
     angles = loop_of_angles(height, width, head_width=16, base=100.0)
     torch.testing.assert_close(sine.double(), angles.sin(), rtol=0, atol=1e-5)
     torch.testing.assert_close(cosine.double(), angles.cos(), rtol=0, atol=1e-5)
@@ -95,7 +95,7 @@ def test_rotary_angles_equal_the_loop(height: int, width: int) -> None:
 
 def test_rotary_angles_of_a_2_by_2_grid_can_be_checked_by_hand() -> None:
     # Patch centres lie at ±1/2, so the fastest channel turns by ±pi and the next by ±pi / sqrt(base).
-    sine, cosine = rotary_table(2, 2, head_width=8, base=4.0, like=torch.zeros(1))
+    sine, cosine = rotary_table(2, 2, periods=rotary_periods(8, base=4.0))
     torch.testing.assert_close(cosine[0, :4], torch.tensor([-1.0, 0.0, -1.0, 0.0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(sine[:, 1], torch.tensor([-1.0, -1.0, 1.0, 1.0]))
     torch.testing.assert_close(sine[:, 3], torch.tensor([-1.0, 1.0, -1.0, 1.0]))
@@ -103,7 +103,7 @@ def test_rotary_angles_of_a_2_by_2_grid_can_be_checked_by_hand() -> None:
 
 def test_a_rotation_turns_pairs_of_channels_and_keeps_lengths() -> None:
     tokens = torch.randn(2, 3, 15, 8, generator=torch.Generator().manual_seed(0))
-    sine, cosine = rotary_table(3, 5, head_width=8, base=100.0, like=tokens)
+    sine, cosine = rotary_table(3, 5, periods=rotary_periods(8, base=100.0))
     turned = rotate(tokens, sine, cosine)
     angles = loop_of_angles(3, 5, head_width=8, base=100.0)
     for patch in range(15):
@@ -118,7 +118,7 @@ def test_a_rotation_turns_pairs_of_channels_and_keeps_lengths() -> None:
 def test_rotated_products_depend_on_the_distance_of_patches_alone() -> None:
     generator = torch.Generator().manual_seed(0)
     query, key = torch.randn(16, generator=generator), torch.randn(16, generator=generator)
-    sine, cosine = rotary_table(4, 6, head_width=16, base=100.0, like=query)
+    sine, cosine = rotary_table(4, 6, periods=rotary_periods(16, base=100.0))
     queries, keys = (rotate(vector.expand(1, 1, 24, 16), sine, cosine)[0, 0] for vector in (query, key))
     products = (queries @ keys.T).reshape(4, 6, 4, 6)
     torch.testing.assert_close(products[0, 0, 1, 2], products[2, 3, 3, 5])

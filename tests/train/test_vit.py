@@ -68,7 +68,7 @@ def renamed(ours: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
     """Tensors by our names (weights, or their gradients) by the reference's. KeyError for a name that has none."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in ours.items():
-        if "position" in name or tensor.numel() == 0:  # no registers are an empty table
+        if "position" in name or name == "rotary_periods" or tensor.numel() == 0:  # no registers are an empty table
             continue
         pattern = next((pattern for pattern in NAMES[family] if re.match(pattern, name)), None)
         if pattern is None:

@@ -72,19 +72,25 @@ def _cubic(distance: Tensor, *, a: float) -> Tensor:
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
 
 
-def rotary_table(height: int, width: int, *, head_width: int, base: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Sine and cosine (P, head_width) of DINOv3's rotary positions (arXiv 2508.10104, section 3.2).
+def rotary_periods(head_width: int, *, base: float) -> Tensor:
+    """(head_width / 4,) float32 periods of DINOv3's rotary positions (arXiv 2508.10104, section 3.2), in half pictures:
+
+    base ** (2 * j / (head_width / 2)),  j = 0 .. head_width / 4 - 1
+    """
+    steps = torch.arange(head_width // 4, dtype=torch.float32)
+    return base ** (2 * steps / (head_width / 2))
+
+
+def rotary_table(height: int, width: int, *, periods: Tensor) -> tuple[Tensor, Tensor]:
+    """Sine and cosine (P, head_width) of DINOv3's rotary positions.
 
     Row and column run from -1 to 1 at patch centres whatever the grid's size; a quarter of a head's channels turns with
     the row, a quarter with the column, and both are repeated for the other half:
 
-        angle = 2 * pi * coordinate / base ** (2 * j / (head_width / 2)),  j = 0 .. head_width / 4 - 1
+        angle = 2 * pi * coordinate / period
     """
-    quarter = head_width // 4
-    steps = torch.arange(quarter, device=like.device, dtype=torch.float32)
-    periods = base ** (2 * steps / (head_width / 2))
-    row = _unit_coordinates(height, like=like)[:, None, None].expand(height, width, 1)
-    column = _unit_coordinates(width, like=like)[None, :, None].expand(height, width, 1)
+    row = _unit_coordinates(height, like=periods)[:, None, None].expand(height, width, 1)
+    column = _unit_coordinates(width, like=periods)[None, :, None].expand(height, width, 1)
     angles = torch.cat([2 * math.pi * row / periods, 2 * math.pi * column / periods], dim=-1).flatten(0, 1)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.sin(), angles.cos()

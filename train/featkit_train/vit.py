@@ -9,14 +9,16 @@ Letters: B pictures, (H, W) pixels, (h, w) patches, P = h * w, N = 1 + registers
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featkit_train.positions import ResampleRule, resample_table, rotary_table, rotate
+from featkit_train.backbones import Activations, Backbone, Features
+from featkit_train.positions import ResampleRule, resample_table, rotary_periods, rotary_table, rotate
 
 # Up to here plain products with a softmax beat torch's fused attention on a processor, forward and backward.
 PLAIN_ATTENTION_TOKENS = 300
@@ -39,6 +41,7 @@ class ViTConfig:
     rotary_base: float = 100.0
     num_registers: int = 0
     layer_scale: float | None = None  # initial value, or no LayerScale
+    qkv_bias: bool = True
     key_bias: bool = True  # DINOv3 masks it: adding a constant to all keys of a query changes no softmax
     norm_eps: float = 1e-6
 
@@ -54,18 +57,14 @@ class ViTConfig:
         return self.width // self.num_heads
 
 
-class Features(NamedTuple):
-    """What a backbone sees: class_token (B, D) and patch_tokens (B, h, w, D), both after the last norm."""
-
-    class_token: Tensor
-    patch_tokens: Tensor
-
-
-class VisionTransformer(nn.Module):
+class VisionTransformer(Backbone):
     """Pictures (B, 3, H, W), normalised floats with H and W multiples of the patch, to Features."""
 
+    has_attention = True
+    rotary_periods: Tensor
+
     def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
+        super().__init__(patch=config.patch, width=config.width, depth=config.depth)
         self.config = config
         self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
@@ -73,21 +72,30 @@ class VisionTransformer(nn.Module):
         if config.position == "learned":
             self.class_position = nn.Parameter(torch.zeros(1, 1, config.width))
             self.patch_positions = nn.Parameter(torch.zeros(config.position_grid, config.position_grid, config.width))
+        else:  # kept with the weights: published files carry theirs, rounded as they were trained
+            self.register_buffer("rotary_periods", rotary_periods(config.head_width, base=config.rotary_base))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.apply(_initialise)
         for parameter in (self.class_token, self.registers, *self._positions()):
             nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(self, images: Tensor) -> Features:
-        """Class token and patch tokens of the last block."""
+    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+        """Features after the blocks `layers`, counted from 1, each through the last norm; see Backbone."""
         tokens, (height, width) = self.tokenise(images)
-        rotation = self._rotation(height, width, like=tokens)
-        for block in self.blocks:
+        rotation = self._rotation(height, width)
+        prefix = 1 + self.config.num_registers
+        features, class_attention = {}, None
+        for number, block in enumerate(self.blocks, start=1):
+            assert isinstance(block, Block)
+            if attention and number == self.depth:
+                weights = block.attention.of_class_token(block.norm1(tokens), rotation)[..., prefix:]
+                class_attention = torch.unflatten(weights, -1, (height, width))
             tokens = block(tokens, rotation)
-        tokens = self.norm(tokens)
-        patches = tokens[:, 1 + self.config.num_registers :]
-        return Features(tokens[:, 0], torch.unflatten(patches, 1, (height, width)))
+            if number in layers:
+                normed = self.norm(tokens)
+                features[number] = Features(normed[:, 0], torch.unflatten(normed[:, prefix:], 1, (height, width)))
+        return Activations(tuple(features[number] for number in layers), class_attention)
 
     def tokenise(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them."""
@@ -102,10 +110,8 @@ class VisionTransformer(nn.Module):
         prefix = torch.cat([class_token, self.registers], dim=1).expand(batch, -1, -1)
         return torch.cat([prefix, patches], dim=1), (height, width)
 
-    def _rotation(self, height: int, width: int, *, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        if self.config.position != "rotary":
-            return None
-        return rotary_table(height, width, head_width=self.config.head_width, base=self.config.rotary_base, like=like)
+    def _rotation(self, height: int, width: int) -> tuple[Tensor, Tensor] | None:
+        return rotary_table(height, width, periods=self.rotary_periods) if self.config.position == "rotary" else None
 
     def _positions(self) -> tuple[nn.Parameter, ...]:
         return (self.class_position, self.patch_positions) if self.config.position == "learned" else ()
@@ -133,27 +139,37 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention; rotary positions turn the patches' queries and keys, never the prefix tokens'."""
 
-    key_mask: Tensor
-
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.out = nn.Linear(config.width, config.width)
-        mask = torch.ones(3, config.width)
-        mask[1] = float(config.key_bias)
-        self.register_buffer("key_mask", mask.flatten(), persistent=False)
 
     def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        bias = self.qkv.bias if self.config.key_bias else self.qkv.bias * self.key_mask
+        queries, keys, values = self._queries_keys_values(tokens, rotation)
+        out: Tensor = self.out(attend(queries, keys, values).transpose(1, 2).flatten(2))
+        return out
+
+    def of_class_token(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, heads, N): how much the class token looks at each token; of each head the numbers sum to 1."""
+        queries, keys, _ = self._queries_keys_values(tokens, rotation)
+        scores = queries[:, :, :1] @ keys.transpose(-2, -1) * self.config.head_width**-0.5
+        weights: Tensor = scores.softmax(dim=-1)[:, :, 0]
+        return weights
+
+    def _queries_keys_values(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Each (B, heads, N, d), turned by their positions."""
+        bias: Tensor = self.qkv.bias
+        if self.config.qkv_bias and not self.config.key_bias:
+            query_bias, key_bias, value_bias = bias.chunk(3)
+            bias = torch.cat([query_bias, torch.zeros_like(key_bias), value_bias])
         qkv = F.linear(tokens, self.qkv.weight, bias)
         heads = torch.unflatten(qkv, -1, (3, self.config.num_heads, self.config.head_width))
         queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)
         if rotation is not None:
             queries, keys = self._rotate_patches(queries, rotation), self._rotate_patches(keys, rotation)
-        out: Tensor = self.out(attend(queries, keys, values).transpose(1, 2).flatten(2))
-        return out
+        return queries, keys, values
 
     def _rotate_patches(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         prefix = 1 + self.config.num_registers
@@ -219,4 +235,5 @@ class LayerScale(nn.Module):
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

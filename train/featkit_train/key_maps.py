@@ -1,0 +1,216 @@
+"""Names of weights in published files, and the names they have here.
+
+A rule is a pattern for a whole name and its name here; None where the tensor belongs to training alone. `[i/n]` marks a tensor
+that is part i of n of one of ours, joined along the first axis; POSITIONS a table whose first row is the class token's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featkit.errors import InputError
+
+Rules = tuple[tuple[str, str | None], ...]
+POSITIONS = "positions"
+LINEAR = r"\.(weight|bias)"
+SHOWN_KEYS = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyMap:
+    """How a publisher names things. `block`: the pattern before every name of a block, its number the only group."""
+
+    block: str | None
+    in_block: Rules = ()
+    outside: Rules
+
+    def ours(self, name: str) -> str | None:
+        """The name here, None for a tensor that is left out on purpose. KeyError for a name that no rule knows."""
+        inside = re.match(self.block, name) if self.block else None
+        prefix, rest, rules = ("", name, self.outside)
+        if inside:
+            prefix, rest, rules = f"blocks.{inside[1]}.", name[inside.end() :], self.in_block
+        for pattern, replacement in rules:
+            found = re.fullmatch(pattern, rest)
+            if found:
+                return None if replacement is None else prefix + found.expand(replacement)
+        raise KeyError(name)
+
+
+# facebookresearch/dino, dinov2 and dinov3, bytedance/ibot, and timm's copies of DINO.
+OFFICIAL = KeyMap(
+    block=r"blocks\.(?:\d+\.)?(\d+)\.",  # a number more where blocks were wrapped in chunks
+    in_block=(
+        (r"norm(\d)" + LINEAR, r"norm\1.\2"),
+        (r"attn\.qkv" + LINEAR, r"attention.qkv.\1"),
+        (r"attn\.qkv\.bias_mask", None),  # 1 for queries and values, 0 for keys: `key_bias=False` here
+        (r"attn\.proj" + LINEAR, r"attention.out.\1"),
+        (r"ls(\d)\.gamma", r"scale\1.gamma"),
+        (r"mlp\.(fc\d)" + LINEAR, r"mlp.\1.\2"),
+        (r"mlp\.w12" + LINEAR, r"mlp.gate_and_value.\1"),
+        (r"mlp\.w1" + LINEAR, r"mlp.gate_and_value.\1[0/2]"),
+        (r"mlp\.w2" + LINEAR, r"mlp.gate_and_value.\1[1/2]"),
+        (r"mlp\.w3" + LINEAR, r"mlp.out.\1"),
+    ),
+    outside=(
+        (r"cls_token", "class_token"),
+        (r"pos_embed", POSITIONS),
+        (r"(?:register|storage)_tokens", "registers"),
+        (r"patch_embed\.proj" + LINEAR, r"patch_embed.\1"),
+        (r"norm" + LINEAR, r"norm.\1"),
+        (r"rope_embed\.periods", "rotary_periods"),
+        (r"mask_token|masked_embed", None),
+        (r"local_cls_norm" + LINEAR, None),  # of small crops, while training
+    ),
+)
+HUGGING_FACE_BLOCK: Rules = (
+    (r"layer_scale(\d)\.lambda1", r"scale\1.gamma"),
+    (r"norm(\d)" + LINEAR, r"norm\1.\2"),
+    (r"attention\.(?:attention\.query|q_proj)" + LINEAR, r"attention.qkv.\1[0/3]"),
+    (r"attention\.(?:attention\.key|k_proj)" + LINEAR, r"attention.qkv.\1[1/3]"),
+    (r"attention\.(?:attention\.value|v_proj)" + LINEAR, r"attention.qkv.\1[2/3]"),
+    (r"attention\.(?:output\.dense|o_proj)" + LINEAR, r"attention.out.\1"),
+    (r"mlp\.(fc\d)" + LINEAR, r"mlp.\1.\2"),
+    (r"mlp\.weights_in" + LINEAR, r"mlp.gate_and_value.\1"),
+    (r"mlp\.weights_out" + LINEAR, r"mlp.out.\1"),
+)
+HUGGING_FACE_DINOV2 = KeyMap(
+    block=r"encoder\.layer\.(\d+)\.",
+    in_block=HUGGING_FACE_BLOCK,
+    outside=(
+        (r"embeddings\.cls_token", "class_token"),
+        (r"embeddings\.position_embeddings", POSITIONS),
+        (r"embeddings\.register_tokens", "registers"),
+        (r"embeddings\.patch_embeddings\.projection" + LINEAR, r"patch_embed.\1"),
+        (r"embeddings\.mask_token", None),
+        (r"layernorm" + LINEAR, r"norm.\1"),
+    ),
+)
+_DINOV3_OUTSIDE: Rules = (
+    (r"embeddings\.cls_token", "class_token"),
+    (r"embeddings\.register_tokens", "registers"),
+    (r"embeddings\.patch_embeddings" + LINEAR, r"patch_embed.\1"),
+    (r"embeddings\.mask_token", None),
+    (r"norm" + LINEAR, r"norm.\1"),
+)
+HUGGING_FACE_DINOV3 = KeyMap(
+    block=r"(?:model\.)?layer\.(\d+)\.",
+    in_block=(
+        *HUGGING_FACE_BLOCK,
+        (r"mlp\.up_proj" + LINEAR, r"mlp.fc1.\1"),
+        (r"mlp\.down_proj" + LINEAR, r"mlp.fc2.\1"),
+    ),
+    outside=_DINOV3_OUTSIDE,
+)
+HUGGING_FACE_DINOV3_GATED = KeyMap(
+    block=r"(?:model\.)?layer\.(\d+)\.",
+    in_block=(
+        *HUGGING_FACE_BLOCK,
+        (r"mlp\.gate_proj" + LINEAR, r"mlp.gate_and_value.\1[0/2]"),
+        (r"mlp\.up_proj" + LINEAR, r"mlp.gate_and_value.\1[1/2]"),
+        (r"mlp\.down_proj" + LINEAR, r"mlp.out.\1"),
+    ),
+    outside=_DINOV3_OUTSIDE,
+)
+TORCHVISION_RESNET = KeyMap(
+    block=None,
+    outside=(
+        (r"fc" + LINEAR, None),  # a classifier, or the projection that DINO put in its place
+        (r"((?:conv1|bn1|layer\d)\..*)", r"body.\1"),
+    ),
+)
+OFFICIAL_CONVNEXT = KeyMap(
+    block=None,
+    outside=(
+        (r"downsample_layers\.0\.(\d)" + LINEAR, r"body.stem.\1.\2"),
+        (r"downsample_layers\.(\d)\.(\d)" + LINEAR, r"body.stages.\1.downsample.\2.\3"),
+        (r"stages\.(\d)\.(\d+)\.gamma", r"body.stages.\1.blocks.\2.gamma"),
+        (r"stages\.(\d)\.(\d+)\.dwconv" + LINEAR, r"body.stages.\1.blocks.\2.conv_dw.\3"),
+        (r"stages\.(\d)\.(\d+)\.norm" + LINEAR, r"body.stages.\1.blocks.\2.norm.\3"),
+        (r"stages\.(\d)\.(\d+)\.pwconv(\d)" + LINEAR, r"body.stages.\1.blocks.\2.mlp.fc\3.\4"),
+        (r"norm" + LINEAR, r"norm.\1"),
+        (r"norms\.3" + LINEAR, None),  # the same tensors once more
+    ),
+)
+HUGGING_FACE_CONVNEXT = KeyMap(
+    block=None,
+    outside=(
+        (r"(?:model\.)?stages\.0\.downsample_layers\.(\d)" + LINEAR, r"body.stem.\1.\2"),
+        (r"(?:model\.)?stages\.(\d)\.downsample_layers\.(\d)" + LINEAR, r"body.stages.\1.downsample.\2.\3"),
+        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.gamma", r"body.stages.\1.blocks.\2.gamma"),
+        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.depthwise_conv" + LINEAR, r"body.stages.\1.blocks.\2.conv_dw.\3"),
+        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.layer_norm" + LINEAR, r"body.stages.\1.blocks.\2.norm.\3"),
+        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.pointwise_conv(\d)" + LINEAR, r"body.stages.\1.blocks.\2.mlp.fc\3.\4"),
+        (r"layer_norm" + LINEAR, r"norm.\1"),
+    ),
+)
+TIMM = KeyMap(
+    block=None,
+    outside=(
+        # a classifier's, in the words of timm's architectures; `head.norm` and the like are the backbone's
+        (r"(?:head|head_dist|fc|classifier|last_linear)" + LINEAR, None),
+        (r"head\.(?:fc|l)" + LINEAR, None),
+        (r"(.*)", r"body.\1"),
+    ),
+)
+
+
+def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[str, Tensor]:
+    """Tensors by the names they have here. InputError naming the first few that no rule knows, or a part that is missing.
+
+    A query or value bias without one for keys (DINOv3 has none) is joined with zeros in its place.
+    """
+    ours: dict[str, Tensor] = {}
+    parts: dict[str, dict[int, Tensor]] = {}
+    counts: dict[str, int] = {}
+    unknown = []
+    for name, tensor in tensors.items():
+        try:
+            target = keys.ours(name)
+        except KeyError:
+            unknown.append(name)
+            continue
+        if target is None:
+            continue
+        part = re.fullmatch(r"(.*)\[(\d)/(\d)\]", target)
+        if part:
+            parts.setdefault(part[1], {})[int(part[2])] = tensor
+            counts[part[1]] = int(part[3])
+        elif target == POSITIONS:
+            ours.update(_split_positions(tensor, name, what))
+        else:
+            ours[target] = tensor
+    if unknown:
+        raise InputError(
+            f"{what} names {listed(unknown)}, which no weight of this model is called; is it another model's file?"
+        )
+    for target, found in parts.items():
+        ours[target] = _joined(target, found, counts[target], what)
+    return ours
+
+
+def listed(names: list[str]) -> str:
+    """The first few of them, and how many there are beside."""
+    more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
+    return ", ".join(names[:SHOWN_KEYS]) + more
+
+
+def _joined(target: str, found: dict[int, Tensor], count: int, what: str) -> Tensor:
+    if set(found) == {0, 2} and target.endswith("qkv.bias"):
+        found = {**found, 1: torch.zeros_like(found[0])}
+    if set(found) != set(range(count)):
+        raise InputError(f"{what} has {len(found)} of the {count} parts of {target}; it is not whole.")
+    return torch.cat([found[number] for number in range(count)])
+
+
+def _split_positions(table: Tensor, name: str, what: str) -> dict[str, Tensor]:
+    """(1, 1 + G * G, D) to the class token's (1, 1, D) and the patches' (G, G, D)."""
+    side = round((table.shape[1] - 1) ** 0.5) if table.ndim == 3 else 0
+    if table.ndim != 3 or side * side != table.shape[1] - 1:
+        raise InputError(f"{what} has {name} of shape {tuple(table.shape)}, not a square table with a row before it.")
+    return {"class_position": table[:, :1], "patch_positions": table[0, 1:].unflatten(0, (side, side))}
