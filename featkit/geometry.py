@@ -13,7 +13,7 @@ from PIL import Image
 
 from featkit.errors import InputError
 
-RESIZES = ("shorter_side", "stretch")
+RESIZES = ("shorter_side", "stretch", "cover")
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -27,8 +27,10 @@ class Geometry:
 
     height: int  # native input
     width: int
-    resize: Literal["shorter_side", "stretch"]
-    resize_to: int  # the shorter side after resizing; nothing to "stretch", which resizes to (height, width)
+    resize: Literal["shorter_side", "stretch", "cover"]
+    # The shorter side after resizing; nothing to "stretch", which resizes to (height, width), nor to "cover", which keeps the
+    # proportions and resizes until the picture just covers (height, width).
+    resize_to: int
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
     patch: int
     mean: tuple[float, float, float]
@@ -67,7 +69,8 @@ class Geometry:
         """(left, top, right, bottom) of what the crop shows, in the picture's own pixels."""
         if self.resize == "stretch":
             return (0.0, 0.0, float(width), float(height))
-        scale = min(height, width) / self.resize_to
+        covering = min(height / self.height, width / self.width)
+        scale = covering if self.resize == "cover" else min(height, width) / self.resize_to
         # min(): rounding may make the box larger than the picture by a part in 10^16, which Pillow refuses.
         crop_width, crop_height = min(self.width * scale, width), min(self.height * scale, height)
         left, top = (width - crop_width) / 2, (height - crop_height) / 2

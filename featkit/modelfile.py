@@ -9,13 +9,16 @@ Read here without the onnx package and without a session, by walking the protobu
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import mmap
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 
@@ -49,7 +52,8 @@ class ExternalWeights:
 class Manifest:
     """What a model file says of itself.
 
-    `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none for the last alone;
+    `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none for the last alone, and
+    `join` how: concat or mean; `whitened` says by what statistics, if any;
     `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of the patch; `parity` holds
     the figures that export measured, `quantisation` those of a lower precision and what it left in float.
     """
@@ -61,6 +65,8 @@ class Manifest:
     width: int
     feature: str
     layers: tuple[int, ...] = ()
+    join: str = ""
+    whitened: str = ""
     geometry: Geometry
     fixed_size: tuple[int, int] | None = None
     outputs: tuple[str, ...] = (EMBEDDING,)
@@ -80,13 +86,19 @@ class Manifest:
         for name in ("patch", "width", "opset"):
             value: object = getattr(self, name)
             _check(type(value) is int and value > 0, name, value, "a whole number above 0")
-        for name in ("family", "name", "feature", "licence", "fingerprint"):
+        for name in ("family", "name", "feature", "join", "whitened", "licence", "fingerprint"):
             _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
         _check(isinstance(self.batch_invariant, bool), "batch_invariant", self.batch_invariant, "true or false")
         _check(EMBEDDING in self.outputs, "outputs", self.outputs, f"a list with {EMBEDDING} in it")
         size = self.fixed_size
         fits = size is None or (len(size) == 2 and all(type(side) is int and side > 0 for side in size))
         _check(fits, "fixed_size", size, "two whole numbers above 0, or nothing")
+
+    @property
+    def made_of(self) -> str:
+        """Weights and feature in one line: vectors of files that share it differ by a whitening or by rounding alone."""
+        layers = f" of blocks {', '.join(map(str, self.layers))} ({self.join})" if self.layers else ""
+        return f"{self.family} {self.origin.get('sha256', self.fingerprint)} {self.feature}{layers}"
 
     def to_json(self) -> str:
         """The manifest as the text that stands in the file."""
@@ -134,6 +146,36 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.from_json(text)
     except InputError as error:
         raise InputError(f"{path} is not a model file that can be used: {error}") from error
+
+
+def copy_model_file(source: Path, destination: Path) -> None:
+    """Copy a model file, and the weights beside it if it has any, which keep their own name. Each is there whole or not at all.
+
+    OSError as copying raises it; InputError when the weights are missing or are not those of the manifest.
+    """
+    external = read_manifest(source).external
+    if external is not None:
+        check_external(source, external, digest=True)
+        with replace_file(destination.parent / external.file) as temporary:
+            shutil.copyfile(source.parent / external.file, temporary)
+    with replace_file(destination) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def check_external(model: Path, external: ExternalWeights, *, digest: bool) -> None:
+    """InputError unless the weights lie beside the model file with the size, and if asked the sha256, of its manifest."""
+    path = model.parent / external.file
+    if not path.is_file():
+        raise InputError(f"{model} needs {external.file} beside it, which is missing; copy both files together.")
+    if path.stat().st_size != external.num_bytes:
+        raise InputError(
+            f"{path} has {path.stat().st_size:,} bytes, not the {external.num_bytes:,} that {model.name} was written with; "
+            "copy both files together."
+        )
+    if digest:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != external.sha256:
+                raise InputError(f"{path} is damaged: its sha256 is not the one in {model.name}; copy both files again.")
 
 
 def _check(holds: bool, name: str, found: object, wanted: str) -> None:

@@ -1,45 +1,208 @@
-"""From a training run to one model file, proven equal to it."""
+"""From weights to one model file, proven equal to them."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from featkit.modelfile import Manifest
-from featkit_export.graph import OPSET, EmbeddingGraph, Feature, to_onnx
+import onnxruntime as ort
+
+from featkit.atomic import TEMPORARY_MARK, explain_os_errors
+from featkit.errors import InputError
+from featkit.geometry import Geometry
+from featkit.modelfile import ATTENTION, INPUT, Manifest
+from featkit.whitening import Whitening
+from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, Traced, TraceError, trace
 from featkit_export.seal import seal
-from featkit_export.verify import Parity, compare, require_parity
-from featkit_train.weights import load_backbone
+from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_pictures, open_session, require_parity
+from featkit_train.backbones import Backbone
+from featkit_train.pretrained import load_pretrained
+from featkit_train.vit import VisionTransformer
+from featkit_train.weights import BACKBONE_FILE, BackboneInfo
+
+TIMED_ROUNDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportReport:
-    """The manifest that was written, and every comparison made before."""
+    """The manifest that was written, every comparison made before, and what else there is to say.
+
+    fixed_speedup: how much faster a graph of one size is than one of every size, where one size was asked for.
+    """
 
     manifest: Manifest
     comparisons: list[Parity]
+    fixed_speedup: float | None = None
+    remarks: tuple[str, ...] = ()
 
 
-def export_model(run: Path, out: Path, *, feature: Feature = "cls", name: str | None = None, notes: str = "") -> ExportReport:
-    """Write the backbone of a run folder (or of a backbone.safetensors) as a model file `out`.
+def export_model(
+    source: str | Path,
+    out: Path,
+    *,
+    weights: Path | None = None,
+    branch: str = "teacher",
+    recipe: Recipe | None = None,
+    whitening: Whitening | None = None,
+    size: tuple[int, int] | None = None,
+    name: str | None = None,
+    notes: str = "",
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> ExportReport:
+    """Write a published backbone, or that of a run folder, as a model file `out`.
 
-    InputError when there is no backbone; ParityError, with nothing written, when the graph disagrees with torch.
+    source, weights, branch: as in `featkit_train.pretrained.load_pretrained`. size: the one (height, width) in pixels that the
+    graph takes. on_step is called with what begins now. InputError for what cannot be read or does not go together; ParityError
+    or TraceError, with nothing written, when the graph disagrees with torch or cannot be made.
     """
-    backbone, info = load_backbone(run)
-    module = EmbeddingGraph(backbone, info.geometry, feature=feature).eval()
-    model = to_onnx(module)
-    comparisons = compare(module, model, height=info.geometry.height, width=info.geometry.width)
-    manifest = Manifest(
-        family=info.family,
-        name=name or info.name,
-        patch=backbone.config.patch,
-        width=module.width,
-        feature=feature,
-        geometry=info.geometry,
-        parity=require_parity(comparisons),
-        licence=info.licence,
-        origin=info.origin,
-        opset=OPSET,
-        notes=notes,
+    on_step("reading the weights")
+    backbone, info = load_pretrained(str(source), weights=weights, branch=branch)
+    info = dataclasses.replace(info, origin=_with_digest(info, source))
+    return export_backbone(
+        backbone, info, out, recipe=recipe, whitening=whitening, size=size, name=name, notes=notes, on_step=on_step
     )
-    return ExportReport(manifest=seal(model, manifest, out), comparisons=comparisons)
+
+
+def export_backbone(
+    backbone: Backbone,
+    info: BackboneInfo,
+    out: Path,
+    *,
+    recipe: Recipe | None = None,
+    whitening: Whitening | None = None,
+    size: tuple[int, int] | None = None,
+    name: str | None = None,
+    notes: str = "",
+    on_step: Callable[[str], None] = lambda _step: None,
+) -> ExportReport:
+    """The same for a backbone in memory; see export_model."""
+    recipe = recipe or Recipe()
+    _check_recipe(recipe, backbone, info)
+    geometry = info.geometry if size is None else sized(info.geometry, *size)
+    module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
+    remarks: tuple[str, ...] = ()
+    with explain_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as folder:
+            try:
+                traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
+            except (TraceError, ParityError) as error:
+                if size is not None or isinstance(backbone, VisionTransformer):
+                    raise
+                size = (geometry.height, geometry.width)
+                remarks = (f"This architecture cannot take every size ({error}), so the file takes {size[0]}×{size[1]} alone.",)
+                traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
+            parity = require_parity(comparisons)
+            speedup = None
+            if size is not None and not remarks:
+                on_step("timing it beside a graph of every size")
+                speedup = _speedup(module, traced, Path(folder), geometry)
+            manifest = Manifest(
+                family=info.family,
+                name=name or info.name,
+                patch=backbone.patch,
+                width=module.width,
+                feature=recipe.feature,
+                layers=recipe.layers,
+                join=recipe.join if recipe.layers else "",
+                geometry=geometry,
+                fixed_size=size,
+                outputs=recipe.outputs,
+                parity=parity,
+                licence=info.licence,
+                origin=info.origin,
+                opset=OPSET,
+                notes=notes,
+            )
+            if whitening is not None:
+                manifest = _whitened(manifest, whitening)
+            on_step("writing")
+            sealed = seal(traced.model, manifest, out, folder=Path(folder) if traced.path else None)
+    return ExportReport(manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks)
+
+
+def sized(geometry: Geometry, height: int, width: int) -> Geometry:
+    """The same recipe for another size: a square keeps the share that the crop leaves out, a rectangle is covered."""
+    if height % geometry.patch or width % geometry.patch:
+        patch = geometry.patch
+        near = [f"{side // patch * patch or patch} or {(side // patch + 1) * patch}" for side in (height, width)]
+        raise InputError(f"A size of {height}×{width} is no multiple of the patch of {patch}; use {near[0]} by {near[1]}.")
+    if geometry.resize == "stretch":
+        return dataclasses.replace(geometry, height=height, width=width, resize_to=max(height, width))
+    if height != width:
+        return dataclasses.replace(geometry, height=height, width=width, resize="cover", resize_to=max(height, width))
+    resize_to = round(height * geometry.resize_to / max(geometry.height, geometry.width))
+    return dataclasses.replace(geometry, height=height, width=width, resize_to=resize_to)
+
+
+def _proven(
+    module: EmbeddingGraph, folder: Path, geometry: Geometry, size: tuple[int, int] | None, on_step: Callable[[str], None]
+) -> tuple[Traced, list[Parity]]:
+    """The graph and its comparisons with torch, all within bounds."""
+    on_step("tracing the graph")
+    traced = trace(module, folder, size=size)
+    on_step("comparing it with torch")
+    backbone = module.backbone
+    table = None
+    if isinstance(backbone, VisionTransformer) and backbone.config.position == "learned":
+        table = backbone.config.position_grid * backbone.patch
+    larger = table if table and table > max(geometry.height, geometry.width) else None
+    cases = cases_for(height=geometry.height, width=geometry.width, patch=backbone.patch, larger=larger, fixed=size is not None)
+    comparisons = compare(module.run, open_session(traced.session_input), cases)
+    require_parity(comparisons)
+    return traced, comparisons
+
+
+def _check_recipe(recipe: Recipe, backbone: Backbone, info: BackboneInfo) -> None:
+    if ATTENTION in recipe.outputs and not backbone.has_attention:
+        raise InputError(f"{info.name} gives no attention: only featkit's own transformers do; leave it out of --outputs.")
+    wrong = [layer for layer in recipe.layers if not 1 <= layer <= backbone.depth]
+    if wrong or len(set(recipe.layers)) != len(recipe.layers):
+        raise InputError(f"{info.name} has layers 1 to {backbone.depth}, each to be named once, not {list(recipe.layers)}.")
+    if recipe.layers and not isinstance(backbone, VisionTransformer):
+        raise InputError(f"{info.name} gives its last layer alone; leave out --layers.")
+
+
+def _with_digest(info: BackboneInfo, source: str | Path) -> dict[str, str]:
+    """Where the weights come from; for a run of featkit's with the sum over its backbone's file."""
+    if "sha256" in info.origin:
+        return info.origin
+    path = Path(source)
+    with (path / BACKBONE_FILE if path.is_dir() else path).open("rb") as file:
+        return {**info.origin, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
+    if whitening.model != manifest.made_of:
+        raise InputError(
+            f"The whitening was fitted to vectors of another model or feature ({whitening.model}), not of this one "
+            f"({manifest.made_of}); fit it to embeddings of this model exported without --whiten."
+        )
+    about = f"{whitening.num_vectors} vectors, {whitening.explained:.1%} of the variance kept"
+    return dataclasses.replace(manifest, whitened=about)
+
+
+def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:
+    """Time of a graph of every size over that of one size, one picture a call, alternating; medians."""
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        free = trace(module, Path(beside))
+        sessions = [open_session(free.session_input), open_session(fixed.session_input)]
+        images = draw_pictures(1, height=geometry.height, width=geometry.width)
+        seconds: list[list[float]] = [[], []]
+        for _ in range(TIMED_ROUNDS + 1):
+            for times, session in zip(seconds, sessions, strict=True):
+                times.append(_timed(session, images))
+    slow, fast = (statistics.median(times[1:]) for times in seconds)
+    return slow / fast
+
+
+def _timed(session: ort.InferenceSession, images: object) -> float:
+    started = time.perf_counter()
+    session.run(None, {INPUT: images})
+    return time.perf_counter() - started

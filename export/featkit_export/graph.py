@@ -1,122 +1,225 @@
 """The graph of a model file: a backbone between uint8 pixels and unit vectors.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, D the backbone's width.
+Letters: N pictures, (H, W) pixels, (h, w) patches, D the backbone's width, L layers joined.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featkit.errors import FeatkitError
 from featkit.geometry import Geometry
-from featkit.modelfile import EMBEDDING, INPUT
-from featkit_train.vit import VisionTransformer
+from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, OUTPUTS, PATCHES
+from featkit.whitening import Whitening
+from featkit_train.backbones import Backbone, Features
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
-Feature: TypeAlias = Literal["cls", "mean", "cls+mean"]
+Feature: TypeAlias = Literal["cls", "mean", "gem", "cls+mean", "cls+gem"]
 FEATURES: tuple[str, ...] = get_args(Feature)
+Join: TypeAlias = Literal["concat", "mean"]
 DIMENSIONS = ("N", "H", "W")
+GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # Radenović et al., arXiv 1711.02512, eq. 3
+# Protobuf holds 2 GB in one message; what is larger keeps its weights in a file beside it.
+MAX_INLINE_BYTES = 1_900_000_000
+
+
+class TraceError(FeatkitError):
+    """A backbone cannot be written as one graph of any picture size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a vector is made of, and what the graph gives beside it. layers: blocks counted from 1; none is the last alone."""
+
+    feature: Feature = "cls"
+    layers: tuple[int, ...] = ()
+    join: Join = "concat"
+    outputs: tuple[str, ...] = (EMBEDDING,)
+
+    def __post_init__(self) -> None:
+        if self.feature not in FEATURES:
+            raise ValueError(f"feature {self.feature!r} is none of {', '.join(FEATURES)}")
+        unknown = set(self.outputs) - set(OUTPUTS)
+        if unknown or EMBEDDING not in self.outputs:
+            raise ValueError(f"outputs {self.outputs} have to be of {', '.join(OUTPUTS)}, {EMBEDDING} among them")
 
 
 class EmbeddingGraph(nn.Module):
-    """(N, H, W, 3) uint8 to unit vectors: normalise, backbone, feature.
+    """(N, H, W, 3) uint8 to unit vectors: normalise, backbone, feature, and whitening where there is one.
 
-    cls: the class token, (N, D). mean: the mean patch token, (N, D). cls+mean: both at unit length, side by side, (N, 2 D).
+    cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalised mean of the patch tokens,
+    mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean, cls+gem: both at unit length, side by side, (N, 2 D). Several layers at unit
+    length are laid side by side (concat, L times as long) or averaged.
     """
 
     mean: Tensor
     std: Tensor
+    whitening_mean: Tensor
+    whitening_components: Tensor
 
-    def __init__(self, backbone: VisionTransformer, geometry: Geometry, *, feature: Feature) -> None:
+    def __init__(self, backbone: Backbone, geometry: Geometry, recipe: Recipe, *, whitening: Whitening | None = None) -> None:
         super().__init__()
-        if feature not in FEATURES:
-            raise ValueError(f"feature {feature!r} is none of {', '.join(FEATURES)}")
-        self.backbone, self.feature = backbone, feature
+        self.backbone, self.recipe, self.whitened = backbone, recipe, whitening is not None
+        self.layers = recipe.layers or (backbone.depth,)
         # In units of 0 .. 255, so that normalising is one subtraction and one division.
         self.register_buffer("mean", 255 * torch.tensor(geometry.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(geometry.std).view(1, 3, 1, 1))
+        if whitening is not None:
+            self.register_buffer("whitening_mean", torch.from_numpy(whitening.mean))
+            self.register_buffer("whitening_components", torch.from_numpy(whitening.components))
 
     @property
     def width(self) -> int:
         """Length of a vector."""
-        return self.backbone.config.width * (2 if self.feature == "cls+mean" else 1)
+        if self.whitened:
+            return self.whitening_components.shape[0]
+        joined = len(self.layers) if self.recipe.join == "concat" else 1
+        return self.backbone.width * (1 + ("+" in self.recipe.feature)) * joined
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Unit vectors (N, width) float32."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The recipe's outputs in its order: vectors (N, width), patches (N, h, w, D), attention (N, heads, h, w); float32."""
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        class_token, patch_tokens = self.backbone(pixels)
+        wants_attention = ATTENTION in self.recipe.outputs
+        features, attention = self.backbone.activations(pixels, layers=self.layers, attention=wants_attention)
+        found = {EMBEDDING: self._vectors(features), PATCHES: features[-1].patch_tokens, ATTENTION: attention}
+        return tuple(value for name in self.recipe.outputs if (value := found[name]) is not None)
+
+    def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """The outputs by name, for pictures (N, H, W, 3) uint8."""
+        with torch.no_grad():
+            found = self(torch.from_numpy(images))
+        return {name: value.numpy() for name, value in zip(self.recipe.outputs, found, strict=True)}
+
+    def _vectors(self, features: Sequence[Features]) -> Tensor:
+        vectors = [self._vector(feature) for feature in features]
+        if len(vectors) == 1:
+            joined = vectors[0]
+        elif self.recipe.join == "concat":
+            joined = torch.cat(vectors, dim=-1) / len(vectors) ** 0.5
+        else:
+            joined = F.normalize(torch.stack(vectors).mean(dim=0), dim=-1)
+        if self.whitened:
+            joined = F.normalize((joined - self.whitening_mean) @ self.whitening_components.T, dim=-1)
+        return joined
+
+    def _vector(self, features: Features) -> Tensor:
         parts = []
-        if "cls" in self.feature:
-            parts.append(F.normalize(class_token, dim=-1))
-        if "mean" in self.feature:
-            parts.append(F.normalize(patch_tokens.mean(dim=(1, 2)), dim=-1))
+        for part in self.recipe.feature.split("+"):
+            if part == "cls":
+                pooled = features.class_token
+            elif part == "mean":
+                pooled = features.patch_tokens.mean(dim=(1, 2))
+            else:
+                powers = features.patch_tokens.clamp(min=GEM_FLOOR) ** GEM_POWER
+                pooled = powers.mean(dim=(1, 2)) ** (1 / GEM_POWER)
+            parts.append(F.normalize(pooled, dim=-1))
         # Parts of unit length side by side have length sqrt(len(parts)).
-        vectors: Tensor = torch.cat(parts, dim=-1) / len(parts) ** 0.5
-        return vectors
+        return torch.cat(parts, dim=-1) / len(parts) ** 0.5 if len(parts) > 1 else parts[0]
 
 
-def to_onnx(module: EmbeddingGraph) -> onnx.ModelProto:
-    """Trace the module with batch, height and width symbolic.
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """A graph on its way to a model file. `path`: the file it lies in, with its weights beside it; None where it is whole."""
+
+    model: onnx.ModelProto
+    path: Path | None = None
+
+    @property
+    def session_input(self) -> str | bytes:
+        """What an onnxruntime session opens."""
+        return str(self.path) if self.path else self.model.SerializeToString()
+
+
+def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None) -> Traced:
+    """Trace the module with batch, height and width symbolic, or with the one (height, width) in pixels.
 
     Sizes of the example differ from each other and from the position table's grid, so that nothing is taken for equal that
-    only happens to be. ValueError when a size was baked in all the same, or a branch was left in the graph.
+    only happens to be. Past protobuf's 2 GB the weights are written into `folder`. TraceError when torch cannot trace it, when
+    a size was baked in, or when a branch was left in the graph.
     """
-    patch = module.backbone.config.patch
-    example = torch.zeros(2, 3 * patch, 5 * patch, 3, dtype=torch.uint8)
-    # Sides are multiples of the patch: said to the tracer, or it guards on the remainder.
-    rows, columns = torch.export.Dim("h", min=1, max=4096), torch.export.Dim("w", min=1, max=4096)
-    sizes = {0: torch.export.Dim("N", min=1), 1: patch * rows, 2: patch * columns}
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    patch = module.backbone.patch
+    height, width = size or (3 * patch, 5 * patch)
+    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
+    sizes: dict[int, object] = {0: torch.export.Dim("N", min=1)}
+    if size is None:
+        # Sides are multiples of the patch: said to the tracer, or it guards on the remainder.
+        sizes[1] = patch * torch.export.Dim("h", min=1, max=4096)
+        sizes[2] = patch * torch.export.Dim("w", min=1, max=4096)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[EMBEDDING],
+                output_names=list(module.recipe.outputs),
                 dynamic_shapes=(sizes,),
                 external_data=False,
                 verbose=False,
             )
+    except torch.onnx.OnnxExporterError as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise TraceError(f"The backbone cannot be written as one graph: {cause}") from error
+    assert program is not None
+    held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    if held <= MAX_INLINE_BYTES:
+        traced = Traced(model=program.model_proto)
+    else:
+        path = folder / "graph.onnx"
+        program.save(str(path), external_data=True)
+        traced = Traced(model=onnx.load(str(path), load_external_data=False), path=path)
+    _name_dimensions(traced.model, module.recipe.outputs)
+    check_graph(traced, size=size)
+    return traced
+
+
+def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
+    """TraceError when a size is fixed that should not be, a branch or loop is left, or ONNX's own checker objects."""
+    onnx.checker.check_model(str(traced.path) if traced.path else traced.model)
+    (images,) = traced.model.graph.input
+    dims = images.type.tensor_type.shape.dim
+    free = DIMENSIONS if size is None else DIMENSIONS[:1]
+    fixed = [name for name, dim in zip(free, dims, strict=False) if not dim.dim_param]
+    if fixed:
+        raise TraceError(f"The exported graph has a fixed {', '.join(fixed)}.")
+    branches = {node.op_type for node in traced.model.graph.node} & {"If", "Loop", "Scan"}
+    if branches:
+        raise TraceError(f"The exported graph contains {', '.join(sorted(branches))}.")
+
+
+def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
+    """Call the sizes N, H, W, and h, w of patches, instead of what the tracer made of them."""
+    places = {INPUT: DIMENSIONS, EMBEDDING: ("N",), PATCHES: ("N", "h", "w"), ATTENTION: ("N", None, "h", "w")}
+    del model.graph.value_info[:]  # they speak of the tracer's names, and onnxruntime infers them again
+    for value in (*model.graph.input, *model.graph.output):
+        assert value.name in (INPUT, *outputs)
+        for name, dim in zip(places[value.name], value.type.tensor_type.shape.dim, strict=False):
+            if name and dim.dim_param:
+                dim.dim_param = name
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says of itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
-    assert program is not None
-    model = program.model_proto
-    _name_dimensions(model)
-    check_graph(model)
-    return model
-
-
-def check_graph(model: onnx.ModelProto) -> None:
-    """ValueError when a size is fixed, a branch or loop is left, or ONNX's own checker objects."""
-    onnx.checker.check_model(model)
-    (images,) = model.graph.input
-    dims = images.type.tensor_type.shape.dim
-    fixed = [name for name, dim in zip(DIMENSIONS, dims, strict=False) if not dim.dim_param]
-    if fixed:
-        raise ValueError(f"the exported graph has a fixed {', '.join(fixed)}")
-    branches = {node.op_type for node in model.graph.node} & {"If", "Loop", "Scan"}
-    if branches:
-        raise ValueError(f"the exported graph contains {', '.join(sorted(branches))}")
-
-
-def _name_dimensions(model: onnx.ModelProto) -> None:
-    """Call the input's sizes N, H and W instead of what the tracer made of them."""
-    (images,) = model.graph.input
-    for name, dim in zip(DIMENSIONS, images.type.tensor_type.shape.dim, strict=False):
-        if dim.dim_param:
-            dim.dim_param = name
-    del model.graph.value_info[:]  # they speak of the tracer's names, and onnxruntime infers them again
-    (embedding,) = model.graph.output
-    embedding.type.tensor_type.shape.dim[0].dim_param = DIMENSIONS[0]

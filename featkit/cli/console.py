@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -22,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_INTERVAL_S = 5.0
+WHOLE_LINE = 1000  # columns; no row is longer
 
 
 class _ResultConsole(Console):
@@ -35,20 +37,39 @@ def stdout() -> Console:
     return _ResultConsole(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows under columns; numbers (int, float) to the right, everything as str() without control characters."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole_lines: bool = False) -> None:
+    """Print rows under columns; numbers (int, float) to the right, everything as str() without control characters.
+
+    whole_lines: a row is one line, however long; else cells are folded to the terminal's width.
+    """
     table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, show_header=any(columns))
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
-        table.add_column(column, justify="right" if numeric else "left", no_wrap=numeric, overflow="fold")
+        justify: Literal["left", "right"] = "right" if numeric else "left"
+        table.add_column(column, justify=justify, no_wrap=numeric or whole_lines, overflow="fold")
     for row in rows:
         table.add_row(*(Text(_harmless(str(cell))) for cell in row))
-    stdout().print(table)
+    console = stdout()
+    if whole_lines:
+        console.width = WHOLE_LINE  # of what is laid out; a terminal wraps what it cannot show
+    console.print(table)
 
 
 def _harmless(text: str) -> str:
     """Names come out of other people's archives: nothing in them may move the cursor or colour the terminal."""
     return "".join(character if character.isprintable() else "�" for character in text)
+
+
+@contextmanager
+def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Yields what is called with each step that begins: a spinner with its name on a terminal, a plain line elsewhere."""
+    if quiet:
+        yield lambda _step: None
+    elif sys.stderr.isatty():
+        with Console(stderr=True).status("starting") as status:
+            yield lambda step: status.update(f"{step} ...")
+    else:
+        yield lambda step: print(f"{step} ...", file=sys.stderr, flush=True)
 
 
 class ProgressReporter:
