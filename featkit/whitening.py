@@ -89,6 +89,8 @@ def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whit
         count += len(values)
         total += values.sum(axis=0)
         products += values.T @ values
+    if count == 0:
+        raise InputError("There are no vectors to fit a whitening to; embed pictures first.")
     if not 1 <= dim <= len(total):
         raise InputError(f"{dim} dimensions cannot be kept of vectors of {len(total)}; use 1 to {len(total)}.")
     if count <= dim:
