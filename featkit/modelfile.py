@@ -29,6 +29,7 @@ EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
 
 # Field numbers of onnx.ModelProto and onnx.StringStringEntryProto, and protobuf's wire types.
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
+GRAPH, NODE = 7, 1  # of onnx.ModelProto and onnx.GraphProto
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -146,6 +147,16 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.from_json(text)
     except InputError as error:
         raise InputError(f"{path} is not a model file that can be used: {error}") from error
+
+
+def count_nodes(path: Path) -> int:
+    """How many nodes a model file's graph has, without those inside its nodes. InputError, naming the file, when it is none."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            graphs = [(start, end) for number, start, end in _fields(data, 0, len(data)) if number == GRAPH]
+            return sum(number == NODE for start, end in graphs for number, _, _ in _fields(data, start, end))
+    except (OSError, ValueError, IndexError) as error:  # as in read_manifest
+        raise InputError(f"{path} is no ONNX file whose graph can be read ({error}); write or fetch it again.") from error
 
 
 def copy_model_file(source: Path, destination: Path) -> None:

@@ -86,6 +86,7 @@ def export_backbone(
     _check_recipe(recipe, backbone, info)
     geometry = info.geometry if size is None else sized(info.geometry, *size)
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
+    manifest = _manifest(module, info, geometry, size=size, name=name, notes=notes, whitening=whitening)
     remarks: tuple[str, ...] = ()
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,26 +104,8 @@ def export_backbone(
             if size is not None and not remarks:
                 on_step("timing it beside a graph of every size")
                 speedup = _speedup(module, traced, Path(folder), geometry)
-            manifest = Manifest(
-                family=info.family,
-                name=name or info.name,
-                patch=backbone.patch,
-                width=module.width,
-                feature=recipe.feature,
-                layers=recipe.layers,
-                join=recipe.join if recipe.layers else "",
-                geometry=geometry,
-                fixed_size=size,
-                outputs=recipe.outputs,
-                parity=parity,
-                licence=info.licence,
-                origin=info.origin,
-                opset=OPSET,
-                notes=notes,
-            )
-            if whitening is not None:
-                manifest = _whitened(manifest, whitening)
             on_step("writing")
+            manifest = dataclasses.replace(manifest, fixed_size=size, parity=parity)
             sealed = seal(traced.model, manifest, out, folder=Path(folder) if traced.path else None)
     return ExportReport(manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks)
 
@@ -130,15 +113,52 @@ def export_backbone(
 def sized(geometry: Geometry, height: int, width: int) -> Geometry:
     """The same recipe for another size: a square keeps the share that the crop leaves out, a rectangle is covered."""
     if height % geometry.patch or width % geometry.patch:
-        patch = geometry.patch
-        near = [f"{side // patch * patch or patch} or {(side // patch + 1) * patch}" for side in (height, width)]
-        raise InputError(f"A size of {height}×{width} is no multiple of the patch of {patch}; use {near[0]} by {near[1]}.")
+        near = " by ".join(_nearest(side, geometry.patch) for side in (height, width))
+        raise InputError(f"A size of {height}×{width} is no multiple of the patch of {geometry.patch}; use {near}.")
     if geometry.resize == "stretch":
         return dataclasses.replace(geometry, height=height, width=width, resize_to=max(height, width))
     if height != width:
         return dataclasses.replace(geometry, height=height, width=width, resize="cover", resize_to=max(height, width))
     resize_to = round(height * geometry.resize_to / max(geometry.height, geometry.width))
     return dataclasses.replace(geometry, height=height, width=width, resize_to=resize_to)
+
+
+def _nearest(side: int, patch: int) -> str:
+    below = side // patch * patch
+    if below == side or not below:
+        return str(max(side, patch))
+    return f"{below} or {below + patch}"
+
+
+def _manifest(
+    module: EmbeddingGraph,
+    info: BackboneInfo,
+    geometry: Geometry,
+    *,
+    size: tuple[int, int] | None,
+    name: str | None,
+    notes: str,
+    whitening: Whitening | None,
+) -> Manifest:
+    """All that can be said of the file before it is proven. InputError for a whitening of another model's vectors."""
+    recipe = module.recipe
+    manifest = Manifest(
+        family=info.family,
+        name=name or info.name,
+        patch=module.backbone.patch,
+        width=module.width,
+        feature=recipe.feature,
+        layers=recipe.layers,
+        join=recipe.join if recipe.layers else "",
+        geometry=geometry,
+        fixed_size=size,
+        outputs=recipe.outputs,
+        licence=info.licence,
+        origin=info.origin,
+        opset=OPSET,
+        notes=notes,
+    )
+    return manifest if whitening is None else _whitened(manifest, whitening)
 
 
 def _proven(

@@ -89,7 +89,10 @@ class EmbeddingGraph(nn.Module):
         return self.backbone.width * (1 + ("+" in self.recipe.feature)) * joined
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The recipe's outputs in its order: vectors (N, width), patches (N, h, w, D), attention (N, heads, h, w); float32."""
+        """The recipe's outputs in its order: vectors (N, width), patches (N, h, w, D), attention (N, heads, h, w); float32.
+
+        Patches are those of the layer named last; attention is always the last block's.
+        """
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         wants_attention = ATTENTION in self.recipe.outputs
         features, attention = self.backbone.activations(pixels, layers=self.layers, attention=wants_attention)
@@ -187,8 +190,15 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
 
 
 def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
-    """TraceError when a size is fixed that should not be, a branch or loop is left, or ONNX's own checker objects."""
-    onnx.checker.check_model(str(traced.path) if traced.path else traced.model)
+    """TraceError when a size is fixed that should not be, a branch or loop is left, or ONNX's own checker objects.
+
+    It objects to an output that is called as a weight, of which the exporter makes a file that no engine opens.
+    """
+    try:
+        onnx.checker.check_model(str(traced.path) if traced.path else traced.model)
+    except onnx.checker.ValidationError as error:
+        cause = str(error).strip().splitlines()[0].rstrip(".")
+        raise TraceError(f"The exported graph is no valid ONNX: {cause}.") from error
     (images,) = traced.model.graph.input
     dims = images.type.tensor_type.shape.dim
     free = DIMENSIONS if size is None else DIMENSIONS[:1]
@@ -213,13 +223,15 @@ def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says of itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporter and its optimiser say of themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -11,6 +11,8 @@ from featkit.errors import InputError
 def inspect(path: Path, /, *, json_: bool = False) -> None:
     """Say what PATH is and holds: a model file, a run folder, an embeddings folder or an index.
 
+    Of a model file also how to call it without featkit.
+
     Example: featkit inspect photos.index
 
     Parameters
@@ -24,7 +26,10 @@ def inspect(path: Path, /, *, json_: bool = False) -> None:
     if json_:
         print(json.dumps({"kind": kind, "path": str(path), **facts}, ensure_ascii=False))
         return
+    example = facts.pop("example", None)
     print_table(f"{path}: {kind}", ("", ""), [(name, _shown(value)) for name, value in facts.items()])
+    if example is not None:
+        print(f"\nThe vector of photo.jpg with nothing but onnxruntime, numpy and Pillow:\n\n{example}")
 
 
 def look(path: Path) -> tuple[str, dict[str, Any]]:
@@ -43,10 +48,21 @@ def look(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _model_facts(path: Path) -> dict[str, Any]:
-    from featkit.modelfile import read_manifest
+    from featkit.cli.calling_example import calling_example
+    from featkit.modelfile import count_nodes, read_manifest
 
-    manifest: dict[str, Any] = json.loads(read_manifest(path).to_json())
-    return {**manifest, "bytes": path.stat().st_size}
+    manifest = read_manifest(path)
+    geometry = manifest.geometry
+    sizes = f"every multiple of {manifest.patch}, {geometry.height}×{geometry.width} natively"
+    if manifest.fixed_size is not None:
+        sizes = "{}×{} only".format(*manifest.fixed_size)
+    return {
+        **json.loads(manifest.to_json()),
+        "sizes": sizes,
+        "bytes": path.stat().st_size,
+        "nodes": count_nodes(path),
+        "example": calling_example(path, manifest),
+    }
 
 
 def _embeddings_facts(path: Path) -> dict[str, Any]:
@@ -88,6 +104,10 @@ def _run_facts(path: Path) -> dict[str, Any]:
 def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if value is None:
+        return "–"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {part}" for name, part in value.items()) or "–"
-    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "–"
+    return f"{value:,}" if isinstance(value, int) else str(value) or "–"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from featkit.index import Index
 from featkit.modelfile import read_manifest
+from featkit_export.seal import seal
 from tests.commands import is_one_sentence, run_featkit
 
 
@@ -46,6 +49,36 @@ def test_a_model_file_shows_its_manifest(made: Path) -> None:
     assert found["geometry"] == manifest.geometry.to_dict() | {
         name: list(getattr(manifest.geometry, name)) for name in ("mean", "std")
     }
+
+
+def test_a_model_file_shows_what_it_takes_and_how_large_it_is(made: Path) -> None:
+    found = facts(made / "m.onnx")
+    assert found["sizes"] == "every multiple of 8, 32×32 natively"
+    assert found["nodes"] == len(onnx.load(made / "m.onnx").graph.node)
+    assert (found["layers"], found["quantisation"], found["external"], found["licence"]) == ([], {}, None, "CC0-1.0")
+
+
+def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(made: Path) -> None:
+    model, path = onnx.load(made / "m.onnx"), made / "fixed.onnx"
+    onnx.save(model, made / "graph.onnx", save_as_external_data=True, location="weights", size_threshold=1024)
+    manifest = dataclasses.replace(
+        read_manifest(made / "m.onnx"),
+        fixed_size=(32, 32),
+        layers=(3, 4),
+        join="concat",
+        quantisation={"cosine": 0.99, "left": ["Conv"]},
+        parity={"max_abs": 1e-6},
+    )
+    sealed = seal(onnx.load(made / "graph.onnx", load_external_data=False), manifest, path, folder=made)
+    found, said = facts(path), run_featkit("inspect", path)
+    assert sealed.external is not None
+    assert found["sizes"] == "32×32 only"
+    assert found["external"]["file"] == sealed.external.file
+    assert found["external"]["num_bytes"] > found["bytes"] == path.stat().st_size
+    text = "".join(said.out.split())
+    for words in ("layers3,4", "sizes32×32only", "cosine:0.99", "max_abs:1e-06", "licenceCC0-1.0", sealed.external.file):
+        assert words in text
+    assert f"# needs {sealed.external.file!r} beside it" in said.out
 
 
 def test_an_embeddings_folder_shows_its_plan_and_what_is_missing(made: Path, pictures: Path) -> None:
@@ -94,7 +127,7 @@ def test_the_table_shows_every_fact_whole(made: Path, name: str, monkeypatch: py
     assert lines[0] == f"{made / name}: {expected['kind']}"
     text = "".join(said.out.split())  # a long value is folded, never cut
     for fact, value in expected.items():
-        if fact not in ("kind", "path"):
+        if fact not in ("kind", "path", "example"):
             assert "".join(f"{fact}{shown(value)}".split()) in text
     assert "�" not in said.out
 
@@ -107,7 +140,9 @@ def shown(value: object) -> str:
         return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{name}: {part}" for name, part in value.items()) or "–"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if value is None or value == "":
+        return "–"
+    return ", ".join(map(str, value)) or "–" if isinstance(value, list) else str(value)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +152,7 @@ def shown(value: object) -> str:
         ("empty", "empty is no run folder, embeddings folder or index of featkit's"),
         ("nothing.onnx", "nothing.onnx is not a featkit model file"),
         ("text.txt", "text.txt is not a featkit model file"),
-        ("newer", "newer/plan.json cannot be used: it has format 9, newer than the 1 read here; update featkit"),
+        ("newer", "newer/plan.json cannot be used: it has format 9, newer than the 2 read here; update featkit"),
         ("torn", "torn/plan.json cannot be used: it is damaged"),
         ("hollow", "hollow/catalogue.sqlite"),
     ],

@@ -1,0 +1,377 @@
+"""A model file out of an ONNX file that was made elsewhere, by surgery on its graph: no torch, no checkpoint.
+
+Taken is what optimum and transformers.js publish of a vision transformer: one input of normalised pixels (N, 3, H, W), and
+`last_hidden_state` (N, T, D), after the final layer norm, or `pooler_output` (N, D) alone. Put before it are uint8 pixels and
+their normalisation, behind it the feature at unit length. Left out: attention, which such files do not give, and joined layers.
+
+The file is compared with the original before it is written, at those sizes and batches that the original itself takes; no other
+is promised. Whether the original is right at a size that it was not trained at, only its checkpoint could tell.
+
+Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from featkit.atomic import TEMPORARY_MARK, explain_os_errors
+from featkit.errors import InputError
+from featkit.geometry import Geometry
+from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, PATCHES, Manifest
+from featkit_export.original import (
+    HIDDEN,
+    POOLED,
+    DoesNotTake,
+    Interface,
+    Original,
+    load_onnx,
+    one_line,
+    open_session,
+    read_interface,
+)
+from featkit_export.preprocessor import PREPROCESSOR, read_config, read_preprocessor
+from featkit_export.seal import seal
+from featkit_export.surgery import MIN_OPSET, Nodes, add_feature, add_patches, add_pixels, all_nodes, make_room
+from featkit_export.verify import MAX_ABS, Parity, ParityError, cases_for, compare, draw_pictures, require_parity
+
+FEATURES = ("cls", "mean", "gem", "cls+mean", "cls+gem")
+MAX_INLINE_BYTES = 1_900_000_000  # as graph.py has it: protobuf holds 2 GB in one message
+PUBLISHED_NAMES = ("onnx/model.onnx", "model.onnx")  # in a folder as it was published
+# Operators of int8 and fewer bits; the first two take their scale from the whole batch.
+DYNAMIC_OPERATORS = re.compile(r"DynamicQuantize|MatMulInteger|ConvInteger")
+QUANTISED_OPERATORS = re.compile(
+    rf"{DYNAMIC_OPERATORS.pattern}|QuantizeLinear|DequantizeLinear|^QLinear|^QAttention|MatMulNBits|^QGemm"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Pictures that the original file itself does not take, and why: nothing is promised of them."""
+
+    batch: int
+    height: int
+    width: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptReport:
+    """The manifest that was written, every comparison made before, what the original does not take, and what is odd in it."""
+
+    manifest: Manifest
+    comparisons: list[Parity]
+    left_out: list[LeftOut]
+    notes: list[str]
+
+
+def adopt_file(
+    path: Path,
+    out: Path,
+    *,
+    licence: str,
+    geometry: Geometry | None = None,
+    feature: str = "cls",
+    num_registers: int | None = None,
+    outputs: tuple[str, ...] = (EMBEDDING,),
+    family: str | None = None,
+    name: str | None = None,
+    origin: Mapping[str, str] | None = None,
+    notes: str = "",
+) -> AdoptReport:
+    """Write the model file `out` of an ONNX file, or of the folder that it was published in, and compare the two before.
+
+    geometry, num_registers, family: by default those of the preprocessor_config.json and config.json beside the file or in the
+    folder above its `onnx/`. Sizes stay dynamic where the original ran at all that were tried, and are fixed at the geometry's
+    otherwise. A file whose vectors depend on their batch is marked, and is run one picture a call.
+
+    InputError as for `adopt`, or when the original does not run at the geometry's size; ParityError, with nothing written, when
+    the two disagree.
+    """
+    file = _find(path)
+    folder = file.parent.parent if file.parent.name == "onnx" else file.parent
+    if geometry is None:
+        _need(folder / PREPROCESSOR, "geometry")
+        geometry = read_preprocessor(folder)
+    if num_registers is None:
+        _need(folder / "config.json", "num_registers")
+        num_registers = read_config(folder).num_registers
+    if family is None:
+        family = read_config(folder).family if (folder / "config.json").is_file() else "vit"
+
+    model = load_onnx(file)
+    interface = read_interface(model, name=str(file))
+    fixed = _fixed_size(interface, geometry, name=str(file))
+    adopted = adopt(model, geometry=geometry, feature=feature, num_registers=num_registers, outputs=outputs, name=str(file))
+    is_dynamic = any(DYNAMIC_OPERATORS.search(node.op_type) for node in all_nodes(model.graph))
+    original = Original(file, interface, geometry=geometry, feature=feature, num_registers=num_registers, is_dynamic=is_dynamic)
+    try:
+        width = original.run(draw_pictures(1, height=geometry.height, width=geometry.width))[0].shape[1]
+    except DoesNotTake as error:
+        raise InputError(
+            f"{file} does not run on one picture of {geometry.height}×{geometry.width} ({error}); give the geometry and the "
+            "number of registers that it was exported with."
+        ) from error
+    manifest = Manifest(
+        family=family,
+        name=name or folder.resolve().name,
+        patch=geometry.patch,
+        width=width,
+        feature=feature,
+        geometry=geometry,
+        outputs=outputs,
+        precision=_precision(model),
+        licence=licence,
+        origin={"by": "featkit_export.adopt", "file": file.name, "sha256": _sha256(file), **(origin or {})},
+        opset=max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")),
+    )
+    oddities = _oddities(model)
+    with explain_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as place:
+            draft, is_apart = Path(place) / "graph.onnx", _num_bytes(model) > MAX_INLINE_BYTES
+            onnx.save(adopted, draft, save_as_external_data=is_apart, location="weights")
+            findings = _compare(original, open_session(draft), outputs=outputs, is_fixed=fixed is not None)
+            figures = require_parity(findings.comparisons)
+            if fixed is None and not findings.holds_at_every_size:
+                fixed = (geometry.height, geometry.width)
+                _fix_sizes(adopted, fixed, patch=geometry.patch)
+            notes_found = _sentences(file, findings, oddities)
+            manifest = dataclasses.replace(
+                manifest,
+                fixed_size=fixed,
+                parity=figures,
+                batch_invariant=findings.is_batch_invariant,
+                notes="\n".join([*([notes] if notes else []), *notes_found]),
+            )
+            sealed = seal(adopted, manifest, out, folder=Path(place) if is_apart else None)
+    return AdoptReport(manifest=sealed, comparisons=findings.comparisons, left_out=findings.left_out, notes=notes_found)
+
+
+def adopt(
+    model: onnx.ModelProto,
+    *,
+    geometry: Geometry,
+    feature: str,
+    num_registers: int = 0,
+    outputs: tuple[str, ...] = (EMBEDDING,),
+    name: str = "the ONNX file",
+) -> onnx.ModelProto:
+    """The same network from uint8 `images` (N, H, W, 3) to unit vectors `embedding` (N, D) float32, and `patches` (N, h, w, D).
+
+    feature: cls is token 0 of last_hidden_state, or pooler_output where that is all there is; mean and gem are over the tokens
+    past 1 + num_registers; cls+mean and cls+gem are both at unit length side by side. Patches are as last_hidden_state gives
+    them, float32. Sizes that `model` fixes stay fixed, the others are called N, H and W. Its opset stays, and `model` is left
+    as it is.
+    `name` is what refusals call it.
+
+    InputError, with what was found and what was wanted, for other inputs and outputs, and for a feature that they do not give.
+    """
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < MIN_OPSET:
+        raise InputError(f"{name} has opset {opset}; wanted is {MIN_OPSET} or newer: export it again with that.")
+    if num_registers < 0:
+        raise InputError(f"{num_registers} registers cannot be; give the number that the network has, 0 for none.")
+    interface = read_interface(model, name=name)
+    _check_request(interface.output, feature=feature, outputs=outputs, name=name)
+    adopted = onnx.ModelProto()
+    adopted.CopyFrom(model)
+    adopted.ir_version = max(4, model.ir_version)  # before 4 every weight had to be an input as well
+    graph, skip = adopted.graph, 1 + num_registers
+    renamed = make_room(graph)
+
+    before, after = Nodes("in", opset), Nodes("out", opset, half=interface.output_is_half)
+    add_pixels(before, geometry, into=renamed.get(interface.input, interface.input), half=interface.input_is_half)
+    add_feature(after, interface.output, feature=feature, is_pooled=interface.output == POOLED, skip=skip)
+    if PATCHES in outputs:
+        add_patches(after, interface.output, patch=geometry.patch, skip=skip)
+
+    nodes = list(graph.node)
+    del graph.node[:], graph.input[:], graph.output[:]
+    del graph.value_info[:]  # they may name sizes that are called otherwise now; onnxruntime infers them again
+    graph.node.extend([*before.nodes, *nodes, *after.nodes])
+    graph.initializer.extend([*before.constants, *after.constants])
+    batch, height, width, depth = interface.batch or "N", interface.height or "H", interface.width or "W", interface.depth
+    vector = depth * len(feature.split("+")) if depth else "D"
+    graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, [batch, height, width, 3]))
+    graph.output.append(helper.make_tensor_value_info(EMBEDDING, TensorProto.FLOAT, [batch, vector]))
+    if PATCHES in outputs:
+        grid = [side // geometry.patch if isinstance(side, int) else side.lower() for side in (height, width)]
+        graph.output.append(helper.make_tensor_value_info(PATCHES, TensorProto.FLOAT, [batch, *grid, depth or "patch_D"]))
+    return adopted
+
+
+def _check_request(output: str, *, feature: str, outputs: tuple[str, ...], name: str) -> None:
+    """InputError for a feature or an output that a file with this output does not give."""
+    if feature not in FEATURES:
+        raise InputError(
+            f"The feature {feature!r} is none that an ONNX file is adopted with; use one of {', '.join(FEATURES)}."
+        )
+    if ATTENTION in outputs:
+        raise InputError(
+            f"{name} gives no attention, as ONNX files made elsewhere do not; ask for {EMBEDDING} and {PATCHES} alone, or "
+            "export the checkpoint itself."
+        )
+    if outputs not in ((EMBEDDING,), (EMBEDDING, PATCHES), (PATCHES, EMBEDDING)):
+        asked = ", ".join(outputs) or "none"
+        raise InputError(f"The outputs {asked} cannot be had; ask for {EMBEDDING}, or for {EMBEDDING} and {PATCHES}.")
+    if output == POOLED and (feature != "cls" or PATCHES in outputs):
+        raise InputError(
+            f"{name} gives {POOLED} alone and no patch tokens, where {feature} with {', '.join(outputs)} is wanted; ask for "
+            f"cls and {EMBEDDING}, or export it again with {HIDDEN}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    comparisons: list[Parity]
+    left_out: list[LeftOut]
+    holds_at_every_size: bool  # of those tried
+    is_batch_invariant: bool  # as far as 3 and 8 pictures show it, and no operator says otherwise
+
+
+def _compare(original: Original, session: ort.InferenceSession, *, outputs: tuple[str, ...], is_fixed: bool) -> _Findings:
+    """Compare one picture at each size, then several at those that the original took; one size if it is fixed."""
+    geometry = original.geometry
+    native = {"height": geometry.height, "width": geometry.width, "patch": geometry.patch}
+    several = [case for case in cases_for(**native, fixed=is_fixed) if case[0] > 1]
+    comparisons: list[Parity] = []
+    left_out: list[LeftOut] = []
+
+    def compare_each(cases: Sequence[tuple[int, int, int]]) -> None:
+        for batch, height, width in cases:
+            try:
+                comparisons.extend(_compare_once(original, session, (batch, height, width), outputs=outputs))
+            except DoesNotTake as error:
+                left_out.append(LeftOut(batch=batch, height=height, width=width, reason=str(error)))
+
+    compare_each(
+        [(1, height, width) for height, width in dict.fromkeys(case[1:] for case in cases_for(**native, fixed=is_fixed))]
+    )
+    holds_at_every_size = not is_fixed and not left_out
+    if original.interface.batch != 1:
+        if not is_fixed and not holds_at_every_size:
+            several = [case for case in cases_for(**native, fixed=True) if case[0] > 1]
+        compare_each(several)
+    takes_several = any(case.batch > 1 for case in comparisons) and not any(case.batch > 1 for case in left_out)
+    return _Findings(
+        comparisons=comparisons,
+        left_out=left_out,
+        holds_at_every_size=holds_at_every_size,
+        is_batch_invariant=takes_several and not original.is_dynamic and not _depends_on_batch(session, several[-1]),
+    )
+
+
+def _compare_once(
+    original: Original, session: ort.InferenceSession, case: tuple[int, int, int], *, outputs: tuple[str, ...]
+) -> list[Parity]:
+    def reference(images: np.ndarray) -> dict[str, np.ndarray]:
+        vectors, tokens = original.run(images)
+        given = {EMBEDDING: vectors, PATCHES: tokens}
+        return {name: value for name in outputs if (value := given[name]) is not None}
+
+    try:
+        return compare(reference, session, [case])
+    except DoesNotTake:
+        raise
+    except Exception as error:  # onnxruntime's exception classes share no base but Exception
+        raise ParityError(
+            f"The adopted graph fails on {case[0]} × {case[1]}×{case[2]}, which the original takes ({one_line(error)}); "
+            "nothing was written, please report the file."
+        ) from error
+
+
+def _depends_on_batch(session: ort.InferenceSession, case: tuple[int, int, int]) -> bool:
+    """Whether the first picture of a batch has another vector alone."""
+    images = draw_pictures(case[0], height=case[1], width=case[2])
+    together, alone = (session.run([EMBEDDING], {INPUT: part})[0][0] for part in (images, images[:1]))
+    return not np.abs(together - alone).max() <= MAX_ABS  # NaN depends as well
+
+
+def _find(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in PUBLISHED_NAMES if (path / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{path} has no {' and no '.join(PUBLISHED_NAMES)}; name the ONNX file itself.")
+    return found
+
+
+def _need(file: Path, option: str) -> None:
+    if not file.is_file():
+        raise InputError(
+            f"{file} does not exist, which tells the {option} of the ONNX file; fetch it as well, or give the {option}."
+        )
+
+
+def _fixed_size(interface: Interface, geometry: Geometry, *, name: str) -> tuple[int, int] | None:
+    """The one size that the file declares, None where both sides are free. InputError when the geometry has another."""
+    sides = (interface.height, interface.width)
+    native = (geometry.height, geometry.width)
+    if any(side not in (None, wanted) for side, wanted in zip(sides, native, strict=True)):
+        declared = "×".join(str(side or "any") for side in sides)
+        raise InputError(
+            f"{name} takes pictures of {declared} alone, and the geometry makes them {native[0]}×{native[1]}; give a geometry "
+            "of the file's size, or export it again with dynamic sizes."
+        )
+    return native if any(sides) else None
+
+
+def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int], *, patch: int) -> None:
+    """Declare the one size that was compared, so that onnxruntime refuses any other."""
+    for place, side in enumerate(size, start=1):
+        model.graph.input[0].type.tensor_type.shape.dim[place].dim_value = side
+        for value in model.graph.output:
+            if value.name == PATCHES:
+                value.type.tensor_type.shape.dim[place].dim_value = side // patch
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """fp32, fp16, or quantised: what most of the computing is done in."""
+    if any(QUANTISED_OPERATORS.search(node.op_type) for node in all_nodes(model.graph)):
+        return "quantised"
+    halves = sum(len(weight.raw_data) for weight in model.graph.initializer if weight.data_type == TensorProto.FLOAT16)
+    singles = sum(len(weight.raw_data) for weight in model.graph.initializer if weight.data_type == TensorProto.FLOAT)
+    return "fp16" if halves > singles else "fp32"
+
+
+def _oddities(model: onnx.ModelProto) -> list[str]:
+    """Operators of other domains than ONNX's, and those of quantisation, each as a sentence."""
+    nodes = list(all_nodes(model.graph))
+    foreign = Counter(f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx"))
+    quantised = Counter(node.op_type for node in nodes if QUANTISED_OPERATORS.search(node.op_type))
+    notes = []
+    for what, counts in (("Operators that only some runtimes have", foreign), ("Operators of quantisation", quantised)):
+        if counts:
+            notes.append(f"{what}: {', '.join(f'{count} {operator}' for operator, count in sorted(counts.items()))}.")
+    return notes
+
+
+def _sentences(file: Path, findings: _Findings, oddities: list[str]) -> list[str]:
+    """What a reader of the manifest has to know: with what it was compared, where the original failed, what is odd."""
+    compared = dict.fromkeys(f"{case.batch} × {case.height}×{case.width}" for case in findings.comparisons)
+    left_out = [
+        f"{file.name} itself does not take {case.batch} × {case.height}×{case.width}: {case.reason}."
+        for case in findings.left_out
+    ]
+    return [f"Adopted from {file.name} and compared with it at {', '.join(compared)}.", *left_out, *oddities]
+
+
+def _num_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(weight.raw_data) for weight in model.graph.initializer)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,196 @@
+"""An ONNX file that was made elsewhere: what it takes and gives, and the vectors that it stands for, pooled in numpy.
+
+Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from onnx import TensorProto
+
+from featkit.errors import FeatkitError, InputError
+from featkit.geometry import Geometry
+from featkit_export.surgery import GEM_FLOOR, GEM_POWER
+
+HIDDEN, POOLED = "last_hidden_state", "pooler_output"
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interface:
+    """What a file takes and gives: names, element types, and sizes where they are fixed (None where not)."""
+
+    input: str
+    input_is_half: bool
+    batch: int | None
+    height: int | None
+    width: int | None
+    output: str  # HIDDEN, or POOLED where that is all there is
+    output_is_half: bool
+    depth: int | None  # D
+
+
+class DoesNotTake(FeatkitError):
+    """The original file does not run on pictures of this size or number, or gives no token for each of their patches."""
+
+
+def load_onnx(path: Path) -> onnx.ModelProto:
+    """The graph of an ONNX file with all its weights, those in files beside it too.
+
+    InputError when it is missing or no ONNX file, or when its weights are missing, elsewhere than beside it, or cut short.
+    """
+    try:
+        model = onnx.load(path)
+    except DecodeError as error:
+        raise InputError(f"{path} is no ONNX file (it does not parse); name one that was exported as ONNX.") from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        if not path.exists():
+            raise InputError(f"{path} does not exist; name an ONNX file.") from error
+        raise InputError(f"{path} cannot be read with its weights ({one_line(error)}); fetch it whole again.") from error
+    for weight in model.graph.initializer:
+        weight.ClearField("data_location")  # set even to what it is by default, it would change the fingerprint
+    return model
+
+
+def read_interface(model: onnx.ModelProto, *, name: str) -> Interface:
+    """What the file takes and gives. InputError, with both as found, when that is not what a vision transformer's does."""
+    inputs = inputs_of(model.graph)
+    found = ", ".join(map(_described, inputs)) or "nothing"
+    wanted = "one input of normalised pixels (batch, 3, height, width)"
+    if len(inputs) != 1:
+        raise InputError(f"{name} takes {found}; wanted is {wanted}: export it again with that alone.")
+    sides, kind = _sizes(inputs[0]), inputs[0].type.tensor_type.elem_type
+    if len(sides) != 4 or sides[1] not in (None, 3) or kind not in FLOATS:
+        raise InputError(f"{name} takes {found}; wanted is {wanted} as float32 or float16: export it again so.")
+    if sides[0] not in (None, 1):
+        raise InputError(f"{name} takes {found}, so {sides[0]} pictures a call; wanted is 1 or any number: export it again so.")
+    given = {value.name: value for value in model.graph.output}
+    gives = ", ".join(map(_described, given.values())) or "nothing"
+    output = next((given[known] for known in (HIDDEN, POOLED) if known in given), None)
+    if output is None:
+        raise InputError(f"{name} gives {gives}; wanted is {HIDDEN} or {POOLED}: export it without a head for a task.")
+    shape, rank, gives_kind = _sizes(output), 3 if output.name == HIDDEN else 2, output.type.tensor_type.elem_type
+    if (output.type.tensor_type.HasField("shape") and len(shape) != rank) or gives_kind not in FLOATS:
+        raise InputError(
+            f"{name} gives {gives}; wanted is {HIDDEN} (batch, tokens, width) or {POOLED} (batch, width) in floats."
+        )
+    return Interface(
+        input=inputs[0].name,
+        input_is_half=kind == TensorProto.FLOAT16,
+        batch=sides[0],
+        height=sides[2],
+        width=sides[3],
+        output=output.name,
+        output_is_half=gives_kind == TensorProto.FLOAT16,
+        depth=shape[-1] if shape else None,
+    )
+
+
+def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
+    """What a caller has to give: weights may be listed among the inputs as well."""
+    weights = {weight.name for weight in graph.initializer} | {weight.values.name for weight in graph.sparse_initializer}
+    return [value for value in graph.input if value.name not in weights]
+
+
+class Original:
+    """The file as it is, run by ONNX Runtime on pictures that numpy normalises, with its tokens pooled by numpy."""
+
+    def __init__(
+        self,
+        path: Path,
+        interface: Interface,
+        *,
+        geometry: Geometry,
+        feature: str,
+        num_registers: int,
+        is_dynamic: bool = False,
+    ) -> None:
+        self.path, self.interface, self.geometry, self.feature = path, interface, geometry, feature
+        self.num_registers, self.is_dynamic = num_registers, is_dynamic  # is_dynamic: takes scales from the whole batch
+        self._session = open_session(path)
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """(N, H, W, 3) uint8 to unit vectors (N, D), and patch tokens (N, h, w, D) where the file gives them; float64.
+
+        DoesNotTake when the file fails on that size or number.
+        """
+        try:
+            (hidden,) = self._session.run([self.interface.output], {self.interface.input: self._normalised(images)})
+        except Exception as error:  # onnxruntime's exception classes share no base but Exception
+            raise DoesNotTake(one_line(error)) from error
+        hidden = hidden.astype(np.float64)
+        if self.interface.output == POOLED:
+            return _unit(hidden), None
+        num, height, width = images.shape[:3]
+        rows, columns = height // self.geometry.patch, width // self.geometry.patch
+        found = hidden.shape[1] - 1 - rows * columns
+        if found != self.num_registers:
+            means = f"{found} registers" if found >= 0 else "another patch or no class token"
+            raise DoesNotTake(
+                f"it gives {hidden.shape[1]} tokens for {height}×{width}, which at a patch of {self.geometry.patch} means "
+                f"{means}, where {self.num_registers} were told"
+            )
+        tokens = hidden[:, 1 + self.num_registers :]
+        vectors = _feature(self.feature, hidden[:, 0], tokens)
+        return vectors, tokens.reshape(num, rows, columns, -1)
+
+    def _normalised(self, images: np.ndarray) -> np.ndarray:
+        # In float32 and units of 0 .. 255, as the nodes put into the graph have it: what a graph rounds to whole numbers
+        # inside can be compared only where its inputs are the same to the last bit.
+        mean, std = ((255 * np.asarray(numbers)).astype(np.float32) for numbers in (self.geometry.mean, self.geometry.std))
+        pixels = ((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
+        return np.ascontiguousarray(pixels.astype(np.float16) if self.interface.input_is_half else pixels)
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """ONNX Runtime on the processor. InputError, naming the file, when it does not load."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # what it refuses is said by what it raises
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        raise InputError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again.") from error
+
+
+def _feature(feature: str, class_token: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Unit vectors (N, D) of class tokens (N, D) and patch tokens (N, P, D)."""
+    pools = {
+        "cls": class_token,
+        "mean": tokens.mean(axis=1),
+        "gem": (np.maximum(tokens, GEM_FLOOR) ** GEM_POWER).mean(axis=1) ** (1 / GEM_POWER),
+    }
+    return _unit(np.concatenate([_unit(pools[part]) for part in feature.split("+")], axis=1))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    divided: np.ndarray = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return divided
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
+    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    """Such as `pixel_values float32 (batch, 3, 224, 224)`."""
+    tensor = value.type.tensor_type
+    kind = _type_name(tensor.elem_type)
+    sides = [str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim]
+    return f"{value.name} {kind} ({', '.join(sides)})"
+
+
+def _type_name(number: int) -> str:
+    """The element type as numpy spells it, or as ONNX does where numpy has none."""
+    name: str = TensorProto.DataType.Name(number)
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
+
+
+def one_line(error: Exception) -> str:
+    """What an exception says, on one line of sensible length and without a full stop."""
+    return " ".join(str(error).split())[:300].rstrip(". ")

@@ -1,0 +1,139 @@
+"""The nodes that are put before and behind a foreign ONNX graph, in the form that its opset has.
+
+Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from featkit.geometry import Geometry
+from featkit.modelfile import EMBEDDING, INPUT, PATCHES
+
+GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # as graph.py has them, which needs torch
+NORM_FLOOR = 1e-12  # torch's F.normalize
+MIN_OPSET = 11  # Cast, Slice and Max as they are used here are not in all before
+AXES_AS_INPUT_SINCE = {"ReduceSum": 13, "ReduceMean": 18}
+OWN = "featkit/"  # what the values put in are called, so that none of the file's is called the same
+END = np.iinfo(np.int64).max
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node of a graph and of the graphs inside its nodes."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from all_nodes(inner)
+
+
+class Nodes:
+    """Nodes and weights to be put into a graph, under names of their own; an operator in the form that the opset has."""
+
+    def __init__(self, place: str, opset: int, *, half: bool = False) -> None:
+        self.prefix, self.opset, self.half = f"{OWN}{place}/", opset, half
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+
+    def add(self, operator: str, *inputs: str, into: str | None = None, **attributes: Any) -> str:
+        """Append a node and return its output's name."""
+        output = into or f"{self.prefix}{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [output], f"{self.prefix}node_{len(self.nodes)}", **attributes))
+        return output
+
+    def constant(self, values: Any, kind: type[np.generic] = np.float32) -> str:
+        """A weight of such values."""
+        name = f"{self.prefix}constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
+        return name
+
+    def reduce(self, operator: str, values: str, *, axis: int, keepdims: int) -> str:
+        """A reduction over one axis, which newer opsets take as an input and older ones as an attribute."""
+        if self.opset >= AXES_AS_INPUT_SINCE[operator]:
+            return self.add(operator, values, self.constant([axis], np.int64), keepdims=keepdims)
+        return self.add(operator, values, axes=[axis], keepdims=keepdims)
+
+    def to_float(self, values: str) -> str:
+        """float32 of what the file gives in half precision.
+
+        Put behind a node that only moves values: directly behind the file's last operator, ONNX Runtime would merge it with
+        a cast of its own, and the rounding would be lost that the original has.
+        """
+        return self.add("Cast", values, to=TensorProto.FLOAT) if self.half else values
+
+    def unit_length(self, vectors: str) -> str:
+        """(N, D) divided by its length, or by NORM_FLOOR where that is more."""
+        squares = self.reduce("ReduceSum", self.add("Mul", vectors, vectors), axis=-1, keepdims=1)
+        length = self.add("Max", self.add("Sqrt", squares), self.constant([NORM_FLOOR]))
+        return self.add("Div", vectors, length)
+
+
+def add_pixels(nodes: Nodes, geometry: Geometry, *, into: str, half: bool) -> None:
+    """(N, H, W, 3) uint8 to the normalised (N, 3, H, W) that the file took."""
+    mean, std = (255 * np.asarray(numbers, np.float64).reshape(1, 1, 1, 3) for numbers in (geometry.mean, geometry.std))
+    centred = nodes.add("Sub", nodes.add("Cast", INPUT, to=TensorProto.FLOAT), nodes.constant(mean))
+    normalised = nodes.add("Div", centred, nodes.constant(std))
+    if half:
+        normalised = nodes.add("Cast", normalised, to=TensorProto.FLOAT16)
+    nodes.add("Transpose", normalised, into=into, perm=[0, 3, 1, 2])
+
+
+def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, skip: int) -> None:
+    """last_hidden_state (N, T, D), or pooler_output (N, D), to `embedding`."""
+    parts = []
+    for part in feature.split("+"):
+        if part == "cls":
+            first = nodes.constant(0, np.int64)
+            class_token = nodes.add("Flatten", hidden, axis=1) if is_pooled else nodes.add("Gather", hidden, first, axis=1)
+            pooled = nodes.to_float(class_token)
+        else:
+            tokens = _patch_tokens(nodes, hidden, skip=skip)
+            if part == "gem":
+                tokens = nodes.add("Pow", nodes.add("Max", tokens, nodes.constant([GEM_FLOOR])), nodes.constant([GEM_POWER]))
+            pooled = nodes.reduce("ReduceMean", tokens, axis=1, keepdims=0)
+            if part == "gem":
+                pooled = nodes.add("Pow", pooled, nodes.constant([1 / GEM_POWER]))
+        parts.append(nodes.unit_length(pooled))
+    if len(parts) == 1:
+        nodes.add("Identity", parts[0], into=EMBEDDING)
+    else:  # parts of unit length side by side have length sqrt(len(parts))
+        nodes.add("Div", nodes.add("Concat", *parts, axis=1), nodes.constant([len(parts) ** 0.5]), into=EMBEDDING)
+
+
+def add_patches(nodes: Nodes, hidden: str, *, patch: int, skip: int) -> None:
+    """last_hidden_state (N, T, D) to `patches` (N, h, w, D)."""
+    shape = nodes.add("Slice", nodes.add("Shape", INPUT), nodes.constant([0], np.int64), nodes.constant([3], np.int64))
+    grid = nodes.add("Div", shape, nodes.constant([1, patch, patch], np.int64))
+    target = nodes.add("Concat", grid, nodes.constant([-1], np.int64), axis=0)
+    nodes.add("Reshape", _patch_tokens(nodes, hidden, skip=skip), target, into=PATCHES)
+
+
+def _patch_tokens(nodes: Nodes, hidden: str, *, skip: int) -> str:
+    bounds = (nodes.constant([number], np.int64) for number in (skip, END, 1))  # from, to, along
+    return nodes.to_float(nodes.add("Slice", hidden, *bounds))
+
+
+def make_room(graph: onnx.GraphProto) -> dict[str, str]:
+    """Rename values of the file that are called what a model file's own are; the new name of each that was."""
+    values = [*graph.input, *graph.initializer]
+    names = {value.name for value in values} | {output for node in all_nodes(graph) for output in node.output}
+    renamed = {name: f"original/{name}" for name in names if name in (INPUT, EMBEDDING, PATCHES) or name.startswith(OWN)}
+    for value in values:
+        value.name = renamed.get(value.name, value.name)
+    _rename_edges(graph, renamed)
+    return renamed
+
+
+def _rename_edges(graph: onnx.GraphProto, renamed: dict[str, str]) -> None:
+    for node in all_nodes(graph):
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                for value in (*inner.input, *inner.output, *inner.initializer):
+                    value.name = renamed.get(value.name, value.name)

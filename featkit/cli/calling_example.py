@@ -1,0 +1,61 @@
+"""How to call one model file without featkit: a few lines of Python for onnxruntime, numpy and Pillow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featkit.geometry import Geometry
+from featkit.images import THUMBNAIL_SIDE
+from featkit.modelfile import EMBEDDING, INPUT, Manifest
+
+
+def calling_example(path: Path, manifest: Manifest) -> str:
+    """A script that prints the vector of photo.jpg, the same as featkit's: it decodes, turns, resizes and crops alike.
+
+    Other only for what a photo hardly is: featkit lays transparent pictures over white and keeps the high byte of 16 bits.
+    """
+    geometry = manifest.geometry
+    # As Embedder.decode has it: a JPEG is decoded at a half, a quarter or an eighth where that leaves enough.
+    side = max(geometry.shorter_side, THUMBNAIL_SIDE)
+    beside = f"  # needs {manifest.external.file!r} beside it" if manifest.external else ""
+    together = (
+        f"(N, {geometry.height}, {geometry.width}, 3): N photos in one call give N vectors"
+        if manifest.batch_invariant
+        else "one photo a call, since a vector of this file depends on what shares its call"
+    )
+    return "\n".join(
+        [
+            "import numpy as np",
+            "import onnxruntime",
+            "from PIL import Image, ImageOps",
+            "",
+            'image = Image.open("photo.jpg")  # opaque, 8 bits a channel',
+            f'image.draft("RGB", ({side}, {side}))  # a large JPEG is decoded smaller; nothing else is changed',
+            'image = ImageOps.exif_transpose(image).convert("RGB")',
+            *_resize(geometry),
+            f"images = np.asarray(image)[None]  # uint8, {together}",
+            f'session = onnxruntime.InferenceSession({str(path)!r}, providers=["CPUExecutionProvider"]){beside}',
+            f'(vector,) = session.run(["{EMBEDDING}"], {{"{INPUT}": images}})[0]',
+            f"print(*vector)  # {manifest.width} numbers, of unit length",
+        ]
+    )
+
+
+def _resize(geometry: Geometry) -> list[str]:
+    """Geometry.apply in plain Pillow, as lines that take `image` and leave it at the model's size (width before height)."""
+    size, resampling = f"({geometry.width}, {geometry.height})", f"Image.Resampling.{geometry.interpolation.upper()}"
+    if geometry.resize == "stretch":
+        return [f"image = image.resize({size}, {resampling}, reducing_gap=2.0)"]
+    if geometry.resize == "cover":
+        scale = (
+            f"min(image.height / {geometry.height}, image.width / {geometry.width})  # until it just covers the model's size"
+        )
+    else:
+        scale = f"min(image.size) / {geometry.resize_to}  # the shorter side becomes {geometry.resize_to} pixels"
+    return [
+        f"scale = {scale}, of which the middle is cut out",
+        f"width, height = min({geometry.width} * scale, image.width), min({geometry.height} * scale, image.height)",
+        "left, top = (image.width - width) / 2, (image.height - height) / 2",
+        "box = (left, top, min(left + width, image.width), min(top + height, image.height))",
+        f"image = image.resize({size}, {resampling}, box=box, reducing_gap=2.0)",
+    ]
