@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 7860
 PHOTOS ?=
+MODEL ?=
 # uv installs in a tenth of pip's time; it is used where it is there.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
@@ -12,13 +13,13 @@ ONE_LINE = awk '/^ *(Collecting|Downloading|Using cached|Installing)/ { printf "
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test test-all check bench setup clean
+.PHONY: help demo test test-all check bench verify-zoo setup clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.runtime ## Open the search page: over drawn sample pictures, or make demo PHOTOS=pictures/
-	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") --port $(PORT) || { code=$$?; \
+demo: $(VENV)/.runtime $(if $(MODEL),$(VENV)/.adopt) ## Open the search page; PHOTOS=pictures/ and MODEL=dinov2-small if you like
+	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") $(if $(MODEL),--model "$(MODEL)") --port $(PORT) || { code=$$?; \
 	  [ $$code -ne 3 ] || echo "With make, another port is named so: make demo PORT=7942"; exit $$code; }
 
 test: $(VENV)/.all ## Install everything else and run all tests
@@ -36,6 +37,9 @@ check: $(VENV)/.all ## Lint, types and the direction of imports
 bench: $(VENV)/.all ## Print the figures of tests/benchmarks and write them to its results/
 	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+verify-zoo: $(VENV)/.all ## Export every published backbone whole, with random weights, and compare it with torch
+	@$(BIN)/python -m tests.export.verify_zoo
+
 setup: $(VENV)/.all ## Install everything without running anything
 
 $(VENV)/bin/python:
@@ -50,11 +54,16 @@ $(VENV)/.runtime: $(VENV)/bin/python pyproject.toml constraints.txt
 	  { echo "The install failed; check the network and the space left (df -h .), then run make again."; exit 1; }
 	@touch $@
 
+$(VENV)/.adopt: $(VENV)/.runtime
+	@echo "Installing what makes a model file of a published one (onnx, huggingface-hub) into $(VENV) ..."
+	@$(INSTALL) -c constraints.txt onnx huggingface-hub | $(ONE_LINE)
+	@touch $@
+
 $(VENV)/.all: $(VENV)/.runtime
 	@echo "Installing what training, export and the tests need (torch, timm, onnx, ...) into $(VENV) ..."
 	@# torch first and by pip, which knows of CPU builds that a machine keeps for it; the rest then finds it in place.
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(ONE_LINE)
-	@$(INSTALL) -c constraints.txt -e '.[cpu,demo,serve,train,export,dev]' | $(ONE_LINE)
+	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,dev]' | $(ONE_LINE)
 	@touch $@
 
 clean: ## Remove the environment and what tools leave behind

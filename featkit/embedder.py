@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from featkit.backends import Cancel, open_backend
+from featkit.backends import Cancel, Run, check_weights, choose_run, open_backend, pictures_per_call
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, load
-from featkit.modelfile import read_manifest
+from featkit.modelfile import EMBEDDING, read_manifest
 from featkit.models import default_model_path
 from featkit.resources import usable_cpus
 
@@ -23,6 +24,9 @@ class Embedder:
 
     model: a featkit model file; None is the one that ships. threads: for one call, by default all this process may use.
     batch_size: the most pictures at once; a smaller batch is taken where that is as fast.
+    backend: onnxruntime, openvino or tensorrt; precision: fp32 or bf16. auto is the fastest that is installed and gives the
+    same vectors within rounding, measured for about a second at a model's first use here and remembered; the environment
+    variables FEATKIT_BACKEND and FEATKIT_PRECISION stand in for it. accepts: says of a Run whether auto may choose it.
     InputError when the file is no featkit model file; EnvironmentProblem when nothing is installed that runs it.
 
     Example:
@@ -33,9 +37,12 @@ class Embedder:
         self,
         model: str | Path | None = None,
         *,
+        backend: str = "auto",
+        precision: str = "auto",
         threads: int | None = None,
         batch_size: int = DEFAULT_BATCH,
         limits: ImageLimits = DEFAULT_LIMITS,
+        accepts: Callable[[Run], bool] = lambda _run: True,
     ) -> None:
         self.model_path = default_model_path() if model is None else Path(model)
         self.manifest = read_manifest(self.model_path)
@@ -45,17 +52,51 @@ class Embedder:
             raise InputError(f"{threads} threads cannot work; use 1 or more.")
         if batch_size < 1:
             raise InputError(f"A batch of {batch_size} pictures is none; use 1 or more.")
+        check_weights(self.model_path, self.manifest)
         self.threads = threads or usable_cpus()
-        self._backend = open_backend(self.model_path, threads=self.threads)
-        # Where a picture's vector would depend on who shares its batch, nobody shares it.
-        invariant = self.manifest.batch_invariant
-        self.batch_size = min(batch_size, max(1, self._backend.tokens_per_call // self._num_tokens)) if invariant else 1
+        self._choice = (backend, precision)
+        self._most = batch_size
+        self._open(
+            choose_run(
+                self.model_path,
+                self.manifest,
+                backend=backend,
+                precision=precision,
+                accepts=accepts,
+                batch_size=batch_size,
+            )
+        )
+
+    def _open(self, run: Run) -> None:
+        self._asked = run  # what then really runs says `run`
+        self._backend = open_backend(self.model_path, run, threads=self.threads)
+        self.batch_size = pictures_per_call(self._backend, self.manifest, self._most)
 
     def with_threads(self, threads: int) -> Embedder:
-        """The same model with so many threads a call: this one, or another session beside it."""
+        """The same model, run alike, with so many threads a call: this one, or another session beside it."""
         if threads == self.threads:
             return self
-        return Embedder(self.model_path, threads=threads, batch_size=self.batch_size, limits=self.limits)
+        other = copy.copy(self)
+        other.threads = threads
+        other._open(self._asked)
+        return other
+
+    def with_run(self, run: Run) -> Embedder:
+        """The same model run so: this one, or another session beside it. Errors as at the opening."""
+        if run == self.run:
+            return self
+        other = copy.copy(self)
+        other._open(run)
+        return other
+
+    def leaves_open(self, run: Run) -> bool:
+        """Whether what was asked for at the opening allows this run: it was auto, or this very one."""
+        return self._choice[0] in ("auto", run.backend) and self._choice[1] in ("auto", run.precision)
+
+    @property
+    def run(self) -> Run:
+        """The engine and the precision that really run."""
+        return self._backend.kind
 
     @property
     def fingerprint(self) -> str:
@@ -93,8 +134,26 @@ class Embedder:
         if len(images) == 0:
             return np.zeros((0, self.width), np.float32)
         starts = range(0, len(images), self.batch_size)
-        blocks = [self._backend.run(images[at : at + self.batch_size], cancel=cancel) for at in starts]
+        blocks = [self._backend.run(images[at : at + self.batch_size], cancel=cancel)[EMBEDDING] for at in starts]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+    def outputs(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Outputs of the model by name, float32, for prepared pictures (N, H, W, 3) uint8, of which there is at least one.
+
+        `embedding` (N, D); where the model has them, `patches` (N, h, w, D), a vector for each patch, and `attention`
+        (N, heads, h, w), of the class token over the patches. InputError for others, naming those that the model has, and as
+        for `infer`.
+        """
+        if not names or not set(names) <= set(self.manifest.outputs):
+            unknown = ", ".join(sorted(set(names) - set(self.manifest.outputs))) or "nothing"
+            known = ", ".join(self.manifest.outputs)
+            raise InputError(f"{self.model_path} gives {known}, not {unknown}; ask for what it gives.")
+        self._check_size(images)
+        if len(images) == 0:
+            raise InputError("No pictures have no outputs; give one or more.")
+        starts = range(0, len(images), self.batch_size)
+        blocks = [self._backend.run(images[at : at + self.batch_size], outputs=names) for at in starts]
+        return {name: np.concatenate([block[name] for block in blocks]) for name in names}
 
     def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Unit vectors (n, D) float32 of pictures: paths, bytes, Pillow images or arrays (H, W, 3) uint8; or of one of them.
@@ -117,14 +176,16 @@ class Embedder:
             blocks.append(self.infer(np.stack(batch)))
         return np.concatenate(blocks) if blocks else np.zeros((0, self.width), np.float32)
 
-    @property
-    def _num_tokens(self) -> int:
-        """Patches of a picture of the native size."""
-        return max(1, self.geometry.height * self.geometry.width // self.manifest.patch**2)
-
     def _check_size(self, images: np.ndarray) -> None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise InputError(f"The model takes uint8 (N, H, W, 3), not {images.dtype} {images.shape}.")
+        fixed = self.manifest.fixed_size
+        if fixed is not None and images.shape[1:3] != fixed:
+            (height, width), found = fixed, images.shape
+            raise InputError(
+                f"{self.model_path} takes pictures of {height}×{width} only (height × width), not {found[1]}×{found[2]}; "
+                "bring them to that size with `prepare`, or export the model without a fixed size."
+            )
         patch = self.manifest.patch
         for side, length in (("height", images.shape[1]), ("width", images.shape[2])):
             if length % patch or length == 0:

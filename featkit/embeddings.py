@@ -1,6 +1,6 @@
 """The embeddings folder: plan.json, the model, and Parquet shards with one row an item, in source order.
 
-    emb/plan.json                 what is embedded by which model, in how many shards; written first
+    emb/plan.json                 what is embedded by which model and run, in how many shards; written first
     emb/model.onnx                the model, so that an index made from the folder can embed queries
     emb/shards/00000.parquet      key, width, height, thumbnail, embedding, error, and a column for each piece of metadata
 
@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featkit.atomic import replace_file, write_text
+from featkit.backends import Run
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 
-FORMAT = 1
+FORMAT = 2  # 1 did not say what ran: it was onnxruntime in fp32; it is read as well
 PLAN_FILE, MODEL_FILE, SHARDS, LOCK_FILE = "plan.json", "model.onnx", "shards", ".lock"
 COLUMNS = ("key", "width", "height", "thumbnail", "embedding", "error")
 SHOWN_FAILURES = 20
@@ -45,6 +46,7 @@ class Plan:
     fingerprint: str
     geometry: Geometry
     width: int
+    run: str = "onnxruntime fp32"  # the engine and the precision: a Run as text
     shard_size: int
     max_bytes: int  # beyond these limits a picture is a row with an error
     max_pixels: int
@@ -67,6 +69,7 @@ class Plan:
             values = json.loads(text)
             if values["format"] > FORMAT:
                 raise InputError(f"it has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
+            Run.parse(values.get("run", cls.run))
             return cls(**{**values, "geometry": Geometry.from_dict(values["geometry"])})
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"it is damaged or not featkit's ({error}).") from error

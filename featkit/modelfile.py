@@ -24,6 +24,7 @@ from featkit.geometry import Geometry
 
 FORMAT = 2  # 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
 METADATA_KEY = "featkit"
+MAX_INLINE_BYTES = 1_900_000_000  # of weights in the file itself; protobuf holds 2 GB in one message
 INPUT = "images"
 EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials, replace_file
-from featkit.backends import Cancel, Cancelled
+from featkit.backends import Cancel, Cancelled, Run
 from featkit.embedder import Embedder
 from featkit.embeddings import (
     LOCK_FILE,
@@ -58,6 +58,7 @@ class EmbedReport:
     num_done: int = 0
     num_failed: int = 0
     num_embedded_now: int = 0
+    backend: str = ""  # what ran, in words
     seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)  # the first few: key and why
 
@@ -82,7 +83,8 @@ def embed_source(
 
     embedder: made with threads=1 where there is a choice, else a session of one thread is opened beside it, for `workers`
     (by default all processors this process may use) to call at once.
-    on_progress is called with items done and failed so far. InputError when `out` was begun with another source, model or
+    on_progress is called with items done and failed so far. A folder that is there goes on with the engine and precision that
+    it was begun with, where the embedder leaves them open. InputError when `out` was begun with another source, model, run or
     shard size; EnvironmentProblem when it cannot be written or another process is at it; Interrupted on Ctrl-C, with all
     finished shards kept.
     """
@@ -95,6 +97,7 @@ def embed_source(
         out.mkdir(parents=True, exist_ok=True)
     lock = WriterLock(out / LOCK_FILE)
     try:
+        embedder = _run_as_begun(embedder, out)
         folder = begin_or_continue(source, embedder, out, shard_size=shard_size)
         return _embed_missing(source, embedder.with_threads(1), folder, workers or usable_cpus(), on_progress)
     except KeyboardInterrupt:
@@ -120,6 +123,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
         fingerprint=embedder.fingerprint,
         geometry=embedder.geometry,
         width=embedder.width,
+        run=str(embedder.run),
         shard_size=shard_size,
         max_bytes=embedder.limits.max_bytes,
         max_pixels=embedder.limits.max_pixels,
@@ -137,6 +141,22 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
             with replace_file(folder.model_path) as temporary:
                 shutil.copyfile(embedder.model_path, temporary)
     return folder
+
+
+def _run_as_begun(embedder: Embedder, out: Path) -> Embedder:
+    """The embedder, run as the folder `out` was begun if there is one. InputError when another run was asked for."""
+    if not (out / PLAN_FILE).exists():
+        return embedder
+    plan = Embeddings.open(out).plan
+    begun = Run.parse(plan.run)
+    if plan.fingerprint != embedder.fingerprint or begun == embedder.run:
+        return embedder  # of another model it is refused later, with words for that
+    if not embedder.leaves_open(begun):
+        raise InputError(
+            f"{out} was begun with {begun}, not {embedder.run}; go on with --backend {begun.backend} "
+            f"--precision {begun.precision}, or choose another --out."
+        )
+    return embedder.with_run(begun)
 
 
 def _check_place(out: Path) -> None:
@@ -182,7 +202,13 @@ def _embed_missing(
     started = time.perf_counter()
     missing = folder.missing_shards()
     num_failed, failures = folder.failures()
-    report = EmbedReport(num_items=len(folder), num_done=folder.num_rows, num_failed=num_failed, failures=failures)
+    report = EmbedReport(
+        num_items=len(folder),
+        num_done=folder.num_rows,
+        num_failed=num_failed,
+        failures=failures,
+        backend=embedder.backend_name,
+    )
     on_progress(report.num_done, report.num_failed)
     workers = Workers(source, embedder, num_workers)
     try:

@@ -21,3 +21,14 @@ def _cgroup_quota(cpu_max: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return None if granted == "max" else math.ceil(int(granted) / int(period))
+
+
+def cache_folder() -> Path:
+    """Where featkit keeps what it can make again: $FEATKIT_CACHE, else `featkit` in $XDG_CACHE_HOME or ~/.cache.
+
+    RuntimeError where none is set and this user has no home.
+    """
+    if own := os.environ.get("FEATKIT_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "featkit"

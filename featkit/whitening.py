@@ -6,6 +6,7 @@ Jégou and Chum, "Negative evidences and co-occurrences in image retrieval: the 
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,11 @@ class Whitening:
                     explained=float(file["explained"]),
                     model=str(file["model"]),
                 )
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path} is no whitening that `featkit whiten` wrote: {error}") from error
+        except FileNotFoundError as error:
+            raise InputError(f"{path} does not exist; make it with `featkit whiten`.") from error
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+            raise InputError(f"{path} is no whitening that `featkit whiten` wrote ({reason}).") from error
         floats = found.mean.dtype == found.components.dtype == np.float32
         if not floats or found.mean.ndim != 1 or found.components.shape[1:] != found.mean.shape:
             raise InputError(f"{path} is no whitening that `featkit whiten` wrote: its arrays do not fit each other.")

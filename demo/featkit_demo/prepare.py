@@ -1,7 +1,7 @@
 """From a folder of pictures, or from nothing, to an index that the page can open; kept in a cache folder and kept up to date.
 
 cache/gallery-<digest of the drawing code>/       the sample gallery
-cache/<digest of the source's path and the model>/
+cache/<digest of the source's path, the model and its precision>/
     photos.index                                  the index
     listing.json                                  size and time of change of every picture that is in it, null while it is not
     embeddings-<digest>                           only while new pictures are embedded; a stop there goes on
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -27,12 +26,13 @@ import numpy
 import PIL
 
 from featkit.atomic import explain_os_errors, replace_folder, write_text
+from featkit.backends import BF16
 from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.errors import InputError
 from featkit.index import Index
-from featkit.modelfile import read_manifest
 from featkit.pipeline import EmbedReport, embed_source
+from featkit.resources import cache_folder
 from featkit.sources import Source, open_source, subset
 from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
 
@@ -56,9 +56,8 @@ class Prepared:
 
 
 def default_cache() -> Path:
-    """$XDG_CACHE_HOME/featkit, or ~/.cache/featkit."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base else Path.home() / ".cache") / "featkit"
+    """featkit's cache folder: $FEATKIT_CACHE, $XDG_CACHE_HOME/featkit, or ~/.cache/featkit."""
+    return cache_folder()
 
 
 def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
@@ -79,8 +78,8 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     """
     source = open_source(pictures)
     stamps = _stamps(source)
-    manifest = read_manifest(model)
-    place = cache / _digest(str(pictures.resolve()), manifest.fingerprint)
+    embedder = Embedder(model, threads=1)
+    place = cache / _digest(str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder))
     with explain_os_errors(place):
         place.mkdir(parents=True, exist_ok=True)
     known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else {}
@@ -92,7 +91,7 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     gone = sorted(known.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
         return Prepared(place / INDEX, 0, 0, ())
-    with _open_or_create(place / INDEX, model) as index:
+    with _open_or_create(place / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
             # First, so that whatever a stop leaves of these pictures in the index is done anew, or removed with them.
@@ -100,7 +99,7 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
             # A changed picture that can no longer be read must not be found by what it was.
             index.remove(source.key(number) for number in changed)
             listing = json.dumps([[source.key(number), stamps[source.key(number)]] for number in changed])
-            report = _embed(subset(source, changed), _digest(listing), model, index, progress=progress)
+            report = _embed(subset(source, changed), _digest(listing), embedder, index, progress=progress)
         num_removed = index.remove(gone)
         if len(index) == 0:
             reason = report.failures[0][1] if report.failures else "there are none"
@@ -109,13 +108,12 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures))
 
 
-def _embed(part: Source, digest: str, model: Path, index: Index, *, progress: Progress) -> EmbedReport:
+def _embed(part: Source, digest: str, embedder: Embedder, index: Index, *, progress: Progress) -> EmbedReport:
     """Embed a part of a source, told from others by `digest`, into the index."""
     folder = index.path.parent / f"embeddings-{digest}"
     for other in index.path.parent.glob("embeddings-*"):
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
-    embedder = Embedder(model, threads=1)
     with progress("embedding", len(part)) as report:
         embedded = embed_source(part, embedder, folder, on_progress=report)
     index.add_embeddings(Embeddings.open(folder))
@@ -123,8 +121,15 @@ def _embed(part: Source, digest: str, model: Path, index: Index, *, progress: Pr
     return embedded
 
 
-def _open_or_create(path: Path, model: Path) -> Index:
-    return Index.open(path, writable=True) if path.is_dir() else Index.create(path, model=model)
+def _open_or_create(path: Path, embedder: Embedder) -> Index:
+    if path.is_dir():
+        return Index.open(path, writable=True)
+    return Index.create(path, model=embedder.model_path, run=embedder.run)
+
+
+def _precision_of(embedder: Embedder) -> tuple[str, ...]:
+    """What tells the cached indexes of one model apart: vectors in bf16 do not go into an index of others."""
+    return (BF16,) if embedder.run.precision == BF16 else ()
 
 
 def _stamps(source: Source) -> dict[str, Stamp | None]:

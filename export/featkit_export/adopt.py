@@ -29,7 +29,7 @@ from onnx import TensorProto, helper
 from featkit.atomic import TEMPORARY_MARK, explain_os_errors
 from featkit.errors import InputError
 from featkit.geometry import Geometry
-from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, PATCHES, Manifest
+from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, PATCHES, Manifest
 from featkit_export.original import (
     HIDDEN,
     POOLED,
@@ -47,7 +47,6 @@ from featkit_export.surgery import MIN_OPSET, Nodes, add_feature, add_patches, a
 from featkit_export.verify import MAX_ABS, Parity, ParityError, cases_for, compare, draw_pictures, require_parity
 
 FEATURES = ("cls", "mean", "gem", "cls+mean", "cls+gem")
-MAX_INLINE_BYTES = 1_900_000_000  # as graph.py has it: protobuf holds 2 GB in one message
 PUBLISHED_NAMES = ("onnx/model.onnx", "model.onnx")  # in a folder as it was published
 # Operators of int8 and fewer bits; the first two take their scale from the whole batch.
 DYNAMIC_OPERATORS = re.compile(r"DynamicQuantize|MatMulInteger|ConvInteger")

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from featkit.errors import FeatkitError
 from featkit.geometry import Geometry
-from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, OUTPUTS, PATCHES
+from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, OUTPUTS, PATCHES
 from featkit.whitening import Whitening
 from featkit_train.backbones import Backbone, Features
 
@@ -31,8 +31,6 @@ FEATURES: tuple[str, ...] = get_args(Feature)
 Join: TypeAlias = Literal["concat", "mean"]
 DIMENSIONS = ("N", "H", "W")
 GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # Radenović et al., arXiv 1711.02512, eq. 3
-# Protobuf holds 2 GB in one message; what is larger keeps its weights in a file beside it.
-MAX_INLINE_BYTES = 1_900_000_000
 
 
 class TraceError(FeatkitError):
@@ -174,8 +172,8 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
-        raise TraceError(f"The backbone cannot be written as one graph: {cause}") from error
+        cause = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        raise TraceError(f"The backbone cannot be written as one graph: {cause}.") from error
     assert program is not None
     held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
     if held <= MAX_INLINE_BYTES:
@@ -184,6 +182,7 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
         path = folder / "graph.onnx"
         program.save(str(path), external_data=True)
         traced = Traced(model=onnx.load(str(path), load_external_data=False), path=path)
+    _forget_the_tracing(traced.model)
     _name_dimensions(traced.model, module.recipe.outputs)
     check_graph(traced, size=size)
     return traced
@@ -208,6 +207,13 @@ def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
     branches = {node.op_type for node in traced.model.graph.node} & {"If", "Loop", "Scan"}
     if branches:
         raise TraceError(f"The exported graph contains {', '.join(sorted(branches))}.")
+
+
+def _forget_the_tracing(model: onnx.ModelProto) -> None:
+    """Without the exporter's notes on every node: stack traces, with the paths of this machine, as large as a small model."""
+    graph = model.graph
+    for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        del item.metadata_props[:]
 
 
 def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:

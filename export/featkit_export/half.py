@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from featkit_export.graph import MAX_INLINE_BYTES, Traced
+from featkit.modelfile import MAX_INLINE_BYTES
+from featkit_export.graph import Traced
 
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
 # Half where everything they are given is.
@@ -25,9 +26,10 @@ SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 LARGEST = float(np.finfo(np.float16).max)
 
 
-def to_half(traced: Traced, folder: Path) -> Traced:
+def to_half(full: onnx.ModelProto, folder: Path) -> Traced:
     """The same graph with its products in fp16; pixels in and numbers out keep their types. Large weights go into `folder`."""
-    model = onnx.load(str(traced.path)) if traced.path else _copy(traced.model)
+    model = onnx.ModelProto()
+    model.CopyFrom(full)
     graph = model.graph
     floats = _float_values(model)
     weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
@@ -126,9 +128,3 @@ def _placed(model: onnx.ModelProto, folder: Path) -> Traced:
     path = folder / "half.onnx"
     onnx.save_model(model, str(path), save_as_external_data=True, location="half.onnx.data")
     return Traced(model=onnx.load(str(path), load_external_data=False), path=path)
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    return copy

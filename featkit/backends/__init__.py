@@ -1,6 +1,25 @@
 """What runs a model file. One protocol, one small file for each engine."""
 
-from featkit.backends.base import Backend, Cancel, Cancelled
-from featkit.backends.opening import open_backend
+from featkit.backends.base import AUTO, BACKENDS, BF16, OPENVINO, TENSORRT, Backend, Cancel, Cancelled, Run
+from featkit.backends.choosing import choose_run, offered_runs, pictures_per_call, possible_runs, reference_run
+from featkit.backends.opening import check_weights, is_installed, open_backend
 
-__all__ = ["Backend", "Cancel", "Cancelled", "open_backend"]
+__all__ = [
+    "AUTO",
+    "BACKENDS",
+    "BF16",
+    "OPENVINO",
+    "TENSORRT",
+    "Backend",
+    "Cancel",
+    "Cancelled",
+    "Run",
+    "check_weights",
+    "choose_run",
+    "is_installed",
+    "offered_runs",
+    "open_backend",
+    "pictures_per_call",
+    "possible_runs",
+    "reference_run",
+]

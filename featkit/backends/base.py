@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+from featkit.modelfile import EMBEDDING
+
+ONNXRUNTIME, OPENVINO, TENSORRT = BACKENDS = ("onnxruntime", "openvino", "tensorrt")
+FP32, BF16 = "fp32", "bf16"
+AUTO = "auto"
 
 
 class Cancelled(Exception):
@@ -43,6 +50,28 @@ class Cancel:
                 del self._running[id(end)]
 
 
+@dataclass(frozen=True, order=True)
+class Run:
+    """What decides a model's vectors beside its file: the engine, and the precision that it computes in.
+
+    `bf16` is the run's own choice over a file of float32 weights; every other precision is the file's.
+    """
+
+    backend: str
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+    @classmethod
+    def parse(cls, text: str) -> Run:
+        """Read `str()` back. ValueError for anything else."""
+        backend, _, precision = text.partition(" ")
+        if backend not in BACKENDS or not precision.isalnum():
+            raise ValueError(f"{text!r} is no engine with a precision, such as {ONNXRUNTIME} {FP32}")
+        return cls(backend, precision)
+
+
 class Backend(Protocol):
     """A model file ready to run; safe to call from several threads."""
 
@@ -52,10 +81,17 @@ class Backend(Protocol):
         ...
 
     @property
+    def kind(self) -> Run:
+        """The same as what a folder of vectors keeps of it."""
+        ...
+
+    @property
     def tokens_per_call(self) -> int:
         """Patches of all pictures of a call together from which on a larger batch is no faster."""
         ...
 
-    def run(self, images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
-        """(N, H, W, 3) uint8 to unit vectors (N, D) float32. Cancelled when `cancel` was set meanwhile."""
+    def run(
+        self, images: np.ndarray, *, outputs: Sequence[str] = (EMBEDDING,), cancel: Cancel | None = None
+    ) -> dict[str, np.ndarray]:
+        """(N, H, W, 3) uint8 to the file's outputs of these names, float32. Cancelled when `cancel` was set meanwhile."""
         ...

@@ -1,29 +1,38 @@
-"""ONNX Runtime: on NVIDIA where that really works, else on the processor."""
+"""ONNX Runtime: on NVIDIA where that really works, by TensorRT where that was asked for, else on the processor."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
-from featkit.backends.base import Cancel, Cancelled
+from featkit.backends.base import FP32, ONNXRUNTIME, TENSORRT, Cancel, Cancelled, Run
 from featkit.errors import FeatkitError, InputError
 from featkit.modelfile import EMBEDDING, INPUT
+from featkit.resources import cache_folder
 
-PROVIDER_NAMES = {"CUDAExecutionProvider": "CUDA", "CPUExecutionProvider": "CPU"}
+CPU, CUDA, TENSORRT_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
+PROVIDER_NAMES = {TENSORRT_PROVIDER: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
 # On a processor small batches stay in its caches: a ViT-S/14 at 224 made 6.2 pictures a core-second in batches of 2, 5.0 in
 # batches of 16; a small ViT of 64 tokens was fastest in batches of 8 to 16. A graphics card wants to be filled.
-TOKENS_PER_CALL = {"CPU": 512, "CUDA": 8192}
+TOKENS_PER_CALL = {"CPU": 512, "CUDA": 8192, "TensorRT": 8192}
+
+Provider = str | tuple[str, dict[str, object]]
 
 
 class OnnxRuntimeBackend:
     """One session. `threads` is what one call may use; several callers at once share them.
 
+    precision: the file's own, which is what ONNX Runtime computes in. tensorrt: try TensorRT first; an engine that it builds
+    for a model takes minutes, and is kept in featkit's cache folder. `kind` and `name` say what came of it.
     InputError for a file that ONNX Runtime does not load, or that does not take and give what a featkit model file does.
     """
 
-    def __init__(self, model: Path, *, threads: int) -> None:
+    def __init__(self, model: Path, *, threads: int, precision: str = FP32, tensorrt: bool = False) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -32,21 +41,26 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         self.model = model
         try:
-            self._session = ort.InferenceSession(str(model), options, providers=_providers())
+            self._session = ort.InferenceSession(str(model), options, providers=_providers(tensorrt=tensorrt))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
             raise InputError(f"{model} cannot be loaded by ONNX Runtime: {error}") from error
         self._check_contract()
         provider = self._session.get_providers()[0]  # what was asked for and did not work is not among them
         engine = PROVIDER_NAMES.get(provider, provider)
-        self.name = f"onnxruntime {engine}"
+        by_tensorrt = provider == TENSORRT_PROVIDER
+        self.name = f"onnxruntime {engine}" + (" (TensorRT does not work here)" if tensorrt and not by_tensorrt else "")
+        self.kind = Run(TENSORRT if by_tensorrt else ONNXRUNTIME, precision)
         self.tokens_per_call = TOKENS_PER_CALL.get(engine, TOKENS_PER_CALL["CUDA"])
 
-    def run(self, images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
-        """(N, H, W, 3) uint8 to unit vectors (N, D) float32.
+    def run(
+        self, images: np.ndarray, *, outputs: Sequence[str] = (EMBEDDING,), cancel: Cancel | None = None
+    ) -> dict[str, np.ndarray]:
+        """(N, H, W, 3) uint8 to the outputs of these names, float32; nothing is computed for the others.
 
         Cancelled when `cancel` was set; FeatkitError when ONNX Runtime fails, on a size that the graph does not take, say.
         """
         options = ort.RunOptions()
+        options.only_execute_path_to_fetches = len(outputs) < self._num_outputs
 
         def end() -> None:
             options.terminate = True
@@ -54,16 +68,17 @@ class OnnxRuntimeBackend:
         cancel = cancel or Cancel()
         with cancel.ends_by(end):
             try:
-                result: np.ndarray = self._session.run([EMBEDDING], {INPUT: images}, options)[0]
+                found: list[np.ndarray] = self._session.run(list(outputs), {INPUT: images}, options)
             except Exception as error:
                 if cancel.is_set:
                     raise Cancelled from error
                 raise FeatkitError(f"{self.model} failed in ONNX Runtime on pictures {images.shape}: {error}") from error
-        return result
+        return dict(zip(outputs, found, strict=True))
 
     def _check_contract(self) -> None:
         takes = {value.name: value.type for value in self._session.get_inputs()}
         gives = {value.name: value.type for value in self._session.get_outputs()}
+        self._num_outputs = len(gives)
         if takes != {INPUT: "tensor(uint8)"} or gives.get(EMBEDDING) != "tensor(float)":
             raise InputError(
                 f"{self.model} is not a featkit model file: it takes {takes} and gives {gives}, "
@@ -71,10 +86,27 @@ class OnnxRuntimeBackend:
             )
 
 
-def _providers() -> list[str]:
-    """CUDA first where this build has it; ONNX Runtime falls back by itself where the card or its libraries are missing."""
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        return ["CPUExecutionProvider"]
-    if hasattr(ort, "preload_dlls"):
+def _providers(*, tensorrt: bool) -> list[Provider]:
+    """The best first of what this build has; ONNX Runtime falls back by itself where a card or its libraries are missing."""
+    built = ort.get_available_providers()
+    providers: list[Provider] = [name for name in (CUDA,) if name in built]
+    if tensorrt and TENSORRT_PROVIDER in built:
+        providers.insert(0, (TENSORRT_PROVIDER, _tensorrt_options(cache_folder() / "tensorrt")))
+        with suppress(ImportError):  # NVIDIA's package, which brings the libraries and loads them
+            import_module("tensorrt")
+    if providers and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    return [*providers, CPU]
+
+
+def _tensorrt_options(cache: Path) -> dict[str, object]:
+    """float32 throughout, since another precision would make other vectors; engines and timings are kept."""
+    cache.mkdir(parents=True, exist_ok=True)
+    return {
+        "trt_fp16_enable": False,
+        "trt_int8_enable": False,
+        "trt_engine_cache_enable": True,
+        "trt_engine_cache_path": str(cache),
+        "trt_timing_cache_enable": True,
+        "trt_timing_cache_path": str(cache),
+    }

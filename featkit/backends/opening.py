@@ -3,23 +3,66 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
-from featkit.backends.base import Backend
-from featkit.errors import EnvironmentProblem
+from featkit.backends.base import BF16, OPENVINO, TENSORRT, Backend, Run
+from featkit.errors import EnvironmentProblem, InputError
+from featkit.modelfile import Manifest
 
 # The processor's and the graphics card's builds share module names and overwrite each other without a word.
 EXCLUSIVE = (("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"))
 
 
-def open_backend(model: Path, *, threads: int) -> Backend:
-    """Load a model file. EnvironmentProblem when onnxruntime is missing or installed twice; InputError for a broken file."""
+def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
+    """Load a model file. EnvironmentProblem when the engine is missing or installed twice; InputError for a broken file."""
+    need_engine(run.backend)
+    if run.precision == BF16 and run.backend != OPENVINO:
+        raise InputError(f"{run.backend} does not compute in {BF16}; use {OPENVINO} for that.")
+    if run.backend == OPENVINO:
+        from featkit.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(model, threads=threads, precision=run.precision)
+    from featkit.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(model, threads=threads, precision=run.precision, tensorrt=run.backend == TENSORRT)
+
+
+def need_engine(backend: str) -> None:
+    """EnvironmentProblem with the line that installs it, when the package behind a backend is missing or there twice."""
     check_exclusive_packages()
+    if is_installed(backend):
+        return
+    if backend == OPENVINO:
+        raise EnvironmentProblem("openvino is not installed; run: pip install 'featkit[openvino]'.")
+    raise EnvironmentProblem("onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu]).")
+
+
+def is_installed(backend: str) -> bool:
+    """Whether the package behind a backend is there; does not import it."""
+    return find_spec("openvino" if backend == OPENVINO else "onnxruntime") is not None
+
+
+def check_weights(model: Path, manifest: Manifest) -> None:
+    """InputError unless the file of weights that the manifest names, if any, lies beside the model file in full.
+
+    By its size only: reading gigabytes for their sha256 would take longer than opening them.
+    """
+    external = manifest.external
+    if external is None:
+        return
+    file = model.with_name(external.file)
     try:
-        from featkit.backends.onnxruntime import OnnxRuntimeBackend
-    except ModuleNotFoundError as error:
-        raise EnvironmentProblem("onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu]).") from error
-    return OnnxRuntimeBackend(model, threads=threads)
+        length = file.stat().st_size
+    except FileNotFoundError:
+        raise InputError(
+            f"{file} is missing, which holds the weights of {model.name}; copy both files together into one folder."
+        ) from None
+    if length != external.num_bytes:
+        raise InputError(
+            f"{file} has {length:,} bytes, not the {external.num_bytes:,} of the weights of {model.name}; "
+            "copy both files together again."
+        )
 
 
 def check_exclusive_packages() -> None:

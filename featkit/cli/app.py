@@ -17,13 +17,16 @@ from featkit.errors import EnvironmentProblem, FeatkitError, Interrupted
 # name, where it lives, one line of help; given here so that `featkit --help` imports none of them.
 COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ("Make", "train", "featkit.cli.train:app", "Train a self-distilled backbone on your own pictures."),
-    ("Make", "export", "featkit.cli.export:export", "Turn a training run into one ONNX file, proven equal to it."),
+    ("Make", "export", "featkit.cli.export:export", "Turn published weights or a training run into one proven ONNX file."),
     ("Make", "embed", "featkit.cli.embed:embed", "Turn a folder of pictures into unit vectors."),
+    ("Make", "whiten", "featkit.cli.whiten:whiten", "Fit PCA-whitening to embeddings, for a model with shorter vectors."),
     ("Make", "index", "featkit.cli.index:index", "Turn embeddings into an index that can be searched."),
     ("Use", "search", "featkit.cli.search:search", "Print the pictures of an index nearest to one of yours."),
     ("Use", "demo", "featkit.cli.demo:demo", "Open the search page over an index."),
     ("Use", "serve", "featkit.cli.serve:serve", "Run embedding and search as an HTTP service."),
     ("Look", "evaluate", "featkit.cli.evaluate:app", "Measure how good a model is on your own pictures."),
+    ("Look", "verify", "featkit.cli.verify:verify", "Compare another engine or precision with ONNX Runtime on your pictures."),
+    ("Look", "bench", "featkit.cli.bench:bench", "Say how fast each engine runs a model on this machine."),
     ("Look", "inspect", "featkit.cli.inspect:inspect", "Say what a featkit file or folder holds."),
 )
 

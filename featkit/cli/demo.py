@@ -15,7 +15,7 @@ def demo(
     photos: Path | None = None,
     /,
     *,
-    model: Path | None = None,
+    model: str | None = None,
     host: str = "127.0.0.1",
     port: int = 7860,
     browser: bool = True,
@@ -34,7 +34,8 @@ def demo(
     photos
         An index folder, or whatever `featkit embed` takes: a folder of pictures, a .tar, a .parquet.
     model
-        The model for pictures; by default featkit-tiny, which ships with featkit. An index brings its own.
+        The model for pictures: a model file, or a published backbone such as dinov2-small (featkit export --list), which is
+        fetched and turned into one. By default featkit-tiny, which ships with featkit. An index brings its own.
     host
         Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is in.
     port
@@ -47,8 +48,8 @@ def demo(
         Show no progress.
     """
     need_extra("demo", "gradio", "fastapi", "uvicorn", "python_multipart", engines=("faiss", "onnxruntime"))
+    from featkit.cli.named_model import model_file
     from featkit.index import Index
-    from featkit.models import default_model_path
     from featkit.serve.running import bind
 
     bind(host, port).close()  # a port that is taken is said now, not after minutes of embedding
@@ -65,7 +66,7 @@ def demo(
 
         place = cache or default_cache()
         pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
-        prepared = prepare_index(pictures, model or default_model_path(), place, progress=progress)
+        prepared = prepare_index(pictures, model_file(model, quiet=quiet), place, progress=progress)
         if prepared.failures:
             print_table("Without an embedding", ("picture", "why"), prepared.failures)
         path = prepared.index

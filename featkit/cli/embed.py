@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
-from featkit.cli.extras import need_extra
+from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.errors import StrictFailure
 from featkit.images import ImageLimits
 
@@ -15,6 +15,8 @@ def embed(
     *,
     out: Path,
     model: Path | None = None,
+    backend: BackendName = "auto",
+    precision: PrecisionName = "auto",
     shard_size: int = 1024,
     threads: int | None = None,
     max_pixels: int = ImageLimits().max_pixels,
@@ -38,6 +40,12 @@ def embed(
         The embeddings folder to write.
     model
         A model file from `featkit export`; by default featkit-tiny, which ships with featkit.
+    backend
+        What runs the model; auto takes the fastest here, measured at the model's first use, or FEATKIT_BACKEND. A folder
+        that was begun goes on with what it was begun with.
+    precision
+        fp32, or bf16 by openvino; auto takes bf16 where the processor is made for it and the vectors stay the same within
+        rounding, or FEATKIT_PRECISION.
     shard_size
         Items in a shard file.
     threads
@@ -60,7 +68,7 @@ def embed(
 
     limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
     pictures = open_source(source, limits=limits)
-    embedder = Embedder(model, threads=1, limits=limits)
+    embedder = Embedder(model, backend=backend, precision=precision, threads=1, limits=limits)
     with ProgressReporter("embedding", total=len(pictures), quiet=quiet or json_) as progress:
         report = embed_source(pictures, embedder, out, shard_size=shard_size, workers=threads, on_progress=progress)
     rate = report.num_embedded_now / report.seconds if report.seconds else 0.0
@@ -70,7 +78,7 @@ def embed(
             "out": str(out),
             "model": embedder.manifest.name,
             "fingerprint": embedder.fingerprint,
-            "backend": embedder.backend_name,
+            "backend": report.backend,
             "items": report.num_items,
             "embedded_now": report.num_embedded_now,
             "failed": report.num_failed,
@@ -85,7 +93,7 @@ def embed(
                 stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
         stdout().print(
             f"{report.num_items - report.num_failed:,} of {report.num_items:,} pictures embedded by {embedder.manifest.name} "
-            f"({embedder.width} numbers each) on {embedder.backend_name}, {speed}."
+            f"({embedder.width} numbers each) on {report.backend}, {speed}."
         )
         stdout().print(f"Next: featkit index {out} --out photos.index")
     if strict and report.num_failed:

@@ -1,17 +1,18 @@
 """`featkit export`: a published backbone or a training run to one ONNX file, proven equal to it."""
 
+import dataclasses
 import json
-from dataclasses import asdict
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from featkit.cli.console import print_table, stdout, step_reporter
 from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.modelfile import EMBEDDING, OUTPUTS, Manifest, read_manifest
 from featkit.whitening import Whitening
-
-if TYPE_CHECKING:
-    from featkit_export.export import ExportReport
 
 
 def export(
@@ -28,6 +29,9 @@ def export(
     outputs: str = "embedding",
     whiten: Path | None = None,
     size: str | None = None,
+    precision: Literal["fp32", "fp16", "int8"] = "fp32",
+    calibrate: Path | None = None,
+    triton: Path | None = None,
     name: str | None = None,
     quiet: bool = False,
     json_: bool = False,
@@ -43,11 +47,13 @@ def export(
 
     Example: featkit export run/ --out m.onnx
 
+    Example: featkit export m.onnx --precision int8 --calibrate pictures/ --out m8.onnx
+
     Parameters
     ----------
     source
         A published model (see --list), timm:NAME, hub:OWNER/NAME or a local file for an ONNX file made elsewhere, a folder of
-        Hugging Face's, or a run folder of `featkit train`.
+        Hugging Face's, a run folder of `featkit train`, or a model file of featkit's to be written in another precision.
     out
         The model file to write.
     list_
@@ -69,6 +75,13 @@ def export(
         Statistics of `featkit whiten`, to be folded into the graph.
     size
         The one size the file is for, in pixels, such as 224 or 336x504 (height x width): faster, and nothing else is taken.
+    precision
+        fp16 for graphics cards; int8 for processors with VNNI or AMX, which needs --calibrate and is refused where it would
+        cost quality or is not faster.
+    calibrate
+        Photographs like those to be embedded: a folder, a .tar or a .parquet; a few hundred are enough.
+    triton
+        Write the file into this model repository of Triton's as well.
     name
         The model's name; by default the published one, or the run's.
     quiet
@@ -80,50 +93,192 @@ def export(
         print_list(as_json=json_)
         return
     if source is None or out is None:
-        raise InputError("featkit export needs a model and --out, such as: featkit export dinov2_vits14 --out m.onnx")
+        raise InputError("featkit export needs a model and --out, such as `featkit export dinov2_vits14 --out m.onnx`.")
+    if (precision == "int8") != (calibrate is not None):
+        raise InputError("--precision int8 and --calibrate PICTURES go together: the pictures set the scales and the gate.")
+    wanted = Wanted(
+        out=out,
+        weights=weights,
+        branch=branch,
+        feature=feature,
+        layers=parse_layers(layers),
+        join=join,
+        outputs=parse_outputs(outputs),
+        whiten=whiten,
+        size=parse_size(size),
+        name=name,
+    )
+    with step_reporter(quiet=quiet or json_) as say:
+        facts = write_in_precision(source, wanted, precision, calibrate, say)
+        if triton is not None:
+            need_extra("export", "onnx", engines=("onnxruntime",))
+            from featkit_export.triton import write_triton
+
+            facts["triton"] = str(write_triton(out, triton))
+    if json_:
+        print(json.dumps(facts))
+    else:
+        print_facts(facts, read_manifest(out), out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What the command line asks of a file in full precision."""
+
+    out: Path
+    weights: Path | None = None
+    branch: str = "teacher"
+    feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem"] = "cls"
+    layers: tuple[int, ...] = ()
+    join: Literal["concat", "mean"] = "concat"
+    outputs: tuple[str, ...] = (EMBEDDING,)
+    whiten: Path | None = None
+    size: tuple[int, int] | None = None
+    name: str | None = None
+
+
+def write_in_precision(
+    source: str, wanted: Wanted, precision: Literal["fp32", "fp16", "int8"], calibrate: Path | None, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Write the file, and what there is to say of it. A lower precision is made of a file in full precision, new or at hand."""
+    finished = is_model_file(source)
+    if precision == "fp32":
+        if finished:
+            raise InputError(f"{source} is a model file already; name a --precision to write it in, or use it as it is.")
+        return write_full(source, wanted, say)
+    need_extra("export", "onnx", engines=("onnxruntime",))
+    from featkit_export.precision import lower
+
+    with tempfile.TemporaryDirectory() as folder:
+        full, facts = Path(source), dict[str, Any]()
+        if not finished:
+            full = Path(folder) / "full.onnx"
+            facts = write_full(source, dataclasses.replace(wanted, out=full), say)
+        report = lower(full, wanted.out, precision=precision, pictures=calibrate, name=wanted.name, on_step=say)
+    return {**facts, "out": str(wanted.out), "fingerprint": report.fingerprint, "quantisation": report.quantisation}
+
+
+def write_full(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the file in full precision from weights, or from an ONNX file made elsewhere."""
+    if is_onnx(source):
+        return adopt_onnx(source, wanted, say)
     need_extra("export", "torch", "onnx", "onnxscript", "safetensors", engines=("onnxruntime",))
     from featkit_export.export import export_model
     from featkit_export.graph import Recipe
 
-    with step_reporter(quiet=quiet or json_) as say:
-        report = export_model(
-            source,
-            out,
-            weights=weights,
-            branch=branch,
-            recipe=Recipe(feature=feature, layers=parse_layers(layers), join=join, outputs=parse_outputs(outputs)),
-            whitening=Whitening.load(whiten) if whiten else None,
-            size=parse_size(size),
-            name=name,
-            on_step=say,
-        )
-    if json_:
-        cases = [asdict(case) for case in report.comparisons]
-        facts = {"out": str(out), "fingerprint": report.manifest.fingerprint, "comparisons": cases}
-        print(json.dumps({**facts, "fixed_speedup": report.fixed_speedup, "remarks": report.remarks}))
-        return
-    print_report(report, out)
+    report = export_model(
+        source,
+        wanted.out,
+        weights=wanted.weights,
+        branch=wanted.branch,
+        recipe=Recipe(feature=wanted.feature, layers=wanted.layers, join=wanted.join, outputs=wanted.outputs),
+        whitening=Whitening.load(wanted.whiten) if wanted.whiten else None,
+        size=wanted.size,
+        name=wanted.name,
+        on_step=say,
+    )
+    return {
+        "out": str(wanted.out),
+        "fingerprint": report.manifest.fingerprint,
+        "compared_with": "torch",
+        "comparisons": [asdict(case) for case in report.comparisons],
+        "fixed_speedup": report.fixed_speedup,
+        "remarks": list(report.remarks),
+    }
 
 
-def print_report(report: "ExportReport", out: Path) -> None:
+def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
+    """Write the file from an ONNX file made elsewhere, without torch."""
+    need_extra("export", "onnx", engines=("onnxruntime",))
+    from featkit_export.adopt import adopt_file
+    from featkit_export.fetch import HUB, fetch_onnx, licence_of
+
+    refused = {"--weights": wanted.weights, "--layers": wanted.layers, "--whiten": wanted.whiten, "--size": wanted.size}
+    given = [option for option, value in refused.items() if value]
+    if given:
+        raise InputError(f"{source} is an ONNX file made elsewhere, whose inside stays as it is; leave out {', '.join(given)}.")
+    origin = {}
+    path = Path(source)
+    if source.startswith(HUB):
+        need_extra("export", "huggingface_hub")
+        say("fetching the file")
+        repository = source.removeprefix(HUB)
+        path, origin = fetch_onnx(repository), {"source": f"hf.co/{repository}"}
+    say("changing the graph and comparing it with the original")
+    report = adopt_file(
+        path,
+        wanted.out,
+        licence=licence_of(path if path.is_dir() else path.parent),
+        feature=wanted.feature,
+        outputs=wanted.outputs,
+        name=wanted.name,
+        origin=origin,
+    )
+    return {
+        "out": str(wanted.out),
+        "fingerprint": report.manifest.fingerprint,
+        "compared_with": "the original",
+        "comparisons": [asdict(case) for case in report.comparisons],
+        "remarks": list(report.notes),
+    }
+
+
+def is_onnx(source: str) -> bool:
+    """Whether the source is an ONNX file, here or on the hub, or a folder with one and without weights for torch."""
+    path = Path(source)
+    folder = any((path / name).is_file() for name in ("onnx/model.onnx", "model.onnx"))
+    return source.startswith("hub:") or path.suffix == ".onnx" or (folder and not (path / "model.safetensors").is_file())
+
+
+def is_model_file(source: str) -> bool:
+    """Whether the source is a file of featkit's own."""
+    path = Path(source)
+    if path.suffix != ".onnx" or not path.is_file():
+        return False
+    try:
+        read_manifest(path)
+    except InputError:
+        return False
+    return True
+
+
+def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
     """What was compared, what was written, and what to do with it."""
-    manifest = report.manifest
-    rows = [
-        (f"{case.batch} × {case.height}×{case.width}", case.output, f"{case.min_cosine:.7f}", f"{case.max_abs:.1e}")
-        for case in report.comparisons
-    ]
-    print_table("Compared with torch", ("pictures", "output", "least cosine", "largest difference"), rows)
-    for remark in report.remarks:
+    if facts.get("comparisons"):
+        rows = [
+            (
+                f"{case['batch']} × {case['height']}×{case['width']}",
+                case["output"],
+                f"{case['min_cosine']:.7f}",
+                f"{case['max_abs']:.1e}",
+            )
+            for case in facts["comparisons"]
+        ]
+        columns = ("pictures", "output", "least cosine", "largest difference")
+        print_table(f"Compared with {facts['compared_with']}", columns, rows)
+    for remark in facts.get("remarks", ()):
         stdout().print(remark)
-    if report.fixed_speedup is not None:
-        stdout().print(f"One size only is {report.fixed_speedup:.2f} times as fast as every size, one picture a call.")
+    if facts.get("fixed_speedup") is not None:
+        speedup = facts["fixed_speedup"]
+        stdout().print(f"One size only is {speedup:.2f} times as fast as every size, one picture a call.")
+    if manifest.quantisation:
+        print_table(f"In {manifest.precision}", ("", ""), [(key, shown(value)) for key, value in manifest.quantisation.items()])
     num_bytes = out.stat().st_size + (manifest.external.num_bytes if manifest.external else 0)
     beside = f" (weights beside it in {manifest.external.file})" if manifest.external else ""
     stdout().print(
         f"{out}: {manifest.name}, {manifest.width} numbers a picture, {num_bytes / 1e6:.1f} MB{beside}, "
         f"licence {manifest.licence}, fingerprint {manifest.fingerprint[:12]}."
     )
+    if "triton" in facts:
+        stdout().print(f"For Triton: {facts['triton']}")
     stdout().print(f"Next: featkit embed pictures/ --model {out} --out emb/")
+
+
+def shown(value: object) -> str:
+    """A figure or a list of a manifest, for people."""
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 
 def print_list(*, as_json: bool) -> None:
@@ -161,8 +316,6 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 def parse_outputs(text: str) -> tuple[str, ...]:
     """`embedding,patches` as a tuple; the embedding is always there. InputError for an output that does not exist."""
-    from featkit.modelfile import EMBEDDING, OUTPUTS
-
     asked = {part.strip() for part in text.split(",") if part.strip()} | {EMBEDDING}
     unknown = asked - set(OUTPUTS)
     if unknown:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
+from typing import Literal, TypeAlias
 
 from featkit.errors import EnvironmentProblem
+
+# What --backend and --precision take.
+BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
+PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16"]
 
 
 def need_extra(extra: str, *modules: str, engines: Sequence[str] = ()) -> None:

@@ -27,13 +27,15 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
         Print the result as JSON.
     """
     need_extra("cpu", "faiss")
+    from featkit.backends import Run
     from featkit.embeddings import Embeddings
     from featkit.index import Index
 
     folder = Embeddings.open(embeddings)
     missing = len(folder.missing_shards())
+    run = Run.parse(folder.plan.run)
     with (
-        Index.open(out, writable=True) if out.exists() else Index.create(out, model=folder.model_path) as found,
+        Index.open(out, writable=True) if out.exists() else Index.create(out, model=folder.model_path, run=run) as found,
         ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress,
     ):
         report = found.add_embeddings(folder, on_progress=progress)

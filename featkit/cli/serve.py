@@ -56,10 +56,12 @@ def serve(
     listener = bind(host, port)
     opened = None if index is None else Index.open(index)
     try:
-        path = opened.model_path if opened is not None and model is None else model
-        embedder = Embedder(path, limits=limits.images)
+        if opened is not None:
+            embedder = opened.open_embedder(model, limits=limits.images)
+        else:
+            embedder = Embedder(model, limits=limits.images)
         app = make_app(opened, embedder, limits=limits)
-        what = f"{len(opened):,} pictures of {index}" if opened is not None else str(path)
+        what = f"{len(opened):,} pictures of {index}" if opened is not None else str(model)
         address = address_of(listener)
         stdout().print(f"Serving {what} with {embedder.backend_name} on {address} (routes: {address}/openapi.json)")
         run(app, listener)

@@ -12,5 +12,6 @@ from __future__ import annotations
 
 from featkit.index.catalogue import Item
 from featkit.index.index import AddReport, Hit, Index
+from featkit.index.proofs import Proof
 
-__all__ = ["AddReport", "Hit", "Index", "Item"]
+__all__ = ["AddReport", "Hit", "Index", "Item", "Proof"]

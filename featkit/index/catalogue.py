@@ -1,6 +1,6 @@
 """The catalogue: one SQLite file that is the truth about an index. Its transactions are what an index's changes are.
 
-    settings            name, value: fingerprint, model_name, width, metric; `changes` counts committed transactions
+    settings            name, value: fingerprint, model_name, width, metric, run, proofs; `changes` counts transactions
     items               one row an item: id, key, source, width, height, thumbnail, deleted, and a column for each metadata
     metadata_columns    the name of a piece of metadata and its column in `items`
 
@@ -283,6 +283,11 @@ def _select(connection: sqlite3.Connection, condition: str, parameters: Sequence
 
 
 # What is written, within one transaction ----------------------------------------------------------------------------
+
+
+def set_setting(connection: sqlite3.Connection, name: str, value: Value) -> None:
+    """Store a setting in place of the one of this name, if there is one."""
+    connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [name, value])
 
 
 def insert_items(connection: sqlite3.Connection, first_id: int, items: Sequence[NewItem]) -> int:

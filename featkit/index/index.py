@@ -16,11 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from featkit.atomic import replace_folder
+from featkit.backends import BF16, OPENVINO, Run, possible_runs, reference_run
 from featkit.embeddings import COLUMNS, Embeddings, vectors_of
 from featkit.errors import EnvironmentProblem, InputError, Interrupted
-from featkit.images import Picture
+from featkit.images import DEFAULT_LIMITS, ImageLimits, Picture
 from featkit.index import catalogue
 from featkit.index.catalogue import Catalogue, Item, NewItem, Value
+from featkit.index.proofs import Proof, meet, read_proofs, write_proofs
 from featkit.index.searcher import Found, exact_search
 from featkit.index.vectors import VectorWriter, map_vectors
 from featkit.lock import WriterLock
@@ -91,6 +93,8 @@ class Index:
             self.fingerprint = str(self._catalogue.settings["fingerprint"])
             self.model_name = str(self._catalogue.settings["model_name"])
             self.width = int(self._catalogue.settings["width"])
+            self.run = _run(self._catalogue)
+            self.proofs = read_proofs(str(self._catalogue.settings.get("proofs", "[]")))
             with self._catalogue.reading() as connection:
                 num_rows = len(self._state_of(connection).vectors)
             if writable:
@@ -100,11 +104,12 @@ class Index:
             raise
 
     @classmethod
-    def create(cls, path: str | Path, *, model: str | Path) -> Index:
+    def create(cls, path: str | Path, *, model: str | Path, run: Run | None = None) -> Index:
         """A new index without items, for vectors of a model file, which is copied in; open for writing.
 
-        InputError when something is at `path` already or `model` is no model file; EnvironmentProblem when the folder
-        cannot be written. The folder is there whole or not at all.
+        run: the engine and precision that the vectors are made with, which pictures searched with are then run with too; by
+        default ONNX Runtime in the file's own precision. InputError when something is at `path` already or `model` is no
+        model file; EnvironmentProblem when the folder cannot be written. The folder is there whole or not at all.
         """
         folder, manifest = Path(path), read_manifest(Path(model))
         if folder.exists():
@@ -117,6 +122,7 @@ class Index:
                 "model_name": manifest.name,
                 "width": manifest.width,
                 "metric": METRIC,
+                "run": str(run or reference_run(manifest)),
             }
             Catalogue.create(temporary / CATALOGUE_FILE, settings)
         return cls(folder, writable=True)
@@ -204,9 +210,10 @@ class Index:
 
         An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id.
         on_progress is called with the rows done and those among them that have no embedding. InputError when another model
-        made the embeddings; Interrupted on Ctrl-C, with all finished shards kept.
+        made the embeddings, or another precision without a proof; Interrupted on Ctrl-C, with all finished shards kept.
         """
         self._refuse_other_model(folder)
+        self._refuse_other_run(folder)
         report = AddReport()
         done = 0
         try:
@@ -301,6 +308,36 @@ class Index:
             f"{self.model_name} ({self.fingerprint[:12]}); embed the pictures with the index's model, or make another index."
         )
 
+    def _refuse_other_run(self, folder: Embeddings) -> None:
+        """InputError unless the vectors were computed as this index's were, or in a way proven to give the same."""
+        run = Run.parse(folder.plan.run)
+        if not self.accepts(run):
+            coarse = run if run.precision == BF16 else self.run
+            raise InputError(
+                f"{folder.path} was embedded by {run} and {self.path} by {self.run}; prove that these meet with `featkit "
+                f"verify {self.path} photos/ --backend {coarse.backend} --precision {coarse.precision}`, or embed with "
+                f"--backend {self.run.backend} --precision {self.run.precision}."
+            )
+
+    def accepts(self, run: Run) -> bool:
+        """Whether vectors made by this run of the model may meet the index's: in its precision, or proven equal to it."""
+        return meet(self.run, run, self.proofs)
+
+    def keep_proof(self, proof: Proof) -> None:
+        """Write a proof into the settings, in place of an older one of the same run."""
+        self._keep_proofs([*(old for old in self.proofs if old.run != proof.run), proof])
+
+    def drop_proof(self, run: Run) -> None:
+        """Remove the proof of a run, if there is one: it does not hold any more."""
+        self._keep_proofs([old for old in self.proofs if old.run != run])
+
+    def _keep_proofs(self, proofs: list[Proof]) -> None:
+        with self._guard:
+            self._writable()
+            with self._catalogue.writing() as connection:
+                catalogue.set_setting(connection, "proofs", write_proofs(proofs))
+            self.proofs = proofs
+
     # Searching it ----------------------------------------------------------------------------------------------------
 
     def query(self, vectors: np.ndarray, *, k: int = 10) -> list[list[Hit]]:
@@ -328,13 +365,29 @@ class Index:
 
     @property
     def embedder(self) -> Embedder:
-        """The Embedder of the model that is copied in, made at the first call."""
-        from featkit.embedder import Embedder
-
+        """The Embedder of the model that is copied in, made at the first call. Errors as for `open_embedder`."""
         with self._guard:
             if self._embedder is None:
-                self._embedder = Embedder(self.model_path)
+                self._embedder = self.open_embedder()
             return self._embedder
+
+    def open_embedder(
+        self, model: Path | None = None, *, threads: int | None = None, limits: ImageLimits = DEFAULT_LIMITS
+    ) -> Embedder:
+        """An Embedder whose vectors meet the index's: in its precision, or in one that a proof allows and that is faster.
+
+        model: another file of the same model; by default the one that is copied in. EnvironmentProblem when nothing that is
+        installed here does that.
+        """
+        from featkit.embedder import Embedder
+
+        path = model or self.model_path
+        if not possible_runs(read_manifest(path), accepts=self.accepts):
+            raise EnvironmentProblem(
+                f"{self.path} was made by {self.run}, which does not run here; install featkit[{OPENVINO}] on a processor that "
+                f"computes in {self.run.precision}, or embed the pictures again."
+            )
+        return Embedder(path, threads=threads, limits=limits, accepts=self.accepts)
 
     # Reading it ------------------------------------------------------------------------------------------------------
 
@@ -409,6 +462,15 @@ class Index:
             name = keys[bad[0]] if keys is not None else f"number {bad[0]}"
             raise InputError(f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have length 1.")
         return vectors
+
+
+def _run(catalogue: Catalogue) -> Run:
+    """What made the vectors; an index from before this was kept is of ONNX Runtime in float32."""
+    text = str(catalogue.settings.get("run", "onnxruntime fp32"))
+    try:
+        return Run.parse(text)
+    except ValueError as error:
+        raise InputError(f"{catalogue.path.parent} cannot be used: {error}; update featkit.") from error
 
 
 def _hits(items: Mapping[int, Item], found: Found) -> list[Hit]:

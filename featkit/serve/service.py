@@ -70,6 +70,11 @@ class Service:
                 f"{index.path} was built by model {index.fingerprint[:12]}, not by {embedder.model_path} "
                 f"({embedder.fingerprint[:12]}); leave --model out to use the index's own."
             )
+        if index is not None and not index.accepts(embedder.run):
+            raise InputError(
+                f"{index.path} was made by {index.run} and {embedder.model_path} is run by {embedder.run}; open the embedder "
+                "with `index.open_embedder()`, or prove with `featkit verify` that they meet."
+            )
         self.index, self.embedder, self.limits = index, embedder, limits
 
     def embed(self, uploads: Sequence[Upload]) -> list[Embedded]:

@@ -16,6 +16,7 @@ from featkit.index import Index
 from featkit_demo import gallery as drawing
 from featkit_demo.prepare import default_cache, prepare_gallery, prepare_index
 from tests.demo.conftest import Gallery
+from tests.featkit.backends.engines import OPENVINO_BF16, needs_bf16
 from tests.model_files import make_model_file
 from tests.processes import run_python
 
@@ -257,7 +258,25 @@ def test_the_gallery_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_cache_is_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FEATKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "featkit"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert default_cache() == Path.home() / ".cache" / "featkit"
+
+
+@needs_bf16
+def test_vectors_of_another_precision_have_an_index_of_their_own(
+    gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model_file(tmp_path / "m.onnx")
+    plain = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
+    monkeypatch.setenv("FEATKIT_BACKEND", "openvino")
+    monkeypatch.setenv("FEATKIT_PRECISION", "bf16")
+    coarse = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
+    assert coarse.index != plain.index
+    assert coarse.num_embedded == plain.num_embedded > 0
+    with Index.open(coarse.index) as index:
+        assert index.run == index.embedder.run == OPENVINO_BF16
+    again = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
+    assert (again.index, again.num_embedded) == (coarse.index, 0)

@@ -13,10 +13,12 @@ import pytest
 from PIL import Image
 
 import featkit
-from featkit.backends import Cancel, Cancelled
+from featkit.backends import Cancel, Cancelled, Run
 from featkit.embedder import Embedder
 from featkit.images import ImageLimits, Picture
 from tests.data import needs_shared_data, shared_data
+from tests.featkit.backends.engines import OPENVINO_BF16, OPENVINO_FP32, needs_bf16, needs_openvino
+from tests.featkit.backends.graphs import make_layered_file
 from tests.model_files import make_model_file
 from tests.pictures import draw_folder, draw_picture
 from tests.sentences import refused
@@ -58,7 +60,7 @@ class Spy:
         self.sizes: list[int] = []
         run = embedder._backend.run
 
-        def counted(images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
+        def counted(images: np.ndarray, *, cancel: Cancel | None = None) -> dict[str, np.ndarray]:
             self.sizes.append(len(images))
             return run(images, cancel=cancel)
 
@@ -270,6 +272,94 @@ def test_a_cancelled_call_ends(embedder: Embedder) -> None:
     cancel.set()
     with pytest.raises(Cancelled):
         embedder.infer(images, cancel=cancel)
+
+
+@needs_openvino
+def test_openvino_gives_the_vectors_of_onnxruntime(model: Path, embedder: Embedder, files: list[Path]) -> None:
+    other = Embedder(model, backend="openvino", precision="fp32", threads=1)
+    assert (other.run, other.backend_name) == (OPENVINO_FP32, "openvino CPU fp32")
+    np.testing.assert_allclose(other.embed(files), embedder.embed(files), rtol=0, atol=1e-6)
+
+
+@needs_bf16
+def test_bf16_gives_nearly_the_vectors_of_fp32(model: Path, embedder: Embedder, files: list[Path]) -> None:
+    other = Embedder(model, precision="bf16", threads=1)
+    assert (other.run, other.backend_name) == (OPENVINO_BF16, "openvino CPU bf16")
+    found, expected = other.embed(files), embedder.embed(files)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=0, atol=1e-5)
+    assert 0.998 < np.einsum("nd,nd->n", found, expected).min() < 1 - 1e-7
+
+
+@needs_openvino
+def test_other_threads_keep_the_engine_and_the_precision(model: Path, files: list[Path]) -> None:
+    first = Embedder(model, backend="openvino", precision="fp32", threads=1)
+    assert first.with_threads(2).run == first.run
+    assert first.with_threads(2).with_threads(1).run == first.run
+    np.testing.assert_allclose(first.with_threads(2).embed(files), first.embed(files), rtol=0, atol=1e-6)
+
+
+@needs_openvino
+def test_another_run_is_another_session_of_the_same_model(model: Path, files: list[Path]) -> None:
+    first = Embedder(model, backend="onnxruntime", threads=1, batch_size=3)
+    other = first.with_run(OPENVINO_FP32)
+    assert first.with_run(first.run) is first
+    assert (first.run, other.run) == (Run("onnxruntime", "fp32"), OPENVINO_FP32)
+    assert (other.threads, other.batch_size) == (1, 3)
+    np.testing.assert_allclose(other.embed(files), first.embed(files), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "open_to_openvino", "open_to_onnxruntime"),
+    [
+        ({}, True, True),
+        ({"backend": "onnxruntime"}, False, True),
+        ({"precision": "fp32"}, False, True),
+        ({"backend": "onnxruntime", "precision": "fp32"}, False, True),
+    ],
+)
+def test_what_was_asked_for_leaves_the_rest_open(
+    model: Path, asked: dict[str, str], open_to_openvino: bool, open_to_onnxruntime: bool
+) -> None:
+    embedder = Embedder(model, threads=1, **asked)  # type: ignore[arg-type]
+    assert embedder.leaves_open(OPENVINO_BF16) is open_to_openvino
+    assert embedder.leaves_open(Run("onnxruntime", "fp32")) is open_to_onnxruntime
+
+
+def test_outputs_are_those_of_a_plain_session(tmp_path: Path) -> None:
+    file = make_layered_file(tmp_path / "m.onnx")
+    embedder = Embedder(file, threads=1, batch_size=2)
+    images = np.random.default_rng(0).integers(0, 256, (5, 40, 48, 3), dtype=np.uint8)
+    names = ["attention", "embedding", "patches"]
+    expected = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).run(names, {"images": images})
+    found = embedder.outputs(images, names)
+    assert list(found) == names
+    for name, values in zip(names, expected, strict=True):
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(embedder.infer(images), found["embedding"])
+    assert list(embedder.outputs(images, ["patches"])) == ["patches"]
+
+
+def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(tmp_path: Path, embedder: Embedder) -> None:
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    with refused("gives embedding, not patches; ask for what it gives."):
+        embedder.outputs(images, ["embedding", "patches"])
+    with refused("gives embedding, not nothing"):
+        embedder.outputs(images, [])
+    other = Embedder(make_layered_file(tmp_path / "m.onnx", outputs=("embedding", "patches")), threads=1)
+    with refused("gives embedding, patches, not attention, tokens"):
+        other.outputs(images, ["tokens", "attention"])
+    with refused("No pictures have no outputs; give one or more."):
+        other.outputs(images[:0], ["patches"])
+    with refused("The height of 33 is no multiple"):
+        other.outputs(np.zeros((1, 33, 32, 3), np.uint8), ["patches"])
+
+
+def test_a_model_of_one_size_refuses_others_and_prepares_its_own(tmp_path: Path, files: list[Path]) -> None:
+    embedder = Embedder(make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 40)), threads=1)
+    assert embedder.embed(files).shape == (COUNT, 32)
+    assert embedder.prepare(files[0]).shape == (32, 40, 3)
+    with refused("m.onnx takes pictures of 32×40 only (height × width), not 40×32; bring them to that size"):
+        embedder.infer(np.zeros((1, 40, 32, 3), np.uint8))
 
 
 def test_it_says_what_it_is(model: Path, embedder: Embedder) -> None:

@@ -73,6 +73,23 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["source"] == "photos – été"
 
 
+def test_a_plan_of_the_first_format_was_run_by_onnxruntime_in_fp32(tmp_path: Path) -> None:
+    values = json.loads(PLAN.to_json())
+    del values["run"]
+    (tmp_path / "plan.json").write_text(json.dumps({**values, "format": 1}))
+    plan = Embeddings.open(tmp_path).plan
+    assert (plan.run, plan.format) == ("onnxruntime fp32", 1)
+
+
+def test_a_plan_keeps_what_ran(tmp_path: Path) -> None:
+    Embeddings.create(tmp_path, dataclasses.replace(PLAN, run="openvino bf16"))
+    assert Embeddings.open(tmp_path).plan.run == "openvino bf16"
+    text = (tmp_path / "plan.json").read_text()
+    (tmp_path / "plan.json").write_text(text.replace("openvino bf16", "abacus"))
+    with pytest.raises(InputError, match="'abacus' is no engine with a precision"):
+        Embeddings.open(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -81,7 +98,7 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
         ('{"format": 1}', "it is damaged or not featkit's"),
         (PLAN.to_json()[:-20], "it is damaged or not featkit's"),
         (PLAN.to_json().replace('"source"', '"sauce"'), "it is damaged or not featkit's"),
-        (json.dumps({"format": 2, "anything": "else"}), "it has format 2, newer than the 1 read here; update featkit"),
+        (json.dumps({"format": 3, "anything": "else"}), "it has format 3, newer than the 2 read here; update featkit"),
     ],
 )
 def test_a_plan_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, text: str, words: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from featkit.modelfile import FORMAT, METADATA_KEY, Manifest, read_manifest
+from featkit.modelfile import FORMAT, METADATA_KEY, Manifest, count_nodes, read_manifest
 from tests.model_files import make_model_file
 from tests.processes import run_python
 from tests.sentences import refused
@@ -73,6 +73,24 @@ def test_fields_that_have_defaults_may_be_left_out(model: Path, tmp_path: Path) 
     for name in ("format", "outputs", "precision", "parity", "origin", "batch_invariant", "proven_equal_to", "notes"):
         del values[name]
     assert read_manifest(with_manifest(model, tmp_path / "m.onnx", json.dumps(values))) == read_manifest(model)
+
+
+def test_nodes_are_counted_as_onnx_counts_them(model: Path, tmp_path: Path) -> None:
+    proto = onnx.load(model)
+    assert count_nodes(model) == len(proto.graph.node) == 10
+    proto.graph.node.append(onnx.helper.make_node("Identity", ["embedding"], ["again"]))
+    proto.graph.doc_string = "x" * 1000
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert count_nodes(tmp_path / "m.onnx") == 11
+    onnx.save(onnx.ModelProto(producer_name="nobody"), tmp_path / "none.onnx")
+    assert count_nodes(tmp_path / "none.onnx") == 0
+
+
+@pytest.mark.parametrize("data", [b"", b"\x3a\x05\x0a\x09ab", b"\x3a\x02\x0b\x00", b"To whom it may concern"])
+def test_nodes_of_what_is_no_graph_are_not_counted(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "m.onnx").write_bytes(data)
+    with refused("m.onnx is no ONNX file whose graph can be read"):
+        count_nodes(tmp_path / "m.onnx")
 
 
 def test_reading_needs_neither_onnx_nor_a_session(model: Path) -> None:

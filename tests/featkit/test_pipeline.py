@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from featkit.pipeline import ROWS_AHEAD, EmbedReport, embed_source
 from featkit.sources import Source, open_source
 from featkit.sources.base import Metadata
 from tests.commands import digests
+from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.model_files import make_model_file
 from tests.pictures import draw_folder, draw_picture
+from tests.sentences import refused
 
 COUNT = 23
 BROKEN = ("007.jpg", "015.jpg")
@@ -305,3 +308,56 @@ def test_the_folder_is_held_while_it_is_written_and_free_afterwards(embedder: Em
     holder.release()
     for _ in range(2):
         embed(MadeUp(1), embedder, tmp_path)
+
+
+@needs_openvino
+def test_a_folder_goes_on_with_what_it_was_begun_with(pictures: Path, model: Path, tmp_path: Path) -> None:
+    source = open_source(pictures)
+    begun = Embedder(model, backend="openvino", precision="fp32", threads=1)
+    report = embed_source(source, begun, tmp_path / "whole", shard_size=8)
+    assert report.backend == "openvino CPU fp32"
+    whole = digests(tmp_path / "whole")
+    embed_source(source, begun, tmp_path / "emb", shard_size=8)
+    for shard in ("00001", "00002"):
+        (tmp_path / "emb" / "shards" / f"{shard}.parquet").unlink()
+    left_open = Embedder(model, threads=1)
+    assert left_open.backend_name == "onnxruntime CPU"
+    report = embed_source(source, left_open, tmp_path / "emb", shard_size=8)
+    assert (report.backend, report.num_embedded_now) == ("openvino CPU fp32", COUNT - 8)
+    assert Embeddings.open(tmp_path / "emb").plan.run == "openvino fp32"
+    changed = {name for name, digest in digests(tmp_path / "emb").items() if digest != whole[name]}
+    assert changed == set()
+
+
+@needs_openvino
+@pytest.mark.parametrize("asked", [{"backend": "onnxruntime"}, {"backend": "onnxruntime", "precision": "fp32"}])
+def test_a_run_asked_for_that_is_not_the_one_begun_with_is_refused(
+    pictures: Path, model: Path, tmp_path: Path, asked: dict[str, str]
+) -> None:
+    source = open_source(pictures)
+    embed_source(source, Embedder(model, backend="openvino", precision="fp32", threads=1), tmp_path / "emb")
+    before = digests(tmp_path / "emb")
+    other = Embedder(model, threads=1, **asked)  # type: ignore[arg-type]
+    with refused(tmp_path / "emb", "was begun with openvino fp32, not onnxruntime fp32; go on with --backend openvino"):
+        embed_source(source, other, tmp_path / "emb")
+    assert digests(tmp_path / "emb") == before
+
+
+def test_a_folder_begun_where_the_engine_was_installed_says_what_to_install(
+    pictures: Path, model: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(pictures)
+    embed_source(source, embedder, tmp_path / "emb")
+    plan = tmp_path / "emb" / "plan.json"
+    plan.write_text(plan.read_text().replace("onnxruntime fp32", "openvino bf16"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with refused("openvino is not installed; run: pip install 'featkit[openvino]'.", error=EnvironmentProblem):
+        embed_source(source, Embedder(model, threads=1), tmp_path / "emb")
+
+
+@needs_bf16
+def test_workers_side_by_side_get_in_bf16_what_one_gets(pictures: Path, model: Path, tmp_path: Path) -> None:
+    source, embedder = open_source(pictures), Embedder(model, precision="bf16", threads=1)
+    for workers in (1, 3):
+        embed_source(source, embedder, tmp_path / str(workers), workers=workers)
+    assert digests(tmp_path / "1") == digests(tmp_path / "3")

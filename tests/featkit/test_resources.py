@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from featkit import resources
-from featkit.resources import usable_cpus
+from featkit.resources import cache_folder, usable_cpus
 from tests.processes import run_python
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no processor affinity")
@@ -80,3 +80,14 @@ def test_a_system_without_affinity_counts_all(monkeypatch: pytest.MonkeyPatch, c
 @needs_affinity
 def test_this_process_has_at_least_one_and_no_more_than_it_may() -> None:
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
+
+
+def test_the_cache_folder_is_the_one_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FEATKIT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / ".cache" / "featkit"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "featkit"
+    monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"

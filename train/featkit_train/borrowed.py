@@ -62,6 +62,10 @@ class TimmModel(Backbone):
         if not timm.is_model(arch):
             near = timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]
             raise InputError(f"timm knows no model {arch!r}; near to it are {', '.join(near) or 'none'}.")
+        name, _, tag = arch.partition(".")
+        tags = timm.list_pretrained(f"{name}.*")
+        if tag and arch not in tags:
+            raise InputError(f"timm knows no weights {tag!r} of {name}; it has {', '.join(tags[:5]) or 'none'}.")
         try:
             body = timm.create_model(arch, pretrained=False, num_classes=0, dynamic_img_size=True, **options)
         except TypeError:  # not a transformer with a position table
@@ -97,7 +101,7 @@ def borrow(module: str) -> Any:
         raise EnvironmentProblem(
             f"{module.split('.')[0]} cannot be imported beside torch {torch.__version__} ({error}); install torch and "
             "torchvision of one release and one kind (both for the processor, or both for CUDA): "
-            "pip install --upgrade torch torchvision"
+            "pip install --upgrade torch torchvision."
         ) from error
 
 

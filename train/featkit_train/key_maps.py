@@ -168,6 +168,7 @@ def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[st
     ours: dict[str, Tensor] = {}
     parts: dict[str, dict[int, Tensor]] = {}
     counts: dict[str, int] = {}
+    seen: dict[str, str] = {}
     unknown = []
     for name, tensor in tensors.items():
         try:
@@ -177,6 +178,9 @@ def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[st
             continue
         if target is None:
             continue
+        if target in seen:
+            raise InputError(f"{what} has {target} twice, as {seen[target]} and as {name}; keep the right one alone.")
+        seen[target] = name
         part = re.fullmatch(r"(.*)\[(\d)/(\d)\]", target)
         if part:
             parts.setdefault(part[1], {})[int(part[2])] = tensor
@@ -187,7 +191,7 @@ def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[st
             ours[target] = tensor
     if unknown:
         raise InputError(
-            f"{what} names {listed(unknown)}, which no weight of this model is called; is it another model's file?"
+            f"{what} names {listed(unknown)}, which no weight of this model is called; it may be another model's file."
         )
     for target, found in parts.items():
         ours[target] = _joined(target, found, counts[target], what)
@@ -205,12 +209,15 @@ def _joined(target: str, found: dict[int, Tensor], count: int, what: str) -> Ten
         found = {**found, 1: torch.zeros_like(found[0])}
     if set(found) != set(range(count)):
         raise InputError(f"{what} has {len(found)} of the {count} parts of {target}; it is not whole.")
+    shapes = [tuple(found[number].shape) for number in range(count)]
+    if () in shapes or len({shape[1:] for shape in shapes}) > 1:
+        raise InputError(f"{what} has parts of {target} that do not fit together, of shapes {', '.join(map(str, shapes))}.")
     return torch.cat([found[number] for number in range(count)])
 
 
 def _split_positions(table: Tensor, name: str, what: str) -> dict[str, Tensor]:
     """(1, 1 + G * G, D) to the class token's (1, 1, D) and the patches' (G, G, D)."""
-    side = round((table.shape[1] - 1) ** 0.5) if table.ndim == 3 else 0
-    if table.ndim != 3 or side * side != table.shape[1] - 1:
+    side = round(max(0, table.shape[1] - 1) ** 0.5) if table.ndim == 3 else 0
+    if table.ndim != 3 or table.shape[0] != 1 or side * side != table.shape[1] - 1:
         raise InputError(f"{what} has {name} of shape {tuple(table.shape)}, not a square table with a row before it.")
     return {"class_position": table[:, :1], "patch_positions": table[0, 1:].unflatten(0, (side, side))}

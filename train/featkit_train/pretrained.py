@@ -57,6 +57,8 @@ def load_pretrained(
         return load_backbone(path)
     if path.is_dir():
         return load_published(_recognise(path), weights=path, branch=branch, quiet=quiet)
+    if path.is_file():
+        raise InputError(f"{path} does not say which model it is of; name that, and pass the file as its --weights.")
     raise InputError(_unknown(name))
 
 
@@ -140,9 +142,11 @@ def _key_map(published: Published, found: Weights) -> KeyMap:
 
 
 def _fill(backbone: Backbone, found: Weights, keys: KeyMap, *, what: str) -> None:
-    """Put the tensors in their places, as float32. InputError when one is missing, left over or of another shape."""
-    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.tensors.items()}
-    state = rename(state, keys, what=what)
+    """Put the tensors in their places, as float32. InputError when one is missing, left over or of another shape.
+
+    They are copied: those of the file are mapped from it, and would change or break with it.
+    """
+    state = rename(found.tensors, keys, what=what)
     wanted = backbone.state_dict()
     for name, tensor in wanted.items():  # what files leave out since it is empty or follows from the config
         if tensor.numel() == 0:
@@ -160,7 +164,16 @@ def _fill(backbone: Backbone, found: Weights, keys: KeyMap, *, what: str) -> Non
             raise InputError(
                 f"{what} has {name} of shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}; it is another model's file."
             )
+        if state[name].is_floating_point() != tensor.is_floating_point():
+            raise InputError(
+                f"{what} has {name} as {_dtype(state[name])}, not {_dtype(tensor)}; give the file as it was published."
+            )
+        state[name] = state[name].to(tensor.dtype, copy=True, memory_format=torch.contiguous_format)
     backbone.load_state_dict(state, assign=True)
+
+
+def _dtype(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _origin(found: Weights, source: str) -> dict[str, str]:
@@ -169,6 +182,11 @@ def _origin(found: Weights, source: str) -> dict[str, str]:
 
 def _recognise(folder: Path) -> Published:
     """Which published backbone a folder of Hugging Face's holds, by its config.json and its pictures' statistics."""
+    if not (folder / CONFIG).is_file():
+        raise InputError(
+            f"{folder} has neither {BACKBONE_FILE} nor {CONFIG}; name the folder of a run, one as Hugging Face keeps it, or a "
+            "published model with the folder as its --weights."
+        )
     config = read_json(folder / CONFIG)
     kind, width, depth = (config.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers"))
     statistics = read_json(folder / PREPROCESSOR).get("image_mean") if (folder / PREPROCESSOR).is_file() else None
@@ -188,9 +206,10 @@ def _recognise(folder: Path) -> Published:
             )
         if same and statistics in (None, list(row.geometry.mean)):
             return row
+    seen = f" that sees pictures with the means {statistics}" if statistics else ""
     raise InputError(
-        f"{folder} holds a {kind} of width {width} and {depth} blocks, which is no published backbone of this list: "
-        "featkit export --list"
+        f"{folder} holds a {kind} of width {width} and {depth} blocks{seen}, which is none of the published backbones that "
+        "featkit export --list shows."
     )
 
 

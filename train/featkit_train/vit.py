@@ -88,10 +88,9 @@ class VisionTransformer(Backbone):
         features, class_attention = {}, None
         for number, block in enumerate(self.blocks, start=1):
             assert isinstance(block, Block)
-            if attention and number == self.depth:
-                weights = block.attention.of_class_token(block.norm1(tokens), rotation)[..., prefix:]
-                class_attention = torch.unflatten(weights, -1, (height, width))
-            tokens = block(tokens, rotation)
+            tokens, weights = block.with_attention(tokens, rotation, wanted=attention and number == self.depth)
+            if weights is not None:
+                class_attention = torch.unflatten(weights[..., prefix:], -1, (height, width))
             if number in layers:
                 normed = self.norm(tokens)
                 features[number] = Features(normed[:, 0], torch.unflatten(normed[:, prefix:], 1, (height, width)))
@@ -131,9 +130,17 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        tokens = tokens + self.scale1(self.attention(self.norm1(tokens), rotation))
+        return self.with_attention(tokens, rotation, wanted=False)[0]
+
+    def with_attention(
+        self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None, *, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, N, D) to (B, N, D), and if wanted (B, heads, N): how much the class token looks at each token."""
+        queries, keys, values = self.attention.queries_keys_values(self.norm1(tokens), rotation)
+        weights = of_class_token(queries, keys) if wanted else None
+        tokens = tokens + self.scale1(self.attention.mix(queries, keys, values))
         out: Tensor = tokens + self.scale2(self.mlp(self.norm2(tokens)))
-        return out
+        return out, weights
 
 
 class Attention(nn.Module):
@@ -147,18 +154,14 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, N, D) to (B, N, D)."""
-        queries, keys, values = self._queries_keys_values(tokens, rotation)
+        return self.mix(*self.queries_keys_values(tokens, rotation))
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Each (B, heads, N, d), to (B, N, D)."""
         out: Tensor = self.out(attend(queries, keys, values).transpose(1, 2).flatten(2))
         return out
 
-    def of_class_token(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, heads, N): how much the class token looks at each token; of each head the numbers sum to 1."""
-        queries, keys, _ = self._queries_keys_values(tokens, rotation)
-        scores = queries[:, :, :1] @ keys.transpose(-2, -1) * self.config.head_width**-0.5
-        weights: Tensor = scores.softmax(dim=-1)[:, :, 0]
-        return weights
-
-    def _queries_keys_values(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+    def queries_keys_values(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Each (B, heads, N, d), turned by their positions."""
         bias: Tensor = self.qkv.bias
         if self.config.qkv_bias and not self.config.key_bias:
@@ -180,14 +183,20 @@ class Attention(nn.Module):
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over (B, heads, N, d). Fused where that is faster, plain products where they are.
 
-    An export always takes the fused form, which becomes one node of the graph and keeps N dynamic.
+    An export always takes plain products: what the exporter makes of the fused form has 9 nodes more a block.
     """
-    short = not torch.compiler.is_exporting() and queries.shape[2] <= PLAIN_ATTENTION_TOKENS
-    if short and queries.device.type == "cpu":
+    if torch.compiler.is_exporting() or (queries.device.type == "cpu" and queries.shape[2] <= PLAIN_ATTENTION_TOKENS):
         scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
         out: Tensor = scores.softmax(dim=-1) @ values
         return out
     return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def of_class_token(queries: Tensor, keys: Tensor) -> Tensor:
+    """(B, heads, N): how much the first token looks at each; of each head the numbers sum to 1. Both are (B, heads, N, d)."""
+    scores = (queries[:, :, :1] * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
+    weights: Tensor = scores.softmax(dim=-1)[:, :, 0]
+    return weights
 
 
 class MLP(nn.Module):

@@ -13,6 +13,7 @@ import json
 import pathlib
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from featkit.errors import InputError
+from featkit_train.downloads import first_line
 
 _NUMPY_SCALAR: Any = np.float32(0).__reduce__()[0]  # the function that a pickle of a NumPy number names
 # What published checkpoints hold beside tensors: the options of a run, a path among them, a loss as a NumPy number.
@@ -71,7 +73,8 @@ def read_weights(path: Path, *, branch: str = "teacher") -> Weights:
 def find_tensors(checkpoint: object, path: Path, *, branch: str = "teacher") -> dict[str, Tensor]:
     """The backbone's tensors inside a checkpoint: under teacher, student, state_dict or model, without wrappers' prefixes.
 
-    Of a full checkpoint whose teacher is {backbone.*, head.*} the head is left out. InputError when there is no backbone.
+    Of a full checkpoint whose teacher is {backbone.*, head.*} the head is left out. InputError when there is no backbone, or
+    the other branch alone.
     """
     inner = checkpoint
     for _ in range(3):
@@ -81,6 +84,8 @@ def find_tensors(checkpoint: object, path: Path, *, branch: str = "teacher") -> 
         chosen = next((name for name in names if isinstance(inner.get(name), Mapping)), None)
         if chosen is None:
             break
+        if chosen in ("teacher", "student") and chosen != branch:
+            raise InputError(f"{path} has no {branch}, only a {chosen}; take it by --branch {chosen}.")
         inner = inner[chosen]
     tensors = (
         {str(name): value for name, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
@@ -106,18 +111,24 @@ def _without_wrappers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tenso
 def _read_pickle(path: Path) -> object:
     zipped = zipfile.is_zipfile(path)
     try:
-        with torch.serialization.safe_globals(list(ALLOWED)):
+        with torch.serialization.safe_globals(list(ALLOWED)), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", message="Detected pickle protocol"
+            )  # other than 2, which is none of the user's work
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|class|function|global) ?`?([\w.]+\.[\w.]+)", str(error))
-        what = f"asks for {wanted[1]}" if wanted else "holds what no weights need"
+        wanted = re.search(r"GLOBAL ([\w.]+)|(?:class|function) \W*([\w.]+\.[\w.]+)", str(error))
+        if wanted is None:
+            raise InputError(
+                f"{path} is no checkpoint that torch reads without running what is in it; fetch it again, or ask its author "
+                "for a safetensors file."
+            ) from error
         raise InputError(
-            f"{path} is a pickle that {what}, and was not read: a pickle can run any code. Ask its author for a safetensors "
-            "file, or for one that holds tensors alone."
+            f"{path} is a pickle that asks for {wanted[1] or wanted[2]}, and was not read: a pickle can run any code. Ask its "
+            "author for a safetensors file, or for one that holds tensors alone."
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError, IndexError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} is no checkpoint that torch reads: {first}") from error
+        raise InputError(f"{path} is no checkpoint that torch reads: {first_line(error)}.") from error
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -125,7 +136,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a safetensors file: {error}") from error
+        raise InputError(f"{path} is not a safetensors file: {first_line(error)}.") from error
 
 
 def _read_folder(folder: Path) -> Weights:
@@ -133,10 +144,7 @@ def _read_folder(folder: Path) -> Weights:
     if (folder / SAFETENSORS).is_file():
         files = [folder / SAFETENSORS]
     elif (folder / INDEX).is_file():
-        parts = read_json(folder / INDEX).get("weight_map", {}).values()
-        if any(not isinstance(part, str) or Path(part).name != part for part in parts):
-            raise InputError(f"{folder / INDEX} names files outside its folder; it is not a published index.")
-        files = [folder / part for part in sorted(set(parts))]
+        files = _files_of_index(folder / INDEX)
     else:
         raise InputError(f"{folder} has neither {SAFETENSORS} nor {INDEX}; name a folder as Hugging Face keeps it, or a file.")
     tensors: dict[str, Tensor] = {}
@@ -145,12 +153,21 @@ def _read_folder(folder: Path) -> Weights:
     return Weights(tensors=tensors, file=folder, sha256=_sha256(files), config=config)
 
 
+def _files_of_index(index: Path) -> list[Path]:
+    parts = read_json(index).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise InputError(f"{index} names no files under weight_map; it is not a published index.")
+    if any(not isinstance(part, str) or Path(part).name != part or part in ("", "..") for part in parts.values()):
+        raise InputError(f"{index} names files outside its folder; it is not a published index.")
+    return [index.with_name(part) for part in sorted(set(parts.values()))]
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. InputError for anything else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+        raise InputError(f"{path} cannot be read as JSON: {first_line(error)}.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no JSON object.")
     return values

@@ -25,7 +25,8 @@ IBOT_FILES = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/
 class Published:
     """One published backbone. `arch` are the arguments of its ViTConfig, or of the network that torchvision or timm has.
 
-    num_parameters: of the backbone alone. hub: a repository of Hugging Face; url: one file elsewhere.
+    num_parameters: of the backbone alone. hub: a repository of Hugging Face; url: one file elsewhere; onnx_hub: a repository of
+    Hugging Face where others keep it as an ONNX file.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Published:
     licence: str
     hub: str | None = None
     url: str | None = None
+    onnx_hub: str | None = None
     gated: bool = False
     aliases: tuple[str, ...] = field(default=())
 
@@ -134,6 +136,7 @@ def _dinov2() -> Iterator[Published]:
             geometry=crop_of_256(14),
             licence=APACHE,
             hub=f"facebook/dinov2-{SIZE_NAMES[size]}",
+            onnx_hub=None if size == "g" else f"onnx-community/dinov2-{SIZE_NAMES[size]}",
             aliases=(f"dinov2-{SIZE_NAMES[size]}",),
         )
         yield Published(

@@ -15,8 +15,8 @@ from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interru
 from tests.commands import REPOSITORY, is_one_sentence, run_featkit
 
 HEAVY = (
-    "PIL cv2 faiss fastapi gradio httpx matplotlib numpy onnx onnxruntime onnxscript pandas pyarrow safetensors scipy sqlite3 "
-    "starlette timm torch torchvision transformers uvicorn"
+    "PIL cv2 faiss fastapi gradio httpx matplotlib numpy onnx onnxruntime onnxscript openvino pandas pyarrow safetensors scipy "
+    "sqlite3 starlette timm torch torchvision transformers uvicorn"
 ).split()
 # Bare Python has about 30 modules, `import featkit` 30 more, and the command line with its help 250 on top.
 MOST_OF_IMPORT, MOST_OF_HELP = 60, 400
@@ -29,6 +29,8 @@ SUBCOMMANDS = [
     ["demo"],
     ["serve"],
     ["evaluate", "copies"],
+    ["verify"],
+    ["bench"],
     ["inspect"],
 ]
 
@@ -58,7 +60,7 @@ def test_starting_loads_nothing_heavy(code: str, most: int) -> None:
 def test_the_help_of_a_command_loads_no_engine() -> None:
     code = "from featkit.cli.app import main\nfor name in ('embed', 'index', 'search', 'inspect'): main([name, '--help'])"
     assert {name.split(".")[0] for name in modules_after(code)}.isdisjoint(
-        {"faiss", "gradio", "onnxruntime", "pyarrow", "torch"}
+        {"faiss", "gradio", "onnxruntime", "openvino", "pyarrow", "torch"}
     )
 
 

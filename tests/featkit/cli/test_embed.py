@@ -17,6 +17,7 @@ from PIL import Image
 
 from featkit.embedder import Embedder
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit, wait_until
+from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
 from tests.pictures import draw_folder
 
@@ -227,3 +228,42 @@ def test_the_model_of_the_folder_goes_on_with_it(model: Path, pictures: Path, tm
     command = ["embed", pictures, "--model", tmp_path / "emb" / "model.onnx", "--out", tmp_path / "emb", "--shard-size", "2"]
     assert run_featkit(*command).code == 0
     assert digests(tmp_path / "emb") == expected
+
+
+@needs_bf16
+def test_an_index_of_vectors_in_bf16_is_searched_in_bf16(
+    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["embed", pictures, "--model", model, "--out", "emb"]
+    said = run_featkit(*command, "--precision", "bf16", "--json")
+    assert (said.code, said.error, json.loads(said.out)["backend"]) == (0, "", "openvino CPU bf16")
+    assert json.loads((tmp_path / "emb" / "plan.json").read_text())["run"] == "openvino bf16"
+    assert json.loads(run_featkit(*command, "--json").out)["backend"] == "openvino CPU bf16"
+    refused = run_featkit(*command, "--backend", "onnxruntime")
+    assert refused.code == 2
+    assert "emb was begun with openvino bf16, not onnxruntime fp32; go on with --backend openvino" in refused.error
+    assert run_featkit("index", "emb", "--out", "i").code == 0
+    (hit,) = json.loads(run_featkit("search", "i", pictures / "002.jpg", "-k", "1", "--json").out)
+    assert hit["key"] == "002.jpg"
+    assert hit["score"] == pytest.approx(1, abs=1e-6)  # in fp32 the query would be a little off
+    run_featkit("embed", pictures, "--model", model, "--out", "plain")
+    mixed = run_featkit("index", "plain", "--out", "i")
+    assert mixed.code == 2
+    assert is_one_sentence(mixed)
+    assert "plain was embedded by onnxruntime fp32 and i by openvino bf16; prove that these meet" in mixed.error
+
+
+@needs_openvino
+def test_embed_says_which_engine_it_was_told_to_use(model: Path, pictures: Path, tmp_path: Path) -> None:
+    engine = ["--backend", "openvino", "--precision", "fp32"]
+    said = run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", *engine)
+    assert (said.code, said.error) == (0, "")
+    assert "6 of 6 pictures embedded by test-0 (16 numbers each) on openvino CPU fp32, " in said.out
+
+
+def test_an_engine_that_does_not_exist_is_one_message(tmp_path: Path, pictures: Path, model: Path) -> None:
+    said = run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", "--precision", "int4")
+    assert (said.code, said.out) == (2, "")
+    assert "--precision" in said.error
+    assert not (tmp_path / "emb").exists()

@@ -17,6 +17,8 @@ NEEDS = [
     (["search", "photos.index", "query.jpg"], "faiss", CPU),
     (["search", "photos.index", "query.jpg"], "onnxruntime", CPU),
     (["evaluate", "copies", "pictures"], "onnxruntime", CPU),
+    (["verify", "m.onnx", "pictures"], "onnxruntime", CPU),
+    (["bench"], "onnxruntime", CPU),
     (["demo"], "faiss", "'featkit[cpu,demo]' (or 'featkit[gpu,demo]')"),
     (["demo"], "onnxruntime", "'featkit[cpu,demo]' (or 'featkit[gpu,demo]')"),
     (["demo"], "gradio", "'featkit[demo]'"),

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from featkit.backends import Run
 from featkit.embedder import Embedder
 from featkit.errors import InputError
-from featkit.index import Index
+from featkit.index import Index, Proof
 from featkit.serve.app import make_app
 from tests.featkit.serve.conftest import LIMITS, NUM_PICTURES, picture, png
 from tests.model_files import make_model_file
@@ -188,6 +189,17 @@ def test_an_index_of_another_model_is_refused(index: Index, tmp_path: Path) -> N
     other = Embedder(make_model_file(tmp_path / "other.onnx", width=32, seed=1))
     with pytest.raises(InputError, match="was built by model"):
         make_app(index, other)
+
+
+def test_an_embedder_whose_vectors_may_not_meet_the_indexs_is_refused(model: Path, embedder: Embedder, tmp_path: Path) -> None:
+    with Index.create(tmp_path / "coarse.index", model=model, run=Run("openvino", "bf16")) as coarse:
+        with pytest.raises(InputError, match=r"was made by openvino bf16 and .* is run by onnxruntime fp32; open"):
+            make_app(coarse, embedder)
+        coarse.keep_proof(
+            Proof(backend="openvino", precision="bf16", num_pictures=2, least_cosine=1, mean_cosine=1, recall_lost=0)
+        )
+        with TestClient(make_app(coarse, embedder)) as client:
+            assert client.get("/healthz").json()["backend"] == embedder.backend_name
 
 
 def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(client: TestClient) -> None:

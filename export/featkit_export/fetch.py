@@ -1,0 +1,25 @@
+"""ONNX files that others published on the hub, in the layout of onnx-community's repositories."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from featkit_train.downloads import fetch_repository
+
+HUB = "hub:"
+FILES = ("onnx/model.onnx", "onnx/model.onnx_data*", "config.json", "preprocessor_config.json", "README.md")
+
+
+def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:
+    """The folder of a repository with its onnx/model.onnx, fetched unless a cache holds it. Errors as in downloads."""
+    by_hand = "featkit export FOLDER --out m.onnx"
+    return fetch_repository(repository, FILES, by_hand=by_hand, quiet=quiet)
+
+
+def licence_of(folder: Path) -> str:
+    """What the model card beside the files says of the licence; where there is none, to look it up."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    found = re.search(r"^license(?:_name)?:\s*(\S+)", text, re.MULTILINE)
+    return found[1] if found else "see its source"

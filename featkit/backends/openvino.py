@@ -1,0 +1,170 @@
+"""OpenVINO: the same ONNX file on the processor, in float32 or, where the processor multiplies it, in bfloat16.
+
+The weights and the graph stay float32 in the file; `INFERENCE_PRECISION_HINT` makes OpenVINO compute in bfloat16 and hand out
+float32. So bf16 is a property of the run, not of the file, and nothing is calibrated.
+
+It is imported without its telemetry (no_telemetry.py), which would report the import itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featkit.backends.base import BF16, FP32, OPENVINO, Cancel, Cancelled, Run
+from featkit.backends.no_telemetry import no_telemetry
+from featkit.errors import EnvironmentProblem, FeatkitError, InputError
+from featkit.modelfile import EMBEDDING, INPUT
+from featkit.resources import usable_cpus
+
+with no_telemetry():
+    import openvino as ov
+    from openvino.frontend import FrontEndManager
+
+TOKENS_PER_CALL = 512  # as for ONNX Runtime on a processor: small batches stay in its caches
+
+
+class OpenVinoBackend:
+    """One compiled graph a set of outputs, with an infer request for each call that runs at once.
+
+    threads=1 is for callers side by side, such as the batch job's workers: as many streams of one thread as there are
+    processors. More threads are one stream, for one call at a time to be done as soon as can be.
+    InputError for a file that OpenVINO does not load, or that does not take and give what a featkit model file does;
+    EnvironmentProblem for bf16 on a processor without it.
+    """
+
+    def __init__(self, model: Path, *, threads: int, precision: str = FP32) -> None:
+        if precision == BF16 and not has_bf16():
+            raise EnvironmentProblem(f"This processor does not compute in {BF16}; run {model} with --precision {FP32}.")
+        self.model = model
+        self.kind = Run(OPENVINO, precision)
+        self.name = f"openvino CPU {precision}"
+        self.tokens_per_call = TOKENS_PER_CALL
+        self._config = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == BF16 else "f32",
+            "NUM_STREAMS": usable_cpus() if threads == 1 else 1,
+            "INFERENCE_NUM_THREADS": usable_cpus() if threads == 1 else threads,
+            # Pinned threads of two processes would share the first cores and leave the others idle.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[str, ...], _Requests] = {}
+        try:
+            self._graph = _read(model)
+        except Exception as error:  # its classes differ between releases
+            raise InputError(f"{model} cannot be loaded by OpenVINO: {_first_line(error)}") from error
+        self._check_contract()
+        self._requests((EMBEDDING,))
+
+    def run(
+        self, images: np.ndarray, *, outputs: Sequence[str] = (EMBEDDING,), cancel: Cancel | None = None
+    ) -> dict[str, np.ndarray]:
+        """(N, H, W, 3) uint8 to the outputs of these names, float32; nothing is computed for the others.
+
+        Cancelled when `cancel` was set; FeatkitError when OpenVINO fails, on a size that the graph does not take, say.
+        """
+        cancel = cancel or Cancel()
+        with self._requests(tuple(outputs)).borrowed() as request, cancel.ends_by(request.cancel):
+            try:
+                request.start_async({INPUT: np.ascontiguousarray(images)})  # infer() would not end when it is cancelled
+                if cancel.is_set:  # it was set before there was anything to cancel
+                    request.cancel()
+                request.wait()
+                return {name: np.array(request.get_tensor(name).data) for name in outputs}
+            except RuntimeError as error:
+                if cancel.is_set:
+                    raise Cancelled from error
+                raise FeatkitError(
+                    f"{self.model} failed in OpenVINO on pictures {images.shape}: {_first_line(error)}"
+                ) from error
+
+    def _requests(self, outputs: tuple[str, ...]) -> _Requests:
+        """The graph that computes these outputs and no more, compiled at the first call."""
+        with self._lock:
+            if outputs not in self._compiled:
+                results = [self._graph.output(name).get_node() for name in outputs]
+                part = ov.Model(results, self._graph.get_parameters(), "featkit")
+                try:
+                    self._compiled[outputs] = _Requests(_core().compile_model(part, "CPU", self._config))
+                except RuntimeError as error:
+                    raise InputError(f"{self.model} cannot be loaded by OpenVINO: {_first_line(error)}") from error
+            return self._compiled[outputs]
+
+    def _check_contract(self) -> None:
+        takes = {name: port.get_element_type().to_string() for port in self._graph.inputs for name in port.get_names()}
+        gives = {name: port.get_element_type().to_string() for port in self._graph.outputs for name in port.get_names()}
+        if {takes.get(INPUT), *takes.values()} != {"u8"} or gives.get(EMBEDDING) != "f32":
+            raise InputError(
+                f"{self.model} is not a featkit model file: it takes {takes} and gives {gives}, "
+                f"not {INPUT} as uint8 and {EMBEDDING} as float32."
+            )
+
+
+class _Requests:
+    """A compiled graph and its infer requests, of which a thread has one to itself while it runs."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Any]:
+        """One that nobody uses. It is not used again after an error, since it might still be busy."""
+        with self._lock:
+            request = self._idle.pop() if self._idle else None
+        if request is None:
+            request = self._compiled.create_infer_request()
+        yield request
+        with self._lock:
+            self._idle.append(request)
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this processor."""
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def num_multiply_adds(model: Path, *, height: int, width: int) -> int:
+    """Multiplications with an addition that one picture (height, width) takes in the graph's products and convolutions."""
+    graph = _read(model)
+    graph.reshape({INPUT: [1, height, width, 3]})
+    total = 0
+    for node in graph.get_ordered_ops():
+        kind = node.get_type_name()
+        if kind == "MatMul":
+            inner = node.input(0).get_shape()[-2 if node.get_attributes()["transpose_a"] else -1]
+            total += int(np.prod(node.output(0).get_shape())) * int(inner)
+        elif kind in ("Convolution", "GroupConvolution"):
+            # A filter is (outputs, inputs, height, width), with the groups before that where there are any.
+            taps = int(np.prod(node.input(1).get_shape()[-3:]))
+            total += int(np.prod(node.output(0).get_shape())) * taps
+        elif kind == "ScaledDotProductAttention":
+            query, key, value = (node.input(number).get_shape() for number in range(3))
+            rows = int(np.prod(query[:-1])) * int(key[-2])
+            total += rows * (int(query[-1]) + int(value[-1]))
+    return total
+
+
+@cache
+def _core() -> Any:
+    return ov.Core()
+
+
+def _read(model: Path) -> Any:
+    """By the ONNX front end alone; Core.read_model asks those of all other formats too, and they log what they make of it."""
+    reader = FrontEndManager().load_by_framework("onnx")
+    return reader.convert(reader.load(str(model)))
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the places in OpenVINO's sources that it begins with."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return said[0].rstrip(".") + "." if said else f"{type(error).__name__}."

@@ -1,0 +1,117 @@
+"""OpenVINO: what it is called, how it shares the processors, what it counts, and that it tells nobody."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.backends import Run, open_backend
+from featkit.errors import EnvironmentProblem
+from featkit.models import default_model_path
+from featkit.resources import usable_cpus
+from tests.commands import REPOSITORY
+from tests.featkit.backends.engines import needs_bf16
+from tests.featkit.backends.graphs import PATCH, WIDTH, make_layered_file
+from tests.sentences import refused
+
+if find_spec("openvino") is None:
+    pytest.skip("openvino is not installed", allow_module_level=True)
+
+from featkit.backends import openvino as module
+
+
+def test_it_says_what_runs(tmp_path: Path) -> None:
+    backend = open_backend(make_layered_file(tmp_path / "m.onnx"), Run("openvino", "fp32"), threads=1)
+    assert (backend.name, str(backend.kind)) == ("openvino CPU fp32", "openvino fp32")
+
+
+@needs_bf16
+def test_it_says_that_bf16_runs_and_bf16_does(tmp_path: Path) -> None:
+    backend = module.OpenVinoBackend(make_layered_file(tmp_path / "m.onnx"), threads=1, precision="bf16")
+    assert (backend.name, str(backend.kind)) == ("openvino CPU bf16", "openvino bf16")
+    compiled = backend._requests(("embedding",))._compiled
+    assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16"
+
+
+def test_one_thread_is_a_stream_for_each_processor_and_more_are_one_stream(tmp_path: Path) -> None:
+    file = make_layered_file(tmp_path / "m.onnx")
+    for threads, streams in ((1, usable_cpus()), (2, 1)):
+        compiled = module.OpenVinoBackend(file, threads=threads)._requests(("embedding",))._compiled
+        assert compiled.get_property("NUM_STREAMS") == streams
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == (usable_cpus() if threads == 1 else threads)
+
+
+def test_bf16_is_refused_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_layered_file(tmp_path / "m.onnx")
+    monkeypatch.setattr(module, "has_bf16", lambda: False)
+    with refused("This processor does not compute in bf16; run", "--precision fp32", error=EnvironmentProblem):
+        open_backend(file, Run("openvino", "bf16"), threads=1)
+
+
+def test_multiply_adds_are_those_counted_by_hand(tmp_path: Path) -> None:
+    file = make_layered_file(tmp_path / "m.onnx", depth=3, outputs=("embedding",))
+    patches = (40 // PATCH) * (64 // PATCH)
+    by_hand = patches * (3 * PATCH * PATCH * WIDTH + 3 * WIDTH * WIDTH)
+    assert module.num_multiply_adds(file, height=40, width=64) == by_hand
+
+
+def test_the_shipped_models_multiply_adds_are_those_of_its_architecture() -> None:
+    tokens, width, depth = 65, 192, 4  # 64 patches and the class token; the attention's two products are linear in the width
+    counted = module.num_multiply_adds(default_model_path(), height=64, width=64)
+    embedding, block = 64 * 3 * 64 * width, tokens * 12 * width * width + 2 * tokens * tokens * width
+    assert counted == pytest.approx(embedding + depth * block, rel=0.02)
+
+
+# Ends at once, before anything is sent, at whatever could lead out of the process; OpenVINO reports from a forked one.
+WATCHED = """
+import os, sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.fork", "os.system", "os.posix_spawn"):
+        os.write(2, f"{event} {arguments}".encode())
+        os._exit(9)
+sys.addaudithook(watch)
+import numpy as np
+from featkit.embedder import Embedder
+print(Embedder(sys.argv[1], backend="openvino", precision="fp32").infer(np.zeros((1, 32, 32, 3), np.uint8)).shape)
+"""
+
+
+def test_running_a_model_sends_nothing_and_leaves_nothing_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = make_layered_file(tmp_path / "m.onnx")
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in [name for name in os.environ if "CI" in name]:  # a robot's runs are not reported in any case
+        monkeypatch.delenv(name)
+    command = [sys.executable, "-c", WATCHED, str(file)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"(1, {WIDTH})\n", "")
+    assert list(home.iterdir()) == []
+
+
+def test_importing_it_leaves_no_telemetry_loaded_and_none_blocked() -> None:
+    program = (
+        "import sys, featkit.backends.openvino; from openvino.tools import ovc; "
+        "print('openvino_telemetry' in sys.modules, type(ovc.telemetry).__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert done.stdout == "False openvino.tools.ovc.telemetry_stub\n"
+
+
+def test_a_request_is_used_again_but_not_after_an_error(tmp_path: Path) -> None:
+    backend = module.OpenVinoBackend(make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 32)), threads=1)
+    requests = backend._requests(("embedding",))
+    good, bad = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 40, 32, 3), np.uint8)
+    backend.run(good)
+    (kept,) = requests._idle
+    backend.run(good)
+    assert requests._idle == [kept]
+    with pytest.raises(Exception, match="failed in OpenVINO"):
+        backend.run(bad)
+    assert requests._idle == []
