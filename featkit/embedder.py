@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featkit.backends import Cancel, Run, check_weights, choose_run, open_backend, pictures_per_call
+from featkit.backends import Cancel, Run, choose_run, open_backend, pictures_per_call
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, load
-from featkit.modelfile import EMBEDDING, read_manifest
+from featkit.modelfile import EMBEDDING, check_weights, read_manifest
 from featkit.models import default_model_path
 from featkit.resources import usable_cpus
 

@@ -44,7 +44,8 @@ class ExternalWeights:
 
     def __post_init__(self) -> None:
         name: object = self.file
-        _check(isinstance(name, str) and bool(name) and Path(name).name == name, "external file", name, "a bare file name")
+        is_bare = isinstance(name, str) and Path(name).name == name and name not in ("", "..")
+        _check(is_bare, "external file", name, "a bare file name")
         count: object = self.num_bytes
         _check(type(count) is int and count > 0, "external size", count, "a whole number above 0")
         _check(isinstance(self.sha256, str), "external sha256", self.sha256, "text")
@@ -165,29 +166,40 @@ def copy_model_file(source: Path, destination: Path) -> None:
 
     OSError as copying raises it; InputError when the weights are missing or are not those of the manifest.
     """
-    external = read_manifest(source).external
-    if external is not None:
-        check_external(source, external, digest=True)
-        with replace_file(destination.parent / external.file) as temporary:
-            shutil.copyfile(source.parent / external.file, temporary)
+    manifest = read_manifest(source)
+    check_weights(source, manifest, digest=True)
+    if manifest.external is not None:
+        name = manifest.external.file
+        with replace_file(destination.with_name(name)) as temporary:
+            shutil.copyfile(source.with_name(name), temporary)
     with replace_file(destination) as temporary:
         shutil.copyfile(source, temporary)
 
 
-def check_external(model: Path, external: ExternalWeights, *, digest: bool) -> None:
-    """InputError unless the weights lie beside the model file with the size, and if asked the sha256, of its manifest."""
-    path = model.parent / external.file
-    if not path.is_file():
-        raise InputError(f"{model} needs {external.file} beside it, which is missing; copy both files together.")
-    if path.stat().st_size != external.num_bytes:
+def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> None:
+    """InputError unless the file of weights that the manifest names, if any, lies beside the model file in full.
+
+    By its size; and with `digest` by its sha256, which takes longer than opening it.
+    """
+    external = manifest.external
+    if external is None:
+        return
+    file = model.with_name(external.file)
+    try:
+        length = file.stat().st_size
+    except FileNotFoundError:
         raise InputError(
-            f"{path} has {path.stat().st_size:,} bytes, not the {external.num_bytes:,} that {model.name} was written with; "
-            "copy both files together."
+            f"{file} is missing, which holds the weights of {model.name}; copy both files together into one folder."
+        ) from None
+    if length != external.num_bytes:
+        raise InputError(
+            f"{file} has {length:,} bytes, not the {external.num_bytes:,} of the weights of {model.name}; "
+            "copy both files together again."
         )
     if digest:
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != external.sha256:
-                raise InputError(f"{path} is damaged: its sha256 is not the one in {model.name}; copy both files again.")
+        with file.open("rb") as data:
+            if hashlib.file_digest(data, "sha256").hexdigest() != external.sha256:
+                raise InputError(f"{file} is damaged: it is not what {model.name} was written with; copy both files again.")
 
 
 def _check(holds: bool, name: str, found: object, wanted: str) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import queue
-import shutil
 import threading
 import time
 from collections import deque
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials, replace_file
+from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials
 from featkit.backends import Cancel, Cancelled, Run
 from featkit.embedder import Embedder
 from featkit.embeddings import (
@@ -41,6 +40,7 @@ from featkit.embeddings import (
 from featkit.errors import InputError, Interrupted
 from featkit.images import thumbnail_jpeg
 from featkit.lock import WriterLock
+from featkit.modelfile import copy_model_file
 from featkit.resources import usable_cpus
 from featkit.sources import Source, keys_sha256
 
@@ -138,8 +138,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
         (out / SHARDS).mkdir(exist_ok=True)
         remove_partials(out / SHARDS)
         if not folder.model_path.exists():
-            with replace_file(folder.model_path) as temporary:
-                shutil.copyfile(embedder.model_path, temporary)
+            copy_model_file(embedder.model_path, folder.model_path)
     return folder
 
 

@@ -56,7 +56,8 @@ class Whitening:
     def load(cls, path: Path) -> Whitening:
         """Read `save` back. InputError when the file is missing or is none of featkit's."""
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # Opened here, since np.load leaves a file open that it cannot read.
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if int(file["format"]) > FORMAT:
                     raise InputError(
                         f"{path} has format {int(file['format'])}, newer than the {FORMAT} read here; update featkit."

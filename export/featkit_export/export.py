@@ -97,7 +97,8 @@ def export_backbone(
                 if size is not None or isinstance(backbone, VisionTransformer):
                     raise
                 size = (geometry.height, geometry.width)
-                remarks = (f"This architecture cannot take every size ({error}), so the file takes {size[0]}×{size[1]} alone.",)
+                why = str(error).split(";")[0].rstrip(".")  # the rest tells what follows from it, which here it does not
+                remarks = (f"This architecture cannot take every size ({why}), so the file takes {size[0]}×{size[1]} alone.",)
                 traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
             parity = require_parity(comparisons)
             speedup = None

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from featkit.atomic import replace_folder
 from featkit.errors import InputError
-from featkit.modelfile import INPUT, Manifest, check_external, read_manifest
+from featkit.modelfile import INPUT, Manifest, check_weights, read_manifest
 from featkit_export.original import open_session
 
 MAX_BATCH_SIZE = 64
@@ -35,8 +35,7 @@ def write_triton(model_path: Path, repository: Path) -> Path:
     InputError when it is no model file, lacks its weights, or the repository has a model of that name already.
     """
     manifest = read_manifest(model_path)
-    if manifest.external is not None:
-        check_external(model_path, manifest.external, digest=True)
+    check_weights(model_path, manifest, digest=True)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", manifest.name).strip(".-") or "featkit"
     folder = repository / name
     if folder.exists():

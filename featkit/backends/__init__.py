@@ -2,7 +2,7 @@
 
 from featkit.backends.base import AUTO, BACKENDS, BF16, OPENVINO, TENSORRT, Backend, Cancel, Cancelled, Run
 from featkit.backends.choosing import choose_run, offered_runs, pictures_per_call, possible_runs, reference_run
-from featkit.backends.opening import check_weights, is_installed, open_backend
+from featkit.backends.opening import is_installed, open_backend
 
 __all__ = [
     "AUTO",
@@ -14,7 +14,6 @@ __all__ = [
     "Cancel",
     "Cancelled",
     "Run",
-    "check_weights",
     "choose_run",
     "is_installed",
     "offered_runs",

@@ -13,7 +13,7 @@ import numpy as np
 from featkit.modelfile import EMBEDDING
 
 ONNXRUNTIME, OPENVINO, TENSORRT = BACKENDS = ("onnxruntime", "openvino", "tensorrt")
-FP32, BF16 = "fp32", "bf16"
+FP32, BF16, FP16, INT8 = "fp32", "bf16", "fp16", "int8"
 AUTO = "auto"
 
 

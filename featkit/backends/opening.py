@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featkit.backends.base import BF16, OPENVINO, TENSORRT, Backend, Run
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.modelfile import Manifest
+from featkit.modelfile import read_manifest
 
 # The processor's and the graphics card's builds share module names and overwrite each other without a word.
 EXCLUSIVE = (("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"))
@@ -22,7 +22,9 @@ def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
     if run.backend == OPENVINO:
         from featkit.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(model, threads=threads, precision=run.precision)
+        geometry = read_manifest(model).geometry
+        native_size = (geometry.height, geometry.width)
+        return OpenVinoBackend(model, threads=threads, precision=run.precision, native_size=native_size)
     from featkit.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(model, threads=threads, precision=run.precision, tensorrt=run.backend == TENSORRT)
@@ -41,28 +43,6 @@ def need_engine(backend: str) -> None:
 def is_installed(backend: str) -> bool:
     """Whether the package behind a backend is there; does not import it."""
     return find_spec("openvino" if backend == OPENVINO else "onnxruntime") is not None
-
-
-def check_weights(model: Path, manifest: Manifest) -> None:
-    """InputError unless the file of weights that the manifest names, if any, lies beside the model file in full.
-
-    By its size only: reading gigabytes for their sha256 would take longer than opening them.
-    """
-    external = manifest.external
-    if external is None:
-        return
-    file = model.with_name(external.file)
-    try:
-        length = file.stat().st_size
-    except FileNotFoundError:
-        raise InputError(
-            f"{file} is missing, which holds the weights of {model.name}; copy both files together into one folder."
-        ) from None
-    if length != external.num_bytes:
-        raise InputError(
-            f"{file} has {length:,} bytes, not the {external.num_bytes:,} of the weights of {model.name}; "
-            "copy both files together again."
-        )
 
 
 def check_exclusive_packages() -> None:

@@ -17,7 +17,7 @@ from featkit.backends import Run
 from featkit.embedder import Embedder
 from featkit.errors import InputError
 from featkit.evaluate.edits import WORKING_SIDE, apply_edits, draw_compound, working_picture
-from featkit.evaluate.retrieval import find_places, recall_at_k
+from featkit.evaluate.retrieval import bootstrap_interval, find_places, recall_at_k
 from featkit.images import decode
 from featkit.sources import Source, subset
 
@@ -26,6 +26,7 @@ from featkit.sources import Source, subset
 # photographs, but one of them has 0.9985, so it does not pass; 2 of the 600 change their nearest neighbour and no copy is lost.
 LEAST_COSINE = 0.9995
 NUM_EDITS = 4
+BOUND = 0.9  # an interval from 5 % to 95 %, of which the upper end is told
 PICTURES_A_BLOCK = 16
 QUERY_BLOCK = 1024
 
@@ -36,16 +37,18 @@ class Agreement:
 
     neighbours_changed: share of the pictures whose nearest one among the others is another. recall_at_1: share of the edited
     pictures, embedded by this run, that find their original among the reference's vectors, as when one made an index and the
-    other searches it.
+    other searches it. recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over the pictures.
     """
 
     run: Run
     num_pictures: int
+    num_queries: int
     least_cosine: float
     mean_cosine: float
     neighbours_changed: float
     recall_at_1: float
     recall_lost: float
+    recall_lost_at_most: float
 
     @property
     def holds(self) -> bool:
@@ -59,9 +62,12 @@ def compare_runs(
     others: Sequence[Embedder],
     *,
     seed: int = 0,
+    num_edits: int = NUM_EDITS,
     on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
 ) -> tuple[list[Agreement], list[tuple[str, str]]]:
     """Each of `others`, of the same model, against the reference; and the pictures that could not be read, and why.
+
+    The others may be of another file of that model, in a lower precision.
 
     Memory holds a block of pictures and every view's vectors. InputError when fewer than two pictures can be read.
     """
@@ -69,14 +75,14 @@ def compare_runs(
     collected: list[list[np.ndarray]] = [[] for _ in embedders]
     failures: list[tuple[str, str]] = []
     count = 0
-    for block in _blocks(source, reference, failures, seed=seed):
+    for block in _blocks(source, reference, failures, seed=seed, num_edits=num_edits):
         for blocks, embedder in zip(collected, embedders, strict=True):
             blocks.append(embedder.infer(np.concatenate(block)))
         count += len(block)
         on_progress(count + len(failures), len(failures))
     if count < 2:
         raise InputError(f"{source.name} has {count} readable pictures; runs are compared on at least 2.")
-    views = [np.concatenate(blocks).reshape(count, 1 + NUM_EDITS, -1) for blocks in collected]
+    views = [np.concatenate(blocks).reshape(count, 1 + num_edits, -1) for blocks in collected]
     return [_compare(embedder.run, found, views[0]) for embedder, found in zip(others, views[1:], strict=True)], failures
 
 
@@ -87,13 +93,15 @@ def thinned(source: Source, count: int) -> Source:
     return subset(source, [number * len(source) // count for number in range(count)])
 
 
-def _blocks(source: Source, embedder: Embedder, failures: list[tuple[str, str]], *, seed: int) -> Iterator[list[np.ndarray]]:
+def _blocks(
+    source: Source, embedder: Embedder, failures: list[tuple[str, str]], *, seed: int, num_edits: int
+) -> Iterator[list[np.ndarray]]:
     """Views (1 + E, H, W, 3) of pictures that can be read, a block at a time; the others are noted."""
     block: list[np.ndarray] = []
     for number in range(len(source)):
         key = source.key(number)
         try:
-            block.append(_views(source.read(number), embedder, key=key, seed=seed))
+            block.append(_views(source.read(number), embedder, key=key, seed=seed, num_edits=num_edits))
         except InputError as error:
             failures.append((key, str(error)))
         if len(block) == PICTURES_A_BLOCK:
@@ -103,9 +111,9 @@ def _blocks(source: Source, embedder: Embedder, failures: list[tuple[str, str]],
         yield block
 
 
-def _views(data: bytes, embedder: Embedder, *, key: str, seed: int) -> np.ndarray:
+def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: int) -> np.ndarray:
     original = working_picture(decode(data, name=key, shorter_side=WORKING_SIDE).pixels)
-    edited = [apply_edits(original, draw_compound(seed=seed, key=key, number=number)) for number in range(NUM_EDITS)]
+    edited = [apply_edits(original, draw_compound(seed=seed, key=key, number=number)) for number in range(num_edits)]
     return np.stack([embedder.prepare(data, name=key), *(embedder.geometry.apply(np.asarray(view)) for view in edited)])
 
 
@@ -113,23 +121,27 @@ def _compare(run: Run, found: np.ndarray, expected: np.ndarray) -> Agreement:
     """Views (P, 1 + E, D) of one run and of the reference."""
     gallery = np.ascontiguousarray(expected[:, 0])
     cosines = np.einsum("pd,pd->p", found[:, 0], gallery, dtype=np.float64)
-    recall, before = (_recall_at_1(views[:, 1:], gallery) for views in (found, expected))
+    right, right_before = (_found_at_1(views[:, 1:], gallery) for views in (found, expected))
+    lost = right_before - right
     changed = _nearest_others(found[:, 0]) != _nearest_others(gallery)
     return Agreement(
         run=run,
         num_pictures=len(found),
+        num_queries=lost.size,
         least_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
         neighbours_changed=float(changed.mean()),
-        recall_at_1=recall,
-        recall_lost=before - recall,
+        recall_at_1=float(right.mean()),
+        recall_lost=float(lost.mean()),
+        recall_lost_at_most=bootstrap_interval(lost, level=BOUND)[1],
     )
 
 
-def _recall_at_1(queries: np.ndarray, gallery: np.ndarray) -> float:
+def _found_at_1(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """(P, E), 1 where an edit's nearest row of the gallery is its original."""
     right = np.repeat(np.arange(len(gallery)), queries.shape[1])
     flat = np.ascontiguousarray(queries.reshape(-1, queries.shape[-1]))
-    return float(recall_at_k(find_places(flat, gallery, right), 1).mean())
+    return recall_at_k(find_places(flat, gallery, right), 1).reshape(queries.shape[:2])
 
 
 def _nearest_others(vectors: np.ndarray) -> np.ndarray:

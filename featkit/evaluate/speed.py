@@ -32,17 +32,17 @@ THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"
 
 
 def pictures_per_second(
-    embedders: Mapping[Run, Embedder], images: np.ndarray, *, seconds: float, callers: int
+    embedders: Mapping[Run, Embedder], images: np.ndarray, *, seconds: float, callers: int, rounds: int = ROUNDS
 ) -> dict[Run, float]:
-    """The median rate of each, of ROUNDS turns of `seconds` / ROUNDS, and one before that does not count.
+    """The median rate of each, of so many turns of `seconds` / `rounds`, and one before that does not count.
 
     images: (N, H, W, 3) uint8, of which a call takes the first few. embedders: each made with threads=1.
     """
     batches = {run: images[: embedder.batch_size] for run, embedder in embedders.items()}
     rates: dict[Run, list[float]] = {run: [] for run in embedders}
-    for number in range(1 + ROUNDS):
+    for number in range(1 + rounds):
         for run, embedder in embedders.items():
-            rate = _turn(embedder, batches[run], seconds=seconds / ROUNDS if number else 0.0, callers=callers)
+            rate = _turn(embedder, batches[run], seconds=seconds / rounds if number else 0.0, callers=callers)
             if number:
                 rates[run].append(rate)
     return {run: statistics.median(found) for run, found in rates.items()}

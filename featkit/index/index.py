@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from featkit.index.proofs import Proof, meet, read_proofs, write_proofs
 from featkit.index.searcher import Found, exact_search
 from featkit.index.vectors import VectorWriter, map_vectors
 from featkit.lock import WriterLock
-from featkit.modelfile import read_manifest
+from featkit.modelfile import copy_model_file, read_manifest
 
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
@@ -115,7 +114,7 @@ class Index:
         if folder.exists():
             raise InputError(f"{folder} is there already; choose another place, or remove it to begin again.")
         with replace_folder(folder) as temporary:
-            shutil.copyfile(model, temporary / MODEL_FILE)
+            copy_model_file(Path(model), temporary / MODEL_FILE)
             (temporary / VECTORS_FILE).touch()
             settings: dict[str, Value] = {
                 "fingerprint": manifest.fingerprint,

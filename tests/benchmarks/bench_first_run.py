@@ -17,7 +17,7 @@ from featkit.embedder import Embedder
 from featkit.evaluate.copies import evaluate_copies
 from featkit.sources import Source, open_source
 from featkit_export.export import export_model
-from featkit_export.graph import Feature
+from featkit_export.graph import Feature, Recipe
 from featkit_train.config import TrainConfig, from_mapping, read_recipe, with_settings
 from featkit_train.loop import train
 from tests.benchmarks.record import write_result
@@ -42,7 +42,7 @@ def configure(steps: int) -> TrainConfig:
 
 def recall(run: Path, held_out: Source, feature: Feature) -> dict[str, float]:
     """recall@1 of the run's exported file and of the baselines."""
-    export_model(run, run / "m.onnx", feature=feature)
+    export_model(run, run / "m.onnx", recipe=Recipe(feature=feature))
     report = evaluate_copies(held_out, Embedder(run / "m.onnx"))
     return {method.name: round(method.recall_at_1, 3) for method in report.methods}
 

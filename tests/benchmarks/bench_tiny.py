@@ -25,7 +25,7 @@ from featkit.evaluate.edits import working_picture
 from featkit.images import decode
 from featkit.sources import Source, open_source
 from featkit_export.export import export_model
-from featkit_export.graph import Feature
+from featkit_export.graph import Feature, Recipe
 from featkit_train.config import TrainConfig, from_mapping, read_recipe
 from featkit_train.loop import train
 from tests.benchmarks.bench_first_run import open_part
@@ -79,7 +79,7 @@ def minutes_of(run: Path) -> float:
 
 def measure(run: Path, held_out: Source, feature: Feature, out: Path) -> CopiesReport:
     """The copies yardstick of one feature."""
-    export_model(run, out, feature=feature)
+    export_model(run, out, recipe=Recipe(feature=feature))
     return evaluate_copies(held_out, Embedder(out))
 
 

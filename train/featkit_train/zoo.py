@@ -186,7 +186,7 @@ def _dinov3() -> Iterator[Published]:
             licence=DINOV3_LICENCE,
             hub=f"facebook/dinov3-{official}-pretrain-{data}",
             gated=True,
-            aliases=(f"dinov3_vit{size}{plus}16{'_sat' if satellite else ''}",),
+            aliases=(f"dinov3_vit{size}{plus}16",) if plus else (),
         )
     for size, depths, dims, parameters in (
         ("tiny", (3, 3, 9, 3), (96, 192, 384, 768), 27_820_128),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from featkit.backends import Run, check_weights, is_installed, open_backend
+from featkit.backends import Run, is_installed, open_backend
 from featkit.backends import opening as module
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem
-from featkit.modelfile import ExternalWeights, Manifest, read_manifest
+from featkit.modelfile import ExternalWeights, Manifest, check_weights, read_manifest
 from tests.model_files import make_model_file
 from tests.sentences import refused
 
