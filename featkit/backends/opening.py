@@ -8,7 +8,6 @@ from pathlib import Path
 
 from featkit.backends.base import BF16, OPENVINO, TENSORRT, Backend, Run
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.modelfile import read_manifest
 
 # The processor's and the graphics card's builds share module names and overwrite each other without a word.
 EXCLUSIVE = (("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"))
@@ -22,9 +21,7 @@ def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
     if run.backend == OPENVINO:
         from featkit.backends.openvino import OpenVinoBackend
 
-        geometry = read_manifest(model).geometry
-        native_size = (geometry.height, geometry.width)
-        return OpenVinoBackend(model, threads=threads, precision=run.precision, native_size=native_size)
+        return OpenVinoBackend(model, threads=threads, precision=run.precision)
     from featkit.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(model, threads=threads, precision=run.precision, tensorrt=run.backend == TENSORRT)

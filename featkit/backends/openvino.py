@@ -33,22 +33,22 @@ TOKENS_PER_CALL = 512  # as for ONNX Runtime on a processor: small batches stay 
 class OpenVinoBackend:
     """One compiled graph a set of outputs, with an infer request for each call that runs at once.
 
-    At the model's native size the graph is compiled for that height and width: 7 to 17 % faster with a ViT-S/14 in bf16. The
-    float parts of an int8 file are computed in bf16 where the processor multiplies it: a fifth faster with one.
+    The graph stays dynamic. Compiled for one size it gained 2 % in batches of two (ViT-S/14, int8), and OpenVINO 2026.4 then
+    folds an Abs of constants wrongly. The float parts of an int8 file are computed in bf16 where the processor multiplies it.
+
     threads=1 is for callers side by side, such as the batch job's workers: as many streams of one thread as there are
     processors. More threads are one stream, for one call at a time to be done as soon as can be.
     InputError for a file that OpenVINO does not load, or that does not take and give what a featkit model file does;
     EnvironmentProblem for bf16 on a processor without it.
     """
 
-    def __init__(self, model: Path, *, threads: int, precision: str = FP32, native_size: tuple[int, int] | None = None) -> None:
+    def __init__(self, model: Path, *, threads: int, precision: str = FP32) -> None:
         if precision == BF16 and not has_bf16():
             raise EnvironmentProblem(f"This processor does not compute in {BF16}; run {model} with --precision {FP32}.")
         self.model = model
         self.kind = Run(OPENVINO, precision)
         self.name = f"openvino CPU {precision}"
         self.tokens_per_call = TOKENS_PER_CALL
-        self._native_size = native_size
         brief = precision == BF16 or (precision == INT8 and has_bf16())
         self._config = {
             "INFERENCE_PRECISION_HINT": "bf16" if brief else "f32",
@@ -58,13 +58,13 @@ class OpenVinoBackend:
             "ENABLE_CPU_PINNING": False,
         }
         self._lock = threading.Lock()
-        self._compiled: dict[tuple[tuple[str, ...], tuple[int, int] | None], _Requests] = {}
+        self._compiled: dict[tuple[str, ...], _Requests] = {}
         try:
             self._graph = _read(model)
         except Exception as error:  # its classes differ between releases
             raise InputError(f"{model} cannot be loaded by OpenVINO: {_first_line(error)}") from error
         self._check_contract()
-        self._requests((EMBEDDING,), native_size)
+        self._requests((EMBEDDING,))
 
     def run(
         self, images: np.ndarray, *, outputs: Sequence[str] = (EMBEDDING,), cancel: Cancel | None = None
@@ -74,8 +74,7 @@ class OpenVinoBackend:
         Cancelled when `cancel` was set; FeatkitError when OpenVINO fails, on a size that the graph does not take, say.
         """
         cancel = cancel or Cancel()
-        size = self._native_size if images.shape[1:3] == self._native_size else None
-        with self._requests(tuple(outputs), size).borrowed() as request, cancel.ends_by(request.cancel):
+        with self._requests(tuple(outputs)).borrowed() as request, cancel.ends_by(request.cancel):
             try:
                 request.start_async({INPUT: np.ascontiguousarray(images)})  # infer() would not end when it is cancelled
                 if cancel.is_set:  # it was set before there was anything to cancel
@@ -89,19 +88,17 @@ class OpenVinoBackend:
                     f"{self.model} failed in OpenVINO on pictures {images.shape}: {_first_line(error)}"
                 ) from error
 
-    def _requests(self, outputs: tuple[str, ...], size: tuple[int, int] | None) -> _Requests:
-        """The graph that computes these outputs and no more, for one size or for all, compiled at the first call."""
+    def _requests(self, outputs: tuple[str, ...]) -> _Requests:
+        """The graph that computes these outputs and no more, compiled at the first call."""
         with self._lock:
-            if (outputs, size) not in self._compiled:
-                graph = self._graph.clone()
-                part = ov.Model([graph.output(name).get_node() for name in outputs], graph.get_parameters(), "featkit")
+            if outputs not in self._compiled:
+                results = [self._graph.output(name).get_node() for name in outputs]
+                part = ov.Model(results, self._graph.get_parameters(), "featkit")
                 try:
-                    if size is not None:
-                        part.reshape({INPUT: [-1, *size, 3]})
-                    self._compiled[outputs, size] = _Requests(_core().compile_model(part, "CPU", self._config))
+                    self._compiled[outputs] = _Requests(_core().compile_model(part, "CPU", self._config))
                 except RuntimeError as error:
                     raise InputError(f"{self.model} cannot be loaded by OpenVINO: {_first_line(error)}") from error
-            return self._compiled[outputs, size]
+            return self._compiled[outputs]
 
     def _check_contract(self) -> None:
         takes = {name: port.get_element_type().to_string() for port in self._graph.inputs for name in port.get_names()}

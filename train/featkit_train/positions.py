@@ -37,7 +37,7 @@ def resample_table(table: Tensor, height: int, width: int, *, rule: ResampleRule
     if rule.offset:
         one = torch.ones(1, device=table.device)
         foreign = (one * height != table.shape[0]) | (one * width != table.shape[1])
-        offset = rule.offset * foreign
+        offset = torch.where(foreign, rule.offset, 0.0)
     rows = _bicubic_weights(height, table.shape[0], offset=offset, antialias=rule.antialias, like=table)
     columns = _bicubic_weights(width, table.shape[1], offset=offset, antialias=rule.antialias, like=table)
     # One axis after the other: an exported einsum of three is one product of h * w rows by G * G' columns, ten times the work.
@@ -61,13 +61,14 @@ def _bicubic_weights(size: int, grid: int, *, offset: float | Tensor, antialias:
     for step in (-1.0, 0.0, 1.0, 2.0):
         neighbour = floor + step
         inside = neighbour.clamp(0, grid - 1)[:, None] == taps
-        weights = weights + inside * _cubic(position - neighbour, a=-0.75)[:, None]
+        weights = weights + torch.where(inside, _cubic(position - neighbour, a=-0.75)[:, None], 0.0)
     return weights
 
 
 def _cubic(distance: Tensor, *, a: float) -> Tensor:
     """Keys' cubic convolution kernel (1981) with slope `a`: torch uses -0.75, and -0.5 where it antialiases."""
-    d = distance.abs()
+    # Not abs(): OpenVINO 2026.4 folds an Abs of constants to something else where a graph is compiled for one size.
+    d = torch.maximum(distance, -distance)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
     return torch.where(d <= 1, near, torch.where(d < 2, far, torch.zeros_like(d)))
