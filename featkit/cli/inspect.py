@@ -83,6 +83,8 @@ def _index_facts(path: Path) -> dict[str, Any]:
             "vector_width": index.width,
             "model": read_manifest(index.model_path).name,
             "fingerprint": index.fingerprint,
+            "made_by": str(index.run),
+            "also_proven": [str(proof.run) for proof in index.proofs],
             "bytes": sum(file.stat().st_size for file in path.iterdir() if file.is_file()),
         }
 

@@ -25,7 +25,7 @@ from featkit.index.proofs import Proof, meet, read_proofs, write_proofs
 from featkit.index.searcher import Found, exact_search
 from featkit.index.vectors import VectorWriter, map_vectors
 from featkit.lock import WriterLock
-from featkit.modelfile import copy_model_file, read_manifest
+from featkit.modelfile import Manifest, copy_model_file, read_manifest
 
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
@@ -297,10 +297,7 @@ class Index:
 
     def _refuse_other_model(self, folder: Embeddings) -> None:
         """InputError unless the vectors are this model's, or one of the two models is proven equal to the other."""
-        if folder.plan.fingerprint == self.fingerprint:
-            return
-        ours, theirs = read_manifest(self.model_path), read_manifest(folder.model_path)
-        if folder.plan.fingerprint in ours.proven_equal_to or self.fingerprint in theirs.proven_equal_to:
+        if folder.plan.fingerprint == self.fingerprint or self.accepts_model(read_manifest(folder.model_path)):
             return
         raise InputError(
             f"{folder.path} was embedded by {folder.plan.model_name} ({folder.plan.fingerprint[:12]}) and {self.path} is of "
@@ -317,6 +314,12 @@ class Index:
                 f"verify {self.path} photos/ --backend {coarse.backend} --precision {coarse.precision}`, or embed with "
                 f"--backend {self.run.backend} --precision {self.run.precision}."
             )
+
+    def accepts_model(self, manifest: Manifest) -> bool:
+        """Whether vectors of this model file may meet the index's: it is the same, or one is proven equal to the other."""
+        if manifest.fingerprint == self.fingerprint or self.fingerprint in manifest.proven_equal_to:
+            return True
+        return manifest.fingerprint in read_manifest(self.model_path).proven_equal_to
 
     def accepts(self, run: Run) -> bool:
         """Whether vectors made by this run of the model may meet the index's: in its precision, or proven equal to it."""

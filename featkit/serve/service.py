@@ -65,7 +65,7 @@ class Service:
     """An embedder, an index to search or None, and limits. Its methods may run in several threads at once."""
 
     def __init__(self, index: Index | None, embedder: Embedder, limits: ServiceLimits) -> None:
-        if index is not None and index.fingerprint != embedder.fingerprint:
+        if index is not None and not index.accepts_model(embedder.manifest):
             raise InputError(
                 f"{index.path} was built by model {index.fingerprint[:12]}, not by {embedder.model_path} "
                 f"({embedder.fingerprint[:12]}); leave --model out to use the index's own."

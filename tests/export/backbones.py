@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
+import re
+import secrets
+import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from featkit.geometry import Geometry
+from featkit.modelfile import OUTPUTS
+from featkit_export.export import ExportReport, export_backbone
+from featkit_export.graph import Recipe
+from featkit_train.backbones import Backbone
+from featkit_train.positions import rotary_periods
+from featkit_train.pretrained import build
 from featkit_train.vit import VisionTransformer, ViTConfig
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
+from featkit_train.zoo import Published
 
 CONFIGS = {
     "dino": ViTConfig(patch=8, width=48, depth=2, num_heads=3, mlp_width=96, position_grid=6),
@@ -42,18 +56,45 @@ CONFIGS = {
 
 def drawn_backbone(config: ViTConfig, *, seed: int = 0) -> VisionTransformer:
     """A backbone whose every parameter is drawn at random."""
-    generator = torch.Generator().manual_seed(seed)
     backbone = VisionTransformer(config).eval()
+    draw_weights(backbone, seed=seed)
+    return backbone
+
+
+def drawn_published(published: Published, *, seed: int = 0) -> Backbone:
+    """The same of a row of the zoo."""
+    backbone = build(published).to_empty(device="cpu").eval()
+    draw_weights(backbone, seed=seed)
+    if isinstance(backbone, VisionTransformer) and backbone.config.position == "rotary":
+        backbone.rotary_periods.copy_(rotary_periods(backbone.config.head_width, base=backbone.config.rotary_base))
+    return backbone
+
+
+def draw_weights(module: nn.Module, *, seed: int = 0) -> None:
+    """Draw every parameter and every running figure at random, of sizes that let signals through."""
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, parameter in backbone.named_parameters():
+        for name, parameter in module.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if "norm" in name or "gamma" in name:
+            if re.search(r"norm|bn\d|gamma|downsample\.1", name) and parameter.ndim == 1:
                 parameter.copy_((name.endswith(("weight", "gamma"))) + 0.2 * noise)
-            elif parameter.ndim > 1 and "position" not in name and "token" not in name:
+            elif parameter.ndim > 1 and "position" not in name and "token" not in name and "registers" not in name:
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.copy_(0.5 * noise)
-    return backbone
+        for name, buffer in module.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
+            elif name.endswith("running_var"):
+                buffer.copy_(1 + 0.2 * torch.rand(buffer.shape, generator=generator))
+            elif name.endswith("num_batches_tracked"):
+                buffer.fill_(1)
+
+
+def info_for(config: ViTConfig, **changes: Any) -> BackboneInfo:
+    """What an export of a drawn backbone is told of it."""
+    values: dict[str, Any] = {"name": "drawn", "family": "dino", "geometry": geometry_for(config), "licence": "CC0-1.0"}
+    return BackboneInfo(**{**values, "origin": {"data": "drawn", "sha256": "0" * 64}, **changes})
 
 
 def geometry_for(config: ViTConfig, *, patches: int = 4) -> Geometry:
@@ -77,3 +118,16 @@ def make_run(folder: Path, *, config: ViTConfig = CONFIGS["dino"], seed: int = 0
     folder.mkdir(parents=True, exist_ok=True)
     save_backbone(folder / BACKBONE_FILE, drawn_backbone(config, seed=seed), info)
     return folder
+
+
+ALL_OUTPUTS = Recipe(feature="cls+gem", layers=(1, 2), outputs=OUTPUTS)
+_FOLDER = tempfile.TemporaryDirectory(prefix="featkit-tests-")
+atexit.register(_FOLDER.cleanup)
+
+
+@cache  # tracing a graph takes seconds, and nobody changes a file that it shares
+def file_of(name: str, recipe: Recipe = ALL_OUTPUTS, *, size: tuple[int, int] | None = None) -> tuple[Path, ExportReport]:
+    """The model file of a drawn backbone of CONFIGS, and what its export said."""
+    out = Path(_FOLDER.name) / f"{secrets.token_hex(4)}.onnx"
+    config = CONFIGS[name]
+    return out, export_backbone(drawn_backbone(config), info_for(config, family=name), out, recipe=recipe, size=size)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from featkit.geometry import RESAMPLING, Geometry
 from tests.pictures import draw_picture
 from tests.sentences import refused
 
-Resize = Literal["shorter_side", "stretch"]
+Resize = Literal["shorter_side", "stretch", "cover"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 
@@ -94,7 +94,7 @@ def test_stretch_is_plain_resize(height: int, width: int, interpolation: Interpo
     width=st.integers(1, 400),
     crop=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     more=st.integers(0, 40),
-    resize=st.sampled_from(["shorter_side", "stretch"]),
+    resize=st.sampled_from(["shorter_side", "stretch", "cover"]),
 )
 def test_any_size_becomes_the_models_size(height: int, width: int, crop: tuple[int, int], more: int, resize: Resize) -> None:
     geometry = make_geometry(*crop, resize=resize, resize_to=max(crop) + more)
@@ -112,6 +112,38 @@ def test_odd_sizes_are_the_two_steps_within_what_they_round(height: int, width: 
     difference = np.abs(geometry.apply(pixels).astype(int) - resized_then_cropped(pixels, geometry))
     assert difference.max() <= 5
     assert difference.mean() < 2
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(
+    ("height", "width"), [(60, 90), (90, 60), (48, 72), (24, 36), (33, 47), (101, 37), (37, 101), (7, 5), (1, 1), (95, 142)]
+)
+def test_cover_is_pillows_fit(height: int, width: int, interpolation: Interpolation) -> None:
+    geometry = make_geometry(24, 36, resize="cover", interpolation=interpolation)
+    pixels = np.asarray(draw_picture(4, height=height + 20, width=width + 20))[:height, :width]
+    found = geometry.apply(pixels)
+    image = Image.fromarray(pixels)
+    expected = np.asarray(ImageOps.fit(image, (geometry.width, geometry.height), RESAMPLING[interpolation]))
+    assert found.shape == (24, 36, 3)
+    # Above four times the size a fast first step is taken, which changes a level here and there; else both are one step.
+    assert np.abs(found.astype(int) - expected).max() <= (12 if min(height / 24, width / 36) > 4 else 1)
+
+
+@settings(max_examples=80, deadline=None, derandomize=True)
+@given(height=st.integers(1, 140), width=st.integers(1, 140), crop=st.sampled_from([(24, 36), (36, 24), (32, 32), (5, 60)]))
+def test_cover_is_pillows_fit_whatever_the_size(height: int, width: int, crop: tuple[int, int]) -> None:
+    geometry = make_geometry(*crop, resize="cover", interpolation="bicubic")
+    pixels = smooth(height, width)
+    expected = np.asarray(ImageOps.fit(Image.fromarray(pixels), (crop[1], crop[0]), Image.Resampling.BICUBIC))
+    assert np.abs(geometry.apply(pixels).astype(int) - expected).max() <= (
+        3 if min(height / crop[0], width / crop[1]) > 4 else 1
+    )
+
+
+def test_cover_needs_no_shorter_side() -> None:
+    geometry = make_geometry(24, 36, resize="cover", resize_to=1)
+    assert geometry.apply(np.zeros((9, 9, 3), np.uint8)).shape == (24, 36, 3)
+    assert geometry.shorter_side == 36
 
 
 def test_the_crop_is_the_centre() -> None:
@@ -141,7 +173,7 @@ def test_one_pixel_fills_the_model_size() -> None:
     assert np.unique(found.reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize(("resize", "expected"), [("shorter_side", 256), ("stretch", 224)])
+@pytest.mark.parametrize(("resize", "expected"), [("shorter_side", 256), ("stretch", 224), ("cover", 224)])
 def test_decoding_may_go_down_to_what_apply_needs(resize: Resize, expected: int) -> None:
     assert make_geometry(224, 160, resize=resize, resize_to=256).shorter_side == expected
 
@@ -169,7 +201,7 @@ def test_a_geometry_comes_back_from_json() -> None:
         ({"resize_to": 32.0}, "resize_to is 32.0; it has to be"),
         ({"patch": True}, "patch is True; it has to be"),
         ({"patch": "8"}, "patch is '8'; it has to be"),
-        ({"resize": "longer_side"}, "resize is 'longer_side'; it has to be shorter_side or stretch."),
+        ({"resize": "longer_side"}, "resize is 'longer_side'; it has to be shorter_side or stretch or cover."),
         ({"interpolation": "nearest"}, "interpolation is 'nearest'; it has to be bilinear or bicubic or lanczos."),
         ({"interpolation": ["bicubic"]}, "interpolation is ('bicubic',); it has to be"),
         ({"mean": [0.5, 0.5]}, "mean is (0.5, 0.5); it has to be three numbers."),

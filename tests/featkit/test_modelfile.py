@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -14,7 +15,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from featkit.modelfile import FORMAT, METADATA_KEY, Manifest, count_nodes, read_manifest
+from featkit.modelfile import (
+    FORMAT,
+    METADATA_KEY,
+    ExternalWeights,
+    Manifest,
+    check_weights,
+    copy_model_file,
+    count_nodes,
+    read_manifest,
+)
 from tests.model_files import make_model_file
 from tests.processes import run_python
 from tests.sentences import refused
@@ -54,6 +64,13 @@ def test_every_field_survives_the_file(model: Path, tmp_path: Path) -> None:
         read_manifest(model),
         family="dünn",
         outputs=("embedding", "patches"),
+        layers=(12, 9),
+        join="concat",
+        whitened="1000 vectors, 90.0% of the variance kept",
+        fixed_size=(336, 504),
+        quantisation={"method": "static", "left_out": ["head"], "min_cosine": 0.99},
+        external=ExternalWeights(file="m.weights", num_bytes=3, sha256="c" * 64),
+        precision="int8",
         parity={"cosine": 0.9999995, "largest": 1e-7},
         origin={"url": "https://example.org/ü", "sha256": "0" * 64},
         batch_invariant=False,
@@ -70,7 +87,8 @@ def test_the_manifest_is_found_among_other_metadata(model: Path, tmp_path: Path)
 
 def test_fields_that_have_defaults_may_be_left_out(model: Path, tmp_path: Path) -> None:
     values = json.loads(manifest_text(model))
-    for name in ("format", "outputs", "precision", "parity", "origin", "batch_invariant", "proven_equal_to", "notes"):
+    later = ("layers", "join", "whitened", "fixed_size", "quantisation", "external")
+    for name in ("format", *later, "outputs", "precision", "parity", "origin", "batch_invariant", "proven_equal_to", "notes"):
         del values[name]
     assert read_manifest(with_manifest(model, tmp_path / "m.onnx", json.dumps(values))) == read_manifest(model)
 
@@ -195,6 +213,105 @@ def test_a_manifest_of_another_kind_is_refused(
 def test_a_manifest_that_is_no_json_is_refused(model: Path, tmp_path: Path, text: str) -> None:
     with refused(tmp_path / "m.onnx", "the manifest is not JSON ("):
         read_manifest(with_manifest(model, tmp_path / "m.onnx", text))
+
+
+def test_a_file_of_the_first_format_is_read(model: Path, tmp_path: Path) -> None:
+    values = json.loads(manifest_text(model))
+    for name in ("layers", "join", "whitened", "fixed_size", "quantisation", "external"):
+        del values[name]
+    values["format"] = 1
+    found = read_manifest(with_manifest(model, tmp_path / "m.onnx", json.dumps(values)))
+    assert found == dataclasses.replace(read_manifest(model), format=1)
+    assert (found.layers, found.fixed_size, found.external) == ((), None, None)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        *(
+            (change(fixed_size=bad), "The manifest's fixed_size is ")
+            for bad in ([224], [224, 0], [224, -1], [224, "x"], [1, 2, 3])
+        ),
+        (change(fixed_size=224), "is not one of featkit's"),
+        (change(outputs=["patches"]), "it has to be a list with embedding in it."),
+        (change(join=3), "The manifest's join is 3; it has to be text."),
+        (change(whitened=None), "The manifest's whitened is None; it has to be text."),
+        (change(external={"file": "w"}), "is not one of featkit's"),
+        (change(external=3), "is not one of featkit's"),
+        *(
+            (change(external={"file": bad, "num_bytes": 3, "sha256": ""}), "it has to be a bare file name.")
+            for bad in ("", "../w", "/etc/passwd", "a/b", "..", ".", None, 3)
+        ),
+        *(
+            (change(external={"file": "w", "num_bytes": bad, "sha256": ""}), "it has to be a whole number above 0.")
+            for bad in (0, -3, 3.0, True, "3")
+        ),
+        (change(external={"file": "w", "num_bytes": 3, "sha256": 3}), "it has to be text."),
+    ],
+)
+def test_what_later_formats_added_is_checked_as_well(
+    model: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    path = with_manifest(model, tmp_path / "m.onnx", json.dumps(edit(json.loads(manifest_text(model)))))
+    with refused(f"{path} is not a model file that can be used: ", words):
+        read_manifest(path)
+
+
+def test_made_of_tells_weights_feature_and_layers_and_nothing_that_leaves_vectors_alike(model: Path) -> None:
+    manifest = dataclasses.replace(read_manifest(model), origin={"sha256": "abc"}, fingerprint="f")
+    assert manifest.made_of == "test abc mean"
+    assert dataclasses.replace(manifest, origin={}).made_of == "test f mean"
+    joined = dataclasses.replace(manifest, layers=(9, 12), join="mean")
+    assert joined.made_of == "test abc mean of blocks 9, 12 (mean)"
+    others = [{"layers": (9,)}, {"feature": "cls"}, {"family": "dino"}, {"join": "concat"}, {"origin": {"sha256": "abd"}}]
+    assert len({joined.made_of, *(dataclasses.replace(joined, **other).made_of for other in others)}) == 6  # type: ignore[arg-type]
+    alike = dataclasses.replace(manifest, whitened="by some", precision="int8", name="other", fixed_size=(8, 8))
+    assert alike.made_of == manifest.made_of
+
+
+def with_weights(model: Path, folder: Path) -> tuple[Path, ExternalWeights]:
+    """A model file that says it has weights beside it, and they are."""
+    folder.mkdir()
+    weights = folder / "0123.weights"
+    weights.write_bytes(b"numbers")
+    external = ExternalWeights(file=weights.name, num_bytes=7, sha256=hashlib.sha256(b"numbers").hexdigest())
+    manifest = dataclasses.replace(read_manifest(model), external=external)
+    return with_manifest(model, folder / "m.onnx", manifest.to_json()), external
+
+
+def test_a_copy_takes_weights_along_under_their_own_name(model: Path, tmp_path: Path) -> None:
+    path, external = with_weights(model, tmp_path / "a")
+    copy_model_file(path, tmp_path / "b" / "c" / "other.onnx")
+    assert sorted(file.name for file in (tmp_path / "b" / "c").iterdir()) == [external.file, "other.onnx"]
+    assert (tmp_path / "b" / "c" / external.file).read_bytes() == b"numbers"
+    assert (tmp_path / "b" / "c" / "other.onnx").read_bytes() == path.read_bytes()
+    copy_model_file(model, tmp_path / "d" / "m.onnx")
+    assert [file.name for file in (tmp_path / "d").iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "0123.weights is missing, which holds the weights of m.onnx; copy both files together"),
+        (b"number", "0123.weights has 6 bytes, not the 7 of the weights of m.onnx"),
+        (b"numberz", "0123.weights is damaged: it is not what m.onnx was written with"),
+    ],
+)
+def test_weights_that_are_not_the_files_are_refused_and_nothing_is_copied(
+    model: Path, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    path, external = with_weights(model, tmp_path / "a")
+    weights = path.parent / external.file
+    weights.unlink()
+    if content is not None:
+        weights.write_bytes(content)
+    with refused(words):
+        check_weights(path, read_manifest(path), digest=True)
+    with refused(words):
+        copy_model_file(path, tmp_path / "b" / "m.onnx")
+    assert not (tmp_path / "b").exists()
+    if content == b"numberz":  # its sum is not taken where that would take long
+        check_weights(path, read_manifest(path))
 
 
 def test_a_manifest_comes_back_from_its_own_text(model: Path) -> None:

@@ -145,8 +145,8 @@ def test_flags_that_do_not_go_with_the_model_end_with_2_and_one_sentence(
     [
         ("none", "none is neither a published backbone (featkit export --list shows them)"),
         ("dinov2_vits", "near to it: dinov2_vits14"),
-        ("pictures", "pictures/config.json cannot be read"),
-        ("pictures/a.jpg", "a.jpg is neither"),
+        ("pictures", "pictures has neither backbone.safetensors nor config.json"),
+        ("pictures/a.jpg", "a.jpg does not say which model it is of"),
     ],
 )
 def test_what_is_no_model_ends_with_2_and_one_sentence(tmp_path: Path, name: str, words: str) -> None:

@@ -1,0 +1,151 @@
+"""Every family's exported file is that family: its vectors are those of implementations that are not ours, with equal weights.
+
+At the size of the position table, where every rule agrees, against transformers and timm as they are; at other sizes against
+transformers with the position rule of the family's released code (facebookresearch/dino, dinov2). Rows that differ in sizes
+alone are one graph: the smallest of each form runs here, the rest with --slow and, whole, in verify_zoo.py.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from featkit.embedder import Embedder
+from featkit.modelfile import OUTPUTS
+from featkit_export.export import ExportReport, export_backbone
+from featkit_export.graph import Recipe
+from featkit_export.verify import draw_pictures
+from featkit_train.pretrained import load_published, with_depth
+from featkit_train.vit import VisionTransformer
+from featkit_train.zoo import PUBLISHED, Published
+from tests.export.backbones import drawn_published
+from tests.export.oracles import (
+    TIMM,
+    class_token,
+    cosines,
+    native_side,
+    normalised,
+    patch_tokens,
+    timm_model,
+    transformers_model,
+)
+from tests.export.zoo_files import write_published
+from tests.torchvision_without_cuda import allow_torchvision
+
+SIZES_ALONE = {"width", "num_heads", "mlp_width", "depth", "patch", "depths", "dims"}
+# The smallest of each form. ibot_vits16 is dino_vits16 with other weights in it: once is enough.
+WHOLE = ("dino_vits16", "dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov3_convnext_tiny", "dino_resnet50")
+SHORT_DEPTH = 2
+IN_EVERY_RUN = {*WHOLE, "dinov3_vits16plus"}
+
+
+class Exported(NamedTuple):
+    """A row with drawn weights, the tensors, and its model file."""
+
+    published: Published
+    ours: dict[str, Tensor]
+    out: Path
+    report: ExportReport
+
+
+def marked(names: list[str]) -> list[Any]:
+    """Those of IN_EVERY_RUN as they are, the others slow."""
+    return [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@cache
+def exported(name: str, depth: int | None) -> Exported:
+    """Drawn, written as its publisher writes it, loaded and exported with every output that it has."""
+    allow_torchvision()
+    published = PUBLISHED[name] if depth is None else with_depth(PUBLISHED[name], depth)
+    ours = drawn_published(published).state_dict()
+    folder = Path(tempfile.mkdtemp(prefix="featkit-families-", dir=_FOLDER.name))
+    backbone, info = load_published(published, weights=write_published(published, ours, folder / "weights"))
+    outputs = OUTPUTS if isinstance(backbone, VisionTransformer) else OUTPUTS[:2]
+    report = export_backbone(backbone, info, folder / "m.onnx", recipe=Recipe(outputs=outputs))
+    return Exported(published, ours, folder / "m.onnx", report)
+
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="featkit-families-")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clean_up() -> Any:
+    yield
+    exported.cache_clear()
+    _FOLDER.cleanup()
+
+
+def depth_of(name: str) -> int | None:
+    """Two blocks of a transformer; the convolutional networks whole."""
+    return SHORT_DEPTH if PUBLISHED[name].kind == "vit" else None
+
+
+def expect_equal(found: np.ndarray, expected: np.ndarray, *, least: float = 0.99999) -> None:
+    """Vectors that point the same way for every picture, far closer to each other than two pictures are."""
+    assert cosines(found, expected).min() >= least
+    unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, unit, atol=2e-4)
+    assert np.abs(found[0] - found[1]).max() > 50 * np.abs(found - unit).max()
+
+
+@pytest.mark.parametrize("name", marked(list(PUBLISHED)))
+def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(name: str) -> None:
+    published, ours, out, report = exported(name, depth_of(name))
+    assert all(case.holds for case in report.comparisons)
+    assert report.remarks == ()
+    embedder = Embedder(out)
+    side, patch = native_side(published), published.patch
+    sizes = [(side, side), (8 * patch, 8 * patch), (7 * patch, 10 * patch)]
+    for height, width in sizes:
+        images = draw_pictures(2, height=height, width=width)
+        pixels = normalised(images, published.geometry)
+        found = embedder.outputs(images, ("embedding", "patches"))
+        if published.kind == "resnet":
+            assert cosines(found["embedding"], timm_model(published, ours)(pixels).detach().numpy()).min() >= 0.99999
+            continue
+        model = transformers_model(published, ours, official=(height, width) != (side, side))
+        expect_equal(found["embedding"], class_token(model, pixels))
+        tokens = patch_tokens(model, pixels, published)
+        scale = float(np.sqrt((tokens.astype(np.float64) ** 2).mean()))
+        assert np.abs(found["patches"].reshape(tokens.shape) - tokens).max() <= 1e-3 * scale
+
+
+@pytest.mark.parametrize("name", marked(list(TIMM)))
+def test_a_row_is_timms_at_the_tables_size(name: str) -> None:
+    published, ours, out, _ = exported(name, depth_of(name))
+    side = native_side(published)
+    images = draw_pictures(2, height=side, width=side)
+    expected = timm_model(published, ours)(normalised(images, published.geometry)).detach().numpy()
+    expect_equal(Embedder(out).infer(images), expected)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in WHOLE if PUBLISHED[name].kind == "vit"]
+)
+def test_the_smallest_of_a_family_is_itself_at_full_depth(name: str) -> None:
+    published, ours, out, report = exported(name, None)
+    assert sum(tensor.numel() for key, tensor in ours.items() if key != "rotary_periods") >= published.num_parameters
+    assert all(case.holds for case in report.comparisons)
+    side, embedder = native_side(published), Embedder(out)
+    for height, width in ((side, side), (7 * published.patch, 10 * published.patch)):
+        images = draw_pictures(2, height=height, width=width)
+        model = transformers_model(published, ours, official=(height, width) != (side, side))
+        expect_equal(embedder.infer(images), class_token(model, normalised(images, published.geometry)))
+
+
+def test_every_row_is_of_a_form_that_runs_every_time_or_is_slow_for_its_size() -> None:
+    def form(published: Published) -> tuple[object, ...]:
+        settings = {key: value for key, value in published.arch.items() if key not in SIZES_ALONE | {"position_grid", "arch"}}
+        return (published.kind, *sorted(settings.items()))
+
+    every_time = {form(PUBLISHED[name]) for name in IN_EVERY_RUN}
+    left = {name for name, row in PUBLISHED.items() if form(row) not in every_time}
+    # SwiGLU at a width of 1536, and keys, queries and values without a bias at 4096.
+    assert left == {"dinov2_vitg14", "dinov2_vitg14_reg", "dinov3_vit7b16", "dinov3_vit7b16_sat"}

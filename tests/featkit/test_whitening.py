@@ -1,0 +1,178 @@
+"""Promises of PCA-whitening: what it fits is PCA as numpy's SVD has it, whatever the blocks, and bad files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featkit.whitening import FLOOR, FORMAT, Whitening, fit_whitening
+from tests.sentences import refused
+
+
+def drawn_vectors(count: int = 400, width: int = 12, *, seed: int = 0) -> np.ndarray:
+    """Unit vectors (count, width) float32 whose directions have different weight."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((count, width)) * np.linspace(2, 0.2, width) @ rng.standard_normal((width, width)) + 0.7
+    unit: np.ndarray = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    return unit
+
+
+def by_svd(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Mean, components and share of the variance, by another way than eigenvectors of a covariance."""
+    values = vectors.astype(np.float64)
+    mean = values.mean(axis=0)
+    _, singular, directions = np.linalg.svd(values - mean, full_matrices=False)
+    deviations = singular / np.sqrt(len(values))
+    kept = directions[:dim]
+    kept = kept * np.sign(kept[np.arange(dim), np.abs(kept).argmax(axis=1)])[:, None]
+    return mean, kept / deviations[:dim, None], float((deviations[:dim] ** 2).sum() / (deviations**2).sum())
+
+
+@pytest.mark.parametrize("dim", [1, 5, 12])
+def test_what_is_fitted_is_pca(dim: int) -> None:
+    vectors = drawn_vectors()
+    found = fit_whitening([vectors], dim=dim, model="m")
+    mean, components, explained = by_svd(vectors, dim)
+    np.testing.assert_allclose(found.mean, mean, atol=1e-7)
+    np.testing.assert_allclose(found.components, components, rtol=1e-4, atol=1e-4)
+    assert found.explained == pytest.approx(explained, rel=1e-9)
+    assert (found.num_vectors, found.model) == (400, "m")
+    assert found.mean.dtype == found.components.dtype == np.dtype(np.float32)
+
+
+def test_before_unit_length_every_direction_has_variance_one_and_none_goes_with_another() -> None:
+    vectors = drawn_vectors()
+    found = fit_whitening([vectors], dim=8, model="m")
+    turned = (vectors.astype(np.float64) - found.mean) @ found.components.T.astype(np.float64)
+    np.testing.assert_allclose(turned.T @ turned / len(turned), np.eye(8), atol=1e-4)
+    applied = found.apply(vectors)
+    np.testing.assert_allclose(applied, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5)
+    assert applied.dtype == np.dtype(np.float32)
+    assert applied.shape == (400, 8)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(cuts=st.lists(st.integers(0, 400), max_size=6))
+def test_blocks_do_not_matter(cuts: list[int]) -> None:
+    vectors = drawn_vectors()
+    whole = fit_whitening([vectors], dim=6, model="m")
+    parts = fit_whitening(iter(np.split(vectors, sorted(cuts))), dim=6, model="m")
+    np.testing.assert_allclose(parts.components, whole.components, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(parts.mean, whole.mean, atol=1e-7)
+    assert parts.num_vectors == 400
+
+
+def test_equal_vectors_give_equal_bytes_and_the_largest_number_of_a_direction_is_positive(tmp_path: Path) -> None:
+    vectors = drawn_vectors()
+    for name in ("a.npz", "b.npz"):
+        fit_whitening([vectors], dim=6, model="m").save(tmp_path / name)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    components = fit_whitening([vectors], dim=6, model="m").components
+    assert (components[np.arange(6), np.abs(components).argmax(axis=1)] > 0).all()
+
+
+def test_a_direction_without_variance_is_not_blown_up() -> None:
+    vectors = drawn_vectors()
+    vectors[:, 3] = vectors[:, 2]  # one direction less
+    found = fit_whitening([vectors], dim=12, model="m")
+    assert np.isfinite(found.components).all()
+    lengths = np.linalg.norm(found.components.astype(np.float64), axis=1)
+    assert lengths[-1] == pytest.approx(lengths[0] / np.sqrt(FLOOR), rel=1e-3)
+
+
+def test_more_dimensions_than_there_are_are_refused() -> None:
+    for dim in (0, -1, 13):
+        with refused(f"{dim} dimensions cannot be kept of vectors of 12; use 1 to 12."):
+            fit_whitening([drawn_vectors()], dim=dim, model="m")
+
+
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_too_few_vectors_are_refused(count: int) -> None:
+    with refused(f"{count} vectors are too few to find 8 directions in"):
+        fit_whitening([drawn_vectors()[:count]], dim=8, model="m")
+    fit_whitening([drawn_vectors()[:9]], dim=8, model="m")
+
+
+def test_no_vectors_at_all_are_refused() -> None:
+    for blocks in ([], [np.zeros((0, 12), np.float32)]):
+        with refused("There are no vectors to fit a whitening to; embed pictures first."):
+            fit_whitening(blocks, dim=8, model="m")
+
+
+def test_a_whitening_comes_back_from_its_file(tmp_path: Path) -> None:
+    whitening = fit_whitening([drawn_vectors()], dim=5, model="dinov2 abc cls")
+    path = tmp_path / "new" / "w.npz"
+    whitening.save(path)
+    found = Whitening.load(path)
+    for field in dataclasses.fields(Whitening):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(whitening, field.name))
+    assert list(path.parent.iterdir()) == [path]
+
+
+def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arrays: {**arrays, **values}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (changed(format=np.int64(FORMAT + 1)), f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit."),
+        (lambda arrays: {name: value for name, value in arrays.items() if name != "mean"}, "is no whitening"),
+        (changed(mean=np.zeros(12)), "do not fit each other"),
+        (changed(mean=np.zeros(11, np.float32)), "do not fit each other"),
+        (changed(mean=np.zeros((12, 1), np.float32)), "do not fit each other"),
+        (changed(components=np.zeros(12, np.float32)), "do not fit each other"),
+        (changed(components=np.zeros((5, 11), np.float32)), "do not fit each other"),
+        (changed(num_vectors=np.array([1, 2])), "is no whitening"),
+        (changed(explained=np.array("much")), "is no whitening"),
+        (changed(model=np.array(["m"], object)), "is no whitening"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], words: str
+) -> None:
+    path = tmp_path / "w.npz"
+    fit_whitening([drawn_vectors()], dim=5, model="m").save(path)
+    with np.load(path) as arrays:
+        values = {name: arrays[name] for name in arrays.files}
+    np.savez(path, **change(values))
+    with refused(path, words):
+        Whitening.load(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00", b"\x80\x04K\x01."])
+def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.npz").write_bytes(content)
+    with refused(f"{tmp_path}/w.npz is no whitening that `featkit whiten` wrote ("):
+        Whitening.load(tmp_path / "w.npz")
+
+
+def test_one_array_alone_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "w.npz").open("wb") as file:
+        np.save(file, np.zeros(3, np.float32))
+    with refused("is no whitening"):
+        Whitening.load(tmp_path / "w.npz")
+
+
+def test_a_file_that_was_cut_or_changed_is_refused_or_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "w.npz"
+    fit_whitening([drawn_vectors()], dim=5, model="m").save(path)
+    whole = path.read_bytes()
+    for length in range(0, len(whole) - 1, 97):
+        path.write_bytes(whole[:length])
+        with refused("is no whitening"):
+            Whitening.load(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    with refused(f"{tmp_path}/w.npz does not exist; make it with `featkit whiten`."):
+        Whitening.load(tmp_path / "w.npz")
+    with refused(tmp_path, "is no whitening"):
+        Whitening.load(tmp_path)
