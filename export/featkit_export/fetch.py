@@ -20,6 +20,8 @@ def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:
 def licence_of(folder: Path) -> str:
     """What the model card beside the files says of the licence; where there is none, to look it up."""
     card = folder / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    found = re.search(r"^license(?:_name)?:\s*(\S+)", text, re.MULTILINE)
-    return found[1] if found else "see its source"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\s*\n(.*?)^---", text, re.MULTILINE | re.DOTALL)
+    lines = re.findall(r"^(license(?:_name)?):[ \t]*(\S.*?)\s*$", front[1] if front else "", re.MULTILINE)
+    said = {key: value.strip("'\"") for key, value in lines}
+    return said.get("license_name") or said.get("license") or "see its source"  # `license` is `other` where it has a name

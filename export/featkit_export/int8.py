@@ -90,6 +90,8 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
+        for node in self.model.graph.node:  # names are optional in ONNX; outputs are unique
+            node.name = node.name or node.output[0]
         self.constants: dict[str, TensorProto] = {tensor.name: tensor for tensor in self.model.graph.initializer}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
         for node in self.model.graph.node:

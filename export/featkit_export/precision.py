@@ -25,7 +25,7 @@ from featkit.evaluate.speed import pictures_per_second
 from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
-from featkit_export.half import to_half
+from featkit_export.half import LARGEST, to_half
 from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
 from featkit_export.original import load_onnx
 from featkit_export.seal import seal
@@ -89,6 +89,8 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     images = draw_pictures(8, height=geometry.height, width=geometry.width)
     expected, got = (Embedder(file, backend="onnxruntime").infer(images) for file in (full, draft))
     cosines = np.einsum("nd,nd->n", expected, got, dtype=np.float64)
+    if not np.isfinite(cosines).all():
+        raise GateError(f"{full} has numbers past the {LARGEST:,.0f} that {HALF} holds; nothing was written. Use it in {FULL}.")
     figures = {"least_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean()), "compared_on": "8 drawn pictures"}
     return _finish(draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out)
 
@@ -112,7 +114,7 @@ def _write_int8(
     draft = folder / "draft.onnx"
     while True:
         seal(quantise_static(model, ranges, keep_float=kept), manifest, draft)
-        on_step(f"timing it beside {FULL} and bf16" + (f", {len(kept)} products in float" if kept else ""))
+        on_step(f"timing it beside {FULL} and bf16{_with_kept(kept)}")
         rates = _rates(full, draft, calibration)
         fastest, lowered = (_best(rates, lower=lower) for lower in (False, True))
         speed = {f"{run}": round(rate, 2) for run, rate in rates.items()}
@@ -211,7 +213,7 @@ def _by_sensitivity(
 
 
 def _with_kept(kept: Sequence[str]) -> str:
-    return f" with {len(kept)} products left in float" if kept else ""
+    return f" with {len(kept)} product{'s' * (len(kept) > 1)} left in float" if kept else ""
 
 
 def _finish(draft: Path, full: Manifest, manifest: Manifest, out: Path) -> Manifest:

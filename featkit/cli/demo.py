@@ -65,8 +65,9 @@ def demo(
         from featkit_demo.prepare import default_cache, prepare_gallery, prepare_index
 
         place = cache or default_cache()
+        file = model_file(model, quiet=quiet)  # before the gallery is drawn: it may not be there and not to be had
         pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
-        prepared = prepare_index(pictures, model_file(model, quiet=quiet), place, progress=progress)
+        prepared = prepare_index(pictures, file, place, progress=progress)
         if prepared.failures:
             print_table("Without an embedding", ("picture", "why"), prepared.failures)
         path = prepared.index

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -149,6 +149,8 @@ def write_in_precision(
     need_extra("export", "onnx", engines=("onnxruntime",))
     from featkit_export.precision import lower
 
+    if finished:
+        _refuse(wanted, ("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size"), f"{source} is a model file")
     with tempfile.TemporaryDirectory() as folder:
         full, facts = Path(source), dict[str, Any]()
         if not finished:
@@ -193,25 +195,23 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     from featkit_export.adopt import adopt_file
     from featkit_export.fetch import HUB, fetch_onnx, licence_of
 
-    refused = {"--weights": wanted.weights, "--layers": wanted.layers, "--whiten": wanted.whiten, "--size": wanted.size}
-    given = [option for option, value in refused.items() if value]
-    if given:
-        raise InputError(f"{source} is an ONNX file made elsewhere, whose inside stays as it is; leave out {', '.join(given)}.")
-    origin = {}
+    _refuse(wanted, ("weights", "branch", "layers", "join", "whiten", "size"), f"{source} is an ONNX file made elsewhere")
+    origin, name = {}, wanted.name
     path = Path(source)
     if source.startswith(HUB):
         need_extra("export", "huggingface_hub")
         say("fetching the file")
         repository = source.removeprefix(HUB)
         path, origin = fetch_onnx(repository), {"source": f"hf.co/{repository}"}
+        name = name or repository.rsplit("/", 1)[-1]  # the folder in the cache is called as its commit
     say("changing the graph and comparing it with the original")
     report = adopt_file(
         path,
         wanted.out,
-        licence=licence_of(path if path.is_dir() else path.parent),
+        licence=licence_of(published_folder(path)),
         feature=wanted.feature,
         outputs=wanted.outputs,
-        name=wanted.name,
+        name=name,
         origin=origin,
     )
     return {
@@ -221,6 +221,21 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
         "comparisons": [asdict(case) for case in report.comparisons],
         "remarks": list(report.notes),
     }
+
+
+def published_folder(path: Path) -> Path:
+    """Where a published ONNX file's configuration and card lie: its folder, or the one above `onnx/`."""
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "onnx" else path.parent
+
+
+def _refuse(wanted: Wanted, options: Sequence[str], why: str) -> None:
+    """InputError when one of the options was given, none of which can change what is in the file."""
+    defaults = Wanted(out=wanted.out)
+    given = [f"--{option}" for option in options if getattr(wanted, option) != getattr(defaults, option)]
+    if given:
+        raise InputError(f"{why}, whose inside stays as it is; leave out {', '.join(given)}.")
 
 
 def is_onnx(source: str) -> bool:
@@ -275,9 +290,11 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
 
 
 def shown(value: object) -> str:
-    """A figure or a list of a manifest, for people."""
+    """A figure, or several, of a manifest, for people."""
     if isinstance(value, float):
         return f"{value:.5g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)
 
 

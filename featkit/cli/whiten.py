@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from featkit.cli.console import stdout
+from featkit.errors import InputError
 
 
 def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = False) -> None:
@@ -30,6 +31,10 @@ def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = Fals
 
     folder = Embeddings.open(embeddings)
     manifest = read_manifest(folder.model_path)
+    if manifest.whitened:
+        raise InputError(
+            f"{embeddings} was embedded by a model that whitens already; embed with {manifest.name} exported without --whiten."
+        )
     tables = (table.filter(table["embedding"].is_valid()) for table in folder.tables(["embedding"]))
     whitening = fit_whitening((vectors_of(table) for table in tables if table.num_rows), dim=dim, model=manifest.made_of)
     whitening.save(out)

@@ -62,6 +62,15 @@ def _torchvision() -> None:
     allow_torchvision()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Two that share their cores with other work wait for each other: a product of 16 tokens took 30 times as long."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 def shallow(name: str) -> tuple[Published, int | None]:
     """A row of so many blocks as its reference has."""
     depth = None if name in SMALLEST else 2
