@@ -8,7 +8,7 @@ from pathlib import Path
 from featkit_train.downloads import fetch_repository
 
 HUB = "hub:"
-FILES = ("onnx/model.onnx", "onnx/model.onnx_data*", "config.json", "preprocessor_config.json", "README.md")
+FILES = ("README.md", "config.json", "preprocessor_config.json", "onnx/model.onnx*")
 
 
 def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:

@@ -83,6 +83,10 @@ class OpenVinoBackend:
                 return {name: np.array(request.get_tensor(name).data) for name in outputs}
             except RuntimeError as error:
                 if cancel.is_set:
+                    # OpenVINO says that a request is over before its stream is: another request on that stream was seen to give
+                    # the cancelled one's numbers. So the graph is compiled anew, should anything be asked of it again.
+                    with self._lock:
+                        self._compiled.pop(tuple(outputs), None)
                     raise Cancelled from error
                 raise FeatkitError(
                     f"{self.model} failed in OpenVINO on pictures {images.shape}: {_first_line(error)}"

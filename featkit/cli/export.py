@@ -150,7 +150,9 @@ def write_in_precision(
     from featkit_export.precision import lower
 
     if finished:
-        _refuse(wanted, ("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size"), f"{source} is a model file")
+        _refuse(
+            wanted, ("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size"), f"{source} is a model file"
+        )
     with tempfile.TemporaryDirectory() as folder:
         full, facts = Path(source), dict[str, Any]()
         if not finished:
@@ -292,7 +294,7 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
 def shown(value: object) -> str:
     """A figure, or several, of a manifest, for people."""
     if isinstance(value, float):
-        return f"{value:.5g}"
+        return f"{value:.7g}"  # as many as tell a cosine from 1
     if isinstance(value, dict):
         return ", ".join(f"{key} {each}" for key, each in value.items())
     return ", ".join(map(str, value)) or "none" if isinstance(value, list | tuple) else str(value)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featkit.cli.console import stdout, step_reporter
 from featkit.cli.export import Wanted, write_full
+from featkit.errors import EnvironmentProblem
 from featkit.models import default_model_path
 from featkit.resources import cache_folder
 
@@ -25,8 +26,11 @@ def model_file(model: str | None, *, quiet: bool = False) -> Path:
     path = cache_folder() / "models" / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', model)}.onnx"
     if path.is_file():
         return path
-    with step_reporter(quiet=quiet) as say:
-        write_full(_source(model), Wanted(out=path), say)
+    try:
+        with step_reporter(quiet=quiet) as say:
+            write_full(_source(model), Wanted(out=path), say)
+    except EnvironmentProblem as error:
+        raise EnvironmentProblem(f"{error} Then name the file that it writes: --model m.onnx.") from error
     if not quiet:
         stdout().print(f"{model} is kept as {path}.")
     return path

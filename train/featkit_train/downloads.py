@@ -18,7 +18,7 @@ from featkit.errors import EnvironmentProblem
 from featkit_train.zoo import Published
 
 SAFETENSORS = "model.safetensors"
-HUB_FILES = ("config.json", "preprocessor_config.json", "model.safetensors.index.json", "model*.safetensors")
+HUB_FILES = ("config.json", "preprocessor_config.json", "model*.safetensors*")  # of several files, their index as well
 CHUNK_BYTES = 1 << 20
 
 
@@ -82,7 +82,8 @@ def fetch_repository(
 
 def _by_hand(files: tuple[str, ...], repository: str, by_hand: str) -> str:
     place = f"https://huggingface.co/{repository}/tree/main"
-    return f"fetch {' and '.join(files)} from {place} elsewhere and pass them by `{by_hand}`"
+    names = f"{', '.join(files[:-1])} and {files[-1]}" if len(files) > 1 else files[0]
+    return f"fetch {names} from {place} elsewhere and pass them by `{by_hand}`"
 
 
 def _incomplete(folder: Path, files: tuple[str, ...], repository: str, by_hand: str) -> str:

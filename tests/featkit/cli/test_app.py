@@ -24,6 +24,7 @@ SUBCOMMANDS = [
     ["train", "dino"],
     ["export"],
     ["embed"],
+    ["whiten"],
     ["index"],
     ["search"],
     ["demo"],
