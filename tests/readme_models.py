@@ -1,6 +1,6 @@
 """The README's table of models, made of what `featkit export --list --json` prints.
 
-    python -m tests.readme_models        # write it into README.md
+python -m tests.readme_models        # write it into README.md
 """
 
 from __future__ import annotations

@@ -53,16 +53,18 @@ def export_model(
     size: tuple[int, int] | None = None,
     name: str | None = None,
     notes: str = "",
+    quiet: bool = False,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> ExportReport:
     """Write a published backbone, or that of a run folder, as a model file `out`.
 
     source, weights, branch: as in `featkit_train.pretrained.load_pretrained`. size: the one (height, width) in pixels that the
-    graph takes. on_step is called with what begins now. InputError for what cannot be read or does not go together; ParityError
-    or TraceError, with nothing written, when the graph disagrees with torch or cannot be made.
+    graph takes. quiet: no progress bar of what is fetched. on_step is called with what begins now. InputError for what cannot
+    be read or does not go together; ParityError or TraceError, with nothing written, when the graph disagrees with torch or
+    cannot be made.
     """
     on_step("reading the weights")
-    backbone, info = load_pretrained(str(source), weights=weights, branch=branch)
+    backbone, info = load_pretrained(str(source), weights=weights, branch=branch, quiet=quiet)
     info = dataclasses.replace(info, origin=_with_digest(info, source))
     return export_backbone(
         backbone, info, out, recipe=recipe, whitening=whitening, size=size, name=name, notes=notes, on_step=on_step

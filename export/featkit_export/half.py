@@ -101,7 +101,7 @@ def _float_values(model: onnx.ModelProto) -> set[str]:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="elsewhere")
     inferred = onnx.shape_inference.infer_shapes(bare).graph
-    typed: Iterator[onnx.ValueInfoProto] = iter([*inferred.value_info, *inferred.output])
+    typed: Iterator[onnx.ValueInfoProto] = iter([*inferred.input, *inferred.value_info, *inferred.output])
     floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
     return floats | {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
 
@@ -116,7 +116,8 @@ def _replace_weights(
     taken = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in taken]
     for old, new in half_weights.items():
-        kept.append(numpy_helper.from_array(numpy_helper.to_array(weights[old]).astype(np.float16), new))
+        with np.errstate(over="ignore"):  # infinite where a half cannot hold it: the file's vectors then show it
+            kept.append(numpy_helper.from_array(numpy_helper.to_array(weights[old]).astype(np.float16), new))
     del graph.initializer[:]
     graph.initializer.extend(kept)
 

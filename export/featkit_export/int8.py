@@ -116,7 +116,7 @@ class _Graph:
 
     def set_constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant or change its value; its name."""
-        tensor = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)  # a scalar stays one
         if name in self.constants:
             self.constants[name].CopyFrom(tensor)
         else:

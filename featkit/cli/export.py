@@ -107,6 +107,7 @@ def export(
         whiten=whiten,
         size=parse_size(size),
         name=name,
+        quiet=quiet or json_,
     )
     with step_reporter(quiet=quiet or json_) as say:
         facts = write_in_precision(source, wanted, precision, calibrate, say)
@@ -135,6 +136,7 @@ class Wanted:
     whiten: Path | None = None
     size: tuple[int, int] | None = None
     name: str | None = None
+    quiet: bool = False
 
 
 def write_in_precision(
@@ -179,6 +181,7 @@ def write_full(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
         whitening=Whitening.load(wanted.whiten) if wanted.whiten else None,
         size=wanted.size,
         name=wanted.name,
+        quiet=wanted.quiet,
         on_step=say,
     )
     return {
@@ -204,7 +207,7 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
         need_extra("export", "huggingface_hub")
         say("fetching the file")
         repository = source.removeprefix(HUB)
-        path, origin = fetch_onnx(repository), {"source": f"hf.co/{repository}"}
+        path, origin = fetch_onnx(repository, quiet=wanted.quiet), {"source": f"hf.co/{repository}"}
         name = name or repository.rsplit("/", 1)[-1]  # the folder in the cache is called as its commit
     say("changing the graph and comparing it with the original")
     report = adopt_file(

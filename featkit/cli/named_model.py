@@ -28,7 +28,7 @@ def model_file(model: str | None, *, quiet: bool = False) -> Path:
         return path
     try:
         with step_reporter(quiet=quiet) as say:
-            write_full(_source(model), Wanted(out=path), say)
+            write_full(_source(model), Wanted(out=path, quiet=quiet), say)
     except EnvironmentProblem as error:
         raise EnvironmentProblem(f"{error} Then name the file that it writes: --model m.onnx.") from error
     if not quiet:

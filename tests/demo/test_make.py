@@ -51,3 +51,34 @@ def test_other_problems_are_not_answered_with_a_port(environment: Path, tmp_path
     assert status != 0
     assert "does not exist" in said
     assert HELP not in said
+
+
+def planned(environment: Path, *settings: str) -> str:
+    """What `make demo` would run."""
+    command = ["make", "-n", f"--assume-old={environment / '.runtime'}", "demo", f"VENV={environment}", *settings]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_published_model_is_passed_on_once_what_makes_its_file_is_installed(environment: Path) -> None:
+    lines = planned(environment, "MODEL=dinov2-small").splitlines()
+    (install,) = [number for number, line in enumerate(lines) if "onnx huggingface-hub" in line and "install" in line]
+    (start,) = [number for number, line in enumerate(lines) if f"{environment}/bin/featkit demo" in line]
+    assert install < start
+    assert '--model "dinov2-small" --port 7860' in lines[start]
+    assert "torch" not in "\n".join(lines)
+
+
+def test_a_second_time_nothing_is_installed(environment: Path) -> None:
+    (environment / ".adopt").touch()
+    said = planned(environment, "MODEL=dinov2-small", "PHOTOS=my pictures")
+    assert "huggingface-hub" not in said
+    assert f'{environment}/bin/featkit demo "my pictures" --model "dinov2-small" --port 7860' in said
+
+
+def test_without_a_model_neither_is_there(environment: Path) -> None:
+    said = planned(environment)
+    assert "huggingface-hub" not in said
+    assert "--model" not in said
+    assert f"{environment}/bin/featkit demo" in said

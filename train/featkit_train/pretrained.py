@@ -42,7 +42,7 @@ def load_pretrained(
     EnvironmentProblem when the hub is out of reach or does not let this user in; it says which file to fetch.
     """
     if name.startswith(TIMM):
-        return _load_timm(name.removeprefix(TIMM), weights)
+        return _load_timm(name.removeprefix(TIMM), weights, quiet=quiet)
     published = find_published(name)
     if published is not None:
         return load_published(published, weights=weights, branch=branch, quiet=quiet)
@@ -93,10 +93,10 @@ def with_depth(published: Published, depth: int) -> Published:
     return dataclasses.replace(published, arch={**published.arch, "depth": depth})
 
 
-def _load_timm(arch: str, weights: Path | None) -> tuple[Backbone, BackboneInfo]:
+def _load_timm(arch: str, weights: Path | None, *, quiet: bool) -> tuple[Backbone, BackboneInfo]:
     backbone = TimmModel(arch)
     settings: Mapping[str, Any] = backbone.body.pretrained_cfg
-    found = read_weights(weights or download_timm(arch, settings))
+    found = read_weights(weights or download_timm(arch, settings, quiet=quiet))
     _fill(backbone, found, key_maps.TIMM, what=f"{found.file}, read as timm's {arch},")
     return backbone.eval(), BackboneInfo(
         name=arch,

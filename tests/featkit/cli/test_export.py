@@ -6,22 +6,30 @@ import contextlib
 import io
 import json
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import huggingface_hub.constants
 import numpy as np
 import onnx
 import pytest
 
+from featkit.backends import Run, reference_run
 from featkit.cli.app import main
-from featkit.cli.export import parse_layers, parse_outputs, parse_size
+from featkit.cli.export import is_model_file, is_onnx, parse_layers, parse_outputs, parse_size, shown
 from featkit.embedder import Embedder
+from featkit.errors import EnvironmentProblem
 from featkit.modelfile import OUTPUTS, read_manifest
 from featkit.whitening import Whitening
+from featkit_export import precision
 from featkit_export.graph import Traced
 from featkit_train.zoo import PUBLISHED
 from tests.commands import is_one_sentence, run_featkit
+from tests.export import published as onnx_files
 from tests.export.backbones import make_run
-from tests.pictures import draw_picture
+from tests.pictures import draw_folder, draw_picture
 from tests.processes import run_python
 from tests.sentences import refused
 
@@ -233,3 +241,243 @@ def test_outputs_always_have_the_embedding_and_one_order() -> None:
     assert parse_outputs("attention, patches,embedding") == OUTPUTS
     with refused("--outputs tokens, words do not exist; write one or more of embedding,patches,attention."):
         parse_outputs("words,patches,tokens")
+
+
+# Other precisions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_and_its_model_file_become_the_same_file_in_fp16(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = read_manifest(folder / "out" / "m.onnx")
+    said = run_featkit("export", folder / "out" / "m.onnx", "--precision", "fp16", "--out", tmp_path / "a.onnx", "--quiet")
+    assert (said.code, said.error) == (0, "")
+    assert "In fp16" in said.out
+    assert re.search(r"^least_cosine +0\.99999\d* *$", said.out, re.MULTILINE)
+    # Tracing takes seconds; the graph is that of the file already written.
+    monkeypatch.setattr("featkit_export.export.trace", lambda *_, **__: Traced(model=onnx.load(folder / "out" / "m.onnx")))
+    said = run_featkit("export", folder / "run", "--precision", "fp16", "--out", tmp_path / "b.onnx", "--name", "half")
+    assert said.code == 0
+    assert "Compared with torch" in said.out
+    assert "writing the graph in half precision ...\ncomparing it with fp32 on the processor ...\n" in said.error
+    first, second = (read_manifest(tmp_path / name) for name in ("a.onnx", "b.onnx"))
+    assert first.fingerprint == second.fingerprint != full.fingerprint
+    assert (first.precision, first.proven_equal_to) == ("fp16", (full.fingerprint,))
+    assert (first.name, second.name) == ("mine", "half")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_int8_goes_through_the_gate_and_its_figures_are_printed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rates(embedders: Mapping[Run, Embedder], _images: np.ndarray, **_options: Any) -> dict[Run, float]:
+        return {run: 30.0 if run.precision == "int8" else 12.0 for run in embedders}
+
+    monkeypatch.setattr(precision, "pictures_per_second", rates)
+    monkeypatch.setattr(precision, "offered_runs", lambda manifest: [reference_run(manifest)])
+    monkeypatch.setattr(precision, "GATE_QUERIES", 12)
+    photographs = draw_folder(tmp_path / "p", 6, height=120, width=160)
+    arguments = ("export", folder / "out" / "m.onnx", "--precision", "int8", "--calibrate", photographs, "--quiet")
+    said = run_featkit(*arguments, "--out", tmp_path / "m8.onnx")
+    assert (said.code, said.error) == (0, "")
+    lines = [re.split(r"\s{2,}", line.strip()) for line in said.out.splitlines()]
+    assert ["pictures_per_s", "onnxruntime fp32 12.0, onnxruntime int8 30.0"] in lines
+    assert ["speedup", "2.5"] in lines
+    assert ["kept_in_float", "none"] in lines
+    said = run_featkit(*arguments, "--out", tmp_path / "again.onnx", "--json")
+    figures = json.loads(said.out)
+    manifest = read_manifest(tmp_path / "m8.onnx")
+    assert figures["fingerprint"] == manifest.fingerprint
+    assert figures["quantisation"] == manifest.quantisation
+    assert manifest.precision == "int8"
+
+
+def test_int8_that_the_gate_refuses_ends_with_1_and_one_sentence(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "pictures_per_second", lambda embedders, _images, **_: dict.fromkeys(embedders, 7.0))
+    photographs, out = draw_folder(tmp_path / "p", 4), tmp_path / "out" / "m8.onnx"
+    arguments = ("--precision", "int8", "--calibrate", photographs, "--out", out, "--quiet")
+    said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
+    assert (said.code, is_one_sentence(said)) == (1, True)
+    assert "int8 is not faster here: 7.0 pictures/s" in said.error
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags", ["--precision int8", "--calibrate p", "--precision fp16 --calibrate p", "--precision fp32 --calibrate p"]
+)
+def test_int8_and_its_pictures_go_together(folder: Path, tmp_path: Path, flags: str) -> None:
+    said = run_featkit("export", folder / "out" / "m.onnx", "--out", tmp_path / "m.onnx", *flags.split())
+    assert (said.code, is_one_sentence(said)) == (2, True)
+    assert "--precision int8 and --calibrate PICTURES go together" in said.error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_file_in_full_precision_is_not_written_again(folder: Path, tmp_path: Path) -> None:
+    for flags in ([], ["--precision", "fp32"]):
+        said = run_featkit("export", folder / "out" / "m.onnx", "--out", tmp_path / "m.onnx", *flags)
+        assert (said.code, is_one_sentence(said)) == (2, True)
+        assert "m.onnx is a model file already; name a --precision" in said.error
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--feature mean", "--feature"),
+        ("--layers 1,2 --join mean", "--layers, --join"),
+        ("--outputs patches", "--outputs"),
+        ("--size 64", "--size"),
+        ("--weights w.pth --branch student", "--weights, --branch"),
+        ("--whiten w.npz", "--whiten"),
+    ],
+)
+def test_options_that_do_not_apply_to_a_model_file_are_refused(folder: Path, tmp_path: Path, flags: str, named: str) -> None:
+    arguments = ("--precision", "fp16", "--out", tmp_path / "m.onnx", *flags.split())
+    said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
+    assert (said.code, is_one_sentence(said)) == (2, True)
+    assert said.error.endswith(f"is a model file, whose inside stays as it is; leave out {named}.\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_precision_is_refused_with_those_there_are(folder: Path, tmp_path: Path) -> None:
+    said = run_featkit("export", folder / "out" / "m.onnx", "--precision", "bf16", "--out", tmp_path / "m.onnx")
+    assert said.code == 2
+    assert all(name in said.out + said.error for name in ("fp32", "fp16", "int8"))
+
+
+def test_triton_gets_the_file_as_well(folder: Path, tmp_path: Path) -> None:
+    out, repository = tmp_path / "m.onnx", tmp_path / "models"
+    arguments = ("--precision", "fp16", "--out", out, "--triton", repository, "--quiet")
+    said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
+    assert (said.code, said.error) == (0, "")
+    (place,) = repository.iterdir()
+    assert f"For Triton: {place}\n" in said.out
+    assert (place / "1" / "model.onnx").read_bytes() == out.read_bytes()
+    assert (place / "config.pbtxt").is_file()
+    said = run_featkit("export", folder / "out" / "m.onnx", *arguments[:-2], tmp_path / "others", "--json")
+    assert json.loads(said.out)["triton"] == str(tmp_path / "others" / place.name)
+
+
+def test_the_list_is_printed_and_nothing_written_whatever_else_is_named(folder: Path, tmp_path: Path) -> None:
+    said = run_featkit("export", folder / "run", "--list", "--out", tmp_path / "m.onnx", "--precision", "int8")
+    assert (said.code, said.error) == (0, "")
+    assert said.out == run_featkit("export", "--list").out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_figures_are_printed_for_people() -> None:
+    assert [shown(value) for value in (0.999912345, 3, "8 pictures")] == ["0.9999123", "3", "8 pictures"]
+    assert [shown(value) for value in ([], ["a", "b"], {"x fp32": 1.5, "y": 2})] == ["none", "a, b", "x fp32 1.5, y 2"]
+
+
+# ONNX files made elsewhere --------------------------------------------------------------------------------------------
+
+PREPROCESSOR = {
+    "image_processor_type": "BitImageProcessor",
+    "do_center_crop": True,
+    "crop_size": {"height": onnx_files.NATIVE, "width": onnx_files.NATIVE},
+    "size": {"shortest_edge": 64},
+    "resample": 3,
+    "image_mean": list(onnx_files.GEOMETRY.mean),
+    "image_std": list(onnx_files.GEOMETRY.std),
+}
+CARD = "---\nlibrary_name: transformers.js\nlicense: apache-2.0\n---\n\nlicense: as above\n"
+
+
+@pytest.fixture
+def community(tmp_path: Path) -> Path:
+    """A folder laid out as onnx-community's repositories are."""
+    place = tmp_path / "dinov2-tiny"
+    (place / "onnx").mkdir(parents=True)
+    onnx.save(onnx_files.build(), place / "onnx" / "model.onnx")
+    (place / "config.json").write_text(json.dumps({"model_type": "dinov2", "patch_size": onnx_files.PATCH}))
+    (place / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    (place / "README.md").write_text(CARD)
+    return place
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's, and no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def test_a_published_folder_or_the_file_in_it_becomes_a_model_file_with_its_licence(community: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "m.onnx"
+    for source in (community, community / "onnx" / "model.onnx"):
+        said = run_featkit("export", source, "--feature", "cls+mean", "--outputs", "patches", "--out", out)
+        assert said.code == 0, said
+        assert said.error == "changing the graph and comparing it with the original ...\n"
+        assert said.out.startswith("Compared with the original\n")
+        assert "Adopted from model.onnx and compared with it at" in said.out
+        manifest = read_manifest(out)
+        assert (manifest.family, manifest.name, manifest.licence) == ("dinov2", "dinov2-tiny", "apache-2.0")
+        assert (manifest.feature, manifest.outputs) == ("cls+mean", ("embedding", "patches"))
+        assert (manifest.geometry, manifest.width) == (onnx_files.GEOMETRY, 2 * onnx_files.WIDTH)
+        assert Embedder(out).embed(draw_picture(0)).shape == (1, 2 * onnx_files.WIDTH)
+
+
+def test_a_published_file_can_be_written_in_fp16_at_once(community: Path, tmp_path: Path) -> None:
+    said = run_featkit("export", community, "--precision", "fp16", "--out", tmp_path / "m.onnx", "--json")
+    assert (said.code, said.error) == (0, "")
+    figures, manifest = json.loads(said.out), read_manifest(tmp_path / "m.onnx")
+    assert (figures["compared_with"], figures["fingerprint"]) == ("the original", manifest.fingerprint)
+    assert (manifest.precision, manifest.licence) == ("fp16", "apache-2.0")
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--layers 1,2 --join mean", "--layers, --join"),
+        ("--size 56", "--size"),
+        ("--weights w.pth --branch student", "--weights, --branch"),
+        ("--whiten w.npz", "--whiten"),
+    ],
+)
+def test_options_that_do_not_apply_to_an_onnx_file_are_refused(community: Path, tmp_path: Path, flags: str, named: str) -> None:
+    said = run_featkit("export", community, "--out", tmp_path / "m.onnx", *flags.split())
+    assert (said.code, is_one_sentence(said)) == (2, True)
+    assert f"is an ONNX file made elsewhere, whose inside stays as it is; leave out {named}." in said.error
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_the_hubs_file_is_called_as_its_repository(community: Path, hub: Path, tmp_path: Path) -> None:
+    """And not as the commit that names its folder in the cache."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    place = hub / "models--onnx-community--dinov2-tiny"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text(commit)
+    shutil.copytree(community, place / "snapshots" / commit)
+    said = run_featkit("export", "hub:onnx-community/dinov2-tiny", "--out", tmp_path / "m.onnx", "--quiet")
+    assert (said.code, said.error) == (0, "")
+    manifest = read_manifest(tmp_path / "m.onnx")
+    assert (manifest.name, manifest.licence) == ("dinov2-tiny", "apache-2.0")
+    assert manifest.origin["source"] == "hf.co/onnx-community/dinov2-tiny"
+    arguments = ("--name", "mine", "--out", tmp_path / "n.onnx", "--quiet")
+    assert run_featkit("export", "hub:onnx-community/dinov2-tiny", *arguments).code == 0
+    assert read_manifest(tmp_path / "n.onnx").name == "mine"
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_hub_out_of_reach_ends_with_3_and_what_to_do(tmp_path: Path) -> None:
+    said = run_featkit("export", "hub:onnx-community/dinov2-small", "--out", tmp_path / "m.onnx", "--quiet")
+    assert (said.code, is_one_sentence(said)) == (EnvironmentProblem.exit_code, True)
+    assert "https://huggingface.co/onnx-community/dinov2-small cannot be reached and no cache holds it" in said.error
+    assert "onnx/model.onnx" in said.error
+    assert "pass them by `featkit export FOLDER --out m.onnx`" in said.error
+    assert not (tmp_path / "m.onnx").exists()
+
+
+def test_what_a_source_is_is_told_by_what_lies_there(community: Path, folder: Path, tmp_path: Path) -> None:
+    assert is_onnx(str(community))
+    assert is_onnx(str(community / "onnx"))
+    assert is_onnx("hub:a/b")
+    assert is_onnx("missing.onnx")
+    assert not any(map(is_onnx, (str(folder / "run"), "dinov2_vits14", "timm:a", str(tmp_path / "missing"))))
+    (community / "model.safetensors").touch()
+    assert not is_onnx(str(community))  # torch reads the weights themselves
+    assert is_model_file(str(folder / "out" / "m.onnx"))
+    assert not any(map(is_model_file, (str(community / "onnx" / "model.onnx"), "missing.onnx", str(folder / "run"), "hub:a/b")))

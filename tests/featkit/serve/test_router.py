@@ -16,6 +16,7 @@ from featkit.embedder import Embedder
 from featkit.errors import InputError
 from featkit.index import Index, Proof
 from featkit.serve.app import make_app
+from featkit_export.precision import lower
 from tests.featkit.serve.conftest import LIMITS, NUM_PICTURES, picture, png
 from tests.model_files import make_model_file
 
@@ -189,6 +190,21 @@ def test_an_index_of_another_model_is_refused(index: Index, tmp_path: Path) -> N
     other = Embedder(make_model_file(tmp_path / "other.onnx", width=32, seed=1))
     with pytest.raises(InputError, match="was built by model"):
         make_app(index, other)
+
+
+def test_a_model_that_is_proven_equal_serves_an_index_of_the_other(
+    index: Index, embedder: Embedder, model: Path, tmp_path: Path
+) -> None:
+    lower(model, tmp_path / "half.onnx", precision="fp16")
+    half = index.open_embedder(tmp_path / "half.onnx", limits=LIMITS.images)
+    assert half.fingerprint != index.fingerprint == embedder.fingerprint
+    with TestClient(make_app(index, half, limits=LIMITS)) as client:
+        answer = client.post("/v1/search", files=files(5), data={"k": "2"}).json()
+        assert client.get("/healthz").json()["fingerprint"] == half.fingerprint
+    hits = answer["pictures"][0]["hits"]
+    assert hits[0]["key"] == "blocks/5.png"
+    assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert hits[1]["score"] < 0.999
 
 
 def test_an_embedder_whose_vectors_may_not_meet_the_indexs_is_refused(model: Path, embedder: Embedder, tmp_path: Path) -> None:
