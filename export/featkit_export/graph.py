@@ -23,6 +23,7 @@ from featkit.errors import FeatkitError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, OUTPUTS, PATCHES
 from featkit.whitening import Whitening
+from featkit_export.surgery import GEM_FLOOR, GEM_POWER
 from featkit_train.backbones import Backbone, Features
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
@@ -30,7 +31,6 @@ Feature: TypeAlias = Literal["cls", "mean", "gem", "cls+mean", "cls+gem"]
 FEATURES: tuple[str, ...] = get_args(Feature)
 Join: TypeAlias = Literal["concat", "mean"]
 DIMENSIONS = ("N", "H", "W")
-GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # Radenović et al., arXiv 1711.02512, eq. 3
 
 
 class TraceError(FeatkitError):

@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from featkit.errors import FeatkitError, InputError
 from featkit.geometry import Geometry
+from featkit_export import verify
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER
 
 HIDDEN, POOLED = "last_hidden_state", "pooler_output"
@@ -150,10 +151,8 @@ class Original:
 
 def open_session(path: Path) -> ort.InferenceSession:
     """ONNX Runtime on the processor. InputError, naming the file, when it does not load."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it refuses is said by what it raises
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return verify.open_session(str(path))
     except Exception as error:  # as above
         raise InputError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again.") from error
 

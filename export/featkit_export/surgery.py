@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featkit.geometry import Geometry
 from featkit.modelfile import EMBEDDING, INPUT, PATCHES
 
-GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # as graph.py has them, which needs torch
+GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # Radenović et al., arXiv 1711.02512, eq. 3
 NORM_FLOOR = 1e-12  # torch's F.normalize
 MIN_OPSET = 11  # Cast, Slice and Max as they are used here are not in all before
 AXES_AS_INPUT_SINCE = {"ReduceSum": 13, "ReduceMean": 18}

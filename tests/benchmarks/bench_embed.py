@@ -20,7 +20,6 @@ import numpy as np
 import torch
 
 from featkit.embedder import Embedder
-from featkit.geometry import Geometry
 from featkit.images import thumbnail_jpeg
 from featkit.pipeline import embed_source
 from featkit.resources import usable_cpus
@@ -28,28 +27,19 @@ from featkit.sources import Source, open_source
 from featkit_export.export import export_model
 from featkit_train.vit import VisionTransformer, ViTConfig
 from featkit_train.weights import BackboneInfo, save_backbone
+from featkit_train.zoo import PUBLISHED
 from tests.benchmarks.record import median_ratio, write_result
 from tests.data import shared_data
 
 ROUNDS, PICTURES = 3, 200
-VIT_S_14 = ViTConfig(patch=14, width=384, depth=12, num_heads=6, mlp_width=1536, position_grid=37, layer_scale=1.0)
+VIT_S_14 = PUBLISHED["dinov2_vits14"]
 
 
 def make_model(folder: Path) -> Path:
     """A ViT-S/14 with random weights as a model file."""
-    geometry = Geometry(
-        height=224,
-        width=224,
-        resize="shorter_side",
-        resize_to=256,
-        interpolation="bicubic",
-        patch=14,
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
-    )
     torch.manual_seed(0)
-    info = BackboneInfo(name="vits14-random", family="dinov2", geometry=geometry, licence="none")
-    save_backbone(folder / "backbone.safetensors", VisionTransformer(VIT_S_14), info)
+    info = BackboneInfo(name="vits14-random", family="dinov2", geometry=VIT_S_14.geometry, licence="none")
+    save_backbone(folder / "backbone.safetensors", VisionTransformer(ViTConfig(**VIT_S_14.arch)), info)
     export_model(folder, folder / "m.onnx")
     return folder / "m.onnx"
 
