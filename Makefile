@@ -20,7 +20,8 @@ help: ## List these targets
 
 demo: $(VENV)/.runtime $(if $(MODEL),$(VENV)/.adopt) ## Open the search page; PHOTOS=pictures/ and MODEL=dinov2-small if you like
 	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") $(if $(MODEL),--model "$(MODEL)") --port $(PORT) || { code=$$?; \
-	  [ $$code -ne 3 ] || echo "With make, another port is named so: make demo PORT=7942"; exit $$code; }
+	  ! (exec 3<>/dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || echo "With make, another port is named so: make demo PORT=7942"; \
+	  exit $$code; }
 
 test: $(VENV)/.all ## Install everything else and run all tests
 	@$(BIN)/python -m pytest
