@@ -30,7 +30,8 @@ def model_file(model: str | None, *, quiet: bool = False) -> Path:
         with step_reporter(quiet=quiet) as say:
             write_full(_source(model), Wanted(out=path, quiet=quiet), say)
     except EnvironmentProblem as error:
-        raise EnvironmentProblem(f"{error} Then name the file that it writes: --model m.onnx (with make, MODEL=m.onnx).") from error
+        then = "Then name the file that it writes: --model m.onnx (with make, MODEL=m.onnx)."
+        raise EnvironmentProblem(f"{error} {then}") from error
     if not quiet:
         stdout().print(f"{model} is kept as {path}.")
     return path
