@@ -17,10 +17,10 @@ import numpy as np
 import onnx
 
 from featkit.atomic import TEMPORARY_MARK, explain_os_errors
-from featkit.backends import Run, offered_runs, reference_run
+from featkit.backends import FP16, FP32, INT8, Run, offered_runs, reference_run
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
-from featkit.evaluate.agreement import Agreement, compare_runs, thinned
+from featkit.evaluate.agreement import LEAST_COSINE, Agreement, compare_runs, thinned
 from featkit.evaluate.speed import pictures_per_second
 from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
@@ -31,13 +31,11 @@ from featkit_export.original import load_onnx
 from featkit_export.seal import seal
 from featkit_export.verify import draw_pictures
 
-FULL, HALF, INT8 = "fp32", "fp16", "int8"
 CALIBRATION_PICTURES = 64
 CALIBRATION_BATCH = 4
 GATE_QUERIES = 2000
-MAX_RECALL_LOST = 0.005  # of copy recall@1, at the upper end of its 95 % interval
-# Two files whose vectors are this alike may share an index: a score moves by no more than 0.032, most by far less.
-PROVEN_COSINE = 0.9995
+MAX_RECALL_LOST = 0.005  # of copy recall@1, at the upper 95 % bound
+PROVEN_COSINE = LEAST_COSINE  # what lets the vectors of two runs meet lets those of two files
 TIMED_ROUNDS = 7
 TIMED_SECONDS = 14.0
 SENSITIVITY_PICTURES = 16
@@ -62,15 +60,15 @@ def lower(
     cannot be used; GateError, with both figures, when int8 is refused.
     """
     manifest = read_manifest(full)
-    if manifest.precision != FULL:
-        raise InputError(f"{full} is in {manifest.precision} already; name the file in {FULL} that it was made from.")
+    if manifest.precision != FP32:
+        raise InputError(f"{full} is in {manifest.precision} already; name the file in {FP32} that it was made from.")
     manifest = dataclasses.replace(
         manifest, precision=precision, name=name or manifest.name, external=None, parity={}, proven_equal_to=()
     )
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as folder:
-            if precision == HALF:
+            if precision == FP16:
                 return _write_half(full, manifest, out, Path(folder), on_step)
             assert pictures is not None
             return _write_int8(full, manifest, out, Path(folder), open_source(pictures), on_step)
@@ -84,13 +82,13 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     half = to_half(load_onnx(full), folder)
     draft = folder / "draft.onnx"
     seal(half.model, manifest, draft, folder=folder if half.path else None)
-    on_step(f"comparing it with {FULL} on the processor")
+    on_step(f"comparing it with {FP32} on the processor")
     geometry = manifest.geometry
     images = draw_pictures(8, height=geometry.height, width=geometry.width)
     expected, got = (Embedder(file, backend="onnxruntime").infer(images) for file in (full, draft))
     cosines = np.einsum("nd,nd->n", expected, got, dtype=np.float64)
     if not np.isfinite(cosines).all():
-        raise GateError(f"{full} has numbers past the {LARGEST:,.0f} that {HALF} holds; nothing was written. Use it in {FULL}.")
+        raise GateError(f"{full} has numbers past the {LARGEST:,.0f} that {FP16} holds; nothing was written. Use it in {FP32}.")
     figures = {"least_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean()), "compared_on": "8 drawn pictures"}
     return _finish(draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out)
 
@@ -103,9 +101,9 @@ def _write_int8(
 ) -> Manifest:
     model = load_onnx(full)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES:
-        raise InputError(f"{full} has more than 2 GB of weights, which are not calibrated here; use --precision {HALF}.")
+        raise InputError(f"{full} has more than 2 GB of weights, which are not calibrated here; use --precision {FP16}.")
     if not quantisable_nodes(model):
-        raise InputError(f"{full} has no product by weights that int8 would make faster; use it in {FULL}.")
+        raise InputError(f"{full} has no product by weights that int8 would make faster; use it in {FP32}.")
     on_step(f"calibrating on {min(CALIBRATION_PICTURES, len(source))} pictures")
     calibration = _prepared(thinned(source, CALIBRATION_PICTURES), full)
     ranges = observe_ranges(model, _batches(calibration))
@@ -114,7 +112,7 @@ def _write_int8(
     draft = folder / "draft.onnx"
     while True:
         seal(quantise_static(model, ranges, keep_float=kept), manifest, draft)
-        on_step(f"timing it beside {FULL} and bf16{_with_kept(kept)}")
+        on_step(f"timing it beside {FP32} and bf16{_with_kept(kept)}")
         rates = _rates(full, draft, calibration)
         fastest, lowered = (_best(rates, lower=lower) for lower in (False, True))
         speed = {f"{run}": round(rate, 2) for run, rate in rates.items()}
@@ -122,7 +120,7 @@ def _write_int8(
         if gain <= 1:
             raise GateError(
                 f"{INT8} is not faster here: {rates[lowered]:.1f} pictures/s by {lowered}, {rates[fastest]:.1f} by {fastest}"
-                f"{_with_kept(kept)}; nothing was written. Use the file in {FULL}."
+                f"{_with_kept(kept)}; nothing was written. Use the file in {FP32}."
             )
         on_step("looking for copies with it")
         loss = _loss(source, full, draft, lowered)
