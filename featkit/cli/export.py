@@ -79,7 +79,7 @@ def export(
         fp16 for graphics cards; int8 for processors with VNNI or AMX, which needs --calibrate and is refused where it would
         cost quality or is not faster.
     calibrate
-        Photographs like those to be embedded: a folder, a .tar or a .parquet; a few hundred are enough.
+        Photographs like those to be embedded: whatever `featkit embed` takes; a few hundred are enough.
     triton
         Write the file into this model repository of Triton's as well.
     name

@@ -38,7 +38,7 @@ def verify(
     model
         A model file, or an index folder, whose own model is compared.
     photos
-        A folder of pictures, a .tar, a .parquet or a .txt list of paths; a few hundred are enough.
+        A folder of pictures, a .tar, a .parquet, or whatever else `featkit embed` takes; a few hundred are enough.
     backend
         The engine to compare.
     precision

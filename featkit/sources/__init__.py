@@ -1,4 +1,7 @@
-"""Where pictures come from: folders, tar shards, Parquet files and lists of paths, all numbered lists of undecoded bytes."""
+"""Where pictures come from: folders, lists of paths, tar shards, Parquet files, Hugging Face data sets.
+
+All are numbered lists of undecoded bytes.
+"""
 
 from featkit.sources.base import PICTURE_SUFFIXES, Source, keys_sha256
 from featkit.sources.opening import concatenate, open_source, subset

@@ -12,11 +12,14 @@ from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
 from featkit.sources.base import Metadata, Source
 from featkit.sources.folder import FileSource, first_picture, open_folder, open_list
+from featkit.sources.hub import HUB_PREFIX, open_hub
 from featkit.sources.parquet import ParquetSource
+from featkit.sources.saved import is_saved, open_saved
 from featkit.sources.tar import TarSource
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 LIST_SUFFIXES = (".txt", ".lst")
+TORCHVISION_PREFIX = "torchvision:"
 
 
 class Shards:
@@ -59,10 +62,15 @@ class Shards:
 def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Source:
     """Open a folder of pictures, a .tar, a .parquet, a folder or glob of either, a .txt list of paths, or one picture.
 
+    Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may use the network; what
+    exists by that name comes first.
+
     InputError when it is missing, empty, holds no pictures, or both pictures and containers, or is none of these.
     """
     path = Path(spec)
     if path.is_dir():
+        if is_saved(path):
+            return open_saved(path, name=str(spec), limits=limits)
         shards = sorted(file for file in path.iterdir() if file.suffix in SHARD_SUFFIXES and file.is_file())
         if not shards:
             return open_folder(path, limits=limits)
@@ -74,6 +82,10 @@ def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> So
         return _open_shards(str(spec), shards, limits=limits)
     if path.is_file():
         return _open_file(path, limits=limits)
+    if str(spec).startswith(HUB_PREFIX):
+        return open_hub(str(spec), limits=limits)
+    if str(spec).startswith(TORCHVISION_PREFIX):
+        raise InputError(f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures here.")
     if glob.has_magic(str(spec)):
         found = [file for file in map(Path, sorted(glob.glob(str(spec)))) if file.is_file()]
         if not found:

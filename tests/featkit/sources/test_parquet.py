@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -73,6 +74,37 @@ def test_metadata_is_text_and_numbers_and_leaves_out_what_is_null(tmp_path: Path
     assert first == {"count": 2, "score": 0.25, "sharp": 1, "words": "café", "path": "mine"}
     assert second == {"score": 1.5, "sharp": 0, "path": "mine"}
     assert [type(first[name]) for name in ("count", "score", "sharp", "words")] == [int, float, int, str]
+
+
+def test_class_labels_have_their_names_beside_them_where_the_file_says_so(tmp_path: Path) -> None:
+    features = {
+        "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+        "breed": {"names": ["lab"], "_type": "ClassLabel"},
+        "count": {"dtype": "int64", "_type": "Value"},
+    }
+    columns = {
+        "image": hugging_face((b"x", None), (b"y", None)),
+        "label": pa.array([1, None]),
+        "breed": pa.array([-1, 7]),
+        "breed_name": pa.array(["mine", None]),
+        "count": pa.array([0, 1]),
+    }
+    for note, expected in (
+        (json.dumps({"info": {"features": features}}), {"label_name": "dog"}),
+        *((damaged, {}) for damaged in ("{", "[]", '{"info": {"features": {"label": 3}}}', '{"info": {"features": []}}')),
+        (json.dumps({"info": {"features": {"label": {"names": "cat", "_type": "ClassLabel"}}}}), {}),
+    ):
+        table = pa.table(columns).replace_schema_metadata({"huggingface": note})
+        pq.write_table(table, tmp_path / "t.parquet")
+        source = open_source(tmp_path / "t.parquet")
+        assert source.metadata(0) == {"label": 1, "breed": -1, "breed_name": "mine", "count": 0} | expected
+        assert source.metadata(1) == {"breed": 7, "count": 1}
+
+
+def test_a_column_that_stands_twice_is_passed_over(tmp_path: Path) -> None:
+    table = pa.table([pa.array([b"x"]), pa.array([b"y"]), pa.array([1]), pa.array([2])], ["image", "jpg", "n", "n"])
+    pq.write_table(table, tmp_path / "t.parquet")
+    assert (contents(open_source(tmp_path / "t.parquet")), open_source(tmp_path / "t.parquet").metadata(0)) == ([b"x"], {})
 
 
 def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None:

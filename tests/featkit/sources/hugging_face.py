@@ -1,0 +1,50 @@
+"""Data sets as the `datasets` library makes them, for the tests of what it writes and of what it loads."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from tests.featkit.sources.files import picture_bytes
+
+NAMES = ["cat", "dog"]
+
+
+def library() -> Any:
+    """The `datasets` library."""
+    return pytest.importorskip("datasets")
+
+
+def keep_cache_in(folder: Any, patch: pytest.MonkeyPatch) -> None:
+    """The library's cache in `folder`, no network, no progress bars."""
+    config = importlib.import_module(f"{library().__name__}.config")
+    patch.setattr(config, "HF_DATASETS_CACHE", folder)
+    patch.setattr(config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
+    patch.setattr(config, "HF_HUB_OFFLINE", True)
+
+
+def pictures(count: int) -> list[bytes]:
+    """Small pictures, each another."""
+    return [picture_bytes(seed) for seed in range(count)]
+
+
+def make_dataset(images: Sequence[bytes | None]) -> Any:
+    """`image` {bytes, path}, a class `label`, and a `caption`."""
+    datasets = library()
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES), "caption": datasets.Value("string")}
+    )
+    rows = {
+        "image": [None if data is None else {"bytes": data, "path": f"{number}.png"} for number, data in enumerate(images)],
+        "label": [number % 2 for number in range(len(images))],
+        "caption": [f"picture {number}" for number in range(len(images))],
+    }
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def expected_metadata(number: int) -> dict[str, object]:
+    """What `make_dataset` says of row `number`."""
+    return {"label": number % 2, "label_name": NAMES[number % 2], "caption": f"picture {number}", "path": f"{number}.png"}

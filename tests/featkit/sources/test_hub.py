@@ -1,0 +1,205 @@
+"""`hf:NAME[/CONFIG][:SPLIT]`: what the datasets library loads, here from folders, since tests have no network."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featkit.errors import EnvironmentProblem
+from featkit.images import ImageLimits
+from featkit.sources import open_source
+from featkit.sources.hub import HubDataset
+from tests.data import needs_shared_data, shared_data
+from tests.featkit.sources.files import contents, keys
+from tests.featkit.sources.hugging_face import expected_metadata, keep_cache_in, library, make_dataset, pictures
+from tests.featkit.sources.test_saved import contents_in_another_process
+from tests.pictures import draw_folder
+from tests.processes import run_python
+from tests.sentences import refused
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_cache_in(tmp_path_factory.mktemp("cache"), monkeypatch)
+
+
+def write_repository(folder: Path) -> list[bytes]:
+    """A folder in the Hub's Parquet layout: train of four rows in two files, test of one; all pictures."""
+    images = pictures(5)
+    whole = make_dataset(images)
+    (folder / "data").mkdir(parents=True)
+    for number, rows in enumerate([range(2), range(2, 4)]):
+        whole.select(rows).to_parquet(folder / "data" / f"train-0000{number}-of-00002.parquet")
+    whole.select([4]).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    return images
+
+
+def test_rows_of_a_split_are_items_with_their_labels_names(tmp_path: Path) -> None:
+    images = write_repository(tmp_path / "pets")
+    spec = f"hf:{tmp_path}/pets:train"
+    for given in (spec, Path(spec)):
+        source = open_source(given)
+        assert keys(source) == [f"pets/train/{number}" for number in range(4)]
+        assert contents(source) == images[:4]
+        assert [source.metadata(number) for number in range(4)] == [expected_metadata(number) for number in range(4)]
+        assert source.name == spec
+        assert source.file(0).suffix == ".arrow"
+    for number in (-1, 4):
+        with pytest.raises(IndexError):
+            source.read(number)
+
+
+def test_splits_may_be_cut_and_joined_as_the_library_writes_it(tmp_path: Path) -> None:
+    images = write_repository(tmp_path / "pets")
+    assert contents(open_source(f"hf:{tmp_path}/pets:train[1:3]")) == images[1:3]
+    joined = open_source(f"hf:{tmp_path}/pets:train+test")
+    assert contents(joined) == images
+    assert joined.key(4) == "pets/train+test/4"
+
+
+def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(tmp_path: Path) -> None:
+    write_repository(tmp_path / "pets")
+    name = f"hf:{tmp_path}/pets"
+    with refused(name, f"has several splits; name one of train, test: {name}:train."):
+        open_source(name)
+    for split in ("valid", "valid[:10]", "train+valid"):
+        with refused(name, "has no split 'valid'; name one of train, test: "):
+            open_source(f"{name}:{split}")
+    with refused(f"{name}:train[x]", "cannot be opened: "):
+        open_source(f"{name}:train[x]")
+
+
+def test_a_configuration_is_the_part_after_the_name_and_a_wrong_one_lists_those_there_are(tmp_path: Path) -> None:
+    write_repository(tmp_path / "pets")
+    assert open_source(f"hf:{tmp_path}/pets/default:test").key(0) == "pets/default/test/0"
+    with refused(f"hf:{tmp_path}/pets/plain:test", "'plain' not found", "['default']"):
+        open_source(f"hf:{tmp_path}/pets/plain:test")
+
+
+def test_a_folder_of_pictures_by_class_gives_the_files_own_bytes(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        draw_folder(tmp_path / "pets" / "train" / name, 2)
+    source = open_source(f"hf:{tmp_path}/pets:train")
+    files = sorted((tmp_path / "pets").rglob("*.jpg"))
+    assert contents(source) == [file.read_bytes() for file in files]
+    assert [source.file(number) for number in range(4)] == files
+    assert [source.metadata(number)["label_name"] for number in range(4)] == ["cat", "cat", "dog", "dog"]
+    files[0].unlink()
+    with refused(files[0], "does not exist"):
+        source.read(0)
+
+
+def test_a_row_may_not_name_a_file_outside_of_its_data_set(tmp_path: Path) -> None:
+    private = draw_folder(tmp_path / "private", 1) / "000.jpg"
+    (tmp_path / "pets").mkdir()
+    paths = [str(private), f"{tmp_path}/pets/../private/000.jpg", "https://example.org/x.jpg", None]
+    image = pa.array(
+        [{"bytes": None, "path": path} for path in paths], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    pq.write_table(pa.table({"image": image}), tmp_path / "pets" / "train.parquet")
+    source = open_source(f"hf:{tmp_path}/pets")
+    for number in range(4):
+        with refused(f"pets/train/{number} has no picture in its column image."):
+            source.read(number)
+
+
+def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+    images = write_repository(tmp_path / "pets")
+    with refused("pets/test/0 has ", f"{len(images[4])} bytes, more than the limit of 9."):
+        open_source(f"hf:{tmp_path}/pets:test", limits=ImageLimits(max_bytes=9)).read(0)
+
+
+def test_columns_without_pictures_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [1], "url": ["x"]}), tmp_path / "train.parquet")
+    with refused(f"hf:{tmp_path}", "has no column of pictures ({bytes, path} or binary) among: label, url."):
+        open_source(f"hf:{tmp_path}")
+
+
+def test_a_file_that_the_library_cannot_convert_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 and a note PAR1")
+    with refused(f"hf:{tmp_path} cannot be opened: "):
+        open_source(f"hf:{tmp_path}")
+    with refused("hf:/not/there", "cannot be opened: "):
+        open_source("hf:/not/there")
+    with refused("hf: names no data set", "hf:NAME:SPLIT"):
+        open_source("hf:")
+
+
+def test_a_name_that_cannot_be_fetched_is_the_networks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(name: str, config: str | None, *, split: str | None) -> None:
+        raise ConnectionError(f"no way\nto {name} {config} {split}")
+
+    monkeypatch.setattr(library(), "load_dataset", load_dataset)
+    for spec, asked in (
+        ("hf:mnist", "mnist None"),
+        ("hf:uoft-cs/cifar10:train", "uoft-cs/cifar10 None"),
+        ("hf:uoft-cs/cifar100/plain_text:test", "uoft-cs/cifar100 plain_text"),
+    ):
+        with refused(f"{spec} cannot be fetched (no way to {asked} None)", "hf:FOLDER", error=EnvironmentProblem):
+            open_source(spec)
+
+
+def test_keys_of_the_hub_begin_with_the_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = {"train": make_dataset(pictures(2)), "test": make_dataset(pictures(1))}
+    monkeypatch.setattr(library(), "load_dataset", lambda *_names, **_options: both)
+    assert keys(open_source("hf:uoft-cs/cifar10:train")) == ["uoft-cs/cifar10/train/0", "uoft-cs/cifar10/train/1"]
+    assert keys(open_source("hf:uoft-cs/cifar100/plain_text:test")) == ["uoft-cs/cifar100/plain_text/test/0"]
+
+
+def test_without_the_library_the_extra_is_named() -> None:
+    program = (
+        "import sys; sys.modules['datasets'] = None\n"
+        "from featkit.sources import open_source\n"
+        "try: open_source('hf:uoft-cs/cifar10:train')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    expected = "EnvironmentProblem datasets is not installed; run: pip install 'featkit[datasets]'.\n"
+    assert run_python(program) == (0, expected, "")
+
+
+def test_loads_are_not_counted_on_a_server_and_show_no_bars_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    write_repository(tmp_path / "pets")
+    capfd.readouterr()
+    open_source(f"hf:{tmp_path}/pets:test")
+    assert capfd.readouterr() == ("", "")
+    assert library().config.HF_UPDATE_DOWNLOAD_COUNTS is False
+    assert not library().are_progress_bars_disabled()
+
+
+def test_what_exists_by_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_folder(tmp_path / "hf:mine", 1)
+    monkeypatch.chdir(tmp_path)
+    assert keys(open_source("hf:mine")) == ["000.jpg"]
+
+
+def test_a_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_path: Path) -> None:
+    images = write_repository(tmp_path / "pets")
+    source = open_source(f"hf:{tmp_path}/pets:train")
+    copy = pickle.loads(pickle.dumps(source))
+    assert isinstance(copy, HubDataset)
+    order = [number * 3 % 4 for number in range(40)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(copy.read, order)) == [images[number] for number in order]
+    if sys.platform == "linux":
+        assert contents_in_another_process(source) == images[:4]
+
+
+@needs_shared_data
+def test_real_parquet_rows_are_equal_by_every_way(tmp_path: Path) -> None:
+    shared = shared_data()
+    assert shared is not None
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar" / "test-00000.parquet").symlink_to(shared / "cifar10" / "test-00000.parquet")
+    straight, through = open_source(tmp_path / "cifar"), open_source(f"hf:{tmp_path}/cifar:test")
+    library().load_dataset(str(tmp_path / "cifar"), split="test").save_to_disk(tmp_path / "saved")
+    saved = open_source(tmp_path / "saved")
+    assert len(straight) == len(through) == len(saved) == 5000
+    for number in range(0, 5000, 7):
+        assert straight.read(number) == through.read(number) == saved.read(number)
+        assert straight.metadata(number) == through.metadata(number) == saved.metadata(number)

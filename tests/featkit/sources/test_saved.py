@@ -1,0 +1,241 @@
+"""Data sets by save_to_disk: the library's own folders, read without it, whole or split, ordered, damaged."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featkit.errors import InputError
+from featkit.images import DEFAULT_LIMITS, ImageLimits
+from featkit.sources import Source, open_source
+from featkit.sources.saved import SavedDataset
+from tests.featkit.sources.files import contents, keys
+from tests.featkit.sources.hugging_face import expected_metadata, library, make_dataset, pictures
+from tests.processes import run_python
+from tests.sentences import refused
+
+
+def save(folder: Path, count: int = 5, *, num_shards: int = 1) -> list[bytes]:
+    """A folder of the library's; the pictures in it."""
+    images = pictures(count)
+    make_dataset(images).save_to_disk(folder, num_shards=num_shards)
+    return images
+
+
+def save_splits(folder: Path) -> None:
+    """Two splits of one and two rows."""
+    images = pictures(3)
+    library().DatasetDict({"train": make_dataset(images[:2]), "test": make_dataset(images[2:])}).save_to_disk(folder)
+
+
+def write_stream(path: Path, columns: dict[str, pa.Array], *, rows_a_batch: int = 2) -> None:
+    table = pa.table(columns)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table, max_chunksize=rows_a_batch)
+
+
+def write_by_hand(folder: Path, columns: dict[str, pa.Array]) -> Path:
+    """A folder in the published layout, without the library."""
+    folder.mkdir()
+    write_stream(folder / "data-00000-of-00001.arrow", columns)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    return folder
+
+
+def contents_in_another_process(source: Source) -> list[bytes]:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(contents, (source,))
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_rows_of_a_saved_data_set_are_items_with_their_labels_names(tmp_path: Path, num_shards: int) -> None:
+    images = save(tmp_path / "pets", num_shards=num_shards)
+    source = open_source(tmp_path / "pets")
+    assert keys(source) == [f"pets/{number}" for number in range(5)]
+    assert contents(source) == images
+    assert [source.metadata(number) for number in range(5)] == [expected_metadata(number) for number in range(5)]
+    assert source.name == str(tmp_path / "pets")
+    assert [source.file(number).name for number in (0, 4)] == [
+        f"data-00000-of-0000{num_shards}.arrow",
+        f"data-0000{num_shards - 1}-of-0000{num_shards}.arrow",
+    ]
+    for number in (-1, 5):
+        with pytest.raises(IndexError):
+            source.read(number)
+
+
+def test_a_saved_data_set_is_read_without_the_library(tmp_path: Path) -> None:
+    save(tmp_path / "pets")
+    program = (
+        "import sys; sys.modules['datasets'] = None\n"
+        f"from featkit.sources import open_source; print(open_source({str(tmp_path / 'pets')!r}).metadata(1)['label_name'])"
+    )
+    assert run_python(program) == (0, "dog\n", "")
+
+
+def test_a_split_is_named_by_its_folder_and_its_keys_by_both(tmp_path: Path) -> None:
+    save_splits(tmp_path / "pets")
+    assert keys(open_source(tmp_path / "pets" / "train")) == ["pets/train/0", "pets/train/1"]
+    assert keys(open_source(f"hf:{tmp_path}/pets:test")) == ["pets/test/0"]
+    assert open_source(f"hf:{tmp_path}/pets:test").name == f"hf:{tmp_path}/pets:test"
+
+
+def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(tmp_path: Path) -> None:
+    save_splits(tmp_path / "pets")
+    with refused(tmp_path / "pets", "has several splits; name one of train, test: ", f"{tmp_path}/pets/train."):
+        open_source(tmp_path / "pets")
+    with refused(tmp_path / "pets", "has no split 'valid'; name one of train, test: "):
+        open_source(f"hf:{tmp_path}/pets:valid")
+    save(tmp_path / "one")
+    with refused(tmp_path / "one", "is one data set without splits; leave out :train."):
+        open_source(f"hf:{tmp_path}/one:train")
+
+
+def test_the_only_split_needs_no_name(tmp_path: Path) -> None:
+    library().DatasetDict({"train": make_dataset(pictures(2))}).save_to_disk(tmp_path / "pets")
+    assert keys(open_source(tmp_path / "pets")) == ["pets/train/0", "pets/train/1"]
+
+
+def test_a_selection_or_shuffle_that_was_saved_is_the_order_of_items(tmp_path: Path) -> None:
+    shuffled = make_dataset(pictures(6)).select([4, 0, 3])
+    shuffled.save_to_disk(tmp_path / "new")
+    assert contents(open_source(tmp_path / "new")) == [pictures(6)[row] for row in (4, 0, 3)]
+    folder = write_by_hand(tmp_path / "old", {"image": pa.array([b"0", b"1", b"2", b"3", b"4"])})
+    write_stream(folder / "indices.arrow", {"indices": pa.array([4, 0, 4], pa.uint64())})
+    for key in ("_indices_data_files", "_indices_files"):
+        state = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(
+            json.dumps({"_data_files": state["_data_files"], key: [{"filename": "indices.arrow"}]})
+        )
+        source = open_source(folder)
+        assert (keys(source), contents(source)) == (["old/0", "old/1", "old/2"], [b"4", b"0", b"4"])
+    write_stream(folder / "indices.arrow", {"indices": pa.array([4, 5], pa.uint64())})
+    with refused(folder, "orders row 5, and has only 5"):
+        open_source(folder)
+    write_stream(folder / "indices.arrow", {"indices": pa.array(["a"])})
+    with refused(folder / "indices.arrow", "does not hold the numbers of rows"):
+        open_source(folder)
+
+
+def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None:
+    make_dataset([pictures(1)[0], None]).save_to_disk(tmp_path / "pets")
+    source = open_source(tmp_path / "pets")
+    assert source.read(0) == pictures(1)[0]
+    with refused("pets/1 has no picture in its column image."):
+        source.read(1)
+
+
+def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+    source = open_source(write_by_hand(tmp_path / "p", {"image": pa.array([b"12", b"123"])}), limits=ImageLimits(max_bytes=2))
+    assert source.read(0) == b"12"
+    with refused("p/1 has 3 bytes, more than the limit of 2."):
+        source.read(1)
+
+
+def test_a_data_set_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
+    with refused("data-00000-of-00001.arrow has no column of pictures ({bytes, path} or binary) among: label."):
+        open_source(write_by_hand(tmp_path / "a", {"label": pa.array([1])}))
+    with refused(f"{tmp_path}/b has no rows."):
+        open_source(write_by_hand(tmp_path / "b", {"image": pa.array([], pa.binary())}))
+
+
+def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "pets", num_shards=2)
+    file = tmp_path / "pets" / "data-00001-of-00002.arrow"
+    whole = file.read_bytes()
+    for content in (b"", b"a note\n" * 99, whole[: len(whole) // 2], whole[:-8], whole[:-1]):
+        file.write_bytes(content)
+        with refused(file, "ends before its end mark; it is truncated, or not an Arrow stream."):
+            open_source(tmp_path / "pets")
+    file.write_bytes(bytes(len(whole) - 8) + whole[-8:])
+    with refused(file, "is not an Arrow stream that can be read: "):
+        open_source(tmp_path / "pets")
+    file.unlink()
+    with refused(file, "is not an Arrow stream that can be read: "):
+        open_source(tmp_path / "pets")
+    write_stream(file, {"image": pa.array([b"x"])})
+    with refused(file, "has other columns than "):
+        open_source(tmp_path / "pets")
+
+
+@pytest.mark.parametrize(
+    "note", ["", "[]", '{"_data_files": [{"filename": "../other.arrow"}]}', '{"_data_files": ["a.arrow"]}']
+)
+def test_a_note_that_names_no_files_of_the_folder_is_refused(tmp_path: Path, note: str) -> None:
+    folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"x"])})
+    (folder / "state.json").write_text(note)
+    with refused(folder / "state.json", "write the data set again."):
+        open_source(folder)
+
+
+def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+    folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"x"]), "label": pa.array([1])})
+    file = folder / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes().replace(b"label", b"la\xffel"))
+    with refused(file, "has columns whose names are no text: "):
+        open_source(folder)
+
+
+def test_a_folder_that_only_has_a_note_of_that_name_is_a_folder_of_pictures(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "x.jpg").write_bytes(b"x")
+    assert keys(open_source(tmp_path)) == ["x.jpg"]
+
+
+def test_offsets_that_point_out_of_the_file_are_an_item_that_says_so(tmp_path: Path) -> None:
+    rows = pa.array([b"one", b"two", b"three"])
+    folder = write_by_hand(tmp_path / "p", {"image": rows, "label": pa.array([1, 2, 3])})
+    file = folder / "data-00000-of-00001.arrow"
+    data = file.read_bytes()
+    offsets = np.array([0, 3, 6], np.int32).tobytes()
+    assert data.count(offsets) == 1
+    file.write_bytes(data.replace(offsets, np.array([0, 2**30, 6], np.int32).tobytes()))
+    source = open_source(folder)
+    for number in (0, 1):
+        with refused(f"p/{number} is damaged: "):
+            source.read(number)
+    assert source.read(2) == b"three"
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
+def test_a_damaged_file_is_items_or_one_input_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
+) -> None:
+    image = pa.array([{"bytes": b"x", "path": "x"}, {"bytes": b"y", "path": "y"}])
+    folder = write_by_hand(tmp_path_factory.mktemp("saved") / "p", {"image": image, "label": pa.array(["a", "b"])})
+    file = folder / "data-00000-of-00001.arrow"
+    data = bytearray(file.read_bytes())
+    for place, value in changes:
+        data[int(place * len(data))] = value
+    file.write_bytes(data)
+    try:
+        source = SavedDataset(folder, name="p", limits=DEFAULT_LIMITS)
+        for number in range(min(len(source), 3)):
+            source.metadata(number)
+            source.read(number)
+    except InputError as error:
+        with refused("p"):
+            raise error
+
+
+def test_a_saved_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_path: Path) -> None:
+    images = save(tmp_path / "pets", 60, num_shards=3)
+    source = open_source(tmp_path / "pets")
+    copy = pickle.loads(pickle.dumps(source))
+    assert len(pickle.dumps(source)) < 5000
+    order = [number * 37 % 60 for number in range(60)]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(copy.read, order)) == [images[number] for number in order]
+    if sys.platform == "linux":
+        assert contents_in_another_process(source) == images
