@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 7860
 PHOTOS ?=
 MODEL ?=
+PICTURES ?=
 # uv installs in a tenth of pip's time; it is used where it is there.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
@@ -13,7 +14,7 @@ ONE_LINE = awk '/^ *(Collecting|Downloading|Using cached|Installing)/ { printf "
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test test-all check bench verify-zoo setup clean
+.PHONY: help demo test test-all check bench bench-gpu verify-zoo setup clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,7 +37,11 @@ check: $(VENV)/.all ## Lint, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.all ## Print the figures of tests/benchmarks and write them to its results/
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in $(filter-out %/bench_gpu.py,$(wildcard tests/benchmarks/bench_*.py)); do \
+	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+bench-gpu: $(VENV)/.all ## Print the figures of training on a GPU and write them under its name; PICTURES=folder/ if you like
+	@$(BIN)/python tests/benchmarks/bench_gpu.py $(if $(PICTURES),--pictures "$(PICTURES)")
 
 verify-zoo: $(VENV)/.all ## Export every published backbone whole, with random weights, and compare it with torch
 	@$(BIN)/python -m tests.export.verify_zoo
@@ -64,7 +69,7 @@ $(VENV)/.all: $(VENV)/.runtime
 	@echo "Installing what training, export and the tests need (torch, timm, onnx, ...) into $(VENV) ..."
 	@# torch first and by pip, which knows of CPU builds that a machine keeps for it; the rest then finds it in place.
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(ONE_LINE)
-	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,dev]' | $(ONE_LINE)
+	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,evaluate,datasets,dev]' | $(ONE_LINE)
 	@touch $@
 
 clean: ## Remove the environment and what tools leave behind

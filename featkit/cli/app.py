@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ("Look", "evaluate", "featkit.cli.evaluate:app", "Measure how good a model is on your own pictures."),
     ("Look", "verify", "featkit.cli.verify:verify", "Compare another engine or precision with ONNX Runtime on your pictures."),
     ("Look", "bench", "featkit.cli.bench:bench", "Say how fast each engine runs a model on this machine."),
+    ("Look", "report", "featkit.cli.report:report", "Write the page of a training run: scores, curves, pictures."),
     ("Look", "inspect", "featkit.cli.inspect:inspect", "Say what a featkit file or folder holds."),
 )
 

@@ -1,6 +1,33 @@
-"""How good a model is: copies found again after edits, beside raw pixels and a hash; and whether engines agree on it."""
+"""How good a model is, by labels, groups or none, beside raw pixels; and whether engines agree on it."""
 
 from featkit.evaluate.agreement import Agreement, compare_runs
 from featkit.evaluate.copies import CopiesReport, CopyProbe, MethodScore, evaluate_copies
+from featkit.evaluate.ground_truth import GroundTruth, read_ground_truth
+from featkit.evaluate.groups import GroupReport, GroupScore, evaluate_groups
+from featkit.evaluate.knn import KnnReport, KnnScore, evaluate_knn, knn_accuracy
+from featkit.evaluate.linear import LinearReport, LinearScore, evaluate_linear
+from featkit.evaluate.revisited import RevisitedReport, RevisitedScore, evaluate_revisited
 
-__all__ = ["Agreement", "CopiesReport", "CopyProbe", "MethodScore", "compare_runs", "evaluate_copies"]
+__all__ = [
+    "Agreement",
+    "CopiesReport",
+    "CopyProbe",
+    "GroundTruth",
+    "GroupReport",
+    "GroupScore",
+    "KnnReport",
+    "KnnScore",
+    "LinearReport",
+    "LinearScore",
+    "MethodScore",
+    "RevisitedReport",
+    "RevisitedScore",
+    "compare_runs",
+    "evaluate_copies",
+    "evaluate_groups",
+    "evaluate_knn",
+    "evaluate_linear",
+    "evaluate_revisited",
+    "knn_accuracy",
+    "read_ground_truth",
+]

@@ -8,7 +8,7 @@ run as `Embedder.embed` would, and so are compound edits of it (edits.py), which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from featkit.backends import Run
 from featkit.embedder import Embedder
 from featkit.errors import InputError
 from featkit.evaluate.edits import WORKING_SIDE, apply_edits, draw_compound, working_picture
+from featkit.evaluate.embedding import OnProgress, no_progress, read_blocks
 from featkit.evaluate.retrieval import bootstrap_interval, find_places, recall_at_k
 from featkit.images import decode
 from featkit.sources import Source, subset
@@ -27,7 +28,6 @@ from featkit.sources import Source, subset
 LEAST_COSINE = 0.9995
 NUM_EDITS = 4
 BOUND = 0.9  # an interval from 5 % to 95 %, of which the upper end is told
-PICTURES_A_BLOCK = 16
 QUERY_BLOCK = 1024
 
 
@@ -63,7 +63,7 @@ def compare_runs(
     *,
     seed: int = 0,
     num_edits: int = NUM_EDITS,
-    on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
+    on_progress: OnProgress = no_progress,
 ) -> tuple[list[Agreement], list[tuple[str, str]]]:
     """Each of `others`, of the same model, against the reference; and the pictures that could not be read, and why.
 
@@ -74,8 +74,12 @@ def compare_runs(
     embedders = [reference, *others]
     collected: list[list[np.ndarray]] = [[] for _ in embedders]
     failures: list[tuple[str, str]] = []
+
+    def read(number: int) -> np.ndarray:
+        return _views(source.read(number), reference, key=source.key(number), seed=seed, num_edits=num_edits)
+
     count = 0
-    for block in _blocks(source, reference, failures, seed=seed, num_edits=num_edits):
+    for block in read_blocks(source, read, failures):
         for blocks, embedder in zip(collected, embedders, strict=True):
             blocks.append(embedder.infer(np.concatenate(block)))
         count += len(block)
@@ -91,24 +95,6 @@ def thinned(source: Source, count: int) -> Source:
     if count >= len(source):
         return source
     return subset(source, [number * len(source) // count for number in range(count)])
-
-
-def _blocks(
-    source: Source, embedder: Embedder, failures: list[tuple[str, str]], *, seed: int, num_edits: int
-) -> Iterator[list[np.ndarray]]:
-    """Views (1 + E, H, W, 3) of pictures that can be read, a block at a time; the others are noted."""
-    block: list[np.ndarray] = []
-    for number in range(len(source)):
-        key = source.key(number)
-        try:
-            block.append(_views(source.read(number), embedder, key=key, seed=seed, num_edits=num_edits))
-        except InputError as error:
-            failures.append((key, str(error)))
-        if len(block) == PICTURES_A_BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: int) -> np.ndarray:

@@ -8,13 +8,12 @@ Letters: P pictures, E edits of each, N prepared pictures, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from featkit.embedder import Embedder
 from featkit.errors import InputError
 from featkit.evaluate.baselines import hash_vectors, perceptual_hash, pixel_vectors, pixels_of
 from featkit.evaluate.edits import (
@@ -26,13 +25,13 @@ from featkit.evaluate.edits import (
     draw_single,
     working_picture,
 )
+from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress, read_blocks
 from featkit.evaluate.retrieval import ToVectors, average_precision, bootstrap_interval, find_places, recall_at_k, unchanged
 from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
 
 NUM_EDITS = 4
-PICTURES_A_BLOCK = 16
 RECALL_AT = 10
 
 
@@ -70,10 +69,10 @@ class CopiesReport:
 
 def evaluate_copies(
     source: Source,
-    embedder: Embedder,
+    embedder: PictureModel,
     *,
     seed: int = 0,
-    on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
+    on_progress: OnProgress = no_progress,
 ) -> CopiesReport:
     """Measure a model by the copies yardstick on all pictures of a source.
 
@@ -82,8 +81,13 @@ def evaluate_copies(
     """
     model, pixels, hashes = Collected(), Collected(), Collected()
     failures: list[tuple[str, str]] = []
+
+    def read(number: int) -> tuple[str, np.ndarray]:
+        key = source.key(number)
+        return key, decode(source.read(number), name=key, shorter_side=WORKING_SIDE).pixels
+
     count = 0
-    for pictures in _blocks(source, failures):
+    for pictures in read_blocks(source, read, failures):
         views = [view for key, pixel_array in pictures for view in _views(pixel_array, seed=seed, key=key)]
         model.take(embedder.infer(np.stack([embedder.geometry.apply(np.asarray(view)) for view in views])))
         pixels.take(np.stack([pixels_of(view) for view in views]))
@@ -147,22 +151,6 @@ class Collected:
         rows = np.concatenate(self._blocks)
         self._blocks = [rows]  # not kept twice
         return rows.reshape(-1, 1 + NUM_EDITS + len(SINGLE_EDITS), rows.shape[1])
-
-
-def _blocks(source: Source, failures: list[tuple[str, str]]) -> Iterator[list[tuple[str, np.ndarray]]]:
-    """(key, pixels) of pictures that can be read, a block at a time; the others are noted."""
-    block: list[tuple[str, np.ndarray]] = []
-    for number in range(len(source)):
-        key = source.key(number)
-        try:
-            block.append((key, decode(source.read(number), name=key, shorter_side=WORKING_SIDE).pixels))
-        except InputError as error:
-            failures.append((key, str(error)))
-        if len(block) == PICTURES_A_BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:

@@ -32,6 +32,7 @@ SUBCOMMANDS = [
     ["evaluate", "copies"],
     ["verify"],
     ["bench"],
+    ["report"],
     ["inspect"],
 ]
 

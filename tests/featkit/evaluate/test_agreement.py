@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from featkit.embedder import Embedder
-from featkit.evaluate.agreement import LEAST_COSINE, NUM_EDITS, PICTURES_A_BLOCK, compare_runs, thinned
+from featkit.evaluate.agreement import LEAST_COSINE, NUM_EDITS, compare_runs, thinned
 from featkit.evaluate.edits import apply_edits, draw_compound, working_picture
+from featkit.evaluate.embedding import PICTURES_A_BLOCK
 from featkit.images import decode
 from featkit.sources import open_source, subset
 from tests.featkit.backends.engines import OPENVINO_BF16, needs_bf16, needs_openvino

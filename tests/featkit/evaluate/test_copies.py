@@ -11,7 +11,7 @@ from PIL import Image
 
 from featkit.embedder import Embedder
 from featkit.errors import InputError
-from featkit.evaluate import CopiesReport, CopyProbe, MethodScore, copies, evaluate_copies
+from featkit.evaluate import CopiesReport, CopyProbe, MethodScore, embedding, evaluate_copies
 from featkit.evaluate.baselines import perceptual_hash, pixels_of
 from featkit.evaluate.edits import EDITS_VERSION, SINGLE_EDITS, apply_edits, draw_compound, draw_single, working_picture
 from featkit.evaluate.retrieval import bootstrap_interval
@@ -141,7 +141,7 @@ def test_the_model_comes_first_and_every_method_is_there_by_name(report: CopiesR
 def test_the_figures_do_not_depend_on_the_blocks(
     folder: Path, embedder: Embedder, report: CopiesReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "PICTURES_A_BLOCK", 4)
+    monkeypatch.setattr(embedding, "PICTURES_A_BLOCK", 4)
     assert evaluate_copies(open_source(folder / "pictures"), embedder, seed=SEED) == report
 
 

@@ -1,19 +1,15 @@
-"""`featkit evaluate`: how good a model is on your own pictures."""
+"""`featkit evaluate copies`: whether an edited picture finds its original."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
-from cyclopts import App
-
-from featkit.cli.console import ProgressReporter, print_table, stdout
-from featkit.cli.extras import need_extra
+from featkit.cli.console import ProgressReporter, print_table
+from featkit.cli.evaluate.common import figure, interval, print_failures
+from featkit.cli.evaluated_model import open_model
 from featkit.errors import InputError
 
-app = App(name="evaluate", help="Measure how good a model is on your own pictures.")
 
-
-@app.command
 def copies(
     photos: Path,
     /,
@@ -34,9 +30,9 @@ def copies(
     Parameters
     ----------
     photos
-        A folder of pictures, a .tar, a .parquet or a .txt list of paths; those that the model was not trained on.
+        A folder of pictures, a .tar, a .parquet, or whatever else `featkit embed` takes; the model should not know them.
     model
-        A model file; by default featkit-tiny, which ships with featkit.
+        A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     seed
         Of the edits.
     last
@@ -46,11 +42,9 @@ def copies(
     json_
         Print the figures as JSON.
     """
-    need_extra("cpu", "onnxruntime")
     if last is not None and last < 1:
         raise InputError(f"--last is {last}; it has to be 1 or more.")
-    from featkit.embedder import Embedder
-    from featkit.embeddings import SHOWN_FAILURES
+    opened = open_model(model)
     from featkit.evaluate.copies import evaluate_copies
     from featkit.sources import open_source, subset
 
@@ -58,26 +52,23 @@ def copies(
     if last is not None:
         source = subset(source, range(max(0, len(source) - last), len(source)))
     with ProgressReporter("copies", total=len(source), quiet=quiet or json_) as progress:
-        report = evaluate_copies(source, Embedder(model), seed=seed, on_progress=progress)
+        report = evaluate_copies(source, opened, seed=seed, on_progress=progress)
     if json_:
         print(json.dumps(asdict(report), ensure_ascii=False))
         return
     rows = [
         (
             score.name,
-            f"{score.recall_at_1:.3f}",
-            f"{score.interval[0]:.3f} – {score.interval[1]:.3f}",
-            f"{score.recall_at_10:.3f}",
-            f"{score.mean_average_precision:.3f}",
+            figure(score.recall_at_1),
+            interval(score.interval),
+            figure(score.recall_at_10),
+            figure(score.mean_average_precision),
         )
         for score in report.methods
     ]
     title = f"Copies among {report.num_pictures:,} pictures (edits v{report.edits_version}, seed {report.seed})"
     print_table(title, ("method", "recall@1", "95 % interval", "recall@10", "mAP"), rows)
     edits = list(report.model.single)
-    singles = [(score.name, *(f"{score.single[edit]:.3f}" for edit in edits)) for score in report.methods]
+    singles = [(score.name, *(figure(score.single[edit]) for edit in edits)) for score in report.methods]
     print_table("recall@1 of each edit by itself", ("method", *edits), singles)
-    if report.failures:
-        print_table("Left out", ("picture", "why"), report.failures[:SHOWN_FAILURES])
-        if len(report.failures) > SHOWN_FAILURES:
-            stdout().print(f"... and {len(report.failures) - SHOWN_FAILURES:,} more.")
+    print_failures(report.failures)

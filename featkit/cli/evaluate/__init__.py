@@ -1,0 +1,14 @@
+"""`featkit evaluate`: how good a model is on your own pictures, one file a yardstick."""
+
+from cyclopts import App
+
+from featkit.cli.evaluate.copies import copies
+from featkit.cli.evaluate.knn import knn
+from featkit.cli.evaluate.linear import linear
+from featkit.cli.evaluate.retrieval import retrieval
+
+__all__ = ["app", "copies", "knn", "linear", "retrieval"]
+
+app = App(name="evaluate", help="Measure how good a model is on your own pictures.")
+for command in (copies, knn, linear, retrieval):
+    app.command(command)

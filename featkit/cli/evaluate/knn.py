@@ -1,0 +1,77 @@
+"""`featkit evaluate knn`: what pictures are by their nearest labelled neighbours."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from featkit.cli.console import ProgressReporter, print_table
+from featkit.cli.evaluate.common import figure, interval, labels_from, open_pictures, print_failures, say
+from featkit.cli.evaluated_model import open_model
+from featkit.errors import InputError
+
+
+def knn(
+    train: Path,
+    test: Path,
+    /,
+    *,
+    model: Path | None = None,
+    label: str = "label",
+    k: tuple[int, ...] = (20,),
+    temperature: float = 0.07,
+    limit: int | None = None,
+    quiet: bool = False,
+    json_: bool = False,
+) -> None:
+    """Measure how often the nearest neighbours of a TEST picture among the labelled TRAIN pictures say what it is.
+
+    Neighbours vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels are measured beside the model.
+
+    Example: featkit evaluate knn train.tar test.parquet --model m.onnx
+
+    Parameters
+    ----------
+    train
+        The labelled pictures that are searched: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+    test
+        The labelled pictures to classify.
+    model
+        A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
+    label
+        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that a picture lies in.
+    k
+        How many neighbours vote; several numbers are several rows: --k 10 --k 20.
+    temperature
+        Of the weighted vote.
+    limit
+        Only so many pictures of each part, spread evenly over it.
+    quiet
+        Show no progress.
+    json_
+        Print the figures as JSON.
+    """
+    if not k or min(k) < 1:
+        raise InputError(f"--k is {min(k, default=0)}; it has to be 1 or more.")
+    if not temperature > 0:
+        raise InputError(f"--temperature is {temperature}; it has to be above 0, such as 0.07.")
+    opened = open_model(model)
+    from featkit.evaluate.knn import evaluate_knn
+
+    gallery, queries = open_pictures(train, limit=limit), open_pictures(test, limit=limit)
+    with ProgressReporter("knn", total=len(gallery) + len(queries), quiet=quiet or json_) as progress:
+        report = evaluate_knn(gallery, queries, opened, label=label, ks=k, temperature=temperature, on_progress=progress)
+    if json_:
+        print(json.dumps(asdict(report), ensure_ascii=False))
+        return
+    rows = [
+        (score.name, str(score.k), figure(score.weighted), interval(score.interval), figure(score.majority))
+        for score in report.scores
+    ]
+    title = f"{report.num_test:,} pictures of {report.num_labels:,} labels by neighbours among {report.num_train:,}"
+    most_frequent = ("most frequent label", "", figure(report.most_frequent), "", "")
+    print_table(title, ("method", "k", "weighted", "95 % interval", "majority"), [*rows, most_frequent])
+    say(
+        f"Labels: {labels_from(report.columns)}. A weighted vote counts exp(cosine / {report.temperature:g}).",
+        *([f"{report.num_unseen:,} test pictures have labels that no training picture has."] if report.num_unseen else []),
+    )
+    print_failures(report.failures)

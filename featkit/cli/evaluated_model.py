@@ -1,0 +1,24 @@
+"""The model that `featkit evaluate` measures: a model file, or a backbone in torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featkit.cli.extras import need_extra
+
+if TYPE_CHECKING:
+    from featkit.evaluate.embedding import PictureModel
+
+
+def open_model(model: Path | None) -> PictureModel:
+    """A model file (None is the one that ships), or the backbone of a run folder or of its backbone.safetensors, in torch."""
+    if model is not None and (model.is_dir() or model.suffix == ".safetensors"):
+        need_extra("export", "torch", "onnx", "safetensors")
+        from featkit_export.torch_embedder import TorchEmbedder
+
+        return TorchEmbedder.open(model)
+    need_extra("cpu", "onnxruntime")
+    from featkit.embedder import Embedder
+
+    return Embedder(model)

@@ -1,0 +1,104 @@
+"""The flags that every method takes; each docstring is what --help says of its flag."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+# What the flags are settings of.
+SETTINGS = {
+    "name": "name",
+    "init": "init",
+    "steps": "run.steps",
+    "batch_size": "run.batch_size",
+    "lr": "optim.lr",
+    "momentum": "teacher.momentum",
+    "prototypes": "dino.head.num_prototypes",
+    "seed": "run.seed",
+    "workers": "run.workers",
+    "device": "run.device",
+    "on_collapse": "run.on_collapse",
+}
+STRINGS = Annotated[list[str] | None, Parameter(negative=())]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """What a run is told on the command line."""
+
+    out: Path
+    """Folder of the run: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, backbone.safetensors, report.html."""
+
+    recipe: str | None = None
+    """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, and for adapt `adapt_dinov2`."""
+
+    name: str | None = None
+    """The model's name, which its file and its indexes carry; by default `backbone`."""
+
+    held_out: str | None = None
+    """Pictures to measure on while training; by default a part of DATA, not trained on."""
+
+    init: Path | None = None
+    """The folder of an earlier run to begin from: its student, teacher and heads."""
+
+    steps: int | None = None
+    """Optimisation steps."""
+
+    batch_size: int | None = None
+    """Pictures a step, of all processes together."""
+
+    lr: float | None = None
+    """Learning rate after the warm-up."""
+
+    momentum: float | None = None
+    """Share of the teacher that a step keeps; by default from the number of steps: 0.9 up to 4,000, 0.996 from 100,000."""
+
+    prototypes: int | None = None
+    """Outputs of the projection head; 256 to 512 for a few hundred pictures."""
+
+    seed: int | None = None
+    """Of all randomness."""
+
+    workers: int | None = None
+    """Processes that read and crop pictures."""
+
+    device: str | None = None
+    """auto, cpu or cuda."""
+
+    on_collapse: Literal["stop", "warn"] | None = None
+    """What to do when outputs no longer tell pictures apart; by default stop."""
+
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
+    """Any other setting as section.key=value, such as --set crops.num_local=4. Repeat for more."""
+
+    sweep: STRINGS = None
+    """Short trials of one setting's values instead of a run, such as --sweep momentum=0.9,0.99,0.996. Repeat for more."""
+
+    resume: bool = False
+    """Go on from the newest checkpoint in OUT."""
+
+    quiet: bool = False
+    """Print nothing but the result."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ClusterFlags:
+    """Where the run is to be spread over machines."""
+
+    slurm: bool = False
+    """Print a script for Slurm that runs this command, instead of running it: featkit train ... --slurm > job.sh."""
+
+    nodes: int = 1
+    """Machines."""
+
+    gpus_per_node: int = 8
+    """Processes a machine, one for each GPU."""
+
+    time: str = "24:00:00"
+    """Longest time of a job; the run is checkpointed ahead of it and queued again."""
+
+    partition: str | None = None
+    """Slurm's partition."""

@@ -1,0 +1,135 @@
+"""The methods as commands: what each is for, and the settings that only it has."""
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from featkit.cli.train.flags import ClusterFlags, TrainFlags
+from featkit.cli.train.running import run
+
+Data = Annotated[list[str], Parameter(consume_multiple=True)]
+
+
+def dino(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+    """Train by DINO (arXiv 2104.14294): a student matches its own momentum teacher across crops of a picture.
+
+    The one to begin with: it learns from a few hundred pictures, and needs the least of a machine. No labels are needed.
+
+    Example: featkit train dino pictures/ --out run/ --steps 300
+
+    Parameters
+    ----------
+    data
+        Where the pictures are: folders, tar shards, Parquet files, lists of paths, Hugging Face data sets on disk or as
+        hf:NAME, torchvision:NAME; one or several.
+    """
+    run("dino", data, flags, cluster)
+
+
+def ibot(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+    """Train by iBOT (arXiv 2111.07832): DINO, and the student fills in patches that it could not see.
+
+    For patch tokens that mean something: segmentation, retrieval of parts. Takes more pictures than DINO before it pays.
+
+    Example: featkit train ibot pictures/ --out run/ --recipe small --steps 2000
+
+    Parameters
+    ----------
+    data
+        Where the pictures are; see `featkit train dino`.
+    """
+    run("ibot", data, flags, cluster)
+
+
+def dinov2(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+    """Train by DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with heads of their own, Sinkhorn-Knopp and KoLeo.
+
+    Example: featkit train dinov2 shards/ --out run/ --recipe dinov2_vitl14 --slurm --nodes 4
+
+    Parameters
+    ----------
+    data
+        Where the pictures are; see `featkit train dino`.
+    """
+    run("dinov2", data, flags, cluster)
+
+
+def dinov3(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+    """Train by DINOv3 (arXiv 2508.10104): DINOv2 over rotary positions, and Gram anchoring in a later stage.
+
+    Example: featkit train dinov3 shards/ --out gram/ --recipe dinov3_vitl16_gram --init run/
+
+    Parameters
+    ----------
+    data
+        Where the pictures are; see `featkit train dino`.
+    """
+    run("dinov3", data, flags, cluster)
+
+
+def distill(
+    data: Data,
+    /,
+    *,
+    teacher: str | None = None,
+    weights: Path | None = None,
+    flags: TrainFlags,
+    cluster: ClusterFlags | None = None,
+) -> None:
+    """Train a small student by a larger frozen teacher, as DINOv2's small models were made (arXiv 2304.07193, section 5).
+
+    The fastest way to a good small model where a large one that knows your kind of pictures is published.
+
+    Example: featkit train distill pictures/ --teacher dinov2_vitb14 --out run/ --recipe dinov2_vits14_distill
+
+    Parameters
+    ----------
+    data
+        Where the pictures are; see `featkit train dino`.
+    teacher
+        What to learn from: a published name (`featkit export --help` tells where they are), timm:NAME, a folder of Hugging
+        Face's or of a run.
+    weights
+        The teacher's weights as a file or folder, instead of the hub.
+    """
+    run(
+        "distill",
+        data,
+        flags,
+        cluster,
+        {"pretrained.name": teacher, "pretrained.weights": str(weights) if weights is not None else None},
+    )
+
+
+def adapt(
+    data: Data,
+    /,
+    *,
+    model: str | None = None,
+    weights: Path | None = None,
+    flags: TrainFlags,
+    cluster: ClusterFlags | None = None,
+) -> None:
+    """Go on from published weights on your own pictures: new heads first, then everything at a low rate.
+
+    The run ends and takes the best model back when copies, or neighbours of one label, are found less often than before.
+
+    Example: featkit train adapt pictures/ --model dinov2_vits14 --out run/
+
+    Parameters
+    ----------
+    data
+        Where the pictures are; see `featkit train dino`.
+    model
+        What to go on from: a published name, or a folder of Hugging Face's or of a run.
+    weights
+        Its weights as a file or folder, instead of the hub.
+    """
+    run(
+        "adapt",
+        data,
+        flags,
+        cluster,
+        {"pretrained.name": model, "pretrained.weights": str(weights) if weights is not None else None},
+    )

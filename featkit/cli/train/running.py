@@ -1,0 +1,141 @@
+"""What `featkit train` does with its flags: a run, trials of a setting, or a script for a cluster."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.extras import need_extra
+from featkit.cli.train.flags import SETTINGS, ClusterFlags, TrainFlags
+from featkit.errors import InputError
+
+if TYPE_CHECKING:
+    from featkit_train.config import TrainConfig
+    from featkit_train.loop import TrainReport
+    from featkit_train.plan import Plan
+
+SHOWN = ("loss", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
+# The words of a score, by its name in metrics.jsonl.
+SCORES = {"copy_recall": "copy recall@1", "knn": "kNN accuracy"}
+
+
+def run(
+    method: str, data: list[str], flags: TrainFlags, cluster: ClusterFlags | None, own: Mapping[str, str | None] | None = None
+) -> None:
+    """Train by `method`. own: settings of the method's own flags, None where not given."""
+    need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
+    from featkit_train.configure import configure
+    from featkit_train.loop import train
+    from featkit_train.sources import open_training_source
+
+    given = {setting: getattr(flags, flag) for flag, setting in SETTINGS.items()} | dict(own or {})
+    settings = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items() if value is not None]
+    config = configure(method, flags.recipe, [*settings, *(flags.set_ or [])])
+    if cluster is not None and cluster.slurm:
+        _print_slurm(config, cluster)
+        return
+    sources = [open_training_source(spec) for spec in data]
+    held_out = open_training_source(flags.held_out) if flags.held_out is not None else None
+    if flags.sweep:
+        from featkit.cli.train.trials import run_trials
+
+        run_trials(config, sources, held_out, flags)
+        return
+    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    quiet = flags.quiet or not is_main
+    if not quiet:
+        _say_what(config, sum(len(source) for source in sources), flags)
+    with ProgressReporter("training", total=config.run.steps, unit="steps", quiet=quiet) as progress:
+        report = train(
+            config,
+            sources,
+            flags.out,
+            held_out=held_out,
+            resume=flags.resume,
+            on_log=lambda log: None if quiet else _show(log, progress),
+            on_note=lambda note: progress.line(f"featkit: {note}") if not quiet else print(f"featkit: {note}", file=sys.stderr),
+            on_plan=lambda plan: None if quiet else progress.line(_in_words(plan)),
+        )
+    if is_main:
+        _print_result(report, config.name, flags)
+
+
+def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
+    model = f"ViT of width {config.model.width}, depth {config.model.depth}, patch {config.model.patch}"
+    if config.method == "adapt":
+        model = config.pretrained.name
+    size, run = config.crops.global_size, config.run
+    print(
+        f"{config.name}: {config.method}, {model} on {count:,} pictures at {size}×{size}, {run.steps:,} steps of "
+        f"{run.batch_size}, to {flags.out}.",
+        file=sys.stderr,
+    )
+
+
+def _in_words(plan: "Plan") -> str:
+    hours = f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
+    return (
+        f"plan: {plan.steps_left:,} steps to go, {hours} at {plan.images_per_s:.1f} images/s on {plan.device}, "
+        f"{plan.memory_bytes / 1e9:.1f} GB of memory. Ctrl-C stops at a checkpoint."
+    )
+
+
+def _show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
+    """One plain line a log entry; the bar, where there is one, stays below."""
+    step = int(log["step"])
+    progress(step)
+    scores = [f"{words} on held-out pictures {log[name]:.3f}" for name, words in SCORES.items() if name in log]
+    shown = scores or [f"{name} {log[name]:.3f}" for name in SHOWN if name in log]
+    progress.line(f"step {step:>6,}  " + "  ".join(shown))
+
+
+def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
+    if flags.quiet:
+        stdout().print(str(report.backbone))
+        return
+    rows: list[tuple[str, object]] = [
+        ("steps", f"{report.steps:,}"),
+        ("time", f"{report.seconds / 60:.1f} min"),
+        ("images/s", f"{report.images_per_s:.1f}"),
+        ("waiting for data", f"{report.waiting_share:.1%}"),
+    ]
+    if report.unreadable:
+        rows.append(("pictures that could not be read", f"{report.unreadable:,}"))
+    rows += [(f"{words}, held out", f"{report.scores[key]:.3f}") for key, words in SCORES.items() if key in report.scores]
+    if report.rolled_back_to is not None:
+        rows.append(("model of step", f"{report.rolled_back_to:,}, the best; later ones were worse"))
+    print_table("Training finished", ("", ""), [*rows, ("backbone", report.backbone), ("report", report.page)])
+    stdout().print(f"Next: featkit export {flags.out} --out {name}.onnx")
+
+
+def _print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
+    from featkit_train.slurm import slurm_script
+
+    script = slurm_script(
+        command_without(sys.argv[1:], {"--slurm": 0, "--nodes": 1, "--gpus-per-node": 1, "--time": 1, "--partition": 1}),
+        nodes=cluster.nodes,
+        gpus_per_node=cluster.gpus_per_node,
+        time=cluster.time,
+        partition=cluster.partition,
+        name=config.name,
+    )
+    print(script, end="")
+
+
+def command_without(arguments: Sequence[str], flags: Mapping[str, int]) -> list[str]:
+    """A command line without some flags, each with its number of values. `--flag=value` is one argument."""
+    kept: list[str] = []
+    skip = 0
+    for argument in arguments:
+        name, separator, _ = argument.partition("=")
+        if skip:
+            skip -= 1
+        elif name in flags:
+            skip = 0 if separator else flags[name]
+        else:
+            kept.append(argument)
+    if not kept:
+        raise InputError("There is no command for Slurm to run; call `featkit train METHOD ... --slurm` from a shell.")
+    return kept

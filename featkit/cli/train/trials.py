@@ -1,0 +1,46 @@
+"""`featkit train ... --sweep`: short trials of a setting's values, and a table of what each came to."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.train.flags import SETTINGS, TrainFlags
+
+COLUMNS = ("loss", "teacher_entropy", "rankme", "images_per_s")
+
+if TYPE_CHECKING:
+    from featkit.sources import Source
+    from featkit_train.config import TrainConfig
+
+
+def run_trials(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", flags: TrainFlags) -> None:
+    """Run every combination of the values, --steps long or a tenth of the recipe's steps, and print them side by side."""
+    from featkit_train.trials import plan_trials, run_trial
+
+    steps = config.run.steps if flags.steps is not None else None
+    trials = plan_trials(config, flags.sweep or [], names=SETTINGS, steps=steps)
+    length = trials[0].config.run.steps
+    if not flags.quiet:
+        print(f"{len(trials)} trials of {length:,} steps each, in {flags.out}.", file=sys.stderr)
+    outcomes = []
+    for number, trial in enumerate(trials, 1):
+        label = f"trial {number} of {len(trials)}, {trial.label}"
+        with ProgressReporter(label, total=length, unit="steps", quiet=flags.quiet) as progress:
+            outcomes.append(run_trial(trial, sources, flags.out, held_out=held_out, on_log=_tell(progress)))
+    rows = [
+        (
+            trial.label,
+            f"{outcome.score:.3f}",
+            *(f"{outcome.last[name]:.3f}" if name in outcome.last else "" for name in COLUMNS),
+            outcome.ended,
+        )
+        for trial, outcome in zip(trials, outcomes, strict=True)
+    ]
+    print_table(f"Trials of {length:,} steps", ("setting", "copy recall@1", *COLUMNS, "ended"), rows)
+    best = max(range(len(trials)), key=lambda number: outcomes[number].score)
+    stdout().print(f"Best: {trials[best].label}.")
+
+
+def _tell(progress: ProgressReporter) -> Callable[[Mapping[str, float]], None]:
+    return lambda log: progress(int(log["step"]))

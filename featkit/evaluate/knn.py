@@ -1,0 +1,204 @@
+"""Accuracy of the nearest neighbours: what a picture is by the labelled pictures whose vectors are nearest to its own.
+
+The weighted vote is that of DINO (arXiv 2104.14294, section 4.1; eval_knn.py), after Wu et al. (arXiv 1805.01978, eq. 6 and
+section 3.4); a plain majority stands beside it.
+
+Letters: N vectors of the training part, Q of the test part, D width, k neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from featkit.evaluate.baselines import pixel_vectors
+from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress
+from featkit.evaluate.labels import LABEL, embed_labelled
+from featkit.evaluate.retrieval import GALLERY_BLOCK, QUERY_BLOCK, ToVectors, bootstrap_interval, unit_rows
+from featkit.sources import Source
+
+NEIGHBOURS = 20
+TEMPERATURE = 0.07
+VOTE_BLOCK = 64  # queries whose (k, k) tables of equal labels are made at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnScore:
+    """Accuracies of one way of comparing pictures. `interval` is the 95 % bootstrap interval of `weighted`."""
+
+    name: str
+    k: int  # as many as there are where fewer than were asked for
+    weighted: float
+    interval: tuple[float, float]
+    majority: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnnReport:
+    """The model's scores come first, one for each k. columns: where the labels came from, of each part."""
+
+    num_train: int
+    num_test: int
+    num_labels: int
+    num_unseen: int  # test pictures whose label the training part does not have
+    columns: tuple[str, str]
+    temperature: float
+    most_frequent: float  # the accuracy of always saying the training part's most frequent label
+    scores: list[KnnScore]
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+    def score(self, name: str, k: int) -> KnnScore:
+        """One score. KeyError for another."""
+        return {(score.name, score.k): score for score in self.scores}[name, k]
+
+
+def evaluate_knn(
+    train: Source,
+    test: Source,
+    model: PictureModel,
+    *,
+    label: str = LABEL,
+    ks: Sequence[int] = (NEIGHBOURS,),
+    temperature: float = TEMPERATURE,
+    on_progress: OnProgress = no_progress,
+) -> KnnReport:
+    """Classify the pictures of `test` by their neighbours among those of `train`; raw pixels beside the model.
+
+    label, and the InputErrors: as for labels.embed_labelled. on_progress counts over both parts.
+    """
+    failures: list[tuple[str, str]] = []
+    pair = embed_labelled(train, test, model, failures, label=label, on_progress=on_progress)
+    gallery_mean = pair.train.pixels.mean(axis=0, dtype=np.float64)
+    methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
+        (model.manifest.name, pair.train.vectors, pair.test.vectors, unit_rows),
+        ("centred pixels", pair.train.pixels, pair.test.pixels, lambda rows: pixel_vectors(rows, gallery_mean)),
+    ]
+    scores = []
+    for name, gallery, queries, to_vectors in methods:
+        cosines, rows = nearest(queries, gallery, max(ks), to_vectors=to_vectors)
+        for k in dict.fromkeys(min(k, len(gallery)) for k in ks):
+            voters = pair.train_labels[rows[:, :k]]
+            weighted = weighted_vote(cosines[:, :k], voters, temperature=temperature) == pair.test_labels
+            majority = majority_vote(voters) == pair.test_labels
+            scores.append(
+                KnnScore(
+                    name=name,
+                    k=k,
+                    weighted=float(weighted.mean()),
+                    interval=bootstrap_interval(weighted.astype(np.float64)),
+                    majority=float(majority.mean()),
+                )
+            )
+    return KnnReport(
+        num_train=len(pair.train),
+        num_test=len(pair.test),
+        num_labels=len(pair.names),
+        num_unseen=pair.num_unseen,
+        columns=pair.columns,
+        temperature=temperature,
+        most_frequent=pair.most_frequent,
+        scores=scores,
+        failures=failures,
+    )
+
+
+def knn_accuracy(
+    train_vectors: np.ndarray,
+    train_labels: np.ndarray,
+    test_vectors: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> float:
+    """Share of the test vectors whose weighted vote of their k nearest training vectors is their own label.
+
+    train_vectors (N, D) and test_vectors (Q, D), any float, of any length; train_labels (N,) and test_labels (Q,) of one kind.
+    All N vote where k is more. ValueError as for `nearest`, and for no test vectors.
+    """
+    if len(test_vectors) == 0:
+        raise ValueError("no test vectors have no accuracy")
+    cosines, rows = nearest(test_vectors, train_vectors, k, to_vectors=unit_rows)
+    voted = weighted_vote(cosines, np.asarray(train_labels)[rows], temperature=temperature)
+    return float((voted == np.asarray(test_labels)).mean())
+
+
+def nearest(
+    queries: np.ndarray, gallery: np.ndarray, k: int, *, to_vectors: ToVectors = unit_rows
+) -> tuple[np.ndarray, np.ndarray]:
+    """The inner products (Q, k) float32 with the k nearest rows, best first, and those rows (Q, k) int64.
+
+    queries (Q, ...) and gallery (N, ...) become vectors by `to_vectors`, a block at a time, as for retrieval.find_places; so
+    memory does not grow with Q * N. Of equal products the lower row comes first. All N rows where k is more. ValueError for k
+    below 1, an empty gallery, and numbers that are not finite.
+
+        for each query:  order = sorted(range(N), key=lambda row: (-query @ gallery[row], row))[:k]
+    """
+    if k < 1 or len(gallery) == 0:
+        raise ValueError(f"{k} neighbours of {len(gallery)} vectors are none")
+    k = min(k, len(gallery))
+    found_scores, found_rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    for first in range(0, len(queries), QUERY_BLOCK):
+        asked = slice(first, first + QUERY_BLOCK)
+        query_block = _finite(to_vectors(queries[asked]))
+        scores = np.zeros((len(query_block), 0), np.float32)
+        rows = np.zeros((len(query_block), 0), np.int64)
+        for start in range(0, len(gallery), GALLERY_BLOCK):
+            block = _finite(to_vectors(gallery[start : start + GALLERY_BLOCK]))
+            numbers = np.broadcast_to(np.arange(start, start + len(block)), (len(query_block), len(block)))
+            scores = np.concatenate([scores, query_block @ block.T], axis=1)
+            rows = np.concatenate([rows, numbers], axis=1)
+            places = _best_places(scores, k)
+            scores, rows = np.take_along_axis(scores, places, axis=1), np.take_along_axis(rows, places, axis=1)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        found_scores[asked] = np.take_along_axis(scores, order, axis=1)
+        found_rows[asked] = np.take_along_axis(rows, order, axis=1)
+    return found_scores, found_rows
+
+
+def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:
+    """The label (Q,) with the most votes, a neighbour's being worth exp(cosine / temperature); of equals the nearer one.
+
+    cosines (Q, k), best first; labels (Q, k) of those neighbours, of any kind. Summed in float64. DINOv2's code divides by the
+    sum of all weights (a softmax), DINO's does not; the winner is the same.
+
+        votes[q, label] = sum of exp((cosines[q, i] - cosines[q, 0]) / temperature) over i with labels[q, i] == label
+    """
+    scores = cosines.astype(np.float64)
+    return _most_voted(np.exp((scores - scores[:, :1]) / temperature), labels)
+
+
+def majority_vote(labels: np.ndarray) -> np.ndarray:
+    """The label (Q,) that most of the neighbours' labels (Q, k) are; of equals the one whose nearest neighbour is nearer."""
+    return _most_voted(np.ones(labels.shape), labels)
+
+
+def _most_voted(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """labels (Q, k), nearest first, with weights (Q, k). Each neighbour is given its label's votes, and the first best wins."""
+    voted = np.empty(len(labels), labels.dtype)
+    for start in range(0, len(labels), VOTE_BLOCK):
+        block = labels[start : start + VOTE_BLOCK]
+        same = block[:, :, None] == block[:, None, :]
+        votes = np.where(same, weights[start : start + VOTE_BLOCK, None, :], 0.0).sum(axis=2)
+        voted[start : start + VOTE_BLOCK] = block[np.arange(len(block)), votes.argmax(axis=1)]
+    return voted
+
+
+def _best_places(scores: np.ndarray, k: int) -> np.ndarray:
+    """Columns (Q, min(k, columns)) of the k best of each row, in rising order; of equals at the edge the first."""
+    columns = scores.shape[1]
+    if columns <= k:
+        return np.broadcast_to(np.arange(columns), scores.shape)
+    edge = np.partition(scores, columns - k, axis=1)[:, columns - k, None]
+    better, level = scores > edge, scores == edge
+    room = k - better.sum(axis=1, keepdims=True)
+    chosen = better | (level & (np.cumsum(level, axis=1, dtype=np.int32) <= room))
+    return np.nonzero(chosen)[1].reshape(len(scores), k)
+
+
+def _finite(vectors: np.ndarray) -> np.ndarray:
+    if not np.isfinite(vectors).all():
+        raise ValueError("vectors to rank must be finite")
+    return vectors

@@ -1,0 +1,70 @@
+"""The command `featkit evaluate knn`: its table and its JSON say what the library says, and mistakes are one sentence."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from featkit.embedder import Embedder
+from featkit.evaluate import evaluate_knn
+from featkit.sources import open_source
+from tests.commands import is_one_sentence, run_featkit
+from tests.featkit.evaluate.labelled import write_kinds_parquet, write_kinds_tar
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A training tar, and a Parquet file with a label that the tar lacks and a row without one."""
+    folder = tmp_path_factory.mktemp("knn")
+    return (
+        write_kinds_tar(folder / "a.tar", [0, 1] * 4),
+        write_kinds_parquet(folder / "b.parquet", [0, 1, None, 2]),
+    )
+
+
+def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model: Path) -> None:
+    said = run_featkit("evaluate", "knn", *parts, "--model", model, "--k", 3, "--k", 20, "--quiet")
+    assert (said.code, said.error) == (0, "")
+    lines = [line.rstrip() for line in said.out.splitlines()]
+    report = evaluate_knn(open_source(parts[0]), open_source(parts[1]), Embedder(model), ks=(3, 20))
+    assert lines[0] == "3 pictures of 3 labels by neighbours among 8"
+    for line, score in zip(lines[2:6], report.scores, strict=True):
+        figures = [f"{figure:.3f}" for figure in (score.weighted, *score.interval, score.majority)]
+        assert line.replace(" – ", " ").split() == [*score.name.split(), str(score.k), *figures]
+    assert lines[6].split() == ["most", "frequent", "label", "0.333"]
+    assert "Labels: the column class, of the test pictures label. A weighted vote counts exp(cosine / 0.07)." in lines
+    assert "1 test pictures have labels that no training picture has." in lines
+    assert lines[-1] == "b.parquet/2  b.parquet/2 has nothing in its column label."
+
+
+def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:
+    said = run_featkit(
+        "evaluate", "knn", *parts, "--model", model, "--label", "label", "--temperature", 0.5, "--limit", 2, "--json"
+    )
+    assert (said.code, said.error) == (0, "")
+    found = json.loads(said.out)
+    assert (found["num_train"], found["num_test"], found["temperature"]) == (2, 1, 0.5)  # rows 0 and 2, which has no label
+    whole = json.loads(run_featkit("evaluate", "knn", *parts, "--model", model, "--json").out)
+    library = evaluate_knn(open_source(parts[0]), open_source(parts[1]), Embedder(model))
+    assert whole == json.loads(json.dumps(asdict(library)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--k", "0"], "--k is 0; it has to be 1 or more."),
+        (["--temperature", "0"], "--temperature is 0.0; it has to be above 0"),
+        (["--limit", "0"], "--limit is 0; it has to be 1 or more."),
+        (["--label", "kind"], "has no column kind, only folder, class"),
+        (["--model", "none.onnx"], "none.onnx does not exist"),
+    ],
+)
+def test_a_mistake_is_one_sentence(parts: tuple[Path, Path], model: Path, arguments: list[str], words: str) -> None:
+    chosen = arguments if "--model" in arguments else [*arguments, "--model", str(model)]
+    said = run_featkit("evaluate", "knn", *parts, *chosen)
+    assert said.code == 2
+    assert is_one_sentence(said)
+    assert words in said.error
