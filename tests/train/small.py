@@ -11,10 +11,10 @@ SMALL = {
     "optim": {"lr": 1e-3, "lr_rule": "constant", "warmup_steps": 2},
     "dino": {
         "head": {"num_prototypes": 16, "hidden_width": 32, "bottleneck_width": 16},
-        "momentum": 0.9,
         "freeze_last_layer_steps": 1,
-        "koleo_weight": 0.1,
+        "koleo_weight": 0.05,
     },
+    "teacher": {"momentum": 0.9, "momentum_end": 1.0},
     "run": {
         "steps": 8,
         "batch_size": 8,

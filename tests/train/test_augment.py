@@ -76,6 +76,47 @@ def test_a_crop_covers_the_share_of_the_area_that_was_asked_for() -> None:
         assert 0.7 < width / height < 1.4
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    height=st.integers(100, 300),
+    width=st.integers(100, 300),
+    seed=st.integers(0, 2**32),
+    low=st.floats(0.1, 0.5),
+    reach=st.floats(0.0, 0.4),
+)
+def test_a_crop_is_a_box_inside_the_picture_of_a_share_and_an_aspect_within_their_bounds(
+    height: int, width: int, seed: int, low: float, reach: float
+) -> None:
+    config = CropConfig(flip_probability=0.0)
+    rng = np.random.default_rng(seed)
+    picture = gradient_picture(height, width)
+    crop = cut_crop(picture, rng, size=64, scale=(low, low + reach), config=config).astype(float)
+    # Of a crop's pixels the outermost say where it ends but for half a pixel of it.
+    box_width = (crop[:, -1, 0].mean() - crop[:, 0, 0].mean()) / 255 * width * 64 / 63
+    box_height = (crop[-1, :, 1].mean() - crop[0, :, 1].mean()) / 255 * height * 64 / 63
+    share = box_width * box_height / (height * width)
+    clipped = box_width > 0.97 * width or box_height > 0.97 * height  # where the aspect would leave the picture
+    assert share < (low + reach) * 1.08
+    assert clipped or share > low * 0.92
+    assert clipped or 0.75 * 0.92 < box_width / box_height < 4 / 3 * 1.08
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32), degrees=st.sampled_from([0.0, 20.0]))
+def test_a_crop_and_its_colours_are_their_seeds(seed: int, degrees: float) -> None:
+    config = CropConfig(rotation_degrees=degrees)
+    picture = gradient_picture(90, 120)
+
+    def drawn(seed: int) -> tuple[bytes, bytes]:
+        rng = np.random.default_rng(seed)
+        crop = cut_crop(picture, rng, size=32, scale=(0.2, 0.8), config=config)
+        return crop.tobytes(), draw_appearance(rng, view=0, size=32, config=ColourConfig()).tobytes()
+
+    assert drawn(seed) == drawn(seed)
+    assert drawn(seed)[0] != drawn(seed + 1)[0]
+    assert drawn(seed)[1] != drawn(seed + 1)[1]
+
+
 def test_a_turned_crop_is_turned_by_its_angle_about_its_centre() -> None:
     config = CropConfig(rotation_degrees=20.0, rotation_probability=1.0, flip_probability=0.0)
     picture = gradient_picture(256, 256)

@@ -16,12 +16,15 @@ from featkit_train.checkpoints import (
     FORMAT,
     PROGRESS_FILE,
     STATE_FILE,
+    Progress,
     list_checkpoints,
     load_checkpoint,
+    load_method,
     save_checkpoint,
 )
-from featkit_train.loop import make_optimizer
-from featkit_train.methods import Dino, Views
+from featkit_train.methods import make_method
+from featkit_train.optimizer import make_optimizer
+from tests.train.methods.training import draw, random_views, take_step
 from tests.train.small import small_config
 
 
@@ -30,29 +33,26 @@ class Training:
 
     def __init__(self, *settings: str, seed: int = 0) -> None:
         torch.manual_seed(seed)
-        config = small_config(*settings)
-        self.method = Dino(config)
-        self.optimizer = make_optimizer(self.method.student, config.optim)
+        config = small_config("method=dinov2", *settings)
+        self.method = make_method(config)
+        self.optimizer = make_optimizer(self.method, config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-3
 
     def step(self, number: int) -> float:
         """One optimisation step; returns its loss."""
-        generator = torch.Generator().manual_seed(number)
-        views = Views(torch.randn(2, 4, 3, 32, 32, generator=generator), torch.randn(2, 4, 3, 16, 16, generator=generator))
-        loss = self.method(views, step=number).loss
-        self.optimizer.zero_grad()
-        loss.backward()
+        result, _ = take_step(self.method, random_views(seed=number), step=number)
         self.method.before_optimizer(step=number)
         self.optimizer.step()
         self.method.update_teacher(step=number)
-        return float(loss.detach())
+        return float(result.loss.detach())
 
     def save(self, folder: Path, *, step: int, keep: int = 2) -> Path:
         """After `step` finished steps."""
-        return save_checkpoint(folder, step=step, method=self.method, optimizer=self.optimizer, keep=keep)
+        progress = Progress(step=step, scores={"copy_recall": 0.5}, best_step=1, best_scores={"copy_recall": 0.75}, falls=1)
+        return save_checkpoint(folder, progress=progress, method=self.method, optimizer=self.optimizer, keep=keep)
 
-    def load(self, path: Path) -> int:
+    def load(self, path: Path) -> Progress:
         """Restore in place."""
         return load_checkpoint(path, method=self.method, optimizer=self.optimizer)
 
@@ -74,7 +74,8 @@ def trained() -> Training:
 def test_method_and_optimizer_come_back_bit_for_bit(trained: Training, tmp_path: Path) -> None:
     path = trained.save(tmp_path, step=2)
     other = Training(seed=1)
-    assert other.load(path) == 2
+    expected = Progress(step=2, scores={"copy_recall": 0.5}, best_step=1, best_scores={"copy_recall": 0.75}, falls=1)
+    assert other.load(path) == expected
     for name, tensor in trained.method.state_dict().items():
         assert torch.equal(tensor, other.method.state_dict()[name]), name
     ours, theirs = trained.optimizer.state_dict(), other.optimizer.state_dict()
@@ -102,7 +103,15 @@ def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(trained: Training
     first, second = trained.save(tmp_path / "a", step=2), trained.save(tmp_path / "b", step=2)
     assert sorted(file.name for file in first.iterdir()) == [PROGRESS_FILE, STATE_FILE]
     assert (first / STATE_FILE).read_bytes() == (second / STATE_FILE).read_bytes()
-    assert json.loads((first / PROGRESS_FILE).read_text()) == {"format": FORMAT, "step": 2}
+    assert json.loads((first / PROGRESS_FILE).read_text()) == {
+        "format": FORMAT,
+        "step": 2,
+        "scores": {"copy_recall": 0.5},
+        "best_step": 1,
+        "best_scores": {"copy_recall": 0.75},
+        "falls": 1,
+        "given_up": False,
+    }
 
 
 def test_only_the_newest_are_kept_in_the_order_of_steps(trained: Training, tmp_path: Path) -> None:
@@ -134,7 +143,7 @@ def test_an_interrupted_save_leaves_the_older_ones_and_nothing_else(
         trained.save(tmp_path, step=3, keep=1)
     assert list(tmp_path.iterdir()) == [path]
     assert (path / STATE_FILE).read_bytes() == before
-    assert Training(seed=1).load(list_checkpoints(tmp_path)[-1]) == 2
+    assert Training(seed=1).load(list_checkpoints(tmp_path)[-1]).step == 2
 
 
 def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next_save(trained: Training, tmp_path: Path) -> None:
@@ -178,10 +187,11 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_that_names_it(
     assert "\n" not in str(raised.value)
 
 
-def test_a_newer_checkpoint_is_refused_with_its_format(trained: Training, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1])
+def test_a_checkpoint_of_another_format_is_refused_with_it(trained: Training, tmp_path: Path, number: int) -> None:
     path = trained.save(tmp_path, step=2)
-    (path / PROGRESS_FILE).write_text(json.dumps({"format": FORMAT + 1, "step": 2}))
-    with pytest.raises(InputError, match=f"{path} has format 2, newer than the 1 read here; update featkit"):
+    (path / PROGRESS_FILE).write_text(json.dumps({"format": number, "step": 2}))
+    with pytest.raises(InputError, match=f"{path} is of another format than the {FORMAT} read here"):
         Training().load(path)
 
 
@@ -194,3 +204,31 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
         Training(setting).load(path)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < len(str(path)) + 300
+
+
+def test_a_run_can_begin_from_anothers_weights_and_centers_and_leaves_its_optimizer(trained: Training, tmp_path: Path) -> None:
+    path = trained.save(tmp_path, step=2)
+    later = Training("optim.lr=0.5", "crops.num_local=1", seed=1)
+    load_method(path, method=later.method)
+    for name, tensor in trained.method.state_dict().items():
+        assert torch.equal(tensor, later.method.state_dict()[name]), name
+    assert not later.optimizer.state_dict()["state"]
+
+
+def test_a_stage_keeps_the_gram_teacher_that_it_has_and_the_earlier_one_is_left_behind(tmp_path: Path) -> None:
+    plain, anchored = ["method=dinov3"], ["method=dinov3", "gram.weight=1.0", "gram.size=64"]
+    for earlier, later in ((plain, anchored), (anchored, plain), (anchored, anchored)):
+        first, second = Training(*earlier, seed=2), Training(*later, seed=1)
+        draw(first.method, seed=3)
+        own = {name: tensor.clone() for name, tensor in second.method.state_dict().items() if name.startswith("gram_teacher.")}
+        path = first.save(tmp_path / f"{len(earlier)}-{len(later)}", step=2)
+        load_method(path, method=second.method)
+        for name, tensor in second.method.state_dict().items():
+            assert torch.equal(tensor, own[name] if name in own else first.method.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("setting", ["model.width=32", "model.depth=3", "ibot.head={num_prototypes: 8}", "method=dino"])
+def test_a_run_does_not_begin_from_another_architecture(trained: Training, tmp_path: Path, setting: str) -> None:
+    path = trained.save(tmp_path, step=2)
+    with pytest.raises(InputError, match=f"{path} cannot begin this run: .*; give it the earlier run's model and heads"):
+        load_method(path, method=Training(setting).method)

@@ -1,7 +1,8 @@
-"""Promises of the projection head: equal to lightly's, and prototypes that count by direction alone."""
+"""Promises of the projection head: equal to lightly's, and what of a prototype counts."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -32,22 +33,23 @@ def features(width: int = 13, *, batch: int = 5) -> Tensor:
 
 
 def lightly_head(ours: ProjectionHead) -> Any:
-    """lightly's head with our weights; prototypes are its weight_v, and weight_g is fixed to 1."""
+    """lightly's head with our weights; prototypes are its weight_v, and gains its weight_g, fixed to 1 where we have none."""
     heads = import_quietly("lightly.models.modules.heads")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses the older weight_norm
         head = heads.DINOProjectionHead(
-            13, CONFIG.hidden_width, CONFIG.bottleneck_width, CONFIG.num_prototypes, norm_last_layer=True
+            13, CONFIG.hidden_width, CONFIG.bottleneck_width, CONFIG.num_prototypes, norm_last_layer=ours.gains is None
         )
-    state = {name.replace("mlp.", "layers."): tensor for name, tensor in ours.state_dict().items() if name != "prototypes"}
+    state = {name.replace("mlp.", "layers."): tensor for name, tensor in ours.state_dict().items() if name.startswith("mlp.")}
     state["last_layer.weight_v"] = ours.prototypes.detach()
-    state["last_layer.weight_g"] = torch.ones(CONFIG.num_prototypes, 1)
+    state["last_layer.weight_g"] = torch.ones(CONFIG.num_prototypes, 1) if ours.gains is None else ours.gains.detach()
     head.load_state_dict(state)
     return head
 
 
-def test_the_head_equals_lightlys_in_values_and_gradients() -> None:
-    ours = drawn_head()
+@pytest.mark.parametrize("prototypes", ["unit", "gain"])
+def test_the_head_equals_lightlys_in_values_and_gradients(prototypes: Any) -> None:
+    ours = drawn_head(dataclasses.replace(CONFIG, prototypes=prototypes))
     theirs = lightly_head(ours)
     our_features, their_features = features(), features()
     logits, expected = ours(our_features), theirs(their_features)
@@ -57,7 +59,8 @@ def test_the_head_equals_lightlys_in_values_and_gradients() -> None:
     (expected * weights).sum().backward()
     torch.testing.assert_close(our_features.grad, their_features.grad)
     for name, parameter in ours.named_parameters():
-        their_name = "last_layer.weight_v" if name == "prototypes" else name.replace("mlp.", "layers.")
+        last = {"prototypes": "last_layer.weight_v", "gains": "last_layer.weight_g"}
+        their_name = last.get(name, name.replace("mlp.", "layers."))
         assert parameter.grad is not None
         torch.testing.assert_close(parameter.grad, theirs.get_parameter(their_name).grad, rtol=1e-4, atol=1e-6)
         assert parameter.grad.abs().max() > 1e-3, name
@@ -126,3 +129,34 @@ def test_new_weights_are_the_papers() -> None:
             assert not parameter.any(), name
         else:
             assert 0.018 < parameter.std().item() < 0.022, name
+
+
+def test_free_prototypes_count_with_their_length() -> None:
+    head, rows = drawn_head(dataclasses.replace(CONFIG, prototypes="free")), features()
+    bottleneck = F.normalize(head.mlp(rows), dim=-1)
+    torch.testing.assert_close(head(rows), bottleneck @ head.prototypes.T)
+    before = head(rows).detach()
+    with torch.no_grad():
+        head.prototypes.mul_(3.0)
+    torch.testing.assert_close(head(rows), 3.0 * before)
+
+
+def test_gains_begin_at_one_and_are_the_length_that_counts() -> None:
+    plain = drawn_head()
+    head, rows = ProjectionHead(13, dataclasses.replace(CONFIG, prototypes="gain")), features()
+    assert head.gains is not None
+    assert torch.equal(head.gains, torch.ones(CONFIG.num_prototypes, 1))
+    head.load_state_dict({**plain.state_dict(), "gains": torch.ones(CONFIG.num_prototypes, 1)})
+    torch.testing.assert_close(head(rows), plain(rows))
+    with torch.no_grad():
+        head.gains.copy_(torch.arange(CONFIG.num_prototypes)[:, None])
+    torch.testing.assert_close(head(rows), plain(rows) * torch.arange(CONFIG.num_prototypes))
+
+
+@pytest.mark.parametrize(
+    ("prototypes", "names"), [("unit", {"prototypes"}), ("gain", {"prototypes", "gains"}), ("free", {"prototypes"})]
+)
+def test_the_last_layer_is_what_a_prototype_is_made_of(prototypes: Any, names: set[str]) -> None:
+    head = ProjectionHead(13, dataclasses.replace(CONFIG, prototypes=prototypes))
+    ours = {parameter: name for name, parameter in head.named_parameters()}
+    assert {ours[parameter] for parameter in head.last_layer()} == names

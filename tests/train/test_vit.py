@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featkit_train import vit
-from featkit_train.vit import VisionTransformer, ViTConfig, attend
+from featkit_train.backbones import Activations, Backbone, Features, Masked
+from featkit_train.noise import Kept, Noise
+from featkit_train.vit import Block, VisionTransformer, ViTConfig, attend
 from tests.export.backbones import CONFIGS, drawn_backbone
 from tests.torchvision_without_cuda import import_quietly
 
@@ -247,3 +249,179 @@ def test_new_weights_are_drawn_and_a_new_layer_scale_is_its_config() -> None:
         assert 0.015 < state[name].std().item() < 0.025, name
     assert torch.equal(state["blocks.1.scale2.gamma"], torch.full((48,), 1e-5))
     assert torch.equal(state["blocks.0.attention.qkv.bias"], torch.zeros(144))
+
+
+# -- as a student in training ---------------------------------------------------------------------------------------------
+
+
+def learning(family: str, size: str = "small") -> tuple[VisionTransformer, Tensor]:
+    """A backbone and three pictures."""
+    return drawn_backbone(FAMILIES[family], seed=1), pictures(FAMILIES[family], size, batch=3)
+
+
+def some_noise(depth: int, *, scale: float = 1.0) -> Noise:
+    """Of three pictures, other branches leave out others; one keeps all."""
+    kept = [Kept(torch.tensor([0, 2]), torch.tensor([1])), Kept(None, torch.tensor([0, 1]))]
+    return Noise(tuple(kept[number % 2] for number in range(depth)), scale)
+
+
+def weighted_gradients(backbone: VisionTransformer, features: Features) -> dict[str, Tensor]:
+    """Gradients of a loss that weighs every number otherwise."""
+    generator = torch.Generator().manual_seed(5)
+    backbone.zero_grad()
+    sum((part * torch.randn(part.shape, generator=generator)).sum() for part in features).backward()  # type: ignore[union-attr]
+    return {name: gradient(parameter).clone() for name, parameter in backbone.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_nothing_hidden_nor_left_out_a_student_is_the_backbone(family: str) -> None:
+    backbone, images = learning(family)
+    for ours, expected in zip(backbone.learn(images), backbone(images), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["dino", "dinov3"])
+def test_a_hidden_patch_is_the_mask_token_at_its_place(family: str) -> None:
+    backbone, images = learning(family)
+    config = FAMILIES[family]
+    height, width = images.shape[2] // config.patch, images.shape[3] // config.patch
+    generator = torch.Generator().manual_seed(3)
+    masks = torch.rand(3, height, width, generator=generator) < 0.4
+    token = torch.randn(1, 1, config.width, generator=generator)
+    embed = backbone.patch_embed.forward
+
+    def hiding(pixels: Tensor) -> Tensor:
+        grid = embed(pixels).clone()
+        for picture in range(3):
+            for row in range(height):
+                for column in range(width):
+                    if masks[picture, row, column]:
+                        grid[picture, :, row, column] = token.flatten()
+        return grid
+
+    hidden = backbone.learn(images, masked=Masked(masks, token))
+    assert not torch.allclose(hidden.class_token, backbone.learn(images).class_token)
+    backbone.patch_embed.forward = hiding  # type: ignore[method-assign,assignment]
+    for ours, expected in zip(hidden, backbone(images), strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_what_is_hidden_does_not_reach_the_student() -> None:
+    backbone, images = learning("dino")
+    patch = FAMILIES["dino"].patch
+    masks = torch.zeros(3, images.shape[2] // patch, images.shape[3] // patch, dtype=torch.bool)
+    masks[:, 0, 1] = True
+    masked = Masked(masks, torch.ones(1, 1, FAMILIES["dino"].width))
+    before = backbone.learn(images, masked=masked)
+    images[:, :, :patch, patch : 2 * patch] += 5.0
+    assert torch.equal(backbone.learn(images, masked=masked).class_token, before.class_token)
+
+
+def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Tensor:
+    """Stochastic depth picture by picture: a branch that is left out adds nothing, one that is kept the more."""
+    rows = []
+    rotation = backbone._rotation(*[side // backbone.patch for side in images.shape[2:]], scale=noise.rotary_scale)
+    for picture in range(len(images)):
+        tokens, _ = backbone.tokenise(images[picture : picture + 1])
+        for number, block in enumerate(backbone.blocks):
+            assert isinstance(block, Block)
+            attention, mlp = noise.of_block(number)
+            if attention is None or picture in attention.tolist():
+                factor = 1.0 if attention is None else len(images) / len(attention)
+                tokens = tokens + factor * block.scale1(block.attention(block.norm1(tokens), rotation))
+            if mlp is None or picture in mlp.tolist():
+                factor = 1.0 if mlp is None else len(images) / len(mlp)
+                tokens = tokens + factor * block.scale2(block.mlp(block.norm2(tokens)))
+        rows.append(backbone.norm(tokens))
+    return torch.cat(rows)
+
+
+@pytest.mark.parametrize("family", ["dino", "dinov2_reg_swiglu", "dinov3"])
+def test_stochastic_depth_is_the_loop_over_pictures_in_values_and_gradients(family: str) -> None:
+    backbone, images = learning(family)
+    noise = some_noise(backbone.depth, scale=1.3)
+    prefix = 1 + FAMILIES[family].num_registers
+    tokens = plain_loop(backbone, images, noise)
+    grid = images.shape[2] // backbone.patch, images.shape[3] // backbone.patch
+    expected = Features(tokens[:, 0], torch.unflatten(tokens[:, prefix:], 1, grid))
+    ours = backbone.learn(images, noise=noise)
+    torch.testing.assert_close(tuple(ours), tuple(expected), rtol=1e-4, atol=1e-5)
+    expected_gradients = weighted_gradients(backbone, expected)
+    for name, found in weighted_gradients(backbone, backbone.learn(images, noise=noise)).items():
+        scale = max(expected_gradients[name].norm().item(), 10.0)
+        torch.testing.assert_close(found, expected_gradients[name], rtol=1e-3, atol=1e-5 * scale, msg=name)
+
+
+def test_branches_that_are_left_out_are_not_computed() -> None:
+    backbone, images = learning("dino")
+    seen: list[int] = []
+    for block in backbone.blocks:
+        assert isinstance(block, Block)
+        block.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+        block.mlp.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    backbone.learn(images, noise=some_noise(backbone.depth))
+    assert seen == [2, 1, 3, 2] * (backbone.depth // 2) + [2, 1] * (backbone.depth % 2)
+
+
+@pytest.mark.parametrize("family", ["dinov2_reg_swiglu", "dinov3"])
+def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(family: str) -> None:
+    backbone, images = learning(family)
+    noise = some_noise(backbone.depth, scale=0.8)
+    kept = backbone.learn(images, noise=noise)
+    gradients = weighted_gradients(backbone, kept)
+    calls: list[int] = []
+    backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    backbone.checkpoint_activations = True
+    again = backbone.learn(images, noise=noise)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, kept, strict=True))
+    found = weighted_gradients(backbone, again)
+    assert all(torch.equal(found[name], gradients[name]) for name in gradients)
+    assert len(calls) == 2
+
+
+def test_stretched_coordinates_turn_by_angles_so_much_larger() -> None:
+    backbone, images = learning("dinov3")
+    stretched = backbone.learn(images, noise=Noise((), 1.5))
+    assert not torch.allclose(stretched.class_token, backbone.learn(images).class_token)
+    backbone.rotary_periods /= 1.5
+    torch.testing.assert_close(tuple(stretched), tuple(backbone.learn(images)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
+    backbone, images = learning("dinov2")
+    norm = nn.LayerNorm(FAMILIES["dinov2"].width)
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(0))
+    plain, own = backbone.learn(images), backbone.learn(images, norm=norm)
+    assert torch.equal(own.patch_tokens, plain.patch_tokens)
+    before: list[Tensor] = []
+    backbone.norm.register_forward_hook(lambda _module, inputs, _output: before.append(inputs[0]))
+    backbone.learn(images)
+    torch.testing.assert_close(own.class_token, norm(before[0][:, 0]))
+    assert not torch.allclose(own.class_token, plain.class_token)
+
+
+class Mean(Backbone):
+    """The least that is a backbone: the mean of each patch's colours."""
+
+    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+        """Three channels."""
+        del layers, attention
+        grid = F.avg_pool2d(images, self.patch).permute(0, 2, 3, 1)
+        return Activations((Features(grid.mean(dim=(1, 2)), grid),), None)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"masked": Masked(torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 1, 3))},
+        {"noise": Noise((Kept(torch.tensor([0]), None),))},
+        {"noise": Noise((), 1.1)},
+        {"norm": nn.LayerNorm(3)},
+    ],
+)
+def test_a_backbone_that_cannot_hide_or_leave_out_refuses_to(more: dict[str, Any]) -> None:
+    backbone, images = Mean(patch=4, width=3, depth=1), torch.rand(1, 3, 8, 8)
+    assert torch.equal(backbone.learn(images).class_token, backbone(images).class_token)
+    with pytest.raises(ValueError, match="Mean has no mask token, no stochastic depth"):
+        backbone.learn(images, **more)

@@ -114,6 +114,12 @@ def normalise(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
+def denormalise(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """pixels * std + mean for each channel of (B, 3, S, S): what `normalise` was given."""
+    shape = (1, 3, 1, 1)
+    return pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
+
+
 def _grey(pixels: Tensor) -> Tensor:
     return torch.einsum("c,bchw->bhw", pixels.new_tensor(GREY_WEIGHTS), pixels)[:, None]
 

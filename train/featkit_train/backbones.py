@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from featkit_train.noise import QUIET, Noise
+
 
 class Features(NamedTuple):
     """What a backbone sees: class_token (B, D) and patch_tokens (B, h, w, D), both after the last norm.
@@ -29,6 +31,13 @@ class Activations(NamedTuple):
     attention: Tensor | None
 
 
+class Masked(NamedTuple):
+    """Patches hidden from a student: masks (B, h, w) bool, and the token (1, 1, D) that stands for them."""
+
+    masks: Tensor
+    token: Tensor
+
+
 class Backbone(nn.Module, ABC):
     """Pictures (B, 3, H, W), normalised floats with H and W multiples of `patch`, to Features of `width` channels.
 
@@ -44,6 +53,18 @@ class Backbone(nn.Module, ABC):
     @abstractmethod
     def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
         """Features of `layers`, counted from 1 up to `depth`; `attention` only where the class has it."""
+
+    def learn(
+        self, images: Tensor, *, masked: Masked | None = None, noise: Noise = QUIET, norm: nn.Module | None = None
+    ) -> Features:
+        """Features of the last layer as a student in training computes them.
+
+        masked: patches it does not see; noise: what its blocks leave out; norm: in place of the last norm, for the class
+        token. ValueError where the backbone has no such thing.
+        """
+        if masked is not None or noise.kept or noise.rotary_scale != 1.0 or norm is not None:
+            raise ValueError(f"{type(self).__name__} has no mask token, no stochastic depth and no norm of its own for crops")
+        return self.activations(images, layers=(self.depth,)).features[0]
 
     def forward(self, images: Tensor) -> Features:
         """Features of the last layer."""

@@ -19,16 +19,33 @@ import yaml
 
 from featkit.errors import InputError
 from featkit_train.heads import HeadConfig
+from featkit_train.noise import NoiseConfig
 from featkit_train.vit import ViTConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 # The least that settings of a run can be.
 LEAST = {
-    **dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"), 1),
-    **dict.fromkeys(("seed", "workers", "held_out", "cache_bytes"), 0),
-    "batch_size": 2,
+    "run": {
+        **dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"), 1),
+        **dict.fromkeys(("seed", "workers", "held_out", "cache_bytes"), 0),
+        "batch_size": 2,
+    },
+    "engine": {"accumulate": 1},
+    "gram": {"update_every": 1, "max_updates": 0},
+    "pretrained": {"head_steps": 0},
+    "watch": {"patience": 1},
 }
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """Sizes that a share of the steps is made at, in pixels."""
+
+    share: float
+    global_size: int
+    local_size: int
+    gram_size: int = 0  # of the Gram teacher's crops, where there is one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +55,8 @@ class CropConfig:
     global_size: int = 224
     local_size: int = 96
     num_local: int = 8  # 0 trains on the two global crops alone
+    # Each step is made at one of these, drawn by their shares (DINOv3, section 5.1); none: at the sizes above.
+    resolutions: tuple[Resolution, ...] = ()
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
     rotation_degrees: float = 0.0  # up to this, either way; not in the paper
@@ -65,30 +84,96 @@ class OptimConfig:
     """AdamW with DINO's schedules."""
 
     lr: float = 5e-4  # at 256 images a step; DINO, section "Implementation details"
-    lr_rule: Literal["linear", "constant"] = "linear"  # constant: `lr` as it stands, at any batch
+    lr_rule: Literal["linear", "sqrt", "constant"] = "linear"  # sqrt: at 1,024 images (DINOv2); constant: at any batch
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up; constant: DINOv3
     min_lr: float = 1e-6
     warmup_steps: int = 100
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
+    layer_decay: float = 1.0  # factor of the rate from one block to the one below (DINOv2: 0.9)
+    patch_embed_lr: float = 1.0  # factor of the patch embedding's rate (DINOv2: 0.2)
     clip_grad: float = 3.0  # largest norm of all gradients; 0 is no clipping
     betas: tuple[float, float] = (0.9, 0.999)
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """How slowly the teacher follows its student."""
+
+    momentum: float | None = None  # share of the teacher that a step keeps; None: by the number of steps, see `momentum_for`
+    momentum_end: float | None = None  # None: a tenth of the distance to 1 that `momentum` has
+
+    def __post_init__(self) -> None:
+        for momentum in (self.momentum, self.momentum_end):
+            if momentum is not None and not 0 <= momentum <= 1:
+                raise ValueError(f"a momentum of {momentum} is not between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DinoConfig:
-    """Numbers of the DINO method (arXiv 2104.14294)."""
+    """The loss between class tokens (DINO, arXiv 2104.14294), and how the teacher's targets are kept from collapsing."""
 
     head: HeadConfig = field(default_factory=HeadConfig)
-    centering: Literal["center", "sinkhorn"] = "center"  # sinkhorn: of SwAV, as DINOv2 does
+    centering: Literal["center", "sinkhorn"] = "center"  # of both losses; sinkhorn: of SwAV, as DINOv2 does
     center_momentum: float = 0.9
     student_temp: float = 0.1
     teacher_temp: float = 0.04
     teacher_temp_end: float = 0.07
     teacher_temp_steps: int = 1000
-    momentum: float = 0.996
-    momentum_end: float = 1.0
     freeze_last_layer_steps: int = 100
-    koleo_weight: float = 0.0
+    koleo_weight: float = 0.0  # of each global crop (DINOv2: 0.1)
+    koleo_group: int = 0  # pictures among which a nearest neighbour is sought; 0: the whole batch; DINOv3: 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class IbotConfig:
+    """The loss between patch tokens (iBOT, arXiv 2111.07832) and the masks it needs."""
+
+    weight: float = 1.0
+    head: HeadConfig | None = None  # None: the class token's head serves both
+    teacher_temp: float = 0.04
+    teacher_temp_end: float = 0.07
+    mask_probability: float = 0.5  # share of global crops that are masked at all
+    mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of a masked crop's patches, drawn uniformly
+    mask_aspect: float = 0.3  # least height over width of a block; the largest is its inverse
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramConfig:
+    """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): the patches' likeness to each other stays an earlier teacher's."""
+
+    weight: float = 0.0  # 0 is no anchoring; the paper's stage takes 2
+    teacher: str | None = None  # a run, or anything `featkit export` takes; None: this run's own teacher as it begins
+    size: int = 512  # pixels of the crops that the Gram teacher sees, of the same boxes
+    update_every: int = 10_000  # steps after which it becomes the present teacher
+    max_updates: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """Weights made elsewhere: the frozen teacher of `distill`, the beginning of `adapt`. They come without heads."""
+
+    name: str = "dinov2_vitl14"  # a published name, a run's folder, or a folder of Hugging Face's
+    weights: str | None = None  # a file or folder of that name's, instead of the hub
+    head_steps: int = 500  # heads learn on the frozen backbone for so long, before anything else does
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """What ends a run before it ruins its model: copies found among the held-out pictures, or kNN where they have labels."""
+
+    tolerance: float = 1.0  # a fall below the best by more than this counts; 1 never does
+    patience: int = 2  # so many measurements in a row; the run ends, and the model is the best again
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How the work is spread and what is traded for memory; none of it changes what is learnt."""
+
+    shard: bool = False  # fully_shard: weights, gradients and moments spread over the processes of torchrun
+    accumulate: int = 1  # parts that a process cuts its share of a batch into
+    compile: bool = False  # torch.compile for the blocks
+    checkpoint_activations: bool = False  # compute blocks again in the backward pass instead of keeping them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +181,11 @@ class RunConfig:
     """The loop: how long, how much at once, what it writes and when."""
 
     steps: int = 10_000
-    batch_size: int = 64
+    batch_size: int = 64  # pictures a step, of all processes together
     seed: int = 0
     held_out: int = 100  # pictures kept from training for copy recall; fewer when they would be over a tenth
     workers: int = 1
-    cache_bytes: int = 1 << 30  # decoded pictures kept by all workers together
+    cache_bytes: int = 1 << 30  # decoded pictures kept by all workers of a process together
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: int = 10
@@ -112,28 +197,37 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One run, whole."""
+    """One run, whole. A method reads some of the sections; settings of the others are refused."""
 
     method: str = "dino"
     name: str = "backbone"
     licence: str = "unstated"
     data_name: str = ""  # public names of the data, for the model's card; the paths when empty
     resize: Literal["shorter_side", "stretch"] = "shorter_side"  # how pictures are brought to global_size after training
+    init: str | None = None  # an earlier run to go on from with other settings: its student, teacher and heads
     model: ViTConfig = field(default_factory=ViTConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     colour: ColourConfig = field(default_factory=ColourConfig)
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     dino: DinoConfig = field(default_factory=DinoConfig)
+    ibot: IbotConfig = field(default_factory=IbotConfig)
+    gram: GramConfig = field(default_factory=GramConfig)
+    pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        sizes = [self.crops.global_size] + [self.crops.local_size] * (self.crops.num_local > 0)
-        for size in sizes:
-            if size % self.model.patch:
-                raise InputError(f"a crop of {size} pixels is no multiple of the patch of {self.model.patch}; change one.")
-        for name, least in LEAST.items():
-            if getattr(self.run, name) < least:
-                raise InputError(f"run.{name} is {getattr(self.run, name)}; it must be at least {least}.")
+        for section, leasts in LEAST.items():
+            for name, least in leasts.items():
+                value = getattr(getattr(self, section), name)
+                if value < least:
+                    raise InputError(f"{section}.{name} is {value}; it must be at least {least}.")
+        if self.run.batch_size % self.engine.accumulate:
+            batch, parts = self.run.batch_size, self.engine.accumulate
+            raise InputError(f"run.batch_size {batch} is no multiple of engine.accumulate {parts}; change one.")
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
@@ -212,6 +306,8 @@ def _convert(value: Any, hint: Any, *, at: str) -> Any:
         return value
     if origin is tuple:
         arms = typing.get_args(hint)
+        if len(arms) == 2 and arms[1] is Ellipsis and isinstance(value, Sequence) and not isinstance(value, str):
+            arms = (arms[0],) * len(value)
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(arms):
             raise InputError(f"The setting {at} is a list of {len(arms)} values, not {value!r}.")
         return tuple(_convert(part, arm, at=at) for part, arm in zip(value, arms, strict=True))

@@ -1,55 +1,172 @@
-"""What goes wrong in self-distillation, noticed while it happens and named.
+"""What goes wrong in self-distillation, noticed while it happens, named, and answered with what to change.
 
-Uniform collapse: the teacher puts every picture on all prototypes alike, and the loss rests at ln K. One-hot collapse: it
-puts all pictures on one prototype. Either must last for a while, since the first steps look like the former.
+Letters: B embeddings, D width, K prototypes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from featkit.errors import FeatkitError
+from featkit_train.meter import Log
+from featkit_train.schedules import momentum_for
 
-PATIENCE_STEPS = 50
+PATIENCE_STEPS = 40  # a collapse must last so long, since the first steps look like one
 UNIFORM_SHARE = 0.99  # of ln K, for both the teacher's entropy and the loss
 ONE_HOT_SHARE = 0.02  # of ln K, for the entropy of the batch's mean
+LEAST_RANK = 1.5  # of class tokens that lie along one direction
+SPIKE_TIMES, SPIKE_WINDOW, SPIKE_LEAST = 10.0, 50, 10  # times the median of so many steps, once there are so many
+LEAST_TRAVEL = 10.0  # times that a teacher is made anew over a run: the sum of 1 - momentum
 
 
 class Collapse(FeatkitError):
-    """Training was stopped since its outputs no longer tell pictures apart."""
+    """Training was stopped since its outputs no longer tell pictures apart, or are no numbers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that goes wrong: what and what to do about it, and whether the run is lost by it."""
+
+    sentence: str
+    is_collapse: bool
 
 
 @dataclass
-class CollapseWatch:
-    """Counts how long each kind of collapse has lasted; `settle_steps` at the start are not counted."""
+class Watch:
+    """Looks at a step's log and says what is wrong, once for each time it begins; not in the first `settle_steps`."""
 
     num_prototypes: int
     settle_steps: int
-    uniform_steps: int = 0
-    one_hot_steps: int = 0
+    _lasting: dict[str, int] = field(default_factory=dict)
+    _rank: float = math.inf  # as last looked at, which is not every step
+    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
-    def __call__(self, step: int, *, loss: float, teacher_entropy: float, batch_entropy: float) -> str | None:
-        """The sentence that names a collapse, at the step where it has lasted PATIENCE_STEPS; None otherwise.
-
-        loss in nats; entropies as shares of ln K. Raises Collapse at once when the loss is not a number.
-        """
-        if not math.isfinite(loss):
-            raise Collapse(f"The loss is {loss} at step {step}; lower the learning rate or use precision float32.")
+    def __call__(self, step: int, log: Log) -> list[Finding]:
+        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K, rankme, grad_norm."""
+        found = self._spike(step, log["grad_norm"])
         if step < self.settle_steps:
-            return None
-        uniform = teacher_entropy > UNIFORM_SHARE and loss > UNIFORM_SHARE * math.log(self.num_prototypes)
-        self.uniform_steps = self.uniform_steps + 1 if uniform else 0
-        self.one_hot_steps = self.one_hot_steps + 1 if batch_entropy < ONE_HOT_SHARE else 0
-        if self.uniform_steps == PATIENCE_STEPS:
-            return (
-                f"Uniform collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put every picture on all "
-                f"{self.num_prototypes} prototypes alike (loss = ln K). Lower the teacher's temperature or its momentum, "
-                "set dino.centering to sinkhorn, or add dino.koleo_weight 0.1."
+            return found
+        uniform = log["teacher_entropy"] > UNIFORM_SHARE and log["dino_loss"] > UNIFORM_SHARE * math.log(self.num_prototypes)
+        if self._lasts("uniform", uniform):
+            found.append(
+                Finding(
+                    f"Uniform collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put every picture on all "
+                    f"{self.num_prototypes} prototypes alike (loss = ln K). Lower dino.teacher_temp or teacher.momentum, "
+                    "set dino.centering to sinkhorn, or add dino.koleo_weight 0.05.",
+                    is_collapse=True,
+                )
             )
-        if self.one_hot_steps == PATIENCE_STEPS:
-            return (
-                f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put all pictures on one "
-                "prototype. Raise the teacher's temperature, lower dino.center_momentum or set dino.centering to sinkhorn."
+        if self._lasts("one_hot", log["batch_entropy"] < ONE_HOT_SHARE):
+            found.append(
+                Finding(
+                    f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put all pictures on one "
+                    "prototype. Raise dino.teacher_temp, lower dino.center_momentum or set dino.centering to sinkhorn.",
+                    is_collapse=True,
+                )
             )
+        self._rank = log.get("rankme", self._rank)
+        if self._lasts("rank", self._rank < LEAST_RANK):
+            found.append(
+                Finding(
+                    f"Dimensional collapse at step {step}: for {PATIENCE_STEPS} steps all embeddings have lain along one "
+                    f"direction (RankMe {self._rank:.2f}). Add dino.koleo_weight 0.05, or lower optim.lr.",
+                    is_collapse=True,
+                )
+            )
+        return found
+
+    def _lasts(self, name: str, present: bool) -> bool:
+        self._lasting[name] = self._lasting.get(name, 0) + 1 if present else 0
+        return self._lasting[name] == PATIENCE_STEPS
+
+    def _spike(self, step: int, norm: float) -> list[Finding]:
+        usual = statistics.median(self._norms) if len(self._norms) >= SPIKE_LEAST else math.inf
+        self._norms.append(norm)
+        if norm <= SPIKE_TIMES * usual:
+            return []
+        sentence = (
+            f"Gradient spike at step {step}: a norm of {norm:.3g}, {norm / usual:.0f} times the median of the steps before. "
+            "Lower optim.lr or optim.clip_grad, or lengthen optim.warmup_steps, if more of them come."
+        )
+        return [Finding(sentence, is_collapse=False)]
+
+
+def slow_teacher(momentum: Callable[[int], float], *, num_steps: int) -> str | None:
+    """What to say of a momentum too high for the number of steps; None where it is not.
+
+    It is where the teacher would be made anew fewer than LEAST_TRAVEL times, sum over steps of 1 - momentum(step), and the
+    momentum that goes with so many steps is lower.
+    """
+    travel = sum(1 - momentum(step) for step in range(num_steps))
+    advised = momentum_for(num_steps)
+    if travel >= LEAST_TRAVEL or momentum(0) <= advised:
         return None
+    return (
+        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is made anew {travel:.1f} times, fewer "
+        f"than {LEAST_TRAVEL:.0f}, and stays near where it began. Set teacher.momentum to {advised:g}, or train for more steps."
+    )
+
+
+@torch.no_grad()
+def rank_me(embeddings: Tensor) -> float:
+    """How many directions embeddings (B, D) spread over: exp of the entropy of their singular values' shares.
+
+    RankMe (arXiv 2210.02885, eq. 1), of embeddings whose mean is taken off, without which a network that has learnt nothing
+    and one that has collapsed look alike; between 1 and min(B, D). 0 where all are the same.
+
+        s = svd(embeddings - mean);  p = s / sum(s);  exp(-sum(p * log(p)))
+    """
+    rows = embeddings.float()
+    values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    total = values.sum()
+    if total <= 1e-6 * rows.norm():
+        return 0.0
+    return float(torch.special.entr(values / total).sum().exp())
+
+
+def first_bad_tensor(module: nn.Module, again: Callable[[], Any]) -> str:
+    """The name of the first tensor that holds a number that is not finite: a parameter, else a gradient, else an output.
+
+    again: makes the pass again in which it happened, whose modules are asked for their outputs in the order they end.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            return f"the parameter {name}"
+    names: list[str] = []
+    hooks = [part.register_forward_hook(_note_bad(name, names)) for name, part in module.named_modules() if name]
+    try:
+        with torch.no_grad():
+            again()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if names:
+        return f"the output of {names[0]}"
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            return f"the gradient of {name}"
+    return "the loss itself"
+
+
+def _note_bad(name: str, names: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if any(not bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            names.append(name)
+
+    return hook
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)

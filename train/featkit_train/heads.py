@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,13 @@ class HeadConfig:
     hidden_width: int = 2048
     bottleneck_width: int = 256
     num_layers: int = 3
+    # What of a prototype counts. unit: its direction alone. gain: times a length of its own that learns, 1 at first (DINO
+    # with norm_last_layer false, DINOv2). free: the prototype as it is (DINOv3's released code).
+    prototypes: Literal["unit", "gain", "free"] = "unit"
 
 
 class ProjectionHead(nn.Module):
-    """(B, D) features to (B, K) cosines with the prototypes. No BatchNorm, GELU between layers."""
+    """(B, D) features to (B, K) cosines with the prototypes, or their products. No BatchNorm, GELU between layers."""
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
@@ -36,8 +40,17 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.bottleneck_width))
         nn.init.trunc_normal_(self.prototypes, std=0.02)
+        self.gains = nn.Parameter(torch.ones(config.num_prototypes, 1)) if config.prototypes == "gain" else None
+        self.config = config
 
     def forward(self, features: Tensor) -> Tensor:
-        """Cosines (B, K). Prototypes count by direction alone: weight normalisation with its gain fixed to 1."""
+        """Products (B, K) of the unit bottleneck with the prototypes, which are normalised unless they are free."""
         bottleneck = F.normalize(self.mlp(features), dim=-1)
-        return F.linear(bottleneck, F.normalize(self.prototypes, dim=-1))
+        prototypes: Tensor = self.prototypes
+        if self.config.prototypes != "free":
+            prototypes = F.normalize(prototypes, dim=-1)
+        return F.linear(bottleneck, prototypes if self.gains is None else prototypes * self.gains)
+
+    def last_layer(self) -> list[nn.Parameter]:
+        """What is held still over the first steps."""
+        return [self.prototypes] if self.gains is None else [self.prototypes, self.gains]

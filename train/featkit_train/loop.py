@@ -1,46 +1,40 @@
-"""The training loop: data in, steps, what is printed and written, checkpoints, and the exact way back after a stop."""
+"""The training loop: data in, steps, what is measured on the way, checkpoints, and the exact way back after a stop."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-import featkit
-from featkit.atomic import explain_os_errors, write_text
+from featkit.atomic import explain_os_errors
 from featkit.errors import InputError, Interrupted
-from featkit.evaluate.copies import CopyProbe
 from featkit.geometry import Geometry
-from featkit.images import decode
 from featkit.lock import WriterLock
 from featkit.resources import usable_cpus
 from featkit.sources import Source, concatenate, keys_sha256
-from featkit_train.augment import appear, normalise
-from featkit_train.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from featkit_train.config import OptimConfig, TrainConfig, from_mapping, to_mapping
-from featkit_train.data import WEIGHTS, CropDataset, Crops, EpochOrder, crop_loader, rng_for, split_held_out
+from featkit_train.backbones import Backbone
+from featkit_train.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
+from featkit_train.config import TrainConfig
+from featkit_train.data import CropDataset, Crops, EpochOrder, crop_loader, split_held_out
 from featkit_train.device import pick_autocast, pick_device
-from featkit_train.diagnostics import Collapse, CollapseWatch
+from featkit_train.diagnostics import Collapse, Watch, rank_me, slow_teacher
+from featkit_train.distributed import ALONE, World, join_world, local_device
+from featkit_train.engine import Engine
 from featkit_train.meter import Log, Meter
-from featkit_train.methods import METHODS, Dino, Views
-from featkit_train.schedules import cosine_schedule
+from featkit_train.plan import Plan, Planner
+from featkit_train.probe import COPIES, HeldOut
+from featkit_train.report import write_report
+from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
+from featkit_train.snapshots import Snapshots
 from featkit_train.stopping import StopRequest
-from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
+from featkit_train.vit import VisionTransformer
+from featkit_train.weights import BackboneInfo, save_backbone
 
-CONFIG_FILE, METRICS_FILE, CHECKPOINTS, LOCK_FILE = "config.yaml", "metrics.jsonl", "checkpoints", "writer.lock"
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LR_BATCH = 256  # the batch that a linear rule's rate is for
-PROBE_DECODE_SIDE = 256  # what the copies yardstick works on
+RANK_EVERY = 10  # steps between two looks at the rank of the embeddings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +45,25 @@ class TrainReport:
     seconds: float  # of this process, without what an earlier one did
     images_per_s: float
     waiting_share: float  # of the time of steps, spent waiting for data
-    copy_recall: float | None  # recall@1 on the held-out pictures, last measured
+    scores: Log  # on the held-out pictures, of the model that is left
+    unreadable: int  # pictures that could not be read, each time that one was asked for
     backbone: Path
+    page: Path
+    rolled_back_to: int | None = None  # the step whose model is left, where the watch took it back
+
+    @property
+    def copy_recall(self) -> float | None:
+        """recall@1 of copies on the held-out pictures."""
+        return self.scores.get(COPIES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ears:
+    """Who hears of a run while it goes: numbers, sentences, and the plan."""
+
+    on_log: Callable[[Log], None] = lambda _log: None
+    on_note: Callable[[str], None] = lambda _note: None
+    on_plan: Callable[[Plan], None] = lambda _plan: None
 
 
 def train(
@@ -64,32 +75,46 @@ def train(
     resume: bool = False,
     on_log: Callable[[Log], None] = lambda _log: None,
     on_note: Callable[[str], None] = lambda _note: None,
+    on_plan: Callable[[Plan], None] = lambda _plan: None,
 ) -> TrainReport:
-    """Train by `config` and leave a run folder (config.yaml, metrics.jsonl, events, checkpoints, backbone.safetensors).
+    """Train by `config` and leave a run folder (config.yaml, metrics.jsonl, checkpoints, backbone.safetensors, report.html).
 
-    sources: pictures to learn from; held_out: pictures to measure copy recall on, by default a part of them that is
-    then not trained on. resume goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped.
+    sources: pictures to learn from; held_out: pictures to measure on, by default a part of them that is then not trained
+    on. resume goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped. Started by torchrun, the
+    processes share each batch, and the first of them writes.
 
     InputError: `out` holds a run already, or one of another config or other pictures. EnvironmentProblem: `out` cannot be
     written, or another process is at it. Collapse: outputs no longer tell pictures apart. Interrupted: Ctrl-C, after a
     checkpoint was written.
     """
-    run = Run(config, sources, out, held_out=held_out, on_log=on_log, on_note=on_note)
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder for the run with --out.")
-    if resume and not (out / CONFIG_FILE).is_file():
-        raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
+    device = local_device(pick_device(config.run.device))
+    with join_world(device) as world:
+        ears = Ears(on_log=on_log, on_note=on_note, on_plan=on_plan) if world.is_main else Ears()
+        run = Run(config, sources, out, held_out=held_out, device=device, world=world, ears=ears)
+        if out.exists() and not out.is_dir():
+            raise InputError(f"{out} is a file; name a folder for the run with --out.")
+        if resume and not (out / CONFIG_FILE).is_file():
+            raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
+        with _only_writer(out, world):
+            return run.go(run.resume() if resume else run.begin())
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path, world: World) -> Iterator[None]:
+    if not world.is_main:
+        yield
+        return
     with explain_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     lock = WriterLock(out / LOCK_FILE)
     try:
-        return run.go(run.resume() if resume else run.begin())
+        yield
     finally:
         lock.release()
 
 
 class Run:
-    """One run in progress: its model, optimizer, data and files."""
+    """One run in progress: its engine, data and files."""
 
     def __init__(
         self,
@@ -97,97 +122,110 @@ class Run:
         sources: Sequence[Source],
         out: Path,
         *,
-        held_out: Source | None,
-        on_log: Callable[[Log], None],
-        on_note: Callable[[str], None],
+        held_out: Source | None = None,
+        device: torch.device | None = None,
+        world: World = ALONE,
+        ears: Ears | None = None,
     ) -> None:
-        if config.method not in METHODS:
-            raise InputError(f"There is no method {config.method}; it is one of: {', '.join(METHODS)}.")
-        self.config, self.out, self.on_log, self.on_note = config, out, on_log, on_note
-        self.device = pick_device(config.run.device)
-        self.autocast_dtype = pick_autocast(config.run.precision, self.device)
-        torch.set_num_threads(usable_cpus())
-        self.geometry = geometry_of(config)
+        self.config, self.world, self.ears = config, world, ears or Ears()
+        self.device = device or local_device(pick_device(config.run.device))
+        torch.set_num_threads(max(1, usable_cpus() // world.local_size))
         source = concatenate(sources)
-        wanted = config.run.held_out if held_out is None else 0
-        self.numbers, held_numbers = split_held_out(len(source), wanted=wanted, seed=config.run.seed)
+        run = config.run
+        self.numbers, held_numbers = split_held_out(len(source), wanted=run.held_out if held_out is None else 0, seed=run.seed)
         self.order = EpochOrder(
-            self.numbers, batch_size=config.run.batch_size, seed=config.run.seed, first_step=0, last_step=config.run.steps
+            self.numbers,
+            batch_size=run.batch_size,
+            seed=run.seed,
+            first_step=0,
+            last_step=run.steps,
+            rank=world.rank,
+            size=world.size,
+            parts=config.engine.accumulate,
+            shares=[resolution.share for resolution in config.crops.resolutions] or (1.0,),
         )
+        autocast_dtype = pick_autocast(run.precision, self.device)
+        self.engine = Engine(config, device=self.device, autocast_dtype=autocast_dtype, world=world)
+        self.geometry = geometry_of(config, self.engine)
         self.dataset = CropDataset(
             source,
             crops=config.crops,
             colour=config.colour,
-            seed=config.run.seed,
-            cache_bytes=config.run.cache_bytes,
+            seed=run.seed,
+            cache_bytes=run.cache_bytes,
             numbers=self.numbers,
+            extra=self.engine.extra_views(),
         )
-        self.data = {
+        data = {
             "names": source.name,
             "keys_sha256": keys_sha256(source),
             "held_out_keys_sha256": None if held_out is None else keys_sha256(held_out),
         }
+        self.folder = RunFolder(out, config, data)
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
-        self.probe = copy_probe(source if held_out is None else held_out, probe_numbers, self.geometry)
-        with seeded_weights(config.run.seed):
-            self.method: Dino = METHODS[config.method](config).to(self.device)
-        self.optimizer = make_optimizer(self.method.student, config.optim)
-        self.copy_recall: float | None = None
+        self.held_out = HeldOut(source if held_out is None else held_out, probe_numbers, self.geometry)
+        self.snapshots = Snapshots(
+            out / SNAPSHOTS, self.held_out.pictures, self.held_out.names, self.geometry, every=run.evaluate_every
+        )
+        self.progress = Progress()
 
-    # -- files ----------------------------------------------------------------------------------------------------
+    # -- beginning and going on -----------------------------------------------------------------------------------
 
     def begin(self) -> int:
-        """Begin the run folder. InputError when it holds a run."""
-        if (self.out / CONFIG_FILE).exists():
-            raise InputError(f"{self.out} holds a run already; add --resume to go on with it, or choose another --out.")
-        write_text(self.out / CONFIG_FILE, self._config_text())
+        """Begin the run folder. InputError when it holds a run, or `init` names none that fits."""
+        if self.config.init is not None:
+            earlier = Path(self.config.init)
+            found = list_checkpoints(RunFolder(earlier, self.config, {}).checkpoints)
+            if not found:
+                raise InputError(f"init is {earlier}, which holds no checkpoint of a run; name the folder of an earlier run.")
+            load_method(found[-1], method=self.engine.method)
+        self.engine.method.begin()
+        if self.world.is_main:
+            self.folder.begin()
         return 0
 
     def resume(self) -> int:
         """Restore the newest checkpoint; 0 where a run was stopped ahead of its first."""
-        record = yaml.safe_load((self.out / CONFIG_FILE).read_text())
-        earlier = from_mapping(TrainConfig, record["config"])
-        if earlier != self.config:
-            raise InputError(f"{self.out} was begun with other settings: {_first_difference(earlier, self.config)}.")
-        for digest, what in (("keys_sha256", "pictures to learn from"), ("held_out_keys_sha256", "pictures held out")):
-            if record["data"][digest] != self.data[digest]:
-                raise InputError(f"{self.out} was begun with other {what}, in {record['data']['names']}; name the same again.")
-        checkpoints = list_checkpoints(self.out / CHECKPOINTS)
-        step = load_checkpoint(checkpoints[-1], method=self.method, optimizer=self.optimizer) if checkpoints else 0
-        metrics = self.out / METRICS_FILE
-        if metrics.exists():  # lines past the checkpoint will be written again
-            lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]  # a power cut tears the last one
-            kept = [line for line in lines if checkpoints and json.loads(line)["step"] <= step]
-            write_text(metrics, "".join(line + "\n" for line in kept))
-        self.on_note(f"resuming at step {step:,}")
-        return step
+        self.folder.check_same()
+        checkpoints = self.world.from_main(list_checkpoints(self.folder.checkpoints))
+        if checkpoints:
+            self.progress = load_checkpoint(checkpoints[-1], method=self.engine.method, optimizer=self.engine.optimizer)
+        else:
+            self.engine.method.begin()
+        if self.world.is_main:
+            self.folder.forget_after(self.progress.step)
+        self.ears.on_note(f"resuming at step {self.progress.step:,}")
+        return self.progress.step
 
-    def _config_text(self) -> str:
-        versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
-        record = {"config": to_mapping(self.config), "data": self.data, "versions": versions}
-        return yaml.safe_dump(record, sort_keys=False)
-
-    def checkpoint(self, step: int) -> None:
-        """Write the checkpoint and the backbone after `step` finished steps."""
+    def checkpoint(self) -> None:
+        """Write the checkpoint and the backbone as they are now."""
         save_checkpoint(
-            self.out / CHECKPOINTS,
-            step=step,
-            method=self.method,
-            optimizer=self.optimizer,
+            self.folder.checkpoints,
+            progress=self.progress,
+            method=self.engine.method,
+            optimizer=self.engine.optimizer,
             keep=self.config.run.keep_checkpoints,
+            world=self.world,
         )
+        self._save_result(self.engine.result())
+
+    def _save_result(self, backbone: Backbone) -> None:
+        if not self.world.is_main:
+            return
+        config = self.config
         info = BackboneInfo(
-            name=self.config.name,
-            family=self.config.method,
+            name=config.name,
+            family=config.method,
             geometry=self.geometry,
-            licence=self.config.licence,
+            licence=config.licence,
             origin={
-                "data": self.config.data_name or self.dataset.source.name,
-                "steps": str(step),
+                "data": config.data_name or self.dataset.source.name,
+                "steps": str(self.progress.step),
                 "by": "featkit train",
             },
         )
-        save_backbone(self.out / BACKBONE_FILE, self.method.teacher_backbone, info)
+        assert isinstance(backbone, VisionTransformer)
+        save_backbone(self.folder.backbone, backbone, info)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -195,151 +233,128 @@ class Run:
         """Steps from `first_step` to the last; checkpoints, metrics and diagnoses on the way."""
         config = self.config.run
         self.order.first_step = first_step
+        self.progress.step = first_step
         batches = iter(crop_loader(self.dataset, self.order, workers=config.workers))
         settle_steps = min(self.config.optim.warmup_steps, config.steps // 2)
-        watch = CollapseWatch(self.config.dino.head.num_prototypes, settle_steps=settle_steps)
+        watch = Watch(self.config.dino.head.num_prototypes, settle_steps=settle_steps)
         meter = Meter(config.batch_size)
-        step = first_step
-        with self._metrics_writer(first_step) as write, StopRequest() as stop:
-            if step == 0:  # what the untrained network finds, to compare with
-                self._measure_copies(step, write)
-            while step < config.steps and not stop.asked:
+        planner = Planner(batch_size=config.batch_size, device=self.device)
+        metrics = self.folder.metrics if self.world.is_main else _nowhere
+        with metrics(first_step, self.ears.on_log) as write, StopRequest() as stop:
+            if first_step == 0:  # what the untrained network finds, to compare with
+                self._say_if_slow()
+                self._measure(write)
+            while self.progress.step < config.steps and not self.progress.given_up:
+                if self.world.any(stop.asked, self.device):
+                    break
                 with meter.waiting():
                     crops = next_batch(batches)
-                log = self.step(crops, step)
-                step += 1
+                step = self.progress.step
+                log = self.engine.step(crops, step)
+                self.progress.step = step = step + 1
                 meter.finished_step(crops.num_unreadable)
-                self._diagnose(watch, step, log)
+                if step % RANK_EVERY == 0:
+                    log |= self._rank()
+                self._judge(watch, step, log)
+                plan = planner.finished_step(steps_left=config.steps - step)
+                if plan is not None:
+                    self.ears.on_plan(plan)
                 last = step == config.steps
                 if step % config.log_every == 0 or last:
                     write(step, {**log, **meter.read()})
                 if step % config.evaluate_every == 0 or last:
-                    self._measure_copies(step, write)
+                    self._measure(write)
                 if step % config.checkpoint_every == 0 or last:
-                    self.checkpoint(step)
-            if step < config.steps:
-                self.checkpoint(step)
-                raise Interrupted(f"stopped after step {step:,}; add --resume to go on from there.")
+                    self.checkpoint()
+        return self._finish(meter, first_step)
+
+    def _finish(self, meter: Meter, first_step: int) -> TrainReport:
+        step = self.progress.step
+        interrupted = step < self.config.run.steps and not self.progress.given_up
+        if step < self.config.run.steps:
+            self.checkpoint()
+        if self.progress.given_up and self.world.is_main:
+            self.folder.roll_back()
+        page = self.folder.path / "report.html"
+        if self.world.is_main:
+            page = write_report(self.folder.path)
+        self.world.wait()  # torchrun ends all as soon as one is gone
+        if interrupted:
+            raise Interrupted(f"stopped after step {step:,}; add --resume to go on from there.")
         return TrainReport(
             steps=step - first_step,
             seconds=meter.total_s,
             images_per_s=meter.images_per_s,
             waiting_share=meter.waiting_share,
-            copy_recall=self.copy_recall,
-            backbone=self.out / BACKBONE_FILE,
+            scores=self.progress.best_scores if self.progress.given_up else self.progress.scores,
+            unreadable=meter.unreadable,
+            backbone=self.folder.backbone,
+            page=page,
+            rolled_back_to=self.progress.best_step if self.progress.given_up else None,
         )
 
-    def step(self, crops: Crops, step: int) -> Log:
-        """One optimisation step; returns what is worth watching, as numbers."""
-        lr, weight_decay = self._set_schedules(step)
-        views = Views(
-            self._appear(crops.global_images, crops.global_appearance),
-            self._appear(crops.local_images, crops.local_appearance),
-        )
-        with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            result = self.method(views, step=step)
-        self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        self.method.before_optimizer(step=step)
-        limit = self.config.optim.clip_grad if self.config.optim.clip_grad > 0 else math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.method.student.parameters(), limit)
-        self.optimizer.step()
-        self.method.update_teacher(step=step)
-        watched = {name: float(value) for name, value in result.watched.items()}
-        return {
-            "loss": float(result.loss.detach()),
-            **watched,
-            "grad_norm": float(grad_norm),
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": self.method.momentum(step),
-            "teacher_temp": self.method.teacher_temp(step),
-        }
+    # -- what is watched ------------------------------------------------------------------------------------------
 
-    def _set_schedules(self, step: int) -> tuple[float, float]:
-        optim, num_steps = self.config.optim, self.config.run.steps
-        lr = cosine_schedule(
-            step,
-            start=peak_lr(optim, self.config.run.batch_size),
-            end=optim.min_lr,
-            num_steps=num_steps,
-            warmup_steps=min(optim.warmup_steps, num_steps // 2),
-        )
-        weight_decay = cosine_schedule(step, start=optim.weight_decay, end=optim.weight_decay_end, num_steps=num_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-            group["weight_decay"] = weight_decay if group["decays"] else 0.0
-        return lr, weight_decay
+    def _say_if_slow(self) -> None:
+        sentence = slow_teacher(self.engine.method.momentum, num_steps=self.config.run.steps)
+        if sentence is not None:
+            self._note(sentence)
 
-    def _appear(self, images: Tensor, appearance: Tensor) -> Tensor:
-        """uint8 crops (C, B, 3, S, S) with their rows to normalised floats on the training device."""
-        if images.shape[0] == 0:
-            return images.to(self.device, torch.float32)
-        pixels = appear(images.flatten(0, 1).to(self.device, non_blocking=True), appearance.flatten(0, 1))
-        return torch.unflatten(normalise(pixels, mean=IMAGENET_MEAN, std=IMAGENET_STD), 0, images.shape[:2])
+    def _rank(self) -> Log:
+        tokens = self.engine.class_tokens
+        return {} if tokens is None or len(tokens) < 2 else {"rankme": rank_me(self.world.gather(tokens))}
 
-    # -- what is watched -------------------------------------------------------------------------------------------
+    def _judge(self, watch: Watch, step: int, log: Log) -> None:
+        for finding in watch(step, log):
+            if finding.is_collapse and self.config.run.on_collapse == "stop":
+                raise Collapse(finding.sentence)
+            self._note(finding.sentence)
 
-    def _diagnose(self, watch: CollapseWatch, step: int, log: Log) -> None:
-        named = watch(step, loss=log["dino_loss"], teacher_entropy=log["teacher_entropy"], batch_entropy=log["batch_entropy"])
-        if named is None:
+    def _note(self, sentence: str) -> None:
+        if self.world.is_main:
+            self.folder.note(self.progress.step, sentence)
+        self.ears.on_note(sentence)
+
+    def _measure(self, write: Write) -> None:
+        """Scores on the held-out pictures, snapshots of some of them, and the watch that gives up."""
+        backbone = self.engine.result()
+        scores: Log = {}
+        if self.world.is_main:
+            scores = self.held_out.measure(lambda images: self.engine.embed(backbone, images))
+            self.snapshots.draw(backbone, self.progress.step)
+        scores = self.world.from_main(scores)
+        if scores:
+            self.progress.scores = scores
+            write(self.progress.step, scores)
+            self._keep_or_give_up(next(iter(scores.values())), backbone)
+
+    def _keep_or_give_up(self, score: float, backbone: Backbone) -> None:
+        config, progress = self.config.watch, self.progress
+        if config.tolerance >= 1:
             return
-        if self.config.run.on_collapse == "stop":
-            raise Collapse(named)
-        self.on_note(named)
-
-    def _measure_copies(self, step: int, write: Callable[[int, Log], None]) -> None:
-        if self.probe is None:
+        best = next(iter(progress.best_scores.values()), -1.0)
+        if score > best:
+            progress.best_step, progress.best_scores, progress.falls = progress.step, dict(progress.scores), 0
+            self._save_result(backbone)
+            if self.world.is_main:
+                self.folder.keep_best()
             return
-        self.copy_recall = self.probe.recall_at_1(self.embed)
-        write(step, {"copy_recall": self.copy_recall})
-
-    @torch.no_grad()
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """The teacher's class tokens, unit length (N, D) float32, of prepared pictures (N, H, W, 3) uint8."""
-        backbone = self.method.teacher_backbone
-        blocks = []
-        for block in torch.split(torch.from_numpy(images), 256):
-            pixels = block.to(self.device).permute(0, 3, 1, 2).float() / 255
-            features = backbone(normalise(pixels, mean=IMAGENET_MEAN, std=IMAGENET_STD))
-            blocks.append(nn.functional.normalize(features.class_token.float(), dim=-1).cpu().numpy())
-        return np.concatenate(blocks)
-
-    @contextlib.contextmanager
-    def _metrics_writer(self, first_step: int) -> Iterator[Callable[[int, Log], None]]:
-        """A function that writes one line of metrics.jsonl and the same to TensorBoard, and shows it."""
-        board = SummaryWriter(self.out, purge_step=first_step if first_step else None)
-        with (self.out / METRICS_FILE).open("a", encoding="utf-8") as file:
-
-            def write(step: int, log: Log) -> None:
-                file.write(json.dumps({"step": step, **log}) + "\n")
-                file.flush()
-                for name, value in log.items():
-                    board.add_scalar(name, value, step)
-                self.on_log({"step": step, **log})
-
-            try:
-                yield write
-            finally:
-                board.close()
+        progress.falls = progress.falls + 1 if score < best - config.tolerance else 0
+        if progress.falls >= config.patience:
+            progress.given_up = True
+            self._note(
+                f"The held-out score fell from {best:.3f} at step {progress.best_step:,} to {score:.3f}; the run ends, and the "
+                f"model is that of step {progress.best_step:,} again. Lower optim.lr, or raise pretrained.head_steps."
+            )
 
 
-def peak_lr(config: OptimConfig, images_per_step: int) -> float:
-    """The learning rate after warm-up: `lr` itself, or `lr * images_per_step / 256` by the linear rule."""
-    return config.lr * images_per_step / LR_BATCH if config.lr_rule == "linear" else config.lr
+@contextlib.contextmanager
+def _nowhere(_first_step: int, _on_log: Callable[[Log], None]) -> Iterator[Write]:
+    """The metrics of a process that writes none."""
+    yield lambda _step, _log: None
 
 
-def make_optimizer(student: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW; norms, biases and other vectors do not decay (DINO's released code, get_params_groups)."""
-    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decays": True},
-        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "decays": False},
-    ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
-
-
-def geometry_of(config: TrainConfig) -> Geometry:
+def geometry_of(config: TrainConfig, engine: Engine) -> Geometry:
     """How pictures reach the trained backbone: at the size of its global crops."""
     size = config.crops.global_size
     return Geometry(
@@ -348,20 +363,10 @@ def geometry_of(config: TrainConfig) -> Geometry:
         resize=config.resize,
         resize_to=size,
         interpolation="bicubic",
-        patch=config.model.patch,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        patch=engine.method.result.patch,
+        mean=engine.method.mean,
+        std=engine.method.std,
     )
-
-
-def copy_probe(source: Source, numbers: np.ndarray, geometry: Geometry) -> CopyProbe | None:
-    """The copies yardstick over the held-out pictures that can be read; None where these are fewer than two."""
-    pictures = []
-    for number in numbers:
-        place = int(number)
-        with contextlib.suppress(InputError):
-            pictures.append(decode(source.read(place), name=source.key(place), shorter_side=PROBE_DECODE_SIDE).pixels)
-    return CopyProbe(pictures, geometry, seed=0, num_edits=4) if len(pictures) > 1 else None
 
 
 def next_batch(batches: Iterator[Crops]) -> Crops:
@@ -370,24 +375,3 @@ def next_batch(batches: Iterator[Crops]) -> Crops:
         return next(batches)
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("featkit.errors.InputError: ")) from None
-
-
-@contextlib.contextmanager
-def seeded_weights(seed: int) -> Iterator[None]:
-    """Weights drawn inside depend on the seed alone, and the caller's random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(rng_for(seed, WEIGHTS).integers(2**31)))
-        yield
-
-
-def _first_difference(earlier: TrainConfig, now: TrainConfig) -> str:
-    before, after = _leaves(to_mapping(earlier)), _leaves(to_mapping(now))
-    name = next(name for name in after if before.get(name) != after[name])
-    return f"{name} was {before.get(name)}, now it is {after[name]}"
-
-
-def _leaves(mapping: dict[str, Any], at: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in mapping.items():
-        leaves.update(_leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value})
-    return leaves

@@ -83,16 +83,16 @@ def rotary_periods(head_width: int, *, base: float) -> Tensor:
     return base ** (2 * steps / (head_width / 2))
 
 
-def rotary_table(height: int, width: int, *, periods: Tensor) -> tuple[Tensor, Tensor]:
-    """Sine and cosine (P, head_width) of DINOv3's rotary positions.
+def rotary_table(height: int, width: int, *, periods: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Sine and cosine (P, head_width) of DINOv3's rotary positions, the coordinates stretched by `scale`.
 
     Row and column run from -1 to 1 at patch centres whatever the grid's size; a quarter of a head's channels turns with
     the row, a quarter with the column, and both are repeated for the other half:
 
         angle = 2 * pi * coordinate / period
     """
-    row = _unit_coordinates(height, like=periods)[:, None, None].expand(height, width, 1)
-    column = _unit_coordinates(width, like=periods)[None, :, None].expand(height, width, 1)
+    row = scale * _unit_coordinates(height, like=periods)[:, None, None].expand(height, width, 1)
+    column = scale * _unit_coordinates(width, like=periods)[None, :, None].expand(height, width, 1)
     angles = torch.cat([2 * math.pi * row / periods, 2 * math.pi * column / periods], dim=-1).flatten(0, 1)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.sin(), angles.cos()

@@ -1,4 +1,4 @@
-"""Ctrl-C while training: heard at once, obeyed between two steps, where the state is whole."""
+"""Ctrl-C while training, and the signals of a cluster: heard at once, obeyed between two steps, where the state is whole."""
 
 from __future__ import annotations
 
@@ -7,27 +7,37 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+# Ctrl-C; what torchrun, Slurm and others send ahead of SIGKILL; what a job asks Slurm to send ahead of its time limit.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
 
 class StopRequest:
-    """Around the steps of a run, `asked` says whether Ctrl-C was pressed. Pressed again, it interrupts as it always does.
+    """Around the steps of a run, `asked` says whether one of SIGNALS came. A second Ctrl-C interrupts as it always does.
 
-    Outside the main thread, which alone hears signals, it is never asked.
+    The others may come twice, from torchrun and from the cluster. Outside the main thread, which alone hears signals, it is
+    never asked.
     """
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._hear)
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
-    def _hear(self, _number: int, _frame: FrameType | None) -> None:
-        if self.asked:
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.asked = True
+
+
+def leave_signals_to_the_loop(_worker: int = 0) -> None:
+    """For processes that serve the loop: signals reach them too, who would be gone before the step that needs them is done."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -2,22 +2,24 @@
 
 DINO (arXiv 2104.14294) and iBOT (2111.07832): the plain ViT. DINOv2 (2304.07193): LayerScale, SwiGLU in its largest size;
 registers (2309.16588). DINOv3 (2508.10104): rotary positions, storage tokens (its word for registers), masked key bias.
-Left out: stochastic depth, masks and heads, which belong to training.
+A student's masks and noise come with each call; heads belong to the methods.
 
 Letters: B pictures, (H, W) pixels, (h, w) patches, P = h * w, N = 1 + registers + P tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from featkit_train.backbones import Activations, Backbone, Features
+from featkit_train.backbones import Activations, Backbone, Features, Masked
+from featkit_train.noise import ALL, QUIET, Kept, Noise
 from featkit_train.positions import ResampleRule, resample_table, rotary_periods, rotary_table, rotate
 
 # Up to here plain products with a softmax beat torch's fused attention on a processor, forward and backward.
@@ -61,14 +63,20 @@ class VisionTransformer(Backbone):
     """Pictures (B, 3, H, W), normalised floats with H and W multiples of the patch, to Features."""
 
     has_attention = True
+    registers: Tensor
     rotary_periods: Tensor
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(patch=config.patch, width=config.width, depth=config.depth)
         self.config = config
+        self.checkpoint_activations = False  # compute blocks again in the backward pass instead of keeping what they need
         self.patch_embed = nn.Conv2d(3, config.width, config.patch, stride=config.patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.registers = nn.Parameter(torch.zeros(1, config.num_registers, config.width))
+        registers = torch.zeros(1, config.num_registers, config.width)
+        if config.num_registers:
+            self.registers = nn.Parameter(registers)
+        else:  # fully_shard cannot share out the gradient of an empty parameter
+            self.register_buffer("registers", registers)
         if config.position == "learned":
             self.class_position = nn.Parameter(torch.zeros(1, 1, config.width))
             self.patch_positions = nn.Parameter(torch.zeros(config.position_grid, config.position_grid, config.width))
@@ -96,11 +104,32 @@ class VisionTransformer(Backbone):
                 features[number] = Features(normed[:, 0], torch.unflatten(normed[:, prefix:], 1, (height, width)))
         return Activations(tuple(features[number] for number in layers), class_attention)
 
-    def tokenise(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them."""
+    def learn(
+        self, images: Tensor, *, masked: Masked | None = None, noise: Noise = QUIET, norm: nn.Module | None = None
+    ) -> Features:
+        """Features of the last layer as a student in training computes them; see Backbone."""
+        tokens, (height, width) = self.tokenise(images, masked=masked)
+        rotation = self._rotation(height, width, scale=noise.rotary_scale)
+        for number, block in enumerate(self.blocks):
+            if self.checkpoint_activations:
+                tokens = checkpoint(block, tokens, rotation, noise.of_block(number), use_reentrant=False)
+            else:
+                tokens = block(tokens, rotation, noise.of_block(number))
+        prefix = 1 + self.config.num_registers
+        normed = self.norm(tokens)
+        class_token = normed[:, 0] if norm is None else norm(tokens[:, 0])
+        return Features(class_token, torch.unflatten(normed[:, prefix:], 1, (height, width)))
+
+    def tokenise(self, images: Tensor, *, masked: Masked | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them.
+
+        Masked patches are the mask token, which then gets its place's position (iBOT; DINOv2's released code).
+        """
         grid = self.patch_embed(images)
         batch, _, height, width = grid.shape
         patches = grid.flatten(2).transpose(1, 2)
+        if masked is not None:
+            patches = torch.where(masked.masks.flatten(1)[:, :, None], masked.token.to(patches.dtype), patches)
         class_token: Tensor = self.class_token
         if self.config.position == "learned":
             rule = ResampleRule(offset=self.config.position_offset, antialias=self.config.position_antialias)
@@ -109,8 +138,10 @@ class VisionTransformer(Backbone):
         prefix = torch.cat([class_token, self.registers], dim=1).expand(batch, -1, -1)
         return torch.cat([prefix, patches], dim=1), (height, width)
 
-    def _rotation(self, height: int, width: int) -> tuple[Tensor, Tensor] | None:
-        return rotary_table(height, width, periods=self.rotary_periods) if self.config.position == "rotary" else None
+    def _rotation(self, height: int, width: int, *, scale: float = 1.0) -> tuple[Tensor, Tensor] | None:
+        if self.config.position != "rotary":
+            return None
+        return rotary_table(height, width, periods=self.rotary_periods, scale=scale)
 
     def _positions(self) -> tuple[nn.Parameter, ...]:
         return (self.class_position, self.patch_positions) if self.config.position == "learned" else ()
@@ -128,9 +159,10 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
         self.scale2 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
 
-    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
-        return self.with_attention(tokens, rotation, wanted=False)[0]
+    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None, kept: Kept = ALL) -> Tensor:
+        """(B, N, D) to (B, N, D). Of each branch only the kept rows are computed, and count for those left out too."""
+        tokens = add_branch(tokens, lambda rows: self.scale1(self.attention(self.norm1(rows), rotation)), kept.attention)
+        return add_branch(tokens, lambda rows: self.scale2(self.mlp(self.norm2(rows))), kept.mlp)
 
     def with_attention(
         self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None, *, wanted: bool
@@ -178,6 +210,17 @@ class Attention(nn.Module):
         prefix = 1 + self.config.num_registers
         turned = rotate(heads[:, :, prefix:].float(), *rotation).to(heads.dtype)
         return torch.cat([heads[:, :, :prefix], turned], dim=2)
+
+
+def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:
+    """tokens (B, N, D) + branch(tokens), or for the rows `kept` (S,) alone, times B / S: stochastic depth that skips the work.
+
+    arXiv 1603.09382, as DINOv2's released code batches it (`drop_add_residual_stochastic_depth`).
+    """
+    if kept is None:
+        return tokens + branch(tokens)
+    added = branch(tokens.index_select(0, kept)).to(tokens.dtype)
+    return tokens.index_add(0, kept, added, alpha=len(tokens) / len(kept))
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

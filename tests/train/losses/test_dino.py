@@ -134,3 +134,27 @@ def test_dino_loss_is_the_same_float32_under_autocast() -> None:
         loss = dino_loss(logits, probs, student_temp=0.1)
     assert loss.dtype == torch.float32
     assert loss.item() == expected.item()
+
+
+def test_center_of_rows_spread_over_processes_is_that_of_all_rows() -> None:
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    whole, here = Center(5), Center(5)
+    whole.update(logits)
+    there = torch.cat([logits[2:].sum(dim=0), torch.tensor([4.0])])[None]
+    here.update(logits[:2], gather=lambda own: torch.cat([own, there]))
+    torch.testing.assert_close(here.center, whole.center)
+
+
+def test_center_stays_where_there_is_no_row_anywhere_and_moves_where_another_process_has_one() -> None:
+    center = Center(3, momentum=0.5)
+    center.update(torch.tensor([[1.0, 2.0, 3.0]]))
+    before = center.center.clone()
+    center.update(torch.zeros(0, 3))
+    assert torch.equal(center.center, before)
+    center.update(torch.zeros(0, 3), gather=lambda own: torch.cat([own, torch.tensor([[4.0, 4.0, 4.0, 2.0]])]))
+    torch.testing.assert_close(center.center, 0.5 * before + 0.5 * torch.full((3,), 2.0))
+
+
+def test_dino_loss_of_one_prototype_is_zero() -> None:
+    logits, probs = random_outputs(prototypes=1)
+    assert dino_loss(logits, probs, student_temp=0.1).item() == 0.0

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from featkit_train.losses import koleo_loss
@@ -34,22 +36,52 @@ def test_koleo_of_opposite_embeddings_is_minus_log_two() -> None:
     assert koleo_loss(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])).item() == pytest.approx(-math.log(2), rel=1e-5)
 
 
-def test_koleo_of_duplicates_is_finite_with_finite_gradient() -> None:
-    features = torch.ones(4, 3, requires_grad=True)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_koleo_of_duplicates_is_held_off_the_pole_with_a_finite_gradient(dtype: torch.dtype) -> None:
+    features = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [-1.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
     loss = koleo_loss(features)
     loss.backward()
-    assert torch.isfinite(loss)
+    # The two are sqrt(3) * eps apart as pairwise_distance has it, and eps more; the third looks at either.
+    pole = -math.log(1e-8 * (math.sqrt(3) + 1))
+    third = -math.log(math.sqrt((1 / 3 + 1) ** 2 + 8 / 9))
+    assert loss.item() == pytest.approx((2 * pole + third) / 3, rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
     assert features.grad is not None
-    assert torch.isfinite(features.grad).all()
+    assert features.grad.isfinite().all()
+    assert features.grad.any()
 
 
 def test_koleo_is_float32_also_for_bfloat16_features() -> None:
     assert koleo_loss(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()).dtype == torch.float32
 
 
-def test_koleo_of_one_embedding_is_refused() -> None:
+def test_koleo_of_one_embedding_is_refused_unless_it_has_others_to_look_among() -> None:
     with pytest.raises(ValueError, match="at least two"):
         koleo_loss(torch.ones(1, 3))
+    everyone = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
+    assert koleo_loss(everyone[1:2], among=everyone, first=1).item() == pytest.approx(-math.log(2) / 2, rel=1e-5)
+
+
+def test_koleo_of_rows_among_all_is_their_share_of_the_whole_in_value_and_gradient() -> None:
+    features = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    whole = koleo_loss(features)
+    (expected,) = torch.autograd.grad(whole, features)
+    parts = [(0, 3), (3, 2), (5, 2)]
+    losses = [koleo_loss(features[first : first + size], among=features, first=first) * size for first, size in parts]
+    total = torch.stack(losses).sum() / 7
+    assert total.item() == pytest.approx(whole.item(), rel=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(total, features)[0], expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100.0))
+def test_koleo_ignores_length_order_and_rotation(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    expected = koleo_loss(features).item()
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q
+    lengths = scale * torch.rand(6, 1, generator=generator, dtype=torch.float64) + 0.01
+    changed = (features * lengths)[torch.randperm(6, generator=generator)] @ turn
+    assert koleo_loss(changed).item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
 def test_koleo_agrees_with_lightly() -> None:

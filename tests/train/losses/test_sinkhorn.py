@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
 
 from featkit_train.losses import sinkhorn_knopp
 
@@ -38,6 +44,53 @@ def test_sinkhorn_stays_finite_where_exp_overflows() -> None:
     assert torch.isfinite(probs).all()
 
 
-def test_sinkhorn_without_rows_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one row"):
-        sinkhorn_knopp(torch.zeros(0, 4), teacher_temp=0.1)
+def test_sinkhorn_without_rows_is_without_rows() -> None:
+    assert sinkhorn_knopp(torch.zeros(0, 4), teacher_temp=0.1).shape == (0, 4)
+
+
+def test_sinkhorn_agrees_with_lightly() -> None:
+    from tests.torchvision_without_cuda import import_quietly
+
+    logits = torch.randn(24, 10, generator=torch.Generator().manual_seed(3)) / 4
+    expected = import_quietly("lightly.loss.swav_loss").sinkhorn(logits, iterations=3, epsilon=0.05)
+    torch.testing.assert_close(sinkhorn_knopp(logits, teacher_temp=0.05), expected, rtol=1e-4, atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), constant=st.floats(-20, 20), rows=st.integers(1, 9), prototypes=st.integers(1, 9))
+def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant_and_their_order(
+    seed: int, constant: float, rows: int, prototypes: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, prototypes, generator=generator)
+    order = torch.randperm(rows, generator=generator)
+    probs = sinkhorn_knopp(logits, teacher_temp=0.1)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(rows))
+    torch.testing.assert_close(sinkhorn_knopp(logits + constant, teacher_temp=0.1), probs, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(sinkhorn_knopp(logits[order], teacher_temp=0.1), probs[order], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [6, 0, 2], [0, 3]])
+def test_sinkhorn_of_rows_spread_over_processes_is_that_of_all_rows(sizes: list[int]) -> None:
+    logits = torch.randn(sum(sizes), 5, generator=torch.Generator().manual_seed(4))
+    meeting = threading.Barrier(len(sizes), timeout=30)
+    said: dict[int, Tensor] = {}
+
+    def part(rank: int) -> Tensor:
+        def gather(own: Tensor) -> Tensor:
+            said[rank] = own
+            meeting.wait()
+            everyone = torch.cat([said[other] for other in range(len(sizes))])
+            meeting.wait()
+            return everyone
+
+        first = sum(sizes[:rank])
+        return sinkhorn_knopp(logits[first : first + sizes[rank]], teacher_temp=0.1, gather=gather)
+
+    with ThreadPoolExecutor(len(sizes)) as threads:
+        probs = torch.cat(list(threads.map(part, range(len(sizes)))))
+    torch.testing.assert_close(probs, sinkhorn_knopp(logits, teacher_temp=0.1))
+
+
+def test_sinkhorn_targets_ask_for_no_gradient() -> None:
+    assert not sinkhorn_knopp(torch.zeros(3, 4, requires_grad=True), teacher_temp=0.1).requires_grad

@@ -10,28 +10,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from featkit.errors import InputError
 from featkit_train.losses import koleo_loss
-from featkit_train.methods import Dino, Views
-from featkit_train.methods.dino import entropies
+from featkit_train.methods import METHODS, MomentumTeacher, Views, make_method
+from featkit_train.methods.base import entropies
+from tests.train.methods.training import (
+    BATCH,
+    assert_same_gradients,
+    cross_entropy,
+    drawn_method,
+    gradients,
+    of,
+    random_views,
+    take_step,
+)
 from tests.train.small import small_config
 
 
-def random_views(seed: int = 0, batch: int = 5) -> Views:
-    generator = torch.Generator().manual_seed(seed)
-    return Views(torch.randn(2, batch, 3, 32, 32, generator=generator), torch.randn(2, batch, 3, 16, 16, generator=generator))
+def views() -> Views:
+    """Nothing hidden."""
+    return random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
 
 
-def make_method(*settings: str, seed: int = 0) -> Dino:
-    """A small method whose student has moved away from its teacher, as after some steps."""
-    torch.manual_seed(seed)
-    method = Dino(small_config(*settings))
-    with torch.no_grad():
-        for parameter in method.student.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return method
-
-
-def algorithm_1(method: Dino, views: Views, center: Tensor, *, teacher_temp: float) -> Tensor:
+def algorithm_1(method: MomentumTeacher, views: Views, center: Tensor, *, teacher_temp: float) -> Tensor:
     """The paper's pseudocode: H(t, s) over all pairs of a teacher's global and another student's crop."""
     crops = [*views.global_crops, *views.local_crops]
     students = [method.student.head(method.student.backbone(crop).class_token) for crop in crops]
@@ -39,53 +40,75 @@ def algorithm_1(method: Dino, views: Views, center: Tensor, *, teacher_temp: flo
         teachers = [method.teacher.head(method.teacher.backbone(crop).class_token) for crop in views.global_crops]
     terms = []
     for i, teacher in enumerate(teachers):
-        target = ((teacher - center) / teacher_temp).softmax(dim=-1)
         for j, student in enumerate(students):
-            if i != j:
-                terms.append(-(target * F.log_softmax(student / 0.1, dim=-1)).sum(dim=-1).mean())
+            for b in range(BATCH):
+                if i != j:
+                    target = ((teacher[b] - center) / teacher_temp).softmax(dim=-1)
+                    terms.append(cross_entropy(target, student[b]))
     return torch.stack(terms).mean()
 
 
 def test_a_step_is_algorithm_1_in_loss_gradients_and_center() -> None:
-    method, views = make_method("dino.koleo_weight=0.0"), random_views()
-    method.center.update(torch.randn(3, 16, generator=torch.Generator().manual_seed(5)))
+    method, crops = drawn_method(of("dino", "dino.center_momentum=0.8")), views()
     center = method.center.center.clone()
-    expected = algorithm_1(method, views, center, teacher_temp=method.teacher_temp(7))
-    expected.backward()
-    gradients = {name: p.grad.clone() for name, p in method.student.named_parameters() if p.grad is not None}
+    expected = algorithm_1(method, crops, center, teacher_temp=method.teacher_temp(7))
     method.zero_grad()
-    result = method(views, step=7)
-    result.loss.backward()
+    expected.backward()
+    expected_gradients = gradients(method)
+    result, _ = take_step(method, crops, step=7)
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert gradients
-    for name, parameter in method.student.named_parameters():
-        assert parameter.grad is not None, name
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-6)
+    assert_same_gradients(gradients(method), expected_gradients)
+    assert {name for name, p in method.named_parameters() if name.startswith("student.")} == expected_gradients.keys()
     with torch.no_grad():
-        logits = torch.stack([method.teacher.head(method.teacher.backbone(g).class_token) for g in views.global_crops])
-    torch.testing.assert_close(method.center.center, 0.9 * center + 0.1 * logits.mean(dim=(0, 1)))
+        logits = torch.stack([method.teacher.head(method.teacher.backbone(g).class_token) for g in crops.global_crops])
+    torch.testing.assert_close(method.center.center, 0.8 * center + 0.2 * logits.mean(dim=(0, 1)))
 
 
-def test_koleo_is_added_for_each_global_view_with_its_weight() -> None:
-    plain, with_koleo = make_method("dino.koleo_weight=0.0"), make_method("dino.koleo_weight=0.3")
-    views = random_views()
-    tokens = [with_koleo.student.backbone(crop).class_token for crop in views.global_crops]
-    koleo = torch.stack([koleo_loss(token) for token in tokens]).mean()
-    loss = with_koleo(views, step=0).loss
-    assert loss.item() == pytest.approx(plain(views, step=0).loss.item() + 0.3 * koleo.item(), rel=1e-4)
+def test_a_step_with_sinkhorn_targets_is_that_of_swavs_loop_and_leaves_the_center() -> None:
+    method, crops = drawn_method(of("dino", "dino.centering=sinkhorn")), views()
+    center = method.center.center.clone()
+    with torch.no_grad():
+        teachers = [method.teacher.head(method.teacher.backbone(crop).class_token) for crop in crops.global_crops]
+        q = torch.exp(torch.cat(teachers) / method.teacher_temp(7))
+        for _ in range(3):
+            q = q / q.sum(dim=0, keepdim=True) / 16
+            q = q / q.sum(dim=1, keepdim=True) / len(q)
+        targets = (q * len(q)).split(BATCH)
+    students = [
+        method.student.head(method.student.backbone(crop).class_token) for crop in (*crops.global_crops, *crops.local_crops)
+    ]
+    pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
+    expected = torch.stack([cross_entropy(targets[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    expected.backward()
+    expected_gradients = gradients(method)
+    result, _ = take_step(method, crops, step=7)
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(gradients(method), expected_gradients)
+    assert torch.equal(method.center.center, center)
 
 
-def test_sinkhorn_uses_all_prototypes_alike_and_leaves_the_center_alone() -> None:
-    method = make_method("dino.centering=sinkhorn")
-    logits = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(0)) / 10
-    probs = method.teacher_probs(logits, step=0)
-    used = torch.special.entr(probs.mean(dim=(0, 1))).sum() / math.log(16)
-    assert used.item() == pytest.approx(1.0, abs=0.01)
-    assert torch.equal(method.center.center, torch.zeros(16))
+def test_without_local_crops_the_two_global_ones_are_matched() -> None:
+    method = drawn_method(of("dino", "crops.num_local=0"))
+    crops = views()._replace(local_crops=torch.zeros(0, BATCH, 3, 1, 1))
+    expected = algorithm_1(method, crops, method.center.center.clone(), teacher_temp=method.teacher_temp(0))
+    assert take_step(method, crops, step=0)[0].loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("group", [0, 2, 3])
+def test_koleo_is_summed_over_global_crops_with_its_weight_and_sought_in_groups(group: int) -> None:
+    plain, five = drawn_method(of("dino")), views()
+    crops = Views(*[torch.cat([part, part[:, :1] + 0.5], dim=1) if part.shape[0] and part.ndim > 1 else part for part in five])
+    with_koleo = drawn_method(of("dino", "dino.koleo_weight=0.3", f"dino.koleo_group={group}", "run.batch_size=6"))
+    tokens = [with_koleo.student.backbone(crop).class_token for crop in crops.global_crops]
+    koleo = torch.stack([koleo_loss(part) for token in tokens for part in token.split(group or 6)]).mean()
+    result, _ = take_step(with_koleo, crops, step=0)
+    expected = take_step(plain, crops, step=0)[0].loss.item() + 2 * 0.3 * koleo.item()
+    assert result.loss.item() == pytest.approx(expected, rel=1e-4)
+    assert result.watched["koleo_loss"].item() == pytest.approx(koleo.item(), rel=1e-4)
 
 
 def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:
-    method = make_method()
+    method = drawn_method(of("dino"))
     before = copy.deepcopy(method.teacher.state_dict())
     student = method.student.state_dict()
     momentum = method.momentum(2)
@@ -96,20 +119,63 @@ def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:
     assert all(not parameter.requires_grad for parameter in method.teacher.parameters())
 
 
+def test_a_momentum_that_is_not_given_goes_with_the_number_of_steps() -> None:
+    method = make_method(of("dino", "teacher.momentum=null", "teacher.momentum_end=null", "run.steps=40000"))
+    assert method.momentum(0) == pytest.approx(0.99)
+    assert method.momentum(39_999) == pytest.approx(0.999)
+    given = make_method(of("dino", "teacher.momentum=0.5", "teacher.momentum_end=0.7", "run.steps=3"))
+    assert [given.momentum(step) for step in range(3)] == pytest.approx([0.5, 0.6, 0.7])
+
+
 def test_the_prototypes_are_held_still_at_first_and_then_move() -> None:
-    method = make_method("dino.freeze_last_layer_steps=3")
+    method = drawn_method(of("dino", "dino.freeze_last_layer_steps=3"))
     for step, frozen in ((2, True), (3, False)):
-        method.zero_grad()
-        method(random_views(), step=step).loss.backward()
+        take_step(method, views(), step=step)
         method.before_optimizer(step=step)
         assert (method.student.head.prototypes.grad is None) == frozen
 
 
 def test_teacher_temperature_warms_up_linearly() -> None:
-    method = make_method("dino.teacher_temp=0.04", "dino.teacher_temp_end=0.08", "dino.teacher_temp_steps=10")
+    method = make_method(of("dino", "dino.teacher_temp=0.04", "dino.teacher_temp_end=0.08", "dino.teacher_temp_steps=10"))
     assert method.teacher_temp(0) == pytest.approx(0.04)
     assert method.teacher_temp(5) == pytest.approx(0.06)
     assert method.teacher_temp(100) == pytest.approx(0.08)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["ibot.weight=2.0"], "dino has no use for the setting ibot.weight; leave it out."),
+        (["gram.weight=2.0"], "dino has no use for the setting gram.weight"),
+        (["method=dinov2", "pretrained.name=x"], "dinov2 has no use for the setting pretrained.name"),
+        (["method=adapt"], "adapt has no use for the setting model.patch"),
+        (["method=dinov4"], "There is no method dinov4; it is one of: dino, ibot, dinov2, dinov3, distill, adapt."),
+        (["crops.global_size=36"], "a crop of 36 pixels is no multiple of the patch of 8"),
+        (["crops.local_size=20"], "a crop of 20 pixels is no multiple of the patch of 8"),
+        (
+            ["dino.koleo_group=3"],
+            "dino.koleo_group 3 does not cut the 8 pictures that a process takes at once into equal groups",
+        ),
+        (["dino.koleo_group=1"], "dino.koleo_group 1 does not cut"),
+        (["run.batch_size=2", "engine.accumulate=2"], "dino.koleo_group 0 does not cut the 1 pictures"),
+        (
+            ["method=dinov3", "gram.weight=1.0", "crops.resolutions=[{share: 1.0, global_size: 32, local_size: 16}]"],
+            "a crop of 0 pixels is no multiple of the patch of 8",
+        ),
+        (["crops.resolutions=[{share: 1.0, global_size: 36, local_size: 16}]"], "a crop of 36 pixels is no multiple"),
+        (["method=dinov3", "gram.weight=1.0", "gram.size=50"], "a crop of 50 pixels is no multiple of the patch of 8"),
+    ],
+)
+def test_settings_that_a_method_has_no_use_for_are_refused_by_name(settings: list[str], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        make_method(small_config(*settings))
+
+
+def test_every_method_reads_what_the_others_refuse() -> None:
+    sections = frozenset.union(*[method.unread for method in METHODS.values()])
+    assert sections == {"ibot", "gram", "pretrained", "model"}
+    for section in sections:
+        assert any(section not in method.unread for method in METHODS.values()), section
 
 
 def test_entropies_tell_both_collapses_apart() -> None:
@@ -129,13 +195,17 @@ def test_entropies_tell_both_collapses_apart() -> None:
 
 @pytest.mark.parametrize("centering", ["center", "sinkhorn"])
 def test_a_teacher_that_says_one_prototype_of_all_pictures_shows_in_the_batch_entropy(centering: str) -> None:
-    method = make_method(f"dino.centering={centering}", "dino.teacher_temp=0.02", "dino.teacher_temp_end=0.02")
-    views = random_views()
-    healthy = method(views, step=0).watched["batch_entropy"].item()
+    method = drawn_method(of("dino", f"dino.centering={centering}", "dino.teacher_temp=0.02", "dino.teacher_temp_end=0.02"))
+
+    def batch_entropy() -> float:
+        _, watched = method.aim([method.look(views())], step=0)
+        return watched["batch_entropy"].item()
+
+    healthy = batch_entropy()
     with torch.no_grad():  # the same bottleneck for every picture, and a prototype that lies in its direction
         last = method.teacher.head.mlp[-1]
         assert isinstance(last, torch.nn.Linear)
         last.weight.zero_()
         last.bias.copy_(torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(0)))
         method.teacher.head.prototypes[0] = last.bias
-    assert method(views, step=0).watched["batch_entropy"].item() < 0.02 < healthy
+    assert batch_entropy() < 0.02 < healthy

@@ -5,9 +5,13 @@ Letters: B images, S student crops, T teacher crops, K prototypes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from featkit_train.losses.sinkhorn import alone
 
 
 def dino_loss(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float) -> Tensor:
@@ -52,7 +56,15 @@ class Center(nn.Module):
         return sharpen(teacher_logits, self.center, teacher_temp=teacher_temp)
 
     @torch.no_grad()
-    def update(self, teacher_logits: Tensor) -> None:
-        """center = momentum * center + (1 - momentum) * mean of all rows of `teacher_logits` (..., K)."""
-        batch_mean = teacher_logits.float().flatten(0, -2).mean(dim=0)
+    def update(self, teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone) -> None:
+        """center = momentum * center + (1 - momentum) * mean of all rows of `teacher_logits` (..., K).
+
+        gather: (1, K + 1) of this process to (W, K + 1) of all W, where the rows are spread over processes. Without a row
+        anywhere the centre stays.
+        """
+        rows = teacher_logits.float().flatten(0, -2)
+        count = rows.new_full((1, 1), len(rows))
+        sums = gather(torch.cat([rows.sum(dim=0, keepdim=True), count], dim=1)).sum(dim=0)
+        num_rows = sums[-1]
+        batch_mean = torch.where(num_rows > 0, sums[:-1] / num_rows.clamp(min=1), self.center)
         self.center.lerp_(batch_mean, 1 - self.momentum)

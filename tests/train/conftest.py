@@ -1,0 +1,22 @@
+"""What holds for the tests of training: one thread, since models this small take longer on more of them, and much longer beside
+other work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from featkit_train import loop
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "usable_cpus", lambda: 1)
+        yield
+    torch.set_num_threads(before)

@@ -1,0 +1,106 @@
+"""Promises of adaptation: published weights, heads that learn first on a frozen backbone, then everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from featkit.errors import InputError
+from featkit_train.borrowed import ResNet
+from featkit_train.config import TrainConfig
+from featkit_train.methods import MomentumTeacher, make_method
+from featkit_train.optimizer import make_optimizer
+from featkit_train.pretrained import load_pretrained
+from featkit_train.vit import VisionTransformer
+from featkit_train.weights import BackboneInfo
+from tests.torchvision_without_cuda import allow_torchvision
+from tests.train.methods.published_backbone import MEAN, PUBLISHED, STD, save_published
+from tests.train.methods.test_dinov2 import plain_loss
+from tests.train.methods.training import OWN_HEAD, assert_same_gradients, draw, gradients, random_views, take_step
+from tests.train.small import small_config
+
+
+def adapt(folder: Path, *settings: str) -> MomentumTeacher:
+    """From a drawn backbone, with heads of KoLeo's weight 0."""
+    save_published(folder)
+    return make_method(config(folder, *settings))
+
+
+def config(folder: Path, *settings: str) -> TrainConfig:
+    """`model` is the published backbone's, so that the section is left out."""
+    own = [
+        "method=adapt",
+        "model={}",
+        "dino.koleo_weight=0.0",
+        f"pretrained.name={folder}",
+        "pretrained.head_steps=3",
+        OWN_HEAD,
+    ]
+    return small_config(*own, *settings)
+
+
+def test_student_and_teacher_begin_as_the_published_backbone_with_its_pixels(tmp_path: Path) -> None:
+    method = adapt(tmp_path / "published")
+    expected = save_published(tmp_path / "again").state_dict()
+    for backbone in (method.student.backbone, method.teacher.backbone):
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone.state_dict().items())
+    assert (method.mean, method.std) == (MEAN, STD)
+    assert isinstance(method.result, VisionTransformer)
+    assert method.result.config == PUBLISHED
+
+
+def test_a_step_after_the_heads_are_warm_is_dinov2s(tmp_path: Path) -> None:
+    method, views = adapt(tmp_path / "published"), random_views()
+    draw(method.student, seed=1)
+    draw(method.teacher, seed=2)
+    method.prepare(7)
+    loss, _ = plain_loss(method, views, step=7)
+    method.zero_grad()
+    loss.backward()
+    expected = gradients(method)
+    result, _ = take_step(method, views, step=7)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_same_gradients(gradients(method), expected)
+    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
+
+
+def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(tmp_path: Path) -> None:
+    method, views = adapt(tmp_path / "published", "optim.weight_decay=0.1"), random_views()
+    draw(method.student.heads(), seed=1)
+    optimizer = make_optimizer(method, method.config.optim)
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = 1e-3, 0.1
+    expected = {name: tensor.clone() for name, tensor in method.student.backbone.state_dict().items()}
+    before = {name: parameter.detach().clone() for name, parameter in method.student.named_parameters()}
+    moved_at: dict[int, set[str]] = {}
+    for step in range(4):
+        take_step(method, views, step=step)
+        optimizer.step()
+        method.update_teacher(step=step)
+        moved = {name for name, parameter in method.student.named_parameters() if not torch.equal(parameter, before[name])}
+        moved_at[step] = {name.split(".")[0] for name in moved}
+        if step < 3:
+            for backbone in (method.student.backbone, method.teacher.backbone):
+                assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone.state_dict().items())
+    assert moved_at[2] == {"head", "patch_head", "mask_token"}
+    assert moved_at[3] == {"head", "patch_head", "mask_token", "backbone"}
+
+
+def test_freezing_and_thawing_are_said_once(tmp_path: Path) -> None:
+    method = adapt(tmp_path / "published")
+    assert [method.prepare(step) for step in range(5)] == [True, False, False, True, False]
+    cold = adapt(tmp_path / "cold", "pretrained.head_steps=0")
+    assert [cold.prepare(step) for step in range(2)] == [True, False]
+    assert all(parameter.requires_grad for parameter in cold.student.parameters())
+
+
+def test_a_network_that_cannot_hide_patches_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allow_torchvision()
+    save_published(tmp_path / "published")
+    geometry = load_pretrained(str(tmp_path / "published"))[1].geometry
+    info = BackboneInfo(name="r", family="dino", geometry=geometry, licence="", origin={})
+    monkeypatch.setattr("featkit_train.methods.adapt.load_pretrained", lambda *_, **__: (ResNet("resnet18"), info))
+    with pytest.raises(InputError, match="published is no Vision Transformer, which `adapt` needs to hide patches; distil it"):
+        make_method(config(tmp_path / "published"))

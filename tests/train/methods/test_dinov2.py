@@ -1,0 +1,123 @@
+"""Promises of DINOv2: one step against a plain loop of what its paper puts together."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from featkit_train.backbones import Masked
+from featkit_train.losses import koleo_loss
+from featkit_train.methods import MomentumTeacher, Views, make_method
+from featkit_train.noise import draw_noise
+from tests.train.methods.training import (
+    BATCH,
+    OWN_HEAD,
+    assert_same_gradients,
+    cross_entropy,
+    dice,
+    drawn_method,
+    gradients,
+    of,
+    random_views,
+    take_step,
+)
+
+NOISE = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform"]
+
+
+def sinkhorn(logits: Tensor, temp: float) -> Tensor:
+    """SwAV's loop: columns to 1 / K each, rows to 1 / R each, three times."""
+    q = torch.exp(logits / temp)
+    for _ in range(3):
+        q = q / q.sum(dim=0, keepdim=True) / q.shape[1]
+        q = q / q.sum(dim=1, keepdim=True) / len(q)
+    return q * len(q)
+
+
+def centred(logits: Tensor, temp: float, center: Tensor) -> Tensor:
+    """DINO's."""
+    return ((logits - center) / temp).softmax(dim=-1)
+
+
+def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Tensor, list[Tensor]]:
+    """Both losses and KoLeo, picture by picture, and the logits that the centres move by."""
+    config, student, teacher = method.config, method.student, method.teacher
+    chance = dice()
+    noises = [
+        draw_noise(config.noise, chance.own, depth=2, num_crops=len(crops) * BATCH, rotary_rng=chance.common)
+        for crops in (views.global_crops, views.local_crops)
+    ]
+    assert student.mask_token is not None
+    masked = Masked(views.masks.flatten(0, 1), student.mask_token)
+    seen = student.backbone.learn(views.global_crops.flatten(0, 1), masked=masked, noise=noises[0])
+    local = student.backbone.learn(views.local_crops.flatten(0, 1), noise=noises[1])
+    students = student.head(torch.cat([seen.class_token, local.class_token])).split(BATCH)
+    hidden = views.masks.flatten(0, 1)
+    student_patches = student.head_of_patches(seen.patch_tokens[hidden])
+    with torch.no_grad():
+        theirs = teacher.backbone(views.global_crops.flatten(0, 1))
+        class_logits = teacher.head(theirs.class_token)
+        patch_logits = teacher.head_of_patches(theirs.patch_tokens[hidden])
+        temps = method.teacher_temp(step), method.patch_temp(step)
+        if config.dino.centering == "sinkhorn":
+            class_probs, patch_probs = sinkhorn(class_logits, temps[0]), sinkhorn(patch_logits, temps[1])
+        else:
+            class_probs = centred(class_logits, temps[0], method.center.center.clone())
+            patch_probs = centred(patch_logits, temps[1], method.patch_center.center.clone())
+    teachers = class_probs.split(BATCH)
+    pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
+    class_loss = torch.stack([cross_entropy(teachers[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    patch_loss, row = torch.zeros(()), 0
+    for masks in hidden:
+        number = int(masks.sum())
+        for _ in range(number):
+            patch_loss = patch_loss + cross_entropy(patch_probs[row], student_patches[row]) / number / len(hidden)
+            row += 1
+    koleo = sum(koleo_loss(view) for view in seen.class_token.split(BATCH))  # DINOv2: summed over the two global crops
+    loss = class_loss + config.ibot.weight * patch_loss + config.dino.koleo_weight * koleo
+    return loss, [class_logits, patch_logits]
+
+
+@pytest.mark.parametrize("noise", ["quiet", "noisy"])
+@pytest.mark.parametrize("centering", ["center", "sinkhorn"])
+def test_a_step_is_the_papers_in_loss_gradients_and_centers(centering: str, noise: str) -> None:
+    settings = [OWN_HEAD, f"dino.centering={centering}", "dino.koleo_weight=0.1", "ibot.weight=0.8", "run.batch_size=5"]
+    method, views = drawn_method(of("dinov2", *settings, *(NOISE if noise == "noisy" else []))), random_views()
+    centers = [method.center.center.clone(), method.patch_center.center.clone()]
+    loss, logits = plain_loss(method, views, step=7)
+    method.zero_grad()
+    loss.backward()
+    expected = gradients(method)
+    result, _ = take_step(method, views, step=7)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_same_gradients(gradients(method), expected)
+    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
+    for center, before, rows in zip((method.center, method.patch_center), centers, logits, strict=True):
+        moved = before if centering == "sinkhorn" else 0.9 * before + 0.1 * rows.mean(dim=0)  # of the hidden patches alone
+        torch.testing.assert_close(center.center, moved)
+
+
+def test_noise_changes_the_student_and_never_its_teacher() -> None:
+    quiet, noisy, views = drawn_method(of("dinov2")), drawn_method(of("dinov2", *NOISE)), random_views()
+    assert torch.equal(quiet.look(views).class_logits, noisy.look(views).class_logits)
+    assert take_step(quiet, views, step=0)[0].loss.item() != pytest.approx(take_step(noisy, views, step=0)[0].loss.item())
+
+
+def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
+    method = drawn_method(of("dinov2", OWN_HEAD))
+    before = {name: parameter.clone() for name, parameter in method.teacher.named_parameters()}
+    momentum = method.momentum(3)
+    method.update_teacher(step=3)
+    student = dict(method.student.named_parameters())
+    assert any(name.startswith("patch_head") for name in before)
+    for name, parameter in method.teacher.named_parameters():
+        torch.testing.assert_close(parameter, momentum * before[name] + (1 - momentum) * student[name])
+
+
+def test_swiglu_registers_and_layer_scale_are_the_models() -> None:
+    method = make_method(of("dinov2", "model.mlp=swiglu", "model.layer_scale=1e-5"))
+    names = dict(method.student.backbone.named_parameters())
+    assert names["registers"].shape == (1, 2, 24)
+    assert "blocks.0.mlp.gate_and_value.weight" in names
+    assert names["blocks.1.scale2.gamma"].unique().tolist() == pytest.approx([1e-5])

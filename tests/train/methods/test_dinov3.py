@@ -1,0 +1,196 @@
+"""Promises of DINOv3: one step against a plain loop of what its paper adds to DINOv2, and Gram teachers that come in time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from featkit.errors import InputError
+from featkit_train.backbones import Masked
+from featkit_train.losses import gram_loss
+from featkit_train.methods import MomentumTeacher, Views, make_method
+from featkit_train.methods.dinov3 import DinoV3
+from featkit_train.noise import draw_noise
+from featkit_train.vit import VisionTransformer
+from tests.train.methods.published_backbone import save_published
+from tests.train.methods.training import (
+    BATCH,
+    OWN_HEAD,
+    assert_same_gradients,
+    cross_entropy,
+    dice,
+    drawn_method,
+    gradients,
+    of,
+    random_views,
+    take_step,
+)
+
+ROTARY = ["model.position=rotary", "model.key_bias=false"]
+GRAM = ["gram.weight=2.0", "gram.size=64"]
+
+
+def dinov3(*settings: str) -> DinoV3:
+    """With rotary positions and weights that matter."""
+    method = drawn_method(of("dinov3", *ROTARY, OWN_HEAD, *settings))
+    assert isinstance(method, DinoV3)
+    return method
+
+
+def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
+    """All terms, picture by picture; local crops have the norm of their own, the Gram teacher its larger pictures."""
+    config, student, teacher = method.config, method.student, method.teacher
+    chance = dice()
+    noises = [
+        draw_noise(config.noise, chance.own, depth=2, num_crops=len(crops) * BATCH, rotary_rng=chance.common)
+        for crops in (views.global_crops, views.local_crops)
+    ]
+    hidden = views.masks.flatten(0, 1)
+    assert student.mask_token is not None
+    seen = student.backbone.learn(views.global_crops.flatten(0, 1), masked=Masked(hidden, student.mask_token), noise=noises[0])
+    last: list[Tensor] = []
+    hook = student.backbone.get_submodule("norm").register_forward_pre_hook(lambda _module, inputs: last.append(inputs[0]))
+    student.backbone.learn(views.local_crops.flatten(0, 1), noise=noises[1])
+    hook.remove()
+    assert isinstance(student.local_norm, nn.LayerNorm)
+    local = student.local_norm(last[0][:, 0])
+    students = student.head(torch.cat([seen.class_token, local])).split(BATCH)
+    student_patches = student.head_of_patches(seen.patch_tokens[hidden])
+    with torch.no_grad():
+        theirs = teacher.backbone(views.global_crops.flatten(0, 1))
+        class_probs = ((teacher.head(theirs.class_token) - method.center.center) / method.teacher_temp(step)).softmax(dim=-1)
+        patch_logits = teacher.head_of_patches(theirs.patch_tokens[hidden])
+        patch_probs = ((patch_logits - method.patch_center.center) / method.patch_temp(step)).softmax(dim=-1)
+    teachers = class_probs.split(BATCH)
+    pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
+    loss = torch.stack([cross_entropy(teachers[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    row = 0
+    for masks in hidden:
+        for _ in range(int(masks.sum())):
+            loss = loss + cross_entropy(patch_probs[row], student_patches[row]) / masks.sum() / len(hidden)
+            row += 1
+    if method.gram_teacher is not None:
+        with torch.no_grad():
+            anchors = method.gram_teacher(views.gram.flatten(0, 1)).patch_tokens
+        of_pictures = [gram_loss(seen.patch_tokens[n : n + 1], anchors[n : n + 1]) for n in range(2 * BATCH)]
+        loss = loss + config.gram.weight * torch.stack(of_pictures).mean()
+    return loss
+
+
+@pytest.mark.parametrize("settings", [[], GRAM, ["noise.rotary_rescale=2.0", "noise.drop_path=0.4"]])
+def test_a_step_is_the_papers_in_loss_and_gradients(settings: list[str]) -> None:
+    method = dinov3(*settings)
+    views = random_views(gram_size=64 if settings == GRAM else None)
+    loss = plain_loss(method, views, step=7)
+    method.zero_grad()
+    loss.backward()
+    expected = gradients(method)
+    result, _ = take_step(method, views, step=7)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_same_gradients(gradients(method), expected)
+    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
+    assert ("gram_loss" in result.watched) == (settings == GRAM)
+
+
+def test_coordinates_are_stretched_for_the_student_alone_and_by_the_same_in_every_process() -> None:
+    method, views = dinov3("noise.rotary_rescale=2.0"), random_views()
+    (targets,), _ = method.aim([method.look(views)], step=0)
+    with torch.no_grad():
+        first, again, other = (method(views, targets, dice(seed)).loss.item() for seed in (0, 0, 1))
+    assert first == again != other
+    assert torch.equal(method.look(views).class_logits, dinov3().look(views).class_logits)
+
+
+def test_the_norm_of_local_crops_is_averaged_and_never_left_in_the_result() -> None:
+    method = dinov3()
+    ours, theirs = (method.get_parameter(f"{branch}.local_norm.weight") for branch in ("teacher", "student"))
+    before = ours.clone()
+    method.update_teacher(step=0)
+    expected = method.momentum(0) * before + (1 - method.momentum(0)) * theirs
+    torch.testing.assert_close(ours, expected)
+    assert not any("local_norm" in name for name in method.result.state_dict())
+
+
+def same(ours: nn.Module, theirs: nn.Module) -> bool:
+    """Bit for bit."""
+    pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_gram_teacher_is_this_runs_own_as_it_begins_and_then_stays() -> None:
+    method, views = dinov3(*GRAM), random_views(gram_size=64)
+    assert method.gram_teacher is not None
+    assert not same(method.gram_teacher, method.teacher.backbone)
+    method.begin()
+    assert same(method.gram_teacher, method.teacher.backbone)
+    take_step(method, views, step=0)
+    method.update_teacher(step=0)
+    assert not same(method.gram_teacher, method.teacher.backbone)
+    assert not any(parameter.requires_grad for parameter in method.gram_teacher.parameters())
+
+
+def test_the_gram_teacher_becomes_the_present_teacher_so_often_and_no_more() -> None:
+    method = dinov3(*GRAM, "gram.update_every=3", "gram.max_updates=2")
+    assert method.gram_teacher is not None
+    method.begin()
+    updated = []
+    for step in range(12):
+        with torch.no_grad():
+            method.teacher.get_parameter("backbone.class_token").fill_(float(step))
+        token = method.gram_teacher.get_parameter("class_token")
+        before = token.clone()
+        assert method.prepare(step) is False
+        if not torch.equal(before, token):
+            assert same(method.gram_teacher, method.teacher.backbone)
+            updated.append(step)
+    assert updated == [3, 6]
+
+
+def test_the_gram_teacher_is_part_of_the_state_and_asked_for_crops_of_its_size() -> None:
+    plain, anchored = make_method(of("dinov3", *ROTARY)), make_method(of("dinov3", *ROTARY, *GRAM))
+    assert plain.gram_size is None
+    assert anchored.gram_size == 64
+    assert len(anchored.branches()) == len(plain.branches()) + 1
+    assert {name.split(".")[0] for name in anchored.state_dict()} - {name.split(".")[0] for name in plain.state_dict()} == {
+        "gram_teacher"
+    }
+
+
+def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(tmp_path: Path) -> None:
+    backbone = save_published(tmp_path / "earlier", position="rotary", key_bias=False)
+    method = dinov3(*GRAM, f"gram.teacher={tmp_path / 'earlier'}", "gram.max_updates=0")
+    with torch.no_grad():
+        fresh = make_method(of("dinov3", *ROTARY, *GRAM, f"gram.teacher={tmp_path / 'earlier'}", "gram.max_updates=0"))
+    fresh.begin()
+    fresh.prepare(10_000)
+    assert isinstance(fresh, DinoV3)
+    assert fresh.gram_teacher is not None
+    assert same(fresh.gram_teacher, backbone)
+    assert method.gram_size == 64
+
+
+def test_a_gram_teacher_of_another_architecture_is_taken_only_where_it_stays(tmp_path: Path) -> None:
+    save_published(tmp_path / "wide", width=36, num_heads=3)
+    settings = [*ROTARY, *GRAM, f"gram.teacher={tmp_path / 'wide'}"]
+    with pytest.raises(InputError, match=r"wide is of another architecture; set gram\.max_updates to 0"):
+        make_method(of("dinov3", *settings))
+    method = drawn_method(of("dinov3", *settings, "gram.max_updates=0"))
+    result, _ = take_step(method, random_views(gram_size=64), step=0)
+    assert result.watched["gram_loss"].isfinite()
+
+
+def test_a_gram_size_that_its_teacher_cannot_cut_is_refused(tmp_path: Path) -> None:
+    save_published(tmp_path / "coarse", patch=16)
+    with pytest.raises(InputError, match=r"gram\.size 40 is no multiple of the patch 16 of .*coarse"):
+        make_method(of("dinov3", *ROTARY, "gram.weight=1.0", "gram.size=40", f"gram.teacher={tmp_path / 'coarse'}"))
+
+
+def test_positions_and_jitter_are_the_backbones() -> None:
+    method: MomentumTeacher = dinov3()
+    backbone = method.result
+    assert isinstance(backbone, VisionTransformer)
+    assert backbone.config.position == "rotary"
+    assert "patch_positions" not in dict(backbone.named_parameters())

@@ -1,0 +1,193 @@
+"""Promises of distillation: a frozen teacher, heads that learn on its features first, then a student with its average."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from featkit_train.methods.distill import Distill
+from featkit_train.optimizer import make_optimizer
+from tests.train.methods.published_backbone import MEAN, STD, save_published
+from tests.train.methods.training import (
+    BATCH,
+    OWN_HEAD,
+    assert_same_gradients,
+    cross_entropy,
+    dice,
+    drawn_method,
+    gradients,
+    of,
+    random_views,
+    take_step,
+)
+
+TEACHER = {"width": 36, "num_heads": 3, "patch": 16}  # larger, and of coarser patches than the student's 8
+HEADS = {"shared": [], "own": [OWN_HEAD]}
+
+
+def distill(folder: Path, *settings: str) -> Distill:
+    """With weights that matter, but the teacher's, which are its file's."""
+    backbone = save_published(folder, **TEACHER)
+    method = drawn_method(of("distill", f"pretrained.name={folder}", "pretrained.head_steps=3", *settings))
+    assert isinstance(method, Distill)
+    method.teacher.backbone.load_state_dict(backbone.state_dict())
+    return method
+
+
+def frozen_look(method: Distill, global_crops: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Class tokens (B, D) and patches (B, h, w, D) of the teacher, of pixels as it knows them."""
+    looks = []
+    for crop in global_crops:
+        columns = [torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD, MEAN, STD)]
+        pixels = crop * columns[1] + columns[0]
+        known = F.interpolate((pixels - columns[2]) / columns[3], size=(64, 64), mode="bicubic", antialias=True)
+        with torch.no_grad():
+            looks.append(tuple(method.teacher.backbone(known)))
+    return looks
+
+
+def cross_entropies(
+    method: Distill,
+    students: list[Tensor],
+    patches: list[Tensor],
+    masks: Tensor,
+    looks: list[tuple[Tensor, Tensor]],
+    *,
+    step: int,
+) -> Tensor:
+    """Class terms over pairs of views, and the patch terms at the masks' places, of student logits."""
+    teacher = method.teacher
+    with torch.no_grad():
+        class_probs = [
+            ((teacher.head(tokens) - method.center.center) / method.teacher_temp(step)).softmax(dim=-1) for tokens, _ in looks
+        ]
+        patch_probs = [
+            ((teacher.head_of_patches(grid) - method.patch_center.center) / method.patch_temp(step)).softmax(dim=-1)
+            for _, grid in looks
+        ]
+    pairs = [(t, s) for t in range(2) for s in range(len(students)) if s != t]
+    loss = torch.stack([cross_entropy(class_probs[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    for view in range(2):
+        for b in range(BATCH):
+            for row, column in masks[view, b].nonzero().tolist():
+                term = cross_entropy(patch_probs[view][b, row, column], patches[view][b, row, column])
+                loss = loss + term / masks[view, b].sum() / (2 * BATCH)
+    return loss
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(tmp_path: Path, heads: str) -> None:
+    method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
+    looks = frozen_look(method, views.global_crops)
+    seen = [method.student.backbone(crop) for crop in views.global_crops]  # nothing is hidden from the student
+    students = [method.student.head(features.class_token) for features in seen]
+    students += [method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops]
+    patches = [method.student.head_of_patches(features.patch_tokens) for features in seen]
+    loss = cross_entropies(method, students, patches, views.masks, looks, step=7)
+    method.zero_grad()
+    loss.backward()
+    expected = gradients(method)
+    centers = [method.center.center.clone(), method.patch_center.center.clone()]
+    result, _ = take_step(method, views, step=7)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    assert_same_gradients(gradients(method), expected)
+    assert all(name.startswith("student.") for name in expected)
+    with torch.no_grad():
+        class_logits = torch.cat([method.teacher.head(tokens) for tokens, _ in looks])
+        hidden = torch.cat(
+            [method.teacher.head_of_patches(grid)[masks] for (_, grid), masks in zip(looks, views.masks, strict=True)]
+        )
+    for center, before, rows in zip((method.center, method.patch_center), centers, (class_logits, hidden), strict=True):
+        torch.testing.assert_close(center.center, 0.9 * before + 0.1 * rows.mean(dim=0), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("heads", HEADS)
+def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(tmp_path: Path, heads: str) -> None:
+    method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
+    looks = frozen_look(method, views.global_crops)
+    head: nn.Module = method.trial_heads["head"]
+    patch_head: nn.Module = method.trial_heads["patch_head"] if heads == "own" else head
+    students = [head(tokens) for tokens, _ in looks]
+    patches = [patch_head(grid) for _, grid in looks]
+    loss = cross_entropies(method, students, patches, views.masks, looks, step=0)
+    method.zero_grad()
+    loss.backward()
+    expected = gradients(method)
+    result, _ = take_step(method, views, step=0)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-4)
+    assert_same_gradients(gradients(method), expected)
+    assert {name.split(".")[0] for name in expected} == {"trial_heads"}
+    assert len(expected) == len(list(method.trial_heads.parameters()))
+
+
+def test_the_optimizer_has_the_heads_that_learn_for_the_teacher(tmp_path: Path) -> None:
+    method = distill(tmp_path / "teacher", OWN_HEAD)
+    inside = {parameter for group in make_optimizer(method, method.config.optim).param_groups for parameter in group["params"]}
+    assert set(method.trial_heads.parameters()) <= inside
+    assert set(method.student.parameters()) <= inside
+    assert len(inside) == len([*method.trial_heads.parameters(), *method.student.parameters()])
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of its parameters."""
+    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
+
+
+def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_path: Path) -> None:
+    method = distill(tmp_path / "teacher", OWN_HEAD)
+    for step, followers, leaders, still in (
+        (0, method.teacher.heads(), method.trial_heads, method.average),
+        (3, method.average, method.student, method.teacher.heads()),
+    ):
+        method.prepare(step)
+        momentum = method.momentum(step)
+        before, left, frozen = snapshot(followers), snapshot(still), snapshot(method.teacher.backbone)
+        method.update_teacher(step=step)
+        leading = snapshot(leaders)
+        for name, parameter in snapshot(followers).items():
+            torch.testing.assert_close(parameter, momentum * before[name] + (1 - momentum) * leading[name])
+        assert all(torch.equal(left[name], parameter) for name, parameter in still.named_parameters())
+        assert all(torch.equal(frozen[name], parameter) for name, parameter in method.teacher.backbone.named_parameters())
+
+
+def test_heads_and_student_change_places_once_and_say_so(tmp_path: Path) -> None:
+    method = distill(tmp_path / "teacher")
+    assert [method.prepare(step) for step in range(5)] == [True, False, False, True, False]
+    assert all(parameter.requires_grad for parameter in method.student.parameters())
+    assert not any(parameter.requires_grad for parameter in method.trial_heads.parameters())
+    assert method.prepare(1)  # a run resumed there
+    assert not any(parameter.requires_grad for parameter in method.student.parameters())
+
+
+def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(tmp_path: Path) -> None:
+    backbone = save_published(tmp_path / "teacher")
+    method = drawn_method(of("distill", f"pretrained.name={tmp_path / 'teacher'}"))
+    assert isinstance(method, Distill)
+    method.teacher.backbone.load_state_dict(backbone.state_dict())
+    method.teacher_mean, method.teacher_std = method.mean, method.std
+    views = random_views()
+    expected = backbone(views.global_crops.flatten(0, 1)).class_token
+    assert torch.equal(method.look(views).class_tokens.flatten(0, 1), expected)
+
+
+def test_the_result_is_the_average_of_the_configs_model(tmp_path: Path) -> None:
+    method = distill(tmp_path / "teacher")
+    assert method.result is method.average.backbone
+    assert method.result.width == 24
+    assert method.teacher.backbone.width == 36
+
+
+def test_nothing_is_ever_hidden_from_the_student_and_it_has_no_mask_token(tmp_path: Path) -> None:
+    method = distill(tmp_path / "teacher")
+    assert not any("mask_token" in name for name in method.state_dict())
+    hidden, whole = random_views(), random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
+    method.prepare(7)
+    with torch.no_grad():
+        (targets,), _ = method.aim([method.look(hidden)], step=7)
+        logits = [method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)]
+    assert torch.equal(logits[0], logits[1])

@@ -1,0 +1,63 @@
+"""Steps of an engine on drawn pictures, without the files of a run."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from featkit.sources import open_source
+from featkit_train.config import TrainConfig
+from featkit_train.data import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.device import pick_autocast
+from featkit_train.distributed import ALONE
+from featkit_train.engine import Engine
+from featkit_train.meter import Log
+from tests.pictures import draw_folder
+
+NUM_PICTURES = 20
+
+
+@functools.cache
+def drawn_pictures() -> Path:
+    """The same few for all that only read them."""
+    folder = Path(tempfile.mkdtemp(prefix="featkit-steps-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return draw_folder(folder / "pictures", NUM_PICTURES)
+
+
+def make_engine(config: TrainConfig) -> Engine:
+    """On the processor, alone, as a run makes it."""
+    device = torch.device("cpu")
+    engine = Engine(config, device=device, autocast_dtype=pick_autocast(config.run.precision, device), world=ALONE)
+    engine.method.begin()
+    return engine
+
+
+def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
+    """The first of a run over all drawn pictures."""
+    run = config.run
+    dataset = CropDataset(
+        open_source(drawn_pictures()),
+        crops=config.crops,
+        colour=config.colour,
+        seed=run.seed,
+        cache_bytes=run.cache_bytes,
+        extra=engine.extra_views(),
+    )
+    shares = [resolution.share for resolution in config.crops.resolutions] or (1.0,)
+    order = EpochOrder(
+        np.arange(NUM_PICTURES), batch_size=run.batch_size, seed=run.seed, first_step=0, last_step=steps, shares=shares
+    )
+    return list(crop_loader(dataset, order, workers=0))
+
+
+def learn(config: TrainConfig, *, steps: int) -> tuple[Engine, list[Log]]:
+    """An engine after so many steps, and what they logged."""
+    engine = make_engine(config)
+    return engine, [engine.step(crops, step) for step, crops in enumerate(batches(config, engine, steps=steps))]

@@ -1,0 +1,456 @@
+"""Every field of the config changes something: what is learnt, or what a run does or leaves.
+
+A field without a row here fails, and so does one that nobody reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from featkit.errors import EnvironmentProblem, InputError
+from featkit.sources import open_source
+from featkit_train import pretrained
+from featkit_train.checkpoints import list_checkpoints
+from featkit_train.config import TrainConfig
+from featkit_train.data import CropDataset, Crops
+from featkit_train.diagnostics import Collapse, Finding, Watch
+from featkit_train.distributed import World
+from featkit_train.engine import Engine
+from featkit_train.loop import Ears, Run, train
+from featkit_train.meter import Log
+from featkit_train.probe import COPIES, HeldOut
+from featkit_train.run_folder import NOTES_FILE
+from featkit_train.vit import Block
+from featkit_train.weights import load_backbone
+from tests.train.methods.published_backbone import save_published
+from tests.train.small import small_config
+from tests.train.steps import batches, drawn_pictures, make_engine
+
+STEPS = 2
+BASE = (
+    *("run.steps=6", "run.batch_size=4", "run.held_out=0", "crops.num_local=1", "dino.freeze_last_layer_steps=0"),
+    *("optim.warmup_steps=0", "optim.clip_grad=0.1", "dino.teacher_temp_steps=4"),
+)
+# Method and settings that the rows of a group share.
+DINO, DINOV2 = ("method=dino",), ("method=dinov2", "ibot.mask_probability=0.8")
+CENTER = (*DINOV2, "dino.centering=center")
+ROTARY = ("method=dinov3", "model.position=rotary")
+GRAM = ("method=dinov3", "gram.weight=1.0", "gram.size=32", "gram.update_every=1", "gram.max_updates=1")
+DISTILL = ("method=distill", "pretrained.name={published}", "pretrained.head_steps=0")
+SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
+
+# Field: what else is set, and two values of which runs learn different things.
+LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
+    "method": ((), "dino", "dinov2"),
+    "model.patch": (DINO, 8, 16),
+    "model.width": (DINO, 24, 36),
+    "model.depth": (DINO, 2, 1),
+    "model.num_heads": (DINO, 2, 3),
+    "model.mlp": (DINO, "gelu", "swiglu"),
+    "model.mlp_width": (DINO, 48, 40),
+    "model.position": (DINO, "learned", "rotary"),
+    "model.position_grid": (DINO, 4, 5),
+    "model.position_offset": (DINO, 0.1, 0.0),
+    "model.position_antialias": (DINO, "false", "true"),
+    "model.rotary_base": (ROTARY, 100.0, 50.0),
+    "model.num_registers": (DINO, 0, 2),
+    "model.layer_scale": (DINO, "null", 0.1),
+    "model.qkv_bias": (DINO, "true", "false"),
+    "model.key_bias": (DINO, "true", "false"),
+    "model.norm_eps": (DINO, 1e-6, 1e-2),
+    "crops.global_size": (DINO, 32, 40),
+    "crops.local_size": (DINO, 16, 24),
+    "crops.num_local": (DINO, 1, 0),
+    "crops.resolutions": (DINO, [], "[{share: 1.0, global_size: 40, local_size: 24}]"),
+    "crops.global_scale": (DINO, [0.4, 1.0], [0.9, 1.0]),
+    "crops.local_scale": (DINO, [0.05, 0.4], [0.05, 0.06]),
+    "crops.rotation_degrees": (DINO, 15.0, 30.0),
+    "crops.rotation_probability": (DINO, 0.5, 1.0),
+    "crops.flip_probability": (DINO, 0.5, 0.0),
+    "colour.jitter_probability": (DINO, 0.8, 0.0),
+    "colour.brightness": (DINO, 0.4, 0.1),
+    "colour.contrast": (DINO, 0.4, 0.1),
+    "colour.saturation": (DINO, 0.2, 0.1),
+    "colour.hue": (DINO, 0.1, 0.0),
+    "colour.grey_probability": (DINO, 0.2, 1.0),
+    "colour.blur_probability": (DINO, [1.0, 0.1, 0.5], [0.0, 0.0, 0.0]),
+    "colour.blur_sigma": (DINO, [0.1, 2.0], [5.0, 6.0]),
+    "colour.solarise_probability": (DINO, [0.0, 0.2, 0.0], [1.0, 0.0, 0.0]),
+    "noise.drop_path": (DINO, 0.0, 0.5),
+    "noise.drop_path_rule": ((*DINO, "noise.drop_path=0.5"), "linear", "uniform"),
+    "noise.rotary_rescale": (ROTARY, 1.0, 2.0),
+    "optim.lr": (DINO, 1e-3, 2e-3),
+    "optim.lr_rule": (DINO, "constant", "sqrt"),
+    "optim.schedule": (DINO, "cosine", "constant"),
+    "optim.min_lr": (DINO, 1e-6, 1e-4),
+    "optim.warmup_steps": (DINO, 0, 2),
+    "optim.weight_decay": (DINO, 0.04, 0.4),
+    "optim.weight_decay_end": (DINO, 0.4, 0.8),
+    "optim.layer_decay": (DINO, 1.0, 0.5),
+    "optim.patch_embed_lr": (DINO, 1.0, 0.2),
+    "optim.clip_grad": (DINO, 0.1, 0.0),
+    "optim.betas": (DINO, [0.9, 0.999], [0.5, 0.999]),
+    "teacher.momentum": (DINO, 0.9, 0.5),
+    "teacher.momentum_end": (DINO, 1.0, "null"),
+    "dino.head.num_prototypes": (DINO, 16, 12),
+    "dino.head.hidden_width": (DINO, 32, 24),
+    "dino.head.bottleneck_width": (DINO, 16, 8),
+    "dino.head.num_layers": (DINO, 3, 2),
+    "dino.head.prototypes": (DINO, "unit", "free"),
+    "dino.centering": (DINO, "center", "sinkhorn"),
+    "dino.center_momentum": (DINO, 0.9, 0.5),
+    "dino.student_temp": (DINO, 0.1, 0.2),
+    "dino.teacher_temp": (DINO, 0.04, 0.05),
+    "dino.teacher_temp_end": (DINO, 0.07, 0.1),
+    "dino.teacher_temp_steps": (DINO, 4, 8),
+    "dino.freeze_last_layer_steps": (DINO, 0, 2),
+    "dino.koleo_weight": (DINO, 0.05, 0.0),
+    "dino.koleo_group": (DINO, 0, 2),
+    "ibot.weight": (CENTER, 1.0, 0.5),
+    "ibot.head": (CENTER, "null", SMALL_HEAD),
+    "ibot.teacher_temp": (CENTER, 0.04, 0.05),
+    "ibot.teacher_temp_end": (CENTER, 0.07, 0.1),
+    "ibot.mask_probability": (DINOV2, 0.8, 0.2),
+    "ibot.mask_ratio": (DINOV2, [0.1, 0.5], [0.5, 0.6]),
+    "ibot.mask_aspect": (DINOV2, 0.3, 0.9),
+    "gram.weight": (GRAM, 1.0, 2.0),
+    "gram.teacher": ((*GRAM, "gram.max_updates=0"), "null", "{published}"),
+    "gram.size": (GRAM, 32, 64),
+    "gram.update_every": (GRAM, 1, 5),
+    "gram.max_updates": (GRAM, 1, 0),
+    "pretrained.name": (DISTILL, "{published}", "{other}"),
+    "pretrained.head_steps": (DISTILL, 0, 1),
+    "run.steps": (DINO, 6, 7),
+    "run.batch_size": (DINO, 4, 6),
+    "run.seed": (DINO, 0, 1),
+    "run.precision": (DINO, "float32", "bfloat16"),
+}
+
+
+@functools.cache
+def learnt(config: TrainConfig) -> str:
+    """A digest of everything that a method holds after STEPS steps."""
+    engine = make_engine(config)
+    for step, crops in enumerate(drawn_batches(config, engine)):
+        engine.step(crops, step)
+    digest = hashlib.sha256()
+    for name, tensor in engine.method.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def drawn_batches(config: TrainConfig, engine: Engine) -> list[Crops]:
+    """The run's first, made once for all configs that cut alike."""
+    key = (config.crops, config.colour, config.run.seed, config.run.batch_size, engine.extra_views())
+    if key not in _batches:
+        _batches[key] = batches(config, engine, steps=STEPS)
+    return _batches[key]
+
+
+_batches: dict[Any, list[Crops]] = {}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two published backbones."""
+    folder = tmp_path_factory.mktemp("published")
+    save_published(folder / "one", num_registers=0, layer_scale=None)
+    save_published(folder / "two", width=36, num_heads=3)
+    return {"published": str(folder / "one"), "other": str(folder / "two")}
+
+
+def leaves(config: Any, at: str = "") -> Iterator[str]:
+    """Every field by its dotted name; a section that may be absent is one."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{at}{field.name}.")
+        else:
+            yield at + field.name
+
+
+@pytest.mark.parametrize("field", LEARNT)
+def test_what_is_learnt_depends_on(field: str, places: dict[str, str]) -> None:
+    more, *values = LEARNT[field]
+    configs = []
+    for value in values:
+        settings = [*BASE, *more, f"{field}={value}"]
+        for name, place in places.items():
+            settings = [setting.replace(f"{{{name}}}", place) for setting in settings]
+        configs.append(small_config(*settings))
+    assert learnt(configs[0]) != learnt(configs[1])
+
+
+def test_the_same_config_learns_the_same() -> None:
+    config = small_config(*BASE, *DINOV2)
+    first = learnt(config)
+    learnt.cache_clear()
+    assert learnt(config) == first
+
+
+# -- what a run does or leaves ------------------------------------------------------------------------------------------------
+
+
+class Seen:
+    """A run of four steps on the drawn pictures, and what could be seen of it."""
+
+    def __init__(self, out: Path, *settings: str) -> None:
+        self.out, self.workers = out, set[int]()
+        config = small_config(
+            "method=dino", "run.steps=4", "run.batch_size=4", "run.held_out=2", "crops.num_local=0", *settings
+        )
+        train(config, [open_source(drawn_pictures())], out, on_log=self._hear)
+        self.backbone, self.info = load_backbone(out)
+
+    def _hear(self, log: Log) -> None:
+        if 0 < log["step"] < 4:
+            self.workers.add(len(multiprocessing.active_children()))
+
+    def steps_with(self, name: str) -> list[float]:
+        """At which that was written."""
+        lines = [json.loads(line) for line in (self.out / "metrics.jsonl").read_text().splitlines()]
+        return [line["step"] for line in lines if name in line]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The steps of those that are left."""
+        return [path.name.removeprefix("step-").lstrip("0") for path in list_checkpoints(self.out / "checkpoints")]
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
+    """A run, and another that differs in nothing that is learnt."""
+    folder = tmp_path_factory.mktemp("seen")
+    often = ["run.log_every=1", "run.evaluate_every=4", "run.checkpoint_every=1", "run.keep_checkpoints=2", "run.workers=0"]
+    seldom = ["run.log_every=2", "run.evaluate_every=2", "run.checkpoint_every=3", "run.keep_checkpoints=1", "run.workers=1"]
+    named = ["name=mine", "licence=MIT", "data_name=photographs", "resize=stretch", "run.device=auto", "run.cache_bytes=0"]
+    return {"one": Seen(folder / "one", *often), "other": Seen(folder / "other", *seldom, *named)}
+
+
+def test_what_only_changes_a_runs_habits_changes_nothing_learnt(seen: dict[str, Seen]) -> None:
+    one, other = (seen[name].backbone.state_dict() for name in ("one", "other"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_log_every_says_which_steps_are_written(seen: dict[str, Seen]) -> None:
+    assert seen["one"].steps_with("loss") == [1, 2, 3, 4]
+    assert seen["other"].steps_with("loss") == [2, 4]
+
+
+def test_evaluate_every_says_at_which_steps_copies_are_sought(seen: dict[str, Seen]) -> None:
+    assert seen["one"].steps_with(COPIES) == [0, 4]
+    assert seen["other"].steps_with(COPIES) == [0, 2, 4]
+
+
+def test_checkpoint_every_and_keep_checkpoints_say_which_are_left(seen: dict[str, Seen]) -> None:
+    assert seen["one"].checkpoints == ["3", "4"]
+    assert seen["other"].checkpoints == ["4"]
+
+
+def test_checkpoint_every_says_which_are_written(tmp_path: Path) -> None:
+    assert Seen(tmp_path / "run", "run.checkpoint_every=3", "run.evaluate_every=4").checkpoints == ["3", "4"]
+    assert Seen(tmp_path / "more", "run.checkpoint_every=2", "run.evaluate_every=4").checkpoints == ["2", "4"]
+
+
+def test_workers_are_processes(seen: dict[str, Seen]) -> None:
+    assert seen["one"].workers == {0}
+    assert seen["other"].workers == {1}
+
+
+def test_name_licence_and_data_are_on_the_models_card(seen: dict[str, Seen]) -> None:
+    one, other = seen["one"].info, seen["other"].info
+    assert (one.name, one.licence) == ("small", "unstated")
+    assert (other.name, other.licence) == ("mine", "MIT")
+    assert one.origin["data"].endswith("pictures")
+    assert other.origin["data"] == "photographs"
+
+
+def test_resize_is_how_the_model_will_see_pictures(seen: dict[str, Seen]) -> None:
+    assert [seen[name].info.geometry.resize for name in ("one", "other")] == ["shorter_side", "stretch"]
+
+
+def test_cache_bytes_bound_the_pictures_that_are_kept() -> None:
+    sizes = []
+    for bound in (0, 30_000, 1 << 30):
+        config = small_config(f"run.cache_bytes={bound}")
+        dataset = CropDataset(
+            open_source(drawn_pictures()), crops=config.crops, colour=config.colour, seed=0, cache_bytes=config.run.cache_bytes
+        )
+        for number in range(6):
+            dataset[(0, number, 0)]
+        sizes.append(sum(picture.width * picture.height * 3 for picture in dataset._cache.values()))
+    assert sizes[0] == 0 < sizes[1] <= 30_000 < sizes[2]
+
+
+def begun(out: Path, *settings: str, ears: Ears | None = None) -> Run:
+    """A run that has not taken a step."""
+    return Run(small_config(*settings), [open_source(drawn_pictures())], out, ears=ears)
+
+
+def test_device_is_where_it_runs_and_none_other(tmp_path: Path) -> None:
+    assert begun(tmp_path, "run.device=cpu").device == torch.device("cpu")
+    with pytest.raises(InputError, match="abacus"):
+        begun(tmp_path, "run.device=abacus")
+
+
+def test_held_out_is_how_many_are_not_learnt_from(tmp_path: Path) -> None:
+    runs = [begun(tmp_path, f"run.held_out={number}") for number in (0, 1, 2)]
+    assert [len(run.numbers) for run in runs] == [20, 19, 18]
+    assert [len(run.held_out.pictures) for run in runs] == [0, 1, 2]
+
+
+class Lost(Watch):
+    """Finds that all is lost, whatever it is shown."""
+
+    def __call__(self, step: int, log: Log) -> list[Finding]:
+        """One collapse."""
+        del step, log
+        return [Finding("lost", is_collapse=True)]
+
+
+def test_on_collapse_says_whether_a_run_ends_by_one(tmp_path: Path) -> None:
+    notes: list[str] = []
+    for choice in ("stop", "warn"):
+        run = begun(tmp_path, f"run.on_collapse={choice}", ears=Ears(on_note=notes.append))
+        judge = functools.partial(run._judge, Lost(num_prototypes=8, settle_steps=0), 1, {})
+        if choice == "stop":
+            with pytest.raises(Collapse, match="lost"):
+                judge()
+        else:
+            judge()
+    assert notes == ["lost"]
+    assert "lost" in (tmp_path / NOTES_FILE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ([], None),
+        (["watch.tolerance=0.05"], 3),
+        (["watch.tolerance=0.05", "watch.patience=1"], 2),
+        (["watch.tolerance=0.3"], None),
+    ],
+)
+def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], expected: int | None
+) -> None:
+    scores = iter([0.3, 0.5, 0.4, 0.4, 0.4])
+    monkeypatch.setattr(HeldOut, "measure", lambda *_: {COPIES: next(scores)})
+    config = small_config("run.steps=4", "run.evaluate_every=1", "run.batch_size=4", "crops.num_local=0", *settings)
+    report = train(config, [open_source(drawn_pictures())], tmp_path / "run")
+    assert report.steps == (expected or 4)
+    assert report.rolled_back_to == (None if expected is None else 1)
+
+
+def test_init_is_where_a_run_begins(tmp_path: Path, seen: dict[str, Seen]) -> None:
+    settings = ["method=dino", "run.batch_size=4", "crops.num_local=0"]
+    fresh, later = begun(tmp_path / "a", *settings), begun(tmp_path / "b", *settings, f"init={seen['one'].out}")
+    for run in (fresh, later):
+        run.folder.path.mkdir()
+        run.begin()
+    expected = seen["one"].backbone.state_dict()
+    for name, tensor in later.engine.method.result.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert not torch.equal(fresh.engine.method.result.class_token, expected["class_token"])  # type: ignore[arg-type]
+
+
+def test_pretrained_weights_are_read_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_hub(*_: object, **__: object) -> Path:
+        raise EnvironmentProblem("no hub")
+
+    monkeypatch.setattr(pretrained, "download", no_hub)
+    settings = ["method=distill", "pretrained.name=dinov2_vits14"]
+    with pytest.raises(EnvironmentProblem, match="no hub"):
+        make_engine(small_config(*settings))
+    with pytest.raises(InputError, match=r"mine\.pth"):
+        make_engine(small_config(*settings, f"pretrained.weights={tmp_path / 'mine.pth'}"))
+
+
+def passes(config: TrainConfig) -> tuple[int, Log, dict[str, torch.Tensor]]:
+    """Calls of the student's first block ahead of a step's end, its log, and all that the method then holds."""
+    engine, calls = make_engine(config), []
+    engine.method.student.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[union-attr,index]
+    log = engine.step(drawn_batches(config, engine)[0], 0)
+    return len(calls), log, engine.method.state_dict()
+
+
+def test_accumulate_takes_a_batch_in_parts() -> None:
+    quiet = [*BASE, *DINO, "dino.koleo_weight=0.0"]
+    whole, log, _ = passes(small_config(*quiet))
+    parts, log_of_parts, _ = passes(small_config(*quiet, "engine.accumulate=2"))
+    assert (whole, parts) == (2, 4)  # global and local crops
+    assert log_of_parts == pytest.approx(log, rel=1e-5)
+
+
+def test_checkpoint_activations_computes_blocks_twice_and_learns_the_same() -> None:
+    kept, log, state = passes(small_config(*BASE, *DINO))
+    again, log_again, state_again = passes(small_config(*BASE, *DINO, "engine.checkpoint_activations=true"))
+    assert (kept, again) == (2, 4)
+    assert log_again == log
+    assert all(torch.equal(state[name], state_again[name]) for name in state)
+
+
+def test_compile_is_of_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Block] = []
+    monkeypatch.setattr(Block, "compile", lambda block: compiled.append(block))
+    for choice in (False, True):
+        engine = make_engine(small_config(*DINO, f"engine.compile={str(choice).lower()}"))
+        blocks = [module for module in engine.method.modules() if isinstance(module, Block)]
+        assert len(blocks) == 4
+        assert compiled == (blocks if choice else [])
+
+
+def test_shard_spreads_weights_where_there_are_processes_to_spread_them_over(tmp_path: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
+    try:
+        for choice in (False, True):
+            config = small_config(*DINO, f"engine.shard={str(choice).lower()}")
+            engine = Engine(config, device=torch.device("cpu"), autocast_dtype=None, world=World(rank=0, size=2))
+            assert engine.is_sharded == choice
+            assert all(isinstance(parameter, DTensor) == choice for parameter in engine.method.parameters())
+    finally:
+        dist.destroy_process_group()
+    assert not make_engine(small_config(*DINO, "engine.shard=true")).is_sharded
+
+
+# Field: the claim above that is about it.
+CLAIMED = {
+    "name": test_name_licence_and_data_are_on_the_models_card,
+    "licence": test_name_licence_and_data_are_on_the_models_card,
+    "data_name": test_name_licence_and_data_are_on_the_models_card,
+    "resize": test_resize_is_how_the_model_will_see_pictures,
+    "init": test_init_is_where_a_run_begins,
+    "pretrained.weights": test_pretrained_weights_are_read_in_place_of_the_hub,
+    "watch.tolerance": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
+    "watch.patience": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
+    "engine.shard": test_shard_spreads_weights_where_there_are_processes_to_spread_them_over,
+    "engine.accumulate": test_accumulate_takes_a_batch_in_parts,
+    "engine.compile": test_compile_is_of_every_block,
+    "engine.checkpoint_activations": test_checkpoint_activations_computes_blocks_twice_and_learns_the_same,
+    "run.held_out": test_held_out_is_how_many_are_not_learnt_from,
+    "run.workers": test_workers_are_processes,
+    "run.cache_bytes": test_cache_bytes_bound_the_pictures_that_are_kept,
+    "run.device": test_device_is_where_it_runs_and_none_other,
+    "run.log_every": test_log_every_says_which_steps_are_written,
+    "run.evaluate_every": test_evaluate_every_says_at_which_steps_copies_are_sought,
+    "run.checkpoint_every": test_checkpoint_every_says_which_are_written,
+    "run.keep_checkpoints": test_checkpoint_every_and_keep_checkpoints_say_which_are_left,
+    "run.on_collapse": test_on_collapse_says_whether_a_run_ends_by_one,
+}
+
+
+def test_every_field_has_a_row() -> None:
+    assert sorted(leaves(TrainConfig())) == sorted([*LEARNT, *CLAIMED])

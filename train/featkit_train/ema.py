@@ -1,0 +1,32 @@
+"""The teacher as the student's exponential moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, for every parameter and buffer (DINO, section 3.1).
+
+    Integer buffers, which have no average, are copied. ValueError where the two have not the same names.
+    """
+    # One by one: where weights are sharded, parameters are of another kind than buffers, and torch averages no mixture.
+    for ours, theirs in (
+        (dict(teacher.named_parameters()), dict(student.named_parameters())),
+        (dict(teacher.named_buffers()), dict(student.named_buffers())),
+    ):
+        _average(ours, theirs, momentum=momentum)
+
+
+def _average(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, momentum: float) -> None:
+    if ours.keys() != theirs.keys():
+        raise ValueError(f"teacher and student differ in {sorted(ours.keys() ^ theirs.keys())[:3]}")
+    averaged = [name for name, tensor in ours.items() if tensor.is_floating_point()]
+    if averaged:
+        torch._foreach_lerp_([ours[name] for name in averaged], [theirs[name] for name in averaged], 1 - momentum)
+    for name in ours.keys() - set(averaged):
+        ours[name].copy_(theirs[name])

@@ -1,0 +1,378 @@
+"""What the methods with a momentum teacher share: branches, what they see, targets, and one step in its parts.
+
+A step: `look` (the teacher at each part of the batch), `aim` (its targets, over the whole batch of all processes), `forward`
+(the student's loss of each part), `before_optimizer`, and `update_teacher`. A method says in `terms` what its loss is made of.
+
+Letters: B pictures, G global, L local and C crops of either kind, (h, w) patches of a global crop, M masked patches of all
+global crops together, D width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featkit.errors import InputError
+from featkit_train.backbones import Backbone, Masked
+from featkit_train.config import TrainConfig
+from featkit_train.distributed import ALONE, World
+from featkit_train.ema import update_ema
+from featkit_train.heads import ProjectionHead
+from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
+from featkit_train.losses.sinkhorn import alone
+from featkit_train.noise import QUIET, Noise, NoiseConfig, draw_noise
+from featkit_train.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
+from featkit_train.vit import VisionTransformer
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Views(NamedTuple):
+    """Normalised crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s), float.
+
+    masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their places in masks.flatten();
+    gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher sees them. Without masks or a Gram teacher: empty.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    masks: Tensor
+    masked: Tensor
+    gram: Tensor
+
+
+class Looks(NamedTuple):
+    """What a branch makes of crops: logits of class tokens and masked patches, and of the global crops the tokens."""
+
+    class_logits: Tensor  # (C, B, K)
+    class_tokens: Tensor  # (G, B, D)
+    patch_tokens: Tensor  # (G, B, h, w, D)
+    patch_logits: Tensor  # (M, K)
+
+
+class Targets(NamedTuple):
+    """What the student is to match: class_probs (G, B, K), patch_probs (M, K), rows of sum 1, and what they were made of."""
+
+    class_probs: Tensor
+    patch_probs: Tensor
+    teacher: Looks
+
+
+class Term(NamedTuple):
+    """One summand of a loss: weight * value."""
+
+    weight: float
+    value: Tensor
+
+
+class StepResult(NamedTuple):
+    """What a part of a step gives: the loss, and detached from it scalars to watch and class tokens (B, D)."""
+
+    loss: Tensor
+    watched: dict[str, Tensor]
+    class_tokens: Tensor
+
+
+class Dice(NamedTuple):
+    """Where a step's noise comes from: `own` is of this process and part, `common` the same in all."""
+
+    own: np.random.Generator
+    common: np.random.Generator
+
+
+class Branch(nn.Module):
+    """A backbone with its heads, mask token and, where crops have norms of their own, a norm: the student, or the teacher."""
+
+    def __init__(self, backbone: Backbone, config: TrainConfig, *, patch_loss: bool, local_norm: bool = False) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = ProjectionHead(backbone.width, config.dino.head)
+        self.patch_head = (
+            ProjectionHead(backbone.width, config.ibot.head) if patch_loss and config.ibot.head is not None else None
+        )
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width)) if patch_loss else None
+        self.local_norm = nn.LayerNorm(backbone.width, eps=config.model.norm_eps) if local_norm else None
+
+    def forward(
+        self,
+        global_crops: Tensor,
+        local_crops: Tensor | None = None,
+        *,
+        places: Tensor,
+        masks: Tensor | None = None,
+        noise: tuple[Noise, Noise] = (QUIET, QUIET),
+    ) -> Looks:
+        """Global crops (G, B, 3, S, S), the patches in `masks` hidden, and local crops. places: patches to give logits of."""
+        size = global_crops.shape[:2]
+        masked = None
+        if masks is not None and self.mask_token is not None:
+            masked = Masked(masks.flatten(0, 1), self.mask_token)
+        features = self.backbone.learn(global_crops.flatten(0, 1), masked=masked, noise=noise[0])
+        class_tokens = torch.unflatten(features.class_token, 0, size)
+        everyone = [class_tokens]
+        if local_crops is not None and local_crops.shape[0]:
+            local = self.backbone.learn(local_crops.flatten(0, 1), noise=noise[1], norm=self.local_norm)
+            everyone.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
+        patches = features.patch_tokens.flatten(0, 2).index_select(0, places)
+        return Looks(
+            class_logits=project(self.head, torch.cat(everyone)),
+            class_tokens=class_tokens,
+            patch_tokens=torch.unflatten(features.patch_tokens, 0, size),
+            patch_logits=project(self.head_of_patches, patches),
+        )
+
+    @property
+    def head_of_patches(self) -> ProjectionHead:
+        """Their own, or the one they share with the class token."""
+        return self.head if self.patch_head is None else self.patch_head
+
+    def heads(self) -> nn.ModuleDict:
+        """The heads alone, by name."""
+        named = {"head": self.head, "patch_head": self.patch_head}
+        return nn.ModuleDict({name: head for name, head in named.items() if head is not None})
+
+
+class MomentumTeacher(nn.Module, ABC):
+    """Student, teacher and centres. A method is a subclass that says what its loss is made of."""
+
+    unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
+    hides_patches: ClassVar[bool] = True  # whether the student sees its masks
+    mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
+
+    def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
+        super().__init__()
+        self.config, self.world = config, world
+        self.build()
+        self.center = Center(config.dino.head.num_prototypes, momentum=config.dino.center_momentum)
+        if self.patch_loss:
+            head = config.ibot.head or config.dino.head
+            self.patch_center = Center(head.num_prototypes, momentum=config.dino.center_momentum)
+        check_crops(config, patch=self.result.patch)
+        check_koleo(config, world=world)
+
+    def build(self) -> None:
+        """Make student and teacher."""
+        self.student = Branch(VisionTransformer(self.config.model), self.config, patch_loss=self.patch_loss)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    # -- what a method is -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+        """The summands of the loss by the names they are logged under."""
+
+    @property
+    def patch_loss(self) -> bool:
+        """Whether patches are matched, so that masks are needed."""
+        return "ibot" not in self.unread
+
+    @property
+    def gram_size(self) -> int | None:
+        """Pixels of the Gram teacher's crops; None where there is no such teacher."""
+        return None
+
+    @property
+    def result(self) -> Backbone:
+        """What a run is for."""
+        return self.teacher.backbone
+
+    def branches(self) -> Sequence[nn.Module]:
+        """Everything that is spread over processes where weights are."""
+        return (self.student, self.teacher)
+
+    def begin(self) -> None:
+        """Called once, ahead of the first step, when all weights are where they start from."""
+
+    def prepare(self, step: int) -> bool:
+        """Freeze and thaw for this step; says whether anything changed."""
+        del step
+        return False
+
+    # -- schedules ------------------------------------------------------------------------------------------------------
+
+    def momentum(self, step: int) -> float:
+        """Share of the teacher that a step keeps: a cosine from `momentum` to `momentum_end`."""
+        steps, config = self.config.run.steps, self.config.teacher
+        start = momentum_for(steps) if config.momentum is None else config.momentum
+        end = momentum_end_for(start) if config.momentum_end is None else config.momentum_end
+        return cosine_schedule(step, start=start, end=end, num_steps=steps)
+
+    def teacher_temp(self, step: int) -> float:
+        """Of class tokens: linear from teacher_temp to teacher_temp_end."""
+        config = self.config.dino
+        return linear_schedule(
+            step, start=config.teacher_temp, end=config.teacher_temp_end, num_steps=config.teacher_temp_steps
+        )
+
+    def patch_temp(self, step: int) -> float:
+        """Of patch tokens, over the same steps."""
+        config = self.config.ibot
+        return linear_schedule(
+            step, start=config.teacher_temp, end=config.teacher_temp_end, num_steps=self.config.dino.teacher_temp_steps
+        )
+
+    # -- a step ---------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def look(self, views: Views) -> Looks:
+        """The teacher at the global crops of a part of the batch, nothing hidden."""
+        looks: Looks = self.teacher(views.global_crops, places=views.masked)
+        return looks
+
+    @torch.no_grad()
+    def aim(self, looks: Sequence[Looks], *, step: int) -> tuple[list[Targets], dict[str, Tensor]]:
+        """Targets for each part, centred over all parts of all processes, and what of them is worth watching.
+
+        The running centres move after they were used (DINO, algorithm 1).
+        """
+        class_logits = torch.cat([part.class_logits for part in looks], dim=1)
+        temp = self.teacher_temp(step)
+        class_probs = self._centred(class_logits.flatten(0, 1), self.center, temp=temp).view(class_logits.shape)
+        watched = entropies(class_probs, class_logits / temp, gather=self.world.gather)
+        sizes = [part.class_logits.shape[1] for part in looks]
+        none = [part.patch_logits for part in looks]
+        patch_probs = self.patch_targets(looks, step=step) if self.patch_loss else none
+        parts = zip(class_probs.split(sizes, dim=1), patch_probs, looks, strict=True)
+        return [Targets(*part) for part in parts], watched
+
+    def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
+        """(M, K) probabilities of the masked patches of each part; the centre is the masked patches' own (DINOv2)."""
+        logits = torch.cat([part.patch_logits for part in looks])
+        probs = self._centred(logits, self.patch_center, temp=self.patch_temp(step))
+        return list(probs.split([len(part.patch_logits) for part in looks]))
+
+    def _centred(self, logits: Tensor, center: Center, *, temp: float) -> Tensor:
+        if self.config.dino.centering == "sinkhorn":
+            return sinkhorn_knopp(logits, teacher_temp=temp, gather=self.world.gather)
+        probs: Tensor = center(logits, teacher_temp=temp)
+        center.update(logits, gather=self.world.gather)
+        return probs
+
+    def forward(self, views: Views, targets: Targets, dice: Dice) -> StepResult:
+        """The student's loss for one part of a batch."""
+        looks = self.student_looks(views, targets, dice)
+        terms = self.terms(looks, views, targets)
+        loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
+        return StepResult(loss, {name: term.value.detach() for name, term in terms.items()}, looks.class_tokens[0].detach())
+
+    def student_looks(self, views: Views, targets: Targets, dice: Dice) -> Looks:
+        """The student at all crops, with its masks and its noise."""
+        del targets
+        looks: Looks = self.student(
+            views.global_crops,
+            views.local_crops,
+            places=views.masked,
+            masks=views.masks if self.patch_loss and self.hides_patches else None,
+            noise=(self._noise(views.global_crops, dice), self._noise(views.local_crops, dice)),
+        )
+        return looks
+
+    def _noise(self, crops: Tensor, dice: Dice) -> Noise:
+        config: NoiseConfig = self.config.noise
+        if crops.shape[0] == 0:
+            return QUIET
+        depth, num_crops = self.student.backbone.depth, crops.shape[0] * crops.shape[1]
+        return draw_noise(config, dice.own, depth=depth, num_crops=num_crops, rotary_rng=dice.common).to(crops.device)
+
+    def before_optimizer(self, *, step: int) -> None:
+        """Hold the prototypes still over the first steps (DINO, appendix: freezing the last layer)."""
+        if step < self.config.dino.freeze_last_layer_steps:
+            for head in self.student.heads().values():
+                assert isinstance(head, ProjectionHead)
+                for parameter in head.last_layer():
+                    parameter.grad = None
+
+    def update_teacher(self, *, step: int) -> None:
+        """The teacher follows its student by this step's momentum."""
+        update_ema(self.teacher, self.student, momentum=self.momentum(step))
+
+    # -- terms that several methods have --------------------------------------------------------------------------------
+
+    def class_term(self, looks: Looks, targets: Targets) -> Term:
+        """DINO's: every student crop against every teacher crop of another view."""
+        return Term(1.0, dino_loss(looks.class_logits, targets.class_probs, student_temp=self.config.dino.student_temp))
+
+    def patch_term(self, looks: Looks, views: Views, targets: Targets) -> Term:
+        """iBOT's: the masked patches against the same patches as the teacher saw them."""
+        loss = ibot_loss(
+            looks.patch_logits,
+            targets.patch_probs,
+            views.masks.flatten(0, 1).flatten(1),
+            student_temp=self.config.dino.student_temp,
+        )
+        return Term(self.config.ibot.weight, loss)
+
+    def koleo_terms(self, looks: Looks) -> dict[str, Term]:
+        """KoLeo of each global crop's class tokens among those of all processes; nothing where its weight is 0.
+
+        Of crops one by one, since two crops of a picture shall be alike; summed over them, as DINOv2's released code does.
+        """
+        config = self.config.dino
+        if config.koleo_weight == 0:
+            return {}
+        num_global = looks.class_tokens.shape[0]
+        if config.koleo_group:
+            groups = [group for view in looks.class_tokens for group in view.split(config.koleo_group)]
+            value = torch.stack([koleo_loss(group) for group in groups]).mean()
+        else:
+            value = torch.stack([self._koleo(view) for view in looks.class_tokens]).mean()
+        return {"koleo_loss": Term(num_global * config.koleo_weight, value)}
+
+    def _koleo(self, view: Tensor) -> Tensor:
+        if self.world.size == 1:
+            return koleo_loss(view)
+        return koleo_loss(view, among=self.world.gather_with_grad(view), first=self.world.rank * len(view))
+
+
+def project(head: ProjectionHead, features: Tensor) -> Tensor:
+    """A head computes in float32 whatever its backbone does: cosines of bfloat16 tell too few prototypes apart."""
+    with torch.autocast(features.device.type, enabled=False):
+        logits: Tensor = head(features.float())
+    return logits
+
+
+def check_crops(config: TrainConfig, *, patch: int) -> None:
+    """InputError for a crop that is no multiple of the patch."""
+    crops = config.crops
+    sizes = [crops.global_size, *(resolution.global_size for resolution in crops.resolutions)]
+    if crops.num_local > 0:
+        sizes += [crops.local_size, *(resolution.local_size for resolution in crops.resolutions)]
+    if config.gram.weight > 0:
+        sizes += [config.gram.size, *(resolution.gram_size for resolution in crops.resolutions)]
+    for size in sizes:
+        if size < patch or size % patch:
+            raise InputError(f"a crop of {size} pixels is no multiple of the patch of {patch}; change one.")
+
+
+def check_koleo(config: TrainConfig, *, world: World) -> None:
+    """InputError where a picture would have no other to be pushed from, or groups would differ in size."""
+    num_pictures = config.run.batch_size // world.size // config.engine.accumulate
+    group = config.dino.koleo_group or num_pictures * world.size
+    if config.dino.koleo_weight and (group < 2 or (config.dino.koleo_group and num_pictures % group)):
+        raise InputError(
+            f"dino.koleo_group {config.dino.koleo_group} does not cut the {num_pictures} pictures that a process takes at once "
+            "into equal groups of two or more; change it, or run.batch_size."
+        )
+
+
+def entropies(teacher_probs: Tensor, scaled_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone) -> dict[str, Tensor]:
+    """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over its temperature (G, B, K).
+
+    teacher_entropy: mean of the targets' rows; 1 when every picture lies on all prototypes alike (uniform collapse).
+    batch_entropy: of the mean of softmax(scaled_logits); 0 when all pictures lie on one prototype (one-hot collapse), which
+    targets would hide, since centring and Sinkhorn-Knopp spread them over all prototypes whatever the teacher says.
+    gather: (1, K) of this process to (W, K) of all W, where pictures are spread over processes, so many in each.
+    """
+    largest = math.log(teacher_probs.shape[-1])
+    mean = gather(scaled_logits.float().softmax(dim=-1).flatten(0, -2).mean(dim=0, keepdim=True)).mean(dim=0)
+    return {
+        "teacher_entropy": torch.special.entr(teacher_probs).sum(dim=-1).mean() / largest,
+        "batch_entropy": torch.special.entr(mean).sum() / largest,
+    }

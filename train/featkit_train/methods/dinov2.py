@@ -1,0 +1,25 @@
+"""DINOv2 (arXiv 2304.07193): both losses with heads of their own, Sinkhorn-Knopp or centring, and KoLeo.
+
+Registers (arXiv 2309.16588), LayerScale and SwiGLU are the model's, stochastic depth is `noise`, the rates of layers are
+`optim`'s; the stage at high resolution is a run that begins from another (`init`) with larger crops.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from featkit_train.methods.base import Looks, MomentumTeacher, Targets, Term, Views
+
+
+class DinoV2(MomentumTeacher):
+    """Class tokens across views, masked patches within a view, embeddings spread out (DINOv2, section 4)."""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"gram", "pretrained"})
+
+    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+        """Both losses and KoLeo."""
+        return {
+            "dino_loss": self.class_term(looks, targets),
+            "ibot_loss": self.patch_term(looks, views, targets),
+            **self.koleo_terms(looks),
+        }

@@ -1,0 +1,85 @@
+"""DINOv3 (arXiv 2508.10104): DINOv2's losses over rotary positions, and Gram anchoring in a later stage.
+
+Rotary positions are the model's, their jitter is `noise`. The Gram teacher is an earlier one of the same run; it sees the
+global crops' boxes at a higher resolution and without colours, and its patches are brought down to the student's grid.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from featkit.errors import InputError
+from featkit_train.backbones import Backbone
+from featkit_train.losses import gram_loss
+from featkit_train.methods.base import Branch, Looks, Targets, Term, Views
+from featkit_train.methods.dinov2 import DinoV2
+from featkit_train.pretrained import load_pretrained
+from featkit_train.vit import VisionTransformer
+
+
+class DinoV3(DinoV2):
+    """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram term (section 4)."""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+
+    def build(self) -> None:
+        """Student, teacher, and the Gram teacher where it has a weight."""
+        backbone = VisionTransformer(self.config.model)
+        self.student = Branch(backbone, self.config, patch_loss=True, local_norm=True)
+        if self.student.local_norm is not None:  # DDP waits for what learns
+            self.student.local_norm.requires_grad_(self.config.crops.num_local > 0)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.gram_teacher: Backbone | None = None
+        if self.config.gram.weight > 0:
+            self.gram_teacher = self._first_gram_teacher().requires_grad_(False)
+
+    def _first_gram_teacher(self) -> Backbone:
+        gram = self.config.gram
+        if gram.teacher is None:
+            return copy.deepcopy(self.teacher.backbone)
+        backbone, _ = load_pretrained(gram.teacher, quiet=True)
+        if gram.size % backbone.patch:
+            raise InputError(
+                f"gram.size {gram.size} is no multiple of the patch {backbone.patch} of {gram.teacher}; change it."
+            )
+        ours = {name: tensor.shape for name, tensor in self.teacher.backbone.state_dict().items()}
+        theirs = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+        if gram.max_updates and ours != theirs:
+            raise InputError(f"{Path(gram.teacher).name} is of another architecture; set gram.max_updates to 0 to keep it.")
+        return backbone
+
+    @property
+    def gram_size(self) -> int | None:
+        """Pixels of the Gram teacher's crops."""
+        return self.config.gram.size if self.gram_teacher is not None else None
+
+    def branches(self) -> Sequence[nn.Module]:
+        """Student and teacher, and the Gram teacher with them."""
+        return [*super().branches(), *([self.gram_teacher] if self.gram_teacher is not None else [])]
+
+    def begin(self) -> None:
+        """The Gram teacher is this run's teacher as it begins, unless another was named."""
+        if self.gram_teacher is not None and self.config.gram.teacher is None:
+            self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
+
+    def prepare(self, step: int) -> bool:
+        """Every so often the Gram teacher becomes the present teacher (section 4.2)."""
+        updates, rest = divmod(step, self.config.gram.update_every)
+        if self.gram_teacher is not None and rest == 0 and 1 <= updates <= self.config.gram.max_updates:
+            self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
+        return False
+
+    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+        """DINOv2's, and the Gram term over all patches of the global crops."""
+        terms = super().terms(looks, views, targets)
+        if self.gram_teacher is not None:
+            with torch.no_grad():
+                patches = self.gram_teacher(views.gram.flatten(0, 1)).patch_tokens
+            terms["gram_loss"] = Term(self.config.gram.weight, gram_loss(looks.patch_tokens.flatten(0, 1), patches))
+        return terms

@@ -1,0 +1,102 @@
+"""Distillation of a larger frozen teacher into a smaller student by DINOv2's losses (arXiv 2304.07193, section 5).
+
+As the paper says: the student's own moving average is what is kept, nothing is masked, and the patch loss is over both
+global crops, at the places that masks would hide. The teacher comes without the heads it was trained with (published
+files leave them out), so heads first learn on its frozen features by the same losses, their average being the teacher's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from featkit_train.augment import denormalise, normalise
+from featkit_train.backbones import Backbone
+from featkit_train.ema import update_ema
+from featkit_train.heads import ProjectionHead
+from featkit_train.methods.base import Branch, Dice, Looks, Targets, Term, Views, project
+from featkit_train.methods.dinov2 import DinoV2
+from featkit_train.pretrained import load_pretrained
+from featkit_train.vit import VisionTransformer
+
+
+class Distill(DinoV2):
+    """A frozen teacher, a student that matches it, and the student's average, which is the result."""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"gram"})
+    hides_patches: ClassVar[bool] = False
+
+    def build(self) -> None:
+        """Teacher from its weights, student and average from the config, and heads that learn for the teacher."""
+        source = self.config.pretrained
+        backbone, info = load_pretrained(source.name, weights=Path(source.weights) if source.weights else None, quiet=True)
+        self.teacher_mean, self.teacher_std = info.geometry.mean, info.geometry.std
+        self.teacher = Branch(backbone, self.config, patch_loss=True).requires_grad_(False)
+        self.trial_heads = copy.deepcopy(self.teacher.heads()).requires_grad_(True)
+        self.student = Branch(VisionTransformer(self.config.model), self.config, patch_loss=True)
+        self.student.mask_token = self.teacher.mask_token = None  # nothing is masked
+        self.average = copy.deepcopy(self.student).requires_grad_(False)
+        self.warming: bool | None = None
+
+    @property
+    def result(self) -> Backbone:
+        """The student's average."""
+        return self.average.backbone
+
+    def branches(self) -> Sequence[nn.Module]:
+        """All three, and the heads that learn for the teacher."""
+        return (self.student, self.teacher, self.average, *self.trial_heads.values())
+
+    def prepare(self, step: int) -> bool:
+        """Heads first, then the student alone."""
+        warming = step < self.config.pretrained.head_steps
+        changed = warming != self.warming
+        self.warming = warming
+        self.trial_heads.requires_grad_(warming)
+        self.student.requires_grad_(not warming)
+        return changed
+
+    @torch.no_grad()
+    def look(self, views: Views) -> Looks:
+        """The teacher at the global crops, brought to the size and the pixel statistics that it knows."""
+        crops = views.global_crops.flatten(0, 1)
+        if (self.teacher_mean, self.teacher_std) != (self.mean, self.std):
+            pixels = denormalise(crops, mean=self.mean, std=self.std)
+            crops = normalise(pixels, mean=self.teacher_mean, std=self.teacher_std)
+        patch, teacher_patch = self.student.backbone.patch, self.teacher.backbone.patch
+        if patch != teacher_patch:  # the same grid of patches
+            size = [side // patch * teacher_patch for side in crops.shape[-2:]]
+            crops = F.interpolate(crops, size=size, mode="bicubic", align_corners=False, antialias=True)
+        looks: Looks = self.teacher(torch.unflatten(crops, 0, views.global_crops.shape[:2]), places=views.masked)
+        return looks
+
+    def student_looks(self, views: Views, targets: Targets, dice: Dice) -> Looks:
+        """The student at all crops; while the heads warm up, they at the teacher's features."""
+        if not self.warming:
+            return super().student_looks(views, targets, dice)
+        seen = targets.teacher
+        patches = seen.patch_tokens.flatten(0, 3).index_select(0, views.masked)
+        head, patch_head = (self._trial_head(name) for name in ("head", "patch_head"))
+        return seen._replace(class_logits=project(head, seen.class_tokens), patch_logits=project(patch_head, patches))
+
+    def _trial_head(self, name: str) -> ProjectionHead:
+        head = self.trial_heads[name if name in self.trial_heads else "head"]
+        assert isinstance(head, ProjectionHead)
+        return head
+
+    def koleo_terms(self, looks: Looks) -> dict[str, Term]:
+        """Of the student; features that nobody learns cannot be spread."""
+        return {} if self.warming else super().koleo_terms(looks)
+
+    def update_teacher(self, *, step: int) -> None:
+        """The teacher's heads follow those that learn, then the average follows the student."""
+        if self.warming:
+            update_ema(self.teacher.heads(), self.trial_heads, momentum=self.momentum(step))
+        else:
+            update_ema(self.average, self.student, momentum=self.momentum(step))

@@ -1,0 +1,39 @@
+"""iBOT (arXiv 2111.07832): DINO, and the student fills in the patches it could not see as its teacher sees them.
+
+The head is shared by class and patch tokens unless `ibot.head` gives the patches one of their own. The patches' running
+centre is of all patches, masked or not, as in the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from featkit_train.methods.base import Looks, MomentumTeacher, Targets, Term, Views, project
+
+
+class Ibot(MomentumTeacher):
+    """Class tokens across views, masked patches within a view (iBOT, algorithm 1)."""
+
+    unread: ClassVar[frozenset[str]] = frozenset({"gram", "pretrained"})
+
+    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+        """Both losses, and KoLeo where it has a weight."""
+        return {
+            "dino_loss": self.class_term(looks, targets),
+            "ibot_loss": self.patch_term(looks, views, targets),
+            **self.koleo_terms(looks),
+        }
+
+    def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
+        """The masked patches' targets; a running centre moves by the logits of all patches."""
+        if self.config.dino.centering == "sinkhorn":
+            return super().patch_targets(looks, step=step)
+        temp = self.patch_temp(step)
+        probs = [self.patch_center(part.patch_logits, teacher_temp=temp) for part in looks]
+        everything = torch.cat([project(self.teacher.head_of_patches, part.patch_tokens.flatten(0, 3)) for part in looks])
+        self.patch_center.update(everything, gather=self.world.gather)
+        return probs

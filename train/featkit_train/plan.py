@@ -1,0 +1,54 @@
+"""What a run is going to take: said before it takes its hours, by what its first steps took."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+WARM_STEPS, MEASURED_STEPS = 2, 10  # the first ones start workers and fill caches
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is left of a run and what it needs, as MEASURED_STEPS of it went."""
+
+    steps_left: int
+    images_per_s: float  # of all processes
+    hours_left: float
+    memory_bytes: int  # most that was in use: of the accelerator, or of this process without its workers
+    device: str
+
+
+class Planner:
+    """Told of every step; gives the plan once there is one."""
+
+    def __init__(self, *, batch_size: int, device: torch.device) -> None:
+        self.batch_size, self.device = batch_size, device
+        self._steps, self._since = 0, 0.0
+
+    def finished_step(self, *, steps_left: int) -> Plan | None:
+        """The plan after the last of the measured steps, else None."""
+        self._steps += 1
+        if self._steps == WARM_STEPS:
+            self._since = time.perf_counter()
+        if self._steps != WARM_STEPS + MEASURED_STEPS:
+            return None
+        images_per_s = MEASURED_STEPS * self.batch_size / (time.perf_counter() - self._since)
+        return Plan(
+            steps_left=steps_left,
+            images_per_s=images_per_s,
+            hours_left=steps_left * self.batch_size / images_per_s / 3600,
+            memory_bytes=peak_memory(self.device),
+            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+        )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: what torch has allocated at most on a CUDA device, else the largest that this process has been."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,95 @@
+"""Which curves stand together, under which title, and how each is to be read. A name that no row knows has its own panel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from featkit_train.report.metrics import Curve
+
+
+@dataclass(frozen=True)
+class Row:
+    """Names (regular expressions for all of a name) that share a panel, or with no title get one each."""
+
+    section: str
+    title: str
+    names: tuple[str, ...]
+    about: str = ""
+    always: bool = False  # drawn even where it never changes
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves to draw in one chart."""
+
+    section: str
+    title: str
+    about: str
+    curves: tuple[Curve, ...]
+    always: bool
+
+
+MOST_CURVES = 6  # in one chart, each in a colour of its own
+LEARNING, OPTIMISER, SPEED, OTHER = "Learning", "Optimiser and schedules", "Speed", "Other"
+SECTIONS = (LEARNING, OPTIMISER, SPEED, OTHER)
+ROWS = (
+    Row(
+        LEARNING,
+        "Copies found",
+        ("copy_recall.*",),
+        "Share of edited held-out pictures whose nearest neighbour is their original. This is what to look at.",
+        always=True,
+    ),
+    Row(
+        LEARNING,
+        "Nearest neighbours",
+        ("knn.*",),
+        "Share of held-out pictures whose neighbours carry their label.",
+        always=True,
+    ),
+    Row(LEARNING, "", (".*(recall|accuracy|precision).*",), always=True),
+    Row(
+        LEARNING, "Loss", ("loss",), "What is minimised, in nats. It says little by itself: both networks can agree on nothing."
+    ),
+    Row(
+        LEARNING,
+        "Entropy",
+        ("teacher_entropy", "batch_entropy"),
+        "Shares of ln K. The teacher's near 1 is uniform collapse, the batch's near 0 one-hot collapse.",
+    ),
+    Row(LEARNING, "RankMe", ("rank_?me.*",), "How many directions the embeddings really use. A fall to a few is collapse."),
+    Row(LEARNING, "", (".*entropy.*", ".*rank.*")),
+    Row(LEARNING, "", (".*loss.*",), "One term of the loss, before its weight."),
+    Row(OPTIMISER, "Gradient norm", ("grad_norm.*",), "Of all parameters together, before clipping."),
+    Row(OPTIMISER, "Learning rate", ("lr", "learning_rate"), ""),
+    Row(OPTIMISER, "Weight decay", ("weight_decay",), ""),
+    Row(OPTIMISER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
+    Row(OPTIMISER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
+    Row(OPTIMISER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
+    Row(SPEED, "Pictures a second", ("images_per_s",), "Over the steps since the reading before."),
+    Row(SPEED, "Waiting for data", ("waiting_share",), "Share of the time without a batch. Above 0.1, raise run.workers."),
+    Row(SPEED, "Steps a second", ("steps_per_s",), ""),
+    Row(
+        SPEED,
+        "Unreadable pictures",
+        ("unreadable",),
+        "Counted from the start of the process, drawn again each time they come up.",
+    ),
+    Row(SPEED, "", (".*(_per_s|_share|memory|bytes|seconds).*",)),
+)
+
+
+def arrange(curves: Mapping[str, Curve]) -> list[Panel]:
+    """Every curve in one panel, by ROWS; what none of them names is in OTHER."""
+    left = dict(curves)
+    panels = []
+    for row in ROWS:
+        named = [left.pop(name) for name in list(left) if any(re.fullmatch(pattern, name) for pattern in row.names)]
+        if row.title:
+            groups = [tuple(named[start : start + MOST_CURVES]) for start in range(0, len(named), MOST_CURVES)]
+            panels += [Panel(row.section, row.title, row.about, group, row.always) for group in groups]
+        else:
+            panels += [Panel(row.section, curve.name, row.about, (curve,), row.always) for curve in named]
+    return panels + [Panel(OTHER, curve.name, "", (curve,), False) for curve in left.values()]

@@ -1,0 +1,125 @@
+"""The files of a run: what it was told, what it measured, what it said, and the result.
+
+Only the main process of several writes; all read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+import featkit
+from featkit.atomic import replace_file, write_text
+from featkit.errors import InputError
+from featkit_train.config import TrainConfig, from_mapping, to_mapping
+from featkit_train.meter import Log
+from featkit_train.weights import BACKBONE_FILE
+
+CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
+CHECKPOINTS, SNAPSHOTS, LOCK_FILE, BEST_FILE = "checkpoints", "snapshots", "writer.lock", "best.safetensors"
+Write = Callable[[int, Log], None]
+
+
+class RunFolder:
+    """A folder of one run. `data` says by digests which pictures it is of."""
+
+    def __init__(self, path: Path, config: TrainConfig, data: Mapping[str, str | None]) -> None:
+        self.path, self.config, self.data = path, config, dict(data)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are."""
+        return self.path / CHECKPOINTS
+
+    @property
+    def backbone(self) -> Path:
+        """The result."""
+        return self.path / BACKBONE_FILE
+
+    def begin(self) -> None:
+        """Write what the run was told. InputError when the folder holds a run."""
+        if (self.path / CONFIG_FILE).exists():
+            raise InputError(f"{self.path} holds a run already; add --resume to go on with it, or choose another --out.")
+        versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
+        record = {"config": to_mapping(self.config), "data": self.data, "versions": versions}
+        write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
+
+    def check_same(self) -> None:
+        """InputError where the run was begun with other settings, or on other pictures."""
+        record = yaml.safe_load((self.path / CONFIG_FILE).read_text())
+        earlier = from_mapping(TrainConfig, record["config"])
+        if first_difference(earlier, self.config) is not None:
+            raise InputError(f"{self.path} was begun with other settings: {first_difference(earlier, self.config)}.")
+        for digest, what in (("keys_sha256", "pictures to learn from"), ("held_out_keys_sha256", "pictures held out")):
+            if record["data"][digest] != self.data[digest]:
+                raise InputError(f"{self.path} was begun with other {what}, in {record['data']['names']}; name the same again.")
+
+    def forget_after(self, step: int) -> None:
+        """Drop what was measured and said past `step`: it will be again."""
+        for name in (METRICS_FILE, NOTES_FILE):
+            path = self.path / name
+            if path.exists():
+                lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # a power cut tears the last
+                kept = [line for line in lines if step > 0 and json.loads(line)["step"] <= step]
+                write_text(path, "".join(line + "\n" for line in kept))
+
+    def note(self, step: int, sentence: str) -> None:
+        """Keep what was said at a step, for the report."""
+        with (self.path / NOTES_FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "note": sentence}, ensure_ascii=False) + "\n")
+
+    def keep_best(self) -> None:
+        """The result as it is now is the best so far."""
+        _copy(self.backbone, self.path / BEST_FILE)
+
+    def roll_back(self) -> None:
+        """The best is the result again."""
+        _copy(self.path / BEST_FILE, self.backbone)
+
+    @contextlib.contextmanager
+    def metrics(self, first_step: int, on_log: Callable[[Log], None]) -> Iterator[Write]:
+        """A function that writes one line of metrics.jsonl and the same to TensorBoard, and shows it."""
+        board = SummaryWriter(self.path, purge_step=first_step if first_step else None)
+        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+
+            def write(step: int, log: Log) -> None:
+                file.write(json.dumps({"step": step, **log}) + "\n")
+                file.flush()
+                for name, value in log.items():
+                    board.add_scalar(name, value, step)
+                on_log({"step": step, **log})
+
+            try:
+                yield write
+            finally:
+                board.close()
+
+
+def _copy(source: Path, target: Path) -> None:
+    with replace_file(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def first_difference(earlier: TrainConfig, now: TrainConfig) -> str | None:
+    """The first setting in which two configs differ, in words; None where there is none that changes what is learnt."""
+    before, after = _leaves(to_mapping(earlier)), _leaves(to_mapping(now))
+    free = ("engine.shard", "engine.compile", "engine.checkpoint_activations", "run.workers", "run.cache_bytes", "run.device", "run.keep_checkpoints", "run.log_every")
+    for name in after:
+        if before.get(name) != after[name] and name not in free:
+            return f"{name} was {before.get(name)}, now it is {after[name]}"
+    return None
+
+
+def _leaves(mapping: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in mapping.items():
+        leaves.update(_leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value})
+    return leaves
