@@ -1,7 +1,7 @@
 """What a first run of 15 minutes on 400 photographs learns: copies on 200 others, beside raw pixels and no training at all.
 
 Pictures at 64×64, a ViT of width 192 and patch 8, the tiny recipe at as many steps as 15 minutes hold on this machine.
-Run: python tests/benchmarks/bench_first_run.py [MINUTES]
+Run: python tests/benchmarks/bench_first_run.py [MINUTES | --quick]
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from featkit.evaluate.copies import evaluate_copies
 from featkit.sources import Source, open_source
 from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
-from featkit_train.config import TrainConfig, from_mapping, read_recipe, with_settings
+from featkit_train.config import TrainConfig
+from featkit_train.configure import configure
 from featkit_train.loop import train
-from tests.benchmarks.record import write_result
+from tests.benchmarks.record import is_quick, write_result
 from tests.data import shared_data
 
 MINUTES = 15.0
-WARM_STEPS = 10
+WARM_STEPS = 1 if is_quick() else 10
+HELD_OUT = 10 if is_quick() else 200
 
 
 def open_part(files: list[Path], listing: Path) -> Source:
@@ -33,11 +35,9 @@ def open_part(files: list[Path], listing: Path) -> Source:
     return open_source(listing)
 
 
-def configure(steps: int) -> TrainConfig:
+def tiny(steps: int) -> TrainConfig:
     """The tiny recipe at another length, without pauses for evaluation."""
-    return from_mapping(
-        TrainConfig, with_settings(read_recipe("tiny"), [f"run.steps={steps}", "run.held_out=0", "run.evaluate_every=1000000"])
-    )
+    return configure("dino", "tiny", [f"run.steps={steps}", "run.held_out=0", "run.evaluate_every=1000000"])
 
 
 def recall(run: Path, held_out: Source, feature: Feature) -> dict[str, float]:
@@ -52,17 +52,17 @@ def main() -> None:
     data = shared_data()
     if data is None:
         raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
-    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
+    minutes = 0.1 if is_quick() else float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
     photos = sorted((data / "photos").iterdir())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-200:], folder / "last.txt")
-        warm = train(configure(WARM_STEPS), [first], folder / "warm")
-        untrained = train(configure(1), [first], folder / "untrained")
+        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-HELD_OUT:], folder / "last.txt")
+        warm = train(tiny(WARM_STEPS), [first], folder / "warm")
+        untrained = train(tiny(1), [first], folder / "untrained")
         assert untrained.steps == 1
         steps = int(minutes * 60 * WARM_STEPS / warm.seconds)
         started = time.perf_counter()
-        report = train(configure(steps), [first], folder / "run", on_log=lambda log: print(log, flush=True))
+        report = train(tiny(steps), [first], folder / "run", on_log=lambda log: print(log, flush=True))
         spent = time.perf_counter() - started
         figures = {
             "minutes": round(spent / 60, 1),

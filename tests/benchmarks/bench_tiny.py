@@ -2,7 +2,7 @@
 
 Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the baselines; and, for what it
 is not good at, the kinds of things in CIFAR-10 by their nearest neighbours, beside raw pixels.
-Run: python tests/benchmarks/bench_tiny.py [RUN]
+Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from featkit.images import decode
 from featkit.sources import Source, open_source
 from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
-from featkit_train.config import TrainConfig, from_mapping, read_recipe
+from featkit_train.configure import configure
 from featkit_train.loop import train
-from tests.benchmarks.bench_first_run import open_part
-from tests.benchmarks.record import write_result
+from tests.benchmarks.bench_first_run import HELD_OUT, open_part
+from tests.benchmarks.record import is_quick, write_result
 from tests.data import shared_data
 
-NEIGHBOURS, GALLERY, QUERIES = 20, 5000, 1000
+NEIGHBOURS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
 
 
 def nearest_kind_accuracy(gallery: np.ndarray, kinds: np.ndarray, queries: np.ndarray, right: np.ndarray) -> float:
@@ -91,10 +91,11 @@ def main() -> None:
     photos = sorted((data / "photos").iterdir())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-200:], folder / "last.txt")
-        run = Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "run"
+        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-HELD_OUT:], folder / "last.txt")
+        run = Path(sys.argv[1]) if len(sys.argv) > 1 and not is_quick() else folder / "run"
         if not run.is_dir():
-            config = from_mapping(TrainConfig, read_recipe("tiny"))
+            settings = ["run.steps=4"] if is_quick() else []
+            config = configure("dino", "tiny", settings)
             train(config, [first], run, held_out=last, on_log=lambda log: print(log, flush=True))
         reports = {feature: measure(run, last, feature, folder / f"{feature}.onnx") for feature in get_args(Feature)}
         figures = {

@@ -1,13 +1,18 @@
-"""What every benchmark does with its figures: alternate, take medians, print them, keep the raw ones."""
+"""What every benchmark does with its figures: alternate, take medians, print them, keep the raw ones.
+
+`--quick` after a benchmark's name tries its path by the smallest counts; such figures mean nothing and are not kept.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping
-from importlib.metadata import version
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,11 @@ from featkit.resources import usable_cpus
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "onnxruntime", "faiss-cpu", "numpy", "pillow", "lightly")
+
+
+def is_quick() -> bool:
+    """Whether the path alone is tried."""
+    return "--quick" in sys.argv
 
 
 def alternate(first: Callable[[], float], second: Callable[[], float], *, rounds: int) -> tuple[list[float], list[float]]:
@@ -31,13 +41,33 @@ def median_ratio(firsts: list[float], seconds: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(firsts, seconds, strict=True))
 
 
-def write_result(name: str, figures: Mapping[str, Any]) -> None:
-    """Print the figures, and write them with the machine and the versions to results/NAME.json."""
-    record = {"figures": figures, "machine": machine(), "versions": {package: version(package) for package in PACKAGES}}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+def write_result(name: str, figures: Mapping[str, Any], *, keep: bool | None = None) -> None:
+    """Print the figures and, unless `keep` is False or the path alone is tried, write them with the machine and the versions
+    to results/NAME.json."""
     for figure, value in figures.items():
         print(f"{figure:>42}  {value}")
+    if not (not is_quick() if keep is None else keep):
+        return
+    record = {"figures": figures, "machine": machine(), "versions": versions()}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that are installed."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows with the same keys as a table, numbers to the right."""
+    head = list(rows[0])
+    align = ["---:" if isinstance(rows[0][name], int | float) else "---" for name in head]
+    lines = [head, align, *[[str(row[name]) for name in head] for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine() -> dict[str, Any]:

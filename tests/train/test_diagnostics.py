@@ -299,7 +299,6 @@ def test_a_provoked_collapse_is_a_note_of_a_run_that_goes_on_where_it_shall(tmp_
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-@pytest.mark.xfail(strict=True, reason="what ends a run is raised and not yet kept with it")
 def test_a_collapse_that_ends_a_run_is_kept_with_it_and_on_its_page(tmp_path: Path) -> None:
     with pytest.raises(Collapse):
         go(tmp_path / "run", nothing, *WARM)

@@ -209,6 +209,7 @@ class Seen:
 
     def __init__(self, out: Path, *settings: str) -> None:
         self.out, self.workers = out, set[int]()
+        self._others = set(multiprocessing.active_children())  # of whoever ran before
         config = small_config(
             "method=dino", "run.steps=4", "run.batch_size=4", "run.held_out=2", "crops.num_local=0", *settings
         )
@@ -217,7 +218,7 @@ class Seen:
 
     def _hear(self, log: Log) -> None:
         if 0 < log["step"] < 4:
-            self.workers.add(len(multiprocessing.active_children()))
+            self.workers.add(len(set(multiprocessing.active_children()) - self._others))
 
     def steps_with(self, name: str) -> list[float]:
         """At which that was written."""

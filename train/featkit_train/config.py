@@ -47,6 +47,10 @@ class Resolution:
     local_size: int
     gram_size: int = 0  # of the Gram teacher's crops, where there is one
 
+    def __post_init__(self) -> None:
+        if self.share <= 0:
+            raise ValueError(f"a share of {self.share} of the steps is none")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
@@ -62,6 +66,11 @@ class CropConfig:
     rotation_degrees: float = 0.0  # up to this, either way; not in the paper
     rotation_probability: float = 0.5
     flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        for low, high in (self.global_scale, self.local_scale):
+            if not 0 < low <= high <= 1:
+                raise ValueError(f"scales of {low} to {high} are not from more than 0 up to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +145,13 @@ class IbotConfig:
     mask_probability: float = 0.5  # share of global crops that are masked at all
     mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of a masked crop's patches, drawn uniformly
     mask_aspect: float = 0.3  # least height over width of a block; the largest is its inverse
+
+    def __post_init__(self) -> None:
+        low, high = self.mask_ratio
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"mask ratios of {low} to {high} are not from 0 up to 1")
+        if not 0 < self.mask_aspect <= 1:
+            raise ValueError(f"mask_aspect {self.mask_aspect} is not more than 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +294,10 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, at: str = "") -> 
             meant = f"; did you mean {at}{near[0]}?" if near else f"; it is none of: {', '.join(hints)}."
             raise InputError(f"There is no setting {at}{key}{meant}")
     values = {key: _convert(value, hints[key], at=f"{at}{key}") for key, value in mapping.items()}
+    for part in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind here is a dataclass
+        needed = part.default is dataclasses.MISSING and part.default_factory is dataclasses.MISSING
+        if needed and part.name not in values:
+            raise InputError(f"{at.rstrip('.')} has no {part.name}; give it one.")
     try:
         return kind(**values)
     except ValueError as error:  # sizes that do not go together

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from featkit.errors import FeatkitError
 from featkit_train.meter import Log
@@ -47,6 +48,7 @@ class Watch:
     settle_steps: int
     _lasting: dict[str, int] = field(default_factory=dict)
     _rank: float = math.inf  # as last looked at, which is not every step
+    _quiet_until: int = 0  # of spikes, which come in swarms
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
     def __call__(self, step: int, log: Log) -> list[Finding]:
@@ -90,11 +92,12 @@ class Watch:
     def _spike(self, step: int, norm: float) -> list[Finding]:
         usual = statistics.median(self._norms) if len(self._norms) >= SPIKE_LEAST else math.inf
         self._norms.append(norm)
-        if norm <= SPIKE_TIMES * usual:
+        if norm <= SPIKE_TIMES * usual or step < self._quiet_until:
             return []
+        self._quiet_until = step + SPIKE_WINDOW
         sentence = (
             f"Gradient spike at step {step}: a norm of {norm:.3g}, {norm / usual:.0f} times the median of the steps before. "
-            "Lower optim.lr or optim.clip_grad, or lengthen optim.warmup_steps, if more of them come."
+            f"Lower optim.lr or optim.clip_grad, or lengthen optim.warmup_steps. (Not said again for {SPIKE_WINDOW} steps.)"
         )
         return [Finding(sentence, is_collapse=False)]
 
@@ -132,13 +135,16 @@ def rank_me(embeddings: Tensor) -> float:
     return float(torch.special.entr(values / total).sum().exp())
 
 
-def first_bad_tensor(module: nn.Module, again: Callable[[], Any]) -> str:
-    """The name of the first tensor that holds a number that is not finite: a parameter, else a gradient, else an output.
+def first_bad_tensor(
+    module: nn.Module, again: Callable[[], Any], *, anywhere: Callable[[bool], bool] = lambda here: here
+) -> str:
+    """The name of the first tensor that holds a number that is not finite: a parameter, else an output, else a gradient.
 
     again: makes the pass again in which it happened, whose modules are asked for their outputs in the order they end.
+    anywhere: whether it is so in any process, each of which may hold another part of a tensor and other pictures.
     """
     for name, parameter in module.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        if anywhere(_is_bad(parameter)):
             return f"the parameter {name}"
     names: list[str] = []
     hooks = [part.register_forward_hook(_note_bad(name, names)) for name, part in module.named_modules() if name]
@@ -148,12 +154,18 @@ def first_bad_tensor(module: nn.Module, again: Callable[[], Any]) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    if names:
-        return f"the output of {names[0]}"
+    if anywhere(bool(names)):
+        return f"the output of {names[0]}" if names else "an output in another process"
     for name, parameter in module.named_parameters():
-        if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+        if anywhere(parameter.grad is not None and _is_bad(parameter.grad)):
             return f"the gradient of {name}"
     return "the loss itself"
+
+
+def _is_bad(tensor: Tensor) -> bool:
+    """Of a tensor spread over processes: the part that is here."""
+    here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return not bool(here.isfinite().all())
 
 
 def _note_bad(name: str, names: list[str]) -> Callable[[nn.Module, Any, Any], None]:

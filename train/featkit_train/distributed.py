@@ -48,7 +48,7 @@ class World:
 
     def gather_with_grad(self, rows: Tensor) -> Tensor:
         """The same, and what is made of another process's rows here has its gradient there."""
-        gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows)
+        gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
         return gathered
 
     def mean(self, log: Log, device: torch.device) -> Log:
@@ -99,7 +99,7 @@ class _Gather(torch.autograd.Function):
         return _gather(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch declares *gradients
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[dist.get_rank() * ctx.num_rows :][: ctx.num_rows]
@@ -161,7 +161,7 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 def local_device(device: torch.device) -> torch.device:
     """`cuda` as the one of this process, by torchrun's LOCAL_RANK; anything else as it is."""
-    if device.type == "cuda" and device.index is None:
+    if device == torch.device("cuda"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
 

@@ -14,17 +14,17 @@ def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> No
 
     Integer buffers, which have no average, are copied. ValueError where the two have not the same names.
     """
-    # One by one: where weights are sharded, parameters are of another kind than buffers, and torch averages no mixture.
-    for ours, theirs in (
-        (dict(teacher.named_parameters()), dict(student.named_parameters())),
-        (dict(teacher.named_buffers()), dict(student.named_buffers())),
-    ):
-        _average(ours, theirs, momentum=momentum)
+    # Apart: where weights are sharded, parameters are of another kind than buffers, and torch averages no mixture.
+    parameters = dict(teacher.named_parameters()), dict(student.named_parameters())
+    buffers = dict(teacher.named_buffers()), dict(student.named_buffers())
+    for ours, theirs in (parameters, buffers):
+        if ours.keys() != theirs.keys():
+            raise ValueError(f"teacher and student differ in {sorted(ours.keys() ^ theirs.keys())[:3]}")
+    _average(*parameters, momentum=momentum)
+    _average(*buffers, momentum=momentum)
 
 
 def _average(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, momentum: float) -> None:
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"teacher and student differ in {sorted(ours.keys() ^ theirs.keys())[:3]}")
     averaged = [name for name, tensor in ours.items() if tensor.is_floating_point()]
     if averaged:
         torch._foreach_lerp_([ours[name] for name in averaged], [theirs[name] for name in averaged], 1 - momentum)

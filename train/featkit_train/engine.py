@@ -61,7 +61,12 @@ class Engine:
         if self.method.prepare(step) or self._learner is None:
             self._learner = self._about(self.method)
         lr, weight_decay = set_schedules(
-            self.optimizer.param_groups, self.config.optim, step=step, num_steps=run.steps, images_per_step=run.batch_size
+            self.optimizer.param_groups,
+            self.config.optim,
+            step=step,
+            num_steps=run.steps,
+            images_per_step=run.batch_size,
+            phase_start=self.method.phase_start(step),
         )
         size = crops.global_images.shape[1] // parts
         views = [self.views(crops.part(number, size)) for number in range(parts)]
@@ -69,26 +74,29 @@ class Engine:
             targets, watched = self.method.aim([self.method.look(part) for part in views], step=step)
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[dict[str, Tensor]] = []
+        class_tokens: list[Tensor] = []
         for number in range(parts):
             with self._synchronised(number == parts - 1), self._autocast():
                 result = self._learner(views[number], targets[number], self._dice(step, number))
             with self._synchronised(number == parts - 1):
                 (result.loss / parts).backward()
             losses.append({"loss": result.loss.detach(), **result.watched})
-            self.class_tokens = result.class_tokens
+            class_tokens.append(result.class_tokens)
+        self.class_tokens = torch.cat(class_tokens)
         self.method.before_optimizer(step=step)
         grad_norm = self._clip()
-        if not math.isfinite(grad_norm) or not all(math.isfinite(float(part["loss"])) for part in losses):
+        log = {name: sum(float(part[name]) for part in losses) / parts for name in losses[0]}
+        log |= {name: float(value) for name, value in watched.items()}
+        log = self.world.mean(log, self.device)  # ahead of the question, so that all processes answer alike
+        if not math.isfinite(grad_norm) or not math.isfinite(log["loss"]):
             raise Collapse(self._name_bad(views, step))
         self.optimizer.step()
         for branch in self.method.branches():
             if isinstance(branch, FSDPModule):
                 branch.reshard()
         self.method.update_teacher(step=step)
-        log = {name: sum(float(part[name]) for part in losses) / parts for name in losses[0]}
-        log |= {name: float(value) for name, value in watched.items()}
         return {
-            **self.world.mean(log, self.device),
+            **log,
             "grad_norm": grad_norm,
             "lr": lr,
             "weight_decay": weight_decay,
@@ -170,8 +178,9 @@ class Engine:
                 for number, part in enumerate(views):
                     self.method(part, targets[number], self._dice(step, number))
 
+        bad = first_bad_tensor(self.method, again, anywhere=lambda here: self.world.any(here, self.device))
         return (
-            f"The loss is not a number at step {step + 1}: the first bad tensor is {first_bad_tensor(self.method, again)}. "
+            f"The loss is not a number at step {step + 1}: the first bad tensor is {bad}. "
             "Lower optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last checkpoint is whole."
         )
 

@@ -198,7 +198,8 @@ class Run:
         return self.progress.step
 
     def checkpoint(self) -> None:
-        """Write the checkpoint and the backbone as they are now."""
+        """Write the backbone and the checkpoint as they are now; the backbone first, since a resumed run makes it anew."""
+        self._save_result(self.engine.result())
         save_checkpoint(
             self.folder.checkpoints,
             progress=self.progress,
@@ -207,7 +208,6 @@ class Run:
             keep=self.config.run.keep_checkpoints,
             world=self.world,
         )
-        self._save_result(self.engine.result())
 
     def _save_result(self, backbone: Backbone) -> None:
         if not self.world.is_main:
@@ -240,7 +240,7 @@ class Run:
         meter = Meter(config.batch_size)
         planner = Planner(batch_size=config.batch_size, device=self.device)
         metrics = self.folder.metrics if self.world.is_main else _nowhere
-        with metrics(first_step, self.ears.on_log) as write, StopRequest() as stop:
+        with self._told_when_lost(), metrics(first_step, self.ears.on_log) as write, StopRequest() as stop:
             if first_step == 0:  # what the untrained network finds, to compare with
                 self._say_if_slow()
                 self._measure(write)
@@ -253,7 +253,7 @@ class Run:
                 log = self.engine.step(crops, step)
                 self.progress.step = step = step + 1
                 meter.finished_step(crops.num_unreadable)
-                if step % RANK_EVERY == 0:
+                if step % RANK_EVERY == 0 or step % config.log_every == 0:
                     log |= self._rank()
                 self._judge(watch, step, log)
                 plan = planner.finished_step(steps_left=config.steps - step)
@@ -275,9 +275,8 @@ class Run:
             self.checkpoint()
         if self.progress.given_up and self.world.is_main:
             self.folder.roll_back()
-        page = self.folder.path / "report.html"
         if self.world.is_main:
-            page = write_report(self.folder.path)
+            write_report(self.folder.path)
         self.world.wait()  # torchrun ends all as soon as one is gone
         if interrupted:
             raise Interrupted(f"stopped after step {step:,}; add --resume to go on from there.")
@@ -289,7 +288,7 @@ class Run:
             scores=self.progress.best_scores if self.progress.given_up else self.progress.scores,
             unreadable=meter.unreadable,
             backbone=self.folder.backbone,
-            page=page,
+            page=self.folder.path / "report.html",
             rolled_back_to=self.progress.best_step if self.progress.given_up else None,
         )
 
@@ -309,6 +308,17 @@ class Run:
             if finding.is_collapse and self.config.run.on_collapse == "stop":
                 raise Collapse(finding.sentence)
             self._note(finding.sentence)
+
+    @contextlib.contextmanager
+    def _told_when_lost(self) -> Iterator[None]:
+        """A run that ends by a collapse leaves what it was, and its page, as one that ends well does."""
+        try:
+            yield
+        except Collapse as collapse:
+            if self.world.is_main:
+                self.folder.note(self.progress.step, str(collapse))
+                write_report(self.folder.path)
+            raise
 
     def _note(self, sentence: str) -> None:
         if self.world.is_main:

@@ -55,9 +55,18 @@ def lr_share(name: str, *, depth: int, config: OptimConfig) -> float:
 
 
 def set_schedules(
-    groups: Iterable[dict[str, Any]], config: OptimConfig, *, step: int, num_steps: int, images_per_step: int
+    groups: Iterable[dict[str, Any]],
+    config: OptimConfig,
+    *,
+    step: int,
+    num_steps: int,
+    images_per_step: int,
+    phase_start: int = 0,
 ) -> tuple[float, float]:
-    """Give the optimizer's groups this step's learning rate and weight decay, and return both."""
+    """Give the optimizer's groups this step's learning rate and weight decay, and return both.
+
+    phase_start: a step at which other weights began to learn, which are warmed up to in their turn.
+    """
     peak = peak_lr(config, images_per_step)
     lr = cosine_schedule(
         step,
@@ -66,6 +75,8 @@ def set_schedules(
         num_steps=num_steps,
         warmup_steps=min(config.warmup_steps, num_steps // 2),
     )
+    if phase_start > 0:
+        lr *= min(1.0, (step - phase_start + 1) / (config.warmup_steps + 1))
     weight_decay = cosine_schedule(step, start=config.weight_decay, end=config.weight_decay_end, num_steps=num_steps)
     for group in groups:
         group["lr"] = lr * group["lr_share"]

@@ -26,6 +26,11 @@ from featkit_train.weights import BACKBONE_FILE
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
 CHECKPOINTS, SNAPSHOTS, LOCK_FILE, BEST_FILE = "checkpoints", "snapshots", "writer.lock", "best.safetensors"
 Write = Callable[[int, Log], None]
+# Settings that change nothing of what is learnt: a run may go on with others.
+FREE = frozenset(
+    "engine.shard engine.compile engine.checkpoint_activations run.workers run.cache_bytes run.device run.keep_checkpoints "
+    "run.log_every".split()
+)
 
 
 class RunFolder:
@@ -111,9 +116,8 @@ def _copy(source: Path, target: Path) -> None:
 def first_difference(earlier: TrainConfig, now: TrainConfig) -> str | None:
     """The first setting in which two configs differ, in words; None where there is none that changes what is learnt."""
     before, after = _leaves(to_mapping(earlier)), _leaves(to_mapping(now))
-    free = ("engine.shard", "engine.compile", "engine.checkpoint_activations", "run.workers", "run.cache_bytes", "run.device", "run.keep_checkpoints", "run.log_every")
     for name in after:
-        if before.get(name) != after[name] and name not in free:
+        if before.get(name) != after[name] and name not in FREE:
             return f"{name} was {before.get(name)}, now it is {after[name]}"
     return None
 

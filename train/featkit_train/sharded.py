@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from featkit.atomic import replace_folder
@@ -41,22 +43,24 @@ def replace_folder_together(path: Path, world: World) -> Iterator[Path]:
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write each process's part as files of its own. All processes call it, with equal names."""
     with _plain_errors():
-        dcp.save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def read_shapes(folder: Path) -> dict[str, Tensor]:
     """What the safetensors files of a folder hold together, as tensors on torch's `meta` device, without their numbers."""
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta") for name, entry in found.items()}
+    return {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
+        for name, entry in found.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill `tensors` in place, whole or sharded, from the files of a folder, whole or sharded. Sharded: all call it."""
     with _plain_errors(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # and so each process reads for itself
-        dcp.load(
-            dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(tensors)
-        )
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(tensors))
 
 
 @contextlib.contextmanager

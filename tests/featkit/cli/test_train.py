@@ -1,4 +1,4 @@
-"""The command `featkit train dino`: what a run leaves and prints, how it goes on, and what it says where it cannot."""
+"""The commands `featkit train METHOD`: what a run leaves and prints, how it goes on, and what it says where it cannot."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def test_a_run_folder_holds_config_metrics_events_checkpoints_and_backbone(run: 
         "checkpoints",
         "config.yaml",
         "metrics.jsonl",
+        "report.html",
+        "snapshots",
         "writer.lock",
     ]
     assert sum(name.startswith("events") for name in names) == 1
@@ -72,7 +74,7 @@ def test_flags_override_the_recipe_and_the_run_keeps_all_it_used(folder: Path, t
     record = yaml.safe_load((tmp_path / "config.yaml").read_text())
     used = record["config"]["run"]
     assert (used["steps"], used["batch_size"], used["seed"]) == (1, 5, 7)
-    assert (record["config"]["dino"]["momentum"], record["config"]["dino"]["head"]["num_prototypes"]) == (0.8, 12)
+    assert (record["config"]["teacher"]["momentum"], record["config"]["dino"]["head"]["num_prototypes"]) == (0.8, 12)
     assert record["config"]["model"]["width"] == SMALL["model"]["width"]  # type: ignore[index]
     assert record["config"]["optim"]["clip_grad"] == 3.0  # by default
     assert record["data"]["names"] == str(folder / "pictures")
@@ -96,7 +98,8 @@ def test_metrics_hold_speed_waiting_loss_entropy_and_copy_recall(run: Path) -> N
 def test_a_run_says_what_it_does_and_what_comes_next(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(folder, tmp_path / "run", "--set", "name=mine", "--set", "run.log_every=2")) == 0
     said = capsys.readouterr()
-    assert "mine: ViT of width 24, depth 2, patch 8 on 24 pictures, 3 steps of 4." in said.err
+    words = "mine: dino, ViT of width 24, depth 2, patch 8 on 24 pictures at 32×32, 3 steps of 4, to "
+    assert said.err.startswith(words)
     lines = said.err.splitlines()
     assert sum("loss " in line and "images_per_s " in line for line in lines) == 2  # after steps 2 and 3
     assert sum("copy recall@1 on held-out pictures" in line for line in lines) == 2
@@ -163,7 +166,7 @@ def test_held_out_pictures_are_measured_and_all_others_trained_on(folder: Path, 
     ("more", "words"),
     [
         (["--set", "optim.lrr=1"], "There is no setting optim.lrr; did you mean optim.lr?"),
-        (["--set", "dino.head.prototypes=8"], "did you mean dino.head.num_prototypes?"),
+        (["--set", "dino.head.num_prototype=8"], "did you mean dino.head.num_prototypes?"),
         (["--set", "optim.lr"], "--set optim.lr has no value"),
         (["--set", "optim.lr=fast"], "The setting optim.lr is of type float, not 'fast'."),
         (["--set", "optim=[1"], "--set optim=[1 has a value that is not YAML"),

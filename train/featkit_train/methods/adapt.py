@@ -34,6 +34,11 @@ class Adapt(DinoV2):
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.warming: bool | None = None
 
+    def phase_start(self, step: int) -> int:
+        """The backbone begins when the heads are done."""
+        head_steps = self.config.pretrained.head_steps
+        return head_steps if step >= head_steps else 0
+
     def prepare(self, step: int) -> bool:
         """Heads and mask token first, then the backbone with them."""
         warming = step < self.config.pretrained.head_steps

@@ -143,7 +143,6 @@ class MomentumTeacher(nn.Module, ABC):
     """Student, teacher and centres. A method is a subclass that says what its loss is made of."""
 
     unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
-    hides_patches: ClassVar[bool] = True  # whether the student sees its masks
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
@@ -194,6 +193,15 @@ class MomentumTeacher(nn.Module, ABC):
         """Freeze and thaw for this step; says whether anything changed."""
         del step
         return False
+
+    def phase_start(self, step: int) -> int:
+        """The step at which what learns now began to: its warm-up counts from there."""
+        del step
+        return 0
+
+    def learning_heads(self) -> Sequence[ProjectionHead]:
+        """The heads that learn now."""
+        return [head for head in (self.student.head, self.student.patch_head) if head is not None]
 
     # -- schedules ------------------------------------------------------------------------------------------------------
 
@@ -269,7 +277,7 @@ class MomentumTeacher(nn.Module, ABC):
             views.global_crops,
             views.local_crops,
             places=views.masked,
-            masks=views.masks if self.patch_loss and self.hides_patches else None,
+            masks=views.masks if self.patch_loss else None,
             noise=(self._noise(views.global_crops, dice), self._noise(views.local_crops, dice)),
         )
         return looks
@@ -283,9 +291,8 @@ class MomentumTeacher(nn.Module, ABC):
 
     def before_optimizer(self, *, step: int) -> None:
         """Hold the prototypes still over the first steps (DINO, appendix: freezing the last layer)."""
-        if step < self.config.dino.freeze_last_layer_steps:
-            for head in self.student.heads().values():
-                assert isinstance(head, ProjectionHead)
+        if step - self.phase_start(step) < self.config.dino.freeze_last_layer_steps:
+            for head in self.learning_heads():
                 for parameter in head.last_layer():
                     parameter.grad = None
 

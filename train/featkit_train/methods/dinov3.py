@@ -43,11 +43,14 @@ class DinoV3(DinoV2):
         gram = self.config.gram
         if gram.teacher is None:
             return copy.deepcopy(self.teacher.backbone)
-        backbone, _ = load_pretrained(gram.teacher, quiet=True)
-        if gram.size % backbone.patch:
-            raise InputError(
-                f"gram.size {gram.size} is no multiple of the patch {backbone.patch} of {gram.teacher}; change it."
-            )
+        backbone, info = load_pretrained(gram.teacher, quiet=True)
+        for size in (gram.size, *(resolution.gram_size for resolution in self.config.crops.resolutions)):
+            if size % backbone.patch:
+                raise InputError(
+                    f"gram.teacher {gram.teacher} has patches of {backbone.patch}, which {size} pixels do not hold."
+                )
+        if (info.geometry.mean, info.geometry.std) != (self.mean, self.std):
+            raise InputError(f"{gram.teacher} knows pixels of other statistics than this run's; take a run of featkit's own.")
         ours = {name: tensor.shape for name, tensor in self.teacher.backbone.state_dict().items()}
         theirs = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
         if gram.max_updates and ours != theirs:

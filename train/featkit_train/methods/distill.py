@@ -30,7 +30,6 @@ class Distill(DinoV2):
     """A frozen teacher, a student that matches it, and the student's average, which is the result."""
 
     unread: ClassVar[frozenset[str]] = frozenset({"gram"})
-    hides_patches: ClassVar[bool] = False
 
     def build(self) -> None:
         """Teacher from its weights, student and average from the config, and heads that learn for the teacher."""
@@ -52,6 +51,15 @@ class Distill(DinoV2):
     def branches(self) -> Sequence[nn.Module]:
         """All three, and the heads that learn for the teacher."""
         return (self.student, self.teacher, self.average, *self.trial_heads.values())
+
+    def phase_start(self, step: int) -> int:
+        """The student begins when the heads are done."""
+        head_steps = self.config.pretrained.head_steps
+        return head_steps if step >= head_steps else 0
+
+    def learning_heads(self) -> Sequence[ProjectionHead]:
+        """The teacher's, then the student's."""
+        return [self._trial_head(name) for name in self.trial_heads] if self.warming else super().learning_heads()
 
     def prepare(self, step: int) -> bool:
         """Heads first, then the student alone."""

@@ -1,0 +1,82 @@
+"""What a training loop is to a benchmark, and featkit's own; `lightly_loops` has the others."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+
+from featkit.sources import Source
+from featkit_train.config import TrainConfig
+from featkit_train.data import Crops, crop_loader
+from featkit_train.loop import Run, next_batch
+from tests.benchmarks.flops import synchronise
+
+Batch = TypeVar("Batch")
+
+
+class Loop(ABC, Generic[Batch]):
+    """Batches of `images` pictures, and steps on them."""
+
+    images: int
+    device: torch.device
+    waited_s = 0.0  # for batches
+
+    @abstractmethod
+    def next(self) -> Batch:
+        """The next batch as its loader gives it."""
+
+    @abstractmethod
+    def step(self, batch: Batch) -> None:
+        """One optimisation step on it."""
+
+    def steps(self, count: int) -> None:
+        """Some steps, each on a new batch."""
+        for _ in range(count):
+            started = time.perf_counter()
+            batch = self.next()
+            self.waited_s += time.perf_counter() - started
+            self.step(batch)
+
+    def images_per_s(self, count: int) -> float:
+        """Pictures a second of so many steps, data and all."""
+        return self._rate(count, None)
+
+    def images_per_s_on(self, batch: Batch, count: int) -> float:
+        """Pictures a second of so many steps on one batch that is there already."""
+        return self._rate(count, batch)
+
+    def _rate(self, count: int, batch: Batch | None) -> float:
+        synchronise(self.device)
+        started = time.perf_counter()
+        if batch is None:
+            self.steps(count)
+        else:
+            for _ in range(count):
+                self.step(batch)
+        synchronise(self.device)
+        return count * self.images / (time.perf_counter() - started)
+
+
+class FeatkitLoop(Loop[Crops]):
+    """featkit's own data and step, without what a run measures and writes beside them."""
+
+    def __init__(self, config: TrainConfig, source: Source, out: Path) -> None:
+        self.run = Run(config, [source], out)
+        self.engine, self.device, self.images = self.run.engine, self.run.device, config.run.batch_size
+        self.engine.method.begin()
+        self.number = 0
+        self._batches: Iterator[Crops] = iter(crop_loader(self.run.dataset, self.run.order, workers=config.run.workers))
+
+    def next(self) -> Crops:
+        """Crops from the workers."""
+        return next_batch(self._batches)
+
+    def step(self, batch: Crops) -> None:
+        """The engine's step."""
+        self.engine.step(batch, self.number)
+        self.number += 1

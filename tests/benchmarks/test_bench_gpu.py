@@ -1,0 +1,41 @@
+"""The path of `make bench-gpu` where there is no GPU, and how a chip is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks import bench_gpu, record
+from tests.benchmarks.flops import chip_peak
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of lightly's and torch's own
+def test_the_path_of_bench_gpu_runs_on_a_cpu_and_keeps_no_figures_of_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    figures = bench_gpu.main(["--cpu-check"])
+    for name in bench_gpu.WORKS:
+        loops = {row["loop"]: row for row in figures[name]["loops"]}
+        assert set(loops) == {bench_gpu.EAGER, bench_gpu.LIGHTLY}
+        assert all(row["images/s"] > 0 for row in loops.values())
+        assert figures[name]["GFLOP a picture"] > 0
+        assert figures[name]["median ratio to lightly, alone"] > 0
+    assert "| loop |" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40S", 362e12),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_chip_is_known_by_the_whole_words_of_its_name(name: str, peak: float | None) -> None:
+    assert chip_peak(name) == peak

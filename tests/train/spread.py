@@ -1,0 +1,205 @@
+"""What test_distributed compares: the same steps by one process, and by each of two that are started as this module."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from featkit.geometry import Geometry
+from featkit.sources import open_source
+from featkit_train.checkpoints import Progress, load_checkpoint, save_checkpoint
+from featkit_train.config import TrainConfig, from_mapping, with_settings
+from featkit_train.data import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.distributed import World, join_world
+from featkit_train.engine import Engine
+from featkit_train.loop import train
+from featkit_train.meter import Log
+from featkit_train.vit import VisionTransformer
+from featkit_train.weights import BackboneInfo, save_backbone
+from tests.train.small import SMALL, small_config
+
+STEPS, SAVED_AT = 4, 2
+CPU = torch.device("cpu")
+OWN_HEAD = "ibot.head={num_prototypes: 12, hidden_width: 32, bottleneck_width: 16}"
+CASES: dict[str, tuple[str, ...]] = {
+    "dino": (),
+    "dino, sinkhorn": ("dino.centering=sinkhorn", "model.num_registers=2"),
+    "ibot": ("method=ibot",),
+    "dinov2, in parts": ("method=dinov2", OWN_HEAD, "engine.accumulate=2"),
+    "dinov2, sinkhorn": ("method=dinov2", OWN_HEAD, "dino.centering=sinkhorn"),
+    "dinov3, gram": (
+        "method=dinov3", OWN_HEAD, "model.position=rotary", "model.width=32", "gram.weight=2.0", "gram.size=64",
+        "gram.update_every=2", "noise.rotary_rescale=2.0", "engine.checkpoint_activations=true",
+    ),
+    "distill": ("method=distill", OWN_HEAD, "dino.centering=sinkhorn", "pretrained.head_steps=1"),
+    "adapt": ("method=adapt", OWN_HEAD, "pretrained.head_steps=1"),
+}  # fmt: skip
+
+
+def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
+    """The config of a case. `adapt` takes its model from the pretrained folder."""
+    named = () if CASES[name][:1] not in (("method=distill",), ("method=adapt",)) else (f"pretrained.name={pretrained}",)
+    small: dict[str, Any] = {key: value for key, value in SMALL.items() if key != "model" or name != "adapt"}
+    return from_mapping(TrainConfig, with_settings(small, [*CASES[name], *named, *settings]))
+
+
+def write_pretrained(folder: Path) -> None:
+    """A drawn backbone as a folder that `distill` and `adapt` can name."""
+    torch.manual_seed(3)
+    geometry = Geometry(
+        height=32, width=32, resize="shorter_side", resize_to=32, interpolation="bicubic", patch=8,
+        mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2),
+    )  # fmt: skip
+    info = BackboneInfo(name="drawn", family="dino", geometry=geometry, licence="none")
+    save_backbone(folder / "backbone.safetensors", VisionTransformer(small_config().model), info)
+
+
+class Player:
+    """An engine with its part of the data."""
+
+    def __init__(self, config: TrainConfig, pictures: Path, world: World) -> None:
+        self.config, self.world = config, world
+        self.engine = Engine(config, device=CPU, autocast_dtype=None, world=world)
+        self.source = open_source(pictures)
+        self.engine.method.begin()
+
+    def batches(self, first_step: int = 0) -> Iterator[Crops]:
+        """This process's slices."""
+        dataset = CropDataset(
+            self.source,
+            crops=self.config.crops,
+            colour=self.config.colour,
+            seed=0,
+            cache_bytes=1 << 28,
+            extra=self.engine.extra_views(),
+        )
+        order = EpochOrder(
+            dataset.numbers,
+            batch_size=self.config.run.batch_size,
+            seed=0,
+            first_step=first_step,
+            last_step=STEPS,
+            rank=self.world.rank,
+            size=self.world.size,
+            parts=self.config.engine.accumulate,
+        )
+        return iter(crop_loader(dataset, order, workers=0))
+
+    def play(self, first_step: int = 0, last_step: int = STEPS) -> list[Log]:
+        """Steps and their logs."""
+        batches = self.batches(first_step)
+        return [self.engine.step(next(batches), step) for step in range(first_step, last_step)]
+
+    def save(self, folder: Path) -> None:
+        """A checkpoint after SAVED_AT steps."""
+        progress = Progress(step=SAVED_AT, scores={"copy_recall": 0.5})
+        save_checkpoint(
+            folder, progress=progress, method=self.engine.method, optimizer=self.engine.optimizer, keep=1, world=self.world
+        )
+
+    def load(self, folder: Path) -> None:
+        """It again."""
+        path = folder / f"step-{SAVED_AT:08d}"
+        progress = load_checkpoint(path, method=self.engine.method, optimizer=self.engine.optimizer)
+        assert progress == Progress(step=SAVED_AT, scores={"copy_recall": 0.5})
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights and centres, whole, in the main process."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return cast(dict[str, Tensor], get_model_state_dict(self.engine.method, options=options))
+
+
+def play_cases(out: Path, pictures: Path, pretrained: Path) -> None:
+    """In each of two processes: all cases, replicated and sharded."""
+    with join_world(CPU) as world:
+        for name in CASES:
+            for kind, setting in (("replicated", "engine.shard=false"), ("sharded", "engine.shard=true")):
+                player = Player(case_config(name, pretrained, setting), pictures, world)
+                logs = player.play()
+                backbone, state = player.engine.result(), player.state()
+                if world.is_main:
+                    (out / f"{name}.{kind}.json").write_text(json.dumps(logs))
+                    save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, out / f"{name}.{kind}.st")
+                    result = {key: tensor.contiguous().clone() for key, tensor in backbone.state_dict().items()}
+                    save_file(result, out / f"{name}.{kind}.result.st")
+        play_checkpoints(out, pictures, pretrained, world)
+
+
+def play_checkpoints(out: Path, pictures: Path, pretrained: Path, world: World) -> None:
+    """A sharded run that is saved, and those that go on from it."""
+    sharded = case_config("dinov2, in parts", pretrained, "engine.shard=true", "dino.freeze_last_layer_steps=3")
+    replicated = case_config("dinov2, in parts", pretrained, "engine.shard=false", "dino.freeze_last_layer_steps=3")
+    logs: dict[str, list[Log]] = {}
+    unbroken = Player(sharded, pictures, world)
+    unbroken.play(0, SAVED_AT)
+    unbroken.save(out / "by shards")
+    logs["unbroken"] = unbroken.play(SAVED_AT)
+    resumed = Player(sharded, pictures, world)
+    resumed.load(out / "by shards")
+    logs["resumed"] = resumed.play(SAVED_AT)
+    as_replicas = Player(replicated, pictures, world)
+    as_replicas.load(out / "by shards")
+    as_replicas.save(out / "whole")
+    logs["as replicas"] = as_replicas.play(SAVED_AT)
+    from_whole = Player(sharded, pictures, world)
+    from_whole.load(out / "whole")
+    logs["from whole"] = from_whole.play(SAVED_AT)
+    states = unbroken.state(), resumed.state()
+    if world.is_main:
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+        (out / "checkpoints.json").write_text(json.dumps(logs))
+
+
+def play_ends(out: Path, pictures: Path, names: str, ports: str) -> None:
+    """In each of two processes: runs by `train` that end in different ways. What each process says goes to a file."""
+    rank = int(os.environ["RANK"])
+    whole_step = Engine.step
+
+    def stopped(engine: Engine, crops: Crops, step: int) -> Log:
+        log = whole_step(engine, crops, step)
+        if (rank, step) == (1, 2):
+            signal.raise_signal(signal.SIGTERM)
+        return log
+
+    def broken(engine: Engine, crops: Crops, step: int) -> Log:
+        if (rank, step) == (1, 2):
+            raise ValueError("no way")
+        return whole_step(engine, crops, step)
+
+    scenes = {
+        "odd": (["run.batch_size=7"], whole_step, False),
+        "stopped": (["engine.shard=true"], stopped, False),
+        "resumed": (["engine.shard=true"], whole_step, True),
+        "refused": (["engine.shard=true"], whole_step, False),
+        "broken": ([], broken, False),
+    }
+    for name, port in zip(names.split(","), ports.split(","), strict=True):
+        settings, step, resume = scenes[name]
+        os.environ["MASTER_PORT"] = port
+        Engine.step = step  # type: ignore[method-assign, assignment]
+        folder = out / ("stopped" if name in ("resumed", "refused") else name)
+        heard: list[str] = []
+        try:
+            train(small_config(*settings), [open_source(pictures)], folder, resume=resume, on_note=heard.append)
+            said = ["done", ""]
+        except (Exception, SystemExit) as error:
+            said = [type(error).__name__, str(error)]
+        (out / f"{name}.{rank}.json").write_text(json.dumps([*said, *heard]))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if len(sys.argv) == 4:
+        play_cases(*map(Path, sys.argv[1:]))
+    else:
+        play_ends(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
