@@ -114,3 +114,13 @@ def test_a_warm_up_takes_half_of_a_short_run_at_most() -> None:
 def test_the_peak_follows_its_rule(rule: Any, images: int, factor: float) -> None:
     config = dataclasses.replace(OptimConfig(lr=1e-3), lr_rule=rule)
     assert peak_lr(config, images) == pytest.approx(factor * 1e-3)
+
+
+def test_what_begins_to_learn_later_is_warmed_up_to_in_its_turn() -> None:
+    config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
+    groups = make_optimizer(nn.Linear(2, 2), config).param_groups
+    rates = [
+        set_schedules(groups, config, step=step, num_steps=20, images_per_step=8, phase_start=10)[0] for step in range(10, 20)
+    ]
+    assert rates[:4] == pytest.approx([1e-2 * (step + 1) / 5 for step in range(4)])
+    assert rates[4:] == pytest.approx([1e-2] * 6)

@@ -379,6 +379,25 @@ def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize("family", sorted(CONFIGS))
+@pytest.mark.parametrize("left_out", [False, True])
+def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(family: str, left_out: bool) -> None:
+    backbone, images = learning(family)
+    noise = some_noise(backbone.depth) if left_out else Noise()
+    weights = torch.randn(backbone.width, generator=torch.Generator().manual_seed(4))
+    found = []
+    for class_only in (False, True):
+        backbone.zero_grad()
+        features = backbone.learn(images, noise=noise, class_only=class_only)
+        (features.class_token @ weights).sum().backward()
+        found.append((features, {name: gradient(parameter) for name, parameter in backbone.named_parameters()}))
+    (whole, all_gradients), (alone, few_gradients) = found
+    assert alone.patch_tokens.shape == (len(images), 0, 0, backbone.width)
+    torch.testing.assert_close(alone.class_token, whole.class_token, rtol=1e-5, atol=1e-5)
+    for name, expected in all_gradients.items():
+        torch.testing.assert_close(few_gradients[name], expected, rtol=1e-3, atol=1e-5, msg=name)
+
+
 def test_stretched_coordinates_turn_by_angles_so_much_larger() -> None:
     backbone, images = learning("dinov3")
     stretched = backbone.learn(images, noise=Noise((), 1.5))
@@ -395,7 +414,7 @@ def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
     plain, own = backbone.learn(images), backbone.learn(images, norm=norm)
     assert torch.equal(own.patch_tokens, plain.patch_tokens)
     before: list[Tensor] = []
-    backbone.norm.register_forward_hook(lambda _module, inputs, _output: before.append(inputs[0]))
+    backbone.blocks[-1].register_forward_hook(lambda _module, _inputs, output: before.append(output))
     backbone.learn(images)
     torch.testing.assert_close(own.class_token, norm(before[0][:, 0]))
     assert not torch.allclose(own.class_token, plain.class_token)

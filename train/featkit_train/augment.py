@@ -11,6 +11,7 @@ Letters: B pictures, (S, S) pixels of a crop.
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from featkit_train.config import ColourConfig, CropConfig
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARISE = range(7)
 NUM_COLUMNS = 7
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
@@ -97,12 +99,13 @@ def draw_appearance(rng: np.random.Generator, *, view: int, size: int, config: C
 def appear(images: Tensor, appearance: Tensor) -> Tensor:
     """Colours of a batch: images (B, 3, S, S) uint8 and rows (B, 7) to (B, 3, S, S) float32 in 0 .. 1."""
     pixels = images.float() / 255
-    columns = appearance.to(pixels.device).T[:, :, None, None, None]
+    columns = appearance.to(pixels.device, non_blocking=True).T[:, :, None, None, None]
     pixels = (pixels * columns[BRIGHTNESS]).clamp(0, 1)
     mean = _grey(pixels).mean(dim=(2, 3), keepdim=True)
     pixels = torch.lerp(mean.expand_as(pixels), pixels, columns[CONTRAST]).clamp(0, 1)
     pixels = torch.lerp(_grey(pixels).expand_as(pixels), pixels, columns[SATURATION]).clamp(0, 1)
-    pixels = torch.einsum("bij,bjhw->bihw", _hue_turns(appearance[:, HUE]).to(pixels.device), pixels).clamp(0, 1)
+    turns = _hue_turns(columns[HUE].flatten())
+    pixels = torch.einsum("bij,bjhw->bihw", turns, pixels).clamp(0, 1)
     pixels = torch.where(columns[GREY] > 0, _grey(pixels), pixels)
     pixels = _blur(pixels, appearance[:, BLUR])
     return torch.where((columns[SOLARISE] > 0) & (pixels >= 128 / 255), 1 - pixels, pixels)
@@ -114,10 +117,13 @@ def normalise(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
-def denormalise(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """pixels * std + mean for each channel of (B, 3, S, S): what `normalise` was given."""
-    shape = (1, 3, 1, 1)
-    return pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
+def renormalise(pixels: Tensor, *, given: Statistics, wanted: Statistics) -> Tensor:
+    """(B, 3, S, S), normalised by the mean and std `given`, as normalised by those `wanted`."""
+    if given == wanted:
+        return pixels
+    (mean, std), shape = given, (1, 3, 1, 1)
+    plain = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
+    return normalise(plain, mean=wanted[0], std=wanted[1])
 
 
 def _grey(pixels: Tensor) -> Tensor:

@@ -55,13 +55,20 @@ class Backbone(nn.Module, ABC):
         """Features of `layers`, counted from 1 up to `depth`; `attention` only where the class has it."""
 
     def learn(
-        self, images: Tensor, *, masked: Masked | None = None, noise: Noise = QUIET, norm: nn.Module | None = None
+        self,
+        images: Tensor,
+        *,
+        masked: Masked | None = None,
+        noise: Noise = QUIET,
+        norm: nn.Module | None = None,
+        class_only: bool = False,
     ) -> Features:
         """Features of the last layer as a student in training computes them.
 
         masked: patches it does not see; noise: what its blocks leave out; norm: in place of the last norm, for the class
-        token. ValueError where the backbone has no such thing.
+        token; class_only: patch tokens are not wanted, and may be (B, 0, 0, D). ValueError where there is no such thing.
         """
+        del class_only
         if masked is not None or noise.kept or noise.rotary_scale != 1.0 or norm is not None:
             raise ValueError(f"{type(self).__name__} has no mask token, no stochastic depth and no norm of its own for crops")
         return self.activations(images, layers=(self.depth,)).features[0]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -51,13 +51,12 @@ class World:
         gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
         return gathered
 
-    def mean(self, log: Log, device: torch.device) -> Log:
-        """The mean over all processes of each number."""
-        if self.size == 1:
-            return log
-        values = torch.tensor(list(log.values()), dtype=torch.float64, device=device)
-        dist.all_reduce(values)
-        return dict(zip(log, (values / self.size).tolist(), strict=True))
+    def mean(self, watched: Mapping[str, Tensor]) -> Log:
+        """The mean over all processes of each scalar; one transfer from the device, for each of which it would stop."""
+        values = torch.stack([value.detach().float() for value in watched.values()])
+        if self.size > 1:
+            dist.all_reduce(values)
+        return dict(zip(watched, (values / self.size).tolist(), strict=True))
 
     def from_main(self, value: T) -> T:
         """The main process's value, in all."""

@@ -46,6 +46,8 @@ class Engine:
         if self.is_sharded:  # ahead of .to(device): a device never holds a branch whole
             shard(self.method.branches(), device, dtype=autocast_dtype)
         self.method.to(device)
+        if device.type == "cuda" and autocast_dtype is not None:
+            torch.set_float32_matmul_precision("high")  # heads stay in float32, and keep the tensor cores
         self.optimizer = make_optimizer(self.method, config.optim)
         self.class_tokens: Tensor | None = None  # (B, D) of the last step's first global crops
         self._learner: nn.Module | None = None
@@ -85,10 +87,10 @@ class Engine:
         self.class_tokens = torch.cat(class_tokens)
         self.method.before_optimizer(step=step)
         grad_norm = self._clip()
-        log = {name: sum(float(part[name]) for part in losses) / parts for name in losses[0]}
-        log |= {name: float(value) for name, value in watched.items()}
-        log = self.world.mean(log, self.device)  # ahead of the question, so that all processes answer alike
-        if not math.isfinite(grad_norm) or not math.isfinite(log["loss"]):
+        summed = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+        # Ahead of the question, so that all processes answer alike.
+        log = self.world.mean({**summed, **watched, "grad_norm": grad_norm})
+        if not math.isfinite(log["grad_norm"]) or not math.isfinite(log["loss"]):
             raise Collapse(self._name_bad(views, step))
         self.optimizer.step()
         for branch in self.method.branches():
@@ -97,7 +99,6 @@ class Engine:
         self.method.update_teacher(step=step)
         return {
             **log,
-            "grad_norm": grad_norm,
             "lr": lr,
             "weight_decay": weight_decay,
             "momentum": self.method.momentum(step),
@@ -184,12 +185,12 @@ class Engine:
             "Lower optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last checkpoint is whole."
         )
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         """Scale all gradients to the largest norm allowed; the norm that they had."""
         limit = self.config.optim.clip_grad if self.config.optim.clip_grad > 0 else math.inf
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 @contextlib.contextmanager

@@ -64,7 +64,8 @@ def plan_trials(config: TrainConfig, sweeps: Sequence[str], *, names: Mapping[st
         settings = [f"{names.get(name, name)}={value}" for name, value in chosen]
         frame = [f"run.steps={length}", f"run.evaluate_every={length}", f"run.checkpoint_every={length}"]
         mapping = with_settings(to_mapping(config), [*frame, *settings])
-        trials.append(Trial(", ".join(f"{name}={value}" for name, value in chosen), from_mapping(TrainConfig, mapping)))
+        label = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in chosen)
+        trials.append(Trial(label, from_mapping(TrainConfig, mapping)))
     return trials
 
 

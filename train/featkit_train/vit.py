@@ -9,7 +9,7 @@ Letters: B pictures, (H, W) pixels, (h, w) patches, P = h * w, N = 1 + registers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -105,20 +105,28 @@ class VisionTransformer(Backbone):
         return Activations(tuple(features[number] for number in layers), class_attention)
 
     def learn(
-        self, images: Tensor, *, masked: Masked | None = None, noise: Noise = QUIET, norm: nn.Module | None = None
+        self,
+        images: Tensor,
+        *,
+        masked: Masked | None = None,
+        noise: Noise = QUIET,
+        norm: nn.Module | None = None,
+        class_only: bool = False,
     ) -> Features:
         """Features of the last layer as a student in training computes them; see Backbone."""
         tokens, (height, width) = self.tokenise(images, masked=masked)
         rotation = self._rotation(height, width, scale=noise.rotary_scale)
         for number, block in enumerate(self.blocks):
+            last = class_only and number == self.depth - 1
             if self.checkpoint_activations:
-                tokens = checkpoint(block, tokens, rotation, noise.of_block(number), use_reentrant=False)
+                tokens = checkpoint(block, tokens, rotation, noise.of_block(number), last, use_reentrant=False)
             else:
-                tokens = block(tokens, rotation, noise.of_block(number))
-        prefix = 1 + self.config.num_registers
-        normed = self.norm(tokens)
-        class_token = normed[:, 0] if norm is None else norm(tokens[:, 0])
-        return Features(class_token, torch.unflatten(normed[:, prefix:], 1, (height, width)))
+                tokens = block(tokens, rotation, noise.of_block(number), last)
+        class_token = (self.norm if norm is None else norm)(tokens[:, 0])
+        if class_only:
+            return Features(class_token, tokens.new_zeros(len(tokens), 0, 0, self.width))
+        patches = self.norm(tokens[:, 1 + self.config.num_registers :])
+        return Features(class_token, torch.unflatten(patches, 1, (height, width)))
 
     def tokenise(self, images: Tensor, *, masked: Masked | None = None) -> tuple[Tensor, tuple[int, int]]:
         """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them.
@@ -159,10 +167,18 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
         self.scale2 = LayerScale(config) if config.layer_scale is not None else nn.Identity()
 
-    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None, kept: Kept = ALL) -> Tensor:
-        """(B, N, D) to (B, N, D). Of each branch only the kept rows are computed, and count for those left out too."""
-        tokens = add_branch(tokens, lambda rows: self.scale1(self.attention(self.norm1(rows), rotation)), kept.attention)
-        return add_branch(tokens, lambda rows: self.scale2(self.mlp(self.norm2(rows))), kept.mlp)
+    def forward(
+        self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None, kept: Kept = ALL, class_only: bool = False
+    ) -> Tensor:
+        """(B, N, D) to (B, N, D), or to (B, 1, D) of the class token, which is all that a last block may be asked for.
+
+        Of each branch only the kept rows are computed, and count for those left out too.
+        """
+        rows = tokens if kept.attention is None else tokens.index_select(0, kept.attention)
+        mixed = self.scale1(self.attention(self.norm1(rows), rotation, class_only=class_only))
+        tokens = add_rows(tokens[:, :1] if class_only else tokens, mixed, kept.attention)
+        rows = tokens if kept.mlp is None else tokens.index_select(0, kept.mlp)
+        return add_rows(tokens, self.scale2(self.mlp(self.norm2(rows))), kept.mlp)
 
     def with_attention(
         self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None, *, wanted: bool
@@ -184,8 +200,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.qkv_bias)
         self.out = nn.Linear(config.width, config.width)
 
-    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(B, N, D) to (B, N, D)."""
+    def forward(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None = None, *, class_only: bool = False) -> Tensor:
+        """(B, N, D) to (B, N, D), or to (B, 1, D) of the class token, which then asks alone."""
+        if class_only:
+            return self.mix(*self._class_query_keys_values(tokens, rotation))
         return self.mix(*self.queries_keys_values(tokens, rotation))
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -195,16 +213,31 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """Each (B, heads, N, d), turned by their positions."""
-        bias: Tensor = self.qkv.bias
-        if self.config.qkv_bias and not self.config.key_bias:
-            query_bias, key_bias, value_bias = bias.chunk(3)
-            bias = torch.cat([query_bias, torch.zeros_like(key_bias), value_bias])
-        qkv = F.linear(tokens, self.qkv.weight, bias)
-        heads = torch.unflatten(qkv, -1, (3, self.config.num_heads, self.config.head_width))
-        queries, keys, values = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        queries, keys, values = self._heads(F.linear(tokens, self.qkv.weight, self._bias()), 3)
         if rotation is not None:
             queries, keys = self._rotate_patches(queries, rotation), self._rotate_patches(keys, rotation)
         return queries, keys, values
+
+    def _class_query_keys_values(self, tokens: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The class token's queries (B, heads, 1, d), which no position turns, and all keys and values."""
+        width, bias = self.config.width, self._bias()
+        query_bias, rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        (queries,) = self._heads(F.linear(tokens[:, :1], self.qkv.weight[:width], query_bias), 1)
+        keys, values = self._heads(F.linear(tokens, self.qkv.weight[width:], rest), 2)
+        return queries, keys if rotation is None else self._rotate_patches(keys, rotation), values
+
+    def _bias(self) -> Tensor | None:
+        """Of queries, keys and values (3 * D,), that of the keys masked where the family masks it."""
+        bias: Tensor | None = self.qkv.bias
+        if bias is None or self.config.key_bias:
+            return bias
+        query_bias, key_bias, value_bias = bias.chunk(3)
+        return torch.cat([query_bias, torch.zeros_like(key_bias), value_bias])
+
+    def _heads(self, products: Tensor, count: int) -> tuple[Tensor, ...]:
+        """(B, N, count * D) to `count` times (B, heads, N, d)."""
+        heads = torch.unflatten(products, -1, (count, self.config.num_heads, self.config.head_width))
+        return heads.permute(2, 0, 3, 1, 4).unbind(0)
 
     def _rotate_patches(self, heads: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
         prefix = 1 + self.config.num_registers
@@ -212,15 +245,15 @@ class Attention(nn.Module):
         return torch.cat([heads[:, :, :prefix], turned], dim=2)
 
 
-def add_branch(tokens: Tensor, branch: Callable[[Tensor], Tensor], kept: Tensor | None) -> Tensor:
-    """tokens (B, N, D) + branch(tokens), or for the rows `kept` (S,) alone, times B / S: stochastic depth that skips the work.
+def add_rows(tokens: Tensor, added: Tensor, kept: Tensor | None) -> Tensor:
+    """tokens (B, N, D) + added (B, N, D), or where `added` is of the rows `kept` (S,) alone, those with it times B / S.
 
-    arXiv 1603.09382, as DINOv2's released code batches it (`drop_add_residual_stochastic_depth`).
+    Stochastic depth that skips the work (arXiv 1603.09382), as DINOv2's released code batches it
+    (`drop_add_residual_stochastic_depth`).
     """
     if kept is None:
-        return tokens + branch(tokens)
-    added = branch(tokens.index_select(0, kept)).to(tokens.dtype)
-    return tokens.index_add(0, kept, added, alpha=len(tokens) / len(kept))
+        return tokens + added
+    return tokens.index_add(0, kept, added.to(tokens.dtype), alpha=len(tokens) / len(kept))
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.train.flags import SETTINGS, TrainFlags
 
-COLUMNS = ("loss", "teacher_entropy", "rankme", "images_per_s")
+# What of a trial's last log is shown, and under which heading.
+COLUMNS = {"loss": "loss", "teacher_entropy": "entropy", "rankme": "RankMe", "images_per_s": "images/s"}
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -37,7 +38,7 @@ def run_trials(config: "TrainConfig", sources: "Sequence[Source]", held_out: "So
         )
         for trial, outcome in zip(trials, outcomes, strict=True)
     ]
-    print_table(f"Trials of {length:,} steps", ("setting", "copy recall@1", *COLUMNS, "ended"), rows)
+    print_table(f"Trials of {length:,} steps", ("setting", "copies", *COLUMNS.values(), "ended"), rows)
     best = max(range(len(trials)), key=lambda number: outcomes[number].score)
     stdout().print(f"Best: {trials[best].label}.")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from featkit.cli.app import main
@@ -133,7 +134,7 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
 
 def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(folder: Path, tmp_path: Path) -> None:
     # As a terminal does it: to all processes of the group, workers too.
-    more = ("--steps", "400", "--workers", "1", "--set", "run.checkpoint_every=400", "--set", "run.evaluate_every=400")
+    more = ("--steps", "200", "--workers", "1", "--set", "run.checkpoint_every=200", "--set", "run.evaluate_every=200")
     process = start_featkit(*command(folder, tmp_path / "broken", *more), before=os.setsid)
     wait_until(lambda: "loss" in read_text(tmp_path / "broken" / "metrics.jsonl"), process)
     os.killpg(process.pid, signal.SIGINT)
@@ -142,7 +143,7 @@ def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(fo
     assert stopped is not None, said.error
     assert (said.code, "Traceback" in said.error) == (130, False)
     assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == [f"step-{int(stopped[1]):08d}"]
-    assert 0 < int(stopped[1]) < 400
+    assert 0 < int(stopped[1]) < 200
     assert main(command(folder, tmp_path / "broken", "--quiet", *more, "--resume")) == 0
     assert main(command(folder, tmp_path / "whole", "--quiet", *more)) == 0
     broken, whole = (tmp_path / name / "backbone.safetensors" for name in ("broken", "whole"))
@@ -208,4 +209,83 @@ def test_data_that_is_not_there_ends_with_2_and_leaves_no_folder(
     error = capsys.readouterr().err
     assert str(tmp_path / name) in error
     assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method", ["ibot", "dinov2", "dinov3"])
+def test_each_method_is_a_command_that_trains_by_it(method: str, folder: Path, tmp_path: Path) -> None:
+    words = ["train", method, str(folder / "pictures"), "--out", str(tmp_path / "run"), "--recipe", str(folder / "small.yaml")]
+    assert main([*words, "--quiet", "--steps", "1"]) == 0
+    _, info = load_backbone(tmp_path / "run")
+    assert info.family == method
+
+
+def test_a_teacher_is_distilled_and_a_run_adapted_by_name(folder: Path, run: Path, tmp_path: Path) -> None:
+    data = str(folder / "pictures")
+    recipe = ["--recipe", str(folder / "small.yaml"), "--quiet", "--set", "pretrained.head_steps=1"]
+    assert main(["train", "distill", data, "--teacher", str(run), "--out", str(tmp_path / "small"), *recipe]) == 0
+    assert main(["train", "adapt", data, "--model", str(run), "--out", str(tmp_path / "adapted"), *recipe]) == 0
+    backbone, _ = load_backbone(tmp_path / "adapted")
+    assert backbone.config.width == SMALL["model"]["width"]  # type: ignore[index]
+
+
+def test_an_earlier_run_is_gone_on_from_with_other_settings(folder: Path, run: Path, tmp_path: Path) -> None:
+    assert main(command(folder, tmp_path / "stage", "--quiet", "--init", str(run), "--lr", "0.0", "--steps", "1")) == 0
+    begun, _ = load_backbone(run)
+    gone_on, _ = load_backbone(tmp_path / "stage")
+    momentum = 0.9  # of a teacher whose student has hardly moved
+    for name, tensor in begun.state_dict().items():
+        assert torch.allclose(tensor, gone_on.state_dict()[name], atol=1 - momentum), name
+
+
+def test_a_plan_is_said_once_the_first_steps_are_done(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(folder, tmp_path / "run", "--steps", "14")) == 0
+    plan = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("plan: "))
+    assert re.fullmatch(
+        r"plan: 2 steps to go, \d+ min at [\d.]+ images/s on cpu, [\d.]+ GB of memory\. Ctrl-C stops at a checkpoint\.", plan
+    )
+
+
+def test_a_sweep_runs_short_trials_and_tables_them(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "trials"
+    assert main(command(folder, out, "--sweep", "momentum=0.5,0.9", "--sweep", "dino.koleo_weight=0,0.1", "--steps", "2")) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0].strip() == "Trials of 2 steps"
+    assert re.split(r"\s{2,}", lines[1].strip())[:3] == ["setting", "copies", "loss"]
+    labels = [re.split(r"\s{2,}", line.strip())[0] for line in lines[2:6]]
+    assert labels == [f"momentum={m}, koleo_weight={k}" for m in (0.5, 0.9) for k in (0, 0.1)]
+    assert lines[6].startswith("Best: momentum=")
+    assert "4 trials of 2 steps each" in said.err
+    used = yaml.safe_load((out / "momentum=0.5,_koleo_weight=0.1" / "config.yaml").read_text())["config"]
+    assert (used["teacher"]["momentum"], used["dino"]["koleo_weight"]) == (0.5, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ("momentum", "--sweep momentum has no values"),
+        ("momentun=0.9", "There is no setting momentun to sweep; did you mean momentum?"),
+        ("optim.lrr=1", "There is no setting optim.lrr; did you mean optim.lr?"),
+    ],
+)
+def test_a_sweep_that_cannot_be_run_ends_with_2(
+    folder: Path, tmp_path: Path, sweep: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(folder, tmp_path / "run", "--quiet", "--sweep", sweep)) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(folder, tmp_path / "run", "--slurm", "--nodes", "2", "--gpus-per-node=4", "--time", "1:00:00")
+    monkeypatch.setattr("sys.argv", ["featkit", *words])
+    assert main(words) == 0
+    script = capsys.readouterr().out
+    assert script.startswith("#!/")
+    assert "#SBATCH --nodes=2" in script
+    assert "--nproc-per-node" in script
+    assert f"train dino {folder}/pictures" in script
+    assert "--slurm" not in script
     assert not (tmp_path / "run").exists()

@@ -18,7 +18,7 @@ from featkit_train.weights import BackboneInfo
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.methods.published_backbone import MEAN, PUBLISHED, STD, save_published
 from tests.train.methods.test_dinov2 import plain_loss
-from tests.train.methods.training import OWN_HEAD, assert_same_gradients, draw, gradients, random_views, take_step
+from tests.train.methods.training import OWN_HEAD, assert_same_gradients, dice, draw, gradients, random_views, take_step
 from tests.train.small import small_config
 
 
@@ -94,6 +94,19 @@ def test_freezing_and_thawing_are_said_once(tmp_path: Path) -> None:
     cold = adapt(tmp_path / "cold", "pretrained.head_steps=0")
     assert [cold.prepare(step) for step in range(2)] == [True, False]
     assert all(parameter.requires_grad for parameter in cold.student.parameters())
+
+
+def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(tmp_path: Path) -> None:
+    method = adapt(tmp_path / "published", "dino.freeze_last_layer_steps=2")  # heads learn alone for 3 steps
+    still = []
+    for step in range(7):
+        method.prepare(step)
+        targets, _ = method.aim([method.look(random_views())], step=step)
+        method.zero_grad()
+        method(random_views(), targets[0], dice()).loss.backward()
+        method.before_optimizer(step=step)
+        still.append(method.student.head.prototypes.grad is None)
+    assert still == [True, True, False, True, True, False, False]
 
 
 def test_a_network_that_cannot_hide_patches_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from featkit_train.methods import MomentumTeacher, Views, make_method
 from featkit_train.methods.dinov3 import DinoV3
 from featkit_train.noise import draw_noise
 from featkit_train.vit import VisionTransformer
-from tests.train.methods.published_backbone import save_published
+from tests.train.methods.published_backbone import MEAN, STD, save_published
 from tests.train.methods.training import (
     BATCH,
     OWN_HEAD,
@@ -52,7 +52,8 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
     assert student.mask_token is not None
     seen = student.backbone.learn(views.global_crops.flatten(0, 1), masked=Masked(hidden, student.mask_token), noise=noises[0])
     last: list[Tensor] = []
-    hook = student.backbone.get_submodule("norm").register_forward_pre_hook(lambda _module, inputs: last.append(inputs[0]))
+    block = student.backbone.get_submodule("blocks.1")
+    hook = block.register_forward_hook(lambda _module, _inputs, output: last.append(output))
     student.backbone.learn(views.local_crops.flatten(0, 1), noise=noises[1])
     hook.remove()
     assert isinstance(student.local_norm, nn.LayerNorm)
@@ -182,9 +183,25 @@ def test_a_gram_teacher_of_another_architecture_is_taken_only_where_it_stays(tmp
     assert result.watched["gram_loss"].isfinite()
 
 
+def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Path) -> None:
+    backbone = save_published(tmp_path / "earlier", position="rotary", key_bias=False)
+    method = dinov3(*GRAM, f"gram.teacher={tmp_path / 'earlier'}", "gram.max_updates=0")
+    assert isinstance(method, DinoV3)
+    assert method.gram_teacher is not None
+    method.gram_teacher.load_state_dict(backbone.state_dict())
+    views = random_views(gram_size=64)
+    result, _ = take_step(method, views, step=0)
+    crops = views.gram.flatten(0, 1)
+    channels = [torch.tensor(values).view(3, 1, 1) for values in (method.mean, method.std, MEAN, STD)]
+    seen = (crops * channels[1] + channels[0] - channels[2]) / channels[3]
+    looks = method.student_looks(views, method.aim([method.look(views)], step=0)[0][0], dice())
+    expected = gram_loss(looks.patch_tokens.flatten(0, 1), backbone(seen).patch_tokens)
+    assert result.watched["gram_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_gram_size_that_its_teacher_cannot_cut_is_refused(tmp_path: Path) -> None:
     save_published(tmp_path / "coarse", patch=16)
-    with pytest.raises(InputError, match=r"gram\.size 40 is no multiple of the patch 16 of .*coarse"):
+    with pytest.raises(InputError, match=r"gram\.teacher .*coarse has patches of 16, which 40 pixels do not hold"):
         make_method(of("dinov3", *ROTARY, "gram.weight=1.0", "gram.size=40", f"gram.teacher={tmp_path / 'coarse'}"))
 
 

@@ -169,7 +169,7 @@ def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(t
     method = drawn_method(of("distill", f"pretrained.name={tmp_path / 'teacher'}"))
     assert isinstance(method, Distill)
     method.teacher.backbone.load_state_dict(backbone.state_dict())
-    method.teacher_mean, method.teacher_std = method.mean, method.std
+    method.teacher_statistics = (method.mean, method.std)
     views = random_views()
     expected = backbone(views.global_crops.flatten(0, 1)).class_token
     assert torch.equal(method.look(views).class_tokens.flatten(0, 1), expected)

@@ -93,6 +93,7 @@ class Branch(nn.Module):
     def __init__(self, backbone: Backbone, config: TrainConfig, *, patch_loss: bool, local_norm: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
+        self.class_only = not patch_loss  # patch tokens are nobody's concern
         self.head = ProjectionHead(backbone.width, config.dino.head)
         self.patch_head = (
             ProjectionHead(backbone.width, config.ibot.head) if patch_loss and config.ibot.head is not None else None
@@ -114,11 +115,13 @@ class Branch(nn.Module):
         masked = None
         if masks is not None and self.mask_token is not None:
             masked = Masked(masks.flatten(0, 1), self.mask_token)
-        features = self.backbone.learn(global_crops.flatten(0, 1), masked=masked, noise=noise[0])
+        pixels = global_crops.flatten(0, 1)
+        features = self.backbone.learn(pixels, masked=masked, noise=noise[0], class_only=self.class_only)
         class_tokens = torch.unflatten(features.class_token, 0, size)
         everyone = [class_tokens]
         if local_crops is not None and local_crops.shape[0]:
-            local = self.backbone.learn(local_crops.flatten(0, 1), noise=noise[1], norm=self.local_norm)
+            pixels = local_crops.flatten(0, 1)
+            local = self.backbone.learn(pixels, noise=noise[1], norm=self.local_norm, class_only=True)
             everyone.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
         patches = features.patch_tokens.flatten(0, 2).index_select(0, places)
         return Looks(

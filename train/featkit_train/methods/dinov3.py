@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from featkit.errors import InputError
+from featkit_train.augment import Statistics, renormalise
 from featkit_train.backbones import Backbone
 from featkit_train.losses import gram_loss
 from featkit_train.methods.base import Branch, Looks, Targets, Term, Views
@@ -41,6 +42,7 @@ class DinoV3(DinoV2):
 
     def _first_gram_teacher(self) -> Backbone:
         gram = self.config.gram
+        self.gram_statistics: Statistics = (self.mean, self.std)
         if gram.teacher is None:
             return copy.deepcopy(self.teacher.backbone)
         backbone, info = load_pretrained(gram.teacher, quiet=True)
@@ -49,8 +51,7 @@ class DinoV3(DinoV2):
                 raise InputError(
                     f"gram.teacher {gram.teacher} has patches of {backbone.patch}, which {size} pixels do not hold."
                 )
-        if (info.geometry.mean, info.geometry.std) != (self.mean, self.std):
-            raise InputError(f"{gram.teacher} knows pixels of other statistics than this run's; take a run of featkit's own.")
+        self.gram_statistics = (info.geometry.mean, info.geometry.std)
         ours = {name: tensor.shape for name, tensor in self.teacher.backbone.state_dict().items()}
         theirs = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
         if gram.max_updates and ours != theirs:
@@ -82,7 +83,8 @@ class DinoV3(DinoV2):
         """DINOv2's, and the Gram term over all patches of the global crops."""
         terms = super().terms(looks, views, targets)
         if self.gram_teacher is not None:
+            crops = renormalise(views.gram.flatten(0, 1), given=(self.mean, self.std), wanted=self.gram_statistics)
             with torch.no_grad():
-                patches = self.gram_teacher(views.gram.flatten(0, 1)).patch_tokens
+                patches = self.gram_teacher(crops).patch_tokens
             terms["gram_loss"] = Term(self.config.gram.weight, gram_loss(looks.patch_tokens.flatten(0, 1), patches))
         return terms

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featkit_train.augment import denormalise, normalise
+from featkit_train.augment import renormalise
 from featkit_train.backbones import Backbone
 from featkit_train.ema import update_ema
 from featkit_train.heads import ProjectionHead
@@ -35,7 +35,7 @@ class Distill(DinoV2):
         """Teacher from its weights, student and average from the config, and heads that learn for the teacher."""
         source = self.config.pretrained
         backbone, info = load_pretrained(source.name, weights=Path(source.weights) if source.weights else None, quiet=True)
-        self.teacher_mean, self.teacher_std = info.geometry.mean, info.geometry.std
+        self.teacher_statistics = (info.geometry.mean, info.geometry.std)
         self.teacher = Branch(backbone, self.config, patch_loss=True).requires_grad_(False)
         self.trial_heads = copy.deepcopy(self.teacher.heads()).requires_grad_(True)
         self.student = Branch(VisionTransformer(self.config.model), self.config, patch_loss=True)
@@ -74,9 +74,7 @@ class Distill(DinoV2):
     def look(self, views: Views) -> Looks:
         """The teacher at the global crops, brought to the size and the pixel statistics that it knows."""
         crops = views.global_crops.flatten(0, 1)
-        if (self.teacher_mean, self.teacher_std) != (self.mean, self.std):
-            pixels = denormalise(crops, mean=self.mean, std=self.std)
-            crops = normalise(pixels, mean=self.teacher_mean, std=self.teacher_std)
+        crops = renormalise(crops, given=(self.mean, self.std), wanted=self.teacher_statistics)
         patch, teacher_patch = self.student.backbone.patch, self.teacher.backbone.patch
         if patch != teacher_patch:  # the same grid of patches
             size = [side // patch * teacher_patch for side in crops.shape[-2:]]
