@@ -15,24 +15,17 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from featkit.embedder import Embedder
 from featkit.evaluate.copies import evaluate_copies
-from featkit.sources import Source, open_source
+from featkit.sources import Source
 from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.loop import train
+from tests.benchmarks.photos import open_photos
 from tests.benchmarks.record import is_quick, write_result
-from tests.data import shared_data
 
 MINUTES = 15.0
 WARM_STEPS = 1 if is_quick() else 10
-HELD_OUT = 10 if is_quick() else 200
-
-
-def open_part(files: list[Path], listing: Path) -> Source:
-    """Some pictures of a folder as a source."""
-    listing.write_text("\n".join(str(path.resolve()) for path in files))
-    return open_source(listing)
 
 
 def tiny(steps: int) -> TrainConfig:
@@ -49,14 +42,11 @@ def recall(run: Path, held_out: Source, feature: Feature) -> dict[str, float]:
 
 def main() -> None:
     """Train, measure and record."""
-    data = shared_data()
-    if data is None:
-        raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
     minutes = 0.1 if is_quick() else float(sys.argv[1]) if len(sys.argv) > 1 else MINUTES
-    photos = sorted((data / "photos").iterdir())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-HELD_OUT:], folder / "last.txt")
+        photos = open_photos(folder)
+        first, last = photos.learnt, photos.held_out
         warm = train(tiny(WARM_STEPS), [first], folder / "warm")
         untrained = train(tiny(1), [first], folder / "untrained")
         assert untrained.steps == 1

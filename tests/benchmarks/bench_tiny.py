@@ -28,9 +28,8 @@ from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
 from featkit_train.configure import configure
 from featkit_train.loop import train
-from tests.benchmarks.bench_first_run import HELD_OUT, open_part
+from tests.benchmarks.photos import NUM_HELD_OUT, NUM_LEARNT, data_folder, open_part
 from tests.benchmarks.record import is_quick, write_result
-from tests.data import shared_data
 
 NEIGHBOURS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
 
@@ -85,13 +84,14 @@ def measure(run: Path, held_out: Source, feature: Feature, out: Path) -> CopiesR
 
 def main() -> None:
     """Measure and record."""
-    data = shared_data()
-    if data is None:
-        raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
+    data = data_folder()
     photos = sorted((data / "photos").iterdir())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        first, last = open_part(photos[:400], folder / "first.txt"), open_part(photos[-HELD_OUT:], folder / "last.txt")
+        first, last = (
+            open_part(photos[:NUM_LEARNT], folder / "first.txt"),
+            open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
+        )
         run = Path(sys.argv[1]) if len(sys.argv) > 1 and not is_quick() else folder / "run"
         if not run.is_dir():
             settings = ["run.steps=4"] if is_quick() else []

@@ -12,7 +12,7 @@ import copy
 import io
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -75,9 +75,17 @@ class LightlyLoop(Loop[list[Tensor]]):
     """Student and teacher, lightly's data, and a step but for its loss."""
 
     def __init__(
-        self, config: TrainConfig, source: Source, *, device: torch.device, autocast_dtype: torch.dtype | None
+        self,
+        config: TrainConfig,
+        source: Source,
+        *,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None,
+        lr: float = 1e-3,
+        momentum: Callable[[int], float] = lambda _step: MOMENTUM,
     ) -> None:
         self.config, self.device, self.images = config, device, config.run.batch_size
+        self.momentum, self.number = momentum, 0
         self.autocast_dtype = autocast_dtype
         self.student = VisionTransformer(config.model)
         with warnings.catch_warnings():  # torch has a newer word for weight_norm
@@ -90,7 +98,7 @@ class LightlyLoop(Loop[list[Tensor]]):
         for module in teacher:
             module.requires_grad_(False)
         self.parameters = [parameter for module in student for parameter in module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, fused=True)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, fused=True)
         loader = DataLoader(
             LightlyPictures(source, dino_transform(config)),
             batch_size=config.run.batch_size,
@@ -126,7 +134,8 @@ class LightlyLoop(Loop[list[Tensor]]):
         self.optimizer.step()
         self.optimizer.zero_grad()
         for student, teacher in zip(*self.branches(), strict=True):
-            self.update_momentum(student, teacher, m=MOMENTUM)
+            self.update_momentum(student, teacher, m=self.momentum(self.number))
+        self.number += 1
 
     def _endless(self, loader: DataLoader[list[Tensor]]) -> Iterator[list[Tensor]]:
         while True:

@@ -25,6 +25,7 @@ from featkit_train.diagnostics import Collapse, Watch, rank_me, slow_teacher
 from featkit_train.distributed import ALONE, World, join_world, local_device
 from featkit_train.engine import Engine
 from featkit_train.meter import Log, Meter
+from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.plan import Plan, Planner
 from featkit_train.probe import COPIES, HeldOut
 from featkit_train.report import write_report
@@ -146,7 +147,9 @@ class Run:
         )
         autocast_dtype = pick_autocast(run.precision, self.device)
         self.engine = Engine(config, device=self.device, autocast_dtype=autocast_dtype, world=world)
-        self.geometry = geometry_of(config, self.engine)
+        self.geometry = geometry_of(
+            config, patch=self.engine.method.result.patch, mean=self.engine.method.mean, std=self.engine.method.std
+        )
         self.dataset = CropDataset(
             source,
             crops=config.crops,
@@ -364,7 +367,13 @@ def _nowhere(_first_step: int, _on_log: Callable[[Log], None]) -> Iterator[Write
     yield lambda _step, _log: None
 
 
-def geometry_of(config: TrainConfig, engine: Engine) -> Geometry:
+def geometry_of(
+    config: TrainConfig,
+    *,
+    patch: int,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Geometry:
     """How pictures reach the trained backbone: at the size of its global crops."""
     size = config.crops.global_size
     return Geometry(
@@ -373,9 +382,9 @@ def geometry_of(config: TrainConfig, engine: Engine) -> Geometry:
         resize=config.resize,
         resize_to=size,
         interpolation="bicubic",
-        patch=engine.method.result.patch,
-        mean=engine.method.mean,
-        std=engine.method.std,
+        patch=patch,
+        mean=mean,
+        std=std,
     )
 
 
