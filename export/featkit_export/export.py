@@ -21,9 +21,9 @@ from featkit.whitening import Whitening
 from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, Traced, TraceError, trace
 from featkit_export.seal import seal
 from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_pictures, open_session, require_parity
-from featkit_train.backbones import Backbone
-from featkit_train.pretrained import load_pretrained
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo
 
 TIMED_ROUNDS = 5
@@ -58,10 +58,10 @@ def export_model(
 ) -> ExportReport:
     """Write a published backbone, or that of a run folder, as a model file `out`.
 
-    source, weights, branch: as in `featkit_train.pretrained.load_pretrained`. size: the one (height, width) in pixels that the
-    graph takes. quiet: no progress bar of what is fetched. on_step is called with what begins now. InputError for what cannot
-    be read or does not go together; ParityError or TraceError, with nothing written, when the graph disagrees with torch or
-    cannot be made.
+    source, weights, branch: as in `featkit_train.published.pretrained.load_pretrained`. size: the one (height, width) in
+    pixels that the graph takes. quiet: no progress bar of what is fetched. on_step is called with what begins now.
+    InputError for what cannot be read or does not go together; ParityError or TraceError, with nothing written, when the
+    graph disagrees with torch or cannot be made.
     """
     on_step("reading the weights")
     backbone, info = load_pretrained(str(source), weights=weights, branch=branch, quiet=quiet)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from featkit_train.downloads import fetch_repository
+from featkit_train.published.downloads import fetch_repository
 
 HUB = "hub:"
 FILES = ("README.md", "config.json", "preprocessor_config.json", "onnx/model.onnx*")

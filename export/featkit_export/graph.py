@@ -24,7 +24,7 @@ from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, OUTPUTS, PATCHES
 from featkit.whitening import Whitening
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER
-from featkit_train.backbones import Backbone, Features
+from featkit_train.networks.base import Backbone, Features
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
 Feature: TypeAlias = Literal["cls", "mean", "gem", "cls+mean", "cls+gem"]

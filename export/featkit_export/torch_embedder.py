@@ -10,7 +10,7 @@ import torch
 from featkit.geometry import Geometry
 from featkit.modelfile import Manifest
 from featkit_export.graph import OPSET, EmbeddingGraph, Recipe
-from featkit_train.device import pick_device
+from featkit_train.engine.device import pick_device
 from featkit_train.weights import BackboneInfo, load_backbone
 
 DEFAULT_BATCH = 32

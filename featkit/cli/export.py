@@ -305,7 +305,7 @@ def shown(value: object) -> str:
 
 def print_list(*, as_json: bool) -> None:
     """The published models, without loading torch."""
-    from featkit_train.zoo import PUBLISHED
+    from featkit_train.published.zoo import PUBLISHED
 
     columns = ("name", "parameters", "width", "patch", "native size", "licence", "weights from")
     rows = [

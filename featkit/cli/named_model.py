@@ -39,7 +39,7 @@ def model_file(model: str | None, *, quiet: bool = False) -> Path:
 
 def _source(model: str) -> str:
     """The published name itself where torch can read its weights, else the ONNX file that others made of them."""
-    from featkit_train.zoo import find_published
+    from featkit_train.published.zoo import find_published
 
     published = find_published(model)
     if find_spec("torch") is None and published is not None and published.onnx_hub is not None:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from featkit.resources import usable_cpus
-from featkit_train.device import pick_autocast, pick_device
-from featkit_train.vit import Attention, Block, VisionTransformer, ViTConfig, attend
+from featkit_train.engine.device import pick_autocast, pick_device
+from featkit_train.networks.vit import Attention, Block, VisionTransformer, ViTConfig, attend
 from tests.benchmarks.flops import synchronise
 from tests.benchmarks.record import alternate, is_quick, median_ratio, write_result
 

@@ -25,9 +25,9 @@ from featkit.pipeline import embed_source
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_export.export import export_model
-from featkit_train.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.published.zoo import PUBLISHED
 from featkit_train.weights import BackboneInfo, save_backbone
-from featkit_train.zoo import PUBLISHED
 from tests.benchmarks.record import median_ratio, write_result
 from tests.data import shared_data
 

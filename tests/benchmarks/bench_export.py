@@ -32,9 +32,9 @@ from featkit_export.graph import EmbeddingGraph, Recipe
 from featkit_export.int8 import observe_ranges, quantise_static
 from featkit_export.precision import lower
 from featkit_export.seal import seal
-from featkit_train.vit import ViTConfig
+from featkit_train.networks.vit import ViTConfig
+from featkit_train.published.zoo import PUBLISHED
 from featkit_train.weights import BackboneInfo
-from featkit_train.zoo import PUBLISHED
 from tests.benchmarks.record import write_result
 from tests.data import shared_data
 from tests.export.backbones import drawn_backbone

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from featkit.resources import usable_cpus
-from featkit_train import vit
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.losses import dino_loss
 from featkit_train.methods import MomentumTeacher, make_method
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks import vit
+from featkit_train.networks.vit import VisionTransformer
 from tests.benchmarks.flops import count_flops
 from tests.benchmarks.record import is_quick, markdown_table, write_result
 

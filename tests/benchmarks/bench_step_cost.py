@@ -22,8 +22,8 @@ import torch
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_train.configure import configure
-from featkit_train.data import Crops
-from featkit_train.device import pick_autocast
+from featkit_train.engine.device import pick_autocast
+from featkit_train.pictures.batches import Crops
 from tests.benchmarks.flops import ProductsOf, Rate, best_rate, count_flops, measure_products
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.parts import Clock, clocked, shares_of_operators

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from featkit.sources import Source
-from featkit_train.backbones import Features, Masked
 from featkit_train.config import TrainConfig
-from featkit_train.heads import HeadConfig
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.base import Features, Masked
+from featkit_train.networks.heads import HeadConfig
+from featkit_train.networks.vit import VisionTransformer
 from tests.benchmarks.loops import Loop
 from tests.torchvision_without_cuda import import_lightly_loss, import_quietly
 

@@ -12,8 +12,8 @@ import torch
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.data import Crops, crop_loader
 from featkit_train.loop import Run, next_batch
+from featkit_train.pictures.batches import Crops, crop_loader
 from tests.benchmarks.flops import synchronise
 
 Batch = TypeVar("Batch")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from featkit_train.engine import Engine
+from featkit_train.engine.step import Engine
 from featkit_train.methods import MomentumTeacher
 from tests.benchmarks.flops import synchronise
 

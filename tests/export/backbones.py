@@ -17,12 +17,12 @@ from featkit.geometry import Geometry
 from featkit.modelfile import OUTPUTS
 from featkit_export.export import ExportReport, export_backbone
 from featkit_export.graph import Recipe
-from featkit_train.backbones import Backbone
-from featkit_train.positions import rotary_periods
-from featkit_train.pretrained import build
-from featkit_train.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.positions import rotary_periods
+from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.published.pretrained import build
+from featkit_train.published.zoo import Published
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
-from featkit_train.zoo import Published
 
 CONFIGS = {
     "dino": ViTConfig(patch=8, width=48, depth=2, num_heads=3, mlp_width=96, position_grid=6),

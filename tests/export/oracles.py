@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from featkit.geometry import Geometry
-from featkit_train.zoo import Published
+from featkit_train.published.zoo import Published
 from tests.export.zoo_files import hugging_face_config, hugging_face_names, official_names
 from tests.torchvision_without_cuda import import_quietly
-from tests.train.test_vit import UNUSED, official_positions, renamed
+from tests.train.networks.test_vit import UNUSED, official_positions, renamed
 
 TIMM = {
     "dino_vits16": "vit_small_patch16_224",

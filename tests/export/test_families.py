@@ -21,9 +21,9 @@ from featkit.modelfile import OUTPUTS
 from featkit_export.export import ExportReport, export_backbone
 from featkit_export.graph import Recipe
 from featkit_export.verify import draw_pictures
-from featkit_train.pretrained import load_published, with_depth
-from featkit_train.vit import VisionTransformer
-from featkit_train.zoo import PUBLISHED, Published
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.pretrained import load_published, with_depth
+from featkit_train.published.zoo import PUBLISHED, Published
 from tests.export.backbones import drawn_published
 from tests.export.oracles import (
     TIMM,

@@ -24,10 +24,10 @@ from featkit.whitening import Whitening
 from featkit_export.export import export_backbone, sized
 from featkit_export.graph import FEATURES, OPSET, EmbeddingGraph, Recipe, Traced, TraceError, check_graph
 from featkit_export.verify import draw_pictures
-from featkit_train.backbones import Activations, Backbone, Features
+from featkit_train.networks.base import Activations, Backbone, Features
 from tests.export.backbones import ALL_OUTPUTS, CONFIGS, drawn_backbone, file_of, geometry_for, info_for
 from tests.sentences import refused
-from tests.train.test_vit import make_reference, renamed
+from tests.train.networks.test_vit import make_reference, renamed
 
 # transformers stretches the tables of these by the official rule, so they serve at every size.
 REFERENCES = ("dinov2_reg_swiglu", "dinov3")

@@ -17,8 +17,8 @@ from PIL import Image
 from featkit.embedder import Embedder
 from featkit.geometry import Geometry
 from featkit_export.export import export_backbone, sized
-from featkit_train.pretrained import load_published, with_depth
-from featkit_train.zoo import PUBLISHED
+from featkit_train.published.pretrained import load_published, with_depth
+from featkit_train.published.zoo import PUBLISHED
 from tests.data import shared_data
 from tests.export.backbones import drawn_published
 from tests.export.oracles import cosines, transformers_model

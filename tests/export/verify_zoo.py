@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from featkit_train.zoo import PUBLISHED, Published, find_published
+from featkit_train.published.zoo import PUBLISHED, Published, find_published
 
 TIMM_EXAMPLES = ("timm:vit_tiny_patch16_224", "timm:resnet18", "timm:vit_small_patch16_dinov3")
 ADOPTED = "adopt:dinov2-with-registers"
@@ -126,7 +126,7 @@ def run_child(work: str, name: str, folder: Path) -> dict[str, Any]:
 
 def row_of(name: str) -> tuple[Published, str]:
     """The row that is tried for a name, and a note where it is not the whole of it."""
-    from featkit_train.pretrained import with_depth
+    from featkit_train.published.pretrained import with_depth
 
     published = find_published(name)
     if published is None:
@@ -139,7 +139,7 @@ def row_of(name: str) -> tuple[Published, str]:
 
 def write(name: str, folder: Path) -> dict[str, Any]:
     """Draw the weights and write them as they are published."""
-    from featkit_train.borrowed import TimmModel
+    from featkit_train.networks.borrowed import TimmModel
     from featkit_train.weights import write_tensors
     from tests.export.backbones import draw_weights, drawn_published
     from tests.export.zoo_files import write_published
@@ -159,7 +159,7 @@ def export(name: str, folder: Path) -> dict[str, Any]:
     from featkit.modelfile import OUTPUTS
     from featkit_export.export import export_backbone
     from featkit_export.graph import Recipe
-    from featkit_train.pretrained import load_pretrained, load_published
+    from featkit_train.published.pretrained import load_pretrained, load_published
 
     times = {"start": time.perf_counter()}
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featkit_train.published.zoo import Published
 from featkit_train.weights import write_tensors
-from featkit_train.zoo import Published
 
 Renames = tuple[tuple[str, str], ...]
 BLOCK = r"blocks\.(\d+)\."

@@ -17,14 +17,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from featkit.geometry import Geometry
 from featkit.sources import open_source
-from featkit_train.checkpoints import Progress, load_checkpoint, save_checkpoint
 from featkit_train.config import TrainConfig, from_mapping, with_settings
-from featkit_train.data import CropDataset, Crops, EpochOrder, crop_loader
-from featkit_train.distributed import World, join_world
-from featkit_train.engine import Engine
+from featkit_train.engine.checkpoints import Progress, load_checkpoint, save_checkpoint
+from featkit_train.engine.distributed import World, join_world
+from featkit_train.engine.step import Engine
 from featkit_train.loop import train
-from featkit_train.meter import Log
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.watching.meter import Log
 from featkit_train.weights import BackboneInfo, save_backbone
 from tests.train.small import SMALL, small_config
 

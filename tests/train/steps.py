@@ -13,11 +13,11 @@ import torch
 
 from featkit.sources import open_source
 from featkit_train.config import TrainConfig
-from featkit_train.data import CropDataset, Crops, EpochOrder, crop_loader
-from featkit_train.device import pick_autocast
-from featkit_train.distributed import ALONE
-from featkit_train.engine import Engine
-from featkit_train.meter import Log
+from featkit_train.engine.device import pick_autocast
+from featkit_train.engine.distributed import ALONE
+from featkit_train.engine.step import Engine
+from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.watching.meter import Log
 from tests.pictures import draw_folder
 
 NUM_PICTURES = 20

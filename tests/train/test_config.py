@@ -9,7 +9,7 @@ import pytest
 
 from featkit.errors import InputError
 from featkit_train.config import RECIPES, Resolution, TrainConfig, from_mapping, read_recipe, to_mapping, with_settings
-from featkit_train.heads import HeadConfig
+from featkit_train.networks.heads import HeadConfig
 
 
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.yaml")))

@@ -21,18 +21,18 @@ from torch.distributed.tensor import DTensor
 
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.sources import open_source
-from featkit_train import pretrained
-from featkit_train.checkpoints import list_checkpoints
 from featkit_train.config import TrainConfig
-from featkit_train.data import CropDataset, Crops
-from featkit_train.diagnostics import Collapse, Finding, Watch
-from featkit_train.distributed import World
-from featkit_train.engine import Engine
+from featkit_train.engine.checkpoints import list_checkpoints
+from featkit_train.engine.distributed import World
+from featkit_train.engine.step import Engine
 from featkit_train.loop import Ears, Run, train
-from featkit_train.meter import Log
-from featkit_train.probe import COPIES, HeldOut
+from featkit_train.networks.vit import Block
+from featkit_train.pictures.batches import CropDataset, Crops
+from featkit_train.published import pretrained
 from featkit_train.run_folder import NOTES_FILE
-from featkit_train.vit import Block
+from featkit_train.watching.diagnostics import Collapse, Finding, Watch
+from featkit_train.watching.meter import Log
+from featkit_train.watching.probe import COPIES, HeldOut
 from featkit_train.weights import load_backbone
 from tests.train.methods.published_backbone import save_published
 from tests.train.small import small_config

@@ -15,14 +15,14 @@ from safetensors.torch import load_file
 from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.lock import WriterLock
 from featkit.sources import open_source
-from featkit_train.backbones import Backbone
-from featkit_train.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
 from featkit_train.config import TrainConfig
-from featkit_train.device import pick_autocast, pick_device
+from featkit_train.engine.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
+from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.loop import Run, train
-from featkit_train.meter import Log
-from featkit_train.plan import MEASURED_STEPS, WARM_STEPS, Plan
+from featkit_train.networks.base import Backbone
 from featkit_train.run_folder import LOCK_FILE
+from featkit_train.watching.meter import Log
+from featkit_train.watching.plan import MEASURED_STEPS, WARM_STEPS, Plan
 from featkit_train.weights import load_backbone
 from tests.pictures import draw_folder
 from tests.processes import run_python

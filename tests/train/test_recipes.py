@@ -12,7 +12,7 @@ from featkit_train.config import RECIPES, TrainConfig, from_mapping, read_recipe
 from featkit_train.configure import configure
 from featkit_train.loop import train
 from featkit_train.methods import METHODS
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.vit import VisionTransformer
 from featkit_train.weights import load_backbone
 from tests.export.backbones import make_run
 from tests.pictures import draw_folder

@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from featkit.errors import InputError
-from featkit_train.heads import HeadConfig
-from featkit_train.noise import NoiseConfig
-from featkit_train.vit import ViTConfig
+from featkit_train.networks.heads import HeadConfig
+from featkit_train.networks.noise import NoiseConfig
+from featkit_train.networks.vit import ViTConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 # The least that settings of a run can be.

@@ -16,23 +16,23 @@ from featkit.geometry import Geometry
 from featkit.lock import WriterLock
 from featkit.resources import usable_cpus
 from featkit.sources import Source, concatenate, keys_sha256
-from featkit_train.backbones import Backbone
-from featkit_train.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
 from featkit_train.config import TrainConfig
-from featkit_train.data import CropDataset, Crops, EpochOrder, crop_loader, split_held_out
-from featkit_train.device import pick_autocast, pick_device
-from featkit_train.diagnostics import Collapse, Watch, rank_me, slow_teacher
-from featkit_train.distributed import ALONE, World, join_world, local_device
-from featkit_train.engine import Engine
-from featkit_train.meter import Log, Meter
+from featkit_train.engine.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
+from featkit_train.engine.device import pick_autocast, pick_device
+from featkit_train.engine.distributed import ALONE, World, join_world, local_device
+from featkit_train.engine.step import Engine
+from featkit_train.engine.stopping import StopRequest
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
-from featkit_train.plan import Plan, Planner
-from featkit_train.probe import COPIES, HeldOut
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader, split_held_out
 from featkit_train.report import write_report
 from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
-from featkit_train.snapshots import Snapshots
-from featkit_train.stopping import StopRequest
-from featkit_train.vit import VisionTransformer
+from featkit_train.watching.diagnostics import Collapse, Watch, rank_me, slow_teacher
+from featkit_train.watching.meter import Log, Meter
+from featkit_train.watching.plan import Plan, Planner
+from featkit_train.watching.probe import COPIES, HeldOut
+from featkit_train.watching.snapshots import Snapshots
 from featkit_train.weights import BackboneInfo, save_backbone
 
 RANK_EVERY = 10  # steps between two looks at the rank of the embeddings

@@ -20,7 +20,7 @@ import featkit
 from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig, from_mapping, to_mapping
-from featkit_train.meter import Log
+from featkit_train.watching.meter import Log
 from featkit_train.weights import BACKBONE_FILE
 
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.geometry import Geometry
-from featkit_train.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer, ViTConfig
 
 BACKBONE_FILE = "backbone.safetensors"
 FORMAT = 1

@@ -14,7 +14,7 @@ from featkit.errors import InputError
 if TYPE_CHECKING:
     from featkit_train.config import TrainConfig
     from featkit_train.loop import TrainReport
-    from featkit_train.plan import Plan
+    from featkit_train.watching.plan import Plan
 
 SHOWN = ("loss", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
 # The words of a score, by its name in metrics.jsonl.
@@ -28,7 +28,7 @@ def run(
     need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
     from featkit_train.configure import configure
     from featkit_train.loop import train
-    from featkit_train.sources import open_training_source
+    from featkit_train.pictures.sources import open_training_source
 
     given = {setting: getattr(flags, flag) for flag, setting in SETTINGS.items()} | dict(own or {})
     settings = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items() if value is not None]
@@ -111,7 +111,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
 
 
 def _print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
-    from featkit_train.slurm import slurm_script
+    from featkit_train.engine.slurm import slurm_script
 
     script = slurm_script(
         command_without(sys.argv[1:], {"--slurm": 0, "--nodes": 1, "--gpus-per-node": 1, "--time": 1, "--partition": 1}),

@@ -25,7 +25,7 @@ from featkit.modelfile import OUTPUTS, read_manifest
 from featkit.whitening import Whitening
 from featkit_export import precision
 from featkit_export.graph import Traced
-from featkit_train.zoo import PUBLISHED
+from featkit_train.published.zoo import PUBLISHED
 from tests.commands import is_one_sentence, run_featkit
 from tests.export import published as onnx_files
 from tests.export.backbones import make_run

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from featkit.errors import InputError
-from featkit_train.borrowed import ResNet
 from featkit_train.config import TrainConfig
+from featkit_train.engine.optimizer import make_optimizer
 from featkit_train.methods import MomentumTeacher, make_method
-from featkit_train.optimizer import make_optimizer
-from featkit_train.pretrained import load_pretrained
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.borrowed import ResNet
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BackboneInfo
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.methods.published_backbone import MEAN, PUBLISHED, STD, save_published

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit_train.backbones import Masked
 from featkit_train.losses import koleo_loss
 from featkit_train.methods import MomentumTeacher, Views, make_method
-from featkit_train.noise import draw_noise
+from featkit_train.networks.base import Masked
+from featkit_train.networks.noise import draw_noise
 from tests.train.methods.training import (
     BATCH,
     OWN_HEAD,

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from featkit.errors import InputError
-from featkit_train.backbones import Masked
 from featkit_train.losses import gram_loss
 from featkit_train.methods import MomentumTeacher, Views, make_method
 from featkit_train.methods.dinov3 import DinoV3
-from featkit_train.noise import draw_noise
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.base import Masked
+from featkit_train.networks.noise import draw_noise
+from featkit_train.networks.vit import VisionTransformer
 from tests.train.methods.published_backbone import MEAN, STD, save_published
 from tests.train.methods.training import (
     BATCH,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featkit_train.engine.optimizer import make_optimizer
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.methods.distill import Distill
-from featkit_train.optimizer import make_optimizer
 from tests.train.methods.published_backbone import MEAN, STD, save_published
 from tests.train.methods.training import (
     BATCH,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit_train.backbones import Features, Masked
 from featkit_train.methods import MomentumTeacher, Views, make_method
+from featkit_train.networks.base import Features, Masked
 from tests.train.methods.training import (
     BATCH,
     MASK_NUMBERS,

@@ -6,7 +6,7 @@ import dataclasses
 
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
-from featkit_train.distributed import ALONE, World
+from featkit_train.engine.distributed import ALONE, World
 from featkit_train.methods.adapt import Adapt
 from featkit_train.methods.base import Dice, Looks, MomentumTeacher, StepResult, Targets, Views
 from featkit_train.methods.dino import Dino

@@ -14,8 +14,8 @@ from typing import ClassVar
 from featkit.errors import InputError
 from featkit_train.methods.base import Branch
 from featkit_train.methods.dinov2 import DinoV2
-from featkit_train.pretrained import load_pretrained
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.pretrained import load_pretrained
 
 
 class Adapt(DinoV2):

@@ -20,16 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from featkit.errors import InputError
-from featkit_train.backbones import Backbone, Masked
 from featkit_train.config import TrainConfig
-from featkit_train.distributed import ALONE, World
-from featkit_train.ema import update_ema
-from featkit_train.heads import ProjectionHead
+from featkit_train.engine.distributed import ALONE, World
+from featkit_train.engine.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
 from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from featkit_train.losses.sinkhorn import alone
-from featkit_train.noise import QUIET, Noise, NoiseConfig, draw_noise
-from featkit_train.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.base import Backbone, Masked
+from featkit_train.networks.ema import update_ema
+from featkit_train.networks.heads import ProjectionHead
+from featkit_train.networks.noise import QUIET, Noise, NoiseConfig, draw_noise
+from featkit_train.networks.vit import VisionTransformer
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from featkit.errors import InputError
-from featkit_train.augment import Statistics, renormalise
-from featkit_train.backbones import Backbone
 from featkit_train.losses import gram_loss
 from featkit_train.methods.base import Branch, Looks, Targets, Term, Views
 from featkit_train.methods.dinov2 import DinoV2
-from featkit_train.pretrained import load_pretrained
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.pictures.augment import Statistics, renormalise
+from featkit_train.published.pretrained import load_pretrained
 
 
 class DinoV3(DinoV2):

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featkit_train.augment import renormalise
-from featkit_train.backbones import Backbone
-from featkit_train.ema import update_ema
-from featkit_train.heads import ProjectionHead
 from featkit_train.methods.base import Branch, Dice, Looks, Targets, Term, Views, project
 from featkit_train.methods.dinov2 import DinoV2
-from featkit_train.pretrained import load_pretrained
-from featkit_train.vit import VisionTransformer
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.ema import update_ema
+from featkit_train.networks.heads import ProjectionHead
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.pictures.augment import renormalise
+from featkit_train.published.pretrained import load_pretrained
 
 
 class Distill(DinoV2):

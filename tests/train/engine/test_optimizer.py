@@ -1,0 +1,126 @@
+"""Promises of the optimizer: which parameter learns how fast, what decays, and that schedules reach it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from featkit_train.config import OptimConfig
+from featkit_train.engine.optimizer import lr_share, make_optimizer, peak_lr, set_schedules
+from featkit_train.engine.schedules import cosine_schedule
+from featkit_train.methods import make_method
+from tests.train.small import small_config
+
+MODEL = ("model.depth=3", "model.num_registers=2", "model.layer_scale=0.1")
+HEADS = "ibot.head={num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
+
+
+def student() -> nn.Module:
+    """A whole method of three blocks, with registers, LayerScale, a mask token and two heads."""
+    return make_method(small_config("method=dinov2", *MODEL, HEADS))
+
+
+def of_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
+    """The group that each parameter is in, by its name."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {names[parameter]: group for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def test_every_parameter_that_learns_is_there_once_and_no_other() -> None:
+    method = student()
+    optimizer = make_optimizer(method, OptimConfig(layer_decay=0.5))
+    inside = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    learning = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    assert len(inside) == len(set(inside)) == len(learning)
+    assert set(inside) == set(learning)
+    assert all(name.startswith("student.") for name in of_names(method, optimizer))
+
+
+def test_weights_and_tokens_decay_and_norms_biases_and_scales_do_not() -> None:
+    method = student()
+    for name, group in of_names(method, make_optimizer(method, OptimConfig())).items():
+        still = name.endswith(".bias") or ".norm" in name or name.endswith("gamma")  # as the released code has it
+        assert group["decays"] == (not still), name
+
+
+def test_rates_fall_by_the_layer_from_heads_down_to_embeddings() -> None:
+    config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
+    method = student()
+    shares = {name: group["lr_share"] for name, group in of_names(method, make_optimizer(method, config)).items()}
+    for name, share in shares.items():
+        expected = 1.0
+        for number in range(3):
+            if f".blocks.{number}." in name:
+                expected = 0.5 ** (3 - number)
+        if "patch_embed" in name:
+            expected = 0.2 * 0.5**4
+        elif name.endswith(("class_token", "registers", "mask_token", "class_position", "patch_positions")):
+            expected = 0.5**4
+        assert share == pytest.approx(expected), name
+    assert {round(float(share), 6) for share in shares.values()} == {1.0, 0.5, 0.25, 0.125, 0.0625, 0.0125}  # type: ignore[arg-type]
+
+
+def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
+    config = OptimConfig(lr=1e-3, lr_rule="constant", warmup_steps=0, layer_decay=0.5, weight_decay=0.0, weight_decay_end=0.0)
+    method = student()
+    optimizer = make_optimizer(method, config)
+    set_schedules(optimizer.param_groups, config, step=0, num_steps=10, images_per_step=8)
+    before = {name: parameter.detach().clone() for name, parameter in method.named_parameters()}
+    for parameter in method.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    optimizer.step()
+    for name, parameter in method.named_parameters():
+        moved = before[name] - parameter.detach()
+        if not parameter.requires_grad:
+            assert not moved.any(), name
+        elif moved.numel():  # Adam's first step is the rate whatever the gradient
+            expected = 1e-3 * lr_share(name, depth=3, config=config)
+            torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-2, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 9])
+def test_the_schedules_reach_every_group(step: int) -> None:
+    config = OptimConfig(lr=1e-2, lr_rule="constant", warmup_steps=2, weight_decay=0.1, weight_decay_end=0.2, layer_decay=0.5)
+    optimizer = make_optimizer(student(), config)
+    lr, weight_decay = set_schedules(optimizer.param_groups, config, step=step, num_steps=10, images_per_step=8)
+    assert lr == pytest.approx(cosine_schedule(step, start=1e-2, end=1e-6, num_steps=10, warmup_steps=2))
+    assert weight_decay == pytest.approx(cosine_schedule(step, start=0.1, end=0.2, num_steps=10))
+    for group in optimizer.param_groups:
+        assert group["lr"] == pytest.approx(lr * group["lr_share"])
+        assert group["weight_decay"] == (weight_decay if group["decays"] else 0.0)
+
+
+def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up() -> None:
+    config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
+    groups = make_optimizer(nn.Linear(2, 2), config).param_groups
+    rates = [set_schedules(groups, config, step=step, num_steps=20, images_per_step=8)[0] for step in range(20)]
+    assert rates[:4] == pytest.approx([1e-2 * (step + 1) / 5 for step in range(4)])
+    assert rates[4:] == pytest.approx([1e-2] * 16)
+
+
+def test_a_warm_up_takes_half_of_a_short_run_at_most() -> None:
+    config = OptimConfig(lr=1e-2, lr_rule="constant", warmup_steps=100)
+    groups = make_optimizer(nn.Linear(2, 2), config).param_groups
+    rates = [set_schedules(groups, config, step=step, num_steps=10, images_per_step=8)[0] for step in range(10)]
+    assert max(rates) == rates[5] == pytest.approx(1e-2)
+    assert rates[9] == pytest.approx(config.min_lr)
+
+
+@pytest.mark.parametrize(("rule", "images", "factor"), [("linear", 512, 2.0), ("sqrt", 4096, 2.0), ("constant", 512, 1.0)])
+def test_the_peak_follows_its_rule(rule: Any, images: int, factor: float) -> None:
+    config = dataclasses.replace(OptimConfig(lr=1e-3), lr_rule=rule)
+    assert peak_lr(config, images) == pytest.approx(factor * 1e-3)
+
+
+def test_what_begins_to_learn_later_is_warmed_up_to_in_its_turn() -> None:
+    config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
+    groups = make_optimizer(nn.Linear(2, 2), config).param_groups
+    rates = [
+        set_schedules(groups, config, step=step, num_steps=20, images_per_step=8, phase_start=10)[0] for step in range(10, 20)
+    ]
+    assert rates[:4] == pytest.approx([1e-2 * (step + 1) / 5 for step in range(4)])
+    assert rates[4:] == pytest.approx([1e-2] * 6)

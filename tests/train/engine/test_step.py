@@ -1,0 +1,129 @@
+"""Promises of a step: a batch in parts is the batch at once, and what is traded for memory or speed changes nothing learnt."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from featkit_train.config import TrainConfig
+from featkit_train.engine.step import Engine
+from featkit_train.watching.meter import Log
+from tests.train.methods.training import draw
+from tests.train.small import small_config
+from tests.train.steps import batches, learn, make_engine
+
+METHODS = {
+    "dino": ["method=dino"],
+    "ibot": ["method=ibot"],
+    "dinov2": ["method=dinov2", "dino.centering=sinkhorn", "model.layer_scale=0.1", "ibot.mask_probability=0.8"],
+    "dinov3": ["method=dinov3", "model.position=rotary", "gram.weight=1.0", "gram.size=64"],
+}
+DROPPED = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform", "noise.rotary_rescale=2.0"]
+
+
+def quiet(name: str, *settings: str) -> TrainConfig:
+    """A method of METHODS without KoLeo, which looks for neighbours within a part."""
+    return small_config(*METHODS[name], "dino.koleo_weight=0.0", *settings)
+
+
+def one_step(config: TrainConfig, *, step: int = 1) -> tuple[Engine, Log, dict[str, Tensor]]:
+    """A step from drawn weights: the engine after it, its log, and the gradients that it took."""
+    engine = make_engine(config)
+    draw(engine.method)
+    gradients: dict[str, Tensor] = {}
+
+    def keep(*_: object) -> None:
+        named = engine.method.named_parameters()
+        gradients.update({name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None})
+
+    engine.optimizer.register_step_pre_hook(keep)
+    (crops,) = batches(config, engine, steps=1)
+    return engine, engine.step(crops, step), gradients
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_the_batch_at_once_in_loss_gradients_and_centers(name: str, parts: int) -> None:
+    whole, log, gradients = one_step(quiet(name, "optim.clip_grad=0.0"))
+    parted, parted_log, parted_gradients = one_step(quiet(name, "optim.clip_grad=0.0", f"engine.accumulate={parts}"))
+    assert parted_log == pytest.approx(log, rel=1e-5)
+    assert parted_gradients.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        scale = float(gradient.norm()) if "qkv.bias" not in key else float(gradients[key.replace("bias", "weight")].norm())
+        torch.testing.assert_close(parted_gradients[key], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-3), msg=key)
+    for key, tensor in whole.method.state_dict().items():
+        if "center" in key:
+            torch.testing.assert_close(parted.method.state_dict()[key], tensor, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "dinov3"])
+def test_activations_computed_again_give_the_same_step_bit_for_bit(name: str) -> None:
+    kept, log, gradients = one_step(quiet(name, *DROPPED))
+    again, log_again, gradients_again = one_step(quiet(name, *DROPPED, "engine.checkpoint_activations=true"))
+    assert log_again == log
+    assert all(torch.equal(gradients_again[key], gradient) for key, gradient in gradients.items())
+    states = zip(kept.method.state_dict().values(), again.method.state_dict().values(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in states)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler, which says much about itself
+def test_compiled_blocks_learn_what_plain_ones_do() -> None:
+    plain, log, _ = one_step(quiet("dinov2", *DROPPED))
+    compiled, compiled_log, _ = one_step(quiet("dinov2", *DROPPED, "engine.compile=true"))
+    assert compiled_log == pytest.approx(log, rel=1e-3)
+    for ours, theirs in zip(compiled.method.parameters(), plain.method.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_gradients_longer_than_the_limit_are_cut_to_it_and_their_length_is_logged() -> None:
+    _, log, gradients = one_step(quiet("dino", "optim.clip_grad=0.01"))
+    free_log, free = one_step(quiet("dino", "optim.clip_grad=0.0"))[1:]
+    length = torch.stack([gradient.norm() for gradient in free.values()]).norm().item()
+    assert log["grad_norm"] == pytest.approx(free_log["grad_norm"]) == pytest.approx(length, rel=1e-5)
+    assert torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_step_logs_its_terms_schedules_and_what_is_watched() -> None:
+    _, log, _ = one_step(small_config(*METHODS["dinov3"], "run.batch_size=8"), step=1)
+    terms = {"loss", "dino_loss", "ibot_loss", "koleo_loss", "gram_loss"}
+    watched = {"teacher_entropy", "batch_entropy", "grad_norm", "lr", "weight_decay", "momentum", "teacher_temp"}
+    assert log.keys() == terms | watched
+    expected = log["dino_loss"] + log["ibot_loss"] + 2 * 0.05 * log["koleo_loss"] + log["gram_loss"]
+    assert log["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_optimizers_step_is_adamws_with_this_steps_rate_and_decay() -> None:
+    config = quiet("dino", "optim.lr=0.01", "optim.weight_decay=0.5", "optim.weight_decay_end=0.5", "optim.clip_grad=0.0")
+    engine = make_engine(config)
+    before = copy.deepcopy(engine.method.student.state_dict())
+    (crops,) = batches(config, engine, steps=1)
+    log = engine.step(crops, 2)
+    assert log["lr"] == pytest.approx(0.01)
+    for name, parameter in engine.method.student.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None
+        decayed = before[name] * (1 - 0.01 * 0.5) if parameter.ndim > 1 else before[name]
+        torch.testing.assert_close(parameter, decayed - 0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-5)
+
+
+def test_weights_depend_on_the_seed_alone_and_the_callers_random_state_is_left() -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = make_engine(small_config())
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    again, other = make_engine(small_config()), make_engine(small_config("run.seed=1"))
+    assert torch.equal(first.method.student.head.prototypes, again.method.student.head.prototypes)
+    assert not torch.equal(first.method.student.head.prototypes, other.method.student.head.prototypes)
+
+
+def test_bfloat16_is_of_the_backbone_and_leaves_losses_and_heads_in_float32() -> None:
+    engine, logs = learn(small_config("method=dinov2", "run.precision=bfloat16", "ibot.mask_probability=1.0"), steps=2)
+    exact = learn(small_config("method=dinov2", "run.precision=float32", "ibot.mask_probability=1.0"), steps=2)[1]
+    assert {parameter.dtype for parameter in engine.method.parameters()} == {torch.float32}
+    assert logs[1]["loss"] == pytest.approx(exact[1]["loss"], rel=0.02)
+    assert logs[1]["loss"] != exact[1]["loss"]

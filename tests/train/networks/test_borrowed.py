@@ -1,0 +1,141 @@
+"""Networks of torchvision's and timm's behind featkit's interface: their own numbers, in the places they belong to."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from featkit.errors import EnvironmentProblem
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel, borrow
+from tests.sentences import refused
+from tests.torchvision_without_cuda import allow_torchvision, import_quietly
+from tests.train import published_files as published
+
+# Names of timm's, with sizes that make the large among them small.
+TIMM: dict[str, dict[str, Any]] = {
+    "test_vit": {},  # a class token
+    "test_vit2": {},  # the mean of the patches
+    "test_vit3": {},  # attention pooling
+    "test_convnext": {},
+    "test_resnet": {},
+    "test_efficientnet": {},
+    "test_byobnet": {},
+    "mobilenetv3_small_050": {},  # a classifier's layer that is wider than the map
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},  # height and width ahead of the channels
+    "vit_small_patch14_reg4_dinov2": {"depth": 1},  # registers
+    "vit_small_plus_patch16_dinov3": {"depth": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def _quietly() -> Iterator[None]:
+    allow_torchvision()
+    with torch.no_grad():
+        yield
+
+
+def timm_model(arch: str) -> TimmModel:
+    model = TimmModel(arch, **TIMM[arch])
+    model.load_state_dict(published.drawn(model.state_dict(), seed=0), assign=True)
+    return model.eval()
+
+
+@pytest.mark.parametrize("arch", TIMM)
+def test_a_timm_model_gives_timms_vector_and_every_place_of_its_map(arch: str) -> None:
+    model = timm_model(arch)
+    side = 224 if arch.startswith("swin") else 4 * model.patch
+    images = torch.randn(
+        2, 3, side, side if arch.startswith("swin") else 6 * model.patch, generator=torch.Generator().manual_seed(0)
+    )
+    class_token, places = model(images)
+    assert class_token.shape == (2, model.width)
+    assert places.shape[:3] == (2, images.shape[2] // model.patch, images.shape[3] // model.patch)
+    pooled = model.body.forward_head(model.body.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(class_token, pooled)
+    if arch.startswith(("test_efficientnet", "mobilenet")):  # their last layer is behind what timm calls the last map
+        maps = model.body.forward_features(images)
+    else:
+        maps = model.body.forward_intermediates(images, indices=1, norm=True, intermediates_only=True, output_fmt="NCHW")[0]
+    if arch in ("test_convnext", "test_resnet", "test_byobnet"):
+        maps = model.body.forward_features(images)
+    scale = maps.std().item()
+    torch.testing.assert_close(places / scale, maps.permute(0, 2, 3, 1) / scale, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224"])
+def test_a_place_of_the_map_looks_at_its_own_part_of_the_picture(arch: str) -> None:
+    """The corner that changes is the corner of the map that changes most."""
+    model = timm_model(arch)
+    rows, columns = (7, 7) if arch.startswith("swin") else (4, 6)
+    images = torch.zeros(1, 3, model.patch * rows, model.patch * columns)
+    before = model(images).patch_tokens[0]
+    images[..., -model.patch :, : model.patch] = 3.0  # bottom left
+    change = (model(images).patch_tokens[0] - before).norm(dim=-1)
+    assert divmod(int(change.argmax()), columns) == (rows - 1, 0)
+
+
+@pytest.mark.parametrize("make", [lambda: ResNet("resnet18"), lambda: TimmModel("test_vit"), lambda: ConvNeXt("test_convnext")])
+def test_they_have_one_layer_and_no_attention(make: Any) -> None:
+    backbone: Backbone = make()
+    images = torch.zeros(1, 3, 2 * backbone.patch, 2 * backbone.patch)
+    assert (backbone.depth, backbone.has_attention) == (1, False)
+    assert backbone.activations(images, layers=(1,)).attention is None
+    for layers, attention in (((2,), False), ((1, 1), False), ((), False), ((1,), True)):
+        with pytest.raises(ValueError, match="last layer alone"):
+            backbone.activations(images, layers=layers, attention=attention)
+
+
+def test_the_resnet_has_torchvisions_stride_and_width() -> None:
+    resnet = ResNet("resnet18").eval()
+    class_token, places = resnet(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    assert (resnet.width, resnet.patch) == (512, 32)
+    assert (class_token.shape, places.shape) == ((2, 512), (2, 2, 3, 512))
+    torch.testing.assert_close(class_token, places.mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize(("arch", "near"), [("test_vitt", "test_vit"), ("resnet5", "resnet50")])
+def test_a_model_that_timm_does_not_know_is_told_its_nearest(arch: str, near: str) -> None:
+    with refused(arch, near):
+        TimmModel(arch)
+
+
+def test_a_model_near_to_none_is_refused_too() -> None:
+    with refused("qqqq", "none"):
+        TimmModel("qqqq")
+
+
+def test_weights_that_timm_does_not_know_of_a_model_it_does_are_refused() -> None:
+    with refused("'cats' of test_vit", "test_vit.r160_in1k"):
+        TimmModel("test_vit.cats")
+
+
+def test_a_package_that_is_missing_is_named_with_the_command() -> None:
+    with refused("no_such_package", "pip install 'featkit[train]'", error=EnvironmentProblem):
+        borrow("no_such_package")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), OSError("libcudart.so.13: no")])
+def test_a_torchvision_that_does_not_fit_torch_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def import_module(_name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    words = ("torchvision", str(error), torch.__version__, "pip install --upgrade torch torchvision")
+    with refused(*words, error=EnvironmentProblem):
+        borrow("torchvision.models")
+
+
+def test_timm_and_torchvision_are_imported_when_they_are_needed_alone() -> None:
+    look = (
+        "import sys, featkit_train.published.pretrained; "
+        "print(sorted({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert import_quietly("timm").__name__ == "timm"

@@ -1,0 +1,267 @@
+"""Promises of the training data: keyed randomness, exact order, nothing lost to one bad picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featkit.errors import InputError
+from featkit.sources import open_source
+from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
+from featkit_train.pictures.batches import (
+    CropDataset,
+    Crops,
+    EpochOrder,
+    ExtraViews,
+    Place,
+    crop_loader,
+    rng_for,
+    split_held_out,
+    stack,
+)
+from tests.pictures import draw_folder
+
+EXTRA = ExtraViews(patch=8, masks=IbotConfig(mask_probability=0.7), gram_size=48)
+
+
+def make_dataset(
+    folder: Path, *, num_local: int = 2, cache_bytes: int = 1 << 20, extra: ExtraViews | None = EXTRA, seed: int = 3
+) -> CropDataset:
+    """Crops of 32 and 16 pixels from drawn pictures, with masks and a Gram teacher's crops."""
+    crops = CropConfig(global_size=32, local_size=16, num_local=num_local, rotation_degrees=10.0)
+    return CropDataset(open_source(folder), crops=crops, colour=ColourConfig(), seed=seed, cache_bytes=cache_bytes, extra=extra)
+
+
+def batches(dataset: CropDataset, *, first_step: int = 0, last_step: int = 5, workers: int = 0) -> list[Crops]:
+    """All batches of four from a loader."""
+    order = EpochOrder(np.arange(len(dataset.source)), batch_size=4, seed=3, first_step=first_step, last_step=last_step)
+    return list(crop_loader(dataset, order, workers=workers))
+
+
+def assert_same(left: list[Crops], right: list[Crops]) -> None:
+    assert len(left) == len(right)
+    for one, other in zip(left, right, strict=True):
+        for a, b in zip(one[:6], other[:6], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_batch_has_the_shapes_it_promises(tmp_path: Path) -> None:
+    (crops,) = batches(make_dataset(draw_folder(tmp_path / "p", 9)), last_step=1)
+    assert crops.global_images.shape == (2, 4, 3, 32, 32)
+    assert crops.local_images.shape == (2, 4, 3, 16, 16)
+    assert crops.global_appearance.shape == crops.local_appearance.shape == (2, 4, 7)
+    assert crops.masks.shape == (2, 4, 4, 4)
+    assert crops.masks.dtype == torch.bool
+    assert crops.gram_images.shape == (2, 4, 3, 48, 48)
+    assert crops.global_images.dtype == crops.gram_images.dtype == torch.uint8
+    assert not torch.equal(crops.global_images[0], crops.global_images[1])
+
+
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 9)
+    expected = batches(make_dataset(folder))
+    assert_same(batches(make_dataset(folder), workers=1), expected)
+    assert_same(batches(make_dataset(folder), workers=2), expected)
+
+
+def test_batches_from_the_middle_are_those_of_the_whole(tmp_path: Path) -> None:
+    dataset = make_dataset(draw_folder(tmp_path / "p", 9))
+    assert_same(batches(dataset, first_step=3), batches(dataset)[3:])
+
+
+def test_batches_do_not_depend_on_what_the_cache_held(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 9)
+    assert_same(batches(make_dataset(folder, cache_bytes=0)), batches(make_dataset(folder)))
+
+
+def test_an_epoch_shows_every_picture_at_most_once_and_the_next_in_another_order() -> None:
+    order = EpochOrder(np.arange(10, 23), batch_size=4, seed=0, first_step=0, last_step=6)
+    places = [place for batch in order for place in batch]
+    first, second = [n for e, n, _ in places if e == 0], [n for e, n, _ in places if e == 1]
+    assert len(first) == len(set(first)) == len(second) == len(set(second)) == 12
+    assert set(first) <= set(range(10, 23))
+    assert first != second
+
+
+def test_a_picture_gives_other_crops_in_another_epoch(tmp_path: Path) -> None:
+    dataset = make_dataset(draw_folder(tmp_path / "p", 3))
+    assert not np.array_equal(dataset[(0, 1, 0)].global_images, dataset[(1, 1, 0)].global_images)
+    assert np.array_equal(dataset[(0, 1, 0)].global_images, dataset[(0, 1, 0)].global_images)
+
+
+def test_no_local_crops_are_an_empty_stack(tmp_path: Path) -> None:
+    dataset = make_dataset(draw_folder(tmp_path / "p", 4), num_local=0)
+    crops = stack([dataset[(0, n, 0)] for n in range(4)])
+    assert crops.local_images.shape[0] == crops.local_appearance.shape[0] == 0
+
+
+def test_a_picture_that_cannot_be_read_is_replaced_and_counted(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 4)
+    (folder / "001.jpg").write_bytes(b"not a picture")
+    crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
+    assert crops.num_unreadable == 1
+    assert torch.isfinite(crops.global_appearance).all()
+
+
+def test_no_readable_picture_at_all_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match="None of the 1 pictures"):
+        make_dataset(tmp_path)[(0, 0, 0)]
+
+
+def test_fewer_pictures_than_a_batch_are_refused() -> None:
+    with pytest.raises(InputError, match="fewer than a batch of 8"):
+        EpochOrder(np.arange(5), batch_size=8, seed=0, first_step=0, last_step=1)
+
+
+def test_held_out_pictures_are_a_tenth_at_most_and_never_trained_on() -> None:
+    train, held_out = split_held_out(55, wanted=100, seed=1)
+    assert len(held_out) == 5
+    assert sorted([*train, *held_out]) == list(range(55))
+    again = split_held_out(55, wanted=100, seed=1)[1]
+    assert np.array_equal(held_out, again)
+    assert not np.array_equal(held_out, split_held_out(55, wanted=100, seed=2)[1])
+
+
+def test_without_masks_or_a_gram_teacher_both_are_empty_and_the_crops_are_the_same(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 4)
+    plain, whole = (stack([make_dataset(folder, extra=extra)[(0, n, 0)] for n in range(4)]) for extra in (None, EXTRA))
+    assert plain.masks.shape == (2, 4, 2, 2)
+    assert not plain.masks.any()
+    assert plain.gram_images.shape[0] == 0
+    for a, b in zip(plain[:4], whole[:4], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_gram_teacher_sees_the_box_of_each_global_crop_at_its_own_size(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 4, height=300, width=400)
+    crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
+    for view in range(2):
+        small = torch.nn.functional.interpolate(crops.gram_images[view].float(), size=(32, 32), mode="area")
+        difference = (small - crops.global_images[view].float()).abs().mean(dim=(1, 2, 3))
+        others = (small - crops.global_images[1 - view].float()).abs().mean(dim=(1, 2, 3))
+        assert (difference < 8).all()
+        assert (others > 2 * difference).all()
+
+
+def test_masks_are_other_ones_for_each_view_picture_and_epoch(tmp_path: Path) -> None:
+    extra = ExtraViews(patch=2, masks=IbotConfig(mask_probability=1.0))
+    dataset = make_dataset(draw_folder(tmp_path / "p", 3), extra=extra)
+    masks = [mask.tobytes() for place in ((0, 0, 0), (0, 1, 0), (1, 0, 0)) for mask in dataset[place].masks]
+    assert len(set(masks)) == 6
+    assert np.array_equal(dataset[(1, 0, 0)].masks, dataset[(1, 0, 0)].masks)
+
+
+def test_another_seed_gives_other_crops_colours_and_masks(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 3)
+    one, other = (stack([make_dataset(folder, seed=seed)[(0, n, 0)] for n in range(3)]) for seed in (0, 1))
+    for a, b in zip(one[:6], other[:6], strict=True):
+        assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("num_parts", [1, 2, 4])
+def test_parts_of_a_batch_are_its_pictures_in_order_and_count_the_unreadable_once(tmp_path: Path, num_parts: int) -> None:
+    folder = draw_folder(tmp_path / "p", 4)
+    (folder / "001.jpg").write_bytes(b"not a picture")
+    crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
+    parts = [crops.part(number, 4 // num_parts) for number in range(num_parts)]
+    for field in range(6):
+        assert torch.equal(torch.cat([part[field] for part in parts], dim=1), crops[field])  # type: ignore[arg-type,misc]
+    assert sum(part.num_unreadable for part in parts) == 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    count=st.integers(4, 40),
+    batch=st.integers(1, 4),
+    size=st.integers(1, 4),
+    seed=st.integers(0, 2**32),
+    first=st.integers(0, 30),
+    steps=st.integers(1, 10),
+)
+def test_an_order_is_keyed_by_its_seed_and_shared_by_processes_in_slices(
+    count: int, batch: int, size: int, seed: int, first: int, steps: int
+) -> None:
+    numbers = np.arange(count) * 3
+
+    def order(*, seed: int = seed, first_step: int = 0, rank: int = 0, size: int = 1) -> list[list[Place]]:
+        last = first + steps
+        batch_size = batch * size_of_batch
+        found = EpochOrder(
+            numbers, batch_size=batch_size, seed=seed, first_step=first_step, last_step=last, rank=rank, size=size
+        )
+        return list(found)
+
+    size_of_batch = size if batch * size <= count else 1
+    size = size_of_batch
+    whole = order()
+    assert order() == whole
+    assert order(first_step=first) == whole[first:]
+    slices = [order(rank=rank, size=size) for rank in range(size)]
+    assert [[place for part in parts for place in part] for parts in zip(*slices, strict=True)] == whole
+    per_epoch = count // (batch * size)
+    for step, places in enumerate(whole):
+        assert {epoch for epoch, _, _ in places} == {step // per_epoch}
+    for epoch in range(len(whole) // per_epoch):
+        shown = [number for places in whole[epoch * per_epoch : (epoch + 1) * per_epoch] for _, number, _ in places]
+        assert len(shown) == len(set(shown)) == per_epoch * batch * size
+        assert set(shown) <= set(numbers.tolist())
+
+
+def test_a_batch_that_processes_cannot_share_alike_is_refused() -> None:
+    with pytest.raises(InputError, match=r"run\.batch_size 4 cannot be shared by 3 processes alike"):
+        EpochOrder(np.arange(9), batch_size=4, seed=0, first_step=0, last_step=1, size=3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**32), purpose=st.integers(0, 6), keys=st.lists(st.integers(0, 2**31), max_size=3))
+def test_a_stream_is_of_its_purpose_and_place(seed: int, purpose: int, keys: list[int]) -> None:
+    first, again = (rng_for(seed, purpose, *keys).integers(2**63, size=4) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, rng_for(seed, purpose + 1, *keys).integers(2**63, size=4))
+    assert not np.array_equal(first, rng_for(seed + 1, purpose, *keys).integers(2**63, size=4))
+    assert not np.array_equal(first, rng_for(seed, purpose, *keys, 5).integers(2**63, size=4))
+
+
+@settings(max_examples=50, deadline=None)
+@given(count=st.integers(0, 300), wanted=st.integers(0, 50), seed=st.integers(0, 2**32))
+def test_held_out_and_learnt_from_are_all_pictures_once(count: int, wanted: int, seed: int) -> None:
+    learnt, held_out = split_held_out(count, wanted=wanted, seed=seed)
+    assert sorted([*learnt, *held_out]) == list(range(count))
+    assert len(held_out) == min(wanted, count // 10)
+    assert learnt.tolist() == sorted(learnt)
+    assert held_out.tolist() == sorted(held_out)
+
+
+SIZES = (
+    Resolution(share=3.0, global_size=32, local_size=16),
+    Resolution(share=1.0, global_size=64, local_size=32, gram_size=96),
+)
+
+
+def test_steps_are_made_at_resolutions_by_their_shares_and_a_step_at_one() -> None:
+    def order(*, first_step: int = 0, seed: int = 0) -> list[list[Place]]:
+        shares = [size.share for size in SIZES]
+        return list(EpochOrder(np.arange(8), batch_size=4, seed=seed, first_step=first_step, last_step=400, shares=shares))
+
+    drawn = [{resolution for _, _, resolution in places} for places in order()]
+    assert all(len(step) == 1 for step in drawn)
+    assert sum(step == {1} for step in drawn) == pytest.approx(100, abs=30)
+    assert order(first_step=300) == order()[300:]
+    assert order(seed=1) != order()
+
+
+def test_a_resolution_is_the_size_of_crops_masks_and_the_gram_teachers_crops(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 2)
+    crops = CropConfig(global_size=8, local_size=8, num_local=2, resolutions=SIZES)
+    dataset = CropDataset(open_source(folder), crops=crops, colour=ColourConfig(), seed=3, cache_bytes=0, extra=EXTRA)
+    sample = dataset[(0, 1, 1)]
+    assert sample.global_images.shape == (2, 64, 64, 3)
+    assert sample.local_images.shape == (2, 32, 32, 3)
+    assert sample.masks.shape == (2, 8, 8)
+    assert sample.gram_images.shape == (2, 96, 96, 3)

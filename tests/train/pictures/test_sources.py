@@ -1,0 +1,271 @@
+"""`torchvision:NAME?option=value`: the pictures of torchvision's data sets, byte for byte or pixel for pixel."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from featkit.errors import EnvironmentProblem
+from featkit.images import ImageLimits, decode
+from featkit.sources import Source, open_source
+from featkit_train.pictures.sources import open_training_source
+from tests.featkit.sources.files import contents, keys
+from tests.pictures import draw_folder, draw_picture
+from tests.processes import run_python
+from tests.sentences import refused
+from tests.torchvision_without_cuda import import_quietly
+
+CLASSES = ["airplane", "automobile", "bird"]
+
+
+@pytest.fixture(autouse=True)
+def datasets() -> Any:
+    """torchvision's module of data sets."""
+    return import_quietly("torchvision.datasets")
+
+
+def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str, np.ndarray]:
+    """CIFAR-10 in its published format with two pictures a file; by file, its pictures (2, 32, 32, 3)."""
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    drawn = {}
+    for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
+        pictures = np.stack([np.asarray(draw_picture(10 * seed + place, height=32, width=32)) for place in range(2)])
+        rows = pictures.transpose(0, 3, 1, 2).reshape(2, -1)
+        (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [seed % 3, 2]}))
+        drawn[name] = pictures
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CLASSES}))
+
+    def md5(name: str) -> str:
+        return hashlib.md5((folder / name).read_bytes()).hexdigest()
+
+    patch.setattr(kind, "train_list", [[name, md5(name)] for name in drawn if name != "test_batch"])
+    patch.setattr(kind, "test_list", [["test_batch", md5("test_batch")]])
+    patch.setattr(kind, "meta", {"filename": "batches.meta", "key": "label_names", "md5": md5("batches.meta")})
+    return drawn
+
+
+def write_mnist(root: Path, name: str = "MNIST", *, split: str = "train", count: int = 3) -> np.ndarray:
+    """MNIST's raw files; pictures (count, 28, 28), of the classes 0, 1, 2 ..."""
+    folder = root / name / "raw"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
+    for other in {"train", "t10k"}:
+        shown = pictures if other == split else pictures[:1]
+        (folder / f"{other}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, len(shown), 28, 28) + shown.tobytes())
+        (folder / f"{other}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, len(shown)) + bytes(range(len(shown))))
+    return pictures
+
+
+def pixels(source: Source) -> list[np.ndarray]:
+    """All pictures decoded as training decodes them."""
+    return [decode(data).pixels for data in contents(source)]
+
+
+def read_all(source: Source, numbers: Sequence[int]) -> list[bytes]:
+    return [source.read(number) for number in numbers]
+
+
+def test_cifar10_gives_its_very_pixels_and_its_labels_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any
+) -> None:
+    drawn = write_cifar10(tmp_path, monkeypatch, datasets.CIFAR10)
+    train = open_training_source(f"torchvision:CIFAR10?root={tmp_path}")
+    assert keys(train) == [f"CIFAR10/train/{number}" for number in range(10)]
+    assert np.array_equal(pixels(train), np.concatenate([drawn[f"data_batch_{number}"] for number in range(1, 6)]))
+    assert [train.metadata(number) for number in (0, 1, 2)] == [
+        {"label": 0, "label_name": "airplane"},
+        {"label": 2, "label_name": "bird"},
+        {"label": 1, "label_name": "automobile"},
+    ]
+    assert (train.name, train.file(0)) == (f"torchvision:CIFAR10?root={tmp_path}", tmp_path)
+    test = open_training_source(Path(f"torchvision:CIFAR10?root={tmp_path}&train=false"))
+    assert keys(test) == ["CIFAR10/test/0", "CIFAR10/test/1"]
+    assert np.array_equal(pixels(test), drawn["test_batch"])
+    for number in (-1, 2):
+        with pytest.raises(IndexError):
+            test.read(number)
+
+
+def test_grey_pictures_are_png_of_one_channel(tmp_path: Path) -> None:
+    drawn = write_mnist(tmp_path)
+    source = open_training_source(f"torchvision:MNIST?root={tmp_path}")
+    with Image.open(io.BytesIO(source.read(1))) as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        assert np.array_equal(np.asarray(image), drawn[1])
+    assert np.array_equal(np.stack(pixels(source))[..., 2], drawn)
+    assert source.metadata(2) == {"label": 2, "label_name": "2 - two"}
+
+
+def test_a_folder_by_class_gives_the_files_own_bytes_under_their_paths(tmp_path: Path) -> None:
+    for name in ("dog", "cat"):
+        draw_folder(tmp_path / name, 2)
+    source = open_training_source(f"torchvision:ImageFolder?root={tmp_path}")
+    assert keys(source) == ["cat/000.jpg", "cat/001.jpg", "dog/000.jpg", "dog/001.jpg"]
+    assert contents(source) == [(tmp_path / key).read_bytes() for key in keys(source)]
+    assert source.metadata(3) == {"folder": "dog", "label": 1, "label_name": "dog"}
+    assert source.file(0) == tmp_path / "cat/000.jpg"
+
+
+def test_data_sets_that_list_files_and_labels_apart_are_read_alike(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "food-101" / "images" / "pie", 2)
+    (tmp_path / "food-101" / "meta").mkdir()
+    for split, name in (("train", "000"), ("test", "001")):
+        (tmp_path / "food-101" / "meta" / f"{split}.json").write_text(f'{{"pie": ["pie/{name}"]}}')
+    source = open_training_source(f"torchvision:Food101?root={tmp_path}&split=test")
+    assert keys(source) == ["food-101/images/pie/001.jpg"]
+    assert contents(source) == [(folder / "001.jpg").read_bytes()]
+    assert source.metadata(0) == {"folder": "food-101/images/pie", "label": 0, "label_name": "pie"}
+
+
+def test_options_are_numbers_truths_and_text_as_the_class_wants_them() -> None:
+    source = open_training_source("torchvision:FakeData?size=3&num_classes=2")
+    assert len(source) == 3
+    assert keys(source)[0] == "FakeData/num_classes=2/size=3/0"
+    assert source.metadata(0) == {}
+    assert decode(source.read(2)).pixels.shape == (224, 224, 3)
+    with refused("near to it is size."):
+        open_training_source("torchvision:FakeData?sizes=3")
+
+
+def test_parts_of_a_data_set_have_keys_of_their_own(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for split in ("letters", "digits"):
+        monkeypatch.setattr(datasets.EMNIST, "_check_exists", lambda _self: True)
+        (tmp_path / "EMNIST" / "raw").mkdir(parents=True, exist_ok=True)
+        write_mnist(tmp_path, "EMNIST")
+        for file in (tmp_path / "EMNIST" / "raw").glob("t*-ubyte"):
+            kind, rest = file.name.split("-", 1)
+            file.rename(file.with_name(f"emnist-{split}-{'train' if kind == 'train' else 'test'}-{rest}"))
+        found = keys(open_training_source(f"torchvision:EMNIST?root={tmp_path}&split={split}&train=true"))
+        assert found == [f"EMNIST/{split}/train/{number}" for number in range(3)]
+
+
+def test_missing_files_are_refused_with_the_way_to_fetch_them(tmp_path: Path) -> None:
+    with refused(f"cannot be opened in {tmp_path} (", "fetch it with download=true, or name the folder that holds it"):
+        open_training_source(f"torchvision:CIFAR10?root={tmp_path}")
+    with refused(f"cannot be opened in {tmp_path} (", "; name the folder that holds it with root=FOLDER."):
+        open_training_source(f"torchvision:ImageFolder?root={tmp_path}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_fetched_unless_asked_for_and_then_into_a_folder_that_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any
+) -> None:
+    asked: list[Path] = []
+
+    def download(self: Any) -> None:
+        asked.append(Path(self.root))
+        write_mnist(Path(self.root))
+
+    monkeypatch.setattr(datasets.MNIST, "download", download)
+    for options in ("", "&download=false"):
+        with refused("download=true"):
+            open_training_source(f"torchvision:MNIST?root={tmp_path}/new{options}")
+    assert asked == []
+    assert len(open_training_source(f"torchvision:MNIST?root={tmp_path}/new&download=true")) == 3
+    assert asked == [tmp_path / "new"]
+
+
+def test_a_machine_without_network_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any) -> None:
+    def download(_self: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(datasets.CIFAR10, "download", download)
+    with refused("cannot be fetched (<urlopen error no route>)", error=EnvironmentProblem):
+        open_training_source(f"torchvision:CIFAR10?root={tmp_path}&download=true")
+
+
+def test_the_root_is_the_cache_folder_or_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_mnist(tmp_path / "cache" / "torchvision")
+    write_mnist(tmp_path / "data", count=4)
+    assert len(open_training_source("torchvision:MNIST")) == 3
+    assert len(open_training_source("torchvision:MNIST?root=~/data")) == 4
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("CIFAR11", "names no data set of torchvision; near to 'CIFAR11' are CIFAR10, "),
+        ("", "near to '' are none."),
+        ("VisionDataset", "names no data set of torchvision"),
+        ("wrap_dataset_for_transforms_v2", "names no data set of torchvision"),
+        ("CIFAR10?trian=true", "has option 'trian', which torchvision does not; near to it is train."),
+        ("CIFAR10?transform=x", "there are root, train, download."),
+        ("CIFAR10?train", "has 'train' where option=value is wanted."),
+        ("CocoDetection?root=x", "leaves out what torchvision has to know: annFile; add annFile=VALUE."),
+        ("FakeData?size=0", "has no pictures."),
+    ],
+)
+def test_what_torchvision_does_not_have_is_refused(spec: str, words: str) -> None:
+    with refused(f"torchvision:{spec}", words):
+        open_training_source(f"torchvision:{spec}")
+
+
+def test_a_damaged_data_set_is_refused_and_a_damaged_picture_is_an_item_that_says_so(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    source = open_training_source(f"torchvision:MNIST?root={tmp_path}", limits=ImageLimits(max_bytes=10))
+    with refused("MNIST/train/0 has ", "bytes, more than the limit of 10."):
+        source.read(0)
+    (tmp_path / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"")
+    with refused(f"torchvision:MNIST?root={tmp_path} cannot be opened"):
+        open_training_source(f"torchvision:MNIST?root={tmp_path}")
+    folder = draw_folder(tmp_path / "caltech101" / "101_ObjectCategories" / "cat", 2)
+    for name in ("101_ObjectCategories/BACKGROUND_Google", "Annotations/cat"):
+        (tmp_path / "caltech101" / name).mkdir(parents=True)
+    for number in range(2):
+        (folder / f"00{number}.jpg").rename(folder / f"image_000{number + 1}.jpg")
+    (folder / "image_0002.jpg").write_bytes(b"no picture")
+    source = open_training_source(f"torchvision:Caltech101?root={tmp_path}")
+    assert decode(source.read(0)).pixels.shape == (60, 80, 3)
+    with refused("Caltech101/1 cannot be read (UnidentifiedImageError: "):
+        source.read(1)
+
+
+def test_a_data_set_is_read_from_threads_after_pickling_and_by_workers(tmp_path: Path) -> None:
+    write_mnist(tmp_path, count=9)
+    draw_folder(tmp_path / "p" / "a", 9)
+    for options in (f"MNIST?root={tmp_path}", f"ImageFolder?root={tmp_path}/p"):
+        source = open_training_source(f"torchvision:{options}")
+        copy = pickle.loads(pickle.dumps(source))
+        with ThreadPoolExecutor(8) as threads:
+            assert list(threads.map(copy.read, range(9))) == contents(source)
+        numbers: DataLoader[Any] = DataLoader(range(9), batch_size=3, num_workers=2, collate_fn=partial(read_all, source))  # type: ignore[arg-type]
+        assert [data for batch in numbers for data in batch] == contents(source)
+
+
+def test_all_else_is_opened_as_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_folder(tmp_path / "p", 2)
+    assert keys(open_training_source(tmp_path / "p")) == keys(open_source(tmp_path / "p"))
+    with refused("missing does not exist"):
+        open_training_source("missing")
+    draw_folder(tmp_path / "torchvision:mine", 1)
+    monkeypatch.chdir(tmp_path)
+    assert keys(open_training_source("torchvision:mine")) == ["000.jpg"]
+
+
+def test_the_runtime_says_where_such_data_sets_are_read_and_loads_no_torch() -> None:
+    program = (
+        "import sys\n"
+        "from featkit.sources import open_source\n"
+        "try: open_source('torchvision:CIFAR10?root=x')\n"
+        "except Exception as error: print(type(error).__name__, error, 'torch' in sys.modules)"
+    )
+    status, out, error = run_python(program)
+    assert (status, error) == (0, "")
+    assert out.startswith("InputError torchvision:CIFAR10?root=x is read where torch is, by featkit train alone; ")
+    assert out.endswith("False\n")

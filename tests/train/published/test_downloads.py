@@ -1,0 +1,304 @@
+"""Weights come from the caches that others share, from their authors' servers, or not at all: then one is told what to fetch.
+
+The hub and the servers are small ones on this machine; nothing here reaches beyond it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import http.server
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import huggingface_hub.constants
+import huggingface_hub.utils
+import pytest
+import torch
+
+from featkit.errors import EnvironmentProblem
+from featkit_train.published.downloads import HUB_FILES, download, download_timm
+from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
+from featkit_train.published.zoo import PUBLISHED, Published
+from tests.sentences import refused
+from tests.torchvision_without_cuda import allow_torchvision, import_quietly
+from tests.train import published_files as published
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+Answer = Callable[[http.server.BaseHTTPRequestHandler], None]
+
+
+@contextmanager
+def serving(answer: Answer) -> Iterator[tuple[str, list[str]]]:
+    """A server on this machine that answers each request so: its address, and the requests it had."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            answer(self)
+
+        do_HEAD = do_CONNECT = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def giving(content: bytes, *, length: int | None = None) -> Answer:
+    """The content, of which more may have been promised than comes."""
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        if length is not None:
+            request.send_header("Content-Length", str(length))
+        request.end_headers()
+        request.wfile.write(content)
+
+    return answer
+
+
+def refusing(code: int, **headers: str) -> Answer:
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return answer
+
+
+def hanging_up(request: http.server.BaseHTTPRequestHandler) -> None:
+    request.close_connection = True
+
+
+def unused_address() -> str:
+    with serving(hanging_up) as (address, _):
+        return address
+
+
+@pytest.fixture(autouse=True)
+def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches of this test's own, no proxy, no token."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    allow_torchvision()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Puts the hub at another address."""
+    huggingface_hub.close_session()
+    yield lambda address: monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def by_url(url: str, *, name: str = "dino_vits16") -> Published:
+    return dataclasses.replace(with_depth(PUBLISHED[name], 1), hub=None, url=url)
+
+
+def cache(tmp_path: Path, repository: str) -> Path:
+    """The folder of a repository as huggingface_hub keeps it, yet to be filled."""
+    place = tmp_path / "hub" / f"models--{repository.replace('/', '--')}"
+    folder = place / "snapshots" / COMMIT
+    folder.mkdir(parents=True)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(COMMIT)
+    return folder
+
+
+# The hub
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dino_vits16"])
+def test_without_a_network_the_files_their_place_and_the_command_are_named(name: str) -> None:
+    repository = PUBLISHED[name].hub
+    command = f"featkit export {name} --weights FOLDER --out m.onnx"
+    with refused("cannot be reached", f"https://huggingface.co/{repository}", command, *HUB_FILES, error=EnvironmentProblem):
+        download(PUBLISHED[name], quiet=True)
+    with refused(command, error=EnvironmentProblem):
+        load_pretrained(name, quiet=True)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_network_a_gated_repository_is_told_with_its_licence() -> None:
+    words = ("cannot be reached", "DINOv3 License", "https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m")
+    with refused(*words, error=EnvironmentProblem):
+        download(PUBLISHED["dinov3_vits16"], quiet=True)
+
+
+def test_a_gated_repository_says_what_to_accept_and_where(hub: Callable[[str], None]) -> None:
+    with serving(refusing(403, X_Error_Code="GatedRepo", X_Error_Message="Access to model is restricted.")) as (address, asked):
+        hub(address)
+        with refused(
+            "facebook/dinov3-vits16-pretrain-lvd1689m is gated",
+            "DINOv3 License",
+            "accept at https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m",
+            "hf auth login",
+            "featkit export dinov3_vits16 --weights FOLDER",
+            error=EnvironmentProblem,
+        ):
+            download(PUBLISHED["dinov3_vits16"], quiet=True)
+    assert asked
+
+
+@pytest.mark.parametrize("answer", [refusing(401), refusing(404), refusing(500), hanging_up, None])
+def test_a_hub_that_fails_is_told_with_the_files_to_fetch(answer: Answer | None, hub: Callable[[str], None]) -> None:
+    words = ("facebook/dinov2-small", *HUB_FILES, "featkit export dinov2_vits14 --weights FOLDER")
+    if answer is None:
+        hub(unused_address())
+        with refused(*words, error=EnvironmentProblem):
+            download(PUBLISHED["dinov2_vits14"], quiet=True)
+        return
+    with serving(answer) as (address, asked):
+        hub(address)
+        with refused(*words, error=EnvironmentProblem):
+            download(PUBLISHED["dinov2_vits14"], quiet=True)
+        assert asked
+
+
+def test_a_proxy_that_lets_nobody_through_is_told_alike(monkeypatch: pytest.MonkeyPatch, hub: Callable[[str], None]) -> None:
+    with serving(refusing(403)) as (address, asked):
+        monkeypatch.setenv("HTTPS_PROXY", address)
+        monkeypatch.delenv("NO_PROXY")
+        hub("https://hub.invalid")
+        with refused("facebook/dinov2-small", *HUB_FILES, error=EnvironmentProblem):
+            download(PUBLISHED["dinov2_vits14"], quiet=True)
+    assert asked == ["CONNECT hub.invalid:443"]
+
+
+@pytest.mark.usefixtures("offline")
+def test_what_the_cache_holds_is_loaded_without_a_network(tmp_path: Path) -> None:
+    model = published.reference("dinov2_vits14", depth=1)
+    import_quietly("transformers").utils.logging.disable_progress_bar()
+    folder = cache(tmp_path, "facebook/dinov2-small")
+    model.save_pretrained(folder)
+    assert download(PUBLISHED["dinov2_vits14"], quiet=True) == folder
+    backbone, info = load_published(with_depth(PUBLISHED["dinov2_vits14"], 1), quiet=True)
+    images = published.pictures(14, 2, 3)
+    with torch.no_grad():
+        published.assert_same(backbone(images), published.see(model, images))
+    assert info.origin["source"] == "hf.co/facebook/dinov2-small"
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_cache_without_the_weights_is_no_cache(tmp_path: Path) -> None:
+    (cache(tmp_path, "facebook/dinov2-small") / "config.json").write_text("{}")
+    with refused("facebook/dinov2-small", "model*.safetensors", error=EnvironmentProblem):
+        download(PUBLISHED["dinov2_vits14"], quiet=True)
+
+
+def test_nothing_but_the_files_that_are_needed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def snapshot_download(repository: str, *, allow_patterns: list[str]) -> str:
+        calls.append((repository, allow_patterns))
+        (tmp_path / "model.safetensors").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert download(PUBLISHED["dinov3_vits16"], quiet=True) == tmp_path
+    assert calls.pop() == (PUBLISHED["dinov3_vits16"].hub, list(HUB_FILES))
+    timm = import_quietly("timm")
+    for arch, repository in {
+        "test_vit.r160_in1k": "timm/test_vit.r160_in1k",
+        "resnet10t": "timm/resnet10t.c3_in1k",  # the tag that timm takes where none is given
+        "vit_small_patch14_dinov2": "timm/vit_small_patch14_dinov2.lvd142m",
+    }.items():
+        settings = timm.create_model(arch, num_classes=0).pretrained_cfg
+        assert download_timm(arch, settings, quiet=True) == tmp_path / "model.safetensors"
+        assert calls.pop() == (repository, ["model.safetensors"])
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_timm_model_out_of_reach_names_its_file_and_command() -> None:
+    with refused(
+        "https://huggingface.co/timm/test_vit.r160_in1k",
+        "featkit export timm:test_vit.r160_in1k --weights model.safetensors",
+        error=EnvironmentProblem,
+    ):
+        load_pretrained("timm:test_vit.r160_in1k", quiet=True)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_bar_that_the_environment_forbids_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("huggingface_hub.constants", "huggingface_hub.utils.tqdm"):
+        monkeypatch.setattr(sys.modules[place], "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    with refused("facebook/dinov2-small", error=EnvironmentProblem):  # and not a warning
+        download(PUBLISHED["dinov2_vits14"])
+
+
+# Authors' servers
+
+
+def test_a_file_is_fetched_once_and_stays_in_torchs_cache(tmp_path: Path) -> None:
+    model = published.reference("dino_vits16", depth=1)
+    torch.save(published.official("dino_vits16", model), tmp_path / "weights.pth")
+    content = (tmp_path / "weights.pth").read_bytes()
+    with serving(giving(content, length=len(content))) as (address, asked):
+        row = by_url(f"{address}/dino_deitsmall16_pretrain.pth")
+        path = download(row, quiet=True)
+        assert path.parent == tmp_path / "torch" / "hub" / "checkpoints"
+        assert path.read_bytes() == content
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+        assert download(row, quiet=True) == path
+        backbone, info = load_published(row, quiet=True)
+    assert asked == ["GET /dino_deitsmall16_pretrain.pth"]
+    images = published.pictures(16, 2, 3)
+    with torch.no_grad():
+        published.assert_same(backbone(images), published.see(model, images))
+    assert info.origin["source"] == row.url
+
+
+def test_a_file_of_untold_length_is_fetched_too() -> None:
+    with serving(giving(b"weights")) as (address, _):
+        assert download(by_url(f"{address}/a.pth")).read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("answer", [giving(b"weig", length=7), giving(b"", length=7), refusing(404), refusing(503), hanging_up])
+def test_a_server_that_fails_leaves_no_file(answer: Answer, tmp_path: Path) -> None:
+    with serving(answer) as (address, _):
+        url = f"{address}/some/a.pth"
+        with refused(url, "featkit export dino_vits16 --weights a.pth --out m.onnx", error=EnvironmentProblem):
+            download(by_url(url), quiet=True)
+    assert [path for path in (tmp_path / "torch").rglob("*") if path.is_file()] == []
+    with serving(giving(b"weights", length=7)) as (address, _):
+        assert download(by_url(f"{address}/some/a.pth"), quiet=True).read_bytes() == b"weights"
+
+
+def test_a_server_that_is_not_there_is_told() -> None:
+    url = f"{unused_address()}/a.pth"
+    with refused(url, "--weights a.pth", error=EnvironmentProblem):
+        download(by_url(url), quiet=True)
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "torch").write_text("in the way")
+    with serving(giving(b"weights", length=7)) as (address, _), refused(str(tmp_path), error=EnvironmentProblem):
+        download(by_url(f"{address}/a.pth"), quiet=True)

@@ -1,0 +1,84 @@
+"""AdamW over a student, and the numbers of it that change with the step."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from featkit_train.config import OptimConfig
+from featkit_train.engine.schedules import cosine_schedule
+
+LINEAR_BATCH, SQRT_BATCH = 256, 1024  # images a step that the rules' rates are for: DINO's and DINOv2's
+BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+EMBEDDING = re.compile(r"(?:^|\.)(patch_embed\.\w+|class_token|registers|mask_token|class_position|patch_positions)$")
+
+
+def peak_lr(config: OptimConfig, images_per_step: int) -> float:
+    """The learning rate after warm-up: `lr` by its rule, lr * images / 256 or lr * sqrt(images / 1024)."""
+    if config.lr_rule == "linear":
+        return config.lr * images_per_step / LINEAR_BATCH
+    return config.lr * (images_per_step / SQRT_BATCH) ** 0.5 if config.lr_rule == "sqrt" else config.lr
+
+
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over what of `module` learns; norms, biases and other vectors do not decay (DINO's released code).
+
+    Of n blocks, block i (from 1) learns at layer_decay ** (n + 1 - i) of the rate, embeddings and tokens as a block 0
+    would, heads and the last norm at the whole rate; the patch embedding at patch_embed_lr times its own (DINOv2's code).
+    """
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    depth = 1 + max((int(found[1]) for name, _ in named if (found := BLOCK.search(name))), default=-1)
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        share = lr_share(name, depth=depth, config=config)
+        groups.setdefault((parameter.ndim > 1, share), []).append(parameter)
+    ordered: list[dict[str, Any]] = [
+        {"params": groups[key], "decays": key[0], "lr_share": key[1]} for key in sorted(groups, reverse=True)
+    ]
+    return torch.optim.AdamW(ordered, lr=0.0, betas=config.betas, fused=True)
+
+
+def lr_share(name: str, *, depth: int, config: OptimConfig) -> float:
+    """What part of the learning rate the parameter of that name gets, among `depth` blocks."""
+    block = BLOCK.search(name)
+    layer = depth + 1
+    if EMBEDDING.search(name):
+        layer = 0
+    elif block:
+        layer = int(block[1]) + 1
+    own = config.patch_embed_lr if "patch_embed." in name else 1.0
+    return own * config.layer_decay ** (depth + 1 - layer)
+
+
+def set_schedules(
+    groups: Iterable[dict[str, Any]],
+    config: OptimConfig,
+    *,
+    step: int,
+    num_steps: int,
+    images_per_step: int,
+    phase_start: int = 0,
+) -> tuple[float, float]:
+    """Give the optimizer's groups this step's learning rate and weight decay, and return both.
+
+    phase_start: a step at which other weights began to learn, which are warmed up to in their turn.
+    """
+    peak = peak_lr(config, images_per_step)
+    lr = cosine_schedule(
+        step,
+        start=peak,
+        end=config.min_lr if config.schedule == "cosine" else peak,
+        num_steps=num_steps,
+        warmup_steps=min(config.warmup_steps, num_steps // 2),
+    )
+    if phase_start > 0:
+        lr *= min(1.0, (step - phase_start + 1) / (config.warmup_steps + 1))
+    weight_decay = cosine_schedule(step, start=config.weight_decay, end=config.weight_decay_end, num_steps=num_steps)
+    for group in groups:
+        group["lr"] = lr * group["lr_share"]
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+    return lr, weight_decay

@@ -1,0 +1,201 @@
+"""One optimisation step, wherever it runs: one process or many, whole weights or sharded ones, a batch at once or in parts.
+
+Letters: B pictures, C crops, (S, S) pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from featkit_train.config import TrainConfig
+from featkit_train.engine.distributed import World, replicate, shard
+from featkit_train.engine.optimizer import make_optimizer, set_schedules
+from featkit_train.methods import Dice, MomentumTeacher, Views, make_method
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.pictures.augment import appear, normalise
+from featkit_train.pictures.batches import COMMON_NOISE, NOISE, WEIGHTS, Crops, ExtraViews, rng_for
+from featkit_train.watching.diagnostics import Collapse, first_bad_tensor
+from featkit_train.watching.meter import Log
+
+
+class Engine:
+    """A method with its optimizer on a device."""
+
+    def __init__(self, config: TrainConfig, *, device: torch.device, autocast_dtype: torch.dtype | None, world: World) -> None:
+        self.config, self.device, self.world, self.autocast_dtype = config, device, world, autocast_dtype
+        with seeded_weights(config.run.seed):
+            self.method: MomentumTeacher = make_method(config, world=world)
+        self._whole = copy.deepcopy(self.method.result) if self.is_sharded and world.is_main else None
+        for module in self.method.modules():
+            if isinstance(module, VisionTransformer):
+                module.checkpoint_activations = config.engine.checkpoint_activations
+                if config.engine.compile:
+                    for block in module.blocks:
+                        block.compile()
+        if self.is_sharded:  # ahead of .to(device): a device never holds a branch whole
+            shard(self.method.branches(), device, dtype=autocast_dtype)
+        self.method.to(device)
+        if device.type == "cuda" and autocast_dtype is not None:
+            torch.set_float32_matmul_precision("high")  # heads stay in float32, and keep the tensor cores
+        self.optimizer = make_optimizer(self.method, config.optim)
+        self.class_tokens: Tensor | None = None  # (B, D) of the last step's first global crops
+        self._learner: nn.Module | None = None
+
+    def extra_views(self) -> ExtraViews:
+        """What the method needs beside crops."""
+        masks = self.config.ibot if self.method.patch_loss else None
+        return ExtraViews(patch=self.method.result.patch, masks=masks, gram_size=self.method.gram_size)
+
+    def step(self, crops: Crops, step: int) -> Log:
+        """One optimisation step on this process's slice of the batch; returns what is worth watching, of all processes."""
+        run, parts = self.config.run, self.config.engine.accumulate
+        if self.method.prepare(step) or self._learner is None:
+            self._learner = self._about(self.method)
+        lr, weight_decay = set_schedules(
+            self.optimizer.param_groups,
+            self.config.optim,
+            step=step,
+            num_steps=run.steps,
+            images_per_step=run.batch_size,
+            phase_start=self.method.phase_start(step),
+        )
+        size = crops.global_images.shape[1] // parts
+        views = [self.views(crops.part(number, size)) for number in range(parts)]
+        with self._autocast():
+            targets, watched = self.method.aim([self.method.look(part) for part in views], step=step)
+        self.optimizer.zero_grad(set_to_none=True)
+        losses: list[dict[str, Tensor]] = []
+        class_tokens: list[Tensor] = []
+        for number in range(parts):
+            with self._synchronised(number == parts - 1), self._autocast():
+                result = self._learner(views[number], targets[number], self._dice(step, number))
+            with self._synchronised(number == parts - 1):
+                (result.loss / parts).backward()
+            losses.append({"loss": result.loss.detach(), **result.watched})
+            class_tokens.append(result.class_tokens)
+        self.class_tokens = torch.cat(class_tokens)
+        self.method.before_optimizer(step=step)
+        grad_norm = self._clip()
+        summed = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+        # Ahead of the question, so that all processes answer alike.
+        log = self.world.mean({**summed, **watched, "grad_norm": grad_norm})
+        if not math.isfinite(log["grad_norm"]) or not math.isfinite(log["loss"]):
+            raise Collapse(self._name_bad(views, step))
+        self.optimizer.step()
+        for branch in self.method.branches():
+            if isinstance(branch, FSDPModule):
+                branch.reshard()
+        self.method.update_teacher(step=step)
+        return {
+            **log,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": self.method.momentum(step),
+            "teacher_temp": self.method.teacher_temp(step),
+        }
+
+    def views(self, crops: Crops) -> Views:
+        """Crops as the method takes them: coloured, normalised, on the device."""
+        return Views(
+            self._appear(crops.global_images, crops.global_appearance),
+            self._appear(crops.local_images, crops.local_appearance),
+            crops.masks.to(self.device, non_blocking=True),
+            crops.masks.flatten().nonzero().flatten().to(self.device, non_blocking=True),
+            self._appear(crops.gram_images, None),
+        )
+
+    def result(self) -> Backbone:
+        """What the run is for, whole; of sharded weights in the main process alone. All processes have to call it."""
+        if not self.is_sharded:
+            return self.method.result
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(self.method.result, options=options)
+        if self._whole is None:
+            return self.method.result
+        self._whole.load_state_dict(state)
+        return self._whole
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether weights are spread over processes."""
+        return self.config.engine.shard and self.world.size > 1
+
+    @torch.no_grad()
+    def embed(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
+        """Class tokens, unit length (N, D) float32, of prepared pictures (N, H, W, 3) uint8."""
+        device = next(backbone.parameters()).device
+        blocks = []
+        for block in torch.split(torch.from_numpy(images), 256):
+            pixels = block.to(device).permute(0, 3, 1, 2).float() / 255
+            features = backbone(normalise(pixels, mean=self.method.mean, std=self.method.std))
+            blocks.append(nn.functional.normalize(features.class_token.float(), dim=-1).cpu().numpy())
+        return np.concatenate(blocks)
+
+    def _appear(self, images: Tensor, appearance: Tensor | None) -> Tensor:
+        """uint8 crops (C, B, 3, S, S), with their rows of colours, to normalised floats on the device."""
+        if images.shape[0] == 0:
+            return images.to(self.device, torch.float32)
+        pixels = images.flatten(0, 1).to(self.device, non_blocking=True)
+        pixels = pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
+        return torch.unflatten(normalise(pixels, mean=self.method.mean, std=self.method.std), 0, images.shape[:2])
+
+    def _dice(self, step: int, part: int) -> Dice:
+        seed = self.config.run.seed
+        return Dice(rng_for(seed, NOISE, step, part, self.world.rank), rng_for(seed, COMMON_NOISE, step, part))
+
+    def _about(self, method: MomentumTeacher) -> nn.Module:
+        """The method as gradients need it: by itself, or averaged over processes."""
+        if self.world.size == 1 or self.is_sharded:
+            return method
+        return replicate(method, self.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    @contextlib.contextmanager
+    def _synchronised(self, wanted: bool) -> Iterator[None]:
+        """Gradients travel between processes with the last part alone."""
+        if isinstance(self._learner, nn.parallel.DistributedDataParallel) and not wanted:
+            with self._learner.no_sync():
+                yield
+        else:
+            yield
+
+    def _name_bad(self, views: Sequence[Views], step: int) -> str:
+        def again() -> None:
+            with self._autocast():
+                targets, _ = self.method.aim([self.method.look(part) for part in views], step=step)
+                for number, part in enumerate(views):
+                    self.method(part, targets[number], self._dice(step, number))
+
+        bad = first_bad_tensor(self.method, again, anywhere=lambda here: self.world.any(here, self.device))
+        return (
+            f"The loss is not a number at step {step + 1}: the first bad tensor is {bad}. "
+            "Lower optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last checkpoint is whole."
+        )
+
+    def _clip(self) -> Tensor:
+        """Scale all gradients to the largest norm allowed; the norm that they had."""
+        limit = self.config.optim.clip_grad if self.config.optim.clip_grad > 0 else math.inf
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+@contextlib.contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Weights drawn inside depend on the seed alone, and the caller's random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng_for(seed, WEIGHTS).integers(2**31)))
+        yield

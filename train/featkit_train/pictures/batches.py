@@ -1,0 +1,271 @@
+"""Pictures for training: which ones, in which order, cut into crops by workers, stacked into batches.
+
+Every random choice is keyed by (seed, purpose, epoch, item), so that a batch is the same whichever worker made it, and
+a resumed run goes on with the very crops that it would have seen.
+
+Letters: B pictures, G global crops, L local crops, (S, S), (s, s) and (Z, Z) pixels, (h, w) patches of a global crop.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from featkit.errors import InputError
+from featkit.images import decode
+from featkit.sources import Source
+from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
+from featkit_train.engine.stopping import leave_signals_to_the_loop
+from featkit_train.pictures.augment import cut_crop, draw_appearance
+from featkit_train.pictures.masks import draw_mask
+
+NUM_GLOBAL = 2
+# What a random stream is for; part of its key.
+ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION = range(8)
+# Pictures are kept at a little over the size that crops need, so that a small crop of one still has its detail.
+DECODE_MARGIN = 2
+NO_CROPS = np.zeros((0, 1, 1, 3), np.uint8)
+
+
+Place: TypeAlias = tuple[int, int, int]  # epoch, number of the picture, number of the resolution
+
+
+class Crops(NamedTuple):
+    """A batch: uint8 pictures (G, B, 3, S, S) and (L, B, 3, s, s), appearance rows (G, B, 7) and (L, B, 7).
+
+    masks (G, B, h, w) bool, all False where none were asked for; gram_images (G, B, 3, Z, Z) uint8, the global crops' boxes
+    for a Gram teacher, or (0, ...).
+    """
+
+    global_images: Tensor
+    global_appearance: Tensor
+    local_images: Tensor
+    local_appearance: Tensor
+    masks: Tensor
+    gram_images: Tensor
+    num_unreadable: int
+
+    def part(self, number: int, size: int) -> Crops:
+        """Pictures number * size up to (number + 1) * size."""
+        cut = slice(number * size, (number + 1) * size)
+        return Crops(
+            self.global_images[:, cut],
+            self.global_appearance[:, cut],
+            self.local_images[:, cut],
+            self.local_appearance[:, cut],
+            self.masks[:, cut],
+            self.gram_images[:, cut],
+            self.num_unreadable if number == 0 else 0,
+        )
+
+
+class Sample(NamedTuple):
+    """One picture's crops as arrays, channels last, before stacking."""
+
+    global_images: np.ndarray
+    global_appearance: np.ndarray
+    local_images: np.ndarray
+    local_appearance: np.ndarray
+    masks: np.ndarray
+    gram_images: np.ndarray
+    num_unreadable: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtraViews:
+    """What some methods need beside crops: masks over the patches of a global crop, and crops for a Gram teacher."""
+
+    patch: int = 16  # pixels
+    masks: IbotConfig | None = None
+    gram_size: int | None = None  # pixels
+
+
+def rng_for(seed: int, purpose: int, *keys: int) -> np.random.Generator:
+    """The random stream of one purpose and place; equal keys give equal streams on every machine."""
+    return np.random.default_rng([seed, purpose, *keys])
+
+
+def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers to train on and numbers held out (at most a tenth), both sorted, chosen by the seed."""
+    num_held_out = min(wanted, count // 10)
+    shuffled = rng_for(seed, HELD_OUT).permutation(count)
+    return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
+
+
+class CropDataset(Dataset[Sample]):
+    """Indexed by (epoch, number of the picture, number of the resolution): the crops it gives in that epoch."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        crops: CropConfig,
+        colour: ColourConfig,
+        seed: int,
+        cache_bytes: int,
+        numbers: np.ndarray | None = None,  # sorted numbers of the pictures to learn from; all by default
+        extra: ExtraViews | None = None,
+    ) -> None:
+        self.source, self.crops, self.colour, self.seed = source, crops, colour, seed
+        self.numbers = np.arange(len(source)) if numbers is None else numbers
+        self.cache_bytes = cache_bytes
+        self.extra = extra or ExtraViews()
+        self._sizes = resolutions(crops, gram_size=self.extra.gram_size)
+        self._cache: OrderedDict[int, Image.Image] = OrderedDict()
+        self._cached_bytes = 0
+
+    def __getitem__(self, place: Place) -> Sample:
+        epoch, number, resolution = place
+        size = self._sizes[resolution]
+        picture, num_unreadable = self._readable_picture(number)
+        rng = rng_for(self.seed, CROPS, epoch, number)
+        config = self.crops
+        global_crops, gram_crops = [], []
+        for _ in range(NUM_GLOBAL):
+            again = copy.deepcopy(rng)  # cuts the same box once more
+            global_crops.append(cut_crop(picture, rng, size=size.global_size, scale=config.global_scale, config=config))
+            if self.extra.gram_size is not None:
+                gram = cut_crop(picture, again, size=size.gram_size, scale=config.global_scale, config=config)
+                gram_crops.append(gram)
+        local_crops = [
+            cut_crop(picture, rng, size=size.local_size, scale=config.local_scale, config=config)
+            for _ in range(config.num_local)
+        ]
+        global_rows = [draw_appearance(rng, view=view, size=size.global_size, config=self.colour) for view in range(NUM_GLOBAL)]
+        local_rows = [draw_appearance(rng, view=2, size=size.local_size, config=self.colour) for _ in local_crops]
+        return Sample(
+            np.stack(global_crops),
+            np.stack(global_rows),
+            np.stack(local_crops) if local_crops else NO_CROPS,
+            np.stack(local_rows) if local_rows else np.zeros((0, global_rows[0].size), np.float32),
+            self._masks(epoch, number, size.global_size // self.extra.patch),
+            np.stack(gram_crops) if gram_crops else NO_CROPS,
+            num_unreadable,
+        )
+
+    def _masks(self, epoch: int, number: int, side: int) -> np.ndarray:
+        """(G, h, w) bool with h = w = side."""
+        if self.extra.masks is None:
+            return np.zeros((NUM_GLOBAL, side, side), bool)
+        rng = rng_for(self.seed, MASKS, epoch, number)
+        return np.stack([draw_mask(rng, grid=(side, side), config=self.extra.masks) for _ in range(NUM_GLOBAL)])
+
+    def _readable_picture(self, number: int) -> tuple[Image.Image, int]:
+        """Picture `number`, or the next to learn from that can be read, and how many could not."""
+        place = int(np.searchsorted(self.numbers, number))
+        for skipped in range(len(self.numbers)):
+            try:
+                return self._picture(int(self.numbers[(place + skipped) % len(self.numbers)])), skipped
+            except InputError:
+                continue  # counted by the caller and shown in the log
+        raise InputError(f"None of the {len(self.numbers):,} pictures of {self.source.name} can be read.")
+
+    def _picture(self, number: int) -> Image.Image:
+        if number in self._cache:
+            self._cache.move_to_end(number)
+            return self._cache[number]
+        side = DECODE_MARGIN * max(max(size.global_size, size.gram_size) for size in self._sizes)
+        decoded = decode(self.source.read(number), name=self.source.key(number), shorter_side=side)
+        picture = Image.fromarray(decoded.pixels)
+        if min(picture.size) > side:
+            picture.thumbnail((side * picture.width // min(picture.size), side * picture.height // min(picture.size)))
+        worker = get_worker_info()
+        self._cache[number] = picture
+        self._cached_bytes += picture.width * picture.height * 3
+        while self._cached_bytes > self.cache_bytes // (worker.num_workers if worker is not None else 1):
+            _, oldest = self._cache.popitem(last=False)
+            self._cached_bytes -= oldest.width * oldest.height * 3
+        return picture
+
+
+def resolutions(crops: CropConfig, *, gram_size: int | None) -> tuple[Resolution, ...]:
+    """The sizes that steps are made at: those of the config, or the one."""
+    only = Resolution(share=1.0, global_size=crops.global_size, local_size=crops.local_size, gram_size=gram_size or 0)
+    return crops.resolutions or (only,)
+
+
+class EpochOrder(Sampler[list[Place]]):
+    """Batches of places from `first_step` to `last_step`; each epoch is a new order, without a partial batch.
+
+    A batch is taken in `parts`, one after the other; of `size` processes, that of `rank` takes its slice of every part, so
+    that a part is of the same pictures however many processes there are. InputError where there are no equal slices.
+    """
+
+    def __init__(
+        self,
+        numbers: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int,
+        first_step: int,
+        last_step: int,
+        rank: int = 0,
+        size: int = 1,
+        parts: int = 1,
+        shares: Sequence[float] = (1.0,),  # of the resolutions
+    ) -> None:
+        if batch_size % (size * parts):
+            whose = f"{size} processes alike" + (f", each in engine.accumulate {parts} parts" if parts > 1 else "")
+            raise InputError(f"run.batch_size {batch_size} cannot be shared by {whose}; change one.")
+        if len(numbers) < batch_size:
+            raise InputError(
+                f"There are {len(numbers):,} pictures to train on, fewer than a batch of {batch_size}; "
+                "add pictures or lower --batch-size."
+            )
+        self.numbers, self.batch_size, self.seed = numbers, batch_size, seed
+        self.first_step, self.last_step = first_step, last_step
+        self.shares = np.cumsum(shares) / np.sum(shares)
+        self.places = np.arange(batch_size).reshape(parts, size, -1)[:, rank].ravel()  # of this process in every batch
+
+    def __len__(self) -> int:
+        return self.last_step - self.first_step
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        per_epoch = len(self.numbers) // self.batch_size
+        epoch_of_order, order = -1, self.numbers
+        for step in range(self.first_step, self.last_step):
+            epoch, batch = divmod(step, per_epoch)
+            if epoch != epoch_of_order:
+                order = self.numbers[rng_for(self.seed, ORDER, epoch).permutation(len(self.numbers))]
+                epoch_of_order = epoch
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            drawn = rng_for(self.seed, RESOLUTION, step).random() if len(self.shares) > 1 else 0.0
+            resolution = int(np.searchsorted(self.shares, drawn, side="right"))
+            yield [(epoch, int(number), resolution) for number in chosen[self.places]]
+
+
+def stack(samples: Sequence[Sample]) -> Crops:
+    """Samples of one batch as Crops, channels first, crops ahead of pictures."""
+
+    def images(field: int) -> Tensor:
+        arrays = np.stack([sample[field] for sample in samples], axis=1)
+        return torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 1, 4, 2, 3)))
+
+    def rows(field: int) -> Tensor:
+        return torch.from_numpy(np.stack([sample[field] for sample in samples], axis=1))
+
+    num_unreadable = sum(sample.num_unreadable for sample in samples)
+    return Crops(images(0), rows(1), images(2), rows(3), rows(4), images(5), num_unreadable)
+
+
+def crop_loader(dataset: CropDataset, order: EpochOrder, *, workers: int) -> DataLoader[Crops]:
+    """Batches of `order`; with workers == 0 they are made in this process. Worker count changes no byte of them."""
+    loader: DataLoader[Crops] = DataLoader(
+        dataset,  # type: ignore[arg-type]  # the loader yields what `stack` makes of samples
+        batch_sampler=order,
+        collate_fn=stack,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=leave_signals_to_the_loop,
+    )
+    return loader

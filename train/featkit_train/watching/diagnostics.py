@@ -1,0 +1,184 @@
+"""What goes wrong in self-distillation, noticed while it happens, named, and answered with what to change.
+
+Letters: B embeddings, D width, K prototypes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from featkit.errors import FeatkitError
+from featkit_train.engine.schedules import momentum_for
+from featkit_train.watching.meter import Log
+
+PATIENCE_STEPS = 40  # a collapse must last so long, since the first steps look like one
+UNIFORM_SHARE = 0.99  # of ln K, for both the teacher's entropy and the loss
+ONE_HOT_SHARE = 0.02  # of ln K, for the entropy of the batch's mean
+LEAST_RANK = 1.5  # of class tokens that lie along one direction
+SPIKE_TIMES, SPIKE_WINDOW, SPIKE_LEAST = 10.0, 50, 10  # times the median of so many steps, once there are so many
+LEAST_TRAVEL = 10.0  # times that a teacher is made anew over a run: the sum of 1 - momentum
+
+
+class Collapse(FeatkitError):
+    """Training was stopped since its outputs no longer tell pictures apart, or are no numbers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that goes wrong: what and what to do about it, and whether the run is lost by it."""
+
+    sentence: str
+    is_collapse: bool
+
+
+@dataclass
+class Watch:
+    """Looks at a step's log and says what is wrong, once for each time it begins; not in the first `settle_steps`."""
+
+    num_prototypes: int
+    settle_steps: int
+    _lasting: dict[str, int] = field(default_factory=dict)
+    _rank: float = math.inf  # as last looked at, which is not every step
+    _quiet_until: int = 0  # of spikes, which come in swarms
+    _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
+
+    def __call__(self, step: int, log: Log) -> list[Finding]:
+        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K, rankme, grad_norm."""
+        found = self._spike(step, log["grad_norm"])
+        if step < self.settle_steps:
+            return found
+        uniform = log["teacher_entropy"] > UNIFORM_SHARE and log["dino_loss"] > UNIFORM_SHARE * math.log(self.num_prototypes)
+        if self._lasts("uniform", uniform):
+            found.append(
+                Finding(
+                    f"Uniform collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put every picture on all "
+                    f"{self.num_prototypes} prototypes alike (loss = ln K). Lower dino.teacher_temp or teacher.momentum, "
+                    "set dino.centering to sinkhorn, or add dino.koleo_weight 0.05.",
+                    is_collapse=True,
+                )
+            )
+        if self._lasts("one_hot", log["batch_entropy"] < ONE_HOT_SHARE):
+            found.append(
+                Finding(
+                    f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put all pictures on one "
+                    "prototype. Raise dino.teacher_temp, lower dino.center_momentum or set dino.centering to sinkhorn.",
+                    is_collapse=True,
+                )
+            )
+        self._rank = log.get("rankme", self._rank)
+        if self._lasts("rank", self._rank < LEAST_RANK):
+            found.append(
+                Finding(
+                    f"Dimensional collapse at step {step}: for {PATIENCE_STEPS} steps all embeddings have lain along one "
+                    f"direction (RankMe {self._rank:.2f}). Add dino.koleo_weight 0.05, or lower optim.lr.",
+                    is_collapse=True,
+                )
+            )
+        return found
+
+    def _lasts(self, name: str, present: bool) -> bool:
+        self._lasting[name] = self._lasting.get(name, 0) + 1 if present else 0
+        return self._lasting[name] == PATIENCE_STEPS
+
+    def _spike(self, step: int, norm: float) -> list[Finding]:
+        usual = statistics.median(self._norms) if len(self._norms) >= SPIKE_LEAST else math.inf
+        self._norms.append(norm)
+        if norm <= SPIKE_TIMES * usual or step < self._quiet_until:
+            return []
+        self._quiet_until = step + SPIKE_WINDOW
+        sentence = (
+            f"Gradient spike at step {step}: a norm of {norm:.3g}, {norm / usual:.0f} times the median of the steps before. "
+            f"Lower optim.lr or optim.clip_grad, or lengthen optim.warmup_steps. (Not said again for {SPIKE_WINDOW} steps.)"
+        )
+        return [Finding(sentence, is_collapse=False)]
+
+
+def slow_teacher(momentum: Callable[[int], float], *, num_steps: int) -> str | None:
+    """What to say of a momentum too high for the number of steps; None where it is not.
+
+    It is where the teacher would be made anew fewer than LEAST_TRAVEL times, sum over steps of 1 - momentum(step), and the
+    momentum that goes with so many steps is lower.
+    """
+    travel = sum(1 - momentum(step) for step in range(num_steps))
+    advised = momentum_for(num_steps)
+    if travel >= LEAST_TRAVEL or momentum(0) <= advised:
+        return None
+    return (
+        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is made anew {travel:.1f} times, fewer "
+        f"than {LEAST_TRAVEL:.0f}, and stays near where it began. Set teacher.momentum to {advised:g}, or train for more steps."
+    )
+
+
+@torch.no_grad()
+def rank_me(embeddings: Tensor) -> float:
+    """How many directions embeddings (B, D) spread over: exp of the entropy of their singular values' shares.
+
+    RankMe (arXiv 2210.02885, eq. 1), of embeddings whose mean is taken off, without which a network that has learnt nothing
+    and one that has collapsed look alike; between 1 and min(B, D). 0 where all are the same.
+
+        s = svd(embeddings - mean);  p = s / sum(s);  exp(-sum(p * log(p)))
+    """
+    rows = embeddings.float()
+    values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    total = values.sum()
+    if total <= 1e-6 * rows.norm():
+        return 0.0
+    return float(torch.special.entr(values / total).sum().exp())
+
+
+def first_bad_tensor(
+    module: nn.Module, again: Callable[[], Any], *, anywhere: Callable[[bool], bool] = lambda here: here
+) -> str:
+    """The name of the first tensor that holds a number that is not finite: a parameter, else an output, else a gradient.
+
+    again: makes the pass again in which it happened, whose modules are asked for their outputs in the order they end.
+    anywhere: whether it is so in any process, each of which may hold another part of a tensor and other pictures.
+    """
+    for name, parameter in module.named_parameters():
+        if anywhere(_is_bad(parameter)):
+            return f"the parameter {name}"
+    names: list[str] = []
+    hooks = [part.register_forward_hook(_note_bad(name, names)) for name, part in module.named_modules() if name]
+    try:
+        with torch.no_grad():
+            again()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if anywhere(bool(names)):
+        return f"the output of {names[0]}" if names else "an output in another process"
+    for name, parameter in module.named_parameters():
+        if anywhere(parameter.grad is not None and _is_bad(parameter.grad)):
+            return f"the gradient of {name}"
+    return "the loss itself"
+
+
+def _is_bad(tensor: Tensor) -> bool:
+    """Of a tensor spread over processes: the part that is here."""
+    here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return not bool(here.isfinite().all())
+
+
+def _note_bad(name: str, names: list[str]) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if any(not bool(tensor.isfinite().all()) for tensor in _tensors(output)):
+            names.append(name)
+
+    return hook
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
