@@ -21,7 +21,7 @@ HEAVY = (
 # Bare Python has about 30 modules, `import featkit` 30 more, and the command line with its help 250 on top.
 MOST_OF_IMPORT, MOST_OF_HELP = 60, 400
 SUBCOMMANDS = [
-    ["train", "dino"],
+    *(["train", method] for method in ("dino", "ibot", "dinov2", "dinov3", "distill", "adapt")),
     ["export"],
     ["embed"],
     ["whiten"],
@@ -29,7 +29,7 @@ SUBCOMMANDS = [
     ["search"],
     ["demo"],
     ["serve"],
-    ["evaluate", "copies"],
+    *(["evaluate", yardstick] for yardstick in ("copies", "knn", "linear", "retrieval")),
     ["verify"],
     ["bench"],
     ["report"],
