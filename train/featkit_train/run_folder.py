@@ -61,8 +61,9 @@ class RunFolder:
         """InputError where the run was begun with other settings, or on other pictures."""
         record = yaml.safe_load((self.path / CONFIG_FILE).read_text())
         earlier = from_mapping(TrainConfig, record["config"])
-        if first_difference(earlier, self.config) is not None:
-            raise InputError(f"{self.path} was begun with other settings: {first_difference(earlier, self.config)}.")
+        difference = first_difference(earlier, self.config)
+        if difference is not None:
+            raise InputError(f"{self.path} was begun with other settings: {difference}.")
         for digest, what in (("keys_sha256", "pictures to learn from"), ("held_out_keys_sha256", "pictures held out")):
             if record["data"][digest] != self.data[digest]:
                 raise InputError(f"{self.path} was begun with other {what}, in {record['data']['names']}; name the same again.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from featkit.errors import InputError
 from featkit.sources import Source
 from featkit_train.config import TrainConfig, from_mapping, to_mapping, with_settings
-from featkit_train.loop import TrainReport, train
+from featkit_train.loop import train
 from featkit_train.watching.diagnostics import Collapse
 from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import COPIES
@@ -30,11 +30,10 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a trial came to; `report` is None where it collapsed, and `ended` says how."""
+    """What a trial came to; `ended` says whether by a collapse."""
 
     last: Log  # the last numbers of its log
     scores: Log
-    report: TrainReport | None
     ended: str
 
     @property
@@ -85,11 +84,11 @@ def run_trial(
         on_log(log)
 
     folder = out / re.sub(r"[^\w.=,-]", "_", trial.label)
-    report, ended = None, "ok"
+    ended = "ok"
     try:
-        report = train(trial.config, sources, folder, held_out=held_out, on_log=hear)
+        train(trial.config, sources, folder, held_out=held_out, on_log=hear)
     except Collapse as collapse:
         ended = str(collapse).split(":")[0]
     last = next((log for log in reversed(logs) if "loss" in log), {})
     scores = next((log for log in reversed(logs) if COPIES in log), {})
-    return Outcome(last, scores, report, ended)
+    return Outcome(last, scores, ended)

@@ -114,6 +114,6 @@ def test_a_network_that_cannot_hide_patches_is_refused(tmp_path: Path, monkeypat
     save_published(tmp_path / "published")
     geometry = load_pretrained(str(tmp_path / "published"))[1].geometry
     info = BackboneInfo(name="r", family="dino", geometry=geometry, licence="", origin={})
-    monkeypatch.setattr("featkit_train.methods.adapt.load_pretrained", lambda *_, **__: (ResNet("resnet18"), info))
+    monkeypatch.setattr("featkit_train.methods.heads_first.load_pretrained", lambda *_, **__: (ResNet("resnet18"), info))
     with pytest.raises(InputError, match="published is no Vision Transformer, which `adapt` needs to hide patches; distil it"):
         make_method(config(tmp_path / "published"))

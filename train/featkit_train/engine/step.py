@@ -78,9 +78,9 @@ class Engine:
         losses: list[dict[str, Tensor]] = []
         class_tokens: list[Tensor] = []
         for number in range(parts):
-            with self._synchronised(number == parts - 1), self._autocast():
-                result = self._learner(views[number], targets[number], self._dice(step, number))
             with self._synchronised(number == parts - 1):
+                with self._autocast():
+                    result = self._learner(views[number], targets[number], self._dice(step, number))
                 (result.loss / parts).backward()
             losses.append({"loss": result.loss.detach(), **result.watched})
             class_tokens.append(result.class_tokens)

@@ -146,6 +146,7 @@ class MomentumTeacher(nn.Module, ABC):
     """Student, teacher and centres. A method is a subclass that says what its loss is made of."""
 
     unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
+    local_norm: ClassVar[bool] = False  # whether class tokens of local crops have a norm of their own
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
@@ -161,7 +162,8 @@ class MomentumTeacher(nn.Module, ABC):
 
     def build(self) -> None:
         """Make student and teacher."""
-        self.student = Branch(VisionTransformer(self.config.model), self.config, patch_loss=self.patch_loss)
+        backbone = VisionTransformer(self.config.model)
+        self.student = Branch(backbone, self.config, patch_loss=self.patch_loss, local_norm=self.local_norm)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
     # -- what a method is -----------------------------------------------------------------------------------------------

@@ -16,10 +16,9 @@ from torch import nn
 
 from featkit.errors import InputError
 from featkit_train.losses import gram_loss
-from featkit_train.methods.base import Branch, Looks, Targets, Term, Views
+from featkit_train.methods.base import Looks, Targets, Term, Views
 from featkit_train.methods.dinov2 import DinoV2
 from featkit_train.networks.base import Backbone
-from featkit_train.networks.vit import VisionTransformer
 from featkit_train.pictures.augment import Statistics, renormalise
 from featkit_train.published.pretrained import load_pretrained
 
@@ -28,14 +27,13 @@ class DinoV3(DinoV2):
     """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram term (section 4)."""
 
     unread: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+    local_norm: ClassVar[bool] = True
 
     def build(self) -> None:
         """Student, teacher, and the Gram teacher where it has a weight."""
-        backbone = VisionTransformer(self.config.model)
-        self.student = Branch(backbone, self.config, patch_loss=True, local_norm=True)
+        super().build()
         if self.student.local_norm is not None:  # DDP waits for what learns
             self.student.local_norm.requires_grad_(self.config.crops.num_local > 0)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         self.gram_teacher: Backbone | None = None
         if self.config.gram.weight > 0:
             self.gram_teacher = self._first_gram_teacher().requires_grad_(False)

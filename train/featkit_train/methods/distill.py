@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -17,31 +16,28 @@ from torch import nn
 from torch.nn import functional as F
 
 from featkit_train.methods.base import Branch, Dice, Looks, Targets, Term, Views, project
-from featkit_train.methods.dinov2 import DinoV2
+from featkit_train.methods.heads_first import HeadsFirst
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.pictures.augment import renormalise
-from featkit_train.published.pretrained import load_pretrained
 
 
-class Distill(DinoV2):
+class Distill(HeadsFirst):
     """A frozen teacher, a student that matches it, and the student's average, which is the result."""
 
     unread: ClassVar[frozenset[str]] = frozenset({"gram"})
 
     def build(self) -> None:
         """Teacher from its weights, student and average from the config, and heads that learn for the teacher."""
-        source = self.config.pretrained
-        backbone, info = load_pretrained(source.name, weights=Path(source.weights) if source.weights else None, quiet=True)
+        backbone, info = self.load_pretrained()
         self.teacher_statistics = (info.geometry.mean, info.geometry.std)
         self.teacher = Branch(backbone, self.config, patch_loss=True).requires_grad_(False)
         self.trial_heads = copy.deepcopy(self.teacher.heads()).requires_grad_(True)
         self.student = Branch(VisionTransformer(self.config.model), self.config, patch_loss=True)
         self.student.mask_token = self.teacher.mask_token = None  # nothing is masked
         self.average = copy.deepcopy(self.student).requires_grad_(False)
-        self.warming: bool | None = None
 
     @property
     def result(self) -> Backbone:
@@ -52,23 +48,14 @@ class Distill(DinoV2):
         """All three, and the heads that learn for the teacher."""
         return (self.student, self.teacher, self.average, *self.trial_heads.values())
 
-    def phase_start(self, step: int) -> int:
-        """The student begins when the heads are done."""
-        head_steps = self.config.pretrained.head_steps
-        return head_steps if step >= head_steps else 0
-
     def learning_heads(self) -> Sequence[ProjectionHead]:
         """The teacher's, then the student's."""
         return [self._trial_head(name) for name in self.trial_heads] if self.warming else super().learning_heads()
 
-    def prepare(self, step: int) -> bool:
+    def freeze(self, *, warming: bool) -> None:
         """Heads first, then the student alone."""
-        warming = step < self.config.pretrained.head_steps
-        changed = warming != self.warming
-        self.warming = warming
         self.trial_heads.requires_grad_(warming)
         self.student.requires_grad_(not warming)
-        return changed
 
     @torch.no_grad()
     def look(self, views: Views) -> Looks:
