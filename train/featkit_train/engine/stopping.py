@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 # Ctrl-C; what torchrun, Slurm and others send ahead of SIGKILL; what a job asks Slurm to send ahead of its time limit.
+GRACE_S = 20  # that a worker goes on after SIGTERM
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -38,6 +40,17 @@ class StopRequest:
 
 
 def leave_signals_to_the_loop(_worker: int = 0) -> None:
-    """For processes that serve the loop: signals reach them too, who would be gone before the step that needs them is done."""
+    """For processes that serve the loop: signals reach them too, who would be gone before the step that needs them is done.
+
+    SIGTERM ends them GRACE_S later: it is also how Python ends what a process leaves behind, and it waits until that is gone.
+    """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(0))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _be_gone_in(GRACE_S))
+
+
+def _be_gone_in(seconds: int) -> None:
+    already = signal.alarm(seconds)
+    if already:
+        signal.alarm(already)
