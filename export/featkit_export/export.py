@@ -22,6 +22,7 @@ from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, Traced, TraceErr
 from featkit_export.seal import seal
 from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_pictures, open_session, require_parity
 from featkit_train.networks.base import Backbone
+from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo
@@ -51,6 +52,7 @@ def export_model(
     recipe: Recipe | None = None,
     whitening: Whitening | None = None,
     size: tuple[int, int] | None = None,
+    exit_: int | None = None,
     name: str | None = None,
     notes: str = "",
     quiet: bool = False,
@@ -59,7 +61,8 @@ def export_model(
     """Write a published backbone, or that of a run folder, as a model file `out`.
 
     source, weights, branch: as in `featkit_train.published.pretrained.load_pretrained`. size: the one (height, width) in
-    pixels that the graph takes. quiet: no progress bar of what is fetched. on_step is called with what begins now.
+    pixels that the graph takes. exit_: of a network with exits, which becomes the file, without what lies behind it; by default
+    the deepest. quiet: no progress bar of what is fetched. on_step is called with what begins now.
     InputError for what cannot be read or does not go together; ParityError or TraceError, with nothing written, when the
     graph disagrees with torch or cannot be made.
     """
@@ -67,7 +70,16 @@ def export_model(
     backbone, info = load_pretrained(str(source), weights=weights, branch=branch, quiet=quiet)
     info = dataclasses.replace(info, origin=_with_digest(info, source))
     return export_backbone(
-        backbone, info, out, recipe=recipe, whitening=whitening, size=size, name=name, notes=notes, on_step=on_step
+        backbone,
+        info,
+        out,
+        recipe=recipe,
+        whitening=whitening,
+        size=size,
+        exit_=exit_,
+        name=name,
+        notes=notes,
+        on_step=on_step,
     )
 
 
@@ -79,12 +91,14 @@ def export_backbone(
     recipe: Recipe | None = None,
     whitening: Whitening | None = None,
     size: tuple[int, int] | None = None,
+    exit_: int | None = None,
     name: str | None = None,
     notes: str = "",
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> ExportReport:
     """The same for a backbone in memory; see export_model."""
     recipe = recipe or Recipe()
+    backbone, info = cut_at(backbone, info, exit_)
     _check_recipe(recipe, backbone, info)
     geometry = info.geometry if size is None else sized(info.geometry, *size)
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
@@ -111,6 +125,24 @@ def export_backbone(
             manifest = dataclasses.replace(manifest, fixed_size=size, parity=parity)
             sealed = seal(traced.model, manifest, out, folder=Path(folder) if traced.path else None)
     return ExportReport(manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks)
+
+
+def cut_at(backbone: Backbone, info: BackboneInfo, exit_: int | None) -> tuple[Backbone, BackboneInfo]:
+    """The backbone up to that exit, or to the deepest, which its origin then names; one without exits as it is.
+
+    InputError for an exit that is not there.
+    """
+    if not isinstance(backbone, ExitedBackbone):
+        if exit_ is not None:
+            raise InputError(
+                f"{info.name} has no exits but its last layer; leave out --exit, or train one with classifier.exits."
+            )
+        return backbone, info
+    wanted = backbone.depth if exit_ is None else exit_
+    if not 1 <= wanted <= backbone.depth:
+        raise InputError(f"{info.name} has exits 1 to {backbone.depth}, the deepest last, not {wanted}; name one of them.")
+    origin = {**info.origin, "exit": f"{wanted} of {backbone.depth}"}
+    return backbone.cut(wanted).eval(), dataclasses.replace(info, origin=origin)
 
 
 def sized(geometry: Geometry, height: int, width: int) -> Geometry:

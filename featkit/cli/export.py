@@ -29,6 +29,7 @@ def export(
     outputs: str = "embedding",
     whiten: Path | None = None,
     size: str | None = None,
+    exit_: int | None = None,
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
     calibrate: Path | None = None,
     triton: Path | None = None,
@@ -75,6 +76,9 @@ def export(
         Statistics of `featkit whiten`, to be folded into the graph.
     size
         The one size the file is for, in pixels, such as 224 or 336x504 (height x width): faster, and nothing else is taken.
+    exit_
+        Of a network that was trained with exits, the one that becomes the file, counted from 1, without what lies behind it; by
+        default the deepest.
     precision
         fp16 for graphics cards; int8 for processors with VNNI or AMX, which needs --calibrate and is refused where it would
         cost quality or is not faster.
@@ -106,6 +110,7 @@ def export(
         outputs=parse_outputs(outputs),
         whiten=whiten,
         size=parse_size(size),
+        exit=exit_,
         name=name,
         quiet=quiet or json_,
     )
@@ -135,6 +140,7 @@ class Wanted:
     outputs: tuple[str, ...] = (EMBEDDING,)
     whiten: Path | None = None
     size: tuple[int, int] | None = None
+    exit: int | None = None
     name: str | None = None
     quiet: bool = False
 
@@ -152,9 +158,8 @@ def write_in_precision(
     from featkit_export.precision import lower
 
     if finished:
-        _refuse(
-            wanted, ("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size"), f"{source} is a model file"
-        )
+        inside = ("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size", "exit")
+        _refuse(wanted, inside, f"{source} is a model file")
     with tempfile.TemporaryDirectory() as folder:
         full, facts = Path(source), dict[str, Any]()
         if not finished:
@@ -180,6 +185,7 @@ def write_full(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
         recipe=Recipe(feature=wanted.feature, layers=wanted.layers, join=wanted.join, outputs=wanted.outputs),
         whitening=Whitening.load(wanted.whiten) if wanted.whiten else None,
         size=wanted.size,
+        exit_=wanted.exit,
         name=wanted.name,
         quiet=wanted.quiet,
         on_step=say,
@@ -200,7 +206,9 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     from featkit_export.adopt import adopt_file
     from featkit_export.fetch import HUB, fetch_onnx, licence_of
 
-    _refuse(wanted, ("weights", "branch", "layers", "join", "whiten", "size"), f"{source} is an ONNX file made elsewhere")
+    _refuse(
+        wanted, ("weights", "branch", "layers", "join", "whiten", "size", "exit"), f"{source} is an ONNX file made elsewhere"
+    )
     origin, name = {}, wanted.name
     path = Path(source)
     if source.startswith(HUB):

@@ -127,11 +127,14 @@ class CopyProbe:
             edits = [draw_compound(seed=seed, key=str(number), number=edit) for edit in range(num_edits)]
             views += [original, *(apply_edits(original, edit) for edit in edits)]
         self._shape = (len(pictures), 1 + num_edits)
-        self._images = np.stack([geometry.apply(np.asarray(view)) for view in views])
+        self.images = np.stack([geometry.apply(np.asarray(view)) for view in views])
 
     def recall_at_1(self, embed: Callable[[np.ndarray], np.ndarray]) -> float:
         """embed: (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
-        vectors = embed(self._images)
+        return self.recall_of(embed(self.images))
+
+    def recall_of(self, vectors: np.ndarray) -> float:
+        """The same of unit vectors (N, D) float32 of `images` (N, H, W, 3) uint8."""
         views = vectors.reshape(*self._shape, vectors.shape[-1])
         return float(_recall(views[:, 0], views[:, 1:], unchanged, k=1).mean())
 

@@ -28,11 +28,12 @@ from featkit.resources import usable_cpus
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.losses import dino_loss
-from featkit_train.methods import MomentumTeacher, make_method
+from featkit_train.methods import MomentumTeacher
 from featkit_train.networks import vit
 from featkit_train.networks.vit import VisionTransformer
 from tests.benchmarks.flops import count_flops
 from tests.benchmarks.record import is_quick, markdown_table, write_result
+from tests.train.momentum import make_teacher
 
 SIZES = {"ViT-T": (192, 3, 12), "ViT-S": (384, 6, 12), "ViT-B": (768, 12, 12), "ViT-L": (1024, 16, 24)}  # width, heads, depth
 MEASURED = {"ViT-T": (2, 6), "ViT-S": (2, 5), "ViT-B": (1, 3), "ViT-L": (1, 2)}  # pictures
@@ -146,7 +147,7 @@ def count(config: TrainConfig, batch: int, *, checkpointed: bool, as_gpu: bool) 
     """A step on tensors without memory. as_gpu: bfloat16 and fused attention, else as this CPU computes in float32."""
     fused = mock.patch.object(vit, "PLAIN_ATTENTION_TOKENS", 0) if as_gpu else contextlib.nullcontext()
     with sizes_alone(), fused:
-        method = make_method(config)
+        method = make_teacher(config)
         for module in method.modules():
             if isinstance(module, VisionTransformer):
                 module.checkpoint_activations = checkpointed
@@ -183,7 +184,7 @@ def child(size: str, batch: int) -> None:
     """One real step in float32, gradients being there already as they are after the first step; then print the peak."""
     torch.set_num_threads(usable_cpus())
     config = config_of(size, "dino")
-    method = make_method(config)
+    method = make_teacher(config)
     for parameter in method.student.parameters():
         parameter.grad = torch.ones_like(parameter)
     loss_of(method, Crops.of(config, batch, hidden=False)).backward()
@@ -226,7 +227,7 @@ def row_of(size: str, method_name: str) -> dict[str, Any]:
     """One row of the table."""
     config = config_of(size, method_name)
     with sizes_alone():
-        method = make_method(config)
+        method = make_teacher(config)
         student = sum(parameter.numel() for parameter in method.student.parameters())
         backbone = sum(parameter.numel() for parameter in method.student.backbone.parameters())
         whole, held, gathered = state_bytes(method)

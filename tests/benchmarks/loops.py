@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -12,7 +11,7 @@ import torch
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.loop import Run, next_batch
+from featkit_train.loop import Run, batches_of
 from featkit_train.pictures.batches import Crops, crop_loader
 from tests.benchmarks.flops import synchronise
 
@@ -70,11 +69,11 @@ class FeatkitLoop(Loop[Crops]):
         self.engine, self.device, self.images = self.run.engine, self.run.device, config.run.batch_size
         self.engine.method.begin()
         self.number = 0
-        self._batches: Iterator[Crops] = iter(crop_loader(self.run.dataset, self.run.order, workers=config.run.workers))
+        self._batches = batches_of(crop_loader(self.run.dataset, self.run.order, workers=config.run.workers))
 
     def next(self) -> Crops:
         """Crops from the workers."""
-        return next_batch(self._batches)
+        return next(self._batches)
 
     def step(self, batch: Crops) -> None:
         """The engine's step."""

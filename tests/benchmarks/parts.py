@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from featkit_train.engine.step import Engine
-from featkit_train.methods import MomentumTeacher
 from tests.benchmarks.flops import synchronise
+from tests.train.momentum import momentum_teacher
 
 REST = "rest of the step"
 # What torch's operators are for, by words in their names; the first line that fits.
@@ -70,7 +70,7 @@ class Clock:
 @contextlib.contextmanager
 def clocked(engine: Engine, clock: Clock) -> Iterator[None]:
     """While inside, the engine's steps tell the clock what they do."""
-    method: MomentumTeacher = engine.method
+    method = momentum_teacher(engine.method)
     student: Any = method.student
     places = [
         (engine, "step", REST),
@@ -82,7 +82,7 @@ def clocked(engine: Engine, clock: Clock) -> Iterator[None]:
         (method, "terms", "losses"),
         (engine.optimizer, "zero_grad", "update"),
         (engine.optimizer, "step", "update"),
-        (method, "update_teacher", "update"),
+        (method, "after_optimizer", "update"),
     ]
     if student.patch_head is not None:
         places.append((student.patch_head, "forward", "student's heads, forward"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import signal
 from pathlib import Path
 
@@ -290,9 +291,11 @@ def test_pictures_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: 
     folder.mkdir()
     for number in range(24):
         (folder / f"{number}.jpg").write_text("no picture")
+    others = set(multiprocessing.active_children())
     with pytest.raises(InputError) as caught:
         run(small_config(f"run.workers={workers}"), folder, tmp_path / "run")
     assert str(caught.value) == f"None of the 22 pictures of {folder} can be read."
+    assert set(multiprocessing.active_children()) <= others, "workers are gone, though what was raised is held"
 
 
 def test_a_full_disk_is_named(pictures: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from featkit.errors import InputError
+from featkit_train.networks.classifier import ClassifierConfig
 from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.noise import NoiseConfig
 from featkit_train.networks.vit import ViTConfig
@@ -34,6 +35,9 @@ LEAST = {
     "gram": {"update_every": 1, "max_updates": 0},
     "pretrained": {"head_steps": 0},
     "watch": {"patience": 1},
+    "crops": {"fixed_views": 0},
+    "born_again": {"generations": 1, "patience": 1},
+    "self_training": {"rounds": 1, "patience": 1},
 }
 T = TypeVar("T")
 
@@ -66,6 +70,7 @@ class CropConfig:
     rotation_degrees: float = 0.0  # up to this, either way; not in the paper
     rotation_probability: float = 0.5
     flip_probability: float = 0.5
+    fixed_views: int = 0  # views that a picture has, which epochs take in turn; 0: a new one every epoch
 
     def __post_init__(self) -> None:
         for low, high in (self.global_scale, self.local_scale):
@@ -90,8 +95,9 @@ class ColourConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with DINO's schedules."""
+    """AdamW with DINO's schedules, or SGD by the same."""
 
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov's momentum, which is the first of `betas`
     lr: float = 5e-4  # at 256 images a step; DINO, section "Implementation details"
     lr_rule: Literal["linear", "sqrt", "constant"] = "linear"  # sqrt: at 1,024 images (DINOv2); constant: at any batch
     schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up; constant: DINOv3
@@ -175,6 +181,66 @@ class PretrainedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelsConfig:
+    """Where the labels of pictures are."""
+
+    column: str = "label"  # of the source; of a folder without one, the folder that a picture lies in
+    smoothing: float = 0.0  # share of a label that is spread over all classes alike
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnowledgeConfig:
+    """What a student is taught by its teacher's outputs, beside the labels."""
+
+    # kd: the teacher's distribution; cwtm: the labels alone, each picture by the teacher's confidence; dkpp: the distribution
+    # with all but its maximum permuted (Born-Again Networks, arXiv 1805.04770, section 3.2).
+    mode: Literal["kd", "cwtm", "dkpp"] = "kd"
+    temperature: float = 1.0  # of both distributions
+    label_weight: float = 1.0  # 0 learns from the teacher alone
+    teacher_weight: float = 1.0
+    # Keep the teacher's logits on disk, where crops.fixed_views says that the same views come again; never: compute them anew.
+    cache: Literal["auto", "never"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BornAgainConfig:
+    """Generations of one architecture, each taught by the one before (arXiv 1805.04770)."""
+
+    generations: int = 3  # students after the first network
+    patience: int = 1  # generations in a row that may fail to beat the best before them beyond noise
+    student: ClassifierConfig | None = None  # another architecture for all generations after the first
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTrainingConfig:
+    """A teacher labels pictures for its student (Noisy Student, arXiv 1911.04252)."""
+
+    rounds: int = 2  # students after the teacher
+    patience: int = 1  # rounds in a row that may fail to beat the best before them beyond noise
+    pseudo: Literal["soft", "hard"] = "soft"  # labels: the teacher's distribution, or its best class
+    confidence: float = 0.3  # the least that the teacher's best class must have; the paper's
+    balance: bool = True  # as many pictures of each class, the most confident first, others again where there are too few
+    labelled_share: float = 0.25  # the least share of a batch with labels of people's
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.confidence <= 1 or not 0 <= self.labelled_share < 1:
+            raise ValueError(f"confidence {self.confidence} and labelled_share {self.labelled_share} are no shares")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InternalConfig:
+    """Exits taught by the deepest one (Be Your Own Teacher, arXiv 1905.08094); numbers of its released code."""
+
+    alpha: float = 0.1  # share of the deepest exit's distribution in what a shallower one learns from
+    feature_weight: float = 0.03  # of the distance to the deepest exit's vector; the code's 1e-6 is for a sum over maps
+    temperature: float = 3.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha {self.alpha} is no share")
+
+
+@dataclass(frozen=True, kw_only=True)
 class WatchConfig:
     """What ends a run before it ruins its model: copies found among the held-out pictures, or kNN where they have labels."""
 
@@ -231,6 +297,12 @@ class TrainConfig:
     ibot: IbotConfig = field(default_factory=IbotConfig)
     gram: GramConfig = field(default_factory=GramConfig)
     pretrained: PretrainedConfig = field(default_factory=PretrainedConfig)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
+    knowledge: KnowledgeConfig = field(default_factory=KnowledgeConfig)
+    born_again: BornAgainConfig = field(default_factory=BornAgainConfig)
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
+    internal: InternalConfig = field(default_factory=InternalConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -320,6 +392,10 @@ def _convert(value: Any, hint: Any, *, at: str) -> Any:
         if value is None:
             return None
         return _convert(value, next(arm for arm in typing.get_args(hint) if arm is not type(None)), at=at)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise InputError(f"The setting {at} is a mapping of names to values, not {value!r}.")
+        return {str(key): part for key, part in value.items()}
     if origin is Literal:
         if value not in typing.get_args(hint):
             raise InputError(f"The setting {at} is one of {', '.join(map(str, typing.get_args(hint)))}, not {value!r}.")

@@ -8,7 +8,7 @@ from featkit.errors import InputError
 from featkit_train.config import TrainConfig, from_mapping, read_recipe, with_settings
 from featkit_train.methods import METHODS
 
-DEFAULT_RECIPE = {"adapt": "adapt_dinov2"}
+DEFAULT_RECIPE = {"adapt": "adapt_dinov2", **dict.fromkeys(("born-again", "self-training", "internal"), "small_labelled")}
 
 
 def configure(method: str, recipe: str | None = None, settings: Sequence[str] = ()) -> TrainConfig:

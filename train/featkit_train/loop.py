@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError, Interrupted
@@ -22,18 +23,18 @@ from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.engine.distributed import ALONE, World, join_world, local_device
 from featkit_train.engine.step import Engine
 from featkit_train.engine.stopping import StopRequest
+from featkit_train.methods import Lessons
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone
-from featkit_train.networks.vit import VisionTransformer
 from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader, split_held_out
-from featkit_train.report import write_report
+from featkit_train.report.page import write_run_report
 from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
-from featkit_train.watching.diagnostics import Collapse, Watch, rank_me, slow_teacher
+from featkit_train.watching.diagnostics import Collapse, Watch, rank_me
 from featkit_train.watching.meter import Log, Meter
 from featkit_train.watching.plan import Plan, Planner
 from featkit_train.watching.probe import COPIES, HeldOut
 from featkit_train.watching.snapshots import Snapshots
-from featkit_train.weights import BackboneInfo, save_backbone
+from featkit_train.weights import BackboneInfo
 
 RANK_EVERY = 10  # steps between two looks at the rank of the embeddings
 
@@ -73,6 +74,7 @@ def train(
     out: Path,
     *,
     held_out: Source | None = None,
+    lessons: Lessons | None = None,
     resume: bool = False,
     on_log: Callable[[Log], None] = lambda _log: None,
     on_note: Callable[[str], None] = lambda _note: None,
@@ -81,8 +83,8 @@ def train(
     """Train by `config` and leave a run folder (config.yaml, metrics.jsonl, checkpoints, backbone.safetensors, report.html).
 
     sources: pictures to learn from; held_out: pictures to measure on, by default a part of them that is then not trained
-    on. resume goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped. Started by torchrun, the
-    processes share each batch, and the first of them writes.
+    on; lessons: what a method with labels is told of the pictures. resume goes on from the newest checkpoint of `out`, on the
+    CPU bit for bit as if never stopped. Started by torchrun, the processes share each batch, and the first of them writes.
 
     InputError: `out` holds a run already, or one of another config or other pictures. EnvironmentProblem: `out` cannot be
     written, or another process is at it. Collapse: outputs no longer tell pictures apart. Interrupted: Ctrl-C, after a
@@ -91,17 +93,18 @@ def train(
     device = local_device(pick_device(config.run.device))
     with join_world(device) as world:
         ears = Ears(on_log=on_log, on_note=on_note, on_plan=on_plan) if world.is_main else Ears()
-        run = Run(config, sources, out, held_out=held_out, device=device, world=world, ears=ears)
+        run = Run(config, sources, out, held_out=held_out, lessons=lessons, device=device, world=world, ears=ears)
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file; name a folder for the run with --out.")
         if resume and not (out / CONFIG_FILE).is_file():
             raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
-        with _only_writer(out, world):
+        with only_writer(out, world):
             return run.go(run.resume() if resume else run.begin())
 
 
 @contextlib.contextmanager
-def _only_writer(out: Path, world: World) -> Iterator[None]:
+def only_writer(out: Path, world: World) -> Iterator[None]:
+    """The folder `out`, made where it is not there, is the main process's alone. EnvironmentProblem where another writes it."""
     if not world.is_main:
         yield
         return
@@ -124,6 +127,7 @@ class Run:
         out: Path,
         *,
         held_out: Source | None = None,
+        lessons: Lessons | None = None,
         device: torch.device | None = None,
         world: World = ALONE,
         ears: Ears | None = None,
@@ -134,6 +138,8 @@ class Run:
         source = concatenate(sources)
         run = config.run
         self.numbers, held_numbers = split_held_out(len(source), wanted=run.held_out if held_out is None else 0, seed=run.seed)
+        if lessons is not None and lessons.numbers is not None:
+            self.numbers = lessons.numbers
         self.order = EpochOrder(
             self.numbers,
             batch_size=run.batch_size,
@@ -144,9 +150,10 @@ class Run:
             size=world.size,
             parts=config.engine.accumulate,
             shares=[resolution.share for resolution in config.crops.resolutions] or (1.0,),
+            num_views=config.crops.fixed_views,
         )
         autocast_dtype = pick_autocast(run.precision, self.device)
-        self.engine = Engine(config, device=self.device, autocast_dtype=autocast_dtype, world=world)
+        self.engine = Engine(config, device=self.device, autocast_dtype=autocast_dtype, world=world, lessons=lessons)
         self.geometry = geometry_of(
             config, patch=self.engine.method.result.patch, mean=self.engine.method.mean, std=self.engine.method.std
         )
@@ -166,9 +173,16 @@ class Run:
         }
         self.folder = RunFolder(out, config, data)
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
-        self.held_out = HeldOut(source if held_out is None else held_out, probe_numbers, self.geometry)
+        self.held_out = HeldOut(
+            source if held_out is None else held_out, probe_numbers, self.geometry, label=config.labels.column
+        )
         self.snapshots = Snapshots(
-            out / SNAPSHOTS, self.held_out.pictures, self.held_out.names, self.geometry, every=run.evaluate_every
+            out / SNAPSHOTS,
+            self.held_out.pictures,
+            self.held_out.names,
+            self.geometry,
+            every=run.evaluate_every,
+            enlarge=lessons is None,  # borrowed networks may know one size alone
         )
         self.progress = Progress()
 
@@ -227,8 +241,7 @@ class Run:
                 "by": "featkit train",
             },
         )
-        assert isinstance(backbone, VisionTransformer)
-        save_backbone(self.folder.backbone, backbone, info)
+        self.engine.method.save(self.folder.path, backbone, info)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
@@ -237,21 +250,26 @@ class Run:
         config = self.config.run
         self.order.first_step = first_step
         self.progress.step = first_step
-        batches = iter(crop_loader(self.dataset, self.order, workers=config.workers))
         settle_steps = min(self.config.optim.warmup_steps, config.steps // 2)
-        watch = Watch(self.config.dino.head.num_prototypes, settle_steps=settle_steps)
+        watch = Watch(self.engine.method.num_prototypes, settle_steps=settle_steps)
         meter = Meter(config.batch_size)
         planner = Planner(batch_size=config.batch_size, device=self.device)
         metrics = self.folder.metrics if self.world.is_main else _nowhere
-        with self._told_when_lost(), metrics(first_step, self.ears.on_log) as write, StopRequest() as stop:
+        loader = crop_loader(self.dataset, self.order, workers=config.workers)
+        with (
+            self._told_when_lost(),
+            contextlib.closing(batches_of(loader)) as batches,
+            metrics(first_step, self.ears.on_log) as write,
+            StopRequest() as stop,
+        ):
             if first_step == 0:  # what the untrained network finds, to compare with
-                self._say_if_slow()
+                self._say_doubt()
                 self._measure(write)
             while self.progress.step < config.steps and not self.progress.given_up:
                 if self.world.any(stop.asked, self.device):
                     break
                 with meter.waiting():
-                    crops = next_batch(batches)
+                    crops = next(batches)
                 step = self.progress.step
                 log = self.engine.step(crops, step)
                 self.progress.step = step = step + 1
@@ -279,7 +297,7 @@ class Run:
         if self.progress.given_up and self.world.is_main:
             self.folder.roll_back()
         if self.world.is_main:
-            write_report(self.folder.path)
+            write_run_report(self.folder.path)
         self.world.wait()  # torchrun ends all as soon as one is gone
         if interrupted:
             raise Interrupted(f"stopped after step {step:,}; add --resume to go on from there.")
@@ -297,8 +315,8 @@ class Run:
 
     # -- what is watched ------------------------------------------------------------------------------------------
 
-    def _say_if_slow(self) -> None:
-        sentence = slow_teacher(self.engine.method.momentum, num_steps=self.config.run.steps)
+    def _say_doubt(self) -> None:
+        sentence = self.engine.method.doubt()
         if sentence is not None:
             self._note(sentence)
 
@@ -320,7 +338,7 @@ class Run:
         except Collapse as collapse:
             if self.world.is_main:
                 self.folder.note(self.progress.step, str(collapse))
-                write_report(self.folder.path)
+                write_run_report(self.folder.path)
             raise
 
     def _note(self, sentence: str) -> None:
@@ -333,7 +351,9 @@ class Run:
         backbone = self.engine.result()
         scores: Log = {}
         if self.world.is_main:
-            scores = self.held_out.measure(lambda images: self.engine.embed(backbone, images))
+            scores = self.engine.method.scores(self.held_out) | self.held_out.measure(
+                lambda images: self.engine.embed(backbone, images)
+            )
             self.snapshots.draw(backbone, self.progress.step)
         scores = self.world.from_main(scores)
         if scores:
@@ -388,9 +408,17 @@ def geometry_of(
     )
 
 
-def next_batch(batches: Iterator[Crops]) -> Crops:
-    """The next of a loader's batches. An InputError of a worker's carries its traceback as text: the last line is enough."""
+def batches_of(loader: Iterable[Crops]) -> Generator[Crops]:
+    """A loader's batches; closing it ends the loader's workers, whoever still holds what was raised meanwhile.
+
+    An InputError of a worker's carries its traceback as text: the last line is enough.
+    """
+    batches = iter(loader)
     try:
-        return next(batches)
+        yield from batches
     except InputError as error:
         raise InputError(str(error).strip().splitlines()[-1].removeprefix("featkit.errors.InputError: ")) from None
+    finally:
+        # By hand: what was raised in the iterator holds it, and its workers would stay for as long.
+        if isinstance(batches, _MultiProcessingDataLoaderIter):
+            batches._shutdown_workers()

@@ -20,6 +20,7 @@ import featkit
 from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig, from_mapping, to_mapping
+from featkit_train.methods import METHODS
 from featkit_train.watching.meter import Log
 from featkit_train.weights import BACKBONE_FILE
 
@@ -50,11 +51,13 @@ class RunFolder:
         return self.path / BACKBONE_FILE
 
     def begin(self) -> None:
-        """Write what the run was told. InputError when the folder holds a run."""
+        """Write what the run was told, of the sections that its method reads. InputError when the folder holds a run."""
         if (self.path / CONFIG_FILE).exists():
             raise InputError(f"{self.path} holds a run already; add --resume to go on with it, or choose another --out.")
         versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
-        record = {"config": to_mapping(self.config), "data": self.data, "versions": versions}
+        unread = METHODS[self.config.method].unread
+        config = {name: value for name, value in to_mapping(self.config).items() if name not in unread}
+        record = {"config": config, "data": self.data, "versions": versions}
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
 
     def check_same(self) -> None:

@@ -19,6 +19,8 @@ SETTINGS = {
     "workers": "run.workers",
     "device": "run.device",
     "on_collapse": "run.on_collapse",
+    "arch": "classifier.arch",
+    "label": "labels.column",
 }
 STRINGS = Annotated[list[str] | None, Parameter(negative=())]
 
@@ -32,16 +34,14 @@ class TrainFlags:
     """Folder of the run: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, backbone.safetensors, report.html."""
 
     recipe: str | None = None
-    """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, and for adapt `adapt_dinov2`."""
+    """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, for adapt `adapt_dinov2`, for
+    methods with labels `small_labelled`."""
 
     name: str | None = None
     """The model's name, which its file and its indexes carry; by default `backbone`."""
 
     held_out: str | None = None
     """Pictures to measure on while training; by default a part of DATA, not trained on."""
-
-    init: Path | None = None
-    """The folder of an earlier run to begin from: its student, teacher and heads."""
 
     steps: int | None = None
     """Optimisation steps."""
@@ -52,12 +52,6 @@ class TrainFlags:
     lr: float | None = None
     """Learning rate after the warm-up."""
 
-    momentum: float | None = None
-    """Share of the teacher that a step keeps; by default from the number of steps: 0.9 up to 4,000, 0.996 from 100,000."""
-
-    prototypes: int | None = None
-    """Outputs of the projection head; 256 to 512 for a few hundred pictures."""
-
     seed: int | None = None
     """Of all randomness."""
 
@@ -67,20 +61,47 @@ class TrainFlags:
     device: str | None = None
     """auto, cpu or cuda."""
 
-    on_collapse: Literal["stop", "warn"] | None = None
-    """What to do when outputs no longer tell pictures apart; by default stop."""
-
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
     """Any other setting as section.key=value, such as --set crops.num_local=4. Repeat for more."""
-
-    sweep: STRINGS = None
-    """Short trials of one setting's values instead of a run, such as --sweep momentum=0.9,0.99,0.996. Repeat for more."""
 
     resume: bool = False
     """Go on from the newest checkpoint in OUT."""
 
     quiet: bool = False
     """Print nothing but the result."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TeacherFlags:
+    """What only the methods with a momentum teacher are told."""
+
+    init: Path | None = None
+    """The folder of an earlier run to begin from: its student, teacher and heads."""
+
+    momentum: float | None = None
+    """Share of the teacher that a step keeps; by default from the number of steps: 0.9 up to 4,000, 0.996 from 100,000."""
+
+    prototypes: int | None = None
+    """Outputs of the projection head; 256 to 512 for a few hundred pictures."""
+
+    on_collapse: Literal["stop", "warn"] | None = None
+    """What to do when outputs no longer tell pictures apart; by default stop."""
+
+    sweep: STRINGS = None
+    """Short trials of one setting's values instead of a run, such as --sweep momentum=0.9,0.99,0.996. Repeat for more."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LabelFlags:
+    """What only the methods with labels are told."""
+
+    arch: str | None = None
+    """The classifier: timm:NAME or torchvision:NAME, a ViT or a CNN; by default timm:resnet18."""
+
+    label: str | None = None
+    """Column of the pictures' labels; by default `label`, and for a folder without one the folder that a picture lies in."""
 
 
 @Parameter(name="*")

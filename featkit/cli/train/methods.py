@@ -1,17 +1,17 @@
-"""The methods as commands: what each is for, and the settings that only it has."""
+"""The methods with a momentum teacher as commands: what each is for, and the settings that only it has."""
 
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from featkit.cli.train.flags import ClusterFlags, TrainFlags
+from featkit.cli.train.flags import ClusterFlags, TeacherFlags, TrainFlags
 from featkit.cli.train.running import run
 
 Data = Annotated[list[str], Parameter(consume_multiple=True)]
 
 
-def dino(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+def dino(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
     """Train by DINO (arXiv 2104.14294): a student matches its own momentum teacher across crops of a picture.
 
     The one to begin with: it learns from a few hundred pictures, and needs the least of a machine. No labels are needed.
@@ -24,10 +24,10 @@ def dino(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = Non
         Where the pictures are: folders, tar shards, Parquet files, lists of paths, Hugging Face data sets on disk or as
         hf:NAME, torchvision:NAME; one or several.
     """
-    run("dino", data, flags, cluster)
+    run("dino", data, flags, own, cluster)
 
 
-def ibot(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+def ibot(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
     """Train by iBOT (arXiv 2111.07832): DINO, and the student fills in patches that it could not see.
 
     For patch tokens that mean something: segmentation, retrieval of parts. Takes more pictures than DINO before it pays.
@@ -39,10 +39,10 @@ def ibot(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = Non
     data
         Where the pictures are; see `featkit train dino`.
     """
-    run("ibot", data, flags, cluster)
+    run("ibot", data, flags, own, cluster)
 
 
-def dinov2(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+def dinov2(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
     """Train by DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with heads of their own, Sinkhorn-Knopp and KoLeo.
 
     Example: featkit train dinov2 shards/ --out run/ --recipe dinov2_vitl14 --slurm --nodes 4
@@ -52,10 +52,10 @@ def dinov2(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = N
     data
         Where the pictures are; see `featkit train dino`.
     """
-    run("dinov2", data, flags, cluster)
+    run("dinov2", data, flags, own, cluster)
 
 
-def dinov3(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = None) -> None:
+def dinov3(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
     """Train by DINOv3 (arXiv 2508.10104): DINOv2 over rotary positions, and Gram anchoring in a later stage.
 
     Example: featkit train dinov3 shards/ --out gram/ --recipe dinov3_vitl16_gram --init run/
@@ -65,7 +65,7 @@ def dinov3(data: Data, /, *, flags: TrainFlags, cluster: ClusterFlags | None = N
     data
         Where the pictures are; see `featkit train dino`.
     """
-    run("dinov3", data, flags, cluster)
+    run("dinov3", data, flags, own, cluster)
 
 
 def distill(
@@ -75,6 +75,7 @@ def distill(
     teacher: str | None = None,
     weights: Path | None = None,
     flags: TrainFlags,
+    own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
     """Train a small student by a larger frozen teacher, as DINOv2's small models were made (arXiv 2304.07193, section 5).
@@ -97,6 +98,7 @@ def distill(
         "distill",
         data,
         flags,
+        own,
         cluster,
         {"pretrained.name": teacher, "pretrained.weights": str(weights) if weights is not None else None},
     )
@@ -109,6 +111,7 @@ def adapt(
     model: str | None = None,
     weights: Path | None = None,
     flags: TrainFlags,
+    own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
     """Go on from published weights on your own pictures: new heads first, then everything at a low rate.
@@ -130,6 +133,7 @@ def adapt(
         "adapt",
         data,
         flags,
+        own,
         cluster,
         {"pretrained.name": model, "pretrained.weights": str(weights) if weights is not None else None},
     )

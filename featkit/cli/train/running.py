@@ -1,4 +1,4 @@
-"""What `featkit train` does with its flags: a run, trials of a setting, or a script for a cluster."""
+"""What `featkit train` does with its flags: a config, a run, trials of a setting, or a script for a cluster."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.extras import need_extra
-from featkit.cli.train.flags import SETTINGS, ClusterFlags, TrainFlags
+from featkit.cli.train.flags import SETTINGS, ClusterFlags, LabelFlags, TeacherFlags, TrainFlags
 from featkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 SHOWN = ("loss", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
 # The words of a score, by its name in metrics.jsonl.
-SCORES = {"copy_recall": "copy recall@1", "knn": "kNN accuracy"}
+SCORES = {"accuracy": "accuracy", "copy_recall": "copy recall@1", "knn": "kNN accuracy"}
 
 
 def run(
-    method: str, data: list[str], flags: TrainFlags, cluster: ClusterFlags | None, own: Mapping[str, str | None] | None = None
+    method: str,
+    data: list[str],
+    flags: TrainFlags,
+    own: TeacherFlags | None,
+    cluster: ClusterFlags | None,
+    settings: Mapping[str, object] | None = None,
 ) -> None:
-    """Train by `method`. own: settings of the method's own flags, None where not given."""
-    need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
-    from featkit_train.configure import configure
+    """Train by a method with a momentum teacher. settings: of the flags that only this method has, None where not given."""
+    config = configured(method, flags, own, settings)
     from featkit_train.loop import train
     from featkit_train.pictures.sources import open_training_source
 
-    given = {setting: getattr(flags, flag) for flag, setting in SETTINGS.items()} | dict(own or {})
-    settings = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items() if value is not None]
-    config = configure(method, flags.recipe, [*settings, *(flags.set_ or [])])
     if cluster is not None and cluster.slurm:
-        _print_slurm(config, cluster)
+        print_slurm(config, cluster)
         return
     sources = [open_training_source(spec) for spec in data]
     held_out = open_training_source(flags.held_out) if flags.held_out is not None else None
-    if flags.sweep:
+    if own is not None and own.sweep:
         from featkit.cli.train.trials import run_trials
 
-        run_trials(config, sources, held_out, flags)
+        run_trials(config, sources, held_out, flags, own.sweep)
         return
-    is_main = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-    quiet = flags.quiet or not is_main
+    quiet = flags.quiet or not is_main()
     if not quiet:
         _say_what(config, sum(len(source) for source in sources), flags)
     with ProgressReporter("training", total=config.run.steps, unit="steps", quiet=quiet) as progress:
@@ -54,12 +54,30 @@ def run(
             flags.out,
             held_out=held_out,
             resume=flags.resume,
-            on_log=lambda log: None if quiet else _show(log, progress),
+            on_log=lambda log: None if quiet else show(log, progress),
             on_note=lambda note: progress.line(f"featkit: {note}") if not quiet else print(f"featkit: {note}", file=sys.stderr),
-            on_plan=lambda plan: None if quiet else progress.line(_in_words(plan)),
+            on_plan=lambda plan: None if quiet else progress.line(in_words(plan)),
         )
-    if is_main:
+    if is_main():
         _print_result(report, config.name, flags)
+
+
+def configured(
+    method: str, flags: TrainFlags, own: TeacherFlags | LabelFlags | None, settings: Mapping[str, object] | None
+) -> "TrainConfig":
+    """The config of the flags: those of every method, those of this kind of method, and settings of this one's own."""
+    need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
+    from featkit_train.configure import configure
+
+    told = {flag: getattr(part, flag) for part in (flags, own) for flag in SETTINGS if hasattr(part, flag)}
+    given = {SETTINGS[flag]: value for flag, value in told.items()} | dict(settings or {})
+    words = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items() if value is not None]
+    return configure(method, flags.recipe, [*words, *(flags.set_ or [])])
+
+
+def is_main() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
@@ -74,7 +92,8 @@ def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
     )
 
 
-def _in_words(plan: "Plan") -> str:
+def in_words(plan: "Plan") -> str:
+    """The plan as a sentence."""
     hours = f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
     return (
         f"plan: {plan.steps_left:,} steps to go, {hours} at {plan.images_per_s:.1f} images/s on {plan.device}, "
@@ -82,7 +101,7 @@ def _in_words(plan: "Plan") -> str:
     )
 
 
-def _show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
+def show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
     """One plain line a log entry; the bar, where there is one, stays below."""
     step = int(log["step"])
     progress(step)
@@ -110,7 +129,8 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
     stdout().print(f"Next: featkit export {flags.out} --out {name}.onnx")
 
 
-def _print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
+def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
+    """The script that runs this very command on a cluster."""
     from featkit_train.engine.slurm import slurm_script
 
     script = slurm_script(

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from featkit_train.config import TrainConfig
 
 
-def run_trials(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", flags: TrainFlags) -> None:
+def run_trials(
+    config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", flags: TrainFlags, sweep: Sequence[str]
+) -> None:
     """Run every combination of the values, --steps long or a tenth of the recipe's steps, and print them side by side."""
     from featkit_train.trials import plan_trials, run_trial
 
     steps = config.run.steps if flags.steps is not None else None
-    trials = plan_trials(config, flags.sweep or [], names=SETTINGS, steps=steps)
+    trials = plan_trials(config, sweep, names=SETTINGS, steps=steps)
     length = trials[0].config.run.steps
     if not flags.quiet:
         print(f"{len(trials)} trials of {length:,} steps each, in {flags.out}.", file=sys.stderr)

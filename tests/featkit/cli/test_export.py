@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -15,23 +16,30 @@ import huggingface_hub.constants
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from featkit.backends import Run, reference_run
 from featkit.cli.app import main
-from featkit.cli.export import is_model_file, is_onnx, parse_layers, parse_outputs, parse_size, shown
+from featkit.cli.export import export, is_model_file, is_onnx, parse_layers, parse_outputs, parse_size, shown
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem
 from featkit.modelfile import OUTPUTS, read_manifest
 from featkit.whitening import Whitening
 from featkit_export import precision
 from featkit_export.graph import Traced
+from featkit_export.verify import draw_pictures
+from featkit_train.networks.classifier import build_backbone
 from featkit_train.published.zoo import PUBLISHED
+from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 from tests.commands import is_one_sentence, run_featkit
 from tests.export import published as onnx_files
-from tests.export.backbones import make_run
+from tests.export.backbones import CONFIGS as VITS
+from tests.export.backbones import geometry_for, make_run
 from tests.pictures import draw_folder, draw_picture
 from tests.processes import run_python
 from tests.sentences import refused
+from tests.torchvision_without_cuda import allow_torchvision
+from tests.train.networks.networks import CONFIGS, drawn
 
 # One picture at the native 32×32; three at a smaller square, the position table's own size and a rectangle; eight smaller.
 CASES = ["1 × 32×32", "3 × 16×16", "3 × 48×48", "3 × 48×72", "8 × 16×16"]
@@ -135,6 +143,7 @@ def test_every_flag_reaches_the_file_and_one_size_says_how_much_faster_it_is(fol
         ("--layers 1,1", "not [1, 1]"),
         ("--layers last", "--layers last is no list of block numbers"),
         ("--outputs tokens", "--outputs tokens do not exist"),
+        ("--exit 1", "drawn has no exits but its last layer; leave out --exit"),
         ("--whiten none.npz", "none.npz does not exist; make it with `featkit whiten`"),
     ],
 )
@@ -146,6 +155,29 @@ def test_flags_that_do_not_go_with_the_model_end_with_2_and_one_sentence(
     assert is_one_sentence(said)
     assert words in said.error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path: Path) -> None:
+    allow_torchvision()
+    config = dataclasses.replace(CONFIGS["timm ViT"], exits=(1,))
+    info = BackboneInfo(name="two exits", family="internal", geometry=geometry_for(VITS["dino"]), licence="CC0-1.0")
+    backbone = drawn(build_backbone(config))
+    save_backbone(tmp_path / "run" / BACKBONE_FILE, backbone, info)
+    out = tmp_path / "m.onnx"
+    with refused("two exits has exits 1 to 2, the deepest last, not 3"):
+        export(str(tmp_path / "run"), out=out, exit_=3, quiet=True)
+    assert main(["export", str(tmp_path / "run"), "--out", str(out), "--exit", "1", "--quiet"]) == 0
+    assert read_manifest(out).origin["exit"] == "1 of 2"
+    images = draw_pictures(3, height=32, width=32)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (info.geometry.mean, info.geometry.std))
+    with torch.no_grad():
+        first, deepest = (features.class_token for features in backbone.all_exits((pixels - mean) / std))
+    found = Embedder(out).infer(images)
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(first, dim=-1).numpy(), atol=2e-5)
+    assert np.abs(found - torch.nn.functional.normalize(deepest, dim=-1).numpy()).max() > 1e-2
+    with refused("whose inside stays as it is", "--exit"):
+        export(str(out), out=tmp_path / "m16.onnx", precision="fp16", exit_=1, quiet=True)
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_teacher_is_distilled_and_a_run_adapted_by_name(folder: Path, run: Pat
     assert main(["train", "distill", data, "--teacher", str(run), "--out", str(tmp_path / "small"), *recipe]) == 0
     assert main(["train", "adapt", data, "--model", str(run), "--out", str(tmp_path / "adapted"), *recipe]) == 0
     backbone, _ = load_backbone(tmp_path / "adapted")
-    assert backbone.config.width == SMALL["model"]["width"]  # type: ignore[index]
+    assert backbone.width == SMALL["model"]["width"]  # type: ignore[index]
 
 
 def test_an_earlier_run_is_gone_on_from_with_other_settings(folder: Path, run: Path, tmp_path: Path) -> None:

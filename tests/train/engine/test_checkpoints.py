@@ -23,8 +23,8 @@ from featkit_train.engine.checkpoints import (
     save_checkpoint,
 )
 from featkit_train.engine.optimizer import make_optimizer
-from featkit_train.methods import make_method
 from tests.train.methods.training import draw, random_views, take_step
+from tests.train.momentum import make_teacher
 from tests.train.small import small_config
 
 
@@ -34,7 +34,7 @@ class Training:
     def __init__(self, *settings: str, seed: int = 0) -> None:
         torch.manual_seed(seed)
         config = small_config("method=dinov2", *settings)
-        self.method = make_method(config)
+        self.method = make_teacher(config)
         self.optimizer = make_optimizer(self.method, config.optim)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-3
@@ -44,7 +44,7 @@ class Training:
         result, _ = take_step(self.method, random_views(seed=number), step=number)
         self.method.before_optimizer(step=number)
         self.optimizer.step()
-        self.method.update_teacher(step=number)
+        self.method.after_optimizer(step=number)
         return float(result.loss.detach())
 
     def save(self, folder: Path, *, step: int, keep: int = 2) -> Path:

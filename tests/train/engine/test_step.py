@@ -12,6 +12,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
 from featkit_train.watching.meter import Log
 from tests.train.methods.training import draw
+from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
 from tests.train.steps import batches, learn, make_engine
 
@@ -99,11 +100,11 @@ def test_a_step_logs_its_terms_schedules_and_what_is_watched() -> None:
 def test_the_optimizers_step_is_adamws_with_this_steps_rate_and_decay() -> None:
     config = quiet("dino", "optim.lr=0.01", "optim.weight_decay=0.5", "optim.weight_decay_end=0.5", "optim.clip_grad=0.0")
     engine = make_engine(config)
-    before = copy.deepcopy(engine.method.student.state_dict())
+    before = copy.deepcopy(momentum_teacher(engine.method).student.state_dict())
     (crops,) = batches(config, engine, steps=1)
     log = engine.step(crops, 2)
     assert log["lr"] == pytest.approx(0.01)
-    for name, parameter in engine.method.student.named_parameters():
+    for name, parameter in momentum_teacher(engine.method).student.named_parameters():
         gradient = parameter.grad
         assert gradient is not None
         decayed = before[name] * (1 - 0.01 * 0.5) if parameter.ndim > 1 else before[name]
@@ -117,8 +118,12 @@ def test_weights_depend_on_the_seed_alone_and_the_callers_random_state_is_left()
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     again, other = make_engine(small_config()), make_engine(small_config("run.seed=1"))
-    assert torch.equal(first.method.student.head.prototypes, again.method.student.head.prototypes)
-    assert not torch.equal(first.method.student.head.prototypes, other.method.student.head.prototypes)
+    assert torch.equal(
+        momentum_teacher(first.method).student.head.prototypes, momentum_teacher(again.method).student.head.prototypes
+    )
+    assert not torch.equal(
+        momentum_teacher(first.method).student.head.prototypes, momentum_teacher(other.method).student.head.prototypes
+    )
 
 
 def test_bfloat16_is_of_the_backbone_and_leaves_losses_and_heads_in_float32() -> None:

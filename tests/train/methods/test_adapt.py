@@ -19,13 +19,14 @@ from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.methods.published_backbone import MEAN, PUBLISHED, STD, save_published
 from tests.train.methods.test_dinov2 import plain_loss
 from tests.train.methods.training import OWN_HEAD, assert_same_gradients, dice, draw, gradients, random_views, take_step
+from tests.train.momentum import make_teacher
 from tests.train.small import small_config
 
 
 def adapt(folder: Path, *settings: str) -> MomentumTeacher:
     """From a drawn backbone, with heads of KoLeo's weight 0."""
     save_published(folder)
-    return make_method(config(folder, *settings))
+    return make_teacher(config(folder, *settings))
 
 
 def config(folder: Path, *settings: str) -> TrainConfig:
@@ -78,7 +79,7 @@ def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(tm
     for step in range(4):
         take_step(method, views, step=step)
         optimizer.step()
-        method.update_teacher(step=step)
+        method.after_optimizer(step=step)
         moved = {name for name, parameter in method.student.named_parameters() if not torch.equal(parameter, before[name])}
         moved_at[step] = {name.split(".")[0] for name in moved}
         if step < 3:

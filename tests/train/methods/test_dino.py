@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from featkit.errors import InputError
 from featkit_train.losses import koleo_loss
 from featkit_train.methods import METHODS, MomentumTeacher, Views, make_method
-from featkit_train.methods.base import entropies
+from featkit_train.methods.momentum import entropies
 from tests.train.methods.training import (
     BATCH,
     assert_same_gradients,
@@ -24,6 +24,7 @@ from tests.train.methods.training import (
     random_views,
     take_step,
 )
+from tests.train.momentum import make_teacher
 from tests.train.small import small_config
 
 
@@ -96,8 +97,8 @@ def test_without_local_crops_the_two_global_ones_are_matched() -> None:
 
 @pytest.mark.parametrize("group", [0, 2, 3])
 def test_koleo_is_summed_over_global_crops_with_its_weight_and_sought_in_groups(group: int) -> None:
-    plain, five = drawn_method(of("dino")), views()
-    crops = Views(*[torch.cat([part, part[:, :1] + 0.5], dim=1) if part.shape[0] and part.ndim > 1 else part for part in five])
+    plain, few = drawn_method(of("dino")), views()
+    crops = Views(*[torch.cat([part, part[:, :1] + 0.5], dim=1) if part.shape[0] and part.ndim > 3 else part for part in few])
     with_koleo = drawn_method(of("dino", "dino.koleo_weight=0.3", f"dino.koleo_group={group}", "run.batch_size=6"))
     tokens = [with_koleo.student.backbone(crop).class_token for crop in crops.global_crops]
     koleo = torch.stack([koleo_loss(part) for token in tokens for part in token.split(group or 6)]).mean()
@@ -113,17 +114,17 @@ def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:
     student = method.student.state_dict()
     momentum = method.momentum(2)
     assert 0.9 < momentum < 1.0
-    method.update_teacher(step=2)
+    method.after_optimizer(step=2)
     for name, value in method.teacher.state_dict().items():
         torch.testing.assert_close(value, momentum * before[name] + (1 - momentum) * student[name])
     assert all(not parameter.requires_grad for parameter in method.teacher.parameters())
 
 
 def test_a_momentum_that_is_not_given_goes_with_the_number_of_steps() -> None:
-    method = make_method(of("dino", "teacher.momentum=null", "teacher.momentum_end=null", "run.steps=40000"))
+    method = make_teacher(of("dino", "teacher.momentum=null", "teacher.momentum_end=null", "run.steps=40000"))
     assert method.momentum(0) == pytest.approx(0.99)
     assert method.momentum(39_999) == pytest.approx(0.999)
-    given = make_method(of("dino", "teacher.momentum=0.5", "teacher.momentum_end=0.7", "run.steps=3"))
+    given = make_teacher(of("dino", "teacher.momentum=0.5", "teacher.momentum_end=0.7", "run.steps=3"))
     assert [given.momentum(step) for step in range(3)] == pytest.approx([0.5, 0.6, 0.7])
 
 
@@ -136,7 +137,7 @@ def test_the_prototypes_are_held_still_at_first_and_then_move() -> None:
 
 
 def test_teacher_temperature_warms_up_linearly() -> None:
-    method = make_method(of("dino", "dino.teacher_temp=0.04", "dino.teacher_temp_end=0.08", "dino.teacher_temp_steps=10"))
+    method = make_teacher(of("dino", "dino.teacher_temp=0.04", "dino.teacher_temp_end=0.08", "dino.teacher_temp_steps=10"))
     assert method.teacher_temp(0) == pytest.approx(0.04)
     assert method.teacher_temp(5) == pytest.approx(0.06)
     assert method.teacher_temp(100) == pytest.approx(0.08)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from featkit_train.losses import koleo_loss
-from featkit_train.methods import MomentumTeacher, Views, make_method
+from featkit_train.methods import MomentumTeacher, Views
 from featkit_train.networks.base import Masked
 from featkit_train.networks.noise import draw_noise
 from tests.train.methods.training import (
@@ -22,6 +22,7 @@ from tests.train.methods.training import (
     random_views,
     take_step,
 )
+from tests.train.momentum import make_teacher
 
 NOISE = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform"]
 
@@ -108,7 +109,7 @@ def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
     method = drawn_method(of("dinov2", OWN_HEAD))
     before = {name: parameter.clone() for name, parameter in method.teacher.named_parameters()}
     momentum = method.momentum(3)
-    method.update_teacher(step=3)
+    method.after_optimizer(step=3)
     student = dict(method.student.named_parameters())
     assert any(name.startswith("patch_head") for name in before)
     for name, parameter in method.teacher.named_parameters():
@@ -116,7 +117,7 @@ def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
 
 
 def test_swiglu_registers_and_layer_scale_are_the_models() -> None:
-    method = make_method(of("dinov2", "model.mlp=swiglu", "model.layer_scale=1e-5"))
+    method = make_teacher(of("dinov2", "model.mlp=swiglu", "model.layer_scale=1e-5"))
     names = dict(method.student.backbone.named_parameters())
     assert names["registers"].shape == (1, 2, 24)
     assert "blocks.0.mlp.gate_and_value.weight" in names

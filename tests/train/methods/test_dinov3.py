@@ -109,7 +109,7 @@ def test_the_norm_of_local_crops_is_averaged_and_never_left_in_the_result() -> N
     method = dinov3()
     ours, theirs = (method.get_parameter(f"{branch}.local_norm.weight") for branch in ("teacher", "student"))
     before = ours.clone()
-    method.update_teacher(step=0)
+    method.after_optimizer(step=0)
     expected = method.momentum(0) * before + (1 - method.momentum(0)) * theirs
     torch.testing.assert_close(ours, expected)
     assert not any("local_norm" in name for name in method.result.state_dict())
@@ -128,7 +128,7 @@ def test_the_gram_teacher_is_this_runs_own_as_it_begins_and_then_stays() -> None
     method.begin()
     assert same(method.gram_teacher, method.teacher.backbone)
     take_step(method, views, step=0)
-    method.update_teacher(step=0)
+    method.after_optimizer(step=0)
     assert not same(method.gram_teacher, method.teacher.backbone)
     assert not any(parameter.requires_grad for parameter in method.gram_teacher.parameters())
 

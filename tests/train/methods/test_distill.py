@@ -147,7 +147,7 @@ def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_p
         method.prepare(step)
         momentum = method.momentum(step)
         before, left, frozen = snapshot(followers), snapshot(still), snapshot(method.teacher.backbone)
-        method.update_teacher(step=step)
+        method.after_optimizer(step=step)
         leading = snapshot(leaders)
         for name, parameter in snapshot(followers).items():
             torch.testing.assert_close(parameter, momentum * before[name] + (1 - momentum) * leading[name])

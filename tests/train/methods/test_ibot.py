@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from featkit_train.methods import MomentumTeacher, Views, make_method
+from featkit_train.methods import MomentumTeacher, Views
 from featkit_train.networks.base import Features, Masked
 from tests.train.methods.training import (
     BATCH,
@@ -22,6 +22,7 @@ from tests.train.methods.training import (
     some_masks,
     take_step,
 )
+from tests.train.momentum import make_teacher
 
 HEADS = {"shared": [], "own": [OWN_HEAD]}
 
@@ -91,7 +92,7 @@ def test_a_step_is_algorithm_1_in_loss_gradients_and_centers(heads: str) -> None
 
 
 def test_a_shared_head_is_one_and_its_own_is_another() -> None:
-    shared, own = make_method(of("ibot")), make_method(of("ibot", OWN_HEAD))
+    shared, own = make_teacher(of("ibot")), make_teacher(of("ibot", OWN_HEAD))
     assert shared.student.head_of_patches is shared.student.head
     assert [*shared.student.heads()] == ["head"]
     assert own.student.head_of_patches is own.student.patch_head
@@ -158,7 +159,7 @@ def test_a_batch_in_parts_has_the_targets_and_centers_of_the_whole() -> None:
 
 
 def test_the_mask_token_begins_as_nothing_and_learns() -> None:
-    assert not make_method(of("ibot")).get_parameter("student.mask_token").any()
+    assert not make_teacher(of("ibot")).get_parameter("student.mask_token").any()
     method = drawn_method(of("ibot"))
     take_step(method, random_views(), step=0)
     assert gradients(method)["student.mask_token"].any()

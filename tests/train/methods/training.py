@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from featkit_train.config import TrainConfig
-from featkit_train.methods import Dice, MomentumTeacher, StepResult, Targets, Views, make_method
+from featkit_train.methods import Dice, MomentumTeacher, StepResult, Targets, Views
+from tests.train.momentum import make_teacher
 from tests.train.small import small_config
 
 BATCH = 5
@@ -25,7 +26,7 @@ def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
     """A method of which every parameter and centre is drawn at random: student and teacher are apart."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        method = make_method(config)
+        method = make_teacher(config)
     draw(method, seed=seed)
     return method
 
@@ -65,6 +66,7 @@ def random_views(*, seed: int = 0, masks: Tensor | None = None, gram_size: int |
         masks,
         masks.flatten().nonzero().flatten(),
         torch.randn(2, BATCH, 3, gram_size, gram_size, generator=generator) if gram_size else torch.zeros(0, 1, 3, 1, 1),
+        torch.stack([torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)], dim=1),
     )
 
 

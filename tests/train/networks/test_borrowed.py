@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from featkit.errors import EnvironmentProblem
 from featkit_train.networks.base import Backbone
-from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel, borrow
+from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel, TorchvisionModel, borrow
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published
+from tests.train.networks.networks import add_tiny_vit, pictures
 
 # Names of timm's, with sizes that make the large among them small.
 TIMM: dict[str, dict[str, Any]] = {
@@ -31,6 +33,17 @@ TIMM: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},  # height and width ahead of the channels
     "vit_small_patch14_reg4_dinov2": {"depth": 1},  # registers
     "vit_small_plus_patch16_dinov3": {"depth": 1},
+}
+# Names of torchvision's, the side in pixels that each is given, and the places of its map along it.
+TORCHVISION: dict[str, tuple[int, int]] = {
+    "resnet18": (64, 2),
+    "convnext_tiny": (64, 2),
+    "mobilenet_v3_small": (64, 2),  # a layer between the map and the classifier's last
+    "efficientnet_b0": (64, 2),
+    "featkit_tiny_vit": (32, 4),  # tokens
+    "swin_t": (64, 2),  # height and width ahead of the channels
+    "densenet121": (64, 2),  # pooled by a function
+    "shufflenet_v2_x0_5": (64, 2),  # pooled by a tensor's own mean
 }
 
 
@@ -81,7 +94,96 @@ def test_a_place_of_the_map_looks_at_its_own_part_of_the_picture(arch: str) -> N
     assert divmod(int(change.argmax()), columns) == (rows - 1, 0)
 
 
-@pytest.mark.parametrize("make", [lambda: ResNet("resnet18"), lambda: TimmModel("test_vit"), lambda: ConvNeXt("test_convnext")])
+def torchvision_model(arch: str, side: int) -> tuple[TorchvisionModel, Any]:
+    """Ours and the plain one of torchvision's, with equal drawn weights; the latter with its classifier."""
+    add_tiny_vit()
+    options: dict[str, Any] = {"image_size": side} if "vit" in arch else {}
+    with torch.device("meta"):  # weights of its own are never looked at, and take longer than the test
+        model, plain = TorchvisionModel(arch, **options), borrow("torchvision.models").get_model(arch, weights=None, **options)
+    state = published.drawn(plain.state_dict(), seed=0)
+    plain.load_state_dict(state, assign=True)
+    model.load_state_dict({key: state[key.removeprefix("body.")].clone() for key in model.state_dict()}, assign=True)
+    return model.eval(), plain.eval()
+
+
+@pytest.mark.parametrize("arch", TORCHVISION)
+def test_a_torchvision_classifiers_last_layer_makes_its_logits_of_our_vector(arch: str) -> None:
+    side, places = TORCHVISION[arch]
+    model, plain = torchvision_model(arch, side)
+    last = [module for module in plain.modules() if isinstance(module, nn.Linear)][-1]
+    images = pictures(2, height=side, width=side)
+    class_token, patch_tokens = model(images)
+    torch.testing.assert_close(last(class_token), plain(images))
+    assert class_token.shape == (2, model.width) == (2, last.in_features)
+    assert patch_tokens.shape[:3] == (2, places, places)
+    assert (model.patch, model.depth) == (side // places, 1)
+    # Nothing is held that has no part in it; of the whole the last layer is missing.
+    assert len(plain.state_dict()) - len(model.state_dict()) == 2
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "featkit_tiny_vit", "swin_t", "convnext_tiny"])
+def test_the_places_of_torchvisions_are_what_it_pools(arch: str) -> None:
+    side, _ = TORCHVISION[arch]
+    model, plain = torchvision_model(arch, side)
+    images = pictures(2, height=side, width=side)
+    class_token, patch_tokens = model(images)
+    if arch == "featkit_tiny_vit":
+        seen: list[torch.Tensor] = []
+        plain.encoder.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        plain(images)
+        torch.testing.assert_close(patch_tokens.flatten(1, 2), seen[0][:, 1:])
+        torch.testing.assert_close(class_token, seen[0][:, 0])
+    else:
+        mean = patch_tokens.mean(dim=(1, 2))
+        norm = plain.classifier[0] if arch == "convnext_tiny" else nn.Identity()
+        torch.testing.assert_close(class_token, norm(mean[:, :, None, None]).flatten(1))
+
+
+def test_torchvisions_gradients_and_running_figures_are_its_own_in_training() -> None:
+    model, plain = torchvision_model("resnet18", 64)
+    images = pictures(4, height=64, width=64)
+    with torch.enable_grad():
+        model.train()(images).class_token.square().sum().backward()
+        plain.fc = nn.Identity()
+        plain.train()(images).square().sum().backward()
+    theirs = {f"body.{key}": weight for key, weight in plain.named_parameters()}
+    assert theirs.keys() == dict(model.named_parameters()).keys()
+    for key, weight in model.named_parameters():
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad, theirs[key].grad, rtol=1e-3, atol=1e-3 * float(weight.grad.abs().max()))
+    for key, buffer in plain.named_buffers():
+        torch.testing.assert_close(model.get_buffer(f"body.{key}"), buffer)
+    torch.testing.assert_close(model.eval()(images).class_token, plain.eval()(images))
+
+
+def test_torchvisions_dropout_is_drawn_in_training_alone() -> None:
+    add_tiny_vit()
+    model, images = TorchvisionModel("featkit_tiny_vit", dropout=0.5).eval(), pictures()
+    torch.testing.assert_close(model(images), model(images), rtol=0, atol=0)
+    model.train()
+    assert not torch.equal(model(images).class_token, model(images).class_token)
+
+
+@pytest.mark.parametrize(("arch", "near"), [("resnet81", "resnet18"), ("vit_b16", "vit_b_16"), ("fcn_resnet50", "resnet50")])
+def test_a_classifier_that_torchvision_does_not_know_is_told_its_nearest(arch: str, near: str) -> None:
+    with refused(arch, near):
+        TorchvisionModel(arch)
+
+
+def test_a_network_of_torchvisions_without_a_last_linear_is_refused() -> None:
+    with refused("squeezenet1_1", "Linear"):
+        TorchvisionModel("squeezenet1_1")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ResNet("resnet18"),
+        lambda: TimmModel("test_vit"),
+        lambda: ConvNeXt("test_convnext"),
+        lambda: TorchvisionModel("resnet18"),
+    ],
+)
 def test_they_have_one_layer_and_no_attention(make: Any) -> None:
     backbone: Backbone = make()
     images = torch.zeros(1, 3, 2 * backbone.patch, 2 * backbone.patch)

@@ -29,6 +29,7 @@ from featkit_train.watching.diagnostics import (
     slow_teacher,
 )
 from featkit_train.watching.meter import Log
+from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
 from tests.train.steps import drawn_pictures
 
@@ -250,21 +251,21 @@ def to_one_direction(run: Run, step: int) -> None:
 def to_short_prototypes(run: Run, step: int) -> None:
     """Gradients of unit directions grow as the vectors get short."""
     if step == 20:
-        run.engine.method.student.head.prototypes.mul_(1e-4)
+        momentum_teacher(run.engine.method).student.head.prototypes.mul_(1e-4)
 
 
 @torch.no_grad()
 def to_an_infinite_weight(run: Run, step: int) -> None:
     """Of one parameter, one number."""
     if step == 5:
-        run.engine.method.student.backbone.get_parameter("blocks.1.mlp.fc1.weight")[3, 4] = math.inf
+        momentum_teacher(run.engine.method).student.backbone.get_parameter("blocks.1.mlp.fc1.weight")[3, 4] = math.inf
 
 
 @torch.no_grad()
 def to_an_overflow(run: Run, step: int) -> None:
     """Weights that are numbers, and products that are none."""
     if step == 5:
-        backbone = run.engine.method.student.backbone
+        backbone = momentum_teacher(run.engine.method).student.backbone
         backbone.get_parameter("blocks.0.mlp.fc1.bias").fill_(10.0)
         backbone.get_parameter("blocks.0.mlp.fc2.weight").fill_(3e38)
 

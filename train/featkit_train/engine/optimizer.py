@@ -1,4 +1,4 @@
-"""AdamW over a student, and the numbers of it that change with the step."""
+"""AdamW or SGD over a student, and the numbers of it that change with the step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from featkit_train.engine.schedules import cosine_schedule
 
 LINEAR_BATCH, SQRT_BATCH = 256, 1024  # images a step that the rules' rates are for: DINO's and DINOv2's
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-EMBEDDING = re.compile(r"(?:^|\.)(patch_embed\.\w+|class_token|registers|mask_token|class_position|patch_positions)$")
+EMBEDDING = re.compile(
+    r"(?:^|\.)(patch_embed\.\w+|class_token|registers|mask_token|class_position|patch_positions|cls_token|reg_token|pos_embed)$"
+)
 
 
 def peak_lr(config: OptimConfig, images_per_step: int) -> float:
@@ -24,8 +26,8 @@ def peak_lr(config: OptimConfig, images_per_step: int) -> float:
     return config.lr * (images_per_step / SQRT_BATCH) ** 0.5 if config.lr_rule == "sqrt" else config.lr
 
 
-def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what of `module` learns; norms, biases and other vectors do not decay (DINO's released code).
+def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of the config over what of `module` learns; norms, biases and other vectors do not decay (DINO's code).
 
     Of n blocks, block i (from 1) learns at layer_decay ** (n + 1 - i) of the rate, embeddings and tokens as a block 0
     would, heads and the last norm at the whole rate; the patch embedding at patch_embed_lr times its own (DINOv2's code).
@@ -39,6 +41,8 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     ordered: list[dict[str, Any]] = [
         {"params": groups[key], "decays": key[0], "lr_share": key[1]} for key in sorted(groups, reverse=True)
     ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(ordered, lr=0.0, momentum=config.betas[0], nesterov=config.betas[0] > 0, fused=True)
     return torch.optim.AdamW(ordered, lr=0.0, betas=config.betas, fused=True)
 
 

@@ -19,11 +19,12 @@ from torch.distributed.tensor import DTensor
 
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import World, replicate, shard
+from featkit_train.engine.inference import over_pictures, unit_class_token
 from featkit_train.engine.optimizer import make_optimizer, set_schedules
-from featkit_train.methods import Dice, MomentumTeacher, Views, make_method
+from featkit_train.methods import Dice, Lessons, Method, Views, make_method
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.pictures.augment import appear, normalise
+from featkit_train.pictures.augment import as_seen
 from featkit_train.pictures.batches import COMMON_NOISE, NOISE, WEIGHTS, Crops, ExtraViews, rng_for
 from featkit_train.watching.diagnostics import Collapse, first_bad_tensor
 from featkit_train.watching.meter import Log
@@ -32,10 +33,18 @@ from featkit_train.watching.meter import Log
 class Engine:
     """A method with its optimizer on a device."""
 
-    def __init__(self, config: TrainConfig, *, device: torch.device, autocast_dtype: torch.dtype | None, world: World) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        device: torch.device,
+        autocast_dtype: torch.dtype | None,
+        world: World,
+        lessons: Lessons | None = None,
+    ) -> None:
         self.config, self.device, self.world, self.autocast_dtype = config, device, world, autocast_dtype
         with seeded_weights(config.run.seed):
-            self.method: MomentumTeacher = make_method(config, world=world)
+            self.method: Method = make_method(config, world=world, lessons=lessons)
         self._whole = copy.deepcopy(self.method.result) if self.is_sharded and world.is_main else None
         for module in self.method.modules():
             if isinstance(module, VisionTransformer):
@@ -55,7 +64,13 @@ class Engine:
     def extra_views(self) -> ExtraViews:
         """What the method needs beside crops."""
         masks = self.config.ibot if self.method.patch_loss else None
-        return ExtraViews(patch=self.method.result.patch, masks=masks, gram_size=self.method.gram_size)
+        return ExtraViews(
+            num_global=self.method.num_global,
+            local=self.method.local_crops,
+            patch=self.method.result.patch,
+            masks=masks,
+            gram_size=self.method.gram_size,
+        )
 
     def step(self, crops: Crops, step: int) -> Log:
         """One optimisation step on this process's slice of the batch; returns what is worth watching, of all processes."""
@@ -96,14 +111,8 @@ class Engine:
         for branch in self.method.branches():
             if isinstance(branch, FSDPModule):
                 branch.reshard()
-        self.method.update_teacher(step=step)
-        return {
-            **log,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": self.method.momentum(step),
-            "teacher_temp": self.method.teacher_temp(step),
-        }
+        self.method.after_optimizer(step=step)
+        return {**log, "lr": lr, "weight_decay": weight_decay, **self.method.settings_at(step)}
 
     def views(self, crops: Crops) -> Views:
         """Crops as the method takes them: coloured, normalised, on the device."""
@@ -113,6 +122,7 @@ class Engine:
             crops.masks.to(self.device, non_blocking=True),
             crops.masks.flatten().nonzero().flatten().to(self.device, non_blocking=True),
             self._appear(crops.gram_images, None),
+            crops.places.to(self.device, non_blocking=True),
         )
 
     def result(self) -> Backbone:
@@ -131,30 +141,18 @@ class Engine:
         """Whether weights are spread over processes."""
         return self.config.engine.shard and self.world.size > 1
 
-    @torch.no_grad()
     def embed(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
         """Class tokens, unit length (N, D) float32, of prepared pictures (N, H, W, 3) uint8."""
-        device = next(backbone.parameters()).device
-        blocks = []
-        for block in torch.split(torch.from_numpy(images), 256):
-            pixels = block.to(device).permute(0, 3, 1, 2).float() / 255
-            features = backbone(normalise(pixels, mean=self.method.mean, std=self.method.std))
-            blocks.append(nn.functional.normalize(features.class_token.float(), dim=-1).cpu().numpy())
-        return np.concatenate(blocks)
+        return over_pictures(backbone, images, unit_class_token, mean=self.method.mean, std=self.method.std)
 
     def _appear(self, images: Tensor, appearance: Tensor | None) -> Tensor:
-        """uint8 crops (C, B, 3, S, S), with their rows of colours, to normalised floats on the device."""
-        if images.shape[0] == 0:
-            return images.to(self.device, torch.float32)
-        pixels = images.flatten(0, 1).to(self.device, non_blocking=True)
-        pixels = pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
-        return torch.unflatten(normalise(pixels, mean=self.method.mean, std=self.method.std), 0, images.shape[:2])
+        return as_seen(images, appearance, device=self.device, mean=self.method.mean, std=self.method.std)
 
     def _dice(self, step: int, part: int) -> Dice:
         seed = self.config.run.seed
         return Dice(rng_for(seed, NOISE, step, part, self.world.rank), rng_for(seed, COMMON_NOISE, step, part))
 
-    def _about(self, method: MomentumTeacher) -> nn.Module:
+    def _about(self, method: Method) -> nn.Module:
         """The method as gradients need it: by itself, or averaged over processes."""
         if self.world.size == 1 or self.is_sharded:
             return method

@@ -8,25 +8,37 @@ from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import ALONE, World
 from featkit_train.methods.adapt import Adapt
-from featkit_train.methods.base import Dice, Looks, MomentumTeacher, StepResult, Targets, Views
+from featkit_train.methods.base import Dice, Method, StepResult, Views
+from featkit_train.methods.born_again import BornAgain
 from featkit_train.methods.dino import Dino
 from featkit_train.methods.dinov2 import DinoV2
 from featkit_train.methods.dinov3 import DinoV3
 from featkit_train.methods.distill import Distill
 from featkit_train.methods.ibot import Ibot
+from featkit_train.methods.internal import Internal
+from featkit_train.methods.lessons import Lessons
+from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets
+from featkit_train.methods.self_training import SelfTraining
+from featkit_train.methods.taught import Taught
 
-METHODS: dict[str, type[MomentumTeacher]] = {
+METHODS: dict[str, type[Method]] = {
     "dino": Dino,
     "ibot": Ibot,
     "dinov2": DinoV2,
     "dinov3": DinoV3,
     "distill": Distill,
     "adapt": Adapt,
+    "born-again": BornAgain,
+    "self-training": SelfTraining,
+    "internal": Internal,
 }
 
 
-def make_method(config: TrainConfig, *, world: World = ALONE) -> MomentumTeacher:
-    """The config's method, with weights drawn. InputError for an unknown one, and for settings that it does not read."""
+def make_method(config: TrainConfig, *, world: World = ALONE, lessons: Lessons | None = None) -> Method:
+    """The config's method, with weights drawn; lessons for those with labels.
+
+    InputError for an unknown one, for settings that it does not read, and for a method with labels without them.
+    """
     if config.method not in METHODS:
         raise InputError(f"There is no method {config.method}; it is one of: {', '.join(METHODS)}.")
     method = METHODS[config.method]
@@ -38,7 +50,23 @@ def make_method(config: TrainConfig, *, world: World = ALONE) -> MomentumTeacher
         ]
         if changed:
             raise InputError(f"{config.method} has no use for the setting {section}.{changed[0]}; leave it out.")
+    if issubclass(method, Taught):
+        if lessons is None:
+            raise InputError(f"{config.method} learns from labels; run it by featkit_train.labelled or `featkit train`.")
+        return method(config, world=world, lessons=lessons)
     return method(config, world=world)
 
 
-__all__ = ["METHODS", "Dice", "Looks", "MomentumTeacher", "StepResult", "Targets", "Views", "make_method"]
+__all__ = [
+    "METHODS",
+    "Dice",
+    "Lessons",
+    "Looks",
+    "Method",
+    "MomentumTeacher",
+    "StepResult",
+    "Targets",
+    "Taught",
+    "Views",
+    "make_method",
+]

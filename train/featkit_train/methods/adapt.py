@@ -11,15 +11,16 @@ import copy
 from typing import ClassVar
 
 from featkit.errors import InputError
-from featkit_train.methods.base import Branch
+from featkit_train.methods.base import WITH_LABELS
 from featkit_train.methods.heads_first import HeadsFirst
+from featkit_train.methods.momentum import Branch
 from featkit_train.networks.vit import VisionTransformer
 
 
 class Adapt(HeadsFirst):
     """DINOv2 from weights made elsewhere: `model` is theirs, and so are the pixels' statistics."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"model", "gram"})
+    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"model", "gram"}
 
     def build(self) -> None:
         """Student and teacher begin alike, with new heads."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from featkit_train.methods.base import Looks, MomentumTeacher, Targets, Term, Views
+from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term
 
 
 class Dino(MomentumTeacher):
     """Class tokens of all crops against those of the global crops (DINO, algorithm 1)."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"ibot", "gram", "pretrained"})
+    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"ibot", "gram", "pretrained"}
 
     def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
         """DINO's loss, and KoLeo where it has a weight."""

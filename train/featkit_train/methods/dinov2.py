@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from featkit_train.methods.base import Looks, MomentumTeacher, Targets, Term, Views
+from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term
 
 
 class DinoV2(MomentumTeacher):
     """Class tokens across views, masked patches within a view, embeddings spread out (DINOv2, section 4)."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"gram", "pretrained"})
+    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
 
     def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
         """Both losses and KoLeo."""

@@ -16,8 +16,9 @@ from torch import nn
 
 from featkit.errors import InputError
 from featkit_train.losses import gram_loss
-from featkit_train.methods.base import Looks, Targets, Term, Views
+from featkit_train.methods.base import WITH_LABELS, Views
 from featkit_train.methods.dinov2 import DinoV2
+from featkit_train.methods.momentum import Looks, Targets, Term
 from featkit_train.networks.base import Backbone
 from featkit_train.pictures.augment import Statistics, renormalise
 from featkit_train.published.pretrained import load_pretrained
@@ -26,7 +27,7 @@ from featkit_train.published.pretrained import load_pretrained
 class DinoV3(DinoV2):
     """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram term (section 4)."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"pretrained"})
+    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"pretrained"}
     local_norm: ClassVar[bool] = True
 
     def build(self) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featkit_train.methods.base import Branch, Dice, Looks, Targets, Term, Views, project
+from featkit_train.methods.base import WITH_LABELS, Dice, Views
 from featkit_train.methods.heads_first import HeadsFirst
+from featkit_train.methods.momentum import Branch, Looks, Targets, Term, project
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
@@ -27,7 +28,7 @@ from featkit_train.pictures.augment import renormalise
 class Distill(HeadsFirst):
     """A frozen teacher, a student that matches it, and the student's average, which is the result."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"gram"})
+    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram"}
 
     def build(self) -> None:
         """Teacher from its weights, student and average from the config, and heads that learn for the teacher."""
@@ -87,7 +88,7 @@ class Distill(HeadsFirst):
         """Of the student; features that nobody learns cannot be spread."""
         return {} if self.warming else super().koleo_terms(looks)
 
-    def update_teacher(self, *, step: int) -> None:
+    def after_optimizer(self, *, step: int) -> None:
         """The teacher's heads follow those that learn, then the average follows the student."""
         if self.warming:
             update_ema(self.teacher.heads(), self.trial_heads, momentum=self.momentum(step))

@@ -12,13 +12,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featkit_train.methods.base import Looks, MomentumTeacher, Targets, Term, Views, project
+from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term, project
 
 
 class Ibot(MomentumTeacher):
     """Class tokens across views, masked patches within a view (iBOT, algorithm 1)."""
 
-    unread: ClassVar[frozenset[str]] = frozenset({"gram", "pretrained"})
+    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
 
     def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
         """Both losses, and KoLeo where it has a weight."""

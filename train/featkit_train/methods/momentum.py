@@ -1,7 +1,6 @@
-"""What the methods with a momentum teacher share: branches, what they see, targets, and one step in its parts.
+"""What the methods with a momentum teacher share: branches, what they make of crops, targets, and terms of losses.
 
-A step: `look` (the teacher at each part of the batch), `aim` (its targets, over the whole batch of all processes), `forward`
-(the student's loss of each part), `before_optimizer`, and `update_teacher`. A method says in `terms` what its loss is made of.
+A method says in `terms` what its loss is made of.
 
 Letters: B pictures, G global, L local and C crops of either kind, (h, w) patches of a global crop, M masked patches of all
 global crops together, D width, K prototypes.
@@ -11,11 +10,10 @@ from __future__ import annotations
 
 import copy
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,27 +23,14 @@ from featkit_train.engine.distributed import ALONE, World
 from featkit_train.engine.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
 from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from featkit_train.losses.sinkhorn import alone
+from featkit_train.methods.base import Dice, Method, StepResult, Views
 from featkit_train.networks.base import Backbone, Masked
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
 from featkit_train.networks.noise import QUIET, Noise, NoiseConfig, draw_noise
 from featkit_train.networks.vit import VisionTransformer
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class Views(NamedTuple):
-    """Normalised crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s), float.
-
-    masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their places in masks.flatten();
-    gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher sees them. Without masks or a Gram teacher: empty.
-    """
-
-    global_crops: Tensor
-    local_crops: Tensor
-    masks: Tensor
-    masked: Tensor
-    gram: Tensor
+from featkit_train.watching.diagnostics import slow_teacher
+from featkit_train.watching.meter import Log
 
 
 class Looks(NamedTuple):
@@ -70,21 +55,6 @@ class Term(NamedTuple):
 
     weight: float
     value: Tensor
-
-
-class StepResult(NamedTuple):
-    """What a part of a step gives: the loss, and detached from it scalars to watch and class tokens (B, D)."""
-
-    loss: Tensor
-    watched: dict[str, Tensor]
-    class_tokens: Tensor
-
-
-class Dice(NamedTuple):
-    """Where a step's noise comes from: `own` is of this process and part, `common` the same in all."""
-
-    own: np.random.Generator
-    common: np.random.Generator
 
 
 class Branch(nn.Module):
@@ -142,16 +112,13 @@ class Branch(nn.Module):
         return nn.ModuleDict({name: head for name, head in named.items() if head is not None})
 
 
-class MomentumTeacher(nn.Module, ABC):
+class MomentumTeacher(Method):
     """Student, teacher and centres. A method is a subclass that says what its loss is made of."""
 
-    unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
     local_norm: ClassVar[bool] = False  # whether class tokens of local crops have a norm of their own
-    mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
-        super().__init__()
-        self.config, self.world = config, world
+        super().__init__(config, world=world)
         self.build()
         self.center = Center(config.dino.head.num_prototypes, momentum=config.dino.center_momentum)
         if self.patch_loss:
@@ -178,31 +145,18 @@ class MomentumTeacher(nn.Module, ABC):
         return "ibot" not in self.unread
 
     @property
-    def gram_size(self) -> int | None:
-        """Pixels of the Gram teacher's crops; None where there is no such teacher."""
-        return None
+    def num_prototypes(self) -> int | None:
+        """Of the class token's head."""
+        return self.config.dino.head.num_prototypes
 
     @property
     def result(self) -> Backbone:
-        """What a run is for."""
+        """The teacher's."""
         return self.teacher.backbone
 
     def branches(self) -> Sequence[nn.Module]:
-        """Everything that is spread over processes where weights are."""
+        """Student and teacher."""
         return (self.student, self.teacher)
-
-    def begin(self) -> None:
-        """Called once, ahead of the first step, when all weights are where they start from."""
-
-    def prepare(self, step: int) -> bool:
-        """Freeze and thaw for this step; says whether anything changed."""
-        del step
-        return False
-
-    def phase_start(self, step: int) -> int:
-        """The step at which what learns now began to: its warm-up counts from there."""
-        del step
-        return 0
 
     def learning_heads(self) -> Sequence[ProjectionHead]:
         """The heads that learn now."""
@@ -230,6 +184,14 @@ class MomentumTeacher(nn.Module, ABC):
         return linear_schedule(
             step, start=config.teacher_temp, end=config.teacher_temp_end, num_steps=self.config.dino.teacher_temp_steps
         )
+
+    def settings_at(self, step: int) -> Log:
+        """Momentum and the class token's temperature."""
+        return {"momentum": self.momentum(step), "teacher_temp": self.teacher_temp(step)}
+
+    def doubt(self) -> str | None:
+        """Where the momentum is too high for the number of steps."""
+        return slow_teacher(self.momentum, num_steps=self.config.run.steps)
 
     # -- a step ---------------------------------------------------------------------------------------------------------
 
@@ -301,7 +263,7 @@ class MomentumTeacher(nn.Module, ABC):
                 for parameter in head.last_layer():
                     parameter.grad = None
 
-    def update_teacher(self, *, step: int) -> None:
+    def after_optimizer(self, *, step: int) -> None:
         """The teacher follows its student by this step's momentum."""
         update_ema(self.teacher, self.student, momentum=self.momentum(step))
 

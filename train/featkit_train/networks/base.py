@@ -45,6 +45,7 @@ class Backbone(nn.Module, ABC):
     """
 
     has_attention = False
+    built_from: object = None  # the config that a file of its weights holds, where it was built from one
 
     def __init__(self, *, patch: int, width: int, depth: int) -> None:
         super().__init__()

@@ -111,6 +111,17 @@ def appear(images: Tensor, appearance: Tensor) -> Tensor:
     return torch.where((columns[SOLARISE] > 0) & (pixels >= 128 / 255), 1 - pixels, pixels)
 
 
+def as_seen(
+    images: Tensor, appearance: Tensor | None, *, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Tensor:
+    """uint8 crops (C, B, 3, S, S), with their rows of colours (C, B, 7), to normalised floats on the device."""
+    if images.shape[0] == 0:
+        return images.to(device, torch.float32)
+    pixels = images.flatten(0, 1).to(device, non_blocking=True)
+    pixels = pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
+    return torch.unflatten(normalise(pixels, mean=mean, std=std), 0, images.shape[:2])
+
+
 def normalise(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(pixels - mean) / std for each channel of (B, 3, S, S) float in 0 .. 1."""
     shape = (1, 3, 1, 1)

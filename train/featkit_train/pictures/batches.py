@@ -28,22 +28,21 @@ from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.pictures.augment import cut_crop, draw_appearance
 from featkit_train.pictures.masks import draw_mask
 
-NUM_GLOBAL = 2
 # What a random stream is for; part of its key.
-ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION = range(8)
+ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(10)
 # Pictures are kept at a little over the size that crops need, so that a small crop of one still has its detail.
 DECODE_MARGIN = 2
 NO_CROPS = np.zeros((0, 1, 1, 3), np.uint8)
 
 
-Place: TypeAlias = tuple[int, int, int]  # epoch, number of the picture, number of the resolution
+Place: TypeAlias = tuple[int, int, int]  # view or epoch, number of the picture, number of the resolution
 
 
 class Crops(NamedTuple):
     """A batch: uint8 pictures (G, B, 3, S, S) and (L, B, 3, s, s), appearance rows (G, B, 7) and (L, B, 7).
 
     masks (G, B, h, w) bool, all False where none were asked for; gram_images (G, B, 3, Z, Z) uint8, the global crops' boxes
-    for a Gram teacher, or (0, ...).
+    for a Gram teacher, or (0, ...). places (B, 2) int64: each picture's number in the source, and which view of it.
     """
 
     global_images: Tensor
@@ -52,6 +51,7 @@ class Crops(NamedTuple):
     local_appearance: Tensor
     masks: Tensor
     gram_images: Tensor
+    places: Tensor
     num_unreadable: int
 
     def part(self, number: int, size: int) -> Crops:
@@ -64,6 +64,7 @@ class Crops(NamedTuple):
             self.local_appearance[:, cut],
             self.masks[:, cut],
             self.gram_images[:, cut],
+            self.places[cut],
             self.num_unreadable if number == 0 else 0,
         )
 
@@ -77,13 +78,16 @@ class Sample(NamedTuple):
     local_appearance: np.ndarray
     masks: np.ndarray
     gram_images: np.ndarray
+    place: np.ndarray
     num_unreadable: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraViews:
-    """What some methods need beside crops: masks over the patches of a global crop, and crops for a Gram teacher."""
+    """What a method needs: crops, and some methods masks over the patches of a global crop, and crops for a Gram teacher."""
 
+    num_global: int = 2  # crops of that kind
+    local: bool = True  # whether there are any of the other kind
     patch: int = 16  # pixels
     masks: IbotConfig | None = None
     gram_size: int | None = None  # pixels
@@ -124,13 +128,13 @@ class CropDataset(Dataset[Sample]):
         self._cached_bytes = 0
 
     def __getitem__(self, place: Place) -> Sample:
-        epoch, number, resolution = place
+        epoch, wanted, resolution = place
         size = self._sizes[resolution]
-        picture, num_unreadable = self._readable_picture(number)
+        number, picture, num_unreadable = self._readable_picture(wanted)
         rng = rng_for(self.seed, CROPS, epoch, number)
         config = self.crops
         global_crops, gram_crops = [], []
-        for _ in range(NUM_GLOBAL):
+        for _ in range(self.extra.num_global):
             again = copy.deepcopy(rng)  # cuts the same box once more
             global_crops.append(cut_crop(picture, rng, size=size.global_size, scale=config.global_scale, config=config))
             if self.extra.gram_size is not None:
@@ -138,9 +142,11 @@ class CropDataset(Dataset[Sample]):
                 gram_crops.append(gram)
         local_crops = [
             cut_crop(picture, rng, size=size.local_size, scale=config.local_scale, config=config)
-            for _ in range(config.num_local)
+            for _ in range(config.num_local if self.extra.local else 0)
         ]
-        global_rows = [draw_appearance(rng, view=view, size=size.global_size, config=self.colour) for view in range(NUM_GLOBAL)]
+        global_rows = [
+            draw_appearance(rng, view=view, size=size.global_size, config=self.colour) for view in range(self.extra.num_global)
+        ]
         local_rows = [draw_appearance(rng, view=2, size=size.local_size, config=self.colour) for _ in local_crops]
         return Sample(
             np.stack(global_crops),
@@ -149,22 +155,24 @@ class CropDataset(Dataset[Sample]):
             np.stack(local_rows) if local_rows else np.zeros((0, global_rows[0].size), np.float32),
             self._masks(epoch, number, size.global_size // self.extra.patch),
             np.stack(gram_crops) if gram_crops else NO_CROPS,
+            np.array([number, epoch]),
             num_unreadable,
         )
 
     def _masks(self, epoch: int, number: int, side: int) -> np.ndarray:
         """(G, h, w) bool with h = w = side."""
         if self.extra.masks is None:
-            return np.zeros((NUM_GLOBAL, side, side), bool)
+            return np.zeros((self.extra.num_global, side, side), bool)
         rng = rng_for(self.seed, MASKS, epoch, number)
-        return np.stack([draw_mask(rng, grid=(side, side), config=self.extra.masks) for _ in range(NUM_GLOBAL)])
+        return np.stack([draw_mask(rng, grid=(side, side), config=self.extra.masks) for _ in range(self.extra.num_global)])
 
-    def _readable_picture(self, number: int) -> tuple[Image.Image, int]:
-        """Picture `number`, or the next to learn from that can be read, and how many could not."""
-        place = int(np.searchsorted(self.numbers, number))
+    def _readable_picture(self, wanted: int) -> tuple[int, Image.Image, int]:
+        """Picture `wanted`, or the next to learn from that can be read, with its number, and how many could not."""
+        place = int(np.searchsorted(self.numbers, wanted))
         for skipped in range(len(self.numbers)):
+            number = int(self.numbers[(place + skipped) % len(self.numbers)])
             try:
-                return self._picture(int(self.numbers[(place + skipped) % len(self.numbers)])), skipped
+                return number, self._picture(number), skipped
             except InputError:
                 continue  # counted by the caller and shown in the log
         raise InputError(f"None of the {len(self.numbers):,} pictures of {self.source.name} can be read.")
@@ -212,6 +220,7 @@ class EpochOrder(Sampler[list[Place]]):
         size: int = 1,
         parts: int = 1,
         shares: Sequence[float] = (1.0,),  # of the resolutions
+        num_views: int = 0,  # that a picture has, which epochs take in turn; 0: a new one every epoch
     ) -> None:
         if batch_size % (size * parts):
             whose = f"{size} processes alike" + (f", each in engine.accumulate {parts} parts" if parts > 1 else "")
@@ -221,7 +230,11 @@ class EpochOrder(Sampler[list[Place]]):
                 f"There are {len(numbers):,} pictures to train on, fewer than a batch of {batch_size}; "
                 "add pictures or lower --batch-size."
             )
-        self.numbers, self.batch_size, self.seed = numbers, batch_size, seed
+        self.batch_size, self.seed, self.num_views = batch_size, seed, num_views
+        self.numbers = np.sort(numbers)
+        # Which time that a number comes it is, so that a picture that is there twice is cropped in two ways.
+        self.times = np.arange(len(numbers)) - np.searchsorted(self.numbers, self.numbers)
+        self.most_times = 1 + int(self.times.max(initial=0))
         self.first_step, self.last_step = first_step, last_step
         self.shares = np.cumsum(shares) / np.sum(shares)
         self.places = np.arange(batch_size).reshape(parts, size, -1)[:, rank].ravel()  # of this process in every batch
@@ -231,16 +244,20 @@ class EpochOrder(Sampler[list[Place]]):
 
     def __iter__(self) -> Iterator[list[Place]]:
         per_epoch = len(self.numbers) // self.batch_size
-        epoch_of_order, order = -1, self.numbers
+        epoch_of_order, order = -1, np.arange(len(self.numbers))
         for step in range(self.first_step, self.last_step):
             epoch, batch = divmod(step, per_epoch)
             if epoch != epoch_of_order:
-                order = self.numbers[rng_for(self.seed, ORDER, epoch).permutation(len(self.numbers))]
+                order = rng_for(self.seed, ORDER, epoch).permutation(len(self.numbers))
                 epoch_of_order = epoch
-            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.places]
             drawn = rng_for(self.seed, RESOLUTION, step).random() if len(self.shares) > 1 else 0.0
             resolution = int(np.searchsorted(self.shares, drawn, side="right"))
-            yield [(epoch, int(number), resolution) for number in chosen[self.places]]
+            views = epoch * self.most_times + self.times[chosen]
+            if self.num_views:
+                views = views % self.num_views
+            numbers = self.numbers[chosen]
+            yield [(int(view), int(number), resolution) for view, number in zip(views, numbers, strict=True)]
 
 
 def stack(samples: Sequence[Sample]) -> Crops:
@@ -253,11 +270,14 @@ def stack(samples: Sequence[Sample]) -> Crops:
     def rows(field: int) -> Tensor:
         return torch.from_numpy(np.stack([sample[field] for sample in samples], axis=1))
 
+    places = torch.from_numpy(np.stack([sample.place for sample in samples]))
     num_unreadable = sum(sample.num_unreadable for sample in samples)
-    return Crops(images(0), rows(1), images(2), rows(3), rows(4), images(5), num_unreadable)
+    return Crops(images(0), rows(1), images(2), rows(3), rows(4), images(5), places, num_unreadable)
 
 
-def crop_loader(dataset: CropDataset, order: EpochOrder, *, workers: int) -> DataLoader[Crops]:
+def crop_loader(
+    dataset: CropDataset, order: Sampler[list[Place]] | Sequence[list[Place]], *, workers: int
+) -> DataLoader[Crops]:
     """Batches of `order`; with workers == 0 they are made in this process. Worker count changes no byte of them."""
     loader: DataLoader[Crops] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the loader yields what `stack` makes of samples

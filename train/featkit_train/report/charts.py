@@ -27,8 +27,8 @@ class Frame:
 
     width: float
     right: float
-    first_step: int
-    last_step: int
+    first_step: float
+    last_step: float
     low: float
     high: float
 
@@ -140,13 +140,20 @@ def _running(values: Sequence[tuple[float, float]], keep: float) -> list[tuple[f
     return list(itertools.accumulate(values, lambda so_far, now: (keep * so_far[0] + now[0], keep * so_far[1] + now[1])))
 
 
-def _axes(frame: Frame, values: Sequence[float]) -> str:
-    right, bottom = frame.width - frame.right, HEIGHT - BOTTOM
+def value_grid(frame: Frame, values: Sequence[float]) -> str:
+    """A line across the plot at each value, and the value beside it."""
+    right = frame.width - frame.right
     parts = []
     for value in values:
         y = frame.y(value)
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{right:.1f}"/>')
         parts.append(f'<text x="{LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
+    return "".join(parts)
+
+
+def _axes(frame: Frame, values: Sequence[float]) -> str:
+    right, bottom = frame.width - frame.right, HEIGHT - BOTTOM
+    parts = [value_grid(frame, values)]
     _, _, steps = nice_ticks(frame.first_step, max(frame.last_step, frame.first_step + 1), 5 if frame.width < 500 else 8)
     shown = [round(step) for step in steps if step == round(step) and frame.first_step <= step <= frame.last_step]
     for step in shown:
@@ -205,7 +212,7 @@ def _end_labels(frame: Frame, curves: Sequence[Curve]) -> str:
         x = frame.width - frame.right + 10
         assert curve.last is not None
         parts.append(
-            f'<text class="name c{place % MOST_CURVES}" x="{x:.1f}" y="{y:.1f}">{html.escape(_short(curve.name))}'
+            f'<text class="name c{place % MOST_CURVES}" x="{x:.1f}" y="{y:.1f}">{html.escape(short(curve.name))}'
             f'<tspan x="{x:.1f}" dy="13">{number(curve.last[1])}</tspan></text>'
         )
     return "".join(parts)
@@ -217,8 +224,9 @@ def _short_step(step: int) -> str:
     return f"{step / 1000:g} k" if step >= 20_000 else f"{step:,}"
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else f"{name[:17]}…"
+def short(name: str, length: int = 18) -> str:
+    """A name in so many characters."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _spots(frame: Frame, curves: Sequence[Sequence[Point]]) -> str:

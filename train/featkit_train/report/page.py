@@ -7,39 +7,37 @@ nothing from anywhere, runs no script, and says so to the browser; names and set
 from __future__ import annotations
 
 import base64
-import html
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import yaml
 
-from featkit.atomic import explain_os_errors, write_text
+from featkit.atomic import explain_os_errors
 from featkit.errors import InputError
-from featkit.images import printable
 from featkit_train.report.charts import beyond_the_frame, chart, in_words, number
 from featkit_train.report.metrics import Curve, Metrics, read_metrics
 from featkit_train.report.panels import SECTIONS, Panel, arrange
+from featkit_train.report.parts import breakable, card, duration, noticed, scores, settings_list, text, write_page
 from featkit_train.report.snapshot_files import SNAPSHOTS, Snapshot, list_snapshots, read_heads, read_photographs
 
-REPORT_FILE, CONFIG_FILE, METRICS_FILE, NOTES_FILE = "report.html", "config.yaml", "metrics.jsonl", "notes.jsonl"
+CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
 MOST_NOTES, MOST_MARKS = 50, 8
 # Settings worth seeing at once, where a run has them; all others are in the full table.
 CHIEF_SETTINGS = (
     "method init model.patch model.width model.depth model.num_heads crops.global_size crops.local_size crops.num_local "
     "optim.lr optim.warmup_steps optim.weight_decay teacher.momentum teacher.momentum_end dino.momentum dino.momentum_end "
     "dino.centering dino.teacher_temp dino.teacher_temp_end dino.student_temp dino.koleo_weight dino.head.num_prototypes "
-    "ibot.weight ibot.mask_probability gram.weight gram.teacher pretrained.name run.steps run.batch_size run.seed "
+    "ibot.weight ibot.mask_probability gram.weight gram.teacher pretrained.name classifier.arch classifier.exits "
+    "knowledge.mode knowledge.temperature born_again.generations self_training.rounds self_training.confidence "
+    "internal.alpha internal.temperature optim.optimizer run.steps run.batch_size run.seed "
     "run.precision run.device"
 ).split()
-# Methods to which a section says nothing, though every config has it.
-SILENT_SECTIONS = {"ibot": ("dino",), "gram": ("dino", "ibot", "dinov2"), "pretrained": ("dino", "ibot", "dinov2", "dinov3")}
 
 
-def write_report(run: Path) -> Path:
+def write_run_report(run: Path) -> Path:
     """Write `run`/report.html anew, whole or not at all, and return its path. Same files, same bytes.
 
     Read are config.yaml, and metrics.jsonl, notes.jsonl and snapshots/ where they are there. InputError where `run` is no run
@@ -53,23 +51,23 @@ def write_report(run: Path) -> Path:
         _notes(notes),
         _curves(metrics, [step for step, _ in notes]),
         _pictures(run / SNAPSHOTS),
-        _settings(settings, record, metrics),
+        settings_section(settings, record, began=metrics.curves.get("momentum")),
     ]
     name = str(settings.get("name") or run.resolve().name)
     progress, percent = _progress(metrics, settings)
-    folder = Path(__file__).parent
-    text = Template((folder / "report.html").read_text(encoding="utf-8")).substitute(
-        title=_text(f"{name}: training report"),
-        style=(folder / "report.css").read_text(encoding="utf-8").strip(),
-        name=_text(name),
-        about=_text(_about(settings, record)),
-        progress=_text(progress),
-        percent=f"{percent:.1f}",
-        body="\n".join(part for part in body if part),
-        footer=_text(f"Made by featkit of the run folder {run.resolve().name}; `featkit report` makes it again."),
+    done = (
+        f'<div class="progress" role="img" aria-label="{text(progress)}"><i style="width:{percent:.1f}%"></i></div>\n'
+        f'<p class="progress-words">{text(progress)}</p>'
     )
-    write_text(run / REPORT_FILE, text)
-    return run / REPORT_FILE
+    return write_page(
+        run,
+        title=f"{name}: training report",
+        kind="Training run",
+        name=name,
+        about=_about(settings, record),
+        below=done,
+        body=body,
+    )
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -119,6 +117,7 @@ def _about(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
     parts = [
         f"by {method_name(str(settings['method']))}" if "method" in settings else "",
         f"backbone of {', '.join(shape)}" if shape else "",
+        str(settings.get("classifier.arch", "")),
         f"pictures of {names}" if names else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -126,7 +125,8 @@ def _about(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 def method_name(method: str) -> str:
     """A method as its paper writes it."""
-    return {"dino": "DINO", "ibot": "iBOT"}.get(method, method.replace("dinov", "DINOv"))
+    written = {"dino": "DINO", "ibot": "iBOT", "born-again": "Born-Again Networks", "internal": "internal distillation"}
+    return written.get(method, method.replace("dinov", "DINOv"))
 
 
 def _progress(metrics: Metrics, settings: Mapping[str, Any]) -> tuple[str, float]:
@@ -139,56 +139,39 @@ def _progress(metrics: Metrics, settings: Mapping[str, Any]) -> tuple[str, float
 
 
 def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
-    cards = [_score_card(curve) for name, curve in metrics.curves.items() if name.startswith(("copy_recall", "knn"))]
+    cards = [
+        _score_card(curve) for name, curve in metrics.curves.items() if name.startswith(("accuracy", "copy_recall", "knn"))
+    ]
     loss = metrics.curves.get("loss")
     if loss is not None and loss.first is not None and loss.last is not None:
-        cards.append(_card("Loss", number(loss.last[1]), f"from {number(loss.first[1])} at step {loss.first[0]:,}"))
+        cards.append(card("Loss", number(loss.last[1]), f"from {number(loss.first[1])} at step {loss.first[0]:,}"))
     batch_size = settings.get("run.batch_size")
     if metrics.seconds > 0 and isinstance(batch_size, int):
         rate = metrics.last_step * batch_size / metrics.seconds
-        cards.append(_card("Pictures a second", number(rate), "over all steps"))
+        cards.append(card("Pictures a second", number(rate), "over all steps"))
     waiting = metrics.curves.get("waiting_share")
     if waiting is not None and waiting.last is not None:
         share = sum(point.total for point in waiting.points) / sum(point.count for point in waiting.points)
-        cards.append(_card("Waiting for data", f"{share:.1%}", "of the time of steps"))
+        cards.append(card("Waiting for data", f"{share:.1%}", "of the time of steps"))
     if metrics.seconds > 0:
-        cards.append(_card("Time in steps", duration(metrics.seconds), f"{metrics.last_step:,} steps"))
+        cards.append(card("Time in steps", duration(metrics.seconds), f"{metrics.last_step:,} steps"))
     if isinstance(batch_size, int) and metrics.last_step:
         seen = metrics.last_step * batch_size
-        cards.append(_card("Pictures seen", f"{seen:,}" if seen < 1e7 else f"{seen / 1e6:,.1f} M", f"{batch_size:,} a step"))
-    if not cards:
-        return '<p class="none">Nothing has been measured yet.</p>'
-    return f'<dl class="scores">{"".join(cards)}</dl>'
+        cards.append(card("Pictures seen", f"{seen:,}" if seen < 1e7 else f"{seen / 1e6:,.1f} M", f"{batch_size:,} a step"))
+    return scores(cards)
 
 
 def _score_card(curve: Curve) -> str:
     title = "Copies found, recall@1" if curve.name == "copy_recall" else curve.name
     if curve.first is None or curve.last is None or curve.best is None:
-        return _card(title, "–", "not a number")
+        return card(title, "–", "not a number")
     words = f"{curve.first[1]:.3f} at step {curve.first[0]:,} · best {curve.best[1]:.3f} at step {curve.best[0]:,}"
-    return _card(title, f"{curve.last[1]:.3f}", words, chief=curve.name == "copy_recall")
-
-
-def _card(title: str, value: str, words: str, *, chief: bool = False) -> str:
-    kind = "card chief" if chief else "card"
-    return f'<div class="{kind}"><dt>{_text(title)}</dt><dd>{_text(value)}</dd><p>{_text(words)}</p></div>'
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+    return card(title, f"{curve.last[1]:.3f}", words, chief=curve.name == "copy_recall")
 
 
 def _notes(notes: Sequence[tuple[int, str]]) -> str:
-    if not notes:
-        return ""
-    items = "".join(
-        f'<li class="card"><b>step {step:,}</b><span>{_text(note)}</span></li>' for step, note in notes[:MOST_NOTES]
-    )
-    more = f'<p class="none">and {len(notes) - MOST_NOTES:,} more in {NOTES_FILE}</p>' if len(notes) > MOST_NOTES else ""
-    return f'<section><h2>What was noticed</h2><ul class="notes">{items}</ul>{more}</section>'
+    more = f"and {len(notes) - MOST_NOTES:,} more in {NOTES_FILE}" if len(notes) > MOST_NOTES else ""
+    return noticed([(f"step {step:,}", note) for step, note in notes[:MOST_NOTES]], more=more)
 
 
 # -- curves -------------------------------------------------------------------------------------------------------------
@@ -225,23 +208,23 @@ def _is_drawn(panel: Panel) -> bool:
 def _figure(panel: Panel, first_step: int, last_step: int, marks: Sequence[int]) -> str:
     only = panel.curves[0] if len(panel.curves) == 1 else None
     now = f'<span class="now">{number(only.last[1])}</span>' if only is not None and only.last is not None else ""
-    name = f" <code>{_text(only.name)}</code>" if only is not None and only.name != panel.title else ""
+    name = f" <code>{text(only.name)}</code>" if only is not None and only.name != panel.title else ""
     drawing = chart(panel.curves, first_step=first_step, last_step=last_step, marks=marks)
     words = [panel.about] if panel.about else []
     for curve in panel.curves:
         if curve.not_finite:
             words.append(f"Readings of {curve.name} that were no finite number: {curve.not_finite:,}.")
         words += [f"{curve.name} went to {number(end)} once, beyond the frame." for end in beyond_the_frame(curve)]
-    about = f"<p>{_text(' '.join(words))}</p>" if words else ""
-    caption = f"<figcaption><span><b>{_text(panel.title)}</b>{name}</span>{now}</figcaption>"
+    about = f"<p>{text(' '.join(words))}</p>" if words else ""
+    caption = f"<figcaption><span><b>{text(panel.title)}</b>{name}</span>{now}</figcaption>"
     return f'<figure class="card">{caption}{drawing}{about}</figure>'
 
 
 def _still(curve: Curve) -> str:
     if curve.last is None:
-        return f"<li>{_text(in_words(curve))}</li>"
+        return f"<li>{text(in_words(curve))}</li>"
     words = "at all steps" if len(curve.points) > 1 else f"at step {curve.last[0]:,}"
-    return f"<li>{_text(curve.name)} <b>{number(curve.last[1])}</b> {words}</li>"
+    return f"<li>{text(curve.name)} <b>{number(curve.last[1])}</b> {words}</li>"
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------------
@@ -272,9 +255,9 @@ def _seen(place: int, name: str, jpeg: bytes, newest: Snapshot) -> str:
     heads = read_heads(newest, place)
     shown = "".join(f'<img class="patches" src="{_inline(head, "png")}" alt="head {n}">' for n, head in enumerate(heads, 1))
     by_head = f'<div class="heads"><span>{len(heads)} heads</span>{shown}</div>' if len(heads) > 1 else ""
-    photograph = f'<img src="{_inline(jpeg, "jpeg")}" alt="{_text(name)}">'
+    photograph = f'<img src="{_inline(jpeg, "jpeg")}" alt="{text(name)}">'
     return (
-        f'<div class="card"><div class="trio">{photograph}{tiles}</div><div class="key">{_breakable(name)}</div>{by_head}</div>'
+        f'<div class="card"><div class="trio">{photograph}{tiles}</div><div class="key">{breakable(name)}</div>{by_head}</div>'
     )
 
 
@@ -282,7 +265,7 @@ def _row(place: int, name: str, jpeg: bytes, snapshots: Sequence[Snapshot]) -> s
     columns = [(snapshot, f"{name} at step {snapshot.step:,}") for snapshot in snapshots]
     cells = "".join(f"<td>{_tile(one, place, 'pca', of)}{_tile(one, place, 'attention', of)}</td>" for one, of in columns)
     photograph = f'<img class="tile" src="{_inline(jpeg, "jpeg")}" alt="">'
-    return f'<tr><th scope="row">{photograph}<span>{_breakable(name)}</span></th>{cells}</tr>'
+    return f'<tr><th scope="row">{photograph}<span>{breakable(name)}</span></th>{cells}</tr>'
 
 
 def _tile(snapshot: Snapshot, place: int, kind: str, of: str) -> str:
@@ -290,16 +273,15 @@ def _tile(snapshot: Snapshot, place: int, kind: str, of: str) -> str:
     if path is None:
         return ""
     words = {"pca": "Components", "attention": "Attention"}[kind]
-    return f'<img class="tile patches" src="{_inline(path.read_bytes(), "png")}" alt="{_text(f"{words} of {of}")}">'
+    return f'<img class="tile patches" src="{_inline(path.read_bytes(), "png")}" alt="{text(f"{words} of {of}")}">'
 
 
 # -- settings -----------------------------------------------------------------------------------------------------------
 
 
-def _settings(settings: Mapping[str, Any], record: Mapping[str, Any], metrics: Metrics) -> str:
-    """Those that matter, by their dotted names as --set takes them, and all of them behind a fold."""
-    chief = {name: settings[name] for name in CHIEF_SETTINGS if name in settings and _speaks(name, settings)}
-    began = metrics.curves.get("momentum")
+def settings_section(settings: Mapping[str, Any], record: Mapping[str, Any], *, began: Curve | None = None) -> str:
+    """Those that matter, by their dotted names as --set takes them, and all behind a fold. began: the momentum's curve."""
+    chief = {name: settings[name] for name in CHIEF_SETTINGS if name in settings}
     if chief.get("teacher.momentum", "") is None and began is not None and began.first is not None:
         chief["teacher.momentum"] = f"{number(began.first[1])}, by the number of steps"
     chief = {name: value for name, value in chief.items() if value is not None}
@@ -307,42 +289,10 @@ def _settings(settings: Mapping[str, Any], record: Mapping[str, Any], metrics: M
     everything = [*settings.items(), *itertools.chain.from_iterable(flattened(value, f"{part}.") for part, value in rest)]
     return (
         '<section><h2>Settings</h2><p class="lead">Those that decide the most; names are those of <code>--set</code>.</p>'
-        f"{_table(list(chief.items()))}"
-        f"<details><summary>All {len(everything)} settings, data and versions</summary>{_table(everything)}</details></section>"
+        f"{settings_list(list(chief.items()))}"
+        f"<details><summary>All {len(everything)} settings, data and versions</summary>{settings_list(everything)}</details>"
+        "</section>"
     )
-
-
-def _speaks(name: str, settings: Mapping[str, Any]) -> bool:
-    return settings.get("method") not in SILENT_SECTIONS.get(name.split(".")[0], ())
-
-
-def _table(rows: Sequence[tuple[str, Any]]) -> str:
-    lines = "".join(
-        f"<div><dt><code>{_breakable(name)}</code></dt><dd>{_text(_setting(value))}</dd></div>" for name, value in rows
-    )
-    return f'<dl class="card settings">{lines}</dl>'
-
-
-def _setting(value: Any) -> str:
-    if value is None or value == "":
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value)) or "–"
-    return number(value) if isinstance(value, float) else str(value)
-
-
-# -- text and pictures as HTML ------------------------------------------------------------------------------------------
-
-
-def _text(text: str) -> str:
-    return html.escape(printable(text))
-
-
-def _breakable(name: str) -> str:
-    """Escaped, and with places where a long name may break; none of them is within an entity."""
-    return _text(name).replace("/", "/<wbr>").replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
 def _inline(content: bytes, kind: str) -> str:

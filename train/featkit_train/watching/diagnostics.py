@@ -44,7 +44,7 @@ class Finding:
 class Watch:
     """Looks at a step's log and says what is wrong, once for each time it begins; not in the first `settle_steps`."""
 
-    num_prototypes: int
+    num_prototypes: int | None  # None: of a method that labels hold apart, and which nothing but spikes is said of
     settle_steps: int
     _lasting: dict[str, int] = field(default_factory=dict)
     _rank: float = math.inf  # as last looked at, which is not every step
@@ -54,7 +54,7 @@ class Watch:
     def __call__(self, step: int, log: Log) -> list[Finding]:
         """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K, rankme, grad_norm."""
         found = self._spike(step, log["grad_norm"])
-        if step < self.settle_steps:
+        if self.num_prototypes is None or step < self.settle_steps:
             return found
         uniform = log["teacher_entropy"] > UNIFORM_SHARE and log["dino_loss"] > UNIFORM_SHARE * math.log(self.num_prototypes)
         if self._lasts("uniform", uniform):

@@ -21,30 +21,45 @@ from featkit_train.watching.meter import Log
 
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on
 COPIES, KNN = "copy_recall", "knn"
+MOST_COPIES = 500  # pictures whose copies are looked for, the first ones: a network sees five views of each
 LEAST_A_LABEL = 4  # pictures, on average; with fewer, neighbours of one label say nothing
 
 
 class HeldOut:
     """Pictures that nothing is learnt from, prepared once; `labels` are theirs where the source knows any."""
 
-    def __init__(self, source: Source, numbers: np.ndarray, geometry: Geometry) -> None:
+    def __init__(self, source: Source, numbers: np.ndarray, geometry: Geometry, *, label: str = LABEL) -> None:
         self.pictures: list[np.ndarray] = []
         self.names: list[str] = []
+        self.labels: list[str] = []  # empty text where none is known
         held_out = subset(source, [int(number) for number in numbers])
-        label = _labels(held_out)
-        labels: list[str] = []
+        label_of = _labels(held_out, label)
         for place in range(len(held_out)):
             with contextlib.suppress(InputError):  # one that cannot be read is not measured on
                 key = held_out.key(place)
                 picture = decode(held_out.read(place), name=key, shorter_side=DECODE_SIDE).pixels
-                labels.append(label(place) if label is not None else "")
+                self.labels.append(label_of(place) if label_of is not None else "")
                 self.pictures.append(picture)
                 self.names.append(key)
         enough = len(self.pictures) > 1
-        self._copies = CopyProbe(self.pictures, geometry, seed=0, num_edits=4) if enough else None
-        self._prepared = np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
-        kinds, codes = np.unique(labels, return_inverse=True)
-        self._codes = codes if 1 < len(kinds) <= len(labels) / LEAST_A_LABEL else None
+        self._copies = CopyProbe(self.pictures[:MOST_COPIES], geometry, seed=0, num_edits=4) if enough else None
+        self.prepared = np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
+        kinds, codes = np.unique(self.labels, return_inverse=True)
+        self._codes = codes if 1 < len(kinds) <= len(self.labels) / LEAST_A_LABEL else None
+
+    @property
+    def copy_images(self) -> np.ndarray:
+        """The prepared pictures (N, H, W, 3) uint8 among which copies are looked for. ValueError where there are too few."""
+        return self._probe().images
+
+    def copy_recall(self, vectors: np.ndarray) -> float:
+        """recall@1 of copies by unit vectors (N, D) of copy_images."""
+        return self._probe().recall_of(vectors)
+
+    def _probe(self) -> CopyProbe:
+        if self._copies is None:
+            raise ValueError("copies are looked for among at least two pictures")
+        return self._copies
 
     def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Log:
         """Scores by name, the first of them the one to watch; none where there are fewer than two pictures.
@@ -52,19 +67,19 @@ class HeldOut:
         copy_recall: recall@1 of copies. knn: accuracy of the label of every second picture by the 20 nearest of the others.
         embed: prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32.
         """
-        if self._copies is None or self._prepared is None:
+        if self._copies is None or self.prepared is None:
             return {}
         scores = {COPIES: self._copies.recall_at_1(embed)}
         if self._codes is not None:
-            vectors, codes = embed(self._prepared), self._codes
+            vectors, codes = embed(self.prepared), self._codes
             neighbours = min(20, len(codes[::2]))
             scores[KNN] = knn_accuracy(vectors[::2], codes[::2], vectors[1::2], codes[1::2], k=neighbours)
         return scores
 
 
-def _labels(source: Source) -> Callable[[int], str] | None:
+def _labels(source: Source, column: str) -> Callable[[int], str] | None:
     """What the source knows of its pictures' kinds, if anything."""
     try:
-        return labels_of(source, find_column(source, LABEL))
+        return labels_of(source, find_column(source, column))
     except InputError:
         return None

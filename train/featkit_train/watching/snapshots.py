@@ -12,19 +12,18 @@ Letters: P patches of all pictures, D width, (h, w) patches of one, (H, W) pixel
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from featkit.atomic import remove_partials
 from featkit.geometry import Geometry
+from featkit_train.engine.inference import evaluating
 from featkit_train.networks.base import Backbone
 from featkit_train.pictures.augment import normalise
 from featkit_train.report.snapshot_files import (
@@ -144,18 +143,6 @@ def look(
             tokens.append(seen.features[0].patch_tokens[0].float().cpu().numpy())
             attention.append(None if seen.attention is None else seen.attention[0].float().cpu().numpy())
     return tokens, attention
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part of `module` in evaluation mode inside, and in its own mode again after."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 def joint_pca_colours(patch_tokens: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -1,0 +1,64 @@
+"""Promises of parting: labels and classes are the pictures', what is held out is apart, and nonsense is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.errors import InputError
+from featkit.sources import open_source
+from featkit_train.labelled.parting import part
+from tests.train.labelled.small import draw_kinds, labelled_config
+
+
+def test_labels_are_the_folders_and_a_tenth_is_held_out_at_most(tmp_path: Path) -> None:
+    source = open_source(draw_kinds(tmp_path / "pictures", 15))
+    parted = part([source], labelled_config("born-again"))
+    assert parted.classes == ("blue", "red")
+    assert (len(parted.learnt), len(parted.held_out)) == (27, 3)
+    keys = [parted.learnt.key(number) for number in range(27)]
+    assert [parted.classes[label] for label in parted.labels] == [key.split("/")[0] for key in keys]
+    assert not set(keys) & {parted.held_out.key(number) for number in range(3)}
+    assert parted.num_unlabelled == 0
+
+
+def test_pictures_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path) -> None:
+    source, other = open_source(draw_kinds(tmp_path / "a", 10)), open_source(draw_kinds(tmp_path / "b", 2, first=50))
+    parted = part([source], labelled_config("born-again"), held_out=other)
+    assert len(parted.learnt) == 20
+    assert parted.held_out is other
+
+
+def test_pictures_without_a_label_are_neither_learnt_nor_held_out(tmp_path: Path) -> None:
+    table = draw_kinds(tmp_path / "a", 10)
+    source = open_source(table)
+
+    class Some:
+        """The same, every third without a label."""
+
+        name, file, key, read = source.name, source.file, source.key, source.read
+
+        def __len__(self) -> int:
+            return len(source)
+
+        def metadata(self, number: int) -> dict[str, str | int | float]:
+            return source.metadata(number) if number % 3 else {}
+
+    parted = part([Some()], labelled_config("born-again"))
+    assert parted.num_unlabelled == 7
+    assert len(parted.learnt) + len(parted.held_out) == 13
+    keys = {source.key(number) for number in range(0, 20, 3)}
+    assert not keys & {part.key(n) for part in (parted.learnt, parted.held_out) for n in range(len(part))}
+    labels = np.array([parted.learnt.key(n).split("/")[0] == "red" for n in range(len(parted.learnt))])
+    np.testing.assert_array_equal(parted.labels, labels)
+
+
+def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None:
+    one = open_source(draw_kinds(tmp_path / "one", 20, kinds=("blue",)))
+    with pytest.raises(InputError, match="have 1 label"):
+        part([one], labelled_config("born-again"))
+    few = open_source(draw_kinds(tmp_path / "few", 4))
+    with pytest.raises(InputError, match=r"No pictures of .* are held out"):
+        part([few], labelled_config("born-again"))

@@ -1,0 +1,192 @@
+"""The folder of trainings that follow each other: each a run of its own below it, one table of all, and the chosen one's files.
+
+A course that was stopped goes on by the same calls: what is finished is not trained again, what is not is resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from featkit.atomic import replace_file
+from featkit.errors import InputError
+from featkit.sources import Source, keys_sha256, subset
+from featkit_train.config import TrainConfig
+from featkit_train.engine.checkpoints import list_checkpoints
+from featkit_train.engine.device import pick_device
+from featkit_train.engine.distributed import World, join_world, local_device
+from featkit_train.labelled.judge import Judge, Seen
+from featkit_train.labelled.parting import Parted
+from featkit_train.loop import Ears, only_writer, train
+from featkit_train.methods import Lessons
+from featkit_train.networks.classifier import Classifier
+from featkit_train.report.generations import write_generations_report
+from featkit_train.report.metrics import read_metrics
+from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolder
+from featkit_train.watching.judging import Remark
+from featkit_train.watching.standing import Kind, Row, Standing, write_standing
+from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
+
+MOST_WATCHED = 500  # held-out pictures that a training is measured on as it goes; the table is of all
+
+
+@dataclass(frozen=True, kw_only=True)
+class CourseEars(Ears):
+    """Who hears of a course: as of a run, and of each training as it begins, with its name and steps."""
+
+    on_training: Callable[[str, int], None] = lambda _name, _steps: None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A finished training: its network, where it lies, what it makes of the held-out pictures by exit, and seconds of steps."""
+
+    name: str
+    folder: Path
+    classifier: Classifier
+    seen: list[Seen]
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Course:
+    """A course in progress. `rows` and `remarks` are written each time that a training has been judged."""
+
+    config: TrainConfig
+    parted: Parted
+    out: Path
+    ears: CourseEars
+    world: World
+    device: torch.device
+    rows: list[Row] = field(default_factory=list)
+    remarks: list[Remark] = field(default_factory=list)
+    _judge: Judge | None = None
+
+    def train(self, name: str, config: TrainConfig, source: Source, lessons: Lessons) -> Trained:
+        """Train by `config` in the folder `name`, unless that has been done, and look at the held-out pictures."""
+        folder = self.out / name
+        if not self.is_finished(name, config):
+            self.ears.on_training(name, config.run.steps)
+            held_out = self.parted.held_out
+            train(
+                config,
+                [source],
+                folder,
+                held_out=subset(held_out, range(min(len(held_out), MOST_WATCHED))),
+                lessons=lessons,
+                resume=self.world.from_main((folder / CONFIG_FILE).is_file()),
+                on_log=self.ears.on_log,
+                on_note=self.ears.on_note,
+                on_plan=self.ears.on_plan,
+            )
+        classifier, info, classes = load_classifier(folder / CLASSIFIER_FILE)
+        if classes != self.parted.classes:
+            raise InputError(f"{folder} is of other classes than the pictures now have; begin another run.")
+        classifier.to(self.device)
+        if self._judge is None:
+            self._judge = Judge(self.parted.held_out, info.geometry, classes, label=self.config.labels.column)
+        return Trained(
+            name=name,
+            folder=folder,
+            classifier=classifier,
+            seen=self._judge.see(classifier),
+            seconds=read_metrics(folder / METRICS_FILE).seconds,
+        )
+
+    def is_finished(self, name: str, config: TrainConfig) -> bool:
+        """Whether the training of that name has taken all its steps."""
+        checkpoints = list_checkpoints(self.out / name / CHECKPOINTS)
+        return self.world.from_main(bool(checkpoints) and checkpoints[-1].name == f"step-{config.run.steps:08d}")
+
+    @property
+    def judge(self) -> Judge:
+        """Who looks at the held-out pictures; there is one as soon as anything has been trained."""
+        assert self._judge is not None
+        return self._judge
+
+    def add(self, name: str, kind: Kind, seen: Seen, *, teacher: Seen | None = None, **known: Any) -> Row:
+        """A row of the table, which is written anew."""
+        row = self.judge.row(name, kind, seen, teacher=teacher, **known)
+        self.rows.append(row)
+        self._write()
+        return row
+
+    def row(self, name: str) -> Row:
+        """The row of that name. KeyError where there is none."""
+        return {row.name: row for row in self.rows}[name]
+
+    def remark(self, remark: Remark | None) -> None:
+        """Keep what was noticed, and say it; nothing of None."""
+        if remark is not None:
+            self.remarks.append(remark)
+            self.ears.on_note(remark.sentence)
+
+    def finish(self, *, trained: str | None = None) -> Standing:
+        """The files of the most accurate training, or of the one named, are copied up: they are the result. The report."""
+        standing = self._write()
+        if self.world.is_main:
+            chosen = self.out / (trained or standing.chosen)
+            for file in (BACKBONE_FILE, CLASSIFIER_FILE):
+                with replace_file(self.out / file) as temporary:
+                    shutil.copyfile(chosen / file, temporary)
+            write_generations_report(self.out)
+        self.world.wait()
+        return standing
+
+    def _write(self) -> Standing:
+        best = max((row for row in self.rows if row.kind != "ensemble"), key=lambda row: row.accuracy)
+        standing = Standing(
+            name=self.config.name,
+            method=self.config.method,
+            num_held_out=len(self.judge.labels),
+            classes=list(self.parted.classes),
+            rows=self.rows,
+            remarks=self.remarks,
+            chosen=best.name,
+        )
+        if self.world.is_main:
+            write_standing(self.out, standing)
+        return standing
+
+
+@contextlib.contextmanager
+def course(
+    config: TrainConfig, parted: Parted, out: Path, *, source: Source | None = None, resume: bool, ears: CourseEars | None
+) -> Iterator[Course]:
+    """Begin the folder `out`, or go on in it. source: all pictures that are learnt from, where they are not parted.learnt.
+
+    InputError as for `train`: `out` holds another run, or none to resume.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the run with --out.")
+    if resume and not (out / CONFIG_FILE).is_file():
+        raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
+    device = local_device(pick_device(config.run.device))
+    learnt = parted.learnt if source is None else source
+    data = {
+        "names": learnt.name,
+        "keys_sha256": keys_sha256(learnt),
+        "held_out_keys_sha256": keys_sha256(parted.held_out),
+    }
+    folder = RunFolder(out, config, data)
+    with join_world(device) as world, only_writer(out, world):
+        if resume:
+            folder.check_same()
+        elif world.is_main:
+            folder.begin()
+        world.wait()
+        ears = ears if ears is not None and world.is_main else CourseEars()
+        yield Course(config=config, parted=parted, out=out, ears=ears, world=world, device=device)
+
+
+def of_training(config: TrainConfig, number: int, **changes: Any) -> TrainConfig:
+    """The config of training `number` of a course: other randomness than the others', and no pictures held out by itself."""
+    run = dataclasses.replace(config.run, seed=config.run.seed + number, held_out=0)
+    return dataclasses.replace(config, run=run, **changes)

@@ -1,0 +1,101 @@
+"""Born-Again Networks (arXiv 1805.04770): a network, and generations of students that each learn from the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from featkit.sources import Source
+from featkit_train.config import TrainConfig
+from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
+from featkit_train.labelled.judge import together
+from featkit_train.labelled.parting import part
+from featkit_train.labelled.teacher_logits import LOGITS_FILE, is_worth_keeping, keep_logits, open_logits
+from featkit_train.methods import Lessons
+from featkit_train.networks.classifier import Classifier
+from featkit_train.watching.judging import agrees_with_errors, beyond_noise, no_gain, paired_gain, surer_of_mistakes
+from featkit_train.watching.standing import Standing
+
+
+def born_again(
+    config: TrainConfig,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    held_out: Source | None = None,
+    resume: bool = False,
+    ears: CourseEars | None = None,
+) -> Standing:
+    """All generations in `out`/generation-0, -1 ..., the table, and the most accurate generation's files in `out`.
+
+    held_out: as for `parting.part`; nothing of it is labelled, distilled on or cached. It ends early after
+    `born_again.patience` generations in a row that do not beat their teachers beyond noise. Errors as for `train`.
+    """
+    parted = part(sources, config, held_out=held_out)
+    with course(config, parted, out, resume=resume, ears=ears) as here:
+        generations: list[Trained] = []
+        failures = 0
+        for number in range(config.born_again.generations + 1):
+            teacher = generations[-1] if generations else None
+            generations.append(_train(here, number, teacher))
+            _judge(here, generations)
+            if teacher is not None:
+                failures = 0 if _beats(here, generations) else failures + 1
+            if failures >= config.born_again.patience:
+                break
+        if len(generations) > 2:
+            whole = together([each.seen[-1] for each in generations])
+            here.add("ensemble of all, generation 0 too", "ensemble", whole)
+        here.remark(surer_of_mistakes([row.wrong_confidence for row in here.rows if row.kind == "generation"], first=0))
+        return here.finish()
+
+
+def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
+    student = here.config.born_again.student if number > 0 else None
+    config = of_training(here.config, number, classifier=student or here.config.classifier)
+    name, parted = f"generation-{number}", here.parted
+    if teacher is None:
+        return here.train(name, config, parted.learnt, Lessons(classes=parted.classes, labels=parted.labels))
+    path = here.out / name / LOGITS_FILE
+    if is_worth_keeping(config, num_pictures=len(parted.learnt), num_classes=len(parted.classes)):
+        return _with_kept_logits(here, name, config, teacher.classifier, path)
+    lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher.classifier)
+    return here.train(name, config, parted.learnt, lessons)
+
+
+def _with_kept_logits(here: Course, name: str, config: TrainConfig, teacher: Classifier, path: Path) -> Trained:
+    """The teacher is asked once about every view, and its answers are removed when the student has learnt."""
+    parted = here.parted
+    done = here.is_finished(name, config)
+    if here.world.is_main and not done and not path.exists():
+        here.ears.on_note(f"{name}: keeping what its teacher says of {len(parted.learnt) * config.crops.fixed_views:,} views.")
+        keep_logits(path, teacher, parted.learnt, config, device=here.device)
+    here.world.wait()
+    lessons = Lessons(
+        classes=parted.classes, labels=parted.labels, teacher=None, teacher_logits=None if done else open_logits(path)
+    )
+    trained = here.train(name, config, parted.learnt, lessons)
+    if here.world.is_main:
+        path.unlink(missing_ok=True)
+    return trained
+
+
+def _judge(here: Course, generations: Sequence[Trained]) -> None:
+    """Rows of the newest generation and of the ensemble of all students so far."""
+    newest, number = generations[-1], len(generations) - 1
+    teacher = generations[-2].seen[-1] if number else None
+    parameters = sum(parameter.numel() for parameter in newest.classifier.parameters())
+    row = here.add(newest.name, "generation", newest.seen[-1], teacher=teacher, seconds=newest.seconds, parameters=parameters)
+    here.remark(agrees_with_errors(row.shared_errors, student=newest.name))
+    if number >= 2:
+        students = [each.seen[-1] for each in generations[1:]]
+        here.add(f"ensemble of {len(students)}", "ensemble", together(students))
+
+
+def _beats(here: Course, generations: Sequence[Trained]) -> bool:
+    """Whether the newest generation beats its teacher beyond noise; said where it does not."""
+    before, after = (each.seen[-1].probs for each in generations[-2:])
+    gain = paired_gain(before, after, here.judge.labels)
+    earlier, later = (here.row(each.name).accuracy for each in generations[-2:])
+    here.remark(no_gain(earlier, later, gain, generation=len(generations) - 1))
+    return beyond_noise(gain)

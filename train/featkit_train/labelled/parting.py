@@ -1,0 +1,63 @@
+"""Pictures with labels, parted into those that are learnt from and those that nothing is ever learnt from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from featkit.errors import InputError
+from featkit.evaluate.labels import find_column, labels_of
+from featkit.sources import Source, concatenate, subset
+from featkit_train.config import TrainConfig
+from featkit_train.methods.taught import codes_of
+from featkit_train.pictures.batches import split_held_out
+
+
+@dataclass(frozen=True)
+class Parted:
+    """learnt: pictures with labels (N,) int64 into `classes`, which are sorted. No part of the run is shown held_out but to be
+    measured on. num_unlabelled: pictures without a label, which are in neither.
+    """
+
+    learnt: Source
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    held_out: Source
+    num_unlabelled: int
+
+
+def part(sources: Sequence[Source], config: TrainConfig, *, held_out: Source | None = None) -> Parted:
+    """Part the pictures by the config: held_out, else run.held_out of them (a tenth at most), drawn by the seed.
+
+    InputError where fewer than two classes are learnt, or nothing is held out, which says whether a student is any better.
+    """
+    source, column = concatenate(sources), config.labels.column
+    label_of = labels_of(source, find_column(source, column))
+    known: list[tuple[int, str]] = []
+    for number in range(len(source)):
+        try:
+            known.append((number, label_of(number)))
+        except InputError:
+            continue  # counted in num_unlabelled
+    numbers = np.arange(len(known))
+    if held_out is None:
+        numbers, held = split_held_out(len(known), wanted=config.run.held_out, seed=config.run.seed)
+        held_out = subset(source, [known[place][0] for place in held])
+    if not len(held_out):
+        raise InputError(
+            f"No pictures of {source.name} are held out to compare with; set run.held_out to a tenth of them, or name others "
+            "with --held-out."
+        )
+    learnt = [known[place] for place in numbers]
+    classes = tuple(sorted({label for _, label in learnt}))
+    if len(classes) < 2:
+        raise InputError(f"The pictures of {source.name} have {len(classes)} label ({column}); there is nothing to tell apart.")
+    return Parted(
+        learnt=subset(source, [number for number, _ in learnt]),
+        labels=codes_of([label for _, label in learnt], classes),
+        classes=classes,
+        held_out=held_out,
+        num_unlabelled=len(source) - len(known),
+    )

@@ -1,0 +1,115 @@
+"""Self-training (Noisy Student, arXiv 1911.04252, algorithm 1): a teacher, then students that learn its labels too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featkit.errors import InputError
+from featkit.sources import Source, concatenate
+from featkit_train.config import TrainConfig
+from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
+from featkit_train.labelled.parting import Parted, part
+from featkit_train.labelled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
+from featkit_train.methods import Lessons
+from featkit_train.methods.lessons import UNKNOWN
+from featkit_train.watching.judging import (
+    agrees_with_errors,
+    beyond_noise,
+    effective_classes,
+    few_classes,
+    no_gain,
+    nothing_accepted,
+    paired_gain,
+    surer_of_mistakes,
+)
+from featkit_train.watching.standing import Standing
+
+
+def self_training(
+    config: TrainConfig,
+    labelled: Sequence[Source],
+    unlabelled: Sequence[Source],
+    out: Path,
+    *,
+    held_out: Source | None = None,
+    resume: bool = False,
+    ears: CourseEars | None = None,
+) -> Standing:
+    """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate one's files in `out`.
+
+    Labels of the unlabelled pictures, where they have any, are never looked at. held_out: as for `parting.part`, of the
+    labelled ones; nothing of it is labelled or learnt. It ends early as `born_again` does. Errors as for `train`, and
+    InputError where a picture is both held out and unlabelled.
+    """
+    parted = part(labelled, config, held_out=held_out)
+    rest = concatenate(unlabelled)
+    _check_apart(parted, rest)
+    everything = concatenate([parted.learnt, rest])
+    with course(config, parted, out, source=everything, resume=resume, ears=ears) as here:
+        rounds: list[Trained] = []
+        failures = 0
+        for number in range(config.self_training.rounds + 1):
+            lessons = _lessons(here, rest, number, rounds)
+            if lessons is None:
+                break
+            rounds.append(here.train(f"round-{number}", of_training(config, number), everything, lessons))
+            failures = 0 if _judge(here, rounds) else failures + 1
+            if failures >= config.self_training.patience:
+                break
+        here.remark(surer_of_mistakes([row.wrong_confidence for row in here.rows], first=0, kind="round"))
+        return here.finish()
+
+
+def _check_apart(parted: Parted, unlabelled: Source) -> None:
+    """Pictures are told apart by the file that they lie in and their key."""
+    ours = {(str(parted.held_out.file(n)), parted.held_out.key(n)) for n in range(len(parted.held_out))}
+    for number in range(len(unlabelled)):
+        if (str(unlabelled.file(number)), unlabelled.key(number)) in ours:
+            raise InputError(
+                f"{unlabelled.key(number)} is held out, and among the unlabelled pictures as well; a student would learn what "
+                "it is measured on. Name other pictures with --unlabelled, or with --held-out."
+            )
+
+
+def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]) -> Lessons | None:
+    """People's labels, and after the first round the last student's of the others; None where it is sure of nothing."""
+    parted, config = here.parted, here.config.self_training
+    own = len(parted.learnt)
+    labels = np.concatenate([parted.labels, np.full(len(unlabelled), UNKNOWN)])
+    if not rounds:
+        return Lessons(classes=parted.classes, labels=labels, numbers=np.arange(own))
+    path = here.out / f"round-{number}" / PSEUDO_FILE
+    teacher = rounds[-1].classifier
+    if here.world.is_main:
+        here.ears.on_note(f"round-{number}: its teacher labels {len(unlabelled):,} pictures.")
+        label_pictures(path, teacher, unlabelled, here.judge.geometry)
+    here.world.wait()
+    probs = label_pictures(path, teacher, unlabelled, here.judge.geometry)
+    accepted = accept(probs, config, seed=here.config.run.seed + number)
+    here.remark(nothing_accepted(accepted.count, len(unlabelled), threshold=config.confidence))
+    expected = effective_classes(np.bincount(parted.labels, minlength=len(parted.classes)))
+    here.remark(few_classes(accepted.counts, expected=expected))
+    if not accepted.count:
+        return None
+    numbers = mixed(own, accepted.numbers, labelled_share=config.labelled_share)
+    if config.pseudo == "hard":
+        labels[own:] = probs.argmax(axis=1)
+        return Lessons(classes=parted.classes, labels=labels, numbers=numbers)
+    rows = np.concatenate([np.zeros((own, len(parted.classes)), np.float32), probs])
+    return Lessons(classes=parted.classes, labels=labels, probs=rows, numbers=numbers)
+
+
+def _judge(here: Course, rounds: Sequence[Trained]) -> bool:
+    """The newest round's row; whether it beats its teacher beyond noise, and true of the first, which has none."""
+    newest, number = rounds[-1], len(rounds) - 1
+    teacher = rounds[-2].seen[-1] if number else None
+    row = here.add(newest.name, "round", newest.seen[-1], teacher=teacher, seconds=newest.seconds)
+    if teacher is None:
+        return True
+    here.remark(agrees_with_errors(row.shared_errors, student=newest.name))
+    gain = paired_gain(teacher.probs, newest.seen[-1].probs, here.judge.labels)
+    here.remark(no_gain(here.row(rounds[-2].name).accuracy, row.accuracy, gain, generation=number, kind="round"))
+    return beyond_noise(gain)

@@ -1,0 +1,84 @@
+"""What a teacher says of every view of every picture, asked once and kept on disk, where the same views come again and again.
+
+Letters: N pictures, V views of each, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from featkit.atomic import explain_os_errors, replace_file
+from featkit.sources import Source
+from featkit_train.config import TrainConfig
+from featkit_train.engine.device import pick_autocast
+from featkit_train.engine.inference import evaluating
+from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from featkit_train.networks.classifier import Classifier
+from featkit_train.pictures.augment import as_seen
+from featkit_train.pictures.batches import CropDataset, ExtraViews, Place, crop_loader
+
+LOGITS_FILE = "teacher_logits.npy"
+MOST_BYTES = 8 << 30  # of a file that is worth its room; beyond it the teacher is asked anew
+BLOCK = 256  # pictures at once
+
+
+def is_worth_keeping(config: TrainConfig, *, num_pictures: int, num_classes: int) -> bool:
+    """Whether views come again, and what the teacher says of them all has room."""
+    num_bytes = num_pictures * config.crops.fixed_views * num_classes * 4
+    return config.knowledge.cache == "auto" and not config.crops.resolutions and 0 < num_bytes <= MOST_BYTES
+
+
+def keep_logits(
+    path: Path,
+    teacher: Classifier,
+    source: Source,
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    on_progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> None:
+    """Write the teacher's logits of the crops that a run of `config` on `source` will see: (N, V, K) float32, as .npy.
+
+    There whole or not at all. Rows of pictures that cannot be read are none (NaN), as no run asks for them.
+    on_progress: views done and all of them.
+    """
+    num_views = config.crops.fixed_views
+    dataset = CropDataset(
+        source,
+        crops=config.crops,
+        colour=config.colour,
+        seed=config.run.seed,
+        cache_bytes=config.run.cache_bytes,
+        extra=ExtraViews(num_global=1, local=False, patch=config.crops.global_size),
+    )
+    places: list[Place] = [(view, number, 0) for view in range(num_views) for number in range(len(source))]
+    batches = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+    autocast_dtype = pick_autocast(config.run.precision, device)
+    teacher.to(device)
+    with explain_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(path) as temporary, evaluating(teacher), torch.no_grad():
+        shape = (len(source), num_views, teacher.num_classes)
+        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        rows[:] = np.nan
+        done = 0
+        for crops in crop_loader(dataset, batches, workers=config.run.workers):
+            images = as_seen(crops.global_images, crops.global_appearance, device=device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+            with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
+                logits = teacher(images[0]).logits[-1]
+            numbers, views = crops.places.numpy().T
+            rows[numbers, views] = logits.float().cpu().numpy()
+            done += len(numbers)
+            on_progress(done, len(places))
+        rows.flush()
+        del rows
+
+
+def open_logits(path: Path) -> np.ndarray:
+    """The file as an array that is read where it is asked."""
+    found: np.ndarray = np.load(path, mmap_mode="r")
+    return found

@@ -1,0 +1,147 @@
+"""What every method is to the engine: what it wants of pictures, one step in its parts, and what it leaves.
+
+A step: `look` (whoever teaches, at each part of the batch), `aim` (targets, over the whole batch of all processes), `forward`
+(the student's loss of each part), `before_optimizer`, and `after_optimizer`.
+
+Letters: B pictures, G global and L local crops, (h, w) patches of a global crop, M masked patches of all global crops
+together, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from featkit_train.config import TrainConfig
+from featkit_train.engine.distributed import ALONE, World
+from featkit_train.networks.base import Backbone
+from featkit_train.watching.meter import Log
+from featkit_train.watching.probe import HeldOut
+from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+WITH_LABELS = frozenset({"classifier", "labels", "knowledge", "born_again", "self_training", "internal"})  # sections
+
+
+class Views(NamedTuple):
+    """Normalised crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s), float.
+
+    masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their places in masks.flatten();
+    gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher sees them. Without masks or a Gram teacher: empty.
+    places (B, 2) int64: which picture of the source each is, and in which of its views.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    masks: Tensor
+    masked: Tensor
+    gram: Tensor
+    places: Tensor
+
+
+class StepResult(NamedTuple):
+    """What a part of a step gives: the loss, and detached from it scalars to watch and class tokens (B, D)."""
+
+    loss: Tensor
+    watched: dict[str, Tensor]
+    class_tokens: Tensor
+
+
+class Dice(NamedTuple):
+    """Where a step's noise comes from: `own` is of this process and part, `common` the same in all."""
+
+    own: np.random.Generator
+    common: np.random.Generator
+
+
+class Method(nn.Module, ABC):
+    """What learns, and what it learns from."""
+
+    unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
+    num_global: ClassVar[int] = 2  # global crops of a picture
+    local_crops: ClassVar[bool] = True  # whether it takes any
+    mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
+
+    def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
+        super().__init__()
+        self.config, self.world = config, world
+
+    @property
+    @abstractmethod
+    def result(self) -> Backbone:
+        """What a run is for."""
+
+    @abstractmethod
+    def branches(self) -> Sequence[nn.Module]:
+        """Everything that is spread over processes where weights are."""
+
+    @property
+    def patch_loss(self) -> bool:
+        """Whether patches are matched, so that masks are needed."""
+        return False
+
+    @property
+    def gram_size(self) -> int | None:
+        """Pixels of the Gram teacher's crops; None where there is no such teacher."""
+        return None
+
+    @property
+    def num_prototypes(self) -> int | None:
+        """Outputs that a teacher can collapse on; None where labels hold them apart."""
+        return None
+
+    def begin(self) -> None:
+        """Called once, ahead of the first step, when all weights are where they start from."""
+
+    def prepare(self, step: int) -> bool:
+        """Freeze and thaw for this step; says whether anything changed."""
+        del step
+        return False
+
+    def phase_start(self, step: int) -> int:
+        """The step at which what learns now began to: its warm-up counts from there."""
+        del step
+        return 0
+
+    @abstractmethod
+    def look(self, views: Views) -> Any:
+        """What the teacher makes of a part of the batch."""
+
+    @abstractmethod
+    def aim(self, looks: Sequence[Any], *, step: int) -> tuple[Sequence[Any], dict[str, Tensor]]:
+        """Targets for each part, from what the teacher made of all of them, and scalars of them that are worth watching."""
+
+    @abstractmethod
+    def forward(self, views: Views, targets: Any, dice: Dice) -> StepResult:
+        """The student's loss for one part of a batch."""
+
+    def before_optimizer(self, *, step: int) -> None:
+        """Called when gradients are there and clipped weights have not moved."""
+        del step
+
+    def after_optimizer(self, *, step: int) -> None:
+        """Called when the student has moved."""
+        del step
+
+    def settings_at(self, step: int) -> Log:
+        """The schedules of the method's own that belong into the log."""
+        del step
+        return {}
+
+    def doubt(self) -> str | None:
+        """What to say of the settings before the first step; None where nothing."""
+        return None
+
+    def scores(self, held_out: HeldOut) -> Log:
+        """What only this method can measure on held-out pictures; where there is any, its first is the score to watch."""
+        del held_out
+        return {}
+
+    def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
+        """Write what the run is for; `result` is it, whole."""
+        save_backbone(folder / BACKBONE_FILE, result, info)

@@ -1,0 +1,31 @@
+"""Internal distillation (Be Your Own Teacher, arXiv 1905.08094): a network's deepest exit teaches its shallower ones."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+from featkit_train.losses import exit_loss
+from featkit_train.methods.taught import Lesson, Taught
+from featkit_train.networks.classifier import Outputs
+
+
+class Internal(Taught):
+    """Labels for every exit, and for all but the deepest its distribution and its vector (section 3, eq. 5)."""
+
+    sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "internal"})
+
+    def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+        """Three terms, each over all exits."""
+        config = self.config.internal
+        loss = exit_loss(
+            outputs.logits,
+            outputs.vectors,
+            lesson.labels,
+            alpha=config.alpha,
+            feature_weight=config.feature_weight,
+            temperature=config.temperature,
+            smoothing=self.config.labels.smoothing,
+        )
+        return {"label_loss": loss.labels, "teacher_loss": loss.knowledge, "feature_loss": loss.features}

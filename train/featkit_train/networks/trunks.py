@@ -1,0 +1,206 @@
+"""Networks of timm's and torchvision's that say what they see on the way, and that can be cut there.
+
+Letters: B pictures, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest. Stages are those of a
+convolutional network, or the blocks of a transformer; both are counted from 1.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from featkit.errors import InputError
+from featkit_train.networks.base import Features
+from featkit_train.networks.borrowed import (
+    borrow,
+    resnet_strides,
+    timm_body,
+    timm_features,
+    timm_stride,
+    timm_width,
+    torchvision_body,
+)
+
+
+class Stage(NamedTuple):
+    """What a stage gives: places (B, C, h, w), and the class token (B, C) of a transformer that has one; ahead of any norm."""
+
+    places: Tensor
+    token: Tensor | None = None
+
+
+class Trunk(nn.Module, ABC):
+    """A network without its classifier. widths and strides: of each stage's places; width: of the deepest's vector, (B, D).
+
+    in_blocks: whether its stages are blocks of a transformer, all of one width and stride.
+    """
+
+    def __init__(self, *, patch: int, width: int, widths: Sequence[int], strides: Sequence[int], in_blocks: bool) -> None:
+        super().__init__()
+        self.patch, self.width, self.in_blocks = patch, width, in_blocks
+        self.widths, self.strides = tuple(widths), tuple(strides)
+
+    @abstractmethod
+    def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
+        """What the stages `at`, in ascending order, and the whole network see, in one pass."""
+
+    @abstractmethod
+    def up_to(self, images: Tensor, at: int) -> Stage:
+        """What the stage `at` sees, without the work of those behind it."""
+
+    @abstractmethod
+    def cut(self, at: int) -> Trunk:
+        """A copy that has what `up_to` needs and no more."""
+
+
+def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options: Any) -> Trunk:
+    """The trunk of `library`, timm or torchvision. InputError for a network that does not say what it sees on the way."""
+    if library == "timm":
+        body = timm_body(arch, small_stem=small_stem, **options)
+        if not hasattr(body, "prune_intermediate_layers"):
+            raise InputError(f"timm's {arch} gives no maps on the way; leave out its exits, or name another, such as resnet18.")
+        return TimmTrunk(body)
+    body, models = torchvision_body(arch, small_stem=small_stem, **options), borrow("torchvision.models")
+    if isinstance(body, models.ResNet):
+        return ResNetTrunk(body)
+    if isinstance(body, models.VisionTransformer):
+        return ViTTrunk(body)
+    raise InputError(
+        f"Of torchvision's networks ResNets, ResNeXts and vision transformers can have exits, which {arch} is none of; leave "
+        "out its exits, or name one of timm's, most of which can."
+    )
+
+
+class TimmTrunk(Trunk):
+    """A timm model, by its own forward_intermediates."""
+
+    def __init__(self, body: Any) -> None:
+        # timm lists what is ahead of any stage, where there is something.
+        ahead = int(body.feature_info[0]["module"].startswith(("stem", "act", "bn", "conv", "features.norm")))
+        rows = body.feature_info[ahead:]
+        strides = [row["reduction"] for row in rows]
+        super().__init__(
+            patch=timm_stride(body),
+            width=timm_width(body),
+            widths=[row["num_chs"] for row in rows],
+            strides=strides,
+            in_blocks=len(set(strides)) == 1,
+        )
+        self.body, self._ahead = body, ahead
+
+    def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
+        """See Trunk."""
+        if at:
+            found, maps = self.body.forward_intermediates(images, indices=self._indices(at), **self._prefixes())
+        else:
+            found, maps = self.body.forward_features(images), []
+        return [self._stage(each) for each in maps], timm_features(self.body, found, images, patch=self.patch)
+
+    def up_to(self, images: Tensor, at: int) -> Stage:
+        """See Trunk."""
+        (found,) = self.body.forward_intermediates(
+            images, indices=self._indices([at]), stop_early=True, intermediates_only=True, **self._prefixes()
+        )
+        return self._stage(found)
+
+    def cut(self, at: int) -> TimmTrunk:
+        """See Trunk."""
+        trunk = copy.deepcopy(self)
+        trunk.body.prune_intermediate_layers(trunk._indices([at]), prune_norm=True, prune_head=True)
+        return trunk
+
+    def _indices(self, at: Sequence[int]) -> list[int]:
+        return [stage - 1 + self._ahead for stage in at]
+
+    def _prefixes(self) -> dict[str, bool]:
+        return {"return_prefix_tokens": True} if getattr(self.body, "num_prefix_tokens", 0) else {}
+
+    def _stage(self, found: Tensor | tuple[Tensor, Tensor]) -> Stage:
+        if isinstance(found, Tensor):
+            return Stage(found)
+        places, prefix = found  # registers among them, ahead of which the class token is
+        return Stage(places, prefix[:, 0] if getattr(self.body, "cls_token", None) is not None else None)
+
+
+class ResNetTrunk(Trunk):
+    """torchvision's ResNet."""
+
+    def __init__(self, body: Any) -> None:
+        strides = resnet_strides(body)
+        stages = (body.layer1, body.layer2, body.layer3, body.layer4)
+        widths = [[part for part in stage[-1].modules() if isinstance(part, nn.Conv2d)][-1].out_channels for stage in stages]
+        super().__init__(patch=strides[-1], width=body.fc.in_features, widths=widths, strides=strides, in_blocks=False)
+        self.stem = nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
+        """See Trunk."""
+        places, maps = self.stem(images), []
+        for stage in self.stages:
+            places = stage(places)
+            maps.append(Stage(places))
+        return [maps[stage - 1] for stage in at], Features(places.mean(dim=(2, 3)), places.permute(0, 2, 3, 1))
+
+    def up_to(self, images: Tensor, at: int) -> Stage:
+        """See Trunk."""
+        places = self.stem(images)
+        for stage in self.stages[:at]:
+            places = stage(places)
+        return Stage(places)
+
+    def cut(self, at: int) -> ResNetTrunk:
+        """See Trunk."""
+        trunk = copy.deepcopy(self)
+        trunk.stages = trunk.stages[:at]
+        return trunk
+
+
+class ViTTrunk(Trunk):
+    """torchvision's vision transformer, which takes pictures of the one size that it was built for."""
+
+    def __init__(self, body: Any) -> None:
+        num_blocks, width, patch = len(body.encoder.layers), body.hidden_dim, body.patch_size
+        super().__init__(patch=patch, width=width, widths=[width] * num_blocks, strides=[patch] * num_blocks, in_blocks=True)
+        self.body = body
+        body.heads = nn.Identity()
+
+    def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
+        """See Trunk."""
+        tokens, stages = self._embed(images), []
+        for block, layer in enumerate(self.body.encoder.layers, start=1):
+            tokens = layer(tokens)
+            if block in at:
+                stages.append(self._stage(tokens, images))
+        token, places = _split(self.body.encoder.ln(tokens), images, self.patch)
+        return stages, Features(token, places)
+
+    def up_to(self, images: Tensor, at: int) -> Stage:
+        """See Trunk."""
+        return self._stage(self.body.encoder.layers[:at](self._embed(images)), images)
+
+    def cut(self, at: int) -> ViTTrunk:
+        """See Trunk."""
+        trunk = copy.deepcopy(self)
+        trunk.body.encoder.layers, trunk.body.encoder.ln = trunk.body.encoder.layers[:at], nn.Identity()
+        return trunk
+
+    def _embed(self, images: Tensor) -> Tensor:
+        """(B, 1 + h w, D): the class token and the patches, each with its position, as VisionTransformer and Encoder do."""
+        patches = self.body._process_input(images)
+        tokens = torch.cat([self.body.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
+        embedded: Tensor = self.body.encoder.dropout(tokens + self.body.encoder.pos_embedding)
+        return embedded
+
+    def _stage(self, tokens: Tensor, images: Tensor) -> Stage:
+        token, places = _split(tokens, images, self.patch)
+        return Stage(places.permute(0, 3, 1, 2), token)
+
+
+def _split(tokens: Tensor, images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    """(B, 1 + h w, D) to (B, D) and (B, h, w, D)."""
+    return tokens[:, 0], torch.unflatten(tokens[:, 1:], 1, (images.shape[2] // patch, images.shape[3] // patch))
