@@ -12,6 +12,7 @@ import torch
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
 from featkit_train.loop import Run, batches_of
+from featkit_train.methods import Lessons
 from featkit_train.pictures.batches import Crops, crop_loader
 from tests.benchmarks.flops import synchronise
 
@@ -64,8 +65,8 @@ class Loop(ABC, Generic[Batch]):
 class FeatkitLoop(Loop[Crops]):
     """featkit's own data and step, without what a run measures and writes beside them."""
 
-    def __init__(self, config: TrainConfig, source: Source, out: Path) -> None:
-        self.run = Run(config, [source], out)
+    def __init__(self, config: TrainConfig, source: Source, out: Path, *, lessons: Lessons | None = None) -> None:
+        self.run = Run(config, [source], out, lessons=lessons)
         self.engine, self.device, self.images = self.run.engine, self.run.device, config.run.batch_size
         self.engine.method.begin()
         self.number = 0

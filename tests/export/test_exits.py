@@ -97,7 +97,7 @@ def test_a_file_gives_the_very_vectors_of_its_exit(name: str, exit_: int | None,
         np.testing.assert_allclose(found["embedding"], F.normalize(features.class_token, dim=-1).numpy(), atol=2e-5)
         scale = float(features.patch_tokens.std())
         np.testing.assert_allclose(found["patches"] / scale, features.patch_tokens.numpy() / scale, atol=1e-4)
-        assert count == 1 or np.abs(found["embedding"][0] - found["embedding"][1]).max() > 1e-3  # pictures differ
+        assert count == 1 or np.abs(found["embedding"][0] - found["embedding"][1]).max() > 5e-3  # pictures differ
 
 
 @pytest.mark.parametrize(("name", "exit_", "share"), [("timm CNN", 1, 0.2), ("timm CNN", None, 0.9), ("timm ViT", 1, 0.5)])

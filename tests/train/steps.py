@@ -16,6 +16,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.device import pick_autocast
 from featkit_train.engine.distributed import ALONE
 from featkit_train.engine.step import Engine
+from featkit_train.methods import Lessons
 from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.watching.meter import Log
 from tests.pictures import draw_folder
@@ -31,10 +32,10 @@ def drawn_pictures() -> Path:
     return draw_folder(folder / "pictures", NUM_PICTURES)
 
 
-def make_engine(config: TrainConfig) -> Engine:
-    """On the processor, alone, as a run makes it."""
-    device = torch.device("cpu")
-    engine = Engine(config, device=device, autocast_dtype=pick_autocast(config.run.precision, device), world=ALONE)
+def make_engine(config: TrainConfig, *, lessons: Lessons | None = None) -> Engine:
+    """On the processor, alone, as a run makes it. lessons: of the drawn pictures, for methods with labels."""
+    device, autocast_dtype = torch.device("cpu"), pick_autocast(config.run.precision, torch.device("cpu"))
+    engine = Engine(config, device=device, autocast_dtype=autocast_dtype, world=ALONE, lessons=lessons)
     engine.method.begin()
     return engine
 
@@ -52,7 +53,13 @@ def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
     )
     shares = [resolution.share for resolution in config.crops.resolutions] or (1.0,)
     order = EpochOrder(
-        np.arange(NUM_PICTURES), batch_size=run.batch_size, seed=run.seed, first_step=0, last_step=steps, shares=shares
+        np.arange(NUM_PICTURES),
+        batch_size=run.batch_size,
+        seed=run.seed,
+        first_step=0,
+        last_step=steps,
+        shares=shares,
+        num_views=config.crops.fixed_views,
     )
     return list(crop_loader(dataset, order, workers=0))
 

@@ -10,22 +10,29 @@ import functools
 import hashlib
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.sources import open_source
-from featkit_train.config import TrainConfig
+from featkit.geometry import Geometry
+from featkit.sources import Source, open_source, subset
+from featkit_train.config import TrainConfig, from_mapping, to_mapping, with_settings
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.distributed import World
 from featkit_train.engine.step import Engine
+from featkit_train.labelled import born_again, rounds, self_training
+from featkit_train.labelled.course import CourseEars
 from featkit_train.loop import Ears, Run, train
+from featkit_train.methods import METHODS, Lessons, Taught
+from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.vit import Block
 from featkit_train.pictures.batches import CropDataset, Crops
 from featkit_train.published import pretrained
@@ -33,10 +40,12 @@ from featkit_train.run_folder import NOTES_FILE
 from featkit_train.watching.diagnostics import Collapse, Finding, Watch
 from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import COPIES, HeldOut
-from featkit_train.weights import load_backbone
+from featkit_train.watching.standing import Standing
+from featkit_train.weights import CLASSIFIER_FILE, load_backbone
+from tests.train.labelled.small import LABELLED
 from tests.train.methods.published_backbone import save_published
-from tests.train.small import small_config
-from tests.train.steps import batches, drawn_pictures, make_engine
+from tests.train.small import SMALL, small_config
+from tests.train.steps import NUM_PICTURES, batches, drawn_pictures, make_engine
 
 STEPS = 2
 BASE = (
@@ -49,6 +58,9 @@ CENTER = (*DINOV2, "dino.centering=center")
 ROTARY = ("method=dinov3", "model.position=rotary")
 GRAM = ("method=dinov3", "gram.weight=1.0", "gram.size=32", "gram.update_every=1", "gram.max_updates=1")
 DISTILL = ("method=distill", "pretrained.name={published}", "pretrained.head_steps=0")
+BORN_AGAIN = ("method=born-again",)
+DISTRIBUTION, EXITS = (*BORN_AGAIN, "knowledge.temperature=2.0"), ("method=internal", "classifier.exits=[1]")
+SMALL_RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
 SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
 
 # Field: what else is set, and two values of which runs learn different things.
@@ -79,6 +91,7 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "crops.rotation_degrees": (DINO, 15.0, 30.0),
     "crops.rotation_probability": (DINO, 0.5, 1.0),
     "crops.flip_probability": (DINO, 0.5, 0.0),
+    "crops.fixed_views": ((*DINO, "run.batch_size=12"), 0, 1),  # an epoch a step
     "colour.jitter_probability": (DINO, 0.8, 0.0),
     "colour.brightness": (DINO, 0.4, 0.1),
     "colour.contrast": (DINO, 0.4, 0.1),
@@ -91,6 +104,7 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "noise.drop_path": (DINO, 0.0, 0.5),
     "noise.drop_path_rule": ((*DINO, "noise.drop_path=0.5"), "linear", "uniform"),
     "noise.rotary_rescale": (ROTARY, 1.0, 2.0),
+    "optim.optimizer": (DINO, "adamw", "sgd"),
     "optim.lr": (DINO, 1e-3, 2e-3),
     "optim.lr_rule": (DINO, "constant", "sqrt"),
     "optim.schedule": (DINO, "cosine", "constant"),
@@ -132,6 +146,18 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "gram.max_updates": (GRAM, 1, 0),
     "pretrained.name": (DISTILL, "{published}", "{other}"),
     "pretrained.head_steps": (DISTILL, 0, 1),
+    "classifier.arch": (BORN_AGAIN, "timm:resnet18", "timm:resnet26"),
+    "classifier.options": (BORN_AGAIN, f"{{{SMALL_RESNET}}}", f"{{{SMALL_RESNET}, drop_rate: 0.5}}"),
+    "classifier.small_stem": (BORN_AGAIN, "true", "false"),
+    "classifier.exits": (EXITS, [1], [2]),
+    "labels.smoothing": (BORN_AGAIN, 0.0, 0.1),
+    "knowledge.mode": (DISTRIBUTION, "kd", "dkpp"),
+    "knowledge.temperature": (DISTRIBUTION, 2.0, 3.0),
+    "knowledge.label_weight": (DISTRIBUTION, 1.0, 0.0),
+    "knowledge.teacher_weight": (DISTRIBUTION, 1.0, 0.5),
+    "internal.alpha": (EXITS, 0.1, 0.2),
+    "internal.feature_weight": (EXITS, 0.03, 0.3),
+    "internal.temperature": (EXITS, 3.0, 2.0),
     "run.steps": (DINO, 6, 7),
     "run.batch_size": (DINO, 4, 6),
     "run.seed": (DINO, 0, 1),
@@ -139,10 +165,33 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
 }
 
 
-@functools.cache
+def config_of(*settings: str) -> TrainConfig:
+    """The small config by BASE, as far as the settings' method reads it, and the settings."""
+    methods = [setting.partition("=")[2] for setting in settings if setting.startswith("method=")]
+    unread = METHODS[methods[-1]].unread
+    base = with_settings({**SMALL, "classifier": LABELLED["classifier"]}, BASE)
+    return from_mapping(
+        TrainConfig, with_settings({section: part for section, part in base.items() if section not in unread}, settings)
+    )
+
+
+def lessons_for(config: TrainConfig) -> Lessons | None:
+    """For methods with labels: those of the drawn pictures, and what a teacher would say of their first views."""
+    if not issubclass(METHODS[config.method], Taught):
+        return None
+    logits = np.random.default_rng(0).normal(size=(NUM_PICTURES, STEPS, 3)).astype(np.float32)
+    return Lessons(classes=("a", "b", "c"), labels=np.arange(NUM_PICTURES) % 3, teacher_logits=logits)
+
+
 def learnt(config: TrainConfig) -> str:
-    """A digest of everything that a method holds after STEPS steps."""
-    engine = make_engine(config)
+    """A digest of everything that a method holds after STEPS steps; made once for equal configs."""
+    return _learnt(json.dumps(to_mapping(config)))
+
+
+@functools.cache
+def _learnt(written: str) -> str:
+    config = from_mapping(TrainConfig, json.loads(written))
+    engine = make_engine(config, lessons=lessons_for(config))
     for step, crops in enumerate(drawn_batches(config, engine)):
         engine.step(crops, step)
     digest = hashlib.sha256()
@@ -187,17 +236,18 @@ def test_what_is_learnt_depends_on(field: str, places: dict[str, str]) -> None:
     more, *values = LEARNT[field]
     configs = []
     for value in values:
-        settings = [*BASE, *more, f"{field}={value}"]
+        settings = [*more, f"{field}={value}"]
         for name, place in places.items():
             settings = [setting.replace(f"{{{name}}}", place) for setting in settings]
-        configs.append(small_config(*settings))
+        configs.append(config_of(*settings))
     assert learnt(configs[0]) != learnt(configs[1])
 
 
-def test_the_same_config_learns_the_same() -> None:
-    config = small_config(*BASE, *DINOV2)
+@pytest.mark.parametrize("method", [DINOV2, DISTRIBUTION], ids=["dinov2", "born-again"])
+def test_the_same_config_learns_the_same(method: Sequence[str]) -> None:
+    config = config_of(*method)
     first = learnt(config)
-    learnt.cache_clear()
+    _learnt.cache_clear()
     assert learnt(config) == first
 
 
@@ -427,6 +477,120 @@ def test_shard_spreads_weights_where_there_are_processes_to_spread_them_over(tmp
     assert not make_engine(small_config(*DINO, "engine.shard=true")).is_sharded
 
 
+# -- what a course does or leaves ---------------------------------------------------------------------------------------------
+
+ONE_STUDENT = ("run.steps=2", "run.evaluate_every=2", "born_again.generations=1", "self_training.rounds=1")
+BORN, SELF = ("method=born-again",), ("method=self-training", "self_training.confidence=0.0")
+SMALL_VIT = "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}}"
+# Field: as in LEARNT, of courses that leave different networks behind.
+LEFT: dict[str, tuple[Sequence[str], Any, Any]] = {
+    "born_again.student": (BORN, "null", SMALL_VIT),
+    "self_training.pseudo": (SELF, "soft", "hard"),
+    "self_training.confidence": (SELF, 0.0, 0.8),
+    "self_training.balance": (SELF, "true", "false"),
+    "self_training.labelled_share": (SELF, 0.0, 0.7),
+}
+
+
+class Columns:
+    """A source's pictures, each with a label in either of two columns."""
+
+    def __init__(self, source: Source) -> None:
+        self.source, self.name, self.file, self.key, self.read = source, source.name, source.file, source.key, source.read
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def metadata(self, number: int) -> dict[str, str | int | float]:
+        """By the number of the picture."""
+        return {"label": "ab"[number % 2], "mood": "xyz"[number % 3]}
+
+
+class Left(NamedTuple):
+    """What can be seen of a course: digests of its networks by the name of the training, its table, what it said."""
+
+    networks: dict[str, str]
+    standing: Standing
+    notes: list[str]
+
+
+def mostly_the_first(_path: Path, teacher: Classifier, source: Source, _geometry: Geometry) -> np.ndarray:
+    """(N, K) of a teacher that holds one picture for the last class and all others, some more surely, for the first."""
+    sure = np.linspace(0.6, 0.9, len(source), dtype=np.float32)
+    probs = np.repeat(((1 - sure) / (teacher.num_classes - 1))[:, None], teacher.num_classes, axis=1)
+    probs[:, 0] = sure
+    probs[0] = probs[0, ::-1].copy()
+    return probs
+
+
+def left(*settings: str) -> Left:
+    """By generations or rounds on some of the drawn pictures; made once for equal configs."""
+    mine = config_of(*settings)
+    read = [setting for setting in ONE_STUDENT if setting.partition(".")[0] not in METHODS[mine.method].unread]
+    return _left(json.dumps(to_mapping(config_of(settings[0], *read, *settings))))
+
+
+@functools.cache
+def _left(written: str) -> Left:
+    config = from_mapping(TrainConfig, json.loads(written))
+    pictures = Columns(open_source(drawn_pictures()))
+    learnt, rest, held_out = (subset(pictures, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_PICTURES)))
+    notes: list[str] = []
+    ears = CourseEars(on_note=notes.append)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "label_pictures", mostly_the_first)
+        out = Path(folder) / "run"
+        if config.method == "self-training":
+            standing = self_training(config, [learnt], [rest], out, held_out=held_out, ears=ears)
+        else:
+            standing = born_again(config, [learnt], out, held_out=held_out, ears=ears)
+        files = sorted(out.glob(f"*/{CLASSIFIER_FILE}"))
+        return Left({file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}, standing, notes)
+
+
+@pytest.mark.parametrize("field", LEFT)
+def test_what_a_course_leaves_depends_on(field: str) -> None:
+    more, *values = LEFT[field]
+    one, other = (left(*more, f"{field}={value}") for value in values)
+    assert one.networks != other.networks
+    first = min(one.networks)
+    assert one.networks[first] == other.networks[first], "what learns from labels alone is the same"
+
+
+@pytest.mark.parametrize(
+    ("method", "count", "patience", "name"),
+    [
+        (BORN, "born_again.generations", "born_again.patience", "generation"),
+        (SELF, "self_training.rounds", "self_training.patience", "round"),
+    ],
+)
+def test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing(
+    method: Sequence[str], count: str, patience: str, name: str
+) -> None:
+    def trainings(*settings: str) -> list[str]:
+        return list(left(*method, *settings).networks)
+
+    still = ("optim.lr=0.0", "optim.min_lr=0.0")
+    assert trainings(f"{count}=1") == [f"{name}-0", f"{name}-1"]
+    assert trainings(f"{count}=2", f"{patience}=2", *still) == [f"{name}-0", f"{name}-1", f"{name}-2"]
+    assert trainings(f"{count}=2", f"{patience}=1", *still) == [f"{name}-0", f"{name}-1"]
+
+
+def test_cache_says_whether_the_teachers_logits_are_kept() -> None:
+    kept, asked = (left(*BORN, "crops.fixed_views=2", f"knowledge.cache={choice}") for choice in ("auto", "never"))
+    note = "generation-1: keeping what its teacher says of 16 views."
+    assert note in kept.notes
+    assert note not in asked.notes
+    assert note not in left(*BORN, "knowledge.cache=auto").notes, "no view comes again"
+
+
+def test_column_is_where_labels_are_looked_for() -> None:
+    assert left(*BORN).standing.classes == ["a", "b"]
+    assert left(*BORN, "labels.column=mood").standing.classes == ["x", "y", "z"]
+    with pytest.raises(InputError, match="colour"):
+        left(*BORN, "labels.column=colour")
+
+
 # Field: the claim above that is about it.
 CLAIMED = {
     "name": test_name_licence_and_data_are_on_the_models_card,
@@ -435,6 +599,12 @@ CLAIMED = {
     "resize": test_resize_is_how_the_model_will_see_pictures,
     "init": test_init_is_where_a_run_begins,
     "pretrained.weights": test_pretrained_weights_are_read_in_place_of_the_hub,
+    "labels.column": test_column_is_where_labels_are_looked_for,
+    "knowledge.cache": test_cache_says_whether_the_teachers_logits_are_kept,
+    "born_again.generations": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
+    "born_again.patience": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
+    "self_training.rounds": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
+    "self_training.patience": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
     "watch.tolerance": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
     "watch.patience": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
     "engine.shard": test_shard_spreads_weights_where_there_are_processes_to_spread_them_over,
@@ -454,4 +624,4 @@ CLAIMED = {
 
 
 def test_every_field_has_a_row() -> None:
-    assert sorted(leaves(TrainConfig())) == sorted([*LEARNT, *CLAIMED])
+    assert sorted(leaves(TrainConfig())) == sorted([*LEARNT, *LEFT, *CLAIMED])

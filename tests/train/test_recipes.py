@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,24 +13,50 @@ from featkit.errors import InputError
 from featkit.sources import open_source
 from featkit_train.config import RECIPES, TrainConfig, from_mapping, read_recipe, to_mapping, with_settings
 from featkit_train.configure import configure
+from featkit_train.labelled import born_again, internal, self_training
 from featkit_train.loop import train
-from featkit_train.methods import METHODS
+from featkit_train.methods import METHODS, Taught
+from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
+from featkit_train.networks.classifier import ClassifierConfig
+from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.weights import load_backbone
+from featkit_train.weights import load_backbone, load_classifier
 from tests.export.backbones import make_run
 from tests.pictures import draw_folder
+from tests.train.labelled.small import draw_kinds
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 WANTED = (
     "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill dinov3_vitl16 dinov3_vitl16_gram "
-    "dinov3_vitl16_highres adapt_dinov2"
+    "dinov3_vitl16_highres adapt_dinov2 "
+    "small_labelled born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
 ).split()
+# What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own alone.
+SMALLER: dict[str, dict[str, Any]] = {
+    "timm:resnet18": {"options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 12]}},
+    "timm:vit_small_patch16_224": {"options": {"img_size": 64, "embed_dim": 24, "num_heads": 2}},
+    "torchvision:resnet50": {"arch": "torchvision:resnet18"},
+}
 
 
 def methods_of(name: str) -> list[str]:
-    """The one that the recipe names, or all that begin from nothing."""
-    method = read_recipe(name).get("method")
-    return [method] if method else ["dino", "ibot", "dinov2", "dinov3"]
+    """The one that the recipe names, or all that its sections are for: those with a classifier to begin, or with a model."""
+    recipe = read_recipe(name)
+    if "method" in recipe:
+        return [recipe["method"]]
+    section = "classifier" if "classifier" in recipe else "model"
+    return [method for method, kind in METHODS.items() if section not in kind.unread and method != "distill"]
+
+
+def reduced_classifier(config: ClassifierConfig) -> dict[str, Any]:
+    """The same kind of network in a size of a second: its stem, exits and noise stay."""
+    smaller = SMALLER[config.arch]
+    return {
+        "arch": smaller.get("arch", config.arch),
+        "options": {**config.options, **smaller.get("options", {})},
+        "small_stem": config.small_stem,
+        "exits": list(config.exits),
+    }
 
 
 def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
@@ -63,6 +92,9 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
         settings.append(f"crops.resolutions={sizes}")
     if config.method in ("distill", "adapt"):
         settings += [f"pretrained.name={pretrained}", "pretrained.head_steps=1"]
+    if issubclass(METHODS[config.method], Taught):
+        settings += [f"classifier={json.dumps(reduced_classifier(config.classifier))}", "crops.global_size=64"]
+        settings += ["born_again.generations=1", "self_training.rounds=1", "self_training.confidence=0.0"]
     unread = METHODS[config.method].unread
     mapping = with_settings(to_mapping(config), settings)
     return from_mapping(TrainConfig, {name: part for name, part in mapping.items() if name not in unread})
@@ -73,6 +105,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     draw_folder(folder / "pictures", 24)
     make_run(folder / "pretrained")
+    for (part, count), first in zip((("labelled", 10), ("unlabelled", 8), ("held_out", 4)), itertools.count(0, 50)):
+        draw_kinds(folder / "kinds" / part, count, first=first)
     return folder
 
 
@@ -88,7 +122,15 @@ def test_a_recipe_begins_with_how_it_runs_and_where_its_numbers_come_from(name: 
     assert any(line.startswith("# Expect:") for line in head)
 
 
-@pytest.mark.parametrize(("name", "method"), [(name, method) for name in NAMES for method in methods_of(name)])
+def test_recipes_for_several_methods_are_of_those_that_begin_alike() -> None:
+    assert methods_of("tiny") == methods_of("small") == ["dino", "ibot", "dinov2", "dinov3"]
+    assert methods_of("small_labelled") == ["born-again", "self-training", "internal"]
+
+
+PAIRS = [(name, method) for name in NAMES for method in methods_of(name)]
+
+
+@pytest.mark.parametrize(("name", "method"), [pair for pair in PAIRS if not issubclass(METHODS[pair[1]], Taught)])
 def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(name: str, method: str, folder: Path, tmp_path: Path) -> None:
     config = reduced(configure(method, name), folder / "pretrained")
     report = train(config, [open_source(folder / "pictures")], tmp_path / "run")
@@ -96,6 +138,50 @@ def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(name: str, method
     backbone, info = load_backbone(tmp_path / "run")
     assert isinstance(backbone, VisionTransformer)
     assert info.family == method
+
+
+@pytest.mark.parametrize(("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Taught)])
+def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_two_steps(
+    name: str, method: str, folder: Path, tmp_path: Path
+) -> None:
+    exits = ["classifier.exits=[1, 2, 3]"] if method == "internal" and name == "small_labelled" else []
+    whole = configure(method, name, exits)
+    config, out = reduced(whole, folder / "pretrained"), tmp_path / "run"
+    labelled, unlabelled, held_out = (open_source(folder / "kinds" / part) for part in ("labelled", "unlabelled", "held_out"))
+    if method == "self-training":
+        self_training(config, [labelled], [unlabelled], out, held_out=held_out)
+    else:
+        course = {"born-again": born_again, "internal": internal}[method]
+        course(config, [labelled], out, held_out=held_out)
+    expected = {
+        "born-again": ["generation-0", "generation-1"],
+        "self-training": ["round-0", "round-1"],
+        "internal": ["network"],
+    }
+    trainings = [path.parent for path in sorted(out.glob("*/metrics.jsonl"))]
+    assert [training.name for training in trainings] == expected[method]
+    for training in trainings:
+        assert (training / "checkpoints" / "step-00000002").is_dir()
+        classifier, info, classes = load_classifier(training)
+        backbone = load_backbone(training)[0]
+        assert (info.family, classes) == (method, ("blue", "red"))
+        built = backbone.built_from
+        assert isinstance(built, ClassifierConfig)
+        assert built == config.classifier
+        assert (built.small_stem, built.exits) == (whole.classifier.small_stem, whole.classifier.exits)
+        library = {"timm": TimmModel, "torchvision": TorchvisionModel}[whole.classifier.arch.partition(":")[0]]
+        assert isinstance(backbone, ExitedBackbone if built.exits else library)
+        assert len(classifier.heads) == 1 + len(built.exits)
+
+
+@pytest.mark.parametrize(("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Taught)])
+def test_what_a_recipe_with_labels_says_besides_sizes_stays_when_it_is_reduced(name: str, method: str, folder: Path) -> None:
+    whole = configure(method, name)
+    config = reduced(whole, folder / "pretrained")
+    assert (config.optim, config.labels, config.knowledge, config.internal, config.colour) == (
+        *(whole.optim, whole.labels, whole.knowledge, whole.internal, whole.colour),
+    )
+    assert whole.classifier.options.items() - config.classifier.options.items() == set()
 
 
 def test_a_recipe_of_one_method_is_refused_by_another() -> None:

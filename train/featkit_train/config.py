@@ -36,7 +36,7 @@ LEAST = {
     "pretrained": {"head_steps": 0},
     "watch": {"patience": 1},
     "crops": {"fixed_views": 0},
-    "born_again": {"generations": 1, "patience": 1},
+    "born_again": {"generations": 0, "patience": 1},
     "self_training": {"rounds": 1, "patience": 1},
 }
 T = TypeVar("T")
@@ -206,7 +206,7 @@ class KnowledgeConfig:
 class BornAgainConfig:
     """Generations of one architecture, each taught by the one before (arXiv 1805.04770)."""
 
-    generations: int = 3  # students after the first network
+    generations: int = 3  # students after the first network; 0 trains that alone
     patience: int = 1  # generations in a row that may fail to beat the best before them beyond noise
     student: ClassifierConfig | None = None  # another architecture for all generations after the first
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from torch import nn
 from featkit_train.config import OptimConfig
 from featkit_train.engine.optimizer import lr_share, make_optimizer, peak_lr, set_schedules
 from featkit_train.engine.schedules import cosine_schedule
-from featkit_train.methods import make_method
+from featkit_train.methods import Lessons, make_method
+from tests.train.labelled.small import labelled_config
 from tests.train.small import small_config
 
 MODEL = ("model.depth=3", "model.num_registers=2", "model.layer_scale=0.1")
@@ -80,6 +82,60 @@ def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
         elif moved.numel():  # Adam's first step is the rate whatever the gradient
             expected = 1e-3 * lr_share(name, depth=3, config=config)
             torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-2, atol=1e-6, msg=name)
+
+
+def timm_vit(*settings: str) -> nn.Module:
+    """A whole method with labels: a ViT of timm's in three blocks with a register, and what the settings add."""
+    options = "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2, reg_tokens: 1, init_values: 0.1}"
+    config = labelled_config("internal", f"classifier={{arch: 'timm:vit_tiny_patch16_224', options: {options}}}", *settings)
+    return make_method(config, lessons=Lessons(classes=("a", "b"), labels=np.zeros(4, np.int64)))
+
+
+@pytest.mark.parametrize(("exits", "at"), [("[]", "body"), ("[1]", "trunk.body")])
+def test_rates_of_timms_transformers_fall_by_the_layer_as_well(exits: str, at: str) -> None:
+    config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
+    method = timm_vit(f"classifier.exits={exits}")
+    groups = of_names(method, make_optimizer(method, config))
+    shares = {name.removeprefix(f"student.backbone.{at}."): group["lr_share"] for name, group in groups.items()}
+    expected = {
+        **dict.fromkeys(("cls_token", "reg_token", "pos_embed"), 0.5**4),
+        **dict.fromkeys(("patch_embed.proj.weight", "patch_embed.proj.bias"), 0.2 * 0.5**4),
+        **{f"blocks.{number}.attn.qkv.weight": 0.5 ** (3 - number) for number in range(3)},
+        **{f"blocks.{number}.ls1.gamma": 0.5 ** (3 - number) for number in range(3)},
+        **dict.fromkeys(("norm.weight", "student.heads.0.weight"), 1.0),
+    }
+    assert {name: shares[name] for name in expected} == pytest.approx(expected)
+    others = {name: share for name, share in shares.items() if not name.startswith("blocks.") and name not in expected}
+    assert set(others.values()) == {1.0}
+    assert {name.split(".")[0] for name in others} <= {"norm", "student"}
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_sgd_is_nesterovs_step_with_decay_of_weights_alone(momentum: float) -> None:
+    config = OptimConfig(
+        optimizer="sgd",
+        lr=0.1,
+        lr_rule="constant",
+        warmup_steps=0,
+        weight_decay=0.5,
+        weight_decay_end=0.2,
+        betas=(momentum, 0.9),
+    )
+    torch.manual_seed(0)
+    layer, gradients = nn.Linear(3, 2), torch.randn(4, 2, 4)
+    optimizer = make_optimizer(layer, config)
+    weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
+    speeds = [torch.zeros(2, 3), torch.zeros(2)]
+    for step, gradient in enumerate(gradients):
+        lr, decay = set_schedules(optimizer.param_groups, config, step=step, num_steps=4, images_per_step=8)
+        layer.weight.grad, layer.bias.grad = gradient[:, :3].clone(), gradient[:, 3].clone()
+        optimizer.step()
+        # Sutskever et al., as torch writes it: v = momentum v + g; w -= lr (g + momentum v).
+        for values, own, place in ((weight, gradient[:, :3] + decay * weight, 0), (bias, gradient[:, 3], 1)):
+            speeds[place] = momentum * speeds[place] + own
+            values -= lr * (own + momentum * speeds[place])
+        torch.testing.assert_close(layer.weight.detach(), weight)
+        torch.testing.assert_close(layer.bias.detach(), bias)
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 9])

@@ -185,11 +185,13 @@ def test_students_of_another_architecture(pictures: Source, held_out: Source, tm
     assert standing.rows[0].parameters != standing.rows[1].parameters
 
 
-def test_other_pictures_and_other_settings_are_refused_on_resume(pictures: Source, held_out: Source, run: Path) -> None:
+def test_other_pictures_and_other_settings_are_refused_on_resume(
+    pictures: Source, held_out: Source, run: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"was begun with other settings: optim.lr was 0.01, now it is 0.5"):
         born_again(config("optim.lr=0.5"), [pictures], run, held_out=held_out, resume=True)
     with pytest.raises(InputError, match="was begun with other pictures held out"):
-        born_again(config(), [pictures], run, held_out=pictures, resume=True)
+        born_again(config(), [pictures], run, held_out=open_source(draw_kinds(tmp_path, 3, first=400)), resume=True)
     with pytest.raises(InputError, match="holds a run already"):
         born_again(config(), [pictures], run, held_out=held_out)
 

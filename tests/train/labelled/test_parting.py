@@ -62,3 +62,9 @@ def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None
     few = open_source(draw_kinds(tmp_path / "few", 4))
     with pytest.raises(InputError, match=r"No pictures of .* are held out"):
         part([few], labelled_config("born-again"))
+
+
+def test_a_picture_that_is_held_out_and_learnt_is_refused_from_whatever_folder_it_was_opened(tmp_path: Path) -> None:
+    root = draw_kinds(tmp_path / "pictures", 10)
+    with pytest.raises(InputError, match=r"red/000.png is held out, and among the labelled pictures as well"):
+        part([open_source(root)], labelled_config("born-again"), held_out=open_source(root / "red"))

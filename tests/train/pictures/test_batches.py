@@ -108,6 +108,40 @@ def test_a_picture_that_cannot_be_read_is_replaced_and_counted(tmp_path: Path) -
     assert torch.isfinite(crops.global_appearance).all()
 
 
+def test_places_say_which_picture_each_is_and_in_which_view(tmp_path: Path) -> None:
+    dataset = make_dataset(draw_folder(tmp_path / "p", 9))
+    order = EpochOrder(np.arange(9), batch_size=4, seed=3, first_step=0, last_step=5, num_views=2)
+    for crops, places in zip(crop_loader(dataset, order, workers=0), order, strict=True):
+        assert crops.places.tolist() == [[number, view] for view, number, _ in places]
+        assert crops.places.dtype == torch.int64
+        for b, place in enumerate(places):
+            assert np.array_equal(crops.global_images[:, b].permute(0, 2, 3, 1), dataset[place].global_images)
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 1, 1, 4, 4]])
+def test_a_picture_in_place_of_one_that_cannot_be_read_is_the_next_to_learn_from_and_has_its_own_place(
+    tmp_path: Path, numbers: list[int]
+) -> None:
+    folder = draw_folder(tmp_path / "p", 5)
+    (folder / "001.jpg").write_bytes(b"not a picture")
+    crops = CropConfig(global_size=32, local_size=16, num_local=0)
+    dataset = CropDataset(
+        open_source(folder), crops=crops, colour=ColourConfig(), seed=3, cache_bytes=0, numbers=np.array(numbers)
+    )
+    following = next(number for number in numbers if number > 1)
+    replaced, own, other = dataset[(6, 1, 0)], dataset[(6, following, 0)], dataset[(6, 0, 0)]
+    assert replaced.place.tolist() == own.place.tolist() == [following, 6]
+    assert np.array_equal(replaced.global_images, own.global_images)
+    assert replaced.num_unreadable > own.num_unreadable == 0
+    assert other.place.tolist() == [0, 6]
+
+
+def test_the_last_picture_that_cannot_be_read_is_replaced_by_the_first(tmp_path: Path) -> None:
+    folder = draw_folder(tmp_path / "p", 3)
+    (folder / "002.jpg").write_bytes(b"not a picture")
+    assert make_dataset(folder)[(4, 2, 0)].place.tolist() == [0, 4]
+
+
 def test_no_readable_picture_at_all_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(InputError, match="None of the 1 pictures"):
@@ -172,6 +206,7 @@ def test_parts_of_a_batch_are_its_pictures_in_order_and_count_the_unreadable_onc
     parts = [crops.part(number, 4 // num_parts) for number in range(num_parts)]
     for field in range(6):
         assert torch.equal(torch.cat([part[field] for part in parts], dim=1), crops[field])  # type: ignore[arg-type,misc]
+    assert torch.equal(torch.cat([part.places for part in parts]), crops.places)
     assert sum(part.num_unreadable for part in parts) == 1
 
 
@@ -211,6 +246,59 @@ def test_an_order_is_keyed_by_its_seed_and_shared_by_processes_in_slices(
         shown = [number for places in whole[epoch * per_epoch : (epoch + 1) * per_epoch] for _, number, _ in places]
         assert len(shown) == len(set(shown)) == per_epoch * batch * size
         assert set(shown) <= set(numbers.tolist())
+
+
+REPEATED = np.array([7, 3, 3, 8, 1, 3, 8, 5])  # 3 comes three times, 8 twice
+
+
+def places_of(numbers: np.ndarray, *, epochs: int, num_views: int = 0, seed: int = 0) -> list[list[Place]]:
+    """Those of each epoch, all of which are whole: batches of 4."""
+    last_step = epochs * len(numbers) // 4
+    order = EpochOrder(numbers, batch_size=4, seed=seed, first_step=0, last_step=last_step, num_views=num_views)
+    places = [place for batch in order for place in batch]
+    return [places[epoch * len(numbers) : (epoch + 1) * len(numbers)] for epoch in range(epochs)]
+
+
+def test_a_repeated_picture_is_another_crop_each_time_and_no_place_comes_again_in_later_epochs() -> None:
+    by_epoch = places_of(REPEATED, epochs=4)
+    for places in by_epoch:
+        assert sorted(number for _, number, _ in places) == sorted(REPEATED.tolist())
+    everything = [place for places in by_epoch for place in places]
+    assert len(everything) == len(set(everything)) == 32
+    assert by_epoch[0] != by_epoch[1]
+
+
+def test_a_repeated_picture_is_cut_in_another_way_each_time(tmp_path: Path) -> None:
+    dataset = make_dataset(draw_folder(tmp_path / "p", 9))
+    first, second = places_of(REPEATED, epochs=2)
+    cut = {dataset[place].global_images.tobytes() for place in [*first, *second] if place[1] == 3}
+    assert len(cut) == 6
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    numbers=st.lists(st.integers(0, 9), min_size=4, max_size=20).map(lambda drawn: drawn[: len(drawn) // 4 * 4]),
+    epochs=st.integers(1, 5),
+    seed=st.integers(0, 2**32),
+)
+def test_whatever_is_repeated_no_place_comes_twice(numbers: list[int], epochs: int, seed: int) -> None:
+    by_epoch = places_of(np.array(numbers), epochs=epochs, seed=seed)
+    assert len({place for places in by_epoch for place in places}) == epochs * len(numbers)
+
+
+@pytest.mark.parametrize("num_views", [1, 2, 3])
+def test_the_views_of_a_picture_are_taken_in_turn(num_views: int) -> None:
+    by_epoch = places_of(np.arange(8), epochs=5, num_views=num_views)
+    assert [{view for view, _, _ in places} for places in by_epoch] == [{epoch % num_views} for epoch in range(5)]
+    assert by_epoch != places_of(np.arange(8), epochs=5)
+
+
+def test_a_repeated_picture_goes_round_its_views_within_an_epoch() -> None:
+    by_epoch = places_of(REPEATED, epochs=4, num_views=4)
+    for number, times in ((3, 3), (8, 2), (7, 1)):
+        views = [sorted(view for view, each, _ in places if each == number) for places in by_epoch]
+        assert views == [sorted((epoch * 3 + time) % 4 for time in range(times)) for epoch in range(4)]
+        assert all(len(set(seen)) == times for seen in views)
 
 
 def test_a_batch_that_processes_cannot_share_alike_is_refused() -> None:

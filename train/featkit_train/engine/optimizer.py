@@ -15,7 +15,7 @@ from featkit_train.engine.schedules import cosine_schedule
 LINEAR_BATCH, SQRT_BATCH = 256, 1024  # images a step that the rules' rates are for: DINO's and DINOv2's
 BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 EMBEDDING = re.compile(
-    r"(?:^|\.)(patch_embed\.\w+|class_token|registers|mask_token|class_position|patch_positions|cls_token|reg_token|pos_embed)$"
+    r"(?:^|\.)(patch_embed\.[\w.]+|class_token|registers|mask_token|class_position|patch_positions|cls_token|reg_token|pos_embed)$"
 )
 
 

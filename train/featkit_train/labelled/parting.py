@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from featkit.errors import InputError
 from featkit.evaluate.labels import find_column, labels_of
 from featkit.sources import Source, concatenate, subset
+from featkit.sources.base import is_picture
 from featkit_train.config import TrainConfig
 from featkit_train.methods.taught import codes_of
 from featkit_train.pictures.batches import split_held_out
@@ -31,7 +33,8 @@ class Parted:
 def part(sources: Sequence[Source], config: TrainConfig, *, held_out: Source | None = None) -> Parted:
     """Part the pictures by the config: held_out, else run.held_out of them (a tenth at most), drawn by the seed.
 
-    InputError where fewer than two classes are learnt, or nothing is held out, which says whether a student is any better.
+    InputError where fewer than two classes are learnt, where nothing is held out, which says whether a student is any better,
+    and where what is held out is learnt as well.
     """
     source, column = concatenate(sources), config.labels.column
     label_of = labels_of(source, find_column(source, column))
@@ -54,10 +57,29 @@ def part(sources: Sequence[Source], config: TrainConfig, *, held_out: Source | N
     classes = tuple(sorted({label for _, label in learnt}))
     if len(classes) < 2:
         raise InputError(f"The pictures of {source.name} have {len(classes)} label ({column}); there is nothing to tell apart.")
+    pictures = subset(source, [number for number, _ in learnt])
+    check_apart(pictures, held_out, what="labelled")
     return Parted(
-        learnt=subset(source, [number for number, _ in learnt]),
+        learnt=pictures,
         labels=codes_of([label for _, label in learnt], classes),
         classes=classes,
         held_out=held_out,
         num_unlabelled=len(source) - len(known),
     )
+
+
+def check_apart(learnt: Source, held_out: Source, *, what: str) -> None:
+    """InputError where a picture is in both; what: how those to learn from are called."""
+    kept = {_identity(held_out, number) for number in range(len(held_out))}
+    for number in range(len(learnt)):
+        if _identity(learnt, number) in kept:
+            raise InputError(
+                f"{learnt.key(number)} is held out, and among the {what} pictures as well; a student would learn what it is "
+                "measured on. Name other pictures with --held-out."
+            )
+
+
+def _identity(source: Source, number: int) -> tuple[Path, str]:
+    """The file that a picture lies in, and in a file of many its name there: whatever folder the source was opened at."""
+    file = source.file(number).resolve()
+    return file, "" if is_picture(file.name) else source.key(number).partition(file.name)[2]

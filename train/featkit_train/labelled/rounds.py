@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from featkit.errors import InputError
 from featkit.sources import Source, concatenate
 from featkit_train.config import TrainConfig
 from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
-from featkit_train.labelled.parting import Parted, part
+from featkit_train.labelled.parting import check_apart, part
 from featkit_train.labelled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
 from featkit_train.methods import Lessons
 from featkit_train.methods.lessons import UNKNOWN
@@ -46,7 +45,7 @@ def self_training(
     """
     parted = part(labelled, config, held_out=held_out)
     rest = concatenate(unlabelled)
-    _check_apart(parted, rest)
+    check_apart(rest, parted.held_out, what="unlabelled")
     everything = concatenate([parted.learnt, rest])
     with course(config, parted, out, source=everything, resume=resume, ears=ears) as here:
         rounds: list[Trained] = []
@@ -61,17 +60,6 @@ def self_training(
                 break
         here.remark(surer_of_mistakes([row.wrong_confidence for row in here.rows], first=0, kind="round"))
         return here.finish()
-
-
-def _check_apart(parted: Parted, unlabelled: Source) -> None:
-    """Pictures are told apart by the file that they lie in and their key."""
-    ours = {(str(parted.held_out.file(n)), parted.held_out.key(n)) for n in range(len(parted.held_out))}
-    for number in range(len(unlabelled)):
-        if (str(unlabelled.file(number)), unlabelled.key(number)) in ours:
-            raise InputError(
-                f"{unlabelled.key(number)} is held out, and among the unlabelled pictures as well; a student would learn what "
-                "it is measured on. Name other pictures with --unlabelled, or with --held-out."
-            )
 
 
 def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]) -> Lessons | None:

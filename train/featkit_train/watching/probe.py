@@ -21,7 +21,7 @@ from featkit_train.watching.meter import Log
 
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on
 COPIES, KNN = "copy_recall", "knn"
-MOST_COPIES = 500  # pictures whose copies are looked for, the first ones: a network sees five views of each
+MOST_COPIES = 200  # pictures whose copies are looked for, the first ones: a network sees five views of each
 LEAST_A_LABEL = 4  # pictures, on average; with fewer, neighbours of one label say nothing
 
 

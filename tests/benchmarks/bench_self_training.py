@@ -1,0 +1,54 @@
+"""Self-training on CIFAR-10: 1,000 pictures with labels and 9,000 whose labels are not used, a teacher and two students.
+
+A small ResNet, two seeds; accuracy on 5,000 test pictures. Students take as many steps as their teacher.
+Run: python tests/benchmarks/bench_self_training.py [--quick]        (about 12 minutes)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+
+from featkit.resources import usable_cpus
+from featkit_train.labelled import self_training
+from featkit_train.watching.standing import Row
+from tests.benchmarks.labelled import config_of, configure_steps, figures_of, open_cifar, spread, steps_in
+from tests.benchmarks.record import is_quick, write_result
+
+SEEDS = (0, 1)
+SECONDS = 1.0 if is_quick() else 90.0
+NOISE = ("crops.rotation_degrees=10", "self_training.rounds=2", "self_training.patience=99")
+
+
+def main() -> None:
+    """Train, judge and record."""
+    torch.set_num_threads(usable_cpus())
+    cifar = open_cifar()
+    rows: dict[str, list[Row]] = {}
+    plain = config_of("self-training", "resnet", *NOISE)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        steps = steps_in(SECONDS, plain, cifar, folder / "warm")
+        figures: dict[str, Any] = {"steps of a training": steps}
+        for seed in SEEDS:
+            config = configure_steps(plain, steps)
+            config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=100 * seed))
+            standing = self_training(config, [cifar.labelled], [cifar.unlabelled], folder / f"run-{seed}", held_out=cifar.test)
+            for row in standing.rows:
+                rows.setdefault(row.name, []).append(row)
+            for what, of in rows.items():
+                figures[f"{what}, accuracy in %"] = spread([row.accuracy for row in of])
+            figures["noticed"] = [remark.sentence for remark in standing.remarks]
+            figures["all figures"] = {what: [figures_of(row) for row in of] for what, of in rows.items()}
+            write_result("self_training", figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the benchmarks of methods with labels share: CIFAR-10 with 1,000 labels, a small ResNet, a small ViT, the clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featkit.sources import Source, open_source, subset
+from featkit_train.config import TrainConfig
+from featkit_train.configure import configure
+from featkit_train.labelled.parting import Parted, part
+from featkit_train.loop import train
+from featkit_train.methods import Lessons
+from featkit_train.watching.standing import Row
+from tests.benchmarks.photos import data_folder
+from tests.benchmarks.record import is_quick
+from tests.torchvision_without_cuda import allow_torchvision
+
+allow_torchvision()
+
+NUM_LABELLED = 100 if is_quick() else 1000
+NUM_UNLABELLED = 200 if is_quick() else 9000
+NUM_TEST = 100 if is_quick() else 5000
+WARM_STEPS = 3 if is_quick() else 15
+SMALL_COLOURS = (
+    "{jitter_probability: 0.5, hue: 0.02, grey_probability: 0.0, blur_probability: [0, 0, 0], solarise_probability: [0, 0, 0]}"
+)
+QUIET = ("run.evaluate_every=1000000", "run.checkpoint_every=1000000", "run.held_out=0")
+COMMON = (
+    "crops.global_size=32",
+    "crops.global_scale=[0.5, 1.0]",
+    "resize=stretch",
+    f"colour={SMALL_COLOURS}",
+    "run.batch_size=50",
+)
+# The trainings are short, so both learn faster than their recipes for whole data sets say.
+NETWORKS: Mapping[str, Sequence[str]] = {
+    "resnet": (
+        "classifier={arch: 'timm:resnet18', options: {layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}, small_stem: true}",
+        *("optim.optimizer=sgd", "optim.lr=0.05", "optim.min_lr=0.0", "optim.warmup_steps=20"),
+        *("optim.weight_decay=5e-4", "optim.weight_decay_end=5e-4"),
+    ),
+    "vit": (
+        "classifier.arch=timm:vit_tiny_patch16_224",
+        "classifier.options={img_size: 32, patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}",
+        *("optim.lr=1e-3", "optim.warmup_steps=20", "optim.weight_decay=0.05", "optim.weight_decay_end=0.05"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cifar:
+    """1,000 pictures whose labels are used, 9,000 whose are not, and 5,000 to test on."""
+
+    labelled: Source
+    unlabelled: Source
+    test: Source
+
+
+def open_cifar() -> Cifar:
+    """The first training shard, parted at random, and the test pictures."""
+    folder = data_folder() / "cifar10"
+    shard, test = open_source(folder / "train-00000.tar"), open_source(folder / "test-00000.parquet")
+    numbers = np.random.default_rng(0).permutation(len(shard))
+    labelled, rest = numbers[:NUM_LABELLED], numbers[NUM_LABELLED:][:NUM_UNLABELLED]
+    return Cifar(subset(shard, sorted(labelled.tolist())), subset(shard, sorted(rest.tolist())), subset(test, range(NUM_TEST)))
+
+
+def config_of(method: str, network: str, *settings: str) -> TrainConfig:
+    """The small recipe with the network of that name."""
+    return configure(method, "small_labelled", [*COMMON, *NETWORKS[network], *QUIET, *settings])
+
+
+def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path, *, learnt: Parted | None = None) -> int:
+    """How many steps of a training fit, by a few of them without a teacher."""
+    parted = learnt or part([cifar.labelled], config, held_out=subset(cifar.test, range(20)))
+    warm = configure_steps(config, WARM_STEPS)
+    lessons = Lessons(classes=parted.classes, labels=parted.labels)
+    report = train(warm, [parted.learnt], out, held_out=subset(cifar.test, range(20)), lessons=lessons)
+    return max(2, int(seconds * report.images_per_s / config.run.batch_size))
+
+
+def configure_steps(config: TrainConfig, steps: int) -> TrainConfig:
+    """The same config for another number of steps."""
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, steps=steps))
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation, in percent."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+
+
+def figures_of(row: Row) -> dict[str, float]:
+    """What a table keeps of a row."""
+    found = {
+        "accuracy": row.accuracy,
+        "ece": row.ece,
+        "knn": row.knn,
+        "copies": row.copies,
+        "sure when wrong": row.wrong_confidence,
+    }
+    return {name: round(value, 4) for name, value in found.items() if value is not None}

@@ -1,0 +1,435 @@
+"""Promises of the methods with labels: one step of each against a plain loop of its paper's equation, and what holds for all.
+
+Letters: B pictures, V views, E exits (the deepest last), K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from featkit.errors import InputError
+from featkit_train.config import TrainConfig
+from featkit_train.engine.step import seeded_weights
+from featkit_train.methods import Lessons, StepResult, Taught, Views, make_method
+from featkit_train.methods.lessons import UNKNOWN
+from featkit_train.methods.taught import Lesson
+from featkit_train.networks.classifier import Classifier, build_backbone
+from featkit_train.watching.meter import Log
+from tests.train.labelled.small import labelled_config
+from tests.train.methods.training import assert_same_gradients, dice, gradients
+from tests.train.networks.networks import drawn
+from tests.train.small import small_config
+from tests.train.steps import NUM_PICTURES, batches, make_engine
+
+CLASSES = ("ash", "beech", "elm", "oak")
+K, V = len(CLASSES), 4
+PLACES = ((5, 0), (2, 1), (7, 3), (0, 2), (2, 0), (1, 1))  # picture and view; picture 2 comes twice
+VIT = "arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2"
+RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
+TEMPERATURE, LABEL_WEIGHT, TEACHER_WEIGHT, SMOOTHING = 2.5, 0.7, 1.6, 0.1
+KNOWLEDGE = (
+    *(f"knowledge.temperature={TEMPERATURE}", f"knowledge.label_weight={LABEL_WEIGHT}"),
+    f"knowledge.teacher_weight={TEACHER_WEIGHT}",
+)
+
+
+def lessons(*, unknown: tuple[int, ...] = (), **known: Any) -> Lessons:
+    """Of NUM_PICTURES pictures, with labels of people's but for the unknown."""
+    labels = np.arange(NUM_PICTURES, dtype=np.int64) * 3 % K
+    labels[list(unknown)] = UNKNOWN
+    return Lessons(classes=CLASSES, labels=labels, **known)
+
+
+def some_logits(*, views: int = V) -> np.ndarray:
+    """(NUM_PICTURES, views, K) float32 of a teacher that is now sure and now not."""
+    rng = np.random.default_rng(4)
+    return (rng.normal(size=(NUM_PICTURES, views, K)) * rng.uniform(0.3, 3.0, size=(NUM_PICTURES, 1, 1))).astype(np.float32)
+
+
+def drawn_teacher(config: TrainConfig) -> Classifier:
+    """One whose BatchNorm has seen other pictures, left in training mode."""
+    with seeded_weights(5):
+        teacher: Classifier = drawn(Classifier(build_backbone(config.classifier), K), seed=5).train()
+        teacher(torch.randn(8, 3, 32, 32) * 2 + 0.5)
+    return teacher
+
+
+def drawn_method(config: TrainConfig, known: Lessons) -> Taught:
+    """The method with every weight of its classifier drawn, in training mode."""
+    with seeded_weights(0):
+        method = make_method(config, lessons=known)
+    assert isinstance(method, Taught)
+    drawn(method.student)
+    return method.train()
+
+
+def some_views(places: tuple[tuple[int, int], ...] = PLACES, *, seed: int = 0) -> Views:
+    """A crop of 32 pixels of each place, and nothing else."""
+    crops = torch.randn(1, len(places), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
+    none = torch.zeros(0, len(places), 3, 1, 1)
+    return Views(
+        crops, none, torch.zeros(1, 0, 4, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), none, torch.tensor(places)
+    )
+
+
+def look(method: Taught, views: Views) -> Lesson:
+    """What the method is told of a batch in one part."""
+    (lesson,), _ = method.aim([method.look(views)], step=0)
+    return lesson
+
+
+def take_step(method: Taught, views: Views, *, seed: int = 0) -> StepResult:
+    """Look, aim, the loss and its gradients; the student stays."""
+    lesson = look(method, views)
+    method.zero_grad()
+    result: StepResult = method(views, lesson, dice(seed))
+    result.loss.backward()
+    return result
+
+
+def assert_is_step(method: Taught, views: Views, loss_of: Callable[[Tensor, Tensor], Tensor]) -> StepResult:
+    """The method's step is that of a loss of logits (E, B, K) and vectors (E, B, D), in value and gradients."""
+    method.zero_grad()
+    outputs = method.student(views.global_crops[0])
+    expected = loss_of(outputs.logits.double(), outputs.vectors.double())
+    expected.backward()
+    expected_gradients = gradients(method)
+    result = take_step(method, views)
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert_same_gradients(gradients(method), expected_gradients)
+    assert expected_gradients.keys() == {name for name, _ in method.named_parameters()}
+    torch.testing.assert_close(result.class_tokens, outputs.vectors[-1].detach())
+    return result
+
+
+def entropy(target: Tensor, logits: Tensor) -> Tensor:
+    """Cross-entropy of one row, -sum over k of target log p."""
+    log_p = logits - logits.exp().sum().log()
+    return -sum((target[k] * log_p[k] for k in range(K)), start=torch.zeros(()))
+
+
+def one_hot(label: int, *, smoothing: float = 0.0) -> Tensor:
+    return torch.tensor([(1 - smoothing) * (k == label) + smoothing / K for k in range(K)], dtype=torch.float64)
+
+
+def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """T² KL(teacher || student) of one row of softened logits."""
+    p, q = (teacher / TEMPERATURE).softmax(dim=0), (student / TEMPERATURE).softmax(dim=0)
+    return TEMPERATURE**2 * sum((p[k] * (p[k] / q[k]).log() for k in range(K)), start=torch.zeros(()))
+
+
+# -- born-again -----------------------------------------------------------------------------------------------------------
+
+
+def born_again(mode: str, *settings: str, known: Lessons) -> Taught:
+    return drawn_method(labelled_config("born-again", f"knowledge.mode={mode}", *KNOWLEDGE, *settings), known)
+
+
+@pytest.mark.parametrize("asked", ["the teacher", "its logits"])
+@pytest.mark.parametrize("label_weight", [LABEL_WEIGHT, 0.0])
+def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(asked: str, label_weight: float) -> None:
+    views = some_views()
+    teacher = drawn_teacher(labelled_config("born-again"))
+    logits = copy.deepcopy(teacher).eval()(views.global_crops[0]).logits[-1].detach()
+    if asked == "its logits":
+        kept = np.full((NUM_PICTURES, V, K), np.nan, np.float32)
+        for (number, view), row in zip(PLACES, logits, strict=True):
+            kept[number, view] = row
+        known = lessons(teacher_logits=kept)
+    else:
+        known = lessons(teacher=teacher)
+    smoothing = f"labels.smoothing={SMOOTHING}"
+    method = born_again("kd", f"knowledge.label_weight={label_weight}", smoothing, known=known)
+
+    def loss(student: Tensor, _vectors: Tensor) -> Tensor:
+        terms = [
+            label_weight * entropy(one_hot(known.labels[number], smoothing=SMOOTHING), student[-1, b])
+            + TEACHER_WEIGHT * divergence(logits[b].double(), student[-1, b])
+            for b, (number, _) in enumerate(PLACES)
+        ]
+        return torch.stack(terms).mean()
+
+    result = assert_is_step(method, views, loss)
+    parts = result.watched["label_loss"] + result.watched["teacher_loss"]
+    assert parts.item() == pytest.approx(result.loss.item(), rel=1e-6)
+    assert (result.watched["label_loss"].item() == 0) == (label_weight == 0)
+
+
+def test_cwtm_is_labels_alone_each_picture_by_its_share_of_the_teachers_confidence() -> None:
+    kept, views = some_logits(), some_views()
+    known = lessons(teacher_logits=kept)
+    rows = [torch.from_numpy(kept[number, view]).double().softmax(dim=0) for number, view in PLACES]
+    confidence = [max(row.tolist()) for row in rows]
+    method = born_again("cwtm", known=known)
+
+    def loss(student: Tensor, _vectors: Tensor) -> Tensor:
+        terms = [
+            confidence[b] / sum(confidence) * entropy(one_hot(known.labels[number]), student[-1, b])
+            for b, (number, _) in enumerate(PLACES)
+        ]
+        return torch.stack(terms).sum()
+
+    assert_is_step(method, views, loss)
+    _, watched = method.aim([method.look(views)], step=0)
+    assert watched["teacher_confidence"].item() == pytest.approx(np.mean(confidence))
+
+
+def engine_step(config: TrainConfig, known: Lessons, *, step: int = 0) -> tuple[Log, dict[str, Tensor]]:
+    """A step of an engine: its log, and the gradients that it took."""
+    engine = make_engine(config, lessons=known)
+    (crops,) = batches(config, engine, steps=1)
+    return engine.step(crops, step), gradients(engine.method)
+
+
+@pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
+def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
+    known = lessons(teacher_logits=some_logits())
+
+    def config(*settings: str) -> TrainConfig:
+        return labelled_config(
+            "born-again", f"classifier={{{VIT}}}}}", f"knowledge.mode={mode}", "optim.clip_grad=0.0", *settings
+        )
+
+    log, whole = engine_step(config(), known)
+    for parts in (2, 4):
+        log_of_parts, in_parts = engine_step(config(f"engine.accumulate={parts}"), known)
+        assert log_of_parts == pytest.approx(log, rel=1e-5)
+        assert in_parts.keys() == whole.keys()
+        for name, gradient in in_parts.items():
+            # Key biases, which change no softmax, are noise.
+            atol = 1e-5 * float(whole[name].norm()) if not name.endswith("qkv.bias") else 1e-6
+            torch.testing.assert_close(gradient, whole[name], rtol=1e-4, atol=atol, msg=name)
+    assert log["teacher_confidence"] > 1 / K
+
+
+def test_dkpp_is_kd_with_the_teachers_maximum_kept_and_the_rest_permuted() -> None:
+    kept, views = some_logits(), some_views()
+    known = lessons(teacher_logits=kept)
+    method = born_again("dkpp", known=known)
+    told = look(method, views).teacher_logits
+    for row, (number, view) in zip(told.tolist(), PLACES, strict=True):
+        best = int(kept[number, view].argmax())
+        assert row[best] == kept[number, view, best]
+        assert sorted(row) == sorted(kept[number, view].tolist())
+    assert not torch.equal(told, look(born_again("kd", known=known), views).teacher_logits)
+
+    def loss(student: Tensor, _vectors: Tensor) -> Tensor:
+        terms = [
+            LABEL_WEIGHT * entropy(one_hot(known.labels[number]), student[-1, b])
+            + TEACHER_WEIGHT * divergence(told[b].double(), student[-1, b])
+            for b, (number, _) in enumerate(PLACES)
+        ]
+        return torch.stack(terms).mean()
+
+    assert_is_step(method, views, loss)
+
+
+def test_dkpps_permutation_is_of_the_picture_and_its_view_alone() -> None:
+    same = np.broadcast_to(np.array([0.1, 0.2, 3.0, 0.4], np.float32), (NUM_PICTURES, V, K))
+    method = born_again("dkpp", known=lessons(teacher_logits=same))
+    every = tuple((number, view) for number in range(NUM_PICTURES) for view in range(V))
+    told = dict(zip(every, look(method, some_views(every)).teacher_logits.tolist(), strict=True))
+    for places in (PLACES, PLACES[::-1], PLACES[2:3]):
+        rows = look(method, some_views(places, seed=3)).teacher_logits.tolist()
+        assert rows == [told[place] for place in places]
+    assert {row[2] for row in told.values()} == {np.float32(3.0)}
+    assert len({tuple(row) for row in told.values()}) == math.factorial(K - 1), "every order comes"
+    assert any(told[number, 0] != told[number, 1] for number in range(NUM_PICTURES))
+    other = born_again("dkpp", "run.seed=1", known=lessons(teacher_logits=same))
+    assert look(other, some_views(every)).teacher_logits.tolist() != list(told.values())
+
+
+@pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
+def test_the_first_generation_learns_labels_alone(mode: str) -> None:
+    known = lessons()
+    method = born_again(mode, known=known)
+
+    def loss(student: Tensor, _vectors: Tensor) -> Tensor:
+        return torch.stack(
+            [entropy(one_hot(known.labels[number]), student[-1, b]) for b, (number, _) in enumerate(PLACES)]
+        ).mean()
+
+    result = assert_is_step(method, some_views(), loss)
+    assert result.watched.keys() == {"label_loss", "batch_accuracy"}
+    assert method.aim([method.look(some_views())], step=0)[1] == {}
+
+
+@pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
+def test_the_teacher_gets_no_gradient_moves_nothing_and_is_in_evaluation_mode(mode: str) -> None:
+    teacher = drawn_teacher(labelled_config("born-again"))
+    before = copy.deepcopy(teacher.state_dict())
+    method = born_again(mode, known=lessons(teacher=teacher))
+    take_step(method, some_views())
+    assert all(not module.training for module in teacher.modules())
+    assert any("running_mean" in name for name in before)
+    for name, tensor in teacher.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not {id(parameter) for parameter in method.parameters()} & {id(parameter) for parameter in teacher.parameters()}
+
+
+# -- self-training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(smoothing: float) -> None:
+    unknown = (2, 7, 9)
+    probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
+    known = lessons(unknown=unknown, probs=probs)
+    method = drawn_method(labelled_config("self-training", f"labels.smoothing={smoothing}"), known)
+
+    def loss(student: Tensor, _vectors: Tensor) -> Tensor:
+        terms = []
+        for b, (number, _) in enumerate(PLACES):
+            label = known.labels[number]
+            target = torch.from_numpy(probs[number]) if number in unknown else one_hot(label, smoothing=smoothing)
+            terms.append(entropy(target, student[-1, b]))
+        return torch.stack(terms).mean()
+
+    result = assert_is_step(method, some_views(), loss)
+    right = [
+        int(row.argmax()) == known.labels[number]
+        for row, (number, _) in zip(method.student(some_views().global_crops[0]).logits[-1], PLACES, strict=True)
+        if number not in unknown
+    ]
+    assert result.watched["batch_accuracy"].item() == pytest.approx(np.mean(right)), "of those that people have labelled"
+
+
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
+    known = lessons()
+    method = drawn_method(labelled_config("self-training", f"labels.smoothing={smoothing}"), known)
+
+    def loss(student: Tensor, _vectors: Tensor) -> Tensor:
+        targets = [one_hot(known.labels[number], smoothing=smoothing) for number, _ in PLACES]
+        return torch.stack([entropy(target, student[-1, b]) for b, target in enumerate(targets)]).mean()
+
+    assert_is_step(method, some_views(), loss)
+
+
+def test_a_batch_of_pictures_without_labels_has_no_accuracy_and_a_loss() -> None:
+    probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
+    method = drawn_method(labelled_config("self-training"), lessons(unknown=tuple(range(NUM_PICTURES)), probs=probs))
+    result = take_step(method, some_views())
+    assert result.watched["batch_accuracy"].item() == 0
+    assert result.loss.item() > 0
+
+
+# -- internal distillation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exits", [(2,), (1, 3)])
+@pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
+def test_internal_distillation_is_equation_5_over_its_exits(exits: tuple[int, ...], smoothing: float) -> None:
+    alpha, feature_weight = 0.3, 0.5
+    settings = (
+        *(f"classifier.exits={list(exits)}", f"labels.smoothing={smoothing}", f"internal.alpha={alpha}"),
+        *(f"internal.feature_weight={feature_weight}", f"internal.temperature={TEMPERATURE}"),
+    )
+    known = lessons()
+    method = drawn_method(labelled_config("internal", *settings), known)
+
+    def loss(student: Tensor, vectors: Tensor) -> Tensor:
+        assert len(student) == len(exits) + 1
+        terms = []
+        for b, (number, _) in enumerate(PLACES):
+            target = one_hot(known.labels[number], smoothing=smoothing)
+            terms.append(entropy(target, student[-1, b]))
+            for e in range(len(exits)):
+                terms.append((1 - alpha) * entropy(target, student[e, b]))
+                terms.append(alpha * divergence(student[-1, b].detach(), student[e, b]))
+                terms.append(feature_weight * ((vectors[e, b] - vectors[-1, b].detach()) ** 2).mean())
+        return torch.stack(terms).sum() / len(PLACES)
+
+    result = assert_is_step(method, some_views(), loss)
+    assert result.watched.keys() == {"label_loss", "teacher_loss", "feature_loss", "batch_accuracy"}
+
+
+# -- what holds for all ---------------------------------------------------------------------------------------------------
+
+METHODS_WITH_LABELS = ["born-again", "self-training", "internal"]
+NOISY = {
+    "CNN": (f"classifier.options={{{RESNET}, drop_rate: 0.5, drop_path_rate: 0.3}}",),
+    "ViT": (f"classifier={{{VIT}, proj_drop_rate: 0.4, drop_path_rate: 0.3}}}}",),
+}
+
+
+@pytest.mark.parametrize("network", NOISY)
+def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_state(network: str) -> None:
+    def loss(step: int, *settings: str, caller: int = 0) -> float:
+        # The same weights and crops for all: those of seed 0.
+        engine = make_engine(labelled_config("born-again", *NOISY[network]), lessons=lessons())
+        (crops,) = batches(engine.config, engine, steps=1)
+        engine.config = labelled_config("born-again", *NOISY[network], *settings)
+        torch.manual_seed(caller)
+        before = torch.get_rng_state()
+        log = engine.step(crops, step)
+        assert torch.equal(torch.get_rng_state(), before)
+        return log["loss"]
+
+    first = loss(0)
+    assert loss(0, caller=7) == first
+    assert loss(1) != first
+    assert loss(0, "run.seed=1") != first
+
+
+def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
+    known = lessons()
+    first, second = (engine_step(labelled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1))
+    assert first == second
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_LABELS)
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ("engine.shard=true", "{} keeps its weights whole; leave engine.shard out."),
+        ("model.patch=8", "{} has no use for the setting model.patch"),
+        ("noise.drop_path=0.1", "{} has no use for the setting noise.drop_path"),
+        ("teacher.momentum=0.5", "{} has no use for the setting teacher.momentum"),
+        ("dino.koleo_weight=0.1", "{} has no use for the setting dino.koleo_weight"),
+        ("ibot.weight=2.0", "{} has no use for the setting ibot.weight"),
+        ("gram.weight=2.0", "{} has no use for the setting gram.weight"),
+        ("pretrained.name=x", "{} has no use for the setting pretrained.name"),
+        ("crops.global_size=36", "a crop of 36 pixels is no multiple of the 8 pixels of a place of the last map"),
+    ],
+)
+def test_what_a_method_with_labels_has_no_use_for_is_refused(method: str, setting: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence.format(method)):
+        make_method(labelled_config(method, setting), lessons=lessons())
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        ("born-again", "internal.alpha=0.5"),
+        ("born-again", "self_training.rounds=1"),
+        ("self-training", "knowledge.mode=dkpp"),
+        ("self-training", "born_again.generations=1"),
+        ("internal", "knowledge.temperature=3.0"),
+        ("internal", "self_training.pseudo=hard"),
+    ],
+)
+def test_the_settings_of_another_method_with_labels_are_refused(method: str, setting: str) -> None:
+    with pytest.raises(InputError, match=f"{method} has no use for the setting {setting.split('=')[0]}; leave it out."):
+        make_method(labelled_config(method, setting), lessons=lessons())
+
+
+@pytest.mark.parametrize("setting", ["labels.smoothing=0.1", "classifier.arch=timm:resnet26", "knowledge.mode=dkpp"])
+def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) -> None:
+    with pytest.raises(InputError, match=f"dino has no use for the setting {setting.split('=')[0]}"):
+        make_method(small_config(setting))
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_LABELS)
+def test_a_method_with_labels_has_none_to_learn_without_lessons(method: str) -> None:
+    with pytest.raises(InputError, match=f"{method} learns from labels; run it by"):
+        make_method(labelled_config(method))
