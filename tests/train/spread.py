@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,17 +21,25 @@ from featkit.sources import open_source
 from featkit_train.config import TrainConfig, from_mapping, with_settings
 from featkit_train.engine.checkpoints import Progress, load_checkpoint, save_checkpoint
 from featkit_train.engine.distributed import World, join_world
-from featkit_train.engine.step import Engine
+from featkit_train.engine.step import Engine, seeded_weights
 from featkit_train.loop import train
+from featkit_train.methods import METHODS, Lessons, Taught
+from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.watching.meter import Log
 from featkit_train.weights import BackboneInfo, save_backbone
+from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.small import SMALL, small_config
+
+allow_torchvision()  # timm imports it
 
 STEPS, SAVED_AT = 4, 2
 CPU = torch.device("cpu")
 OWN_HEAD = "ibot.head={num_prototypes: 12, hidden_width: 32, bottleneck_width: 16}"
+# Without BatchNorm, whose statistics are of each process's own pictures, and key biases, whose gradients are noise.
+SIZES = "img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2, qkv_bias: false"
+VIT = f"arch: 'timm:vit_tiny_patch16_224', options: {{{SIZES}}}"
 CASES: dict[str, tuple[str, ...]] = {
     "dino": (),
     "dino, sinkhorn": ("dino.centering=sinkhorn", "model.num_registers=2"),
@@ -43,14 +52,44 @@ CASES: dict[str, tuple[str, ...]] = {
     ),
     "distill": ("method=distill", OWN_HEAD, "dino.centering=sinkhorn", "pretrained.head_steps=1"),
     "adapt": ("method=adapt", OWN_HEAD, "pretrained.head_steps=1"),
+    "born-again, cwtm": ("method=born-again", f"classifier={{{VIT}}}", "knowledge.mode=cwtm"),
+    "born-again, cwtm, in parts": (
+        "method=born-again", f"classifier={{{VIT}}}", "knowledge.mode=cwtm", "engine.accumulate=2",
+    ),
+    "born-again, dkpp": ("method=born-again", f"classifier={{{VIT}}}", "knowledge.mode=dkpp", "labels.smoothing=0.1"),
+    "internal": ("method=internal", f"classifier={{{VIT}, exits: [1]}}"),
 }  # fmt: skip
 
 
+def method_of(name: str) -> str:
+    """The method of a case."""
+    first = next(iter(CASES[name]), "")
+    return first.removeprefix("method=") if first.startswith("method=") else TrainConfig().method
+
+
+def kinds_of(name: str) -> dict[str, str]:
+    """How its weights are spread, and the setting for it; methods with labels keep them whole."""
+    replicated, sharded = {"replicated": "engine.shard=false"}, {"sharded": "engine.shard=true"}
+    return replicated if issubclass(METHODS[method_of(name)], Taught) else {**replicated, **sharded}
+
+
 def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
-    """The config of a case. `adapt` takes its model from the pretrained folder."""
-    named = () if CASES[name][:1] not in (("method=distill",), ("method=adapt",)) else (f"pretrained.name={pretrained}",)
-    small: dict[str, Any] = {key: value for key, value in SMALL.items() if key != "model" or name != "adapt"}
+    """The config of a case: what its method reads of SMALL. `adapt` takes its model from the pretrained folder."""
+    method = method_of(name)
+    named = (f"pretrained.name={pretrained}",) if method in ("distill", "adapt") else ()
+    small: dict[str, Any] = {key: value for key, value in SMALL.items() if key not in METHODS[method].unread}
     return from_mapping(TrainConfig, with_settings(small, [*CASES[name], *named, *settings]))
+
+
+def case_lessons(config: TrainConfig, num_pictures: int) -> Lessons | None:
+    """For methods with labels: three classes in turn, and a drawn teacher of the student's kind."""
+    if not issubclass(METHODS[config.method], Taught):
+        return None
+    with seeded_weights(7):
+        teacher = Classifier(build_backbone(config.classifier), 3)
+        for head in teacher.heads:
+            torch.nn.init.normal_(head.get_parameter("weight"))  # sure of some pictures and not of others
+    return Lessons(classes=("a", "b", "c"), labels=np.arange(num_pictures) % 3, teacher=teacher)
 
 
 def write_pretrained(folder: Path) -> None:
@@ -69,8 +108,9 @@ class Player:
 
     def __init__(self, config: TrainConfig, pictures: Path, world: World) -> None:
         self.config, self.world = config, world
-        self.engine = Engine(config, device=CPU, autocast_dtype=None, world=world)
         self.source = open_source(pictures)
+        lessons = case_lessons(config, len(self.source))
+        self.engine = Engine(config, device=CPU, autocast_dtype=None, world=world, lessons=lessons)
         self.engine.method.begin()
 
     def batches(self, first_step: int = 0) -> Iterator[Crops]:
@@ -120,10 +160,10 @@ class Player:
 
 
 def play_cases(out: Path, pictures: Path, pretrained: Path) -> None:
-    """In each of two processes: all cases, replicated and sharded."""
+    """In each of two processes: all cases, replicated and sharded where they can be."""
     with join_world(CPU) as world:
         for name in CASES:
-            for kind, setting in (("replicated", "engine.shard=false"), ("sharded", "engine.shard=true")):
+            for kind, setting in kinds_of(name).items():
                 player = Player(case_config(name, pretrained, setting), pictures, world)
                 logs = player.play()
                 backbone, state = player.engine.result(), player.state()

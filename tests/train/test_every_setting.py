@@ -514,7 +514,7 @@ class Left(NamedTuple):
     notes: list[str]
 
 
-def mostly_the_first(_path: Path, teacher: Classifier, source: Source, _geometry: Geometry) -> np.ndarray:
+def mostly_the_first(_path: Path, teacher: Classifier, source: Source, _geometry: Geometry, **_progress: Any) -> np.ndarray:
     """(N, K) of a teacher that holds one picture for the last class and all others, some more surely, for the first."""
     sure = np.linspace(0.6, 0.9, len(source), dtype=np.float32)
     probs = np.repeat(((1 - sure) / (teacher.num_classes - 1))[:, None], teacher.num_classes, axis=1)

@@ -201,6 +201,12 @@ class KnowledgeConfig:
     # Keep the teacher's logits on disk, where crops.fixed_views says that the same views come again; never: compute them anew.
     cache: Literal["auto", "never"] = "auto"
 
+    def __post_init__(self) -> None:
+        if self.mode == "cwtm" and (self.temperature, self.label_weight, self.teacher_weight) != (1.0, 1.0, 1.0):
+            raise ValueError(
+                "cwtm learns from the labels alone, so that temperature, label_weight and teacher_weight say nothing"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BornAgainConfig:

@@ -163,7 +163,7 @@ class Run:
             colour=config.colour,
             seed=run.seed,
             cache_bytes=run.cache_bytes,
-            numbers=self.numbers,
+            numbers=np.unique(self.numbers),
             extra=self.engine.extra_views(),
         )
         data = {

@@ -20,9 +20,7 @@ from featkit_train.engine.distributed import ALONE
 from featkit_train.pictures.batches import EpochOrder
 from tests.pictures import draw_folder
 from tests.processes import REPOSITORY
-from tests.train.spread import CASES, SAVED_AT, Player, case_config, write_pretrained
-
-KINDS = ("replicated", "sharded")
+from tests.train.spread import CASES, SAVED_AT, Player, case_config, kinds_of, write_pretrained
 
 
 def free_port() -> str:
@@ -79,7 +77,7 @@ def test_two_processes_learn_what_one_learns(by_two: Path, pictures: Path, pretr
     alone = Player(case_config(name, pretrained), pictures, ALONE)
     logs, state = alone.play(), alone.engine.method.state_dict()
     result = alone.engine.result().state_dict()
-    for kind in KINDS:
+    for kind in kinds_of(name):
         for step, (ours, theirs) in enumerate(zip(logs, json.loads((by_two / f"{name}.{kind}.json").read_text()), strict=True)):
             assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-5), (kind, step)
         spread = load_file(by_two / f"{name}.{kind}.st")

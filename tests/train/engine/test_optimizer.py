@@ -110,6 +110,22 @@ def test_rates_of_timms_transformers_fall_by_the_layer_as_well(exits: str, at: s
     assert {name.split(".")[0] for name in others} <= {"norm", "student"}
 
 
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        ("body.conv_proj.weight", 0.2 * 0.5**4),
+        ("body.encoder.pos_embedding", 0.5**4),
+        ("body.class_token", 0.5**4),
+        ("body.encoder.layers.encoder_layer_0.mlp.0.weight", 0.5**3),
+        ("body.encoder.layers.encoder_layer_2.self_attention.in_proj_bias", 0.5),
+        ("body.encoder.ln.weight", 1.0),
+    ],
+)
+def test_and_of_torchvisions(name: str, share: float) -> None:
+    config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
+    assert lr_share(f"student.backbone.{name}", depth=3, config=config) == pytest.approx(share)
+
+
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_sgd_is_nesterovs_step_with_decay_of_weights_alone(momentum: float) -> None:
     config = OptimConfig(

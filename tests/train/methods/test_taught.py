@@ -130,7 +130,8 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def born_again(mode: str, *settings: str, known: Lessons) -> Taught:
-    return drawn_method(labelled_config("born-again", f"knowledge.mode={mode}", *KNOWLEDGE, *settings), known)
+    knowledge = KNOWLEDGE if mode != "cwtm" else ()  # which says nothing to it
+    return drawn_method(labelled_config("born-again", f"knowledge.mode={mode}", *knowledge, *settings), known)
 
 
 @pytest.mark.parametrize("asked", ["the teacher", "its logits"])
@@ -433,3 +434,15 @@ def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) ->
 def test_a_method_with_labels_has_none_to_learn_without_lessons(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} learns from labels; run it by"):
         make_method(labelled_config(method))
+
+
+@pytest.mark.parametrize("method", ["born-again", "self-training"])
+def test_exits_that_a_method_does_not_teach_are_refused(method: str) -> None:
+    with pytest.raises(InputError, match=f"{method} teaches no exits"):
+        make_method(labelled_config(method, "classifier.exits=[1]"), lessons=lessons())
+
+
+@pytest.mark.parametrize("setting", ["temperature=2.0", "label_weight=0.5", "teacher_weight=0.0"])
+def test_settings_that_say_nothing_to_cwtm_are_refused(setting: str) -> None:
+    with pytest.raises(InputError, match="cwtm learns from the labels alone"):
+        labelled_config("born-again", "knowledge.mode=cwtm", f"knowledge.{setting}")

@@ -13,9 +13,11 @@ from featkit_train.config import OptimConfig
 from featkit_train.engine.schedules import cosine_schedule
 
 LINEAR_BATCH, SQRT_BATCH = 256, 1024  # images a step that the rules' rates are for: DINO's and DINOv2's
-BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+BLOCK = re.compile(r"(?:^|\.)(?:blocks\.|encoder_layer_)(\d+)\.")
 EMBEDDING = re.compile(
-    r"(?:^|\.)(patch_embed\.[\w.]+|class_token|registers|mask_token|class_position|patch_positions|cls_token|reg_token|pos_embed)$"
+    r"(?:^|\.)(patch_embed\.[\w.]+|class_token|registers|mask_token|class_position|patch_positions"
+    r"|cls_token|reg_token|pos_embed"  # timm's
+    r"|conv_proj\.\w+|pos_embedding)$"  # torchvision's
 )
 
 
@@ -54,7 +56,7 @@ def lr_share(name: str, *, depth: int, config: OptimConfig) -> float:
         layer = 0
     elif block:
         layer = int(block[1]) + 1
-    own = config.patch_embed_lr if "patch_embed." in name else 1.0
+    own = config.patch_embed_lr if "patch_embed." in name or "conv_proj." in name else 1.0
     return own * config.layer_decay ** (depth + 1 - layer)
 
 

@@ -15,6 +15,7 @@ class Internal(Taught):
     """Labels for every exit, and for all but the deepest its distribution and its vector (section 3, eq. 5)."""
 
     sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "internal"})
+    with_exits: ClassVar[bool] = True
 
     def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
         """Three terms, each over all exits."""

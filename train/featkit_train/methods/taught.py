@@ -34,7 +34,7 @@ WITHOUT_LABELS = frozenset({"model", "noise", "teacher", "dino", "ibot", "gram",
 class Lesson(NamedTuple):
     """What is known of a part of a batch: labels (B,) int64 and rows (B, K), empty where there are none.
 
-    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the pictures' losses, of sum 1 over a part.
+    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the pictures' losses, of sum 1 over a part on average.
     """
 
     labels: Tensor
@@ -47,6 +47,7 @@ class Taught(Method):
     """A classifier, and what it is taught. A method is a subclass that says what its loss is made of."""
 
     sections: ClassVar[frozenset[str]]  # those of WITH_LABELS that the method reads
+    with_exits: ClassVar[bool] = False  # whether it teaches exits beside the deepest
     num_global: ClassVar[int] = 1
     local_crops: ClassVar[bool] = False
 
@@ -58,6 +59,8 @@ class Taught(Method):
         super().__init__(config, world=world)
         if config.engine.shard:
             raise InputError(f"{config.method} keeps its weights whole; leave engine.shard out.")
+        if config.classifier.exits and not self.with_exits:
+            raise InputError(f"{config.method} teaches no exits; leave classifier.exits out, or run `featkit train internal`.")
         self.lessons = lessons
         self.student = Classifier(build_backbone(config.classifier), lessons.num_classes)
         size, patch = config.crops.global_size, self.result.patch
