@@ -107,6 +107,14 @@ def test_a_row_leads_to_its_own_page_where_there_is_one(run: Path) -> None:
     assert [link["href"] for link in Seen(write_generations_report(run)).all("a")] == ["generation-1/report.html"]
 
 
+def test_exits_lead_to_the_page_of_their_one_network(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [row(f"exit {number}", 0.5) for number in (1, 2)])
+    assert Seen(write_generations_report(folder)).all("a") == []
+    (folder / "network").mkdir()
+    (folder / "network" / "report.html").write_text("one")
+    assert [link["href"] for link in Seen(write_generations_report(folder)).all("a")] == ["network/report.html"] * 2
+
+
 def test_every_figure_is_drawn_with_what_it_says_in_words(run: Path) -> None:
     drawings = [attributes["aria-label"] or "" for attributes in Seen(write_generations_report(run)).all("svg")]
     errors = ", ".join(f"generation-{number} {share:.3f} ± 0.022" for number, share in enumerate(ACCURACIES, 1))

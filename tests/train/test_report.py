@@ -129,6 +129,29 @@ def test_the_score_is_the_last_one_and_not_the_best(run: Path) -> None:
     assert "Copies found, recall@10.500" in Seen(write_report(run)).words
 
 
+def test_a_training_with_labels_is_judged_by_its_accuracy(tmp_path: Path) -> None:
+    taught = {"loss": 2.0, "label_loss": 1.5, "teacher_loss": 0.5, "batch_accuracy": 0.6}
+    lines = [{"step": step, **{name: value / step for name, value in taught.items()}} for step in (1, 2)]
+    found = {"accuracy": 0.5, "accuracy_exit_1": 0.25, "ece": 0.125, "copy_recall": 0.75}
+    lines += [{"step": step, **{name: value / (3 - step) for name, value in found.items()}} for step in (1, 2)]
+    make_run(tmp_path)  # of which this is one training
+    seen = Seen(write_report(make_run(tmp_path / "generation-1", lines, settings=["name=mine"])))
+    first = re.search(r'<div class="card chief"><dt>(.*?)</dt><dd>(.*?)</dd>', seen.source)
+    assert first is not None
+    assert first.groups() == ("Accuracy, held out", "0.500")
+    assert "generation 1" in seen.words
+    for title in (
+        "Accuracy of the exits",
+        "Accuracy in training",
+        "Calibration error",
+        "Loss of the labels",
+        "Loss of what is taught",
+    ):
+        assert title in seen.words
+    assert "both networks can agree" not in seen.words
+    assert "Other" not in seen.words
+
+
 def test_every_curve_is_drawn_with_what_it_says_in_words(run: Path) -> None:
     drawings = [attributes["aria-label"] or "" for attributes in Seen(write_report(run)).all("svg")]
     shown = "; ".join(drawings)

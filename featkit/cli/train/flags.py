@@ -31,7 +31,7 @@ class TrainFlags:
     """What a run is told on the command line."""
 
     out: Path
-    """Folder of the run: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, backbone.safetensors, report.html."""
+    """Folder of the run: what it was told and what it measures, checkpoints, backbone.safetensors, report.html."""
 
     recipe: str | None = None
     """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, for adapt `adapt_dinov2`, for
@@ -41,10 +41,10 @@ class TrainFlags:
     """The model's name, which its file and its indexes carry; by default `backbone`."""
 
     held_out: str | None = None
-    """Pictures to measure on while training; by default a part of DATA, not trained on."""
+    """Pictures to measure on while training; by default a part of those to learn from, not trained on."""
 
     steps: int | None = None
-    """Optimisation steps."""
+    """Optimisation steps; where trainings follow each other, of each of them."""
 
     batch_size: int | None = None
     """Pictures a step, of all processes together."""

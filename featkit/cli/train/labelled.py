@@ -2,7 +2,8 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from cyclopts import Parameter
 
@@ -51,11 +52,11 @@ def born_again(
         Generations in a row that may fail to beat their teachers beyond noise; the run then ends. By default 1.
     mode
         What is learnt beside the labels: the teacher's distribution (kd), the labels alone but by the teacher's confidence
-        (cwtm), or the distribution with all but its maximum permuted (dkpp).
+        (cwtm), or the distribution with all but its maximum permuted (dkpp). By default kd.
     temperature
         Of teacher's and student's distributions; by default 1.
     student
-        Another architecture for the students, such as timm:resnet34.
+        Another architecture for the students, such as timm:resnet34; by default the first network's.
     """
 
     def begin(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", ears: "CourseEars") -> "Standing":
@@ -104,7 +105,7 @@ def self_training(
     confidence
         The least that a teacher must be sure of a label; by default 0.3.
     pseudo
-        Whether a student learns the teacher's distribution (soft) or its best class (hard).
+        Whether a student learns the teacher's distribution (soft, the default) or its best class (hard).
     """
 
     def begin(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", ears: "CourseEars") -> "Standing":
@@ -119,7 +120,7 @@ def self_training(
         "self_training.confidence": confidence,
         "self_training.pseudo": pseudo,
     }
-    _run("self-training", [*labelled, *unlabelled], begin, flags, own, cluster, settings)
+    _run("self-training", [*labelled, *unlabelled], begin, flags, own, cluster, settings, num_labelled=len(labelled))
 
 
 def internal(
@@ -143,7 +144,8 @@ def internal(
     data
         Where the pictures are; see `featkit train born-again`.
     exits
-        Stages of a CNN, or blocks of a ViT, after which there is an exit beside the deepest, such as 1,2,3.
+        Stages of a CNN, or blocks of a ViT, after which there is an exit beside the deepest, such as 1,2,3; by default those of
+        the recipe, where it names any.
     """
 
     def begin(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", ears: "CourseEars") -> "Standing":
@@ -169,7 +171,10 @@ def _run(
     own: LabelFlags | None,
     cluster: ClusterFlags | None,
     settings: Mapping[str, object],
+    *,
+    num_labelled: int | None = None,
 ) -> None:
+    """num_labelled: of `data`, those of pictures with labels, which come first; None where all are."""
     config = configured(method, flags, own, settings)
     if cluster is not None and cluster.slurm:
         print_slurm(config, cluster)
@@ -181,29 +186,81 @@ def _run(
     held_out = open_training_source(flags.held_out) if flags.held_out is not None else None
     quiet = flags.quiet or not is_main()
     if not quiet:
-        size, run = config.crops.global_size, config.run
-        print(
-            f"{config.name}: {method}, {config.classifier.arch} on {sum(map(len, sources)):,} pictures at {size}×{size}, "
-            f"{run.steps:,} steps of {run.batch_size} each time, to {flags.out}.",
-            file=sys.stderr,
+        counts = [sum(map(len, part)) for part in (sources[:num_labelled], sources[num_labelled:])]
+        pictures = (
+            f"{counts[0]:,} pictures" if num_labelled is None else "{:,} pictures with labels and {:,} without".format(*counts)
         )
-    with ProgressReporter(method, total=config.run.steps, unit="steps", quiet=quiet) as progress:
-
-        def say(text: str) -> None:
-            if quiet:
-                print(text, file=sys.stderr)
-            else:
-                progress.line(text)
-
+        size = config.crops.global_size
+        network = f"{config.classifier.arch} on {pictures} at {size}×{size}"
+        print(f"{config.name}: {method}, {network}, {_length(config)}, to {flags.out}.", file=sys.stderr)
+    with _Telling(quiet=quiet) as telling:
         ears = CourseEars(
-            on_training=lambda name, steps: None if quiet else progress.line(f"{name}: {steps:,} steps"),
-            on_log=lambda log: None if quiet else show(log, progress),
-            on_note=lambda note: say(f"featkit: {note}"),
-            on_plan=lambda plan: None if quiet else progress.line(in_words(plan)),
+            on_training=lambda name, steps: telling.begin(name, steps, "steps", say=True),
+            on_log=telling.show,
+            on_note=telling.note,
+            on_plan=lambda plan: telling.line(in_words(plan)),
+            on_asking=lambda name, pictures: telling.begin(f"{name}, asking its teacher", pictures, "pictures"),
+            on_asked=telling.count,
         )
         standing = begin(config, sources, held_out, ears)
     if is_main():
         _print_standing(standing, config.name, flags)
+
+
+def _length(config: "TrainConfig") -> str:
+    one = f"{config.run.steps:,} steps of {config.run.batch_size}"
+    counts = {
+        "born-again": (config.born_again.generations + 1, "generations"),
+        "self-training": (config.self_training.rounds + 1, "rounds"),
+    }
+    count, kind = counts.get(config.method, (1, ""))
+    return f"at most {count} {kind} of {one}" if count > 1 else one
+
+
+class _Telling:
+    """What a course says, printed: each of its trainings has a bar of its own, under its name."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self.quiet = quiet
+        self._progress: ProgressReporter | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
+
+    def begin(self, name: str, total: int, unit: str, *, say: bool = False) -> None:
+        """The bar before ends, and one of this name begins; say: with a line."""
+        self.__exit__(None, None, None)
+        self._progress = ProgressReporter(name, total=total, unit=unit, quiet=self.quiet).__enter__()
+        if say:
+            self.line(f"{name}: {total:,} {unit}")
+
+    def show(self, log: "Mapping[str, Any]") -> None:
+        """A line of what is measured."""
+        if self._progress is not None and not self.quiet:
+            show(log, self._progress)
+
+    def count(self, done: int) -> None:
+        """So much of the bar's total is done."""
+        if self._progress is not None:
+            self._progress(done)
+
+    def line(self, text: str) -> None:
+        """A line above the bar; with quiet none."""
+        if self._progress is not None:
+            self._progress.line(text)
+        elif not self.quiet:
+            print(text, file=sys.stderr)
+
+    def note(self, note: str) -> None:
+        """What was noticed, which is said with quiet too."""
+        if self.quiet:
+            print(f"featkit: {note}", file=sys.stderr)
+        else:
+            self.line(f"featkit: {note}")
 
 
 def _print_standing(standing: "Standing", name: str, flags: TrainFlags) -> None:
@@ -214,22 +271,37 @@ def _print_standing(standing: "Standing", name: str, flags: TrainFlags) -> None:
     columns = [column for column in COLUMNS if any(COLUMNS[column](row) for row in standing.rows)]
     rows = [(row.name, *(COLUMNS[column](row) for column in columns)) for row in standing.rows]
     print_table(f"On {standing.num_held_out:,} held-out pictures", ("", *columns), rows)
-    print_table("Chosen", ("", ""), [(standing.chosen, backbone), ("report", flags.out / "report.html")])
-    stdout().print(f"Next: featkit export {flags.out} --out {name}.onnx")
+    seconds = sum(row.seconds or 0.0 for row in standing.rows)
+    files = [
+        ("backbone", backbone),
+        ("classifier", flags.out / "classifier.safetensors"),
+        ("report", flags.out / "report.html"),
+    ]
+    print_table(
+        f"Chosen: {standing.chosen}",
+        ("", ""),
+        [("time", f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"), *files],
+    )
+    stdout().print(f"Next: featkit export {flags.out}{_exit(standing)} --out {name}.onnx")
+
+
+def _exit(standing: "Standing") -> str:
+    """The flag that takes the chosen exit out of the file of all of them; nothing for the deepest, which is taken anyway."""
+    exits = [row.name for row in standing.rows if row.kind == "exit"]
+    return f" --exit {exits.index(standing.chosen) + 1}" if standing.chosen in exits[:-1] else ""
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-# What of a row is shown, and how.
+# What of a row is shown, and how; with names of 16 letters it all fits into 80 columns.
 COLUMNS: "dict[str, Callable[[Row], str]]" = {
     "accuracy": lambda row: f"{row.accuracy:.3f} ± {row.standard_error:.3f}",
     "kNN": lambda row: _share(row.knn),
     "copies": lambda row: _share(row.copies),
     "ECE": lambda row: _share(row.ece),
-    "sure when wrong": lambda row: _share(row.wrong_confidence),
-    "teacher's errors shared": lambda row: _share(row.shared_errors),
+    "sure when\nwrong": lambda row: _share(row.wrong_confidence),
+    "errors\nshared": lambda row: _share(row.shared_errors),
     "images/s": lambda row: "" if row.images_per_s is None else f"{row.images_per_s:,.0f}",
-    "minutes": lambda row: "" if row.seconds is None else f"{row.seconds / 60:.1f}",
 }

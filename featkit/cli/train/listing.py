@@ -5,12 +5,12 @@ import json
 from featkit.cli.console import print_table, stdout
 from featkit.errors import InputError
 
-# Method: what it needs beside pictures, and when to use it.
+# Method: what it needs, and when to use it.
 WHEN = {
-    "dino": ("nothing", "a few hundred pictures or more and no labels: the one to begin with"),
-    "ibot": ("nothing", "thousands of pictures or more, when patches are to mean something too: parts, segmentation"),
-    "dinov2": ("nothing", "tens of thousands or more and a GPU: the best general features; many GPUs for the paper's"),
-    "dinov3": ("nothing", "millions and many GPUs, when dense features are to stay good over a long training"),
+    "dino": ("pictures alone", "a few hundred pictures or more and no labels: the one to begin with"),
+    "ibot": ("pictures alone", "thousands of pictures or more, when patches are to mean something too: parts, segmentation"),
+    "dinov2": ("pictures alone", "tens of thousands or more and a GPU: the best general features; many GPUs for the paper's"),
+    "dinov3": ("pictures alone", "millions and many GPUs, when dense features are to stay good over a long training"),
     "distill": ("a larger teacher", "a published model knows your kind of pictures, and a small fast one is wanted"),
     "adapt": ("a published model", "a published model nearly does, and you have thousands of pictures of a kind of your own"),
     "born-again": ("labels", "all pictures have labels: a better network of the same size, and an ensemble"),
@@ -29,9 +29,9 @@ def print_methods(*, list_: bool = False, json_: bool = False) -> None:
     list_
         Print every method with what it needs and when to use it.
     json_
-        Print them as JSON.
+        Print the same as JSON.
     """
-    if not list_:
+    if not (list_ or json_):
         raise InputError("featkit train needs a method, such as `featkit train dino pictures/ --out run/`; --list shows them.")
     if json_:
         rows = [{"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()]

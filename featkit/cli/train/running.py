@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from featkit_train.loop import TrainReport
     from featkit_train.watching.plan import Plan
 
-SHOWN = ("loss", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
+SHOWN = ("loss", "batch_accuracy", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
 # The words of a score, by its name in metrics.jsonl.
 SCORES = {"accuracy": "accuracy", "copy_recall": "copy recall@1", "knn": "kNN accuracy"}
 
@@ -105,8 +105,10 @@ def show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
     """One plain line a log entry; the bar, where there is one, stays below."""
     step = int(log["step"])
     progress(step)
-    scores = [f"{words} on held-out pictures {log[name]:.3f}" for name, words in SCORES.items() if name in log]
-    shown = scores or [f"{name} {log[name]:.3f}" for name in SHOWN if name in log]
+    scores = [(words, log[name]) for name, words in SCORES.items() if name in log]
+    places = [" on held-out pictures", *[""] * len(scores)]  # said once
+    shown = [f"{words}{where} {score:.3f}" for (words, score), where in zip(scores, places, strict=False)]
+    shown = shown or [f"{name} {log[name]:.3f}" for name in SHOWN if name in log]
     progress.line(f"step {step:>6,}  " + "  ".join(shown))
 
 

@@ -39,9 +39,14 @@ MOST_WATCHED = 500  # held-out pictures that a training is measured on as it goe
 
 @dataclass(frozen=True, kw_only=True)
 class CourseEars(Ears):
-    """Who hears of a course: as of a run, and of each training as it begins, with its name and steps."""
+    """Who hears of a course: as of a run, and of each training as it begins, with its name and steps.
+
+    on_asking: a training's teacher begins to be asked about so many pictures; on_asked: about how many it has been.
+    """
 
     on_training: Callable[[str, int], None] = lambda _name, _steps: None
+    on_asking: Callable[[str, int], None] = lambda _name, _count: None
+    on_asked: Callable[[int], None] = lambda _done: None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +188,13 @@ def course(
             folder.begin()
         world.wait()
         ears = ears if ears is not None and world.is_main else CourseEars()
-        yield Course(config=config, parted=parted, out=out, ears=ears, world=world, device=device)
+        try:
+            yield Course(config=config, parted=parted, out=out, ears=ears, world=world, device=device)
+        except InputError:
+            # Settings that no training could begin with: the folder is as it was, for a command that mends them.
+            if world.is_main and not resume and not any(out.glob(f"*/{CONFIG_FILE}")):
+                (out / CONFIG_FILE).unlink()
+            raise
 
 
 def of_training(config: TrainConfig, number: int, **changes: Any) -> TrainConfig:

@@ -11,7 +11,7 @@ from featkit_train.labelled.course import Course, CourseEars, Trained, course, o
 from featkit_train.labelled.judge import together
 from featkit_train.labelled.parting import part
 from featkit_train.labelled.teacher_logits import LOGITS_FILE, is_worth_keeping, keep_logits, open_logits
-from featkit_train.methods import Lessons
+from featkit_train.methods import Lessons, make_method
 from featkit_train.networks.classifier import Classifier
 from featkit_train.watching.judging import agrees_with_errors, beyond_noise, no_gain, paired_gain, surer_of_mistakes
 from featkit_train.watching.standing import Standing
@@ -32,6 +32,9 @@ def born_again(
     `born_again.patience` generations in a row that do not beat their teachers beyond noise. Errors as for `train`.
     """
     parted = part(sources, config, held_out=held_out)
+    if config.born_again.student is not None:  # one that cannot be made is refused before its teacher has trained for hours
+        student = of_training(config, 1, classifier=config.born_again.student)
+        make_method(student, lessons=Lessons(classes=parted.classes, labels=parted.labels))
     with course(config, parted, out, resume=resume, ears=ears) as here:
         generations: list[Trained] = []
         failures = 0
@@ -69,7 +72,10 @@ def _with_kept_logits(here: Course, name: str, config: TrainConfig, teacher: Cla
     done = here.is_finished(name, config)
     if here.world.is_main and not done and not path.exists():
         here.ears.on_note(f"{name}: keeping what its teacher says of {len(parted.learnt) * config.crops.fixed_views:,} views.")
-        keep_logits(path, teacher, parted.learnt, config, device=here.device)
+        here.ears.on_asking(name, len(parted.learnt) * config.crops.fixed_views)
+        keep_logits(
+            path, teacher, parted.learnt, config, device=here.device, on_progress=lambda done, _all: here.ears.on_asked(done)
+        )
     here.world.wait()
     lessons = Lessons(
         classes=parted.classes, labels=parted.labels, teacher=None, teacher_logits=None if done else open_logits(path)

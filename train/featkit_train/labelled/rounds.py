@@ -73,7 +73,10 @@ def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Tra
     teacher = rounds[-1].classifier
     if here.world.is_main:
         here.ears.on_note(f"round-{number}: its teacher labels {len(unlabelled):,} pictures.")
-        label_pictures(path, teacher, unlabelled, here.judge.geometry)
+        here.ears.on_asking(f"round-{number}", len(unlabelled))
+        label_pictures(
+            path, teacher, unlabelled, here.judge.geometry, on_progress=lambda done, _failed: here.ears.on_asked(done)
+        )
     here.world.wait()
     probs = label_pictures(path, teacher, unlabelled, here.judge.geometry)
     accepted = accept(probs, config, seed=here.config.run.seed + number)

@@ -25,6 +25,7 @@ HEADS: dict[Kind, str] = {
 }
 PLURALS: dict[Kind, str] = {"generation": "generations", "round": "rounds", "exit": "exits", "ensemble": "ensembles"}
 CHOSEN = ' class="chosen"'
+NETWORK = "network"  # the folder of the one training whose exits are compared, as labelled.exits names it
 MOST_CLASSES = 12  # named at the top
 
 
@@ -208,7 +209,7 @@ def _line(folder: Path, standing: Standing, row: Row, columns: Sequence[Column])
     gain = '<td class="absent">–</td>' if row is first else f"<td>{row.accuracy - first.accuracy:+.3f}</td>"
     cells = "".join(_cell(column, row, standing.rows) for column in columns)
     return (
-        f'<tr{CHOSEN if chosen else ""}><th scope="row">{_link(folder, row.name)}{below}</th>'
+        f'<tr{CHOSEN if chosen else ""}><th scope="row">{_link(folder, row)}{below}</th>'
         f"<td>{share} <small>± {row.standard_error:.3f}</small></td>{gain}{cells}</tr>"
     )
 
@@ -226,9 +227,10 @@ def _strong(words: str, best: bool) -> str:
     return f"<b>{words}</b>" if best else words
 
 
-def _link(folder: Path, name: str) -> str:
-    """A row's name, which leads to its own page where a folder of that name beside this page has one."""
-    inside = name not in (".", "..") and Path(name).name == name
-    if inside and (folder / name / REPORT_FILE).is_file():
-        return f'<a href="{text(quote(name, errors="surrogateescape"))}/{REPORT_FILE}">{breakable(name)}</a>'
-    return breakable(name)
+def _link(folder: Path, row: Row) -> str:
+    """A row's name, which leads to the page of its training where there is one: in the folder of that name, or of the exits."""
+    place = NETWORK if row.kind == "exit" else row.name
+    inside = place not in (".", "..") and Path(place).name == place
+    if inside and (folder / place / REPORT_FILE).is_file():
+        return f'<a href="{text(quote(place, errors="surrogateescape"))}/{REPORT_FILE}">{breakable(row.name)}</a>'
+    return breakable(row.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from featkit_train.report.snapshot_files import SNAPSHOTS, Snapshot, list_snapsh
 
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
 MOST_NOTES, MOST_MARKS = 50, 8
+COPIES = "copy_recall"
+SCORES = re.compile("accuracy|copy_recall.*|knn.*")  # curves whose last value stands at the top
+TITLES = {"accuracy": "Accuracy, held out", COPIES: "Copies found, recall@1", "knn": "Nearest neighbours, kNN"}
 # Settings worth seeing at once, where a run has them; all others are in the full table.
 CHIEF_SETTINGS = (
     "method init model.patch model.width model.depth model.num_heads crops.global_size crops.local_size crops.num_local "
@@ -35,6 +39,8 @@ CHIEF_SETTINGS = (
     "internal.alpha internal.temperature optim.optimizer run.steps run.batch_size run.seed "
     "run.precision run.device"
 ).split()
+
+LOCAL_CROPS = ("crops.local_size", "crops.num_local")
 
 
 def write_run_report(run: Path) -> Path:
@@ -54,6 +60,7 @@ def write_run_report(run: Path) -> Path:
         settings_section(settings, record, began=metrics.curves.get("momentum")),
     ]
     name = str(settings.get("name") or run.resolve().name)
+    is_of_several = (run.resolve().parent / CONFIG_FILE).is_file()  # which have one name
     progress, percent = _progress(metrics, settings)
     done = (
         f'<div class="progress" role="img" aria-label="{text(progress)}"><i style="width:{percent:.1f}%"></i></div>\n'
@@ -62,7 +69,7 @@ def write_run_report(run: Path) -> Path:
     return write_page(
         run,
         title=f"{name}: training report",
-        kind="Training run",
+        kind=run.resolve().name.replace("-", " ") if is_of_several else "Training run",
         name=name,
         about=_about(settings, record),
         below=done,
@@ -139,9 +146,9 @@ def _progress(metrics: Metrics, settings: Mapping[str, Any]) -> tuple[str, float
 
 
 def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
-    cards = [
-        _score_card(curve) for name, curve in metrics.curves.items() if name.startswith(("accuracy", "copy_recall", "knn"))
-    ]
+    found = [curve for name, curve in metrics.curves.items() if SCORES.fullmatch(name)]
+    judge = "accuracy" if "accuracy" in metrics.curves else COPIES
+    cards = [_score_card(curve, chief=curve.name == judge) for curve in sorted(found, key=lambda curve: curve.name != judge)]
     loss = metrics.curves.get("loss")
     if loss is not None and loss.first is not None and loss.last is not None:
         cards.append(card("Loss", number(loss.last[1]), f"from {number(loss.first[1])} at step {loss.first[0]:,}"))
@@ -161,12 +168,12 @@ def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
     return scores(cards)
 
 
-def _score_card(curve: Curve) -> str:
-    title = "Copies found, recall@1" if curve.name == "copy_recall" else curve.name
+def _score_card(curve: Curve, *, chief: bool) -> str:
+    title = TITLES.get(curve.name, curve.name)
     if curve.first is None or curve.last is None or curve.best is None:
         return card(title, "–", "not a number")
     words = f"{curve.first[1]:.3f} at step {curve.first[0]:,} · best {curve.best[1]:.3f} at step {curve.best[0]:,}"
-    return card(title, f"{curve.last[1]:.3f}", words, chief=curve.name == "copy_recall")
+    return card(title, f"{curve.last[1]:.3f}", words, chief=chief)
 
 
 def _notes(notes: Sequence[tuple[int, str]]) -> str:
@@ -284,7 +291,8 @@ def settings_section(settings: Mapping[str, Any], record: Mapping[str, Any], *, 
     chief = {name: settings[name] for name in CHIEF_SETTINGS if name in settings}
     if chief.get("teacher.momentum", "") is None and began is not None and began.first is not None:
         chief["teacher.momentum"] = f"{number(began.first[1])}, by the number of steps"
-    chief = {name: value for name, value in chief.items() if value is not None}
+    unread = LOCAL_CROPS if "classifier.arch" in settings else ()  # methods with labels see one crop of a picture
+    chief = {name: value for name, value in chief.items() if value not in (None, [], "") and name not in unread}
     rest = [(part, record[part]) for part in ("data", "versions") if isinstance(record.get(part), Mapping)]
     everything = [*settings.items(), *itertools.chain.from_iterable(flattened(value, f"{part}.") for part, value in rest)]
     return (

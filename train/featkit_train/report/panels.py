@@ -18,6 +18,7 @@ class Row:
     names: tuple[str, ...]
     about: str = ""
     always: bool = False  # drawn even where it never changes
+    beside: str = ""  # only in a run that has this curve too
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,43 @@ class Panel:
 MOST_CURVES = 6  # in one chart, each in a colour of its own
 LEARNING, OPTIMISER, SPEED, OTHER = "Learning", "Optimiser and schedules", "Speed", "Other"
 SECTIONS = (LEARNING, OPTIMISER, SPEED, OTHER)
+WITH_LABELS = "label_loss"  # the curve that tells a run with labels
 ROWS = (
+    Row(
+        LEARNING,
+        "Accuracy",
+        ("accuracy",),
+        "Share of held-out pictures that are classified rightly, by the deepest exit. This is what to look at.",
+        always=True,
+    ),
+    Row(
+        LEARNING,
+        "Accuracy of the exits",
+        ("accuracy_exit_.*",),
+        "The same at the exits before the deepest, from the shallowest.",
+        always=True,
+    ),
+    Row(
+        LEARNING,
+        "Accuracy in training",
+        ("batch_accuracy",),
+        "Share of a step's crops that are classified rightly. Far above the accuracy, it learns by heart.",
+    ),
+    Row(
+        LEARNING,
+        "Calibration error",
+        ("ece",),
+        "ECE: mean distance of confidence from accuracy on held-out pictures. Lower is better.",
+        always=True,
+    ),
+    Row(
+        LEARNING,
+        "Copies found",
+        ("copy_recall.*",),
+        "Share of edited held-out pictures whose nearest neighbour is their original.",
+        always=True,
+        beside=WITH_LABELS,
+    ),
     Row(
         LEARNING,
         "Copies found",
@@ -50,6 +87,28 @@ ROWS = (
         always=True,
     ),
     Row(LEARNING, "", (".*(recall|accuracy|precision).*",), always=True),
+    Row(LEARNING, "Loss", ("loss",), "What is minimised, in nats: the sum of the terms below.", beside=WITH_LABELS),
+    Row(
+        LEARNING,
+        "Loss of the labels",
+        (WITH_LABELS,),
+        "Cross-entropy with the labels, by people or by a teacher; of a network with exits, of all of them.",
+    ),
+    Row(
+        LEARNING,
+        "Loss of what is taught",
+        ("teacher_loss",),
+        "How far the outputs are from the teacher's, or those of the exits from the deepest one's.",
+        beside=WITH_LABELS,
+    ),
+    Row(
+        LEARNING,
+        "Loss of the features",
+        ("feature_loss",),
+        "How far the vectors of the exits are from the deepest one's.",
+        beside=WITH_LABELS,
+    ),
+    Row(LEARNING, "Teacher's confidence", ("teacher_confidence",), "Its greatest probability, on average over the crops."),
     Row(
         LEARNING, "Loss", ("loss",), "What is minimised, in nats. It says little by itself: both networks can agree on nothing."
     ),
@@ -86,6 +145,8 @@ def arrange(curves: Mapping[str, Curve]) -> list[Panel]:
     left = dict(curves)
     panels = []
     for row in ROWS:
+        if row.beside and row.beside not in curves:
+            continue
         named = [left.pop(name) for name in list(left) if any(re.fullmatch(pattern, name) for pattern in row.names)]
         if row.title:
             groups = [tuple(named[start : start + MOST_CURVES]) for start in range(0, len(named), MOST_CURVES)]

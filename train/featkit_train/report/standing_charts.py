@@ -128,7 +128,9 @@ def _below(name: str, room: int) -> str:
     numbered = re.fullmatch(r"(?:generation|round|exit)[-_ ]?(\d+)", name)
     if numbered:
         return numbered[1]
-    return name if len(name) <= room else re.sub(r"^ensemble[-_ ]?", "ens. ", name)
+    if len(name) <= room:
+        return name
+    return re.sub(r"^(all \w+) together$", r"\1", re.sub(r"^ensemble[-_ ]?", "ens. ", name))
 
 
 def _names(frame: Frame, places: Sequence[Place], across: Sequence[float], series: Series) -> str:
