@@ -42,8 +42,13 @@ COMMON = (
 NETWORKS: Mapping[str, Sequence[str]] = {
     "resnet": (
         "classifier={arch: 'timm:resnet18', options: {layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}, small_stem: true}",
-        *("optim.optimizer=sgd", "optim.lr=0.05", "optim.min_lr=0.0", "optim.warmup_steps=20"),
-        *("optim.weight_decay=5e-4", "optim.weight_decay_end=5e-4"),
+        *(
+            "optim.lr=3e-3",
+            "optim.min_lr=0.0",
+            "optim.warmup_steps=20",
+            "optim.weight_decay=0.05",
+            "optim.weight_decay_end=0.05",
+        ),
     ),
     "vit": (
         "classifier.arch=timm:vit_tiny_patch16_224",
