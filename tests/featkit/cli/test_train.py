@@ -134,7 +134,7 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
 
 def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(folder: Path, tmp_path: Path) -> None:
     # As a terminal does it: to all processes of the group, workers too.
-    more = ("--steps", "200", "--workers", "1", "--set", "run.checkpoint_every=200", "--set", "run.evaluate_every=200")
+    more = ("--steps", "100", "--workers", "1", "--set", "run.checkpoint_every=100", "--set", "run.evaluate_every=100")
     process = start_featkit(*command(folder, tmp_path / "broken", *more), before=os.setsid)
     wait_until(lambda: "loss" in read_text(tmp_path / "broken" / "metrics.jsonl"), process)
     os.killpg(process.pid, signal.SIGINT)
@@ -143,7 +143,7 @@ def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(fo
     assert stopped is not None, said.error
     assert (said.code, "Traceback" in said.error) == (130, False)
     assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == [f"step-{int(stopped[1]):08d}"]
-    assert 0 < int(stopped[1]) < 200
+    assert 0 < int(stopped[1]) < 100
     assert main(command(folder, tmp_path / "broken", "--quiet", *more, "--resume")) == 0
     assert main(command(folder, tmp_path / "whole", "--quiet", *more)) == 0
     broken, whole = (tmp_path / name / "backbone.safetensors" for name in ("broken", "whole"))

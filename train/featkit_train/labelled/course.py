@@ -31,6 +31,7 @@ from featkit_train.report.generations import write_generations_report
 from featkit_train.report.metrics import read_metrics
 from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolder
 from featkit_train.watching.judging import Remark
+from featkit_train.watching.probe import evenly
 from featkit_train.watching.standing import Kind, Row, Standing, write_standing
 from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
 
@@ -84,7 +85,7 @@ class Course:
                 config,
                 [source],
                 folder,
-                held_out=subset(held_out, range(min(len(held_out), MOST_WATCHED))),
+                held_out=subset(held_out, evenly(len(held_out), most=MOST_WATCHED)),
                 lessons=lessons,
                 resume=self.world.from_main((folder / CONFIG_FILE).is_file()),
                 on_log=self.ears.on_log,

@@ -21,7 +21,7 @@ from featkit_train.watching.meter import Log
 
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on
 COPIES, KNN = "copy_recall", "knn"
-MOST_COPIES = 200  # pictures whose copies are looked for, the first ones: a network sees five views of each
+MOST_COPIES = 200  # pictures whose copies are looked for: a network sees five views of each
 LEAST_A_LABEL = 4  # pictures, on average; with fewer, neighbours of one label say nothing
 
 
@@ -42,7 +42,8 @@ class HeldOut:
                 self.pictures.append(picture)
                 self.names.append(key)
         enough = len(self.pictures) > 1
-        self._copies = CopyProbe(self.pictures[:MOST_COPIES], geometry, seed=0, num_edits=4) if enough else None
+        some = [self.pictures[place] for place in evenly(len(self.pictures), most=MOST_COPIES)]
+        self._copies = CopyProbe(some, geometry, seed=0, num_edits=4) if enough else None
         self.prepared = np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
         kinds, codes = np.unique(self.labels, return_inverse=True)
         self._codes = codes if 1 < len(kinds) <= len(self.labels) / LEAST_A_LABEL else None
@@ -75,6 +76,12 @@ class HeldOut:
             neighbours = min(20, len(codes[::2]))
             scores[KNN] = knn_accuracy(vectors[::2], codes[::2], vectors[1::2], codes[1::2], k=neighbours)
         return scores
+
+
+def evenly(count: int, *, most: int) -> list[int]:
+    """At most so many of `count` places, spread over all of them, since pictures often lie sorted by their kind."""
+    taken = min(count, most)
+    return [place * count // taken for place in range(taken)]
 
 
 def _labels(source: Source, column: str) -> Callable[[int], str] | None:

@@ -1,0 +1,50 @@
+"""Promises of what a run is measured by: held-out pictures of every kind with their labels, and vectors of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featkit.sources import open_source
+from featkit_train.loop import geometry_of
+from featkit_train.watching import probe
+from featkit_train.watching.probe import COPIES, HeldOut, evenly
+from tests.train.labelled.small import draw_kinds, labelled_config
+
+GEOMETRY = geometry_of(labelled_config("internal"), patch=8)
+
+
+def by_pixels(images: np.ndarray) -> np.ndarray:
+    """Vectors that tell pictures apart, of unit length."""
+    rows = images.reshape(len(images), -1).astype(np.float32)
+    rows -= rows.mean(axis=1, keepdims=True)
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+@given(st.integers(0, 2000), st.integers(1, 300))
+def test_some_of_many_are_spread_over_all(count: int, most: int) -> None:
+    places = evenly(count, most=most)
+    assert len(places) == min(count, most)
+    assert places == sorted(set(places))
+    gaps = np.diff([*places, count]) if places else np.array([])
+    assert all(gap in (count // len(places), -(-count // len(places))) for gap in gaps)
+    assert places[:1] in ([], [0])
+
+
+def test_copies_are_looked_for_among_some_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_source(draw_kinds(tmp_path, 10))
+    monkeypatch.setattr(probe, "MOST_COPIES", 4)
+    held_out = HeldOut(source, np.arange(20), GEOMETRY)
+    assert held_out.labels == ["blue"] * 10 + ["red"] * 10
+    assert len(held_out.copy_images) == 4 * 5
+    assert held_out.prepared is not None
+    originals = held_out.copy_images[::5]
+    known = [int(np.flatnonzero((held_out.prepared == original).all(axis=(1, 2, 3)))[0]) for original in originals]
+    assert known == [0, 5, 10, 15]
+    recall = held_out.copy_recall(by_pixels(held_out.copy_images))
+    assert recall == held_out.measure(by_pixels)[COPIES]
+    assert 0.25 < recall <= 1.0
