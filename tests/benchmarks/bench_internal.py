@@ -1,14 +1,13 @@
 """Internal distillation of a small ResNet on 1,000 labelled pictures of CIFAR-10: each exit beside the plain network.
 
 Three seeds, trainings of the same number of steps; accuracy on 5,000 test pictures, pictures a second of each exit.
-Run: python tests/benchmarks/bench_internal.py [--quick]        (about 12 minutes)
+Run: python tests/benchmarks/bench_internal.py [--quick]        (six trainings of 90 seconds)
 
 The paper (arXiv 1905.08094) gains 2.65 points on average over five networks on CIFAR-100.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -19,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from featkit.resources import usable_cpus
-from featkit_train.config import TrainConfig
 from featkit_train.labelled import born_again, internal
 from featkit_train.watching.standing import Row
-from tests.benchmarks.labelled import Cifar, config_of, configure_steps, figures_of, open_cifar, spread, steps_in
+from tests.benchmarks.labelled import Cifar, config_of, figures_of, for_training, open_cifar, spread, steps_in
 from tests.benchmarks.record import is_quick, write_result
 
 SEEDS = (0, 1, 2)
@@ -30,18 +28,12 @@ SECONDS = 1.0 if is_quick() else 90.0
 EXITS = "classifier.exits=[1, 2, 3]"
 
 
-def seeded(config: TrainConfig, seed: int, steps: int) -> TrainConfig:
-    """The config for one training."""
-    config = configure_steps(config, steps)
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=100 * seed))
-
-
 def pair(seed: int, steps: int, cifar: Cifar, folder: Path) -> dict[str, Row]:
     """The plain network, and one with exits."""
-    alone = seeded(config_of("born-again", "resnet", "born_again.generations=0"), seed, steps)
+    alone = for_training(config_of("born-again", "resnet", "born_again.generations=0"), steps=steps, seed=seed)
     plain = born_again(alone, [cifar.labelled], folder / f"plain-{seed}", held_out=cifar.test)
     taught = internal(
-        seeded(config_of("internal", "resnet", EXITS), seed, steps),
+        for_training(config_of("internal", "resnet", EXITS), steps=steps, seed=seed),
         [cifar.labelled],
         folder / f"exits-{seed}",
         held_out=cifar.test,

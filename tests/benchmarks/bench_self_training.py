@@ -1,12 +1,11 @@
 """Self-training on CIFAR-10: 1,000 pictures with labels and 9,000 whose labels are not used, a teacher and two students.
 
 A small ResNet, two seeds; accuracy on 5,000 test pictures. Students take as many steps as their teacher.
-Run: python tests/benchmarks/bench_self_training.py [--quick]        (about 12 minutes)
+Run: python tests/benchmarks/bench_self_training.py [--quick]        (six trainings of 90 seconds)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from featkit.resources import usable_cpus
 from featkit_train.labelled import self_training
 from featkit_train.watching.standing import Row
-from tests.benchmarks.labelled import config_of, configure_steps, figures_of, open_cifar, spread, steps_in
+from tests.benchmarks.labelled import config_of, figures_of, for_training, open_cifar, spread, steps_in
 from tests.benchmarks.record import is_quick, write_result
 
 SEEDS = (0, 1)
@@ -38,8 +37,7 @@ def main() -> None:
         steps = steps_in(SECONDS, plain, cifar, folder / "warm")
         figures: dict[str, Any] = {"steps of a training": steps}
         for seed in SEEDS:
-            config = configure_steps(plain, steps)
-            config = dataclasses.replace(config, run=dataclasses.replace(config.run, seed=100 * seed))
+            config = for_training(plain, steps=steps, seed=seed)
             standing = self_training(config, [cifar.labelled], [cifar.unlabelled], folder / f"run-{seed}", held_out=cifar.test)
             for row in standing.rows:
                 rows.setdefault(row.name, []).append(row)

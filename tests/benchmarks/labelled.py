@@ -13,7 +13,7 @@ import numpy as np
 from featkit.sources import Source, open_source, subset
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
-from featkit_train.labelled.parting import Parted, part
+from featkit_train.labelled.parting import part
 from featkit_train.loop import train
 from featkit_train.methods import Lessons
 from featkit_train.watching.standing import Row
@@ -81,18 +81,18 @@ def config_of(method: str, network: str, *settings: str) -> TrainConfig:
     return configure(method, "small_labelled", [*COMMON, *NETWORKS[network], *QUIET, *settings])
 
 
-def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path, *, learnt: Parted | None = None) -> int:
+def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path) -> int:
     """How many steps of a training fit, by a few of them without a teacher."""
-    parted = learnt or part([cifar.labelled], config, held_out=subset(cifar.test, range(20)))
-    warm = configure_steps(config, WARM_STEPS)
+    parted = part([cifar.labelled], config, held_out=subset(cifar.test, range(20)))
+    warm = for_training(config, steps=WARM_STEPS)
     lessons = Lessons(classes=parted.classes, labels=parted.labels)
     report = train(warm, [parted.learnt], out, held_out=subset(cifar.test, range(20)), lessons=lessons)
     return max(2, int(seconds * report.images_per_s / config.run.batch_size))
 
 
-def configure_steps(config: TrainConfig, steps: int) -> TrainConfig:
-    """The same config for another number of steps."""
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, steps=steps))
+def for_training(config: TrainConfig, *, steps: int, seed: int = 0) -> TrainConfig:
+    """The same config for a number of steps and a seed; those of a course that follow on take the seeds after it."""
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, steps=steps, seed=100 * seed))
 
 
 def spread(values: Sequence[float]) -> str:

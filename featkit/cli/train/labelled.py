@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.train.flags import ClusterFlags, LabelFlags, TrainFlags
 from featkit.cli.train.methods import Data
-from featkit.cli.train.running import configured, in_words, is_main, print_slurm, show
+from featkit.cli.train.running import configured, in_words, is_main, open_pictures, print_slurm, show
 from featkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -180,10 +180,8 @@ def _run(
         print_slurm(config, cluster)
         return
     from featkit_train.labelled.course import CourseEars
-    from featkit_train.pictures.sources import open_training_source
 
-    sources = [open_training_source(spec) for spec in data]
-    held_out = open_training_source(flags.held_out) if flags.held_out is not None else None
+    sources, held_out = open_pictures(data, flags)
     quiet = flags.quiet or not is_main()
     if not quiet:
         counts = [sum(map(len, part)) for part in (sources[:num_labelled], sources[num_labelled:])]

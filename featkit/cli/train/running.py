@@ -12,6 +12,7 @@ from featkit.cli.train.flags import SETTINGS, ClusterFlags, LabelFlags, TeacherF
 from featkit.errors import InputError
 
 if TYPE_CHECKING:
+    from featkit.sources import Source
     from featkit_train.config import TrainConfig
     from featkit_train.loop import TrainReport
     from featkit_train.watching.plan import Plan
@@ -32,13 +33,11 @@ def run(
     """Train by a method with a momentum teacher. settings: of the flags that only this method has, None where not given."""
     config = configured(method, flags, own, settings)
     from featkit_train.loop import train
-    from featkit_train.pictures.sources import open_training_source
 
     if cluster is not None and cluster.slurm:
         print_slurm(config, cluster)
         return
-    sources = [open_training_source(spec) for spec in data]
-    held_out = open_training_source(flags.held_out) if flags.held_out is not None else None
+    sources, held_out = open_pictures(data, flags)
     if own is not None and own.sweep:
         from featkit.cli.train.trials import run_trials
 
@@ -73,6 +72,14 @@ def configured(
     given = {SETTINGS[flag]: value for flag, value in told.items()} | dict(settings or {})
     words = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items() if value is not None]
     return configure(method, flags.recipe, [*words, *(flags.set_ or [])])
+
+
+def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
+    """What is learnt from, and what is held out where that is named."""
+    from featkit_train.pictures.sources import open_training_source
+
+    sources = [open_training_source(spec) for spec in data]
+    return sources, open_training_source(flags.held_out) if flags.held_out is not None else None
 
 
 def is_main() -> bool:

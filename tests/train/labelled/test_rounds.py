@@ -52,15 +52,12 @@ def test_a_teacher_and_two_students_are_tabled(run: tuple[Path, list[str]]) -> N
     assert (run[0] / "report.html").is_file()
 
 
-@pytest.mark.parametrize(
-    ("setting", "is_other"),
-    [("self_training.pseudo=hard", True), ("self_training.labelled_share=0.6", True), ("labels.smoothing=0.2", True)],
-)
+@pytest.mark.parametrize("setting", ["self_training.pseudo=hard", "self_training.labelled_share=0.6", "labels.smoothing=0.2"])
 def test_students_learn_what_the_settings_say(
-    setting: str, is_other: bool, parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
+    setting: str, parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     digests = train(parts, tmp_path / "run", setting, "self_training.rounds=1")
-    assert (digests[1] != run[1][1]) == is_other
+    assert digests[1] != run[1][1]
     assert (digests[0] == run[1][0]) == (not setting.startswith("labels"))
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,13 +16,13 @@ from torch.nn import functional as F
 from featkit_train.losses import (
     confidence_weights,
     cross_entropy,
-    ensemble_probs,
     exit_loss,
     feature_loss,
     kd_loss,
     permuted_knowledge,
     soft_cross_entropy,
 )
+from tests.train.losses.processes import in_processes
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -317,25 +315,6 @@ def test_shapes_that_torch_would_stretch_to_each_other_are_refused() -> None:
 # -- confidence_weights and the weights of several processes --------------------------------------------------------------
 
 
-def in_processes(part: Callable[[int, Callable[[Tensor], Tensor]], Tensor], sizes: list[int]) -> list[Tensor]:
-    """part(rank, gather) of every process, where each is a thread."""
-    meeting = threading.Barrier(len(sizes), timeout=30)
-    said: dict[int, Tensor] = {}
-
-    def process(rank: int) -> Tensor:
-        def gather(own: Tensor) -> Tensor:
-            said[rank] = own
-            meeting.wait()
-            everyone = torch.cat([said[other] for other in range(len(sizes))])
-            meeting.wait()
-            return everyone
-
-        return part(rank, gather)
-
-    with ThreadPoolExecutor(len(sizes)) as threads:
-        return list(threads.map(process, range(len(sizes))))
-
-
 def test_confidence_weights_equal_the_loop_and_ask_for_no_gradient() -> None:
     teacher = noise(6, 5)
     confidence = [float(torch.softmax(row, dim=0).max()) for row in teacher.detach()]
@@ -375,7 +354,7 @@ def test_the_mean_over_processes_of_weighted_sums_is_the_sum_of_one_process(size
     assert_same(averaged, whole, student)
 
 
-# -- permuted_knowledge and ensemble_probs --------------------------------------------------------------------------------
+# -- permuted_knowledge ------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
@@ -441,20 +420,6 @@ def test_permuting_logits_is_permuting_probabilities() -> None:
 def test_permuted_knowledge_of_one_class_is_the_same() -> None:
     teacher = noise(3, 1)
     assert torch.equal(permuted_knowledge(teacher, generator=np.random.default_rng(0)), teacher)
-
-
-def test_ensemble_probs_equal_the_loop_and_ask_for_no_gradient() -> None:
-    logits = noise(3, 4, 5)
-    probs = ensemble_probs(logits)
-    expected = sum((torch.softmax(model, dim=-1) for model in logits.detach()), start=torch.zeros(4, 5)) / 3
-    torch.testing.assert_close(probs, expected.float())
-    assert not torch.allclose(probs, logits.detach().mean(dim=0).softmax(dim=-1).float(), atol=1e-2)  # which is another mean
-    assert not probs.requires_grad
-
-
-def test_ensemble_probs_of_two_sure_opponents_are_halves() -> None:
-    logits = torch.tensor([[[1e4, -1e4]], [[-1e4, 1e4]]], dtype=torch.bfloat16)
-    assert torch.equal(ensemble_probs(logits), torch.tensor([[0.5, 0.5]]))
 
 
 # -- feature_loss and exit_loss -------------------------------------------------------------------------------------------
@@ -527,7 +492,7 @@ def test_all_are_the_same_float32_under_autocast_and_finite_for_bfloat16() -> No
 
     def everything(logits: Tensor, vectors: Tensor) -> list[Tensor]:
         weights = confidence_weights(logits[1])
-        probs = ensemble_probs(logits)
+        probs = logits.float().softmax(dim=-1).mean(dim=0)
         parts = exit_loss(logits, vectors, labels, alpha=0.3, feature_weight=0.2, temperature=3.0)
         soft = soft_cross_entropy(logits[0], probs, weights=weights)
         return [kd_loss(logits[0], logits[1], weights=weights), soft, *parts, weights.std(), probs.std()]

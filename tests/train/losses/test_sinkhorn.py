@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from featkit_train.losses import sinkhorn_knopp
+from tests.train.losses.processes import in_processes
 
 
 def test_sinkhorn_equals_the_loop_of_its_docstring() -> None:
@@ -73,22 +73,12 @@ def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant_and_their_order(
 @pytest.mark.parametrize("sizes", [[4, 4], [6, 0, 2], [0, 3]])
 def test_sinkhorn_of_rows_spread_over_processes_is_that_of_all_rows(sizes: list[int]) -> None:
     logits = torch.randn(sum(sizes), 5, generator=torch.Generator().manual_seed(4))
-    meeting = threading.Barrier(len(sizes), timeout=30)
-    said: dict[int, Tensor] = {}
 
-    def part(rank: int) -> Tensor:
-        def gather(own: Tensor) -> Tensor:
-            said[rank] = own
-            meeting.wait()
-            everyone = torch.cat([said[other] for other in range(len(sizes))])
-            meeting.wait()
-            return everyone
-
+    def part(rank: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         first = sum(sizes[:rank])
         return sinkhorn_knopp(logits[first : first + sizes[rank]], teacher_temp=0.1, gather=gather)
 
-    with ThreadPoolExecutor(len(sizes)) as threads:
-        probs = torch.cat(list(threads.map(part, range(len(sizes)))))
+    probs = torch.cat(in_processes(part, sizes))
     torch.testing.assert_close(probs, sinkhorn_knopp(logits, teacher_temp=0.1))
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,7 +30,14 @@ from featkit_train.networks.classifier import Classifier
 from featkit_train.report.generations import write_generations_report
 from featkit_train.report.metrics import read_metrics
 from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolder
-from featkit_train.watching.judging import Remark
+from featkit_train.watching.judging import (
+    Remark,
+    agrees_with_errors,
+    beyond_noise,
+    no_gain,
+    paired_gain,
+    surer_of_mistakes,
+)
 from featkit_train.watching.probe import evenly
 from featkit_train.watching.standing import Kind, Row, Standing, write_standing
 from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
@@ -124,9 +131,33 @@ class Course:
         self._write()
         return row
 
-    def row(self, name: str) -> Row:
-        """The row of that name. KeyError where there is none."""
-        return {row.name: row for row in self.rows}[name]
+    def follow(self, kind: Literal["generation", "round"], trained: Sequence[Trained]) -> bool:
+        """The row of the newest, and whether it beats its teacher, the one before, beyond noise; said where it does not.
+
+        The first has no teacher, and True is said of it.
+        """
+        newest, number = trained[-1], len(trained) - 1
+        teacher = trained[-2] if number else None
+        row = self.add(
+            newest.name,
+            kind,
+            newest.seen[-1],
+            teacher=None if teacher is None else teacher.seen[-1],
+            seconds=newest.seconds,
+            parameters=sum(parameter.numel() for parameter in newest.classifier.parameters()),
+        )
+        if teacher is None:
+            return True
+        self.remark(agrees_with_errors(row.shared_errors, student=newest.name))
+        gain = paired_gain(teacher.seen[-1].probs, newest.seen[-1].probs, self.judge.labels)
+        before = next(each.accuracy for each in self.rows if each.name == teacher.name)
+        self.remark(no_gain(before, row.accuracy, gain, generation=number, kind=kind))
+        return beyond_noise(gain)
+
+    def end(self, kind: Literal["generation", "round"]) -> Standing:
+        """What is to be said of all that followed each other, and `finish`."""
+        self.remark(surer_of_mistakes([row.wrong_confidence for row in self.rows if row.kind == kind], first=0, kind=kind))
+        return self.finish()
 
     def remark(self, remark: Remark | None) -> None:
         """Keep what was noticed, and say it; nothing of None."""
@@ -189,6 +220,8 @@ def course(
             folder.begin()
         world.wait()
         ears = ears if ears is not None and world.is_main else CourseEars()
+        if parted.num_unlabelled:
+            ears.on_note(f"{parted.num_unlabelled:,} pictures have no label, and are neither learnt nor measured on.")
         try:
             yield Course(config=config, parted=parted, out=out, ears=ears, world=world, device=device)
         except InputError:

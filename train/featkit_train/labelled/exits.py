@@ -13,9 +13,7 @@ from featkit_train.labelled.judge import together
 from featkit_train.labelled.parting import part
 from featkit_train.methods import Lessons
 from featkit_train.networks.exits import ExitedBackbone
-from featkit_train.watching.standing import Standing
-
-NETWORK = "network"  # the folder of the one training
+from featkit_train.watching.standing import NETWORK, Standing
 
 
 def internal(

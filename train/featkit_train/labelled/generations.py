@@ -13,7 +13,6 @@ from featkit_train.labelled.parting import part
 from featkit_train.labelled.teacher_logits import LOGITS_FILE, is_worth_keeping, keep_logits, open_logits
 from featkit_train.methods import Lessons, make_method
 from featkit_train.networks.classifier import Classifier
-from featkit_train.watching.judging import agrees_with_errors, beyond_noise, no_gain, paired_gain, surer_of_mistakes
 from featkit_train.watching.standing import Standing
 
 
@@ -39,18 +38,16 @@ def born_again(
         generations: list[Trained] = []
         failures = 0
         for number in range(config.born_again.generations + 1):
-            teacher = generations[-1] if generations else None
-            generations.append(_train(here, number, teacher))
-            _judge(here, generations)
-            if teacher is not None:
-                failures = 0 if _beats(here, generations) else failures + 1
+            generations.append(_train(here, number, generations[-1] if generations else None))
+            failures = 0 if here.follow("generation", generations) else failures + 1
+            if number >= 2:
+                here.add(f"ensemble of {number}", "ensemble", together([each.seen[-1] for each in generations[1:]]))
             if failures >= config.born_again.patience:
                 break
         if len(generations) > 2:
             whole = together([each.seen[-1] for each in generations])
             here.add("ensemble of all, generation 0 too", "ensemble", whole)
-        here.remark(surer_of_mistakes([row.wrong_confidence for row in here.rows if row.kind == "generation"], first=0))
-        return here.finish()
+        return here.end("generation")
 
 
 def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
@@ -74,34 +71,12 @@ def _with_kept_logits(here: Course, name: str, config: TrainConfig, teacher: Cla
         here.ears.on_note(f"{name}: keeping what its teacher says of {len(parted.learnt) * config.crops.fixed_views:,} views.")
         here.ears.on_asking(name, len(parted.learnt) * config.crops.fixed_views)
         keep_logits(
-            path, teacher, parted.learnt, config, device=here.device, on_progress=lambda done, _all: here.ears.on_asked(done)
+            path, teacher, parted.learnt, config, device=here.device, on_progress=lambda asked, _all: here.ears.on_asked(asked)
         )
     here.world.wait()
-    lessons = Lessons(
-        classes=parted.classes, labels=parted.labels, teacher=None, teacher_logits=None if done else open_logits(path)
-    )
+    teacher_logits = None if done else open_logits(path)
+    lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher_logits=teacher_logits)
     trained = here.train(name, config, parted.learnt, lessons)
     if here.world.is_main:
         path.unlink(missing_ok=True)
     return trained
-
-
-def _judge(here: Course, generations: Sequence[Trained]) -> None:
-    """Rows of the newest generation and of the ensemble of all students so far."""
-    newest, number = generations[-1], len(generations) - 1
-    teacher = generations[-2].seen[-1] if number else None
-    parameters = sum(parameter.numel() for parameter in newest.classifier.parameters())
-    row = here.add(newest.name, "generation", newest.seen[-1], teacher=teacher, seconds=newest.seconds, parameters=parameters)
-    here.remark(agrees_with_errors(row.shared_errors, student=newest.name))
-    if number >= 2:
-        students = [each.seen[-1] for each in generations[1:]]
-        here.add(f"ensemble of {len(students)}", "ensemble", together(students))
-
-
-def _beats(here: Course, generations: Sequence[Trained]) -> bool:
-    """Whether the newest generation beats its teacher beyond noise; said where it does not."""
-    before, after = (each.seen[-1].probs for each in generations[-2:])
-    gain = paired_gain(before, after, here.judge.labels)
-    earlier, later = (here.row(each.name).accuracy for each in generations[-2:])
-    here.remark(no_gain(earlier, later, gain, generation=len(generations) - 1))
-    return beyond_noise(gain)

@@ -14,16 +14,7 @@ from featkit_train.labelled.parting import check_apart, part
 from featkit_train.labelled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
 from featkit_train.methods import Lessons
 from featkit_train.methods.lessons import UNKNOWN
-from featkit_train.watching.judging import (
-    agrees_with_errors,
-    beyond_noise,
-    effective_classes,
-    few_classes,
-    no_gain,
-    nothing_accepted,
-    paired_gain,
-    surer_of_mistakes,
-)
+from featkit_train.watching.judging import effective_classes, few_classes, nothing_accepted
 from featkit_train.watching.standing import Standing
 
 
@@ -55,11 +46,10 @@ def self_training(
             if lessons is None:
                 break
             rounds.append(here.train(f"round-{number}", of_training(config, number), everything, lessons))
-            failures = 0 if _judge(here, rounds) else failures + 1
+            failures = 0 if here.follow("round", rounds) else failures + 1
             if failures >= config.self_training.patience:
                 break
-        here.remark(surer_of_mistakes([row.wrong_confidence for row in here.rows], first=0, kind="round"))
-        return here.finish()
+        return here.end("round")
 
 
 def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]) -> Lessons | None:
@@ -91,16 +81,3 @@ def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Tra
         return Lessons(classes=parted.classes, labels=labels, numbers=numbers)
     rows = np.concatenate([np.zeros((own, len(parted.classes)), np.float32), probs])
     return Lessons(classes=parted.classes, labels=labels, probs=rows, numbers=numbers)
-
-
-def _judge(here: Course, rounds: Sequence[Trained]) -> bool:
-    """The newest round's row; whether it beats its teacher beyond noise, and true of the first, which has none."""
-    newest, number = rounds[-1], len(rounds) - 1
-    teacher = rounds[-2].seen[-1] if number else None
-    row = here.add(newest.name, "round", newest.seen[-1], teacher=teacher, seconds=newest.seconds)
-    if teacher is None:
-        return True
-    here.remark(agrees_with_errors(row.shared_errors, student=newest.name))
-    gain = paired_gain(teacher.probs, newest.seen[-1].probs, here.judge.labels)
-    here.remark(no_gain(here.row(rounds[-2].name).accuracy, row.accuracy, gain, generation=number, kind="round"))
-    return beyond_noise(gain)

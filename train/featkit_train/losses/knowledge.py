@@ -5,7 +5,7 @@ Losses are means over the rows of this process, or sums weighted by `weights` (B
 processes, which is that of one process with all rows where each has as many of them and takes means; so `weights` are W times a
 row's share of all processes' rows together, as `confidence_weights` gives them. With one process they sum to 1.
 
-Letters: B rows of this process (pictures), K classes, D width, M models, E exits, W processes.
+Letters: B rows of this process (pictures), K classes, D width, E exits, W processes.
 """
 
 from __future__ import annotations
@@ -138,17 +138,6 @@ def permuted_knowledge(teacher_logits: Tensor, *, generator: np.random.Generator
     others = (largest + 1 + torch.arange(num_classes - 1, device=largest.device)) % num_classes
     shuffled = others.gather(1, torch.from_numpy(order).to(others.device))
     return teacher_logits.scatter(1, others, teacher_logits.gather(1, shuffled))
-
-
-@torch.no_grad()
-def ensemble_probs(logits: Tensor) -> Tensor:
-    """What M models say together (B, K) in float32: the mean of their probabilities (Born-Again Networks, section 3.1).
-
-    logits (M, B, K), any float.
-
-        mean over m of  softmax(logits[m])
-    """
-    return F.softmax(logits.float(), dim=-1).mean(dim=0)
 
 
 def feature_loss(features: Tensor, target: Tensor) -> Tensor:

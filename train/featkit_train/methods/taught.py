@@ -128,13 +128,9 @@ class Taught(Method):
         labels = codes_of(held_out.labels, self.lessons.classes)
         if held_out.prepared is None or (labels == UNKNOWN).all():
             return {}
-        by_exit = self.classify(held_out.prepared)
+        by_exit = classify(self.student, held_out.prepared, mean=self.mean, std=self.std)
         found = {"accuracy": accuracy(by_exit[-1], labels), "ece": expected_calibration_error(by_exit[-1], labels)}
         return found | {f"accuracy_exit_{n}": accuracy(probs, labels) for n, probs in enumerate(by_exit[:-1], 1)}
-
-    def classify(self, images: np.ndarray) -> np.ndarray:
-        """(E, N, K) probabilities of prepared pictures (N, H, W, 3) uint8."""
-        return classify(self.student, images, mean=self.mean, std=self.std)
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
         """The backbone, and the same with its heads, which teaches or goes on."""

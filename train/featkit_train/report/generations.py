@@ -15,7 +15,7 @@ from featkit_train.report.charts import number
 from featkit_train.report.page import CONFIG_FILE, flattened, method_name, read_config, settings_section
 from featkit_train.report.parts import REPORT_FILE, breakable, card, duration, noticed, scores, text, write_page
 from featkit_train.report.standing_charts import Place, Series, figure, places_chart, speed_chart
-from featkit_train.watching.standing import Kind, Row, Standing, read_standing
+from featkit_train.watching.standing import NETWORK, Kind, Row, Standing, read_standing
 
 HEADS: dict[Kind, str] = {
     "generation": "Generations",
@@ -25,7 +25,6 @@ HEADS: dict[Kind, str] = {
 }
 PLURALS: dict[Kind, str] = {"generation": "generations", "round": "rounds", "exit": "exits", "ensemble": "ensembles"}
 CHOSEN = ' class="chosen"'
-NETWORK = "network"  # the folder of the one training whose exits are compared, as labelled.exits names it
 MOST_CLASSES = 12  # named at the top
 
 

@@ -12,17 +12,16 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.evaluate.copies import CopyProbe
-from featkit.evaluate.knn import knn_accuracy
 from featkit.evaluate.labels import LABEL, find_column, labels_of
 from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source, subset
 from featkit_train.watching.meter import Log
+from featkit_train.watching.standing import held_out_knn, labels_tell
 
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on
 COPIES, KNN = "copy_recall", "knn"
 MOST_COPIES = 200  # pictures whose copies are looked for: a network sees five views of each
-LEAST_A_LABEL = 4  # pictures, on average; with fewer, neighbours of one label say nothing
 
 
 class HeldOut:
@@ -45,8 +44,7 @@ class HeldOut:
         some = [self.pictures[place] for place in evenly(len(self.pictures), most=MOST_COPIES)]
         self._copies = CopyProbe(some, geometry, seed=0, num_edits=4) if enough else None
         self.prepared = np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
-        kinds, codes = np.unique(self.labels, return_inverse=True)
-        self._codes = codes if 1 < len(kinds) <= len(self.labels) / LEAST_A_LABEL else None
+        self._codes = np.unique(self.labels, return_inverse=True)[1]
 
     @property
     def copy_images(self) -> np.ndarray:
@@ -71,10 +69,9 @@ class HeldOut:
         if self._copies is None or self.prepared is None:
             return {}
         scores = {COPIES: self._copies.recall_at_1(embed)}
-        if self._codes is not None:
-            vectors, codes = embed(self.prepared), self._codes
-            neighbours = min(20, len(codes[::2]))
-            scores[KNN] = knn_accuracy(vectors[::2], codes[::2], vectors[1::2], codes[1::2], k=neighbours)
+        knn = held_out_knn(embed(self.prepared), self._codes) if labels_tell(self._codes) else None
+        if knn is not None:
+            scores[KNN] = knn
         return scores
 
 
