@@ -16,14 +16,10 @@ from typing import get_args
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import numpy as np
-
 from featkit.embedder import Embedder
-from featkit.evaluate.baselines import pixel_vectors, pixels_of
 from featkit.evaluate.copies import CopiesReport, evaluate_copies
-from featkit.evaluate.edits import working_picture
-from featkit.images import decode
-from featkit.sources import Source, open_source
+from featkit.evaluate.knn import evaluate_knn
+from featkit.sources import Source, open_source, subset
 from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
 from featkit_train.configure import configure
@@ -34,33 +30,14 @@ from tests.benchmarks.record import is_quick, write_result
 NEIGHBOURS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
 
 
-def nearest_kind_accuracy(gallery: np.ndarray, kinds: np.ndarray, queries: np.ndarray, right: np.ndarray) -> float:
-    """Share of queries whose kind most of the NEIGHBOURS nearest gallery vectors have."""
-    nearest = np.argsort(-(queries @ gallery.T), axis=1, kind="stable")[:, :NEIGHBOURS]
-    votes = np.apply_along_axis(np.bincount, 1, kinds[nearest], minlength=10)
-    return float((votes.argmax(axis=1) == right).mean())
-
-
-def kinds_of(source: Source, count: int) -> np.ndarray:
-    """The labels of the first `count` items."""
-    return np.array([int(source.metadata(number)["class"]) for number in range(count)])
-
-
 def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
     """Of the model and of centred pixels."""
-    parts = (open_source(data / "cifar10" / "train-00000.tar"), open_source(data / "cifar10" / "train-00001.tar"))
-    counts = (GALLERY, QUERIES)
-    vectors, pixels = [], []
-    for part, count in zip(parts, counts, strict=True):
-        vectors.append(embedder.embed(part.read(number) for number in range(count)))
-        pictures = (working_picture(decode(part.read(number)).pixels) for number in range(count))
-        pixels.append(np.stack([pixels_of(picture) for picture in pictures]))
-    mean = pixels[0].mean(axis=0)
-    flat = [pixel_vectors(rows, mean) for rows in pixels]
-    kinds = [kinds_of(part, count) for part, count in zip(parts, counts, strict=True)]
+    shards = (open_source(data / "cifar10" / f"train-0000{number}.tar") for number in range(2))
+    gallery, queries = (subset(shard, range(count)) for shard, count in zip(shards, (GALLERY, QUERIES), strict=True))
+    model, pixels = evaluate_knn(gallery, queries, embedder, ks=(NEIGHBOURS,)).scores
     return {
-        "CIFAR-10 by 20 neighbours, model": round(nearest_kind_accuracy(vectors[0], kinds[0], vectors[1], kinds[1]), 3),
-        "CIFAR-10 by 20 neighbours, centred pixels": round(nearest_kind_accuracy(flat[0], kinds[0], flat[1], kinds[1]), 3),
+        f"CIFAR-10 by {NEIGHBOURS} neighbours, model": round(model.weighted, 3),
+        f"CIFAR-10 by {NEIGHBOURS} neighbours, centred pixels": round(pixels.weighted, 3),
     }
 
 
