@@ -1,7 +1,7 @@
 """Self-training on CIFAR-10: 1,000 pictures with labels and 9,000 whose labels are not used, a teacher and two students.
 
 A small ResNet, two seeds; accuracy on 5,000 test pictures. Students take as many steps as their teacher.
-Run: python tests/benchmarks/bench_self_training.py [--quick]        (six trainings of 90 seconds)
+Run: python tests/benchmarks/bench_self_training.py [SECONDS] [--quick]        (six trainings of 90 seconds)
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ from tests.benchmarks.labelled import config_of, figures_of, for_training, open_
 from tests.benchmarks.record import is_quick, write_result
 
 SEEDS = (0, 1)
-SECONDS = 1.0 if is_quick() else 90.0
+SECONDS = 1 if is_quick() else 90
 NOISE = ("crops.rotation_degrees=10", "self_training.rounds=2", "self_training.patience=99")
 
 
 def main() -> None:
     """Train, judge and record."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    seconds = int(words[0]) if words else SECONDS
     torch.set_num_threads(usable_cpus())
     cifar = open_cifar()
     rows: dict[str, list[Row]] = {}
     plain = config_of("self-training", "resnet", *NOISE)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        steps = steps_in(SECONDS, plain, cifar, folder / "warm")
+        steps = steps_in(seconds, plain, cifar, folder / "warm")
         figures: dict[str, Any] = {"steps of a training": steps}
         for seed in SEEDS:
             config = for_training(plain, steps=steps, seed=seed)
@@ -45,7 +47,7 @@ def main() -> None:
                 figures[f"{what}, accuracy in %"] = spread([row.accuracy for row in of])
             figures["noticed"] = [remark.sentence for remark in standing.remarks]
             figures["all figures"] = {what: [figures_of(row) for row in of] for what, of in rows.items()}
-            write_result("self_training", figures)
+            write_result(f"self_training_{seconds}s", figures)
 
 
 if __name__ == "__main__":

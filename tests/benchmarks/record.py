@@ -53,6 +53,12 @@ def write_result(name: str, figures: Mapping[str, Any], *, keep: bool | None = N
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
+def read_figures(name: str) -> dict[str, Any]:
+    """Those that results/NAME.json holds, or none."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text())["figures"] if path.is_file() else {}
+
+
 def versions() -> dict[str, str]:
     """Of the packages that are installed."""
     found = {}
