@@ -489,6 +489,7 @@ LEFT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "self_training.confidence": (SELF, 0.0, 0.8),
     "self_training.balance": (SELF, "true", "false"),
     "self_training.labelled_share": (SELF, 0.0, 0.7),
+    "self_training.student_length": (SELF, 1.0, 2.0),
 }
 
 

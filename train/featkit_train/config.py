@@ -227,10 +227,13 @@ class SelfTrainingConfig:
     confidence: float = 0.3  # the least that the teacher's best class must have; the paper's
     balance: bool = True  # as many pictures of each class, the most confident first, others again where there are too few
     labelled_share: float = 0.25  # the least share of a batch with labels of people's
+    student_length: float = 1.0  # steps of a student over its teacher's; it has more pictures to see, under noise
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1 or not 0 <= self.labelled_share < 1:
             raise ValueError(f"confidence {self.confidence} and labelled_share {self.labelled_share} are no shares")
+        if self.student_length <= 0:
+            raise ValueError(f"student_length {self.student_length} is not above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -212,7 +212,9 @@ def _length(config: "TrainConfig") -> str:
         "self-training": (config.self_training.rounds + 1, "rounds"),
     }
     count, kind = counts.get(config.method, (1, ""))
-    return f"at most {count} {kind} of {one}" if count > 1 else one
+    longer = config.self_training.student_length
+    students = f", those of students {longer:g} times as long" if config.method == "self-training" and longer != 1 else ""
+    return f"at most {count} {kind} of {one}{students}" if count > 1 else one
 
 
 class _Telling:

@@ -11,9 +11,11 @@ import pytest
 from featkit.errors import InputError
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
+from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.labelled import self_training
 from featkit_train.labelled.course import CourseEars
 from featkit_train.labelled.pseudo_labels import PSEUDO_FILE
+from featkit_train.run_folder import CHECKPOINTS
 from featkit_train.watching.standing import read_standing
 from featkit_train.weights import CLASSIFIER_FILE
 from tests.train.labelled.small import draw_kinds, labelled_config
@@ -59,6 +61,21 @@ def test_students_learn_what_the_settings_say(
     digests = train(parts, tmp_path / "run", setting, "self_training.rounds=1")
     assert digests[1] != run[1][1]
     assert (digests[0] == run[1][0]) == (not setting.startswith("labels"))
+
+
+def test_students_are_as_long_as_they_are_told(parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path) -> None:
+    settings = ("self_training.student_length=1.5", "self_training.rounds=1")
+    digests = train(parts, tmp_path / "run", *settings)
+    assert digests[0] == run[1][0]
+    assert digests[1] != run[1][1]
+    steps = config().run.steps
+    lengths = [list_checkpoints(tmp_path / "run" / f"round-{number}" / CHECKPOINTS)[-1].name for number in range(2)]
+    assert lengths == [f"step-{steps:08d}", f"step-{round(1.5 * steps):08d}"]
+    # Whole, it is not trained again.
+    self_training(
+        config(*settings), [parts["labelled"]], [parts["unlabelled"]], tmp_path / "run", held_out=parts["held_out"], resume=True
+    )
+    assert hashlib.sha256((tmp_path / "run" / "round-1" / CLASSIFIER_FILE).read_bytes()).hexdigest() == digests[1]
 
 
 def test_labels_of_the_unlabelled_are_not_looked_at(
