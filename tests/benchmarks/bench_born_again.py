@@ -36,7 +36,7 @@ from featkit_train.watching.standing import Row
 from featkit_train.weights import CLASSIFIER_FILE, load_classifier
 from tests.benchmarks.labelled import Cifar, config_of, figures_of, for_training, open_cifar, spread, steps_in
 from tests.benchmarks.loops import FeatkitLoop
-from tests.benchmarks.record import is_quick, write_result
+from tests.benchmarks.record import arguments, is_quick, write_result
 
 SEEDS = {"resnet": (0, 1, 2), "vit": (0,)}
 SECONDS = 1.0 if is_quick() else 90.0
@@ -130,7 +130,7 @@ def _drawn_teacher(config: TrainConfig, parted: Parted) -> Classifier:
 def main() -> None:
     """Train, judge and record."""
     torch.set_num_threads(usable_cpus())
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    words = arguments()
     networks = words[:1] or [*SEEDS]
     cifar = open_cifar()
     with tempfile.TemporaryDirectory() as name:

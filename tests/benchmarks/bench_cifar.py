@@ -26,7 +26,7 @@ from featkit_train.configure import configure
 from featkit_train.weights import BackboneInfo
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.photos import data_folder
-from tests.benchmarks.record import is_quick, write_result
+from tests.benchmarks.record import arguments, is_quick, write_result
 
 NEIGHBOURS = 20
 MINUTES = 0.2 if is_quick() else 30.0
@@ -58,7 +58,7 @@ def measure(loop: FeatkitLoop, train: Source, test: Source) -> KnnReport:
 
 def main() -> None:
     """Train, measure and record."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    words = arguments()
     minutes = float(words[0]) if words else MINUTES
     method = words[1] if len(words) > 1 else "dino"
     torch.set_num_threads(usable_cpus())

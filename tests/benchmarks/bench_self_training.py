@@ -19,7 +19,7 @@ from featkit.resources import usable_cpus
 from featkit_train.labelled import self_training
 from featkit_train.watching.standing import Row
 from tests.benchmarks.labelled import config_of, figures_of, for_training, open_cifar, spread, steps_in
-from tests.benchmarks.record import is_quick, write_result
+from tests.benchmarks.record import arguments, is_quick, write_result
 
 SEEDS = (0, 1)
 SECONDS = 1 if is_quick() else 90
@@ -28,7 +28,7 @@ NOISE = ("crops.rotation_degrees=10", "self_training.rounds=2", "self_training.p
 
 def main() -> None:
     """Train, judge and record."""
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    words = arguments()
     seconds = int(words[0]) if words else SECONDS
     torch.set_num_threads(usable_cpus())
     cifar = open_cifar()

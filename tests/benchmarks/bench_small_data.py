@@ -28,7 +28,7 @@ from featkit_train.networks.vit import VisionTransformer
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 from tests.benchmarks.lightly_loops import LOOPS
 from tests.benchmarks.photos import Photos, open_photos
-from tests.benchmarks.record import is_quick, read_figures, write_result
+from tests.benchmarks.record import arguments, is_quick, read_figures, write_result
 
 Found = tuple[CopiesReport, int, float]  # what is found, steps, minutes
 METHODS = ("dino", "ibot", "dinov2")
@@ -98,7 +98,7 @@ def main() -> None:
         write_result("small_data", figures)
         return recall
 
-    chosen = [word for word in sys.argv[1:] if not word.startswith("-")]
+    chosen = arguments()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = open_photos(folder)

@@ -96,9 +96,9 @@ def for_training(config: TrainConfig, *, steps: int, seed: int = 0) -> TrainConf
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, in percent."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
+    """Mean and standard deviation, in percent; of one value there is none."""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
 def figures_of(row: Row) -> dict[str, float]:

@@ -27,6 +27,11 @@ def is_quick() -> bool:
     return "--quick" in sys.argv
 
 
+def arguments() -> list[str]:
+    """The words after a benchmark's name that are no flags."""
+    return [word for word in sys.argv[1:] if not word.startswith("-")]
+
+
 def alternate(first: Callable[[], float], second: Callable[[], float], *, rounds: int) -> tuple[list[float], list[float]]:
     """Measure two things in turn, so that a machine that slows down slows both: first, second, first, second, ..."""
     firsts, seconds = [], []

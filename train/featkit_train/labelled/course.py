@@ -231,7 +231,11 @@ def course(
             raise
 
 
-def of_training(config: TrainConfig, number: int, **changes: Any) -> TrainConfig:
-    """The config of training `number` of a course: other randomness than the others', and no pictures held out by itself."""
-    run = dataclasses.replace(config.run, seed=config.run.seed + number, held_out=0)
+def of_training(config: TrainConfig, number: int, *, length: float = 1.0, **changes: Any) -> TrainConfig:
+    """The config of training `number` of a course: other randomness than the others', and no pictures held out by itself.
+
+    length: its steps over those that the config says.
+    """
+    steps = max(1, round(config.run.steps * length))
+    run = dataclasses.replace(config.run, seed=config.run.seed + number, held_out=0, steps=steps)
     return dataclasses.replace(config, run=run, **changes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,20 +45,12 @@ def self_training(
             lessons = _lessons(here, rest, number, rounds)
             if lessons is None:
                 break
-            rounds.append(here.train(f"round-{number}", _of_round(config, number), everything, lessons))
+            of_round = of_training(config, number, length=config.self_training.student_length if rounds else 1.0)
+            rounds.append(here.train(f"round-{number}", of_round, everything, lessons))
             failures = 0 if here.follow("round", rounds) else failures + 1
             if failures >= config.self_training.patience:
                 break
         return here.end("round")
-
-
-def _of_round(config: TrainConfig, number: int) -> TrainConfig:
-    """The first is as long as the config says, students as it says of them."""
-    of_round = of_training(config, number)
-    if number == 0:
-        return of_round
-    steps = max(1, round(config.run.steps * config.self_training.student_length))
-    return dataclasses.replace(of_round, run=dataclasses.replace(of_round.run, steps=steps))
 
 
 def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]) -> Lessons | None:
