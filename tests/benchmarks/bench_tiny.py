@@ -1,4 +1,4 @@
-"""featkit-tiny, the model that ships: train it again by its recipe, or take a finished run, and measure it.
+"""featkit-tiny, the model that ships: train it again by its two recipes, or take a finished second run, and measure it.
 
 Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the baselines; and, for what it
 is not good at, the kinds of things in CIFAR-10 by their nearest neighbours, beside raw pixels.
@@ -44,7 +44,7 @@ def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
 
 
 def minutes_of(run: Path) -> float:
-    """Time of the steps, from the rates that a run logged."""
+    """Time of the steps of the last stage, from the rates that its run logged."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "steps_per_s" in line]
     spent = 0.0
@@ -53,6 +53,17 @@ def minutes_of(run: Path) -> float:
         spent += (line["step"] - before) / line["steps_per_s"]
         before = line["step"]
     return spent / 60
+
+
+def train_stages(first: Source, last: Source, folder: Path) -> Path:
+    """The run of the second stage, after the first."""
+    stages = (("dino", "tiny"), ("adapt", "tiny_adapt"))
+    settings = ["run.steps=4", "run.held_out=4"] if is_quick() else []
+    for method, recipe in stages:
+        config = configure(method, recipe, settings)
+        train(config, [first], folder / recipe, held_out=last, on_log=lambda log: print(log, flush=True))
+        settings = [*settings, f"pretrained.name={folder / recipe}"]
+    return folder / recipe
 
 
 def measure(run: Path, held_out: Source, feature: Feature, out: Path) -> CopiesReport:
@@ -71,11 +82,7 @@ def main() -> None:
             open_part(photos[:NUM_LEARNT], folder / "first.txt"),
             open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
         )
-        run = Path(sys.argv[1]) if len(sys.argv) > 1 and not is_quick() else folder / "run"
-        if not run.is_dir():
-            settings = ["run.steps=4"] if is_quick() else []
-            config = configure("dino", "tiny", settings)
-            train(config, [first], run, held_out=last, on_log=lambda log: print(log, flush=True))
+        run = Path(sys.argv[1]) if len(sys.argv) > 1 and not is_quick() else train_stages(first, last, folder)
         reports = {feature: measure(run, last, feature, folder / f"{feature}.onnx") for feature in get_args(Feature)}
         figures = {
             "minutes of steps": round(minutes_of(run), 1),

@@ -28,7 +28,7 @@ from tests.train.labelled.small import draw_kinds
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 WANTED = (
     "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill dinov3_vitl16 dinov3_vitl16_gram "
-    "dinov3_vitl16_highres adapt_dinov2 "
+    "dinov3_vitl16_highres adapt_dinov2 tiny_adapt "
     "small_labelled born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
 ).split()
 # What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own alone.
