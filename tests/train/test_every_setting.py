@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.geometry import Geometry
 from featkit.sources import Source, open_source, subset
-from featkit_train.config import TrainConfig, from_mapping, to_mapping, with_settings
+from featkit_train.config import IbotConfig, TrainConfig, from_mapping, to_mapping, with_settings
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.distributed import World
 from featkit_train.engine.step import Engine
@@ -33,6 +33,7 @@ from featkit_train.labelled.course import CourseEars
 from featkit_train.loop import Ears, Run, train
 from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier
+from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.vit import Block
 from featkit_train.pictures.batches import CropDataset, Crops
 from featkit_train.published import pretrained
@@ -62,6 +63,7 @@ BORN_AGAIN = ("method=born-again",)
 DISTRIBUTION, EXITS = (*BORN_AGAIN, "knowledge.temperature=2.0"), ("method=internal", "classifier.exits=[1]")
 SMALL_RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
 SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
+OWN_HEAD = (*CENTER, f"ibot.head={SMALL_HEAD}")
 
 # Field: what else is set, and two values of which runs learn different things.
 LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
@@ -91,6 +93,7 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "crops.rotation_degrees": (DINO, 15.0, 30.0),
     "crops.rotation_probability": (DINO, 0.5, 1.0),
     "crops.flip_probability": (DINO, 0.5, 0.0),
+    "crops.interpolation": (DINO, "bilinear", "bicubic"),
     "crops.fixed_views": ((*DINO, "run.batch_size=12"), 0, 1),  # an epoch a step
     "colour.jitter_probability": (DINO, 0.8, 0.0),
     "colour.brightness": (DINO, 0.4, 0.1),
@@ -100,6 +103,7 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "colour.grey_probability": (DINO, 0.2, 1.0),
     "colour.blur_probability": (DINO, [1.0, 0.1, 0.5], [0.0, 0.0, 0.0]),
     "colour.blur_sigma": (DINO, [0.1, 2.0], [5.0, 6.0]),
+    "colour.blur_side": (DINO, 224, 0),
     "colour.solarise_probability": (DINO, [0.0, 0.2, 0.0], [1.0, 0.0, 0.0]),
     "noise.drop_path": (DINO, 0.0, 0.5),
     "noise.drop_path_rule": ((*DINO, "noise.drop_path=0.5"), "linear", "uniform"),
@@ -115,6 +119,7 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "optim.layer_decay": (DINO, 1.0, 0.5),
     "optim.patch_embed_lr": (DINO, 1.0, 0.2),
     "optim.clip_grad": (DINO, 0.1, 0.0),
+    "optim.clip_by": (DINO, "all", "weight"),
     "optim.betas": (DINO, [0.9, 0.999], [0.5, 0.999]),
     "teacher.momentum": (DINO, 0.9, 0.5),
     "teacher.momentum_end": (DINO, 1.0, "null"),
@@ -134,6 +139,11 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "dino.koleo_group": (DINO, 0, 2),
     "ibot.weight": (CENTER, 1.0, 0.5),
     "ibot.head": (CENTER, "null", SMALL_HEAD),
+    "ibot.head.num_prototypes": (OWN_HEAD, 8, 12),
+    "ibot.head.hidden_width": (OWN_HEAD, 12, 8),
+    "ibot.head.bottleneck_width": (OWN_HEAD, 6, 4),
+    "ibot.head.num_layers": (OWN_HEAD, 3, 2),
+    "ibot.head.prototypes": (OWN_HEAD, "unit", "free"),
     "ibot.teacher_temp": (CENTER, 0.04, 0.05),
     "ibot.teacher_temp_end": (CENTER, 0.07, 0.1),
     "ibot.mask_probability": (DINOV2, 0.8, 0.2),
@@ -392,6 +402,7 @@ def test_on_collapse_says_whether_a_run_ends_by_one(tmp_path: Path) -> None:
         ([], None),
         (["watch.tolerance=0.05"], 3),
         (["watch.tolerance=0.05", "watch.patience=1"], 2),
+        (["watch.tolerance=0.05", "watch.patience=9"], 4),  # lower to the last
         (["watch.tolerance=0.3"], None),
     ],
 )
@@ -625,4 +636,5 @@ CLAIMED = {
 
 
 def test_every_field_has_a_row() -> None:
-    assert sorted(leaves(TrainConfig())) == sorted([*LEARNT, *LEFT, *CLAIMED])
+    every = {*leaves(TrainConfig()), *leaves(TrainConfig(ibot=IbotConfig(head=HeadConfig())))}
+    assert sorted(every) == sorted([*LEARNT, *LEFT, *CLAIMED])

@@ -70,6 +70,7 @@ class CropConfig:
     rotation_degrees: float = 0.0  # up to this, either way; not in the paper
     rotation_probability: float = 0.5
     flip_probability: float = 0.5
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic: as the released code, and a little slower
     fixed_views: int = 0  # views that a picture has, which epochs take in turn; 0: a new one every epoch
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class CropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ColourConfig:
-    """Colour, blur and solarise, as in DINO's released code; blur and solarise differ between the two global crops."""
+    """Colour, blur and solarise (DINO's released code); blur and solarise differ between the two global crops."""
 
     jitter_probability: float = 0.8
     brightness: float = 0.4
@@ -89,7 +90,8 @@ class ColourConfig:
     hue: float = 0.1
     grey_probability: float = 0.2
     blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)  # first global, second global, local
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of a 224-pixel crop; scaled with the crop's side
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of a crop of `blur_side`; scaled with the crop's side
+    blur_side: int = 224  # 0: blur_sigma is in the pixels of every crop, whatever its side, as in the released code
     solarise_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
 
 
@@ -107,7 +109,9 @@ class OptimConfig:
     weight_decay_end: float = 0.4
     layer_decay: float = 1.0  # factor of the rate from one block to the one below (DINOv2: 0.9)
     patch_embed_lr: float = 1.0  # factor of the patch embedding's rate (DINOv2: 0.2)
-    clip_grad: float = 3.0  # largest norm of all gradients; 0 is no clipping
+    clip_grad: float = 3.0  # largest norm of gradients; 0 is no clipping
+    # Whose norm: all gradients', the backbone's and each head's (DINOv2, DINOv3), or each weight's (DINO, iBOT: their code).
+    clip_by: Literal["all", "part", "weight"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
 
 
@@ -251,18 +255,18 @@ class InternalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What ends a run before it ruins its model: copies found among the held-out pictures, or kNN where they have labels."""
+    """What ends a run before it ruins its model: kNN among the held-out pictures where they have labels, else copies found."""
 
     tolerance: float = 1.0  # a fall below the best by more than this counts; 1 never does
-    patience: int = 2  # so many measurements in a row; the run ends, and the model is the best again
+    patience: int = 2  # so many measurements in a row, or the last; the run ends, and the model is the best again
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the work is spread and what is traded for memory; none of it changes what is learnt."""
+    """How the work is spread and what is traded for memory; only `accumulate` changes what is learnt, by KoLeo."""
 
     shard: bool = False  # fully_shard: weights, gradients and moments spread over the processes of torchrun
-    accumulate: int = 1  # parts that a process cuts its share of a batch into
+    accumulate: int = 1  # parts that a process cuts its share of a batch into; KoLeo looks for neighbours within a part
     compile: bool = False  # torch.compile for the blocks
     checkpoint_activations: bool = False  # compute blocks again in the backward pass instead of keeping them
 

@@ -316,9 +316,14 @@ class Run:
     # -- what is watched ------------------------------------------------------------------------------------------
 
     def _say_doubt(self) -> None:
-        sentence = self.engine.method.doubt()
-        if sentence is not None:
-            self._note(sentence)
+        unwatched = None
+        if self.config.watch.tolerance < 1 and self.held_out.prepared is None:
+            unwatched = (
+                "Nothing watches over this run: fewer than two pictures are held out. Set run.held_out, or name --held-out."
+            )
+        for sentence in (self.engine.method.doubt(), unwatched):
+            if sentence is not None:
+                self._note(sentence)
 
     def _rank(self) -> Log:
         tokens = self.engine.class_tokens
@@ -373,7 +378,7 @@ class Run:
                 self.folder.keep_best()
             return
         progress.falls = progress.falls + 1 if score < best - config.tolerance else 0
-        if progress.falls >= config.patience:
+        if progress.falls >= config.patience or (progress.falls and progress.step == self.config.run.steps):
             progress.given_up = True
             self._note(
                 f"The held-out score fell from {best:.3f} at step {progress.best_step:,} to {score:.3f}; the run ends, and the "

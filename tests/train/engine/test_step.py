@@ -11,7 +11,7 @@ from torch import Tensor
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
 from featkit_train.watching.meter import Log
-from tests.train.methods.training import draw
+from tests.train.methods.training import OWN_HEAD, draw
 from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
 from tests.train.steps import batches, learn, make_engine
@@ -86,6 +86,24 @@ def test_gradients_longer_than_the_limit_are_cut_to_it_and_their_length_is_logge
     length = torch.stack([gradient.norm() for gradient in free.values()]).norm().item()
     assert log["grad_norm"] == pytest.approx(free_log["grad_norm"]) == pytest.approx(length, rel=1e-5)
     assert torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("clip_by", ["weight", "part"])
+def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(clip_by: str) -> None:
+    settings = ["optim.clip_grad=0.02", "ibot.mask_probability=1.0", OWN_HEAD]
+    cut_log, cut = one_step(quiet("dinov2", *settings, f"optim.clip_by={clip_by}"))[1:]
+    free_log, free = one_step(quiet("dinov2", *settings[1:], "optim.clip_grad=0.0"))[1:]
+    parts = {"weight": list(free)}.get(clip_by, ["student.head.", "student.patch_head.", ""])
+    left, longest = dict(free), 0
+    for part in parts:
+        names = [name for name in left if name.startswith(part)]
+        length = torch.stack([left[name].norm() for name in names]).norm()
+        longest += int(length > 0.02)
+        for name in names:
+            torch.testing.assert_close(cut[name], left.pop(name) * min(1.0, 0.02 / (length.item() + 1e-6)))
+    assert not left
+    assert longest > 0  # or nothing would be cut
+    assert cut_log["grad_norm"] == pytest.approx(free_log["grad_norm"])
 
 
 def test_a_step_logs_its_terms_schedules_and_what_is_watched() -> None:

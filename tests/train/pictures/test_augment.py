@@ -117,6 +117,27 @@ def test_a_crop_and_its_colours_are_their_seeds(seed: int, degrees: float) -> No
     assert drawn(seed)[1] != drawn(seed + 1)[1]
 
 
+@pytest.mark.parametrize("degrees", [0.0, 20.0])
+def test_a_crop_is_interpolated_as_is_asked(degrees: float) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
+    found = {}
+    for name in ("bilinear", "bicubic"):
+        config = CropConfig(rotation_degrees=degrees, rotation_probability=1.0, flip_probability=0.0, interpolation=name)
+        found[name] = cut_crop(noise, np.random.default_rng(1), size=64, scale=(0.5, 0.5), config=config).astype(int)
+    # Enlarged, the cubic's steeper slopes make differences between neighbours larger, which its overshoots do too.
+    slopes = {name: np.abs(np.diff(crop, axis=1)).max() for name, crop in found.items()}
+    assert slopes["bicubic"] > slopes["bilinear"]
+    likeness = np.corrcoef(found["bicubic"].ravel(), found["bilinear"].ravel())[0, 1]
+    assert likeness > 0.95  # the same box, at the same angle
+
+
+@pytest.mark.parametrize(("side", "size", "sigma"), [(224, 224, 2.0), (224, 112, 1.0), (0, 112, 2.0), (0, 224, 2.0)])
+def test_blur_is_in_the_pixels_of_a_side_or_of_every_crop(side: int, size: int, sigma: float) -> None:
+    config = ColourConfig(blur_probability=(1.0, 1.0, 1.0), blur_sigma=(2.0, 2.0), blur_side=side)
+    row = draw_appearance(np.random.default_rng(0), view=2, size=size, config=config)
+    assert row[BLUR] == pytest.approx(sigma)
+
+
 def test_a_turned_crop_is_turned_by_its_angle_about_its_centre() -> None:
     config = CropConfig(rotation_degrees=20.0, rotation_probability=1.0, flip_probability=0.0)
     picture = gradient_picture(256, 256)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from featkit.sources import open_source
 from featkit_train.loop import geometry_of
 from featkit_train.watching import probe
-from featkit_train.watching.probe import COPIES, HeldOut, evenly
+from featkit_train.watching.probe import COPIES, KNN, HeldOut, evenly
 from tests.train.labelled.small import draw_kinds, labelled_config
 
 GEOMETRY = geometry_of(labelled_config("internal"), patch=8)
@@ -48,3 +48,9 @@ def test_copies_are_looked_for_among_some_of_every_kind(tmp_path: Path, monkeypa
     recall = held_out.copy_recall(by_pixels(held_out.copy_images))
     assert recall == held_out.measure(by_pixels)[COPIES]
     assert 0.25 < recall <= 1.0
+
+
+def test_neighbours_are_watched_where_labels_tell_pictures_apart_and_else_copies(tmp_path: Path) -> None:
+    source = open_source(draw_kinds(tmp_path, 10))
+    assert list(HeldOut(source, np.arange(20), GEOMETRY).measure(by_pixels)) == [KNN, COPIES]
+    assert list(HeldOut(source, np.arange(10), GEOMETRY).measure(by_pixels)) == [COPIES]

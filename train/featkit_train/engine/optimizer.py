@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from featkit_train.config import OptimConfig
 from featkit_train.engine.schedules import cosine_schedule
 
 LINEAR_BATCH, SQRT_BATCH = 256, 1024  # images a step that the rules' rates are for: DINO's and DINOv2's
 BLOCK = re.compile(r"(?:^|\.)(?:blocks\.|encoder_layer_)(\d+)\.")
+HEAD = re.compile(r"(?:^|\.)(\w*head)\.")
 EMBEDDING = re.compile(
     r"(?:^|\.)(patch_embed\.[\w.]+|class_token|registers|mask_token|class_position|patch_positions"
     r"|cls_token|reg_token|pos_embed"  # timm's
@@ -88,3 +91,26 @@ def set_schedules(
         group["lr"] = lr * group["lr_share"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
     return lr, weight_decay
+
+
+def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
+    """Scale gradients whose norm is above clip_grad down to it, those that clip_by puts together; the norm of all before.
+
+    DINO and iBOT clip each weight's by itself (`clip_gradients` in their utils.py), DINOv2 and DINOv3 the backbone's and each
+    head's (train.py). A gradient g becomes g * min(1, clip_grad / (norm + 1e-6)).
+    """
+    together: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            together.setdefault(clip_group(name, config), []).append(parameter)
+    limit = config.clip_grad if config.clip_grad > 0 else math.inf
+    norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in together.values()]
+    return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+
+
+def clip_group(name: str, config: OptimConfig) -> str:
+    """What the weight of that name is clipped with."""
+    if config.clip_by == "weight":
+        return name
+    head = HEAD.search(name) if config.clip_by == "part" else None
+    return head[1] if head else ""

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import World, replicate, shard
 from featkit_train.engine.inference import over_pictures, unit_class_token
-from featkit_train.engine.optimizer import make_optimizer, set_schedules
+from featkit_train.engine.optimizer import clip_gradients, make_optimizer, set_schedules
 from featkit_train.methods import Dice, Lessons, Method, Views, make_method
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.vit import VisionTransformer
@@ -100,8 +99,8 @@ class Engine:
             losses.append({"loss": result.loss.detach(), **result.watched})
             class_tokens.append(result.class_tokens)
         self.class_tokens = torch.cat(class_tokens)
+        grad_norm = clip_gradients(self.method, self.config.optim)
         self.method.before_optimizer(step=step)
-        grad_norm = self._clip()
         summed = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
         # Ahead of the question, so that all processes answer alike.
         log = self.world.mean({**summed, **watched, "grad_norm": grad_norm})
@@ -182,14 +181,6 @@ class Engine:
             f"The loss is not a number at step {step + 1}: the first bad tensor is {bad}. "
             "Lower optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last checkpoint is whole."
         )
-
-    def _clip(self) -> Tensor:
-        """Scale all gradients to the largest norm allowed; the norm that they had."""
-        limit = self.config.optim.clip_grad if self.config.optim.clip_grad > 0 else math.inf
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:

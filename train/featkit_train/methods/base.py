@@ -121,7 +121,7 @@ class Method(nn.Module, ABC):
         """The student's loss for one part of a batch."""
 
     def before_optimizer(self, *, step: int) -> None:
-        """Called when gradients are there and clipped weights have not moved."""
+        """Called when gradients are there and clipped, and weights have not moved."""
         del step
 
     def after_optimizer(self, *, step: int) -> None:

@@ -2,8 +2,9 @@
 
 A worker decides everything (box, angle, flip, colours) from a generator keyed by the item, so that no result depends on
 who computed it or when. It cuts the crops; `Appearance` rows travel with them, and `appear` applies the colours to a whole
-batch on the training device. DINO (arXiv 2104.14294) and its released code; the hue turns in YIQ instead of HSV, which
-is one matrix for a picture.
+batch on the training device. DINO (arXiv 2104.14294) and its released code, but for two things that make a batch one
+computation: the hue turns in YIQ instead of HSV, which is one matrix for a picture, and brightness, contrast, saturation
+and hue follow in this order, where torchvision's ColorJitter draws one for each picture.
 
 Letters: B pictures, (S, S) pixels of a crop.
 """
@@ -11,7 +12,7 @@ Letters: B pictures, (S, S) pixels of a crop.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from featkit_train.config import ColourConfig, CropConfig
 # Columns of an appearance row.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARISE = range(7)
 NUM_COLUMNS = 7
+FILTERS: dict[str, Literal[Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -40,16 +45,24 @@ def cut_crop(
     turned = rng.random() < config.rotation_probability and config.rotation_degrees > 0
     angle = math.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees)) if turned else 0.0
     flipped = rng.random() < config.flip_probability
+    filter_ = FILTERS[config.interpolation]
     if angle == 0.0:
         box = (left, top, left + width, top + height)
-        crop = picture.resize((size, size), Image.Resampling.BILINEAR, box=box, reducing_gap=2.0)
+        crop = picture.resize((size, size), filter_, box=box, reducing_gap=2.0)
     else:
-        crop = _turned_crop(picture, (left, top, width, height), size=size, angle=angle)
+        crop = _turned_crop(picture, (left, top, width, height), size=size, angle=angle, filter_=filter_)
     pixels = np.asarray(crop)
     return np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
 
 
-def _turned_crop(picture: Image.Image, box: tuple[float, float, float, float], *, size: int, angle: float) -> Image.Image:
+def _turned_crop(
+    picture: Image.Image,
+    box: tuple[float, float, float, float],
+    *,
+    size: int,
+    angle: float,
+    filter_: Literal[Image.Resampling.BILINEAR, Image.Resampling.BICUBIC],
+) -> Image.Image:
     """The box, turned about its centre, as size × size pixels: reduced by a whole factor first, so that nothing aliases."""
     left, top, width, height = box
     factor = max(1, int(min(width, height) / size))
@@ -63,7 +76,7 @@ def _turned_crop(picture: Image.Image, box: tuple[float, float, float, float], *
         (sine * step_x, cosine * step_y, centre_y - half * (sine * step_x + cosine * step_y)),
     )
     affine = Image.Transform.AFFINE
-    return source.transform((size, size), affine, (*rows[0], *rows[1]), Image.Resampling.BILINEAR)
+    return source.transform((size, size), affine, (*rows[0], *rows[1]), filter_)
 
 
 def _random_box(
@@ -91,7 +104,7 @@ def draw_appearance(rng: np.random.Generator, *, view: int, size: int, config: C
         row[HUE] = rng.uniform(-config.hue, config.hue)
     row[GREY] = rng.random() < config.grey_probability
     if rng.random() < config.blur_probability[view]:
-        row[BLUR] = rng.uniform(*config.blur_sigma) * size / 224
+        row[BLUR] = rng.uniform(*config.blur_sigma) * (size / config.blur_side if config.blur_side else 1)
     row[SOLARISE] = rng.random() < config.solarise_probability[view]
     return row
 
