@@ -191,6 +191,31 @@ def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
+def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_ended(tmp_path: Path) -> None:
+    torn = draw_folder(tmp_path / "torn", 44)
+    for number in range(0, 44, 3):
+        (torn / f"{number:03d}.jpg").write_bytes(b"no picture")
+    # The checkpoint of step 2 lies between two logs, so that what no log has told has to be in it.
+    config = short_config("dino", Path(), "run.log_every=3")
+    report = train(config, [open_source(torn)], tmp_path / "whole")
+    counts = [line["unreadable"] for line in metrics(tmp_path / "whole") if "unreadable" in line]
+    assert len(counts) == 2
+    assert 0 < counts[0] < counts[1] == report.unreadable
+
+    def kill(log: Log) -> None:
+        if log["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, [open_source(torn)], tmp_path / "killed", on_log=kill)
+    with pytest.raises(Interrupted):
+        run(config, torn, tmp_path / "stopped", stop_after=3)
+    for name in ("killed", "stopped"):
+        resumed = train(config, [open_source(torn)], tmp_path / name, resume=True)
+        assert resumed.unreadable == report.unreadable
+        assert_same_run(tmp_path / name, tmp_path / "whole")
+
+
 def test_a_killed_process_is_resumed_bit_for_bit(pictures: Path, published: Path, tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys

@@ -46,9 +46,9 @@ class TrainReport:
     steps: int
     seconds: float  # of this process, without what an earlier one did
     images_per_s: float
-    waiting_share: float  # of the time of steps, spent waiting for data
+    waiting_share: float  # of the time of steps, spent waiting for data; of the process that waited longest
     scores: Log  # on the held-out pictures, of the model that is left
-    unreadable: int  # pictures that could not be read, each time that one was asked for
+    unreadable: int  # pictures that could not be read, each time that one was asked for; also before a resume
     backbone: Path
     page: Path
     rolled_back_to: int | None = None  # the step whose model is left, where the watch took it back
@@ -185,6 +185,7 @@ class Run:
             enlarge=lessons is None,  # borrowed networks may know one size alone
         )
         self.progress = Progress()
+        self._unreadable_here = 0  # in this process, and not in the progress yet
 
     # -- beginning and going on -----------------------------------------------------------------------------------
 
@@ -216,6 +217,7 @@ class Run:
 
     def checkpoint(self) -> None:
         """Write the backbone and the checkpoint as they are now; the backbone first, since a resumed run makes it anew."""
+        self._count_unreadable()
         self._save_result(self.engine.result())
         save_checkpoint(
             self.folder.checkpoints,
@@ -273,7 +275,8 @@ class Run:
                 step = self.progress.step
                 log = self.engine.step(crops, step)
                 self.progress.step = step = step + 1
-                meter.finished_step(crops.num_unreadable)
+                meter.finished_step()
+                self._unreadable_here += crops.num_unreadable
                 if step % RANK_EVERY == 0 or step % config.log_every == 0:
                     log |= self._rank()
                 self._judge(watch, step, log)
@@ -282,7 +285,7 @@ class Run:
                     self.ears.on_plan(plan)
                 last = step == config.steps
                 if step % config.log_every == 0 or last:
-                    write(step, {**log, **meter.read()})
+                    write(step, {**log, **self._read(meter)})
                 if step % config.evaluate_every == 0 or last:
                     self._measure(write)
                 if step % config.checkpoint_every == 0 or last:
@@ -292,6 +295,7 @@ class Run:
     def _finish(self, meter: Meter, first_step: int) -> TrainReport:
         step = self.progress.step
         interrupted = step < self.config.run.steps and not self.progress.given_up
+        waiting_share = self.world.max(meter.waiting_share, self.device)
         if step < self.config.run.steps:
             self.checkpoint()
         if self.progress.given_up and self.world.is_main:
@@ -305,15 +309,30 @@ class Run:
             steps=step - first_step,
             seconds=meter.total_s,
             images_per_s=meter.images_per_s,
-            waiting_share=meter.waiting_share,
+            waiting_share=waiting_share,
             scores=self.progress.best_scores if self.progress.given_up else self.progress.scores,
-            unreadable=meter.unreadable,
+            unreadable=self.progress.unreadable,
             backbone=self.folder.backbone,
             page=self.folder.path / "report.html",
             rolled_back_to=self.progress.best_step if self.progress.given_up else None,
         )
 
     # -- what is watched ------------------------------------------------------------------------------------------
+
+    def _read(self, meter: Meter) -> Log:
+        """Rates since the last reading, and what could not be read so far. All processes have to call it.
+
+        waiting_share is that of the process that waited longest, since the others wait for it.
+        """
+        self._count_unreadable()
+        rates = meter.read()
+        waiting_share = self.world.max(rates["waiting_share"], self.device)
+        return {**rates, "waiting_share": waiting_share, "unreadable": self.progress.unreadable}
+
+    def _count_unreadable(self) -> None:
+        """Into the progress, of all processes; only where a number is written, since each time all wait for each other."""
+        self.progress.unreadable += self.world.sum(self._unreadable_here, self.device)
+        self._unreadable_here = 0
 
     def _say_doubt(self) -> None:
         unwatched = None

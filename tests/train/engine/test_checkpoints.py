@@ -111,7 +111,17 @@ def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(trained: Training
         "best_scores": {"copy_recall": 0.75},
         "falls": 1,
         "given_up": False,
+        "unreadable": 0,
     }
+
+
+def test_a_checkpoint_from_before_unreadable_pictures_were_kept_in_it_counts_none(trained: Training, tmp_path: Path) -> None:
+    path = trained.save(tmp_path, step=2)
+    record = json.loads((path / PROGRESS_FILE).read_text())
+    del record["unreadable"]
+    (path / PROGRESS_FILE).write_text(json.dumps(record))
+    progress = Training(seed=1).load(path)
+    assert (progress.step, progress.unreadable) == (2, 0)
 
 
 def test_only_the_newest_are_kept_in_the_order_of_steps(trained: Training, tmp_path: Path) -> None:

@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from featkit.errors import InputError
+from featkit.sources import open_source
 from featkit_train.engine.checkpoints import STATE_FILE, load_checkpoint
 from featkit_train.engine.distributed import ALONE
+from featkit_train.loop import train
 from featkit_train.pictures.batches import EpochOrder
 from tests.pictures import draw_folder
 from tests.processes import REPOSITORY
+from tests.train.small import small_config
 from tests.train.spread import CASES, SAVED_AT, Player, case_config, kinds_of, write_pretrained
 
 
@@ -131,12 +134,21 @@ def test_a_missing_shard_is_named(by_two: Path, pictures: Path, pretrained: Path
 
 
 @pytest.fixture(scope="module")
-def ends(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures, a third of which cannot be read."""
+    folder = draw_folder(tmp_path_factory.mktemp("torn") / "pictures", 20)
+    for number in range(0, 20, 3):
+        (folder / f"{number:03d}.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory, torn: Path) -> Path:
     """What two processes said at the end of runs."""
     out = tmp_path_factory.mktemp("ends")
     # What one process alone finds frees the other as soon as it is gone, so that its scene is the last of its processes.
     for names in ("odd,stopped,resumed", "refused", "broken"):
-        two_processes(out, pictures, names, ",".join(free_port() for _ in names.split(",")), timeout_s=90)
+        two_processes(out, torn, names, ",".join(free_port() for _ in names.split(",")), timeout_s=90)
     return out
 
 
@@ -163,6 +175,18 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(ends: Path) -> No
     assert other == ["done", ""]  # the main process alone speaks
     lines = [json.loads(line) for line in (ends / "stopped" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+
+
+def test_unreadable_pictures_of_all_processes_are_counted_also_over_a_resume(ends: Path, torn: Path, tmp_path: Path) -> None:
+    train(small_config(), [open_source(torn)], tmp_path / "alone")
+    alone, together = (
+        [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "alone", ends / "stopped")
+    )
+    counts = [line["unreadable"] for line in alone if "unreadable" in line]
+    assert len(counts) == 8
+    assert counts[0] > 0
+    assert [line["unreadable"] for line in together if "unreadable" in line] == counts
 
 
 def test_an_error_that_one_process_finds_ends_all_and_is_said_once(ends: Path) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from featkit.sources import open_source
 from featkit_train.loop import Ears, Run, train
 from featkit_train.run_folder import NOTES_FILE
+from featkit_train.watching import diagnostics
 from featkit_train.watching.diagnostics import (
     LEAST_RANK,
+    MOST_SETTLE_STEPS,
     PATIENCE_STEPS,
     SPIKE_LEAST,
     Collapse,
@@ -65,6 +67,26 @@ def test_a_collapse_is_named_once_after_it_has_lasted_and_answered(log: Log, nam
     (finding,) = said(watch(settle_steps=10), 500, log)
     assert finding.sentence.startswith(name)
     assert answer in finding.sentence
+    assert finding.is_collapse
+
+
+@pytest.mark.parametrize(("log", "name"), [(ONE_HOT, "One-hot"), (FLAT, "Dimensional")])
+def test_a_long_warm_up_hides_no_collapse_to_one_prototype_or_direction(log: Log, name: str) -> None:
+    looking = watch(settle_steps=100_000)
+    assert said(looking, MOST_SETTLE_STEPS - 1, log) == []
+    (finding,) = said(looking, 50, log, first=MOST_SETTLE_STEPS)
+    assert finding.sentence.startswith(f"{name} collapse at step 1039")
+    assert finding.is_collapse
+
+
+def test_uniform_outputs_in_a_long_warm_up_are_a_note_and_after_it_a_collapse() -> None:
+    looking = watch(settle_steps=2000)
+    (note,) = said(looking, 1999, UNIFORM)
+    assert note.sentence.startswith("Uniform outputs at step 1039")
+    assert "from step 2,000 on it is a collapse" in note.sentence
+    assert not note.is_collapse
+    (finding,) = said(looking, 500, UNIFORM, first=2000)
+    assert finding.sentence.startswith("Uniform collapse at step 2039")
     assert finding.is_collapse
 
 
@@ -289,6 +311,14 @@ def test_a_provoked_collapse_stops_the_run_within_fifty_steps_by_name(tmp_path: 
     spoil, changes, name = COLLAPSES[kind]
     with pytest.raises(Collapse, match=name):
         go(tmp_path / "run", spoil, *changes)
+
+
+@pytest.mark.parametrize("kind", ["one-hot", "dimensional"])
+def test_a_provoked_collapse_stops_a_run_in_its_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(diagnostics, "MOST_SETTLE_STEPS", 5)
+    spoil, changes, name = COLLAPSES[kind]
+    with pytest.raises(Collapse, match=f"{name} 44:"):
+        go(tmp_path / "run", spoil, *changes, "optim.warmup_steps=100000", "run.steps=200")
 
 
 def test_a_provoked_collapse_is_a_note_of_a_run_that_goes_on_where_it_shall(tmp_path: Path) -> None:

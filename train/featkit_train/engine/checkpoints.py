@@ -38,6 +38,7 @@ class Progress:
     best_scores: Log = field(default_factory=dict)
     falls: int = 0  # measurements in a row that were worse than the best by more than is tolerated
     given_up: bool = False
+    unreadable: int = 0  # pictures that no process could read, each time that one was asked for
 
 
 def save_checkpoint(

@@ -66,13 +66,21 @@ class World:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so in any process."""
+    def sum(self, here: int, device: torch.device) -> int:
+        """Of all processes' numbers."""
+        return int(self.gather(torch.tensor([here], device=device)).sum())
+
+    def max(self, here: float, device: torch.device) -> float:
+        """The largest of all processes' numbers, in float32."""
         if self.size == 1:
             return here
-        value = torch.tensor([float(here)], device=device)
+        value = torch.tensor([here], device=device, dtype=torch.float32)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item() > 0)
+        return float(value.item())
+
+    def any(self, here: bool, device: torch.device) -> bool:
+        """Whether it is so in any process."""
+        return self.max(float(here), device) > 0
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -134,7 +134,7 @@ ROWS = (
         SPEED,
         "Unreadable pictures",
         ("unreadable",),
-        "Counted from the start of the process, drawn again each time they come up.",
+        "Counted from the first step of the run, each time they come up; of all processes.",
     ),
     Row(SPEED, "", (".*(_per_s|_share|memory|bytes|seconds).*",)),
 )

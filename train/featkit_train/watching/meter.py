@@ -10,12 +10,12 @@ Log = dict[str, float]
 
 
 class Meter:
-    """Counts steps, their time, and the part of it spent without data."""
+    """Counts a process's steps, their time, and the part of it spent without data."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.total_s = self.total_waiting_s = 0.0
-        self.steps = self.unreadable = 0
+        self.steps = 0
         self._started = time.perf_counter()
         self._since = (self.total_s, self.total_waiting_s, self.steps)
 
@@ -26,11 +26,10 @@ class Meter:
         yield
         self.total_waiting_s += time.perf_counter() - self._started
 
-    def finished_step(self, num_unreadable: int) -> None:
+    def finished_step(self) -> None:
         """Ends the step that `waiting` began."""
         self.total_s += time.perf_counter() - self._started
         self.steps += 1
-        self.unreadable += num_unreadable
 
     def read(self) -> Log:
         """Rates since the last reading."""
@@ -42,7 +41,6 @@ class Meter:
             "steps_per_s": done / spent,
             "images_per_s": done * self.batch_size / spent,
             "waiting_share": (self.total_waiting_s - waiting_s) / spent,
-            "unreadable": self.unreadable,
         }
 
     @property
