@@ -46,7 +46,9 @@ def test_a_wheel_holds_four_packages_their_data_and_nothing_else(wheel: Path) ->
     assert tops == {*PACKAGES, f"featkit-{__version__}.dist-info"}
     for package in PACKAGES:
         assert f"{package}/py.typed" in names
-    needed = ("featkit/models/featkit-tiny.onnx", "featkit_train/recipes/tiny.yaml", "featkit_demo/static/search.js")
+    recipes = [f"featkit_train/recipes/{path.name}" for path in (ROOT / "train/featkit_train/recipes").glob("*.yaml")]
+    assert "featkit_train/recipes/tiny.yaml" in recipes
+    needed = ("featkit/models/featkit-tiny.onnx", "featkit_demo/static/search.js", *recipes)
     assert [name for name in needed if name not in names] == []
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert wheel.stat().st_size < 12e6

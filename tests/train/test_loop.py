@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
 
+from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.lock import WriterLock
 from featkit.sources import open_source
+from featkit_export.export import export_model
+from featkit_export.verify import draw_pictures
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
 from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.loop import Run, train
-from featkit_train.networks.base import Backbone
+from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from featkit_train.networks.base import Backbone, Features
+from featkit_train.networks.vit import VisionTransformer
 from featkit_train.run_folder import LOCK_FILE
 from featkit_train.watching.meter import Log
 from featkit_train.watching.plan import MEASURED_STEPS, WARM_STEPS, Plan
 from featkit_train.weights import load_backbone
+from tests.featkit.sources.files import write_tar
 from tests.pictures import draw_folder
 from tests.processes import run_python
 from tests.train.methods.published_backbone import save_published
+from tests.train.published_files import foreign
 from tests.train.small import small_config
 
 
@@ -237,6 +249,39 @@ loop.train(short_config("dino", Path()), [open_source({str(pictures)!r})], Path(
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(tmp_path: Path, kind: str) -> None:
+    # 20 pictures to learn from are three steps: the one after the kill is of the second epoch, whose pictures the unbroken
+    # run has decoded already, and the resumed run's worker has to find in the file.
+    lengths = ("run.steps=4", "run.batch_size=6", "run.evaluate_every=4", "run.checkpoint_every=2", "crops.num_local=1")
+    config, loose = small_config(*lengths), draw_folder(tmp_path / "pictures", 24)
+    packed = pack(loose, tmp_path / f"pictures.{kind}")
+
+    def kill(log: Log) -> None:
+        if log["step"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, [open_source(packed)], tmp_path / "killed", on_log=kill)
+    assert [path.name for path in list_checkpoints(tmp_path / "killed" / "checkpoints")] == ["step-00000002"]
+    run(small_config(*lengths, "run.workers=1"), packed, tmp_path / "killed", resume=True)
+    run(config, packed, tmp_path / "whole")
+    assert [step for step, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4]
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+    run(config, loose, tmp_path / "loose")
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "loose"), "a file teaches what its pictures in a folder do"
+
+
+def pack(folder: Path, path: Path) -> Path:
+    """The pictures of a folder in a tar, or in a Parquet file of several row groups, whichever the name says."""
+    files = [(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
+    if path.suffix == ".tar":
+        return write_tar(path, files)
+    rows = [{"bytes": data, "path": name} for name, data in files]
+    pq.write_table(pa.table({"image": pa.array(rows)}), path, row_group_size=5)
+    return path
+
+
 def test_what_changes_nothing_learnt_may_be_other_on_resume(pictures: Path, published: Path, tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run(short_config("dino", published), pictures, tmp_path / "run", stop_after=2)
@@ -352,6 +397,73 @@ def test_a_run_begins_from_an_earlier_one_and_refuses_a_folder_that_holds_none(p
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(InputError, match="holds no checkpoint of a run; name the folder of an earlier run"):
         run(small_config(f"init={tmp_path / 'nothing'}"), pictures, tmp_path / "third")
+
+
+SMALLER, LARGER = ("crops.global_size=32", "crops.local_size=16"), ("crops.global_size=64", "crops.local_size=32")
+
+
+@pytest.mark.parametrize("method", ["ibot", "dinov2"])
+def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_stretched(
+    pictures: Path, tmp_path: Path, method: str
+) -> None:
+    run(small_config(f"method={method}", "run.steps=2", *SMALLER), pictures, tmp_path / "first")
+    config = small_config(f"method={method}", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
+    begun = Run(config, [open_source(pictures)], tmp_path / "begun")
+    (tmp_path / "begun").mkdir()
+    begun.begin()
+    state = load_file(list_checkpoints(tmp_path / "first" / "checkpoints")[-1] / STATE_FILE)
+    expected = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    ours = begun.engine.method.state_dict()
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.items())
+    backbone = begun.engine.method.result
+    assert isinstance(backbone, VisionTransformer)
+    assert_same_features(backbone, stretched(backbone), normalised(draw_pictures(2, height=64, width=64)))
+
+    run(config, pictures, tmp_path / "second")
+    assert [step for step, loss in losses(tmp_path / "second") if np.isfinite(loss)] == [1, 2]
+    later, info = load_backbone(tmp_path / "second")
+    assert (info.geometry.height, info.geometry.width, info.geometry.resize_to) == (64, 64, 64)
+    assert later.state_dict()["patch_positions"].shape == (4, 4, 24), "the table keeps its size"
+    for name, tensor in later.state_dict().items():
+        assert torch.equal(tensor, expected[f"teacher.backbone.{name}"]) == (tensor.numel() == 0), name
+
+
+def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(pictures: Path, tmp_path: Path) -> None:
+    run(small_config("method=dinov2", "run.steps=2", *SMALLER), pictures, tmp_path / "first")
+    later = small_config("method=dinov2", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
+    run(later, pictures, tmp_path / "second")
+    export_model(tmp_path / "second", tmp_path / "m.onnx")
+    backbone, _ = load_backbone(tmp_path / "second")
+    assert isinstance(backbone, VisionTransformer)
+    embedder = Embedder(tmp_path / "m.onnx")
+    assert (embedder.geometry.height, embedder.geometry.width) == (64, 64)
+    files = sorted(pictures.iterdir())[:3]
+    prepared = np.stack([embedder.prepare(file) for file in files])
+    assert prepared.shape == (3, 64, 64, 3)
+    with torch.no_grad():
+        expected = F.normalize(stretched(backbone)(normalised(prepared)).class_token, dim=-1)
+    np.testing.assert_allclose(embedder.embed(files), expected.numpy(), atol=1e-5)
+
+
+def stretched(backbone: VisionTransformer) -> VisionTransformer:
+    """The same network with positions of 8 × 8 patches of its own, made of its 4 × 4 by torch as DINO's code does."""
+    table = foreign(backbone.patch_positions.detach().permute(2, 0, 1)[None], 8, 8)[0].permute(1, 2, 0)
+    larger = VisionTransformer(dataclasses.replace(backbone.config, position_grid=8)).eval()
+    larger.load_state_dict({**backbone.state_dict(), "patch_positions": table})
+    return larger
+
+
+@torch.no_grad()
+def assert_same_features(ours: Backbone, theirs: Backbone, images: Tensor) -> None:
+    for name, found, expected in zip(Features._fields, ours(images), theirs(images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def normalised(images: np.ndarray) -> Tensor:
+    """(N, H, W, 3) uint8 as the backbones of these runs take it."""
+    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
 def test_a_plan_is_said_once_after_the_first_steps(pictures: Path, tmp_path: Path) -> None:

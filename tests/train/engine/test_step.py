@@ -10,6 +10,8 @@ from torch import Tensor
 
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
+from featkit_train.methods import Looks, Targets, Views
+from featkit_train.methods.momentum import Term
 from featkit_train.watching.meter import Log
 from tests.train.methods.training import OWN_HEAD, draw
 from tests.train.momentum import momentum_teacher
@@ -150,3 +152,34 @@ def test_bfloat16_is_of_the_backbone_and_leaves_losses_and_heads_in_float32() ->
     assert {parameter.dtype for parameter in engine.method.parameters()} == {torch.float32}
     assert logs[1]["loss"] == pytest.approx(exact[1]["loss"], rel=0.02)
     assert logs[1]["loss"] != exact[1]["loss"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_logits_reach_the_loss_in_float32_as_heads_make_them_of_a_bfloat16_backbones_tokens(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(quiet(name, "run.precision=bfloat16"))
+    draw(engine.method)
+    method = momentum_teacher(engine.method)
+    student, teacher, terms = copy.deepcopy(method.student), copy.deepcopy(method.teacher), method.terms
+    seen: list[tuple[Looks, Views, Targets]] = []
+
+    def listen(looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+        seen.append((looks, views, targets))
+        return terms(looks, views, targets)
+
+    monkeypatch.setattr(method, "terms", listen)
+    (crops,) = batches(engine.config, engine, steps=1)
+    engine.step(crops, 0)
+    ((looks, views, targets),) = seen
+    for branch, found in ((student, looks), (teacher, targets.teacher)):
+        tokens, patches = found.class_tokens, found.patch_tokens.flatten(0, 3).index_select(0, views.masked)
+        assert found.class_logits.dtype == found.patch_logits.dtype == torch.float32
+        of_global_crops = found.class_logits[: len(tokens)]
+        torch.testing.assert_close(of_global_crops, branch.head(tokens.float()), rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.patch_logits, branch.head_of_patches(patches.float()), rtol=0, atol=1e-6)
+        assert (len(found.patch_logits) > 0) == method.patch_loss
+    with torch.no_grad():
+        exact = teacher.backbone(views.global_crops.flatten(0, 1)).class_token
+    error = (targets.teacher.class_tokens.flatten(0, 1) - exact).abs().mean() / exact.abs().mean()
+    assert 1e-3 < error < 0.05, "the backbone is in bfloat16"

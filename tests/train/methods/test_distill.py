@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featkit.errors import InputError
+from featkit.geometry import Geometry
 from featkit_train.engine.optimizer import make_optimizer
+from featkit_train.methods import make_method
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.methods.distill import Distill
+from featkit_train.networks.base import Backbone
+from featkit_train.networks.classifier import build_backbone
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.pictures.augment import Statistics
+from featkit_train.published.pretrained import load_pretrained
+from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
+from tests.torchvision_without_cuda import allow_torchvision, import_quietly
+from tests.train import published_files
 from tests.train.methods.published_backbone import MEAN, STD, save_published
 from tests.train.methods.training import (
     BATCH,
@@ -25,6 +40,9 @@ from tests.train.methods.training import (
     random_views,
     take_step,
 )
+from tests.train.networks.networks import CONFIGS, drawn
+from tests.train.small import small_config
+from tests.train.steps import batches, make_engine
 
 TEACHER = {"width": 36, "num_heads": 3, "patch": 16}  # larger, and of coarser patches than the student's 8
 HEADS = {"shared": [], "own": [OWN_HEAD]}
@@ -39,15 +57,17 @@ def distill(folder: Path, *settings: str) -> Distill:
     return method
 
 
-def frozen_look(method: Distill, global_crops: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Class tokens (B, D) and patches (B, h, w, D) of the teacher, of pixels as it knows them."""
+def frozen_look(
+    backbone: Backbone, global_crops: Tensor, *, side: int = 64, statistics: Statistics = (MEAN, STD)
+) -> list[tuple[Tensor, Tensor]]:
+    """Class tokens (B, D) and patches (B, h, w, D) of a teacher, of pixels as it knows them, at a side of as many patches."""
     looks = []
     for crop in global_crops:
-        columns = [torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD, MEAN, STD)]
+        columns = [torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD, *statistics)]
         pixels = crop * columns[1] + columns[0]
-        known = F.interpolate((pixels - columns[2]) / columns[3], size=(64, 64), mode="bicubic", antialias=True)
+        known = F.interpolate((pixels - columns[2]) / columns[3], size=(side, side), mode="bicubic", antialias=True)
         with torch.no_grad():
-            looks.append(tuple(method.teacher.backbone(known)))
+            looks.append(tuple(backbone(known)))
     return looks
 
 
@@ -83,7 +103,7 @@ def cross_entropies(
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(tmp_path: Path, heads: str) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
-    looks = frozen_look(method, views.global_crops)
+    looks = frozen_look(method.teacher.backbone, views.global_crops)
     seen = [method.student.backbone(crop) for crop in views.global_crops]  # nothing is hidden from the student
     students = [method.student.head(features.class_token) for features in seen]
     students += [method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops]
@@ -109,7 +129,7 @@ def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(tmp_pat
 @pytest.mark.parametrize("heads", HEADS)
 def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(tmp_path: Path, heads: str) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
-    looks = frozen_look(method, views.global_crops)
+    looks = frozen_look(method.teacher.backbone, views.global_crops)
     head: nn.Module = method.trial_heads["head"]
     patch_head: nn.Module = method.trial_heads["patch_head"] if heads == "own" else head
     students = [head(tokens) for tokens, _ in looks]
@@ -191,3 +211,106 @@ def test_nothing_is_ever_hidden_from_the_student_and_it_has_no_mask_token(tmp_pa
         (targets,), _ = method.aim([method.look(hidden)], step=7)
         logits = [method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)]
     assert torch.equal(logits[0], logits[1])
+
+
+# -- teachers that are no transformers ------------------------------------------------------------------------------------
+
+
+class Source(NamedTuple):
+    """What names a teacher in a config, and what it is: pixels between two places of its map, and its statistics."""
+
+    settings: tuple[str, ...]
+    backbone: Backbone
+    patch: int
+    statistics: Statistics
+
+
+@pytest.fixture(params=["torchvision's ResNet-50", "timm's ResNet", "a run's ResNet"], scope="module")
+def resnet(request: pytest.FixtureRequest) -> Iterator[Source]:
+    """With drawn weights and running statistics. Its folder is gone afterwards: pytest's would be kept, of 94 MB."""
+    allow_torchvision()
+    with tempfile.TemporaryDirectory() as folder:
+        yield SOURCES[request.param](Path(folder))
+
+
+def published_resnet(folder: Path) -> Source:
+    """As its authors' file has it."""
+    state = published_files.official("dino_resnet50", published_files.reference("dino_resnet50"))
+    torch.save(state, folder / "weights.pth")
+    return read("dino_resnet50", folder / "weights.pth", patch=32)
+
+
+def timm_resnet(folder: Path) -> Source:
+    """As timm's file has it."""
+    model = import_quietly("timm").create_model("test_resnet.r160_in1k")
+    torch.save(published_files.drawn(model.state_dict(), seed=0), folder / "weights.pth")
+    return read("timm:test_resnet.r160_in1k", folder / "weights.pth", patch=32)
+
+
+def run_of_resnet(folder: Path) -> Source:
+    """As a run that learnt labels leaves it, with a small stem: its places are 8 pixels apart, as the student's patches."""
+    geometry = Geometry(
+        height=32, width=32, resize="stretch", resize_to=32, interpolation="bicubic", patch=8, mean=MEAN, std=STD
+    )
+    info = BackboneInfo(name="taught", family="born-again", geometry=geometry, licence="none")
+    save_backbone(folder / BACKBONE_FILE, drawn(build_backbone(CONFIGS["timm CNN"])), info)
+    return read(str(folder), None, patch=8)
+
+
+def read(name: str, weights: Path | None, *, patch: int) -> Source:
+    backbone, info = load_pretrained(name, weights=weights)
+    assert not isinstance(backbone, VisionTransformer)
+    assert backbone.patch == patch
+    settings = (f"pretrained.name={name}", *([] if weights is None else [f"pretrained.weights={weights}"]))
+    return Source(settings, backbone, patch, (info.geometry.mean, info.geometry.std))
+
+
+SOURCES = {
+    "torchvision's ResNet-50": published_resnet,
+    "timm's ResNet": timm_resnet,
+    "a run's ResNet": run_of_resnet,
+}
+
+
+def test_a_resnet_that_adapt_refuses_is_matched_at_the_places_of_its_map(resnet: Source) -> None:
+    with pytest.raises(InputError, match="is no Vision Transformer, which `adapt` needs to hide patches; distil it instead"):
+        make_method(small_config("method=adapt", "model={}", *resnet.settings))
+    method, views = drawn_method(of("distill", *resnet.settings)), random_views()
+    assert isinstance(method, Distill)
+    method.teacher.backbone.load_state_dict(resnet.backbone.state_dict())
+    looks = frozen_look(resnet.backbone, views.global_crops, side=4 * resnet.patch, statistics=resnet.statistics)
+    assert all(grid.shape == (BATCH, 4, 4, resnet.backbone.width) for _, grid in looks)
+    seen = method.look(views)
+    for found, expected in zip((seen.class_tokens, seen.patch_tokens), zip(*looks, strict=True), strict=True):
+        wanted = torch.stack(expected)
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    method.prepare(1000)
+    features = [method.student.backbone(crop) for crop in views.global_crops]
+    students = [method.student.head(each.class_token) for each in features]
+    students += [method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops]
+    patches = [method.student.head_of_patches(each.patch_tokens) for each in features]
+    loss = cross_entropies(method, students, patches, views.masks, looks, step=1000)
+    result, _ = take_step(method, views, step=1000)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-3)
+
+
+def test_a_resnet_stays_as_it_was_while_heads_then_the_student_learn_from_it(resnet: Source) -> None:
+    plain = ("optim.warmup_steps=0", "optim.weight_decay=0.0", "optim.weight_decay_end=0.0")
+    config = of("distill", *resnet.settings, "pretrained.head_steps=1", *plain)
+    engine = make_engine(config)
+    assert isinstance(engine.method, Distill)
+    for step, crops in enumerate(batches(config, engine, steps=2)):
+        before = {name: tensor.clone() for name, tensor in engine.method.state_dict().items()}
+        log = engine.step(crops, step)
+        assert math.isfinite(log["loss"])
+        after = engine.method.state_dict()
+        moved = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+        learns = {"trial_heads", "teacher"} if step == 0 else {"student", "average"}
+        assert moved == learns | {"center", "patch_center"}
+        # The running statistics of its norms too.
+        found, expected = engine.method.teacher.backbone.state_dict(), resnet.backbone.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    backbone = engine.method.student.backbone.state_dict()
+    still = {name for name in backbone if torch.equal(backbone[name], before[f"student.backbone.{name}"])}
+    assert still == set()

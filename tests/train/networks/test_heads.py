@@ -1,4 +1,4 @@
-"""Promises of the projection head: equal to lightly's, and what of a prototype counts."""
+"""Promises of the projection head: equal to lightly's, what of a prototype counts, and what holds at any size and scale."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,3 +162,121 @@ def test_the_last_layer_is_what_a_prototype_is_made_of(prototypes: Any, names: s
     head = ProjectionHead(13, dataclasses.replace(CONFIG, prototypes=prototypes))
     ours = {parameter: name for name, parameter in head.named_parameters()}
     assert {ours[parameter] for parameter in head.last_layer()} == names
+
+
+# -- at any size and scale, in float64: what rounds is no matter here ------------------------------------------------------
+
+KINDS: st.SearchStrategy[Any] = st.sampled_from(["unit", "gain", "free"])
+WIDTHS, SEEDS = st.integers(1, 24), st.integers(0, 10_000)
+EXPONENTS = st.integers(-4, 4)  # of 10, the scale of features: those of a backbone's last norm are near 1
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> HeadConfig:
+    """Sizes down to one prototype, one channel and one layer."""
+    return HeadConfig(
+        num_prototypes=draw(st.integers(1, 20)),
+        hidden_width=draw(st.integers(1, 24)),
+        bottleneck_width=draw(st.integers(1, 12)),
+        num_layers=draw(st.integers(1, 4)),
+        prototypes=draw(KINDS),
+    )
+
+
+def scaled_features(width: int, *, batch: int, exponent: int, seed: int) -> Tensor:
+    """(B, D) float64 of the scale 10 ** exponent."""
+    generator = torch.Generator().manual_seed(seed)
+    return 10.0**exponent * torch.randn(batch, width, generator=generator, dtype=torch.float64)
+
+
+def linear_head(config: HeadConfig, *, width: int, seed: int) -> ProjectionHead:
+    """A drawn head of one layer without a bias, whose bottleneck is as long as its features are."""
+    head = drawn_head(dataclasses.replace(config, num_layers=1), width=width, seed=seed).double()
+    (last,) = head.mlp
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.bias.zero_()
+    return head
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
+def test_logits_are_cosines_times_what_of_a_prototypes_length_counts(
+    config: HeadConfig, width: int, batch: int, exponent: int, seed: int
+) -> None:
+    head = drawn_head(config, width=width, seed=seed).double()
+    rows = scaled_features(width, batch=batch, exponent=exponent, seed=seed)
+    logits, bottleneck = head(rows), head.mlp(rows)
+    lengths = {
+        "unit": torch.ones(config.num_prototypes, dtype=torch.float64),
+        "gain": head.prototypes.new_ones(1) if head.gains is None else head.gains[:, 0],
+        "free": torch.linalg.vector_norm(head.prototypes, dim=1),
+    }[config.prototypes]
+    assert logits.shape == (batch, config.num_prototypes)
+    assert (logits.abs() <= lengths.abs() * (1 + 1e-12)).all()
+    norms = torch.linalg.vector_norm(bottleneck, dim=1)[:, None] * torch.linalg.vector_norm(head.prototypes, dim=1)
+    torch.testing.assert_close(logits, bottleneck @ head.prototypes.T / norms * lengths, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
+def test_the_bottleneck_has_length_one_when_it_meets_the_prototypes(
+    config: HeadConfig, width: int, batch: int, exponent: int, seed: int
+) -> None:
+    config = dataclasses.replace(config, num_prototypes=config.bottleneck_width)
+    head = drawn_head(config, width=width, seed=seed).double()
+    with torch.no_grad():  # prototypes that are the axes give the bottleneck itself
+        head.prototypes.copy_(torch.eye(config.bottleneck_width))
+        if head.gains is not None:
+            head.gains.fill_(1.0)
+    lengths = torch.linalg.vector_norm(head(scaled_features(width, batch=batch, exponent=exponent, seed=seed)), dim=1)
+    torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=configs(), width=WIDTHS, factor=st.floats(1e-4, 1e4), seed=SEEDS)
+def test_without_layers_between_and_biases_the_length_of_features_does_not_count(
+    config: HeadConfig, width: int, factor: float, seed: int
+) -> None:
+    head = linear_head(config, width=width, seed=seed)
+    rows = scaled_features(width, batch=5, exponent=0, seed=seed)
+    logits = head(rows)
+    torch.testing.assert_close(head(factor * rows), logits, rtol=0, atol=1e-9)
+    torch.testing.assert_close(head(-factor * rows), -logits, rtol=0, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=configs(), exponent=st.integers(-3, 6), seed=SEEDS)
+def test_prototypes_keep_the_length_that_counts_however_far_a_step_moves_them(
+    config: HeadConfig, exponent: int, seed: int
+) -> None:
+    kind: Any = "unit" if config.prototypes == "free" else config.prototypes  # the length of free ones is theirs to change
+    width = config.bottleneck_width
+    head = linear_head(dataclasses.replace(config, prototypes=kind), width=width, seed=seed)
+    axes = torch.eye(width, dtype=torch.float64)
+    (last,) = head.mlp
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.copy_(axes)
+    before = head(axes)  # (D, K): a column is a prototype as it counts
+    (before * scaled_features(config.num_prototypes, batch=width, exponent=0, seed=seed)).sum().backward()
+    assert head.prototypes.grad is not None
+    with torch.no_grad():
+        head.prototypes.sub_(10.0**exponent * head.prototypes.grad)
+    after = head(axes)
+    wanted = torch.ones(config.num_prototypes, dtype=torch.float64) if head.gains is None else head.gains[:, 0].abs()
+    for columns in (before, after):
+        torch.testing.assert_close(torch.linalg.vector_norm(columns, dim=0), wanted, rtol=1e-9, atol=0)
+    if width > 1:  # else a direction is a sign, which no gradient turns
+        assert not torch.equal(after, before)
+
+
+@settings(max_examples=50, deadline=None)
+@given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
+def test_logits_of_a_picture_are_its_own_whatever_else_is_in_the_batch(
+    config: HeadConfig, width: int, batch: int, exponent: int, seed: int
+) -> None:
+    head = drawn_head(config, width=width, seed=seed).double().train()
+    rows = scaled_features(width, batch=batch, exponent=exponent, seed=seed)
+    alone = torch.cat([head(row[None]) for row in rows])
+    torch.testing.assert_close(head(rows), alone, rtol=0, atol=1e-9)

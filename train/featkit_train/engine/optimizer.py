@@ -105,7 +105,8 @@ def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
             together.setdefault(clip_group(name, config), []).append(parameter)
     limit = config.clip_grad if config.clip_grad > 0 else math.inf
     norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in together.values()]
-    return torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+    whole: Tensor = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+    return whole
 
 
 def clip_group(name: str, config: OptimConfig) -> str:

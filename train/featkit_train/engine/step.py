@@ -182,6 +182,7 @@ class Engine:
             "Lower optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last checkpoint is whole."
         )
 
+
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
     """Weights drawn inside depend on the seed alone, and the caller's random state is left as it was."""
