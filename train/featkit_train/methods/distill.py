@@ -4,8 +4,8 @@ As the paper says: the student's own moving average is what is kept, nothing is 
 global crops, at the places that masks would hide. The teacher comes without the heads it was trained with (published
 files leave them out), so heads first learn on its frozen features by the same losses, their average being the teacher's.
 
-Both see the same grid of patches. So a teacher of larger patches sees enlarged crops, at a cost: a ResNet, whose map has a place for
-32×32 pixels, sees four times the pixels beside a student of patches of 16.
+Both see the same grid of patches. So a teacher of larger patches sees enlarged crops, at a cost: a ResNet, whose map has a
+place for 32×32 pixels, sees four times the pixels beside a student of patches of 16.
 """
 
 from __future__ import annotations
