@@ -263,10 +263,10 @@ class WatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the work is spread and what is traded for memory; only `accumulate` changes what is learnt, by KoLeo."""
+    """How the work is spread and what is traded for memory; only `accumulate` changes what is learnt, by KoLeo and noise."""
 
     shard: bool = False  # fully_shard: weights, gradients and moments spread over the processes of torchrun
-    accumulate: int = 1  # parts that a process cuts its share of a batch into; KoLeo looks for neighbours within a part
+    accumulate: int = 1  # parts that a process cuts its share of a batch into; KoLeo and noise are of a part
     compile: bool = False  # torch.compile for the blocks
     checkpoint_activations: bool = False  # compute blocks again in the backward pass instead of keeping them
 

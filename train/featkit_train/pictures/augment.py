@@ -12,22 +12,19 @@ Letters: B pictures, (S, S) pixels of a crop.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from featkit.geometry import RESAMPLING
 from featkit_train.config import ColourConfig, CropConfig
 
 # Columns of an appearance row.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARISE = range(7)
 NUM_COLUMNS = 7
-FILTERS: dict[str, Literal[Image.Resampling.BILINEAR, Image.Resampling.BICUBIC]] = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
@@ -45,7 +42,7 @@ def cut_crop(
     turned = rng.random() < config.rotation_probability and config.rotation_degrees > 0
     angle = math.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees)) if turned else 0.0
     flipped = rng.random() < config.flip_probability
-    filter_ = FILTERS[config.interpolation]
+    filter_ = RESAMPLING[config.interpolation]
     if angle == 0.0:
         box = (left, top, left + width, top + height)
         crop = picture.resize((size, size), filter_, box=box, reducing_gap=2.0)
@@ -61,7 +58,7 @@ def _turned_crop(
     *,
     size: int,
     angle: float,
-    filter_: Literal[Image.Resampling.BILINEAR, Image.Resampling.BICUBIC],
+    filter_: Image.Resampling,
 ) -> Image.Image:
     """The box, turned about its centre, as size × size pixels: reduced by a whole factor first, so that nothing aliases."""
     left, top, width, height = box
