@@ -3,16 +3,66 @@
 from __future__ import annotations
 
 import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from fnmatch import translate
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from types import MappingProxyType
+from typing import NamedTuple, Protocol, TypeAlias
 
 Metadata: TypeAlias = dict[str, str | int | float]
+NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
 # What counts as a picture by its name; what it really is, decoding tells.
 PICTURE_SUFFIXES = frozenset(
     ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm .jp2 .j2k .tga .ico .qoi .heic "
     ".heif".split()
 )
+
+# Folders in which systems and programs keep thumbnails, deleted files and copies; matched without regard to case.
+SYSTEM_FOLDERS = (
+    "@eaDir",  # Synology: thumbnails
+    "#recycle",
+    "#snapshot",
+    "@Recycle",  # QNAP
+    "@Recently-Snapshot",
+    "@__thumb",
+    "@sharesnap",
+    "@sharebin",
+    "@snapshot",
+    "@snapshots",
+    "@tmp",
+    "~snapshot",  # NetApp
+    "$RECYCLE.BIN",  # Windows
+    "$RECYCLE",
+    "RECYCLER",
+    "RECYCLED",
+    "System Volume Information",
+    "lost+found",  # ext: what a repair of the file system found
+    ".Trash*",  # macOS and freedesktop
+    ".thumbnails",
+    ".thumbs",
+    "__MACOSX",  # in archives: resource forks, named like the pictures
+    "*.photoslibrary",  # macOS: libraries with several copies of each picture
+    "*.photolibrary",
+    "*.migratedphotolibrary",
+    "*.aplibrary",
+    "*.lrdata",  # Lightroom: previews
+    "*.lrlibrary",
+    "*.cocatalog",  # Capture One
+)
+SYSTEM_FILES = ("thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "*:zone.identifier")  # lower case
+_SYSTEM_FOLDERS = [(re.compile(translate(pattern.lower())), pattern) for pattern in SYSTEM_FOLDERS]
+_SYSTEM_FILES = re.compile("|".join(map(translate, SYSTEM_FILES)))
+
+
+class Skip(NamedTuple):
+    """Why a path is passed over, and the part of the path that decides it: the file itself or a folder above it."""
+
+    reason: str  # "hidden file", "hidden folder", "system file", "system folder (@eaDir)"
+    path: str
 
 
 class Source(Protocol):
@@ -21,6 +71,11 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """As the user gave it."""
+        ...
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return what was passed over when the source was listed, by reason: {".cr2": 12, "hidden file": 2}."""
         ...
 
     def __len__(self) -> int: ...
@@ -46,6 +101,44 @@ def is_picture(name: str) -> bool:
     """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`, `._x.jpg`)."""
     base = name.rsplit("/", 1)[-1]
     return not base.startswith(".") and "." in base and "." + base.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
+
+
+def skip_by_name(path: str) -> Skip | None:
+    """Return why the file at a relative path with `/` is passed over by its name or by a folder above it; None if it is not.
+
+    The rule is the same for folders and archives: hidden files and folders, and those that systems keep for themselves.
+    """
+    parts = path.split("/")
+    for end, name in enumerate(parts[:-1], 1):
+        if (reason := folder_skip_reason(name)) is not None:
+            return Skip(reason, "/".join(parts[:end]))
+    reason = file_skip_reason(parts[-1])
+    return None if reason is None else Skip(reason, path)
+
+
+@lru_cache(maxsize=4096)  # archives name a folder with each of its members
+def folder_skip_reason(name: str) -> str | None:
+    """Return why a folder of this name is passed over with all that is in it; None if it is not."""
+    lower = name.lower()
+    system = next((pattern for expression, pattern in _SYSTEM_FOLDERS if expression.match(lower)), None)
+    if system is not None:
+        return f"system folder ({system})"
+    return "hidden folder" if name.startswith(".") and name not in (".", "..") else None
+
+
+def file_skip_reason(name: str) -> str | None:
+    """Return why a file of this name is passed over whatever its suffix; None if it is not."""
+    if _SYSTEM_FILES.match(name.lower()):
+        return "system file"
+    return "hidden file" if name.startswith(".") else None
+
+
+def merge_skipped(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Return the sum of several counts of what was passed over."""
+    total: Counter[str] = Counter()
+    for part in parts:
+        total.update(part)
+    return dict(total)
 
 
 def keys_sha256(source: Source) -> str:

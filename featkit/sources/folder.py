@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from featkit.errors import InputError
@@ -16,8 +16,17 @@ SYSTEM_FOLDERS = ("lost+found", "System Volume Information")  # closed to users,
 class FileSource:
     """Files by path; the key of each is its path below `root`."""
 
-    def __init__(self, name: str, root: Path, paths: list[str], *, limits: ImageLimits) -> None:
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: list[str],
+        *,
+        limits: ImageLimits,
+        skipped: Mapping[str, int] | None = None,
+    ) -> None:
         self.name, self.root, self.limits = name, root, limits
+        self.skipped: Mapping[str, int] = dict(skipped or {})
         self._paths = paths
 
     def __len__(self) -> int:

@@ -9,14 +9,14 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import ImageLimits, printable, read_file
-from featkit.sources.base import Metadata, Source
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, Source
 from featkit.sources.rows import DAMAGED, find_columns, picture_path, read_metadata, read_picture, reason
 from featkit.sources.saved import choose_split, is_saved, open_saved
 
@@ -36,6 +36,11 @@ class HubDataset:
         self._dataset = dataset.select_columns([self._columns.picture, *self._columns.plain]).with_format("arrow")
         if not len(self):
             raise InputError(f"{name} has no rows.")
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return an empty mapping: every row is an item."""
+        return NOTHING_SKIPPED
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
-from featkit.sources.base import Metadata, Source
+from featkit.sources.base import Metadata, Source, merge_skipped
 from featkit.sources.folder import FileSource, first_picture, open_folder, open_list
 from featkit.sources.hub import HUB_PREFIX, open_hub
 from featkit.sources.parquet import ParquetSource
@@ -28,6 +28,11 @@ class Shards:
     def __init__(self, name: str, parts: Sequence[Source]) -> None:
         self.name, self._parts = name, parts
         self._ends = list(accumulate(len(part) for part in parts))
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return what was passed over in all parts together."""
+        return merge_skipped(part.skipped for part in self._parts)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -106,6 +111,11 @@ class Subset:
 
     def __init__(self, source: Source, numbers: Sequence[int]) -> None:
         self.name, self._source, self._numbers = source.name, source, numbers
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return what was passed over in the whole source."""
+        return self._source.skipped
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from featkit.errors import InputError
 from featkit.images import ImageLimits
-from featkit.sources.base import Metadata
+from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_picture, reason
 
 
@@ -44,6 +45,11 @@ class ParquetSource:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return an empty mapping: every row is an item."""
+        return NOTHING_SKIPPED
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
-from featkit.sources.base import Metadata
+from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_picture, reason
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
@@ -46,6 +46,11 @@ class SavedDataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return an empty mapping: every row is an item."""
+        return NOTHING_SKIPPED
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._order is None else len(self._order)

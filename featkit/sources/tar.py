@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
-from featkit.sources.base import Metadata, is_picture
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
 
 COMPANIONS = {".cls": "class", ".txt": "text"}  # members of the same stem that say something of the picture
 MAX_COMPANION_BYTES = 4096
@@ -39,6 +40,11 @@ class TarSource:
                 self._companions.setdefault(_stem(member.name), []).append(member)
         if not self._pictures:
             raise InputError(f"{path} holds no pictures among its {len(members):,} members.")
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return an empty mapping: members that are not read are not counted yet."""
+        return NOTHING_SKIPPED
 
     def __len__(self) -> int:
         return len(self._pictures)

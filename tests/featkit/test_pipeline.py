@@ -6,7 +6,7 @@ import io
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.lock import WriterLock
 from featkit.pipeline import ROWS_AHEAD, EmbedReport, embed_source
 from featkit.sources import Source, open_source
-from featkit.sources.base import Metadata
+from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from tests.commands import digests
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.model_files import make_model_file
@@ -36,6 +36,7 @@ class MadeUp:
     """A source of one picture many times, which a test may make as slow or as broken as it likes."""
 
     name = "made up"
+    skipped: Mapping[str, int] = NOTHING_SKIPPED
 
     def __init__(self, count: int, read: Callable[[int], None] = lambda _number: None) -> None:
         self._count, self._on_read = count, read

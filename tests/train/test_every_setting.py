@@ -509,6 +509,7 @@ class Columns:
 
     def __init__(self, source: Source) -> None:
         self.source, self.name, self.file, self.key, self.read = source, source.name, source.file, source.key, source.read
+        self.skipped = source.skipped
 
     def __len__(self) -> int:
         return len(self.source)

@@ -210,6 +210,7 @@ def test_pictures_without_a_label_are_counted_aloud(pictures: Source, held_out: 
         """The same, the first three without a label."""
 
         name, file, key, read = pictures.name, pictures.file, pictures.key, pictures.read
+        skipped = pictures.skipped
 
         def __len__(self) -> int:
             return len(pictures)

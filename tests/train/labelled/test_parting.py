@@ -39,6 +39,7 @@ def test_pictures_without_a_label_are_neither_learnt_nor_held_out(tmp_path: Path
         """The same, every third without a label."""
 
         name, file, key, read = source.name, source.file, source.key, source.read
+        skipped = source.skipped
 
         def __len__(self) -> int:
             return len(source)

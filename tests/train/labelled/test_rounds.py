@@ -90,6 +90,7 @@ def test_labels_of_the_unlabelled_are_not_looked_at(
         """The same pictures; asking for a label is an error."""
 
         name, file, key, read = plain.name, plain.file, plain.key, plain.read
+        skipped = plain.skipped
 
         def __len__(self) -> int:
             return len(plain)

@@ -24,7 +24,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
 from featkit.resources import cache_folder
 from featkit.sources import Source, open_source
-from featkit.sources.base import Metadata, is_picture
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
 from featkit.sources.folder import FileSource
 from featkit.sources.opening import TORCHVISION_PREFIX
 from featkit.sources.rows import reason
@@ -77,6 +77,11 @@ class TorchvisionPictures:
     def __init__(self, name: str, dataset: Any, labels: Labels, *, prefix: str, root: Path, limits: ImageLimits) -> None:
         self.name, self.root, self.limits = name, root, limits
         self._dataset, self._labels, self._prefix = dataset, labels, prefix
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Return an empty mapping: every picture of the data set is an item."""
+        return NOTHING_SKIPPED
 
     def __len__(self) -> int:
         return len(self._dataset)
