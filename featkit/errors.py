@@ -6,18 +6,24 @@
     ├── StrictFailure      4    a batch had failures and --strict was asked for
     └── Interrupted      130    Ctrl-C, at a committed state
 
-A message is one sentence with the file, the value found, the value wanted and the next step.
+A message is one sentence with the file, the value found, the value wanted and the next step. It is one line of text that
+can be printed anywhere, whatever the names in it hold.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
 
+from featkit.wording import on_one_line
+
 
 class FeatkitError(Exception):
     """Root of all that featkit raises on purpose; `exit_code` is what a command ends with."""
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(on_one_line(each) if isinstance(each, str) else each for each in arguments))
 
 
 class InputError(FeatkitError):

@@ -42,7 +42,7 @@ from featkit.images import thumbnail_jpeg
 from featkit.lock import WriterLock
 from featkit.modelfile import copy_model_file
 from featkit.resources import usable_cpus
-from featkit.sources import Source, keys_sha256
+from featkit.sources import Source, has_keys, keys_sha256
 
 # Rows finished or under way beyond the last one taken: work for the workers while a shard is written, and 10 kB each.
 ROWS_AHEAD = 256
@@ -132,6 +132,8 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
         remove_partials(out)
         if (out / PLAN_FILE).exists():
             folder = Embeddings.open(out)
+            if has_keys(source, folder.plan.keys_sha256):  # perhaps as an earlier version called them
+                plan = dataclasses.replace(plan, keys_sha256=folder.plan.keys_sha256)
             _refuse_other_work(folder, plan)
         else:
             folder = Embeddings.create(out, dataclasses.replace(plan, columns=_metadata_columns(source)))

@@ -2,7 +2,26 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters, ends of lines, marks that turn the direction of text, and what is no character at all.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun: "1 picture", "2 pictures", "1,234 pictures"; `plural` defaults to the noun with an s."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def on_one_line(text: str) -> str:
+    """Return the text with each character that would end the line, move the cursor or cannot be encoded spelled out.
+
+    Names of files and archives hold anything: a line feed becomes `\\n`, and the byte E9 of a name that is not UTF-8 `\\xe9`.
+    """
+    return _UNPRINTABLE.sub(lambda found: _spelled_out(found[0]), text)
+
+
+def _spelled_out(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a name, as os.fsdecode keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode("ascii")

@@ -3,7 +3,7 @@
 All are numbered lists of undecoded bytes.
 """
 
-from featkit.sources.base import PICTURE_SUFFIXES, Source, keys_sha256
+from featkit.sources.base import PICTURE_SUFFIXES, Source, has_keys, keys_sha256
 from featkit.sources.opening import concatenate, open_source, subset
 
-__all__ = ["PICTURE_SUFFIXES", "Source", "concatenate", "keys_sha256", "open_source", "subset"]
+__all__ = ["PICTURE_SUFFIXES", "Source", "concatenate", "has_keys", "keys_sha256", "open_source", "subset"]

@@ -143,7 +143,19 @@ def merge_skipped(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 def keys_sha256(source: Source) -> str:
     """Digest of all keys in their order: the same pictures by name, whatever is in them."""
+    return _digest(map(source.key, range(len(source))))
+
+
+def has_keys(source: Source, sha256: str) -> bool:
+    """Whether this is the digest of the source's keys, or of those by which an earlier version knew the same items."""
+    if keys_sha256(source) == sha256:
+        return True
+    older_key = getattr(source, "older_key", None)
+    return older_key is not None and _digest(map(older_key, range(len(source)))) == sha256
+
+
+def _digest(keys: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for number in range(len(source)):
-        digest.update(source.key(number).encode() + b"\0")
+    for key in keys:
+        digest.update(key.encode() + b"\0")
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Pictures as files: a folder with all below it, or a list of paths in a text file."""
+"""Pictures as files: a folder with all below it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import PICTURE_SUFFIXES, Metadata, is_picture
+from featkit.sources.keys import key_of
 
 SYSTEM_FOLDERS = ("lost+found", "System Volume Information")  # closed to users, and no place for pictures
 
@@ -34,6 +35,10 @@ class FileSource:
 
     def key(self, number: int) -> str:
         """The path below the root, with `/`."""
+        return key_of(self._paths[number])
+
+    def older_key(self, number: int) -> str:
+        """The key by which an earlier version knew the item."""
         return printable(self._paths[number].replace(os.sep, "/"))
 
     def read(self, number: int) -> bytes:
@@ -69,22 +74,6 @@ def open_folder(root: Path, *, limits: ImageLimits) -> FileSource:
 def first_picture(root: Path) -> str | None:
     """The path below `root` of a picture that `open_folder` would open; None where it would find none."""
     return next((str(folder / name) for folder, files in _walk(root) for name in sorted(files) if is_picture(name)), None)
-
-
-def open_list(file: Path, *, limits: ImageLimits) -> FileSource:
-    """The paths in a text file, one a line, in its order, relative to its folder; empty lines and `#` lines are passed over.
-
-    InputError for an empty list and for a path that stands twice.
-    """
-    # utf-8-sig: Windows begins text files with a mark. split: splitlines() would also cut at characters that names may hold.
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")]
-    paths = [line for line in lines if line and not line.startswith("#")]
-    if not paths:
-        raise InputError(f"{file} lists no pictures; write one path a line.")
-    if len(set(paths)) < len(paths):
-        twice = next(path for number, path in enumerate(paths) if path in paths[:number])
-        raise InputError(f"{file} lists {printable(twice)} twice; every picture has one place.")
-    return FileSource(str(file), file.parent, paths, limits=limits)
 
 
 def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:

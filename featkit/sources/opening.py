@@ -11,14 +11,14 @@ from pathlib import Path
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
 from featkit.sources.base import Metadata, Source, merge_skipped
-from featkit.sources.folder import FileSource, first_picture, open_folder, open_list
+from featkit.sources.folder import FileSource, first_picture, open_folder
 from featkit.sources.hub import HUB_PREFIX, open_hub
+from featkit.sources.listing import LIST_SUFFIXES, TABLE_SUFFIXES, open_list
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.saved import is_saved, open_saved
 from featkit.sources.tar import TarSource
 
 SHARD_SUFFIXES = (".tar", ".parquet")
-LIST_SUFFIXES = (".txt", ".lst")
 TORCHVISION_PREFIX = "torchvision:"
 
 
@@ -156,7 +156,7 @@ def _open_file(path: Path, *, limits: ImageLimits) -> Source:
         return TarSource(path, limits=limits)
     if path.suffix == ".parquet":
         return ParquetSource(path, limits=limits)
-    if path.suffix in LIST_SUFFIXES:
+    if path.suffix.lower() in (*LIST_SUFFIXES, *TABLE_SUFFIXES):
         return open_list(path, limits=limits)
     if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip")):
         raise InputError(f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar.")
