@@ -12,7 +12,11 @@ from pathlib import Path
 
 from featkit.errors import EnvironmentProblem
 
+WINDOWS = os.name == "nt"
 TEMPORARY_MARK = ".partial-"
+# For os.open: not inherited by child processes (Unix), and bytes as they are (Windows). Neither flag exists everywhere.
+OPEN_FLAGS: int = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+OUT_OF_SPACE = frozenset((errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
 FORBIDDING = frozenset(
     (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO)
 )
@@ -24,7 +28,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in OUT_OF_SPACE:
             raise EnvironmentProblem(f"No space left to write {path}; free some or choose another place.") from error
         if error.errno in FORBIDDING:
             reason = os.strerror(error.errno)  # pyarrow puts words of its own into strerror
@@ -86,8 +90,17 @@ def remove_partials(folder: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or where the system can do so a folder's list of names, to the disk."""
+    is_folder = path.is_dir()
+    if is_folder and WINDOWS:  # Windows opens no folder, and keeps the order of renames by itself
+        return
+    # Windows flushes only what is open for writing.
+    descriptor = os.open(path, (os.O_RDWR if WINDOWS else os.O_RDONLY) | OPEN_FLAGS)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network and FUSE file systems have no fsync for folders. Files must be flushed.
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
     finally:
         os.close(descriptor)

@@ -1,16 +1,24 @@
-"""One writer at a time: a lock file that says who holds it."""
+"""One writer at a time: a lock file that says who holds it.
+
+The lock is the operating system's own, through filelock: flock on Unix, LockFileEx on Windows. The system releases it when
+the process dies. On a few network file systems flock succeeds and protects nothing; an index therefore also keeps a writer's
+token in its catalogue (index/writers.py).
+"""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
 import sys
 from pathlib import Path
 
-from featkit.atomic import explain_os_errors
+from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem
+
+MAX_DESCRIPTION = 65536  # bytes
+# LockFileEx locks the file's first byte against reading, too; the description therefore begins with a blank.
+FIRST_READABLE = 1 if sys.platform == "win32" else 0
 
 
 class WriterLock:
@@ -20,20 +28,24 @@ class WriterLock:
     """
 
     def __init__(self, path: Path) -> None:
+        from filelock import lock_descriptor  # here, since its import warns on a system that can lock nothing
+
         with explain_os_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o644)
         try:
-            # flock, not lockf: it belongs to this opening of the file, so it also tells two writers in one process apart.
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # This lock belongs to this opening of the file, so it also tells two writers in one process apart.
+            if not lock_descriptor(self._descriptor, blocking=False):
+                raise EnvironmentProblem(
+                    f"{path.parent} is being written by {_read_holder(self._descriptor)}; wait for it to end, or end it."
+                )
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, _who_am_i(), 0)
-        except BlockingIOError as error:
-            holder = _describe(os.pread(self._descriptor, 65536, 0))
-            os.close(self._descriptor)
-            raise EnvironmentProblem(f"{path.parent} is being written by {holder}; wait for it to end, or end it.") from error
+            os.write(self._descriptor, b" " + json.dumps(who_am_i()).encode())
         except OSError as error:
             os.close(self._descriptor)
             raise EnvironmentProblem(f"{path} cannot be locked for writing: {error.strerror}.") from error
+        except BaseException:
+            os.close(self._descriptor)
+            raise
 
     def release(self) -> None:
         """Let the next one write. Does nothing the second time."""
@@ -43,15 +55,22 @@ class WriterLock:
             self._descriptor = -1
 
 
-def _who_am_i() -> bytes:
+def who_am_i() -> dict[str, str | int]:
+    """This process, for a message to another one: pid, host and command."""
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
-    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command[:1000]}).encode()
+    return {"pid": os.getpid(), "host": socket.gethostname(), "command": command[:1000]}
 
 
-def _describe(content: bytes) -> str:
-    """A holder that has only just taken the lock may not have written its name yet."""
+def describe(content: str | bytes) -> str:
+    """Name the process that wrote `who_am_i` as JSON; "another process" for any other content."""
     try:
         who = json.loads(content)
         return f"process {who['pid']} on {who['host']} ({who['command']})"
     except (ValueError, KeyError, TypeError):
         return "another process"
+
+
+def _read_holder(descriptor: int) -> str:
+    """A holder that has only just taken the lock may not have written its name yet."""
+    os.lseek(descriptor, FIRST_READABLE, os.SEEK_SET)
+    return describe(os.read(descriptor, MAX_DESCRIPTION))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import stat
 import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
+from featkit import atomic
 from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials, replace_file, replace_folder, write_text
 from featkit.errors import EnvironmentProblem
 from tests.processes import run_python, start_python
@@ -200,3 +202,42 @@ def test_errors_that_forbid_nothing_pass_through() -> None:
         with pytest.raises(OSError, match=os.strerror(number)) as caught, explain_os_errors(Path("x")):
             raise OSError(number, os.strerror(number))
         assert caught.value.errno == number
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of")
+def test_windows_flushes_files_and_opens_no_folder(
+    tmp_path: Path, fsynced: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(atomic, "WINDOWS", True)
+    write_text(tmp_path / "x", "text")
+    with replace_folder(tmp_path / "y") as temporary:
+        (temporary / "a").write_text("a")
+    assert [name for name, _ in fsynced] == ["x", "a"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_without_fsync_for_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    fsync = os.fsync
+
+    def refuse_folders(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse_folders)
+    if number == errno.EIO:  # the disk has failed, which is another matter
+        with refused(tmp_path / "x", error=EnvironmentProblem):
+            write_text(tmp_path / "x", "text")
+    else:
+        write_text(tmp_path / "x", "text")
+        assert names(tmp_path) == ["x"]
+
+
+def test_a_file_that_cannot_be_flushed_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="Invalid argument"):
+        write_text(tmp_path / "x", "text")
+    assert names(tmp_path) == []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 
+from featkit import lock as lock_module
 from featkit.errors import EnvironmentProblem
 from featkit.lock import WriterLock
 from tests.processes import run_python, start_python
@@ -140,3 +143,41 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     status, _, error = run_python(code, place / "lock", ordinary_user=True)
     assert status == 1
     assert error.splitlines()[-1].endswith(f"{place}/lock cannot be written: Permission denied; choose another place.")
+
+
+def test_featkit_is_imported_without_what_only_unix_has() -> None:
+    """On Windows there is no fcntl, and os lacks some functions and flags; warnings are errors in this process."""
+    code = """
+import os, sys
+sys.modules["fcntl"] = None
+for name in ("O_CLOEXEC", "pread", "pwrite", "preadv", "sched_getaffinity"):
+    delattr(os, name)
+import featkit.lock, featkit.pipeline
+from featkit import Index
+print(Index.__name__)
+"""
+    assert run_python(code) == (0, "Index\n", "")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(_descriptor: int, *, blocking: bool) -> bool:
+        assert not blocking
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(filelock, "lock_descriptor", refuse)
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    with refused(f"{tmp_path / 'lock'} cannot be locked for writing: {os.strerror(number)}.", error=EnvironmentProblem):
+        WriterLock(tmp_path / "lock")
+    assert os.dup(0) == lowest_free  # the refused opening is closed
+    os.close(lowest_free)
+
+
+def test_the_holder_is_named_where_the_first_byte_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows locks that byte against reading, too."""
+    monkeypatch.setattr(lock_module, "FIRST_READABLE", 1)
+    lock = WriterLock(tmp_path / "lock")
+    with refused(f"is being written by process {os.getpid()} on {socket.gethostname()}", error=EnvironmentProblem):
+        WriterLock(tmp_path / "lock")
+    lock.release()
