@@ -27,6 +27,28 @@ with no_telemetry():
     import openvino as ov
     from openvino.frontend import FrontEndManager
 
+
+def _complete_type_tables() -> None:
+    """Make OpenVINO build its two tables of element types, which can deadlock when threads make it do so.
+
+    Each table is a C++ function-local static (`ov_type_to_dtype` and `dtype_num_to_ov_type` in pyopenvino's common.cpp,
+    2026.4), filled with numpy dtypes at the first use of `Tensor.data` or `Tensor(array)`. The first dtype makes pybind11
+    load numpy's C API, which runs Python code (`numpy.lib.NumpyVersion`). Python code may hand the GIL to another thread.
+    If that thread needs the same table, it waits in `__cxa_guard_acquire` for the first thread, and still holds the GIL,
+    for which the first thread waits. Nothing in the process runs after that, signal handlers included. Native stacks of a
+    hung process show exactly these two waits.
+
+    It cannot happen after this function. `Tensor(array)` loads numpy's C API before it reaches a table, by a `call_once`
+    that waits without the GIL; filling a table then runs no Python code, so no other thread can enter meanwhile. And a
+    finished static is never waited for. The function runs when this module is imported, which Python does in one thread
+    while the others wait without the GIL, and no backend exists before.
+    """
+    tensor = ov.Tensor(np.zeros(1, np.uint8), shared_memory=True)
+    assert tensor.data.dtype == np.uint8
+
+
+_complete_type_tables()
+
 TOKENS_PER_CALL = 512  # as for ONNX Runtime on a processor: small batches stay in its caches
 
 
@@ -76,11 +98,12 @@ class OpenVinoBackend:
         cancel = cancel or Cancel()
         with self._requests(tuple(outputs)).borrowed() as request, cancel.ends_by(request.cancel):
             try:
-                request.start_async({INPUT: np.ascontiguousarray(images)})  # infer() would not end when it is cancelled
+                _copy_in(images, request.get_tensor(INPUT))
+                request.start_async()  # infer() would not end when it is cancelled
                 if cancel.is_set:  # it was set before there was anything to cancel
                     request.cancel()
                 request.wait()
-                return {name: np.array(request.get_tensor(name).data) for name in outputs}
+                return {name: _copy_out(request.get_tensor(name)) for name in outputs}
             except RuntimeError as error:
                 if cancel.is_set:
                     # OpenVINO says that a request is over before its stream is: another request on that stream was seen to give
@@ -126,12 +149,30 @@ class _Requests:
     def borrowed(self) -> Iterator[Any]:
         """One that nobody uses. It is not used again after an error, since it might still be busy."""
         with self._lock:
-            request = self._idle.pop() if self._idle else None
-        if request is None:
-            request = self._compiled.create_infer_request()
+            request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
         yield request
         with self._lock:
             self._idle.append(request)
+
+
+def _copy_in(images: np.ndarray, tensor: Any) -> None:
+    """Copy an array into a request's own tensor, resized to it.
+
+    Between tensors, so by native code alone: `start_async(array)` would take OpenVINO's Python dispatcher and `Tensor.data`.
+    The request never reads the caller's array, which may be gone before a cancelled request is really over.
+    """
+    if images.size:
+        ov.Tensor(np.require(images, requirements=("C", "W")), shared_memory=True).copy_to(tensor)
+    else:
+        tensor.shape = images.shape
+
+
+def _copy_out(tensor: Any) -> np.ndarray:
+    """The float32 values of a request's tensor, in an array of their own."""
+    values = np.empty(tuple(tensor.shape), np.float32)
+    if values.size:  # copying nothing ends in a segmentation fault (2026.4)
+        tensor.copy_to(ov.Tensor(values, shared_memory=True))
+    return values
 
 
 def has_bf16() -> bool:
