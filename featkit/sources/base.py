@@ -15,10 +15,16 @@ from typing import NamedTuple, Protocol, TypeAlias
 Metadata: TypeAlias = dict[str, str | int | float]
 NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
-# What counts as a picture by its name; what it really is, decoding tells.
-PICTURE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .gif .bmp .dib .tif .tiff .avif .ppm .pgm .pbm .pnm .jp2 .j2k .tga .ico .qoi .heic "
-    ".heif".split()
+# What counts as a picture by its name; what it really is, decoding tells. A format that needs a package which is not installed
+# counts too, so that the items of a folder are the same everywhere: without the package they are rows that say what to install.
+RAW_SUFFIXES = frozenset(
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2 .rwl .sr2 .srf .srw "
+    ".x3f".split()
+)
+PICTURE_SUFFIXES = RAW_SUFFIXES | frozenset(
+    ".jpg .jpeg .jpe .jfif .pjpeg .pjp .jpg_large .jpeg_large .jps .mpo .insp .png .apng .webp .gif .bmp .dib .tif .tiff .ppm "
+    ".pgm .pbm .pnm .pfm .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .qoi .psd .pcx .sgi .dds .heic .heics .heif .heifs .hif .avif "
+    ".avifs .jxl".split()
 )
 
 # Folders in which systems and programs keep thumbnails, deleted files and copies; matched without regard to case.
@@ -99,8 +105,17 @@ class Source(Protocol):
 
 def is_picture(name: str) -> bool:
     """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`, `._x.jpg`)."""
-    base = name.rsplit("/", 1)[-1]
-    return not base.startswith(".") and "." in base and "." + base.rsplit(".", 1)[-1].lower() in PICTURE_SUFFIXES
+    return not name.rsplit("/", 1)[-1].startswith(".") and suffix_of(name) in PICTURE_SUFFIXES
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name in lower case with its dot, "" if it has none.
+
+    Without what other programs append: `x.jpg?size=2` of a download, and blanks and dots, which Windows drops.
+    """
+    base = name.rsplit("/", 1)[-1].split("?", 1)[0].rstrip(" .")
+    stem, dot, suffix = base.rpartition(".")
+    return dot + suffix.lower() if stem else ""
 
 
 def skip_by_name(path: str) -> Skip | None:

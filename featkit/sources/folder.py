@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable, read_file
-from featkit.sources.base import PICTURE_SUFFIXES, Metadata, is_picture
+from featkit.sources.base import Metadata
 from featkit.sources.keys import key_of
-
-SYSTEM_FOLDERS = ("lost+found", "System Volume Information")  # closed to users, and no place for pictures
+from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
+from featkit.sources.walk import Listing, list_folder
 
 
 class FileSource:
@@ -25,10 +25,13 @@ class FileSource:
         *,
         limits: ImageLimits,
         skipped: Mapping[str, int] | None = None,
+        failed: Mapping[str, str] | None = None,
     ) -> None:
+        """failed: of `paths`, those that cannot be read, such as a closed folder, each with a sentence that says why."""
         self.name, self.root, self.limits = name, root, limits
         self.skipped: Mapping[str, int] = dict(skipped or {})
         self._paths = paths
+        self._failed = dict(failed or {})
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -43,11 +46,13 @@ class FileSource:
 
     def read(self, number: int) -> bytes:
         """The file's bytes."""
+        if (sentence := self._failed.get(self._paths[number])) is not None:
+            raise InputError(sentence)
         return read_file(self.file(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
         """The folder it lies in as `folder`, where it lies in one below the root."""
-        parent = self.key(number).rpartition("/")[0]
+        parent = "" if self._paths[number] in self._failed else self.key(number).rpartition("/")[0]
         return {"folder": parent} if parent else {}
 
     def file(self, number: int, /) -> Path:
@@ -55,40 +60,22 @@ class FileSource:
         return self.root / self._paths[number]
 
 
-def open_folder(root: Path, *, limits: ImageLimits) -> FileSource:
-    """All pictures below `root`, sorted by key; hidden files and folders are passed over, links to folders not followed.
+def open_folder(root: Path, *, limits: ImageLimits, selection: Selection = EVERYTHING) -> FileSource:
+    """All pictures below `root`, sorted by key. What is passed over is counted in `skipped`.
 
-    InputError when there are none, saying how many files were looked at, and for a folder below it that cannot be opened.
+    A folder below it that cannot be listed is an item `folder/` that cannot be read. InputError when there are no pictures,
+    saying what was passed over, and when `root` itself cannot be listed.
     """
-    paths: list[str] = []
-    looked_at = 0
-    for folder, files in _walk(root):
-        looked_at += len(files)
-        paths += [str(folder / name) for name in files if is_picture(name)]
-    if not paths:
-        suffixes = ", ".join(sorted(PICTURE_SUFFIXES))
-        raise InputError(f"{root} holds no pictures: none of its {looked_at:,} files ends in {suffixes}.")
-    return FileSource(str(root), root, sorted(paths, key=lambda path: path.encode("utf-8", "surrogateescape")), limits=limits)
+    listing = list_folder(root, selection)
+    if not listing.paths:
+        raise InputError(nothing_found(str(root), listing))
+    paths = sorted([*listing.paths, *listing.failed], key=lambda path: path.encode("utf-8", "surrogateescape"))
+    return FileSource(str(root), root, paths, limits=limits, skipped=listing.skipped, failed=listing.failed)
 
 
-def first_picture(root: Path) -> str | None:
-    """The path below `root` of a picture that `open_folder` would open; None where it would find none."""
-    return next((str(folder / name) for folder, files in _walk(root) for name in sorted(files) if is_picture(name)), None)
-
-
-def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each folder, by its path below `root`, with its files; hidden folders passed over, links to folders not followed.
-
-    InputError for a folder that cannot be opened.
-    """
-
-    def refuse(error: OSError) -> None:
-        if Path(error.filename).name not in SYSTEM_FOLDERS:
-            reason = os.strerror(error.errno or 0)
-            raise InputError(
-                f"{error.filename} cannot be opened: {reason}; allow it, or name the folders beside it."
-            ) from error
-
-    for folder, subfolders, files in os.walk(root, onerror=refuse):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield Path(folder).relative_to(root), files
+def nothing_found(name: str, listing: Listing) -> str:
+    """Return the sentence that refuses a folder without pictures."""
+    if listing.failed:
+        return next(iter(listing.failed.values()))
+    passed_over = skipped_in_words(listing.skipped)
+    return f"{name} holds no pictures" + (f". {passed_over}" if passed_over else ": it is empty.")

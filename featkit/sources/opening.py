@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import glob
+import os
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
-from featkit.sources.base import Metadata, Source, merge_skipped
-from featkit.sources.folder import FileSource, first_picture, open_folder
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, Source, merge_skipped
+from featkit.sources.folder import FileSource, open_folder
 from featkit.sources.hub import HUB_PREFIX, open_hub
 from featkit.sources.listing import LIST_SUFFIXES, TABLE_SUFFIXES, open_list
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.saved import is_saved, open_saved
+from featkit.sources.selection import EVERYTHING, Selection
 from featkit.sources.tar import TarSource
+from featkit.sources.walk import list_folder
+from featkit.wording import counted
 
 SHARD_SUFFIXES = (".tar", ".parquet")
 TORCHVISION_PREFIX = "torchvision:"
@@ -64,24 +69,46 @@ class Shards:
         return self._parts[part], number - (self._ends[part - 1] if part else 0)
 
 
-def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Source:
+def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING) -> Source:
     """Open a folder of pictures, a .tar, a .parquet, a folder or glob of either, a .txt list of paths, or one picture.
 
     Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may use the network; what
     exists by that name comes first.
 
-    InputError when it is missing, empty, holds no pictures, or both pictures and containers, or is none of these.
+    selection: which of the pictures are wanted; one that names none of them is refused. InputError when the source is
+    missing, empty, holds no pictures, or both pictures and containers, or is none of these.
     """
     path = Path(spec)
+    try:
+        if path.is_dir() and not is_saved(path) and not _shards_in(path):
+            return open_folder(path, limits=limits, selection=selection)
+        return select(_open(spec, path, limits=limits, selection=selection), selection)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise InputError(f"{printable(str(spec))} cannot be opened: {reason}. Make it readable, or name another.") from error
+
+
+def select(source: Source, selection: Selection) -> Source:
+    """Return the items of a source whose keys pass `include` and `exclude`. InputError where none does."""
+    if not selection.include and not selection.exclude:
+        return source
+    reasons = [selection.skip_key(source.key(number)) for number in range(len(source))]
+    kept = [number for number, reason in enumerate(reasons) if reason is None]
+    if not kept:
+        raise InputError(
+            f"{source.name} has {counted(len(source), 'picture')}, and --include and --exclude leave none of them."
+        )
+    return Subset(source, kept, skipped=Counter(reason for reason in reasons if reason is not None))
+
+
+def _open(spec: str | Path, path: Path, *, limits: ImageLimits, selection: Selection) -> Source:
     if path.is_dir():
         if is_saved(path):
             return open_saved(path, name=str(spec), limits=limits)
-        shards = sorted(file for file in path.iterdir() if file.suffix in SHARD_SUFFIXES and file.is_file())
-        if not shards:
-            return open_folder(path, limits=limits)
-        if (picture := first_picture(path)) is not None:
+        shards = _shards_in(path)
+        if pictures := list_folder(path, selection).paths:
             raise InputError(
-                f"{path} holds pictures ({printable(picture)}) and {shards[0].name}; "
+                f"{path} holds pictures ({printable(min(pictures))}) and {shards[0].name}; "
                 f"name '{path}/*{shards[0].suffix}' for the one, or move it away."
             )
         return _open_shards(str(spec), shards, limits=limits)
@@ -109,13 +136,15 @@ def concatenate(sources: Sequence[Source]) -> Source:
 class Subset:
     """Some items of a source, in the order of their numbers."""
 
-    def __init__(self, source: Source, numbers: Sequence[int]) -> None:
+    def __init__(self, source: Source, numbers: Sequence[int], *, skipped: Mapping[str, int] = NOTHING_SKIPPED) -> None:
+        """skipped: what else was passed over when these items were chosen."""
         self.name, self._source, self._numbers = source.name, source, numbers
+        self._skipped = dict(skipped)
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return what was passed over in the whole source."""
-        return self._source.skipped
+        """Return what was passed over in the whole source, and when these items were chosen."""
+        return merge_skipped([self._source.skipped, self._skipped])
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -140,6 +169,11 @@ class Subset:
 def subset(source: Source, numbers: Sequence[int]) -> Source:
     """Only the items of these numbers."""
     return Subset(source, numbers)
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    """The containers directly in a folder."""
+    return sorted(file for file in folder.iterdir() if file.suffix in SHARD_SUFFIXES and file.is_file())
 
 
 def _open_shards(name: str, files: Sequence[Path], *, limits: ImageLimits) -> Source:

@@ -58,8 +58,8 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
     ("command", "code", "words"),
     [
         ("embed missing --out new", 2, "missing does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list"),
-        ("embed empty --out new", 2, "empty holds no pictures: none of its 0 files ends in"),
-        ("embed papers --out new", 2, "papers holds no pictures: none of its 1 files ends in"),
+        ("embed empty --out new", 2, "empty holds no pictures: it is empty."),
+        ("embed papers --out new", 2, "papers holds no pictures. Passed over: 1 "),
         ("embed nothing.txt --out new", 2, "nothing.txt lists no pictures; write one path a line."),
         ("embed text.tar --out new", 2, "text.tar is not an uncompressed tar file"),
         ("embed text.parquet --out new", 2, "text.parquet is not a Parquet file that can be read"),

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits
-from featkit.sources import PICTURE_SUFFIXES, open_source
+from featkit.sources import PICTURE_SUFFIXES, open_source, subset
 from featkit.sources.folder import open_folder
 from tests.featkit.sources.files import contents, keys, write_files
 from tests.processes import run_python
@@ -31,10 +32,20 @@ def test_metadata_is_the_folder_below_the_root(tmp_path: Path) -> None:
 
 
 def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
-    pictures = [f"x{suffix}" for suffix in PICTURE_SUFFIXES] + ["Y.JPG", "two.dots.jpeg", "space .png"]
+    pictures = [f"of-{suffix[1:]}/x{suffix}" for suffix in PICTURE_SUFFIXES]
+    pictures += ["Y.JPG", "two.dots.jpeg", "space .png", "trailing.jpg ", "dot.jpg.", "download.jpg?size=2"]
     others = ["notes.txt", "jpg", "x.jpg.bak", ".hidden.jpg", "._x.jpg", ".git/x.jpg", "a/.thumbs/x.jpg", "movie.mp4", "x."]
     source = open_folder(write_files(tmp_path, *pictures, *others), limits=DEFAULT_LIMITS)
     assert sorted(keys(source)) == sorted(pictures)
+    assert source.skipped == {
+        ".txt": 1,
+        ".mp4": 1,
+        ".bak": 1,
+        "file without a suffix": 2,
+        "hidden file": 2,
+        "hidden folder": 1,
+        "system folder (.thumbs)": 1,
+    }
 
 
 def test_links_to_files_are_pictures_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
@@ -69,10 +80,19 @@ def test_a_name_that_is_no_text_has_a_key_that_is(tmp_path: Path) -> None:
     assert contents(source) == [b"caf\xe9/1.jpg"]
 
 
-@pytest.mark.parametrize("names", [(), ("notes.txt", "a/b.doc", ".x.jpg")])
-def test_a_folder_without_pictures_is_refused_with_what_was_looked_at(tmp_path: Path, names: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ((), "holds no pictures: it is empty."),
+        (("notes.txt", "a/b.doc", "a/c.doc"), "holds no pictures. Passed over: 2 .doc, 1 .txt."),
+        ((".x.jpg", "@eaDir/x.jpg"), "holds no pictures. Passed over: 1 hidden file, 1 system folder (@eaDir)."),
+    ],
+)
+def test_a_folder_without_pictures_is_refused_with_what_was_passed_over(
+    tmp_path: Path, names: tuple[str, ...], words: str
+) -> None:
     write_files(tmp_path, *names)
-    with refused(tmp_path, f"holds no pictures: none of its {len(names)} files ends in ", ".jpg"):
+    with refused(f"{tmp_path} {words}"):
         open_source(tmp_path)
 
 
@@ -90,16 +110,87 @@ def test_a_folder_travels_to_another_process(tmp_path: Path) -> None:
     assert (keys(copy), contents(copy)) == (keys(source), contents(source))
 
 
-def test_a_folder_that_may_not_be_entered_is_refused_unless_it_is_the_systems(tmp_path: Path) -> None:
-    root = write_files(tmp_path / "root", "1.jpg", "closed/2.jpg", "lost+found/3.jpg")
-    (root / "closed").chmod(0o000)
-    (root / "lost+found").chmod(0o000)
-    program = f"from featkit.sources import open_source; print(len(open_source({str(root)!r})))"
+PROGRAM = """
+from featkit.errors import InputError
+from featkit.sources import open_source
+source = open_source({root!r})
+print(source.skipped)
+for index in range(len(source)):
     try:
-        status, _, error = run_python(program, ordinary_user=True)
-        assert status != 0
-        assert f"{root}/closed cannot be opened: Permission denied" in error
-        (root / "closed").chmod(0o755)
-        assert run_python(program, ordinary_user=True)[1].strip() == "2"
+        print(source.key(index), source.metadata(index), len(source.read(index)))
+    except InputError as error:
+        print(source.key(index), source.metadata(index), error)
+"""
+
+
+def test_a_closed_folder_is_an_item_that_says_so_unless_it_is_the_systems(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "root", "a/1.jpg", "b/closed/2.jpg", "lost+found/3.jpg", "c.jpg")
+    closed = (root / "b/closed", root / "lost+found")
+    try:
+        for folder in closed:
+            folder.chmod(0o000)
+        status, out, _ = run_python(PROGRAM.format(root=str(root)), ordinary_user=True)
     finally:
-        (root / "lost+found").chmod(0o755)
+        for folder in closed:
+            folder.chmod(0o755)
+    assert (status, out.splitlines()) == (
+        0,
+        [
+            "{'system folder (lost+found)': 1}",
+            "a/1.jpg {'folder': 'a'} 7",
+            f"b/closed/ {{}} {root}/b/closed cannot be opened: Permission denied. Make it readable, or leave it out with "
+            "--exclude.",
+            "c.jpg {} 5",
+        ],
+    )
+
+
+def test_a_root_that_is_closed_is_refused(tmp_path: Path) -> None:
+    root = write_files(tmp_path / "root", "1.jpg")
+    try:
+        root.chmod(0o000)
+        status, _, error = run_python(PROGRAM.format(root=str(root)), ordinary_user=True)
+    finally:
+        root.chmod(0o755)
+    assert status != 0
+    assert f"InputError: {root} cannot be opened: Permission denied. Make it readable" in error
+
+
+def test_a_path_longer_than_the_system_allows_is_an_item_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, "1.jpg")
+    monkeypatch.chdir(tmp_path)
+    for _ in range(30):  # 6,000 characters; step by step, since the whole path cannot be named
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    os.chdir(tmp_path)
+    source = open_source(tmp_path)
+    assert len(source) == 2
+    assert contents(subset(source, [0])) == [b"1.jpg"]
+    assert source.key(1).startswith("ddd")
+    assert source.key(1).endswith("d/")
+    with pytest.raises(InputError, match=r"longer than the system allows\. Shorten the names"):
+        source.read(1)
+
+
+def test_a_folder_that_disappears_while_it_is_listed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, "a.jpg", "gone/b.jpg")
+    scan = os.scandir
+
+    def scan_after_removal(path: Path) -> object:
+        if path == tmp_path / "gone":
+            (path / "b.jpg").unlink()
+            path.rmdir()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_after_removal)
+    source = open_source(tmp_path)
+    assert keys(source) == ["a.jpg"]
+    assert source.skipped == {"folder that disappeared": 1}
+
+
+def test_a_file_that_disappears_after_listing_says_so_when_it_is_read(tmp_path: Path) -> None:
+    source = open_source(write_files(tmp_path, "a.jpg", "b.jpg"))
+    (tmp_path / "a.jpg").unlink()
+    with refused(tmp_path / "a.jpg", "does not exist"):
+        source.read(0)
+    assert source.read(1) == b"b.jpg"

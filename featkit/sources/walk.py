@@ -1,0 +1,203 @@
+"""The files below a folder: which are items, which are containers, what cannot be read, and what is passed over.
+
+Folders that featkit wrote are passed over, so that a run whose `--out` lies inside its pictures reads only pictures.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featkit.atomic import TEMPORARY_MARK
+from featkit.errors import InputError
+from featkit.images import printable
+from featkit.sources.base import Skip
+from featkit.sources.selection import Selection, Tally, drop_raw_twins
+
+# What tells featkit's own folders: all names of one of these lie in the folder.
+OWN_FOLDERS = (
+    {"plan.json", "shards"},  # embeddings
+    {"plan.json", ".lock"},  # embeddings that are only begun
+    {"catalogue.sqlite", "vectors.f32"},  # an index
+    {"catalogue.sqlite", "writer.lock"},
+    {"config.yaml", "writer.lock"},  # a run, with snapshots
+    {"config.yaml", "metrics.jsonl"},
+    {"photos.index", "listing.json"},  # what the demo keeps
+)
+GALLERY = re.compile(r"gallery-[0-9a-f]{16}")  # the demo's sample pictures in its cache
+OWN_FOLDER, LINKED_FOLDER, LINKED_FILE = "featkit folder", "link to a folder", "link to a file already taken"
+LINKED_ABOVE, READ_ALREADY, DISAPPEARED = (
+    "link to a folder above",
+    "link to a folder already read",
+    "folder that disappeared",
+)
+SHOWN_PATH = 200  # characters of a path in a sentence
+
+
+@dataclass
+class Listing:
+    """What lies below a folder. Paths are relative to it with `/`; those of folders in `failed` end with `/`."""
+
+    paths: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # the sentence of each folder that cannot be listed
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """What was passed over, by reason."""
+        return self.tally.counts
+
+
+def list_folder(root: Path, selection: Selection) -> Listing:
+    """List the items below `root`, in any order. InputError where `root` itself cannot be listed.
+
+    A link to a file is an item unless the file is one by another name. Links to folders are followed only with
+    `selection.follow_links`, after all folders that are there themselves, and each folder is read once.
+    """
+    walk = _Walk(root, selection)
+    walk.folder("", walk.real_root)
+    walk.links_to_folders()
+    walk.links_to_files()
+    listing = walk.listing
+    listing.paths = drop_raw_twins(listing.paths, listing.tally)
+    return listing
+
+
+class _Walk:
+    """A walk under way: what it found so far, and the links that it has not followed yet."""
+
+    def __init__(self, root: Path, selection: Selection) -> None:
+        self.root, self.selection = root, selection
+        self.real_root = os.path.realpath(root)
+        self.listing = Listing()
+        self._own = set(self._below_root(selection.own))
+        self._seen: set[str] = set()  # real paths of the folders that were listed
+        self._file_links: list[str] = []
+        self._folder_links: list[str] = []
+
+    def folder(self, start: str, real_start: str) -> None:
+        """List a folder, given by its path below the root and its real path, with all below it."""
+        waiting = [start]  # not a recursion: folders may be nested more deeply than Python's stack
+        while waiting:
+            folder = waiting.pop()
+            below = folder[len(start) :].strip("/")
+            real = f"{real_start.rstrip(os.sep)}{os.sep}{below}" if below else real_start
+            if real in self._seen:
+                self._skip(READ_ALREADY, folder)
+                continue
+            self._seen.add(real)
+            entries = self._scan(folder)
+            if folder and is_own_folder(folder, {entry.name for entry in entries}):
+                self._skip(OWN_FOLDER, folder)
+            else:
+                # Last first, since the last one is taken from `waiting` first.
+                for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True):
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if not _is_folder(entry):
+                        self._file(path, is_link=entry.is_symlink())
+                    elif self._takes_folder(path):
+                        (self._folder_links if entry.is_symlink() else waiting).append(path)
+
+    def links_to_folders(self) -> None:
+        """Follow the links to folders, and those found there; none that holds the root. Else count them."""
+        while self._folder_links:
+            links, self._folder_links = sorted(self._folder_links), []
+            for link in links:
+                if not self.selection.follow_links:
+                    self._skip(LINKED_FOLDER, link)
+                    continue
+                real = os.path.realpath(self.root / link)
+                if self.real_root.startswith(real.rstrip(os.sep) + os.sep):
+                    self._skip(LINKED_ABOVE, link)
+                else:
+                    self.folder(link, real)
+
+    def links_to_files(self) -> None:
+        """Make items of links to files, except those whose file is an item already, by its own name or another link."""
+        taken = {self._real_path(path) for path in self.listing.paths} if self._file_links else set()
+        for link in sorted(self._file_links):
+            real = os.path.realpath(self.root / link)
+            if real in taken:
+                self._skip(LINKED_FILE, link)
+            else:
+                taken.add(real)
+                self.listing.paths.append(link)
+
+    def _real_path(self, path: str) -> str:
+        """Of an item that is no link itself."""
+        if self.selection.follow_links:
+            return os.path.realpath(self.root / path)
+        return f"{self.real_root.rstrip(os.sep)}{os.sep}{path}"
+
+    def _file(self, path: str, *, is_link: bool) -> None:
+        reason = self.selection.skip_file(path)
+        if reason is not None:
+            self._skip(reason, path)
+        else:
+            (self._file_links if is_link else self.listing.paths).append(path)
+
+    def _takes_folder(self, path: str) -> bool:
+        reason = OWN_FOLDER if path in self._own else self.selection.skip_folder(path)
+        if reason is not None:
+            self._skip(reason, path)
+        return reason is None
+
+    def _scan(self, folder: str) -> list[os.DirEntry[str]]:
+        """The entries of a folder, as far as they can be read; what stops it is noted in the listing."""
+        found: list[os.DirEntry[str]] = []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                found.extend(entries)
+        except OSError as error:
+            if not folder:
+                raise InputError(
+                    f"{self.root} cannot be opened: {_reason(error)}. Make it readable, or name another folder."
+                ) from error
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                self._skip(DISAPPEARED, folder)
+            else:
+                self.listing.failed[folder + "/"] = _cannot_open(self.root / folder, error)
+        return found
+
+    def _below_root(self, folders: Sequence[Path]) -> Iterator[str]:
+        """The paths below the root of those folders that lie there."""
+        for folder in folders:
+            real = os.path.realpath(folder)
+            if real.startswith(self.real_root.rstrip(os.sep) + os.sep):
+                yield os.path.relpath(real, self.real_root).replace(os.sep, "/")
+
+    def _skip(self, reason: str, path: str) -> None:
+        self.listing.tally.add(Skip(reason, path))
+
+
+def is_own_folder(path: str, names: Set[str]) -> bool:
+    """Whether featkit wrote the folder, by the names of what is in it."""
+    name = path.rpartition("/")[2]
+    return any(own <= names for own in OWN_FOLDERS) or TEMPORARY_MARK in name or GALLERY.fullmatch(name) is not None
+
+
+def _cannot_open(folder: Path, error: OSError) -> str:
+    path = printable(str(folder))
+    shown = path if len(path) <= SHOWN_PATH else f"{path[:SHOWN_PATH]}..."
+    if error.errno == errno.ENAMETOOLONG:
+        return (
+            f"{shown} cannot be opened: its path of {len(os.fsencode(folder)):,} bytes is longer than the system allows. "
+            "Shorten the names of the folders above it."
+        )
+    return f"{shown} cannot be opened: {_reason(error)}. Make it readable, or leave it out with --exclude."
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno or 0)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; what cannot be looked at is a file, and says so when it is read."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
