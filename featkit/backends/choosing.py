@@ -3,7 +3,9 @@
 `auto` measures at a model's first use on a machine, for about a second, and remembers what it found in featkit's cache folder.
 A run whose vectors are not those of the first one (ONNX Runtime's, in the file's own precision) is never chosen, however fast.
 
-    FEATKIT_BACKEND, FEATKIT_PRECISION    stand in for an `auto`
+    FEATKIT_BACKEND, FEATKIT_PRECISION    stand in for an `auto`, and are demands like the option: what they name and this
+                                          machine cannot have is an error. They give way to an option, to a file that has
+                                          one precision, and to the vectors that a folder or an index already holds.
     FEATKIT_CACHE                         another cache folder
 """
 
@@ -97,18 +99,15 @@ def possible_runs(
 ) -> list[Run]:
     """Runs of a model file that the installed packages and this processor offer and `accepts` allows, ONNX Runtime's first.
 
-    An `auto` is replaced by its environment variable where that is set and leaves anything. TensorRT is only offered when it is
+    An `auto` is replaced by its environment variable where that is set and fits the rest. TensorRT is only offered when it is
     asked for, since it builds an engine for minutes; bf16, unless asked for, where the processor has instructions for it, or
-    where there is nothing else. Errors as for `choose_run`.
+    where there is nothing else. Errors as for `choose_run`; InputError when the two variables contradict each other.
     """
     _check_choice("backend", backend, BACKENDS)
     _check_choice("precision", precision, tuple(dict.fromkeys((*PRECISIONS, manifest.precision))))
     if not _exists(manifest, backend, precision):
         raise InputError(_why_not(manifest, backend, precision))
-    instead = (_or_environment("backend", backend, BACKENDS), _or_environment("precision", precision, PRECISIONS))
-    for name, asked in (instead, (backend, precision)):
-        if not _exists(manifest, name, asked):
-            continue
+    for name, asked in (_with_environment(manifest, backend, precision), (backend, precision)):
         runs = [run for run in _installed_runs(manifest, name, asked) if accepts(run)]
         if asked == AUTO:
             fast = [run for run in runs if run.precision != BF16 or processor_multiplies_bf16()]
@@ -327,6 +326,22 @@ def _why_not(manifest: Manifest, backend: str, precision: str) -> str:
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in (AUTO, *known):
         raise InputError(f"The {name} {value!r} is not known; use {', '.join((AUTO, *known[:-1]))} or {known[-1]}.")
+
+
+def _with_environment(manifest: Manifest, backend: str, precision: str) -> tuple[str, str]:
+    """Backend and precision, each `auto` replaced by its environment variable unless what was asked for excludes that."""
+    name = _or_environment("backend", backend, BACKENDS)
+    asked = _or_environment("precision", precision, PRECISIONS)
+    if precision == AUTO and not _exists(manifest, backend, asked):
+        asked = AUTO
+    if backend == AUTO and not _exists(manifest, name, precision):
+        name = AUTO
+    if not _exists(manifest, name, asked):
+        raise InputError(
+            f"{ENVIRONMENT['backend']} is {name} and {ENVIRONMENT['precision']} is {asked}, but "
+            f"{_why_not(manifest, name, asked)}"
+        )
+    return name, asked
 
 
 def _or_environment(name: str, value: str, known: Sequence[str]) -> str:

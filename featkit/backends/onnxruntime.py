@@ -1,4 +1,4 @@
-"""ONNX Runtime: on NVIDIA where that really works, by TensorRT where that was asked for, else on the processor."""
+"""ONNX Runtime: by TensorRT where that was asked for; otherwise on NVIDIA where that really works, else on the processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from featkit.backends.base import FP32, ONNXRUNTIME, TENSORRT, Cancel, Cancelled, Run
-from featkit.errors import FeatkitError, InputError
+from featkit.errors import EnvironmentProblem, FeatkitError, InputError
 from featkit.modelfile import EMBEDDING, INPUT
 from featkit.resources import cache_folder
 
@@ -27,12 +27,18 @@ Provider = str | tuple[str, dict[str, object]]
 class OnnxRuntimeBackend:
     """One session. `threads` is what one call may use; several callers at once share them.
 
-    precision: the file's own, which is what ONNX Runtime computes in. tensorrt: try TensorRT first; an engine that it builds
-    for a model takes minutes, and is kept in featkit's cache folder. `kind` and `name` say what came of it.
-    InputError for a file that ONNX Runtime does not load, or that does not take and give what a featkit model file does.
+    precision: the file's own, which is what ONNX Runtime computes in. tensorrt: run by TensorRT, and by nothing else in its
+    place; an engine that it builds for a model takes minutes, and is kept in featkit's cache folder.
+    InputError for a file that ONNX Runtime does not load, or that does not take and give what a featkit model file does;
+    EnvironmentProblem when TensorRT is wanted and does not work here.
     """
 
     def __init__(self, model: Path, *, threads: int, precision: str = FP32, tensorrt: bool = False) -> None:
+        if tensorrt and not has_tensorrt():
+            raise EnvironmentProblem(
+                "TensorRT does not work here: the installed onnxruntime is built without it. Install featkit[gpu] and "
+                "tensorrt, or leave the backend at auto."
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -48,7 +54,12 @@ class OnnxRuntimeBackend:
         provider = self._session.get_providers()[0]  # what was asked for and did not work is not among them
         engine = PROVIDER_NAMES.get(provider, provider)
         by_tensorrt = provider == TENSORRT_PROVIDER
-        self.name = f"onnxruntime {engine}" + (" (TensorRT does not work here)" if tensorrt and not by_tensorrt else "")
+        if tensorrt and not by_tensorrt:
+            raise EnvironmentProblem(
+                f"TensorRT does not work here: ONNX Runtime would run {model} on {engine} in its place. Check that the "
+                "tensorrt package and NVIDIA's driver fit this onnxruntime-gpu, or leave the backend at auto."
+            )
+        self.name = f"onnxruntime {engine}"
         self.kind = Run(TENSORRT if by_tensorrt else ONNXRUNTIME, precision)
         self.tokens_per_call = TOKENS_PER_CALL.get(engine, TOKENS_PER_CALL["CUDA"])
 
@@ -86,11 +97,19 @@ class OnnxRuntimeBackend:
             )
 
 
+def has_tensorrt() -> bool:
+    """Whether the installed ONNX Runtime is built with TensorRT; it may still not work on this machine."""
+    return TENSORRT_PROVIDER in ort.get_available_providers()
+
+
 def _providers(*, tensorrt: bool) -> list[Provider]:
-    """The best first of what this build has; ONNX Runtime falls back by itself where a card or its libraries are missing."""
+    """The best first of what this build has; ONNX Runtime falls back by itself where a card or its libraries are missing.
+
+    The session's own list of providers then says what works; TensorRT, which somebody asked for, has to be first there.
+    """
     built = ort.get_available_providers()
     providers: list[Provider] = [name for name in (CUDA,) if name in built]
-    if tensorrt and TENSORRT_PROVIDER in built:
+    if tensorrt:
         providers.insert(0, (TENSORRT_PROVIDER, _tensorrt_options(cache_folder() / "tensorrt")))
         with suppress(ImportError):  # NVIDIA's package, which brings the libraries and loads them
             import_module("tensorrt")

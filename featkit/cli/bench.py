@@ -105,22 +105,21 @@ def bench(
 def _open_all(path: Path) -> "dict[Run, Embedder]":
     """A session of each run that works, ONNX Runtime's in float32 first; why another does not is said on stderr."""
     from featkit.backends import TENSORRT, Run, offered_runs, reference_run
+    from featkit.backends.onnxruntime import has_tensorrt
     from featkit.embedder import Embedder
     from featkit.modelfile import read_manifest
 
     manifest = read_manifest(path)
     reference = reference_run(manifest)
     found = {reference: Embedder(path, backend=reference.backend, precision=reference.precision, threads=1)}
-    for run in (*offered_runs(manifest), Run(TENSORRT, manifest.precision)):
+    tensorrt = [Run(TENSORRT, manifest.precision)] if has_tensorrt() else []
+    for run in (*offered_runs(manifest), *tensorrt):
         if run in found:
             continue
         try:
-            embedder = Embedder(path, backend=run.backend, precision=run.precision, threads=1)
+            found[run] = Embedder(path, backend=run.backend, precision=run.precision, threads=1)
         except FeatkitError as error:
             print(f"featkit: {run} is left out: {error}", file=sys.stderr)
-            continue
-        if embedder.run == run:  # else something ran in its place that has its row
-            found[run] = embedder
     return found
 
 

@@ -483,7 +483,9 @@ def test_device_and_precision_are_what_is_there() -> None:
     assert pick_autocast("float32", torch.device("cpu")) is None
     assert pick_autocast("bfloat16", torch.device("cpu")) is torch.bfloat16
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no CUDA device"):
+        with pytest.raises(EnvironmentProblem, match="no CUDA device"):
             pick_device("cuda")
+    with pytest.raises(EnvironmentProblem, match="meta, which does not work"):
+        pick_device("meta")
     with pytest.raises(InputError, match="gpu, which torch does not know"):
         pick_device("gpu")

@@ -265,6 +265,28 @@ def test_the_environment_gives_way_to_what_it_does_not_fit(model: Path, cache: P
     assert not cache.exists()
 
 
+def test_two_variables_that_contradict_each_other_are_refused(
+    model: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATKIT_BACKEND", "onnxruntime")
+    monkeypatch.setenv("FEATKIT_PRECISION", "bf16")
+    with refused("FEATKIT_BACKEND is onnxruntime and FEATKIT_PRECISION is bf16, but onnxruntime computes layers in fp32"):
+        possible_runs(read_manifest(model))
+    assert possible_runs(read_manifest(model), precision="fp32") == [ONNXRUNTIME_FP32]
+    int8 = read_manifest(make_layered_file(tmp_path / "int8.onnx", precision="int8"))
+    assert possible_runs(int8) == [Run("onnxruntime", "int8")]
+    assert not cache.exists()
+
+
+@needs_openvino
+def test_an_option_wins_over_a_variable_that_excludes_it(model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATKIT_BACKEND", "onnxruntime")
+    monkeypatch.setenv("FEATKIT_PRECISION", "bf16")
+    assert possible_runs(read_manifest(model), backend="onnxruntime") == [ONNXRUNTIME_FP32]
+    assert possible_runs(read_manifest(model), precision="bf16") == [OPENVINO_BF16]
+    assert not cache.exists()
+
+
 def test_auto_takes_bf16_only_where_the_processor_multiplies_it(
     model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from PIL import Image
 
 from featkit.backends import Run, open_backend
 from featkit.backends import onnxruntime as module
 from featkit.embedder import Embedder
-from featkit.errors import InputError
+from featkit.errors import EnvironmentProblem, InputError
 from featkit.modelfile import EMBEDDING
+from tests.commands import is_one_sentence, run_featkit
 from tests.featkit.backends.graphs import make_layered_file
 from tests.sentences import refused
+
+REAL_SESSION = ort.InferenceSession
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +52,6 @@ def test_tensorrt_comes_before_cuda_when_asked_for_and_keeps_its_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
-    built_with(monkeypatch, module.CUDA)
-    assert module._providers(tensorrt=True) == [module.CUDA, module.CPU]
     built_with(monkeypatch, module.TENSORRT_PROVIDER, module.CUDA)
     first, *others = module._providers(tensorrt=True)
     assert others == [module.CUDA, module.CPU]
@@ -62,16 +64,47 @@ def test_tensorrt_comes_before_cuda_when_asked_for_and_keeps_its_engines(
     assert (tmp_path / "cache" / "tensorrt").is_dir()
 
 
-def test_where_tensorrt_does_not_work_the_name_and_the_run_say_what_does(model: Path) -> None:
-    if module.TENSORRT_PROVIDER in ort.get_available_providers():
-        pytest.skip("this onnxruntime is built with TensorRT")
-    embedder = Embedder(model, backend="tensorrt", threads=1)
-    assert embedder.backend_name == "onnxruntime CPU (TensorRT does not work here)"
-    assert embedder.run == Run("onnxruntime", "fp32")
-    assert embedder.with_threads(2).backend_name == embedder.backend_name
-    plain = Embedder(model, backend="onnxruntime", threads=1)
-    images = np.full((2, 32, 32, 3), 7, np.uint8)
-    np.testing.assert_array_equal(embedder.infer(images), plain.infer(images))
+class Fallen:
+    """A session whose first provider could not be had, as ONNX Runtime makes one without raising."""
+
+    def __init__(self, *_arguments: object, **_options: object) -> None:
+        self.session = REAL_SESSION(str(_arguments[0]), providers=[module.CPU])
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.session, name)
+
+
+def test_tensorrt_is_run_by_tensorrt_or_not_at_all(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [module.CPU])
+    with refused("TensorRT does not work here: the installed onnxruntime is built without it.", error=EnvironmentProblem):
+        Embedder(model, backend="tensorrt", threads=1)
+    monkeypatch.setenv("FEATKIT_BACKEND", "tensorrt")
+    with refused("TensorRT does not work here", "leave the backend at auto", error=EnvironmentProblem):
+        Embedder(model, threads=1)
+    assert Embedder(model, backend="onnxruntime", threads=1).run == Run("onnxruntime", "fp32")  # an option wins
+    built_with(monkeypatch, module.TENSORRT_PROVIDER, module.CUDA)
+    monkeypatch.setattr(ort, "InferenceSession", Fallen)
+    with refused("TensorRT does not work here: ONNX Runtime would run", model, "on CPU", error=EnvironmentProblem):
+        Embedder(model, threads=1)
+
+
+def test_commands_end_with_3_without_the_engine_that_was_demanded(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [module.CPU])
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos" / "a.png")
+    embed = ("embed", tmp_path / "photos", "--model", model, "--out", tmp_path / "e")
+    for said in (
+        run_featkit(*embed, "--backend", "tensorrt"),
+        run_featkit("verify", model, tmp_path / "photos", "--backend", "tensorrt", "--precision", "fp32"),
+    ):
+        assert (said.code, is_one_sentence(said)) == (3, True), said
+        assert "TensorRT does not work here" in said.error
+    monkeypatch.setenv("FEATKIT_BACKEND", "tensorrt")
+    assert run_featkit(*embed).code == 3
+    assert not (tmp_path / "e").exists()
 
 
 def test_only_openvino_computes_in_bf16(model: Path) -> None:

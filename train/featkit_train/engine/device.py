@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import torch
 
-from featkit.errors import InputError
+from featkit.errors import EnvironmentProblem, InputError
 
 
 def pick_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU. InputError for one that is not there or unknown to torch."""
+    """Return CUDA for `auto` where there is one, else the CPU; otherwise the device that was asked for and no other.
+
+    InputError for a name that torch does not know; EnvironmentProblem for a device that this machine or this torch lacks.
+    """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError("run.device is cuda, but torch sees no CUDA device; use --device cpu.")
     try:
-        return torch.device(wanted)
+        device = torch.device(wanted)
     except RuntimeError as error:
-        raise InputError(f"run.device is {wanted}, which torch does not know; use cpu, cuda or cuda:1.") from error
+        raise InputError(f"run.device is {wanted}, which torch does not know; use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentProblem(f"run.device is {wanted}, but torch sees no CUDA device; use --device cpu or --device auto.")
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        raise EnvironmentProblem(f"run.device is {wanted}, but the last CUDA device here is cuda:{last}.")
+    try:
+        torch.zeros(1, device=device).item()  # raises for `meta`, and for what this torch is not built with
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise EnvironmentProblem(f"run.device is {wanted}, which does not work with this torch; use cpu or cuda.") from error
+    return device
 
 
 def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
