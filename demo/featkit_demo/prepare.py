@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -99,7 +99,7 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
             # A changed picture that can no longer be read must not be found by what it was.
             index.remove(source.key(number) for number in changed)
             listing = json.dumps([[source.key(number), stamps[source.key(number)]] for number in changed])
-            report = _embed(subset(source, changed), _digest(listing), embedder, index, progress=progress)
+            report = _embed(subset(source, changed), _digest(listing), embedder, index, apart=stamps, progress=progress)
         num_removed = index.remove(gone)
         if len(index) == 0:
             reason = report.failures[0][1] if report.failures else "there are none"
@@ -108,15 +108,17 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures))
 
 
-def _embed(part: Source, digest: str, embedder: Embedder, index: Index, *, progress: Progress) -> EmbedReport:
-    """Embed a part of a source, told from others by `digest`, into the index."""
+def _embed(
+    part: Source, digest: str, embedder: Embedder, index: Index, *, apart: Collection[str], progress: Progress
+) -> EmbedReport:
+    """Embed a part of a source, told from others by `digest`, into the index; `apart` are the keys of the whole source."""
     folder = index.path.parent / f"embeddings-{digest}"
     for other in index.path.parent.glob("embeddings-*"):
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
     with progress("embedding", len(part)) as report:
         embedded = embed_source(part, embedder, folder, on_progress=report)
-    index.add_embeddings(Embeddings.open(folder))
+    index.add_embeddings(Embeddings.open(folder), apart=apart)
     shutil.rmtree(folder)
     return embedded
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.sources.keys import other_spellings
 
 FORMAT = 1
 APPLICATION_ID = 0x66656174  # "feat"; tells this file from any other SQLite file
@@ -250,6 +251,23 @@ def items_by_key(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[st
     return {item.key: item for item in _select_many(connection, "key", list(keys))}
 
 
+def stored_keys(connection: sqlite3.Connection, keys: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, str]:
+    """Return the key under which each of these items is stored: its own, else another spelling of it, if any.
+
+    apart: keys of items that are their own, so that another spelling is not one of them; those of `keys` are, too.
+    """
+    stored = {key: key for key in _existing(connection, keys)}
+    spellings: dict[str, str] = {}
+    for key in keys:
+        if key not in stored:
+            for spelling in other_spellings(key):
+                spellings.setdefault(spelling, key)
+    own = set(keys)
+    for spelling in _existing(connection, [one for one in spellings if one not in own and one not in apart]):
+        stored.setdefault(spellings[spelling], spelling)
+    return stored
+
+
 def items_in_order(connection: sqlite3.Connection, *, offset: int, limit: int) -> list[Item]:
     """Items by ascending id, from the offset-th on."""
     return _select(connection, "deleted = 0 ORDER BY id LIMIT ? OFFSET ?", [limit, offset])
@@ -259,6 +277,16 @@ def thumbnail(connection: sqlite3.Connection, item_id: int) -> bytes | None:
     """JPEG bytes, or None where there is no such item or it has none."""
     row = connection.execute("SELECT thumbnail FROM items WHERE id = ? AND deleted = 0", [item_id]).fetchone()
     return None if row is None else row[0]
+
+
+def _existing(connection: sqlite3.Connection, keys: Sequence[str], *, at_once: int = 500) -> list[str]:
+    """Those of the keys that items have."""
+    found: list[str] = []
+    for start in range(0, len(keys), at_once):
+        block = keys[start : start + at_once]
+        marks = ", ".join("?" * len(block))
+        found += [row[0] for row in connection.execute(f"SELECT key FROM items WHERE deleted = 0 AND key IN ({marks})", block)]
+    return found
 
 
 def _select_many(connection: sqlite3.Connection, column: str, values: Sequence[Value], *, at_once: int = 500) -> list[Item]:
@@ -290,8 +318,12 @@ def set_setting(connection: sqlite3.Connection, name: str, value: Value) -> None
     connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [name, value])
 
 
-def insert_items(connection: sqlite3.Connection, first_id: int, items: Sequence[NewItem]) -> int:
+def insert_items(
+    connection: sqlite3.Connection, first_id: int, items: Sequence[NewItem], *, apart: Collection[str] = ()
+) -> int:
     """Store items under the ids from `first_id` on; one whose key is there already takes its place. Return how many did.
+
+    So does one whose key is another spelling of a key that is there and not in `apart`.
 
     InputError for a key or metadata that cannot be stored.
     """
@@ -300,9 +332,10 @@ def insert_items(connection: sqlite3.Connection, first_id: int, items: Sequence[
     columns = _ensure_columns(connection, items)
     names = [*ITEM_COLUMNS[:-1], *map(quoted, columns.values())]
     statement = f"INSERT INTO items ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    stored = stored_keys(connection, [item.key for item in items], apart=apart)
     num_replaced = 0
     for item_id, item in enumerate(items, first_id):
-        num_replaced += remove_items(connection, [item.key])
+        num_replaced += remove_items(connection, {item.key, stored.get(item.key, item.key)})
         values = [item.metadata.get(name) for name in columns]
         connection.execute(statement, [item_id, item.key, item.source, item.width, item.height, item.thumbnail, *values])
     return num_replaced

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
@@ -26,6 +26,7 @@ from featkit.index.searcher import Found, exact_search
 from featkit.index.vectors import VectorWriter, map_vectors
 from featkit.lock import WriterLock
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
+from featkit.sources.keys import twins
 
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
@@ -203,11 +204,17 @@ class Index:
         return self._add(items, self._checked(vectors, keys))[0]
 
     def add_embeddings(
-        self, folder: Embeddings, on_progress: Callable[[int, int], None] = lambda _done, _failed: None
+        self,
+        folder: Embeddings,
+        on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
+        *,
+        apart: Collection[str] | None = None,
     ) -> AddReport:
         """Add what an embeddings folder holds, one transaction a shard, and say what became of it.
 
-        An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id.
+        An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id. An item
+        whose key is there in another spelling (NFC and NFD, `./x`) is that item, unless the folder holds both keys, or
+        `apart` has that spelling: the keys of pictures that are there, for a folder that holds a part of them.
         on_progress is called with the rows done and those among them that have no embedding. InputError when another model
         made the embeddings, or another precision without a proof; Interrupted on Ctrl-C, with all finished shards kept.
         """
@@ -216,8 +223,10 @@ class Index:
         report = AddReport()
         done = 0
         try:
+            if apart is None:
+                apart = twins(lambda: (key for table in folder.tables(["key"]) for key in table["key"].to_pylist()))
             for table in folder.tables():
-                report += self._add_table(folder.plan.source, table)
+                report += self._add_table(folder.plan.source, table, apart=apart)
                 done += table.num_rows
                 on_progress(done, report.num_without_embedding)
         except KeyboardInterrupt:
@@ -233,7 +242,7 @@ class Index:
             with self._catalogue.writing() as connection:
                 return catalogue.remove_items(connection, keys)
 
-    def _add(self, items: Sequence[NewItem], vectors: np.ndarray) -> tuple[list[int], int]:
+    def _add(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()) -> tuple[list[int], int]:
         """Vectors first and flushed, then the transaction that makes them count. Ids, and how many items were replaced."""
         with self._guard:
             writer = self._writable()
@@ -242,7 +251,7 @@ class Index:
             try:
                 with self._catalogue.writing() as connection:
                     first = catalogue.num_rows(connection)
-                    num_replaced = catalogue.insert_items(connection, first, items)
+                    num_replaced = catalogue.insert_items(connection, first, items, apart=apart)
                     writer.write(first, vectors)
             except BaseException:
                 # Ctrl-C may come just after the commit, so what to cut is asked of the catalogue, not concluded from here.
@@ -251,7 +260,7 @@ class Index:
                 raise
             return list(range(first, first + len(items))), num_replaced
 
-    def _add_table(self, source: str, table: pa.Table) -> AddReport:
+    def _add_table(self, source: str, table: pa.Table, *, apart: Collection[str]) -> AddReport:
         embedded = table.filter(table["embedding"].is_valid())
         names = [name for name in embedded.column_names if name not in COLUMNS]
         items = [
@@ -267,8 +276,8 @@ class Index:
         ]
         vectors = self._checked(vectors_of(embedded), [item.key for item in items])
         with self._guard:
-            new = self._not_there(items, vectors)
-            ids, num_replaced = self._add([items[number] for number in new], vectors[new])
+            new = self._not_there(items, vectors, apart=apart)
+            ids, num_replaced = self._add([items[number] for number in new], vectors[new], apart=apart)
         return AddReport(
             num_added=len(ids),
             num_replaced=num_replaced,
@@ -276,11 +285,13 @@ class Index:
             num_without_embedding=table.num_rows - embedded.num_rows,
         )
 
-    def _not_there(self, items: Sequence[NewItem], vectors: np.ndarray) -> list[int]:
+    def _not_there(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str]) -> list[int]:
         """Positions of the items that the index does not hold just so."""
         with self._catalogue.reading() as connection:
             rows = self._state_of(connection).vectors
-            there = catalogue.items_by_key(connection, [item.key for item in items])
+            stored = catalogue.stored_keys(connection, [item.key for item in items], apart=apart)
+            by_key = catalogue.items_by_key(connection, list(stored.values()))
+            there = {key: by_key[name] for key, name in stored.items()}
             return [
                 number
                 for number, item in enumerate(items)

@@ -6,6 +6,9 @@ import itertools
 import os
 import re
 import unicodedata
+from collections.abc import Callable, Iterable
+
+import numpy as np
 
 from featkit.images import printable
 
@@ -37,6 +40,25 @@ def other_spellings(key: str) -> list[str]:
     paths = ["/".join(parts) for parts in itertools.islice(itertools.product(*forms), MAX_SPELLINGS)]
     absolute = bare.startswith("/")
     return [spelling for path in paths for spelling in ((path,) if absolute else (path, f"./{path}")) if spelling != key]
+
+
+def twins(read: Callable[[], Iterable[str]]) -> set[str]:
+    """Return those of the keys that are spellings of the same name: two files whose names differ in nothing else.
+
+    read: gives all the keys, and is called a second time where there are any. Keeps 8 bytes a key.
+    """
+    hashes = np.fromiter((hash(_plain(key)) for key in read()), np.int64)
+    values, counts = np.unique(hashes, return_counts=True)
+    repeated = set(values[counts > 1].tolist())
+    if not repeated:
+        return set()
+    candidates = {key for key in read() if hash(_plain(key)) in repeated}
+    return {key for key in candidates if not candidates.isdisjoint(other_spellings(key))}
+
+
+def _plain(key: str) -> str:
+    key = key.removeprefix("./")
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
 def _forms(part: str) -> list[str]:

@@ -7,15 +7,17 @@ import itertools
 import os
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from featkit.sources import open_source
 from featkit.sources.base import has_keys, keys_sha256
-from featkit.sources.keys import key_of, other_spellings
+from featkit.sources.keys import key_of, other_spellings, twins
 from tests.featkit.sources.files import contents, keys, write_files
 
+FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 _names = st.lists(st.sampled_from([b"\\", b"x", b"e9", b"\xe9", b"a", "é".encode(), b"ud83d", b"/", b".jpg"]), max_size=7)
 
 
@@ -60,3 +62,10 @@ def test_an_earlier_versions_keys_are_recognized(tmp_path: Path) -> None:
     assert has_keys(source, older)
     assert has_keys(source, keys_sha256(source))
     assert not has_keys(source, keys_sha256(open_source(tmp_path / "photos")))
+
+
+def test_twins_are_spellings_of_one_name() -> None:
+    composed, decomposed = (unicodedata.normalize(form, "é.jpg") for form in FORMS)
+    every = [composed, "a.jpg", decomposed, "b.jpg", "./b.jpg", "c.jpg", "c.jpg"]
+    assert twins(lambda: every) == {composed, decomposed, "b.jpg", "./b.jpg"}
+    assert twins(list) == set()
