@@ -75,9 +75,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, whole or not at all."""
+    """Replace `path` by `text` in UTF-8, whole or not at all; bytes of a file name that are no text are spelled out."""
     with replace_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_partials(folder: Path) -> None:

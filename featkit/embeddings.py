@@ -24,6 +24,7 @@ from featkit.atomic import replace_file, write_text
 from featkit.backends import Run
 from featkit.errors import InputError
 from featkit.geometry import Geometry
+from featkit.paths import open_arrow
 
 FORMAT = 2  # 1 did not say what ran: it was onnxruntime in fp32; it is read as well
 PLAN_FILE, MODEL_FILE, SHARDS, LOCK_FILE = "plan.json", "model.onnx", "shards", ".lock"
@@ -181,10 +182,10 @@ class Embeddings:
         """Write one shard, whole or not at all; equal rows give equal bytes. EnvironmentProblem where it cannot be written."""
         table = to_table(rows, self.plan)
         leaves = ["embedding.list.element" if name == "embedding" else name for name in table.column_names]
-        with replace_file(self.shard_path(shard)) as temporary:
+        with replace_file(self.shard_path(shard)) as temporary, open_arrow(temporary, "wb") as file:
             pq.write_table(
                 table,
-                temporary,
+                file,
                 compression={name: "none" if name in INCOMPRESSIBLE else "zstd" for name in leaves},
                 use_dictionary=[name for name in leaves if name not in NEVER_REPEATED],
                 row_group_size=len(rows),
@@ -193,7 +194,7 @@ class Embeddings:
     def _read_shard(self, shard: int, columns: Sequence[str] | None) -> pa.Table:
         path, expected = self.shard_path(shard), len(self.shard_range(shard))
         try:
-            with pq.ParquetFile(path) as file:
+            with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
                 table = file.read(columns=None if columns is None else list(columns))
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} is damaged ({error}); remove it and run `featkit embed` again.") from error

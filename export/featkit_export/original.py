@@ -16,6 +16,7 @@ from onnx import TensorProto
 
 from featkit.errors import FeatkitError, InputError
 from featkit.geometry import Geometry
+from featkit.paths import text_path
 from featkit_export import verify
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER
 
@@ -47,7 +48,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     InputError when it is missing or no ONNX file, or when its weights are missing, elsewhere than beside it, or cut short.
     """
     try:
-        model = onnx.load(path)
+        with text_path(path) as text:
+            model = onnx.load(text)
     except DecodeError as error:
         raise InputError(f"{path} is no ONNX file (it does not parse); name one that was exported as ONNX.") from error
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -152,7 +154,8 @@ class Original:
 def open_session(path: Path) -> ort.InferenceSession:
     """ONNX Runtime on the processor. InputError, naming the file, when it does not load."""
     try:
-        return verify.open_session(str(path))
+        with text_path(path) as text:
+            return verify.open_session(text)
     except Exception as error:  # as above
         raise InputError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again.") from error
 

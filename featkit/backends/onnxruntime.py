@@ -12,7 +12,8 @@ import onnxruntime as ort
 
 from featkit.backends.base import FP32, ONNXRUNTIME, TENSORRT, Cancel, Cancelled, Run
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
-from featkit.modelfile import EMBEDDING, INPUT
+from featkit.modelfile import EMBEDDING, INPUT, read_manifest
+from featkit.paths import text_path
 from featkit.resources import cache_folder
 
 CPU, CUDA, TENSORRT_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
@@ -47,7 +48,8 @@ class OnnxRuntimeBackend:
         options.log_severity_level = 3
         self.model = model
         try:
-            self._session = ort.InferenceSession(str(model), options, providers=_providers(tensorrt=tensorrt))
+            with text_path(model, beside=lambda: _beside(model)) as path:
+                self._session = ort.InferenceSession(path, options, providers=_providers(tensorrt=tensorrt))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
             raise InputError(f"{model} cannot be loaded by ONNX Runtime: {error}") from error
         self._check_contract()
@@ -100,6 +102,12 @@ class OnnxRuntimeBackend:
 def has_tensorrt() -> bool:
     """Whether the installed ONNX Runtime is built with TensorRT; it may still not work on this machine."""
     return TENSORRT_PROVIDER in ort.get_available_providers()
+
+
+def _beside(model: Path) -> list[str]:
+    """The file of weights beside the model file, if it has one."""
+    external = read_manifest(model).external
+    return [] if external is None else [external.file]
 
 
 def _providers(*, tensorrt: bool) -> list[Provider]:

@@ -12,7 +12,9 @@ from cyclopts import App, Group
 from cyclopts.exceptions import CycloptsError
 
 from featkit._version import __version__
+from featkit.cli.terminal import never_fail_to_print
 from featkit.errors import EnvironmentProblem, FeatkitError, Interrupted
+from featkit.wording import on_one_line
 
 # name, where it lives, one line of help; given here so that `featkit --help` imports none of them.
 COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
@@ -76,7 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         what = error.filename or "A file"
-        print(f"featkit: {what} cannot be used: {error.strerror or error}; --debug shows where it was needed.", file=sys.stderr)
+        sentence = f"{what} cannot be used: {error.strerror or error}; --debug shows where it was needed."
+        print(f"featkit: {on_one_line(sentence)}", file=sys.stderr)
         return EnvironmentProblem.exit_code
     return result if isinstance(result, int) else 0
 
@@ -85,6 +88,7 @@ def entry_point() -> None:
     """What the console script calls, in a process that is featkit's own."""
     if not sys.warnoptions:  # what Pillow remarks with its own source lines, a command says in a picture's row
         warnings.filterwarnings("ignore", module=r"PIL\.")
+    never_fail_to_print()
     sys.exit(main())
 
 

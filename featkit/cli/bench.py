@@ -1,12 +1,11 @@
 """`featkit bench`: how fast each engine runs a model here, and how near it is to what the machine can do."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import need_extra
 from featkit.errors import FeatkitError, InputError
 
@@ -97,7 +96,7 @@ def bench(
     limit_flops = matrix_flops(usable_cpus())
     if json_:
         machine = {"threads": usable_cpus(), "matrix_flops": limit_flops, "operations_a_picture": needed and 2 * needed}
-        print(json.dumps({"model": str(path), "machine": machine, "runs": [vars(row) for row in rows]}))
+        print_json({"model": str(path), "machine": machine, "runs": [vars(row) for row in rows]})
         return
     _print(path, rows, needed, limit_flops, threads=usable_cpus(), num_pictures=None if photos is None else limit)
 

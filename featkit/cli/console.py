@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +23,20 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from featkit.wording import on_one_line
+
 PLAIN_INTERVAL_S = 5.0
 WHOLE_LINE = 1000  # columns; no row is longer
+
+
+def print_json(value: object) -> None:
+    """Print a value as one line of JSON, with escapes where stdout could not show its characters or they are no text."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
 
 
 class _ResultConsole(Console):
@@ -42,7 +55,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
     whole_lines: a row is one line, however long; else cells are folded to the terminal's width.
     """
-    table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, show_header=any(columns))
+    table = Table(
+        title=_harmless(title), title_justify="left", header_style="bold", box=None, pad_edge=False, show_header=any(columns)
+    )
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
         justify: Literal["left", "right"] = "right" if numeric else "left"
@@ -57,7 +72,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def _harmless(text: str) -> str:
     """Names come out of other people's archives: nothing in them may move the cursor or colour the terminal."""
-    return "".join(character if character.isprintable() else "�" for character in text)
+    return "".join(character if character.isprintable() else "�" for character in on_one_line(text))
 
 
 @contextmanager

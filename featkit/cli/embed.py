@@ -1,9 +1,8 @@
 """`featkit embed`: a folder of pictures to unit vectors."""
 
-import json
 from pathlib import Path
 
-from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.errors import StrictFailure
 from featkit.images import ImageLimits
@@ -86,7 +85,7 @@ def embed(
             "failures": [{"key": key, "error": error} for key, error in report.failures],
             "seconds": round(report.seconds, 3),
         }
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
         if report.failures:
             print_table("Without an embedding", ("picture", "why"), report.failures)

@@ -1,14 +1,13 @@
 """`featkit export`: a published backbone or a training run to one ONNX file, proven equal to it."""
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from featkit.cli.console import print_table, stdout, step_reporter
+from featkit.cli.console import print_json, print_table, stdout, step_reporter
 from featkit.cli.extras import need_extra
 from featkit.errors import InputError
 from featkit.modelfile import EMBEDDING, OUTPUTS, Manifest, read_manifest
@@ -122,7 +121,7 @@ def export(
 
             facts["triton"] = str(write_triton(out, triton))
     if json_:
-        print(json.dumps(facts))
+        print_json(facts)
     else:
         print_facts(facts, read_manifest(out), out)
 
@@ -330,7 +329,7 @@ def print_list(*, as_json: bool) -> None:
     ]
     if as_json:
         keys = [column.replace(" ", "_") for column in columns]
-        print(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], ensure_ascii=False))
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     print_table("Published self-distilled backbones", columns, rows, whole_lines=True)
     stdout().print("Also: timm:NAME for any timm model, hub:OWNER/NAME for an ONNX file made elsewhere, and folders and files.")

@@ -1,10 +1,9 @@
 """`featkit index`: embeddings to an index that can be searched."""
 
-import json
 import sys
 from pathlib import Path
 
-from featkit.cli.console import ProgressReporter, stdout
+from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.extras import need_extra
 
 
@@ -56,7 +55,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
             "without_embedding": report.num_without_embedding,
             "missing_shards": missing,
         }
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return
     said = f"{report.num_added:,} pictures added"
     if report.num_replaced:

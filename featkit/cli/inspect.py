@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from featkit.cli.console import print_table
+from featkit.cli.console import print_json, print_table
 from featkit.errors import InputError
 
 
@@ -24,7 +24,7 @@ def inspect(path: Path, /, *, json_: bool = False) -> None:
     """
     kind, facts = look(path)
     if json_:
-        print(json.dumps({"kind": kind, "path": str(path), **facts}, ensure_ascii=False))
+        print_json({"kind": kind, "path": str(path), **facts})
         return
     example = facts.pop("example", None)
     print_table(f"{path}: {kind}", ("", ""), [(name, _shown(value)) for name, value in facts.items()])

@@ -13,6 +13,7 @@ from pathlib import Path
 from featkit.atomic import write_text
 from featkit.images import THUMBNAIL_SIDE, load, thumbnail_jpeg
 from featkit.index import Hit, Index
+from featkit.wording import on_one_line
 
 STYLE = """
 :root {
@@ -100,12 +101,13 @@ def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]
     """Write the page at `path`, whole or not at all. InputError for a query that cannot be decoded."""
     shown = thumbnail_jpeg(load(query, shorter_side=THUMBNAIL_SIDE).pixels)
     cards = "\n".join(_card(rank, hit, index.thumbnail(hit.id)) for rank, hit in enumerate(hits, 1))
+    name, index_name = on_one_line(query.name), on_one_line(index.path.name)
     text = PAGE.format(
-        title=html.escape(f"{query.name} in {index.path.name}"),
+        title=html.escape(f"{name} in {index_name}"),
         style=STYLE,
         query=_inline(shown),
-        name=html.escape(query.name),
-        counts=html.escape(f"{len(hits):,} of {len(index):,} pictures in {index.path.name}"),
+        name=html.escape(name),
+        counts=html.escape(f"{len(hits):,} of {len(index):,} pictures in {index_name}"),
         results=f"<ol>\n{cards}\n</ol>" if hits else '<p class="none">The index has no pictures yet.</p>',
         model=html.escape(index.model_name),
     )
@@ -113,7 +115,7 @@ def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]
 
 
 def _card(rank: int, hit: Hit, thumbnail: bytes | None) -> str:
-    key = html.escape(hit.key)
+    key = html.escape(on_one_line(hit.key))
     size = [f"{hit.width}×{hit.height}"] if hit.width and hit.height else []
     return CARD.format(
         picture=f'<img src="{_inline(thumbnail)}" alt="{key}" loading="lazy">' if thumbnail else "no thumbnail",

@@ -1,6 +1,5 @@
 """`featkit search`: the pictures of an index nearest to one of yours."""
 
-import json
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from featkit.cli.console import print_table, stdout
+from featkit.cli.console import print_json, print_table, stdout
 from featkit.cli.extras import need_extra
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def search(
 
             write_result_page(page, opened, picture, hits)
     if json_:
-        print(json.dumps([asdict(hit) for hit in hits], ensure_ascii=False))
+        print_json([asdict(hit) for hit in hits])
     else:
         _print_hits(f"Nearest to {picture}", hits)
     if page is not None and not json_:

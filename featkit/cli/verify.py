@@ -1,11 +1,10 @@
 """`featkit verify`: whether another engine or precision gives a model's vectors."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.errors import InputError
 
@@ -96,7 +95,7 @@ def _verify(
     if as_json:
         figures: dict[str, Any] = {**asdict(found), "run": str(found.run), "reference": str(reference.run)}
         figures |= {"needed_cosine": LEAST_COSINE, "holds": found.holds, "kept": kept, "failures": failures}
-        print(json.dumps(figures, ensure_ascii=False))
+        print_json(figures)
         return 0 if found.holds else 1
     rows: list[tuple[str, object]] = [
         ("least cosine", f"{found.least_cosine:.6f}"),

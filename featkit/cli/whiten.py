@@ -1,9 +1,8 @@
 """`featkit whiten`: PCA-whitening fitted to embeddings, for `featkit export --whiten`."""
 
-import json
 from pathlib import Path
 
-from featkit.cli.console import stdout
+from featkit.cli.console import print_json, stdout
 from featkit.errors import InputError
 
 
@@ -40,7 +39,7 @@ def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = Fals
     whitening.save(out)
     if json_:
         facts = {"out": str(out), "dim": dim, "num_vectors": whitening.num_vectors, "explained": whitening.explained}
-        print(json.dumps(facts))
+        print_json(facts)
         return
     stdout().print(
         f"{out}: {folder.plan.width} to {dim} numbers, fitted to {whitening.num_vectors:,} vectors of {manifest.name}; "

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featkit.errors import InputError
-from featkit.images import ImageLimits
+from featkit.images import ImageLimits, printable
+from featkit.paths import open_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
+from featkit.sources.keys import key_of
 from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_picture, reason
 
 
@@ -21,14 +23,13 @@ class ParquetSource:
     """One Parquet file; keys are `file.parquet/row`. Keeps one row group of pictures at a time."""
 
     def __init__(self, path: Path, *, limits: ImageLimits) -> None:
-        self.name, self.path, self.limits = str(path), path, limits
+        self.name, self.path, self.limits = printable(str(path)), path, limits
         try:
-            file = pq.ParquetFile(path)
+            with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
+                schema = file.schema_arrow
+                groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         except DAMAGED as error:
             raise InputError(f"{path} is not a Parquet file that can be read: {reason(error)}.") from error
-        with file:
-            schema = file.schema_arrow
-            groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         self._columns = find_columns(schema, path)
         if not len(self):
@@ -56,7 +57,7 @@ class ParquetSource:
 
     def key(self, number: int) -> str:
         """`file.parquet/row`."""
-        return f"{self.path.name}/{number}"
+        return key_of(f"{self.path.name}/{number}")
 
     def read(self, number: int) -> bytes:
         """The picture's bytes; InputError where the row has none."""
@@ -78,7 +79,7 @@ class ParquetSource:
         with self._lock:
             if group != self._group or self._rows is None:
                 try:
-                    with pq.ParquetFile(self.path) as file:
+                    with open_arrow(self.path) as opened, pq.ParquetFile(opened) as file:
                         self._rows = file.read_row_group(group, columns=[self._columns.picture, *self._columns.plain])
                 except DAMAGED as error:
                     raise InputError(f"{self.path} is damaged in row group {group}: {reason(error)}.") from error

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
+from featkit.paths import map_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_picture, reason
 
@@ -24,7 +25,7 @@ class SavedDataset:
     """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set before a split's folder."""
 
     def __init__(self, folder: Path, *, name: str, limits: ImageLimits) -> None:
-        self.name, self.folder, self.limits = name, folder, limits
+        self.name, self.folder, self.limits = printable(name), folder, limits
         self._prefix = printable("/".join(part.name for part in (*_data_set_of(folder), folder.resolve())))
         state = _read_json(folder / STATE_FILE)
         self._files = _listed(folder, state, "_data_files")
@@ -169,7 +170,7 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
             opened.seek(-min(len(END_OF_STREAM), file.stat().st_size), 2)
             if opened.read() != END_OF_STREAM:
                 raise InputError(f"{file} ends before its end mark; it is truncated, or not an Arrow stream.")
-        reader = pa.ipc.open_stream(pa.memory_map(str(file)))
+        reader = pa.ipc.open_stream(map_arrow(file))
         yield from (batch for batch in reader if batch.num_rows)
     except DAMAGED as error:
         raise InputError(f"{file} is not an Arrow stream that can be read: {reason(error)}.") from error

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
+from featkit.sources.keys import key_of
 
 COMPANIONS = {".cls": "class", ".txt": "text"}  # members of the same stem that say something of the picture
 MAX_COMPANION_BYTES = 4096
@@ -31,7 +32,7 @@ class TarSource:
     """
 
     def __init__(self, path: Path, *, limits: ImageLimits) -> None:
-        self.name, self.path, self.limits = str(path), path, limits
+        self.name, self.path, self.limits = printable(str(path)), path, limits
         members = read_members(path)
         self._pictures = list({member.name: member for member in members if is_picture(member.name)}.values())
         self._companions: dict[str, list[Member]] = {}
@@ -51,7 +52,7 @@ class TarSource:
 
     def key(self, number: int) -> str:
         """`shard.tar/member`."""
-        return printable(f"{self.path.name}/{self._pictures[number].name}")
+        return key_of(f"{self.path.name}/{self._pictures[number].name}")
 
     def read(self, number: int) -> bytes:
         """The member's bytes."""

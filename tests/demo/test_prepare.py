@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -149,8 +150,8 @@ def test_a_stop_just_before_the_end_costs_work_and_no_correctness(
 
     add_embeddings = Index.add_embeddings
 
-    def add_and_stop(index: Index, folder: Embeddings) -> None:
-        add_embeddings(index, folder)
+    def add_and_stop(index: Index, folder: Embeddings, **options: Any) -> None:
+        add_embeddings(index, folder, **options)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Index, "add_embeddings", add_and_stop)

@@ -1,10 +1,9 @@
 """`featkit evaluate copies`: whether an edited picture finds its original."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from featkit.cli.console import ProgressReporter, print_table
+from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, print_failures
 from featkit.cli.evaluated_model import open_model
 from featkit.errors import InputError
@@ -54,7 +53,7 @@ def copies(
     with ProgressReporter("copies", total=len(source), quiet=quiet or json_) as progress:
         report = evaluate_copies(source, opened, seed=seed, on_progress=progress)
     if json_:
-        print(json.dumps(asdict(report), ensure_ascii=False))
+        print_json(asdict(report))
         return
     rows = [
         (

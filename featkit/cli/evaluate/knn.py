@@ -1,10 +1,9 @@
 """`featkit evaluate knn`: what pictures are by their nearest labelled neighbours."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from featkit.cli.console import ProgressReporter, print_table
+from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, labels_from, open_pictures, print_failures, say
 from featkit.cli.evaluated_model import open_model
 from featkit.errors import InputError
@@ -61,7 +60,7 @@ def knn(
     with ProgressReporter("knn", total=len(gallery) + len(queries), quiet=quiet or json_) as progress:
         report = evaluate_knn(gallery, queries, opened, label=label, ks=k, temperature=temperature, on_progress=progress)
     if json_:
-        print(json.dumps(asdict(report), ensure_ascii=False))
+        print_json(asdict(report))
         return
     rows = [
         (score.name, str(score.k), figure(score.weighted), interval(score.interval), figure(score.majority))

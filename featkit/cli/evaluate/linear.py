@@ -1,10 +1,9 @@
 """`featkit evaluate linear`: what a linear classifier on frozen features tells apart."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
-from featkit.cli.console import ProgressReporter, print_table
+from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, labels_from, open_pictures, print_failures, say
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.extras import need_extra
@@ -56,7 +55,7 @@ def linear(
     with ProgressReporter("linear", total=len(fitted) + len(judged), quiet=quiet or json_) as progress:
         report = evaluate_linear(fitted, judged, opened, label=label, seed=seed, on_progress=progress, on_step=progress.line)
     if json_:
-        print(json.dumps(asdict(report), ensure_ascii=False))
+        print_json(asdict(report))
         return
     rows = [(score.name, figure(score.accuracy), interval(score.interval), f"{score.l2:g}") for score in report.scores]
     title = f"{report.num_test:,} pictures of {report.num_labels:,} labels by a classifier fitted to {report.num_train:,}"

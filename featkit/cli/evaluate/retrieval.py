@@ -1,11 +1,10 @@
 """`featkit evaluate retrieval`: whether pictures of one group, or of one landmark, find each other."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from featkit.cli.console import ProgressReporter, print_table
+from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, open_pictures, print_failures, say
 from featkit.cli.evaluated_model import open_model
 from featkit.errors import InputError
@@ -81,7 +80,7 @@ def _groups(source: "Source", asked: "Source | None", group: str, model: "Pictur
     with ProgressReporter("retrieval", total=total, quiet=quiet or as_json) as progress:
         report = evaluate_groups(source, model, group=group, queries=asked, on_progress=progress)
     if as_json:
-        print(json.dumps(asdict(report), ensure_ascii=False))
+        print_json(asdict(report))
     else:
         _show_groups(report)
 
@@ -95,7 +94,7 @@ def _revisited(source: "Source", ground_truth: Path, model: "PictureModel", *, q
     with ProgressReporter("retrieval", total=total, quiet=quiet or as_json) as progress:
         report = evaluate_revisited(source, truth, model, on_progress=progress)
     if as_json:
-        print(json.dumps(asdict(report), ensure_ascii=False))
+        print_json(asdict(report))
     else:
         _show_revisited(report)
 

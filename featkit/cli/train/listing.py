@@ -1,8 +1,6 @@
 """`featkit train --list`: every method, and when to use it."""
 
-import json
-
-from featkit.cli.console import print_table, stdout
+from featkit.cli.console import print_json, print_table, stdout
 from featkit.errors import InputError
 
 # Method: what it needs, and when to use it.
@@ -35,7 +33,7 @@ def print_methods(*, list_: bool = False, json_: bool = False) -> None:
         raise InputError("featkit train needs a method, such as `featkit train dino pictures/ --out run/`; --list shows them.")
     if json_:
         rows = [{"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()]
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
         return
     print_table("Methods", ("method", "needs", "when"), [(name, *words) for name, words in WHEN.items()])
     stdout().print("Next: featkit train METHOD --help")

@@ -1,0 +1,56 @@
+"""Paths for libraries that take only text, while names of files need not be UTF-8."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
+    """Open a file for pyarrow, which reads and writes it without Python; close it after use. OSError as pyarrow raises it."""
+    import pyarrow as pa
+
+    return pa.OSFile(os.fsencode(path), mode)  # of a str it would take nothing but UTF-8
+
+
+def map_arrow(path: Path) -> pa.MemoryMappedFile:
+    """Map a file for pyarrow. OSError as pyarrow raises it."""
+    import pyarrow as pa
+
+    return pa.memory_map(os.fsencode(path))
+
+
+@contextmanager
+def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Iterator[str]:
+    """Yield a path of the same file or folder that is valid UTF-8, by a temporary link where its own is not.
+
+    beside: gives the names of files in the same folder that the library opens by itself.
+    """
+    if _is_text(str(path)):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="featkit-link-") as place:
+        if _is_text(path.name):
+            (Path(place) / "folder").symlink_to(path.absolute().parent)
+            yield str(Path(place) / "folder" / path.name)
+            return
+        for name in beside():
+            (Path(place) / name).symlink_to(path.absolute().with_name(name))
+        link = Path(place) / ("link" + (path.suffix if _is_text(path.suffix) else ""))
+        link.symlink_to(path.absolute())
+        yield str(link)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
