@@ -1,26 +1,182 @@
-"""How much of the machine this process may use."""
+"""How much of the machine this process may use: processors, memory, and a folder for what can be made again.
+
+Linux limits a process by control groups (cgroups), of version 1 or 2 or both at once. A limit on a parent group holds for
+all groups below it, so every level from the mount down to this process's own group is read.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+CGROUPS = "/sys/fs/cgroup"
+UNLIMITED = 2**60  # version 1 has no word for "no limit" but a number near 2**63
+# What this process is left with in any case: it has to try, and a machine with less than this runs no model.
+LEAST_MEMORY = 64 * 2**20
 
 
 def usable_cpus() -> int:
-    """Processors this process may use: the smaller of its affinity and its cgroup v2 quota, at least 1."""
+    """Processors this process may use: the smallest of its affinity and all its cgroups' quotas, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_quota(Path("/sys/fs/cgroup/cpu.max"))
-    return max(1, min(allowed, quota if quota is not None else allowed))
+    quotas = [quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder)) is not None]
+    return max(1, min([allowed, *quotas]))
 
 
-def _cgroup_quota(cpu_max: Path) -> int | None:
-    """Processors granted by a cgroup v2 `cpu.max` file ("200000 100000" grants 2), or None without a limit."""
+def usable_memory() -> int:
+    """Bytes this process may have in memory: the smallest of the machine's and all limits on its cgroups and addresses."""
+    limits = [limit for folder in _cgroup_folders("memory") if (limit := _memory_limit(folder)) is not None]
+    return max(LEAST_MEMORY, min([*_machine_memory(), *_address_limit(), *limits]))
+
+
+def spare_memory() -> int:
+    """Bytes this process may still take: `usable_memory` less what it, and others under the same limit, hold already.
+
+    Cached files do not count as held, since the system drops them when memory is short.
+    """
+    addresses, resident = _own_memory()
+    spare = [limit - resident for limit in _machine_memory()] + [limit - addresses for limit in _address_limit()]
+    for folder in _cgroup_folders("memory"):
+        if (limit := _memory_limit(folder)) is not None:
+            spare.append(limit - max(resident, _memory_held(folder)))
+    return max(0, min(spare, default=UNLIMITED))
+
+
+def workers_that_fit(wanted: int, *, worker_bytes: int) -> int:
+    """Return `wanted`, or fewer workers if so many, of `worker_bytes` each, would not fit in the spare memory; at least 1."""
+    return max(1, min(wanted, spare_memory() // max(1, worker_bytes)))
+
+
+# Control groups -------------------------------------------------------------------------------------------------------
+
+
+def _cgroup_folders(controller: str) -> Iterator[Path]:
+    """Yield each folder that may hold a limit of this process on `controller` ("cpu", "memory"), outermost first."""
+    for mount, group in dict.fromkeys(_mounted_groups(controller)):
+        levels = [level for level in group.split("/") if level]
+        if ".." in levels:  # a group outside of what this container sees
+            levels = []
+        for depth in range(len(levels) + 1):
+            yield Path("/".join([mount, *levels[:depth]]))
+
+
+def _mounted_groups(controller: str) -> Iterator[tuple[str, str]]:
+    """Yield where a hierarchy with the controller is mounted, with this process's group below that."""
+    groups = _own_groups()
+    unified, own = groups.get("", "/"), groups.get(controller, "/")
+    for line in _lines("/proc/self/mountinfo"):
+        fields, _, options = line.partition(" - ")
+        words, kind = fields.split(" "), options.split(" ")
+        if len(words) < 5 or len(kind) < 3:
+            continue
+        root, mount = (word.encode("ascii", "replace").decode("unicode_escape") for word in words[3:5])  # \040 is a space
+        if kind[0] == "cgroup2":
+            yield mount, _below(unified, root)
+        elif kind[0] == "cgroup" and controller in kind[2].split(","):
+            yield mount, _below(own, root)
+    yield CGROUPS, unified  # where they nearly always are, should the list of mounts be hidden
+    yield f"{CGROUPS}/{controller}", own
+    yield f"{CGROUPS}/cpu,cpuacct", own
+
+
+def _below(group: str, root: str) -> str:
+    """The group's path below the root of a mount, which shows only a part of the hierarchy in a container."""
+    if root == "/" or not (group + "/").startswith(root + "/"):
+        return group if root == "/" else "/"
+    return group.removeprefix(root) or "/"
+
+
+def _own_groups() -> dict[str, str]:
+    """This process's group by controller, of version 1; by "", of version 2."""
+    groups: dict[str, str] = {}
+    for line in _lines("/proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        groups |= dict.fromkeys(controllers.split(","), group)
+    return groups
+
+
+def _cpu_quota(folder: Path) -> int | None:
+    """Whole processors that a group's quota grants, rounded up; None without one."""
+    granted, _, period = (_text(folder / "cpu.max") or "").partition(" ")
+    if not granted:
+        granted, period = _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
     try:
-        granted, period = cpu_max.read_text().split()
+        quota, microseconds = int(granted), int(period)
+    except ValueError:  # "max", or no such file
+        return None
+    return max(1, math.ceil(quota / microseconds)) if quota > 0 and microseconds > 0 else None
+
+
+def _memory_limit(folder: Path) -> int | None:
+    """Bytes that a group may hold; None without a limit. Above `memory.high` its processes are slowed until they stand."""
+    found = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    found.append(_statistics(folder).get("hierarchical_memory_limit"))
+    limits = [limit for limit in found if limit is not None and limit < UNLIMITED]
+    return min(limits, default=None)
+
+
+def _memory_held(folder: Path) -> int:
+    """Bytes that the processes of a group hold, without cached files."""
+    held = _number(folder / "memory.current")
+    if held is None:
+        held = _number(folder / "memory.usage_in_bytes") or 0
+    statistics = _statistics(folder)
+    cached = [statistics.get(f"total_{name}", statistics.get(name, 0)) for name in ("inactive_file", "active_file")]
+    return max(0, held - sum(cached))
+
+
+def _statistics(folder: Path) -> dict[str, int]:
+    pairs = (line.split(" ") for line in (_text(folder / "memory.stat") or "").splitlines())
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+# The process and the machine ------------------------------------------------------------------------------------------
+
+
+def _machine_memory() -> list[int]:
+    """Bytes of memory that the machine has; nothing where the system does not say."""
+    try:
+        return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    except (AttributeError, ValueError, OSError):
+        return []
+
+
+def _address_limit() -> list[int]:
+    """Bytes of addresses that this process may have (`ulimit -v`); nothing without a limit."""
+    try:
+        import resource
+    except ImportError:
+        return []
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return [] if soft == resource.RLIM_INFINITY or not 0 <= soft < UNLIMITED else [soft]
+
+
+def _own_memory() -> tuple[int, int]:
+    """Bytes of addresses and of memory that this process has now; zeros where the system does not say."""
+    pages = (_text(Path("/proc/self/statm")) or "0 0").split()
+    return int(pages[0]) * _page_size(), int(pages[1]) * _page_size()
+
+
+def _page_size() -> int:
+    return os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def _number(file: Path) -> int | None:
+    text = _text(file)
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _text(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
     except (OSError, ValueError):
         return None
-    return None if granted == "max" else math.ceil(int(granted) / int(period))
+
+
+def _lines(path: str) -> list[str]:
+    return (_text(Path(path)) or "").splitlines()
 
 
 def cache_folder() -> Path:

@@ -13,16 +13,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import faiss
 import numpy as np
 
-from featkit.resources import usable_cpus
+from featkit.index.bounded_faiss import faiss, shared_processors
 
 # Candidates beyond k that the first scan asks for, so that a tie at the k-th place rarely needs a second one.
 SPARE = 16
 QUERIES_AT_ONCE = 256
-
-faiss.omp_set_num_threads(usable_cpus())
 
 
 class Found(NamedTuple):
@@ -78,17 +75,18 @@ def _scan(queries: np.ndarray, vectors: np.ndarray, *, k: int, bits: np.ndarray)
     scores = np.empty((len(queries), k), np.float32)
     ids = np.empty((len(queries), k), np.int64)
     selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-    faiss.knn_inner_product(
-        faiss.swig_ptr(queries),
-        faiss.swig_ptr(vectors),
-        vectors.shape[1],
-        len(queries),
-        len(vectors),
-        k,
-        faiss.swig_ptr(scores),
-        faiss.swig_ptr(ids),
-        selector,
-    )
+    with shared_processors():
+        faiss.knn_inner_product(
+            faiss.swig_ptr(queries),
+            faiss.swig_ptr(vectors),
+            vectors.shape[1],
+            len(queries),
+            len(vectors),
+            k,
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(ids),
+            selector,
+        )
     return scores, ids
 
 

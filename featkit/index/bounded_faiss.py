@@ -1,0 +1,69 @@
+"""FAISS with no more threads than processors, in every thread that calls it. Nothing else in featkit imports faiss.
+
+OpenMP keeps its number of threads per calling thread: `omp_set_num_threads` in the thread that imports faiss says nothing to
+a service's workers, each of which would start as many threads as the machine has processors, however few this process may use.
+So new threads begin with a bound, which OpenMP reads from the environment once, when it is loaded; and callers that search at
+the same time divide the processors, since each has a team of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from featkit.resources import usable_cpus
+
+VARIABLE = "OMP_NUM_THREADS"
+
+
+def _most_threads() -> int:
+    """The processors this process may use, or the user's own bound on OpenMP where that is smaller."""
+    cpus = usable_cpus()
+    with suppress(ValueError):
+        cpus = min(cpus, max(1, int(os.environ.get(VARIABLE, "").split(",")[0])))
+    return cpus
+
+
+MOST_THREADS = _most_threads()
+
+
+@contextmanager
+def _bound_in_environment() -> Iterator[None]:
+    """Around the first import of faiss, which makes OpenMP read its variable."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = str(MOST_THREADS)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+with _bound_in_environment():
+    import faiss
+
+faiss.omp_set_num_threads(MOST_THREADS)  # a program may have imported faiss before
+
+__all__ = ["faiss", "shared_processors"]
+
+_lock = threading.Lock()
+_num_callers = 0
+
+
+@contextmanager
+def shared_processors() -> Iterator[int]:
+    """Around calls of FAISS: the calling thread's share of the processors, as many threads as it may use meanwhile."""
+    global _num_callers
+    with _lock:
+        _num_callers += 1
+        share = max(1, MOST_THREADS // _num_callers)
+    try:
+        faiss.omp_set_num_threads(share)
+        yield share
+    finally:
+        with _lock:
+            _num_callers -= 1
