@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,9 @@ from PIL import Image
 
 from featkit.errors import InputError
 
-RESIZES = ("shorter_side", "stretch", "cover")
+RESIZES = ("shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop")
+ROUNDINGS = ("none", "down", "even")
+MAX_SIDE = 16_384  # pixels; a file that asks for more asks for all memory
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -27,23 +28,29 @@ class Geometry:
 
     height: int  # native input
     width: int
-    resize: Literal["shorter_side", "stretch", "cover"]
-    # The shorter side after resizing; nothing to "stretch", which resizes to (height, width), nor to "cover", which keeps the
-    # proportions and resizes until the picture just covers (height, width).
-    resize_to: int
+    # shorter_side: resize the shorter side to `resize_to`, then crop. stretch: resize to (height, width). cover: resize with
+    # the proportions kept until the picture just covers (height, width), then crop. The two that end in _then_crop do the same
+    # to a larger rectangle of the same shape, whose longer side is `resize_to`, and crop its center.
+    resize: Literal["shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop"]
+    resize_to: int  # pixels; not used by stretch and cover
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    # none: crop exactly in the middle. down and even: resize to whole pixels first, and round where the crop begins; down as
+    # transformers' processors do, even (to the nearest, halves to the even) as torchvision and timm do.
+    rounding: Literal["none", "down", "even"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("height", "width", "resize_to", "patch"):
-            _check(_is_count(getattr(self, name)), name, getattr(self, name), "a whole number of pixels above 0")
+            wanted = f"a whole number of pixels from 1 to {MAX_SIDE:,}"
+            _check(_is_count(getattr(self, name)), name, getattr(self, name), wanted)
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
+        _check(self.rounding in ROUNDINGS, "rounding", self.rounding, " or ".join(ROUNDINGS))
         _check(self.interpolation in tuple(RESAMPLING), "interpolation", self.interpolation, " or ".join(RESAMPLING))
         _check(_are_three_numbers(self.mean), "mean", self.mean, "three numbers")
         _check(_are_three_numbers(self.std) and min(self.std) > 0, "std", self.std, "three numbers above 0")
-        if self.resize == "shorter_side" and self.resize_to < max(self.height, self.width):
+        if self._crops_after_resize and self.resize_to < max(self.height, self.width):
             raise InputError(
                 f"The geometry resizes to {self.resize_to} pixels, less than its crop of {self.height}×{self.width}."
             )
@@ -51,7 +58,23 @@ class Geometry:
     @property
     def shorter_side(self) -> int:
         """What pictures may be decoded down to without losing what `apply` needs."""
-        return self.resize_to if self.resize == "shorter_side" else max(self.height, self.width)
+        return self.resize_to if self._crops_after_resize else max(self.height, self.width)
+
+    @property
+    def _crops_after_resize(self) -> bool:
+        return self.resize == "shorter_side" or self.resize.endswith("_then_crop")
+
+    def at_size(self, height: int, width: int) -> Geometry:
+        """Return the same recipe for another size.
+
+        A square keeps the share that the crop leaves out, and a rectangle is covered.
+        """
+        longer = max(height, width)
+        if self._crops_after_resize and (height == width or self.resize != "shorter_side"):
+            resize_to = round(longer * self.resize_to / max(self.height, self.width))
+            return dataclasses.replace(self, height=height, width=width, resize_to=resize_to)
+        resize = "cover" if self.resize == "shorter_side" else self.resize
+        return dataclasses.replace(self, height=height, width=width, resize=resize, resize_to=longer)
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 of any size to (height, width, 3) uint8, antialiased.
@@ -69,22 +92,57 @@ class Geometry:
         """(left, top, right, bottom) of what the crop shows, in the picture's own pixels."""
         if self.resize == "stretch":
             return (0.0, 0.0, float(width), float(height))
-        covering = min(height / self.height, width / self.width)
-        scale = covering if self.resize == "cover" else min(height, width) / self.resize_to
-        # min(): rounding may make the box larger than the picture by a part in 10^16, which Pillow refuses.
-        crop_width, crop_height = min(self.width * scale, width), min(self.height * scale, height)
+        if self.rounding != "none":
+            return self._whole_box(height, width)
+        kept = self._kept
+        if self.resize == "stretch_then_crop":
+            crop_width, crop_height = width * kept, height * kept
+        else:
+            covering = min(height / self.height, width / self.width)
+            scales = {"cover": covering, "cover_then_crop": covering * kept}
+            scale = scales.get(self.resize, min(height, width) / self.resize_to)
+            # min(): rounding may make the box larger than the picture by a part in 10^16, which Pillow refuses.
+            crop_width, crop_height = min(self.width * scale, width), min(self.height * scale, height)
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
         return (left, top, min(left + crop_width, width), min(top + crop_height, height))
 
+    @property
+    def _kept(self) -> float:
+        """The share that the crop keeps of the rectangle before it; 1 where there is none."""
+        return max(self.height, self.width) / self.resize_to if self.resize.endswith("_then_crop") else 1.0
+
+    def _whole_box(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The same when the resized picture, of which nothing more is made than its size, has whole pixels."""
+        resized_height, resized_width = self._resized(height, width)
+        top, left = ((side - crop) / 2 for side, crop in ((resized_height, self.height), (resized_width, self.width)))
+        top, left = (int(side) if self.rounding == "down" else round(side) for side in (top, left))
+        scale_y, scale_x = height / resized_height, width / resized_width
+        right, bottom = min((left + self.width) * scale_x, width), min((top + self.height) * scale_y, height)
+        return (left * scale_x, top * scale_y, right, bottom)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) that the whole picture is resized to, at least the crop's."""
+        if self.resize == "shorter_side":
+            short = min(height, width)
+            return int(self.resize_to * height / short), int(self.resize_to * width / short)
+        rectangle = round(self.height / self._kept), round(self.width / self._kept)
+        if self.resize == "stretch_then_crop":
+            return rectangle
+        scale = min(height / rectangle[0], width / rectangle[1])
+        return max(round(height / scale), self.height), max(round(width / scale), self.width)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
+        """Plain values, for JSON; without a rounding of none, which older releases do not know."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
+        if self.rounding == "none":
+            del values["rounding"]
+        return values
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Geometry:
         """Read `to_dict` back. InputError for fields that are missing, unknown, or hold what no geometry has."""
         names = {field.name for field in dataclasses.fields(cls)}
-        missing, unknown = sorted(names - set(mapping)), sorted(set(mapping) - names)
+        missing, unknown = sorted(names - {"rounding"} - set(mapping)), sorted(set(mapping) - names)
         if missing or unknown:
             raise InputError(f"The geometry lacks {missing or 'nothing'} and has {unknown or 'nothing'} that is unknown here.")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in mapping.items()}
@@ -97,9 +155,9 @@ def _check(holds: bool, name: str, found: object, wanted: str) -> None:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIDE
 
 
 def _are_three_numbers(value: object) -> bool:
-    # from a file all the same, whatever the annotation says
-    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    # From a file, whatever the annotation says. NaN is below no number, and a whole number may be longer than a float holds.
+    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) and abs(v) < 1e30 for v in value)

@@ -41,10 +41,10 @@ from featkit_export.original import (
     open_session,
     read_interface,
 )
-from featkit_export.preprocessor import PREPROCESSOR, read_config, read_preprocessor
 from featkit_export.seal import seal
 from featkit_export.surgery import MIN_OPSET, Nodes, add_feature, add_patches, add_pixels, all_nodes, make_room
 from featkit_export.verify import MAX_ABS, Parity, ParityError, cases_for, compare, draw_pictures, require_parity
+from featkit_train.published.preprocessor import PREPROCESSOR, check_patch, find_preprocessor, read_config, read_preprocessor
 
 FEATURES = ("cls", "mean", "gem", "cls+mean", "cls+gem")
 PUBLISHED_NAMES = ("onnx/model.onnx", "model.onnx")  # in a folder as it was published
@@ -101,11 +101,13 @@ def adopt_file(
     file = _find(path)
     folder = file.parent.parent if file.parent.name == "onnx" else file.parent
     if geometry is None:
-        _need(folder / PREPROCESSOR, "geometry")
+        preprocessor = find_preprocessor(folder)
+        _need(preprocessor or folder / PREPROCESSOR, "geometry")
         geometry = read_preprocessor(folder)
+        check_patch(geometry, source=preprocessor)
     if num_registers is None:
         _need(folder / "config.json", "num_registers")
-        num_registers = read_config(folder).num_registers
+        num_registers = read_config(folder).num_registers or 0
     if family is None:
         family = read_config(folder).family if (folder / "config.json").is_file() else "vit"
 

@@ -24,7 +24,8 @@ from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.published.pretrained import load_pretrained
+from featkit_train.published.preprocessor import check_patch, in_words
+from featkit_train.published.pretrained import PREPROCESSING, load_pretrained
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo
 
 TIMED_ROUNDS = 5
@@ -101,12 +102,14 @@ def export_backbone(
     backbone, info = cut_at(backbone, info, exit_)
     _check_recipe(recipe, backbone, info)
     geometry = info.geometry if size is None else sized(info.geometry, *size)
+    check_patch(geometry, source=info.origin.get(PREPROCESSING, info.name))
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
     manifest = _manifest(module, info, geometry, size=size, name=name, notes=notes, whitening=whitening)
-    remarks: tuple[str, ...] = ()
+    remarks = preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING))
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as folder:
+            is_fallback = False
             try:
                 traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
             except (TraceError, ParityError) as error:
@@ -114,17 +117,29 @@ def export_backbone(
                     raise
                 size = (geometry.height, geometry.width)
                 why = str(error).split(";")[0].rstrip(".")  # the rest tells what follows from it, which here it does not
-                remarks = (f"This architecture cannot take every size ({why}), so the file takes {size[0]}×{size[1]} alone.",)
+                is_fallback = True
+                alone = f"This architecture cannot take every size ({why}), so the file takes {size[0]}×{size[1]} alone."
+                remarks = (*remarks, alone)
                 traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
             parity = require_parity(comparisons)
             speedup = None
-            if size is not None and not remarks:
+            if size is not None and not is_fallback:
                 on_step("timing it beside a graph of every size")
                 speedup = _speedup(module, traced, Path(folder), geometry)
             on_step("writing")
             manifest = dataclasses.replace(manifest, fixed_size=size, parity=parity)
             sealed = seal(traced.model, manifest, out, folder=Path(folder) if traced.path else None)
     return ExportReport(manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks)
+
+
+def preparation_remarks(geometry: Geometry, published: Geometry, file: str | None) -> tuple[str, ...]:
+    """What to say of a recipe that was read from `file`, and of a size that was asked for instead of its own."""
+    if file is None:
+        return ()
+    remarks = [f"Pictures are prepared as {file} says: {in_words(geometry)}."]
+    if geometry != published:
+        remarks.append(f"--size {geometry.height}x{geometry.width} wins over its {published.height}×{published.width}.")
+    return tuple(remarks)
 
 
 def cut_at(backbone: Backbone, info: BackboneInfo, exit_: int | None) -> tuple[Backbone, BackboneInfo]:
@@ -149,13 +164,8 @@ def sized(geometry: Geometry, height: int, width: int) -> Geometry:
     """The same recipe for another size: a square keeps the share that the crop leaves out, a rectangle is covered."""
     if height % geometry.patch or width % geometry.patch:
         near = " by ".join(_nearest(side, geometry.patch) for side in (height, width))
-        raise InputError(f"A size of {height}×{width} is no multiple of the patch of {geometry.patch}; use {near}.")
-    if geometry.resize == "stretch":
-        return dataclasses.replace(geometry, height=height, width=width, resize_to=max(height, width))
-    if height != width:
-        return dataclasses.replace(geometry, height=height, width=width, resize="cover", resize_to=max(height, width))
-    resize_to = round(height * geometry.resize_to / max(geometry.height, geometry.width))
-    return dataclasses.replace(geometry, height=height, width=width, resize_to=resize_to)
+        raise InputError(f"A size of {height}×{width} is not a multiple of the patch of {geometry.patch}; use {near}.")
+    return geometry.at_size(height, width)
 
 
 def _nearest(side: int, patch: int) -> str:

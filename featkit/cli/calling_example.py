@@ -46,6 +46,8 @@ def _resize(geometry: Geometry) -> list[str]:
     size, resampling = f"({geometry.width}, {geometry.height})", f"Image.Resampling.{geometry.interpolation.upper()}"
     if geometry.resize == "stretch":
         return [f"image = image.resize({size}, {resampling}, reducing_gap=2.0)"]
+    if geometry.rounding != "none" or geometry.resize.endswith("_then_crop"):
+        return _two_steps(geometry, size, resampling)
     if geometry.resize == "cover":
         scale = (
             f"min(image.height / {geometry.height}, image.width / {geometry.width})  # until it just covers the model's size"
@@ -58,4 +60,27 @@ def _resize(geometry: Geometry) -> list[str]:
         "left, top = (image.width - width) / 2, (image.height - height) / 2",
         "box = (left, top, min(left + width, image.width), min(top + height, image.height))",
         f"image = image.resize({size}, {resampling}, box=box, reducing_gap=2.0)",
+    ]
+
+
+def _two_steps(geometry: Geometry, size: str, resampling: str) -> list[str]:
+    """The same where the picture is resized to whole pixels, or to a larger rectangle, before the crop."""
+    kept = max(geometry.height, geometry.width) / geometry.resize_to if geometry.resize.endswith("_then_crop") else 1
+    whole = {"none": "", "down": "int", "even": "round"}[geometry.rounding]
+    sides = geometry.width / kept, geometry.height / kept
+    rectangle = f"({round(sides[0])}, {round(sides[1])})" if whole else f"({sides[0]!r}, {sides[1]!r})"
+    if geometry.resize == "shorter_side":
+        resized = f"[int({geometry.resize_to} * side / min(image.size)) for side in image.size]"
+    elif geometry.resize == "stretch_then_crop":
+        resized = rectangle
+    else:
+        scale = f"min(side / wanted for side, wanted in zip(image.size, {rectangle}))"
+        rounded = f"max(round(side / {scale}), least)" if whole else f"max(side / {scale}, least)"
+        resized = f"[{rounded} for side, least in zip(image.size, {size})]"
+    return [
+        f"resized = {resized}  # width and height before the crop",
+        f"left, top = ({whole}((side - crop) / 2) for side, crop in zip(resized, {size}))",
+        "x, y = image.width / resized[0], image.height / resized[1]",
+        f"right, bottom = min((left + {geometry.width}) * x, image.width), min((top + {geometry.height}) * y, image.height)",
+        f"image = image.resize({size}, {resampling}, box=(left * x, top * y, right, bottom), reducing_gap=2.0)",
     ]

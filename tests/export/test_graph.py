@@ -334,7 +334,7 @@ def test_a_square_keeps_the_share_that_the_crop_leaves_out_and_a_rectangle_is_co
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((200, 200), "200×200 is no multiple of the patch of 14; use 196 or 210 by 196 or 210."),
+        ((200, 200), "200×200 is not a multiple of the patch of 14; use 196 or 210 by 196 or 210."),
         ((224, 500), "use 224 by 490 or 504."),
         ((5, 14), "use 14 by 14."),
     ],

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from featkit_train.networks.base import Backbone
 from featkit_train.published import pretrained
-from featkit_train.published.pretrained import load_pretrained, load_published, timm_geometry, with_depth
+from featkit_train.published.preprocessor import timm_geometry
+from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
 from featkit_train.published.weight_files import INDEX, SAFETENSORS
 from featkit_train.published.zoo import PUBLISHED, Published
 from featkit_train.weights import BackboneInfo
@@ -312,10 +313,9 @@ def test_a_satellites_folder_is_told_from_the_other_by_its_statistics(tmp_path: 
     place = tmp_path / "preprocessor_config.json"
     place.write_text(json.dumps({"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}))
     load_pretrained(str(tmp_path))
-    assert [row.name for row, _ in asked] == ["dinov3_vitl16", "dinov3_vitl16_sat"]
-    place.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
-    with refused(tmp_path, "0.5"):
-        load_pretrained(str(tmp_path))
+    place.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))  # of a fine-tuned one
+    load_pretrained(str(tmp_path))
+    assert [row.name for row, _ in asked] == ["dinov3_vitl16", "dinov3_vitl16_sat", "dinov3_vitl16"]
 
 
 # timm
@@ -398,6 +398,56 @@ def test_timms_geometry_is_what_timm_does_at_evaluation() -> None:
             assert resize.size == (geometry.height, geometry.width)
     with refused("nearest"):
         timm_geometry({**settings, "interpolation": "nearest"}, 16)
+
+
+# How a folder prepares its pictures
+
+
+@pytest.mark.parametrize("side", [518, 256, 384])
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_a_folders_own_preprocessing_is_its_geometry(side: int, file: str, scratch: Path) -> None:
+    folder = save_folder(scratch, published.reference("dinov2_vits14"))
+    values = {
+        "image_processor_type": "BitImageProcessor",
+        "size": {"shortest_edge": side + 20},
+        "crop_size": side,
+        "resample": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.25, 0.25, 0.25],
+    }
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / file).write_text(json.dumps(values if file.startswith("pre") else {"image_processor": values}))
+    default = PUBLISHED["dinov2_vits14"].geometry
+    expected = dataclasses.replace(
+        default,
+        height=side,
+        width=side,
+        resize_to=side + 20,
+        interpolation="bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        rounding="down",
+    )
+    for name, weights in ((str(folder), None), ("dinov2_vits14", folder), ("dinov2_vits14", folder / "model.safetensors")):
+        _, info = load_pretrained(name, weights=weights)
+        assert info.geometry == expected
+        assert info.origin["preprocessing"] == file
+
+
+def test_a_folder_that_says_nothing_has_the_familys_recipe(scratch: Path) -> None:
+    folder = save_folder(scratch, published.reference("dinov2_vits14"))
+    (folder / "preprocessor_config.json").unlink(missing_ok=True)
+    _, info = load_pretrained(str(folder))
+    assert info.geometry == PUBLISHED["dinov2_vits14"].geometry
+    assert "preprocessing" not in info.origin
+
+
+def test_a_folder_that_no_geometry_expresses_is_refused_by_name(scratch: Path) -> None:
+    folder = save_folder(scratch, published.reference("dinov2_vits14"))
+    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor", "do_pad": true}')
+    with refused("preprocessor_config.json", "do_pad True"):
+        load_pretrained(str(folder))
 
 
 # Memory

@@ -21,12 +21,14 @@ from featkit_train.networks.vit import VisionTransformer, ViTConfig
 from featkit_train.published import key_maps
 from featkit_train.published.downloads import download, download_timm
 from featkit_train.published.key_maps import KeyMap, listed, rename
+from featkit_train.published.preprocessor import find_preprocessor, read_preprocessor, timm_geometry
 from featkit_train.published.weight_files import CONFIG, Weights, read_json, read_weights
 from featkit_train.published.zoo import PUBLISHED, Published, find_published
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, load_backbone
 
 TIMM = "timm:"
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSING = "preprocessing"  # in an origin: the file that the geometry was read from, where it is not the family's own
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder whose other files speak of them
 HUGGING_FACE_KINDS = {"dinov2": "dinov2", "dinov2_with_registers": "dinov2", "dinov3_vit": "dinov3"}  # model_type to family
 
 
@@ -69,12 +71,13 @@ def load_published(
     found = read_weights(weights or download(published, quiet=quiet), branch=branch)
     backbone = build(published)
     _fill(backbone, found, _key_map(published, found), what=f"{found.file}, read as {published.name},")
+    geometry, note = _prepared_as(found, weights, published.geometry)
     return backbone.eval(), BackboneInfo(
         name=published.name,
         family=published.family,
-        geometry=published.geometry,
+        geometry=geometry,
         licence=published.licence,
-        origin=_origin(found, published.source),
+        origin={**_origin(found, published.source), **note},
     )
 
 
@@ -98,32 +101,28 @@ def _load_timm(arch: str, weights: Path | None, *, quiet: bool) -> tuple[Backbon
     settings: Mapping[str, Any] = backbone.body.pretrained_cfg
     found = read_weights(weights or download_timm(arch, settings, quiet=quiet))
     _fill(backbone, found, key_maps.TIMM, what=f"{found.file}, read as timm's {arch},")
+    geometry, note = _prepared_as(found, weights, timm_geometry(settings, backbone.patch))
     return backbone.eval(), BackboneInfo(
         name=arch,
         family="timm",
-        geometry=timm_geometry(settings, backbone.patch),
+        geometry=geometry,
         licence=str(settings.get("license") or "see the model's card"),
-        origin=_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}"),
+        origin={**_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}"), **note},
     )
 
 
-def timm_geometry(settings: Mapping[str, Any], patch: int) -> Geometry:
-    """timm's evaluation transform as a recipe: crop_pct of the resized side is kept, or the whole picture is squeezed."""
-    _, height, width = settings["input_size"]
-    interpolation = settings.get("interpolation", "bicubic")
-    if interpolation not in ("bilinear", "bicubic", "lanczos"):
-        raise InputError(f"timm resizes this model's pictures by {interpolation}, which featkit does not know.")
-    squeezed = settings.get("crop_mode", "center") == "squash"
-    return Geometry(
-        height=height,
-        width=width,
-        resize="stretch" if squeezed else "shorter_side",
-        resize_to=max(height, width, int(max(height, width) / (settings.get("crop_pct") or 0.875))),
-        interpolation=interpolation,
-        patch=patch,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
-    )
+def _prepared_as(found: Weights, weights: Path | None, default: Geometry) -> tuple[Geometry, dict[str, str]]:
+    """How the folder that the user named prepares its pictures, else the family's own recipe; and a note for the origin.
+
+    Only for a folder that the user named: a name alone stands for the recipe of its row.
+    """
+    if weights is None or not (found.file.is_dir() or found.file.name in HUGGING_FACE_FILES):
+        return default, {}
+    folder = found.file if found.file.is_dir() else found.file.parent
+    file = find_preprocessor(folder)
+    if file is None:
+        return default, {}
+    return read_preprocessor(file, patch=default.patch, default=default), {PREPROCESSING: file.name}
 
 
 def _key_map(published: Published, found: Weights) -> KeyMap:
@@ -181,7 +180,10 @@ def _origin(found: Weights, source: str) -> dict[str, str]:
 
 
 def _recognise(folder: Path) -> Published:
-    """Which published backbone a folder of Hugging Face's holds, by its config.json and its pictures' statistics."""
+    """Which published backbone a folder of Hugging Face's holds, by its config.json; of two alike, by its statistics.
+
+    Other statistics, as a fine-tuned model may have, are no reason to refuse it.
+    """
     if not (folder / CONFIG).is_file():
         raise InputError(
             f"{folder} has neither {BACKBONE_FILE} nor {CONFIG}; name the folder of a run, one as Hugging Face keeps it, or a "
@@ -189,7 +191,7 @@ def _recognise(folder: Path) -> Published:
         )
     config = read_json(folder / CONFIG)
     kind, width, depth = (config.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers"))
-    statistics = read_json(folder / PREPROCESSOR).get("image_mean") if (folder / PREPROCESSOR).is_file() else None
+    alike = []
     for row in PUBLISHED.values():
         if row.kind == "convnext":
             same = kind == "dinov3_convnext" and [list(row.arch["dims"]), list(row.arch["depths"])] == [
@@ -204,13 +206,16 @@ def _recognise(folder: Path) -> Published:
                 and (row.arch.get("mlp") == "swiglu") == bool(config.get("use_gated_mlp") or config.get("use_swiglu_ffn"))
                 and row.arch.get("num_registers", 0) == config.get("num_register_tokens", 0)
             )
-        if same and statistics in (None, list(row.geometry.mean)):
-            return row
-    seen = f" that sees pictures with the means {statistics}" if statistics else ""
-    raise InputError(
-        f"{folder} holds a {kind} of width {width} and {depth} blocks{seen}, which is none of the published backbones that "
-        "featkit export --list shows."
-    )
+        if same:
+            alike.append(row)
+    if not alike:
+        raise InputError(
+            f"{folder} holds a {kind} of width {width} and {depth} blocks, which is none of the published backbones that "
+            "featkit export --list shows."
+        )
+    file = find_preprocessor(folder)
+    mean = None if file is None else read_preprocessor(file, patch=alike[0].patch, default=alike[0].geometry).mean
+    return next((row for row in alike if row.geometry.mean == mean), alike[0])
 
 
 def _unknown(name: str) -> str:

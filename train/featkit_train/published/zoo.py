@@ -15,8 +15,8 @@ from typing import Any, Literal
 from featkit.geometry import Geometry
 
 APACHE, DINOV3_LICENCE = "Apache-2.0", "DINOv3 License"
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
+IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SATELLITE: Mapping[str, Any] = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 META_DINO = "https://dl.fbaipublicfiles.com/dino"
 IBOT_FILES = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/2022/ibot"
 
@@ -57,7 +57,7 @@ def crop_of_256(patch: int) -> Geometry:
     )
 
 
-def stretched(patch: int, statistics: Mapping[str, tuple[float, float, float]]) -> Geometry:
+def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
     """DINOv3: the whole picture to 224 × 224, bilinear."""
     return Geometry(height=224, width=224, resize="stretch", resize_to=224, interpolation="bilinear", patch=patch, **statistics)
 
