@@ -26,7 +26,7 @@ from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.paths import open_arrow
 
-FORMAT = 2  # 1 did not say what ran: it was onnxruntime in fp32; it is read as well
+FORMAT = 3  # 1 did not say what ran: it was onnxruntime in fp32; 2 had no stamps and not `skipped`; both are read as well
 PLAN_FILE, MODEL_FILE, SHARDS, LOCK_FILE = "plan.json", "model.onnx", "shards", ".lock"
 COLUMNS = ("key", "width", "height", "thumbnail", "embedding", "error")
 SHOWN_FAILURES = 20
@@ -52,6 +52,7 @@ class Plan:
     max_bytes: int  # beyond these limits a picture is a row with an error
     max_pixels: int
     columns: dict[str, str] = field(default_factory=dict)  # metadata: name to "int64", "double" or "string"
+    skipped: dict[str, int] = field(default_factory=dict)  # what the source passed over when this was begun, by reason
 
     @property
     def num_shards(self) -> int:

@@ -43,6 +43,7 @@ from featkit.lock import WriterLock
 from featkit.modelfile import copy_model_file
 from featkit.resources import usable_cpus
 from featkit.sources import Source, has_keys, keys_sha256
+from featkit.wording import counted
 
 # Rows finished or under way beyond the last one taken: work for the workers while a shard is written, and 10 kB each.
 ROWS_AHEAD = 256
@@ -127,6 +128,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
         shard_size=shard_size,
         max_bytes=embedder.limits.max_bytes,
         max_pixels=embedder.limits.max_pixels,
+        skipped=dict(sorted(source.skipped.items())),
     )
     with explain_os_errors(out):
         remove_partials(out)
@@ -185,8 +187,9 @@ def _refuse_other_work(folder: Embeddings, plan: Plan) -> None:
         raise InputError(f"{out} was begun with the source {old.source}, not {plan.source}; choose another --out.")
     if (old.num_items, old.keys_sha256) != (plan.num_items, plan.keys_sha256):
         raise InputError(
-            f"{plan.source} has changed since {out} was begun: it had {old.num_items:,} pictures and has {plan.num_items:,}, "
-            "some of them added, removed or renamed; embed it as it is now into another --out, or undo the change to go on."
+            f"{plan.source} has changed since {out} was begun: it had {counted(old.num_items, 'picture')} and has "
+            f"{plan.num_items:,}, some of them added, removed or renamed. Embed it as it is now into another --out and add "
+            "that to the same index. To finish this folder instead, undo the change, or repeat its --include and --exclude."
         )
     for name, option in (("shard_size", "--shard-size"), ("max_pixels", "--max-pixels"), ("max_bytes", "--max-bytes")):
         before, now = getattr(old, name), getattr(plan, name)

@@ -12,10 +12,11 @@ gives its stamp only afterwards, so that a stop at any moment costs work and no 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -34,6 +35,7 @@ from featkit.index import Index
 from featkit.pipeline import EmbedReport, embed_source
 from featkit.resources import cache_folder
 from featkit.sources import Source, open_source, subset
+from featkit.sources.selection import EVERYTHING, Selection
 from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
 
 INDEX, LISTING = "photos.index", "listing.json"
@@ -53,6 +55,7 @@ class Prepared:
     num_embedded: int
     num_removed: int
     failures: tuple[tuple[str, str], ...]
+    skipped: Mapping[str, int]  # files of the pictures' folder that were passed over, by reason
 
 
 def default_cache() -> Path:
@@ -70,13 +73,16 @@ def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
     return folder
 
 
-def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progress) -> Prepared:
+def prepare_index(
+    pictures: Path, model: Path, cache: Path, *, progress: Progress, selection: Selection = EVERYTHING
+) -> Prepared:
     """The index over `pictures` (whatever open_source takes) by a model file, made or brought up to date in the cache.
 
+    selection: which of the pictures are wanted; the cache itself is never read.
     InputError where there are no pictures or none can be embedded; EnvironmentProblem where the cache cannot be written
     or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
     """
-    source = open_source(pictures)
+    source = open_source(pictures, selection=dataclasses.replace(selection, own=[*selection.own, cache]))
     stamps = _stamps(source)
     embedder = Embedder(model, threads=1)
     place = cache / _digest(str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder))
@@ -90,7 +96,7 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
     ]
     gone = sorted(known.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
-        return Prepared(place / INDEX, 0, 0, ())
+        return Prepared(place / INDEX, 0, 0, (), source.skipped)
     with _open_or_create(place / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
@@ -105,7 +111,7 @@ def prepare_index(pictures: Path, model: Path, cache: Path, *, progress: Progres
             reason = report.failures[0][1] if report.failures else "there are none"
             raise InputError(f"No picture of {pictures} could be embedded: {reason}")
     _write_listing(place / LISTING, stamps)
-    return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures))
+    return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures), source.skipped)
 
 
 def _embed(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.extras import need_extra
+from featkit.cli.selecting import SelectionFlags, selection_of
 from featkit.errors import InputError
 
 
@@ -21,6 +22,7 @@ def demo(
     browser: bool = True,
     cache: Path | None = None,
     quiet: bool = False,
+    select: SelectionFlags | None = None,
 ) -> None:
     """Open the search page over PHOTOS: an index, or pictures, which are embedded and indexed first.
 
@@ -62,12 +64,15 @@ def demo(
             raise InputError(f"{photos} is an index and searches with its own model; leave --model out.")
         path = photos
     else:
+        from featkit.sources.selection import skipped_in_words
         from featkit_demo.prepare import default_cache, prepare_gallery, prepare_index
 
         place = cache or default_cache()
         file = model_file(model, quiet=quiet)  # before the gallery is drawn: it may not be there and not to be had
         pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
-        prepared = prepare_index(pictures, file, place, progress=progress)
+        prepared = prepare_index(pictures, file, place, progress=progress, selection=selection_of(select))
+        if (line := skipped_in_words(prepared.skipped)) is not None and not quiet:
+            stdout().print(line)
         if prepared.failures:
             print_table("Without an embedding", ("picture", "why"), prepared.failures)
         path = prepared.index

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import BackendName, PrecisionName, need_extra
+from featkit.cli.selecting import SelectionFlags, passed_over, selection_of
 from featkit.errors import StrictFailure
 from featkit.images import ImageLimits
 
@@ -23,6 +24,7 @@ def embed(
     strict: bool = False,
     quiet: bool = False,
     json_: bool = False,
+    select: SelectionFlags | None = None,
 ) -> None:
     """Turn the pictures of SOURCE into unit vectors: one row each, in Parquet files that anything reads.
 
@@ -67,7 +69,7 @@ def embed(
     from featkit.sources import open_source
 
     limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
-    pictures = open_source(source, limits=limits)
+    pictures = open_source(source, limits=limits, selection=selection_of(select, own=[out]))
     embedder = Embedder(model, backend=backend, precision=precision, threads=1, limits=limits)
     with ProgressReporter("embedding", total=len(pictures), quiet=quiet or json_) as progress:
         report = embed_source(pictures, embedder, out, shard_size=shard_size, workers=threads, on_progress=progress)
@@ -83,6 +85,7 @@ def embed(
             "embedded_now": report.num_embedded_now,
             "failed": report.num_failed,
             "failures": [{"key": key, "error": error} for key, error in report.failures],
+            "skipped": dict(pictures.skipped),
             "seconds": round(report.seconds, 3),
         }
         print_json(result)
@@ -95,6 +98,8 @@ def embed(
             f"{report.num_items - report.num_failed:,} of {report.num_items:,} pictures embedded by {embedder.manifest.name} "
             f"({embedder.width} numbers each) on {report.backend}, {speed}."
         )
+        if (line := passed_over(pictures)) is not None:
+            stdout().print(line)
         stdout().print(f"Next: featkit index {out} --out photos.index")
     if strict and report.num_failed:
         raise StrictFailure(f"{report.num_failed:,} of {report.num_items:,} pictures have no embedding.")

@@ -98,7 +98,7 @@ def test_a_plan_keeps_what_ran(tmp_path: Path) -> None:
         ('{"format": 1}', "it is damaged or not featkit's"),
         (PLAN.to_json()[:-20], "it is damaged or not featkit's"),
         (PLAN.to_json().replace('"source"', '"sauce"'), "it is damaged or not featkit's"),
-        (json.dumps({"format": 3, "anything": "else"}), "it has format 3, newer than the 2 read here; update featkit"),
+        (json.dumps({"format": 4, "anything": "else"}), "it has format 4, newer than the 3 read here; update featkit"),
     ],
 )
 def test_a_plan_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, text: str, words: str) -> None:

@@ -271,8 +271,8 @@ def test_the_same_source_may_be_spelled_otherwise(
     ("change", "words"),
     [
         ("copy", "was begun with the source {source}, not {copy}; choose another --out."),
-        ("added", "it had 3 pictures and has 4, some of them added, removed or renamed; embed it as it is now into another"),
-        ("renamed", "it had 3 pictures and has 3, some of them added, removed or renamed; embed it as it is now into another"),
+        ("added", "it had 3 pictures and has 4, some of them added, removed or renamed. Embed it as it is now into another"),
+        ("renamed", "it had 3 pictures and has 3, some of them added, removed or renamed. Embed it as it is now into another"),
     ],
 )
 def test_another_source_is_refused_with_the_way_out(embedder: Embedder, tmp_path: Path, change: str, words: str) -> None:

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featkit.cli.console import print_table, stdout
+from featkit.cli.selecting import SelectionFlags, note_passed_over, selection_of
 from featkit.errors import InputError
 
 if TYPE_CHECKING:
     from featkit.sources import Source
 
 
-def open_pictures(spec: Path, *, limit: int | None) -> Source:
+def open_pictures(spec: Path, *, limit: int | None = None, flags: SelectionFlags | None = None) -> Source:
     """A source, or so many of its pictures, spread evenly."""
     from featkit.evaluate.agreement import thinned
     from featkit.sources import open_source
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; it has to be 1 or more.")
-    source = open_source(spec)
+    source = open_source(spec, selection=selection_of(flags))
+    note_passed_over(source)
     return source if limit is None else thinned(source, limit)
 
 

@@ -4,8 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, print_failures
+from featkit.cli.evaluate.common import figure, interval, open_pictures, print_failures
 from featkit.cli.evaluated_model import open_model
+from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
 
 
@@ -18,6 +19,7 @@ def copies(
     last: int | None = None,
     quiet: bool = False,
     json_: bool = False,
+    select: SelectionFlags | None = None,
 ) -> None:
     """Measure how often an edited picture finds its original among all PHOTOS; needs no labels.
 
@@ -45,9 +47,9 @@ def copies(
         raise InputError(f"--last is {last}; it has to be 1 or more.")
     opened = open_model(model)
     from featkit.evaluate.copies import evaluate_copies
-    from featkit.sources import open_source, subset
+    from featkit.sources import subset
 
-    source = open_source(photos)
+    source = open_pictures(photos, flags=select)
     if last is not None:
         source = subset(source, range(max(0, len(source) - last), len(source)))
     with ProgressReporter("copies", total=len(source), quiet=quiet or json_) as progress:

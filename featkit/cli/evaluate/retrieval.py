@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, open_pictures, print_failures, say
 from featkit.cli.evaluated_model import open_model
+from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def retrieval(
     limit: int | None = None,
     quiet: bool = False,
     json_: bool = False,
+    select: SelectionFlags | None = None,
 ) -> None:
     """Measure whether the PHOTOS of a query's own group are found first: mean average precision and recall@k.
 
@@ -65,11 +67,11 @@ def retrieval(
             "The ground truth says which pictures there are and which are queries; leave out --queries and --limit."
         )
     opened = open_model(model)
-    source = open_pictures(photos, limit=limit)
+    source = open_pictures(photos, limit=limit, flags=select)
     if ground_truth is not None:
         _revisited(source, ground_truth, opened, quiet=quiet, as_json=json_)
     elif group is not None:
-        asked = None if queries is None else open_pictures(queries, limit=limit)
+        asked = None if queries is None else open_pictures(queries, limit=limit, flags=select)
         _groups(source, asked, group, opened, quiet=quiet, as_json=json_)
 
 

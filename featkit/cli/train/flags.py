@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from featkit.cli.selecting import SelectionFlags
+
 # What the flags are settings of.
 SETTINGS = {
     "name": "name",
@@ -69,6 +71,9 @@ class TrainFlags:
 
     quiet: bool = False
     """Print nothing but the result."""
+
+    select: SelectionFlags | None = None
+    """Which files of the pictures to learn from are wanted."""
 
 
 @Parameter(name="*")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.extras import need_extra
+from featkit.cli.selecting import note_passed_over, selection_of
 from featkit.cli.train.flags import SETTINGS, ClusterFlags, LabelFlags, TeacherFlags, TrainFlags
 from featkit.errors import InputError
 
@@ -78,8 +79,12 @@ def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source]
     """What is learnt from, and what is held out where that is named."""
     from featkit_train.pictures.sources import open_training_source
 
-    sources = [open_training_source(spec) for spec in data]
-    return sources, open_training_source(flags.held_out) if flags.held_out is not None else None
+    selection = selection_of(flags.select, own=[flags.out])
+    sources = [open_training_source(spec, selection=selection) for spec in data]
+    held_out = open_training_source(flags.held_out, selection=selection) if flags.held_out is not None else None
+    if is_main() and not flags.quiet:
+        note_passed_over(*sources)
+    return sources, held_out
 
 
 def is_main() -> bool:

@@ -66,6 +66,46 @@ def test_the_json_result_counts_the_whole_folder_and_this_run(model: Path, odd: 
     assert first["out"] == f"{tmp_path}/emb"
 
 
+def test_what_is_passed_over_is_said_and_kept(model: Path, pictures: Path, tmp_path: Path) -> None:
+    mixed = shutil.copytree(pictures, tmp_path / "mixed")
+    for name in ("a.xmp", "b.xmp", "c.mp4", "@eaDir/d.jpg", "not-wanted/e.jpg", "emb-old/plan.json", "emb-old/shards/x"):
+        (mixed / name).parent.mkdir(exist_ok=True)
+        (mixed / name).write_bytes(b"")
+    (mixed / "link").symlink_to(pictures)
+    command = ["embed", mixed, "--model", model, "--exclude", "not-wanted"]
+    said = run_featkit(*command, "--out", tmp_path / "emb")
+    skipped = {
+        ".mp4": 1,
+        ".xmp": 2,
+        "excluded folder": 1,
+        "featkit folder": 1,
+        "link to a folder": 1,
+        "system folder (@eaDir)": 1,
+    }
+    line = "Passed over: 2 .xmp, 1 .mp4, 1 excluded folder, 1 featkit folder, 1 link to a folder, 1 system folder (@eaDir).\n"
+    assert (said.code, said.error) == (0, "")
+    assert "6 of 6 pictures embedded" in said.out
+    assert line in said.out
+    assert json.loads((tmp_path / "emb" / "plan.json").read_text())["skipped"] == skipped
+    as_json = json.loads(run_featkit(*command, "--out", tmp_path / "emb-json", "--json").out)
+    assert as_json["skipped"] == skipped
+    followed = json.loads(run_featkit(*command, "--out", tmp_path / "followed", "--follow-links", "--json").out)
+    assert followed["items"] == 12
+    only = json.loads(run_featkit(*command, "--include", "link/*0*", "--follow-links", "--out", tmp_path / "o", "--json").out)
+    assert only["items"] == len(list(pictures.glob("*0*")))
+
+
+def test_out_inside_the_pictures_is_not_read_by_this_run_or_the_next(model: Path, pictures: Path, tmp_path: Path) -> None:
+    inside = shutil.copytree(pictures, tmp_path / "inside")
+    command = ["embed", inside, "--model", model, "--json"]
+    first, again = (json.loads(run_featkit(*command, "--out", inside / "emb").out) for _ in range(2))
+    assert (first["items"], first["embedded_now"], again["embedded_now"]) == (6, 6, 0)
+    assert run_featkit("index", inside / "emb", "--out", inside / "photos.index", "--quiet").code == 0
+    other = json.loads(run_featkit(*command, "--out", inside / "emb2").out)
+    assert (other["items"], other["failed"]) == (6, 0)
+    assert json.loads(run_featkit(*command, "--out", inside / "emb").out)["embedded_now"] == 0
+
+
 def test_bad_pictures_are_counted_and_listed_and_the_others_embedded(model: Path, odd: Path, tmp_path: Path) -> None:
     said = run_featkit("embed", odd, "--model", model, "--out", tmp_path / "emb")
     assert (said.code, said.error) == (0, "")

@@ -26,8 +26,9 @@ from featkit.resources import cache_folder
 from featkit.sources import Source, open_source
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
 from featkit.sources.folder import FileSource
-from featkit.sources.opening import TORCHVISION_PREFIX
+from featkit.sources.opening import TORCHVISION_PREFIX, select
 from featkit.sources.rows import reason
+from featkit.sources.selection import EVERYTHING, Selection
 from featkit_train.networks.borrowed import borrow
 
 # Under which names torchvision's classes keep the paths of their pictures, alone or as (path, label).
@@ -113,11 +114,13 @@ class TorchvisionPictures:
         return self.root
 
 
-def open_training_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS) -> Source:
+def open_training_source(
+    spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING
+) -> Source:
     """Whatever `open_source` opens, and `torchvision:NAME?option=value&...`."""
     if not str(spec).startswith(TORCHVISION_PREFIX) or Path(spec).exists():
-        return open_source(spec, limits=limits)
-    return _open_torchvision(str(spec), limits=limits)
+        return open_source(spec, limits=limits, selection=selection)
+    return select(_open_torchvision(str(spec), limits=limits), selection)
 
 
 def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
