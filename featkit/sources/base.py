@@ -27,6 +27,10 @@ PICTURE_SUFFIXES = RAW_SUFFIXES | frozenset(
     ".avifs .jxl".split()
 )
 
+TAR_SUFFIXES = frozenset((".tar",))
+PARQUET_SUFFIXES = frozenset((".parquet", ".parq", ".pq"))
+CONTAINER_SUFFIXES = TAR_SUFFIXES | PARQUET_SUFFIXES
+
 # Folders in which systems and programs keep thumbnails, deleted files and copies; matched without regard to case.
 SYSTEM_FOLDERS = (
     "@eaDir",  # Synology: thumbnails

@@ -10,6 +10,10 @@ from featkit.images import printable
 from featkit.sources.base import Metadata
 
 
+class NoPictures(InputError):
+    """A container that is whole and holds no pictures: an error by itself, passed over among others."""
+
+
 class FailedItems:
     """A source whose items only raise: each becomes a row with its error, and the items next to it are still read.
 

@@ -10,8 +10,8 @@ from featkit.errors import InputError
 from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import Metadata
 from featkit.sources.keys import key_of
-from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
-from featkit.sources.walk import Listing, list_folder
+from featkit.sources.selection import skipped_in_words
+from featkit.sources.walk import Listing
 
 
 class FileSource:
@@ -60,15 +60,8 @@ class FileSource:
         return self.root / self._paths[number]
 
 
-def open_folder(root: Path, *, limits: ImageLimits, selection: Selection = EVERYTHING) -> FileSource:
-    """All pictures below `root`, sorted by key. What is passed over is counted in `skipped`.
-
-    A folder below it that cannot be listed is an item `folder/` that cannot be read. InputError when there are no pictures,
-    saying what was passed over, and when `root` itself cannot be listed.
-    """
-    listing = list_folder(root, selection)
-    if not listing.paths:
-        raise InputError(nothing_found(str(root), listing))
+def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource:
+    """The pictures below `root`, sorted by key; a folder that cannot be listed is an item `folder/` that cannot be read."""
     paths = sorted([*listing.paths, *listing.failed], key=lambda path: path.encode("utf-8", "surrogateescape"))
     return FileSource(str(root), root, paths, limits=limits, skipped=listing.skipped, failed=listing.failed)
 

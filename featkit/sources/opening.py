@@ -9,11 +9,24 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 from featkit.errors import InputError
+from featkit.filetypes import NUM_BYTES, PARQUET, TAR, Kind, what_is
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
-from featkit.sources.base import NOTHING_SKIPPED, Metadata, Source, merge_skipped
-from featkit.sources.folder import FileSource, open_folder
+from featkit.sources.base import (
+    CONTAINER_SUFFIXES,
+    NOTHING_SKIPPED,
+    PARQUET_SUFFIXES,
+    TAR_SUFFIXES,
+    Metadata,
+    Source,
+    is_picture,
+    merge_skipped,
+    suffix_of,
+)
+from featkit.sources.failures import FailedItems, NoPictures
+from featkit.sources.folder import FileSource, files_of, nothing_found
 from featkit.sources.hub import HUB_PREFIX, open_hub
 from featkit.sources.listing import LIST_SUFFIXES, TABLE_SUFFIXES, open_list
 from featkit.sources.parquet import ParquetSource
@@ -23,21 +36,24 @@ from featkit.sources.tar import TarSource
 from featkit.sources.walk import list_folder
 from featkit.wording import counted
 
-SHARD_SUFFIXES = (".tar", ".parquet")
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
+NO_PICTURES = "container without pictures"
 TORCHVISION_PREFIX = "torchvision:"
 
 
 class Shards:
     """Several containers as one source, in the order given."""
 
-    def __init__(self, name: str, parts: Sequence[Source]) -> None:
-        self.name, self._parts = name, parts
-        self._ends = list(accumulate(len(part) for part in parts))
+    def __init__(self, name: str, parts: Sequence[Source], *, skipped: Mapping[str, int] = NOTHING_SKIPPED) -> None:
+        """skipped: what was passed over when the parts were chosen."""
+        self.name, self._parts = name, [part for part in parts if len(part)]
+        self._skipped = merge_skipped([skipped, *(part.skipped for part in parts)])
+        self._ends = list(accumulate(len(part) for part in self._parts))
 
     @property
     def skipped(self) -> Mapping[str, int]:
         """Return what was passed over in all parts together."""
-        return merge_skipped(part.skipped for part in self._parts)
+        return self._skipped
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -70,19 +86,20 @@ class Shards:
 
 
 def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING) -> Source:
-    """Open a folder of pictures, a .tar, a .parquet, a folder or glob of either, a .txt list of paths, or one picture.
+    """Open a folder of pictures, archives and Parquet files, one of these, a glob of them, or a .txt list of paths.
 
     Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may use the network; what
     exists by that name comes first.
 
-    selection: which of the pictures are wanted; one that names none of them is refused. InputError when the source is
-    missing, empty, holds no pictures, or both pictures and containers, or is none of these.
+    Among several archives and Parquet files, one that cannot be read is an item with an error. selection: which of the
+    pictures are wanted; one that names none of them is refused. InputError when the source is missing, empty, holds no
+    pictures, or is none of these.
     """
     path = Path(spec)
     try:
-        if path.is_dir() and not is_saved(path) and not _shards_in(path):
-            return open_folder(path, limits=limits, selection=selection)
-        return select(_open(spec, path, limits=limits, selection=selection), selection)
+        return _open(spec, path, _Wanted(limits, selection))
+    except NoPictures as error:
+        raise InputError(str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"{printable(str(spec))} cannot be opened: {reason}. Make it readable, or name another.") from error
@@ -90,42 +107,140 @@ def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selec
 
 def select(source: Source, selection: Selection) -> Source:
     """Return the items of a source whose keys pass `include` and `exclude`. InputError where none does."""
+    selected = _select(source, selection)
+    if not len(selected):
+        raise InputError(_left_none(source.name, len(source)))
+    return selected
+
+
+class _Wanted(NamedTuple):
+    """What the user asked for of a source."""
+
+    limits: ImageLimits
+    selection: Selection
+
+
+def _open(spec: str | Path, path: Path, wanted: _Wanted) -> Source:
+    limits, selection = wanted
+    if path.is_dir():
+        if is_saved(path):
+            return select(open_saved(path, name=str(spec), limits=limits), selection)
+        return _open_directory(str(spec), path, wanted)
+    if path.is_file():
+        return _open_file(path, wanted)
+    if str(spec).startswith(HUB_PREFIX):
+        return select(open_hub(str(spec), limits=limits), selection)
+    if str(spec).startswith(TORCHVISION_PREFIX):
+        raise InputError(f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures here.")
+    if glob.has_magic(str(spec)):
+        return _open_pattern(str(spec), wanted)
+    raise InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
+
+
+def _open_directory(name: str, root: Path, wanted: _Wanted) -> Source:
+    """Pictures by their paths, then the items of archives and Parquet files, whose keys begin with the file's path."""
+    listing = list_folder(root, wanted.selection)
+    if not listing.containers and not listing.paths:
+        raise InputError(nothing_found(str(root), listing))
+    files = files_of(root, listing, limits=wanted.limits)
+    if not listing.containers:
+        return files
+    containers = {path: root / path for path in sorted(listing.containers, key=os.fsencode)}
+    return _open_containers(name, [files], containers, wanted)
+
+
+def _open_pattern(spec: str, wanted: _Wanted) -> Source:
+    """The files that match a pattern; the key of each is its path, those of a container's items begin with its name."""
+    found = [file for file in map(Path, sorted(glob.glob(_escape_existing(spec), recursive=True))) if file.is_file()]
+    if not found:
+        raise InputError(f"No file matches {spec}; put it in quotes and check the pattern.")
+    shards = [file for file in found if suffix_of(file.name) in CONTAINER_SUFFIXES]
+    files = [file for file in found if suffix_of(file.name) not in CONTAINER_SUFFIXES]
+    pictures = FileSource(spec, Path(), [str(file) for file in files], limits=wanted.limits)
+    if not shards:
+        return select(pictures, wanted.selection)
+    prefixes = [file.name for file in shards]
+    if len(set(prefixes)) < len(prefixes):  # so that no two items have one key
+        above = os.path.commonpath([file.absolute().parent for file in shards])
+        prefixes = [file.absolute().relative_to(above).as_posix() for file in shards]
+    parts = [_select(pictures, wanted.selection)]
+    return _open_containers(spec, parts, dict(zip(prefixes, shards, strict=True)), wanted)
+
+
+def _open_containers(name: str, parts: Sequence[Source], containers: Mapping[str, Path], wanted: _Wanted) -> Source:
+    """Several containers, by the prefix of their keys, after the pictures in `parts`.
+
+    One that cannot be read is an item with an error, and one without pictures is counted. InputError when nothing is left.
+    """
+    opened: list[Source] = []
+    errors: list[InputError] = []
+    skipped: Counter[str] = Counter()
+    for prefix, path in containers.items():
+        try:
+            opened.append(_open_container(path, prefix, wanted))
+        except NoPictures as error:
+            errors.append(error)
+            skipped[NO_PICTURES] += 1
+        except InputError as error:
+            errors.append(error)
+            opened.append(FailedItems(str(path), {prefix: str(error)}, path=path))
+    readable = [part for part in (*parts, *opened) if len(part) and not isinstance(part, FailedItems)]
+    if not readable and len(errors) == len(containers):
+        if len(errors) == 1:
+            raise errors[0]
+        raise InputError(f"None of the {counted(len(errors), 'container')} of {name} can be read. The first: {errors[0]}")
+    if not readable:
+        raise InputError(_left_none(name, sum(sum(part.skipped.values()) for part in (*parts, *opened))))
+    return Shards(name, [*parts, *opened], skipped=skipped)
+
+
+def _open_container(path: Path, prefix: str, wanted: _Wanted) -> Source:
+    """An archive or a Parquet file. InputError when it cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe would wait for ever
+        raise InputError(f"{printable(str(path))} is a device, not a file.")
+    if suffix_of(path.name) in TAR_SUFFIXES or (suffix_of(path.name) not in PARQUET_SUFFIXES and _kind(path) == TAR):
+        return TarSource(path, limits=wanted.limits, selection=wanted.selection, prefix=prefix)
+    return _select(ParquetSource(path, limits=wanted.limits, prefix=prefix), wanted.selection)
+
+
+def _open_file(path: Path, wanted: _Wanted) -> Source:
+    suffix = suffix_of(path.name)
+    if suffix in CONTAINER_SUFFIXES or (not is_picture(path.name) and _kind(path) in (TAR, PARQUET)):
+        container = _open_container(path, path.name, wanted)
+        if not len(container):
+            raise InputError(_left_none(container.name, sum(container.skipped.values())))
+        return container
+    if path.suffix.lower() in (*LIST_SUFFIXES, *TABLE_SUFFIXES):
+        return select(open_list(path, limits=wanted.limits), wanted.selection)
+    if path.name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise InputError(f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar.")
+    return select(FileSource(str(path), path.parent, [path.name], limits=wanted.limits), wanted.selection)
+
+
+def _kind(path: Path) -> Kind | None:
+    """What a file is by its first bytes."""
+    with path.open("rb") as file:
+        return what_is(file.read(NUM_BYTES))
+
+
+def _select(source: Source, selection: Selection) -> Source:
+    """Return the items whose keys pass, even if there are none."""
     if not selection.include and not selection.exclude:
         return source
     reasons = [selection.skip_key(source.key(number)) for number in range(len(source))]
     kept = [number for number, reason in enumerate(reasons) if reason is None]
-    if not kept:
-        raise InputError(
-            f"{source.name} has {counted(len(source), 'picture')}, and --include and --exclude leave none of them."
-        )
     return Subset(source, kept, skipped=Counter(reason for reason in reasons if reason is not None))
 
 
-def _open(spec: str | Path, path: Path, *, limits: ImageLimits, selection: Selection) -> Source:
-    if path.is_dir():
-        if is_saved(path):
-            return open_saved(path, name=str(spec), limits=limits)
-        shards = _shards_in(path)
-        if pictures := list_folder(path, selection).paths:
-            raise InputError(
-                f"{path} holds pictures ({printable(min(pictures))}) and {shards[0].name}; "
-                f"name '{path}/*{shards[0].suffix}' for the one, or move it away."
-            )
-        return _open_shards(str(spec), shards, limits=limits)
-    if path.is_file():
-        return _open_file(path, limits=limits)
-    if str(spec).startswith(HUB_PREFIX):
-        return open_hub(str(spec), limits=limits)
-    if str(spec).startswith(TORCHVISION_PREFIX):
-        raise InputError(f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures here.")
-    if glob.has_magic(str(spec)):
-        found = [file for file in map(Path, sorted(glob.glob(str(spec)))) if file.is_file()]
-        if not found:
-            raise InputError(f"No file matches {spec}; put it in quotes and check the pattern.")
-        if all(file.suffix in SHARD_SUFFIXES for file in found):
-            return _open_shards(str(spec), found, limits=limits)
-        return FileSource(str(spec), Path(), [str(file) for file in found], limits=limits)
-    raise InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
+def _left_none(name: str, count: int) -> str:
+    return f"{name} has {counted(count, 'picture')}, and --include and --exclude leave none of them."
+
+
+def _escape_existing(pattern: str) -> str:
+    """The pattern with an existing folder it begins with taken literally: `[2024] trip` in `[2024] trip/*.tar`."""
+    path = Path(pattern)
+    existing = next((above for above in path.parents if above.exists()), Path())
+    return str(Path(glob.escape(str(existing)), path.relative_to(existing)))
 
 
 def concatenate(sources: Sequence[Source]) -> Source:
@@ -169,29 +284,3 @@ class Subset:
 def subset(source: Source, numbers: Sequence[int]) -> Source:
     """Only the items of these numbers."""
     return Subset(source, numbers)
-
-
-def _shards_in(folder: Path) -> list[Path]:
-    """The containers directly in a folder."""
-    return sorted(file for file in folder.iterdir() if file.suffix in SHARD_SUFFIXES and file.is_file())
-
-
-def _open_shards(name: str, files: Sequence[Path], *, limits: ImageLimits) -> Source:
-    """InputError for two files of one name: keys begin with it, so an item of the one would replace one of the other."""
-    named: dict[str, Path] = {}
-    for file in files:
-        if named.setdefault(file.name, file) != file:
-            raise InputError(f"{named[file.name]} and {file} have one name, with which keys begin; open each by itself.")
-    return Shards(name, [_open_file(file, limits=limits) for file in files])
-
-
-def _open_file(path: Path, *, limits: ImageLimits) -> Source:
-    if path.suffix == ".tar":
-        return TarSource(path, limits=limits)
-    if path.suffix == ".parquet":
-        return ParquetSource(path, limits=limits)
-    if path.suffix.lower() in (*LIST_SUFFIXES, *TABLE_SUFFIXES):
-        return open_list(path, limits=limits)
-    if path.name.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".zip")):
-        raise InputError(f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar.")
-    return FileSource(str(path), path.parent, [path.name], limits=limits)

@@ -22,8 +22,10 @@ from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_pict
 class ParquetSource:
     """One Parquet file; keys are `file.parquet/row`. Keeps one row group of pictures at a time."""
 
-    def __init__(self, path: Path, *, limits: ImageLimits) -> None:
+    def __init__(self, path: Path, *, limits: ImageLimits, prefix: str | None = None) -> None:
+        """prefix: what keys begin with, the file's name by default."""
         self.name, self.path, self.limits = printable(str(path)), path, limits
+        self.prefix = path.name if prefix is None else prefix
         try:
             with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
                 schema = file.schema_arrow
@@ -57,7 +59,7 @@ class ParquetSource:
 
     def key(self, number: int) -> str:
         """`file.parquet/row`."""
-        return key_of(f"{self.path.name}/{number}")
+        return key_of(f"{self.prefix}/{number}")
 
     def read(self, number: int) -> bytes:
         """The picture's bytes; InputError where the row has none."""

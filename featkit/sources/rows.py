@@ -12,6 +12,7 @@ import pyarrow as pa
 from featkit.errors import InputError
 from featkit.images import ImageLimits
 from featkit.sources.base import Metadata
+from featkit.sources.failures import NoPictures
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for files that are not what they say
 FIRST_CHOICE = ("image", "jpg", "img", "picture")
@@ -41,7 +42,7 @@ def _find_columns(schema: pa.Schema, where: Path | str) -> Columns:
     single = [field for field in schema if schema.names.count(field.name) == 1]  # others cannot be asked for by name
     found = [field.name for field in single if _holds_pictures(field.type)]
     if not found:
-        raise InputError(f"{where} has no column of pictures ({{bytes, path}} or binary) among: {', '.join(schema.names)}.")
+        raise NoPictures(f"{where} has no column of pictures ({{bytes, path}} or binary) among: {', '.join(schema.names)}.")
     picture = next((name for name in FIRST_CHOICE if name in found), found[0])
     plain = [field.name for field in single if _is_plain(field.type)]
     return Columns(picture, plain, {name: names for name, names in _label_names(schema).items() if name in plain})

@@ -33,6 +33,7 @@ PLURALS = {
     "link to a folder above": "links to folders above",
     "link to a folder already read": "links to folders already read",
     "link to a file already taken": "links to files already taken",
+    "container without pictures": "containers without pictures",
     "folder that disappeared": "folders that disappeared",
 }
 
@@ -85,6 +86,15 @@ class Selection:
         if not named and not is_picture(name):
             return suffix_reason(name)
         return self.skip_key(path)
+
+    def skip_container(self, path: str) -> str | None:
+        """Return why an archive or a Parquet file is passed over with all its items; None if it is not.
+
+        `include` is asked about its items, whose keys begin with this path.
+        """
+        if (reason := file_skip_reason(path.rpartition("/")[2])) is not None:
+            return reason
+        return EXCLUDED_FILE if any(pattern.matches(path) for pattern in self._excluded) else None
 
     def skip_key(self, key: str) -> str | None:
         """Return why `include` and `exclude` alone pass over an item; None if they do not."""

@@ -2,71 +2,92 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from featkit.errors import InputError
+from featkit.filetypes import NUM_BYTES, TAR, TEXT, ZEROS, Kind, what_is
 from featkit.images import ImageLimits, printable
-from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
+from featkit.sources.base import Metadata
+from featkit.sources.failures import NoPictures
 from featkit.sources.keys import key_of
+from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
+from featkit.sources.tar_headers import BLOCK, parse_header
+from featkit.sources.tar_members import Listing, Member, SymbolicLink, Unreadable, dangling, list_members, normalize
+from featkit.sources.walk import LINKED_FILE, LINKED_FOLDER
+from featkit.wording import counted
 
 COMPANIONS = {".cls": "class", ".txt": "text"}  # members of the same stem that say something of the picture
 MAX_COMPANION_BYTES = 4096
 
 
-@dataclass(frozen=True)
-class Member:
-    """Where a member's bytes lie in the archive."""
-
-    name: str
-    offset: int
-    size: int
-
-
 class TarSource:
     """One uncompressed tar file; keys are `shard.tar/member`. Member names are only keys, never paths.
 
-    A name that stands twice is one item, with the bytes of the last, as when tar unpacks it.
+    Items are what tar unpacks: of members with one name the last, a hard link with the bytes of its target, sparse members
+    with their holes. Damaged regions, cut members and links to nothing are items whose `read` raises, so that they are
+    reported; the rest is read.
+
+    prefix: what keys begin with, the file's name by default. InputError when nothing can be read; NoPictures when the archive
+    is whole and has no pictures.
     """
 
-    def __init__(self, path: Path, *, limits: ImageLimits) -> None:
+    def __init__(
+        self, path: Path, *, limits: ImageLimits, selection: Selection = EVERYTHING, prefix: str | None = None
+    ) -> None:
         self.name, self.path, self.limits = printable(str(path)), path, limits
-        members = read_members(path)
-        self._pictures = list({member.name: member for member in members if is_picture(member.name)}.values())
+        self.prefix = path.name if prefix is None else prefix
+        kind = _refuse_other_kinds(path)
+        listing = list_members(path)
+        self._identity = _identity(path.stat())
+        self._skipped = Counter(listing.skipped)
+        self._items: list[Member | Unreadable] = list(self._pictures_of(listing, selection))
         self._companions: dict[str, list[Member]] = {}
-        for member in members:
-            if PurePosixPath(member.name).suffix in COMPANIONS:
-                self._companions.setdefault(_stem(member.name), []).append(member)
-        if not self._pictures:
-            raise InputError(f"{path} holds no pictures among its {len(members):,} members.")
+        for key, entry in listing.entries.items():
+            if PurePosixPath(entry.name).suffix in COMPANIONS and isinstance(entry, Member) and _is_whole(entry, listing):
+                self._companions.setdefault(_stem(key), []).append(entry)
+        if not any(isinstance(item, Member) and _is_whole(item, listing) for item in self._items):
+            raise self._nothing(listing, kind)
+        self._items += [Unreadable(f"bytes {start}-{end}", error) for (start, end), error in sorted(listing.gaps.items())]
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return an empty mapping: members that are not read are not counted yet."""
-        return NOTHING_SKIPPED
+        """Return what was passed over, by reason: hidden and system folders, repeated names, links to other items."""
+        return self._skipped
 
     def __len__(self) -> int:
-        return len(self._pictures)
+        return len(self._items)
 
     def key(self, number: int) -> str:
-        """`shard.tar/member`."""
-        return key_of(f"{self.path.name}/{self._pictures[number].name}")
+        """`shard.tar/member`; `shard.tar/bytes START-END` for a damaged region."""
+        return key_of(f"{self.prefix}/{self._items[number].name}")
+
+    def older_key(self, number: int) -> str:
+        """The key by which an earlier version knew the item."""
+        return printable(f"{self.prefix}/{self._items[number].name}")
 
     def read(self, number: int) -> bytes:
-        """The member's bytes."""
-        member = self._pictures[number]
-        if member.size > self.limits.max_bytes:
-            raise InputError(f"{self.key(number)} has {member.size:,} bytes, more than the limit of {self.limits.max_bytes:,}.")
-        return self._read(member)
+        """The member's bytes. InputError if they cannot be had, and for a damaged region."""
+        item = self._items[number]
+        if isinstance(item, Unreadable):
+            raise InputError(item.error)
+        if item.size > self.limits.max_bytes:
+            raise InputError(f"{self.key(number)} has {item.size:,} bytes, more than the limit of {self.limits.max_bytes:,}.")
+        return self._read(item, item.size)
 
     def metadata(self, number: int) -> Metadata:
         """Its folder in the archive, and its `.cls` and `.txt` companions (`class` as a whole number where it is one)."""
-        name = self._pictures[number].name
+        item = self._items[number]
+        if isinstance(item, Unreadable):
+            return {}
+        name = normalize(item.name)
         found: Metadata = {"folder": printable(name.rpartition("/")[0])} if "/" in name else {}
         for member in self._companions.get(_stem(name), []):
-            text = self._read(member)[:MAX_COMPANION_BYTES].decode("utf-8", "replace").strip()
+            text = self._read(member, MAX_COMPANION_BYTES).decode("utf-8", "replace").strip()
             column = COMPANIONS[PurePosixPath(member.name).suffix]
             found[column] = int(text) if column == "class" and text.isdecimal() else text
         return found
@@ -75,34 +96,101 @@ class TarSource:
         """The archive."""
         return self.path
 
-    def _read(self, member: Member) -> bytes:
+    def _pictures_of(self, listing: Listing, selection: Selection) -> Iterator[Member | Unreadable]:
+        """The items. Links to folders and to other items are counted, and are no items of their own."""
+        entries = listing.entries
+        ends = {key: listing.follow(entry) for key, entry in entries.items() if isinstance(entry, SymbolicLink)}
+        folders = {key for key, end in ends.items() if end is not None and end not in entries and listing.has_folder(end)}
+        if folders:
+            self._skipped[LINKED_FOLDER] += len(folders)
+        files = [key for key in entries if key not in folders and PurePosixPath(key).suffix not in COMPANIONS]
+        picked = selection.pick(files, below=f"{self.prefix}/")
+        self._skipped.update(picked.skipped)
+        taken = {key for key in picked.paths if key not in ends}
+        for key in picked.paths:
+            entry, end = entries[key], ends.get(key)
+            if end in taken:
+                self._skipped[LINKED_FILE] += 1
+            elif not isinstance(entry, SymbolicLink):
+                yield entry
+            elif end is not None and isinstance(target := entries.get(end), Member | Unreadable):
+                taken.add(end)
+                yield target._replace(name=entry.name)
+            else:
+                yield dangling(self.path, entry)
+
+    def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
+        """The error that says why the archive gives no picture."""
+        failed = [item.error for item in self._items if isinstance(item, Unreadable)] + list(listing.gaps.values())
+        cut = [item for item in self._items if isinstance(item, Member)]
+        if cut:
+            return InputError(_cut_sentence(self.path, cut[0]))
+        if not listing.num_headers and kind is not None and kind != TAR:
+            return InputError(kind.sentence(str(self.path), otherwise="name a tar archive"))
+        if not listing.num_headers:
+            return InputError(f"{self.path} is not an uncompressed tar file: it has no valid header; copy or make it again.")
+        if failed:
+            return InputError(f"{self.path} holds no pictures that can be read. {failed[0]}")
+        passed_over = skipped_in_words(self._skipped)
+        sentence = f"{self.path} holds no pictures among its {counted(listing.num_headers, 'member')}."
+        return NoPictures(sentence + (f" {passed_over}" if passed_over else ""))
+
+    def _read(self, member: Member, num_bytes: int) -> bytes:
+        """The first bytes of a member, with its holes."""
+        wanted = min(num_bytes, member.size)
+        parts: list[bytes] = []
+        position = 0
         try:
-            # A file opened for each read: cheap beside decoding, and safe from any thread and after a fork.
+            # A file opened for each read: cheap next to decoding, and safe from any thread and after a fork.
             with self.path.open("rb") as file:
-                file.seek(member.offset)
-                data = file.read(member.size)
+                self._refuse_change(file, member)
+                for start, offset, size in member.pieces:
+                    if start >= wanted:
+                        break
+                    parts.append(bytes(start - position))
+                    file.seek(offset)
+                    parts.append(file.read(min(size, wanted - start)))
+                    if len(parts[-1]) < min(size, wanted - start):
+                        raise InputError(_cut_sentence(self.path, member))
+                    position = start + len(parts[-1])
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}.") from error
-        if len(data) < member.size:
-            raise InputError(f"{self.path} ends inside its member {printable(member.name)}; it is truncated.")
-        return data
+        return b"".join([*parts, bytes(wanted - position)])
+
+    def _refuse_change(self, file: BinaryIO, member: Member) -> None:
+        """InputError when the archive was written to and the member's header is not the one that was listed."""
+        if _identity(os.fstat(file.fileno())) != self._identity:
+            file.seek(member.header)
+            block = file.read(BLOCK)
+            if len(block) == BLOCK and zlib.crc32(block) != member.header_crc:
+                raise InputError(f"{self.path} has changed since it was opened; open it again.")
 
 
-def read_members(path: Path) -> list[Member]:
-    """All regular files of an uncompressed tar, in its order. InputError for anything else."""
+def _refuse_other_kinds(path: Path) -> Kind | None:
+    """Return what the first bytes look like. InputError for an empty file, and for one that is surely something else."""
     try:
-        with tarfile.open(path, "r:") as archive:
-            members = [Member(entry.name, entry.offset_data, entry.size) for entry in archive if entry.isreg()]
-            rest = path.stat().st_size - archive.offset  # the end mark, or nothing: tarfile passes over a piece of a header
-    except tarfile.TarError as error:
-        raise InputError(
-            f"{path} is not an uncompressed tar file ({error}); a compressed one cannot be read at random: unpack it."
-        ) from error
+        with path.open("rb") as file:
+            head = file.read(NUM_BYTES)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    if 0 < rest < tarfile.BLOCKSIZE:
-        raise InputError(f"{path} ends inside the header of a member; it is truncated.")
-    return members
+    if not head:
+        raise InputError(f"{path} is empty (0 bytes); copy or download it again.")
+    kind = None if parse_header(head[:BLOCK]) is not None else what_is(head)
+    if kind is not None and kind not in (TAR, ZEROS, TEXT):  # these may stand where the first header was overwritten
+        raise InputError(kind.sentence(str(path), otherwise="name a tar archive"))
+    return kind
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+def _is_whole(member: Member, listing: Listing) -> bool:
+    return not member.pieces or member.pieces[-1].offset + member.pieces[-1].size <= listing.num_bytes
+
+
+def _cut_sentence(path: Path, member: Member) -> str:
+    return f"{path} ends inside its member {printable(member.name)}; it is truncated."
 
 
 def _stem(name: str) -> str:

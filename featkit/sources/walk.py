@@ -15,7 +15,7 @@ from pathlib import Path
 from featkit.atomic import TEMPORARY_MARK
 from featkit.errors import InputError
 from featkit.images import printable
-from featkit.sources.base import Skip
+from featkit.sources.base import CONTAINER_SUFFIXES, Skip, suffix_of
 from featkit.sources.selection import Selection, Tally, drop_raw_twins
 
 # What tells featkit's own folders: all names of one of these lie in the folder.
@@ -43,6 +43,7 @@ class Listing:
     """What lies below a folder. Paths are relative to it with `/`; those of folders in `failed` end with `/`."""
 
     paths: list[str] = field(default_factory=list)
+    containers: list[str] = field(default_factory=list)  # archives and Parquet files, by their suffixes
     failed: dict[str, str] = field(default_factory=dict)  # the sentence of each folder that cannot be listed
     tally: Tally = field(default_factory=Tally)
 
@@ -78,6 +79,7 @@ class _Walk:
         self._seen: set[str] = set()  # real paths of the folders that were listed
         self._file_links: list[str] = []
         self._folder_links: list[str] = []
+        self._container_links: list[str] = []
 
     def folder(self, start: str, real_start: str) -> None:
         """List a folder, given by its path below the root and its real path, with all below it."""
@@ -118,14 +120,18 @@ class _Walk:
 
     def links_to_files(self) -> None:
         """Make items of links to files, except those whose file is an item already, by its own name or another link."""
-        taken = {self._real_path(path) for path in self.listing.paths} if self._file_links else set()
-        for link in sorted(self._file_links):
+        self._links_to(self._file_links, self.listing.paths)
+        self._links_to(self._container_links, self.listing.containers)
+
+    def _links_to(self, links: list[str], paths: list[str]) -> None:
+        taken = {self._real_path(path) for path in paths} if links else set()
+        for link in sorted(links):
             real = os.path.realpath(self.root / link)
             if real in taken:
                 self._skip(LINKED_FILE, link)
             else:
                 taken.add(real)
-                self.listing.paths.append(link)
+                paths.append(link)
 
     def _real_path(self, path: str) -> str:
         """Of an item that is no link itself."""
@@ -134,8 +140,11 @@ class _Walk:
         return f"{self.real_root.rstrip(os.sep)}{os.sep}{path}"
 
     def _file(self, path: str, *, is_link: bool) -> None:
-        reason = self.selection.skip_file(path)
-        if reason is not None:
+        container = suffix_of(path) in CONTAINER_SUFFIXES
+        reason = self.selection.skip_container(path) if container else self.selection.skip_file(path)
+        if reason is None and container:
+            (self._container_links if is_link else self.listing.containers).append(path)
+        elif reason is not None:
             self._skip(reason, path)
         else:
             (self._file_links if is_link else self.listing.paths).append(path)

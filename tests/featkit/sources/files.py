@@ -29,6 +29,7 @@ def write_files(root: Path, *names: str) -> Path:
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, mode: str = "w") -> Path:
     """An uncompressed tar of these members, in this order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, data in members:
             entry = tarfile.TarInfo(name)

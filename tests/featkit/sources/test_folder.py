@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from featkit.errors import InputError
-from featkit.images import DEFAULT_LIMITS, ImageLimits
+from featkit.images import ImageLimits
 from featkit.sources import PICTURE_SUFFIXES, open_source, subset
-from featkit.sources.folder import open_folder
 from tests.featkit.sources.files import contents, keys, write_files
 from tests.processes import run_python
 from tests.sentences import refused
@@ -35,7 +34,7 @@ def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
     pictures = [f"of-{suffix[1:]}/x{suffix}" for suffix in PICTURE_SUFFIXES]
     pictures += ["Y.JPG", "two.dots.jpeg", "space .png", "trailing.jpg ", "dot.jpg.", "download.jpg?size=2"]
     others = ["notes.txt", "jpg", "x.jpg.bak", ".hidden.jpg", "._x.jpg", ".git/x.jpg", "a/.thumbs/x.jpg", "movie.mp4", "x."]
-    source = open_folder(write_files(tmp_path, *pictures, *others), limits=DEFAULT_LIMITS)
+    source = open_source(write_files(tmp_path, *pictures, *others))
     assert sorted(keys(source)) == sorted(pictures)
     assert source.skipped == {
         ".txt": 1,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
+import random
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featkit.sources import concatenate, open_source, subset
+from featkit.sources.selection import Selection
 from featkit.sources.tar import TarSource
 from tests.featkit.sources.files import contents, keys, write_files, write_tar
 from tests.sentences import refused
@@ -85,13 +88,12 @@ def test_a_pattern_that_matches_no_file_is_refused(tmp_path: Path) -> None:
             open_source(pattern)
 
 
-def test_equal_names_in_two_tars_are_two_items_and_equal_names_of_tars_are_refused(tmp_path: Path) -> None:
+def test_equal_names_in_two_tars_and_equal_names_of_tars_are_two_items(tmp_path: Path) -> None:
     for name in ("a/t.tar", "b/t.tar", "b/u.tar"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tar(tmp_path / name, [("x.jpg", name.encode())])
     assert keys(open_source(tmp_path / "b")) == ["t.tar/x.jpg", "u.tar/x.jpg"]
-    with refused(f"{tmp_path}/a/t.tar and {tmp_path}/b/t.tar have one name"):
-        open_source(f"{tmp_path}/*/*.tar")
+    assert keys(open_source(f"{tmp_path}/*/*.tar")) == ["a/t.tar/x.jpg", "b/t.tar/x.jpg", "b/u.tar/x.jpg"]
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.jpg", "missing.tar", "missing.parquet", "missing.txt", "x.jpg/y.jpg"])
@@ -136,19 +138,143 @@ def test_a_subset_keeps_keys_and_takes_the_order_given(tmp_path: Path) -> None:
     assert len(subset(source, [])) == 0
 
 
-@pytest.mark.parametrize("picture", ["1.jpg", "sub/1.jpg", "sub/deeper/1.jpg"])
-def test_a_folder_of_pictures_and_containers_is_refused_however_deep_the_pictures_lie(tmp_path: Path, picture: str) -> None:
-    write_files(tmp_path, picture, "a.tar")
-    with refused(tmp_path, f"holds pictures ({picture}) and a.tar", f"'{tmp_path}/*.tar'"):
+def test_pictures_and_containers_of_one_folder_are_all_read(tmp_path: Path) -> None:
+    write_files(tmp_path, "z.jpg", "sub/1.jpg", ".hidden/1.jpg", "sub/.2.jpg")
+    write_tar(tmp_path / "a.tar", [("x.jpg", b"ax")])
+    write_tar(tmp_path / "sub" / "a.tar", [("x.jpg", b"sub")])
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data" / "train-00000.parquet", b"p0", b"p1")
+    write_tar(tmp_path / "@eaDir" / "t.tar", [("x.jpg", b"no")])
+    source = open_source(tmp_path)
+    assert dict(zip(keys(source), contents(source), strict=True)) == {
+        "sub/1.jpg": b"sub/1.jpg",
+        "z.jpg": b"z.jpg",
+        "a.tar/x.jpg": b"ax",
+        "data/train-00000.parquet/0": b"p0",
+        "data/train-00000.parquet/1": b"p1",
+        "sub/a.tar/x.jpg": b"sub",
+    }
+    assert source.skipped == {"hidden folder": 1, "hidden file": 1, "system folder (@eaDir)": 1}
+
+
+@pytest.mark.parametrize("name", ["X.TAR", "x.Tar", "X.PARQUET", "x.parq", "x.pq", "X.PQ", "shard-0", "x.wds"])
+def test_containers_are_told_by_suffixes_in_any_case_and_by_their_bytes(tmp_path: Path, name: str) -> None:
+    if "p" in name.lower():
+        write_parquet(tmp_path / name, b"x")
+        expected = f"{name}/0"
+    else:
+        write_tar(tmp_path / name, [("x.jpg", b"x")])
+        expected = f"{name}/x.jpg"
+    opened = [open_source(tmp_path / name)]
+    if "." in name and name != "x.wds":
+        opened += [open_source(tmp_path), open_source(f"{tmp_path}/[xX].*")]
+    assert [(keys(source), contents(source)) for source in opened] == [([expected], [b"x"])] * len(opened)
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "zeros", "garbage", "gzip", "cut", "text", "page", "closed", "gone", "pipe", "no-rows"]
+)
+@pytest.mark.parametrize("suffix", [".tar", ".parquet"])
+def test_a_shard_that_cannot_be_read_is_an_item_among_others(tmp_path: Path, kind: str, suffix: str) -> None:
+    def write(name: str) -> Path:
+        path = tmp_path / f"{name}{suffix}"
+        return write_tar(path, [("x.jpg", b"x" * 700)]) if suffix == ".tar" else write_parquet(path, b"x" * 700)
+
+    for name in ("1", "2", "3"):
+        write(name)
+    bad = tmp_path / f"2{suffix}"
+    data = {
+        "empty": b"",
+        "zeros": bytes(10240),
+        "garbage": random.Random(0).randbytes(5000),
+        "gzip": gzip.compress(bad.read_bytes()),
+        "cut": bad.read_bytes()[:600],
+        "text": b"a note\n" * 99,
+        "page": b"<!DOCTYPE html><html><body>Sign in</body></html>",
+    }.get(kind)
+    if data is not None:
+        bad.write_bytes(data)
+    elif kind == "closed":
+        bad.chmod(0)
+        if os.access(bad, os.R_OK):
+            pytest.skip("this user may read everything")
+    elif kind == "no-rows":
+        if suffix == ".tar":
+            pytest.skip("a tar without members is zeros")
+        pq.write_table(pa.table({"image": pa.array([], pa.binary())}), bad)
+    else:
+        bad.unlink()
+        if kind == "gone":
+            bad.symlink_to("nowhere")
+        else:
+            os.mkfifo(bad)
+    for spec in (tmp_path, f"{tmp_path}/?{suffix}"):
+        if kind in ("gone", "pipe") and spec != tmp_path:
+            continue  # patterns match files alone
+        source = open_source(spec)
+        assert len(source) == 3
+        failed = [number for number in range(3) if source.key(number).startswith(f"2{suffix}")]
+        assert len(failed) == 1
+        with refused(bad):
+            source.read(failed[0])
+        assert [source.read(number) for number in range(3) if number not in failed] == [b"x" * 700] * 2
+    if kind not in ("gone", "pipe"):
+        with refused(bad):
+            open_source(bad)
+
+
+def test_containers_that_all_fail_are_refused_with_the_first_reason(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.tar", "b.tar")
+    with refused(f"None of the 2 containers of {tmp_path} can be read. The first: {tmp_path / 'a.tar'} is "):
         open_source(tmp_path)
 
 
-def test_pictures_that_are_hidden_or_behind_a_link_do_not_hinder_containers(tmp_path: Path) -> None:
-    write_files(tmp_path / "shards", ".hidden/1.jpg", "sub/.2.jpg", "sub/README.md")
-    write_tar(tmp_path / "shards" / "t.tar", [("x.jpg", b"x")])
-    write_files(tmp_path / "elsewhere", "3.jpg")
-    (tmp_path / "shards" / "link").symlink_to(tmp_path / "elsewhere")
-    assert keys(open_source(tmp_path / "shards")) == ["t.tar/x.jpg"]
+def test_a_container_without_pictures_is_counted_among_others(tmp_path: Path) -> None:
+    write_tar(tmp_path / "papers.tar", [("a.md", b"x")])
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "metadata.parquet")
+    for name in ("metadata.parquet", "papers.tar"):
+        with refused(tmp_path / name):
+            open_source(tmp_path / name)
+    write_files(tmp_path, "x.jpg")
+    source = open_source(tmp_path)
+    assert (keys(source), source.skipped) == (["x.jpg"], {"container without pictures": 2})
+
+
+def test_a_link_to_a_container_is_read_once(tmp_path: Path) -> None:
+    blob = write_tar(tmp_path / "blobs" / "0af", [("x.jpg", b"x")])  # as the Hub's cache keeps files
+    (tmp_path / "snapshot" / "data").mkdir(parents=True)
+    for name in ("data/train.tar", "again.tar"):
+        (tmp_path / "snapshot" / name).symlink_to(blob)
+    source = open_source(tmp_path / "snapshot")
+    assert (keys(source), source.skipped) == (["again.tar/x.jpg"], {"link to a file already taken": 1})
+
+
+def test_patterns_below_a_folder_with_brackets_in_its_name(tmp_path: Path) -> None:
+    trip = tmp_path / "[2024] trip"
+    write_files(trip, "a.jpg", "sub [x]/c.jpg")
+    write_tar(trip / "b.tar", [("b.jpg", b"b")])
+    assert keys(open_source(trip)) == ["a.jpg", "sub [x]/c.jpg", "b.tar/b.jpg"]
+    assert keys(open_source(f"{trip}/*.tar")) == ["b.tar/b.jpg"]
+    assert keys(open_source(f"{trip}/sub [x]/?.jpg")) == [f"{trip}/sub [x]/c.jpg"]
+    assert keys(open_source(f"{tmp_path}/*/b.tar")) == ["b.tar/b.jpg"]
+    assert contents(open_source(f"{trip}/**/*.jpg")) == [b"a.jpg", b"sub [x]/c.jpg"]
+
+
+def test_a_pattern_may_match_pictures_and_containers(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.jpg")
+    write_tar(tmp_path / "b.tar", [("b.jpg", b"b")])
+    assert keys(open_source(f"{tmp_path}/*")) == [f"{tmp_path}/a.jpg", "b.tar/b.jpg"]
+
+
+def test_patterns_choose_members_and_rows_and_damage_stays(tmp_path: Path) -> None:
+    write_files(tmp_path, "a.jpg", "bad.tar")
+    write_tar(tmp_path / "t.tar", [("keep/x.jpg", b"x"), ("keep/y.png", b"y"), ("drop/z.jpg", b"z")])
+    write_parquet(tmp_path / "p.parquet", b"0", b"1")
+    source = open_source(tmp_path, selection=Selection(include=("t.tar/*/*.jpg", "p.parquet/1"), exclude=("drop",)))
+    assert keys(source) == ["bad.tar", "p.parquet/1", "t.tar/keep/x.jpg"]
+    assert keys(open_source(tmp_path, selection=Selection(exclude=("*.tar",)))) == ["a.jpg", "p.parquet/0", "p.parquet/1"]
+    with refused("leave none of them"):
+        open_source(tmp_path / "p.parquet", selection=Selection(include=("*.jpg",)))
 
 
 def test_every_source_says_which_file_an_item_lies_in(tmp_path: Path) -> None:
