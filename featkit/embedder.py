@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from featkit.backends import Cancel, Run, choose_run, open_backend, pictures_per_call
 from featkit.errors import InputError
-from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, load
+from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, is_single, load, name_of
 from featkit.modelfile import EMBEDDING, check_weights, read_manifest
 from featkit.models import default_model_path
 from featkit.resources import usable_cpus
@@ -156,19 +156,23 @@ class Embedder:
         return {name: np.concatenate([block[name] for block in blocks]) for name in names}
 
     def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
-        """Unit vectors (n, D) float32 of pictures: paths, bytes, Pillow images or arrays (H, W, 3) uint8; or of one of them.
+        """Return unit vectors (n, D) float32 of pictures, or of one of them.
 
-        An array (N, H, W, 3) is N pictures.
+        A picture is a path, bytes, an open binary file, a Pillow image, an array (H, W, 3) uint8, or a row {bytes, path} of a
+        Hugging Face data set; `featkit.images.load` says more. An array (N, H, W, 3) is N pictures. Memory is bounded by the
+        batch, not by the number of pictures. Give paths, or a generator, rather than a list of images opened by
+        `Image.open`: each of those holds its file open until it is decoded, and a process may have about a thousand.
 
-        InputError, naming the first that cannot be read. Memory is bounded by the batch, not by the number of pictures.
+        InputError, naming the first that cannot be read or is no picture.
         """
-        if isinstance(pictures, str | Path | bytes | Image.Image) or (isinstance(pictures, np.ndarray) and pictures.ndim < 4):
-            pictures = [pictures]
+        singles: Any = [pictures] if is_single(pictures) else pictures
         blocks: list[np.ndarray] = []
         batch: list[np.ndarray] = []
-        for number, picture in enumerate(pictures):
-            named = str(picture) if isinstance(picture, str | Path) else f"picture {number}"
-            batch.append(self.prepare(picture, name=named))
+        for index, picture in enumerate(singles):
+            own_name = name_of(picture)
+            if own_name is None:
+                own_name = f"picture {index}"
+            batch.append(self.prepare(picture, name=own_name))
             if len(batch) == self.batch_size:
                 blocks.append(self.infer(np.stack(batch)))
                 batch = []

@@ -1,0 +1,34 @@
+"""Bytes to upright sRGB pixels, and what belongs to it: limits before decoding, files, thumbnails."""
+
+from featkit.images.decoding import (
+    EXIF_ORIENTATION,
+    SIDEWAYS,
+    THUMBNAIL_SIDE,
+    Decoded,
+    Picture,
+    decode,
+    is_single,
+    load,
+    name_of,
+    read_file,
+    thumbnail_jpeg,
+)
+from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, printable
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "EXIF_ORIENTATION",
+    "SIDEWAYS",
+    "THUMBNAIL_SIDE",
+    "Decoded",
+    "ImageLimits",
+    "Picture",
+    "check_num_bytes",
+    "decode",
+    "is_single",
+    "load",
+    "name_of",
+    "printable",
+    "read_file",
+    "thumbnail_jpeg",
+]

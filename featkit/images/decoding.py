@@ -1,0 +1,511 @@
+"""Bytes to upright sRGB pixels: limits before decoding, every mode Pillow opens, scaled decoding for JPEG.
+
+What comes in is not trusted. Bytes are counted before they are parsed and pixels before they are decoded; whatever goes
+wrong in between is one InputError that names the picture. All of it may run in several threads at once: warning filters,
+which belong to the whole process, are therefore left alone; the command line, whose process is its own, sets them.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError, features
+
+from featkit.errors import InputError
+from featkit.filetypes import AVIF, HEIC, TEXT, what_is
+from featkit.images import color, levels, mending, plugins, png, tiff
+from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, over_limit, printable
+
+Picture: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]
+)
+
+EXIF_ORIENTATION = 0x0112
+THUMBNAIL_SIDE = 256  # pixels of the longer side
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose stored width is the upright height
+
+# Formats that Pillow only names, or hands to another program: EPS goes to Ghostscript, which runs what the file says.
+REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+SCALED_FORMATS = ("JPEG", "MPO")  # MPO is the JPEG of cameras that store a preview beside it
+FULL_SCALE_FORMATS = ("JPEG2000", "PPM")  # Pillow brings their levels to 16 bits
+TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+ADOBE_RGB_MARK = b"R03\0"  # of EXIF's interoperability: what cameras write instead of a profile
+WEB_ADDRESS = re.compile(r"(https?|ftp|s3|gs|data|file):", re.IGNORECASE)
+
+_pillow_limit_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Upright sRGB pixels (H, W, 3) uint8, C-contiguous, perhaps scaled down while decoding; the original's size."""
+
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
+class _Opened(NamedTuple):
+    """An image of eight bits or of a mode that `_to_rgb` knows, its size as stored, and what its file says of it."""
+
+    image: Image.Image
+    height: int
+    width: int
+    orientation: int
+    profile: bytes | None
+    levels: np.ndarray | None = None  # (H, W, 1 to 4) uint16, where eight bits would not do
+    white: float | None = None  # of these levels, where the file tells
+    see_through: tuple[int, ...] | None = None  # the levels that are transparent
+
+
+def decode(
+    data: bytes,
+    *,
+    name: str = "picture",
+    limits: ImageLimits = DEFAULT_LIMITS,
+    shorter_side: int | None = None,
+) -> Decoded:
+    """Decode a picture of any format and mode that Pillow or a plug-in opens, in sRGB, over white where transparent.
+
+    Of several pictures in a file it is the one that a viewer shows first. shorter_side, in pixels: what the caller will
+    resize to. A JPEG may then be decoded at a half, a quarter or an eighth, never to less than that; a picture whose colors
+    are converted may be reduced to no less than twice that. Damage to anything but pixels is passed over.
+    InputError, naming `name`, for bytes that are no picture, are damaged, or exceed `limits`.
+    """
+    name = printable(name)
+    check_num_bytes(len(data), name=name, limits=limits)
+    if not data:
+        raise InputError(f"{name} is empty (0 bytes).")
+    try:
+        return _decode(data, name=name, limits=limits, shorter_side=shorter_side)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
+        raise InputError(f"{name} has {_pixels_in(error)}{over_limit(limits)}") from error
+    except MemoryError as error:
+        raise InputError(f"{name} needs more memory than there is; lower --max-pixels, or give it more.") from error
+    except Exception as error:  # decoders of untrusted bytes raise whatever they like: struct.error, SyntaxError, KeyError ...
+        again = _decode_mended(data, name=name, limits=limits, shorter_side=shorter_side)
+        if again is not None:
+            return again
+        raise _refusal(data, name, error) from error
+
+
+def load(
+    picture: Picture,
+    *,
+    name: str | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    shorter_side: int | None = None,
+) -> Decoded:
+    """Decode whatever a program has at hand: a path, bytes, an open binary file, a Pillow image, an array, or a row.
+
+    A Pillow image is its current frame. One that was opened from a file is turned as its EXIF says; what a program made of
+    such (`rotate`, `convert`, `copy` ...) is taken as it stands. An open file is read from its beginning. Arrays are (H, W, 3),
+    (H, W) or (H, W, 1) uint8, RGB, upright. A row is a mapping with `bytes` or `path`, as Hugging Face data sets hold it.
+    InputError as for `decode`, and for a path that cannot be read.
+    """
+    shown = name or name_of(picture)
+    if isinstance(picture, str | os.PathLike):
+        if isinstance(picture, str) and WEB_ADDRESS.match(picture):
+            raise InputError(f"{printable(shown or '')[:200]} is a web address; download it and give the file.")
+        path = os.fsdecode(picture)
+        data = read_file(Path(path), name=shown or path, limits=limits)
+        return decode(data, name=shown or path, limits=limits, shorter_side=shorter_side)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return decode(bytes(picture), name=shown or "picture", limits=limits, shorter_side=shorter_side)
+    if isinstance(picture, Image.Image):
+        return _load_image(picture, name=shown or "picture", limits=limits)
+    if isinstance(picture, np.ndarray):
+        return _check_array(picture, name=shown or "array", limits=limits)
+    if isinstance(picture, Mapping):
+        return load(_of_row(picture, shown or "picture"), name=shown, limits=limits, shorter_side=shorter_side)
+    if hasattr(picture, "read"):
+        data = _read_open(picture, name=shown or "picture", limits=limits)
+        return decode(data, name=shown or "picture", limits=limits, shorter_side=shorter_side)
+    raise InputError(f"{shown or 'picture'} is {_described(picture)}.")
+
+
+def is_single(pictures: object) -> bool:
+    """Whether a value stands for one picture, or for nothing that a picture could be taken from, and not for several."""
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim < 4 and not (pictures.ndim == 1 and pictures.dtype.kind in "OUS")
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
+    return isinstance(pictures, kinds) or hasattr(pictures, "read") or _is_tensor(pictures) or not hasattr(pictures, "__iter__")
+
+
+def name_of(picture: object) -> str | None:
+    """Return the name of the file that a picture comes from; None where it tells none."""
+    if isinstance(picture, Mapping):
+        picture = picture.get("path")
+    if isinstance(picture, str | os.PathLike):
+        return os.fsdecode(picture)
+    told = getattr(picture, "filename", None) if isinstance(picture, Image.Image) else getattr(picture, "name", None)
+    return os.fsdecode(told) if isinstance(told, str | bytes | os.PathLike) and told else None
+
+
+def read_file(path: Path, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """All bytes of a regular file. InputError, naming `name` or the path: missing, unreadable, over `limits.max_bytes`."""
+    name = printable(name or str(path))
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, a device never end
+            raise InputError(f"{name} is a folder or a device, not a file.")
+        check_num_bytes(status.st_size, name=name, limits=limits)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"{name} cannot be read: {_reason(error)}.") from error
+
+
+def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: int = 85) -> bytes:
+    """JPEG bytes of (H, W, 3) uint8 pixels, scaled down so that the longer side is at most `side`. Same pixels, same bytes."""
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+# --- from a file's bytes
+
+
+def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None, profile: bytes | None = None) -> Decoded:
+    """Decode once. profile: in place of the picture's own. Raises whatever decoders raise."""
+    kind = None
+    if data[:4] in TIFF_MARKS:
+        tags = tiff.read_tags(data)
+        kind = what_is(data)
+        if not plugins.is_plugin_kind(kind):
+            tiff.refuse_channels(tags, name=name)
+            if tiff.is_deep(data, tags):
+                deep = tiff.read_deep(data, tags, name=name, limits=limits)
+                opened = _Opened(deep.image, deep.image.height, deep.image.width, deep.orientation, profile or deep.profile)
+                return _upright(opened, name=name, shorter_side=shorter_side)
+    elif _may_need_plugin(data):
+        kind = what_is(data)
+    if kind is not None and plugins.is_plugin_kind(kind):
+        made = plugins.open_by_plugin(data, kind, name=name, limits=limits, shorter_side=shorter_side)
+        if isinstance(made, bytes):
+            return decode(made, name=name, limits=limits, shorter_side=shorter_side)
+        its_own = _profile_of(data, made) if kind == HEIC else made.info.get("icc_profile")
+        return _upright(_Opened(made, made.height, made.width, 1, profile or its_own), name=name, shorter_side=shorter_side)
+    with _open(data, limits=limits) as image:
+        opened = _loaded(image, data, name=name, limits=limits, shorter_side=shorter_side)
+        if profile is not None:
+            opened = opened._replace(profile=profile)
+        return _upright(opened, name=name, shorter_side=shorter_side)
+
+
+def _decode_mended(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Decoded | None:
+    """Decode without what is damaged beside the pixels; None where that does not help either."""
+    try:
+        mended = mending.mended(data)
+        if mended is None:
+            return None
+        profile = png.large_profile(data) if data.startswith(png.SIGNATURE) else None
+        return _decode(mended, name=name, limits=limits, shorter_side=shorter_side, profile=profile)
+    except InputError:
+        raise
+    except Exception:  # as in decode
+        return None
+
+
+def _refusal(data: bytes, name: str, error: Exception) -> InputError:
+    """What is wrong with bytes that could not be decoded: another kind of file, one of no known kind, or damage."""
+    kind = what_is(data)
+    if plugins.is_plugin_kind(kind) or (kind == AVIF and features.check("avif")):
+        return InputError(f"{name} is {kind.name}; it is damaged and cannot be decoded ({_reason(error)}).")
+    is_picture = kind is not None and kind.name.endswith((" image", " icon")) and not kind.advice
+    if not isinstance(error, UnidentifiedImageError) or is_picture:
+        return InputError(f"{name} is damaged and cannot be decoded ({_reason(error)}).")
+    if kind is None or kind == TEXT:
+        return InputError(f"{name} is not a picture in a format that can be read.")
+    if kind.advice:
+        return InputError(kind.sentence(name, otherwise=""))
+    return InputError(f"{name} is not a picture in a format that can be read; it is {kind.name}.")
+
+
+def _may_need_plugin(data: bytes) -> bool:
+    """Whether the first bytes could be of a format that plug-ins read, told at no cost for the usual ones."""
+    start = data[:4]
+    return start[:2] != b"\xff\xd8" and start not in (b"\x89PNG", b"RIFF", b"GIF8") and start[:2] != b"BM"
+
+
+def _open(data: bytes, *, limits: ImageLimits) -> Image.Image:
+    """Read the header, as any format but REFUSED_FORMATS."""
+    Image.init()
+    with _pillow_limit_lock:
+        # Pillow's own limit guards pictures inside pictures (icons). It is one number for the whole process, so it is raised
+        # to what was asked for here and never lowered or switched off.
+        if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = limits.max_pixels
+    return Image.open(io.BytesIO(data), formats=[format for format in Image.ID if format not in REFUSED_FORMATS])
+
+
+def _loaded(image: Image.Image, data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None) -> _Opened:
+    """Decode an image that is open, with all that its file says of its colors."""
+    width, height = image.size
+    check_num_pixels(height, width, name=name, limits=limits)
+    if shorter_side is not None and image.format in SCALED_FORMATS:
+        # draft() keeps both sides at least as long as asked, so asking for a square keeps the shorter one.
+        image.draft("RGB", (shorter_side, shorter_side))
+    is_deep = png.is_deep(image)
+    _go_to_shown_frame(image)
+    opened_size = image.size
+    image.load()
+    if image.size != opened_size:  # an icon whose header says less than the picture in it has
+        width, height = image.size
+        check_num_pixels(height, width, name=name, limits=limits)
+    # The orientation after load(): a TIFF is turned by Pillow then, and forgets its tag.
+    opened = _Opened(image, height, width, _orientation(image), _profile_of(data, image))
+    if is_deep and not getattr(image, "is_animated", False):
+        return _with_all_bits(opened, data)
+    if image.format == "PNG" and image.mode == "L" and data[24] < 8 and isinstance(image.info.get("transparency"), int):
+        image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the levels, not the one that is transparent
+    return opened
+
+
+def _go_to_shown_frame(image: Image.Image) -> None:
+    """Move on to the first frame of an animated PNG whose still picture is none of them: that is for programs without them."""
+    if image.format == "PNG" and getattr(image, "default_image", False) and getattr(image, "n_frames", 1) > 1:
+        image.seek(1)
+
+
+def _with_all_bits(opened: _Opened, data: bytes) -> _Opened:
+    """A PNG of 16 bits with the low bytes that Pillow drops, where they count: if it is dark, or has a transparent level."""
+    image, see_through = opened.image, png.transparency_16(data)
+    if image.mode not in ("I;16", "I;16B", "I"):
+        is_bright = int(np.asarray(image.convert("RGB")).max()) >= 64  # more than 14 bits: the high bytes are the picture
+        if see_through is None and is_bright:
+            return opened
+    found = png.levels_16(data, image)
+    num_colors = 3 if found.shape[2] >= 3 else 1
+    white = png.declared_white(data, found[..., :num_colors])
+    return opened._replace(levels=found, white=white, see_through=see_through)
+
+
+def _profile_of(data: bytes, image: Image.Image) -> bytes | None:
+    """The ICC profile of an image, or one that stands for what its file says of colors in another way; None for sRGB."""
+    if image.format == "PNG":
+        return png.color_profile(data, image)
+    profile = image.info.get("icc_profile")
+    if profile:
+        return profile if isinstance(profile, bytes) else None
+    if image.format in ("AVIF", "HEIF"):
+        points = plugins.nclx_of(data)
+        return color.profile_of_cicp(*points) if points is not None else None
+    exif = image.info.get("exif", b"")
+    if isinstance(exif, bytes) and ADOBE_RGB_MARK in exif and _is_adobe_rgb(image):
+        return color.profile_of_gamma(563 / 256, color.ADOBE_RGB)
+    return None
+
+
+def _is_adobe_rgb(image: Image.Image) -> bool:
+    """Whether EXIF says so: the optional color space of DCF, "R03", and not sRGB."""
+    try:
+        exif = image.getexif().get_ifd(0x8769)
+        return exif.get(0xA001) != 1 and image.getexif().get_ifd(0xA005).get(1) == "R03"
+    except Exception:  # damaged metadata says nothing
+        return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 (upright) where none is told."""
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata of a picture that decodes says nothing, and is no reason to refuse it
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+# --- to RGB
+
+
+def _upright(opened: _Opened, *, name: str, shorter_side: int | None) -> Decoded:
+    height, width = opened.height, opened.width
+    if opened.orientation in SIDEWAYS:
+        width, height = height, width
+    pixels = _to_rgb(opened, name=name, shorter_side=shorter_side)
+    return Decoded(np.ascontiguousarray(_turn_upright(pixels, opened.orientation)), height, width)
+
+
+def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """View of (H, W, 3) as stored to (H, W, 3) or (W, H, 3) as meant (EXIF 2.32, tag 0x0112)."""
+    if orientation in SIDEWAYS:
+        pixels = pixels.swapaxes(0, 1)  # 5 is this mirror alone; the others follow it by one of the flips below
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _to_rgb(opened: _Opened, *, name: str, shorter_side: int | None) -> np.ndarray:
+    """(H, W, 3) uint8 sRGB of any mode; transparency is laid over white."""
+    image = _eight_bits(opened, name=name)
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    if has_alpha:
+        if image.mode == "La":  # premultiplied gray has one way out
+            image = image.convert("LA")
+        is_gray = image.mode in ("LA", "L", "1")
+        image = image.convert("RGBA")
+        colors = image.convert("RGB")
+    else:
+        is_gray = False
+        colors = image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB")
+    transform = color.transform_of(opened.profile, colors.mode)
+    if transform is None and is_gray and opened.profile is not None:
+        colors = colors.convert("L")  # a profile for gray
+        transform = color.transform_of(opened.profile, "L")
+    if transform is not None:
+        factor = min(colors.size) // (2 * shorter_side) if shorter_side else 1
+        if factor > 1:  # as every resize to come would reduce it first, but before its colors cost anything
+            colors, image = colors.reduce(factor), image.reduce(factor) if has_alpha else image
+    rgb = color.to_srgb(colors, opened.profile)
+    if has_alpha:
+        rgb.putalpha(image.getchannel("A"))
+        white = Image.new("RGBA", rgb.size, (255, 255, 255, 255))
+        rgb = Image.alpha_composite(white, rgb).convert("RGB")
+    return np.asarray(rgb)
+
+
+def _eight_bits(opened: _Opened, *, name: str) -> Image.Image:
+    """The image with eight bits a channel: 16 bits keep the high byte where their white is 65,535."""
+    image, found = opened.image, opened.levels
+    if found is None and (image.mode.startswith("I;16") or image.mode in ("I", "F")):
+        found = np.asarray(image)[..., None]
+        if image.mode.startswith("I;16"):
+            found = found.astype(np.uint16, copy=False)  # of either byte order
+    if found is None:
+        return image
+    num_colors = 3 if found.shape[2] >= 3 else 1
+    colors = found[..., :num_colors]
+    white = opened.white
+    if white is None:
+        declared = 65535.0 if image.format in FULL_SCALE_FORMATS else None
+        white = levels.white_of(colors, name=name, declared=declared)
+    pixels = levels.to_bytes(colors, white=white)
+    if opened.see_through is not None and len(opened.see_through) == num_colors:
+        opaque = (colors != np.array(opened.see_through, np.uint16)).any(axis=2, keepdims=True)
+        pixels = np.concatenate([pixels, opaque.astype(np.uint8) * np.uint8(255)], axis=2)
+    elif found.shape[2] in (2, 4):
+        alpha = found[..., num_colors:]
+        pixels = np.concatenate([pixels, levels.to_bytes(alpha, white=max(white, levels.white_of(alpha, name=name)))], axis=2)
+    mode = ("L", "LA", "RGB", "RGBA")[pixels.shape[2] - 1]
+    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels).tobytes())
+
+
+# --- from what a program has
+
+
+def _load_image(image: Image.Image, *, name: str, limits: ImageLimits) -> Decoded:
+    """A Pillow image of the caller's, which may not be decoded yet."""
+    name = printable(name)
+    try:
+        check_num_pixels(image.height, image.width, name=name, limits=limits)
+        opened_size = image.size
+        image.load()
+        if image.size != opened_size:
+            check_num_pixels(image.height, image.width, name=name, limits=limits)
+        # Only an image as a file holds it is turned. What was made of one keeps a copy of its EXIF, whatever was done to it.
+        is_as_stored = isinstance(image, ImageFile.ImageFile) and image.format not in ("JXL", "HEIF")
+        orientation = _orientation(image) if is_as_stored else 1
+        opened = _Opened(image, image.height, image.width, orientation, _profile_of(b"", image))
+        return _upright(opened, name=name, shorter_side=None)
+    except InputError:
+        raise
+    except Exception as error:  # as in decode
+        raise InputError(f"{name} is damaged and cannot be decoded ({_reason(error)}).") from error
+
+
+def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decoded:
+    shape = array.shape
+    if array.ndim == 3 and shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        advice = ""
+        if array.ndim == 3 and shape[0] in (1, 3) and array.dtype == np.uint8:
+            advice = "; transpose it with array.transpose(1, 2, 0)"
+        elif array.dtype.kind == "f":
+            advice = "; if its levels go from 0 to 1, take (array * 255).round().astype(np.uint8)"
+        raise InputError(f"{name} is {array.dtype} of shape {shape}; pictures as arrays are uint8 (H, W, 3){advice}.")
+    height, width = array.shape[:2]
+    check_num_pixels(height, width, name=name, limits=limits)
+    return Decoded(np.ascontiguousarray(array), height, width)
+
+
+def _of_row(row: Mapping[str, Any], name: str) -> Picture:
+    """The picture in a row {bytes, path}: its bytes if there are any, else the file."""
+    for key in ("bytes", "path"):
+        value = row.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            picture: Picture = value
+            return picture
+    keys = ", ".join(str(key) for key in list(row)[:8]) or "no keys"
+    raise InputError(
+        f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give the picture in it, "
+        "such as row['image']."
+    )
+
+
+def _read_open(file: Any, *, name: str, limits: ImageLimits) -> bytes:
+    """All bytes of an open file, from its beginning where it can go back there."""
+    name = printable(name)
+    try:
+        if getattr(file, "seekable", lambda: False)():
+            file.seek(0)
+        data = file.read(limits.max_bytes + 1)
+    except Exception as error:  # an open file may be anybody's object
+        raise InputError(f"{name} cannot be read: {_reason(error)}.") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise InputError(f"{name} is open as text; open it with mode 'rb'.")
+    if len(data) > limits.max_bytes:
+        raise InputError(f"{name} has more bytes than the limit of {limits.max_bytes:,}; raise it with --max-bytes.")
+    return bytes(data)
+
+
+def _is_tensor(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] in ("torch", "jax", "jaxlib", "tensorflow") and hasattr(value, "shape")
+
+
+def _described(value: object) -> str:
+    """What a value is that is no picture, and what to give."""
+    if value is None:
+        return "None; give a path, bytes, a Pillow image or an array"
+    kind = type(value).__name__
+    article = "an" if kind[:1].lower() in "aeiou" else "a"
+    if _is_tensor(value):
+        shape = tuple(getattr(value, "shape", ()))
+        return f"{article} {kind} of shape {shape}; give a NumPy array, uint8 (H, W, 3), such as x.permute(1, 2, 0).numpy()"
+    return f"{article} {kind}; give a path, bytes, a Pillow image or an array"
+
+
+# --- words
+
+
+def _pixels_in(error: Exception) -> str:
+    """The count that Pillow gives, which refuses such a picture before its sides are known here."""
+    count = re.search(r"\d+", str(error))
+    return f"{int(count[0]):,} pixels" if count else "too many pixels"
+
+
+def _reason(error: Exception) -> str:
+    """What an exception has to say, on one line and without a full stop of its own."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if error.args and isinstance(error.args[0], bytes):  # as LibRaw says it
+        said = error.args[0].decode("utf-8", "replace")
+    if isinstance(error, UnidentifiedImageError):  # which names an object in memory
+        said = "its header makes no sense"
+    return " ".join(said.split()).rstrip(".") or type(error).__name__

@@ -1,0 +1,53 @@
+"""What a picture may cost before it is refused, and names as they stand in messages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featkit.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What a picture may cost before it is refused."""
+
+    max_bytes: int = 64 * 2**20
+    max_pixels: int = 100_000_000
+
+    def __post_init__(self) -> None:
+        for option, limit in (("--max-bytes", self.max_bytes), ("--max-pixels", self.max_pixels)):
+            if limit < 1:
+                raise InputError(f"{option} is {limit}; it has to be 1 or more.")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
+    """InputError when a picture has more bytes than `limits` allow."""
+    if num_bytes > limits.max_bytes:
+        raise InputError(
+            f"{name} has {num_bytes:,} bytes, more than the limit of {limits.max_bytes:,}; raise it with --max-bytes."
+        )
+
+
+def check_num_pixels(height: int, width: int, *, name: str, limits: ImageLimits) -> None:
+    """InputError when a picture has no pixels, or more than `limits` allow."""
+    if height == 0 or width == 0:
+        raise InputError(f"{name} has no pixels ({width}×{height}).")
+    if height * width > limits.max_pixels:
+        raise InputError(f"{name} has {height * width:,} pixels ({width}×{height}){over_limit(limits)}")
+
+
+def over_limit(limits: ImageLimits) -> str:
+    """The end of a sentence about too many pixels."""
+    return f", more than the limit of {limits.max_pixels:,}; raise it with --max-pixels."
+
+
+def printable(name: str) -> str:
+    """The name as valid UTF-8 text: bytes of a file name that are not text are spelled out, as in `caf\\xe9.jpg`."""
+    try:
+        encoded = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a UTF-16 pair, which stands for no byte of a file's name
+        encoded = name.encode("utf-8", "backslashreplace")
+    return encoded.decode("utf-8", "backslashreplace")

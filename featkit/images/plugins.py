@@ -1,0 +1,121 @@
+"""Formats that Pillow does not read, by the packages of the extra `formats`: HEIC, JPEG XL, and cameras' raw files.
+
+Each is imported when the first such file comes. None is registered with Pillow, so that a program's own settings stay.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import struct
+from typing import Any, TypeGuard
+
+import numpy as np
+from PIL import Image
+
+from featkit.errors import InputError
+from featkit.filetypes import HEIC, JPEG_XL, Kind
+from featkit.images.limits import ImageLimits, check_num_pixels
+
+RAW_PREFIX = "a camera RAW photo"
+
+
+def is_plugin_kind(kind: Kind | None) -> TypeGuard[Kind]:
+    """Whether a kind of file is read by a package of the extra `formats`."""
+    return kind is not None and (kind in (HEIC, JPEG_XL) or kind.name.startswith(RAW_PREFIX))
+
+
+def open_by_plugin(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Image.Image | bytes:
+    """Return the image in a file of a kind of which `is_plugin_kind`, upright; or the bytes of a JPEG that stands for it.
+
+    Its size is checked before anything is decoded. InputError, saying what to install, without the package.
+    """
+    if kind == HEIC:
+        return _open_heic(data, kind, name=name, limits=limits)
+    if kind == JPEG_XL:
+        return _open_jpeg_xl(data, kind, name=name, limits=limits)
+    return _develop(data, kind, name=name, limits=limits, shorter_side=shorter_side)
+
+
+def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Image.Image:
+    """The primary picture. libheif turns it as the file says; the orientation in its EXIF is a copy of that."""
+    plugin = _import("pillow_heif", kind, name)
+    image: Image.Image = plugin.HeifImageFile(io.BytesIO(data))
+    check_num_pixels(image.height, image.width, name=name, limits=limits)
+    image.load()
+    return image
+
+
+def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Image.Image | bytes:
+    """The picture, turned by libjxl; or the very JPEG that the file was made from."""
+    plugin = _import("pillow_jxl", kind, name)
+    size = jpeg_xl_size(data)
+    if size is None:
+        raise ValueError("no size in its header")
+    check_num_pixels(*size, name=name, limits=limits)  # the plug-in decodes all at once
+    is_jpeg, info, pixels, profile, _boxes = plugin.Decoder(num_threads=0)(data)
+    if is_jpeg:
+        return bytes(pixels)
+    image = Image.frombytes(info.mode, (info.width, info.height), pixels)
+    if profile:
+        image.info["icc_profile"] = bytes(profile)
+    return image
+
+
+def _develop(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Image.Image:
+    """A raw file as LibRaw develops it with the camera's white balance, to sRGB; at half its size where that is enough."""
+    rawpy = _import("rawpy", kind, name)
+    with rawpy.imread(io.BytesIO(data)) as raw:
+        height, width = raw.sizes.height, raw.sizes.width
+        check_num_pixels(height, width, name=name, limits=limits)
+        halved = shorter_side is not None and min(height, width) // 2 >= shorter_side
+        pixels = raw.postprocess(use_camera_wb=True, half_size=halved, gamma=(2.4, 12.92), output_bps=8)
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _import(package: str, kind: Kind, name: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(kind.sentence(name, otherwise="convert it to JPEG")) from error
+
+
+def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
+    """Return the height and width in the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader); None if it has none."""
+    stream = data
+    if not data.startswith(b"\xff\x0a"):  # a container: boxes, of which `jxlc` or the first `jxlp` begins the codestream
+        found = re.search(rb"jxlc|jxlp", data)
+        if found is None:
+            return None
+        stream = data[found.end() + (4 if found[0] == b"jxlp" else 0) :]
+    if not stream.startswith(b"\xff\x0a"):
+        return None
+    bits = int.from_bytes(stream[2:18], "little")
+
+    def take(count: int) -> int:
+        nonlocal bits
+        value = bits & ((1 << count) - 1)
+        bits >>= count
+        return value
+
+    def side(by_eight: bool) -> int:
+        return 8 * (1 + take(5)) if by_eight else 1 + take((9, 13, 18, 30)[take(2)])
+
+    by_eight = bool(take(1))
+    height = side(by_eight)
+    ratio = take(3)
+    ratios = {1: (1, 1), 2: (12, 10), 3: (4, 3), 4: (3, 2), 5: (16, 9), 6: (5, 4), 7: (2, 1)}
+    if ratio:
+        across, down = ratios[ratio]
+        return height, height * across // down
+    return height, side(by_eight)
+
+
+def nclx_of(data: bytes) -> tuple[int, int] | None:
+    """Return the code points of primaries and transfer (ITU-T H.273) of an AVIF or HEIC; None where it tells none."""
+    at = data.find(b"colrnclx", 0, 2**16)
+    if at < 0 or at + 12 > len(data):
+        return None
+    primaries, transfer = struct.unpack_from(">HH", data, at + 8)
+    return primaries, transfer
