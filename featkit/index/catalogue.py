@@ -1,38 +1,58 @@
 """The catalogue: one SQLite file that is the truth about an index. Its transactions are what an index's changes are.
 
-    settings            name, value: fingerprint, model_name, width, metric, run, proofs; `changes` counts transactions
-    items               one row an item: id, key, source, width, height, thumbnail, deleted, and a column for each metadata
-    metadata_columns    the name of a piece of metadata and its column in `items`
+    settings            name, value: fingerprint, model_name, width, metric, run, proofs; `id` is the index's own, random;
+                        `changes` counts transactions and `commit` is random for each; `writer` is the token of writers.py
+    items               one row an item: id, key, source, width, height, thumbnail, deleted, vector_crc32 (CRC-32 of its
+                        row in the vectors file), and a column for each metadata
+    metadata_columns    the name of a piece of metadata, its column in `items`, and its kind
 
 Ids count up from 0 without a gap and are never used again: a removed item's row stays, marked deleted and without its
 thumbnail, so that row numbers of the vectors file and ids are one thing. Metadata columns have no declared type; a value
-comes back as the int, float or str that went in. All text of others' reaches SQL as bound parameters, save column names,
+comes back as the bool, int, float or str that went in. SQLite knows neither booleans nor NaN: a column of the kind `bool`
+holds 0 and 1 for False and True, and NaN is a blob. All text of others' reaches SQL as bound parameters, save column names,
 which are quoted.
+
+An index from before ids, checksums and kinds lacks those settings and columns; `upgrade` adds them when it is next opened
+for writing.
 """
 
 from __future__ import annotations
 
+import math
+import secrets
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.index import writers
+from featkit.index.vectors import Signature, missing
 from featkit.sources.keys import other_spellings
 
 FORMAT = 1
 APPLICATION_ID = 0x66656174  # "feat"; tells this file from any other SQLite file
 BUSY_TIMEOUT_S = 30.0
 MAX_METADATA_COLUMNS = 1000
-MAX_INTEGER = 2**63 - 1
+MIN_INTEGER, MAX_INTEGER = -(2**63), 2**63 - 1
+# A log of more bytes begins again after a commit: SQLite's own bound, which it only keeps when nobody reads for a moment.
+# A reader that does not end keeps the log; the next try comes after as many bytes more.
+MAX_LOG_BYTES = 4 * 2**20
+CHECKPOINT_TIMEOUT_MS = 1000
 
-Value = str | int | float
+Value = str | int | float  # and bool, which is an int
 
+CHECKSUM = "vector_crc32"
 ITEM_COLUMNS = ("id", "key", "source", "width", "height", "thumbnail", "deleted")
 # Names that SQLite gives to the primary key of its own accord.
-RESERVED_COLUMNS = frozenset((*ITEM_COLUMNS, "rowid", "oid", "_rowid_"))
+RESERVED_COLUMNS = frozenset((*ITEM_COLUMNS, CHECKSUM, "rowid", "oid", "_rowid_"))
+
+# Kinds of metadata columns. One from before there were kinds may hold booleans as 0 and 1.
+PLAIN, BOOL, OLD = "plain", "bool", "old"
+NAN = b"nan"
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -43,11 +63,12 @@ CREATE TABLE items (
     width INTEGER,
     height INTEGER,
     thumbnail BLOB,
-    deleted INTEGER NOT NULL DEFAULT 0
+    deleted INTEGER NOT NULL DEFAULT 0,
+    vector_crc32 INTEGER
 );
 CREATE UNIQUE INDEX items_by_key ON items (key) WHERE deleted = 0;
 CREATE INDEX items_deleted ON items (id) WHERE deleted = 1;
-CREATE TABLE metadata_columns (name TEXT PRIMARY KEY, column_name TEXT NOT NULL UNIQUE) WITHOUT ROWID;
+CREATE TABLE metadata_columns (name TEXT PRIMARY KEY, column_name TEXT NOT NULL UNIQUE, kind TEXT) WITHOUT ROWID;
 """
 
 
@@ -75,20 +96,33 @@ class NewItem:
     metadata: Mapping[str, Value | None] = field(default_factory=dict)
 
 
-class Catalogue:
-    """An open catalogue. Any number of threads may read; whoever writes holds the index's writer lock.
+class StateKey(NamedTuple):
+    """What tells a committed state from all others, also of other indexes."""
 
+    index_id: str  # empty for an index from before there were ids
+    changes: int
+    commit: str
+
+
+class Catalogue:
+    """An open catalogue. Any number of threads may read; whoever writes holds the index's writer lock and a token.
+
+    It follows the file at its path: when that is replaced or overwritten, the next reader gets a new connection.
     InputError when it is missing, no catalogue, of a newer format or damaged; EnvironmentProblem when it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.token: str | None = None  # of this writer
+        self._written: tuple[str, Signature] | None = None  # the index that the token is for: its id and its file
+        self._file = path.absolute()  # whatever the working folder becomes
         self._pool: list[sqlite3.Connection] = []
         self._pool_lock = threading.Lock()
+        self._signature: Signature | None = None  # of the file when the pool's connections were opened
+        self._last: tuple[Signature, int | None] | None = None  # the file that was opened last, and its log's inode
+        self._log_bytes: int | None = None  # of the log then, where SQLite was told that the file does not change
+        self._kept_log_bytes = 0  # that could not be emptied
         self._closed = False
-        self._frozen: tuple[int, ...] | None = None  # identity of a file that SQLite was told does not change
-        with self.reading() as connection:
-            self.settings: dict[str, Value] = dict(connection.execute("SELECT name, value FROM settings"))
 
     @staticmethod
     def create(path: Path, settings: Mapping[str, Value]) -> None:
@@ -100,7 +134,8 @@ class Catalogue:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {FORMAT}")
                 connection.executescript(SCHEMA)
-                rows = [*settings.items(), ("changes", 0)]
+                own = {"id": secrets.token_hex(16), "changes": 0, "commit": secrets.token_hex(8)}
+                rows = list({**settings, **own}.items())
                 connection.executemany("INSERT INTO settings (name, value) VALUES (?, ?)", rows)
             finally:
                 connection.close()
@@ -109,30 +144,57 @@ class Catalogue:
     def reading(self) -> Iterator[sqlite3.Connection]:
         """A connection that sees one committed state until the block ends, whatever is written meanwhile."""
         with _explained(self.path):
-            connection = self._borrow()
+            connection, signature = self._borrow()
             try:
                 connection.execute("BEGIN")
                 yield connection
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
-                self._give_back(connection)
+                self._give_back(connection, signature)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """A connection within a transaction that is committed when the block ends, and undone when it raises."""
-        with _explained(self.path):
-            connection = self._connect("rw")
+        """A connection within a transaction that is committed when the block ends, and undone when it raises.
+
+        EnvironmentProblem when another writer's token has taken the place of this one's.
+        """
+        with self._exclusive() as connection:
+            yield connection
+            connection.execute("UPDATE settings SET value = value + 1 WHERE name = 'changes'")
+            set_setting(connection, "commit", secrets.token_hex(8))
+            connection.execute("COMMIT")
+            self._bound_log(connection)
+
+    @contextmanager
+    def excluding_writers(self) -> Iterator[sqlite3.Connection]:
+        """A connection to read from while no other writes; for work on the vectors file. Errors as for `writing`."""
+        with self._exclusive() as connection:
+            yield connection
+
+    def take_token(self) -> None:
+        """Become the index's one writer. EnvironmentProblem when another one is seen to be at work."""
+        with self._exclusive() as connection:
+            token = writers.take_token(connection, self.path.parent)
             try:
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("BEGIN IMMEDIATE")
-                yield connection
-                connection.execute("UPDATE settings SET value = value + 1 WHERE name = 'changes'")
+                upgrade(connection)
+                self._written = state_key(connection).index_id, self.signature()
                 connection.execute("COMMIT")
-            finally:
-                if connection.in_transaction:  # SQLite has undone it already on a full disk
-                    connection.execute("ROLLBACK")
-                connection.close()
+            except BaseException:
+                writers.forget_token(token)
+                raise
+        self.token = token
+
+    def drop_token(self) -> None:
+        """Cease to be the writer, and empty the log. Does nothing the second time. Errors as for `writing`."""
+        if self.token is None:
+            return
+        writers.forget_token(self.token)
+        token, self.token = self.token, None
+        with self._exclusive() as connection:
+            writers.drop_token(connection, token)
+            connection.execute("COMMIT")
+            self._checkpoint(connection, "TRUNCATE")
 
     def close(self) -> None:
         """Close all connections that no thread is using; those in use are closed when given back."""
@@ -142,59 +204,144 @@ class Catalogue:
         for connection in idle:
             connection.close()
 
-    def _borrow(self) -> sqlite3.Connection:
+    def signature(self) -> Signature:
+        """Of the file at the path now. InputError when there is none."""
+        try:
+            return Signature.of(self._file.stat())
+        except FileNotFoundError:
+            if not self._file.parent.exists():
+                raise InputError(f"{self.path.parent} does not exist; make an index with `featkit index`.") from None
+            raise missing(self.path) from None
+        except NotADirectoryError:
+            raise InputError(f"{self.path.parent} is not a featkit index; name one that `featkit index` wrote.") from None
+        except OSError as error:
+            raise EnvironmentProblem(f"{self.path} cannot be read: {error.strerror}.") from error
+
+    def check_still(self, key: StateKey) -> None:
+        """InputError unless the file, as a new connection sees it, is of the same index as `key`."""
+        with _explained(self.path):
+            connection, _ = self._open_reader()
+            try:
+                if state_key(connection).index_id != key.index_id:
+                    raise InputError(f"{self.path.parent} is being replaced; try again.")
+            finally:
+                connection.close()
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[sqlite3.Connection]:
+        """A connection within a transaction that excludes other writers, after the check of the token if there is one."""
+        with _explained(self.path):
+            signature = self.signature()
+            replaced = InputError(
+                f"{self.path.parent} was replaced by another index after it was opened for writing; open it again."
+            )
+            if self._written is not None and not signature.same_file(self._written[1]):
+                raise replaced
+            connection = self._connect("rw")
+            try:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
+                connection.execute("BEGIN IMMEDIATE")
+                if self._written is not None and state_key(connection).index_id != self._written[0]:
+                    raise replaced
+                if self.token is not None:
+                    writers.check_token(connection, self.token, self.path.parent)
+                yield connection
+            finally:
+                if connection.in_transaction:  # SQLite has undone it already on a full disk
+                    connection.execute("ROLLBACK")
+                connection.close()
+
+    def _bound_log(self, connection: sqlite3.Connection) -> None:
+        """Write the log into the catalogue, and have one that has grown too long begin again at its start.
+
+        The first after each commit and not, as SQLite does, once in a while: a log that is left, since the writer is killed or
+        still open, would be read into whatever somebody copies over the catalogue. It waits for nobody. The second waits for
+        those who read an older state, who do not wait; SQLite by itself waits for a moment without readers.
+        """
+        log_bytes = self._log_status()[1]
+        if log_bytes <= MAX_LOG_BYTES + self._kept_log_bytes:
+            self._checkpoint(connection, "PASSIVE")
+            return
+        self._kept_log_bytes = 0 if self._checkpoint(connection, "RESTART") else log_bytes
+
+    def _checkpoint(self, connection: sqlite3.Connection, mode: str) -> bool:
+        """Write the log into the catalogue. False when a reader did not end in time; then the log keeps what was committed."""
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
+            (busy, *_) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
+        except sqlite3.DatabaseError:
+            return False
+        return not busy
+
+    def _borrow(self) -> tuple[sqlite3.Connection, Signature]:
+        signature = self.signature()
         with self._pool_lock:
             if self._closed:
                 raise ValueError(f"{self.path.parent} has been closed")
-            stale = []
-            if self._frozen is not None and self._frozen != self._identity():  # somebody else may write here
-                stale, self._pool, self._frozen = self._pool, [], None
+            changed = signature != self._signature or (self._log_bytes is not None and self._log_bytes != self._log_status()[1])
+            stale: list[sqlite3.Connection] = []
+            if changed:  # a connection keeps pages in memory, which nothing but SQLite's own writing makes it forget
+                stale, self._pool, self._signature, self._log_bytes = self._pool, [], signature, None
             idle = self._pool.pop() if self._pool else None
         for connection in stale:
             connection.close()
-        return idle if idle is not None else self._open_reader()
+        return (idle, signature) if idle is not None else self._open_reader()
 
-    def _give_back(self, connection: sqlite3.Connection) -> None:
+    def _give_back(self, connection: sqlite3.Connection, signature: Signature) -> None:
         with self._pool_lock:
-            if not self._closed:
+            if not self._closed and signature == self._signature:
                 self._pool.append(connection)
                 return
         connection.close()
 
-    def _open_reader(self) -> sqlite3.Connection:
-        """A connection for reading, however little the folder permits.
+    def _open_reader(self) -> tuple[sqlite3.Connection, Signature]:
+        """A connection for reading, however little the folder permits, and the signature of the file that it reads.
 
         WAL wants to write beside the catalogue even to read it. Where it may not, and no writer has left anything there,
         the file does not change and SQLite may be told so.
         """
-        if self._frozen is None:
+        signature = self.signature()
+        self._refuse_old_log(signature)
+        if self._log_bytes is None:
             try:
-                return self._checked(self._connect("rw"))
+                connection = self._checked(self._connect("rw"))
+                self._last = signature, self._log_status()[0]
+                return connection, signature
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
                     raise
-        identity = self._identity()
-        if identity[-1] > 0:
+        log_bytes = self._log_status()[1]
+        if log_bytes > 0:
             raise EnvironmentProblem(
                 f"{self.path.parent} was not closed by its last writer and may not be written here; "
                 "open it once as somebody who may, or copy it."
             )
         connection = self._checked(self._connect("ro&immutable=1"))
-        self._frozen = identity
-        return connection
+        self._log_bytes = log_bytes
+        return connection, signature
 
-    def _identity(self) -> tuple[int, ...]:
-        """Differs once somebody writes; its last number is the size of the write-ahead log."""
-        status = self.path.stat()
+    def _refuse_old_log(self, signature: Signature) -> None:
+        """InputError when the catalogue was replaced and the log was not: SQLite would read the old log into the new file."""
+        log_inode, log_bytes = self._log_status()
+        if self._last is None or log_bytes == 0 or signature.same_file(self._last[0]) or log_inode != self._last[1]:
+            return
+        raise InputError(
+            f"{self.path} was replaced and the log beside it, {self.path.name}-wal, was not; close whatever uses the index and "
+            "restore all of its files from one copy."
+        )
+
+    def _log_status(self) -> tuple[int | None, int]:
+        """The inode and the size in bytes of the write-ahead log; None and 0 when there is none."""
         try:
-            log_bytes = self.path.with_name(self.path.name + "-wal").stat().st_size
-        except FileNotFoundError:
-            log_bytes = 0
-        return status.st_ino, status.st_size, status.st_mtime_ns, log_bytes
+            status = self._file.with_name(self._file.name + "-wal").stat()
+        except OSError:
+            return None, 0
+        return status.st_ino, status.st_size
 
     def _connect(self, mode: str) -> sqlite3.Connection:
         return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?mode={mode}",
+            f"{self._file.as_uri()}?mode={mode}",
             uri=True,
             isolation_level=None,
             timeout=BUSY_TIMEOUT_S,
@@ -211,6 +358,7 @@ class Catalogue:
             if version > FORMAT:
                 raise InputError(f"{self.path.parent} has format {version}, newer than the {FORMAT} read here; update featkit.")
             connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA mmap_size = 0")  # a map of a file that is cut off ends the process
             connection.execute("SELECT count(*) FROM settings").fetchone()
         except BaseException:
             connection.close()
@@ -221,9 +369,38 @@ class Catalogue:
 # What is read, within one state -------------------------------------------------------------------------------------
 
 
-def num_changes(connection: sqlite3.Connection) -> int:
-    """Committed transactions so far: two states with the same number are the same."""
-    return int(connection.execute("SELECT value FROM settings WHERE name = 'changes'").fetchone()[0])
+def state_key(connection: sqlite3.Connection) -> StateKey:
+    """Which state this is: two with the same key hold the same."""
+    rows = connection.execute("SELECT name, value FROM settings WHERE name IN ('id', 'changes', 'commit')")
+    values = dict(rows)
+    return StateKey(str(values.get("id", "")), int(values.get("changes", 0)), str(values.get("commit", "")))
+
+
+def settings(connection: sqlite3.Connection) -> dict[str, Value]:
+    """All settings by name."""
+    return dict(connection.execute("SELECT name, value FROM settings"))
+
+
+def checksums(connection: sqlite3.Connection, ids: Sequence[int], *, at_once: int = 500) -> dict[int, int]:
+    """CRC-32 of the vectors' bytes by id, removed items included; an id without one is left out. Only after `has_checksums`."""
+    found: dict[int, int] = {}
+    for start in range(0, len(ids), at_once):
+        block = ids[start : start + at_once]
+        marks = ", ".join("?" * len(block))
+        found.update(connection.execute(f"SELECT id, {CHECKSUM} FROM items WHERE id IN ({marks})", block))
+    return {item_id: checksum for item_id, checksum in found.items() if checksum is not None}
+
+
+def any_checksums(connection: sqlite3.Connection, *, limit: int) -> dict[int, int]:
+    """The first checksums by id, where most items may have none."""
+    statement = f"SELECT id, {CHECKSUM} FROM items WHERE {CHECKSUM} IS NOT NULL ORDER BY id LIMIT ?"
+    return dict(connection.execute(statement, [limit]))
+
+
+def has_checksums(connection: sqlite3.Connection) -> bool:
+    """Whether the catalogue has checksums of vectors, which an index from before them gets at its next opening to write."""
+    (column,) = connection.execute("SELECT count(*) FROM pragma_table_info('items') WHERE name = ?", [CHECKSUM]).fetchone()
+    return bool(column) and CHECKSUM not in metadata_columns(connection).values()
 
 
 def num_rows(connection: sqlite3.Connection) -> int:
@@ -300,14 +477,38 @@ def _select_many(connection: sqlite3.Connection, column: str, values: Sequence[V
 def _select(connection: sqlite3.Connection, condition: str, parameters: Sequence[Value]) -> list[Item]:
     """Items for which a condition of this file's own wording holds."""
     names = metadata_columns(connection)
+    kinds = _kinds(connection)
+    are_bools = [kinds[name] == BOOL for name in names]
     columns = ", ".join(["id", "key", "source", "width", "height", *map(quoted, names.values())])
     items: list[Item] = []
     for item_id, key, source, width, height, *values in connection.execute(
         f"SELECT {columns} FROM items WHERE {condition}", parameters
     ):
-        metadata = {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        metadata = {
+            name: _from_sql(value, is_bool=is_bool)
+            for name, value, is_bool in zip(names, values, are_bools, strict=True)
+            if value is not None
+        }
         items.append(Item(id=item_id, key=key, source=source, width=width, height=height, metadata=metadata))
     return items
+
+
+def _kinds(connection: sqlite3.Connection) -> dict[str, str]:
+    """The kind of each piece of metadata by name."""
+    try:
+        rows = connection.execute("SELECT name, kind FROM metadata_columns").fetchall()
+    except sqlite3.OperationalError:  # no such column
+        return dict.fromkeys(metadata_columns(connection), OLD)
+    return {name: kind or OLD for name, kind in rows}
+
+
+def _from_sql(value: Value | bytes, *, is_bool: bool) -> Value:
+    if value == NAN:
+        return math.nan
+    if is_bool and value in (0, 1):
+        return bool(value)
+    assert not isinstance(value, bytes)
+    return value
 
 
 # What is written, within one transaction ----------------------------------------------------------------------------
@@ -318,26 +519,55 @@ def set_setting(connection: sqlite3.Connection, name: str, value: Value) -> None
     connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [name, value])
 
 
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Give an index from before them an id and columns for checksums and kinds. Leaves a newer one as it is."""
+    if not state_key(connection).index_id:
+        set_setting(connection, "id", secrets.token_hex(16))
+        set_setting(connection, "commit", secrets.token_hex(8))
+    if not has_checksums(connection):
+        # Then a piece of metadata may have a column of this name, in whatever case.
+        for name, column in metadata_columns(connection).items():
+            if column.casefold() == CHECKSUM:
+                other = _free_column(column, connection)
+                connection.execute(f"ALTER TABLE items RENAME COLUMN {quoted(column)} TO {quoted(other)}")
+                connection.execute("UPDATE metadata_columns SET column_name = ? WHERE name = ?", [other, name])
+        connection.execute(f"ALTER TABLE items ADD COLUMN {CHECKSUM} INTEGER")
+    (kinds,) = connection.execute("SELECT count(*) FROM pragma_table_info('metadata_columns') WHERE name = 'kind'").fetchone()
+    if not kinds:
+        connection.execute("ALTER TABLE metadata_columns ADD COLUMN kind TEXT")
+
+
+def set_checksums(connection: sqlite3.Connection, checksums: Mapping[int, int]) -> None:
+    """Store the CRC-32 of vectors by id."""
+    statement = f"UPDATE items SET {CHECKSUM} = ? WHERE id = ?"
+    connection.executemany(statement, [(checksum, item_id) for item_id, checksum in checksums.items()])
+
+
 def insert_items(
-    connection: sqlite3.Connection, first_id: int, items: Sequence[NewItem], *, apart: Collection[str] = ()
+    connection: sqlite3.Connection,
+    first_id: int,
+    items: Sequence[NewItem],
+    checksums: Sequence[int],
+    *,
+    apart: Collection[str] = (),
 ) -> int:
-    """Store items under the ids from `first_id` on; one whose key is there already takes its place. Return how many did.
+    """Store items under the ids from `first_id` on; one whose key exists takes its place. Return how many did.
 
-    So does one whose key is another spelling of a key that is there and not in `apart`.
-
-    InputError for a key or metadata that cannot be stored.
+    So does one whose key is another spelling of an existing key that is not in `apart`. checksums: CRC-32 of each item's
+    vector. InputError for a key or metadata that cannot be stored.
     """
     for item in items:
         _check(item)
     columns = _ensure_columns(connection, items)
-    names = [*ITEM_COLUMNS[:-1], *map(quoted, columns.values())]
+    names = [*ITEM_COLUMNS[:-1], CHECKSUM, *map(quoted, columns.values())]
     statement = f"INSERT INTO items ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
     stored = stored_keys(connection, [item.key for item in items], apart=apart)
     num_replaced = 0
-    for item_id, item in enumerate(items, first_id):
+    for item_id, (item, checksum) in enumerate(zip(items, checksums, strict=True), first_id):
         num_replaced += remove_items(connection, {item.key, stored.get(item.key, item.key)})
-        values = [item.metadata.get(name) for name in columns]
-        connection.execute(statement, [item_id, item.key, item.source, item.width, item.height, item.thumbnail, *values])
+        values = [_to_sql(item.metadata.get(name)) for name in columns]
+        own = [item_id, item.key, item.source, item.width, item.height, item.thumbnail, checksum]
+        connection.execute(statement, [*own, *values])
     return num_replaced
 
 
@@ -353,20 +583,57 @@ def quoted(column: str) -> str:
 
 
 def _ensure_columns(connection: sqlite3.Connection, items: Sequence[NewItem]) -> dict[str, str]:
-    """Add a column for each piece of metadata that has none yet; return all of them by name."""
+    """Add a column for each piece of metadata that has none yet; return all of them by name.
+
+    InputError, naming the first item, for booleans among other values of the same name: they could not be told apart.
+    """
     columns = metadata_columns(connection)
-    taken = {column.casefold() for column in columns.values()} | RESERVED_COLUMNS
+    kinds = _kinds(connection)
     for name in sorted({name for item in items for name in item.metadata} - set(columns)):
         if len(columns) == MAX_METADATA_COLUMNS:
             raise InputError(f"The items have more than {MAX_METADATA_COLUMNS:,} names of metadata; {name!r} is one too many.")
-        column = name
-        while column.casefold() in taken:  # SQLite does not tell Label from label
-            column += "_"
-        taken.add(column.casefold())
+        column = _free_column(name, connection)
         connection.execute(f"ALTER TABLE items ADD COLUMN {quoted(column)}")
         connection.execute("INSERT INTO metadata_columns (name, column_name) VALUES (?, ?)", [name, column])
         columns[name] = column
+        kinds[name] = ""  # of the first value
+    before = dict(kinds)
+    for item in items:
+        for name, value in item.metadata.items():
+            if value is None:
+                continue
+            kind = BOOL if isinstance(value, bool) else PLAIN
+            if kinds[name] == OLD and kind == BOOL and not _has_other_than_bools(connection, columns[name]):
+                kinds[name] = BOOL
+            if (kinds[name] == OLD and kind == PLAIN) or kinds[name] == "":
+                kinds[name] = kind
+            if kinds[name] != kind:
+                other = "booleans" if kinds[name] == BOOL else "numbers or text"
+                raise InputError(
+                    f"{item.key}: the metadata {name!r} is {value!r}, and the index has {other} under that name; "
+                    "use one kind of value for a name."
+                )
+    changed = [(kind or None, name) for name, kind in kinds.items() if kind != before[name]]
+    connection.executemany("UPDATE metadata_columns SET kind = ? WHERE name = ?", changed)
     return columns
+
+
+def _free_column(name: str, connection: sqlite3.Connection) -> str:
+    """A name for a column of `items` that is not taken yet."""
+    taken = {column.casefold() for column in metadata_columns(connection).values()} | RESERVED_COLUMNS
+    while name.casefold() in taken:  # SQLite does not tell Label from label
+        name += "_"
+    return name
+
+
+def _has_other_than_bools(connection: sqlite3.Connection, column: str) -> bool:
+    """Whether a column from before there were kinds holds what no boolean was stored as."""
+    condition = f"{quoted(column)} IS NOT NULL AND (typeof({quoted(column)}) != 'integer' OR {quoted(column)} NOT IN (0, 1))"
+    return connection.execute(f"SELECT 1 FROM items WHERE {condition} LIMIT 1").fetchone() is not None
+
+
+def _to_sql(value: Value | None) -> Value | bytes | None:
+    return NAN if isinstance(value, float) and math.isnan(value) else value
 
 
 def _check(item: NewItem) -> None:
@@ -374,12 +641,20 @@ def _check(item: NewItem) -> None:
     if not item.key or not _storable(item.key) or not _storable(item.source):
         raise InputError(f"{item.key!r} of {item.source!r} cannot be a key: it is empty or no valid text.")
     for name, value in item.metadata.items():
+        if not isinstance(name, str):
+            raise InputError(f"{item.key}: the metadata's name {name!r} is {_type(name)}; a name is text.")
         if not name or not _storable(name) or (isinstance(value, str) and not _storable(value)):
             raise InputError(f"{item.key}: the metadata {name!r} = {value!r} is empty or no valid text.")
         if not isinstance(value, str | int | float | None):
-            raise InputError(f"{item.key}: the metadata {name!r} is {type(value).__name__}; text and numbers are stored.")
-        if isinstance(value, int) and not -MAX_INTEGER <= value <= MAX_INTEGER:
+            raise InputError(
+                f"{item.key}: the metadata {name!r} is {_type(value)}; text and numbers are stored, so convert it first."
+            )
+        if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
             raise InputError(f"{item.key}: the metadata {name!r} = {value} does not fit into 64 bits.")
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
 
 
 def _storable(text: str) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +20,14 @@ import pyarrow as pa
 from featkit.atomic import replace_folder
 from featkit.backends import BF16, OPENVINO, Run, possible_runs, reference_run
 from featkit.embeddings import COLUMNS, Embeddings, vectors_of
-from featkit.errors import EnvironmentProblem, InputError, Interrupted
+from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interrupted
 from featkit.images import DEFAULT_LIMITS, ImageLimits, Picture
 from featkit.index import catalogue
-from featkit.index.catalogue import Catalogue, Item, NewItem, Value
+from featkit.index.arguments import new_items, text_keys, unit_vectors, whole_number
+from featkit.index.catalogue import Catalogue, Item, NewItem, StateKey, Value
 from featkit.index.proofs import Proof, meet, read_proofs, write_proofs
 from featkit.index.searcher import Found, exact_search
-from featkit.index.vectors import VectorWriter, map_vectors
+from featkit.index.vectors import Rows, Signature, VectorFile, VectorWriter, WitnessedRows, checksums, signature_at
 from featkit.lock import WriterLock
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
 from featkit.sources.keys import twins
@@ -34,6 +38,19 @@ if TYPE_CHECKING:
 CATALOGUE_FILE, VECTORS_FILE, MODEL_FILE, LOCK_FILE = "catalogue.sqlite", "vectors.f32", "model.onnx", "writer.lock"
 METRIC = "cosine"
 UNIT_TOLERANCE = 1e-3  # of a vector's length; half-precision vectors stay within
+
+# A read during which the files are replaced is done again after these pauses.
+PAUSES_S = (0.0, 0.01, 0.03, 0.1, 0.2)
+# Committed vectors whose checksums are compared when the files have changed: the first, the last and some between.
+SAMPLE_SIZE = 32
+# Vectors of an index from before checksums that get one, evenly spread.
+NUM_CHECKSUMS_FOR_OLD = 1024
+
+Result = TypeVar("Result")
+
+
+class NoSuchItem(InputError):
+    """The index has no item of this id or key, or no longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +80,39 @@ class AddReport:
 
 @dataclass(frozen=True)
 class State:
-    """One committed state: vectors (N, D) mapped from the file, and which of the N ids are live, (N,) bool."""
+    """One committed state: N vectors of the file, and which of the N ids are live, (N,) bool.
 
-    changes: int
-    vectors: np.ndarray
+    signature: of the vectors file when `sample`, checksums by id, was last found to be right.
+    """
+
+    key: StateKey
+    rows: Rows
     live: np.ndarray
+    signature: Signature
+    sample: dict[int, int]
+
+    def check_sample(self) -> None:
+        """InputError unless the sample's vectors have their checksums: the file is another index's, or damaged."""
+        rows = WitnessedRows(self.rows)
+        rows.take(np.fromiter(self.sample, np.int64, len(self.sample)))
+        self.check(rows.checksums, self.sample)
+
+    def check(self, found: Mapping[int, int], committed: Mapping[int, int]) -> None:
+        """InputError unless the checksums that were found are those that were committed, by id."""
+        for item_id, checksum in committed.items():
+            if found[item_id] != checksum:
+                raise InputError(
+                    f"{self.rows.file.path} does not belong to {CATALOGUE_FILE} or is damaged: vector {item_id} is not what "
+                    "was committed; restore both from one copy, or index the embeddings again."
+                )
 
 
 class Index:
     """An index folder, open. Any number of threads and processes may read; one at a time opens it with writable=True.
+
+    An index that was made again, moved or restored at the same path under an open one is noticed at the next call: if it is
+    of the same model, the answers are those of the new index from then on; if not, each call raises InputError. No answer
+    mixes the two.
 
     Example:
         with Index.open("photos.index") as index:
@@ -83,25 +124,51 @@ class Index:
         """Use `Index.open` or `Index.create`."""
         self.path = path
         self.model_path = path / MODEL_FILE
+        self._vectors_path = path.absolute() / VECTORS_FILE  # whatever the working folder becomes
         self._lock = WriterLock(path / LOCK_FILE) if writable else None
         self._writer: VectorWriter | None = None
-        self._guard = threading.RLock()  # of the members below, and of writing from several threads
+        self._process = os.getpid()
+        self._guard = threading.RLock()  # of writing from several threads
+        self._state_lock = threading.Lock()  # of the members below
         self._state: State | None = None
+        self._embedder_lock = threading.Lock()
         self._embedder: Embedder | None = None
+        self._reading = threading.local()
+        self._read_settings: tuple[str, int, Run] | None = None
+        self.proofs: list[Proof] = []
         try:
             self._catalogue = Catalogue(path / CATALOGUE_FILE)
-            self.fingerprint = str(self._catalogue.settings["fingerprint"])
-            self.model_name = str(self._catalogue.settings["model_name"])
-            self.width = int(self._catalogue.settings["width"])
-            self.run = _run(self._catalogue)
-            self.proofs = read_proofs(str(self._catalogue.settings.get("proofs", "[]")))
-            with self._catalogue.reading() as connection:
-                num_rows = len(self._state_of(connection).vectors)
+            self._read(lambda _connection, _state: None)
             if writable:
-                self._writer = VectorWriter(path / VECTORS_FILE, num_rows=num_rows, width=self.width)
+                self._open_writer()
         except BaseException:
             self.close()
             raise
+
+    def _open_writer(self) -> None:
+        self._catalogue.take_token()
+        self._writer = VectorWriter(self._vectors_path, width=self.width)
+        with self._catalogue.excluding_writers() as connection:
+            state = self._state_of(connection)
+            self._check_writer(self._writer, state)
+            self._writer.cut(state.rows.num_rows)
+        if state.rows.num_rows and not state.sample:
+            ids = _spread(state.rows.num_rows, NUM_CHECKSUMS_FOR_OLD)
+            with self._catalogue.writing() as connection:
+                found = checksums(self._state_of(connection).rows.take(ids))
+                catalogue.set_checksums(connection, dict(zip(ids.tolist(), found, strict=True)))
+
+    @property
+    def id(self) -> str:
+        """Random and unlike any other index's; a copy has the same. Empty for one from before ids, until it is written."""
+        return self._read(lambda _connection, state: state.key.index_id)
+
+    def in_one_state(self, work: Callable[[], Result]) -> Result:
+        """Return work(), with all that it reads from this index taken from one committed state.
+
+        `work` may be called more than once, when the index is replaced meanwhile; it must not write to the index.
+        """
+        return self._read(lambda _connection, _state: work())
 
     @classmethod
     def create(cls, path: str | Path, *, model: str | Path, run: Run | None = None) -> Index:
@@ -149,11 +216,14 @@ class Index:
     def close(self) -> None:
         """Release the files and, if held, the right to write. Does nothing the second time."""
         with self._guard:
-            self._state = None
+            with self._state_lock:
+                self._state = None
+            if hasattr(self, "_catalogue"):
+                with suppress(FeatkitError):  # the next writer finds out by itself that this one is gone
+                    self._catalogue.drop_token()
+                self._catalogue.close()
             if self._writer is not None:
                 self._writer.close()
-            if hasattr(self, "_catalogue"):
-                self._catalogue.close()
             if self._lock is not None:
                 self._lock.release()
 
@@ -165,43 +235,33 @@ class Index:
 
     def __len__(self) -> int:
         """Items, without the removed ones."""
-        with self._catalogue.reading() as connection:
-            return int(np.count_nonzero(self._state_of(connection).live))
+        return self._read(lambda _connection, state: int(np.count_nonzero(state.live)))
 
     # Changing it -----------------------------------------------------------------------------------------------------
 
     def add(
         self,
-        keys: Sequence[str],
+        keys: Iterable[str],
         vectors: np.ndarray,
         *,
         source: str = "",
-        widths: Sequence[int | None] | None = None,
-        heights: Sequence[int | None] | None = None,
-        thumbnails: Sequence[bytes | None] | None = None,
-        metadata: Sequence[Mapping[str, Value | None]] | None = None,
+        widths: Iterable[int | None] | None = None,
+        heights: Iterable[int | None] | None = None,
+        thumbnails: Iterable[bytes | None] | None = None,
+        metadata: Iterable[Mapping[str, Value | None] | None] | None = None,
     ) -> list[int]:
         """Add items with their vectors (n, D) of unit length, in one transaction, and return their ids, ascending.
 
-        A key that is there already is replaced: its old item is removed and the new one has a new id. widths and heights
-        are of the upright originals, thumbnails JPEG bytes, metadata text and numbers by name. InputError, and nothing is
-        added, for vectors that are not this model's and for text that cannot be stored; EnvironmentProblem on a full disk.
+        An existing key is replaced: its old item is removed and the new one has a new id; of a key given twice in one call,
+        the last counts. widths and heights are of the upright originals, thumbnails JPEG bytes. metadata is text, numbers
+        and booleans by name; they come back as they are, NaN included, and None is the same as no value. A name has
+        booleans in all items or in none. InputError, and nothing is added, for vectors that are not this model's and for
+        what cannot be stored; EnvironmentProblem on a full disk.
         """
-        columns = (widths, heights, thumbnails, metadata)
-        if any(column is not None and len(column) != len(keys) for column in columns) or len(vectors) != len(keys):
-            raise ValueError("keys, vectors and what belongs to them differ in number")
-        items = [
-            NewItem(
-                key=key,
-                source=source,
-                width=widths[number] if widths else None,
-                height=heights[number] if heights else None,
-                thumbnail=thumbnails[number] if thumbnails else None,
-                metadata=metadata[number] if metadata else {},
-            )
-            for number, key in enumerate(keys)
-        ]
-        return self._add(items, self._checked(vectors, keys))[0]
+        names = text_keys(keys, call="add(")
+        checked = self._checked(vectors, names)
+        items = new_items(names, source=source, widths=widths, heights=heights, thumbnails=thumbnails, metadata=metadata)
+        return self._add(items, checked)[0]
 
     def add_embeddings(
         self,
@@ -236,11 +296,15 @@ class Index:
         return report
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Remove items by key, in one transaction, and return how many there were; unknown keys are passed over."""
+        """Remove items by key, in one transaction, and return how many there were; unknown keys are passed over.
+
+        InputError, and nothing is removed, for a single text in place of a list, or for a key that is not text.
+        """
+        names = text_keys(keys, call="remove(")
         with self._guard:
             self._writable()
             with self._catalogue.writing() as connection:
-                return catalogue.remove_items(connection, keys)
+                return catalogue.remove_items(connection, names)
 
     def _add(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()) -> tuple[list[int], int]:
         """Vectors first and flushed, then the transaction that makes them count. Ids, and how many items were replaced."""
@@ -250,15 +314,23 @@ class Index:
                 return [], 0
             try:
                 with self._catalogue.writing() as connection:
-                    first = catalogue.num_rows(connection)
-                    num_replaced = catalogue.insert_items(connection, first, items, apart=apart)
+                    state = self._state_of(connection)
+                    self._check_writer(writer, state)
+                    first = state.rows.num_rows
+                    num_replaced = catalogue.insert_items(connection, first, items, checksums(vectors), apart=apart)
                     writer.write(first, vectors)
             except BaseException:
                 # Ctrl-C may come just after the commit, so what to cut is asked of the catalogue, not concluded from here.
-                with self._catalogue.reading() as connection:
+                # What cannot be cut now, the next writer cuts: another writer may be at work already.
+                with suppress(FeatkitError), self._catalogue.excluding_writers() as connection:
                     writer.cut(catalogue.num_rows(connection))
                 raise
             return list(range(first, first + len(items))), num_replaced
+
+    def _check_writer(self, writer: VectorWriter, state: State) -> None:
+        """InputError when the vectors file at the path is not the one that was opened for writing."""
+        if not writer.is_at(state.signature):
+            raise InputError(f"{writer.path} was replaced after {self.path} was opened for writing; open it again.")
 
     def _add_table(self, source: str, table: pa.Table, *, apart: Collection[str]) -> AddReport:
         embedded = table.filter(table["embedding"].is_valid())
@@ -287,23 +359,29 @@ class Index:
 
     def _not_there(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str]) -> list[int]:
         """Positions of the items that the index does not hold just so."""
-        with self._catalogue.reading() as connection:
-            rows = self._state_of(connection).vectors
+
+        def differing(connection: Connection, state: State) -> list[int]:
             stored = catalogue.stored_keys(connection, [item.key for item in items], apart=apart)
             by_key = catalogue.items_by_key(connection, list(stored.values()))
-            there = {key: by_key[name] for key, name in stored.items()}
+            existing = {key: by_key[name] for key, name in stored.items()}
+            old_ids = np.array([item.id for item in existing.values()], np.int64)
+            old_vectors = dict(zip(existing, state.rows.take(old_ids), strict=True))
             return [
-                number
-                for number, item in enumerate(items)
-                if (old := there.get(item.key)) is None
+                position
+                for position, item in enumerate(items)
+                if (old := existing.get(item.key)) is None
                 or not _same(old, item)
-                or not np.array_equal(rows[old.id], vectors[number])
+                or not np.array_equal(old_vectors[item.key], vectors[position])
                 or catalogue.thumbnail(connection, old.id) != item.thumbnail
             ]
+
+        return self._read(differing)
 
     def _writable(self) -> VectorWriter:
         if self._writer is None:
             raise ValueError(f"{self.path} is open for reading only; open it with writable=True")
+        if self._process != os.getpid():  # SQLite's locks and this writer's token are the parent's
+            raise ValueError(f"{self.path} was opened for writing by the parent process; open it in this one")
         return self._writer
 
     def _refuse_other_model(self, folder: Embeddings) -> None:
@@ -359,28 +437,42 @@ class Index:
         Fewer than k where the index has fewer. InputError for vectors that are not this model's or k below 1.
         """
         queries = self._checked(vectors, None)
-        if k < 1:
-            raise InputError(f"k is {k}; it must be at least 1.")
-        with self._catalogue.reading() as connection:
-            state = self._state_of(connection)
-            found = exact_search(queries, state.vectors, k=k, allowed=state.live)
-            ids = np.unique(np.concatenate([one.ids for one in found])) if found else np.zeros(0, np.int64)
-            items = catalogue.items_by_id(connection, ids.tolist())
-        return [_hits(items, one) for one in found]
+        k = whole_number(k, "k", least=1)
+        return self._read(lambda connection, state: self._query(connection, state, queries, k))
 
     def search(self, picture: Picture, *, k: int = 10) -> list[Hit]:
         """The k items nearest to a picture: a path, bytes, a Pillow image or an array. InputError when it cannot be read."""
-        return self.query(self.embedder.embed(picture), k=k)[0]
+        k = whole_number(k, "k", least=1)
+        vectors = self.embedder.embed(picture)
+        if len(vectors) != 1:
+            raise InputError(f"{len(vectors):,} pictures were given to search with; it takes one at a time.")
+        return self.query(vectors, k=k)[0]
 
     def search_item(self, item_id: int, *, k: int = 10) -> list[Hit]:
-        """The k items nearest to one of the index, itself among them. InputError when there is no such item."""
-        return self.query(self.vector(item_id)[None], k=k)[0]
+        """The k items nearest to one of the index, itself among them. NoSuchItem (an InputError) when it has no such item."""
+        k = whole_number(k, "k", least=1)
+
+        def search(connection: Connection, state: State) -> list[Hit]:
+            return self._query(connection, state, self._vector(connection, state, item_id)[None], k)[0]
+
+        return self._read(search)
+
+    def _query(self, connection: Connection, state: State, queries: np.ndarray, k: int) -> list[list[Hit]]:
+        rows = WitnessedRows(state.rows)
+        found = exact_search(queries, rows, k=k, allowed=state.live)
+        ids = np.unique(np.concatenate([one.ids for one in found])).tolist() if found else []
+        if state.sample:  # or it is from before there were checksums
+            state.check(rows.checksums, catalogue.checksums(connection, ids))
+        items = catalogue.items_by_id(connection, ids)
+        if len(items) != len(ids):
+            raise InputError(f"{self.path / CATALOGUE_FILE} is damaged: items are missing; restore the index from a copy.")
+        return [_hits(items, one) for one in found]
 
     @property
     def embedder(self) -> Embedder:
         """The Embedder of the model that is copied in, made at the first call. Errors as for `open_embedder`."""
-        with self._guard:
-            if self._embedder is None:
+        with self._embedder_lock:
+            if self._embedder is None or not self.accepts(self._embedder.run):
                 self._embedder = self.open_embedder()
             return self._embedder
 
@@ -395,6 +487,11 @@ class Index:
         from featkit.embedder import Embedder
 
         path = model or self.model_path
+        if model is None and (manifest := read_manifest(path)).fingerprint != self.fingerprint:
+            raise InputError(
+                f"{path} is {manifest.name} ({manifest.fingerprint[:12]}), and the vectors of {self.path} are by "
+                f"{self.model_name} ({self.fingerprint[:12]}); restore the whole index from one copy."
+            )
         if not possible_runs(read_manifest(path), accepts=self.accepts):
             raise EnvironmentProblem(
                 f"{self.path} was made by {self.run}, which does not run here; install featkit[{OPENVINO}] on a processor that "
@@ -405,85 +502,185 @@ class Index:
     # Reading it ------------------------------------------------------------------------------------------------------
 
     def item(self, item_id: int) -> Item:
-        """InputError when there is no such item, or no more."""
-        with self._catalogue.reading() as connection:
-            return self._found(connection, item_id)
+        """NoSuchItem (an InputError) when there is no such item, or no longer."""
+        return self._read(lambda connection, _state: self._found(connection, item_id))
 
     def item_by_key(self, key: str) -> Item:
-        """InputError when there is no such item, or no more."""
-        with self._catalogue.reading() as connection:
-            found = catalogue.items_by_key(connection, [key])
-        if key not in found:
-            raise InputError(f"{self.path} has no item {key!r}.")
-        return found[key]
+        """NoSuchItem (an InputError) when there is no such item, or no longer."""
+        (name,) = text_keys([key], call="item_by_key(")
+        found = self._read(lambda connection, _state: catalogue.items_by_key(connection, [name]))
+        if name not in found:
+            raise NoSuchItem(f"{self.path} has no item {name!r}.")
+        return found[name]
 
     def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
         """Items in the order they were added, from the offset-th on."""
-        with self._catalogue.reading() as connection:
-            return catalogue.items_in_order(connection, offset=offset, limit=limit)
+        offset, limit = whole_number(offset, "offset", least=0), whole_number(limit, "limit", least=0)
+        offset, limit = min(offset, catalogue.MAX_INTEGER), min(limit, catalogue.MAX_INTEGER)
+        return self._read(lambda connection, _: catalogue.items_in_order(connection, offset=offset, limit=limit))
 
     def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
         """Up to `limit` different items in random order, the same for the same seed and state; all where there are no more."""
-        with self._catalogue.reading() as connection:
-            live = np.flatnonzero(self._state_of(connection).live)
+
+        def sample(connection: Connection, state: State) -> list[Item]:
+            live = np.flatnonzero(state.live)
             places = random.Random(seed).sample(range(len(live)), min(limit, len(live)))
             ids = live[places].tolist()
             items = catalogue.items_by_id(connection, ids)
-        return [items[item_id] for item_id in ids]
+            return [items[item_id] for item_id in ids]
+
+        return self._read(sample)
 
     def thumbnail(self, item_id: int) -> bytes | None:
-        """JPEG bytes, or None where the item has none. InputError when there is no such item, or no more."""
-        with self._catalogue.reading() as connection:
-            self._found(connection, item_id)
-            return catalogue.thumbnail(connection, item_id)
+        """JPEG bytes, or None where the item has none. NoSuchItem (an InputError) when there is no such item, or no longer."""
+
+        def thumbnail(connection: Connection, _state: State) -> bytes | None:
+            return catalogue.thumbnail(connection, self._found(connection, item_id).id)
+
+        return self._read(thumbnail)
 
     def vector(self, item_id: int) -> np.ndarray:
-        """An item's vector (D,) float32, a copy. InputError when there is no such item, or no more."""
-        with self._catalogue.reading() as connection:
-            self._found(connection, item_id)
-            return np.array(self._state_of(connection).vectors[item_id])
+        """An item's vector (D,) float32, a copy. NoSuchItem (an InputError) when there is no such item, or no longer."""
+        return self._read(lambda connection, state: self._vector(connection, state, item_id))
+
+    def _vector(self, connection: Connection, state: State, item_id: int) -> np.ndarray:
+        found = self._found(connection, item_id).id
+        rows = WitnessedRows(state.rows)
+        vector: np.ndarray = rows.take(np.array([found], np.int64))[0]
+        if state.sample:
+            state.check(rows.checksums, catalogue.checksums(connection, [found]))
+        return vector
 
     def _found(self, connection: Connection, item_id: int) -> Item:
-        found = catalogue.items_by_id(connection, [item_id]) if 0 <= item_id <= catalogue.MAX_INTEGER else {}
-        if item_id not in found:
-            raise InputError(f"{self.path} has no item {item_id}.")
-        return found[item_id]
+        number = whole_number(item_id, "The id", least=-catalogue.MAX_INTEGER)
+        found = catalogue.items_by_id(connection, [number]) if 0 <= number <= catalogue.MAX_INTEGER else {}
+        if number not in found:
+            raise NoSuchItem(f"{self.path} has no item {number}.")
+        return found[number]
+
+    # Reading one state -----------------------------------------------------------------------------------------------
+
+    def _read(self, work: Callable[[Connection, State], Result]) -> Result:
+        """Return work(connection, state) for the index that is at the path now; all of it is of one committed state.
+
+        When the files change meanwhile in another way than by a commit, the result is thrown away and `work` called again.
+        """
+        held: tuple[Connection, State] | None = getattr(self._reading, "held", None)
+        if held is not None:
+            return work(*held)
+        for pause_s in PAUSES_S:
+            if pause_s:
+                time.sleep(pause_s)
+            before = self._signatures()
+            try:
+                with self._catalogue.reading() as connection:
+                    state = self._state_of(connection)
+                    self._reading.held = (connection, state)
+                    try:
+                        result = work(connection, state)
+                    finally:
+                        self._reading.held = None
+                self._check_still(state, before)
+                return result
+            except FeatkitError:
+                if before == self._signatures() or pause_s == PAUSES_S[-1]:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _signatures(self) -> tuple[Signature | None, Signature | None]:
+        """Of the catalogue and the vectors file at the path now."""
+        signatures: list[Signature | None] = []
+        for ask in (self._catalogue.signature, lambda: signature_at(self._vectors_path)):
+            try:
+                signatures.append(ask())
+            except FeatkitError:
+                signatures.append(None)
+        return signatures[0], signatures[1]
+
+    def _check_still(self, state: State, before: tuple[Signature | None, Signature | None]) -> None:
+        """InputError when the files were replaced or overwritten since `before`, unlike by a writer's commits."""
+        after = self._signatures()
+        if after == before and after[1] == state.signature:
+            return
+        for old, new in zip(before, after, strict=True):
+            if old is None or new is None or not old.same_file(new):
+                raise InputError(f"{self.path} is being replaced; try again when that has ended.")
+        state.check_sample()
+        self._catalogue.check_still(state.key)
 
     def _state_of(self, connection: Connection) -> State:
-        """The state that a connection sees: the one at hand, or read anew when something was committed since."""
-        changes = catalogue.num_changes(connection)
+        """The state that a connection sees: the one at hand, or read again when something was committed or replaced since."""
+        key = catalogue.state_key(connection)
+        if not key.index_id:  # from before there were ids: the file stands in for it
+            key = key._replace(commit=str(self._catalogue.signature()))
+        signature = signature_at(self._vectors_path)
         state = self._state
-        if state is not None and state.changes == changes:
+        if state is not None and (state.key, state.signature) == (key, signature):
             return state
-        vectors = map_vectors(self.path / VECTORS_FILE, num_rows=catalogue.num_rows(connection), width=self.width)
-        live = np.ones(len(vectors), bool)
-        live[catalogue.deleted_ids(connection)] = False
-        state = State(changes, vectors, live)
-        with self._guard:
-            if self._state is None or self._state.changes < changes:
-                self._state = state
-        return state
+        self._follow(connection)
+        file = state.rows.file if state is not None and state.signature.same_file(signature) else None
+        file = file or VectorFile(self._vectors_path, width=self.width)
+        signature = file.signature()
+        num_rows = catalogue.num_rows(connection)
+        file.check_length(num_rows)
+        if state is not None and state.key == key:
+            live, sample = state.live, state.sample
+        else:
+            live = np.ones(num_rows, bool)
+            live[catalogue.deleted_ids(connection)] = False
+            sample = {}
+            if catalogue.has_checksums(connection):
+                sample = _sample(connection, num_rows)
+        new = State(key, Rows(file, num_rows), live, signature, sample)
+        new.check_sample()
+        with self._state_lock:
+            if self._state is None or self._state.key.changes <= key.changes or self._state.key.index_id != key.index_id:
+                self._state = new
+        return new
 
-    def _checked(self, vectors: np.ndarray, keys: Sequence[str] | None) -> np.ndarray:
+    def _follow(self, connection: Connection) -> None:
+        """Take over the settings. InputError when they are of another model than this index was opened with."""
+        settings = catalogue.settings(connection)
+        try:
+            fingerprint, model_name = str(settings["fingerprint"]), str(settings["model_name"])
+            read = (fingerprint, int(settings["width"]), _run(settings, self.path))
+        except (KeyError, ValueError) as error:
+            raise InputError(
+                f"{self.path / CATALOGUE_FILE} is damaged: a setting is missing or wrong ({error}); restore it from a copy."
+            ) from error
+        if self._read_settings is None:
+            self._read_settings = read
+            self.fingerprint, self.width, self.run = read
+            self.model_name = model_name
+        elif self._read_settings != read:
+            raise InputError(
+                f"{self.path} was replaced by an index of {model_name} ({fingerprint[:12]}, {read[2]}) after it was opened as "
+                f"one of {self.model_name} ({self.fingerprint[:12]}, {self.run}); open it again."
+            )
+        self.proofs = read_proofs(str(settings.get("proofs", "[]")))
+
+    def _checked(self, vectors: Any, keys: Sequence[str] | None) -> np.ndarray:
         """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
-        if vectors.ndim != 2 or vectors.shape[1] != self.width:
-            raise InputError(f"The vectors are of shape {vectors.shape}; {self.path} takes (n, {self.width}).")
-        vectors = np.ascontiguousarray(vectors, np.float32)
-        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-        bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # so said, NaN is bad
-        if len(bad):
-            name = keys[bad[0]] if keys is not None else f"number {bad[0]}"
-            raise InputError(f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have length 1.")
-        return vectors
+        return unit_vectors(vectors, width=self.width, keys=keys, tolerance=UNIT_TOLERANCE, index=self.path)
 
 
-def _run(catalogue: Catalogue) -> Run:
+def _sample(connection: Connection, num_rows: int) -> dict[int, int]:
+    """Some checksums by id: the first, the last and some between; of an index from before checksums, any that there are."""
+    sample = catalogue.checksums(connection, _spread(num_rows, SAMPLE_SIZE).tolist())
+    return sample or catalogue.any_checksums(connection, limit=SAMPLE_SIZE)
+
+
+def _spread(num_rows: int, count: int) -> np.ndarray:
+    """Up to `count` different ids below num_rows, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).round().astype(np.int64))
+
+
+def _run(settings: Mapping[str, Value], path: Path) -> Run:
     """What made the vectors; an index from before this was kept is of ONNX Runtime in float32."""
-    text = str(catalogue.settings.get("run", "onnxruntime fp32"))
     try:
-        return Run.parse(text)
+        return Run.parse(str(settings.get("run", "onnxruntime fp32")))
     except ValueError as error:
-        raise InputError(f"{catalogue.path.parent} cannot be used: {error}; update featkit.") from error
+        raise InputError(f"{path} cannot be used: {error}; update featkit.") from error
 
 
 def _hits(items: Mapping[int, Item], found: Found) -> list[Hit]:
@@ -506,4 +703,6 @@ def _hits(items: Mapping[int, Item], found: Found) -> list[Hit]:
 def _same(old: Item, new: NewItem) -> bool:
     """Whether an item says of a picture what a new one would."""
     metadata = {name: value for name, value in new.metadata.items() if value is not None}
-    return (old.source, old.width, old.height, old.metadata) == (new.source, new.width, new.height, metadata)
+    return (old.source, old.width, old.height) == (new.source, new.width, new.height) and (
+        old.metadata == metadata or repr(sorted(old.metadata.items())) == repr(sorted(metadata.items()))  # NaN is not NaN
+    )

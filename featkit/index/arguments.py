@@ -1,0 +1,162 @@
+"""What programs pass to an index, brought to what it stores, or refused by name.
+
+A value is stored as it is or refused, never changed: numpy's scalars become the equal Python value, and what has no equal
+(a date, bytes, a list) is refused with the name of its item.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from featkit.errors import InputError
+from featkit.index.catalogue import NewItem, Value
+
+Result = TypeVar("Result")
+MAX_SIDE = 2**31  # pixels
+
+
+def text_keys(keys: Iterable[str], *, call: str) -> list[str]:
+    """Keys as a list. InputError for a single text in place of a list, or for a key that is not text.
+
+    call: how the method is called with a list, as in `remove(['cat.jpg'])`, up to the list.
+    """
+    if isinstance(keys, str | bytes | bytearray):
+        raise InputError(f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one.")
+    if isinstance(keys, set | frozenset) and call.startswith("add"):
+        raise InputError("keys is a set, which has no order, so it cannot be matched with vectors; give a list.")
+    texts: list[str] = []
+    for position, key in enumerate(_listed(keys, "keys")):
+        if not isinstance(key, str):
+            raise InputError(f"keys[{position}] is {_shown(key)}, of type {_type(key)}; a key is text, so give str(key).")
+        texts.append(str(key))  # numpy's text is a str as well, which SQLite does not take
+    return texts
+
+
+def new_items(
+    keys: Sequence[str],
+    *,
+    source: str,
+    widths: Iterable[int | None] | None,
+    heights: Iterable[int | None] | None,
+    thumbnails: Iterable[bytes | None] | None,
+    metadata: Iterable[Mapping[str, Value | None] | None] | None,
+) -> list[NewItem]:
+    """Items of keys and what belongs to each. InputError, naming the argument and the key, for what cannot be stored."""
+    if not isinstance(source, str):
+        raise InputError(f"source is {_shown(source)}, of type {_type(source)}; it is text.")
+    if isinstance(metadata, Mapping):
+        raise InputError("metadata is one mapping; give a list with one mapping for each key, such as [{'label': 'cat'}].")
+    if isinstance(thumbnails, bytes | bytearray | memoryview):
+        raise InputError("thumbnails is the bytes of one picture; give a list with one of them for each key.")
+    columns = zip(
+        keys,
+        _column("widths", widths, keys, _side),
+        _column("heights", heights, keys, _side),
+        _column("thumbnails", thumbnails, keys, _bytes),
+        _column("metadata", metadata, keys, _mapping),
+        strict=True,
+    )
+    return [
+        NewItem(key=key, source=source, width=width, height=height, thumbnail=thumbnail, metadata=values or {})
+        for key, width, height, thumbnail, values in columns
+    ]
+
+
+def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolerance: float, index: object) -> np.ndarray:
+    """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
+    try:
+        array = np.asarray(vectors)
+    except (ValueError, TypeError) as error:  # lists of different lengths; what numpy cannot read
+        raise InputError(f"The vectors are no array ({error}); {index} takes (n, {width}) float32.") from error
+    if array.dtype.kind not in "fiu" and array.size:
+        raise InputError(f"The vectors are of type {array.dtype}; {index} takes (n, {width}) float32.")
+    if array.ndim != 2 or array.shape[1] != width:
+        single = "; for one vector give vector[None]" if array.shape == (width,) else ""
+        raise InputError(f"The vectors are of shape {array.shape}; {index} takes (n, {width}){single}.")
+    if keys is not None and len(array) != len(keys):
+        raise InputError(f"There are {len(keys):,} keys and {len(array):,} vectors; give one vector for each key.")
+    with np.errstate(over="ignore"):  # then it is infinite, which is refused below
+        array = np.ascontiguousarray(array, np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        lengths = np.sqrt(np.einsum("nd,nd->n", array, array, dtype=np.float64))
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= tolerance))  # so said, NaN is bad
+    if len(bad):
+        name = keys[bad[0]] if keys is not None else f"index {bad[0]}"
+        raise InputError(f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have length 1.")
+    return array
+
+
+def whole_number(value: Any, name: str, *, least: int) -> int:
+    """InputError unless the value is a whole number, of Python or numpy, from `least` on."""
+    if isinstance(value, bool | np.bool_):
+        raise InputError(f"{name} is {value}; it must be a whole number.")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name} is {_shown(value)}, of type {_type(value)}; it must be a whole number.") from None
+    if number < least:
+        raise InputError(f"{name} is {number}; it must be at least {least}.")
+    return number
+
+
+def _column(
+    name: str, values: Iterable[Any] | None, keys: Sequence[str], convert: Callable[[Any, str], Result]
+) -> list[Result | None]:
+    if values is None:
+        return [None] * len(keys)
+    listed = _listed(values, name)
+    if len(listed) != len(keys):
+        raise InputError(f"There are {len(keys):,} keys and {len(listed):,} {name}; give one for each key, or none at all.")
+    return [
+        None if value is None else convert(value, f"{key}: {name}[{position}]")
+        for position, (key, value) in enumerate(zip(keys, listed, strict=True))
+    ]
+
+
+def _side(value: Any, name: str) -> int:
+    side = whole_number(value, name, least=0)
+    if side >= MAX_SIDE:
+        raise InputError(f"{name} is {side}; it is a number of pixels below {MAX_SIDE:,}.")
+    return side
+
+
+def _bytes(value: Any, name: str) -> bytes:
+    if not isinstance(value, bytes | bytearray | memoryview):
+        raise InputError(f"{name} is of type {_type(value)}; a thumbnail is the bytes of a JPEG.")
+    return bytes(value)
+
+
+def _mapping(value: Any, name: str) -> dict[str, Value | None]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{name} is {_shown(value)}, of type {_type(value)}; give a mapping such as {{'label': 'cat'}}.")
+    return {key: _scalar(one) for key, one in value.items()}
+
+
+def _scalar(value: Any) -> Any:
+    """The Python value equal to a scalar of numpy, or the value itself, which the catalogue checks."""
+    if isinstance(value, np.bool_ | np.integer):
+        return value.item()
+    if isinstance(value, np.floating):
+        number = float(value)
+        return number if number == value or number != number else value  # longdouble may not fit
+    return str(value) if isinstance(value, np.str_) else value
+
+
+def _listed(values: Any, name: str) -> list[Any]:
+    try:
+        return list(values)
+    except TypeError:
+        raise InputError(f"{name} is {_shown(values)}, of type {_type(values)}; give a list.") from None
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
