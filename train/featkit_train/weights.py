@@ -31,13 +31,17 @@ Built = TypeVar("Built", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneInfo:
-    """What a backbone is and where it comes from; `origin` are free notes such as data, recipe and steps."""
+    """What a backbone is and where it comes from; `origin` are free notes such as data, recipe and steps.
+
+    remarks: what to tell the user of how the weights were read, in sentences; they are not written to files.
+    """
 
     name: str
     family: str
     geometry: Geometry
     licence: str
     origin: dict[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def save_backbone(path: Path, backbone: Backbone, info: BackboneInfo) -> None:
@@ -158,6 +162,11 @@ def _build(file: Path, header: Mapping[str, Any], build: Callable[[], Built]) ->
         raise InputError(f"{file} holds tensors that do not fit its own header: {problem}.")
     # Copied: those of the file are mapped from it, and would change or break with it.
     copies = {name: state[name].to(tensor.dtype, copy=True) for name, tensor in module.state_dict().items()}
+    problem = not_finite(copies)
+    if problem is not None:
+        raise InputError(
+            f"{file} holds {problem}; it cannot be used. Take an earlier snapshot, or train again with a lower learning rate."
+        )
     module.load_state_dict(copies, assign=True)
     return module, info
 
@@ -193,6 +202,22 @@ def read_header(file: Path) -> Mapping[str, Any]:
     except json.JSONDecodeError as error:
         raise InputError(f"{file} has a header that cannot be used: {error}") from error
     return header
+
+
+def is_featkits(file: Path) -> bool:
+    """Whether a file is a safetensors file that featkit wrote."""
+    try:
+        return file.is_file() and bool(read_header(file))
+    except InputError:
+        return False
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name the first tensor with a number that is NaN or infinite, as in "NaN in norm.weight"; None where all are finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            return f"{'NaN' if tensor.isnan().any() else 'infinity'} in {name}"
+    return None
 
 
 def misfit(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:

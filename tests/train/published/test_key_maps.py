@@ -122,7 +122,14 @@ def test_a_table_is_the_class_tokens_row_and_a_square() -> None:
     assert ours["patch_positions"][..., 0].tolist() == [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 
 
-@pytest.mark.parametrize("shape", [(1, 9, 2), (2, 10, 2), (10, 2), (1, 10), (1, 0, 2)])
+def test_a_table_without_the_class_tokens_row_gives_it_zeros() -> None:
+    table = torch.arange(9).float().reshape(1, 9, 1).expand(1, 9, 2)
+    ours = rename({"pos_embed": table}, OFFICIAL, what=WHAT)
+    assert ours["class_position"].tolist() == [[[0.0, 0.0]]]
+    assert ours["patch_positions"][..., 0].tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 2), (2, 10, 2), (10, 2), (1, 10), (1, 0, 2)])
 def test_another_table_is_refused_with_its_shape(shape: tuple[int, ...]) -> None:
     with refused(WHAT, "pos_embed", shape):
         rename({"pos_embed": torch.zeros(shape)}, OFFICIAL, what=WHAT)

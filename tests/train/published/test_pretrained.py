@@ -286,7 +286,7 @@ def test_every_published_folder_is_known_by_its_config(name: str, tmp_path: Path
     )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": list(row.geometry.mean)}))
     load_pretrained(str(tmp_path))
-    assert asked == [(row, {"weights": tmp_path, "branch": "teacher", "quiet": False})]
+    assert asked == [(row, {"weights": tmp_path, "branch": None, "quiet": False})]
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_every_published_folder_is_known_by_its_config(name: str, tmp_path: Path
         ({"num_hidden_layers": 11}, ("width 384", "11 blocks")),
         ({"num_register_tokens": 2}, ("dinov2_with_registers",)),
         ({"model_type": "vit"}, ("a vit",)),
-        ({"model_type": None}, ("None",)),
+        ({"model_type": None}, ("does not say which model",)),
     ],
 )
 def test_a_folder_of_an_unpublished_size_is_refused(change: dict[str, Any], words: tuple[str, ...], tmp_path: Path) -> None:
@@ -478,13 +478,37 @@ def test_weights_stay_what_they_were_when_the_file_goes(what: str, form: str, sc
     assert_is(backbone, model, *FOREIGN)
 
 
-def test_a_number_that_is_none_is_weights_too(scratch: Path) -> None:
+@pytest.mark.parametrize(("value", "words"), [("nan", "NaN"), ("inf", "infinity"), ("-inf", "infinity")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: str, words: str, scratch: Path) -> None:
     path = save_official(scratch, "dino_vits16")
     state = torch.load(path)
-    state["norm.bias"][3] = float("nan")
+    state["blocks.1.mlp.fc1.weight"][3, 5] = float(value)
+    torch.save({"teacher": {f"backbone.{name}": tensor for name, tensor in state.items()}}, path)
+    with refused(path, f"{words} in teacher.backbone.blocks.1.mlp.fc1.weight"):
+        load_published(with_depth(PUBLISHED["dino_vits16"], 2), weights=path)
+
+
+def test_float64_too_large_for_float32_is_refused(scratch: Path) -> None:
+    path = save_official(scratch, "dino_vits16")
+    state = torch.load(path)
+    state["norm.bias"] = state["norm.bias"].double().fill_(1e300)
     torch.save(state, path)
-    backbone, _ = load_published(with_depth(PUBLISHED["dino_vits16"], 2), weights=path)
-    assert backbone.state_dict()["norm.bias"].isnan().sum() == 1
+    with refused(path, "infinity in norm.bias"):
+        load_published(with_depth(PUBLISHED["dino_vits16"], 2), weights=path)
+
+
+@pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "complex64"])
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_numbers_that_mean_something_else_are_refused_by_type(kind: str, form: str, scratch: Path) -> None:
+    state = torch.load(save_official(scratch, "dino_vits16"))
+    state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].to(getattr(torch, kind))
+    path = scratch / f"coarse.{form}"
+    if form == "pth":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    with refused(path, "blocks.0.attn.qkv.weight", kind):
+        load_published(with_depth(PUBLISHED["dino_vits16"], 2), weights=path)
 
 
 def test_no_two_weights_share_their_memory(scratch: Path) -> None:
@@ -500,34 +524,62 @@ def test_no_two_weights_share_their_memory(scratch: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "read_as", "words"),
     [
-        ("dinov2_vits14", "dino_vits16", ("blocks.0.scale1.gamma", "no place for")),
-        ("dino_vits16", "dinov2_vits14", ("lacks", "blocks.0.scale1.gamma")),
-        ("dinov3_vits16", "dinov2_vits14_reg", ("lacks class_position, patch_positions", "rotary_periods")),
-        ("dinov3_vits16plus", "dinov3_vits16", ("lacks blocks.0.mlp.fc1.weight", "has blocks.0.mlp.out.weight")),
-        ("dinov2_vits14", "dinov2_vits14_reg", ("registers",)),
-        ("dinov2_vits14_reg", "dinov2_vits14", ("registers",)),
-        ("dino_vits16", "ibot_vitb16", ("class_token", (1, 1, 384), (1, 1, 768))),
-        ("dino_vits16", "dino_vits8", ("patch_positions", (14, 14, 384), (28, 28, 384))),
-        ("dinov3_convnext_tiny", "dinov3_vits16", ("downsample_layers.0.0.weight",)),
-        ("dino_resnet50", "dino_vits16", ("conv1.weight", "and")),
-        ("dino_vits16", "dino_resnet50", ("cls_token",)),
-        ("dino_vits16", "dinov3_convnext_tiny", ("cls_token",)),
+        ("dinov2_vits14", "dino_vits16", ("LayerScale", "no LayerScale", "blocks.0.ls1.gamma", "no place for")),
+        ("dino_vits16", "dinov2_vits14", ("lacks blocks.0.scale1.gamma", "4 of", "no LayerScale")),
+        ("dinov3_vits16", "dinov2_vits14_reg", ("lacks class_position, patch_positions", "rotary positions", "37 × 37")),
+        ("dinov3_vits16plus", "dinov3_vits16", ("a SwiGLU MLP", "a plain MLP", "lacks blocks.0.mlp.fc1.weight")),
+        ("dinov2_vits14", "dinov2_vits14_reg", ("no registers", "4 registers")),
+        ("dinov2_vits14_reg", "dinov2_vits14", ("register_tokens", "4 registers", "no registers")),
+        ("dino_vits16", "ibot_vitb16", ("cls_token", (1, 1, 384), (1, 1, 768), "width 384", "width 768")),
+        ("dinov3_convnext_tiny", "dinov3_vits16", ("names begin with stages.",)),
+        ("dino_resnet50", "dino_vits16", ("names begin with layer1.0.", "It fits dino_resnet50")),
+        ("dino_vits16", "dino_resnet50", ("names begin with", "cls_token")),
+        ("dino_vits16", "dinov3_convnext_tiny", ("names begin with", "cls_token")),
     ],
 )
-def test_another_models_file_is_refused_with_the_first_few_names(
+def test_another_models_file_is_refused_with_what_differs(
     file: str, read_as: str, words: tuple[object, ...], scratch: Path
 ) -> None:
     path = save_official(scratch, file, depth=1 if "convnext" in file else 2)
     row = PUBLISHED[read_as]
-    with refused(path, f"read as {read_as}", *words):
+    with refused(path, read_as, *words):
         load_published(with_depth(row, 2) if row.kind == "vit" else row, weights=path)
+
+
+@pytest.mark.parametrize(
+    ("file", "read_as", "fits"),
+    [
+        ("dinov2_vits14", "dinov2_vitb14", "dinov2_vits14"),
+        ("dinov2_vits14", "dinov2_vits14_reg", "dinov2_vits14"),
+        ("dinov2_vits14_reg", "dinov2_vits14", "dinov2_vits14_reg"),
+        ("dino_vits16", "dino_vits8", "dino_vits16 or ibot_vits16"),
+        ("dinov3_vits16", "dinov2_vits14_reg", "dinov3_vits16"),
+        ("dino_vits16", "dino_resnet50", "dino_vits16 or ibot_vits16"),
+    ],
+)
+def test_the_model_that_a_file_fits_is_named(file: str, read_as: str, fits: str, scratch: Path) -> None:
+    path = save_official(scratch, file, depth=None)
+    with refused(path, read_as, f"fits {fits}: name that"):
+        load_pretrained(read_as, weights=path)
+    with refused(path, f"Its shapes are those of {fits}: featkit export {fits.split()[0]} --weights {path}"):
+        load_pretrained(str(path))
+
+
+def test_the_nearest_model_is_named_where_none_fits(scratch: Path) -> None:
+    model = published.reference("dinov2_vits14", depth=9)
+    torch.save(published.official("dinov2_vits14", model), scratch / "weights.pth")
+    with refused(
+        "it has width 384, 9 blocks, an MLP of width 1536, and dinov2_vitb14 has width 768, 12 blocks",
+        "The nearest published model is dinov2_vits14, which has 12 blocks",
+    ):
+        load_pretrained("dinov2_vitb14", weights=scratch / "weights.pth")
 
 
 def test_a_whole_file_is_refused_for_a_shorter_backbone_and_a_part_for_a_longer(scratch: Path) -> None:
     path = save_official(scratch, "dino_vits16", depth=2)
-    with refused(path, "blocks.1.norm1.weight", "8 more", "no place for"):
+    with refused(path, "2 blocks", "1 block;", "blocks.1.norm1.weight", "8 more", "no place for"):
         load_published(with_depth(PUBLISHED["dino_vits16"], 1), weights=path)
-    with refused(path, "lacks blocks.2.norm1.weight", "120 of 152", "not whole"):
+    with refused(path, "lacks blocks.2.norm1.weight", "120 of 151", "has 2 blocks", "has 12 blocks"):
         load_published(PUBLISHED["dino_vits16"], weights=path)
 
 
@@ -552,11 +604,13 @@ def test_a_missing_a_surplus_or_a_misshapen_tensor_is_named(form: str, scratch: 
         load(**{norm: None})
     with refused(place, name, "cat.weight"):
         load(**{"cat.weight": torch.ones(3)})
-    with refused(place, name, "blocks.1.norm2.bias", (5,), (384,)):
+    with refused(place, name, f"{norm} is (5,), not (384,)"):
         load(**{norm: torch.ones(5)})
-    key, shape = ("pos_embed", (1, 50, 384)) if form == "released" else ("embeddings.position_embeddings", (1, 50, 384))
-    with refused(place, name, "patch_positions", (7, 7, 384), (37, 37, 384)):
-        load(**{key: torch.ones(shape)})
+    key = "pos_embed" if form == "released" else "embeddings.position_embeddings"
+    with refused(place, name, key, (1, 51, 384), "no square of positions"):
+        load(**{key: torch.ones(1, 51, 384)})
+    with refused(place, name, f"{key} is (1, 50, 32), not (1, 1370, 384)"):
+        load(**{key: torch.ones(1, 50, 32)})
 
 
 def test_a_misshapen_part_of_queries_keys_and_values_is_named(scratch: Path) -> None:
@@ -564,7 +618,7 @@ def test_a_misshapen_part_of_queries_keys_and_values_is_named(scratch: Path) -> 
     state = load_file(folder / SAFETENSORS)
     state["layer.0.attention.k_proj.weight"] = torch.ones(384, 5)
     save_file(state, folder / SAFETENSORS)
-    with refused("blocks.0.attention.qkv.weight", (384, 5)):
+    with refused("blocks.0.attention.qkv.weight", (384, 5), "do not fit together"):
         load_published(with_depth(PUBLISHED["dinov3_vits16"], 1), weights=folder)
 
 
@@ -581,7 +635,7 @@ def test_timms_networks_are_refused_alike(scratch: Path) -> None:
     state = import_quietly("timm").create_model("test_vit").state_dict()
     del state["norm.weight"]
     save_file({**state, "cat.weight": torch.ones(1)}, scratch / SAFETENSORS)
-    with refused(scratch / SAFETENSORS, "lacks body.norm.weight", "body.cat.weight"):
+    with refused(scratch / SAFETENSORS, "lacks body.norm.weight (1 of", "cat.weight, which the model has no place for"):
         load_pretrained("timm:test_vit.r160_in1k", weights=scratch / SAFETENSORS)
 
 

@@ -6,6 +6,8 @@ that is part i of n of one of ours, joined along the first axis; POSITIONS a tab
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,12 +62,21 @@ OFFICIAL = KeyMap(
     outside=(
         (r"cls_token", "class_token"),
         (r"pos_embed", POSITIONS),
-        (r"(?:register|storage)_tokens", "registers"),
+        (r"(?:register|storage)_tokens|reg_token", "registers"),  # the last by timm
         (r"patch_embed\.proj" + LINEAR, r"patch_embed.\1"),
         (r"norm" + LINEAR, r"norm.\1"),
         (r"rope_embed\.periods", "rotary_periods"),
         (r"mask_token|masked_embed", None),
         (r"local_cls_norm" + LINEAR, None),  # of small crops, while training
+    ),
+)
+# timm's copy of DINOv2's largest size.
+OFFICIAL_GATED = dataclasses.replace(
+    OFFICIAL,
+    in_block=(
+        (r"mlp\.fc1" + LINEAR, r"mlp.gate_and_value.\1"),
+        (r"mlp\.fc2" + LINEAR, r"mlp.out.\1"),
+        *OFFICIAL.in_block,
     ),
 )
 HUGGING_FACE_BLOCK: Rules = (
@@ -79,17 +90,34 @@ HUGGING_FACE_BLOCK: Rules = (
     (r"mlp\.weights_in" + LINEAR, r"mlp.gate_and_value.\1"),
     (r"mlp\.weights_out" + LINEAR, r"mlp.out.\1"),
 )
+_GATED: Rules = (
+    (r"mlp\.gate_proj" + LINEAR, r"mlp.gate_and_value.\1[0/2]"),
+    (r"mlp\.up_proj" + LINEAR, r"mlp.gate_and_value.\1[1/2]"),
+    (r"mlp\.down_proj" + LINEAR, r"mlp.out.\1"),
+)
+_LEARNED_OUTSIDE: Rules = (
+    (r"embeddings\.cls_token", "class_token"),
+    (r"embeddings\.position_embeddings", POSITIONS),
+    (r"embeddings\.register_tokens", "registers"),
+    (r"embeddings\.patch_embeddings\.projection" + LINEAR, r"patch_embed.\1"),
+    (r"embeddings\.mask_token", None),
+    (r"layernorm" + LINEAR, r"norm.\1"),
+    (r"pooler\.dense" + LINEAR, None),
+)
+# Names of files; `layers`, `q_proj` and the like are those that modules of transformers 5 have in memory.
 HUGGING_FACE_DINOV2 = KeyMap(
-    block=r"encoder\.layer\.(\d+)\.",
-    in_block=HUGGING_FACE_BLOCK,
-    outside=(
-        (r"embeddings\.cls_token", "class_token"),
-        (r"embeddings\.position_embeddings", POSITIONS),
-        (r"embeddings\.register_tokens", "registers"),
-        (r"embeddings\.patch_embeddings\.projection" + LINEAR, r"patch_embed.\1"),
-        (r"embeddings\.mask_token", None),
-        (r"layernorm" + LINEAR, r"norm.\1"),
+    block=r"encoder\.layer\.(\d+)\.", in_block=(*HUGGING_FACE_BLOCK, *_GATED), outside=_LEARNED_OUTSIDE
+)
+HUGGING_FACE_VIT = KeyMap(  # DINO
+    block=r"(?:encoder\.layer|layers)\.(\d+)\.",
+    in_block=(
+        (r"layernorm_before" + LINEAR, r"norm1.\1"),
+        (r"layernorm_after" + LINEAR, r"norm2.\1"),
+        (r"intermediate\.dense" + LINEAR, r"mlp.fc1.\1"),
+        (r"output\.dense" + LINEAR, r"mlp.fc2.\1"),
+        *HUGGING_FACE_BLOCK,
     ),
+    outside=_LEARNED_OUTSIDE,
 )
 _DINOV3_OUTSIDE: Rules = (
     (r"embeddings\.cls_token", "class_token"),
@@ -109,12 +137,7 @@ HUGGING_FACE_DINOV3 = KeyMap(
 )
 HUGGING_FACE_DINOV3_GATED = KeyMap(
     block=r"(?:model\.)?layer\.(\d+)\.",
-    in_block=(
-        *HUGGING_FACE_BLOCK,
-        (r"mlp\.gate_proj" + LINEAR, r"mlp.gate_and_value.\1[0/2]"),
-        (r"mlp\.up_proj" + LINEAR, r"mlp.gate_and_value.\1[1/2]"),
-        (r"mlp\.down_proj" + LINEAR, r"mlp.out.\1"),
-    ),
+    in_block=(*HUGGING_FACE_BLOCK, *_GATED),
     outside=_DINOV3_OUTSIDE,
 )
 TORCHVISION_RESNET = KeyMap(
@@ -190,16 +213,14 @@ def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[st
         else:
             ours[target] = tensor
     if unknown:
-        raise InputError(
-            f"{what} names {listed(unknown)}, which no weight of this model is called; it may be another model's file."
-        )
+        raise InputError(f"{what} names {listed(unknown)}, which no weight of this model is called.")
     for target, found in parts.items():
         ours[target] = _joined(target, found, counts[target], what)
     return ours
 
 
 def listed(names: list[str]) -> str:
-    """The first few of them, and how many there are beside."""
+    """The first few of them, and how many more there are."""
     more = f" and {len(names) - SHOWN_KEYS} more" if len(names) > SHOWN_KEYS else ""
     return ", ".join(names[:SHOWN_KEYS]) + more
 
@@ -216,8 +237,13 @@ def _joined(target: str, found: dict[int, Tensor], count: int, what: str) -> Ten
 
 
 def _split_positions(table: Tensor, name: str, what: str) -> dict[str, Tensor]:
-    """(1, 1 + G * G, D) to the class token's (1, 1, D) and the patches' (G, G, D)."""
-    side = round(max(0, table.shape[1] - 1) ** 0.5) if table.ndim == 3 else 0
-    if table.ndim != 3 or table.shape[0] != 1 or side * side != table.shape[1] - 1:
-        raise InputError(f"{what} has {name} of shape {tuple(table.shape)}, not a square table with a row before it.")
-    return {"class_position": table[:, :1], "patch_positions": table[0, 1:].unflatten(0, (side, side))}
+    """(1, 1 + G * G, D) to the class token's (1, 1, D) and the patches' (G, G, D); without the first row (timm), it is zero."""
+    length = table.shape[1] if table.ndim == 3 and table.shape[0] == 1 else 0
+    for first_row in (1, 0):
+        side = math.isqrt(max(0, length - first_row))
+        if side and side * side == length - first_row:
+            class_position = table[:, :1] if first_row else torch.zeros_like(table[:, :1])
+            return {"class_position": class_position, "patch_positions": table[0, first_row:].unflatten(0, (side, side))}
+    raise InputError(
+        f"{what} has {name} of shape {tuple(table.shape)}, which is no square of positions, with or without the class token's."
+    )

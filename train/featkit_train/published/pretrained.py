@@ -7,77 +7,118 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from featkit.errors import InputError
+from featkit.errors import EnvironmentProblem, InputError
 from featkit.geometry import Geometry
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel
 from featkit_train.networks.vit import VisionTransformer, ViTConfig
 from featkit_train.published import key_maps
+from featkit_train.published.anatomy import Anatomy, anatomy_of, anatomy_of_row, nearest_row, rows_like
 from featkit_train.published.downloads import download, download_timm
-from featkit_train.published.key_maps import KeyMap, listed, rename
+from featkit_train.published.fitting import MIN_SHARE, PLAIN, Fit, choose, fits, found_names
+from featkit_train.published.fitting import remarks as remarks_on
+from featkit_train.published.key_maps import KeyMap, listed
 from featkit_train.published.preprocessor import find_preprocessor, read_preprocessor, timm_geometry
 from featkit_train.published.weight_files import CONFIG, Weights, read_json, read_weights
 from featkit_train.published.zoo import PUBLISHED, Published, find_published
-from featkit_train.weights import BACKBONE_FILE, BackboneInfo, load_backbone
+from featkit_train.weights import BACKBONE_FILE, BackboneInfo, is_featkits, load_backbone, not_finite
 
 TIMM = "timm:"
 PREPROCESSING = "preprocessing"  # in an origin: the file that the geometry was read from, where it is not the family's own
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder whose other files speak of them
-HUGGING_FACE_KINDS = {"dinov2": "dinov2", "dinov2_with_registers": "dinov2", "dinov3_vit": "dinov3"}  # model_type to family
+TIMM_POSITIONS = "body.pos_embed"
+MAPS: dict[str, tuple[KeyMap, ...]] = {
+    "vit": (
+        key_maps.OFFICIAL,
+        key_maps.HUGGING_FACE_DINOV2,
+        key_maps.HUGGING_FACE_VIT,
+        key_maps.HUGGING_FACE_DINOV3,
+        key_maps.HUGGING_FACE_DINOV3_GATED,
+        key_maps.OFFICIAL_GATED,
+    ),
+    "resnet": (key_maps.TORCHVISION_RESNET,),
+    "convnext": (key_maps.OFFICIAL_CONVNEXT, key_maps.HUGGING_FACE_CONVNEXT),
+    "timm": (key_maps.TIMM,),
+}
+HUGGING_FACE_KINDS = {
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2",
+    "dinov3_vit": "dinov3",
+    "vit": "dino",
+}  # model_type to family
 
 
 def load_pretrained(
-    name: str, *, weights: Path | None = None, branch: str = "teacher", quiet: bool = False
+    name: str, *, weights: Path | None = None, branch: str | None = None, quiet: bool = False
 ) -> tuple[Backbone, BackboneInfo]:
     """The backbone of that name in evaluation mode, and what it is.
 
     name: of a published backbone (`dinov2_vits14`, `dinov2-small`, `facebook/dinov2-small`), `timm:NAME`, or a folder or
-    file: a run of `featkit train`, or a folder of Hugging Face's with its config.json.
-    weights: a local file or folder, instead of the hub. branch: of a training checkpoint, teacher or student.
-    InputError for a name nobody knows, and for weights that are not the model's: the first few keys are named.
+    file: a run of `featkit train`, or a folder of Hugging Face's or timm's with its config.json.
+    weights: a local file or folder, instead of the hub. branch: whose weights of a training checkpoint, `teacher`, `ema` or
+    `student`; by default the first of these that is there.
+    InputError for a name nobody knows, and for weights that are not the model's: what differs is named.
     EnvironmentProblem when the hub is out of reach or does not let this user in; it says which file to fetch.
     """
     if name.startswith(TIMM):
-        return _load_timm(name.removeprefix(TIMM), weights, quiet=quiet)
+        return _load_timm(name.removeprefix(TIMM), weights, branch=branch, quiet=quiet)
     published = find_published(name)
     if published is not None:
         return load_published(published, weights=weights, branch=branch, quiet=quiet)
     path = Path(name)
-    if (
-        (path / BACKBONE_FILE).is_file()
-        or (path.suffix == ".safetensors" and path.is_file())
-        or (path / "config.yaml").is_file()
-    ):
+    if (path / BACKBONE_FILE).is_file() or is_featkits(path) or (path / "config.yaml").is_file():
         if weights is not None:
             raise InputError(f"{path} is a run of its own; leave out --weights, or name a published model to load them into.")
         return load_backbone(path)
     if path.is_dir():
-        return load_published(_recognise(path), weights=path, branch=branch, quiet=quiet)
+        config = read_json(path / CONFIG) if (path / CONFIG).is_file() else {}
+        if "architecture" in config:  # timm's
+            return _load_timm(str(config["architecture"]), weights or path, config=config, branch=branch, quiet=quiet)
+        return load_published(_recognise(path), weights=weights or path, branch=branch, quiet=quiet)
     if path.is_file():
-        raise InputError(f"{path} does not say which model it is of; name that, and pass the file as its --weights.")
+        raise InputError(_nameless(path))
     raise InputError(_unknown(name))
 
 
 def load_published(
-    published: Published, *, weights: Path | None = None, branch: str = "teacher", quiet: bool = False
+    published: Published, *, weights: Path | None = None, branch: str | None = None, quiet: bool = False
 ) -> tuple[Backbone, BackboneInfo]:
     """The backbone of a row of the zoo; see load_pretrained."""
-    found = read_weights(weights or download(published, quiet=quiet), branch=branch)
-    backbone = build(published)
-    _fill(backbone, found, _key_map(published, found), what=f"{found.file}, read as {published.name},")
-    geometry, note = _prepared_as(found, weights, published.geometry)
+    found = read_weights(weights or download(published, quiet=quiet))
+    state = dict(build(published).state_dict())
+    chosen, remarks = _find(found, MAPS[published.kind], state, _sizes_of_a_file, branch=branch, row=published)
+    fitted = _adapted(published, chosen.outlines)
+    if fitted.patch != published.patch:
+        anatomy = anatomy_of(chosen.outlines)
+        others = [row.name for row in rows_like(anatomy)] if anatomy else []
+        if others:
+            raise InputError(
+                f"{found.file} has patches of {fitted.patch} pixels, and {published.name} has {published.patch}; the file fits "
+                f"{' or '.join(others)}: name that."
+            )
+        remarks += (
+            f"{found.file.name}: patches are {fitted.patch} pixels there, not the {published.patch} of {published.name}.",
+        )
+    backbone = build(fitted)
+    _fill(backbone, chosen, found)
+    geometry, note = _prepared_as(found, weights, fitted.geometry)
     return backbone.eval(), BackboneInfo(
-        name=published.name,
+        name=fitted.name,
         family=published.family,
         geometry=geometry,
         licence=published.licence,
-        origin={**_origin(found, published.source), **note},
+        origin={**_origin(found, published.source, chosen), **note},
+        remarks=remarks,
     )
 
 
@@ -96,19 +137,195 @@ def with_depth(published: Published, depth: int) -> Published:
     return dataclasses.replace(published, arch={**published.arch, "depth": depth})
 
 
-def _load_timm(arch: str, weights: Path | None, *, quiet: bool) -> tuple[Backbone, BackboneInfo]:
-    backbone = TimmModel(arch)
-    settings: Mapping[str, Any] = backbone.body.pretrained_cfg
+def _find(
+    found: Weights,
+    maps: Sequence[KeyMap],
+    state: Mapping[str, torch.Tensor],
+    resized: Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]],
+    *,
+    branch: str | None,
+    row: Published | str,
+) -> tuple[Fit, tuple[str, ...]]:
+    """The backbone's tensors in a file, and what to say of the choice. InputError, saying what differs, if none fits.
+
+    state: the backbone's own tensors. resized: gives them the sizes that a file may choose.
+    """
+
+    def wanted(outlines: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # Files leave out what is empty or follows from the config.
+        return {
+            name: tensor
+            for name, tensor in resized(state, outlines).items()
+            if name in outlines or (tensor.numel() and name != "rotary_periods")
+        }
+
+    tried = fits(found, maps, wanted, names=state)
+    whole = [fit for fit in tried if fit.whole]
+    if whole:
+        chosen = choose(whole, branch, file=str(found.file))
+        return chosen, remarks_on(chosen, whole, found)
+    raise InputError(_misfit(found, tried, row))
+
+
+def _misfit(found: Weights, tried: Sequence[Fit], row: Published | str) -> str:
+    """Why a file is not the model's weights: both shapes, the prefix that was found, and which model it fits."""
+    name = row if isinstance(row, str) else row.name
+    if found.sharded:
+        return (
+            f"{found.file} holds one process's share of weights that FSDP spread over several ({listed(list(found.sharded))}); "
+            "save a full state dict where it was trained, or take the teacher_checkpoint.pth of the training's evaluation."
+        )
+    best = max(tried, key=lambda fit: fit.num_matching, default=None)
+    suggestion = _suggestion(found, besides=name)
+    if best is None or (best.num_matching < MIN_SHARE * best.num_wanted and "class_token" not in best.outlines):
+        return f"{found.file} does not hold weights of {name}; its names begin with {found_names(found)}.{suggestion}"
+    theirs = anatomy_of(best.outlines)
+    said = best.mismatches()
+    if theirs is not None and isinstance(row, Published) and row.kind == "vit":
+        ours = anatomy_of_row(row)
+        differs = theirs.differs(ours)
+        if differs:
+            said = f"it has {theirs.words(only=differs)}, and {name} has {ours.words(only=differs)}; {said}"
+    under = f" under {best.place}" if best.place else ""
+    return f"{found.file} does not fit {name}{under}: {said}.{suggestion}"
+
+
+def _suggestion(found: Weights, *, besides: str = "") -> str:
+    """A sentence that names the published models that a file fits, or the nearest one; "" where there is no telling."""
+    anatomy, rows = identify(found)
+    rows = [row for row in rows if row.name != besides]
+    if rows:
+        return f" It fits {' or '.join(row.name for row in rows)}: name that."
+    if anatomy is not None and (nearest := nearest_row(anatomy)).name != besides:
+        ours = anatomy_of_row(nearest)
+        differs = anatomy.differs(ours)
+        if differs:
+            return f" The nearest published model is {nearest.name}, which has {ours.words(only=differs)}."
+    return ""
+
+
+def identify(found: Weights) -> tuple[Anatomy | None, list[Published]]:
+    """The sizes of the Vision Transformer in a file, if there is one, and the published backbones that the file fits."""
+    vits = [fit for fit in fits(found, MAPS["vit"], dict, names=_Every()) if not fit.problem]
+    best = max(vits, key=lambda fit: len(fit.outlines), default=None)
+    if best is not None and len(best.outlines) >= 2:  # a lone `norm.weight` is anybody's
+        anatomy = anatomy_of(best.outlines)
+        if anatomy is not None or "class_token" in best.outlines:
+            return anatomy, rows_like(anatomy) if anatomy else []
+    rows = []
+    for row in PUBLISHED.values():
+        with suppress(EnvironmentProblem):  # torchvision or timm cannot be imported: then there is no telling
+            if row.kind == "vit":
+                continue
+            state = dict(build(row).state_dict())
+            if any(fit.whole for fit in fits(found, MAPS[row.kind], partial(_as_they_are, state), names=state)):
+                rows.append(row)
+    return None, rows
+
+
+class _Every:
+    """Contains every name."""
+
+    def __contains__(self, _name: object) -> bool:
+        return True
+
+
+def _as_they_are(state: Mapping[str, torch.Tensor], _outlines: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A backbone's tensors, of which no size follows from the file."""
+    return dict(state)
+
+
+def _sizes_of_a_file(state: Mapping[str, torch.Tensor], outlines: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A ViT's tensors with the position table, patches and registers of a file: what may differ from training to training."""
+    sized = dict(state)
+    for name, free in (("patch_positions", (0, 1)), ("patch_embed.weight", (2, 3)), ("registers", (1,))):
+        ours, theirs = state.get(name), outlines.get(name)
+        if ours is None or theirs is None or not ours.numel() or ours.ndim != theirs.ndim:
+            continue
+        fixed = [at for at in range(ours.ndim) if at not in free]
+        square = len(free) < 2 or theirs.shape[free[0]] == theirs.shape[free[1]]
+        if square and theirs.numel() and all(ours.shape[at] == theirs.shape[at] for at in fixed):
+            sized[name] = theirs
+    return sized
+
+
+def _adapted(published: Published, outlines: Mapping[str, torch.Tensor]) -> Published:
+    """The row with the position table, patches and registers of a file, and pictures of a multiple of its patches."""
+    if published.kind != "vit":
+        return published
+    arch = dict(published.arch)
+    if "patch_positions" in outlines:
+        arch["position_grid"] = outlines["patch_positions"].shape[0]
+    if arch.get("num_registers"):
+        arch["num_registers"] = outlines["registers"].shape[1]
+    patch = arch["patch"] = outlines["patch_embed.weight"].shape[-1]
+    if patch == published.patch:
+        return dataclasses.replace(published, arch=arch)
+    side = max(1, round(published.geometry.height / patch)) * patch
+    resize_to = max(side, round(published.geometry.resize_to * side / published.geometry.height))
+    geometry = dataclasses.replace(published.geometry, height=side, width=side, resize_to=resize_to, patch=patch)
+    name = re.sub(rf"(?<=[a-z]){published.patch}(?!\d)", str(patch), published.name)
+    return dataclasses.replace(published, name=name, arch=arch, patch=patch, geometry=geometry)
+
+
+def _load_timm(
+    arch: str, weights: Path | None, *, branch: str | None, quiet: bool, config: Mapping[str, Any] | None = None
+) -> tuple[Backbone, BackboneInfo]:
+    """A timm model. config: the config.json of a folder as timm keeps it on the hub, with its options and its geometry."""
+    options = _timm_options(config or {})
+    told = (config or {}).get("pretrained_cfg")
+    told = told if isinstance(told, dict) else {}
+    backbone = TimmModel(arch, **options)
+    settings: Mapping[str, Any] = {**backbone.body.pretrained_cfg, **told}
     found = read_weights(weights or download_timm(arch, settings, quiet=quiet))
-    _fill(backbone, found, key_maps.TIMM, what=f"{found.file}, read as timm's {arch},")
+    chosen, remarks = _find(
+        found, MAPS["timm"], dict(backbone.state_dict()), partial(_timm_sizes, backbone), branch=branch, row=f"timm's {arch}"
+    )
+    side = _timm_side(backbone, chosen.outlines)
+    if side is not None:
+        backbone = TimmModel(arch, **{**options, "img_size": side})
+        settings = {**settings, "input_size": (3, side, side)}
+        remarks += (f"{found.file.name}: its position table is for {side} × {side} pixels, so that is the model's size.",)
+    _fill(backbone, chosen, found)
+    tag = str(told.get("tag") or "")
     geometry, note = _prepared_as(found, weights, timm_geometry(settings, backbone.patch))
     return backbone.eval(), BackboneInfo(
-        name=arch,
+        name=f"{arch}.{tag}" if tag and "." not in arch else arch,
         family="timm",
         geometry=geometry,
         licence=str(settings.get("license") or "see the model's card"),
-        origin={**_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}"), **note},
+        origin={**_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}", chosen), **note},
+        remarks=remarks,
     )
+
+
+def _timm_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What config.json says of how the model was made, without what is asked for anyway."""
+    options = config.get("model_args")
+    options = dict(options) if isinstance(options, dict) else {}
+    if config.get("global_pool"):
+        options.setdefault("global_pool", config["global_pool"])
+    return {name: value for name, value in options.items() if name not in ("num_classes", "pretrained", "dynamic_img_size")}
+
+
+def _timm_sizes(
+    backbone: TimmModel, state: Mapping[str, torch.Tensor], outlines: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """A timm model's tensors with the position table of a file, where it is of another square."""
+    side = _timm_side(backbone, outlines)
+    return dict(state) if side is None else {**state, TIMM_POSITIONS: outlines[TIMM_POSITIONS]}
+
+
+def _timm_side(backbone: TimmModel, outlines: Mapping[str, torch.Tensor]) -> int | None:
+    """Height and width in pixels that a file's position table is for, where it is not the architecture's own."""
+    ours, theirs = backbone.state_dict().get(TIMM_POSITIONS), outlines.get(TIMM_POSITIONS)
+    grid = getattr(getattr(backbone.body, "patch_embed", None), "grid_size", None)
+    if ours is None or theirs is None or grid is None or ours.shape == theirs.shape or ours.ndim != 3:
+        return None
+    prefix = ours.shape[1] - grid[0] * grid[1]
+    rows = theirs.shape[1] - prefix if theirs.ndim == 3 else 0
+    side = math.isqrt(max(0, rows))
+    return side * backbone.patch if side and side * side == rows and theirs.shape[::2] == ours.shape[::2] else None
 
 
 def _prepared_as(found: Weights, weights: Path | None, default: Geometry) -> tuple[Geometry, dict[str, str]]:
@@ -125,58 +342,45 @@ def _prepared_as(found: Weights, weights: Path | None, default: Geometry) -> tup
     return read_preprocessor(file, patch=default.patch, default=default), {PREPROCESSING: file.name}
 
 
-def _key_map(published: Published, found: Weights) -> KeyMap:
-    """By what the file itself looks like: names as their authors or as Hugging Face writes them."""
-    hugging_face = any(name.startswith(("embeddings.", "stages.0.downsample_layers", "model.stages")) for name in found.tensors)
-    if published.kind == "resnet":
-        return key_maps.TORCHVISION_RESNET
-    if published.kind == "convnext":
-        return key_maps.HUGGING_FACE_CONVNEXT if hugging_face else key_maps.OFFICIAL_CONVNEXT
-    if not hugging_face:
-        return key_maps.OFFICIAL
-    if published.family == "dinov3":
-        gated = published.arch.get("mlp") == "swiglu"
-        return key_maps.HUGGING_FACE_DINOV3_GATED if gated else key_maps.HUGGING_FACE_DINOV3
-    return key_maps.HUGGING_FACE_DINOV2
-
-
-def _fill(backbone: Backbone, found: Weights, keys: KeyMap, *, what: str) -> None:
-    """Put the tensors in their places, as float32. InputError when one is missing, left over or of another shape.
+def _fill(backbone: Backbone, chosen: Fit, found: Weights) -> None:
+    """Put the tensors in their places, as float32. InputError for numbers of another kind, and for one that is not finite.
 
     They are copied: those of the file are mapped from it, and would change or break with it.
     """
-    state = rename(found.tensors, keys, what=what)
     wanted = backbone.state_dict()
+    for name, outline in chosen.outlines.items():
+        _check_type(outline.dtype, wanted[name].dtype, chosen.source(name), found.file)
+    state = chosen.read(what=str(found.file))
     for name, tensor in wanted.items():  # what files leave out since it is empty or follows from the config
         if tensor.numel() == 0:
             state.setdefault(name, torch.zeros(tensor.shape))
         elif name == "rotary_periods" and isinstance(backbone, VisionTransformer):
             state.setdefault(name, VisionTransformer(dataclasses.replace(backbone.config, depth=0)).rotary_periods)
-    missing = [name for name in wanted if name not in state]
-    surplus = [name for name in state if name not in wanted]
-    if missing or surplus:
-        lacks = f"lacks {listed(missing)} ({len(missing)} of {len(wanted)})" if missing else ""
-        has = f"has {listed(surplus)} that the model has no place for" if surplus else ""
-        raise InputError(f"{what} {' and '.join(filter(None, (lacks, has)))}; it is another model's file, or not whole.")
     for name, tensor in wanted.items():
-        if state[name].shape != tensor.shape:
-            raise InputError(
-                f"{what} has {name} of shape {tuple(state[name].shape)}, not {tuple(tensor.shape)}; it is another model's file."
-            )
-        if state[name].is_floating_point() != tensor.is_floating_point():
-            raise InputError(
-                f"{what} has {name} as {_dtype(state[name])}, not {_dtype(tensor)}; give the file as it was published."
-            )
         state[name] = state[name].to(tensor.dtype, copy=True, memory_format=torch.contiguous_format)
+    problem = not_finite({chosen.source(name): tensor for name, tensor in state.items()})
+    if problem is not None:
+        raise InputError(f"{found.file} holds {problem}; it cannot be used. Take an earlier checkpoint of that training.")
     backbone.load_state_dict(state, assign=True)
 
 
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _check_type(theirs: torch.dtype, ours: torch.dtype, name: str, file: Path) -> None:
+    if theirs.is_floating_point and theirs.itemsize == 1:
+        raise InputError(
+            f"{file} has {name} as {_dtype(theirs)}, which means little without its scales; save the weights as float32, "
+            "float16 or bfloat16."
+        )
+    if theirs.is_floating_point != ours.is_floating_point or theirs.is_complex:
+        raise InputError(f"{file} has {name} as {_dtype(theirs)}, not {_dtype(ours)}; give the file as it was published.")
 
 
-def _origin(found: Weights, source: str) -> dict[str, str]:
-    return {"source": source, "file": found.file.name, "sha256": found.sha256}
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _origin(found: Weights, source: str, chosen: Fit) -> dict[str, str]:
+    origin = {"source": source, "file": found.file.name, "sha256": found.sha256}
+    return {**origin, "branch": chosen.branch} if chosen.branch != PLAIN else origin
 
 
 def _recognise(folder: Path) -> Published:
@@ -190,6 +394,11 @@ def _recognise(folder: Path) -> Published:
             "published model with the folder as its --weights."
         )
     config = read_json(folder / CONFIG)
+    if not config.get("model_type"):
+        raise InputError(
+            f"{folder / CONFIG} does not say which model the weights are of; name one that featkit export --list shows, with the "
+            f"folder as its --weights.{_nameless_advice(folder)}"
+        )
     kind, width, depth = (config.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers"))
     alike = []
     for row in PUBLISHED.values():
@@ -202,6 +411,7 @@ def _recognise(folder: Path) -> Published:
             same = (
                 row.kind == "vit"
                 and row.family == HUGGING_FACE_KINDS.get(str(kind))
+                and (kind != "vit" or row.patch == config.get("patch_size"))
                 and (row.arch["width"], row.arch["depth"]) == (width, depth)
                 and (row.arch.get("mlp") == "swiglu") == bool(config.get("use_gated_mlp") or config.get("use_swiglu_ffn"))
                 and row.arch.get("num_registers", 0) == config.get("num_register_tokens", 0)
@@ -216,6 +426,24 @@ def _recognise(folder: Path) -> Published:
     file = find_preprocessor(folder)
     mean = None if file is None else read_preprocessor(file, patch=alike[0].patch, default=alike[0].geometry).mean
     return next((row for row in alike if row.geometry.mean == mean), alike[0])
+
+
+def _nameless(path: Path) -> str:
+    """What is said of a file of weights that was named in place of a model."""
+    return (
+        f"{path} does not say which model it is of; name the model, and pass the file as its --weights.{_nameless_advice(path)}"
+    )
+
+
+def _nameless_advice(path: Path) -> str:
+    """The command for the one model that the shapes fit, or for one of several."""
+    rows: list[Published] = []
+    with suppress(InputError):  # what is wrong with the file is said when it is read as a model's
+        _, rows = identify(read_weights(path))
+    if not rows:
+        return ""
+    names = " or ".join(row.name for row in rows)
+    return f" Its shapes are those of {names}: featkit export {rows[0].name} --weights {path} --out m.onnx."
 
 
 def _unknown(name: str) -> str:

@@ -1,156 +1,288 @@
-"""Reading weights that others published, without running anything that is in the file.
+"""Reading weights that others trained, without running anything that is in the file.
 
-.pth and .bin: pickles, read by torch's own restricted unpickler, which builds tensors, plain containers and the few harmless
-classes of ALLOWED; a file that wants anything else is refused with its name. .safetensors, one file or several with an index:
-no code at all. A folder of Hugging Face's: its config.json and its safetensors.
+A file is read by what it holds, whatever its suffix: a checkpoint of torch.save (`torch_files`), or a safetensors file. A
+folder is one of Hugging Face's or timm's, of one file or several with an index, one of torch.distributed.checkpoint, or one
+that holds a single file of weights. Which of the tensors are the backbone's is for `fitting` to find.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import pathlib
-import pickle
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from featkit import filetypes
 from featkit.errors import InputError
+from featkit.filetypes import what_is
+from featkit.wording import counted
 from featkit_train.published.downloads import first_line
+from featkit_train.published.pickles import Global, Inert
+from featkit_train.published.stored import Stored
+from featkit_train.published.torch_files import METADATA, PIECES, SHARDED, read_checkpoint, read_distributed
 
-_NUMPY_SCALAR: Any = np.float32(0).__reduce__()[0]  # the function that a pickle of a NumPy number names
-# What published checkpoints hold beside tensors: the options of a run, a path among them, a loss as a NumPy number.
-ALLOWED: tuple[Any, ...] = (
-    argparse.Namespace,
-    pathlib.PosixPath,
-    np.dtype,
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.float64)),
-    type(np.dtype(np.int64)),
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-)
 SAFETENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
-SHOWN_KEYS = 4
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+READS = f"featkit reads weights from {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files"
+SHARD = re.compile(r"(?P<begin>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
+# What trainings keep beside the weights, in files of their own.
+BESIDE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|sampler)\b.*|optimizer_.*|rng_state_.*")
+OTHER_LIBRARIES = {".msgpack": "Flax", ".h5": "TensorFlow", ".keras": "Keras", ".tflite": "TensorFlow Lite", ".onnx": "ONNX"}
+# Modules that wrap another and put their own word into the names of its weights, wherever they stand.
+WRAPPERS = frozenset(
+    "module _orig_mod _fsdp_wrapped_module _fpw_module _checkpoint_wrapped_module _forward_module _ddp_module".split()
+)
+SAFETENSORS_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+}
+MAX_DEPTH = 8  # of mappings inside mappings
+
+Group = dict[str, Stored]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Tensors as a file names them, where they were, and config.json where one lay beside them."""
+    """The tensors of a file or folder by the mappings they lie in, and config.json where one lies beside them.
 
-    tensors: dict[str, Tensor]
+    groups: of a flat file the only name is "", of a checkpoint names are such as "teacher". sharded: names of tensors of which
+    the file has only one process's share.
+    """
+
+    groups: Mapping[str, Group]
     file: Path
     sha256: str  # of the file; of several, of their sums in order
     config: Mapping[str, Any] = field(default_factory=dict)
+    sharded: Sequence[str] = ()
 
 
-def read_weights(path: Path, *, branch: str = "teacher") -> Weights:
-    """The tensors of a file or folder. `branch` is taken where a checkpoint holds both teacher and student.
-
-    InputError, naming what is wrong, for a file that is missing, damaged, of another kind, or that holds code.
-    """
+def read_weights(path: Path) -> Weights:
+    """The tensors of a file or folder. InputError, naming what is wrong, for one that holds none or cannot be read."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; name a .pth or .safetensors file, or a folder with {SAFETENSORS} in it.")
-    if path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
-    else:
-        tensors = find_tensors(_read_pickle(path), path, branch=branch)
-    return Weights(tensors=tensors, file=path, sha256=_sha256([path]))
+    if path.suffix == PIECES or path.name == METADATA:
+        return _read_folder(path.parent)
+    shards = _shards_beside(path)
+    if shards is not None:
+        return _read_files(shards, path)
+    return _read_files([path], path)
 
 
-def find_tensors(checkpoint: object, path: Path, *, branch: str = "teacher") -> dict[str, Tensor]:
-    """The backbone's tensors inside a checkpoint: under teacher, student, state_dict or model, without wrappers' prefixes.
+def _read_files(files: Sequence[Path], named: Path, config: Mapping[str, Any] | None = None) -> Weights:
+    groups: dict[str, Group] = {}
+    sharded: list[str] = []
+    for file in files:
+        more, others = _read_file(file)
+        for name, group in more.items():
+            groups.setdefault(name, {}).update(group)
+        sharded += others
+    return Weights(groups=groups, file=named, sha256=_sha256(files), config=config or {}, sharded=sharded)
 
-    Of a full checkpoint whose teacher is {backbone.*, head.*} the head is left out. InputError when there is no backbone, or
-    the other branch alone.
+
+def _read_file(path: Path) -> tuple[dict[str, Group], list[str]]:
+    with path.open("rb") as file:
+        head = file.read(filetypes.NUM_BYTES)
+    if not head:
+        raise InputError(f"{path} is empty; copy or download it again.")
+    kind = what_is(head)
+    if kind == filetypes.SAFETENSORS or (kind is None and path.suffix == ".safetensors"):
+        return {"": without_wrappers(_read_safetensors(path))}, []
+    if kind not in (None, filetypes.TORCH, filetypes.ZIP, filetypes.PICKLE):
+        raise InputError(kind.sentence(str(path), otherwise=READS))
+    library = OTHER_LIBRARIES.get(path.suffix)
+    if library is not None:
+        raise InputError(f"{path} is a file of {library}; {READS}.")
+    return groups_of(read_checkpoint(path), path)
+
+
+def groups_of(tree: object, path: Path) -> tuple[dict[str, Group], list[str]]:
+    """The tensors of a checkpoint by the mappings they lie in, and the names of those that are one process's share.
+
+    InputError when there is not one tensor.
     """
-    inner = checkpoint
-    for _ in range(3):
-        if not isinstance(inner, Mapping) or any(isinstance(value, Tensor) for value in inner.values()):
-            break
-        names = [branch, "teacher", "student", "state_dict", "model_state_dict", "model"]
-        chosen = next((name for name in names if isinstance(inner.get(name), Mapping)), None)
-        if chosen is None:
-            break
-        if chosen in ("teacher", "student") and chosen != branch:
-            raise InputError(f"{path} has no {branch}, only a {chosen}; take it by --branch {chosen}.")
-        inner = inner[chosen]
-    tensors = (
-        {str(name): value for name, value in inner.items() if isinstance(value, Tensor)} if isinstance(inner, Mapping) else {}
+    groups: dict[str, Group] = {}
+    sharded: list[str] = []
+    for place, mapping in _mappings(tree):
+        group: Group = {}
+        for name, value in mapping.items():
+            if isinstance(value, Stored):
+                group[str(name)] = value
+            if _is_share(name, value):
+                sharded.append(".".join((*place, str(name))))
+        if group:
+            groups[".".join(place)] = without_wrappers(group)
+    if not groups and not sharded:
+        held = ", ".join(map(str, list(tree)[:4])) if isinstance(tree, dict) else _kind_of(tree)
+        raise InputError(f"{path} holds no weights: in their place are {held or 'none at all'}. Name a file of weights.")
+    return groups, sharded
+
+
+def without_wrappers(group: Group) -> Group:
+    """Names without the words of wrappers such as data parallelism, torch.compile and FSDP, wherever they stand."""
+    plain = {".".join(word for word in name.split(".") if word not in WRAPPERS): name for name in group}
+    return {name: group[theirs] for name, theirs in plain.items()} if len(plain) == len(group) else group
+
+
+def _mappings(tree: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
+    """Every mapping of a checkpoint with its place, the outer ones first; each once. A module is a mapping of its weights."""
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
+    while waiting:
+        place, value = waiting.pop(0)
+        if isinstance(value, Inert):
+            value = _module(value) or value.items
+        if not isinstance(value, dict) or id(value) in seen or len(place) > MAX_DEPTH:
+            continue
+        seen.add(id(value))
+        yield place, value
+        waiting += [((*place, str(name)), inner) for name, inner in value.items() if isinstance(inner, dict | Inert)]
+
+
+def _module(value: Inert) -> dict[str, Stored]:
+    """The weights of a whole module that was pickled, which its state lists by submodules."""
+    found: dict[str, Stored] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Inert]] = [("", value)]
+    while waiting:
+        prefix, module = waiting.pop(0)
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        for attribute in ("_parameters", "_buffers", "_modules"):
+            inner = module.attribute(attribute)
+            for name, held in inner.items() if isinstance(inner, dict) else ():
+                if isinstance(held, Stored):
+                    found[f"{prefix}{name}"] = held
+                elif isinstance(held, Inert) and attribute == "_modules":
+                    waiting.append((f"{prefix}{name}.", held))
+    return found
+
+
+def _is_share(name: object, value: object) -> bool:
+    made_by = value.made_by if isinstance(value, Inert) else None
+    return (isinstance(made_by, Global) and made_by.name in SHARDED) or (
+        isinstance(value, Stored | Inert) and str(name).split(".")[-1] in ("_flat_param", "flat_param")
     )
-    if not tensors:
-        held = ", ".join(map(str, list(inner)[:SHOWN_KEYS])) if isinstance(inner, Mapping) else type(inner).__name__
-        raise InputError(f"{path} holds no weights that could be found: at its place for them are {held or 'nothing'}.")
-    return _without_wrappers(tensors, path)
 
 
-def _without_wrappers(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Without `module.` of data parallelism and `_orig_mod.` of a compiled model; of a backbone with heads, the backbone."""
-    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in tensors.items()}
-    backbone = {name.removeprefix("backbone."): tensor for name, tensor in plain.items() if name.startswith("backbone.")}
-    if backbone:
-        return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): tensor for name, tensor in backbone.items()}
-    if all(name.split(".")[0] in ("head", "mlp", "last_layer", "dino_head", "ibot_head") for name in plain):
-        keys = ", ".join(list(plain)[:SHOWN_KEYS])
-        raise InputError(f"{path} holds a head alone ({keys} …), without the backbone; name the backbone's file.")
-    return plain
+def _kind_of(tree: object) -> str:
+    if isinstance(tree, Stored):
+        return "a single tensor without a name"
+    if isinstance(tree, Inert):
+        return str(tree.made_by)
+    return f"an object of type {type(tree).__name__}"
 
 
-def _read_pickle(path: Path) -> object:
-    zipped = zipfile.is_zipfile(path)
+def _read_safetensors(path: Path) -> Group:
     try:
-        with torch.serialization.safe_globals(list(ALLOWED)), warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Detected pickle protocol"
-            )  # other than 2, which is none of the user's work
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True if zipped else None)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)|(?:class|function) \W*([\w.]+\.[\w.]+)", str(error))
-        if wanted is None:
-            raise InputError(
-                f"{path} is no checkpoint that torch reads without running what is in it; fetch it again, or ask its author "
-                "for a safetensors file."
-            ) from error
+        file: Any = safe_open(path, framework="pt")
+        return {name: _of_safetensors(file, name, path) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is a pickle that asks for {wanted[1] or wanted[2]}, and was not read: a pickle can run any code. Ask its "
-            "author for a safetensors file, or for one that holds tensors alone."
+            f"{path} is not a safetensors file, or is damaged or cut short ({first_line(error)}); download it again."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError, TypeError, IndexError) as error:
-        raise InputError(f"{path} is no checkpoint that torch reads: {first_line(error)}.") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a safetensors file: {first_line(error)}.") from error
+def _of_safetensors(file: Any, name: str, path: Path) -> Stored:
+    about = file.get_slice(name)
+    told = str(about.get_dtype())
+    dtype = getattr(torch, SAFETENSORS_TYPES.get(told, ""), None)
+    if dtype is None:
+        raise InputError(f"{path} holds {name} as {told}, which featkit does not read; save the weights as float32 or float16.")
+
+    def read() -> Tensor:
+        try:
+            tensor: Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise InputError(f"{path} cannot be read at {name} ({first_line(error)}); download it again.") from error
+        return tensor
+
+    return Stored(tuple(about.get_shape()), dtype, read)
+
+
+# Folders
 
 
 def _read_folder(folder: Path) -> Weights:
     config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
-    if (folder / SAFETENSORS).is_file():
-        files = [folder / SAFETENSORS]
-    elif (folder / INDEX).is_file():
-        files = _files_of_index(folder / INDEX)
-    else:
-        raise InputError(f"{folder} has neither {SAFETENSORS} nor {INDEX}; name a folder as Hugging Face keeps it, or a file.")
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        tensors.update(_read_safetensors(file))
-    return Weights(tensors=tensors, file=folder, sha256=_sha256(files), config=config)
+    for name, index in ((SAFETENSORS, INDEX), (BIN, BIN_INDEX)):
+        if (folder / name).is_file():
+            return _read_files([folder / name], folder, config)
+        if (folder / index).is_file():
+            return _read_files(_files_of_index(folder / index), folder, config)
+    if (folder / METADATA).is_file() or any(folder.glob(f"*{PIECES}")):
+        groups, sharded = groups_of(read_distributed(folder), folder)
+        files = [folder / METADATA, *sorted(folder.glob(f"*{PIECES}"))]
+        return Weights(groups=groups, file=folder, sha256=_sha256(files), config=config, sharded=sharded)
+    return _read_files(_only_files(folder), folder, config)
+
+
+def _only_files(folder: Path) -> list[Path]:
+    """The one file of weights in a folder, or all the shards of one. InputError when there is none, or a choice."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not BESIDE.fullmatch(path.name))
+    if files:
+        shards = _shards_beside(files[0])
+        if shards is not None and set(files) <= set(shards):
+            return shards
+        if len(files) == 1:
+            return files
+        raise InputError(
+            f"{folder} holds {counted(len(files), 'file')} of weights ({_some([path.name for path in files])}); name one."
+        )
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_LIBRARIES)
+    if others:
+        library = OTHER_LIBRARIES[Path(others[0]).suffix]
+        raise InputError(f"{folder} holds weights for {library} only ({_some(others)}); {READS}.")
+    if (folder / "snapshots").is_dir():
+        raise InputError(f"{folder} is a cache folder of the Hugging Face hub; name the folder below its snapshots/.")
+    raise InputError(
+        f"{folder} has neither {SAFETENSORS} nor {INDEX}, {BIN} or a single file of weights; name a folder as Hugging Face "
+        "or timm keeps it, or a file."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _shards_beside(path: Path) -> list[Path] | None:
+    """All files of a set with names such as `-00001-of-00003`; None for a file that is whole. InputError if one is missing."""
+    match = SHARD.fullmatch(path.name)
+    if match is None:
+        return None
+    count = int(match["count"])
+    names = [f"{match['begin']}-{index:05}-of-{count:05}{match['suffix']}" for index in range(1, count + 1)]
+    missing = [name for name in names if not path.with_name(name).is_file()]
+    if missing or path.name not in names:
+        lacks = f"{_some(missing or [path.name])} {'is' if len(missing) < 2 else 'are'}"
+        raise InputError(
+            f"{path} is one of {counted(count, 'file')}, of which {lacks} missing; download all of them into the same folder."
+        )
+    return [path.with_name(name) for name in names]
 
 
 def _files_of_index(index: Path) -> list[Path]:
@@ -159,21 +291,29 @@ def _files_of_index(index: Path) -> list[Path]:
         raise InputError(f"{index} names no files under weight_map; it is not a published index.")
     if any(not isinstance(part, str) or Path(part).name != part or part in ("", "..") for part in parts.values()):
         raise InputError(f"{index} names files outside its folder; it is not a published index.")
-    return [index.with_name(part) for part in sorted(set(parts.values()))]
+    files = [index.with_name(part) for part in sorted(set(parts.values()))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise InputError(f"{index.parent} lacks {_some(missing)}, which {index.name} names; download all of its files.")
+    return files
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. InputError for anything else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+        values = json.loads(data.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        kind = what_is(data) if isinstance(error, ValueError) else None
+        if kind in (filetypes.GIT_LFS_POINTER, filetypes.HTML):
+            raise InputError(kind.sentence(str(path), otherwise="download it again")) from error
         raise InputError(f"{path} cannot be read as JSON: {first_line(error)}.") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} holds no JSON object.")
     return values
 
 
-def _sha256(files: list[Path]) -> str:
+def _sha256(files: Sequence[Path]) -> str:
     sums = []
     for path in files:
         with path.open("rb") as file:
