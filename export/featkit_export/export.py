@@ -49,7 +49,7 @@ def export_model(
     out: Path,
     *,
     weights: Path | None = None,
-    branch: str = "teacher",
+    branch: str | None = None,
     recipe: Recipe | None = None,
     whitening: Whitening | None = None,
     size: tuple[int, int] | None = None,
@@ -105,7 +105,7 @@ def export_backbone(
     check_patch(geometry, source=info.origin.get(PREPROCESSING, info.name))
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
     manifest = _manifest(module, info, geometry, size=size, name=name, notes=notes, whitening=whitening)
-    remarks = preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING))
+    remarks = (*info.remarks, *preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING)))
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as folder:

@@ -21,7 +21,7 @@ def export(
     out: Path | None = None,
     list_: bool = False,
     weights: Path | None = None,
-    branch: Literal["teacher", "student"] = "teacher",
+    branch: Literal["teacher", "ema", "student"] | None = None,
     feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem"] = "cls",
     layers: str = "",
     join: Literal["concat", "mean"] = "concat",
@@ -59,9 +59,10 @@ def export(
     list_
         Print the published models: size, licence and where the weights come from.
     weights
-        A local file or folder with the weights (.pth, .safetensors, a Hugging Face folder), instead of fetching them.
+        A local file or folder with the weights (.pth, .ckpt, .safetensors, a folder of Hugging Face, timm or .distcp files),
+        instead of fetching them.
     branch
-        Whose weights to take where a training checkpoint has both.
+        Whose weights to take from a training's checkpoint; by default the first of these that it has.
     feature
         What a vector is made of: the class token, the mean or the generalised mean (gem) of the patch tokens, or two of them
         side by side.
@@ -132,7 +133,7 @@ class Wanted:
 
     out: Path
     weights: Path | None = None
-    branch: str = "teacher"
+    branch: str | None = None
     feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem"] = "cls"
     layers: tuple[int, ...] = ()
     join: Literal["concat", "mean"] = "concat"

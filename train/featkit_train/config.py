@@ -181,6 +181,7 @@ class PretrainedConfig:
 
     name: str = "dinov2_vitl14"  # a published name, a run's folder, or a folder of Hugging Face's
     weights: str | None = None  # a file or folder of that name's, instead of the hub
+    branch: Literal["teacher", "ema", "student"] | None = None  # whose of a training's checkpoint; None: the first it has
     head_steps: int = 500  # heads learn on the frozen backbone for so long, before anything else does
 
 

@@ -200,6 +200,8 @@ class Run:
         self.engine.method.begin()
         if self.world.is_main:
             self.folder.begin()
+        for remark in self.engine.method.remarks:
+            self.ears.on_note(remark)
         return 0
 
     def resume(self) -> int:

@@ -66,6 +66,7 @@ class Method(nn.Module, ABC):
     num_global: ClassVar[int] = 2  # global crops of a picture
     local_crops: ClassVar[bool] = True  # whether it takes any
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
+    remarks: tuple[str, ...] = ()  # what to tell the user as a run begins
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
         super().__init__()

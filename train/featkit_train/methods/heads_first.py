@@ -19,7 +19,10 @@ class HeadsFirst(DinoV2):
     def load_pretrained(self) -> tuple[Backbone, BackboneInfo]:
         """The backbone that the config names, and what it is."""
         source = self.config.pretrained
-        return load_pretrained(source.name, weights=Path(source.weights) if source.weights else None, quiet=True)
+        weights = Path(source.weights) if source.weights else None
+        backbone, info = load_pretrained(source.name, weights=weights, branch=source.branch, quiet=True)
+        self.remarks = info.remarks
+        return backbone, info
 
     def phase_start(self, step: int) -> int:
         """The second phase begins when the heads are done."""

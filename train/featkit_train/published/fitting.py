@@ -234,10 +234,10 @@ def remarks(chosen: Fit, whole: Sequence[Fit], found: Weights) -> tuple[str, ...
     if chosen.branch != PLAIN or others:
         beside = f"; --branch {' or '.join(others)} takes the others" if others else ""
         whose = f"weights of {owner[chosen.branch]}" if chosen.branch != PLAIN else "plain weights"
-        under = f" under {chosen.place}" if chosen.place else ""
+        under = f" under {chosen.place.rstrip('.')}" if chosen.place else ""
         said.append(f"{found.file.name}: read the {whose}{under}{beside}.")
     elif chosen.place:
-        said.append(f"{found.file.name}: read the weights under {chosen.place} in it.")
+        said.append(f"{found.file.name}: read the weights under {chosen.place.rstrip('.')}.")
     outside = [name for name in found.groups[chosen.group] if not name.startswith(chosen.prefix)]
     heads = list(
         dict.fromkeys(_short(name, chosen.prefix) for name in (*(chosen.prefix + n for n in chosen.left_out), *outside))

@@ -186,7 +186,7 @@ def _misfit(found: Weights, tried: Sequence[Fit], row: Published | str) -> str:
         differs = theirs.differs(ours)
         if differs:
             said = f"it has {theirs.words(only=differs)}, and {name} has {ours.words(only=differs)}; {said}"
-    under = f" under {best.place}" if best.place else ""
+    under = f" under {best.place.rstrip('.')}" if best.place else ""
     return f"{found.file} does not fit {name}{under}: {said}.{suggestion}"
 
 
@@ -396,8 +396,8 @@ def _recognise(folder: Path) -> Published:
     config = read_json(folder / CONFIG)
     if not config.get("model_type"):
         raise InputError(
-            f"{folder / CONFIG} does not say which model the weights are of; name one that featkit export --list shows, with the "
-            f"folder as its --weights.{_nameless_advice(folder)}"
+            f"{folder / CONFIG} does not say which model the weights are of; name one that featkit export --list shows, with "
+            f"the folder as its --weights.{_nameless_advice(folder)}"
         )
     kind, width, depth = (config.get(name) for name in ("model_type", "hidden_size", "num_hidden_layers"))
     alike = []
