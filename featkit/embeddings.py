@@ -3,9 +3,11 @@
     emb/plan.json                 what is embedded by which model and run, in how many shards; written first
     emb/model.onnx                the model, so that an index made from the folder can embed queries
     emb/shards/00000.parquet      key, width, height, thumbnail, embedding, error, and a column for each piece of metadata
+    emb/stamps/00000.parquet      size, mtime_ns, digest of each item's file as it was when it was embedded
 
 A shard is there whole or not at all. As many rows as items: a picture that could not be read is a row with its `error`.
-All shards have the same columns, which the plan names.
+All shards have the same columns, which the plan names. Stamps are apart from the shards, whose bytes depend on the pictures
+alone. They never claim more than the shard holds: of a new shard they are written before it, of one made again after it.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from featkit.backends import Run
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.paths import open_arrow
+from featkit.stamps import NO_STAMP, Stamp
 
 FORMAT = 3  # 1 did not say what ran: it was onnxruntime in fp32; 2 had no stamps and not `skipped`; both are read as well
-PLAN_FILE, MODEL_FILE, SHARDS, LOCK_FILE = "plan.json", "model.onnx", "shards", ".lock"
+PLAN_FILE, MODEL_FILE, SHARDS, STAMPS, LOCK_FILE = "plan.json", "model.onnx", "shards", "stamps", ".lock"
 COLUMNS = ("key", "width", "height", "thumbnail", "embedding", "error")
 SHOWN_FAILURES = 20
 # No two items share these, so a dictionary of their values only costs; and JPEG and floats do not shrink.
@@ -87,6 +90,7 @@ class Row:
     thumbnail: bytes | None = None
     embedding: np.ndarray | None = None
     error: str | None = None
+    stamp: Stamp = NO_STAMP  # of its file; kept beside the shard, not in it
     metadata: Mapping[str, str | int | float] = field(default_factory=dict)
 
 
@@ -133,6 +137,10 @@ class Embeddings:
         """Where shard number `shard` lies, or will."""
         return self.path / SHARDS / f"{shard:05d}.parquet"
 
+    def stamps_path(self, shard: int) -> Path:
+        """Where the stamps of shard number `shard` lie, or will."""
+        return self.path / STAMPS / f"{shard:05d}.parquet"
+
     def shard_range(self, shard: int) -> range:
         """The item numbers of a shard."""
         return range(shard * self.plan.shard_size, min((shard + 1) * self.plan.shard_size, self.plan.num_items))
@@ -156,7 +164,7 @@ class Embeddings:
         missing = set(self.missing_shards())
         for shard in range(self.plan.num_shards):
             if shard not in missing:
-                yield self._read_shard(shard, columns)
+                yield self.shard_table(shard, columns)
 
     def read(self) -> tuple[list[str], np.ndarray]:
         """Keys and vectors (n, D) float32 of all items that have one, in order."""
@@ -192,7 +200,42 @@ class Embeddings:
                 row_group_size=len(rows),
             )
 
-    def _read_shard(self, shard: int, columns: Sequence[str] | None) -> pa.Table:
+    def read_rows(self, shard: int) -> list[Row]:
+        """The rows of one shard as they were written, without their stamps. InputError for a damaged one."""
+        table = self.shard_table(shard)
+        vectors = iter(vectors_of(table.filter(table["embedding"].is_valid())))
+        plain = table.drop_columns(["embedding"]).to_pylist()
+        return [
+            Row(
+                **{name: values[name] for name in COLUMNS if name != "embedding"},
+                embedding=next(vectors) if valid else None,
+                metadata={name: values[name] for name in self.plan.columns if values[name] is not None},
+            )
+            for values, valid in zip(plain, table["embedding"].is_valid().to_pylist(), strict=True)
+        ]
+
+    def write_stamps(self, shard: int, stamps: Sequence[Stamp]) -> None:
+        """Write the stamps of a shard's items, in their order; equal stamps give equal bytes."""
+        columns = {
+            "size": pa.array([stamp.size for stamp in stamps], pa.int64()),
+            "mtime_ns": pa.array([stamp.mtime_ns for stamp in stamps], pa.int64()),
+            "digest": pa.array([stamp.digest for stamp in stamps], pa.binary(16)),
+        }
+        with replace_file(self.stamps_path(shard)) as temporary, temporary.open("wb") as file:
+            pq.write_table(pa.table(columns), file, compression="zstd", use_dictionary=["size", "mtime_ns"])
+
+    def read_stamps(self, shard: int) -> list[Stamp] | None:
+        """The stamps of a shard's items; None where there are none that can be used, as in folders of earlier versions."""
+        try:
+            with open_arrow(self.stamps_path(shard)) as opened, pq.ParquetFile(opened) as file:
+                table = file.read(columns=list(Stamp._fields))
+            stamps = [Stamp(*values) for values in zip(*(table[name].to_pylist() for name in Stamp._fields), strict=True)]
+        except (pa.ArrowException, OSError, KeyError):
+            return None
+        return stamps if len(stamps) == len(self.shard_range(shard)) else None
+
+    def shard_table(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """One shard, all columns or those named. InputError for a damaged one."""
         path, expected = self.shard_path(shard), len(self.shard_range(shard))
         try:
             with open_arrow(path) as opened, pq.ParquetFile(opened) as file:

@@ -24,6 +24,7 @@ import numpy as np
 
 from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials
 from featkit.backends import Cancel, Cancelled, Run
+from featkit.changes import ShardCheck, as_text, check_shards, metadata_of
 from featkit.embedder import Embedder
 from featkit.embeddings import (
     LOCK_FILE,
@@ -31,6 +32,7 @@ from featkit.embeddings import (
     PLAN_FILE,
     SHARDS,
     SHOWN_FAILURES,
+    STAMPS,
     Embeddings,
     Plan,
     Row,
@@ -43,6 +45,7 @@ from featkit.lock import WriterLock
 from featkit.modelfile import copy_model_file
 from featkit.resources import usable_cpus
 from featkit.sources import Source, has_keys, keys_sha256
+from featkit.stamps import digest_of, stamp_of
 from featkit.wording import counted
 
 # Rows finished or under way beyond the last one taken: work for the workers while a shard is written, and 10 kB each.
@@ -59,16 +62,16 @@ class EmbedReport:
     num_done: int = 0
     num_failed: int = 0
     num_embedded_now: int = 0
+    num_changed: int = 0  # of them, those whose file has changed since an earlier run
+    num_retried: int = 0  # of them, those that had failed and were tried again
     backend: str = ""  # what ran, in words
     seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)  # the first few: key and why
 
     def note(self, rows: Sequence[Row]) -> None:
         """Count rows that are new."""
-        failed = [(row.key, row.error) for row in rows if row.error is not None]
         self.num_done += len(rows)
-        self.num_failed += len(failed)
-        self.failures += failed[: max(0, SHOWN_FAILURES - len(self.failures))]
+        self.num_failed += sum(row.error is not None for row in rows)
 
 
 def embed_source(
@@ -78,10 +81,14 @@ def embed_source(
     *,
     shard_size: int = 1024,
     workers: int | None = None,
+    retry: bool = False,
+    rehash: bool = False,
     on_progress: Callable[[int, int], None] = lambda _done, _failed: None,
 ) -> EmbedReport:
     """Embed every item of `source` into the embeddings folder `out`, which is begun or gone on with.
 
+    Items of finished shards are embedded again if their file has changed by size or time, or could not be read before.
+    retry: also those that failed for another reason. rehash: also those whose file has other bytes of the same size and time.
     embedder: made with threads=1 where there is a choice, else a session of one thread is opened beside it, for `workers`
     (by default all processors this process may use) to call at once.
     on_progress is called with items done and failed so far. A folder that is there goes on with the engine and precision that
@@ -100,7 +107,17 @@ def embed_source(
     try:
         embedder = _run_as_begun(embedder, out)
         folder = begin_or_continue(source, embedder, out, shard_size=shard_size)
-        return _embed_missing(source, embedder.with_threads(1), folder, workers or usable_cpus(), on_progress)
+        num_workers = workers or usable_cpus()
+        checked = EmbedReport(num_items=len(source))
+
+        def on_checked(check: ShardCheck) -> None:
+            checked.num_done += check.num_rows
+            checked.num_failed += len(check.failed)
+            if rehash:  # else it takes no longer than a look at each file
+                on_progress(checked.num_done, checked.num_failed)
+
+        checks = check_shards(source, folder, retry=retry, rehash=rehash, num_workers=num_workers, on_checked=on_checked)
+        return _embed_missing(source, embedder.with_threads(1), folder, checks, num_workers, on_progress)
     except KeyboardInterrupt:
         kept = Embeddings.open(out).num_rows if (out / PLAN_FILE).exists() else 0
         raise Interrupted(
@@ -117,7 +134,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
     naming what differs.
     """
     plan = Plan(
-        source=_as_text(source.name),
+        source=as_text(source.name),
         num_items=len(source),
         keys_sha256=keys_sha256(source),
         model_name=embedder.manifest.name,
@@ -139,8 +156,9 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
             _refuse_other_work(folder, plan)
         else:
             folder = Embeddings.create(out, dataclasses.replace(plan, columns=_metadata_columns(source)))
-        (out / SHARDS).mkdir(exist_ok=True)
-        remove_partials(out / SHARDS)
+        for part in (SHARDS, STAMPS):
+            (out / part).mkdir(exist_ok=True)
+            remove_partials(out / part)
         if not folder.model_path.exists():
             copy_model_file(embedder.model_path, folder.model_path)
     return folder
@@ -199,37 +217,102 @@ def _refuse_other_work(folder: Embeddings, plan: Plan) -> None:
         raise InputError(f"{out} was begun with another geometry or width of vectors; choose another --out.")
 
 
+@dataclass(frozen=True)
+class _ShardWork:
+    """A shard to write: the turns that make it, or the part of it that is made again, and what was found of the rest."""
+
+    shard: int
+    turns: list[range]
+    check: ShardCheck | None  # None for a shard that is new or damaged
+
+
+def _plan_work(folder: Embeddings, checks: Sequence[ShardCheck], batch_size: int) -> list[_ShardWork]:
+    """The shards to write, in order. Turns are cut by position, whatever a shard lacks, so batches are always the same."""
+    checked = {check.shard: check for check in checks}
+    work = []
+    for shard in range(folder.plan.num_shards):
+        items = folder.shard_range(shard)
+        turns = [range(start, min(start + batch_size, items.stop)) for start in range(items.start, items.stop, batch_size)]
+        check = checked.get(shard)
+        if check is not None:
+            turns = [turn for turn in turns if not check.redo.isdisjoint(turn)]
+        if turns:
+            work.append(_ShardWork(shard, turns, check))
+    return work
+
+
 def _embed_missing(
-    source: Source, embedder: Embedder, folder: Embeddings, num_workers: int, on_progress: Callable[[int, int], None]
+    source: Source,
+    embedder: Embedder,
+    folder: Embeddings,
+    checks: Sequence[ShardCheck],
+    num_workers: int,
+    on_progress: Callable[[int, int], None],
 ) -> EmbedReport:
-    """Make the shards that are not there yet, in order."""
+    """Make the shards that are not there yet and the rows that are to be made again, in order."""
     started = time.perf_counter()
-    missing = folder.missing_shards()
-    num_failed, failures = folder.failures()
+    work = _plan_work(folder, checks, embedder.batch_size)
+    again = {item for todo in work if todo.check is not None for turn in todo.turns for item in turn}
     report = EmbedReport(
         num_items=len(folder),
-        num_done=folder.num_rows,
-        num_failed=num_failed,
-        failures=failures,
+        num_done=sum(check.num_rows for check in checks) - len(again),
+        num_failed=sum(len(check.failed - again) for check in checks),
+        num_changed=sum(len(check.changed) for check in checks),
+        num_retried=sum(len(check.retried) for check in checks),
         backend=embedder.backend_name,
     )
+    failures = _first_failures(folder, checks, again)
     on_progress(report.num_done, report.num_failed)
     workers = Workers(source, embedder, num_workers)
     try:
-        rows: list[Row] = []
-        unwritten = deque(missing)
-        for turn in workers.run(folder, missing):
-            rows += turn
-            report.note(turn)
-            on_progress(report.num_done, report.num_failed)
-            if len(rows) == len(folder.shard_range(unwritten[0])):
-                folder.write_shard(unwritten.popleft(), rows)
-                report.num_embedded_now += len(rows)
-                rows = []
+        made = workers.run([turn for todo in work for turn in todo.turns])
+        for todo in work:
+            rows: dict[int, Row] = {}
+            for turn in todo.turns:
+                new = next(made)
+                rows.update(zip(turn, new, strict=True))
+                report.note(new)
+                for item, row in zip(turn, new, strict=True):
+                    if row.error is not None and len(failures) < 2 * SHOWN_FAILURES:
+                        failures[item] = (row.key, row.error)
+                on_progress(report.num_done, report.num_failed)
+            _write(folder, todo, rows)
+            report.num_embedded_now += len(rows) if todo.check is None else len(todo.check.redo)
     finally:
         workers.stop()
+    report.failures = [failures[item] for item in sorted(failures)[:SHOWN_FAILURES]]
     report.seconds = time.perf_counter() - started
     return report
+
+
+def _first_failures(folder: Embeddings, checks: Sequence[ShardCheck], again: set[int]) -> dict[int, tuple[str, str]]:
+    """Key and why of the first rows without an embedding, by item, of those that are not made again."""
+    found: dict[int, tuple[str, str]] = {}
+    for check in checks:
+        if (failed := sorted(check.failed - again)) and len(found) < SHOWN_FAILURES:
+            table, start = folder.shard_table(check.shard, ["key", "error"]), folder.shard_range(check.shard).start
+            for item in failed[: SHOWN_FAILURES - len(found)]:
+                found[item] = (table["key"][item - start].as_py(), table["error"][item - start].as_py())
+    return found
+
+
+def _write(folder: Embeddings, todo: _ShardWork, rows: dict[int, Row]) -> None:
+    """Write a shard and its stamps, in the order that leaves no stamp of a picture that the shard does not hold."""
+    if todo.check is None:
+        ordered = [rows[item] for item in folder.shard_range(todo.shard)]
+        # A damaged shard goes first: after a stop here there must be none, or the new stamps would be taken for its own.
+        folder.shard_path(todo.shard).unlink(missing_ok=True)
+        folder.write_stamps(todo.shard, [row.stamp for row in ordered])
+        folder.write_shard(todo.shard, ordered)
+        return
+    items = folder.shard_range(todo.shard)
+    before = zip(items, folder.read_rows(todo.shard), todo.check.stamps, strict=True)
+    merged = [
+        dataclasses.replace(rows[item], key=old.key) if item in rows else dataclasses.replace(old, stamp=stamp)
+        for item, old, stamp in before
+    ]
+    folder.write_shard(todo.shard, merged)
+    folder.write_stamps(todo.shard, [row.stamp for row in merged])
 
 
 class Workers:
@@ -246,14 +329,9 @@ class Workers:
         for thread in self._threads:
             thread.start()
 
-    def run(self, folder: Embeddings, shards: Sequence[int]) -> Iterator[list[Row]]:
-        """Rows of the shards, turn by turn, in order. No more than a few turns a worker are held at once."""
+    def run(self, turns: Sequence[range]) -> Iterator[list[Row]]:
+        """Rows of the turns, in order. No more than a few turns a worker are held at once."""
         size = self.embedder.batch_size
-        turns = (
-            range(start, min(start + size, items.stop))
-            for items in map(folder.shard_range, shards)
-            for start in range(items.start, items.stop, size)
-        )
         ahead: deque[Future[list[Row]]] = deque()
         most = max(4 * self.count, ROWS_AHEAD // size)
         for turn in turns:
@@ -305,18 +383,15 @@ class Workers:
         key = self.source.key(number)
         row = Row(key=key)
         try:
-            row = Row(key=key, metadata=_metadata(self.source, number))
-            decoded = self.embedder.decode(self.source.read(number), name=key)
+            row = dataclasses.replace(row, stamp=stamp_of(self.source.file(number)))  # before its bytes are read
+            row = dataclasses.replace(row, metadata=metadata_of(self.source, number))
+            data = self.source.read(number)
+            row = dataclasses.replace(row, stamp=row.stamp._replace(digest=digest_of(data)))
+            decoded = self.embedder.decode(data, name=key)
         except InputError as error:
-            return dataclasses.replace(row, error=_as_text(str(error))), None
+            return dataclasses.replace(row, error=as_text(str(error))), None
         row = dataclasses.replace(row, height=decoded.height, width=decoded.width, thumbnail=thumbnail_jpeg(decoded.pixels))
         return row, self.embedder.geometry.apply(decoded.pixels)
-
-
-def _metadata(source: Source, number: int) -> dict[str, str | int | float]:
-    return {
-        _as_text(name): _as_text(value) if isinstance(value, str) else value for name, value in source.metadata(number).items()
-    }
 
 
 def _metadata_columns(source: Source) -> dict[str, str]:
@@ -328,7 +403,7 @@ def _metadata_columns(source: Source) -> dict[str, str]:
     kinds: dict[str, str] = {}
     for number in range(len(source)):
         try:
-            values = _metadata(source, number)
+            values = metadata_of(source, number)
         except InputError:
             continue
         for name, value in values.items():
@@ -340,8 +415,3 @@ def _metadata_columns(source: Source) -> dict[str, str]:
 def _same_place(one: str, other: str) -> bool:
     """Whether two names of a source mean the same: `photos`, `./photos/` and its absolute path do."""
     return one == other or Path(one).absolute().resolve() == Path(other).absolute().resolve()
-
-
-def _as_text(text: str) -> str:
-    """Valid UTF-8: a file name in a message may hold bytes that are no text."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,12 +1,18 @@
 """`featkit embed`: a folder of pictures to unit vectors."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.cli.selecting import SelectionFlags, passed_over, selection_of
-from featkit.errors import StrictFailure
+from featkit.errors import InputError, StrictFailure
 from featkit.images import ImageLimits
+from featkit.wording import counted
+
+if TYPE_CHECKING:
+    from featkit.embedder import Embedder
+    from featkit.pipeline import EmbedReport
 
 
 def embed(
@@ -21,6 +27,8 @@ def embed(
     threads: int | None = None,
     max_pixels: int = ImageLimits().max_pixels,
     max_bytes: int = ImageLimits().max_bytes,
+    retry: bool = False,
+    rehash: bool = False,
     strict: bool = False,
     quiet: bool = False,
     json_: bool = False,
@@ -29,7 +37,8 @@ def embed(
     """Turn the pictures of SOURCE into unit vectors: one row each, in Parquet files that anything reads.
 
     A picture that cannot be read becomes a row that says why, and the rest goes on. Stopped at any moment, the same
-    command continues where it was.
+    command continues where it was. Run again later, it embeds again the pictures whose files have another size or time of
+    change, and those that could not be read.
 
     Example: featkit embed pictures/ --out emb/
 
@@ -56,6 +65,10 @@ def embed(
         Refuse larger pictures before decoding them.
     max_bytes
         Refuse longer files before reading them.
+    retry
+        Try all failed pictures again, though their files are the same: after the installation of a package, for example.
+    rehash
+        Read all files and compare their content, to find pictures that were exchanged without another size or time.
     strict
         End with exit code 4 when any picture failed.
     quiet
@@ -72,7 +85,16 @@ def embed(
     pictures = open_source(source, limits=limits, selection=selection_of(select, own=[out]))
     embedder = Embedder(model, backend=backend, precision=precision, threads=1, limits=limits)
     with ProgressReporter("embedding", total=len(pictures), quiet=quiet or json_) as progress:
-        report = embed_source(pictures, embedder, out, shard_size=shard_size, workers=threads, on_progress=progress)
+        report = embed_source(
+            pictures,
+            embedder,
+            out,
+            shard_size=shard_size,
+            workers=threads,
+            retry=retry,
+            rehash=rehash,
+            on_progress=progress,
+        )
     rate = report.num_embedded_now / report.seconds if report.seconds else 0.0
     speed = f"{rate:,.1f} pictures/s" if report.num_embedded_now else "all by an earlier run"
     if json_:
@@ -83,6 +105,8 @@ def embed(
             "backend": report.backend,
             "items": report.num_items,
             "embedded_now": report.num_embedded_now,
+            "changed": report.num_changed,
+            "retried": report.num_retried,
             "failed": report.num_failed,
             "failures": [{"key": key, "error": error} for key, error in report.failures],
             "skipped": dict(pictures.skipped),
@@ -90,16 +114,27 @@ def embed(
         }
         print_json(result)
     else:
-        if report.failures:
-            print_table("Without an embedding", ("picture", "why"), report.failures)
-            if report.num_failed > len(report.failures):
-                stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
-        stdout().print(
-            f"{report.num_items - report.num_failed:,} of {report.num_items:,} pictures embedded by {embedder.manifest.name} "
-            f"({embedder.width} numbers each) on {report.backend}, {speed}."
-        )
+        _print_report(report, embedder, speed)
         if (line := passed_over(pictures)) is not None:
             stdout().print(line)
-        stdout().print(f"Next: featkit index {out} --out photos.index")
+        if report.num_failed < report.num_items:
+            stdout().print(f"Next: featkit index {out} --out photos.index")
     if strict and report.num_failed:
-        raise StrictFailure(f"{report.num_failed:,} of {report.num_items:,} pictures have no embedding.")
+        raise StrictFailure(f"{report.num_failed:,} of {counted(report.num_items, 'picture')} have no embedding.")
+    if report.num_failed == report.num_items:
+        raise InputError(f"None of {counted(report.num_items, 'picture')} could be embedded. {report.failures[0][1]}")
+
+
+def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> None:
+    if report.failures:
+        print_table("Without an embedding", ("picture", "why"), report.failures)
+        if report.num_failed > len(report.failures):
+            stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
+    stdout().print(
+        f"{report.num_items - report.num_failed:,} of {counted(report.num_items, 'picture')} embedded by "
+        f"{embedder.manifest.name} ({embedder.width} numbers each) on {report.backend}, {speed}."
+    )
+    if report.num_changed or report.num_retried:
+        again = [f"{report.num_changed:,} because the file has changed"] if report.num_changed else []
+        again += [f"{report.num_retried:,} that had failed"] if report.num_retried else []
+        stdout().print(f"Embedded again: {' and '.join(again)}.")

@@ -2,9 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.extras import need_extra
+from featkit.errors import InputError
+from featkit.wording import counted
+
+if TYPE_CHECKING:
+    from featkit.embeddings import Embeddings
 
 
 def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
@@ -31,6 +37,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
     from featkit.index import Index
 
     folder = Embeddings.open(embeddings)
+    _refuse_empty(folder)
     missing = len(folder.missing_shards())
     run = Run.parse(folder.plan.run)
     with (
@@ -66,3 +73,14 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
         said += f", {report.num_without_embedding:,} have no embedding"
     stdout().print(f"{said}; {out} holds {num_items:,}.")
     stdout().print(f"Next: featkit search {out} query.jpg, or featkit demo {out}")
+
+
+def _refuse_empty(folder: "Embeddings") -> None:
+    """InputError for a folder without a single vector: an index of it could not be searched."""
+    if folder.num_rows == 0:
+        raise InputError(f"{folder.path} has no finished shard yet. Finish it with `featkit embed`, then run this again.")
+    num_failed, failures = folder.failures()
+    if num_failed == folder.num_rows:
+        raise InputError(
+            f"{folder.path} holds no vectors: none of its {counted(num_failed, 'picture')} could be embedded. {failures[0][1]}"
+        )

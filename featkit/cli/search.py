@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from featkit.cli.console import print_json, print_table, stdout
 from featkit.cli.extras import need_extra
+from featkit.errors import InputError
 
 if TYPE_CHECKING:
     from featkit.index import Hit
@@ -49,6 +50,8 @@ def search(
     from featkit.index import Index
 
     with Index.open(index) as opened:
+        if len(opened) == 0:
+            raise InputError(f"{index} is empty. Add pictures with `featkit embed PHOTOS --out emb` and `featkit index emb`.")
         hits = opened.search(picture, k=k)
         if open_ and page is None:
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"  # a folder only this user may read

@@ -127,7 +127,7 @@ def test_the_number_of_workers_changes_no_byte(pictures: Path, embedder: Embedde
     embed(pictures, embedder, tmp_path / "one", workers=1)
     embed(pictures, embedder, tmp_path / "many", workers=workers)
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
-    assert len(digests(tmp_path / "one")) == 5 + 2
+    assert len(digests(tmp_path / "one")) == 2 * 5 + 2
 
 
 def test_a_model_whose_batches_matter_gives_the_same_bytes_too(pictures: Path, tmp_path: Path) -> None:
@@ -289,15 +289,12 @@ def test_another_source_is_refused_with_the_way_out(embedder: Embedder, tmp_path
     assert digests(out) == before
 
 
-def test_a_damaged_shard_is_named_and_once_removed_made_again(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_made_again(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
     embed(pictures, embedder, tmp_path)
     expected = digests(tmp_path)
     shard = tmp_path / "shards" / "00002.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
-    with pytest.raises(InputError, match=r"00002\.parquet is damaged \(.*\); remove it and run `featkit embed` again\."):
-        embed(pictures, embedder, tmp_path)
-    shard.unlink()
-    embed(pictures, embedder, tmp_path)
+    assert embed(pictures, embedder, tmp_path).num_embedded_now == 5
     assert digests(tmp_path) == expected
 
 

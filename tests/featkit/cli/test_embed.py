@@ -19,7 +19,7 @@ from featkit.embedder import Embedder
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit, wait_until
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
-from tests.pictures import draw_folder
+from tests.pictures import draw_folder, draw_picture
 
 MANY, SHARD_SIZE = 150, 4
 
@@ -168,12 +168,51 @@ def test_limits_that_no_picture_meets_are_refused(model: Path, pictures: Path, t
 def test_a_picture_of_more_pixels_than_the_limit_is_a_row_and_no_remark_of_pillow(model: Path, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     Image.new("1", (12_000, 12_000)).save(tmp_path / "pictures" / "huge.png")  # between once and twice what Pillow allows
+    draw_picture(0).save(tmp_path / "pictures" / "small.png")
     said = end(start_featkit("embed", tmp_path / "pictures", "--model", model, "--out", tmp_path / "emb", "--json", "--quiet"))
     assert "DecompressionBombWarning" not in said.error
     assert (said.code, said.error) == (0, "")
     ((key, error),) = [failure.values() for failure in json.loads(said.out)["failures"]]
     assert key == "huge.png"
     assert "has 144,000,000 pixels (12000×12000), more than the limit of 100,000,000" in error
+
+
+def test_a_second_run_says_what_it_embedded_again(model: Path, tmp_path: Path) -> None:
+    photos = draw_folder(tmp_path / "photos", 4)
+    (photos / "001.jpg").write_bytes(b"broken")
+    command = ["embed", photos, "--model", model, "--out", tmp_path / "emb"]
+    assert "Embedded again" not in run_featkit(*command).out
+    shutil.copyfile(photos / "002.jpg", photos / "001.jpg")
+    assert "Embedded again: 1 because the file has changed.\n" in run_featkit(*command).out
+    (photos / "003.jpg").write_bytes(b"broken")
+    assert run_featkit(*command, "--strict").code == 4
+    said = run_featkit(*command, "--retry")
+    assert "Embedded again: 1 that had failed.\n" in said.out
+    as_json = json.loads(run_featkit(*command, "--retry", "--rehash", "--json").out)
+    assert (as_json["embedded_now"], as_json["changed"], as_json["retried"], as_json["failed"]) == (1, 0, 1, 1)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_nothing_embedded_is_an_error_and_makes_no_index(model: Path, tmp_path: Path, as_json: bool) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (photos / name).write_bytes(b"broken")
+    out = tmp_path / "emb"
+    for _ in range(2):  # also where an earlier run did it
+        said = run_featkit("embed", photos, "--model", model, "--out", out, *(["--json"] if as_json else []))
+        assert said.code == 2
+        assert said.error.startswith("featkit: None of 2 pictures could be embedded. a.jpg ")
+        assert said.error.count("\n") == 1
+        assert "Next" not in said.out
+        if as_json:
+            assert json.loads(said.out)["failed"] == 2
+    assert run_featkit("embed", photos, "--model", model, "--out", out, "--strict").code == 4
+    said = run_featkit("index", out, "--out", tmp_path / "photos.index")
+    assert is_one_sentence(said)
+    assert said.code == 2
+    assert "emb holds no vectors: none of its 2 pictures could be embedded. a.jpg " in said.error
+    assert not (tmp_path / "photos.index").exists()
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -85,6 +85,14 @@ def test_index_of_another_model_ends_with_2_and_one_sentence(
     assert "is of test-1" in error
 
 
+def test_search_of_an_empty_index_says_what_to_do(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Index.create(tmp_path / "i", model=embedded / "m.onnx").close()
+    assert main(["search", str(tmp_path / "i"), str(embedded / "pictures" / "004.jpg"), "--json"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"featkit: {tmp_path}/i is empty. Add pictures with `featkit embed")
+
+
 def test_search_prints_the_nearest_first(index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", str(index), str(embedded / "pictures" / "004.jpg"), "-k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
