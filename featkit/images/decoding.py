@@ -22,7 +22,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from featkit.errors import InputError
 from featkit.filetypes import AVIF, HEIC, TEXT, what_is
-from featkit.images import color, levels, mending, plugins, png, tiff
+from featkit.images import boxes, color, levels, mending, plugins, png, tiff
 from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, over_limit, printable
 
 Picture: TypeAlias = (
@@ -197,8 +197,8 @@ def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | 
         made = plugins.open_by_plugin(data, kind, name=name, limits=limits, shorter_side=shorter_side)
         if isinstance(made, bytes):
             return decode(made, name=name, limits=limits, shorter_side=shorter_side)
-        its_own = _profile_of(data, made) if kind == HEIC else made.info.get("icc_profile")
-        return _upright(_Opened(made, made.height, made.width, 1, profile or its_own), name=name, shorter_side=shorter_side)
+        its_own = _profile_of(data, made.image) if kind == HEIC else made.image.info.get("icc_profile")
+        return _upright(_Opened(*made, 1, profile or its_own), name=name, shorter_side=shorter_side)
     with _open(data, limits=limits) as image:
         opened = _loaded(image, data, name=name, limits=limits, shorter_side=shorter_side)
         if profile is not None:
@@ -301,8 +301,10 @@ def _profile_of(data: bytes, image: Image.Image) -> bytes | None:
     profile = image.info.get("icc_profile")
     if profile:
         return profile if isinstance(profile, bytes) else None
+    if image.format == "JPEG2000":
+        return boxes.jp2_profile(data)
     if image.format in ("AVIF", "HEIF"):
-        points = plugins.nclx_of(data)
+        points = boxes.nclx_of(data)
         return color.profile_of_cicp(*points) if points is not None else None
     exif = image.info.get("exif", b"")
     if isinstance(exif, bytes) and ADOBE_RGB_MARK in exif and _is_adobe_rgb(image):

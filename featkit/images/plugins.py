@@ -8,8 +8,7 @@ from __future__ import annotations
 import importlib
 import io
 import re
-import struct
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -18,6 +17,7 @@ from featkit.errors import InputError
 from featkit.filetypes import HEIC, JPEG_XL, Kind
 from featkit.images.limits import ImageLimits, check_num_pixels
 
+LIES_ON_ITS_SIDE = (5, 6)  # of LibRaw's codes for how a sensor was held
 RAW_PREFIX = "a camera RAW photo"
 
 
@@ -26,8 +26,16 @@ def is_plugin_kind(kind: Kind | None) -> TypeGuard[Kind]:
     return kind is not None and (kind in (HEIC, JPEG_XL) or kind.name.startswith(RAW_PREFIX))
 
 
-def open_by_plugin(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Image.Image | bytes:
-    """Return the image in a file of a kind of which `is_plugin_kind`, upright; or the bytes of a JPEG that stands for it.
+class Upright(NamedTuple):
+    """A picture, turned as it has to be, and the height and width that it has at full size."""
+
+    image: Image.Image
+    height: int
+    width: int
+
+
+def open_by_plugin(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Upright | bytes:
+    """Return the picture in a file of a kind of which `is_plugin_kind`; or the bytes of a JPEG that stands for it.
 
     Its size is checked before anything is decoded. InputError, saying what to install, without the package.
     """
@@ -38,16 +46,16 @@ def open_by_plugin(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, s
     return _develop(data, kind, name=name, limits=limits, shorter_side=shorter_side)
 
 
-def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Image.Image:
+def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright:
     """The primary picture. libheif turns it as the file says; the orientation in its EXIF is a copy of that."""
     plugin = _import("pillow_heif", kind, name)
     image: Image.Image = plugin.HeifImageFile(io.BytesIO(data))
     check_num_pixels(image.height, image.width, name=name, limits=limits)
     image.load()
-    return image
+    return Upright(image, image.height, image.width)
 
 
-def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Image.Image | bytes:
+def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright | bytes:
     """The picture, turned by libjxl; or the very JPEG that the file was made from."""
     plugin = _import("pillow_jxl", kind, name)
     size = jpeg_xl_size(data)
@@ -60,10 +68,10 @@ def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) ->
     image = Image.frombytes(info.mode, (info.width, info.height), pixels)
     if profile:
         image.info["icc_profile"] = bytes(profile)
-    return image
+    return Upright(image, image.height, image.width)
 
 
-def _develop(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Image.Image:
+def _develop(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Upright:
     """A raw file as LibRaw develops it with the camera's white balance, to sRGB; at half its size where that is enough."""
     rawpy = _import("rawpy", kind, name)
     with rawpy.imread(io.BytesIO(data)) as raw:
@@ -71,7 +79,9 @@ def _develop(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter
         check_num_pixels(height, width, name=name, limits=limits)
         halved = shorter_side is not None and min(height, width) // 2 >= shorter_side
         pixels = raw.postprocess(use_camera_wb=True, half_size=halved, gamma=(2.4, 12.92), output_bps=8)
-    return Image.fromarray(np.ascontiguousarray(pixels))
+        if raw.sizes.flip in LIES_ON_ITS_SIDE:
+            height, width = width, height
+    return Upright(Image.fromarray(np.ascontiguousarray(pixels)), height, width)
 
 
 def _import(package: str, kind: Kind, name: str) -> Any:
@@ -110,12 +120,3 @@ def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
         across, down = ratios[ratio]
         return height, height * across // down
     return height, side(by_eight)
-
-
-def nclx_of(data: bytes) -> tuple[int, int] | None:
-    """Return the code points of primaries and transfer (ITU-T H.273) of an AVIF or HEIC; None where it tells none."""
-    at = data.find(b"colrnclx", 0, 2**16)
-    if at < 0 or at + 12 > len(data):
-        return None
-    primaries, transfer = struct.unpack_from(">HH", data, at + 8)
-    return primaries, transfer
