@@ -23,3 +23,16 @@ def png_file(height: int, width: int, *, bits: int, colour: int, rows: bytes = b
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     blocks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
     return b"\x89PNG\r\n\x1a\n" + b"".join(blocks)
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    """A chunk with its length and checksum."""
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_with(*chunks: tuple[bytes, bytes], base: bytes | None = None) -> bytes:
+    """A PNG of these chunks and an end; or `base` with them right after its header."""
+    stored = b"".join(png_chunk(kind, body) for kind, body in chunks)
+    if base is None:
+        return b"\x89PNG\r\n\x1a\n" + stored + png_chunk(b"IEND", b"")
+    return base[:33] + stored + base[33:]
