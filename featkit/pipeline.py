@@ -344,12 +344,16 @@ class Workers:
             yield ahead.popleft().result()
 
     def stop(self) -> None:
-        """End the workers, in the middle of what they do if need be."""
-        self._cancel.set()
+        """End the workers, in the middle of what they do if need be.
+
+        Those that are in a native call that never returns are left behind, and so is whoever asks that call to end.
+        """
+        canceller = threading.Thread(target=self._cancel.set, name="featkit-cancel", daemon=True)
+        canceller.start()
         for _ in self._threads:
             self._waiting.put(None)
         deadline = time.monotonic() + STOP_WAIT_S
-        for thread in self._threads:
+        for thread in (canceller, *self._threads):
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:

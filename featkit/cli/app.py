@@ -12,6 +12,7 @@ from cyclopts import App, Group
 from cyclopts.exceptions import CycloptsError
 
 from featkit._version import __version__
+from featkit.cli.interrupts import MESSAGE, end_on_interrupt
 from featkit.cli.terminal import never_fail_to_print
 from featkit.errors import EnvironmentProblem, FeatkitError, Interrupted
 from featkit.wording import on_one_line
@@ -32,6 +33,9 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ("Look", "report", "featkit.cli.report:report", "Write the page of a training run: scores, curves, pictures."),
     ("Look", "inspect", "featkit.cli.inspect:inspect", "Say what a featkit file or folder holds."),
 )
+
+# All commands but training, which ends between two steps, where its state is whole, however long a step takes.
+ENDED_WITHIN_SECONDS = frozenset(name for _, name, _, _ in COMMANDS) - {"train"}
 
 
 def make_app(command: str | None) -> App:
@@ -69,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"featkit: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("featkit: stopped by Ctrl-C; what was committed is kept.", file=sys.stderr)
+        print(MESSAGE, file=sys.stderr)
         return Interrupted.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -89,6 +93,8 @@ def entry_point() -> None:
     if not sys.warnoptions:  # what Pillow remarks with its own source lines, a command says in a picture's row
         warnings.filterwarnings("ignore", module=r"PIL\.")
     never_fail_to_print()
+    if not ENDED_WITHIN_SECONDS.isdisjoint(sys.argv[1:2]):
+        end_on_interrupt()
     sys.exit(main())
 
 
