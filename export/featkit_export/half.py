@@ -1,12 +1,13 @@
 """A graph in half precision, for graphics cards: products in fp16, and in fp32 all that loses by it.
 
 What torch's autocast does, written into the file: matrix products and convolutions take and give fp16, what only moves or bends
-numbers between them stays fp16, and the residual stream, LayerNorm, softmax, pooling and the L2 norm are fp32.
+numbers between them stays fp16, and the residual stream, LayerNorm, softmax, pooling and the L2 norm are fp32. A node that
+takes or gives a number near the largest that a half holds stays fp32 as well: half_proof.py observes which ones do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,17 @@ FOLLOWERS = frozenset(
 # Below it a half has fewer than its eleven bits: LayerScale's factors start at 1e-5.
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 LARGEST = float(np.finfo(np.float16).max)
+# What a number may reach on the pictures that were tried: others may go further, and a product may be summed up in fp16.
+MARGIN = 4.0
 
 
-def to_half(full: onnx.ModelProto, folder: Path) -> Traced:
-    """The same graph with its products in fp16; pixels in and numbers out keep their types. Large weights go into `folder`."""
+def to_half(full: onnx.ModelProto, folder: Path, peaks: Mapping[str, float] | None = None) -> Traced:
+    """The same graph with its products in fp16; pixels in and numbers out keep their types. Large weights go into `folder`.
+
+    peaks: the largest magnitude of each value and weight by name, as `half_proof.observe_peaks` has them. A node that takes or
+    gives one past LARGEST / MARGIN stays in fp32.
+    """
+    peaks = peaks or {}
     model = onnx.ModelProto()
     model.CopyFrom(full)
     graph = model.graph
@@ -55,7 +63,7 @@ def to_half(full: onnx.ModelProto, folder: Path) -> Traced:
         return casts[name, kind]
 
     for node in graph.node:
-        half = _runs_in_half(node, floats, halves, weights)
+        half = _runs_in_half(node, floats, halves, weights) and not exceeding(node, peaks)
         node.input[:] = [named(name, half=half) for name in node.input]
         nodes.append(node)
         if half:
@@ -71,7 +79,31 @@ def to_half(full: onnx.ModelProto, folder: Path) -> Traced:
     del graph.node[:]
     graph.node.extend(nodes)
     del graph.value_info[:]
-    return _placed(model, folder)
+    return placed(model, folder, "half.onnx")
+
+
+def kept_in_float(full: onnx.ModelProto, peaks: Mapping[str, float]) -> dict[str, float]:
+    """The products that `to_half` leaves in fp32, by `layer_name`, and the largest number that each takes or gives."""
+    products = (node for node in full.graph.node if node.op_type in PRODUCTS)
+    return {layer_name(node, full.graph): reached for node in products if (reached := exceeding(node, peaks))}
+
+
+def layer_name(node: onnx.NodeProto, graph: onnx.GraphProto) -> str:
+    """What a product is called in messages: the module that its weight or bias is of, else the node's own name.
+
+    Exporters transpose weights into constants of their own names; the bias that is added next still tells the module.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    readers = [other for other in graph.node if other.op_type == "Add" and node.output[0] in other.input]
+    names = [name for each in (node, *readers) for name in each.input if name in weights]
+    modules = [name.rpartition(".")[0].removeprefix("backbone.") for name in names if "." in name]
+    return next(iter(modules or names), node.name or node.output[0])
+
+
+def exceeding(node: onnx.NodeProto, peaks: Mapping[str, float]) -> float:
+    """The largest number that a node takes or gives where it is past LARGEST / MARGIN, else 0."""
+    reached = max((peaks.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
+    return reached if reached > LARGEST / MARGIN else 0.0
 
 
 def _runs_in_half(node: onnx.NodeProto, floats: set[str], halves: set[str], weights: dict[str, onnx.TensorProto]) -> bool:
@@ -92,7 +124,11 @@ def _fits(tensor: onnx.TensorProto) -> bool:
 
 
 def _float_values(model: onnx.ModelProto) -> set[str]:
-    """Names of all float32 values of the graph."""
+    return values_of_type(model, TensorProto.FLOAT)
+
+
+def values_of_type(model: onnx.ModelProto, kind: int) -> set[str]:
+    """Names of all values and weights of the graph of one element type."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for tensor in bare.graph.initializer:  # shapes are all that inference needs of large weights
@@ -102,8 +138,8 @@ def _float_values(model: onnx.ModelProto) -> set[str]:
             tensor.external_data.add(key="location", value="elsewhere")
     inferred = onnx.shape_inference.infer_shapes(bare).graph
     typed: Iterator[onnx.ValueInfoProto] = iter([*inferred.input, *inferred.value_info, *inferred.output])
-    floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return floats | {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    names = {value.name for value in typed if value.type.tensor_type.elem_type == kind}
+    return names | {tensor.name for tensor in model.graph.initializer if tensor.data_type == kind}
 
 
 def _replace_weights(
@@ -122,10 +158,10 @@ def _replace_weights(
     graph.initializer.extend(kept)
 
 
-def _placed(model: onnx.ModelProto, folder: Path) -> Traced:
+def placed(model: onnx.ModelProto, folder: Path, name: str) -> Traced:
     """Whole in memory, or past protobuf's 2 GB in a file with its weights beside it."""
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= MAX_INLINE_BYTES:
         return Traced(model=model)
-    path = folder / "half.onnx"
-    onnx.save_model(model, str(path), save_as_external_data=True, location="half.onnx.data")
+    path = folder / name
+    onnx.save_model(model, str(path), save_as_external_data=True, location=f"{name}.data")
     return Traced(model=onnx.load(str(path), load_external_data=False), path=path)

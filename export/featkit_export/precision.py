@@ -1,15 +1,16 @@
 """A model file in a lower precision, made of one in full precision and measured against it before it is written.
 
-fp16 (half.py) is for graphics cards, whose speed is not measured here. int8 (int8.py) is for processors: it is written where it
-is faster than the fastest session in full precision or bf16 on this machine, and finds edited copies as well as that file does.
-Where quality is lost, the products that lose most go back to float, a few at a time, until it holds or nothing is gained.
+fp16 (half.py) is for graphics cards, whose speed is not measured here; half_proof.py computes as they do. int8 (int8.py) is
+for processors: it is written where it is faster than the fastest session in full precision or bf16 on this machine, and finds
+edited copies as well as that file does. Where quality is lost, the products that lose most go back to float, a few at a time,
+until it holds or nothing is gained.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +26,19 @@ from featkit.evaluate.speed import pictures_per_second
 from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
-from featkit_export.half import LARGEST, to_half
+from featkit_export.half import LARGEST, PRODUCTS, kept_in_float, layer_name, to_half
+from featkit_export.half_proof import EXTREMES, NUM_DRAWN, embed_each, emulate, observe_peaks, proof_pictures
 from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
 from featkit_export.original import load_onnx
 from featkit_export.seal import seal
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import open_session
 
 CALIBRATION_PICTURES = 64
 CALIBRATION_BATCH = 4
 GATE_QUERIES = 2000
 MAX_RECALL_LOST = 0.005  # of copy recall@1, at the upper 95 % bound
 PROVEN_COSINE = LEAST_COSINE  # what lets the vectors of two runs meet lets those of two files
+MIN_HALF_COSINE = 0.999
 TIMED_ROUNDS = 7
 TIMED_SECONDS = 14.0
 SENSITIVITY_PICTURES = 16
@@ -57,7 +60,7 @@ def lower(
     """Write the model file `full` in another precision to `out`, and return its manifest.
 
     pictures: for int8, whatever `featkit embed` takes. InputError when `full` is in a lower precision already or the pictures
-    cannot be used; GateError, with both figures, when int8 is refused.
+    cannot be used; GateError, with the figures, when the precision is refused.
     """
     manifest = read_manifest(full)
     if manifest.precision != FP32:
@@ -78,19 +81,50 @@ def lower(
 
 
 def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step: Callable[[str], None]) -> Manifest:
+    """Products whose numbers come near what a half holds stay in fp32; what then differs too much is refused."""
+    model, geometry = load_onnx(full), manifest.geometry
+    pictures = proof_pictures(geometry.height, geometry.width)
+    expected = embed_each(open_session(str(full)), pictures)
+    if not np.isfinite(expected).all():
+        raise InputError(f"{full} gives vectors that are not finite numbers, in {FP32} already; export its weights again.")
+    on_step(f"observing how large its numbers get on {len(pictures)} pictures")
+    peaks = observe_peaks(model, pictures, folder)
+    kept = kept_in_float(model, peaks)
     on_step("writing the graph in half precision")
-    half = to_half(load_onnx(full), folder)
+    half = to_half(model, folder, peaks)
+    whole = onnx.load(str(half.path)) if half.path else half.model
+    on_step(f"comparing it with {FP32} in true half arithmetic")
+    emulated = emulate(whole, folder)
+    cosines = np.einsum("nd,nd->n", expected, embed_each(open_session(emulated.session_input), pictures), dtype=np.float64)
+    if not cosines.min() >= MIN_HALF_COSINE:  # NaN is below it as well
+        raise GateError(_too_lossy(full, cosines, model, peaks))
     draft = folder / "draft.onnx"
     seal(half.model, manifest, draft, folder=folder if half.path else None)
-    on_step(f"comparing it with {FP32} on the processor")
-    geometry = manifest.geometry
-    images = draw_pictures(8, height=geometry.height, width=geometry.width)
-    expected, got = (Embedder(file, backend="onnxruntime").infer(images) for file in (full, draft))
-    cosines = np.einsum("nd,nd->n", expected, got, dtype=np.float64)
-    if not np.isfinite(cosines).all():
-        raise GateError(f"{full} has numbers past the {LARGEST:,.0f} that {FP16} holds; nothing was written. Use it in {FP32}.")
-    figures = {"least_cosine": float(cosines.min()), "mean_cosine": float(cosines.mean()), "compared_on": "8 drawn pictures"}
+    figures: dict[str, Any] = {
+        "least_cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
+        "compared_on": f"{NUM_DRAWN} drawn and {len(EXTREMES)} extreme pictures, in true half arithmetic",
+        "kept_in_float": list(kept),
+    }
     return _finish(draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out)
+
+
+def _too_lossy(full: Path, cosines: np.ndarray, model: onnx.ModelProto, peaks: Mapping[str, float]) -> str:
+    """Why fp16 is refused: what it costs, and the product whose numbers come nearest to what a half holds."""
+    largest, layer = max(
+        (
+            (max(peaks.get(name, 0.0) for name in (*node.input, *node.output)), layer_name(node, model.graph))
+            for node in model.graph.node
+            if node.op_type in PRODUCTS
+        ),
+        default=(0.0, "none"),
+    )
+    least = cosines.min()
+    cost = f"the least cosine with {FP32} is {least:.5f}" if np.isfinite(least) else "some vectors are no numbers"
+    return (
+        f"{full} does not bear {FP16}: {cost}, where {MIN_HALF_COSINE} is required. Its largest number is {largest:,.0f}, at "
+        f"{layer}; {FP16} holds {LARGEST:,.0f}. Nothing was written; use the file in {FP32}."
+    )
 
 
 # int8 -----------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from featkit.modelfile import OUTPUTS, check_weights, read_manifest
 from featkit_export import half
 from featkit_export.half import PRODUCTS, to_half
 from featkit_export.original import load_onnx
-from featkit_export.precision import lower
+from featkit_export.precision import MIN_HALF_COSINE, lower
 from featkit_export.seal import seal
 from featkit_export.verify import draw_pictures
 from tests.export.backbones import CONFIGS, file_of
@@ -118,8 +118,11 @@ def test_the_manifest_says_what_was_measured_and_which_file_it_equals(written: d
     assert manifest.proven_equal_to == (full.fingerprint,)
     images = draw_pictures(8, height=full.geometry.height, width=full.geometry.width)
     got, expected = (Embedder(path, backend="onnxruntime").infer(images) for path in (written[name], file_of(name)[0]))
-    assert manifest.quantisation["least_cosine"] == pytest.approx(least_cosine(got, expected), abs=1e-6)
-    assert manifest.quantisation["compared_on"] == "8 drawn pictures"
+    figures = manifest.quantisation
+    # Rounded after every node, which the processor's engine, computing between casts in fp32, is not.
+    assert MIN_HALF_COSINE < figures["least_cosine"] <= least_cosine(got, expected) + 1e-4
+    assert figures["compared_on"] == "8 drawn and 5 extreme pictures, in true half arithmetic"
+    assert figures["kept_in_float"] == []
     own = ("precision", "fingerprint", "proven_equal_to", "quantisation", "parity")
     assert dataclasses.replace(manifest, **{field: getattr(full, field) for field in own}) == full
 

@@ -1,0 +1,123 @@
+"""Proof of a graph in half precision on a processor, whose engines compute fp16 nodes in fp32 and so hide what overflows.
+
+Two rewrites of a graph, both run by ONNX Runtime in fp32. `observe_peaks` adds the largest magnitude of every value to the
+outputs. `emulate` gives what fp16 arithmetic gives: each fp16 node computes in fp32 and is then rounded by a cast to fp16 and
+back, as a graphics card does that sums products in fp32. Numbers past 65,504 become infinite in it, and small ones vanish.
+
+Letters: N pictures, (H, W) pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from featkit.modelfile import EMBEDDING, INPUT
+from featkit_export.graph import Traced
+from featkit_export.half import placed, values_of_type
+from featkit_export.verify import draw_pictures, open_session
+
+NUM_DRAWN = 8
+EXTREMES = ("black", "white", "noise", "checkerboard", "red")
+# They move numbers and make no new ones, so that nothing is rounded.
+MOVERS = frozenset("Reshape Transpose Slice Squeeze Unsqueeze Concat Split Expand Gather Identity Flatten".split())
+PEAK = "featkit/peak/"
+
+
+def proof_pictures(height: int, width: int) -> np.ndarray:
+    """(N, H, W, 3) uint8: drawn pictures, then EXTREMES, which drive activations further than pictures do."""
+    shape = (height, width, 3)
+    checkerboard = np.indices((height, width)).sum(axis=0)[..., None] % 2 * np.ones(3, np.int64) * 255
+    extremes = [
+        np.zeros(shape),
+        np.full(shape, 255),
+        np.random.default_rng(0).integers(0, 2, shape) * 255,
+        checkerboard,
+        np.broadcast_to(np.array([255, 0, 0]), shape),
+    ]
+    assert len(extremes) == len(EXTREMES)
+    drawn = draw_pictures(NUM_DRAWN, height=height, width=width)
+    return np.concatenate([drawn, np.stack(extremes).astype(np.uint8)])
+
+
+def observe_peaks(model: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path) -> dict[str, float]:
+    """The largest magnitude of every fp32 value that the pictures make, and of every fp32 weight, by name.
+
+    pictures: (H, W, 3) uint8 each, run one a call. Infinite where a value is infinite or NaN.
+    """
+    floats = values_of_type(model, TensorProto.FLOAT)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in floats}
+    made = [name for node in model.graph.node for name in node.output if name in floats]
+    observed = onnx.ModelProto()
+    observed.CopyFrom(model)
+    graph = observed.graph
+    del graph.value_info[:], graph.output[:]
+    for name in made:
+        graph.node.append(helper.make_node("Abs", [name], [f"{PEAK}abs/{name}"]))
+        graph.node.append(helper.make_node("ReduceMax", [f"{PEAK}abs/{name}"], [PEAK + name], keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(PEAK + name, TensorProto.FLOAT, []))
+    session = open_session(placed(observed, folder, "observed.onnx").session_input)
+    peaks = {name: _largest(numpy_helper.to_array(tensor)) for name, tensor in weights.items()}
+    for picture in pictures:
+        found = session.run([PEAK + name for name in made], {INPUT: picture[None]})
+        for name, value in zip(made, found, strict=True):
+            peaks[name] = max(peaks.get(name, 0.0), _largest(value))
+    return peaks
+
+
+def _largest(values: np.ndarray) -> float:
+    peak = float(np.abs(values).max(initial=0))
+    return peak if np.isfinite(peak) else float("inf")
+
+
+def emulate(half: onnx.ModelProto, folder: Path) -> Traced:
+    """A graph of fp32 nodes that gives what `half` gives where fp16 nodes really compute in fp16.
+
+    half: with its weights in memory. Every number that an fp16 node makes is rounded to fp16.
+    """
+    halves = values_of_type(half, TensorProto.FLOAT16)
+    model = onnx.ModelProto()
+    model.CopyFrom(half)
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            tensor.CopyFrom(_widened(tensor))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t") and attribute.t.data_type == TensorProto.FLOAT16:
+                attribute.t.CopyFrom(_widened(attribute.t))
+        rounded = [name for name in node.output if name in halves]
+        nodes.append(node)
+        if not rounded or node.op_type in MOVERS or node.op_type == "Constant":
+            continue
+        for place, name in enumerate(node.output):
+            if name not in halves:
+                continue
+            exact, small = f"{name}/exact", f"{name}/half"
+            if node.op_type == "Cast":
+                node.output[place] = small
+            else:
+                node.output[place] = exact
+                nodes.append(helper.make_node("Cast", [exact], [small], to=TensorProto.FLOAT16))
+            nodes.append(helper.make_node("Cast", [small], [name], to=TensorProto.FLOAT))
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return placed(model, folder, "emulated.onnx")
+
+
+def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def embed_each(session: ort.InferenceSession, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """(N, D) vectors of pictures (H, W, 3) uint8, one a call."""
+    return np.concatenate([session.run([EMBEDDING], {INPUT: picture[None]})[0] for picture in pictures])
