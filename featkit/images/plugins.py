@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import io
-import re
+import struct
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
@@ -91,14 +91,25 @@ def _import(package: str, kind: Kind, name: str) -> Any:
         raise InputError(kind.sentence(name, otherwise="convert it to JPEG")) from error
 
 
+def _codestream(data: bytes) -> bytes:
+    """The beginning of the codestream in a JPEG XL container: what is in its box `jxlc`, or in the first `jxlp`."""
+    at = 0
+    while at + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, at)
+        body = at + 8
+        if size == 1:
+            size, body = int.from_bytes(data[at + 8 : at + 16], "big"), at + 16
+        if kind in (b"jxlc", b"jxlp"):
+            return data[body + (4 if kind == b"jxlp" else 0) :][:64]
+        if size < body - at:
+            break
+        at += size
+    return b""
+
+
 def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
     """Return the height and width in the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader); None if it has none."""
-    stream = data
-    if not data.startswith(b"\xff\x0a"):  # a container: boxes, of which `jxlc` or the first `jxlp` begins the codestream
-        found = re.search(rb"jxlc|jxlp", data)
-        if found is None:
-            return None
-        stream = data[found.end() + (4 if found[0] == b"jxlp" else 0) :]
+    stream = data if data.startswith(b"\xff\x0a") else _codestream(data)
     if not stream.startswith(b"\xff\x0a"):
         return None
     bits = int.from_bytes(stream[2:18], "little")
