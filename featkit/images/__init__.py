@@ -10,10 +10,11 @@ from featkit.images.decoding import (
     is_single,
     load,
     name_of,
+    read_encoded,
     read_file,
     thumbnail_jpeg,
 )
-from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, printable
+from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, printable, without_options
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -29,6 +30,8 @@ __all__ = [
     "load",
     "name_of",
     "printable",
+    "read_encoded",
     "read_file",
     "thumbnail_jpeg",
+    "without_options",
 ]

@@ -114,23 +114,30 @@ def load(
     InputError as for `decode`, and for a path that cannot be read.
     """
     shown = name or name_of(picture)
-    if isinstance(picture, str | os.PathLike):
-        if isinstance(picture, str) and WEB_ADDRESS.match(picture):
-            raise InputError(f"{printable(shown or '')[:200]} is a web address; download it and give the file.")
-        path = os.fsdecode(picture)
-        data = read_file(Path(path), name=shown or path, limits=limits)
-        return decode(data, name=shown or path, limits=limits, shorter_side=shorter_side)
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return decode(bytes(picture), name=shown or "picture", limits=limits, shorter_side=shorter_side)
     if isinstance(picture, Image.Image):
         return _load_image(picture, name=shown or "picture", limits=limits)
     if isinstance(picture, np.ndarray):
         return _check_array(picture, name=shown or "array", limits=limits)
     if isinstance(picture, Mapping):
         return load(_of_row(picture, shown or "picture"), name=shown, limits=limits, shorter_side=shorter_side)
+    data = read_encoded(picture, name=shown, limits=limits)
+    return decode(data, name=shown or "picture", limits=limits, shorter_side=shorter_side)
+
+
+def read_encoded(picture: Picture, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Return the bytes of a picture's file: of a path, bytes, an open binary file, or a row. InputError as for `load`."""
+    shown = name or name_of(picture)
+    if isinstance(picture, str | os.PathLike):
+        if isinstance(picture, str) and WEB_ADDRESS.match(picture):
+            raise InputError(f"{printable(shown or '')[:200]} is a web address; download it and give the file.")
+        path = os.fsdecode(picture)
+        return read_file(Path(path), name=shown or path, limits=limits)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
+    if isinstance(picture, Mapping):
+        return read_encoded(_of_row(picture, shown or "picture"), name=shown, limits=limits)
     if hasattr(picture, "read"):
-        data = _read_open(picture, name=shown or "picture", limits=limits)
-        return decode(data, name=shown or "picture", limits=limits, shorter_side=shorter_side)
+        return _read_open(picture, name=shown or "picture", limits=limits)
     raise InputError(f"{shown or 'picture'} is {_described(picture)}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from featkit.errors import InputError
@@ -21,6 +22,7 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS = ImageLimits()
+_OPTION = re.compile(r"; (raise it with|lower) --max-[a-z]+[^.;]*")
 
 
 def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
@@ -42,6 +44,11 @@ def check_num_pixels(height: int, width: int, *, name: str, limits: ImageLimits)
 def over_limit(limits: ImageLimits) -> str:
     """The end of a sentence about too many pixels."""
     return f", more than the limit of {limits.max_pixels:,}; raise it with --max-pixels."
+
+
+def without_options(sentence: str) -> str:
+    """A sentence of this package's for somebody who has no command line: without the option to raise a limit by."""
+    return _OPTION.sub("", sentence)
 
 
 def printable(name: str) -> str:

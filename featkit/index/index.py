@@ -52,6 +52,10 @@ Result = TypeVar("Result")
 class NoSuchItem(InputError):
     """The index has no item of this id or key, or no longer."""
 
+    def __init__(self, index: Path, item: int | str) -> None:
+        self.index, self.item = index, item
+        super().__init__(f"{index} has no item {item!r}.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
@@ -510,7 +514,7 @@ class Index:
         (name,) = text_keys([key], call="item_by_key(")
         found = self._read(lambda connection, _state: catalogue.items_by_key(connection, [name]))
         if name not in found:
-            raise NoSuchItem(f"{self.path} has no item {name!r}.")
+            raise NoSuchItem(self.path, name)
         return found[name]
 
     def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
@@ -555,7 +559,7 @@ class Index:
         number = whole_number(item_id, "The id", least=-catalogue.MAX_INTEGER)
         found = catalogue.items_by_id(connection, [number]) if 0 <= number <= catalogue.MAX_INTEGER else {}
         if number not in found:
-            raise NoSuchItem(f"{self.path} has no item {number}.")
+            raise NoSuchItem(self.path, number)
         return found[number]
 
     # Reading one state -----------------------------------------------------------------------------------------------

@@ -7,30 +7,57 @@ with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import io
+from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ValidationError
 
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.images import read_file
+from featkit.filetypes import what_is
+from featkit.images import Picture, is_single, load, name_of, printable, read_encoded
 from featkit.serve.schemas import EmbedAnswer, Health, Hit, NeighboursAnswer, SearchAnswer
 
-SentPicture = str | Path | bytes
+Answer = TypeVar("Answer", bound=BaseModel)
+
+# Answers of the service itself about a request; it gives its reason as {"detail": text}.
+REFUSALS = frozenset((400, 404, 413, 415, 422))
+# What something between here and the service means by a status, and what to do.
+OTHER_STATUSES = {
+    401: "it wants a login, which a proxy asks for; sign in there, or use the service's own address",
+    403: "access is forbidden, by a proxy or firewall; use an address that may be asked from here",
+    404: "there is no such route; check the address, and that `featkit serve` runs there",
+    405: "this route takes no such request; check the address, and that `featkit serve` runs there",
+    407: "a proxy wants a login; give it in the variable HTTPS_PROXY or HTTP_PROXY",
+    408: "the request took too long to arrive; send fewer pictures at once, or try again",
+    413: "the request is too large for a proxy in front of the service; send fewer or smaller pictures, or raise its limit",
+    429: "there are too many requests; wait before the next one",
+    500: "the service failed; its log has the reason",
+    502: "a proxy cannot reach the service; see that it runs, and try again",
+    503: "the service cannot answer now; try again later",
+    504: "the service did not answer a proxy in time; send fewer pictures at once, or raise its limit",
+}
 
 
 class Client:
     """Calls of one service. Thread-safe, as httpx's client is.
 
-    InputError where the service refuses a picture, with its sentence; EnvironmentProblem where it cannot be reached.
+    InputError where the service refuses a picture, with its sentence; EnvironmentProblem, with the HTTP status and what to
+    do, where it cannot be reached or something else answers at its address.
     """
 
     def __init__(self, address: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
         self.address = address
-        self._http = httpx.Client(base_url=address, timeout=timeout_s, transport=transport)
+        if not isinstance(address, str) or not address.startswith(("http://", "https://")):
+            raise InputError(f"The address is {address!r}; it begins with http:// or https://, as http://127.0.0.1:8000 does.")
+        try:
+            self._http = httpx.Client(base_url=address, timeout=timeout_s, transport=transport)
+        except (httpx.InvalidURL, ValueError, ImportError) as error:  # the last two: of a proxy in the environment
+            raise InputError(f"{address} cannot be called: {error}.") from error
 
     def __enter__(self) -> Self:
         return self
@@ -43,55 +70,126 @@ class Client:
         self._http.close()
 
     def health(self) -> Health:
-        """What the service runs."""
-        return Health.model_validate(self._call("GET", "/healthz").json())
+        """What the service runs. EnvironmentProblem when it says that it cannot answer."""
+        return self._parsed(Health, self._call("GET", "/healthz"))
 
-    def embed(self, pictures: Sequence[SentPicture]) -> np.ndarray:
-        """Unit vectors (n, D) float32 of paths or bytes, read here and sent as bytes."""
-        answer = EmbedAnswer.model_validate(self._call("POST", "/v1/embed", files=_parts(pictures)).json())
+    def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
+        """Unit vectors (n, D) float32 of pictures, or of one, as `Embedder.embed` takes them, read here and sent as bytes."""
+        parts = _parts(pictures)
+        response = self._call("POST", "/v1/embed", files=parts)
+        answer = self._parsed(EmbedAnswer, response)
+        self._check_count(len(parts), len(answer.pictures), response)
+        if {len(one.vector) for one in answer.pictures} != {answer.width}:
+            raise self._foreign(response, "vectors of another width than it says")
         return np.array([one.vector for one in answer.pictures], dtype=np.float32)
 
-    def search(self, pictures: Sequence[SentPicture], *, k: int = 10) -> list[list[Hit]]:
-        """The k nearest items of the index for each picture, nearest first."""
-        response = self._call("POST", "/v1/search", files=_parts(pictures), data={"k": str(k)})
-        return [one.hits for one in SearchAnswer.model_validate(response.json()).pictures]
+    def search(self, pictures: Picture | Iterable[Picture], *, k: int = 10) -> list[list[Hit]]:
+        """The k nearest items of the index for each picture, nearest first; pictures as for `embed`."""
+        parts = _parts(pictures)
+        response = self._call("POST", "/v1/search", files=parts, data={"k": str(_whole(k, "k"))})
+        answer = self._parsed(SearchAnswer, response)
+        self._check_count(len(parts), len(answer.pictures), response)
+        return [one.hits for one in answer.pictures]
 
     def neighbours(self, number: int, *, k: int = 10) -> list[Hit]:
         """The k items nearest to item `number`, itself first."""
-        response = self._call("GET", f"/v1/items/{number}/neighbours", params={"k": k})
-        return NeighboursAnswer.model_validate(response.json()).hits
+        route = f"/v1/items/{_whole(number, 'The id')}/neighbours"
+        return self._parsed(NeighboursAnswer, self._call("GET", route, params={"k": _whole(k, "k")})).hits
 
     def thumbnail(self, number: int) -> bytes:
         """JPEG bytes of item `number`."""
-        return self._call("GET", f"/v1/items/{number}/thumbnail").content
+        response = self._call("GET", f"/v1/items/{_whole(number, 'The id')}/thumbnail")
+        if not response.content.startswith(b"\xff\xd8"):
+            raise self._foreign(response, "no JPEG")
+        return response.content
 
     def _call(self, method: str, route: str, **arguments: Any) -> httpx.Response:
         try:
             response = self._http.request(method, route, **arguments)
-        except httpx.TransportError as error:
-            raise EnvironmentProblem(f"{self.address} does not answer ({error}); is `featkit serve` running there?") from error
+        except httpx.TimeoutException as error:
+            raise EnvironmentProblem(
+                f"{self.address} did not answer within {self._http.timeout.read} s ({type(error).__name__}); send fewer "
+                "pictures at once, or give the client a longer timeout_s."
+            ) from error
+        except (httpx.RequestError, httpx.InvalidURL) as error:  # also an answer that is cut off or cannot be unpacked
+            raise EnvironmentProblem(
+                f"{self.address} does not answer ({error}); see that `featkit serve` runs there."
+            ) from error
         if response.is_success:
             return response
-        reason = _reason(response)
-        if response.status_code >= 500:
-            raise EnvironmentProblem(f"{self.address} answered {response.status_code}: {reason}")
-        raise InputError(reason)
+        raise self._refusal(response)
+
+    def _refusal(self, response: httpx.Response) -> InputError | EnvironmentProblem:
+        """The error for an answer that is none: the service's own sentence, or what a proxy's status means."""
+        status = response.status_code
+        detail = _detail(response)
+        if detail is not None and status in REFUSALS:
+            return InputError(detail)
+        if response.is_redirect:
+            place = response.headers.get("location", "elsewhere")
+            reason = f"it leads to {place[:200]}; use that address if it is the service's, or sign in there"
+        else:
+            reason = OTHER_STATUSES.get(status, "which `featkit serve` does not answer; check the address and any proxy")
+        wait = response.headers.get("retry-after", "")
+        wait = f" (it asks to wait {wait} s)" if wait.isascii() and wait.isdigit() else ""
+        own = f" and says: {detail.rstrip('.')}" if detail else ""
+        return EnvironmentProblem(f"{self.address} answered {status}{own}: {reason}{wait}.")
+
+    def _parsed(self, kind: type[Answer], response: httpx.Response) -> Answer:
+        try:
+            return kind.model_validate_json(response.content)
+        except ValidationError as error:
+            raise self._foreign(response, "no answer of featkit's") from error
+
+    def _check_count(self, sent: int, answered: int, response: httpx.Response) -> None:
+        if sent != answered:
+            raise self._foreign(response, f"answers for {answered:,} pictures when {sent:,} were sent")
+
+    def _foreign(self, response: httpx.Response, what: str) -> EnvironmentProblem:
+        """The error for a success that is not the service's."""
+        kind = what_is(response.content[:4096])
+        described = kind.name if kind is not None else response.headers.get("content-type", "nothing")[:60] or "nothing"
+        return EnvironmentProblem(
+            f"{self.address} answered {response.status_code} with {what} ({described}, {len(response.content):,} bytes); a "
+            "proxy, a login page or another program answers there, or another version of featkit: check the address."
+        )
 
 
-def _parts(pictures: Sequence[SentPicture]) -> list[tuple[str, tuple[str, bytes]]]:
-    if not pictures:
+def _parts(pictures: Picture | Iterable[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
+    """A part of a form for each picture. InputError, naming it, for what is no picture."""
+    if isinstance(pictures, str) or is_single(pictures):
+        listed: list[Any] = [pictures]
+    elif isinstance(pictures, Mapping | set | frozenset) or not isinstance(pictures, Iterable):
+        raise InputError(f"pictures is {type(pictures).__name__}; give a picture or a list of pictures.")
+    else:
+        listed = list(pictures)
+    if not listed:
         raise InputError("No picture was given to send.")
-    named = [
-        (f"picture {number}", picture) if isinstance(picture, bytes) else (str(picture), read_file(Path(picture)))
-        for number, picture in enumerate(pictures)
-    ]
-    return [("files", part) for part in named]
+    return [("files", _part(picture, index)) for index, picture in enumerate(listed)]
 
 
-def _reason(response: httpx.Response) -> str:
-    """The sentence of a refusal, or the answer's first words where something else answered."""
+def _part(picture: Any, index: int) -> tuple[str, bytes]:
+    name = printable(name_of(picture) or f"picture {index}")
+    if isinstance(picture, np.ndarray | Image.Image):  # without loss, so that the vector is the same
+        buffer = io.BytesIO()
+        Image.fromarray(load(picture, name=name).pixels).save(buffer, "PNG", compress_level=1)
+        return name, buffer.getvalue()
+    return name, read_encoded(picture, name=name)
+
+
+def _whole(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise InputError(f"{name} is {value!r}; it must be a whole number.")
+    return int(value)
+
+
+def _detail(response: httpx.Response) -> str | None:
+    """The sentence of featkit's refusal; None for any other answer."""
     try:
-        detail = response.json()["detail"]
-    except (ValueError, KeyError, TypeError):
-        detail = response.text[:200]
-    return detail if isinstance(detail, str) else f"The service refused the request: {detail}"
+        answer = response.json()
+    except (ValueError, RecursionError):
+        return None
+    detail = answer.get("detail") if isinstance(answer, dict) else None
+    if isinstance(detail, str) and detail and (response.status_code != 404 or detail != "Not Found"):
+        return detail
+    return f"{detail}"[:300] if isinstance(detail, list) and detail else None

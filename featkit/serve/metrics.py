@@ -3,10 +3,40 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class CountedRequests:
+    """ASGI middleware: counts requests by route and status and their seconds, those that end in an exception as 500.
+
+    It passes `receive` on as it is, so that a route hears when its client has gone; Starlette's BaseHTTPMiddleware does not.
+    """
+
+    def __init__(self, app: ASGIApp, requests: Counter, seconds: Histogram) -> None:
+        self.app, self.requests, self.seconds = app, requests, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            # The route's pattern, not the path: one series a route, however many items and nonsense paths are asked for.
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.requests.labels(route, str(status)).inc()
+            self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 def add_metrics(app: FastAPI) -> None:
@@ -14,16 +44,7 @@ def add_metrics(app: FastAPI) -> None:
     registry = CollectorRegistry()
     requests = Counter("featkit_requests", "Requests answered.", ["route", "status"], registry=registry)
     seconds = Histogram("featkit_request_seconds", "Seconds to answer a request.", ["route"], registry=registry)
-
-    @app.middleware("http")
-    async def count(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        # The route's pattern, not the path: one series a route, however many items and nonsense paths are asked for.
-        route = getattr(request.scope.get("route"), "path", "unknown")
-        requests.labels(route, str(response.status_code)).inc()
-        seconds.labels(route).observe(time.perf_counter() - started)
-        return response
+    app.add_middleware(CountedRequests, requests=requests, seconds=seconds)
 
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:

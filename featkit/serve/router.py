@@ -7,21 +7,24 @@ the process has processors, so that a flood of requests waits instead of filling
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import anyio
-import numpy as np
-from fastapi import APIRouter, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 
 from featkit.embedder import Embedder
-from featkit.errors import FeatkitError, InputError
-from featkit.index import Index
+from featkit.errors import FeatkitError
+from featkit.index import Index, NoSuchItem
 from featkit.index import Item as IndexItem
+from featkit.index.catalogue import Value
 from featkit.resources import usable_cpus
 from featkit.serve import schemas
-from featkit.serve.service import BadPictures, Embedded, Service, ServiceLimits
+from featkit.serve.service import BadPictures, Service, ServiceLimits, Unavailable, log
 from featkit.serve.uploads import BadRequest, read_form
 
 Result = TypeVar("Result")
@@ -58,15 +61,26 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
     async def in_thread(work: Callable[[], Result]) -> Result:
         return await anyio.to_thread.run_sync(work, limiter=workers)
 
-    @router.get("/healthz", tags=["service"])
-    def health() -> schemas.Health:
-        """Say that the service answers, and what it runs."""
+    @router.get("/healthz", tags=["service"], responses={503: {"model": schemas.Health}})
+    def health(response: Response) -> schemas.Health:
+        """Say whether the service can answer, and what it runs."""
+        status, detail, num_items = "ok", "", None
+        if service.index is not None:
+            try:
+                num_items = service.ask(len)
+            except Unavailable as error:
+                status, detail = "index unreadable", str(error)
+        if service.is_failing:
+            status, detail = "model failing", "The model failed at each of the last requests; the server's log has the reason."
+        if status != "ok":
+            response.status_code = 503
         return schemas.Health(
-            status="ok",
+            status=status,
             model=service.embedder.manifest.name,
             fingerprint=service.embedder.fingerprint,
             backend=service.embedder.backend_name,
-            num_items=None if service.index is None else len(service.index),
+            num_items=num_items,
+            detail=detail,
         )
 
     @router.post("/v1/embed", tags=["pictures"], responses=REFUSALS, openapi_extra=_form_schema("Pictures to embed."))
@@ -102,7 +116,10 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
 
         def work() -> list[schemas.PictureHits]:
             embedded = service.embed(form.uploads)
-            return _search(_index(service), embedded, k)
+            return [
+                schemas.PictureHits(name=one.name, height=one.height, width=one.width, hits=[_hit(hit) for hit in hits])
+                for one, hits in zip(embedded, service.search(embedded, k=k), strict=True)
+            ]
 
         return schemas.SearchAnswer(fingerprint=service.embedder.fingerprint, pictures=await in_thread(work))
 
@@ -118,28 +135,26 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         offset: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
     ) -> schemas.ItemsAnswer:
         """List items in the order they were added."""
-        index = _index(service)
-        return schemas.ItemsAnswer(total=len(index), items=[_item(one) for one in index.items(offset, limit)])
+        return _ask(service, lambda index: _items(index, index.items(offset, limit)))
 
     @router.get("/v1/sample", tags=["items"])
     def sample(
         limit: Annotated[int, Query(ge=1, le=200)] = 48, seed: Annotated[int, Query(ge=0, le=2**31)] = 0
     ) -> schemas.ItemsAnswer:
         """Pick items at random, the same for the same seed."""
-        index = _index(service)
-        return schemas.ItemsAnswer(total=len(index), items=[_item(one) for one in index.sample(limit, seed=seed)])
+        return _ask(service, lambda index: _items(index, index.sample(limit, seed=seed)))
 
     @router.get("/v1/items/{number}", tags=["items"], responses={404: {"model": schemas.Refusal}})
     def item(number: Number) -> schemas.Item:
         """Describe one item."""
-        return _item(_found(service, number))
+        return _item(_ask(service, lambda index: index.item(number)))
 
     @router.get("/v1/items/{number}/neighbours", tags=["items"], responses={404: {"model": schemas.Refusal}})
     def neighbours(number: Number, k: Annotated[int, Query(ge=1)] = DEFAULT_K) -> schemas.NeighboursAnswer:
         """Give the k items nearest to one, itself first."""
-        found = _found(service, number)
-        hits = _index(service).search_item(number, k=_checked_k(str(k), service.limits.max_k))
-        return schemas.NeighboursAnswer(item=_item(found), hits=[_hit(one) for one in hits])
+        k = _checked_k(str(k), service.limits.max_k)
+        item, hits = _ask(service, lambda index: (index.item(number), index.search_item(number, k=k)))
+        return schemas.NeighboursAnswer(item=_item(item), hits=[_hit(one) for one in hits])
 
     @router.get(
         "/v1/items/{number}/thumbnail",
@@ -149,10 +164,9 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
     )
     def thumbnail(number: Number, request: Request) -> Response:
         """Give an item's thumbnail as JPEG, with an ETag."""
-        _found(service, number)
-        data = _index(service).thumbnail(number)
+        data = _ask(service, lambda index: index.thumbnail(number))
         if data is None:
-            raise HTTPException(404, f"Item {number} has no thumbnail.")
+            raise BadRequest(404, f"Item {number} has no thumbnail.")
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"', "Cache-Control": THUMBNAIL_CACHE}
         if headers["ETag"] in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
@@ -160,27 +174,59 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer featkit's errors as JSON of one shape: 422 for input, the request's own status, 503 for the rest."""
+    """Answer every error as JSON of one shape, with a sentence for the client and no path of the server.
+
+    422 for a picture or a value that cannot be used, 404 for an item that does not exist, the request's own status where it
+    is wrong as a whole, 503 when the index, the model or the memory fails, and 500 for the rest, whose traceback is logged.
+    """
 
     @app.exception_handler(FeatkitError)
     async def refuse(_: Request, error: FeatkitError) -> JSONResponse:
-        bad = error.pictures if isinstance(error, BadPictures) else ()
-        pictures = [{"name": one.name, "reason": one.reason} for one in bad]
-        status = error.status if isinstance(error, BadRequest) else 422 if isinstance(error, InputError) else 503
-        return JSONResponse({"detail": str(error), "pictures": pictures}, status_code=status)
+        if isinstance(error, BadPictures):
+            return _refusal(422, str(error), [{"name": one.name, "reason": one.reason} for one in error.pictures])
+        if isinstance(error, NoSuchItem):
+            return _refusal(404, f"There is no item {error.item}.")
+        if isinstance(error, BadRequest):
+            return _refusal(error.status, str(error))
+        if isinstance(error, Unavailable):
+            return _refusal(503, str(error))
+        log.error("featkit: %s", error)
+        return _refusal(503, "The service cannot answer now; the server's log has the reason.")
+
+    @app.exception_handler(MemoryError)
+    async def refuse_for_memory(_: Request, error: MemoryError) -> JSONResponse:
+        log.error("featkit: a request needs more memory than there is (%s)", error)
+        return _refusal(503, "The server has not enough memory for this request; send fewer or smaller pictures, or try later.")
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_value(_: Request, error: RequestValidationError) -> JSONResponse:
+        wrong = error.errors()[0]
+        place, *name = [str(part) for part in wrong["loc"]]
+        value = str(wrong.get("input"))[:40]
+        if place == "path":
+            return _refusal(404, f"There is no item {value}.")
+        return _refusal(422, f"{' '.join(name) or place} is {value!r}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}.")
+
+    @app.exception_handler(HTTPException)
+    async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
+        return _refusal(error.status_code, str(error.detail), headers=error.headers)
+
+    @app.exception_handler(Exception)  # Starlette logs it after the answer
+    async def fail(_: Request, _error: Exception) -> JSONResponse:
+        return _refusal(500, "The server failed at this request; its log has the reason.")
 
 
-def _index(service: Service) -> Index:
+def _refusal(
+    status: int, detail: str, pictures: Sequence[dict[str, str]] = (), headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    return JSONResponse({"detail": detail, "pictures": list(pictures)}, status_code=status, headers=headers)
+
+
+def _ask(service: Service, work: Callable[[Index], Result]) -> Result:
+    """As `Service.ask`, and 404 where there is no index."""
     if service.index is None:
         raise BadRequest(404, "This service has no index to search; start it with one.")
-    return service.index
-
-
-def _found(service: Service, number: int) -> IndexItem:
-    try:
-        return _index(service).item(number)
-    except InputError as error:
-        raise HTTPException(404, f"There is no item {number}.") from error
+    return service.ask(work)
 
 
 def _checked_k(text: str, max_k: int) -> int:
@@ -189,12 +235,8 @@ def _checked_k(text: str, max_k: int) -> int:
     return int(text)
 
 
-def _search(index: Index, embedded: list[Embedded], k: int) -> list[schemas.PictureHits]:
-    found = index.query(np.stack([one.vector for one in embedded]), k=k)
-    return [
-        schemas.PictureHits(name=one.name, height=one.height, width=one.width, hits=[_hit(hit) for hit in hits])
-        for one, hits in zip(embedded, found, strict=True)
-    ]
+def _items(index: Index, items: Sequence[IndexItem]) -> schemas.ItemsAnswer:
+    return schemas.ItemsAnswer(total=len(index), items=[_item(one) for one in items])
 
 
 def _item(item: IndexItem) -> schemas.Item:
@@ -212,6 +254,13 @@ def _fields(one: Any) -> dict[str, Any]:
         "key": one.key,
         "width": one.width,
         "height": one.height,
-        "metadata": dict(one.metadata),
+        "metadata": {name: _in_json(value) for name, value in one.metadata.items()},
         "thumbnail": f"/v1/items/{one.id}/thumbnail",
     }
+
+
+def _in_json(value: Value) -> Value:
+    """JSON has no numbers for these three: they are text, as pydantic and JavaScript spell them."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

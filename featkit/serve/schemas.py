@@ -108,13 +108,14 @@ class ItemsAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """That the service answers, with what it runs."""
+    """Whether the service can answer, with what it runs."""
 
-    status: str
+    status: str = Field(description="`ok`, or what fails; then the HTTP status is 503.")
     model: str
     fingerprint: str
     backend: str
     num_items: int | None = Field(description="Pictures in the index; null when the service only embeds.")
+    detail: str = Field("", description="What fails, in one sentence.")
 
 
 class Refusal(BaseModel):

@@ -6,15 +6,24 @@ assignment here; `embed` is the one place where pictures of several requests can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from featkit.embedder import Embedder
-from featkit.errors import InputError
-from featkit.images import ImageLimits
-from featkit.index import Index
+from featkit.errors import FeatkitError, InputError
+from featkit.images import ImageLimits, without_options
+from featkit.index import Hit, Index, NoSuchItem
+
+Result = TypeVar("Result")
+
+FAILURES_UNTIL_UNHEALTHY = 3  # of the model, one after the other
+
+log = logging.getLogger("featkit.serve")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +38,14 @@ class ServiceLimits:
 
 @dataclass(frozen=True)
 class Upload:
-    """One picture as sent: the name its sender gave it (never a path here), and its bytes."""
+    """One picture as sent: the name its sender gave it (never a path here), and its bytes.
+
+    num_bytes: of all that was sent; `data` has only one more than the limit. None where `data` is all.
+    """
 
     name: str
     data: bytes
+    num_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,10 @@ class BadPicture:
 
     name: str
     reason: str
+
+
+class Unavailable(FeatkitError):
+    """The service itself cannot answer now: its index or its model fails. The reason is in its log, not in the answer."""
 
 
 class BadPictures(InputError):
@@ -76,6 +93,29 @@ class Service:
                 "with `index.open_embedder()`, or prove with `featkit verify` that they meet."
             )
         self.index, self.embedder, self.limits = index, embedder, limits
+        self._num_failures = 0
+        self._lock = threading.Lock()
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether the model failed at each of the last few requests."""
+        return self._num_failures >= FAILURES_UNTIL_UNHEALTHY
+
+    def ask(self, work: Callable[[Index], Result]) -> Result:
+        """Return work(index), all of one state of the index.
+
+        NoSuchItem as `work` raises it. Unavailable for what else the index raises: it is damaged, replaced by one of another
+        model or gone, which is nothing that a client did or may read the details of.
+        """
+        index = self.index
+        assert index is not None
+        try:
+            return index.in_one_state(lambda: work(index))
+        except NoSuchItem:
+            raise
+        except FeatkitError as error:
+            log.error("featkit: %s", error)
+            raise Unavailable("The index cannot be read now; the server's log has the reason.") from error
 
     def embed(self, uploads: Sequence[Upload]) -> list[Embedded]:
         """Vectors of all pictures, or BadPictures naming each that cannot be used."""
@@ -83,15 +123,47 @@ class Service:
         sizes: list[tuple[int, int]] = []
         bad: list[BadPicture] = []
         for upload in uploads:
+            num_bytes = len(upload.data) if upload.num_bytes is None else upload.num_bytes
+            max_bytes = self.limits.images.max_bytes
+            if num_bytes > max_bytes:
+                reason = f"{upload.name} has {num_bytes:,} bytes, more than the limit of {max_bytes:,} for one picture."
+                bad.append(BadPicture(upload.name, reason))
+                continue
             try:
                 decoded = self.embedder.decode(upload.data, name=upload.name)
             except InputError as error:
-                bad.append(BadPicture(upload.name, str(error)))
+                if isinstance(error.__cause__, MemoryError):  # nothing that the picture is to blame for
+                    raise error.__cause__ from None
+                bad.append(BadPicture(upload.name, without_options(str(error))))
                 continue
             prepared.append(self.embedder.geometry.apply(decoded.pixels))
             sizes.append((decoded.height, decoded.width))
         if bad:
             raise BadPictures(bad)
-        vectors = self.embedder.infer(np.stack(prepared))
+        vectors = self._infer(np.stack(prepared))
         rows = zip(uploads, sizes, vectors, strict=True)
         return [Embedded(upload.name, height, width, vector) for upload, (height, width), vector in rows]
+
+    def search(self, embedded: Sequence[Embedded], *, k: int) -> list[list[Hit]]:
+        """The k nearest items for each picture, in order. Unavailable as for `ask`."""
+
+        def work(index: Index) -> list[list[Hit]]:
+            if not index.accepts(self.embedder.run):  # an index that took the place of the first one
+                raise InputError(f"{index.path} was made by {index.run}, and the service runs {self.embedder.run}; restart it.")
+            return index.query(np.stack([one.vector for one in embedded]), k=k)
+
+        return self.ask(work)
+
+    def _infer(self, images: np.ndarray) -> np.ndarray:
+        """Vectors of prepared pictures. Unavailable when the model cannot run; errors of the engine's own as they are."""
+        try:
+            vectors = self.embedder.infer(images)
+        except Exception as error:
+            with self._lock:
+                self._num_failures += 1
+            if not isinstance(error, FeatkitError):
+                raise
+            log.error("featkit: %s", error)
+            raise Unavailable("The model cannot run now; the server's log has the reason.") from error
+        self._num_failures = 0
+        return vectors

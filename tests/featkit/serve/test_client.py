@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, InputError
@@ -13,6 +19,7 @@ from featkit.index import Index
 from featkit.serve.client import Client
 from featkit.serve.running import bind
 from tests.featkit.serve.conftest import NUM_PICTURES, picture, png
+from tests.sentences import refused
 
 
 def test_client_embeds_searches_and_fetches(live_address: str, embedder: Embedder, index: Index, tmp_path: Path) -> None:
@@ -44,3 +51,176 @@ def test_client_says_that_nobody_answers() -> None:
     listener.close()
     with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(EnvironmentProblem, match="does not answer"):
         client.health()
+
+
+PAGE = "<!DOCTYPE html><html><head><title>Sign in</title></head><body>login</body></html>"
+HEALTH = '{"status": "ok", "model": "m", "fingerprint": "f", "backend": "b", "num_items": 3}'
+
+
+def answering(status: int, body: str | bytes, **headers: str) -> Client:
+    """A client at whose address something answers so, whatever is asked."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    content = body.encode() if isinstance(body, str) else body
+    return Client(
+        "http://photos.example",
+        transport=httpx.MockTransport(lambda _request: httpx.Response(status, content=content, headers=named)),
+    )
+
+
+def failing(error: Exception) -> Client:
+    def fail(_request: httpx.Request) -> httpx.Response:
+        raise error
+
+    return Client("http://photos.example", transport=httpx.MockTransport(fail))
+
+
+CALLS: dict[str, Callable[[Client], object]] = {
+    "health": lambda client: client.health(),
+    "embed": lambda client: client.embed([b"x"]),
+    "search": lambda client: client.search([b"x"]),
+    "neighbours": lambda client: client.neighbours(3),
+    "thumbnail": lambda client: client.thumbnail(3),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "words"),
+    [
+        (200, PAGE, {"content_type": "text/html"}, ["200", "an HTML page", "check the address"]),
+        (200, '{"a": 1}', {"content_type": "application/json"}, ["200", "check the address"]),
+        (200, "", {}, ["200", "0 bytes", "check the address"]),
+        (200, b"\xff\x00\xfe", {"content_type": "application/json"}, ["200", "check the address"]),
+        (200, HEALTH[:40], {"content_type": "application/json"}, ["200", "check the address"]),
+        (200, "[" * 100_000, {}, ["200", "check the address"]),
+        (204, "", {}, ["204", "check the address"]),
+        (302, "", {"location": "https://login.example/?next=x"}, ["302", "leads to https://login.example/?next=x"]),
+        (401, PAGE, {}, ["401", "login"]),
+        (403, PAGE, {}, ["403", "forbidden"]),
+        (404, PAGE, {}, ["404", "check the address"]),
+        (404, '{"detail": "Not Found"}', {}, ["404", "check the address"]),
+        (407, "", {}, ["407", "proxy"]),
+        (413, "<html>413 Request Entity Too Large</html>", {}, ["413", "fewer or smaller pictures"]),
+        (418, "", {}, ["418", "check the address"]),
+        (429, "slow down", {"retry_after": "7"}, ["429", "wait 7 s"]),
+        (429, "", {"retry_after": "Wed, 21 Oct 2015 07:28:00 GMT"}, ["429", "too many requests"]),
+        (500, "Internal Server Error", {}, ["500", "its log"]),
+        (502, PAGE, {}, ["502", "a proxy cannot reach"]),
+        (503, '{"detail": "The index cannot be read now.", "pictures": []}', {}, ["503", "The index cannot be read now"]),
+        (504, PAGE, {}, ["504", "in time"]),
+        (599, "[]", {}, ["599", "check the address"]),
+    ],
+)
+def test_what_others_answer_is_one_sentence_with_the_status(
+    call: str, status: int, body: str | bytes, headers: dict[str, str], words: list[str]
+) -> None:
+    with answering(status, body, **headers) as client, refused("http://photos.example", *words, error=EnvironmentProblem):
+        CALLS[call](client)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (httpx.ReadTimeout("timed out"), "did not answer within 60.0 s (ReadTimeout); send fewer pictures"),
+        (httpx.ConnectTimeout("timed out"), "(ConnectTimeout)"),
+        (httpx.RemoteProtocolError("peer closed connection without sending complete message body"), "does not answer (peer"),
+        (httpx.DecodingError("Error -3 while decompressing data"), "does not answer (Error -3"),
+        (httpx.TooManyRedirects("too many"), "does not answer"),
+        (httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "does not answer ([SSL"),
+    ],
+)
+def test_connections_that_break_are_one_sentence(call: str, error: Exception, words: str) -> None:
+    with failing(error) as client, refused("http://photos.example", words, error=EnvironmentProblem):
+        CALLS[call](client)
+
+
+def test_an_answer_that_is_cut_on_the_way_is_one_sentence() -> None:
+    with bind("127.0.0.1", 0) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + HEALTH.encode()[:50])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with Client(address) as client, refused(address, "does not answer", error=EnvironmentProblem):
+            client.health()
+        thread.join()
+
+
+@pytest.mark.parametrize("pictures", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]'])
+def test_answers_for_another_number_of_pictures_are_refused(pictures: str) -> None:
+    body = f'{{"model": "m", "fingerprint": "f", "width": 1, "pictures": {pictures}}}'
+    with answering(200, body) as client, refused("200", "when 2 were sent", error=EnvironmentProblem):
+        client.embed([b"x", b"y"])
+
+
+def test_vectors_of_different_widths_are_refused() -> None:
+    one = '{"name": "a", "height": 1, "width": 1, "vector": [1.0]}'
+    body = f'{{"model": "m", "fingerprint": "f", "width": 2, "pictures": [{one}]}}'
+    with answering(200, body) as client, refused("another width", error=EnvironmentProblem):
+        client.embed([b"x"])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8000", "photos.example", "", "ftp://x", "http://[::1", "http://a:b", None, 3])
+def test_an_address_that_is_none_is_refused(address: object) -> None:
+    with refused(error=InputError):
+        Client(address)  # type: ignore[arg-type]
+
+
+def test_the_client_takes_what_an_embedder_takes(live_address: str, embedder: Embedder, tmp_path: Path) -> None:
+    file = tmp_path / "caf\udce9 'a\"b'.png"
+    file.write_bytes(png(6))
+    image = Image.open(io.BytesIO(png(6)))
+    expected = embedder.embed([picture(6)])[0]
+    with Client(live_address) as client, file.open("rb") as opened:
+        same: list[Any] = [file, str(file), png(6), bytearray(png(6)), memoryview(png(6)), io.BytesIO(png(6)), opened]
+        same += [image, picture(6), {"bytes": png(6), "path": "a.png"}, {"bytes": None, "path": str(file)}]
+        for start in range(0, len(same), 4):  # as many as the service takes at once
+            vectors = client.embed(same[start : start + 4])
+            np.testing.assert_allclose(vectors, np.repeat(expected[None], len(vectors), axis=0), atol=1e-6)
+        for one in same:
+            ((hit,),) = client.search(one, k=1)
+            assert hit.key == "blocks/6.png"
+        assert len(client.search((each for each in (png(1), png(2))), k=1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        (None, "None; give a path"),
+        ([None], "picture 0 is None"),
+        ([b"x", 7], "picture 1 is an int"),
+        (7, "is an int"),
+        ([["a.jpg"]], "picture 0 is a list"),
+        ({"label": 3}, "is a mapping with label"),
+        ({"a.jpg"}, "pictures is set"),
+        ([io.StringIO("x")], "is open as text"),
+        ("/nowhere/cat.jpg", "/nowhere/cat.jpg does not exist"),
+        ("http://x/cat.jpg", "is a web address"),
+        (np.zeros((3, 4), np.float64), "uint8"),
+        ((), "No picture was given"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name_and_not_sent(pictures: Any, words: str) -> None:
+    with failing(AssertionError("it was sent")) as client:
+        for call in (client.embed, client.search):
+            with refused(words):
+                call(pictures)
+
+
+@pytest.mark.parametrize("value", ["3", None, 2.5, True])
+def test_numbers_that_are_none_are_refused_and_not_sent(value: Any) -> None:
+    with failing(AssertionError("it was sent")) as client:
+        for call in (
+            lambda: client.search([b"x"], k=value),
+            lambda: client.neighbours(value),
+            lambda: client.neighbours(1, k=value),
+            lambda: client.thumbnail(value),
+        ):
+            with refused("must be a whole number"):
+                call()

@@ -1,0 +1,294 @@
+"""What fails on the server's side: 5xx in JSON, counted, no path in the answer, and /healthz says so."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI, Request
+from fastapi.testclient import TestClient
+
+from featkit.embedder import Embedder
+from featkit.errors import EnvironmentProblem, InputError
+from featkit.index import Index
+from featkit.serve import service as service_module
+from featkit.serve.app import make_app
+from featkit.serve.metrics import add_metrics
+from tests.featkit.serve.conftest import LIMITS, NUM_PICTURES, picture, png
+from tests.model_files import make_model_file
+from tests.serving import serving
+
+FILES = [("files", ("a.png", png(1)))]
+ROUTES: dict[str, Callable[[TestClient], Any]] = {
+    "/healthz": lambda client: client.get("/healthz"),
+    "/v1/items": lambda client: client.get("/v1/items"),
+    "/v1/sample": lambda client: client.get("/v1/sample"),
+    "/v1/items/{number}": lambda client: client.get("/v1/items/0"),
+    "/v1/items/{number}/neighbours": lambda client: client.get("/v1/items/0/neighbours"),
+    "/v1/items/{number}/thumbnail": lambda client: client.get("/v1/items/0/thumbnail"),
+    "/v1/search": lambda client: client.post("/v1/search", files=FILES),
+}
+
+
+@pytest.fixture
+def copy(index: Index, tmp_path: Path) -> Path:
+    """A copy of the index, to be harmed."""
+    path = tmp_path / "photos.index"
+    shutil.copytree(index.path, path)
+    return path
+
+
+@pytest.fixture
+def served(copy: Path, embedder: Embedder) -> Iterator[TestClient]:
+    """The service over the copy; what it cannot handle is an answer here, as it is for a client."""
+    with Index.open(copy) as opened:
+        app = make_app(opened, embedder, limits=LIMITS)
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+
+
+def overwrite_catalogue(path: Path) -> None:
+    (path / "catalogue.sqlite").write_bytes(b"x" * 40_000)
+
+
+def halve_catalogue(path: Path) -> None:
+    os.truncate(path / "catalogue.sqlite", 8192)
+
+
+def remove_all(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def cut_vectors(path: Path) -> None:
+    os.truncate(path / "vectors.f32", 5)
+
+
+def damage_vectors(path: Path) -> None:
+    (path / "vectors.f32").write_bytes(bytes((path / "vectors.f32").stat().st_size))
+
+
+def remove_vectors(path: Path) -> None:
+    (path / "vectors.f32").unlink()
+
+
+def replace_by_another_model(path: Path) -> None:
+    shutil.rmtree(path)
+    other = make_model_file(path.with_name("other.onnx"), width=32, seed=3)
+    with Index.create(path, model=other) as index:
+        index.add(["new"], np.eye(1, 32, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        overwrite_catalogue,
+        halve_catalogue,
+        remove_all,
+        cut_vectors,
+        damage_vectors,
+        remove_vectors,
+        replace_by_another_model,
+    ],
+)
+def test_a_harmed_index_is_503_everywhere_and_names_no_path(
+    copy: Path, served: TestClient, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert {call(served).status_code for call in ROUTES.values()} == {200}
+    harm(copy)
+    with caplog.at_level(logging.ERROR, "featkit.serve"):
+        for route, call in ROUTES.items():
+            answer = call(served)
+            assert (route, answer.status_code) == (route, 503)
+            assert "log has the reason" in answer.json()["detail"]
+            assert str(copy) not in answer.text
+            assert copy.name not in answer.text
+    assert served.get("/healthz").json()["status"] == "index unreadable"
+    assert str(copy) in caplog.text  # the reason, for who runs it
+    assert served.post("/v1/embed", files=FILES).status_code == 200
+    metrics = served.get("/metrics").text
+    for route in ROUTES:
+        assert f'featkit_requests_total{{route="{route}",status="503"}}' in metrics
+
+
+def test_an_index_that_is_whole_again_is_served_again(copy: Path, served: TestClient) -> None:
+    shutil.copytree(copy, copy.with_name("backup"))
+    served.get("/healthz")
+    shutil.rmtree(copy)
+    assert served.get("/healthz").status_code == 503
+    shutil.copytree(copy.with_name("backup"), copy)
+    assert served.get("/healthz").json()["num_items"] == NUM_PICTURES
+    assert {call(served).status_code for call in ROUTES.values()} == {200}
+
+
+def test_an_item_that_does_not_exist_is_404_in_the_same_shape(served: TestClient) -> None:
+    for route in ("/v1/items/99", "/v1/items/99/neighbours", "/v1/items/99/thumbnail"):
+        answer = served.get(route)
+        assert (answer.status_code, answer.json()) == (404, {"detail": "There is no item 99.", "pictures": []})
+    for number in ("9" * 20, "-1", "x"):
+        answer = served.get(f"/v1/items/{number}")
+        assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no item {number}.")
+    assert served.get("/nothing").json() == {"detail": "Not Found", "pictures": []}
+    limit = served.get("/v1/items?limit=5000")
+    assert limit.status_code == 422
+    assert limit.json()["detail"].startswith("limit is '5000': input should be less than or equal to 1000")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (MemoryError("Unable to allocate 4.6 EiB"), 503, "not enough memory"),
+        (RuntimeError("/secret/path: CUDA error"), 500, "The server failed"),
+        (KeyError("embedding"), 500, "The server failed"),
+        (EnvironmentProblem("/secret/path cannot be read."), 503, "The model cannot run now"),
+        (InputError("/secret/path takes pictures of 224×224 only."), 503, "The model cannot run now"),
+    ],
+)
+def test_a_model_that_fails_is_counted_and_makes_the_service_unhealthy(
+    copy: Path, model: Path, error: Exception, status: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder = Embedder(model, limits=LIMITS.images)
+    infer = embedder.infer
+
+    def fail(*_arguments: Any, **_options: Any) -> np.ndarray:
+        raise error
+
+    with Index.open(copy) as opened:
+        client = TestClient(make_app(opened, embedder, limits=LIMITS), raise_server_exceptions=False)
+        monkeypatch.setattr(embedder, "infer", fail)
+        for count in range(1, service_module.FAILURES_UNTIL_UNHEALTHY + 1):
+            assert client.get("/healthz").status_code == 200
+            answer = client.post("/v1/search" if count % 2 else "/v1/embed", files=FILES)
+            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+            assert words in answer.json()["detail"]
+            assert "secret" not in answer.text
+        health = client.get("/healthz")
+        assert (health.status_code, health.json()["status"]) == (503, "model failing")
+        assert f'featkit_requests_total{{route="/v1/search",status="{status}"}} 2.0' in client.get("/metrics").text
+        monkeypatch.setattr(embedder, "infer", infer)
+        assert client.post("/v1/search", files=FILES).status_code == 200
+        assert client.get("/healthz").json()["status"] == "ok"
+
+
+def test_memory_that_runs_out_while_decoding_is_not_the_clients_fault(
+    served: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: Any, **_options: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("featkit.images.decoding._decode", fail)
+    answer = served.post("/v1/embed", files=FILES)
+    assert (answer.status_code, "not enough memory" in answer.json()["detail"]) == (503, True)
+
+
+def test_a_bad_picture_is_never_the_servers_fault(served: TestClient) -> None:
+    for _ in range(5):
+        assert served.post("/v1/embed", files=[("files", ("a.png", b"no picture"))]).status_code == 422
+    assert served.get("/healthz").status_code == 200
+
+
+def test_limits_are_told_without_options_of_the_command_line(served: TestClient) -> None:
+    long = LIMITS.images.max_bytes + 12_345
+    answers = [
+        served.post("/v1/embed", files=[("files", ("long.png", png(1) + bytes(long - len(png(1)))))]),
+        served.post("/v1/search", files=[("files", ("large.png", large_png()))]),
+    ]
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert f"long.png has {long:,} bytes, more than the limit of 60,000 for one picture." == answers[0].json()["detail"]
+    assert "large.png has 90,000 pixels" in answers[1].json()["detail"]
+    for answer in answers:
+        assert "--" not in answer.text
+
+
+def large_png() -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_numbers_that_json_has_not_are_text(copy: Path, embedder: Embedder) -> None:
+    metadata = [{"a": float("nan"), "b": float("inf"), "c": float("-inf"), "d": True, "e": 2.5}]
+    with Index.open(copy, writable=True) as opened:
+        (number,) = opened.add(["odd"], embedder.embed(picture(90)), metadata=metadata)
+        with TestClient(make_app(opened, embedder, limits=LIMITS)) as client:
+            text = client.get(f"/v1/items/{number}").text
+
+    def fail(constant: str) -> None:
+        raise AssertionError(constant)
+
+    item = json.loads(text, parse_constant=fail)
+    assert item["metadata"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": True, "e": 2.5}
+
+
+def test_answers_of_two_reads_are_of_one_index(copy: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index is replaced between the item and its neighbours."""
+    other = copy.with_name("other.index")
+    with Index.create(other, model=copy / "model.onnx") as index:
+        index.add([f"other/{i}" for i in range(5)], embedder.embed([picture(100 + i) for i in range(5)]))
+    item = Index.item
+    replaced: list[Path] = []
+
+    def then_replaced(self: Index, item_id: int) -> object:
+        found = item(self, item_id)
+        if not replaced:
+            replaced.append(copy.rename(copy.with_name("away")))
+            other.rename(copy)
+        return found
+
+    with Index.open(copy) as opened, TestClient(make_app(opened, embedder, limits=LIMITS)) as client:
+        monkeypatch.setattr(Index, "item", then_replaced)
+        answer = client.get("/v1/items/3/neighbours?k=3").json()
+    assert replaced
+    assert {hit["key"].split("/")[0] for hit in [answer["item"], *answer["hits"]]} == {"other"}
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_route_hears_that_its_client_has_gone(counted: bool) -> None:
+    app = FastAPI()
+    heard = threading.Event()
+
+    @app.post("/wait")
+    async def wait(request: Request) -> None:
+        await request.body()
+        for _ in range(100):
+            await anyio.sleep(0.05)
+            if await request.is_disconnected():
+                heard.set()
+                return
+
+    if counted:
+        add_metrics(app)
+    with serving(app) as address:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/wait", content=b"abc", timeout=0.2)
+        assert heard.wait(4)
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_failure(live_address: str) -> None:
+    def half() -> Iterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nabc'
+        time.sleep(0.1)
+        raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone"):
+        httpx.post(f"{live_address}/v1/embed", content=half(), headers={"content-type": "multipart/form-data; boundary=b"})
+    for _ in range(50):
+        metrics = httpx.get(f"{live_address}/metrics").text
+        if '{route="/v1/embed"' in metrics:
+            break
+        time.sleep(0.05)
+    assert 'featkit_requests_total{route="/v1/embed",status="400"} 1.0' in metrics
