@@ -3,7 +3,8 @@
 cache/gallery-<digest of the drawing code>/       the sample gallery
 cache/<digest of the source's path, the model and its precision>/
     photos.index                                  the index
-    listing.json                                  size and time of change of every picture that is in it, null while it is not
+    listing.json                                  size and time of change of every picture that is in it, null while it is not;
+                                                  digests of their bytes, and which of them failed
     embeddings-<digest>                           only while new pictures are embedded; a stop there goes on
 
 A second run embeds what is new or changed and removes what is gone. The listing names a picture before the index has it and
@@ -16,8 +17,9 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,18 +35,30 @@ from featkit.embeddings import Embeddings
 from featkit.errors import InputError
 from featkit.index import Index
 from featkit.pipeline import EmbedReport, embed_source
-from featkit.resources import cache_folder
+from featkit.resources import cache_folder, usable_cpus
 from featkit.sources import Source, open_source, subset
 from featkit.sources.selection import EVERYTHING, Selection
+from featkit.stamps import digest_of, stamp_of
 from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
 
 INDEX, LISTING = "photos.index", "listing.json"
 NUM_INSTANCES = 2
-REMEMBERED = "featkit-demo-listing-1"  # the format of listing.json
+COMPARED_AT_ONCE = 64  # files that are read between two reports of progress
+REMEMBERED = "featkit-demo-listing-2"  # the format of listing.json
+EARLIER = "featkit-demo-listing-1"  # had stamps alone
 
-Stamp: TypeAlias = list[int]  # size in bytes and time of change in ns, as JSON gives them back
+Size: TypeAlias = list[int]  # size in bytes and time of change in ns, as JSON gives them back
 # What reports progress: called with a label and a total, entered, then called with done and failed.
 Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int, int], None]]]
+
+
+@dataclass
+class Listing:
+    """What is known of the pictures in an index, by key."""
+
+    pictures: dict[str, Size | None]  # None while a picture is embedded
+    digests: dict[str, str]  # of those that could be read
+    failed: list[str]  # those that have no embedding
 
 
 @dataclass(frozen=True)
@@ -74,11 +88,20 @@ def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
 
 
 def prepare_index(
-    pictures: Path, model: Path, cache: Path, *, progress: Progress, selection: Selection = EVERYTHING
+    pictures: Path,
+    model: Path,
+    cache: Path,
+    *,
+    progress: Progress,
+    selection: Selection = EVERYTHING,
+    retry: bool = False,
+    rehash: bool = False,
 ) -> Prepared:
     """The index over `pictures` (whatever open_source takes) by a model file, made or brought up to date in the cache.
 
-    selection: which of the pictures are wanted; the cache itself is never read.
+    selection: which of the pictures are wanted; the cache itself is never read. Pictures whose size or time of change is
+    another are embedded again, and those that could not be read. retry: also all that failed. rehash: also those of other
+    bytes, for which all files are read.
     InputError where there are no pictures or none can be embedded; EnvironmentProblem where the cache cannot be written
     or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
     """
@@ -88,45 +111,87 @@ def prepare_index(
     place = cache / _digest(str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder))
     with explain_os_errors(place):
         place.mkdir(parents=True, exist_ok=True)
-    known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else {}
+    known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else Listing({}, {}, [])
+    again = {key for key in known.failed if retry or key not in known.digests}
+    keys = [source.key(number) for number in range(len(source))]
     changed = [
         number
-        for number, key in enumerate(map(source.key, range(len(source))))
-        if stamps[key] is None or stamps[key] != known.get(key)
+        for number, key in enumerate(keys)
+        if stamps[key] is None or stamps[key] != known.pictures.get(key) or key in again
     ]
-    gone = sorted(known.keys() - stamps.keys())
+    if rehash:
+        changed = sorted({*changed, *_exchanged(source, set(range(len(source))) - set(changed), known, progress)})
+    gone = sorted(known.pictures.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
         return Prepared(place / INDEX, 0, 0, (), source.skipped)
     with _open_or_create(place / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
             # First, so that whatever a stop leaves of these pictures in the index is done anew, or removed with them.
-            _write_listing(place / LISTING, known | dict.fromkeys(source.key(number) for number in changed))
+            redone = dict.fromkeys(keys[number] for number in changed)
+            _write_listing(place / LISTING, dataclasses.replace(known, pictures=known.pictures | redone))
             # A changed picture that can no longer be read must not be found by what it was.
-            index.remove(source.key(number) for number in changed)
-            listing = json.dumps([[source.key(number), stamps[source.key(number)]] for number in changed])
-            report = _embed(subset(source, changed), _digest(listing), embedder, index, apart=stamps, progress=progress)
+            index.remove(redone)
+            digest = _digest(json.dumps([[keys[number], stamps[keys[number]]] for number in changed]))
+            with _embedded(subset(source, changed), place / f"embeddings-{digest}", embedder, progress, retry, rehash) as made:
+                report, embeddings = made
+                index.add_embeddings(embeddings, apart=stamps)
+                _note(known, redone, embeddings)
         num_removed = index.remove(gone)
         if len(index) == 0:
             reason = report.failures[0][1] if report.failures else "there are none"
             raise InputError(f"No picture of {pictures} could be embedded: {reason}")
-    _write_listing(place / LISTING, stamps)
+    digests = {key: digest for key, digest in known.digests.items() if key in stamps}
+    _write_listing(place / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps]))
     return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures), source.skipped)
 
 
-def _embed(
-    part: Source, digest: str, embedder: Embedder, index: Index, *, apart: Collection[str], progress: Progress
-) -> EmbedReport:
-    """Embed a part of a source, told from others by `digest`, into the index; `apart` are the keys of the whole source."""
-    folder = index.path.parent / f"embeddings-{digest}"
-    for other in index.path.parent.glob("embeddings-*"):
+@contextmanager
+def _embedded(
+    part: Source, folder: Path, embedder: Embedder, progress: Progress, retry: bool, rehash: bool
+) -> Iterator[tuple[EmbedReport, Embeddings]]:
+    """The embeddings of a part of a source, in a folder that is removed after the block."""
+    for other in folder.parent.glob("embeddings-*"):
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
-    with progress("embedding", len(part)) as report:
-        embedded = embed_source(part, embedder, folder, on_progress=report)
-    index.add_embeddings(Embeddings.open(folder), apart=apart)
+    with progress("embedding", len(part)) as on_progress:
+        report = embed_source(part, embedder, folder, retry=retry, rehash=rehash, on_progress=on_progress)
+    yield report, Embeddings.open(folder)
     shutil.rmtree(folder)
-    return embedded
+
+
+def _note(known: Listing, redone: Collection[str], embeddings: Embeddings) -> None:
+    """Bring digests and failures of the pictures that were embedded now up to date."""
+    known.digests = {key: digest for key, digest in known.digests.items() if key not in redone}
+    known.failed = [key for key in known.failed if key not in redone]
+    for shard in range(embeddings.plan.num_shards):
+        table = embeddings.shard_table(shard, ["key", "error"])
+        rows = zip(table["key"].to_pylist(), table["error"].to_pylist(), embeddings.read_stamps(shard) or [], strict=False)
+        for key, error, stamp in rows:
+            if stamp.digest is not None:
+                known.digests[key] = stamp.digest.hex()
+            if error is not None:
+                known.failed.append(key)
+
+
+def _exchanged(source: Source, numbers: Collection[int], known: Listing, progress: Progress) -> list[int]:
+    """Those of the items whose bytes are other ones than when they were embedded, or are not known."""
+
+    def differs(number: int) -> bool:
+        try:
+            digest = digest_of(source.read(number)).hex()
+        except InputError:
+            return True
+        return digest != known.digests.get(source.key(number))
+
+    found = []
+    with progress("comparing", len(numbers)) as on_progress, ThreadPoolExecutor(usable_cpus()) as pool:
+        ordered = sorted(numbers)
+        for start in range(0, len(ordered), COMPARED_AT_ONCE):
+            some = ordered[start : start + COMPARED_AT_ONCE]
+            found += [number for number, other in zip(some, pool.map(differs, some), strict=True) if other]
+            on_progress(start + len(some), 0)
+    return found
 
 
 def _open_or_create(path: Path, embedder: Embedder) -> Index:
@@ -140,34 +205,30 @@ def _precision_of(embedder: Embedder) -> tuple[str, ...]:
     return (BF16,) if embedder.run.precision == BF16 else ()
 
 
-def _stamps(source: Source) -> dict[str, Stamp | None]:
+def _stamps(source: Source) -> dict[str, Size | None]:
     """The stamp of every key: of its file, or of the container it lies in; None where there is none to be had."""
 
     @cache
-    def stamp(file: Path) -> Stamp | None:
-        try:
-            status = file.stat()
-        except OSError:
-            return None
-        return [status.st_size, status.st_mtime_ns]
+    def stamp(file: Path) -> Size | None:
+        size, mtime_ns, _ = stamp_of(file)
+        return None if size is None or mtime_ns is None else [size, mtime_ns]
 
     return {source.key(number): stamp(source.file(number)) for number in range(len(source))}
 
 
-def _read_listing(file: Path) -> dict[str, Stamp | None]:
+def _read_listing(file: Path) -> Listing:
     """What is in the index already; nothing where the file is missing or of another format, so that all is done anew."""
     try:
         listing = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return {}
-    if not isinstance(listing, dict) or listing.get("format") != REMEMBERED:
-        return {}
-    pictures: dict[str, Stamp | None] = listing["pictures"]
-    return pictures
+        return Listing({}, {}, [])
+    if not isinstance(listing, dict) or listing.get("format") not in (REMEMBERED, EARLIER):
+        return Listing({}, {}, [])
+    return Listing(listing["pictures"], listing.get("digests", {}), listing.get("failed", []))
 
 
-def _write_listing(file: Path, pictures: dict[str, Stamp | None]) -> None:
-    write_text(file, json.dumps({"format": REMEMBERED, "pictures": pictures}, ensure_ascii=True))
+def _write_listing(file: Path, listing: Listing) -> None:
+    write_text(file, json.dumps({"format": REMEMBERED, **dataclasses.asdict(listing)}, ensure_ascii=True))
 
 
 def _drawing_digest() -> str:

@@ -21,6 +21,8 @@ def demo(
     port: int = 7860,
     browser: bool = True,
     cache: Path | None = None,
+    retry: bool = False,
+    rehash: bool = False,
     quiet: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
@@ -46,6 +48,10 @@ def demo(
         Open the page in this desktop's browser, if it has one.
     cache
         Where indexes over pictures are kept; by default ~/.cache/featkit.
+    retry
+        Try all failed pictures again, though their files are the same.
+    rehash
+        Read all files and compare their content, to find pictures that were exchanged without another size or time.
     quiet
         Show no progress.
     """
@@ -70,7 +76,9 @@ def demo(
         place = cache or default_cache()
         file = model_file(model, quiet=quiet)  # before the gallery is drawn: it may not be there and not to be had
         pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
-        prepared = prepare_index(pictures, file, place, progress=progress, selection=selection_of(select))
+        prepared = prepare_index(
+            pictures, file, place, progress=progress, selection=selection_of(select), retry=retry, rehash=rehash
+        )
         if (line := skipped_in_words(prepared.skipped)) is not None and not quiet:
             stdout().print(line)
         if prepared.failures:

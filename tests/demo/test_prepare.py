@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from featkit.embedder import Embedder
 from featkit.embeddings import SHOWN_FAILURES, Embeddings
 from featkit.errors import InputError, Interrupted
 from featkit.index import Index
@@ -216,6 +219,61 @@ def test_a_picture_that_cannot_be_looked_at_is_tried_again(gallery: Gallery, pic
     for num_embedded in (1, 0):
         done = prepare_index(pictures / "list.txt", gallery.model, tmp_path / "cache", progress=Work())
         assert (done.num_embedded, [key for key, _ in done.failures]) == (num_embedded, ["missing.jpg"])
+
+
+def exchange(file: Path, data: bytes) -> None:
+    """Other content of the same size and time of change."""
+    status = file.stat()
+    file.write_bytes(data[: status.st_size].ljust(status.st_size, b"\0"))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_rehash_finds_a_picture_of_the_same_size_and_time(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    mug, fish = pictures / "objects/mug/mug-1-front.jpg", pictures / "objects/fish/fish-1-front.jpg"
+    with mug.open("ab") as file:
+        file.write(bytes(fish.stat().st_size))  # room for the other
+    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
+    exchange(mug, fish.read_bytes())
+    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+    work = Work()
+    assert prepare_index(pictures, gallery.model, cache, progress=work, rehash=True).num_embedded == 1
+    assert work.labels == [("comparing", 13), ("embedding", 1)]
+    with Index.open(index) as opened:
+        assert opened.search(fish, k=2)[1].key == "objects/mug/mug-1-front.jpg"
+    assert prepare_index(pictures, gallery.model, cache, progress=Work(), rehash=True).num_embedded == 0
+
+
+def test_retry_tries_failures_again(pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    decode = Embedder.decode
+
+    def without_package(self: Embedder, picture: Any, *, name: str) -> Any:
+        return decode(self, b"" if name.endswith("mug-1-front.jpg") else picture, name=name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "decode", without_package)
+        index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
+    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+    assert prepare_index(pictures, gallery.model, cache, progress=Work(), retry=True).num_embedded == 1
+    assert keys(index) == files_below(pictures)
+
+
+def test_a_listing_of_an_earlier_version_is_used(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    listing = prepare_index(pictures, gallery.model, cache, progress=Work()).index.parent / "listing.json"
+    stamps = json.loads(listing.read_text())["pictures"]
+    listing.write_text(json.dumps({"format": "featkit-demo-listing-1", "pictures": stamps}))
+    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+
+
+def test_the_cache_may_lie_inside_the_pictures(pictures: Path, gallery: Gallery) -> None:
+    cache = pictures / "cache"
+    (cache / "gallery-0123456789abcdef").mkdir(parents=True)
+    shutil.copy(pictures / "objects/mug/mug-1-front.jpg", cache / "gallery-0123456789abcdef")
+    done = prepare_index(pictures, gallery.model, cache, progress=Work())
+    assert (done.num_embedded, done.skipped) == (13, {"featkit folder": 1})
+    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
 
 
 def test_all_failures_are_counted_though_only_the_first_are_listed(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from cyclopts import Parameter
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
+from featkit.cli.selecting import note_passed_over
 from featkit.cli.train.flags import ClusterFlags, LabelFlags, TrainFlags
 from featkit.cli.train.methods import Data
 from featkit.cli.train.running import configured, in_words, is_main, open_pictures, print_slurm, show
@@ -191,6 +192,7 @@ def _run(
         size = config.crops.global_size
         network = f"{config.classifier.arch} on {pictures} at {size}×{size}"
         print(f"{config.name}: {method}, {network}, {_length(config)}, to {flags.out}.", file=sys.stderr)
+        note_passed_over(*sources)
     with _Telling(quiet=quiet) as telling:
         ears = CourseEars(
             on_training=lambda name, steps: telling.begin(name, steps, "steps", say=True),

@@ -47,6 +47,7 @@ def run(
     quiet = flags.quiet or not is_main()
     if not quiet:
         _say_what(config, sum(len(source) for source in sources), flags)
+        note_passed_over(*sources)
     with ProgressReporter("training", total=config.run.steps, unit="steps", quiet=quiet) as progress:
         report = train(
             config,
@@ -82,8 +83,6 @@ def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source]
     selection = selection_of(flags.select, own=[flags.out])
     sources = [open_training_source(spec, selection=selection) for spec in data]
     held_out = open_training_source(flags.held_out, selection=selection) if flags.held_out is not None else None
-    if is_main() and not flags.quiet:
-        note_passed_over(*sources)
     return sources, held_out
 
 

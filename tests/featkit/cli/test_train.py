@@ -132,6 +132,35 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
     assert losses[0] == losses[1]
 
 
+def test_a_run_inside_its_pictures_is_resumed_and_not_learnt_from(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    shutil.copy(folder / "small.yaml", tmp_path)
+    (tmp_path / "pictures" / "notes.txt").touch()
+    out = tmp_path / "pictures" / "run"
+    assert main(command(tmp_path, out, "--exclude", "003.jpg")) == 0
+    assert "23 pictures" in (error := capsys.readouterr().err)
+    assert "Passed over: 1 .txt, 1 excluded file.\n" in error
+    assert any(out.rglob("*.png")) or any(out.rglob("*.jpg")), "snapshots, which would be pictures"
+    assert main(command(tmp_path, out, "--exclude", "003.jpg", "--resume")) == 0
+    capsys.readouterr()
+    assert main(command(tmp_path, tmp_path / "pictures" / "run2")) == 0
+    assert "24 pictures" in (error := capsys.readouterr().err)
+    assert "Passed over: 1 .txt, 1 featkit folder.\n" in error
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_the_others_learnt_from(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    shutil.copy(folder / "small.yaml", tmp_path)
+    (tmp_path / "pictures" / "003.jpg").unlink()
+    (tmp_path / "pictures" / "003.jpg").symlink_to("gone.jpg")
+    assert main(command(tmp_path, tmp_path / "run", "--steps", "8")) == 0
+    assert "pictures that could not be read" in capsys.readouterr().out
+
+
 def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(folder: Path, tmp_path: Path) -> None:
     # As a terminal does it: to all processes of the group, workers too.
     more = ("--steps", "100", "--workers", "1", "--set", "run.checkpoint_every=100", "--set", "run.evaluate_every=100")
