@@ -202,42 +202,46 @@ def _fit(group: str, prefix: str, keys: KeyMap, found: Weights, wanted_of: Wante
     )
 
 
-def choose(whole: Sequence[Fit], branch: str | None, *, file: str) -> Fit:
-    """The candidate whose weights are wanted: of that branch, or of the first of PREFERRED that is there.
+def roles(whole: Sequence[Fit]) -> dict[str, Fit]:
+    """The first candidate of each branch, in the order in which they are preferred.
 
-    Weights beside an average or a teacher's are the student's even if no word says so, and those beside a student's the
-    teacher's. InputError for a branch that is not there.
+    Weights that no word describes are the teacher's beside a student's, and the student's beside a teacher's or an average.
     """
+    said = {branch: fit for branch in PREFERRED if (fit := next((fit for fit in whole if fit.branch == branch), None))}
+    if PLAIN in said and len(said) > 1:
+        role = STUDENT if TEACHER in said or EMA in said else TEACHER
+        plain = said.pop(PLAIN)
+        said.setdefault(role, plain)
+    return {branch: said[branch] for branch in PREFERRED if branch in said}
+
+
+def choose(whole: Sequence[Fit], branch: str | None, *, file: str) -> tuple[str, Fit]:
+    """The branch that is taken and its candidate: the one asked for, or the first of PREFERRED that is there.
+
+    InputError for a branch that is not there. A file of plain weights is as good as a teacher's.
+    """
+    there = roles(whole)
     if branch is None:
-        return min(whole, key=lambda fit: PREFERRED.index(fit.branch))
-    by_branch = {each: next((fit for fit in whole if fit.branch == each), None) for each in PREFERRED}
-    plain = by_branch[PLAIN]
-    if plain is not None:
-        if by_branch[TEACHER] or by_branch[EMA]:
-            by_branch[STUDENT] = by_branch[STUDENT] or plain
-        else:
-            by_branch[TEACHER] = plain
-    chosen = by_branch.get(branch)
-    if chosen is not None:
-        return chosen
-    there = [each for each in (TEACHER, EMA, STUDENT) if by_branch[each] not in (None, plain)]
-    if not there:
+        return next(iter(there.items()))
+    if branch in there:
+        return branch, there[branch]
+    if PLAIN not in there:
+        names = list(there)
+        raise InputError(f"{file} has no {branch}, only a {' and a '.join(names)}; take it by --branch {names[0]}.")
+    if branch != TEACHER:
         raise InputError(f"{file} has only one set of weights, which is not said to be the {branch}'s; leave out --branch.")
-    raise InputError(f"{file} has no {branch}, only a {' and a '.join(there)}; take it by --branch {there[0]}.")
+    return PLAIN, there[PLAIN]
 
 
-def remarks(chosen: Fit, whole: Sequence[Fit], found: Weights) -> tuple[str, ...]:
+def remarks(branch: str, chosen: Fit, whole: Sequence[Fit], found: Weights) -> tuple[str, ...]:
     """What is to be said of a choice: whose weights were taken, and what was left out."""
     said = []
-    others = list(dict.fromkeys(fit.branch for fit in whole if fit.branch not in (chosen.branch, PLAIN)))
-    owner = {TEACHER: "the teacher", EMA: "the moving average", STUDENT: "the student"}
-    if chosen.branch != PLAIN or others:
-        beside = f"; --branch {' or '.join(others)} takes the others" if others else ""
-        whose = f"weights of {owner[chosen.branch]}" if chosen.branch != PLAIN else "plain weights"
+    owner = {TEACHER: " of the teacher", EMA: " of the moving average", STUDENT: " of the student", PLAIN: ""}
+    if branch != PLAIN or chosen.place:
         under = f" under {chosen.place.rstrip('.')}" if chosen.place else ""
-        said.append(f"{found.file.name}: read the {whose}{under}{beside}.")
-    elif chosen.place:
-        said.append(f"{found.file.name}: read the weights under {chosen.place.rstrip('.')}.")
+        others = [other for other in roles(whole) if other != branch]
+        beside = f"; --branch {' or '.join(others)} takes the others" if others else ""
+        said.append(f"{found.file.name}: read the weights{owner[branch]}{under}{beside}.")
     outside = [name for name in found.groups[chosen.group] if not name.startswith(chosen.prefix)]
     heads = list(
         dict.fromkeys(_short(name, chosen.prefix) for name in (*(chosen.prefix + n for n in chosen.left_out), *outside))

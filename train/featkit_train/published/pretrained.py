@@ -96,7 +96,7 @@ def load_published(
     """The backbone of a row of the zoo; see load_pretrained."""
     found = read_weights(weights or download(published, quiet=quiet))
     state = dict(build(published).state_dict())
-    chosen, remarks = _find(found, MAPS[published.kind], state, _sizes_of_a_file, branch=branch, row=published)
+    taken, chosen, remarks = _find(found, MAPS[published.kind], state, _sizes_of_a_file, branch=branch, row=published)
     fitted = _adapted(published, chosen.outlines)
     if fitted.patch != published.patch:
         anatomy = anatomy_of(chosen.outlines)
@@ -117,7 +117,7 @@ def load_published(
         family=published.family,
         geometry=geometry,
         licence=published.licence,
-        origin={**_origin(found, published.source, chosen), **note},
+        origin={**_origin(found, published.source, taken), **note},
         remarks=remarks,
     )
 
@@ -145,8 +145,8 @@ def _find(
     *,
     branch: str | None,
     row: Published | str,
-) -> tuple[Fit, tuple[str, ...]]:
-    """The backbone's tensors in a file, and what to say of the choice. InputError, saying what differs, if none fits.
+) -> tuple[str, Fit, tuple[str, ...]]:
+    """The branch that is taken of a file, its tensors, and what to say of the choice. InputError if none fits.
 
     state: the backbone's own tensors. resized: gives them the sizes that a file may choose.
     """
@@ -162,8 +162,8 @@ def _find(
     tried = fits(found, maps, wanted, names=state)
     whole = [fit for fit in tried if fit.whole]
     if whole:
-        chosen = choose(whole, branch, file=str(found.file))
-        return chosen, remarks_on(chosen, whole, found)
+        taken, chosen = choose(whole, branch, file=str(found.file))
+        return taken, chosen, remarks_on(taken, chosen, whole, found)
     raise InputError(_misfit(found, tried, row))
 
 
@@ -278,7 +278,7 @@ def _load_timm(
     backbone = TimmModel(arch, **options)
     settings: Mapping[str, Any] = {**backbone.body.pretrained_cfg, **told}
     found = read_weights(weights or download_timm(arch, settings, quiet=quiet))
-    chosen, remarks = _find(
+    taken, chosen, remarks = _find(
         found, MAPS["timm"], dict(backbone.state_dict()), partial(_timm_sizes, backbone), branch=branch, row=f"timm's {arch}"
     )
     side = _timm_side(backbone, chosen.outlines)
@@ -294,7 +294,7 @@ def _load_timm(
         family="timm",
         geometry=geometry,
         licence=str(settings.get("license") or "see the model's card"),
-        origin={**_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}", chosen), **note},
+        origin={**_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}", taken), **note},
         remarks=remarks,
     )
 
@@ -378,9 +378,9 @@ def _dtype(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _origin(found: Weights, source: str, chosen: Fit) -> dict[str, str]:
+def _origin(found: Weights, source: str, branch: str) -> dict[str, str]:
     origin = {"source": source, "file": found.file.name, "sha256": found.sha256}
-    return {**origin, "branch": chosen.branch} if chosen.branch != PLAIN else origin
+    return origin if branch == PLAIN else {**origin, "branch": branch}
 
 
 def _recognise(folder: Path) -> Published:

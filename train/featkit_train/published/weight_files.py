@@ -30,7 +30,7 @@ from featkit_train.published.torch_files import METADATA, PIECES, SHARDED, read_
 
 SAFETENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 READS = f"featkit reads weights from {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files"
 SHARD = re.compile(r"(?P<begin>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 # What trainings keep beside the weights, in files of their own.
@@ -243,7 +243,7 @@ def _read_folder(folder: Path) -> Weights:
 
 def _only_files(folder: Path) -> list[Path]:
     """The one file of weights in a folder, or all the shards of one. InputError when there is none, or a choice."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and not BESIDE.fullmatch(path.name))
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not BESIDE.fullmatch(path.name))
     if files:
         shards = _shards_beside(files[0])
         if shards is not None and set(files) <= set(shards):
