@@ -55,6 +55,7 @@ class Plan:
     max_bytes: int  # beyond these limits a picture is a row with an error
     max_pixels: int
     columns: dict[str, str] = field(default_factory=dict)  # metadata: name to "int64", "double" or "string"
+    column: str = ""  # of Parquet files and data sets, from which the pictures are read
     skipped: dict[str, int] = field(default_factory=dict)  # what the source passed over when this was begun, by reason
 
     @property

@@ -45,6 +45,7 @@ from featkit.lock import WriterLock
 from featkit.modelfile import copy_model_file
 from featkit.resources import usable_cpus
 from featkit.sources import Source, has_keys, keys_sha256
+from featkit.sources.rows import picture_column
 from featkit.stamps import digest_of, stamp_of
 from featkit.wording import counted
 
@@ -145,6 +146,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
         shard_size=shard_size,
         max_bytes=embedder.limits.max_bytes,
         max_pixels=embedder.limits.max_pixels,
+        column=picture_column(source),
         skipped=dict(sorted(source.skipped.items())),
     )
     with explain_os_errors(out):
@@ -208,6 +210,11 @@ def _refuse_other_work(folder: Embeddings, plan: Plan) -> None:
             f"{plan.source} has changed since {out} was begun: it had {counted(old.num_items, 'picture')} and has "
             f"{plan.num_items:,}, some of them added, removed or renamed. Embed it as it is now into another --out and add "
             "that to the same index. To finish this folder instead, undo the change, or repeat its --include and --exclude."
+        )
+    if old.column and old.column != plan.column:
+        raise InputError(
+            f"{out} was begun with pictures from the column {old.column}, not {plan.column}; go on with "
+            f"--column {old.column}, or choose another --out."
         )
     for name, option in (("shard_size", "--shard-size"), ("max_pixels", "--max-pixels"), ("max_bytes", "--max-bytes")):
         before, now = getattr(old, name), getattr(plan, name)

@@ -80,6 +80,7 @@ def embed(
     from featkit.embedder import Embedder
     from featkit.pipeline import embed_source
     from featkit.sources import open_source
+    from featkit.sources.rows import picture_column
 
     limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
     pictures = open_source(source, limits=limits, selection=selection_of(select, own=[out]))
@@ -109,6 +110,7 @@ def embed(
             "retried": report.num_retried,
             "failed": report.num_failed,
             "failures": [{"key": key, "error": error} for key, error in report.failures],
+            "column": picture_column(pictures) or None,
             "skipped": dict(pictures.skipped),
             "seconds": round(report.seconds, 3),
         }

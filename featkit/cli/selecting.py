@@ -33,6 +33,10 @@ class SelectionFlags:
     follow_links: bool = False
     """Also read folders that links point to, each once."""
 
+    column: str | None = None
+    """Read the pictures from this column of Parquet files and data sets; by default one of {bytes, path} values, before
+    plain binary ones."""
+
 
 def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> Selection:
     """Return the flags as the library takes them. own: the folders that the command writes to."""
@@ -40,19 +44,26 @@ def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> S
 
     flags = flags or SelectionFlags()
     return Selection(
-        include=tuple(flags.include or ()), exclude=tuple(flags.exclude or ()), follow_links=flags.follow_links, own=tuple(own)
+        include=tuple(flags.include or ()),
+        exclude=tuple(flags.exclude or ()),
+        follow_links=flags.follow_links,
+        own=tuple(own),
+        column=flags.column,
     )
 
 
 def passed_over(*sources: Source) -> str | None:
-    """Return the line that says what was passed over in all sources together, and how to take it in; None if nothing was."""
+    """Return the lines that say which column was read if there are others, and what was passed over; None if there are none."""
     from featkit.sources.base import merge_skipped
+    from featkit.sources.rows import columns_of
     from featkit.sources.selection import skipped_in_words
 
-    return skipped_in_words(merge_skipped(source.skipped for source in sources))
+    notes = dict.fromkeys(columns.note for source in sources for columns in columns_of(source))
+    lines = [*notes, skipped_in_words(merge_skipped(source.skipped for source in sources))]
+    return "\n".join(line for line in lines if line is not None) or None
 
 
 def note_passed_over(*sources: Source) -> None:
-    """Print that line on stderr, for commands whose result is something else."""
+    """Print those lines on stderr, for commands whose result is something else."""
     if (line := passed_over(*sources)) is not None:
         print(line, file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Any
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, Source
-from featkit.sources.rows import DAMAGED, find_columns, picture_path, read_metadata, read_picture, reason
+from featkit.sources.rows import DAMAGED, Columns, find_columns, picture_path, read_metadata, read_picture, reason
 from featkit.sources.saved import choose_split, is_saved, open_saved
 
 HUB_PREFIX = "hf:"
@@ -27,11 +27,20 @@ SPEC = re.compile(r"hf:(?P<name>.+?)(?::(?P<split>[^/]*))?", re.DOTALL)
 class HubDataset:
     """A split that the `datasets` library opened; keys are `name/split/row`."""
 
-    def __init__(self, dataset: Any, *, name: str, prefix: str, folders: Sequence[Path], limits: ImageLimits) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        name: str,
+        prefix: str,
+        folders: Sequence[Path],
+        limits: ImageLimits,
+        column: str | None = None,
+    ) -> None:
         self.name, self.limits = name, limits
         self._folders = [_absolute(folder) for folder in folders]  # where files of its rows may lie
         self._prefix = printable(prefix)
-        self._columns = find_columns(dataset.features.arrow_schema, name)
+        self._columns = find_columns(dataset.features.arrow_schema, name, column=column)
         # As Arrow, undecoded: the library itself would open every picture.
         self._dataset = dataset.select_columns([self._columns.picture, *self._columns.plain]).with_format("arrow")
         if not len(self):
@@ -41,6 +50,11 @@ class HubDataset:
     def skipped(self) -> Mapping[str, int]:
         """Return an empty mapping: every row is an item."""
         return NOTHING_SKIPPED
+
+    @property
+    def columns(self) -> Sequence[Columns]:
+        """Return the choice of columns."""
+        return [self._columns]
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -87,7 +101,7 @@ class HubDataset:
         return own if any(own.is_relative_to(folder) for folder in self._folders) else None
 
 
-def open_hub(spec: str, *, limits: ImageLimits) -> Source:
+def open_hub(spec: str, *, limits: ImageLimits, column: str | None = None) -> Source:
     """The data set that `hf:NAME[/CONFIG][:SPLIT]` names: on the Hub, or in a folder whose name is given for NAME.
 
     InputError for a name, configuration or split that is not there; EnvironmentProblem without the library or the network.
@@ -98,7 +112,7 @@ def open_hub(spec: str, *, limits: ImageLimits) -> Source:
     split = match["split"] or None
     name, config, prefix = _name_and_config(match["name"])
     if is_saved(Path(name)):
-        return open_saved(Path(name), name=spec, split=split, limits=limits)
+        return open_saved(Path(name), name=spec, split=split, limits=limits, column=column)
     example = f"{HUB_PREFIX}{match['name']}:{{}}"
     found = _load(spec, name, config)
     if split is None or re.fullmatch(r"\w+", split):
@@ -109,7 +123,7 @@ def open_hub(spec: str, *, limits: ImageLimits) -> Source:
             choose_split(list(found), part.split("[", 1)[0], of=spec, example=example)
         dataset = _load(spec, name, config, split=split)
     folders = [Path(name)] if Path(name).is_dir() else _cache_folders()
-    return HubDataset(dataset, name=spec, prefix=f"{prefix}/{split}", folders=folders, limits=limits)
+    return HubDataset(dataset, name=spec, prefix=f"{prefix}/{split}", folders=folders, limits=limits, column=column)
 
 
 def _name_and_config(typed: str) -> tuple[str, str | None, str]:

@@ -7,9 +7,12 @@ import os
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from featkit.errors import InputError
 from featkit.filetypes import NUM_BYTES, PARQUET, TAR, Kind, what_is
@@ -29,7 +32,9 @@ from featkit.sources.failures import FailedItems, NoPictures
 from featkit.sources.folder import FileSource, files_of, nothing_found
 from featkit.sources.hub import HUB_PREFIX, open_hub
 from featkit.sources.listing import LIST_SUFFIXES, TABLE_SUFFIXES, open_list
+from featkit.sources.locality import Locality, joined, locality_of
 from featkit.sources.parquet import ParquetSource
+from featkit.sources.rows import Columns, columns_of
 from featkit.sources.saved import is_saved, open_saved
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit.sources.tar import TarSource
@@ -78,6 +83,15 @@ class Shards:
         part, place = self._locate(number)
         return part.file(place)
 
+    @property
+    def columns(self) -> Sequence[Columns]:
+        """Return the choice of columns for each table among the parts."""
+        return [columns for part in self._parts for columns in columns_of(part)]
+
+    def locality(self) -> Locality:
+        """Return where the items of all parts lie."""
+        return joined(self._parts)
+
     def _locate(self, number: int) -> tuple[Source, int]:
         if not 0 <= number < len(self):
             raise IndexError(number)
@@ -85,24 +99,38 @@ class Shards:
         return self._parts[part], number - (self._ends[part - 1] if part else 0)
 
 
-def open_source(spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING) -> Source:
+def open_source(
+    spec: str | Path,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    selection: Selection = EVERYTHING,
+    column: str | None = None,
+) -> Source:
     """Open a folder of pictures, archives and Parquet files, one of these, a glob of them, or a .txt list of paths.
 
     Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may use the network; what
     exists by that name comes first.
 
     Among several archives and Parquet files, one that cannot be read is an item with an error. selection: which of the
-    pictures are wanted; one that names none of them is refused. InputError when the source is missing, empty, holds no
-    pictures, or is none of these.
+    pictures are wanted; one that names none of them is refused. column: short for the selection's.
+
+    InputError when the source is missing, empty, holds no pictures, or is none of these.
     """
     path = Path(spec)
+    selection = selection if column is None else replace(selection, column=column)
     try:
-        return _open(spec, path, _Wanted(limits, selection))
+        source = _open(spec, path, _Wanted(limits, selection))
     except NoPictures as error:
         raise InputError(str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"{printable(str(spec))} cannot be opened: {reason}. Make it readable, or name another.") from error
+    if selection.column is not None and not columns_of(source):
+        raise InputError(
+            f"--column {selection.column} chooses a column of Parquet files and data sets, and {source.name} has none; "
+            "leave it out."
+        )
+    return source
 
 
 def select(source: Source, selection: Selection) -> Source:
@@ -124,12 +152,12 @@ def _open(spec: str | Path, path: Path, wanted: _Wanted) -> Source:
     limits, selection = wanted
     if path.is_dir():
         if is_saved(path):
-            return select(open_saved(path, name=str(spec), limits=limits), selection)
+            return select(open_saved(path, name=str(spec), limits=limits, column=selection.column), selection)
         return _open_directory(str(spec), path, wanted)
     if path.is_file():
         return _open_file(path, wanted)
     if str(spec).startswith(HUB_PREFIX):
-        return select(open_hub(str(spec), limits=limits), selection)
+        return select(open_hub(str(spec), limits=limits, column=selection.column), selection)
     if str(spec).startswith(TORCHVISION_PREFIX):
         raise InputError(f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures here.")
     if glob.has_magic(str(spec)):
@@ -200,7 +228,7 @@ def _open_container(path: Path, prefix: str, wanted: _Wanted) -> Source:
         raise InputError(f"{printable(str(path))} is a device, not a file.")
     if suffix_of(path.name) in TAR_SUFFIXES or (suffix_of(path.name) not in PARQUET_SUFFIXES and _kind(path) == TAR):
         return TarSource(path, limits=wanted.limits, selection=wanted.selection, prefix=prefix)
-    return _select(ParquetSource(path, limits=wanted.limits, prefix=prefix), wanted.selection)
+    return _select(ParquetSource(path, limits=wanted.limits, prefix=prefix, column=wanted.selection.column), wanted.selection)
 
 
 def _open_file(path: Path, wanted: _Wanted) -> Source:
@@ -279,6 +307,16 @@ class Subset:
     def file(self, number: int, /) -> Path:
         """The item's file."""
         return self._source.file(self._numbers[number])
+
+    @property
+    def columns(self) -> Sequence[Columns]:
+        """Return the choice of columns in the whole source."""
+        return columns_of(self._source)
+
+    def locality(self) -> Locality:
+        """Return where these items lie."""
+        whole = locality_of(self._source)
+        return whole._replace(group_of=whole.group_of[np.asarray(self._numbers, np.int64)])
 
 
 def subset(source: Source, numbers: Sequence[int]) -> Source:

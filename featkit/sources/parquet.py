@@ -2,57 +2,53 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featkit.errors import InputError
+from featkit.filetypes import NUM_BYTES, PARQUET, what_is
 from featkit.images import ImageLimits, printable
-from featkit.paths import open_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from featkit.sources.keys import key_of
-from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_picture, reason
+from featkit.sources.locality import Locality
+from featkit.sources.row_groups import ParquetShard, RowGroups, picture_groups, text_groups
+from featkit.sources.rows import Columns, find_columns, read_metadata, read_picture
 
 
 class ParquetSource:
-    """One Parquet file; keys are `file.parquet/row`. Keeps one row group of pictures at a time."""
+    """One Parquet file; keys are `file.parquet/row`. Its row groups are decoded as they are needed, pictures and text apart."""
 
-    def __init__(self, path: Path, *, limits: ImageLimits, prefix: str | None = None) -> None:
-        """prefix: what keys begin with, the file's name by default."""
+    def __init__(self, path: Path, *, limits: ImageLimits, prefix: str | None = None, column: str | None = None) -> None:
+        """prefix: what keys begin with, the file's name by default. column: that of the pictures, chosen by default."""
         self.name, self.path, self.limits = printable(str(path)), path, limits
         self.prefix = path.name if prefix is None else prefix
-        try:
-            with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
-                schema = file.schema_arrow
-                groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        except DAMAGED as error:
-            raise InputError(f"{path} is not a Parquet file that can be read: {reason(error)}.") from error
+        _refuse_other_kinds(path)
+        self._shard, schema = ParquetShard.open(path)
+        self._columns = find_columns(schema, path, column=column)
+        self._picture_parts, self._text_parts = _parts(schema, self._columns.picture, self._columns.plain)
+        groups = [self._shard.num_rows(group) for group in range(self._shard.metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
-        self._columns = find_columns(schema, path)
         if not len(self):
             raise InputError(f"{path} has no rows.")
-        self._lock = threading.Lock()
-        self._group = -1
-        self._rows: pa.Table | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state.update(_lock=None, _group=-1, _rows=None)  # a lock cannot travel, and rows are read again
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()
 
     @property
     def skipped(self) -> Mapping[str, int]:
         """Return an empty mapping: every row is an item."""
         return NOTHING_SKIPPED
+
+    @property
+    def columns(self) -> Sequence[Columns]:
+        """Return the choice of columns."""
+        return [self._columns]
+
+    def locality(self) -> Locality:
+        """Return the row group of each row, and the bytes of each group's pictures."""
+        rows = np.diff(self._starts)
+        num_bytes = [self._shard.num_bytes(group, self._picture_parts) for group in range(len(rows))]
+        return Locality(np.repeat(np.arange(len(rows)), rows), np.array(num_bytes, np.int64))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -62,28 +58,47 @@ class ParquetSource:
         return key_of(f"{self.prefix}/{number}")
 
     def read(self, number: int) -> bytes:
-        """The picture's bytes; InputError where the row has none."""
-        rows, place = self._row(number)
+        """The picture's bytes; InputError where the row has none or is damaged."""
+        rows, place = self._row(number, self._picture_parts, picture_groups)
         return read_picture(rows, place, self._columns, key=self.key(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
         """All columns of text and numbers, and the picture's `path` where the layout has one; InputError for damaged text."""
-        rows, place = self._row(number)
+        if not self._text_parts:
+            return {}
+        rows, place = self._row(number, self._text_parts, text_groups)
         return read_metadata(rows, place, self._columns, key=self.key(number))
 
     def file(self, _number: int, /) -> Path:
         """The Parquet file."""
         return self.path
 
-    def _row(self, number: int) -> tuple[pa.Table, int]:
-        """The rows of the group that holds `number`, and its place among them."""
+    def _row(self, number: int, columns: tuple[str, ...], cache: RowGroups) -> tuple[pa.RecordBatch, int]:
+        """A batch with these columns of an item's row, and the row's position in it."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
-        with self._lock:
-            if group != self._group or self._rows is None:
-                try:
-                    with open_arrow(self.path) as opened, pq.ParquetFile(opened) as file:
-                        self._rows = file.read_row_group(group, columns=[self._columns.picture, *self._columns.plain])
-                except DAMAGED as error:
-                    raise InputError(f"{self.path} is damaged in row group {group}: {reason(error)}.") from error
-                self._group = group
-            return self._rows, number - int(self._starts[group])
+        return cache.row(self._shard, group, columns, number - int(self._starts[group]))
+
+
+def _parts(schema: pa.Schema, picture: str, plain: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is read for pictures and what for metadata: of a struct with `bytes` and `path` only the one or the other."""
+    kind = schema.field(picture).type
+    if not pa.types.is_struct(kind):
+        return (picture,), tuple(plain)
+    path = [f"{picture}.path"] if any(field.name == "path" for field in kind) else []
+    return (f"{picture}.bytes",), (*plain, *path)
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """InputError for an empty file, and for one that is something else by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(NUM_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise InputError(f"{path} is empty (0 bytes); copy or download it again.")
+    kind = what_is(head)
+    if kind not in (None, PARQUET):
+        raise InputError(kind.sentence(str(path), otherwise="name a Parquet file"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,42 +11,131 @@ from typing import Any
 import pyarrow as pa
 
 from featkit.errors import InputError
-from featkit.images import ImageLimits
-from featkit.sources.base import Metadata
+from featkit.images import ImageLimits, printable
+from featkit.sources.base import Metadata, Source
 from featkit.sources.failures import NoPictures
 
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for files that are not what they say
 FIRST_CHOICE = ("image", "jpg", "img", "picture")
+MIN_FIXED_BYTES = 65  # fixed-size values up to 64 bytes are digests and ids
+EMBEDDINGS_COLUMNS = {"key", "thumbnail", "embedding", "error"}  # of a shard that featkit wrote
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of pictures, the columns of text and numbers, and what the numbers of class labels are called."""
+    """The column of pictures, the columns of text and numbers, and what the numbers of class labels are called.
+
+    others: columns that could hold the pictures too.
+    """
 
     picture: str
     plain: list[str]
     label_names: dict[str, list[str]]
+    others: list[str]
+
+    @property
+    def note(self) -> str | None:
+        """Say which column was chosen among several; None if there was only one."""
+        if not self.others:
+            return None
+        return f"Pictures are read from the column {self.picture}; --column can choose {' or '.join(self.others)} instead."
 
 
-def find_columns(schema: pa.Schema, where: Path | str) -> Columns:
-    """The picture is a struct with `bytes`, or binary; `image`, `jpg`, `img` or `picture` first when there are several.
+def find_columns(schema: pa.Schema, where: Path | str, *, column: str | None = None) -> Columns:
+    """Choose the picture's column: `column` if given, else a {bytes, path} struct before plain binary values.
 
-    InputError naming `where` when there is none, and when columns have damaged names.
+    Among equals `image`, `jpg`, `img` and `picture` come first, then the schema's order. Values may be any binary type, and
+    dictionaries of one. InputError naming `where` when columns have damaged names, and when `column` holds no pictures;
+    NoPictures when there is no such column.
     """
     try:
-        return _find_columns(schema, where)
+        return _find_columns(schema, printable(str(where)), column)
     except UnicodeDecodeError as error:
         raise InputError(f"{where} has columns whose names are no text: {reason(error)}.") from error
 
 
-def _find_columns(schema: pa.Schema, where: Path | str) -> Columns:
+def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
     single = [field for field in schema if schema.names.count(field.name) == 1]  # others cannot be asked for by name
-    found = [field.name for field in single if _holds_pictures(field.type)]
+    ranked = sorted((rank, i) for i, field in enumerate(single) if (rank := _rank(field)) is not None)
+    names = [single[i].name for _, i in ranked]
+    found = [name for name in names if not _is_digest(schema.field(name).type)]
+    if column is not None:
+        if column not in names:
+            raise InputError(_wrong_column(schema, where, column, found))
+        found = [column, *(name for name in found if name != column)]
+    elif set(schema.names) >= EMBEDDINGS_COLUMNS:
+        raise NoPictures(f"{where} is a shard of an embeddings folder; name the pictures, or --column thumbnail.")
     if not found:
+        nested = [field for field in schema if _is_nested(field.type)]
+        if nested:
+            raise InputError(
+                f"{where} has {_kind_of(nested[0].type)} in its column {nested[0].name}, which is not read; "
+                "write one encoded picture a row, as binary or {bytes, path}."
+            )
         raise NoPictures(f"{where} has no column of pictures ({{bytes, path}} or binary) among: {', '.join(schema.names)}.")
-    picture = next((name for name in FIRST_CHOICE if name in found), found[0])
     plain = [field.name for field in single if _is_plain(field.type)]
-    return Columns(picture, plain, {name: names for name, names in _label_names(schema).items() if name in plain})
+    labels = {name: names for name, names in _label_names(schema).items() if name in plain}
+    return Columns(found[0], plain, labels, found[1:])
+
+
+def _wrong_column(schema: pa.Schema, where: str, column: str, found: list[str]) -> str:
+    instead = f"choose {' or '.join(found)}" if found else "none of its columns does"
+    if column not in schema.names:
+        return f"{where} has no column {column}; {instead}."
+    if schema.names.count(column) > 1:
+        return f"{where} has the column {column} more than once; {instead}."
+    return f"{where} has {_kind_of(schema.field(column).type)} in its column {column}, not encoded pictures; {instead}."
+
+
+def _rank(field: pa.Field) -> tuple[int, int] | None:
+    """How well a column suits as that of the pictures, the best first; None if it cannot be."""
+    name = FIRST_CHOICE.index(field.name) if field.name in FIRST_CHOICE else len(FIRST_CHOICE)
+    if pa.types.is_struct(field.type):
+        return (0, name) if [_is_binary(part.type) for part in field.type if part.name == "bytes"] == [True] else None
+    return (1, name) if _is_binary(field.type) else None
+
+
+def _is_digest(kind: pa.DataType) -> bool:
+    """Whether these are digests or ids by their size."""
+    return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width < MIN_FIXED_BYTES)
+
+
+def _is_nested(kind: pa.DataType) -> bool:
+    """Whether these are lists of pictures or of pixels."""
+    inner = kind
+    while _is_list(inner):
+        inner = inner.value_type
+    if inner is kind:
+        return False
+    pictures = pa.types.is_struct(inner) and any(part.name == "bytes" and _is_binary(part.type) for part in inner)
+    pixels = pa.types.is_uint8(inner) or (_is_list(kind.value_type) and _is_list(kind.value_type.value_type))
+    return pictures or _is_binary(inner) or pixels
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    return any(test(kind) for test in tests)
+
+
+def _kind_of(kind: pa.DataType) -> str:
+    """A type as words."""
+    if _is_list(kind):
+        inner = kind.value_type
+        while _is_list(inner):
+            inner = inner.value_type
+        return "lists of pictures" if pa.types.is_struct(inner) or _is_binary(inner) else "lists of numbers"
+    return f"values of type {kind}"
+
+
+def columns_of(source: Source) -> Sequence[Columns]:
+    """Return the choice of columns for each table that a source reads; none for files and archives."""
+    columns: Sequence[Columns] = getattr(source, "columns", ())
+    return columns
+
+
+def picture_column(source: Source) -> str:
+    """Return the name of the column that the pictures are read from, "" where there is none; several with commas."""
+    return ", ".join(dict.fromkeys(columns.picture for columns in columns_of(source)))
 
 
 def read_picture(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str, limits: ImageLimits) -> bytes:
@@ -85,6 +175,8 @@ def read_metadata(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns,
 
 def picture_path(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns) -> str | None:
     """What the {bytes, path} layout says of where the picture came from."""
+    if columns.picture not in rows.schema.names:
+        return None
     kind = rows.schema.field(columns.picture).type
     if not pa.types.is_struct(kind) or [field.name for field in kind].count("path") != 1:
         return None
@@ -98,14 +190,11 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")
 
 
-def _holds_pictures(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        return [_is_binary(field.type) for field in kind if field.name == "bytes"] == [True]
-    return _is_binary(kind)
-
-
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    fixed = pa.types.is_fixed_size_binary(kind)
+    return bool(fixed or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_plain(kind: pa.DataType) -> bool:

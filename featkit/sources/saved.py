@@ -14,7 +14,7 @@ from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
 from featkit.paths import map_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
-from featkit.sources.rows import DAMAGED, find_columns, read_metadata, read_picture, reason
+from featkit.sources.rows import DAMAGED, Columns, find_columns, read_metadata, read_picture, reason
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 INDICES = ("_indices_data_files", "_indices_files")  # what older versions of the library call the rows' order
@@ -24,7 +24,7 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 class SavedDataset:
     """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set before a split's folder."""
 
-    def __init__(self, folder: Path, *, name: str, limits: ImageLimits) -> None:
+    def __init__(self, folder: Path, *, name: str, limits: ImageLimits, column: str | None = None) -> None:
         self.name, self.folder, self.limits = printable(name), folder, limits
         self._prefix = printable("/".join(part.name for part in (*_data_set_of(folder), folder.resolve())))
         state = _read_json(folder / STATE_FILE)
@@ -32,7 +32,7 @@ class SavedDataset:
         self._open()
         if not self._batches:
             raise InputError(f"{folder} has no rows.")
-        self._columns = find_columns(self._batches[0].schema, self._files[0])
+        self._columns = find_columns(self._batches[0].schema, self._files[0], column=column)
         self._order = _read_order([file for key in INDICES for file in _listed(folder, state, key)])
         if self._order is not None and len(self._order) and int(self._order.max()) >= self._ends[-1]:
             raise InputError(
@@ -52,6 +52,11 @@ class SavedDataset:
     def skipped(self) -> Mapping[str, int]:
         """Return an empty mapping: every row is an item."""
         return NOTHING_SKIPPED
+
+    @property
+    def columns(self) -> Sequence[Columns]:
+        """Return the choice of columns."""
+        return [self._columns]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._order is None else len(self._order)
@@ -107,17 +112,19 @@ def is_saved(folder: Path) -> bool:
     return (folder / SPLITS_FILE).is_file() or ((folder / STATE_FILE).is_file() and any(folder.glob("*.arrow")))
 
 
-def open_saved(folder: Path, *, name: str, split: str | None = None, limits: ImageLimits) -> SavedDataset:
+def open_saved(
+    folder: Path, *, name: str, split: str | None = None, limits: ImageLimits, column: str | None = None
+) -> SavedDataset:
     """A saved data set, or one split of several. InputError, with those there are, where none or another is named."""
     if not (folder / SPLITS_FILE).is_file():
         if split is not None:
             raise InputError(f"{folder} is one data set without splits; leave out :{split}.")
-        return SavedDataset(folder, name=name, limits=limits)
+        return SavedDataset(folder, name=name, limits=limits, column=column)
     found = _read_json(folder / SPLITS_FILE).get("splits")
     if not isinstance(found, list) or not all(_is_plain_name(one) for one in found):
         raise InputError(f"{folder / SPLITS_FILE} has no list of splits; write the data set again.")
     chosen = choose_split(found, split, of=str(folder), example=f"{folder}/{{}}")
-    return SavedDataset(folder / chosen, name=name, limits=limits)
+    return SavedDataset(folder / chosen, name=name, limits=limits, column=column)
 
 
 def choose_split(found: Sequence[str], wanted: str | None, *, of: str, example: str) -> str:

@@ -48,12 +48,14 @@ class Selection:
     file of another suffix are read only if an `include` names them: `@eaDir/**`, `.private/*.jpg`, `*.jpg_backup`.
     follow_links: also walk into links to folders.
     own: folders that the command itself writes; they are never read.
+    column: the column of a Parquet file or a data set that holds the pictures; chosen by its type and name by default.
     """
 
     include: Sequence[str] = ()
     exclude: Sequence[str] = ()
     follow_links: bool = False
     own: Sequence[Path] = ()
+    column: str | None = None
 
     def __post_init__(self) -> None:
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):

@@ -17,6 +17,7 @@ from featkit.geometry import Geometry
 from featkit.lock import WriterLock
 from featkit.resources import usable_cpus
 from featkit.sources import Source, concatenate, keys_sha256
+from featkit.sources.locality import locality_of
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
 from featkit_train.engine.device import pick_autocast, pick_device
@@ -151,6 +152,7 @@ class Run:
             parts=config.engine.accumulate,
             shares=[resolution.share for resolution in config.crops.resolutions] or (1.0,),
             num_views=config.crops.fixed_views,
+            locality=locality_of(source),
         )
         autocast_dtype = pick_autocast(run.precision, self.device)
         self.engine = Engine(config, device=self.device, autocast_dtype=autocast_dtype, world=world, lessons=lessons)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import random
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,11 @@ from hypothesis import strategies as st
 
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits
-from featkit.sources import Source, open_source
+from featkit.sources import Source, open_source, row_groups
 from featkit.sources.parquet import ParquetSource
+from featkit.sources.row_groups import ParquetShard
+from featkit.sources.rows import columns_of, picture_column
+from featkit.sources.selection import Selection
 from tests.featkit.sources.files import contents, keys, picture_bytes
 from tests.sentences import refused
 
@@ -45,18 +52,92 @@ def test_rows_of_the_hugging_face_layout_are_items(tmp_path: Path) -> None:
     assert [source.metadata(number) for number in range(2)] == [{"label": 3, "path": "0.png"}, {"label": 1, "path": "1.png"}]
 
 
-@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_rows_of_a_binary_column_are_items(tmp_path: Path, kind: pa.DataType) -> None:
-    source = open_table(tmp_path / "t.parquet", {"data": pa.array([b"one", b"two"], kind), "name": ["a", "b"]})
-    assert contents(source) == [b"one", b"two"]
-    assert source.metadata(1) == {"name": "b"}
+KINDS = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(100), pa.dictionary(pa.int8(), pa.binary())]
 
 
-def test_the_column_called_image_comes_before_other_binary_ones(tmp_path: Path) -> None:
-    columns = {"mask": pa.array([b"mask"]), "image": hugging_face((b"image", None)), "depth": pa.array([b"depth"])}
-    assert contents(open_table(tmp_path / "t.parquet", columns)) == [b"image"]
+@pytest.mark.parametrize("in_struct", [False, True])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_rows_of_every_binary_type_are_items(tmp_path: Path, kind: pa.DataType, in_struct: bool) -> None:
+    pictures = [b"1" * 100, b"2" * 100, b"1" * 100, None]
+    values = pa.array(pictures, pa.binary())
+    values = values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
+    if in_struct:
+        values = pa.StructArray.from_arrays([values, pa.array(["a", "b", "c", "d"])], ["bytes", "path"])
+    source = open_table(tmp_path / "t.parquet", {"data": values, "name": ["a", "b", "c", "d"]}, rows_a_group=4)
+    assert [source.read(number) for number in (2, 0, 1)] == [b"1" * 100, b"1" * 100, b"2" * 100]
+    assert source.metadata(1) == {"name": "b"} | ({"path": "b"} if in_struct else {})
+    with refused("t.parquet/3 has no picture in its column data."):
+        source.read(3)
+
+
+def test_a_struct_comes_before_binary_columns_and_image_before_others(tmp_path: Path) -> None:
+    struct = hugging_face((b"struct", "x.png"))
+    columns = {
+        "sha256": pa.array([b"h" * 32], pa.binary(32)),
+        "image": pa.array([b"image"]),
+        "a": struct,
+        "mask": pa.array([b"m"]),
+    }
+    path = tmp_path / "t.parquet"
+    assert contents(open_table(path, columns)) == [b"struct"]
+    assert columns_of(open_source(path))[0].note == (
+        "Pictures are read from the column a; --column can choose image or mask instead."
+    )
+    columns.pop("a")
+    assert contents(open_table(path, {"mask": struct, "image": struct, "depth": struct})) == [b"struct"]
+    assert picture_column(open_source(path)) == "image"
+    assert contents(open_table(path, columns)) == [b"image"]
     columns.pop("image")
-    assert contents(open_table(tmp_path / "u.parquet", columns)) == [b"mask"]
+    source = open_table(path, columns)
+    assert (contents(source), columns_of(source)[0].note) == ([b"m"], None)
+
+
+def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
+    columns = {
+        "image": hugging_face((b"image", "x.png")),
+        "mask": pa.array([b"mask"]),
+        "id": pa.array([b"i" * 16], pa.binary(16)),
+        "label": [3],
+    }
+    path = tmp_path / "t.parquet"
+    open_table(path, columns)
+    chosen = {name: open_source(path, selection=Selection(column=name)) for name in ("image", "mask", "id")}
+    assert {name: contents(source) for name, source in chosen.items()} == {
+        "image": [b"image"],
+        "mask": [b"mask"],
+        "id": [b"i" * 16],
+    }
+    assert chosen["image"].metadata(0) == {"label": 3, "path": "x.png"}
+    assert chosen["mask"].metadata(0) == {"label": 3}
+    assert open_source(path, column="mask").read(0) == b"mask"
+    for name, words in (("label", "has values of type int64 in its column label"), ("gone", "has no column gone")):
+        with refused(path, words, "choose image or mask"):
+            open_source(path, selection=Selection(column=name))
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "x.jpg").write_bytes(b"x")
+    with refused("--column mask", tmp_path / "p", "has none"):
+        open_source(tmp_path / "p", selection=Selection(column="mask"))
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (pa.array([[b"x"]]), "lists of pictures"),
+        (pa.array([[{"bytes": b"x", "path": None}]], pa.list_(IMAGE)), "lists of pictures"),
+        (pa.array([[[[1, 2, 3]]]], pa.list_(pa.list_(pa.list_(pa.uint8())))), "lists of numbers"),
+        (pa.array([[1, 2, 3]], pa.list_(pa.uint8())), "lists of numbers"),
+    ],
+)
+def test_lists_of_pictures_and_pixels_are_refused_by_name(tmp_path: Path, values: pa.Array, words: str) -> None:
+    with refused(tmp_path / "t.parquet", words, "in its column images", "one encoded picture a row"):
+        open_table(tmp_path / "t.parquet", {"label": [1], "images": values})
+
+
+def test_shards_of_an_embeddings_folder_are_not_taken_for_pictures(tmp_path: Path) -> None:
+    columns = {"key": ["a"], "thumbnail": [b"x"], "embedding": [[1.0]], "error": pa.array([None], pa.string())}
+    with refused("is a shard of an embeddings folder", "--column thumbnail"):
+        open_table(tmp_path / "t.parquet", columns)
+    assert contents(open_source(tmp_path / "t.parquet", column="thumbnail")) == [b"x"]
 
 
 def test_metadata_is_text_and_numbers_and_leaves_out_what_is_null(tmp_path: Path) -> None:
@@ -134,9 +215,8 @@ def test_what_is_no_whole_parquet_file_is_refused(tmp_path: Path) -> None:
     open_table(tmp_path / "t.parquet", {"image": hugging_face((picture_bytes(), None))})
     whole = (tmp_path / "t.parquet").read_bytes()
     for content in (
-        b"",
         b"PAR1",
-        b"a note\n" * 99,
+        random.Random(0).randbytes(999),
         whole[: len(whole) // 2],
         whole[:-1],
         whole[:4] + bytes(len(whole) - 8) + b"PAR1",
@@ -185,3 +265,137 @@ def test_a_file_is_read_from_threads_and_after_pickling(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
         assert list(threads.map(copy.read, order)) == [rows[number] for number in order]
         assert list(threads.map(copy.metadata, order)) == [{"number": number} for number in order]
+
+
+class Decoded:
+    """Counts how often the columns of a row group were decoded, and their batches."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.starts: list[tuple[int, tuple[str, ...]]] = []
+        original = ParquetShard.batches
+
+        def batches(shard: ParquetShard, group: int, columns: tuple[str, ...]) -> Any:
+            for i, batch in enumerate(original(shard, group, columns)):
+                if i == 0:
+                    self.starts.append((group, columns))
+                yield batch
+
+        monkeypatch.setattr(ParquetShard, "batches", batches)
+
+
+def test_metadata_is_read_without_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_table(tmp_path / "t.parquet", {"image": hugging_face(*[(b"x", "x.png")] * 6), "label": list(range(6))})
+    decoded = Decoded(monkeypatch)
+    assert [source.metadata(number)["label"] for number in range(6)] == list(range(6))
+    assert decoded.starts == [(group, ("label", "image.path")) for group in range(3)]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_group_is_decoded_once_in_order_and_shuffled_within_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    monkeypatch.setattr(row_groups, "KEPT_WHOLE", 2**20 if whole else 0)
+    monkeypatch.setattr(row_groups, "MAX_BATCH", 3)
+    rows = [bytes([number]) * 100 for number in range(40)]
+    source = open_table(tmp_path / "t.parquet", {"image": pa.array(rows)}, rows_a_group=20)
+    decoded = Decoded(monkeypatch)
+    assert contents(source) == rows
+    order = [*random.Random(0).sample(range(20), 20), *random.Random(1).sample(range(20, 40), 20)]
+    row_groups.picture_groups.forget()
+    assert [source.read(number) for number in order] == [rows[number] for number in order]
+    assert [group for group, _ in decoded.starts] == [0, 1, 0, 1]
+    assert [source.read(5) for _ in range(9)] == [rows[5]] * 9  # what was dropped is decoded again, once
+    assert len(decoded.starts) == (4 if whole else 5)
+
+
+def test_rows_from_many_groups_at_once_do_not_decode_them_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(row_groups.picture_groups, "kept_bytes", 300_000)
+    row_groups.picture_groups.forget()
+    rows = [random.Random(number).randbytes(10_000) for number in range(200)]
+    source = open_table(tmp_path / "t.parquet", {"image": pa.array(rows)}, rows_a_group=20, max_bytes=10_000)
+    decoded = Decoded(monkeypatch)
+    order = [group * 20 + row for first in (0, 5) for row in range(20) for group in range(first, first + 5)]
+    assert [source.read(number) for number in order] == [rows[number] for number in order]
+    assert len(decoded.starts) < 30  # of 200; ten would be the least
+
+
+def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [random.Random(number).randbytes(1000) for number in range(60)]
+    path = tmp_path / "t.parquet"
+    options = {"row_group_size": 20, "data_page_size": 1000, "write_batch_size": 1, "use_dictionary": False}
+    pq.write_table(pa.table({"image": pa.array(rows)}), path, compression="none", write_page_checksum=True, **options)
+    data = path.read_bytes()
+    path.write_bytes(data.replace(rows[30], rows[31]))  # a flipped page, not a broken one
+    monkeypatch.setattr(row_groups, "MAX_BATCH", 5)
+    source = open_source(path)
+    for number, row in enumerate(rows):
+        if 30 <= number < 40:
+            with refused(f"{path} is damaged in row group 1: ", "checksum"):
+                source.read(number)
+        else:
+            assert source.read(number) == row
+    assert source.metadata(30) == {}
+
+
+def test_a_damaged_group_is_read_once_and_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_table(tmp_path / "t.parquet", {"image": pa.array([b"x" * 99] * 20)}, rows_a_group=10)
+    damaged = bytearray((tmp_path / "t.parquet").read_bytes())
+    damaged[4:40] = b"\xff" * 36
+    (tmp_path / "t.parquet").write_bytes(damaged)
+    reads: list[int] = []
+    original = ParquetShard.batches
+
+    def batches(shard: ParquetShard, group: int, columns: tuple[str, ...]) -> Any:
+        reads.append(group)
+        return original(shard, group, columns)
+
+    monkeypatch.setattr(ParquetShard, "batches", batches)
+    for number in range(10):
+        with refused(tmp_path / "t.parquet"):
+            source.read(number)
+    assert reads == [0]
+    assert source.read(10) == b"x" * 99
+
+
+def test_a_file_that_was_written_again_is_not_read_by_its_old_footer(tmp_path: Path) -> None:
+    source = open_table(tmp_path / "t.parquet", {"image": pa.array([b"a", b"b"])})
+    os.utime(tmp_path / "t.parquet", ns=(1, 1))
+    assert source.read(0) == b"a"
+    row_groups.picture_groups.forget()
+    open_table(tmp_path / "t.parquet", {"image": pa.array([b"other", b"b"])})
+    with refused(tmp_path / "t.parquet", "has changed since it was opened; open it again."):
+        source.read(0)
+
+
+MEASURE = """
+import sys
+from featkit.sources import open_source
+
+def peak():
+    return next(1024 * int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+small, large, order = open_source(sys.argv[1]), open_source(sys.argv[2]), sys.argv[3]
+small.metadata(0), small.read(0)
+before = peak()
+for number in range(len(large)):
+    large.metadata(number)
+metadata = peak()
+for number in range(len(large)):
+    large.read(number if order == "ordered" else number * 37 % len(large))
+print(metadata - before, peak() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(("order", "times"), [("ordered", 2), ("shuffled", 4)])  # pyarrow alone: 4.7 times
+def test_memory_is_at_most_twice_a_row_group_in_order(tmp_path: Path, order: str, times: int) -> None:
+    rows = [{"bytes": os.urandom(2**20), "path": "x"} for _ in range(96)]
+    for name, count in (("small", 1), ("large", 96)):
+        table = pa.table({"image": pa.array(rows[:count], IMAGE)})
+        pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=count)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path / "small.parquet"), str(tmp_path / "large.parquet"), order]
+    metadata, whole = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert metadata < 10 * 2**20
+    assert whole < times * 96 * 2**20 + 24 * 2**20

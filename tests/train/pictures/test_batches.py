@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featkit.errors import InputError
-from featkit.sources import open_source
+from featkit.sources import open_source, subset
+from featkit.sources.locality import Locality, locality_of
 from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
 from featkit_train.pictures.batches import (
     CropDataset,
@@ -20,6 +23,7 @@ from featkit_train.pictures.batches import (
     ExtraViews,
     Place,
     crop_loader,
+    draw_order,
     rng_for,
     split_held_out,
     stack,
@@ -246,6 +250,71 @@ def test_an_order_is_keyed_by_its_seed_and_shared_by_processes_in_slices(
         shown = [number for places in whole[epoch * per_epoch : (epoch + 1) * per_epoch] for _, number, _ in places]
         assert len(shown) == len(set(shown)) == per_epoch * batch * size
         assert set(shown) <= set(numbers.tolist())
+
+
+MIB = 2**20
+
+
+@pytest.mark.parametrize("group_mib", [1, 8, 200])
+def test_an_order_reads_from_a_few_row_groups_at_a_time(group_mib: int) -> None:
+    rows, num_groups, num_free = 50, 100, 1000
+    group_of = np.concatenate([np.repeat(np.arange(num_groups), rows), np.full(num_free, -1)])
+    locality = Locality(group_of, np.full(num_groups, group_mib * MIB))
+    first, again, second = (draw_order(rng_for(seed, 0), len(group_of), locality) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, second)
+    assert np.array_equal(np.sort(first), np.arange(len(group_of)))
+    active = min(32, max(3, 64 // group_mib))
+    groups = group_of[first]
+    opened: dict[int, int] = {}
+    closed: dict[int, int] = {}
+    for place, group in enumerate(groups.tolist()):
+        opened.setdefault(group, place)
+        closed[group] = place
+    at_once = [
+        sum(opened[group] <= place <= closed[group] for group in range(num_groups)) for place in range(0, len(groups), 7)
+    ]
+    assert max(at_once) <= active + 1
+    assert np.median(at_once) >= active * 0.7, "rows of several groups are mixed"
+    assert list(opened) != sorted(opened), "groups are shuffled"
+    free = np.flatnonzero(groups < 0) / len(groups)
+    assert abs(free.mean() - 0.5) < 0.05, "items that lie in no group come anywhere"
+
+
+def test_an_order_over_few_bytes_is_any_order() -> None:
+    locality = Locality(np.repeat(np.arange(4), 10), np.full(4, 16 * MIB))
+    for small in (locality, Locality(np.full(40, -1), np.zeros(0, np.int64)), None):
+        assert np.array_equal(draw_order(rng_for(0, 0), 40, small), rng_for(0, 0).permutation(40))
+
+
+def test_an_order_by_row_groups_is_shared_by_processes_and_resumed() -> None:
+    locality = Locality(np.repeat(np.arange(30), 8), np.full(30, 20 * MIB))
+    numbers = np.arange(240)[np.arange(240) % 3 > 0]  # the rest is held out
+
+    def order(first_step: int = 0, rank: int = 0, size: int = 1) -> list[list[Place]]:
+        return list(
+            EpochOrder(
+                numbers, batch_size=8, seed=5, first_step=first_step, last_step=40, rank=rank, size=size, locality=locality
+            )
+        )
+
+    whole = order()
+    assert order(first_step=25) == whole[25:]
+    slices = [order(rank=rank, size=2) for rank in range(2)]
+    assert [[*left, *right] for left, right in zip(*slices, strict=True)] == whole
+    shown = [number for places in whole[:20] for _, number, _ in places]
+    assert sorted(shown) == numbers.tolist()
+
+
+def test_a_parquet_file_says_which_rows_are_read_together(tmp_path: Path) -> None:
+    rows = [{"bytes": bytes([number]) * 1_000_000, "path": "x"} for number in range(10)]
+    table = pa.table({"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+    pq.write_table(table, tmp_path / "t.parquet", row_group_size=4, compression="none")
+    draw_folder(tmp_path / "pictures", 2)
+    whole = open_source(tmp_path)
+    found = locality_of(subset(whole, [0, 1, 2, 6, 11]))
+    assert found.group_of.tolist() == [-1, -1, 0, 1, 2]
+    assert found.num_bytes.tolist() == pytest.approx([4e6, 4e6, 2e6], rel=0.6)  # with statistics
 
 
 REPEATED = np.array([7, 3, 3, 8, 1, 3, 8, 5])  # 3 comes three times, 8 twice

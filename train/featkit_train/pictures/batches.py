@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from featkit.errors import InputError
 from featkit.images import decode
 from featkit.sources import Source
+from featkit.sources.locality import Locality
 from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
 from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.pictures.augment import cut_crop, draw_appearance
@@ -32,6 +33,9 @@ from featkit_train.pictures.masks import draw_mask
 ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(10)
 # Pictures are kept at a little over the size that crops need, so that a small crop of one still has its detail.
 DECODE_MARGIN = 2
+# Row groups of Parquet files that an epoch's order mixes at a time: as many as these bytes hold, uncompressed, within bounds.
+# The order must not depend on the machine, so neither may these.
+ACTIVE_BYTES, MIN_ACTIVE, MAX_ACTIVE = 64 * 2**20, 3, 32
 NO_CROPS = np.zeros((0, 1, 1, 3), np.uint8)
 
 
@@ -221,6 +225,7 @@ class EpochOrder(Sampler[list[Place]]):
         parts: int = 1,
         shares: Sequence[float] = (1.0,),  # of the resolutions
         num_views: int = 0,  # that a picture has, which epochs take in turn; 0: a new one every epoch
+        locality: Locality | None = None,  # of all items that `numbers` choose from
     ) -> None:
         if batch_size % (size * parts):
             whose = f"{size} processes alike" + (f", each in engine.accumulate {parts} parts" if parts > 1 else "")
@@ -232,6 +237,7 @@ class EpochOrder(Sampler[list[Place]]):
             )
         self.batch_size, self.seed, self.num_views = batch_size, seed, num_views
         self.numbers = np.sort(numbers)
+        self.locality = None if locality is None else locality._replace(group_of=locality.group_of[self.numbers])
         # Which time that a number comes it is, so that a picture that is there twice is cropped in two ways.
         self.times = np.arange(len(numbers)) - np.searchsorted(self.numbers, self.numbers)
         self.most_times = 1 + int(self.times.max(initial=0))
@@ -248,7 +254,7 @@ class EpochOrder(Sampler[list[Place]]):
         for step in range(self.first_step, self.last_step):
             epoch, batch = divmod(step, per_epoch)
             if epoch != epoch_of_order:
-                order = rng_for(self.seed, ORDER, epoch).permutation(len(self.numbers))
+                order = draw_order(rng_for(self.seed, ORDER, epoch), len(self.numbers), self.locality)
                 epoch_of_order = epoch
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.places]
             drawn = rng_for(self.seed, RESOLUTION, step).random() if len(self.shares) > 1 else 0.0
@@ -258,6 +264,22 @@ class EpochOrder(Sampler[list[Place]]):
                 views = views % self.num_views
             numbers = self.numbers[chosen]
             yield [(int(view), int(number), resolution) for view, number in zip(views, numbers, strict=True)]
+
+
+def draw_order(rng: np.random.Generator, count: int, locality: Locality | None) -> np.ndarray:
+    """Draw the order of an epoch's items: any order, or one in which only a few row groups are read from at a time.
+
+    The groups are shuffled, and the rows of `active` groups that follow each other are mixed: the item of a group with rank r
+    comes at r + active * u with u uniform in [0, 1), and an item that lies in no group comes anywhere.
+    """
+    if locality is None or locality.num_bytes.sum() <= ACTIVE_BYTES:
+        return rng.permutation(count)
+    num_groups = len(locality.num_bytes)
+    active = int(np.clip(ACTIVE_BYTES // max(1, locality.num_bytes.mean()), MIN_ACTIVE, MAX_ACTIVE))
+    rank, uniform = rng.permutation(num_groups), rng.random(count)
+    in_group = locality.group_of >= 0
+    places = np.where(in_group, rank[locality.group_of] + active * uniform, (num_groups + active - 1) * uniform)
+    return np.argsort(places, kind="stable")
 
 
 def stack(samples: Sequence[Sample]) -> Crops:

@@ -1,0 +1,245 @@
+"""Row groups of Parquet files, decoded once, and kept within a number of bytes that all files of a process share.
+
+A group is read as a stream of small batches, so that no second copy of it stands beside what is kept. Of a large group, a
+batch is kept until each of its rows was taken once. So reading in order holds a few batches, and a shuffled epoch decodes
+each group once; only a row that is asked for again makes a large group start over.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict, deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featkit.errors import InputError
+from featkit.images import printable
+from featkit.paths import open_arrow
+from featkit.sources.rows import DAMAGED, reason
+
+KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20  # of pictures and of metadata, beyond the group that is being read
+KEPT_WHOLE = 32 * 2**20  # a group up to this size is kept whole
+MAX_GROUPS = 6  # that are kept whatever their size, where rows come from that many at once
+BATCH_BYTES, MAX_BATCH = 2 * 2**20, 1024
+READ_BYTES = 2**20  # from the file at once
+KEPT_BATCHES = 2  # of which all rows were taken
+MAX_STARTS = 2  # of one group, before it is kept whole
+OVERHEAD_BYTES = 10_000  # of a group in the cache
+
+Status: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode
+Key: TypeAlias = tuple[Path, Status, int, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class ParquetShard:
+    """A Parquet file with its footer, read once."""
+
+    path: Path
+    metadata: pq.FileMetaData
+    status: Status
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[ParquetShard, pa.Schema]:
+        """Read the footer. InputError for what is not a whole Parquet file."""
+        try:
+            with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
+                return cls(path, file.metadata, _status(path)), file.schema_arrow
+        except DAMAGED as error:
+            raise InputError(f"{path} is not a Parquet file that can be read: {reason(error)}.") from error
+
+    def num_rows(self, group: int) -> int:
+        """Rows of a group."""
+        return int(self.metadata.row_group(group).num_rows)
+
+    def num_bytes(self, group: int, columns: Sequence[str]) -> int:
+        """Bytes of some columns of a group, not compressed."""
+        of_group = self.metadata.row_group(group)
+        chunks = [of_group.column(i) for i in range(of_group.num_columns)]
+        wanted = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)]
+        return sum(max(0, chunk.total_uncompressed_size) for chunk in wanted)
+
+    def batches(self, group: int, columns: Sequence[str]) -> Generator[pa.RecordBatch, None, None]:
+        """Decode columns of a group in small batches. InputError when the file has changed or is damaged."""
+        rows = max(1, self.num_rows(group))
+        size = BATCH_BYTES * rows // max(1, self.num_bytes(group, columns))
+        try:
+            with open_arrow(self.path) as opened:
+                metadata = self.metadata if _status(self.path) == self.status else None
+                options = {"pre_buffer": False, "buffer_size": READ_BYTES, "page_checksum_verification": True}
+                with pq.ParquetFile(opened, metadata=metadata, **options) as file:
+                    if not file.metadata.equals(self.metadata):
+                        raise InputError(f"{printable(str(self.path))} has changed since it was opened; open it again.")
+                    yield from file.iter_batches(
+                        batch_size=min(max(1, size), MAX_BATCH), row_groups=[group], columns=list(columns), use_threads=False
+                    )
+        except DAMAGED as error:
+            raise InputError(f"{self.path} is damaged in row group {group}: {reason(error)}.") from error
+
+
+class RowGroup:
+    """Some columns of one row group, decoded from the first row on as far as rows were asked for. Safe from any thread."""
+
+    def __init__(self, shard: ParquetShard, group: int, columns: Sequence[str]) -> None:
+        self.shard, self.group, self.columns = shard, group, columns
+        self.num_rows = shard.num_rows(group)
+        self.whole_bytes = shard.num_bytes(group, columns)
+        self.keeps_all = self.whole_bytes <= KEPT_WHOLE
+        self.counted_bytes = 0  # by the cache
+        self._lock = threading.Lock()
+        self._num_starts = 0
+        self._start()
+
+    def row(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """Return a batch with a row, and the row's position in it. InputError for a row at or after damage."""
+        with self._lock:
+            i = bisect_right(self._ends, row)
+            if i < len(self._ends) and self._batches[i] is None:
+                self._start()
+            while self._error is None and (row >= self._end or (self.keeps_all and self._end < self.num_rows)):
+                self._decode_next()
+            if row >= self._end:
+                raise InputError(str(self._error))
+            i = bisect_right(self._ends, row)
+            batch, position = self._batches[i], row - (self._ends[i - 1] if i else 0)
+            self._take(i, position)
+            return batch, position
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds: its batches, and the pages that they are decoded from."""
+        decoding = 0 < self._end < self.num_rows and self._error is None
+        return self._kept_bytes + (self.whole_bytes if decoding else 0) + OVERHEAD_BYTES
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether every row was taken."""
+        return self._end >= self.num_rows and not self.keeps_all and not any(self._num_waiting)
+
+    @property
+    def _end(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def _start(self) -> None:
+        """Begin at the first row. When rows are asked for again and again, all are kept from then on."""
+        self._num_starts += 1
+        self.keeps_all |= self._num_starts > MAX_STARTS
+        self._stream = self.shard.batches(self.group, self.columns)
+        self._batches: list[pa.RecordBatch | None] = []
+        self._ends: list[int] = []
+        self._taken: list[bytearray] = []  # a flag for each row of a batch
+        self._num_waiting: list[int] = []  # rows of a batch that were not taken
+        self._used_up: deque[int] = deque()  # batches that are kept although all rows were taken
+        self._batch_bytes: list[int] = []
+        self._kept_bytes = 0
+        self._error: InputError | None = None
+
+    def _decode_next(self) -> None:
+        try:
+            batch = next(self._stream, None)
+        except InputError as error:
+            self._error = error
+            return
+        if batch is None:
+            self._error = InputError(f"{self.shard.path} has fewer rows in row group {self.group} than it says; copy it again.")
+            return
+        if not self.keeps_all and not self._batches:
+            pa.default_memory_pool().release_unused()  # of its pages, of which decoding needs several copies for a moment
+        self._batches.append(batch)
+        self._ends.append(self._end + batch.num_rows)
+        self._taken.append(bytearray(0 if self.keeps_all else batch.num_rows))
+        self._num_waiting.append(0 if self.keeps_all else batch.num_rows)
+        self._batch_bytes.append(batch.nbytes)
+        self._kept_bytes += batch.nbytes
+        if self._end >= self.num_rows:
+            self._stream.close()  # with the file and its pages
+
+    def _take(self, i: int, position: int) -> None:
+        """Note that a row was taken; drop batches of which all were."""
+        if self.keeps_all or self._taken[i][position]:
+            return
+        self._taken[i][position] = 1
+        self._num_waiting[i] -= 1
+        if self._num_waiting[i] == 0:
+            self._used_up.append(i)
+            if len(self._used_up) > KEPT_BATCHES:
+                oldest = self._used_up.popleft()
+                self._kept_bytes -= self._batch_bytes[oldest]
+                self._batches[oldest] = None
+
+
+class RowGroups:
+    """The row groups that a process keeps, for all its Parquet files. Safe from any thread."""
+
+    def __init__(self, kept_bytes: int) -> None:
+        """kept_bytes: bound of all groups together, beyond those that are in use at once."""
+        self.kept_bytes = kept_bytes
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with no groups and new locks."""
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[Key, RowGroup] = OrderedDict()  # the one used last at the end
+        self._dropped: deque[Key] = deque(maxlen=4 * MAX_GROUPS)  # with rows that were not taken
+        self._num_bytes = 0
+        self._num_groups = 1  # that are in use at once, by what was seen
+
+    def row(self, shard: ParquetShard, group: int, columns: tuple[str, ...], row: int) -> tuple[pa.RecordBatch, int]:
+        """Return a batch with a row of a group, and the row's position in it. InputError for damage."""
+        key = (shard.path, shard.status, group, columns)
+        with self._lock:
+            found = self._groups.get(key)
+            if found is None:
+                found = self._groups[key] = RowGroup(shard, group, columns)
+                if key in self._dropped:  # too early
+                    self._dropped.remove(key)
+                    self._num_groups = min(self._num_groups + 1, MAX_GROUPS)
+            self._groups.move_to_end(key)
+        try:
+            return found.row(row)
+        finally:
+            with self._lock:
+                self._shrink(key, found)
+
+    def _shrink(self, key: Key, current: RowGroup) -> None:
+        """Drop the groups that were not used for longest, beyond the bytes that may be kept."""
+        if self._groups.get(key) is not current:
+            return  # dropped while it was read
+        self._num_bytes += current.num_bytes - current.counted_bytes
+        current.counted_bytes = current.num_bytes
+        if self._num_bytes <= self.kept_bytes:
+            return
+        largest = max(group.whole_bytes for group in self._groups.values())
+        limit = max(self.kept_bytes, int(largest * (self._num_groups + 0.5)))
+        while self._num_bytes > limit:
+            oldest, group = next(iter(self._groups.items()))
+            if group is current:
+                break
+            del self._groups[oldest]
+            self._num_bytes -= group.counted_bytes
+            if not group.is_used_up:
+                self._dropped.append(oldest)
+
+
+picture_groups, text_groups = RowGroups(KEPT_BYTES), RowGroups(KEPT_TEXT_BYTES)
+
+
+def _begin_in_child() -> None:
+    """A forked process begins with none: another thread may have held a lock."""
+    picture_groups.forget()
+    text_groups.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
+
+
+def _status(path: Path) -> Status:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
