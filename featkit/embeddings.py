@@ -28,6 +28,7 @@ from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.paths import open_arrow
 from featkit.stamps import NO_STAMP, Stamp
+from featkit.wording import counted
 
 FORMAT = 3  # 1 did not say what ran: it was onnxruntime in fp32; 2 had no stamps and not `skipped`; both are read as well
 PLAN_FILE, MODEL_FILE, SHARDS, STAMPS, LOCK_FILE = "plan.json", "model.onnx", "shards", "stamps", ".lock"
@@ -246,6 +247,13 @@ class Embeddings:
         if table.num_rows != expected:
             raise InputError(f"{path} has {table.num_rows:,} rows, not {expected:,}; remove it and run `featkit embed` again.")
         return table
+
+
+def nothing_embedded(num_items: int, reason: str) -> str:
+    """Return the sentences for a source without a single vector. reason: why the first item has none."""
+    if num_items == 1:
+        return f"The only picture could not be embedded. {reason}"
+    return f"None of the {counted(num_items, 'picture')} could be embedded. The first: {reason}"
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

@@ -26,6 +26,7 @@ from rich.text import Text
 from featkit.wording import on_one_line
 
 PLAIN_INTERVAL_S = 5.0
+LONGEST_CELL = 400  # characters
 WHOLE_LINE = 1000  # columns; no row is longer
 
 
@@ -63,11 +64,16 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         justify: Literal["left", "right"] = "right" if numeric else "left"
         table.add_column(column, justify=justify, no_wrap=numeric or whole_lines, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_harmless(str(cell))) for cell in row))
+        table.add_row(*(Text(_harmless(str(cell) if whole_lines else shortened(str(cell)))) for cell in row))
     console = stdout()
     if whole_lines:
         console.width = WHOLE_LINE  # of what is laid out; a terminal wraps what it cannot show
     console.print(table)
+
+
+def shortened(text: str) -> str:
+    """Text that would fill the screen, such as the longest paths there are, without its middle."""
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL // 2]} … {text[-LONGEST_CELL // 2 :]}"
 
 
 def _harmless(text: str) -> str:

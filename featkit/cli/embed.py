@@ -78,6 +78,7 @@ def embed(
     """
     need_extra("cpu", "onnxruntime")
     from featkit.embedder import Embedder
+    from featkit.embeddings import nothing_embedded
     from featkit.pipeline import embed_source
     from featkit.sources import open_source
     from featkit.sources.rows import picture_column
@@ -124,7 +125,7 @@ def embed(
     if strict and report.num_failed:
         raise StrictFailure(f"{report.num_failed:,} of {counted(report.num_items, 'picture')} have no embedding.")
     if report.num_failed == report.num_items:
-        raise InputError(f"None of {counted(report.num_items, 'picture')} could be embedded. {report.failures[0][1]}")
+        raise InputError(nothing_embedded(report.num_items, report.failures[0][1]))
 
 
 def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> None:

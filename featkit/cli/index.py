@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.extras import need_extra
 from featkit.errors import InputError
-from featkit.wording import counted
 
 if TYPE_CHECKING:
     from featkit.embeddings import Embeddings
@@ -77,10 +76,10 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
 
 def _refuse_empty(folder: "Embeddings") -> None:
     """InputError for a folder without a single vector: an index of it could not be searched."""
+    from featkit.embeddings import nothing_embedded
+
     if folder.num_rows == 0:
         raise InputError(f"{folder.path} has no finished shard yet. Finish it with `featkit embed`, then run this again.")
     num_failed, failures = folder.failures()
     if num_failed == folder.num_rows:
-        raise InputError(
-            f"{folder.path} holds no vectors: none of its {counted(num_failed, 'picture')} could be embedded. {failures[0][1]}"
-        )
+        raise InputError(f"{folder.path} holds no vectors. {nothing_embedded(num_failed, failures[0][1])}")

@@ -51,8 +51,10 @@ class FileSource:
         return read_file(self.file(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
-        """The folder it lies in as `folder`, where it lies in one below the root."""
-        parent = "" if self._paths[number] in self._failed else self.key(number).rpartition("/")[0]
+        """The folder it lies in as `folder`, where it lies in one below the root. InputError for what cannot be read."""
+        if (sentence := self._failed.get(self._paths[number])) is not None:
+            raise InputError(sentence)
+        parent = self.key(number).rpartition("/")[0]
         return {"folder": parent} if parent else {}
 
     def file(self, number: int, /) -> Path:

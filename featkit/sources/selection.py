@@ -23,7 +23,7 @@ EXCLUDED_FILE, EXCLUDED_FOLDER = "excluded file", "excluded folder"
 NOT_INCLUDED = "file that is not included"
 NO_SUFFIX, OTHER_SUFFIX = "file without a suffix", "file with an unknown suffix"
 RAW_TWIN = "raw file beside its JPEG"
-SHOWN_REASONS = 8
+SHOWN_REASONS, SHOWN_DETAILS = 10, 5
 PLURALS = {
     NOT_INCLUDED: "files that are not included",
     NO_SUFFIX: "files without a suffix",
@@ -184,18 +184,23 @@ def skipped_in_words(skipped: Mapping[str, int]) -> str | None:
     """Return "Passed over: 12 .cr2, 3 links to folders." with the most frequent first; None where nothing was."""
     if not skipped:
         return None
-    ordered = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
-    shown = [
-        f"{count:,} {reason}" if reason[0] == "." else _counted(count, reason) for reason, count in ordered[:SHOWN_REASONS]
-    ]
+    groups: dict[str, Counter[str]] = {}  # by reason, what is said in brackets after it
+    for reason, count in skipped.items():
+        noun, _, detail = reason.partition(" (")
+        groups.setdefault(noun, Counter())[detail.removesuffix(")")] += count
+    ordered = sorted(groups.items(), key=lambda item: (-item[1].total(), item[0]))
+    shown = [_counted(noun, details) for noun, details in ordered[:SHOWN_REASONS]]
     if rest := ordered[SHOWN_REASONS:]:
-        shown.append(f"{counted(sum(count for _, count in rest), 'other file')} ({counted(len(rest), 'more kind')})")
+        shown.append(f"{counted(sum(details.total() for _, details in rest), 'other')} of {counted(len(rest), 'more kind')}")
     return f"Passed over: {', '.join(shown)}."
 
 
-def _counted(count: int, reason: str) -> str:
-    noun, bracket, detail = reason.partition(" (")
-    return counted(count, noun, PLURALS.get(noun)) + bracket + detail
+def _counted(noun: str, details: Counter[str]) -> str:
+    """One reason with its count: "12 .cr2", "3 system folders (@eaDir, #recycle)"."""
+    said = f"{details.total():,} {noun}" if noun.startswith(".") else counted(details.total(), noun, PLURALS.get(noun))
+    names = [name for name, _ in sorted(details.items(), key=lambda item: (-item[1], item[0])) if name]
+    more = [f"{len(names) - SHOWN_DETAILS} more"] if len(names) > SHOWN_DETAILS else []
+    return f"{said} ({', '.join(names[:SHOWN_DETAILS] + more)})" if names else said
 
 
 class _Pattern:

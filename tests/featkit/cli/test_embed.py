@@ -202,7 +202,7 @@ def test_nothing_embedded_is_an_error_and_makes_no_index(model: Path, tmp_path: 
     for _ in range(2):  # also where an earlier run did it
         said = run_featkit("embed", photos, "--model", model, "--out", out, *(["--json"] if as_json else []))
         assert said.code == 2
-        assert said.error.startswith("featkit: None of 2 pictures could be embedded. a.jpg ")
+        assert said.error.startswith("featkit: None of the 2 pictures could be embedded. The first: a.jpg ")
         assert said.error.count("\n") == 1
         assert "Next" not in said.out
         if as_json:
@@ -211,7 +211,7 @@ def test_nothing_embedded_is_an_error_and_makes_no_index(model: Path, tmp_path: 
     said = run_featkit("index", out, "--out", tmp_path / "photos.index")
     assert is_one_sentence(said)
     assert said.code == 2
-    assert "emb holds no vectors: none of its 2 pictures could be embedded. a.jpg " in said.error
+    assert "emb holds no vectors. None of the 2 pictures could be embedded. The first: a.jpg " in said.error
     assert not (tmp_path / "photos.index").exists()
 
 

@@ -112,6 +112,8 @@ def test_what_was_passed_over_is_one_line() -> None:
     assert skipped_in_words({"system folder (@eaDir)": 2, "hidden file": 1}) == (
         "Passed over: 2 system folders (@eaDir), 1 hidden file."
     )
-    many = skipped_in_words({f".{letter}": 1 for letter in "abcdefghijk"})
+    folders = {f"system folder ({name})": 1 for name in "abcdefg"} | {"system folder (x)": 2, ".cr2": 1}
+    assert skipped_in_words(folders) == "Passed over: 9 system folders (x, a, b, c, d, 3 more), 1 .cr2."
+    many = skipped_in_words({f".{letter}": 1 for letter in "abcdefghijklm"})
     assert many is not None
-    assert many.endswith(".h, 3 other files (3 more kinds).")
+    assert many.endswith(".j, 3 others of 3 more kinds.")
