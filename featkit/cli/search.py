@@ -12,7 +12,9 @@ from featkit.cli.extras import need_extra
 from featkit.errors import InputError
 
 if TYPE_CHECKING:
-    from featkit.index import Hit
+    import numpy as np
+
+    from featkit.index import Hit, Index
 
 MAX_METADATA_SHOWN = 60  # characters in the table
 
@@ -52,21 +54,34 @@ def search(
     with Index.open(index) as opened:
         if len(opened) == 0:
             raise InputError(f"{index} is empty. Add pictures with `featkit embed PHOTOS --out emb` and `featkit index emb`.")
-        hits = opened.search(picture, k=k)
         if open_ and page is None:
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"  # a folder only this user may read
-        if page is not None:
-            from featkit.cli.result_page import write_result_page
-
-            write_result_page(page, opened, picture, hits)
+        vectors = opened.embedder.embed(picture)
+        hits = opened.in_one_state(lambda: _search(opened, picture, vectors, k, page))
     if json_:
-        print_json([asdict(hit) for hit in hits])
+        print_json([_in_json(hit) for hit in hits])
     else:
         _print_hits(f"Nearest to {picture}", hits)
     if page is not None and not json_:
         stdout().print(f"Page: {page}")
     if page is not None and open_:
         _show(page)
+
+
+def _search(opened: "Index", picture: Path, vectors: "np.ndarray", k: int, page: Path | None) -> "list[Hit]":
+    """The hits, on a page as well if there is one."""
+    (hits,) = opened.query(vectors, k=k)
+    if page is not None:
+        from featkit.cli.result_page import write_result_page
+
+        write_result_page(page, opened, picture, hits)
+    return hits
+
+
+def _in_json(hit: "Hit") -> dict[str, object]:
+    from featkit.index.catalogue import in_json
+
+    return asdict(hit) | {"metadata": {name: in_json(value) for name, value in hit.metadata.items()}}
 
 
 def _print_hits(title: str, hits: "list[Hit]") -> None:

@@ -90,15 +90,15 @@ def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolera
     return array
 
 
-def whole_number(value: Any, name: str, *, least: int) -> int:
-    """InputError unless the value is a whole number, of Python or numpy, from `least` on."""
+def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
+    """InputError unless the value is a whole number, of Python or numpy, and at least `least` if that is given."""
     if isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is {value}; it must be a whole number.")
     try:
         number = operator.index(value)
     except TypeError:
         raise InputError(f"{name} is {_shown(value)}, of type {_type(value)}; it must be a whole number.") from None
-    if number < least:
+    if least is not None and number < least:
         raise InputError(f"{name} is {number}; it must be at least {least}.")
     return number
 

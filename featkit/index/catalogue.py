@@ -511,6 +511,13 @@ def _from_sql(value: Value | bytes, *, is_bool: bool) -> Value:
     return value
 
 
+def in_json(value: Value) -> Value:
+    """A value of metadata as JSON can hold it, which has no numbers for NaN and infinity: they are text, as in JavaScript."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
 # What is written, within one transaction ----------------------------------------------------------------------------
 
 

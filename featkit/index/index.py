@@ -556,7 +556,7 @@ class Index:
         return vector
 
     def _found(self, connection: Connection, item_id: int) -> Item:
-        number = whole_number(item_id, "The id", least=-catalogue.MAX_INTEGER)
+        number = whole_number(item_id, "The id")
         found = catalogue.items_by_id(connection, [number]) if 0 <= number <= catalogue.MAX_INTEGER else {}
         if number not in found:
             raise NoSuchItem(self.path, number)

@@ -7,7 +7,6 @@ the process has processors, so that a flood of requests waits instead of filling
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +20,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError
 from featkit.index import Index, NoSuchItem
 from featkit.index import Item as IndexItem
-from featkit.index.catalogue import Value
+from featkit.index.catalogue import in_json
 from featkit.resources import usable_cpus
 from featkit.serve import schemas
 from featkit.serve.service import BadPictures, Service, ServiceLimits, Unavailable, log
@@ -254,13 +253,6 @@ def _fields(one: Any) -> dict[str, Any]:
         "key": one.key,
         "width": one.width,
         "height": one.height,
-        "metadata": {name: _in_json(value) for name, value in one.metadata.items()},
+        "metadata": {name: in_json(value) for name, value in one.metadata.items()},
         "thumbnail": f"/v1/items/{one.id}/thumbnail",
     }
-
-
-def _in_json(value: Value) -> Value:
-    """JSON has no numbers for these three: they are text, as pydantic and JavaScript spell them."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-    return value

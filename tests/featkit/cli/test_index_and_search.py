@@ -191,3 +191,16 @@ def test_names_of_pictures_are_only_text_on_the_page_and_in_the_table(
     assert "<i>cat" not in text
     assert "q<b>" not in text
     assert "&lt;i&gt;cat&lt;/i&gt;" in text
+
+
+def test_the_result_is_json_whatever_numbers_the_metadata_has(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(constant: str) -> None:
+        raise AssertionError(constant)
+
+    image = draw_picture(3)
+    with Index.open(index, writable=True) as opened:
+        opened.add(["odd"], opened.embedder.embed(image), metadata=[{"a": float("nan"), "b": float("-inf"), "c": True}])
+    image.save(index.parent / "query.png")
+    assert main(["search", str(index), str(index.parent / "query.png"), "-k", "2", "--json"]) == 0
+    hits = json.loads(capsys.readouterr().out, parse_constant=fail)
+    assert {"a": "NaN", "b": "-Infinity", "c": True} in [hit["metadata"] for hit in hits]
