@@ -25,3 +25,9 @@ def _spelled_out(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte of a name, as os.fsdecode keeps it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what a library's exception says, fit to end a sentence with; its class if it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from featkit.downloading import why_failed
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, Source
@@ -149,12 +150,19 @@ def _load(spec: str, name: str, config: str | None, *, split: str | None = None)
     try:
         with _bars_on_terminals(library):
             return library.load_dataset(name, config, split=split)
-    except ConnectionError as error:
-        raise EnvironmentProblem(
-            f"{spec} cannot be fetched ({reason(error)}); check the network, or name a folder: hf:FOLDER."
-        ) from error
-    except (ValueError, OSError, library.exceptions.DatasetsError) as error:
-        raise InputError(f"{spec} cannot be opened: {reason(error)}.") from error
+    except Exception as error:  # whatever an HTTP library raises, of which the data set's library lets some through
+        failure = None if Path(name).exists() else why_failed(error)
+        if failure is not None:
+            raise EnvironmentProblem(
+                f"{spec} cannot be fetched, since the hub {failure.what}; {failure.advice}. Or name a folder: hf:FOLDER."
+            ) from error
+        if isinstance(error, ConnectionError):
+            raise EnvironmentProblem(
+                f"{spec} cannot be fetched ({reason(error)}); check the network, or name a folder: hf:FOLDER."
+            ) from error
+        if isinstance(error, ValueError | OSError | library.exceptions.DatasetsError):
+            raise InputError(f"{spec} cannot be opened: {reason(error)}.") from error
+        raise
 
 
 def _absolute(path: str | Path) -> Path:

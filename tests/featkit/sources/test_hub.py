@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import email.message
+import json
 import pickle
 import sys
+import urllib.error
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -143,6 +146,36 @@ def test_a_name_that_cannot_be_fetched_is_the_networks_fault(monkeypatch: pytest
     ):
         with refused(f"{spec} cannot be fetched (no way to {asked} None)", "hf:FOLDER", error=EnvironmentProblem):
             open_source(spec)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "hf auth login"),
+        (403, "accept its license"),
+        (429, "no more requests"),
+        (503, "trouble of its own"),
+        (None, "a page"),
+    ],
+)
+def test_what_the_hub_answers_is_told(status: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason: Exception = json.JSONDecodeError("no", "<html>", 0)
+    if status is not None:
+        reason = urllib.error.HTTPError("https://hub/a", status, "no", email.message.Message(), None)
+
+    def load_dataset(_name: str, _config: str | None, *, split: str | None) -> None:
+        assert split is None
+        raise ConnectionError("Couldn't reach the Hub") from reason
+
+    monkeypatch.setattr(library(), "load_dataset", load_dataset)
+    with refused("hf:a/b:train cannot be fetched, since the hub", said, "hf:FOLDER", error=EnvironmentProblem):
+        open_source("hf:a/b:train")
+
+
+def test_a_folder_with_unreadable_json_is_no_fault_of_the_network(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text("<html>")
+    with refused(f"hf:{tmp_path}", "cannot be opened"):
+        open_source(f"hf:{tmp_path}")
 
 
 def test_keys_of_the_hub_begin_with_the_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,10 @@ The hub and the servers are small ones on this machine; nothing here reaches bey
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import http.server
+import io
+import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +24,7 @@ import pytest
 import torch
 
 from featkit.errors import EnvironmentProblem
-from featkit_train.published.downloads import HUB_FILES, download, download_timm
+from featkit_train.published.downloads import HUB_FILES, download, download_timm, fetch_repository
 from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
 from featkit_train.published.zoo import PUBLISHED, Published
 from tests.sentences import refused
@@ -109,7 +112,13 @@ def _caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Puts the hub at another address."""
     huggingface_hub.close_session()
-    yield lambda address: monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+
+    def move(address: str) -> None:
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+    yield move
     huggingface_hub.close_session()
 
 
@@ -168,9 +177,59 @@ def test_a_gated_repository_says_what_to_accept_and_where(hub: Callable[[str], N
     assert asked
 
 
-@pytest.mark.parametrize("answer", [refusing(401), refusing(404), refusing(500), hanging_up, None])
-def test_a_hub_that_fails_is_told_with_the_files_to_fetch(answer: Answer | None, hub: Callable[[str], None]) -> None:
-    words = ("facebook/dinov2-small", *HUB_FILES, "featkit export dinov2_vits14 --weights FOLDER")
+def as_the_hub(**instead: Answer) -> Answer:
+    """A hub with one file; `info`, `tree`, `head` and `get` answer in its place."""
+    sha256 = hashlib.sha256(WEIGHTS).hexdigest()
+
+    def answer(request: http.server.BaseHTTPRequestHandler) -> None:
+        headers: dict[str, str] = {}
+        if "/resolve/" in request.path:
+            step, body = ("head" if request.command == "HEAD" else "get"), WEIGHTS
+            headers = {"ETag": f'"{sha256}"'}
+        elif "/tree/" in request.path:
+            pointer = {"oid": sha256, "size": len(WEIGHTS), "pointerSize": 100}
+            entry = {"type": "file", "path": "model.safetensors", "size": len(WEIGHTS), "oid": "a" * 40, "lfs": pointer}
+            step, body = "tree", json.dumps([entry]).encode()
+        else:
+            step, body = "info", json.dumps({"id": "facebook/dinov2-small", "sha": COMMIT, "siblings": []}).encode()
+        if step in instead:
+            instead[step](request)
+            return
+        request.send_response(200)
+        for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}.items():
+            request.send_header(name, value)
+        request.end_headers()
+        if request.command != "HEAD":
+            request.wfile.write(body)
+
+    return answer
+
+
+WEIGHTS = b"weights" * 100
+PAGE = giving(b"<!doctype html><html>Log in to the network</html>", length=49)
+FAILURES: dict[str, tuple[Answer | None, str]] = {
+    "no login": (refusing(401), "asks for a login (401)"),
+    "forbidden": (as_the_hub(info=refusing(403)), "refuses access (403)"),
+    "a file forbidden": (as_the_hub(head=refusing(403)), "refuses access (403)"),
+    "not there": (refusing(404), "has nothing of that name (404)"),
+    "too many requests": (as_the_hub(info=refusing(429, Retry_After="3")), "(429); wait 3 seconds"),
+    "in trouble": (as_the_hub(info=refusing(500)), "has trouble of its own (500)"),
+    "out of service": (as_the_hub(get=refusing(503)), "has trouble of its own (503)"),
+    "behind a login page": (as_the_hub(info=PAGE), "a page of another server came back"),
+    "a page for the list of files": (as_the_hub(tree=PAGE), "a page of another server came back"),
+    "a page for a file": (as_the_hub(head=PAGE, get=PAGE), "a page of another server came back"),
+    "another server's JSON": (as_the_hub(info=giving(b'{"error": "no"}', length=15)), "a page of another server came back"),
+    "of other bytes": (as_the_hub(get=giving(b"y" * 700, length=700)), "the sha256"),
+    "of another length": (as_the_hub(get=giving(b"y" * 9, length=9)), "another number of bytes"),
+    "hanging up": (hanging_up, ""),
+    "not there at all": (None, ""),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_hub_that_fails_is_told_by_what_it_does(kind: str, hub: Callable[[str], None], tmp_path: Path) -> None:
+    answer, said = FAILURES[kind]
+    words = [said, "repeat the command"] if kind == "of other bytes" else [said, "facebook/dinov2-small", *HUB_FILES]
     if answer is None:
         hub(unused_address())
         with refused(*words, error=EnvironmentProblem):
@@ -181,6 +240,18 @@ def test_a_hub_that_fails_is_told_with_the_files_to_fetch(answer: Answer | None,
         with refused(*words, error=EnvironmentProblem):
             download(PUBLISHED["dinov2_vits14"], quiet=True)
         assert asked
+    assert not [path for path in (tmp_path / "hub").rglob("*.safetensors") if path.is_file()]
+
+
+def test_a_hub_that_answers_is_believed(hub: Callable[[str], None]) -> None:
+    with serving(as_the_hub()) as (address, _):
+        hub(address)
+        assert (download(PUBLISHED["dinov2_vits14"], quiet=True) / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_a_name_that_is_no_repository_is_refused() -> None:
+    with refused("a/b/c", "OWNER/NAME"):
+        fetch_repository("a/b/c", ("model.safetensors",), by_hand="featkit export FOLDER")
 
 
 def test_a_proxy_that_lets_nobody_through_is_told_alike(monkeypatch: pytest.MonkeyPatch, hub: Callable[[str], None]) -> None:
@@ -276,20 +347,44 @@ def test_a_file_is_fetched_once_and_stays_in_torchs_cache(tmp_path: Path) -> Non
     assert info.origin["source"] == row.url
 
 
+def checkpoint() -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"cls_token": torch.ones(1, 1, 4)}, buffer)
+    return buffer.getvalue()
+
+
 def test_a_file_of_untold_length_is_fetched_too() -> None:
-    with serving(giving(b"weights")) as (address, _):
-        assert download(by_url(f"{address}/a.pth")).read_bytes() == b"weights"
+    content = checkpoint()
+    with serving(giving(content)) as (address, _):
+        assert download(by_url(f"{address}/a.pth")).read_bytes() == content
 
 
-@pytest.mark.parametrize("answer", [giving(b"weig", length=7), giving(b"", length=7), refusing(404), refusing(503), hanging_up])
-def test_a_server_that_fails_leaves_no_file(answer: Answer, tmp_path: Path) -> None:
+SERVER_FAILURES: dict[str, tuple[Answer, str]] = {
+    "cut": (giving(b"weig", length=7), "connection broke after 4 of 7 bytes"),
+    "nothing": (giving(b"", length=7), "connection broke after 0 of 7 bytes"),
+    "cut without a length": (giving(checkpoint()[:-100]), "damaged or cut short"),
+    "a page": (giving(b"<html>Log in</html>", length=19), "an HTML page in place of the weights"),
+    "a message": (giving(b'{"error": "rate limit"}', length=23), "in place of the weights"),
+    "an error in XML": (giving(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"), "in place of the weights"),
+    "forbidden": (refusing(403), "refuses access (403)"),
+    "not found": (refusing(404), "has nothing of that name (404)"),
+    "too many": (refusing(429, Retry_After="7"), "wait 7 seconds"),
+    "in trouble": (refusing(503), "has trouble of its own (503)"),
+    "hanging up": (hanging_up, ""),
+}
+
+
+@pytest.mark.parametrize("kind", SERVER_FAILURES)
+def test_a_server_that_fails_leaves_no_file(kind: str, tmp_path: Path) -> None:
+    answer, said = SERVER_FAILURES[kind]
     with serving(answer) as (address, _):
         url = f"{address}/some/a.pth"
-        with refused(url, "featkit export dino_vits16 --weights a.pth --out m.onnx", error=EnvironmentProblem):
+        with refused(url, said, "featkit export dino_vits16 --weights a.pth --out m.onnx", error=EnvironmentProblem):
             download(by_url(url), quiet=True)
     assert [path for path in (tmp_path / "torch").rglob("*") if path.is_file()] == []
-    with serving(giving(b"weights", length=7)) as (address, _):
-        assert download(by_url(f"{address}/some/a.pth"), quiet=True).read_bytes() == b"weights"
+    content = checkpoint()
+    with serving(giving(content, length=len(content))) as (address, _):
+        assert download(by_url(f"{address}/some/a.pth"), quiet=True).read_bytes() == content
 
 
 def test_a_server_that_is_not_there_is_told() -> None:
@@ -300,5 +395,5 @@ def test_a_server_that_is_not_there_is_told() -> None:
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "torch").write_text("in the way")
-    with serving(giving(b"weights", length=7)) as (address, _), refused(str(tmp_path), error=EnvironmentProblem):
+    with serving(giving(checkpoint())) as (address, _), refused(str(tmp_path), error=EnvironmentProblem):
         download(by_url(f"{address}/a.pth"), quiet=True)

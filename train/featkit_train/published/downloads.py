@@ -1,11 +1,14 @@
 """Weights from the hub or from their authors' server, kept in the caches that huggingface_hub and torch share with others.
 
-Nothing is fetched but what a command was asked for.
+Nothing is fetched but what a command was asked for, and nothing stays in a cache that is not what was asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
@@ -14,7 +17,11 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from featkit.atomic import replace_file
-from featkit.errors import EnvironmentProblem
+from featkit.downloading import NO_HUB, why_failed
+from featkit.errors import EnvironmentProblem, InputError
+from featkit.filetypes import HTML, JSON, NUM_BYTES, TEXT, XML, XML_ERROR, what_is
+from featkit.wording import first_line
+from featkit_train.published.weight_files import read_weights
 from featkit_train.published.zoo import Published
 
 SAFETENSORS = "model.safetensors"
@@ -55,7 +62,13 @@ def fetch_repository(
 ) -> Path:
     """A folder with those files of a Hugging Face repository. `licence` is named where its owner has to let the user in."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
     from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     if quiet:
@@ -66,18 +79,56 @@ def fetch_repository(
     broken = cast(type[Exception], HfHubHTTPError.__bases__[0])
     place = f"https://huggingface.co/{repository}"
     wanted = _by_hand(files, repository, by_hand)
+    started = time.time()
     try:
-        return Path(snapshot_download(repository, allow_patterns=list(files)))
-    except GatedRepoError as error:
-        raise EnvironmentProblem(
-            f"{repository} is gated: its weights are under the {licence or 'licence of its page'}, which you have to accept at "
-            f"{place}; then log in with `hf auth login` and repeat the command. Or, with the files at hand, `{by_hand}`."
-        ) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        terms = f" (gated: accept the {licence} there first)" if licence else ""
-        raise EnvironmentProblem(f"{place} cannot be reached and no cache holds it; {wanted}{terms}.") from error
-    except (broken, OSError) as error:
+        folder = Path(snapshot_download(repository, allow_patterns=list(files)))
+    except HFValidationError as error:
+        raise InputError(f"{repository} is not the name of a repository, which is OWNER/NAME.") from error
+    except OfflineModeIsEnabled as error:
+        raise EnvironmentProblem(_out_of_reach(place, wanted, licence)) from error
+    # An HTTP library's own errors are no OSError, and a page in place of an answer is a ValueError.
+    except (LocalEntryNotFoundError, broken, OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        failure = why_failed(error)
+        if isinstance(error, GatedRepoError) or (licence and failure is not None and failure.status in (401, 403)):
+            raise EnvironmentProblem(
+                f"{repository} is gated: its weights are under the {licence or 'license of its page'}, which you have to "
+                f"accept at {place}; then log in with `hf auth login` and repeat the command. "
+                f"Or, with the files at hand, `{by_hand}`."
+            ) from error
+        if failure is not None:
+            raise EnvironmentProblem(f"{place} {failure.what}; {failure.advice}. Or {wanted}.") from error
+        if isinstance(error, KeyError | TypeError | AttributeError | AssertionError):  # JSON, but another server's
+            raise EnvironmentProblem(f"{place} {NO_HUB.what}; {NO_HUB.advice}. Or {wanted}.") from error
+        if isinstance(error, LocalEntryNotFoundError):
+            raise EnvironmentProblem(_out_of_reach(place, wanted, licence)) from error
         raise EnvironmentProblem(f"{repository} could not be fetched ({first_line(error)}); {wanted}.") from error
+    _check_sums(folder, since=started)
+    return folder
+
+
+def _out_of_reach(place: str, wanted: str, licence: str | None) -> str:
+    terms = f" (gated: accept the {licence} there first)" if licence else ""
+    return f"{place} cannot be reached and no cache holds it; {wanted}{terms}."
+
+
+def _check_sums(folder: Path, *, since: float) -> None:
+    """Compare files that were fetched just now with the sums that the hub names them by, which its client does not.
+
+    EnvironmentProblem for another sum; the file is removed, so that it is fetched again.
+    """
+    for path in folder.rglob("*"):
+        blob = path.resolve()
+        if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since - 1:
+            continue
+        with blob.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != blob.name:
+            blob.unlink()
+            path.unlink(missing_ok=True)
+            raise EnvironmentProblem(
+                f"{path.name} arrived with the sha256 {found[:12]}…, not {blob.name[:12]}… as the hub says, and was removed; "
+                "repeat the command. If it happens again, something on the way changes downloads."
+            )
 
 
 def _by_hand(files: tuple[str, ...], repository: str, by_hand: str) -> str:
@@ -91,12 +142,6 @@ def _incomplete(folder: Path, files: tuple[str, ...], repository: str, by_hand: 
     return f"{folder} holds no {files[-1]} and it could not be fetched; {_by_hand(files, repository, by_hand)}."
 
 
-def first_line(error: Exception) -> str:
-    """What somebody else's exception says, fit to end a sentence with."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
-
-
 def _from_url(published: Published, *, quiet: bool) -> Path:
     import torch  # for the place of its cache alone
 
@@ -104,17 +149,38 @@ def _from_url(published: Published, *, quiet: bool) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / f"{published.name}{Path(published.url).suffix}"
     if path.is_file():
         return path
+    by_hand = (
+        f"fetch it elsewhere and pass it by `featkit export {published.name} --weights {Path(published.url).name} --out m.onnx`"
+    )
     try:
         with replace_file(path) as partial:
             _fetch(published.url, partial, quiet=quiet)
+            _check_weights(partial, published.url, by_hand)
     except (HTTPException, OSError) as error:  # URLError is an OSError
         if isinstance(error, HTTPError):  # it holds the connection
             error.close()
-        raise EnvironmentProblem(
-            f"{published.url} could not be fetched ({first_line(error)}); fetch it elsewhere and pass it by "
-            f"`featkit export {published.name} --weights {Path(published.url).name} --out m.onnx`."
-        ) from error
+        failure = why_failed(error)
+        if failure is not None:
+            raise EnvironmentProblem(f"{published.url} {failure.what}; {failure.advice}. Or {by_hand}.") from error
+        raise EnvironmentProblem(f"{published.url} could not be fetched ({first_line(error)}); {by_hand}.") from error
     return path
+
+
+def _check_weights(file: Path, url: str, by_hand: str) -> None:
+    """EnvironmentProblem for a page, a message or a part of a file in place of the weights, which must not stay in a cache."""
+    with file.open("rb") as stream:
+        kind = what_is(stream.read(NUM_BYTES))
+    if kind in (HTML, XML, XML_ERROR, JSON, TEXT):
+        raise EnvironmentProblem(
+            f"{url} answered with {kind.name} in place of the weights, such as a login page of the network; open it in a "
+            f"browser, log in to the network, and repeat the command. Or {by_hand}."
+        )
+    try:
+        read_weights(file)
+    except InputError as error:
+        raise EnvironmentProblem(
+            f"{url} sent a file that is damaged or cut short; repeat the command, or {by_hand}."
+        ) from error
 
 
 def _fetch(url: str, place: Path, *, quiet: bool) -> None:

@@ -22,8 +22,7 @@ from torch import Tensor
 from featkit import filetypes
 from featkit.errors import InputError
 from featkit.filetypes import what_is
-from featkit.wording import counted
-from featkit_train.published.downloads import first_line
+from featkit.wording import counted, first_line
 from featkit_train.published.pickles import Global, Inert
 from featkit_train.published.stored import Stored
 from featkit_train.published.torch_files import METADATA, PIECES, SHARDED, read_checkpoint, read_distributed
