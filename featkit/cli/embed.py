@@ -141,3 +141,5 @@ def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> No
         again = [f"{report.num_changed:,} because the file has changed"] if report.num_changed else []
         again += [f"{report.num_retried:,} that had failed"] if report.num_retried else []
         stdout().print(f"Embedded again: {' and '.join(again)}.")
+    if report.num_failed and not report.num_embedded_now:
+        stdout().print("Failed pictures are tried again when their files change, or with --retry.")

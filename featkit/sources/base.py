@@ -61,7 +61,11 @@ SYSTEM_FOLDERS = (
     "*.aplibrary",
     "*.lrdata",  # Lightroom: previews
     "*.lrlibrary",
+    "*.lrcat-data",
     "*.cocatalog",  # Capture One
+    "*.fcpbundle",  # Final Cut
+    "*.imovielibrary",
+    "FOUND.[0-9][0-9][0-9]",  # Windows: what a repair of the file system found
 )
 SYSTEM_FILES = ("thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "*:zone.identifier")  # lower case
 _SYSTEM_FOLDERS = [(re.compile(translate(pattern.lower())), pattern) for pattern in SYSTEM_FOLDERS]

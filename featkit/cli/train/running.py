@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
@@ -80,6 +81,11 @@ def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source]
     """What is learnt from, and what is held out where that is named."""
     from featkit_train.pictures.sources import open_training_source
 
+    for spec in data:
+        if Path(spec).is_dir() and Path(spec).resolve() == flags.out.resolve():
+            raise InputError(
+                f"--out {flags.out} is the folder of pictures itself. Name a folder in it, such as {flags.out / 'run'}."
+            )
     selection = selection_of(flags.select, own=[flags.out])
     sources = [open_training_source(spec, selection=selection) for spec in data]
     held_out = open_training_source(flags.held_out, selection=selection) if flags.held_out is not None else None

@@ -182,6 +182,7 @@ def test_a_second_run_says_what_it_embedded_again(model: Path, tmp_path: Path) -
     (photos / "001.jpg").write_bytes(b"broken")
     command = ["embed", photos, "--model", model, "--out", tmp_path / "emb"]
     assert "Embedded again" not in run_featkit(*command).out
+    assert "Failed pictures are tried again when their files change, or with --retry.\n" in run_featkit(*command).out
     shutil.copyfile(photos / "002.jpg", photos / "001.jpg")
     assert "Embedded again: 1 because the file has changed.\n" in run_featkit(*command).out
     (photos / "003.jpg").write_bytes(b"broken")

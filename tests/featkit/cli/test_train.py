@@ -150,6 +150,16 @@ def test_a_run_inside_its_pictures_is_resumed_and_not_learnt_from(
     assert "Passed over: 1 .txt, 1 featkit folder.\n" in error
 
 
+def test_a_run_among_its_pictures_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    shutil.copy(folder / "small.yaml", tmp_path)
+    assert main(command(tmp_path, tmp_path / "pictures")) == 2
+    out = tmp_path / "pictures"
+    assert capsys.readouterr().err == (
+        f"featkit: --out {out} is the folder of pictures itself. Name a folder in it, such as {out}/run.\n"
+    )
+
+
 def test_pictures_that_cannot_be_read_are_counted_and_the_others_learnt_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
