@@ -8,6 +8,7 @@ caller's `make` knows better. So options, callbacks and whole modules beside the
 from __future__ import annotations
 
 import pickletools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -74,7 +75,9 @@ def unpickle(
     NotReadable for what is not a pickle; Harmful for one that names a function that runs commands.
     """
     try:
-        return _Machine(make, stored).run(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes in text that is none
+            return _Machine(make, stored).run(file)
     except (NotReadable, Harmful):
         raise
     # What pickletools raises depends on the instruction; what the machine raises, on what is missing from its stack.

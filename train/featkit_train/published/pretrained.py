@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -214,13 +214,19 @@ def identify(found: Weights) -> tuple[Anatomy | None, list[Published]]:
             return anatomy, rows_like(anatomy) if anatomy else []
     rows = []
     for row in PUBLISHED.values():
+        if row.kind == "vit":
+            continue
         with suppress(EnvironmentProblem):  # torchvision or timm cannot be imported: then there is no telling
-            if row.kind == "vit":
-                continue
-            state = dict(build(row).state_dict())
+            state = _state_of(row.name)
             if any(fit.whole for fit in fits(found, MAPS[row.kind], partial(_as_they_are, state), names=state)):
                 rows.append(row)
     return None, rows
+
+
+@cache
+def _state_of(name: str) -> dict[str, torch.Tensor]:
+    """The tensors of a published backbone, without numbers."""
+    return dict(build(PUBLISHED[name]).state_dict())
 
 
 class _Every:
