@@ -24,7 +24,7 @@ FLOOR = 1e-6  # of the largest eigenvalue: a direction without variance is left 
 class Whitening:
     """mean (D,) and components (d, D), both float32: v becomes components @ (v - mean), then unit length.
 
-    model: what made the vectors it was fitted to, as `Manifest.recipe` says it; it suits no other.
+    model: what made the vectors it was fitted to, as `Manifest.made_of` says it; it suits no other.
     """
 
     mean: np.ndarray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -11,9 +12,10 @@ import torch
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.loop import Run, batches_of
+from featkit_train.loop import Run
 from featkit_train.methods import Lessons
 from featkit_train.pictures.batches import Crops, crop_loader
+from featkit_train.pictures.loading import batches_of
 from tests.benchmarks.flops import synchronise
 
 Batch = TypeVar("Batch")
@@ -70,7 +72,7 @@ class FeatkitLoop(Loop[Crops]):
         self.engine, self.device, self.images = self.run.engine, self.run.device, config.run.batch_size
         self.engine.method.begin()
         self.number = 0
-        self._batches = batches_of(crop_loader(self.run.dataset, self.run.order, workers=config.run.workers))
+        self._batches: Generator[Crops] = batches_of(crop_loader(self.run.dataset, self.run.order, workers=config.run.workers))
 
     def next(self) -> Crops:
         """Crops from the workers."""

@@ -73,7 +73,7 @@ def test_settings_leave_the_recipe_as_it_was() -> None:
         ("crops.resolutions=[{shear: 1.0}]", "no setting .*shear; did you mean .*share"),
         ("crops.resolutions=3", "crops.resolutions is a list"),
         ("engine.accumulate=0", "engine.accumulate is 0; it must be at least 1"),
-        ("engine.accumulate=5", "run.batch_size 64 is no multiple of engine.accumulate 5"),
+        ("engine.accumulate=5", "run.batch_size 64 is not a multiple of engine.accumulate 5; change either."),
         ("run.batch_size=1", "run.batch_size is 1; it must be at least 2"),
         ("gram.update_every=0", "gram.update_every is 0; it must be at least 1"),
         ("watch.patience=0", "watch.patience is 0; it must be at least 1"),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import multiprocessing
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,7 @@ from featkit_train.weights import load_backbone
 from tests.featkit.sources.files import write_tar
 from tests.pictures import draw_folder
 from tests.processes import run_python
+from tests.sentences import refused
 from tests.train.methods.published_backbone import save_published
 from tests.train.published_files import foreign
 from tests.train.small import small_config
@@ -231,6 +233,7 @@ def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_e
 def test_a_killed_process_is_resumed_bit_for_bit(pictures: Path, published: Path, tmp_path: Path) -> None:
     program = f"""
 import os, signal, sys
+from collections.abc import Callable
 from pathlib import Path
 import torch
 from featkit.sources import open_source
@@ -308,6 +311,29 @@ def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(picture
         run(small_config(), pictures, tmp_path / "none", resume=True)
 
 
+def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(pictures: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "run", tmp_path / "longer"
+    run(small_config("run.steps=2"), pictures, first)
+    with refused("run.steps 2, now it is 4, and a run's schedules depend on its length", f"--init {first} --out ANOTHER"):
+        run(small_config("run.steps=4"), pictures, first, resume=True)
+    with refused("optim.lr was 0.001, now it is 0.5"):
+        run(small_config("run.steps=4", "optim.lr=0.5"), pictures, first, resume=True)
+    run(small_config("run.steps=4", f"init={json.dumps(str(first))}"), pictures, second)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text[:300], lambda _text: "", lambda _text: "config: [", lambda text: text.rpartition("torch")[0]],
+    ids=["cut", "emptied", "no YAML", "last line cut"],
+)
+def test_a_damaged_config_is_refused_by_name(pictures: Path, tmp_path: Path, damage: Callable[[str], str]) -> None:
+    run(small_config("run.steps=1"), pictures, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(damage(config.read_text()))
+    with refused(config):
+        run(small_config("run.steps=1"), pictures, tmp_path / "run", resume=True)
+
+
 def test_a_damaged_checkpoint_is_refused_by_name(pictures: Path, tmp_path: Path) -> None:
     run(small_config("run.steps=3"), pictures, tmp_path / "run")
     state = list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / STATE_FILE
@@ -337,6 +363,8 @@ def test_a_run_is_not_resumed_on_other_pictures(pictures: Path, tmp_path: Path) 
 def test_what_is_refused_leaves_nothing_that_stands_in_the_way(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lower --batch-size"):
         run(small_config("run.batch_size=64"), pictures, tmp_path / "run")
+    with refused("There is 1 picture to train on, fewer than a batch of 2; add pictures."):
+        run(small_config("run.batch_size=2"), draw_folder(tmp_path / "one", 1), tmp_path / "run")
     run(small_config("run.steps=1"), pictures, tmp_path / "run")
     with pytest.raises(InputError, match="no run to resume"):
         run(small_config(), pictures, tmp_path / "missing", resume=True)
@@ -371,6 +399,7 @@ def test_pictures_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: 
 def test_a_full_disk_is_named(pictures: Path, tmp_path: Path) -> None:
     program = f"""
 import resource, signal
+from collections.abc import Callable
 from pathlib import Path
 from featkit.sources import open_source
 from featkit_train.loop import Run, train

@@ -25,11 +25,12 @@ from featkit_train.networks.vit import ViTConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 # The least that settings of a run can be.
+LEAST_BATCH = 2  # pictures; a loss needs two to tell apart
 LEAST = {
     "run": {
         **dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"), 1),
         **dict.fromkeys(("seed", "workers", "held_out", "cache_bytes"), 0),
-        "batch_size": 2,
+        "batch_size": LEAST_BATCH,
     },
     "engine": {"accumulate": 1},
     "gram": {"update_every": 1, "max_updates": 0},
@@ -329,7 +330,7 @@ class TrainConfig:
                     raise InputError(f"{section}.{name} is {value}; it must be at least {least}.")
         if self.run.batch_size % self.engine.accumulate:
             batch, parts = self.run.batch_size, self.engine.accumulate
-            raise InputError(f"run.batch_size {batch} is no multiple of engine.accumulate {parts}; change one.")
+            raise InputError(f"run.batch_size {batch} is not a multiple of engine.accumulate {parts}; change either.")
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError, Interrupted
@@ -22,12 +21,14 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
 from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.engine.distributed import ALONE, World, join_world, local_device
+from featkit_train.engine.failures import explained, way_on
 from featkit_train.engine.step import Engine
 from featkit_train.engine.stopping import StopRequest
 from featkit_train.methods import Lessons
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone
-from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader, split_held_out
+from featkit_train.pictures.batches import LEAST_TO_HOLD_OUT, CropDataset, Crops, EpochOrder, crop_loader, split_held_out
+from featkit_train.pictures.loading import WorkerLost, batches_of
 from featkit_train.report.page import write_run_report
 from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
 from featkit_train.watching.diagnostics import Collapse, Watch, rank_me
@@ -88,11 +89,11 @@ def train(
     CPU bit for bit as if never stopped. Started by torchrun, the processes share each batch, and the first of them writes.
 
     InputError: `out` holds a run already, or one of another config or other pictures. EnvironmentProblem: `out` cannot be
-    written, or another process is at it. Collapse: outputs no longer tell pictures apart. Interrupted: Ctrl-C, after a
-    checkpoint was written.
+    written, or another process is at it, or the machine lacks memory, space or a worker that it had (WorkerLost). Collapse:
+    outputs no longer tell pictures apart. Interrupted: Ctrl-C, after a checkpoint was written.
     """
     device = local_device(pick_device(config.run.device))
-    with join_world(device) as world:
+    with join_world(device) as world, explained(out, device):
         ears = Ears(on_log=on_log, on_note=on_note, on_plan=on_plan) if world.is_main else Ears()
         run = Run(config, sources, out, held_out=held_out, lessons=lessons, device=device, world=world, ears=ears)
         if out.exists() and not out.is_dir():
@@ -275,7 +276,7 @@ class Run:
                 if self.world.any(stop.asked, self.device):
                     break
                 with meter.waiting():
-                    crops = next(batches)
+                    crops = self._next(batches)
                 step = self.progress.step
                 log = self.engine.step(crops, step)
                 self.progress.step = step = step + 1
@@ -295,6 +296,15 @@ class Run:
                 if step % config.checkpoint_every == 0 or last:
                     self.checkpoint()
         return self._finish(meter, first_step)
+
+    def _next(self, batches: Iterator[Crops]) -> Crops:
+        """The next batch. Where a worker is lost and this process is alone, a checkpoint comes first."""
+        try:
+            return next(batches)
+        except WorkerLost as lost:
+            if self.world.size == 1 and self.progress.step > 0:
+                self.checkpoint()
+            raise WorkerLost(f"{lost} {way_on(self.folder.path)}") from lost
 
     def _finish(self, meter: Meter, first_step: int) -> TrainReport:
         step = self.progress.step
@@ -341,8 +351,9 @@ class Run:
     def _say_doubt(self) -> None:
         unwatched = None
         if self.config.watch.tolerance < 1 and self.held_out.prepared is None:
-            unwatched = (
-                "Nothing watches over this run: fewer than two pictures are held out. Set run.held_out, or name --held-out."
+            possible = len(self.numbers) >= 2 * LEAST_TO_HOLD_OUT
+            unwatched = "Nothing watches over this run: fewer than two pictures are held out. " + (
+                "Set run.held_out, or name --held-out." if possible else "Name --held-out."
             )
         for sentence in (self.engine.method.doubt(), unwatched):
             if sentence is not None:
@@ -434,19 +445,3 @@ def geometry_of(
         mean=mean,
         std=std,
     )
-
-
-def batches_of(loader: Iterable[Crops]) -> Generator[Crops]:
-    """A loader's batches; closing it ends the loader's workers, whoever still holds what was raised meanwhile.
-
-    An InputError of a worker's carries its traceback as text: the last line is enough.
-    """
-    batches = iter(loader)
-    try:
-        yield from batches
-    except InputError as error:
-        raise InputError(str(error).strip().splitlines()[-1].removeprefix("featkit.errors.InputError: ")) from None
-    finally:
-        # By hand: what was raised in the iterator holds it, and its workers would stay for as long.
-        if isinstance(batches, _MultiProcessingDataLoaderIter):
-            batches._shutdown_workers()

@@ -21,6 +21,7 @@ from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig, from_mapping, to_mapping
 from featkit_train.methods import METHODS
+from featkit_train.report.page import read_config
 from featkit_train.watching.meter import Log
 from featkit_train.weights import BACKBONE_FILE
 
@@ -32,6 +33,10 @@ FREE = frozenset(
     "engine.shard engine.compile engine.checkpoint_activations run.workers run.cache_bytes run.device run.keep_checkpoints "
     "run.log_every".split()
 )
+
+
+# What config.yaml says of the pictures, and how it is called.
+DIGESTS = {"keys_sha256": "pictures to learn from", "held_out_keys_sha256": "pictures held out"}
 
 
 class RunFolder:
@@ -61,24 +66,48 @@ class RunFolder:
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
 
     def check_same(self) -> None:
-        """InputError where the run was begun with other settings, or on other pictures."""
-        record = yaml.safe_load((self.path / CONFIG_FILE).read_text())
-        earlier = from_mapping(TrainConfig, record["config"])
+        """InputError where the run was begun with other settings, or on other pictures, or does not say with which."""
+        earlier, data = self._as_begun()
+        on = "Choose another --out"
+        if "classifier" in METHODS[self.config.method].unread:  # those with labels begin from no earlier run
+            on = f"To train on, begin another run from it: --init {self.path} --out ANOTHER"
+        if earlier.run.steps < self.config.run.steps and first_difference(earlier, self.config, but="run.steps") is None:
+            raise InputError(
+                f"{self.path} was begun with run.steps {earlier.run.steps:,}, now it is {self.config.run.steps:,}, and a run's "
+                f"schedules depend on its length. {on}."
+            )
         difference = first_difference(earlier, self.config)
         if difference is not None:
             raise InputError(f"{self.path} was begun with other settings: {difference}.")
-        for digest, what in (("keys_sha256", "pictures to learn from"), ("held_out_keys_sha256", "pictures held out")):
-            if record["data"][digest] != self.data[digest]:
-                raise InputError(f"{self.path} was begun with other {what}, in {record['data']['names']}; name the same again.")
+        for digest, what in DIGESTS.items():
+            if data[digest] != self.data[digest]:
+                raise InputError(f"{self.path} was begun with other {what}, in {data['names']}; name the same again.")
+
+    def _as_begun(self) -> tuple[TrainConfig, Mapping[str, Any]]:
+        """Config and data of the run that is there. InputError, naming the file, when it is emptied, cut or damaged."""
+        path = self.path / CONFIG_FILE
+        record = read_config(self.path)
+        data, versions = record.get("data"), record.get("versions")
+        # The last of it: a file that was cut short may still be YAML, with fewer settings.
+        if (
+            not isinstance(data, dict)
+            or not {"names", *DIGESTS} <= data.keys()
+            or not isinstance(versions, dict)
+            or not ({"featkit", "torch"} <= versions.keys())
+        ):
+            raise InputError(f"{path} is cut short; restore it from a copy, or begin another run.")
+        try:
+            return from_mapping(TrainConfig, record["config"]), data
+        except InputError as error:
+            raise InputError(f"{path} is damaged, or of another version of featkit: {error}") from error
 
     def forget_after(self, step: int) -> None:
         """Drop what was measured and said past `step`: it will be again."""
         for name in (METRICS_FILE, NOTES_FILE):
             path = self.path / name
             if path.exists():
-                lines = [line for line in path.read_text().splitlines() if line.endswith("}")]  # a power cut tears the last
-                kept = [line for line in lines if step > 0 and json.loads(line)["step"] <= step]
-                write_text(path, "".join(line + "\n" for line in kept))
+                lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+                write_text(path, "".join(line + "\n" for line in lines if step > 0 and 0 <= _step_of(line) <= step))
 
     def note(self, step: int, sentence: str) -> None:
         """Keep what was said at a step, for the report."""
@@ -112,16 +141,28 @@ class RunFolder:
                 board.close()
 
 
+def _step_of(line: str) -> int:
+    """The step of a line of JSON; -1 for a line that a power cut has torn or anything else has damaged."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return -1
+    return step if isinstance(step, int) else -1
+
+
 def _copy(source: Path, target: Path) -> None:
     with replace_file(target) as temporary:
         shutil.copyfile(source, temporary)
 
 
-def first_difference(earlier: TrainConfig, now: TrainConfig) -> str | None:
-    """The first setting in which two configs differ, in words; None where there is none that changes what is learnt."""
+def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -> str | None:
+    """The first setting in which two configs differ, in words; None where there is none that changes what is learnt.
+
+    but: a setting that may differ.
+    """
     before, after = _leaves(to_mapping(earlier)), _leaves(to_mapping(now))
     for name in after:
-        if before.get(name) != after[name] and name not in FREE:
+        if before.get(name) != after[name] and name not in FREE and name != but:
             return f"{name} was {before.get(name)}, now it is {after[name]}"
     return None
 

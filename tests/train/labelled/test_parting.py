@@ -10,6 +10,7 @@ import pytest
 from featkit.errors import InputError
 from featkit.sources import open_source
 from featkit_train.labelled.parting import part
+from tests.sentences import refused
 from tests.train.labelled.small import draw_kinds, labelled_config
 
 
@@ -69,3 +70,12 @@ def test_a_picture_that_is_held_out_and_learnt_is_refused_from_whatever_folder_i
     root = draw_kinds(tmp_path / "pictures", 10)
     with pytest.raises(InputError, match=r"red/000.png is held out, and among the labelled pictures as well"):
         part([open_source(root)], labelled_config("born-again"), held_out=open_source(root / "red"))
+
+
+def test_too_few_pictures_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
+    seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
+    with refused("8 pictures with labels are fewer than 10; name others with --held-out."):
+        part([seven], labelled_config("born-again"))
+    with refused("set run.held_out, or name others with --held-out."):
+        part([twenty], labelled_config("born-again", "run.held_out=0"))
+    assert len(part([twenty], labelled_config("born-again", "run.held_out=1")).held_out) == 1

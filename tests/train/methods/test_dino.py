@@ -151,8 +151,14 @@ def test_teacher_temperature_warms_up_linearly() -> None:
         (["method=dinov2", "pretrained.name=x"], "dinov2 has no use for the setting pretrained.name"),
         (["method=adapt"], "adapt has no use for the setting model.patch"),
         (["method=dinov4"], "one of: dino, ibot, dinov2, dinov3, distill, adapt, born-again, self-training, internal."),
-        (["crops.global_size=36"], "a crop of 36 pixels is no multiple of the patch of 8"),
-        (["crops.local_size=20"], "a crop of 20 pixels is no multiple of the patch of 8"),
+        (
+            ["crops.global_size=36"],
+            "crops.global_size 36 is not a multiple of the model's patch",
+        ),
+        (
+            ["crops.local_size=20"],
+            "crops.local_size 20 is not a multiple of the model's patch",
+        ),
         (
             ["dino.koleo_group=3"],
             "dino.koleo_group 3 does not cut the 8 pictures that a process takes at once into equal groups",
@@ -161,10 +167,16 @@ def test_teacher_temperature_warms_up_linearly() -> None:
         (["run.batch_size=2", "engine.accumulate=2"], "dino.koleo_group 0 does not cut the 1 pictures"),
         (
             ["method=dinov3", "gram.weight=1.0", "crops.resolutions=[{share: 1.0, global_size: 32, local_size: 16}]"],
-            "a crop of 0 pixels is no multiple of the patch of 8",
+            "is not a multiple of the model's patch, 8 pixels",
         ),
-        (["crops.resolutions=[{share: 1.0, global_size: 36, local_size: 16}]"], "a crop of 36 pixels is no multiple"),
-        (["method=dinov3", "gram.weight=1.0", "gram.size=50"], "a crop of 50 pixels is no multiple of the patch of 8"),
+        (
+            ["crops.resolutions=[{share: 1.0, global_size: 36, local_size: 16}]"],
+            "global_size of crops.resolutions 36 is",
+        ),
+        (
+            ["method=dinov3", "gram.weight=1.0", "gram.size=50"],
+            "gram.size 50 is not a multiple of the model's patch",
+        ),
     ],
 )
 def test_settings_that_a_method_has_no_use_for_are_refused_by_name(settings: list[str], sentence: str) -> None:

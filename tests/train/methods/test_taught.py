@@ -400,7 +400,10 @@ def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
         ("ibot.weight=2.0", "{} has no use for the setting ibot.weight"),
         ("gram.weight=2.0", "{} has no use for the setting gram.weight"),
         ("pretrained.name=x", "{} has no use for the setting pretrained.name"),
-        ("crops.global_size=36", "a crop of 36 pixels is no multiple of the 8 pixels of a place of the last map"),
+        (
+            "crops.global_size=36",
+            "crops.global_size 36 is not a multiple of a place of the network's last map",
+        ),
     ],
 )
 def test_what_a_method_with_labels_has_no_use_for_is_refused(method: str, setting: str, sentence: str) -> None:

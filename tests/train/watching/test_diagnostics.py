@@ -70,6 +70,19 @@ def test_a_collapse_is_named_once_after_it_has_lasted_and_answered(log: Log, nam
     assert finding.is_collapse
 
 
+def test_a_method_whose_terms_have_other_names_is_watched_by_what_it_logs() -> None:
+    other = {"loss": math.log(64), "grad_norm": 1.0}
+    assert [f for step in range(1, 200) for f in watch()(step, other)] == []
+    looking = watch()
+    (finding,) = [f for step in range(1, 200) for f in looking(step, {**other, "teacher_entropy": 0.999})]
+    assert finding.sentence.startswith("Uniform collapse at step 40: ")
+    assert "ln K" not in finding.sentence
+    assert finding.is_collapse
+    looking = watch()
+    (finding,) = [f for step in range(1, 200) for f in looking(step, {**other, "batch_entropy": 0.001})]
+    assert finding.sentence.startswith("One-hot collapse")
+
+
 @pytest.mark.parametrize(("log", "name"), [(ONE_HOT, "One-hot"), (FLAT, "Dimensional")])
 def test_a_long_warm_up_hides_no_collapse_to_one_prototype_or_direction(log: Log, name: str) -> None:
     looking = watch(settle_steps=100_000)

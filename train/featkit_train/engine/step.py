@@ -52,7 +52,8 @@ class Engine:
                     for block in module.blocks:
                         block.compile()
         if self.is_sharded:  # ahead of .to(device): a device never holds a branch whole
-            shard(self.method.branches(), device, dtype=autocast_dtype)
+            # On the CPU weights stay in float32: its layer norm takes no others beside activations in float32.
+            shard(self.method.branches(), device, dtype=None if device.type == "cpu" else autocast_dtype)
         self.method.to(device)
         if device.type == "cuda" and autocast_dtype is not None:
             torch.set_float32_matmul_precision("high")  # heads stay in float32, and keep the tensor cores

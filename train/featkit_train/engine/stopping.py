@@ -46,6 +46,8 @@ def leave_signals_to_the_loop(_worker: int = 0) -> None:
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):  # torch would print to stderr; the loop says what happened
+        signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(0))
     signal.signal(signal.SIGTERM, lambda _number, _frame: _be_gone_in(GRACE_S))
 

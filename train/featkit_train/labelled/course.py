@@ -22,6 +22,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.device import pick_device
 from featkit_train.engine.distributed import World, join_world, local_device
+from featkit_train.engine.failures import explained
 from featkit_train.labelled.judge import Judge, Seen
 from featkit_train.labelled.parting import Parted
 from featkit_train.loop import Ears, only_writer, train
@@ -213,7 +214,7 @@ def course(
         "held_out_keys_sha256": keys_sha256(parted.held_out),
     }
     folder = RunFolder(out, config, data)
-    with join_world(device) as world, only_writer(out, world):
+    with join_world(device) as world, explained(out, device), only_writer(out, world):
         if resume:
             folder.check_same()
         elif world.is_main:

@@ -12,9 +12,10 @@ from featkit.errors import InputError
 from featkit.evaluate.labels import find_column, labels_of
 from featkit.sources import Source, concatenate, subset
 from featkit.sources.base import is_picture
+from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.methods.taught import codes_of
-from featkit_train.pictures.batches import split_held_out
+from featkit_train.pictures.batches import LEAST_TO_HOLD_OUT, split_held_out
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,11 @@ def part(sources: Sequence[Source], config: TrainConfig, *, held_out: Source | N
         numbers, held = split_held_out(len(known), wanted=config.run.held_out, seed=config.run.seed)
         held_out = subset(source, [known[place][0] for place in held])
     if not len(held_out):
+        few = len(known) < LEAST_TO_HOLD_OUT
+        why = f"at most a tenth is, and {counted(len(known), 'picture')} with labels are fewer than {LEAST_TO_HOLD_OUT}"
         raise InputError(
-            f"No pictures of {source.name} are held out to compare with; set run.held_out to a tenth of them, or name others "
-            "with --held-out."
+            f"No pictures of {source.name} are held out to compare with"
+            + (f": {why}; name others with --held-out." if few else "; set run.held_out, or name others with --held-out.")
         )
     learnt = [known[place] for place in numbers]
     classes = tuple(sorted({label for _, label in learnt}))

@@ -17,6 +17,7 @@ from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
 from featkit_train.config import SelfTrainingConfig
+from featkit_train.labelled.arrays import read_array
 from featkit_train.methods.taught import classify
 from featkit_train.networks.classifier import Classifier
 from featkit_train.pictures.batches import PSEUDO, rng_for
@@ -45,8 +46,7 @@ def label_pictures(
     A picture that cannot be read is of no class: a row of zeros.
     """
     if path.is_file():
-        kept: np.ndarray = np.load(path)
-        return kept
+        return read_array(path, rows=len(source))
     probs = np.zeros((len(source), teacher.num_classes), np.float32)
     failures: list[tuple[str, str]] = []
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
+from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import ALONE, World
 from featkit_train.networks.base import Backbone
@@ -146,3 +147,13 @@ class Method(nn.Module, ABC):
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
         """Write what the run is for; `result` is it, whole."""
         save_backbone(folder / BACKBONE_FILE, result, info)
+
+
+def check_multiples(sizes: Sequence[tuple[str, int]], *, patch: int, what: str) -> None:
+    """InputError naming all settings of `sizes` (name, pixels) that are not multiples of the patch, with sizes that are."""
+    wrong = [(name, size) for name, size in sizes if size < patch or size % patch]
+    if wrong:
+        named = " and ".join(f"{name} {size}" for name, size in wrong)
+        near = " and ".join(f"{name}={max(patch, size // patch * patch)}" for name, size in wrong)
+        are = "are not multiples" if len(wrong) > 1 else "is not a multiple"
+        raise InputError(f"{named} {are} of {what}, {patch} pixels; set {near}, for example.")

@@ -23,7 +23,7 @@ from featkit_train.engine.distributed import ALONE, World
 from featkit_train.engine.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
 from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from featkit_train.losses.sinkhorn import alone
-from featkit_train.methods.base import Dice, Method, StepResult, Views
+from featkit_train.methods.base import Dice, Method, StepResult, Views, check_multiples
 from featkit_train.networks.base import Backbone, Masked
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
@@ -315,14 +315,13 @@ def project(head: ProjectionHead, features: Tensor) -> Tensor:
 def check_crops(config: TrainConfig, *, patch: int) -> None:
     """InputError for a crop that is no multiple of the patch."""
     crops = config.crops
-    sizes = [crops.global_size, *(resolution.global_size for resolution in crops.resolutions)]
-    if crops.num_local > 0:
-        sizes += [crops.local_size, *(resolution.local_size for resolution in crops.resolutions)]
+    kinds = ["global_size"] + ["local_size"] * (crops.num_local > 0)
+    sizes = [(f"crops.{kind}", getattr(crops, kind)) for kind in kinds]
     if config.gram.weight > 0:
-        sizes += [config.gram.size, *(resolution.gram_size for resolution in crops.resolutions)]
-    for size in sizes:
-        if size < patch or size % patch:
-            raise InputError(f"a crop of {size} pixels is no multiple of the patch of {patch}; change one.")
+        kinds.append("gram_size")
+        sizes.append(("gram.size", config.gram.size))
+    sizes += [(f"{kind} of crops.resolutions", getattr(resolution, kind)) for resolution in crops.resolutions for kind in kinds]
+    check_multiples(sizes, patch=patch, what="the model's patch")
 
 
 def check_koleo(config: TrainConfig, *, world: World) -> None:

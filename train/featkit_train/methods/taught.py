@@ -19,7 +19,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import ALONE, World
 from featkit_train.engine.inference import over_pictures
 from featkit_train.losses import cross_entropy
-from featkit_train.methods.base import WITH_LABELS, Dice, Method, StepResult, Views
+from featkit_train.methods.base import WITH_LABELS, Dice, Method, StepResult, Views, check_multiples
 from featkit_train.methods.lessons import UNKNOWN, Lessons
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import Classifier, Outputs, build_backbone
@@ -64,10 +64,7 @@ class Taught(Method):
         self.lessons = lessons
         self.student = Classifier(build_backbone(config.classifier), lessons.num_classes)
         size, patch = config.crops.global_size, self.result.patch
-        if size % patch:
-            raise InputError(
-                f"a crop of {size} pixels is no multiple of the {patch} pixels of a place of the last map; change one."
-            )
+        check_multiples([("crops.global_size", size)], patch=patch, what="a place of the network's last map")
 
     @abstractmethod
     def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:

@@ -24,7 +24,8 @@ from featkit.errors import InputError
 from featkit.images import decode
 from featkit.sources import Source
 from featkit.sources.locality import Locality
-from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
+from featkit.wording import counted
+from featkit_train.config import LEAST_BATCH, ColourConfig, CropConfig, IbotConfig, Resolution
 from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.pictures.augment import cut_crop, draw_appearance
 from featkit_train.pictures.masks import draw_mask
@@ -36,6 +37,7 @@ DECODE_MARGIN = 2
 # Row groups of Parquet files that an epoch's order mixes at a time: as many as these bytes hold, uncompressed, within bounds.
 # The order must not depend on the machine, so neither may these.
 ACTIVE_BYTES, MIN_ACTIVE, MAX_ACTIVE = 64 * 2**20, 3, 32
+LEAST_TO_HOLD_OUT = 10  # pictures, of which one is held out
 NO_CROPS = np.zeros((0, 1, 1, 3), np.uint8)
 
 
@@ -104,7 +106,7 @@ def rng_for(seed: int, purpose: int, *keys: int) -> np.random.Generator:
 
 def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers to train on and numbers held out (at most a tenth), both sorted, chosen by the seed."""
-    num_held_out = min(wanted, count // 10)
+    num_held_out = min(wanted, count // LEAST_TO_HOLD_OUT)
     shuffled = rng_for(seed, HELD_OUT).permutation(count)
     return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
 
@@ -231,10 +233,9 @@ class EpochOrder(Sampler[list[Place]]):
             whose = f"{size} processes alike" + (f", each in engine.accumulate {parts} parts" if parts > 1 else "")
             raise InputError(f"run.batch_size {batch_size} cannot be shared by {whose}; change one.")
         if len(numbers) < batch_size:
-            raise InputError(
-                f"There are {len(numbers):,} pictures to train on, fewer than a batch of {batch_size}; "
-                "add pictures or lower --batch-size."
-            )
+            there_are = f"There {'is' if len(numbers) == 1 else 'are'} {counted(len(numbers), 'picture')} to train on"
+            lower = " or lower --batch-size" if len(numbers) >= LEAST_BATCH else ""
+            raise InputError(f"{there_are}, fewer than a batch of {batch_size}; add pictures{lower}.")
         self.batch_size, self.seed, self.num_views = batch_size, seed, num_views
         self.numbers = np.sort(numbers)
         self.locality = None if locality is None else locality._replace(group_of=locality.group_of[self.numbers])

@@ -85,10 +85,11 @@ def read_config(run: Path) -> dict[str, Any]:
     try:
         with explain_os_errors(path):
             record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML, so {run} cannot be reported: {' '.join(str(error).split())}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, a date that is none
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not YAML ({reason}); restore it from a copy, or begin another run.") from error
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise InputError(f"{path} holds no config of a run; name the --out of a `featkit train`.")
+        raise InputError(f"{path} holds no config of a run; restore it from a copy, or name the --out of a `featkit train`.")
     return record
 
 

@@ -91,7 +91,7 @@ def read_pca(snapshot: Snapshot, count: int) -> list[np.ndarray] | None:
         try:
             with Image.open(path) as image:
                 colours.append(np.asarray(image.convert("RGB")))
-        except OSError:
+        except (OSError, SyntaxError, ValueError):  # Pillow's words for a torn PNG
             return None
     return colours
 
@@ -106,7 +106,7 @@ def read_heads(snapshot: Snapshot, number: int) -> list[bytes]:
             width, height = one.size
             boxes = [(0, top, width, top + height) for top in range(0, heads.height, height)]
             return [_png(heads.crop(box)) for box in boxes]
-    except OSError:
+    except (OSError, SyntaxError, ValueError):
         return []
 
 

@@ -59,24 +59,31 @@ class Watch:
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
     def __call__(self, step: int, log: Log) -> list[Finding]:
-        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K, rankme, grad_norm."""
+        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K, rankme, grad_norm.
+
+        A method whose loss has other terms logs no dino_loss, and may log no entropies; of what is missing nothing is said.
+        """
         found = self._spike(step, log["grad_norm"])
         if self.num_prototypes is None or step < min(self.settle_steps, MOST_SETTLE_STEPS):
             return found
-        uniform = log["teacher_entropy"] > UNIFORM_SHARE and log["dino_loss"] > UNIFORM_SHARE * math.log(self.num_prototypes)
+        loss = log.get("dino_loss")
+        uniform = log.get("teacher_entropy", 0.0) > UNIFORM_SHARE and (
+            loss is None or loss > UNIFORM_SHARE * math.log(self.num_prototypes)
+        )
         early = step < self.settle_steps
         if self._lasts("early" if early else "uniform", uniform):
             found.append(
                 Finding(
                     f"Uniform {'outputs' if early else 'collapse'} at step {step}: for {PATIENCE_STEPS} steps the teacher has "
-                    f"put every picture on all {self.num_prototypes} prototypes alike (loss = ln K)"
+                    f"put every picture on all {self.num_prototypes} prototypes alike"
+                    + ("" if loss is None else " (loss = ln K)")
                     + (f", as slow runs begin too; from step {self.settle_steps:,} on it is a collapse" if early else "")
                     + ". Lower dino.teacher_temp or teacher.momentum, set dino.centering to sinkhorn, or add "
                     "dino.koleo_weight 0.05.",
                     is_collapse=not early,
                 )
             )
-        if self._lasts("one_hot", log["batch_entropy"] < ONE_HOT_SHARE):
+        if self._lasts("one_hot", log.get("batch_entropy", 1.0) < ONE_HOT_SHARE):
             found.append(
                 Finding(
                     f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put all pictures on one "
