@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,10 +41,11 @@ from featkit.embeddings import (
     common_kind,
 )
 from featkit.errors import InputError, Interrupted
-from featkit.images import thumbnail_jpeg
+from featkit.images import ImageLimits, thumbnail_jpeg
+from featkit.images.room import DEEP, PLAIN, MemoryBudget
 from featkit.lock import WriterLock
 from featkit.modelfile import copy_model_file
-from featkit.resources import usable_cpus
+from featkit.resources import spare_memory, usable_cpus, workers_that_fit
 from featkit.sources import Source, has_keys, keys_sha256
 from featkit.sources.rows import picture_column
 from featkit.stamps import digest_of, stamp_of
@@ -51,6 +53,11 @@ from featkit.wording import counted
 
 # Rows finished or under way beyond the last one taken: work for the workers while a shard is written, and 10 kB each.
 ROWS_AHEAD = 256
+# The model of memory by which `workers_for` chooses. The job itself grew by 80 MB beyond the open model, with rows, shards and
+# pyarrow; tensors of the model alive at once are counted generously.
+RESERVED_BYTES = 96 * 2**20
+TYPICAL_PIXELS = 24_000_000
+LIVE_TENSORS, ATTENTION_HEADS = 16, 32
 # How long to wait for workers after Ctrl-C. Inference ends at the next operator; decoding of a giant picture may not.
 STOP_WAIT_S = 0.7
 
@@ -66,6 +73,7 @@ class EmbedReport:
     num_changed: int = 0  # of them, those whose file has changed since an earlier run
     num_retried: int = 0  # of them, those that had failed and were tried again
     backend: str = ""  # what ran, in words
+    num_workers: int = 0
     seconds: float = 0.0
     failures: list[tuple[str, str]] = field(default_factory=list)  # the first few: key and why
 
@@ -91,7 +99,7 @@ def embed_source(
     Items of finished shards are embedded again if their file has changed by size or time, or could not be read before.
     retry: also those that failed for another reason. rehash: also those whose file has other bytes of the same size and time.
     embedder: made with threads=1 where there is a choice, else a session of one thread is opened beside it, for `workers`
-    (by default all processors this process may use) to call at once.
+    (by default as many as processors, or fewer where memory is limited: `workers_for`) to call at once.
     on_progress is called with items done and failed so far. A folder that is there goes on with the engine and precision that
     it was begun with, where the embedder leaves them open. InputError when `out` was begun with another source, model, run or
     shard size; EnvironmentProblem when it cannot be written or another process is at it; Interrupted on Ctrl-C, with all
@@ -108,7 +116,7 @@ def embed_source(
     try:
         embedder = _run_as_begun(embedder, out)
         folder = begin_or_continue(source, embedder, out, shard_size=shard_size)
-        num_workers = workers or usable_cpus()
+        num_workers = workers or workers_for(embedder)
         checked = EmbedReport(num_items=len(source))
 
         def on_checked(check: ShardCheck) -> None:
@@ -267,6 +275,7 @@ def _embed_missing(
         num_changed=sum(len(check.changed) for check in checks),
         num_retried=sum(len(check.retried) for check in checks),
         backend=embedder.backend_name,
+        num_workers=num_workers,
     )
     failures = _first_failures(folder, checks, again)
     on_progress(report.num_done, report.num_failed)
@@ -322,6 +331,27 @@ def _write(folder: Embeddings, todo: _ShardWork, rows: dict[int, Row]) -> None:
     folder.write_stamps(todo.shard, [row.stamp for row in merged])
 
 
+def workers_for(embedder: Embedder) -> int:
+    """Threads that this machine has processors for, or fewer if its memory would not hold what so many take.
+
+    A thread is taken to decode a photograph of 24 million pixels whole, which most are not: JPEGs are decoded at a fraction of
+    their size. Larger pictures wait for each other (`MemoryBudget`), so the number of threads is never wrong, only slow.
+    """
+    manifest = embedder.manifest
+    tokens = manifest.geometry.height * manifest.geometry.width // manifest.patch**2 + 1
+    floats = embedder.batch_size * tokens * (LIVE_TENSORS * manifest.width + ATTENTION_HEADS * tokens)
+    return workers_that_fit(usable_cpus(), worker_bytes=TYPICAL_PIXELS * PLAIN + 4 * floats, reserved=RESERVED_BYTES)
+
+
+def memory_for_pictures(limits: ImageLimits, *, side_by_side: int) -> Callable[[], AbstractContextManager[None]]:
+    """What to decode each picture within, so that together they do not take more memory than there is.
+
+    On most machines as many of the largest as may be side by side fit in memory, and then nobody waits for anybody.
+    """
+    spare = spare_memory() - RESERVED_BYTES
+    return MemoryBudget(spare).for_one_picture if side_by_side * limits.max_pixels * DEEP > spare else nullcontext
+
+
 class Workers:
     """Threads that embed, and the turns that they are given ahead of what has been taken from them.
 
@@ -331,6 +361,7 @@ class Workers:
     def __init__(self, source: Source, embedder: Embedder, count: int) -> None:
         self.source, self.embedder, self.count = source, embedder, count
         self._cancel = Cancel()
+        self._within_memory = memory_for_pictures(embedder.limits, side_by_side=count)
         self._waiting: queue.SimpleQueue[tuple[range, Future[list[Row]]] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name=f"featkit-embed-{n}", daemon=True) for n in range(count)]
         for thread in self._threads:
@@ -391,6 +422,10 @@ class Workers:
 
     def _read(self, number: int) -> tuple[Row, np.ndarray | None]:
         """The row of an item without its embedding, and its picture at the model's size."""
+        with self._within_memory():
+            return self._read_now(number)
+
+    def _read_now(self, number: int) -> tuple[Row, np.ndarray | None]:
         key = self.source.key(number)
         row = Row(key=key)
         try:

@@ -43,9 +43,12 @@ def spare_memory() -> int:
     return max(0, min(spare, default=UNLIMITED))
 
 
-def workers_that_fit(wanted: int, *, worker_bytes: int) -> int:
-    """Return `wanted`, or fewer workers if so many, of `worker_bytes` each, would not fit in the spare memory; at least 1."""
-    return max(1, min(wanted, spare_memory() // max(1, worker_bytes)))
+def workers_that_fit(wanted: int, *, worker_bytes: int, reserved: int = 0) -> int:
+    """Return `wanted`, or fewer workers if so many, of `worker_bytes` each, do not fit in the spare memory; at least 1.
+
+    reserved: bytes of it that something else is going to take.
+    """
+    return max(1, min(wanted, (spare_memory() - reserved) // max(1, worker_bytes)))
 
 
 # Control groups -------------------------------------------------------------------------------------------------------

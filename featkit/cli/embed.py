@@ -60,7 +60,8 @@ def embed(
     shard_size
         Items in a shard file.
     threads
-        Threads that decode and infer; by default as many as processors that this process may use.
+        Threads that decode and infer; by default as many as processors that this process may use, or as many as fit in the
+        memory that it may use.
     max_pixels
         Refuse larger pictures before decoding them.
     max_bytes
@@ -80,6 +81,7 @@ def embed(
     from featkit.embedder import Embedder
     from featkit.embeddings import nothing_embedded
     from featkit.pipeline import embed_source
+    from featkit.resources import usable_cpus, usable_memory
     from featkit.sources import open_source
     from featkit.sources.rows import picture_column
 
@@ -105,6 +107,7 @@ def embed(
             "model": embedder.manifest.name,
             "fingerprint": embedder.fingerprint,
             "backend": report.backend,
+            "threads": report.num_workers,
             "items": report.num_items,
             "embedded_now": report.num_embedded_now,
             "changed": report.num_changed,
@@ -118,6 +121,11 @@ def embed(
         print_json(result)
     else:
         _print_report(report, embedder, speed)
+        if threads is None and report.num_workers < usable_cpus():
+            stdout().print(
+                f"Memory is limited to {usable_memory() / 1e6:,.0f} MB, so {counted(report.num_workers, 'thread')} of "
+                f"{usable_cpus()} did the work; --threads sets another number."
+            )
         if (line := passed_over(pictures)) is not None:
             stdout().print(line)
         if report.num_failed < report.num_items:

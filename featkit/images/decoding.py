@@ -24,6 +24,7 @@ from featkit.errors import InputError
 from featkit.filetypes import AVIF, HEIC, TEXT, what_is
 from featkit.images import boxes, color, levels, mending, plugins, png, tiff
 from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, over_limit, printable
+from featkit.images.room import wait_for_room_of
 
 Picture: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]
@@ -269,6 +270,7 @@ def _loaded(image: Image.Image, data: bytes, *, name: str, limits: ImageLimits, 
     is_deep = png.is_deep(image)
     _go_to_shown_frame(image)
     opened_size = image.size
+    wait_for_room_of(image, full_size=(width, height), is_deep=is_deep)
     image.load()
     if image.size != opened_size:  # an icon whose header says less than the picture in it has
         width, height = image.size

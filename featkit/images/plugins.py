@@ -16,6 +16,7 @@ from PIL import Image
 from featkit.errors import InputError
 from featkit.filetypes import HEIC, JPEG_XL, Kind
 from featkit.images.limits import ImageLimits, check_num_pixels
+from featkit.images.room import wait_for_room
 
 LIES_ON_ITS_SIDE = (5, 6)  # of LibRaw's codes for how a sensor was held
 RAW_PREFIX = "a camera RAW photo"
@@ -51,6 +52,7 @@ def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Up
     plugin = _import("pillow_heif", kind, name)
     image: Image.Image = plugin.HeifImageFile(io.BytesIO(data))
     check_num_pixels(image.height, image.width, name=name, limits=limits)
+    wait_for_room(image.height, image.width)
     image.load()
     return Upright(image, image.height, image.width)
 
@@ -62,6 +64,7 @@ def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) ->
     if size is None:
         raise ValueError("no size in its header")
     check_num_pixels(*size, name=name, limits=limits)  # the plug-in decodes all at once
+    wait_for_room(*size)
     is_jpeg, info, pixels, profile, _boxes = plugin.Decoder(num_threads=0)(data)
     if is_jpeg:
         return bytes(pixels)
@@ -77,6 +80,7 @@ def _develop(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter
     with rawpy.imread(io.BytesIO(data)) as raw:
         height, width = raw.sizes.height, raw.sizes.width
         check_num_pixels(height, width, name=name, limits=limits)
+        wait_for_room(height, width)
         halved = shorter_side is not None and min(height, width) // 2 >= shorter_side
         pixels = raw.postprocess(use_camera_wb=True, half_size=halved, gamma=(2.4, 12.92), output_bps=8)
         if raw.sizes.flip in LIES_ON_ITS_SIDE:

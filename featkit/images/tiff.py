@@ -20,6 +20,7 @@ from PIL import Image, TiffImagePlugin
 from featkit.errors import InputError
 from featkit.images.levels import to_bytes, white_of
 from featkit.images.limits import ImageLimits, check_num_pixels
+from featkit.images.room import DEEP, wait_for_room
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
@@ -82,6 +83,7 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
     """Read a picture of which `is_deep`. InputError, naming it and what it is, for a kind that is not read."""
     height, width = int(_first(tags, HEIGHT, 0)), int(_first(tags, WIDTH, 0))
     check_num_pixels(height, width, name=name, limits=limits)
+    wait_for_room(height, width, bytes_per_pixel=DEEP)
     photometric, channels = int(_first(tags, PHOTOMETRIC, -1)), int(_first(tags, SAMPLES, 1))
     extra = [int(kind) for kind in tags.get(EXTRA_SAMPLES, ())]
     num_colors = _CHANNELS.get(photometric, 0)

@@ -21,7 +21,6 @@ from featkit.errors import FeatkitError
 from featkit.index import Index, NoSuchItem
 from featkit.index import Item as IndexItem
 from featkit.index.catalogue import in_json
-from featkit.resources import usable_cpus
 from featkit.serve import schemas
 from featkit.serve.service import BadPictures, Service, ServiceLimits, Unavailable, log
 from featkit.serve.uploads import BadRequest, read_form
@@ -54,7 +53,7 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
     InputError when the index is of another model. An app that includes the router also calls `add_error_handlers`.
     """
     service = Service(index, embedder, limits or ServiceLimits())
-    workers = anyio.CapacityLimiter(usable_cpus())
+    workers = anyio.CapacityLimiter(service.num_threads)
     router = APIRouter()
 
     async def in_thread(work: Callable[[], Result]) -> Result:

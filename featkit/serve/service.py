@@ -18,6 +18,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
 from featkit.index import Hit, Index, NoSuchItem
+from featkit.pipeline import memory_for_pictures, workers_for
 
 Result = TypeVar("Result")
 
@@ -93,6 +94,8 @@ class Service:
                 "with `index.open_embedder()`, or prove with `featkit verify` that they meet."
             )
         self.index, self.embedder, self.limits = index, embedder, limits
+        self.num_threads = workers_for(embedder)  # that may call its methods at once
+        self._within_memory = memory_for_pictures(embedder.limits, side_by_side=self.num_threads)
         self._num_failures = 0
         self._lock = threading.Lock()
 
@@ -130,19 +133,25 @@ class Service:
                 bad.append(BadPicture(upload.name, reason))
                 continue
             try:
-                decoded = self.embedder.decode(upload.data, name=upload.name)
+                image, size = self._prepared(upload)
             except InputError as error:
                 if isinstance(error.__cause__, MemoryError):  # nothing that the picture is to blame for
                     raise error.__cause__ from None
                 bad.append(BadPicture(upload.name, without_options(str(error))))
                 continue
-            prepared.append(self.embedder.geometry.apply(decoded.pixels))
-            sizes.append((decoded.height, decoded.width))
+            prepared.append(image)
+            sizes.append(size)
         if bad:
             raise BadPictures(bad)
         vectors = self._infer(np.stack(prepared))
         rows = zip(uploads, sizes, vectors, strict=True)
         return [Embedded(upload.name, height, width, vector) for upload, (height, width), vector in rows]
+
+    def _prepared(self, upload: Upload) -> tuple[np.ndarray, tuple[int, int]]:
+        """The picture at the model's size, and its own (height, width)."""
+        with self._within_memory():
+            decoded = self.embedder.decode(upload.data, name=upload.name)
+            return self.embedder.geometry.apply(decoded.pixels), (decoded.height, decoded.width)
 
     def search(self, embedded: Sequence[Embedded], *, k: int) -> list[list[Hit]]:
         """The k nearest items for each picture, in order. Unavailable as for `ask`."""
