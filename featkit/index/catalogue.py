@@ -53,6 +53,10 @@ RESERVED_COLUMNS = frozenset((*ITEM_COLUMNS, CHECKSUM, "rowid", "oid", "_rowid_"
 # Kinds of metadata columns. One from before there were kinds may hold booleans as 0 and 1.
 PLAIN, BOOL, OLD = "plain", "bool", "old"
 NAN = b"nan"
+SIDES = {int, type(None)}
+
+# No such table or column, and text that is no UTF-8, which has no code: the statements here are right for a whole catalogue.
+DAMAGES = frozenset((0, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_MISMATCH))
 
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -94,6 +98,10 @@ class NewItem:
     height: int | None = None
     thumbnail: bytes | None = None
     metadata: Mapping[str, Value | None] = field(default_factory=dict)
+
+
+class Damaged(Exception):
+    """What a catalogue holds cannot be; turned into an InputError that names the catalogue where the reading ends."""
 
 
 class StateKey(NamedTuple):
@@ -373,7 +381,10 @@ def state_key(connection: sqlite3.Connection) -> StateKey:
     """Which state this is: two with the same key hold the same."""
     rows = connection.execute("SELECT name, value FROM settings WHERE name IN ('id', 'changes', 'commit')")
     values = dict(rows)
-    return StateKey(str(values.get("id", "")), int(values.get("changes", 0)), str(values.get("commit", "")))
+    changes = values.get("changes", 0)
+    if not isinstance(changes, int):
+        raise Damaged(f"its number of changes is {changes!r}")
+    return StateKey(str(values.get("id", "")), changes, str(values.get("commit", "")))
 
 
 def settings(connection: sqlite3.Connection) -> dict[str, Value]:
@@ -415,7 +426,10 @@ def deleted_ids(connection: sqlite3.Connection) -> list[int]:
 
 def metadata_columns(connection: sqlite3.Connection) -> dict[str, str]:
     """Columns of `items` that hold metadata, by the metadata's name."""
-    return dict(connection.execute("SELECT name, column_name FROM metadata_columns ORDER BY name"))
+    columns = dict(connection.execute("SELECT name, column_name FROM metadata_columns ORDER BY name"))
+    if not all(isinstance(text, str) for pair in columns.items() for text in pair):
+        raise Damaged("a name of metadata is no text")
+    return columns
 
 
 def items_by_id(connection: sqlite3.Connection, ids: Sequence[int]) -> dict[int, Item]:
@@ -479,11 +493,14 @@ def _select(connection: sqlite3.Connection, condition: str, parameters: Sequence
     names = metadata_columns(connection)
     kinds = _kinds(connection)
     are_bools = [kinds[name] == BOOL for name in names]
-    columns = ", ".join(["id", "key", "source", "width", "height", *map(quoted, names.values())])
+    # With the table's name, since SQLite takes a quoted name of no column for text.
+    columns = ", ".join(["id", "key", "source", "width", "height", *(f"items.{quoted(name)}" for name in names.values())])
     items: list[Item] = []
     for item_id, key, source, width, height, *values in connection.execute(
         f"SELECT {columns} FROM items WHERE {condition}", parameters
     ):
+        if not (isinstance(key, str) and isinstance(source, str) and {type(width), type(height)} <= SIDES):
+            raise Damaged(f"item {item_id} has a key or size of a wrong kind")
         metadata = {
             name: _from_sql(value, is_bool=is_bool)
             for name, value, is_bool in zip(names, values, are_bools, strict=True)
@@ -503,12 +520,11 @@ def _kinds(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def _from_sql(value: Value | bytes, *, is_bool: bool) -> Value:
-    if value == NAN:
-        return math.nan
-    if is_bool and value in (0, 1):
-        return bool(value)
-    assert not isinstance(value, bytes)
-    return value
+    if isinstance(value, bytes):
+        if value == NAN:
+            return math.nan
+        raise Damaged("metadata is of a kind that is never stored")
+    return bool(value) if is_bool and value in (0, 1) else value
 
 
 def in_json(value: Value) -> Value:
@@ -673,11 +689,18 @@ def _storable(text: str) -> bool:
     return "\0" not in text
 
 
+def _damaged(path: Path, error: Exception) -> InputError:
+    reason = " ".join(str(error).encode("utf-8", "replace").decode().split())[:200]
+    return InputError(f"{path} is damaged or no catalogue ({reason}); restore it from a copy, or index the embeddings again.")
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn what SQLite raises into one sentence about the index."""
     try:
         yield
+    except (Damaged, UnicodeDecodeError) as error:  # the second: of a name in the schema
+        raise _damaged(path, error) from error
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the kind, the rest the detail
         folder = path.parent
@@ -685,10 +708,8 @@ def _explained(path: Path) -> Iterator[None]:
             raise EnvironmentProblem(f"No space left to write {folder}; free some or choose another place.") from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
             raise EnvironmentProblem(f"{folder} cannot be opened: {error}; see that you may read and write it.") from error
-        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-            raise InputError(
-                f"{path} is damaged or no catalogue ({error}); restore it from a copy, or index the embeddings again."
-            ) from error
+        if code in DAMAGES:
+            raise _damaged(path, error) from error
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise EnvironmentProblem(f"{folder} cannot be read or written just now: {error}; try again.") from error
         raise

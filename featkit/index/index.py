@@ -469,7 +469,7 @@ class Index:
             state.check(rows.checksums, catalogue.checksums(connection, ids))
         items = catalogue.items_by_id(connection, ids)
         if len(items) != len(ids):
-            raise InputError(f"{self.path / CATALOGUE_FILE} is damaged: items are missing; restore the index from a copy.")
+            raise catalogue.Damaged("items are missing")
         return [_hits(items, one) for one in found]
 
     @property
@@ -531,6 +531,8 @@ class Index:
             places = random.Random(seed).sample(range(len(live)), min(limit, len(live)))
             ids = live[places].tolist()
             items = catalogue.items_by_id(connection, ids)
+            if len(items) != len(ids):
+                raise catalogue.Damaged("items are missing")
             return [items[item_id] for item_id in ids]
 
         return self._read(sample)
@@ -631,7 +633,10 @@ class Index:
             live, sample = state.live, state.sample
         else:
             live = np.ones(num_rows, bool)
-            live[catalogue.deleted_ids(connection)] = False
+            deleted = catalogue.deleted_ids(connection)
+            if deleted and not 0 <= deleted[0] <= deleted[-1] < num_rows:
+                raise catalogue.Damaged("removed items have ids that were never given")
+            live[deleted] = False
             sample = {}
             if catalogue.has_checksums(connection):
                 sample = _sample(connection, num_rows)
@@ -648,10 +653,8 @@ class Index:
         try:
             fingerprint, model_name = str(settings["fingerprint"]), str(settings["model_name"])
             read = (fingerprint, int(settings["width"]), _run(settings, self.path))
-        except (KeyError, ValueError) as error:
-            raise InputError(
-                f"{self.path / CATALOGUE_FILE} is damaged: a setting is missing or wrong ({error}); restore it from a copy."
-            ) from error
+        except (KeyError, ValueError, TypeError) as error:
+            raise catalogue.Damaged(f"a setting is missing or wrong: {error}") from error
         if self._read_settings is None:
             self._read_settings = read
             self.fingerprint, self.width, self.run = read

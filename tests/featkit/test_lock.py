@@ -15,6 +15,7 @@ import pytest
 from featkit import lock as lock_module
 from featkit.errors import EnvironmentProblem
 from featkit.lock import WriterLock
+from tests.model_files import make_model_file
 from tests.processes import run_python, start_python
 from tests.sentences import refused
 
@@ -181,3 +182,39 @@ def test_the_holder_is_named_where_the_first_byte_cannot_be_read(tmp_path: Path,
     with refused(f"is being written by process {os.getpid()} on {socket.gethostname()}", error=EnvironmentProblem):
         WriterLock(tmp_path / "lock")
     lock.release()
+
+
+WITHOUT_UNIX = """
+import os, sys
+import filelock  # which warns without fcntl, unless it is on Windows
+sys.modules["fcntl"] = None
+for name in ("O_CLOEXEC", "pread", "pwrite", "preadv", "pwritev"):
+    delattr(os, name)
+import threading
+import numpy as np
+filelock.lock_descriptor = lambda descriptor, *, blocking: True  # as LockFileEx
+import featkit.atomic
+featkit.atomic.WINDOWS = True
+from featkit import Index
+from tests.featkit.index.conftest import unit_vectors
+path, vectors = sys.argv[1], unit_vectors(300)
+with Index.create(path, model=sys.argv[2]) as index:
+    index.add([str(i) for i in range(300)], vectors)
+    index.remove(["7"])
+found = []
+with Index.open(path) as index:
+    def ask(first):
+        for i in range(first, 300, 4):
+            (hit,) = index.query(vectors[i : i + 1], k=1)[0]
+            found.append((hit.key == str(i) and hit.score > 0.999) != (i == 7))
+            found.append(i == 7 or np.array_equal(index.vector(i), vectors[i]))
+    threads = [threading.Thread(target=ask, args=[first]) for first in range(4)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+print(len(found), all(found))
+"""
+
+
+def test_an_index_works_without_what_only_unix_has(tmp_path: Path) -> None:
+    model = make_model_file(tmp_path / "m.onnx", width=16)
+    assert run_python(WITHOUT_UNIX, tmp_path / "i", model) == (0, "600 True\n", "")

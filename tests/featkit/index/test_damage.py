@@ -1,0 +1,142 @@
+"""A catalogue with damage anywhere: what can be read is right, the rest is refused in one sentence."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.errors import FeatkitError
+from featkit.index import Index
+from tests.featkit.index.conftest import unit_vectors
+from tests.sentences import refused
+
+COUNT = 60
+VECTORS = unit_vectors(COUNT)
+
+
+@pytest.fixture
+def rich(tmp_path: Path, model: Path) -> Path:
+    """An index with all that a catalogue may hold, closed."""
+    with Index.create(tmp_path / "i", model=model) as index:
+        index.add(
+            [f"{i}.jpg" for i in range(COUNT)],
+            VECTORS,
+            widths=[640] * COUNT,
+            thumbnails=[b"jpeg" * 80] * COUNT,
+            metadata=[{"a": i, "b": "é" * i, "c": i % 2 == 0, "d": float("nan")} for i in range(COUNT)],
+        )
+        index.remove(["3.jpg"])
+    return tmp_path / "i"
+
+
+def damaged(data: bytes, seed: int) -> bytes:
+    """A few bits, bytes or stretches changed, copied or cut off; half of them where the schema and settings are."""
+    rng = random.Random(seed)
+    changed = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5, 30])):
+        at = rng.randrange(len(changed) if rng.random() < 0.5 else min(len(changed), 16384))
+        way = rng.randrange(5)
+        if way == 0:
+            changed[at] ^= 1 << rng.randrange(8)
+        elif way == 1:
+            changed[at] = rng.randrange(256)
+        elif way == 2:
+            changed[at : at + rng.randrange(1, 200)] = rng.randbytes(rng.randrange(1, 200))
+        elif way == 3:
+            start = rng.randrange(len(changed))
+            changed[at : at + 50] = changed[start : start + 50]
+        else:
+            del changed[max(100, at) :]
+    return bytes(changed)
+
+
+def use(path: Path, *, writable: bool, seen: Counter[str]) -> None:
+    """Every call once. What a search answers is a committed item with its own vector."""
+    with Index.open(path, writable=writable) as index:
+        calls: list[Callable[[], object]] = [
+            lambda: len(index),
+            lambda: index.items(0, 100),
+            lambda: index.item(5),
+            lambda: index.item_by_key("7.jpg"),
+            lambda: index.thumbnail(5),
+            lambda: index.sample(5),
+            lambda: index.search_item(9),
+            lambda: index.id,
+            lambda: np.testing.assert_array_equal(index.vector(8), VECTORS[8]),
+        ]
+        if writable:
+            calls += [lambda: index.add(["new"], unit_vectors(1), metadata=[{"e": True}]), lambda: index.remove(["8.jpg"])]
+        for call in calls:
+            try:
+                call()
+            except FeatkitError as error:
+                seen["refused"] += 1
+                seen["lines"] += str(error).count("\n")
+            else:
+                seen["answered"] += 1
+
+
+def try_damage(path: Path, num_cases: int) -> Counter[str]:
+    files = {file: file.read_bytes() for file in path.iterdir()}
+    seen: Counter[str] = Counter()
+    for seed in range(num_cases):
+        (path / "catalogue.sqlite").write_bytes(damaged(files[path / "catalogue.sqlite"], seed))
+        try:
+            use(path, writable=seed % 3 == 0, seen=seen)
+        except FeatkitError as error:
+            seen["refused"] += 1
+            seen["lines"] += str(error).count("\n")
+        for file in path.iterdir():
+            file.unlink()
+        for file, data in files.items():
+            file.write_bytes(data)
+    return seen
+
+
+def test_any_damage_is_answered_rightly_or_refused(rich: Path) -> None:
+    seen = try_damage(rich, 150)
+    assert seen["lines"] == 0
+    assert min(seen["answered"], seen["refused"]) > 20
+
+
+@pytest.mark.slow
+def test_any_of_much_damage_is_answered_rightly_or_refused(rich: Path) -> None:
+    assert try_damage(rich, 10_000)["lines"] == 0
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE items",
+        "DROP TABLE settings",
+        "DROP TABLE metadata_columns",
+        "DELETE FROM settings",
+        "DELETE FROM settings WHERE name = 'fingerprint'",
+        "UPDATE settings SET value = 'x' WHERE name = 'width'",
+        "UPDATE settings SET value = NULL WHERE name = 'width'",
+        "UPDATE settings SET value = 'x' WHERE name = 'changes'",
+        "UPDATE settings SET value = CAST(x'ff' AS TEXT) WHERE name = 'model_name'",
+        "UPDATE items SET key = CAST(x'ff' AS TEXT) WHERE id = 7",
+        "UPDATE items SET key = x'ff' WHERE id = 7",
+        "UPDATE items SET a = x'ff' WHERE id = 7",
+        "UPDATE items SET width = 'wide' WHERE id = 7",
+        "UPDATE items SET id = -5, deleted = 1 WHERE id = 7",
+        "UPDATE items SET vector_crc32 = 1 WHERE id = 0",
+        "ALTER TABLE items DROP COLUMN source",
+        "UPDATE metadata_columns SET column_name = x'00' WHERE name = 'a'",
+        "UPDATE metadata_columns SET column_name = 'missing' WHERE name = 'a'",
+    ],
+)
+def test_a_catalogue_that_holds_what_cannot_be_is_refused(rich: Path, statement: str) -> None:
+    with sqlite3.connect(rich / "catalogue.sqlite") as connection:
+        connection.execute(statement)
+    connection.close()
+    with refused(rich), Index.open(rich) as index:
+        index.query(VECTORS, k=COUNT)
+        index.items(0, 100)
