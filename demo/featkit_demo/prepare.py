@@ -37,6 +37,7 @@ from featkit.index import Index
 from featkit.pipeline import EmbedReport, embed_source
 from featkit.resources import cache_folder, usable_cpus
 from featkit.sources import Source, open_source, subset
+from featkit.sources.rows import column_notes
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit.stamps import digest_of, stamp_of
 from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery
@@ -70,6 +71,7 @@ class Prepared:
     num_removed: int
     failures: tuple[tuple[str, str], ...]
     skipped: Mapping[str, int]  # files of the pictures' folder that were passed over, by reason
+    notes: tuple[str, ...] = ()  # which column was read, where there are several
 
 
 def default_cache() -> Path:
@@ -108,7 +110,9 @@ def prepare_index(
     source = open_source(pictures, selection=dataclasses.replace(selection, own=[*selection.own, cache]))
     stamps = _stamps(source)
     embedder = Embedder(model, threads=1)
-    place = cache / _digest(str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder))
+    chosen = [] if selection.column is None else [f"column {selection.column}"]
+    place = cache / _digest(str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen)
+    notes = tuple(column_notes(source))
     with explain_os_errors(place):
         place.mkdir(parents=True, exist_ok=True)
     known = _read_listing(place / LISTING) if (place / INDEX).is_dir() else Listing({}, {}, [])
@@ -123,7 +127,7 @@ def prepare_index(
         changed = sorted({*changed, *_exchanged(source, set(range(len(source))) - set(changed), known, progress)})
     gone = sorted(known.pictures.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
-        return Prepared(place / INDEX, 0, 0, (), source.skipped)
+        return Prepared(place / INDEX, 0, 0, (), source.skipped, notes)
     with _open_or_create(place / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
@@ -143,7 +147,8 @@ def prepare_index(
             raise InputError(f"No picture of {pictures} could be embedded: {reason}")
     digests = {key: digest for key, digest in known.digests.items() if key in stamps}
     _write_listing(place / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps]))
-    return Prepared(place / INDEX, len(changed) - report.num_failed, num_removed, tuple(report.failures), source.skipped)
+    num_embedded = len(changed) - report.num_failed
+    return Prepared(place / INDEX, num_embedded, num_removed, tuple(report.failures), source.skipped, notes)
 
 
 @contextmanager

@@ -79,8 +79,9 @@ def demo(
         prepared = prepare_index(
             pictures, file, place, progress=progress, selection=selection_of(select), retry=retry, rehash=rehash
         )
-        if (line := skipped_in_words(prepared.skipped)) is not None and not quiet:
-            stdout().print(line)
+        for line in (*prepared.notes, skipped_in_words(prepared.skipped)):
+            if line is not None and not quiet:
+                stdout().print(line)
         if prepared.failures:
             print_table("Without an embedding", ("picture", "why"), prepared.failures)
         path = prepared.index

@@ -45,7 +45,7 @@ def embed(
     Parameters
     ----------
     source
-        A folder of pictures, a .tar, a .parquet, a folder of either, a .txt list of paths, a folder by the datasets
+        A folder of pictures, .tar archives and Parquet files, one of these, a .txt list of paths, a folder by the datasets
         library's save_to_disk, or a data set of the Hugging Face Hub, which is fetched: hf:uoft-cs/cifar10:test.
     out
         The embeddings folder to write.

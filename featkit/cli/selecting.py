@@ -55,12 +55,13 @@ def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> S
 def passed_over(*sources: Source) -> str | None:
     """Return the lines that say which column was read if there are others, and what was passed over; None if there are none."""
     from featkit.sources.base import merge_skipped
-    from featkit.sources.rows import columns_of
+    from featkit.sources.rows import column_notes
     from featkit.sources.selection import skipped_in_words
 
-    notes = dict.fromkeys(columns.note for source in sources for columns in columns_of(source))
-    lines = [*notes, skipped_in_words(merge_skipped(source.skipped for source in sources))]
-    return "\n".join(line for line in lines if line is not None) or None
+    lines = list(dict.fromkeys(note for source in sources for note in column_notes(source)))
+    if (skipped := skipped_in_words(merge_skipped(source.skipped for source in sources))) is not None:
+        lines.append(skipped)
+    return "\n".join(lines) or None
 
 
 def note_passed_over(*sources: Source) -> None:

@@ -68,6 +68,11 @@ class Shards:
         part, place = self._locate(number)
         return part.key(place)
 
+    def older_key(self, number: int) -> str:
+        """The key by which an earlier version knew the item."""
+        part, place = self._locate(number)
+        return str(getattr(part, "older_key", part.key)(place))
+
     def read(self, number: int) -> bytes:
         """The part's bytes."""
         part, place = self._locate(number)
@@ -295,6 +300,10 @@ class Subset:
     def key(self, number: int) -> str:
         """The item's key in the whole source."""
         return self._source.key(self._numbers[number])
+
+    def older_key(self, number: int) -> str:
+        """The key by which an earlier version knew the item."""
+        return str(getattr(self._source, "older_key", self._source.key)(self._numbers[number]))
 
     def read(self, number: int) -> bytes:
         """The item's bytes."""

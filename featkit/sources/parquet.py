@@ -14,8 +14,10 @@ from featkit.images import ImageLimits, printable
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from featkit.sources.keys import key_of
 from featkit.sources.locality import Locality
-from featkit.sources.row_groups import ParquetShard, RowGroups, picture_groups, text_groups
+from featkit.sources.row_groups import ParquetShard, picture_groups, text_groups
 from featkit.sources.rows import Columns, find_columns, read_metadata, read_picture
+
+TEXT_BYTES = 32  # of a value of metadata, about
 
 
 class ParquetSource:
@@ -47,7 +49,7 @@ class ParquetSource:
     def locality(self) -> Locality:
         """Return the row group of each row, and the bytes of each group's pictures."""
         rows = np.diff(self._starts)
-        num_bytes = [self._shard.num_bytes(group, self._picture_parts) for group in range(len(rows))]
+        num_bytes = [self._shard.num_bytes(group) for group in range(len(rows))]
         return Locality(np.repeat(np.arange(len(rows)), rows), np.array(num_bytes, np.int64))
 
     def __len__(self) -> int:
@@ -59,26 +61,30 @@ class ParquetSource:
 
     def read(self, number: int) -> bytes:
         """The picture's bytes; InputError where the row has none or is damaged."""
-        rows, place = self._row(number, self._picture_parts, picture_groups)
+        group, row = self._locate(number)
+        num_bytes = self._shard.num_bytes(group)
+        rows, place = picture_groups.row(self._shard, group, self._picture_parts, row, num_bytes=num_bytes)
         return read_picture(rows, place, self._columns, key=self.key(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
         """All columns of text and numbers, and the picture's `path` where the layout has one; InputError for damaged text."""
         if not self._text_parts:
             return {}
-        rows, place = self._row(number, self._text_parts, text_groups)
+        group, row = self._locate(number)
+        num_bytes = TEXT_BYTES * len(self._text_parts) * self._shard.num_rows(group)
+        rows, place = text_groups.row(self._shard, group, self._text_parts, row, num_bytes=num_bytes)
         return read_metadata(rows, place, self._columns, key=self.key(number))
 
     def file(self, _number: int, /) -> Path:
         """The Parquet file."""
         return self.path
 
-    def _row(self, number: int, columns: tuple[str, ...], cache: RowGroups) -> tuple[pa.RecordBatch, int]:
-        """A batch with these columns of an item's row, and the row's position in it."""
+    def _locate(self, number: int) -> tuple[int, int]:
+        """The row group of an item, and its row in it."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         group = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return cache.row(self._shard, group, columns, number - int(self._starts[group]))
+        return group, number - int(self._starts[group])
 
 
 def _parts(schema: pa.Schema, picture: str, plain: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -58,17 +58,17 @@ class ParquetShard:
         """Rows of a group."""
         return int(self.metadata.row_group(group).num_rows)
 
-    def num_bytes(self, group: int, columns: Sequence[str]) -> int:
-        """Bytes of some columns of a group, not compressed."""
-        of_group = self.metadata.row_group(group)
-        chunks = [of_group.column(i) for i in range(of_group.num_columns)]
-        wanted = [chunk for chunk in chunks if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns)]
-        return sum(max(0, chunk.total_uncompressed_size) for chunk in wanted)
+    def num_bytes(self, group: int) -> int:
+        """Bytes of a group, not compressed: nearly all of them are the pictures'.
 
-    def batches(self, group: int, columns: Sequence[str]) -> Generator[pa.RecordBatch, None, None]:
-        """Decode columns of a group in small batches. InputError when the file has changed or is damaged."""
-        rows = max(1, self.num_rows(group))
-        size = BATCH_BYTES * rows // max(1, self.num_bytes(group, columns))
+        Those of each column stand in the footer as well, but pyarrow ends the process where the footer is damaged there.
+        """
+        share = self.status[0] * self.num_rows(group) // max(1, int(self.metadata.num_rows))  # some writers leave the bytes out
+        return max(share, int(self.metadata.row_group(group).total_byte_size))
+
+    def batches(self, group: int, columns: Sequence[str], num_bytes: int) -> Generator[pa.RecordBatch, None, None]:
+        """Decode columns of a group, of about `num_bytes`, in small batches. InputError for a changed or a damaged file."""
+        size = BATCH_BYTES * self.num_rows(group) // max(1, num_bytes)
         try:
             with open_arrow(self.path) as opened:
                 metadata = self.metadata if _status(self.path) == self.status else None
@@ -86,10 +86,11 @@ class ParquetShard:
 class RowGroup:
     """Some columns of one row group, decoded from the first row on as far as rows were asked for. Safe from any thread."""
 
-    def __init__(self, shard: ParquetShard, group: int, columns: Sequence[str]) -> None:
+    def __init__(self, shard: ParquetShard, group: int, columns: Sequence[str], num_bytes: int) -> None:
+        """num_bytes: about as many as the columns have."""
         self.shard, self.group, self.columns = shard, group, columns
         self.num_rows = shard.num_rows(group)
-        self.whole_bytes = shard.num_bytes(group, columns)
+        self.whole_bytes = num_bytes
         self.keeps_all = self.whole_bytes <= KEPT_WHOLE
         self.counted_bytes = 0  # by the cache
         self._lock = threading.Lock()
@@ -130,7 +131,7 @@ class RowGroup:
         """Begin at the first row. When rows are asked for again and again, all are kept from then on."""
         self._num_starts += 1
         self.keeps_all |= self._num_starts > MAX_STARTS
-        self._stream = self.shard.batches(self.group, self.columns)
+        self._stream = self.shard.batches(self.group, self.columns, self.whole_bytes)
         self._batches: list[pa.RecordBatch | None] = []
         self._ends: list[int] = []
         self._taken: list[bytearray] = []  # a flag for each row of a batch
@@ -190,13 +191,18 @@ class RowGroups:
         self._num_bytes = 0
         self._num_groups = 1  # that are in use at once, by what was seen
 
-    def row(self, shard: ParquetShard, group: int, columns: tuple[str, ...], row: int) -> tuple[pa.RecordBatch, int]:
-        """Return a batch with a row of a group, and the row's position in it. InputError for damage."""
+    def row(
+        self, shard: ParquetShard, group: int, columns: tuple[str, ...], row: int, *, num_bytes: int
+    ) -> tuple[pa.RecordBatch, int]:
+        """Return a batch with a row of a group, and the row's position in it. InputError for damage.
+
+        num_bytes: about as many as these columns of the group have.
+        """
         key = (shard.path, shard.status, group, columns)
         with self._lock:
             found = self._groups.get(key)
             if found is None:
-                found = self._groups[key] = RowGroup(shard, group, columns)
+                found = self._groups[key] = RowGroup(shard, group, columns, num_bytes)
                 if key in self._dropped:  # too early
                     self._dropped.remove(key)
                     self._num_groups = min(self._num_groups + 1, MAX_GROUPS)

@@ -138,6 +138,11 @@ def picture_column(source: Source) -> str:
     return ", ".join(dict.fromkeys(columns.picture for columns in columns_of(source)))
 
 
+def column_notes(source: Source) -> list[str]:
+    """Return a line for each choice of a column among several."""
+    return list(dict.fromkeys(columns.note for columns in columns_of(source) if columns.note is not None))
+
+
 def read_picture(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str, limits: ImageLimits) -> bytes:
     """The bytes of the picture in one row; InputError naming `key` where it has none or too many."""
     value = rows[columns.picture][place]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -18,6 +19,7 @@ from PIL import Image
 from featkit.embedder import Embedder
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit, wait_until
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
+from tests.featkit.sources.files import write_tar
 from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
 from tests.pictures import draw_folder, draw_picture
 
@@ -347,3 +349,39 @@ def test_an_engine_that_does_not_exist_is_one_message(tmp_path: Path, pictures: 
     assert (said.code, said.out) == (2, "")
     assert "--precision" in said.error
     assert not (tmp_path / "emb").exists()
+
+
+def test_a_shard_that_cannot_be_read_does_not_cost_the_others(model: Path, pictures: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    for name in ("1", "3"):
+        write_tar(shards / f"{name}.tar", [(file.name, file.read_bytes()) for file in sorted(pictures.rglob("*.jpg"))[:2]])
+    (shards / "2.tar").write_bytes(b"")
+    command = ("embed", shards, "--model", model, "--out")
+    said = run_featkit(*command, tmp_path / "emb")
+    assert said.code == 0
+    assert "4 of 5 pictures embedded" in said.out
+    assert run_featkit(*command, tmp_path / "strict", "--strict").code == 4
+    rows = pq.read_table(tmp_path / "emb" / "shards", columns=["key", "error"]).to_pylist()
+    errors = {row["key"]: row["error"] for row in rows if row["error"] is not None}
+    assert errors == {"2.tar": f"{shards / '2.tar'} is empty (0 bytes); copy or download it again."}
+
+
+def test_the_column_of_the_pictures_is_said_chosen_and_kept(model: Path, pictures: Path, tmp_path: Path) -> None:
+    data = [file.read_bytes() for file in sorted(pictures.rglob("*.jpg"))[:2]]
+    struct = pa.array([{"bytes": each, "path": "x"} for each in data])
+    table = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": pa.array([b"no picture"] * 2), "photo": struct, "other": struct}), table)
+    command = ("embed", table, "--model", model, "--out", tmp_path / "emb")
+    said = run_featkit(*command)
+    assert said.code == 0
+    assert "read from the column photo; --column can choose other or image instead." in " ".join(said.out.split())
+    assert "2 of 2 pictures embedded" in said.out
+    assert json.loads((tmp_path / "emb" / "plan.json").read_text())["column"] == "photo"
+    refused = run_featkit(*command, "--column", "other")
+    assert refused.code == 2
+    assert "was begun with pictures from the column photo, not other; go on with --column photo" in " ".join(
+        refused.error.split()
+    )
+    assert run_featkit(*command, "--column", "photo").code == 0
+    said = run_featkit(*command[:-1], tmp_path / "b", "--column", "other", "--json")
+    assert (json.loads(said.out)["column"], json.loads(said.out)["failed"]) == ("other", 0)
