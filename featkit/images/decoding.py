@@ -194,7 +194,7 @@ def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | 
         tags = tiff.read_tags(data)
         kind = what_is(data)
         if not plugins.is_plugin_kind(kind):
-            tiff.refuse_channels(tags, name=name)
+            tiff.check(tags, name=name)
             if tiff.is_deep(data, tags):
                 deep = tiff.read_deep(data, tags, name=name, limits=limits)
                 opened = _Opened(deep.image, deep.image.height, deep.image.width, deep.orientation, profile or deep.profile)

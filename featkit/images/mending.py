@@ -230,7 +230,7 @@ def _mended_tiff(data: bytes) -> bytes:
     word, count_of, entry_size = ("Q", "Q", 20) if is_big else ("I", "H", 12)
     try:
         start = struct.unpack_from(order + word, data, 8 if is_big else 4)[0]
-        count = struct.unpack_from(order + count_of, data, start)[0]
+        count = min(struct.unpack_from(order + count_of, data, start)[0], tiff.MAX_TAGS)
     except struct.error:
         return data
     entries_at = start + struct.calcsize(count_of)

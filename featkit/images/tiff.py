@@ -36,6 +36,8 @@ _WANTED = frozenset(
 _TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d", 16: "Q", 17: "q", 18: "Q"}
 
 MAX_CHANNELS = 4
+MAX_TILE_PIXELS = 2**22  # of tiles around a small picture
+MAX_TAGS = 4096  # a file of a few hundred is a rich one
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
 _CHANNELS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}
 _COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946, 34925, 50000))  # none, LZW, Deflate, PackBits, LZMA, Zstandard
@@ -60,8 +62,14 @@ def read_tags(data: bytes) -> Tags:
         return {}
 
 
-def refuse_channels(tags: Tags, *, name: str) -> None:
-    """InputError for a TIFF of more channels than four: three of them, taken at random, would not be the picture."""
+def check(tags: Tags, *, name: str) -> None:
+    """InputError for a TIFF of more channels than four: three of them, taken at random, would not be the picture.
+
+    ValueError for tiles that are much larger than the picture, for which libtiff would take memory.
+    """
+    area = _first(tags, WIDTH, 0) * _first(tags, HEIGHT, 0)
+    if _first(tags, TILE_WIDTH, 0) * _first(tags, TILE_HEIGHT, 0) > 4 * area + MAX_TILE_PIXELS:
+        raise ValueError("tiles much larger than the picture")
     count = int(_first(tags, SAMPLES, 1))
     if count > MAX_CHANNELS:
         raise InputError(
@@ -156,7 +164,7 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     counts = [int(count) for count in tags.get(TILE_COUNTS if is_tiled else STRIP_COUNTS, ())]
     block_width = int(_first(tags, TILE_WIDTH, 0)) if is_tiled else width
     block_height = int(_first(tags, TILE_HEIGHT, 0)) if is_tiled else min(int(_first(tags, ROWS_PER_STRIP, height)), height)
-    if block_width < 1 or block_height < 1 or block_width > 16 * max(width, 1024):
+    if block_width < 1 or block_height < 1:
         raise ValueError("tiles or strips without a size")
     across = -(-width // block_width)
     num_blocks = across * -(-height // block_height)
@@ -283,7 +291,7 @@ def _read_tags(data: bytes) -> Tags:
     num_entries = struct.unpack_from(order + count_of, data, start)[0]
     start += struct.calcsize(count_of)
     tags: Tags = {}
-    for entry in range(min(num_entries, 4096)):
+    for entry in range(min(num_entries, MAX_TAGS)):
         at = start + entry * entry_size
         tag, type_ = struct.unpack_from(order + "HH", data, at)
         if tag not in _WANTED or type_ not in _TYPES:

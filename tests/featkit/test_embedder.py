@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -132,6 +133,73 @@ def test_a_single_picture_is_one_row(embedder: Embedder, files: list[Path]) -> N
         np.testing.assert_array_equal(embedder.embed(single), expected)
     grey = np.asarray(draw_picture(0).convert("L"))
     np.testing.assert_array_equal(embedder.embed(grey), embedder.embed(Image.fromarray(grey)))
+
+
+def test_open_files_buffers_and_rows_are_pictures(embedder: Embedder, files: list[Path]) -> None:
+    data, expected = files[0].read_bytes(), embedder.embed(files[:1])
+    singles: list[Picture] = [io.BytesIO(data), bytearray(data), memoryview(data), {"bytes": data, "path": "x.png"}]
+    for single in singles:
+        np.testing.assert_array_equal(embedder.embed(single), expected)
+        np.testing.assert_array_equal(embedder.embed([single]), expected)
+    with files[0].open("rb") as file:
+        np.testing.assert_array_equal(embedder.embed(file), expected)
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    np.testing.assert_array_equal(embedder.embed(rows), embedder.embed(files))
+    np.testing.assert_array_equal(embedder.embed(np.array([str(file) for file in files])), embedder.embed(files))
+    np.testing.assert_array_equal(embedder.embed(dict.fromkeys(files).keys()), embedder.embed(files))
+
+
+class Tensor:
+    """As far as featkit looks at a tensor of torch's: it can be iterated over, by channels."""
+
+    __module__ = "torch"
+    shape = (3, 8, 8)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(3))
+
+
+@pytest.mark.parametrize(
+    ("pictures", "words"),
+    [
+        (None, "picture 0 is None; give a path, bytes, a Pillow image or an array."),
+        (7, "picture 0 is an int; give"),
+        (Tensor(), "picture 0 is a Tensor of shape (3, 8, 8); give a NumPy array"),
+        ([None], "picture 0 is None; give"),
+        ([["a.jpg", "b.jpg"]], "picture 0 is a list; give"),
+        ([Tensor()], "picture 0 is a Tensor of shape (3, 8, 8)"),
+        ({"image": b"", "label": 3}, "picture 0 is a mapping with image, label instead of `bytes` or `path`"),
+        (np.zeros((2, 8, 8, 3), np.float32), "picture 0 is float32 of shape (8, 8, 3); pictures as arrays are uint8"),
+        ("missing.jpg", "missing.jpg does not exist."),
+        (["missing.jpg"], "missing.jpg does not exist."),
+        ("https://example.org/x.jpg", "https://example.org/x.jpg is a web address"),
+        ([{"bytes": b"a note", "path": "cats/x.jpg"}], "cats/x.jpg is not a picture"),
+        (io.StringIO("a.jpg"), "picture 0 is open as text"),
+    ],
+)
+def test_what_is_no_picture_is_refused_by_name(embedder: Embedder, pictures: Any, words: str) -> None:
+    with refused(words):
+        embedder.embed(pictures)
+
+
+def test_a_picture_turned_by_hand_is_not_turned_again(embedder: Embedder, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = draw_picture(2)
+    turned = upright.transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "x.png", exif=exif)
+    expected = embedder.embed(upright)
+    np.testing.assert_array_equal(embedder.embed(tmp_path / "x.png"), expected)
+    np.testing.assert_array_equal(embedder.embed(Image.open(tmp_path / "x.png")), expected)
+    np.testing.assert_array_equal(embedder.embed(Image.open(tmp_path / "x.png").rotate(-90, expand=True)), expected)
+
+
+def test_images_opened_one_by_one_need_no_more_files_than_one(embedder: Embedder, files: list[Path]) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
+    found = embedder.embed(Image.open(file) for file in files)
+    np.testing.assert_array_equal(found, embedder.embed(files))
+    if before:
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
 def test_no_pictures_are_no_rows(embedder: Embedder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from featkit.images import EXIF_ORIENTATION, decode, load, thumbnail_jpeg
+from featkit.images import EXIF_ORIENTATION, ImageLimits, Picture, decode, load, name_of, thumbnail_jpeg
 from tests.picture_files import encoded, png_file
 from tests.pictures import draw_picture
+from tests.sentences import refused
 
 
 def with_orientation(orientation: int) -> Image.Exif:
@@ -213,6 +215,85 @@ def test_load_takes_path_bytes_image_and_array_alike(tmp_path: Path) -> None:
     np.testing.assert_array_equal(turned, np.asarray(image)[::-1, ::2])
     assert turned.flags.c_contiguous
     np.testing.assert_array_equal(load(np.asarray(image)[:, :, 0]).pixels[:, :, 2], np.asarray(image)[:, :, 0])
+
+
+def test_load_takes_open_files_buffers_and_rows(tmp_path: Path) -> None:
+    image = draw_picture(4)
+    data, path = encoded(image), tmp_path / "x.png"
+    path.write_bytes(data)
+    written = io.BytesIO()
+    image.save(written, "PNG")  # stands at its end
+    with path.open("rb") as file, gzip.open(io.BytesIO(gzip.compress(data))) as unpacked:
+        pictures: list[Picture] = [
+            file,
+            file,
+            written,
+            bytearray(data),
+            memoryview(data),
+            memoryview(data * 2)[: len(data)],
+            {"bytes": data, "path": "elsewhere/x.png"},
+            {"bytes": data, "path": None},
+            {"bytes": None, "path": str(path)},
+            {"path": path},
+            unpacked,  # type: ignore[list-item]
+            np.asarray(image),
+        ]
+        for picture in pictures:
+            np.testing.assert_array_equal(load(picture).pixels, np.asarray(image))
+    gray = np.asarray(image.convert("L"))
+    np.testing.assert_array_equal(load(gray[:, :, None]).pixels, load(gray).pixels)
+
+
+def test_the_name_of_a_file_is_told_however_it_comes(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    draw_picture(0).save(path)
+    with path.open("rb") as file, Image.open(path) as image:
+        for picture in (path, str(path), file, image, {"bytes": b"", "path": str(path)}):
+            assert name_of(picture) == str(path)
+    (tmp_path / "y.png").write_text("a note")
+    with (tmp_path / "y.png").open("rb") as file, refused(tmp_path / "y.png", "is not a picture"):
+        load(file)
+    with refused("x/y.jpg is empty"):
+        load({"bytes": b"", "path": "x/y.jpg"})
+    for nameless in (b"", io.BytesIO(), Image.new("L", (1, 1)), np.zeros(3), None, 7, {"bytes": b"", "path": None}):
+        assert name_of(nameless) is None
+
+
+def test_an_open_file_is_read_no_further_than_the_limit() -> None:
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            buffer[:] = bytes(len(buffer))
+            return len(buffer)
+
+    with refused("picture has more bytes than the limit of 100,000; raise it with --max-bytes."):
+        load(io.BufferedReader(Endless()), limits=ImageLimits(max_bytes=100_000))
+    closed = io.BytesIO(b"x")
+    closed.close()
+    with refused("picture cannot be read: I/O operation on closed file."):
+        load(closed)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_opened_image_is_turned_and_what_was_made_of_it_is_not(orientation: int) -> None:
+    data = encoded(draw_picture(4), exif=with_orientation(orientation))
+    upright = decode(data).pixels
+    stored = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(load(stored).pixels, upright)
+    by_hand = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(load(by_hand).pixels, upright)
+    made = {
+        "rotated": stored.rotate(-90, expand=True),
+        "flipped": stored.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+        "cropped": stored.crop((5, 5, 40, 40)),
+        "a copy": stored.copy(),
+        "converted": stored.convert("L").convert("RGB"),
+    }
+    for name, image in made.items():
+        assert orientation == 1 or image.getexif()[EXIF_ORIENTATION] == orientation  # Pillow leaves it there
+        np.testing.assert_array_equal(load(image).pixels, as_pixels(image), err_msg=name)
 
 
 @pytest.mark.parametrize(

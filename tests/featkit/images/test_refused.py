@@ -52,6 +52,41 @@ def test_what_is_no_picture_is_refused_by_name(data: bytes, words: str, tmp_path
         load(tmp_path / "x.jpg")
 
 
+KINDS = {
+    "pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 1\n",
+        "x.jpg is a Git LFS pointer; run `git lfs pull` to fetch the file it points to.",
+    ),
+    "page": (
+        b"<!DOCTYPE html><html>404 Not Found</html>",
+        "x.jpg is an HTML page; the download was probably",
+    ),
+    "refusal": (
+        b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
+        "x.jpg is an error message in XML; ",
+    ),
+    "drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "x.jpg is an SVG drawing; convert it to PNG or JPEG."),
+    "document": (b"%PDF-1.7\n", "x.jpg is a PDF document; save its pages as PNG or JPEG."),
+    "video": (b"\0\0\0\x18ftypisom\0\0\0\0isommp41" + bytes(64), "x.jpg is a video; extract its frames as pictures"),
+    "parquet": (b"PAR1" + bytes(40), "x.jpg is not a picture in a format that can be read; it is a Parquet file."),
+    "model": (
+        b"\x08\x07\x12\x07pytorch\x1a\x032.0:\x00",
+        "x.jpg is not a picture in a format that can be read; it is an ONNX",
+    ),
+    "zip": (b"PK\x03\x04" + bytes(40), "x.jpg is a zip archive; extract it first."),
+    "zeros": (bytes(5000), "x.jpg is filled with zero bytes; copy or download it again."),
+    "head of a jpeg": (b"\xff\xd8\xff\xe0", "x.jpg is damaged and cannot be decoded"),
+    "head of a tiff": (b"II*\0\x08\0\0\0\0\0\0\0\0\0", "x.jpg is damaged and cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("case", KINDS)
+def test_another_kind_of_file_is_named_with_what_to_do(case: str) -> None:
+    data, words = KINDS[case]
+    with refused(words):
+        decode(data, name="x.jpg")
+
+
 def test_eps_is_refused_although_pillow_knows_it() -> None:
     with Image.open(io.BytesIO(EPS)) as image:
         assert image.format == "EPS"
@@ -172,9 +207,32 @@ def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
             decode(b"", name=name)
 
 
+class Tensor:
+    """As far as featkit looks at a tensor of torch's."""
+
+    __module__ = "torch"
+    shape = (3, 8, 8)
+
+
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
+        (None, "mine is None; give a path, bytes, a Pillow image or an array."),
+        (["a.jpg"], "mine is a list; give a path, bytes, a Pillow image or an array."),
+        (Tensor(), "mine is a Tensor of shape (3, 8, 8); give a NumPy array, uint8 (H, W, 3), such as x.permute(1, 2, 0)"),
+        ({"image": 1, "label": 2}, "mine is a mapping with image, label instead of `bytes` or `path`; give the picture in it"),
+        ({"bytes": None, "path": None}, "mine is a mapping with bytes, path instead of `bytes` or `path`"),
+        ({"bytes": {"path": 1}}, "mine is a mapping with bytes instead of"),
+        ({"bytes": 3, "path": None}, "mine is an int; give"),
+        (io.StringIO("a note"), "mine is open as text; open it with mode 'rb'."),
+        ("https://example.org/x.jpg", "mine is a web address; download it and give the file."),
+        ("S3://bucket/x.jpg", "is a web address"),
+        ("data:image/png;base64,AAAA", "is a web address"),
+        (np.zeros((3, 8, 8), np.uint8), "uint8 of shape (3, 8, 8); pictures as arrays are uint8 (H, W, 3); transpose it"),
+        (np.zeros((8, 8, 3), np.uint16), "uint16 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3)."),
+        (np.zeros((8, 8, 3), np.float64), "float64 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3); if its levels"),
+        (np.zeros((8, 8), bool), "bool of shape (8, 8); pictures as arrays are uint8 (H, W, 3)."),
+        (np.array(None), "object of shape ()"),
         (np.zeros((4, 4, 3), np.float32), "float32 of shape (4, 4, 3); pictures as arrays are uint8 (H, W, 3)"),
         (np.zeros((4, 4, 4), np.uint8), "uint8 of shape (4, 4, 4)"),
         (np.zeros(4, np.uint8), "uint8 of shape (4,)"),
