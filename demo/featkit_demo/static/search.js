@@ -7,6 +7,15 @@ const MAX_K = 240;
 const SAMPLE = 48;
 const NARROWEST = 0.56; // height : width limits of a card, so that one panorama does not take a whole row
 const WIDEST = 2.2;
+// What something between the page and its server means, which gives no reason of its own.
+const PROXY_ANSWERS = {
+  403: "Access is forbidden, by a proxy or firewall in front of the server.",
+  413: "The picture is too large for a proxy in front of the server; choose a smaller one.",
+  429: "There are too many requests; wait a moment and try again.",
+  502: "The server does not answer just now; try again in a moment.",
+  503: "The server does not answer just now; try again in a moment.",
+  504: "The server took too long; try again, or choose a smaller picture.",
+};
 
 export function start(root) {
   const page = root.querySelector(".fk-page");
@@ -144,13 +153,14 @@ class SearchPage {
   async call(route, options = {}) {
     const response = await fetch(route, { ...options, signal: this.request.signal });
     if (response.ok) return response.json();
-    const answer = await response.json().catch(() => ({}));
-    throw new Refused(typeof answer.detail === "string" ? answer.detail : `The server answered ${response.status}.`);
+    const answer = await response.json().catch(() => null);
+    const detail = answer && typeof answer.detail === "string" ? answer.detail : "";
+    throw new Refused(detail || PROXY_ANSWERS[response.status] || `The server answered ${response.status}.`);
   }
 
   async countPictures() {
     const health = await fetch("healthz").then((response) => response.json()).catch(() => null);
-    if (!health) return;
+    if (!health || typeof health.num_items !== "number") return;
     this.total = health.num_items;
     this.parts.facts.textContent = `${count(health.num_items)} · ${health.model}`;
     this.parts.facts.title = `Model fingerprint ${health.fingerprint}, run by ${health.backend}`;
