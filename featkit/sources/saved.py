@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,27 @@ END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class SavedDataset:
-    """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set before a split's folder."""
+    """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set before a split's folder.
+
+    A file that is damaged is an item `folder/file` in place of the rows that cannot be read. How many they are is not known,
+    so that rows of later files have keys of their own, `folder/file/row`. Where a file keeps the order of the rows, any damage
+    is refused.
+    """
 
     def __init__(self, folder: Path, *, name: str, limits: ImageLimits, column: str | None = None) -> None:
         self.name, self.folder, self.limits = printable(name), folder, limits
         self._prefix = printable("/".join(part.name for part in (*_data_set_of(folder), folder.resolve())))
         state = _read_json(folder / STATE_FILE)
         self._files = _listed(folder, state, "_data_files")
+        order_files = [file for key in INDICES for file in _listed(folder, state, key)]
         self._open()
+        if self._failed and (order_files or len(self._failed) == len(self._batches)):
+            raise InputError(next(iter(self._failed.values())))
         if not self._batches:
             raise InputError(f"{folder} has no rows.")
-        self._columns = find_columns(self._batches[0].schema, self._files[0], column=column)
-        self._order = _read_order([file for key in INDICES for file in _listed(folder, state, key)])
+        schema = next(batch.schema for batch in self._batches if batch is not None)
+        self._columns = find_columns(schema, self._files[0], column=column)
+        self._order = _read_order(order_files)
         if self._order is not None and len(self._order) and int(self._order.max()) >= self._ends[-1]:
             raise InputError(
                 f"{folder} orders row {int(self._order.max()):,}, and has only {self._ends[-1]:,}; write it again."
@@ -62,8 +72,14 @@ class SavedDataset:
         return int(self._ends[-1]) if self._order is None else len(self._order)
 
     def key(self, number: int) -> str:
-        """`folder/row`, for a split `folder/split/row`."""
-        return f"{self._prefix}/{number}"
+        """`folder/row`, for a split `folder/split/row`; after a damaged file `folder/file/row`."""
+        i, _ = self._locate(number)
+        if not self._failed or i < min(self._failed):
+            return f"{self._prefix}/{number}"
+        file = self._file_of[i]
+        name = f"{self._prefix}/{printable(self._files[file].name)}"
+        first = self._file_of.index(file)
+        return name if i in self._failed else f"{name}/{number - (int(self._ends[first - 1]) if first else 0)}"
 
     def read(self, number: int) -> bytes:
         """The picture's bytes; InputError where the row has none or is damaged."""
@@ -71,6 +87,8 @@ class SavedDataset:
 
     def metadata(self, number: int) -> Metadata:
         """All columns of text and numbers, names of class labels, and the picture's `path`."""
+        if self._locate(number)[0] in self._failed:
+            return {}
         return read_metadata(self._row(number), 0, self._columns, key=self.key(number))
 
     def file(self, number: int, /) -> Path:
@@ -78,20 +96,32 @@ class SavedDataset:
         return self._files[self._file_of[self._locate(number)[0]]]
 
     def _open(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
+        self._batches: list[pa.RecordBatch | None] = []  # None: rows that cannot be read
+        self._failed: dict[int, str] = {}  # why, by their place among the batches
         self._file_of: list[int] = []  # of each batch
+        schema: pa.Schema | None = None
         for file_number, file in enumerate(self._files):
-            found = list(_read_stream(file))
-            if found and self._batches and found[0].schema != self._batches[0].schema:
-                raise InputError(f"{file} has other columns than {self._files[0]}; write the data set again.")
-            self._batches += found
-            self._file_of += [file_number] * len(found)
-        self._ends = np.cumsum([0, *(batch.num_rows for batch in self._batches)], dtype=np.int64)[1:]
+            try:
+                for batch in _read_stream(file):
+                    schema = schema or batch.schema
+                    if batch.schema != schema:
+                        raise InputError(f"{file} has other columns than {self._files[0]}; write the data set again.")
+                    self._batches.append(batch)
+                    self._file_of.append(file_number)
+            except InputError as error:
+                self._failed[len(self._batches)] = str(error)
+                self._batches.append(None)
+                self._file_of.append(file_number)
+        rows = [1 if batch is None else batch.num_rows for batch in self._batches]
+        self._ends = np.cumsum([0, *rows], dtype=np.int64)[1:]
 
     def _row(self, number: int) -> pa.RecordBatch:
         """One row, looked through: Arrow maps a file without a look at what its offsets point to."""
-        batch, place = self._locate(number)
-        row = self._batches[batch].slice(place, 1)
+        i, place = self._locate(number)
+        batch = self._batches[i]
+        if batch is None:
+            raise InputError(self._failed[i])
+        row = batch.slice(place, 1)
         try:
             row.validate(full=True)
         except DAMAGED as error:
@@ -175,12 +205,16 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
     try:
         with file.open("rb") as opened:
             opened.seek(-min(len(END_OF_STREAM), file.stat().st_size), 2)
-            if opened.read() != END_OF_STREAM:
-                raise InputError(f"{file} ends before its end mark; it is truncated, or not an Arrow stream.")
-        reader = pa.ipc.open_stream(map_arrow(file))
-        yield from (batch for batch in reader if batch.num_rows)
+            is_whole = opened.read() == END_OF_STREAM
+        if is_whole:
+            yield from (batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows)
+        else:
+            with suppress(*DAMAGED):  # what there is before the cut
+                yield from (batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows)
     except DAMAGED as error:
         raise InputError(f"{file} is not an Arrow stream that can be read: {reason(error)}.") from error
+    if not is_whole:
+        raise InputError(f"{file} ends before its end mark; it is truncated, or not an Arrow stream.")
 
 
 def _read_order(files: Sequence[Path]) -> np.ndarray | None:

@@ -48,7 +48,7 @@ class TarSource:
         self._items: list[Member | Unreadable] = list(self._pictures_of(listing, selection))
         self._companions: dict[str, list[Member]] = {}
         for key, entry in listing.entries.items():
-            if PurePosixPath(entry.name).suffix in COMPANIONS and isinstance(entry, Member) and _is_whole(entry, listing):
+            if key.endswith(tuple(COMPANIONS)) and isinstance(entry, Member) and _is_whole(entry, listing):
                 self._companions.setdefault(_stem(key), []).append(entry)
         if not any(isinstance(item, Member) and _is_whole(item, listing) for item in self._items):
             raise self._nothing(listing, kind)
@@ -103,7 +103,7 @@ class TarSource:
         folders = {key for key, end in ends.items() if end is not None and end not in entries and listing.has_folder(end)}
         if folders:
             self._skipped[LINKED_FOLDER] += len(folders)
-        files = [key for key in entries if key not in folders and PurePosixPath(key).suffix not in COMPANIONS]
+        files = [key for key in entries if key not in folders and not key.endswith(tuple(COMPANIONS))]
         picked = selection.pick(files, below=f"{self.prefix}/")
         self._skipped.update(picked.skipped)
         taken = {key for key in picked.paths if key not in ends}

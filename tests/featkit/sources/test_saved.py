@@ -149,22 +149,55 @@ def test_a_data_set_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
         open_source(write_by_hand(tmp_path / "b", {"image": pa.array([], pa.binary())}))
 
 
-def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "pets", num_shards=2)
-    file = tmp_path / "pets" / "data-00001-of-00002.arrow"
+def test_a_file_that_is_not_whole_is_an_item_and_refused_by_itself(tmp_path: Path) -> None:
+    images = save(tmp_path / "pets", 6, num_shards=3)
+    file = tmp_path / "pets" / "data-00001-of-00003.arrow"
     whole = file.read_bytes()
-    for content in (b"", b"a note\n" * 99, whole[: len(whole) // 2], whole[:-8], whole[:-1]):
-        file.write_bytes(content)
-        with refused(file, "ends before its end mark; it is truncated, or not an Arrow stream."):
-            open_source(tmp_path / "pets")
-    file.write_bytes(bytes(len(whole) - 8) + whole[-8:])
-    with refused(file, "is not an Arrow stream that can be read: "):
-        open_source(tmp_path / "pets")
-    file.unlink()
-    with refused(file, "is not an Arrow stream that can be read: "):
-        open_source(tmp_path / "pets")
+    cut = "ends before its end mark; it is truncated, or not an Arrow stream."
+    damages: list[tuple[bytes | None, str]] = [
+        (content, cut) for content in (b"", b"a note\n" * 99, whole[: len(whole) // 2], whole[:-1])
+    ]
+    damages += [(bytes(len(whole) - 8) + whole[-8:], "is not an Arrow stream that can be read: "), (None, "No such file")]
+    for content, words in damages:
+        file.unlink() if content is None else file.write_bytes(content)
+        source = pickle.loads(pickle.dumps(open_source(tmp_path / "pets")))
+        later = [f"pets/data-00002-of-00003.arrow/{row}" for row in range(2)]
+        readable = [number for number in range(len(source)) if source.key(number) != f"pets/{file.name}"]
+        assert len(source) - len(readable) == 1
+        found = {source.key(number): source.read(number) for number in readable}
+        expected = dict(zip(["pets/0", "pets/1", "pets/2", "pets/3"], images[:4], strict=True))
+        assert found == {key: expected[key] for key in found if key in expected} | dict(zip(later, images[4:], strict=True))
+        failed = keys(source).index(f"pets/{file.name}")
+        with refused(file, words):
+            source.read(failed)
+        assert (source.metadata(failed), source.file(failed)) == ({}, file)
     write_stream(file, {"image": pa.array([b"x"])})
     with refused(file, "has other columns than "):
+        open_source(tmp_path / "pets").read(2)
+    alone = write_by_hand(tmp_path / "alone", {"image": pa.array([b"x"])})
+    (alone / "data-00000-of-00001.arrow").write_bytes(b"")
+    with refused(alone, cut):
+        open_source(alone)
+
+
+def test_batches_before_a_cut_are_read(tmp_path: Path) -> None:
+    folder = write_by_hand(tmp_path / "p", {"image": pa.array([bytes([n]) * 999 for n in range(6)])})
+    file = folder / "data-00000-of-00001.arrow"
+    file.write_bytes(file.read_bytes()[:-1500])
+    source = open_source(folder)
+    assert keys(source) == ["p/0", "p/1", "p/2", "p/3", "p/data-00000-of-00001.arrow"]
+    assert [source.read(number) for number in range(4)] == [bytes([n]) * 999 for n in range(4)]
+
+
+def test_damage_is_refused_where_rows_have_an_order_of_their_own(tmp_path: Path) -> None:
+    make_dataset(pictures(6)).select([4, 0, 3]).save_to_disk(tmp_path / "pets", num_shards=1)
+    state = json.loads((tmp_path / "pets" / "state.json").read_text())
+    (file,) = [tmp_path / "pets" / entry["filename"] for entry in state["_data_files"]]
+    write_stream(tmp_path / "pets" / "order.arrow", {"indices": pa.array([0], pa.uint64())})
+    state["_indices_data_files"] = [{"filename": "order.arrow"}]
+    (tmp_path / "pets" / "state.json").write_text(json.dumps(state))
+    file.write_bytes(file.read_bytes()[:-1])
+    with refused(file, "ends before its end mark"):
         open_source(tmp_path / "pets")
 
 
