@@ -35,7 +35,8 @@ LINKED_ABOVE, READ_ALREADY, DISAPPEARED = (
     "link to a folder already read",
     "folder that disappeared",
 )
-SHOWN_PATH = 200  # characters of a path in a sentence
+UNREADABLE = "unreadable folder"  # an item as well, whose row says why
+SHOWN_PATH, SHOWN_FOLDER = 200, 80  # characters of a path in a sentence
 
 
 @dataclass
@@ -169,6 +170,8 @@ class _Walk:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 self._skip(DISAPPEARED, folder)
             else:
+                shown = folder if len(folder) <= SHOWN_FOLDER else f"{folder[:SHOWN_FOLDER]}..."
+                self._skip(f"{UNREADABLE} ({printable(shown)})", folder)
                 self.listing.failed[folder + "/"] = _cannot_open(self.root / folder, error)
         return found
 

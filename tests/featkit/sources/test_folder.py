@@ -135,7 +135,7 @@ def test_a_closed_folder_is_an_item_that_says_so_unless_it_is_the_systems(tmp_pa
     assert (status, out.splitlines()) == (
         0,
         [
-            "{'system folder (lost+found)': 1}",
+            "{'system folder (lost+found)': 1, 'unreadable folder (b/closed)': 1}",
             "a/1.jpg {'folder': 'a'} 7",
             f"b/closed/ {root}/b/closed cannot be opened: Permission denied. Make it readable, or leave it out with --exclude.",
             "c.jpg {} 5",
