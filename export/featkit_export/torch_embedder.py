@@ -10,7 +10,7 @@ import torch
 from featkit.geometry import Geometry
 from featkit.modelfile import Manifest
 from featkit_export.graph import OPSET, EmbeddingGraph, Recipe
-from featkit_train.engine.device import pick_device
+from featkit_train.engine.device import bound_threads, pick_device
 from featkit_train.weights import BackboneInfo, load_backbone
 
 DEFAULT_BATCH = 32
@@ -30,6 +30,7 @@ class TorchEmbedder:
         batch_size: int = DEFAULT_BATCH,
         device: str = "auto",
     ) -> None:
+        bound_threads()
         self.device, self.batch_size = pick_device(device), batch_size
         self._module = module.eval().to(self.device)
         recipe = module.recipe

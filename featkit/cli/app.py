@@ -15,6 +15,7 @@ from featkit._version import __version__
 from featkit.cli.interrupts import MESSAGE, end_on_interrupt
 from featkit.cli.terminal import never_fail_to_print
 from featkit.errors import EnvironmentProblem, FeatkitError, Interrupted
+from featkit.resources import usable_memory
 from featkit.wording import on_one_line
 
 # name, where it lives, one line of help; given here so that `featkit --help` imports none of them.
@@ -78,6 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError:  # pyarrow's and numpy's too
+        if debug:
+            traceback.print_exc()
+        limit = usable_memory() / 1e6
+        print(
+            f"featkit: the memory ran out; this process may use {limit:,.0f} MB. Close other programs, raise the limit, or use "
+            "fewer --threads.",
+            file=sys.stderr,
+        )
+        return EnvironmentProblem.exit_code
     except OSError as error:  # a folder that may not be entered, a name that is too long: no mistake in featkit
         if debug:
             traceback.print_exc()

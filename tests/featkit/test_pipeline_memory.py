@@ -18,7 +18,7 @@ from featkit.embeddings import Embeddings
 from featkit.images.room import PLAIN, MemoryBudget
 from featkit.pipeline import embed_source, workers_for
 from featkit.sources import open_source
-from tests.commands import REPOSITORY, digests
+from tests.commands import REPOSITORY, digests, is_one_sentence, run_featkit
 from tests.model_files import make_model_file
 
 MB = 10**6
@@ -142,3 +142,14 @@ def test_the_report_says_why_threads_are_few(model: Path, tmp_path: Path) -> Non
     assert "Memory is limited to 512 MB, so 1 thread of 16 did the work; --threads sets another number." in " ".join(
         out.split()
     )
+
+
+def test_a_command_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+    def out_of_memory(*_arguments: object, **_options: object) -> None:
+        raise MemoryError("malloc of size 1600 failed")
+
+    monkeypatch.setattr(pipeline, "embed_source", out_of_memory)
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    said = run_featkit("embed", tmp_path / "a.png", "--model", model, "--out", tmp_path / "e", "--quiet")
+    assert (said.code, is_one_sentence(said)) == (3, True)
+    assert "the memory ran out; this process may use" in said.error

@@ -14,9 +14,10 @@ from featkit.atomic import explain_os_errors
 from featkit.errors import InputError, Interrupted
 from featkit.geometry import Geometry
 from featkit.lock import WriterLock
-from featkit.resources import usable_cpus
+from featkit.resources import usable_cpus, usable_memory
 from featkit.sources import Source, concatenate, keys_sha256
 from featkit.sources.locality import locality_of
+from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
 from featkit_train.engine.device import pick_autocast, pick_device
@@ -27,7 +28,15 @@ from featkit_train.engine.stopping import StopRequest
 from featkit_train.methods import Lessons
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone
-from featkit_train.pictures.batches import LEAST_TO_HOLD_OUT, CropDataset, Crops, EpochOrder, crop_loader, split_held_out
+from featkit_train.pictures.batches import (
+    LEAST_TO_HOLD_OUT,
+    CropDataset,
+    Crops,
+    EpochOrder,
+    crop_loader,
+    split_held_out,
+    workers_within_memory,
+)
 from featkit_train.pictures.loading import WorkerLost, batches_of
 from featkit_train.report.page import write_run_report
 from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
@@ -262,7 +271,7 @@ class Run:
         meter = Meter(config.batch_size)
         planner = Planner(batch_size=config.batch_size, device=self.device)
         metrics = self.folder.metrics if self.world.is_main else _nowhere
-        loader = crop_loader(self.dataset, self.order, workers=config.workers)
+        loader = crop_loader(self.dataset, self.order, workers=self._num_workers())
         with (
             self._told_when_lost(),
             contextlib.closing(batches_of(loader)) as batches,
@@ -347,6 +356,16 @@ class Run:
         """Into the progress, of all processes; only where a number is written, since each time all wait for each other."""
         self.progress.unreadable += self.world.sum(self._unreadable_here, self.device)
         self._unreadable_here = 0
+
+    def _num_workers(self) -> int:
+        """The config's workers, or as many as fit in memory, which is then said."""
+        wanted = self.config.run.workers
+        fitting = workers_within_memory(wanted, processes=self.world.local_size)
+        if fitting < wanted:
+            self.ears.on_note(
+                f"Memory is limited to {usable_memory() / 1e6:,.0f} MB: {counted(fitting, 'data worker')} instead of {wanted}."
+            )
+        return fitting
 
     def _say_doubt(self) -> None:
         unwatched = None

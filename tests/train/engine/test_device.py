@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from featkit.errors import EnvironmentProblem
-from featkit_train.engine.device import pick_device
+from featkit_train.engine import device as module
+from featkit_train.engine.device import bound_threads, pick_device
 from tests.sentences import refused
 
 
@@ -28,3 +29,13 @@ def test_a_card_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_device_that_computes_nothing_is_refused() -> None:
     with refused("run.device is meta, which does not work with this torch", error=EnvironmentProblem):
         pick_device("meta")
+
+
+def test_threads_are_lowered_to_the_quota_and_never_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(module, "usable_cpus", lambda: 2)
+    for now in (1, 2, 16):
+        monkeypatch.setattr(torch, "get_num_threads", lambda now=now: now)
+        bound_threads()
+    assert set_to == [2]

@@ -12,10 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featkit import resources
 from featkit.errors import InputError
 from featkit.sources import open_source, subset
 from featkit.sources.locality import Locality, locality_of
 from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
+from featkit_train.pictures import batches as batches_module
 from featkit_train.pictures.batches import (
     CropDataset,
     Crops,
@@ -27,6 +29,7 @@ from featkit_train.pictures.batches import (
     rng_for,
     split_held_out,
     stack,
+    workers_within_memory,
 )
 from tests.pictures import draw_folder
 
@@ -422,3 +425,24 @@ def test_a_resolution_is_the_size_of_crops_masks_and_the_gram_teachers_crops(tmp
     assert sample.local_images.shape == (2, 32, 32, 3)
     assert sample.masks.shape == (2, 8, 8)
     assert sample.gram_images.shape == (2, 96, 96, 3)
+
+
+@pytest.mark.parametrize(("spare", "processes", "expected"), [(64 << 30, 1, 8), (4 << 30, 1, 4), (4 << 30, 2, 2), (0, 1, 1)])
+def test_workers_are_as_many_as_fit_in_memory(
+    monkeypatch: pytest.MonkeyPatch, spare: int, processes: int, expected: int
+) -> None:
+    monkeypatch.setattr(resources, "spare_memory", lambda: spare)
+    monkeypatch.setattr(batches_module, "spare_memory", lambda: spare)
+    assert workers_within_memory(8, processes=processes) == expected
+    assert workers_within_memory(0, processes=processes) == 0
+
+
+def test_the_cache_is_a_share_of_the_memory_and_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = draw_folder(tmp_path / "pictures", 12)
+    roomy = make_dataset(folder, cache_bytes=1 << 20)
+    expected = batches(roomy)
+    assert roomy.cache_bytes == 1 << 20
+    monkeypatch.setattr(batches_module, "spare_memory", lambda: 40_000)
+    tight = make_dataset(folder, cache_bytes=1 << 30)
+    assert_same(batches(tight), expected)
+    assert tight.cache_bytes == 10_000

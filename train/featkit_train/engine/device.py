@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.resources import usable_cpus
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -36,3 +37,9 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
         return None
     native = device.type == "cuda" or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if precision == "bfloat16" or native else None
+
+
+def bound_threads() -> None:
+    """Lower torch's number of threads to the processors this process may use; torch knows its affinity, but no quota."""
+    if torch.get_num_threads() > usable_cpus():
+        torch.set_num_threads(usable_cpus())

@@ -20,7 +20,7 @@ from featkit_train.labelled.arrays import read_array
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier
 from featkit_train.pictures.augment import as_seen
-from featkit_train.pictures.batches import CropDataset, ExtraViews, Place, crop_loader
+from featkit_train.pictures.batches import CropDataset, ExtraViews, Place, crop_loader, workers_within_memory
 from featkit_train.pictures.loading import batches_of
 
 LOGITS_FILE = "teacher_logits.npy"
@@ -68,7 +68,7 @@ def keep_logits(
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         rows[:] = np.nan
         done = 0
-        for crops in batches_of(crop_loader(dataset, batches, workers=config.run.workers)):
+        for crops in batches_of(crop_loader(dataset, batches, workers=workers_within_memory(config.run.workers))):
             images = as_seen(crops.global_images, crops.global_appearance, device=device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = teacher(images[0]).logits[-1]

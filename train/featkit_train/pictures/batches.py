@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from featkit.errors import InputError
 from featkit.images import decode
+from featkit.resources import spare_memory, workers_that_fit
 from featkit.sources import Source
 from featkit.sources.locality import Locality
 from featkit.wording import counted
@@ -29,6 +30,10 @@ from featkit_train.config import LEAST_BATCH, ColourConfig, CropConfig, IbotConf
 from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.pictures.augment import cut_crop, draw_appearance
 from featkit_train.pictures.masks import draw_mask
+
+# Memory of a loader's worker: 100 MB of its own, four batches ahead, and a picture that is decoded whole.
+WORKER_BYTES = 512 * 2**20
+MOST_CACHED = 0.25  # of the spare memory
 
 # What a random stream is for; part of its key.
 ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(10)
@@ -298,10 +303,24 @@ def stack(samples: Sequence[Sample]) -> Crops:
     return Crops(images(0), rows(1), images(2), rows(3), rows(4), images(5), places, num_unreadable)
 
 
+def workers_within_memory(wanted: int, *, processes: int = 1) -> int:
+    """Return `wanted` loader workers, or fewer where memory is limited; as many in each of `processes` that share a machine.
+
+    Half of the spare memory is left to the training itself. A worker is taken to decode photographs of 24 million pixels whole.
+    """
+    if wanted == 0:
+        return 0
+    return workers_that_fit(wanted, worker_bytes=processes * WORKER_BYTES, reserved=spare_memory() // 2)
+
+
 def crop_loader(
     dataset: CropDataset, order: Sampler[list[Place]] | Sequence[list[Place]], *, workers: int
 ) -> DataLoader[Crops]:
-    """Batches of `order`; with workers == 0 they are made in this process. Worker count changes no byte of them."""
+    """Batches of `order`; with workers == 0 they are made in this process. Worker count changes no byte of them.
+
+    The data set's cache is cut to a share of the memory that is there, which changes no byte either.
+    """
+    dataset.cache_bytes = min(dataset.cache_bytes, int(MOST_CACHED * spare_memory()))
     loader: DataLoader[Crops] = DataLoader(
         dataset,  # type: ignore[arg-type]  # the loader yields what `stack` makes of samples
         batch_sampler=order,
