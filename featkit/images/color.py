@@ -60,7 +60,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """
     transform = transform_of(profile, image.mode)
     if transform is None:
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     return transform.apply(image if image.mode == transform.input_mode else image.convert(transform.input_mode))
 
 

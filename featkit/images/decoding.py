@@ -383,7 +383,7 @@ def _to_rgb(opened: _Opened, *, name: str, shorter_side: int | None) -> np.ndarr
         if factor > 1:  # as every resize to come would reduce it first, but before its colors cost anything
             colors, image = colors.reduce(factor), image.reduce(factor) if has_alpha else image
     rgb = color.to_srgb(colors, opened.profile)
-    if has_alpha:
+    if has_alpha:  # then `rgb` is an image of ours
         rgb.putalpha(image.getchannel("A"))
         white = Image.new("RGBA", rgb.size, (255, 255, 255, 255))
         rgb = Image.alpha_composite(white, rgb).convert("RGB")
