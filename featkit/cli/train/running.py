@@ -140,7 +140,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
         ("waiting for data", f"{report.waiting_share:.1%}"),
     ]
     if report.unreadable:
-        rows.append(("reads that failed, of pictures replaced by others", f"{report.unreadable:,}"))
+        rows.append(("failed reads of pictures", f"{report.unreadable:,}"))
     rows += [(f"{words}, held out", f"{report.scores[key]:.3f}") for key, words in SCORES.items() if key in report.scores]
     if report.rolled_back_to is not None:
         rows.append(("model of step", f"{report.rolled_back_to:,}, the best; later ones were worse"))
