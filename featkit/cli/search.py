@@ -79,7 +79,7 @@ def _search(opened: "Index", picture: Path, vectors: "np.ndarray", k: int, page:
 
 
 def _in_json(hit: "Hit") -> dict[str, object]:
-    from featkit.index.catalogue import in_json
+    from featkit.index.tables import in_json
 
     return asdict(hit) | {"metadata": {name: in_json(value) for name, value in hit.metadata.items()}}
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.index.catalogue import NewItem, Value
+from featkit.index.tables import NewItem, Value
 
 Result = TypeVar("Result")
 MAX_SIDE = 2**31  # pixels

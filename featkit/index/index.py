@@ -22,11 +22,13 @@ from featkit.backends import BF16, OPENVINO, Run, possible_runs, reference_run
 from featkit.embeddings import COLUMNS, Embeddings, vectors_of
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interrupted
 from featkit.images import DEFAULT_LIMITS, ImageLimits, Picture
-from featkit.index import catalogue
+from featkit.index import tables
 from featkit.index.arguments import new_items, text_keys, unit_vectors, whole_number
-from featkit.index.catalogue import Catalogue, Item, NewItem, StateKey, Value
+from featkit.index.catalogue import Catalogue
 from featkit.index.proofs import Proof, meet, read_proofs, write_proofs
 from featkit.index.searcher import Found, exact_search
+from featkit.index.state import State, sample_checksums, spread
+from featkit.index.tables import Item, NewItem, Value
 from featkit.index.vectors import Rows, Signature, VectorFile, VectorWriter, WitnessedRows, checksums, signature_at
 from featkit.lock import WriterLock
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
@@ -41,8 +43,6 @@ UNIT_TOLERANCE = 1e-3  # of a vector's length; half-precision vectors stay withi
 
 # A read during which the files are replaced is done again after these pauses.
 PAUSES_S = (0.0, 0.01, 0.03, 0.1, 0.2)
-# Committed vectors whose checksums are compared when the files have changed: the first, the last and some between.
-SAMPLE_SIZE = 32
 # Vectors of an index from before checksums that get one, evenly spread.
 NUM_CHECKSUMS_FOR_OLD = 1024
 
@@ -80,35 +80,6 @@ class AddReport:
 
     def __add__(self, other: AddReport) -> AddReport:
         return AddReport(**{name: value + getattr(other, name) for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class State:
-    """One committed state: N vectors of the file, and which of the N ids are live, (N,) bool.
-
-    signature: of the vectors file when `sample`, checksums by id, was last found to be right.
-    """
-
-    key: StateKey
-    rows: Rows
-    live: np.ndarray
-    signature: Signature
-    sample: dict[int, int]
-
-    def check_sample(self) -> None:
-        """InputError unless the sample's vectors have their checksums: the file is another index's, or damaged."""
-        rows = WitnessedRows(self.rows)
-        rows.take(np.fromiter(self.sample, np.int64, len(self.sample)))
-        self.check(rows.checksums, self.sample)
-
-    def check(self, found: Mapping[int, int], committed: Mapping[int, int]) -> None:
-        """InputError unless the checksums that were found are those that were committed, by id."""
-        for item_id, checksum in committed.items():
-            if found[item_id] != checksum:
-                raise InputError(
-                    f"{self.rows.file.path} does not belong to {CATALOGUE_FILE} or is damaged: vector {item_id} is not what "
-                    "was committed; restore both from one copy, or index the embeddings again."
-                )
 
 
 class Index:
@@ -157,10 +128,10 @@ class Index:
             self._check_writer(self._writer, state)
             self._writer.cut(state.rows.num_rows)
         if state.rows.num_rows and not state.sample:
-            ids = _spread(state.rows.num_rows, NUM_CHECKSUMS_FOR_OLD)
+            ids = spread(state.rows.num_rows, NUM_CHECKSUMS_FOR_OLD)
             with self._catalogue.writing() as connection:
                 found = checksums(self._state_of(connection).rows.take(ids))
-                catalogue.set_checksums(connection, dict(zip(ids.tolist(), found, strict=True)))
+                tables.set_checksums(connection, dict(zip(ids.tolist(), found, strict=True)))
 
     @property
     def id(self) -> str:
@@ -308,7 +279,7 @@ class Index:
         with self._guard:
             self._writable()
             with self._catalogue.writing() as connection:
-                return catalogue.remove_items(connection, names)
+                return tables.remove_items(connection, names)
 
     def _add(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()) -> tuple[list[int], int]:
         """Vectors first and flushed, then the transaction that makes them count. Ids, and how many items were replaced."""
@@ -321,13 +292,13 @@ class Index:
                     state = self._state_of(connection)
                     self._check_writer(writer, state)
                     first = state.rows.num_rows
-                    num_replaced = catalogue.insert_items(connection, first, items, checksums(vectors), apart=apart)
+                    num_replaced = tables.insert_items(connection, first, items, checksums(vectors), apart=apart)
                     writer.write(first, vectors)
             except BaseException:
                 # Ctrl-C may come just after the commit, so what to cut is asked of the catalogue, not concluded from here.
                 # What cannot be cut now, the next writer cuts: another writer may be at work already.
                 with suppress(FeatkitError), self._catalogue.excluding_writers() as connection:
-                    writer.cut(catalogue.num_rows(connection))
+                    writer.cut(tables.num_rows(connection))
                 raise
             return list(range(first, first + len(items))), num_replaced
 
@@ -365,8 +336,8 @@ class Index:
         """Positions of the items that the index does not hold just so."""
 
         def differing(connection: Connection, state: State) -> list[int]:
-            stored = catalogue.stored_keys(connection, [item.key for item in items], apart=apart)
-            by_key = catalogue.items_by_key(connection, list(stored.values()))
+            stored = tables.stored_keys(connection, [item.key for item in items], apart=apart)
+            by_key = tables.items_by_key(connection, list(stored.values()))
             existing = {key: by_key[name] for key, name in stored.items()}
             old_ids = np.array([item.id for item in existing.values()], np.int64)
             old_vectors = dict(zip(existing, state.rows.take(old_ids), strict=True))
@@ -376,7 +347,7 @@ class Index:
                 if (old := existing.get(item.key)) is None
                 or not _same(old, item)
                 or not np.array_equal(old_vectors[item.key], vectors[position])
-                or catalogue.thumbnail(connection, old.id) != item.thumbnail
+                or tables.thumbnail(connection, old.id) != item.thumbnail
             ]
 
         return self._read(differing)
@@ -430,7 +401,7 @@ class Index:
         with self._guard:
             self._writable()
             with self._catalogue.writing() as connection:
-                catalogue.set_setting(connection, "proofs", write_proofs(proofs))
+                tables.set_setting(connection, "proofs", write_proofs(proofs))
             self.proofs = proofs
 
     # Searching it ----------------------------------------------------------------------------------------------------
@@ -466,10 +437,10 @@ class Index:
         found = exact_search(queries, rows, k=k, allowed=state.live)
         ids = np.unique(np.concatenate([one.ids for one in found])).tolist() if found else []
         if state.sample:  # or it is from before there were checksums
-            state.check(rows.checksums, catalogue.checksums(connection, ids))
-        items = catalogue.items_by_id(connection, ids)
+            state.check(rows.checksums, tables.checksums(connection, ids))
+        items = tables.items_by_id(connection, ids)
         if len(items) != len(ids):
-            raise catalogue.Damaged("items are missing")
+            raise tables.Damaged("items are missing")
         return [_hits(items, one) for one in found]
 
     @property
@@ -512,7 +483,7 @@ class Index:
     def item_by_key(self, key: str) -> Item:
         """NoSuchItem (an InputError) when there is no such item, or no longer."""
         (name,) = text_keys([key], call="item_by_key(")
-        found = self._read(lambda connection, _state: catalogue.items_by_key(connection, [name]))
+        found = self._read(lambda connection, _state: tables.items_by_key(connection, [name]))
         if name not in found:
             raise NoSuchItem(self.path, name)
         return found[name]
@@ -520,8 +491,8 @@ class Index:
     def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
         """Items in the order they were added, from the offset-th on."""
         offset, limit = whole_number(offset, "offset", least=0), whole_number(limit, "limit", least=0)
-        offset, limit = min(offset, catalogue.MAX_INTEGER), min(limit, catalogue.MAX_INTEGER)
-        return self._read(lambda connection, _: catalogue.items_in_order(connection, offset=offset, limit=limit))
+        offset, limit = min(offset, tables.MAX_INTEGER), min(limit, tables.MAX_INTEGER)
+        return self._read(lambda connection, _: tables.items_in_order(connection, offset=offset, limit=limit))
 
     def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
         """Up to `limit` different items in random order, the same for the same seed and state; all where there are no more."""
@@ -530,9 +501,9 @@ class Index:
             live = np.flatnonzero(state.live)
             places = random.Random(seed).sample(range(len(live)), min(limit, len(live)))
             ids = live[places].tolist()
-            items = catalogue.items_by_id(connection, ids)
+            items = tables.items_by_id(connection, ids)
             if len(items) != len(ids):
-                raise catalogue.Damaged("items are missing")
+                raise tables.Damaged("items are missing")
             return [items[item_id] for item_id in ids]
 
         return self._read(sample)
@@ -541,7 +512,7 @@ class Index:
         """JPEG bytes, or None where the item has none. NoSuchItem (an InputError) when there is no such item, or no longer."""
 
         def thumbnail(connection: Connection, _state: State) -> bytes | None:
-            return catalogue.thumbnail(connection, self._found(connection, item_id).id)
+            return tables.thumbnail(connection, self._found(connection, item_id).id)
 
         return self._read(thumbnail)
 
@@ -554,12 +525,12 @@ class Index:
         rows = WitnessedRows(state.rows)
         vector: np.ndarray = rows.take(np.array([found], np.int64))[0]
         if state.sample:
-            state.check(rows.checksums, catalogue.checksums(connection, [found]))
+            state.check(rows.checksums, tables.checksums(connection, [found]))
         return vector
 
     def _found(self, connection: Connection, item_id: int) -> Item:
         number = whole_number(item_id, "The id")
-        found = catalogue.items_by_id(connection, [number]) if 0 <= number <= catalogue.MAX_INTEGER else {}
+        found = tables.items_by_id(connection, [number]) if 0 <= number <= tables.MAX_INTEGER else {}
         if number not in found:
             raise NoSuchItem(self.path, number)
         return found[number]
@@ -616,7 +587,7 @@ class Index:
 
     def _state_of(self, connection: Connection) -> State:
         """The state that a connection sees: the one at hand, or read again when something was committed or replaced since."""
-        key = catalogue.state_key(connection)
+        key = tables.state_key(connection)
         if not key.index_id:  # from before there were ids: the file stands in for it
             key = key._replace(commit=str(self._catalogue.signature()))
         signature = signature_at(self._vectors_path)
@@ -627,19 +598,19 @@ class Index:
         file = state.rows.file if state is not None and state.signature.same_file(signature) else None
         file = file or VectorFile(self._vectors_path, width=self.width)
         signature = file.signature()
-        num_rows = catalogue.num_rows(connection)
+        num_rows = tables.num_rows(connection)
         file.check_length(num_rows)
         if state is not None and state.key == key:
             live, sample = state.live, state.sample
         else:
             live = np.ones(num_rows, bool)
-            deleted = catalogue.deleted_ids(connection)
+            deleted = tables.deleted_ids(connection)
             if deleted and not 0 <= deleted[0] <= deleted[-1] < num_rows:
-                raise catalogue.Damaged("removed items have ids that were never given")
+                raise tables.Damaged("removed items have ids that were never given")
             live[deleted] = False
             sample = {}
-            if catalogue.has_checksums(connection):
-                sample = _sample(connection, num_rows)
+            if tables.has_checksums(connection):
+                sample = sample_checksums(connection, num_rows)
         new = State(key, Rows(file, num_rows), live, signature, sample)
         new.check_sample()
         with self._state_lock:
@@ -649,12 +620,12 @@ class Index:
 
     def _follow(self, connection: Connection) -> None:
         """Take over the settings. InputError when they are of another model than this index was opened with."""
-        settings = catalogue.settings(connection)
+        settings = tables.settings(connection)
         try:
             fingerprint, model_name = str(settings["fingerprint"]), str(settings["model_name"])
             read = (fingerprint, int(settings["width"]), _run(settings, self.path))
         except (KeyError, ValueError, TypeError) as error:
-            raise catalogue.Damaged(f"a setting is missing or wrong: {error}") from error
+            raise tables.Damaged(f"a setting is missing or wrong: {error}") from error
         if self._read_settings is None:
             self._read_settings = read
             self.fingerprint, self.width, self.run = read
@@ -669,17 +640,6 @@ class Index:
     def _checked(self, vectors: Any, keys: Sequence[str] | None) -> np.ndarray:
         """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
         return unit_vectors(vectors, width=self.width, keys=keys, tolerance=UNIT_TOLERANCE, index=self.path)
-
-
-def _sample(connection: Connection, num_rows: int) -> dict[int, int]:
-    """Some checksums by id: the first, the last and some between; of an index from before checksums, any that there are."""
-    sample = catalogue.checksums(connection, _spread(num_rows, SAMPLE_SIZE).tolist())
-    return sample or catalogue.any_checksums(connection, limit=SAMPLE_SIZE)
-
-
-def _spread(num_rows: int, count: int) -> np.ndarray:
-    """Up to `count` different ids below num_rows, evenly spread, the first and the last among them."""
-    return np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).round().astype(np.int64))
 
 
 def _run(settings: Mapping[str, Value], path: Path) -> Run:

@@ -20,7 +20,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError
 from featkit.index import Index, NoSuchItem
 from featkit.index import Item as IndexItem
-from featkit.index.catalogue import in_json
+from featkit.index.tables import in_json
 from featkit.serve import schemas
 from featkit.serve.service import BadPictures, Service, ServiceLimits, Unavailable, log
 from featkit.serve.uploads import BadRequest, read_form

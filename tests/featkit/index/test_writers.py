@@ -22,6 +22,7 @@ from featkit.errors import EnvironmentProblem
 from featkit.index import Index, writers
 from featkit.index import catalogue as catalogue_module
 from featkit.index.catalogue import Catalogue
+from featkit.index.tables import num_rows
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.processes import start_python
 from tests.sentences import refused
@@ -259,11 +260,11 @@ def test_a_reader_that_does_not_end_keeps_the_log_and_hardly_delays_the_writer(
             return time.monotonic() - started
 
         with reader._catalogue.reading() as connection:
-            assert catalogue_module.num_rows(connection) == 100
+            assert num_rows(connection) == 100
             index.add(["x"], unit_vectors(1))
             seconds = add(30, "held")
             assert log.stat().st_size > 5 * small_log
-            assert catalogue_module.num_rows(connection) == 100
+            assert num_rows(connection) == 100
         assert seconds < 10
         add(30, "free")
         assert log.stat().st_size < 5 * small_log
