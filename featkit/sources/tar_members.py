@@ -41,6 +41,7 @@ NO_DATA = SPECIAL | {tarfile.SYMTYPE, tarfile.DIRTYPE, VOLUME_LABEL}
 PAX_TYPES = frozenset((tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE))
 LONG_NAMES = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 MAX_EXTENDED_BYTES = 2**24  # a damaged size must not fill the memory
+MAX_NAME = 8192  # characters; twice what Linux takes
 MAX_LINKS = 40  # that one name may lead through, as in Linux
 MIN_SCAN, MAX_SCAN = 2**13, 2**20  # bytes read at once in search of a header
 
@@ -213,6 +214,9 @@ class _Walk:
             error = f"{self.path} has a damaged header of its member {printable(name)}: {damage}."
         end = data + padded(stored)
         self.last = (name, data, data + stored)
+        if max(len(name), len(link)) > MAX_NAME:
+            self._add_gap(extended.start, end, f"the name of a member has {max(len(name), len(link)):,} characters")
+            return end
         if extended.damaged:
             self._add_gap(extended.start, end, "an extended header is damaged, so the name of its member is unknown")
             return end

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits
 from featkit.sources import Source, open_source
+from featkit.sources.rows import picture_column
 from featkit.sources.saved import SavedDataset
 from tests.featkit.sources.files import contents, keys
 from tests.featkit.sources.hugging_face import expected_metadata, library, make_dataset, pictures
@@ -272,3 +274,16 @@ def test_a_saved_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_
         assert list(threads.map(copy.read, order)) == [images[number] for number in order]
     if sys.platform == "linux":
         assert contents_in_another_process(source) == images
+
+
+def test_a_column_is_chosen_by_name_in_a_folder_and_through_the_library(tmp_path: Path) -> None:
+    struct = pa.array([{"bytes": b"struct", "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"binary"]), "photo": struct})
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.table({"image": pa.array([b"binary"]), "photo": struct}), tmp_path / "tables" / "train.parquet")
+    for spec in (str(folder), f"hf:{tmp_path / 'tables'}"):
+        assert contents(open_source(spec)) == [b"struct"]
+        assert contents(open_source(spec, column="image")) == [b"binary"]
+        assert picture_column(open_source(spec, column="image")) == "image"
+        with refused("has no column mask; choose photo or image."):
+            open_source(spec, column="mask")

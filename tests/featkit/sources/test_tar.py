@@ -560,6 +560,21 @@ def test_sizes_beyond_eight_gibibytes_are_read(tmp_path: Path) -> None:
             source.read(0)
 
 
+def test_endless_names_are_refused_in_no_time(tmp_path: Path) -> None:
+    endless = "a/" * 500_000
+    path = write_entries(
+        tmp_path / "t.tar",
+        ("x.jpg", tarfile.SYMTYPE, endless.encode()),
+        (endless + "y.jpg", tarfile.REGTYPE, b"y"),
+        ("z.jpg", tarfile.REGTYPE, b"z"),
+    )
+    started = time.process_time()
+    found = read_all(open_source(path))
+    assert time.process_time() - started < 5
+    assert found["t.tar/z.jpg"] == b"z"
+    assert sum("the name of a member has 1,000,0" in str(value) for value in found.values()) == 2
+
+
 def test_a_hundred_thousand_members_are_listed_in_seconds(tmp_path: Path) -> None:
     header = bytearray(tarfile.TarInfo("000000.jpg").tobuf(tarfile.USTAR_FORMAT))
     with (tmp_path / "t.tar").open("wb") as file:
