@@ -15,6 +15,7 @@ from featkit.errors import InputError
 RESIZES = ("shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop")
 ROUNDINGS = ("none", "down", "even")
 MAX_SIDE = 16_384  # pixels; a file that asks for more asks for all memory
+MAX_SHOWN = 200  # characters of a bad value in a message
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -141,17 +142,22 @@ class Geometry:
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Geometry:
         """Read `to_dict` back. InputError for fields that are missing, unknown, or hold what no geometry has."""
+        if not isinstance(mapping, Mapping):  # from a file, whatever the annotation says
+            raise InputError(f"The geometry is {str(mapping)[:MAX_SHOWN]!r}; it has to be an object.")
         names = {field.name for field in dataclasses.fields(cls)}
         missing, unknown = sorted(names - {"rounding"} - set(mapping)), sorted(set(mapping) - names)
         if missing or unknown:
-            raise InputError(f"The geometry lacks {missing or 'nothing'} and has {unknown or 'nothing'} that is unknown here.")
+            extra = str(unknown or "nothing")[:MAX_SHOWN]
+            raise InputError(f"The geometry lacks {missing or 'nothing'} and has {extra} that is unknown here.")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in mapping.items()}
         return cls(**values)
 
 
 def _check(holds: bool, name: str, found: object, wanted: str) -> None:
     if not holds:
-        raise InputError(f"The geometry's {name} is {found!r}; it has to be {wanted}.")
+        shown = repr(found)
+        shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+        raise InputError(f"The geometry's {name} is {shown}; it has to be {wanted}.")
 
 
 def _is_count(value: object) -> bool:

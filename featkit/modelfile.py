@@ -15,15 +15,20 @@ import mmap
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
-from featkit.geometry import Geometry
+from featkit.filetypes import NUM_BYTES, ONNX, what_is
+from featkit.geometry import MAX_SIDE, Geometry
 
 FORMAT = 2  # 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
 METADATA_KEY = "featkit"
+MAX_WIDTH = 1_000_000  # numbers in a vector
+MAX_NAME_BYTES, MAX_SHOWN = 255, 200
+MAX_MANIFEST_BYTES = 16 * 2**20
+MAX_FIELDS = 100_000  # of a message's top level: a model has a few, and its graph one for each node and weight
 MAX_INLINE_BYTES = 1_900_000_000  # of weights in the file itself; protobuf holds 2 GB in one message
 INPUT = "images"
 EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
@@ -44,8 +49,9 @@ class ExternalWeights:
 
     def __post_init__(self) -> None:
         name: object = self.file
-        is_bare = isinstance(name, str) and Path(name).name == name and name not in ("", "..")
-        _check(is_bare, "external file", name, "a bare file name")
+        is_bare = isinstance(name, str) and PureWindowsPath(name).name == PurePosixPath(name).name == name not in ("", "..")
+        fits = is_bare and self.file.isprintable() and len(self.file.encode()) <= MAX_NAME_BYTES
+        _check(fits, "external file", name, "a bare file name")
         count: object = self.num_bytes
         _check(type(count) is int and count > 0, "external size", count, "a whole number above 0")
         _check(isinstance(self.sha256, str), "external sha256", self.sha256, "text")
@@ -86,16 +92,32 @@ class Manifest:
     notes: str = ""
 
     def __post_init__(self) -> None:  # a file may hold anything, whatever the annotations say
-        for name in ("patch", "width", "opset"):
+        for name, most in (("patch", MAX_SIDE), ("width", MAX_WIDTH), ("opset", MAX_WIDTH)):
             value: object = getattr(self, name)
             _check(type(value) is int and value > 0, name, value, "a whole number above 0")
-        for name in ("family", "name", "feature", "join", "whitened", "licence", "fingerprint"):
+            _check(getattr(self, name) <= most, name, value, f"a whole number up to {most:,}")
+        for name in ("family", "name", "feature", "join", "whitened", "precision", "licence", "fingerprint", "notes"):
             _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
         _check(isinstance(self.batch_invariant, bool), "batch_invariant", self.batch_invariant, "true or false")
-        _check(EMBEDDING in self.outputs, "outputs", self.outputs, f"a list with {EMBEDDING} in it")
-        size = self.fixed_size
-        fits = size is None or (len(size) == 2 and all(type(side) is int and side > 0 for side in size))
-        _check(fits, "fixed_size", size, "two whole numbers above 0, or nothing")
+        _check(
+            _are_texts(self.outputs) and EMBEDDING in self.outputs, "outputs", self.outputs, f"a list with {EMBEDDING} in it"
+        )
+        _check(_are_texts(self.proven_equal_to), "proven_equal_to", self.proven_equal_to, "a list of fingerprints")
+        layers: object = self.layers
+        _check(isinstance(layers, tuple) and all(type(each) is int for each in layers), "layers", layers, "a list of numbers")
+        size: object = self.fixed_size
+        fits = size is None or (
+            isinstance(size, tuple) and len(size) == 2 and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
+        )
+        _check(fits, "fixed_size", size, f"two whole numbers from 1 to {MAX_SIDE:,}, or nothing")
+        _check(isinstance(self.geometry, Geometry), "geometry", self.geometry, "a geometry")
+        _check(self.geometry.patch == self.patch, "geometry's patch", self.geometry.patch, f"the manifest's, {self.patch}")
+        parity, origin, figures = (self.parity, self.origin, self.quantisation)
+        numbers = isinstance(parity, dict) and all(_is_number(value) for value in parity.values())
+        _check(numbers, "parity", parity, "figures by name")
+        texts = isinstance(origin, dict) and _are_texts(tuple(origin.values()))
+        _check(texts, "origin", origin, "texts by name")
+        _check(isinstance(figures, dict), "quantisation", figures, "figures by name")
 
     @property
     def made_of(self) -> str:
@@ -116,20 +138,22 @@ class Manifest:
         """Read `to_json` back. InputError for a newer format, fields missing, unknown or of a wrong kind, or no JSON object."""
         try:
             values: Any = json.loads(text)
+            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair can be neither written nor printed
         except (ValueError, RecursionError) as error:
             raise InputError(f"the manifest is not JSON ({error}).") from error
-        if not isinstance(values, dict) or not isinstance(values.get("format", 0), int):
+        if not isinstance(values, dict) or type(values.get("format", 0)) is not int:
             raise InputError("the manifest is not one of featkit's: it is no object with a whole number as its format.")
         if values.get("format", 0) > FORMAT:
             raise InputError(f"the manifest has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
         try:
+            _check(isinstance(values["geometry"], dict), "geometry", values["geometry"], "an object")
             values["geometry"] = Geometry.from_dict(values["geometry"])
             for name in {"outputs", "proven_equal_to", "layers", "fixed_size"} & set(values):
                 values[name] = None if values[name] is None else tuple(values[name])
             if values.get("external") is not None:
                 values["external"] = ExternalWeights(**values["external"])
             return cls(**values)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"the manifest is not one of featkit's: {error}.") from error
 
 
@@ -141,6 +165,7 @@ def read_manifest(path: Path) -> Manifest:
     except FileNotFoundError as error:
         raise InputError(f"{path} does not exist; name a model file, such as one that `featkit export` wrote.") from error
     except (OSError, ValueError, IndexError) as error:  # an empty file cannot be mapped; a foreign one does not parse
+        _refuse_other_kinds(path)
         raise InputError(f"{path} is not a featkit model file: it is no ONNX file ({error}).") from error
     if text is None:
         raise InputError(
@@ -150,6 +175,17 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.from_json(text)
     except InputError as error:
         raise InputError(f"{path} is not a model file that can be used: {error}") from error
+
+
+def _refuse_other_kinds(path: Path) -> None:
+    """InputError that says what a file is that is none of ONNX, where its first bytes tell and say what to do."""
+    try:
+        with path.open("rb") as file:
+            kind = what_is(file.read(NUM_BYTES))
+    except OSError:
+        return
+    if kind is not None and kind != ONNX and kind.advice:
+        raise InputError(f"{path} is not a featkit model file: it is {kind.name}; {kind.advice}.")
 
 
 def count_nodes(path: Path) -> int:
@@ -205,12 +241,24 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
 
 def _check(holds: bool, name: str, found: object, wanted: str) -> None:
     if not holds:
-        raise InputError(f"The manifest's {name} is {found!r}; it has to be {wanted}.")
+        shown = repr(found)
+        shown = shown if len(shown) <= MAX_SHOWN else f"{shown[:MAX_SHOWN]}…"
+        raise InputError(f"The manifest's {name} is {shown}; it has to be {wanted}.")
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, tuple) and all(isinstance(value, str) for value in values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # which NaN is not
 
 
 def _find_manifest(data: mmap.mmap) -> str | None:
     for number, start, end in _fields(data, 0, len(data)):
         if number == METADATA_PROPS:
+            if end - start > MAX_MANIFEST_BYTES:
+                continue  # of somebody else
             entry = {inner: bytes(data[begin:stop]) for inner, begin, stop in _fields(data, start, end)}
             if entry.get(ENTRY_KEY) == METADATA_KEY.encode():
                 return entry.get(ENTRY_VALUE, b"").decode("utf-8")
@@ -219,7 +267,11 @@ def _find_manifest(data: mmap.mmap) -> str | None:
 
 def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int, int]]:
     """(field number, start, end) of every field of a message, without reading what is inside. ValueError if it is none."""
+    count = 0
     while place < end:
+        count += 1
+        if count > MAX_FIELDS:
+            raise ValueError(f"more than {MAX_FIELDS:,} fields")
         tag, place = _varint(data, place)
         kind = tag & 7
         if kind == VARINT:

@@ -1,8 +1,10 @@
 """A model file out of an ONNX file that was made elsewhere, by surgery on its graph: no torch, no checkpoint.
 
-Taken is what optimum and transformers.js publish of a vision transformer: one input of normalised pixels (N, 3, H, W), and
-`last_hidden_state` (N, T, D), after the final layer norm, or `pooler_output` (N, D) alone. Put before it are uint8 pixels and
-their normalisation, behind it the feature at unit length. Left out: attention, which such files do not give, and joined layers.
+Taken is what optimum and transformers.js publish of a vision transformer: one input of pixels (N, 3, H, W), and
+`last_hidden_state` (N, T, D), after the final layer norm, or `pooler_output` (N, D). Put before it are uint8 pixels and their
+normalization, except what the graph does of it itself (built_in.py), and behind it the feature at unit length. A file that
+gives a token for each patch and none besides, as SigLIP's does, has no class token: its pooler is taken, and `cls` is refused.
+Left out: attention, which such files do not give, and joined layers.
 
 The file is compared with the original before it is written, at those sizes and batches that the original itself takes; no other
 is promised. Whether the original is right at a size that it was not trained at, only its checkpoint could tell.
@@ -30,9 +32,11 @@ from featkit.atomic import TEMPORARY_MARK, explain_os_errors
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, PATCHES, Manifest
+from featkit_export.built_in import Feed, feed_for, find_normalization
 from featkit_export.original import (
     HIDDEN,
     POOLED,
+    POOLER,
     DoesNotTake,
     Interface,
     Original,
@@ -42,9 +46,16 @@ from featkit_export.original import (
     read_interface,
 )
 from featkit_export.seal import seal
-from featkit_export.surgery import MIN_OPSET, Nodes, add_feature, add_patches, add_pixels, all_nodes, make_room
+from featkit_export.surgery import MIN_OPSET, Nodes, add_feature, add_guard, add_patches, add_pixels, all_nodes, make_room
 from featkit_export.verify import MAX_ABS, Parity, ParityError, cases_for, compare, draw_pictures, require_parity
-from featkit_train.published.preprocessor import PREPROCESSOR, check_patch, find_preprocessor, read_config, read_preprocessor
+from featkit_train.published.preprocessor import (
+    PREPROCESSOR,
+    check_patch,
+    find_preprocessor,
+    in_words,
+    read_config,
+    read_preprocessor,
+)
 
 FEATURES = ("cls", "mean", "gem", "cls+mean", "cls+gem")
 PUBLISHED_NAMES = ("onnx/model.onnx", "model.onnx")  # in a folder as it was published
@@ -81,9 +92,10 @@ def adopt_file(
     *,
     licence: str,
     geometry: Geometry | None = None,
-    feature: str = "cls",
+    feature: str | None = None,
     num_registers: int | None = None,
     outputs: tuple[str, ...] = (EMBEDDING,),
+    size: tuple[int, int] | None = None,
     family: str | None = None,
     name: str | None = None,
     origin: Mapping[str, str] | None = None,
@@ -91,38 +103,64 @@ def adopt_file(
 ) -> AdoptReport:
     """Write the model file `out` of an ONNX file, or of the folder that it was published in, and compare the two before.
 
-    geometry, num_registers, family: by default those of the preprocessor_config.json and config.json beside the file or in the
-    folder above its `onnx/`. Sizes stay dynamic where the original ran at all that were tried, and are fixed at the geometry's
-    otherwise. A file whose vectors depend on their batch is marked, and is run one picture a call.
+    geometry, num_registers, family: by default those of the preprocessing files and config.json beside the file or in the
+    folder above its `onnx/`. feature: by default `cls`, or `pooler` of a file without a class token. size: the one (height,
+    width) in pixels that the file is for. Sizes stay dynamic where the original ran at all that were tried, and are fixed at
+    the geometry's otherwise. A file whose vectors depend on their batch is marked, and is run one picture a call.
 
     InputError as for `adopt`, or when the original does not run at the geometry's size; ParityError, with nothing written, when
     the two disagree.
     """
     file = _find(path)
     folder = file.parent.parent if file.parent.name == "onnx" else file.parent
-    if geometry is None:
-        preprocessor = find_preprocessor(folder)
-        _need(preprocessor or folder / PREPROCESSOR, "geometry")
-        geometry = read_preprocessor(folder)
-        check_patch(geometry, source=preprocessor)
+    remarks: list[str] = []
+    model = load_onnx(file)
+    geometry, remarks = _geometry(geometry, folder, size)
     if num_registers is None:
         _need(folder / "config.json", "num_registers")
         num_registers = read_config(folder).num_registers or 0
     if family is None:
         family = read_config(folder).family if (folder / "config.json").is_file() else "vit"
 
-    model = load_onnx(file)
-    interface = read_interface(model, name=str(file))
-    fixed = _fixed_size(interface, geometry, name=str(file))
-    adopted = adopt(model, geometry=geometry, feature=feature, num_registers=num_registers, outputs=outputs, name=str(file))
+    interface = read_interface(model, name=str(file), feature=feature)
+    fixed = _fixed_size(interface, geometry, name=str(file)) or size
+    feed = _feed(model, interface, geometry, name=str(file))
+    geometry = feed.geometry
+    remarks += [feed.note] if feed.note else []
     is_dynamic = any(DYNAMIC_OPERATORS.search(node.op_type) for node in all_nodes(model.graph))
-    original = Original(file, interface, geometry=geometry, feature=feature, num_registers=num_registers, is_dynamic=is_dynamic)
+    plain = Original(file, interface, geometry=geometry, feed=feed, feature="cls", num_registers=num_registers)
+    has_class_token = _has_class_token(plain)
+    feature = feature or _default_feature(interface, has_class_token=has_class_token, name=str(file))
+    if feature == POOLER and interface.output != POOLED:
+        interface = read_interface(model, name=str(file), feature=feature)
+    if not has_class_token:
+        remarks.append(f"{file.name} gives a token for each patch and no class token; the feature is {feature}.")
+    adopted = adopt(
+        model,
+        geometry=geometry,
+        feature=feature,
+        num_registers=num_registers,
+        outputs=outputs,
+        has_class_token=has_class_token,
+        feed=feed,
+        name=str(file),
+    )
+    original = Original(
+        file,
+        interface,
+        geometry=geometry,
+        feed=feed,
+        feature=feature,
+        num_registers=num_registers,
+        has_class_token=has_class_token,
+        is_dynamic=is_dynamic,
+    )
     try:
         width = original.run(draw_pictures(1, height=geometry.height, width=geometry.width))[0].shape[1]
     except DoesNotTake as error:
         raise InputError(
-            f"{file} does not run on one picture of {geometry.height}×{geometry.width} ({error}); give the geometry and the "
-            "number of registers that it was exported with."
+            f"{file} does not run on one picture of {geometry.height}×{geometry.width} ({error}); choose the size that it was "
+            "exported with by --size, and check patch_size and num_register_tokens in its config.json."
         ) from error
     manifest = Manifest(
         family=family,
@@ -148,7 +186,9 @@ def adopt_file(
             if fixed is None and not findings.holds_at_every_size:
                 fixed = (geometry.height, geometry.width)
                 _fix_sizes(adopted, fixed, patch=geometry.patch)
-            notes_found = _sentences(file, findings, oddities)
+            elif size is not None:
+                _fix_sizes(adopted, size, patch=geometry.patch)
+            notes_found = [*_sentences(file, findings, oddities), *remarks]
             manifest = dataclasses.replace(
                 manifest,
                 fixed_size=fixed,
@@ -167,14 +207,17 @@ def adopt(
     feature: str,
     num_registers: int = 0,
     outputs: tuple[str, ...] = (EMBEDDING,),
+    has_class_token: bool = True,
+    feed: Feed | None = None,
     name: str = "the ONNX file",
 ) -> onnx.ModelProto:
     """The same network from uint8 `images` (N, H, W, 3) to unit vectors `embedding` (N, D) float32, and `patches` (N, h, w, D).
 
     feature: cls is token 0 of last_hidden_state, or pooler_output where that is all there is; mean and gem are over the tokens
-    past 1 + num_registers; cls+mean and cls+gem are both at unit length side by side. Patches are as last_hidden_state gives
-    them, float32. Sizes that `model` fixes stay fixed, the others are called N, H and W. Its opset stays, and `model` is left
-    as it is.
+    past the class token and the registers; cls+mean and cls+gem are both at unit length side by side; pooler is pooler_output.
+    feed: what the graph is given of pixels, by default what `geometry` says. Patches are as last_hidden_state gives them,
+    float32. Sides that the patch does not divide fail. Sizes that `model` fixes stay fixed, the others are called N, H and W.
+    Its opset stays, and `model` is left as it is.
     `name` is what refusals call it.
 
     InputError, with what was found and what was wanted, for other inputs and outputs, and for a feature that they do not give.
@@ -184,16 +227,24 @@ def adopt(
         raise InputError(f"{name} has opset {opset}; wanted is {MIN_OPSET} or newer: export it again with that.")
     if num_registers < 0:
         raise InputError(f"{num_registers} registers cannot be; give the number that the network has, 0 for none.")
-    interface = read_interface(model, name=name)
-    _check_request(interface.output, feature=feature, outputs=outputs, name=name)
+    interface = read_interface(model, name=name, feature=feature)
+    _check_request(interface, feature=feature, outputs=outputs, has_class_token=has_class_token, name=name)
+    feed = feed or feed_for(None, geometry, name=name, takes_bytes=interface.input_kind == TensorProto.UINT8)
     adopted = onnx.ModelProto()
     adopted.CopyFrom(model)
     adopted.ir_version = max(4, model.ir_version)  # before 4 every weight had to be an input as well
-    graph, skip = adopted.graph, 1 + num_registers
+    graph, skip = adopted.graph, has_class_token + num_registers
     renamed = make_room(graph)
 
     before, after = Nodes("in", opset), Nodes("out", opset, half=interface.output_is_half)
-    add_pixels(before, geometry, into=renamed.get(interface.input, interface.input), half=interface.input_is_half)
+    add_pixels(
+        before,
+        feed.mean,
+        feed.std,
+        into=renamed.get(interface.input, interface.input),
+        kind=interface.input_kind,
+        channels_last=interface.channels_last,
+    )
     add_feature(after, interface.output, feature=feature, is_pooled=interface.output == POOLED, skip=skip)
     if PATCHES in outputs:
         add_patches(after, interface.output, patch=geometry.patch, skip=skip)
@@ -210,15 +261,66 @@ def adopt(
     if PATCHES in outputs:
         grid = [side // geometry.patch if isinstance(side, int) else side.lower() for side in (height, width)]
         graph.output.append(helper.make_tensor_value_info(PATCHES, TensorProto.FLOAT, [batch, *grid, depth or "patch_D"]))
+    if interface.height is None or interface.width is None:
+        add_guard(graph, geometry.patch, opset=opset)
     return adopted
 
 
-def _check_request(output: str, *, feature: str, outputs: tuple[str, ...], name: str) -> None:
+def _geometry(geometry: Geometry | None, folder: Path, size: tuple[int, int] | None) -> tuple[Geometry, list[str]]:
+    """The recipe for pictures, by default that of the folder, at the size that was asked for; and what to say of it."""
+    source: object = "The geometry"
+    remarks = []
+    if geometry is None:
+        file = find_preprocessor(folder)
+        _need(file or folder / PREPROCESSOR, "geometry")
+        assert file is not None
+        source, geometry = file, read_preprocessor(file)
+        remarks.append(f"Pictures are prepared as {file.name} says: {in_words(geometry)}.")
+    if size is not None and size != (geometry.height, geometry.width):
+        if remarks:
+            remarks.append(f"--size {size[0]}x{size[1]} wins over its {geometry.height}×{geometry.width}.")
+        source, geometry = f"--size {size[0]}x{size[1]}", geometry.at_size(*size)
+    check_patch(geometry, source=source)
+    return geometry, remarks
+
+
+def _feed(model: onnx.ModelProto, interface: Interface, geometry: Geometry, *, name: str) -> Feed:
+    """What to give to the graph, which may normalize pictures itself."""
+    kind, sides = interface.input_kind, (geometry.height, geometry.width)
+    shape = (1, *sides, 3) if interface.channels_last else (1, 3, *sides)
+    built_in = find_normalization(model, interface.input, kind=kind, shape=shape)
+    return feed_for(built_in, geometry, name=name, takes_bytes=kind == TensorProto.UINT8)
+
+
+def _has_class_token(original: Original) -> bool:
+    """Whether there is a token besides those of the patches; where it cannot be told, that is left to the comparison."""
+    if original.interface.output == POOLED and not original.gives_tokens:
+        return True
+    geometry = original.geometry
+    try:
+        found = original.num_tokens(draw_pictures(1, height=geometry.height, width=geometry.width))
+    except DoesNotTake:
+        return True
+    return found != (geometry.height // geometry.patch) * (geometry.width // geometry.patch)
+
+
+def _default_feature(interface: Interface, *, has_class_token: bool, name: str) -> str:
+    """cls, or the file's own pooled vector where there is no class token. InputError where there is neither."""
+    if has_class_token:
+        return "cls"
+    if interface.has_pooled:
+        return POOLER
+    raise InputError(
+        f"{name} gives one token for each patch, so it has no class token, and no {POOLED}; choose what a vector is made of by "
+        "--feature mean or --feature gem."
+    )
+
+
+def _check_request(interface: Interface, *, feature: str, outputs: tuple[str, ...], has_class_token: bool, name: str) -> None:
     """InputError for a feature or an output that a file with this output does not give."""
-    if feature not in FEATURES:
-        raise InputError(
-            f"The feature {feature!r} is none that an ONNX file is adopted with; use one of {', '.join(FEATURES)}."
-        )
+    if feature not in (*FEATURES, POOLER):
+        known = ", ".join((*FEATURES, POOLER))
+        raise InputError(f"The feature {feature!r} is none that an ONNX file is adopted with; use one of {known}.")
     if ATTENTION in outputs:
         raise InputError(
             f"{name} gives no attention, as ONNX files made elsewhere do not; ask for {EMBEDDING} and {PATCHES} alone, or "
@@ -227,11 +329,16 @@ def _check_request(output: str, *, feature: str, outputs: tuple[str, ...], name:
     if outputs not in ((EMBEDDING,), (EMBEDDING, PATCHES), (PATCHES, EMBEDDING)):
         asked = ", ".join(outputs) or "none"
         raise InputError(f"The outputs {asked} cannot be had; ask for {EMBEDDING}, or for {EMBEDDING} and {PATCHES}.")
-    if output == POOLED and (feature != "cls" or PATCHES in outputs):
+    if feature == POOLER and PATCHES in outputs:
+        raise InputError(f"The feature {POOLER} comes without {PATCHES}; ask for {EMBEDDING} alone, or for --feature mean.")
+    if interface.output == POOLED and feature != POOLER and (feature != "cls" or PATCHES in outputs):
         raise InputError(
             f"{name} gives {POOLED} alone and no patch tokens, where {feature} with {', '.join(outputs)} is wanted; ask for "
             f"cls and {EMBEDDING}, or export it again with {HIDDEN}."
         )
+    if not has_class_token and "cls" in feature.split("+"):
+        others = "--feature pooler, mean or gem" if interface.has_pooled else "--feature mean or gem"
+        raise InputError(f"{name} gives one token for each patch, so it has no class token to make {feature} of; use {others}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +419,7 @@ def _find(path: Path) -> Path:
 def _need(file: Path, option: str) -> None:
     if not file.is_file():
         raise InputError(
-            f"{file} does not exist, which tells the {option} of the ONNX file; fetch it as well, or give the {option}."
+            f"{file} does not exist, which tells the {option} of the ONNX file; fetch it from where the file was published."
         )
 
 
@@ -323,8 +430,8 @@ def _fixed_size(interface: Interface, geometry: Geometry, *, name: str) -> tuple
     if any(side not in (None, wanted) for side, wanted in zip(sides, native, strict=True)):
         declared = "×".join(str(side or "any") for side in sides)
         raise InputError(
-            f"{name} takes pictures of {declared} alone, and the geometry makes them {native[0]}×{native[1]}; give a geometry "
-            "of the file's size, or export it again with dynamic sizes."
+            f"{name} takes pictures of {declared} alone, and the geometry makes them {native[0]}×{native[1]}; choose the size "
+            "of the file by --size, or export it again with dynamic sizes."
         )
     return native if any(sides) else None
 

@@ -26,7 +26,7 @@ from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.published.preprocessor import check_patch, in_words
 from featkit_train.published.pretrained import PREPROCESSING, load_pretrained
-from featkit_train.weights import BACKBONE_FILE, BackboneInfo
+from featkit_train.weights import BACKBONE_FILE, BackboneInfo, not_finite
 
 TIMED_ROUNDS = 5
 
@@ -103,6 +103,9 @@ def export_backbone(
     _check_recipe(recipe, backbone, info)
     geometry = info.geometry if size is None else sized(info.geometry, *size)
     check_patch(geometry, source=info.origin.get(PREPROCESSING, info.name))
+    problem = not_finite(backbone.state_dict())
+    if problem is not None:
+        raise InputError(f"{info.name} has weights that are not finite numbers: {problem}; export an earlier checkpoint.")
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
     manifest = _manifest(module, info, geometry, size=size, name=name, notes=notes, whitening=whitening)
     remarks = (*info.remarks, *preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING)))

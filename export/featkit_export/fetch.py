@@ -8,7 +8,7 @@ from pathlib import Path
 from featkit_train.published.downloads import fetch_repository
 
 HUB = "hub:"
-FILES = ("README.md", "config.json", "preprocessor_config.json", "onnx/model.onnx*")
+FILES = ("README.md", "config.json", "preprocessor_config.json", "processor_config.json", "onnx/model.onnx*")
 
 
 def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:

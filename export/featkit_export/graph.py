@@ -23,7 +23,7 @@ from featkit.errors import FeatkitError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, OUTPUTS, PATCHES
 from featkit.whitening import Whitening
-from featkit_export.surgery import GEM_FLOOR, GEM_POWER
+from featkit_export.surgery import GEM_FLOOR, GEM_POWER, add_guard
 from featkit_train.networks.base import Backbone, Features
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
@@ -171,9 +171,9 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
                 external_data=False,
                 verbose=False,
             )
-    except torch.onnx.OnnxExporterError as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
-        raise TraceError(f"The backbone cannot be written as one graph: {cause}.") from error
+    except Exception as error:  # torch raises errors of many kinds from inside the exporter, and of dynamo's own
+        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+        raise TraceError(f"The backbone cannot be written as one graph: {lines[0].rstrip('.')}.") from error
     assert program is not None
     held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
     if held <= MAX_INLINE_BYTES:
@@ -184,6 +184,10 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
         traced = Traced(model=onnx.load(str(path), load_external_data=False), path=path)
     _forget_the_tracing(traced.model)
     _name_dimensions(traced.model, module.recipe.outputs)
+    if size is None:
+        add_guard(traced.model.graph, patch, opset=OPSET)
+    if traced.path is not None:
+        traced.path.write_bytes(traced.model.SerializeToString())
     check_graph(traced, size=size)
     return traced
 

@@ -18,9 +18,11 @@ from featkit.errors import FeatkitError, InputError
 from featkit.geometry import Geometry
 from featkit.paths import text_path
 from featkit_export import verify
+from featkit_export.built_in import Feed
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER
 
 HIDDEN, POOLED = "last_hidden_state", "pooler_output"
+POOLER = "pooler"  # the feature that is the file's own pooled vector
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
@@ -29,13 +31,15 @@ class Interface:
     """What a file takes and gives: names, element types, and sizes where they are fixed (None where not)."""
 
     input: str
-    input_is_half: bool
+    input_kind: int  # TensorProto.FLOAT, FLOAT16 or UINT8
+    channels_last: bool  # (N, H, W, 3) rather than (N, 3, H, W)
     batch: int | None
     height: int | None
     width: int | None
-    output: str  # HIDDEN, or POOLED where that is all there is
+    output: str  # HIDDEN, or POOLED where that was asked for or is all there is
     output_is_half: bool
     depth: int | None  # D
+    has_pooled: bool  # whether it gives POOLED, with HIDDEN or without
 
 
 class DoesNotTake(FeatkitError):
@@ -61,21 +65,28 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def read_interface(model: onnx.ModelProto, *, name: str) -> Interface:
-    """What the file takes and gives. InputError, with both as found, when that is not what a vision transformer's does."""
+def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = None) -> Interface:
+    """What the file takes and gives. InputError, with both as found, when that is not what a vision transformer's does.
+
+    feature: POOLER for POOLED as the output.
+    """
     inputs = inputs_of(model.graph)
     found = ", ".join(map(_described, inputs)) or "nothing"
-    wanted = "one input of normalised pixels (batch, 3, height, width)"
+    wanted = "one input of pixels (batch, 3, height, width)"
     if len(inputs) != 1:
         raise InputError(f"{name} takes {found}; wanted is {wanted}: export it again with that alone.")
     sides, kind = _sizes(inputs[0]), inputs[0].type.tensor_type.elem_type
-    if len(sides) != 4 or sides[1] not in (None, 3) or kind not in FLOATS:
-        raise InputError(f"{name} takes {found}; wanted is {wanted} as float32 or float16: export it again so.")
+    channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
+    if len(sides) != 4 or (sides[1] not in (None, 3) and not channels_last) or kind not in (*FLOATS, TensorProto.UINT8):
+        raise InputError(f"{name} takes {found}; wanted is {wanted} as float32, float16 or uint8: export it again so.")
     if sides[0] not in (None, 1):
         raise InputError(f"{name} takes {found}, so {sides[0]} pictures a call; wanted is 1 or any number: export it again so.")
     given = {value.name: value for value in model.graph.output}
     gives = ", ".join(map(_described, given.values())) or "nothing"
-    output = next((given[known] for known in (HIDDEN, POOLED) if known in given), None)
+    if feature == POOLER and POOLED not in given:
+        raise InputError(f"{name} gives {gives} and no {POOLED}, which the feature {POOLER} is; choose --feature cls or mean.")
+    known = (POOLED,) if feature == POOLER else (HIDDEN, POOLED)
+    output = next((given[each] for each in known if each in given), None)
     if output is None:
         raise InputError(f"{name} gives {gives}; wanted is {HIDDEN} or {POOLED}: export it without a head for a task.")
     shape, rank, gives_kind = _sizes(output), 3 if output.name == HIDDEN else 2, output.type.tensor_type.elem_type
@@ -83,15 +94,18 @@ def read_interface(model: onnx.ModelProto, *, name: str) -> Interface:
         raise InputError(
             f"{name} gives {gives}; wanted is {HIDDEN} (batch, tokens, width) or {POOLED} (batch, width) in floats."
         )
+    height, width = sides[1:3] if channels_last else sides[2:4]
     return Interface(
         input=inputs[0].name,
-        input_is_half=kind == TensorProto.FLOAT16,
+        input_kind=kind,
+        channels_last=channels_last,
         batch=sides[0],
-        height=sides[2],
-        width=sides[3],
+        height=height,
+        width=width,
         output=output.name,
         output_is_half=gives_kind == TensorProto.FLOAT16,
         depth=shape[-1] if shape else None,
+        has_pooled=POOLED in given,
     )
 
 
@@ -102,7 +116,10 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 class Original:
-    """The file as it is, run by ONNX Runtime on pictures that numpy normalises, with its tokens pooled by numpy."""
+    """The file as it is, run by ONNX Runtime on pictures that numpy normalizes, with its tokens pooled by numpy.
+
+    has_class_token: whether token 0 is one; without it, all tokens are those of patches.
+    """
 
     def __init__(
         self,
@@ -110,12 +127,15 @@ class Original:
         interface: Interface,
         *,
         geometry: Geometry,
+        feed: Feed,
         feature: str,
         num_registers: int,
+        has_class_token: bool = True,
         is_dynamic: bool = False,
     ) -> None:
-        self.path, self.interface, self.geometry, self.feature = path, interface, geometry, feature
+        self.path, self.interface, self.geometry, self.feed, self.feature = path, interface, geometry, feed, feature
         self.num_registers, self.is_dynamic = num_registers, is_dynamic  # is_dynamic: takes scales from the whole batch
+        self.has_class_token = has_class_token
         self._session = open_session(path)
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -123,32 +143,50 @@ class Original:
 
         DoesNotTake when the file fails on that size or number.
         """
-        try:
-            (hidden,) = self._session.run([self.interface.output], {self.interface.input: self._normalised(images)})
-        except Exception as error:  # onnxruntime's exception classes share no base but Exception
-            raise DoesNotTake(one_line(error)) from error
-        hidden = hidden.astype(np.float64)
+        hidden = self._output(images, self.interface.output)
         if self.interface.output == POOLED:
             return _unit(hidden), None
         num, height, width = images.shape[:3]
         rows, columns = height // self.geometry.patch, width // self.geometry.patch
-        found = hidden.shape[1] - 1 - rows * columns
-        if found != self.num_registers:
-            means = f"{found} registers" if found >= 0 else "another patch or no class token"
+        skip = self.has_class_token + self.num_registers
+        if hidden.shape[1] != skip + rows * columns:
+            surplus = hidden.shape[1] - 1 - rows * columns
+            means = f"{surplus} registers" if surplus >= 0 else "another patch or no class token"
             raise DoesNotTake(
                 f"it gives {hidden.shape[1]} tokens for {height}×{width}, which at a patch of {self.geometry.patch} means "
                 f"{means}, where {self.num_registers} were told"
             )
-        tokens = hidden[:, 1 + self.num_registers :]
+        tokens = hidden[:, skip:]
         vectors = _feature(self.feature, hidden[:, 0], tokens)
         return vectors, tokens.reshape(num, rows, columns, -1)
 
-    def _normalised(self, images: np.ndarray) -> np.ndarray:
+    @property
+    def gives_tokens(self) -> bool:
+        """Whether the file gives HIDDEN, whatever was asked for."""
+        return HIDDEN in {value.name for value in self._session.get_outputs()}
+
+    def num_tokens(self, images: np.ndarray) -> int:
+        """How many tokens it gives for one picture of these. DoesNotTake as for `run`."""
+        return int(self._output(images, HIDDEN).shape[1])
+
+    def _output(self, images: np.ndarray, name: str) -> np.ndarray:
+        try:
+            (found,) = self._session.run([name], {self.interface.input: self._normalized(images)})
+        except Exception as error:  # onnxruntime's exception classes share no base but Exception
+            raise DoesNotTake(one_line(error)) from error
+        values: np.ndarray = found.astype(np.float64)
+        return values
+
+    def _normalized(self, images: np.ndarray) -> np.ndarray:
         # In float32 and units of 0 .. 255, as the nodes put into the graph have it: what a graph rounds to whole numbers
         # inside can be compared only where its inputs are the same to the last bit.
-        mean, std = ((255 * np.asarray(numbers)).astype(np.float32) for numbers in (self.geometry.mean, self.geometry.std))
-        pixels = ((images.astype(np.float32) - mean) / std).transpose(0, 3, 1, 2)
-        return np.ascontiguousarray(pixels.astype(np.float16) if self.interface.input_is_half else pixels)
+        pixels = images
+        if self.interface.input_kind != TensorProto.UINT8:
+            mean, std = (numbers.astype(np.float32) for numbers in (self.feed.mean, self.feed.std))
+            pixels = (images.astype(np.float32) - mean) / std
+        if self.interface.input_kind == TensorProto.FLOAT16:
+            pixels = pixels.astype(np.float16)
+        return np.ascontiguousarray(pixels if self.interface.channels_last else pixels.transpose(0, 3, 1, 2))
 
 
 def open_session(path: Path) -> ort.InferenceSession:

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
@@ -15,18 +15,23 @@ from onnx import external_data_helper
 from featkit.atomic import replace_file
 from featkit.geometry import Geometry
 from featkit.modelfile import METADATA_KEY, ExternalWeights, Manifest
+from featkit_export.surgery import Guard, find_guard
 
 
 def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | None = None) -> str:
     """sha256 (hex) over what decides a vector: operators, attributes, wiring, weights, opset and geometry.
 
     Node and value names, documentation, producer, dates and notes are left out, so that the same network exported twice,
-    or by another version that only names things otherwise, keeps its fingerprint. Values count by their order of appearance.
+    or by another version that only names things otherwise, keeps its fingerprint. So is the guard against sizes that the patch
+    does not divide (surgery.py), which changes no vector. Values count by their order of appearance.
     folder: where weights lie that are not in the model itself; they are read one by one.
     """
     number_of: dict[str, str] = {}
 
+    guard = find_guard(model.graph) or Guard(frozenset(), "", "")
+
     def renumbered(name: str) -> str:
+        name = model.graph.input[0].name if name and name == guard.guarded else name
         return number_of.setdefault(name, f"v{len(number_of)}") if name else ""
 
     digest = hashlib.sha256()
@@ -35,9 +40,10 @@ def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | No
     # Three messages, whose bytes one after the other are those of the whole graph: protobuf writes fields by their number,
     # nodes first, then weights, then inputs and outputs. So weights past 2 GB are never in one message, nor in memory at once.
     nodes, ends = onnx.GraphProto(name=""), onnx.GraphProto(doc_string="")
-    nodes.node.extend(model.graph.node)
+    nodes.node.extend(node for place, node in enumerate(model.graph.node) if place not in guard.nodes)
+    weights = [tensor for tensor in model.graph.initializer if tensor.name != guard.constant]
     ends.input.extend(model.graph.input)
-    names = [renumbered(tensor.name) for tensor in [*model.graph.input, *model.graph.initializer]]
+    names = [renumbered(tensor.name) for tensor in [*model.graph.input, *weights]]
     ends.output.extend(model.graph.output)
     for node in nodes.node:
         node.name = node.doc_string = ""
@@ -49,7 +55,7 @@ def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | No
     for value in ends.output:
         value.name = renumbered(value.name)
     digest.update(nodes.SerializeToString(deterministic=True))
-    for tensor, name in zip(_whole_tensors(model, folder), names[len(ends.input) :], strict=True):
+    for tensor, name in zip(_whole_tensors(weights, folder), names[len(ends.input) :], strict=True):
         tensor.name, tensor.doc_string = name, ""
         digest.update(onnx.GraphProto(initializer=[tensor]).SerializeToString(deterministic=True))
     digest.update(ends.SerializeToString(deterministic=True))
@@ -76,9 +82,9 @@ def seal(model: onnx.ModelProto, manifest: Manifest, path: Path, *, folder: Path
     return sealed
 
 
-def _whole_tensors(model: onnx.ModelProto, folder: Path | None) -> Iterator[onnx.TensorProto]:
+def _whole_tensors(weights: Iterable[onnx.TensorProto], folder: Path | None) -> Iterator[onnx.TensorProto]:
     """Copies of the graph's weights, one at a time, with the numbers that lie in another file read in."""
-    for tensor in model.graph.initializer:
+    for tensor in weights:
         copy = onnx.TensorProto()
         copy.CopyFrom(tensor)
         if external_data_helper.uses_external_data(copy):

@@ -6,20 +6,22 @@ Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from featkit.geometry import Geometry
 from featkit.modelfile import EMBEDDING, INPUT, PATCHES
 
 GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # Radenović et al., arXiv 1711.02512, eq. 3
 NORM_FLOOR = 1e-12  # torch's F.normalize
 MIN_OPSET = 11  # Cast, Slice and Max as they are used here are not in all before
 AXES_AS_INPUT_SINCE = {"ReduceSum": 13, "ReduceMean": 18}
+ALLOWZERO_SINCE = 14  # of Reshape, for which a size of 0 means that of the input otherwise
 OWN = "featkit/"  # what the values put in are called, so that none of the file's is called the same
+GUARD = f"{OWN}guard/"
+GUARDED = f"{GUARD}{INPUT}"  # the pictures behind the guard
 END = np.iinfo(np.int64).max
 
 
@@ -73,21 +75,85 @@ class Nodes:
         return self.add("Div", vectors, length)
 
 
-def add_pixels(nodes: Nodes, geometry: Geometry, *, into: str, half: bool) -> None:
-    """(N, H, W, 3) uint8 to the normalised (N, 3, H, W) that the file took."""
-    mean, std = (255 * np.asarray(numbers, np.float64).reshape(1, 1, 1, 3) for numbers in (geometry.mean, geometry.std))
-    centred = nodes.add("Sub", nodes.add("Cast", INPUT, to=TensorProto.FLOAT), nodes.constant(mean))
-    normalised = nodes.add("Div", centred, nodes.constant(std))
-    if half:
-        normalised = nodes.add("Cast", normalised, to=TensorProto.FLOAT16)
-    nodes.add("Transpose", normalised, into=into, perm=[0, 3, 1, 2])
+def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
+    """Make a graph of any size fail on pictures whose sides the patch does not divide, in every runtime.
+
+    A convolution would leave out the rows and columns that fill no patch. The guard reshapes the pictures to the sides that
+    whole patches have, which fails where that is fewer pixels, and changes nothing elsewhere.
+    """
+    # Before that opset, a side below one patch passes here and fails in the convolution.
+    options: dict[str, Any] = {"allowzero": 1} if opset >= ALLOWZERO_SINCE else {}
+    for node in all_nodes(graph):
+        node.input[:] = [GUARDED if name == INPUT else name for name in node.input]
+    shape, grid, target, sides = (f"{GUARD}{name}" for name in ("shape", "grid", "whole", "patch"))
+    guard = [
+        helper.make_node("Shape", [INPUT], [shape], f"{GUARD}Shape"),
+        helper.make_node("Div", [shape, sides], [grid], f"{GUARD}Div"),
+        helper.make_node("Mul", [grid, sides], [target], f"{GUARD}Mul"),
+        helper.make_node("Reshape", [INPUT, target], [GUARDED], f"{GUARD}Reshape", **options),
+    ]
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*guard, *nodes])
+    graph.initializer.append(numpy_helper.from_array(np.array([1, patch, patch, 1], np.int64), sides))
+
+
+class Guard(NamedTuple):
+    """Where a graph's guard is: the places of its four nodes, its constant, and the pictures behind it."""
+
+    nodes: frozenset[int]
+    constant: str
+    guarded: str
+
+
+def find_guard(graph: onnx.GraphProto) -> Guard | None:
+    """What `add_guard` has put in, known by its wiring and not by its names; None where there is none."""
+    if len(graph.input) != 1:
+        return None
+    pictures = graph.input[0].name
+    made = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    for place, reshape in enumerate(graph.node):
+        if reshape.op_type != "Reshape" or reshape.input[0] != pictures:
+            continue
+        chain, value = [place], reshape.input[1]
+        for operator in ("Mul", "Div", "Shape"):
+            node = graph.node[made[value]] if value in made else None
+            if node is None or node.op_type != operator:
+                break
+            chain.append(made[value])
+            value = node.input[0]
+        else:
+            constants = {graph.node[each].input[1] for each in chain[1:3]}
+            if value == pictures and len(constants) == 1:
+                return Guard(frozenset(chain), constants.pop(), reshape.output[0])
+    return None
+
+
+def add_pixels(
+    nodes: Nodes, mean: np.ndarray, std: np.ndarray, *, into: str, kind: int = TensorProto.FLOAT, channels_last: bool = False
+) -> None:
+    """(N, H, W, 3) uint8 to what the file takes: (pixels - mean) / std, each (3,) in units of 0 .. 255.
+
+    kind: the file's element type; one of uint8 is given the pixels as they are. channels_last: it takes (N, H, W, 3).
+    """
+    values = INPUT
+    if kind != TensorProto.UINT8:
+        mean, std = (np.asarray(numbers, np.float64).reshape(1, 1, 1, 3) for numbers in (mean, std))
+        centred = nodes.add("Sub", nodes.add("Cast", INPUT, to=TensorProto.FLOAT), nodes.constant(mean))
+        values = nodes.add("Div", centred, nodes.constant(std))
+    if kind == TensorProto.FLOAT16:
+        values = nodes.add("Cast", values, to=TensorProto.FLOAT16)
+    if channels_last:
+        nodes.add("Identity", values, into=into)
+    else:
+        nodes.add("Transpose", values, into=into, perm=[0, 3, 1, 2])
 
 
 def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, skip: int) -> None:
     """last_hidden_state (N, T, D), or pooler_output (N, D), to `embedding`."""
     parts = []
     for part in feature.split("+"):
-        if part == "cls":
+        if is_pooled or part == "cls":
             first = nodes.constant(0, np.int64)
             class_token = nodes.add("Flatten", hidden, axis=1) if is_pooled else nodes.add("Gather", hidden, first, axis=1)
             pooled = nodes.to_float(class_token)

@@ -22,7 +22,7 @@ def export(
     list_: bool = False,
     weights: Path | None = None,
     branch: Literal["teacher", "ema", "student"] | None = None,
-    feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem"] = "cls",
+    feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem", "pooler"] | None = None,
     layers: str = "",
     join: Literal["concat", "mean"] = "concat",
     outputs: str = "embedding",
@@ -64,8 +64,8 @@ def export(
     branch
         Whose weights to take from a training's checkpoint; by default the first of these that it has.
     feature
-        What a vector is made of: the class token, the mean or the generalised mean (gem) of the patch tokens, or two of them
-        side by side.
+        What a vector is made of: the class token (the default), the mean or the generalized mean (gem) of the patch tokens, or
+        two of them side by side. pooler is the pooler_output of an ONNX file made elsewhere, the default without a class token.
     layers
         Blocks to take the feature from, counted from 1, such as 9,10,11,12; by default the last alone.
     join
@@ -134,7 +134,7 @@ class Wanted:
     out: Path
     weights: Path | None = None
     branch: str | None = None
-    feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem"] = "cls"
+    feature: Literal["cls", "mean", "gem", "cls+mean", "cls+gem", "pooler"] | None = None
     layers: tuple[int, ...] = ()
     join: Literal["concat", "mean"] = "concat"
     outputs: tuple[str, ...] = (EMBEDDING,)
@@ -177,12 +177,16 @@ def write_full(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     from featkit_export.export import export_model
     from featkit_export.graph import Recipe
 
+    if wanted.feature == "pooler":
+        raise InputError(
+            f"--feature pooler is for ONNX files that have a pooler_output, which {source} is not; use cls or mean."
+        )
     report = export_model(
         source,
         wanted.out,
         weights=wanted.weights,
         branch=wanted.branch,
-        recipe=Recipe(feature=wanted.feature, layers=wanted.layers, join=wanted.join, outputs=wanted.outputs),
+        recipe=Recipe(feature=wanted.feature or "cls", layers=wanted.layers, join=wanted.join, outputs=wanted.outputs),
         whitening=Whitening.load(wanted.whiten) if wanted.whiten else None,
         size=wanted.size,
         exit_=wanted.exit,
@@ -206,9 +210,7 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     from featkit_export.adopt import adopt_file
     from featkit_export.fetch import HUB, fetch_onnx, licence_of
 
-    _refuse(
-        wanted, ("weights", "branch", "layers", "join", "whiten", "size", "exit"), f"{source} is an ONNX file made elsewhere"
-    )
+    _refuse(wanted, ("weights", "branch", "layers", "join", "whiten", "exit"), f"{source} is an ONNX file made elsewhere")
     origin, name = {}, wanted.name
     path = Path(source)
     if source.startswith(HUB):
@@ -224,6 +226,7 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
         licence=licence_of(published_folder(path)),
         feature=wanted.feature,
         outputs=wanted.outputs,
+        size=wanted.size,
         name=name,
         origin=origin,
     )
@@ -248,7 +251,7 @@ def _refuse(wanted: Wanted, options: Sequence[str], why: str) -> None:
     defaults = Wanted(out=wanted.out)
     given = [f"--{option}" for option in options if getattr(wanted, option) != getattr(defaults, option)]
     if given:
-        raise InputError(f"{why}, whose inside stays as it is; leave out {', '.join(given)}.")
+        raise InputError(f"{why}, and its network stays as it is; leave out {', '.join(given)}.")
 
 
 def is_onnx(source: str) -> bool:

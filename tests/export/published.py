@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -67,6 +68,48 @@ def publish(folder: Path, *, num_registers: int, baked: bool = False) -> Publish
     (folder / "onnx").mkdir()
     onnx.save(_trace(model, baked=baked), folder / "onnx" / "model.onnx")
     return Published(folder, model, processor, num_registers)
+
+
+def publish_siglip(folder: Path, *, file: str = "onnx/vision_model.onnx", pooled: bool = True) -> Published:
+    """A random SigLIP vision model, which has a token for each patch and no class token, as transformers.js publishes it."""
+    transformers = import_quietly("transformers")
+    torch.manual_seed(7)
+    options = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.SiglipVisionConfig(**options, image_size=NATIVE, patch_size=PATCH)
+    model = transformers.SiglipVisionModel(config).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, std=0.2)
+    processor = transformers.SiglipImageProcessor(size={"height": NATIVE, "width": NATIVE})
+    processor.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": config.to_dict()}))
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    module, names = _AsPublished(model), ["last_hidden_state", "pooler_output"]
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(2, 3, NATIVE, NATIVE),),
+                dynamo=True,
+                input_names=["pixel_values"],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+                external_data=False,
+                verbose=False,
+            )
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    made = program.model_proto
+    if not pooled:
+        del made.graph.output[1]
+    onnx.save(made, path)
+    return Published(folder, model, processor, 0)
 
 
 class _AsPublished(torch.nn.Module):

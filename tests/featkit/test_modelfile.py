@@ -130,9 +130,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"a note\n" * 50, b"\x00", b"\xff" * 64, b"PK\x03\x04" + bytes(50), b"\x80\x02}q\x00."]
-)
+@pytest.mark.parametrize("content", [b"", b"a note\n" * 50, b"\x00", b"\xff" * 64, b"\x80\x02}q\x00."])
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with refused(f"{tmp_path}/m.onnx is not a featkit model file: it is no ONNX file ("):
@@ -186,7 +184,7 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (change(colour="blue"), "colour"),
         (without("patch"), "patch"),
         (without("geometry"), "geometry"),
-        (change(geometry=None), "is not one of featkit's"),
+        (change(geometry=None), "The manifest's geometry is None; it has to be an object."),
         (change(geometry={}), "The geometry lacks ["),
         (change(outputs=3), "is not one of featkit's"),
         *(

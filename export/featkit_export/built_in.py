@@ -1,0 +1,198 @@
+"""The normalization that a graph does itself: found by running its first nodes, so that nothing is normalized twice.
+
+Some exporters put `x / 255`, `(x - mean) / std` or a cast of uint8 pixels into the graph. What stands between the input and the
+first product is run on a few drawn pictures; where it is one factor and one offset for each channel, it is known.
+
+Letters: N pictures, (H, W) pixels, x what the graph takes, p pixels of 0 .. 255.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from featkit.errors import InputError
+from featkit.geometry import Geometry
+from featkit_export import verify
+
+# What ends the first nodes: products, and what already rounds for them.
+PRODUCTS = frozenset(
+    "Conv MatMul Gemm Einsum ConvInteger MatMulInteger QLinearConv QLinearMatMul QuantizeLinear DynamicQuantizeLinear FusedConv"
+    " FusedMatMul LayerNormalization".split()
+)
+LOOKS = frozenset(("Shape", "Size"))  # they read sizes, no numbers
+TOLERANCE = 0.02  # of a factor, and of an offset in units of a standard deviation: constants are rounded, and halves as well
+PLAUSIBLE_WIDTH = (0.9, 12.0)  # of the range that normalized pixels fill
+
+
+@dataclass(frozen=True)
+class Affine:
+    """factor · x + offset, each (3,): what the first nodes make of a channel's numbers."""
+
+    factor: np.ndarray
+    offset: np.ndarray
+
+    def __str__(self) -> str:
+        factor, offset = (", ".join(f"{number:.4g}" for number in numbers) for numbers in (self.factor, self.offset))
+        return f"x · ({factor}) + ({offset})"
+
+    @property
+    def is_scale_alone(self) -> bool:
+        """Whether it is one factor for all channels and nothing else, such as 1/255."""
+        return bool(np.allclose(self.offset, 0, atol=1e-4) and np.ptp(self.factor) <= 1e-3 * abs(self.factor[0]))
+
+
+@dataclass(frozen=True)
+class Feed:
+    """What to give to the graph: x = (p - mean) / std, each (3,).
+
+    geometry: the recipe for the record, with what pixels are normalized by in all. note: a sentence of what was found.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    geometry: Geometry
+    note: str = ""
+
+
+def find_normalization(model: onnx.ModelProto, source: str, *, kind: int, shape: tuple[int, int, int, int]) -> Affine | None:
+    """What the nodes between the input and the first product do; None where that is nothing, or not one factor and one offset.
+
+    source: the input's name; kind: its element type; shape: of one picture as it takes it.
+    """
+    cut = _first_product_input(model.graph, source)
+    if cut is None or cut == source:
+        return None
+    try:
+        session = verify.open_session(_prefix(model, source, cut).SerializeToString())
+        return _measured(session, source, kind=kind, shape=shape)
+    except Exception:  # a prefix that does not run alone; onnxruntime's exceptions share no base but Exception
+        return None
+
+
+def _first_product_input(graph: onnx.GraphProto, source: str) -> str | None:
+    """The value that the first product takes and that the pictures decide."""
+    reached = {source}
+    for node in graph.node:
+        given: list[str] = [name for name in node.input if name in reached]
+        if not given:
+            continue
+        if node.op_type in PRODUCTS:
+            return given[0]
+        if node.op_type not in LOOKS:
+            reached.update(node.output)
+    return None
+
+
+def _prefix(model: onnx.ModelProto, source: str, cut: str) -> onnx.ModelProto:
+    """The nodes that `cut` is made by, as a model of their own with the one output `cut`."""
+    wanted: set[str] = {cut}
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            nodes.insert(0, node)
+            wanted.update(node.input)
+    prefix = onnx.ModelProto(ir_version=max(4, model.ir_version))
+    prefix.opset_import.extend(model.opset_import)
+    graph = prefix.graph
+    graph.name = "prefix"
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in wanted)
+    graph.input.extend(value for value in model.graph.input if value.name == source)
+    types = {value.name: value.type for value in onnx.shape_inference.infer_shapes(prefix).graph.value_info}
+    kind = types[cut].tensor_type.elem_type if cut in types else TensorProto.FLOAT
+    graph.output.append(helper.make_tensor_value_info(cut, kind, None))
+    return prefix
+
+
+def _measured(session: ort.InferenceSession, source: str, *, kind: int, shape: tuple[int, int, int, int]) -> Affine | None:
+    """Factor and offset of each channel, from pictures of one color; None where the nodes do something else."""
+    element = helper.tensor_dtype_to_np_dtype(kind)
+    axis = 1 if shape[1] == 3 else 3
+
+    def run(values: np.ndarray) -> np.ndarray:
+        found: np.ndarray = session.run(None, {source: values.astype(element)})[0]
+        return found.astype(np.float64)
+
+    black = run(np.zeros(shape))
+    factors, offsets = np.zeros(3), np.zeros(3)
+    for channel in range(3):
+        lit = np.zeros(shape)
+        np.moveaxis(lit, axis, 0)[channel] = 1
+        change = run(lit) - black
+        belongs = change != 0
+        if not belongs.any() or _spread(change[belongs]) > TOLERANCE or np.ptp(black[belongs]) > TOLERANCE:
+            return None
+        factors[channel], offsets[channel] = change[belongs].mean(), black[belongs].mean()
+    rng = np.random.default_rng(0)
+    high = 120 if kind == TensorProto.UINT8 else 1
+    first, second = (rng.integers(0, high + 1, shape) if high > 1 else rng.random(shape) for _ in range(2))
+    first, second = (values.astype(element).astype(np.float64) for values in (first, second))
+    # Sums come out as sums where nothing but factors and offsets is done.
+    error = run(first) + run(second) - black - run(first + second)
+    if np.abs(error).max() > TOLERANCE * max(1.0, np.abs(factors).max() * high):
+        return None
+    found = Affine(factors, offsets)
+    return None if np.allclose(factors, 1, rtol=1e-4) and np.allclose(offsets, 0, atol=1e-4) else found
+
+
+def _spread(values: np.ndarray) -> float:
+    return float(np.ptp(values) / np.abs(values).max())
+
+
+def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_bytes: bool) -> Feed:
+    """What to give to a graph that does `built_in` itself, where `geometry` says how its pictures are normalized.
+
+    takes_bytes: its input is uint8, so it can only be given pixels. InputError when the two contradict each other.
+    """
+    mean, std = (255 * np.asarray(numbers, np.float64) for numbers in (geometry.mean, geometry.std))
+    pixels = Feed(np.zeros(3), np.ones(3), geometry)
+    if built_in is None:
+        note = f"{name} takes uint8 pixels and normalizes them itself, in a way that its first nodes do not show."
+        return dataclasses.replace(pixels, note=note) if takes_bytes else Feed(mean, std, geometry)
+    feeds = [pixels] if takes_bytes else [pixels, Feed(np.zeros(3), np.full(3, 255.0), geometry)]
+    itself = f"{name} normalizes pictures itself, by {built_in} of "
+    for feed in feeds:
+        factor, offset = _total(built_in, feed)
+        if np.allclose(factor * std, 1, rtol=TOLERANCE) and np.allclose(offset, -mean / std, atol=TOLERANCE):
+            return dataclasses.replace(feed, note=f"{itself}{_units(feed)}, as its preprocessing says; it is not done twice.")
+    if np.allclose(mean, 0) and np.ptp(std) == 0:  # the preprocessing leaves it to the graph
+        fitting = [feed for feed in feeds if _is_plausible(built_in, feed)]
+        if len(fitting) == 1:
+            (feed,) = fitting
+            factor, offset = _total(built_in, feed)  # factor · p + offset = (p / 255 - mean) / std
+            effective = dataclasses.replace(
+                geometry, std=tuple((1 / (255 * factor)).tolist()), mean=tuple((-offset / (255 * factor)).tolist())
+            )
+            return Feed(feed.mean, feed.std, effective, f"{itself}{_units(feed)}; its preprocessing says nothing of it.")
+    if built_in.is_scale_alone and not takes_bytes:
+        scale = float(built_in.factor.mean())
+        note = f"{name} multiplies what it is given by {scale:.4g} itself; pictures are normalized so that this is made up for."
+        return Feed(mean, std * scale, geometry, note)
+    said = f"mean {', '.join(f'{number:.4g}' for number in geometry.mean)} and std "
+    said += ", ".join(f"{number:.4g}" for number in geometry.std)
+    raise InputError(
+        f"{name} normalizes pictures itself, by {built_in}, which is not the {said} of its preprocessing. Set do_normalize to "
+        "false in its preprocessor_config.json where the graph is right, or export it again without its normalization."
+    )
+
+
+def _total(built_in: Affine, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
+    """Factor and offset (3,) of pixels by the feed and the graph together."""
+    return built_in.factor / feed.std, built_in.offset - built_in.factor * feed.mean / feed.std
+
+
+def _is_plausible(built_in: Affine, feed: Feed) -> bool:
+    factor, offset = _total(built_in, feed)
+    width = 255 * np.abs(factor)
+    least, most = PLAUSIBLE_WIDTH
+    return bool((width >= least).all() and (width <= most).all() and (np.abs(offset) <= most).all())
+
+
+def _units(feed: Feed) -> str:
+    return "pixels of 0 to 255" if feed.std[0] == 1 else "pixels of 0 to 1"
