@@ -131,7 +131,8 @@ class Manifest:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         values["geometry"] = self.geometry.to_dict()
         values["external"] = dataclasses.asdict(self.external) if self.external else None
-        return json.dumps(values, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes of a file name become JSON's own escapes
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:

@@ -28,7 +28,7 @@ class FileSource:
         failed: Mapping[str, str] | None = None,
     ) -> None:
         """failed: of `paths`, those that cannot be read, such as a closed folder, each with a sentence that says why."""
-        self.name, self.root, self.limits = name, root, limits
+        self.name, self.root, self.limits = printable(name), root, limits
         self.skipped: Mapping[str, int] = dict(skipped or {})
         self._paths = paths
         self._failed = dict(failed or {})

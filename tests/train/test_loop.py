@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import signal
@@ -358,6 +359,19 @@ def test_a_run_is_not_resumed_on_other_pictures(pictures: Path, tmp_path: Path) 
         run(small_config("run.steps=2"), other, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="begun with other pictures held out"):
         train(small_config("run.steps=2"), [open_source(pictures)], tmp_path / "run", held_out=open_source(other), resume=True)
+
+
+def test_a_run_whose_list_an_earlier_version_read_is_resumed(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"./pictures/{i:03d}.jpg\n" for i in range(44)))
+    (tmp_path / "pictures").symlink_to(pictures)
+    run(small_config("run.steps=2"), tmp_path / "list.txt", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    record = yaml.safe_load(config.read_text())
+    older = b"".join(f"./pictures/{i:03d}.jpg\0".encode() for i in range(44))
+    assert record["data"]["keys_sha256"] != hashlib.sha256(older).hexdigest()
+    record["data"]["keys_sha256"] = hashlib.sha256(older).hexdigest()
+    config.write_text(yaml.safe_dump(record))
+    run(small_config("run.steps=2"), tmp_path / "list.txt", tmp_path / "run", resume=True)
 
 
 def test_what_is_refused_leaves_nothing_that_stands_in_the_way(pictures: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from featkit.errors import InputError, Interrupted
 from featkit.geometry import Geometry
 from featkit.lock import WriterLock
 from featkit.resources import usable_cpus, usable_memory
-from featkit.sources import Source, concatenate, keys_sha256
+from featkit.sources import Source, concatenate, has_keys, keys_sha256
 from featkit.sources.locality import locality_of
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
@@ -183,7 +183,13 @@ class Run:
             "keys_sha256": keys_sha256(source),
             "held_out_keys_sha256": None if held_out is None else keys_sha256(held_out),
         }
-        self.folder = RunFolder(out, config, data)
+        digested = {"keys_sha256": source, "held_out_keys_sha256": held_out}
+        self.folder = RunFolder(
+            out,
+            config,
+            data,
+            is_same=lambda name, digest: (pictures := digested[name]) is not None and has_keys(pictures, digest),
+        )
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
         self.held_out = HeldOut(
             source if held_out is None else held_out, probe_numbers, self.geometry, label=config.labels.column

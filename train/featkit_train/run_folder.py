@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 import featkit
 from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
+from featkit.paths import text_path
 from featkit_train.config import TrainConfig, from_mapping, to_mapping
 from featkit_train.methods import METHODS
 from featkit_train.report.page import read_config
@@ -40,10 +41,20 @@ DIGESTS = {"keys_sha256": "pictures to learn from", "held_out_keys_sha256": "pic
 
 
 class RunFolder:
-    """A folder of one run. `data` says by digests which pictures it is of."""
+    """A folder of one run. `data` says by digests which pictures it is of.
 
-    def __init__(self, path: Path, config: TrainConfig, data: Mapping[str, str | None]) -> None:
-        self.path, self.config, self.data = path, config, dict(data)
+    is_same: whether another digest of that name is of the same pictures, as an earlier version called them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: TrainConfig,
+        data: Mapping[str, str | None],
+        *,
+        is_same: Callable[[str, str], bool] = lambda _name, _digest: False,
+    ) -> None:
+        self.path, self.config, self.data, self._is_same = path, config, dict(data), is_same
 
     @property
     def checkpoints(self) -> Path:
@@ -80,7 +91,7 @@ class RunFolder:
         if difference is not None:
             raise InputError(f"{self.path} was begun with other settings: {difference}.")
         for digest, what in DIGESTS.items():
-            if data[digest] != self.data[digest]:
+            if data[digest] != self.data[digest] and not self._is_same(digest, str(data[digest])):
                 raise InputError(f"{self.path} was begun with other {what}, in {data['names']}; name the same again.")
 
     def _as_begun(self) -> tuple[TrainConfig, Mapping[str, Any]]:
@@ -125,8 +136,8 @@ class RunFolder:
     @contextlib.contextmanager
     def metrics(self, first_step: int, on_log: Callable[[Log], None]) -> Iterator[Write]:
         """A function that writes one line of metrics.jsonl and the same to TensorBoard, and shows it."""
-        board = SummaryWriter(self.path, purge_step=first_step if first_step else None)
-        with (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+        with text_path(self.path) as place, (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+            board = SummaryWriter(place, purge_step=first_step if first_step else None)
 
             def write(step: int, log: Log) -> None:
                 file.write(json.dumps({"step": step, **log}) + "\n")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.geometry import Geometry
+from featkit.paths import text_path
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import Classifier, ClassifierConfig, build_backbone
 from featkit_train.networks.vit import VisionTransformer, ViTConfig
@@ -155,7 +156,7 @@ def _build(file: Path, header: Mapping[str, Any], build: Callable[[], Built]) ->
         )
     except (KeyError, TypeError, ValueError, InputError) as error:
         raise InputError(f"{file} has a header that cannot be used: {error}") from error
-    with safe_open(file, framework="pt") as tensors:
+    with text_path(file) as path, safe_open(path, framework="pt") as tensors:
         state = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
     problem = misfit(module, state)
     if problem is not None:
@@ -191,7 +192,7 @@ def without_weights(build: Callable[[], Built]) -> Built:
 def read_header(file: Path) -> Mapping[str, Any]:
     """The featkit header of a safetensors file. InputError when the file is not one of featkit's."""
     try:
-        with safe_open(file, framework="pt") as tensors:
+        with text_path(file) as path, safe_open(path, framework="pt") as tensors:
             text = (tensors.metadata() or {}).get("featkit")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a safetensors file: {error}") from error

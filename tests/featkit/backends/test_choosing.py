@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from featkit.backends import BF16, OPENVINO, Run, choose_run, offered_runs, open_backend, possible_runs, reference_run
+from featkit.backends import BF16, Run, choose_run, offered_runs, open_backend, possible_runs, reference_run
 from featkit.backends import choosing as module
 from featkit.backends.choosing import CACHE_FILE, LEAST_COSINE, Measured, pictures_per_call
 from featkit.embedder import Embedder
@@ -173,8 +173,9 @@ def test_a_cache_that_cannot_be_written_only_costs_time(
     model: Path, cache: Path, measurements: list[list[Run]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache.parent.write_text("a file, not a folder")
-    assert chosen(model) == chosen(model) or len(measurements) == 2
-    assert len(measurements) == 2
+    for measured in (1, 2):
+        assert chosen(model) in measurements[-1]
+        assert len(measurements) == measured
     monkeypatch.setattr(module, "cache_folder", no_home)
     chosen(model)
     assert len(measurements) == 3
@@ -400,4 +401,3 @@ def test_the_shipped_model_is_the_same_in_bf16_on_drawn_pictures() -> None:
     found = module.measure_runs(path, read_manifest(path), [ONNXRUNTIME_FP32, OPENVINO_BF16], batch_size=8)
     assert found[ONNXRUNTIME_FP32].least_cosine == pytest.approx(1, abs=1e-6)
     assert 1 - 1e-3 < found[OPENVINO_BF16].least_cosine < 1 - 1e-7
-    assert OPENVINO_BF16.backend == OPENVINO

@@ -98,7 +98,9 @@ def test_a_course_says_what_it_does_training_by_training(runs: dict[str, tuple[P
     assert re.fullmatch(
         r"step      4  accuracy on held-out pictures [\d.]+  copy recall@1 [\d.]+  kNN accuracy [\d.]+", measured[1]
     )
-    assert all(re.search(r"  loss [\d.]+  batch_accuracy [\d.]+  ", line) for line in begun["internal"] if "loss" in line)
+    logged = [line for line in begun["internal"] if "loss" in line]
+    assert logged
+    assert all(re.search(r"  loss [\d.]+  batch_accuracy [\d.]+  ", line) for line in logged)
 
 
 def test_each_training_has_a_bar_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.tensor import DTensor
 
 from featkit.atomic import replace_folder
+from featkit.paths import text_path
 from featkit_train.engine.distributed import World
 
 
@@ -42,13 +43,14 @@ def replace_folder_together(path: Path, world: World) -> Iterator[Path]:
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write each process's part as files of its own. All processes call it, with equal names."""
-    with _plain_errors():
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    with _plain_errors(), text_path(folder) as place:
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(place, save_distributed=True))
 
 
 def read_shapes(folder: Path) -> dict[str, Tensor]:
     """What the safetensors files of a folder hold together, as tensors on torch's `meta` device, without their numbers."""
-    found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    with text_path(folder) as place:
+        found = HuggingFaceStorageReader(place).read_metadata().state_dict_metadata
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
         for name, entry in found.items()
@@ -58,9 +60,9 @@ def read_shapes(folder: Path) -> dict[str, Tensor]:
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Fill `tensors` in place, whole or sharded, from the files of a folder, whole or sharded. Sharded: all call it."""
-    with _plain_errors(), warnings.catch_warnings():
+    with _plain_errors(), text_path(folder) as place, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # and so each process reads for itself
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=not is_sharded(tensors))
+        load(dict(tensors), storage_reader=HuggingFaceStorageReader(place), no_dist=not is_sharded(tensors))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import torch
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
-from featkit.sources import Source, keys_sha256, subset
+from featkit.sources import Source, has_keys, keys_sha256, subset
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.device import pick_device
@@ -213,7 +213,8 @@ def course(
         "keys_sha256": keys_sha256(learnt),
         "held_out_keys_sha256": keys_sha256(parted.held_out),
     }
-    folder = RunFolder(out, config, data)
+    digested = {"keys_sha256": learnt, "held_out_keys_sha256": parted.held_out}
+    folder = RunFolder(out, config, data, is_same=lambda name, digest: has_keys(digested[name], digest))
     with join_world(device) as world, explained(out, device), only_writer(out, world):
         if resume:
             folder.check_same()

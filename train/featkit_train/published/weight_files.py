@@ -22,6 +22,7 @@ from torch import Tensor
 from featkit import filetypes
 from featkit.errors import InputError
 from featkit.filetypes import what_is
+from featkit.paths import text_path
 from featkit.wording import counted, first_line
 from featkit_train.published.pickles import Global, Inert
 from featkit_train.published.stored import Stored
@@ -198,7 +199,8 @@ def _kind_of(tree: object) -> str:
 
 def _read_safetensors(path: Path) -> Group:
     try:
-        file: Any = safe_open(path, framework="pt")
+        with text_path(path) as text:
+            file: Any = safe_open(text, framework="pt")
         return {name: _of_safetensors(file, name, path) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
