@@ -124,7 +124,8 @@ class Manifest:
         """Weights and feature in one line: vectors of files that share it differ by a whitening or by rounding alone."""
         layers = f" of blocks {', '.join(map(str, self.layers))} ({self.join})" if self.layers else ""
         exit_ = f" at exit {self.origin['exit']}" if "exit" in self.origin else ""
-        return f"{self.family} {self.origin.get('sha256', self.fingerprint)} {self.feature}{layers}{exit_}"
+        branch = f" ({self.origin['branch']})" if "branch" in self.origin else ""  # one file may hold teacher and student
+        return f"{self.family} {self.origin.get('sha256', self.fingerprint)}{branch} {self.feature}{layers}{exit_}"
 
     def to_json(self) -> str:
         """The manifest as the text that stands in the file."""

@@ -13,6 +13,8 @@ from featkit.errors import InputError
 from featkit.modelfile import EMBEDDING, OUTPUTS, Manifest, read_manifest
 from featkit.whitening import Whitening
 
+TORCH_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder of Hugging Face's, or their indexes
+
 
 def export(
     source: str | None = None,
@@ -258,7 +260,8 @@ def is_onnx(source: str) -> bool:
     """Whether the source is an ONNX file, here or on the hub, or a folder with one and without weights for torch."""
     path = Path(source)
     folder = any((path / name).is_file() for name in ("onnx/model.onnx", "model.onnx"))
-    return source.startswith("hub:") or path.suffix == ".onnx" or (folder and not (path / "model.safetensors").is_file())
+    for_torch = any((path / f"{name}{index}").is_file() for name in TORCH_FILES for index in ("", ".index.json"))
+    return source.startswith("hub:") or path.suffix == ".onnx" or (folder and not for_torch)
 
 
 def is_model_file(source: str) -> bool:

@@ -169,6 +169,13 @@ def drawn_whitening(*, model: str, width: int, dim: int) -> Whitening:
     )
 
 
+def test_what_was_said_of_the_weights_is_in_the_report(tmp_path: Path) -> None:
+    config = CONFIGS["dino"]
+    info = dataclasses.replace(info_for(config, family="dino"), remarks=("w.pth: left out head (2 tensors).",))
+    report = export_backbone(drawn_backbone(config), info, tmp_path / "m.onnx", size=(16, 16))
+    assert report.remarks == info.remarks
+
+
 def test_a_whitening_is_folded_into_the_file(tmp_path: Path) -> None:
     name, recipe = "dinov2_reg_swiglu", Recipe(feature="cls+gem", layers=(1, 2), join="mean")
     whitening = drawn_whitening(model=f"{name} {'0' * 64} cls+gem of blocks 1, 2 (mean)", width=96, dim=20)

@@ -264,6 +264,8 @@ def test_made_of_tells_weights_feature_and_layers_and_nothing_that_leaves_vector
     others = [{"layers": (9,)}, {"feature": "cls"}, {"family": "dino"}, {"join": "concat"}, {"origin": {"sha256": "abd"}}]
     others.append({"origin": {"sha256": "abc", "exit": "1 of 3"}})
     assert len({joined.made_of, *(dataclasses.replace(joined, **other).made_of for other in others)}) == 7  # type: ignore[arg-type]
+    branches = [dataclasses.replace(manifest, origin={**manifest.origin, "branch": name}) for name in ("teacher", "student")]
+    assert len({manifest.made_of, *(branch.made_of for branch in branches)}) == 3
     alike = dataclasses.replace(manifest, whitened="by some", precision="int8", name="other", fixed_size=(8, 8))
     assert alike.made_of == manifest.made_of
 

@@ -511,7 +511,9 @@ def test_what_a_source_is_is_told_by_what_lies_there(community: Path, folder: Pa
     assert is_onnx("hub:a/b")
     assert is_onnx("missing.onnx")
     assert not any(map(is_onnx, (str(folder / "run"), "dinov2_vits14", "timm:a", str(tmp_path / "missing"))))
-    (community / "model.safetensors").touch()
-    assert not is_onnx(str(community))  # torch reads the weights themselves
+    for name in ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"):
+        (community / name).touch()
+        assert not is_onnx(str(community))  # torch reads the weights themselves
+        (community / name).unlink()
     assert is_model_file(str(folder / "out" / "m.onnx"))
     assert not any(map(is_model_file, (str(community / "onnx" / "model.onnx"), "missing.onnx", str(folder / "run"), "hub:a/b")))

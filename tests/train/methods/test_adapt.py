@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,25 @@ def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(t
         method.before_optimizer(step=step)
         still.append(method.student.head.prototypes.grad is None)
     assert still == [True, True, False, True, True, False, False]
+
+
+def test_the_branch_of_a_checkpoint_is_the_configs_and_the_choice_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_published(tmp_path / "published")
+    asked = {}
+
+    def load(name: str, **options: object) -> object:
+        asked.update(options)
+        backbone, info = load_pretrained(name)
+        return backbone, dataclasses.replace(info, remarks=("read the weights of the student.",))
+
+    monkeypatch.setattr("featkit_train.methods.heads_first.load_pretrained", load)
+    method = make_method(config(tmp_path / "published", "pretrained.branch=student"))
+    assert asked["branch"] == "student"
+    assert method.remarks == ("read the weights of the student.",)
+    with pytest.raises(InputError, match=r"pretrained\.branch is one of teacher, ema, student"):
+        config(tmp_path / "published", "pretrained.branch=both")
 
 
 def test_a_network_that_cannot_hide_patches_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from featkit_train.published.building import build
 from featkit_train.published.key_maps import (
     HUGGING_FACE_DINOV2,
     HUGGING_FACE_DINOV3,
@@ -18,7 +19,6 @@ from featkit_train.published.key_maps import (
     listed,
     rename,
 )
-from featkit_train.published.pretrained import build
 from featkit_train.published.zoo import PUBLISHED
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision
@@ -56,6 +56,12 @@ def test_the_gate_comes_before_the_value_in_both_ways_of_writing() -> None:
     files = {"layer.0.mlp.up_proj.bias": value, "layer.0.mlp.gate_proj.bias": gate}
     for ours in (official, rename(files, HUGGING_FACE_DINOV3_GATED, what=WHAT)):
         torch.testing.assert_close(ours, expected)
+
+
+def test_separate_queries_keys_and_values_are_joined_under_released_names_too() -> None:
+    files = {f"blocks.2.attn.{letter}_proj.bias": torch.full((2,), float(at)) for at, letter in enumerate("qkv")}
+    (joined,) = rename(files, OFFICIAL, what=WHAT).items()
+    assert (joined[0], joined[1].tolist()) == ("blocks.2.attention.qkv.bias", [0, 0, 1, 1, 2, 2])
 
 
 def test_a_bias_that_keys_do_not_have_is_zero_and_no_other_part_may_be_missing() -> None:

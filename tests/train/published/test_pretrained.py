@@ -24,7 +24,7 @@ from featkit_train.published.preprocessor import timm_geometry
 from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
 from featkit_train.published.weight_files import INDEX, SAFETENSORS
 from featkit_train.published.zoo import PUBLISHED, Published
-from featkit_train.weights import BackboneInfo
+from featkit_train.weights import BackboneInfo, save_backbone
 from tests.export.backbones import CONFIGS, drawn_backbone, make_run
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
@@ -697,6 +697,22 @@ def test_a_run_loads_by_its_folder_or_its_file_and_takes_no_weights(tmp_path: Pa
         assert_equal_weights(backbone, drawn_backbone(CONFIGS["dino"], seed=3))
         with refused(place, "--weights"):
             load_pretrained(str(place), weights=tmp_path)
+
+
+def test_a_run_is_no_weights_of_a_published_model(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", config=CONFIGS["dino"], seed=3)
+    for place in (run, run / "backbone.safetensors"):
+        with refused(place, "a run of featkit's", "in place of dino_vits16"):
+            load_pretrained("dino_vits16", weights=place)
+
+
+def test_a_diverged_run_is_refused_by_name(tmp_path: Path) -> None:
+    backbone = drawn_backbone(CONFIGS["dino"], seed=3)
+    backbone.norm.weight[2] = float("nan")
+    _, info = load_pretrained(str(make_run(tmp_path / "run", config=CONFIGS["dino"], seed=3)))
+    save_backbone(tmp_path / "backbone.safetensors", backbone, info)
+    with refused(tmp_path / "backbone.safetensors", "NaN in norm.weight"):
+        load_pretrained(str(tmp_path / "backbone.safetensors"))
 
 
 def test_a_run_without_a_checkpoint_yet_is_refused_as_one(tmp_path: Path) -> None:

@@ -323,6 +323,14 @@ def test_a_file_of_an_index_that_is_missing_is_named(tmp_path: Path) -> None:
         read_weights(folder_of(tmp_path, {"weight_map": {"cls_token": "a.safetensors"}}))
 
 
+@pytest.mark.parametrize("place", ["checkpoints/last.ckpt", "eval/training_9/teacher_checkpoint.pth"])
+def test_weights_in_folders_of_a_run_are_named(place: str, tmp_path: Path) -> None:
+    (tmp_path / place).parent.mkdir(parents=True)
+    torch.save(STATE, tmp_path / place)
+    with refused(tmp_path, f"name one of those in its folders: {place}"):
+        read_weights(tmp_path)
+
+
 def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
     with refused(tmp_path, SAFETENSORS):
         read_weights(tmp_path)

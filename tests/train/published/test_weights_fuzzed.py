@@ -17,7 +17,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from featkit_train.networks.vit import VisionTransformer, ViTConfig
-from featkit_train.published.pretrained import build, load_published
+from featkit_train.published.building import build
+from featkit_train.published.pretrained import load_published
 from featkit_train.published.torch_files import METADATA
 from featkit_train.published.weight_files import read_weights
 from featkit_train.published.zoo import PUBLISHED, Published

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from featkit.geometry import Geometry
-from featkit_train.published.pretrained import build
+from featkit_train.published.building import build
 from featkit_train.published.zoo import PUBLISHED, find_published
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train import published_files as published

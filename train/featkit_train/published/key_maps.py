@@ -51,6 +51,9 @@ OFFICIAL = KeyMap(
         (r"norm(\d)" + LINEAR, r"norm\1.\2"),
         (r"attn\.qkv" + LINEAR, r"attention.qkv.\1"),
         (r"attn\.qkv\.bias_mask", None),  # 1 for queries and values, 0 for keys: `key_bias=False` here
+        (r"attn\.q_proj" + LINEAR, r"attention.qkv.\1[0/3]"),
+        (r"attn\.k_proj" + LINEAR, r"attention.qkv.\1[1/3]"),
+        (r"attn\.v_proj" + LINEAR, r"attention.qkv.\1[2/3]"),
         (r"attn\.proj" + LINEAR, r"attention.out.\1"),
         (r"ls(\d)\.gamma", r"scale\1.gamma"),
         (r"mlp\.(fc\d)" + LINEAR, r"mlp.\1.\2"),

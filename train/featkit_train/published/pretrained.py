@@ -11,23 +11,24 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from featkit.errors import EnvironmentProblem, InputError
+from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit_train.networks.base import Backbone
-from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
-from featkit_train.published import key_maps
-from featkit_train.published.anatomy import Anatomy, anatomy_of, anatomy_of_row, nearest_row, rows_like
+from featkit_train.networks.borrowed import TimmModel
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.anatomy import anatomy_of, rows_like
+from featkit_train.published.building import MAPS, build
 from featkit_train.published.downloads import download, download_timm
-from featkit_train.published.fitting import MIN_SHARE, PLAIN, Fit, choose, fits, found_names
+from featkit_train.published.fitting import PLAIN, Fit, choose, fits
 from featkit_train.published.fitting import remarks as remarks_on
-from featkit_train.published.key_maps import KeyMap, listed
+from featkit_train.published.identify import identify, misfit
+from featkit_train.published.key_maps import KeyMap
 from featkit_train.published.preprocessor import find_preprocessor, read_preprocessor, timm_geometry
 from featkit_train.published.weight_files import CONFIG, Weights, read_json, read_weights
 from featkit_train.published.zoo import PUBLISHED, Published, find_published
@@ -37,19 +38,6 @@ TIMM = "timm:"
 PREPROCESSING = "preprocessing"  # in an origin: the file that the geometry was read from, where it is not the family's own
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")  # in a folder whose other files speak of them
 TIMM_POSITIONS = "body.pos_embed"
-MAPS: dict[str, tuple[KeyMap, ...]] = {
-    "vit": (
-        key_maps.OFFICIAL,
-        key_maps.HUGGING_FACE_DINOV2,
-        key_maps.HUGGING_FACE_VIT,
-        key_maps.HUGGING_FACE_DINOV3,
-        key_maps.HUGGING_FACE_DINOV3_GATED,
-        key_maps.OFFICIAL_GATED,
-    ),
-    "resnet": (key_maps.TORCHVISION_RESNET,),
-    "convnext": (key_maps.OFFICIAL_CONVNEXT, key_maps.HUGGING_FACE_CONVNEXT),
-    "timm": (key_maps.TIMM,),
-}
 HUGGING_FACE_KINDS = {
     "dinov2": "dinov2",
     "dinov2_with_registers": "dinov2",
@@ -94,6 +82,8 @@ def load_published(
     published: Published, *, weights: Path | None = None, branch: str | None = None, quiet: bool = False
 ) -> tuple[Backbone, BackboneInfo]:
     """The backbone of a row of the zoo; see load_pretrained."""
+    if weights is not None and (is_featkits(weights) or is_featkits(weights / BACKBONE_FILE)):
+        raise InputError(f"{weights} is a run of featkit's and says itself what it is; name it in place of {published.name}.")
     found = read_weights(weights or download(published, quiet=quiet))
     state = dict(build(published).state_dict())
     taken, chosen, remarks = _find(found, MAPS[published.kind], state, _sizes_of_a_file, branch=branch, row=published)
@@ -120,16 +110,6 @@ def load_published(
         origin={**_origin(found, published.source, taken), **note},
         remarks=remarks,
     )
-
-
-def build(published: Published) -> Backbone:
-    """The network of a row, with weights yet to come: none are drawn and no memory is taken."""
-    with torch.device("meta"):
-        if published.kind == "vit":
-            return VisionTransformer(ViTConfig(**published.arch))
-        if published.kind == "resnet":
-            return ResNet(**published.arch)
-        return ConvNeXt(**published.arch)
 
 
 def with_depth(published: Published, depth: int) -> Published:
@@ -164,81 +144,7 @@ def _find(
     if whole:
         taken, chosen = choose(whole, branch, file=str(found.file))
         return taken, chosen, remarks_on(taken, chosen, whole, found)
-    raise InputError(_misfit(found, tried, row))
-
-
-def _misfit(found: Weights, tried: Sequence[Fit], row: Published | str) -> str:
-    """Why a file is not the model's weights: both shapes, the prefix that was found, and which model it fits."""
-    name = row if isinstance(row, str) else row.name
-    if found.sharded:
-        return (
-            f"{found.file} holds one process's share of weights that FSDP spread over several ({listed(list(found.sharded))}); "
-            "save a full state dict where it was trained, or take the teacher_checkpoint.pth of the training's evaluation."
-        )
-    best = max(tried, key=lambda fit: fit.num_matching, default=None)
-    suggestion = _suggestion(found, besides=name)
-    if best is None or (best.num_matching < MIN_SHARE * best.num_wanted and "class_token" not in best.outlines):
-        return f"{found.file} does not hold weights of {name}; its names begin with {found_names(found)}.{suggestion}"
-    theirs = anatomy_of(best.outlines)
-    said = best.mismatches()
-    if theirs is not None and isinstance(row, Published) and row.kind == "vit":
-        ours = anatomy_of_row(row)
-        differs = theirs.differs(ours)
-        if differs:
-            said = f"it has {theirs.words(only=differs)}, and {name} has {ours.words(only=differs)}; {said}"
-    under = f" under {best.place.rstrip('.')}" if best.place else ""
-    return f"{found.file} does not fit {name}{under}: {said}.{suggestion}"
-
-
-def _suggestion(found: Weights, *, besides: str = "") -> str:
-    """A sentence that names the published models that a file fits, or the nearest one; "" where there is no telling."""
-    anatomy, rows = identify(found)
-    rows = [row for row in rows if row.name != besides]
-    if rows:
-        return f" It fits {' or '.join(row.name for row in rows)}: name that."
-    if anatomy is not None and (nearest := nearest_row(anatomy)).name != besides:
-        ours = anatomy_of_row(nearest)
-        differs = anatomy.differs(ours)
-        if differs:
-            return f" The nearest published model is {nearest.name}, which has {ours.words(only=differs)}."
-    return ""
-
-
-def identify(found: Weights) -> tuple[Anatomy | None, list[Published]]:
-    """The sizes of the Vision Transformer in a file, if there is one, and the published backbones that the file fits."""
-    vits = [fit for fit in fits(found, MAPS["vit"], dict, names=_Every()) if not fit.problem]
-    best = max(vits, key=lambda fit: len(fit.outlines), default=None)
-    if best is not None and len(best.outlines) >= 2:  # a lone `norm.weight` is anybody's
-        anatomy = anatomy_of(best.outlines)
-        if anatomy is not None or "class_token" in best.outlines:
-            return anatomy, rows_like(anatomy) if anatomy else []
-    rows = []
-    for row in PUBLISHED.values():
-        if row.kind == "vit":
-            continue
-        with suppress(EnvironmentProblem):  # torchvision or timm cannot be imported: then there is no telling
-            state = _state_of(row.name)
-            if any(fit.whole for fit in fits(found, MAPS[row.kind], partial(_as_they_are, state), names=state)):
-                rows.append(row)
-    return None, rows
-
-
-@cache
-def _state_of(name: str) -> dict[str, torch.Tensor]:
-    """The tensors of a published backbone, without numbers."""
-    return dict(build(PUBLISHED[name]).state_dict())
-
-
-class _Every:
-    """Contains every name."""
-
-    def __contains__(self, _name: object) -> bool:
-        return True
-
-
-def _as_they_are(state: Mapping[str, torch.Tensor], _outlines: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A backbone's tensors, of which no size follows from the file."""
-    return dict(state)
+    raise InputError(misfit(found, tried, row))
 
 
 def _sizes_of_a_file(state: Mapping[str, torch.Tensor], outlines: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

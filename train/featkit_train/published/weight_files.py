@@ -244,7 +244,7 @@ def _read_folder(folder: Path) -> Weights:
 
 def _only_files(folder: Path) -> list[Path]:
     """The one file of weights in a folder, or all the shards of one. InputError when there is none, or a choice."""
-    files = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES) and not BESIDE.fullmatch(path.name))
+    files = sorted(path for path in folder.iterdir() if _is_weights(path))
     if files:
         shards = _shards_beside(files[0])
         if shards is not None and set(files) <= set(shards):
@@ -260,10 +260,17 @@ def _only_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder} holds weights for {library} only ({_some(others)}); {READS}.")
     if (folder / "snapshots").is_dir():
         raise InputError(f"{folder} is a cache folder of the Hugging Face hub; name the folder below its snapshots/.")
+    below = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*/*"), *folder.glob("*/*/*")) if _is_weights(path))
+    if below:
+        raise InputError(f"{folder} holds no weights itself; name one of those in its folders: {_some(below)}.")
     raise InputError(
         f"{folder} has neither {SAFETENSORS} nor {INDEX}, {BIN} or a single file of weights; name a folder as Hugging Face "
         "or timm keeps it, or a file."
     )
+
+
+def _is_weights(path: Path) -> bool:
+    return path.name.endswith(SUFFIXES) and not BESIDE.fullmatch(path.name) and path.is_file()
 
 
 def _some(names: Sequence[str]) -> str:
