@@ -152,7 +152,7 @@ def shown(value: object) -> str:
         ("empty", "empty is no run folder, embeddings folder or index of featkit's"),
         ("nothing.onnx", "nothing.onnx is not a featkit model file"),
         ("text.txt", "text.txt is not a featkit model file"),
-        ("newer", "newer/plan.json cannot be used: it has format 9, newer than the 2 read here; update featkit"),
+        ("newer", "newer/plan.json cannot be used: it has format 9, newer than the 3 read here; update featkit"),
         ("torn", "torn/plan.json cannot be used: it is damaged"),
         ("hollow", "hollow/catalogue.sqlite"),
     ],
