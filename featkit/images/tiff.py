@@ -9,6 +9,7 @@ Reference: TIFF 6.0 and its Technical Notes 1 (floating-point predictor) and "Bi
 
 from __future__ import annotations
 
+import bisect
 import io
 import struct
 from collections.abc import Sequence
@@ -169,34 +170,11 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     across = -(-width // block_width)
     num_blocks = across * -(-height // block_height)
     row_bytes = -(-block_width * together * bits // 8)
-    planes = []
-    for plane in range(channels if planar else 1):
-        some = slice(plane * num_blocks, (plane + 1) * num_blocks)
-        stored = _stored_bytes(
-            data, tags, offsets[some], counts[some], height, across * row_bytes, row_bytes, block_height, is_tiled=is_tiled
-        )
-        blocks = stored.reshape(height, across, row_bytes)
-        planes.append(_unpacked(blocks, tags, dtype, block_width, together, bits)[:, :width])
-    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
-
-
-def _stored_bytes(
-    data: bytes,
-    tags: Tags,
-    offsets: list[int],
-    counts: list[int],
-    height: int,
-    width: int,
-    block_width: int,
-    block_height: int,
-    *,
-    is_tiled: bool,
-) -> np.ndarray:
-    """(height, width) uint8: what the strips or tiles hold, decompressed by Pillow as a gray picture of that many bytes."""
     if len(counts) != len(offsets):
-        counts = [next((at for at in sorted(offsets) if at > begin), len(data)) - begin for begin in offsets]
+        counts = _counts_up_to_the_next(offsets, len(data))
+    # A gray picture of bytes, in the same strips or tiles.
     entries = {
-        WIDTH: [width],
+        WIDTH: [across * row_bytes],
         HEIGHT: [height],
         BITS: [8],
         COMPRESSION: [int(_first(tags, COMPRESSION, 1))],
@@ -205,12 +183,22 @@ def _stored_bytes(
         SAMPLES: [1],
         PLANAR: [1],
     }
-    if is_tiled:
-        entries |= {TILE_WIDTH: [block_width], TILE_HEIGHT: [block_height], TILE_OFFSETS: offsets, TILE_COUNTS: counts}
-    else:
-        entries |= {STRIP_OFFSETS: offsets, ROWS_PER_STRIP: [block_height], STRIP_COUNTS: counts}
-    image = TiffImagePlugin.TiffImageFile(io.BytesIO(_with_directory(data, entries)))
-    return np.asarray(image)
+    entries |= {TILE_WIDTH: [row_bytes], TILE_HEIGHT: [block_height]} if is_tiled else {ROWS_PER_STRIP: [block_height]}
+    planes = []
+    for plane in range(channels if planar else 1):
+        some = slice(plane * num_blocks, (plane + 1) * num_blocks)
+        entries[TILE_OFFSETS if is_tiled else STRIP_OFFSETS] = offsets[some]
+        entries[TILE_COUNTS if is_tiled else STRIP_COUNTS] = counts[some]
+        stored = np.asarray(TiffImagePlugin.TiffImageFile(io.BytesIO(_with_directory(data, entries))))
+        blocks = stored.reshape(height, across, row_bytes)
+        planes.append(_unpacked(blocks, tags, dtype, block_width, together, bits)[:, :width])
+    return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+
+
+def _counts_up_to_the_next(offsets: list[int], end: int) -> list[int]:
+    """Bytes of each strip or tile of a file that does not tell them: up to where the next one begins."""
+    starts = [*sorted(set(offsets)), end]
+    return [starts[bisect.bisect_right(starts, at, hi=len(starts) - 1)] - at for at in offsets]
 
 
 def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:

@@ -217,3 +217,14 @@ def test_a_deep_tiff_that_is_cut_off_is_refused(layout: str) -> None:
 def test_the_first_page_is_shown() -> None:
     pages = [by_white(GRAY, 4095, np.uint16), by_white(255 - GRAY, 4095, np.uint16)]
     assert_shows(tiff(np.stack(pages), photometric="minisblack"), GRAY)
+
+
+@pytest.mark.parametrize("rows_per_strip", [1, 8])
+def test_strips_without_their_lengths_end_where_the_next_begins(rows_per_strip: int) -> None:
+    data = tiff(by_white(GRAY, 4095, np.uint16), rowsperstrip=rows_per_strip)
+    start = struct.unpack_from("<I", data, 4)[0]
+    for entry in range(struct.unpack_from("<H", data, start)[0]):
+        at = start + 2 + 12 * entry
+        if struct.unpack_from("<H", data, at)[0] == 279:
+            data = data[:at] + struct.pack("<H", 65000) + data[at + 2 :]  # a tag that nobody knows
+    assert_shows(data, GRAY)

@@ -1,0 +1,162 @@
+"""Pictures as programs have them: paths, bytes, open files, Pillow images, arrays, rows of data sets."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+import numpy as np
+from PIL import Image
+
+from featkit.errors import InputError
+from featkit.images.decoding import Decoded, decode, decode_image, reason_of
+from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, printable
+
+Picture: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]
+)
+
+WEB_ADDRESS = re.compile(r"(https?|ftp|s3|gs|data|file):", re.IGNORECASE)
+
+
+def load(
+    picture: Picture,
+    *,
+    name: str | None = None,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    shorter_side: int | None = None,
+) -> Decoded:
+    """Decode whatever a program has at hand: a path, bytes, an open binary file, a Pillow image, an array, or a row.
+
+    A Pillow image is its current frame. One that was opened from a file is turned as its EXIF says; what a program made of
+    such (`rotate`, `convert`, `copy` ...) is taken as it stands. An open file is read from its beginning. Arrays are (H, W, 3),
+    (H, W) or (H, W, 1) uint8, RGB, upright. A row is a mapping with `bytes` or `path`, as Hugging Face data sets hold it.
+    InputError as for `decode`, and for a path that cannot be read.
+    """
+    shown = name or name_of(picture)
+    if isinstance(picture, Image.Image):
+        return decode_image(picture, name=shown or "picture", limits=limits)
+    if isinstance(picture, np.ndarray):
+        return _check_array(picture, name=shown or "array", limits=limits)
+    if isinstance(picture, Mapping):
+        return load(_of_row(picture, shown or "picture"), name=shown, limits=limits, shorter_side=shorter_side)
+    data = read_encoded(picture, name=shown, limits=limits)
+    return decode(data, name=shown or "picture", limits=limits, shorter_side=shorter_side)
+
+
+def read_encoded(picture: Picture, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """Return the bytes of a picture's file: of a path, bytes, an open binary file, or a row. InputError as for `load`."""
+    shown = name or name_of(picture)
+    if isinstance(picture, str | os.PathLike):
+        if isinstance(picture, str) and WEB_ADDRESS.match(picture):
+            raise InputError(f"{printable(shown or '')[:200]} is a web address; download it and give the file.")
+        path = os.fsdecode(picture)
+        return read_file(Path(path), name=shown or path, limits=limits)
+    if isinstance(picture, bytes | bytearray | memoryview):
+        return bytes(picture)
+    if isinstance(picture, Mapping):
+        return read_encoded(_of_row(picture, shown or "picture"), name=shown, limits=limits)
+    if hasattr(picture, "read"):
+        return _read_open(picture, name=shown or "picture", limits=limits)
+    raise InputError(f"{shown or 'picture'} is {_described(picture)}.")
+
+
+def is_single(pictures: object) -> bool:
+    """Whether a value stands for one picture, or for nothing that a picture could be taken from, and not for several."""
+    if isinstance(pictures, np.ndarray):
+        return pictures.ndim < 4 and not (pictures.ndim == 1 and pictures.dtype.kind in "OUS")
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
+    return isinstance(pictures, kinds) or hasattr(pictures, "read") or _is_tensor(pictures) or not hasattr(pictures, "__iter__")
+
+
+def name_of(picture: object) -> str | None:
+    """Return the name of the file that a picture comes from; None where it tells none."""
+    if isinstance(picture, Mapping):
+        picture = picture.get("path")
+    if isinstance(picture, str | os.PathLike):
+        return os.fsdecode(picture)
+    told = getattr(picture, "filename", None) if isinstance(picture, Image.Image) else getattr(picture, "name", None)
+    return os.fsdecode(told) if isinstance(told, str | bytes | os.PathLike) and told else None
+
+
+def read_file(path: Path, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
+    """All bytes of a regular file. InputError, naming `name` or the path: missing, unreadable, over `limits.max_bytes`."""
+    name = printable(name or str(path))
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, a device never end
+            raise InputError(f"{name} is a folder or a device, not a file.")
+        check_num_bytes(status.st_size, name=name, limits=limits)
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist.") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"{name} cannot be read: {reason_of(error)}.") from error
+
+
+def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decoded:
+    shape = array.shape
+    if array.ndim == 3 and shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        advice = ""
+        if array.ndim == 3 and shape[0] in (1, 3) and array.dtype == np.uint8:
+            advice = "; transpose it with array.transpose(1, 2, 0)"
+        elif array.dtype.kind == "f":
+            advice = "; if its levels go from 0 to 1, take (array * 255).round().astype(np.uint8)"
+        raise InputError(f"{name} is {array.dtype} of shape {shape}; pictures as arrays are uint8 (H, W, 3){advice}.")
+    height, width = array.shape[:2]
+    check_num_pixels(height, width, name=name, limits=limits)
+    return Decoded(np.ascontiguousarray(array), height, width)
+
+
+def _of_row(row: Mapping[str, Any], name: str) -> Picture:
+    """The picture in a row {bytes, path}: its bytes if there are any, else the file."""
+    for key in ("bytes", "path"):
+        value = row.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            picture: Picture = value
+            return picture
+    keys = ", ".join(str(key) for key in list(row)[:8]) or "no keys"
+    raise InputError(
+        f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give the picture in it, "
+        "such as row['image']."
+    )
+
+
+def _read_open(file: Any, *, name: str, limits: ImageLimits) -> bytes:
+    """All bytes of an open file, from its beginning where it can go back there."""
+    name = printable(name)
+    try:
+        if getattr(file, "seekable", lambda: False)():
+            file.seek(0)
+        data = file.read(limits.max_bytes + 1)
+    except Exception as error:  # an open file may be anybody's object
+        raise InputError(f"{name} cannot be read: {reason_of(error)}.") from error
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise InputError(f"{name} is open as text; open it with mode 'rb'.")
+    if len(data) > limits.max_bytes:
+        raise InputError(f"{name} has more bytes than the limit of {limits.max_bytes:,}; raise it with --max-bytes.")
+    return bytes(data)
+
+
+def _is_tensor(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] in ("torch", "jax", "jaxlib", "tensorflow") and hasattr(value, "shape")
+
+
+def _described(value: object) -> str:
+    """What a value is that is no picture, and what to give."""
+    if value is None:
+        return "None; give a path, bytes, a Pillow image or an array"
+    kind = type(value).__name__
+    article = "an" if kind[:1].lower() in "aeiou" else "a"
+    if _is_tensor(value):
+        shape = tuple(getattr(value, "shape", ()))
+        return f"{article} {kind} of shape {shape}; give a NumPy array, uint8 (H, W, 3), such as x.permute(1, 2, 0).numpy()"
+    return f"{article} {kind}; give a path, bytes, a Pillow image or an array"
