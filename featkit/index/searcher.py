@@ -1,4 +1,4 @@
-"""Exact search over a memory map: FAISS's scan finds candidates, and their scores are computed anew in float64.
+"""Exact search over rows in memory or in a file: FAISS's scan finds candidates, and their scores are computed anew in float64.
 
     Q queries, N rows of the file, D width, k hits wanted
 
@@ -22,9 +22,6 @@ from featkit.index.bounded_faiss import faiss, shared_processors
 # Candidates beyond k that the first scan asks for, so that a tie at the k-th place rarely needs a second one.
 SPARE = 16
 QUERIES_AT_ONCE = 256
-# A block is read once and scanned by each query: a small one stays in a core's cache, a large one has fewer heaps to merge.
-SMALL_BLOCK_BYTES, LARGE_BLOCK_BYTES = 2**20, 4 * 2**20
-FEW_QUERIES = 4
 
 
 class Found(NamedTuple):
@@ -40,8 +37,8 @@ class Rows(Protocol):
     num_rows: int
     width: int
 
-    def blocks(self, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows (n, D)), in order; each block but the last has a multiple of 8 rows."""
+    def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, rows (n, D)) in order, in blocks for so many queries; all but the last of a multiple of 8 rows."""
         ...
 
     def take(self, ids: np.ndarray) -> np.ndarray:
@@ -58,7 +55,7 @@ class ArrayRows:
         self.vectors = vectors
         self.num_rows, self.width = vectors.shape
 
-    def blocks(self, _num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         yield 0, self.vectors
 
     def take(self, ids: np.ndarray) -> np.ndarray:
@@ -110,7 +107,7 @@ def _scan(queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray) -> tuple
     """FAISS's k best of each query, scores (Q, k) float32 and ids (Q, k) int64, among the rows whose bit is set."""
     best: tuple[np.ndarray, np.ndarray] | None = None
     with shared_processors():
-        for start, block in rows.blocks(SMALL_BLOCK_BYTES if len(queries) < FEW_QUERIES else LARGE_BLOCK_BYTES):
+        for start, block in rows.blocks(len(queries)):
             block_bits = bits[start // 8 : (start + len(block) + 7) // 8]
             if block_bits.any():
                 scores, ids = _scan_block(queries, block, k=min(k, len(block)), bits=block_bits)

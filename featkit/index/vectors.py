@@ -5,9 +5,9 @@ when it died. Readers never read them; the next writer cuts them off.
 
     N committed rows, D width
 
-The file is read by position, not mapped. A map is 1.0 to 2.3 times as fast for one query (100,000 x 384: 4 against 9 ms) and
-slower for many (64 queries: 464 against 212 ms, since FAISS finds a block in the cache), but reading a mapped page that
-another program has cut off ends the process with SIGBUS. A short read is an error with a sentence.
+The file is read by position, not mapped: reading a mapped page that another program has cut off ends the process with SIGBUS,
+while a short read is an error with a sentence. One query over rows that are read takes up to 2.3 times as long as over a map
+(100,000 x 384: 9 against 4 ms), so an open index whose state is searched again keeps its rows in memory, where they fit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,15 @@ import numpy as np
 
 from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.resources import spare_memory
 
 FLOAT32 = np.dtype("<f4")
 NEAR_BYTES = 64 * 2**10  # rows at most this far apart are read in one piece: copying what is between costs as much as a call
 PIECE_BYTES = 4 * 2**20
+# A block is read once and scanned by each query: a small one stays in a core's cache, a large one has fewer heaps to merge.
+SMALL_BLOCK_BYTES, LARGE_BLOCK_BYTES = 2**20, 4 * 2**20
+FEW_QUERIES = 4
+MAX_SHARE_HELD = 0.5  # of the spare memory
 
 _seek_lock = threading.Lock()  # where the system cannot read at a position (Windows)
 
@@ -94,25 +99,57 @@ class VectorFile:
 
 
 class Rows:
-    """The first N rows of a vectors file, for the search: read in blocks, or by id."""
+    """The first N rows of a vectors file, for the search: read in blocks, or by id.
+
+    The second scan keeps what it reads in memory, for those that follow, unless it would take more than half of what is left.
+    """
 
     def __init__(self, file: VectorFile, num_rows: int) -> None:
         self.file, self.num_rows, self.width = file, num_rows, file.width
+        self._held: np.ndarray | None = None  # all rows
+        self._num_scans = 0
+        self._holding = threading.Lock()  # by the scan that fills the memory
 
-    def blocks(self, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows (n, D) float32) for all rows, about `num_bytes` at once, into one buffer that is reused.
+    def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (first row, rows (n, D) float32) for all rows, in blocks that suit a scan by so many queries.
 
-        Every block but the last has a multiple of 8 rows, so that each begins at a whole byte of a bitmap.
+        A block is valid until the next one is asked for. Every block but the last has a multiple of 8 rows, so that each
+        begins at a whole byte of a bitmap.
         """
-        at_once = max(8, num_bytes // self.file.row_bytes // 8 * 8)
+        few = num_queries < FEW_QUERIES
+        at_once = max(8, (SMALL_BLOCK_BYTES if few else LARGE_BLOCK_BYTES) // self.file.row_bytes // 8 * 8)
+        if (held := self._held) is not None:
+            step = max(1, self.num_rows) if few else at_once
+            yield from ((start, held[start : start + step]) for start in range(0, self.num_rows, step))
+            return
+        self._num_scans += 1
+        if self._num_scans > 1 and self._fits_in_memory() and self._holding.acquire(blocking=False):
+            try:
+                yield from self._hold(at_once)
+            finally:
+                self._holding.release()
+            return
         buffer = np.empty((min(at_once, self.num_rows), self.width), FLOAT32)
         for start in range(0, self.num_rows, at_once):
             block = buffer[: self.num_rows - start]
             self.file.read(start, block)
             yield start, block
 
+    def _hold(self, at_once: int) -> Iterator[tuple[int, np.ndarray]]:
+        rows = np.empty((self.num_rows, self.width), FLOAT32)
+        for start in range(0, self.num_rows, at_once):
+            block = rows[start : start + at_once]
+            self.file.read(start, block)
+            yield start, block
+        self._held = rows
+
+    def _fits_in_memory(self) -> bool:
+        return self.num_rows * self.file.row_bytes <= MAX_SHARE_HELD * spare_memory()
+
     def take(self, ids: np.ndarray) -> np.ndarray:
         """Rows (n, D) float32 by id, in any order, from 0 to N - 1."""
+        if self._held is not None:
+            return np.take(self._held, ids, axis=0)
         taken = np.empty((len(ids), self.width), FLOAT32)
         if len(ids) == 0:
             return taken
@@ -143,9 +180,9 @@ class WitnessedRows:
         self.num_rows, self.width = rows.num_rows, rows.width
         self.checksums: dict[int, int] = {}
 
-    def blocks(self, num_bytes: int) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
         """As for `Rows`."""
-        return self._rows.blocks(num_bytes)
+        return self._rows.blocks(num_queries)
 
     def take(self, ids: np.ndarray) -> np.ndarray:
         """As for `Rows`."""

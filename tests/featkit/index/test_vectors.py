@@ -1,0 +1,114 @@
+"""Rows of the vectors file: however they are read, a scan sees the same, and memory is taken only where there is some."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featkit.errors import InputError
+from featkit.index import vectors
+from featkit.index.vectors import Rows, VectorFile
+
+WIDTH, COUNT = 24, 203
+ONE, MANY = 1, 64  # queries
+
+
+@pytest.fixture
+def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.ndarray]:
+    """A vectors file of several blocks, and its rows."""
+    monkeypatch.setattr(vectors, "SMALL_BLOCK_BYTES", 32 * WIDTH * 4)
+    monkeypatch.setattr(vectors, "LARGE_BLOCK_BYTES", 64 * WIDTH * 4)
+    rows = np.random.default_rng(0).standard_normal((COUNT, WIDTH)).astype(np.float32)
+    rows.tofile(tmp_path / "vectors.f32")
+    return tmp_path / "vectors.f32", rows
+
+
+def scan(rows: Rows, num_queries: int) -> tuple[np.ndarray, list[int]]:
+    """All rows as the blocks bring them, and where each block begins."""
+    blocks = [(start, block.copy()) for start, block in rows.blocks(num_queries)]
+    return np.concatenate([block for _, block in blocks]), [start for start, _ in blocks]
+
+
+@pytest.mark.parametrize("num_queries", [ONE, MANY])
+def test_every_scan_sees_the_rows_of_the_file(stored: tuple[Path, np.ndarray], num_queries: int) -> None:
+    path, expected = stored
+    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    for _ in range(4):
+        seen, starts = scan(rows, num_queries)
+        np.testing.assert_array_equal(seen, expected)
+        assert all(start % 8 == 0 for start in starts)
+        ids = np.array([200, 3, 3, 0])
+        np.testing.assert_array_equal(rows.take(ids), expected[ids])
+
+
+def test_one_scan_keeps_no_rows_and_the_third_reads_none(
+    stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, expected = stored
+    reads: list[int] = []
+    read = VectorFile.read
+
+    def counted_read(self: VectorFile, start: int, rows: np.ndarray) -> None:
+        reads.append(start)
+        read(self, start, rows)
+
+    monkeypatch.setattr(VectorFile, "read", counted_read)
+    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    counts = []
+    for _ in range(3):
+        scan(rows, ONE)
+        counts.append(len(reads))
+    assert counts[1] == 2 * counts[0] == counts[2]
+    assert scan(rows, ONE)[1] == [0]
+    np.testing.assert_array_equal(scan(rows, MANY)[0], expected)
+
+
+def test_rows_that_would_fill_the_memory_are_read_each_time(
+    stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, expected = stored
+    monkeypatch.setattr(vectors, "spare_memory", lambda: 2 * COUNT * WIDTH * 4 - 1)
+    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    for _ in range(3):
+        seen, starts = scan(rows, ONE)
+        np.testing.assert_array_equal(seen, expected)
+        assert len(starts) > 1
+
+
+def test_threads_that_scan_at_once_see_the_same(stored: tuple[Path, np.ndarray]) -> None:
+    path, expected = stored
+    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    start, wrong = threading.Barrier(8), []
+
+    def work() -> None:
+        start.wait()
+        for number in range(20):
+            if not np.array_equal(scan(rows, MANY if number % 2 else ONE)[0], expected):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(stored: tuple[Path, np.ndarray]) -> None:
+    path, _ = stored
+    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    scan(rows, ONE)
+    with path.open("r+b") as file:
+        file.truncate(COUNT * WIDTH * 4 // 2)
+    for _ in range(3):
+        with pytest.raises(InputError, match="is truncated"):
+            scan(rows, ONE)
+
+
+def test_no_rows_are_no_blocks(tmp_path: Path) -> None:
+    (tmp_path / "vectors.f32").touch()
+    rows = Rows(VectorFile(tmp_path / "vectors.f32", width=WIDTH), 0)
+    assert [list(rows.blocks(ONE)) for _ in range(3)] == [[], [], []]
