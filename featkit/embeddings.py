@@ -113,8 +113,9 @@ class Embeddings:
         try:
             text = (folder / PLAN_FILE).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise InputError(
-                f"{path} is not an embeddings folder ({PLAN_FILE}: {error}); make one with `featkit embed`."
+                f"{path} is not an embeddings folder ({PLAN_FILE}: {reason}); make one with `featkit embed`."
             ) from error
         try:
             return cls(folder, Plan.from_json(text))

@@ -54,6 +54,7 @@ WEBP = Kind("a WebP image")
 TAR = Kind("a tar archive")
 ZIP = Kind("a zip archive", _EXTRACT)
 PARQUET = Kind("a Parquet file")
+ARROW_STREAM = Kind("an Arrow stream", "convert it to Parquet")
 NUMPY_ARCHIVE = Kind("a NumPy archive (.npz)")
 OFFICE = Kind("an office document", "export its pictures first")
 PICKLE = Kind("a Python pickle")
@@ -285,7 +286,7 @@ def _other_magic(head: bytes) -> Kind | None:
     if head[4:8] == b"TFL3":
         return Kind("a TensorFlow Lite model")
     if head[:4] == b"\xff\xff\xff\xff" and head[8:12] == b"\x10\0\0\0":
-        return Kind("an Arrow stream", "convert it to Parquet")
+        return ARROW_STREAM
     if head[16:20] == b"\xde\xc0\xef\xbe":
         return Kind("an LMDB database")
     if head[:2] == b"BM" and head[6:10] == bytes(4) and head[14:18] in _BMP_HEADERS:

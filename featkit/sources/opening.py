@@ -110,6 +110,7 @@ def open_source(
     limits: ImageLimits = DEFAULT_LIMITS,
     selection: Selection = EVERYTHING,
     column: str | None = None,
+    check_column: bool = True,
 ) -> Source:
     """Open a folder of pictures, archives and Parquet files, one of these, a glob of them, or a .txt list of paths.
 
@@ -117,7 +118,8 @@ def open_source(
     exists by that name comes first.
 
     Among several archives and Parquet files, one that cannot be read is an item with an error. selection: which of the
-    pictures are wanted; one that names none of them is refused. column: short for the selection's.
+    pictures are wanted; one that names none of them is refused. column: short for the selection's. check_column: refuse a
+    column where the source has none; False for one source of several.
 
     InputError when the source is missing, empty, holds no pictures, or is none of these.
     """
@@ -130,12 +132,20 @@ def open_source(
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise InputError(f"{printable(str(spec))} cannot be opened: {reason}. Make it readable, or name another.") from error
-    if selection.column is not None and not columns_of(source):
-        raise InputError(
-            f"--column {selection.column} chooses a column of Parquet files and data sets, and {source.name} has none; "
-            "leave it out."
-        )
+    if check_column:
+        refuse_unused_column(selection, source)
     return source
+
+
+def refuse_unused_column(selection: Selection, *sources: Source) -> None:
+    """InputError when a column is chosen and none of the sources has columns."""
+    if selection.column is None or any(columns_of(source) for source in sources):
+        return
+    names = ", ".join(source.name for source in sources)
+    raise InputError(
+        f"--column {selection.column} chooses a column of Parquet files and data sets, and {names} has none that can be "
+        "read; leave it out."
+    )
 
 
 def select(source: Source, selection: Selection) -> Source:
@@ -167,7 +177,18 @@ def _open(spec: str | Path, path: Path, wanted: _Wanted) -> Source:
         raise InputError(f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures here.")
     if glob.has_magic(str(spec)):
         return _open_pattern(str(spec), wanted)
-    raise InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
+    raise _not_a_file(spec, path)
+
+
+def _not_a_file(spec: str | Path, path: Path) -> InputError:
+    """The error that says why there is neither a file nor a folder."""
+    if path.exists():
+        return InputError(
+            f"{spec} is a pipe or a device, which is read only once; write what it gives to a file, and name that."
+        )
+    if path.is_symlink():
+        return InputError(f"{spec} is a link to {printable(str(path.readlink()))}, where there is no file; name what exists.")
+    return InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
 
 
 def _open_directory(name: str, root: Path, wanted: _Wanted) -> Source:
@@ -239,7 +260,8 @@ def _open_container(path: Path, prefix: str, wanted: _Wanted) -> Source:
 def _open_file(path: Path, wanted: _Wanted) -> Source:
     suffix = suffix_of(path.name)
     if suffix in CONTAINER_SUFFIXES or (not is_picture(path.name) and _kind(path) in (TAR, PARQUET)):
-        container = _open_container(path, path.name, wanted)
+        of_members = replace(wanted.selection, root=f"{path.name}/")  # patterns may leave out the archive's own name
+        container = _open_container(path, path.name, wanted._replace(selection=of_members))
         if not len(container):
             raise InputError(_left_none(container.name, sum(container.skipped.values())))
         return container

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pyarrow as pa
 
@@ -60,6 +61,8 @@ def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
     names = [single[i].name for _, i in ranked]
     found = [name for name in names if not _is_digest(schema.field(name).type)]
     if column is not None:
+        if column not in names:  # the same letters may be written by other code points
+            column = next((name for name in names if normalize("NFC", name) == normalize("NFC", column)), column)
         if column not in names:
             raise InputError(_wrong_column(schema, where, column, found))
         found = [column, *(name for name in found if name != column)]
@@ -72,6 +75,8 @@ def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
                 f"{where} has {_kind_of(nested[0].type)} in its column {nested[0].name}, which is not read; "
                 "write one encoded picture a row, as binary or {bytes, path}."
             )
+        if (double := next((field.name for field in schema if field not in single and _rank(field)), None)) is not None:
+            raise InputError(f"{where} has the column {double} more than once; write it again with other names.")
         raise NoPictures(f"{where} has no column of pictures ({{bytes, path}} or binary) among: {', '.join(schema.names)}.")
     plain = [field.name for field in single if _is_plain(field.type)]
     labels = {name: names for name, names in _label_names(schema).items() if name in plain}
@@ -149,6 +154,11 @@ def read_picture(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, 
     if value.is_valid and pa.types.is_struct(value.type):
         value = value["bytes"]
     data = value.as_py()
+    if data is None and (path := picture_path(rows, place, columns)) is not None:
+        raise InputError(
+            f"{key} has no picture in its column {columns.picture}. The row names the file {printable(path)}; "
+            "name its folder instead, or a list of such files."
+        )
     if data is None:
         raise InputError(f"{key} has no picture in its column {columns.picture}.")
     if len(data) > limits.max_bytes:

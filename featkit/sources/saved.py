@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from featkit.errors import InputError
+from featkit.filetypes import ARROW_STREAM, NUM_BYTES, what_is
 from featkit.images import ImageLimits, printable
 from featkit.paths import map_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
@@ -37,14 +38,15 @@ class SavedDataset:
         self._files = _listed(folder, state, "_data_files")
         order_files = [file for key in INDICES for file in _listed(folder, state, key)]
         self._open()
-        if self._failed and (order_files or len(self._failed) == len(self._batches)):
+        if self._failed and len(self._failed) == len(self._batches):
             raise InputError(next(iter(self._failed.values())))
         if not self._batches:
             raise InputError(f"{folder} has no rows.")
         schema = next(batch.schema for batch in self._batches if batch is not None)
         self._columns = find_columns(schema, self._files[0], column=column)
         self._order = _read_order(order_files)
-        if self._order is not None and len(self._order) and int(self._order.max()) >= self._ends[-1]:
+        is_whole = not self._failed
+        if is_whole and self._order is not None and len(self._order) and int(self._order.max()) >= self._ends[-1]:
             raise InputError(
                 f"{folder} orders row {int(self._order.max()):,}, and has only {self._ends[-1]:,}; write it again."
             )
@@ -74,7 +76,7 @@ class SavedDataset:
     def key(self, number: int) -> str:
         """`folder/row`, for a split `folder/split/row`; after a damaged file `folder/file/row`."""
         i, _ = self._locate(number)
-        if not self._failed or i < min(self._failed):
+        if self._order is not None or not self._failed or i < min(self._failed):
             return f"{self._prefix}/{number}"
         file = self._file_of[i]
         name = f"{self._prefix}/{printable(self._files[file].name)}"
@@ -133,6 +135,8 @@ class SavedDataset:
         if not 0 <= number < len(self):
             raise IndexError(number)
         row = number if self._order is None else int(self._order[number])
+        if self._order is not None and self._failed and row >= self._ends[first := min(self._failed)] - 1:
+            return first, 0  # from here on it is not known which row is where
         batch = int(np.searchsorted(self._ends, row, side="right"))
         return batch, row - (int(self._ends[batch - 1]) if batch else 0)
 
@@ -202,6 +206,7 @@ def _is_plain_name(name: object) -> bool:
 
 def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
     """The batches of one file with any rows. InputError for what is not a whole Arrow stream."""
+    _refuse_other_kinds(file)
     try:
         with file.open("rb") as opened:
             opened.seek(-min(len(END_OF_STREAM), file.stat().st_size), 2)
@@ -215,6 +220,22 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
         raise InputError(f"{file} is not an Arrow stream that can be read: {reason(error)}.") from error
     if not is_whole:
         raise InputError(f"{file} ends before its end mark; it is truncated, or not an Arrow stream.")
+
+
+def _refuse_other_kinds(file: Path) -> None:
+    """InputError for a missing or empty file, and for one that is something else by its first bytes."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(NUM_BYTES)
+    except FileNotFoundError as error:
+        raise InputError(f"{file} does not exist; copy the whole data set, or write it again.") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise InputError(f"{file} is empty (0 bytes); copy or download it again.")
+    kind = what_is(head)
+    if kind not in (None, ARROW_STREAM):
+        raise InputError(kind.sentence(str(file), otherwise="write the data set again"))
 
 
 def _read_order(files: Sequence[Path]) -> np.ndarray | None:

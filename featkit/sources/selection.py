@@ -49,6 +49,7 @@ class Selection:
     follow_links: also walk into links to folders.
     own: folders that the command itself writes; they are never read.
     column: the column of a Parquet file or a data set that holds the pictures; chosen by its type and name by default.
+    root: what keys begin with, such as `shard.tar/`, if patterns may leave that out.
     """
 
     include: Sequence[str] = ()
@@ -56,12 +57,19 @@ class Selection:
     follow_links: bool = False
     own: Sequence[Path] = ()
     column: str | None = None
+    root: str = ""
 
     def __post_init__(self) -> None:
         for option, patterns in (("--include", self.include), ("--exclude", self.exclude)):
             for pattern in patterns:
                 if not _parts(pattern):
                     raise InputError(f"{option} {pattern!r} matches nothing; write a pattern such as '*.png' or 'raw/**'.")
+                if pattern.startswith("!"):
+                    other = "--exclude" if option == "--include" else "--include"
+                    raise InputError(
+                        f"{option} {pattern!r} negates a pattern, which is not supported; use {other}, "
+                        f"or {'?' + pattern[1:]!r} if the name begins with an exclamation mark."
+                    )
 
     @cached_property
     def _included(self) -> list[_Pattern]:
@@ -77,7 +85,7 @@ class Selection:
         reason = folder_skip_reason(name)
         if reason is not None and not any(pattern.names_folder(name) for pattern in self._included):
             return reason
-        return EXCLUDED_FOLDER if any(pattern.matches(path) for pattern in self._excluded) else None
+        return EXCLUDED_FOLDER if self._any_matches(self._excluded, path) else None
 
     def skip_file(self, path: str) -> str | None:
         """Return why a file is passed over, whatever the folder it lies in; None if it is not."""
@@ -96,15 +104,19 @@ class Selection:
         """
         if (reason := file_skip_reason(path.rpartition("/")[2])) is not None:
             return reason
-        return EXCLUDED_FILE if any(pattern.matches(path) for pattern in self._excluded) else None
+        return EXCLUDED_FILE if self._any_matches(self._excluded, path) else None
 
     def skip_key(self, key: str) -> str | None:
         """Return why `include` and `exclude` alone pass over an item; None if they do not."""
-        if any(pattern.matches(key) for pattern in self._excluded):
+        if self._any_matches(self._excluded, key):
             return EXCLUDED_FILE
-        if self._included and not any(pattern.matches(key) for pattern in self._included):
+        if self._included and not self._any_matches(self._included, key):
             return NOT_INCLUDED
         return None
+
+    def _any_matches(self, patterns: Sequence[_Pattern], path: str) -> bool:
+        paths = [path, path.removeprefix(self.root)] if self.root and path.startswith(self.root) else [path]
+        return any(pattern.matches(each) for pattern in patterns for each in paths)
 
     def pick(self, paths: Iterable[str], *, below: str = "") -> Picked:
         """Return the items among the files of an archive, in their order, and the count of the rest.

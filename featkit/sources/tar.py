@@ -48,9 +48,9 @@ class TarSource:
         self._items: list[Member | Unreadable] = list(self._pictures_of(listing, selection))
         self._companions: dict[str, list[Member]] = {}
         for key, entry in listing.entries.items():
-            if key.endswith(tuple(COMPANIONS)) and isinstance(entry, Member) and _is_whole(entry, listing):
+            if key.endswith(tuple(COMPANIONS)) and isinstance(entry, Member) and _is_whole(entry, listing.num_bytes):
                 self._companions.setdefault(_stem(key), []).append(entry)
-        if not any(isinstance(item, Member) and _is_whole(item, listing) for item in self._items):
+        if not any(isinstance(item, Member) and _is_whole(item, listing.num_bytes) for item in self._items):
             raise self._nothing(listing, kind)
         self._items += [Unreadable(f"bytes {start}-{end}", error) for (start, end), error in sorted(listing.gaps.items())]
 
@@ -75,6 +75,8 @@ class TarSource:
         item = self._items[number]
         if isinstance(item, Unreadable):
             raise InputError(item.error)
+        if not _is_whole(item, self._identity[0]):
+            raise InputError(_cut_sentence(self.path, item))
         if item.size > self.limits.max_bytes:
             raise InputError(f"{self.key(number)} has {item.size:,} bytes, more than the limit of {self.limits.max_bytes:,}.")
         return self._read(item, item.size)
@@ -117,7 +119,7 @@ class TarSource:
                 taken.add(end)
                 yield target._replace(name=entry.name)
             else:
-                yield dangling(self.path, entry)
+                yield dangling(self.path, entry, to_link=isinstance(listing.target_of(entry), SymbolicLink))
 
     def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
         """The error that says why the archive gives no picture."""
@@ -185,8 +187,9 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ino
 
 
-def _is_whole(member: Member, listing: Listing) -> bool:
-    return not member.pieces or member.pieces[-1].offset + member.pieces[-1].size <= listing.num_bytes
+def _is_whole(member: Member, num_bytes: int) -> bool:
+    """Whether a member ends within an archive of so many bytes."""
+    return not member.pieces or member.pieces[-1].offset + member.pieces[-1].size <= num_bytes
 
 
 def _cut_sentence(path: Path, member: Member) -> str:

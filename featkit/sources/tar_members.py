@@ -6,6 +6,7 @@ does: it searches for the next valid one, and reports the bytes between.
 
 from __future__ import annotations
 
+import posixpath
 import tarfile
 import zlib
 from collections import Counter
@@ -96,6 +97,12 @@ class Listing:
         """Whether a normalized name is a folder with anything in it, the root ("") as well."""
         return not key or key in self._folders
 
+    def target_of(self, link: SymbolicLink) -> Entry | None:
+        """Return the entry that a link names directly, if that is in the archive."""
+        if link.target.startswith("/"):
+            return None
+        return self.entries.get(posixpath.normpath(posixpath.join(posixpath.dirname(normalize(link.name)), link.target)))
+
     def follow(self, link: SymbolicLink) -> str | None:
         """Return the normalized name that a link leads to, through links to folders as well; None outside the archive."""
         if link.target.startswith("/"):
@@ -137,6 +144,7 @@ def list_members(path: Path) -> Listing:
         with path.open("rb", buffering=0) as file:
             walk = _Walk(path, file)
             walk.run()
+            walk.follow_links_ahead()
             return walk.listing
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
@@ -159,6 +167,7 @@ class _Walk:
         self.defaults: dict[str, bytes] = {}  # of pax's global headers
         self.extended: _Extended | None = None  # of the member that comes next
         self.last: tuple[str, int, int] | None = None  # the member before: its name, where its data begins and ends
+        self.links_ahead: list[SymbolicLink] = []  # hard links to what was not there yet
         self.has_magic = False  # whether any header had it
 
     def run(self) -> None:
@@ -225,6 +234,14 @@ class _Walk:
         self._enter(header.kind, member, link, error)
         return end
 
+    def follow_links_ahead(self) -> None:
+        """Give hard links that stand before their member its bytes."""
+        entries = self.listing.entries
+        for link in self.links_ahead:
+            key, target = normalize(link.name), entries.get(normalize(link.target))
+            if isinstance(entries[key], Unreadable) and isinstance(target, Member):
+                entries[key] = target._replace(name=link.name)
+
     def _enter(self, kind: bytes, member: Member, link: str, error: str) -> None:
         """Enter a member under its name; an earlier one of that name counts no more."""
         name, key = member.name, normalize(member.name)
@@ -244,6 +261,8 @@ class _Walk:
         elif kind == tarfile.LNKTYPE and not member.pieces:
             target = self.listing.entries.get(normalize(link))
             entry = target._replace(name=name) if target is not None else dangling(self.path, SymbolicLink(name, link))
+            if target is None:
+                self.links_ahead.append(SymbolicLink(name, link))
         if key in self.listing.entries and is_picture(name):
             self.listing.skipped["repeated name"] += 1
         self.listing.entries[key] = entry
@@ -374,9 +393,10 @@ class _Walk:
         self.listing.gaps[start, end] = sentence
 
 
-def dangling(path: Path, link: SymbolicLink) -> Unreadable:
-    """Return what becomes of a link to something that is not in the archive."""
-    error = f"{printable(link.name)} in {path} is a link to {printable(link.target)}, which is not in the archive."
+def dangling(path: Path, link: SymbolicLink, *, to_link: bool = False) -> Unreadable:
+    """Return what becomes of a link to something that is not in the archive, or to a link that leads nowhere."""
+    trouble = "is itself a link that leads to no file" if to_link else "is not in the archive"
+    error = f"{printable(link.name)} in {path} is a link to {printable(link.target)}, which {trouble}."
     return Unreadable(link.name, error)
 
 

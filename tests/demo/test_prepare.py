@@ -11,12 +11,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featkit.embedder import Embedder
 from featkit.embeddings import SHOWN_FAILURES, Embeddings
 from featkit.errors import InputError, Interrupted
 from featkit.index import Index
+from featkit.sources.selection import Selection
 from featkit_demo import gallery as drawing
 from featkit_demo.prepare import default_cache, prepare_gallery, prepare_index
 from tests.demo.conftest import Gallery
@@ -339,3 +342,18 @@ def test_vectors_of_another_precision_have_an_index_of_their_own(
         assert index.run == index.embedder.run == OPENVINO_BF16
     again = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
     assert (again.index, again.num_embedded) == (coarse.index, 0)
+
+
+def test_a_column_is_chosen_and_has_an_index_of_its_own(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+    files = [(pictures / name).read_bytes() for name in files_below(pictures)[:3]]
+    columns = {"image": pa.array([b"no picture", files[0], files[1]]), "photo": pa.array(files)}
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "table" / "t.parquet")
+    found = {
+        column: prepare_index(
+            tmp_path / "table", gallery.model, tmp_path / "cache", progress=Work(), selection=Selection(column=column)
+        )
+        for column in (None, "photo")
+    }
+    assert [len(keys(each.index)) for each in found.values()] == [2, 3]
+    assert found["photo"].notes == ("Pictures are read from the column photo; --column can choose image instead.",)

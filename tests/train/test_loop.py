@@ -406,7 +406,8 @@ def test_pictures_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: 
     others = set(multiprocessing.active_children())
     with pytest.raises(InputError) as caught:
         run(small_config(f"run.workers={workers}"), folder, tmp_path / "run")
-    assert str(caught.value) == f"None of the 22 pictures of {folder} can be read."
+    assert str(caught.value).startswith(f"None of the 22 pictures of {folder} can be read. The first: ")
+    assert str(caught.value).endswith(" is not a picture in a format that can be read.")
     assert set(multiprocessing.active_children()) <= others, "workers are gone, though what was raised is held"
 
 

@@ -14,16 +14,29 @@ if TYPE_CHECKING:
     from featkit.sources import Source
 
 
-def open_pictures(spec: Path, *, limit: int | None = None, flags: SelectionFlags | None = None) -> Source:
+def open_pictures(
+    spec: Path, *, limit: int | None = None, flags: SelectionFlags | None = None, check_column: bool = True
+) -> Source:
     """A source, or so many of its pictures, spread evenly."""
     from featkit.evaluate.agreement import thinned
     from featkit.sources import open_source
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; it has to be 1 or more.")
-    source = open_source(spec, selection=selection_of(flags))
+    source = open_source(spec, selection=selection_of(flags), check_column=check_column)
     note_passed_over(source)
     return source if limit is None else thinned(source, limit)
+
+
+def open_two(
+    first: Path, second: Path, *, limit: int | None = None, flags: SelectionFlags | None = None
+) -> tuple[Source, Source]:
+    """Two sources, of which one alone may have the column that is chosen."""
+    from featkit.sources.opening import refuse_unused_column
+
+    sources = [open_pictures(spec, limit=limit, flags=flags, check_column=False) for spec in (first, second)]
+    refuse_unused_column(selection_of(flags), *sources)
+    return sources[0], sources[1]
 
 
 def print_failures(failures: Sequence[tuple[str, str]]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, labels_from, open_pictures, print_failures, say
+from featkit.cli.evaluate.common import figure, interval, labels_from, open_two, print_failures, say
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
@@ -58,7 +58,7 @@ def knn(
     opened = open_model(model)
     from featkit.evaluate.knn import evaluate_knn
 
-    gallery, queries = open_pictures(train, limit=limit, flags=select), open_pictures(test, limit=limit, flags=select)
+    gallery, queries = open_two(train, test, limit=limit, flags=select)
     with ProgressReporter("knn", total=len(gallery) + len(queries), quiet=quiet or json_) as progress:
         report = evaluate_knn(gallery, queries, opened, label=label, ks=k, temperature=temperature, on_progress=progress)
     if json_:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, labels_from, open_pictures, print_failures, say
+from featkit.cli.evaluate.common import figure, interval, labels_from, open_two, print_failures, say
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.extras import need_extra
 from featkit.cli.selecting import SelectionFlags
@@ -53,7 +53,7 @@ def linear(
     opened = open_model(model)
     from featkit.evaluate.linear import MAX_ITERATIONS, evaluate_linear
 
-    fitted, judged = open_pictures(train, limit=limit, flags=select), open_pictures(test, limit=limit, flags=select)
+    fitted, judged = open_two(train, test, limit=limit, flags=select)
     with ProgressReporter("linear", total=len(fitted) + len(judged), quiet=quiet or json_) as progress:
         report = evaluate_linear(fitted, judged, opened, label=label, seed=seed, on_progress=progress, on_step=progress.line)
     if json_:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, open_pictures, print_failures, say
+from featkit.cli.evaluate.common import figure, interval, open_pictures, open_two, print_failures, say
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
@@ -67,11 +67,13 @@ def retrieval(
             "The ground truth says which pictures there are and which are queries; leave out --queries and --limit."
         )
     opened = open_model(model)
-    source = open_pictures(photos, limit=limit, flags=select)
+    if queries is None:
+        source, asked = open_pictures(photos, limit=limit, flags=select), None
+    else:
+        source, asked = open_two(photos, queries, limit=limit, flags=select)
     if ground_truth is not None:
         _revisited(source, ground_truth, opened, quiet=quiet, as_json=json_)
     elif group is not None:
-        asked = None if queries is None else open_pictures(queries, limit=limit, flags=select)
         _groups(source, asked, group, opened, quiet=quiet, as_json=json_)
 
 

@@ -79,6 +79,7 @@ def configured(
 
 def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
     """What is learnt from, and what is held out where that is named."""
+    from featkit.sources.opening import refuse_unused_column
     from featkit_train.pictures.sources import open_training_source
 
     for spec in data:
@@ -87,9 +88,10 @@ def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source]
                 f"--out {flags.out} is the folder of pictures itself. Name a folder in it, such as {flags.out / 'run'}."
             )
     selection = selection_of(flags.select, own=[flags.out])
-    sources = [open_training_source(spec, selection=selection) for spec in data]
-    held_out = open_training_source(flags.held_out, selection=selection) if flags.held_out is not None else None
-    return sources, held_out
+    specs = data if flags.held_out is None else [*data, flags.held_out]
+    sources = [open_training_source(spec, selection=selection, check_column=False) for spec in specs]
+    refuse_unused_column(selection, *sources)
+    return sources[: len(data)], None if flags.held_out is None else sources[-1]
 
 
 def is_main() -> bool:

@@ -11,6 +11,8 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -18,7 +20,8 @@ import yaml
 from featkit.cli.app import main
 from featkit_train.config import with_settings
 from featkit_train.weights import load_backbone
-from tests.commands import end, start_featkit, wait_until
+from tests.commands import end, run_featkit, start_featkit, wait_until
+from tests.featkit.sources.files import write_tar
 from tests.pictures import draw_folder
 from tests.train.small import SMALL
 
@@ -328,3 +331,38 @@ def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
     assert f"train dino {folder}/pictures" in script
     assert "--slurm" not in script
     assert not (tmp_path / "run").exists()
+
+
+def test_damaged_shards_among_several_are_counted_as_unreadable(folder: Path, tmp_path: Path) -> None:
+    files = sorted((folder / "pictures").iterdir())
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_tar(shards / "0.tar", [(file.name, file.read_bytes()) for file in files[:12]])
+    (shards / "1.tar").write_bytes(b"")
+    write_tar(shards / "2.tar", [(file.name, file.read_bytes()) for file in files[12:]])
+    (shards / "3.parquet").write_bytes(b"PAR1 and no more")
+    said = run_featkit(*train_on(folder, tmp_path, shards), "--held-out", folder / "pictures", "--set", "run.steps=7")
+    assert said.code == 0
+    assert "on 26 pictures at" in said.error
+    failed = [line.rstrip() for line in said.out.splitlines() if line.startswith("failed reads of pictures")]
+    assert failed == [f"failed reads of pictures  {metrics(tmp_path / 'run')[-2]['unreadable']}"]
+    assert metrics(tmp_path / "run")[-2]["unreadable"] >= 2  # 28 reads ask for each of the 26 items
+
+
+def test_a_column_is_chosen_among_those_of_one_source_of_several(folder: Path, tmp_path: Path) -> None:
+    pictures = [file.read_bytes() for file in sorted((folder / "pictures").iterdir())]
+    table = pa.table({"image": pa.array([b"no picture"] * 24), "photo": pa.array(pictures)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    said = run_featkit(*train_on(folder, tmp_path / "no", tmp_path / "t.parquet"), "--quiet")
+    assert (said.code, said.out) == (2, "")
+    assert "None of the 22 pictures of " in said.error
+    assert "The first: t.parquet/" in said.error
+    both = train_on(folder, tmp_path, tmp_path / "t.parquet", folder / "pictures")
+    assert run_featkit(*both, "--column", "photo").code == 0
+    assert all(line.get("unreadable", 0) == 0 for line in metrics(tmp_path / "run"))
+    said = run_featkit(*train_on(folder, tmp_path, folder / "pictures"), "--column", "photo")
+    assert "--column photo chooses a column of Parquet files and data sets" in said.error
+
+
+def train_on(folder: Path, out: Path, *sources: Path) -> list[object]:
+    return ["train", "dino", *sources, "--out", out / "run", "--recipe", folder / "small.yaml"]

@@ -103,10 +103,18 @@ def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
         open_source(tmp_path / name)
 
 
-def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.tar")
-    with refused(tmp_path / "pipe.tar"):
-        open_source(tmp_path / "pipe.tar")
+@pytest.mark.parametrize("name", ["pipe.tar", "pipe.jpg", "pipe.txt", "pipe"])
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with refused(tmp_path / name, "is a pipe or a device", "write what it gives to a file"):
+        open_source(tmp_path / name)
+
+
+def test_a_link_to_nothing_is_refused_with_what_it_names(tmp_path: Path) -> None:
+    for name, target in (("gone.jpg", "nothing.jpg"), ("loop.tar", "loop.tar")):
+        (tmp_path / name).symlink_to(target)
+        with refused(tmp_path / name, f"is a link to {target}, where there is no file; name what exists."):
+            open_source(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["t.tar.gz", "t.tgz", "t.tar.zst", "t.tar.bz2", "t.zip"])
@@ -275,6 +283,17 @@ def test_patterns_choose_members_and_rows_and_damage_stays(tmp_path: Path) -> No
     assert keys(open_source(tmp_path, selection=Selection(exclude=("*.tar",)))) == ["a.jpg", "p.parquet/0", "p.parquet/1"]
     with refused("leave none of them"):
         open_source(tmp_path / "p.parquet", selection=Selection(include=("*.jpg",)))
+
+
+def test_patterns_for_one_archive_may_leave_out_its_name(tmp_path: Path) -> None:
+    write_tar(tmp_path / "t.tar", [("keep/x.jpg", b"x"), ("drop/keep/y.jpg", b"y"), ("@eaDir/z.jpg", b"z")])
+    write_parquet(tmp_path / "p.parquet", b"0", b"1")
+    for selection in (Selection(include=("keep/**",)), Selection(include=("t.tar/keep",)), Selection(exclude=("drop/*",))):
+        assert keys(open_source(tmp_path / "t.tar", selection=selection)) == ["t.tar/keep/x.jpg"]
+    assert keys(open_source(tmp_path / "t.tar", selection=Selection(include=("@eaDir/*",)))) == ["t.tar/@eaDir/z.jpg"]
+    assert keys(open_source(tmp_path / "p.parquet", selection=Selection(exclude=("/0",)))) == ["p.parquet/1"]
+    with refused("leave none"):  # of a folder the root is the folder
+        open_source(tmp_path, selection=Selection(include=("keep/**",)))
 
 
 def test_every_source_says_which_file_an_item_lies_in(tmp_path: Path) -> None:

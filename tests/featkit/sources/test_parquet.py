@@ -414,3 +414,17 @@ def test_memory_is_at_most_twice_a_row_group_in_order(tmp_path: Path, order: str
     metadata, whole = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert metadata < 10 * 2**20
     assert whole < times * 64 * 2**20 + 24 * 2**20
+
+
+def test_a_column_may_be_named_in_another_unicode_form(tmp_path: Path) -> None:
+    columns = {"foto_café": pa.array([b"one"]), "image": pa.array([b"two"])}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    source = open_source(tmp_path / "t.parquet", column="foto_cafe\u0301")
+    assert (contents(source), picture_column(source)) == ([b"one"], "foto_café")
+
+
+def test_two_columns_of_pictures_with_one_name_are_refused_by_it(tmp_path: Path) -> None:
+    pictures = pa.array([b"x"])
+    pq.write_table(pa.Table.from_arrays([pictures, pictures], names=["image", "image"]), tmp_path / "t.parquet")
+    with refused(tmp_path / "t.parquet", "has the column image more than once; write it again with other names."):
+        open_source(tmp_path / "t.parquet")

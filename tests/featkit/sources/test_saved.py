@@ -156,10 +156,15 @@ def test_a_file_that_is_not_whole_is_an_item_and_refused_by_itself(tmp_path: Pat
     file = tmp_path / "pets" / "data-00001-of-00003.arrow"
     whole = file.read_bytes()
     cut = "ends before its end mark; it is truncated, or not an Arrow stream."
-    damages: list[tuple[bytes | None, str]] = [
-        (content, cut) for content in (b"", b"a note\n" * 99, whole[: len(whole) // 2], whole[:-1])
+    damages: list[tuple[bytes | None, str]] = [(content, cut) for content in (whole[: len(whole) // 2], whole[:-1])]
+    damages += [(whole[:4] + bytes(len(whole) - 12) + whole[-8:], "is not an Arrow stream that can be read: ")]
+    damages += [
+        (None, "does not exist; copy the whole data set, or write it again."),
+        (b"", "is empty (0 bytes); copy or download it again."),
+        (bytes(99), "is filled with zero bytes; copy or download it again."),
+        (b"a note\n" * 99, "is plain text; write the data set again."),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer; run `git lfs pull`"),
     ]
-    damages += [(bytes(len(whole) - 8) + whole[-8:], "is not an Arrow stream that can be read: "), (None, "No such file")]
     for content, words in damages:
         file.unlink() if content is None else file.write_bytes(content)
         source = pickle.loads(pickle.dumps(open_source(tmp_path / "pets")))
@@ -178,7 +183,7 @@ def test_a_file_that_is_not_whole_is_an_item_and_refused_by_itself(tmp_path: Pat
         open_source(tmp_path / "pets").read(2)
     alone = write_by_hand(tmp_path / "alone", {"image": pa.array([b"x"])})
     (alone / "data-00000-of-00001.arrow").write_bytes(b"")
-    with refused(alone, cut):
+    with refused(alone, "is empty (0 bytes)"):
         open_source(alone)
 
 
@@ -191,16 +196,33 @@ def test_batches_before_a_cut_are_read(tmp_path: Path) -> None:
     assert [source.read(number) for number in range(4)] == [bytes([n]) * 999 for n in range(4)]
 
 
-def test_damage_is_refused_where_rows_have_an_order_of_their_own(tmp_path: Path) -> None:
-    make_dataset(pictures(6)).select([4, 0, 3]).save_to_disk(tmp_path / "pets", num_shards=1)
-    state = json.loads((tmp_path / "pets" / "state.json").read_text())
-    (file,) = [tmp_path / "pets" / entry["filename"] for entry in state["_data_files"]]
-    write_stream(tmp_path / "pets" / "order.arrow", {"indices": pa.array([0], pa.uint64())})
-    state["_indices_data_files"] = [{"filename": "order.arrow"}]
-    (tmp_path / "pets" / "state.json").write_text(json.dumps(state))
-    file.write_bytes(file.read_bytes()[:-1])
-    with refused(file, "ends before its end mark"):
-        open_source(tmp_path / "pets")
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
+def test_rows_before_the_damage_are_read_where_they_have_an_order_of_their_own(tmp_path: Path, damage: str) -> None:
+    images = save(tmp_path / "pets", 6, num_shards=3)
+    note = tmp_path / "pets" / "state.json"
+    write_stream(tmp_path / "pets" / "order.arrow", {"indices": pa.array([4, 0, 3, 1, 5, 2], pa.uint64())})
+    note.write_text(json.dumps(json.loads(note.read_text()) | {"_indices_data_files": [{"filename": "order.arrow"}]}))
+    file = tmp_path / "pets" / "data-00001-of-00003.arrow"
+    file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-999] if damage == "cut" else b"")
+    source = pickle.loads(pickle.dumps(open_source(tmp_path / "pets")))
+    assert keys(source) == [f"pets/{number}" for number in range(6)]
+    assert [source.read(number) for number in (1, 3)] == [images[0], images[1]]
+    for number in (0, 2, 4, 5):  # of the third file too: which of its rows is row 4 is not known
+        with refused(file):
+            source.read(number)
+        assert (source.metadata(number), source.file(number)) == ({}, file)
+
+
+def test_a_damaged_order_of_rows_is_refused(tmp_path: Path) -> None:
+    folder = write_by_hand(tmp_path / "old", {"image": pa.array([b"0", b"1"])})
+    write_stream(folder / "order.arrow", {"indices": pa.array([1, 0], pa.uint64())})
+    state = json.loads((folder / "state.json").read_text())
+    (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "order.arrow"}]}))
+    whole = (folder / "order.arrow").read_bytes()
+    for content, words in ((whole[:-1], "ends before its end mark"), (b"", "is empty (0 bytes)")):
+        (folder / "order.arrow").write_bytes(content)
+        with refused(folder / "order.arrow", words):
+            open_source(folder)
 
 
 @pytest.mark.parametrize(

@@ -117,3 +117,12 @@ def test_what_was_passed_over_is_one_line() -> None:
     many = skipped_in_words({f".{letter}": 1 for letter in "abcdefghijklm"})
     assert many is not None
     assert many.endswith(".j, 3 others of 3 more kinds.")
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+def test_a_negated_pattern_is_refused_with_the_way_out(tmp_path: Path, option: str) -> None:
+    write_files(tmp_path, "!a.jpg", "b.jpg")
+    other = "exclude" if option == "include" else "include"
+    with refused(f"--{option} '!a.jpg' negates a pattern", f"use --{other}, or '?a.jpg'"):
+        Selection(include=["!a.jpg"] if option == "include" else [], exclude=["!a.jpg"] if option == "exclude" else [])
+    assert keys(open_source(tmp_path, selection=Selection(include=["?a.jpg"]))) == ["!a.jpg"]

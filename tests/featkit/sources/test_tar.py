@@ -444,6 +444,18 @@ def test_hard_links_are_items_with_the_bytes_of_their_member(tmp_path: Path) -> 
     assert source.metadata(1) == {"folder": "cats"}
 
 
+def test_a_hard_link_before_its_member_has_its_bytes(tmp_path: Path) -> None:
+    path = write_entries(
+        tmp_path / "t.tar",
+        ("early.jpg", tarfile.LNKTYPE, b"./objects/1"),
+        ("gone.jpg", tarfile.LNKTYPE, b"nothing"),
+        ("objects/1", tarfile.REGTYPE, b"one"),
+    )
+    found = read_all(open_source(path))
+    assert found["t.tar/early.jpg"] == b"one"
+    assert str(found["t.tar/gone.jpg"]).endswith("is a link to nothing, which is not in the archive.")
+
+
 def test_hard_links_with_bytes_of_their_own_have_those(tmp_path: Path) -> None:
     path = write_entries(tmp_path / "t.tar", ("a.jpg", tarfile.REGTYPE, b"x"), ("b.jpg", tarfile.LNKTYPE, b"a.jpg"))
     data = bytearray(path.read_bytes())
@@ -484,6 +496,8 @@ def test_symbolic_links_are_followed_inside_the_archive_alone(tmp_path: Path) ->
     }
     for name in ("loop.jpg", "gone.jpg", "out.jpg", "up.jpg"):
         assert f"{name} in {path} is a link to " in str(found[f"t.tar/{name}"])
+    assert str(found["t.tar/loop.jpg"]).endswith("is a link to loop.jpg, which is itself a link that leads to no file.")
+    assert str(found["t.tar/gone.jpg"]).endswith("is a link to nothing.jpg, which is not in the archive.")
     with refused("holds no pictures that can be read", "is a link to nothing.jpg", "not in the archive"):
         open_source(write_entries(tmp_path / "u.tar", ("gone.jpg", tarfile.SYMTYPE, b"nothing.jpg")))
 
@@ -586,3 +600,11 @@ def test_a_hundred_thousand_members_are_listed_in_seconds(tmp_path: Path) -> Non
     started = time.process_time()
     assert len(open_source(tmp_path / "t.tar")) == 100_000
     assert time.process_time() - started < 10
+
+
+def test_a_member_larger_than_the_archive_is_called_cut_and_not_large(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "t.tar", [("a.jpg", b"a")])
+    entry = tarfile.TarInfo("b.jpg")
+    entry.size = 2**40
+    path.write_bytes(path.read_bytes()[: 2 * BLOCK] + entry.tobuf(tarfile.GNU_FORMAT) + bytes(BLOCK))
+    assert read_all(open_source(path))["t.tar/b.jpg"] == f"{path} ends inside its member b.jpg; it is truncated."

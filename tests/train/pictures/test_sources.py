@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from featkit.errors import EnvironmentProblem
 from featkit.images import ImageLimits, decode
 from featkit.sources import Source, open_source
+from featkit.sources.selection import Selection
 from featkit_train.pictures.sources import open_training_source
 from tests.featkit.sources.files import contents, keys
 from tests.pictures import draw_folder, draw_picture
@@ -269,3 +270,11 @@ def test_the_runtime_says_where_such_data_sets_are_read_and_loads_no_torch() -> 
     assert (status, error) == (0, "")
     assert out.startswith("InputError torchvision:CIFAR10?root=x is read where torch is, by featkit train alone; ")
     assert out.endswith("False\n")
+
+
+def test_a_column_is_refused_where_the_data_set_has_none(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "cat", 1)
+    spec = f"torchvision:ImageFolder?root={tmp_path}"
+    with refused(f"--column image chooses a column of Parquet files and data sets, and {spec} has none", "leave it out."):
+        open_training_source(spec, selection=Selection(column="image"))
+    assert len(open_training_source(spec, selection=Selection(column="image"), check_column=False)) == 1

@@ -180,13 +180,14 @@ class CropDataset(Dataset[Sample]):
     def _readable_picture(self, wanted: int) -> tuple[int, Image.Image, int]:
         """Picture `wanted`, or the next to learn from that can be read, with its number, and how many could not."""
         place = int(np.searchsorted(self.numbers, wanted))
+        first: InputError | None = None
         for skipped in range(len(self.numbers)):
             number = int(self.numbers[(place + skipped) % len(self.numbers)])
             try:
                 return number, self._picture(number), skipped
-            except InputError:
-                continue  # counted by the caller and shown in the log
-        raise InputError(f"None of the {len(self.numbers):,} pictures of {self.source.name} can be read.")
+            except InputError as error:
+                first = first or error  # counted by the caller and shown in the log
+        raise InputError(f"None of the {len(self.numbers):,} pictures of {self.source.name} can be read. The first: {first}")
 
     def _picture(self, number: int) -> Image.Image:
         if number in self._cache:

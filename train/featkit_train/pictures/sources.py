@@ -26,7 +26,7 @@ from featkit.resources import cache_folder
 from featkit.sources import Source, open_source
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
 from featkit.sources.folder import FileSource
-from featkit.sources.opening import TORCHVISION_PREFIX, select
+from featkit.sources.opening import TORCHVISION_PREFIX, refuse_unused_column, select
 from featkit.sources.rows import reason
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit_train.networks.borrowed import borrow
@@ -115,12 +115,15 @@ class TorchvisionPictures:
 
 
 def open_training_source(
-    spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING
+    spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING, check_column: bool = True
 ) -> Source:
     """Whatever `open_source` opens, and `torchvision:NAME?option=value&...`."""
     if not str(spec).startswith(TORCHVISION_PREFIX) or Path(spec).exists():
-        return open_source(spec, limits=limits, selection=selection)
-    return select(_open_torchvision(str(spec), limits=limits), selection)
+        return open_source(spec, limits=limits, selection=selection, check_column=check_column)
+    source = select(_open_torchvision(str(spec), limits=limits), selection)
+    if check_column:
+        refuse_unused_column(selection, source)
+    return source
 
 
 def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:

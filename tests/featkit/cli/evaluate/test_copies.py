@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featkit.cli.app import main
@@ -60,6 +62,17 @@ def test_evaluate_as_json_equals_the_library(folder: Path, capsys: pytest.Captur
     figures = json.loads(said.out)
     assert figures == json.loads(json.dumps(asdict(expected(folder, seed=5))))
     assert [failure[0] for failure in figures["failures"]] == ["bad.jpg"]
+
+
+def test_a_column_is_chosen(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = [file.read_bytes() for file in sorted((folder / "pictures").glob("0*.jpg"))]
+    columns = {"image": pa.array([b"no picture"] * COUNT), "photo": pa.array(pictures)}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    command = ["evaluate", "copies", str(tmp_path / "t.parquet"), "--model", str(folder / "m.onnx"), "--json"]
+    assert main([*command, "--column", "photo"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_pictures"] == COUNT
+    assert main(command) == 2
+    assert "has 0 readable pictures" in capsys.readouterr().err
 
 
 def test_evaluate_of_the_last_pictures_leaves_the_others_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from featkit.embedder import Embedder
@@ -38,6 +40,22 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
     assert "Labels: the column class, of the test pictures label. A weighted vote counts exp(cosine / 0.07)." in lines
     assert "1 test pictures have labels that no training picture has." in lines
     assert lines[-1] == "b.parquet/2  b.parquet/2 has nothing in its column label."
+
+
+def test_a_column_is_chosen_of_the_part_that_has_it(parts: tuple[Path, Path], model: Path, tmp_path: Path) -> None:
+    table = pq.read_table(parts[1])
+    pictures = [row["bytes"] for row in table["image"].to_pylist()]
+    blank = pa.array([b"no picture"] * len(pictures))
+    pq.write_table(pa.table({"image": blank, "photo": pictures, "label": table["label"]}), tmp_path / "c.parquet")
+    command = ["evaluate", "knn", parts[0], tmp_path / "c.parquet", "--model", model, "--json"]
+    said = run_featkit(*command, "--column", "photo")
+    assert said.code == 0
+    assert said.error == "Pictures are read from the column photo; --column can choose image instead.\n"
+    whole = json.loads(run_featkit("evaluate", "knn", *parts, "--model", model, "--json").out)
+    assert json.loads(said.out)["scores"] == whole["scores"]
+    said = run_featkit("evaluate", "knn", parts[0], parts[0], "--model", model, "--column", "photo")
+    assert is_one_sentence(said)
+    assert "--column photo chooses a column of Parquet files and data sets, and " in said.error
 
 
 def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:
