@@ -32,7 +32,10 @@ from featkit.atomic import TEMPORARY_MARK, explain_os_errors
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, PATCHES, Manifest
+from featkit_export import verify
 from featkit_export.built_in import Feed, feed_for, find_normalization
+from featkit_export.half import LARGEST, placed
+from featkit_export.half_proof import MIN_HALF_COSINE, embed_each, emulate, first_overflow, proof_pictures
 from featkit_export.original import (
     HIDDEN,
     POOLED,
@@ -156,12 +159,15 @@ def adopt_file(
         is_dynamic=is_dynamic,
     )
     try:
-        width = original.run(draw_pictures(1, height=geometry.height, width=geometry.width))[0].shape[1]
+        vectors = original.run(draw_pictures(1, height=geometry.height, width=geometry.width))[0]
     except DoesNotTake as error:
         raise InputError(
             f"{file} does not run on one picture of {geometry.height}×{geometry.width} ({error}); choose the size that it was "
             "exported with by --size, and check patch_size and num_register_tokens in its config.json."
         ) from error
+    if not np.isfinite(vectors).all():
+        raise InputError(f"{file} gives vectors that are not finite numbers for a drawn picture; fetch it again, or in fp32.")
+    width = vectors.shape[1]
     manifest = Manifest(
         family=family,
         name=name or folder.resolve().name,
@@ -183,6 +189,7 @@ def adopt_file(
             onnx.save(adopted, draft, save_as_external_data=is_apart, location="weights")
             findings = _compare(original, open_session(draft), outputs=outputs, is_fixed=fixed is not None)
             figures = require_parity(findings.comparisons)
+            remarks += _proven_in_half(adopted, geometry, Path(place), name=str(file))
             if fixed is None and not findings.holds_at_every_size:
                 fixed = (geometry.height, geometry.width)
                 _fix_sizes(adopted, fixed, patch=geometry.patch)
@@ -398,6 +405,33 @@ def _compare_once(
             f"The adopted graph fails on {case[0]} × {case[1]}×{case[2]}, which the original takes ({one_line(error)}); "
             "nothing was written, please report the file."
         ) from error
+
+
+def _proven_in_half(adopted: onnx.ModelProto, geometry: Geometry, folder: Path, *, name: str) -> list[str]:
+    """What to say of a graph that computes in fp16, which this machine's processor does in fp32. Nothing of another.
+
+    InputError when it overflows in true half arithmetic, or loses more than MIN_HALF_COSINE allows.
+    """
+    if not any(weight.data_type == TensorProto.FLOAT16 for weight in adopted.graph.initializer):
+        return []
+    pictures = proof_pictures(geometry.height, geometry.width)
+    try:
+        emulated = emulate(adopted, folder)
+        session = verify.open_session(emulated.session_input)
+        got = embed_each(session, pictures)
+    except Exception:  # an operator that has no fp32 form; onnxruntime's exceptions share no base but Exception
+        return [f"{name} computes in fp16, and was compared on a processor, which computes that in fp32."]
+    draft = placed(adopted, folder, "half-draft.onnx")
+    expected = embed_each(verify.open_session(draft.session_input), pictures)
+    least = float(np.einsum("nd,nd->n", expected, got, dtype=np.float64).min())
+    if not least >= MIN_HALF_COSINE:
+        layer = first_overflow(emulated.model, pictures, folder)
+        where = f"; numbers past {LARGEST:,.0f}, which fp16 holds, first come at {layer}" if layer else ""
+        raise InputError(
+            f"{name} is in fp16 and does not bear it: in true half arithmetic the least cosine of its vectors is {least:.5f}, "
+            f"where {MIN_HALF_COSINE} is required{where}. Take the file in fp32, such as onnx/model.onnx."
+        )
+    return [f"In true half arithmetic the least cosine over {len(pictures)} pictures is {least:.6f}."]
 
 
 def _depends_on_batch(session: ort.InferenceSession, case: tuple[int, int, int]) -> bool:

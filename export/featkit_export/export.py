@@ -18,9 +18,10 @@ from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, INPUT, Manifest
 from featkit.whitening import Whitening
-from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, Traced, TraceError, trace
+from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, TraceError, trace
 from featkit_export.seal import seal
-from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_pictures, open_session, require_parity
+from featkit_export.traced import Traced
+from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_pictures, open_proven, require_parity
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
@@ -222,7 +223,7 @@ def _proven(
         table = backbone.config.position_grid * backbone.patch
     larger = table if table and table > max(geometry.height, geometry.width) else None
     cases = cases_for(height=geometry.height, width=geometry.width, patch=backbone.patch, larger=larger, fixed=size is not None)
-    comparisons = compare(module.run, open_session(traced.session_input), cases)
+    comparisons = compare(module.run, open_proven(traced.session_input), cases)
     require_parity(comparisons)
     return traced, comparisons
 
@@ -260,7 +261,7 @@ def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geom
     """Time of a graph of every size over that of one size, one picture a call, alternating; medians."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         free = trace(module, Path(beside))
-        sessions = [open_session(free.session_input), open_session(fixed.session_input)]
+        sessions = [open_proven(free.session_input), open_proven(fixed.session_input)]
         images = draw_pictures(1, height=geometry.height, width=geometry.width)
         seconds: list[list[float]] = [[], []]
         for _ in range(TIMED_ROUNDS + 1):

@@ -24,6 +24,7 @@ from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, OUTPUTS, PATCHES
 from featkit.whitening import Whitening
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER, add_guard
+from featkit_export.traced import Traced
 from featkit_train.networks.base import Backbone, Features
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
@@ -128,19 +129,6 @@ class EmbeddingGraph(nn.Module):
             parts.append(F.normalize(pooled, dim=-1))
         # Parts of unit length side by side have length sqrt(len(parts)).
         return torch.cat(parts, dim=-1) / len(parts) ** 0.5 if len(parts) > 1 else parts[0]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Traced:
-    """A graph on its way to a model file. `path`: the file it lies in, with its weights beside it; None where it is whole."""
-
-    model: onnx.ModelProto
-    path: Path | None = None
-
-    @property
-    def session_input(self) -> str | bytes:
-        """What an onnxruntime session opens."""
-        return str(self.path) if self.path else self.model.SerializeToString()
 
 
 def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None) -> Traced:

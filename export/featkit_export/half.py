@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from featkit.modelfile import MAX_INLINE_BYTES
-from featkit_export.graph import Traced
+from featkit_export.traced import Traced
 
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
 # Half where everything they are given is.

@@ -18,10 +18,11 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from featkit.modelfile import EMBEDDING, INPUT
-from featkit_export.graph import Traced
 from featkit_export.half import placed, values_of_type
-from featkit_export.verify import draw_pictures, open_session
+from featkit_export.traced import Traced
+from featkit_export.verify import draw_pictures, open_proven
 
+MIN_HALF_COSINE = 0.999
 NUM_DRAWN = 8
 EXTREMES = ("black", "white", "noise", "checkerboard", "red")
 # They move numbers and make no new ones, so that nothing is rounded.
@@ -61,7 +62,7 @@ def observe_peaks(model: onnx.ModelProto, pictures: Iterable[np.ndarray], folder
         graph.node.append(helper.make_node("Abs", [name], [f"{PEAK}abs/{name}"]))
         graph.node.append(helper.make_node("ReduceMax", [f"{PEAK}abs/{name}"], [PEAK + name], keepdims=0))
         graph.output.append(helper.make_tensor_value_info(PEAK + name, TensorProto.FLOAT, []))
-    session = open_session(placed(observed, folder, "observed.onnx").session_input)
+    session = open_proven(placed(observed, folder, "observed.onnx").session_input)
     peaks = {name: _largest(numpy_helper.to_array(tensor)) for name, tensor in weights.items()}
     for picture in pictures:
         found = session.run([PEAK + name for name in made], {INPUT: picture[None]})
@@ -116,6 +117,14 @@ def emulate(half: onnx.ModelProto, folder: Path) -> Traced:
 
 def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+
+
+def first_overflow(emulated: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path) -> str:
+    """The first node, in the graph's order, whose emulated numbers pass what a half holds; "" where none does."""
+    peaks = observe_peaks(emulated, pictures, folder)
+    overflowing = (node for node in emulated.graph.node if any(peaks.get(name) == float("inf") for name in node.output))
+    node = next(overflowing, None)
+    return "" if node is None else (node.name or node.output[0]).removesuffix("/half")
 
 
 def embed_each(session: ort.InferenceSession, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime as ort
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import TensorProto
 
 from featkit.errors import FeatkitError, InputError
@@ -60,9 +61,28 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         if not path.exists():
             raise InputError(f"{path} does not exist; name an ONNX file.") from error
         raise InputError(f"{path} cannot be read with its weights ({one_line(error)}); fetch it whole again.") from error
+    if not _is_text_whole(model):
+        raise InputError(f"{path} is a damaged ONNX file: names in it are not UTF-8; fetch it again.")
     for weight in model.graph.initializer:
         weight.ClearField("data_location")  # set even to what it is by default, it would change the fingerprint
     return model
+
+
+def _is_text_whole(message: Message) -> bool:
+    """Whether every text in a message is UTF-8: protobuf gives bytes for another, which nothing expects."""
+    try:
+        for field, value in message.ListFields():
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                inner = [value] if isinstance(value, Message) else value
+                if not all(map(_is_text_whole, inner)):
+                    return False
+            elif field.type == FieldDescriptor.TYPE_STRING:
+                texts = [value] if isinstance(value, str | bytes) else value
+                if not all(isinstance(text, str) for text in texts):
+                    return False
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = None) -> Interface:

@@ -27,18 +27,17 @@ from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_export.half import LARGEST, PRODUCTS, kept_in_float, layer_name, to_half
-from featkit_export.half_proof import EXTREMES, NUM_DRAWN, embed_each, emulate, observe_peaks, proof_pictures
+from featkit_export.half_proof import EXTREMES, MIN_HALF_COSINE, NUM_DRAWN, embed_each, emulate, observe_peaks, proof_pictures
 from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
-from featkit_export.original import load_onnx
+from featkit_export.original import load_onnx, open_session
 from featkit_export.seal import seal
-from featkit_export.verify import open_session
+from featkit_export.verify import open_proven
 
 CALIBRATION_PICTURES = 64
 CALIBRATION_BATCH = 4
 GATE_QUERIES = 2000
 MAX_RECALL_LOST = 0.005  # of copy recall@1, at the upper 95 % bound
 PROVEN_COSINE = LEAST_COSINE  # what lets the vectors of two runs meet lets those of two files
-MIN_HALF_COSINE = 0.999
 TIMED_ROUNDS = 7
 TIMED_SECONDS = 14.0
 SENSITIVITY_PICTURES = 16
@@ -84,7 +83,7 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     """Products whose numbers come near what a half holds stay in fp32; what then differs too much is refused."""
     model, geometry = load_onnx(full), manifest.geometry
     pictures = proof_pictures(geometry.height, geometry.width)
-    expected = embed_each(open_session(str(full)), pictures)
+    expected = embed_each(open_session(full), pictures)
     if not np.isfinite(expected).all():
         raise InputError(f"{full} gives vectors that are not finite numbers, in {FP32} already; export its weights again.")
     on_step(f"observing how large its numbers get on {len(pictures)} pictures")
@@ -95,7 +94,7 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     whole = onnx.load(str(half.path)) if half.path else half.model
     on_step(f"comparing it with {FP32} in true half arithmetic")
     emulated = emulate(whole, folder)
-    cosines = np.einsum("nd,nd->n", expected, embed_each(open_session(emulated.session_input), pictures), dtype=np.float64)
+    cosines = np.einsum("nd,nd->n", expected, embed_each(open_proven(emulated.session_input), pictures), dtype=np.float64)
     if not cosines.min() >= MIN_HALF_COSINE:  # NaN is below it as well
         raise GateError(_too_lossy(full, cosines, model, peaks))
     draft = folder / "draft.onnx"

@@ -73,14 +73,21 @@ def compare(
     found = []
     for batch, height, width in cases:
         images = draw_pictures(batch, height=height, width=width)
-        expected = reference(images)
+        try:
+            expected = reference(images)
+        except FeatkitError:
+            raise
+        except Exception as error:  # of torch, whose errors are of many kinds
+            raise ParityError(
+                f"The model itself fails on batch {batch}, {height}×{width} ({first_line(error)}); nothing was written. Name "
+                "the size that it is for by --size."
+            ) from error
         try:
             got = dict(zip(expected, session.run(list(expected), {INPUT: images}), strict=True))
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
-            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ParityError(
-                f"The exported graph fails on batch {batch}, {height}×{width}, which its model takes ({reason}); nothing was "
-                "written."
+                f"The exported graph fails on batch {batch}, {height}×{width}, which its model takes ({first_line(error)}); "
+                "nothing was written."
             ) from error
         for name, value in expected.items():
             cosine, difference = _distance(value.astype(np.float64), got[name].astype(np.float64))
@@ -89,10 +96,27 @@ def compare(
 
 
 def open_session(model: str | bytes) -> ort.InferenceSession:
-    """ONNX Runtime on the processor, without its remarks."""
+    """ONNX Runtime on the processor, without its remarks. Its own exceptions, of no common kind, when it does not load."""
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised as well
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def open_proven(model: str | bytes) -> ort.InferenceSession:
+    """The same for a graph that was just made. ParityError when ONNX Runtime does not load it."""
+    try:
+        return open_session(model)
+    except Exception as error:  # onnxruntime's exception classes share no base but Exception
+        raise ParityError(
+            f"ONNX Runtime does not load the graph that was made ({first_line(error)}); nothing was written. Update "
+            "onnxruntime, or report the architecture."
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what somebody else's exception says, without a full stop."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")
 
 
 def require_parity(comparisons: Sequence[Parity]) -> dict[str, float]:

@@ -15,8 +15,9 @@ from featkit.cli.app import main
 from featkit.embedder import Embedder
 from featkit.modelfile import OUTPUTS, read_manifest
 from featkit_export.export import export_model
-from featkit_export.graph import EmbeddingGraph, Recipe, Traced
+from featkit_export.graph import EmbeddingGraph, Recipe
 from featkit_export.seal import fingerprint
+from featkit_export.traced import Traced
 from featkit_export.verify import ParityError, compare, draw_pictures, open_session
 from featkit_train.weights import load_backbone
 from tests.export.backbones import ALL_OUTPUTS, CONFIGS, drawn_backbone, file_of, geometry_for, make_run

@@ -22,7 +22,8 @@ from featkit.geometry import Geometry
 from featkit.modelfile import OUTPUTS
 from featkit.whitening import Whitening
 from featkit_export.export import export_backbone, sized
-from featkit_export.graph import FEATURES, OPSET, EmbeddingGraph, Recipe, Traced, TraceError, check_graph
+from featkit_export.graph import FEATURES, OPSET, EmbeddingGraph, Recipe, TraceError, check_graph
+from featkit_export.traced import Traced
 from featkit_export.verify import draw_pictures
 from featkit_train.networks.base import Activations, Backbone, Features
 from tests.export.backbones import ALL_OUTPUTS, CONFIGS, drawn_backbone, file_of, geometry_for, info_for

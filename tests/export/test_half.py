@@ -15,8 +15,9 @@ from featkit.embedder import Embedder
 from featkit.modelfile import OUTPUTS, check_weights, read_manifest
 from featkit_export import half
 from featkit_export.half import PRODUCTS, to_half
+from featkit_export.half_proof import MIN_HALF_COSINE
 from featkit_export.original import load_onnx
-from featkit_export.precision import MIN_HALF_COSINE, lower
+from featkit_export.precision import lower
 from featkit_export.seal import seal
 from featkit_export.verify import draw_pictures
 from tests.export.backbones import CONFIGS, file_of

@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +17,14 @@ from onnx.reference import ReferenceEvaluator
 
 from featkit.modelfile import Manifest, read_manifest
 from featkit_export import half_proof, precision
+from featkit_export.adopt import adopt_file
 from featkit_export.half import LARGEST, MARGIN, exceeding, to_half
 from featkit_export.half_proof import EXTREMES, NUM_DRAWN, emulate, observe_peaks, proof_pictures
 from featkit_export.original import load_onnx
 from featkit_export.precision import GateError, lower
 from featkit_export.seal import seal
 from tests.export.backbones import CONFIGS, file_of
+from tests.export.published import GEOMETRY, build
 from tests.model_files import make_model_file
 from tests.sentences import refused
 
@@ -215,6 +218,29 @@ def test_a_file_whose_vectors_are_no_numbers_is_refused(tmp_path: Path) -> None:
     seal(model, read_manifest(path), tmp_path / "m.onnx")
     with refused(tmp_path / "m.onnx", "not finite numbers"):
         lower(tmp_path / "m.onnx", tmp_path / "h.onnx", precision="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("factor", [1.0, 3e4])
+def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(tmp_path: Path, factor: float) -> None:
+    model = build(kind=np.float16)
+    last = model.graph.node.pop()
+    model.graph.node.extend(
+        [
+            helper.make_node("Mul", ["mixed", "factor"], ["loud"]),
+            helper.make_node("Div", ["loud", "factor"], ["quiet"]),
+            helper.make_node("Identity", ["quiet"], list(last.output)),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float16), "factor"))
+    onnx.save(model, tmp_path / "m.onnx")
+    options: dict[str, Any] = {"licence": "x", "geometry": GEOMETRY, "num_registers": 0}
+    if factor == 1:
+        report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
+        assert any("In true half arithmetic the least cosine" in note for note in report.notes)
+        return
+    with refused(tmp_path / "m.onnx", "in true half arithmetic", "first come at loud", "Take the file in fp32"):
+        adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 

@@ -18,8 +18,9 @@ from featkit.embedder import Embedder
 from featkit.modelfile import ExternalWeights, copy_model_file, read_manifest
 from featkit.models import default_model_path
 from featkit_export.export import ExportReport, export_backbone
-from featkit_export.graph import EmbeddingGraph, Recipe, Traced, trace
+from featkit_export.graph import EmbeddingGraph, Recipe, trace
 from featkit_export.seal import fingerprint
+from featkit_export.traced import Traced
 from featkit_export.verify import ParityError, draw_pictures
 from tests.export.backbones import CONFIGS, drawn_backbone, file_of, info_for
 from tests.sentences import refused

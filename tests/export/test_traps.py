@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from featkit.modelfile import INPUT, OUTPUTS
 from featkit_export.export import export_backbone
-from featkit_export.graph import EmbeddingGraph, Recipe, Traced, TraceError, _quiet, check_graph, trace
+from featkit_export.graph import EmbeddingGraph, Recipe, TraceError, _quiet, check_graph, trace
+from featkit_export.traced import Traced
 from featkit_export.verify import Parity, ParityError, cases_for, compare, open_session, require_parity
 from featkit_train.networks.base import Activations, Backbone, Features
 from tests.export.backbones import CONFIGS, draw_weights, drawn_backbone, file_of, geometry_for, info_for

@@ -26,7 +26,7 @@ from featkit.errors import EnvironmentProblem
 from featkit.modelfile import OUTPUTS, read_manifest
 from featkit.whitening import Whitening
 from featkit_export import precision
-from featkit_export.graph import Traced
+from featkit_export.traced import Traced
 from featkit_export.verify import draw_pictures
 from featkit_train.networks.classifier import build_backbone
 from featkit_train.published.zoo import PUBLISHED
