@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
 # Control characters, ends of lines, marks that turn the direction of text, and what is no character at all.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -11,6 +13,12 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Return a count with its noun: "1 picture", "2 pictures", "1,234 pictures"; `plural` defaults to the noun with an s."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def typed(path: str | Path) -> str:
+    """Return a path as it is typed in a shell, for a command that a message advises: quoted if it has spaces or the like."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def on_one_line(text: str) -> str:

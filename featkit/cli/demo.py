@@ -68,6 +68,11 @@ def demo(
     if photos is not None and (photos / "catalogue.sqlite").is_file():
         if model is not None:
             raise InputError(f"{photos} is an index and searches with its own model; leave --model out.")
+        if select not in (None, SelectionFlags()):
+            raise InputError(
+                f"{photos} is an index, whose pictures are chosen already; "
+                "leave --exclude, --include, --follow-links and --column out."
+            )
         path = photos
     else:
         from featkit.sources.selection import skipped_in_words

@@ -8,7 +8,7 @@ from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.cli.selecting import SelectionFlags, passed_over, selection_of
 from featkit.errors import InputError, StrictFailure
 from featkit.images import ImageLimits
-from featkit.wording import counted
+from featkit.wording import counted, typed
 
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
@@ -129,7 +129,7 @@ def embed(
         if (line := passed_over(pictures)) is not None:
             stdout().print(line)
         if report.num_failed < report.num_items:
-            stdout().print(f"Next: featkit index {out} --out photos.index")
+            stdout().print(f"Next: featkit index {typed(out)} --out photos.index")
     if strict and report.num_failed:
         raise StrictFailure(f"{report.num_failed:,} of {counted(report.num_items, 'picture')} have no embedding.")
     if report.num_failed == report.num_items:

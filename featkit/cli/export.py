@@ -12,6 +12,7 @@ from featkit.cli.extras import need_extra
 from featkit.errors import InputError
 from featkit.modelfile import EMBEDDING, OUTPUTS, Manifest, read_manifest
 from featkit.whitening import Whitening
+from featkit.wording import typed
 
 TORCH_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder of Hugging Face's, or their indexes
 
@@ -305,7 +306,7 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
     )
     if "triton" in facts:
         stdout().print(f"For Triton: {facts['triton']}")
-    stdout().print(f"Next: featkit embed pictures/ --model {out} --out emb/")
+    stdout().print(f"Next: featkit embed pictures/ --model {typed(out)} --out emb/")
 
 
 def shown(value: object) -> str:

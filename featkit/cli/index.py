@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from featkit.cli.console import ProgressReporter, print_json, stdout
 from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.wording import counted, typed
 
 if TYPE_CHECKING:
     from featkit.embeddings import Embeddings
@@ -63,15 +64,15 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
         }
         print_json(result)
         return
-    said = f"{report.num_added:,} pictures added"
+    said = f"{counted(report.num_added, 'picture')} added"
     if report.num_replaced:
         said += f" ({report.num_replaced:,} in place of an older one)"
     if report.num_unchanged:
-        said += f", {report.num_unchanged:,} were there"
+        said += f", {counted(report.num_unchanged, 'was there', 'were there')}"
     if report.num_without_embedding:
-        said += f", {report.num_without_embedding:,} have no embedding"
+        said += f", {counted(report.num_without_embedding, 'has no embedding', 'have no embedding')}"
     stdout().print(f"{said}; {out} holds {num_items:,}.")
-    stdout().print(f"Next: featkit search {out} query.jpg, or featkit demo {out}")
+    stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 
 
 def _refuse_empty(folder: "Embeddings") -> None:

@@ -56,12 +56,14 @@ def test_what_cannot_be_opened_is_one_sentence(gallery: Gallery, tmp_path: Path,
     arguments = ["--port", "0", "--model", str(gallery.model), "--cache", str(tmp_path / "cache")]
     assert main(["demo", str(tmp_path / "missing"), *arguments]) == 2
     assert main(["demo", str(gallery.index), *arguments]) == 2
+    assert main(["demo", str(gallery.index), "--port", "0", "--column", "photo"]) == 2
     assert main(["serve", "--port", "0"]) == 2
     problems = capsys.readouterr().err.splitlines()
-    assert len(problems) == 3
+    assert len(problems) == 4
     assert "missing" in problems[0]
     assert "searches with its own model" in problems[1]
-    assert "Nothing to serve" in problems[2]
+    assert "leave --exclude, --include, --follow-links and --column out." in problems[2]
+    assert "Nothing to serve" in problems[3]
 
 
 def test_a_missing_extra_is_said_with_the_line_that_helps(

@@ -13,6 +13,7 @@ from featkit.cli.train.flags import ClusterFlags, LabelFlags, TrainFlags
 from featkit.cli.train.methods import Data
 from featkit.cli.train.running import configured, in_words, is_main, open_pictures, print_slurm, show
 from featkit.errors import InputError
+from featkit.wording import typed
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -284,7 +285,7 @@ def _print_standing(standing: "Standing", name: str, flags: TrainFlags) -> None:
         ("", ""),
         [("time", f"{seconds / 60:.1f} min" if seconds >= 90 else f"{seconds:.0f} s"), *files],
     )
-    stdout().print(f"Next: featkit export {flags.out}{_exit(standing)} --out {name}.onnx")
+    stdout().print(f"Next: featkit export {typed(flags.out)}{_exit(standing)} --out {name}.onnx")
 
 
 def _exit(standing: "Standing") -> str:

@@ -12,6 +12,7 @@ from featkit.cli.extras import need_extra
 from featkit.cli.selecting import note_passed_over, selection_of
 from featkit.cli.train.flags import SETTINGS, ClusterFlags, LabelFlags, TeacherFlags, TrainFlags
 from featkit.errors import InputError
+from featkit.wording import typed
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -147,7 +148,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
     if report.rolled_back_to is not None:
         rows.append(("model of step", f"{report.rolled_back_to:,}, the best; later ones were worse"))
     print_table("Training finished", ("", ""), [*rows, ("backbone", report.backbone), ("report", report.page)])
-    stdout().print(f"Next: featkit export {flags.out} --out {name}.onnx")
+    stdout().print(f"Next: featkit export {typed(flags.out)} --out {name}.onnx")
 
 
 def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:

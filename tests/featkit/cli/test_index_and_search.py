@@ -59,6 +59,19 @@ def test_index_says_what_it_added_and_what_comes_next(
     }
 
 
+def test_index_counts_one_picture_and_quotes_what_is_typed_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (draw_folder(tmp_path / "p", 2) / "001.jpg").write_bytes(b"no picture")
+    model, out = make_model_file(tmp_path / "m.onnx"), tmp_path / "my photos"
+    assert main(["embed", str(tmp_path / "p"), "--model", str(model), "--out", str(out), "--quiet"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Next: featkit index '{out}' --out photos.index"
+    for words in ("1 picture added, 1 has no embedding", "0 pictures added, 1 was there, 1 has no embedding"):
+        assert main(["index", str(out), "--out", str(tmp_path / "i x")]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            f"{words}; {tmp_path}/i x holds 1.",
+            f"Next: featkit search '{tmp_path}/i x' query.jpg, or featkit demo '{tmp_path}/i x'",
+        ]
+
+
 def test_index_says_when_the_embeddings_are_not_finished(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
