@@ -246,7 +246,9 @@ class Embeddings:
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} is damaged ({error}); remove it and run `featkit embed` again.") from error
         if table.num_rows != expected:
-            raise InputError(f"{path} has {table.num_rows:,} rows, not {expected:,}; remove it and run `featkit embed` again.")
+            raise InputError(
+                f"{path} has {counted(table.num_rows, 'row')}, not {expected:,}; remove it and run `featkit embed` again."
+            )
         return table
 
 

@@ -22,6 +22,7 @@ from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.filetypes import NUM_BYTES, ONNX, what_is
 from featkit.geometry import MAX_SIDE, Geometry
+from featkit.wording import counted
 
 FORMAT = 2  # 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
 METADATA_KEY = "featkit"
@@ -232,7 +233,7 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
         ) from None
     if length != external.num_bytes:
         raise InputError(
-            f"{file} has {length:,} bytes, not the {external.num_bytes:,} of the weights of {model.name}; "
+            f"{file} has {counted(length, 'byte')}, not the {external.num_bytes:,} of the weights of {model.name}; "
             "copy both files together again."
         )
     if digest:

@@ -130,7 +130,7 @@ def embed_source(
     except KeyboardInterrupt:
         kept = Embeddings.open(out).num_rows if (out / PLAN_FILE).exists() else 0
         raise Interrupted(
-            f"Stopped by Ctrl-C with {kept:,} of {len(source):,} items in {out}; the same command goes on from there."
+            f"Stopped by Ctrl-C with {kept:,} of {counted(len(source), 'item')} in {out}; the same command goes on from there."
         ) from None
     finally:
         lock.release()

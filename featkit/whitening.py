@@ -15,6 +15,7 @@ import numpy as np
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
+from featkit.wording import counted
 
 FORMAT = 1
 FLOOR = 1e-6  # of the largest eigenvalue: a direction without variance is left as it is rather than blown up
@@ -100,7 +101,8 @@ def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whit
         raise InputError(f"{dim} dimensions cannot be kept of vectors of {len(total)}; use 1 to {len(total)}.")
     if count <= dim:
         raise InputError(
-            f"{count} vectors are too few to find {dim} directions in; embed more pictures, or use a smaller --dim."
+            f"{counted(dim, 'direction')} cannot be found in {counted(count, 'vector')}; "
+            "embed more pictures, or use a smaller --dim."
         )
     mean = total / count
     values, directions = np.linalg.eigh(products / count - np.outer(mean, mean))

@@ -18,6 +18,7 @@ from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, INPUT, Manifest
 from featkit.whitening import Whitening
+from featkit.wording import counted
 from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, TraceError, trace
 from featkit_export.seal import seal
 from featkit_export.traced import Traced
@@ -253,7 +254,7 @@ def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
             f"The whitening was fitted to vectors of another model or feature ({whitening.model}), not of this one "
             f"({manifest.made_of}); fit it to embeddings of this model exported without --whiten."
         )
-    about = f"{whitening.num_vectors} vectors, {whitening.explained:.1%} of the variance kept"
+    about = f"{counted(whitening.num_vectors, 'vector')}, {whitening.explained:.1%} of the variance kept"
     return dataclasses.replace(manifest, whitened=about)
 
 

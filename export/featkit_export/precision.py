@@ -26,6 +26,7 @@ from featkit.evaluate.speed import pictures_per_second
 from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
+from featkit.wording import counted
 from featkit_export.half import LARGEST, PRODUCTS, kept_in_float, layer_name, to_half
 from featkit_export.half_proof import EXTREMES, MIN_HALF_COSINE, NUM_DRAWN, embed_each, emulate, observe_peaks, proof_pictures
 from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
@@ -86,7 +87,7 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     expected = embed_each(open_session(full), pictures)
     if not np.isfinite(expected).all():
         raise InputError(f"{full} gives vectors that are not finite numbers, in {FP32} already; export its weights again.")
-    on_step(f"observing how large its numbers get on {len(pictures)} pictures")
+    on_step(f"observing how large its numbers get on {counted(len(pictures), 'picture')}")
     peaks = observe_peaks(model, pictures, folder)
     kept = kept_in_float(model, peaks)
     on_step("writing the graph in half precision")
@@ -137,7 +138,7 @@ def _write_int8(
         raise InputError(f"{full} has more than 2 GB of weights, which are not calibrated here; use --precision {FP16}.")
     if not quantisable_nodes(model):
         raise InputError(f"{full} has no product by weights that int8 would make faster; use it in {FP32}.")
-    on_step(f"calibrating on {min(CALIBRATION_PICTURES, len(source))} pictures")
+    on_step(f"calibrating on {counted(min(CALIBRATION_PICTURES, len(source)), 'picture')}")
     calibration = _prepared(thinned(source, CALIBRATION_PICTURES), full)
     ranges = observe_ranges(model, _batches(calibration))
     order: list[str] | None = None
@@ -175,7 +176,7 @@ def _write_int8(
         "recall_lost": loss.recall_lost,
         "recall_lost_at_most": loss.recall_lost_at_most,
         "num_queries": loss.num_queries,
-        "calibrated_on": f"{len(calibration)} pictures",
+        "calibrated_on": counted(len(calibration), "picture"),
         "pictures_per_s": speed,
         "speedup": round(gain, 3),
         "kept_in_float": kept,

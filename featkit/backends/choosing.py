@@ -33,6 +33,7 @@ from featkit.backends.opening import is_installed, need_engine, open_backend
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
 from featkit.modelfile import EMBEDDING, Manifest
 from featkit.resources import cache_folder, usable_cpus
+from featkit.wording import counted
 
 ENVIRONMENT = {"backend": "FEATKIT_BACKEND", "precision": "FEATKIT_PRECISION"}
 PRECISIONS = (FP32, BF16)
@@ -275,7 +276,7 @@ def _machine() -> str:
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
             installed.append(f"{package} {version(package)}")
-    return ", ".join([processor, f"{usable_cpus()} processors", *installed])
+    return ", ".join([processor, counted(usable_cpus(), "processor"), *installed])
 
 
 def _cpu_facts(file: Path = Path("/proc/cpuinfo")) -> dict[str, str]:

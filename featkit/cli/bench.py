@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import need_extra
 from featkit.errors import FeatkitError, InputError
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,9 +160,10 @@ def _print(
     ]
     columns = ("run", "pictures/s", "GFLOP/s", "cos least", "cos mean", "recall lost", "MB")
     compared = "drawn pictures" if num_pictures is None else f"up to {num_pictures:,} photographs"
-    print_table(f"{path.name} with {threads} threads, compared on {compared}", columns, cells)
+    print_table(f"{path.name} with {counted(threads, 'thread')}, compared on {compared}", columns, cells)
     stdout().print(
-        f"Limit (100%): numpy multiplies float32 matrices at {limit_flops / 1e9:,.0f} GFLOP/s with {threads} threads."
+        f"Limit (100%): numpy multiplies float32 matrices at {limit_flops / 1e9:,.0f} GFLOP/s with "
+        f"{counted(threads, 'thread')}."
     )
     if needed is None:
         stdout().print("What a picture needs is counted by openvino, which is not installed: pip install 'featkit[openvino]'.")

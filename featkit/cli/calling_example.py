@@ -7,6 +7,7 @@ from pathlib import Path
 from featkit.geometry import Geometry
 from featkit.images import THUMBNAIL_SIDE
 from featkit.modelfile import EMBEDDING, INPUT, Manifest
+from featkit.wording import counted
 
 
 def calling_example(path: Path, manifest: Manifest) -> str:
@@ -36,7 +37,7 @@ def calling_example(path: Path, manifest: Manifest) -> str:
             f"images = np.asarray(image)[None]  # uint8, {together}",
             f'session = onnxruntime.InferenceSession({str(path)!r}, providers=["CPUExecutionProvider"]){beside}',
             f'(vector,) = session.run(["{EMBEDDING}"], {{"{INPUT}": images}})[0]',
-            f"print(*vector)  # {manifest.width} numbers, of unit length",
+            f"print(*vector)  # {counted(manifest.width, 'number')}, of unit length",
         ]
     )
 

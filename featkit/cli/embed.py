@@ -143,7 +143,7 @@ def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> No
             stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
     stdout().print(
         f"{report.num_items - report.num_failed:,} of {counted(report.num_items, 'picture')} embedded by "
-        f"{embedder.manifest.name} ({embedder.width} numbers each) on {report.backend}, {speed}."
+        f"{embedder.manifest.name} ({counted(embedder.width, 'number')} each) on {report.backend}, {speed}."
     )
     if report.num_changed or report.num_retried:
         again = [f"{report.num_changed:,} because the file has changed"] if report.num_changed else []

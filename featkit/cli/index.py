@@ -48,7 +48,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
         num_items = len(found)
     if missing:
         print(
-            f"featkit: {embeddings} is not finished: {missing:,} of {folder.plan.num_shards:,} shards are missing; "
+            f"featkit: {embeddings} is not finished: missing are {missing:,} of {counted(folder.plan.num_shards, 'shard')}; "
             "finish it with `featkit embed`, then run this again.",
             file=sys.stderr,
         )

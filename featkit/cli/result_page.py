@@ -13,7 +13,7 @@ from pathlib import Path
 from featkit.atomic import write_text
 from featkit.images import THUMBNAIL_SIDE, load, thumbnail_jpeg
 from featkit.index import Hit, Index
-from featkit.wording import on_one_line
+from featkit.wording import counted, on_one_line
 
 STYLE = """
 :root {
@@ -107,7 +107,7 @@ def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]
         style=STYLE,
         query=_inline(shown),
         name=html.escape(name),
-        counts=html.escape(f"{len(hits):,} of {len(index):,} pictures in {index_name}"),
+        counts=html.escape(f"{len(hits):,} of {counted(len(index), 'picture')} in {index_name}"),
         results=f"<ol>\n{cards}\n</ol>" if hits else '<p class="none">The index has no pictures yet.</p>',
         model=html.escape(index.model_name),
     )

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 from featkit.cli.console import stdout
 from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.wording import counted
 
 
 def serve(
@@ -61,7 +62,7 @@ def serve(
         else:
             embedder = Embedder(model, limits=limits.images)
         app = make_app(opened, embedder, limits=limits)
-        what = f"{len(opened):,} pictures of {index}" if opened is not None else str(model)
+        what = f"{counted(len(opened), 'picture')} of {index}" if opened is not None else str(model)
         address = address_of(listener)
         stdout().print(f"Serving {what} with {embedder.backend_name} on {address} (routes: {address}/openapi.json)")
         run(app, listener)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.errors import InputError
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     from featkit.index import Index
@@ -104,7 +105,7 @@ def _verify(
         (f"copies found, {reference.run}", f"{found.recall_at_1 + found.recall_lost:.4f}"),
         (f"copies found, {found.run}", f"{found.recall_at_1:.4f}"),
     ]
-    print_table(f"{found.run} beside {reference.run} on {found.num_pictures:,} pictures", ("", ""), rows)
+    print_table(f"{found.run} beside {reference.run} on {counted(found.num_pictures, 'picture')}", ("", ""), rows)
     if failures:
         print_table("Left out", ("picture", "why"), failures[:MAX_FAILURES_SHOWN])
     verdict = "They agree" if found.holds else "They do not agree"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from featkit.cli.console import print_json, stdout
 from featkit.errors import InputError
+from featkit.wording import counted
 
 
 def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = False) -> None:
@@ -42,7 +43,8 @@ def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = Fals
         print_json(facts)
         return
     stdout().print(
-        f"{out}: {folder.plan.width} to {dim} numbers, fitted to {whitening.num_vectors:,} vectors of {manifest.name}; "
+        f"{out}: {folder.plan.width} to {counted(dim, 'number')}, "
+        f"fitted to {counted(whitening.num_vectors, 'vector')} of {manifest.name}; "
         f"{whitening.explained:.1%} of their variance is kept."
     )
     stdout().print(f"Next: repeat the export of {manifest.name} with --whiten {out}, and embed with the new file.")

@@ -14,6 +14,7 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.index.tables import NewItem, Value
+from featkit.wording import counted
 
 Result = TypeVar("Result")
 MAX_SIDE = 2**31  # pixels
@@ -78,7 +79,9 @@ def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolera
         single = "; for one vector give vector[None]" if array.shape == (width,) else ""
         raise InputError(f"The vectors are of shape {array.shape}; {index} takes (n, {width}){single}.")
     if keys is not None and len(array) != len(keys):
-        raise InputError(f"There are {len(keys):,} keys and {len(array):,} vectors; give one vector for each key.")
+        raise InputError(
+            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not go together; give one vector for each key."
+        )
     with np.errstate(over="ignore"):  # then it is infinite, which is refused below
         array = np.ascontiguousarray(array, np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -110,7 +113,9 @@ def _column(
         return [None] * len(keys)
     listed = _listed(values, name)
     if len(listed) != len(keys):
-        raise InputError(f"There are {len(keys):,} keys and {len(listed):,} {name}; give one for each key, or none at all.")
+        raise InputError(
+            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not go together; give one for each key, or none at all."
+        )
     return [
         None if value is None else convert(value, f"{key}: {name}[{position}]")
         for position, (key, value) in enumerate(zip(keys, listed, strict=True))

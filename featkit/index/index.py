@@ -33,6 +33,7 @@ from featkit.index.vectors import Rows, Signature, VectorFile, VectorWriter, Wit
 from featkit.lock import WriterLock
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
 from featkit.sources.keys import twins
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
@@ -266,7 +267,8 @@ class Index:
                 on_progress(done, report.num_without_embedding)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped with {report.num_added:,} pictures added to {self.path}; the same command goes on from there."
+                f"stopped with {counted(report.num_added, 'picture')} added to {self.path}; "
+                "the same command goes on from there."
             ) from None
         return report
 

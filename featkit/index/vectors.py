@@ -27,6 +27,7 @@ import numpy as np
 from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.resources import spare_memory
+from featkit.wording import counted
 
 FLOAT32 = np.dtype("<f4")
 NEAR_BYTES = 64 * 2**10  # rows at most this far apart are read in one piece: copying what is between costs as much as a call
@@ -262,7 +263,8 @@ def _check_length(path: Path, length: int, *, num_rows: int, row_bytes: int) -> 
     wanted = num_rows * row_bytes
     if length < wanted:
         raise InputError(
-            f"{path} is truncated: {length:,} bytes where {num_rows:,} vectors of {row_bytes // FLOAT32.itemsize} take "
+            f"{path} is truncated: {counted(length, 'byte')} where {counted(num_rows, 'vector')} of "
+            f"{row_bytes // FLOAT32.itemsize} take "
             f"{wanted:,}; restore it from a copy, or index the embeddings again."
         )
 

@@ -21,6 +21,7 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import what_is
 from featkit.images import Picture, is_single, load, name_of, printable, read_encoded
 from featkit.serve.schemas import EmbedAnswer, Health, Hit, NeighboursAnswer, SearchAnswer
+from featkit.wording import counted
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -143,14 +144,15 @@ class Client:
 
     def _check_count(self, sent: int, answered: int, response: httpx.Response) -> None:
         if sent != answered:
-            raise self._foreign(response, f"answers for {answered:,} pictures when {sent:,} were sent")
+            raise self._foreign(response, f"answers for {counted(answered, 'picture')} when {sent:,} were sent")
 
     def _foreign(self, response: httpx.Response, what: str) -> EnvironmentProblem:
         """The error for a success that is not the service's."""
         kind = what_is(response.content[:4096])
         described = kind.name if kind is not None else response.headers.get("content-type", "nothing")[:60] or "nothing"
         return EnvironmentProblem(
-            f"{self.address} answered {response.status_code} with {what} ({described}, {len(response.content):,} bytes); a "
+            f"{self.address} answered {response.status_code} with {what} ({described}, "
+            f"{counted(len(response.content), 'byte')}); a "
             "proxy, a login page or another program answers there, or another version of featkit: check the address."
         )
 

@@ -127,7 +127,7 @@ def _read_text(file: Path) -> str:
     try:
         num_bytes = file.stat().st_size
         if num_bytes > MAX_LIST_BYTES:
-            raise InputError(f"{shown} has {num_bytes:,} bytes, which is too long for a list; split it.")
+            raise InputError(f"{shown} has {counted(num_bytes, 'byte')}, which is too long for a list; split it.")
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{shown} cannot be read: {error.strerror}.") from error

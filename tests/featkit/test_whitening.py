@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featkit.whitening import FLOOR, FORMAT, Whitening, fit_whitening
+from featkit.wording import counted
 from tests.sentences import refused
 
 
@@ -95,7 +96,7 @@ def test_more_dimensions_than_there_are_are_refused() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 8])
 def test_too_few_vectors_are_refused(count: int) -> None:
-    with refused(f"{count} vectors are too few to find 8 directions in"):
+    with refused(f"8 directions cannot be found in {counted(count, 'vector')}"):
         fit_whitening([drawn_vectors()[:count]], dim=8, model="m")
     fit_whitening([drawn_vectors()[:9]], dim=8, model="m")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featkit.wording import counted, typed
+from featkit.wording import counted, on_one_line, typed
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,18 @@ def test_a_plural_can_be_given() -> None:
 def test_a_path_in_a_command_is_written_so_that_a_shell_reads_it_whole(path: str, words: str) -> None:
     assert typed(path) == typed(Path(path)) == words
     assert shlex.split(typed(path))[0].removeprefix("./") == path
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("plain é 日本", "plain é 日本"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x1b[31m\x00\x9b", r"\x1b[31m\x00\x9b"),
+        ("caf\udce9.jpg", r"caf\xe9.jpg"),
+        ("\ud83d\u2028\u202e", r"\ud83d\u2028\u202e"),
+    ],
+)
+def test_text_on_one_line_can_be_printed(text: str, line: str) -> None:
+    assert on_one_line(text) == line
+    on_one_line(text).encode("utf-8")

@@ -8,6 +8,7 @@ from featkit.cli.evaluate.common import figure, interval, open_pictures, print_f
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
+from featkit.wording import counted
 
 
 def copies(
@@ -67,7 +68,7 @@ def copies(
         )
         for score in report.methods
     ]
-    title = f"Copies among {report.num_pictures:,} pictures (edits v{report.edits_version}, seed {report.seed})"
+    title = f"Copies among {counted(report.num_pictures, 'picture')} (edits v{report.edits_version}, seed {report.seed})"
     print_table(title, ("method", "recall@1", "95 % interval", "recall@10", "mAP"), rows)
     edits = list(report.model.single)
     singles = [(score.name, *(figure(score.single[edit]) for edit in edits)) for score in report.methods]

@@ -8,6 +8,7 @@ from featkit.cli.evaluate.common import figure, interval, labels_from, open_two,
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
+from featkit.wording import counted
 
 
 def knn(
@@ -68,11 +69,12 @@ def knn(
         (score.name, str(score.k), figure(score.weighted), interval(score.interval), figure(score.majority))
         for score in report.scores
     ]
-    title = f"{report.num_test:,} pictures of {report.num_labels:,} labels by neighbours among {report.num_train:,}"
+    tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
+    title = f"{tested} by neighbours among {report.num_train:,}"
     most_frequent = ("most frequent label", "", figure(report.most_frequent), "", "")
     print_table(title, ("method", "k", "weighted", "95 % interval", "majority"), [*rows, most_frequent])
     say(
         f"Labels: {labels_from(report.columns)}. A weighted vote counts exp(cosine / {report.temperature:g}).",
-        *([f"{report.num_unseen:,} test pictures have labels that no training picture has."] if report.num_unseen else []),
+        *([f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."] if report.num_unseen else []),
     )
     print_failures(report.failures)

@@ -8,6 +8,7 @@ from featkit.cli.evaluate.common import figure, interval, labels_from, open_two,
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.extras import need_extra
 from featkit.cli.selecting import SelectionFlags
+from featkit.wording import counted
 
 
 def linear(
@@ -60,17 +61,18 @@ def linear(
         print_json(asdict(report))
         return
     rows = [(score.name, figure(score.accuracy), interval(score.interval), f"{score.l2:g}") for score in report.scores]
-    title = f"{report.num_test:,} pictures of {report.num_labels:,} labels by a classifier fitted to {report.num_train:,}"
+    tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
+    title = f"{tested} by a classifier fitted to {report.num_train:,}"
     most_frequent = ("most frequent label", figure(report.most_frequent), "", "")
     print_table(title, ("method", "accuracy", "95 % interval", "l2"), [*rows, most_frequent])
     tried = [(score.name, *map(figure, score.held_out)) for score in report.scores]
-    title = f"Accuracy on {report.num_held_out:,} training pictures held out (seed {report.seed}), by l2"
+    title = f"Accuracy on {counted(report.num_held_out, 'training picture')} held out (seed {report.seed}), by l2"
     print_table(title, ("method", *(f"{l2:g}" for l2 in report.grid)), tried)
     unfinished = [score.name for score in report.scores if not score.converged]
     say(
         f"Labels: {labels_from(report.columns)}. Features are standardised by the training part.",
         "Fitted: the least of mean cross-entropy + l2 / 2 * sum of squared weights, with the l2 that held-out pictures chose.",
-        *([f"{report.num_unseen:,} test pictures have labels that no training picture has."] if report.num_unseen else []),
+        *([f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."] if report.num_unseen else []),
         *([f"Not at its end after {MAX_ITERATIONS:,} steps: {', '.join(unfinished)}."] if unfinished else []),
     )
     print_failures(report.failures)

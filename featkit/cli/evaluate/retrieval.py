@@ -9,6 +9,7 @@ from featkit.cli.evaluate.common import figure, interval, open_pictures, open_tw
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
+from featkit.wording import counted
 
 if TYPE_CHECKING:
     from featkit.evaluate.embedding import PictureModel
@@ -108,7 +109,8 @@ def _show_groups(report: "GroupReport") -> None:
         (score.name, figure(score.mean_average_precision), interval(score.interval), *map(figure, score.recall.values()))
         for score in report.scores
     ]
-    title = f"{report.num_queries:,} queries among {report.num_pictures:,} pictures of {report.num_groups:,} groups"
+    asked = f"{counted(report.num_queries, 'query', 'queries')} among {counted(report.num_pictures, 'picture')}"
+    title = f"{asked} of {counted(report.num_groups, 'group')}"
     ks = [f"recall@{k}" for k in report.scores[0].recall]
     print_table(title, ("method", "mAP", "95 % interval", *ks), rows)
     column, asked_column = report.columns
@@ -116,7 +118,11 @@ def _show_groups(report: "GroupReport") -> None:
     say(
         f"Groups are {named}; {'each picture queries all the others' if report.leave_one_out else 'the queries lie apart'}. "
         "recall@k is the share of queries with one of their group among the first k.",
-        *([f"{report.num_alone:,} queries with no other of their group are not counted."] if report.num_alone else []),
+        *(
+            [f"Not counted: {counted(report.num_alone, 'query', 'queries')} with no other of the group."]
+            if report.num_alone
+            else []
+        ),
     )
     print_failures(report.failures)
 
@@ -127,7 +133,7 @@ def _show_revisited(report: "RevisitedReport") -> None:
         for name, setup in score.setups.items():
             precision = [figure(share) for share in setup.precision.values()]
             rows.append((score.name, name, str(setup.num_queries), figure(setup.mean_average_precision), *precision))
-    title = f"{report.num_queries:,} queries among {report.num_pictures:,} pictures, revisited"
+    title = f"{counted(report.num_queries, 'query', 'queries')} among {counted(report.num_pictures, 'picture')}, revisited"
     print_table(title, ("method", "setup", "queries", "mAP", "mP@1", "mP@5", "mP@10"), rows)
     height, width = report.size
     say(

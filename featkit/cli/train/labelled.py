@@ -13,7 +13,7 @@ from featkit.cli.train.flags import ClusterFlags, LabelFlags, TrainFlags
 from featkit.cli.train.methods import Data
 from featkit.cli.train.running import configured, in_words, is_main, open_pictures, print_slurm, show
 from featkit.errors import InputError
-from featkit.wording import typed
+from featkit.wording import counted, typed
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -188,7 +188,9 @@ def _run(
     if not quiet:
         counts = [sum(map(len, part)) for part in (sources[:num_labelled], sources[num_labelled:])]
         pictures = (
-            f"{counts[0]:,} pictures" if num_labelled is None else "{:,} pictures with labels and {:,} without".format(*counts)
+            counted(counts[0], "picture")
+            if num_labelled is None
+            else "{:,} pictures with labels and {:,} without".format(*counts)
         )
         size = config.crops.global_size
         network = f"{config.classifier.arch} on {pictures} at {size}×{size}"
@@ -209,7 +211,7 @@ def _run(
 
 
 def _length(config: "TrainConfig") -> str:
-    one = f"{config.run.steps:,} steps of {config.run.batch_size}"
+    one = f"{counted(config.run.steps, 'step')} of {config.run.batch_size}"
     counts = {
         "born-again": (config.born_again.generations + 1, "generations"),
         "self-training": (config.self_training.rounds + 1, "rounds"),
@@ -273,7 +275,7 @@ def _print_standing(standing: "Standing", name: str, flags: TrainFlags) -> None:
         return
     columns = [column for column in COLUMNS if any(COLUMNS[column](row) for row in standing.rows)]
     rows = [(row.name, *(COLUMNS[column](row) for column in columns)) for row in standing.rows]
-    print_table(f"On {standing.num_held_out:,} held-out pictures", ("", *columns), rows)
+    print_table(f"On {counted(standing.num_held_out, 'held-out picture')}", ("", *columns), rows)
     seconds = sum(row.seconds or 0.0 for row in standing.rows)
     files = [
         ("backbone", backbone),

@@ -12,7 +12,7 @@ from featkit.cli.extras import need_extra
 from featkit.cli.selecting import note_passed_over, selection_of
 from featkit.cli.train.flags import SETTINGS, ClusterFlags, LabelFlags, TeacherFlags, TrainFlags
 from featkit.errors import InputError
-from featkit.wording import typed
+from featkit.wording import counted, typed
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -106,8 +106,8 @@ def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
         model = config.pretrained.name
     size, run = config.crops.global_size, config.run
     print(
-        f"{config.name}: {config.method}, {model} on {count:,} pictures at {size}×{size}, {run.steps:,} steps of "
-        f"{run.batch_size}, to {flags.out}.",
+        f"{config.name}: {config.method}, {model} on {counted(count, 'picture')} at {size}×{size}, "
+        f"{counted(run.steps, 'step')} of {run.batch_size}, to {flags.out}.",
         file=sys.stderr,
     )
 
@@ -116,7 +116,7 @@ def in_words(plan: "Plan") -> str:
     """The plan as a sentence."""
     hours = f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
     return (
-        f"plan: {plan.steps_left:,} steps to go, {hours} at {plan.images_per_s:.1f} images/s on {plan.device}, "
+        f"plan: {counted(plan.steps_left, 'step')} to go, {hours} at {plan.images_per_s:.1f} images/s on {plan.device}, "
         f"{plan.memory_bytes / 1e9:.1f} GB of memory. Ctrl-C stops at a checkpoint."
     )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.train.flags import SETTINGS, TrainFlags
+from featkit.wording import counted
 
 # What of a trial's last log is shown, and under which heading.
 COLUMNS = {"loss": "loss", "teacher_entropy": "entropy", "rankme": "RankMe", "images_per_s": "images/s"}
@@ -25,7 +26,7 @@ def run_trials(
     trials = plan_trials(config, sweep, names=SETTINGS, steps=steps)
     length = trials[0].config.run.steps
     if not flags.quiet:
-        print(f"{len(trials)} trials of {length:,} steps each, in {flags.out}.", file=sys.stderr)
+        print(f"{counted(len(trials), 'trial')} of {counted(length, 'step')} each, in {flags.out}.", file=sys.stderr)
     outcomes = []
     for number, trial in enumerate(trials, 1):
         label = f"trial {number} of {len(trials)}, {trial.label}"
@@ -40,7 +41,7 @@ def run_trials(
         )
         for trial, outcome in zip(trials, outcomes, strict=True)
     ]
-    print_table(f"Trials of {length:,} steps", ("setting", "copies", *COLUMNS.values(), "ended"), rows)
+    print_table(f"Trials of {counted(length, 'step')}", ("setting", "copies", *COLUMNS.values(), "ended"), rows)
     best = max(range(len(trials)), key=lambda number: outcomes[number].score)
     stdout().print(f"Best: {trials[best].label}.")
 

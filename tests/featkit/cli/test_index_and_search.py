@@ -83,7 +83,7 @@ def test_index_says_when_the_embeddings_are_not_finished(
     (emb / "shards" / "00000.parquet").unlink()
     assert main(["index", str(emb), "--out", str(tmp_path / "i")]) == 0
     said = capsys.readouterr()
-    assert "1 of 2 shards are missing; finish it with `featkit embed`" in said.err
+    assert "missing are 1 of 2 shards; finish it with `featkit embed`" in said.err
     assert "2 pictures added" in said.out
 
 

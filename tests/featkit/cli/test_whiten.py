@@ -122,7 +122,7 @@ def test_embeddings_that_are_whitened_already_are_refused(folder: Path, whitened
 @pytest.mark.parametrize(
     ("dim", "words"),
     [
-        (40, "40 vectors are too few to find 40 directions in"),
+        (40, "40 directions cannot be found in 40 vectors"),
         (49, "49 dimensions cannot be kept of vectors of 48; use 1 to 48."),
         (0, "0 dimensions cannot be kept"),
     ],

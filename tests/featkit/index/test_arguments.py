@@ -102,9 +102,9 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda i: i.add(["a", "b"], V), ["There are 2 keys and 3 vectors"]),
-        (lambda i: i.add([], V), ["There are 0 keys and 3 vectors"]),
-        (lambda i: i.add(["a", "b", "c"], V[:2]), ["There are 3 keys and 2 vectors"]),
+        (lambda i: i.add(["a", "b"], V), ["2 keys and 3 vectors do not go together"]),
+        (lambda i: i.add([], V), ["0 keys and 3 vectors"]),
+        (lambda i: i.add(["a", "b", "c"], V[:2]), ["3 keys and 2 vectors"]),
         (lambda i: i.add(["a"], V[0]), [f"shape ({WIDTH},)", "vector[None]"]),
         (lambda i: i.add(["a"], None), ["of type object"]),
         (lambda i: i.add(["a"], "abc"), ["of type"]),
@@ -118,8 +118,8 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.add(["a"], V[:1] * 1e30), ["vector of a has length"]),
         (lambda i: i.add(["a"], V[:1].astype(float) * 1e300), ["vector of a has length inf"]),
         (lambda i: i.add(["a"], V[:1] * 0), ["vector of a has length 0"]),
-        (lambda i: i.add(["a"], V[:1], widths=[1, 2]), ["There are 1 keys and 2 widths"]),
-        (lambda i: i.add(["a"], V[:1], heights=[]), ["There are 1 keys and 0 heights"]),
+        (lambda i: i.add(["a"], V[:1], widths=[1, 2]), ["1 key and 2 widths do not go together"]),
+        (lambda i: i.add(["a"], V[:1], heights=[]), ["1 key and 0 heights"]),
         (lambda i: i.add(["a"], V[:1], widths=3), ["widths is 3, of type int; give a list"]),
         (lambda i: i.add(["a"], V[:1], widths=["3"]), ["a: widths[0] is '3', of type str"]),
         (lambda i: i.add(["a"], V[:1], heights=[2.5]), ["a: heights[0] is 2.5"]),

@@ -221,4 +221,4 @@ def test_pictures_without_a_label_are_counted_aloud(pictures: Source, held_out: 
     said: list[str] = []
     settings = ("born_again.generations=0", "run.steps=1")
     born_again(config(*settings), [Some()], tmp_path / "run", held_out=held_out, ears=CourseEars(on_note=said.append))
-    assert said == ["3 pictures have no label, and are neither learnt nor measured on."]
+    assert said == ["Neither learnt nor measured on: 3 pictures without a label."]

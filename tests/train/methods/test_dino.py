@@ -164,7 +164,7 @@ def test_teacher_temperature_warms_up_linearly() -> None:
             "dino.koleo_group 3 does not cut the 8 pictures that a process takes at once into equal groups",
         ),
         (["dino.koleo_group=1"], "dino.koleo_group 1 does not cut"),
-        (["run.batch_size=2", "engine.accumulate=2"], "dino.koleo_group 0 does not cut the 1 pictures"),
+        (["run.batch_size=2", "engine.accumulate=2"], "dino.koleo_group 0 does not cut the 1 picture that"),
         (
             ["method=dinov3", "gram.weight=1.0", "crops.resolutions=[{share: 1.0, global_size: 32, local_size: 16}]"],
             "is not a multiple of the model's patch, 8 pixels",

@@ -151,7 +151,7 @@ def test_the_last_picture_that_cannot_be_read_is_replaced_by_the_first(tmp_path:
 
 def test_no_readable_picture_at_all_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match="None of the 1 pictures"):
+    with pytest.raises(InputError, match="None of the 1 picture"):
         make_dataset(tmp_path)[(0, 0, 0)]
 
 

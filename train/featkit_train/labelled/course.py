@@ -18,6 +18,7 @@ import torch
 from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.sources import Source, has_keys, keys_sha256, subset
+from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.device import pick_device
@@ -223,7 +224,7 @@ def course(
         world.wait()
         ears = ears if ears is not None and world.is_main else CourseEars()
         if parted.num_unlabelled:
-            ears.on_note(f"{parted.num_unlabelled:,} pictures have no label, and are neither learnt nor measured on.")
+            ears.on_note(f"Neither learnt nor measured on: {counted(parted.num_unlabelled, 'picture')} without a label.")
         try:
             yield Course(config=config, parted=parted, out=out, ears=ears, world=world, device=device)
         except InputError:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.sources import Source, concatenate
+from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
 from featkit_train.labelled.parting import check_apart, part
@@ -63,7 +64,7 @@ def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Tra
     path = here.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
     if here.world.is_main:
-        here.ears.on_note(f"round-{number}: its teacher labels {len(unlabelled):,} pictures.")
+        here.ears.on_note(f"round-{number}: its teacher labels {counted(len(unlabelled), 'picture')}.")
         here.ears.on_asking(f"round-{number}", len(unlabelled))
         label_pictures(
             path, teacher, unlabelled, here.judge.geometry, on_progress=lambda done, _failed: here.ears.on_asked(done)

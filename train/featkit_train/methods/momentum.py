@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.errors import InputError
+from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import ALONE, World
 from featkit_train.engine.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
@@ -330,7 +331,8 @@ def check_koleo(config: TrainConfig, *, world: World) -> None:
     group = config.dino.koleo_group or num_pictures * world.size
     if config.dino.koleo_weight and (group < 2 or (config.dino.koleo_group and num_pictures % group)):
         raise InputError(
-            f"dino.koleo_group {config.dino.koleo_group} does not cut the {num_pictures} pictures that a process takes at once "
+            f"dino.koleo_group {config.dino.koleo_group} does not cut the "
+            f"{counted(num_pictures, 'picture')} that a process takes at once "
             "into equal groups of two or more; change it, or run.batch_size."
         )
 

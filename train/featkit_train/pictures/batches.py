@@ -187,7 +187,8 @@ class CropDataset(Dataset[Sample]):
                 return number, self._picture(number), skipped
             except InputError as error:
                 first = first or error  # counted by the caller and shown in the log
-        raise InputError(f"None of the {len(self.numbers):,} pictures of {self.source.name} can be read. The first: {first}")
+        tried = counted(len(self.numbers), "picture")
+        raise InputError(f"None of the {tried} of {self.source.name} can be read. The first: {first}")
 
     def _picture(self, number: int) -> Image.Image:
         if number in self._cache:
@@ -236,7 +237,9 @@ class EpochOrder(Sampler[list[Place]]):
         locality: Locality | None = None,  # of all items that `numbers` choose from
     ) -> None:
         if batch_size % (size * parts):
-            whose = f"{size} processes alike" + (f", each in engine.accumulate {parts} parts" if parts > 1 else "")
+            whose = f"{counted(size, 'process', 'processes')} alike" + (
+                f", each in engine.accumulate {parts} parts" if parts > 1 else ""
+            )
             raise InputError(f"run.batch_size {batch_size} cannot be shared by {whose}; change one.")
         if len(numbers) < batch_size:
             there_are = f"There {'is' if len(numbers) == 1 else 'are'} {counted(len(numbers), 'picture')} to train on"

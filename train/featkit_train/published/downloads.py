@@ -20,7 +20,7 @@ from featkit.atomic import replace_file
 from featkit.downloading import NO_HUB, why_failed
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import HTML, JSON, NUM_BYTES, TEXT, XML, XML_ERROR, what_is
-from featkit.wording import first_line
+from featkit.wording import counted, first_line
 from featkit_train.published.weight_files import read_weights
 from featkit_train.published.zoo import Published
 
@@ -194,4 +194,4 @@ def _fetch(url: str, place: Path, *, quiet: bool) -> None:
         with wrap_file(answer, total=promised, description=name, console=console, transient=True, disable=quiet) as stream:
             shutil.copyfileobj(stream, file, CHUNK_BYTES)
         if promised and file.tell() != promised:
-            raise OSError(f"the connection broke after {file.tell():,} of {promised:,} bytes")
+            raise OSError(f"the connection broke after {file.tell():,} of {counted(promised, 'byte')}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from featkit.wording import counted
 from featkit_train.report.charts import number
 from featkit_train.report.page import CONFIG_FILE, flattened, method_name, read_config, settings_section
 from featkit_train.report.parts import REPORT_FILE, breakable, card, duration, noticed, scores, text, write_page
@@ -93,8 +94,8 @@ def _about(standing: Standing) -> str:
     more = f" and {len(standing.classes) - MOST_CLASSES:,} more" if len(standing.classes) > MOST_CLASSES else ""
     parts = [
         f"by {method_name(standing.method).replace('_', ' ')}" if standing.method else "",
-        f"{standing.num_held_out:,} held-out pictures",
-        f"{len(standing.classes):,} classes: {classes}{more}" if standing.classes else "",
+        counted(standing.num_held_out, "held-out picture"),
+        f"{counted(len(standing.classes), 'class', 'classes')}: {classes}{more}" if standing.classes else "",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -146,7 +147,7 @@ def _charts(standing: Standing) -> str:
 def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
     places = [Place(row.name, joined=row.kind != "ensemble", chosen=row.name == standing.chosen) for row in rows]
     accuracy = Series("accuracy", [row.accuracy for row in rows], [row.standard_error for row in rows])
-    pictures = f"Of {standing.num_held_out:,} held-out pictures."
+    pictures = f"Of {counted(standing.num_held_out, 'held-out picture')}."
     apart = " Diamonds are ensembles." if kind != "ensemble" and not all(place.joined for place in places) else ""
     parts = [_figure(f"Accuracy by {kind}", places_chart(places, [accuracy]), f"{pictures}{apart}")]
     timed = [place for place, row in enumerate(rows) if row.images_per_s is not None]

@@ -18,6 +18,7 @@ import yaml
 
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError
+from featkit.wording import counted
 from featkit_train.report.charts import beyond_the_frame, chart, in_words, number
 from featkit_train.report.metrics import Curve, Metrics, read_metrics
 from featkit_train.report.panels import SECTIONS, Panel, arrange
@@ -162,7 +163,7 @@ def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
         share = sum(point.total for point in waiting.points) / sum(point.count for point in waiting.points)
         cards.append(card("Waiting for data", f"{share:.1%}", "of the time of steps"))
     if metrics.seconds > 0:
-        cards.append(card("Time in steps", duration(metrics.seconds), f"{metrics.last_step:,} steps"))
+        cards.append(card("Time in steps", duration(metrics.seconds), counted(metrics.last_step, "step")))
     if isinstance(batch_size, int) and metrics.last_step:
         seen = metrics.last_step * batch_size
         cards.append(card("Pictures seen", f"{seen:,}" if seen < 1e7 else f"{seen / 1e6:,.1f} M", f"{batch_size:,} a step"))

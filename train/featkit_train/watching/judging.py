@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from featkit.wording import counted
+
 ECE_BINS = 15  # Guo et al., section 4
 ONE_SIDED = 1.645  # standard errors that chance alone reaches upwards once in twenty times
 SURER_BY = 0.05  # more confidence in wrong answers from the first to the last
@@ -148,7 +150,8 @@ def no_gain(before: float, after: float, gain: Gain, *, generation: int, kind: s
         "no_gain",
         gain.difference,
         f"{kind.capitalize()} {generation} {verdict.format(f'{kind} {generation - 1}')}: accuracy {after:.3f} after "
-        f"{before:.3f}, {gain.difference:+.3f} ± {gain.standard_error:.3f} on {gain.num_pictures:,} held-out pictures. "
+        f"{before:.3f}, {gain.difference:+.3f} ± {gain.standard_error:.3f} on "
+        f"{counted(gain.num_pictures, 'held-out picture')}. "
         f"Stop here and keep {kind} {generation - 1}, or let the {kind}s vote as an ensemble."
         f"{unseen if gain.standard_error > 0 and not worse else ''}",
     )

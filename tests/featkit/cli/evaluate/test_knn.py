@@ -38,7 +38,7 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
         assert line.replace(" – ", " ").split() == [*score.name.split(), str(score.k), *figures]
     assert lines[6].split() == ["most", "frequent", "label", "0.333"]
     assert "Labels: the column class, of the test pictures label. A weighted vote counts exp(cosine / 0.07)." in lines
-    assert "1 test pictures have labels that no training picture has." in lines
+    assert "Labels that no training picture has: 1 test picture." in lines
     assert lines[-1] == "b.parquet/2  b.parquet/2 has nothing in its column label."
 
 

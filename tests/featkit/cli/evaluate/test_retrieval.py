@@ -47,7 +47,7 @@ def test_groups_are_printed_with_every_choice(photos: Path, model: Path) -> None
         figures = (score.mean_average_precision, *score.interval, *score.recall.values())
         assert line.replace(" – ", " ").split() == [*score.name.split(), *(f"{figure:.3f}" for figure in figures)]
     assert lines[5].startswith("Groups are the column folder; each picture queries all the others.")
-    assert "1 queries with no other of their group are not counted." in lines
+    assert "Not counted: 1 query with no other of the group." in lines
     assert lines[-1].startswith("red/bad.png  ")
 
 
