@@ -163,7 +163,7 @@ def begin_or_continue(source: Source, embedder: Embedder, out: Path, *, shard_si
             folder = Embeddings.open(out)
             if has_keys(source, folder.plan.keys_sha256):  # perhaps as an earlier version called them
                 plan = dataclasses.replace(plan, keys_sha256=folder.plan.keys_sha256)
-            _refuse_other_work(folder, plan)
+            _refuse_other_work(folder, plan, source)
         else:
             folder = Embeddings.create(out, dataclasses.replace(plan, columns=_metadata_columns(source)))
         for part in (SHARDS, STAMPS):
@@ -203,7 +203,18 @@ def _check_place(out: Path) -> None:
             raise InputError(f"{out} is no embeddings folder and holds {min(others)}; choose a new or an empty --out.")
 
 
-def _refuse_other_work(folder: Embeddings, plan: Plan) -> None:
+def _mended(folder: Embeddings, source: Source) -> str:
+    """A sentence about an archive or a folder that could not be read when the work was begun, and has items of its own now."""
+    keys = {source.key(number) for number in range(len(source))}
+    try:
+        mended = [key for key, _ in folder.failures()[1] if key not in keys]
+    except InputError:  # a damaged shard, which another run would write again
+        return ""
+    found = next((key for key in mended if any(other.startswith(key.rstrip("/") + "/") for other in keys)), None)
+    return "" if found is None else f" {found} could not be read then, and now its pictures can be."
+
+
+def _refuse_other_work(folder: Embeddings, plan: Plan, source: Source) -> None:
     """InputError unless the folder was begun for this very plan."""
     old, out = folder.plan, folder.path
     if old.fingerprint != plan.fingerprint:
@@ -214,10 +225,11 @@ def _refuse_other_work(folder: Embeddings, plan: Plan) -> None:
     if not _same_place(old.source, plan.source):
         raise InputError(f"{out} was begun with the source {old.source}, not {plan.source}; choose another --out.")
     if (old.num_items, old.keys_sha256) != (plan.num_items, plan.keys_sha256):
+        mended = _mended(folder, source)
         raise InputError(
             f"{plan.source} has changed since {out} was begun: it had {counted(old.num_items, 'picture')} and has "
-            f"{plan.num_items:,}, some of them added, removed or renamed. Embed it as it is now into another --out and add "
-            "that to the same index. To finish this folder instead, undo the change, or repeat its --include and --exclude."
+            f"{plan.num_items:,}, some of them added, removed or renamed.{mended} Embed it as it is now into another --out and "
+            "add that to the same index. To finish this folder instead, undo the change, or repeat its --include and --exclude."
         )
     if old.column and old.column != plan.column:
         raise InputError(

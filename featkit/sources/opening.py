@@ -23,6 +23,7 @@ from featkit.sources.base import (
     PARQUET_SUFFIXES,
     TAR_SUFFIXES,
     Metadata,
+    Skip,
     Source,
     is_picture,
     merge_skipped,
@@ -36,13 +37,14 @@ from featkit.sources.locality import Locality, joined, locality_of
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.rows import Columns, columns_of
 from featkit.sources.saved import is_saved, open_saved
-from featkit.sources.selection import EVERYTHING, Selection
+from featkit.sources.selection import EVERYTHING, EXCLUDED_FOLDER, Selection, Tally, skipped_in_words
 from featkit.sources.tar import TarSource
 from featkit.sources.walk import list_folder
 from featkit.wording import counted
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
 NO_PICTURES = "container without pictures"
+MATCHED_FOLDER = "matched folder"
 TORCHVISION_PREFIX = "torchvision:"
 
 
@@ -204,13 +206,33 @@ def _open_directory(name: str, root: Path, wanted: _Wanted) -> Source:
 
 
 def _open_pattern(spec: str, wanted: _Wanted) -> Source:
-    """The files that match a pattern; the key of each is its path, those of a container's items begin with its name."""
-    found = [file for file in map(Path, sorted(glob.glob(_escape_existing(spec), recursive=True))) if file.is_file()]
+    """The files that match a pattern; the key of each is its path, those of a container's items begin with its name.
+
+    Links to nothing are items with an error. Folders are counted, unless files below them match, and so are files in hidden
+    and system folders that the pattern does not name.
+    """
+    matches = [Path(match) for match in sorted(glob.glob(_escape_existing(spec), recursive=True))]
+    named = set(Path(spec).parts)
+    tally = Tally()
+    found: list[Path] = []
+    for path in matches:
+        if path.is_dir():
+            continue
+        skip = _skip_matched(path, named, wanted.selection)
+        if skip is None:
+            found.append(path)
+        else:
+            tally.add(skip)
     if not found:
-        raise InputError(f"No file matches {spec}; put it in quotes and check the pattern.")
+        words = skipped_in_words(tally.counts)
+        raise InputError(f"No file matches {spec}; put it in quotes and check the pattern.{f' {words}' if words else ''}")
+    above_files = {folder for path in matches if not path.is_dir() for folder in path.parents}
+    for path in matches:
+        if path.is_dir() and path not in above_files:
+            tally.add(Skip(MATCHED_FOLDER, str(path)))
     shards = [file for file in found if suffix_of(file.name) in CONTAINER_SUFFIXES]
     files = [file for file in found if suffix_of(file.name) not in CONTAINER_SUFFIXES]
-    pictures = FileSource(spec, Path(), [str(file) for file in files], limits=wanted.limits)
+    pictures = FileSource(spec, Path(), [str(file) for file in files], limits=wanted.limits, skipped=tally.counts)
     if not shards:
         return select(pictures, wanted.selection)
     prefixes = [file.name for file in shards]
@@ -219,6 +241,15 @@ def _open_pattern(spec: str, wanted: _Wanted) -> Source:
         prefixes = [file.absolute().relative_to(above).as_posix() for file in shards]
     parts = [_select(pictures, wanted.selection)]
     return _open_containers(spec, parts, dict(zip(prefixes, shards, strict=True)), wanted)
+
+
+def _skip_matched(path: Path, named: set[str], selection: Selection) -> Skip | None:
+    """Why a file that a pattern matches is passed over: it is in a hidden or system folder that the pattern does not name."""
+    for folder in reversed(path.parents):
+        reason = None if folder.name in named else selection.skip_folder(folder.name)
+        if reason not in (None, EXCLUDED_FOLDER):  # `exclude` is asked about whole keys later
+            return Skip(str(reason), str(folder))
+    return None
 
 
 def _open_containers(name: str, parts: Sequence[Source], containers: Mapping[str, Path], wanted: _Wanted) -> Source:

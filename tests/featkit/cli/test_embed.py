@@ -20,6 +20,7 @@ from featkit.embedder import Embedder
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit, wait_until
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.featkit.sources.files import write_tar
+from tests.model_files import make_model_file
 from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
 from tests.pictures import draw_folder, draw_picture
 
@@ -385,3 +386,18 @@ def test_the_column_of_the_pictures_is_said_chosen_and_kept(model: Path, picture
     assert run_featkit(*command, "--column", "photo").code == 0
     said = run_featkit(*command[:-1], tmp_path / "b", "--column", "other", "--json")
     assert (json.loads(said.out)["column"], json.loads(said.out)["failed"]) == ("other", 0)
+
+
+def test_an_archive_that_was_mended_is_named_with_the_way_on(tmp_path: Path) -> None:
+    draw_folder(tmp_path / "p", 1)
+    (tmp_path / "p" / "t.tar").write_bytes(b"")
+    model = make_model_file(tmp_path / "m.onnx")
+    command = ["embed", tmp_path / "p", "--model", model, "--quiet", "--out"]
+    assert run_featkit(*command, tmp_path / "e").code == 0
+    write_tar(tmp_path / "p" / "t.tar", [("x.jpg", (tmp_path / "p" / "000.jpg").read_bytes())])
+    said = run_featkit(*command, tmp_path / "e")
+    assert is_one_sentence(said)
+    assert "t.tar could not be read then, and now its pictures can be. Embed it as it is now into another --out" in said.error
+    assert run_featkit(*command, tmp_path / "e2").code == 0
+    for folder, words in (("e", "1 picture added, 1 has no embedding"), ("e2", "1 picture added, 1 was there")):
+        assert words in run_featkit("index", tmp_path / folder, "--out", tmp_path / "i").out

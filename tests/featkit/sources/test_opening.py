@@ -74,6 +74,25 @@ def test_a_pattern_of_files_opens_those_and_passes_over_folders(tmp_path: Path, 
     assert keys(source) == ["p/a.jpg", "p/c.jpg"]
     assert contents(source) == [b"p/a.jpg", b"p/c.jpg"]
     assert source.metadata(0) == {"folder": "p"}
+    assert source.skipped == {"matched folder": 1}
+    assert open_source("p/**/*.jpg").skipped == {}  # what is in the folder matches as well
+
+
+def test_what_a_pattern_matches_is_read_or_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(tmp_path, "p/a.jpg", "p/@eaDir/a.jpg", "p/sub/@eaDir/b/c.jpg", "p/sub/d.jpg", ".private/@eaDir/e.jpg")
+    (tmp_path / "p" / "gone.jpg").symlink_to("nothing.jpg")
+    (tmp_path / "p" / "gone.tar").symlink_to("nothing.tar")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("p/**/*.*")
+    assert keys(source) == ["p/a.jpg", "p/gone.jpg", "p/sub/d.jpg", "gone.tar"]
+    assert source.skipped == {"system folder (@eaDir)": 2}
+    for i in (1, 3):
+        with refused("gone"):
+            source.read(i)
+    assert keys(open_source("p/@eaDir/*.jpg")) == ["p/@eaDir/a.jpg"]
+    assert keys(open_source(".private/*/*.jpg", selection=Selection(include=("@eaDir",)))) == [".private/@eaDir/e.jpg"]
+    with refused("No file matches .private/*/*.jpg", "Passed over: 1 system folder (@eaDir)."):
+        open_source(".private/*/*.jpg")
 
 
 def test_a_folder_whose_name_looks_like_a_pattern_is_that_folder(tmp_path: Path) -> None:
