@@ -10,6 +10,7 @@ from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.extras import need_extra
 from featkit.cli.selecting import SelectionFlags, selection_of
 from featkit.errors import InputError
+from featkit.wording import counted
 
 
 def demo(
@@ -93,7 +94,7 @@ def demo(
     from featkit_demo.app import run_demo
 
     with Index.open(path) as index:
-        what = "1 picture" if len(index) == 1 else f"{len(index):,} pictures"
+        what = counted(len(index), "picture")
         run_demo(
             index,
             host,

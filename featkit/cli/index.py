@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
     """Add the pictures of EMBEDDINGS to an index: a new one, or one that is there and is of the same model.
 
-    A picture that the index has already is replaced where it has changed. Stopped at any moment, the same command goes on.
+    A picture that the index has already is replaced where it has changed, and kept where its file can no longer be read.
+    Stopped at any moment, the same command goes on.
 
     Example: featkit index emb/ --out photos.index
 
@@ -60,6 +61,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
             "replaced": report.num_replaced,
             "unchanged": report.num_unchanged,
             "without_embedding": report.num_without_embedding,
+            "kept": report.num_kept,
             "missing_shards": missing,
         }
         print_json(result)
@@ -72,6 +74,11 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
     if report.num_without_embedding:
         said += f", {counted(report.num_without_embedding, 'has no embedding', 'have no embedding')}"
     stdout().print(f"{said}; {out} holds {num_items:,}.")
+    if report.num_kept:
+        stdout().print(
+            f"Kept as before: {counted(report.num_kept, 'picture')} in {out} whose file can no longer be read; "
+            "Index.remove takes such a picture out."
+        )
     stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError, features
 
 from featkit.errors import InputError
-from featkit.filetypes import AVIF, HEIC, TEXT, what_is
+from featkit.filetypes import AVIF, HEIC, TEXT, TIFF, what_is
 from featkit.images import boxes, color, levels, mending, plugins, png, tiff
 from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, over_limit, printable
 from featkit.images.room import wait_for_room_of
@@ -153,15 +153,18 @@ def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | 
 def _decode_mended(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Decoded | None:
     """Decode without what is damaged beside the pixels; None where that does not help either."""
     try:
-        mended = mending.mended(data)
-        if mended is None:
-            return None
-        profile = png.large_profile(data) if data.startswith(png.SIGNATURE) else None
-        return _decode(mended, name=name, limits=limits, shorter_side=shorter_side, profile=profile)
-    except InputError:
-        raise
+        attempts = list(mending.all_mended(data))
     except Exception:  # as in decode
         return None
+    for mended in attempts:
+        try:
+            profile = png.large_profile(data) if data.startswith(png.SIGNATURE) else None
+            return _decode(mended, name=name, limits=limits, shorter_side=shorter_side, profile=profile)
+        except InputError:
+            raise
+        except Exception:  # as in decode
+            continue
+    return None
 
 
 def _refusal(data: bytes, name: str, error: Exception) -> InputError:
@@ -169,6 +172,8 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
     kind = what_is(data)
     if plugins.is_plugin_kind(kind) or (kind == AVIF and features.check("avif")):
         return InputError(f"{name} is {kind.name}; it is damaged and cannot be decoded ({reason_of(error)}).")
+    if kind == TIFF and isinstance(error, UnidentifiedImageError) and tiff.is_whole(tags := tiff.read_tags(data)):
+        return tiff.unread(tags, name)
     is_picture = kind is not None and kind.name.endswith((" image", " icon")) and not kind.advice
     if not isinstance(error, UnidentifiedImageError) or is_picture:
         return InputError(f"{name} is damaged and cannot be decoded ({reason_of(error)}).")

@@ -20,6 +20,15 @@ EOI = b"\xff\xd9"
 _CONTINUATIONS = (b"", b"\x55\xaa\x33" * 1500, b"\xaa\x35\xc3" * 1500, b"\xf0\x8e\x71\xe4" * 1100)
 
 
+def all_mended(data: bytes) -> Iterator[bytes]:
+    """Yield what `mended` makes of the file; then, of an animated PNG, the picture that stands still."""
+    changed = mended(data)
+    if changed is not None:
+        yield changed
+    if data.startswith(png.SIGNATURE) and b"acTL" in data:
+        yield png.mended(data, with_animation=False)
+
+
 def mended(data: bytes) -> bytes | None:
     """Return the file without what is damaged beside its pixels; None for a format, or damage, that nothing is known of."""
     if data.startswith(png.SIGNATURE):

@@ -25,6 +25,8 @@ NEAR_SRGB = 0.05  # of that gamma, as in libpng; 0.01 in chromaticities
 _CRITICAL = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND"))
 _KEPT = frozenset((b"tRNS", b"sBIT", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"))
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"acTL": 8, b"fcTL": 26}
+_TRANSPARENT_LENGTHS = {b"\0": 2, b"\2": 6}  # of gray and RGB; palettes have one byte a color, or fewer
+_ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
 
 
 class Chunk(NamedTuple):
@@ -53,23 +55,33 @@ def chunks(data: bytes) -> Iterator[Chunk]:
         at = end
 
 
-def mended(data: bytes) -> bytes:
+def mended(data: bytes, *, with_animation: bool = True) -> bytes:
     """Return the PNG with only those of its chunks that say how it looks, and with its end if that is missing.
+
+    with_animation: what else it shows after a while, which may be damaged where the picture that stands still is not.
 
     Damage in what is left, such as in IDAT, stays for the decoder to find.
     """
     kept, ended = [SIGNATURE], False
     for chunk in chunks(data):
         is_needed = chunk.type in _CRITICAL
-        has_length = _LENGTHS.get(chunk.type, len(chunk.body)) == len(chunk.body)
         if chunk.type == b"IEND":
             break
-        if is_needed or (chunk.type in _KEPT and has_length and chunk.is_sound):
+        if chunk.type in _ANIMATION and not with_animation:
+            continue
+        if is_needed or (chunk.type in _KEPT and _has_length(chunk, data[25:26]) and chunk.is_sound):
             kept.append(chunk.stored)
             ended = not chunk.is_whole
     if not ended:
         kept.append(b"\0\0\0\0IEND" + struct.pack(">I", zlib.crc32(b"IEND")))
     return b"".join(kept)
+
+
+def _has_length(chunk: Chunk, color_type: bytes) -> bool:
+    """Whether a chunk is as long as one of its type has to be."""
+    if chunk.type == b"tRNS":
+        return len(chunk.body) == _TRANSPARENT_LENGTHS.get(color_type, len(chunk.body))
+    return len(chunk.body) == _LENGTHS.get(chunk.type, len(chunk.body))
 
 
 def color_profile(data: bytes, image: Image.Image) -> bytes | None:

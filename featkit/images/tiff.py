@@ -22,6 +22,7 @@ from featkit.errors import InputError
 from featkit.images.levels import to_bytes, white_of
 from featkit.images.limits import ImageLimits, check_num_pixels
 from featkit.images.room import DEEP, wait_for_room
+from featkit.wording import counted
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
@@ -79,6 +80,11 @@ def check(tags: Tags, *, name: str) -> None:
         )
 
 
+def is_whole(tags: Tags) -> bool:
+    """Whether tags say what a picture is and where its samples are."""
+    return {WIDTH, HEIGHT, PHOTOMETRIC} <= tags.keys() and not tags.keys().isdisjoint((STRIP_OFFSETS, TILE_OFFSETS))
+
+
 def is_deep(data: bytes, tags: Tags) -> bool:
     """Whether the samples are not plain bytes or fewer bits, so that `read_deep` has to read them.
 
@@ -98,7 +104,7 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
     num_colors = _CHANNELS.get(photometric, 0)
     has_alpha = channels == num_colors + 1
     if not num_colors or channels not in (num_colors, num_colors + 1) or (photometric == CMYK and has_alpha):
-        raise _unread(tags, name)
+        raise unread(tags, name)
     samples = _samples(data, tags, name=name)  # (H, W, C)
     colors = samples[..., :num_colors]
     white = white_of(colors, name=name, declared=_declared_white(tags, samples.dtype))
@@ -110,7 +116,7 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
         alpha = samples[..., num_colors:]
         pixels = np.concatenate([pixels, to_bytes(alpha, white=max(white, white_of(alpha, name=name)))], axis=2)
     elif has_alpha and num_colors == 1:
-        raise _unread(tags, name)  # two pictures of something, neither of them the transparency
+        raise unread(tags, name)  # two pictures of something, neither of them the transparency
     profile = tags.get(ICC_PROFILE)
     image = _as_image(pixels, is_cmyk=photometric == CMYK, premultiplied=kind == _PREMULTIPLIED)
     return Deep(image, int(_first(tags, ORIENTATION, 1)), profile if isinstance(profile, bytes) else None)
@@ -138,13 +144,14 @@ def _declared_white(tags: Tags, dtype: np.dtype) -> float | None:
     return next((float(2**bits - 1) for bits in (8, 10, 12, 14, 15, 16, 31, 32) if 0 < told <= 2**bits - 1), None)
 
 
-def _unread(tags: Tags, name: str) -> InputError:
+def unread(tags: Tags, name: str) -> InputError:
     """What the picture is, for a kind that is not read."""
     kinds = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
     kind = kinds.get(int(_first(tags, SAMPLE_FORMAT, 1)), "unknown")
     return InputError(
-        f"{name} is a TIFF of {int(_first(tags, SAMPLES, 1))} channels of {int(max(tags[BITS]))} bits ({kind}), photometric "
-        f"interpretation {int(_first(tags, PHOTOMETRIC, -1))}, compression {int(_first(tags, COMPRESSION, 1))}, "
+        f"{name} is a TIFF of {counted(int(_first(tags, SAMPLES, 1)), 'channel')} of "
+        f"{counted(int(max(tags.get(BITS, (1,)))), 'bit')} ({kind}), photometric interpretation "
+        f"{int(_first(tags, PHOTOMETRIC, -1))}, compression {int(_first(tags, COMPRESSION, 1))}, "
         "which featkit does not read; convert it to 8 bits of gray or RGB."
     )
 
@@ -157,7 +164,7 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     height, width, channels = (int(_first(tags, tag, 1)) for tag in (HEIGHT, WIDTH, SAMPLES))
     dtype, bits = _dtype(data, tags), int(max(tags[BITS]))
     if dtype is None or int(_first(tags, COMPRESSION, 1)) not in _COMPRESSIONS:
-        raise _unread(tags, name)
+        raise unread(tags, name)
     planar = int(_first(tags, PLANAR, 1)) == 2
     together = 1 if planar else channels
     is_tiled = TILE_OFFSETS in tags

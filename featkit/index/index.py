@@ -72,12 +72,16 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class AddReport:
-    """What became of an embeddings folder's rows; num_replaced are among num_added, num_unchanged are not."""
+    """What became of an embeddings folder's rows; num_replaced are among num_added, num_unchanged are not.
+
+    num_kept are among num_without_embedding: the index holds them from a time when their files could be read.
+    """
 
     num_added: int = 0
     num_replaced: int = 0
     num_unchanged: int = 0
     num_without_embedding: int = 0
+    num_kept: int = 0
 
     def __add__(self, other: AddReport) -> AddReport:
         return AddReport(**{name: value + getattr(other, name) for name, value in vars(self).items()})
@@ -248,9 +252,10 @@ class Index:
     ) -> AddReport:
         """Add what an embeddings folder holds, one transaction a shard, and say what became of it.
 
-        An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id. An item
-        whose key is there in another spelling (NFC and NFD, `./x`) is that item, unless the folder holds both keys, or
-        `apart` has that spelling: the keys of pictures that are there, for a folder that holds a part of them.
+        An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id. So does one
+        whose file can no longer be read, which may be for a while only; `remove` takes it out. An item whose key is there in
+        another spelling (NFC and NFD, `./x`) is that item, unless the folder holds both keys, or `apart` has that spelling:
+        the keys of pictures that are there, for a folder that holds a part of them.
         on_progress is called with the rows done and those among them that have no embedding. InputError when another model
         made the embeddings, or another precision without a proof; Interrupted on Ctrl-C, with all finished shards kept.
         """
@@ -327,11 +332,14 @@ class Index:
         with self._guard:
             new = self._not_there(items, vectors, apart=apart)
             ids, num_replaced = self._add([items[number] for number in new], vectors[new], apart=apart)
+        failed = table.filter(table["embedding"].is_null())["key"].to_pylist()
+        num_kept = len(self._read(lambda connection, _state: tables.stored_keys(connection, failed, apart=apart)))
         return AddReport(
             num_added=len(ids),
             num_replaced=num_replaced,
             num_unchanged=len(items) - len(new),
             num_without_embedding=table.num_rows - embedded.num_rows,
+            num_kept=num_kept,
         )
 
     def _not_there(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str]) -> list[int]:

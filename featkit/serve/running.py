@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import socket
@@ -10,6 +11,8 @@ from typing import Any
 
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.errors import EnvironmentProblem, InputError
 
@@ -84,6 +87,31 @@ def guard_hosts(app: Any, listener: socket.socket) -> Any:
     return TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK_HOSTS, _in_url(host)], www_redirect=False)
 
 
+class _CutOff:
+    """ASGI middleware: answers 503 to a request that the end of the server cuts off; uvicorn would print a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except asyncio.CancelledError:
+            if not started:
+                answer = {"detail": "The server is ending; send this request again later.", "pictures": []}
+                await JSONResponse(answer, status_code=503, headers={"Connection": "close"})(scope, receive, send)
+
+
 class _Announced(uvicorn.Server):
     """A server that calls back once it answers."""
 
@@ -102,7 +130,9 @@ def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lam
 
     On a loopback address it answers under this machine's own names only.
     """
-    config = uvicorn.Config(guard_hosts(app, listener), log_level="warning", timeout_graceful_shutdown=1, server_header=False)
+    config = uvicorn.Config(
+        _CutOff(guard_hosts(app, listener)), log_level="warning", timeout_graceful_shutdown=1, server_header=False
+    )
     server = _Announced(config, on_ready)
     try:
         server.run(sockets=[listener])

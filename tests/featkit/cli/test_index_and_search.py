@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import webbrowser
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def test_index_says_what_it_added_and_what_comes_next(
         "replaced": 0,
         "unchanged": 6,
         "without_embedding": 0,
+        "kept": 0,
         "missing_shards": 0,
     }
 
@@ -70,6 +72,23 @@ def test_index_counts_one_picture_and_quotes_what_is_typed_next(tmp_path: Path, 
             f"{words}; {tmp_path}/i x holds 1.",
             f"Next: featkit search '{tmp_path}/i x' query.jpg, or featkit demo '{tmp_path}/i x'",
         ]
+
+
+def test_index_says_which_pictures_it_kept_though_they_can_no_longer_be_read(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = Path(shutil.copytree(embedded / "pictures", tmp_path / "pictures"))
+    emb, index = tmp_path / "emb", tmp_path / "i"
+    embed = ["embed", str(pictures), "--model", str(embedded / "m.onnx"), "--out", str(emb), "--quiet"]
+    assert main(embed) == main(["index", str(emb), "--out", str(index)]) == 0
+    (pictures / "003.jpg").write_text("no picture any more")
+    assert main(embed) == 0
+    capsys.readouterr()
+    assert main(["index", str(emb), "--out", str(index)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        f"0 pictures added, 5 were there, 1 has no embedding; {index} holds 6.",
+        f"Kept as before: 1 picture in {index} whose file can no longer be read; Index.remove takes such a picture out.",
+    ]
 
 
 def test_index_says_when_the_embeddings_are_not_finished(

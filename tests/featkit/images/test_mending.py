@@ -67,6 +67,9 @@ PNG_CHUNKS = {
     "short time": png_chunk(b"tIME", b"\0"),
     "short animation": png_chunk(b"acTL", b"\0"),
     "animation of no frames": png_chunk(b"acTL", bytes(8)),
+    "animation of which nothing follows": png_chunk(b"acTL", struct.pack(">II", 5, 0)),
+    "short control of a frame": png_chunk(b"acTL", struct.pack(">II", 2, 0)) + png_chunk(b"fcTL", bytes(7)),
+    "short transparent color": png_chunk(b"tRNS", b"\0"),
     "EXIF of noise": png_chunk(b"eXIf", b"II*\0" + b"\xff" * 30),
     "an unknown chunk with a wrong checksum": wrong_checksum(png_chunk(b"prVt", b"hello")),
 }

@@ -181,14 +181,19 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
         {"photometric": "minisblack", "extrasamples": ["unspecified"]},
         "x.tif is a TIFF of 2 channels of 16 bits (unsigned)",
     ),
-    "complex": (GRAY.astype(np.complex64), {}, "x.tif is a TIFF of 1 channels of 64 bits (complex)"),
+    "three grays of bytes": (
+        RGB,
+        {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"] * 2},
+        "x.tif is a TIFF of 3 channels of 8 bits (unsigned)",
+    ),
+    "complex": (GRAY.astype(np.complex64), {}, "x.tif is a TIFF of 1 channel of 64 bits (complex)"),
     "signed around zero": (
         (GRAY.astype(np.int64) * 257 - 32768).astype(np.int16),
         {},
         "nothing tells which of those below zero is black",
     ),
     "signed bytes": ((GRAY.astype(int) - 128).astype(np.int8), {}, "nothing tells which of those below zero is black"),
-    "64 bits": (GRAY.astype(np.uint64), {}, "x.tif is a TIFF of 1 channels of 64 bits (unsigned)"),
+    "64 bits": (GRAY.astype(np.uint64), {}, "x.tif is a TIFF of 1 channel of 64 bits (unsigned)"),
 }
 
 

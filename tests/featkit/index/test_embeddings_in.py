@@ -79,6 +79,16 @@ def test_only_pictures_that_changed_are_replaced(tmp_path: Path, embed: Callable
         assert index.search(draw_picture(99), k=1)[0].key == "003.jpg"
 
 
+def test_a_picture_that_can_no_longer_be_read_is_kept_and_counted(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+    with Index.create(tmp_path / "i", model=embed().model_path) as index:
+        index.add_embeddings(embed())
+        before = index.items()
+        (tmp_path / "pictures" / "003.jpg").write_text("no picture any more")
+        expected = AddReport(num_unchanged=COUNT - 1, num_without_embedding=2, num_kept=1)
+        assert index.add_embeddings(embed("emb2")) == expected
+        assert index.items() == before
+
+
 def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
     tmp_path: Path, embed: Callable[..., Embeddings]
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +99,38 @@ def test_the_service_refuses_a_domain_that_leads_to_it(model: Path) -> None:
             assert httpx.get(health, headers={"Host": "evil.example"}).status_code == 400
         finally:
             process.terminate()
+
+
+SLOW_APP = """
+import asyncio
+from fastapi import FastAPI
+from featkit.serve.running import address_of, bind, run
+
+app, listener = FastAPI(), bind("127.0.0.1", 0)
+
+@app.get("/")
+async def wait() -> None:
+    print("asked", flush=True)
+    await asyncio.sleep(60)
+
+print(listener.getsockname()[1], flush=True)
+run(app, listener)
+"""
+
+
+def test_a_request_that_the_end_of_the_server_cuts_off_is_answered_without_a_traceback() -> None:
+    command = [sys.executable, "-c", SLOW_APP]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            with socket.create_connection(("127.0.0.1", int(process.stdout.readline()))) as client:
+                client.settimeout(20)
+                client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert process.stdout.readline() == "asked\n"
+                process.send_signal(signal.SIGINT)
+                assert client.recv(2**16).startswith(b"HTTP/1.1 503")
+            _, said = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert process.returncode == 0
+    assert len(said.splitlines()) <= 1, said
