@@ -22,7 +22,8 @@ from featkit.atomic import replace_file
 from featkit.errors import InputError
 from featkit.filetypes import NUM_BYTES, ONNX, what_is
 from featkit.geometry import MAX_SIDE, Geometry
-from featkit.wording import counted
+from featkit.paths import is_text
+from featkit.wording import counted, on_one_line
 
 FORMAT = 2  # 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
 METADATA_KEY = "featkit"
@@ -133,8 +134,7 @@ class Manifest:
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         values["geometry"] = self.geometry.to_dict()
         values["external"] = dataclasses.asdict(self.external) if self.external else None
-        text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")  # bytes of a file name become JSON's own escapes
+        return json.dumps(_as_text(values), sort_keys=True, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -240,6 +240,15 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
         with file.open("rb") as data:
             if hashlib.file_digest(data, "sha256").hexdigest() != external.sha256:
                 raise InputError(f"{file} is damaged: it is not what {model.name} was written with; copy both files again.")
+
+
+def _as_text(value: Any) -> Any:
+    """The value with bytes of file names that are no text spelled out, as in `caf\\xe9.jpg`."""
+    if isinstance(value, dict):
+        return {name: _as_text(part) for name, part in value.items()}
+    if isinstance(value, str) and not is_text(value):
+        return on_one_line(value)
+    return value
 
 
 def _check(holds: bool, name: str, found: object, wanted: str) -> None:

@@ -33,22 +33,23 @@ def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Ite
 
     beside: gives the names of files in the same folder that the library opens by itself.
     """
-    if _is_text(str(path)):
+    if is_text(str(path)):
         yield str(path)
         return
     with tempfile.TemporaryDirectory(prefix="featkit-link-") as place:
-        if _is_text(path.name):
+        if is_text(path.name):
             (Path(place) / "folder").symlink_to(path.absolute().parent)
             yield str(Path(place) / "folder" / path.name)
             return
         for name in beside():
             (Path(place) / name).symlink_to(path.absolute().with_name(name))
-        link = Path(place) / ("link" + (path.suffix if _is_text(path.suffix) else ""))
+        link = Path(place) / ("link" + (path.suffix if is_text(path.suffix) else ""))
         link.symlink_to(path.absolute())
         yield str(link)
 
 
-def _is_text(name: str) -> bool:
+def is_text(name: str) -> bool:
+    """Whether a name is valid UTF-8."""
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

@@ -31,8 +31,8 @@ def test_a_run_of_an_odd_name_is_like_any_other(tmp_path: Path) -> None:
     assert (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_manifest_keeps_names_that_are_no_text(tmp_path: Path) -> None:
+def test_a_manifest_spells_out_names_that_are_no_text(tmp_path: Path) -> None:
     manifest = dataclasses.replace(read_manifest(make_model_file(tmp_path / "m.onnx")), origin={"file": ODD})
     text = manifest.to_json()
     text.encode("utf-8")
-    assert Manifest.from_json(text) == manifest
+    assert Manifest.from_json(text).origin == {"file": "d\\xe9\\n"}
