@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featkit.errors import InputError
@@ -152,6 +153,7 @@ class RowGroup:
             return
         if not self.keeps_all and not self._batches:
             pa.default_memory_pool().release_unused()  # of its pages, of which decoding needs several copies for a moment
+        batch = _without_unused_values(batch)
         self._batches.append(batch)
         self._ends.append(self._end + batch.num_rows)
         self._taken.append(bytearray(0 if self.keeps_all else batch.num_rows))
@@ -173,6 +175,29 @@ class RowGroup:
                 oldest = self._used_up.popleft()
                 self._kept_bytes -= self._batch_bytes[oldest]
                 self._batches[oldest] = None
+
+
+def _without_unused_values(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose dictionaries hold its own values: pyarrow hands each batch those of all batches before it too."""
+    kinds = [kind for field in batch.schema for kind in (field.type, *(part.type for part in _fields_of(field.type)))]
+    if not any(pa.types.is_dictionary(kind) for kind in kinds):
+        return batch
+    return pa.RecordBatch.from_arrays([_compacted(column) for column in batch.columns], schema=batch.schema)
+
+
+def _compacted(array: pa.Array) -> pa.Array:
+    if parts := _fields_of(array.type):
+        columns = [_compacted(column) for column in array.flatten()]
+        return pa.StructArray.from_arrays(columns, fields=parts, mask=array.is_null())
+    if not pa.types.is_dictionary(array.type):
+        return array
+    used = array.indices.unique().drop_null()
+    indices = pc.index_in(array.indices, value_set=used).cast(array.type.index_type)
+    return pa.DictionaryArray.from_arrays(indices, array.dictionary.take(used))
+
+
+def _fields_of(kind: pa.DataType) -> list[pa.Field]:
+    return list(kind) if pa.types.is_struct(kind) else []
 
 
 class RowGroups:

@@ -428,3 +428,19 @@ def test_two_columns_of_pictures_with_one_name_are_refused_by_it(tmp_path: Path)
     pq.write_table(pa.Table.from_arrays([pictures, pictures], names=["image", "image"]), tmp_path / "t.parquet")
     with refused(tmp_path / "t.parquet", "has the column image more than once; write it again with other names."):
         open_source(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("in_struct", [False, True])
+def test_a_dictionary_of_pictures_is_not_kept_once_for_each_batch(tmp_path: Path, in_struct: bool) -> None:
+    pictures = [bytes([row // 2]) * 2**20 if row != 5 else None for row in range(40)]  # in pairs, which share a value
+    values = pa.array(pictures, pa.binary()).dictionary_encode()
+    if in_struct:
+        values = pa.StructArray.from_arrays([values, pa.array(["x"] * 40)], ["bytes", "path"])
+    pq.write_table(pa.table({"image": values}), tmp_path / "t.parquet", row_group_size=40)
+    shard, _ = ParquetShard.open(tmp_path / "t.parquet")
+    group = row_groups.RowGroup(shard, 0, ("image.bytes" if in_struct else "image",), 40 * 2**20)
+    found = [batch["image"][place] for batch, place in map(group.row, reversed(range(40)))]
+    assert [value.as_py()["bytes"] if in_struct else value.as_py() for value in found] == pictures[::-1]
+    group.row(0)
+    group.row(39)  # decodes all again
+    assert group.num_bytes < 50 * 2**20
