@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -190,6 +191,16 @@ def _not_a_file(spec: str | Path, path: Path) -> InputError:
         )
     if path.is_symlink():
         return InputError(f"{spec} is a link to {printable(str(path.readlink()))}, where there is no file; name what exists.")
+    if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=.)", str(spec)):  # of which a Path keeps one slash
+        rest = str(spec)[address.end() :]
+        if address[1].lower() == "file":
+            return InputError(f"file:///{rest} is an address; name the path itself: /{rest}.")
+        name = f"{address[1]}://{rest}"
+        return InputError(f"{name} is an address, not a file; download it, and name the file.")
+    if re.search(r"\{[^{}]*(,|\.\.)[^{}]*\}", str(spec)):
+        return InputError(
+            f"{spec} does not exist: braces are not expanded here; name a pattern such as 'shard-*.tar', or a folder."
+        )
     return InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
 
 

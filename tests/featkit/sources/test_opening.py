@@ -122,6 +122,23 @@ def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
         open_source(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("https://example.org/a b/t.tar", "https://example.org/a b/t.tar is an address, not a file; download it"),
+        (Path("s3://bucket/t.tar"), "s3://bucket/t.tar is an address, not a file; download it"),
+        (Path("file:///a/t.tar"), "file:///a/t.tar is an address; name the path itself: /a/t.tar."),
+        ("shard-{000..127}.tar", "braces are not expanded here; name a pattern such as 'shard-*.tar'"),
+        ("p/{a,b}.jpg", "braces are not expanded here"),
+        ("C:/photos", "C:/photos does not exist; name a folder of pictures"),
+        ("a{1}b", "a{1}b does not exist; name a folder of pictures"),
+    ],
+)
+def test_what_other_programs_read_is_refused_with_the_way_out(spec: str | Path, words: str) -> None:
+    with refused(words):
+        open_source(spec)
+
+
 @pytest.mark.parametrize("name", ["pipe.tar", "pipe.jpg", "pipe.txt", "pipe"])
 def test_a_pipe_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
