@@ -11,11 +11,17 @@ if TYPE_CHECKING:
     from featkit.embedder import Embedder as Embedder
     from featkit.errors import FeatkitError as FeatkitError
     from featkit.index import Index as Index
+    from featkit.serve.client import Client as Client
 
-# Imported at first use, so that `import featkit` loads neither onnxruntime nor faiss.
-_PUBLIC = {"Embedder": "featkit.embedder", "FeatkitError": "featkit.errors", "Index": "featkit.index"}
+# Imported at first use, so that `import featkit` loads neither onnxruntime nor faiss nor httpx.
+_PUBLIC = {
+    "Client": "featkit.serve.client",
+    "Embedder": "featkit.embedder",
+    "FeatkitError": "featkit.errors",
+    "Index": "featkit.index",
+}
 
-__all__ = ["Embedder", "FeatkitError", "Index", "__version__"]
+__all__ = ["Client", "Embedder", "FeatkitError", "Index", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -55,6 +55,8 @@ def read_encoded(picture: Picture, *, name: str | None = None, limits: ImageLimi
         if isinstance(picture, str) and WEB_ADDRESS.match(picture):
             raise InputError(f"{printable(shown or '')[:200]} is a web address; download it and give the file.")
         path = os.fsdecode(picture)
+        if not path:
+            raise InputError(f"{shown or 'picture'} is an empty text; give the path of a file.")
         return read_file(Path(path), name=shown or path, limits=limits)
     if isinstance(picture, bytes | bytearray | memoryview):
         return bytes(picture)
@@ -123,6 +125,8 @@ def _of_row(row: Mapping[str, Any], name: str) -> Picture:
         if value is not None and not isinstance(value, Mapping):
             picture: Picture = value
             return picture
+    if any(key in row for key in ("bytes", "path")):
+        raise InputError(f"{printable(name)} is a row without a picture: neither its `bytes` nor its `path` holds one.")
     keys = ", ".join(str(key) for key in list(row)[:8]) or "no keys"
     raise InputError(
         f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give the picture in it, "

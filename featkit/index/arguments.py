@@ -14,7 +14,7 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.index.tables import NewItem, Value
-from featkit.wording import counted
+from featkit.wording import counted, first_line
 
 Result = TypeVar("Result")
 MAX_SIDE = 2**31  # pixels
@@ -71,8 +71,12 @@ def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolera
     """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
     try:
         array = np.asarray(vectors)
-    except (ValueError, TypeError) as error:  # lists of different lengths; what numpy cannot read
-        raise InputError(f"The vectors are no array ({error}); {index} takes (n, {width}) float32.") from error
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as error:  # lists of different lengths; what numpy or torch cannot turn into one
+        raise InputError(f"The vectors are no array ({first_line(error)}); {index} takes (n, {width}) float32.") from error
     if array.dtype.kind not in "fiu" and array.size:
         raise InputError(f"The vectors are of type {array.dtype}; {index} takes (n, {width}) float32.")
     if array.ndim != 2 or array.shape[1] != width:

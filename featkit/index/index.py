@@ -365,6 +365,8 @@ class Index:
     def _writable(self) -> VectorWriter:
         if self._writer is None:
             raise ValueError(f"{self.path} is open for reading only; open it with writable=True")
+        if self._writer.is_closed:
+            raise ValueError(f"{self.path} has been closed")
         if self._process != os.getpid():  # SQLite's locks and this writer's token are the parent's
             raise ValueError(f"{self.path} was opened for writing by the parent process; open it in this one")
         return self._writer

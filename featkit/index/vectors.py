@@ -207,6 +207,11 @@ class VectorWriter:
             except FileNotFoundError:
                 raise missing(path) from None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` has been called."""
+        return self._descriptor < 0
+
     def is_at(self, signature: Signature) -> bool:
         """Whether the open file is the one with this signature."""
         return signature.same_file(Signature.of(os.fstat(self._descriptor)))

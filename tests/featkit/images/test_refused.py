@@ -221,8 +221,8 @@ class Tensor:
         (["a.jpg"], "mine is a list; give a path, bytes, a Pillow image or an array."),
         (Tensor(), "mine is a Tensor of shape (3, 8, 8); give a NumPy array, uint8 (H, W, 3), such as x.permute(1, 2, 0)"),
         ({"image": 1, "label": 2}, "mine is a mapping with image, label instead of `bytes` or `path`; give the picture in it"),
-        ({"bytes": None, "path": None}, "mine is a mapping with bytes, path instead of `bytes` or `path`"),
-        ({"bytes": {"path": 1}}, "mine is a mapping with bytes instead of"),
+        ({"bytes": None, "path": None}, "mine is a row without a picture: neither its `bytes` nor its `path` holds one."),
+        ({"bytes": {"path": 1}}, "mine is a row without a picture"),
         ({"bytes": 3, "path": None}, "mine is an int; give"),
         (io.StringIO("a note"), "mine is open as text; open it with mode 'rb'."),
         ("https://example.org/x.jpg", "mine is a web address; download it and give the file."),
@@ -237,6 +237,7 @@ class Tensor:
         (np.zeros((4, 4, 4), np.uint8), "uint8 of shape (4, 4, 4)"),
         (np.zeros(4, np.uint8), "uint8 of shape (4,)"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels (4×0)."),
+        ("", "mine is an empty text; give the path of a file."),
         (17, "is an int; give a path, bytes, a Pillow image or an array."),
     ],
 )

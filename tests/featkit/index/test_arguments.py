@@ -32,6 +32,13 @@ V = unit_vectors(3)
 Call = Callable[[Index], object]
 
 
+class WithGradient:
+    """What NumPy says no more of than torch does of a tensor in training."""
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("call detach() first")
+
+
 @pytest.fixture
 def index(tmp_path: Path, model: Path) -> Index:
     created = Index.create(tmp_path / "i", model=model)
@@ -110,6 +117,7 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.add(["a"], "abc"), ["of type"]),
         (lambda i: i.add(["a"], [["x"] * WIDTH]), ["of type"]),
         (lambda i: i.add(["a", "b"], [[1.0], [1.0, 2.0]]), ["The vectors are no array"]),
+        (lambda i: i.add(["a"], WithGradient()), ["The vectors are no array (call detach() first)"]),
         (lambda i: i.add(["a"], V[:1].astype(complex)), ["of type complex128"]),
         (lambda i: i.add(["a"], V[:1] > 0), ["of type bool"]),
         (lambda i: i.add(["a"], V[:1].astype(object)), ["of type object"]),

@@ -75,3 +75,9 @@ def test_a_closed_index_says_so(photos: Path) -> None:
     index.close()
     with pytest.raises(ValueError, match="has been closed"):
         index.query(unit_vectors(1))
+    writer = Index.open(photos, writable=True)
+    writer.close()
+    with pytest.raises(ValueError, match="has been closed"):
+        writer.add(["a"], unit_vectors(1))
+    with pytest.raises(ValueError, match="has been closed"):
+        writer.remove(["a"])
