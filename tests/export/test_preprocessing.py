@@ -5,6 +5,7 @@ DINOv2 at the size of its position table, where transformers' rule and the relea
 
 from __future__ import annotations
 
+import io
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from featkit.embedder import Embedder
 from featkit.geometry import Geometry
@@ -80,6 +81,18 @@ def test_a_drawn_pictures_vector_is_transformers_own(name: str, folder: Path) ->
     assert cosines(embedder.embed(pictures), by_transformers(model, processor, pictures)).min() >= LEAST
 
 
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The picture in the color space that every model was trained in; transformers ignores profiles, featkit does not."""
+    profile = image.info.get("icc_profile")
+    if profile is None:
+        return image.convert("RGB")
+    converted = ImageCms.profileToProfile(
+        image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert converted is not None
+    return converted
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_photographs_vector_is_transformers_own(name: str, folder: Path) -> None:
     data = shared_data()
@@ -87,7 +100,7 @@ def test_a_photographs_vector_is_transformers_own(name: str, folder: Path) -> No
         pytest.skip("the photographs are not here; see tests/data.py")
     paths = sorted((data / "photos").iterdir())[:40:8]
     embedder, model, processor = embedded_and_expected(name, folder)
-    pictures = [Image.open(path).convert("RGB") for path in paths]
+    pictures = [in_srgb(Image.open(path)) for path in paths]
     found, expected = embedder.embed(paths), by_transformers(model, processor, pictures)
     agreement = cosines(found, expected)
     print(f"{name}: cosines with transformers {agreement.round(6).tolist()}")
