@@ -71,6 +71,7 @@ AUDIO_BRANDS = frozenset((b"M4A ", b"M4B ", b"M4P "))
 MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs", GIT_LFS_POINTER),
     (b"version https://hawser", GIT_LFS_POINTER),  # its first name
+    (b"/annex/objects/", Kind("a git-annex pointer", "run `git annex get` to fetch the file it points to")),
     # pictures
     (b"\xff\xd8\xff", Kind("a JPEG image")),
     (b"\x89PNG\r\n\x1a\n", Kind("a PNG image")),

@@ -115,6 +115,7 @@ TABLE = pa.table({"a": [1, 2]})
 
 FILES: dict[str, tuple[bytes, str]] = {
     "lfs": (POINTER, "a Git LFS pointer"),
+    "annex": (b"/annex/objects/SHA256E-s123--" + b"ab" * 32 + b".jpg\n", "a git-annex pointer"),
     "html": (b"\xef\xbb\xbf \n<!DOCTYPE html><html>404 Not Found</html>", "an HTML page"),
     "html upper": (b"<HTML><BODY>Sign in</BODY></HTML>", "an HTML page"),
     "html comment": (b"<!-- saved -->\n<html lang='en'>", "an HTML page"),
