@@ -16,7 +16,7 @@ from featkit.cli.interrupts import MESSAGE, end_on_interrupt
 from featkit.cli.terminal import never_fail_to_print
 from featkit.errors import EnvironmentProblem, FeatkitError, Interrupted
 from featkit.resources import usable_memory
-from featkit.wording import on_one_line
+from featkit.wording import first_line, on_one_line
 
 # name, where it lives, one line of help; given here so that `featkit --help` imports none of them.
 COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
@@ -34,6 +34,9 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
     ("Look", "report", "featkit.cli.report:report", "Write the page of a training run: scores, curves, pictures."),
     ("Look", "inspect", "featkit.cli.inspect:inspect", "Say what a featkit file or folder holds."),
 )
+
+# What the system's loader says when a shared library does not fit into memory.
+NO_ROOM = ("failed to map segment", "cannot allocate memory")
 
 # All commands but training, which ends between two steps, where its state is whole, however long a step takes.
 ENDED_WITHIN_SECONDS = frozenset(name for _, name, _, _ in COMMANDS) - {"train"}
@@ -88,6 +91,14 @@ def main(arguments: list[str] | None = None) -> int:
             "fewer --threads.",
             file=sys.stderr,
         )
+        return EnvironmentProblem.exit_code
+    except ImportError as error:  # a package that is broken or half there, or no room for its shared libraries
+        if debug:
+            traceback.print_exc()
+        advice = "Install featkit's packages again; --debug shows which of them it was"
+        if any(words in str(error).lower() for words in NO_ROOM):
+            advice = f"This process may use {usable_memory() / 1e6:,.0f} MB of memory; raise the limit"
+        print(f"featkit: a library cannot be loaded ({on_one_line(first_line(error))}). {advice}.", file=sys.stderr)
         return EnvironmentProblem.exit_code
     except OSError as error:  # a folder that may not be entered, a name that is too long: no mistake in featkit
         if debug:

@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 import featkit
-from featkit.cli.app import COMMANDS
+from featkit.cli.app import COMMANDS, main
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interrupted, StrictFailure
 from tests.commands import REPOSITORY, is_one_sentence, run_featkit
 
@@ -67,7 +68,7 @@ def test_the_help_of_a_command_loads_no_engine() -> None:
 
 
 def test_the_public_names_are_there_when_they_are_asked_for() -> None:
-    assert sorted(featkit.__all__) == ["Embedder", "FeatkitError", "Index", "__version__"]
+    assert sorted(featkit.__all__) == ["Client", "Embedder", "FeatkitError", "Index", "__version__"]
     assert featkit.FeatkitError is FeatkitError
     assert all(getattr(featkit, name) is not None for name in featkit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Embeder'"):
@@ -183,3 +184,24 @@ def raise_in_inspect(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> N
         raise error
 
     monkeypatch.setattr("featkit.cli.inspect.look", look)
+
+
+@pytest.mark.parametrize(
+    ("reason", "advice"),
+    [
+        ("libarrow.so.2600: failed to map segment from shared object", "raise the limit."),
+        ("libgomp.so.1: cannot open shared object file: No such file", "Install featkit's packages again"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_is_one_sentence(
+    reason: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise ImportError(reason)
+
+    monkeypatch.setattr("featkit.cli.app.make_app", fail)
+    assert main(["inspect", "x"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(f"featkit: a library cannot be loaded ({reason}). ")
+    assert advice in said
+    assert said.count("\n") == 1
