@@ -21,6 +21,7 @@ SMALL = {
         "held_out": 4,
         "workers": 0,
         "device": "cpu",
+        "precision": "float32",  # on processors with bfloat16, too: equal steps are equal to float32's rounding there as well
         "log_every": 1,
         "evaluate_every": 4,
         "checkpoint_every": 3,

@@ -45,6 +45,7 @@ from featkit_train.watching.standing import Standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone
 from tests.train.labelled.small import LABELLED
 from tests.train.methods.published_backbone import save_published
+from tests.train.published_files import official, reference
 from tests.train.small import SMALL, small_config
 from tests.train.steps import NUM_PICTURES, batches, drawn_pictures, make_engine
 
@@ -58,6 +59,7 @@ DINO, DINOV2 = ("method=dino",), ("method=dinov2", "ibot.mask_probability=0.8")
 CENTER = (*DINOV2, "dino.centering=center")
 ROTARY = ("method=dinov3", "model.position=rotary")
 GRAM = ("method=dinov3", "gram.weight=1.0", "gram.size=32", "gram.update_every=1", "gram.max_updates=1")
+BRANCHES = ("teacher", "student")
 DISTILL = ("method=distill", "pretrained.name={published}", "pretrained.head_steps=0")
 BORN_AGAIN = ("method=born-again",)
 DISTRIBUTION, EXITS = (*BORN_AGAIN, "knowledge.temperature=2.0"), ("method=internal", "classifier.exits=[1]")
@@ -441,6 +443,16 @@ def test_pretrained_weights_are_read_in_place_of_the_hub(tmp_path: Path, monkeyp
         make_engine(small_config(*settings, f"pretrained.weights={tmp_path / 'mine.pth'}"))
 
 
+def test_branch_is_whose_weights_are_taken(tmp_path: Path) -> None:
+    states = {branch: official("dinov2_vits14", reference("dinov2_vits14", seed=seed)) for seed, branch in enumerate(BRANCHES)}
+    torch.save(states, tmp_path / "both.pth")
+    settings = ["method=distill", "pretrained.name=dinov2_vits14", f"pretrained.weights={tmp_path / 'both.pth'}"]
+    for asked, taken in {"null": "teacher", "teacher": "teacher", "student": "student"}.items():
+        method = make_engine(small_config(*settings, f"pretrained.branch={asked}")).method
+        class_token = method.teacher.backbone.class_token  # type: ignore[union-attr]
+        assert torch.equal(class_token.flatten(), states[taken]["cls_token"].flatten())  # type: ignore[union-attr, operator]
+
+
 def passes(config: TrainConfig) -> tuple[int, Log, dict[str, torch.Tensor]]:
     """Calls of the student's first block ahead of a step's end, its log, and all that the method then holds."""
     engine, calls = make_engine(config), []
@@ -612,6 +624,7 @@ CLAIMED = {
     "resize": test_resize_is_how_the_model_will_see_pictures,
     "init": test_init_is_where_a_run_begins,
     "pretrained.weights": test_pretrained_weights_are_read_in_place_of_the_hub,
+    "pretrained.branch": test_branch_is_whose_weights_are_taken,
     "labels.column": test_column_is_where_labels_are_looked_for,
     "knowledge.cache": test_cache_says_whether_the_teachers_logits_are_kept,
     "born_again.generations": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
