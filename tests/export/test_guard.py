@@ -15,9 +15,10 @@ from featkit.backends.opening import open_backend
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError
 from featkit.modelfile import read_manifest
+from featkit.models import default_model_path
 from featkit_export.adopt import adopt_file
 from featkit_export.seal import fingerprint
-from featkit_export.surgery import GUARD, add_guard
+from featkit_export.surgery import GUARD, add_guard, find_guard
 from featkit_export.verify import draw_pictures
 from tests.export.backbones import CONFIGS, file_of
 from tests.export.published import GEOMETRY, PATCH, build
@@ -87,3 +88,12 @@ def test_a_file_of_one_size_needs_no_guard(tmp_path: Path) -> None:
     onnx.save(build(shape=("batch", 3, 56, 56), baked="positions"), tmp_path / "m.onnx")
     adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0)
     assert not any(node.name.startswith(GUARD) for node in onnx.load(tmp_path / "out.onnx").graph.node)
+
+
+def test_the_shipped_model_has_the_guard() -> None:
+    path = default_model_path()
+    patch = read_manifest(path).patch
+    session = ort.InferenceSession(str(path))
+    assert find_guard(onnx.load(path).graph) is not None
+    with pytest.raises(Exception, match="Reshape"):
+        session.run(["embedding"], {"images": np.zeros((1, 4 * patch + 1, 4 * patch, 3), np.uint8)})
