@@ -450,7 +450,7 @@ def test_branch_is_whose_weights_are_taken(tmp_path: Path) -> None:
     for asked, taken in {"null": "teacher", "teacher": "teacher", "student": "student"}.items():
         method = make_engine(small_config(*settings, f"pretrained.branch={asked}")).method
         class_token = method.teacher.backbone.class_token  # type: ignore[union-attr]
-        assert torch.equal(class_token.flatten(), states[taken]["cls_token"].flatten())  # type: ignore[union-attr, operator]
+        assert torch.equal(class_token.flatten(), states[taken]["cls_token"].flatten())  # type: ignore[operator]
 
 
 def passes(config: TrainConfig) -> tuple[int, Log, dict[str, torch.Tensor]]:
