@@ -230,7 +230,7 @@ def _meant(root: Path, line: str) -> str:
 
 def _normal(root: Path, path: str) -> str:
     """The path without `.`, `//` and `..` in it; `..` stays where it does not lead back, after a link to a folder."""
-    if _ADDRESS.match(path):
+    if _ADDRESS.match(path) or "\0" in path:  # no file has such a name
         return path
     normal = os.path.normpath(path)
     normal = "/" + normal.lstrip("/") if normal.startswith("//") else normal

@@ -142,7 +142,9 @@ def test_an_address_elsewhere_is_an_item_that_says_so(tmp_path: Path, address: s
     assert source.read(1) == b"here.jpg"
 
 
-@pytest.mark.parametrize("line", ["nul\0.jpg", "x" * 5000, "a/" * 3000, "gone.jpg", "folder", "."])
+@pytest.mark.parametrize(
+    "line", ["nul\0.jpg", "nul\0/../a.jpg", "a/../nul\0.jpg", "x" * 5000, "a/" * 3000, "gone.jpg", "folder", "."]
+)
 def test_a_line_that_can_be_no_file_costs_no_other(tmp_path: Path, line: str) -> None:
     write_files(tmp_path, "folder/1.jpg", "here.jpg")
     source = open_source(write_list(tmp_path, f"{line}\nhere.jpg\n"))
