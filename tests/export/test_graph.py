@@ -184,7 +184,7 @@ def test_a_whitening_is_folded_into_the_file(tmp_path: Path) -> None:
     manifest = export_backbone(
         drawn_backbone(config), info_for(config, family=name), tmp_path / "m.onnx", recipe=recipe, whitening=whitening
     ).manifest
-    assert manifest.whitened == "1000 vectors, 87.5% of the variance kept"
+    assert manifest.whitened == "1,000 vectors, 87.5% of the variance kept"
     assert manifest.made_of == whitening.model
     embedder, images = Embedder(tmp_path / "m.onnx"), pictures_of(name, "large")
     found = embedder.infer(images)

@@ -17,6 +17,7 @@ import pytest
 from featkit.backends import Run
 from featkit.errors import FeatkitError, InputError
 from featkit.index import Index
+from featkit.wording import counted
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.model_files import make_model_file
 from tests.processes import run_python
@@ -432,7 +433,7 @@ def test_a_cut_vectors_file_is_named_until_it_is_whole(photos: Path, size: int) 
         index.query(unit_vectors(1))
         os.truncate(photos / "vectors.f32", size)
         for call in (lambda: index.query(unit_vectors(1)), lambda: index.search_item(99), lambda: index.vector(99)):
-            with refused(photos / "vectors.f32", f"is truncated: {size:,} bytes where 100 vectors"):
+            with refused(photos / "vectors.f32", f"is truncated: {counted(size, 'byte')} where 100 vectors"):
                 call()
         (photos / "vectors.f32").write_bytes(data)
         assert len(index.query(unit_vectors(1), k=200)[0]) == 100
