@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featkit.errors import InputError
@@ -186,6 +185,8 @@ def _without_unused_values(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _compacted(array: pa.Array) -> pa.Array:
+    import pyarrow.compute as pc  # here, since it takes 20 ms and few columns are dictionaries
+
     if parts := _fields_of(array.type):
         columns = [_compacted(column) for column in array.flatten()]
         return pa.StructArray.from_arrays(columns, fields=parts, mask=array.is_null())
