@@ -24,7 +24,7 @@ from tests.model_files import make_model_file
 from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
 from tests.pictures import draw_folder, draw_picture
 
-MANY, SHARD_SIZE = 150, 4
+MANY, SHARD_SIZE = 400, 4  # many enough that a command is still at work when a test stops it, however busy the machine
 
 
 def num_shards(out: Path) -> int:
