@@ -51,8 +51,8 @@ from featkit.cli.interrupts import end_on_interrupt
 if sys.argv[1] == "ignored":
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 end_on_interrupt()
-print("started", flush=True)
 try:
+    print("started", flush=True)  # within, since Ctrl-C may come at once
     time.sleep(float(sys.argv[2]))
 except KeyboardInterrupt:
     print("heard", flush=True)
@@ -84,6 +84,7 @@ def wait_for_line(process: subprocess.Popen[str], line: str) -> None:
     for text in process.stdout:
         if text.strip().startswith(line):
             return
+    raise AssertionError(f"the process ended before it printed {line}")
 
 
 def ended_by(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str]:
