@@ -12,6 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeAlias
 
+from featkit.errors import InputError
+from featkit.filetypes import NUM_BYTES
+
 Metadata: TypeAlias = dict[str, str | int | float]
 NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
@@ -182,3 +185,15 @@ def _digest(keys: Iterable[str]) -> str:
     for key in keys:
         digest.update(key.encode() + b"\0")
     return digest.hexdigest()
+
+
+def read_head(path: Path) -> bytes:
+    """Return a file's first bytes, enough for `what_is`. InputError when it cannot be read, or is empty."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(NUM_BYTES)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
+    if not head:
+        raise InputError(f"{path} is empty (0 bytes); copy or download it again.")
+    return head

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from featkit.errors import InputError
-from featkit.filetypes import NUM_BYTES, PARQUET, what_is
+from featkit.filetypes import PARQUET, what_is
 from featkit.images import ImageLimits, printable
-from featkit.sources.base import NOTHING_SKIPPED, Metadata
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, read_head
 from featkit.sources.keys import key_of
 from featkit.sources.locality import Locality
 from featkit.sources.row_groups import ParquetShard, picture_groups, text_groups
@@ -98,13 +98,7 @@ def _parts(schema: pa.Schema, picture: str, plain: Sequence[str]) -> tuple[tuple
 
 def _refuse_other_kinds(path: Path) -> None:
     """InputError for an empty file, and for one that is something else by its first bytes."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(NUM_BYTES)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    if not head:
-        raise InputError(f"{path} is empty (0 bytes); copy or download it again.")
+    head = read_head(path)
     kind = what_is(head)
     if kind not in (None, PARQUET):
         raise InputError(kind.sentence(str(path), otherwise="name a Parquet file"))

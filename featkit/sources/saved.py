@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from featkit.errors import InputError
-from featkit.filetypes import ARROW_STREAM, NUM_BYTES, what_is
+from featkit.filetypes import ARROW_STREAM, what_is
 from featkit.images import ImageLimits, printable
 from featkit.paths import map_arrow
-from featkit.sources.base import NOTHING_SKIPPED, Metadata
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, read_head
 from featkit.sources.rows import DAMAGED, Columns, find_columns, read_metadata, read_picture, reason
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
@@ -224,15 +224,9 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
 
 def _refuse_other_kinds(file: Path) -> None:
     """InputError for a missing or empty file, and for one that is something else by its first bytes."""
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(NUM_BYTES)
-    except FileNotFoundError as error:
-        raise InputError(f"{file} does not exist; copy the whole data set, or write it again.") from error
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
-    if not head:
-        raise InputError(f"{file} is empty (0 bytes); copy or download it again.")
+    if not file.exists():
+        raise InputError(f"{file} does not exist; copy the whole data set, or write it again.")
+    head = read_head(file)
     kind = what_is(head)
     if kind not in (None, ARROW_STREAM):
         raise InputError(kind.sentence(str(file), otherwise="write the data set again"))

@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from featkit.errors import InputError
-from featkit.filetypes import NUM_BYTES, TAR, TEXT, ZEROS, Kind, what_is
+from featkit.filetypes import TAR, TEXT, ZEROS, Kind, what_is
 from featkit.images import ImageLimits, printable
-from featkit.sources.base import Metadata
+from featkit.sources.base import Metadata, read_head
 from featkit.sources.failures import NoPictures
 from featkit.sources.keys import key_of
 from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
@@ -170,13 +170,7 @@ class TarSource:
 
 def _refuse_other_kinds(path: Path) -> Kind | None:
     """Return what the first bytes look like. InputError for an empty file, and for one that is surely something else."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(NUM_BYTES)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from error
-    if not head:
-        raise InputError(f"{path} is empty (0 bytes); copy or download it again.")
+    head = read_head(path)
     kind = None if parse_header(head[:BLOCK]) is not None else what_is(head)
     if kind is not None and kind not in (TAR, ZEROS, TEXT):  # these may stand where the first header was overwritten
         raise InputError(kind.sentence(str(path), otherwise="name a tar archive"))
