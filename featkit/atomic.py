@@ -1,4 +1,5 @@
-"""Files that are there whole or not at all: written under a temporary name, flushed with fsync, renamed."""
+"""Files that are there whole or not at all: written under a temporary name, flushed with fsync,
+renamed."""
 
 from __future__ import annotations
 
@@ -14,31 +15,47 @@ from featkit.errors import EnvironmentProblem
 
 WINDOWS = os.name == "nt"
 TEMPORARY_MARK = ".partial-"
-# For os.open: not inherited by child processes (Unix), and bytes as they are (Windows). Neither flag exists everywhere.
+# For os.open: not inherited by child processes (Unix), and bytes as they are (Windows). Neither
+# flag exists everywhere.
 OPEN_FLAGS: int = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 OUT_OF_SPACE = frozenset((errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)))
 FORBIDDING = frozenset(
-    (errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EIO)
+    (
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EFBIG,
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.ENAMETOOLONG,
+        errno.EIO,
+    )
 )
 
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a missing permission or whatever else forbids writing at `path` into one EnvironmentProblem."""
+    """Turn a full disk, a missing permission or whatever else forbids writing at `path` into one
+    EnvironmentProblem."""
     try:
         yield
     except OSError as error:
         if error.errno in OUT_OF_SPACE:
-            raise EnvironmentProblem(f"No space left to write {path}; free some or choose another place.") from error
+            raise EnvironmentProblem(
+                f"No space left to write {path}; free some or choose another place."
+            ) from error
         if error.errno in FORBIDDING:
             reason = os.strerror(error.errno)  # pyarrow puts words of its own into strerror
-            raise EnvironmentProblem(f"{path} cannot be written: {reason}; choose another place.") from error
+            raise EnvironmentProblem(
+                f"{path} cannot be written: {reason}; choose another place."
+            ) from error
         raise
 
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else removed.
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else
+    removed.
 
     EnvironmentProblem on a full disk or a folder that cannot be written.
     """
@@ -56,7 +73,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside `path`; on success its files are fsynced and it is renamed to `path`.
+    """Yield a new temporary folder beside `path`; on success its files are fsynced and it is
+    renamed to `path`.
 
     `path` must not exist yet. EnvironmentProblem as for `replace_file`.
     """
@@ -75,13 +93,15 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, whole or not at all; bytes of a file name that are no text are spelled out."""
+    """Replace `path` by `text` in UTF-8, whole or not at all; bytes of a file name that are no text
+    are spelled out."""
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what an earlier process, killed while writing, left under a temporary name directly in `folder`."""
+    """Remove what an earlier process, killed while writing, left under a temporary name directly in
+    `folder`."""
     for leftover in folder.glob(f"*{TEMPORARY_MARK}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -1,4 +1,5 @@
-"""Which rows of an embeddings folder no longer say what their pictures are: changed files, and failures to try again."""
+"""Which rows of an embeddings folder no longer say what their pictures are: changed files, and
+failures to try again."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ CHECKED_AHEAD = 2  # shards a worker
 
 @dataclass(frozen=True, kw_only=True)
 class ShardCheck:
-    """What was found of one shard. `changed` and `retried` are items to embed again, `failed` those without an embedding."""
+    """What was found of one shard. `changed` and `retried` are items to embed again, `failed` those
+    without an embedding."""
 
     shard: int
     num_rows: int
@@ -47,12 +49,14 @@ def check_shards(
     num_workers: int,
     on_checked: Callable[[ShardCheck], None] = lambda _check: None,
 ) -> list[ShardCheck]:
-    """Compare the shards that are there with the source's files, several at once. A damaged shard has no check.
+    """Compare the shards that are there with the source's files, several at once. A damaged shard
+    has no check.
 
-    A row is to be embedded again if its file has another size or time of change and other bytes or metadata, or if its file
-    could not be read before and now can. retry: also every other row with an error. rehash: compare the bytes of all files.
-    Where only size or time differ, the folder's stamps are brought up to date. A check keeps its stamps only if it has
-    something to embed again: memory does not grow with the source.
+    A row is to be embedded again if its file has another size or time of change and other bytes or
+    metadata, or if its file could not be read before and now can. retry: also every other row with
+    an error. rehash: compare the bytes of all files. Where only size or time differ, the folder's
+    stamps are brought up to date. A check keeps its stamps only if it has something to embed again:
+    memory does not grow with the source.
     """
     missing = set(folder.missing_shards())
     present = [shard for shard in range(folder.plan.num_shards) if shard not in missing]
@@ -62,7 +66,9 @@ def check_shards(
     checks = []
     with _stopping_pool(num_workers, checker.cancel) as pool:
         for start in range(0, len(present), CHECKED_AHEAD * num_workers):
-            for check in pool.map(checker.check, present[start : start + CHECKED_AHEAD * num_workers]):
+            for check in pool.map(
+                checker.check, present[start : start + CHECKED_AHEAD * num_workers]
+            ):
                 if check is None:
                     continue
                 if not check.redo:
@@ -101,7 +107,8 @@ class _Checker:
             return None
         errors = rows["error"].to_pylist()
         stamps = self.folder.read_stamps(shard)
-        # A folder that was made before there were stamps: a file that is newer than its shard has changed.
+        # A folder that was made before there were stamps: a file that is newer than its shard has
+        # changed.
         made_ns = None if stamps is not None else self.folder.shard_path(shard).stat().st_mtime_ns
         items = self.folder.shard_range(shard)
         kept: list[Stamp] = []
@@ -157,14 +164,18 @@ class _Checker:
             return now, before.digest is None and as_text(str(problem)) == error
         now = now._replace(digest=digest)
         columns = {column_name(name): value for name, value in metadata.items()}
-        known = all(rows[name][place].as_py() == columns.get(name) for name in self.folder.plan.columns)
+        known = all(
+            rows[name][place].as_py() == columns.get(name) for name in self.folder.plan.columns
+        )
         return now, digest == before.digest and (known or error is not None)
 
 
 def metadata_of(source: Source, number: int) -> dict[str, str | int | float]:
-    """Return an item's metadata as a shard holds them: valid text. InputError where the source cannot tell them."""
+    """Return an item's metadata as a shard holds them: valid text. InputError where the source
+    cannot tell them."""
     return {
-        as_text(name): as_text(value) if isinstance(value, str) else value for name, value in source.metadata(number).items()
+        as_text(name): as_text(value) if isinstance(value, str) else value
+        for name, value in source.metadata(number).items()
     }
 
 

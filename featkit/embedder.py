@@ -11,7 +11,16 @@ import numpy as np
 
 from featkit.backends import Cancel, Run, choose_run, open_backend, pictures_per_call
 from featkit.errors import InputError
-from featkit.images import DEFAULT_LIMITS, THUMBNAIL_SIDE, Decoded, ImageLimits, Picture, is_single, load, name_of
+from featkit.images import (
+    DEFAULT_LIMITS,
+    THUMBNAIL_SIDE,
+    Decoded,
+    ImageLimits,
+    Picture,
+    is_single,
+    load,
+    name_of,
+)
 from featkit.modelfile import EMBEDDING, check_weights, read_manifest
 from featkit.models import default_model_path
 from featkit.resources import usable_cpus
@@ -22,12 +31,14 @@ DEFAULT_BATCH = 32
 class Embedder:
     """A model file ready to embed pictures. Thread-safe.
 
-    model: a featkit model file; None is the one that ships. threads: for one call, by default all this process may use.
+    model: a featkit model file; None is the one that ships. threads: for one call, by default all
+    this process may use.
     batch_size: the most pictures at once; a smaller batch is taken where that is as fast.
-    backend: onnxruntime, openvino or tensorrt; precision: fp32 or bf16. auto is the fastest that is installed and gives the
-    same vectors within rounding, measured for about a second at a model's first use here and remembered; the environment
-    variables FEATKIT_BACKEND and FEATKIT_PRECISION stand in for it. accepts: says of a Run whether auto may choose it.
-    InputError when the file is no featkit model file; EnvironmentProblem when nothing is installed that runs it.
+    backend: onnxruntime, openvino or tensorrt; precision: fp32 or bf16. auto is the fastest that is
+    installed and gives the same vectors within rounding, measured for about a second at a model's
+    first use here and remembered; the environment variables FEATKIT_BACKEND and FEATKIT_PRECISION
+    stand in for it. accepts: says of a Run whether auto may choose it. InputError when the file is
+    no featkit model file; EnvironmentProblem when nothing is installed that runs it.
 
     Example:
         featkit.Embedder("m.onnx").embed(["cat.jpg", "dog.jpg"])    # (2, d) float32
@@ -73,7 +84,8 @@ class Embedder:
         self.batch_size = pictures_per_call(self._backend, self.manifest, self._most)
 
     def with_threads(self, threads: int) -> Embedder:
-        """The same model, run alike, with so many threads a call: this one, or another session beside it."""
+        """The same model, run alike, with so many threads a call: this one, or another session
+        beside it."""
         if threads == self.threads:
             return self
         other = copy.copy(self)
@@ -91,7 +103,10 @@ class Embedder:
 
     def leaves_open(self, run: Run) -> bool:
         """Whether what was asked for at the opening allows this run: it was auto, or this very one."""
-        return self._choice[0] in ("auto", run.backend) and self._choice[1] in ("auto", run.precision)
+        return self._choice[0] in ("auto", run.backend) and self._choice[1] in (
+            "auto",
+            run.precision,
+        )
 
     @property
     def run(self) -> Run:
@@ -114,7 +129,8 @@ class Embedder:
         return self._backend.name
 
     def decode(self, picture: Picture, *, name: str | None = None) -> Decoded:
-        """Decode at a size that serves the model and a thumbnail. InputError, naming it, for a picture that cannot be read.
+        """Decode at a size that serves the model and a thumbnail. InputError, naming it, for a
+        picture that cannot be read.
 
         The size never depends on whether a thumbnail is wanted, so that a vector does not either.
         """
@@ -126,42 +142,53 @@ class Embedder:
         return self.geometry.apply(self.decode(picture, name=name).pixels)
 
     def infer(self, images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
-        """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of the model's patch.
+        """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of
+        the model's patch.
 
-        InputError for any other shape, naming the two nearest sizes that work. Cancelled when `cancel` is set meanwhile.
+        InputError for any other shape, naming the two nearest sizes that work. Cancelled when
+        `cancel` is set meanwhile.
         """
         self._check_size(images)
         if len(images) == 0:
             return np.zeros((0, self.width), np.float32)
         starts = range(0, len(images), self.batch_size)
-        blocks = [self._backend.run(images[at : at + self.batch_size], cancel=cancel)[EMBEDDING] for at in starts]
+        blocks = [
+            self._backend.run(images[at : at + self.batch_size], cancel=cancel)[EMBEDDING]
+            for at in starts
+        ]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def outputs(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Outputs of the model by name, float32, for prepared pictures (N, H, W, 3) uint8, of which there is at least one.
+        """Outputs of the model by name, float32, for prepared pictures (N, H, W, 3) uint8, of which
+        there is at least one.
 
-        `embedding` (N, D); where the model has them, `patches` (N, h, w, D), a vector for each patch, and `attention`
-        (N, heads, h, w), of the class token over the patches. InputError for others, naming those that the model has, and as
-        for `infer`.
+        `embedding` (N, D); where the model has them, `patches` (N, h, w, D), a vector for each
+        patch, and `attention` (N, heads, h, w), of the class token over the patches. InputError for
+        others, naming those that the model has, and as for `infer`.
         """
         if not names or not set(names) <= set(self.manifest.outputs):
             unknown = ", ".join(sorted(set(names) - set(self.manifest.outputs))) or "nothing"
             known = ", ".join(self.manifest.outputs)
-            raise InputError(f"{self.model_path} gives {known}, not {unknown}; ask for what it gives.")
+            raise InputError(
+                f"{self.model_path} gives {known}, not {unknown}; ask for what it gives."
+            )
         self._check_size(images)
         if len(images) == 0:
             raise InputError("No pictures have no outputs; give one or more.")
         starts = range(0, len(images), self.batch_size)
-        blocks = [self._backend.run(images[at : at + self.batch_size], outputs=names) for at in starts]
+        blocks = [
+            self._backend.run(images[at : at + self.batch_size], outputs=names) for at in starts
+        ]
         return {name: np.concatenate([block[name] for block in blocks]) for name in names}
 
     def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
         """Return unit vectors (n, D) float32 of pictures, or of one of them.
 
-        A picture is a path, bytes, an open binary file, a Pillow image, an array (H, W, 3) uint8, or a row {bytes, path} of a
-        Hugging Face data set; `featkit.images.load` says more. An array (N, H, W, 3) is N pictures. Memory is bounded by the
-        batch, not by the number of pictures. Give paths, or a generator, rather than a list of images opened by
-        `Image.open`: each of those holds its file open until it is decoded, and a process may have about a thousand.
+        A picture is a path, bytes, an open binary file, a Pillow image, an array (H, W, 3) uint8,
+        or a row {bytes, path} of a Hugging Face data set; `featkit.images.load` says more. An array
+        (N, H, W, 3) is N pictures. Memory is bounded by the batch, not by the number of pictures.
+        Give paths, or a generator, rather than a list of images opened by `Image.open`: each of
+        those holds its file open until it is decoded, and a process may have about a thousand.
 
         InputError, naming the first that cannot be read or is no picture.
         """
@@ -182,17 +209,23 @@ class Embedder:
 
     def _check_size(self, images: np.ndarray) -> None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-            raise InputError(f"The model takes uint8 (N, H, W, 3), not {images.dtype} {images.shape}.")
+            raise InputError(
+                f"The model takes uint8 (N, H, W, 3), not {images.dtype} {images.shape}."
+            )
         fixed = self.manifest.fixed_size
         if fixed is not None and images.shape[1:3] != fixed:
             (height, width), found = fixed, images.shape
             raise InputError(
-                f"{self.model_path} takes pictures of {height}×{width} only (height × width), not {found[1]}×{found[2]}; "
-                "bring them to that size with `prepare`, or export the model without a fixed size."
+                f"{self.model_path} takes pictures of {height}×{width} only (height × width), not"
+                f" {found[1]}×{found[2]}; bring them to that size with `prepare`, or export the"
+                " model without a fixed size."
             )
         patch = self.manifest.patch
         for side, length in (("height", images.shape[1]), ("width", images.shape[2])):
             if length % patch or length == 0:
                 below = length // patch * patch
                 nearest = f"{below} or {below + patch}" if below else f"{patch}"
-                raise InputError(f"The {side} of {length} is no multiple of the model's patch of {patch}; use {nearest}.")
+                raise InputError(
+                    f"The {side} of {length} is no multiple of the model's patch of {patch}; use"
+                    f" {nearest}."
+                )

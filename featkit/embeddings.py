@@ -1,13 +1,15 @@
-"""The embeddings folder: plan.json, the model, and Parquet shards with one row an item, in source order.
+"""The embeddings folder: plan.json, the model, and Parquet shards with one row an item, in source
+order.
 
     emb/plan.json                 what is embedded by which model and run, in how many shards; written first
     emb/model.onnx                the model, so that an index made from the folder can embed queries
     emb/shards/00000.parquet      key, width, height, thumbnail, embedding, error, and a column for each piece of metadata
     emb/stamps/00000.parquet      size, mtime_ns, digest of each item's file as it was when it was embedded
 
-A shard is there whole or not at all. As many rows as items: a picture that could not be read is a row with its `error`.
-All shards have the same columns, which the plan names. Stamps are apart from the shards, whose bytes depend on the pictures
-alone. They never claim more than the shard holds: of a new shard they are written before it, of one made again after it.
+A shard is there whole or not at all. As many rows as items: a picture that could not be read is a
+row with its `error`. All shards have the same columns, which the plan names. Stamps are apart from
+the shards, whose bytes depend on the pictures alone. They never claim more than the shard holds: of
+a new shard they are written before it, of one made again after it.
 """
 
 from __future__ import annotations
@@ -30,18 +32,28 @@ from featkit.paths import open_arrow
 from featkit.stamps import NO_STAMP, Stamp
 from featkit.wording import counted
 
-FORMAT = 3  # 1 did not say what ran: it was onnxruntime in fp32; 2 had no stamps and not `skipped`; both are read as well
-PLAN_FILE, MODEL_FILE, SHARDS, STAMPS, LOCK_FILE = "plan.json", "model.onnx", "shards", "stamps", ".lock"
+# 1 did not say what ran: it was onnxruntime in fp32; 2 had no stamps and not `skipped`; both are
+# read as well
+FORMAT = 3
+PLAN_FILE, MODEL_FILE, SHARDS, STAMPS, LOCK_FILE = (
+    "plan.json",
+    "model.onnx",
+    "shards",
+    "stamps",
+    ".lock",
+)
 COLUMNS = ("key", "width", "height", "thumbnail", "embedding", "error")
 SHOWN_FAILURES = 20
-# No two items share these, so a dictionary of their values only costs; and JPEG and floats do not shrink.
+# No two items share these, so a dictionary of their values only costs; and JPEG and floats do not
+# shrink.
 NEVER_REPEATED = ("key", "thumbnail", "embedding.list.element")
 INCOMPRESSIBLE = ("thumbnail", "embedding.list.element")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What an embeddings folder is to hold: all that decides the bytes of its shards. `width` is a vector's length."""
+    """What an embeddings folder is to hold: all that decides the bytes of its shards. `width` is a
+    vector's length."""
 
     format: int = FORMAT
     source: str
@@ -55,9 +67,11 @@ class Plan:
     shard_size: int
     max_bytes: int  # beyond these limits a picture is a row with an error
     max_pixels: int
-    columns: dict[str, str] = field(default_factory=dict)  # metadata: name to "int64", "double" or "string"
+    # metadata: name to "int64", "double" or "string"
+    columns: dict[str, str] = field(default_factory=dict)
     column: str = ""  # of Parquet files and data sets, from which the pictures are read
-    skipped: dict[str, int] = field(default_factory=dict)  # what the source passed over when this was begun, by reason
+    # what the source passed over when this was begun, by reason
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_shards(self) -> int:
@@ -67,7 +81,12 @@ class Plan:
     def to_json(self) -> str:
         """The text of plan.json."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return json.dumps({**values, "geometry": self.geometry.to_dict()}, indent=1, ensure_ascii=False) + "\n"
+        return (
+            json.dumps(
+                {**values, "geometry": self.geometry.to_dict()}, indent=1, ensure_ascii=False
+            )
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -75,7 +94,10 @@ class Plan:
         try:
             values = json.loads(text)
             if values["format"] > FORMAT:
-                raise InputError(f"it has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
+                raise InputError(
+                    f"it has format {values['format']}, newer than the {FORMAT} read here; update"
+                    " featkit."
+                )
             Run.parse(values.get("run", cls.run))
             return cls(**{**values, "geometry": Geometry.from_dict(values["geometry"])})
         except (ValueError, KeyError, TypeError) as error:
@@ -115,7 +137,8 @@ class Embeddings:
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise InputError(
-                f"{path} is not an embeddings folder ({PLAN_FILE}: {reason}); make one with `featkit embed`."
+                f"{path} is not an embeddings folder ({PLAN_FILE}: {reason}); make one with"
+                " `featkit embed`."
             ) from error
         try:
             return cls(folder, Plan.from_json(text))
@@ -146,11 +169,16 @@ class Embeddings:
 
     def shard_range(self, shard: int) -> range:
         """The item numbers of a shard."""
-        return range(shard * self.plan.shard_size, min((shard + 1) * self.plan.shard_size, self.plan.num_items))
+        return range(
+            shard * self.plan.shard_size,
+            min((shard + 1) * self.plan.shard_size, self.plan.num_items),
+        )
 
     def missing_shards(self) -> list[int]:
         """Numbers of the shards that are still to be made."""
-        return [shard for shard in range(self.plan.num_shards) if not self.shard_path(shard).is_file()]
+        return [
+            shard for shard in range(self.plan.num_shards) if not self.shard_path(shard).is_file()
+        ]
 
     @property
     def num_rows(self) -> int:
@@ -163,7 +191,8 @@ class Embeddings:
         return not self.missing_shards()
 
     def tables(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """The shards that are there, in order, one table each; all columns or those named. InputError for a damaged one."""
+        """The shards that are there, in order, one table each; all columns or those named.
+        InputError for a damaged one."""
         missing = set(self.missing_shards())
         for shard in range(self.plan.num_shards):
             if shard not in missing:
@@ -191,9 +220,12 @@ class Embeddings:
         return count, shown
 
     def write_shard(self, shard: int, rows: Sequence[Row]) -> None:
-        """Write one shard, whole or not at all; equal rows give equal bytes. EnvironmentProblem where it cannot be written."""
+        """Write one shard, whole or not at all; equal rows give equal bytes. EnvironmentProblem
+        where it cannot be written."""
         table = to_table(rows, self.plan)
-        leaves = ["embedding.list.element" if name == "embedding" else name for name in table.column_names]
+        leaves = [
+            "embedding.list.element" if name == "embedding" else name for name in table.column_names
+        ]
         with replace_file(self.shard_path(shard)) as temporary, open_arrow(temporary, "wb") as file:
             pq.write_table(
                 table,
@@ -204,7 +236,8 @@ class Embeddings:
             )
 
     def read_rows(self, shard: int) -> list[Row]:
-        """The rows of one shard as they were written, without their stamps. InputError for a damaged one."""
+        """The rows of one shard as they were written, without their stamps. InputError for a
+        damaged one."""
         table = self.shard_table(shard)
         vectors = iter(vectors_of(table.filter(table["embedding"].is_valid())))
         plain = table.drop_columns(["embedding"]).to_pylist()
@@ -212,7 +245,9 @@ class Embeddings:
             Row(
                 **{name: values[name] for name in COLUMNS if name != "embedding"},
                 embedding=next(vectors) if valid else None,
-                metadata={name: values[name] for name in self.plan.columns if values[name] is not None},
+                metadata={
+                    name: values[name] for name in self.plan.columns if values[name] is not None
+                },
             )
             for values, valid in zip(plain, table["embedding"].is_valid().to_pylist(), strict=True)
         ]
@@ -225,14 +260,20 @@ class Embeddings:
             "digest": pa.array([stamp.digest for stamp in stamps], pa.binary(16)),
         }
         with replace_file(self.stamps_path(shard)) as temporary, temporary.open("wb") as file:
-            pq.write_table(pa.table(columns), file, compression="zstd", use_dictionary=["size", "mtime_ns"])
+            pq.write_table(
+                pa.table(columns), file, compression="zstd", use_dictionary=["size", "mtime_ns"]
+            )
 
     def read_stamps(self, shard: int) -> list[Stamp] | None:
-        """The stamps of a shard's items; None where there are none that can be used, as in folders of earlier versions."""
+        """The stamps of a shard's items; None where there are none that can be used, as in folders
+        of earlier versions."""
         try:
             with open_arrow(self.stamps_path(shard)) as opened, pq.ParquetFile(opened) as file:
                 table = file.read(columns=list(Stamp._fields))
-            stamps = [Stamp(*values) for values in zip(*(table[name].to_pylist() for name in Stamp._fields), strict=True)]
+            stamps = [
+                Stamp(*values)
+                for values in zip(*(table[name].to_pylist() for name in Stamp._fields), strict=True)
+            ]
         except (pa.ArrowException, OSError, KeyError):
             return None
         return stamps if len(stamps) == len(self.shard_range(shard)) else None
@@ -244,16 +285,20 @@ class Embeddings:
             with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
                 table = file.read(columns=None if columns is None else list(columns))
         except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"{path} is damaged ({error}); remove it and run `featkit embed` again.") from error
+            raise InputError(
+                f"{path} is damaged ({error}); remove it and run `featkit embed` again."
+            ) from error
         if table.num_rows != expected:
             raise InputError(
-                f"{path} has {counted(table.num_rows, 'row')}, not {expected:,}; remove it and run `featkit embed` again."
+                f"{path} has {counted(table.num_rows, 'row')}, not {expected:,}; remove it and run"
+                " `featkit embed` again."
             )
         return table
 
 
 def nothing_embedded(num_items: int, reason: str) -> str:
-    """Return the sentences for a source without a single vector. reason: why the first item has none."""
+    """Return the sentences for a source without a single vector. reason: why the first item has
+    none."""
     if num_items == 1:
         return f"The only picture could not be embedded. {reason}"
     return f"None of the {counted(num_items, 'picture')} could be embedded. The first: {reason}"
@@ -269,7 +314,8 @@ def vectors_of(table: pa.Table) -> np.ndarray:
 
 
 def to_table(rows: Sequence[Row], plan: Plan) -> pa.Table:
-    """Rows as a table: the fixed columns, then the plan's. InputError for metadata that the plan does not know."""
+    """Rows as a table: the fixed columns, then the plan's. InputError for metadata that the plan
+    does not know."""
     columns: dict[str, pa.Array] = {
         "key": pa.array([row.key for row in rows], pa.string()),
         "width": pa.array([row.width for row in rows], pa.int32()),
@@ -282,7 +328,8 @@ def to_table(rows: Sequence[Row], plan: Plan) -> pa.Table:
     for row, values in zip(rows, metadata, strict=True):
         if unknown := values.keys() - plan.columns.keys():
             raise InputError(
-                f"{row.key} has metadata that its source had not when this was begun: {', '.join(sorted(unknown))}."
+                f"{row.key} has metadata that its source had not when this was begun:"
+                f" {', '.join(sorted(unknown))}."
             )
     for name, kind in plan.columns.items():
         columns[name] = _metadata_column(name, kind, [values.get(name) for values in metadata])
@@ -290,13 +337,19 @@ def to_table(rows: Sequence[Row], plan: Plan) -> pa.Table:
 
 
 def column_name(name: str) -> str:
-    """What a piece of metadata is called in a shard: its own name, and `width_` where that is taken."""
+    """What a piece of metadata is called in a shard: its own name, and `width_` where that is
+    taken."""
     return f"{name}_" if name.rstrip("_") in COLUMNS else name
 
 
 def common_kind(kind: str | None, value: str | int | float) -> str:
-    """The narrowest of "int64", "double" and "string" that holds `value` and all that `kind` held (None: nothing yet)."""
-    if isinstance(value, str) or kind == "string" or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+    """The narrowest of "int64", "double" and "string" that holds `value` and all that `kind` held
+    (None: nothing yet)."""
+    if (
+        isinstance(value, str)
+        or kind == "string"
+        or (isinstance(value, int) and not -(2**63) <= value < 2**63)
+    ):
         return "string"
     return "double" if isinstance(value, float) or kind == "double" else "int64"
 
@@ -305,12 +358,21 @@ def _metadata_column(name: str, kind: str, values: list[str | int | float | None
     convert = {"int64": int, "double": float, "string": str}[kind]
     for value in values:
         if value is not None and common_kind(kind, value) != kind:
-            raise InputError(f"The metadata {name} was {kind} when this was begun and is {value!r} now; choose another --out.")
-    return pa.array([None if value is None else convert(value) for value in values], pa.type_for_alias(kind))
+            raise InputError(
+                f"The metadata {name} was {kind} when this was begun and is {value!r} now; choose"
+                " another --out."
+            )
+    return pa.array(
+        [None if value is None else convert(value) for value in values], pa.type_for_alias(kind)
+    )
 
 
 def _vector_column(vectors: list[np.ndarray | None], width: int) -> pa.Array:
     """Fixed-size lists of float32, without a Python number for each."""
     missing = pa.array([vector is None for vector in vectors], pa.bool_())
-    flat = np.concatenate([np.zeros(width, np.float32) if vector is None else vector for vector in vectors])
-    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), type=pa.list_(pa.float32(), width), mask=missing)
+    flat = np.concatenate(
+        [np.zeros(width, np.float32) if vector is None else vector for vector in vectors]
+    )
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(flat, pa.float32()), type=pa.list_(pa.float32(), width), mask=missing
+    )

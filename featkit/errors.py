@@ -6,8 +6,8 @@
     ├── StrictFailure      4    a batch had failures and --strict was asked for
     └── Interrupted      130    Ctrl-C, at a committed state
 
-A message is one sentence with the file, the value found, the value wanted and the next step. It is one line of text that
-can be printed anywhere, whatever the names in it hold.
+A message is one sentence with the file, the value found, the value wanted and the next step. It is
+one line of text that can be printed anywhere, whatever the names in it hold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class FeatkitError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(on_one_line(each) if isinstance(each, str) else each for each in arguments))
+        super().__init__(
+            *(on_one_line(each) if isinstance(each, str) else each for each in arguments)
+        )
 
 
 class InputError(FeatkitError):

@@ -1,7 +1,9 @@
-"""Name what a file really is from its first bytes: magic numbers of pictures, archives, models, tables, pages and more.
+"""Name what a file really is from its first bytes: magic numbers of pictures, archives, models,
+tables, pages and more.
 
-Suffixes lie: a download that failed is an HTML page called `cat.jpg`, a clone without Git LFS holds pointers called
-`model.onnx`. Every place that opens a file and finds something else in it asks `what_is`, and says so.
+Suffixes lie: a download that failed is an HTML page called `cat.jpg`, a clone without Git LFS holds
+pointers called `model.onnx`. Every place that opens a file and finds something else in it asks
+`what_is`, and says so.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ NUM_BYTES = 4096  # as many first bytes tell every kind apart; more of a TIFF fi
 
 
 class Kind(NamedTuple):
-    """A kind of file: its name with an article, and what to do about one in the wrong place ("" if that depends on it)."""
+    """A kind of file: its name with an article, and what to do about one in the wrong place ("" if
+    that depends on it)."""
 
     name: str
     advice: str = ""
@@ -33,7 +36,10 @@ _EXTRACT = "extract it first"
 _AGAIN = "copy or download it again"
 
 GIT_LFS_POINTER = Kind("a Git LFS pointer", "run `git lfs pull` to fetch the file it points to")
-HTML = Kind("an HTML page", "the download was probably answered with an error or a login page; download it again")
+HTML = Kind(
+    "an HTML page",
+    "the download was probably answered with an error or a login page; download it again",
+)
 XML_ERROR = Kind("an error message in XML", "the download was refused; download it again")
 XML = Kind("an XML document")
 SVG = Kind("an SVG drawing", _CONVERT)
@@ -63,15 +69,21 @@ SAFETENSORS = Kind("a safetensors file")
 ONNX = Kind("an ONNX model")
 SQLITE = Kind("an SQLite database")
 
-HEIC_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf MiHB MiHE".split())
+HEIC_BRANDS = frozenset(
+    b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 msf1 miaf MiHB MiHE".split()
+)
 AVIF_BRANDS = frozenset(b"avif avis avio MA1A MA1B".split())
 AUDIO_BRANDS = frozenset((b"M4A ", b"M4B ", b"M4P "))
 
-# First bytes, at offset 0, of kinds that nothing else begins with. Longer ones stand before their own beginnings.
+# First bytes, at offset 0, of kinds that nothing else begins with. Longer ones stand before their
+# own beginnings.
 MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs", GIT_LFS_POINTER),
     (b"version https://hawser", GIT_LFS_POINTER),  # its first name
-    (b"/annex/objects/", Kind("a git-annex pointer", "run `git annex get` to fetch the file it points to")),
+    (
+        b"/annex/objects/",
+        Kind("a git-annex pointer", "run `git annex get` to fetch the file it points to"),
+    ),
     # pictures
     (b"\xff\xd8\xff", Kind("a JPEG image")),
     (b"\x89PNG\r\n\x1a\n", Kind("a PNG image")),
@@ -109,9 +121,15 @@ MAGIC: tuple[tuple[bytes, Kind], ...] = (
     # documents
     (b"%PDF-", PDF),
     (b"{\\rtf", Kind("an RTF document")),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Kind("an old Office document or a Windows thumbnail cache")),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        Kind("an old Office document or a Windows thumbnail cache"),
+    ),
     (b"\0\0\0\x01Bud1", Kind("a .DS_Store file of macOS", "delete it")),
-    (b"\0\x05\x16\x07", Kind("a file of attributes that macOS left beside the real one (AppleDouble)", "delete it")),
+    (
+        b"\0\x05\x16\x07",
+        Kind("a file of attributes that macOS left beside the real one (AppleDouble)", "delete it"),
+    ),
     (b"bplist00", Kind("a property list of macOS")),
     (b"L\0\0\0\x01\x14\x02\0", Kind("a Windows shortcut", "copy the file it points to")),
     (b"[InternetShortcut]", Kind("a shortcut to a web page", "download the file it points to")),
@@ -155,7 +173,8 @@ MAGIC: tuple[tuple[bytes, Kind], ...] = (
 
 
 def what_is(data: bytes) -> Kind | None:
-    """Return the kind of file that begins with `data`; None if its bytes tell nothing, or if there are none.
+    """Return the kind of file that begins with `data`; None if its bytes tell nothing, or if there
+    are none.
 
     4,096 bytes are enough. Never raises: `data` may be anything.
     """
@@ -175,7 +194,8 @@ def what_is(data: bytes) -> Kind | None:
 
 
 def _iso_media(head: bytes) -> Kind | None:
-    """HEIC, AVIF, camera RAW, sound or video, by the brands of an ISO base media file; QuickTime also by its first atom."""
+    """HEIC, AVIF, camera RAW, sound or video, by the brands of an ISO base media file; QuickTime
+    also by its first atom."""
     if head[4:8] in (b"moov", b"mdat", b"wide", b"pnot") and head[8:12].strip(b"\0"):
         return VIDEO
     if head[4:8] != b"ftyp":
@@ -189,7 +209,9 @@ def _iso_media(head: bytes) -> Kind | None:
     if brands[0] in AUDIO_BRANDS:
         return AUDIO
     # `mif1` and `msf1` only say "an image": the compatible brands then say in which code.
-    if brands[0] in AVIF_BRANDS or (brands[0] in (b"mif1", b"msf1", b"miaf") and AVIF_BRANDS.intersection(brands)):
+    if brands[0] in AVIF_BRANDS or (
+        brands[0] in (b"mif1", b"msf1", b"miaf") and AVIF_BRANDS.intersection(brands)
+    ):
         return AVIF
     return HEIC if HEIC_BRANDS.intersection(brands) else VIDEO
 
@@ -211,13 +233,16 @@ def _zip(head: bytes) -> Kind | None:
         return TORCH
     if first.endswith(b".npy"):
         return NUMPY_ARCHIVE
-    if first in (b"[Content_Types].xml", b"mimetype") or first.startswith((b"_rels/", b"docProps/")):
+    if first in (b"[Content_Types].xml", b"mimetype") or first.startswith(
+        (b"_rels/", b"docProps/")
+    ):
         return OFFICE
     return ZIP
 
 
 def _tar(head: bytes) -> Kind | None:
-    """A tar archive: by its name, or as written before it had one, by the checksum of the first header."""
+    """A tar archive: by its name, or as written before it had one, by the checksum of the first
+    header."""
     if head[257:262] == b"ustar":
         return TAR
     if len(head) < 512 or not head[0]:
@@ -240,18 +265,33 @@ def _safetensors(head: bytes) -> Kind | None:
 
 
 def _onnx(head: bytes) -> Kind | None:
-    """A ModelProto: `ir_version` first, then one or two fields that such a message may hold, each of its right type."""
+    """A ModelProto: `ir_version` first, then one or two fields that such a message may hold, each
+    of its right type."""
     fields = _proto_fields(head)
     if next(fields, None) != (1, 0) or not 1 <= head[1] <= 40:
         return None
     second, third = next(fields, None), next(fields, None)
-    # ModelProto: 2 producer_name, 3 producer_version, 4 domain, 5 model_version, 6 doc_string, 7 graph, 8 opset_import ...
-    allowed = {(2, 2), (3, 2), (4, 2), (5, 0), (6, 2), (7, 2), (8, 2), (14, 2), (20, 2), (25, 2), None}
+    # ModelProto: 2 producer_name, 3 producer_version, 4 domain, 5 model_version, 6 doc_string, 7
+    # graph, 8 opset_import ...
+    allowed = {
+        (2, 2),
+        (3, 2),
+        (4, 2),
+        (5, 0),
+        (6, 2),
+        (7, 2),
+        (8, 2),
+        (14, 2),
+        (20, 2),
+        (25, 2),
+        None,
+    }
     return ONNX if second is not None and second in allowed and third in allowed else None
 
 
 def _proto_fields(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the (number, wire type) of each field of a protobuf message, until the bytes end or make no sense."""
+    """Yield the (number, wire type) of each field of a protobuf message, until the bytes end or
+    make no sense."""
     at = 0
 
     def varint() -> int | None:
@@ -294,11 +334,21 @@ def _other_magic(head: bytes) -> Kind | None:
         return Kind("a BMP image")
     if head[:2] == b"MZ" and len(head) > 64 and b"PE\0\0" in head:
         return Kind("a program")
-    if head[:4] in (b"\0\0\1\0", b"\0\0\2\0") and len(head) >= 22 and head[4] and not head[5] and not head[9]:
+    if (
+        head[:4] in (b"\0\0\1\0", b"\0\0\2\0")
+        and len(head) >= 22
+        and head[4]
+        and not head[5]
+        and not head[9]
+    ):
         return Kind("an icon")
     if len(head) > 376 and head[0] == head[188] == head[376] == 0x47:
         return VIDEO  # MPEG transport stream
-    if head[0] == 0xFF and len(head) > 3 and head[1] in (0xFA, 0xFB, 0xF2, 0xF3, 0xE2, 0xE3, 0xF1, 0xF9):
+    if (
+        head[0] == 0xFF
+        and len(head) > 3
+        and head[1] in (0xFA, 0xFB, 0xF2, 0xF3, 0xE2, 0xE3, 0xF1, 0xF9)
+    ):
         return AUDIO if head[2] >> 4 != 0xF else None  # MP3 or AAC without tags
     return None
 
@@ -319,7 +369,14 @@ _LOOKS: tuple[Callable[[bytes], Kind | None], ...] = (
 
 # --- TIFF files that are a camera's own
 
-_NEW_SUBFILE_TYPE, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 254, 259, 262, 271, 330, 50706
+_NEW_SUBFILE_TYPE, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = (
+    254,
+    259,
+    262,
+    271,
+    330,
+    50706,
+)
 _CFA, _LINEAR_RAW = 32803, 34892
 _RAW_NAMES = (
     (b"NIKON", "NEF"),
@@ -338,7 +395,8 @@ _RAW_NAMES = (
 
 
 def _camera_raw(data: bytes) -> Kind | None:
-    """A camera's raw file that is built as a TIFF, whose first picture may be a thumbnail only; None for plain TIFFs."""
+    """A camera's raw file that is built as a TIFF, whose first picture may be a thumbnail only;
+    None for plain TIFFs."""
     if data[8:11] == b"CR\x02":
         return Kind("a camera RAW photo (CR2)", _INSTALL)
     if data[8:12] in (b"IIII", b"MMMM"):
@@ -351,12 +409,15 @@ def _camera_raw(data: bytes) -> Kind | None:
     if not is_thumbnail and not is_sensor:
         return None
     make = tags.get(_MAKE, b"").strip(b"\0 ")
-    name = next((name for begin, name in _RAW_NAMES if make.upper().startswith(begin.upper())), "TIFF")
+    name = next(
+        (name for begin, name in _RAW_NAMES if make.upper().startswith(begin.upper())), "TIFF"
+    )
     return Kind(f"a camera RAW photo ({name})", _INSTALL)
 
 
 def _first_tags(data: bytes) -> dict[int, bytes]:
-    """Tags of a classic TIFF's first directory, as little-endian numbers or text; {} if the bytes do not reach it."""
+    """Tags of a classic TIFF's first directory, as little-endian numbers or text; {} if the bytes
+    do not reach it."""
     order = "<" if data[:2] == b"II" else ">"
     if data[2:4] not in (b"*\0", b"\0*") or len(data) < 8:
         return {}
@@ -374,9 +435,9 @@ def _first_tags(data: bytes) -> dict[int, bytes]:
             offset = struct.unpack(order + "I", value)[0]
             value = bytes(data[offset : offset + min(count, 64)])
         elif type_ in (3, 4):
-            value = struct.unpack(order + ("H" if type_ == 3 else "I"), value[: 2 if type_ == 3 else 4])[0].to_bytes(
-                4, "little"
-            )
+            value = struct.unpack(
+                order + ("H" if type_ == 3 else "I"), value[: 2 if type_ == 3 else 4]
+            )[0].to_bytes(4, "little")
         tags[tag] = value
     return tags
 
@@ -387,8 +448,13 @@ def _number(value: bytes | None) -> int | None:
 
 # --- text
 
-_HTML = re.compile(rb"(<!--.*?-->\s*)*<(!doctype html|html|head|body|title|script|meta|div)\b", re.IGNORECASE | re.DOTALL)
-_XML = re.compile(rb"(<!--.*?-->\s*)*<(\?xml|!doctype|[a-z_][\w.-]*(:[\w.-]+)?[\s/>])", re.IGNORECASE | re.DOTALL)
+_HTML = re.compile(
+    rb"(<!--.*?-->\s*)*<(!doctype html|html|head|body|title|script|meta|div)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+_XML = re.compile(
+    rb"(<!--.*?-->\s*)*<(\?xml|!doctype|[a-z_][\w.-]*(:[\w.-]+)?[\s/>])", re.IGNORECASE | re.DOTALL
+)
 _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
@@ -414,7 +480,8 @@ def _text(head: bytes) -> Kind | None:
 
 
 def _decoded(head: bytes, encoding: str) -> str | None:
-    """The text, without a character that the last bytes only begin; None for bytes that are no text."""
+    """The text, without a character that the last bytes only begin; None for bytes that are no
+    text."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeError:

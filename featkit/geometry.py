@@ -1,4 +1,5 @@
-"""How a picture becomes the square that a model was made for: the resize and crop recipes of the families, as data."""
+"""How a picture becomes the square that a model was made for: the resize and crop recipes of the
+families, as data."""
 
 from __future__ import annotations
 
@@ -25,21 +26,24 @@ RESAMPLING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Resize, then crop the centre. Sizes in pixels; mean and std of pixels in 0 .. 1, for the record: the graph has them."""
+    """Resize, then crop the centre. Sizes in pixels; mean and std of pixels in 0 .. 1, for the
+    record: the graph has them."""
 
     height: int  # native input
     width: int
-    # shorter_side: resize the shorter side to `resize_to`, then crop. stretch: resize to (height, width). cover: resize with
-    # the proportions kept until the picture just covers (height, width), then crop. The two that end in _then_crop do the same
-    # to a larger rectangle of the same shape, whose longer side is `resize_to`, and crop its center.
+    # shorter_side: resize the shorter side to `resize_to`, then crop. stretch: resize to (height,
+    # width). cover: resize with the proportions kept until the picture just covers (height, width),
+    # then crop. The two that end in _then_crop do the same to a larger rectangle of the same shape,
+    # whose longer side is `resize_to`, and crop its center.
     resize: Literal["shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop"]
     resize_to: int  # pixels; not used by stretch and cover
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    # none: crop exactly in the middle. down and even: resize to whole pixels first, and round where the crop begins; down as
-    # transformers' processors do, even (to the nearest, halves to the even) as torchvision and timm do.
+    # none: crop exactly in the middle. down and even: resize to whole pixels first, and round where
+    # the crop begins; down as transformers' processors do, even (to the nearest, halves to the
+    # even) as torchvision and timm do.
     rounding: Literal["none", "down", "even"] = "none"
 
     def __post_init__(self) -> None:
@@ -48,12 +52,23 @@ class Geometry:
             _check(_is_count(getattr(self, name)), name, getattr(self, name), wanted)
         _check(self.resize in RESIZES, "resize", self.resize, " or ".join(RESIZES))
         _check(self.rounding in ROUNDINGS, "rounding", self.rounding, " or ".join(ROUNDINGS))
-        _check(self.interpolation in tuple(RESAMPLING), "interpolation", self.interpolation, " or ".join(RESAMPLING))
+        _check(
+            self.interpolation in tuple(RESAMPLING),
+            "interpolation",
+            self.interpolation,
+            " or ".join(RESAMPLING),
+        )
         _check(_are_three_numbers(self.mean), "mean", self.mean, "three numbers")
-        _check(_are_three_numbers(self.std) and min(self.std) > 0, "std", self.std, "three numbers above 0")
+        _check(
+            _are_three_numbers(self.std) and min(self.std) > 0,
+            "std",
+            self.std,
+            "three numbers above 0",
+        )
         if self._crops_after_resize and self.resize_to < max(self.height, self.width):
             raise InputError(
-                f"The geometry resizes to {self.resize_to} pixels, less than its crop of {self.height}×{self.width}."
+                f"The geometry resizes to {self.resize_to} pixels, less than its crop of"
+                f" {self.height}×{self.width}."
             )
 
     @property
@@ -75,17 +90,22 @@ class Geometry:
             resize_to = round(longer * self.resize_to / max(self.height, self.width))
             return dataclasses.replace(self, height=height, width=width, resize_to=resize_to)
         resize = "cover" if self.resize == "shorter_side" else self.resize
-        return dataclasses.replace(self, height=height, width=width, resize=resize, resize_to=longer)
+        return dataclasses.replace(
+            self, height=height, width=width, resize=resize, resize_to=longer
+        )
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 of any size to (height, width, 3) uint8, antialiased.
 
-        Crop and resize are one step over the box that the crop comes from, so that a strip of 3,000 × 2 pixels never
-        becomes a strip of a thousand times the model's input.
+        Crop and resize are one step over the box that the crop comes from, so that a strip of 3,000
+        × 2 pixels never becomes a strip of a thousand times the model's input.
         """
         image = Image.fromarray(pixels)
         resized = image.resize(
-            (self.width, self.height), RESAMPLING[self.interpolation], box=self._box(*pixels.shape[:2]), reducing_gap=2.0
+            (self.width, self.height),
+            RESAMPLING[self.interpolation],
+            box=self._box(*pixels.shape[:2]),
+            reducing_gap=2.0,
         )
         return np.asarray(resized)
 
@@ -102,23 +122,38 @@ class Geometry:
             covering = min(height / self.height, width / self.width)
             scales = {"cover": covering, "cover_then_crop": covering * kept}
             scale = scales.get(self.resize, min(height, width) / self.resize_to)
-            # min(): rounding may make the box larger than the picture by a part in 10^16, which Pillow refuses.
-            crop_width, crop_height = min(self.width * scale, width), min(self.height * scale, height)
+            # min(): rounding may make the box larger than the picture by a part in 10^16, which
+            # Pillow refuses.
+            crop_width, crop_height = (
+                min(self.width * scale, width),
+                min(self.height * scale, height),
+            )
         left, top = (width - crop_width) / 2, (height - crop_height) / 2
         return (left, top, min(left + crop_width, width), min(top + crop_height, height))
 
     @property
     def _kept(self) -> float:
         """The share that the crop keeps of the rectangle before it; 1 where there is none."""
-        return max(self.height, self.width) / self.resize_to if self.resize.endswith("_then_crop") else 1.0
+        return (
+            max(self.height, self.width) / self.resize_to
+            if self.resize.endswith("_then_crop")
+            else 1.0
+        )
 
     def _whole_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The same when the resized picture, of which nothing more is made than its size, has whole pixels."""
+        """The same when the resized picture, of which nothing more is made than its size, has whole
+        pixels."""
         resized_height, resized_width = self._resized(height, width)
-        top, left = ((side - crop) / 2 for side, crop in ((resized_height, self.height), (resized_width, self.width)))
+        top, left = (
+            (side - crop) / 2
+            for side, crop in ((resized_height, self.height), (resized_width, self.width))
+        )
         top, left = (int(side) if self.rounding == "down" else round(side) for side in (top, left))
         scale_y, scale_x = height / resized_height, width / resized_width
-        right, bottom = min((left + self.width) * scale_x, width), min((top + self.height) * scale_y, height)
+        right, bottom = (
+            min((left + self.width) * scale_x, width),
+            min((top + self.height) * scale_y, height),
+        )
         return (left * scale_x, top * scale_y, right, bottom)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
@@ -134,22 +169,32 @@ class Geometry:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; without a rounding of none, which older releases do not know."""
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()}
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
         if self.rounding == "none":
             del values["rounding"]
         return values
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Geometry:
-        """Read `to_dict` back. InputError for fields that are missing, unknown, or hold what no geometry has."""
+        """Read `to_dict` back. InputError for fields that are missing, unknown, or hold what no
+        geometry has."""
         if not isinstance(mapping, Mapping):  # from a file, whatever the annotation says
-            raise InputError(f"The geometry is {str(mapping)[:MAX_SHOWN]!r}; it has to be an object.")
+            raise InputError(
+                f"The geometry is {str(mapping)[:MAX_SHOWN]!r}; it has to be an object."
+            )
         names = {field.name for field in dataclasses.fields(cls)}
         missing, unknown = sorted(names - {"rounding"} - set(mapping)), sorted(set(mapping) - names)
         if missing or unknown:
             extra = str(unknown or "nothing")[:MAX_SHOWN]
-            raise InputError(f"The geometry lacks {missing or 'nothing'} and has {extra} that is unknown here.")
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in mapping.items()}
+            raise InputError(
+                f"The geometry lacks {missing or 'nothing'} and has {extra} that is unknown here."
+            )
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in mapping.items()
+        }
         return cls(**values)
 
 
@@ -165,5 +210,10 @@ def _is_count(value: object) -> bool:
 
 
 def _are_three_numbers(value: object) -> bool:
-    # From a file, whatever the annotation says. NaN is below no number, and a whole number may be longer than a float holds.
-    return isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) and abs(v) < 1e30 for v in value)
+    # From a file, whatever the annotation says. NaN is below no number, and a whole number may be
+    # longer than a float holds.
+    return (
+        isinstance(value, tuple)
+        and len(value) == 3
+        and all(isinstance(v, int | float) and abs(v) < 1e30 for v in value)
+    )

@@ -1,8 +1,8 @@
 """One writer at a time: a lock file that says who holds it.
 
-The lock is the operating system's own, through filelock: flock on Unix, LockFileEx on Windows. The system releases it when
-the process dies. On a few network file systems flock succeeds and protects nothing; an index therefore also keeps a writer's
-token in its catalogue (index/writers.py).
+The lock is the operating system's own, through filelock: flock on Unix, LockFileEx on Windows. The
+system releases it when the process dies. On a few network file systems flock succeeds and protects
+nothing; an index therefore also keeps a writer's token in its catalogue (index/writers.py).
 """
 
 from __future__ import annotations
@@ -17,32 +17,39 @@ from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem
 
 MAX_DESCRIPTION = 65536  # bytes
-# LockFileEx locks the file's first byte against reading, too; the description therefore begins with a blank.
+# LockFileEx locks the file's first byte against reading, too; the description therefore begins with
+# a blank.
 FIRST_READABLE = 1 if sys.platform == "win32" else 0
 
 
 class WriterLock:
-    """The right to write, held from the constructor until `release`; the system releases it when the process dies.
+    """The right to write, held from the constructor until `release`; the system releases it when
+    the process dies.
 
     EnvironmentProblem when another holds it, with that one's process, host and command.
     """
 
     def __init__(self, path: Path) -> None:
-        from filelock import lock_descriptor  # here, since its import warns on a system that can lock nothing
+        # here, since its import warns on a system that can lock nothing
+        from filelock import lock_descriptor
 
         with explain_os_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o644)
         try:
-            # This lock belongs to this opening of the file, so it also tells two writers in one process apart.
+            # This lock belongs to this opening of the file, so it also tells two writers in one
+            # process apart.
             if not lock_descriptor(self._descriptor, blocking=False):
                 raise EnvironmentProblem(
-                    f"{path.parent} is being written by {_read_holder(self._descriptor)}; wait for it to end, or end it."
+                    f"{path.parent} is being written by {_read_holder(self._descriptor)}; wait for"
+                    " it to end, or end it."
                 )
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, b" " + json.dumps(who_am_i()).encode())
         except OSError as error:
             os.close(self._descriptor)
-            raise EnvironmentProblem(f"{path} cannot be locked for writing: {error.strerror}.") from error
+            raise EnvironmentProblem(
+                f"{path} cannot be locked for writing: {error.strerror}."
+            ) from error
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -50,7 +57,8 @@ class WriterLock:
     def release(self) -> None:
         """Let the next one write. Does nothing the second time."""
         if self._descriptor >= 0:
-            os.ftruncate(self._descriptor, 0)  # nobody holds it any more; the file itself stays, since removing it races
+            # nobody holds it any more; the file itself stays, since removing it races
+            os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
 

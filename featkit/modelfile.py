@@ -1,9 +1,10 @@
 """The model file: an ONNX graph that carries its own manifest.
 
-Input `images`, uint8 (N, H, W, 3), already brought to size by the manifest's geometry; output `embedding`, float32 (N, D),
-unit length; on request `patches`, float32 (N, h, w, D), and `attention`, float32 (N, heads, h, w). Weights past protobuf's
-2 GB lie in one file beside it, which the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`.
-Read here without the onnx package and without a session, by walking the protobuf's top level.
+Input `images`, uint8 (N, H, W, 3), already brought to size by the manifest's geometry; output
+`embedding`, float32 (N, D), unit length; on request `patches`, float32 (N, h, w, D), and
+`attention`, float32 (N, heads, h, w). Weights past protobuf's 2 GB lie in one file beside it, which
+the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`. Read here
+without the onnx package and without a session, by walking the protobuf's top level.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ from featkit.geometry import MAX_SIDE, Geometry
 from featkit.paths import is_text
 from featkit.wording import counted, on_one_line
 
-FORMAT = 2  # 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
+# 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
+FORMAT = 2
 METADATA_KEY = "featkit"
 MAX_WIDTH = 1_000_000  # numbers in a vector
 MAX_NAME_BYTES, MAX_SHOWN = 255, 200
 MAX_MANIFEST_BYTES = 16 * 2**20
-MAX_FIELDS = 100_000  # of a message's top level: a model has a few, and its graph one for each node and weight
-MAX_INLINE_BYTES = 1_900_000_000  # of weights in the file itself; protobuf holds 2 GB in one message
+# of a message's top level: a model has a few, and its graph one for each node and weight
+MAX_FIELDS = 100_000
+# of weights in the file itself; protobuf holds 2 GB in one message
+MAX_INLINE_BYTES = 1_900_000_000
 INPUT = "images"
 EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
 
@@ -43,7 +47,8 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalWeights:
-    """The one file of weights beside a model file: its name in the same folder, its size and its sha256 (hex)."""
+    """The one file of weights beside a model file: its name in the same folder, its size and its
+    sha256 (hex)."""
 
     file: str
     num_bytes: int
@@ -51,7 +56,9 @@ class ExternalWeights:
 
     def __post_init__(self) -> None:
         name: object = self.file
-        is_bare = isinstance(name, str) and PureWindowsPath(name).name == PurePosixPath(name).name == name not in ("", "..")
+        is_bare = isinstance(name, str) and PureWindowsPath(name).name == PurePosixPath(
+            name
+        ).name == name not in ("", "..")
         fits = is_bare and self.file.isprintable() and len(self.file.encode()) <= MAX_NAME_BYTES
         _check(fits, "external file", name, "a bare file name")
         count: object = self.num_bytes
@@ -63,10 +70,11 @@ class ExternalWeights:
 class Manifest:
     """What a model file says of itself.
 
-    `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none for the last alone, and
-    `join` how: concat or mean; `whitened` says by what statistics, if any;
-    `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of the patch; `parity` holds
-    the figures that export measured, `quantisation` those of a lower precision and what it left in float.
+    `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none
+    for the last alone, and `join` how: concat or mean; `whitened` says by what statistics, if any;
+    `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of
+    the patch; `parity` holds the figures that export measured, `quantisation` those of a lower
+    precision and what it left in float.
     """
 
     format: int = FORMAT
@@ -98,22 +106,57 @@ class Manifest:
             value: object = getattr(self, name)
             _check(type(value) is int and value > 0, name, value, "a whole number above 0")
             _check(getattr(self, name) <= most, name, value, f"a whole number up to {most:,}")
-        for name in ("family", "name", "feature", "join", "whitened", "precision", "licence", "fingerprint", "notes"):
+        for name in (
+            "family",
+            "name",
+            "feature",
+            "join",
+            "whitened",
+            "precision",
+            "licence",
+            "fingerprint",
+            "notes",
+        ):
             _check(isinstance(getattr(self, name), str), name, getattr(self, name), "text")
-        _check(isinstance(self.batch_invariant, bool), "batch_invariant", self.batch_invariant, "true or false")
         _check(
-            _are_texts(self.outputs) and EMBEDDING in self.outputs, "outputs", self.outputs, f"a list with {EMBEDDING} in it"
+            isinstance(self.batch_invariant, bool),
+            "batch_invariant",
+            self.batch_invariant,
+            "true or false",
         )
-        _check(_are_texts(self.proven_equal_to), "proven_equal_to", self.proven_equal_to, "a list of fingerprints")
+        _check(
+            _are_texts(self.outputs) and EMBEDDING in self.outputs,
+            "outputs",
+            self.outputs,
+            f"a list with {EMBEDDING} in it",
+        )
+        _check(
+            _are_texts(self.proven_equal_to),
+            "proven_equal_to",
+            self.proven_equal_to,
+            "a list of fingerprints",
+        )
         layers: object = self.layers
-        _check(isinstance(layers, tuple) and all(type(each) is int for each in layers), "layers", layers, "a list of numbers")
+        _check(
+            isinstance(layers, tuple) and all(type(each) is int for each in layers),
+            "layers",
+            layers,
+            "a list of numbers",
+        )
         size: object = self.fixed_size
         fits = size is None or (
-            isinstance(size, tuple) and len(size) == 2 and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
+            isinstance(size, tuple)
+            and len(size) == 2
+            and all(type(side) is int and 0 < side <= MAX_SIDE for side in size)
         )
         _check(fits, "fixed_size", size, f"two whole numbers from 1 to {MAX_SIDE:,}, or nothing")
         _check(isinstance(self.geometry, Geometry), "geometry", self.geometry, "a geometry")
-        _check(self.geometry.patch == self.patch, "geometry's patch", self.geometry.patch, f"the manifest's, {self.patch}")
+        _check(
+            self.geometry.patch == self.patch,
+            "geometry's patch",
+            self.geometry.patch,
+            f"the manifest's, {self.patch}",
+        )
         parity, origin, figures = (self.parity, self.origin, self.quantisation)
         numbers = isinstance(parity, dict) and all(_is_number(value) for value in parity.values())
         _check(numbers, "parity", parity, "figures by name")
@@ -123,11 +166,18 @@ class Manifest:
 
     @property
     def made_of(self) -> str:
-        """Weights and feature in one line: vectors of files that share it differ by a whitening or by rounding alone."""
-        layers = f" of blocks {', '.join(map(str, self.layers))} ({self.join})" if self.layers else ""
+        """Weights and feature in one line: vectors of files that share it differ by a whitening or
+        by rounding alone."""
+        layers = (
+            f" of blocks {', '.join(map(str, self.layers))} ({self.join})" if self.layers else ""
+        )
         exit_ = f" at exit {self.origin['exit']}" if "exit" in self.origin else ""
-        branch = f" ({self.origin['branch']})" if "branch" in self.origin else ""  # one file may hold teacher and student
-        return f"{self.family} {self.origin.get('sha256', self.fingerprint)}{branch} {self.feature}{layers}{exit_}"
+        # one file may hold teacher and student
+        branch = f" ({self.origin['branch']})" if "branch" in self.origin else ""
+        return (
+            f"{self.family} {self.origin.get('sha256', self.fingerprint)}{branch}"
+            f" {self.feature}{layers}{exit_}"
+        )
 
     def to_json(self) -> str:
         """The manifest as the text that stands in the file."""
@@ -138,18 +188,28 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read `to_json` back. InputError for a newer format, fields missing, unknown or of a wrong kind, or no JSON object."""
+        """Read `to_json` back. InputError for a newer format, fields missing, unknown or of a wrong
+        kind, or no JSON object."""
         try:
             values: Any = json.loads(text)
-            json.dumps(values, ensure_ascii=False).encode()  # half a surrogate pair can be neither written nor printed
+            # half a surrogate pair can be neither written nor printed
+            json.dumps(values, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise InputError(f"the manifest is not JSON ({error}).") from error
         if not isinstance(values, dict) or type(values.get("format", 0)) is not int:
-            raise InputError("the manifest is not one of featkit's: it is no object with a whole number as its format.")
+            raise InputError(
+                "the manifest is not one of featkit's: it is no object with a whole number as its"
+                " format."
+            )
         if values.get("format", 0) > FORMAT:
-            raise InputError(f"the manifest has format {values['format']}, newer than the {FORMAT} read here; update featkit.")
+            raise InputError(
+                f"the manifest has format {values['format']}, newer than the {FORMAT} read here;"
+                " update featkit."
+            )
         try:
-            _check(isinstance(values["geometry"], dict), "geometry", values["geometry"], "an object")
+            _check(
+                isinstance(values["geometry"], dict), "geometry", values["geometry"], "an object"
+            )
             values["geometry"] = Geometry.from_dict(values["geometry"])
             for name in {"outputs", "proven_equal_to", "layers", "fixed_size"} & set(values):
                 values[name] = None if values[name] is None else tuple(values[name])
@@ -161,18 +221,25 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a model file. InputError, naming the file, when it is missing, no ONNX file, or none of featkit's."""
+    """The manifest of a model file. InputError, naming the file, when it is missing, no ONNX file,
+    or none of featkit's."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             text = _find_manifest(data)
     except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; name a model file, such as one that `featkit export` wrote.") from error
-    except (OSError, ValueError, IndexError) as error:  # an empty file cannot be mapped; a foreign one does not parse
+        raise InputError(
+            f"{path} does not exist; name a model file, such as one that `featkit export` wrote."
+        ) from error
+    # an empty file cannot be mapped; a foreign one does not parse
+    except (OSError, ValueError, IndexError) as error:
         _refuse_other_kinds(path)
-        raise InputError(f"{path} is not a featkit model file: it is no ONNX file ({error}).") from error
+        raise InputError(
+            f"{path} is not a featkit model file: it is no ONNX file ({error})."
+        ) from error
     if text is None:
         raise InputError(
-            f"{path} is not a featkit model file: it has no `{METADATA_KEY}` manifest; make one with `featkit export`."
+            f"{path} is not a featkit model file: it has no `{METADATA_KEY}` manifest; make one"
+            " with `featkit export`."
         )
     try:
         return Manifest.from_json(text)
@@ -181,7 +248,8 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """InputError that says what a file is that is none of ONNX, where its first bytes tell and say what to do."""
+    """InputError that says what a file is that is none of ONNX, where its first bytes tell and say
+    what to do."""
     try:
         with path.open("rb") as file:
             kind = what_is(file.read(NUM_BYTES))
@@ -192,19 +260,32 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def count_nodes(path: Path) -> int:
-    """How many nodes a model file's graph has, without those inside its nodes. InputError, naming the file, when it is none."""
+    """How many nodes a model file's graph has, without those inside its nodes. InputError, naming
+    the file, when it is none."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            graphs = [(start, end) for number, start, end in _fields(data, 0, len(data)) if number == GRAPH]
-            return sum(number == NODE for start, end in graphs for number, _, _ in _fields(data, start, end))
+            graphs = [
+                (start, end)
+                for number, start, end in _fields(data, 0, len(data))
+                if number == GRAPH
+            ]
+            return sum(
+                number == NODE
+                for start, end in graphs
+                for number, _, _ in _fields(data, start, end)
+            )
     except (OSError, ValueError, IndexError) as error:  # as in read_manifest
-        raise InputError(f"{path} is no ONNX file whose graph can be read ({error}); write or fetch it again.") from error
+        raise InputError(
+            f"{path} is no ONNX file whose graph can be read ({error}); write or fetch it again."
+        ) from error
 
 
 def copy_model_file(source: Path, destination: Path) -> None:
-    """Copy a model file, and the weights beside it if it has any, which keep their own name. Each is there whole or not at all.
+    """Copy a model file, and the weights beside it if it has any, which keep their own name. Each
+    is there whole or not at all.
 
-    OSError as copying raises it; InputError when the weights are missing or are not those of the manifest.
+    OSError as copying raises it; InputError when the weights are missing or are not those of the
+    manifest.
     """
     manifest = read_manifest(source)
     check_weights(source, manifest, digest=True)
@@ -217,7 +298,8 @@ def copy_model_file(source: Path, destination: Path) -> None:
 
 
 def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> None:
-    """InputError unless the file of weights that the manifest names, if any, lies beside the model file in full.
+    """InputError unless the file of weights that the manifest names, if any, lies beside the model
+    file in full.
 
     By its size; and with `digest` by its sha256, which takes longer than opening it.
     """
@@ -229,17 +311,21 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
         length = file.stat().st_size
     except FileNotFoundError:
         raise InputError(
-            f"{file} is missing, which holds the weights of {model.name}; copy both files together into one folder."
+            f"{file} is missing, which holds the weights of {model.name}; copy both files together"
+            " into one folder."
         ) from None
     if length != external.num_bytes:
         raise InputError(
-            f"{file} has {counted(length, 'byte')}, not the {external.num_bytes:,} of the weights of {model.name}; "
-            "copy both files together again."
+            f"{file} has {counted(length, 'byte')}, not the {external.num_bytes:,} of the weights"
+            f" of {model.name}; copy both files together again."
         )
     if digest:
         with file.open("rb") as data:
             if hashlib.file_digest(data, "sha256").hexdigest() != external.sha256:
-                raise InputError(f"{file} is damaged: it is not what {model.name} was written with; copy both files again.")
+                raise InputError(
+                    f"{file} is damaged: it is not what {model.name} was written with; copy both"
+                    " files again."
+                )
 
 
 def _as_text(value: Any) -> Any:
@@ -263,7 +349,8 @@ def _are_texts(values: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300  # which NaN is not
+    # which NaN is not
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def _find_manifest(data: mmap.mmap) -> str | None:
@@ -271,14 +358,17 @@ def _find_manifest(data: mmap.mmap) -> str | None:
         if number == METADATA_PROPS:
             if end - start > MAX_MANIFEST_BYTES:
                 continue  # of somebody else
-            entry = {inner: bytes(data[begin:stop]) for inner, begin, stop in _fields(data, start, end)}
+            entry = {
+                inner: bytes(data[begin:stop]) for inner, begin, stop in _fields(data, start, end)
+            }
             if entry.get(ENTRY_KEY) == METADATA_KEY.encode():
                 return entry.get(ENTRY_VALUE, b"").decode("utf-8")
     return None
 
 
 def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of every field of a message, without reading what is inside. ValueError if it is none."""
+    """(field number, start, end) of every field of a message, without reading what is inside.
+    ValueError if it is none."""
     count = 0
     while place < end:
         count += 1

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
-    """Open a file for pyarrow, which reads and writes it without Python; close it after use. OSError as pyarrow raises it."""
+    """Open a file for pyarrow, which reads and writes it without Python; close it after use.
+    OSError as pyarrow raises it."""
     import pyarrow as pa
 
     return pa.OSFile(os.fsencode(path), mode)  # of a str it would take nothing but UTF-8
@@ -29,7 +30,8 @@ def map_arrow(path: Path) -> pa.MemoryMappedFile:
 
 @contextmanager
 def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Iterator[str]:
-    """Yield a path of the same file or folder that is valid UTF-8, by a temporary link where its own is not.
+    """Yield a path of the same file or folder that is valid UTF-8, by a temporary link where its
+    own is not.
 
     beside: gives the names of files in the same folder that the library opens by itself.
     """

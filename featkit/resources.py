@@ -1,7 +1,9 @@
-"""How much of the machine this process may use: processors, memory, and a folder for what can be made again.
+"""How much of the machine this process may use: processors, memory, and a folder for what can be
+made again.
 
-Linux limits a process by control groups (cgroups), of version 1 or 2 or both at once. A limit on a parent group holds for
-all groups below it, so every level from the mount down to this process's own group is read.
+Linux limits a process by control groups (cgroups), of version 1 or 2 or both at once. A limit on a
+parent group holds for all groups below it, so every level from the mount down to this process's own
+group is read.
 """
 
 from __future__ import annotations
@@ -13,30 +15,44 @@ from pathlib import Path
 
 CGROUPS = "/sys/fs/cgroup"
 UNLIMITED = 2**60  # version 1 has no word for "no limit" but a number near 2**63
-# What this process is left with in any case: it has to try, and a machine with less than this runs no model.
+# What this process is left with in any case: it has to try, and a machine with less than this runs
+# no model.
 LEAST_MEMORY = 64 * 2**20
 
 
 def usable_cpus() -> int:
-    """Processors this process may use: the smallest of its affinity and all its cgroups' quotas, at least 1."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder)) is not None]
+    """Processors this process may use: the smallest of its affinity and all its cgroups' quotas, at
+    least 1."""
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    quotas = [
+        quota for folder in _cgroup_folders("cpu") if (quota := _cpu_quota(folder)) is not None
+    ]
     return max(1, min([allowed, *quotas]))
 
 
 def usable_memory() -> int:
-    """Bytes this process may have in memory: the smallest of the machine's and all limits on its cgroups and addresses."""
-    limits = [limit for folder in _cgroup_folders("memory") if (limit := _memory_limit(folder)) is not None]
+    """Bytes this process may have in memory: the smallest of the machine's and all limits on its
+    cgroups and addresses."""
+    limits = [
+        limit
+        for folder in _cgroup_folders("memory")
+        if (limit := _memory_limit(folder)) is not None
+    ]
     return max(LEAST_MEMORY, min([*_machine_memory(), *_address_limit(), *limits]))
 
 
 def spare_memory() -> int:
-    """Bytes this process may still take: `usable_memory` less what it, and others under the same limit, hold already.
+    """Bytes this process may still take: `usable_memory` less what it, and others under the same
+    limit, hold already.
 
     Cached files do not count as held, since the system drops them when memory is short.
     """
     addresses, resident = _own_memory()
-    spare = [limit - resident for limit in _machine_memory()] + [limit - addresses for limit in _address_limit()]
+    spare = [limit - resident for limit in _machine_memory()] + [
+        limit - addresses for limit in _address_limit()
+    ]
     for folder in _cgroup_folders("memory"):
         if (limit := _memory_limit(folder)) is not None:
             spare.append(limit - max(resident, _memory_held(folder)))
@@ -44,18 +60,20 @@ def spare_memory() -> int:
 
 
 def workers_that_fit(wanted: int, *, worker_bytes: int, reserved: int = 0) -> int:
-    """Return `wanted`, or fewer workers if so many, of `worker_bytes` each, do not fit in the spare memory; at least 1.
+    """Return `wanted`, or fewer workers if so many, of `worker_bytes` each, do not fit in the spare
+    memory; at least 1.
 
     reserved: bytes of it that something else is going to take.
     """
     return max(1, min(wanted, (spare_memory() - reserved) // max(1, worker_bytes)))
 
 
-# Control groups -------------------------------------------------------------------------------------------------------
+# Control groups -----------------------------------------------------------------------------------
 
 
 def _cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield each folder that may hold a limit of this process on `controller` ("cpu", "memory"), outermost first."""
+    """Yield each folder that may hold a limit of this process on `controller` ("cpu", "memory"),
+    outermost first."""
     for mount, group in dict.fromkeys(_mounted_groups(controller)):
         levels = [level for level in group.split("/") if level]
         if ".." in levels:  # a group outside of what this container sees
@@ -73,7 +91,10 @@ def _mounted_groups(controller: str) -> Iterator[tuple[str, str]]:
         words, kind = fields.split(" "), options.split(" ")
         if len(words) < 5 or len(kind) < 3:
             continue
-        root, mount = (word.encode("ascii", "replace").decode("unicode_escape") for word in words[3:5])  # \040 is a space
+        # \040 is a space
+        root, mount = (
+            word.encode("ascii", "replace").decode("unicode_escape") for word in words[3:5]
+        )
         if kind[0] == "cgroup2":
             yield mount, _below(unified, root)
         elif kind[0] == "cgroup" and controller in kind[2].split(","):
@@ -84,7 +105,8 @@ def _mounted_groups(controller: str) -> Iterator[tuple[str, str]]:
 
 
 def _below(group: str, root: str) -> str:
-    """The group's path below the root of a mount, which shows only a part of the hierarchy in a container."""
+    """The group's path below the root of a mount, which shows only a part of the hierarchy in a
+    container."""
     if root == "/" or not (group + "/").startswith(root + "/"):
         return group if root == "/" else "/"
     return group.removeprefix(root) or "/"
@@ -104,7 +126,10 @@ def _cpu_quota(folder: Path) -> int | None:
     """Whole processors that a group's quota grants, rounded up; None without one."""
     granted, _, period = (_text(folder / "cpu.max") or "").partition(" ")
     if not granted:
-        granted, period = _text(folder / "cpu.cfs_quota_us") or "", _text(folder / "cpu.cfs_period_us") or ""
+        granted, period = (
+            _text(folder / "cpu.cfs_quota_us") or "",
+            _text(folder / "cpu.cfs_period_us") or "",
+        )
     try:
         quota, microseconds = int(granted), int(period)
     except ValueError:  # "max", or no such file
@@ -113,8 +138,11 @@ def _cpu_quota(folder: Path) -> int | None:
 
 
 def _memory_limit(folder: Path) -> int | None:
-    """Bytes that a group may hold; None without a limit. Above `memory.high` its processes are slowed until they stand."""
-    found = [_number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")]
+    """Bytes that a group may hold; None without a limit. Above `memory.high` its processes are
+    slowed until they stand."""
+    found = [
+        _number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
+    ]
     found.append(_statistics(folder).get("hierarchical_memory_limit"))
     limits = [limit for limit in found if limit is not None and limit < UNLIMITED]
     return min(limits, default=None)
@@ -126,7 +154,10 @@ def _memory_held(folder: Path) -> int:
     if held is None:
         held = _number(folder / "memory.usage_in_bytes") or 0
     statistics = _statistics(folder)
-    cached = [statistics.get(f"total_{name}", statistics.get(name, 0)) for name in ("inactive_file", "active_file")]
+    cached = [
+        statistics.get(f"total_{name}", statistics.get(name, 0))
+        for name in ("inactive_file", "active_file")
+    ]
     return max(0, held - sum(cached))
 
 
@@ -135,7 +166,7 @@ def _statistics(folder: Path) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
-# The process and the machine ------------------------------------------------------------------------------------------
+# The process and the machine ----------------------------------------------------------------------
 
 
 def _machine_memory() -> list[int]:
@@ -157,7 +188,8 @@ def _address_limit() -> list[int]:
 
 
 def _own_memory() -> tuple[int, int]:
-    """Bytes of addresses and of memory that this process has now; zeros where the system does not say."""
+    """Bytes of addresses and of memory that this process has now; zeros where the system does not
+    say."""
     pages = (_text(Path("/proc/self/statm")) or "0 0").split()
     return int(pages[0]) * _page_size(), int(pages[1]) * _page_size()
 
@@ -183,7 +215,8 @@ def _lines(path: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where featkit keeps what it can make again: $FEATKIT_CACHE, else `featkit` in $XDG_CACHE_HOME or ~/.cache.
+    """Where featkit keeps what it can make again: $FEATKIT_CACHE, else `featkit` in $XDG_CACHE_HOME
+    or ~/.cache.
 
     RuntimeError where none is set and this user has no home.
     """

@@ -1,7 +1,8 @@
-"""What tells that a picture's file has changed: its size, its time of change, and a digest of its bytes.
+"""What tells that a picture's file has changed: its size, its time of change, and a digest of its
+bytes.
 
-A stamp is taken before the bytes are read. If the file changes in between, the next look finds another stamp, never an
-older picture under a newer one.
+A stamp is taken before the bytes are read. If the file changes in between, the next look finds
+another stamp, never an older picture under a newer one.
 """
 
 from __future__ import annotations
@@ -38,4 +39,5 @@ def stamp_of(file: Path) -> Stamp:
 
 def digest_of(data: bytes) -> bytes:
     """Return 16 bytes that differ when the data differ."""
-    return xxhash.xxh3_128_digest(data)  # tens of GB/s where SHA-256 takes 1, and nobody forges pictures here
+    # tens of GB/s where SHA-256 takes 1, and nobody forges pictures here
+    return xxhash.xxh3_128_digest(data)

@@ -1,6 +1,8 @@
-"""PCA-whitening fitted to embeddings: fewer numbers a vector, and no direction that outweighs the others.
+"""PCA-whitening fitted to embeddings: fewer numbers a vector, and no direction that outweighs the
+others.
 
-Jégou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and whitening" (ECCV 2012).
+Jégou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and
+whitening" (ECCV 2012).
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from featkit.errors import InputError
 from featkit.wording import counted
 
 FORMAT = 1
-FLOOR = 1e-6  # of the largest eigenvalue: a direction without variance is left as it is rather than blown up
+# of the largest eigenvalue: a direction without variance is left as it is rather than blown up
+FLOOR = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whitening:
-    """mean (D,) and components (d, D), both float32: v becomes components @ (v - mean), then unit length.
+    """mean (D,) and components (d, D), both float32: v becomes components @ (v - mean), then unit
+    length.
 
     model: what made the vectors it was fitted to, as `Manifest.made_of` says it; it suits no other.
     """
@@ -37,7 +41,9 @@ class Whitening:
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """(N, D) to unit vectors (N, d) float32."""
         turned = (vectors - self.mean) @ self.components.T
-        unit: np.ndarray = (turned / np.linalg.norm(turned, axis=1, keepdims=True)).astype(np.float32)
+        unit: np.ndarray = (turned / np.linalg.norm(turned, axis=1, keepdims=True)).astype(
+            np.float32
+        )
         return unit
 
     def save(self, path: Path) -> None:
@@ -61,7 +67,8 @@ class Whitening:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if int(file["format"]) > FORMAT:
                     raise InputError(
-                        f"{path} has format {int(file['format'])}, newer than the {FORMAT} read here; update featkit."
+                        f"{path} has format {int(file['format'])}, newer than the {FORMAT} read"
+                        " here; update featkit."
                     )
                 found = cls(
                     mean=file["mean"],
@@ -72,33 +79,52 @@ class Whitening:
                 )
         except FileNotFoundError as error:
             raise InputError(f"{path} does not exist; make it with `featkit whiten`.") from error
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
-            raise InputError(f"{path} is no whitening that `featkit whiten` wrote ({reason}).") from error
+            raise InputError(
+                f"{path} is no whitening that `featkit whiten` wrote ({reason})."
+            ) from error
         floats = found.mean.dtype == found.components.dtype == np.float32
         if not floats or found.mean.ndim != 1 or found.components.shape[1:] != found.mean.shape:
-            raise InputError(f"{path} is no whitening that `featkit whiten` wrote: its arrays do not fit each other.")
+            raise InputError(
+                f"{path} is no whitening that `featkit whiten` wrote: its arrays do not fit each"
+                " other."
+            )
         return found
 
 
 def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whitening:
-    """Fit to vectors (N, D) that come block by block; `dim` of D directions are kept, those with most variance.
+    """Fit to vectors (N, D) that come block by block; `dim` of D directions are kept, those with
+    most variance.
 
-    The covariance is summed in float64, so memory is D * D numbers whatever N is. InputError for fewer vectors than dimensions
-    wanted, or more dimensions than the vectors have.
+    The covariance is summed in float64, so memory is D * D numbers whatever N is. InputError for
+    fewer vectors than dimensions wanted, or more dimensions than the vectors have.
     """
     count, total, products = 0, np.zeros(0), np.zeros((0, 0))
     for block in blocks:
         values = block.astype(np.float64)
         if count == 0:
-            total, products = np.zeros(values.shape[1]), np.zeros((values.shape[1], values.shape[1]))
+            total, products = (
+                np.zeros(values.shape[1]),
+                np.zeros((values.shape[1], values.shape[1])),
+            )
         count += len(values)
         total += values.sum(axis=0)
         products += values.T @ values
     if count == 0:
         raise InputError("There are no vectors to fit a whitening to; embed pictures first.")
     if not 1 <= dim <= len(total):
-        raise InputError(f"{dim} dimensions cannot be kept of vectors of {len(total)}; use 1 to {len(total)}.")
+        raise InputError(
+            f"{dim} dimensions cannot be kept of vectors of {len(total)}; use 1 to {len(total)}."
+        )
     if count <= dim:
         raise InputError(
             f"{counted(dim, 'direction')} cannot be found in {counted(count, 'vector')}; "
@@ -108,7 +134,8 @@ def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whit
     values, directions = np.linalg.eigh(products / count - np.outer(mean, mean))
     values, directions = values[::-1], directions[:, ::-1]
     scale = 1 / np.sqrt(np.maximum(values[:dim], FLOOR * values[0]))
-    # An eigenvector is one up to its sign; the largest number of each is made positive, so that equal data gives equal bytes.
+    # An eigenvector is one up to its sign; the largest number of each is made positive, so that
+    # equal data gives equal bytes.
     kept = directions[:, :dim].T
     signs = np.sign(kept[np.arange(dim), np.abs(kept).argmax(axis=1)])
     return Whitening(

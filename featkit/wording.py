@@ -6,25 +6,30 @@ import re
 import shlex
 from pathlib import Path
 
-# Control characters, ends of lines, marks that turn the direction of text, and what is no character at all.
+# Control characters, ends of lines, marks that turn the direction of text, and what is no character
+# at all.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a count with its noun: "1 picture", "2 pictures", "1,234 pictures"; `plural` defaults to the noun with an s."""
+    """Return a count with its noun: "1 picture", "2 pictures", "1,234 pictures"; `plural` defaults
+    to the noun with an s."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def typed(path: str | Path) -> str:
-    """Return a path as it is typed in a shell, for a command that a message advises: quoted if it has spaces or the like."""
+    """Return a path as it is typed in a shell, for a command that a message advises: quoted if it
+    has spaces or the like."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def on_one_line(text: str) -> str:
-    """Return the text with each character that would end the line, move the cursor or cannot be encoded spelled out.
+    """Return the text with each character that would end the line, move the cursor or cannot be
+    encoded spelled out.
 
-    Names of files and archives hold anything: a line feed becomes `\\n`, and the byte E9 of a name that is not UTF-8 `\\xe9`.
+    Names of files and archives hold anything: a line feed becomes `\\n`, and the byte E9 of a name
+    that is not UTF-8 `\\xe9`.
     """
     return _UNPRINTABLE.sub(lambda found: _spelled_out(found[0]), text)
 
@@ -36,6 +41,7 @@ def _spelled_out(character: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what a library's exception says, fit to end a sentence with; its class if it says nothing."""
+    """Return the first line of what a library's exception says, fit to end a sentence with; its
+    class if it says nothing."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".: ") if lines else type(error).__name__

@@ -1,4 +1,5 @@
-"""featkit's commands as a user runs them: within this process, or as one of their own that can be stopped at any moment."""
+"""featkit's commands as a user runs them: within this process, or as one of their own that can be
+stopped at any moment."""
 
 from __future__ import annotations
 
@@ -35,11 +36,14 @@ def run_featkit(*arguments: object) -> Said:
     return Said(code, out.getvalue(), error.getvalue())
 
 
-def start_featkit(*arguments: object, before: Callable[[], object] = lambda: None) -> subprocess.Popen[str]:
+def start_featkit(
+    *arguments: object, before: Callable[[], object] = lambda: None
+) -> subprocess.Popen[str]:
     """Start `python -m featkit` in a process of its own, which calls `before` first."""
 
     def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a shell's background
+        # ignored where the tests run in a shell's background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         before()
 
     return subprocess.Popen(
@@ -75,10 +79,23 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 def is_one_sentence(said: Said) -> bool:
     """Whether a failed command printed one line for its user and nothing else."""
-    return said.out == "" and said.error.startswith("featkit: ") and said.error.count("\n") == 1 and said.error.endswith(".\n")
+    return (
+        said.out == ""
+        and said.error.startswith("featkit: ")
+        and said.error.count("\n") == 1
+        and said.error.endswith(".\n")
+    )
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder` by its name, but for the lock, which only says who holds it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in (".lock", "writer.lock"))
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    """sha256 of every file below `folder` by its name, but for the lock, which only says who holds
+    it."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in (".lock", "writer.lock")
+    )
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }

@@ -11,12 +11,14 @@ ENVIRONMENT = "FEATKIT_TEST_DATA"
 
 
 def shared_data() -> Path | None:
-    """The folder that holds photos/ and cifar10/: $FEATKIT_TEST_DATA, or shared/data beside the checkout; None without one."""
+    """The folder that holds photos/ and cifar10/: $FEATKIT_TEST_DATA, or shared/data beside the
+    checkout; None without one."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get(ENVIRONMENT, beside))
     return folder if (folder / "photos").is_dir() else None
 
 
 needs_shared_data = pytest.mark.skipif(
-    shared_data() is None, reason=f"no photographs: set {ENVIRONMENT} to a folder with photos/ and cifar10/ in it"
+    shared_data() is None,
+    reason=f"no photographs: set {ENVIRONMENT} to a folder with photos/ and cifar10/ in it",
 )

@@ -1,13 +1,16 @@
-"""Property-based fuzzing of parsers: hypothesis mutates valid files, and the parser gives a result or a FeatkitError.
+"""Property-based fuzzing of parsers: hypothesis mutates valid files, and the parser gives a result
+or a FeatkitError.
 
-A parser's test is a few lines; the same test runs a few hundred cases by default and FULL cases among the slow ones:
+A parser's test is a few lines; the same test runs a few hundred cases by default and FULL cases
+among the slow ones:
 
     @pytest.mark.parametrize("cases", CASES)
     def test_any_bytes_are_a_tar_or_refused(cases: int, tmp_path: Path) -> None:
         fuzz(parse, [valid_tar(), other_tar()], cases=cases, repair=with_checksums)
 
-Any other exception fails, and so does a case that takes more processor time or memory than its bounds. hypothesis then
-shrinks the mutations and prints the smallest. Cases are drawn by a fixed seed, so that a run repeats.
+Any other exception fails, and so does a case that takes more processor time or memory than its
+bounds. hypothesis then shrinks the mutations and prints the smallest. Cases are drawn by a fixed
+seed, so that a run repeats.
 """
 
 from __future__ import annotations
@@ -33,7 +36,20 @@ MAX_SECONDS = 5.0  # of processor time, for one case
 MAX_BYTES = 512 * 2**20  # of memory beyond what the process held before the first case
 HEAD = 1024  # most formats say in their first bytes what follows, so mutations favor them
 # Numbers at which lengths and offsets go wrong, as bytes of both orders.
-EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
+EDGES = (
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    2**63 - 1,
+    2**64 - 1,
+)
 EDGE_BYTES = tuple(
     edge.to_bytes(size, order)
     for edge in EDGES
@@ -41,7 +57,21 @@ EDGE_BYTES = tuple(
     if edge < 256**size
     for order in ("big", "little")
 )  # fmt: skip
-TOKENS = (b"", b"\0", b"\n", b"\xff" * 16, b"\0" * 512, b"-1", b"9" * 20, b"NaN", b"../", b"{", b"}", b'"', b"\xc3\x28")
+TOKENS = (
+    b"",
+    b"\0",
+    b"\n",
+    b"\xff" * 16,
+    b"\0" * 512,
+    b"-1",
+    b"9" * 20,
+    b"NaN",
+    b"../",
+    b"{",
+    b"}",
+    b'"',
+    b"\xc3\x28",
+)
 
 
 class Mutation(NamedTuple):
@@ -73,8 +103,12 @@ class Mutation(NamedTuple):
 
 _places = st.one_of(st.integers(0, HEAD), st.integers(0, 2**31))
 _payloads = st.one_of(st.sampled_from(EDGE_BYTES), st.sampled_from(TOKENS), st.binary(max_size=16))
-_kinds = st.sampled_from(("flip", "overwrite", "overwrite", "insert", "remove", "repeat", "truncate"))
-_mutations = st.lists(st.builds(Mutation, _kinds, _places, st.integers(0, 4096), _payloads), min_size=1, max_size=6)
+_kinds = st.sampled_from(
+    ("flip", "overwrite", "overwrite", "insert", "remove", "repeat", "truncate")
+)
+_mutations = st.lists(
+    st.builds(Mutation, _kinds, _places, st.integers(0, 4096), _payloads), min_size=1, max_size=6
+)
 
 
 def fuzz(
@@ -86,17 +120,25 @@ def fuzz(
     max_seconds: float = MAX_SECONDS,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Call `parse` with `cases` mutations of the valid files `seeds`, each of which it must accept unchanged.
+    """Call `parse` with `cases` mutations of the valid files `seeds`, each of which it must accept
+    unchanged.
 
-    repair: mends checksums after the mutation, so that what they guard is reached; half of the cases go without it.
-    AssertionError for a case over its bounds; whatever `parse` raises, except FeatkitError, is raised.
+    repair: mends checksums after the mutation, so that what they guard is reached; half of the
+    cases go without it. AssertionError for a case over its bounds; whatever `parse` raises, except
+    FeatkitError, is raised.
     """
     for seed in seeds:
         parse(seed)
     _forget_peak()
     highest_before = _highest_bytes()
 
-    @settings(max_examples=cases, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=cases,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.integers(0, len(seeds) - 1), _mutations, st.booleans())
     def check(i: int, mutations: list[Mutation], repaired: bool) -> None:
         data = seeds[i]
@@ -115,13 +157,15 @@ def fuzz(
 
 
 def _forget_peak() -> None:
-    """Let the peak count from now on, where the system can: earlier tests may have held more than any case will."""
+    """Let the peak count from now on, where the system can: earlier tests may have held more than
+    any case will."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
 
 
 def _highest_bytes() -> int:
-    """The most memory that this process has held since `_forget_peak`, or ever where that cannot be reset."""
+    """The most memory that this process has held since `_forget_peak`, or ever where that cannot be
+    reset."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,5 @@
-"""Small real model files for tests of everything that only needs one: seconds faster than training and export."""
+"""Small real model files for tests of everything that only needs one: seconds faster than training
+and export."""
 
 from __future__ import annotations
 
@@ -16,16 +17,28 @@ OPSET = 20
 
 
 def make_model_file(
-    path: Path, *, width: int = 16, size: int = 32, patch: int = 8, seed: int = 0, batch_invariant: bool = True
+    path: Path,
+    *,
+    width: int = 16,
+    size: int = 32,
+    patch: int = 8,
+    seed: int = 0,
+    batch_invariant: bool = True,
 ) -> Path:
-    """Write a featkit model file to `path`: random patch filters, their mean and their spread, projected to unit length.
+    """Write a featkit model file to `path`: random patch filters, their mean and their spread,
+    projected to unit length.
 
     Any batch, height and width; pictures that look different get clearly different vectors.
     """
     rng = np.random.default_rng(seed)
     filters = rng.standard_normal((64, 3, patch, patch)).astype(np.float32) / patch
     projection = rng.standard_normal((128, width)).astype(np.float32)
-    weights = {"filters": filters, "projection": projection, "half": np.float32(127.5), "axes": np.array([2, 3], np.int64)}
+    weights = {
+        "filters": filters,
+        "projection": projection,
+        "half": np.float32(127.5),
+        "axes": np.array([2, 3], np.int64),
+    }
     nodes = [
         helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Sub", ["floats", "half"], ["centred"]),

@@ -1,4 +1,5 @@
-"""A folder of every kind of picture that photographers, cameras and accidents leave behind, for whole commands."""
+"""A folder of every kind of picture that photographers, cameras and accidents leave behind, for
+whole commands."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def write_odd_pictures(folder: Path) -> Path:
 
 
 def _animated(path: Path) -> None:
-    draw_picture(1).save(path, save_all=True, append_images=[draw_picture(2), draw_picture(3)], duration=50)
+    draw_picture(1).save(
+        path, save_all=True, append_images=[draw_picture(2), draw_picture(3)], duration=50
+    )
 
 
 def _rotated(path: Path) -> None:
@@ -82,7 +85,10 @@ def _huge(path: Path) -> None:
     packed = b"".join([*(packer.compress(row * 500) for _ in range(40)), packer.flush()])
     header = struct.pack(">IIBBBBB", 20000, 20000, 1, 0, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", packed), (b"IEND", b"")]
-    blocks = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+    blocks = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(blocks))
 
 
@@ -103,7 +109,9 @@ def _twelve_bit(path: Path) -> None:
 
 
 def _five_channels(path: Path) -> None:
-    tifffile.imwrite(path, np.zeros((60, 80, 5), np.uint8), photometric="rgb", extrasamples=["unspecified"] * 2)
+    tifffile.imwrite(
+        path, np.zeros((60, 80, 5), np.uint8), photometric="rgb", extrasamples=["unspecified"] * 2
+    )
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -116,7 +124,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "no-end.jpg": _no_end,
     "page.jpg": lambda path: path.write_text("<!DOCTYPE html><html>404 Not Found</html>"),
     "palette.png": lambda path: draw_picture(9).convert("P").save(path),
-    "pointer.jpg": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+    "pointer.jpg": lambda path: path.write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    ),
     "pixel.png": lambda path: Image.new("RGB", (1, 1), (200, 10, 30)).save(path),
     "rotated.jpg": _rotated,
     "sixteen-bit.png": _sixteen_bit,
@@ -126,5 +136,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "truncated.jpg": _truncated,
     "twelve-bit.tif": _twelve_bit,
     "wide-gamut.jpg": lambda path: draw_picture(15).save(path, icc_profile=rgb_profile(P3)),
-    "wide.png": lambda path: draw_picture(10, height=2 + 10, width=3000).crop((0, 5, 3000, 7)).save(path),
+    "wide.png": (
+        lambda path: draw_picture(10, height=2 + 10, width=3000).crop((0, 5, 3000, 7)).save(path)
+    ),
 }

@@ -1,4 +1,5 @@
-"""Small pictures drawn for tests: cheap, seeded, and different enough that a model can tell them apart."""
+"""Small pictures drawn for tests: cheap, seeded, and different enough that a model can tell them
+apart."""
 
 from __future__ import annotations
 
@@ -25,5 +26,7 @@ def draw_folder(folder: Path, count: int, *, height: int = 60, width: int = 80) 
     """`count` JPEG files 000.jpg, 001.jpg ... in `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        draw_picture(number, height=height, width=width).save(folder / f"{number:03d}.jpg", quality=92)
+        draw_picture(number, height=height, width=width).save(
+            folder / f"{number:03d}.jpg", quality=92
+        )
     return folder

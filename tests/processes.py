@@ -12,8 +12,11 @@ REPOSITORY = Path(__file__).parents[1]
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 
 
-def start_python(code: str, *arguments: object, ordinary_user: bool = False, stdin: int | None = None) -> subprocess.Popen[str]:
-    """Start `code` with sys.argv[1:] = arguments. ordinary_user: file permissions hold even for root."""
+def start_python(
+    code: str, *arguments: object, ordinary_user: bool = False, stdin: int | None = None
+) -> subprocess.Popen[str]:
+    """Start `code` with sys.argv[1:] = arguments. ordinary_user: file permissions hold even for
+    root."""
     drop = ordinary_user and os.geteuid() == 0
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],

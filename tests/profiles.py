@@ -13,7 +13,9 @@ SRGB = [(0.64, 0.33), (0.30, 0.60), (0.15, 0.06)]
 D50 = (0.9642, 1.0, 0.8249)
 
 
-def rgb_profile(primaries: list[tuple[float, float]], *, gamma: float = 2.2, device: bytes = b"mntr") -> bytes:
+def rgb_profile(
+    primaries: list[tuple[float, float]], *, gamma: float = 2.2, device: bytes = b"mntr"
+) -> bytes:
     """A profile of three primaries with a white of D65, and a power for all of them."""
 
     def xyz(x: float, y: float) -> np.ndarray:
@@ -22,9 +24,14 @@ def rgb_profile(primaries: list[tuple[float, float]], *, gamma: float = 2.2, dev
     white = xyz(0.3127, 0.3290)
     matrix = np.stack([xyz(*primary) for primary in primaries], 1)
     matrix = matrix * np.linalg.solve(matrix, white)
-    cone = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    cone = np.array(
+        [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+    )
     matrix = np.linalg.inv(cone) @ np.diag((cone @ np.array(D50)) / (cone @ white)) @ cone @ matrix
-    colors = [(tag, _xyz(column)) for tag, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), matrix.T, strict=True)]
+    colors = [
+        (tag, _xyz(column))
+        for tag, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), matrix.T, strict=True)
+    ]
     curves = [(tag, _power(gamma)) for tag in (b"rTRC", b"gTRC", b"bTRC")]
     return _profile(b"RGB ", [(b"wtpt", _xyz(np.array(D50))), *colors, *curves], device=device)
 
@@ -35,7 +42,8 @@ def gray_profile(gamma: float) -> bytes:
 
 
 def press_profile() -> bytes:
-    """A profile of four inks by a table of two steps each, whose cyan is orange: a picture shows whether it was used."""
+    """A profile of four inks by a table of two steps each, whose cyan is orange: a picture shows
+    whether it was used."""
     lab = {  # (C, M, Y, K) of 0 or 1 to L* a* b*
         (0, 0, 0): (100, 0, 0),
         (1, 0, 0): (65, 45, 60),
@@ -56,7 +64,12 @@ def press_profile() -> bytes:
     ramp = bytes(range(256))
     identity = b"".join(struct.pack(">i", round(v * 65536)) for v in (1, 0, 0, 0, 1, 0, 0, 0, 1))
     lut = b"mft1\0\0\0\0" + bytes([4, 3, 2, 0]) + identity + ramp * 4 + bytes(table) + ramp * 3
-    return _profile(b"CMYK", [(b"wtpt", _xyz(np.array(D50))), (b"A2B0", lut)], device=b"prtr", connection=b"Lab ")
+    return _profile(
+        b"CMYK",
+        [(b"wtpt", _xyz(np.array(D50))), (b"A2B0", lut)],
+        device=b"prtr",
+        connection=b"Lab ",
+    )
 
 
 def _xyz(values: np.ndarray) -> bytes:
@@ -67,13 +80,30 @@ def _power(gamma: float) -> bytes:
     return b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256)) + b"\0\0"
 
 
-def _profile(space: bytes, tags: list[tuple[bytes, bytes]], *, device: bytes = b"mntr", connection: bytes = b"XYZ ") -> bytes:
+def _profile(
+    space: bytes,
+    tags: list[tuple[bytes, bytes]],
+    *,
+    device: bytes = b"mntr",
+    connection: bytes = b"XYZ ",
+) -> bytes:
     description = b"desc\0\0\0\0" + struct.pack(">I", 2) + b"x\0" + bytes(78)
     tags = [(b"desc", description), (b"cprt", b"text\0\0\0\0none\0\0\0\0"), *tags]
     table, data, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
     for tag, value in tags:
         table += tag + struct.pack(">II", start + len(data), len(value))
         data += value + bytes(-len(value) % 4)
-    head = struct.pack(">I", 128 + len(table) + len(data)) + b"\0\0\0\0\x02\x40\0\0" + device + space + connection
-    head += b"\x07\xe0\0\1\0\1\0\0\0\0\0\0acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061) + bytes(48)
+    head = (
+        struct.pack(">I", 128 + len(table) + len(data))
+        + b"\0\0\0\0\x02\x40\0\0"
+        + device
+        + space
+        + connection
+    )
+    head += (
+        b"\x07\xe0\0\1\0\1\0\0\0\0\0\0acsp"
+        + bytes(28)
+        + struct.pack(">iii", 63190, 65536, 54061)
+        + bytes(48)
+    )
     return head + table + data

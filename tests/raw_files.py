@@ -1,4 +1,5 @@
-"""A camera's raw file, made here: a DNG of an uncompressed sensor, since nothing that writes one is installed."""
+"""A camera's raw file, made here: a DNG of an uncompressed sensor, since nothing that writes one is
+installed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ _FORMATS = {BYTE: "B", SHORT: "H", LONG: "I"}
 
 
 def dng_file(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
-    """A DNG whose sensor, of RGGB color filters and 16 bits, saw the (H, W, 3) uint8 pixels of an sRGB picture."""
+    """A DNG whose sensor, of RGGB color filters and 16 bits, saw the (H, W, 3) uint8 pixels of an
+    sRGB picture."""
     height, width = pixels.shape[:2]
     share = pixels / 255
     light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
@@ -48,7 +50,9 @@ def dng_file(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
     values_at = 8 + 2 + 12 * len(tags) + 4
     values = b""
     packed = {tag: _packed(type_, value) for tag, type_, value in tags}
-    sensor_at = values_at + sum(len(value) + len(value) % 2 for value in packed.values() if len(value) > 4)
+    sensor_at = values_at + sum(
+        len(value) + len(value) % 2 for value in packed.values() if len(value) > 4
+    )
     packed[273] = struct.pack("<I", sensor_at)
     directory = struct.pack("<H", len(tags))
     for tag, type_, value in tags:

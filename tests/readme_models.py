@@ -21,9 +21,16 @@ def models_table() -> str:
     """The published models as a Markdown table."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(["export", "--list", "--json"]) == 0
-    lines = [" | ".join(column.replace("_", " ") for column in COLUMNS), "|".join("---" for _ in COLUMNS)]
+    lines = [
+        " | ".join(column.replace("_", " ") for column in COLUMNS),
+        "|".join("---" for _ in COLUMNS),
+    ]
     for row in json.loads(printed.getvalue()):
-        cells = [f"`{row['name']}`", *(row[column] for column in COLUMNS[1:-1]), _linked(row["weights_from"])]
+        cells = [
+            f"`{row['name']}`",
+            *(row[column] for column in COLUMNS[1:-1]),
+            _linked(row["weights_from"]),
+        ]
         lines.append(" | ".join(cells))
     return "".join(f"| {line} |\n" for line in lines)
 
@@ -41,4 +48,6 @@ def _linked(source: str) -> str:
 
 if __name__ == "__main__":
     before = README.read_text(encoding="utf-8")
-    README.write_text(before.replace(BEGIN + in_readme(before), BEGIN + models_table(), 1), encoding="utf-8")
+    README.write_text(
+        before.replace(BEGIN + in_readme(before), BEGIN + models_table(), 1), encoding="utf-8"
+    )

@@ -16,7 +16,9 @@ from featkit.serve.running import address_of, bind
 def serving(app: FastAPI) -> Iterator[str]:
     """Serve `app` from a thread and yield its address."""
     with bind("127.0.0.1", 0) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

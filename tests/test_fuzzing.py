@@ -1,4 +1,5 @@
-"""The fuzzer finds what it looks for: a foreign exception, a slow case, a case that takes memory, a refused seed."""
+"""The fuzzer finds what it looks for: a foreign exception, a slow case, a case that takes memory, a
+refused seed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """torchvision, timm and lightly beside a torch without CUDA.
 
-torchvision's compiled library from the package index is linked to CUDA; where it cannot be loaded, its import fails on two
-operators that nothing here calls. They are declared first, so that all that is written in Python works.
+torchvision's compiled library from the package index is linked to CUDA; where it cannot be loaded,
+its import fails on two operators that nothing here calls. They are declared first, so that all that
+is written in Python works.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 
-_declared: list[torch.library.Library] = []  # a Library takes its operators along when it is collected
+# a Library takes its operators along when it is collected
+_declared: list[torch.library.Library] = []
 
 
 def allow_torchvision() -> None:

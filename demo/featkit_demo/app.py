@@ -25,9 +25,10 @@ TITLE = "featkit · search by picture"
 HEAD = '<link rel="stylesheet" href="page/page.css" />'
 # The browser itself refuses whatever would leave the machine, also what a later Gradio might add.
 CONTENT_POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self' blob:; connect-src 'self'; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+    "default-src 'self'; img-src 'self' data: blob:; font-src 'self' data:; style-src 'self'"
+    " 'unsafe-inline'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; worker-src 'self'"
+    " blob:; connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self';"
+    " frame-ancestors 'self'"
 )
 GRADIO_ROUTES = "/gradio_api"
 SYSTEM_FONTS = ["ui-sans-serif", "system-ui", "sans-serif"]
@@ -68,7 +69,8 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
 class PageGuard:
     """ASGI middleware: closes Gradio's own routes and puts the content policy on every answer.
 
-    The routes are uploads without a limit, files and a queue, none of which the page's script needs.
+    The routes are uploads without a limit, files and a queue, none of which the page's script
+    needs.
     """
 
     def __init__(self, app: ASGIApp) -> None:

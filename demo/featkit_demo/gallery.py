@@ -1,11 +1,13 @@
-"""The sample gallery: pictures drawn by this package's own code, labelled by folder, with several views of each thing.
+"""The sample gallery: pictures drawn by this package's own code, labelled by folder, with several
+views of each thing.
 
     objects/mug/mug-1-front.jpg        fifteen kinds of things on a stage or in the open
     textures/marble/marble-2-close.jpg nine kinds of surfaces
     scenes/city/city-1-dusk.jpg        nine kinds of wide views
 
-Every kind comes in a few instances (their own shapes, colours and patterns), every instance in three views that differ
-in viewpoint, light and colours. The same seed and versions of numpy and Pillow give the same bytes.
+Every kind comes in a few instances (their own shapes, colours and patterns), every instance in
+three views that differ in viewpoint, light and colours. The same seed and versions of numpy and
+Pillow give the same bytes.
 """
 
 from __future__ import annotations
@@ -70,7 +72,9 @@ def _rgb(code: int) -> Colour:
     return code >> 16, code >> 8 & 255, code & 255
 
 
-NOON = Light(name="noon", towards=(-0.6, -0.8), sky=(_rgb(0x5AA5DD), _rgb(0xE3F1F6)), saturation=1.04)
+NOON = Light(
+    name="noon", towards=(-0.6, -0.8), sky=(_rgb(0x5AA5DD), _rgb(0xE3F1F6)), saturation=1.04
+)
 DAWN = Light(
     name="dawn",
     towards=(0.85, -0.5),
@@ -105,9 +109,20 @@ NIGHT = Light(
     saturation=0.95,
     windows_lit=0.85,
 )
-SOFT = Light(name="soft", towards=(0.55, -0.85), gain=(0.97, 1.0, 1.03), saturation=0.96, shadow=_rgb(0x33406A))
+SOFT = Light(
+    name="soft",
+    towards=(0.55, -0.85),
+    gain=(0.97, 1.0, 1.03),
+    saturation=0.96,
+    shadow=_rgb(0x33406A),
+)
 LAMPLIT = Light(
-    name="lamplit", towards=(0.9, -0.4), gain=(1.06, 0.96, 0.86), shadow=_rgb(0x3D2450), saturation=1.05, contrast=1.04
+    name="lamplit",
+    towards=(0.9, -0.4),
+    gain=(1.06, 0.96, 0.86),
+    shadow=_rgb(0x3D2450),
+    saturation=1.05,
+    contrast=1.04,
 )
 
 
@@ -121,8 +136,9 @@ def draw_gallery(
 ) -> list[Path]:
     """Draw the gallery into the folder `out` and return its files, sorted.
 
-    Each of the 32 kinds (or of `kinds`) gets `num_instances` instances of three views each. `on_progress(done, total)` is
-    called after each picture. EnvironmentProblem where `out` cannot be written; ValueError for a kind that is not one.
+    Each of the 32 kinds (or of `kinds`) gets `num_instances` instances of three views each.
+    `on_progress(done, total)` is called after each picture. EnvironmentProblem where `out` cannot
+    be written; ValueError for a kind that is not one.
     """
     jobs = [
         (group, kind, instance)
@@ -146,11 +162,15 @@ def draw_gallery(
     return sorted(files)
 
 
-def draw_views(group: str, kind: str, instance: int, *, seed: int = 0) -> list[tuple[str, Image.Image]]:
+def draw_views(
+    group: str, kind: str, instance: int, *, seed: int = 0
+) -> list[tuple[str, Image.Image]]:
     """The three views of one instance: (name of the view, picture 480 × 360)."""
     names = {"objects": [*OBJECTS], "textures": [*TEXTURES], "scenes": [*SCENES]}[group]
     palette = PALETTES[(names.index(kind) * 3 + instance * 5 + seed) % len(PALETTES)]
-    swatch = TEXTURES[kind](generator(seed, kind, instance), palette) if group == "textures" else None
+    swatch = (
+        TEXTURES[kind](generator(seed, kind, instance), palette) if group == "textures" else None
+    )
     pictures = []
     for view, light, camera in viewpoints(group, generator(seed, kind, instance, "views")):
         grain = generator(seed, kind, instance, view, "grain")
@@ -165,7 +185,8 @@ def draw_views(group: str, kind: str, instance: int, *, seed: int = 0) -> list[t
 
 
 def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, Camera]]:
-    """Three views for an instance of the group: their names, lights and cameras, a little different each time."""
+    """Three views for an instance of the group: their names, lights and cameras, a little different
+    each time."""
 
     def near(middle: float, spread: float) -> float:
         return float(middle + rng.uniform(-spread, spread))
@@ -173,7 +194,11 @@ def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, C
     side = 1.0 if rng.random() < 0.5 else -1.0
     if group == "objects":
         return [
-            ("front", NOON, Camera(zoom=near(1.02, 0.05), pan=(near(0, 0.06), near(0, 0.03)), yaw=near(0, 0.1))),
+            (
+                "front",
+                NOON,
+                Camera(zoom=near(1.02, 0.05), pan=(near(0, 0.06), near(0, 0.03)), yaw=near(0, 0.1)),
+            ),
             (
                 "side",
                 DAWN,
@@ -200,17 +225,42 @@ def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, C
         last = NIGHT if rng.random() < 0.6 else DUSK
         return [
             ("day", NOON, Camera(zoom=near(1.04, 0.04), pan=(near(0, 0.05), 0.0))),
-            ("dawn", DAWN, Camera(zoom=near(1.12, 0.06), pan=(side * near(0.26, 0.06), near(0.02, 0.03)), yaw=0.4)),
-            (last.name, last, Camera(zoom=near(1.3, 0.08), pan=(-side * near(0.24, 0.06), near(0.05, 0.04)), yaw=0.9)),
+            (
+                "dawn",
+                DAWN,
+                Camera(
+                    zoom=near(1.12, 0.06), pan=(side * near(0.26, 0.06), near(0.02, 0.03)), yaw=0.4
+                ),
+            ),
+            (
+                last.name,
+                last,
+                Camera(
+                    zoom=near(1.3, 0.08), pan=(-side * near(0.24, 0.06), near(0.05, 0.04)), yaw=0.9
+                ),
+            ),
         ]
     return [
         ("flat", NOON, Camera(zoom=near(1.0, 0.05), tilt=0.28)),
         (
             "oblique",
             SOFT,
-            Camera(zoom=near(1.34, 0.06), yaw=side * near(0.42, 0.1), tilt=near(0.62, 0.06), roll_deg=side * near(10, 4)),
+            Camera(
+                zoom=near(1.34, 0.06),
+                yaw=side * near(0.42, 0.1),
+                tilt=near(0.62, 0.06),
+                roll_deg=side * near(10, 4),
+            ),
         ),
-        ("close", LAMPLIT, Camera(zoom=near(1.65, 0.12), roll_deg=-side * near(7, 4), pan=(near(0, 0.25), near(0, 0.2)))),
+        (
+            "close",
+            LAMPLIT,
+            Camera(
+                zoom=near(1.65, 0.12),
+                roll_deg=-side * near(7, 4),
+                pan=(near(0, 0.25), near(0, 0.2)),
+            ),
+        ),
     ]
 
 

@@ -1,4 +1,5 @@
-"""From a folder of pictures, or from nothing, to an index that the page can open; kept in a cache folder and kept up to date.
+"""From a folder of pictures, or from nothing, to an index that the page can open; kept in a cache
+folder and kept up to date.
 
 cache/gallery-<digest of the drawing code>/       the sample gallery
 cache/<digest of the source's path, the model and its precision>/
@@ -7,8 +8,9 @@ cache/<digest of the source's path, the model and its precision>/
                                                   digests of their bytes, and which of them failed
     embeddings-<digest>                           only while new pictures are embedded; a stop there goes on
 
-A second run embeds what is new or changed and removes what is gone. The listing names a picture before the index has it and
-gives its stamp only afterwards, so that a stop at any moment costs work and no correctness.
+A second run embeds what is new or changed and removes what is gone. The listing names a picture
+before the index has it and gives its stamp only afterwards, so that a stop at any moment costs work
+and no correctness.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ class Listing:
 
 @dataclass(frozen=True)
 class Prepared:
-    """An index ready to be opened, and what it took: pictures embedded now and removed, and the first failures: key and why."""
+    """An index ready to be opened, and what it took: pictures embedded now and removed, and the
+    first failures: key and why."""
 
     index: Path
     num_embedded: int
@@ -80,12 +83,18 @@ def default_cache() -> Path:
 
 
 def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
-    """The folder of the sample gallery, drawn at the first call for this version of the drawing code."""
+    """The folder of the sample gallery, drawn at the first call for this version of the drawing
+    code."""
     folder = cache / f"gallery-{_drawing_digest()}"
     if not folder.is_dir():
         total = (len(OBJECTS) + len(SCENES) + len(TEXTURES)) * NUM_INSTANCES * NUM_VIEWS
-        with replace_folder(folder) as temporary, progress("drawing the sample gallery", total) as report:
-            draw_gallery(temporary, num_instances=NUM_INSTANCES, on_progress=lambda done, _: report(done, 0))
+        with (
+            replace_folder(folder) as temporary,
+            progress("drawing the sample gallery", total) as report,
+        ):
+            draw_gallery(
+                temporary, num_instances=NUM_INSTANCES, on_progress=lambda done, _: report(done, 0)
+            )
     return folder
 
 
@@ -99,19 +108,24 @@ def prepare_index(
     retry: bool = False,
     rehash: bool = False,
 ) -> Prepared:
-    """The index over `pictures` (whatever open_source takes) by a model file, made or brought up to date in the cache.
+    """The index over `pictures` (whatever open_source takes) by a model file, made or brought up to
+    date in the cache.
 
-    selection: which of the pictures are wanted; the cache itself is never read. Pictures whose size or time of change is
-    another are embedded again, and those that could not be read. retry: also all that failed. rehash: also those of other
-    bytes, for which all files are read.
-    InputError where there are no pictures or none can be embedded; EnvironmentProblem where the cache cannot be written
-    or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
+    selection: which of the pictures are wanted; the cache itself is never read. Pictures whose size
+    or time of change is another are embedded again, and those that could not be read. retry: also
+    all that failed. rehash: also those of other bytes, for which all files are read. InputError
+    where there are no pictures or none can be embedded; EnvironmentProblem where the cache cannot
+    be written or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
     """
-    source = open_source(pictures, selection=dataclasses.replace(selection, own=[*selection.own, cache]))
+    source = open_source(
+        pictures, selection=dataclasses.replace(selection, own=[*selection.own, cache])
+    )
     stamps = _stamps(source)
     embedder = Embedder(model, threads=1)
     chosen = [] if selection.column is None else [f"column {selection.column}"]
-    place = cache / _digest(str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen)
+    place = cache / _digest(
+        str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen
+    )
     notes = tuple(column_notes(source))
     with explain_os_errors(place):
         place.mkdir(parents=True, exist_ok=True)
@@ -124,20 +138,34 @@ def prepare_index(
         if stamps[key] is None or stamps[key] != known.pictures.get(key) or key in again
     ]
     if rehash:
-        changed = sorted({*changed, *_exchanged(source, set(range(len(source))) - set(changed), known, progress)})
+        changed = sorted(
+            {*changed, *_exchanged(source, set(range(len(source))) - set(changed), known, progress)}
+        )
     gone = sorted(known.pictures.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
         return Prepared(place / INDEX, 0, 0, (), source.skipped, notes)
     with _open_or_create(place / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
-            # First, so that whatever a stop leaves of these pictures in the index is done anew, or removed with them.
+            # First, so that whatever a stop leaves of these pictures in the index is done anew, or
+            # removed with them.
             redone = dict.fromkeys(keys[number] for number in changed)
-            _write_listing(place / LISTING, dataclasses.replace(known, pictures=known.pictures | redone))
+            _write_listing(
+                place / LISTING, dataclasses.replace(known, pictures=known.pictures | redone)
+            )
             # A changed picture that can no longer be read must not be found by what it was.
             index.remove(redone)
-            digest = _digest(json.dumps([[keys[number], stamps[keys[number]]] for number in changed]))
-            with _embedded(subset(source, changed), place / f"embeddings-{digest}", embedder, progress, retry, rehash) as made:
+            digest = _digest(
+                json.dumps([[keys[number], stamps[keys[number]]] for number in changed])
+            )
+            with _embedded(
+                subset(source, changed),
+                place / f"embeddings-{digest}",
+                embedder,
+                progress,
+                retry,
+                rehash,
+            ) as made:
                 report, embeddings = made
                 index.add_embeddings(embeddings, apart=stamps)
                 _note(known, redone, embeddings)
@@ -146,9 +174,13 @@ def prepare_index(
             reason = report.failures[0][1] if report.failures else "there are none"
             raise InputError(f"No picture of {pictures} could be embedded: {reason}")
     digests = {key: digest for key, digest in known.digests.items() if key in stamps}
-    _write_listing(place / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps]))
+    _write_listing(
+        place / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps])
+    )
     num_embedded = len(changed) - report.num_failed
-    return Prepared(place / INDEX, num_embedded, num_removed, tuple(report.failures), source.skipped, notes)
+    return Prepared(
+        place / INDEX, num_embedded, num_removed, tuple(report.failures), source.skipped, notes
+    )
 
 
 @contextmanager
@@ -160,7 +192,9 @@ def _embedded(
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
     with progress("embedding", len(part)) as on_progress:
-        report = embed_source(part, embedder, folder, retry=retry, rehash=rehash, on_progress=on_progress)
+        report = embed_source(
+            part, embedder, folder, retry=retry, rehash=rehash, on_progress=on_progress
+        )
     yield report, Embeddings.open(folder)
     shutil.rmtree(folder)
 
@@ -171,7 +205,12 @@ def _note(known: Listing, redone: Collection[str], embeddings: Embeddings) -> No
     known.failed = [key for key in known.failed if key not in redone]
     for shard in range(embeddings.plan.num_shards):
         table = embeddings.shard_table(shard, ["key", "error"])
-        rows = zip(table["key"].to_pylist(), table["error"].to_pylist(), embeddings.read_stamps(shard) or [], strict=False)
+        rows = zip(
+            table["key"].to_pylist(),
+            table["error"].to_pylist(),
+            embeddings.read_stamps(shard) or [],
+            strict=False,
+        )
         for key, error, stamp in rows:
             if stamp.digest is not None:
                 known.digests[key] = stamp.digest.hex()
@@ -179,7 +218,9 @@ def _note(known: Listing, redone: Collection[str], embeddings: Embeddings) -> No
                 known.failed.append(key)
 
 
-def _exchanged(source: Source, numbers: Collection[int], known: Listing, progress: Progress) -> list[int]:
+def _exchanged(
+    source: Source, numbers: Collection[int], known: Listing, progress: Progress
+) -> list[int]:
     """Those of the items whose bytes are other ones than when they were embedded, or are not known."""
 
     def differs(number: int) -> bool:
@@ -190,11 +231,16 @@ def _exchanged(source: Source, numbers: Collection[int], known: Listing, progres
         return digest != known.digests.get(source.key(number))
 
     found = []
-    with progress("comparing", len(numbers)) as on_progress, ThreadPoolExecutor(usable_cpus()) as pool:
+    with (
+        progress("comparing", len(numbers)) as on_progress,
+        ThreadPoolExecutor(usable_cpus()) as pool,
+    ):
         ordered = sorted(numbers)
         for start in range(0, len(ordered), COMPARED_AT_ONCE):
             some = ordered[start : start + COMPARED_AT_ONCE]
-            found += [number for number, other in zip(some, pool.map(differs, some), strict=True) if other]
+            found += [
+                number for number, other in zip(some, pool.map(differs, some), strict=True) if other
+            ]
             on_progress(start + len(some), 0)
     return found
 
@@ -206,12 +252,14 @@ def _open_or_create(path: Path, embedder: Embedder) -> Index:
 
 
 def _precision_of(embedder: Embedder) -> tuple[str, ...]:
-    """What tells the cached indexes of one model apart: vectors in bf16 do not go into an index of others."""
+    """What tells the cached indexes of one model apart: vectors in bf16 do not go into an index of
+    others."""
     return (BF16,) if embedder.run.precision == BF16 else ()
 
 
 def _stamps(source: Source) -> dict[str, Size | None]:
-    """The stamp of every key: of its file, or of the container it lies in; None where there is none to be had."""
+    """The stamp of every key: of its file, or of the container it lies in; None where there is none
+    to be had."""
 
     @cache
     def stamp(file: Path) -> Size | None:
@@ -222,7 +270,8 @@ def _stamps(source: Source) -> dict[str, Size | None]:
 
 
 def _read_listing(file: Path) -> Listing:
-    """What is in the index already; nothing where the file is missing or of another format, so that all is done anew."""
+    """What is in the index already; nothing where the file is missing or of another format, so that
+    all is done anew."""
     try:
         listing = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -233,14 +282,18 @@ def _read_listing(file: Path) -> Listing:
 
 
 def _write_listing(file: Path, listing: Listing) -> None:
-    write_text(file, json.dumps({"format": REMEMBERED, **dataclasses.asdict(listing)}, ensure_ascii=True))
+    write_text(
+        file, json.dumps({"format": REMEMBERED, **dataclasses.asdict(listing)}, ensure_ascii=True)
+    )
 
 
 def _drawing_digest() -> str:
     """Changes with the drawing code and with what it draws with."""
     here = Path(__file__).parent
     files = [here / "gallery.py", *sorted((here / "drawing").glob("*.py"))]
-    return _digest(numpy.__version__, PIL.__version__, *(file.read_text(encoding="utf-8") for file in files))
+    return _digest(
+        numpy.__version__, PIL.__version__, *(file.read_text(encoding="utf-8") for file in files)
+    )
 
 
 def _digest(*words: str) -> str:

@@ -1,7 +1,9 @@
-"""The normalization that a graph does itself: found by running its first nodes, so that nothing is normalized twice.
+"""The normalization that a graph does itself: found by running its first nodes, so that nothing is
+normalized twice.
 
-Some exporters put `x / 255`, `(x - mean) / std` or a cast of uint8 pixels into the graph. What stands between the input and the
-first product is run on a few drawn pictures; where it is one factor and one offset for each channel, it is known.
+Some exporters put `x / 255`, `(x - mean) / std` or a cast of uint8 pixels into the graph. What
+stands between the input and the first product is run on a few drawn pictures; where it is one
+factor and one offset for each channel, it is known.
 
 Letters: N pictures, (H, W) pixels, x what the graph takes, p pixels of 0 .. 255.
 """
@@ -22,11 +24,13 @@ from featkit_export import verify
 
 # What ends the first nodes: products, and what already rounds for them.
 PRODUCTS = frozenset(
-    "Conv MatMul Gemm Einsum ConvInteger MatMulInteger QLinearConv QLinearMatMul QuantizeLinear DynamicQuantizeLinear FusedConv"
-    " FusedMatMul LayerNormalization".split()
+    "Conv MatMul Gemm Einsum ConvInteger MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
+    " DynamicQuantizeLinear FusedConv FusedMatMul LayerNormalization".split()
 )
 LOOKS = frozenset(("Shape", "Size"))  # they read sizes, no numbers
-TOLERANCE = 0.02  # of a factor, and of an offset in units of a standard deviation: constants are rounded, and halves as well
+# of a factor, and of an offset in units of a standard deviation: constants are rounded, and halves
+# as well
+TOLERANCE = 0.02
 PLAUSIBLE_WIDTH = (0.9, 12.0)  # of the range that normalized pixels fill
 
 
@@ -38,20 +42,27 @@ class Affine:
     offset: np.ndarray
 
     def __str__(self) -> str:
-        factor, offset = (", ".join(f"{number:.4g}" for number in numbers) for numbers in (self.factor, self.offset))
+        factor, offset = (
+            ", ".join(f"{number:.4g}" for number in numbers)
+            for numbers in (self.factor, self.offset)
+        )
         return f"x · ({factor}) + ({offset})"
 
     @property
     def is_scale_alone(self) -> bool:
         """Whether it is one factor for all channels and nothing else, such as 1/255."""
-        return bool(np.allclose(self.offset, 0, atol=1e-4) and np.ptp(self.factor) <= 1e-3 * abs(self.factor[0]))
+        return bool(
+            np.allclose(self.offset, 0, atol=1e-4)
+            and np.ptp(self.factor) <= 1e-3 * abs(self.factor[0])
+        )
 
 
 @dataclass(frozen=True)
 class Feed:
     """What to give to the graph: x = (p - mean) / std, each (3,).
 
-    geometry: the recipe for the record, with what pixels are normalized by in all. note: a sentence of what was found.
+    geometry: the recipe for the record, with what pixels are normalized by in all. note: a sentence
+    of what was found.
     """
 
     mean: np.ndarray
@@ -60,8 +71,11 @@ class Feed:
     note: str = ""
 
 
-def find_normalization(model: onnx.ModelProto, source: str, *, kind: int, shape: tuple[int, int, int, int]) -> Affine | None:
-    """What the nodes between the input and the first product do; None where that is nothing, or not one factor and one offset.
+def find_normalization(
+    model: onnx.ModelProto, source: str, *, kind: int, shape: tuple[int, int, int, int]
+) -> Affine | None:
+    """What the nodes between the input and the first product do; None where that is nothing, or not
+    one factor and one offset.
 
     source: the input's name; kind: its element type; shape: of one picture as it takes it.
     """
@@ -71,7 +85,8 @@ def find_normalization(model: onnx.ModelProto, source: str, *, kind: int, shape:
     try:
         session = verify.open_session(_prefix(model, source, cut).SerializeToString())
         return _measured(session, source, kind=kind, shape=shape)
-    except Exception:  # a prefix that does not run alone; onnxruntime's exceptions share no base but Exception
+    # a prefix that does not run alone; onnxruntime's exceptions share no base but Exception
+    except Exception:
         return None
 
 
@@ -104,14 +119,20 @@ def _prefix(model: onnx.ModelProto, source: str, cut: str) -> onnx.ModelProto:
     graph.node.extend(nodes)
     graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in wanted)
     graph.input.extend(value for value in model.graph.input if value.name == source)
-    types = {value.name: value.type for value in onnx.shape_inference.infer_shapes(prefix).graph.value_info}
+    types = {
+        value.name: value.type
+        for value in onnx.shape_inference.infer_shapes(prefix).graph.value_info
+    }
     kind = types[cut].tensor_type.elem_type if cut in types else TensorProto.FLOAT
     graph.output.append(helper.make_tensor_value_info(cut, kind, None))
     return prefix
 
 
-def _measured(session: ort.InferenceSession, source: str, *, kind: int, shape: tuple[int, int, int, int]) -> Affine | None:
-    """Factor and offset of each channel, from pictures of one color; None where the nodes do something else."""
+def _measured(
+    session: ort.InferenceSession, source: str, *, kind: int, shape: tuple[int, int, int, int]
+) -> Affine | None:
+    """Factor and offset of each channel, from pictures of one color; None where the nodes do
+    something else."""
     element = helper.tensor_dtype_to_np_dtype(kind)
     axis = 1 if shape[1] == 3 else 3
 
@@ -126,19 +147,27 @@ def _measured(session: ort.InferenceSession, source: str, *, kind: int, shape: t
         np.moveaxis(lit, axis, 0)[channel] = 1
         change = run(lit) - black
         belongs = change != 0
-        if not belongs.any() or _spread(change[belongs]) > TOLERANCE or np.ptp(black[belongs]) > TOLERANCE:
+        if (
+            not belongs.any()
+            or _spread(change[belongs]) > TOLERANCE
+            or np.ptp(black[belongs]) > TOLERANCE
+        ):
             return None
         factors[channel], offsets[channel] = change[belongs].mean(), black[belongs].mean()
     rng = np.random.default_rng(0)
     high = 120 if kind == TensorProto.UINT8 else 1
-    first, second = (rng.integers(0, high + 1, shape) if high > 1 else rng.random(shape) for _ in range(2))
+    first, second = (
+        rng.integers(0, high + 1, shape) if high > 1 else rng.random(shape) for _ in range(2)
+    )
     first, second = (values.astype(element).astype(np.float64) for values in (first, second))
     # Sums come out as sums where nothing but factors and offsets is done.
     error = run(first) + run(second) - black - run(first + second)
     if np.abs(error).max() > TOLERANCE * max(1.0, np.abs(factors).max() * high):
         return None
     found = Affine(factors, offsets)
-    return None if np.allclose(factors, 1, rtol=1e-4) and np.allclose(offsets, 0, atol=1e-4) else found
+    return (
+        None if np.allclose(factors, 1, rtol=1e-4) and np.allclose(offsets, 0, atol=1e-4) else found
+    )
 
 
 def _spread(values: np.ndarray) -> float:
@@ -146,39 +175,60 @@ def _spread(values: np.ndarray) -> float:
 
 
 def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_bytes: bool) -> Feed:
-    """What to give to a graph that does `built_in` itself, where `geometry` says how its pictures are normalized.
+    """What to give to a graph that does `built_in` itself, where `geometry` says how its pictures
+    are normalized.
 
-    takes_bytes: its input is uint8, so it can only be given pixels. InputError when the two contradict each other.
+    takes_bytes: its input is uint8, so it can only be given pixels. InputError when the two
+    contradict each other.
     """
     mean, std = (255 * np.asarray(numbers, np.float64) for numbers in (geometry.mean, geometry.std))
     pixels = Feed(np.zeros(3), np.ones(3), geometry)
     if built_in is None:
-        note = f"{name} takes uint8 pixels and normalizes them itself, in a way that its first nodes do not show."
+        note = (
+            f"{name} takes uint8 pixels and normalizes them itself, in a way that its first nodes"
+            " do not show."
+        )
         return dataclasses.replace(pixels, note=note) if takes_bytes else Feed(mean, std, geometry)
     feeds = [pixels] if takes_bytes else [pixels, Feed(np.zeros(3), np.full(3, 255.0), geometry)]
     itself = f"{name} normalizes pictures itself, by {built_in} of "
     for feed in feeds:
         factor, offset = _total(built_in, feed)
-        if np.allclose(factor * std, 1, rtol=TOLERANCE) and np.allclose(offset, -mean / std, atol=TOLERANCE):
-            return dataclasses.replace(feed, note=f"{itself}{_units(feed)}, as its preprocessing says; it is not done twice.")
+        if np.allclose(factor * std, 1, rtol=TOLERANCE) and np.allclose(
+            offset, -mean / std, atol=TOLERANCE
+        ):
+            return dataclasses.replace(
+                feed,
+                note=f"{itself}{_units(feed)}, as its preprocessing says; it is not done twice.",
+            )
     if np.allclose(mean, 0) and np.ptp(std) == 0:  # the preprocessing leaves it to the graph
         fitting = [feed for feed in feeds if _is_plausible(built_in, feed)]
         if len(fitting) == 1:
             (feed,) = fitting
             factor, offset = _total(built_in, feed)  # factor · p + offset = (p / 255 - mean) / std
             effective = dataclasses.replace(
-                geometry, std=tuple((1 / (255 * factor)).tolist()), mean=tuple((-offset / (255 * factor)).tolist())
+                geometry,
+                std=tuple((1 / (255 * factor)).tolist()),
+                mean=tuple((-offset / (255 * factor)).tolist()),
             )
-            return Feed(feed.mean, feed.std, effective, f"{itself}{_units(feed)}; its preprocessing says nothing of it.")
+            return Feed(
+                feed.mean,
+                feed.std,
+                effective,
+                f"{itself}{_units(feed)}; its preprocessing says nothing of it.",
+            )
     if built_in.is_scale_alone and not takes_bytes:
         scale = float(built_in.factor.mean())
-        note = f"{name} multiplies what it is given by {scale:.4g} itself; pictures are normalized so that this is made up for."
+        note = (
+            f"{name} multiplies what it is given by {scale:.4g} itself; pictures are normalized so"
+            " that this is made up for."
+        )
         return Feed(mean, std * scale, geometry, note)
     said = f"mean {', '.join(f'{number:.4g}' for number in geometry.mean)} and std "
     said += ", ".join(f"{number:.4g}" for number in geometry.std)
     raise InputError(
-        f"{name} normalizes pictures itself, by {built_in}, which is not the {said} of its preprocessing. Set do_normalize to "
-        "false in its preprocessor_config.json where the graph is right, or export it again without its normalization."
+        f"{name} normalizes pictures itself, by {built_in}, which is not the {said} of its"
+        " preprocessing. Set do_normalize to false in its preprocessor_config.json where the graph"
+        " is right, or export it again without its normalization."
     )
 
 

@@ -22,7 +22,15 @@ from featkit.wording import counted
 from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, TraceError, trace
 from featkit_export.seal import seal
 from featkit_export.traced import Traced
-from featkit_export.verify import Parity, ParityError, cases_for, compare, draw_pictures, open_proven, require_parity
+from featkit_export.verify import (
+    Parity,
+    ParityError,
+    cases_for,
+    compare,
+    draw_pictures,
+    open_proven,
+    require_parity,
+)
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
@@ -37,7 +45,8 @@ TIMED_ROUNDS = 5
 class ExportReport:
     """The manifest that was written, every comparison made before, and what else there is to say.
 
-    fixed_speedup: how much faster a graph of one size is than one of every size, where one size was asked for.
+    fixed_speedup: how much faster a graph of one size is than one of every size, where one size was
+    asked for.
     """
 
     manifest: Manifest
@@ -63,11 +72,12 @@ def export_model(
 ) -> ExportReport:
     """Write a published backbone, or that of a run folder, as a model file `out`.
 
-    source, weights, branch: as in `featkit_train.published.pretrained.load_pretrained`. size: the one (height, width) in
-    pixels that the graph takes. exit_: of a network with exits, which becomes the file, without what lies behind it; by default
-    the deepest. quiet: no progress bar of what is fetched. on_step is called with what begins now.
-    InputError for what cannot be read or does not go together; ParityError or TraceError, with nothing written, when the
-    graph disagrees with torch or cannot be made.
+    source, weights, branch: as in `featkit_train.published.pretrained.load_pretrained`. size: the
+    one (height, width) in pixels that the graph takes. exit_: of a network with exits, which
+    becomes the file, without what lies behind it; by default the deepest. quiet: no progress bar of
+    what is fetched. on_step is called with what begins now. InputError for what cannot be read or
+    does not go together; ParityError or TraceError, with nothing written, when the graph disagrees
+    with torch or cannot be made.
     """
     on_step("reading the weights")
     backbone, info = load_pretrained(str(source), weights=weights, branch=branch, quiet=quiet)
@@ -107,13 +117,23 @@ def export_backbone(
     check_patch(geometry, source=info.origin.get(PREPROCESSING, info.name))
     problem = not_finite(backbone.state_dict())
     if problem is not None:
-        raise InputError(f"{info.name} has weights that are not finite numbers: {problem}; export an earlier checkpoint.")
+        raise InputError(
+            f"{info.name} has weights that are not finite numbers: {problem}; export an earlier"
+            " checkpoint."
+        )
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
-    manifest = _manifest(module, info, geometry, size=size, name=name, notes=notes, whitening=whitening)
-    remarks = (*info.remarks, *preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING)))
+    manifest = _manifest(
+        module, info, geometry, size=size, name=name, notes=notes, whitening=whitening
+    )
+    remarks = (
+        *info.remarks,
+        *preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING)),
+    )
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent
+        ) as folder:
             is_fallback = False
             try:
                 traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
@@ -121,9 +141,13 @@ def export_backbone(
                 if size is not None or isinstance(backbone, VisionTransformer):
                     raise
                 size = (geometry.height, geometry.width)
-                why = str(error).split(";")[0].rstrip(".")  # the rest tells what follows from it, which here it does not
+                # the rest tells what follows from it, which here it does not
+                why = str(error).split(";")[0].rstrip(".")
                 is_fallback = True
-                alone = f"This architecture cannot take every size ({why}), so the file takes {size[0]}×{size[1]} alone."
+                alone = (
+                    f"This architecture cannot take every size ({why}), so the file takes"
+                    f" {size[0]}×{size[1]} alone."
+                )
                 remarks = (*remarks, alone)
                 traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
             parity = require_parity(comparisons)
@@ -134,42 +158,61 @@ def export_backbone(
             on_step("writing")
             manifest = dataclasses.replace(manifest, fixed_size=size, parity=parity)
             sealed = seal(traced.model, manifest, out, folder=Path(folder) if traced.path else None)
-    return ExportReport(manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks)
+    return ExportReport(
+        manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks
+    )
 
 
-def preparation_remarks(geometry: Geometry, published: Geometry, file: str | None) -> tuple[str, ...]:
-    """What to say of a recipe that was read from `file`, and of a size that was asked for instead of its own."""
+def preparation_remarks(
+    geometry: Geometry, published: Geometry, file: str | None
+) -> tuple[str, ...]:
+    """What to say of a recipe that was read from `file`, and of a size that was asked for instead
+    of its own."""
     if file is None:
         return ()
     remarks = [f"Pictures are prepared as {file} says: {in_words(geometry)}."]
     if geometry != published:
-        remarks.append(f"--size {geometry.height}x{geometry.width} wins over its {published.height}×{published.width}.")
+        remarks.append(
+            f"--size {geometry.height}x{geometry.width} wins over its"
+            f" {published.height}×{published.width}."
+        )
     return tuple(remarks)
 
 
-def cut_at(backbone: Backbone, info: BackboneInfo, exit_: int | None) -> tuple[Backbone, BackboneInfo]:
-    """The backbone up to that exit, or to the deepest, which its origin then names; one without exits as it is.
+def cut_at(
+    backbone: Backbone, info: BackboneInfo, exit_: int | None
+) -> tuple[Backbone, BackboneInfo]:
+    """The backbone up to that exit, or to the deepest, which its origin then names; one without
+    exits as it is.
 
     InputError for an exit that is not there.
     """
     if not isinstance(backbone, ExitedBackbone):
         if exit_ is not None:
             raise InputError(
-                f"{info.name} has no exits but its last layer; leave out --exit, or train one with classifier.exits."
+                f"{info.name} has no exits but its last layer; leave out --exit, or train one with"
+                " classifier.exits."
             )
         return backbone, info
     wanted = backbone.depth if exit_ is None else exit_
     if not 1 <= wanted <= backbone.depth:
-        raise InputError(f"{info.name} has exits 1 to {backbone.depth}, the deepest last, not {wanted}; name one of them.")
+        raise InputError(
+            f"{info.name} has exits 1 to {backbone.depth}, the deepest last, not {wanted}; name one"
+            " of them."
+        )
     origin = {**info.origin, "exit": f"{wanted} of {backbone.depth}"}
     return backbone.cut(wanted).eval(), dataclasses.replace(info, origin=origin)
 
 
 def sized(geometry: Geometry, height: int, width: int) -> Geometry:
-    """The same recipe for another size: a square keeps the share that the crop leaves out, a rectangle is covered."""
+    """The same recipe for another size: a square keeps the share that the crop leaves out, a
+    rectangle is covered."""
     if height % geometry.patch or width % geometry.patch:
         near = " by ".join(_nearest(side, geometry.patch) for side in (height, width))
-        raise InputError(f"A size of {height}×{width} is not a multiple of the patch of {geometry.patch}; use {near}.")
+        raise InputError(
+            f"A size of {height}×{width} is not a multiple of the patch of {geometry.patch}; use"
+            f" {near}."
+        )
     return geometry.at_size(height, width)
 
 
@@ -190,7 +233,8 @@ def _manifest(
     notes: str,
     whitening: Whitening | None,
 ) -> Manifest:
-    """All that can be said of the file before it is proven. InputError for a whitening of another model's vectors."""
+    """All that can be said of the file before it is proven. InputError for a whitening of another
+    model's vectors."""
     recipe = module.recipe
     manifest = Manifest(
         family=info.family,
@@ -212,7 +256,11 @@ def _manifest(
 
 
 def _proven(
-    module: EmbeddingGraph, folder: Path, geometry: Geometry, size: tuple[int, int] | None, on_step: Callable[[str], None]
+    module: EmbeddingGraph,
+    folder: Path,
+    geometry: Geometry,
+    size: tuple[int, int] | None,
+    on_step: Callable[[str], None],
 ) -> tuple[Traced, list[Parity]]:
     """The graph and its comparisons with torch, all within bounds."""
     on_step("tracing the graph")
@@ -223,7 +271,13 @@ def _proven(
     if isinstance(backbone, VisionTransformer) and backbone.config.position == "learned":
         table = backbone.config.position_grid * backbone.patch
     larger = table if table and table > max(geometry.height, geometry.width) else None
-    cases = cases_for(height=geometry.height, width=geometry.width, patch=backbone.patch, larger=larger, fixed=size is not None)
+    cases = cases_for(
+        height=geometry.height,
+        width=geometry.width,
+        patch=backbone.patch,
+        larger=larger,
+        fixed=size is not None,
+    )
     comparisons = compare(module.run, open_proven(traced.session_input), cases)
     require_parity(comparisons)
     return traced, comparisons
@@ -231,10 +285,16 @@ def _proven(
 
 def _check_recipe(recipe: Recipe, backbone: Backbone, info: BackboneInfo) -> None:
     if ATTENTION in recipe.outputs and not backbone.has_attention:
-        raise InputError(f"{info.name} gives no attention: only featkit's own transformers do; leave it out of --outputs.")
+        raise InputError(
+            f"{info.name} gives no attention: only featkit's own transformers do; leave it out of"
+            " --outputs."
+        )
     wrong = [layer for layer in recipe.layers if not 1 <= layer <= backbone.depth]
     if wrong or len(set(recipe.layers)) != len(recipe.layers):
-        raise InputError(f"{info.name} has layers 1 to {backbone.depth}, each to be named once, not {list(recipe.layers)}.")
+        raise InputError(
+            f"{info.name} has layers 1 to {backbone.depth}, each to be named once, not"
+            f" {list(recipe.layers)}."
+        )
     if recipe.layers and not isinstance(backbone, VisionTransformer):
         raise InputError(f"{info.name} gives its last layer alone; leave out --layers.")
 
@@ -251,15 +311,20 @@ def _with_digest(info: BackboneInfo, source: str | Path) -> dict[str, str]:
 def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
     if whitening.model != manifest.made_of:
         raise InputError(
-            f"The whitening was fitted to vectors of another model or feature ({whitening.model}), not of this one "
-            f"({manifest.made_of}); fit it to embeddings of this model exported without --whiten."
+            f"The whitening was fitted to vectors of another model or feature ({whitening.model}),"
+            f" not of this one ({manifest.made_of}); fit it to embeddings of this model exported"
+            " without --whiten."
         )
-    about = f"{counted(whitening.num_vectors, 'vector')}, {whitening.explained:.1%} of the variance kept"
+    about = (
+        f"{counted(whitening.num_vectors, 'vector')}, {whitening.explained:.1%} of the variance"
+        " kept"
+    )
     return dataclasses.replace(manifest, whitened=about)
 
 
 def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:
-    """Time of a graph of every size over that of one size, one picture a call, alternating; medians."""
+    """Time of a graph of every size over that of one size, one picture a call, alternating;
+    medians."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         free = trace(module, Path(beside))
         sessions = [open_proven(free.session_input), open_proven(fixed.session_input)]

@@ -8,11 +8,18 @@ from pathlib import Path
 from featkit_train.published.downloads import fetch_repository
 
 HUB = "hub:"
-FILES = ("README.md", "config.json", "preprocessor_config.json", "processor_config.json", "onnx/model.onnx*")
+FILES = (
+    "README.md",
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "onnx/model.onnx*",
+)
 
 
 def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:
-    """The folder of a repository with its onnx/model.onnx, fetched unless a cache holds it. Errors as in downloads."""
+    """The folder of a repository with its onnx/model.onnx, fetched unless a cache holds it. Errors
+    as in downloads."""
     by_hand = "featkit export FOLDER --out m.onnx"
     return fetch_repository(repository, FILES, by_hand=by_hand, quiet=quiet)
 
@@ -22,6 +29,9 @@ def licence_of(folder: Path) -> str:
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\s*\n(.*?)^---", text, re.MULTILINE | re.DOTALL)
-    lines = re.findall(r"^(license(?:_name)?):[ \t]*(\S.*?)\s*$", front[1] if front else "", re.MULTILINE)
+    lines = re.findall(
+        r"^(license(?:_name)?):[ \t]*(\S.*?)\s*$", front[1] if front else "", re.MULTILINE
+    )
     said = {key: value.strip("'\"") for key, value in lines}
-    return said.get("license_name") or said.get("license") or "see its source"  # `license` is `other` where it has a name
+    # `license` is `other` where it has a name
+    return said.get("license_name") or said.get("license") or "see its source"

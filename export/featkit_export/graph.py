@@ -40,7 +40,8 @@ class TraceError(FeatkitError):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a vector is made of, and what the graph gives beside it. layers: blocks counted from 1; none is the last alone."""
+    """What a vector is made of, and what the graph gives beside it. layers: blocks counted from 1;
+    none is the last alone."""
 
     feature: Feature = "cls"
     layers: tuple[int, ...] = ()
@@ -52,15 +53,19 @@ class Recipe:
             raise ValueError(f"feature {self.feature!r} is none of {', '.join(FEATURES)}")
         unknown = set(self.outputs) - set(OUTPUTS)
         if unknown or EMBEDDING not in self.outputs:
-            raise ValueError(f"outputs {self.outputs} have to be of {', '.join(OUTPUTS)}, {EMBEDDING} among them")
+            raise ValueError(
+                f"outputs {self.outputs} have to be of {', '.join(OUTPUTS)}, {EMBEDDING} among them"
+            )
 
 
 class EmbeddingGraph(nn.Module):
-    """(N, H, W, 3) uint8 to unit vectors: normalise, backbone, feature, and whitening where there is one.
+    """(N, H, W, 3) uint8 to unit vectors: normalise, backbone, feature, and whitening where there
+    is one.
 
-    cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalised mean of the patch tokens,
-    mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean, cls+gem: both at unit length, side by side, (N, 2 D). Several layers at unit
-    length are laid side by side (concat, L times as long) or averaged.
+    cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalised mean of
+    the patch tokens, mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean, cls+gem: both at unit length,
+    side by side, (N, 2 D). Several layers at unit length are laid side by side (concat, L times as
+    long) or averaged.
     """
 
     mean: Tensor
@@ -68,7 +73,14 @@ class EmbeddingGraph(nn.Module):
     whitening_mean: Tensor
     whitening_components: Tensor
 
-    def __init__(self, backbone: Backbone, geometry: Geometry, recipe: Recipe, *, whitening: Whitening | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        geometry: Geometry,
+        recipe: Recipe,
+        *,
+        whitening: Whitening | None = None,
+    ) -> None:
         super().__init__()
         self.backbone, self.recipe, self.whitened = backbone, recipe, whitening is not None
         self.layers = recipe.layers or (backbone.depth,)
@@ -88,14 +100,21 @@ class EmbeddingGraph(nn.Module):
         return self.backbone.width * (1 + ("+" in self.recipe.feature)) * joined
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The recipe's outputs in its order: vectors (N, width), patches (N, h, w, D), attention (N, heads, h, w); float32.
+        """The recipe's outputs in its order: vectors (N, width), patches (N, h, w, D), attention
+        (N, heads, h, w); float32.
 
         Patches are those of the layer named last; attention is always the last block's.
         """
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         wants_attention = ATTENTION in self.recipe.outputs
-        features, attention = self.backbone.activations(pixels, layers=self.layers, attention=wants_attention)
-        found = {EMBEDDING: self._vectors(features), PATCHES: features[-1].patch_tokens, ATTENTION: attention}
+        features, attention = self.backbone.activations(
+            pixels, layers=self.layers, attention=wants_attention
+        )
+        found = {
+            EMBEDDING: self._vectors(features),
+            PATCHES: features[-1].patch_tokens,
+            ATTENTION: attention,
+        }
         return tuple(value for name in self.recipe.outputs if (value := found[name]) is not None)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -113,7 +132,9 @@ class EmbeddingGraph(nn.Module):
         else:
             joined = F.normalize(torch.stack(vectors).mean(dim=0), dim=-1)
         if self.whitened:
-            joined = F.normalize((joined - self.whitening_mean) @ self.whitening_components.T, dim=-1)
+            joined = F.normalize(
+                (joined - self.whitening_mean) @ self.whitening_components.T, dim=-1
+            )
         return joined
 
     def _vector(self, features: Features) -> Tensor:
@@ -132,11 +153,13 @@ class EmbeddingGraph(nn.Module):
 
 
 def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None) -> Traced:
-    """Trace the module with batch, height and width symbolic, or with the one (height, width) in pixels.
+    """Trace the module with batch, height and width symbolic, or with the one (height, width) in
+    pixels.
 
-    Sizes of the example differ from each other and from the position table's grid, so that nothing is taken for equal that
-    only happens to be. Past protobuf's 2 GB the weights are written into `folder`. TraceError when torch cannot trace it, when
-    a size was baked in, or when a branch was left in the graph.
+    Sizes of the example differ from each other and from the position table's grid, so that nothing
+    is taken for equal that only happens to be. Past protobuf's 2 GB the weights are written into
+    `folder`. TraceError when torch cannot trace it, when a size was baked in, or when a branch was
+    left in the graph.
     """
     patch = module.backbone.patch
     height, width = size or (3 * patch, 5 * patch)
@@ -159,11 +182,17 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # torch raises errors of many kinds from inside the exporter, and of dynamo's own
+    # torch raises errors of many kinds from inside the exporter, and of dynamo's own
+    except Exception as error:
         lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise TraceError(f"The backbone cannot be written as one graph: {lines[0].rstrip('.')}.") from error
+        raise TraceError(
+            f"The backbone cannot be written as one graph: {lines[0].rstrip('.')}."
+        ) from error
     assert program is not None
-    held = sum(tensor.numel() * tensor.element_size() for tensor in (*module.parameters(), *module.buffers()))
+    held = sum(
+        tensor.numel() * tensor.element_size()
+        for tensor in (*module.parameters(), *module.buffers())
+    )
     if held <= MAX_INLINE_BYTES:
         traced = Traced(model=program.model_proto)
     else:
@@ -181,9 +210,11 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
 
 
 def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
-    """TraceError when a size is fixed that should not be, a branch or loop is left, or ONNX's own checker objects.
+    """TraceError when a size is fixed that should not be, a branch or loop is left, or ONNX's own
+    checker objects.
 
-    It objects to an output that is called as a weight, of which the exporter makes a file that no engine opens.
+    It objects to an output that is called as a weight, of which the exporter makes a file that no
+    engine opens.
     """
     try:
         onnx.checker.check_model(str(traced.path) if traced.path else traced.model)
@@ -202,7 +233,8 @@ def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
 
 
 def _forget_the_tracing(model: onnx.ModelProto) -> None:
-    """Without the exporter's notes on every node: stack traces, with the paths of this machine, as large as a small model."""
+    """Without the exporter's notes on every node: stack traces, with the paths of this machine, as
+    large as a small model."""
     graph = model.graph
     for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         del item.metadata_props[:]
@@ -210,8 +242,14 @@ def _forget_the_tracing(model: onnx.ModelProto) -> None:
 
 def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
     """Call the sizes N, H, W, and h, w of patches, instead of what the tracer made of them."""
-    places = {INPUT: DIMENSIONS, EMBEDDING: ("N",), PATCHES: ("N", "h", "w"), ATTENTION: ("N", None, "h", "w")}
-    del model.graph.value_info[:]  # they speak of the tracer's names, and onnxruntime infers them again
+    places = {
+        INPUT: DIMENSIONS,
+        EMBEDDING: ("N",),
+        PATCHES: ("N", "h", "w"),
+        ATTENTION: ("N", None, "h", "w"),
+    }
+    # they speak of the tracer's names, and onnxruntime infers them again
+    del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         assert value.name in (INPUT, *outputs)
         for name, dim in zip(places[value.name], value.type.tensor_type.shape.dim, strict=False):

@@ -1,8 +1,10 @@
-"""A graph in half precision, for graphics cards: products in fp16, and in fp32 all that loses by it.
+"""A graph in half precision, for graphics cards: products in fp16, and in fp32 all that loses by
+it.
 
-What torch's autocast does, written into the file: matrix products and convolutions take and give fp16, what only moves or bends
-numbers between them stays fp16, and the residual stream, LayerNorm, softmax, pooling and the L2 norm are fp32. A node that
-takes or gives a number near the largest that a half holds stays fp32 as well: half_proof.py observes which ones do.
+What torch's autocast does, written into the file: matrix products and convolutions take and give
+fp16, what only moves or bends numbers between them stays fp16, and the residual stream, LayerNorm,
+softmax, pooling and the L2 norm are fp32. A node that takes or gives a number near the largest that
+a half holds stays fp32 as well: half_proof.py observes which ones do.
 """
 
 from __future__ import annotations
@@ -20,27 +22,34 @@ from featkit_export.traced import Traced
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
 # Half where everything they are given is.
 FOLLOWERS = frozenset(
-    "Add Mul Gelu Sigmoid Relu Neg MaxPool Reshape Transpose Slice Squeeze Unsqueeze Concat Split Expand Gather".split()
+    "Add Mul Gelu Sigmoid Relu Neg MaxPool Reshape Transpose Slice Squeeze Unsqueeze Concat Split"
+    " Expand Gather".split()
 )
 # Below it a half has fewer than its eleven bits: LayerScale's factors start at 1e-5.
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 LARGEST = float(np.finfo(np.float16).max)
-# What a number may reach on the pictures that were tried: others may go further, and a product may be summed up in fp16.
+# What a number may reach on the pictures that were tried: others may go further, and a product may
+# be summed up in fp16.
 MARGIN = 4.0
 
 
-def to_half(full: onnx.ModelProto, folder: Path, peaks: Mapping[str, float] | None = None) -> Traced:
-    """The same graph with its products in fp16; pixels in and numbers out keep their types. Large weights go into `folder`.
+def to_half(
+    full: onnx.ModelProto, folder: Path, peaks: Mapping[str, float] | None = None
+) -> Traced:
+    """The same graph with its products in fp16; pixels in and numbers out keep their types. Large
+    weights go into `folder`.
 
-    peaks: the largest magnitude of each value and weight by name, as `half_proof.observe_peaks` has them. A node that takes or
-    gives one past LARGEST / MARGIN stays in fp32.
+    peaks: the largest magnitude of each value and weight by name, as `half_proof.observe_peaks` has
+    them. A node that takes or gives one past LARGEST / MARGIN stays in fp32.
     """
     peaks = peaks or {}
     model = onnx.ModelProto()
     model.CopyFrom(full)
     graph = model.graph
     floats = _float_values(model)
-    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    weights = {
+        tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
+    }
     halves: set[str] = set()  # values that are fp16
     casts: dict[tuple[str, int], str] = {}  # what a value is called in its other precision
     nodes: list[onnx.NodeProto] = []
@@ -83,18 +92,27 @@ def to_half(full: onnx.ModelProto, folder: Path, peaks: Mapping[str, float] | No
 
 
 def kept_in_float(full: onnx.ModelProto, peaks: Mapping[str, float]) -> dict[str, float]:
-    """The products that `to_half` leaves in fp32, by `layer_name`, and the largest number that each takes or gives."""
+    """The products that `to_half` leaves in fp32, by `layer_name`, and the largest number that each
+    takes or gives."""
     products = (node for node in full.graph.node if node.op_type in PRODUCTS)
-    return {layer_name(node, full.graph): reached for node in products if (reached := exceeding(node, peaks))}
+    return {
+        layer_name(node, full.graph): reached
+        for node in products
+        if (reached := exceeding(node, peaks))
+    }
 
 
 def layer_name(node: onnx.NodeProto, graph: onnx.GraphProto) -> str:
-    """What a product is called in messages: the module that its weight or bias is of, else the node's own name.
+    """What a product is called in messages: the module that its weight or bias is of, else the
+    node's own name.
 
-    Exporters transpose weights into constants of their own names; the bias that is added next still tells the module.
+    Exporters transpose weights into constants of their own names; the bias that is added next still
+    tells the module.
     """
     weights = {tensor.name for tensor in graph.initializer}
-    readers = [other for other in graph.node if other.op_type == "Add" and node.output[0] in other.input]
+    readers = [
+        other for other in graph.node if other.op_type == "Add" and node.output[0] in other.input
+    ]
     names = [name for each in (node, *readers) for name in each.input if name in weights]
     modules = [name.rpartition(".")[0].removeprefix("backbone.") for name in names if "." in name]
     return next(iter(modules or names), node.name or node.output[0])
@@ -106,7 +124,9 @@ def exceeding(node: onnx.NodeProto, peaks: Mapping[str, float]) -> float:
     return reached if reached > LARGEST / MARGIN else 0.0
 
 
-def _runs_in_half(node: onnx.NodeProto, floats: set[str], halves: set[str], weights: dict[str, onnx.TensorProto]) -> bool:
+def _runs_in_half(
+    node: onnx.NodeProto, floats: set[str], halves: set[str], weights: dict[str, onnx.TensorProto]
+) -> bool:
     if node.op_type in PRODUCTS:
         return True
     given = [name for name in node.input if name in floats]
@@ -137,7 +157,9 @@ def values_of_type(model: onnx.ModelProto, kind: int) -> set[str]:
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value="elsewhere")
     inferred = onnx.shape_inference.infer_shapes(bare).graph
-    typed: Iterator[onnx.ValueInfoProto] = iter([*inferred.input, *inferred.value_info, *inferred.output])
+    typed: Iterator[onnx.ValueInfoProto] = iter(
+        [*inferred.input, *inferred.value_info, *inferred.output]
+    )
     names = {value.name for value in typed if value.type.tensor_type.elem_type == kind}
     return names | {tensor.name for tensor in model.graph.initializer if tensor.data_type == kind}
 
@@ -148,12 +170,16 @@ def _replace_weights(
     half_weights: dict[str, str],
     weights: dict[str, onnx.TensorProto],
 ) -> None:
-    """Weights that are taken in half precision stand in the file in half precision, and those that nobody takes go."""
+    """Weights that are taken in half precision stand in the file in half precision, and those that
+    nobody takes go."""
     taken = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in taken]
     for old, new in half_weights.items():
-        with np.errstate(over="ignore"):  # infinite where a half cannot hold it: the file's vectors then show it
-            kept.append(numpy_helper.from_array(numpy_helper.to_array(weights[old]).astype(np.float16), new))
+        # infinite where a half cannot hold it: the file's vectors then show it
+        with np.errstate(over="ignore"):
+            kept.append(
+                numpy_helper.from_array(numpy_helper.to_array(weights[old]).astype(np.float16), new)
+            )
     del graph.initializer[:]
     graph.initializer.extend(kept)
 

@@ -1,8 +1,10 @@
-"""Proof of a graph in half precision on a processor, whose engines compute fp16 nodes in fp32 and so hide what overflows.
+"""Proof of a graph in half precision on a processor, whose engines compute fp16 nodes in fp32 and
+so hide what overflows.
 
-Two rewrites of a graph, both run by ONNX Runtime in fp32. `observe_peaks` adds the largest magnitude of every value to the
-outputs. `emulate` gives what fp16 arithmetic gives: each fp16 node computes in fp32 and is then rounded by a cast to fp16 and
-back, as a graphics card does that sums products in fp32. Numbers past 65,504 become infinite in it, and small ones vanish.
+Two rewrites of a graph, both run by ONNX Runtime in fp32. `observe_peaks` adds the largest
+magnitude of every value to the outputs. `emulate` gives what fp16 arithmetic gives: each fp16 node
+computes in fp32 and is then rounded by a cast to fp16 and back, as a graphics card does that sums
+products in fp32. Numbers past 65,504 become infinite in it, and small ones vanish.
 
 Letters: N pictures, (H, W) pixels.
 """
@@ -26,14 +28,19 @@ MIN_HALF_COSINE = 0.999
 NUM_DRAWN = 8
 EXTREMES = ("black", "white", "noise", "checkerboard", "red")
 # They move numbers and make no new ones, so that nothing is rounded.
-MOVERS = frozenset("Reshape Transpose Slice Squeeze Unsqueeze Concat Split Expand Gather Identity Flatten".split())
+MOVERS = frozenset(
+    "Reshape Transpose Slice Squeeze Unsqueeze Concat Split Expand Gather Identity Flatten".split()
+)
 PEAK = "featkit/peak/"
 
 
 def proof_pictures(height: int, width: int) -> np.ndarray:
-    """(N, H, W, 3) uint8: drawn pictures, then EXTREMES, which drive activations further than pictures do."""
+    """(N, H, W, 3) uint8: drawn pictures, then EXTREMES, which drive activations further than
+    pictures do."""
     shape = (height, width, 3)
-    checkerboard = np.indices((height, width)).sum(axis=0)[..., None] % 2 * np.ones(3, np.int64) * 255
+    checkerboard = (
+        np.indices((height, width)).sum(axis=0)[..., None] % 2 * np.ones(3, np.int64) * 255
+    )
     extremes = [
         np.zeros(shape),
         np.full(shape, 255),
@@ -46,8 +53,11 @@ def proof_pictures(height: int, width: int) -> np.ndarray:
     return np.concatenate([drawn, np.stack(extremes).astype(np.uint8)])
 
 
-def observe_peaks(model: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path) -> dict[str, float]:
-    """The largest magnitude of every fp32 value that the pictures make, and of every fp32 weight, by name.
+def observe_peaks(
+    model: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path
+) -> dict[str, float]:
+    """The largest magnitude of every fp32 value that the pictures make, and of every fp32 weight,
+    by name.
 
     pictures: (H, W, 3) uint8 each, run one a call. Infinite where a value is infinite or NaN.
     """
@@ -60,7 +70,9 @@ def observe_peaks(model: onnx.ModelProto, pictures: Iterable[np.ndarray], folder
     del graph.value_info[:], graph.output[:]
     for name in made:
         graph.node.append(helper.make_node("Abs", [name], [f"{PEAK}abs/{name}"]))
-        graph.node.append(helper.make_node("ReduceMax", [f"{PEAK}abs/{name}"], [PEAK + name], keepdims=0))
+        graph.node.append(
+            helper.make_node("ReduceMax", [f"{PEAK}abs/{name}"], [PEAK + name], keepdims=0)
+        )
         graph.output.append(helper.make_tensor_value_info(PEAK + name, TensorProto.FLOAT, []))
     session = open_proven(placed(observed, folder, "observed.onnx").session_input)
     peaks = {name: _largest(numpy_helper.to_array(tensor)) for name, tensor in weights.items()}
@@ -120,13 +132,22 @@ def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def first_overflow(emulated: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path) -> str:
-    """The first node, in the graph's order, whose emulated numbers pass what a half holds; "" where none does."""
+    """The first node, in the graph's order, whose emulated numbers pass what a half holds; "" where
+    none does."""
     peaks = observe_peaks(emulated, pictures, folder)
-    overflowing = (node for node in emulated.graph.node if any(peaks.get(name) == float("inf") for name in node.output))
+    overflowing = (
+        node
+        for node in emulated.graph.node
+        if any(peaks.get(name) == float("inf") for name in node.output)
+    )
     node = next(overflowing, None)
     return "" if node is None else (node.name or node.output[0]).removesuffix("/half")
 
 
-def embed_each(session: ort.InferenceSession, pictures: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+def embed_each(
+    session: ort.InferenceSession, pictures: Sequence[np.ndarray] | np.ndarray
+) -> np.ndarray:
     """(N, D) vectors of pictures (H, W, 3) uint8, one a call."""
-    return np.concatenate([session.run([EMBEDDING], {INPUT: picture[None]})[0] for picture in pictures])
+    return np.concatenate(
+        [session.run([EMBEDDING], {INPUT: picture[None]})[0] for picture in pictures]
+    )

@@ -1,6 +1,8 @@
-"""An ONNX file that was made elsewhere: what it takes and gives, and the vectors that it stands for, pooled in numpy.
+"""An ONNX file that was made elsewhere: what it takes and gives, and the vectors that it stands
+for, pooled in numpy.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D width.
+Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
+width.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What a file takes and gives: names, element types, and sizes where they are fixed (None where not)."""
+    """What a file takes and gives: names, element types, and sizes where they are fixed (None where
+    not)."""
 
     input: str
     input_kind: int  # TensorProto.FLOAT, FLOAT16 or UINT8
@@ -44,32 +47,42 @@ class Interface:
 
 
 class DoesNotTake(FeatkitError):
-    """The original file does not run on pictures of this size or number, or gives no token for each of their patches."""
+    """The original file does not run on pictures of this size or number, or gives no token for each
+    of their patches."""
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
     """The graph of an ONNX file with all its weights, those in files beside it too.
 
-    InputError when it is missing or no ONNX file, or when its weights are missing, elsewhere than beside it, or cut short.
+    InputError when it is missing or no ONNX file, or when its weights are missing, elsewhere than
+    beside it, or cut short.
     """
     try:
         with text_path(path) as text:
             model = onnx.load(text)
     except DecodeError as error:
-        raise InputError(f"{path} is no ONNX file (it does not parse); name one that was exported as ONNX.") from error
+        raise InputError(
+            f"{path} is no ONNX file (it does not parse); name one that was exported as ONNX."
+        ) from error
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         if not path.exists():
             raise InputError(f"{path} does not exist; name an ONNX file.") from error
-        raise InputError(f"{path} cannot be read with its weights ({one_line(error)}); fetch it whole again.") from error
+        raise InputError(
+            f"{path} cannot be read with its weights ({one_line(error)}); fetch it whole again."
+        ) from error
     if not _is_text_whole(model):
-        raise InputError(f"{path} is a damaged ONNX file: names in it are not UTF-8; fetch it again.")
+        raise InputError(
+            f"{path} is a damaged ONNX file: names in it are not UTF-8; fetch it again."
+        )
     for weight in model.graph.initializer:
-        weight.ClearField("data_location")  # set even to what it is by default, it would change the fingerprint
+        # set even to what it is by default, it would change the fingerprint
+        weight.ClearField("data_location")
     return model
 
 
 def _is_text_whole(message: Message) -> bool:
-    """Whether every text in a message is UTF-8: protobuf gives bytes for another, which nothing expects."""
+    """Whether every text in a message is UTF-8: protobuf gives bytes for another, which nothing
+    expects."""
     try:
         for field, value in message.ListFields():
             if field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -86,7 +99,8 @@ def _is_text_whole(message: Message) -> bool:
 
 
 def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = None) -> Interface:
-    """What the file takes and gives. InputError, with both as found, when that is not what a vision transformer's does.
+    """What the file takes and gives. InputError, with both as found, when that is not what a vision
+    transformer's does.
 
     feature: POOLER for POOLED as the output.
     """
@@ -94,25 +108,50 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
     found = ", ".join(map(_described, inputs)) or "nothing"
     wanted = "one input of pixels (batch, 3, height, width)"
     if len(inputs) != 1:
-        raise InputError(f"{name} takes {found}; wanted is {wanted}: export it again with that alone.")
+        raise InputError(
+            f"{name} takes {found}; wanted is {wanted}: export it again with that alone."
+        )
     sides, kind = _sizes(inputs[0]), inputs[0].type.tensor_type.elem_type
     channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
-    if len(sides) != 4 or (sides[1] not in (None, 3) and not channels_last) or kind not in (*FLOATS, TensorProto.UINT8):
-        raise InputError(f"{name} takes {found}; wanted is {wanted} as float32, float16 or uint8: export it again so.")
+    if (
+        len(sides) != 4
+        or (sides[1] not in (None, 3) and not channels_last)
+        or kind not in (*FLOATS, TensorProto.UINT8)
+    ):
+        raise InputError(
+            f"{name} takes {found}; wanted is {wanted} as float32, float16 or uint8: export it"
+            " again so."
+        )
     if sides[0] not in (None, 1):
-        raise InputError(f"{name} takes {found}, so {sides[0]} pictures a call; wanted is 1 or any number: export it again so.")
+        raise InputError(
+            f"{name} takes {found}, so {sides[0]} pictures a call; wanted is 1 or any number:"
+            " export it again so."
+        )
     given = {value.name: value for value in model.graph.output}
     gives = ", ".join(map(_described, given.values())) or "nothing"
     if feature == POOLER and POOLED not in given:
-        raise InputError(f"{name} gives {gives} and no {POOLED}, which the feature {POOLER} is; choose --feature cls or mean.")
+        raise InputError(
+            f"{name} gives {gives} and no {POOLED}, which the feature {POOLER} is; choose --feature"
+            " cls or mean."
+        )
     known = (POOLED,) if feature == POOLER else (HIDDEN, POOLED)
     output = next((given[each] for each in known if each in given), None)
     if output is None:
-        raise InputError(f"{name} gives {gives}; wanted is {HIDDEN} or {POOLED}: export it without a head for a task.")
-    shape, rank, gives_kind = _sizes(output), 3 if output.name == HIDDEN else 2, output.type.tensor_type.elem_type
-    if (output.type.tensor_type.HasField("shape") and len(shape) != rank) or gives_kind not in FLOATS:
         raise InputError(
-            f"{name} gives {gives}; wanted is {HIDDEN} (batch, tokens, width) or {POOLED} (batch, width) in floats."
+            f"{name} gives {gives}; wanted is {HIDDEN} or {POOLED}: export it without a head for a"
+            " task."
+        )
+    shape, rank, gives_kind = (
+        _sizes(output),
+        3 if output.name == HIDDEN else 2,
+        output.type.tensor_type.elem_type,
+    )
+    if (
+        output.type.tensor_type.HasField("shape") and len(shape) != rank
+    ) or gives_kind not in FLOATS:
+        raise InputError(
+            f"{name} gives {gives}; wanted is {HIDDEN} (batch, tokens, width) or {POOLED} (batch,"
+            " width) in floats."
         )
     height, width = sides[1:3] if channels_last else sides[2:4]
     return Interface(
@@ -131,12 +170,15 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
 
 def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     """What a caller has to give: weights may be listed among the inputs as well."""
-    weights = {weight.name for weight in graph.initializer} | {weight.values.name for weight in graph.sparse_initializer}
+    weights = {weight.name for weight in graph.initializer} | {
+        weight.values.name for weight in graph.sparse_initializer
+    }
     return [value for value in graph.input if value.name not in weights]
 
 
 class Original:
-    """The file as it is, run by ONNX Runtime on pictures that numpy normalizes, with its tokens pooled by numpy.
+    """The file as it is, run by ONNX Runtime on pictures that numpy normalizes, with its tokens
+    pooled by numpy.
 
     has_class_token: whether token 0 is one; without it, all tokens are those of patches.
     """
@@ -153,13 +195,21 @@ class Original:
         has_class_token: bool = True,
         is_dynamic: bool = False,
     ) -> None:
-        self.path, self.interface, self.geometry, self.feed, self.feature = path, interface, geometry, feed, feature
-        self.num_registers, self.is_dynamic = num_registers, is_dynamic  # is_dynamic: takes scales from the whole batch
+        self.path, self.interface, self.geometry, self.feed, self.feature = (
+            path,
+            interface,
+            geometry,
+            feed,
+            feature,
+        )
+        # is_dynamic: takes scales from the whole batch
+        self.num_registers, self.is_dynamic = num_registers, is_dynamic
         self.has_class_token = has_class_token
         self._session = open_session(path)
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(N, H, W, 3) uint8 to unit vectors (N, D), and patch tokens (N, h, w, D) where the file gives them; float64.
+        """(N, H, W, 3) uint8 to unit vectors (N, D), and patch tokens (N, h, w, D) where the file
+        gives them; float64.
 
         DoesNotTake when the file fails on that size or number.
         """
@@ -173,8 +223,8 @@ class Original:
             surplus = hidden.shape[1] - 1 - rows * columns
             means = f"{surplus} registers" if surplus >= 0 else "another patch or no class token"
             raise DoesNotTake(
-                f"it gives {hidden.shape[1]} tokens for {height}×{width}, which at a patch of {self.geometry.patch} means "
-                f"{means}, where {self.num_registers} were told"
+                f"it gives {hidden.shape[1]} tokens for {height}×{width}, which at a patch of"
+                f" {self.geometry.patch} means {means}, where {self.num_registers} were told"
             )
         tokens = hidden[:, skip:]
         vectors = _feature(self.feature, hidden[:, 0], tokens)
@@ -198,15 +248,18 @@ class Original:
         return values
 
     def _normalized(self, images: np.ndarray) -> np.ndarray:
-        # In float32 and units of 0 .. 255, as the nodes put into the graph have it: what a graph rounds to whole numbers
-        # inside can be compared only where its inputs are the same to the last bit.
+        # In float32 and units of 0 .. 255, as the nodes put into the graph have it: what a graph
+        # rounds to whole numbers inside can be compared only where its inputs are the same to the
+        # last bit.
         pixels = images
         if self.interface.input_kind != TensorProto.UINT8:
             mean, std = (numbers.astype(np.float32) for numbers in (self.feed.mean, self.feed.std))
             pixels = (images.astype(np.float32) - mean) / std
         if self.interface.input_kind == TensorProto.FLOAT16:
             pixels = pixels.astype(np.float16)
-        return np.ascontiguousarray(pixels if self.interface.channels_last else pixels.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(
+            pixels if self.interface.channels_last else pixels.transpose(0, 3, 1, 2)
+        )
 
 
 def open_session(path: Path) -> ort.InferenceSession:
@@ -215,7 +268,9 @@ def open_session(path: Path) -> ort.InferenceSession:
         with text_path(path) as text:
             return verify.open_session(text)
     except Exception as error:  # as above
-        raise InputError(f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again.") from error
+        raise InputError(
+            f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again."
+        ) from error
 
 
 def _feature(feature: str, class_token: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -234,14 +289,19 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
-    return [dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim]
+    return [
+        dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim
+    ]
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
     """Such as `pixel_values float32 (batch, 3, 224, 224)`."""
     tensor = value.type.tensor_type
     kind = _type_name(tensor.elem_type)
-    sides = [str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in tensor.shape.dim]
+    sides = [
+        str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?"
+        for dim in tensor.shape.dim
+    ]
     return f"{value.name} {kind} ({', '.join(sides)})"
 
 

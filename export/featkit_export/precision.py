@@ -1,9 +1,11 @@
-"""A model file in a lower precision, made of one in full precision and measured against it before it is written.
+"""A model file in a lower precision, made of one in full precision and measured against it before
+it is written.
 
-fp16 (half.py) is for graphics cards, whose speed is not measured here; half_proof.py computes as they do. int8 (int8.py) is
-for processors: it is written where it is faster than the fastest session in full precision or bf16 on this machine, and finds
-edited copies as well as that file does. Where quality is lost, the products that lose most go back to float, a few at a time,
-until it holds or nothing is gained.
+fp16 (half.py) is for graphics cards, whose speed is not measured here; half_proof.py computes as
+they do. int8 (int8.py) is for processors: it is written where it is faster than the fastest session
+in full precision or bf16 on this machine, and finds edited copies as well as that file does. Where
+quality is lost, the products that lose most go back to float, a few at a time, until it holds or
+nothing is gained.
 """
 
 from __future__ import annotations
@@ -28,7 +30,15 @@ from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit.wording import counted
 from featkit_export.half import LARGEST, PRODUCTS, kept_in_float, layer_name, to_half
-from featkit_export.half_proof import EXTREMES, MIN_HALF_COSINE, NUM_DRAWN, embed_each, emulate, observe_peaks, proof_pictures
+from featkit_export.half_proof import (
+    EXTREMES,
+    MIN_HALF_COSINE,
+    NUM_DRAWN,
+    embed_each,
+    emulate,
+    observe_peaks,
+    proof_pictures,
+)
 from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
 from featkit_export.original import load_onnx, open_session
 from featkit_export.seal import seal
@@ -59,34 +69,51 @@ def lower(
 ) -> Manifest:
     """Write the model file `full` in another precision to `out`, and return its manifest.
 
-    pictures: for int8, whatever `featkit embed` takes. InputError when `full` is in a lower precision already or the pictures
-    cannot be used; GateError, with the figures, when the precision is refused.
+    pictures: for int8, whatever `featkit embed` takes. InputError when `full` is in a lower
+    precision already or the pictures cannot be used; GateError, with the figures, when the
+    precision is refused.
     """
     manifest = read_manifest(full)
     if manifest.precision != FP32:
-        raise InputError(f"{full} is in {manifest.precision} already; name the file in {FP32} that it was made from.")
+        raise InputError(
+            f"{full} is in {manifest.precision} already; name the file in {FP32} that it was made"
+            " from."
+        )
     manifest = dataclasses.replace(
-        manifest, precision=precision, name=name or manifest.name, external=None, parity={}, proven_equal_to=()
+        manifest,
+        precision=precision,
+        name=name or manifest.name,
+        external=None,
+        parity={},
+        proven_equal_to=(),
     )
     with explain_os_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent
+        ) as folder:
             if precision == FP16:
                 return _write_half(full, manifest, out, Path(folder), on_step)
             assert pictures is not None
             return _write_int8(full, manifest, out, Path(folder), open_source(pictures), on_step)
 
 
-# fp16 -----------------------------------------------------------------------------------------------------------------
+# fp16 ---------------------------------------------------------------------------------------------
 
 
-def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step: Callable[[str], None]) -> Manifest:
-    """Products whose numbers come near what a half holds stay in fp32; what then differs too much is refused."""
+def _write_half(
+    full: Path, manifest: Manifest, out: Path, folder: Path, on_step: Callable[[str], None]
+) -> Manifest:
+    """Products whose numbers come near what a half holds stay in fp32; what then differs too much
+    is refused."""
     model, geometry = load_onnx(full), manifest.geometry
     pictures = proof_pictures(geometry.height, geometry.width)
     expected = embed_each(open_session(full), pictures)
     if not np.isfinite(expected).all():
-        raise InputError(f"{full} gives vectors that are not finite numbers, in {FP32} already; export its weights again.")
+        raise InputError(
+            f"{full} gives vectors that are not finite numbers, in {FP32} already; export its"
+            " weights again."
+        )
     on_step(f"observing how large its numbers get on {counted(len(pictures), 'picture')}")
     peaks = observe_peaks(model, pictures, folder)
     kept = kept_in_float(model, peaks)
@@ -95,7 +122,12 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     whole = onnx.load(str(half.path)) if half.path else half.model
     on_step(f"comparing it with {FP32} in true half arithmetic")
     emulated = emulate(whole, folder)
-    cosines = np.einsum("nd,nd->n", expected, embed_each(open_proven(emulated.session_input), pictures), dtype=np.float64)
+    cosines = np.einsum(
+        "nd,nd->n",
+        expected,
+        embed_each(open_proven(emulated.session_input), pictures),
+        dtype=np.float64,
+    )
     if not cosines.min() >= MIN_HALF_COSINE:  # NaN is below it as well
         raise GateError(_too_lossy(full, cosines, model, peaks))
     draft = folder / "draft.onnx"
@@ -103,41 +135,66 @@ def _write_half(full: Path, manifest: Manifest, out: Path, folder: Path, on_step
     figures: dict[str, Any] = {
         "least_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
-        "compared_on": f"{NUM_DRAWN} drawn and {len(EXTREMES)} extreme pictures, in true half arithmetic",
+        "compared_on": (
+            f"{NUM_DRAWN} drawn and {len(EXTREMES)} extreme pictures, in true half arithmetic"
+        ),
         "kept_in_float": list(kept),
     }
-    return _finish(draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out)
+    return _finish(
+        draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out
+    )
 
 
-def _too_lossy(full: Path, cosines: np.ndarray, model: onnx.ModelProto, peaks: Mapping[str, float]) -> str:
-    """Why fp16 is refused: what it costs, and the product whose numbers come nearest to what a half holds."""
+def _too_lossy(
+    full: Path, cosines: np.ndarray, model: onnx.ModelProto, peaks: Mapping[str, float]
+) -> str:
+    """Why fp16 is refused: what it costs, and the product whose numbers come nearest to what a half
+    holds."""
     largest, layer = max(
         (
-            (max(peaks.get(name, 0.0) for name in (*node.input, *node.output)), layer_name(node, model.graph))
+            (
+                max(peaks.get(name, 0.0) for name in (*node.input, *node.output)),
+                layer_name(node, model.graph),
+            )
             for node in model.graph.node
             if node.op_type in PRODUCTS
         ),
         default=(0.0, "none"),
     )
     least = cosines.min()
-    cost = f"the least cosine with {FP32} is {least:.5f}" if np.isfinite(least) else "some vectors are no numbers"
+    cost = (
+        f"the least cosine with {FP32} is {least:.5f}"
+        if np.isfinite(least)
+        else "some vectors are no numbers"
+    )
     return (
-        f"{full} does not bear {FP16}: {cost}, where {MIN_HALF_COSINE} is required. Its largest number is {largest:,.0f}, at "
-        f"{layer}; {FP16} holds {LARGEST:,.0f}. Nothing was written; use the file in {FP32}."
+        f"{full} does not bear {FP16}: {cost}, where {MIN_HALF_COSINE} is required. Its largest"
+        f" number is {largest:,.0f}, at {layer}; {FP16} holds {LARGEST:,.0f}. Nothing was written;"
+        f" use the file in {FP32}."
     )
 
 
-# int8 -----------------------------------------------------------------------------------------------------------------
+# int8 ---------------------------------------------------------------------------------------------
 
 
 def _write_int8(
-    full: Path, manifest: Manifest, out: Path, folder: Path, source: Source, on_step: Callable[[str], None]
+    full: Path,
+    manifest: Manifest,
+    out: Path,
+    folder: Path,
+    source: Source,
+    on_step: Callable[[str], None],
 ) -> Manifest:
     model = load_onnx(full)
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES:
-        raise InputError(f"{full} has more than 2 GB of weights, which are not calibrated here; use --precision {FP16}.")
+        raise InputError(
+            f"{full} has more than 2 GB of weights, which are not calibrated here; use --precision"
+            f" {FP16}."
+        )
     if not quantisable_nodes(model):
-        raise InputError(f"{full} has no product by weights that int8 would make faster; use it in {FP32}.")
+        raise InputError(
+            f"{full} has no product by weights that int8 would make faster; use it in {FP32}."
+        )
     on_step(f"calibrating on {counted(min(CALIBRATION_PICTURES, len(source)), 'picture')}")
     calibration = _prepared(thinned(source, CALIBRATION_PICTURES), full)
     ranges = observe_ranges(model, _batches(calibration))
@@ -153,8 +210,9 @@ def _write_int8(
         gain = rates[lowered] / rates[fastest]
         if gain <= 1:
             raise GateError(
-                f"{INT8} is not faster here: {rates[lowered]:.1f} pictures/s by {lowered}, {rates[fastest]:.1f} by {fastest}"
-                f"{_with_kept(kept)}; nothing was written. Use the file in {FP32}."
+                f"{INT8} is not faster here: {rates[lowered]:.1f} pictures/s by {lowered},"
+                f" {rates[fastest]:.1f} by {fastest}{_with_kept(kept)}; nothing was written. Use"
+                f" the file in {FP32}."
             )
         on_step("looking for copies with it")
         loss = _loss(source, full, draft, lowered)
@@ -162,12 +220,15 @@ def _write_int8(
             break
         if order is None:
             on_step("measuring which products lose most")
-            order = _by_sensitivity(model, ranges, calibration[:SENSITIVITY_PICTURES], folder, manifest)
+            order = _by_sensitivity(
+                model, ranges, calibration[:SENSITIVITY_PICTURES], folder, manifest
+            )
         more = len(kept) + max(1, len(order) // 12)
         if more >= len(order):
             raise GateError(
-                f"{INT8} loses {loss.recall_lost:.2%} of copy recall@1 (at most {loss.recall_lost_at_most:.2%} at 95 %, where "
-                f"{MAX_RECALL_LOST:.1%} is allowed) for {gain:.2f} times the speed{_with_kept(kept)}; nothing was written."
+                f"{INT8} loses {loss.recall_lost:.2%} of copy recall@1 (at most"
+                f" {loss.recall_lost_at_most:.2%} at 95 %, where {MAX_RECALL_LOST:.1%} is allowed)"
+                f" for {gain:.2f} times the speed{_with_kept(kept)}; nothing was written."
             )
         kept = order[:more]
     figures: dict[str, Any] = {
@@ -181,25 +242,35 @@ def _write_int8(
         "speedup": round(gain, 3),
         "kept_in_float": kept,
     }
-    return _finish(draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out)
+    return _finish(
+        draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out
+    )
 
 
 def _prepared(source: Source, full: Path) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8 at the model's size, of those that can be read. InputError for none."""
+    """Pictures (N, H, W, 3) uint8 at the model's size, of those that can be read. InputError for
+    none."""
     embedder = Embedder(full, backend="onnxruntime")
     found = []
     for number in range(len(source)):
         try:
             found.append(embedder.prepare(source.read(number), name=source.key(number)))
         except InputError:
-            continue  # calibration only needs some; what embeds them later says which cannot be read
+            # calibration only needs some; what embeds them later says which cannot be read
+            continue
     if not found:
-        raise InputError(f"{source.name} has no picture that can be read; name photographs like those to be embedded.")
+        raise InputError(
+            f"{source.name} has no picture that can be read; name photographs like those to be"
+            " embedded."
+        )
     return np.stack(found)
 
 
 def _batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    return (images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH))
+    return (
+        images[start : start + CALIBRATION_BATCH]
+        for start in range(0, len(images), CALIBRATION_BATCH)
+    )
 
 
 def _rates(full: Path, draft: Path, images: np.ndarray) -> dict[Run, float]:
@@ -209,12 +280,16 @@ def _rates(full: Path, draft: Path, images: np.ndarray) -> dict[Run, float]:
         for file in (full, draft)
         for run in offered_runs(read_manifest(file))
     }
-    return pictures_per_second(embedders, images, seconds=TIMED_SECONDS, callers=usable_cpus(), rounds=TIMED_ROUNDS)
+    return pictures_per_second(
+        embedders, images, seconds=TIMED_SECONDS, callers=usable_cpus(), rounds=TIMED_ROUNDS
+    )
 
 
 def _best(rates: dict[Run, float], *, lower: bool) -> Run:
     """The fastest run of the lower precision, or of the others."""
-    return max((run for run in rates if (run.precision == INT8) == lower), key=lambda run: rates[run])
+    return max(
+        (run for run in rates if (run.precision == INT8) == lower), key=lambda run: rates[run]
+    )
 
 
 def _loss(source: Source, full: Path, draft: Path, run: Run) -> Agreement:
@@ -224,12 +299,18 @@ def _loss(source: Source, full: Path, draft: Path, run: Run) -> Agreement:
     part = thinned(source, GATE_QUERIES)
     ours = Embedder(draft, backend=run.backend, precision=run.precision)
     theirs = Embedder(full, backend=reference.backend, precision=reference.precision)
-    agreements, _failures = compare_runs(part, theirs, [ours], num_edits=-(-GATE_QUERIES // len(part)))
+    agreements, _failures = compare_runs(
+        part, theirs, [ours], num_edits=-(-GATE_QUERIES // len(part))
+    )
     return agreements[0]
 
 
 def _by_sensitivity(
-    model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray, folder: Path, manifest: Manifest
+    model: onnx.ModelProto,
+    ranges: dict[str, ChannelRange],
+    images: np.ndarray,
+    folder: Path,
+    manifest: Manifest,
 ) -> list[str]:
     """Names of the products, those first whose int8 alone turns vectors most."""
     names = quantisable_nodes(model)
@@ -238,7 +319,11 @@ def _by_sensitivity(
     expected = Embedder(draft, backend="onnxruntime").infer(images)
     turned = {}
     for name in names:
-        seal(quantise_static(model, ranges, keep_float=[other for other in names if other != name]), manifest, draft)
+        seal(
+            quantise_static(model, ranges, keep_float=[other for other in names if other != name]),
+            manifest,
+            draft,
+        )
         got = Embedder(draft, backend="onnxruntime").infer(images)
         turned[name] = float(np.einsum("nd,nd->n", expected, got, dtype=np.float64).mean())
     return sorted(names, key=lambda name: turned[name])
@@ -249,7 +334,8 @@ def _with_kept(kept: Sequence[str]) -> str:
 
 
 def _finish(draft: Path, full: Manifest, manifest: Manifest, out: Path) -> Manifest:
-    """Write the measured draft with its figures, proven equal to the full file where its vectors are."""
+    """Write the measured draft with its figures, proven equal to the full file where its vectors
+    are."""
     proven = (full.fingerprint,) if manifest.quantisation["least_cosine"] >= PROVEN_COSINE else ()
     manifest = dataclasses.replace(manifest, proven_equal_to=proven)
     external = read_manifest(draft).external

@@ -19,11 +19,13 @@ from featkit_export.surgery import Guard, find_guard
 
 
 def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | None = None) -> str:
-    """sha256 (hex) over what decides a vector: operators, attributes, wiring, weights, opset and geometry.
+    """sha256 (hex) over what decides a vector: operators, attributes, wiring, weights, opset and
+    geometry.
 
-    Node and value names, documentation, producer, dates and notes are left out, so that the same network exported twice,
-    or by another version that only names things otherwise, keeps its fingerprint. So is the guard against sizes that the patch
-    does not divide (surgery.py), which changes no vector. Values count by their order of appearance.
+    Node and value names, documentation, producer, dates and notes are left out, so that the same
+    network exported twice, or by another version that only names things otherwise, keeps its
+    fingerprint. So is the guard against sizes that the patch does not divide (surgery.py), which
+    changes no vector. Values count by their order of appearance.
     folder: where weights lie that are not in the model itself; they are read one by one.
     """
     number_of: dict[str, str] = {}
@@ -37,10 +39,13 @@ def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | No
     digest = hashlib.sha256()
     for opset in sorted((entry.domain, entry.version) for entry in model.opset_import):
         digest.update(repr(opset).encode())
-    # Three messages, whose bytes one after the other are those of the whole graph: protobuf writes fields by their number,
-    # nodes first, then weights, then inputs and outputs. So weights past 2 GB are never in one message, nor in memory at once.
+    # Three messages, whose bytes one after the other are those of the whole graph: protobuf writes
+    # fields by their number, nodes first, then weights, then inputs and outputs. So weights past 2
+    # GB are never in one message, nor in memory at once.
     nodes, ends = onnx.GraphProto(name=""), onnx.GraphProto(doc_string="")
-    nodes.node.extend(node for place, node in enumerate(model.graph.node) if place not in guard.nodes)
+    nodes.node.extend(
+        node for place, node in enumerate(model.graph.node) if place not in guard.nodes
+    )
     weights = [tensor for tensor in model.graph.initializer if tensor.name != guard.constant]
     ends.input.extend(model.graph.input)
     names = [renumbered(tensor.name) for tensor in [*model.graph.input, *weights]]
@@ -63,17 +68,25 @@ def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | No
     return digest.hexdigest()
 
 
-def seal(model: onnx.ModelProto, manifest: Manifest, path: Path, *, folder: Path | None = None) -> Manifest:
-    """Write `model` with its manifest to `path`, whole or not at all, and return the manifest with its fingerprint.
+def seal(
+    model: onnx.ModelProto, manifest: Manifest, path: Path, *, folder: Path | None = None
+) -> Manifest:
+    """Write `model` with its manifest to `path`, whole or not at all, and return the manifest with
+    its fingerprint.
 
-    folder: where the one file of weights lies that is not in the model itself; it is moved beside `path`, under a name made of
-    the fingerprint, so that neither an older model file nor a crash between the two writes can pair with the wrong one.
+    folder: where the one file of weights lies that is not in the model itself; it is moved beside
+    `path`, under a name made of the fingerprint, so that neither an older model file nor a crash
+    between the two writes can pair with the wrong one.
     """
-    sealed = dataclasses.replace(manifest, fingerprint=fingerprint(model, manifest.geometry, folder=folder))
+    sealed = dataclasses.replace(
+        manifest, fingerprint=fingerprint(model, manifest.geometry, folder=folder)
+    )
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     if folder is not None:
-        sealed = dataclasses.replace(sealed, external=_move_weights(copy, folder, path, f"{sealed.fingerprint[:16]}.weights"))
+        sealed = dataclasses.replace(
+            sealed, external=_move_weights(copy, folder, path, f"{sealed.fingerprint[:16]}.weights")
+        )
     del copy.metadata_props[:]
     onnx.helper.set_model_props(copy, {METADATA_KEY: sealed.to_json()})
     data = copy.SerializeToString(deterministic=True)
@@ -82,8 +95,11 @@ def seal(model: onnx.ModelProto, manifest: Manifest, path: Path, *, folder: Path
     return sealed
 
 
-def _whole_tensors(weights: Iterable[onnx.TensorProto], folder: Path | None) -> Iterator[onnx.TensorProto]:
-    """Copies of the graph's weights, one at a time, with the numbers that lie in another file read in."""
+def _whole_tensors(
+    weights: Iterable[onnx.TensorProto], folder: Path | None
+) -> Iterator[onnx.TensorProto]:
+    """Copies of the graph's weights, one at a time, with the numbers that lie in another file read
+    in."""
     for tensor in weights:
         copy = onnx.TensorProto()
         copy.CopyFrom(tensor)
@@ -96,7 +112,11 @@ def _whole_tensors(weights: Iterable[onnx.TensorProto], folder: Path | None) -> 
 
 def _move_weights(model: onnx.ModelProto, folder: Path, path: Path, name: str) -> ExternalWeights:
     """Move the graph's one file of weights beside `path` and write its new name into the model."""
-    outside = [tensor for tensor in model.graph.initializer if external_data_helper.uses_external_data(tensor)]
+    outside = [
+        tensor
+        for tensor in model.graph.initializer
+        if external_data_helper.uses_external_data(tensor)
+    ]
     files = {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
     (old,) = files
     for tensor in outside:

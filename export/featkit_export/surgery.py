@@ -1,6 +1,7 @@
 """The nodes that are put before and behind a foreign ONNX graph, in the form that its opset has.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D width.
+Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
+width.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 class Nodes:
-    """Nodes and weights to be put into a graph, under names of their own; an operator in the form that the opset has."""
+    """Nodes and weights to be put into a graph, under names of their own; an operator in the form
+    that the opset has."""
 
     def __init__(self, place: str, opset: int, *, half: bool = False) -> None:
         self.prefix, self.opset, self.half = f"{OWN}{place}/", opset, half
@@ -45,7 +47,11 @@ class Nodes:
     def add(self, operator: str, *inputs: str, into: str | None = None, **attributes: Any) -> str:
         """Append a node and return its output's name."""
         output = into or f"{self.prefix}{operator}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], f"{self.prefix}node_{len(self.nodes)}", **attributes))
+        self.nodes.append(
+            helper.make_node(
+                operator, inputs, [output], f"{self.prefix}node_{len(self.nodes)}", **attributes
+            )
+        )
         return output
 
     def constant(self, values: Any, kind: type[np.generic] = np.float32) -> str:
@@ -55,7 +61,8 @@ class Nodes:
         return name
 
     def reduce(self, operator: str, values: str, *, axis: int, keepdims: int) -> str:
-        """A reduction over one axis, which newer opsets take as an input and older ones as an attribute."""
+        """A reduction over one axis, which newer opsets take as an input and older ones as an
+        attribute."""
         if self.opset >= AXES_AS_INPUT_SINCE[operator]:
             return self.add(operator, values, self.constant([axis], np.int64), keepdims=keepdims)
         return self.add(operator, values, axes=[axis], keepdims=keepdims)
@@ -63,8 +70,9 @@ class Nodes:
     def to_float(self, values: str) -> str:
         """float32 of what the file gives in half precision.
 
-        Put behind a node that only moves values: directly behind the file's last operator, ONNX Runtime would merge it with
-        a cast of its own, and the rounding would be lost that the original has.
+        Put behind a node that only moves values: directly behind the file's last operator, ONNX
+        Runtime would merge it with a cast of its own, and the rounding would be lost that the
+        original has.
         """
         return self.add("Cast", values, to=TensorProto.FLOAT) if self.half else values
 
@@ -76,10 +84,12 @@ class Nodes:
 
 
 def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
-    """Make a graph of any size fail on pictures whose sides the patch does not divide, in every runtime.
+    """Make a graph of any size fail on pictures whose sides the patch does not divide, in every
+    runtime.
 
-    A convolution would leave out the rows and columns that fill no patch. The guard reshapes the pictures to the sides that
-    whole patches have, which fails where that is fewer pixels, and changes nothing elsewhere.
+    A convolution would leave out the rows and columns that fill no patch. The guard reshapes the
+    pictures to the sides that whole patches have, which fails where that is fewer pixels, and
+    changes nothing elsewhere.
     """
     # Before that opset, a side below one patch passes here and fails in the convolution.
     options: dict[str, Any] = {"allowzero": 1} if opset >= ALLOWZERO_SINCE else {}
@@ -95,11 +105,14 @@ def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
     nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*guard, *nodes])
-    graph.initializer.append(numpy_helper.from_array(np.array([1, patch, patch, 1], np.int64), sides))
+    graph.initializer.append(
+        numpy_helper.from_array(np.array([1, patch, patch, 1], np.int64), sides)
+    )
 
 
 class Guard(NamedTuple):
-    """Where a graph's guard is: the places of its four nodes, its constant, and the pictures behind it."""
+    """Where a graph's guard is: the places of its four nodes, its constant, and the pictures behind
+    it."""
 
     nodes: frozenset[int]
     constant: str
@@ -107,7 +120,8 @@ class Guard(NamedTuple):
 
 
 def find_guard(graph: onnx.GraphProto) -> Guard | None:
-    """What `add_guard` has put in, known by its wiring and not by its names; None where there is none."""
+    """What `add_guard` has put in, known by its wiring and not by its names; None where there is
+    none."""
     if len(graph.input) != 1:
         return None
     pictures = graph.input[0].name
@@ -130,16 +144,26 @@ def find_guard(graph: onnx.GraphProto) -> Guard | None:
 
 
 def add_pixels(
-    nodes: Nodes, mean: np.ndarray, std: np.ndarray, *, into: str, kind: int = TensorProto.FLOAT, channels_last: bool = False
+    nodes: Nodes,
+    mean: np.ndarray,
+    std: np.ndarray,
+    *,
+    into: str,
+    kind: int = TensorProto.FLOAT,
+    channels_last: bool = False,
 ) -> None:
-    """(N, H, W, 3) uint8 to what the file takes: (pixels - mean) / std, each (3,) in units of 0 .. 255.
+    """(N, H, W, 3) uint8 to what the file takes: (pixels - mean) / std, each (3,) in units of 0 ..
+    255.
 
-    kind: the file's element type; one of uint8 is given the pixels as they are. channels_last: it takes (N, H, W, 3).
+    kind: the file's element type; one of uint8 is given the pixels as they are. channels_last: it
+    takes (N, H, W, 3).
     """
     values = INPUT
     if kind != TensorProto.UINT8:
         mean, std = (np.asarray(numbers, np.float64).reshape(1, 1, 1, 3) for numbers in (mean, std))
-        centred = nodes.add("Sub", nodes.add("Cast", INPUT, to=TensorProto.FLOAT), nodes.constant(mean))
+        centred = nodes.add(
+            "Sub", nodes.add("Cast", INPUT, to=TensorProto.FLOAT), nodes.constant(mean)
+        )
         values = nodes.add("Div", centred, nodes.constant(std))
     if kind == TensorProto.FLOAT16:
         values = nodes.add("Cast", values, to=TensorProto.FLOAT16)
@@ -155,12 +179,20 @@ def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, ski
     for part in feature.split("+"):
         if is_pooled or part == "cls":
             first = nodes.constant(0, np.int64)
-            class_token = nodes.add("Flatten", hidden, axis=1) if is_pooled else nodes.add("Gather", hidden, first, axis=1)
+            class_token = (
+                nodes.add("Flatten", hidden, axis=1)
+                if is_pooled
+                else nodes.add("Gather", hidden, first, axis=1)
+            )
             pooled = nodes.to_float(class_token)
         else:
             tokens = _patch_tokens(nodes, hidden, skip=skip)
             if part == "gem":
-                tokens = nodes.add("Pow", nodes.add("Max", tokens, nodes.constant([GEM_FLOOR])), nodes.constant([GEM_POWER]))
+                tokens = nodes.add(
+                    "Pow",
+                    nodes.add("Max", tokens, nodes.constant([GEM_FLOOR])),
+                    nodes.constant([GEM_POWER]),
+                )
             pooled = nodes.reduce("ReduceMean", tokens, axis=1, keepdims=0)
             if part == "gem":
                 pooled = nodes.add("Pow", pooled, nodes.constant([1 / GEM_POWER]))
@@ -168,12 +200,22 @@ def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, ski
     if len(parts) == 1:
         nodes.add("Identity", parts[0], into=EMBEDDING)
     else:  # parts of unit length side by side have length sqrt(len(parts))
-        nodes.add("Div", nodes.add("Concat", *parts, axis=1), nodes.constant([len(parts) ** 0.5]), into=EMBEDDING)
+        nodes.add(
+            "Div",
+            nodes.add("Concat", *parts, axis=1),
+            nodes.constant([len(parts) ** 0.5]),
+            into=EMBEDDING,
+        )
 
 
 def add_patches(nodes: Nodes, hidden: str, *, patch: int, skip: int) -> None:
     """last_hidden_state (N, T, D) to `patches` (N, h, w, D)."""
-    shape = nodes.add("Slice", nodes.add("Shape", INPUT), nodes.constant([0], np.int64), nodes.constant([3], np.int64))
+    shape = nodes.add(
+        "Slice",
+        nodes.add("Shape", INPUT),
+        nodes.constant([0], np.int64),
+        nodes.constant([3], np.int64),
+    )
     grid = nodes.add("Div", shape, nodes.constant([1, patch, patch], np.int64))
     target = nodes.add("Concat", grid, nodes.constant([-1], np.int64), axis=0)
     nodes.add("Reshape", _patch_tokens(nodes, hidden, skip=skip), target, into=PATCHES)
@@ -185,10 +227,17 @@ def _patch_tokens(nodes: Nodes, hidden: str, *, skip: int) -> str:
 
 
 def make_room(graph: onnx.GraphProto) -> dict[str, str]:
-    """Rename values of the file that are called what a model file's own are; the new name of each that was."""
+    """Rename values of the file that are called what a model file's own are; the new name of each
+    that was."""
     values = [*graph.input, *graph.initializer]
-    names = {value.name for value in values} | {output for node in all_nodes(graph) for output in node.output}
-    renamed = {name: f"original/{name}" for name in names if name in (INPUT, EMBEDDING, PATCHES) or name.startswith(OWN)}
+    names = {value.name for value in values} | {
+        output for node in all_nodes(graph) for output in node.output
+    }
+    renamed = {
+        name: f"original/{name}"
+        for name in names
+        if name in (INPUT, EMBEDDING, PATCHES) or name.startswith(OWN)
+    }
     for value in values:
         value.name = renamed.get(value.name, value.name)
     _rename_edges(graph, renamed)

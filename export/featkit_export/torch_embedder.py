@@ -1,4 +1,5 @@
-"""A backbone in torch as what featkit evaluates: the module that an export would write, run without writing it."""
+"""A backbone in torch as what featkit evaluates: the module that an export would write, run without
+writing it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ DEFAULT_BATCH = 32
 
 
 class TorchEmbedder:
-    """Prepared pictures to unit vectors, as the model file of the same backbone and recipe gives them within rounding.
+    """Prepared pictures to unit vectors, as the model file of the same backbone and recipe gives
+    them within rounding.
 
     Computed in float32. device: cpu, cuda, or auto, which is CUDA where there is one.
     """
@@ -49,8 +51,11 @@ class TorchEmbedder:
         )
 
     @classmethod
-    def open(cls, run: Path, *, recipe: Recipe | None = None, device: str = "auto") -> TorchEmbedder:
-        """Of a run folder, or of its backbone.safetensors; `recipe` as for an export. InputError as for load_backbone."""
+    def open(
+        cls, run: Path, *, recipe: Recipe | None = None, device: str = "auto"
+    ) -> TorchEmbedder:
+        """Of a run folder, or of its backbone.safetensors; `recipe` as for an export. InputError as
+        for load_backbone."""
         backbone, info = load_backbone(run)
         return cls(EmbeddingGraph(backbone, info.geometry, recipe or Recipe()), info, device=device)
 

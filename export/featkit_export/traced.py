@@ -1,4 +1,5 @@
-"""A graph on its way to a model file, in memory or with its weights in a file beside it. No torch here."""
+"""A graph on its way to a model file, in memory or with its weights in a file beside it. No torch
+here."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import onnx
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """A graph on its way to a model file. `path`: the file it lies in, with its weights beside it; None where it is whole."""
+    """A graph on its way to a model file. `path`: the file it lies in, with its weights beside it;
+    None where it is whole."""
 
     model: onnx.ModelProto
     path: Path | None = None

@@ -1,7 +1,26 @@
 """What runs a model file. One protocol, one small file for each engine."""
 
-from featkit.backends.base import AUTO, BACKENDS, BF16, FP16, FP32, INT8, OPENVINO, TENSORRT, Backend, Cancel, Cancelled, Run
-from featkit.backends.choosing import choose_run, offered_runs, pictures_per_call, possible_runs, reference_run
+from featkit.backends.base import (
+    AUTO,
+    BACKENDS,
+    BF16,
+    FP16,
+    FP32,
+    INT8,
+    OPENVINO,
+    TENSORRT,
+    Backend,
+    Cancel,
+    Cancelled,
+    Run,
+)
+from featkit.backends.choosing import (
+    choose_run,
+    offered_runs,
+    pictures_per_call,
+    possible_runs,
+    reference_run,
+)
 from featkit.backends.opening import is_installed, open_backend
 
 __all__ = [

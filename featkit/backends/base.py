@@ -22,7 +22,8 @@ class Cancelled(Exception):
 
 
 class Cancel:
-    """Ends running calls early, from another thread: a large model can be busy with one picture for seconds."""
+    """Ends running calls early, from another thread: a large model can be busy with one picture for
+    seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -38,7 +39,8 @@ class Cancel:
 
     @contextmanager
     def ends_by(self, end: Callable[[], None]) -> Iterator[None]:
-        """Around one call, which `end()` makes return early. Raises Cancelled at once when it is set already."""
+        """Around one call, which `end()` makes return early. Raises Cancelled at once when it is
+        set already."""
         with self._lock:
             if self.is_set:
                 raise Cancelled
@@ -52,9 +54,11 @@ class Cancel:
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """What decides a model's vectors beside its file: the engine, and the precision that it computes in.
+    """What decides a model's vectors beside its file: the engine, and the precision that it
+    computes in.
 
-    `bf16` is the run's own choice over a file of float32 weights; every other precision is the file's.
+    `bf16` is the run's own choice over a file of float32 weights; every other precision is the
+    file's.
     """
 
     backend: str
@@ -68,7 +72,9 @@ class Run:
         """Read `str()` back. ValueError for anything else."""
         backend, _, precision = text.partition(" ")
         if backend not in BACKENDS or not precision.isalnum():
-            raise ValueError(f"{text!r} is no engine with a precision, such as {ONNXRUNTIME} {FP32}")
+            raise ValueError(
+                f"{text!r} is no engine with a precision, such as {ONNXRUNTIME} {FP32}"
+            )
         return cls(backend, precision)
 
 
@@ -91,7 +97,12 @@ class Backend(Protocol):
         ...
 
     def run(
-        self, images: np.ndarray, *, outputs: Sequence[str] = (EMBEDDING,), cancel: Cancel | None = None
+        self,
+        images: np.ndarray,
+        *,
+        outputs: Sequence[str] = (EMBEDDING,),
+        cancel: Cancel | None = None,
     ) -> dict[str, np.ndarray]:
-        """(N, H, W, 3) uint8 to the file's outputs of these names, float32. Cancelled when `cancel` was set meanwhile."""
+        """(N, H, W, 3) uint8 to the file's outputs of these names, float32. Cancelled when `cancel`
+        was set meanwhile."""
         ...

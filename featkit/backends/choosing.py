@@ -1,7 +1,9 @@
-"""Which of the installed engines runs a model file, and in which precision: what was asked for, else what is fastest here.
+"""Which of the installed engines runs a model file, and in which precision: what was asked for,
+else what is fastest here.
 
-`auto` measures at a model's first use on a machine, for about a second, and remembers what it found in featkit's cache folder.
-A run whose vectors are not those of the first one (ONNX Runtime's, in the file's own precision) is never chosen, however fast.
+`auto` measures at a model's first use on a machine, for about a second, and remembers what it found
+in featkit's cache folder. A run whose vectors are not those of the first one (ONNX Runtime's, in
+the file's own precision) is never chosen, however fast.
 
     FEATKIT_BACKEND, FEATKIT_PRECISION    stand in for an `auto`, and are demands like the option: what they name and this
                                           machine cannot have is an error. They give way to an option, to a file that has
@@ -27,7 +29,17 @@ from typing import Any
 import numpy as np
 
 from featkit.atomic import write_text
-from featkit.backends.base import AUTO, BACKENDS, BF16, FP32, ONNXRUNTIME, OPENVINO, TENSORRT, Backend, Run
+from featkit.backends.base import (
+    AUTO,
+    BACKENDS,
+    BF16,
+    FP32,
+    ONNXRUNTIME,
+    OPENVINO,
+    TENSORRT,
+    Backend,
+    Run,
+)
 from featkit.backends.drawn import drawn_pictures
 from featkit.backends.opening import is_installed, need_engine, open_backend
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
@@ -43,14 +55,16 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "featkit")
 MEASURED_S = 1.0
 LEAST_COSINE = 0.999  # of a drawn picture's vector with that of the first run
 LEAST_PICTURES = 4
-# Larger files are measured one session after the other, not side by side: each may take as much memory again.
+# Larger files are measured one session after the other, not side by side: each may take as much
+# memory again.
 SIDE_BY_SIDE_BYTES = 2**30
 CPU_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A run on this machine: pictures a second with one thread, and the least cosine with the first run's vectors.
+    """A run on this machine: pictures a second with one thread, and the least cosine with the first
+    run's vectors.
 
     `error` says why there are no figures.
     """
@@ -74,15 +88,17 @@ def choose_run(
     accepts: Callable[[Run], bool] = lambda _run: True,
     batch_size: int,
 ) -> Run:
-    """The run asked for; of several that `accepts` leaves, the fastest here, as measured now or at an earlier time.
+    """The run asked for; of several that `accepts` leaves, the fastest here, as measured now or at
+    an earlier time.
 
-    InputError for a combination that does not exist; EnvironmentProblem when what was asked for is not installed, or does not
-    work on this processor, or when `accepts` leaves nothing.
+    InputError for a combination that does not exist; EnvironmentProblem when what was asked for is
+    not installed, or does not work on this processor, or when `accepts` leaves nothing.
     """
     runs = possible_runs(manifest, backend=backend, precision=precision, accepts=accepts)
     if not runs:
         raise EnvironmentProblem(
-            f"{model} cannot be run here so that its vectors may meet those that are there; install featkit[openvino]."
+            f"{model} cannot be run here so that its vectors may meet those that are there; install"
+            " featkit[openvino]."
         )
     if len(runs) == 1:
         return runs[0]
@@ -98,11 +114,13 @@ def possible_runs(
     precision: str = AUTO,
     accepts: Callable[[Run], bool] = lambda _run: True,
 ) -> list[Run]:
-    """Runs of a model file that the installed packages and this processor offer and `accepts` allows, ONNX Runtime's first.
+    """Runs of a model file that the installed packages and this processor offer and `accepts`
+    allows, ONNX Runtime's first.
 
-    An `auto` is replaced by its environment variable where that is set and fits the rest. TensorRT is only offered when it is
-    asked for, since it builds an engine for minutes; bf16, unless asked for, where the processor has instructions for it, or
-    where there is nothing else. Errors as for `choose_run`; InputError when the two variables contradict each other.
+    An `auto` is replaced by its environment variable where that is set and fits the rest. TensorRT
+    is only offered when it is asked for, since it builds an engine for minutes; bf16, unless asked
+    for, where the processor has instructions for it, or where there is nothing else. Errors as for
+    `choose_run`; InputError when the two variables contradict each other.
     """
     _check_choice("backend", backend, BACKENDS)
     _check_choice("precision", precision, tuple(dict.fromkeys((*PRECISIONS, manifest.precision))))
@@ -119,8 +137,13 @@ def possible_runs(
 
 
 def offered_runs(manifest: Manifest) -> list[Run]:
-    """Every run of a model file that the installed packages and this processor have, ONNX Runtime's first, but TensorRT's."""
-    return [run for run in _installed_runs(manifest, AUTO, AUTO) if run.precision != BF16 or _computes_bf16()]
+    """Every run of a model file that the installed packages and this processor have, ONNX Runtime's
+    first, but TensorRT's."""
+    return [
+        run
+        for run in _installed_runs(manifest, AUTO, AUTO)
+        if run.precision != BF16 or _computes_bf16()
+    ]
 
 
 def reference_run(manifest: Manifest) -> Run:
@@ -129,15 +152,18 @@ def reference_run(manifest: Manifest) -> Run:
 
 
 def pictures_per_call(backend: Backend, manifest: Manifest, most: int) -> int:
-    """How many pictures of the native size a call should have: as many as are faster together, and no more than `most`."""
-    if not manifest.batch_invariant:  # where a picture's vector would depend on who shares its batch, nobody shares it
+    """How many pictures of the native size a call should have: as many as are faster together, and
+    no more than `most`."""
+    # where a picture's vector would depend on who shares its batch, nobody shares it
+    if not manifest.batch_invariant:
         return 1
     tokens = max(1, manifest.geometry.height * manifest.geometry.width // manifest.patch**2)
     return min(most, max(1, backend.tokens_per_call // tokens))
 
 
 def processor_multiplies_bf16() -> bool:
-    """Whether this processor has instructions for bfloat16, so that it is faster and not only smaller."""
+    """Whether this processor has instructions for bfloat16, so that it is faster and not only
+    smaller."""
     return bool(CPU_FLAGS & set(_cpu_facts().get("flags", "").split())) and _computes_bf16()
 
 
@@ -149,19 +175,25 @@ def _computes_bf16() -> bool:
     return has_bf16()
 
 
-def measure_runs(model: Path, manifest: Manifest, runs: Sequence[Run], *, batch_size: int) -> dict[Run, Measured]:
-    """Time runs on drawn pictures, a batch a turn, for MEASURED_S, or for that long each where they are large.
+def measure_runs(
+    model: Path, manifest: Manifest, runs: Sequence[Run], *, batch_size: int
+) -> dict[Run, Measured]:
+    """Time runs on drawn pictures, a batch a turn, for MEASURED_S, or for that long each where they
+    are large.
 
     The first run's vectors are what those of the others are compared with.
 
-    A run that does not load or fails has its `error`, unless it is the first: then FeatkitError, as nothing can be compared.
+    A run that does not load or fails has its `error`, unless it is the first: then FeatkitError, as
+    nothing can be compared.
     """
     num_bytes = model.stat().st_size + (manifest.external.num_bytes if manifest.external else 0)
     groups = [list(runs)] if num_bytes < SIDE_BY_SIDE_BYTES else [[run] for run in runs]
     found: dict[Run, Measured] = {}
     expected: np.ndarray | None = None
     for group in groups:
-        measured, vectors = _measure_group(model, manifest, group, first=runs[0], batch_size=batch_size)
+        measured, vectors = _measure_group(
+            model, manifest, group, first=runs[0], batch_size=batch_size
+        )
         expected = vectors[runs[0]] if expected is None else expected
         for run, each in vectors.items():
             cosines = np.einsum("nd,nd->n", each, expected, dtype=np.float64)
@@ -173,7 +205,8 @@ def measure_runs(model: Path, manifest: Manifest, runs: Sequence[Run], *, batch_
 def _measure_group(
     model: Path, manifest: Manifest, runs: Sequence[Run], *, first: Run, batch_size: int
 ) -> tuple[dict[Run, Measured], dict[Run, np.ndarray]]:
-    """Rates, and vectors of the drawn pictures, of runs whose sessions are open at once, and closed when this returns."""
+    """Rates, and vectors of the drawn pictures, of runs whose sessions are open at once, and closed
+    when this returns."""
     timed: dict[Run, _Timed] = {}
     found: dict[Run, Measured] = {}
     for run in runs:
@@ -200,7 +233,9 @@ class _Timed:
         self._backend = open_backend(model, run, threads=1)
         self._count = pictures_per_call(self._backend, manifest, batch_size)
         geometry = manifest.geometry
-        pictures = drawn_pictures(max(LEAST_PICTURES, self._count), height=geometry.height, width=geometry.width)
+        pictures = drawn_pictures(
+            max(LEAST_PICTURES, self._count), height=geometry.height, width=geometry.width
+        )
         self._images = pictures[: self._count]
         starts = range(0, len(pictures), self._count)
         self.vectors = np.concatenate([self._run(pictures[at : at + self._count]) for at in starts])
@@ -221,11 +256,14 @@ class _Timed:
         return self._backend.run(images)[EMBEDDING]
 
 
-# What was measured before ---------------------------------------------------------------------------------------------
+# What was measured before -------------------------------------------------------------------------
 
 
-def _remembered_or_measured(model: Path, manifest: Manifest, *, batch_size: int) -> dict[Run, Measured]:
-    """Figures of every run that auto could choose for this model here: one measurement serves whatever is asked for later."""
+def _remembered_or_measured(
+    model: Path, manifest: Manifest, *, batch_size: int
+) -> dict[Run, Measured]:
+    """Figures of every run that auto could choose for this model here: one measurement serves
+    whatever is asked for later."""
     offered = _installed_runs(manifest, AUTO, AUTO)
     runs = [run for run in offered if run.precision != BF16 or processor_multiplies_bf16()]
     machine = _machine()
@@ -251,7 +289,9 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         machines = values["machines"] if values["format"] == FORMAT else {}
-        fits = isinstance(machines, dict) and all(isinstance(models, dict) for models in machines.values())
+        fits = isinstance(machines, dict) and all(
+            isinstance(models, dict) for models in machines.values()
+        )
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
     return machines if fits else {}
@@ -263,7 +303,9 @@ def _figures(entry: object) -> dict[Run, Measured]:
         return {}
     try:
         found = {Run.parse(text): Measured(**values) for text, values in entry.items()}
-        fits = all(isinstance(each.pictures_per_s + each.least_cosine, float) for each in found.values())
+        fits = all(
+            isinstance(each.pictures_per_s + each.least_cosine, float) for each in found.values()
+        )
     except (TypeError, ValueError, AttributeError):
         return {}
     return found if fits else {}
@@ -289,15 +331,24 @@ def _cpu_facts(file: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-# What can be asked for ------------------------------------------------------------------------------------------------
+# What can be asked for ----------------------------------------------------------------------------
 
 
 def _installed_runs(manifest: Manifest, backend: str, precision: str) -> list[Run]:
     """EnvironmentProblem when the engine that was asked for is not there, or none that could do it."""
-    names = [name for name in (ONNXRUNTIME, OPENVINO) if is_installed(name)] if backend == AUTO else [backend]
+    names = (
+        [name for name in (ONNXRUNTIME, OPENVINO) if is_installed(name)]
+        if backend == AUTO
+        else [backend]
+    )
     for name in names or [ONNXRUNTIME]:
         need_engine(name)
-    runs = [Run(name, each) for name in names for each in _precisions(manifest, name) if precision in (AUTO, each)]
+    runs = [
+        Run(name, each)
+        for name in names
+        for each in _precisions(manifest, name)
+        if precision in (AUTO, each)
+    ]
     if not runs:  # what computes in this precision is not installed
         need_engine(OPENVINO)
     return runs
@@ -318,19 +369,26 @@ def _exists(manifest: Manifest, backend: str, precision: str) -> bool:
 def _why_not(manifest: Manifest, backend: str, precision: str) -> str:
     if manifest.precision != FP32:
         return (
-            f"{manifest.name} is a file in {manifest.precision} and runs as it is, not in {precision}; "
-            "leave the precision at auto, or use the file that it was made from."
+            f"{manifest.name} is a file in {manifest.precision} and runs as it is, not in"
+            f" {precision}; leave the precision at auto, or use the file that it was made from."
         )
-    return f"{backend} computes {manifest.name} in {FP32}, not in {precision}; use --backend {OPENVINO} for that."
+    return (
+        f"{backend} computes {manifest.name} in {FP32}, not in {precision}; use --backend"
+        f" {OPENVINO} for that."
+    )
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in (AUTO, *known):
-        raise InputError(f"The {name} {value!r} is not known; use {', '.join((AUTO, *known[:-1]))} or {known[-1]}.")
+        raise InputError(
+            f"The {name} {value!r} is not known; use {', '.join((AUTO, *known[:-1]))} or"
+            f" {known[-1]}."
+        )
 
 
 def _with_environment(manifest: Manifest, backend: str, precision: str) -> tuple[str, str]:
-    """Backend and precision, each `auto` replaced by its environment variable unless what was asked for excludes that."""
+    """Backend and precision, each `auto` replaced by its environment variable unless what was asked
+    for excludes that."""
     name = _or_environment("backend", backend, BACKENDS)
     asked = _or_environment("precision", precision, PRECISIONS)
     if precision == AUTO and not _exists(manifest, backend, asked):
@@ -350,5 +408,8 @@ def _or_environment(name: str, value: str, known: Sequence[str]) -> str:
     if value != AUTO:
         return value
     if instead not in (AUTO, *known):
-        raise InputError(f"{ENVIRONMENT[name]} is {instead!r}; use {', '.join((AUTO, *known[:-1]))} or {known[-1]}.")
+        raise InputError(
+            f"{ENVIRONMENT[name]} is {instead!r}; use {', '.join((AUTO, *known[:-1]))} or"
+            f" {known[-1]}."
+        )
     return instead

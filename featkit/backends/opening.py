@@ -9,12 +9,14 @@ from pathlib import Path
 from featkit.backends.base import BF16, OPENVINO, TENSORRT, Backend, Run
 from featkit.errors import EnvironmentProblem, InputError
 
-# The processor's and the graphics card's builds share module names and overwrite each other without a word.
+# The processor's and the graphics card's builds share module names and overwrite each other without
+# a word.
 EXCLUSIVE = (("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"))
 
 
 def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
-    """Load a model file. EnvironmentProblem when the engine is missing or installed twice; InputError for a broken file."""
+    """Load a model file. EnvironmentProblem when the engine is missing or installed twice;
+    InputError for a broken file."""
     need_engine(run.backend)
     if run.precision == BF16 and run.backend != OPENVINO:
         raise InputError(f"{run.backend} does not compute in {BF16}; use {OPENVINO} for that.")
@@ -24,17 +26,22 @@ def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
         return OpenVinoBackend(model, threads=threads, precision=run.precision)
     from featkit.backends.onnxruntime import OnnxRuntimeBackend
 
-    return OnnxRuntimeBackend(model, threads=threads, precision=run.precision, tensorrt=run.backend == TENSORRT)
+    return OnnxRuntimeBackend(
+        model, threads=threads, precision=run.precision, tensorrt=run.backend == TENSORRT
+    )
 
 
 def need_engine(backend: str) -> None:
-    """EnvironmentProblem with the line that installs it, when the package behind a backend is missing or there twice."""
+    """EnvironmentProblem with the line that installs it, when the package behind a backend is
+    missing or there twice."""
     check_exclusive_packages()
     if is_installed(backend):
         return
     if backend == OPENVINO:
         raise EnvironmentProblem("openvino is not installed; run: pip install 'featkit[openvino]'.")
-    raise EnvironmentProblem("onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu]).")
+    raise EnvironmentProblem(
+        "onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu])."
+    )
 
 
 def is_installed(backend: str) -> bool:

@@ -1,7 +1,9 @@
-"""OpenVINO: the same ONNX file on the processor, in float32 or, where the processor multiplies it, in bfloat16.
+"""OpenVINO: the same ONNX file on the processor, in float32 or, where the processor multiplies it,
+in bfloat16.
 
-The weights and the graph stay float32 in the file; `INFERENCE_PRECISION_HINT` makes OpenVINO compute in bfloat16 and hand out
-float32. So bf16 is a property of the run, not of the file, and nothing is calibrated.
+The weights and the graph stay float32 in the file; `INFERENCE_PRECISION_HINT` makes OpenVINO
+compute in bfloat16 and hand out float32. So bf16 is a property of the run, not of the file, and
+nothing is calibrated.
 
 It is imported without its telemetry (no_telemetry.py), which would report the import itself.
 """
@@ -29,19 +31,22 @@ with no_telemetry():
 
 
 def _complete_type_tables() -> None:
-    """Make OpenVINO build its two tables of element types, which can deadlock when threads make it do so.
+    """Make OpenVINO build its two tables of element types, which can deadlock when threads make it
+    do so.
 
-    Each table is a C++ function-local static (`ov_type_to_dtype` and `dtype_num_to_ov_type` in pyopenvino's common.cpp,
-    2026.4), filled with numpy dtypes at the first use of `Tensor.data` or `Tensor(array)`. The first dtype makes pybind11
-    load numpy's C API, which runs Python code (`numpy.lib.NumpyVersion`). Python code may hand the GIL to another thread.
-    If that thread needs the same table, it waits in `__cxa_guard_acquire` for the first thread, and still holds the GIL,
-    for which the first thread waits. Nothing in the process runs after that, signal handlers included. Native stacks of a
-    hung process show exactly these two waits.
+    Each table is a C++ function-local static (`ov_type_to_dtype` and `dtype_num_to_ov_type` in
+    pyopenvino's common.cpp, 2026.4), filled with numpy dtypes at the first use of `Tensor.data` or
+    `Tensor(array)`. The first dtype makes pybind11 load numpy's C API, which runs Python code
+    (`numpy.lib.NumpyVersion`). Python code may hand the GIL to another thread. If that thread needs
+    the same table, it waits in `__cxa_guard_acquire` for the first thread, and still holds the GIL,
+    for which the first thread waits. Nothing in the process runs after that, signal handlers
+    included. Native stacks of a hung process show exactly these two waits.
 
-    It cannot happen after this function. `Tensor(array)` loads numpy's C API before it reaches a table, by a `call_once`
-    that waits without the GIL; filling a table then runs no Python code, so no other thread can enter meanwhile. And a
-    finished static is never waited for. The function runs when this module is imported, which Python does in one thread
-    while the others wait without the GIL, and no backend exists before.
+    It cannot happen after this function. `Tensor(array)` loads numpy's C API before it reaches a
+    table, by a `call_once` that waits without the GIL; filling a table then runs no Python code, so
+    no other thread can enter meanwhile. And a finished static is never waited for. The function
+    runs when this module is imported, which Python does in one thread while the others wait without
+    the GIL, and no backend exists before.
     """
     tensor = ov.Tensor(np.zeros(1, np.uint8), shared_memory=True)
     _ = tensor.data.dtype  # the other table; not in an assertion, which `python -O` leaves out
@@ -55,18 +60,21 @@ TOKENS_PER_CALL = 512  # as for ONNX Runtime on a processor: small batches stay 
 class OpenVinoBackend:
     """One compiled graph a set of outputs, with an infer request for each call that runs at once.
 
-    The graph stays dynamic. Compiled for one size it gained 2 % in batches of two (ViT-S/14, int8), and OpenVINO 2026.4 then
-    folds an Abs of constants wrongly. The float parts of an int8 file are computed in bf16 where the processor multiplies it.
+    The graph stays dynamic. Compiled for one size it gained 2 % in batches of two (ViT-S/14, int8),
+    and OpenVINO 2026.4 then folds an Abs of constants wrongly. The float parts of an int8 file are
+    computed in bf16 where the processor multiplies it.
 
-    threads=1 is for callers side by side, such as the batch job's workers: as many streams of one thread as there are
-    processors. More threads are one stream, for one call at a time to be done as soon as can be.
-    InputError for a file that OpenVINO does not load, or that does not take and give what a featkit model file does;
-    EnvironmentProblem for bf16 on a processor without it.
+    threads=1 is for callers side by side, such as the batch job's workers: as many streams of one
+    thread as there are processors. More threads are one stream, for one call at a time to be done
+    as soon as can be. InputError for a file that OpenVINO does not load, or that does not take and
+    give what a featkit model file does; EnvironmentProblem for bf16 on a processor without it.
     """
 
     def __init__(self, model: Path, *, threads: int, precision: str = FP32) -> None:
         if precision == BF16 and not has_bf16():
-            raise EnvironmentProblem(f"This processor does not compute in {BF16}; run {model} with --precision {FP32}.")
+            raise EnvironmentProblem(
+                f"This processor does not compute in {BF16}; run {model} with --precision {FP32}."
+            )
         self.model = model
         self.kind = Run(OPENVINO, precision)
         self.name = f"openvino CPU {precision}"
@@ -84,16 +92,24 @@ class OpenVinoBackend:
         try:
             self._graph = _read(model)
         except Exception as error:  # its classes differ between releases
-            raise InputError(f"{model} cannot be loaded by OpenVINO: {_first_line(error)}") from error
+            raise InputError(
+                f"{model} cannot be loaded by OpenVINO: {_first_line(error)}"
+            ) from error
         self._check_contract()
         self._requests((EMBEDDING,))
 
     def run(
-        self, images: np.ndarray, *, outputs: Sequence[str] = (EMBEDDING,), cancel: Cancel | None = None
+        self,
+        images: np.ndarray,
+        *,
+        outputs: Sequence[str] = (EMBEDDING,),
+        cancel: Cancel | None = None,
     ) -> dict[str, np.ndarray]:
-        """(N, H, W, 3) uint8 to the outputs of these names, float32; nothing is computed for the others.
+        """(N, H, W, 3) uint8 to the outputs of these names, float32; nothing is computed for the
+        others.
 
-        Cancelled when `cancel` was set; FeatkitError when OpenVINO fails, on a size that the graph does not take, say.
+        Cancelled when `cancel` was set; FeatkitError when OpenVINO fails, on a size that the graph
+        does not take, say.
         """
         cancel = cancel or Cancel()
         with self._requests(tuple(outputs)).borrowed() as request, cancel.ends_by(request.cancel):
@@ -106,13 +122,15 @@ class OpenVinoBackend:
                 return {name: _copy_out(request.get_tensor(name)) for name in outputs}
             except RuntimeError as error:
                 if cancel.is_set:
-                    # OpenVINO says that a request is over before its stream is: another request on that stream was seen to give
-                    # the cancelled one's numbers. So the graph is compiled anew, should anything be asked of it again.
+                    # OpenVINO says that a request is over before its stream is: another request on
+                    # that stream was seen to give the cancelled one's numbers. So the graph is
+                    # compiled anew, should anything be asked of it again.
                     with self._lock:
                         self._compiled.pop(tuple(outputs), None)
                     raise Cancelled from error
                 raise FeatkitError(
-                    f"{self.model} failed in OpenVINO on pictures {images.shape}: {_first_line(error)}"
+                    f"{self.model} failed in OpenVINO on pictures {images.shape}:"
+                    f" {_first_line(error)}"
                 ) from error
 
     def _requests(self, outputs: tuple[str, ...]) -> _Requests:
@@ -122,14 +140,26 @@ class OpenVinoBackend:
                 results = [self._graph.output(name).get_node() for name in outputs]
                 part = ov.Model(results, self._graph.get_parameters(), "featkit")
                 try:
-                    self._compiled[outputs] = _Requests(_core().compile_model(part, "CPU", self._config))
+                    self._compiled[outputs] = _Requests(
+                        _core().compile_model(part, "CPU", self._config)
+                    )
                 except RuntimeError as error:
-                    raise InputError(f"{self.model} cannot be loaded by OpenVINO: {_first_line(error)}") from error
+                    raise InputError(
+                        f"{self.model} cannot be loaded by OpenVINO: {_first_line(error)}"
+                    ) from error
             return self._compiled[outputs]
 
     def _check_contract(self) -> None:
-        takes = {name: port.get_element_type().to_string() for port in self._graph.inputs for name in port.get_names()}
-        gives = {name: port.get_element_type().to_string() for port in self._graph.outputs for name in port.get_names()}
+        takes = {
+            name: port.get_element_type().to_string()
+            for port in self._graph.inputs
+            for name in port.get_names()
+        }
+        gives = {
+            name: port.get_element_type().to_string()
+            for port in self._graph.outputs
+            for name in port.get_names()
+        }
         if {takes.get(INPUT), *takes.values()} != {"u8"} or gives.get(EMBEDDING) != "f32":
             raise InputError(
                 f"{self.model} is not a featkit model file: it takes {takes} and gives {gives}, "
@@ -158,8 +188,9 @@ class _Requests:
 def _copy_in(images: np.ndarray, tensor: Any) -> None:
     """Copy an array into a request's own tensor, resized to it.
 
-    Between tensors, so by native code alone: `start_async(array)` would take OpenVINO's Python dispatcher and `Tensor.data`.
-    The request never reads the caller's array, which may be gone before a cancelled request is really over.
+    Between tensors, so by native code alone: `start_async(array)` would take OpenVINO's Python
+    dispatcher and `Tensor.data`. The request never reads the caller's array, which may be gone
+    before a cancelled request is really over.
     """
     if images.size:
         ov.Tensor(np.require(images, requirements=("C", "W")), shared_memory=True).copy_to(tensor)
@@ -181,7 +212,8 @@ def has_bf16() -> bool:
 
 
 def num_multiply_adds(model: Path, *, height: int, width: int) -> int:
-    """Multiplications with an addition that one picture (height, width) takes in the graph's products and convolutions."""
+    """Multiplications with an addition that one picture (height, width) takes in the graph's
+    products and convolutions."""
     graph = _read(model)
     graph.reshape({INPUT: [1, height, width, 3]})
     total = 0
@@ -191,7 +223,8 @@ def num_multiply_adds(model: Path, *, height: int, width: int) -> int:
             inner = node.input(0).get_shape()[-2 if node.get_attributes()["transpose_a"] else -1]
             total += int(np.prod(node.output(0).get_shape())) * int(inner)
         elif kind in ("Convolution", "GroupConvolution"):
-            # A filter is (outputs, inputs, height, width), with the groups before that where there are any.
+            # A filter is (outputs, inputs, height, width), with the groups before that where there
+            # are any.
             taps = int(np.prod(node.input(1).get_shape()[-3:]))
             total += int(np.prod(node.output(0).get_shape())) * taps
         elif kind == "ScaledDotProductAttention":
@@ -207,7 +240,8 @@ def _core() -> Any:
 
 
 def _read(model: Path) -> Any:
-    """By the ONNX front end alone; Core.read_model asks those of all other formats too, and they log what they make of it."""
+    """By the ONNX front end alone; Core.read_model asks those of all other formats too, and they
+    log what they make of it."""
     reader = FrontEndManager().load_by_framework("onnx")
     return reader.convert(reader.load(str(model)))
 

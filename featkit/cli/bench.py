@@ -1,4 +1,5 @@
-"""`featkit bench`: how fast each engine runs a model here, and how near it is to what the machine can do."""
+"""`featkit bench`: how fast each engine runs a model here, and how near it is to what the machine
+can do."""
 
 import sys
 from dataclasses import dataclass
@@ -43,10 +44,11 @@ def bench(
     quiet: bool = False,
     json_: bool = False,
 ) -> None:
-    """Run MODEL by every engine and precision that works here, and print speed, agreement and memory of each.
+    """Run MODEL by every engine and precision that works here, and print speed, agreement and
+    memory of each.
 
-    Cosines are with ONNX Runtime in float32. The last lines say how fast this machine multiplies matrices at all, and what a
-    picture needs, so that the distance to the limit can be read.
+    Cosines are with ONNX Runtime in float32. The last lines say how fast this machine multiplies
+    matrices at all, and what a picture needs, so that the distance to the limit can be read.
 
     Example: featkit bench m.onnx pictures/ --seconds 5
 
@@ -71,7 +73,12 @@ def bench(
     if limit < 2:
         raise InputError(f"--limit is {limit}; it has to be 2 or more.")
     from featkit.backends.drawn import drawn_pictures
-    from featkit.evaluate.speed import matrix_flops, memory_bytes, multiply_adds, pictures_per_second
+    from featkit.evaluate.speed import (
+        matrix_flops,
+        memory_bytes,
+        multiply_adds,
+        pictures_per_second,
+    )
     from featkit.models import default_model_path
     from featkit.resources import usable_cpus
 
@@ -96,14 +103,26 @@ def bench(
     ]
     limit_flops = matrix_flops(usable_cpus())
     if json_:
-        machine = {"threads": usable_cpus(), "matrix_flops": limit_flops, "operations_a_picture": needed and 2 * needed}
+        machine = {
+            "threads": usable_cpus(),
+            "matrix_flops": limit_flops,
+            "operations_a_picture": needed and 2 * needed,
+        }
         print_json({"model": str(path), "machine": machine, "runs": [vars(row) for row in rows]})
         return
-    _print(path, rows, needed, limit_flops, threads=usable_cpus(), num_pictures=None if photos is None else limit)
+    _print(
+        path,
+        rows,
+        needed,
+        limit_flops,
+        threads=usable_cpus(),
+        num_pictures=None if photos is None else limit,
+    )
 
 
 def _open_all(path: Path) -> "dict[Run, Embedder]":
-    """A session of each run that works, ONNX Runtime's in float32 first; why another does not is said on stderr."""
+    """A session of each run that works, ONNX Runtime's in float32 first; why another does not is
+    said on stderr."""
     from featkit.backends import TENSORRT, Run, offered_runs, reference_run
     from featkit.backends.onnxruntime import has_tensorrt
     from featkit.embedder import Embedder
@@ -111,7 +130,11 @@ def _open_all(path: Path) -> "dict[Run, Embedder]":
 
     manifest = read_manifest(path)
     reference = reference_run(manifest)
-    found = {reference: Embedder(path, backend=reference.backend, precision=reference.precision, threads=1)}
+    found = {
+        reference: Embedder(
+            path, backend=reference.backend, precision=reference.precision, threads=1
+        )
+    }
     tensorrt = [Run(TENSORRT, manifest.precision)] if has_tensorrt() else []
     for run in (*offered_runs(manifest), *tensorrt):
         if run in found:
@@ -124,15 +147,24 @@ def _open_all(path: Path) -> "dict[Run, Embedder]":
 
 
 def _compare(
-    embedders: "dict[Run, Embedder]", drawn: "np.ndarray", photos: Path | None, *, limit: int, quiet: bool
+    embedders: "dict[Run, Embedder]",
+    drawn: "np.ndarray",
+    photos: Path | None,
+    *,
+    limit: int,
+    quiet: bool,
 ) -> "dict[Run, tuple[float, float, float | None]]":
-    """Least cosine, mean cosine and copy recall lost of each, on photographs or, without recall, on drawn pictures."""
+    """Least cosine, mean cosine and copy recall lost of each, on photographs or, without recall, on
+    drawn pictures."""
     import numpy as np
 
     first, *others = embedders.values()
     if photos is None:
         expected = first.infer(drawn)
-        cosines = {run: np.einsum("nd,nd->n", each.infer(drawn), expected, dtype=np.float64) for run, each in embedders.items()}
+        cosines = {
+            run: np.einsum("nd,nd->n", each.infer(drawn), expected, dtype=np.float64)
+            for run, each in embedders.items()
+        }
         return {run: (float(each.min()), float(each.mean()), None) for run, each in cosines.items()}
     from featkit.evaluate.agreement import compare_runs, thinned
     from featkit.sources import open_source
@@ -144,13 +176,23 @@ def _compare(
 
 
 def _print(
-    path: Path, rows: list[Figures], needed: int | None, limit_flops: float, *, threads: int, num_pictures: int | None
+    path: Path,
+    rows: list[Figures],
+    needed: int | None,
+    limit_flops: float,
+    *,
+    threads: int,
+    num_pictures: int | None,
 ) -> None:
     cells: list[tuple[Any, ...]] = [
         (
             row.run,
             f"{row.pictures_per_s:,.1f}",
-            NONE if row.flops is None else f"{row.flops / 1e9:,.0f} ({row.flops / limit_flops:.0%})",
+            (
+                NONE
+                if row.flops is None
+                else f"{row.flops / 1e9:,.0f} ({row.flops / limit_flops:.0%})"
+            ),
             f"{row.least_cosine:.6f}",
             f"{row.mean_cosine:.6f}",
             NONE if row.recall_lost is None else f"{row.recall_lost:.4f}",
@@ -160,13 +202,21 @@ def _print(
     ]
     columns = ("run", "pictures/s", "GFLOP/s", "cos least", "cos mean", "recall lost", "MB")
     compared = "drawn pictures" if num_pictures is None else f"up to {num_pictures:,} photographs"
-    print_table(f"{path.name} with {counted(threads, 'thread')}, compared on {compared}", columns, cells)
+    print_table(
+        f"{path.name} with {counted(threads, 'thread')}, compared on {compared}", columns, cells
+    )
     stdout().print(
         f"Limit (100%): numpy multiplies float32 matrices at {limit_flops / 1e9:,.0f} GFLOP/s with "
         f"{counted(threads, 'thread')}."
     )
     if needed is None:
-        stdout().print("What a picture needs is counted by openvino, which is not installed: pip install 'featkit[openvino]'.")
+        stdout().print(
+            "What a picture needs is counted by openvino, which is not installed: pip install"
+            " 'featkit[openvino]'."
+        )
     else:
         most = limit_flops / (2 * needed)
-        stdout().print(f"A picture needs {2 * needed / 1e9:.3f} GFLOP: at the limit that is {most:,.0f} pictures/s in float32.")
+        stdout().print(
+            f"A picture needs {2 * needed / 1e9:.3f} GFLOP: at the limit that is {most:,.0f}"
+            " pictures/s in float32."
+        )

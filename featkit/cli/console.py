@@ -1,4 +1,5 @@
-"""What every command prints with: tables and notes on stdout, progress on stderr, JSON for machines."""
+"""What every command prints with: tables and notes on stdout, progress on stderr, JSON for
+machines."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ WHOLE_LINE = 1000  # columns; no row is longer
 
 
 def print_json(value: object) -> None:
-    """Print a value as one line of JSON, with escapes where stdout could not show its characters or they are no text."""
+    """Print a value as one line of JSON, with escapes where stdout could not show its characters or
+    they are no text."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -42,29 +44,45 @@ def print_json(value: object) -> None:
 
 class _ResultConsole(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line, which knows that a reader like `head` has had enough; rich would end with 1."""
+        """Leave it to the command line, which knows that a reader like `head` has had enough; rich
+        would end with 1."""
         raise
 
 
 def stdout() -> Console:
-    """The console for results. Made anew, so that a redirected sys.stdout is the one written to. Brackets are just text."""
+    """The console for results. Made anew, so that a redirected sys.stdout is the one written to.
+    Brackets are just text."""
     return _ResultConsole(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, whole_lines: bool = False) -> None:
-    """Print rows under columns; numbers (int, float) to the right, everything as str() without control characters.
+def print_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    whole_lines: bool = False,
+) -> None:
+    """Print rows under columns; numbers (int, float) to the right, everything as str() without
+    control characters.
 
     whole_lines: a row is one line, however long; else cells are folded to the terminal's width.
     """
     table = Table(
-        title=_harmless(title), title_justify="left", header_style="bold", box=None, pad_edge=False, show_header=any(columns)
+        title=_harmless(title),
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        show_header=any(columns),
     )
     for position, column in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
         justify: Literal["left", "right"] = "right" if numeric else "left"
         table.add_column(column, justify=justify, no_wrap=numeric or whole_lines, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_harmless(str(cell) if whole_lines else shortened(str(cell)))) for cell in row))
+        table.add_row(
+            *(Text(_harmless(str(cell) if whole_lines else shortened(str(cell)))) for cell in row)
+        )
     console = stdout()
     if whole_lines:
         console.width = WHOLE_LINE  # of what is laid out; a terminal wraps what it cannot show
@@ -73,17 +91,23 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def shortened(text: str) -> str:
     """Text that would fill the screen, such as the longest paths there are, without its middle."""
-    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL // 2]} … {text[-LONGEST_CELL // 2 :]}"
+    return (
+        text
+        if len(text) <= LONGEST_CELL
+        else f"{text[: LONGEST_CELL // 2]} … {text[-LONGEST_CELL // 2 :]}"
+    )
 
 
 def _harmless(text: str) -> str:
-    """Names come out of other people's archives: nothing in them may move the cursor or colour the terminal."""
+    """Names come out of other people's archives: nothing in them may move the cursor or colour the
+    terminal."""
     return "".join(character if character.isprintable() else "�" for character in on_one_line(text))
 
 
 @contextmanager
 def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Yields what is called with each step that begins: a spinner with its name on a terminal, a plain line elsewhere."""
+    """Yields what is called with each step that begins: a spinner with its name on a terminal, a
+    plain line elsewhere."""
     if quiet:
         yield lambda _step: None
     elif sys.stderr.isatty():
@@ -94,12 +118,16 @@ def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
 
 class ProgressReporter:
-    """Progress of long work on stderr: a bar with rate and time left on a terminal, a plain line every 5 s elsewhere.
+    """Progress of long work on stderr: a bar with rate and time left on a terminal, a plain line
+    every 5 s elsewhere.
 
-    Used as a context manager and called with the counts so far: `report(done, failed)`. Nothing with quiet=True.
+    Used as a context manager and called with the counts so far: `report(done, failed)`. Nothing
+    with quiet=True.
     """
 
-    def __init__(self, label: str, *, total: int | None, unit: str = "pictures", quiet: bool = False) -> None:
+    def __init__(
+        self, label: str, *, total: int | None, unit: str = "pictures", quiet: bool = False
+    ) -> None:
         self.label, self.total, self.unit, self.quiet = label, total, unit, quiet
         self._started = self._last_line = time.monotonic()
         self._first_done: int | None = None
@@ -123,7 +151,12 @@ class ProgressReporter:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -142,8 +175,16 @@ class ProgressReporter:
         elif now - self._last_line >= PLAIN_INTERVAL_S:
             self._last_line = now
             of_total = f" of {self.total:,}" if self.total is not None else ""
-            left = f", {(self.total - done) / rate:,.0f} s left" if self.total is not None and rate > 0 else ""
-            print(f"{self.label}: {done:,}{of_total} {self.unit}, {speed}{left}", file=sys.stderr, flush=True)
+            left = (
+                f", {(self.total - done) / rate:,.0f} s left"
+                if self.total is not None and rate > 0
+                else ""
+            )
+            print(
+                f"{self.label}: {done:,}{of_total} {self.unit}, {speed}{left}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def line(self, text: str) -> None:
         """Print a line above the bar, or by itself where there is none."""

@@ -27,10 +27,11 @@ def demo(
     quiet: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Open the search page over PHOTOS: an index, or pictures, which are embedded and indexed first.
+    """Open the search page over PHOTOS: an index, or pictures, which are embedded and indexed
+    first.
 
-    Without PHOTOS it opens over a sample gallery that it draws. Pictures and sample gallery are kept in a cache folder;
-    a second run embeds only what is new or changed.
+    Without PHOTOS it opens over a sample gallery that it draws. Pictures and sample gallery are
+    kept in a cache folder; a second run embeds only what is new or changed.
 
     Example: featkit demo photos.index --port 7860
 
@@ -56,7 +57,9 @@ def demo(
     quiet
         Show no progress.
     """
-    need_extra("demo", "gradio", "fastapi", "uvicorn", "python_multipart", engines=("faiss", "onnxruntime"))
+    need_extra(
+        "demo", "gradio", "fastapi", "uvicorn", "python_multipart", engines=("faiss", "onnxruntime")
+    )
     from featkit.cli.named_model import model_file
     from featkit.index import Index
     from featkit.serve.running import bind
@@ -68,7 +71,9 @@ def demo(
 
     if photos is not None and (photos / "catalogue.sqlite").is_file():
         if model is not None:
-            raise InputError(f"{photos} is an index and searches with its own model; leave --model out.")
+            raise InputError(
+                f"{photos} is an index and searches with its own model; leave --model out."
+            )
         if select not in (None, SelectionFlags()):
             raise InputError(
                 f"{photos} is an index, whose pictures are chosen already; "
@@ -80,10 +85,17 @@ def demo(
         from featkit_demo.prepare import default_cache, prepare_gallery, prepare_index
 
         place = cache or default_cache()
-        file = model_file(model, quiet=quiet)  # before the gallery is drawn: it may not be there and not to be had
+        # before the gallery is drawn: it may not be there and not to be had
+        file = model_file(model, quiet=quiet)
         pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
         prepared = prepare_index(
-            pictures, file, place, progress=progress, selection=selection_of(select), retry=retry, rehash=rehash
+            pictures,
+            file,
+            place,
+            progress=progress,
+            selection=selection_of(select),
+            retry=retry,
+            rehash=rehash,
         )
         for line in (*prepared.notes, skipped_in_words(prepared.skipped)):
             if line is not None and not quiet:
@@ -100,10 +112,14 @@ def demo(
             host,
             port,
             open_browser=browser and _has_desktop(),
-            on_ready=lambda address: stdout().print(f"Search {what} at {address} (stop with Ctrl-C)"),
+            on_ready=lambda address: stdout().print(
+                f"Search {what} at {address} (stop with Ctrl-C)"
+            ),
         )
 
 
 def _has_desktop() -> bool:
     """Whether there is a screen to open a browser on; a server reached by ssh has none."""
-    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )

@@ -34,11 +34,12 @@ def embed(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Turn the pictures of SOURCE into unit vectors: one row each, in Parquet files that anything reads.
+    """Turn the pictures of SOURCE into unit vectors: one row each, in Parquet files that anything
+    reads.
 
-    A picture that cannot be read becomes a row that says why, and the rest goes on. Stopped at any moment, the same
-    command continues where it was. Run again later, it embeds again the pictures whose files have another size or time of
-    change, and those that could not be read.
+    A picture that cannot be read becomes a row that says why, and the rest goes on. Stopped at any
+    moment, the same command continues where it was. Run again later, it embeds again the pictures
+    whose files have another size or time of change, and those that could not be read.
 
     Example: featkit embed pictures/ --out emb/
 
@@ -123,15 +124,18 @@ def embed(
         _print_report(report, embedder, speed)
         if threads is None and report.num_workers < usable_cpus():
             stdout().print(
-                f"Memory is limited to {usable_memory() / 1e6:,.0f} MB, so {counted(report.num_workers, 'thread')} of "
-                f"{usable_cpus()} did the work; --threads sets another number."
+                f"Memory is limited to {usable_memory() / 1e6:,.0f} MB, so"
+                f" {counted(report.num_workers, 'thread')} of {usable_cpus()} did the work;"
+                " --threads sets another number."
             )
         if (line := passed_over(pictures)) is not None:
             stdout().print(line)
         if report.num_failed < report.num_items:
             stdout().print(f"Next: featkit index {typed(out)} --out photos.index")
     if strict and report.num_failed:
-        raise StrictFailure(f"{report.num_failed:,} of {counted(report.num_items, 'picture')} have no embedding.")
+        raise StrictFailure(
+            f"{report.num_failed:,} of {counted(report.num_items, 'picture')} have no embedding."
+        )
     if report.num_failed == report.num_items:
         raise InputError(nothing_embedded(report.num_items, report.failures[0][1]))
 
@@ -140,13 +144,19 @@ def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> No
     if report.failures:
         print_table("Without an embedding", ("picture", "why"), report.failures)
         if report.num_failed > len(report.failures):
-            stdout().print(f"... and {report.num_failed - len(report.failures):,} more; they are rows with an `error`.")
+            stdout().print(
+                f"... and {report.num_failed - len(report.failures):,} more; they are rows with an"
+                " `error`."
+            )
     stdout().print(
-        f"{report.num_items - report.num_failed:,} of {counted(report.num_items, 'picture')} embedded by "
-        f"{embedder.manifest.name} ({counted(embedder.width, 'number')} each) on {report.backend}, {speed}."
+        f"{report.num_items - report.num_failed:,} of {counted(report.num_items, 'picture')}"
+        f" embedded by {embedder.manifest.name} ({counted(embedder.width, 'number')} each) on"
+        f" {report.backend}, {speed}."
     )
     if report.num_changed or report.num_retried:
-        again = [f"{report.num_changed:,} because the file has changed"] if report.num_changed else []
+        again = (
+            [f"{report.num_changed:,} because the file has changed"] if report.num_changed else []
+        )
         again += [f"{report.num_retried:,} that had failed"] if report.num_retried else []
         stdout().print(f"Embedded again: {' and '.join(again)}.")
     if report.num_failed and not report.num_embedded_now:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def open_model(model: Path | None) -> PictureModel:
-    """A model file (None is the one that ships), or the backbone of a run folder or of its backbone.safetensors, in torch."""
+    """A model file (None is the one that ships), or the backbone of a run folder or of its
+    backbone.safetensors, in torch."""
     if model is not None and (model.is_dir() or model.suffix == ".safetensors"):
         need_extra("export", "torch", "onnx", "safetensors")
         from featkit_export.torch_embedder import TorchEmbedder

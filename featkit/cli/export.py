@@ -14,7 +14,8 @@ from featkit.modelfile import EMBEDDING, OUTPUTS, Manifest, read_manifest
 from featkit.whitening import Whitening
 from featkit.wording import typed
 
-TORCH_FILES = ("model.safetensors", "pytorch_model.bin")  # of a folder of Hugging Face's, or their indexes
+# of a folder of Hugging Face's, or their indexes
+TORCH_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def export(
@@ -39,10 +40,11 @@ def export(
     quiet: bool = False,
     json_: bool = False,
 ) -> None:
-    """Write a published backbone, or that of a training run, as one ONNX file that takes uint8 pictures and gives unit vectors.
+    """Write a published backbone, or that of a training run, as one ONNX file that takes uint8
+    pictures and gives unit vectors.
 
-    Batch, height and width stay dynamic. The file is compared with the original at several sizes and batches and is not written
-    when they disagree.
+    Batch, height and width stay dynamic. The file is compared with the original at several sizes
+    and batches and is not written when they disagree.
 
     Example: featkit export dinov2_vits14 --out m.onnx
 
@@ -100,9 +102,15 @@ def export(
         print_list(as_json=json_)
         return
     if source is None or out is None:
-        raise InputError("featkit export needs a model and --out, such as `featkit export dinov2_vits14 --out m.onnx`.")
+        raise InputError(
+            "featkit export needs a model and --out, such as `featkit export dinov2_vits14 --out"
+            " m.onnx`."
+        )
     if (precision == "int8") != (calibrate is not None):
-        raise InputError("--precision int8 and --calibrate PICTURES go together: the pictures set the scales and the gate.")
+        raise InputError(
+            "--precision int8 and --calibrate PICTURES go together: the pictures set the scales and"
+            " the gate."
+        )
     wanted = Wanted(
         out=out,
         weights=weights,
@@ -149,27 +157,52 @@ class Wanted:
 
 
 def write_in_precision(
-    source: str, wanted: Wanted, precision: Literal["fp32", "fp16", "int8"], calibrate: Path | None, say: Callable[[str], None]
+    source: str,
+    wanted: Wanted,
+    precision: Literal["fp32", "fp16", "int8"],
+    calibrate: Path | None,
+    say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Write the file, and what there is to say of it. A lower precision is made of a file in full precision, new or at hand."""
+    """Write the file, and what there is to say of it. A lower precision is made of a file in full
+    precision, new or at hand."""
     finished = is_model_file(source)
     if precision == "fp32":
         if finished:
-            raise InputError(f"{source} is a model file already; name a --precision to write it in, or use it as it is.")
+            raise InputError(
+                f"{source} is a model file already; name a --precision to write it in, or use it as"
+                " it is."
+            )
         return write_full(source, wanted, say)
     need_extra("export", "onnx", engines=("onnxruntime",))
     from featkit_export.precision import lower
 
     if finished:
-        inside = ("weights", "branch", "feature", "layers", "join", "outputs", "whiten", "size", "exit")
+        inside = (
+            "weights",
+            "branch",
+            "feature",
+            "layers",
+            "join",
+            "outputs",
+            "whiten",
+            "size",
+            "exit",
+        )
         _refuse(wanted, inside, f"{source} is a model file")
     with tempfile.TemporaryDirectory() as folder:
         full, facts = Path(source), dict[str, Any]()
         if not finished:
             full = Path(folder) / "full.onnx"
             facts = write_full(source, dataclasses.replace(wanted, out=full), say)
-        report = lower(full, wanted.out, precision=precision, pictures=calibrate, name=wanted.name, on_step=say)
-    return {**facts, "out": str(wanted.out), "fingerprint": report.fingerprint, "quantisation": report.quantisation}
+        report = lower(
+            full, wanted.out, precision=precision, pictures=calibrate, name=wanted.name, on_step=say
+        )
+    return {
+        **facts,
+        "out": str(wanted.out),
+        "fingerprint": report.fingerprint,
+        "quantisation": report.quantisation,
+    }
 
 
 def write_full(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[str, Any]:
@@ -182,14 +215,20 @@ def write_full(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
 
     if wanted.feature == "pooler":
         raise InputError(
-            f"--feature pooler is for ONNX files that have a pooler_output, which {source} is not; use cls or mean."
+            f"--feature pooler is for ONNX files that have a pooler_output, which {source} is not;"
+            " use cls or mean."
         )
     report = export_model(
         source,
         wanted.out,
         weights=wanted.weights,
         branch=wanted.branch,
-        recipe=Recipe(feature=wanted.feature or "cls", layers=wanted.layers, join=wanted.join, outputs=wanted.outputs),
+        recipe=Recipe(
+            feature=wanted.feature or "cls",
+            layers=wanted.layers,
+            join=wanted.join,
+            outputs=wanted.outputs,
+        ),
         whitening=Whitening.load(wanted.whiten) if wanted.whiten else None,
         size=wanted.size,
         exit_=wanted.exit,
@@ -213,7 +252,11 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     from featkit_export.adopt import adopt_file
     from featkit_export.fetch import HUB, fetch_onnx, licence_of
 
-    _refuse(wanted, ("weights", "branch", "layers", "join", "whiten", "exit"), f"{source} is an ONNX file made elsewhere")
+    _refuse(
+        wanted,
+        ("weights", "branch", "layers", "join", "whiten", "exit"),
+        f"{source} is an ONNX file made elsewhere",
+    )
     origin, name = {}, wanted.name
     path = Path(source)
     if source.startswith(HUB):
@@ -221,7 +264,8 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
         say("fetching the file")
         repository = source.removeprefix(HUB)
         path, origin = fetch_onnx(repository, quiet=wanted.quiet), {"source": f"hf.co/{repository}"}
-        name = name or repository.rsplit("/", 1)[-1]  # the folder in the cache is called as its commit
+        # the folder in the cache is called as its commit
+        name = name or repository.rsplit("/", 1)[-1]
     say("changing the graph and comparing it with the original")
     report = adopt_file(
         path,
@@ -243,7 +287,8 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
 
 
 def published_folder(path: Path) -> Path:
-    """Where a published ONNX file's configuration and card lie: its folder, or the one above `onnx/`."""
+    """Where a published ONNX file's configuration and card lie: its folder, or the one above
+    `onnx/`."""
     if path.is_dir():
         return path
     return path.parent.parent if path.parent.name == "onnx" else path.parent
@@ -252,16 +297,21 @@ def published_folder(path: Path) -> Path:
 def _refuse(wanted: Wanted, options: Sequence[str], why: str) -> None:
     """InputError when one of the options was given, none of which can change what is in the file."""
     defaults = Wanted(out=wanted.out)
-    given = [f"--{option}" for option in options if getattr(wanted, option) != getattr(defaults, option)]
+    given = [
+        f"--{option}" for option in options if getattr(wanted, option) != getattr(defaults, option)
+    ]
     if given:
         raise InputError(f"{why}, and its network stays as it is; leave out {', '.join(given)}.")
 
 
 def is_onnx(source: str) -> bool:
-    """Whether the source is an ONNX file, here or on the hub, or a folder with one and without weights for torch."""
+    """Whether the source is an ONNX file, here or on the hub, or a folder with one and without
+    weights for torch."""
     path = Path(source)
     folder = any((path / name).is_file() for name in ("onnx/model.onnx", "model.onnx"))
-    for_torch = any((path / f"{name}{index}").is_file() for name in TORCH_FILES for index in ("", ".index.json"))
+    for_torch = any(
+        (path / f"{name}{index}").is_file() for name in TORCH_FILES for index in ("", ".index.json")
+    )
     return source.startswith("hub:") or path.suffix == ".onnx" or (folder and not for_torch)
 
 
@@ -295,14 +345,20 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
         stdout().print(remark)
     if facts.get("fixed_speedup") is not None:
         speedup = facts["fixed_speedup"]
-        stdout().print(f"One size only is {speedup:.2f} times as fast as every size, one picture a call.")
+        stdout().print(
+            f"One size only is {speedup:.2f} times as fast as every size, one picture a call."
+        )
     if manifest.quantisation:
-        print_table(f"In {manifest.precision}", ("", ""), [(key, shown(value)) for key, value in manifest.quantisation.items()])
+        print_table(
+            f"In {manifest.precision}",
+            ("", ""),
+            [(key, shown(value)) for key, value in manifest.quantisation.items()],
+        )
     num_bytes = out.stat().st_size + (manifest.external.num_bytes if manifest.external else 0)
     beside = f" (weights beside it in {manifest.external.file})" if manifest.external else ""
     stdout().print(
-        f"{out}: {manifest.name}, {manifest.width} numbers a picture, {num_bytes / 1e6:.1f} MB{beside}, "
-        f"licence {manifest.licence}, fingerprint {manifest.fingerprint[:12]}."
+        f"{out}: {manifest.name}, {manifest.width} numbers a picture, {num_bytes / 1e6:.1f}"
+        f" MB{beside}, licence {manifest.licence}, fingerprint {manifest.fingerprint[:12]}."
     )
     if "triton" in facts:
         stdout().print(f"For Triton: {facts['triton']}")
@@ -340,7 +396,10 @@ def print_list(*, as_json: bool) -> None:
         print_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     print_table("Published self-distilled backbones", columns, rows, whole_lines=True)
-    stdout().print("Also: timm:NAME for any timm model, hub:OWNER/NAME for an ONNX file made elsewhere, and folders and files.")
+    stdout().print(
+        "Also: timm:NAME for any timm model, hub:OWNER/NAME for an ONNX file made elsewhere, and"
+        " folders and files."
+    )
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -348,15 +407,21 @@ def parse_layers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError as error:
-        raise InputError(f"--layers {text} is no list of block numbers; write it as 9,10,11,12.") from error
+        raise InputError(
+            f"--layers {text} is no list of block numbers; write it as 9,10,11,12."
+        ) from error
 
 
 def parse_outputs(text: str) -> tuple[str, ...]:
-    """`embedding,patches` as a tuple; the embedding is always there. InputError for an output that does not exist."""
+    """`embedding,patches` as a tuple; the embedding is always there. InputError for an output that
+    does not exist."""
     asked = {part.strip() for part in text.split(",") if part.strip()} | {EMBEDDING}
     unknown = asked - set(OUTPUTS)
     if unknown:
-        raise InputError(f"--outputs {', '.join(sorted(unknown))} do not exist; write one or more of {','.join(OUTPUTS)}.")
+        raise InputError(
+            f"--outputs {', '.join(sorted(unknown))} do not exist; write one or more of"
+            f" {','.join(OUTPUTS)}."
+        )
     return tuple(output for output in OUTPUTS if output in asked)
 
 
@@ -366,5 +431,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     sides = text.lower().replace("×", "x").split("x")
     if not 1 <= len(sides) <= 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise InputError(f"--size {text} is no size in pixels; write 224, or 336x504 for height x width.")
+        raise InputError(
+            f"--size {text} is no size in pixels; write 224, or 336x504 for height x width."
+        )
     return int(sides[0]), int(sides[-1])

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 
 
 def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
-    """Add the pictures of EMBEDDINGS to an index: a new one, or one that is there and is of the same model.
+    """Add the pictures of EMBEDDINGS to an index: a new one, or one that is there and is of the
+    same model.
 
-    A picture that the index has already is replaced where it has changed, and kept where its file can no longer be read.
-    Stopped at any moment, the same command goes on.
+    A picture that the index has already is replaced where it has changed, and kept where its file
+    can no longer be read. Stopped at any moment, the same command goes on.
 
     Example: featkit index emb/ --out photos.index
 
@@ -42,15 +43,20 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
     missing = len(folder.missing_shards())
     run = Run.parse(folder.plan.run)
     with (
-        Index.open(out, writable=True) if out.exists() else Index.create(out, model=folder.model_path, run=run) as found,
+        (
+            Index.open(out, writable=True)
+            if out.exists()
+            else Index.create(out, model=folder.model_path, run=run)
+        ) as found,
         ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress,
     ):
         report = found.add_embeddings(folder, on_progress=progress)
         num_items = len(found)
     if missing:
         print(
-            f"featkit: {embeddings} is not finished: missing are {missing:,} of {counted(folder.plan.num_shards, 'shard')}; "
-            "finish it with `featkit embed`, then run this again.",
+            f"featkit: {embeddings} is not finished: missing are {missing:,} of"
+            f" {counted(folder.plan.num_shards, 'shard')}; finish it with `featkit embed`, then run"
+            " this again.",
             file=sys.stderr,
         )
     if json_:
@@ -72,12 +78,14 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
     if report.num_unchanged:
         said += f", {counted(report.num_unchanged, 'was there', 'were there')}"
     if report.num_without_embedding:
-        said += f", {counted(report.num_without_embedding, 'has no embedding', 'have no embedding')}"
+        said += (
+            f", {counted(report.num_without_embedding, 'has no embedding', 'have no embedding')}"
+        )
     stdout().print(f"{said}; {out} holds {num_items:,}.")
     if report.num_kept:
         stdout().print(
-            f"Kept as before: {counted(report.num_kept, 'picture')} in {out} whose file can no longer be read; "
-            "Index.remove takes such a picture out."
+            f"Kept as before: {counted(report.num_kept, 'picture')} in {out} whose file can no"
+            " longer be read; Index.remove takes such a picture out."
         )
     stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 
@@ -87,7 +95,12 @@ def _refuse_empty(folder: "Embeddings") -> None:
     from featkit.embeddings import nothing_embedded
 
     if folder.num_rows == 0:
-        raise InputError(f"{folder.path} has no finished shard yet. Finish it with `featkit embed`, then run this again.")
+        raise InputError(
+            f"{folder.path} has no finished shard yet. Finish it with `featkit embed`, then run"
+            " this again."
+        )
     num_failed, failures = folder.failures()
     if num_failed == folder.num_rows:
-        raise InputError(f"{folder.path} holds no vectors. {nothing_embedded(num_failed, failures[0][1])}")
+        raise InputError(
+            f"{folder.path} holds no vectors. {nothing_embedded(num_failed, failures[0][1])}"
+        )

@@ -27,13 +27,19 @@ def inspect(path: Path, /, *, json_: bool = False) -> None:
         print_json({"kind": kind, "path": str(path), **facts})
         return
     example = facts.pop("example", None)
-    print_table(f"{path}: {kind}", ("", ""), [(name, _shown(value)) for name, value in facts.items()])
+    print_table(
+        f"{path}: {kind}", ("", ""), [(name, _shown(value)) for name, value in facts.items()]
+    )
     if example is not None:
-        print(f"\nThe vector of photo.jpg with nothing but onnxruntime, numpy and Pillow:\n\n{example}")
+        print(
+            "\nThe vector of photo.jpg with nothing but onnxruntime, numpy and"
+            f" Pillow:\n\n{example}"
+        )
 
 
 def look(path: Path) -> tuple[str, dict[str, Any]]:
-    """What a path is, in words, and what is worth knowing of it. InputError for anything that featkit did not write."""
+    """What a path is, in words, and what is worth knowing of it. InputError for anything that
+    featkit did not write."""
     if not path.exists():
         raise InputError(f"{path} does not exist.")
     if path.is_file():
@@ -70,7 +76,11 @@ def _embeddings_facts(path: Path) -> dict[str, Any]:
 
     folder = Embeddings.open(path)
     plan: dict[str, Any] = json.loads(folder.plan.to_json())
-    return {**plan, "shards": folder.plan.num_shards, "missing_shards": len(folder.missing_shards())}
+    return {
+        **plan,
+        "shards": folder.plan.num_shards,
+        "missing_shards": len(folder.missing_shards()),
+    }
 
 
 def _index_facts(path: Path) -> dict[str, Any]:
@@ -96,9 +106,16 @@ def _run_facts(path: Path) -> dict[str, Any]:
         for line in metrics.read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:  # the last line of a run that was killed, or that is writing it just now
+            # the last line of a run that was killed, or that is writing it just now
+            except ValueError:
                 continue
-            facts.update({f"last_{name}": value for name, value in values.items() if name in ("step", "loss", "copy_recall")})
+            facts.update(
+                {
+                    f"last_{name}": value
+                    for name, value in values.items()
+                    if name in ("step", "loss", "copy_recall")
+                }
+            )
     facts["backbone"] = (path / "backbone.safetensors").is_file()
     return facts
 

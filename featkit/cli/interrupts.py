@@ -1,13 +1,15 @@
 """Ctrl-C ends a command within two seconds, whatever native code its threads are in.
 
-Python obeys Ctrl-C in the main thread, between two of its own instructions. It does not while that thread is in a native call,
-nor while the interpreter waits at its end for a thread that is in one, nor anywhere while a native call holds the GIL. So a
-command gets PATIENCE_S to end by itself, at a committed state and with its own sentence; then it is ended. Everything that
-featkit writes is whole or absent after a kill at any moment, so only the sentence is lost.
+Python obeys Ctrl-C in the main thread, between two of its own instructions. It does not while that
+thread is in a native call, nor while the interpreter waits at its end for a thread that is in one,
+nor anywhere while a native call holds the GIL. So a command gets PATIENCE_S to end by itself, at a
+committed state and with its own sentence; then it is ended. Everything that featkit writes is whole
+or absent after a kill at any moment, so only the sentence is lost.
 
-The clock is a process of its own. Python's C signal handler writes the signal's number into a pipe (`signal.set_wakeup_fd`),
-which needs no GIL. The clock reads it, waits, and tells a thread here that the time is up; if not even that thread gets to
-run, it kills the command. A thread alone cannot run then, and a timer's signal would be handled by Python again.
+The clock is a process of its own. Python's C signal handler writes the signal's number into a pipe
+(`signal.set_wakeup_fd`), which needs no GIL. The clock reads it, waits, and tells a thread here
+that the time is up; if not even that thread gets to run, it kills the command. A thread alone
+cannot run then, and a timer's signal would be handled by Python again.
 """
 
 from __future__ import annotations
@@ -33,13 +35,19 @@ SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 
 def end_on_interrupt() -> None:
-    """Make Ctrl-C end this process within two seconds, and a second Ctrl-C at once. For a process that is featkit's own.
+    """Make Ctrl-C end this process within two seconds, and a second Ctrl-C at once. For a process
+    that is featkit's own.
 
-    SIGTERM too, where a command handles it (as a server does). Does nothing where signals are ignored (a job in a shell's
-    background), outside the main thread, or where processes cannot be forked.
+    SIGTERM too, where a command handles it (as a server does). Does nothing where signals are
+    ignored (a job in a shell's background), outside the main thread, or where processes cannot be
+    forked.
     """
     alone = threading.current_thread() is threading.main_thread() and threading.active_count() == 1
-    if not hasattr(os, "fork") or not alone or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        not hasattr(os, "fork")
+        or not alone
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         return
     signals, signal_written = os.pipe()
     times, time_is_up = os.pipe()
@@ -57,11 +65,14 @@ def end_on_interrupt() -> None:
     os.set_blocking(signal_written, False)
     signal.set_wakeup_fd(signal_written, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _Interrupt())
-    threading.Thread(target=_end_when_told, args=(times,), name="featkit-interrupt", daemon=True).start()
+    threading.Thread(
+        target=_end_when_told, args=(times,), name="featkit-interrupt", daemon=True
+    ).start()
 
 
 class _Interrupt:
-    """A handler that raises KeyboardInterrupt at the first Ctrl-C and ends the process at the second."""
+    """A handler that raises KeyboardInterrupt at the first Ctrl-C and ends the process at the
+    second."""
 
     def __init__(self) -> None:
         self.came = False
@@ -87,15 +98,22 @@ def _end_now(number: int) -> NoReturn:
 
 
 def _last_words(number: int) -> bytes:
-    message = MESSAGE if number == signal.SIGINT else MESSAGE.replace("Ctrl-C", signal.Signals(number).name)
+    message = (
+        MESSAGE
+        if number == signal.SIGINT
+        else MESSAGE.replace("Ctrl-C", signal.Signals(number).name)
+    )
     return f"{SHOW_CURSOR if os.isatty(2) else ''}{message}\n".encode()
 
 
-# The clock ------------------------------------------------------------------------------------------------------------
+# The clock ----------------------------------------------------------------------------------------
 
 
-def _be_the_clock(command: int, signals: int, time_is_up: int, *, unused: tuple[int, ...]) -> NoReturn:
-    """Watch the process `command`, our parent, until it ends; end it PATIENCE_S after the first signal that it hears."""
+def _be_the_clock(
+    command: int, signals: int, time_is_up: int, *, unused: tuple[int, ...]
+) -> NoReturn:
+    """Watch the process `command`, our parent, until it ends; end it PATIENCE_S after the first
+    signal that it hears."""
     try:
         for shared in (
             signal.SIGINT,
@@ -122,7 +140,9 @@ def _be_the_clock(command: int, signals: int, time_is_up: int, *, unused: tuple[
 def _first_signal(process: _Process, signals: int) -> int:
     """The first signal that asks the command to end; 0 when it has ended without one."""
     while process.is_there():
-        ready, _, _ = select.select([signals, *process.descriptors], [], [], None if process.descriptors else LOOK_S)
+        ready, _, _ = select.select(
+            [signals, *process.descriptors], [], [], None if process.descriptors else LOOK_S
+        )
         if signals in ready:
             heard = os.read(signals, 512)
             if not heard:

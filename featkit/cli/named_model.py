@@ -1,4 +1,5 @@
-"""A model by its file or by its published name, of which a model file is made once and kept in featkit's cache folder."""
+"""A model by its file or by its published name, of which a model file is made once and kept in
+featkit's cache folder."""
 
 from __future__ import annotations
 
@@ -14,10 +15,12 @@ from featkit.resources import cache_folder
 
 
 def model_file(model: str | None, *, quiet: bool = False) -> Path:
-    """The file to use for --model: featkit-tiny for None, a file that is there, or the one made of a published backbone.
+    """The file to use for --model: featkit-tiny for None, a file that is there, or the one made of
+    a published backbone.
 
-    Without torch a backbone that others published as an ONNX file is taken from there. InputError for a name that nobody knows;
-    EnvironmentProblem when its weights cannot be fetched, saying what to fetch by hand.
+    Without torch a backbone that others published as an ONNX file is taken from there. InputError
+    for a name that nobody knows; EnvironmentProblem when its weights cannot be fetched, saying what
+    to fetch by hand.
     """
     if model is None:
         return default_model_path()
@@ -38,7 +41,8 @@ def model_file(model: str | None, *, quiet: bool = False) -> Path:
 
 
 def _source(model: str) -> str:
-    """The published name itself where torch can read its weights, else the ONNX file that others made of them."""
+    """The published name itself where torch can read its weights, else the ONNX file that others
+    made of them."""
     from featkit_train.published.zoo import find_published
 
     published = find_published(model)

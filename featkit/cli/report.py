@@ -7,10 +7,12 @@ from featkit.cli.extras import need_extra
 
 
 def report(run: Path, /) -> None:
-    """Write the page of a training run anew, from what its folder holds: scores, curves, and what the network sees over time.
+    """Write the page of a training run anew, from what its folder holds: scores, curves, and what
+    the network sees over time.
 
-    A run writes it by itself when it ends. This makes it of a run that still goes on, or that was killed. Of a course of
-    trainings (born-again, self-training, internal) it is the table of them all, with the page of each beside.
+    A run writes it by itself when it ends. This makes it of a run that still goes on, or that was
+    killed. Of a course of trainings (born-again, self-training, internal) it is the table of them
+    all, with the page of each beside.
 
     Example: featkit report run/
 

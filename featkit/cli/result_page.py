@@ -1,6 +1,8 @@
-"""The results of a search as one HTML file with its pictures inside, for looking at and for sending along.
+"""The results of a search as one HTML file with its pictures inside, for looking at and for sending
+along.
 
-It loads nothing from anywhere, runs no script, and says so to the browser; names of pictures are text and stay text.
+It loads nothing from anywhere, runs no script, and says so to the browser; names of pictures are
+text and stay text.
 """
 
 from __future__ import annotations
@@ -108,7 +110,11 @@ def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]
         query=_inline(shown),
         name=html.escape(name),
         counts=html.escape(f"{len(hits):,} of {counted(len(index), 'picture')} in {index_name}"),
-        results=f"<ol>\n{cards}\n</ol>" if hits else '<p class="none">The index has no pictures yet.</p>',
+        results=(
+            f"<ol>\n{cards}\n</ol>"
+            if hits
+            else '<p class="none">The index has no pictures yet.</p>'
+        ),
         model=html.escape(index.model_name),
     )
     write_text(path, text)
@@ -118,12 +124,19 @@ def _card(rank: int, hit: Hit, thumbnail: bytes | None) -> str:
     key = html.escape(on_one_line(hit.key))
     size = [f"{hit.width}×{hit.height}"] if hit.width and hit.height else []
     return CARD.format(
-        picture=f'<img src="{_inline(thumbnail)}" alt="{key}" loading="lazy">' if thumbnail else "no thumbnail",
+        picture=(
+            f'<img src="{_inline(thumbnail)}" alt="{key}" loading="lazy">'
+            if thumbnail
+            else "no thumbnail"
+        ),
         rank=rank,
-        key=key.replace("/", "/<wbr>").replace("_", "_<wbr>"),  # where a long name may break; neither is in an entity
+        # where a long name may break; neither is in an entity
+        key=key.replace("/", "/<wbr>").replace("_", "_<wbr>"),
         score=hit.score,
         percent=100 * min(max(hit.score, 0.0), 1.0),
-        about=html.escape(" · ".join([*size, *(f"{name} {value}" for name, value in hit.metadata.items())])),
+        about=html.escape(
+            " · ".join([*size, *(f"{name} {value}" for name, value in hit.metadata.items())])
+        ),
     )
 
 

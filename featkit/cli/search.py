@@ -29,7 +29,8 @@ def search(
     open_: bool = False,
     json_: bool = False,
 ) -> None:
-    """Print the K pictures of INDEX nearest to PICTURE, best first. A score of 1 is the same picture, as the model sees it.
+    """Print the K pictures of INDEX nearest to PICTURE, best first. A score of 1 is the same
+    picture, as the model sees it.
 
     Example: featkit search photos.index query.jpg -k 10
 
@@ -53,9 +54,13 @@ def search(
 
     with Index.open(index) as opened:
         if len(opened) == 0:
-            raise InputError(f"{index} is empty. Add pictures with `featkit embed PHOTOS --out emb` and `featkit index emb`.")
+            raise InputError(
+                f"{index} is empty. Add pictures with `featkit embed PHOTOS --out emb` and `featkit"
+                " index emb`."
+            )
         if open_ and page is None:
-            page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"  # a folder only this user may read
+            # a folder only this user may read
+            page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"
         vectors = opened.embedder.embed(picture)
         hits = opened.in_one_state(lambda: _search(opened, picture, vectors, k, page))
     if json_:
@@ -68,7 +73,9 @@ def search(
         _show(page)
 
 
-def _search(opened: "Index", picture: Path, vectors: "np.ndarray", k: int, page: Path | None) -> "list[Hit]":
+def _search(
+    opened: "Index", picture: Path, vectors: "np.ndarray", k: int, page: Path | None
+) -> "list[Hit]":
     """The hits, on a page as well if there is one."""
     (hits,) = opened.query(vectors, k=k)
     if page is not None:
@@ -81,11 +88,16 @@ def _search(opened: "Index", picture: Path, vectors: "np.ndarray", k: int, page:
 def _in_json(hit: "Hit") -> dict[str, object]:
     from featkit.index.tables import in_json
 
-    return asdict(hit) | {"metadata": {name: in_json(value) for name, value in hit.metadata.items()}}
+    return asdict(hit) | {
+        "metadata": {name: in_json(value) for name, value in hit.metadata.items()}
+    }
 
 
 def _print_hits(title: str, hits: "list[Hit]") -> None:
-    rows = [[rank, f"{hit.score:.4f}", hit.key, _size(hit), _metadata(hit)] for rank, hit in enumerate(hits, 1)]
+    rows = [
+        [rank, f"{hit.score:.4f}", hit.key, _size(hit), _metadata(hit)]
+        for rank, hit in enumerate(hits, 1)
+    ]
     columns = ["", "score", "picture", "size", "metadata"]
     if not any(hit.metadata for hit in hits):
         columns, rows = columns[:-1], [row[:-1] for row in rows]

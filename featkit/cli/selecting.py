@@ -1,4 +1,5 @@
-"""The flags that say which files of a source are wanted, and the line that says which were passed over."""
+"""The flags that say which files of a source are wanted, and the line that says which were passed
+over."""
 
 from __future__ import annotations
 
@@ -23,19 +24,19 @@ class SelectionFlags:
     """Which files of a source are wanted."""
 
     exclude: Patterns = None
-    """Leave out files and folders by a pattern of their keys, as in .gitignore: --exclude '*.png' --exclude 'raw/**'. Repeat
-    for more."""
+    """Leave out files and folders by a pattern of their keys, as in .gitignore: --exclude '*.png'
+    --exclude 'raw/**'. Repeat for more."""
 
     include: Patterns = None
-    """Take only what one of these patterns matches. A pattern that names a hidden or system folder, or another suffix, takes
-    it in: --include '@eaDir/**'. Repeat for more."""
+    """Take only what one of these patterns matches. A pattern that names a hidden or system folder,
+    or another suffix, takes it in: --include '@eaDir/**'. Repeat for more."""
 
     follow_links: bool = False
     """Also read folders that links point to, each once."""
 
     column: str | None = None
-    """Read the pictures from this column of Parquet files and data sets; by default one of {bytes, path} values, before
-    plain binary ones."""
+    """Read the pictures from this column of Parquet files and data sets; by default one of {bytes,
+    path} values, before plain binary ones."""
 
 
 def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> Selection:
@@ -53,13 +54,16 @@ def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> S
 
 
 def passed_over(*sources: Source) -> str | None:
-    """Return the lines that say which column was read if there are others, and what was passed over; None if there are none."""
+    """Return the lines that say which column was read if there are others, and what was passed
+    over; None if there are none."""
     from featkit.sources.base import merge_skipped
     from featkit.sources.rows import column_notes
     from featkit.sources.selection import skipped_in_words
 
     lines = list(dict.fromkeys(note for source in sources for note in column_notes(source)))
-    if (skipped := skipped_in_words(merge_skipped(source.skipped for source in sources))) is not None:
+    if (
+        skipped := skipped_in_words(merge_skipped(source.skipped for source in sources))
+    ) is not None:
         lines.append(skipped)
     return "\n".join(lines) or None
 

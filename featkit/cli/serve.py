@@ -64,7 +64,10 @@ def serve(
         app = make_app(opened, embedder, limits=limits)
         what = f"{counted(len(opened), 'picture')} of {index}" if opened is not None else str(model)
         address = address_of(listener)
-        stdout().print(f"Serving {what} with {embedder.backend_name} on {address} (routes: {address}/openapi.json)")
+        stdout().print(
+            f"Serving {what} with {embedder.backend_name} on {address} (routes:"
+            f" {address}/openapi.json)"
+        )
         run(app, listener)
     finally:
         if opened is not None:

@@ -10,20 +10,35 @@ from featkit.wording import on_one_line
 
 # What stands in place of characters that a terminal in ASCII or a Windows code page cannot show.
 LOOKALIKES = str.maketrans(
-    {"×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "’": "'", "“": '"', "”": '"', "•": "*", "→": "->"}
+    {
+        "×": "x",
+        "–": "-",
+        "—": "-",
+        "−": "-",
+        "…": "...",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "•": "*",
+        "→": "->",
+    }
 )
 
 
 def never_fail_to_print() -> None:
-    """Let stdout and stderr show whatever a text holds: characters that their encoding lacks are replaced or spelled out.
+    """Let stdout and stderr show whatever a text holds: characters that their encoding lacks are
+    replaced or spelled out.
 
-    For a process that is featkit's own. Where Python passes bytes of file names through (`surrogateescape`), it still does.
+    For a process that is featkit's own. Where Python passes bytes of file names through
+    (`surrogateescape`), it still does.
     """
     codecs.register_error("featkit", _spell_out)
     codecs.register_error("featkit-bytes", _pass_bytes)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="featkit-bytes" if stream.errors == "surrogateescape" else "featkit")
+            stream.reconfigure(
+                errors="featkit-bytes" if stream.errors == "surrogateescape" else "featkit"
+            )
 
 
 def _spell_out(error: UnicodeError) -> tuple[str, int]:

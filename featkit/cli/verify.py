@@ -26,10 +26,12 @@ def verify(
     quiet: bool = False,
     json_: bool = False,
 ) -> int:
-    """Compare MODEL run by another engine or precision with ONNX Runtime in float32, on PHOTOS, and say whether they agree.
+    """Compare MODEL run by another engine or precision with ONNX Runtime in float32, on PHOTOS, and
+    say whether they agree.
 
-    They agree when no picture's two vectors have a cosine below 0.9995; else it ends with exit code 1. Where MODEL is an
-    index, what was found is kept in it: it may then be searched, and added to, by that run too.
+    They agree when no picture's two vectors have a cosine below 0.9995; else it ends with exit code
+    1. Where MODEL is an index, what was found is kept in it: it may then be searched, and added to,
+    by that run too.
 
     Example: featkit verify photos.index pictures/ --backend openvino --precision bf16
 
@@ -56,7 +58,16 @@ def verify(
         from featkit.index import Index
 
         with Index.open(model, writable=True) as index:
-            return _verify(index.model_path, photos, backend, precision, limit, quiet=quiet, as_json=json_, index=index)
+            return _verify(
+                index.model_path,
+                photos,
+                backend,
+                precision,
+                limit,
+                quiet=quiet,
+                as_json=json_,
+                index=index,
+            )
     return _verify(model, photos, backend, precision, limit, quiet=quiet, as_json=json_, index=None)
 
 
@@ -90,12 +101,23 @@ def _verify(
 
         if found.holds:
             names = ("num_pictures", "least_cosine", "mean_cosine", "recall_lost")
-            index.keep_proof(Proof(**asdict(found.run), **{name: getattr(found, name) for name in names}))
+            index.keep_proof(
+                Proof(**asdict(found.run), **{name: getattr(found, name) for name in names})
+            )
         else:
             index.drop_proof(found.run)
     if as_json:
-        figures: dict[str, Any] = {**asdict(found), "run": str(found.run), "reference": str(reference.run)}
-        figures |= {"needed_cosine": LEAST_COSINE, "holds": found.holds, "kept": kept, "failures": failures}
+        figures: dict[str, Any] = {
+            **asdict(found),
+            "run": str(found.run),
+            "reference": str(reference.run),
+        }
+        figures |= {
+            "needed_cosine": LEAST_COSINE,
+            "holds": found.holds,
+            "kept": kept,
+            "failures": failures,
+        }
         print_json(figures)
         return 0 if found.holds else 1
     rows: list[tuple[str, object]] = [
@@ -105,11 +127,20 @@ def _verify(
         (f"copies found, {reference.run}", f"{found.recall_at_1 + found.recall_lost:.4f}"),
         (f"copies found, {found.run}", f"{found.recall_at_1:.4f}"),
     ]
-    print_table(f"{found.run} beside {reference.run} on {counted(found.num_pictures, 'picture')}", ("", ""), rows)
+    print_table(
+        f"{found.run} beside {reference.run} on {counted(found.num_pictures, 'picture')}",
+        ("", ""),
+        rows,
+    )
     if failures:
         print_table("Left out", ("picture", "why"), failures[:MAX_FAILURES_SHOWN])
     verdict = "They agree" if found.holds else "They do not agree"
-    stdout().print(f"{verdict}: the least cosine is {found.least_cosine:.6f}, {LEAST_COSINE} is needed.")
+    stdout().print(
+        f"{verdict}: the least cosine is {found.least_cosine:.6f}, {LEAST_COSINE} is needed."
+    )
     if kept:
-        stdout().print(f"{model.parent} may now be searched and added to by {found.run} as well as by {reference.run}.")
+        stdout().print(
+            f"{model.parent} may now be searched and added to by {found.run} as well as by"
+            f" {reference.run}."
+        )
     return 0 if found.holds else 1

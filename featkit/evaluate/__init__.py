@@ -1,4 +1,5 @@
-"""How good a model is, by labels, groups or none, beside raw pixels; and whether engines agree on it."""
+"""How good a model is, by labels, groups or none, beside raw pixels; and whether engines agree on
+it."""
 
 from featkit.evaluate.agreement import Agreement, compare_runs
 from featkit.evaluate.copies import CopiesReport, CopyProbe, MethodScore, evaluate_copies

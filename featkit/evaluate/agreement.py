@@ -1,7 +1,9 @@
-"""Whether another engine or precision gives a model's vectors: cosines, neighbours and copies found, on photographs.
+"""Whether another engine or precision gives a model's vectors: cosines, neighbours and copies
+found, on photographs.
 
-The reference is what a model file is proven by, ONNX Runtime in the file's own precision. Every picture is embedded by each
-run as `Embedder.embed` would, and so are compound edits of it (edits.py), which look for their original.
+The reference is what a model file is proven by, ONNX Runtime in the file's own precision. Every
+picture is embedded by each run as `Embedder.embed` would, and so are compound edits of it
+(edits.py), which look for their original.
 """
 
 # P pictures, E edits of each, D width
@@ -22,9 +24,10 @@ from featkit.evaluate.retrieval import bootstrap_interval, find_places, recall_a
 from featkit.images import decode
 from featkit.sources import Source, subset
 
-# The least cosine, over all pictures, at which vectors may meet the reference's: at 0.9995 no score moves by more than 0.032,
-# the sine of the angle between the two, and most by far less. featkit-tiny in bf16 has 0.99998 in the mean over 600
-# photographs, but one of them has 0.9985, so it does not pass; 2 of the 600 change their nearest neighbour and no copy is lost.
+# The least cosine, over all pictures, at which vectors may meet the reference's: at 0.9995 no score
+# moves by more than 0.032, the sine of the angle between the two, and most by far less.
+# featkit-tiny in bf16 has 0.99998 in the mean over 600 photographs, but one of them has 0.9985, so
+# it does not pass; 2 of the 600 change their nearest neighbour and no copy is lost.
 LEAST_COSINE = 0.9995
 NUM_EDITS = 4
 BOUND = 0.9  # an interval from 5 % to 95 %, of which the upper end is told
@@ -35,9 +38,11 @@ QUERY_BLOCK = 1024
 class Agreement:
     """A run compared with the reference. Cosines are of the two vectors of a picture.
 
-    neighbours_changed: share of the pictures whose nearest one among the others is another. recall_at_1: share of the edited
-    pictures, embedded by this run, that find their original among the reference's vectors, as when one made an index and the
-    other searches it. recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over the pictures.
+    neighbours_changed: share of the pictures whose nearest one among the others is another.
+    recall_at_1: share of the edited pictures, embedded by this run, that find their original among
+    the reference's vectors, as when one made an index and the other searches it.
+    recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over the
+    pictures.
     """
 
     run: Run
@@ -65,18 +70,22 @@ def compare_runs(
     num_edits: int = NUM_EDITS,
     on_progress: OnProgress = no_progress,
 ) -> tuple[list[Agreement], list[tuple[str, str]]]:
-    """Each of `others`, of the same model, against the reference; and the pictures that could not be read, and why.
+    """Each of `others`, of the same model, against the reference; and the pictures that could not
+    be read, and why.
 
     The others may be of another file of that model, in a lower precision.
 
-    Memory holds a block of pictures and every view's vectors. InputError when fewer than two pictures can be read.
+    Memory holds a block of pictures and every view's vectors. InputError when fewer than two
+    pictures can be read.
     """
     embedders = [reference, *others]
     collected: list[list[np.ndarray]] = [[] for _ in embedders]
     failures: list[tuple[str, str]] = []
 
     def read(number: int) -> np.ndarray:
-        return _views(source.read(number), reference, key=source.key(number), seed=seed, num_edits=num_edits)
+        return _views(
+            source.read(number), reference, key=source.key(number), seed=seed, num_edits=num_edits
+        )
 
     count = 0
     for block in read_blocks(source, read, failures):
@@ -85,9 +94,14 @@ def compare_runs(
         count += len(block)
         on_progress(count + len(failures), len(failures))
     if count < 2:
-        raise InputError(f"{source.name} has {count} readable pictures; runs are compared on at least 2.")
+        raise InputError(
+            f"{source.name} has {count} readable pictures; runs are compared on at least 2."
+        )
     views = [np.concatenate(blocks).reshape(count, 1 + num_edits, -1) for blocks in collected]
-    return [_compare(embedder.run, found, views[0]) for embedder, found in zip(others, views[1:], strict=True)], failures
+    return [
+        _compare(embedder.run, found, views[0])
+        for embedder, found in zip(others, views[1:], strict=True)
+    ], failures
 
 
 def thinned(source: Source, count: int) -> Source:
@@ -99,8 +113,16 @@ def thinned(source: Source, count: int) -> Source:
 
 def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: int) -> np.ndarray:
     original = working_picture(decode(data, name=key, shorter_side=WORKING_SIDE).pixels)
-    edited = [apply_edits(original, draw_compound(seed=seed, key=key, number=number)) for number in range(num_edits)]
-    return np.stack([embedder.prepare(data, name=key), *(embedder.geometry.apply(np.asarray(view)) for view in edited)])
+    edited = [
+        apply_edits(original, draw_compound(seed=seed, key=key, number=number))
+        for number in range(num_edits)
+    ]
+    return np.stack(
+        [
+            embedder.prepare(data, name=key),
+            *(embedder.geometry.apply(np.asarray(view)) for view in edited),
+        ]
+    )
 
 
 def _compare(run: Run, found: np.ndarray, expected: np.ndarray) -> Agreement:

@@ -1,8 +1,8 @@
 """What a model must beat: pictures compared without any learning.
 
-Raw pixels are the plainest embedding there is; the perceptual hash is what copy finders without a model use (the pHash of
-Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions", in the variant of the Python library
-imagehash).
+Raw pixels are the plainest embedding there is; the perceptual hash is what copy finders without a
+model use (the pHash of Zauner, 2010, "Implementation and benchmarking of perceptual image hash
+functions", in the variant of the Python library imagehash).
 """
 
 # N pictures, G pictures of the gallery, Q queries
@@ -26,24 +26,30 @@ def pixels_of(image: Image.Image) -> np.ndarray:
 
 
 def pixel_vectors(pixels: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
-    """Rows (N, 3072) uint8 less `mean`, at unit length, float32. mean: the gallery's (3072,), or 0 for plain pixels."""
+    """Rows (N, 3072) uint8 less `mean`, at unit length, float32. mean: the gallery's (3072,), or 0
+    for plain pixels."""
     return unit_rows(pixels.astype(np.float32) - np.float32(mean))
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 grey picture lie above their median."""
-    grey = image.convert("L").resize((HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 grey picture lie
+    above their median."""
+    grey = image.convert("L").resize(
+        (HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0
+    )
     frequencies = DCT @ np.asarray(grey, np.float64) @ DCT.T
     return np.packbits(frequencies > np.median(frequencies))
 
 
 def hash_vectors(hashes: np.ndarray) -> np.ndarray:
-    """Hashes (N, 8) uint8 as unit rows of ±1/8 (N, 64) float32: their product is 1 - Hamming distance / 32, exactly."""
+    """Hashes (N, 8) uint8 as unit rows of ±1/8 (N, 64) float32: their product is 1 - Hamming
+    distance / 32, exactly."""
     return (np.unpackbits(hashes, axis=1).astype(np.float32) * 2 - 1) / 8
 
 
 def _low_dct(side: int, kept: int) -> np.ndarray:
-    """The first `kept` rows (kept, side) of the DCT-II: cos(pi * k * (2 n + 1) / (2 side)). A hash's order knows no scale."""
+    """The first `kept` rows (kept, side) of the DCT-II: cos(pi * k * (2 n + 1) / (2 side)). A
+    hash's order knows no scale."""
     k, n = np.arange(kept)[:, None], np.arange(side)[None, :]
     return np.cos(np.pi * k * (2 * n + 1) / (2 * side))
 

@@ -1,7 +1,8 @@
 """The built-in yardstick, which needs no labels: does an edited picture find its original?
 
-The gallery is the untouched pictures. Each is queried by four seeded compound edits of itself (edits.py), and by every single
-edit for the breakdown. Raw pixels and a perceptual hash are measured in the same run, on the same queries.
+The gallery is the untouched pictures. Each is queried by four seeded compound edits of itself
+(edits.py), and by every single edit for the breakdown. Raw pixels and a perceptual hash are
+measured in the same run, on the same queries.
 
 Letters: P pictures, E edits of each, N prepared pictures, D width.
 """
@@ -26,7 +27,14 @@ from featkit.evaluate.edits import (
     working_picture,
 )
 from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress, read_blocks
-from featkit.evaluate.retrieval import ToVectors, average_precision, bootstrap_interval, find_places, recall_at_k, unchanged
+from featkit.evaluate.retrieval import (
+    ToVectors,
+    average_precision,
+    bootstrap_interval,
+    find_places,
+    recall_at_k,
+    unchanged,
+)
 from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
@@ -37,7 +45,8 @@ RECALL_AT = 10
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScore:
-    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of recall_at_1; `single` is by edit."""
+    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of recall_at_1;
+    `single` is by edit."""
 
     name: str
     recall_at_1: float
@@ -55,7 +64,8 @@ class CopiesReport:
     seed: int
     edits_version: int
     methods: list[MethodScore]
-    failures: list[tuple[str, str]] = field(default_factory=list)  # pictures that could not be read, and why
+    # pictures that could not be read, and why
+    failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def model(self) -> MethodScore:
@@ -76,8 +86,9 @@ def evaluate_copies(
 ) -> CopiesReport:
     """Measure a model by the copies yardstick on all pictures of a source.
 
-    Memory holds a block of pictures, and of each picture's views the model's vectors, raw pixels and hashes as uint8 (3 kB a
-    view); those become vectors a block at a time. InputError when fewer than two pictures can be read.
+    Memory holds a block of pictures, and of each picture's views the model's vectors, raw pixels
+    and hashes as uint8 (3 kB a view); those become vectors a block at a time. InputError when fewer
+    than two pictures can be read.
     """
     model, pixels, hashes = Collected(), Collected(), Collected()
     failures: list[tuple[str, str]] = []
@@ -88,14 +99,22 @@ def evaluate_copies(
 
     count = 0
     for pictures in read_blocks(source, read, failures):
-        views = [view for key, pixel_array in pictures for view in _views(pixel_array, seed=seed, key=key)]
-        model.take(embedder.infer(np.stack([embedder.geometry.apply(np.asarray(view)) for view in views])))
+        views = [
+            view
+            for key, pixel_array in pictures
+            for view in _views(pixel_array, seed=seed, key=key)
+        ]
+        model.take(
+            embedder.infer(np.stack([embedder.geometry.apply(np.asarray(view)) for view in views]))
+        )
         pixels.take(np.stack([pixels_of(view) for view in views]))
         hashes.take(np.stack([perceptual_hash(view) for view in views]))
         count += len(pictures)
         on_progress(count + len(failures), len(failures))
     if count < 2:
-        raise InputError(f"{source.name} has {count} readable pictures; copies are found among at least 2.")
+        raise InputError(
+            f"{source.name} has {count} readable pictures; copies are found among at least 2."
+        )
     raw = pixels.split()
     gallery_mean = raw[:, 0].mean(axis=0, dtype=np.float64)
     return CopiesReport(
@@ -113,18 +132,26 @@ def evaluate_copies(
 
 
 class CopyProbe:
-    """The yardstick's headline, prepared once and asked often, for watching a model while it trains.
+    """The yardstick's headline, prepared once and asked often, for watching a model while it
+    trains.
 
     pictures: (H, W, 3) uint8 each. Pictures and their edits are prepared by `geometry` and kept.
     """
 
     def __init__(
-        self, pictures: Sequence[np.ndarray], geometry: Geometry, *, seed: int = 0, num_edits: int = NUM_EDITS
+        self,
+        pictures: Sequence[np.ndarray],
+        geometry: Geometry,
+        *,
+        seed: int = 0,
+        num_edits: int = NUM_EDITS,
     ) -> None:
         views = []
         for number, picture in enumerate(pictures):
             original = working_picture(picture)
-            edits = [draw_compound(seed=seed, key=str(number), number=edit) for edit in range(num_edits)]
+            edits = [
+                draw_compound(seed=seed, key=str(number), number=edit) for edit in range(num_edits)
+            ]
             views += [original, *(apply_edits(original, edit) for edit in edits)]
         self._shape = (len(pictures), 1 + num_edits)
         self.images = np.stack([geometry.apply(np.asarray(view)) for view in views])
@@ -159,17 +186,29 @@ class Collected:
 def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:
     """The original, its compound edits, and each single edit of it."""
     original = working_picture(pixels)
-    compounds = [apply_edits(original, draw_compound(seed=seed, key=key, number=number)) for number in range(NUM_EDITS)]
-    singles = [apply_edits(original, [draw_single(name, seed=seed, key=key)]) for name in SINGLE_EDITS]
+    compounds = [
+        apply_edits(original, draw_compound(seed=seed, key=key, number=number))
+        for number in range(NUM_EDITS)
+    ]
+    singles = [
+        apply_edits(original, [draw_single(name, seed=seed, key=key)]) for name in SINGLE_EDITS
+    ]
     return [original, *compounds, *singles]
 
 
 def _score(name: str, views: np.ndarray, to_vectors: ToVectors) -> MethodScore:
     gallery, compounds = views[:, 0], views[:, 1 : 1 + NUM_EDITS]
-    places = find_places(_flat(compounds), gallery, np.repeat(np.arange(len(gallery)), NUM_EDITS), to_vectors=to_vectors)
+    places = find_places(
+        _flat(compounds),
+        gallery,
+        np.repeat(np.arange(len(gallery)), NUM_EDITS),
+        to_vectors=to_vectors,
+    )
     at_1 = recall_at_k(places, 1)
     single = {
-        edit: float(_recall(gallery, views[:, 1 + NUM_EDITS + number, None], to_vectors, k=1).mean())
+        edit: float(
+            _recall(gallery, views[:, 1 + NUM_EDITS + number, None], to_vectors, k=1).mean()
+        )
         for number, edit in enumerate(SINGLE_EDITS)
     }
     return MethodScore(
@@ -182,8 +221,11 @@ def _score(name: str, views: np.ndarray, to_vectors: ToVectors) -> MethodScore:
     )
 
 
-def _recall(gallery: np.ndarray, queries: np.ndarray, to_vectors: ToVectors, *, k: int) -> np.ndarray:
-    """(P * E,) recall of queries (P, E, ...) in a gallery (P, ...), which `to_vectors` makes vectors of."""
+def _recall(
+    gallery: np.ndarray, queries: np.ndarray, to_vectors: ToVectors, *, k: int
+) -> np.ndarray:
+    """(P * E,) recall of queries (P, E, ...) in a gallery (P, ...), which `to_vectors` makes
+    vectors of."""
     right = np.repeat(np.arange(len(gallery)), queries.shape[1])
     return recall_at_k(find_places(_flat(queries), gallery, right, to_vectors=to_vectors), k)
 

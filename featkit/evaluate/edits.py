@@ -1,11 +1,14 @@
-"""What people do to a picture before they post it again: named, versioned, and the same for the same seed.
+"""What people do to a picture before they post it again: named, versioned, and the same for the
+same seed.
 
-An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested and repeated. Lengths are
-shares of the picture's, so that one edit looks alike on a large picture and on a small one. Randomness is keyed by
-(seed, purpose, picture), never by order: a picture gets the same edits alone, in a folder, or in another thread.
+An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested
+and repeated. Lengths are shares of the picture's, so that one edit looks alike on a large picture
+and on a small one. Randomness is keyed by (seed, purpose, picture), never by order: a picture gets
+the same edits alone, in a folder, or in another thread.
 
-A change of any number or order below changes every score: raise EDITS_VERSION with it. Left out: screenshots, collages,
-stickers, perspective and moiré, which benchmarks of copy detection such as DISC21 have too.
+A change of any number or order below changes every score: raise EDITS_VERSION with it. Left out:
+screenshots, collages, stickers, perspective and moiré, which benchmarks of copy detection such as
+DISC21 have too.
 """
 
 from __future__ import annotations
@@ -25,14 +28,16 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 EDITS_VERSION = 1
 
 WORKING_SIDE = 256  # pixels of the shorter side that edits are applied at
-WORKING_LONGEST = 4096  # a strip is scaled down further: JPEG ends at 65,535 pixels, and memory before that
+# a strip is scaled down further: JPEG ends at 65,535 pixels, and memory before that
+WORKING_LONGEST = 4096
 
 CROP_AREA = (0.30, 0.80)  # share of the picture that is kept
 CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop, as a multiple of the picture's own
 ROTATE_DEGREES = (-20.0, 20.0)
 COLOUR_FACTOR = (0.7, 1.3)  # of brightness, contrast and saturation; 1 changes nothing
 JPEG_QUALITY = 30
-BLUR_RADIUS = (0.006, 0.012)  # standard deviation as a share of the shorter side: 1.5 to 3 pixels at 256
+# standard deviation as a share of the shorter side: 1.5 to 3 pixels at 256
+BLUR_RADIUS = (0.006, 0.012)
 TEXT_HEIGHT = (0.10, 0.20)  # of the letters, as a share of the shorter side
 TEXTS = (
     "SALE",
@@ -60,7 +65,8 @@ class Edit(Protocol):
 
 @dataclass(frozen=True)
 class Crop:
-    """Keep `area` of the picture, a box of `aspect` times its shape; `across` and `down` (0 .. 1) place it."""
+    """Keep `area` of the picture, a box of `aspect` times its shape; `across` and `down` (0 .. 1)
+    place it."""
 
     name: ClassVar[str] = "crop"
     area: float
@@ -80,7 +86,10 @@ class Crop:
         """Cut at whole pixels; at least one is left."""
         width = max(1, round(image.width * math.sqrt(self.area * self.aspect)))
         height = max(1, round(image.height * math.sqrt(self.area / self.aspect)))
-        left, top = round((image.width - width) * self.across), round((image.height - height) * self.down)
+        left, top = (
+            round((image.width - width) * self.across),
+            round((image.height - height) * self.down),
+        )
         return image.crop((left, top, left + width, top + height))
 
 
@@ -129,7 +138,11 @@ class Colour:
     @classmethod
     def draw(cls, random: Random) -> Colour:
         """Each uniform over COLOUR_FACTOR."""
-        return cls(random.uniform(*COLOUR_FACTOR), random.uniform(*COLOUR_FACTOR), random.uniform(*COLOUR_FACTOR))
+        return cls(
+            random.uniform(*COLOUR_FACTOR),
+            random.uniform(*COLOUR_FACTOR),
+            random.uniform(*COLOUR_FACTOR),
+        )
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """By Pillow's ImageEnhance."""
@@ -189,7 +202,13 @@ class Text:
     def draw(cls, random: Random) -> Text:
         """One of TEXTS, at a size from TEXT_HEIGHT, at a uniform place."""
         words = TEXTS[int(random.random() * len(TEXTS))]
-        return cls(words, random.uniform(*TEXT_HEIGHT), random.random(), random.random(), random.random() < 0.5)
+        return cls(
+            words,
+            random.uniform(*TEXT_HEIGHT),
+            random.random(),
+            random.random(),
+            random.random() < 0.5,
+        )
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """In Pillow's own font, smaller where the line would be wider than the picture."""
@@ -201,29 +220,42 @@ class Text:
             size = max(1, int(size * 0.95 * image.width / length))
         left, top, right, bottom = draw.textbbox((0, 0), self.words, font=_font(size))
         ink, rim = ("white", "black") if self.light else ("black", "white")
-        place = ((image.width - (right - left)) * self.across - left, (image.height - (bottom - top)) * self.down - top)
-        draw.text(place, self.words, fill=ink, font=_font(size), stroke_width=size // 12, stroke_fill=rim)
+        place = (
+            (image.width - (right - left)) * self.across - left,
+            (image.height - (bottom - top)) * self.down - top,
+        )
+        draw.text(
+            place, self.words, fill=ink, font=_font(size), stroke_width=size // 12, stroke_fill=rim
+        )
         return image
 
 
-_DRAW: dict[str, Callable[[Random], Edit]] = {kind.name: kind.draw for kind in (Crop, Rotate, Flip, Colour, Jpeg, Blur, Text)}
+_DRAW: dict[str, Callable[[Random], Edit]] = {
+    kind.name: kind.draw for kind in (Crop, Rotate, Flip, Colour, Jpeg, Blur, Text)
+}
 SINGLE_EDITS = tuple(_DRAW)  # the names, in the order of a report's breakdown
 FINISHES = ("jpeg", "blur", "text")  # of which a compound has one
 
 
 def working_picture(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) uint8 as the picture that edits and the gallery start from: shorter side WORKING_SIDE, never enlarged."""
+    """(H, W, 3) uint8 as the picture that edits and the gallery start from: shorter side
+    WORKING_SIDE, never enlarged."""
     height, width = pixels.shape[:2]
     scale = min(1.0, WORKING_SIDE / min(height, width), WORKING_LONGEST / max(height, width))
     image = Image.fromarray(pixels)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0) if size != image.size else image
+    return (
+        image.resize(size, Image.Resampling.BICUBIC, reducing_gap=2.0)
+        if size != image.size
+        else image
+    )
 
 
 def random_for(seed: int, purpose: str, key: str) -> Random:
     """Randomness of one picture for one purpose.
 
-    Python's own generator, since it promises the same sequence in later versions, which numpy's does not.
+    Python's own generator, since it promises the same sequence in later versions, which numpy's
+    does not.
     """
     digest = hashlib.sha256(f"{EDITS_VERSION}\0{seed}\0{purpose}\0{key}".encode()).digest()
     return Random(int.from_bytes(digest, "big"))
@@ -237,8 +269,8 @@ def draw_single(name: str, *, seed: int, key: str) -> Edit:
 def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
     """The `number`-th compound edit of the picture `key`.
 
-    Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and saturation; and last one
-    of FINISHES.
+    Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and
+    saturation; and last one of FINISHES.
     """
     random = random_for(seed, f"compound {number}", key)
     rotate, crop = Rotate.draw(random), Crop.draw(random)

@@ -21,8 +21,10 @@ from featkit.sources import Source
 
 PICTURES_A_BLOCK = 16
 T = TypeVar("T")
-OnProgress: TypeAlias = Callable[[int, int], None]  # how many pictures were met, and how many of them failed
-Box: TypeAlias = tuple[float, float, float, float]  # left, top, right, bottom, in the upright picture's own pixels
+# how many pictures were met, and how many of them failed
+OnProgress: TypeAlias = Callable[[int, int], None]
+# left, top, right, bottom, in the upright picture's own pixels
+Box: TypeAlias = tuple[float, float, float, float]
 
 
 class PictureModel(Protocol):
@@ -45,7 +47,8 @@ class PictureModel(Protocol):
 
 @dataclass(frozen=True)
 class Embedded(Generic[T]):
-    """vectors (N, D) float32 of unit length; pixels (N, 3072) uint8, as baselines.pixels_of; what is known of each."""
+    """vectors (N, D) float32 of unit length; pixels (N, 3072) uint8, as baselines.pixels_of; what
+    is known of each."""
 
     vectors: np.ndarray
     pixels: np.ndarray
@@ -59,10 +62,13 @@ def no_progress(_done: int, _failed: int) -> None:
     """The `on_progress` of who does not want to know."""
 
 
-def read_blocks(source: Source, read: Callable[[int], T], failures: list[tuple[str, str]]) -> Iterator[list[T]]:
+def read_blocks(
+    source: Source, read: Callable[[int], T], failures: list[tuple[str, str]]
+) -> Iterator[list[T]]:
     """What `read` makes of each item's number, PICTURES_A_BLOCK items at a time.
 
-    An item for which it raises an InputError is added to `failures`, as its key and why, and left out.
+    An item for which it raises an InputError is added to `failures`, as its key and why, and left
+    out.
     """
     block: list[T] = []
     for number in range(len(source)):
@@ -88,9 +94,10 @@ def embed_pictures(
 ) -> Embedded[T]:
     """The pictures that can be read, in the source's order; the others are added to `failures`.
 
-    know: what is to be known of an item, by its number; asked before the picture is decoded, and may refuse it by an
-    InputError. box: the part of an item that is looked at, by its number; else all of it, decoded as `Embedder.embed` does.
-    Memory holds a block of pictures, and of each its vector and 3 kB.
+    know: what is to be known of an item, by its number; asked before the picture is decoded, and
+    may refuse it by an InputError. box: the part of an item that is looked at, by its number; else
+    all of it, decoded as `Embedder.embed` does. Memory holds a block of pictures, and of each its
+    vector and 3 kB.
     """
     side = max(model.geometry.shorter_side, THUMBNAIL_SIDE)
     before = len(failures)
@@ -111,16 +118,24 @@ def embed_pictures(
         failed = len(failures) - before
         on_progress(len(known) + failed, failed)
     if not known:
-        return Embedded(np.zeros((0, model.manifest.width), np.float32), np.zeros((0, PIXELS_WIDTH), np.uint8), [])
+        return Embedded(
+            np.zeros((0, model.manifest.width), np.float32),
+            np.zeros((0, PIXELS_WIDTH), np.uint8),
+            [],
+        )
     return Embedded(np.concatenate(vectors), np.concatenate(raw), known)
 
 
 def cut(pixels: np.ndarray, box: Box, *, name: str) -> np.ndarray:
-    """The part of a picture (H, W, 3) within a box, rounded to whole pixels. InputError where none of it is inside."""
+    """The part of a picture (H, W, 3) within a box, rounded to whole pixels. InputError where none
+    of it is inside."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = (round(side) for side in box)
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if left >= right or top >= bottom:
         sides = ", ".join(f"{side:g}" for side in box)
-        raise InputError(f"{name} has {width}×{height} pixels, none of them in the box {sides}; it is another picture.")
+        raise InputError(
+            f"{name} has {width}×{height} pixels, none of them in the box {sides}; it is another"
+            " picture."
+        )
     return pixels[top:bottom, left:right]

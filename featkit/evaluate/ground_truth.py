@@ -1,11 +1,13 @@
-"""The ground truth of ROxford and RParis as it is published: gnd_roxford5k.pkl, gnd_rparis6k.pkl, or the same as JSON.
+"""The ground truth of ROxford and RParis as it is published: gnd_roxford5k.pkl, gnd_rparis6k.pkl,
+or the same as JSON.
 
-A pickle may run whatever its author likes when it is read. Here it is read without any of its classes: plain containers, text
-and numbers, and arrays of numbers, which are built by this file from their bytes, never by numpy at the pickle's word. Whatever
-else it names is refused.
+A pickle may run whatever its author likes when it is read. Here it is read without any of its
+classes: plain containers, text and numbers, and arrays of numbers, which are built by this file
+from their bytes, never by numpy at the pickle's word. Whatever else it names is refused.
 
-The format: `imlist` the database's names, `qimlist` the queries', without suffix, and `gnd`, for each query `easy`, `hard` and
-`junk`, places in imlist, and `bbx`, the part of the query that is sought: left, top, right, bottom.
+The format: `imlist` the database's names, `qimlist` the queries', without suffix, and `gnd`, for
+each query `easy`, `hard` and `junk`, places in imlist, and `bbx`, the part of the query that is
+sought: left, top, right, bottom.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ TYPES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Which places (n,) int64 of the database are right and easy, right and hard, or neither right nor wrong."""
+    """Which places (n,) int64 of the database are right and easy, right and hard, or neither right
+    nor wrong."""
 
     name: str
     easy: np.ndarray
@@ -48,26 +51,37 @@ class GroundTruth:
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
-    """InputError for a file that cannot be read, that names anything but plain values, or whose values do not fit together."""
+    """InputError for a file that cannot be read, that names anything but plain values, or whose
+    values do not fit together."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(
-                f"{path} has {path.stat().st_size:,} bytes, more than any ground truth's; the limit is {MAX_BYTES:,}."
+                f"{path} has {path.stat().st_size:,} bytes, more than any ground truth's; the limit"
+                f" is {MAX_BYTES:,}."
             )
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     try:
-        value = json.loads(data) if path.suffix == ".json" else _Plain(io.BytesIO(data), encoding="latin1").load()
+        value = (
+            json.loads(data)
+            if path.suffix == ".json"
+            else _Plain(io.BytesIO(data), encoding="latin1").load()
+        )
     except InputError as error:
         raise InputError(f"{path} {error}") from error
-    except Exception as error:  # bytes that are no pickle make the unpickler raise whatever they lead it to
+    # bytes that are no pickle make the unpickler raise whatever they lead it to
+    except Exception as error:
         reason = " ".join(str(error).split())[:MAX_SHOWN].rstrip(".") or type(error).__name__
-        raise InputError(f"{path} is no ground truth that can be read ({reason}); such is gnd_roxford5k.pkl.") from error
+        raise InputError(
+            f"{path} is no ground truth that can be read ({reason}); such is gnd_roxford5k.pkl."
+        ) from error
     try:
         return _ground_truth(value)
     except _UnfitError as error:
-        raise InputError(f"{path} is no ground truth in the format of ROxford and RParis: {error}.") from error
+        raise InputError(
+            f"{path} is no ground truth in the format of ROxford and RParis: {error}."
+        ) from error
 
 
 class _UnfitError(Exception):
@@ -80,7 +94,10 @@ def _ground_truth(value: object) -> GroundTruth:
     truths = _list(found, "gnd", "it")
     if len(truths) != len(query_names) or not truths:
         raise _UnfitError(f"qimlist has {len(query_names)} queries and gnd {len(truths)}")
-    return GroundTruth(names, [_query(name, truth, len(names)) for name, truth in zip(query_names, truths, strict=True)])
+    return GroundTruth(
+        names,
+        [_query(name, truth, len(names)) for name, truth in zip(query_names, truths, strict=True)],
+    )
 
 
 def _query(name: str, value: object, num_names: int) -> Query:
@@ -90,7 +107,9 @@ def _query(name: str, value: object, num_names: int) -> Query:
     for kind in ("easy", "hard", "junk"):
         numbers = _list(truth, kind, where)
         if not all(type(number) is int and 0 <= number < num_names for number in numbers):
-            raise _UnfitError(f"{where} has {kind} that are no places among the {num_names:,} names of imlist")
+            raise _UnfitError(
+                f"{where} has {kind} that are no places among the {num_names:,} names of imlist"
+            )
         places[kind] = np.array(numbers, np.int64)
     named = np.concatenate(list(places.values()))
     if len(np.unique(named)) < len(named):
@@ -122,22 +141,26 @@ def _list(found: Mapping[Any, Any], key: str, where: str) -> list[Any]:
     """A list, or an array of one dimension as a list of plain numbers."""
     value = found.get(key)
     if isinstance(value, _Array):
-        value = value.values.tolist() if value.values is not None and value.values.ndim == 1 else None
+        value = (
+            value.values.tolist() if value.values is not None and value.values.ndim == 1 else None
+        )
     if not isinstance(value, list | tuple):
         raise _UnfitError(f"{where} has no list {key}")
     return [number.value if isinstance(number, _Number) else number for number in value]
 
 
 class _Plain(pickle.Unpickler):
-    """Unpickles plain values and arrays of numbers. What stands for numpy's classes are those below, which know no others."""
+    """Unpickles plain values and arrays of numbers. What stands for numpy's classes are those
+    below, which know no others."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) in STAND_INS:
             stand_in = STAND_INS[module, name]
-            return lambda *arguments: stand_in(*arguments)  # made anew: what the file may set on it is gone with it
+            # made anew: what the file may set on it is gone with it
+            return lambda *arguments: stand_in(*arguments)
         raise InputError(
-            f"names {f'{module}.{name}'[:MAX_SHOWN]!r}, which a ground truth has no use for and which it could run; "
-            "convert it to JSON if you trust it."
+            f"names {f'{module}.{name}'[:MAX_SHOWN]!r}, which a ground truth has no use for and"
+            " which it could run; convert it to JSON if you trust it."
         )
 
 
@@ -154,10 +177,13 @@ class _Type:
 
     def read(self, data: object, shape: object, *, order: object) -> np.ndarray:
         """The array of these bytes. ValueError or TypeError where they do not fit."""
-        raw = data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as text
+        # Python 2 wrote bytes as text
+        raw = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(raw, bytes | bytearray | memoryview) or not isinstance(shape, tuple):
             raise InputError("has an array without bytes.")
-        found = np.frombuffer(bytes(raw), np.dtype(self.order + self.code)).reshape(shape, order="F" if order else "C")
+        found = np.frombuffer(bytes(raw), np.dtype(self.order + self.code)).reshape(
+            shape, order="F" if order else "C"
+        )
         return found.astype(found.dtype.newbyteorder("="))
 
 

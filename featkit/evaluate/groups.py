@@ -1,8 +1,9 @@
 """Retrieval with any grouping: of all pictures, are those of a query's own group found first?
 
-Ties count as if their order were drawn by lot, in expectation, as in retrieval.py: a model that gives every picture the same
-vector scores exactly chance. The expectations are those of McSherry and Najork, 2008, "Computing information retrieval
-performance measures efficiently in the presence of tied scores".
+Ties count as if their order were drawn by lot, in expectation, as in retrieval.py: a model that
+gives every picture the same vector scores exactly chance. The expectations are those of McSherry
+and Najork, 2008, "Computing information retrieval performance measures efficiently in the presence
+of tied scores".
 
 Letters: Q queries, G pictures of the gallery, D width, k places.
 """
@@ -28,7 +29,8 @@ OWN = np.iinfo(np.int32).min  # the score of a query's own picture, below all ot
 
 @dataclass(frozen=True, kw_only=True)
 class GroupScore:
-    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of the mean average precision, over queries.
+    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of the mean average
+    precision, over queries.
 
     recall: by k, the share of queries with at least one picture of their group among the first k.
     """
@@ -41,7 +43,8 @@ class GroupScore:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupReport:
-    """The model's score comes first, chance last. column: where the groups came from, of the gallery and of the queries."""
+    """The model's score comes first, chance last. column: where the groups came from, of the
+    gallery and of the queries."""
 
     num_pictures: int
     num_groups: int  # in the gallery
@@ -61,14 +64,17 @@ def evaluate_groups(
     queries: Source | None = None,
     on_progress: OnProgress = no_progress,
 ) -> GroupReport:
-    """Query the pictures of `source`, by each of themselves (left out) or by those of `queries`; raw pixels beside the model.
+    """Query the pictures of `source`, by each of themselves (left out) or by those of `queries`;
+    raw pixels beside the model.
 
-    group: a column of both; pictures with the same value are right for each other. InputError when a source has no such column
-    or nothing that can be read, and when no query has a right picture.
+    group: a column of both; pictures with the same value are right for each other. InputError when
+    a source has no such column or nothing that can be read, and when no query has a right picture.
     """
     failures: list[tuple[str, str]] = []
     column = find_column(source, group)
-    gallery = embed_pictures(source, model, labels_of(source, column), failures, on_progress=on_progress)
+    gallery = embed_pictures(
+        source, model, labels_of(source, column), failures, on_progress=on_progress
+    )
     asked, asked_column, own = gallery, column, np.arange(len(gallery)) if queries is None else None
     if queries is not None:
         asked_column = find_column(queries, group)
@@ -77,7 +83,9 @@ def evaluate_groups(
         def after(done: int, failed_here: int) -> None:
             on_progress(len(source) + done, failed + failed_here)
 
-        asked = embed_pictures(queries, model, labels_of(queries, asked_column), failures, on_progress=after)
+        asked = embed_pictures(
+            queries, model, labels_of(queries, asked_column), failures, on_progress=after
+        )
     names = {name: code for code, name in enumerate(dict.fromkeys(gallery.known + asked.known))}
     groups = np.array([names[name] for name in gallery.known], np.int64)
     wanted = np.array([names[name] for name in asked.known], np.int64)
@@ -85,16 +93,27 @@ def evaluate_groups(
     counted = np.nonzero(rights)[0]
     if not len(counted):
         raise InputError(
-            f"No query of {(queries or source).name} has another picture of its group in {source.name} by the column {column}; "
-            "name a column with --group that several pictures share."
+            f"No query of {(queries or source).name} has another picture of its group in"
+            f" {source.name} by the column {column}; name a column with --group that several"
+            " pictures share."
         )
     own = own if own is None else own[counted]
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
     scores = [
-        _score(name, *find_groups(ours[counted], theirs, wanted[counted], groups, own=own, to_vectors=to_vectors))
+        _score(
+            name,
+            *find_groups(
+                ours[counted], theirs, wanted[counted], groups, own=own, to_vectors=to_vectors
+            ),
+        )
         for name, ours, theirs, to_vectors in (
             (model.manifest.name, asked.vectors, gallery.vectors, unchanged),
-            ("centred pixels", asked.pixels, gallery.pixels, lambda rows: pixel_vectors(rows, gallery_mean)),
+            (
+                "centred pixels",
+                asked.pixels,
+                gallery.pixels,
+                lambda rows: pixel_vectors(rows, gallery_mean),
+            ),
         )
     ]
     return GroupReport(
@@ -104,14 +123,20 @@ def evaluate_groups(
         num_alone=len(asked) - len(counted),
         leave_one_out=queries is None,
         columns=(column, asked_column),
-        scores=[*scores, _score("chance", *chance(rights[counted], len(gallery) - (queries is None)))],
+        scores=[
+            *scores,
+            _score("chance", *chance(rights[counted], len(gallery) - (queries is None))),
+        ],
         failures=failures,
     )
 
 
 def num_right(wanted: np.ndarray, groups: np.ndarray, *, leave_one_out: bool) -> np.ndarray:
-    """(Q,) how many of the gallery's groups (G,) are the query's (Q,), its own picture not counted where that is left out."""
-    counts = np.bincount(groups, minlength=int(max(wanted.max(initial=0), groups.max(initial=0))) + 1)
+    """(Q,) how many of the gallery's groups (G,) are the query's (Q,), its own picture not counted
+    where that is left out."""
+    counts = np.bincount(
+        groups, minlength=int(max(wanted.max(initial=0), groups.max(initial=0))) + 1
+    )
     return np.asarray(counts[wanted] - leave_one_out)
 
 
@@ -125,11 +150,13 @@ def find_groups(
     ks: Sequence[int] = RECALL_AT,
     to_vectors: ToVectors = unchanged,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision (Q,) and, for each k, whether a right picture is among the first k (Q, len(ks)); float64.
+    """Average precision (Q,) and, for each k, whether a right picture is among the first k (Q,
+    len(ks)); float64.
 
-    queries (Q, ...) and gallery (G, ...) rows, which `to_vectors` makes unit rows of, as for retrieval.find_places; wanted (Q,)
-    and groups (G,) codes from 0; own (Q,) the gallery row that is the query itself and is passed over. Every query has a right
-    picture. Scores are rounded to multiples of TIE, and equal ones stand in expectation. ValueError for numbers that are not
+    queries (Q, ...) and gallery (G, ...) rows, which `to_vectors` makes unit rows of, as for
+    retrieval.find_places; wanted (Q,) and groups (G,) codes from 0; own (Q,) the gallery row that
+    is the query itself and is passed over. Every query has a right picture. Scores are rounded to
+    multiples of TIE, and equal ones stand in expectation. ValueError for numbers that are not
     finite.
 
         for each query, over the orders of the tied:  AP = mean over right pictures of (right ones so far) / rank
@@ -152,10 +179,16 @@ def find_groups(
     return precision, recall
 
 
-def chance(rights: np.ndarray, others: int, *, ks: Sequence[int] = RECALL_AT) -> tuple[np.ndarray, np.ndarray]:
-    """The figures of `find_groups` where all `others` pictures are tied, with rights (Q,) right ones among them."""
+def chance(
+    rights: np.ndarray, others: int, *, ks: Sequence[int] = RECALL_AT
+) -> tuple[np.ndarray, np.ndarray]:
+    """The figures of `find_groups` where all `others` pictures are tied, with rights (Q,) right
+    ones among them."""
     harmonic = _harmonic(others)
-    ties = [_Ties(better=np.zeros(1), tied=np.array([others]), right=np.array([right])) for right in rights.tolist()]
+    ties = [
+        _Ties(better=np.zeros(1), tied=np.array([others]), right=np.array([right]))
+        for right in rights.tolist()
+    ]
     return (
         np.array([_expected_precision(one, harmonic) for one in ties]),
         np.array([[_expected_recall(one, k) for k in ks] for one in ties]),
@@ -164,8 +197,8 @@ def chance(rights: np.ndarray, others: int, *, ks: Sequence[int] = RECALL_AT) ->
 
 @dataclass(frozen=True)
 class _Ties:
-    """Of one query, for each score that a right picture has, the best first: how many pictures of the gallery score better, how
-    many the same, and how many of those are right."""
+    """Of one query, for each score that a right picture has, the best first: how many pictures of
+    the gallery score better, how many the same, and how many of those are right."""
 
     better: np.ndarray
     tied: np.ndarray
@@ -175,24 +208,31 @@ class _Ties:
 def _ties(rising: np.ndarray, right: np.ndarray) -> _Ties:
     """All scores (G,) in rising order, and those of the right pictures."""
     values, counts = np.unique(right, return_counts=True)
-    above, below = np.searchsorted(rising, values, side="right"), np.searchsorted(rising, values, side="left")
+    above, below = (
+        np.searchsorted(rising, values, side="right"),
+        np.searchsorted(rising, values, side="left"),
+    )
     return _Ties(better=(len(rising) - above)[::-1], tied=(above - below)[::-1], right=counts[::-1])
 
 
 def _expected_precision(ties: _Ties, harmonic: np.ndarray) -> float:
-    """Over the orders of the tied. At place j of a tie of n with r right, b others and a right ones before it, a right picture
-    stands with probability r / n, and has then  a + 1 + (j - 1) (r - 1) / (n - 1)  right ones up to itself, of b + j."""
+    """Over the orders of the tied. At place j of a tie of n with r right, b others and a right ones
+    before it, a right picture stands with probability r / n, and has then  a + 1 + (j - 1) (r - 1)
+    / (n - 1)  right ones up to itself, of b + j."""
     before = np.cumsum(ties.right) - ties.right
     better, tied = ties.better.astype(np.int64), ties.tied
     # The sum over j of 1 / (b + j), and of (j - 1) / (b + j).
     inverse = harmonic[better + tied] - harmonic[better]
     rising = tied - (better + 1) * inverse
     rivals = np.divide(ties.right - 1, tied - 1, out=np.zeros(len(tied)), where=tied > 1)
-    return float((ties.right / tied * ((before + 1) * inverse + rivals * rising)).sum() / ties.right.sum())
+    return float(
+        (ties.right / tied * ((before + 1) * inverse + rivals * rising)).sum() / ties.right.sum()
+    )
 
 
 def _expected_recall(ties: _Ties, k: int) -> float:
-    """1 less the probability that no right picture of the first tie stands among the places up to k that it reaches."""
+    """1 less the probability that no right picture of the first tie stands among the places up to k
+    that it reaches."""
     tied, right = int(ties.tied[0]), int(ties.right[0])
     reached = min(max(k - int(ties.better[0]), 0), tied)
     none = 1.0

@@ -1,7 +1,8 @@
-"""Accuracy of the nearest neighbours: what a picture is by the labelled pictures whose vectors are nearest to its own.
+"""Accuracy of the nearest neighbours: what a picture is by the labelled pictures whose vectors are
+nearest to its own.
 
-The weighted vote is that of DINO (arXiv 2104.14294, section 4.1; eval_knn.py), after Wu et al. (arXiv 1805.01978, eq. 6 and
-section 3.4); a plain majority stands beside it.
+The weighted vote is that of DINO (arXiv 2104.14294, section 4.1; eval_knn.py), after Wu et al.
+(arXiv 1805.01978, eq. 6 and section 3.4); a plain majority stands beside it.
 
 Letters: N vectors of the training part, Q of the test part, D width, k neighbours.
 """
@@ -16,7 +17,13 @@ import numpy as np
 from featkit.evaluate.baselines import pixel_vectors
 from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress
 from featkit.evaluate.labels import LABEL, embed_labelled
-from featkit.evaluate.retrieval import GALLERY_BLOCK, QUERY_BLOCK, ToVectors, bootstrap_interval, unit_rows
+from featkit.evaluate.retrieval import (
+    GALLERY_BLOCK,
+    QUERY_BLOCK,
+    ToVectors,
+    bootstrap_interval,
+    unit_rows,
+)
 from featkit.sources import Source
 
 NEIGHBOURS = 20
@@ -26,7 +33,8 @@ VOTE_BLOCK = 64  # queries whose (k, k) tables of equal labels are made at once
 
 @dataclass(frozen=True, kw_only=True)
 class KnnScore:
-    """Accuracies of one way of comparing pictures. `interval` is the 95 % bootstrap interval of `weighted`."""
+    """Accuracies of one way of comparing pictures. `interval` is the 95 % bootstrap interval of
+    `weighted`."""
 
     name: str
     k: int  # as many as there are where fewer than were asked for
@@ -37,7 +45,8 @@ class KnnScore:
 
 @dataclass(frozen=True, kw_only=True)
 class KnnReport:
-    """The model's scores come first, one for each k. columns: where the labels came from, of each part."""
+    """The model's scores come first, one for each k. columns: where the labels came from, of each
+    part."""
 
     num_train: int
     num_test: int
@@ -64,7 +73,8 @@ def evaluate_knn(
     temperature: float = TEMPERATURE,
     on_progress: OnProgress = no_progress,
 ) -> KnnReport:
-    """Classify the pictures of `test` by their neighbours among those of `train`; raw pixels beside the model.
+    """Classify the pictures of `test` by their neighbours among those of `train`; raw pixels beside
+    the model.
 
     label, and the InputErrors: as for labels.embed_labelled. on_progress counts over both parts.
     """
@@ -73,14 +83,21 @@ def evaluate_knn(
     gallery_mean = pair.train.pixels.mean(axis=0, dtype=np.float64)
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
         (model.manifest.name, pair.train.vectors, pair.test.vectors, unit_rows),
-        ("centred pixels", pair.train.pixels, pair.test.pixels, lambda rows: pixel_vectors(rows, gallery_mean)),
+        (
+            "centred pixels",
+            pair.train.pixels,
+            pair.test.pixels,
+            lambda rows: pixel_vectors(rows, gallery_mean),
+        ),
     ]
     scores = []
     for name, gallery, queries, to_vectors in methods:
         cosines, rows = nearest(queries, gallery, max(ks), to_vectors=to_vectors)
         for k in dict.fromkeys(min(k, len(gallery)) for k in ks):
             voters = pair.train_labels[rows[:, :k]]
-            weighted = weighted_vote(cosines[:, :k], voters, temperature=temperature) == pair.test_labels
+            weighted = (
+                weighted_vote(cosines[:, :k], voters, temperature=temperature) == pair.test_labels
+            )
             majority = majority_vote(voters) == pair.test_labels
             scores.append(
                 KnnScore(
@@ -113,10 +130,12 @@ def knn_accuracy(
     k: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> float:
-    """Share of the test vectors whose weighted vote of their k nearest training vectors is their own label.
+    """Share of the test vectors whose weighted vote of their k nearest training vectors is their
+    own label.
 
-    train_vectors (N, D) and test_vectors (Q, D), any float, of any length; train_labels (N,) and test_labels (Q,) of one kind.
-    All N vote where k is more. ValueError as for `nearest`, and for no test vectors.
+    train_vectors (N, D) and test_vectors (Q, D), any float, of any length; train_labels (N,) and
+    test_labels (Q,) of one kind. All N vote where k is more. ValueError as for `nearest`, and for
+    no test vectors.
     """
     if len(test_vectors) == 0:
         raise ValueError("no test vectors have no accuracy")
@@ -128,18 +147,23 @@ def knn_accuracy(
 def nearest(
     queries: np.ndarray, gallery: np.ndarray, k: int, *, to_vectors: ToVectors = unit_rows
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The inner products (Q, k) float32 with the k nearest rows, best first, and those rows (Q, k) int64.
+    """The inner products (Q, k) float32 with the k nearest rows, best first, and those rows (Q, k)
+    int64.
 
-    queries (Q, ...) and gallery (N, ...) become vectors by `to_vectors`, a block at a time, as for retrieval.find_places; so
-    memory does not grow with Q * N. Of equal products the lower row comes first. All N rows where k is more. ValueError for k
-    below 1, an empty gallery, and numbers that are not finite.
+    queries (Q, ...) and gallery (N, ...) become vectors by `to_vectors`, a block at a time, as for
+    retrieval.find_places; so memory does not grow with Q * N. Of equal products the lower row comes
+    first. All N rows where k is more. ValueError for k below 1, an empty gallery, and numbers that
+    are not finite.
 
         for each query:  order = sorted(range(N), key=lambda row: (-query @ gallery[row], row))[:k]
     """
     if k < 1 or len(gallery) == 0:
         raise ValueError(f"{k} neighbours of {len(gallery)} vectors are none")
     k = min(k, len(gallery))
-    found_scores, found_rows = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+    found_scores, found_rows = (
+        np.empty((len(queries), k), np.float32),
+        np.empty((len(queries), k), np.int64),
+    )
     for first in range(0, len(queries), QUERY_BLOCK):
         asked = slice(first, first + QUERY_BLOCK)
         query_block = _finite(to_vectors(queries[asked]))
@@ -147,11 +171,16 @@ def nearest(
         rows = np.zeros((len(query_block), 0), np.int64)
         for start in range(0, len(gallery), GALLERY_BLOCK):
             block = _finite(to_vectors(gallery[start : start + GALLERY_BLOCK]))
-            numbers = np.broadcast_to(np.arange(start, start + len(block)), (len(query_block), len(block)))
+            numbers = np.broadcast_to(
+                np.arange(start, start + len(block)), (len(query_block), len(block))
+            )
             scores = np.concatenate([scores, query_block @ block.T], axis=1)
             rows = np.concatenate([rows, numbers], axis=1)
             places = _best_places(scores, k)
-            scores, rows = np.take_along_axis(scores, places, axis=1), np.take_along_axis(rows, places, axis=1)
+            scores, rows = (
+                np.take_along_axis(scores, places, axis=1),
+                np.take_along_axis(rows, places, axis=1),
+            )
         order = np.argsort(-scores, axis=1, kind="stable")
         found_scores[asked] = np.take_along_axis(scores, order, axis=1)
         found_rows[asked] = np.take_along_axis(rows, order, axis=1)
@@ -159,10 +188,12 @@ def nearest(
 
 
 def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:
-    """The label (Q,) with the most votes, a neighbour's being worth exp(cosine / temperature); of equals the nearer one.
+    """The label (Q,) with the most votes, a neighbour's being worth exp(cosine / temperature); of
+    equals the nearer one.
 
-    cosines (Q, k), best first; labels (Q, k) of those neighbours, of any kind. Summed in float64. DINOv2's code divides by the
-    sum of all weights (a softmax), DINO's does not; the winner is the same.
+    cosines (Q, k), best first; labels (Q, k) of those neighbours, of any kind. Summed in float64.
+    DINOv2's code divides by the sum of all weights (a softmax), DINO's does not; the winner is the
+    same.
 
         votes[q, label] = sum of exp((cosines[q, i] - cosines[q, 0]) / temperature) over i with labels[q, i] == label
     """
@@ -171,12 +202,14 @@ def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float
 
 
 def majority_vote(labels: np.ndarray) -> np.ndarray:
-    """The label (Q,) that most of the neighbours' labels (Q, k) are; of equals the one whose nearest neighbour is nearer."""
+    """The label (Q,) that most of the neighbours' labels (Q, k) are; of equals the one whose
+    nearest neighbour is nearer."""
     return _most_voted(np.ones(labels.shape), labels)
 
 
 def _most_voted(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """labels (Q, k), nearest first, with weights (Q, k). Each neighbour is given its label's votes, and the first best wins."""
+    """labels (Q, k), nearest first, with weights (Q, k). Each neighbour is given its label's votes,
+    and the first best wins."""
     voted = np.empty(len(labels), labels.dtype)
     for start in range(0, len(labels), VOTE_BLOCK):
         block = labels[start : start + VOTE_BLOCK]
@@ -187,7 +220,8 @@ def _most_voted(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _best_places(scores: np.ndarray, k: int) -> np.ndarray:
-    """Columns (Q, min(k, columns)) of the k best of each row, in rising order; of equals at the edge the first."""
+    """Columns (Q, min(k, columns)) of the k best of each row, in rising order; of equals at the
+    edge the first."""
     columns = scores.shape[1]
     if columns <= k:
         return np.broadcast_to(np.arange(columns), scores.shape)

@@ -1,8 +1,10 @@
-"""Accuracy of a linear classifier on frozen features: multinomial logistic regression, by scikit-learn (extra `evaluate`).
+"""Accuracy of a linear classifier on frozen features: multinomial logistic regression, by
+scikit-learn (extra `evaluate`).
 
-Features are standardised: each number less its mean over the training part, divided by its standard deviation there. So one
-strength of regularisation means the same for every model. It is chosen from L2_GRID by the accuracy on a held-out share of the
-training part, of which nothing else is fitted, and the classifier is then fitted again to all of the training part.
+Features are standardised: each number less its mean over the training part, divided by its standard
+deviation there. So one strength of regularisation means the same for every model. It is chosen from
+L2_GRID by the accuracy on a held-out share of the training part, of which nothing else is fitted,
+and the classifier is then fitted again to all of the training part.
 
 Letters: N pictures, D width, C labels.
 """
@@ -22,19 +24,22 @@ from featkit.evaluate.labels import LABEL, embed_labelled
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import Source
 
-# Of l2 in  mean cross-entropy in nats + l2 / 2 * sum of squared weights,  which does not depend on how many pictures there are.
+# Of l2 in  mean cross-entropy in nats + l2 / 2 * sum of squared weights,  which does not depend on
+# how many pictures there are.
 L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 0.2
 MAX_ITERATIONS = 1000
-SMALL_SIDE = 8  # on 3,000 CIFAR-10 pictures all 3,072 numbers took 20 times as long and were no better
+# on 3,000 CIFAR-10 pictures all 3,072 numbers took 20 times as long and were no better
+SMALL_SIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScore:
-    """One kind of features. `interval` is the 95 % bootstrap interval of `accuracy`, which is on the test part.
+    """One kind of features. `interval` is the 95 % bootstrap interval of `accuracy`, which is on
+    the test part.
 
-    held_out: the accuracy on the held-out share for each l2 of L2_GRID. converged: whether the last fit came to its end within
-    MAX_ITERATIONS.
+    held_out: the accuracy on the held-out share for each l2 of L2_GRID. converged: whether the last
+    fit came to its end within MAX_ITERATIONS.
     """
 
     name: str
@@ -64,7 +69,8 @@ class LinearReport:
 
 @dataclass(frozen=True)
 class Classifier:
-    """What is fitted: weights (D, C) and biases (C,) float64 on features less `mean` (D,) over `std` (D,); labels (C,)."""
+    """What is fitted: weights (D, C) and biases (C,) float64 on features less `mean` (D,) over
+    `std` (D,); labels (C,)."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -93,21 +99,30 @@ def evaluate_linear(
     on_progress: OnProgress = no_progress,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> LinearReport:
-    """Classify the pictures of `test` by a linear classifier fitted to `train`; raw pixels beside the model.
+    """Classify the pictures of `test` by a linear classifier fitted to `train`; raw pixels beside
+    the model.
 
-    label, and the InputErrors: as for labels.embed_labelled, and when the training part has one label alone. seed: of which
-    pictures are held out. Features are the model's unit vectors, and the pixels of the picture stretched to 8 × 8.
-    on_step is called with what begins once all pictures are embedded.
+    label, and the InputErrors: as for labels.embed_labelled, and when the training part has one
+    label alone. seed: of which pictures are held out. Features are the model's unit vectors, and
+    the pixels of the picture stretched to 8 × 8. on_step is called with what begins once all
+    pictures are embedded.
     """
     failures: list[tuple[str, str]] = []
     pair = embed_labelled(train, test, model, failures, label=label, on_progress=on_progress)
     if len(set(pair.train.known)) < 2:
-        raise InputError(f"{train.name} has the one label {pair.train.known[0]}; a classifier is fitted to two or more.")
+        raise InputError(
+            f"{train.name} has the one label {pair.train.known[0]}; a classifier is fitted to two"
+            " or more."
+        )
     fitted, held_out = split(pair.train_labels, seed=seed)
     scores = []
     for name, features, test_features in (
         (model.manifest.name, pair.train.vectors, pair.test.vectors),
-        (f"pixels, {SMALL_SIDE}×{SMALL_SIDE}", small_pixels(pair.train.pixels), small_pixels(pair.test.pixels)),
+        (
+            f"pixels, {SMALL_SIDE}×{SMALL_SIDE}",
+            small_pixels(pair.train.pixels),
+            small_pixels(pair.test.pixels),
+        ),
     ):
         on_step(f"fitting {name} at {len(L2_GRID)} strengths of regularisation ...")
         l2, by_l2 = choose_l2(features, pair.train_labels, fitted, held_out)
@@ -138,10 +153,14 @@ def evaluate_linear(
     )
 
 
-def split(labels: np.ndarray, *, seed: int, share: float = HELD_OUT) -> tuple[np.ndarray, np.ndarray]:
-    """Places (N - H,) to fit to and places (H,) to hold out, both rising: of each label `share` of its pictures, rounded down.
+def split(
+    labels: np.ndarray, *, seed: int, share: float = HELD_OUT
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places (N - H,) to fit to and places (H,) to hold out, both rising: of each label `share` of
+    its pictures, rounded down.
 
-    At least one of each label is fitted to. Nothing may be held out, where no label has enough pictures.
+    At least one of each label is fitted to. Nothing may be held out, where no label has enough
+    pictures.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
@@ -152,23 +171,33 @@ def split(labels: np.ndarray, *, seed: int, share: float = HELD_OUT) -> tuple[np
 
 
 def choose_l2(
-    features: np.ndarray, labels: np.ndarray, fitted: np.ndarray, held_out: np.ndarray, *, grid: Sequence[float] = L2_GRID
+    features: np.ndarray,
+    labels: np.ndarray,
+    fitted: np.ndarray,
+    held_out: np.ndarray,
+    *,
+    grid: Sequence[float] = L2_GRID,
 ) -> tuple[float, list[float]]:
-    """The l2 whose classifier, fitted to some places, is most often right at the held-out ones, and the accuracy of each.
+    """The l2 whose classifier, fitted to some places, is most often right at the held-out ones, and
+    the accuracy of each.
 
     Of equals the strongest. Where nothing is held out, the places fitted to stand in for it.
     """
     judged = held_out if len(held_out) else fitted
     classifiers = fit(features[fitted], labels[fitted], grid)
-    accuracies = [classifier.accuracy(features[judged], labels[judged]) for classifier in classifiers]
+    accuracies = [
+        classifier.accuracy(features[judged], labels[judged]) for classifier in classifiers
+    ]
     return max(zip(accuracies, grid, strict=True))[1], accuracies
 
 
 def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[Classifier]:
-    """For each l2 the least  mean(-log softmax(x @ weights + biases)[label]) + l2 / 2 * sum(weights ** 2).
+    """For each l2 the least  mean(-log softmax(x @ weights + biases)[label]) + l2 / 2 * sum(weights
+    ** 2).
 
-    x are the standardised features. features (N, D), any float, computed in float64; labels (N,) of two kinds or more. Biases
-    are not regularised; of two kinds the first has weights of 0. By L-BFGS, each from where the next stronger one ended.
+    x are the standardised features. features (N, D), any float, computed in float64; labels (N,) of
+    two kinds or more. Biases are not regularised; of two kinds the first has weights of 0. By
+    L-BFGS, each from where the next stronger one ended.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -193,7 +222,8 @@ def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[
 
 
 def small_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Rows (N, 3072) uint8 of 32 × 32 pixels as the means of 4 × 4 of them, (N, 192) float32: as many as can be fitted soon."""
+    """Rows (N, 3072) uint8 of 32 × 32 pixels as the means of 4 × 4 of them, (N, 192) float32: as
+    many as can be fitted soon."""
     fold = PIXELS_SIDE // SMALL_SIDE
     blocks = pixels.reshape(len(pixels), SMALL_SIDE, fold, SMALL_SIDE, fold, 3)
     return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(pixels), -1))

@@ -1,7 +1,8 @@
-"""How well queries find the one gallery item that is right for each: recall@k, mean average precision, bootstrap intervals.
+"""How well queries find the one gallery item that is right for each: recall@k, mean average
+precision, bootstrap intervals.
 
-Ties count as if their order were drawn by lot, in expectation: a model that gives every picture the same vector scores exactly
-chance, whatever the order of the gallery, and so do equal hashes.
+Ties count as if their order were drawn by lot, in expectation: a model that gives every picture the
+same vector scores exactly chance, whatever the order of the gallery, and so do equal hashes.
 """
 
 # Q queries, G items of the gallery, D width, P pictures
@@ -22,7 +23,8 @@ TIE = 1e-6  # of a cosine; what float32 products of unit vectors are good to
 
 @dataclass(frozen=True)
 class Places:
-    """Where the right item stands for each query: how many items score better, how many the same (itself too). (Q,) int64."""
+    """Where the right item stands for each query: how many items score better, how many the same
+    (itself too). (Q,) int64."""
 
     better: np.ndarray
     tied: np.ndarray
@@ -49,13 +51,16 @@ def find_places(
     *,
     to_vectors: ToVectors = unchanged,
 ) -> Places:
-    """Rank by inner product. queries (Q, ...) and gallery (G, ...) rows; right (Q,) the gallery row each query wants.
+    """Rank by inner product. queries (Q, ...) and gallery (G, ...) rows; right (Q,) the gallery row
+    each query wants.
 
-    to_vectors: rows (N, ...) to unit rows (N, D) float32, where the rows are kept as something smaller. It is given a block
-    at a time, and scores are made a block of queries by a block of the gallery at a time, so memory does not grow with Q * G.
+    to_vectors: rows (N, ...) to unit rows (N, D) float32, where the rows are kept as something
+    smaller. It is given a block at a time, and scores are made a block of queries by a block of the
+    gallery at a time, so memory does not grow with Q * G.
 
-    Scores within TIE of each other are the same, since their last bits depend on where in a matrix they were computed.
-    ValueError for numbers that are not finite: they would compare as neither better nor worse.
+    Scores within TIE of each other are the same, since their last bits depend on where in a matrix
+    they were computed. ValueError for numbers that are not finite: they would compare as neither
+    better nor worse.
     """
 
     def vectors(rows: np.ndarray) -> np.ndarray:
@@ -79,14 +84,20 @@ def find_places(
 
 
 def recall_at_k(places: Places, k: int) -> np.ndarray:
-    """(Q,) float64: 1 where the right item is among the first k, 0 where not; ties that reach over k count by their share."""
+    """(Q,) float64: 1 where the right item is among the first k, 0 where not; ties that reach over
+    k count by their share."""
     return np.asarray(np.clip((k - places.better) / places.tied, 0.0, 1.0))
 
 
 def average_precision(places: Places) -> np.ndarray:
-    """(Q,) float64. With one right item it is 1 / rank; over ties the mean of that over the ranks they share."""
-    harmonic = np.concatenate([[0.0], np.cumsum(1 / np.arange(1, (places.better + places.tied).max(initial=0) + 1))])
-    return np.asarray((harmonic[places.better + places.tied] - harmonic[places.better]) / places.tied)
+    """(Q,) float64. With one right item it is 1 / rank; over ties the mean of that over the ranks
+    they share."""
+    harmonic = np.concatenate(
+        [[0.0], np.cumsum(1 / np.arange(1, (places.better + places.tied).max(initial=0) + 1))]
+    )
+    return np.asarray(
+        (harmonic[places.better + places.tied] - harmonic[places.better]) / places.tied
+    )
 
 
 def bootstrap_interval(
@@ -94,13 +105,15 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile interval of a mean, drawing whole pictures with replacement.
 
-    values (P, E): E queries of each of P pictures, whose fates hang together; (P,) is one each. Returns the quantiles
-    (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
+    values (P, E): E queries of each of P pictures, whose fates hang together; (P,) is one each.
+    Returns the quantiles (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
 
         for each resample:  mean(values[rng.integers(0, P, P)])
     """
     pictures = values.reshape(len(values), -1).mean(axis=1)
     rng = np.random.default_rng(seed)
-    means = [pictures[rng.integers(0, len(pictures), len(pictures))].mean() for _ in range(num_resamples)]
+    means = [
+        pictures[rng.integers(0, len(pictures), len(pictures))].mean() for _ in range(num_resamples)
+    ]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -1,10 +1,13 @@
-"""Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285): Easy, Medium and Hard, as the published code counts them.
+"""Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285): Easy, Medium and Hard, as the
+published code counts them.
 
-Medium takes easy and hard pictures for right and ignores junk; Easy ignores hard ones too; Hard ignores easy ones. What is
-ignored is taken out of the ranking. A test compares the figures with the definitions of revisitop's compute_map, as loops.
+Medium takes easy and hard pictures for right and ignores junk; Easy ignores hard ones too; Hard
+ignores easy ones. What is ignored is taken out of the ranking. A test compares the figures with the
+definitions of revisitop's compute_map, as loops.
 
-What is not of the protocol is chosen here and printed: one size, the model's own, in place of several scales; equal scores
-stand in the order of imlist; a picture of the database that cannot be read comes last.
+What is not of the protocol is chosen here and printed: one size, the model's own, in place of
+several scales; equal scores stand in the order of imlist; a picture of the database that cannot be
+read comes last.
 
 Letters: Q queries, G pictures of the database, D width, n right pictures.
 """
@@ -44,7 +47,8 @@ class SetupScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisitedScore:
-    """One way of comparing pictures, by setup: easy, medium, hard; without those in which no query has a right picture."""
+    """One way of comparing pictures, by setup: easy, medium, hard; without those in which no query
+    has a right picture."""
 
     name: str
     setups: dict[str, SetupScore]
@@ -52,7 +56,8 @@ class RevisitedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisitedReport:
-    """The model's score comes first. size: height and width in pixels that every picture was brought to."""
+    """The model's score comes first. size: height and width in pixels that every picture was
+    brought to."""
 
     num_pictures: int
     num_queries: int
@@ -62,33 +67,52 @@ class RevisitedReport:
 
 
 def evaluate_revisited(
-    source: Source, truth: GroundTruth, model: PictureModel, *, on_progress: OnProgress = no_progress
+    source: Source,
+    truth: GroundTruth,
+    model: PictureModel,
+    *,
+    on_progress: OnProgress = no_progress,
 ) -> RevisitedReport:
-    """Rank the database for each query, cropped to its box; both lie in `source`, by their names without folder and suffix.
+    """Rank the database for each query, cropped to its box; both lie in `source`, by their names
+    without folder and suffix.
 
-    Memory as for embedding.embed_pictures. InputError for a name that `source` does not have or has twice, and for a query that
-    cannot be read.
+    Memory as for embedding.embed_pictures. InputError for a name that `source` does not have or has
+    twice, and for a query that cannot be read.
     """
     places = _places(source, truth)
     boxes = [query.box for query in truth.queries]
     database, asked = (
-        subset(source, [places[name] for name in names]) for names in (truth.names, [q.name for q in truth.queries])
+        subset(source, [places[name] for name in names])
+        for names in (truth.names, [q.name for q in truth.queries])
     )
     failures: list[tuple[str, str]] = []
     box: Callable[[int], Box] = boxes.__getitem__
     queries = embed_pictures(asked, model, int, failures, box=box, on_progress=on_progress)
     if failures:
-        raise InputError(f"A query cannot be read, and without it no figure is the protocol's: {failures[0][1]}")
+        raise InputError(
+            f"A query cannot be read, and without it no figure is the protocol's: {failures[0][1]}"
+        )
     gallery = embed_pictures(
-        database, model, int, failures, on_progress=lambda done, failed: on_progress(len(asked) + done, failed)
+        database,
+        model,
+        int,
+        failures,
+        on_progress=lambda done, failed: on_progress(len(asked) + done, failed),
     )
     if not len(gallery):
-        raise InputError(f"{source.name} has no picture of the database that can be read; {failures[0][1]}")
+        raise InputError(
+            f"{source.name} has no picture of the database that can be read; {failures[0][1]}"
+        )
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
     scores = []
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
         (model.manifest.name, queries.vectors, gallery.vectors, unchanged),
-        ("centred pixels", queries.pixels, gallery.pixels, lambda rows: pixel_vectors(rows, gallery_mean)),
+        (
+            "centred pixels",
+            queries.pixels,
+            gallery.pixels,
+            lambda rows: pixel_vectors(rows, gallery_mean),
+        ),
     ]
     for name, ours, theirs, to_vectors in methods:
         found = to_vectors(theirs)
@@ -108,15 +132,21 @@ def evaluate_revisited(
 
 
 def score_setups(ranks: list[np.ndarray], queries: list[Query]) -> dict[str, SetupScore]:
-    """Figures of the three setups. ranks: for each query the database's places (G,), the best first."""
+    """Figures of the three setups. ranks: for each query the database's places (G,), the best
+    first."""
     scores = {}
     for setup, (rights, ignoreds) in SETUPS.items():
         figures = []
         for ranking, query in zip(ranks, queries, strict=True):
-            right, ignored = (np.concatenate([getattr(query, kind) for kind in kinds]) for kinds in (rights, ignoreds))
+            right, ignored = (
+                np.concatenate([getattr(query, kind) for kind in kinds])
+                for kinds in (rights, ignoreds)
+            )
             if len(right):
                 found = places_without(ranking, right, ignored)
-                figures.append([trapezoid_precision(found), *(precision_at(found, k) for k in PRECISION_AT)])
+                figures.append(
+                    [trapezoid_precision(found), *(precision_at(found, k) for k in PRECISION_AT)]
+                )
         if figures:
             mean, *precision = np.mean(figures, axis=0).tolist()
             scores[setup] = SetupScore(
@@ -128,7 +158,8 @@ def score_setups(ranks: list[np.ndarray], queries: list[Query]) -> dict[str, Set
 
 
 def places_without(ranking: np.ndarray, right: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Where the right pictures (n,) stand in a ranking (G,), from 0 and rising, once the ignored ones are taken out of it."""
+    """Where the right pictures (n,) stand in a ranking (G,), from 0 and rising, once the ignored
+    ones are taken out of it."""
     place = np.empty(len(ranking), np.int64)
     place[ranking] = np.arange(len(ranking))
     found = np.sort(place[right])
@@ -136,7 +167,8 @@ def places_without(ranking: np.ndarray, right: np.ndarray, ignored: np.ndarray) 
 
 
 def trapezoid_precision(places: np.ndarray) -> float:
-    """Average precision of right pictures at places (n,), from 0 and rising: the area under the line through both precisions.
+    """Average precision of right pictures at places (n,), from 0 and rising: the area under the
+    line through both precisions.
 
     mean over j of  (before[j] + after[j]) / 2
     before[j] = j / places[j], and 1 at place 0;  after[j] = (j + 1) / (places[j] + 1)
@@ -147,7 +179,8 @@ def trapezoid_precision(places: np.ndarray) -> float:
 
 
 def precision_at(places: np.ndarray, k: int) -> float:
-    """Share of right pictures among the first k; of fewer where the last right one, at places (n,) from 0, stands before k.
+    """Share of right pictures among the first k; of fewer where the last right one, at places (n,)
+    from 0, stands before k.
 
     sum(places < last) / last  with  last = min(k, max(places) + 1)
     """
@@ -162,11 +195,14 @@ def _places(source: Source, truth: GroundTruth) -> dict[str, int]:
     for number in range(len(source)):
         name = PurePosixPath(source.key(number)).stem
         if name in needed and found.setdefault(name, number) != number:
-            raise InputError(f"{source.name} has {name} twice, {source.key(found[name])} and {source.key(number)}; keep one.")
+            raise InputError(
+                f"{source.name} has {name} twice, {source.key(found[name])} and"
+                f" {source.key(number)}; keep one."
+            )
     missing = sorted(needed - set(found))
     if missing:
         raise InputError(
-            f"{source.name} lacks {len(missing):,} of the {len(needed):,} pictures that the ground truth names, such as "
-            f"{missing[0]!r}; name the folder that they are unpacked in."
+            f"{source.name} lacks {len(missing):,} of the {len(needed):,} pictures that the ground"
+            f" truth names, such as {missing[0]!r}; name the folder that they are unpacked in."
         )
     return found

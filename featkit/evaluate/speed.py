@@ -1,7 +1,8 @@
 """How fast the engines run a model here, beside what this machine can do at all.
 
-Runs take turns, so that whatever else the machine does hits all of them, and the median turn counts. A turn is what the batch
-job does: as many callers at once as there are processors, each with its batch and one thread.
+Runs take turns, so that whatever else the machine does hits all of them, and the median turn
+counts. A turn is what the batch job does: as many callers at once as there are processors, each
+with its batch and one thread.
 """
 
 from __future__ import annotations
@@ -28,21 +29,35 @@ MATRIX_SIDE = 1536  # its products take some 20 to 100 ms on a few cores
 MATRIX_ROUNDS = 20
 CHILD_TIMEOUT_S = 600.0
 # Whichever library numpy multiplies with reads one of these when it is loaded.
-THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 
 def pictures_per_second(
-    embedders: Mapping[Run, Embedder], images: np.ndarray, *, seconds: float, callers: int, rounds: int = ROUNDS
+    embedders: Mapping[Run, Embedder],
+    images: np.ndarray,
+    *,
+    seconds: float,
+    callers: int,
+    rounds: int = ROUNDS,
 ) -> dict[Run, float]:
-    """The median rate of each, of so many turns of `seconds` / `rounds`, and one before that does not count.
+    """The median rate of each, of so many turns of `seconds` / `rounds`, and one before that does
+    not count.
 
-    images: (N, H, W, 3) uint8, of which a call takes the first few. embedders: each made with threads=1.
+    images: (N, H, W, 3) uint8, of which a call takes the first few. embedders: each made with
+    threads=1.
     """
     batches = {run: images[: embedder.batch_size] for run, embedder in embedders.items()}
     rates: dict[Run, list[float]] = {run: [] for run in embedders}
     for number in range(1 + rounds):
         for run, embedder in embedders.items():
-            rate = _turn(embedder, batches[run], seconds=seconds / rounds if number else 0.0, callers=callers)
+            rate = _turn(
+                embedder, batches[run], seconds=seconds / rounds if number else 0.0, callers=callers
+            )
             if number:
                 rates[run].append(rate)
     return {run: statistics.median(found) for run, found in rates.items()}
@@ -62,7 +77,9 @@ def _turn(embedder: Embedder, images: np.ndarray, *, seconds: float, callers: in
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work, args=(caller,), daemon=True) for caller in range(callers)]
+    threads = [
+        threading.Thread(target=work, args=(caller,), daemon=True) for caller in range(callers)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -73,7 +90,8 @@ def _turn(embedder: Embedder, images: np.ndarray, *, seconds: float, callers: in
 
 
 def multiply_adds(model: Path) -> int | None:
-    """Multiplications with an addition that a picture of the native size takes; None without openvino, which counts them."""
+    """Multiplications with an addition that a picture of the native size takes; None without
+    openvino, which counts them."""
     if not is_installed(OPENVINO):
         return None
     from featkit.backends.openvino import num_multiply_adds
@@ -86,7 +104,8 @@ def multiply_adds(model: Path) -> int | None:
 
 
 def memory_bytes(model: Path, run: Run) -> int:
-    """What a process grows by when it opens the session and runs a batch, the engine's own code included.
+    """What a process grows by when it opens the session and runs a batch, the engine's own code
+    included.
 
     FeatkitError when it does not end well.
     """
@@ -94,21 +113,38 @@ def memory_bytes(model: Path, run: Run) -> int:
 
 
 def matrix_flops(threads: int) -> float:
-    """Operations a second of numpy's float32 matrix product with so many threads: what float32 inference stays below."""
+    """Operations a second of numpy's float32 matrix product with so many threads: what float32
+    inference stays below."""
     return float(_in_child("matrix", threads=threads))
 
 
 def _in_child(*arguments: str, threads: int) -> str:
     """What a process of its own prints, whose libraries are loaded with so many threads."""
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
-    command = [sys.executable, "-c", "from featkit.evaluate.speed import child; child()", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        "from featkit.evaluate.speed import child; child()",
+        *arguments,
+    ]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=True)
+        done = subprocess.run(
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=CHILD_TIMEOUT_S,
+            check=True,
+        )
     except subprocess.TimeoutExpired as error:
-        raise EnvironmentProblem(f"Measuring did not end within {CHILD_TIMEOUT_S:.0f} s; try a smaller model.") from error
+        raise EnvironmentProblem(
+            f"Measuring did not end within {CHILD_TIMEOUT_S:.0f} s; try a smaller model."
+        ) from error
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["without a word"])[-1]
-        raise FeatkitError(f"A process that measured {arguments[0]} ended with {error.returncode}: {last}.") from error
+        raise FeatkitError(
+            f"A process that measured {arguments[0]} ended with {error.returncode}: {last}."
+        ) from error
     return done.stdout.strip().splitlines()[-1]
 
 

@@ -1,7 +1,20 @@
 """Bytes to upright sRGB pixels, and what belongs to it: limits before decoding, files, thumbnails."""
 
-from featkit.images.decoding import EXIF_ORIENTATION, SIDEWAYS, THUMBNAIL_SIDE, Decoded, decode, thumbnail_jpeg
-from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, printable, without_options
+from featkit.images.decoding import (
+    EXIF_ORIENTATION,
+    SIDEWAYS,
+    THUMBNAIL_SIDE,
+    Decoded,
+    decode,
+    thumbnail_jpeg,
+)
+from featkit.images.limits import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    check_num_bytes,
+    printable,
+    without_options,
+)
 from featkit.images.loading import Picture, is_single, load, name_of, read_encoded, read_file
 
 __all__ = [

@@ -8,7 +8,8 @@ SEARCHED_BYTES = 2**16  # the boxes stand before the pixels
 
 
 def nclx_of(data: bytes) -> tuple[int, int] | None:
-    """Return the code points of primaries and transfer (ITU-T H.273) of an AVIF or HEIC; None where it tells none."""
+    """Return the code points of primaries and transfer (ITU-T H.273) of an AVIF or HEIC; None where
+    it tells none."""
     at = data.find(b"colrnclx", 0, SEARCHED_BYTES)
     if at < 0 or at + 12 > len(data):
         return None
@@ -17,7 +18,8 @@ def nclx_of(data: bytes) -> tuple[int, int] | None:
 
 
 def jp2_profile(data: bytes) -> bytes | None:
-    """Return the ICC profile of a JPEG 2000 file (ISO/IEC 15444-1, "colr" by method 2, restricted, or 3, any); None without."""
+    """Return the ICC profile of a JPEG 2000 file (ISO/IEC 15444-1, "colr" by method 2, restricted,
+    or 3, any); None without."""
     for method in (b"\x02", b"\x03"):
         at = data.find(b"colr" + method, 0, SEARCHED_BYTES)
         if at >= 4:

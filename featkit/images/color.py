@@ -1,7 +1,9 @@
-"""Colors to sRGB: by the picture's own ICC profile, or by what its format says of its colors in few numbers.
+"""Colors to sRGB: by the picture's own ICC profile, or by what its format says of its colors in few
+numbers.
 
-Profiles come from outside. One that is damaged, oversize, of another kind or for other channels than the picture's is
-ignored, as browsers do: the picture is still read. A profile that changes nothing costs nothing but its digest.
+Profiles come from outside. One that is damaged, oversize, of another kind or for other channels
+than the picture's is ignored, as browsers do: the picture is still read. A profile that changes
+nothing costs nothing but its digest.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ MAX_PROFILE_BYTES = 4 * 2**20  # profiles of presses reach 3 MB
 CACHED_TRANSFORMS = 64
 SAME_WITHIN = 2  # levels of 255: the profiles called sRGB differ by one from each other
 
-# Color spaces that a profile may be for, by the mode of the pixels. A gray picture with a profile for RGB was made from one.
+# Color spaces that a profile may be for, by the mode of the pixels. A gray picture with a profile
+# for RGB was made from one.
 _SPACES = {"RGB": ("RGB",), "L": ("GRAY", "RGB"), "CMYK": ("CMYK",), "LAB": ("Lab",)}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")  # not device links, abstract ones or named colors
 
@@ -56,18 +59,23 @@ CICP_PRIMARIES = {
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Return an image of mode L, RGB, CMYK or LAB as RGB, in sRGB.
 
-    profile: ICC; None for sRGB and its gray. CMYK without one is converted by Pillow's plain formula.
+    profile: ICC; None for sRGB and its gray. CMYK without one is converted by Pillow's plain
+    formula.
     """
     transform = transform_of(profile, image.mode)
     if transform is None:
         return image if image.mode == "RGB" else image.convert("RGB")
-    return transform.apply(image if image.mode == transform.input_mode else image.convert(transform.input_mode))
+    return transform.apply(
+        image if image.mode == transform.input_mode else image.convert(transform.input_mode)
+    )
 
 
 def transform_of(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from a profile to sRGB; None if there is nothing to convert, or nothing to convert by.
+    """Return the transform from a profile to sRGB; None if there is nothing to convert, or nothing
+    to convert by.
 
-    One transform serves all threads: lcms2 only reads it, and Pillow releases the interpreter's lock meanwhile.
+    One transform serves all threads: lcms2 only reads it, and Pillow releases the interpreter's
+    lock meanwhile.
     """
     if profile is None and mode != "LAB":
         return None
@@ -79,7 +87,8 @@ def transform_of(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform
         if key in _transforms:
             _transforms.move_to_end(key)
             return _transforms[key]
-    made = _make_transform(profile, mode)  # outside the lock: a press's takes 50 ms, and twice does no harm
+    # outside the lock: a press's takes 50 ms, and twice does no harm
+    made = _make_transform(profile, mode)
     with _lock:
         _transforms[key] = made
         while len(_transforms) > CACHED_TRANSFORMS:
@@ -98,7 +107,9 @@ def _make_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
                 return None
             mode = "RGB" if space == "RGB" else mode
         srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-        transform = ImageCms.ImageCmsTransform(source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL)
+        transform = ImageCms.ImageCmsTransform(
+            source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL
+        )
         return None if mode in ("L", "RGB") and _changes_nothing(transform) else transform
     except Exception:  # lcms2 and Pillow raise what they like for a profile that is damaged
         return None
@@ -122,16 +133,19 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 
 
 def profile_of_gamma(gamma: float, primaries: Primaries = BT709) -> bytes | None:
-    """Return an ICC profile for levels that stand for light ** (1 / gamma); None for a gamma that no picture has."""
+    """Return an ICC profile for levels that stand for light ** (1 / gamma); None for a gamma that
+    no picture has."""
     if not 0.1 <= gamma <= 10 or not _are_usable(primaries):
         return None
     return _matrix_profile(primaries, np.linspace(0, 1, 1024) ** gamma)
 
 
 def profile_of_cicp(primaries: int, transfer: int) -> bytes | None:
-    """Return an ICC profile for coding-independent code points (ITU-T H.273); None for what sRGB shows alike.
+    """Return an ICC profile for coding-independent code points (ITU-T H.273); None for what sRGB
+    shows alike.
 
-    HDR (PQ, HLG) is shown with its diffuse white (203 nits, ITU-R BT.2408) as white, and what is brighter as white too.
+    HDR (PQ, HLG) is shown with its diffuse white (203 nits, ITU-R BT.2408) as white, and what is
+    brighter as white too.
     """
     chosen, curve = CICP_PRIMARIES.get(primaries, BT709), _cicp_curve(transfer)
     if curve is None and chosen == BT709:
@@ -145,7 +159,8 @@ def _srgb_curve() -> np.ndarray:
 
 
 def _cicp_curve(transfer: int) -> np.ndarray | None:
-    """Light for 4,096 levels from 0 to 1; None for sRGB's, which stands for the curves of video too, as in browsers."""
+    """Light for 4,096 levels from 0 to 1; None for sRGB's, which stands for the curves of video
+    too, as in browsers."""
     levels = np.linspace(0, 1, 4096)
     if transfer in (4, 5):
         return np.power(levels, 2.2 if transfer == 4 else 2.8)
@@ -168,11 +183,14 @@ def _are_usable(primaries: Primaries) -> bool:
     """Whether three colors span a plane and none lies where its brightness is not defined."""
     red, green, blue, white = primaries
     area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (green[1] - red[1])
-    return abs(area) > 1e-3 and min(y for _, y in (green, white)) > 0.01 and min(red[1], blue[1]) > 0
+    return (
+        abs(area) > 1e-3 and min(y for _, y in (green, white)) > 0.01 and min(red[1], blue[1]) > 0
+    )
 
 
 def _matrix_profile(primaries: Primaries, curve: np.ndarray) -> bytes:
-    """Return an ICC 2.4 profile of three primaries, and one curve from levels to light for all of them."""
+    """Return an ICC 2.4 profile of three primaries, and one curve from levels to light for all of
+    them."""
 
     def xyz(x: float, y: float) -> np.ndarray:
         return np.array([x / y, 1, (1 - x - y) / y])
@@ -180,12 +198,16 @@ def _matrix_profile(primaries: Primaries, curve: np.ndarray) -> bytes:
     white, d50 = xyz(*primaries.white), np.array([0.9642, 1, 0.8249])
     colors = np.stack([xyz(*primary) for primary in primaries[:3]], axis=1)
     colors = colors * np.linalg.solve(colors, white)
-    bradford = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
+    bradford = np.array(
+        [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+    )
     adapt = np.linalg.inv(bradford) @ np.diag((bradford @ d50) / (bradford @ white)) @ bradford
     red, green, blue = (adapt @ colors).T
 
     def numbers(values: np.ndarray) -> bytes:
-        return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(float(v) * 65536)) for v in values)
+        return b"XYZ \0\0\0\0" + b"".join(
+            struct.pack(">i", round(float(v) * 65536)) for v in values
+        )
 
     levels = np.round(np.clip(curve, 0, 1) * 65535).astype(">u2")
     table = b"curv\0\0\0\0" + struct.pack(">I", len(levels)) + levels.tobytes()
@@ -199,5 +221,10 @@ def _matrix_profile(primaries: Primaries, curve: np.ndarray) -> bytes:
         entries += tag + struct.pack(">II", start + len(body), len(value))
         body += value
     head = struct.pack(">I", 128 + len(entries) + len(body)) + b"\0\0\0\0\x02\x40\0\0mntrRGB XYZ "
-    head += b"\x07\xe0\0\1\0\1\0\0\0\0\0\0acsp" + bytes(28) + struct.pack(">iii", 63190, 65536, 54061) + bytes(48)
+    head += (
+        b"\x07\xe0\0\1\0\1\0\0\0\0\0\0acsp"
+        + bytes(28)
+        + struct.pack(">iii", 63190, 65536, 54061)
+        + bytes(48)
+    )
     return head + entries + body

@@ -1,8 +1,10 @@
-"""Bytes to upright sRGB pixels: limits before decoding, every mode Pillow opens, scaled decoding for JPEG.
+"""Bytes to upright sRGB pixels: limits before decoding, every mode Pillow opens, scaled decoding
+for JPEG.
 
-What comes in is not trusted. Bytes are counted before they are parsed and pixels before they are decoded; whatever goes
-wrong in between is one InputError that names the picture. All of it may run in several threads at once: warning filters,
-which belong to the whole process, are therefore left alone; the command line, whose process is its own, sets them.
+What comes in is not trusted. Bytes are counted before they are parsed and pixels before they are
+decoded; whatever goes wrong in between is one InputError that names the picture. All of it may run
+in several threads at once: warning filters, which belong to the whole process, are therefore left
+alone; the command line, whose process is its own, sets them.
 """
 
 from __future__ import annotations
@@ -19,14 +21,22 @@ from PIL import Image, ImageFile, UnidentifiedImageError, features
 from featkit.errors import InputError
 from featkit.filetypes import AVIF, HEIC, TEXT, TIFF, what_is
 from featkit.images import boxes, color, levels, mending, plugins, png, tiff
-from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, over_limit, printable
+from featkit.images.limits import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    check_num_bytes,
+    check_num_pixels,
+    over_limit,
+    printable,
+)
 from featkit.images.room import wait_for_room_of
 
 EXIF_ORIENTATION = 0x0112
 THUMBNAIL_SIDE = 256  # pixels of the longer side
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose stored width is the upright height
 
-# Formats that Pillow only names, or hands to another program: EPS goes to Ghostscript, which runs what the file says.
+# Formats that Pillow only names, or hands to another program: EPS goes to Ghostscript, which runs
+# what the file says.
 REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 SCALED_FORMATS = ("JPEG", "MPO")  # MPO is the JPEG of cameras that store a preview beside it
 FULL_SCALE_FORMATS = ("JPEG2000", "PPM")  # Pillow brings their levels to 16 bits
@@ -38,7 +48,8 @@ _pillow_limit_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Decoded:
-    """Upright sRGB pixels (H, W, 3) uint8, C-contiguous, perhaps scaled down while decoding; the original's size."""
+    """Upright sRGB pixels (H, W, 3) uint8, C-contiguous, perhaps scaled down while decoding; the
+    original's size."""
 
     pixels: np.ndarray
     height: int
@@ -46,7 +57,8 @@ class Decoded:
 
 
 class _Opened(NamedTuple):
-    """An image of eight bits or of a mode that `_to_rgb` knows, its size as stored, and what its file says of it."""
+    """An image of eight bits or of a mode that `_to_rgb` knows, its size as stored, and what its
+    file says of it."""
 
     image: Image.Image
     height: int
@@ -65,12 +77,14 @@ def decode(
     limits: ImageLimits = DEFAULT_LIMITS,
     shorter_side: int | None = None,
 ) -> Decoded:
-    """Decode a picture of any format and mode that Pillow or a plug-in opens, in sRGB, over white where transparent.
+    """Decode a picture of any format and mode that Pillow or a plug-in opens, in sRGB, over white
+    where transparent.
 
-    Of several pictures in a file it is the one that a viewer shows first. shorter_side, in pixels: what the caller will
-    resize to. A JPEG may then be decoded at a half, a quarter or an eighth, never to less than that; a picture whose colors
-    are converted may be reduced to no less than twice that. Damage to anything but pixels is passed over.
-    InputError, naming `name`, for bytes that are no picture, are damaged, or exceed `limits`.
+    Of several pictures in a file it is the one that a viewer shows first. shorter_side, in pixels:
+    what the caller will resize to. A JPEG may then be decoded at a half, a quarter or an eighth,
+    never to less than that; a picture whose colors are converted may be reduced to no less than
+    twice that. Damage to anything but pixels is passed over. InputError, naming `name`, for bytes
+    that are no picture, are damaged, or exceed `limits`.
     """
     name = printable(name)
     check_num_bytes(len(data), name=name, limits=limits)
@@ -80,11 +94,15 @@ def decode(
         return _decode(data, name=name, limits=limits, shorter_side=shorter_side)
     except InputError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter where warnings are errors
+    # the latter where warnings are errors
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name} has {_pixels_in(error)}{over_limit(limits)}") from error
     except MemoryError as error:
-        raise InputError(f"{name} needs more memory than there is; lower --max-pixels, or give it more.") from error
-    except Exception as error:  # decoders of untrusted bytes raise whatever they like: struct.error, SyntaxError, KeyError ...
+        raise InputError(
+            f"{name} needs more memory than there is; lower --max-pixels, or give it more."
+        ) from error
+    # decoders of untrusted bytes raise whatever they like: struct.error, SyntaxError, KeyError ...
+    except Exception as error:
         again = _decode_mended(data, name=name, limits=limits, shorter_side=shorter_side)
         if again is not None:
             return again
@@ -92,7 +110,8 @@ def decode(
 
 
 def decode_image(image: Image.Image, *, name: str, limits: ImageLimits) -> Decoded:
-    """Decode a Pillow image of a program's, at its current frame. InputError, naming it, as for `decode`."""
+    """Decode a Pillow image of a program's, at its current frame. InputError, naming it, as for
+    `decode`."""
     name = printable(name)
     try:
         check_num_pixels(image.height, image.width, name=name, limits=limits)
@@ -100,19 +119,26 @@ def decode_image(image: Image.Image, *, name: str, limits: ImageLimits) -> Decod
         image.load()
         if image.size != opened_size:
             check_num_pixels(image.height, image.width, name=name, limits=limits)
-        # Only an image as a file holds it is turned. What was made of one keeps a copy of its EXIF, whatever was done to it.
-        is_as_stored = isinstance(image, ImageFile.ImageFile) and image.format not in ("JXL", "HEIF")
+        # Only an image as a file holds it is turned. What was made of one keeps a copy of its EXIF,
+        # whatever was done to it.
+        is_as_stored = isinstance(image, ImageFile.ImageFile) and image.format not in (
+            "JXL",
+            "HEIF",
+        )
         orientation = _orientation(image) if is_as_stored else 1
         opened = _Opened(image, image.height, image.width, orientation, _profile_of(b"", image))
         return _upright(opened, name=name, shorter_side=None)
     except InputError:
         raise
     except Exception as error:  # as in decode
-        raise InputError(f"{name} is damaged and cannot be decoded ({reason_of(error)}).") from error
+        raise InputError(
+            f"{name} is damaged and cannot be decoded ({reason_of(error)})."
+        ) from error
 
 
 def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: int = 85) -> bytes:
-    """JPEG bytes of (H, W, 3) uint8 pixels, scaled down so that the longer side is at most `side`. Same pixels, same bytes."""
+    """JPEG bytes of (H, W, 3) uint8 pixels, scaled down so that the longer side is at most `side`.
+    Same pixels, same bytes."""
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -123,7 +149,14 @@ def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: i
 # --- from a file's bytes
 
 
-def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None, profile: bytes | None = None) -> Decoded:
+def _decode(
+    data: bytes,
+    *,
+    name: str,
+    limits: ImageLimits,
+    shorter_side: int | None,
+    profile: bytes | None = None,
+) -> Decoded:
     """Decode once. profile: in place of the picture's own. Raises whatever decoders raise."""
     kind = None
     if data[:4] in TIFF_MARKS:
@@ -133,15 +166,25 @@ def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | 
             tiff.check(tags, name=name)
             if tiff.is_deep(data, tags):
                 deep = tiff.read_deep(data, tags, name=name, limits=limits)
-                opened = _Opened(deep.image, deep.image.height, deep.image.width, deep.orientation, profile or deep.profile)
+                opened = _Opened(
+                    deep.image,
+                    deep.image.height,
+                    deep.image.width,
+                    deep.orientation,
+                    profile or deep.profile,
+                )
                 return _upright(opened, name=name, shorter_side=shorter_side)
     elif _may_need_plugin(data):
         kind = what_is(data)
     if kind is not None and plugins.is_plugin_kind(kind):
-        made = plugins.open_by_plugin(data, kind, name=name, limits=limits, shorter_side=shorter_side)
+        made = plugins.open_by_plugin(
+            data, kind, name=name, limits=limits, shorter_side=shorter_side
+        )
         if isinstance(made, bytes):
             return decode(made, name=name, limits=limits, shorter_side=shorter_side)
-        its_own = _profile_of(data, made.image) if kind == HEIC else made.image.info.get("icc_profile")
+        its_own = (
+            _profile_of(data, made.image) if kind == HEIC else made.image.info.get("icc_profile")
+        )
         return _upright(_Opened(*made, 1, profile or its_own), name=name, shorter_side=shorter_side)
     with _open(data, limits=limits) as image:
         opened = _loaded(image, data, name=name, limits=limits, shorter_side=shorter_side)
@@ -150,7 +193,9 @@ def _decode(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | 
         return _upright(opened, name=name, shorter_side=shorter_side)
 
 
-def _decode_mended(data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Decoded | None:
+def _decode_mended(
+    data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None
+) -> Decoded | None:
     """Decode without what is damaged beside the pixels; None where that does not help either."""
     try:
         attempts = list(mending.all_mended(data))
@@ -159,7 +204,9 @@ def _decode_mended(data: bytes, *, name: str, limits: ImageLimits, shorter_side:
     for mended in attempts:
         try:
             profile = png.large_profile(data) if data.startswith(png.SIGNATURE) else None
-            return _decode(mended, name=name, limits=limits, shorter_side=shorter_side, profile=profile)
+            return _decode(
+                mended, name=name, limits=limits, shorter_side=shorter_side, profile=profile
+            )
         except InputError:
             raise
         except Exception:  # as in decode
@@ -168,11 +215,18 @@ def _decode_mended(data: bytes, *, name: str, limits: ImageLimits, shorter_side:
 
 
 def _refusal(data: bytes, name: str, error: Exception) -> InputError:
-    """What is wrong with bytes that could not be decoded: another kind of file, one of no known kind, or damage."""
+    """What is wrong with bytes that could not be decoded: another kind of file, one of no known
+    kind, or damage."""
     kind = what_is(data)
     if plugins.is_plugin_kind(kind) or (kind == AVIF and features.check("avif")):
-        return InputError(f"{name} is {kind.name}; it is damaged and cannot be decoded ({reason_of(error)}).")
-    if kind == TIFF and isinstance(error, UnidentifiedImageError) and tiff.is_whole(tags := tiff.read_tags(data)):
+        return InputError(
+            f"{name} is {kind.name}; it is damaged and cannot be decoded ({reason_of(error)})."
+        )
+    if (
+        kind == TIFF
+        and isinstance(error, UnidentifiedImageError)
+        and tiff.is_whole(tags := tiff.read_tags(data))
+    ):
         return tiff.unread(tags, name)
     is_picture = kind is not None and kind.name.endswith((" image", " icon")) and not kind.advice
     if not isinstance(error, UnidentifiedImageError) or is_picture:
@@ -185,28 +239,38 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
 
 
 def _may_need_plugin(data: bytes) -> bool:
-    """Whether the first bytes could be of a format that plug-ins read, told at no cost for the usual ones."""
+    """Whether the first bytes could be of a format that plug-ins read, told at no cost for the
+    usual ones."""
     start = data[:4]
-    return start[:2] != b"\xff\xd8" and start not in (b"\x89PNG", b"RIFF", b"GIF8") and start[:2] != b"BM"
+    return (
+        start[:2] != b"\xff\xd8"
+        and start not in (b"\x89PNG", b"RIFF", b"GIF8")
+        and start[:2] != b"BM"
+    )
 
 
 def _open(data: bytes, *, limits: ImageLimits) -> Image.Image:
     """Read the header, as any format but REFUSED_FORMATS."""
     Image.init()
     with _pillow_limit_lock:
-        # Pillow's own limit guards pictures inside pictures (icons). It is one number for the whole process, so it is raised
-        # to what was asked for here and never lowered or switched off.
+        # Pillow's own limit guards pictures inside pictures (icons). It is one number for the whole
+        # process, so it is raised to what was asked for here and never lowered or switched off.
         if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = limits.max_pixels
-    return Image.open(io.BytesIO(data), formats=[format for format in Image.ID if format not in REFUSED_FORMATS])
+    return Image.open(
+        io.BytesIO(data), formats=[format for format in Image.ID if format not in REFUSED_FORMATS]
+    )
 
 
-def _loaded(image: Image.Image, data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None) -> _Opened:
+def _loaded(
+    image: Image.Image, data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None
+) -> _Opened:
     """Decode an image that is open, with all that its file says of its colors."""
     width, height = image.size
     check_num_pixels(height, width, name=name, limits=limits)
     if shorter_side is not None and image.format in SCALED_FORMATS:
-        # draft() keeps both sides at least as long as asked, so asking for a square keeps the shorter one.
+        # draft() keeps both sides at least as long as asked, so asking for a square keeps the
+        # shorter one.
         image.draft("RGB", (shorter_side, shorter_side))
     is_deep = png.is_deep(image)
     _go_to_shown_frame(image)
@@ -220,22 +284,35 @@ def _loaded(image: Image.Image, data: bytes, *, name: str, limits: ImageLimits, 
     opened = _Opened(image, height, width, _orientation(image), _profile_of(data, image))
     if is_deep and not getattr(image, "is_animated", False):
         return _with_all_bits(opened, data)
-    if image.format == "PNG" and image.mode == "L" and data[24] < 8 and isinstance(image.info.get("transparency"), int):
-        image.info["transparency"] *= 255 // (2 ** data[24] - 1)  # Pillow scales the levels, not the one that is transparent
+    if (
+        image.format == "PNG"
+        and image.mode == "L"
+        and data[24] < 8
+        and isinstance(image.info.get("transparency"), int)
+    ):
+        # Pillow scales the levels, not the one that is transparent
+        image.info["transparency"] *= 255 // (2 ** data[24] - 1)
     return opened
 
 
 def _go_to_shown_frame(image: Image.Image) -> None:
-    """Move on to the first frame of an animated PNG whose still picture is none of them: that is for programs without them."""
-    if image.format == "PNG" and getattr(image, "default_image", False) and getattr(image, "n_frames", 1) > 1:
+    """Move on to the first frame of an animated PNG whose still picture is none of them: that is
+    for programs without them."""
+    if (
+        image.format == "PNG"
+        and getattr(image, "default_image", False)
+        and getattr(image, "n_frames", 1) > 1
+    ):
         image.seek(1)
 
 
 def _with_all_bits(opened: _Opened, data: bytes) -> _Opened:
-    """A PNG of 16 bits with the low bytes that Pillow drops, where they count: if it is dark, or has a transparent level."""
+    """A PNG of 16 bits with the low bytes that Pillow drops, where they count: if it is dark, or
+    has a transparent level."""
     image, see_through = opened.image, png.transparency_16(data)
     if image.mode not in ("I;16", "I;16B", "I"):
-        is_bright = int(np.asarray(image.convert("RGB")).max()) >= 64  # more than 14 bits: the high bytes are the picture
+        # more than 14 bits: the high bytes are the picture
+        is_bright = int(np.asarray(image.convert("RGB")).max()) >= 64
         if see_through is None and is_bright:
             return opened
     found = png.levels_16(data, image)
@@ -245,7 +322,8 @@ def _with_all_bits(opened: _Opened, data: bytes) -> _Opened:
 
 
 def _profile_of(data: bytes, image: Image.Image) -> bytes | None:
-    """The ICC profile of an image, or one that stands for what its file says of colors in another way; None for sRGB."""
+    """The ICC profile of an image, or one that stands for what its file says of colors in another
+    way; None for sRGB."""
     if image.format == "PNG":
         return png.color_profile(data, image)
     profile = image.info.get("icc_profile")
@@ -275,7 +353,8 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 (upright) where none is told."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # damaged metadata of a picture that decodes says nothing, and is no reason to refuse it
+    # damaged metadata of a picture that decodes says nothing, and is no reason to refuse it
+    except Exception:
         return 1
     return orientation if isinstance(orientation, int) else 1
 
@@ -294,7 +373,8 @@ def _upright(opened: _Opened, *, name: str, shorter_side: int | None) -> Decoded
 def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """View of (H, W, 3) as stored to (H, W, 3) or (W, H, 3) as meant (EXIF 2.32, tag 0x0112)."""
     if orientation in SIDEWAYS:
-        pixels = pixels.swapaxes(0, 1)  # 5 is this mirror alone; the others follow it by one of the flips below
+        # 5 is this mirror alone; the others follow it by one of the flips below
+        pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
@@ -321,7 +401,8 @@ def _to_rgb(opened: _Opened, *, name: str, shorter_side: int | None) -> np.ndarr
         transform = color.transform_of(opened.profile, "L")
     if transform is not None:
         factor = min(colors.size) // (2 * shorter_side) if shorter_side else 1
-        if factor > 1:  # as every resize to come would reduce it first, but before its colors cost anything
+        # as every resize to come would reduce it first, but before its colors cost anything
+        if factor > 1:
             colors, image = colors.reduce(factor), image.reduce(factor) if has_alpha else image
     rgb = color.to_srgb(colors, opened.profile)
     if has_alpha:  # then `rgb` is an image of ours
@@ -352,9 +433,14 @@ def _eight_bits(opened: _Opened, *, name: str) -> Image.Image:
         pixels = np.concatenate([pixels, opaque.astype(np.uint8) * np.uint8(255)], axis=2)
     elif found.shape[2] in (2, 4):
         alpha = found[..., num_colors:]
-        pixels = np.concatenate([pixels, levels.to_bytes(alpha, white=max(white, levels.white_of(alpha, name=name)))], axis=2)
+        pixels = np.concatenate(
+            [pixels, levels.to_bytes(alpha, white=max(white, levels.white_of(alpha, name=name)))],
+            axis=2,
+        )
     mode = ("L", "LA", "RGB", "RGBA")[pixels.shape[2] - 1]
-    return Image.frombytes(mode, (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels).tobytes())
+    return Image.frombytes(
+        mode, (pixels.shape[1], pixels.shape[0]), np.ascontiguousarray(pixels).tobytes()
+    )
 
 
 # --- words

@@ -1,4 +1,5 @@
-"""Levels of more than eight bits, signed ones and floats to eight bits: which level is white, where a file does not tell."""
+"""Levels of more than eight bits, signed ones and floats to eight bits: which level is white, where
+a file does not tell."""
 
 from __future__ import annotations
 
@@ -8,15 +9,18 @@ import numpy as np
 
 from featkit.errors import InputError
 
-# Highest levels of what cameras, scanners and microscopes store in files of 16 bits and more: 8, 10, 12, 14 and 16 bits.
+# Highest levels of what cameras, scanners and microscopes store in files of 16 bits and more: 8,
+# 10, 12, 14 and 16 bits.
 USUAL_WHITES = (255, 1023, 4095, 16383, 65535)
 MAX_BELOW_ZERO = 1 / 16  # of the highest level: noise, which is black
-MAX_ABOVE_ONE = 0.01  # of the levels of a picture in floats whose white is 1: lights that are brighter
+# of the levels of a picture in floats whose white is 1: lights that are brighter
+MAX_ABOVE_ONE = 0.01
 BLOCK_LEVELS = 2**20
 
 
 def to_bytes(levels: np.ndarray, *, white: float) -> np.ndarray:
-    """Return levels of any integer or float type as uint8: `white` and above are 255, zero, below it and NaN are 0."""
+    """Return levels of any integer or float type as uint8: `white` and above are 255, zero, below
+    it and NaN are 0."""
     if levels.dtype.kind == "u" and white == 65535:
         return _by_blocks(levels, lambda block: (np.minimum(block, 65535) >> 8).astype(np.uint8))
     if levels.dtype == np.uint16:
@@ -28,18 +32,19 @@ def to_bytes(levels: np.ndarray, *, white: float) -> np.ndarray:
 def white_of(levels: np.ndarray, *, name: str, declared: float | None = None) -> float:
     """Return the level that is white.
 
-    That is `declared` where a file tells its highest level and no level exceeds it. Otherwise it is the highest level,
-    rounded up to the next of 8, 10, 12, 14 and 16 bits: a picture of 12 bits in a file of 16 would be black if 65,535 were
-    its white. Only levels that are bytes in the upper half (times 256 or 257) are known to be 16 bits. Between 16 and 31 bits
-    it is the highest level itself. Floats have 1 as white if no level, or only a hundredth of them, exceeds it.
+    That is `declared` where a file tells its highest level and no level exceeds it. Otherwise it is
+    the highest level, rounded up to the next of 8, 10, 12, 14 and 16 bits: a picture of 12 bits in
+    a file of 16 would be black if 65,535 were its white. Only levels that are bytes in the upper
+    half (times 256 or 257) are known to be 16 bits. Between 16 and 31 bits it is the highest level
+    itself. Floats have 1 as white if no level, or only a hundredth of them, exceeds it.
 
     InputError, naming the picture, for levels far below zero: nothing tells which of them is black.
     """
     lowest, highest = _range(levels)
     if lowest < 0 and -lowest > highest * MAX_BELOW_ZERO:
         raise InputError(
-            f"{name} has levels from {lowest:,.6g} to {highest:,.6g}, and nothing tells which of those below zero is black; "
-            "convert it to levels from 0 up."
+            f"{name} has levels from {lowest:,.6g} to {highest:,.6g}, and nothing tells which of"
+            " those below zero is black; convert it to levels from 0 up."
         )
     if declared is not None and highest <= declared:
         return declared
@@ -66,11 +71,16 @@ def _scaled(levels: np.ndarray, white: float) -> np.ndarray:
 
 
 def _finite(levels: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(levels), levels, levels.dtype.type(0)) if levels.dtype.kind == "f" else levels
+    return (
+        np.where(np.isfinite(levels), levels, levels.dtype.type(0))
+        if levels.dtype.kind == "f"
+        else levels
+    )
 
 
 def _blocks(levels: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the rows of (H, ...) in blocks, so that no copy of all of them in a wide type is ever held."""
+    """Yield the rows of (H, ...) in blocks, so that no copy of all of them in a wide type is ever
+    held."""
     rows = max(1, BLOCK_LEVELS // max(1, levels[:1].size))
     for start in range(0, len(levels), rows):
         yield slice(start, start + rows), levels[start : start + rows]
@@ -84,12 +94,16 @@ def _by_blocks(levels: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) 
 
 
 def _range(levels: np.ndarray) -> tuple[float, float]:
-    ranges = [(float(block.min()), float(block.max())) for block in (_finite(block) for _, block in _blocks(levels))]
+    ranges = [
+        (float(block.min()), float(block.max()))
+        for block in (_finite(block) for _, block in _blocks(levels))
+    ]
     return min(low for low, _ in ranges), max(high for _, high in ranges)
 
 
 def _is_mostly_below_one(levels: np.ndarray) -> bool:
-    """Whether hardly a level exceeds 1, and some are no whole numbers, as levels of labels would be."""
+    """Whether hardly a level exceeds 1, and some are no whole numbers, as levels of labels would
+    be."""
     above = fractions = 0
     for _, block in _blocks(levels):
         finite = _finite(block)
@@ -99,5 +113,8 @@ def _is_mostly_below_one(levels: np.ndarray) -> bool:
 
 
 def _are_shifted_bytes(levels: np.ndarray) -> bool:
-    """Whether all levels are bytes in the upper half of 16 bits, with or without a copy of them in the lower."""
-    return any(not any((block % factor).any() for _, block in _blocks(levels)) for factor in (257, 256))
+    """Whether all levels are bytes in the upper half of 16 bits, with or without a copy of them in
+    the lower."""
+    return any(
+        not any((block % factor).any() for _, block in _blocks(levels)) for factor in (257, 256)
+    )

@@ -29,7 +29,8 @@ def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
     """InputError when a picture has more bytes than `limits` allow."""
     if num_bytes > limits.max_bytes:
         raise InputError(
-            f"{name} has {num_bytes:,} bytes, more than the limit of {limits.max_bytes:,}; raise it with --max-bytes."
+            f"{name} has {num_bytes:,} bytes, more than the limit of {limits.max_bytes:,}; raise it"
+            " with --max-bytes."
         )
 
 
@@ -38,7 +39,9 @@ def check_num_pixels(height: int, width: int, *, name: str, limits: ImageLimits)
     if height == 0 or width == 0:
         raise InputError(f"{name} has no pixels ({width}×{height}).")
     if height * width > limits.max_pixels:
-        raise InputError(f"{name} has {height * width:,} pixels ({width}×{height}){over_limit(limits)}")
+        raise InputError(
+            f"{name} has {height * width:,} pixels ({width}×{height}){over_limit(limits)}"
+        )
 
 
 def over_limit(limits: ImageLimits) -> str:
@@ -47,12 +50,14 @@ def over_limit(limits: ImageLimits) -> str:
 
 
 def without_options(sentence: str) -> str:
-    """A sentence of this package's for somebody who has no command line: without the option to raise a limit by."""
+    """A sentence of this package's for somebody who has no command line: without the option to
+    raise a limit by."""
     return _OPTION.sub("", sentence)
 
 
 def printable(name: str) -> str:
-    """The name as valid UTF-8 text: bytes of a file name that are not text are spelled out, as in `caf\\xe9.jpg`."""
+    """The name as valid UTF-8 text: bytes of a file name that are not text are spelled out, as in
+    `caf\\xe9.jpg`."""
     try:
         encoded = name.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # half a UTF-16 pair, which stands for no byte of a file's name

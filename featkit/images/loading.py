@@ -1,4 +1,5 @@
-"""Pictures as programs have them: paths, bytes, open files, Pillow images, arrays, rows of data sets."""
+"""Pictures as programs have them: paths, bytes, open files, Pillow images, arrays, rows of data
+sets."""
 
 from __future__ import annotations
 
@@ -14,10 +15,24 @@ from PIL import Image
 
 from featkit.errors import InputError
 from featkit.images.decoding import Decoded, decode, decode_image, reason_of
-from featkit.images.limits import DEFAULT_LIMITS, ImageLimits, check_num_bytes, check_num_pixels, printable
+from featkit.images.limits import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    check_num_bytes,
+    check_num_pixels,
+    printable,
+)
 
 Picture: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Mapping[str, Any]
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | IO[bytes]
+    | Image.Image
+    | np.ndarray
+    | Mapping[str, Any]
 )
 
 WEB_ADDRESS = re.compile(r"(https?|ftp|s3|gs|data|file):", re.IGNORECASE)
@@ -30,12 +45,14 @@ def load(
     limits: ImageLimits = DEFAULT_LIMITS,
     shorter_side: int | None = None,
 ) -> Decoded:
-    """Decode whatever a program has at hand: a path, bytes, an open binary file, a Pillow image, an array, or a row.
+    """Decode whatever a program has at hand: a path, bytes, an open binary file, a Pillow image, an
+    array, or a row.
 
-    A Pillow image is its current frame. One that was opened from a file is turned as its EXIF says; what a program made of
-    such (`rotate`, `convert`, `copy` ...) is taken as it stands. An open file is read from its beginning. Arrays are (H, W, 3),
-    (H, W) or (H, W, 1) uint8, RGB, upright. A row is a mapping with `bytes` or `path`, as Hugging Face data sets hold it.
-    InputError as for `decode`, and for a path that cannot be read.
+    A Pillow image is its current frame. One that was opened from a file is turned as its EXIF says;
+    what a program made of such (`rotate`, `convert`, `copy` ...) is taken as it stands. An open
+    file is read from its beginning. Arrays are (H, W, 3), (H, W) or (H, W, 1) uint8, RGB, upright.
+    A row is a mapping with `bytes` or `path`, as Hugging Face data sets hold it. InputError as for
+    `decode`, and for a path that cannot be read.
     """
     shown = name or name_of(picture)
     if isinstance(picture, Image.Image):
@@ -43,17 +60,27 @@ def load(
     if isinstance(picture, np.ndarray):
         return _check_array(picture, name=shown or "array", limits=limits)
     if isinstance(picture, Mapping):
-        return load(_of_row(picture, shown or "picture"), name=shown, limits=limits, shorter_side=shorter_side)
+        return load(
+            _of_row(picture, shown or "picture"),
+            name=shown,
+            limits=limits,
+            shorter_side=shorter_side,
+        )
     data = read_encoded(picture, name=shown, limits=limits)
     return decode(data, name=shown or "picture", limits=limits, shorter_side=shorter_side)
 
 
-def read_encoded(picture: Picture, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """Return the bytes of a picture's file: of a path, bytes, an open binary file, or a row. InputError as for `load`."""
+def read_encoded(
+    picture: Picture, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> bytes:
+    """Return the bytes of a picture's file: of a path, bytes, an open binary file, or a row.
+    InputError as for `load`."""
     shown = name or name_of(picture)
     if isinstance(picture, str | os.PathLike):
         if isinstance(picture, str) and WEB_ADDRESS.match(picture):
-            raise InputError(f"{printable(shown or '')[:200]} is a web address; download it and give the file.")
+            raise InputError(
+                f"{printable(shown or '')[:200]} is a web address; download it and give the file."
+            )
         path = os.fsdecode(picture)
         if not path:
             raise InputError(f"{shown or 'picture'} is an empty text; give the path of a file.")
@@ -68,11 +95,17 @@ def read_encoded(picture: Picture, *, name: str | None = None, limits: ImageLimi
 
 
 def is_single(pictures: object) -> bool:
-    """Whether a value stands for one picture, or for nothing that a picture could be taken from, and not for several."""
+    """Whether a value stands for one picture, or for nothing that a picture could be taken from,
+    and not for several."""
     if isinstance(pictures, np.ndarray):
         return pictures.ndim < 4 and not (pictures.ndim == 1 and pictures.dtype.kind in "OUS")
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
-    return isinstance(pictures, kinds) or hasattr(pictures, "read") or _is_tensor(pictures) or not hasattr(pictures, "__iter__")
+    return (
+        isinstance(pictures, kinds)
+        or hasattr(pictures, "read")
+        or _is_tensor(pictures)
+        or not hasattr(pictures, "__iter__")
+    )
 
 
 def name_of(picture: object) -> str | None:
@@ -81,12 +114,19 @@ def name_of(picture: object) -> str | None:
         picture = picture.get("path")
     if isinstance(picture, str | os.PathLike):
         return os.fsdecode(picture)
-    told = getattr(picture, "filename", None) if isinstance(picture, Image.Image) else getattr(picture, "name", None)
+    told = (
+        getattr(picture, "filename", None)
+        if isinstance(picture, Image.Image)
+        else getattr(picture, "name", None)
+    )
     return os.fsdecode(told) if isinstance(told, str | bytes | os.PathLike) and told else None
 
 
-def read_file(path: Path, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS) -> bytes:
-    """All bytes of a regular file. InputError, naming `name` or the path: missing, unreadable, over `limits.max_bytes`."""
+def read_file(
+    path: Path, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+) -> bytes:
+    """All bytes of a regular file. InputError, naming `name` or the path: missing, unreadable, over
+    `limits.max_bytes`."""
     name = printable(name or str(path))
     try:
         status = path.stat()
@@ -112,7 +152,10 @@ def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decode
             advice = "; transpose it with array.transpose(1, 2, 0)"
         elif array.dtype.kind == "f":
             advice = "; if its levels go from 0 to 1, take (array * 255).round().astype(np.uint8)"
-        raise InputError(f"{name} is {array.dtype} of shape {shape}; pictures as arrays are uint8 (H, W, 3){advice}.")
+        raise InputError(
+            f"{name} is {array.dtype} of shape {shape}; pictures as arrays are uint8 (H, W,"
+            f" 3){advice}."
+        )
     height, width = array.shape[:2]
     check_num_pixels(height, width, name=name, limits=limits)
     return Decoded(np.ascontiguousarray(array), height, width)
@@ -126,11 +169,14 @@ def _of_row(row: Mapping[str, Any], name: str) -> Picture:
             picture: Picture = value
             return picture
     if any(key in row for key in ("bytes", "path")):
-        raise InputError(f"{printable(name)} is a row without a picture: neither its `bytes` nor its `path` holds one.")
+        raise InputError(
+            f"{printable(name)} is a row without a picture: neither its `bytes` nor its `path`"
+            " holds one."
+        )
     keys = ", ".join(str(key) for key in list(row)[:8]) or "no keys"
     raise InputError(
-        f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give the picture in it, "
-        "such as row['image']."
+        f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give"
+        " the picture in it, such as row['image']."
     )
 
 
@@ -146,12 +192,20 @@ def _read_open(file: Any, *, name: str, limits: ImageLimits) -> bytes:
     if not isinstance(data, bytes | bytearray | memoryview):
         raise InputError(f"{name} is open as text; open it with mode 'rb'.")
     if len(data) > limits.max_bytes:
-        raise InputError(f"{name} has more bytes than the limit of {limits.max_bytes:,}; raise it with --max-bytes.")
+        raise InputError(
+            f"{name} has more bytes than the limit of {limits.max_bytes:,}; raise it with"
+            " --max-bytes."
+        )
     return bytes(data)
 
 
 def _is_tensor(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] in ("torch", "jax", "jaxlib", "tensorflow") and hasattr(value, "shape")
+    return type(value).__module__.partition(".")[0] in (
+        "torch",
+        "jax",
+        "jaxlib",
+        "tensorflow",
+    ) and hasattr(value, "shape")
 
 
 def _described(value: object) -> str:
@@ -162,5 +216,8 @@ def _described(value: object) -> str:
     article = "an" if kind[:1].lower() in "aeiou" else "a"
     if _is_tensor(value):
         shape = tuple(getattr(value, "shape", ()))
-        return f"{article} {kind} of shape {shape}; give a NumPy array, uint8 (H, W, 3), such as x.permute(1, 2, 0).numpy()"
+        return (
+            f"{article} {kind} of shape {shape}; give a NumPy array, uint8 (H, W, 3), such as"
+            " x.permute(1, 2, 0).numpy()"
+        )
     return f"{article} {kind}; give a path, bytes, a Pillow image or an array"

@@ -1,6 +1,8 @@
-"""Files whose pixels are whole and of which something else is damaged: the same file without that, for a second try.
+"""Files whose pixels are whole and of which something else is damaged: the same file without that,
+for a second try.
 
-What is mended here shows in every viewer. Nothing is made up: a picture of which pixels are missing stays refused.
+What is mended here shows in every viewer. Nothing is made up: a picture of which pixels are missing
+stays refused.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from PIL import Image, JpegImagePlugin
 from featkit.images import png, tiff
 
 EOI = b"\xff\xd9"
-# What a decoder would read on as if it were the rest of a picture that is cut off. Pixels that it changes were missing.
+# What a decoder would read on as if it were the rest of a picture that is cut off. Pixels that it
+# changes were missing.
 _CONTINUATIONS = (b"", b"\x55\xaa\x33" * 1500, b"\xaa\x35\xc3" * 1500, b"\xf0\x8e\x71\xe4" * 1100)
 
 
 def all_mended(data: bytes) -> Iterator[bytes]:
-    """Yield what `mended` makes of the file; then, of an animated PNG, the picture that stands still."""
+    """Yield what `mended` makes of the file; then, of an animated PNG, the picture that stands
+    still."""
     changed = mended(data)
     if changed is not None:
         yield changed
@@ -30,7 +34,8 @@ def all_mended(data: bytes) -> Iterator[bytes]:
 
 
 def mended(data: bytes) -> bytes | None:
-    """Return the file without what is damaged beside its pixels; None for a format, or damage, that nothing is known of."""
+    """Return the file without what is damaged beside its pixels; None for a format, or damage, that
+    nothing is known of."""
     if data.startswith(png.SIGNATURE):
         changed = png.mended(data)
     elif data.startswith(b"\xff\xd8"):
@@ -55,7 +60,8 @@ _APP0, _APP1, _APP2, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
 
 
 def _mended_jpeg(data: bytes) -> bytes | None:
-    """The JPEG without comments and application segments but JFIF, Adobe, sound EXIF and ICC; with its end.
+    """The JPEG without comments and application segments but JFIF, Adobe, sound EXIF and ICC; with
+    its end.
 
     None when pixels are missing.
     """
@@ -85,12 +91,17 @@ def _mended_jpeg(data: bytes) -> bytes | None:
     whole = b"".join(kept)
     if ended:
         return whole + EOI
-    is_whole = _all_scans_are_there(frame, scans) and _all_restarts_are_there(frame, scans) and _all_pixels_are_there(whole)
+    is_whole = (
+        _all_scans_are_there(frame, scans)
+        and _all_restarts_are_there(frame, scans)
+        and _all_pixels_are_there(whole)
+    )
     return whole + EOI if is_whole else None
 
 
 class _Scan(NamedTuple):
-    """A scan's header, the restart interval it was coded with (0: none), and how many restarts are in it."""
+    """A scan's header, the restart interval it was coded with (0: none), and how many restarts are
+    in it."""
 
     header: bytes
     interval: int
@@ -98,7 +109,8 @@ class _Scan(NamedTuple):
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int, int] | None:
-    """(marker, start of its body, end) of the first segment at `at` or after it; bytes between segments are passed over.
+    """(marker, start of its body, end) of the first segment at `at` or after it; bytes between
+    segments are passed over.
 
     A length that leads nowhere is not believed: then the next segment that makes sense comes first.
     """
@@ -123,7 +135,8 @@ def _next_marker(data: bytes, at: int) -> tuple[int, int, int] | None:
 
 
 def _end_of_scan(data: bytes, at: int) -> tuple[int, int]:
-    """Where the entropy-coded bytes end, which is at a marker that is no restart, and how many restarts are in them."""
+    """Where the entropy-coded bytes end, which is at a marker that is no restart, and how many
+    restarts are in them."""
     num_restarts = 0
     while True:
         at = data.find(b"\xff", at)
@@ -174,23 +187,33 @@ def _all_scans_are_there(frame: bytes, scans: list[_Scan]) -> bool:
 
 
 def _all_restarts_are_there(frame: bytes, scans: list[_Scan]) -> bool:
-    """Whether the last scan has as many restarts as its picture needs; between two of them decoders make up what is missing."""
+    """Whether the last scan has as many restarts as its picture needs; between two of them decoders
+    make up what is missing."""
     header, interval, num_restarts = scans[-1]
     if not interval:
         return True
     height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-    factors = {frame[at]: (frame[at + 1] >> 4, frame[at + 1] & 15) for at in range(6, 6 + 3 * frame[5], 3)}
-    most_across, most_down = max(across for across, _ in factors.values()), max(down for _, down in factors.values())
+    factors = {
+        frame[at]: (frame[at + 1] >> 4, frame[at + 1] & 15) for at in range(6, 6 + 3 * frame[5], 3)
+    }
+    most_across, most_down = (
+        max(across for across, _ in factors.values()),
+        max(down for _, down in factors.values()),
+    )
     if header[0] == 1 and header[1] in factors:  # blocks of one component
         across, down = factors[header[1]]
-        columns, rows = -(-width * across // (8 * most_across)), -(-height * down // (8 * most_down))
+        columns, rows = (
+            -(-width * across // (8 * most_across)),
+            -(-height * down // (8 * most_down)),
+        )
     else:
         columns, rows = -(-width // (8 * most_across)), -(-height // (8 * most_down))
     return num_restarts >= -(-columns * rows // interval) - 1
 
 
 def _all_pixels_are_there(data: bytes) -> bool:
-    """Whether a JPEG that ends in the middle of a scan shows the same whatever follows: no pixel waits for more bytes."""
+    """Whether a JPEG that ends in the middle of a scan shows the same whatever follows: no pixel
+    waits for more bytes."""
     found: list[np.ndarray] = []
     for more in _CONTINUATIONS:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data + more + EOI)) as image:
@@ -218,17 +241,26 @@ def _mended_webp(data: bytes) -> bytes:
             kept.append((type_, body))
         at = end + length % 2
     types = {type_ for type_, _ in kept}
-    flags = 0b00010010 | (0b00100000 if b"ICCP" in types else 0) | (0b00001000 if b"EXIF" in types else 0)  # alpha, animation
-    kept = [(type_, bytes([body[0] & flags]) + body[1:] if type_ == b"VP8X" and body else body) for type_, body in kept]
-    chunks = b"".join(type_ + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for type_, body in kept)
+    # alpha, animation
+    flags = (
+        0b00010010
+        | (0b00100000 if b"ICCP" in types else 0)
+        | (0b00001000 if b"EXIF" in types else 0)
+    )
+    kept = [
+        (type_, bytes([body[0] & flags]) + body[1:] if type_ == b"VP8X" and body else body)
+        for type_, body in kept
+    ]
+    chunks = b"".join(
+        type_ + struct.pack("<I", len(body)) + body + bytes(len(body) % 2) for type_, body in kept
+    )
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
 
 
 # Of all the tags of a TIFF, these say where pixels are and what they mean.
 _PICTURE_TAGS = frozenset(
     int(tag)
-    for tag in "254 256 257 258 259 262 266 273 274 277 278 279 284 292 293 317 320 322 323 324 325 338 339 347 "
-    "529 530 531 532".split()
+    for tag in "254 256 257 258 259 262 266 273 274 277 278 279 284 292 293 317 320 322 323 324 325 338 339 347 529 530 531 532".split()
 )
 
 
@@ -243,14 +275,25 @@ def _mended_tiff(data: bytes) -> bytes:
     except struct.error:
         return data
     entries_at = start + struct.calcsize(count_of)
-    entries = [data[at : at + entry_size] for at in range(entries_at, entries_at + count * entry_size, entry_size)]
-    needed = [entry for entry in entries if len(entry) == entry_size and _tag_of(entry, order) in _PICTURE_TAGS]
+    entries = [
+        data[at : at + entry_size]
+        for at in range(entries_at, entries_at + count * entry_size, entry_size)
+    ]
+    needed = [
+        entry
+        for entry in entries
+        if len(entry) == entry_size and _tag_of(entry, order) in _PICTURE_TAGS
+    ]
     if not needed or not tiff.read_tags(data):
         return data
-    directory = struct.pack(order + count_of, len(needed)) + b"".join(needed) + bytes(struct.calcsize(word))
+    directory = (
+        struct.pack(order + count_of, len(needed)) + b"".join(needed) + bytes(struct.calcsize(word))
+    )
     pad = bytes(len(data) % 2)
     head = (
-        data[:8] + struct.pack(order + "Q", len(data + pad)) if is_big else data[:4] + struct.pack(order + "I", len(data + pad))
+        data[:8] + struct.pack(order + "Q", len(data + pad))
+        if is_big
+        else data[:4] + struct.pack(order + "I", len(data + pad))
     )
     return head + data[len(head) :] + pad + directory
 
@@ -265,7 +308,9 @@ def _mended_gif(data: bytes) -> bytes:
     for at, kind, end in _gif_blocks(data):
         if kind == b",":
             head = data[: _gif_start(data)]
-            control = next((data[a:e] for a, k, e in _gif_blocks(data) if k == b"!\xf9" and a < at), b"")
+            control = next(
+                (data[a:e] for a, k, e in _gif_blocks(data) if k == b"!\xf9" and a < at), b""
+            )
             return head + control + data[at:end] + b";"
     return data
 
@@ -277,7 +322,8 @@ def _gif_start(data: bytes) -> int:
 
 
 def _gif_blocks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (start, kind, end) of extensions and pictures, while they can be told apart and none is cut off."""
+    """Yield (start, kind, end) of extensions and pictures, while they can be told apart and none is
+    cut off."""
     at = _gif_start(data)
     while at + 2 <= len(data):
         if data[at : at + 1] == b"!":

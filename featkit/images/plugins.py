@@ -1,6 +1,8 @@
-"""Formats that Pillow does not read, by the packages of the extra `formats`: HEIC, JPEG XL, and cameras' raw files.
+"""Formats that Pillow does not read, by the packages of the extra `formats`: HEIC, JPEG XL, and
+cameras' raw files.
 
-Each is imported when the first such file comes. None is registered with Pillow, so that a program's own settings stay.
+Each is imported when the first such file comes. None is registered with Pillow, so that a program's
+own settings stay.
 """
 
 from __future__ import annotations
@@ -35,10 +37,14 @@ class Upright(NamedTuple):
     width: int
 
 
-def open_by_plugin(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Upright | bytes:
-    """Return the picture in a file of a kind of which `is_plugin_kind`; or the bytes of a JPEG that stands for it.
+def open_by_plugin(
+    data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None
+) -> Upright | bytes:
+    """Return the picture in a file of a kind of which `is_plugin_kind`; or the bytes of a JPEG that
+    stands for it.
 
-    Its size is checked before anything is decoded. InputError, saying what to install, without the package.
+    Its size is checked before anything is decoded. InputError, saying what to install, without the
+    package.
     """
     if kind == HEIC:
         return _open_heic(data, kind, name=name, limits=limits)
@@ -48,7 +54,8 @@ def open_by_plugin(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, s
 
 
 def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright:
-    """The primary picture. libheif turns it as the file says; the orientation in its EXIF is a copy of that."""
+    """The primary picture. libheif turns it as the file says; the orientation in its EXIF is a copy
+    of that."""
     plugin = _import("pillow_heif", kind, name)
     image: Image.Image = plugin.HeifImageFile(io.BytesIO(data))
     check_num_pixels(image.height, image.width, name=name, limits=limits)
@@ -74,15 +81,20 @@ def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) ->
     return Upright(image, image.height, image.width)
 
 
-def _develop(data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None) -> Upright:
-    """A raw file as LibRaw develops it with the camera's white balance, to sRGB; at half its size where that is enough."""
+def _develop(
+    data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None
+) -> Upright:
+    """A raw file as LibRaw develops it with the camera's white balance, to sRGB; at half its size
+    where that is enough."""
     rawpy = _import("rawpy", kind, name)
     with rawpy.imread(io.BytesIO(data)) as raw:
         height, width = raw.sizes.height, raw.sizes.width
         check_num_pixels(height, width, name=name, limits=limits)
         wait_for_room(height, width)
         halved = shorter_side is not None and min(height, width) // 2 >= shorter_side
-        pixels = raw.postprocess(use_camera_wb=True, half_size=halved, gamma=(2.4, 12.92), output_bps=8)
+        pixels = raw.postprocess(
+            use_camera_wb=True, half_size=halved, gamma=(2.4, 12.92), output_bps=8
+        )
         if raw.sizes.flip in LIES_ON_ITS_SIDE:
             height, width = width, height
     return Upright(Image.fromarray(np.ascontiguousarray(pixels)), height, width)
@@ -96,7 +108,8 @@ def _import(package: str, kind: Kind, name: str) -> Any:
 
 
 def _codestream(data: bytes) -> bytes:
-    """The beginning of the codestream in a JPEG XL container: what is in its box `jxlc`, or in the first `jxlp`."""
+    """The beginning of the codestream in a JPEG XL container: what is in its box `jxlc`, or in the
+    first `jxlp`."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -112,7 +125,8 @@ def _codestream(data: bytes) -> bytes:
 
 
 def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
-    """Return the height and width in the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader); None if it has none."""
+    """Return the height and width in the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader);
+    None if it has none."""
     stream = data if data.startswith(b"\xff\x0a") else _codestream(data)
     if not stream.startswith(b"\xff\x0a"):
         return None

@@ -1,4 +1,5 @@
-"""What Pillow leaves out of PNG: the low bytes of 16-bit colors, what chunks say of colors, and damage beside the pixels.
+"""What Pillow leaves out of PNG: the low bytes of 16-bit colors, what chunks say of colors, and
+damage beside the pixels.
 
 Reference: Portable Network Graphics (PNG) Specification, third edition, W3C 2025.
 """
@@ -14,18 +15,28 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageFile, PngImagePlugin
 
-from featkit.images.color import BT709, MAX_PROFILE_BYTES, Primaries, profile_of_cicp, profile_of_gamma
+from featkit.images.color import (
+    BT709,
+    MAX_PROFILE_BYTES,
+    Primaries,
+    profile_of_cicp,
+    profile_of_gamma,
+)
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, GRAY_ALPHA = 0, 4  # color types
 SRGB_GAMMA = 0.45455
 NEAR_SRGB = 0.05  # of that gamma, as in libpng; 0.01 in chromaticities
 
-# Chunks that a picture needs, or that change how it looks; a damaged one of the latter is left out like all the others.
+# Chunks that a picture needs, or that change how it looks; a damaged one of the latter is left out
+# like all the others.
 _CRITICAL = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND"))
-_KEPT = frozenset((b"tRNS", b"sBIT", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT"))
+_KEPT = frozenset(
+    (b"tRNS", b"sBIT", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT")
+)
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"acTL": 8, b"fcTL": 26}
-_TRANSPARENT_LENGTHS = {b"\0": 2, b"\2": 6}  # of gray and RGB; palettes have one byte a color, or fewer
+# of gray and RGB; palettes have one byte a color, or fewer
+_TRANSPARENT_LENGTHS = {b"\0": 2, b"\2": 6}
 _ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
 
 
@@ -40,7 +51,9 @@ class Chunk(NamedTuple):
     @property
     def is_sound(self) -> bool:
         """Whether nothing is cut off and the checksum is right."""
-        return self.is_whole and zlib.crc32(self.type + self.body) == int.from_bytes(self.stored[-4:], "big")
+        return self.is_whole and zlib.crc32(self.type + self.body) == int.from_bytes(
+            self.stored[-4:], "big"
+        )
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:
@@ -56,9 +69,11 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def mended(data: bytes, *, with_animation: bool = True) -> bytes:
-    """Return the PNG with only those of its chunks that say how it looks, and with its end if that is missing.
+    """Return the PNG with only those of its chunks that say how it looks, and with its end if that
+    is missing.
 
-    with_animation: what else it shows after a while, which may be damaged where the picture that stands still is not.
+    with_animation: what else it shows after a while, which may be damaged where the picture that
+    stands still is not.
 
     Damage in what is left, such as in IDAT, stays for the decoder to find.
     """
@@ -69,7 +84,9 @@ def mended(data: bytes, *, with_animation: bool = True) -> bytes:
             break
         if chunk.type in _ANIMATION and not with_animation:
             continue
-        if is_needed or (chunk.type in _KEPT and _has_length(chunk, data[25:26]) and chunk.is_sound):
+        if is_needed or (
+            chunk.type in _KEPT and _has_length(chunk, data[25:26]) and chunk.is_sound
+        ):
             kept.append(chunk.stored)
             ended = not chunk.is_whole
     if not ended:
@@ -87,11 +104,14 @@ def _has_length(chunk: Chunk, color_type: bytes) -> bool:
 def color_profile(data: bytes, image: Image.Image) -> bytes | None:
     """Return the ICC profile that says what the colors are; None for sRGB.
 
-    By cICP, iCCP, sRGB, gAMA with cHRM: the first of these that is there rules. cHRM alone says nothing, as in browsers.
+    By cICP, iCCP, sRGB, gAMA with cHRM: the first of these that is there rules. cHRM alone says
+    nothing, as in browsers.
     """
     before_pixels = data.find(b"IDAT")
     if data.find(b"cICP", 0, before_pixels) >= 0:
-        body = next((chunk.body for chunk in chunks(data) if chunk.type == b"cICP" and chunk.is_sound), b"")
+        body = next(
+            (chunk.body for chunk in chunks(data) if chunk.type == b"cICP" and chunk.is_sound), b""
+        )
         if len(body) == 4:
             return profile_of_cicp(body[0], body[1])
     if "icc_profile" in image.info:
@@ -102,15 +122,22 @@ def color_profile(data: bytes, image: Image.Image) -> bytes | None:
     gamma = image.info["gamma"]
     told = image.info.get("chromaticity")
     primaries = Primaries(told[2:4], told[4:6], told[6:8], told[0:2]) if told else BT709
-    differences = [abs(a - b) for mine, its in zip(BT709, primaries, strict=True) for a, b in zip(mine, its, strict=True)]
+    differences = [
+        abs(a - b)
+        for mine, its in zip(BT709, primaries, strict=True)
+        for a, b in zip(mine, its, strict=True)
+    ]
     if abs(gamma / SRGB_GAMMA - 1) <= NEAR_SRGB and max(differences) <= 0.01:
         return None
     return profile_of_gamma(1 / gamma, primaries) if gamma > 0 else None
 
 
 def large_profile(data: bytes) -> bytes | None:
-    """Return the profile in iCCP of a PNG that Pillow refuses for its size; None if there is none, or it is damaged."""
-    body = next((chunk.body for chunk in chunks(data) if chunk.type == b"iCCP" and chunk.is_sound), b"")
+    """Return the profile in iCCP of a PNG that Pillow refuses for its size; None if there is none,
+    or it is damaged."""
+    body = next(
+        (chunk.body for chunk in chunks(data) if chunk.type == b"iCCP" and chunk.is_sound), b""
+    )
     _, _, packed = body.partition(b"\0")
     unpacker = zlib.decompressobj()
     try:
@@ -135,7 +162,8 @@ def transparency_16(data: bytes) -> tuple[int, ...] | None:
 
 
 def levels_16(data: bytes, image: Image.Image) -> np.ndarray:
-    """Return (H, W, 1 to 4) uint16 of a PNG of 16 bits, of whose colors Pillow keeps the high bytes only.
+    """Return (H, W, 1 to 4) uint16 of a PNG of 16 bits, of whose colors Pillow keeps the high bytes
+    only.
 
     image: the same PNG, loaded.
     """
@@ -157,10 +185,13 @@ def levels_16(data: bytes, image: Image.Image) -> np.ndarray:
 def declared_white(data: bytes, levels: np.ndarray) -> int | None:
     """Return the level that is white by sBIT; None without it.
 
-    By the specification samples are scaled up to 16 bits and sBIT tells how many of their high bits count. Some programs store
-    them as they are instead: then no level exceeds that many bits, and those below are not zero or repetitions.
+    By the specification samples are scaled up to 16 bits and sBIT tells how many of their high bits
+    count. Some programs store them as they are instead: then no level exceeds that many bits, and
+    those below are not zero or repetitions.
     """
-    body = next((chunk.body for chunk in chunks(data) if chunk.type == b"sBIT" and chunk.is_sound), b"")
+    body = next(
+        (chunk.body for chunk in chunks(data) if chunk.type == b"sBIT" and chunk.is_sound), b""
+    )
     bits = max(body, default=0)
     if not 1 <= bits <= 16:
         return None

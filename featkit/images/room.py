@@ -1,7 +1,9 @@
-"""Room in memory for pictures that are decoded side by side: who needs much waits until there is enough.
+"""Room in memory for pictures that are decoded side by side: who needs much waits until there is
+enough.
 
-A JPEG is decoded at a fraction of its size; other formats are decoded whole, at 11 to 30 bytes a pixel. A picture at the limit
-of 100 million pixels then takes 1.4 GB or more, and sixteen threads may meet sixteen of them.
+A JPEG is decoded at a fraction of its size; other formats are decoded whole, at 11 to 30 bytes a
+pixel. A picture at the limit of 100 million pixels then takes 1.4 GB or more, and sixteen threads
+may meet sixteen of them.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-# Most that a process grew by while it decoded and scaled 12 million pixels, a pixel: gray to RGB 11 to 14, palette 15.
+# Most that a process grew by while it decoded and scaled 12 million pixels, a pixel: gray to RGB 11
+# to 14, palette 15.
 PLAIN, PLAIN_MODES = 15, ("1", "L", "P", "RGB")
 OTHER = 30  # with transparency or another color model 28, WebP 22
 DEEP = 45  # with levels of 16 bits: 24 of a TIFF in RGB
-PROGRESSIVE = 6  # a progressive JPEG keeps the coefficients of its full size, however small it is decoded
+# a progressive JPEG keeps the coefficients of its full size, however small it is decoded
+PROGRESSIVE = 6
 
 _this_thread = threading.local()
 
 
 class MemoryBudget:
-    """Bytes that threads share. They are let in in the order they came; one that asks for more than all has all, alone."""
+    """Bytes that threads share. They are let in in the order they came; one that asks for more than
+    all has all, alone."""
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = max(0, num_bytes)
@@ -33,7 +38,8 @@ class MemoryBudget:
 
     @contextmanager
     def for_one_picture(self) -> Iterator[None]:
-        """Around the decoding of a picture in this thread; what it took meanwhile is given back at the end."""
+        """Around the decoding of a picture in this thread; what it took meanwhile is given back at
+        the end."""
         share = _Share(self)
         _this_thread.share = share
         try:
@@ -62,7 +68,8 @@ class MemoryBudget:
 
 
 class _Share:
-    """What one picture holds. It gives all back before it takes more, so that nobody waits while holding."""
+    """What one picture holds. It gives all back before it takes more, so that nobody waits while
+    holding."""
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget, self._held = budget, 0
@@ -75,14 +82,18 @@ class _Share:
 
 
 def wait_for_room(height: int, width: int, *, bytes_per_pixel: int = OTHER) -> None:
-    """Wait until so many pixels may be decoded in this thread; at once where nobody set a budget around it."""
+    """Wait until so many pixels may be decoded in this thread; at once where nobody set a budget
+    around it."""
     share: _Share | None = getattr(_this_thread, "share", None)
     if share is not None:
         share.take(height * width * bytes_per_pixel)
 
 
-def wait_for_room_of(image: Image.Image, *, full_size: tuple[int, int], is_deep: bool = False) -> None:
-    """The same for an image of which the header is read and a scale is chosen; full_size (width, height) before that.
+def wait_for_room_of(
+    image: Image.Image, *, full_size: tuple[int, int], is_deep: bool = False
+) -> None:
+    """The same for an image of which the header is read and a scale is chosen; full_size (width,
+    height) before that.
 
     is_deep: its levels of 16 bits may be wanted.
     """

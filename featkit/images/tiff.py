@@ -1,8 +1,9 @@
 """TIFF files of more than eight bits a sample, or of signed or float ones, as they are stored.
 
-Pillow reads some of them only, and several wrongly (12.3: planes of 16 bits, white-is-zero of 16 bits, unsigned 32 bits,
-big-endian floats that are compressed). But it decompresses all: the strips or tiles are handed to it as those of a gray
-picture of bytes, and the samples are put together here.
+Pillow reads some of them only, and several wrongly (12.3: planes of 16 bits, white-is-zero of 16
+bits, unsigned 32 bits, big-endian floats that are compressed). But it decompresses all: the strips
+or tiles are handed to it as those of a gray picture of bytes, and the samples are put together
+here.
 
 Reference: TIFF 6.0 and its Technical Notes 1 (floating-point predictor) and "BigTIFF".
 """
@@ -26,30 +27,74 @@ from featkit.wording import counted
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
-MAX_SAMPLE, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 281, 284, 317, 322, 323, 324, 325
+MAX_SAMPLE, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = (
+    281,
+    284,
+    317,
+    322,
+    323,
+    324,
+    325,
+)
 EXTRA_SAMPLES, SAMPLE_FORMAT, S_MAX_SAMPLE, ICC_PROFILE = 338, 339, 341, 34675
 _WANTED = frozenset(
     (
-        *(WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP),
-        *(STRIP_COUNTS, MAX_SAMPLE, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES),
+        *(
+            WIDTH,
+            HEIGHT,
+            BITS,
+            COMPRESSION,
+            PHOTOMETRIC,
+            FILL_ORDER,
+            STRIP_OFFSETS,
+            ORIENTATION,
+            SAMPLES,
+            ROWS_PER_STRIP,
+        ),
+        *(
+            STRIP_COUNTS,
+            MAX_SAMPLE,
+            PLANAR,
+            PREDICTOR,
+            TILE_WIDTH,
+            TILE_HEIGHT,
+            TILE_OFFSETS,
+            TILE_COUNTS,
+            EXTRA_SAMPLES,
+        ),
         *(SAMPLE_FORMAT, S_MAX_SAMPLE, ICC_PROFILE),
     )
 )
-_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d", 16: "Q", 17: "q", 18: "Q"}
+_TYPES = {
+    1: "B",
+    3: "H",
+    4: "I",
+    6: "b",
+    7: "B",
+    8: "h",
+    9: "i",
+    11: "f",
+    12: "d",
+    16: "Q",
+    17: "q",
+    18: "Q",
+}
 
 MAX_CHANNELS = 4
 MAX_TILE_PIXELS = 2**22  # of tiles around a small picture
 MAX_TAGS = 4096  # a file of a few hundred is a rich one
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
 _CHANNELS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}
-_COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946, 34925, 50000))  # none, LZW, Deflate, PackBits, LZMA, Zstandard
+# none, LZW, Deflate, PackBits, LZMA, Zstandard
+_COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946, 34925, 50000))
 _PREMULTIPLIED, _UNSPECIFIED = 1, 0
 
 Tags = dict[int, Sequence[float]]  # bytes for tags of bytes
 
 
 class Deep(NamedTuple):
-    """A picture of eight bits made from one of more, in mode L, RGB, CMYK, LA, RGBA or RGBa; its orientation and profile."""
+    """A picture of eight bits made from one of more, in mode L, RGB, CMYK, LA, RGBA or RGBa; its
+    orientation and profile."""
 
     image: Image.Image
     orientation: int
@@ -57,7 +102,8 @@ class Deep(NamedTuple):
 
 
 def read_tags(data: bytes) -> Tags:
-    """Return the tags of the first picture in a TIFF or BigTIFF; {} for anything else, and for what is cut off or damaged."""
+    """Return the tags of the first picture in a TIFF or BigTIFF; {} for anything else, and for what
+    is cut off or damaged."""
     try:
         return _read_tags(data)
     except (struct.error, IndexError, OverflowError, ValueError):
@@ -65,7 +111,8 @@ def read_tags(data: bytes) -> Tags:
 
 
 def check(tags: Tags, *, name: str) -> None:
-    """InputError for a TIFF of more channels than four: three of them, taken at random, would not be the picture.
+    """InputError for a TIFF of more channels than four: three of them, taken at random, would not
+    be the picture.
 
     ValueError for tiles that are much larger than the picture, for which libtiff would take memory.
     """
@@ -82,7 +129,9 @@ def check(tags: Tags, *, name: str) -> None:
 
 def is_whole(tags: Tags) -> bool:
     """Whether tags say what a picture is and where its samples are."""
-    return {WIDTH, HEIGHT, PHOTOMETRIC} <= tags.keys() and not tags.keys().isdisjoint((STRIP_OFFSETS, TILE_OFFSETS))
+    return {WIDTH, HEIGHT, PHOTOMETRIC} <= tags.keys() and not tags.keys().isdisjoint(
+        (STRIP_OFFSETS, TILE_OFFSETS)
+    )
 
 
 def is_deep(data: bytes, tags: Tags) -> bool:
@@ -91,11 +140,14 @@ def is_deep(data: bytes, tags: Tags) -> bool:
     It also reads bytes in a big-endian BigTIFF, which Pillow 12.3 does not.
     """
     bits, formats = tags.get(BITS, (1,)), tags.get(SAMPLE_FORMAT, (1,))
-    return max(bits) > 8 or (max(bits) == 8 and (not set(formats) <= {1, 4} or data[:4] == b"MM\0+"))
+    return max(bits) > 8 or (
+        max(bits) == 8 and (not set(formats) <= {1, 4} or data[:4] == b"MM\0+")
+    )
 
 
 def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Deep:
-    """Read a picture of which `is_deep`. InputError, naming it and what it is, for a kind that is not read."""
+    """Read a picture of which `is_deep`. InputError, naming it and what it is, for a kind that is
+    not read."""
     height, width = int(_first(tags, HEIGHT, 0)), int(_first(tags, WIDTH, 0))
     check_num_pixels(height, width, name=name, limits=limits)
     wait_for_room(height, width, bytes_per_pixel=DEEP)
@@ -103,7 +155,11 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
     extra = [int(kind) for kind in tags.get(EXTRA_SAMPLES, ())]
     num_colors = _CHANNELS.get(photometric, 0)
     has_alpha = channels == num_colors + 1
-    if not num_colors or channels not in (num_colors, num_colors + 1) or (photometric == CMYK and has_alpha):
+    if (
+        not num_colors
+        or channels not in (num_colors, num_colors + 1)
+        or (photometric == CMYK and has_alpha)
+    ):
         raise unread(tags, name)
     samples = _samples(data, tags, name=name)  # (H, W, C)
     colors = samples[..., :num_colors]
@@ -114,12 +170,16 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
     kind = extra[0] if extra else _UNSPECIFIED
     if has_alpha and (kind != _UNSPECIFIED or not extra):
         alpha = samples[..., num_colors:]
-        pixels = np.concatenate([pixels, to_bytes(alpha, white=max(white, white_of(alpha, name=name)))], axis=2)
+        pixels = np.concatenate(
+            [pixels, to_bytes(alpha, white=max(white, white_of(alpha, name=name)))], axis=2
+        )
     elif has_alpha and num_colors == 1:
         raise unread(tags, name)  # two pictures of something, neither of them the transparency
     profile = tags.get(ICC_PROFILE)
     image = _as_image(pixels, is_cmyk=photometric == CMYK, premultiplied=kind == _PREMULTIPLIED)
-    return Deep(image, int(_first(tags, ORIENTATION, 1)), profile if isinstance(profile, bytes) else None)
+    return Deep(
+        image, int(_first(tags, ORIENTATION, 1)), profile if isinstance(profile, bytes) else None
+    )
 
 
 def _as_image(pixels: np.ndarray, *, is_cmyk: bool, premultiplied: bool) -> Image.Image:
@@ -134,14 +194,18 @@ def _as_image(pixels: np.ndarray, *, is_cmyk: bool, premultiplied: bool) -> Imag
 
 
 def _declared_white(tags: Tags, dtype: np.dtype) -> float | None:
-    """The highest level that the file says it may hold, rounded up to a usual one: some say the highest they do hold."""
+    """The highest level that the file says it may hold, rounded up to a usual one: some say the
+    highest they do hold."""
     bits = int(max(tags[BITS]))
     if bits not in (8, 16, 32, 64):
         return float(2**bits - 1)
     if dtype.kind == "f":
         return None
     told = max(max(tags.get(tag, (0,))) for tag in (MAX_SAMPLE, S_MAX_SAMPLE))
-    return next((float(2**bits - 1) for bits in (8, 10, 12, 14, 15, 16, 31, 32) if 0 < told <= 2**bits - 1), None)
+    return next(
+        (float(2**bits - 1) for bits in (8, 10, 12, 14, 15, 16, 31, 32) if 0 < told <= 2**bits - 1),
+        None,
+    )
 
 
 def unread(tags: Tags, name: str) -> InputError:
@@ -171,7 +235,11 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     offsets = [int(at) for at in tags[TILE_OFFSETS if is_tiled else STRIP_OFFSETS]]
     counts = [int(count) for count in tags.get(TILE_COUNTS if is_tiled else STRIP_COUNTS, ())]
     block_width = int(_first(tags, TILE_WIDTH, 0)) if is_tiled else width
-    block_height = int(_first(tags, TILE_HEIGHT, 0)) if is_tiled else min(int(_first(tags, ROWS_PER_STRIP, height)), height)
+    block_height = (
+        int(_first(tags, TILE_HEIGHT, 0))
+        if is_tiled
+        else min(int(_first(tags, ROWS_PER_STRIP, height)), height)
+    )
     if block_width < 1 or block_height < 1:
         raise ValueError("tiles or strips without a size")
     across = -(-width // block_width)
@@ -190,26 +258,34 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
         SAMPLES: [1],
         PLANAR: [1],
     }
-    entries |= {TILE_WIDTH: [row_bytes], TILE_HEIGHT: [block_height]} if is_tiled else {ROWS_PER_STRIP: [block_height]}
+    entries |= (
+        {TILE_WIDTH: [row_bytes], TILE_HEIGHT: [block_height]}
+        if is_tiled
+        else {ROWS_PER_STRIP: [block_height]}
+    )
     planes = []
     for plane in range(channels if planar else 1):
         some = slice(plane * num_blocks, (plane + 1) * num_blocks)
         entries[TILE_OFFSETS if is_tiled else STRIP_OFFSETS] = offsets[some]
         entries[TILE_COUNTS if is_tiled else STRIP_COUNTS] = counts[some]
-        stored = np.asarray(TiffImagePlugin.TiffImageFile(io.BytesIO(_with_directory(data, entries))))
+        stored = np.asarray(
+            TiffImagePlugin.TiffImageFile(io.BytesIO(_with_directory(data, entries)))
+        )
         blocks = stored.reshape(height, across, row_bytes)
         planes.append(_unpacked(blocks, tags, dtype, block_width, together, bits)[:, :width])
     return planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
 
 
 def _counts_up_to_the_next(offsets: list[int], end: int) -> list[int]:
-    """Bytes of each strip or tile of a file that does not tell them: up to where the next one begins."""
+    """Bytes of each strip or tile of a file that does not tell them: up to where the next one
+    begins."""
     starts = [*sorted(set(offsets)), end]
     return [starts[bisect.bisect_right(starts, at, hi=len(starts) - 1)] - at for at in offsets]
 
 
 def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:
-    """The file with another first directory, of long integers, at its end: little-endian, as bytes have no order."""
+    """The file with another first directory, of long integers, at its end: little-endian, as bytes
+    have no order."""
     is_big = data[2:4] in (b"+\0", b"\0+")
     start = len(data) + len(data) % 2
     entry_size, word = (20, "Q") if is_big else (12, "I")
@@ -224,12 +300,17 @@ def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:
             directory += struct.pack("<" + word, values_at + len(values))
             values += packed
     directory += bytes(struct.calcsize(word))  # no second picture
-    header = struct.pack("<2sHHHQ", b"II", 43, 8, 0, start) if is_big else struct.pack("<2sHI", b"II", 42, start)
+    header = (
+        struct.pack("<2sHHHQ", b"II", 43, 8, 0, start)
+        if is_big
+        else struct.pack("<2sHI", b"II", 42, start)
+    )
     return b"".join((header, data[len(header) :], bytes(len(data) % 2), directory, values))
 
 
 def _dtype(data: bytes, tags: Tags) -> np.dtype | None:
-    """Type of a sample in the file's byte order; of the whole number that it is unpacked to for 9 to 15 bits."""
+    """Type of a sample in the file's byte order; of the whole number that it is unpacked to for 9
+    to 15 bits."""
     bits, formats = set(tags[BITS]), set(tags.get(SAMPLE_FORMAT, (1,)))
     if len(bits) != 1 or len(formats) != 1:
         return None
@@ -241,8 +322,11 @@ def _dtype(data: bytes, tags: Tags) -> np.dtype | None:
     return np.dtype(("<" if data[:2] == b"II" else ">") + kind + str(num_bits // 8))
 
 
-def _unpacked(blocks: np.ndarray, tags: Tags, dtype: np.dtype, width: int, channels: int, bits: int) -> np.ndarray:
-    """Bytes (H, blocks across, bytes of a block's row) to samples (H, blocks across * width, channels), predictor undone."""
+def _unpacked(
+    blocks: np.ndarray, tags: Tags, dtype: np.dtype, width: int, channels: int, bits: int
+) -> np.ndarray:
+    """Bytes (H, blocks across, bytes of a block's row) to samples (H, blocks across * width,
+    channels), predictor undone."""
     height, across, row_bytes = blocks.shape
     predictor = int(_first(tags, PREDICTOR, 1))
     if bits not in (8, 16, 32, 64):
@@ -256,7 +340,9 @@ def _unpacked(blocks: np.ndarray, tags: Tags, dtype: np.dtype, width: int, chann
         return packed.reshape(height, across * width, channels)
     if predictor == 3 and dtype.kind == "f":
         size = dtype.itemsize
-        sums = np.cumsum(blocks.reshape(height, across, row_bytes // channels, channels), axis=2, dtype=np.uint8)
+        sums = np.cumsum(
+            blocks.reshape(height, across, row_bytes // channels, channels), axis=2, dtype=np.uint8
+        )
         bytes_first = sums.reshape(height, across, size, row_bytes // size)
         stored = np.ascontiguousarray(bytes_first.swapaxes(2, 3)).view(f">f{size}")
         return stored.reshape(height, across * width, channels).astype(f"=f{size}")
@@ -278,9 +364,19 @@ def _read_tags(data: bytes) -> Tags:
         return {}
     version = struct.unpack_from(order + "H", data, 2)[0]
     if version == 42:
-        start, count_of, word, entry_size = struct.unpack_from(order + "I", data, 4)[0], "H", "I", 12
+        start, count_of, word, entry_size = (
+            struct.unpack_from(order + "I", data, 4)[0],
+            "H",
+            "I",
+            12,
+        )
     elif version == 43:
-        start, count_of, word, entry_size = struct.unpack_from(order + "Q", data, 8)[0], "Q", "Q", 20
+        start, count_of, word, entry_size = (
+            struct.unpack_from(order + "Q", data, 8)[0],
+            "Q",
+            "Q",
+            20,
+        )
     else:
         return {}
     num_entries = struct.unpack_from(order + count_of, data, start)[0]

@@ -5,7 +5,8 @@
     model.onnx          the model that made the vectors
     writer.lock         held by the one process that writes                                   featkit/lock.py, writers.py
 
-`searcher.py` is the search over vectors that have no approximate index, which is all of them as long as there is none.
+`searcher.py` is the search over vectors that have no approximate index, which is all of them as
+long as there is none.
 """
 
 from __future__ import annotations

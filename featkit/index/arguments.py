@@ -1,7 +1,7 @@
 """What programs pass to an index, brought to what it stores, or refused by name.
 
-A value is stored as it is or refused, never changed: numpy's scalars become the equal Python value, and what has no equal
-(a date, bytes, a list) is refused with the name of its item.
+A value is stored as it is or refused, never changed: numpy's scalars become the equal Python value,
+and what has no equal (a date, bytes, a list) is refused with the name of its item.
 """
 
 from __future__ import annotations
@@ -21,18 +21,26 @@ MAX_SIDE = 2**31  # pixels
 
 
 def text_keys(keys: Iterable[str], *, call: str) -> list[str]:
-    """Keys as a list. InputError for a single text in place of a list, or for a key that is not text.
+    """Keys as a list. InputError for a single text in place of a list, or for a key that is not
+    text.
 
     call: how the method is called with a list, as in `remove(['cat.jpg'])`, up to the list.
     """
     if isinstance(keys, str | bytes | bytearray):
-        raise InputError(f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one.")
+        raise InputError(
+            f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one."
+        )
     if isinstance(keys, set | frozenset) and call.startswith("add"):
-        raise InputError("keys is a set, which has no order, so it cannot be matched with vectors; give a list.")
+        raise InputError(
+            "keys is a set, which has no order, so it cannot be matched with vectors; give a list."
+        )
     texts: list[str] = []
     for position, key in enumerate(_listed(keys, "keys")):
         if not isinstance(key, str):
-            raise InputError(f"keys[{position}] is {_shown(key)}, of type {_type(key)}; a key is text, so give str(key).")
+            raise InputError(
+                f"keys[{position}] is {_shown(key)}, of type {_type(key)}; a key is text, so give"
+                " str(key)."
+            )
         texts.append(str(key))  # numpy's text is a str as well, which SQLite does not take
     return texts
 
@@ -46,13 +54,19 @@ def new_items(
     thumbnails: Iterable[bytes | None] | None,
     metadata: Iterable[Mapping[str, Value | None] | None] | None,
 ) -> list[NewItem]:
-    """Items of keys and what belongs to each. InputError, naming the argument and the key, for what cannot be stored."""
+    """Items of keys and what belongs to each. InputError, naming the argument and the key, for what
+    cannot be stored."""
     if not isinstance(source, str):
         raise InputError(f"source is {_shown(source)}, of type {_type(source)}; it is text.")
     if isinstance(metadata, Mapping):
-        raise InputError("metadata is one mapping; give a list with one mapping for each key, such as [{'label': 'cat'}].")
+        raise InputError(
+            "metadata is one mapping; give a list with one mapping for each key, such as [{'label':"
+            " 'cat'}]."
+        )
     if isinstance(thumbnails, bytes | bytearray | memoryview):
-        raise InputError("thumbnails is the bytes of one picture; give a list with one of them for each key.")
+        raise InputError(
+            "thumbnails is the bytes of one picture; give a list with one of them for each key."
+        )
     columns = zip(
         keys,
         _column("widths", widths, keys, _side),
@@ -62,13 +76,23 @@ def new_items(
         strict=True,
     )
     return [
-        NewItem(key=key, source=source, width=width, height=height, thumbnail=thumbnail, metadata=values or {})
+        NewItem(
+            key=key,
+            source=source,
+            width=width,
+            height=height,
+            thumbnail=thumbnail,
+            metadata=values or {},
+        )
         for key, width, height, thumbnail, values in columns
     ]
 
 
-def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolerance: float, index: object) -> np.ndarray:
-    """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
+def unit_vectors(
+    vectors: Any, *, width: int, keys: Sequence[str] | None, tolerance: float, index: object
+) -> np.ndarray:
+    """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and
+    of unit length."""
     try:
         array = np.asarray(vectors)
     except (
@@ -76,15 +100,22 @@ def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolera
         TypeError,
         RuntimeError,
     ) as error:  # lists of different lengths; what numpy or torch cannot turn into one
-        raise InputError(f"The vectors are no array ({first_line(error)}); {index} takes (n, {width}) float32.") from error
+        raise InputError(
+            f"The vectors are no array ({first_line(error)}); {index} takes (n, {width}) float32."
+        ) from error
     if array.dtype.kind not in "fiu" and array.size:
-        raise InputError(f"The vectors are of type {array.dtype}; {index} takes (n, {width}) float32.")
+        raise InputError(
+            f"The vectors are of type {array.dtype}; {index} takes (n, {width}) float32."
+        )
     if array.ndim != 2 or array.shape[1] != width:
         single = "; for one vector give vector[None]" if array.shape == (width,) else ""
-        raise InputError(f"The vectors are of shape {array.shape}; {index} takes (n, {width}){single}.")
+        raise InputError(
+            f"The vectors are of shape {array.shape}; {index} takes (n, {width}){single}."
+        )
     if keys is not None and len(array) != len(keys):
         raise InputError(
-            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not go together; give one vector for each key."
+            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not go together;"
+            " give one vector for each key."
         )
     with np.errstate(over="ignore"):  # then it is infinite, which is refused below
         array = np.ascontiguousarray(array, np.float32)
@@ -93,32 +124,42 @@ def unit_vectors(vectors: Any, *, width: int, keys: Sequence[str] | None, tolera
     bad = np.flatnonzero(~(np.abs(lengths - 1) <= tolerance))  # so said, NaN is bad
     if len(bad):
         name = keys[bad[0]] if keys is not None else f"index {bad[0]}"
-        raise InputError(f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have length 1.")
+        raise InputError(
+            f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have"
+            " length 1."
+        )
     return array
 
 
 def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
-    """InputError unless the value is a whole number, of Python or numpy, and at least `least` if that is given."""
+    """InputError unless the value is a whole number, of Python or numpy, and at least `least` if
+    that is given."""
     if isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is {value}; it must be a whole number.")
     try:
         number = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} is {_shown(value)}, of type {_type(value)}; it must be a whole number.") from None
+        raise InputError(
+            f"{name} is {_shown(value)}, of type {_type(value)}; it must be a whole number."
+        ) from None
     if least is not None and number < least:
         raise InputError(f"{name} is {number}; it must be at least {least}.")
     return number
 
 
 def _column(
-    name: str, values: Iterable[Any] | None, keys: Sequence[str], convert: Callable[[Any, str], Result]
+    name: str,
+    values: Iterable[Any] | None,
+    keys: Sequence[str],
+    convert: Callable[[Any, str], Result],
 ) -> list[Result | None]:
     if values is None:
         return [None] * len(keys)
     listed = _listed(values, name)
     if len(listed) != len(keys):
         raise InputError(
-            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not go together; give one for each key, or none at all."
+            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not go together; give one"
+            " for each key, or none at all."
         )
     return [
         None if value is None else convert(value, f"{key}: {name}[{position}]")
@@ -141,7 +182,10 @@ def _bytes(value: Any, name: str) -> bytes:
 
 def _mapping(value: Any, name: str) -> dict[str, Value | None]:
     if not isinstance(value, Mapping):
-        raise InputError(f"{name} is {_shown(value)}, of type {_type(value)}; give a mapping such as {{'label': 'cat'}}.")
+        raise InputError(
+            f"{name} is {_shown(value)}, of type {_type(value)}; give a mapping such as {{'label':"
+            " 'cat'}."
+        )
     return {key: _scalar(one) for key, one in value.items()}
 
 
@@ -159,7 +203,9 @@ def _listed(values: Any, name: str) -> list[Any]:
     try:
         return list(values)
     except TypeError:
-        raise InputError(f"{name} is {_shown(values)}, of type {_type(values)}; give a list.") from None
+        raise InputError(
+            f"{name} is {_shown(values)}, of type {_type(values)}; give a list."
+        ) from None
 
 
 def _type(value: object) -> str:

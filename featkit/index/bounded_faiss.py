@@ -1,9 +1,11 @@
-"""FAISS with no more threads than processors, in every thread that calls it. Nothing else in featkit imports faiss.
+"""FAISS with no more threads than processors, in every thread that calls it. Nothing else in
+featkit imports faiss.
 
-OpenMP keeps its number of threads per calling thread: `omp_set_num_threads` in the thread that imports faiss says nothing to
-a service's workers, each of which would start as many threads as the machine has processors, however few this process may use.
-So new threads begin with a bound, which OpenMP reads from the environment once, when it is loaded; and callers that search at
-the same time divide the processors, since each has a team of its own.
+OpenMP keeps its number of threads per calling thread: `omp_set_num_threads` in the thread that
+imports faiss says nothing to a service's workers, each of which would start as many threads as the
+machine has processors, however few this process may use. So new threads begin with a bound, which
+OpenMP reads from the environment once, when it is loaded; and callers that search at the same time
+divide the processors, since each has a team of its own.
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ _num_callers = 0
 
 @contextmanager
 def shared_processors() -> Iterator[int]:
-    """Around calls of FAISS: the calling thread's share of the processors, as many threads as it may use meanwhile."""
+    """Around calls of FAISS: the calling thread's share of the processors, as many threads as it
+    may use meanwhile."""
     global _num_callers
     with _lock:
         _num_callers += 1

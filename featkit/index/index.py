@@ -29,7 +29,15 @@ from featkit.index.proofs import Proof, meet, read_proofs, write_proofs
 from featkit.index.searcher import Found, exact_search
 from featkit.index.state import State, sample_checksums, spread
 from featkit.index.tables import Item, NewItem, Value
-from featkit.index.vectors import Rows, Signature, VectorFile, VectorWriter, WitnessedRows, checksums, signature_at
+from featkit.index.vectors import (
+    Rows,
+    Signature,
+    VectorFile,
+    VectorWriter,
+    WitnessedRows,
+    checksums,
+    signature_at,
+)
 from featkit.lock import WriterLock
 from featkit.modelfile import Manifest, copy_model_file, read_manifest
 from featkit.sources.keys import twins
@@ -38,7 +46,12 @@ from featkit.wording import counted
 if TYPE_CHECKING:
     from featkit.embedder import Embedder
 
-CATALOGUE_FILE, VECTORS_FILE, MODEL_FILE, LOCK_FILE = "catalogue.sqlite", "vectors.f32", "model.onnx", "writer.lock"
+CATALOGUE_FILE, VECTORS_FILE, MODEL_FILE, LOCK_FILE = (
+    "catalogue.sqlite",
+    "vectors.f32",
+    "model.onnx",
+    "writer.lock",
+)
 METRIC = "cosine"
 UNIT_TOLERANCE = 1e-3  # of a vector's length; half-precision vectors stay within
 
@@ -72,9 +85,11 @@ class Hit:
 
 @dataclass(frozen=True, kw_only=True)
 class AddReport:
-    """What became of an embeddings folder's rows; num_replaced are among num_added, num_unchanged are not.
+    """What became of an embeddings folder's rows; num_replaced are among num_added, num_unchanged
+    are not.
 
-    num_kept are among num_without_embedding: the index holds them from a time when their files could be read.
+    num_kept are among num_without_embedding: the index holds them from a time when their files
+    could be read.
     """
 
     num_added: int = 0
@@ -84,15 +99,18 @@ class AddReport:
     num_kept: int = 0
 
     def __add__(self, other: AddReport) -> AddReport:
-        return AddReport(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+        return AddReport(
+            **{name: value + getattr(other, name) for name, value in vars(self).items()}
+        )
 
 
 class Index:
-    """An index folder, open. Any number of threads and processes may read; one at a time opens it with writable=True.
+    """An index folder, open. Any number of threads and processes may read; one at a time opens it
+    with writable=True.
 
-    An index that was made again, moved or restored at the same path under an open one is noticed at the next call: if it is
-    of the same model, the answers are those of the new index from then on; if not, each call raises InputError. No answer
-    mixes the two.
+    An index that was made again, moved or restored at the same path under an open one is noticed at
+    the next call: if it is of the same model, the answers are those of the new index from then on;
+    if not, each call raises InputError. No answer mixes the two.
 
     Example:
         with Index.open("photos.index") as index:
@@ -140,27 +158,33 @@ class Index:
 
     @property
     def id(self) -> str:
-        """Random and unlike any other index's; a copy has the same. Empty for one from before ids, until it is written."""
+        """Random and unlike any other index's; a copy has the same. Empty for one from before ids,
+        until it is written."""
         return self._read(lambda _connection, state: state.key.index_id)
 
     def in_one_state(self, work: Callable[[], Result]) -> Result:
         """Return work(), with all that it reads from this index taken from one committed state.
 
-        `work` may be called more than once, when the index is replaced meanwhile; it must not write to the index.
+        `work` may be called more than once, when the index is replaced meanwhile; it must not write
+        to the index.
         """
         return self._read(lambda _connection, _state: work())
 
     @classmethod
     def create(cls, path: str | Path, *, model: str | Path, run: Run | None = None) -> Index:
-        """A new index without items, for vectors of a model file, which is copied in; open for writing.
+        """A new index without items, for vectors of a model file, which is copied in; open for
+        writing.
 
-        run: the engine and precision that the vectors are made with, which pictures searched with are then run with too; by
-        default ONNX Runtime in the file's own precision. InputError when something is at `path` already or `model` is no
-        model file; EnvironmentProblem when the folder cannot be written. The folder is there whole or not at all.
+        run: the engine and precision that the vectors are made with, which pictures searched with
+        are then run with too; by default ONNX Runtime in the file's own precision. InputError when
+        something is at `path` already or `model` is no model file; EnvironmentProblem when the
+        folder cannot be written. The folder is there whole or not at all.
         """
         folder, manifest = Path(path), read_manifest(Path(model))
         if folder.exists():
-            raise InputError(f"{folder} is there already; choose another place, or remove it to begin again.")
+            raise InputError(
+                f"{folder} is there already; choose another place, or remove it to begin again."
+            )
         with replace_folder(folder) as temporary:
             copy_model_file(Path(model), temporary / MODEL_FILE)
             (temporary / VECTORS_FILE).touch()
@@ -176,10 +200,11 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, *, writable: bool = False) -> Index:
-        """An index that is there. Opened for writing it is held until `close`; no other process can write meanwhile.
+        """An index that is there. Opened for writing it is held until `close`; no other process can
+        write meanwhile.
 
-        InputError when it is missing, no index, damaged, or of a newer format; EnvironmentProblem when it cannot be read,
-        or when `writable` and another process writes it.
+        InputError when it is missing, no index, damaged, or of a newer format; EnvironmentProblem
+        when it cannot be read, or when `writable` and another process writes it.
         """
         folder = Path(path)
         try:
@@ -187,10 +212,13 @@ class Index:
                 raise InputError(f"{folder} does not exist; make an index with `featkit index`.")
             if not (folder / CATALOGUE_FILE).is_file():
                 raise InputError(
-                    f"{folder} is not a featkit index: it has no {CATALOGUE_FILE}; name one that `featkit index` wrote."
+                    f"{folder} is not a featkit index: it has no {CATALOGUE_FILE}; name one that"
+                    " `featkit index` wrote."
                 )
         except PermissionError as error:
-            raise EnvironmentProblem(f"{folder} cannot be read: {error.strerror}; ask its owner.") from error
+            raise EnvironmentProblem(
+                f"{folder} cannot be read: {error.strerror}; ask its owner."
+            ) from error
         return cls(folder, writable=writable)
 
     def close(self) -> None:
@@ -199,7 +227,8 @@ class Index:
             with self._state_lock:
                 self._state = None
             if hasattr(self, "_catalogue"):
-                with suppress(FeatkitError):  # the next writer finds out by itself that this one is gone
+                # the next writer finds out by itself that this one is gone
+                with suppress(FeatkitError):
                     self._catalogue.drop_token()
                 self._catalogue.close()
             if self._writer is not None:
@@ -210,14 +239,19 @@ class Index:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def __len__(self) -> int:
         """Items, without the removed ones."""
         return self._read(lambda _connection, state: int(np.count_nonzero(state.live)))
 
-    # Changing it -----------------------------------------------------------------------------------------------------
+    # Changing it ----------------------------------------------------------------------------------
 
     def add(
         self,
@@ -230,17 +264,26 @@ class Index:
         thumbnails: Iterable[bytes | None] | None = None,
         metadata: Iterable[Mapping[str, Value | None] | None] | None = None,
     ) -> list[int]:
-        """Add items with their vectors (n, D) of unit length, in one transaction, and return their ids, ascending.
+        """Add items with their vectors (n, D) of unit length, in one transaction, and return their
+        ids, ascending.
 
-        An existing key is replaced: its old item is removed and the new one has a new id; of a key given twice in one call,
-        the last counts. widths and heights are of the upright originals, thumbnails JPEG bytes. metadata is text, numbers
-        and booleans by name; they come back as they are, NaN included, and None is the same as no value. A name has
-        booleans in all items or in none. InputError, and nothing is added, for vectors that are not this model's and for
+        An existing key is replaced: its old item is removed and the new one has a new id; of a key
+        given twice in one call, the last counts. widths and heights are of the upright originals,
+        thumbnails JPEG bytes. metadata is text, numbers and booleans by name; they come back as
+        they are, NaN included, and None is the same as no value. A name has booleans in all items
+        or in none. InputError, and nothing is added, for vectors that are not this model's and for
         what cannot be stored; EnvironmentProblem on a full disk.
         """
         names = text_keys(keys, call="add(")
         checked = self._checked(vectors, names)
-        items = new_items(names, source=source, widths=widths, heights=heights, thumbnails=thumbnails, metadata=metadata)
+        items = new_items(
+            names,
+            source=source,
+            widths=widths,
+            heights=heights,
+            thumbnails=thumbnails,
+            metadata=metadata,
+        )
         return self._add(items, checked)[0]
 
     def add_embeddings(
@@ -252,12 +295,14 @@ class Index:
     ) -> AddReport:
         """Add what an embeddings folder holds, one transaction a shard, and say what became of it.
 
-        An item that is there already with the same vector, thumbnail and metadata stays as it is, under its id. So does one
-        whose file can no longer be read, which may be for a while only; `remove` takes it out. An item whose key is there in
-        another spelling (NFC and NFD, `./x`) is that item, unless the folder holds both keys, or `apart` has that spelling:
-        the keys of pictures that are there, for a folder that holds a part of them.
-        on_progress is called with the rows done and those among them that have no embedding. InputError when another model
-        made the embeddings, or another precision without a proof; Interrupted on Ctrl-C, with all finished shards kept.
+        An item that is there already with the same vector, thumbnail and metadata stays as it is,
+        under its id. So does one whose file can no longer be read, which may be for a while only;
+        `remove` takes it out. An item whose key is there in another spelling (NFC and NFD, `./x`)
+        is that item, unless the folder holds both keys, or `apart` has that spelling: the keys of
+        pictures that are there, for a folder that holds a part of them. on_progress is called with
+        the rows done and those among them that have no embedding. InputError when another model
+        made the embeddings, or another precision without a proof; Interrupted on Ctrl-C, with all
+        finished shards kept.
         """
         self._refuse_other_model(folder)
         self._refuse_other_run(folder)
@@ -265,7 +310,11 @@ class Index:
         done = 0
         try:
             if apart is None:
-                apart = twins(lambda: (key for table in folder.tables(["key"]) for key in table["key"].to_pylist()))
+                apart = twins(
+                    lambda: (
+                        key for table in folder.tables(["key"]) for key in table["key"].to_pylist()
+                    )
+                )
             for table in folder.tables():
                 report += self._add_table(folder.plan.source, table, apart=apart)
                 done += table.num_rows
@@ -278,9 +327,11 @@ class Index:
         return report
 
     def remove(self, keys: Iterable[str]) -> int:
-        """Remove items by key, in one transaction, and return how many there were; unknown keys are passed over.
+        """Remove items by key, in one transaction, and return how many there were; unknown keys are
+        passed over.
 
-        InputError, and nothing is removed, for a single text in place of a list, or for a key that is not text.
+        InputError, and nothing is removed, for a single text in place of a list, or for a key that
+        is not text.
         """
         names = text_keys(keys, call="remove(")
         with self._guard:
@@ -288,8 +339,11 @@ class Index:
             with self._catalogue.writing() as connection:
                 return tables.remove_items(connection, names)
 
-    def _add(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()) -> tuple[list[int], int]:
-        """Vectors first and flushed, then the transaction that makes them count. Ids, and how many items were replaced."""
+    def _add(
+        self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()
+    ) -> tuple[list[int], int]:
+        """Vectors first and flushed, then the transaction that makes them count. Ids, and how many
+        items were replaced."""
         with self._guard:
             writer = self._writable()
             if not items:
@@ -299,11 +353,14 @@ class Index:
                     state = self._state_of(connection)
                     self._check_writer(writer, state)
                     first = state.rows.num_rows
-                    num_replaced = tables.insert_items(connection, first, items, checksums(vectors), apart=apart)
+                    num_replaced = tables.insert_items(
+                        connection, first, items, checksums(vectors), apart=apart
+                    )
                     writer.write(first, vectors)
             except BaseException:
-                # Ctrl-C may come just after the commit, so what to cut is asked of the catalogue, not concluded from here.
-                # What cannot be cut now, the next writer cuts: another writer may be at work already.
+                # Ctrl-C may come just after the commit, so what to cut is asked of the catalogue,
+                # not concluded from here. What cannot be cut now, the next writer cuts: another
+                # writer may be at work already.
                 with suppress(FeatkitError), self._catalogue.excluding_writers() as connection:
                     writer.cut(tables.num_rows(connection))
                 raise
@@ -312,7 +369,10 @@ class Index:
     def _check_writer(self, writer: VectorWriter, state: State) -> None:
         """InputError when the vectors file at the path is not the one that was opened for writing."""
         if not writer.is_at(state.signature):
-            raise InputError(f"{writer.path} was replaced after {self.path} was opened for writing; open it again.")
+            raise InputError(
+                f"{writer.path} was replaced after {self.path} was opened for writing; open it"
+                " again."
+            )
 
     def _add_table(self, source: str, table: pa.Table, *, apart: Collection[str]) -> AddReport:
         embedded = table.filter(table["embedding"].is_valid())
@@ -331,9 +391,15 @@ class Index:
         vectors = self._checked(vectors_of(embedded), [item.key for item in items])
         with self._guard:
             new = self._not_there(items, vectors, apart=apart)
-            ids, num_replaced = self._add([items[number] for number in new], vectors[new], apart=apart)
+            ids, num_replaced = self._add(
+                [items[number] for number in new], vectors[new], apart=apart
+            )
         failed = table.filter(table["embedding"].is_null())["key"].to_pylist()
-        num_kept = len(self._read(lambda connection, _state: tables.stored_keys(connection, failed, apart=apart)))
+        num_kept = len(
+            self._read(
+                lambda connection, _state: tables.stored_keys(connection, failed, apart=apart)
+            )
+        )
         return AddReport(
             num_added=len(ids),
             num_replaced=num_replaced,
@@ -342,7 +408,9 @@ class Index:
             num_kept=num_kept,
         )
 
-    def _not_there(self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str]) -> list[int]:
+    def _not_there(
+        self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str]
+    ) -> list[int]:
         """Positions of the items that the index does not hold just so."""
 
         def differing(connection: Connection, state: State) -> list[int]:
@@ -368,37 +436,48 @@ class Index:
         if self._writer.is_closed:
             raise ValueError(f"{self.path} has been closed")
         if self._process != os.getpid():  # SQLite's locks and this writer's token are the parent's
-            raise ValueError(f"{self.path} was opened for writing by the parent process; open it in this one")
+            raise ValueError(
+                f"{self.path} was opened for writing by the parent process; open it in this one"
+            )
         return self._writer
 
     def _refuse_other_model(self, folder: Embeddings) -> None:
-        """InputError unless the vectors are this model's, or one of the two models is proven equal to the other."""
-        if folder.plan.fingerprint == self.fingerprint or self.accepts_model(read_manifest(folder.model_path)):
+        """InputError unless the vectors are this model's, or one of the two models is proven equal
+        to the other."""
+        if folder.plan.fingerprint == self.fingerprint or self.accepts_model(
+            read_manifest(folder.model_path)
+        ):
             return
         raise InputError(
-            f"{folder.path} was embedded by {folder.plan.model_name} ({folder.plan.fingerprint[:12]}) and {self.path} is of "
-            f"{self.model_name} ({self.fingerprint[:12]}); embed the pictures with the index's model, or make another index."
+            f"{folder.path} was embedded by {folder.plan.model_name}"
+            f" ({folder.plan.fingerprint[:12]}) and {self.path} is of {self.model_name}"
+            f" ({self.fingerprint[:12]}); embed the pictures with the index's model, or make"
+            " another index."
         )
 
     def _refuse_other_run(self, folder: Embeddings) -> None:
-        """InputError unless the vectors were computed as this index's were, or in a way proven to give the same."""
+        """InputError unless the vectors were computed as this index's were, or in a way proven to
+        give the same."""
         run = Run.parse(folder.plan.run)
         if not self.accepts(run):
             coarse = run if run.precision == BF16 else self.run
             raise InputError(
-                f"{folder.path} was embedded by {run} and {self.path} by {self.run}; prove that these meet with `featkit "
-                f"verify {self.path} photos/ --backend {coarse.backend} --precision {coarse.precision}`, or embed with "
-                f"--backend {self.run.backend} --precision {self.run.precision}."
+                f"{folder.path} was embedded by {run} and {self.path} by {self.run}; prove that"
+                f" these meet with `featkit verify {self.path} photos/ --backend {coarse.backend}"
+                f" --precision {coarse.precision}`, or embed with --backend {self.run.backend}"
+                f" --precision {self.run.precision}."
             )
 
     def accepts_model(self, manifest: Manifest) -> bool:
-        """Whether vectors of this model file may meet the index's: it is the same, or one is proven equal to the other."""
+        """Whether vectors of this model file may meet the index's: it is the same, or one is proven
+        equal to the other."""
         if manifest.fingerprint == self.fingerprint or self.fingerprint in manifest.proven_equal_to:
             return True
         return manifest.fingerprint in read_manifest(self.model_path).proven_equal_to
 
     def accepts(self, run: Run) -> bool:
-        """Whether vectors made by this run of the model may meet the index's: in its precision, or proven equal to it."""
+        """Whether vectors made by this run of the model may meet the index's: in its precision, or
+        proven equal to it."""
         return meet(self.run, run, self.proofs)
 
     def keep_proof(self, proof: Proof) -> None:
@@ -416,35 +495,45 @@ class Index:
                 tables.set_setting(connection, "proofs", write_proofs(proofs))
             self.proofs = proofs
 
-    # Searching it ----------------------------------------------------------------------------------------------------
+    # Searching it ---------------------------------------------------------------------------------
 
     def query(self, vectors: np.ndarray, *, k: int = 10) -> list[list[Hit]]:
-        """The k items nearest to each of (n, D) float32 vectors of unit length: by score, of equal ones the older first.
+        """The k items nearest to each of (n, D) float32 vectors of unit length: by score, of equal
+        ones the older first.
 
-        Fewer than k where the index has fewer. InputError for vectors that are not this model's or k below 1.
+        Fewer than k where the index has fewer. InputError for vectors that are not this model's or
+        k below 1.
         """
         queries = self._checked(vectors, None)
         k = whole_number(k, "k", least=1)
         return self._read(lambda connection, state: self._query(connection, state, queries, k))
 
     def search(self, picture: Picture, *, k: int = 10) -> list[Hit]:
-        """The k items nearest to a picture: a path, bytes, a Pillow image or an array. InputError when it cannot be read."""
+        """The k items nearest to a picture: a path, bytes, a Pillow image or an array. InputError
+        when it cannot be read."""
         k = whole_number(k, "k", least=1)
         vectors = self.embedder.embed(picture)
         if len(vectors) != 1:
-            raise InputError(f"{len(vectors):,} pictures were given to search with; it takes one at a time.")
+            raise InputError(
+                f"{len(vectors):,} pictures were given to search with; it takes one at a time."
+            )
         return self.query(vectors, k=k)[0]
 
     def search_item(self, item_id: int, *, k: int = 10) -> list[Hit]:
-        """The k items nearest to one of the index, itself among them. NoSuchItem (an InputError) when it has no such item."""
+        """The k items nearest to one of the index, itself among them. NoSuchItem (an InputError)
+        when it has no such item."""
         k = whole_number(k, "k", least=1)
 
         def search(connection: Connection, state: State) -> list[Hit]:
-            return self._query(connection, state, self._vector(connection, state, item_id)[None], k)[0]
+            return self._query(
+                connection, state, self._vector(connection, state, item_id)[None], k
+            )[0]
 
         return self._read(search)
 
-    def _query(self, connection: Connection, state: State, queries: np.ndarray, k: int) -> list[list[Hit]]:
+    def _query(
+        self, connection: Connection, state: State, queries: np.ndarray, k: int
+    ) -> list[list[Hit]]:
         rows = WitnessedRows(state.rows)
         found = exact_search(queries, rows, k=k, allowed=state.live)
         ids = np.unique(np.concatenate([one.ids for one in found])).tolist() if found else []
@@ -457,36 +546,44 @@ class Index:
 
     @property
     def embedder(self) -> Embedder:
-        """The Embedder of the model that is copied in, made at the first call. Errors as for `open_embedder`."""
+        """The Embedder of the model that is copied in, made at the first call. Errors as for
+        `open_embedder`."""
         with self._embedder_lock:
             if self._embedder is None or not self.accepts(self._embedder.run):
                 self._embedder = self.open_embedder()
             return self._embedder
 
     def open_embedder(
-        self, model: Path | None = None, *, threads: int | None = None, limits: ImageLimits = DEFAULT_LIMITS
+        self,
+        model: Path | None = None,
+        *,
+        threads: int | None = None,
+        limits: ImageLimits = DEFAULT_LIMITS,
     ) -> Embedder:
-        """An Embedder whose vectors meet the index's: in its precision, or in one that a proof allows and that is faster.
+        """An Embedder whose vectors meet the index's: in its precision, or in one that a proof
+        allows and that is faster.
 
-        model: another file of the same model; by default the one that is copied in. EnvironmentProblem when nothing that is
-        installed here does that.
+        model: another file of the same model; by default the one that is copied in.
+        EnvironmentProblem when nothing that is installed here does that.
         """
         from featkit.embedder import Embedder
 
         path = model or self.model_path
         if model is None and (manifest := read_manifest(path)).fingerprint != self.fingerprint:
             raise InputError(
-                f"{path} is {manifest.name} ({manifest.fingerprint[:12]}), and the vectors of {self.path} are by "
-                f"{self.model_name} ({self.fingerprint[:12]}); restore the whole index from one copy."
+                f"{path} is {manifest.name} ({manifest.fingerprint[:12]}), and the vectors of"
+                f" {self.path} are by {self.model_name} ({self.fingerprint[:12]}); restore the"
+                " whole index from one copy."
             )
         if not possible_runs(read_manifest(path), accepts=self.accepts):
             raise EnvironmentProblem(
-                f"{self.path} was made by {self.run}, which does not run here; install featkit[{OPENVINO}] on a processor that "
-                f"computes in {self.run.precision}, or embed the pictures again."
+                f"{self.path} was made by {self.run}, which does not run here; install"
+                f" featkit[{OPENVINO}] on a processor that computes in {self.run.precision}, or"
+                " embed the pictures again."
             )
         return Embedder(path, threads=threads, limits=limits, accepts=self.accepts)
 
-    # Reading it ------------------------------------------------------------------------------------------------------
+    # Reading it -----------------------------------------------------------------------------------
 
     def item(self, item_id: int) -> Item:
         """NoSuchItem (an InputError) when there is no such item, or no longer."""
@@ -502,12 +599,18 @@ class Index:
 
     def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
         """Items in the order they were added, from the offset-th on."""
-        offset, limit = whole_number(offset, "offset", least=0), whole_number(limit, "limit", least=0)
+        offset, limit = (
+            whole_number(offset, "offset", least=0),
+            whole_number(limit, "limit", least=0),
+        )
         offset, limit = min(offset, tables.MAX_INTEGER), min(limit, tables.MAX_INTEGER)
-        return self._read(lambda connection, _: tables.items_in_order(connection, offset=offset, limit=limit))
+        return self._read(
+            lambda connection, _: tables.items_in_order(connection, offset=offset, limit=limit)
+        )
 
     def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
-        """Up to `limit` different items in random order, the same for the same seed and state; all where there are no more."""
+        """Up to `limit` different items in random order, the same for the same seed and state; all
+        where there are no more."""
 
         def sample(connection: Connection, state: State) -> list[Item]:
             live = np.flatnonzero(state.live)
@@ -521,7 +624,8 @@ class Index:
         return self._read(sample)
 
     def thumbnail(self, item_id: int) -> bytes | None:
-        """JPEG bytes, or None where the item has none. NoSuchItem (an InputError) when there is no such item, or no longer."""
+        """JPEG bytes, or None where the item has none. NoSuchItem (an InputError) when there is no
+        such item, or no longer."""
 
         def thumbnail(connection: Connection, _state: State) -> bytes | None:
             return tables.thumbnail(connection, self._found(connection, item_id).id)
@@ -529,7 +633,8 @@ class Index:
         return self._read(thumbnail)
 
     def vector(self, item_id: int) -> np.ndarray:
-        """An item's vector (D,) float32, a copy. NoSuchItem (an InputError) when there is no such item, or no longer."""
+        """An item's vector (D,) float32, a copy. NoSuchItem (an InputError) when there is no such
+        item, or no longer."""
         return self._read(lambda connection, state: self._vector(connection, state, item_id))
 
     def _vector(self, connection: Connection, state: State, item_id: int) -> np.ndarray:
@@ -542,17 +647,21 @@ class Index:
 
     def _found(self, connection: Connection, item_id: int) -> Item:
         number = whole_number(item_id, "The id")
-        found = tables.items_by_id(connection, [number]) if 0 <= number <= tables.MAX_INTEGER else {}
+        found = (
+            tables.items_by_id(connection, [number]) if 0 <= number <= tables.MAX_INTEGER else {}
+        )
         if number not in found:
             raise NoSuchItem(self.path, number)
         return found[number]
 
-    # Reading one state -----------------------------------------------------------------------------------------------
+    # Reading one state ----------------------------------------------------------------------------
 
     def _read(self, work: Callable[[Connection, State], Result]) -> Result:
-        """Return work(connection, state) for the index that is at the path now; all of it is of one committed state.
+        """Return work(connection, state) for the index that is at the path now; all of it is of one
+        committed state.
 
-        When the files change meanwhile in another way than by a commit, the result is thrown away and `work` called again.
+        When the files change meanwhile in another way than by a commit, the result is thrown away
+        and `work` called again.
         """
         held: tuple[Connection, State] | None = getattr(self._reading, "held", None)
         if held is not None:
@@ -587,7 +696,8 @@ class Index:
         return signatures[0], signatures[1]
 
     def _check_still(self, state: State, before: tuple[Signature | None, Signature | None]) -> None:
-        """InputError when the files were replaced or overwritten since `before`, unlike by a writer's commits."""
+        """InputError when the files were replaced or overwritten since `before`, unlike by a
+        writer's commits."""
         after = self._signatures()
         if after == before and after[1] == state.signature:
             return
@@ -598,7 +708,8 @@ class Index:
         self._catalogue.check_still(state.key)
 
     def _state_of(self, connection: Connection) -> State:
-        """The state that a connection sees: the one at hand, or read again when something was committed or replaced since."""
+        """The state that a connection sees: the one at hand, or read again when something was
+        committed or replaced since."""
         key = tables.state_key(connection)
         if not key.index_id:  # from before there were ids: the file stands in for it
             key = key._replace(commit=str(self._catalogue.signature()))
@@ -607,7 +718,9 @@ class Index:
         if state is not None and (state.key, state.signature) == (key, signature):
             return state
         self._follow(connection)
-        file = state.rows.file if state is not None and state.signature.same_file(signature) else None
+        file = (
+            state.rows.file if state is not None and state.signature.same_file(signature) else None
+        )
         file = file or VectorFile(self._vectors_path, width=self.width)
         signature = file.signature()
         num_rows = tables.num_rows(connection)
@@ -626,12 +739,17 @@ class Index:
         new = State(key, Rows(file, num_rows), live, signature, sample)
         new.check_sample()
         with self._state_lock:
-            if self._state is None or self._state.key.changes <= key.changes or self._state.key.index_id != key.index_id:
+            if (
+                self._state is None
+                or self._state.key.changes <= key.changes
+                or self._state.key.index_id != key.index_id
+            ):
                 self._state = new
         return new
 
     def _follow(self, connection: Connection) -> None:
-        """Take over the settings. InputError when they are of another model than this index was opened with."""
+        """Take over the settings. InputError when they are of another model than this index was
+        opened with."""
         settings = tables.settings(connection)
         try:
             fingerprint, model_name = str(settings["fingerprint"]), str(settings["model_name"])
@@ -644,14 +762,18 @@ class Index:
             self.model_name = model_name
         elif self._read_settings != read:
             raise InputError(
-                f"{self.path} was replaced by an index of {model_name} ({fingerprint[:12]}, {read[2]}) after it was opened as "
-                f"one of {self.model_name} ({self.fingerprint[:12]}, {self.run}); open it again."
+                f"{self.path} was replaced by an index of {model_name} ({fingerprint[:12]},"
+                f" {read[2]}) after it was opened as one of {self.model_name}"
+                f" ({self.fingerprint[:12]}, {self.run}); open it again."
             )
         self.proofs = read_proofs(str(settings.get("proofs", "[]")))
 
     def _checked(self, vectors: Any, keys: Sequence[str] | None) -> np.ndarray:
-        """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and of unit length."""
-        return unit_vectors(vectors, width=self.width, keys=keys, tolerance=UNIT_TOLERANCE, index=self.path)
+        """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite
+        and of unit length."""
+        return unit_vectors(
+            vectors, width=self.width, keys=keys, tolerance=UNIT_TOLERANCE, index=self.path
+        )
 
 
 def _run(settings: Mapping[str, Value], path: Path) -> Run:
@@ -683,5 +805,7 @@ def _same(old: Item, new: NewItem) -> bool:
     """Whether an item says of a picture what a new one would."""
     metadata = {name: value for name, value in new.metadata.items() if value is not None}
     return (old.source, old.width, old.height) == (new.source, new.width, new.height) and (
-        old.metadata == metadata or repr(sorted(old.metadata.items())) == repr(sorted(metadata.items()))  # NaN is not NaN
+        # NaN is not NaN
+        old.metadata == metadata
+        or repr(sorted(old.metadata.items())) == repr(sorted(metadata.items()))
     )

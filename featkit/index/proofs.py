@@ -1,6 +1,8 @@
-"""Proofs in an index's settings: that another engine or precision gives a model's vectors as the index has them.
+"""Proofs in an index's settings: that another engine or precision gives a model's vectors as the
+index has them.
 
-`featkit verify` measures them on photographs. Without one an index is only asked in the precision that its vectors have.
+`featkit verify` measures them on photographs. Without one an index is only asked in the precision
+that its vectors have.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from featkit.backends import BF16, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """That a run gives the vectors of ONNX Runtime in float32, on so many photographs; recall is that of copies at 1."""
+    """That a run gives the vectors of ONNX Runtime in float32, on so many photographs; recall is
+    that of copies at 1."""
 
     backend: str
     precision: str
@@ -35,7 +38,8 @@ def write_proofs(proofs: Sequence[Proof]) -> str:
 
 
 def read_proofs(text: str) -> list[Proof]:
-    """Read `write_proofs` back. None where the text is not such: what cannot be read proves nothing."""
+    """Read `write_proofs` back. None where the text is not such: what cannot be read proves
+    nothing."""
     try:
         return [Proof(**values) for values in json.loads(text)]
     except (ValueError, TypeError):
@@ -45,8 +49,9 @@ def read_proofs(text: str) -> list[Proof]:
 def meet(own: Run, other: Run, proofs: Sequence[Proof]) -> bool:
     """Whether vectors of the run `other` may meet those of the run `own`.
 
-    Runs in float32, or in whatever precision the file has, differ by rounding in the last places and meet. bf16 is coarser: it
-    meets itself, and the others where there is a proof of that very run.
+    Runs in float32, or in whatever precision the file has, differ by rounding in the last places
+    and meet. bf16 is coarser: it meets itself, and the others where there is a proof of that very
+    run.
     """
     coarse = [run for run in (own, other) if run.precision == BF16]
     return len(coarse) != 1 or any(proof.run == coarse[0] for proof in proofs)

@@ -1,13 +1,15 @@
-"""Exact search over rows in memory or in a file: FAISS's scan finds candidates, and their scores are computed anew in float64.
+"""Exact search over rows in memory or in a file: FAISS's scan finds candidates, and their scores
+are computed anew in float64.
 
     Q queries, N rows of the file, D width, k hits wanted
 
-FAISS scans one block of rows after the other (`knn_inner_product`, nothing is built), the best of all blocks are merged, and
-an IDSelector excludes ids.
-Its float32 sums depend on how many queries share a call and on where a row lies, so it only nominates: the answer is the
-k best by (score, then smaller id), the same for a query alone or among others, today or after a restart.
+FAISS scans one block of rows after the other (`knn_inner_product`, nothing is built), the best of
+all blocks are merged, and an IDSelector excludes ids. Its float32 sums depend on how many queries
+share a call and on where a row lies, so it only nominates: the answer is the k best by (score, then
+smaller id), the same for a query alone or among others, today or after a restart.
 
-An approximate index takes the place of `_scan` for the rows that it holds; rows after those go on being scanned.
+An approximate index takes the place of `_scan` for the rows that it holds; rows after those go on
+being scanned.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ import numpy as np
 
 from featkit.index.bounded_faiss import faiss, shared_processors
 
-# Candidates beyond k that the first scan asks for, so that a tie at the k-th place rarely needs a second one.
+# Candidates beyond k that the first scan asks for, so that a tie at the k-th place rarely needs a
+# second one.
 SPARE = 16
 QUERIES_AT_ONCE = 256
 
@@ -38,7 +41,8 @@ class Rows(Protocol):
     width: int
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows (n, D)) in order, in blocks for so many queries; all but the last of a multiple of 8 rows."""
+        """Yield (first row, rows (n, D)) in order, in blocks for so many queries; all but the last
+        of a multiple of 8 rows."""
         ...
 
     def take(self, ids: np.ndarray) -> np.ndarray:
@@ -62,12 +66,16 @@ class ArrayRows:
         return np.asarray(self.vectors[ids])
 
 
-def exact_search(queries: np.ndarray, vectors: np.ndarray | Rows, *, k: int, allowed: np.ndarray) -> list[Found]:
-    """The k rows of largest inner product with each query, among those allowed; of equal scores the smaller id first.
+def exact_search(
+    queries: np.ndarray, vectors: np.ndarray | Rows, *, k: int, allowed: np.ndarray
+) -> list[Found]:
+    """The k rows of largest inner product with each query, among those allowed; of equal scores the
+    smaller id first.
 
-    queries (Q, D) and vectors (N, D) float32, rows of unit length; an array of vectors is C-contiguous and not copied.
-    allowed (N,) bool. Fewer than k hits where fewer are allowed. Raises what `vectors` raises when it is a file that cannot
-    be read. As a plain loop over queries q and allowed ids i:
+    queries (Q, D) and vectors (N, D) float32, rows of unit length; an array of vectors is
+    C-contiguous and not copied. allowed (N,) bool. Fewer than k hits where fewer are allowed.
+    Raises what `vectors` raises when it is a file that cannot be read. As a plain loop over queries
+    q and allowed ids i:
 
         sorted((-float32(sum(float64(q) * float64(vectors[i]))), i))[:k]
     """
@@ -79,12 +87,17 @@ def exact_search(queries: np.ndarray, vectors: np.ndarray | Rows, *, k: int, all
     queries = np.ascontiguousarray(queries, np.float32)
     found: list[Found] = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
-        found += _search(queries[start : start + QUERIES_AT_ONCE], rows, k=k, bits=bits, num_allowed=num_allowed)
+        found += _search(
+            queries[start : start + QUERIES_AT_ONCE], rows, k=k, bits=bits, num_allowed=num_allowed
+        )
     return found
 
 
-def _search(queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray, num_allowed: int) -> list[Found]:
-    """Scan, rank anew, and scan again with more candidates for those queries whose k-th place is not settled yet."""
+def _search(
+    queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray, num_allowed: int
+) -> list[Found]:
+    """Scan, rank anew, and scan again with more candidates for those queries whose k-th place is
+    not settled yet."""
     k = min(k, num_allowed)
     if k == 0:
         return [Found(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
@@ -93,18 +106,28 @@ def _search(queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray, num_al
     num_candidates = min(k + SPARE, num_allowed)
     while len(open_queries):
         nominated, candidates = _scan(queries[open_queries], rows, k=num_candidates, bits=bits)
-        for number, worst, ids in zip(open_queries.tolist(), nominated[:, -1], candidates, strict=True):
+        for number, worst, ids in zip(
+            open_queries.tolist(), nominated[:, -1], candidates, strict=True
+        ):
             ranked = _rank(queries[number], rows, ids)
-            # A row that FAISS left out scored at most `worst` there, and both sums may be off by a rounding.
-            if num_candidates == num_allowed or worst < ranked.scores[k - 1] - _rounding(rows.width):
+            # A row that FAISS left out scored at most `worst` there, and both sums may be off by a
+            # rounding.
+            if num_candidates == num_allowed or worst < ranked.scores[k - 1] - _rounding(
+                rows.width
+            ):
                 found[number] = Found(ranked.ids[:k], ranked.scores[:k])
-        open_queries = np.array([number for number in open_queries.tolist() if number not in found], np.int64)
+        open_queries = np.array(
+            [number for number in open_queries.tolist() if number not in found], np.int64
+        )
         num_candidates = min(4 * num_candidates, num_allowed)
     return [found[number] for number in range(len(queries))]
 
 
-def _scan(queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """FAISS's k best of each query, scores (Q, k) float32 and ids (Q, k) int64, among the rows whose bit is set."""
+def _scan(
+    queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """FAISS's k best of each query, scores (Q, k) float32 and ids (Q, k) int64, among the rows
+    whose bit is set."""
     best: tuple[np.ndarray, np.ndarray] | None = None
     with shared_processors():
         for start, block in rows.blocks(len(queries)):
@@ -116,7 +139,9 @@ def _scan(queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray) -> tuple
     return best
 
 
-def _scan_block(queries: np.ndarray, block: np.ndarray, *, k: int, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _scan_block(
+    queries: np.ndarray, block: np.ndarray, *, k: int, bits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """As `_scan` for rows in memory; the id is -1 where fewer than k rows are allowed."""
     scores = np.empty((len(queries), k), np.float32)
     ids = np.empty((len(queries), k), np.int64)
@@ -138,9 +163,11 @@ def _scan_block(queries: np.ndarray, block: np.ndarray, *, k: int, bits: np.ndar
 def _merged(
     best: tuple[np.ndarray, np.ndarray] | None, scores: np.ndarray, ids: np.ndarray, *, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of each query so far and those of another block, best first; scores and ids (Q, k), or fewer.
+    """The k best of each query so far and those of another block, best first; scores and ids (Q,
+    k), or fewer.
 
-    In numpy, since FAISS's own heaps start its threads for each block, which costs more than one query's scan.
+    In numpy, since FAISS's own heaps start its threads for each block, which costs more than one
+    query's scan.
     """
     if best is None:
         return scores, ids
@@ -162,11 +189,14 @@ def _merged(
 
 def _rank(query: np.ndarray, rows: Rows, ids: np.ndarray) -> Found:
     """Candidates by exact score, then id. A row's score depends on nothing but the two vectors."""
-    scores = np.einsum("nd,d->n", rows.take(ids).astype(np.float64), query.astype(np.float64)).astype(np.float32)
+    scores = np.einsum(
+        "nd,d->n", rows.take(ids).astype(np.float64), query.astype(np.float64)
+    ).astype(np.float32)
     order = np.lexsort((ids, -scores))
     return Found(ids[order], scores[order])
 
 
 def _rounding(width: int) -> float:
-    """How far a float32 inner product of unit vectors may be from the exact one, in any order of summation, twice over."""
+    """How far a float32 inner product of unit vectors may be from the exact one, in any order of
+    summation, twice over."""
     return 2 * width * float(np.finfo(np.float32).eps)

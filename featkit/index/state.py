@@ -1,4 +1,5 @@
-"""One committed state of an index, as a reader sees it, and whether the vectors file still belongs to it."""
+"""One committed state of an index, as a reader sees it, and whether the vectors file still belongs
+to it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from featkit.index import tables
 from featkit.index.tables import StateKey
 from featkit.index.vectors import Rows, Signature, WitnessedRows
 
-# Committed vectors whose checksums are compared when the files have changed: the first, the last and some between.
+# Committed vectors whose checksums are compared when the files have changed: the first, the last
+# and some between.
 SAMPLE_SIZE = 32
 
 
@@ -31,7 +33,8 @@ class State:
     sample: dict[int, int]
 
     def check_sample(self) -> None:
-        """InputError unless the sample's vectors have their checksums: the file is another index's, or damaged."""
+        """InputError unless the sample's vectors have their checksums: the file is another index's,
+        or damaged."""
         rows = WitnessedRows(self.rows)
         rows.take(np.fromiter(self.sample, np.int64, len(self.sample)))
         self.check(rows.checksums, self.sample)
@@ -41,13 +44,15 @@ class State:
         for item_id, checksum in committed.items():
             if found[item_id] != checksum:
                 raise InputError(
-                    f"{self.rows.file.path} does not belong to catalogue.sqlite or is damaged: vector {item_id} is not what "
-                    "was committed; restore both from one copy, or index the embeddings again."
+                    f"{self.rows.file.path} does not belong to catalogue.sqlite or is damaged:"
+                    f" vector {item_id} is not what was committed; restore both from one copy, or"
+                    " index the embeddings again."
                 )
 
 
 def sample_checksums(connection: Connection, num_rows: int) -> dict[int, int]:
-    """Some checksums by id: the first, the last and some between; of an index from before checksums, any that there are."""
+    """Some checksums by id: the first, the last and some between; of an index from before
+    checksums, any that there are."""
     sample = tables.checksums(connection, spread(num_rows, SAMPLE_SIZE).tolist())
     return sample or tables.any_checksums(connection, limit=SAMPLE_SIZE)
 

@@ -1,4 +1,5 @@
-"""The tables of a catalogue: what is stored of items, and the statements that read and write them in a transaction.
+"""The tables of a catalogue: what is stored of items, and the statements that read and write them
+in a transaction.
 
     settings            name, value: fingerprint, model_name, width, metric, run, proofs; `id` is the index's own, random;
                         `changes` counts transactions and `commit` is random for each; `writer` is the token of writers.py
@@ -6,14 +7,15 @@
                         row in the vectors file), and a column for each metadata
     metadata_columns    the name of a piece of metadata, its column in `items`, and its kind
 
-Ids count up from 0 without a gap and are never used again: a removed item's row stays, marked deleted and without its
-thumbnail, so that row numbers of the vectors file and ids are one thing. Metadata columns have no declared type; a value
-comes back as the bool, int, float or str that went in. SQLite knows neither booleans nor NaN: a column of the kind `bool`
-holds 0 and 1 for False and True, and NaN is a blob. All text of others' reaches SQL as bound parameters, save column names,
+Ids count up from 0 without a gap and are never used again: a removed item's row stays, marked
+deleted and without its thumbnail, so that row numbers of the vectors file and ids are one thing.
+Metadata columns have no declared type; a value comes back as the bool, int, float or str that went
+in. SQLite knows neither booleans nor NaN: a column of the kind `bool` holds 0 and 1 for False and
+True, and NaN is a blob. All text of others' reaches SQL as bound parameters, save column names,
 which are quoted.
 
-An index from before ids, checksums and kinds lacks those settings and columns; `upgrade` adds them when it is next opened
-for writing.
+An index from before ids, checksums and kinds lacks those settings and columns; `upgrade` adds them
+when it is next opened for writing.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ CREATE TABLE metadata_columns (name TEXT PRIMARY KEY, column_name TEXT NOT NULL 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A picture of the index. Sizes are the upright original's, in pixels; None where they are not known."""
+    """A picture of the index. Sizes are the upright original's, in pixels; None where they are not
+    known."""
 
     id: int
     key: str
@@ -86,7 +89,8 @@ class NewItem:
 
 
 class Damaged(Exception):
-    """What a catalogue holds cannot be; turned into an InputError that names the catalogue where the reading ends."""
+    """What a catalogue holds cannot be; turned into an InputError that names the catalogue where
+    the reading ends."""
 
 
 class StateKey(NamedTuple):
@@ -97,12 +101,14 @@ class StateKey(NamedTuple):
     commit: str
 
 
-# What is read, within one state -------------------------------------------------------------------------------------
+# What is read, within one state -------------------------------------------------------------------
 
 
 def state_key(connection: sqlite3.Connection) -> StateKey:
     """Which state this is: two with the same key hold the same."""
-    rows = connection.execute("SELECT name, value FROM settings WHERE name IN ('id', 'changes', 'commit')")
+    rows = connection.execute(
+        "SELECT name, value FROM settings WHERE name IN ('id', 'changes', 'commit')"
+    )
     values = dict(rows)
     changes = values.get("changes", 0)
     if not isinstance(changes, int):
@@ -115,13 +121,18 @@ def settings(connection: sqlite3.Connection) -> dict[str, Value]:
     return dict(connection.execute("SELECT name, value FROM settings"))
 
 
-def checksums(connection: sqlite3.Connection, ids: Sequence[int], *, at_once: int = 500) -> dict[int, int]:
-    """CRC-32 of the vectors' bytes by id, removed items included; an id without one is left out. Only after `has_checksums`."""
+def checksums(
+    connection: sqlite3.Connection, ids: Sequence[int], *, at_once: int = 500
+) -> dict[int, int]:
+    """CRC-32 of the vectors' bytes by id, removed items included; an id without one is left out.
+    Only after `has_checksums`."""
     found: dict[int, int] = {}
     for start in range(0, len(ids), at_once):
         block = ids[start : start + at_once]
         marks = ", ".join("?" * len(block))
-        found.update(connection.execute(f"SELECT id, {CHECKSUM} FROM items WHERE id IN ({marks})", block))
+        found.update(
+            connection.execute(f"SELECT id, {CHECKSUM} FROM items WHERE id IN ({marks})", block)
+        )
     return {item_id: checksum for item_id, checksum in found.items() if checksum is not None}
 
 
@@ -132,24 +143,32 @@ def any_checksums(connection: sqlite3.Connection, *, limit: int) -> dict[int, in
 
 
 def has_checksums(connection: sqlite3.Connection) -> bool:
-    """Whether the catalogue has checksums of vectors, which an index from before them gets at its next opening to write."""
-    (column,) = connection.execute("SELECT count(*) FROM pragma_table_info('items') WHERE name = ?", [CHECKSUM]).fetchone()
+    """Whether the catalogue has checksums of vectors, which an index from before them gets at its
+    next opening to write."""
+    (column,) = connection.execute(
+        "SELECT count(*) FROM pragma_table_info('items') WHERE name = ?", [CHECKSUM]
+    ).fetchone()
     return bool(column) and CHECKSUM not in metadata_columns(connection).values()
 
 
 def num_rows(connection: sqlite3.Connection) -> int:
-    """Ids given so far, those of removed items included: the next one, and the committed rows of the vectors file."""
+    """Ids given so far, those of removed items included: the next one, and the committed rows of
+    the vectors file."""
     return int(connection.execute("SELECT coalesce(max(id), -1) + 1 FROM items").fetchone()[0])
 
 
 def deleted_ids(connection: sqlite3.Connection) -> list[int]:
     """Ids of removed items, ascending."""
-    return [row[0] for row in connection.execute("SELECT id FROM items WHERE deleted = 1 ORDER BY id")]
+    return [
+        row[0] for row in connection.execute("SELECT id FROM items WHERE deleted = 1 ORDER BY id")
+    ]
 
 
 def metadata_columns(connection: sqlite3.Connection) -> dict[str, str]:
     """Columns of `items` that hold metadata, by the metadata's name."""
-    columns = dict(connection.execute("SELECT name, column_name FROM metadata_columns ORDER BY name"))
+    columns = dict(
+        connection.execute("SELECT name, column_name FROM metadata_columns ORDER BY name")
+    )
     if not all(isinstance(text, str) for pair in columns.items() for text in pair):
         raise Damaged("a name of metadata is no text")
     return columns
@@ -165,10 +184,14 @@ def items_by_key(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[st
     return {item.key: item for item in _select_many(connection, "key", list(keys))}
 
 
-def stored_keys(connection: sqlite3.Connection, keys: Sequence[str], *, apart: Collection[str] = ()) -> dict[str, str]:
-    """Return the key under which each of these items is stored: its own, else another spelling of it, if any.
+def stored_keys(
+    connection: sqlite3.Connection, keys: Sequence[str], *, apart: Collection[str] = ()
+) -> dict[str, str]:
+    """Return the key under which each of these items is stored: its own, else another spelling of
+    it, if any.
 
-    apart: keys of items that are their own, so that another spelling is not one of them; those of `keys` are, too.
+    apart: keys of items that are their own, so that another spelling is not one of them; those of
+    `keys` are, too.
     """
     stored = {key: key for key in _existing(connection, keys)}
     spellings: dict[str, str] = {}
@@ -177,7 +200,9 @@ def stored_keys(connection: sqlite3.Connection, keys: Sequence[str], *, apart: C
             for spelling in other_spellings(key):
                 spellings.setdefault(spelling, key)
     own = set(keys)
-    for spelling in _existing(connection, [one for one in spellings if one not in own and one not in apart]):
+    for spelling in _existing(
+        connection, [one for one in spellings if one not in own and one not in apart]
+    ):
         stored.setdefault(spellings[spelling], spelling)
     return stored
 
@@ -189,47 +214,77 @@ def items_in_order(connection: sqlite3.Connection, *, offset: int, limit: int) -
 
 def thumbnail(connection: sqlite3.Connection, item_id: int) -> bytes | None:
     """JPEG bytes, or None where there is no such item or it has none."""
-    row = connection.execute("SELECT thumbnail FROM items WHERE id = ? AND deleted = 0", [item_id]).fetchone()
+    row = connection.execute(
+        "SELECT thumbnail FROM items WHERE id = ? AND deleted = 0", [item_id]
+    ).fetchone()
     return None if row is None else row[0]
 
 
-def _existing(connection: sqlite3.Connection, keys: Sequence[str], *, at_once: int = 500) -> list[str]:
+def _existing(
+    connection: sqlite3.Connection, keys: Sequence[str], *, at_once: int = 500
+) -> list[str]:
     """Those of the keys that items have."""
     found: list[str] = []
     for start in range(0, len(keys), at_once):
         block = keys[start : start + at_once]
         marks = ", ".join("?" * len(block))
-        found += [row[0] for row in connection.execute(f"SELECT key FROM items WHERE deleted = 0 AND key IN ({marks})", block)]
+        found += [
+            row[0]
+            for row in connection.execute(
+                f"SELECT key FROM items WHERE deleted = 0 AND key IN ({marks})", block
+            )
+        ]
     return found
 
 
-def _select_many(connection: sqlite3.Connection, column: str, values: Sequence[Value], *, at_once: int = 500) -> list[Item]:
+def _select_many(
+    connection: sqlite3.Connection, column: str, values: Sequence[Value], *, at_once: int = 500
+) -> list[Item]:
     items: list[Item] = []
     for start in range(0, len(values), at_once):
         block = values[start : start + at_once]
-        items += _select(connection, f"deleted = 0 AND {column} IN ({', '.join('?' * len(block))})", block)
+        items += _select(
+            connection, f"deleted = 0 AND {column} IN ({', '.join('?' * len(block))})", block
+        )
     return items
 
 
-def _select(connection: sqlite3.Connection, condition: str, parameters: Sequence[Value]) -> list[Item]:
+def _select(
+    connection: sqlite3.Connection, condition: str, parameters: Sequence[Value]
+) -> list[Item]:
     """Items for which a condition of this file's own wording holds."""
     names = metadata_columns(connection)
     kinds = _kinds(connection)
     are_bools = [kinds[name] == BOOL for name in names]
     # With the table's name, since SQLite takes a quoted name of no column for text.
-    columns = ", ".join(["id", "key", "source", "width", "height", *(f"items.{quoted(name)}" for name in names.values())])
+    columns = ", ".join(
+        [
+            "id",
+            "key",
+            "source",
+            "width",
+            "height",
+            *(f"items.{quoted(name)}" for name in names.values()),
+        ]
+    )
     items: list[Item] = []
     for item_id, key, source, width, height, *values in connection.execute(
         f"SELECT {columns} FROM items WHERE {condition}", parameters
     ):
-        if not (isinstance(key, str) and isinstance(source, str) and {type(width), type(height)} <= SIDES):
+        if not (
+            isinstance(key, str)
+            and isinstance(source, str)
+            and {type(width), type(height)} <= SIDES
+        ):
             raise Damaged(f"item {item_id} has a key or size of a wrong kind")
         metadata = {
             name: _from_sql(value, is_bool=is_bool)
             for name, value, is_bool in zip(names, values, are_bools, strict=True)
             if value is not None
         }
-        items.append(Item(id=item_id, key=key, source=source, width=width, height=height, metadata=metadata))
+        items.append(
+            Item(id=item_id, key=key, source=source, width=width, height=height, metadata=metadata)
+        )
     return items
 
 
@@ -251,13 +306,14 @@ def _from_sql(value: Value | bytes, *, is_bool: bool) -> Value:
 
 
 def in_json(value: Value) -> Value:
-    """A value of metadata as JSON can hold it, which has no numbers for NaN and infinity: they are text, as in JavaScript."""
+    """A value of metadata as JSON can hold it, which has no numbers for NaN and infinity: they are
+    text, as in JavaScript."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-# What is written, within one transaction ----------------------------------------------------------------------------
+# What is written, within one transaction ----------------------------------------------------------
 
 
 def set_setting(connection: sqlite3.Connection, name: str, value: Value) -> None:
@@ -266,7 +322,8 @@ def set_setting(connection: sqlite3.Connection, name: str, value: Value) -> None
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Give an index from before them an id and columns for checksums and kinds. Leaves a newer one as it is."""
+    """Give an index from before them an id and columns for checksums and kinds. Leaves a newer one
+    as it is."""
     if not state_key(connection).index_id:
         set_setting(connection, "id", secrets.token_hex(16))
         set_setting(connection, "commit", secrets.token_hex(8))
@@ -275,10 +332,16 @@ def upgrade(connection: sqlite3.Connection) -> None:
         for name, column in metadata_columns(connection).items():
             if column.casefold() == CHECKSUM:
                 other = _free_column(column, connection)
-                connection.execute(f"ALTER TABLE items RENAME COLUMN {quoted(column)} TO {quoted(other)}")
-                connection.execute("UPDATE metadata_columns SET column_name = ? WHERE name = ?", [other, name])
+                connection.execute(
+                    f"ALTER TABLE items RENAME COLUMN {quoted(column)} TO {quoted(other)}"
+                )
+                connection.execute(
+                    "UPDATE metadata_columns SET column_name = ? WHERE name = ?", [other, name]
+                )
         connection.execute(f"ALTER TABLE items ADD COLUMN {CHECKSUM} INTEGER")
-    (kinds,) = connection.execute("SELECT count(*) FROM pragma_table_info('metadata_columns') WHERE name = 'kind'").fetchone()
+    (kinds,) = connection.execute(
+        "SELECT count(*) FROM pragma_table_info('metadata_columns') WHERE name = 'kind'"
+    ).fetchone()
     if not kinds:
         connection.execute("ALTER TABLE metadata_columns ADD COLUMN kind TEXT")
 
@@ -286,7 +349,9 @@ def upgrade(connection: sqlite3.Connection) -> None:
 def set_checksums(connection: sqlite3.Connection, checksums: Mapping[int, int]) -> None:
     """Store the CRC-32 of vectors by id."""
     statement = f"UPDATE items SET {CHECKSUM} = ? WHERE id = ?"
-    connection.executemany(statement, [(checksum, item_id) for item_id, checksum in checksums.items()])
+    connection.executemany(
+        statement, [(checksum, item_id) for item_id, checksum in checksums.items()]
+    )
 
 
 def insert_items(
@@ -297,10 +362,11 @@ def insert_items(
     *,
     apart: Collection[str] = (),
 ) -> int:
-    """Store items under the ids from `first_id` on; one whose key exists takes its place. Return how many did.
+    """Store items under the ids from `first_id` on; one whose key exists takes its place. Return
+    how many did.
 
-    So does one whose key is another spelling of an existing key that is not in `apart`. checksums: CRC-32 of each item's
-    vector. InputError for a key or metadata that cannot be stored.
+    So does one whose key is another spelling of an existing key that is not in `apart`. checksums:
+    CRC-32 of each item's vector. InputError for a key or metadata that cannot be stored.
     """
     for item in items:
         _check(item)
@@ -318,7 +384,8 @@ def insert_items(
 
 
 def remove_items(connection: sqlite3.Connection, keys: Iterable[str]) -> int:
-    """Mark items as deleted and drop their thumbnails; unknown keys are passed over. Return how many there were."""
+    """Mark items as deleted and drop their thumbnails; unknown keys are passed over. Return how
+    many there were."""
     statement = "UPDATE items SET deleted = 1, thumbnail = NULL WHERE key = ? AND deleted = 0"
     return sum(connection.execute(statement, [key]).rowcount for key in keys)
 
@@ -331,16 +398,22 @@ def quoted(column: str) -> str:
 def _ensure_columns(connection: sqlite3.Connection, items: Sequence[NewItem]) -> dict[str, str]:
     """Add a column for each piece of metadata that has none yet; return all of them by name.
 
-    InputError, naming the first item, for booleans among other values of the same name: they could not be told apart.
+    InputError, naming the first item, for booleans among other values of the same name: they could
+    not be told apart.
     """
     columns = metadata_columns(connection)
     kinds = _kinds(connection)
     for name in sorted({name for item in items for name in item.metadata} - set(columns)):
         if len(columns) == MAX_METADATA_COLUMNS:
-            raise InputError(f"The items have more than {MAX_METADATA_COLUMNS:,} names of metadata; {name!r} is one too many.")
+            raise InputError(
+                f"The items have more than {MAX_METADATA_COLUMNS:,} names of metadata; {name!r} is"
+                " one too many."
+            )
         column = _free_column(name, connection)
         connection.execute(f"ALTER TABLE items ADD COLUMN {quoted(column)}")
-        connection.execute("INSERT INTO metadata_columns (name, column_name) VALUES (?, ?)", [name, column])
+        connection.execute(
+            "INSERT INTO metadata_columns (name, column_name) VALUES (?, ?)", [name, column]
+        )
         columns[name] = column
         kinds[name] = ""  # of the first value
     before = dict(kinds)
@@ -349,15 +422,19 @@ def _ensure_columns(connection: sqlite3.Connection, items: Sequence[NewItem]) ->
             if value is None:
                 continue
             kind = BOOL if isinstance(value, bool) else PLAIN
-            if kinds[name] == OLD and kind == BOOL and not _has_other_than_bools(connection, columns[name]):
+            if (
+                kinds[name] == OLD
+                and kind == BOOL
+                and not _has_other_than_bools(connection, columns[name])
+            ):
                 kinds[name] = BOOL
             if (kinds[name] == OLD and kind == PLAIN) or kinds[name] == "":
                 kinds[name] = kind
             if kinds[name] != kind:
                 other = "booleans" if kinds[name] == BOOL else "numbers or text"
                 raise InputError(
-                    f"{item.key}: the metadata {name!r} is {value!r}, and the index has {other} under that name; "
-                    "use one kind of value for a name."
+                    f"{item.key}: the metadata {name!r} is {value!r}, and the index has {other}"
+                    " under that name; use one kind of value for a name."
                 )
     changed = [(kind or None, name) for name, kind in kinds.items() if kind != before[name]]
     connection.executemany("UPDATE metadata_columns SET kind = ? WHERE name = ?", changed)
@@ -366,7 +443,9 @@ def _ensure_columns(connection: sqlite3.Connection, items: Sequence[NewItem]) ->
 
 def _free_column(name: str, connection: sqlite3.Connection) -> str:
     """A name for a column of `items` that is not taken yet."""
-    taken = {column.casefold() for column in metadata_columns(connection).values()} | RESERVED_COLUMNS
+    taken = {
+        column.casefold() for column in metadata_columns(connection).values()
+    } | RESERVED_COLUMNS
     while name.casefold() in taken:  # SQLite does not tell Label from label
         name += "_"
     return name
@@ -374,8 +453,13 @@ def _free_column(name: str, connection: sqlite3.Connection) -> str:
 
 def _has_other_than_bools(connection: sqlite3.Connection, column: str) -> bool:
     """Whether a column from before there were kinds holds what no boolean was stored as."""
-    condition = f"{quoted(column)} IS NOT NULL AND (typeof({quoted(column)}) != 'integer' OR {quoted(column)} NOT IN (0, 1))"
-    return connection.execute(f"SELECT 1 FROM items WHERE {condition} LIMIT 1").fetchone() is not None
+    condition = (
+        f"{quoted(column)} IS NOT NULL AND (typeof({quoted(column)}) != 'integer' OR"
+        f" {quoted(column)} NOT IN (0, 1))"
+    )
+    return (
+        connection.execute(f"SELECT 1 FROM items WHERE {condition} LIMIT 1").fetchone() is not None
+    )
 
 
 def _to_sql(value: Value | None) -> Value | bytes | None:
@@ -385,18 +469,27 @@ def _to_sql(value: Value | None) -> Value | bytes | None:
 def _check(item: NewItem) -> None:
     """InputError for what SQLite would refuse or silently change."""
     if not item.key or not _storable(item.key) or not _storable(item.source):
-        raise InputError(f"{item.key!r} of {item.source!r} cannot be a key: it is empty or no valid text.")
+        raise InputError(
+            f"{item.key!r} of {item.source!r} cannot be a key: it is empty or no valid text."
+        )
     for name, value in item.metadata.items():
         if not isinstance(name, str):
-            raise InputError(f"{item.key}: the metadata's name {name!r} is {_type(name)}; a name is text.")
+            raise InputError(
+                f"{item.key}: the metadata's name {name!r} is {_type(name)}; a name is text."
+            )
         if not name or not _storable(name) or (isinstance(value, str) and not _storable(value)):
-            raise InputError(f"{item.key}: the metadata {name!r} = {value!r} is empty or no valid text.")
+            raise InputError(
+                f"{item.key}: the metadata {name!r} = {value!r} is empty or no valid text."
+            )
         if not isinstance(value, str | int | float | None):
             raise InputError(
-                f"{item.key}: the metadata {name!r} is {_type(value)}; text and numbers are stored, so convert it first."
+                f"{item.key}: the metadata {name!r} is {_type(value)}; text and numbers are stored,"
+                " so convert it first."
             )
         if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
-            raise InputError(f"{item.key}: the metadata {name!r} = {value} does not fit into 64 bits.")
+            raise InputError(
+                f"{item.key}: the metadata {name!r} = {value} does not fit into 64 bits."
+            )
 
 
 def _type(value: object) -> str:
@@ -404,7 +497,8 @@ def _type(value: object) -> str:
 
 
 def _storable(text: str) -> bool:
-    """Whether text is valid Unicode (file names need not be) without a NUL, at which SQLite would end it."""
+    """Whether text is valid Unicode (file names need not be) without a NUL, at which SQLite would
+    end it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -1,13 +1,14 @@
 """The vectors file: rows of float32, append-only, the row number is the item's id.
 
-What is committed is said by the catalogue alone: rows from its count on are what a writer has not committed, or left
-when it died. Readers never read them; the next writer cuts them off.
+What is committed is said by the catalogue alone: rows from its count on are what a writer has not
+committed, or left when it died. Readers never read them; the next writer cuts them off.
 
     N committed rows, D width
 
-The file is read by position, not mapped: reading a mapped page that another program has cut off ends the process with SIGBUS,
-while a short read is an error with a sentence. One query over rows that are read takes up to 2.3 times as long as over a map
-(100,000 x 384: 9 against 4 ms), so an open index whose state is searched again keeps its rows in memory, where they fit.
+The file is read by position, not mapped: reading a mapped page that another program has cut off
+ends the process with SIGBUS, while a short read is an error with a sentence. One query over rows
+that are read takes up to 2.3 times as long as over a map (100,000 x 384: 9 against 4 ms), so an
+open index whose state is searched again keeps its rows in memory, where they fit.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ from featkit.resources import spare_memory
 from featkit.wording import counted
 
 FLOAT32 = np.dtype("<f4")
-NEAR_BYTES = 64 * 2**10  # rows at most this far apart are read in one piece: copying what is between costs as much as a call
+# rows at most this far apart are read in one piece: copying what is between costs as much as a call
+NEAR_BYTES = 64 * 2**10
 PIECE_BYTES = 4 * 2**20
-# A block is read once and scanned by each query: a small one stays in a core's cache, a large one has fewer heaps to merge.
+# A block is read once and scanned by each query: a small one stays in a core's cache, a large one
+# has fewer heaps to merge.
 SMALL_BLOCK_BYTES, LARGE_BLOCK_BYTES = 2**20, 4 * 2**20
 FEW_QUERIES = 4
 MAX_SHARE_HELD = 0.5  # of the spare memory
@@ -51,14 +54,17 @@ class Signature(NamedTuple):
 
     @classmethod
     def of(cls, status: os.stat_result) -> Signature:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+        )
 
     def same_file(self, other: Signature) -> bool:
         return (self.device, self.inode) == (other.device, other.inode)
 
 
 class VectorFile:
-    """The vectors file, open for reading. Any number of threads may read; it is closed with the last reference to it.
+    """The vectors file, open for reading. Any number of threads may read; it is closed with the
+    last reference to it.
 
     InputError when it is missing; EnvironmentProblem when it cannot be read.
     """
@@ -83,7 +89,8 @@ class VectorFile:
         _check_length(self.path, self.signature().size, num_rows=num_rows, row_bytes=self.row_bytes)
 
     def read(self, start: int, rows: np.ndarray) -> None:
-        """Fill `rows` (n, D) float32, C-contiguous, from row `start` on. InputError when the file ends before."""
+        """Fill `rows` (n, D) float32, C-contiguous, from row `start` on. InputError when the file
+        ends before."""
         self.read_bytes(start * self.row_bytes, rows.reshape(-1).view(np.uint8).data)
 
     def read_bytes(self, place: int, rest: memoryview) -> None:
@@ -93,16 +100,21 @@ class VectorFile:
             try:
                 num_bytes = _read_at(self._descriptor, rest, place)
             except OSError as error:
-                raise EnvironmentProblem(f"{self.path} cannot be read: {error.strerror}; check the disk.") from error
+                raise EnvironmentProblem(
+                    f"{self.path} cannot be read: {error.strerror}; check the disk."
+                ) from error
             if num_bytes == 0:
-                _check_length(self.path, place, num_rows=end // self.row_bytes, row_bytes=self.row_bytes)
+                _check_length(
+                    self.path, place, num_rows=end // self.row_bytes, row_bytes=self.row_bytes
+                )
             rest, place = rest[num_bytes:], place + num_bytes
 
 
 class Rows:
     """The first N rows of a vectors file, for the search: read in blocks, or by id.
 
-    The second scan keeps what it reads in memory, for those that follow, unless it would take more than half of what is left.
+    The second scan keeps what it reads in memory, for those that follow, unless it would take more
+    than half of what is left.
     """
 
     def __init__(self, file: VectorFile, num_rows: int) -> None:
@@ -112,16 +124,21 @@ class Rows:
         self._holding = threading.Lock()  # by the scan that fills the memory
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows (n, D) float32) for all rows, in blocks that suit a scan by so many queries.
+        """Yield (first row, rows (n, D) float32) for all rows, in blocks that suit a scan by so
+        many queries.
 
-        A block is valid until the next one is asked for. Every block but the last has a multiple of 8 rows, so that each
-        begins at a whole byte of a bitmap.
+        A block is valid until the next one is asked for. Every block but the last has a multiple of
+        8 rows, so that each begins at a whole byte of a bitmap.
         """
         few = num_queries < FEW_QUERIES
-        at_once = max(8, (SMALL_BLOCK_BYTES if few else LARGE_BLOCK_BYTES) // self.file.row_bytes // 8 * 8)
+        at_once = max(
+            8, (SMALL_BLOCK_BYTES if few else LARGE_BLOCK_BYTES) // self.file.row_bytes // 8 * 8
+        )
         if (held := self._held) is not None:
             step = max(1, self.num_rows) if few else at_once
-            yield from ((start, held[start : start + step]) for start in range(0, self.num_rows, step))
+            yield from (
+                (start, held[start : start + step]) for start in range(0, self.num_rows, step)
+            )
             return
         self._num_scans += 1
         if self._num_scans > 1 and self._fits_in_memory() and self._holding.acquire(blocking=False):
@@ -165,7 +182,9 @@ class Rows:
             first, last = int(ordered[begin]), int(ordered[end - 1])
             if end - begin == 1:
                 position = int(order[begin])
-                self.file.read_bytes(first * row_bytes, into[position * row_bytes : (position + 1) * row_bytes])
+                self.file.read_bytes(
+                    first * row_bytes, into[position * row_bytes : (position + 1) * row_bytes]
+                )
                 continue
             rows = np.empty((last - first + 1, self.width), FLOAT32)
             self.file.read(first, rows)
@@ -174,7 +193,8 @@ class Rows:
 
 
 class WitnessedRows:
-    """Rows that remember the checksum of each row that was taken: of the bytes that an answer was made of."""
+    """Rows that remember the checksum of each row that was taken: of the bytes that an answer was
+    made of."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
@@ -193,10 +213,12 @@ class WitnessedRows:
 
 
 class VectorWriter:
-    """Appends rows. InputError when the file is missing; EnvironmentProblem when it cannot be written.
+    """Appends rows. InputError when the file is missing; EnvironmentProblem when it cannot be
+    written.
 
-    Every method is called within a write transaction of the catalogue, in which this writer's token has been found
-    to be the current one: so no other writer's committed rows are overwritten or cut.
+    Every method is called within a write transaction of the catalogue, in which this writer's token
+    has been found to be the current one: so no other writer's committed rows are overwritten or
+    cut.
     """
 
     def __init__(self, path: Path, *, width: int) -> None:
@@ -229,7 +251,8 @@ class VectorWriter:
             os.fsync(self._descriptor)
 
     def cut(self, num_rows: int) -> None:
-        """Remove the rows from `num_rows` on, if there are any. InputError when committed rows are missing."""
+        """Remove the rows from `num_rows` on, if there are any. InputError when committed rows are
+        missing."""
         row_bytes = self.width * FLOAT32.itemsize
         with explain_os_errors(self.path):
             size = os.fstat(self._descriptor).st_size
@@ -250,7 +273,8 @@ def checksums(vectors: np.ndarray) -> list[int]:
 
 
 def signature_at(path: Path) -> Signature:
-    """Of the file that is at the path now. InputError when it is missing; EnvironmentProblem when it cannot be asked."""
+    """Of the file that is at the path now. InputError when it is missing; EnvironmentProblem when
+    it cannot be asked."""
     try:
         return Signature.of(path.stat())
     except FileNotFoundError:
@@ -268,9 +292,9 @@ def _check_length(path: Path, length: int, *, num_rows: int, row_bytes: int) -> 
     wanted = num_rows * row_bytes
     if length < wanted:
         raise InputError(
-            f"{path} is truncated: {counted(length, 'byte')} where {counted(num_rows, 'vector')} of "
-            f"{row_bytes // FLOAT32.itemsize} take "
-            f"{wanted:,}; restore it from a copy, or index the embeddings again."
+            f"{path} is truncated: {counted(length, 'byte')} where {counted(num_rows, 'vector')} of"
+            f" {row_bytes // FLOAT32.itemsize} take {wanted:,}; restore it from a copy, or index"
+            " the embeddings again."
         )
 
 

@@ -1,12 +1,14 @@
 """The writer's token: which opening of an index may write, kept in the catalogue itself.
 
-The lock file (featkit/lock.py) keeps writers apart where the file system's locks work. On some they do nothing (NFS mounted
-with local locks, some FUSE), and a lock file can be deleted by hand. So whoever opens an index for writing stores a random
-token in the settings, and every transaction that writes checks, within SQLite's own write lock, that the token is still its
-own. A second opening is refused while the first one's process is seen to live on this machine; otherwise, it takes over, and
+The lock file (featkit/lock.py) keeps writers apart where the file system's locks work. On some they
+do nothing (NFS mounted with local locks, some FUSE), and a lock file can be deleted by hand. So
+whoever opens an index for writing stores a random token in the settings, and every transaction that
+writes checks, within SQLite's own write lock, that the token is still its own. A second opening is
+refused while the first one's process is seen to live on this machine; otherwise, it takes over, and
 the first one is refused at its next transaction. Either way, nothing committed is overwritten.
 
-This relies on SQLite's locks (fcntl, LockFileEx). Where those do nothing either, no SQLite file is safe with two writers.
+This relies on SQLite's locks (fcntl, LockFileEx). Where those do nothing either, no SQLite file is
+safe with two writers.
 """
 
 from __future__ import annotations
@@ -23,29 +25,36 @@ from featkit.lock import describe, who_am_i
 
 SETTING = "writer"
 
-_own_tokens: set[str] = set()  # of this process; one that is missing here was left by an opening that failed to clear it
+# of this process; one that is missing here was left by an opening that failed to clear it
+_own_tokens: set[str] = set()
 
 
 def take_token(connection: Connection, folder: Path) -> str:
-    """Store a new token, within a write transaction. EnvironmentProblem when the present writer's process lives here."""
+    """Store a new token, within a write transaction. EnvironmentProblem when the present writer's
+    process lives here."""
     text = _stored(connection)
     if text is not None and _lives(text):
-        raise EnvironmentProblem(f"{folder} is being written by {describe(text)}; wait for it to end, or end it.")
+        raise EnvironmentProblem(
+            f"{folder} is being written by {describe(text)}; wait for it to end, or end it."
+        )
     token = secrets.token_hex(16)
     who = {"token": token, **who_am_i(), **_process_identity(os.getpid())}
-    connection.execute("INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [SETTING, json.dumps(who)])
+    connection.execute(
+        "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [SETTING, json.dumps(who)]
+    )
     _own_tokens.add(token)
     return token
 
 
 def check_token(connection: Connection, token: str, folder: Path) -> None:
-    """EnvironmentProblem, naming the other writer, unless the token is the stored one; within a write transaction."""
+    """EnvironmentProblem, naming the other writer, unless the token is the stored one; within a
+    write transaction."""
     text = _stored(connection)
     if _token_of(text) != token:
         other = describe(text or "")
         raise EnvironmentProblem(
-            f"{folder} was opened for writing by {other} after this process opened it. What was committed before is kept, "
-            "this change is not; open the index again to go on writing."
+            f"{folder} was opened for writing by {other} after this process opened it. What was"
+            " committed before is kept, this change is not; open the index again to go on writing."
         )
 
 
@@ -79,7 +88,8 @@ def _parsed(text: str | None) -> dict[str, Any] | None:
 
 
 def _lives(text: str) -> bool:
-    """Whether the process that stored this is known to run: False for one of another machine or container."""
+    """Whether the process that stored this is known to run: False for one of another machine or
+    container."""
     who = _parsed(text)
     if who is None or type(who.get("pid")) is not int:
         return False
@@ -90,16 +100,19 @@ def _lives(text: str) -> bool:
 
 
 def _process_identity(pid: int) -> dict[str, str]:
-    """What tells a process from all others, ever: empty where the system does not say (or no such process runs).
+    """What tells a process from all others, ever: empty where the system does not say (or no such
+    process runs).
 
-    On Linux: this boot, the namespace that numbers the processes, and the moment of the start in clock ticks.
+    On Linux: this boot, the namespace that numbers the processes, and the moment of the start in
+    clock ticks.
     """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
         return {
             "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
             "namespace": str(Path("/proc/self/ns/pid").readlink()),
-            "started": stat.rpartition(")")[2].split()[19],  # the command before it may hold blanks and parentheses
+            # the command before it may hold blanks and parentheses
+            "started": stat.rpartition(")")[2].split()[19],
         }
     except (OSError, IndexError):
         return {}

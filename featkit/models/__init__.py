@@ -13,5 +13,8 @@ def default_model_path() -> Path:
     """Where featkit-tiny lies. EnvironmentProblem when this installation came without it."""
     path = Path(__file__).with_name(f"{DEFAULT_MODEL}.onnx")
     if not path.is_file():
-        raise EnvironmentProblem(f"{path} is missing from this installation; name a model with --model, or reinstall featkit.")
+        raise EnvironmentProblem(
+            f"{path} is missing from this installation; name a model with --model, or reinstall"
+            " featkit."
+        )
     return path

@@ -1,1 +1,2 @@
-"""The HTTP service: embedding and search for pictures sent as bytes. Needs the extra `serve` (or `demo`)."""
+"""The HTTP service: embedding and search for pictures sent as bytes. Needs the extra `serve` (or
+`demo`)."""

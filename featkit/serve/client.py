@@ -29,41 +29,60 @@ Answer = TypeVar("Answer", bound=BaseModel)
 REFUSALS = frozenset((400, 404, 413, 415, 422))
 # What something between here and the service means by a status, and what to do.
 OTHER_STATUSES = {
-    401: "it wants a login, which a proxy asks for; sign in there, or use the service's own address",
+    401: (
+        "it wants a login, which a proxy asks for; sign in there, or use the service's own address"
+    ),
     403: "access is forbidden, by a proxy or firewall; use an address that may be asked from here",
     404: "there is no such route; check the address, and that `featkit serve` runs there",
     405: "this route takes no such request; check the address, and that `featkit serve` runs there",
     407: "a proxy wants a login; give it in the variable HTTPS_PROXY or HTTP_PROXY",
     408: "the request took too long to arrive; send fewer pictures at once, or try again",
-    413: "the request is too large for a proxy in front of the service; send fewer or smaller pictures, or raise its limit",
+    413: (
+        "the request is too large for a proxy in front of the service; send fewer or smaller"
+        " pictures, or raise its limit"
+    ),
     429: "there are too many requests; wait before the next one",
     500: "the service failed; its log has the reason",
     502: "a proxy cannot reach the service; see that it runs, and try again",
     503: "the service cannot answer now; try again later",
-    504: "the service did not answer a proxy in time; send fewer pictures at once, or raise its limit",
+    504: (
+        "the service did not answer a proxy in time; send fewer pictures at once, or raise its"
+        " limit"
+    ),
 }
 
 
 class Client:
     """Calls of one service. Thread-safe, as httpx's client is.
 
-    InputError where the service refuses a picture, with its sentence; EnvironmentProblem, with the HTTP status and what to
-    do, where it cannot be reached or something else answers at its address.
+    InputError where the service refuses a picture, with its sentence; EnvironmentProblem, with the
+    HTTP status and what to do, where it cannot be reached or something else answers at its address.
     """
 
-    def __init__(self, address: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(
+        self, address: str, *, timeout_s: float = 60.0, transport: httpx.BaseTransport | None = None
+    ) -> None:
         self.address = address
         if not isinstance(address, str) or not address.startswith(("http://", "https://")):
-            raise InputError(f"The address is {address!r}; it begins with http:// or https://, as http://127.0.0.1:8000 does.")
+            raise InputError(
+                f"The address is {address!r}; it begins with http:// or https://, as"
+                " http://127.0.0.1:8000 does."
+            )
         try:
             self._http = httpx.Client(base_url=address, timeout=timeout_s, transport=transport)
-        except (httpx.InvalidURL, ValueError, ImportError) as error:  # the last two: of a proxy in the environment
+        # the last two: of a proxy in the environment
+        except (httpx.InvalidURL, ValueError, ImportError) as error:
             raise InputError(f"{address} cannot be called: {error}.") from error
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -75,7 +94,8 @@ class Client:
         return self._parsed(Health, self._call("GET", "/healthz"))
 
     def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
-        """Unit vectors (n, D) float32 of pictures, or of one, as `Embedder.embed` takes them, read here and sent as bytes."""
+        """Unit vectors (n, D) float32 of pictures, or of one, as `Embedder.embed` takes them, read
+        here and sent as bytes."""
         parts = _parts(pictures)
         response = self._call("POST", "/v1/embed", files=parts)
         answer = self._parsed(EmbedAnswer, response)
@@ -85,7 +105,8 @@ class Client:
         return np.array([one.vector for one in answer.pictures], dtype=np.float32)
 
     def search(self, pictures: Picture | Iterable[Picture], *, k: int = 10) -> list[list[Hit]]:
-        """The k nearest items of the index for each picture, nearest first; pictures as for `embed`."""
+        """The k nearest items of the index for each picture, nearest first; pictures as for
+        `embed`."""
         parts = _parts(pictures)
         response = self._call("POST", "/v1/search", files=parts, data={"k": str(_whole(k, "k"))})
         answer = self._parsed(SearchAnswer, response)
@@ -95,7 +116,9 @@ class Client:
     def neighbours(self, number: int, *, k: int = 10) -> list[Hit]:
         """The k items nearest to item `number`, itself first."""
         route = f"/v1/items/{_whole(number, 'The id')}/neighbours"
-        return self._parsed(NeighboursAnswer, self._call("GET", route, params={"k": _whole(k, "k")})).hits
+        return self._parsed(
+            NeighboursAnswer, self._call("GET", route, params={"k": _whole(k, "k")})
+        ).hits
 
     def thumbnail(self, number: int) -> bytes:
         """JPEG bytes of item `number`."""
@@ -109,10 +132,12 @@ class Client:
             response = self._http.request(method, route, **arguments)
         except httpx.TimeoutException as error:
             raise EnvironmentProblem(
-                f"{self.address} did not answer within {self._http.timeout.read} s ({type(error).__name__}); send fewer "
-                "pictures at once, or give the client a longer timeout_s."
+                f"{self.address} did not answer within {self._http.timeout.read} s"
+                f" ({type(error).__name__}); send fewer pictures at once, or give the client a"
+                " longer timeout_s."
             ) from error
-        except (httpx.RequestError, httpx.InvalidURL) as error:  # also an answer that is cut off or cannot be unpacked
+        # also an answer that is cut off or cannot be unpacked
+        except (httpx.RequestError, httpx.InvalidURL) as error:
             raise EnvironmentProblem(
                 f"{self.address} does not answer ({error}); see that `featkit serve` runs there."
             ) from error
@@ -121,16 +146,22 @@ class Client:
         raise self._refusal(response)
 
     def _refusal(self, response: httpx.Response) -> InputError | EnvironmentProblem:
-        """The error for an answer that is none: the service's own sentence, or what a proxy's status means."""
+        """The error for an answer that is none: the service's own sentence, or what a proxy's
+        status means."""
         status = response.status_code
         detail = _detail(response)
         if detail is not None and status in REFUSALS:
             return InputError(detail)
         if response.is_redirect:
             place = response.headers.get("location", "elsewhere")
-            reason = f"it leads to {place[:200]}; use that address if it is the service's, or sign in there"
+            reason = (
+                f"it leads to {place[:200]}; use that address if it is the service's, or sign in"
+                " there"
+            )
         else:
-            reason = OTHER_STATUSES.get(status, "which `featkit serve` does not answer; check the address and any proxy")
+            reason = OTHER_STATUSES.get(
+                status, "which `featkit serve` does not answer; check the address and any proxy"
+            )
         wait = response.headers.get("retry-after", "")
         wait = f" (it asks to wait {wait} s)" if wait.isascii() and wait.isdigit() else ""
         own = f" and says: {detail.rstrip('.')}" if detail else ""
@@ -144,16 +175,22 @@ class Client:
 
     def _check_count(self, sent: int, answered: int, response: httpx.Response) -> None:
         if sent != answered:
-            raise self._foreign(response, f"answers for {counted(answered, 'picture')} when {sent:,} were sent")
+            raise self._foreign(
+                response, f"answers for {counted(answered, 'picture')} when {sent:,} were sent"
+            )
 
     def _foreign(self, response: httpx.Response, what: str) -> EnvironmentProblem:
         """The error for a success that is not the service's."""
         kind = what_is(response.content[:4096])
-        described = kind.name if kind is not None else response.headers.get("content-type", "nothing")[:60] or "nothing"
+        described = (
+            kind.name
+            if kind is not None
+            else response.headers.get("content-type", "nothing")[:60] or "nothing"
+        )
         return EnvironmentProblem(
-            f"{self.address} answered {response.status_code} with {what} ({described}, "
-            f"{counted(len(response.content), 'byte')}); a "
-            "proxy, a login page or another program answers there, or another version of featkit: check the address."
+            f"{self.address} answered {response.status_code} with {what} ({described},"
+            f" {counted(len(response.content), 'byte')}); a proxy, a login page or another program"
+            " answers there, or another version of featkit: check the address."
         )
 
 
@@ -162,7 +199,9 @@ def _parts(pictures: Picture | Iterable[Picture]) -> list[tuple[str, tuple[str, 
     if isinstance(pictures, str) or is_single(pictures):
         listed: list[Any] = [pictures]
     elif isinstance(pictures, Mapping | set | frozenset) or not isinstance(pictures, Iterable):
-        raise InputError(f"pictures is {type(pictures).__name__}; give a picture or a list of pictures.")
+        raise InputError(
+            f"pictures is {type(pictures).__name__}; give a picture or a list of pictures."
+        )
     else:
         listed = list(pictures)
     if not listed:
@@ -172,7 +211,8 @@ def _parts(pictures: Picture | Iterable[Picture]) -> list[tuple[str, tuple[str, 
 
 def _part(picture: Any, index: int) -> tuple[str, bytes]:
     name = printable(name_of(picture) or f"picture {index}")
-    if isinstance(picture, np.ndarray | Image.Image):  # without loss, so that the vector is the same
+    # without loss, so that the vector is the same
+    if isinstance(picture, np.ndarray | Image.Image):
         buffer = io.BytesIO()
         Image.fromarray(load(picture, name=name).pixels).save(buffer, "PNG", compress_level=1)
         return name, buffer.getvalue()
@@ -192,6 +232,10 @@ def _detail(response: httpx.Response) -> str | None:
     except (ValueError, RecursionError):
         return None
     detail = answer.get("detail") if isinstance(answer, dict) else None
-    if isinstance(detail, str) and detail and (response.status_code != 404 or detail != "Not Found"):
+    if (
+        isinstance(detail, str)
+        and detail
+        and (response.status_code != 404 or detail != "Not Found")
+    ):
         return detail
     return f"{detail}"[:300] if isinstance(detail, list) and detail else None

@@ -1,7 +1,9 @@
-"""The routes: /v1/embed, /v1/search, /v1/items…, /healthz. The same router serves the HTTP service and the search page.
+"""The routes: /v1/embed, /v1/search, /v1/items…, /healthz. The same router serves the HTTP service
+and the search page.
 
-Pictures come as bytes only: no route takes a path or a URL. Work on pictures runs in threads, at most as many at once as
-the process has processors, so that a flood of requests waits instead of filling the memory with decoded pictures.
+Pictures come as bytes only: no route takes a path or a URL. Work on pictures runs in threads, at
+most as many at once as the process has processors, so that a flood of requests waits instead of
+filling the memory with decoded pictures.
 """
 
 from __future__ import annotations
@@ -29,28 +31,38 @@ Result = TypeVar("Result")
 Number = Annotated[int, Path(ge=0, le=2**62, description="An item's id.")]
 
 DEFAULT_K = 10
-# Ids begin at 0 in every index, and another index may answer at this address next: browsers keep a thumbnail, but ask each
-# time, by its ETag, whether it is still the one.
+# Ids begin at 0 in every index, and another index may answer at this address next: browsers keep a
+# thumbnail, but ask each time, by its ETag, whether it is still the one.
 THUMBNAIL_CACHE = "private, no-cache"
 REFUSALS: dict[int | str, dict[str, Any]] = {
     413: {"model": schemas.Refusal, "description": "More bytes than the service takes."},
     415: {"model": schemas.Refusal, "description": "Not multipart/form-data."},
-    422: {"model": schemas.Refusal, "description": "A picture or a field that cannot be used, by name and reason."},
+    422: {
+        "model": schemas.Refusal,
+        "description": "A picture or a field that cannot be used, by name and reason.",
+    },
 }
 
 
 def _form_schema(description: str, **fields: dict[str, Any]) -> dict[str, Any]:
     """The request body of a route that reads its form itself, for OpenAPI."""
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "Pictures, as bytes."}
+    files = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": "Pictures, as bytes.",
+    }
     form = {"type": "object", "required": ["files"], "properties": {"files": files, **fields}}
     content = {"multipart/form-data": {"schema": form}}
     return {"requestBody": {"required": True, "description": description, "content": content}}
 
 
-def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimits | None = None) -> APIRouter:
+def make_router(
+    index: Index | None, embedder: Embedder, *, limits: ServiceLimits | None = None
+) -> APIRouter:
     """All routes over an index (None: only embedding) and an embedder.
 
-    InputError when the index is of another model. An app that includes the router also calls `add_error_handlers`.
+    InputError when the index is of another model. An app that includes the router also calls
+    `add_error_handlers`.
     """
     service = Service(index, embedder, limits or ServiceLimits())
     workers = anyio.CapacityLimiter(service.num_threads)
@@ -69,7 +81,10 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
             except Unavailable as error:
                 status, detail = "index unreadable", str(error)
         if service.is_failing:
-            status, detail = "model failing", "The model failed at each of the last requests; the server's log has the reason."
+            status, detail = (
+                "model failing",
+                "The model failed at each of the last requests; the server's log has the reason.",
+            )
         if status != "ok":
             response.status_code = 503
         return schemas.Health(
@@ -81,9 +96,15 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
             detail=detail,
         )
 
-    @router.post("/v1/embed", tags=["pictures"], responses=REFUSALS, openapi_extra=_form_schema("Pictures to embed."))
+    @router.post(
+        "/v1/embed",
+        tags=["pictures"],
+        responses=REFUSALS,
+        openapi_extra=_form_schema("Pictures to embed."),
+    )
     async def embed(request: Request) -> schemas.EmbedAnswer:
-        """Give the unit vector of each picture. One bad picture refuses the request and says which and why."""
+        """Give the unit vector of each picture. One bad picture refuses the request and says which
+        and why."""
         form = await read_form(request, service.limits)
         embedded = await in_thread(lambda: service.embed(form.uploads))
         return schemas.EmbedAnswer(
@@ -91,7 +112,9 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
             fingerprint=service.embedder.fingerprint,
             width=service.embedder.width,
             pictures=[
-                schemas.EmbeddedPicture(name=one.name, height=one.height, width=one.width, vector=one.vector.tolist())
+                schemas.EmbeddedPicture(
+                    name=one.name, height=one.height, width=one.width, vector=one.vector.tolist()
+                )
                 for one in embedded
             ],
         )
@@ -99,13 +122,20 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
     if index is None:
         return router
 
-    k_field = {"type": "integer", "minimum": 1, "maximum": service.limits.max_k, "default": DEFAULT_K}
+    k_field = {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": service.limits.max_k,
+        "default": DEFAULT_K,
+    }
 
     @router.post(
         "/v1/search",
         tags=["pictures"],
         responses=REFUSALS,
-        openapi_extra=_form_schema("Pictures to search with, and how many hits for each.", k=k_field),
+        openapi_extra=_form_schema(
+            "Pictures to search with, and how many hits for each.", k=k_field
+        ),
     )
     async def search(request: Request) -> schemas.SearchAnswer:
         """Give the k pictures of the index nearest to each picture sent."""
@@ -115,11 +145,18 @@ def make_router(index: Index | None, embedder: Embedder, *, limits: ServiceLimit
         def work() -> list[schemas.PictureHits]:
             embedded = service.embed(form.uploads)
             return [
-                schemas.PictureHits(name=one.name, height=one.height, width=one.width, hits=[_hit(hit) for hit in hits])
+                schemas.PictureHits(
+                    name=one.name,
+                    height=one.height,
+                    width=one.width,
+                    hits=[_hit(hit) for hit in hits],
+                )
                 for one, hits in zip(embedded, service.search(embedded, k=k), strict=True)
             ]
 
-        return schemas.SearchAnswer(fingerprint=service.embedder.fingerprint, pictures=await in_thread(work))
+        return schemas.SearchAnswer(
+            fingerprint=service.embedder.fingerprint, pictures=await in_thread(work)
+        )
 
     _add_item_routes(router, service)
     return router
@@ -130,14 +167,16 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
 
     @router.get("/v1/items", tags=["items"])
     def items(
-        offset: Annotated[int, Query(ge=0, le=2**62)] = 0, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+        offset: Annotated[int, Query(ge=0, le=2**62)] = 0,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     ) -> schemas.ItemsAnswer:
         """List items in the order they were added."""
         return _ask(service, lambda index: _items(index, index.items(offset, limit)))
 
     @router.get("/v1/sample", tags=["items"])
     def sample(
-        limit: Annotated[int, Query(ge=1, le=200)] = 48, seed: Annotated[int, Query(ge=0, le=2**31)] = 0
+        limit: Annotated[int, Query(ge=1, le=200)] = 48,
+        seed: Annotated[int, Query(ge=0, le=2**31)] = 0,
     ) -> schemas.ItemsAnswer:
         """Pick items at random, the same for the same seed."""
         return _ask(service, lambda index: _items(index, index.sample(limit, seed=seed)))
@@ -147,11 +186,17 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         """Describe one item."""
         return _item(_ask(service, lambda index: index.item(number)))
 
-    @router.get("/v1/items/{number}/neighbours", tags=["items"], responses={404: {"model": schemas.Refusal}})
-    def neighbours(number: Number, k: Annotated[int, Query(ge=1)] = DEFAULT_K) -> schemas.NeighboursAnswer:
+    @router.get(
+        "/v1/items/{number}/neighbours", tags=["items"], responses={404: {"model": schemas.Refusal}}
+    )
+    def neighbours(
+        number: Number, k: Annotated[int, Query(ge=1)] = DEFAULT_K
+    ) -> schemas.NeighboursAnswer:
         """Give the k items nearest to one, itself first."""
         k = _checked_k(str(k), service.limits.max_k)
-        item, hits = _ask(service, lambda index: (index.item(number), index.search_item(number, k=k)))
+        item, hits = _ask(
+            service, lambda index: (index.item(number), index.search_item(number, k=k))
+        )
         return schemas.NeighboursAnswer(item=_item(item), hits=[_hit(one) for one in hits])
 
     @router.get(
@@ -165,23 +210,34 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         data = _ask(service, lambda index: index.thumbnail(number))
         if data is None:
             raise BadRequest(404, f"Item {number} has no thumbnail.")
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"', "Cache-Control": THUMBNAIL_CACHE}
+        headers = {
+            "ETag": f'"{hashlib.sha256(data).hexdigest()[:32]}"',
+            "Cache-Control": THUMBNAIL_CACHE,
+        }
         if headers["ETag"] in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        return Response(data, media_type="image/jpeg", headers=headers | {"X-Content-Type-Options": "nosniff"})
+        return Response(
+            data, media_type="image/jpeg", headers=headers | {"X-Content-Type-Options": "nosniff"}
+        )
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error as JSON of one shape, with a sentence for the client and no path of the server.
+    """Answer every error as JSON of one shape, with a sentence for the client and no path of the
+    server.
 
-    422 for a picture or a value that cannot be used, 404 for an item that does not exist, the request's own status where it
-    is wrong as a whole, 503 when the index, the model or the memory fails, and 500 for the rest, whose traceback is logged.
+    422 for a picture or a value that cannot be used, 404 for an item that does not exist, the
+    request's own status where it is wrong as a whole, 503 when the index, the model or the memory
+    fails, and 500 for the rest, whose traceback is logged.
     """
 
     @app.exception_handler(FeatkitError)
     async def refuse(_: Request, error: FeatkitError) -> JSONResponse:
         if isinstance(error, BadPictures):
-            return _refusal(422, str(error), [{"name": one.name, "reason": one.reason} for one in error.pictures])
+            return _refusal(
+                422,
+                str(error),
+                [{"name": one.name, "reason": one.reason} for one in error.pictures],
+            )
         if isinstance(error, NoSuchItem):
             return _refusal(404, f"There is no item {error.item}.")
         if isinstance(error, BadRequest):
@@ -194,7 +250,11 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(MemoryError)
     async def refuse_for_memory(_: Request, error: MemoryError) -> JSONResponse:
         log.error("featkit: a request needs more memory than there is (%s)", error)
-        return _refusal(503, "The server has not enough memory for this request; send fewer or smaller pictures, or try later.")
+        return _refusal(
+            503,
+            "The server has not enough memory for this request; send fewer or smaller pictures, or"
+            " try later.",
+        )
 
     @app.exception_handler(RequestValidationError)
     async def refuse_value(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -203,7 +263,11 @@ def add_error_handlers(app: FastAPI) -> None:
         value = str(wrong.get("input"))[:40]
         if place == "path":
             return _refusal(404, f"There is no item {value}.")
-        return _refusal(422, f"{' '.join(name) or place} is {value!r}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}.")
+        return _refusal(
+            422,
+            f"{' '.join(name) or place} is {value!r}:"
+            f" {wrong['msg'][:1].lower()}{wrong['msg'][1:]}.",
+        )
 
     @app.exception_handler(HTTPException)
     async def refuse_route(_: Request, error: HTTPException) -> JSONResponse:
@@ -215,9 +279,14 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def _refusal(
-    status: int, detail: str, pictures: Sequence[dict[str, str]] = (), headers: Mapping[str, str] | None = None
+    status: int,
+    detail: str,
+    pictures: Sequence[dict[str, str]] = (),
+    headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    return JSONResponse({"detail": detail, "pictures": list(pictures)}, status_code=status, headers=headers)
+    return JSONResponse(
+        {"detail": detail, "pictures": list(pictures)}, status_code=status, headers=headers
+    )
 
 
 def _ask(service: Service, work: Callable[[Index], Result]) -> Result:

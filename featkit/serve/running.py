@@ -23,21 +23,28 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 def bind(host: str, port: int) -> socket.socket:
     """A socket listening on the address; port 0 takes any free one.
 
-    EnvironmentProblem, naming the next free port, when it is taken; InputError for a host that is none of this machine's.
+    EnvironmentProblem, naming the next free port, when it is taken; InputError for a host that is
+    none of this machine's.
     """
     if not 0 <= port <= 65535:
         raise InputError(f"--port is {port}; it must be from 0 to 65535.")
     try:
         return _bound(host, port)
     except socket.gaierror as error:
-        raise InputError(f"--host {host} is no address that this machine knows; use 127.0.0.1 or 0.0.0.0.") from error
+        raise InputError(
+            f"--host {host} is no address that this machine knows; use 127.0.0.1 or 0.0.0.0."
+        ) from error
     except PermissionError as error:
-        raise EnvironmentProblem(f"Port {port} needs more rights than this user has; use one above 1023.") from error
+        raise EnvironmentProblem(
+            f"Port {port} needs more rights than this user has; use one above 1023."
+        ) from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise EnvironmentProblem(_taken(host, port)) from error
         if error.errno == errno.EADDRNOTAVAIL:
-            raise InputError(f"--host {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0.") from error
+            raise InputError(
+                f"--host {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0."
+            ) from error
         raise
 
 
@@ -47,7 +54,10 @@ def _taken(host: str, port: int) -> str:
             _bound(host, other).close()
         except OSError:
             continue
-        return f"Port {port} is taken by another program; the next free one is {other}: add --port {other}."
+        return (
+            f"Port {port} is taken by another program; the next free one is {other}: add --port"
+            f" {other}."
+        )
     return f"Port {port} is taken by another program; choose another with --port."
 
 
@@ -55,7 +65,8 @@ def _bound(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        # Lets a restart have the port that its predecessor's closing connections still hold; not one that is listened on.
+        # Lets a restart have the port that its predecessor's closing connections still hold; not
+        # one that is listened on.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
@@ -77,18 +88,23 @@ def _in_url(host: str) -> str:
 
 
 def guard_hosts(app: Any, listener: socket.socket) -> Any:
-    """The ASGI app; on a loopback address it answers 400 to requests for any Host but this machine's own names.
+    """The ASGI app; on a loopback address it answers 400 to requests for any Host but this
+    machine's own names.
 
-    Otherwise a web page could let its domain lead to 127.0.0.1 and read the service as its own (DNS rebinding).
+    Otherwise a web page could let its domain lead to 127.0.0.1 and read the service as its own (DNS
+    rebinding).
     """
     host = listener.getsockname()[0]
     if not ipaddress.ip_address(host).is_loopback:
         return app
-    return TrustedHostMiddleware(app, allowed_hosts=[*LOOPBACK_HOSTS, _in_url(host)], www_redirect=False)
+    return TrustedHostMiddleware(
+        app, allowed_hosts=[*LOOPBACK_HOSTS, _in_url(host)], www_redirect=False
+    )
 
 
 class _CutOff:
-    """ASGI middleware: answers 503 to a request that the end of the server cuts off; uvicorn would print a traceback."""
+    """ASGI middleware: answers 503 to a request that the end of the server cuts off; uvicorn would
+    print a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -108,8 +124,13 @@ class _CutOff:
             await self.app(scope, receive, noted)
         except asyncio.CancelledError:
             if not started:
-                answer = {"detail": "The server is ending; send this request again later.", "pictures": []}
-                await JSONResponse(answer, status_code=503, headers={"Connection": "close"})(scope, receive, send)
+                answer = {
+                    "detail": "The server is ending; send this request again later.",
+                    "pictures": [],
+                }
+                await JSONResponse(answer, status_code=503, headers={"Connection": "close"})(
+                    scope, receive, send
+                )
 
 
 class _Announced(uvicorn.Server):
@@ -126,12 +147,16 @@ class _Announced(uvicorn.Server):
 
 
 def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serve an ASGI app on the socket until Ctrl-C or SIGTERM; `on_ready` is called when it answers.
+    """Serve an ASGI app on the socket until Ctrl-C or SIGTERM; `on_ready` is called when it
+    answers.
 
     On a loopback address it answers under this machine's own names only.
     """
     config = uvicorn.Config(
-        _CutOff(guard_hosts(app, listener)), log_level="warning", timeout_graceful_shutdown=1, server_header=False
+        _CutOff(guard_hosts(app, listener)),
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        server_header=False,
     )
     server = _Announced(config, on_ready)
     try:

@@ -56,7 +56,14 @@ class EmbedAnswer(BaseModel):
                     "model": "featkit-tiny",
                     "fingerprint": EXAMPLE_FINGERPRINT,
                     "width": 3,
-                    "pictures": [{"name": "cat.jpg", "height": 360, "width": 480, "vector": [0.48, -0.6, 0.64]}],
+                    "pictures": [
+                        {
+                            "name": "cat.jpg",
+                            "height": 360,
+                            "width": 480,
+                            "vector": [0.48, -0.6, 0.64],
+                        }
+                    ],
                 }
             ]
         }
@@ -84,7 +91,9 @@ class SearchAnswer(BaseModel):
             "examples": [
                 {
                     "fingerprint": EXAMPLE_FINGERPRINT,
-                    "pictures": [{"name": "cup.jpg", "height": 360, "width": 480, "hits": [EXAMPLE_HIT]}],
+                    "pictures": [
+                        {"name": "cup.jpg", "height": 360, "width": 480, "hits": [EXAMPLE_HIT]}
+                    ],
                 }
             ]
         }
@@ -114,7 +123,9 @@ class Health(BaseModel):
     model: str
     fingerprint: str
     backend: str
-    num_items: int | None = Field(description="Pictures in the index; null when the service only embeds.")
+    num_items: int | None = Field(
+        description="Pictures in the index; null when the service only embeds."
+    )
     detail: str = Field("", description="What fails, in one sentence.")
 
 
@@ -126,7 +137,12 @@ class Refusal(BaseModel):
             "examples": [
                 {
                     "detail": "notes.jpg is not a picture in a format that can be read.",
-                    "pictures": [{"name": "notes.jpg", "reason": "notes.jpg is not a picture in a format that can be read."}],
+                    "pictures": [
+                        {
+                            "name": "notes.jpg",
+                            "reason": "notes.jpg is not a picture in a format that can be read.",
+                        }
+                    ],
                 }
             ]
         }

@@ -1,7 +1,8 @@
 """What the routes talk to: one embedder and perhaps one index, with the limits of a request.
 
-Routes ask `Service` anew at each request and keep nothing of it, so that exchanging the model or the index later is one
-assignment here; `embed` is the one place where pictures of several requests can later share a batch.
+Routes ask `Service` anew at each request and keep nothing of it, so that exchanging the model or
+the index later is one assignment here; `embed` is the one place where pictures of several requests
+can later share a batch.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ log = logging.getLogger("featkit.serve")
 class ServiceLimits:
     """What one request may cost before it is refused."""
 
-    images: ImageLimits = field(default_factory=lambda: ImageLimits(max_bytes=32 * 2**20, max_pixels=60_000_000))
+    images: ImageLimits = field(
+        default_factory=lambda: ImageLimits(max_bytes=32 * 2**20, max_pixels=60_000_000)
+    )
     max_pictures: int = 64
     max_request_bytes: int = 256 * 2**20
     max_k: int = 1000
@@ -41,7 +44,8 @@ class ServiceLimits:
 class Upload:
     """One picture as sent: the name its sender gave it (never a path here), and its bytes.
 
-    num_bytes: of all that was sent; `data` has only one more than the limit. None where `data` is all.
+    num_bytes: of all that was sent; `data` has only one more than the limit. None where `data` is
+    all.
     """
 
     name: str
@@ -58,7 +62,8 @@ class BadPicture:
 
 
 class Unavailable(FeatkitError):
-    """The service itself cannot answer now: its index or its model fails. The reason is in its log, not in the answer."""
+    """The service itself cannot answer now: its index or its model fails. The reason is in its log,
+    not in the answer."""
 
 
 class BadPictures(InputError):
@@ -80,18 +85,21 @@ class Embedded:
 
 
 class Service:
-    """An embedder, an index to search or None, and limits. Its methods may run in several threads at once."""
+    """An embedder, an index to search or None, and limits. Its methods may run in several threads
+    at once."""
 
     def __init__(self, index: Index | None, embedder: Embedder, limits: ServiceLimits) -> None:
         if index is not None and not index.accepts_model(embedder.manifest):
             raise InputError(
-                f"{index.path} was built by model {index.fingerprint[:12]}, not by {embedder.model_path} "
-                f"({embedder.fingerprint[:12]}); leave --model out to use the index's own."
+                f"{index.path} was built by model {index.fingerprint[:12]}, not by"
+                f" {embedder.model_path} ({embedder.fingerprint[:12]}); leave --model out to use"
+                " the index's own."
             )
         if index is not None and not index.accepts(embedder.run):
             raise InputError(
-                f"{index.path} was made by {index.run} and {embedder.model_path} is run by {embedder.run}; open the embedder "
-                "with `index.open_embedder()`, or prove with `featkit verify` that they meet."
+                f"{index.path} was made by {index.run} and {embedder.model_path} is run by"
+                f" {embedder.run}; open the embedder with `index.open_embedder()`, or prove with"
+                " `featkit verify` that they meet."
             )
         self.index, self.embedder, self.limits = index, embedder, limits
         self.num_threads = workers_for(embedder)  # that may call its methods at once
@@ -107,8 +115,9 @@ class Service:
     def ask(self, work: Callable[[Index], Result]) -> Result:
         """Return work(index), all of one state of the index.
 
-        NoSuchItem as `work` raises it. Unavailable for what else the index raises: it is damaged, replaced by one of another
-        model or gone, which is nothing that a client did or may read the details of.
+        NoSuchItem as `work` raises it. Unavailable for what else the index raises: it is damaged,
+        replaced by one of another model or gone, which is nothing that a client did or may read the
+        details of.
         """
         index = self.index
         assert index is not None
@@ -118,7 +127,9 @@ class Service:
             raise
         except FeatkitError as error:
             log.error("featkit: %s", error)
-            raise Unavailable("The index cannot be read now; the server's log has the reason.") from error
+            raise Unavailable(
+                "The index cannot be read now; the server's log has the reason."
+            ) from error
 
     def embed(self, uploads: Sequence[Upload]) -> list[Embedded]:
         """Vectors of all pictures, or BadPictures naming each that cannot be used."""
@@ -129,13 +140,17 @@ class Service:
             num_bytes = len(upload.data) if upload.num_bytes is None else upload.num_bytes
             max_bytes = self.limits.images.max_bytes
             if num_bytes > max_bytes:
-                reason = f"{upload.name} has {num_bytes:,} bytes, more than the limit of {max_bytes:,} for one picture."
+                reason = (
+                    f"{upload.name} has {num_bytes:,} bytes, more than the limit of {max_bytes:,}"
+                    " for one picture."
+                )
                 bad.append(BadPicture(upload.name, reason))
                 continue
             try:
                 image, size = self._prepared(upload)
             except InputError as error:
-                if isinstance(error.__cause__, MemoryError):  # nothing that the picture is to blame for
+                # nothing that the picture is to blame for
+                if isinstance(error.__cause__, MemoryError):
                     raise error.__cause__ from None
                 bad.append(BadPicture(upload.name, without_options(str(error))))
                 continue
@@ -145,7 +160,9 @@ class Service:
             raise BadPictures(bad)
         vectors = self._infer(np.stack(prepared))
         rows = zip(uploads, sizes, vectors, strict=True)
-        return [Embedded(upload.name, height, width, vector) for upload, (height, width), vector in rows]
+        return [
+            Embedded(upload.name, height, width, vector) for upload, (height, width), vector in rows
+        ]
 
     def _prepared(self, upload: Upload) -> tuple[np.ndarray, tuple[int, int]]:
         """The picture at the model's size, and its own (height, width)."""
@@ -157,14 +174,19 @@ class Service:
         """The k nearest items for each picture, in order. Unavailable as for `ask`."""
 
         def work(index: Index) -> list[list[Hit]]:
-            if not index.accepts(self.embedder.run):  # an index that took the place of the first one
-                raise InputError(f"{index.path} was made by {index.run}, and the service runs {self.embedder.run}; restart it.")
+            # an index that took the place of the first one
+            if not index.accepts(self.embedder.run):
+                raise InputError(
+                    f"{index.path} was made by {index.run}, and the service runs"
+                    f" {self.embedder.run}; restart it."
+                )
             return index.query(np.stack([one.vector for one in embedded]), k=k)
 
         return self.ask(work)
 
     def _infer(self, images: np.ndarray) -> np.ndarray:
-        """Vectors of prepared pictures. Unavailable when the model cannot run; errors of the engine's own as they are."""
+        """Vectors of prepared pictures. Unavailable when the model cannot run; errors of the
+        engine's own as they are."""
         try:
             vectors = self.embedder.infer(images)
         except Exception as error:
@@ -173,6 +195,8 @@ class Service:
             if not isinstance(error, FeatkitError):
                 raise
             log.error("featkit: %s", error)
-            raise Unavailable("The model cannot run now; the server's log has the reason.") from error
+            raise Unavailable(
+                "The model cannot run now; the server's log has the reason."
+            ) from error
         self._num_failures = 0
         return vectors

@@ -1,7 +1,7 @@
 """Pictures out of a multipart request, counted while they stream in.
 
-Starlette keeps small files in memory and spools larger ones to disk; the count here ends a request that goes on too long,
-whatever its headers claimed.
+Starlette keeps small files in memory and spools larger ones to disk; the count here ends a request
+that goes on too long, whatever its headers claimed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from featkit.errors import FeatkitError
 from featkit.serve.service import ServiceLimits, Upload
 
 MAX_NAME_LENGTH = 200
-# How browsers write these characters in a file's name, and no others (HTML standard, multipart/form-data encoding).
+# How browsers write these characters in a file's name, and no others (HTML standard,
+# multipart/form-data encoding).
 ESCAPED = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
 
 
@@ -45,35 +46,47 @@ class Form:
 async def read_form(request: Request, limits: ServiceLimits) -> Form:
     """The request's pictures and fields.
 
-    BadRequest 413 past the byte limit, 415 for another content type, 422 without a picture or with too many.
+    BadRequest 413 past the byte limit, 415 for another content type, 422 without a picture or with
+    too many.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
         raise BadRequest(415, "Send pictures as multipart/form-data, each in a part named `files`.")
-    parser = _Parser(request.headers, _counted(request, limits.max_request_bytes), max_files=limits.max_pictures, max_fields=16)
+    parser = _Parser(
+        request.headers,
+        _counted(request, limits.max_request_bytes),
+        max_files=limits.max_pictures,
+        max_fields=16,
+    )
     try:
         form = await parser.parse()
     except MultiPartException as error:
         raise BadRequest(422, f"The form cannot be read: {error.message}") from error
     except ClientDisconnect as error:
-        raise BadRequest(400, "The client went away before it had sent the whole request.") from error
+        raise BadRequest(
+            400, "The client went away before it had sent the whole request."
+        ) from error
     except (ValueError, LookupError) as error:  # a boundary or a character set that is none
         raise BadRequest(422, "The form cannot be read: its content type is not valid.") from error
     if not parser.has_ended:
         parser.close()
-        raise BadRequest(422, "The form ends before its last boundary: the request was cut short; send it again.")
+        raise BadRequest(
+            422, "The form ends before its last boundary: the request was cut short; send it again."
+        )
     uploads: list[Upload] = []
     fields: dict[str, str] = {}
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                if not value.filename and not value.size:  # a browser's file field in which nothing was chosen
+                # a browser's file field in which nothing was chosen
+                if not value.filename and not value.size:
                     continue
                 # One byte past the limit is enough to refuse it; the rest is never read.
                 data = await value.read(limits.images.max_bytes + 1)
                 name = _short(value.filename or f"picture {len(uploads)}")
                 encoding = value.headers.get("content-transfer-encoding", "").strip().lower()
-                if encoding in ("base64", "quoted-printable"):  # by older clients; RFC 7578 has given it up
+                # by older clients; RFC 7578 has given it up
+                if encoding in ("base64", "quoted-printable"):
                     data = _decoded(data, encoding, name)
                     uploads.append(Upload(name, data))
                 else:
@@ -88,7 +101,8 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser, which also takes what older clients send, and tells whether the form has its last boundary."""
+    """Starlette's parser, which also takes what older clients send, and tells whether the form has
+    its last boundary."""
 
     has_ended = False
 
@@ -104,8 +118,13 @@ class _Parser(MultiPartParser):
         part = self._current_part
         disposition = bytes(part.content_disposition or b"")
         header = Message()
-        header["Content-Disposition"] = disposition.decode("latin-1").replace("\r", " ").replace("\n", " ")
-        if header.get_param("filename", header="Content-Disposition") is not None and b"filename=" not in disposition.lower():
+        header["Content-Disposition"] = (
+            disposition.decode("latin-1").replace("\r", " ").replace("\n", " ")
+        )
+        if (
+            header.get_param("filename", header="Content-Disposition") is not None
+            and b"filename=" not in disposition.lower()
+        ):
             # filename*= (RFC 5987), which RFC 7578 forbids here and urllib3 sent until 2.0
             part.content_disposition = disposition + _filename(header.get_filename("") or "")
         elif b"filename" not in disposition.lower():
@@ -123,16 +142,24 @@ def _filename(name: str) -> bytes:
 
 def _decoded(data: bytes, encoding: str, name: str) -> bytes:
     try:
-        return base64.b64decode(data, validate=False) if encoding == "base64" else quopri.decodestring(data)
+        return (
+            base64.b64decode(data, validate=False)
+            if encoding == "base64"
+            else quopri.decodestring(data)
+        )
     except (binascii.Error, ValueError) as error:
-        raise BadRequest(422, f"{name} is not valid {encoding}, as its part of the form says it is.") from error
+        raise BadRequest(
+            422, f"{name} is not valid {encoding}, as its part of the form says it is."
+        ) from error
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body in pieces; BadRequest as soon as there are more than `max_bytes`."""
     claimed = request.headers.get("content-length", "")
     if claimed.isascii() and claimed.isdigit() and int(claimed) > max_bytes:
-        raise BadRequest(413, f"The request has {int(claimed):,} bytes, more than the limit of {max_bytes:,}.")
+        raise BadRequest(
+            413, f"The request has {int(claimed):,} bytes, more than the limit of {max_bytes:,}."
+        )
     received = 0
     async for piece in request.stream():
         received += len(piece)
@@ -142,7 +169,8 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 
 
 def _short(name: str) -> str:
-    """The last part of the name a sender gave, printable and of bounded length; only ever shown, never opened."""
+    """The last part of the name a sender gave, printable and of bounded length; only ever shown,
+    never opened."""
     for escape, character in ESCAPED:
         name = name.replace(escape, character)
     last = name.replace("\\", "/").rsplit("/", 1)[-1]

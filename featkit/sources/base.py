@@ -18,23 +18,25 @@ from featkit.filetypes import NUM_BYTES
 Metadata: TypeAlias = dict[str, str | int | float]
 NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
-# What counts as a picture by its name; what it really is, decoding tells. A format that needs a package which is not installed
-# counts too, so that the items of a folder are the same everywhere: without the package they are rows that say what to install.
+# What counts as a picture by its name; what it really is, decoding tells. A format that needs a
+# package which is not installed counts too, so that the items of a folder are the same everywhere:
+# without the package they are rows that say what to install.
 RAW_SUFFIXES = frozenset(
-    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf .rw2 .rwl .sr2 .srf .srw "
-    ".x3f".split()
+    ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf"
+    " .rw2 .rwl .sr2 .srf .srw .x3f".split()
 )
 PICTURE_SUFFIXES = RAW_SUFFIXES | frozenset(
-    ".jpg .jpeg .jpe .jfif .pjpeg .pjp .jpg_large .jpeg_large .jps .mpo .insp .png .apng .webp .gif .bmp .dib .tif .tiff .ppm "
-    ".pgm .pbm .pnm .pfm .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .qoi .psd .pcx .sgi .dds .heic .heics .heif .heifs .hif .avif "
-    ".avifs .jxl".split()
+    ".jpg .jpeg .jpe .jfif .pjpeg .pjp .jpg_large .jpeg_large .jps .mpo .insp .png .apng .webp .gif"
+    " .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .qoi"
+    " .psd .pcx .sgi .dds .heic .heics .heif .heifs .hif .avif .avifs .jxl".split()
 )
 
 TAR_SUFFIXES = frozenset((".tar",))
 PARQUET_SUFFIXES = frozenset((".parquet", ".parq", ".pq"))
 CONTAINER_SUFFIXES = TAR_SUFFIXES | PARQUET_SUFFIXES
 
-# Folders in which systems and programs keep thumbnails, deleted files and copies; matched without regard to case.
+# Folders in which systems and programs keep thumbnails, deleted files and copies; matched without
+# regard to case.
 SYSTEM_FOLDERS = (
     "@eaDir",  # Synology: thumbnails
     "#recycle",
@@ -70,20 +72,23 @@ SYSTEM_FOLDERS = (
     "*.imovielibrary",
     "FOUND.[0-9][0-9][0-9]",  # Windows: what a repair of the file system found
 )
-SYSTEM_FILES = ("thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "*:zone.identifier")  # lower case
+# lower case
+SYSTEM_FILES = ("thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "*:zone.identifier")
 _SYSTEM_FOLDERS = [(re.compile(translate(pattern.lower())), pattern) for pattern in SYSTEM_FOLDERS]
 _SYSTEM_FILES = re.compile("|".join(map(translate, SYSTEM_FILES)))
 
 
 class Skip(NamedTuple):
-    """Why a path is passed over, and the part of the path that decides it: the file itself or a folder above it."""
+    """Why a path is passed over, and the part of the path that decides it: the file itself or a
+    folder above it."""
 
     reason: str  # "hidden file", "hidden folder", "system file", "system folder (@eaDir)"
     path: str
 
 
 class Source(Protocol):
-    """A numbered list of pictures, in one stable order; read at random, from several threads, after a fork or a pickling."""
+    """A numbered list of pictures, in one stable order; read at random, from several threads, after
+    a fork or a pickling."""
 
     @property
     def name(self) -> str:
@@ -92,7 +97,8 @@ class Source(Protocol):
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return what was passed over when the source was listed, by reason: {".cr2": 12, "hidden file": 2}."""
+        """Return what was passed over when the source was listed, by reason: {".cr2": 12, "hidden
+        file": 2}."""
         ...
 
     def __len__(self) -> int: ...
@@ -115,14 +121,16 @@ class Source(Protocol):
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`, `._x.jpg`)."""
+    """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`,
+    `._x.jpg`)."""
     return not name.rsplit("/", 1)[-1].startswith(".") and suffix_of(name) in PICTURE_SUFFIXES
 
 
 def suffix_of(name: str) -> str:
     """Return the suffix of a file's name in lower case with its dot, "" if it has none.
 
-    Without what other programs append: `x.jpg?size=2` of a download, and blanks and dots, which Windows drops.
+    Without what other programs append: `x.jpg?size=2` of a download, and blanks and dots, which
+    Windows drops.
     """
     base = name.rsplit("/", 1)[-1].split("?", 1)[0].rstrip(" .")
     stem, dot, suffix = base.rpartition(".")
@@ -130,9 +138,11 @@ def suffix_of(name: str) -> str:
 
 
 def skip_by_name(path: str) -> Skip | None:
-    """Return why the file at a relative path with `/` is passed over by its name or by a folder above it; None if it is not.
+    """Return why the file at a relative path with `/` is passed over by its name or by a folder
+    above it; None if it is not.
 
-    The rule is the same for folders and archives: hidden files and folders, and those that systems keep for themselves.
+    The rule is the same for folders and archives: hidden files and folders, and those that systems
+    keep for themselves.
     """
     parts = path.split("/")
     for end, name in enumerate(parts[:-1], 1):
@@ -146,7 +156,9 @@ def skip_by_name(path: str) -> Skip | None:
 def folder_skip_reason(name: str) -> str | None:
     """Return why a folder of this name is passed over with all that is in it; None if it is not."""
     lower = name.lower()
-    system = next((pattern for expression, pattern in _SYSTEM_FOLDERS if expression.match(lower)), None)
+    system = next(
+        (pattern for expression, pattern in _SYSTEM_FOLDERS if expression.match(lower)), None
+    )
     if system is not None:
         return f"system folder ({system})"
     return "hidden folder" if name.startswith(".") and name not in (".", "..") else None
@@ -173,7 +185,8 @@ def keys_sha256(source: Source) -> str:
 
 
 def has_keys(source: Source, sha256: str) -> bool:
-    """Whether this is the digest of the source's keys, or of those by which an earlier version knew the same items."""
+    """Whether this is the digest of the source's keys, or of those by which an earlier version knew
+    the same items."""
     if keys_sha256(source) == sha256:
         return True
     older_key = getattr(source, "older_key", None)
@@ -188,7 +201,8 @@ def _digest(keys: Iterable[str]) -> str:
 
 
 def read_head(path: Path) -> bytes:
-    """Return a file's first bytes, enough for `what_is`. InputError when it cannot be read, or is empty."""
+    """Return a file's first bytes, enough for `what_is`. InputError when it cannot be read, or is
+    empty."""
     try:
         with path.open("rb") as file:
             head = file.read(NUM_BYTES)

@@ -1,4 +1,5 @@
-"""Items that cannot be read and are reported: an unreadable shard, a closed folder, a damaged region of an archive."""
+"""Items that cannot be read and are reported: an unreadable shard, a closed folder, a damaged
+region of an archive."""
 
 from __future__ import annotations
 
@@ -11,14 +12,16 @@ from featkit.sources.base import Metadata
 
 
 class NoPictures(InputError):
-    """A container that is whole and holds no pictures: an error by itself, passed over among others."""
+    """A container that is whole and holds no pictures: an error by itself, passed over among
+    others."""
 
 
 class FailedItems:
-    """A source whose items only raise: each becomes a row with its error, and the items next to it are still read.
+    """A source whose items only raise: each becomes a row with its error, and the items next to it
+    are still read.
 
-    failures: the error sentence of each key, in the order of the items. path: the file or folder that the items stand for;
-    `name` by default.
+    failures: the error sentence of each key, in the order of the items. path: the file or folder
+    that the items stand for; `name` by default.
 
     Example:
         FailedItems("photos", {"2023/": "photos/2023 cannot be opened: Permission denied. Allow it to be read."})

@@ -27,7 +27,8 @@ class FileSource:
         skipped: Mapping[str, int] | None = None,
         failed: Mapping[str, str] | None = None,
     ) -> None:
-        """failed: of `paths`, those that cannot be read, such as a closed folder, each with a sentence that says why."""
+        """failed: of `paths`, those that cannot be read, such as a closed folder, each with a
+        sentence that says why."""
         self.name, self.root, self.limits = printable(name), root, limits
         self.skipped: Mapping[str, int] = dict(skipped or {})
         self._paths = paths
@@ -51,7 +52,8 @@ class FileSource:
         return read_file(self.file(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
-        """The folder it lies in as `folder`, where it lies in one below the root. InputError for what cannot be read."""
+        """The folder it lies in as `folder`, where it lies in one below the root. InputError for
+        what cannot be read."""
         if (sentence := self._failed.get(self._paths[number])) is not None:
             raise InputError(sentence)
         parent = self.key(number).rpartition("/")[0]
@@ -63,9 +65,14 @@ class FileSource:
 
 
 def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource:
-    """The pictures below `root`, sorted by key; a folder that cannot be listed is an item `folder/` that cannot be read."""
-    paths = sorted([*listing.paths, *listing.failed], key=lambda path: path.encode("utf-8", "surrogateescape"))
-    return FileSource(str(root), root, paths, limits=limits, skipped=listing.skipped, failed=listing.failed)
+    """The pictures below `root`, sorted by key; a folder that cannot be listed is an item `folder/`
+    that cannot be read."""
+    paths = sorted(
+        [*listing.paths, *listing.failed], key=lambda path: path.encode("utf-8", "surrogateescape")
+    )
+    return FileSource(
+        str(root), root, paths, limits=limits, skipped=listing.skipped, failed=listing.failed
+    )
 
 
 def nothing_found(name: str, listing: Listing) -> str:

@@ -1,6 +1,8 @@
-"""Data sets of the Hugging Face Hub, and folders in its layouts, through the `datasets` library: `hf:NAME[/CONFIG][:SPLIT]`.
+"""Data sets of the Hugging Face Hub, and folders in its layouts, through the `datasets` library:
+`hf:NAME[/CONFIG][:SPLIT]`.
 
-The library fetches, converts and keeps them in its own cache (HF_HOME); only a name that the user typed is asked for.
+The library fetches, converts and keeps them in its own cache (HF_HOME); only a name that the user
+typed is asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ from featkit.downloading import why_failed
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, Source
-from featkit.sources.rows import DAMAGED, Columns, find_columns, picture_path, read_metadata, read_picture, reason
+from featkit.sources.rows import (
+    DAMAGED,
+    Columns,
+    find_columns,
+    picture_path,
+    read_metadata,
+    read_picture,
+    reason,
+)
 from featkit.sources.saved import choose_split, is_saved, open_saved
 
 HUB_PREFIX = "hf:"
@@ -43,7 +53,9 @@ class HubDataset:
         self._prefix = printable(prefix)
         self._columns = find_columns(dataset.features.arrow_schema, name, column=column)
         # As Arrow, undecoded: the library itself would open every picture.
-        self._dataset = dataset.select_columns([self._columns.picture, *self._columns.plain]).with_format("arrow")
+        self._dataset = dataset.select_columns(
+            [self._columns.picture, *self._columns.plain]
+        ).with_format("arrow")
         if not len(self):
             raise InputError(f"{name} has no rows.")
 
@@ -65,7 +77,8 @@ class HubDataset:
         return f"{self._prefix}/{number}"
 
     def read(self, number: int) -> bytes:
-        """The picture's bytes, or those of the local file that the row names; InputError where there is neither."""
+        """The picture's bytes, or those of the local file that the row names; InputError where
+        there is neither."""
         row = self._row(number)
         if (own := self._own_file(row)) is not None:
             return read_file(own, limits=self.limits)
@@ -93,7 +106,8 @@ class HubDataset:
     def _own_file(self, row: Any) -> Path | None:
         """Folders of pictures are not copied into the cache: their rows are paths without bytes.
 
-        Rows come from anywhere, so only paths in the data set's own folder or the library's cache are opened.
+        Rows come from anywhere, so only paths in the data set's own folder or the library's cache
+        are opened.
         """
         path = picture_path(row, 0, self._columns)
         if path is None or row[self._columns.picture][0]["bytes"].is_valid:
@@ -103,13 +117,17 @@ class HubDataset:
 
 
 def open_hub(spec: str, *, limits: ImageLimits, column: str | None = None) -> Source:
-    """The data set that `hf:NAME[/CONFIG][:SPLIT]` names: on the Hub, or in a folder whose name is given for NAME.
+    """The data set that `hf:NAME[/CONFIG][:SPLIT]` names: on the Hub, or in a folder whose name is
+    given for NAME.
 
-    InputError for a name, configuration or split that is not there; EnvironmentProblem without the library or the network.
+    InputError for a name, configuration or split that is not there; EnvironmentProblem without the
+    library or the network.
     """
     match = SPEC.fullmatch(spec)
     if match is None:
-        raise InputError(f"{spec} names no data set; write hf:NAME, hf:NAME:SPLIT or hf:NAME/CONFIG:SPLIT.")
+        raise InputError(
+            f"{spec} names no data set; write hf:NAME, hf:NAME:SPLIT or hf:NAME/CONFIG:SPLIT."
+        )
     split = match["split"] or None
     name, config, prefix = _name_and_config(match["name"])
     if is_saved(Path(name)):
@@ -124,7 +142,14 @@ def open_hub(spec: str, *, limits: ImageLimits, column: str | None = None) -> So
             choose_split(list(found), part.split("[", 1)[0], of=spec, example=example)
         dataset = _load(spec, name, config, split=split)
     folders = [Path(name)] if Path(name).is_dir() else _cache_folders()
-    return HubDataset(dataset, name=spec, prefix=f"{prefix}/{split}", folders=folders, limits=limits, column=column)
+    return HubDataset(
+        dataset,
+        name=spec,
+        prefix=f"{prefix}/{split}",
+        folders=folders,
+        limits=limits,
+        column=column,
+    )
 
 
 def _name_and_config(typed: str) -> tuple[str, str | None, str]:
@@ -145,20 +170,26 @@ def _load(spec: str, name: str, config: str | None, *, split: str | None = None)
     try:
         library = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
-        raise EnvironmentProblem(f"{error.name} is not installed; run: pip install 'featkit[datasets]'.") from error
-    library.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # the library would tell another server of each load
+        raise EnvironmentProblem(
+            f"{error.name} is not installed; run: pip install 'featkit[datasets]'."
+        ) from error
+    # the library would tell another server of each load
+    library.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         with _bars_on_terminals(library):
             return library.load_dataset(name, config, split=split)
-    except Exception as error:  # whatever an HTTP library raises, of which the data set's library lets some through
+    # whatever an HTTP library raises, of which the data set's library lets some through
+    except Exception as error:
         failure = None if Path(name).exists() else why_failed(error)
         if failure is not None:
             raise EnvironmentProblem(
-                f"{spec} cannot be fetched, since the hub {failure.what}; {failure.advice}. Or name a folder: hf:FOLDER."
+                f"{spec} cannot be fetched, since the hub {failure.what}; {failure.advice}. Or name"
+                " a folder: hf:FOLDER."
             ) from error
         if isinstance(error, ConnectionError):
             raise EnvironmentProblem(
-                f"{spec} cannot be fetched ({reason(error)}); check the network, or name a folder: hf:FOLDER."
+                f"{spec} cannot be fetched ({reason(error)}); check the network, or name a folder:"
+                " hf:FOLDER."
             ) from error
         if isinstance(error, ValueError | OSError | library.exceptions.DatasetsError):
             raise InputError(f"{spec} cannot be opened: {reason(error)}.") from error
@@ -172,8 +203,15 @@ def _absolute(path: str | Path) -> Path:
 
 def _cache_folders() -> list[Path]:
     """Where the library and the Hub's client keep what they fetched and unpacked."""
-    library, client = importlib.import_module("datasets.config"), importlib.import_module("huggingface_hub.constants")
-    return [Path(library.HF_DATASETS_CACHE), Path(library.DOWNLOADED_DATASETS_PATH), Path(client.HF_HUB_CACHE)]
+    library, client = (
+        importlib.import_module("datasets.config"),
+        importlib.import_module("huggingface_hub.constants"),
+    )
+    return [
+        Path(library.HF_DATASETS_CACHE),
+        Path(library.DOWNLOADED_DATASETS_PATH),
+        Path(client.HF_HUB_CACHE),
+    ]
 
 
 @contextmanager

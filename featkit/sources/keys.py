@@ -18,10 +18,11 @@ _LIKE_AN_ESCAPE = re.compile(r"\\+(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})")
 
 
 def key_of(path: str) -> str:
-    """Return the key of a file's path: `/` between folders, valid UTF-8, and never the same for two different names.
+    """Return the key of a file's path: `/` between folders, valid UTF-8, and never the same for two
+    different names.
 
-    Bytes that are not UTF-8 are spelled out, as in `caf\\xe9.jpg`. A name that holds this very text keeps it with the
-    backslash doubled, so that the two differ.
+    Bytes that are not UTF-8 are spelled out, as in `caf\\xe9.jpg`. A name that holds this very text
+    keeps it with the backslash doubled, so that the two differ.
     """
     if os.sep != "/":
         path = path.replace(os.sep, "/")
@@ -31,19 +32,29 @@ def key_of(path: str) -> str:
 
 
 def other_spellings(key: str) -> list[str]:
-    """Return the keys that name the same file in another way: with or without `./`, and in Unicode's forms NFC and NFD.
+    """Return the keys that name the same file in another way: with or without `./`, and in
+    Unicode's forms NFC and NFD.
 
-    A copy from a Mac may bring `é` as `e` with an accent after it. Each folder of the path has its own form.
+    A copy from a Mac may bring `é` as `e` with an accent after it. Each folder of the path has its
+    own form.
     """
     bare = key.removeprefix("./")
     forms = [_forms(part) for part in bare.split("/")]
-    paths = ["/".join(parts) for parts in itertools.islice(itertools.product(*forms), MAX_SPELLINGS)]
+    paths = [
+        "/".join(parts) for parts in itertools.islice(itertools.product(*forms), MAX_SPELLINGS)
+    ]
     absolute = bare.startswith("/")
-    return [spelling for path in paths for spelling in ((path,) if absolute else (path, f"./{path}")) if spelling != key]
+    return [
+        spelling
+        for path in paths
+        for spelling in ((path,) if absolute else (path, f"./{path}"))
+        if spelling != key
+    ]
 
 
 def twins(read: Callable[[], Iterable[str]]) -> set[str]:
-    """Return those of the keys that are spellings of the same name: two files whose names differ in nothing else.
+    """Return those of the keys that are spellings of the same name: two files whose names differ in
+    nothing else.
 
     read: gives all the keys, and is called a second time where there are any. Keeps 8 bytes a key.
     """
@@ -64,4 +75,8 @@ def _plain(key: str) -> str:
 def _forms(part: str) -> list[str]:
     if part.isascii():
         return [part]
-    return list(dict.fromkeys([part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)]))
+    return list(
+        dict.fromkeys(
+            [part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)]
+        )
+    )

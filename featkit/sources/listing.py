@@ -1,8 +1,9 @@
 """Pictures by a list of their paths: a text file with one path a line, or a column of a CSV file.
 
-A list is written by many tools, so a line is first taken exactly as it stands, where such a file exists. Otherwise it is
-read as what people mean: without spaces around it and without quotes, `#` begins a comment, `\\` may separate folders.
-Only lines that could be read in two ways are looked up, so that a long list on a slow disk opens at once.
+A list is written by many tools, so a line is first taken exactly as it stands, where such a file
+exists. Otherwise it is read as what people mean: without spaces around it and without quotes, `#`
+begins a comment, `\\` may separate folders. Only lines that could be read in two ways are looked
+up, so that a long list on a slow disk opens at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from featkit.errors import InputError
-from featkit.filetypes import GIT_LFS_POINTER, HTML, JSON, NUM_BYTES, PDF, SVG, XML, XML_ERROR, what_is
+from featkit.filetypes import (
+    GIT_LFS_POINTER,
+    HTML,
+    JSON,
+    NUM_BYTES,
+    PDF,
+    SVG,
+    XML,
+    XML_ERROR,
+    what_is,
+)
 from featkit.images import ImageLimits, printable, read_file
 from featkit.sources.base import Metadata, is_picture
 from featkit.sources.keys import key_of
@@ -31,7 +42,8 @@ PATH_COLUMNS = (
     "photo",
 )  # fmt: skip
 MAX_LIST_BYTES = 2**30
-OTHER_TEXTS = (GIT_LFS_POINTER, HTML, JSON, PDF, SVG, XML, XML_ERROR)  # no path looks like the beginning of one of these
+# no path looks like the beginning of one of these
+OTHER_TEXTS = (GIT_LFS_POINTER, HTML, JSON, PDF, SVG, XML, XML_ERROR)
 BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8"),
     (b"\xff\xfe\0\0", "utf-32-le"),
@@ -40,17 +52,21 @@ BYTE_ORDER_MARKS = (
     (b"\xfe\xff", "utf-16-be"),
 )
 MAX_PATH_LENGTH = 4096  # of Linux; no system takes more
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")  # one letter before the colon would be a Windows drive
+# one letter before the colon would be a Windows drive
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class ListedFiles:
-    """Files by path, in the list's order, relative to the list's folder; each key is the path as it stands in the list.
+    """Files by path, in the list's order, relative to the list's folder; each key is the path as it
+    stands in the list.
 
     A line that names no file is an item whose `read` says why.
     """
 
-    def __init__(self, file: Path, paths: list[str], *, num_comments: int, limits: ImageLimits) -> None:
+    def __init__(
+        self, file: Path, paths: list[str], *, num_comments: int, limits: ImageLimits
+    ) -> None:
         self.name, self.root, self.limits = printable(str(file)), file.parent, limits
         self._paths = paths
         self._num_comments = num_comments
@@ -79,9 +95,13 @@ class ListedFiles:
         """The file's bytes; InputError for a line that names none."""
         path = self._paths[i]
         if _ADDRESS.match(path):
-            raise InputError(f"{self.key(i)} is an address, not a file; download it and list the file.")
+            raise InputError(
+                f"{self.key(i)} is an address, not a file; download it and list the file."
+            )
         if "\0" in path or len(path) > MAX_PATH_LENGTH:
-            raise InputError(f"{self.key(i)} cannot be the path of a file; see its line in {self.name}.")
+            raise InputError(
+                f"{self.key(i)} cannot be the path of a file; see its line in {self.name}."
+            )
         return read_file(self.file(i), limits=self.limits)
 
     def metadata(self, i: int) -> Metadata:
@@ -95,9 +115,11 @@ class ListedFiles:
 
 
 def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
-    """Open a list of paths: a line each, or the column of a table (.csv, .tsv) that is called `path`, `file`, `image` or alike.
+    """Open a list of paths: a line each, or the column of a table (.csv, .tsv) that is called
+    `path`, `file`, `image` or alike.
 
-    InputError for a list without paths, one that is no text, one that lists a path twice, and a table without such a column.
+    InputError for a list without paths, one that is no text, one that lists a path twice, and a
+    table without such a column.
     """
     text = _read_text(file)
     rows = _table_rows(file, text) if file.suffix.lower() in TABLE_SUFFIXES else _lines(file, text)
@@ -113,7 +135,8 @@ def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
         place = place if _ADDRESS.match(path) else os.path.join(root, place)  # noqa: PTH118  a Path would drop a last space
         if (first := line_of.setdefault(place, line)) != line:
             raise InputError(
-                f"{printable(str(file))} lists {printable(path)} twice, in lines {first:,} and {line:,}; remove one of them."
+                f"{printable(str(file))} lists {printable(path)} twice, in lines {first:,} and"
+                f" {line:,}; remove one of them."
             )
         paths.append(path)
     if not paths:
@@ -122,26 +145,35 @@ def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
 
 
 def _read_text(file: Path) -> str:
-    """The list as text; in UTF-8, bytes that are none stand for themselves, as in file names. InputError for anything else."""
+    """The list as text; in UTF-8, bytes that are none stand for themselves, as in file names.
+    InputError for anything else."""
     shown = printable(str(file))
     try:
         num_bytes = file.stat().st_size
         if num_bytes > MAX_LIST_BYTES:
-            raise InputError(f"{shown} has {counted(num_bytes, 'byte')}, which is too long for a list; split it.")
+            raise InputError(
+                f"{shown} has {counted(num_bytes, 'byte')}, which is too long for a list; split it."
+            )
         data = file.read_bytes()
     except OSError as error:
         raise InputError(f"{shown} cannot be read: {error.strerror}.") from error
-    mark, encoding = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), (b"", ""))
+    mark, encoding = next(
+        ((mark, name) for mark, name in BYTE_ORDER_MARKS if data.startswith(mark)), (b"", "")
+    )
     data = data[len(mark) :]
     if not encoding:
         encoding = _without_mark(data)
         kind = what_is(data) if encoding == "utf-8" else None
         if kind is not None and (kind in OTHER_TEXTS or b"\0" in data[:NUM_BYTES].strip(b"\0")):
-            raise InputError(kind.sentence(shown, otherwise="a list is a text file with one path a line"))
+            raise InputError(
+                kind.sentence(shown, otherwise="a list is a text file with one path a line")
+            )
     try:
         return data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
     except UnicodeDecodeError as error:
-        raise InputError(f"{shown} begins like a text in {encoding.upper()} and is none; save it as UTF-8.") from error
+        raise InputError(
+            f"{shown} begins like a text in {encoding.upper()} and is none; save it as UTF-8."
+        ) from error
 
 
 def _without_mark(data: bytes) -> str:
@@ -181,7 +213,9 @@ def _table_rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
     try:
         rows = [(table.line_num, row) for row in table if any(cell.strip() for cell in row)]
     except csv.Error as error:
-        raise InputError(f"{shown} is not a table that can be read: {error} in line {table.line_num:,}.") from error
+        raise InputError(
+            f"{shown} is not a table that can be read: {error} in line {table.line_num:,}."
+        ) from error
     if not rows:
         return iter(())
     names = [cell.strip().casefold() for cell in rows[0][1]]
@@ -192,20 +226,24 @@ def _table_rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
         column = 0
     else:
         raise InputError(
-            f"{shown} has {counted(len(names), 'column')} and none of pictures among "
-            f"{', '.join(printable(name) for name in names[:20])}; call the one that holds their paths `path`."
+            f"{shown} has {counted(len(names), 'column')} and none of pictures among"
+            f" {', '.join(printable(name) for name in names[:20])}; call the one that holds their"
+            " paths `path`."
         )
     return _cells(file.parent, rows, column)
 
 
-def _cells(root: Path, rows: Iterable[tuple[int, list[str]]], column: int) -> Iterator[tuple[int, str]]:
+def _cells(
+    root: Path, rows: Iterable[tuple[int, list[str]]], column: int
+) -> Iterator[tuple[int, str]]:
     for line, row in rows:
         if len(row) > column and (path := _meant(root, row[column])):
             yield line, path
 
 
 def _meant(root: Path, line: str) -> str:
-    """The path that a line stands for, empty for an empty line: the line itself where such a file exists."""
+    """The path that a line stands for, empty for an empty line: the line itself where such a file
+    exists."""
     bare = line.strip()
     quoted = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
     raw = not bare.isascii() and _RAW_BYTE.search(bare) is not None
@@ -223,13 +261,15 @@ def _meant(root: Path, line: str) -> str:
         return unquote(urlsplit(bare).path, errors="surrogateescape") or bare
     if "\\" in bare and _exists(root, slashed := bare.replace("\\", "/")):
         return slashed
-    if raw and _exists(root, western := os.fsencode(bare).decode("cp1252", "replace")):  # as Windows writes such lists
+    # as Windows writes such lists
+    if raw and _exists(root, western := os.fsencode(bare).decode("cp1252", "replace")):
         return western
     return bare
 
 
 def _normal(root: Path, path: str) -> str:
-    """The path without `.`, `//` and `..` in it; `..` stays where it does not lead back, after a link to a folder."""
+    """The path without `.`, `//` and `..` in it; `..` stays where it does not lead back, after a
+    link to a folder."""
     if _ADDRESS.match(path) or "\0" in path:  # no file has such a name
         return path
     normal = os.path.normpath(path)

@@ -38,7 +38,13 @@ from featkit.sources.locality import Locality, joined, locality_of
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.rows import Columns, columns_of
 from featkit.sources.saved import is_saved, open_saved
-from featkit.sources.selection import EVERYTHING, EXCLUDED_FOLDER, Selection, Tally, skipped_in_words
+from featkit.sources.selection import (
+    EVERYTHING,
+    EXCLUDED_FOLDER,
+    Selection,
+    Tally,
+    skipped_in_words,
+)
 from featkit.sources.tar import TarSource
 from featkit.sources.walk import list_folder
 from featkit.wording import counted
@@ -52,7 +58,9 @@ TORCHVISION_PREFIX = "torchvision:"
 class Shards:
     """Several containers as one source, in the order given."""
 
-    def __init__(self, name: str, parts: Sequence[Source], *, skipped: Mapping[str, int] = NOTHING_SKIPPED) -> None:
+    def __init__(
+        self, name: str, parts: Sequence[Source], *, skipped: Mapping[str, int] = NOTHING_SKIPPED
+    ) -> None:
         """skipped: what was passed over when the parts were chosen."""
         self.name, self._parts = name, [part for part in parts if len(part)]
         self._skipped = merge_skipped([skipped, *(part.skipped for part in parts)])
@@ -115,14 +123,16 @@ def open_source(
     column: str | None = None,
     check_column: bool = True,
 ) -> Source:
-    """Open a folder of pictures, archives and Parquet files, one of these, a glob of them, or a .txt list of paths.
+    """Open a folder of pictures, archives and Parquet files, one of these, a glob of them, or a
+    .txt list of paths.
 
-    Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may use the network; what
-    exists by that name comes first.
+    Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may
+    use the network; what exists by that name comes first.
 
-    Among several archives and Parquet files, one that cannot be read is an item with an error. selection: which of the
-    pictures are wanted; one that names none of them is refused. column: short for the selection's. check_column: refuse a
-    column where the source has none; False for one source of several.
+    Among several archives and Parquet files, one that cannot be read is an item with an error.
+    selection: which of the pictures are wanted; one that names none of them is refused. column:
+    short for the selection's. check_column: refuse a column where the source has none; False for
+    one source of several.
 
     InputError when the source is missing, empty, holds no pictures, or is none of these.
     """
@@ -134,7 +144,9 @@ def open_source(
         raise InputError(str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise InputError(f"{printable(str(spec))} cannot be opened: {reason}. Make it readable, or name another.") from error
+        raise InputError(
+            f"{printable(str(spec))} cannot be opened: {reason}. Make it readable, or name another."
+        ) from error
     if check_column:
         refuse_unused_column(selection, source)
     return source
@@ -146,13 +158,14 @@ def refuse_unused_column(selection: Selection, *sources: Source) -> None:
         return
     names = ", ".join(source.name for source in sources)
     raise InputError(
-        f"--column {selection.column} chooses a column of Parquet files and data sets, and {names} has none that can be "
-        "read; leave it out."
+        f"--column {selection.column} chooses a column of Parquet files and data sets, and {names}"
+        " has none that can be read; leave it out."
     )
 
 
 def select(source: Source, selection: Selection) -> Source:
-    """Return the items of a source whose keys pass `include` and `exclude`. InputError where none does."""
+    """Return the items of a source whose keys pass `include` and `exclude`. InputError where none
+    does."""
     selected = _select(source, selection)
     if not len(selected):
         raise InputError(_left_none(source.name, len(source)))
@@ -170,14 +183,19 @@ def _open(spec: str | Path, path: Path, wanted: _Wanted) -> Source:
     limits, selection = wanted
     if path.is_dir():
         if is_saved(path):
-            return select(open_saved(path, name=str(spec), limits=limits, column=selection.column), selection)
+            return select(
+                open_saved(path, name=str(spec), limits=limits, column=selection.column), selection
+            )
         return _open_directory(str(spec), path, wanted)
     if path.is_file():
         return _open_file(path, wanted)
     if str(spec).startswith(HUB_PREFIX):
         return select(open_hub(str(spec), limits=limits, column=selection.column), selection)
     if str(spec).startswith(TORCHVISION_PREFIX):
-        raise InputError(f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures here.")
+        raise InputError(
+            f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures"
+            " here."
+        )
     if glob.has_magic(str(spec)):
         return _open_pattern(str(spec), wanted)
     raise _not_a_file(spec, path)
@@ -187,11 +205,16 @@ def _not_a_file(spec: str | Path, path: Path) -> InputError:
     """The error that says why there is neither a file nor a folder."""
     if path.exists():
         return InputError(
-            f"{spec} is a pipe or a device, which is read only once; write what it gives to a file, and name that."
+            f"{spec} is a pipe or a device, which is read only once; write what it gives to a file,"
+            " and name that."
         )
     if path.is_symlink():
-        return InputError(f"{spec} is a link to {printable(str(path.readlink()))}, where there is no file; name what exists.")
-    if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=.)", str(spec)):  # of which a Path keeps one slash
+        return InputError(
+            f"{spec} is a link to {printable(str(path.readlink()))}, where there is no file; name"
+            " what exists."
+        )
+    # of which a Path keeps one slash
+    if address := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(?=.)", str(spec)):
         rest = str(spec)[address.end() :]
         if address[1].lower() == "file":
             return InputError(f"file:///{rest} is an address; name the path itself: /{rest}.")
@@ -199,13 +222,18 @@ def _not_a_file(spec: str | Path, path: Path) -> InputError:
         return InputError(f"{name} is an address, not a file; download it, and name the file.")
     if re.search(r"\{[^{}]*(,|\.\.)[^{}]*\}", str(spec)):
         return InputError(
-            f"{spec} does not exist: braces are not expanded here; name a pattern such as 'shard-*.tar', or a folder."
+            f"{spec} does not exist: braces are not expanded here; name a pattern such as"
+            " 'shard-*.tar', or a folder."
         )
-    return InputError(f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths.")
+    return InputError(
+        f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of"
+        " paths."
+    )
 
 
 def _open_directory(name: str, root: Path, wanted: _Wanted) -> Source:
-    """Pictures by their paths, then the items of archives and Parquet files, whose keys begin with the file's path."""
+    """Pictures by their paths, then the items of archives and Parquet files, whose keys begin with
+    the file's path."""
     listing = list_folder(root, wanted.selection)
     if not listing.containers and not listing.paths:
         raise InputError(nothing_found(str(root), listing))
@@ -217,10 +245,11 @@ def _open_directory(name: str, root: Path, wanted: _Wanted) -> Source:
 
 
 def _open_pattern(spec: str, wanted: _Wanted) -> Source:
-    """The files that match a pattern; the key of each is its path, those of a container's items begin with its name.
+    """The files that match a pattern; the key of each is its path, those of a container's items
+    begin with its name.
 
-    Links to nothing are items with an error. Folders are counted, unless files below them match, and so are files in hidden
-    and system folders that the pattern does not name.
+    Links to nothing are items with an error. Folders are counted, unless files below them match,
+    and so are files in hidden and system folders that the pattern does not name.
     """
     matches = [Path(match) for match in sorted(glob.glob(_escape_existing(spec), recursive=True))]
     named = set(Path(spec).parts)
@@ -236,14 +265,19 @@ def _open_pattern(spec: str, wanted: _Wanted) -> Source:
             tally.add(skip)
     if not found:
         words = skipped_in_words(tally.counts)
-        raise InputError(f"No file matches {spec}; put it in quotes and check the pattern.{f' {words}' if words else ''}")
+        raise InputError(
+            f"No file matches {spec}; put it in quotes and check the"
+            f" pattern.{f' {words}' if words else ''}"
+        )
     above_files = {folder for path in matches if not path.is_dir() for folder in path.parents}
     for path in matches:
         if path.is_dir() and path not in above_files:
             tally.add(Skip(MATCHED_FOLDER, str(path)))
     shards = [file for file in found if suffix_of(file.name) in CONTAINER_SUFFIXES]
     files = [file for file in found if suffix_of(file.name) not in CONTAINER_SUFFIXES]
-    pictures = FileSource(spec, Path(), [str(file) for file in files], limits=wanted.limits, skipped=tally.counts)
+    pictures = FileSource(
+        spec, Path(), [str(file) for file in files], limits=wanted.limits, skipped=tally.counts
+    )
     if not shards:
         return select(pictures, wanted.selection)
     prefixes = [file.name for file in shards]
@@ -255,7 +289,8 @@ def _open_pattern(spec: str, wanted: _Wanted) -> Source:
 
 
 def _skip_matched(path: Path, named: set[str], selection: Selection) -> Skip | None:
-    """Why a file that a pattern matches is passed over: it is in a hidden or system folder that the pattern does not name."""
+    """Why a file that a pattern matches is passed over: it is in a hidden or system folder that the
+    pattern does not name."""
     for folder in reversed(path.parents):
         reason = None if folder.name in named else selection.skip_folder(folder.name)
         if reason not in (None, EXCLUDED_FOLDER):  # `exclude` is asked about whole keys later
@@ -263,10 +298,13 @@ def _skip_matched(path: Path, named: set[str], selection: Selection) -> Skip | N
     return None
 
 
-def _open_containers(name: str, parts: Sequence[Source], containers: Mapping[str, Path], wanted: _Wanted) -> Source:
+def _open_containers(
+    name: str, parts: Sequence[Source], containers: Mapping[str, Path], wanted: _Wanted
+) -> Source:
     """Several containers, by the prefix of their keys, after the pictures in `parts`.
 
-    One that cannot be read is an item with an error, and one without pictures is counted. InputError when nothing is left.
+    One that cannot be read is an item with an error, and one without pictures is counted.
+    InputError when nothing is left.
     """
     opened: list[Source] = []
     errors: list[InputError] = []
@@ -280,13 +318,20 @@ def _open_containers(name: str, parts: Sequence[Source], containers: Mapping[str
         except InputError as error:
             errors.append(error)
             opened.append(FailedItems(str(path), {prefix: str(error)}, path=path))
-    readable = [part for part in (*parts, *opened) if len(part) and not isinstance(part, FailedItems)]
+    readable = [
+        part for part in (*parts, *opened) if len(part) and not isinstance(part, FailedItems)
+    ]
     if not readable and len(errors) == len(containers):
         if len(errors) == 1:
             raise errors[0]
-        raise InputError(f"None of the {counted(len(errors), 'container')} of {name} can be read. The first: {errors[0]}")
+        raise InputError(
+            f"None of the {counted(len(errors), 'container')} of {name} can be read. The first:"
+            f" {errors[0]}"
+        )
     if not readable:
-        raise InputError(_left_none(name, sum(sum(part.skipped.values()) for part in (*parts, *opened))))
+        raise InputError(
+            _left_none(name, sum(sum(part.skipped.values()) for part in (*parts, *opened)))
+        )
     return Shards(name, [*parts, *opened], skipped=skipped)
 
 
@@ -294,15 +339,23 @@ def _open_container(path: Path, prefix: str, wanted: _Wanted) -> Source:
     """An archive or a Parquet file. InputError when it cannot be read."""
     if path.exists() and not path.is_file():  # a pipe would wait for ever
         raise InputError(f"{printable(str(path))} is a device, not a file.")
-    if suffix_of(path.name) in TAR_SUFFIXES or (suffix_of(path.name) not in PARQUET_SUFFIXES and _kind(path) == TAR):
+    if suffix_of(path.name) in TAR_SUFFIXES or (
+        suffix_of(path.name) not in PARQUET_SUFFIXES and _kind(path) == TAR
+    ):
         return TarSource(path, limits=wanted.limits, selection=wanted.selection, prefix=prefix)
-    return _select(ParquetSource(path, limits=wanted.limits, prefix=prefix, column=wanted.selection.column), wanted.selection)
+    return _select(
+        ParquetSource(path, limits=wanted.limits, prefix=prefix, column=wanted.selection.column),
+        wanted.selection,
+    )
 
 
 def _open_file(path: Path, wanted: _Wanted) -> Source:
     suffix = suffix_of(path.name)
-    if suffix in CONTAINER_SUFFIXES or (not is_picture(path.name) and _kind(path) in (TAR, PARQUET)):
-        of_members = replace(wanted.selection, root=f"{path.name}/")  # patterns may leave out the archive's own name
+    if suffix in CONTAINER_SUFFIXES or (
+        not is_picture(path.name) and _kind(path) in (TAR, PARQUET)
+    ):
+        # patterns may leave out the archive's own name
+        of_members = replace(wanted.selection, root=f"{path.name}/")
         container = _open_container(path, path.name, wanted._replace(selection=of_members))
         if not len(container):
             raise InputError(_left_none(container.name, sum(container.skipped.values())))
@@ -310,8 +363,12 @@ def _open_file(path: Path, wanted: _Wanted) -> Source:
     if path.suffix.lower() in (*LIST_SUFFIXES, *TABLE_SUFFIXES):
         return select(open_list(path, limits=wanted.limits), wanted.selection)
     if path.name.lower().endswith(COMPRESSED_SUFFIXES):
-        raise InputError(f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar.")
-    return select(FileSource(str(path), path.parent, [path.name], limits=wanted.limits), wanted.selection)
+        raise InputError(
+            f"{path} is compressed and cannot be read at random; unpack it, or make it a .tar."
+        )
+    return select(
+        FileSource(str(path), path.parent, [path.name], limits=wanted.limits), wanted.selection
+    )
 
 
 def _kind(path: Path) -> Kind | None:
@@ -330,11 +387,14 @@ def _select(source: Source, selection: Selection) -> Source:
 
 
 def _left_none(name: str, count: int) -> str:
-    return f"{name} has {counted(count, 'picture')}, and --include and --exclude leave none of them."
+    return (
+        f"{name} has {counted(count, 'picture')}, and --include and --exclude leave none of them."
+    )
 
 
 def _escape_existing(pattern: str) -> str:
-    """The pattern with an existing folder it begins with taken literally: `[2024] trip` in `[2024] trip/*.tar`."""
+    """The pattern with an existing folder it begins with taken literally: `[2024] trip` in `[2024]
+    trip/*.tar`."""
     path = Path(pattern)
     existing = next((above for above in path.parents if above.exists()), Path())
     return str(Path(glob.escape(str(existing)), path.relative_to(existing)))
@@ -342,13 +402,23 @@ def _escape_existing(pattern: str) -> str:
 
 def concatenate(sources: Sequence[Source]) -> Source:
     """Several sources as one, numbered through in their order."""
-    return sources[0] if len(sources) == 1 else Shards(", ".join(source.name for source in sources), sources)
+    return (
+        sources[0]
+        if len(sources) == 1
+        else Shards(", ".join(source.name for source in sources), sources)
+    )
 
 
 class Subset:
     """Some items of a source, in the order of their numbers."""
 
-    def __init__(self, source: Source, numbers: Sequence[int], *, skipped: Mapping[str, int] = NOTHING_SKIPPED) -> None:
+    def __init__(
+        self,
+        source: Source,
+        numbers: Sequence[int],
+        *,
+        skipped: Mapping[str, int] = NOTHING_SKIPPED,
+    ) -> None:
         """skipped: what else was passed over when these items were chosen."""
         self.name, self._source, self._numbers = source.name, source, numbers
         self._skipped = dict(skipped)

@@ -1,4 +1,5 @@
-"""Pictures in Parquet files: the Hugging Face layout (`image` as {bytes, path}) or a column of binary values."""
+"""Pictures in Parquet files: the Hugging Face layout (`image` as {bytes, path}) or a column of
+binary values."""
 
 from __future__ import annotations
 
@@ -21,17 +22,30 @@ TEXT_BYTES = 32  # of a value of metadata, about
 
 
 class ParquetSource:
-    """One Parquet file; keys are `file.parquet/row`. Its row groups are decoded as they are needed, pictures and text apart."""
+    """One Parquet file; keys are `file.parquet/row`. Its row groups are decoded as they are needed,
+    pictures and text apart."""
 
-    def __init__(self, path: Path, *, limits: ImageLimits, prefix: str | None = None, column: str | None = None) -> None:
-        """prefix: what keys begin with, the file's name by default. column: that of the pictures, chosen by default."""
+    def __init__(
+        self,
+        path: Path,
+        *,
+        limits: ImageLimits,
+        prefix: str | None = None,
+        column: str | None = None,
+    ) -> None:
+        """prefix: what keys begin with, the file's name by default. column: that of the pictures,
+        chosen by default."""
         self.name, self.path, self.limits = printable(str(path)), path, limits
         self.prefix = path.name if prefix is None else prefix
         _refuse_other_kinds(path)
         self._shard, schema = ParquetShard.open(path)
         self._columns = find_columns(schema, path, column=column)
-        self._picture_parts, self._text_parts = _parts(schema, self._columns.picture, self._columns.plain)
-        groups = [self._shard.num_rows(group) for group in range(self._shard.metadata.num_row_groups)]
+        self._picture_parts, self._text_parts = _parts(
+            schema, self._columns.picture, self._columns.plain
+        )
+        groups = [
+            self._shard.num_rows(group) for group in range(self._shard.metadata.num_row_groups)
+        ]
         self._starts = np.concatenate([[0], np.cumsum(groups, dtype=np.int64)])
         if not len(self):
             raise InputError(f"{path} has no rows.")
@@ -63,16 +77,21 @@ class ParquetSource:
         """The picture's bytes; InputError where the row has none or is damaged."""
         group, row = self._locate(number)
         num_bytes = self._shard.num_bytes(group)
-        rows, place = picture_groups.row(self._shard, group, self._picture_parts, row, num_bytes=num_bytes)
+        rows, place = picture_groups.row(
+            self._shard, group, self._picture_parts, row, num_bytes=num_bytes
+        )
         return read_picture(rows, place, self._columns, key=self.key(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, and the picture's `path` where the layout has one; InputError for damaged text."""
+        """All columns of text and numbers, and the picture's `path` where the layout has one;
+        InputError for damaged text."""
         if not self._text_parts:
             return {}
         group, row = self._locate(number)
         num_bytes = TEXT_BYTES * len(self._text_parts) * self._shard.num_rows(group)
-        rows, place = text_groups.row(self._shard, group, self._text_parts, row, num_bytes=num_bytes)
+        rows, place = text_groups.row(
+            self._shard, group, self._text_parts, row, num_bytes=num_bytes
+        )
         return read_metadata(rows, place, self._columns, key=self.key(number))
 
     def file(self, _number: int, /) -> Path:
@@ -87,8 +106,11 @@ class ParquetSource:
         return group, number - int(self._starts[group])
 
 
-def _parts(schema: pa.Schema, picture: str, plain: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is read for pictures and what for metadata: of a struct with `bytes` and `path` only the one or the other."""
+def _parts(
+    schema: pa.Schema, picture: str, plain: Sequence[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What is read for pictures and what for metadata: of a struct with `bytes` and `path` only the
+    one or the other."""
     kind = schema.field(picture).type
     if not pa.types.is_struct(kind):
         return (picture,), tuple(plain)

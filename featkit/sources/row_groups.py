@@ -1,8 +1,10 @@
-"""Row groups of Parquet files, decoded once, and kept within a number of bytes that all files of a process share.
+"""Row groups of Parquet files, decoded once, and kept within a number of bytes that all files of a
+process share.
 
-A group is read as a stream of small batches, so that no second copy of it stands beside what is kept. Of a large group, a
-batch is kept until each of its rows was taken once. So reading in order holds a few batches, and a shuffled epoch decodes
-each group once; only a row that is asked for again makes a large group start over.
+A group is read as a stream of small batches, so that no second copy of it stands beside what is
+kept. Of a large group, a batch is kept until each of its rows was taken once. So reading in order
+holds a few batches, and a shuffled epoch decodes each group once; only a row that is asked for
+again makes a large group start over.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from featkit.images import printable
 from featkit.paths import open_arrow
 from featkit.sources.rows import DAMAGED, reason
 
-KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20  # of pictures and of metadata, beyond the group that is being read
+# of pictures and of metadata, beyond the group that is being read
+KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20
 KEPT_WHOLE = 32 * 2**20  # a group up to this size is kept whole
 MAX_GROUPS = 6  # that are kept whatever their size, where rows come from that many at once
 BATCH_BYTES, MAX_BATCH = 2 * 2**20, 1024
@@ -52,7 +55,9 @@ class ParquetShard:
             with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
                 return cls(path, file.metadata, _status(path)), file.schema_arrow
         except DAMAGED as error:
-            raise InputError(f"{path} is not a Parquet file that can be read: {reason(error)}.") from error
+            raise InputError(
+                f"{path} is not a Parquet file that can be read: {reason(error)}."
+            ) from error
 
     def num_rows(self, group: int) -> int:
         """Rows of a group."""
@@ -61,32 +66,52 @@ class ParquetShard:
     def num_bytes(self, group: int) -> int:
         """Bytes of a group, not compressed: nearly all of them are the pictures'.
 
-        Those of each column stand in the footer as well, but pyarrow ends the process where the footer is damaged there.
+        Those of each column stand in the footer as well, but pyarrow ends the process where the
+        footer is damaged there.
         """
-        share = self.status[0] * self.num_rows(group) // max(1, int(self.metadata.num_rows))  # some writers leave the bytes out
+        # some writers leave the bytes out
+        share = self.status[0] * self.num_rows(group) // max(1, int(self.metadata.num_rows))
         return max(share, int(self.metadata.row_group(group).total_byte_size))
 
-    def batches(self, group: int, columns: Sequence[str], num_bytes: int) -> Generator[pa.RecordBatch, None, None]:
-        """Decode columns of a group, of about `num_bytes`, in small batches. InputError for a changed or a damaged file."""
+    def batches(
+        self, group: int, columns: Sequence[str], num_bytes: int
+    ) -> Generator[pa.RecordBatch, None, None]:
+        """Decode columns of a group, of about `num_bytes`, in small batches. InputError for a
+        changed or a damaged file."""
         size = BATCH_BYTES * self.num_rows(group) // max(1, num_bytes)
         try:
             with open_arrow(self.path) as opened:
                 metadata = self.metadata if _status(self.path) == self.status else None
-                options = {"pre_buffer": False, "buffer_size": READ_BYTES, "page_checksum_verification": True}
+                options = {
+                    "pre_buffer": False,
+                    "buffer_size": READ_BYTES,
+                    "page_checksum_verification": True,
+                }
                 with pq.ParquetFile(opened, metadata=metadata, **options) as file:
                     if not file.metadata.equals(self.metadata):
-                        raise InputError(f"{printable(str(self.path))} has changed since it was opened; open it again.")
+                        raise InputError(
+                            f"{printable(str(self.path))} has changed since it was opened; open it"
+                            " again."
+                        )
                     yield from file.iter_batches(
-                        batch_size=min(max(1, size), MAX_BATCH), row_groups=[group], columns=list(columns), use_threads=False
+                        batch_size=min(max(1, size), MAX_BATCH),
+                        row_groups=[group],
+                        columns=list(columns),
+                        use_threads=False,
                     )
         except DAMAGED as error:
-            raise InputError(f"{self.path} is damaged in row group {group}: {reason(error)}.") from error
+            raise InputError(
+                f"{self.path} is damaged in row group {group}: {reason(error)}."
+            ) from error
 
 
 class RowGroup:
-    """Some columns of one row group, decoded from the first row on as far as rows were asked for. Safe from any thread."""
+    """Some columns of one row group, decoded from the first row on as far as rows were asked for.
+    Safe from any thread."""
 
-    def __init__(self, shard: ParquetShard, group: int, columns: Sequence[str], num_bytes: int) -> None:
+    def __init__(
+        self, shard: ParquetShard, group: int, columns: Sequence[str], num_bytes: int
+    ) -> None:
         """num_bytes: about as many as the columns have."""
         self.shard, self.group, self.columns = shard, group, columns
         self.num_rows = shard.num_rows(group)
@@ -98,12 +123,15 @@ class RowGroup:
         self._start()
 
     def row(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """Return a batch with a row, and the row's position in it. InputError for a row at or after damage."""
+        """Return a batch with a row, and the row's position in it. InputError for a row at or after
+        damage."""
         with self._lock:
             i = bisect_right(self._ends, row)
             if i < len(self._ends) and self._batches[i] is None:
                 self._start()
-            while self._error is None and (row >= self._end or (self.keeps_all and self._end < self.num_rows)):
+            while self._error is None and (
+                row >= self._end or (self.keeps_all and self._end < self.num_rows)
+            ):
                 self._decode_next()
             if row >= self._end:
                 raise InputError(str(self._error))
@@ -128,7 +156,8 @@ class RowGroup:
         return self._ends[-1] if self._ends else 0
 
     def _start(self) -> None:
-        """Begin at the first row. When rows are asked for again and again, all are kept from then on."""
+        """Begin at the first row. When rows are asked for again and again, all are kept from then
+        on."""
         self._num_starts += 1
         self.keeps_all |= self._num_starts > MAX_STARTS
         self._stream = self.shard.batches(self.group, self.columns, self.whole_bytes)
@@ -148,10 +177,14 @@ class RowGroup:
             self._error = error
             return
         if batch is None:
-            self._error = InputError(f"{self.shard.path} has fewer rows in row group {self.group} than it says; copy it again.")
+            self._error = InputError(
+                f"{self.shard.path} has fewer rows in row group {self.group} than it says; copy it"
+                " again."
+            )
             return
         if not self.keeps_all and not self._batches:
-            pa.default_memory_pool().release_unused()  # of its pages, of which decoding needs several copies for a moment
+            # of its pages, of which decoding needs several copies for a moment
+            pa.default_memory_pool().release_unused()
         batch = _without_unused_values(batch)
         self._batches.append(batch)
         self._ends.append(self._end + batch.num_rows)
@@ -177,11 +210,18 @@ class RowGroup:
 
 
 def _without_unused_values(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch whose dictionaries hold its own values: pyarrow hands each batch those of all batches before it too."""
-    kinds = [kind for field in batch.schema for kind in (field.type, *(part.type for part in _fields_of(field.type)))]
+    """Return a batch whose dictionaries hold its own values: pyarrow hands each batch those of all
+    batches before it too."""
+    kinds = [
+        kind
+        for field in batch.schema
+        for kind in (field.type, *(part.type for part in _fields_of(field.type)))
+    ]
     if not any(pa.types.is_dictionary(kind) for kind in kinds):
         return batch
-    return pa.RecordBatch.from_arrays([_compacted(column) for column in batch.columns], schema=batch.schema)
+    return pa.RecordBatch.from_arrays(
+        [_compacted(column) for column in batch.columns], schema=batch.schema
+    )
 
 
 def _compacted(array: pa.Array) -> pa.Array:
@@ -220,7 +260,8 @@ class RowGroups:
     def row(
         self, shard: ParquetShard, group: int, columns: tuple[str, ...], row: int, *, num_bytes: int
     ) -> tuple[pa.RecordBatch, int]:
-        """Return a batch with a row of a group, and the row's position in it. InputError for damage.
+        """Return a batch with a row of a group, and the row's position in it. InputError for
+        damage.
 
         num_bytes: about as many as these columns of the group have.
         """

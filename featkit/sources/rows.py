@@ -1,4 +1,5 @@
-"""A row of an Arrow table as a picture: which column holds it, its bytes, and the other columns as what is known of it."""
+"""A row of an Arrow table as a picture: which column holds it, its bytes, and the other columns as
+what is known of it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from featkit.images import ImageLimits, printable
 from featkit.sources.base import Metadata, Source
 from featkit.sources.failures import NoPictures
 
-DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)  # what pyarrow raises for files that are not what they say
+# what pyarrow raises for files that are not what they say
+DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 FIRST_CHOICE = ("image", "jpg", "img", "picture")
 MIN_FIXED_BYTES = 65  # fixed-size values up to 64 bytes are digests and ids
 EMBEDDINGS_COLUMNS = {"key", "thumbnail", "embedding", "error"}  # of a shard that featkit wrote
@@ -24,7 +26,8 @@ EMBEDDINGS_COLUMNS = {"key", "thumbnail", "embedding", "error"}  # of a shard th
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of pictures, the columns of text and numbers, and what the numbers of class labels are called.
+    """The column of pictures, the columns of text and numbers, and what the numbers of class labels
+    are called.
 
     others: columns that could hold the pictures too.
     """
@@ -39,45 +42,68 @@ class Columns:
         """Say which column was chosen among several; None if there was only one."""
         if not self.others:
             return None
-        return f"Pictures are read from the column {self.picture}; --column can choose {' or '.join(self.others)} instead."
+        return (
+            f"Pictures are read from the column {self.picture}; --column can choose"
+            f" {' or '.join(self.others)} instead."
+        )
 
 
 def find_columns(schema: pa.Schema, where: Path | str, *, column: str | None = None) -> Columns:
-    """Choose the picture's column: `column` if given, else a {bytes, path} struct before plain binary values.
+    """Choose the picture's column: `column` if given, else a {bytes, path} struct before plain
+    binary values.
 
-    Among equals `image`, `jpg`, `img` and `picture` come first, then the schema's order. Values may be any binary type, and
-    dictionaries of one. InputError naming `where` when columns have damaged names, and when `column` holds no pictures;
-    NoPictures when there is no such column.
+    Among equals `image`, `jpg`, `img` and `picture` come first, then the schema's order. Values may
+    be any binary type, and dictionaries of one. InputError naming `where` when columns have damaged
+    names, and when `column` holds no pictures; NoPictures when there is no such column.
     """
     try:
         return _find_columns(schema, printable(str(where)), column)
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} has columns whose names are no text: {reason(error)}.") from error
+        raise InputError(
+            f"{where} has columns whose names are no text: {reason(error)}."
+        ) from error
 
 
 def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
-    single = [field for field in schema if schema.names.count(field.name) == 1]  # others cannot be asked for by name
-    ranked = sorted((rank, i) for i, field in enumerate(single) if (rank := _rank(field)) is not None)
+    # others cannot be asked for by name
+    single = [field for field in schema if schema.names.count(field.name) == 1]
+    ranked = sorted(
+        (rank, i) for i, field in enumerate(single) if (rank := _rank(field)) is not None
+    )
     names = [single[i].name for _, i in ranked]
     found = [name for name in names if not _is_digest(schema.field(name).type)]
     if column is not None:
         if column not in names:  # the same letters may be written by other code points
-            column = next((name for name in names if normalize("NFC", name) == normalize("NFC", column)), column)
+            column = next(
+                (name for name in names if normalize("NFC", name) == normalize("NFC", column)),
+                column,
+            )
         if column not in names:
             raise InputError(_wrong_column(schema, where, column, found))
         found = [column, *(name for name in found if name != column)]
     elif set(schema.names) >= EMBEDDINGS_COLUMNS:
-        raise NoPictures(f"{where} is a shard of an embeddings folder; name the pictures, or --column thumbnail.")
+        raise NoPictures(
+            f"{where} is a shard of an embeddings folder; name the pictures, or --column thumbnail."
+        )
     if not found:
         nested = [field for field in schema if _is_nested(field.type)]
         if nested:
             raise InputError(
-                f"{where} has {_kind_of(nested[0].type)} in its column {nested[0].name}, which is not read; "
-                "write one encoded picture a row, as binary or {bytes, path}."
+                f"{where} has {_kind_of(nested[0].type)} in its column {nested[0].name}, which is"
+                " not read; write one encoded picture a row, as binary or {bytes, path}."
             )
-        if (double := next((field.name for field in schema if field not in single and _rank(field)), None)) is not None:
-            raise InputError(f"{where} has the column {double} more than once; write it again with other names.")
-        raise NoPictures(f"{where} has no column of pictures ({{bytes, path}} or binary) among: {', '.join(schema.names)}.")
+        if (
+            double := next(
+                (field.name for field in schema if field not in single and _rank(field)), None
+            )
+        ) is not None:
+            raise InputError(
+                f"{where} has the column {double} more than once; write it again with other names."
+            )
+        raise NoPictures(
+            f"{where} has no column of pictures ({{bytes, path}} or binary) among:"
+            f" {', '.join(schema.names)}."
+        )
     plain = [field.name for field in single if _is_plain(field.type)]
     labels = {name: names for name, names in _label_names(schema).items() if name in plain}
     return Columns(found[0], plain, labels, found[1:])
@@ -89,14 +115,21 @@ def _wrong_column(schema: pa.Schema, where: str, column: str, found: list[str]) 
         return f"{where} has no column {column}; {instead}."
     if schema.names.count(column) > 1:
         return f"{where} has the column {column} more than once; {instead}."
-    return f"{where} has {_kind_of(schema.field(column).type)} in its column {column}, not encoded pictures; {instead}."
+    return (
+        f"{where} has {_kind_of(schema.field(column).type)} in its column {column}, not encoded"
+        f" pictures; {instead}."
+    )
 
 
 def _rank(field: pa.Field) -> tuple[int, int] | None:
     """How well a column suits as that of the pictures, the best first; None if it cannot be."""
     name = FIRST_CHOICE.index(field.name) if field.name in FIRST_CHOICE else len(FIRST_CHOICE)
     if pa.types.is_struct(field.type):
-        return (0, name) if [_is_binary(part.type) for part in field.type if part.name == "bytes"] == [True] else None
+        return (
+            (0, name)
+            if [_is_binary(part.type) for part in field.type if part.name == "bytes"] == [True]
+            else None
+        )
     return (1, name) if _is_binary(field.type) else None
 
 
@@ -112,13 +145,22 @@ def _is_nested(kind: pa.DataType) -> bool:
         inner = inner.value_type
     if inner is kind:
         return False
-    pictures = pa.types.is_struct(inner) and any(part.name == "bytes" and _is_binary(part.type) for part in inner)
-    pixels = pa.types.is_uint8(inner) or (_is_list(kind.value_type) and _is_list(kind.value_type.value_type))
+    pictures = pa.types.is_struct(inner) and any(
+        part.name == "bytes" and _is_binary(part.type) for part in inner
+    )
+    pixels = pa.types.is_uint8(inner) or (
+        _is_list(kind.value_type) and _is_list(kind.value_type.value_type)
+    )
     return pictures or _is_binary(inner) or pixels
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list, pa.types.is_list_view)
+    tests = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_fixed_size_list,
+        pa.types.is_list_view,
+    )
     return any(test(kind) for test in tests)
 
 
@@ -128,7 +170,11 @@ def _kind_of(kind: pa.DataType) -> str:
         inner = kind.value_type
         while _is_list(inner):
             inner = inner.value_type
-        return "lists of pictures" if pa.types.is_struct(inner) or _is_binary(inner) else "lists of numbers"
+        return (
+            "lists of pictures"
+            if pa.types.is_struct(inner) or _is_binary(inner)
+            else "lists of numbers"
+        )
     return f"values of type {kind}"
 
 
@@ -139,16 +185,21 @@ def columns_of(source: Source) -> Sequence[Columns]:
 
 
 def picture_column(source: Source) -> str:
-    """Return the name of the column that the pictures are read from, "" where there is none; several with commas."""
+    """Return the name of the column that the pictures are read from, "" where there is none;
+    several with commas."""
     return ", ".join(dict.fromkeys(columns.picture for columns in columns_of(source)))
 
 
 def column_notes(source: Source) -> list[str]:
     """Return a line for each choice of a column among several."""
-    return list(dict.fromkeys(columns.note for columns in columns_of(source) if columns.note is not None))
+    return list(
+        dict.fromkeys(columns.note for columns in columns_of(source) if columns.note is not None)
+    )
 
 
-def read_picture(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str, limits: ImageLimits) -> bytes:
+def read_picture(
+    rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str, limits: ImageLimits
+) -> bytes:
     """The bytes of the picture in one row; InputError naming `key` where it has none or too many."""
     value = rows[columns.picture][place]
     if value.is_valid and pa.types.is_struct(value.type):
@@ -156,18 +207,23 @@ def read_picture(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, 
     data = value.as_py()
     if data is None and (path := picture_path(rows, place, columns)) is not None:
         raise InputError(
-            f"{key} has no picture in its column {columns.picture}. The row names the file {printable(path)}; "
-            "name its folder instead, or a list of such files."
+            f"{key} has no picture in its column {columns.picture}. The row names the file"
+            f" {printable(path)}; name its folder instead, or a list of such files."
         )
     if data is None:
         raise InputError(f"{key} has no picture in its column {columns.picture}.")
     if len(data) > limits.max_bytes:
-        raise InputError(f"{key} has {len(data):,} bytes, more than the limit of {limits.max_bytes:,}.")
+        raise InputError(
+            f"{key} has {len(data):,} bytes, more than the limit of {limits.max_bytes:,}."
+        )
     return bytes(data)
 
 
-def read_metadata(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str) -> Metadata:
-    """Columns of text and numbers, `label_name` beside a class label, and the picture's `path` where the layout has one.
+def read_metadata(
+    rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str
+) -> Metadata:
+    """Columns of text and numbers, `label_name` beside a class label, and the picture's `path`
+    where the layout has one.
 
     InputError for damaged text.
     """
@@ -209,22 +265,36 @@ def _is_binary(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     fixed = pa.types.is_fixed_size_binary(kind)
-    return bool(fixed or pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+    return bool(
+        fixed
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
+    )
 
 
 def _is_plain(kind: pa.DataType) -> bool:
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return bool(text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind))
+    return bool(
+        text or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    )
 
 
 def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names by column, from the note that the datasets library leaves in what it writes; nothing where there is none."""
+    """Names by column, from the note that the datasets library leaves in what it writes; nothing
+    where there is none."""
     note = (schema.metadata or {}).get(b"huggingface")
     try:
         found: Any = json.loads(note)["info"]["features"] if note is not None else {}
-        labels = {name: feature["names"] for name, feature in found.items() if feature.get("_type") == "ClassLabel"}
+        labels = {
+            name: feature["names"]
+            for name, feature in found.items()
+            if feature.get("_type") == "ClassLabel"
+        }
     except (ValueError, KeyError, TypeError, AttributeError):  # anyone may write that note
         return {}
     return {
-        name: names for name, names in labels.items() if isinstance(names, list) and all(isinstance(one, str) for one in names)
+        name: names
+        for name, names in labels.items()
+        if isinstance(names, list) and all(isinstance(one, str) for one in names)
     }

@@ -1,4 +1,5 @@
-"""Data sets as `datasets.Dataset.save_to_disk` writes them: Arrow streams and a note of them, read without that library."""
+"""Data sets as `datasets.Dataset.save_to_disk` writes them: Arrow streams and a note of them, read
+without that library."""
 
 from __future__ import annotations
 
@@ -19,21 +20,27 @@ from featkit.sources.base import NOTHING_SKIPPED, Metadata, read_head
 from featkit.sources.rows import DAMAGED, Columns, find_columns, read_metadata, read_picture, reason
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
-INDICES = ("_indices_data_files", "_indices_files")  # what older versions of the library call the rows' order
+# what older versions of the library call the rows' order
+INDICES = ("_indices_data_files", "_indices_files")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class SavedDataset:
-    """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set before a split's folder.
+    """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set
+    before a split's folder.
 
-    A file that is damaged is an item `folder/file` in place of the rows that cannot be read. How many they are is not known,
-    so that rows of later files have keys of their own, `folder/file/row`. Where a file keeps the order of the rows, any damage
-    is refused.
+    A file that is damaged is an item `folder/file` in place of the rows that cannot be read. How
+    many they are is not known, so that rows of later files have keys of their own,
+    `folder/file/row`. Where a file keeps the order of the rows, any damage is refused.
     """
 
-    def __init__(self, folder: Path, *, name: str, limits: ImageLimits, column: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, name: str, limits: ImageLimits, column: str | None = None
+    ) -> None:
         self.name, self.folder, self.limits = printable(name), folder, limits
-        self._prefix = printable("/".join(part.name for part in (*_data_set_of(folder), folder.resolve())))
+        self._prefix = printable(
+            "/".join(part.name for part in (*_data_set_of(folder), folder.resolve()))
+        )
         state = _read_json(folder / STATE_FILE)
         self._files = _listed(folder, state, "_data_files")
         order_files = [file for key in INDICES for file in _listed(folder, state, key)]
@@ -46,9 +53,15 @@ class SavedDataset:
         self._columns = find_columns(schema, self._files[0], column=column)
         self._order = _read_order(order_files)
         is_whole = not self._failed
-        if is_whole and self._order is not None and len(self._order) and int(self._order.max()) >= self._ends[-1]:
+        if (
+            is_whole
+            and self._order is not None
+            and len(self._order)
+            and int(self._order.max()) >= self._ends[-1]
+        ):
             raise InputError(
-                f"{folder} orders row {int(self._order.max()):,}, and has only {self._ends[-1]:,}; write it again."
+                f"{folder} orders row {int(self._order.max()):,}, and has only {self._ends[-1]:,};"
+                " write it again."
             )
         if not len(self):
             raise InputError(f"{folder} has no rows.")
@@ -81,11 +94,17 @@ class SavedDataset:
         file = self._file_of[i]
         name = f"{self._prefix}/{printable(self._files[file].name)}"
         first = self._file_of.index(file)
-        return name if i in self._failed else f"{name}/{number - (int(self._ends[first - 1]) if first else 0)}"
+        return (
+            name
+            if i in self._failed
+            else f"{name}/{number - (int(self._ends[first - 1]) if first else 0)}"
+        )
 
     def read(self, number: int) -> bytes:
         """The picture's bytes; InputError where the row has none or is damaged."""
-        return read_picture(self._row(number), 0, self._columns, key=self.key(number), limits=self.limits)
+        return read_picture(
+            self._row(number), 0, self._columns, key=self.key(number), limits=self.limits
+        )
 
     def metadata(self, number: int) -> Metadata:
         """All columns of text and numbers, names of class labels, and the picture's `path`."""
@@ -107,7 +126,10 @@ class SavedDataset:
                 for batch in _read_stream(file):
                     schema = schema or batch.schema
                     if batch.schema != schema:
-                        raise InputError(f"{file} has other columns than {self._files[0]}; write the data set again.")
+                        raise InputError(
+                            f"{file} has other columns than {self._files[0]}; write the data set"
+                            " again."
+                        )
                     self._batches.append(batch)
                     self._file_of.append(file_number)
             except InputError as error:
@@ -135,7 +157,11 @@ class SavedDataset:
         if not 0 <= number < len(self):
             raise IndexError(number)
         row = number if self._order is None else int(self._order[number])
-        if self._order is not None and self._failed and row >= self._ends[first := min(self._failed)] - 1:
+        if (
+            self._order is not None
+            and self._failed
+            and row >= self._ends[first := min(self._failed)] - 1
+        ):
             return first, 0  # from here on it is not known which row is where
         batch = int(np.searchsorted(self._ends, row, side="right"))
         return batch, row - (int(self._ends[batch - 1]) if batch else 0)
@@ -143,13 +169,21 @@ class SavedDataset:
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote this folder."""
-    return (folder / SPLITS_FILE).is_file() or ((folder / STATE_FILE).is_file() and any(folder.glob("*.arrow")))
+    return (folder / SPLITS_FILE).is_file() or (
+        (folder / STATE_FILE).is_file() and any(folder.glob("*.arrow"))
+    )
 
 
 def open_saved(
-    folder: Path, *, name: str, split: str | None = None, limits: ImageLimits, column: str | None = None
+    folder: Path,
+    *,
+    name: str,
+    split: str | None = None,
+    limits: ImageLimits,
+    column: str | None = None,
 ) -> SavedDataset:
-    """A saved data set, or one split of several. InputError, with those there are, where none or another is named."""
+    """A saved data set, or one split of several. InputError, with those there are, where none or
+    another is named."""
     if not (folder / SPLITS_FILE).is_file():
         if split is not None:
             raise InputError(f"{folder} is one data set without splits; leave out :{split}.")
@@ -162,7 +196,8 @@ def open_saved(
 
 
 def choose_split(found: Sequence[str], wanted: str | None, *, of: str, example: str) -> str:
-    """The split that is wanted, or the only one. InputError that lists those there are, and how to name the first."""
+    """The split that is wanted, or the only one. InputError that lists those there are, and how to
+    name the first."""
     if wanted in found:
         return str(wanted)
     if wanted is None and len(found) == 1:
@@ -170,7 +205,9 @@ def choose_split(found: Sequence[str], wanted: str | None, *, of: str, example: 
     if not found:
         raise InputError(f"{of} has no splits.")
     trouble = f"has no split {wanted!r}" if wanted is not None else "has several splits"
-    raise InputError(f"{of} {trouble}; name one of {', '.join(found)}: {example.replace('{}', found[0])}.")
+    raise InputError(
+        f"{of} {trouble}; name one of {', '.join(found)}: {example.replace('{}', found[0])}."
+    )
 
 
 def _data_set_of(folder: Path) -> list[Path]:
@@ -194,14 +231,26 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _listed(folder: Path, state: dict[str, Any], key: str) -> list[Path]:
     """Files beside the note, by their names; never a path out of the folder."""
     entries = state.get(key) or []
-    names = [entry.get("filename") if isinstance(entry, dict) else None for entry in entries if isinstance(entries, list)]
+    names = [
+        entry.get("filename") if isinstance(entry, dict) else None
+        for entry in entries
+        if isinstance(entries, list)
+    ]
     if not all(_is_plain_name(name) for name in names):
-        raise InputError(f"{folder / STATE_FILE} names files that do not lie beside it; write the data set again.")
+        raise InputError(
+            f"{folder / STATE_FILE} names files that do not lie beside it; write the data set"
+            " again."
+        )
     return [folder / str(name) for name in names]
 
 
 def _is_plain_name(name: object) -> bool:
-    return isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return (
+        isinstance(name, str)
+        and name not in ("", ".", "..")
+        and "/" not in name
+        and "\0" not in name
+    )
 
 
 def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
@@ -215,15 +264,22 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
             yield from (batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows)
         else:
             with suppress(*DAMAGED):  # what there is before the cut
-                yield from (batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows)
+                yield from (
+                    batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows
+                )
     except DAMAGED as error:
-        raise InputError(f"{file} is not an Arrow stream that can be read: {reason(error)}.") from error
+        raise InputError(
+            f"{file} is not an Arrow stream that can be read: {reason(error)}."
+        ) from error
     if not is_whole:
-        raise InputError(f"{file} ends before its end mark; it is truncated, or not an Arrow stream.")
+        raise InputError(
+            f"{file} ends before its end mark; it is truncated, or not an Arrow stream."
+        )
 
 
 def _refuse_other_kinds(file: Path) -> None:
-    """InputError for a missing or empty file, and for one that is something else by its first bytes."""
+    """InputError for a missing or empty file, and for one that is something else by its first
+    bytes."""
     if not file.exists():
         raise InputError(f"{file} does not exist; copy the whole data set, or write it again.")
     head = read_head(file)
@@ -233,10 +289,15 @@ def _refuse_other_kinds(file: Path) -> None:
 
 
 def _read_order(files: Sequence[Path]) -> np.ndarray | None:
-    """The rows in the order in which they are items, where a selection or a shuffle was saved as one."""
+    """The rows in the order in which they are items, where a selection or a shuffle was saved as
+    one."""
     if not files:
         return None
-    columns = [batch.column(0) for file in files for batch in _read_stream(file) if batch.num_columns]
-    if not all(pa.types.is_unsigned_integer(column.type) and not column.null_count for column in columns):
+    columns = [
+        batch.column(0) for file in files for batch in _read_stream(file) if batch.num_columns
+    ]
+    if not all(
+        pa.types.is_unsigned_integer(column.type) and not column.null_count for column in columns
+    ):
         raise InputError(f"{files[0]} does not hold the numbers of rows; write the data set again.")
     return np.concatenate([np.zeros(0, np.uint64), *(column.to_numpy() for column in columns)])

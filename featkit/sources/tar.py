@@ -1,4 +1,5 @@
-"""Pictures in tar shards (WebDataset): indexed once by their headers, then read by offset without unpacking."""
+"""Pictures in tar shards (WebDataset): indexed once by their headers, then read by offset without
+unpacking."""
 
 from __future__ import annotations
 
@@ -17,27 +18,42 @@ from featkit.sources.failures import NoPictures
 from featkit.sources.keys import key_of
 from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
 from featkit.sources.tar_headers import BLOCK, parse_header
-from featkit.sources.tar_members import Listing, Member, SymbolicLink, Unreadable, dangling, list_members, normalize
+from featkit.sources.tar_members import (
+    Listing,
+    Member,
+    SymbolicLink,
+    Unreadable,
+    dangling,
+    list_members,
+    normalize,
+)
 from featkit.sources.walk import LINKED_FILE, LINKED_FOLDER
 from featkit.wording import counted
 
-COMPANIONS = {".cls": "class", ".txt": "text"}  # members of the same stem that say something of the picture
+# members of the same stem that say something of the picture
+COMPANIONS = {".cls": "class", ".txt": "text"}
 MAX_COMPANION_BYTES = 4096
 
 
 class TarSource:
-    """One uncompressed tar file; keys are `shard.tar/member`. Member names are only keys, never paths.
+    """One uncompressed tar file; keys are `shard.tar/member`. Member names are only keys, never
+    paths.
 
-    Items are what tar unpacks: of members with one name the last, a hard link with the bytes of its target, sparse members
-    with their holes. Damaged regions, cut members and links to nothing are items whose `read` raises, so that they are
-    reported; the rest is read.
+    Items are what tar unpacks: of members with one name the last, a hard link with the bytes of its
+    target, sparse members with their holes. Damaged regions, cut members and links to nothing are
+    items whose `read` raises, so that they are reported; the rest is read.
 
-    prefix: what keys begin with, the file's name by default. InputError when nothing can be read; NoPictures when the archive
-    is whole and has no pictures.
+    prefix: what keys begin with, the file's name by default. InputError when nothing can be read;
+    NoPictures when the archive is whole and has no pictures.
     """
 
     def __init__(
-        self, path: Path, *, limits: ImageLimits, selection: Selection = EVERYTHING, prefix: str | None = None
+        self,
+        path: Path,
+        *,
+        limits: ImageLimits,
+        selection: Selection = EVERYTHING,
+        prefix: str | None = None,
     ) -> None:
         self.name, self.path, self.limits = printable(str(path)), path, limits
         self.prefix = path.name if prefix is None else prefix
@@ -48,15 +64,25 @@ class TarSource:
         self._items: list[Member | Unreadable] = list(self._pictures_of(listing, selection))
         self._companions: dict[str, list[Member]] = {}
         for key, entry in listing.entries.items():
-            if key.endswith(tuple(COMPANIONS)) and isinstance(entry, Member) and _is_whole(entry, listing.num_bytes):
+            if (
+                key.endswith(tuple(COMPANIONS))
+                and isinstance(entry, Member)
+                and _is_whole(entry, listing.num_bytes)
+            ):
                 self._companions.setdefault(_stem(key), []).append(entry)
-        if not any(isinstance(item, Member) and _is_whole(item, listing.num_bytes) for item in self._items):
+        if not any(
+            isinstance(item, Member) and _is_whole(item, listing.num_bytes) for item in self._items
+        ):
             raise self._nothing(listing, kind)
-        self._items += [Unreadable(f"bytes {start}-{end}", error) for (start, end), error in sorted(listing.gaps.items())]
+        self._items += [
+            Unreadable(f"bytes {start}-{end}", error)
+            for (start, end), error in sorted(listing.gaps.items())
+        ]
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return what was passed over, by reason: hidden and system folders, repeated names, links to other items."""
+        """Return what was passed over, by reason: hidden and system folders, repeated names, links
+        to other items."""
         return self._skipped
 
     def __len__(self) -> int:
@@ -78,11 +104,15 @@ class TarSource:
         if not _is_whole(item, self._identity[0]):
             raise InputError(_cut_sentence(self.path, item))
         if item.size > self.limits.max_bytes:
-            raise InputError(f"{self.key(number)} has {item.size:,} bytes, more than the limit of {self.limits.max_bytes:,}.")
+            raise InputError(
+                f"{self.key(number)} has {item.size:,} bytes, more than the limit of"
+                f" {self.limits.max_bytes:,}."
+            )
         return self._read(item, item.size)
 
     def metadata(self, number: int) -> Metadata:
-        """Its folder in the archive, and its `.cls` and `.txt` companions (`class` as a whole number where it is one)."""
+        """Its folder in the archive, and its `.cls` and `.txt` companions (`class` as a whole
+        number where it is one)."""
         item = self._items[number]
         if isinstance(item, Unreadable):
             return {}
@@ -99,13 +129,24 @@ class TarSource:
         return self.path
 
     def _pictures_of(self, listing: Listing, selection: Selection) -> Iterator[Member | Unreadable]:
-        """The items. Links to folders and to other items are counted, and are no items of their own."""
+        """The items. Links to folders and to other items are counted, and are no items of their
+        own."""
         entries = listing.entries
-        ends = {key: listing.follow(entry) for key, entry in entries.items() if isinstance(entry, SymbolicLink)}
-        folders = {key for key, end in ends.items() if end is not None and end not in entries and listing.has_folder(end)}
+        ends = {
+            key: listing.follow(entry)
+            for key, entry in entries.items()
+            if isinstance(entry, SymbolicLink)
+        }
+        folders = {
+            key
+            for key, end in ends.items()
+            if end is not None and end not in entries and listing.has_folder(end)
+        }
         if folders:
             self._skipped[LINKED_FOLDER] += len(folders)
-        files = [key for key in entries if key not in folders and not key.endswith(tuple(COMPANIONS))]
+        files = [
+            key for key in entries if key not in folders and not key.endswith(tuple(COMPANIONS))
+        ]
         picked = selection.pick(files, below=f"{self.prefix}/")
         self._skipped.update(picked.skipped)
         taken = {key for key in picked.paths if key not in ends}
@@ -119,22 +160,31 @@ class TarSource:
                 taken.add(end)
                 yield target._replace(name=entry.name)
             else:
-                yield dangling(self.path, entry, to_link=isinstance(listing.target_of(entry), SymbolicLink))
+                yield dangling(
+                    self.path, entry, to_link=isinstance(listing.target_of(entry), SymbolicLink)
+                )
 
     def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
         """The error that says why the archive gives no picture."""
-        failed = [item.error for item in self._items if isinstance(item, Unreadable)] + list(listing.gaps.values())
+        failed = [item.error for item in self._items if isinstance(item, Unreadable)] + list(
+            listing.gaps.values()
+        )
         cut = [item for item in self._items if isinstance(item, Member)]
         if cut:
             return InputError(_cut_sentence(self.path, cut[0]))
         if not listing.num_headers and kind is not None and kind != TAR:
             return InputError(kind.sentence(str(self.path), otherwise="name a tar archive"))
         if not listing.num_headers:
-            return InputError(f"{self.path} is not an uncompressed tar file: it has no valid header; copy or make it again.")
+            return InputError(
+                f"{self.path} is not an uncompressed tar file: it has no valid header; copy or make"
+                " it again."
+            )
         if failed:
             return InputError(f"{self.path} holds no pictures that can be read. {failed[0]}")
         passed_over = skipped_in_words(self._skipped)
-        sentence = f"{self.path} holds no pictures among its {counted(listing.num_headers, 'member')}."
+        sentence = (
+            f"{self.path} holds no pictures among its {counted(listing.num_headers, 'member')}."
+        )
         return NoPictures(sentence + (f" {passed_over}" if passed_over else ""))
 
     def _read(self, member: Member, num_bytes: int) -> bytes:
@@ -143,7 +193,8 @@ class TarSource:
         parts: list[bytes] = []
         position = 0
         try:
-            # A file opened for each read: cheap next to decoding, and safe from any thread and after a fork.
+            # A file opened for each read: cheap next to decoding, and safe from any thread and
+            # after a fork.
             with self.path.open("rb") as file:
                 self._refuse_change(file, member)
                 for start, offset, size in member.pieces:
@@ -160,7 +211,8 @@ class TarSource:
         return b"".join([*parts, bytes(wanted - position)])
 
     def _refuse_change(self, file: BinaryIO, member: Member) -> None:
-        """InputError when the archive was written to and the member's header is not the one that was listed."""
+        """InputError when the archive was written to and the member's header is not the one that
+        was listed."""
         if _identity(os.fstat(file.fileno())) != self._identity:
             file.seek(member.header)
             block = file.read(BLOCK)
@@ -169,10 +221,12 @@ class TarSource:
 
 
 def _refuse_other_kinds(path: Path) -> Kind | None:
-    """Return what the first bytes look like. InputError for an empty file, and for one that is surely something else."""
+    """Return what the first bytes look like. InputError for an empty file, and for one that is
+    surely something else."""
     head = read_head(path)
     kind = None if parse_header(head[:BLOCK]) is not None else what_is(head)
-    if kind is not None and kind not in (TAR, ZEROS, TEXT):  # these may stand where the first header was overwritten
+    # these may stand where the first header was overwritten
+    if kind is not None and kind not in (TAR, ZEROS, TEXT):
         raise InputError(kind.sentence(str(path), otherwise="name a tar archive"))
     return kind
 

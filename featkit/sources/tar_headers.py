@@ -1,7 +1,8 @@
-"""Headers of tar archives: one block, the extended headers of pax and GNU, and the maps of sparse members.
+"""Headers of tar archives: one block, the extended headers of pax and GNU, and the maps of sparse
+members.
 
-`tarfile` reads them too, but takes GNU's times for a part of the name, drops sparse maps at damage without a word, and
-gives no way to go on after a damaged header.
+`tarfile` reads them too, but takes GNU's times for a part of the name, drops sparse maps at damage
+without a word, and gives no way to go on after a damaged header.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ ReadAt = Callable[[int, int], bytes]  # (offset, size): as many bytes as the arc
 
 
 class Piece(NamedTuple):
-    """A run of a member's bytes: `size` bytes at `offset` of the archive stand at `position` of the member."""
+    """A run of a member's bytes: `size` bytes at `offset` of the archive stand at `position` of the
+    member."""
 
     position: int
     offset: int
@@ -63,7 +65,9 @@ def parse_header(block: bytes) -> Header | None:
     except Damaged:
         return None
     summed = block[:148] + b"        " + block[156:]
-    if checksum != (total := sum(summed)) and checksum != total - 256 * sum(byte > 127 for byte in summed):
+    if checksum != (total := sum(summed)) and checksum != total - 256 * sum(
+        byte > 127 for byte in summed
+    ):
         return None  # the second sum is of signed bytes, by old writers
     name = text(block[:100])
     if block[345] and block[MAGIC_OFFSET : MAGIC_OFFSET + 6] == POSIX_MAGIC:
@@ -90,7 +94,8 @@ def parse_pax(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def old_sparse_map(block: bytes, data: int, stored: int, read: ReadAt) -> tuple[SparseMap, int]:
-    """Return the map of an old GNU sparse member, and the offset of its data, which extension blocks precede.
+    """Return the map of an old GNU sparse member, and the offset of its data, which extension
+    blocks precede.
 
     data: the offset after the header `block`. Raises Damaged.
     """
@@ -107,8 +112,11 @@ def old_sparse_map(block: bytes, data: int, stored: int, read: ReadAt) -> tuple[
     return _sparse_map(numbers, size, data, stored), data
 
 
-def pax_sparse_map(values: Mapping[str, bytes], listed: list[bytes], data: int, stored: int, read: ReadAt) -> SparseMap:
-    """Return the map of a pax sparse member of version 0.0 (`listed` offsets and sizes), 0.1 or 1.0. Raises Damaged."""
+def pax_sparse_map(
+    values: Mapping[str, bytes], listed: list[bytes], data: int, stored: int, read: ReadAt
+) -> SparseMap:
+    """Return the map of a pax sparse member of version 0.0 (`listed` offsets and sizes), 0.1 or
+    1.0. Raises Damaged."""
     size = decimal(values.get("GNU.sparse.realsize", values.get("GNU.sparse.size", b"")))
     if values.get("GNU.sparse.major", b"0") == b"0":
         fields = values["GNU.sparse.map"].split(b",") if "GNU.sparse.map" in values else listed
@@ -129,7 +137,8 @@ def pax_sparse_map(values: Mapping[str, bytes], listed: list[bytes], data: int, 
 
 
 def text(data: bytes) -> str:
-    """Return the text up to the first zero byte; bytes that are not UTF-8 are kept as in file names."""
+    """Return the text up to the first zero byte; bytes that are not UTF-8 are kept as in file
+    names."""
     return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
@@ -146,7 +155,8 @@ def padded(size: int) -> int:
 
 
 def _sparse_map(numbers: list[int], size: int, data: int, stored: int) -> SparseMap:
-    """Pieces from offset, size, offset, size ...; they ascend, lie inside the member, and use all that is stored."""
+    """Pieces from offset, size, offset, size ...; they ascend, lie inside the member, and use all
+    that is stored."""
     pieces = []
     end, offset = 0, data
     if len(numbers) % 2:

@@ -1,7 +1,9 @@
-"""The members of a tar archive: where their bytes lie, which regions are damaged, and what each name finally means.
+"""The members of a tar archive: where their bytes lie, which regions are damaged, and what each
+name finally means.
 
-Archives may be concatenated, as for `tar --ignore-zeros`. The walk does not end at a damaged header, as that of `tarfile`
-does: it searches for the next valid one, and reports the bytes between.
+Archives may be concatenated, as for `tar --ignore-zeros`. The walk does not end at a damaged
+header, as that of `tarfile` does: it searches for the next valid one, and reports the bytes
+between.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ MIN_SCAN, MAX_SCAN = 2**13, 2**20  # bytes read at once in search of a header
 
 
 class Member(NamedTuple):
-    """A regular file in the archive. What no piece covers is zeros. The CRC-32 is of its header block, at `header`."""
+    """A regular file in the archive. What no piece covers is zeros. The CRC-32 is of its header
+    block, at `header`."""
 
     name: str
     size: int
@@ -78,9 +81,10 @@ Entry: TypeAlias = Member | SymbolicLink | Unreadable
 class Listing:
     """What an archive holds.
 
-    entries: by normalized name, as tar unpacks them (of equal names the last), in the order of their first appearance.
-    gaps: the error sentence of each damaged region, by its first byte and the byte after its last. skipped: what was passed
-    over, by reason. num_bytes is the archive's size when it was listed.
+    entries: by normalized name, as tar unpacks them (of equal names the last), in the order of
+    their first appearance.
+    gaps: the error sentence of each damaged region, by its first byte and the byte after its last.
+    skipped: what was passed over, by reason. num_bytes is the archive's size when it was listed.
     """
 
     num_bytes: int
@@ -91,7 +95,12 @@ class Listing:
 
     @cached_property
     def _folders(self) -> set[str]:
-        return {key[:place] for key in self.entries for place, character in enumerate(key) if character == "/"}
+        return {
+            key[:place]
+            for key in self.entries
+            for place, character in enumerate(key)
+            if character == "/"
+        }
 
     def has_folder(self, key: str) -> bool:
         """Whether a normalized name is a folder with anything in it, the root ("") as well."""
@@ -101,10 +110,13 @@ class Listing:
         """Return the entry that a link names directly, if that is in the archive."""
         if link.target.startswith("/"):
             return None
-        return self.entries.get(posixpath.normpath(posixpath.join(posixpath.dirname(normalize(link.name)), link.target)))
+        return self.entries.get(
+            posixpath.normpath(posixpath.join(posixpath.dirname(normalize(link.name)), link.target))
+        )
 
     def follow(self, link: SymbolicLink) -> str | None:
-        """Return the normalized name that a link leads to, through links to folders as well; None outside the archive."""
+        """Return the normalized name that a link leads to, through links to folders as well; None
+        outside the archive."""
         if link.target.startswith("/"):
             return None
         parts = [*normalize(link.name).split("/")[:-1], *_parts(link.target)]
@@ -134,7 +146,8 @@ class _Extended:
 
     start: int
     values: dict[str, bytes] = field(default_factory=dict)
-    sparse: list[bytes] = field(default_factory=list)  # offset, size, offset, size ... of sparse map 0.0
+    # offset, size, offset, size ... of sparse map 0.0
+    sparse: list[bytes] = field(default_factory=list)
     damaged: bool = False
 
 
@@ -151,7 +164,8 @@ def list_members(path: Path) -> Listing:
 
 
 def normalize(name: str) -> str:
-    """Return the name under which tar unpacks a member: without `./`, doubled slashes, and slashes at its ends."""
+    """Return the name under which tar unpacks a member: without `./`, doubled slashes, and slashes
+    at its ends."""
     if name[:1] not in ("/", ".") and "//" not in name and "/." not in name and name[-1:] != "/":
         return name
     return "/".join(part for part in name.split("/") if part not in ("", "."))
@@ -166,7 +180,8 @@ class _Walk:
         self.listing = Listing(self.end)
         self.defaults: dict[str, bytes] = {}  # of pax's global headers
         self.extended: _Extended | None = None  # of the member that comes next
-        self.last: tuple[str, int, int] | None = None  # the member before: its name, where its data begins and ends
+        # the member before: its name, where its data begins and ends
+        self.last: tuple[str, int, int] | None = None
         self.links_ahead: list[SymbolicLink] = []  # hard links to what was not there yet
         self.has_magic = False  # whether any header had it
 
@@ -186,7 +201,11 @@ class _Walk:
                 after_end = offset - start >= 2 * BLOCK
                 self._pass_zeros(start, offset)
         if self.extended is not None:
-            self._add_gap(self.extended.start, self.end, "the archive ends inside an extended header; it is truncated")
+            self._add_gap(
+                self.extended.start,
+                self.end,
+                "the archive ends inside an extended header; it is truncated",
+            )
         elif offset > self.end:
             self._note_cut()
 
@@ -211,7 +230,9 @@ class _Walk:
         stored, sparse, error = header.size, None, ""
         try:
             stored = decimal(values["size"]) if "size" in values else stored
-            if header.kind in NO_DATA or (header.kind == tarfile.LNKTYPE and not self._has_body(data, stored)):
+            if header.kind in NO_DATA or (
+                header.kind == tarfile.LNKTYPE and not self._has_body(data, stored)
+            ):
                 stored = 0
             if header.kind == tarfile.GNUTYPE_SPARSE:
                 sparse, data = old_sparse_map(header.block, data, stored, self.read)
@@ -224,10 +245,18 @@ class _Walk:
         end = data + padded(stored)
         self.last = (name, data, data + stored)
         if max(len(name), len(link)) > MAX_NAME:
-            self._add_gap(extended.start, end, f"the name of a member has {max(len(name), len(link)):,} characters")
+            self._add_gap(
+                extended.start,
+                end,
+                f"the name of a member has {max(len(name), len(link)):,} characters",
+            )
             return end
         if extended.damaged:
-            self._add_gap(extended.start, end, "an extended header is damaged, so the name of its member is unknown")
+            self._add_gap(
+                extended.start,
+                end,
+                "an extended header is damaged, so the name of its member is unknown",
+            )
             return end
         sparse = sparse or SparseMap(stored, (Piece(0, data, stored),) if stored else ())
         member = Member(name, sparse.size, sparse.pieces, offset, zlib.crc32(header.block))
@@ -255,12 +284,20 @@ class _Walk:
         if error:
             entry = Unreadable(name, error)
         elif kind == CONTINUED:
-            entry = Unreadable(name, f"{self.path} has only the end of {printable(name)}, which begins in an earlier volume.")
+            entry = Unreadable(
+                name,
+                f"{self.path} has only the end of {printable(name)}, which begins in an earlier"
+                " volume.",
+            )
         elif kind == tarfile.SYMTYPE:
             entry = SymbolicLink(name, link)
         elif kind == tarfile.LNKTYPE and not member.pieces:
             target = self.listing.entries.get(normalize(link))
-            entry = target._replace(name=name) if target is not None else dangling(self.path, SymbolicLink(name, link))
+            entry = (
+                target._replace(name=name)
+                if target is not None
+                else dangling(self.path, SymbolicLink(name, link))
+            )
             if target is None:
                 self.links_ahead.append(SymbolicLink(name, link))
         if key in self.listing.entries and is_picture(name):
@@ -268,7 +305,8 @@ class _Walk:
         self.listing.entries[key] = entry
 
     def _has_body(self, data: int, size: int) -> bool:
-        """Whether a hard link's bytes follow: pax allows them, and some old writers give a size without them."""
+        """Whether a hard link's bytes follow: pax allows them, and some old writers give a size
+        without them."""
         return size > 0 and not self._is_boundary(data) and self._is_boundary(data + padded(size))
 
     def _is_boundary(self, offset: int) -> bool:
@@ -281,10 +319,16 @@ class _Walk:
         try:
             if len(data) < header.size or not data:
                 raise Damaged("it is cut")
-            records = [(LONG_NAMES[header.kind], data)] if header.kind in LONG_NAMES else parse_pax(data)
+            records = (
+                [(LONG_NAMES[header.kind], data)] if header.kind in LONG_NAMES else parse_pax(data)
+            )
         except Damaged:
             if header.kind == tarfile.XGLTYPE:
-                self._add_gap(offset, offset + BLOCK + padded(header.size), "a global extended header is damaged")
+                self._add_gap(
+                    offset,
+                    offset + BLOCK + padded(header.size),
+                    "a global extended header is damaged",
+                )
                 return
             self.extended = self.extended or _Extended(offset)
             self.extended.damaged = True
@@ -294,13 +338,18 @@ class _Walk:
             return
         self.extended = self.extended or _Extended(offset)
         self.extended.values |= dict(records)
-        self.extended.sparse += [value for key, value in records if key in ("GNU.sparse.offset", "GNU.sparse.numbytes")]
+        self.extended.sparse += [
+            value for key, value in records if key in ("GNU.sparse.offset", "GNU.sparse.numbytes")
+        ]
 
     def _pass_zeros(self, start: int, offset: int) -> None:
-        """Two blocks of zeros or more are an end mark, after which another archive may follow; one block is damage."""
+        """Two blocks of zeros or more are an end mark, after which another archive may follow; one
+        block is damage."""
         self.last = None
         if self.extended is not None:
-            self._add_gap(self.extended.start, start, "an extended header is not followed by its member")
+            self._add_gap(
+                self.extended.start, start, "an extended header is not followed by its member"
+            )
             self.extended = None
         if offset - start >= 2 * BLOCK:
             self.defaults = {}
@@ -308,11 +357,13 @@ class _Walk:
             self._add_gap(start, offset, "a header is overwritten with zeros")
 
     def _pass_damage(self, offset: int, *, after_end: bool) -> int:
-        """Report what stands at `offset` in place of a header; return the offset of the next header, or the end."""
+        """Report what stands at `offset` in place of a header; return the offset of the next
+        header, or the end."""
         start = offset if self.extended is None else self.extended.start
         last, self.last, self.extended = self.last, None, None
-        # Bytes that were lost or added inside a member move all that follows, so that the next header may stand before
-        # `offset`, or at no multiple of a block. An archive inside the archive has headers of its own.
+        # Bytes that were lost or added inside a member move all that follows, so that the next
+        # header may stand before `offset`, or at no multiple of a block. An archive inside the
+        # archive has headers of its own.
         if last is not None and parse_header(self.read(last[1], BLOCK)) is not None:
             last = None
         found = self._find_header(offset if last is None else last[1])
@@ -331,7 +382,10 @@ class _Walk:
         """The bytes of a member are not all there, or there are more of them."""
         key = normalize(name)
         if is_picture(name) and key in self.listing.entries:
-            error = f"{self.path} has lost or gained bytes inside its member {printable(name)}; copy or make the archive again."
+            error = (
+                f"{self.path} has lost or gained bytes inside its member {printable(name)}; copy or"
+                " make the archive again."
+            )
             self.listing.entries[key] = Unreadable(name, error)
         else:
             self._add_gap(data, found, f"bytes were lost or added inside {printable(name)}")
@@ -350,7 +404,10 @@ class _Walk:
             place = data.find(MAGIC, MAGIC_OFFSET)
             while place >= 0:
                 begin = place - MAGIC_OFFSET
-                if _may_be_header(data, begin) and parse_header(self.read(start + begin, BLOCK)) is not None:
+                if (
+                    _may_be_header(data, begin)
+                    and parse_header(self.read(start + begin, BLOCK)) is not None
+                ):
                     return start + begin
                 place = data.find(MAGIC, place + 1)
             start += len(data) - MAGIC_OFFSET - len(MAGIC) + 1
@@ -361,13 +418,17 @@ class _Walk:
         """Search in an archive of version 7, which has no magic: blocks with a right checksum."""
         while data := self.read(start, MAX_SCAN):
             for begin in range(0, len(data), BLOCK):
-                if _may_be_header(data, begin) and parse_header(data[begin : begin + BLOCK]) is not None:
+                if (
+                    _may_be_header(data, begin)
+                    and parse_header(data[begin : begin + BLOCK]) is not None
+                ):
                     return start + begin
             start += len(data)
         return None
 
     def _skip_zeros(self, offset: int) -> int:
-        """Return the offset of the first block that is not all zeros, counted from `offset`; or the end."""
+        """Return the offset of the first block that is not all zeros, counted from `offset`; or the
+        end."""
         num_bytes = MIN_SCAN
         while data := self.read(offset, num_bytes):
             if rest := data.lstrip(b"\0"):
@@ -383,20 +444,34 @@ class _Walk:
         name, data, end = self.last
         if end > self.end:
             if not is_picture(name):
-                self._add_gap(data, self.end, f"the archive ends inside its member {printable(name)}; it is truncated")
+                self._add_gap(
+                    data,
+                    self.end,
+                    f"the archive ends inside its member {printable(name)}; it is truncated",
+                )
         elif end < self.end:
-            self._add_gap(end, self.end, f"the archive ends in the block after {printable(name)}; it may be truncated")
+            self._add_gap(
+                end,
+                self.end,
+                f"the archive ends in the block after {printable(name)}; it may be truncated",
+            )
 
     def _add_gap(self, start: int, end: int, what: str) -> None:
         end = min(end, self.end)
-        sentence = f"{self.path} is damaged from byte {start:,} to {end:,}: {what}. Copy or make the archive again."
+        sentence = (
+            f"{self.path} is damaged from byte {start:,} to {end:,}: {what}. Copy or make the"
+            " archive again."
+        )
         self.listing.gaps[start, end] = sentence
 
 
 def dangling(path: Path, link: SymbolicLink, *, to_link: bool = False) -> Unreadable:
-    """Return what becomes of a link to something that is not in the archive, or to a link that leads nowhere."""
+    """Return what becomes of a link to something that is not in the archive, or to a link that
+    leads nowhere."""
     trouble = "is itself a link that leads to no file" if to_link else "is not in the archive"
-    error = f"{printable(link.name)} in {path} is a link to {printable(link.target)}, which {trouble}."
+    error = (
+        f"{printable(link.name)} in {path} is a link to {printable(link.target)}, which {trouble}."
+    )
     return Unreadable(link.name, error)
 
 
@@ -405,5 +480,6 @@ def _parts(path: str) -> list[str]:
 
 
 def _may_be_header(data: bytes, begin: int) -> bool:
-    """Whether the field of the checksum has digits: rules out nearly all that is no header, quickly."""
+    """Whether the field of the checksum has digits: rules out nearly all that is no header,
+    quickly."""
     return data[begin + 148 : begin + 156].strip(b" \0").isdigit()

@@ -1,6 +1,8 @@
-"""The files below a folder: which are items, which are containers, what cannot be read, and what is passed over.
+"""The files below a folder: which are items, which are containers, what cannot be read, and what is
+passed over.
 
-Folders that featkit wrote are passed over, so that a run whose `--out` lies inside its pictures reads only pictures.
+Folders that featkit wrote are passed over, so that a run whose `--out` lies inside its pictures
+reads only pictures.
 """
 
 from __future__ import annotations
@@ -29,7 +31,11 @@ OWN_FOLDERS = (
     {"photos.index", "listing.json"},  # what the demo keeps
 )
 GALLERY = re.compile(r"gallery-[0-9a-f]{16}")  # the demo's sample pictures in its cache
-OWN_FOLDER, LINKED_FOLDER, LINKED_FILE = "featkit folder", "link to a folder", "link to a file already taken"
+OWN_FOLDER, LINKED_FOLDER, LINKED_FILE = (
+    "featkit folder",
+    "link to a folder",
+    "link to a file already taken",
+)
 LINKED_ABOVE, READ_ALREADY, DISAPPEARED = (
     "link to a folder above",
     "link to a folder already read",
@@ -41,11 +47,14 @@ SHOWN_PATH, SHOWN_FOLDER = 200, 80  # characters of a path in a sentence
 
 @dataclass
 class Listing:
-    """What lies below a folder. Paths are relative to it with `/`; those of folders in `failed` end with `/`."""
+    """What lies below a folder. Paths are relative to it with `/`; those of folders in `failed` end
+    with `/`."""
 
     paths: list[str] = field(default_factory=list)
-    containers: list[str] = field(default_factory=list)  # archives and Parquet files, by their suffixes
-    failed: dict[str, str] = field(default_factory=dict)  # the sentence of each folder that cannot be listed
+    # archives and Parquet files, by their suffixes
+    containers: list[str] = field(default_factory=list)
+    # the sentence of each folder that cannot be listed
+    failed: dict[str, str] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
 
     @property
@@ -57,8 +66,9 @@ class Listing:
 def list_folder(root: Path, selection: Selection) -> Listing:
     """List the items below `root`, in any order. InputError where `root` itself cannot be listed.
 
-    A link to a file is an item unless the file is one by another name. Links to folders are followed only with
-    `selection.follow_links`, after all folders that are there themselves, and each folder is read once.
+    A link to a file is an item unless the file is one by another name. Links to folders are
+    followed only with `selection.follow_links`, after all folders that are there themselves, and
+    each folder is read once.
     """
     walk = _Walk(root, selection)
     walk.folder("", walk.real_root)
@@ -98,7 +108,9 @@ class _Walk:
                 self._skip(OWN_FOLDER, folder)
             else:
                 # Last first, since the last one is taken from `waiting` first.
-                for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True):
+                for entry in sorted(
+                    entries, key=lambda entry: os.fsencode(entry.name), reverse=True
+                ):
                     path = f"{folder}/{entry.name}" if folder else entry.name
                     if not _is_folder(entry):
                         self._file(path, is_link=entry.is_symlink())
@@ -106,7 +118,8 @@ class _Walk:
                         (self._folder_links if entry.is_symlink() else waiting).append(path)
 
     def links_to_folders(self) -> None:
-        """Follow the links to folders, and those found there; none that holds the root. Else count them."""
+        """Follow the links to folders, and those found there; none that holds the root. Else count
+        them."""
         while self._folder_links:
             links, self._folder_links = sorted(self._folder_links), []
             for link in links:
@@ -120,7 +133,8 @@ class _Walk:
                     self.folder(link, real)
 
     def links_to_files(self) -> None:
-        """Make items of links to files, except those whose file is an item already, by its own name or another link."""
+        """Make items of links to files, except those whose file is an item already, by its own name
+        or another link."""
         self._links_to(self._file_links, self.listing.paths)
         self._links_to(self._container_links, self.listing.containers)
 
@@ -142,7 +156,9 @@ class _Walk:
 
     def _file(self, path: str, *, is_link: bool) -> None:
         container = suffix_of(path) in CONTAINER_SUFFIXES
-        reason = self.selection.skip_container(path) if container else self.selection.skip_file(path)
+        reason = (
+            self.selection.skip_container(path) if container else self.selection.skip_file(path)
+        )
         if reason is None and container:
             (self._container_links if is_link else self.listing.containers).append(path)
         elif reason is not None:
@@ -157,7 +173,8 @@ class _Walk:
         return reason is None
 
     def _scan(self, folder: str) -> list[os.DirEntry[str]]:
-        """The entries of a folder, as far as they can be read; what stops it is noted in the listing."""
+        """The entries of a folder, as far as they can be read; what stops it is noted in the
+        listing."""
         found: list[os.DirEntry[str]] = []
         try:
             with os.scandir(self.root / folder) as entries:
@@ -165,7 +182,8 @@ class _Walk:
         except OSError as error:
             if not folder:
                 raise InputError(
-                    f"{self.root} cannot be opened: {_reason(error)}. Make it readable, or name another folder."
+                    f"{self.root} cannot be opened: {_reason(error)}. Make it readable, or name"
+                    " another folder."
                 ) from error
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
                 self._skip(DISAPPEARED, folder)
@@ -189,7 +207,11 @@ class _Walk:
 def is_own_folder(path: str, names: Set[str]) -> bool:
     """Whether featkit wrote the folder, by the names of what is in it."""
     name = path.rpartition("/")[2]
-    return any(own <= names for own in OWN_FOLDERS) or TEMPORARY_MARK in name or GALLERY.fullmatch(name) is not None
+    return (
+        any(own <= names for own in OWN_FOLDERS)
+        or TEMPORARY_MARK in name
+        or GALLERY.fullmatch(name) is not None
+    )
 
 
 def _cannot_open(folder: Path, error: OSError) -> str:
@@ -197,10 +219,13 @@ def _cannot_open(folder: Path, error: OSError) -> str:
     shown = path if len(path) <= SHOWN_PATH else f"{path[:SHOWN_PATH]}..."
     if error.errno == errno.ENAMETOOLONG:
         return (
-            f"{shown} cannot be opened: its path of {len(os.fsencode(folder)):,} bytes is longer than the system allows. "
-            "Shorten the names of the folders above it."
+            f"{shown} cannot be opened: its path of {len(os.fsencode(folder)):,} bytes is longer"
+            " than the system allows. Shorten the names of the folders above it."
         )
-    return f"{shown} cannot be opened: {_reason(error)}. Make it readable, or leave it out with --exclude."
+    return (
+        f"{shown} cannot be opened: {_reason(error)}. Make it readable, or leave it out with"
+        " --exclude."
+    )
 
 
 def _reason(error: OSError) -> str:
@@ -208,7 +233,8 @@ def _reason(error: OSError) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; what cannot be looked at is a file, and says so when it is read."""
+    """Whether it is a folder or a link to one; what cannot be looked at is a file, and says so when
+    it is read."""
     try:
         return entry.is_dir()
     except OSError:

@@ -1,11 +1,13 @@
-"""Generations of small networks on 1,000 labelled pictures of CIFAR-10: three seeds of a ResNet, one of a ViT.
+"""Generations of small networks on 1,000 labelled pictures of CIFAR-10: three seeds of a ResNet,
+one of a ViT.
 
-The first network, BAN-1 to BAN-3, CWTM and DKPP of the first network, and ensembles; accuracy on 5,000 test pictures. Then what
-a step costs without a teacher, with one that is asked, and with logits that were kept. Arguments: NETWORK.
-Results are written after every course. Run: python tests/benchmarks/bench_born_again.py [--quick]   (24 trainings of 90 s)
+The first network, BAN-1 to BAN-3, CWTM and DKPP of the first network, and ensembles; accuracy on
+5,000 test pictures. Then what a step costs without a teacher, with one that is asked, and with
+logits that were kept. Arguments: NETWORK. Results are written after every course. Run: python
+tests/benchmarks/bench_born_again.py [--quick]   (24 trainings of 90 s)
 
-The paper on CIFAR-100 (arXiv 1805.04770, its tables): DenseNet-112-33 error 18.25, then 17.61, 17.22, 16.59, three together
-15.68; a Wide ResNet-28-5 gets worse.
+The paper on CIFAR-100 (arXiv 1805.04770, its tables): DenseNet-112-33 error 18.25, then 17.61,
+17.22, 16.59, three together 15.68; a Wide ResNet-28-5 gets worse.
 """
 
 from __future__ import annotations
@@ -34,7 +36,15 @@ from featkit_train.methods import Lessons
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.watching.standing import Row
 from featkit_train.weights import CLASSIFIER_FILE, load_classifier
-from tests.benchmarks.labelled import Cifar, config_of, figures_of, for_training, open_cifar, spread, steps_in
+from tests.benchmarks.labelled import (
+    Cifar,
+    config_of,
+    figures_of,
+    for_training,
+    open_cifar,
+    spread,
+    steps_in,
+)
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.record import arguments, is_quick, write_result
 
@@ -46,14 +56,18 @@ GENERATIONS = 3
 
 def course(config: TrainConfig, cifar: Cifar, out: Path) -> dict[str, Row]:
     """The first network, its generations and ensembles, by name."""
-    return {row.name: row for row in born_again(config, [cifar.labelled], out, held_out=cifar.test).rows}
+    return {
+        row.name: row for row in born_again(config, [cifar.labelled], out, held_out=cifar.test).rows
+    }
 
 
 def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Path) -> Row:
     """A student of the first network by another way of teaching, judged as the course's are."""
     teacher, info, classes = load_classifier(first / CLASSIFIER_FILE)
     taught = dataclasses.replace(config, knowledge=dataclasses.replace(config.knowledge, mode=mode))  # type: ignore[arg-type]
-    taught = dataclasses.replace(taught, run=dataclasses.replace(taught.run, seed=config.run.seed + 1))
+    taught = dataclasses.replace(
+        taught, run=dataclasses.replace(taught.run, seed=config.run.seed + 1)
+    )
     lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher)
     watched = subset(parted.held_out, range(0, len(parted.held_out), 10))
     train(taught, [parted.learnt], out, held_out=watched, lessons=lessons)
@@ -65,7 +79,9 @@ def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Pa
 def table(network: str, cifar: Cifar, folder: Path) -> None:
     """All rows over the seeds."""
     rows: dict[str, list[Row]] = {}
-    plain = config_of("born-again", network, f"born_again.generations={GENERATIONS}", "born_again.patience=99")
+    plain = config_of(
+        "born-again", network, f"born_again.generations={GENERATIONS}", "born_again.patience=99"
+    )
     steps = steps_in(SECONDS, plain, cifar, folder / f"{network} warm")
     figures: dict[str, Any] = {"steps of a training": steps}
     for seed in SEEDS[network]:
@@ -74,20 +90,26 @@ def table(network: str, cifar: Cifar, folder: Path) -> None:
         found = course(config, cifar, out)
         parted = part([cifar.labelled], config, held_out=cifar.test)
         for mode in ("cwtm", "dkpp"):
-            found[mode] = variant(mode, config, parted, out / "generation-0", folder / f"{network}-{seed}-{mode}")
+            found[mode] = variant(
+                mode, config, parted, out / "generation-0", folder / f"{network}-{seed}-{mode}"
+            )
         for name, row in found.items():
             rows.setdefault(name, []).append(row)
         seconds = [row.seconds for row in found.values() if row.seconds is not None]
         figures["seconds of steps, by generation"] = [round(each, 1) for each in seconds]
         for name, of in rows.items():
             figures[f"{name}, accuracy in %"] = spread([row.accuracy for row in of])
-        figures["all figures"] = {name: [figures_of(row) for row in of] for name, of in rows.items()}
+        figures["all figures"] = {
+            name: [figures_of(row) for row in of] for name, of in rows.items()
+        }
         write_result(f"born_again_{network}", figures)
 
 
 def cost(network: str, cifar: Cifar, folder: Path) -> None:
     """Pictures a second of three ways in turn, and what keeping logits of every view takes once."""
-    config = config_of("born-again", network, "run.steps=1000", "crops.fixed_views=4", "run.workers=1")
+    config = config_of(
+        "born-again", network, "run.steps=1000", "crops.fixed_views=4", "run.workers=1"
+    )
     parted = part([cifar.labelled], config, held_out=cifar.test)
     teacher = _drawn_teacher(config, parted)
     started = time.perf_counter()
@@ -114,7 +136,9 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
         f"born_again_cost_{network}",
         {
             **{f"images/s, {name}": round(statistics.median(of), 1) for name, of in rates.items()},
-            "kept over asked, median of pairs": round(statistics.median(b / a for a, b in zip(asked, kept, strict=True)), 2),
+            "kept over asked, median of pairs": round(
+                statistics.median(b / a for a, b in zip(asked, kept, strict=True)), 2
+            ),
             "seconds to keep 4 views of 1,000 pictures": round(keeping, 1),
             "raw": rates,
         },

@@ -1,7 +1,9 @@
-"""What half an hour on 10,000 small pictures teaches: CIFAR-10 by 20 neighbours, as a curve, beside raw pixels.
+"""What half an hour on 10,000 small pictures teaches: CIFAR-10 by 20 neighbours, as a curve, beside
+raw pixels.
 
-Learnt from the first training shard at 32×32 without labels; accuracy on the 5,000 test pictures by the shard's own labels.
-Run: python tests/benchmarks/bench_cifar.py [MINUTES] [METHOD] [--quick]        (30 minutes and the measurements)
+Learnt from the first training shard at 32×32 without labels; accuracy on the 5,000 test pictures by
+the shard's own labels. Run: python tests/benchmarks/bench_cifar.py [MINUTES] [METHOD] [--quick]
+(30 minutes and the measurements)
 """
 
 from __future__ import annotations
@@ -32,14 +34,21 @@ NEIGHBOURS = 20
 MINUTES = 0.2 if is_quick() else 30.0
 WARM_STEPS = 3 if is_quick() else 15
 MARKS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the time, when it is measured
-# The tiny recipe for pictures of 32 pixels: patches of 4, half the width, prototypes for 10,000 pictures; DINO's colours and
-# temperature, and nothing turned, were the best of a dozen trials of minutes.
+# The tiny recipe for pictures of 32 pixels: patches of 4, half the width, prototypes for 10,000
+# pictures; DINO's colours and temperature, and nothing turned, were the best of a dozen trials of
+# minutes.
 SETTINGS = (
     "crops.global_size=32",
     "crops.local_size=16",
     "crops.rotation_degrees=0",
-    "colour={hue: 0.1, grey_probability: 0.2, blur_probability: [0, 0, 0], solarise_probability: [0, 0, 0]}",
-    "model={patch: 4, width: 96, depth: 4, num_heads: 3, mlp_width: 384, position_grid: 8, position_offset: 0.0}",
+    (
+        "colour={hue: 0.1, grey_probability: 0.2, blur_probability: [0, 0, 0],"
+        " solarise_probability: [0, 0, 0]}"
+    ),
+    (
+        "model={patch: 4, width: 96, depth: 4, num_heads: 3, mlp_width: 384, position_grid: 8,"
+        " position_offset: 0.0}"
+    ),
     "dino.head.num_prototypes=1024",
     "dino.teacher_temp=0.04",
     "dino.teacher_temp_end=0.04",
@@ -77,7 +86,11 @@ def main() -> None:
         rate = warm.images_per_s(WARM_STEPS - WARM_STEPS // 3)
         config = config_of(method, max(len(MARKS), int(minutes * 60 * rate / warm.images)))
         loop = FeatkitLoop(config, train, Path(name))
-        figures: dict[str, object] = {"method": method, "settings": list(SETTINGS), "images/s": round(rate, 1)}
+        figures: dict[str, object] = {
+            "method": method,
+            "settings": list(SETTINGS),
+            "images/s": round(rate, 1),
+        }
         marks = [round(share * config.run.steps) for share in MARKS]
         spent = 0.0
         for before, mark in itertools.pairwise([0, *marks]):

@@ -1,4 +1,5 @@
-"""What a color profile costs when a photograph is decoded for embedding: the same pixels with and without one, in turn.
+"""What a color profile costs when a photograph is decoded for embedding: the same pixels with and
+without one, in turn.
 
 Run: python tests/benchmarks/bench_color.py
 """
@@ -26,7 +27,9 @@ PICTURES, ROUNDS = (4, 1) if is_quick() else (120, 9)
 def with_profile(data: bytes, profile: bytes | None) -> bytes:
     """The JPEG again, its pixels unchanged, with this profile or none."""
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(data)).convert("RGB").save(buffer, "JPEG", quality=90, icc_profile=profile)
+    Image.open(io.BytesIO(data)).convert("RGB").save(
+        buffer, "JPEG", quality=90, icc_profile=profile
+    )
     return buffer.getvalue()
 
 

@@ -1,8 +1,10 @@
-"""Crops of two sizes through a ViT: one forward pass for each size, as featkit does it, or one pass for all.
+"""Crops of two sizes through a ViT: one forward pass for each size, as featkit does it, or one pass
+for all.
 
-In one pass, tokens of all crops stand in one row for norms and linear layers, and only attention is by size; DINOv2's released
-code does so with nested tensors. Both compute the same, which is checked first. Times are of forward and backward of a student.
-Run: python tests/benchmarks/bench_crops.py [--quick]
+In one pass, tokens of all crops stand in one row for norms and linear layers, and only attention is
+by size; DINOv2's released code does so with nested tensors. Both compute the same, which is checked
+first. Times are of forward and backward of a student. Run: python tests/benchmarks/bench_crops.py
+[--quick]
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "2 of 64 and 4 of 32, patch 8, width 192": Setting(
-        ViTConfig(patch=8, width=192, depth=6, num_heads=3, mlp_width=768, position_grid=8), ((2, 64), (4, 32)), 64
+        ViTConfig(patch=8, width=192, depth=6, num_heads=3, mlp_width=768, position_grid=8),
+        ((2, 64), (4, 32)),
+        64,
     ),
     "2 of 224 and 8 of 96, ViT-S/16": Setting(ViTConfig(), ((2, 224), (8, 96)), 4),
 }
@@ -57,7 +61,8 @@ def pass_a_size(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Te
 
 
 def one_pass(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Tensor]:
-    """The same with all tokens in one row (1, sum of B * N, D), of learned positions, without noise."""
+    """The same with all tokens in one row (1, sum of B * N, D), of learned positions, without
+    noise."""
     tokens = [backbone.tokenise(images)[0] for images in crops]
     shapes = [part.shape[:2] for part in tokens]
     row = torch.cat([part.flatten(0, 1) for part in tokens])
@@ -70,7 +75,8 @@ def one_pass(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Tenso
 
 
 def attend_by_size(attention: Attention, row: Tensor, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """(sum of B * N, D) to the same: linear layers of all at once, attention among the tokens of a crop."""
+    """(sum of B * N, D) to the same: linear layers of all at once, attention among the tokens of a
+    crop."""
     config = attention.config
     mixed = []
     for part, shape in split(attention.qkv(row), shapes):
@@ -98,20 +104,36 @@ def draw_crops(setting: Setting, *, device: torch.device) -> list[Tensor]:
     return [torch.randn(size, generator=generator).to(device) for size in sizes]
 
 
-def greatest_differences(backbone: VisionTransformer, crops: Sequence[Tensor]) -> tuple[float, float]:
+def greatest_differences(
+    backbone: VisionTransformer, crops: Sequence[Tensor]
+) -> tuple[float, float]:
     """Between the two passes in float32: of outputs, and of all gradients relative to the largest."""
     outs, gradients = [], []
     for forward in (pass_a_size, one_pass):
         backbone.zero_grad(set_to_none=True)
         outs.append(forward(backbone, crops))
         loss_of(outs[-1]).backward()
-        parameters = (parameter for parameter in backbone.parameters() if parameter.grad is not None)
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]))
-    of_outputs = max(float((one - other).detach().abs().max()) for one, other in zip(*outs, strict=True))
+        parameters = (
+            parameter for parameter in backbone.parameters() if parameter.grad is not None
+        )
+        gradients.append(
+            torch.cat(
+                [parameter.grad.flatten() for parameter in parameters if parameter.grad is not None]
+            )
+        )
+    of_outputs = max(
+        float((one - other).detach().abs().max()) for one, other in zip(*outs, strict=True)
+    )
     return of_outputs, float((gradients[0] - gradients[1]).abs().max() / gradients[0].abs().max())
 
 
-def seconds(forward: Pass, backbone: VisionTransformer, crops: Sequence[Tensor], *, dtype: torch.dtype | None) -> float:
+def seconds(
+    forward: Pass,
+    backbone: VisionTransformer,
+    crops: Sequence[Tensor],
+    *,
+    dtype: torch.dtype | None,
+) -> float:
     """Of forward and backward."""
     device = crops[0].device
     backbone.zero_grad(set_to_none=True)
@@ -133,22 +155,32 @@ def main() -> None:
     for name, setting in SETTINGS.items():
         torch.manual_seed(0)
         backbone = VisionTransformer(setting.model).to(device)
-        crops = draw_crops(setting._replace(batch=1 if is_quick() else setting.batch), device=device)
+        crops = draw_crops(
+            setting._replace(batch=1 if is_quick() else setting.batch), device=device
+        )
         differences = greatest_differences(backbone, [images[:4] for images in crops])
         assert max(differences) < TOLERANCE, f"the two passes differ by {differences}"
-        figures[f"{name}: greatest difference of outputs, gradients"] = [float(f"{value:.1e}") for value in differences]
+        figures[f"{name}: greatest difference of outputs, gradients"] = [
+            float(f"{value:.1e}") for value in differences
+        ]
         for dtype in dict.fromkeys((None, native)):
             for forward in (pass_a_size, one_pass):
                 seconds(forward, backbone, crops, dtype=dtype)
             ours, theirs = alternate(
-                lambda crops=crops, dtype=dtype, of=backbone: seconds(pass_a_size, of, crops, dtype=dtype),  # type: ignore[misc]
-                lambda crops=crops, dtype=dtype, of=backbone: seconds(one_pass, of, crops, dtype=dtype),  # type: ignore[misc]
+                lambda crops=crops, dtype=dtype, of=backbone: seconds(
+                    pass_a_size, of, crops, dtype=dtype
+                ),  # type: ignore[misc]
+                lambda crops=crops, dtype=dtype, of=backbone: seconds(
+                    one_pass, of, crops, dtype=dtype
+                ),  # type: ignore[misc]
                 rounds=ROUNDS,
             )
             precision = "float32" if dtype is None else str(dtype).removeprefix("torch.")
             figures[f"{name}, {precision}: a pass a size, s"] = [round(value, 4) for value in ours]
             figures[f"{name}, {precision}: one pass, s"] = [round(value, 4) for value in theirs]
-            figures[f"{name}, {precision}: median of one pass over a pass a size"] = round(median_ratio(theirs, ours), 3)
+            figures[f"{name}, {precision}: median of one pass over a pass a size"] = round(
+                median_ratio(theirs, ours), 3
+            )
     write_result("crops", figures)
 
 

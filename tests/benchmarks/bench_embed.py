@@ -1,8 +1,9 @@
-"""`featkit embed` beside the work-conserving ceiling 1 / (1 / session + 1 / decode), for a ViT-S/14 at 224 with random weights.
+"""`featkit embed` beside the work-conserving ceiling 1 / (1 / session + 1 / decode), for a ViT-S/14
+at 224 with random weights.
 
-session: pictures a second of inference alone, all processors, by whichever is faster of one session with all threads and of
-one-threaded calls side by side. decode: pictures a second of read, decode, thumbnail and resize alone, all processors.
-Run: python tests/benchmarks/bench_embed.py
+session: pictures a second of inference alone, all processors, by whichever is faster of one session
+with all threads and of one-threaded calls side by side. decode: pictures a second of read, decode,
+thumbnail and resize alone, all processors. Run: python tests/benchmarks/bench_embed.py
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ VIT_S_14 = PUBLISHED["dinov2_vits14"]
 def make_model(folder: Path) -> Path:
     """A ViT-S/14 with random weights as a model file."""
     torch.manual_seed(0)
-    info = BackboneInfo(name="vits14-random", family="dinov2", geometry=VIT_S_14.geometry, licence="none")
-    save_backbone(folder / "backbone.safetensors", VisionTransformer(ViTConfig(**VIT_S_14.arch)), info)
+    info = BackboneInfo(
+        name="vits14-random", family="dinov2", geometry=VIT_S_14.geometry, licence="none"
+    )
+    save_backbone(
+        folder / "backbone.safetensors", VisionTransformer(ViTConfig(**VIT_S_14.arch)), info
+    )
     export_model(folder, folder / "m.onnx")
     return folder / "m.onnx"
 

@@ -1,8 +1,10 @@
-"""`featkit embed` of this checkout beside that of another one, over the 600 photographs, as whole processes in turn.
+"""`featkit embed` of this checkout beside that of another one, over the 600 photographs, as whole
+processes in turn.
 
-As they are, 163 of them with a color profile, of which 56 are of another space than sRGB; and without profiles, where a version
-that converts profiles must not be slower by more than noise. featkit-tiny on ONNX Runtime and on the default engine.
-Run: python tests/benchmarks/bench_embed_versions.py OTHER_CHECKOUT
+As they are, 163 of them with a color profile, of which 56 are of another space than sRGB; and
+without profiles, where a version that converts profiles must not be slower by more than noise.
+featkit-tiny on ONNX Runtime and on the default engine. Run: python
+tests/benchmarks/bench_embed_versions.py OTHER_CHECKOUT
 """
 
 from __future__ import annotations
@@ -32,7 +34,17 @@ def seconds(checkout: Path, photos: Path, out: Path, options: tuple[str, ...]) -
     folders = [checkout, *(checkout / name for name in ("train", "export", "demo"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed is compiled
-    command = [sys.executable, "-m", "featkit", "embed", str(photos), "--out", str(out), "--quiet", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "featkit",
+        "embed",
+        str(photos),
+        "--out",
+        str(out),
+        "--quiet",
+        *options,
+    ]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=checkout)
     return time.perf_counter() - started
@@ -55,23 +67,42 @@ def main() -> None:
     if data is None:
         raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
     if not arguments():
-        raise SystemExit("Name the other checkout: python tests/benchmarks/bench_embed_versions.py OTHER_CHECKOUT")
+        raise SystemExit(
+            "Name the other checkout: python tests/benchmarks/bench_embed_versions.py"
+            " OTHER_CHECKOUT"
+        )
     other = Path(arguments()[0]).resolve()
     figures: dict[str, object] = {"rounds": ROUNDS, "target ratio, at most": 1.03}
     with tempfile.TemporaryDirectory() as name:
-        folders = {"as they are": data / "photos", "no profiles": without_profiles(data / "photos", Path(name) / "plain")}
+        folders = {
+            "as they are": data / "photos",
+            "no profiles": without_profiles(data / "photos", Path(name) / "plain"),
+        }
         for run, (kind, photos) in itertools.product(RUNS, folders.items()):
             numbers = itertools.count()
 
-            def measure(checkout: Path, run: str = run, photos: Path = photos, numbers: Iterator[int] = numbers) -> float:
-                return seconds(checkout, photos, Path(name) / f"{run[:4]}-{photos.name}-{next(numbers)}", RUNS[run])
+            def measure(
+                checkout: Path,
+                run: str = run,
+                photos: Path = photos,
+                numbers: Iterator[int] = numbers,
+            ) -> float:
+                return seconds(
+                    checkout,
+                    photos,
+                    Path(name) / f"{run[:4]}-{photos.name}-{next(numbers)}",
+                    RUNS[run],
+                )
 
             measure(HERE), measure(other)  # the pictures' pages, and what `auto` measures once
             now, before = alternate(lambda: measure(HERE), lambda: measure(other), rounds=ROUNDS)
             figures |= {
                 f"{run}, {kind}: seconds": [round(value, 3) for value in now],
                 f"{run}, {kind}: seconds, other checkout": [round(value, 3) for value in before],
-                f"{run}, {kind}: medians": [round(statistics.median(now), 3), round(statistics.median(before), 3)],
+                f"{run}, {kind}: medians": [
+                    round(statistics.median(now), 3),
+                    round(statistics.median(before), 3),
+                ],
                 f"{run}, {kind}: median of the pairs' ratios": round(median_ratio(now, before), 4),
             }
     write_result("embed_versions", figures)

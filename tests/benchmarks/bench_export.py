@@ -1,5 +1,6 @@
-"""What an exported ViT-S/14 costs: every engine and precision beside ONNX Runtime in fp32, more outputs, one size alone; and
-int8 of the shipped model, with the copies that it no longer finds. Random weights but for the shipped model.
+"""What an exported ViT-S/14 costs: every engine and precision beside ONNX Runtime in fp32, more
+outputs, one size alone; and int8 of the shipped model, with the copies that it no longer finds.
+Random weights but for the shipped model.
 
 Ratios are medians of alternating rounds in one run, one thread a call, two pictures a call.
 Run: python tests/benchmarks/bench_export.py
@@ -42,7 +43,11 @@ from tests.export.backbones import drawn_backbone
 ROUNDS, PICTURES_A_CALL, CALIBRATION = 15, 2, 64
 VIT_S_14 = PUBLISHED["dinov2_vits14"]
 INFO = BackboneInfo(
-    name="vits14-random", family="dinov2", geometry=VIT_S_14.geometry, licence="none", origin={"sha256": "drawn"}
+    name="vits14-random",
+    family="dinov2",
+    geometry=VIT_S_14.geometry,
+    licence="none",
+    origin={"sha256": "drawn"},
 )
 
 
@@ -65,19 +70,30 @@ def ratios(works: dict[str, Callable[[], object]], first: str) -> dict[str, floa
     return {name: round(times[first] / seconds, 3) for name, seconds in times.items()}
 
 
-def caller(model: Path, run: Run, images: np.ndarray, outputs: tuple[str, ...] = (EMBEDDING,)) -> Callable[[], object]:
+def caller(
+    model: Path, run: Run, images: np.ndarray, outputs: tuple[str, ...] = (EMBEDDING,)
+) -> Callable[[], object]:
     """A session with one thread, and a call of it."""
     backend = open_backend(model, run, threads=1)
     return lambda: backend.run(images, outputs=outputs)
 
 
-def cosines(works: dict[str, Path], run_of: dict[str, Run], images: np.ndarray, reference: str) -> dict[str, float]:
+def cosines(
+    works: dict[str, Path], run_of: dict[str, Run], images: np.ndarray, reference: str
+) -> dict[str, float]:
     """The least cosine of each session's vectors with the reference's."""
     vectors = {
-        name: Embedder(path, backend=run_of[name].backend, precision=run_of[name].precision).infer(images)
+        name: (
+            Embedder(path, backend=run_of[name].backend, precision=run_of[name].precision).infer(
+                images
+            )
+        )
         for name, path in works.items()
     }
-    return {name: round(float(np.einsum("nd,nd->n", found, vectors[reference]).min()), 6) for name, found in vectors.items()}
+    return {
+        name: round(float(np.einsum("nd,nd->n", found, vectors[reference]).min()), 6)
+        for name, found in vectors.items()
+    }
 
 
 def main() -> None:
@@ -90,7 +106,9 @@ def main() -> None:
     backbone = drawn_backbone(ViTConfig(**VIT_S_14.arch))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        plain, whole, fixed, int8 = (folder / f"{kind}.onnx" for kind in ("plain", "whole", "fixed", "int8"))
+        plain, whole, fixed, int8 = (
+            folder / f"{kind}.onnx" for kind in ("plain", "whole", "fixed", "int8")
+        )
         export_backbone(backbone, INFO, plain)
         export_backbone(backbone, INFO, whole, recipe=Recipe(outputs=OUTPUTS))
         export_backbone(backbone, INFO, fixed, size=(224, 224))
@@ -99,7 +117,11 @@ def main() -> None:
         prepared = np.stack([embedder.prepare(path) for path in photographs[: 2 * CALIBRATION]])
         model = onnx.load(plain)
         batches = (prepared[at : at + 4] for at in range(0, CALIBRATION, 4))
-        seal(quantise_static(model, observe_ranges(model, batches)), replace(read_manifest(plain), precision="int8"), int8)
+        seal(
+            quantise_static(model, observe_ranges(model, batches)),
+            replace(read_manifest(plain), precision="int8"),
+            int8,
+        )
 
         images = prepared[-PICTURES_A_CALL:]
         ort, ov, bf16 = Run("onnxruntime", "fp32"), Run("openvino", "fp32"), Run("openvino", "bf16")
@@ -109,18 +131,31 @@ def main() -> None:
         runs |= {"onnxruntime int8": ort8, "openvino int8": ov8}
         files = {name: int8 if name.endswith("int8") else plain for name in runs}
         sessions = {name: caller(files[name], run, images) for name, run in runs.items()}
-        figures["speed over onnxruntime fp32"] = ratios({**sessions, "torch": lambda: graph.run(images)}, "onnxruntime fp32")
-        figures["least cosine, 64 other photographs"] = cosines(files, runs, prepared[CALIBRATION:], "onnxruntime fp32")
+        figures["speed over onnxruntime fp32"] = ratios(
+            {**sessions, "torch": lambda: graph.run(images)}, "onnxruntime fp32"
+        )
+        figures["least cosine, 64 other photographs"] = cosines(
+            files, runs, prepared[CALIBRATION:], "onnxruntime fp32"
+        )
         for engine, run in (("onnxruntime fp32", ort), ("openvino bf16", bf16)):
             figures[f"time of all outputs over the embedding alone, {engine}"] = round(
-                1 / ratios({"one": caller(plain, run, images), "all": caller(whole, run, images, OUTPUTS)}, "one")["all"], 3
+                1
+                / ratios(
+                    {"one": caller(plain, run, images), "all": caller(whole, run, images, OUTPUTS)},
+                    "one",
+                )["all"],
+                3,
             )
             works = {"every": caller(plain, run, images[:1]), "one": caller(fixed, run, images[:1])}
-            figures[f"speed of one size alone, one picture, {engine}"] = ratios(works, "every")["one"]
+            figures[f"speed of one size alone, one picture, {engine}"] = ratios(works, "every")[
+                "one"
+            ]
         figures["operations a picture, GFLOP"] = round(2 * (multiply_adds(plain) or 0) / 1e9, 2)
         figures["matrix product of numpy, one thread, GFLOP/s"] = round(matrix_flops(1) / 1e9, 1)
 
-        shipped = lower(default_model_path(), folder / "tiny.onnx", precision="int8", pictures=data / "photos")
+        shipped = lower(
+            default_model_path(), folder / "tiny.onnx", precision="int8", pictures=data / "photos"
+        )
         figures["featkit-tiny in int8"] = shipped.quantisation
     write_result("export", figures)
 

@@ -1,7 +1,8 @@
-"""What a first run of 15 minutes on 400 photographs learns: copies on 200 others, beside raw pixels and no training at all.
+"""What a first run of 15 minutes on 400 photographs learns: copies on 200 others, beside raw pixels
+and no training at all.
 
-Pictures at 64×64, a ViT of width 192 and patch 8, the tiny recipe at as many steps as 15 minutes hold on this machine.
-Run: python tests/benchmarks/bench_first_run.py [MINUTES | --quick]
+Pictures at 64×64, a ViT of width 192 and patch 8, the tiny recipe at as many steps as 15 minutes
+hold on this machine. Run: python tests/benchmarks/bench_first_run.py [MINUTES | --quick]
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ WARM_STEPS = 1 if is_quick() else 10
 
 def tiny(steps: int) -> TrainConfig:
     """The tiny recipe at another length, without pauses for evaluation."""
-    return configure("dino", "tiny", [f"run.steps={steps}", "run.held_out=0", "run.evaluate_every=1000000"])
+    return configure(
+        "dino", "tiny", [f"run.steps={steps}", "run.held_out=0", "run.evaluate_every=1000000"]
+    )
 
 
 def recall(run: Path, held_out: Source, feature: Feature) -> dict[str, float]:
@@ -52,7 +55,9 @@ def main() -> None:
         assert untrained.steps == 1
         steps = int(minutes * 60 * WARM_STEPS / warm.seconds)
         started = time.perf_counter()
-        report = train(tiny(steps), [first], folder / "run", on_log=lambda log: print(log, flush=True))
+        report = train(
+            tiny(steps), [first], folder / "run", on_log=lambda log: print(log, flush=True)
+        )
         spent = time.perf_counter() - started
         figures = {
             "minutes": round(spent / 60, 1),

@@ -1,9 +1,12 @@
-"""On a GPU: DINO ViT-S/16 and DINOv2 ViT-L/14 in bfloat16, beside plain loops of lightly's parts in bfloat16 autocast.
+"""On a GPU: DINO ViT-S/16 and DINOv2 ViT-L/14 in bfloat16, beside plain loops of lightly's parts in
+bfloat16 autocast.
 
-Pictures a second with their data and of the step alone; the share of the chip's matrix rate (operations needed / time / peak);
-waiting for data; peak memory. featkit is measured with and without torch.compile, and the better counts. Loops run in turn at
-one batch size, which is halved until it fits all. Without a folder of pictures, drawn ones of 500 × 375 pixels are used.
-Run: python tests/benchmarks/bench_gpu.py [--pictures FOLDER] [--batch N]     (--cpu-check tries the path on a CPU, in seconds)
+Pictures a second with their data and of the step alone; the share of the chip's matrix rate
+(operations needed / time / peak); waiting for data; peak memory. featkit is measured with and
+without torch.compile, and the better counts. Loops run in turn at one batch size, which is halved
+until it fits all. Without a folder of pictures, drawn ones of 500 × 375 pixels are used. Run:
+python tests/benchmarks/bench_gpu.py [--pictures FOLDER] [--batch N]     (--cpu-check tries the path
+on a CPU, in seconds)
 """
 
 from __future__ import annotations
@@ -58,10 +61,22 @@ class Effort(NamedTuple):
     settings: Mapping[str, Sequence[str]]
 
 
-WORKS = {"DINO ViT-S/16": Work("dino", "dino_vits16", 256), "DINOv2 ViT-L/14": Work("dinov2", "dinov2_vitl14", 64)}
-WHOLE = Effort(warm_steps=6, steps=10, rounds=3, pictures=2000, square=8192, workers=usable_cpus(), settings={})
+WORKS = {
+    "DINO ViT-S/16": Work("dino", "dino_vits16", 256),
+    "DINOv2 ViT-L/14": Work("dinov2", "dinov2_vitl14", 64),
+}
+WHOLE = Effort(
+    warm_steps=6, steps=10, rounds=3, pictures=2000, square=8192, workers=usable_cpus(), settings={}
+)
 SMALL = (
-    *("model.width=24", "model.num_heads=2", "model.depth=2", "model.mlp_width=48", "model.patch=8", "model.position_grid=8"),
+    *(
+        "model.width=24",
+        "model.num_heads=2",
+        "model.depth=2",
+        "model.mlp_width=48",
+        "model.patch=8",
+        "model.position_grid=8",
+    ),
     *("crops.global_size=64", "crops.local_size=32", "crops.num_local=2"),
     "dino.head={num_prototypes: 16, hidden_width: 32, bottleneck_width: 16}",
 )
@@ -77,10 +92,17 @@ TRIED = Effort(
 )
 
 
-def config_of(work: Work, effort: Effort, *, batch: int, device: torch.device, compiled: bool) -> TrainConfig:
+def config_of(
+    work: Work, effort: Effort, *, batch: int, device: torch.device, compiled: bool
+) -> TrainConfig:
     """The recipe on one device at this batch."""
     settings = [
-        *(f"run.batch_size={batch}", f"run.workers={effort.workers}", f"run.device={device.type}", "run.precision=bfloat16"),
+        *(
+            f"run.batch_size={batch}",
+            f"run.workers={effort.workers}",
+            f"run.device={device.type}",
+            "run.precision=bfloat16",
+        ),
         *("run.held_out=0", "engine.shard=false", f"engine.compile={str(compiled).lower()}"),
         *effort.settings.get(work.method, ()),
     ]
@@ -89,7 +111,8 @@ def config_of(work: Work, effort: Effort, *, batch: int, device: torch.device, c
 
 @dataclass
 class Measured:
-    """Of one loop: pictures a second of each round, shares of the time spent waiting, and the most memory it had by itself."""
+    """Of one loop: pictures a second of each round, shares of the time spent waiting, and the most
+    memory it had by itself."""
 
     with_data: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
@@ -99,7 +122,10 @@ class Measured:
     def row(self, name: str, flops_a_picture: float, peaks: Mapping[str, float]) -> dict[str, Any]:
         """As a row of a table; medians."""
         with_data, alone = statistics.median(self.with_data), statistics.median(self.alone)
-        shares = {f"share of the {peak} rate": round(alone * flops_a_picture / rate, 3) for peak, rate in peaks.items()}
+        shares = {
+            f"share of the {peak} rate": round(alone * flops_a_picture / rate, 3)
+            for peak, rate in peaks.items()
+        }
         return {
             "loop": name,
             "images/s": round(with_data, 1),
@@ -111,7 +137,14 @@ class Measured:
 
 
 def make_loop(
-    name: str, work: Work, effort: Effort, source: Source, *, batch: int, device: torch.device, out: Path
+    name: str,
+    work: Work,
+    effort: Effort,
+    source: Source,
+    *,
+    batch: int,
+    device: torch.device,
+    out: Path,
 ) -> Loop[Any]:
     """A loop by its name."""
     config = config_of(work, effort, batch=batch, device=device, compiled=name == COMPILED)
@@ -121,7 +154,8 @@ def make_loop(
 
 
 def warm(loop: Loop[Any], *, steps: int, before: int) -> int:
-    """Steps to compile and to fill queues; bytes that the loop had at most, beyond the `before` of others."""
+    """Steps to compile and to fill queues; bytes that the loop had at most, beyond the `before` of
+    others."""
     on_gpu = loop.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(loop.device)
@@ -132,15 +166,23 @@ def warm(loop: Loop[Any], *, steps: int, before: int) -> int:
 def measure(
     work: Work, effort: Effort, source: Source, *, batch: int, device: torch.device
 ) -> tuple[dict[str, Measured], float]:
-    """Every loop at this batch, in turn, and the operations that a picture needs. OutOfMemoryError where it does not fit."""
-    names = [EAGER, *([COMPILED] if device.type == "cuda" else []), *([LIGHTLY] if has_lightly() else [])]
+    """Every loop at this batch, in turn, and the operations that a picture needs. OutOfMemoryError
+    where it does not fit."""
+    names = [
+        EAGER,
+        *([COMPILED] if device.type == "cuda" else []),
+        *([LIGHTLY] if has_lightly() else []),
+    ]
     loops: dict[str, Loop[Any]] = {}
     measured = {name: Measured() for name in names}
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            loops[name] = make_loop(name, work, effort, source, batch=batch, device=device, out=Path(folder))
-            if device.type == "cpu":  # sizes that small only lose by threads, most of all beside other work
+            loops[name] = make_loop(
+                name, work, effort, source, batch=batch, device=device, out=Path(folder)
+            )
+            # sizes that small only lose by threads, most of all beside other work
+            if device.type == "cpu":
                 torch.set_num_threads(1)
             measured[name].peak_bytes = warm(loops[name], steps=effort.warm_steps, before=before)
             free(device)
@@ -158,7 +200,8 @@ def measure(
 
 
 def rate_with_data(loop: Loop[Any], steps: int) -> tuple[float, float]:
-    """Pictures a second of twice the steps after as many that empty the queue, and the share of their time spent waiting."""
+    """Pictures a second of twice the steps after as many that empty the queue, and the share of
+    their time spent waiting."""
     loop.steps(steps)
     loop.waited_s = 0.0
     rate = loop.images_per_s(2 * steps)
@@ -176,7 +219,9 @@ def has_lightly() -> bool:
     return importlib.util.find_spec("lightly") is not None
 
 
-def measure_what_fits(work: Work, effort: Effort, source: Source, *, batch: int, device: torch.device) -> dict[str, Any]:
+def measure_what_fits(
+    work: Work, effort: Effort, source: Source, *, batch: int, device: torch.device
+) -> dict[str, Any]:
     """The measurement at the largest of batch, batch / 2, ... at which every loop fits."""
     while True:
         try:
@@ -195,19 +240,32 @@ def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> d
     """The figures of one method, printed as a table."""
     measured: dict[str, Measured] = found["measured"]
     rows = [each.row(loop, found["flops"], peaks) for loop, each in measured.items()]
-    print(f"\n{name}, {found['batch']} pictures a step, {found['flops'] / 1e9:.3g} GFLOP a picture\n" + markdown_table(rows))
-    best = max((loop for loop in measured if loop != LIGHTLY), key=lambda loop: statistics.median(measured[loop].alone))
+    print(
+        f"\n{name}, {found['batch']} pictures a step, {found['flops'] / 1e9:.3g} GFLOP a picture\n"
+        + markdown_table(rows)
+    )
+    best = max(
+        (loop for loop in measured if loop != LIGHTLY),
+        key=lambda loop: statistics.median(measured[loop].alone),
+    )
     figures: dict[str, Any] = {
         "pictures a step": found["batch"],
         "GFLOP a picture": float(f"{found['flops'] / 1e9:.4g}"),
         "loops": rows,
-        "rounds": {loop: {"with data": each.with_data, "alone": each.alone} for loop, each in measured.items()},
+        "rounds": {
+            loop: {"with data": each.with_data, "alone": each.alone}
+            for loop, each in measured.items()
+        },
         "the better of featkit": best,
     }
     if LIGHTLY in measured:
         for kind in ("with_data", "alone"):
-            pairs = zip(getattr(measured[best], kind), getattr(measured[LIGHTLY], kind), strict=True)
-            figures[f"median ratio to lightly, {kind.replace('_', ' ')}"] = round(statistics.median(a / b for a, b in pairs), 2)
+            pairs = zip(
+                getattr(measured[best], kind), getattr(measured[LIGHTLY], kind), strict=True
+            )
+            figures[f"median ratio to lightly, {kind.replace('_', ' ')}"] = round(
+                statistics.median(a / b for a, b in pairs), 2
+            )
         figures["target ratio"] = TARGET_RATIO
     if name in TARGET_SHARE:
         figures["target share of the peak"] = TARGET_SHARE[name]
@@ -215,14 +273,17 @@ def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> d
 
 
 def peaks_of(device: torch.device, effort: Effort) -> tuple[str, dict[str, float]]:
-    """The chip's name and its matrix rates in bfloat16: the data sheet's where it is known, and that of one large product."""
+    """The chip's name and its matrix rates in bfloat16: the data sheet's where it is known, and
+    that of one large product."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     known = chip_peak(name)
     measured = square_rate(effort.square, device=device, dtype=torch.bfloat16)
     return name, {**({"data sheet's": known} if known is not None else {}), "measured": measured}
 
 
-def run(effort: Effort, *, device: torch.device, pictures: Path | None, batch: int | None) -> dict[str, Any]:
+def run(
+    effort: Effort, *, device: torch.device, pictures: Path | None, batch: int | None
+) -> dict[str, Any]:
     """All figures."""
     started = time.perf_counter()
     chip, peaks = peaks_of(device, effort)
@@ -234,11 +295,17 @@ def run(effort: Effort, *, device: torch.device, pictures: Path | None, batch: i
         print("lightly is not installed, so featkit runs alone.")
     with tempfile.TemporaryDirectory() as folder:
         drawn = pictures is None
-        where = draw_folder(Path(folder), effort.pictures, height=375, width=500) if pictures is None else pictures
+        where = (
+            draw_folder(Path(folder), effort.pictures, height=375, width=500)
+            if pictures is None
+            else pictures
+        )
         source = open_source(where)
         figures["pictures"] = f"{len(source):,} {'drawn' if drawn else 'of a folder'}"
         for name, work in WORKS.items():
-            found = measure_what_fits(work, effort, source, batch=batch or work.batch, device=device)
+            found = measure_what_fits(
+                work, effort, source, batch=batch or work.batch, device=device
+            )
             figures[name] = report(name, found, peaks)
     figures["minutes"] = round((time.perf_counter() - started) / 60, 1)
     return figures
@@ -246,14 +313,22 @@ def run(effort: Effort, *, device: torch.device, pictures: Path | None, batch: i
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure and record, under the chip's name."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=Path, help="a folder, a list or anything featkit opens")
     parser.add_argument("--batch", type=int, help="pictures a step to begin with")
-    parser.add_argument("--cpu-check", action="store_true", help="try the path on a CPU, by tiny sizes; writes nothing")
+    parser.add_argument(
+        "--cpu-check",
+        action="store_true",
+        help="try the path on a CPU, by tiny sizes; writes nothing",
+    )
     asked = parser.parse_args(arguments)
     if asked.cpu_check:
         threads = torch.get_num_threads()
-        figures = run(TRIED, device=torch.device("cpu"), pictures=asked.pictures, batch=asked.batch or 4)
+        figures = run(
+            TRIED, device=torch.device("cpu"), pictures=asked.pictures, batch=asked.batch or 4
+        )
         torch.set_num_threads(threads)
         write_result("gpu", figures, keep=False)
         return figures

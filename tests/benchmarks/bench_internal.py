@@ -1,7 +1,9 @@
-"""Internal distillation of a small ResNet on 1,000 labelled pictures of CIFAR-10: each exit beside the plain network.
+"""Internal distillation of a small ResNet on 1,000 labelled pictures of CIFAR-10: each exit beside
+the plain network.
 
-Three seeds, trainings of the same number of steps; accuracy on 5,000 test pictures, pictures a second of each exit.
-Run: python tests/benchmarks/bench_internal.py [--quick]        (six trainings of 90 seconds)
+Three seeds, trainings of the same number of steps; accuracy on 5,000 test pictures, pictures a
+second of each exit. Run: python tests/benchmarks/bench_internal.py [--quick]        (six trainings
+of 90 seconds)
 
 The paper (arXiv 1905.08094) gains 2.65 points on average over five networks on CIFAR-100.
 """
@@ -20,7 +22,15 @@ import torch
 from featkit.resources import usable_cpus
 from featkit_train.labelled import born_again, internal
 from featkit_train.watching.standing import Row
-from tests.benchmarks.labelled import Cifar, config_of, figures_of, for_training, open_cifar, spread, steps_in
+from tests.benchmarks.labelled import (
+    Cifar,
+    config_of,
+    figures_of,
+    for_training,
+    open_cifar,
+    spread,
+    steps_in,
+)
 from tests.benchmarks.record import is_quick, write_result
 
 SEEDS = (0, 1, 2)
@@ -30,7 +40,9 @@ EXITS = "classifier.exits=[1, 2, 3]"
 
 def pair(seed: int, steps: int, cifar: Cifar, folder: Path) -> dict[str, Row]:
     """The plain network, and one with exits."""
-    alone = for_training(config_of("born-again", "resnet", "born_again.generations=0"), steps=steps, seed=seed)
+    alone = for_training(
+        config_of("born-again", "resnet", "born_again.generations=0"), steps=steps, seed=seed
+    )
     plain = born_again(alone, [cifar.labelled], folder / f"plain-{seed}", held_out=cifar.test)
     taught = internal(
         for_training(config_of("internal", "resnet", EXITS), steps=steps, seed=seed),
@@ -56,8 +68,12 @@ def main() -> None:
             for what, of in rows.items():
                 figures[f"{what}, accuracy in %"] = spread([row.accuracy for row in of])
             rates = {what: [row.images_per_s for row in of] for what, of in rows.items()}
-            figures["pictures a second"] = {what: [round(one or 0, 1) for one in of] for what, of in rates.items() if of[0]}
-            figures["all figures"] = {what: [figures_of(row) for row in of] for what, of in rows.items()}
+            figures["pictures a second"] = {
+                what: [round(one or 0, 1) for one in of] for what, of in rates.items() if of[0]
+            }
+            figures["all figures"] = {
+                what: [figures_of(row) for row in of] for what, of in rows.items()
+            }
             write_result("internal", figures)
 
 

@@ -1,10 +1,12 @@
-"""What ViT-T to ViT-L need: operations and memory of a step, counted and where they fit measured, and what 8 × 80 GB would do.
+"""What ViT-T to ViT-L need: operations and memory of a step, counted and where they fit measured,
+and what 8 × 80 GB would do.
 
-Counted without memory, on tensors that have sizes alone: operations by torch.utils.flop_counter, activations as the bytes that
-autograd keeps for the backward pass, in bfloat16 with fused attention as a GPU runs it. Measured: how much a process's peak
-grows with its pictures, in float32 with attention as a CPU runs it, beside the same count. Heads of 65,536 prototypes;
-crops 2 × 224 + 8 × 96; DINOv2 hides 15 % of the patches. Nothing is left out at random.
-Run: python tests/benchmarks/bench_scale.py [--quick]
+Counted without memory, on tensors that have sizes alone: operations by torch.utils.flop_counter,
+activations as the bytes that autograd keeps for the backward pass, in bfloat16 with fused attention
+as a GPU runs it. Measured: how much a process's peak grows with its pictures, in float32 with
+attention as a CPU runs it, beside the same count. Heads of 65,536 prototypes; crops 2 × 224 + 8 ×
+96; DINOv2 hides 15 % of the patches. Nothing is left out at random. Run: python
+tests/benchmarks/bench_scale.py [--quick]
 """
 
 from __future__ import annotations
@@ -35,13 +37,20 @@ from tests.benchmarks.flops import count_flops
 from tests.benchmarks.record import is_quick, markdown_table, write_result
 from tests.train.momentum import make_teacher
 
-SIZES = {"ViT-T": (192, 3, 12), "ViT-S": (384, 6, 12), "ViT-B": (768, 12, 12), "ViT-L": (1024, 16, 24)}  # width, heads, depth
+# width, heads, depth
+SIZES = {
+    "ViT-T": (192, 3, 12),
+    "ViT-S": (384, 6, 12),
+    "ViT-B": (768, 12, 12),
+    "ViT-L": (1024, 16, 24),
+}
 MEASURED = {"ViT-T": (2, 6), "ViT-S": (2, 5), "ViT-B": (1, 3), "ViT-L": (1, 2)}  # pictures
 METHODS = ("dino", "dinov2")
 NUM_GLOBAL, HIDDEN = 2, 0.15  # crops; share of the patches: half of the crops, 10 to 50 % of each
 # float32: weights, gradients and two moments of the student, weights of the teacher.
 STUDENT_BYTES, TEACHER_BYTES = 16, 4
-GPUS, GPU_BYTES, USABLE = 8, 80e9, 0.9  # the rest is the allocator's, the kernels' and the network's
+# the rest is the allocator's, the kernels' and the network's
+GPUS, GPU_BYTES, USABLE = 8, 80e9, 0.9
 PEAK, UTILISATION = 989e12, 0.4  # H100, dense bfloat16; ASSUMED, not measured
 STEP_PICTURES = 1024
 SPARE_BYTES = {"ViT-L": 14e9}  # a measured size is left out where less memory is free
@@ -50,23 +59,29 @@ SPARE_BYTES = {"ViT-L": 14e9}  # a measured size is left out where less memory i
 def config_of(size: str, method: str) -> TrainConfig:
     """DINO's ViT-S/16 recipe at another size, or DINOv2's heads and LayerScale over it."""
     width, heads, depth = SIZES[size]
-    settings = [f"model.{key}={value}" for key, value in (("width", width), ("num_heads", heads), ("depth", depth))]
+    settings = [
+        f"model.{key}={value}"
+        for key, value in (("width", width), ("num_heads", heads), ("depth", depth))
+    ]
     settings += [f"model.mlp_width={4 * width}", "noise.drop_path=0", "run.device=cpu"]
     if method == "dino":
         return configure("dino", "dino_vits16", settings)
     model = ["model.mlp=gelu", "model.patch=16", "model.position_grid=14", "crops.local_size=96"]
     heads_of = [
-        f"{section}.head.{key}" for section in ("dino", "ibot") for key in ("num_prototypes=65536", "bottleneck_width=256")
+        f"{section}.head.{key}"
+        for section in ("dino", "ibot")
+        for key in ("num_prototypes=65536", "bottleneck_width=256")
     ]
     return configure("dinov2", "dinov2_vitl14", [*settings, *model, *heads_of])
 
 
-# -- a step of a method, real or counted -------------------------------------------------------------------------------------
+# -- a step of a method, real or counted -----------------------------------------------------------
 
 
 @dataclass
 class Crops:
-    """What a step of `batch` pictures sees: (2, B, 3, S, S), (L, B, 3, s, s), masks and the places of what they hide."""
+    """What a step of `batch` pictures sees: (2, B, 3, S, S), (L, B, 3, s, s), masks and the places
+    of what they hide."""
 
     global_crops: Tensor
     local_crops: Tensor
@@ -87,16 +102,26 @@ class Crops:
 
 
 def loss_of(method: MomentumTeacher, crops: Crops) -> Tensor:
-    """Teacher, student and losses; of the patches the cross-entropy, which is what iBOT's loss keeps."""
+    """Teacher, student and losses; of the patches the cross-entropy, which is what iBOT's loss
+    keeps."""
     with torch.no_grad():
         teacher = method.teacher(crops.global_crops, places=crops.places)
-        class_probs, patch_probs = teacher.class_logits.softmax(dim=-1), teacher.patch_logits.softmax(dim=-1)
+        class_probs, patch_probs = (
+            teacher.class_logits.softmax(dim=-1),
+            teacher.patch_logits.softmax(dim=-1),
+        )
     student = method.student(
-        crops.global_crops, crops.local_crops, places=crops.places, masks=crops.masks if method.patch_loss else None
+        crops.global_crops,
+        crops.local_crops,
+        places=crops.places,
+        masks=crops.masks if method.patch_loss else None,
     )
     loss = dino_loss(student.class_logits, class_probs, student_temp=0.1)
     if method.patch_loss:
-        loss = loss - (patch_probs * (student.patch_logits / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean()
+        loss = (
+            loss
+            - (patch_probs * (student.patch_logits / 0.1).log_softmax(dim=-1)).sum(dim=-1).mean()
+        )
     return loss
 
 
@@ -122,7 +147,8 @@ class Kept:
 
 
 class SizesAlone(FakeTensorMode):
-    """A deep copy of a tensor, which a teacher is made of, copies its mode along, and then the two do not mix."""
+    """A deep copy of a tensor, which a teacher is made of, copies its mode along, and then the two
+    do not mix."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> SizesAlone:
         return self
@@ -130,7 +156,8 @@ class SizesAlone(FakeTensorMode):
 
 @contextlib.contextmanager
 def sizes_alone() -> Iterator[None]:
-    """Tensors made inside have no memory, and weights are not drawn, which would have to look at them."""
+    """Tensors made inside have no memory, and weights are not drawn, which would have to look at
+    them."""
     with SizesAlone(), mock.patch.object(nn.init, "trunc_normal_", lambda tensor, **_: tensor):
         yield
 
@@ -144,8 +171,11 @@ class Count:
 
 
 def count(config: TrainConfig, batch: int, *, checkpointed: bool, as_gpu: bool) -> Count:
-    """A step on tensors without memory. as_gpu: bfloat16 and fused attention, else as this CPU computes in float32."""
-    fused = mock.patch.object(vit, "PLAIN_ATTENTION_TOKENS", 0) if as_gpu else contextlib.nullcontext()
+    """A step on tensors without memory. as_gpu: bfloat16 and fused attention, else as this CPU
+    computes in float32."""
+    fused = (
+        mock.patch.object(vit, "PLAIN_ATTENTION_TOKENS", 0) if as_gpu else contextlib.nullcontext()
+    )
     with sizes_alone(), fused:
         method = make_teacher(config)
         for module in method.modules():
@@ -171,24 +201,28 @@ def a_picture(config: TrainConfig, *, checkpointed: bool, as_gpu: bool = True) -
     return Count((more.flops - few.flops) // 2, (more.kept - few.kept) // 2)
 
 
-# -- measured ----------------------------------------------------------------------------------------------------------------
+# -- measured --------------------------------------------------------------------------------------
 
 
 def peak_of_process(size: str, batch: int) -> int:
     """Bytes that a process of its own has been at most, which makes one step of DINO."""
     command = [sys.executable, __file__, "--child", size, str(batch)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return int(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def child(size: str, batch: int) -> None:
-    """One real step in float32, gradients being there already as they are after the first step; then print the peak."""
+    """One real step in float32, gradients being there already as they are after the first step;
+    then print the peak."""
     torch.set_num_threads(usable_cpus())
     config = config_of(size, "dino")
     method = make_teacher(config)
     for parameter in method.student.parameters():
         parameter.grad = torch.ones_like(parameter)
     loss_of(method, Crops.of(config, batch, hidden=False)).backward()
-    print(kilobytes("/proc/self/status")["VmHWM"] * 1024)  # ru_maxrss would begin at what the parent process has
+    # ru_maxrss would begin at what the parent process has
+    print(kilobytes("/proc/self/status")["VmHWM"] * 1024)
 
 
 def kilobytes(path: str) -> dict[str, int]:
@@ -205,13 +239,15 @@ def measured_a_picture(size: str) -> float | None:
     return (peak_of_process(size, more) - peak_of_process(size, few)) / (more - few)
 
 
-# -- what follows ------------------------------------------------------------------------------------------------------------
+# -- what follows ----------------------------------------------------------------------------------
 
 
 def state_bytes(method: MomentumTeacher) -> tuple[int, int, int]:
-    """(all, what a GPU of 8 holds of it with fully_shard, what it gathers whole): see STUDENT_BYTES.
+    """(all, what a GPU of 8 holds of it with fully_shard, what it gathers whole): see
+    STUDENT_BYTES.
 
-    Gathered: two blocks in bfloat16, and in float32 what is outside of the blocks, with its gradient.
+    Gathered: two blocks in bfloat16, and in float32 what is outside of the blocks, with its
+    gradient.
     """
     student, teacher = ([*branch.parameters()] for branch in (method.student, method.teacher))
     numbers = [sum(parameter.numel() for parameter in branch) for branch in (student, teacher)]
@@ -236,7 +272,9 @@ def row_of(size: str, method_name: str) -> dict[str, Any]:
         again.kept + (kept.kept - again.kept) // config.model.depth
     )  # one block's are there while it is computed again
     room = USABLE * GPU_BYTES - held - gathered
-    images_per_s, images_per_s_again = (GPUS * PEAK * UTILISATION / one.flops for one in (kept, again))
+    images_per_s, images_per_s_again = (
+        GPUS * PEAK * UTILISATION / one.flops for one in (kept, again)
+    )
     return {
         "": f"{size}/16, {method_name}",
         "backbone, M": round(backbone / 1e6, 1),
@@ -264,8 +302,18 @@ def main() -> None:
     for size in sizes:
         counted = a_picture(config_of(size, "dino"), checkpointed=False, as_gpu=False).kept
         measured = measured_a_picture(size)
-        found = {"measured, MB": "no room"} if measured is None else {"measured, MB": str(round(measured / 1e6))}
-        checks.append({"float32, as on a CPU": f"{size}/16, dino", "counted, MB": round(counted / 1e6), **found})
+        found = (
+            {"measured, MB": "no room"}
+            if measured is None
+            else {"measured, MB": str(round(measured / 1e6))}
+        )
+        checks.append(
+            {
+                "float32, as on a CPU": f"{size}/16, dino",
+                "counted, MB": round(counted / 1e6),
+                **found,
+            }
+        )
     print(markdown_table(checks) + "\n")
     extrapolation = {
         "gpus": GPUS,
@@ -275,7 +323,12 @@ def main() -> None:
         "assumed utilisation": UTILISATION,
     }
     write_result(
-        "scale", {"rows": rows, "activations a picture, counted and measured": checks, "extrapolated by": extrapolation}
+        "scale",
+        {
+            "rows": rows,
+            "activations a picture, counted and measured": checks,
+            "extrapolated by": extrapolation,
+        },
     )
 
 

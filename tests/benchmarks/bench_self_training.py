@@ -1,7 +1,9 @@
-"""Self-training on CIFAR-10: 1,000 pictures with labels and 9,000 whose labels are not used, a teacher and two students.
+"""Self-training on CIFAR-10: 1,000 pictures with labels and 9,000 whose labels are not used, a
+teacher and two students.
 
-A small ResNet, two seeds; accuracy on 5,000 test pictures. Students take as many steps as their teacher.
-Run: python tests/benchmarks/bench_self_training.py [SECONDS] [--quick]        (six trainings of 90 seconds)
+A small ResNet, two seeds; accuracy on 5,000 test pictures. Students take as many steps as their
+teacher. Run: python tests/benchmarks/bench_self_training.py [SECONDS] [--quick]        (six
+trainings of 90 seconds)
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ import torch
 from featkit.resources import usable_cpus
 from featkit_train.labelled import self_training
 from featkit_train.watching.standing import Row
-from tests.benchmarks.labelled import config_of, figures_of, for_training, open_cifar, spread, steps_in
+from tests.benchmarks.labelled import (
+    config_of,
+    figures_of,
+    for_training,
+    open_cifar,
+    spread,
+    steps_in,
+)
 from tests.benchmarks.record import arguments, is_quick, write_result
 
 SEEDS = (0, 1)
@@ -40,13 +49,21 @@ def main() -> None:
         figures: dict[str, Any] = {"steps of a training": steps}
         for seed in SEEDS:
             config = for_training(plain, steps=steps, seed=seed)
-            standing = self_training(config, [cifar.labelled], [cifar.unlabelled], folder / f"run-{seed}", held_out=cifar.test)
+            standing = self_training(
+                config,
+                [cifar.labelled],
+                [cifar.unlabelled],
+                folder / f"run-{seed}",
+                held_out=cifar.test,
+            )
             for row in standing.rows:
                 rows.setdefault(row.name, []).append(row)
             for what, of in rows.items():
                 figures[f"{what}, accuracy in %"] = spread([row.accuracy for row in of])
             figures["noticed"] = [remark.sentence for remark in standing.remarks]
-            figures["all figures"] = {what: [figures_of(row) for row in of] for what, of in rows.items()}
+            figures["all figures"] = {
+                what: [figures_of(row) for row in of] for what, of in rows.items()
+            }
             write_result(f"self_training_{seconds}s", figures)
 
 

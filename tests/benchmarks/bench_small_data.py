@@ -1,9 +1,11 @@
-"""What each method learns from 400 photographs at 64×64 in minutes: copies among 200 others, beside raw pixels and lightly.
+"""What each method learns from 400 photographs at 64×64 in minutes: copies among 200 others, beside
+raw pixels and lightly.
 
-featkit's dino, ibot and dinov2 by the tiny recipe, 5 minutes and two seeds each, and the best of them for 15; lightly's parts
-in plain loops with the papers' numbers, 5 minutes each. Results are written after every run, so that a stop keeps what it has.
-With METHODs, those for 15 minutes alone, beside the results that are there.
-Run: python tests/benchmarks/bench_small_data.py [METHOD ...] [--quick]        (about an hour)
+featkit's dino, ibot and dinov2 by the tiny recipe, 5 minutes and two seeds each, and the best of
+them for 15; lightly's parts in plain loops with the papers' numbers, 5 minutes each. Results are
+written after every run, so that a stop keeps what it has. With METHODs, those for 15 minutes alone,
+beside the results that are there. Run: python tests/benchmarks/bench_small_data.py [METHOD ...]
+[--quick]        (about an hour)
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ SEEDS = (0, 1)
 SHORT, LONG = (0.05, 0.1) if is_quick() else (5.0, 15.0)  # minutes
 WARM_STEPS = 2 if is_quick() else 30  # the first ones are slow
 QUIET = ("run.held_out=0", "run.evaluate_every=1000000", "run.checkpoint_every=1000000")
-# The papers' numbers for the head, the momentum, the rates and the temperatures, at the crops and model of the others.
+# The papers' numbers for the head, the momentum, the rates and the temperatures, at the crops and
+# model of the others.
 PAPER_HEAD = "{num_prototypes: 65536, hidden_width: 2048, bottleneck_width: 256}"
 PAPER = (f"dino.head={PAPER_HEAD}", f"ibot.head={PAPER_HEAD}")
 PAPER_LR, PAPER_MOMENTUM = 5e-4 * 64 / 256, 0.996
@@ -54,7 +57,9 @@ def ours(method: str, seed: int, minutes: float, photos: Photos, folder: Path) -
     settings = [*QUIET, f"run.seed={seed}"]
     out = folder / f"{method}-{seed}-{minutes}"
     steps = steps_in(minutes, method, photos, folder / f"{out.name} warm")
-    report = train(configure(method, "tiny", [*settings, f"run.steps={steps}"]), [photos.learnt], out)
+    report = train(
+        configure(method, "tiny", [*settings, f"run.steps={steps}"]), [photos.learnt], out
+    )
     return evaluate_copies(photos.held_out, TorchEmbedder.open(out)), steps, report.seconds / 60
 
 
@@ -66,10 +71,22 @@ def lightlys(method: str, minutes: float, photos: Photos, folder: Path) -> Found
 
     def momentum(step: int) -> float:  # over the steps that the pace so far leads to
         spent = max(time.perf_counter() - started, 1e-3)
-        return cosine_schedule(step, start=PAPER_MOMENTUM, end=1.0, num_steps=max(step + 1, int(step / spent * minutes * 60)))
+        return cosine_schedule(
+            step,
+            start=PAPER_MOMENTUM,
+            end=1.0,
+            num_steps=max(step + 1, int(step / spent * minutes * 60)),
+        )
 
     torch.manual_seed(0)
-    loop = LOOPS[method](config, photos.learnt, device=torch.device("cpu"), autocast_dtype=None, lr=PAPER_LR, momentum=momentum)
+    loop = LOOPS[method](
+        config,
+        photos.learnt,
+        device=torch.device("cpu"),
+        autocast_dtype=None,
+        lr=PAPER_LR,
+        momentum=momentum,
+    )
     started = time.perf_counter()
     while time.perf_counter() - started < minutes * 60:
         loop.steps(1)
@@ -80,7 +97,11 @@ def lightlys(method: str, minutes: float, photos: Photos, folder: Path) -> Found
     geometry = geometry_of(config, patch=config.model.patch)
     teacher = loop.branches()[1][0]
     assert isinstance(teacher, VisionTransformer)
-    save_backbone(out / BACKBONE_FILE, teacher, BackboneInfo(name="lightly", family=method, geometry=geometry, licence="none"))
+    save_backbone(
+        out / BACKBONE_FILE,
+        teacher,
+        BackboneInfo(name="lightly", family=method, geometry=geometry, licence="none"),
+    )
     return evaluate_copies(photos.held_out, TorchEmbedder.open(out)), steps, spent
 
 
@@ -92,7 +113,9 @@ def main() -> None:
     def keep(name: str, found: Found) -> float:
         report, steps, minutes = found
         recall = report.model.recall_at_1
-        figures.setdefault("centred pixels, recall@1", round(report.method("centred pixels").recall_at_1, 3))
+        figures.setdefault(
+            "centred pixels, recall@1", round(report.method("centred pixels").recall_at_1, 3)
+        )
         figures[f"{name}, recall@1"] = round(recall, 3)
         figures[f"{name}, steps and minutes"] = [steps, round(minutes, 1)]
         write_result("small_data", figures)
@@ -114,10 +137,16 @@ def everything(photos: Photos, folder: Path, keep: Callable[[str, Found], float]
     """All the short runs; the method that finds most over its seeds."""
     untrained = configure("dino", "tiny", [*QUIET, "run.steps=1"])
     train(untrained, [photos.learnt], folder / "untrained")
-    keep("untrained", (evaluate_copies(photos.held_out, TorchEmbedder.open(folder / "untrained")), 1, 0.0))
+    keep(
+        "untrained",
+        (evaluate_copies(photos.held_out, TorchEmbedder.open(folder / "untrained")), 1, 0.0),
+    )
     recalls: dict[str, float] = {}
     for method in METHODS:
-        recalls[method] = sum(keep(f"{method}, seed {seed}", ours(method, seed, SHORT, photos, folder)) for seed in SEEDS)
+        recalls[method] = sum(
+            keep(f"{method}, seed {seed}", ours(method, seed, SHORT, photos, folder))
+            for seed in SEEDS
+        )
     for method in LOOPS:
         keep(f"lightly's {method}, paper's numbers", lightlys(method, SHORT, photos, folder))
     return max(recalls, key=lambda method: recalls[method])

@@ -1,4 +1,5 @@
-"""Seconds until `import featkit` and `featkit --help` are done, each as a whole process, beside a bare Python's.
+"""Seconds until `import featkit` and `featkit --help` are done, each as a whole process, beside a
+bare Python's.
 
 Run: python tests/benchmarks/bench_start.py
 """
@@ -37,7 +38,9 @@ def main() -> None:
     for _ in range(ROUNDS):
         for name, arguments in COMMANDS.items():
             times[name].append(seconds(arguments))
-    medians = {f"median of {name}": round(statistics.median(values), 3) for name, values in times.items()}
+    medians = {
+        f"median of {name}": round(statistics.median(values), 3) for name, values in times.items()
+    }
     raw = {name: [round(value, 3) for value in values] for name, values in times.items()}
     write_result("start", {**raw, **medians, **TARGETS})
 

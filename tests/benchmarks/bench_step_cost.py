@@ -1,9 +1,10 @@
-"""Where the time of a training step goes, and how near it comes to the rate at which this machine multiplies matrices.
+"""Where the time of a training step goes, and how near it comes to the rate at which this machine
+multiplies matrices.
 
-The tiny recipe at a depth of 6 and 100 pictures a step: width 192, patch 8, two crops of 64 pixels. The matrix rate is that of
-the fastest of the products that the step itself makes, each measured alone at its size and in its type and layout, in turn with
-the step.
-Run: python tests/benchmarks/bench_step_cost.py [--quick]
+The tiny recipe at a depth of 6 and 100 pictures a step: width 192, patch 8, two crops of 64 pixels.
+The matrix rate is that of the fastest of the products that the step itself makes, each measured
+alone at its size and in its type and layout, in turn with the step. Run: python
+tests/benchmarks/bench_step_cost.py [--quick]
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ CPU = torch.device("cpu")
 
 def measure(source: Source, precision: str, folder: Path) -> dict[str, Any]:
     """All figures of one precision."""
-    loop = FeatkitLoop(configure("dino", "tiny", [*SETTINGS, f"run.precision={precision}"]), source, folder)
+    loop = FeatkitLoop(
+        configure("dino", "tiny", [*SETTINGS, f"run.precision={precision}"]), source, folder
+    )
     loop.steps(WARM_STEPS)
     batch = loop.next()
     flops = count_flops(lambda: loop.step(batch))
@@ -67,11 +70,19 @@ def measure(source: Source, precision: str, folder: Path) -> dict[str, Any]:
         **against_the_rate("step alone", alone, flops, rates),
         **products_alone(flops, alone, rates),
         "seconds of a step's parts": {name: round(value, 4) for name, value in parts.items()},
-        "shares of a step's parts": {name: round(value / sum(parts.values()), 3) for name, value in parts.items()},
-        "shares of operators, step alone": {name: round(value, 3) for name, value in by_kind.items()},
+        "shares of a step's parts": {
+            name: round(value / sum(parts.values()), 3) for name, value in parts.items()
+        },
+        "shares of operators, step alone": {
+            name: round(value, 3) for name, value in by_kind.items()
+        },
         "largest operators": {name: round(value, 3) for name, value in operators.items()},
         "heaviest products": [
-            {"product": rate.product.shape, "a step": rate.times, "GFLOP/s": round(rate.flops_per_s / 1e9, 1)}
+            {
+                "product": rate.product.shape,
+                "a step": rate.times,
+                "GFLOP/s": round(rate.flops_per_s / 1e9, 1),
+            }
             for rate in rates[-1][:12]
         ],
     }
@@ -90,8 +101,11 @@ def seconds_of_parts(loop: FeatkitLoop, *, rounds: int) -> dict[str, float]:
     return {name: value / rounds for name, value in parts}
 
 
-def against_the_rate(name: str, seconds: list[float], flops: int, rates: list[list[Rate]]) -> dict[str, Any]:
-    """Pictures a second as they are and as the matrix rate would allow, and the median share of the one in the other."""
+def against_the_rate(
+    name: str, seconds: list[float], flops: int, rates: list[list[Rate]]
+) -> dict[str, Any]:
+    """Pictures a second as they are and as the matrix rate would allow, and the median share of the
+    one in the other."""
     possible = [flops / best_rate(each) for each in rates]
     shares = [could / did for could, did in zip(possible, seconds, strict=True)]
     return {
@@ -102,7 +116,8 @@ def against_the_rate(name: str, seconds: list[float], flops: int, rates: list[li
 
 
 def products_alone(flops: int, seconds: list[float], rates: list[list[Rate]]) -> dict[str, Any]:
-    """What holds a step from the matrix rate: products slower than the fastest one, then all that is no product."""
+    """What holds a step from the matrix rate: products slower than the fastest one, then all that
+    is no product."""
     own = statistics.median(sum(rate.times * rate.seconds for rate in each) for each in rates)
     best = statistics.median(flops / best_rate(each) for each in rates)
     step = statistics.median(seconds)
@@ -121,17 +136,27 @@ def main() -> None:
         raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
     torch.set_num_threads(usable_cpus())
     source = open_source(data / "photos")
-    figures: dict[str, Any] = {"settings": list(SETTINGS), "target share of the matrix rate": TARGET}
+    figures: dict[str, Any] = {
+        "settings": list(SETTINGS),
+        "target share of the matrix rate": TARGET,
+    }
     started = time.perf_counter()
     for precision in ("float32",) if pick_autocast("auto", CPU) is None else ("auto", "float32"):
         with tempfile.TemporaryDirectory() as folder:
             found = measure(source, precision, Path(folder))
         name = found.pop("precision")
         parts, shares = found["seconds of a step's parts"], found["shares of a step's parts"]
-        print(f"\n{name}\n" + markdown_table([{"part": part, "s": parts[part], "share": shares[part]} for part in parts]))
+        print(
+            f"\n{name}\n"
+            + markdown_table(
+                [{"part": part, "s": parts[part], "share": shares[part]} for part in parts]
+            )
+        )
         print("\n" + markdown_table(found["heaviest products"]) + "\n")
         figures |= {f"{name}: {figure}": value for figure, value in found.items()}
-    write_result("step_cost", {**figures, "minutes": round((time.perf_counter() - started) / 60, 1)})
+    write_result(
+        "step_cost", {**figures, "minutes": round((time.perf_counter() - started) / 60, 1)}
+    )
 
 
 if __name__ == "__main__":

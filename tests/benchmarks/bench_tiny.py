@@ -1,8 +1,9 @@
-"""featkit-tiny, the model that ships: train it again by its two recipes, or take a finished second run, and measure it.
+"""featkit-tiny, the model that ships: train it again by its two recipes, or take a finished second
+run, and measure it.
 
-Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the baselines; and, for what it
-is not good at, the kinds of things in CIFAR-10 by their nearest neighbours, beside raw pixels.
-Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
+Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the
+baselines; and, for what it is not good at, the kinds of things in CIFAR-10 by their nearest
+neighbours, beside raw pixels. Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ NEIGHBOURS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
 def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
     """Of the model and of centred pixels, by a plain majority and by DINO's weighted vote."""
     shards = (open_source(data / "cifar10" / f"train-0000{number}.tar") for number in range(2))
-    gallery, queries = (subset(shard, range(count)) for shard, count in zip(shards, (GALLERY, QUERIES), strict=True))
+    gallery, queries = (
+        subset(shard, range(count)) for shard, count in zip(shards, (GALLERY, QUERIES), strict=True)
+    )
     found = {}
     for name, score in zip(
-        ("model", "centred pixels"), evaluate_knn(gallery, queries, embedder, ks=(NEIGHBOURS,)).scores, strict=True
+        ("model", "centred pixels"),
+        evaluate_knn(gallery, queries, embedder, ks=(NEIGHBOURS,)).scores,
+        strict=True,
     ):
         found[f"CIFAR-10 by {NEIGHBOURS} neighbours, {name}"] = round(score.majority, 3)
         found[f"CIFAR-10 by {NEIGHBOURS} neighbours, weighted, {name}"] = round(score.weighted, 3)
@@ -61,7 +66,13 @@ def train_stages(first: Source, last: Source, folder: Path) -> Path:
     settings = ["run.steps=4", "run.held_out=4"] if is_quick() else []
     for method, recipe in stages:
         config = configure(method, recipe, settings)
-        train(config, [first], folder / recipe, held_out=last, on_log=lambda log: print(log, flush=True))
+        train(
+            config,
+            [first],
+            folder / recipe,
+            held_out=last,
+            on_log=lambda log: print(log, flush=True),
+        )
         settings = [*settings, f"pretrained.name={folder / recipe}"]
     return folder / recipe
 
@@ -82,12 +93,24 @@ def main() -> None:
             open_part(photos[:NUM_LEARNT], folder / "first.txt"),
             open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
         )
-        run = Path(sys.argv[1]) if len(sys.argv) > 1 and not is_quick() else train_stages(first, last, folder)
-        reports = {feature: measure(run, last, feature, folder / f"{feature}.onnx") for feature in get_args(Feature)}
+        run = (
+            Path(sys.argv[1])
+            if len(sys.argv) > 1 and not is_quick()
+            else train_stages(first, last, folder)
+        )
+        reports = {
+            feature: measure(run, last, feature, folder / f"{feature}.onnx")
+            for feature in get_args(Feature)
+        }
         figures = {
             "minutes of steps": round(minutes_of(run), 1),
-            **{f"copy recall@1, {feature}": round(report.model.recall_at_1, 3) for feature, report in reports.items()},
-            "copy recall@1, centred pixels": round(reports["cls"].method("centred pixels").recall_at_1, 3),
+            **{
+                f"copy recall@1, {feature}": round(report.model.recall_at_1, 3)
+                for feature, report in reports.items()
+            },
+            "copy recall@1, centred pixels": round(
+                reports["cls"].method("centred pixels").recall_at_1, 3
+            ),
             "target": "twice centred pixels, aim for three times",
             **cifar_accuracy(data, Embedder(folder / "cls.onnx")),
             "reports": {feature: asdict(report) for feature, report in reports.items()},

@@ -1,9 +1,11 @@
-"""Pictures a second of featkit's training step beside plain loops of lightly's parts, for DINO and for DINOv2.
+"""Pictures a second of featkit's training step beside plain loops of lightly's parts, for DINO and
+for DINOv2.
 
-The same backbone, crops, batch, pictures and loader workers; the loops run in turn, a few steps each. Ahead of each turn the
-others' workers get the time to fill their queues and rest, and the loop the steps to empty its own. lightly's are in float32,
-which a plain loop is; featkit is measured in float32 too, and in bfloat16 where the processor multiplies it natively.
-Run: python tests/benchmarks/bench_train_speed.py [--quick]
+The same backbone, crops, batch, pictures and loader workers; the loops run in turn, a few steps
+each. Ahead of each turn the others' workers get the time to fill their queues and rest, and the
+loop the steps to empty its own. lightly's are in float32, which a plain loop is; featkit is
+measured in float32 too, and in bfloat16 where the processor multiplies it natively. Run: python
+tests/benchmarks/bench_train_speed.py [--quick]
 """
 
 from __future__ import annotations
@@ -30,21 +32,36 @@ from tests.benchmarks.loops import FeatkitLoop, Loop
 from tests.benchmarks.record import is_quick, median_ratio, write_result
 from tests.data import shared_data
 
-STEPS, ROUNDS, PAUSE_S, QUEUED = (1, 1, 0.0, 0) if is_quick() else (8, 5, 4.0, 4)  # batches that a worker keeps ready
+# batches that a worker keeps ready
+STEPS, ROUNDS, PAUSE_S, QUEUED = (1, 1, 0.0, 0) if is_quick() else (8, 5, 4.0, 4)
 WORKERS = (1,) if is_quick() else (1, 2)  # on two cores either can be faster
 BATCH = 4 if is_quick() else 64
 TARGETS = {"dino": 2.0, "dinov2": 1.5}
-SETTINGS = (f"run.batch_size={BATCH}", "run.held_out=0", "run.device=cpu", "crops.num_local=2", "crops.local_size=32")
+SETTINGS = (
+    f"run.batch_size={BATCH}",
+    "run.held_out=0",
+    "run.device=cpu",
+    "crops.num_local=2",
+    "crops.local_size=32",
+)
 OF_METHOD = {
     "dino": (),
-    "dinov2": ("ibot.head={num_prototypes: 256, hidden_width: 1024, bottleneck_width: 192}", "model.layer_scale=1.0e-5"),
+    "dinov2": (
+        "ibot.head={num_prototypes: 256, hidden_width: 1024, bottleneck_width: 192}",
+        "model.layer_scale=1.0e-5",
+    ),
 }
 CPU = torch.device("cpu")
 
 
 def config_of(method: str, *, workers: int, precision: str = "float32") -> TrainConfig:
     """The tiny recipe with two local crops."""
-    settings = [*SETTINGS, *OF_METHOD[method], f"run.workers={workers}", f"run.precision={precision}"]
+    settings = [
+        *SETTINGS,
+        *OF_METHOD[method],
+        f"run.workers={workers}",
+        f"run.precision={precision}",
+    ]
     return configure(method, "tiny", settings)
 
 
@@ -56,12 +73,19 @@ def precisions() -> Sequence[str]:
 def measure(method: str, source: Source, *, workers: int) -> dict[str, list[float]]:
     """Pictures a second of lightly, and of featkit in each precision, in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        lightly = LOOPS[method](config_of(method, workers=workers), source, device=CPU, autocast_dtype=None)
+        lightly = LOOPS[method](
+            config_of(method, workers=workers), source, device=CPU, autocast_dtype=None
+        )
         ours = {
-            precision: FeatkitLoop(config_of(method, workers=workers, precision=precision), source, Path(folder))
+            precision: FeatkitLoop(
+                config_of(method, workers=workers, precision=precision), source, Path(folder)
+            )
             for precision in precisions()
         }
-        loops: dict[str, Loop[Any]] = {"lightly": lightly, **{f"featkit {precision}": loop for precision, loop in ours.items()}}
+        loops: dict[str, Loop[Any]] = {
+            "lightly": lightly,
+            **{f"featkit {precision}": loop for precision, loop in ours.items()},
+        }
         rates: dict[str, list[float]] = {name: [] for name in loops}
         for _ in range(ROUNDS):
             for name, loop in loops.items():
@@ -84,14 +108,18 @@ def main() -> None:
         for workers in WORKERS:
             rates = measure(method, source, workers=workers)
             for name, values in rates.items():
-                figures[f"{method}, {name}, {workers} workers, images/s"] = [round(value, 1) for value in values]
+                figures[f"{method}, {name}, {workers} workers, images/s"] = [
+                    round(value, 1) for value in values
+                ]
                 best[name] = max(best.get(name, 0.0), statistics.median(values))
                 if name != "lightly":
                     ratio = round(median_ratio(values, rates["lightly"]), 2)
                     figures[f"{method}, {name}, {workers} workers, median ratio"] = ratio
         for name, value in best.items():
             if name != "lightly":
-                figures[f"{method}, {name}, each at its best workers"] = round(value / best["lightly"], 2)
+                figures[f"{method}, {name}, each at its best workers"] = round(
+                    value / best["lightly"], 2
+                )
         figures[f"{method}, target ratio"] = target
     settings = {"all": list(SETTINGS), **{method: list(of) for method, of in OF_METHOD.items()}}
     write_result("train_speed", {**figures, "settings": settings})

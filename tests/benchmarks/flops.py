@@ -1,7 +1,8 @@
-"""Floating-point operations: those that work needs, those that a chip promises, those that a machine does.
+"""Floating-point operations: those that work needs, those that a chip promises, those that a
+machine does.
 
-A product of (m, k) by (k, n) is 2 * m * k * n operations. Only products and convolutions are counted, as
-torch.utils.flop_counter does; the rest of a network is less than a hundredth of them.
+A product of (m, k) by (k, n) is 2 * m * k * n operations. Only products and convolutions are
+counted, as torch.utils.flop_counter does; the rest of a network is less than a hundredth of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
-# Dense bfloat16 operations a second by what a card is called (NVIDIA's data sheets, without sparsity).
+# Dense bfloat16 operations a second by what a card is called (NVIDIA's data sheets, without
+# sparsity).
 CHIPS = {
     "B200": 2250e12,
     "H100 PCIe": 756e12,
@@ -48,32 +50,40 @@ def chip_peak(name: str) -> float | None:
     return None
 
 
-# -- counted ----------------------------------------------------------------------------------------------------------------
+# -- counted ---------------------------------------------------------------------------------------
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Operations of one call, forward and backward, as it really runs: rows that are left out are not counted."""
+    """Operations of one call, forward and backward, as it really runs: rows that are left out are
+    not counted."""
     forward, backward = (
         aten._scaled_dot_product_flash_attention_for_cpu,
         aten._scaled_dot_product_flash_attention_for_cpu_backward,
     )
-    counter = FlopCounterMode(display=False, custom_mapping={forward: _attention_flops, backward: _attention_backward_flops})
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={forward: _attention_flops, backward: _attention_backward_flops},
+    )
     with counter:
         work()
     return counter.get_total_flops()
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _attention_flops(
+    query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
     del out_shape
     return int(sdpa_flop_count(query, key, value))
 
 
-def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+def _attention_backward_flops(
+    grad: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
     del out_shape
     return int(sdpa_backward_flop_count(grad, query, key, value))
 
 
-# -- measured ---------------------------------------------------------------------------------------------------------------
+# -- measured --------------------------------------------------------------------------------------
 
 
 class Product(NamedTuple):
@@ -132,7 +142,8 @@ class Rate(NamedTuple):
 
 
 def measure_products(counts: Counter[Product], *, repeats: int = 3) -> list[Rate]:
-    """Each product by itself, on all processors; the median of a few, behind one to warm up. The heaviest come first."""
+    """Each product by itself, on all processors; the median of a few, behind one to warm up. The
+    heaviest come first."""
     rates = []
     for product, count in counts.items():
         again = product.repeat()
@@ -147,7 +158,8 @@ def measure_products(counts: Counter[Product], *, repeats: int = 3) -> list[Rate
 
 
 def best_rate(rates: list[Rate], *, least_share: float = 0.01) -> float:
-    """Operations a second of the fastest product among those that are worth a share of the step's operations."""
+    """Operations a second of the fastest product among those that are worth a share of the step's
+    operations."""
     whole = sum(rate.times * rate.flops for rate in rates)
     return max(rate.flops_per_s for rate in rates if rate.times * rate.flops >= least_share * whole)
 

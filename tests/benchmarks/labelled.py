@@ -1,4 +1,5 @@
-"""What the benchmarks of methods with labels share: CIFAR-10 with 1,000 labels, a small ResNet, a small ViT, the clock."""
+"""What the benchmarks of methods with labels share: CIFAR-10 with 1,000 labels, a small ResNet, a
+small ViT, the clock."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ NUM_UNLABELLED = 200 if is_quick() else 9000
 NUM_TEST = 100 if is_quick() else 5000
 WARM_STEPS = 3 if is_quick() else 15
 SMALL_COLOURS = (
-    "{jitter_probability: 0.5, hue: 0.02, grey_probability: 0.0, blur_probability: [0, 0, 0], solarise_probability: [0, 0, 0]}"
+    "{jitter_probability: 0.5, hue: 0.02, grey_probability: 0.0, blur_probability: [0, 0, 0],"
+    " solarise_probability: [0, 0, 0]}"
 )
 QUIET = ("run.evaluate_every=1000000", "run.checkpoint_every=1000000", "run.held_out=0")
 COMMON = (
@@ -41,7 +43,10 @@ COMMON = (
 # The trainings are short, so both learn faster than their recipes for whole data sets say.
 NETWORKS: Mapping[str, Sequence[str]] = {
     "resnet": (
-        "classifier={arch: 'timm:resnet18', options: {layers: [1, 1, 1, 1], channels: [16, 32, 64, 128]}, small_stem: true}",
+        (
+            "classifier={arch: 'timm:resnet18', options: {layers: [1, 1, 1, 1], channels: [16, 32,"
+            " 64, 128]}, small_stem: true}"
+        ),
         *(
             "optim.lr=3e-3",
             "optim.min_lr=0.0",
@@ -53,7 +58,12 @@ NETWORKS: Mapping[str, Sequence[str]] = {
     "vit": (
         "classifier.arch=timm:vit_tiny_patch16_224",
         "classifier.options={img_size: 32, patch_size: 4, embed_dim: 96, depth: 4, num_heads: 3}",
-        *("optim.lr=1e-3", "optim.warmup_steps=20", "optim.weight_decay=0.05", "optim.weight_decay_end=0.05"),
+        *(
+            "optim.lr=1e-3",
+            "optim.warmup_steps=20",
+            "optim.weight_decay=0.05",
+            "optim.weight_decay_end=0.05",
+        ),
     ),
 }
 
@@ -70,10 +80,17 @@ class Cifar:
 def open_cifar() -> Cifar:
     """The first training shard, parted at random, and the test pictures."""
     folder = data_folder() / "cifar10"
-    shard, test = open_source(folder / "train-00000.tar"), open_source(folder / "test-00000.parquet")
+    shard, test = (
+        open_source(folder / "train-00000.tar"),
+        open_source(folder / "test-00000.parquet"),
+    )
     numbers = np.random.default_rng(0).permutation(len(shard))
     labelled, rest = numbers[:NUM_LABELLED], numbers[NUM_LABELLED:][:NUM_UNLABELLED]
-    return Cifar(subset(shard, sorted(labelled.tolist())), subset(shard, sorted(rest.tolist())), subset(test, range(NUM_TEST)))
+    return Cifar(
+        subset(shard, sorted(labelled.tolist())),
+        subset(shard, sorted(rest.tolist())),
+        subset(test, range(NUM_TEST)),
+    )
 
 
 def config_of(method: str, network: str, *settings: str) -> TrainConfig:
@@ -86,13 +103,18 @@ def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path) -> in
     parted = part([cifar.labelled], config, held_out=subset(cifar.test, range(20)))
     warm = for_training(config, steps=WARM_STEPS)
     lessons = Lessons(classes=parted.classes, labels=parted.labels)
-    report = train(warm, [parted.learnt], out, held_out=subset(cifar.test, range(20)), lessons=lessons)
+    report = train(
+        warm, [parted.learnt], out, held_out=subset(cifar.test, range(20)), lessons=lessons
+    )
     return max(2, int(seconds * report.images_per_s / config.run.batch_size))
 
 
 def for_training(config: TrainConfig, *, steps: int, seed: int = 0) -> TrainConfig:
-    """The same config for a number of steps and a seed; those of a course that follow on take the seeds after it."""
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, steps=steps, seed=100 * seed))
+    """The same config for a number of steps and a seed; those of a course that follow on take the
+    seeds after it."""
+    return dataclasses.replace(
+        config, run=dataclasses.replace(config.run, steps=steps, seed=100 * seed)
+    )
 
 
 def spread(values: Sequence[float]) -> str:

@@ -1,8 +1,10 @@
-"""Plain loops of lightly's parts, written as its own examples for DINO and DINOv2 are, about featkit's backbone.
+"""Plain loops of lightly's parts, written as its own examples for DINO and DINOv2 are, about
+featkit's backbone.
 
-https://github.com/lightly-ai/lightly, examples/pytorch/dino.py and dinov2.py. Different from them: the backbone is featkit's,
-sizes and crops are those of a featkit config, AdamW is the fused one, which is faster. Blocks leave nothing out at random; the
-stochastic depth of timm, from which the DINOv2 example takes its backbone, computes what it leaves out.
+https://github.com/lightly-ai/lightly, examples/pytorch/dino.py and dinov2.py. Different from them:
+the backbone is featkit's, sizes and crops are those of a featkit config, AdamW is the fused one,
+which is faster. Blocks leave nothing out at random; the stochastic depth of timm, from which the
+DINOv2 example takes its backbone, computes what it leaves out.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class LightlyPictures(Dataset[list[Tensor]]):
         return len(self.source)
 
     def __getitem__(self, number: int) -> list[Tensor]:
-        views: list[Tensor] = self.transform(Image.open(io.BytesIO(self.source.read(number))).convert("RGB"))
+        views: list[Tensor] = self.transform(
+            Image.open(io.BytesIO(self.source.read(number))).convert("RGB")
+        )
         return views
 
 
@@ -97,7 +101,12 @@ class LightlyLoop(Loop[list[Tensor]]):
             module.to(device)
         for module in teacher:
             module.requires_grad_(False)
-        self.parameters = [parameter for module in student for parameter in module.parameters() if parameter.requires_grad]
+        self.parameters = [
+            parameter
+            for module in student
+            for parameter in module.parameters()
+            if parameter.requires_grad
+        ]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, fused=True)
         loader = DataLoader(
             LightlyPictures(source, dino_transform(config)),
@@ -142,7 +151,9 @@ class LightlyLoop(Loop[list[Tensor]]):
             yield from loader
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        return torch.autocast(
+            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
 
 
 class LightlyDino(LightlyLoop):
@@ -163,31 +174,43 @@ class LightlyDino(LightlyLoop):
     def loss(self, views: list[Tensor]) -> Tensor:
         """DINO's."""
         with torch.no_grad():
-            teacher = [self.teacher_head(self.teacher.learn(view).class_token) for view in views[:NUM_GLOBAL]]
+            teacher = [
+                self.teacher_head(self.teacher.learn(view).class_token)
+                for view in views[:NUM_GLOBAL]
+            ]
         student = [self.student_head(self.student.learn(view).class_token) for view in views]
         loss: Tensor = self.dino_loss(teacher, student, epoch=0)
         return loss
 
 
 class LightlyDinoV2(LightlyLoop):
-    """examples/pytorch/dinov2.py: a pass for the global views, one for the local ones; block masks drawn in the loop."""
+    """examples/pytorch/dinov2.py: a pass for the global views, one for the local ones; block masks
+    drawn in the loop."""
 
     def build(self) -> None:
-        """DINOv2ProjectionHead, one for both or two as the config has it, DINOLoss, IBOTPatchLoss and KoLeoLoss."""
+        """DINOv2ProjectionHead, one for both or two as the config has it, DINOLoss, IBOTPatchLoss
+        and KoLeoLoss."""
         config = self.config
         head = import_quietly("lightly.models.modules.heads").DINOv2ProjectionHead
         patch_head = config.ibot.head or config.dino.head
-        sizes, patch_sizes = (head_sizes(config.model.width, one) for one in (config.dino.head, patch_head))
+        sizes, patch_sizes = (
+            head_sizes(config.model.width, one) for one in (config.dino.head, patch_head)
+        )
         self.student_heads, self.teacher_heads = ([head(*sizes)] for _ in range(2))
         if config.ibot.head is not None:
             self.student_heads.append(head(*patch_sizes))
             self.teacher_heads.append(head(*patch_sizes))
         self.teacher = copy.deepcopy(self.student)
-        # The mask token is the student's alone; here it is a parameter beside the backbone, in timm's wrapper one inside.
+        # The mask token is the student's alone; here it is a parameter beside the backbone, in
+        # timm's wrapper one inside.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.model.width))
-        self.student_extra, self.teacher_extra = (nn.ParameterList([self.mask_token]) for _ in range(2))
+        self.student_extra, self.teacher_extra = (
+            nn.ParameterList([self.mask_token]) for _ in range(2)
+        )
         self.dino_loss = import_lightly_loss("DINOLoss")(output_dim=sizes[-1]).to(self.device)
-        self.ibot_loss = import_lightly_loss("IBOTPatchLoss")(output_dim=patch_sizes[-1]).to(self.device)
+        self.ibot_loss = import_lightly_loss("IBOTPatchLoss")(output_dim=patch_sizes[-1]).to(
+            self.device
+        )
         self.koleo_loss = import_lightly_loss("KoLeoLoss")()
         self.random_block_mask = import_quietly("lightly.models.utils").random_block_mask
 
@@ -212,12 +235,26 @@ class LightlyDinoV2(LightlyLoop):
             teacher_out = self.teacher_heads[0](features.class_token)
             teacher_masked_out = self.teacher_heads[-1](features.patch_tokens[masks])
         features = self.student.learn(global_views, masked=Masked(masks, self.mask_token))
-        student_out = [self.student_heads[0](features.class_token), *self._local_out(views[NUM_GLOBAL:])]
+        student_out = [
+            self.student_heads[0](features.class_token),
+            *self._local_out(views[NUM_GLOBAL:]),
+        ]
         student_masked_out = self.student_heads[-1](features.patch_tokens[masks])
-        return self._sum(features, teacher_out, torch.cat(student_out), teacher_masked_out, student_masked_out, masks)
+        return self._sum(
+            features,
+            teacher_out,
+            torch.cat(student_out),
+            teacher_masked_out,
+            student_masked_out,
+            masks,
+        )
 
     def _local_out(self, views: list[Tensor]) -> list[Tensor]:
-        return [self.student_heads[0](self.student.learn(torch.cat(views)).class_token)] if views else []
+        return (
+            [self.student_heads[0](self.student.learn(torch.cat(views)).class_token)]
+            if views
+            else []
+        )
 
     def _sum(
         self,
@@ -230,10 +267,16 @@ class LightlyDinoV2(LightlyLoop):
     ) -> Tensor:
         num_views = NUM_GLOBAL + self.config.crops.num_local
         dino: Tensor = self.dino_loss(
-            list(teacher_out.chunk(NUM_GLOBAL)), list(student_out.chunk(num_views)), teacher_temp=0.05
+            list(teacher_out.chunk(NUM_GLOBAL)),
+            list(student_out.chunk(num_views)),
+            teacher_temp=0.05,
         )
-        ibot: Tensor = self.ibot_loss(teacher_masked_out, student_masked_out, mask=masks, teacher_temp=0.05)
-        koleo: Tensor = sum(self.koleo_loss(view) for view in features.class_token.chunk(NUM_GLOBAL))
+        ibot: Tensor = self.ibot_loss(
+            teacher_masked_out, student_masked_out, mask=masks, teacher_temp=0.05
+        )
+        koleo: Tensor = sum(
+            self.koleo_loss(view) for view in features.class_token.chunk(NUM_GLOBAL)
+        )
         return dino + ibot + 0.1 * koleo
 
 

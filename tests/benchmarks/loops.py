@@ -67,12 +67,20 @@ class Loop(ABC, Generic[Batch]):
 class FeatkitLoop(Loop[Crops]):
     """featkit's own data and step, without what a run measures and writes beside them."""
 
-    def __init__(self, config: TrainConfig, source: Source, out: Path, *, lessons: Lessons | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, source: Source, out: Path, *, lessons: Lessons | None = None
+    ) -> None:
         self.run = Run(config, [source], out, lessons=lessons)
-        self.engine, self.device, self.images = self.run.engine, self.run.device, config.run.batch_size
+        self.engine, self.device, self.images = (
+            self.run.engine,
+            self.run.device,
+            config.run.batch_size,
+        )
         self.engine.method.begin()
         self.number = 0
-        self._batches: Generator[Crops] = batches_of(crop_loader(self.run.dataset, self.run.order, workers=config.run.workers))
+        self._batches: Generator[Crops] = batches_of(
+            crop_loader(self.run.dataset, self.run.order, workers=config.run.workers)
+        )
 
     def next(self) -> Crops:
         """Crops from the workers."""

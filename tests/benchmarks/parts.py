@@ -1,4 +1,5 @@
-"""Where the time of a training step goes, by clocks put about the methods that a step calls; the step is featkit's own."""
+"""Where the time of a training step goes, by clocks put about the methods that a step calls; the
+step is featkit's own."""
 
 from __future__ import annotations
 
@@ -20,13 +21,45 @@ from tests.train.momentum import momentum_teacher
 REST = "rest of the step"
 # What torch's operators are for, by words in their names; the first line that fits.
 KINDS = {
-    "matrix products": ("addmm", "::mm", "bmm", "convolution", "mkldnn_linear", "_scaled_dot_product", "einsum", "linear"),
+    "matrix products": (
+        "addmm",
+        "::mm",
+        "bmm",
+        "convolution",
+        "mkldnn_linear",
+        "_scaled_dot_product",
+        "einsum",
+        "linear",
+    ),
     "softmax": ("softmax", "logsumexp"),
     "gelu": ("gelu",),
     "layer norm": ("layer_norm",),
     "optimizer and teacher": ("_fused_adamw", "_foreach_"),
-    "copies": ("copy", "::to", "::cat", "clone", "contiguous", "index_select", "index_add", "::stack", "where", "fill", "zero"),
-    "sums and products": ("::add", "::mul", "::sub", "::div", "lerp", "::sum", "::mean", "addcmul", "clamp", "norm"),
+    "copies": (
+        "copy",
+        "::to",
+        "::cat",
+        "clone",
+        "contiguous",
+        "index_select",
+        "index_add",
+        "::stack",
+        "where",
+        "fill",
+        "zero",
+    ),
+    "sums and products": (
+        "::add",
+        "::mul",
+        "::sub",
+        "::div",
+        "lerp",
+        "::sum",
+        "::mean",
+        "addcmul",
+        "clamp",
+        "norm",
+    ),
 }
 
 
@@ -88,8 +121,14 @@ def clocked(engine: Engine, clock: Clock) -> Iterator[None]:
         places.append((student.patch_head, "forward", "student's heads, forward"))
     with contextlib.ExitStack() as stack:
         for owner, name, part in places:
-            stack.enter_context(mock.patch.object(owner, name, clock.about(part, getattr(owner, name))))
-        stack.enter_context(mock.patch.object(nn.utils, "clip_grad_norm_", clock.about("update", nn.utils.clip_grad_norm_)))
+            stack.enter_context(
+                mock.patch.object(owner, name, clock.about(part, getattr(owner, name)))
+            )
+        stack.enter_context(
+            mock.patch.object(
+                nn.utils, "clip_grad_norm_", clock.about("update", nn.utils.clip_grad_norm_)
+            )
+        )
         backward: Callable[..., None] = Tensor.backward
 
         def timed_backward(loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +143,11 @@ def shares_of_operators(work: Callable[[], object]) -> tuple[dict[str, float], d
     """Shares of all operators' own time: by kind, and of the ten that took most."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         work()
-    own = {event.key: float(event.self_cpu_time_total) for event in found.key_averages() if event.key.startswith("aten::")}
+    own = {
+        event.key: float(event.self_cpu_time_total)
+        for event in found.key_averages()
+        if event.key.startswith("aten::")
+    }
     whole = sum(own.values())
     kinds: defaultdict[str, float] = defaultdict(float)
     for name, spent in own.items():
@@ -116,4 +159,6 @@ def shares_of_operators(work: Callable[[], object]) -> tuple[dict[str, float], d
 
 def kind_of(operator: str) -> str:
     """What an operator is for."""
-    return next((kind for kind, words in KINDS.items() if any(word in operator for word in words)), "other")
+    return next(
+        (kind for kind, words in KINDS.items() if any(word in operator for word in words)), "other"
+    )

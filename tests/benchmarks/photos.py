@@ -1,4 +1,5 @@
-"""The first-run setting of the training benchmarks: learn from 400 photographs, find copies among the last 200."""
+"""The first-run setting of the training benchmarks: learn from 400 photographs, find copies among
+the last 200."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ class Photos:
 def open_photos(folder: Path) -> Photos:
     """The two parts, listed in `folder`."""
     photos = sorted((data_folder() / "photos").iterdir())
-    return Photos(open_part(photos[:NUM_LEARNT], folder / "first.txt"), open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"))
+    return Photos(
+        open_part(photos[:NUM_LEARNT], folder / "first.txt"),
+        open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
+    )
 
 
 def open_part(files: list[Path], listing: Path) -> Source:

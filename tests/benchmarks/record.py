@@ -1,6 +1,8 @@
-"""What every benchmark does with its figures: alternate, take medians, print them, keep the raw ones.
+"""What every benchmark does with its figures: alternate, take medians, print them, keep the raw
+ones.
 
-`--quick` after a benchmark's name tries its path by the smallest counts; such figures mean nothing and are not kept.
+`--quick` after a benchmark's name tries its path by the smallest counts; such figures mean nothing
+and are not kept.
 """
 
 from __future__ import annotations
@@ -32,8 +34,11 @@ def arguments() -> list[str]:
     return [word for word in sys.argv[1:] if not word.startswith("-")]
 
 
-def alternate(first: Callable[[], float], second: Callable[[], float], *, rounds: int) -> tuple[list[float], list[float]]:
-    """Measure two things in turn, so that a machine that slows down slows both: first, second, first, second, ..."""
+def alternate(
+    first: Callable[[], float], second: Callable[[], float], *, rounds: int
+) -> tuple[list[float], list[float]]:
+    """Measure two things in turn, so that a machine that slows down slows both: first, second,
+    first, second, ..."""
     firsts, seconds = [], []
     for _ in range(rounds):
         firsts.append(first())
@@ -47,8 +52,8 @@ def median_ratio(firsts: list[float], seconds: list[float]) -> float:
 
 
 def write_result(name: str, figures: Mapping[str, Any], *, keep: bool | None = None) -> None:
-    """Print the figures and, unless `keep` is False or the path alone is tried, write them with the machine and the versions
-    to results/NAME.json."""
+    """Print the figures and, unless `keep` is False or the path alone is tried, write them with the
+    machine and the versions to results/NAME.json."""
     for figure, value in figures.items():
         print(f"{figure:>42}  {value}")
     if not (not is_quick() if keep is None else keep):
@@ -84,7 +89,16 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 def machine() -> dict[str, Any]:
     """What can be said of this machine without naming it."""
     model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
-    return {"processor": model, "cpus": usable_cpus(), "load_before": os.getloadavg()[0], "python": platform.python_version()}
+    return {
+        "processor": model,
+        "cpus": usable_cpus(),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+    }

@@ -10,7 +10,8 @@ from tests.benchmarks import bench_gpu, record
 from tests.benchmarks.flops import chip_peak
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of lightly's and torch's own
+# of lightly's and torch's own
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_the_path_of_bench_gpu_runs_on_a_cpu_and_keeps_no_figures_of_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,8 @@ def page_address(gallery: Gallery) -> Iterator[str]:
 
 
 def _make_app(index: Index) -> FastAPI:
-    """The app; Gradio 6.31 leaves event loops unclosed where it makes its locks (gradio/utils.py, safe_get_lock)."""
+    """The app; Gradio 6.31 leaves event loops unclosed where it makes its locks (gradio/utils.py,
+    safe_get_lock)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         from featkit_demo.app import make_demo_app

@@ -8,15 +8,23 @@ import pytest
 
 @pytest.mark.parametrize("route", ["upload", "upload/", "vibe-edit", "queue/join", "run/predict"])
 def test_gradios_own_routes_take_nothing(page_address: str, route: str) -> None:
-    answer = httpx.post(f"{page_address}/gradio_api/{route}", files=[("files", ("a.txt", b"kept by nobody"))])
+    answer = httpx.post(
+        f"{page_address}/gradio_api/{route}", files=[("files", ("a.txt", b"kept by nobody"))]
+    )
     assert answer.status_code == 404
 
 
-@pytest.mark.parametrize("route", ["file=page.css", "file/page.css", "upload_progress?upload_id=1", "proxy=http://127.0.0.1/"])
+@pytest.mark.parametrize(
+    "route",
+    ["file=page.css", "file/page.css", "upload_progress?upload_id=1", "proxy=http://127.0.0.1/"],
+)
 def test_gradios_own_routes_give_nothing(page_address: str, route: str) -> None:
     assert httpx.get(f"{page_address}/gradio_api/{route}").status_code == 404
     assert httpx.get(f"{page_address}/%67radio_api/{route}").status_code == 404
 
 
 def test_answers_of_closed_routes_carry_the_content_policy_too(page_address: str) -> None:
-    assert "default-src" in httpx.get(f"{page_address}/gradio_api/upload").headers["content-security-policy"]
+    assert (
+        "default-src"
+        in httpx.get(f"{page_address}/gradio_api/upload").headers["content-security-policy"]
+    )

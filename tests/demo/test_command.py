@@ -18,19 +18,35 @@ from featkit.serve.running import bind
 from tests.demo.conftest import Gallery
 
 
-def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(gallery: Gallery, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "featkit", "demo", str(gallery.pictures), "--model", str(gallery.model)]
+def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(
+    gallery: Gallery, tmp_path: Path
+) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "featkit",
+        "demo",
+        str(gallery.pictures),
+        "--model",
+        str(gallery.model),
+    ]
     command += ["--port", "0", "--cache", str(tmp_path / "cache"), "--no-browser"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.match(r"Search 13 pictures at (http://127\.0\.0\.1:\d+) \(stop with Ctrl-C\)", line)
+        found = re.match(
+            r"Search 13 pictures at (http://127\.0\.0\.1:\d+) \(stop with Ctrl-C\)", line
+        )
         assert found is not None, line
         with urllib.request.urlopen(f"{found[1]}/v1/sample?limit=1") as answer:
             assert answer.status == 200
         with pytest.raises(urllib.error.HTTPError, match="400"):  # a domain that leads to 127.0.0.1
-            urllib.request.urlopen(urllib.request.Request(f"{found[1]}/v1/sample", headers={"Host": "evil.example"}))
+            urllib.request.urlopen(
+                urllib.request.Request(f"{found[1]}/v1/sample", headers={"Host": "evil.example"})
+            )
         with urllib.request.urlopen(found[1]) as answer:
             text = answer.read().decode()
         assert "page/page.css" in text
@@ -42,17 +58,23 @@ def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(gallery: Gallery, t
     assert "Traceback" not in problems
 
 
-def test_a_port_that_is_taken_is_said_at_once(gallery: Gallery, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_port_that_is_taken_is_said_at_once(
+    gallery: Gallery, capsys: pytest.CaptureFixture[str]
+) -> None:
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         assert main(["demo", str(gallery.index), "--port", str(port)]) == 3
     problem = capsys.readouterr().err
     assert re.fullmatch(
-        rf"featkit: Port {port} is taken by another program; the next free one is \d+: add --port \d+\.\n", problem
+        rf"featkit: Port {port} is taken by another program; the next free one is \d+: add --port"
+        r" \d+\.\n",
+        problem,
     )
 
 
-def test_what_cannot_be_opened_is_one_sentence(gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_opened_is_one_sentence(
+    gallery: Gallery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--port", "0", "--model", str(gallery.model), "--cache", str(tmp_path / "cache")]
     assert main(["demo", str(tmp_path / "missing"), *arguments]) == 2
     assert main(["demo", str(gallery.index), *arguments]) == 2
@@ -69,7 +91,10 @@ def test_what_cannot_be_opened_is_one_sentence(gallery: Gallery, tmp_path: Path,
 def test_a_missing_extra_is_said_with_the_line_that_helps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("featkit.cli.extras.find_spec", lambda name: None if name in ("gradio", "fastapi") else object())
+    monkeypatch.setattr(
+        "featkit.cli.extras.find_spec",
+        lambda name: None if name in ("gradio", "fastapi") else object(),
+    )
     assert main(["demo"]) == 3
     assert main(["serve"]) == 3
     demo, serve = capsys.readouterr().err.splitlines()

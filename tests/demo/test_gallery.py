@@ -1,4 +1,5 @@
-"""The sample gallery: the same bytes for the same seed, every kind drawable, views alike and kinds apart."""
+"""The sample gallery: the same bytes for the same seed, every kind drawable, views alike and kinds
+apart."""
 
 from __future__ import annotations
 
@@ -9,10 +10,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featkit_demo.gallery import NUM_VIEWS, OBJECTS, SCENES, TEXTURES, draw_gallery, draw_views, encode
+from featkit_demo.gallery import (
+    NUM_VIEWS,
+    OBJECTS,
+    SCENES,
+    TEXTURES,
+    draw_gallery,
+    draw_views,
+    encode,
+)
 
 ALL_KINDS = [
-    (group, kind) for group, table in (("objects", OBJECTS), ("scenes", SCENES), ("textures", TEXTURES)) for kind in table
+    (group, kind)
+    for group, table in (("objects", OBJECTS), ("scenes", SCENES), ("textures", TEXTURES))
+    for kind in table
 ]
 
 
@@ -20,13 +31,20 @@ def test_gallery_is_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
     kinds = ["mug", "marble", "lake"]
     first = draw_gallery(tmp_path / "a", kinds=kinds, num_instances=1)
     second = draw_gallery(tmp_path / "b", kinds=kinds, num_instances=1)
-    assert [file.relative_to(tmp_path / "a") for file in first] == [file.relative_to(tmp_path / "b") for file in second]
+    assert [file.relative_to(tmp_path / "a") for file in first] == [
+        file.relative_to(tmp_path / "b") for file in second
+    ]
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
 def test_gallery_is_labelled_by_folder_and_reports_every_picture(tmp_path: Path) -> None:
     counts: list[tuple[int, int]] = []
-    files = draw_gallery(tmp_path, kinds=["apple", "tiles"], num_instances=1, on_progress=lambda *now: counts.append(now))
+    files = draw_gallery(
+        tmp_path,
+        kinds=["apple", "tiles"],
+        num_instances=1,
+        on_progress=lambda *now: counts.append(now),
+    )
     names = [file.relative_to(tmp_path).as_posix() for file in files]
     assert names == sorted(names)
     assert names[0] == "objects/apple/apple-1-close.jpg"

@@ -1,4 +1,5 @@
-"""`make demo`, with the environment that runs the tests in place of the one that make would install."""
+"""`make demo`, with the environment that runs the tests in place of the one that make would
+install."""
 
 from __future__ import annotations
 
@@ -31,14 +32,29 @@ def environment(tmp_path: Path) -> Path:
 def make_demo(environment: Path, photos: Path, port: int) -> tuple[int, str]:
     """Run it; exit status and all that was said."""
     runtime = environment / ".runtime"
-    command = ["make", f"--assume-old={runtime}", "demo", f"VENV={environment}", f"PHOTOS={photos}", f"PORT={port}"]
+    command = [
+        "make",
+        f"--assume-old={runtime}",
+        "demo",
+        f"VENV={environment}",
+        f"PHOTOS={photos}",
+        f"PORT={port}",
+    ]
     done = subprocess.run(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False
+        command,
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
     )
     return done.returncode, done.stdout
 
 
-def test_a_port_that_is_taken_is_answered_with_what_to_tell_make(environment: Path, gallery: Gallery) -> None:
+def test_a_port_that_is_taken_is_answered_with_what_to_tell_make(
+    environment: Path, gallery: Gallery
+) -> None:
     with bind("127.0.0.1", 0) as listener:
         status, said = make_demo(environment, gallery.index, listener.getsockname()[1])
     assert status != 0
@@ -55,16 +71,33 @@ def test_other_problems_are_not_answered_with_a_port(environment: Path, tmp_path
 
 def planned(environment: Path, *settings: str) -> str:
     """What `make demo` would run."""
-    command = ["make", "-n", f"--assume-old={environment / '.runtime'}", "demo", f"VENV={environment}", *settings]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    command = [
+        "make",
+        "-n",
+        f"--assume-old={environment / '.runtime'}",
+        "demo",
+        f"VENV={environment}",
+        *settings,
+    ]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def test_a_published_model_is_passed_on_once_what_makes_its_file_is_installed(environment: Path) -> None:
+def test_a_published_model_is_passed_on_once_what_makes_its_file_is_installed(
+    environment: Path,
+) -> None:
     lines = planned(environment, "MODEL=dinov2-small").splitlines()
-    (install,) = [number for number, line in enumerate(lines) if "onnx huggingface-hub" in line and "install" in line]
-    (start,) = [number for number, line in enumerate(lines) if f"{environment}/bin/featkit demo" in line]
+    (install,) = [
+        number
+        for number, line in enumerate(lines)
+        if "onnx huggingface-hub" in line and "install" in line
+    ]
+    (start,) = [
+        number for number, line in enumerate(lines) if f"{environment}/bin/featkit demo" in line
+    ]
     assert install < start
     assert '--model "dinov2-small" --port 7860' in lines[start]
     assert "torch" not in "\n".join(lines)
@@ -74,7 +107,9 @@ def test_a_second_time_nothing_is_installed(environment: Path) -> None:
     (environment / ".adopt").touch()
     said = planned(environment, "MODEL=dinov2-small", "PHOTOS=my pictures")
     assert "huggingface-hub" not in said
-    assert f'{environment}/bin/featkit demo "my pictures" --model "dinov2-small" --port 7860' in said
+    assert (
+        f'{environment}/bin/featkit demo "my pictures" --model "dinov2-small" --port 7860' in said
+    )
 
 
 def test_without_a_model_neither_is_there(environment: Path) -> None:

@@ -8,14 +8,29 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Dialog, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Dialog,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from tests.demo.conftest import HOSTILE, Gallery
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update"
+    " --disable-sync --no-first-run"
+)
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="NO BROWSER TESTED: no chromium on PATH; apt-get install chromium")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="NO BROWSER TESTED: no chromium on PATH; apt-get install chromium"
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +43,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, page_address: str) -> Iterator[Page]:
-    """The page, opened. The test fails for any request beyond loopback and for any error of a script."""
+    """The page, opened. The test fails for any request beyond loopback and for any error of a
+    script."""
     beyond: list[str] = []
     errors: list[str] = []
 
@@ -45,7 +61,9 @@ def page(browser: Browser, page_address: str) -> Iterator[Page]:
         if "Content Security Policy" in message.text:
             errors.append(message.text)
 
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, permissions=["clipboard-read", "clipboard-write"])
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 800}, permissions=["clipboard-read", "clipboard-write"]
+    )
     opened = context.new_page()
     opened.on("request", seen)
     opened.on("pageerror", lambda error: errors.append(str(error)))
@@ -116,9 +134,15 @@ def test_a_dropped_picture_is_searched_with(page: Page) -> None:
     expect(page.locator(".fk-veil")).to_be_hidden()
 
 
-def test_a_file_that_is_no_picture_gets_one_sentence_and_the_page_goes_on(page: Page, gallery: Gallery) -> None:
-    page.set_input_files("input[type=file]", {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"dear diary"})
-    expect(page.get_by_role("alert")).to_have_text("notes.jpg is not a picture in a format that can be read.")
+def test_a_file_that_is_no_picture_gets_one_sentence_and_the_page_goes_on(
+    page: Page, gallery: Gallery
+) -> None:
+    page.set_input_files(
+        "input[type=file]", {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"dear diary"}
+    )
+    expect(page.get_by_role("alert")).to_have_text(
+        "notes.jpg is not a picture in a format that can be read."
+    )
     page.set_input_files("input[type=file]", gallery.pictures / "objects/mug/mug-1-side.jpg")
     expect(page.locator(".fk-query-name")).to_have_text("mug-1-side.jpg")
     expect(page.get_by_role("alert")).to_be_hidden()
@@ -153,13 +177,19 @@ def test_every_picture_and_button_has_a_name(page: Page) -> None:
 
 
 def test_thumbnails_are_the_only_pictures_fetched(page: Page) -> None:
-    sources = page.evaluate("[...document.querySelectorAll('.fk-card img')].map(i => new URL(i.src).pathname)")
+    sources = page.evaluate(
+        "[...document.querySelectorAll('.fk-card img')].map(i => new URL(i.src).pathname)"
+    )
     assert sources
-    assert all(source.startswith("/v1/items/") and source.endswith("/thumbnail") for source in sources)
+    assert all(
+        source.startswith("/v1/items/") and source.endswith("/thumbnail") for source in sources
+    )
 
 
 def test_the_page_follows_dark_and_fits_a_phone(browser: Browser, page_address: str) -> None:
-    with browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark") as context:
+    with browser.new_context(
+        viewport={"width": 390, "height": 844}, color_scheme="dark"
+    ) as context:
         phone = context.new_page()
         phone.goto(page_address)
         expect(phone.locator(".fk-card").first).to_be_visible()

@@ -82,7 +82,9 @@ def test_a_second_run_does_nothing(pictures: Path, gallery: Gallery, tmp_path: P
     assert work.labels == [("embedding", 13)]
 
 
-def test_what_is_new_changed_or_gone_is_all_that_is_done(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_what_is_new_changed_or_gone_is_all_that_is_done(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
     mug, fish = pictures / "objects/mug", pictures / "objects/fish"
@@ -96,17 +98,23 @@ def test_what_is_new_changed_or_gone_is_all_that_is_done(pictures: Path, gallery
     assert not [key for key in keys(index) if key.startswith("scenes/")]
     with Index.open(index) as opened:
         hits = opened.search(fish / "fish-1-side.jpg", k=2)
-    assert {hit.key for hit in hits} == {"objects/fish/fish-1-front.jpg", "objects/fish/fish-1-side.jpg"}
+    assert {hit.key for hit in hits} == {
+        "objects/fish/fish-1-front.jpg",
+        "objects/fish/fish-1-side.jpg",
+    }
 
 
-def test_a_picture_that_breaks_is_no_longer_found(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_a_picture_that_breaks_is_no_longer_found(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
     (pictures / "objects/mug/mug-1-front.jpg").write_bytes(b"no longer")
     done = prepare_index(pictures, gallery.model, cache, progress=Work())
     assert [key for key, _ in done.failures] == ["objects/mug/mug-1-front.jpg"]
     assert "objects/mug/mug-1-front.jpg" not in keys(index)
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).failures == ()  # not tried again until it changes
+    # not tried again until it changes
+    assert prepare_index(pictures, gallery.model, cache, progress=Work()).failures == ()
 
 
 def test_another_model_gets_another_index(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
@@ -134,7 +142,10 @@ def test_a_stop_while_embedding_costs_work_and_no_correctness(
     assert [path.name for path in index.parent.glob("embeddings-*")] == []
     with Index.open(index) as opened:
         hits = opened.search(fish / "fish-1-side.jpg", k=2)
-    assert {hit.key for hit in hits} == {"objects/fish/fish-1-front.jpg", "objects/fish/fish-1-side.jpg"}
+    assert {hit.key for hit in hits} == {
+        "objects/fish/fish-1-front.jpg",
+        "objects/fish/fish-1-side.jpg",
+    }
 
 
 def test_what_a_stopped_first_run_had_in_work_is_not_kept_for_pictures_that_changed(
@@ -169,7 +180,9 @@ def test_a_stop_just_before_the_end_costs_work_and_no_correctness(
     assert keys(index) == files_below(pictures)
 
 
-def test_a_picture_that_comes_back_after_a_stop_is_found_again(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_a_picture_that_comes_back_after_a_stop_is_found_again(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
     mug = pictures / "objects/mug/mug-1-front.jpg"
@@ -182,7 +195,9 @@ def test_a_picture_that_comes_back_after_a_stop_is_found_again(pictures: Path, g
     assert keys(index) == files_below(pictures)
 
 
-@pytest.mark.parametrize("kind", ["glob", "list", "list beside", "one picture", "tar", "glob of tars"])
+@pytest.mark.parametrize(
+    "kind", ["glob", "list", "list beside", "one picture", "tar", "glob of tars"]
+)
 def test_a_changed_picture_is_embedded_again_whatever_it_was_named_by(
     kind: str, pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,24 +219,39 @@ def test_a_changed_picture_is_embedded_again_whatever_it_was_named_by(
             "list": "objects/mug/list.txt",
             "list beside": tmp_path / "list.txt",
         }
-        names |= {"one picture": changing, "tar": "objects/mug/mugs.tar", "glob of tars": "objects/*/*.tar"}
+        names |= {
+            "one picture": changing,
+            "tar": "objects/mug/mugs.tar",
+            "glob of tars": "objects/*/*.tar",
+        }
         return Path(names[kind])
 
     source = named()
     first = prepare_index(source, gallery.model, tmp_path / "cache", progress=Work())
     assert first.num_embedded > 0
-    assert prepare_index(source, gallery.model, tmp_path / "cache", progress=Work()).num_embedded == 0
+    assert (
+        prepare_index(source, gallery.model, tmp_path / "cache", progress=Work()).num_embedded == 0
+    )
     shutil.copyfile(pictures / "objects/fish/fish-1-front.jpg", changing)
-    assert prepare_index(named(), gallery.model, tmp_path / "cache", progress=Work()).num_embedded == 1
+    assert (
+        prepare_index(named(), gallery.model, tmp_path / "cache", progress=Work()).num_embedded == 1
+    )
     with Index.open(first.index) as opened:
         assert opened.search(changing, k=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
-def test_a_picture_that_cannot_be_looked_at_is_tried_again(gallery: Gallery, pictures: Path, tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_looked_at_is_tried_again(
+    gallery: Gallery, pictures: Path, tmp_path: Path
+) -> None:
     (pictures / "list.txt").write_text("objects/mug/mug-1-front.jpg\nmissing.jpg\n")
     for num_embedded in (1, 0):
-        done = prepare_index(pictures / "list.txt", gallery.model, tmp_path / "cache", progress=Work())
-        assert (done.num_embedded, [key for key, _ in done.failures]) == (num_embedded, ["missing.jpg"])
+        done = prepare_index(
+            pictures / "list.txt", gallery.model, tmp_path / "cache", progress=Work()
+        )
+        assert (done.num_embedded, [key for key, _ in done.failures]) == (
+            num_embedded,
+            ["missing.jpg"],
+        )
 
 
 def exchange(file: Path, data: bytes) -> None:
@@ -231,7 +261,9 @@ def exchange(file: Path, data: bytes) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_rehash_finds_a_picture_of_the_same_size_and_time(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_rehash_finds_a_picture_of_the_same_size_and_time(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     mug, fish = pictures / "objects/mug/mug-1-front.jpg", pictures / "objects/fish/fish-1-front.jpg"
     with mug.open("ab") as file:
@@ -240,14 +272,21 @@ def test_rehash_finds_a_picture_of_the_same_size_and_time(pictures: Path, galler
     exchange(mug, fish.read_bytes())
     assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
     work = Work()
-    assert prepare_index(pictures, gallery.model, cache, progress=work, rehash=True).num_embedded == 1
+    assert (
+        prepare_index(pictures, gallery.model, cache, progress=work, rehash=True).num_embedded == 1
+    )
     assert work.labels == [("comparing", 13), ("embedding", 1)]
     with Index.open(index) as opened:
         assert opened.search(fish, k=2)[1].key == "objects/mug/mug-1-front.jpg"
-    assert prepare_index(pictures, gallery.model, cache, progress=Work(), rehash=True).num_embedded == 0
+    assert (
+        prepare_index(pictures, gallery.model, cache, progress=Work(), rehash=True).num_embedded
+        == 0
+    )
 
 
-def test_retry_tries_failures_again(pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retry_tries_failures_again(
+    pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = tmp_path / "cache"
     decode = Embedder.decode
 
@@ -258,13 +297,19 @@ def test_retry_tries_failures_again(pictures: Path, gallery: Gallery, tmp_path: 
         patch.setattr(Embedder, "decode", without_package)
         index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
     assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
-    assert prepare_index(pictures, gallery.model, cache, progress=Work(), retry=True).num_embedded == 1
+    assert (
+        prepare_index(pictures, gallery.model, cache, progress=Work(), retry=True).num_embedded == 1
+    )
     assert keys(index) == files_below(pictures)
 
 
-def test_a_listing_of_an_earlier_version_is_used(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_a_listing_of_an_earlier_version_is_used(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
-    listing = prepare_index(pictures, gallery.model, cache, progress=Work()).index.parent / "listing.json"
+    listing = (
+        prepare_index(pictures, gallery.model, cache, progress=Work()).index.parent / "listing.json"
+    )
     stamps = json.loads(listing.read_text())["pictures"]
     listing.write_text(json.dumps({"format": "featkit-demo-listing-1", "pictures": stamps}))
     assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
@@ -279,14 +324,18 @@ def test_the_cache_may_lie_inside_the_pictures(pictures: Path, gallery: Gallery)
     assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
 
 
-def test_all_failures_are_counted_though_only_the_first_are_listed(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_all_failures_are_counted_though_only_the_first_are_listed(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     for number in range(SHOWN_FAILURES + 5):
         (pictures / f"bad-{number}.jpg").write_bytes(b"text")
     done = prepare_index(pictures, gallery.model, tmp_path / "cache", progress=Work())
     assert (done.num_embedded, len(done.failures)) == (13, SHOWN_FAILURES)
 
 
-def test_folders_without_pictures_and_without_good_ones_are_refused(gallery: Gallery, tmp_path: Path) -> None:
+def test_folders_without_pictures_and_without_good_ones_are_refused(
+    gallery: Gallery, tmp_path: Path
+) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="none"):
         prepare_index(tmp_path / "none", gallery.model, tmp_path / "cache", progress=Work())
@@ -296,7 +345,9 @@ def test_folders_without_pictures_and_without_good_ones_are_refused(gallery: Gal
         prepare_index(tmp_path / "bad", gallery.model, tmp_path / "cache", progress=Work())
 
 
-def test_a_cache_that_cannot_be_written_is_said(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_said(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o500)
     status, said, problems = run_python(PREPARE, pictures, gallery.model, cache, ordinary_user=True)
@@ -319,7 +370,9 @@ def test_the_gallery_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list(first.rglob("*.jpg"))) == 3
 
 
-def test_the_cache_is_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_where_the_desktop_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("FEATKIT_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "featkit"
@@ -344,16 +397,24 @@ def test_vectors_of_another_precision_have_an_index_of_their_own(
     assert (again.index, again.num_embedded) == (coarse.index, 0)
 
 
-def test_a_column_is_chosen_and_has_an_index_of_its_own(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_a_column_is_chosen_and_has_an_index_of_its_own(
+    pictures: Path, gallery: Gallery, tmp_path: Path
+) -> None:
     files = [(pictures / name).read_bytes() for name in files_below(pictures)[:3]]
     columns = {"image": pa.array([b"no picture", files[0], files[1]]), "photo": pa.array(files)}
     (tmp_path / "table").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "table" / "t.parquet")
     found = {
         column: prepare_index(
-            tmp_path / "table", gallery.model, tmp_path / "cache", progress=Work(), selection=Selection(column=column)
+            tmp_path / "table",
+            gallery.model,
+            tmp_path / "cache",
+            progress=Work(),
+            selection=Selection(column=column),
         )
         for column in (None, "photo")
     }
     assert [len(keys(each.index)) for each in found.values()] == [2, 3]
-    assert found["photo"].notes == ("Pictures are read from the column photo; --column can choose image instead.",)
+    assert found["photo"].notes == (
+        "Pictures are read from the column photo; --column can choose image instead.",
+    )

@@ -1,7 +1,9 @@
-"""Run featkit's commands in processes that are killed at a random moment, again and again, until the work is done.
+"""Run featkit's commands in processes that are killed at a random moment, again and again, until
+the work is done.
 
-Processes are forked from a server that has imported what the commands need (`multiprocessing`'s forkserver), so that a
-kill costs a fraction of a second and falls into the work rather than into imports.
+Processes are forked from a server that has imported what the commands need (`multiprocessing`'s
+forkserver), so that a kill costs a fraction of a second and falls into the work rather than into
+imports.
 """
 
 from __future__ import annotations
@@ -16,12 +18,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-PRELOADED = ("featkit.cli.app", "featkit.pipeline", "featkit.index", "featkit_train.loop", "tests.end_to_end.killing")
+PRELOADED = (
+    "featkit.cli.app",
+    "featkit.pipeline",
+    "featkit.index",
+    "featkit_train.loop",
+    "tests.end_to_end.killing",
+)
 TIMEOUT_S = 120.0
 
 
 class Kills(NamedTuple):
-    """What came of it: processes killed in the middle of their work, and times that the work was finished."""
+    """What came of it: processes killed in the middle of their work, and times that the work was
+    finished."""
 
     killed: int
     finished: int
@@ -45,11 +54,12 @@ def kill_at_random(
     after_kill: Callable[[], None],
     after_finish: Callable[[], None],
 ) -> Kills:
-    """Run `command()` and kill it at a moment drawn from a whole run's time, until `kills` processes were killed.
+    """Run `command()` and kill it at a moment drawn from a whole run's time, until `kills`
+    processes were killed.
 
-    command: the command line that starts or continues the work. after_kill asserts what holds at any moment. after_finish
-    asserts that the work is what an unbroken run makes of it, and removes it, so that it starts again. AssertionError when a
-    process that was not killed fails.
+    command: the command line that starts or continues the work. after_kill asserts what holds at
+    any moment. after_finish asserts that the work is what an unbroken run makes of it, and removes
+    it, so that it starts again. AssertionError when a process that was not killed fails.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
@@ -61,7 +71,8 @@ def kill_at_random(
         process.start()
         process.join(rng.uniform(0, whole))
         assert process.pid is not None
-        with suppress(ProcessLookupError):  # it has ended by itself, and its server has collected it
+        # it has ended by itself, and its server has collected it
+        with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
         process.join(TIMEOUT_S)
         if process.exitcode == -signal.SIGKILL:
@@ -74,7 +85,9 @@ def kill_at_random(
     return Kills(killed, finished)
 
 
-def _seconds_of_a_run(context: multiprocessing.context.ForkServerContext, arguments: Sequence[str]) -> float:
+def _seconds_of_a_run(
+    context: multiprocessing.context.ForkServerContext, arguments: Sequence[str]
+) -> float:
     """The time of an unbroken run, the second of two: the first starts the server."""
     warm = context.Process(target=time.sleep, args=(0,))
     warm.start()

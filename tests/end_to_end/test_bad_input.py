@@ -1,4 +1,5 @@
-"""What can be wrong with files, folders, disks and other processes: one sentence, the right exit code, nothing half-written."""
+"""What can be wrong with files, folders, disks and other processes: one sentence, the right exit
+code, nothing half-written."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ with Index.open(sys.argv[1], writable=True):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all is well: `pictures`, `m.onnx`, and of them `emb` in three shards and `photos.index`."""
+    """A folder in which all is well: `pictures`, `m.onnx`, and of them `emb` in three shards and
+    `photos.index`."""
     root = tmp_path_factory.mktemp("good")
     draw_folder(root / "pictures", 12)
     make_model_file(root / "m.onnx")
@@ -41,7 +43,18 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def embedding(good: Path, out: Path) -> list[object]:
     """The command that makes `emb`."""
-    return ["embed", good / "pictures", "--model", good / "m.onnx", "--out", out, "--shard-size", 4, "--threads", 1]
+    return [
+        "embed",
+        good / "pictures",
+        "--model",
+        good / "m.onnx",
+        "--out",
+        out,
+        "--shard-size",
+        4,
+        "--threads",
+        1,
+    ]
 
 
 def embed(good: Path, out: Path) -> Said:
@@ -57,24 +70,44 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
 @pytest.mark.parametrize(
     ("command", "code", "words"),
     [
-        ("embed missing --out new", 2, "missing does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list"),
+        (
+            "embed missing --out new",
+            2,
+            "missing does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list",
+        ),
         ("embed empty --out new", 2, "empty holds no pictures: it is empty."),
         ("embed papers --out new", 2, "papers holds no pictures. Passed over: 1 "),
         ("embed nothing.txt --out new", 2, "nothing.txt lists no pictures; write one path a line."),
         ("embed text.tar --out new", 2, "text.tar is plain text; name a tar archive."),
         ("embed text.parquet --out new", 2, "text.parquet is plain text; name a Parquet file."),
-        ("embed pictures --out new --model missing.onnx", 2, "missing.onnx does not exist; name a model file"),
-        ("embed pictures --out new --model nothing.txt", 2, "nothing.txt is not a featkit model file"),
+        (
+            "embed pictures --out new --model missing.onnx",
+            2,
+            "missing.onnx does not exist; name a model file",
+        ),
+        (
+            "embed pictures --out new --model nothing.txt",
+            2,
+            "nothing.txt is not a featkit model file",
+        ),
         ("embed pictures --out new --model text.tar", 2, "text.tar is not a featkit model file"),
         ("embed pictures --out new --model empty", 2, "empty is not a featkit model file"),
         ("embed pictures --out text.tar", 2, "text.tar is a file; name a folder with --out."),
-        ("embed pictures --out text.tar/emb", 2, "text.tar is a file; name another folder with --out."),
+        (
+            "embed pictures --out text.tar/emb",
+            2,
+            "text.tar is a file; name another folder with --out.",
+        ),
         (
             "embed pictures --out papers",
             2,
             "papers is no embeddings folder and holds thesis.doc; choose a new or an empty --out.",
         ),
-        ("embed pictures --out new --shard-size 0", 2, "A shard of 0 items is none; use 1 or more."),
+        (
+            "embed pictures --out new --shard-size 0",
+            2,
+            "A shard of 0 items is none; use 1 or more.",
+        ),
         ("embed pictures --out new --threads 0", 2, "0 threads cannot work; use 1 or more."),
         ("index missing --out new", 2, "missing is not an embeddings folder"),
         ("index pictures --out new", 2, "pictures is not an embeddings folder"),
@@ -82,7 +115,11 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         ("index emb --out text.tar", 2, "text.tar is not a featkit index"),
         ("index emb --out papers", 2, "papers is not a featkit index"),
         ("index emb --out emb", 2, "emb is not a featkit index"),
-        ("index emb --out text.tar/index", 3, "text.tar/index cannot be written: Not a directory; choose another place."),
+        (
+            "index emb --out text.tar/index",
+            3,
+            "text.tar/index cannot be written: Not a directory; choose another place.",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence_and_leaves_all_as_it_was(
@@ -111,9 +148,16 @@ def test_what_cannot_be_done_is_one_sentence_and_leaves_all_as_it_was(
 def test_pictures_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: Path) -> None:
     write_odd_pictures(tmp_path / "odd")
     out, index = tmp_path / "emb", tmp_path / "i"
-    assert run_featkit("embed", tmp_path / "odd", "--model", good / "m.onnx", "--out", out, "--shard-size", 3).code == 0
+    assert (
+        run_featkit(
+            "embed", tmp_path / "odd", "--model", good / "m.onnx", "--out", out, "--shard-size", 3
+        ).code
+        == 0
+    )
     said = run_featkit("index", out, "--out", index)
-    assert said.out.startswith(f"{len(READABLE)} pictures added, {len(UNREADABLE)} have no embedding; {index} holds ")
+    assert said.out.startswith(
+        f"{len(READABLE)} pictures added, {len(UNREADABLE)} have no embedding; {index} holds "
+    )
     for name in READABLE:
         hits = run_featkit("search", index, tmp_path / "odd" / name, "-k", 1)
         assert hits.out.splitlines()[2].split()[1:3] == ["1.0000", name]
@@ -124,23 +168,36 @@ def test_pictures_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: 
         assert why in hits.error
 
 
-def test_a_picture_that_is_gone_is_a_row_and_the_others_are_embedded(good: Path, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text(f"{good}/pictures/000.jpg\ngone.jpg\n{good}/pictures/001.jpg\n")
-    said = run_featkit("embed", tmp_path / "list.txt", "--model", good / "m.onnx", "--out", tmp_path / "emb")
+def test_a_picture_that_is_gone_is_a_row_and_the_others_are_embedded(
+    good: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "list.txt").write_text(
+        f"{good}/pictures/000.jpg\ngone.jpg\n{good}/pictures/001.jpg\n"
+    )
+    said = run_featkit(
+        "embed", tmp_path / "list.txt", "--model", good / "m.onnx", "--out", tmp_path / "emb"
+    )
     assert (said.code, said.error) == (0, "")
     assert "2 of 3 pictures embedded" in said.out
     rows = pq.read_table(tmp_path / "emb" / "shards").to_pylist()
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "gone.jpg does not exist." in rows[1]["error"]
-    np.testing.assert_array_equal(rows[0]["embedding"], pq.read_table(good / "emb" / "shards").to_pylist()[0]["embedding"])
+    np.testing.assert_array_equal(
+        rows[0]["embedding"], pq.read_table(good / "emb" / "shards").to_pylist()[0]["embedding"]
+    )
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full, which fails like a full disk")
-@pytest.mark.parametrize("target", ["plan.json", "model.onnx", "shards/00000.parquet", "shards/00002.parquet"])
+@pytest.mark.skipif(
+    not FULL.exists(), reason="the system has no /dev/full, which fails like a full disk"
+)
+@pytest.mark.parametrize(
+    "target", ["plan.json", "model.onnx", "shards/00000.parquet", "shards/00002.parquet"]
+)
 def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_space(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    """The file that is written first under a temporary name lies on a device where every write finds no space."""
+    """The file that is written first under a temporary name lies on a device where every write
+    finds no space."""
     out = tmp_path / "emb"
     temporary = out / f"{target}.partial-full"
 
@@ -152,7 +209,11 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_space(
     with monkeypatch.context() as patch:
         patch.setattr("featkit.atomic.secrets.token_hex", token_hex)
         said = embed(good, out)
-    assert said == (3, "", f"featkit: No space left to write {out}/{target}; free some or choose another place.\n")
+    assert said == (
+        3,
+        "",
+        f"featkit: No space left to write {out}/{target}; free some or choose another place.\n",
+    )
     assert not temporary.is_symlink()
     assert digests(out).items() < digests(good / "emb").items()
     assert embed(good, out).code == 0
@@ -161,11 +222,18 @@ def test_a_full_disk_is_named_and_the_same_command_goes_on_when_there_is_space(
 
 def limited(command: list[object], num_bytes: int) -> Said:
     """Run a command in a process that may not write files of more bytes."""
-    return end(start_featkit(*command, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))))
+    return end(
+        start_featkit(
+            *command,
+            before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes)),
+        )
+    )
 
 
 @pytest.mark.parametrize("target", ["plan.json", "model.onnx", "shards/00000.parquet"])
-def test_a_file_that_may_not_grow_is_named_and_removed(good: Path, tmp_path: Path, target: str) -> None:
+def test_a_file_that_may_not_grow_is_named_and_removed(
+    good: Path, tmp_path: Path, target: str
+) -> None:
     """The writing itself fails here, in the middle of the file."""
     out, size = tmp_path / "emb", (good / "emb" / target).stat().st_size
     if target == "shards/00000.parquet":  # smaller than the model, which is there already
@@ -173,7 +241,11 @@ def test_a_file_that_may_not_grow_is_named_and_removed(good: Path, tmp_path: Pat
         for shard in (out / "shards").iterdir():
             shard.unlink()
     said = limited(embedding(good, out), size - 1)
-    assert said == (3, "", f"featkit: {out}/{target} cannot be written: File too large; choose another place.\n")
+    assert said == (
+        3,
+        "",
+        f"featkit: {out}/{target} cannot be written: File too large; choose another place.\n",
+    )
     assert [path.name for path in out.rglob("*.partial-*")] == []
     assert digests(out).items() < digests(good / "emb").items()
     assert embed(good, out).code == 0
@@ -181,7 +253,9 @@ def test_a_file_that_may_not_grow_is_named_and_removed(good: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("room", [-1, 1000], ids=["model", "catalogue"])
-def test_an_index_that_finds_no_room_is_not_there_at_all(good: Path, tmp_path: Path, room: int) -> None:
+def test_an_index_that_finds_no_room_is_not_there_at_all(
+    good: Path, tmp_path: Path, room: int
+) -> None:
     command: list[object] = ["index", good / "emb", "--out", tmp_path / "i"]
     said = limited(command, (good / "m.onnx").stat().st_size + room)
     assert said.code == 3
@@ -193,10 +267,16 @@ def test_an_index_that_finds_no_room_is_not_there_at_all(good: Path, tmp_path: P
 
 @pytest.mark.parametrize("mode", [0o555, 0o000], ids=["read-only", "closed"])
 @pytest.mark.parametrize("command", ["embed", "index"])
-def test_a_folder_that_may_not_be_written_is_named(good: Path, tmp_path: Path, command: str, mode: int) -> None:
+def test_a_folder_that_may_not_be_written_is_named(
+    good: Path, tmp_path: Path, command: str, mode: int
+) -> None:
     place = tmp_path / "place"
     place.mkdir()
-    arguments = embedding(good, place / "new") if command == "embed" else ["index", good / "emb", "--out", place / "new"]
+    arguments = (
+        embedding(good, place / "new")
+        if command == "embed"
+        else ["index", good / "emb", "--out", place / "new"]
+    )
     place.chmod(mode)
     try:
         said = Said(*run_python(RUN, *arguments, ordinary_user=True))
@@ -204,11 +284,15 @@ def test_a_folder_that_may_not_be_written_is_named(good: Path, tmp_path: Path, c
         place.chmod(0o755)
     assert said.code == 3
     assert is_one_sentence(said)
-    assert re.match(rf"featkit: {place}/new cannot be (written|used): Permission denied; ", said.error)
+    assert re.match(
+        rf"featkit: {place}/new cannot be (written|used): Permission denied; ", said.error
+    )
     assert list(place.iterdir()) == []
 
 
-def test_a_second_writer_of_an_index_is_told_who_holds_it_and_readers_are_let_in(good: Path) -> None:
+def test_a_second_writer_of_an_index_is_told_who_holds_it_and_readers_are_let_in(
+    good: Path,
+) -> None:
     index, query = good / "photos.index", good / "pictures" / "003.jpg"
     before = digests(index)
     holder = start_python(HOLD, index, stdin=subprocess.PIPE)
@@ -222,7 +306,9 @@ def test_a_second_writer_of_an_index_is_told_who_holds_it_and_readers_are_let_in
     assert said.code == 3
     assert is_one_sentence(said)
     assert re.search(
-        rf"{index} is being written by process {holder.pid} on \S+ \(.*\); wait for it to end, or end it\.", said.error
+        rf"{index} is being written by process {holder.pid} on \S+ \(.*\); wait for it to end, or"
+        r" end it\.",
+        said.error,
     )
     assert found.code == 0
     assert found.out.splitlines()[2].split()[1:3] == ["1.0000", "003.jpg"]

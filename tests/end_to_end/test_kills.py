@@ -1,4 +1,5 @@
-"""Killed at any moment, embed, index and train lose nothing: run again, each ends with the bytes of an unbroken run."""
+"""Killed at any moment, embed, index and train lose nothing: run again, each ends with the bytes of
+an unbroken run."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures, a model, and the embeddings folder and index of runs that nothing broke."""
     folder = tmp_path_factory.mktemp("kills")
     draw_folder(folder / "pictures", PICTURES)
-    (folder / "pictures" / "torn.jpg").write_bytes((folder / "pictures" / "000.jpg").read_bytes()[:200])
+    (folder / "pictures" / "torn.jpg").write_bytes(
+        (folder / "pictures" / "000.jpg").read_bytes()[:200]
+    )
     make_model_file(folder / "m.onnx")
     assert run_featkit(*embed_command(folder, folder / "emb")).code == 0
     assert run_featkit(*index_command(folder, folder / "whole.index")).code == 0
@@ -54,7 +57,9 @@ def index_command(work: Path, out: Path) -> list[str]:
 
 
 @kills(12, 400)
-def test_embed_killed_at_random_ends_with_the_same_bytes(work: Path, tmp_path: Path, count: int) -> None:
+def test_embed_killed_at_random_ends_with_the_same_bytes(
+    work: Path, tmp_path: Path, count: int
+) -> None:
     out, expected = tmp_path / "emb", digests(work / "emb")
 
     def at_any_moment() -> None:
@@ -69,7 +74,13 @@ def test_embed_killed_at_random_ends_with_the_same_bytes(work: Path, tmp_path: P
         shutil.rmtree(out)
 
     command = embed_command(work, out)
-    seen = kill_at_random(lambda: command, kills=count, rng=random.Random(0), after_kill=at_any_moment, after_finish=at_the_end)
+    seen = kill_at_random(
+        lambda: command,
+        kills=count,
+        rng=random.Random(0),
+        after_kill=at_any_moment,
+        after_finish=at_the_end,
+    )
     assert seen.killed == count
 
 
@@ -83,7 +94,9 @@ def contents(path: Path) -> tuple[list[tuple[int, str, int | None, bytes | None]
 
 
 @kills(12, 400)
-def test_index_killed_at_random_ends_with_the_same_items(work: Path, tmp_path: Path, count: int) -> None:
+def test_index_killed_at_random_ends_with_the_same_items(
+    work: Path, tmp_path: Path, count: int
+) -> None:
     out = tmp_path / "photos.index"
     expected_rows, expected_vectors = contents(work / "whole.index")
 
@@ -101,7 +114,13 @@ def test_index_killed_at_random_ends_with_the_same_items(work: Path, tmp_path: P
         shutil.rmtree(out)
 
     command = index_command(work, out)
-    kill_at_random(lambda: command, kills=count, rng=random.Random(1), after_kill=at_any_moment, after_finish=at_the_end)
+    kill_at_random(
+        lambda: command,
+        kills=count,
+        rng=random.Random(1),
+        after_kill=at_any_moment,
+        after_finish=at_the_end,
+    )
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -111,12 +130,26 @@ def losses(run: Path) -> list[tuple[int, float]]:
 
 
 @kills(6, 200)
-def test_train_killed_at_random_ends_with_the_same_weights(work: Path, tmp_path: Path, count: int) -> None:
+def test_train_killed_at_random_ends_with_the_same_weights(
+    work: Path, tmp_path: Path, count: int
+) -> None:
     run, config = tmp_path / "run", tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(with_settings(SMALL, ["run.checkpoint_every=1"])))
-    first = ["train", "dino", str(work / "pictures"), "--out", str(run), "--recipe", str(config), "--quiet"]
+    first = [
+        "train",
+        "dino",
+        str(work / "pictures"),
+        "--out",
+        str(run),
+        "--recipe",
+        str(config),
+        "--quiet",
+    ]
     assert run_featkit(*first).code == 0
-    expected_losses, expected = losses(run), hashlib.sha256((run / "backbone.safetensors").read_bytes()).hexdigest()
+    expected_losses, expected = (
+        losses(run),
+        hashlib.sha256((run / "backbone.safetensors").read_bytes()).hexdigest(),
+    )
     shutil.rmtree(run)
 
     def command() -> list[str]:
@@ -127,4 +160,6 @@ def test_train_killed_at_random_ends_with_the_same_weights(work: Path, tmp_path:
         assert hashlib.sha256((run / "backbone.safetensors").read_bytes()).hexdigest() == expected
         shutil.rmtree(run)
 
-    kill_at_random(command, kills=count, rng=random.Random(2), after_kill=lambda: None, after_finish=at_the_end)
+    kill_at_random(
+        command, kills=count, rng=random.Random(2), after_kill=lambda: None, after_finish=at_the_end
+    )

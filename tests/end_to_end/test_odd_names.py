@@ -1,4 +1,5 @@
-"""Names that are not UTF-8, of pictures, folders, models and pages: each command takes them and prints them."""
+"""Names that are not UTF-8, of pictures, folders, models and pages: each command takes them and
+prints them."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ SHOWN = "d\\xe9\\n"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an odd name: `p\\xe9` with three pictures, `m\\xe9.onnx`, `x.tar`, `x.parquet`, `saved`, `l.txt`."""
+    """A folder of an odd name: `p\\xe9` with three pictures, `m\\xe9.onnx`, `x.tar`, `x.parquet`,
+    `saved`, `l.txt`."""
     root = tmp_path_factory.mktemp("odd") / ODD
     pictures = draw_folder(root / os.fsdecode(b"p\xe9"), 1)
     for seed, name in enumerate((b"caf\xe9.jpg", b"line\nfeed \x1b[1m.jpg")):
@@ -34,8 +36,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with open_arrow(root / "x.parquet", "wb") as file:
         pq.write_table(table, file)
     (root / "saved").mkdir()
-    (root / "saved" / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
-    with open_arrow(root / "saved" / "data.arrow", "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+    (root / "saved" / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data.arrow"}]})
+    )
+    with (
+        open_arrow(root / "saved" / "data.arrow", "wb") as file,
+        pa.ipc.new_stream(file, table.schema) as stream,
+    ):
         stream.write_table(table)
     (root / "l.txt").write_bytes(b"p\xe9/caf\xe9.jpg\np\xe9/gone\xe9.jpg\n")
     return root
@@ -54,7 +61,13 @@ def model(place: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("source", "items", "failed"),
-    [(os.fsdecode(b"p\xe9"), 3, 0), ("x.tar", 1, 0), ("x.parquet", 2, 0), ("saved", 2, 0), ("l.txt", 2, 1)],
+    [
+        (os.fsdecode(b"p\xe9"), 3, 0),
+        ("x.tar", 1, 0),
+        ("x.parquet", 2, 0),
+        ("saved", 2, 0),
+        ("l.txt", 2, 1),
+    ],
 )
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_a_source_of_any_name_is_embedded(
@@ -63,7 +76,19 @@ def test_a_source_of_any_name_is_embedded(
     if backend == "openvino":
         pytest.importorskip("openvino")
     out = tmp_path / ODD / "emb"
-    said = run("embed", place / source, "--model", model(place), "--out", out, "--backend", backend, "--threads", 1, "--json")
+    said = run(
+        "embed",
+        place / source,
+        "--model",
+        model(place),
+        "--out",
+        out,
+        "--backend",
+        backend,
+        "--threads",
+        1,
+        "--json",
+    )
     result = json.loads(said.out)
     assert (result["items"], result["failed"], result["out"]) == (items, failed, str(out))
     run("embed", place / source, "--model", model(place), "--out", out, "--quiet")
@@ -72,7 +97,17 @@ def test_a_source_of_any_name_is_embedded(
 
 def test_an_index_of_any_name_is_made_searched_and_shown(place: Path, tmp_path: Path) -> None:
     pictures, folder = place / os.fsdecode(b"p\xe9"), tmp_path / ODD
-    run("embed", pictures, "--model", model(place), "--out", folder / "emb", "--backend", "onnxruntime", "--quiet")
+    run(
+        "embed",
+        pictures,
+        "--model",
+        model(place),
+        "--out",
+        folder / "emb",
+        "--backend",
+        "onnxruntime",
+        "--quiet",
+    )
     run("index", folder / "emb", "--out", folder / "ix")
     query = pictures / os.fsdecode(b"caf\xe9.jpg")
     said = run("search", folder / "ix", query, "--page", folder / "r.html")
@@ -81,9 +116,15 @@ def test_an_index_of_any_name_is_made_searched_and_shown(place: Path, tmp_path: 
     page = (folder / "r.html").read_text(encoding="utf-8")
     assert "Nearest to caf\\xe9.jpg" in page
     assert "line\\nfeed \\x1b[1m.jpg" in page
-    hits = json.loads(run("search", folder / "ix", query, "--json", "--page", folder / "r.html").out)
+    hits = json.loads(
+        run("search", folder / "ix", query, "--json", "--page", folder / "r.html").out
+    )
     assert hits[0]["key"] == "caf\\xe9.jpg"
-    assert sorted(hit["key"] for hit in hits) == ["000.jpg", "caf\\xe9.jpg", "line\nfeed \x1b[1m.jpg"]
+    assert sorted(hit["key"] for hit in hits) == [
+        "000.jpg",
+        "caf\\xe9.jpg",
+        "line\nfeed \x1b[1m.jpg",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Backbones with weights that matter: at their initial values LayerScale, biases and positions would hide every mistake."""
+"""Backbones with weights that matter: at their initial values LayerScale, biases and positions
+would hide every mistake."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 
 CONFIGS = {
     "dino": ViTConfig(patch=8, width=48, depth=2, num_heads=3, mlp_width=96, position_grid=6),
-    "dinov2": ViTConfig(patch=14, width=48, depth=2, num_heads=3, mlp_width=96, position_grid=5, layer_scale=1.0),
+    "dinov2": ViTConfig(
+        patch=14, width=48, depth=2, num_heads=3, mlp_width=96, position_grid=5, layer_scale=1.0
+    ),
     "dinov2_reg_swiglu": ViTConfig(
         patch=14,
         width=48,
@@ -66,7 +69,9 @@ def drawn_published(published: Published, *, seed: int = 0) -> Backbone:
     backbone = build(published).to_empty(device="cpu").eval()
     draw_weights(backbone, seed=seed)
     if isinstance(backbone, VisionTransformer) and backbone.config.position == "rotary":
-        backbone.rotary_periods.copy_(rotary_periods(backbone.config.head_width, base=backbone.config.rotary_base))
+        backbone.rotary_periods.copy_(
+            rotary_periods(backbone.config.head_width, base=backbone.config.rotary_base)
+        )
     return backbone
 
 
@@ -78,7 +83,12 @@ def draw_weights(module: nn.Module, *, seed: int = 0) -> None:
             noise = torch.randn(parameter.shape, generator=generator)
             if re.search(r"norm|bn\d|gamma|downsample\.1", name) and parameter.ndim == 1:
                 parameter.copy_((name.endswith(("weight", "gamma"))) + 0.2 * noise)
-            elif parameter.ndim > 1 and "position" not in name and "token" not in name and "registers" not in name:
+            elif (
+                parameter.ndim > 1
+                and "position" not in name
+                and "token" not in name
+                and "registers" not in name
+            ):
                 parameter.copy_(noise / parameter[0].numel() ** 0.5)
             else:
                 parameter.copy_(0.5 * noise)
@@ -93,7 +103,12 @@ def draw_weights(module: nn.Module, *, seed: int = 0) -> None:
 
 def info_for(config: ViTConfig, **changes: Any) -> BackboneInfo:
     """What an export of a drawn backbone is told of it."""
-    values: dict[str, Any] = {"name": "drawn", "family": "dino", "geometry": geometry_for(config), "licence": "CC0-1.0"}
+    values: dict[str, Any] = {
+        "name": "drawn",
+        "family": "dino",
+        "geometry": geometry_for(config),
+        "licence": "CC0-1.0",
+    }
     return BackboneInfo(**{**values, "origin": {"data": "drawn", "sha256": "0" * 64}, **changes})
 
 
@@ -114,7 +129,13 @@ def geometry_for(config: ViTConfig, *, patches: int = 4) -> Geometry:
 
 def make_run(folder: Path, *, config: ViTConfig = CONFIGS["dino"], seed: int = 0) -> Path:
     """A run folder with a drawn backbone in it."""
-    info = BackboneInfo(name="drawn", family="dino", geometry=geometry_for(config), licence="CC0-1.0", origin={"data": "drawn"})
+    info = BackboneInfo(
+        name="drawn",
+        family="dino",
+        geometry=geometry_for(config),
+        licence="CC0-1.0",
+        origin={"data": "drawn"},
+    )
     folder.mkdir(parents=True, exist_ok=True)
     save_backbone(folder / BACKBONE_FILE, drawn_backbone(config, seed=seed), info)
     return folder
@@ -126,8 +147,12 @@ atexit.register(_FOLDER.cleanup)
 
 
 @cache  # tracing a graph takes seconds, and nobody changes a file that it shares
-def file_of(name: str, recipe: Recipe = ALL_OUTPUTS, *, size: tuple[int, int] | None = None) -> tuple[Path, ExportReport]:
+def file_of(
+    name: str, recipe: Recipe = ALL_OUTPUTS, *, size: tuple[int, int] | None = None
+) -> tuple[Path, ExportReport]:
     """The model file of a drawn backbone of CONFIGS, and what its export said."""
     out = Path(_FOLDER.name) / f"{secrets.token_hex(4)}.onnx"
     config = CONFIGS[name]
-    return out, export_backbone(drawn_backbone(config), info_for(config, family=name), out, recipe=recipe, size=size)
+    return out, export_backbone(
+        drawn_backbone(config), info_for(config, family=name), out, recipe=recipe, size=size
+    )

@@ -1,4 +1,5 @@
-"""The published networks as transformers and timm write them, with a row's tensors in them: what ours are compared with."""
+"""The published networks as transformers and timm write them, with a row's tensors in them: what
+ours are compared with."""
 
 from __future__ import annotations
 
@@ -43,22 +44,39 @@ def normalised(images: np.ndarray, geometry: Geometry) -> Tensor:
 
 
 def native_side(published: Published) -> int:
-    """Pixels at which every position rule agrees: the table's own size; where there is no table, what the row resizes to."""
+    """Pixels at which every position rule agrees: the table's own size; where there is no table,
+    what the row resizes to."""
     arch = published.arch
-    return int(arch["position_grid"] * arch["patch"]) if "position_grid" in arch else published.geometry.height
+    return (
+        int(arch["position_grid"] * arch["patch"])
+        if "position_grid" in arch
+        else published.geometry.height
+    )
 
 
 def transformers_model(published: Published, ours: Mapping[str, Tensor], *, official: bool) -> Any:
-    """The row's network in transformers. official: with the position rule of the family's released code where that differs."""
+    """The row's network in transformers. official: with the position rule of the family's released
+    code where that differs."""
     transformers = import_quietly("transformers")
-    values = hugging_face_config(published) if published.kind == "convnext" or published.family.startswith("dinov") else {}
+    values = (
+        hugging_face_config(published)
+        if published.kind == "convnext" or published.family.startswith("dinov")
+        else {}
+    )
     arch, kind = published.arch, values.pop("model_type", "vit")
-    form = {"vit": "dino", "dinov2": "dinov2", "dinov2_with_registers": "dinov2_reg_swiglu", "dinov3_vit": "dinov3"}.get(kind)
+    form = {
+        "vit": "dino",
+        "dinov2": "dinov2",
+        "dinov2_with_registers": "dinov2_reg_swiglu",
+        "dinov3_vit": "dinov3",
+    }.get(kind)
     if kind == "dinov3_convnext":
         model = transformers.DINOv3ConvNextModel(transformers.DINOv3ConvNextConfig(**values))
         names = model.state_dict()
         theirs = hugging_face_names(ours, published)
-        theirs = {name if name in names else f"model.{name}": tensor for name, tensor in theirs.items()}
+        theirs = {
+            name if name in names else f"model.{name}": tensor for name, tensor in theirs.items()
+        }
         model.load_state_dict(theirs)
         return model.eval()
     if kind == "vit":
@@ -76,7 +94,9 @@ def transformers_model(published: Published, ours: Mapping[str, Tensor], *, offi
     elif kind == "dinov2":
         model = transformers.Dinov2Model(transformers.Dinov2Config(**values))
     elif kind == "dinov2_with_registers":
-        model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**values))
+        model = transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**values)
+        )
     else:
         model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**values))
     assert form is not None
@@ -85,7 +105,9 @@ def transformers_model(published: Published, ours: Mapping[str, Tensor], *, offi
     assert not problems.unexpected_keys
     offset = arch.get("position_offset", 0.1)
     if official and "position_grid" in arch and offset:
-        model.embeddings.interpolate_pos_encoding = partial(official_positions, model.embeddings, offset=offset)
+        model.embeddings.interpolate_pos_encoding = partial(
+            official_positions, model.embeddings, offset=offset
+        )
     return model.eval()
 
 
@@ -99,11 +121,14 @@ def class_token(model: Any, pixels: Tensor) -> np.ndarray:
 def patch_tokens(model: Any, pixels: Tensor, published: Published) -> np.ndarray:
     """(N, P, D) of a model of transformers, of a ConvNeXt its places."""
     with torch.no_grad():
-        return model(pixels).last_hidden_state[:, 1 + published.arch.get("num_registers", 0) :].numpy()  # type: ignore[no-any-return]
+        return (  # type: ignore[no-any-return]
+            model(pixels).last_hidden_state[:, 1 + published.arch.get("num_registers", 0) :].numpy()
+        )
 
 
 def timm_model(published: Published, ours: Mapping[str, Tensor]) -> Any:
-    """The row's network in timm, which converts the official names by its own code; any size for a ViT."""
+    """The row's network in timm, which converts the official names by its own code; any size for a
+    ViT."""
     timm = import_quietly("timm")
     options: dict[str, Any] = {"pretrained": False, "num_classes": 0}
     if published.kind == "vit":
@@ -111,7 +136,9 @@ def timm_model(published: Published, ours: Mapping[str, Tensor]) -> Any:
     model = timm.create_model(TIMM[published.name], **options)
     theirs = official_names(ours, published)
     if published.kind == "vit":
-        theirs = import_quietly("timm.models.vision_transformer").checkpoint_filter_fn(theirs, model)
+        theirs = import_quietly("timm.models.vision_transformer").checkpoint_filter_fn(
+            theirs, model
+        )
     model.load_state_dict(theirs)
     return model.eval()
 

@@ -1,4 +1,5 @@
-"""ONNX files as others publish them: transformers' models by torch.onnx as on the Hub, and by hand what can be odd."""
+"""ONNX files as others publish them: transformers' models by torch.onnx as on the Hub, and by hand
+what can be odd."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ GEOMETRY = Geometry(
 
 
 class Published(NamedTuple):
-    """A folder with onnx/model.onnx, config.json and preprocessor_config.json, and what it was made of."""
+    """A folder with onnx/model.onnx, config.json and preprocessor_config.json, and what it was made
+    of."""
 
     folder: Path
     model: Any
@@ -42,20 +44,29 @@ class Published(NamedTuple):
 def publish(folder: Path, *, num_registers: int, baked: bool = False) -> Published:
     """A random Dinov2Model, or Dinov2WithRegistersModel, as optimum publishes it.
 
-    baked: with what int() does to a symbolic size, which transformers calls in the latter; the file is right at NATIVE alone.
+    baked: with what int() does to a symbolic size, which transformers calls in the latter; the file
+    is right at NATIVE alone.
     """
     transformers = import_quietly("transformers")
     torch.manual_seed(num_registers)
     # LayerScale as it begins would hide what the blocks compute.
-    options: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 4, "layerscale_value": 0.7}
+    options: dict[str, Any] = {
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "layerscale_value": 0.7,
+    }
     options |= {"image_size": NATIVE, "patch_size": PATCH}
     if num_registers:
-        config = transformers.Dinov2WithRegistersConfig(**options, num_register_tokens=num_registers)
+        config = transformers.Dinov2WithRegistersConfig(
+            **options, num_register_tokens=num_registers
+        )
         model = transformers.Dinov2WithRegistersModel(config).eval()
     else:
         model = transformers.Dinov2Model(transformers.Dinov2Config(**options)).eval()
     for name, weight in model.named_parameters():
-        if "token" in name or "position" in name:  # some begin as zeros, and would hide where a token came from
+        # some begin as zeros, and would hide where a token came from
+        if "token" in name or "position" in name:
             torch.nn.init.normal_(weight)
     processor = transformers.BitImageProcessor(
         size={"shortest_edge": 64},
@@ -70,11 +81,19 @@ def publish(folder: Path, *, num_registers: int, baked: bool = False) -> Publish
     return Published(folder, model, processor, num_registers)
 
 
-def publish_siglip(folder: Path, *, file: str = "onnx/vision_model.onnx", pooled: bool = True) -> Published:
-    """A random SigLIP vision model, which has a token for each patch and no class token, as transformers.js publishes it."""
+def publish_siglip(
+    folder: Path, *, file: str = "onnx/vision_model.onnx", pooled: bool = True
+) -> Published:
+    """A random SigLIP vision model, which has a token for each patch and no class token, as
+    transformers.js publishes it."""
     transformers = import_quietly("transformers")
     torch.manual_seed(7)
-    options = {"hidden_size": WIDTH, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    options = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     config = transformers.SiglipVisionConfig(**options, image_size=NATIVE, patch_size=PATCH)
     model = transformers.SiglipVisionModel(config).eval()
     with torch.no_grad():
@@ -82,7 +101,9 @@ def publish_siglip(folder: Path, *, file: str = "onnx/vision_model.onnx", pooled
             torch.nn.init.normal_(weight, std=0.2)
     processor = transformers.SiglipImageProcessor(size={"height": NATIVE, "width": NATIVE})
     processor.save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps({"model_type": "siglip", "vision_config": config.to_dict()}))
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "siglip", "vision_config": config.to_dict()})
+    )
     path = folder / file
     path.parent.mkdir(parents=True, exist_ok=True)
     module, names = _AsPublished(model), ["last_hidden_state", "pooler_output"]
@@ -123,15 +144,28 @@ class _AsPublished(torch.nn.Module):
 
 
 def _trace(model: torch.nn.Module, *, baked: bool) -> onnx.ModelProto:
-    module = import_quietly("transformers.models.dinov2_with_registers.modeling_dinov2_with_registers")
+    module = import_quietly(
+        "transformers.models.dinov2_with_registers.modeling_dinov2_with_registers"
+    )
     sizes = (NATIVE, NATIVE) if baked else (3 * PATCH, 5 * PATCH)
-    rows, columns = torch.export.Dim("rows", min=1, max=64), torch.export.Dim("columns", min=1, max=64)
+    rows, columns = (
+        torch.export.Dim("rows", min=1, max=64),
+        torch.export.Dim("columns", min=1, max=64),
+    )
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        whole = module.torch_int if baked else lambda number: number if isinstance(number, torch.SymInt) else int(number)
-        with warnings.catch_warnings(), torch.no_grad(), mock.patch.object(module, "torch_int", whole):
+        whole = (
+            module.torch_int
+            if baked
+            else lambda number: number if isinstance(number, torch.SymInt) else int(number)
+        )
+        with (
+            warnings.catch_warnings(),
+            torch.no_grad(),
+            mock.patch.object(module, "torch_int", whole),
+        ):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 _AsPublished(model),
@@ -139,7 +173,9 @@ def _trace(model: torch.nn.Module, *, baked: bool) -> onnx.ModelProto:
                 dynamo=True,
                 input_names=["pixel_values"],
                 output_names=["last_hidden_state", "pooler_output"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1), 2: PATCH * rows, 3: PATCH * columns},),
+                dynamic_shapes=(
+                    {0: torch.export.Dim("batch", min=1), 2: PATCH * rows, 3: PATCH * columns},
+                ),
                 external_data=False,
                 verbose=False,
             )
@@ -159,12 +195,13 @@ def build(
     names: tuple[str, str, str] = ("pixel_values", "tokens", "last_hidden_state"),
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """Patch filters, their tokens behind a class token that is the largest of each number, all through one more product.
+    """Patch filters, their tokens behind a class token that is the largest of each number, all
+    through one more product.
 
-    baked: "positions", a table of the native size; "batch", a reshape to one picture. extra: "quantised", a dynamic scale over
-    the batch; "idle", the same to no effect; "mixed", the mean over the batch taken away; "microsoft", an operator of
-    onnxruntime's own; "branch", an If whose branches use outer values. names: of the input, of the tokens on their way, of the
-    output.
+    baked: "positions", a table of the native size; "batch", a reshape to one picture. extra:
+    "quantised", a dynamic scale over the batch; "idle", the same to no effect; "mixed", the mean
+    over the batch taken away; "microsoft", an operator of onnxruntime's own; "branch", an If whose
+    branches use outer values. names: of the input, of the tokens on their way, of the output.
     """
     rng = np.random.default_rng(seed)
     source, way, output = names
@@ -212,7 +249,11 @@ def build(
                 [helper.make_node("Add", [last, way], [f"{name}_sum"])],
                 name,
                 [],
-                [helper.make_tensor_value_info(f"{name}_sum", helper.np_dtype_to_tensor_dtype(np.dtype(kind)), None)],
+                [
+                    helper.make_tensor_value_info(
+                        f"{name}_sum", helper.np_dtype_to_tensor_dtype(np.dtype(kind)), None
+                    )
+                ],
             )
             for name in ("then", "else")
         }
@@ -228,23 +269,33 @@ def build(
         [helper.make_tensor_value_info(output, element, [shape[0], "tokens", WIDTH])],
         [numpy_helper.from_array(value, name) for name, value in weights.items() if name in used],
     )
-    opsets = [helper.make_opsetid("", opset)] + ([helper.make_opsetid("com.microsoft", 1)] if extra == "microsoft" else [])
+    opsets = [helper.make_opsetid("", opset)] + (
+        [helper.make_opsetid("com.microsoft", 1)] if extra == "microsoft" else []
+    )
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def _reduce_max(opset: int, weights: dict[str, np.ndarray]) -> onnx.NodeProto:
     if opset < 18:
-        return helper.make_node("ReduceMax", ["patch_tokens"], ["class_token"], axes=[1], keepdims=1)
+        return helper.make_node(
+            "ReduceMax", ["patch_tokens"], ["class_token"], axes=[1], keepdims=1
+        )
     weights["along"] = np.array([1], np.int64)
     return helper.make_node("ReduceMax", ["patch_tokens", "along"], ["class_token"], keepdims=1)
 
 
 def tokens_of(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """What `build` (without extra) computes, (N, T, D) float64, by numpy from uint8 pictures and GEOMETRY's numbers."""
-    weights = {weight.name: numpy_helper.to_array(weight).astype(np.float64) for weight in model.graph.initializer}
+    """What `build` (without extra) computes, (N, T, D) float64, by numpy from uint8 pictures and
+    GEOMETRY's numbers."""
+    weights = {
+        weight.name: numpy_helper.to_array(weight).astype(np.float64)
+        for weight in model.graph.initializer
+    }
     pixels = (images / 255 - np.array(GEOMETRY.mean)) / np.array(GEOMETRY.std)
     num, height, width = images.shape[:3]
     cut = pixels.reshape(num, height // PATCH, PATCH, width // PATCH, PATCH, 3)
     patches = np.einsum("nhiwjc,dcij->nhwd", cut, weights["filters"]).reshape(num, -1, WIDTH)
-    tokens: np.ndarray = np.concatenate([patches.max(axis=1, keepdims=True), patches], axis=1) @ weights["mixing"]
+    tokens: np.ndarray = (
+        np.concatenate([patches.max(axis=1, keepdims=True), patches], axis=1) @ weights["mixing"]
+    )
     return tokens + weights["table"] if "table" in weights else tokens

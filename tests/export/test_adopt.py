@@ -1,5 +1,5 @@
-"""Promises of adoption: a published ONNX file becomes a model file of the same vectors, promises no size that was not compared,
-and what cannot be adopted is refused with what was found and wanted."""
+"""Promises of adoption: a published ONNX file becomes a model file of the same vectors, promises no
+size that was not compared, and what cannot be adopted is refused with what was found and wanted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from featkit.modelfile import read_manifest
 from featkit_export import adopt as adopt_module
 from featkit_export.adopt import FEATURES, adopt, adopt_file
 from featkit_export.verify import ParityError, draw_pictures
-from tests.export.published import GEOMETRY, NATIVE, PATCH, WIDTH, Published, build, publish, tokens_of
+from tests.export.published import (
+    GEOMETRY,
+    NATIVE,
+    PATCH,
+    WIDTH,
+    Published,
+    build,
+    publish,
+    tokens_of,
+)
 from tests.pictures import draw_picture
 from tests.processes import run_python
 from tests.sentences import refused
@@ -57,14 +66,19 @@ def pooled(tokens: np.ndarray, feature: str, *, num_registers: int = 0) -> np.nd
         "mean": sum(patches[:, place] for place in range(patches.shape[1])) / patches.shape[1],
         "gem": np.cbrt((np.clip(patches, 1e-6, None) ** 3).mean(axis=1)),
     }
-    units = [parts[part] / np.sqrt((parts[part] ** 2).sum(axis=1, keepdims=True)) for part in feature.split("+")]
+    units = [
+        parts[part] / np.sqrt((parts[part] ** 2).sum(axis=1, keepdims=True))
+        for part in feature.split("+")
+    ]
     joined: np.ndarray = np.concatenate(units, axis=1) / len(units) ** 0.5
     return joined
 
 
 def hidden_by_transformers(made: Published, images: np.ndarray) -> np.ndarray:
     """last_hidden_state of pictures that only the published processor's normalisation is done to."""
-    pixels = made.processor(list(images), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    pixels = made.processor(
+        list(images), do_resize=False, do_center_crop=False, return_tensors="pt"
+    )["pixel_values"]
     with torch.no_grad():
         hidden: np.ndarray = made.model(pixels).last_hidden_state.numpy()
     return hidden
@@ -81,7 +95,9 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
     assert manifest == report.manifest
     for batch, height, width in ((1, NATIVE, NATIVE), (2, 42, 98), (5, 28, 28)):
         images = draw_pictures(batch, height=height, width=width, seed=3)
-        expected = pooled(hidden_by_transformers(made, images), feature, num_registers=num_registers)
+        expected = pooled(
+            hidden_by_transformers(made, images), feature, num_registers=num_registers
+        )
         (vectors,) = run(tmp_path / "m.onnx", images)
         assert vectors.dtype == np.float32
         assert vectors.shape == (batch, manifest.width)
@@ -91,28 +107,61 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
             assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
-def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(published: dict[int, Published], tmp_path: Path) -> None:
+def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(
+    published: dict[int, Published], tmp_path: Path
+) -> None:
     made = published[4]
-    report = adopt_file(made.folder, tmp_path / "m.onnx", licence="apache-2.0", origin={"from": "hand"}, notes="Mine.")
+    report = adopt_file(
+        made.folder,
+        tmp_path / "m.onnx",
+        licence="apache-2.0",
+        origin={"from": "hand"},
+        notes="Mine.",
+    )
     manifest, source = report.manifest, made.folder / "onnx" / "model.onnx"
-    assert manifest.geometry == dataclasses.replace(GEOMETRY, rounding="down")  # as the published processor does
+    # as the published processor does
+    assert manifest.geometry == dataclasses.replace(GEOMETRY, rounding="down")
     assert (manifest.family, manifest.name) == ("dinov2_with_registers", "registers-4")
-    assert (manifest.feature, manifest.width, manifest.patch, manifest.licence) == ("cls", WIDTH, PATCH, "apache-2.0")
-    assert (manifest.fixed_size, manifest.batch_invariant, manifest.precision) == (None, True, "fp32")
+    assert (manifest.feature, manifest.width, manifest.patch, manifest.licence) == (
+        "cls",
+        WIDTH,
+        PATCH,
+        "apache-2.0",
+    )
+    assert (manifest.fixed_size, manifest.batch_invariant, manifest.precision) == (
+        None,
+        True,
+        "fp32",
+    )
     assert manifest.origin["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
     assert manifest.origin["from"] == "hand"
-    assert manifest.opset == max(entry.version for entry in onnx.load(source).opset_import if entry.domain == "")
-    assert [(case.batch, case.height, case.width) for case in report.comparisons] == [*ONE, *SEVERAL]
+    assert manifest.opset == max(
+        entry.version for entry in onnx.load(source).opset_import if entry.domain == ""
+    )
+    assert [(case.batch, case.height, case.width) for case in report.comparisons] == [
+        *ONE,
+        *SEVERAL,
+    ]
     assert report.left_out == []
-    assert manifest.parity["min_cosine"] == min(case.min_cosine for case in report.comparisons) >= 0.99999
+    assert (
+        manifest.parity["min_cosine"]
+        == min(case.min_cosine for case in report.comparisons)
+        >= 0.99999
+    )
     assert manifest.parity["max_abs"] == max(case.max_abs for case in report.comparisons) <= 1e-4
-    assert manifest.notes.startswith("Mine.\nAdopted from model.onnx and compared with it at 1 × 56×56")
+    assert manifest.notes.startswith(
+        "Mine.\nAdopted from model.onnx and compared with it at 1 × 56×56"
+    )
 
 
-def test_an_adopted_graph_names_its_sizes_and_passes_the_checker(published: dict[int, Published]) -> None:
+def test_an_adopted_graph_names_its_sizes_and_passes_the_checker(
+    published: dict[int, Published],
+) -> None:
     original = onnx.load(published[0].folder / "onnx" / "model.onnx")
     before = original.SerializeToString(deterministic=True)
-    adopted = adopt(original, geometry=GEOMETRY, feature="cls+mean", outputs=("embedding", "patches"))
+    adopted = adopt(
+        original, geometry=GEOMETRY, feature="cls+mean", outputs=("embedding", "patches")
+    )
     onnx.checker.check_model(adopted, full_check=True)
     assert original.SerializeToString(deterministic=True) == before
     shapes = {
@@ -127,26 +176,43 @@ def test_an_adopted_graph_names_its_sizes_and_passes_the_checker(published: dict
     assert adopted.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
 
 
-def test_patches_are_the_tokens_at_their_places(published: dict[int, Published], tmp_path: Path) -> None:
+def test_patches_are_the_tokens_at_their_places(
+    published: dict[int, Published], tmp_path: Path
+) -> None:
     made = published[4]
-    adopt_file(made.folder, tmp_path / "m.onnx", licence="apache-2.0", outputs=("embedding", "patches"))
+    adopt_file(
+        made.folder, tmp_path / "m.onnx", licence="apache-2.0", outputs=("embedding", "patches")
+    )
     images = draw_pictures(2, height=42, width=98)
     embedding, patches = run(tmp_path / "m.onnx", images, "embedding", "patches")
     hidden = hidden_by_transformers(made, images)
     assert patches.shape == (2, 3, 7, WIDTH)
     for row in range(3):
         for column in range(7):
-            np.testing.assert_allclose(patches[:, row, column], hidden[:, 5 + 7 * row + column], atol=1e-4)
+            np.testing.assert_allclose(
+                patches[:, row, column], hidden[:, 5 + 7 * row + column], atol=1e-4
+            )
     np.testing.assert_allclose(embedding, pooled(hidden, "cls"), atol=1e-5)
 
 
-def test_photographs_get_the_vectors_of_the_published_pipeline(published: dict[int, Published], tmp_path: Path) -> None:
+def test_photographs_get_the_vectors_of_the_published_pipeline(
+    published: dict[int, Published], tmp_path: Path
+) -> None:
     made = published[4]
-    adopt_file(made.folder, tmp_path / "m.onnx", licence="apache-2.0", feature="cls+mean", outputs=("embedding", "patches"))
-    # Halved and cropped by whole pixels, so that the two pipelines round alike but for single levels.
+    adopt_file(
+        made.folder,
+        tmp_path / "m.onnx",
+        licence="apache-2.0",
+        feature="cls+mean",
+        outputs=("embedding", "patches"),
+    )
+    # Halved and cropped by whole pixels, so that the two pipelines round alike but for single
+    # levels.
     photos = [draw_picture(seed, height=128, width=192) for seed in range(3)]
     with torch.no_grad():
-        hidden = made.model(made.processor(photos, return_tensors="pt")["pixel_values"]).last_hidden_state.numpy()
+        hidden = made.model(
+            made.processor(photos, return_tensors="pt")["pixel_values"]
+        ).last_hidden_state.numpy()
     embedder = Embedder(tmp_path / "m.onnx", backend="onnxruntime")
     expected = pooled(hidden, "cls+mean", num_registers=4)
     vectors = embedder.embed(photos)
@@ -154,11 +220,20 @@ def test_photographs_get_the_vectors_of_the_published_pipeline(published: dict[i
     assert np.abs(vectors[0] - vectors[1]).max() > 5e-2
     images = np.stack([embedder.prepare(photo) for photo in photos])
     patches = embedder.outputs(images, ["patches"])["patches"]
-    assert np.corrcoef(patches.reshape(3, -1), hidden[:, 5:].reshape(3, -1))[range(3), range(3, 6)].min() > 0.999
+    assert (
+        np.corrcoef(patches.reshape(3, -1), hidden[:, 5:].reshape(3, -1))[
+            range(3), range(3, 6)
+        ].min()
+        > 0.999
+    )
 
 
-@pytest.mark.parametrize("options", [{"baked": "batch"}, {"baked": "positions"}, {"shape": (1, 3, NATIVE, NATIVE)}])
-def test_a_file_of_one_picture_or_one_size_embeds_any_number(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{"baked": "batch"}, {"baked": "positions"}, {"shape": (1, 3, NATIVE, NATIVE)}]
+)
+def test_a_file_of_one_picture_or_one_size_embeds_any_number(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     model = build(**options)
     onnx.save(model, tmp_path / "m.onnx")
     adopt_hand_built(tmp_path)
@@ -182,7 +257,9 @@ def test_every_opset_is_kept_and_gives_the_same_vectors(opset: int, feature: str
 
 
 @pytest.mark.parametrize("opset", [11, 13])
-def test_a_file_of_one_size_keeps_it_and_is_compared_at_it_alone(tmp_path: Path, opset: int) -> None:
+def test_a_file_of_one_size_keeps_it_and_is_compared_at_it_alone(
+    tmp_path: Path, opset: int
+) -> None:
     model = build(opset=opset, shape=("batch", 3, NATIVE, NATIVE), baked="positions")
     onnx.save(model, tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path, outputs=("embedding", "patches"))
@@ -190,18 +267,27 @@ def test_a_file_of_one_size_keeps_it_and_is_compared_at_it_alone(tmp_path: Path,
     assert [(case.batch, case.height, case.width) for case in report.comparisons] == [
         (n, NATIVE, NATIVE) for n in (1, 3, 8) for _ in (1, 2)
     ]
-    shapes = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in values(tmp_path)]
+    shapes = [
+        [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in values(tmp_path)
+    ]
     assert shapes == [["N", NATIVE, NATIVE, 3], ["N", WIDTH], ["N", 4, 4, WIDTH]]
     images = draw_pictures(2, height=NATIVE, width=NATIVE)
-    np.testing.assert_allclose(run(tmp_path / "out.onnx", images)[0], pooled(tokens_of(model, images), "cls"), atol=1e-5)
+    np.testing.assert_allclose(
+        run(tmp_path / "out.onnx", images)[0], pooled(tokens_of(model, images), "cls"), atol=1e-5
+    )
 
 
-def test_a_size_that_the_original_fails_at_is_left_out_and_refused_by_the_graph(tmp_path: Path) -> None:
+def test_a_size_that_the_original_fails_at_is_left_out_and_refused_by_the_graph(
+    tmp_path: Path,
+) -> None:
     onnx.save(build(baked="positions"), tmp_path / "m.onnx")  # says that it takes any size
     report = adopt_hand_built(tmp_path)
     assert [(case.batch, case.height, case.width) for case in report.left_out] == ONE[1:]
     assert all("Add" in case.reason for case in report.left_out)
-    assert [(case.batch, case.height, case.width) for case in report.comparisons] == [(n, NATIVE, NATIVE) for n in (1, 3, 8)]
+    assert [(case.batch, case.height, case.width) for case in report.comparisons] == [
+        (n, NATIVE, NATIVE) for n in (1, 3, 8)
+    ]
     manifest = read_manifest(tmp_path / "out.onnx")
     assert (manifest.fixed_size, manifest.batch_invariant) == ((NATIVE, NATIVE), True)
     assert "m.onnx itself does not take 1 × 28×28" in manifest.notes
@@ -221,7 +307,9 @@ def test_sizes_that_an_exporter_baked_in_are_found_and_left_out(tmp_path: Path) 
     np.testing.assert_allclose(run(tmp_path / "m.onnx", images)[0], expected, atol=1e-5)
 
 
-def test_a_number_of_pictures_that_the_original_fails_at_makes_one_picture_a_call(tmp_path: Path) -> None:
+def test_a_number_of_pictures_that_the_original_fails_at_makes_one_picture_a_call(
+    tmp_path: Path,
+) -> None:
     onnx.save(build(baked="batch"), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert [(case.batch, case.height, case.width) for case in report.left_out] == SEVERAL
@@ -237,17 +325,24 @@ def test_a_file_of_one_picture_a_call_keeps_that(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("feature", "outputs"), [("cls+mean", ("embedding", "patches")), ("gem", ("embedding",)), ("pooler", ("embedding",))]
+    ("feature", "outputs"),
+    [("cls+mean", ("embedding", "patches")), ("gem", ("embedding",)), ("pooler", ("embedding",))],
 )
-def test_half_precision_is_met_by_a_cast(tmp_path: Path, feature: str, outputs: tuple[str, ...]) -> None:
+def test_half_precision_is_met_by_a_cast(
+    tmp_path: Path, feature: str, outputs: tuple[str, ...]
+) -> None:
     model = build(kind=np.float16)
     if feature == "pooler":
         model, feature = with_pooler_alone(model), "cls"
         model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     onnx.save(model, tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path, feature=feature, outputs=outputs)
-    assert (report.manifest.precision, report.manifest.width) == ("fp16", WIDTH * len(feature.split("+")))
-    assert report.manifest.parity["max_abs"] < 1e-5  # of half's own error, 2e-3, the two have the same
+    assert (report.manifest.precision, report.manifest.width) == (
+        "fp16",
+        WIDTH * len(feature.split("+")),
+    )
+    # of half's own error, 2e-3, the two have the same
+    assert report.manifest.parity["max_abs"] < 1e-5
     images = draw_pictures(2, height=28, width=42)
     (vectors,) = run(tmp_path / "out.onnx", images)
     assert vectors.dtype == np.float32
@@ -263,7 +358,9 @@ def test_a_scale_over_the_batch_is_noted_and_makes_one_picture_a_call(tmp_path: 
 
 
 @pytest.mark.parametrize("extra", ["idle", "mixed"])
-def test_a_dependence_on_the_batch_is_known_by_its_operator_or_by_measure(tmp_path: Path, extra: str) -> None:
+def test_a_dependence_on_the_batch_is_known_by_its_operator_or_by_measure(
+    tmp_path: Path, extra: str
+) -> None:
     onnx.save(build(extra=extra), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert report.manifest.batch_invariant is False
@@ -282,9 +379,14 @@ def test_operators_of_other_domains_are_kept_and_noted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", ["", "branch"])
 @pytest.mark.parametrize(
     "names",
-    [("images", "embedding", "last_hidden_state"), ("featkit/in/Cast_0", "featkit/out/constant_0", "last_hidden_state")],
+    [
+        ("images", "embedding", "last_hidden_state"),
+        ("featkit/in/Cast_0", "featkit/out/constant_0", "last_hidden_state"),
+    ],
 )
-def test_values_that_are_called_as_a_model_files_are_stay_apart(extra: str, names: tuple[str, str, str]) -> None:
+def test_values_that_are_called_as_a_model_files_are_stay_apart(
+    extra: str, names: tuple[str, str, str]
+) -> None:
     plain = adopt(build(extra=extra), geometry=GEOMETRY, feature="cls+mean")
     adopted = adopt(build(extra=extra, names=names), geometry=GEOMETRY, feature="cls+mean")
     onnx.checker.check_model(adopted)
@@ -298,14 +400,18 @@ def test_the_pooler_alone_is_the_class_token(tmp_path: Path) -> None:
     report = adopt_hand_built(tmp_path)
     assert (report.manifest.width, report.manifest.feature) == (WIDTH, "cls")
     images = draw_pictures(2, height=28, width=42)
-    np.testing.assert_allclose(run(tmp_path / "out.onnx", images)[0], pooled(tokens_of(model, images), "cls"), atol=1e-5)
+    np.testing.assert_allclose(
+        run(tmp_path / "out.onnx", images)[0], pooled(tokens_of(model, images), "cls"), atol=1e-5
+    )
 
 
 def test_weights_that_are_listed_as_inputs_are_none(tmp_path: Path) -> None:
     model = build(opset=11)
     model.ir_version = 3
     for weight in model.graph.initializer:
-        model.graph.input.append(helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims))
+        model.graph.input.append(
+            helper.make_tensor_value_info(weight.name, weight.data_type, weight.dims)
+        )
     onnx.save(model, tmp_path / "m.onnx")
     adopt_hand_built(tmp_path)
     assert [value.name for value in onnx.load(tmp_path / "out.onnx").graph.input] == ["images"]
@@ -318,10 +424,14 @@ def test_weights_beside_the_file_are_taken_along(tmp_path: Path) -> None:
     onnx.save(build(), plain / "m.onnx")
     save_apart(build(), apart / "m.onnx")
     assert (apart / "m.onnx_data").stat().st_size > 50_000 > (apart / "m.onnx").stat().st_size
-    assert adopt_hand_built(apart).manifest.fingerprint == adopt_hand_built(plain).manifest.fingerprint
+    assert (
+        adopt_hand_built(apart).manifest.fingerprint == adopt_hand_built(plain).manifest.fingerprint
+    )
 
 
-def test_weights_past_the_limit_of_one_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_past_the_limit_of_one_file_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnx.save(build(), tmp_path / "m.onnx")
     whole = adopt_hand_built(tmp_path).manifest
     images = draw_pictures(2, height=28, width=42)
@@ -330,8 +440,12 @@ def test_weights_past_the_limit_of_one_file_lie_beside_it(tmp_path: Path, monkey
     apart = adopt_hand_built(tmp_path).manifest
     assert apart.external is not None
     weights = tmp_path / apart.external.file
-    assert weights.stat().st_size == apart.external.num_bytes > (tmp_path / "out.onnx").stat().st_size
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["m.onnx", "out.onnx", weights.name])
+    assert (
+        weights.stat().st_size == apart.external.num_bytes > (tmp_path / "out.onnx").stat().st_size
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["m.onnx", "out.onnx", weights.name]
+    )
     assert apart.fingerprint == whole.fingerprint
     np.testing.assert_array_equal(run(tmp_path / "out.onnx", images)[0], expected)
 
@@ -354,13 +468,17 @@ def cut_short(path: Path) -> None:
     "spoil",
     [
         pytest.param(lambda path: point_elsewhere(path, "../secret"), id="above"),
-        pytest.param(lambda path: point_elsewhere(path, str(path.parents[1] / "secret")), id="absolute"),
+        pytest.param(
+            lambda path: point_elsewhere(path, str(path.parents[1] / "secret")), id="absolute"
+        ),
         pytest.param(lambda path: point_elsewhere(path, "link"), id="link"),
         pytest.param(lambda path: path.with_name("m.onnx_data").unlink(), id="missing"),
         pytest.param(cut_short, id="short"),
     ],
 )
-def test_weights_elsewhere_missing_or_short_are_refused(tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+def test_weights_elsewhere_missing_or_short_are_refused(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
     folder = tmp_path / "published"
     folder.mkdir()
     save_apart(build(), folder / "m.onnx")
@@ -378,7 +496,9 @@ def with_input(model: onnx.ModelProto, kind: int, shape: tuple[int | str, ...]) 
 
 
 def with_more(model: onnx.ModelProto) -> onnx.ModelProto:
-    model.graph.input.append(helper.make_tensor_value_info("bool_masked_pos", TensorProto.BOOL, ["batch", "tokens"]))
+    model.graph.input.append(
+        helper.make_tensor_value_info("bool_masked_pos", TensorProto.BOOL, ["batch", "tokens"])
+    )
     return model
 
 
@@ -390,8 +510,12 @@ def with_output(model: onnx.ModelProto, name: str, shape: tuple[int | str, ...])
 
 def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
     model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0), "first"))
-    model.graph.node.append(helper.make_node("Gather", ["last_hidden_state", "first"], ["pooler_output"], axis=1))
-    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("pooler_output", TensorProto.FLOAT, ["batch", WIDTH]))
+    model.graph.node.append(
+        helper.make_node("Gather", ["last_hidden_state", "first"], ["pooler_output"], axis=1)
+    )
+    model.graph.output[0].CopyFrom(
+        helper.make_tensor_value_info("pooler_output", TensorProto.FLOAT, ["batch", WIDTH])
+    )
     return model
 
 
@@ -404,27 +528,71 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
             ["cannot be loaded by ONNX Runtime"],
         ),
         (lambda: with_input(build(), TensorProto.FLOAT, ("n", "h", "w", 4)), {}, []),
-        (lambda: with_input(build(), TensorProto.FLOAT, ("n", 1, "h", "w")), {}, ["(n, 1, h, w)", "(batch, 3, height, width)"]),
-        (lambda: with_input(build(), TensorProto.DOUBLE, ("n", 3, "h", "w")), {}, ["float64 (n, 3, h, w)"]),
+        (
+            lambda: with_input(build(), TensorProto.FLOAT, ("n", 1, "h", "w")),
+            {},
+            ["(n, 1, h, w)", "(batch, 3, height, width)"],
+        ),
+        (
+            lambda: with_input(build(), TensorProto.DOUBLE, ("n", 3, "h", "w")),
+            {},
+            ["float64 (n, 3, h, w)"],
+        ),
         (lambda: with_input(build(), TensorProto.FLOAT, ("n", 3)), {}, ["float32 (n, 3)"]),
-        (lambda: with_input(build(), TensorProto.FLOAT, (4, 3, "h", "w")), {}, ["4 pictures a call", "1 or any number"]),
-        (lambda: with_input(build(), TensorProto.FLOAT, ("n", 3, 70, 70)), {}, ["70×70 alone", "56×56", "dynamic sizes"]),
+        (
+            lambda: with_input(build(), TensorProto.FLOAT, (4, 3, "h", "w")),
+            {},
+            ["4 pictures a call", "1 or any number"],
+        ),
+        (
+            lambda: with_input(build(), TensorProto.FLOAT, ("n", 3, 70, 70)),
+            {},
+            ["70×70 alone", "56×56", "dynamic sizes"],
+        ),
         (lambda: with_more(build()), {}, ["bool_masked_pos bool (batch, tokens)", "that alone"]),
         (lambda: onnx.ModelProto(), {}, ["takes nothing"]),
         (lambda: build(opset=10), {}, ["opset 10", "11 or newer"]),
-        (lambda: with_output(build(), "logits", ("n", 1000)), {}, ["logits float32 (n, 1000)", "without a head"]),
-        (lambda: with_output(build(), "last_hidden_state", ("n", 8, "h", "w")), {}, ["(n, 8, h, w)", "(batch, tokens, width)"]),
-        (lambda: with_pooler_alone(build()), {"feature": "mean"}, ["pooler_output alone", "mean", "last_hidden_state"]),
-        (lambda: with_pooler_alone(build()), {"outputs": ("embedding", "patches")}, ["pooler_output alone", "patches"]),
+        (
+            lambda: with_output(build(), "logits", ("n", 1000)),
+            {},
+            ["logits float32 (n, 1000)", "without a head"],
+        ),
+        (
+            lambda: with_output(build(), "last_hidden_state", ("n", 8, "h", "w")),
+            {},
+            ["(n, 8, h, w)", "(batch, tokens, width)"],
+        ),
+        (
+            lambda: with_pooler_alone(build()),
+            {"feature": "mean"},
+            ["pooler_output alone", "mean", "last_hidden_state"],
+        ),
+        (
+            lambda: with_pooler_alone(build()),
+            {"outputs": ("embedding", "patches")},
+            ["pooler_output alone", "patches"],
+        ),
         (build, {"feature": "max"}, ["'max'", "cls, mean, gem, cls+mean, cls+gem"]),
         (build, {"outputs": ("embedding", "attention")}, ["gives no attention", "checkpoint"]),
         (build, {"outputs": ("patches",)}, ["patches", "ask for embedding"]),
         (build, {"outputs": ("embedding", "logits")}, ["embedding, logits", "ask for embedding"]),
-        (build, {"num_registers": 4}, ["17 tokens for 56×56", "means 0 registers, where 4 were told"]),
+        (
+            build,
+            {"num_registers": 4},
+            ["17 tokens for 56×56", "means 0 registers, where 4 were told"],
+        ),
         (build, {"num_registers": -1}, ["-1 registers"]),
-        (build, {"geometry": dataclasses.replace(GEOMETRY, patch=7)}, ["17 tokens", "another patch"]),
+        (
+            build,
+            {"geometry": dataclasses.replace(GEOMETRY, patch=7)},
+            ["17 tokens", "another patch"],
+        ),
         (build, {"num_registers": None}, ["config.json does not exist", "fetch it from where"]),
-        (build, {"geometry": None}, ["preprocessor_config.json does not exist", "fetch it from where"]),
+        (
+            build,
+            {"geometry": None},
+            ["preprocessor_config.json does not exist", "fetch it from where"],
+        ),
     ],
 )
 def test_what_cannot_be_adopted_is_refused_with_what_was_found_and_wanted(
@@ -448,7 +616,9 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, name: str, words: str) 
     (tmp_path / "text.onnx").write_text("To whom it may concern")
     (tmp_path / "empty").mkdir()
     with refused(words):
-        adopt_file(tmp_path / name, tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0)
+        adopt_file(
+            tmp_path / name, tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+        )
 
 
 def test_a_file_that_onnxruntime_does_not_load_is_refused(tmp_path: Path) -> None:
@@ -459,11 +629,15 @@ def test_a_file_that_onnxruntime_does_not_load_is_refused(tmp_path: Path) -> Non
         adopt_hand_built(tmp_path)
 
 
-def test_nothing_is_written_when_the_two_disagree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_written_when_the_two_disagree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     onnx.save(build(), tmp_path / "m.onnx")
 
     def a_little_wrong(model: onnx.ModelProto, **options: Any) -> onnx.ModelProto:
-        options["feed"] = dataclasses.replace(options["feed"], mean=255 * np.array([0.5, 0.456, 0.406]))
+        options["feed"] = dataclasses.replace(
+            options["feed"], mean=255 * np.array([0.5, 0.456, 0.406])
+        )
         return adopt(model, **options)
 
     monkeypatch.setattr(adopt_module, "adopt", a_little_wrong)
@@ -504,4 +678,6 @@ def values(folder: Path) -> list[onnx.ValueInfoProto]:
 
 
 def save_apart(model: onnx.ModelProto, path: Path) -> None:
-    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024)
+    onnx.save(
+        model, path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=1024
+    )

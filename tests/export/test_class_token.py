@@ -41,7 +41,11 @@ def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
     file = siglip.folder / "onnx" / "vision_model.onnx"
     report = adopt_file(file, tmp_path / "m.onnx", licence="apache-2.0", feature=feature)
     manifest = read_manifest(tmp_path / "m.onnx")
-    assert (manifest.feature, manifest.family, manifest.width) == (feature or "pooler", "siglip", WIDTH)
+    assert (manifest.feature, manifest.family, manifest.width) == (
+        feature or "pooler",
+        "siglip",
+        WIDTH,
+    )
     assert any("no class token" in note for note in report.notes)
     images = draw_pictures(3, height=NATIVE, width=NATIVE)
     embedder = Embedder(tmp_path / "m.onnx", backend="onnxruntime")
@@ -51,15 +55,23 @@ def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
     pixels = siglip.processor(photo, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         given = siglip.model(pixels)
-    theirs = {"pooler": given.pooler_output, "mean": given.last_hidden_state.mean(dim=1)}[feature or "pooler"][0].numpy()
+    theirs = {"pooler": given.pooler_output, "mean": given.last_hidden_state.mean(dim=1)}[
+        feature or "pooler"
+    ][0].numpy()
     assert embedder.embed(photo)[0] @ theirs / np.linalg.norm(theirs) >= 0.9999
 
 
-def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(siglip: Published, tmp_path: Path) -> None:
+def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(
+    siglip: Published, tmp_path: Path
+) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
-    adopt_file(file, tmp_path / "m.onnx", licence="x", feature="mean", outputs=("embedding", "patches"))
+    adopt_file(
+        file, tmp_path / "m.onnx", licence="x", feature="mean", outputs=("embedding", "patches")
+    )
     images = draw_pictures(2, height=NATIVE, width=NATIVE)
-    found = Embedder(tmp_path / "m.onnx", backend="onnxruntime").outputs(images, ["patches"])["patches"]
+    found = Embedder(tmp_path / "m.onnx", backend="onnxruntime").outputs(images, ["patches"])[
+        "patches"
+    ]
     pixels = siglip.processor(list(images), do_resize=False, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         hidden = siglip.model(pixels).last_hidden_state.numpy()
@@ -71,7 +83,12 @@ def test_a_class_token_that_is_not_there_is_refused_with_what_to_choose(
     siglip: Published, tmp_path: Path, feature: str
 ) -> None:
     with refused("one token for each patch", "no class token", "--feature pooler, mean or gem"):
-        adopt_file(siglip.folder / "onnx" / "vision_model.onnx", tmp_path / "m.onnx", licence="x", feature=feature)
+        adopt_file(
+            siglip.folder / "onnx" / "vision_model.onnx",
+            tmp_path / "m.onnx",
+            licence="x",
+            feature=feature,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,19 +110,35 @@ def test_without_class_token_and_pooler_the_feature_has_to_be_chosen(tmp_path: P
             adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", feature=feature, **options)
     report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", feature="mean", **options)
     assert report.manifest.fixed_size is None  # it holds at every size
-    assert {(case.height, case.width) for case in report.comparisons} >= {(NATIVE, NATIVE), (84, 126)}
+    assert {(case.height, case.width) for case in report.comparisons} >= {
+        (NATIVE, NATIVE),
+        (84, 126),
+    }
 
 
 def test_a_pooler_that_is_not_there_is_refused(tmp_path: Path) -> None:
     onnx.save(build(), tmp_path / "m.onnx")
     with refused("no pooler_output", "--feature cls or mean"):
-        adopt_file(tmp_path / "m.onnx", tmp_path / "o.onnx", licence="x", geometry=GEOMETRY, num_registers=0, feature="pooler")
+        adopt_file(
+            tmp_path / "m.onnx",
+            tmp_path / "o.onnx",
+            licence="x",
+            geometry=GEOMETRY,
+            num_registers=0,
+            feature="pooler",
+        )
 
 
 def test_the_pooler_of_a_file_with_a_class_token_can_be_chosen(tmp_path: Path) -> None:
     model = build()
-    model.graph.node.append(helper.make_node("ReduceMax", ["last_hidden_state"], ["pooler_output"], axes=[1], keepdims=0))
-    model.graph.output.append(helper.make_tensor_value_info("pooler_output", onnx.TensorProto.FLOAT, ["batch", WIDTH]))
+    model.graph.node.append(
+        helper.make_node(
+            "ReduceMax", ["last_hidden_state"], ["pooler_output"], axes=[1], keepdims=0
+        )
+    )
+    model.graph.output.append(
+        helper.make_tensor_value_info("pooler_output", onnx.TensorProto.FLOAT, ["batch", WIDTH])
+    )
     onnx.save(model, tmp_path / "m.onnx")
     options: dict[str, Any] = {"licence": "x", "geometry": GEOMETRY, "num_registers": 0}
     adopt_file(tmp_path / "m.onnx", tmp_path / "pooler.onnx", feature="pooler", **options)
@@ -115,13 +148,21 @@ def test_the_pooler_of_a_file_with_a_class_token_can_be_chosen(tmp_path: Path) -
     assert np.abs(pooler - cls).max() > 1e-2
     assert read_manifest(tmp_path / "cls.onnx").feature == "cls"
     with refused("comes without patches"):
-        adopt_file(tmp_path / "m.onnx", tmp_path / "o.onnx", feature="pooler", outputs=("embedding", "patches"), **options)
+        adopt_file(
+            tmp_path / "m.onnx",
+            tmp_path / "o.onnx",
+            feature="pooler",
+            outputs=("embedding", "patches"),
+            **options,
+        )
 
 
 def test_an_asked_size_wins_over_the_folders_and_is_said(siglip: Published, tmp_path: Path) -> None:
     onnx.save(build(), tmp_path / "m.onnx")
     (tmp_path / "config.json").write_text('{"patch_size": 14}')
-    (tmp_path / "preprocessor_config.json").write_text((siglip.folder / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(
+        (siglip.folder / "preprocessor_config.json").read_text()
+    )
     report = adopt_file(tmp_path / "m.onnx", tmp_path / "o.onnx", licence="x", size=(28, 42))
     assert report.manifest.fixed_size == (28, 42)
     assert (report.manifest.geometry.height, report.manifest.geometry.width) == (28, 42)
@@ -129,4 +170,6 @@ def test_an_asked_size_wins_over_the_folders_and_is_said(siglip: Published, tmp_
     with refused("69×69, which the patch of 14 does not divide", "--size 56 or 70"):
         adopt_file(tmp_path / "m.onnx", tmp_path / "p.onnx", licence="x", size=(69, 69))
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
-        Embedder(tmp_path / "o.onnx", backend="onnxruntime")._backend.run(np.zeros((1, 56, 56, 3), np.uint8))
+        Embedder(tmp_path / "o.onnx", backend="onnxruntime")._backend.run(
+            np.zeros((1, 56, 56, 3), np.uint8)
+        )

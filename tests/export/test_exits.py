@@ -1,4 +1,5 @@
-"""Promises of export for networks of timm's and torchvision's, with exits and without: one exit is one file, and no more."""
+"""Promises of export for networks of timm's and torchvision's, with exits and without: one exit is
+one file, and no more."""
 
 from __future__ import annotations
 
@@ -53,7 +54,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     add_tiny_vit()
     folder = tmp_path_factory.mktemp("exits")
     for name, config in NETWORKS.items():
-        info = BackboneInfo(name=name, family="internal", geometry=GEOMETRY, licence="CC0-1.0", origin={"data": "drawn"})
+        info = BackboneInfo(
+            name=name,
+            family="internal",
+            geometry=GEOMETRY,
+            licence="CC0-1.0",
+            origin={"data": "drawn"},
+        )
         save_backbone(folder / name / BACKBONE_FILE, drawn(build_backbone(config)), info)
     return folder
 
@@ -71,9 +78,17 @@ def pixels(images: np.ndarray) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "exit_"),
-    [("timm CNN", 1), ("timm CNN", None), ("timm ViT", 1), ("torchvision CNN", None), ("torchvision ViT", 1)],
+    [
+        ("timm CNN", 1),
+        ("timm CNN", None),
+        ("timm ViT", 1),
+        ("torchvision CNN", None),
+        ("torchvision ViT", 1),
+    ],
 )
-def test_a_file_gives_the_very_vectors_of_its_exit(name: str, exit_: int | None, runs: Path) -> None:
+def test_a_file_gives_the_very_vectors_of_its_exit(
+    name: str, exit_: int | None, runs: Path
+) -> None:
     out, report = exported(runs / name, exit_)
     assert all(case.holds for case in report.comparisons)
     assert {case.batch for case in report.comparisons} == {1, 3, 8}
@@ -94,20 +109,33 @@ def test_a_file_gives_the_very_vectors_of_its_exit(name: str, exit_: int | None,
             else:
                 features = backbone(pixels(images))
         found = embedder.outputs(images, ("embedding", "patches"))
-        np.testing.assert_allclose(found["embedding"], F.normalize(features.class_token, dim=-1).numpy(), atol=2e-5)
+        np.testing.assert_allclose(
+            found["embedding"], F.normalize(features.class_token, dim=-1).numpy(), atol=2e-5
+        )
         scale = float(features.patch_tokens.std())
-        np.testing.assert_allclose(found["patches"] / scale, features.patch_tokens.numpy() / scale, atol=1e-4)
-        assert count == 1 or np.abs(found["embedding"][0] - found["embedding"][1]).max() > 5e-3  # pictures differ
+        np.testing.assert_allclose(
+            found["patches"] / scale, features.patch_tokens.numpy() / scale, atol=1e-4
+        )
+        # pictures differ
+        assert count == 1 or np.abs(found["embedding"][0] - found["embedding"][1]).max() > 5e-3
 
 
-@pytest.mark.parametrize(("name", "exit_", "share"), [("timm CNN", 1, 0.2), ("timm CNN", None, 0.9), ("timm ViT", 1, 0.5)])
-def test_a_file_holds_the_weights_of_its_exit_alone(name: str, exit_: int | None, share: float, runs: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "exit_", "share"),
+    [("timm CNN", 1, 0.2), ("timm CNN", None, 0.9), ("timm ViT", 1, 0.5)],
+)
+def test_a_file_holds_the_weights_of_its_exit_alone(
+    name: str, exit_: int | None, share: float, runs: Path
+) -> None:
     backbone, _ = load_backbone(runs / name)
     assert isinstance(backbone, ExitedBackbone)
     out, _ = exported(runs / name, exit_)
     size = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(out).graph.initializer)
-    held = sum(parameter.numel() for parameter in backbone.cut(exit_ or backbone.depth).parameters())
-    assert 0.97 * held < size < 1.03 * held + 200  # what is folded together or is no parameter is little
+    held = sum(
+        parameter.numel() for parameter in backbone.cut(exit_ or backbone.depth).parameters()
+    )
+    # what is folded together or is no parameter is little
+    assert 0.97 * held < size < 1.03 * held + 200
     assert held < share * sum(parameter.numel() for parameter in backbone.parameters())
 
 
@@ -152,5 +180,10 @@ def test_a_backbone_of_featkits_own_is_left_as_it_is() -> None:
 def test_a_run_is_evaluated_in_torch_as_its_file_is(name: str, runs: Path) -> None:
     images = draw_pictures(3, height=32, width=32)
     embedder = TorchEmbedder.open(runs / name, device="cpu")
-    np.testing.assert_allclose(embedder.infer(images), Embedder(exported(runs / name, None)[0]).infer(images), atol=2e-5)
-    assert (embedder.manifest.width, embedder.geometry) == (128 if name == "timm CNN" else 512, GEOMETRY)
+    np.testing.assert_allclose(
+        embedder.infer(images), Embedder(exported(runs / name, None)[0]).infer(images), atol=2e-5
+    )
+    assert (embedder.manifest.width, embedder.geometry) == (
+        128 if name == "timm CNN" else 512,
+        GEOMETRY,
+    )

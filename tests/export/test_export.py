@@ -1,4 +1,5 @@
-"""Promises of export: the file is the torch model at every size, says what it is, and is not written when it lies."""
+"""Promises of export: the file is the torch model at every size, says what it is, and is not
+written when it lies."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ from featkit_export.seal import fingerprint
 from featkit_export.traced import Traced
 from featkit_export.verify import ParityError, compare, draw_pictures, open_session
 from featkit_train.weights import load_backbone
-from tests.export.backbones import ALL_OUTPUTS, CONFIGS, drawn_backbone, file_of, geometry_for, make_run
+from tests.export.backbones import (
+    ALL_OUTPUTS,
+    CONFIGS,
+    drawn_backbone,
+    file_of,
+    geometry_for,
+    make_run,
+)
 from tests.sentences import refused
 
 
@@ -31,15 +39,20 @@ def test_the_graph_equals_torch_in_every_output_at_every_size_and_batch(name: st
     # A table's own size is where a rule is likeliest to be off.
     large = CONFIGS[name].position_grid if CONFIGS[name].position == "learned" else 6
     cases = [(1, 4, 4), (3, 2, 2), (3, large, large), (3, 6, 9), (8, 2, 2)]
-    assert [(case.batch, case.height // patch, case.width // patch, case.output) for case in report.comparisons] == [
-        (*case, output) for case in cases for output in OUTPUTS
-    ]
+    assert [
+        (case.batch, case.height // patch, case.width // patch, case.output)
+        for case in report.comparisons
+    ] == [(*case, output) for case in cases for output in OUTPUTS]
     assert all(case.holds for case in report.comparisons), report.comparisons
     assert report.remarks == ()
     assert report.fixed_speedup is None
     # Compared anew, of the file as it lies on the disk, at other sizes still.
-    module = EmbeddingGraph(drawn_backbone(CONFIGS[name]), geometry_for(CONFIGS[name]), ALL_OUTPUTS).eval()
-    found = compare(module.run, open_session(str(out)), [(2, 7 * patch, 5 * patch), (1, patch, 11 * patch)])
+    module = EmbeddingGraph(
+        drawn_backbone(CONFIGS[name]), geometry_for(CONFIGS[name]), ALL_OUTPUTS
+    ).eval()
+    found = compare(
+        module.run, open_session(str(out)), [(2, 7 * patch, 5 * patch), (1, patch, 11 * patch)]
+    )
     assert all(case.holds for case in found), found
 
 
@@ -59,7 +72,9 @@ def test_an_exported_file_embeds_as_the_backbone_does(run_folder: Path, exported
     backbone, info = load_backbone(run_folder)
     images = draw_pictures(3, height=40, width=56)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) for value in (info.geometry.mean, info.geometry.std))
+    mean, std = (
+        torch.tensor(value).view(1, 3, 1, 1) for value in (info.geometry.mean, info.geometry.std)
+    )
     with torch.no_grad():
         features = backbone((pixels - mean) / std)
     cls = F.normalize(features.class_token, dim=-1)
@@ -72,26 +87,47 @@ def test_an_exported_file_embeds_as_the_backbone_does(run_folder: Path, exported
 
 def test_the_manifest_says_what_the_file_is(run_folder: Path, exported: Path) -> None:
     manifest = read_manifest(exported)
-    assert (manifest.name, manifest.family, manifest.patch, manifest.licence) == ("mine", "dino", 8, "CC0-1.0")
-    assert (manifest.feature, manifest.layers, manifest.join, manifest.outputs) == ("cls+mean", (), "", ("embedding",))
+    assert (manifest.name, manifest.family, manifest.patch, manifest.licence) == (
+        "mine",
+        "dino",
+        8,
+        "CC0-1.0",
+    )
+    assert (manifest.feature, manifest.layers, manifest.join, manifest.outputs) == (
+        "cls+mean",
+        (),
+        "",
+        ("embedding",),
+    )
     assert (manifest.external, manifest.fixed_size, manifest.whitened) == (None, None, "")
     assert manifest.parity["min_cosine"] >= 0.99999
     assert 0 < manifest.parity["max_abs"] <= 1e-4
     model = onnx.load(exported)
-    assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim][:3] == ["N", "H", "W"]
+    assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim][:3] == [
+        "N",
+        "H",
+        "W",
+    ]
     assert model.opset_import[0].version == manifest.opset
-    # Weights without a sum in their origin are summed, so that a whitening knows whose vectors it is for.
+    # Weights without a sum in their origin are summed, so that a whitening knows whose vectors it
+    # is for.
     assert len(manifest.origin["sha256"]) == 64
     assert manifest.made_of == f"dino {manifest.origin['sha256']} cls+mean"
     assert "sha256" not in load_backbone(run_folder)[1].origin
 
 
-def test_the_fingerprint_is_of_weights_feature_and_geometry_alone(run_folder: Path, exported: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_weights_feature_and_geometry_alone(
+    run_folder: Path, exported: Path, tmp_path: Path
+) -> None:
     mine = read_manifest(exported).fingerprint
     recipe = Recipe(feature="cls+mean")
-    again = export_model(run_folder, tmp_path / "again.onnx", recipe=recipe, name="another", notes="said later").manifest
+    again = export_model(
+        run_folder, tmp_path / "again.onnx", recipe=recipe, name="another", notes="said later"
+    ).manifest
     assert again.fingerprint == mine
-    other = export_model(make_run(tmp_path / "other", seed=1), tmp_path / "other.onnx", recipe=recipe).manifest
+    other = export_model(
+        make_run(tmp_path / "other", seed=1), tmp_path / "other.onnx", recipe=recipe
+    ).manifest
     feature = export_model(run_folder, tmp_path / "feature.onnx").manifest
     assert len({mine, other.fingerprint, feature.fingerprint}) == 3
     taller = dataclasses.replace(again.geometry, resize_to=again.geometry.resize_to + 8)
@@ -106,7 +142,9 @@ def test_a_graph_that_disagrees_is_not_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def spoilt(module: EmbeddingGraph, _folder: Path, *, size: tuple[int, int] | None = None) -> Traced:
+    def spoilt(
+        module: EmbeddingGraph, _folder: Path, *, size: tuple[int, int] | None = None
+    ) -> Traced:
         assert (module.recipe.feature, size) == ("cls+mean", None)
         model = onnx.load(exported)
         weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
@@ -116,18 +154,34 @@ def test_a_graph_that_disagrees_is_not_written(
         return Traced(model=model)
 
     monkeypatch.setattr("featkit_export.export.trace", spoilt)
-    command = ["export", str(run_folder), "--out", str(tmp_path / "m.onnx"), "--feature", "cls+mean"]
+    command = [
+        "export",
+        str(run_folder),
+        "--out",
+        str(tmp_path / "m.onnx"),
+        "--feature",
+        "cls+mean",
+    ]
     assert main(command) == ParityError.exit_code
     assert "nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_step_is_said_as_it_begins(run_folder: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featkit_export.export.trace", lambda *_, **__: Traced(model=onnx.load(exported)))
+def test_every_step_is_said_as_it_begins(
+    run_folder: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "featkit_export.export.trace", lambda *_, **__: Traced(model=onnx.load(exported))
+    )
     steps: list[str] = []
     out = run_folder / "again.onnx"
     export_model(run_folder, out, recipe=Recipe(feature="cls+mean"), on_step=steps.append)
-    assert steps == ["reading the weights", "tracing the graph", "comparing it with torch", "writing"]
+    assert steps == [
+        "reading the weights",
+        "tracing the graph",
+        "comparing it with torch",
+        "writing",
+    ]
     assert read_manifest(out).fingerprint == read_manifest(exported).fingerprint
 
 

@@ -1,8 +1,10 @@
-"""Every family's exported file is that family: its vectors are those of implementations that are not ours, with equal weights.
+"""Every family's exported file is that family: its vectors are those of implementations that are
+not ours, with equal weights.
 
-At the size of the position table, where every rule agrees, against transformers and timm as they are; at other sizes against
-transformers with the position rule of the family's released code (facebookresearch/dino, dinov2). Rows that differ in sizes
-alone are one graph: the smallest of each form runs here, the rest with --slow and, whole, in verify_zoo.py.
+At the size of the position table, where every rule agrees, against transformers and timm as they
+are; at other sizes against transformers with the position rule of the family's released code
+(facebookresearch/dino, dinov2). Rows that differ in sizes alone are one graph: the smallest of each
+form runs here, the rest with --slow and, whole, in verify_zoo.py.
 """
 
 from __future__ import annotations
@@ -42,7 +44,14 @@ from tests.torchvision_without_cuda import allow_torchvision
 
 SIZES_ALONE = {"width", "num_heads", "mlp_width", "depth", "patch", "depths", "dims"}
 # The smallest of each form. ibot_vits16 is dino_vits16 with other weights in it: once is enough.
-WHOLE = ("dino_vits16", "dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov3_convnext_tiny", "dino_resnet50")
+WHOLE = (
+    "dino_vits16",
+    "dinov2_vits14",
+    "dinov2_vits14_reg",
+    "dinov3_vits16",
+    "dinov3_convnext_tiny",
+    "dino_resnet50",
+)
 SHORT_DEPTH = 2
 IN_EVERY_RUN = {*WHOLE, "dinov3_vits16plus"}
 
@@ -58,7 +67,10 @@ class Exported(NamedTuple):
 
 def marked(names: list[str]) -> list[Any]:
     """Those of IN_EVERY_RUN as they are, the others slow."""
-    return [name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    return [
+        name if name in IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow)
+        for name in names
+    ]
 
 
 @cache
@@ -68,7 +80,9 @@ def exported(name: str, depth: int | None) -> Exported:
     published = PUBLISHED[name] if depth is None else with_depth(PUBLISHED[name], depth)
     ours = drawn_published(published).state_dict()
     folder = Path(tempfile.mkdtemp(prefix="featkit-families-", dir=_FOLDER.name))
-    backbone, info = load_published(published, weights=write_published(published, ours, folder / "weights"))
+    backbone, info = load_published(
+        published, weights=write_published(published, ours, folder / "weights")
+    )
     outputs = OUTPUTS if isinstance(backbone, VisionTransformer) else OUTPUTS[:2]
     report = export_backbone(backbone, info, folder / "m.onnx", recipe=Recipe(outputs=outputs))
     return Exported(published, ours, folder / "m.onnx", report)
@@ -90,7 +104,8 @@ def depth_of(name: str) -> int | None:
 
 
 def expect_equal(found: np.ndarray, expected: np.ndarray, *, least: float = 0.99999) -> None:
-    """Vectors that point the same way for every picture, far closer to each other than two pictures are."""
+    """Vectors that point the same way for every picture, far closer to each other than two pictures
+    are."""
     assert cosines(found, expected).min() >= least
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(found, unit, atol=2e-4)
@@ -102,8 +117,11 @@ def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(n
     published, ours, out, report = exported(name, depth_of(name))
     assert all(case.holds for case in report.comparisons)
     embedder = Embedder(out)
-    assert dataclasses.replace(embedder.geometry, rounding="none") == published.geometry  # the folder's processor rounds down
-    told = f"Pictures are prepared as preprocessor_config.json says: {in_words(published.geometry)}."
+    # the folder's processor rounds down
+    assert dataclasses.replace(embedder.geometry, rounding="none") == published.geometry
+    told = (
+        f"Pictures are prepared as preprocessor_config.json says: {in_words(published.geometry)}."
+    )
     assert report.remarks == ((told,) if PREPROCESSING in embedder.manifest.origin else ())
     side, patch = native_side(published), published.patch
     sizes = [(side, side), (8 * patch, 8 * patch), (7 * patch, 10 * patch)]
@@ -112,7 +130,12 @@ def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(n
         pixels = normalised(images, published.geometry)
         found = embedder.outputs(images, ("embedding", "patches"))
         if published.kind == "resnet":
-            assert cosines(found["embedding"], timm_model(published, ours)(pixels).detach().numpy()).min() >= 0.99999
+            assert (
+                cosines(
+                    found["embedding"], timm_model(published, ours)(pixels).detach().numpy()
+                ).min()
+                >= 0.99999
+            )
             continue
         model = transformers_model(published, ours, official=(height, width) != (side, side))
         expect_equal(found["embedding"], class_token(model, pixels))
@@ -131,22 +154,32 @@ def test_a_row_is_timms_at_the_tables_size(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) for name in WHOLE if PUBLISHED[name].kind == "vit"]
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) for name in WHOLE if PUBLISHED[name].kind == "vit"],
 )
 def test_the_smallest_of_a_family_is_itself_at_full_depth(name: str) -> None:
     published, ours, out, report = exported(name, None)
-    assert sum(tensor.numel() for key, tensor in ours.items() if key != "rotary_periods") >= published.num_parameters
+    assert (
+        sum(tensor.numel() for key, tensor in ours.items() if key != "rotary_periods")
+        >= published.num_parameters
+    )
     assert all(case.holds for case in report.comparisons)
     side, embedder = native_side(published), Embedder(out)
     for height, width in ((side, side), (7 * published.patch, 10 * published.patch)):
         images = draw_pictures(2, height=height, width=width)
         model = transformers_model(published, ours, official=(height, width) != (side, side))
-        expect_equal(embedder.infer(images), class_token(model, normalised(images, published.geometry)))
+        expect_equal(
+            embedder.infer(images), class_token(model, normalised(images, published.geometry))
+        )
 
 
 def test_every_row_is_of_a_form_that_runs_every_time_or_is_slow_for_its_size() -> None:
     def form(published: Published) -> tuple[object, ...]:
-        settings = {key: value for key, value in published.arch.items() if key not in SIZES_ALONE | {"position_grid", "arch"}}
+        settings = {
+            key: value
+            for key, value in published.arch.items()
+            if key not in SIZES_ALONE | {"position_grid", "arch"}
+        }
         return (published.kind, *sorted(settings.items()))
 
     every_time = {form(PUBLISHED[name]) for name in IN_EVERY_RUN}

@@ -1,4 +1,5 @@
-"""Promises of ONNX files from the hub: what is fetched, what is said where it cannot be, and whose licence they are under."""
+"""Promises of ONNX files from the hub: what is fetched, what is said where it cannot be, and whose
+licence they are under."""
 
 from __future__ import annotations
 
@@ -27,7 +28,13 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.usefixtures("offline")
 def test_what_cannot_be_reached_says_which_files_to_fetch_and_how_to_pass_them() -> None:
     place = "https://huggingface.co/onnx-community/dinov2-small"
-    with refused(place, f"{place}/tree/main", "featkit export FOLDER --out m.onnx", *FILES, error=EnvironmentProblem):
+    with refused(
+        place,
+        f"{place}/tree/main",
+        "featkit export FOLDER --out m.onnx",
+        *FILES,
+        error=EnvironmentProblem,
+    ):
         fetch_onnx("onnx-community/dinov2-small", quiet=True)
 
 
@@ -41,7 +48,9 @@ def test_what_a_cache_holds_is_used_without_a_network(offline: Path) -> None:
     assert fetch_onnx("onnx-community/dinov2-small", quiet=True).resolve() == folder.resolve()
 
 
-def test_only_the_full_file_and_what_describes_it_are_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_only_the_full_file_and_what_describes_it_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     asked: list[tuple[str, list[str]]] = []
 
     def snapshot_download(repository: str, *, allow_patterns: list[str]) -> str:
@@ -52,10 +61,22 @@ def test_only_the_full_file_and_what_describes_it_are_asked_for(monkeypatch: pyt
     assert fetch_onnx("a/b", quiet=True) == tmp_path
     (given,) = asked
     assert given == ("a/b", list(FILES))
-    published = ["onnx/model.onnx", "onnx/model.onnx_data", "onnx/model_int8.onnx", "onnx/model_fp16.onnx", "config.json"]
+    published = [
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "onnx/model_int8.onnx",
+        "onnx/model_fp16.onnx",
+        "config.json",
+    ]
     published += ["preprocessor_config.json", "README.md", "model.safetensors"]
     kept = list(filter_repo_objects(published, allow_patterns=given[1]))
-    assert kept == ["onnx/model.onnx", "onnx/model.onnx_data", "config.json", "preprocessor_config.json", "README.md"]
+    assert kept == [
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "config.json",
+        "preprocessor_config.json",
+        "README.md",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +87,10 @@ def test_only_the_full_file_and_what_describes_it_are_asked_for(monkeypatch: pyt
         ("---\nlicense: 'apache-2.0'\n---\n", "apache-2.0"),
         ('---\nlicense: "apache-2.0"  \n---\n', "apache-2.0"),
         ("---\r\nlicense: apache-2.0\r\n---\r\n", "apache-2.0"),
-        ("---\nlicense: other\nlicense_name: dinov3-license\nlicense_link: LICENSE.md\n---\n", "dinov3-license"),
+        (
+            "---\nlicense: other\nlicense_name: dinov3-license\nlicense_link: LICENSE.md\n---\n",
+            "dinov3-license",
+        ),
         ("---\nlicense_name: dinov3-license\nlicense: other\n---\n", "dinov3-license"),
         ("---\nlicense:\n- mit\n---\n", "see its source"),
         ("---\ntags: []\n---\nlicense: mit is what other models have\n", "see its source"),
@@ -75,7 +99,9 @@ def test_only_the_full_file_and_what_describes_it_are_asked_for(monkeypatch: pyt
         (None, "see its source"),
     ],
 )
-def test_the_licence_is_what_the_cards_front_matter_says(tmp_path: Path, card: str | None, licence: str) -> None:
+def test_the_licence_is_what_the_cards_front_matter_says(
+    tmp_path: Path, card: str | None, licence: str
+) -> None:
     if card is not None:
         (tmp_path / "README.md").write_bytes(card.encode())
     assert licence_of(tmp_path) == licence

@@ -1,4 +1,5 @@
-"""Promises of sizes: sides that the patch does not divide are refused by every runtime, and the guard changes no vector."""
+"""Promises of sizes: sides that the patch does not divide are refused by every runtime, and the
+guard changes no vector."""
 
 from __future__ import annotations
 
@@ -24,7 +25,14 @@ from tests.export.backbones import CONFIGS, file_of
 from tests.export.published import GEOMETRY, PATCH, build
 from tests.sentences import refused
 
-ODD = [(5 * PATCH - 1, 4 * PATCH), (4 * PATCH, 5 * PATCH - 1), (5 * PATCH + 1, 4 * PATCH), (69, 69), (PATCH - 1, PATCH), (1, 1)]
+ODD = [
+    (5 * PATCH - 1, 4 * PATCH),
+    (4 * PATCH, 5 * PATCH - 1),
+    (5 * PATCH + 1, 4 * PATCH),
+    (69, 69),
+    (PATCH - 1, PATCH),
+    (1, 1),
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A file exported from torch and one that was adopted, both of patch 14."""
     folder = tmp_path_factory.mktemp("guarded")
     onnx.save(build(), folder / "m.onnx")
-    adopt_file(folder / "m.onnx", folder / "adopted.onnx", licence="x", geometry=GEOMETRY, num_registers=0)
+    adopt_file(
+        folder / "m.onnx", folder / "adopted.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+    )
     assert CONFIGS["dinov2"].patch == PATCH
     return {"exported": file_of("dinov2")[0], "adopted": folder / "adopted.onnx"}
 
@@ -52,7 +62,9 @@ def test_onnxruntime_and_the_reference_refuse_a_side_that_is_no_multiple(
 
 @pytest.mark.parametrize("name", ["exported", "adopted"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_every_backend_refuses_it_and_the_embedder_names_the_nearest(files: dict[str, Path], name: str, backend: str) -> None:
+def test_every_backend_refuses_it_and_the_embedder_names_the_nearest(
+    files: dict[str, Path], name: str, backend: str
+) -> None:
     engine = open_backend(files[name], Run(backend, "fp32"), threads=1)
     for height, width in ODD:
         with pytest.raises(FeatkitError):
@@ -63,7 +75,9 @@ def test_every_backend_refuses_it_and_the_embedder_names_the_nearest(files: dict
 
 
 @pytest.mark.parametrize("name", ["exported", "adopted"])
-def test_the_guard_changes_neither_vectors_nor_fingerprint(files: dict[str, Path], name: str) -> None:
+def test_the_guard_changes_neither_vectors_nor_fingerprint(
+    files: dict[str, Path], name: str
+) -> None:
     guarded, manifest = onnx.load(files[name]), read_manifest(files[name])
     bare = onnx.ModelProto()
     bare.CopyFrom(guarded)
@@ -76,9 +90,16 @@ def test_the_guard_changes_neither_vectors_nor_fingerprint(files: dict[str, Path
     weights = [weight for weight in bare.graph.initializer if not weight.name.startswith(GUARD)]
     del bare.graph.initializer[:]
     bare.graph.initializer.extend(weights)
-    assert fingerprint(bare, manifest.geometry) == fingerprint(guarded, manifest.geometry) == manifest.fingerprint
+    assert (
+        fingerprint(bare, manifest.geometry)
+        == fingerprint(guarded, manifest.geometry)
+        == manifest.fingerprint
+    )
     images = draw_pictures(3, height=2 * PATCH, width=5 * PATCH)
-    found = [ort.InferenceSession(m.SerializeToString()).run(["embedding"], {"images": images})[0] for m in (bare, guarded)]
+    found = [
+        ort.InferenceSession(m.SerializeToString()).run(["embedding"], {"images": images})[0]
+        for m in (bare, guarded)
+    ]
     np.testing.assert_array_equal(found[0], found[1])
     add_guard(bare.graph, PATCH, opset=17)
     assert fingerprint(bare, manifest.geometry) == manifest.fingerprint
@@ -86,8 +107,12 @@ def test_the_guard_changes_neither_vectors_nor_fingerprint(files: dict[str, Path
 
 def test_a_file_of_one_size_needs_no_guard(tmp_path: Path) -> None:
     onnx.save(build(shape=("batch", 3, 56, 56), baked="positions"), tmp_path / "m.onnx")
-    adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0)
-    assert not any(node.name.startswith(GUARD) for node in onnx.load(tmp_path / "out.onnx").graph.node)
+    adopt_file(
+        tmp_path / "m.onnx", tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+    )
+    assert not any(
+        node.name.startswith(GUARD) for node in onnx.load(tmp_path / "out.onnx").graph.node
+    )
 
 
 def test_the_shipped_model_has_the_guard() -> None:

@@ -1,4 +1,5 @@
-"""Promises of half precision: products in fp16, what loses by it in fp32, and pixels and vectors as they were."""
+"""Promises of half precision: products in fp16, what loses by it in fp32, and pixels and vectors as
+they were."""
 
 from __future__ import annotations
 
@@ -58,7 +59,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_products_take_and_give_halves_and_norms_and_softmax_floats(written: dict[str, Path], name: str) -> None:
+def test_products_take_and_give_halves_and_norms_and_softmax_floats(
+    written: dict[str, Path], name: str
+) -> None:
     model = onnx.load(written[name])
     kinds = types_of(model)
     seen = set()
@@ -66,7 +69,9 @@ def test_products_take_and_give_halves_and_norms_and_softmax_floats(written: dic
         if node.op_type in (*PRODUCTS, *IN_FLOAT):
             wanted = HALF if node.op_type in PRODUCTS else FLOAT
             # ReduceL2 takes its axes as int64.
-            given = [kinds[value] for value in node.input if value and kinds[value] != TensorProto.INT64]
+            given = [
+                kinds[value] for value in node.input if value and kinds[value] != TensorProto.INT64
+            ]
             assert {*given, kinds[node.output[0]]} == {wanted}, node.name
             seen.add(node.op_type)
     assert {"MatMul", "Conv", *IN_FLOAT} <= seen
@@ -76,16 +81,26 @@ def test_products_take_and_give_halves_and_norms_and_softmax_floats(written: dic
 def test_the_residual_stream_is_float(written: dict[str, Path], name: str) -> None:
     """All that feeds a LayerNormalization past the patches: sums of a block's input and its branch."""
     model = onnx.load(written[name])
-    kinds, maker = types_of(model), {value: node for node in model.graph.node for value in node.output}
-    sums = [maker[node.input[0]] for node in model.graph.node if node.op_type == "LayerNormalization"]
+    kinds, maker = (
+        types_of(model),
+        {value: node for node in model.graph.node for value in node.output},
+    )
+    sums = [
+        maker[node.input[0]] for node in model.graph.node if node.op_type == "LayerNormalization"
+    ]
     assert {node.op_type for node in sums[1:]} == {"Add"}
-    assert {kinds[value] for node in sums for value in [*node.input, *node.output] if kinds[value] != TensorProto.INT64} == {
-        FLOAT
-    }
+    assert {
+        kinds[value]
+        for node in sums
+        for value in [*node.input, *node.output]
+        if kinds[value] != TensorProto.INT64
+    } == {FLOAT}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_pixels_and_numbers_keep_their_types_and_the_checker_agrees(written: dict[str, Path], name: str) -> None:
+def test_pixels_and_numbers_keep_their_types_and_the_checker_agrees(
+    written: dict[str, Path], name: str
+) -> None:
     model = onnx.load(written[name])
     onnx.checker.check_model(model, full_check=True)
     graph, before = model.graph, onnx.load(file_of(name)[0]).graph
@@ -97,13 +112,17 @@ def test_pixels_and_numbers_keep_their_types_and_the_checker_agrees(written: dic
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_output_stays_near_that_of_the_full_file_at_any_size(written: dict[str, Path], name: str) -> None:
+def test_every_output_stays_near_that_of_the_full_file_at_any_size(
+    written: dict[str, Path], name: str
+) -> None:
     patch = CONFIGS[name].patch
     for batch, rows, columns in ((1, 4, 4), (3, 2, 7)):
         images = draw_pictures(batch, height=rows * patch, width=columns * patch, seed=5)
         got, full = run(written[name], images), run(file_of(name)[0], images)
         assert {value.dtype for value in got.values()} == {np.dtype(np.float32)}
-        assert {key: value.shape for key, value in got.items()} == {key: value.shape for key, value in full.items()}
+        assert {key: value.shape for key, value in got.items()} == {
+            key: value.shape for key, value in full.items()
+        }
         assert least_cosine(got["embedding"], full["embedding"]) > 0.9999
         assert not np.array_equal(got["embedding"], full["embedding"])
         np.testing.assert_allclose(got["patches"], full["patches"], atol=0.02)
@@ -112,15 +131,21 @@ def test_every_output_stays_near_that_of_the_full_file_at_any_size(written: dict
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_manifest_says_what_was_measured_and_which_file_it_equals(written: dict[str, Path], name: str) -> None:
+def test_the_manifest_says_what_was_measured_and_which_file_it_equals(
+    written: dict[str, Path], name: str
+) -> None:
     manifest, full = read_manifest(written[name]), read_manifest(file_of(name)[0])
     assert manifest.precision == "fp16"
     assert manifest.fingerprint != full.fingerprint
     assert manifest.proven_equal_to == (full.fingerprint,)
     images = draw_pictures(8, height=full.geometry.height, width=full.geometry.width)
-    got, expected = (Embedder(path, backend="onnxruntime").infer(images) for path in (written[name], file_of(name)[0]))
+    got, expected = (
+        Embedder(path, backend="onnxruntime").infer(images)
+        for path in (written[name], file_of(name)[0])
+    )
     figures = manifest.quantisation
-    # Rounded after every node, which the processor's engine, computing between casts in fp32, is not.
+    # Rounded after every node, which the processor's engine, computing between casts in fp32, is
+    # not.
     assert MIN_HALF_COSINE < figures["least_cosine"] <= least_cosine(got, expected) + 1e-4
     assert figures["compared_on"] == "8 drawn and 5 extreme pictures, in true half arithmetic"
     assert figures["kept_in_float"] == []
@@ -131,10 +156,15 @@ def test_the_manifest_says_what_was_measured_and_which_file_it_equals(written: d
 def test_weights_take_half_the_room(written: dict[str, Path]) -> None:
     for name, path in written.items():
         sizes = [
-            sum(len(tensor.raw_data) for tensor in onnx.load(file).graph.initializer if len(tensor.dims) > 1)
+            sum(
+                len(tensor.raw_data)
+                for tensor in onnx.load(file).graph.initializer
+                if len(tensor.dims) > 1
+            )
             for file in (path, file_of(name)[0])
         ]
-        assert 0.5 <= sizes[0] / sizes[1] < 0.62, name  # positions stay float where they are added to floats
+        # positions stay float where they are added to floats
+        assert 0.5 <= sizes[0] / sizes[1] < 0.62, name
 
 
 def test_a_file_of_products_alone_is_half_as_large(tmp_path: Path) -> None:
@@ -143,11 +173,12 @@ def test_a_file_of_products_alone_is_half_as_large(tmp_path: Path) -> None:
     assert 0.5 <= (tmp_path / "half.onnx").stat().st_size / full.stat().st_size < 0.52
 
 
-# LayerScale -----------------------------------------------------------------------------------------------------------
+# LayerScale ---------------------------------------------------------------------------------------
 
 
 def with_tiny_layer_scale(folder: Path) -> Path:
-    """The model file of a backbone whose large branches come into a small residual stream by factors of 6e-8 to 2e-7.
+    """The model file of a backbone whose large branches come into a small residual stream by
+    factors of 6e-8 to 2e-7.
 
     LayerScale begins at 1e-5, where a half has 7 of its 11 bits; here it would have 1 or 2.
     """
@@ -163,7 +194,10 @@ def with_tiny_layer_scale(folder: Path) -> Path:
         elif tensor.name in _last_weights(model):
             value = value * np.float32(6e3)
             large += 1
-        elif any(part in tensor.name for part in ("class_token", "position", "patch_embed")) and value.dtype == np.float32:
+        elif (
+            any(part in tensor.name for part in ("class_token", "position", "patch_embed"))
+            and value.dtype == np.float32
+        ):
             value = value * np.float32(5e-4)
             small += 1
         else:
@@ -178,7 +212,11 @@ def with_tiny_layer_scale(folder: Path) -> Path:
 def _last_weights(model: onnx.ModelProto) -> set[str]:
     """Weights of the products whose sums with a bias LayerScale multiplies."""
     maker = {value: node for node in model.graph.node for value in node.output}
-    scaled = [node for node in model.graph.node if node.op_type == "Mul" and any(name.endswith("gamma") for name in node.input)]
+    scaled = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Mul" and any(name.endswith("gamma") for name in node.input)
+    ]
     sums = [maker[name] for node in scaled for name in node.input if name in maker]
     products = [maker[name] for node in sums for name in node.input if name in maker]
     return {node.input[1] for node in products if node.op_type == "MatMul"}
@@ -197,12 +235,18 @@ def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.M
     lowered = to_half(load_onnx(path), tmp_path).model
     assert least_cosine(run(lowered, images)["embedding"], expected) > 0.9999
     kinds = types_of(lowered)
-    scaled = [node for node in lowered.graph.node if any(name.endswith("gamma") for name in node.input)]
+    scaled = [
+        node for node in lowered.graph.node if any(name.endswith("gamma") for name in node.input)
+    ]
     assert len(scaled) == 4
     assert {kinds[name] for node in scaled for name in [*node.input, *node.output]} == {FLOAT}
 
-    monkeypatch.setattr(half, "_fits", lambda _tensor: True)  # and the case shows it: as halves they are too coarse
-    assert least_cosine(run(to_half(load_onnx(path), tmp_path).model, images)["embedding"], expected) < 0.999
+    # and the case shows it: as halves they are too coarse
+    monkeypatch.setattr(half, "_fits", lambda _tensor: True)
+    assert (
+        least_cosine(run(to_half(load_onnx(path), tmp_path).model, images)["embedding"], expected)
+        < 0.999
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,21 +261,28 @@ def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.M
         ([65520.0, 1.0], False),
     ],
 )
-def test_a_constant_fits_where_halves_hold_most_of_it_with_all_bits(values: list[float], fits: bool) -> None:
+def test_a_constant_fits_where_halves_hold_most_of_it_with_all_bits(
+    values: list[float], fits: bool
+) -> None:
     assert half._fits(numpy_helper.from_array(np.array(values, np.float32), "c")) is fits
 
 
-# The ends of a graph --------------------------------------------------------------------------------------------------
+# The ends of a graph ------------------------------------------------------------------------------
 
 
-def of_nodes(*nodes: onnx.NodeProto, outputs: tuple[str, ...], **weights: np.ndarray) -> onnx.ModelProto:
+def of_nodes(
+    *nodes: onnx.NodeProto, outputs: tuple[str, ...], **weights: np.ndarray
+) -> onnx.ModelProto:
     """A graph from `x`, float32 (N, 4), to outputs (N, 4)."""
     graph = helper.make_graph(
         list(nodes),
         "test",
         [helper.make_tensor_value_info("x", FLOAT, ["N", 4])],
         [helper.make_tensor_value_info(name, FLOAT, ["N", 4]) for name in outputs],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+        [
+            numpy_helper.from_array(value.astype(np.float32), name)
+            for name, value in weights.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model, full_check=True)
@@ -254,9 +305,14 @@ def test_an_output_that_a_product_makes_is_cast_also_where_others_read_it(tmp_pa
     onnx.checker.check_model(model, full_check=True)
     kinds = types_of(model)
     assert [kinds[name] for name in ("x", "first", "second", "third")] == [FLOAT] * 4
-    assert {kinds[name] for node in model.graph.node if node.op_type == "MatMul" for name in node.input} == {HALF}
+    assert {
+        kinds[name] for node in model.graph.node if node.op_type == "MatMul" for name in node.input
+    } == {HALF}
     x = rng.standard_normal((3, 4)).astype(np.float32)
-    sessions = [ort.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"]) for each in (full, model)]
+    sessions = [
+        ort.InferenceSession(each.SerializeToString(), providers=["CPUExecutionProvider"])
+        for each in (full, model)
+    ]
     for expected, got in zip(*(session.run(None, {"x": x}) for session in sessions), strict=True):
         assert got.dtype == np.float32
         np.testing.assert_allclose(got, expected, atol=0.02)
@@ -278,10 +334,14 @@ def test_a_weight_that_is_taken_in_both_precisions_is_there_in_both(tmp_path: Pa
     held = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     assert held == {"w_half": HALF, "w_row": FLOAT, "w_row_half": HALF}
     kinds = types_of(model)
-    assert [kinds[node.output[0]] for node in model.graph.node if node.op_type in ("Add", "Mul")] == [FLOAT, HALF, FLOAT]
+    assert [
+        kinds[node.output[0]] for node in model.graph.node if node.op_type in ("Add", "Mul")
+    ] == [FLOAT, HALF, FLOAT]
 
 
-def test_weights_past_the_limit_lie_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_past_the_limit_lie_beside_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = file_of("dinov2")[0]
     lower(full, tmp_path / "whole" / "m.onnx", precision="fp16")
     monkeypatch.setattr(half, "MAX_INLINE_BYTES", 10_000)
@@ -290,8 +350,12 @@ def test_weights_past_the_limit_lie_beside_the_file(tmp_path: Path, monkeypatch:
     assert whole.external is None
     assert manifest.external is not None
     assert manifest.fingerprint == whole.fingerprint
-    assert sorted(path.name for path in (tmp_path / "apart").iterdir()) == sorted(["m.onnx", manifest.external.file])
+    assert sorted(path.name for path in (tmp_path / "apart").iterdir()) == sorted(
+        ["m.onnx", manifest.external.file]
+    )
     check_weights(tmp_path / "apart" / "m.onnx", manifest, digest=True)
     images = draw_pictures(2, height=56, width=56)
-    expected, got = (run(tmp_path / place / "m.onnx", images)["embedding"] for place in ("whole", "apart"))
+    expected, got = (
+        run(tmp_path / place / "m.onnx", images)["embedding"] for place in ("whole", "apart")
+    )
     np.testing.assert_array_equal(got, expected)

@@ -1,4 +1,5 @@
-"""Promises of the proof of half precision: it rounds as fp16 does, what would overflow stays fp32, what loses is refused."""
+"""Promises of the proof of half precision: it rounds as fp16 does, what would overflow stays fp32,
+what loses is refused."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ def images() -> np.ndarray:
     return proof_pictures(2 * PATCH, 3 * PATCH)[[0, 8, 10]]
 
 
-# Emulation ------------------------------------------------------------------------------------------------------------
+# Emulation ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -67,7 +68,10 @@ def test_the_emulated_graph_gives_what_the_reference_gives(name: str, tmp_path: 
     images = proof_pictures(2 * patch, 3 * patch)[[0, 8, 10]]
     emulated = emulate(lowered, tmp_path).model
     onnx.checker.check_model(emulated, full_check=True)
-    assert {tensor.data_type for tensor in emulated.graph.initializer} <= {TensorProto.FLOAT, TensorProto.INT64}
+    assert {tensor.data_type for tensor in emulated.graph.initializer} <= {
+        TensorProto.FLOAT,
+        TensorProto.INT64,
+    }
     ours, theirs = by_onnxruntime(emulated, images), by_reference(tmp_path / "half.onnx", images)
     full_vectors = by_onnxruntime(full, images)
     assert cosines(ours, theirs).min() > 0.99999
@@ -75,7 +79,8 @@ def test_the_emulated_graph_gives_what_the_reference_gives(name: str, tmp_path: 
 
 
 def of_halves(*values: float) -> tuple[onnx.ModelProto, np.ndarray]:
-    """`embedding` = (images · values[0]) · values[1], in fp16 throughout, of a picture of one pixel; and that picture."""
+    """`embedding` = (images · values[0]) · values[1], in fp16 throughout, of a picture of one
+    pixel; and that picture."""
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT16),
         helper.make_node("Mul", ["x", "first"], ["y"]),
@@ -96,21 +101,28 @@ def of_halves(*values: float) -> tuple[onnx.ModelProto, np.ndarray]:
     return model, np.array([[1, 3, 255]], np.uint8)
 
 
-@pytest.mark.parametrize("values", [(0.1, 0.3), (1000.0, 1e-3), (1e-4, 1e-4), (1.0009765625, 1.0009765625)])
-def test_every_number_is_rounded_overflows_and_vanishes_as_a_half(tmp_path: Path, values: tuple[float, float]) -> None:
+@pytest.mark.parametrize(
+    "values", [(0.1, 0.3), (1000.0, 1e-3), (1e-4, 1e-4), (1.0009765625, 1.0009765625)]
+)
+def test_every_number_is_rounded_overflows_and_vanishes_as_a_half(
+    tmp_path: Path, values: tuple[float, float]
+) -> None:
     model, images = of_halves(*values)
     with np.errstate(all="ignore"):
         expected = (images.astype(np.float16) * np.float16(values[0])) * np.float16(values[1])
-    np.testing.assert_array_equal(by_onnxruntime(emulate(model, tmp_path).model, images), expected.astype(np.float32))
+    np.testing.assert_array_equal(
+        by_onnxruntime(emulate(model, tmp_path).model, images), expected.astype(np.float32)
+    )
 
 
 def test_the_processor_alone_hides_an_overflow(tmp_path: Path) -> None:
     model, images = of_halves(1000.0, 1e-3)
-    assert np.isfinite(by_onnxruntime(model, images)).all()  # if this fails, onnxruntime computes halves and needs no emulation
+    # if this fails, onnxruntime computes halves and needs no emulation
+    assert np.isfinite(by_onnxruntime(model, images)).all()
     assert np.isinf(by_onnxruntime(emulate(model, tmp_path).model, images)).any()
 
 
-# Peaks ----------------------------------------------------------------------------------------------------------------
+# Peaks --------------------------------------------------------------------------------------------
 
 
 def test_peaks_are_the_largest_magnitudes_over_all_pictures(tmp_path: Path) -> None:
@@ -134,20 +146,26 @@ def test_the_proofs_pictures_are_drawn_and_extreme() -> None:
     assert {0, 255} == set(np.unique(images[NUM_DRAWN:]))
 
 
-# What would overflow --------------------------------------------------------------------------------------------------
+# What would overflow ------------------------------------------------------------------------------
 
 
 def weight_of(model: onnx.ModelProto, place: int, kind: str = "MatMul") -> str:
     """The weight of the place-th product by a weight."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    name: str = [node.input[1] for node in model.graph.node if node.op_type == kind and node.input[1] in weights][place]
+    name: str = [
+        node.input[1]
+        for node in model.graph.node
+        if node.op_type == kind and node.input[1] in weights
+    ][place]
     return name
 
 
 def scaled(model: onnx.ModelProto, name: str, factor: float) -> None:
     for tensor in model.graph.initializer:
         if tensor.name == name:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(factor), name)
+            )
 
 
 def loud_product(model: onnx.ModelProto) -> None:
@@ -161,7 +179,11 @@ def loud_weights(model: onnx.ModelProto) -> None:
 
 def loud_hidden_channel(model: onnx.ModelProto) -> None:
     """One hidden channel of 200,000, whose effect on the output is small."""
-    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name.endswith("blocks.0.mlp.fc1.bias")]
+    (bias,) = [
+        tensor
+        for tensor in model.graph.initializer
+        if tensor.name.endswith("blocks.0.mlp.fc1.bias")
+    ]
     values = numpy_helper.to_array(bias).copy()
     values[0] = 2e5
     bias.CopyFrom(numpy_helper.from_array(values, bias.name))
@@ -190,16 +212,23 @@ def test_what_would_overflow_stays_in_float_and_is_named(
     naive = to_half(model, tmp_path).model
     onnx.save(naive, tmp_path / "naive.onnx")
     expected = by_onnxruntime(tmp_path / "m.onnx", images)
-    assert not cosines(by_reference(tmp_path / "naive.onnx", images), expected).min() > 0.999  # so it matters
+    # so it matters
+    assert not cosines(by_reference(tmp_path / "naive.onnx", images), expected).min() > 0.999
 
     manifest = lower(tmp_path / "m.onnx", tmp_path / "h.onnx", precision="fp16")
     assert cosines(by_reference(tmp_path / "h.onnx", images), expected).min() > 0.999
     assert manifest.quantisation["least_cosine"] > 0.999
     kept = manifest.quantisation["kept_in_float"]
     assert kept
-    assert {"loud_product": "node_matmul", "loud_weights": "blocks.0.mlp.fc1"}.get(spoil.__name__, kept[0]) in kept
+    assert {"loud_product": "node_matmul", "loud_weights": "blocks.0.mlp.fc1"}.get(
+        spoil.__name__, kept[0]
+    ) in kept
     written = onnx.load(tmp_path / "h.onnx")
-    floats = [n for n in written.graph.node if n.op_type in ("MatMul", "Conv") and not n.input[1].endswith("_half")]
+    floats = [
+        n
+        for n in written.graph.node
+        if n.op_type in ("MatMul", "Conv") and not n.input[1].endswith("_half")
+    ]
     assert len(floats) >= len(kept)
     assert Manifest.from_json(manifest.to_json()) == manifest
 
@@ -222,7 +251,9 @@ def test_a_file_whose_vectors_are_no_numbers_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("factor", [1.0, 3e4])
-def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(tmp_path: Path, factor: float) -> None:
+def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
+    tmp_path: Path, factor: float
+) -> None:
     model = build(kind=np.float16)
     last = model.graph.node.pop()
     model.graph.node.extend(
@@ -239,12 +270,17 @@ def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
         report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
         assert any("In true half arithmetic the least cosine" in note for note in report.notes)
         return
-    with refused(tmp_path / "m.onnx", "in true half arithmetic", "first come at loud", "Take the file in fp32"):
+    with refused(
+        tmp_path / "m.onnx",
+        "in true half arithmetic",
+        "first come at loud",
+        "Take the file in fp32",
+    ):
         adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
-# What loses -----------------------------------------------------------------------------------------------------------
+# What loses ---------------------------------------------------------------------------------------
 
 
 def test_a_file_that_loses_too_much_is_refused_with_the_layers_name(tmp_path: Path) -> None:
@@ -254,21 +290,35 @@ def test_a_file_that_loses_too_much_is_refused_with_the_layers_name(tmp_path: Pa
     (product,) = [node for node in model.graph.node if node.op_type == "MatMul"]
     product.op_type, product.output[0] = "Gemm", "lifted"
     product.input.append("eight_thousand")
-    model.graph.initializer.append(numpy_helper.from_array(np.full(16, 8000, np.float32), "eight_thousand"))
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.full(16, 8000, np.float32), "eight_thousand")
+    )
     scaled(model, "projection", 0.03)
     place = [node.op_type for node in model.graph.node].index("LpNormalization")
-    model.graph.node.insert(place, helper.make_node("Sub", ["lifted", "eight_thousand"], ["projected"]))
+    model.graph.node.insert(
+        place, helper.make_node("Sub", ["lifted", "eight_thousand"], ["projected"])
+    )
     seal(model, dataclasses.replace(manifest, name="lifted"), path)
-    with refused(path, "does not bear fp16", "0.999 is required", "at projection; fp16 holds 65,504", error=GateError):
+    with refused(
+        path,
+        "does not bear fp16",
+        "0.999 is required",
+        "at projection; fp16 holds 65,504",
+        error=GateError,
+    ):
         lower(path, tmp_path / "h.onnx", precision="fp16")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_the_gate_sees_vectors_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gate_sees_vectors_that_are_no_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = file_of("dinov2")
     calls = iter([1.0, np.nan])
     monkeypatch.setattr(
-        precision, "embed_each", lambda session, pictures: half_proof.embed_each(session, pictures) * next(calls)
+        precision,
+        "embed_each",
+        lambda session, pictures: half_proof.embed_each(session, pictures) * next(calls),
     )
     with refused(path, "some vectors are no numbers", error=GateError):
         lower(path, tmp_path / "h.onnx", precision="fp16")

@@ -1,4 +1,5 @@
-"""Promises of int8: which products it is, that scales are a plain loop's, that no picture changes another's vector."""
+"""Promises of int8: which products it is, that scales are a plain loop's, that no picture changes
+another's vector."""
 
 from __future__ import annotations
 
@@ -36,11 +37,15 @@ def run(model: onnx.ModelProto, images: np.ndarray, *names: str) -> list[np.ndar
     probe = copy.deepcopy(model)
     given = {value.name for value in probe.graph.output}
     probe.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names if name not in given
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+        for name in names
+        if name not in given
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(
+        probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     results: list[np.ndarray] = session.run(list(names) or ["embedding"], {"images": images})
     return results
 
@@ -85,12 +90,13 @@ def quantised(model: onnx.ModelProto, ranges: dict[str, ChannelRange]) -> onnx.M
     return quantise_static(model, ranges)
 
 
-# What is quantised ----------------------------------------------------------------------------------------------------
+# What is quantised --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_products_are_the_four_of_each_block(name: str) -> None:
-    """Queries, keys and values at once; the projection; and both layers of the MLP. Not those that resample positions."""
+    """Queries, keys and values at once; the projection; and both layers of the MLP. Not those that
+    resample positions."""
     model = load_onnx(file_of(name)[0])
     constants, found = arrays(model), quantisable_nodes(model)
     shapes = [constants[node.input[1]].shape for node in model.graph.node if node.name in found]
@@ -121,20 +127,35 @@ def test_every_product_but_those_kept_takes_rounded_numbers_and_nothing_else_doe
             quantise = made_by[activation.input[0]]
             assert quantise.op_type == "QuantizeLinear"
             assert quantise.input[1:] == activation.input[1:]
-            assert (constants[quantise.input[1]].shape, constants[quantise.input[2]].dtype) == ((), np.dtype(np.uint8))
+            assert (constants[quantise.input[1]].shape, constants[quantise.input[2]].dtype) == (
+                (),
+                np.dtype(np.uint8),
+            )
             assert constants[weight.input[0]].dtype == np.dtype(np.int8)
             rounded.add(quantise.input[0])
         else:
-            assert node.op_type == "DequantizeLinear" or not {"QuantizeLinear", "DequantizeLinear"} & set(makes), node.name
+            assert node.op_type == "DequantizeLinear" or not {
+                "QuantizeLinear",
+                "DequantizeLinear",
+            } & set(makes), node.name
         if node.name in kept:
             np.testing.assert_array_equal(constants[node.input[1]], originals[node.input[1]])
     others = [
-        node.op_type for node in lowered.graph.node if not node.op_type.endswith("quantizeLinear") and node.op_type[0] != "Q"
+        node.op_type
+        for node in lowered.graph.node
+        if not node.op_type.endswith("quantizeLinear") and node.op_type[0] != "Q"
     ]
-    assert [name for name in others if name != "DequantizeLinear"] == [node.op_type for node in model.graph.node]
-    assert sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node) == len(rounded) == 8 - num_kept
+    assert [name for name in others if name != "DequantizeLinear"] == [
+        node.op_type for node in model.graph.node
+    ]
+    assert (
+        sum(node.op_type == "QuantizeLinear" for node in lowered.graph.node)
+        == len(rounded)
+        == 8 - num_kept
+    )
     assert {"Conv", "LayerNormalization", "Softmax"} <= set(others)
-    assert sum(node.op_type == "MatMul" for node in lowered.graph.node) > 8  # attention's own are among them
+    # attention's own are among them
+    assert sum(node.op_type == "MatMul" for node in lowered.graph.node) > 8
 
 
 def test_all_kept_in_float_is_the_float_model_to_the_last_bit(
@@ -142,37 +163,50 @@ def test_all_kept_in_float_is_the_float_model_to_the_last_bit(
 ) -> None:
     same = quantise_static(model, ranges, keep_float=quantisable_nodes(model))
     outputs = ("embedding", "patches", "attention")
-    for expected, got in zip(run(model, images, *outputs), run(same, images, *outputs), strict=True):
+    for expected, got in zip(
+        run(model, images, *outputs), run(same, images, *outputs), strict=True
+    ):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_the_model_itself_is_left_as_it_is(model: onnx.ModelProto, ranges: dict[str, ChannelRange]) -> None:
+def test_the_model_itself_is_left_as_it_is(
+    model: onnx.ModelProto, ranges: dict[str, ChannelRange]
+) -> None:
     before = model.SerializeToString(deterministic=True)
     quantise_static(model, ranges)
     assert model.SerializeToString(deterministic=True) == before
 
 
-def test_a_name_that_is_no_product_is_an_error(model: onnx.ModelProto, ranges: dict[str, ChannelRange]) -> None:
+def test_a_name_that_is_no_product_is_an_error(
+    model: onnx.ModelProto, ranges: dict[str, ChannelRange]
+) -> None:
     softmax = next(node.name for node in model.graph.node if node.op_type == "Softmax")
     with pytest.raises(ValueError, match=f"no quantisable product is called {softmax}, zzz"):
         quantise_static(model, ranges, keep_float=[quantisable_nodes(model)[0], "zzz", softmax])
 
 
 def test_products_without_a_name_are_called_as_what_they_give(
-    model: onnx.ModelProto, ranges: dict[str, ChannelRange], quantised: onnx.ModelProto, images: np.ndarray
+    model: onnx.ModelProto,
+    ranges: dict[str, ChannelRange],
+    quantised: onnx.ModelProto,
+    images: np.ndarray,
 ) -> None:
     """Names of nodes are optional in ONNX, and files made elsewhere may have none."""
     bare = copy.deepcopy(model)
     for node in bare.graph.node:
         node.name = ""
     names = quantisable_nodes(bare)
-    assert set(names) == {node.output[0] for node in model.graph.node if node.name in quantisable_nodes(model)}
-    np.testing.assert_array_equal(run(quantise_static(bare, ranges), images)[0], run(quantised, images)[0])
+    assert set(names) == {
+        node.output[0] for node in model.graph.node if node.name in quantisable_nodes(model)
+    }
+    np.testing.assert_array_equal(
+        run(quantise_static(bare, ranges), images)[0], run(quantised, images)[0]
+    )
     one = quantise_static(bare, ranges, keep_float=names[:1])
     assert sum(node.op_type == "QuantizeLinear" for node in one.graph.node) == 7
 
 
-# The numbers ----------------------------------------------------------------------------------------------------------
+# The numbers --------------------------------------------------------------------------------------
 
 
 def test_ranges_are_the_extremes_of_each_channel_over_all_pictures(
@@ -200,7 +234,9 @@ def test_an_activations_scale_spans_all_channels_and_zero(
         factors = [1.0] * len(ranges[name].low)
         if made_by[name].op_type == "LayerNormalization":  # SmoothQuant, eq. 4
             for channel in range(len(factors)):
-                peak = max(abs(float(ranges[name].low[channel])), abs(float(ranges[name].high[channel])))
+                peak = max(
+                    abs(float(ranges[name].low[channel])), abs(float(ranges[name].high[channel]))
+                )
                 largest = max(abs(float(value)) for value in before[product.input[1]][channel])
                 factors[channel] = peak**0.5 / largest**0.5
         low = high = 0.0
@@ -208,7 +244,11 @@ def test_an_activations_scale_spans_all_channels_and_zero(
             low = min(low, float(ranges[name].low[channel]) / factor)
             high = max(high, float(ranges[name].high[channel]) / factor)
         scale = (high - low) / 255
-        quantise = next(node for node in quantised.graph.node if node.op_type == "QuantizeLinear" and node.input[0] == name)
+        quantise = next(
+            node
+            for node in quantised.graph.node
+            if node.op_type == "QuantizeLinear" and node.input[0] == name
+        )
         assert float(constants[quantise.input[1]]) == pytest.approx(scale, rel=1e-5)
         assert int(constants[quantise.input[2]]) == pytest.approx(-low / scale, abs=0.51)
         assert [str(constants[name].dtype) for name in quantise.input[1:]] == ["float32", "uint8"]
@@ -216,17 +256,25 @@ def test_an_activations_scale_spans_all_channels_and_zero(
 
 def test_a_tensor_of_one_sign_begins_at_zero_and_an_empty_one_has_a_scale() -> None:
     """So that zero stays exactly zero, and nothing is divided by it."""
-    for low, high, scale, zero in (([0.5, 1.0], [2.0, 5.1], 0.02, 0), ([-5.1], [-1.0], 0.02, 255), ([0.0], [0.0], 1.0, 0)):
+    for low, high, scale, zero in (
+        ([0.5, 1.0], [2.0, 5.1], 0.02, 0),
+        ([-5.1], [-1.0], 0.02, 255),
+        ([0.0], [0.0], 1.0, 0),
+    ):
         graph = int8._Graph(onnx.ModelProto())
         int8._activation(graph, "t", ChannelRange(np.array(low), np.array(high)))
         assert float(graph.array("t/scale")) == pytest.approx(scale)
         assert int(graph.array("t/zero")) == zero
 
 
-def test_weights_are_symmetric_with_a_scale_a_column(model: onnx.ModelProto, quantised: onnx.ModelProto) -> None:
+def test_weights_are_symmetric_with_a_scale_a_column(
+    model: onnx.ModelProto, quantised: onnx.ModelProto
+) -> None:
     constants, made_by, before = arrays(quantised), makers(quantised), arrays(model)
     normed = {name for name, node in makers(model).items() if node.op_type == "LayerNormalization"}
-    products = {node.name: node for node in model.graph.node if node.name in quantisable_nodes(model)}
+    products = {
+        node.name: node for node in model.graph.node if node.name in quantisable_nodes(model)
+    }
     for node in quantised.graph.node:
         if node.name not in products:
             continue
@@ -234,18 +282,27 @@ def test_weights_are_symmetric_with_a_scale_a_column(model: onnx.ModelProto, qua
         assert helper.get_node_attr_value(dequantise, "axis") == 1
         integers, scale, zero = (constants[name] for name in dequantise.input)
         weight = before[products[node.name].input[1]]
-        assert [str(constants[name].dtype) for name in dequantise.input] == ["int8", "float32", "int8"]
+        assert [str(constants[name].dtype) for name in dequantise.input] == [
+            "int8",
+            "float32",
+            "int8",
+        ]
         assert (integers.shape, scale.shape) == (weight.shape, weight.shape[1:])
         assert not zero.any()
         assert integers.min() >= -127  # -128 would have no opposite
         np.testing.assert_array_equal(np.abs(integers.astype(int)).max(axis=0), 127)
-        if products[node.name].input[0] not in normed:  # rows of the others were multiplied by their channel's factor
+        # rows of the others were multiplied by their channel's factor
+        if products[node.name].input[0] not in normed:
             for column in range(weight.shape[1]):
-                assert scale[column] == pytest.approx(max(abs(float(value)) for value in weight[:, column]) / 127)
+                assert scale[column] == pytest.approx(
+                    max(abs(float(value)) for value in weight[:, column]) / 127
+                )
             assert np.abs(integers * scale - weight).max() <= scale.max() / 2 * 1.001
 
 
-def test_a_column_of_zeros_stays_zero(model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray) -> None:
+def test_a_column_of_zeros_stays_zero(
+    model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
+) -> None:
     emptied = copy.deepcopy(model)
     product = [node for node in emptied.graph.node if node.name in quantisable_nodes(emptied)][1]
     weight = arrays(emptied)[product.input[1]].copy()
@@ -267,16 +324,21 @@ def test_vectors_stay_near_those_of_the_float_model(
         assert found.max() < 1 - 1e-7  # it was rounded
 
 
-# SmoothQuant ----------------------------------------------------------------------------------------------------------
+# SmoothQuant --------------------------------------------------------------------------------------
 
 
 def with_loud_channel(model: onnx.ModelProto, *, channel: int = 5) -> onnx.ModelProto:
-    """The same function, one channel of every block's norms LOUD times as large and its rows of the weights as much smaller."""
+    """The same function, one channel of every block's norms LOUD times as large and its rows of the
+    weights as much smaller."""
     loud = copy.deepcopy(model)
     chosen = quantisable_nodes(loud)
     count = 0
     for norm in [node for node in loud.graph.node if node.op_type == "LayerNormalization"]:
-        products = [node for node in loud.graph.node if node.name in chosen and node.input[0] == norm.output[0]]
+        products = [
+            node
+            for node in loud.graph.node
+            if node.name in chosen and node.input[0] == norm.output[0]
+        ]
         for name in norm.input[1:] if products else ():
             value = arrays(loud)[name].copy()
             value[channel] *= LOUD
@@ -290,7 +352,9 @@ def with_loud_channel(model: onnx.ModelProto, *, channel: int = 5) -> onnx.Model
     return loud
 
 
-def smoothed_alone(model: onnx.ModelProto, ranges: dict[str, ChannelRange]) -> tuple[onnx.ModelProto, dict[str, ChannelRange]]:
+def smoothed_alone(
+    model: onnx.ModelProto, ranges: dict[str, ChannelRange]
+) -> tuple[onnx.ModelProto, dict[str, ChannelRange]]:
     """The model after SmoothQuant and before any rounding, and what it says of the ranges then."""
     graph = int8._Graph(model)
     changed = int8._smooth(graph, graph.products, ranges)
@@ -305,11 +369,14 @@ def test_smoothing_alone_changes_weights_and_not_the_function(
     ranges = observe_ranges(full, batches(images))
     smooth, changed = smoothed_alone(full, ranges)
     outputs = ("embedding", "patches", "attention")
-    for expected, got in zip(run(full, images, *outputs), run(smooth, images, *outputs), strict=True):
+    for expected, got in zip(
+        run(full, images, *outputs), run(smooth, images, *outputs), strict=True
+    ):
         np.testing.assert_allclose(got, expected, atol=2e-4 if is_loud else 5e-5)
     before, after = arrays(full), arrays(smooth)
     different = [name for name in before if not np.array_equal(before[name], after[name])]
-    assert len(different) == 4 * 2 + 4  # weight and bias of four norms, and the four products that follow them
+    # weight and bias of four norms, and the four products that follow them
+    assert len(different) == 4 * 2 + 4
     seen = observe_ranges(smooth, batches(images))
     for name in ranges:
         np.testing.assert_allclose(changed[name].low, seen[name].low, rtol=1e-3, atol=1e-4)
@@ -356,26 +423,37 @@ def test_a_norm_that_something_else_reads_is_left_alone(
         np.testing.assert_array_equal(arrays(kept)[name], arrays(model)[name])
 
     shown = copy.deepcopy(model)
-    shown.graph.output.append(helper.make_tensor_value_info(norm.output[0], TensorProto.FLOAT, None))
+    shown.graph.output.append(
+        helper.make_tensor_value_info(norm.output[0], TensorProto.FLOAT, None)
+    )
     graph = int8._Graph(shown)
     int8._smooth(graph, graph.products, ranges)
-    np.testing.assert_allclose(run(graph.finish(), images, norm.output[0])[0], run(model, images, norm.output[0])[0], atol=1e-6)
+    np.testing.assert_allclose(
+        run(graph.finish(), images, norm.output[0])[0],
+        run(model, images, norm.output[0])[0],
+        atol=1e-6,
+    )
 
 
-def test_channels_without_any_signal_or_weight_stay_finite(model: onnx.ModelProto, images: np.ndarray) -> None:
+def test_channels_without_any_signal_or_weight_stay_finite(
+    model: onnx.ModelProto, images: np.ndarray
+) -> None:
     silent = copy.deepcopy(model)
     norm = next(node for node in silent.graph.node if node.op_type == "LayerNormalization")
     product = next(node for node in silent.graph.node if node.input[:1] == [norm.output[0]])
-    for name, place in ((norm.input[1], 2), (norm.input[2], 2), (product.input[1], 7)):  # channel 2 is silent, row 7 empty
+    # channel 2 is silent, row 7 empty
+    for name, place in ((norm.input[1], 2), (norm.input[2], 2), (product.input[1], 7)):
         value = arrays(silent)[name].copy()
         value[place] = 0
         set_array(silent, name, value)
     lowered = quantise_static(silent, observe_ranges(silent, batches(images)))
-    assert all(np.isfinite(value).all() for value in arrays(lowered).values() if value.dtype == np.float32)
+    assert all(
+        np.isfinite(value).all() for value in arrays(lowered).values() if value.dtype == np.float32
+    )
     assert cosines(run(lowered, images)[0], run(silent, images)[0]).min() > 0.998
 
 
-# Calibration ----------------------------------------------------------------------------------------------------------
+# Calibration --------------------------------------------------------------------------------------
 
 
 def test_no_pictures_are_an_error(model: onnx.ModelProto) -> None:
@@ -384,17 +462,23 @@ def test_no_pictures_are_an_error(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-def test_values_that_are_not_finite_are_an_error_naming_where(model: onnx.ModelProto, images: np.ndarray, bad: float) -> None:
+def test_values_that_are_not_finite_are_an_error_naming_where(
+    model: onnx.ModelProto, images: np.ndarray, bad: float
+) -> None:
     spoilt = copy.deepcopy(model)
     norm = next(node for node in spoilt.graph.node if node.op_type == "LayerNormalization")
     bias = arrays(spoilt)[norm.input[2]].copy()
     bias[0] = bad
     set_array(spoilt, norm.input[2], bias)
-    with pytest.raises(ValueError, match=f"^{norm.output[0]} is not finite on a picture for calibration"):
+    with pytest.raises(
+        ValueError, match=f"^{norm.output[0]} is not finite on a picture for calibration"
+    ):
         observe_ranges(spoilt, batches(images))
 
 
-def test_more_pictures_only_widen_ranges(model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray) -> None:
+def test_more_pictures_only_widen_ranges(
+    model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
+) -> None:
     fewer = observe_ranges(model, batches(images[:4]))
     for name, seen in ranges.items():
         assert (fewer[name].low >= seen.low - 1e-6).all()
@@ -402,7 +486,7 @@ def test_more_pictures_only_widen_ranges(model: onnx.ModelProto, ranges: dict[st
     assert any((fewer[name].high < seen.high - 1e-3).any() for name, seen in ranges.items())
 
 
-# Pictures side by side ------------------------------------------------------------------------------------------------
+# Pictures side by side ----------------------------------------------------------------------------
 
 
 def checkerboard() -> np.ndarray:
@@ -421,8 +505,8 @@ def test_no_neighbour_in_a_batch_changes_a_bit_of_a_vector(
     embedder = Embedder(tmp_path / "m.onnx", backend=backend, threads=1)
     assert embedder.batch_size >= 4
     picture, board = images[:1], checkerboard()
-    # The file is of class token and gem of both blocks. ONNX Runtime's powers in gem depend on a number's place in memory, in
-    # float as in int8.
+    # The file is of class token and gem of both blocks. ONNX Runtime's powers in gem depend on a
+    # number's place in memory, in float as in int8.
     width = CONFIGS["dinov2"].width
     classes = [*range(width), *range(2 * width, 3 * width)]
     alone = embedder.infer(picture)[0]
@@ -430,5 +514,7 @@ def test_no_neighbour_in_a_batch_changes_a_bit_of_a_vector(
     for before, after in ((0, 1), (1, 0), (1, 2), (3, 0)):
         together = embedder.infer(np.concatenate([*[board] * before, picture, *[board] * after]))
         np.testing.assert_array_equal(together[before][classes], alone[classes])
-        np.testing.assert_allclose(together[before], alone, rtol=0, atol=0 if backend == "openvino" else 1e-7)
+        np.testing.assert_allclose(
+            together[before], alone, rtol=0, atol=0 if backend == "openvino" else 1e-7
+        )
     assert abs(float(embedder.infer(board)[0] @ alone)) < 0.999

@@ -1,4 +1,5 @@
-"""Any bytes are an ONNX file that can be adopted or are refused in one sentence: reading, what it takes and gives, surgery."""
+"""Any bytes are an ONNX file that can be adopted or are refused in one sentence: reading, what it
+takes and gives, surgery."""
 
 from __future__ import annotations
 
@@ -31,7 +32,13 @@ def test_any_bytes_are_adopted_or_refused(cases: int, tmp_path: Path) -> None:
         model = load_onnx(path)
         read_interface(model, name=str(path))
         for feature in FEATURES[:2]:
-            adopted = adopt(model, geometry=GEOMETRY, feature=feature, outputs=("embedding", "patches"), name=str(path))
+            adopted = adopt(
+                model,
+                geometry=GEOMETRY,
+                feature=feature,
+                outputs=("embedding", "patches"),
+                name=str(path),
+            )
             assert isinstance(adopted, onnx.ModelProto)
 
     fuzz(parse, [small(), small(extra="branch"), build(opset=11).SerializeToString()], cases=cases)

@@ -1,4 +1,5 @@
-"""Promises of a lower precision: what is written was measured, what costs quality or gains no speed is not written."""
+"""Promises of a lower precision: what is written was measured, what costs quality or gains no speed
+is not written."""
 
 from __future__ import annotations
 
@@ -34,7 +35,9 @@ FULL = "dinov2"
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn pictures, and a file that is none."""
-    folder = draw_folder(tmp_path_factory.mktemp("photographs") / "p", NUM_PICTURES, height=120, width=160)
+    folder = draw_folder(
+        tmp_path_factory.mktemp("photographs") / "p", NUM_PICTURES, height=120, width=160
+    )
     (folder / "005-broken.jpg").write_text("no picture")
     return folder
 
@@ -58,7 +61,9 @@ def is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pretend_rates(monkeypatch: pytest.MonkeyPatch, rate: Callable[[Run], float]) -> None:
-    def measured(embedders: Mapping[Run, Embedder], _images: np.ndarray, **_options: Any) -> dict[Run, float]:
+    def measured(
+        embedders: Mapping[Run, Embedder], _images: np.ndarray, **_options: Any
+    ) -> dict[Run, float]:
         return {run: rate(run) for run in embedders}
 
     monkeypatch.setattr(precision, "pictures_per_second", measured)
@@ -72,9 +77,16 @@ def pretend_losses(monkeypatch: pytest.MonkeyPatch, *found: Mapping[str, float])
         _source: object, _reference: Embedder, others: Sequence[Embedder], **_options: Any
     ) -> tuple[list[Agreement], list[Any]]:
         figures = left.pop(0) if len(left) > 1 else left[0]
-        defaults = {"least_cosine": 0.9997, "mean_cosine": 0.9999, "neighbours_changed": 0.0, "recall_at_1": 0.9}
+        defaults = {
+            "least_cosine": 0.9997,
+            "mean_cosine": 0.9999,
+            "neighbours_changed": 0.0,
+            "recall_at_1": 0.9,
+        }
         defaults |= {"recall_lost": 0.0, "recall_lost_at_most": 0.0}
-        return [Agreement(run=others[0].run, num_pictures=10, num_queries=20, **{**defaults, **figures})], []
+        return [
+            Agreement(run=others[0].run, num_pictures=10, num_queries=20, **{**defaults, **figures})
+        ], []
 
     monkeypatch.setattr(precision, "compare_runs", compared)
 
@@ -88,7 +100,9 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], onnx.ModelPr
     """Every graph that is made: what was left in float, and the graph."""
     made: list[tuple[list[str], onnx.ModelProto]] = []
 
-    def noted(model: onnx.ModelProto, ranges: Any, *, keep_float: Sequence[str] = ()) -> onnx.ModelProto:
+    def noted(
+        model: onnx.ModelProto, ranges: Any, *, keep_float: Sequence[str] = ()
+    ) -> onnx.ModelProto:
         lowered = quantise_static(model, ranges, keep_float=keep_float)
         made.append((list(keep_float), lowered))
         return lowered
@@ -97,20 +111,28 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], onnx.ModelPr
     return made
 
 
-# int8 that holds ------------------------------------------------------------------------------------------------------
+# int8 that holds ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_int8_is_written_with_the_figures_that_it_was_let_through_by(full: Path, photographs: Path, tmp_path: Path) -> None:
+def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
+    full: Path, photographs: Path, tmp_path: Path
+) -> None:
     steps: list[str] = []
     out = tmp_path / "new" / "m8.onnx"
-    manifest = lower(full, out, precision="int8", pictures=photographs, name="small", on_step=steps.append)
+    manifest = lower(
+        full, out, precision="int8", pictures=photographs, name="small", on_step=steps.append
+    )
     before = read_manifest(full)
     assert read_manifest(out) == manifest
     assert list(out.parent.iterdir()) == [out]
     assert (manifest.precision, manifest.name) == ("int8", "small")
     assert manifest.fingerprint != before.fingerprint
-    assert (manifest.origin, manifest.licence, manifest.geometry) == (before.origin, before.licence, before.geometry)
+    assert (manifest.origin, manifest.licence, manifest.geometry) == (
+        before.origin,
+        before.licence,
+        before.geometry,
+    )
     figures = manifest.quantisation
     assert figures["pictures_per_s"] == {"onnxruntime fp32": 20.0, "onnxruntime int8": 40.0}
     assert (figures["speedup"], figures["kept_in_float"]) == (2.0, [])
@@ -122,22 +144,40 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(full: Path,
     for name in ("least_cosine", "mean_cosine", "recall_lost"):
         assert figures[name] == pytest.approx(getattr(agreement, name), abs=1e-6)
     assert 0.99 < figures["least_cosine"] < 1
-    assert manifest.proven_equal_to == ((before.fingerprint,) if figures["least_cosine"] >= PROVEN_COSINE else ())
-    assert steps == ["calibrating on 11 pictures", "timing it beside fp32 and bf16", "looking for copies with it"]
+    assert manifest.proven_equal_to == (
+        (before.fingerprint,) if figures["least_cosine"] >= PROVEN_COSINE else ()
+    )
+    assert steps == [
+        "calibrating on 11 pictures",
+        "timing it beside fp32 and bf16",
+        "looking for copies with it",
+    ]
     assert sum(node.op_type == "QuantizeLinear" for node in onnx.load(out).graph.node) == 8
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_the_same_pictures_give_the_same_file(full: Path, photographs: Path, tmp_path: Path) -> None:
-    first, second = (lower(full, tmp_path / name, precision="int8", pictures=photographs) for name in ("a.onnx", "b.onnx"))
+def test_the_same_pictures_give_the_same_file(
+    full: Path, photographs: Path, tmp_path: Path
+) -> None:
+    first, second = (
+        lower(full, tmp_path / name, precision="int8", pictures=photographs)
+        for name in ("a.onnx", "b.onnx")
+    )
     assert first == second
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-@pytest.mark.parametrize(("least", "is_proven"), [(PROVEN_COSINE, True), (PROVEN_COSINE - 1e-6, False)])
+@pytest.mark.parametrize(
+    ("least", "is_proven"), [(PROVEN_COSINE, True), (PROVEN_COSINE - 1e-6, False)]
+)
 @pytest.mark.usefixtures("is_fast")
 def test_files_are_equal_from_the_bound_on(
-    full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float, is_proven: bool
+    full: Path,
+    photographs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    least: float,
+    is_proven: bool,
 ) -> None:
     pretend_losses(monkeypatch, {"least_cosine": least})
     manifest = lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
@@ -148,7 +188,11 @@ def test_files_are_equal_from_the_bound_on(
 def test_what_the_full_file_was_equal_to_is_not_passed_on(tmp_path: Path) -> None:
     """Two steps of a cosine each could add up to more than the bound."""
     path, _ = file_of(FULL)
-    seal(load_onnx(path), dataclasses.replace(read_manifest(path), proven_equal_to=("f" * 64,)), tmp_path / "m.onnx")
+    seal(
+        load_onnx(path),
+        dataclasses.replace(read_manifest(path), proven_equal_to=("f" * 64,)),
+        tmp_path / "m.onnx",
+    )
     manifest = lower(tmp_path / "m.onnx", tmp_path / "h.onnx", precision="fp16")
     assert manifest.proven_equal_to == (read_manifest(path).fingerprint,)
 
@@ -162,7 +206,9 @@ def test_a_file_whose_nodes_have_no_names_can_be_lowered(
     pretend_losses(monkeypatch, HELD)
     manifest = lower(model, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
     assert manifest.precision == "int8"
-    vectors = Embedder(tmp_path / "m8.onnx", backend="onnxruntime").embed(sorted(photographs.glob("00[0-3].jpg")))
+    vectors = Embedder(tmp_path / "m8.onnx", backend="onnxruntime").embed(
+        sorted(photographs.glob("00[0-3].jpg"))
+    )
     expected = Embedder(model, backend="onnxruntime").embed(sorted(photographs.glob("00[0-3].jpg")))
     assert np.einsum("nd,nd->n", vectors, expected).min() > 0.99
 
@@ -172,11 +218,18 @@ def test_every_session_of_both_files_is_timed(
 ) -> None:
     timed: list[list[Run]] = []
 
-    def measured(embedders: Mapping[Run, Embedder], images: np.ndarray, **options: Any) -> dict[Run, float]:
+    def measured(
+        embedders: Mapping[Run, Embedder], images: np.ndarray, **options: Any
+    ) -> dict[Run, float]:
         assert images.shape == (NUM_PICTURES, 56, 56, 3)
         assert {embedder.threads for embedder in embedders.values()} == {1}
-        assert {run: embedder.run for run, embedder in embedders.items()} == {run: run for run in embedders}
-        assert all((run.precision == "int8") == (embedder.manifest.precision == "int8") for run, embedder in embedders.items())
+        assert {run: embedder.run for run, embedder in embedders.items()} == {
+            run: run for run in embedders
+        }
+        assert all(
+            (run.precision == "int8") == (embedder.manifest.precision == "int8")
+            for run, embedder in embedders.items()
+        )
         assert options["rounds"] == precision.TIMED_ROUNDS
         timed.append(list(embedders))
         return {run: 1.0 + (run.precision == "int8") for run in embedders}
@@ -189,7 +242,7 @@ def test_every_session_of_both_files_is_timed(
     assert {ORT_FP32, ORT_INT8} <= set(runs)
 
 
-# int8 that does not ---------------------------------------------------------------------------------------------------
+# int8 that does not -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("is_fast")
@@ -202,7 +255,12 @@ def test_where_quality_is_lost_products_go_back_by_sensitivity_and_then_it_is_re
 ) -> None:
     pretend_losses(monkeypatch, LOST)
     out = tmp_path / "out" / "m8.onnx"
-    words = ("int8 loses 2.13% of copy recall@1", "at most 3.47% at 95 %", "0.5% is allowed", "2.00 times the speed")
+    words = (
+        "int8 loses 2.13% of copy recall@1",
+        "at most 3.47% at 95 %",
+        "0.5% is allowed",
+        "2.00 times the speed",
+    )
     with refused(*words, "with 7 products left in float; nothing was written", error=GateError):
         lower(full, out, precision="int8", pictures=photographs)
     assert list(out.parent.iterdir()) == []
@@ -211,7 +269,10 @@ def test_where_quality_is_lost_products_go_back_by_sensitivity_and_then_it_is_re
     assert tries[0][0] == []
     alone, later = tries[1:9], [kept for kept, _ in tries[9:]]
     assert [sorted(kept) for kept, _ in alone] == [sorted({*names} - {name}) for name in names]
-    turned = {name: mean_cosine(full, model, photographs, tmp_path) for name, (_, model) in zip(names, alone, strict=True)}
+    turned = {
+        name: mean_cosine(full, model, photographs, tmp_path)
+        for name, (_, model) in zip(names, alone, strict=True)
+    }
     order = sorted(names, key=lambda name: turned[name])
     assert len({round(value, 7) for value in turned.values()}) > 4  # so that there is an order
     assert later == [order[:count] for count in range(1, 8)]
@@ -222,7 +283,10 @@ def mean_cosine(full: Path, model: onnx.ModelProto, photographs: Path, folder: P
     manifest = dataclasses.replace(read_manifest(full), precision="int8")
     seal(model, manifest, folder / "measured" / "m.onnx")
     pictures = [path for path in sorted(photographs.iterdir()) if "broken" not in path.name]
-    theirs, ours = (Embedder(path, backend="onnxruntime").embed(pictures) for path in (full, folder / "measured" / "m.onnx"))
+    theirs, ours = (
+        Embedder(path, backend="onnxruntime").embed(pictures)
+        for path in (full, folder / "measured" / "m.onnx")
+    )
     return float(np.einsum("nd,nd->n", theirs, ours, dtype=np.float64).mean())
 
 
@@ -246,14 +310,20 @@ def test_what_went_back_to_float_stands_in_the_manifest_and_is_float(
 ) -> None:
     pretend_losses(monkeypatch, LOST, LOST, HELD)
     steps: list[str] = []
-    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs, on_step=steps.append)
+    manifest = lower(
+        full, tmp_path / "m8.onnx", precision="int8", pictures=photographs, on_step=steps.append
+    )
     kept = manifest.quantisation["kept_in_float"]
     assert len(kept) == 2
     assert [found for found, _ in tries][-2:] == [kept[:1], kept]
     assert manifest.quantisation["recall_lost_at_most"] == MAX_RECALL_LOST
     graph = onnx.load(tmp_path / "m8.onnx").graph
-    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
-    assert {node.name for node in graph.node if node.name in kept and node.input[1] in floats} == set(kept)
+    floats = {
+        tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    assert {
+        node.name for node in graph.node if node.name in kept and node.input[1] in floats
+    } == set(kept)
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 6
     assert steps[3:] == [
         "measuring which products lose most",
@@ -296,16 +366,22 @@ def test_speed_that_is_lost_on_the_way_back_to_float_is_refused_as_such(
     gains = iter([40.0, 25.0, 19.0])
     pretend_rates(monkeypatch, lambda run: next(gains) if run.precision == "int8" else 20.0)
     pretend_losses(monkeypatch, LOST)
-    with refused("int8 is not faster here: 19.0 pictures/s", "with 2 products left in float; nothing was", error=GateError):
+    with refused(
+        "int8 is not faster here: 19.0 pictures/s",
+        "with 2 products left in float; nothing was",
+        error=GateError,
+    ):
         lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
     assert list(tmp_path.iterdir()) == []
 
 
-# What cannot be lowered -----------------------------------------------------------------------------------------------
+# What cannot be lowered ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", ["fp16", "int8"])
-def test_a_file_in_a_lower_precision_is_refused(full: Path, photographs: Path, tmp_path: Path, wanted: Any) -> None:
+def test_a_file_in_a_lower_precision_is_refused(
+    full: Path, photographs: Path, tmp_path: Path, wanted: Any
+) -> None:
     lower(full, tmp_path / "half.onnx", precision="fp16")
     with refused(f"{tmp_path}/half.onnx is in fp16 already; name the file in fp32"):
         lower(tmp_path / "half.onnx", tmp_path / "m.onnx", precision=wanted, pictures=photographs)

@@ -1,6 +1,8 @@
-"""From a picture to its vector as transformers computes it, its own image processor included, with equal weights.
+"""From a picture to its vector as transformers computes it, its own image processor included, with
+equal weights.
 
-DINOv2 at the size of its position table, where transformers' rule and the released one agree; DINOv3, without a table, at 224.
+DINOv2 at the size of its position table, where transformers' rule and the released one agree;
+DINOv3, without a table, at 224.
 """
 
 from __future__ import annotations
@@ -34,11 +36,14 @@ LEAST = 0.9999
 
 @cache
 def embedded_and_expected(name: str, folder: Path) -> tuple[Embedder, Any, Any]:
-    """A model file of drawn weights, transformers' model of the same, and its processor as its publisher configures it."""
+    """A model file of drawn weights, transformers' model of the same, and its processor as its
+    publisher configures it."""
     transformers = import_quietly("transformers")
     published = with_depth(PUBLISHED[name], DEPTH)
     ours = drawn_published(published, seed=5).state_dict()
-    backbone, info = load_published(published, weights=write_published(published, ours, folder / name))
+    backbone, info = load_published(
+        published, weights=write_published(published, ours, folder / name)
+    )
     out = folder / f"{name}.onnx"
     export_backbone(backbone, info, out)
     embedder = Embedder(out)
@@ -77,17 +82,26 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_drawn_pictures_vector_is_transformers_own(name: str, folder: Path) -> None:
     embedder, model, processor = embedded_and_expected(name, folder)
-    pictures = [draw_picture(seed, height=700 + 40 * seed, width=900 - 60 * seed) for seed in range(3)]
-    assert cosines(embedder.embed(pictures), by_transformers(model, processor, pictures)).min() >= LEAST
+    pictures = [
+        draw_picture(seed, height=700 + 40 * seed, width=900 - 60 * seed) for seed in range(3)
+    ]
+    assert (
+        cosines(embedder.embed(pictures), by_transformers(model, processor, pictures)).min()
+        >= LEAST
+    )
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """The picture in the color space that every model was trained in; transformers ignores profiles, featkit does not."""
+    """The picture in the color space that every model was trained in; transformers ignores
+    profiles, featkit does not."""
     profile = image.info.get("icc_profile")
     if profile is None:
         return image.convert("RGB")
     converted = ImageCms.profileToProfile(
-        image, ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        image,
+        ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+        ImageCms.createProfile("sRGB"),
+        outputMode="RGB",
     )
     assert converted is not None
     return converted
@@ -106,7 +120,8 @@ def test_a_photographs_vector_is_transformers_own(name: str, folder: Path) -> No
     print(f"{name}: cosines with transformers {agreement.round(6).tolist()}")
     assert agreement.min() >= LEAST
     others = cosines(found, np.roll(expected, 1, axis=0))
-    assert others.max() < agreement.min()  # so it is the picture that agrees, not what all have in common
+    # so it is the picture that agrees, not what all have in common
+    assert others.max() < agreement.min()
 
 
 def test_the_geometry_of_one_size_is_the_published_crop_larger() -> None:

@@ -1,6 +1,8 @@
-"""Promises of sealing: a fingerprint of what decides a vector alone, and weights beside the file that cannot be mistaken.
+"""Promises of sealing: a fingerprint of what decides a vector alone, and weights beside the file
+that cannot be mistaken.
 
-Weights go beside a file past protobuf's 2 GB; here past a limit set low, so that a small file has them there.
+Weights go beside a file past protobuf's 2 GB; here past a limit set low, so that a small file has
+them there.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def export_beside(out: Path, *, seed: int = 0) -> ExportReport:
     config = CONFIGS[NAME]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("featkit_export.graph.MAX_INLINE_BYTES", 10_000)
-        return export_backbone(drawn_backbone(config, seed=seed), info_for(config, family=NAME), out, recipe=RECIPE)
+        return export_backbone(
+            drawn_backbone(config, seed=seed), info_for(config, family=NAME), out, recipe=RECIPE
+        )
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +61,14 @@ def copied(model: Path, folder: Path) -> Path:
     return folder / "m.onnx"
 
 
-def test_past_the_limit_weights_lie_in_one_file_that_the_manifest_names_with_its_sum(beside: Path) -> None:
+def test_past_the_limit_weights_lie_in_one_file_that_the_manifest_names_with_its_sum(
+    beside: Path,
+) -> None:
     external = external_of(beside)
     weights = beside.parent / external.file
-    assert sorted(path.name for path in beside.parent.iterdir()) == sorted([beside.name, external.file])
+    assert sorted(path.name for path in beside.parent.iterdir()) == sorted(
+        [beside.name, external.file]
+    )
     assert external.file == f"{read_manifest(beside).fingerprint[:16]}.weights"
     assert external.num_bytes == weights.stat().st_size > 100_000
     assert external.sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -70,7 +78,9 @@ def test_past_the_limit_weights_lie_in_one_file_that_the_manifest_names_with_its
         for tensor in onnx.load(beside, load_external_data=False).graph.initializer
         if external_data_helper.uses_external_data(tensor)
     ]
-    assert {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside} == {external.file}
+    assert {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside} == {
+        external.file
+    }
 
 
 def test_where_weights_lie_changes_neither_fingerprint_nor_vectors(beside: Path) -> None:
@@ -78,10 +88,14 @@ def test_where_weights_lie_changes_neither_fingerprint_nor_vectors(beside: Path)
     assert report.manifest.external is None
     assert read_manifest(beside).fingerprint == report.manifest.fingerprint
     images = draw_pictures(3, height=70, width=42)
-    np.testing.assert_allclose(Embedder(beside).infer(images), Embedder(inline).infer(images), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(
+        Embedder(beside).infer(images), Embedder(inline).infer(images), rtol=0, atol=1e-7
+    )
 
 
-def test_the_fingerprint_of_weights_beside_is_of_their_numbers(beside: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_of_weights_beside_is_of_their_numbers(
+    beside: Path, tmp_path: Path
+) -> None:
     geometry = read_manifest(beside).geometry
     model = copied(beside, tmp_path)
     proto = onnx.load(model, load_external_data=False)
@@ -95,13 +109,17 @@ def test_the_fingerprint_of_weights_beside_is_of_their_numbers(beside: Path, tmp
 
 def test_a_copy_takes_the_weights_along_and_works(beside: Path, tmp_path: Path) -> None:
     model = copied(beside, tmp_path / "there" / "too")
-    assert (model.parent / external_of(beside).file).read_bytes() == (beside.parent / external_of(beside).file).read_bytes()
+    assert (model.parent / external_of(beside).file).read_bytes() == (
+        beside.parent / external_of(beside).file
+    ).read_bytes()
     images = draw_pictures(2, height=56, width=56)
     np.testing.assert_array_equal(Embedder(model).infer(images), Embedder(beside).infer(images))
 
 
 @pytest.mark.parametrize("harm", ["missing", "short", "damaged"])
-def test_weights_that_are_not_those_of_the_file_are_refused(beside: Path, tmp_path: Path, harm: str) -> None:
+def test_weights_that_are_not_those_of_the_file_are_refused(
+    beside: Path, tmp_path: Path, harm: str
+) -> None:
     model = copied(beside, tmp_path / "there")
     external = external_of(model)
     weights = model.parent / external.file
@@ -110,11 +128,16 @@ def test_weights_that_are_not_those_of_the_file_are_refused(beside: Path, tmp_pa
         weights.unlink()
     else:
         weights.write_bytes(whole[:-1] if harm == "short" else bytes([whole[0] ^ 1]) + whole[1:])
-    words = {"missing": "is missing", "short": f"not the {external.num_bytes:,}", "damaged": "is damaged"}
+    words = {
+        "missing": "is missing",
+        "short": f"not the {external.num_bytes:,}",
+        "damaged": "is damaged",
+    }
     with refused(external.file, words[harm]):
         copy_model_file(model, tmp_path / "again" / "m.onnx")
     assert not (tmp_path / "again" / "m.onnx").exists()
-    if harm != "damaged":  # a sum over gigabytes is taken where they are copied, not at every opening
+    # a sum over gigabytes is taken where they are copied, not at every opening
+    if harm != "damaged":
         with refused(external.file):
             Embedder(model)
 
@@ -134,10 +157,14 @@ def test_an_older_file_beside_keeps_its_own_weights(beside: Path, tmp_path: Path
     np.testing.assert_array_equal(Embedder(model).infer(images), Embedder(other).infer(images))
 
 
-def test_nothing_is_left_when_a_graph_with_weights_beside_it_disagrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_when_a_graph_with_weights_beside_it_disagrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     traced_in: list[Path] = []
 
-    def spoilt(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None) -> Traced:
+    def spoilt(
+        module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None
+    ) -> Traced:
         traced = trace(module, folder, size=size)
         assert traced.path is not None
         (weights,) = [path for path in folder.iterdir() if path != traced.path]
@@ -160,9 +187,17 @@ def test_the_fingerprint_knows_no_names_notes_or_dates() -> None:
     assert fingerprint(model, geometry) == report.manifest.fingerprint
     other = onnx.ModelProto()
     other.CopyFrom(model)
-    other.producer_name, other.producer_version, other.doc_string, other.model_version = "another", "9", "said", 3
+    other.producer_name, other.producer_version, other.doc_string, other.model_version = (
+        "another",
+        "9",
+        "said",
+        3,
+    )
     del other.metadata_props[:]
-    new = {name: f"n{number}" for number, name in enumerate(sorted({tensor.name for tensor in other.graph.initializer}))}
+    new = {
+        name: f"n{number}"
+        for number, name in enumerate(sorted({tensor.name for tensor in other.graph.initializer}))
+    }
     for tensor in other.graph.initializer:
         tensor.name, tensor.doc_string = new[tensor.name], "a weight"
     for node in other.graph.node:
@@ -175,7 +210,10 @@ def test_the_fingerprint_knows_no_names_notes_or_dates() -> None:
 def test_the_fingerprint_knows_every_weight_operator_attribute_wire_and_the_geometry() -> None:
     out, report = file_of(NAME, RECIPE)
     geometry, model = report.manifest.geometry, onnx.load(out)
-    found = {report.manifest.fingerprint, fingerprint(model, dataclasses.replace(geometry, resize_to=geometry.resize_to + 8))}
+    found = {
+        report.manifest.fingerprint,
+        fingerprint(model, dataclasses.replace(geometry, resize_to=geometry.resize_to + 8)),
+    }
 
     def changed() -> onnx.ModelProto:
         copy = onnx.ModelProto()
@@ -190,7 +228,9 @@ def test_the_fingerprint_knows_every_weight_operator_attribute_wire_and_the_geom
     operator = changed()
     next(node for node in operator.graph.node if node.op_type == "Softmax").op_type = "LogSoftmax"
     attribute = changed()
-    next(node for node in attribute.graph.node if node.op_type == "LayerNormalization").attribute[0].f = 1e-5
+    next(node for node in attribute.graph.node if node.op_type == "LayerNormalization").attribute[
+        0
+    ].f = 1e-5
     wire = changed()
     node = next(node for node in wire.graph.node if node.op_type == "Div")
     node.input[:] = reversed(node.input)

@@ -1,4 +1,5 @@
-"""Promises of the backbone in torch as it is evaluated: its vectors are the model file's, and it says the same of itself."""
+"""Promises of the backbone in torch as it is evaluated: its vectors are the model file's, and it
+says the same of itself."""
 
 from __future__ import annotations
 
@@ -22,13 +23,28 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("recipe", [None, Recipe(feature="cls+mean", layers=(1, 2))])
-def test_vectors_and_manifest_are_those_of_the_model_file(run: Path, recipe: Recipe | None, tmp_path: Path) -> None:
+def test_vectors_and_manifest_are_those_of_the_model_file(
+    run: Path, recipe: Recipe | None, tmp_path: Path
+) -> None:
     export_model(run, tmp_path / "m.onnx", recipe=recipe)
-    file, torch_embedder = Embedder(tmp_path / "m.onnx", threads=1), TorchEmbedder.open(run, recipe=recipe, device="cpu")
+    file, torch_embedder = (
+        Embedder(tmp_path / "m.onnx", threads=1),
+        TorchEmbedder.open(run, recipe=recipe, device="cpu"),
+    )
     images = draw_pictures(5, height=32, width=32)
     np.testing.assert_allclose(torch_embedder.infer(images), file.infer(images), atol=1e-5)
     assert torch_embedder.geometry == file.geometry
-    for name in ("family", "name", "patch", "width", "feature", "layers", "join", "licence", "opset"):
+    for name in (
+        "family",
+        "name",
+        "patch",
+        "width",
+        "feature",
+        "layers",
+        "join",
+        "licence",
+        "opset",
+    ):
         assert getattr(torch_embedder.manifest, name) == getattr(file.manifest, name)
 
 

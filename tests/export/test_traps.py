@@ -1,7 +1,9 @@
-"""Four traps of the exporter that raise nothing by themselves: a tiny network with each is refused, and ours have none.
+"""Four traps of the exporter that raise nothing by themselves: a tiny network with each is refused,
+and ours have none.
 
-They are sizes that Python turns into numbers (1), tables stretched by a factor (2), shortcuts for one size (3), and an output
-that is called as a weight (4). What is wrong shows at another size alone, so that is where graphs are compared.
+They are sizes that Python turns into numbers (1), tables stretched by a factor (2), shortcuts for
+one size (3), and an output that is called as a weight (4). What is wrong shows at another size
+alone, so that is where graphs are compared.
 """
 
 from __future__ import annotations
@@ -19,9 +21,23 @@ from featkit.modelfile import INPUT, OUTPUTS
 from featkit_export.export import export_backbone
 from featkit_export.graph import EmbeddingGraph, Recipe, TraceError, _quiet, check_graph, trace
 from featkit_export.traced import Traced
-from featkit_export.verify import Parity, ParityError, cases_for, compare, open_session, require_parity
+from featkit_export.verify import (
+    Parity,
+    ParityError,
+    cases_for,
+    compare,
+    open_session,
+    require_parity,
+)
 from featkit_train.networks.base import Activations, Backbone, Features
-from tests.export.backbones import CONFIGS, draw_weights, drawn_backbone, file_of, geometry_for, info_for
+from tests.export.backbones import (
+    CONFIGS,
+    draw_weights,
+    drawn_backbone,
+    file_of,
+    geometry_for,
+    info_for,
+)
 from tests.sentences import refused
 
 PATCH, WIDTH, GRID = 8, 12, 4
@@ -40,7 +56,13 @@ class Sound(Backbone):
         """(1, WIDTH, h, w), right at every size."""
         return F.interpolate(self.table, size=(height, width), mode="bicubic")
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:  # noqa: ARG002
+    def activations(
+        self,
+        images: Tensor,
+        *,
+        layers: Sequence[int],  # noqa: ARG002
+        attention: bool = False,  # noqa: ARG002
+    ) -> Activations:
         """Features of the one layer."""
         places = self.filters(images)
         places = places + self.positions(*places.shape[2:])
@@ -66,7 +88,8 @@ class StretchedByAFactor(Sound):
 
 
 class ShortcutForOneSize(Sound):
-    """Trap 3: whether the example had the table's size, for ever. Its table is not taken through the rule at its own size."""
+    """Trap 3: whether the example had the table's size, for ever. Its table is not taken through
+    the rule at its own size."""
 
     def positions(self, height: int, width: int) -> Tensor:
         """As DINO's released code has it, whose rule would blur the table a little at its own size."""
@@ -86,20 +109,26 @@ class ShortcutForTheExample(Sound):
 
 
 def graph_of(backbone: Backbone) -> EmbeddingGraph:
-    return EmbeddingGraph(backbone, geometry_for(CONFIGS["dino"], patches=GRID), Recipe(feature="cls+mean")).eval()
+    return EmbeddingGraph(
+        backbone, geometry_for(CONFIGS["dino"], patches=GRID), Recipe(feature="cls+mean")
+    ).eval()
 
 
 def comparisons(backbone: Backbone, folder: Path) -> list[Parity]:
     module = graph_of(backbone)
     session = open_session(trace(module, folder).session_input)
-    return compare(module.run, session, cases_for(height=GRID * PATCH, width=GRID * PATCH, patch=PATCH))
+    return compare(
+        module.run, session, cases_for(height=GRID * PATCH, width=GRID * PATCH, patch=PATCH)
+    )
 
 
 def test_without_a_trap_the_small_network_is_equal_at_every_size(tmp_path: Path) -> None:
     assert all(case.holds for case in comparisons(Sound(), tmp_path))
 
 
-def test_a_size_made_a_number_is_traced_without_a_word_and_found_by_comparing(tmp_path: Path) -> None:
+def test_a_size_made_a_number_is_traced_without_a_word_and_found_by_comparing(
+    tmp_path: Path,
+) -> None:
     found = comparisons(NumberOfASize(), tmp_path)
     assert all(case.max_abs > 1e-3 for case in found)  # 3 × 5 patches, the example's, are no case
     with refused("differs from its model in embedding, batch 1, 32×32", error=ParityError):
@@ -112,7 +141,8 @@ def test_a_table_of_the_examples_size_is_traced_without_a_word_and_found_by_comp
 ) -> None:
     module = graph_of(trap())
     session = open_session(trace(module, tmp_path).session_input)
-    assert compare(module.run, session, [(2, 3 * PATCH, 5 * PATCH)])[0].holds  # at the example's size it seems right
+    # at the example's size it seems right
+    assert compare(module.run, session, [(2, 3 * PATCH, 5 * PATCH)])[0].holds
     with refused("fails on batch 1, 32×32, which its model takes", error=ParityError):
         compare(module.run, session, [(1, 32, 32)])
     assert capfd.readouterr().err == ""
@@ -120,7 +150,9 @@ def test_a_table_of_the_examples_size_is_traced_without_a_word_and_found_by_comp
 
 def test_a_shortcut_for_the_tables_own_size_is_found_by_comparing_there(tmp_path: Path) -> None:
     found = comparisons(ShortcutForOneSize(), tmp_path)
-    assert [case.holds for case in found] == [(case.height, case.width) != (32, 32) for case in found]
+    assert [case.holds for case in found] == [
+        (case.height, case.width) != (32, 32) for case in found
+    ]
     with refused("batch 1, 32×32", error=ParityError):
         require_parity(found)
 
@@ -136,7 +168,8 @@ def test_a_choice_by_what_a_picture_shows_is_refused_while_tracing(tmp_path: Pat
 
 
 def named_as_a_weight() -> onnx.ModelProto:
-    """A model file's graph whose output has a weight's name, as the exporter writes it for a parameter of that name."""
+    """A model file's graph whose output has a weight's name, as the exporter writes it for a
+    parameter of that name."""
     model = onnx.load(file_of("dinov3")[0])
     weight = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     for node in model.graph.node:
@@ -145,7 +178,9 @@ def named_as_a_weight() -> onnx.ModelProto:
     return model
 
 
-def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_us_as_by_onnxruntime() -> None:
+def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_us_as_by_onnxruntime() -> (
+    None
+):
     class WithAParameter(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -156,7 +191,12 @@ def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_u
 
     with _quiet():
         program = torch.onnx.export(
-            WithAParameter().eval(), (torch.zeros(2, 4),), dynamo=True, output_names=["cls"], external_data=False, verbose=False
+            WithAParameter().eval(),
+            (torch.zeros(2, 4),),
+            dynamo=True,
+            output_names=["cls"],
+            external_data=False,
+            verbose=False,
         )
     assert program is not None
     assert [value.name for value in program.model_proto.graph.output] == ["cls"]
@@ -171,13 +211,17 @@ def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_u
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_our_graphs_are_equal_at_the_examples_size_at_the_tables_own_and_far_from_both(name: str) -> None:
+def test_our_graphs_are_equal_at_the_examples_size_at_the_tables_own_and_far_from_both(
+    name: str,
+) -> None:
     config = CONFIGS[name]
     module = EmbeddingGraph(drawn_backbone(config), geometry_for(config), file_recipe(name)).eval()
     session = open_session(str(file_of(name)[0]))
     grid, patch = config.position_grid, config.patch
     sizes = [(3, 5), (grid, grid), (grid, grid + 1), (1, 1), (1, 9), (13, 2)]
-    found = compare(module.run, session, [(2, rows * patch, columns * patch) for rows, columns in sizes])
+    found = compare(
+        module.run, session, [(2, rows * patch, columns * patch) for rows, columns in sizes]
+    )
     assert len(found) == len(sizes) * len(OUTPUTS)
     require_parity(found)
 
@@ -195,13 +239,17 @@ def test_our_outputs_have_names_that_no_weight_has(name: str) -> None:
     assert not {tensor.name for tensor in graph.initializer} & {INPUT, *OUTPUTS}
 
 
-def test_what_is_no_transformer_of_ours_falls_back_to_its_native_size_and_says_so(tmp_path: Path) -> None:
+def test_what_is_no_transformer_of_ours_falls_back_to_its_native_size_and_says_so(
+    tmp_path: Path,
+) -> None:
     out = tmp_path / "m.onnx"
     for number, trap in enumerate((NumberOfASize, StretchedByAFactor)):
         info = info_for(CONFIGS["dino"], name="trap")
         report = export_backbone(trap().eval(), info, out, recipe=Recipe(feature="cls+mean"))
         assert report.manifest.fixed_size == (32, 32)
-        assert all(case.holds and (case.height, case.width) == (32, 32) for case in report.comparisons)
+        assert all(
+            case.holds and (case.height, case.width) == (32, 32) for case in report.comparisons
+        )
         (remark,) = report.remarks
         assert "so the file takes 32×32 alone" in remark
         assert "nothing was written" not in remark

@@ -1,4 +1,5 @@
-"""Promises of the Triton repository: its layout, a config that protobuf reads and that agrees with the file, equal vectors."""
+"""Promises of the Triton repository: its layout, a config that protobuf reads and that agrees with
+the file, equal vectors."""
 
 from __future__ import annotations
 
@@ -20,9 +21,12 @@ from tests.sentences import refused
 
 
 def make_config_class() -> Any:
-    """The part of Triton's model_config.proto that is written here, with its names, types and numbers."""
+    """The part of Triton's model_config.proto that is written here, with its names, types and
+    numbers."""
     field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="model_config.proto", package="inference", syntax="proto3")
+    file = descriptor_pb2.FileDescriptorProto(
+        name="model_config.proto", package="inference", syntax="proto3"
+    )
     types = file.enum_type.add(name="DataType")
     for name, number in (("TYPE_INVALID", 0), ("TYPE_UINT8", 2), ("TYPE_FP32", 11)):
         types.value.add(name=name, number=number)
@@ -37,14 +41,22 @@ def make_config_class() -> Any:
             type_name=".inference.DataType",
             label=field.LABEL_OPTIONAL,
         )
-        tensor.field.add(name="dims", number=dims_number, type=field.TYPE_INT64, label=field.LABEL_REPEATED)
+        tensor.field.add(
+            name="dims", number=dims_number, type=field.TYPE_INT64, label=field.LABEL_REPEATED
+        )
     config = file.message_type.add(name="ModelConfig")
     config.field.add(name="name", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
     config.field.add(name="backend", number=17, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
-    config.field.add(name="max_batch_size", number=4, type=field.TYPE_INT32, label=field.LABEL_OPTIONAL)
+    config.field.add(
+        name="max_batch_size", number=4, type=field.TYPE_INT32, label=field.LABEL_OPTIONAL
+    )
     for name, number, kind in (("input", 5, "ModelInput"), ("output", 6, "ModelOutput")):
         config.field.add(
-            name=name, number=number, type=field.TYPE_MESSAGE, type_name=f".inference.{kind}", label=field.LABEL_REPEATED
+            name=name,
+            number=number,
+            type=field.TYPE_MESSAGE,
+            type_name=f".inference.{kind}",
+            label=field.LABEL_REPEATED,
         )
     config.field.add(
         name="dynamic_batching",
@@ -66,12 +78,16 @@ def config_of(folder: Path) -> Any:
     return text_format.Parse((folder / "config.pbtxt").read_text(encoding="ascii"), CONFIG())
 
 
-def reseal(source: Path, path: Path, *, shape: tuple[int | str, ...] = ("N", "H", "W", 3), **changes: Any) -> Path:
+def reseal(
+    source: Path, path: Path, *, shape: tuple[int | str, ...] = ("N", "H", "W", 3), **changes: Any
+) -> Path:
     """The same file with another manifest and other declared sizes."""
     model, manifest = onnx.load(source), dataclasses.replace(read_manifest(source), **changes)
     for value in (*model.graph.input, *model.graph.output):
         sides = shape if value.name == "images" else (shape[0], manifest.width)
-        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, sides))
+        value.CopyFrom(
+            onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, sides)
+        )
     seal(model, manifest, path)
     return path
 
@@ -84,14 +100,18 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_repository_has_the_file_its_config_and_its_manifest(model: Path, tmp_path: Path) -> None:
     folder = write_triton(model, tmp_path / "repository")
     assert folder == tmp_path / "repository" / "test-0"
-    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) == [
+    assert sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    ) == [
         "1/model.onnx",
         "config.pbtxt",
         "featkit.json",
     ]
     assert [path.name for path in (tmp_path / "repository").iterdir()] == ["test-0"]
     assert (folder / "1" / "model.onnx").read_bytes() == model.read_bytes()
-    assert Manifest.from_json((folder / "featkit.json").read_text(encoding="utf-8")) == read_manifest(model)
+    assert Manifest.from_json(
+        (folder / "featkit.json").read_text(encoding="utf-8")
+    ) == read_manifest(model)
 
 
 @pytest.mark.parametrize(
@@ -113,24 +133,54 @@ def test_the_config_agrees_with_the_file(
     dims: list[int],
     vector: list[int],
 ) -> None:
-    folder = write_triton(reseal(model, tmp_path / "m.onnx", shape=shape, batch_invariant=batch_invariant), tmp_path)
+    folder = write_triton(
+        reseal(model, tmp_path / "m.onnx", shape=shape, batch_invariant=batch_invariant), tmp_path
+    )
     config = config_of(folder)
-    assert (config.name, config.backend, config.max_batch_size) == (folder.name, "onnxruntime", max_batch_size)
-    assert [(value.name, value.data_type, list(value.dims)) for value in config.input] == [("images", UINT8, dims)]
-    assert [(value.name, value.data_type, list(value.dims)) for value in config.output] == [("embedding", FP32, vector)]
+    assert (config.name, config.backend, config.max_batch_size) == (
+        folder.name,
+        "onnxruntime",
+        max_batch_size,
+    )
+    assert [(value.name, value.data_type, list(value.dims)) for value in config.input] == [
+        ("images", UINT8, dims)
+    ]
+    assert [(value.name, value.data_type, list(value.dims)) for value in config.output] == [
+        ("embedding", FP32, vector)
+    ]
     assert config.HasField("dynamic_batching") is (max_batch_size == 64)
-    session = ort.InferenceSession(str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"])
-    for told, found in zip([*config.input, *config.output], [*session.get_inputs(), *session.get_outputs()], strict=True):
+    session = ort.InferenceSession(
+        str(folder / "1" / "model.onnx"), providers=["CPUExecutionProvider"]
+    )
+    for told, found in zip(
+        [*config.input, *config.output],
+        [*session.get_inputs(), *session.get_outputs()],
+        strict=True,
+    ):
         sides = [side if isinstance(side, int) else -1 for side in found.shape]
-        assert (told.name, list(told.dims)) == (found.name, sides if max_batch_size == 0 else sides[1:])
+        assert (told.name, list(told.dims)) == (
+            found.name,
+            sides if max_batch_size == 0 else sides[1:],
+        )
         assert max_batch_size == 0 or sides[0] == -1  # what Triton asks of a file that it batches
 
 
-def test_weights_beside_the_file_come_along_in_a_folder_called_model_onnx(model: Path, tmp_path: Path) -> None:
+def test_weights_beside_the_file_come_along_in_a_folder_called_model_onnx(
+    model: Path, tmp_path: Path
+) -> None:
     proto = onnx.load(model)
-    onnx.save(proto, tmp_path / "graph.onnx", save_as_external_data=True, location="weights", size_threshold=1024)
+    onnx.save(
+        proto,
+        tmp_path / "graph.onnx",
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=1024,
+    )
     manifest = seal(
-        onnx.load(tmp_path / "graph.onnx", load_external_data=False), read_manifest(model), tmp_path / "m.onnx", folder=tmp_path
+        onnx.load(tmp_path / "graph.onnx", load_external_data=False),
+        read_manifest(model),
+        tmp_path / "m.onnx",
+        folder=tmp_path,
     )
     assert manifest.external is not None
     folder = write_triton(tmp_path / "m.onnx", tmp_path / "repository")
@@ -138,7 +188,9 @@ def test_weights_beside_the_file_come_along_in_a_folder_called_model_onnx(model:
     assert {path.name for path in place.iterdir()} == {"model.onnx", manifest.external.file}
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     vectors = [
-        ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(["embedding"], {"images": images})[0]
+        ort.InferenceSession(str(file), providers=["CPUExecutionProvider"]).run(
+            ["embedding"], {"images": images}
+        )[0]
         for file in (place / "model.onnx", model)
     ]
     np.testing.assert_array_equal(*vectors)
@@ -159,13 +211,17 @@ def test_weights_beside_the_file_come_along_in_a_folder_called_model_onnx(model:
         ("dinov2-small_v1.5", "dinov2-small_v1.5"),
     ],
 )
-def test_any_name_is_one_folder_and_one_line(model: Path, tmp_path: Path, name: str, folder: str) -> None:
+def test_any_name_is_one_folder_and_one_line(
+    model: Path, tmp_path: Path, name: str, folder: str
+) -> None:
     written = write_triton(reseal(model, tmp_path / "m.onnx", name=name), tmp_path / "repository")
     assert written == tmp_path / "repository" / folder
     assert config_of(written).name == folder
 
 
-def test_what_is_there_already_stays_and_what_is_no_model_file_is_refused(model: Path, tmp_path: Path) -> None:
+def test_what_is_there_already_stays_and_what_is_no_model_file_is_refused(
+    model: Path, tmp_path: Path
+) -> None:
     write_triton(model, tmp_path)
     (tmp_path / "test-0" / "mine.txt").touch()
     with refused("test-0 exists already", "another repository"):

@@ -1,4 +1,5 @@
-"""Promises of the proof: every output is compared at every size, bounds are kept exactly, and what fails is named."""
+"""Promises of the proof: every output is compared at every size, bounds are kept exactly, and what
+fails is named."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def parity(min_cosine: float, max_abs: float) -> Parity:
 
 
 def made_session(scale: float = 1.0) -> onnx.ModelProto:
-    """embedding: the mean colour, (N, 3); patches: the pictures themselves as floats times `scale`, (N, H, W, 3)."""
+    """embedding: the mean colour, (N, 3); patches: the pictures themselves as floats times `scale`,
+    (N, H, W, 3)."""
     weights = {"axes": np.array([1, 2], np.int64), "scale": np.float32(scale)}
     graph = helper.make_graph(
         [
@@ -55,11 +57,19 @@ def reference(images: np.ndarray) -> dict[str, np.ndarray]:
     return {EMBEDDING: floats.mean(axis=(1, 2)), PATCHES: floats}
 
 
-@pytest.mark.parametrize(("min_cosine", "max_abs"), [(1.0, 0.0), (MIN_COSINE, 0.0), (1.0, MAX_ABS), (MIN_COSINE, MAX_ABS)])
-def test_parity_holds_up_to_its_bounds_and_the_worst_figures_are_kept(min_cosine: float, max_abs: float) -> None:
+@pytest.mark.parametrize(
+    ("min_cosine", "max_abs"),
+    [(1.0, 0.0), (MIN_COSINE, 0.0), (1.0, MAX_ABS), (MIN_COSINE, MAX_ABS)],
+)
+def test_parity_holds_up_to_its_bounds_and_the_worst_figures_are_kept(
+    min_cosine: float, max_abs: float
+) -> None:
     case = parity(min_cosine, max_abs)
     assert case.holds
-    assert require_parity([parity(1.0, 0.0), case]) == {"min_cosine": min_cosine, "max_abs": max_abs}
+    assert require_parity([parity(1.0, 0.0), case]) == {
+        "min_cosine": min_cosine,
+        "max_abs": max_abs,
+    }
 
 
 @pytest.mark.parametrize(
@@ -73,7 +83,9 @@ def test_parity_holds_up_to_its_bounds_and_the_worst_figures_are_kept(min_cosine
         (1.0, math.nan),
     ],
 )
-def test_parity_does_not_hold_just_beyond_a_bound_or_where_a_figure_is_no_number(min_cosine: float, max_abs: float) -> None:
+def test_parity_does_not_hold_just_beyond_a_bound_or_where_a_figure_is_no_number(
+    min_cosine: float, max_abs: float
+) -> None:
     case = parity(min_cosine, max_abs)
     assert not case.holds
     for cases in ([case], [parity(1.0, 0.0), case]):
@@ -98,14 +110,25 @@ def test_cases_are_the_native_size_a_smaller_a_larger_and_a_rectangle_in_three_b
         (8, 96, 96),
     ]
     assert cases_for(height=8, width=8, patch=8)[1] == (3, 8, 8)
-    assert cases_for(height=336, width=504, patch=14, fixed=True) == [(1, 336, 504), (3, 336, 504), (8, 336, 504)]
+    assert cases_for(height=336, width=504, patch=14, fixed=True) == [
+        (1, 336, 504),
+        (3, 336, 504),
+        (8, 336, 504),
+    ]
 
 
 @pytest.mark.parametrize("patch", [8, 14, 16, 32])
 def test_every_case_is_of_whole_patches_and_no_two_sizes_are_alike(patch: int) -> None:
-    for height, width in ((patch, patch), (7 * patch, 7 * patch), (4 * patch, 9 * patch), (37 * patch, 37 * patch)):
+    for height, width in (
+        (patch, patch),
+        (7 * patch, 7 * patch),
+        (4 * patch, 9 * patch),
+        (37 * patch, 37 * patch),
+    ):
         cases = cases_for(height=height, width=width, patch=patch)
-        assert all(height % patch == width % patch == 0 < min(height, width) for _, height, width in cases)
+        assert all(
+            height % patch == width % patch == 0 < min(height, width) for _, height, width in cases
+        )
         assert len({case[1:] for case in cases}) >= (4 if height > patch else 2)
 
 
@@ -129,9 +152,11 @@ def test_an_output_that_differs_alone_is_named_with_its_size() -> None:
 
 def test_a_difference_is_in_units_of_the_outputs_own_size() -> None:
     session = open_session(made_session(scale=1 + 5e-5).SerializeToString())
-    (embedding, patches) = compare(reference, session, [(3, 16, 16)])
+    embedding, patches = compare(reference, session, [(3, 16, 16)])
     values = reference(draw_pictures(3, height=16, width=16))[PATCHES].astype(np.float64)
-    assert patches.max_abs == pytest.approx(5e-5 * values.max() / np.sqrt((values**2).mean()), rel=0.05)
+    assert patches.max_abs == pytest.approx(
+        5e-5 * values.max() / np.sqrt((values**2).mean()), rel=0.05
+    )
     assert embedding.max_abs < 1e-6
     assert patches.min_cosine == pytest.approx(1.0, abs=1e-12)
 
@@ -162,13 +187,17 @@ def test_numbers_that_are_none_and_shapes_that_differ_do_not_hold() -> None:
         assert not compare(spoilt, session, [(1, 16, 16)])[0].holds
 
 
-def test_a_graph_that_fails_where_its_model_does_not_is_no_equal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_graph_that_fails_where_its_model_does_not_is_no_equal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     model = made_session()
     table = numpy_helper.from_array(np.ones((1, 16, 16, 3), np.float32), "scale")
     model.graph.initializer[1].CopyFrom(table)
     session = open_session(model.SerializeToString())
     assert all(case.holds for case in compare(reference, session, [(3, 16, 16)]))
-    with refused("fails on batch 3, 8×24, which its model takes", "nothing was written", error=ParityError):
+    with refused(
+        "fails on batch 3, 8×24, which its model takes", "nothing was written", error=ParityError
+    ):
         compare(reference, session, [(3, 16, 16), (3, 8, 24)])
     assert capfd.readouterr().err == ""
 

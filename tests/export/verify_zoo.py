@@ -1,11 +1,13 @@
-"""Every published backbone, whole: drawn weights written in its publisher's format, loaded, exported and compared with torch.
+"""Every published backbone, whole: drawn weights written in its publisher's format, loaded,
+exported and compared with torch.
 
-A child process writes the weights and another exports them, so that memory is measured for the export alone and given back.
-The network of 6.7 thousand million numbers is compared at a depth of two blocks, and says so: whole, it takes more than 24 GB.
-After the table: how far transformers' and timm's own stretching of position tables is from the rule that DINOv2's code has.
+A child process writes the weights and another exports them, so that memory is measured for the
+export alone and given back. The network of 6.7 thousand million numbers is compared at a depth of
+two blocks, and says so: whole, it takes more than 24 GB. After the table: how far transformers' and
+timm's own stretching of position tables is from the rule that DINOv2's code has.
 
-Run: python tests/export/verify_zoo.py [--out FILE] [names...]        (timm:NAME and adopt: are names as well)
-Ends with 1 if any model failed. Nothing is left but the table.
+Run: python tests/export/verify_zoo.py [--out FILE] [names...]        (timm:NAME and adopt: are
+names as well) Ends with 1 if any model failed. Nothing is left but the table.
 """
 
 from __future__ import annotations
@@ -28,9 +30,22 @@ from featkit_train.published.zoo import PUBLISHED, Published, find_published
 TIMM_EXAMPLES = ("timm:vit_tiny_patch16_224", "timm:resnet18", "timm:vit_small_patch16_dinov3")
 ADOPTED = "adopt:dinov2-with-registers"
 GAPS = ("dinov2_vits14", "dinov2_vits14_reg")
-SHORTENED = {"dinov3_vit7b16": 2, "dinov3_vit7b16_sat": 2}  # blocks; 40 of them are 27 GB before anything is computed
+# blocks; 40 of them are 27 GB before anything is computed
+SHORTENED = {"dinov3_vit7b16": 2, "dinov3_vit7b16_sat": 2}
 TIMEOUT_S = 3600
-COLUMNS = ("name", "parameters", "file MB", "load s", "trace s", "compare s", "peak GB", "cosine", "max abs", "largest", "note")
+COLUMNS = (
+    "name",
+    "parameters",
+    "file MB",
+    "load s",
+    "trace s",
+    "compare s",
+    "peak GB",
+    "cosine",
+    "max abs",
+    "largest",
+    "note",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +64,9 @@ class Row:
 
 def main() -> int:
     """Run every model in processes of its own and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -59,7 +76,8 @@ def main() -> int:
         started = time.perf_counter()
         rows.append(Row(name=name, figures=verified(name)))
         print(
-            f"{number}/{len(names)} {time.perf_counter() - started:.0f} s: {'  '.join(rows[-1].cells())}",
+            f"{number}/{len(names)} {time.perf_counter() - started:.0f} s:"
+            f" {'  '.join(rows[-1].cells())}",
             file=sys.stderr,
             flush=True,
         )
@@ -87,19 +105,29 @@ def verified(name: str) -> dict[str, Any]:
 def gap_line(name: str, folder: str) -> str:
     """What `gap` found, in words."""
     found = child("gap", name, folder)
-    return str(found.get("line", f"{name}: the distance of the position rules was not measured: {found.get('error')}"))
+    return str(
+        found.get(
+            "line",
+            f"{name}: the distance of the position rules was not measured: {found.get('error')}",
+        )
+    )
 
 
 def child(work: str, name: str, folder: str) -> dict[str, Any]:
-    """What a process of its own found: the last line that it printed, as JSON. An error in words if it did not come so far."""
+    """What a process of its own found: the last line that it printed, as JSON. An error in words if
+    it did not come so far."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", work, name, folder]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"{work} took more than {TIMEOUT_S} s"}
     if done.returncode:
         words = done.stderr.strip().splitlines()
-        killed = f"ended by signal {-done.returncode} (9: out of memory)" if done.returncode < 0 else ""
+        killed = (
+            f"ended by signal {-done.returncode} (9: out of memory)" if done.returncode < 0 else ""
+        )
         return {"error": killed or (words[-1] if words else f"ended with {done.returncode}")}
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return found
@@ -110,7 +138,10 @@ def table(rows: list[list[str]]) -> str:
     whole = [row for row in rows if len(row) == len(COLUMNS)]
     widths = [max(len(row[place]) for row in whole) for place in range(len(COLUMNS))]
     widths[0] = max(len(row[0]) for row in rows)
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+    )
 
 
 # In a child process; torch is imported here and not before.
@@ -134,7 +165,10 @@ def row_of(name: str) -> tuple[Published, str]:
     depth = SHORTENED.get(published.name)
     if depth is None:
         return published, ""
-    return with_depth(published, depth), f"{depth} of {published.arch['depth']} blocks: whole it needs more than 24 GB"
+    return (
+        with_depth(published, depth),
+        f"{depth} of {published.arch['depth']} blocks: whole it needs more than 24 GB",
+    )
 
 
 def write(name: str, folder: Path) -> dict[str, Any]:
@@ -171,7 +205,11 @@ def export(name: str, folder: Path) -> dict[str, Any]:
         backbone, info = load_pretrained(name, weights=folder / "model.safetensors")
     else:
         published, note = row_of(name)
-        (weights,) = [folder / "weights"] if (folder / "weights" / "config.json").is_file() else (folder / "weights").iterdir()
+        (weights,) = (
+            [folder / "weights"]
+            if (folder / "weights" / "config.json").is_file()
+            else (folder / "weights").iterdir()
+        )
         backbone, info = load_published(published, weights=weights)
     outputs = OUTPUTS if backbone.has_attention else OUTPUTS[:2]
     out = folder / "m.onnx"
@@ -187,7 +225,9 @@ def export(name: str, folder: Path) -> dict[str, Any]:
     bytes_of_file = out.stat().st_size + (external.num_bytes if external else 0)
     notes = [note, "weights beside it" if external else "", *report.remarks]
     return {
-        "parameters": f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M",
+        "parameters": (
+            f"{sum(parameter.numel() for parameter in backbone.parameters()) / 1e6:.1f} M"
+        ),
         "file MB": f"{bytes_of_file / 1e6:.1f}",
         "load s": f"{times['tracing the graph'] - times['start']:.1f}",
         "trace s": f"{times['comparing it with torch'] - times['tracing the graph']:.1f}",
@@ -207,7 +247,9 @@ def adopt(name: str, folder: Path) -> dict[str, Any]:
     report = adopt_file(published.folder, folder / "m.onnx", licence="drawn")
     largest = max(report.comparisons, key=lambda case: case.height * case.width)
     return {
-        "parameters": f"{sum(parameter.numel() for parameter in published.model.parameters()) / 1e6:.1f} M",
+        "parameters": (
+            f"{sum(parameter.numel() for parameter in published.model.parameters()) / 1e6:.1f} M"
+        ),
         "file MB": f"{(folder / 'm.onnx').stat().st_size / 1e6:.1f}",
         "load s": "-",
         "trace s": "-",
@@ -227,10 +269,17 @@ def _worst(parity: dict[str, float], height: int, width: int) -> dict[str, str]:
 
 
 def gap(name: str, _folder: Path) -> dict[str, Any]:
-    """How far transformers and timm are from the official rule at 16 × 16 patches of a table of 37 × 37."""
+    """How far transformers and timm are from the official rule at 16 × 16 patches of a table of 37
+    × 37."""
     from featkit_export.verify import draw_pictures
     from tests.export.backbones import drawn_published
-    from tests.export.oracles import class_token, cosines, normalised, timm_model, transformers_model
+    from tests.export.oracles import (
+        class_token,
+        cosines,
+        normalised,
+        timm_model,
+        transformers_model,
+    )
 
     published, _ = row_of(name)
     ours = drawn_published(published).state_dict()
@@ -239,9 +288,14 @@ def gap(name: str, _folder: Path) -> dict[str, Any]:
     theirs = class_token(transformers_model(published, ours, official=False), pixels)
     timms = timm_model(published, ours)(pixels).detach().numpy()
     least = [
-        f"{library} {cosines(found, official).min():.6f}" for library, found in (("transformers", theirs), ("timm", timms))
+        f"{library} {cosines(found, official).min():.6f}"
+        for library, found in (("transformers", theirs), ("timm", timms))
     ]
-    return {"line": f"{name} at 224×224, least cosine with the official position rule: {', '.join(least)}"}
+    return {
+        "line": (
+            f"{name} at 224×224, least cosine with the official position rule: {', '.join(least)}"
+        )
+    }
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Rows of the zoo with drawn weights, as their authors and Hugging Face write them: the names of key_maps the other way round.
+"""Rows of the zoo with drawn weights, as their authors and Hugging Face write them: the names of
+key_maps the other way round.
 
-Written by hand and by family, not by turning key_maps' rules over, so that a wrong rule there does not meet itself here.
+Written by hand and by family, not by turning key_maps' rules over, so that a wrong rule there does
+not meet itself here.
 """
 
 from __future__ import annotations
@@ -64,17 +66,22 @@ HUGGING_FACE_CONVNEXT: Renames = (
 
 
 def official_names(ours: Mapping[str, Tensor], published: Published) -> dict[str, Tensor]:
-    """A ViT's or a ResNet's tensors as facebookresearch/dino, dinov2 and dinov3 and bytedance/ibot call them."""
+    """A ViT's or a ResNet's tensors as facebookresearch/dino, dinov2 and dinov3 and bytedance/ibot
+    call them."""
     if published.kind == "resnet":
         return {name.removeprefix("body."): tensor for name, tensor in ours.items()}
     registers = "storage_tokens" if published.family == "dinov3" else "register_tokens"
     theirs = _renamed(_with_positions(ours, "pos_embed"), (*OFFICIAL, ("registers", registers)))
-    if published.family.startswith("dinov"):  # of the training objective; timm knows by it whose file it is
+    # of the training objective; timm knows by it whose file it is
+    if published.family.startswith("dinov"):
         theirs["mask_token"] = torch.zeros(1, published.width)
     if published.family == "dinov3":
         for name in [name for name in theirs if ".mlp.w12." in name]:
             halves = theirs.pop(name).chunk(2)
-            theirs |= {name.replace("w12", part): half for part, half in zip(("w1", "w2"), halves, strict=True)}
+            theirs |= {
+                name.replace("w12", part): half
+                for part, half in zip(("w1", "w2"), halves, strict=True)
+            }
         for name in [name for name in theirs if name.endswith("attn.qkv.bias")]:
             mask = torch.ones(3, published.width)
             mask[1] = 0.0
@@ -83,7 +90,8 @@ def official_names(ours: Mapping[str, Tensor], published: Published) -> dict[str
 
 
 def hugging_face_names(ours: Mapping[str, Tensor], published: Published) -> dict[str, Tensor]:
-    """The tensors of DINOv2, DINOv3 and its ConvNeXts as their repositories of Hugging Face call them."""
+    """The tensors of DINOv2, DINOv3 and its ConvNeXts as their repositories of Hugging Face call
+    them."""
     if published.kind == "convnext":
         return _renamed(ours, HUGGING_FACE_CONVNEXT)
     parted: dict[str, Tensor] = {}
@@ -104,13 +112,20 @@ def hugging_face_names(ours: Mapping[str, Tensor], published: Published) -> dict
 
 
 def write_published(published: Published, ours: Mapping[str, Tensor], folder: Path) -> Path:
-    """Write the tensors in the format that the row's publisher has, and return the file or folder for `weights`."""
+    """Write the tensors in the format that the row's publisher has, and return the file or folder
+    for `weights`."""
     folder.mkdir(parents=True, exist_ok=True)
     if (published.hub or "").startswith("facebook/"):
         config = hugging_face_config(published)
         (folder / "config.json").write_text(json.dumps(config))
-        (folder / "preprocessor_config.json").write_text(json.dumps({"image_mean": list(published.geometry.mean)}))
-        write_tensors(folder / "model.safetensors", hugging_face_names(ours, published), metadata={"format": "pt"})
+        (folder / "preprocessor_config.json").write_text(
+            json.dumps({"image_mean": list(published.geometry.mean)})
+        )
+        write_tensors(
+            folder / "model.safetensors",
+            hugging_face_names(ours, published),
+            metadata={"format": "pt"},
+        )
         return folder
     theirs = official_names(ours, published)
     path = folder / "pretrain.pth"
@@ -122,7 +137,11 @@ def hugging_face_config(published: Published) -> dict[str, Any]:
     """What stands in a row's config.json."""
     arch = published.arch
     if published.kind == "convnext":
-        return {"model_type": "dinov3_convnext", "hidden_sizes": list(arch["dims"]), "depths": list(arch["depths"])}
+        return {
+            "model_type": "dinov3_convnext",
+            "hidden_sizes": list(arch["dims"]),
+            "depths": list(arch["depths"]),
+        }
     gated = arch.get("mlp") == "swiglu"
     common = {
         "hidden_size": arch["width"],
@@ -153,16 +172,24 @@ def hugging_face_config(published: Published) -> dict[str, Any]:
 
 
 def _with_positions(ours: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """One table with the class token's row before the patches', and without an empty table of registers."""
+    """One table with the class token's row before the patches', and without an empty table of
+    registers."""
     left = {key: tensor for key, tensor in ours.items() if "position" not in key and tensor.numel()}
     if "patch_positions" not in ours:
         return left
-    return {**left, name: torch.cat([ours["class_position"], ours["patch_positions"].flatten(0, 1)[None]], dim=1)}
+    return {
+        **left,
+        name: torch.cat(
+            [ours["class_position"], ours["patch_positions"].flatten(0, 1)[None]], dim=1
+        ),
+    }
 
 
 def _renamed(tensors: Mapping[str, Tensor], renames: Renames) -> dict[str, Tensor]:
     found = {}
     for name, tensor in tensors.items():
-        fitting = next(((pattern, new) for pattern, new in renames if re.match(pattern, name)), None)
+        fitting = next(
+            ((pattern, new) for pattern, new in renames if re.match(pattern, name)), None
+        )
         found[re.sub(f"^{fitting[0]}", fitting[1], name) if fitting else name] = tensor
     return found

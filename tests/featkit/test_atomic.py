@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from featkit import atomic
-from featkit.atomic import TEMPORARY_MARK, explain_os_errors, remove_partials, replace_file, replace_folder, write_text
+from featkit.atomic import (
+    TEMPORARY_MARK,
+    explain_os_errors,
+    remove_partials,
+    replace_file,
+    replace_folder,
+    write_text,
+)
 from featkit.errors import EnvironmentProblem
 from tests.processes import run_python, start_python
 from tests.sentences import refused
@@ -38,13 +45,16 @@ def names(folder: Path) -> list[str]:
 
 @pytest.fixture
 def fsynced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """Every fsync from here on: its file or folder, and what lay beside it, or in it, at that moment."""
+    """Every fsync from here on: its file or folder, and what lay beside it, or in it, at that
+    moment."""
     calls: list[tuple[str, list[str]]] = []
     fsync = os.fsync
 
     def recorded(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        calls.append((path.name.split(TEMPORARY_MARK)[0], names(path if path.is_dir() else path.parent)))
+        calls.append(
+            (path.name.split(TEMPORARY_MARK)[0], names(path if path.is_dir() else path.parent))
+        )
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", recorded)
@@ -63,7 +73,9 @@ def test_a_file_is_replaced_when_the_block_ends_and_not_before(tmp_path: Path) -
     assert names(path.parent) == ["x.json"]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of")
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of"
+)
 def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
     tmp_path: Path, fsynced: list[tuple[str, list[str]]]
 ) -> None:
@@ -72,8 +84,12 @@ def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
     assert [beside == ["x"] for _, beside in fsynced] == [False, True]
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of")
-def test_all_of_a_folder_is_flushed_before_it_is_renamed(tmp_path: Path, fsynced: list[tuple[str, list[str]]]) -> None:
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of"
+)
+def test_all_of_a_folder_is_flushed_before_it_is_renamed(
+    tmp_path: Path, fsynced: list[tuple[str, list[str]]]
+) -> None:
     with replace_folder(tmp_path / "x") as temporary:
         (temporary / "sub").mkdir()
         (temporary / "sub" / "b").write_text("b")
@@ -90,9 +106,15 @@ def end_after_half(path: Path, error: type[BaseException]) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
-def test_what_ends_a_block_early_leaves_all_as_it_was(tmp_path: Path, error: type[BaseException]) -> None:
+def test_what_ends_a_block_early_leaves_all_as_it_was(
+    tmp_path: Path, error: type[BaseException]
+) -> None:
     write_text(tmp_path / "x", "old")
-    for path, replace, part in (("x", replace_file, "."), ("y", replace_file, "."), ("z", replace_folder, "part")):
+    for path, replace, part in (
+        ("x", replace_file, "."),
+        ("y", replace_file, "."),
+        ("z", replace_folder, "part"),
+    ):
         with pytest.raises(error), replace(tmp_path / path) as temporary:
             end_after_half(temporary / part, error)
     assert names(tmp_path) == ["x"]
@@ -154,10 +176,15 @@ def test_text_is_written_in_utf_8(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == "é 猫\n".encode()
 
 
-@pytest.mark.skipif(not FULL.exists(), reason="the system has no /dev/full, which fails like a full disk")
+@pytest.mark.skipif(
+    not FULL.exists(), reason="the system has no /dev/full, which fails like a full disk"
+)
 def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
     with (
-        refused(f"No space left to write {tmp_path}/x; free some or choose another place.", error=EnvironmentProblem),
+        refused(
+            f"No space left to write {tmp_path}/x; free some or choose another place.",
+            error=EnvironmentProblem,
+        ),
         replace_file(tmp_path / "x") as temporary,
     ):
         temporary.symlink_to(FULL)
@@ -174,8 +201,15 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "full").mkdir(parents=True)
-    for name, reason in (("file/x", "Not a directory"), ("folder", "Is a directory"), ("n" * 300, "File name too long")):
-        with refused(f"{tmp_path / name} cannot be written: {reason}; choose another place.", error=EnvironmentProblem):
+    for name, reason in (
+        ("file/x", "Not a directory"),
+        ("folder", "Is a directory"),
+        ("n" * 300, "File name too long"),
+    ):
+        with refused(
+            f"{tmp_path / name} cannot be written: {reason}; choose another place.",
+            error=EnvironmentProblem,
+        ):
             write_text(tmp_path / name, "text")
     with (
         refused(f"{tmp_path}/file/x cannot be written: Not a directory", error=EnvironmentProblem),
@@ -189,22 +223,33 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_folder_without_permission_is_named(tmp_path: Path, name: str) -> None:
     place = tmp_path / "place"
     place.mkdir(mode=0o555)
-    code = "import sys; from pathlib import Path; from featkit.atomic import write_text; write_text(Path(sys.argv[1]), 'text')"
+    code = (
+        "import sys; from pathlib import Path; from featkit.atomic import write_text;"
+        " write_text(Path(sys.argv[1]), 'text')"
+    )
     status, _, error = run_python(code, place / name, ordinary_user=True)
     assert status == 1
-    expected = f"featkit.errors.EnvironmentProblem: {place / name} cannot be written: Permission denied; choose another place."
+    expected = (
+        f"featkit.errors.EnvironmentProblem: {place / name} cannot be written: Permission denied;"
+        " choose another place."
+    )
     assert error.splitlines()[-1] == expected
     assert names(place) == []
 
 
 def test_errors_that_forbid_nothing_pass_through() -> None:
     for number in (errno.ENOENT, errno.EPIPE, errno.EAGAIN):
-        with pytest.raises(OSError, match=os.strerror(number)) as caught, explain_os_errors(Path("x")):
+        with (
+            pytest.raises(OSError, match=os.strerror(number)) as caught,
+            explain_os_errors(Path("x")),
+        ):
             raise OSError(number, os.strerror(number))
         assert caught.value.errno == number
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of")
+@pytest.mark.skipif(
+    not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of"
+)
 def test_windows_flushes_files_and_opens_no_folder(
     tmp_path: Path, fsynced: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +261,9 @@ def test_windows_flushes_files_and_opens_no_folder(
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_a_file_system_without_fsync_for_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_file_system_without_fsync_for_folders_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     fsync = os.fsync
 
     def refuse_folders(descriptor: int) -> None:
@@ -233,7 +280,9 @@ def test_a_file_system_without_fsync_for_folders_will_do(tmp_path: Path, monkeyp
         assert names(tmp_path) == ["x"]
 
 
-def test_a_file_that_cannot_be_flushed_is_not_put_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_flushed_is_not_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(_descriptor: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 

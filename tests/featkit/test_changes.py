@@ -1,4 +1,5 @@
-"""A second run embeds again what has changed, and what failed: only that, and with the bytes of a run from scratch."""
+"""A second run embeds again what has changed, and what failed: only that, and with the bytes of a
+run from scratch."""
 
 from __future__ import annotations
 
@@ -44,10 +45,14 @@ def pictures(tmp_path: Path) -> Path:
     return root
 
 
-def embed(pictures: Path, embedder: Embedder, out: Path, *, retry: bool = False, rehash: bool = False) -> EmbedReport:
+def embed(
+    pictures: Path, embedder: Embedder, out: Path, *, retry: bool = False, rehash: bool = False
+) -> EmbedReport:
     """Run the job."""
     source = open_source(pictures)
-    return embed_source(source, embedder, out, shard_size=SHARD_SIZE, workers=2, retry=retry, rehash=rehash)
+    return embed_source(
+        source, embedder, out, shard_size=SHARD_SIZE, workers=2, retry=retry, rehash=rehash
+    )
 
 
 def shards(out: Path) -> dict[str, str]:
@@ -57,34 +62,54 @@ def shards(out: Path) -> dict[str, str]:
 
 def row(out: Path, key: str) -> dict[str, object]:
     """One row of the folder."""
-    return next(found for table in Embeddings.open(out).tables() for found in table.to_pylist() if found["key"] == key)
+    return next(
+        found
+        for table in Embeddings.open(out).tables()
+        for found in table.to_pylist()
+        if found["key"] == key
+    )
 
 
-def test_nothing_is_embedded_again_where_nothing_changed(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_nothing_is_embedded_again_where_nothing_changed(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     embed(pictures, embedder, tmp_path / "emb")
     before = digests(tmp_path / "emb")
     for rehash in (False, True):
         again = embed(pictures, embedder, tmp_path / "emb", rehash=rehash)
         assert (again.num_embedded_now, again.num_changed, again.num_retried) == (0, 0, 0)
-        assert (again.num_done, again.num_failed, [key for key, _ in again.failures]) == (COUNT, 1, ["007.jpg"])
+        assert (again.num_done, again.num_failed, [key for key, _ in again.failures]) == (
+            COUNT,
+            1,
+            ["007.jpg"],
+        )
         assert digests(tmp_path / "emb") == before
 
 
-def test_mended_and_exchanged_pictures_are_embedded_as_from_scratch(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_mended_and_exchanged_pictures_are_embedded_as_from_scratch(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     first = embed(pictures, embedder, tmp_path / "emb")
     assert first.num_failed == 1
     before = shards(tmp_path / "emb")
     draw_picture(90).save(pictures / "007.jpg")
     draw_picture(91).save(pictures / "003.jpg")
     again = embed(pictures, embedder, tmp_path / "emb")
-    assert (again.num_embedded_now, again.num_changed, again.num_failed, again.failures) == (2, 2, 0, [])
+    assert (again.num_embedded_now, again.num_changed, again.num_failed, again.failures) == (
+        2,
+        2,
+        0,
+        [],
+    )
     embed(pictures, embedder, tmp_path / "scratch")
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch"), "stamps too"
     after = shards(tmp_path / "emb")
     assert [name for name in before if before[name] != after[name]] == ["00000.parquet"]
 
 
-def test_a_picture_that_breaks_becomes_a_row_with_an_error(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_a_picture_that_breaks_becomes_a_row_with_an_error(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     embed(pictures, embedder, tmp_path / "emb")
     (pictures / "012.jpg").write_bytes(b"no longer")
     again = embed(pictures, embedder, tmp_path / "emb")
@@ -92,19 +117,23 @@ def test_a_picture_that_breaks_becomes_a_row_with_an_error(pictures: Path, embed
     assert row(tmp_path / "emb", "012.jpg")["embedding"] is None
 
 
-def test_a_file_that_was_only_touched_is_not_embedded_again(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_a_file_that_was_only_touched_is_not_embedded_again(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     embed(pictures, embedder, tmp_path / "emb")
     before = shards(tmp_path / "emb")
     for file in pictures.iterdir():
         file.touch()
     assert embed(pictures, embedder, tmp_path / "emb").num_embedded_now == 0
     assert shards(tmp_path / "emb") == before
-    assert Embeddings.open(tmp_path / "emb").read_stamps(0)[3] == stamp_of(pictures / "003.jpg")._replace(  # type: ignore[index]
-        digest=digest_of((pictures / "003.jpg").read_bytes())
-    )
+    assert Embeddings.open(tmp_path / "emb").read_stamps(0)[3] == stamp_of(  # type: ignore[index]
+        pictures / "003.jpg"
+    )._replace(digest=digest_of((pictures / "003.jpg").read_bytes()))
 
 
-def test_rehash_finds_other_bytes_of_the_same_size_and_time(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_rehash_finds_other_bytes_of_the_same_size_and_time(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     one, two = (pictures / "001.jpg").read_bytes(), (pictures / "002.jpg").read_bytes()
     size = max(len(one), len(two))
 
@@ -118,7 +147,10 @@ def test_rehash_finds_other_bytes_of_the_same_size_and_time(pictures: Path, embe
     assert embed(pictures, embedder, tmp_path / "emb").num_embedded_now == 0
     again = embed(pictures, embedder, tmp_path / "emb", rehash=True)
     assert (again.num_embedded_now, again.num_changed) == (1, 1)
-    assert row(tmp_path / "emb", "001.jpg")["embedding"] == row(tmp_path / "emb", "002.jpg")["embedding"]
+    assert (
+        row(tmp_path / "emb", "001.jpg")["embedding"]
+        == row(tmp_path / "emb", "002.jpg")["embedding"]
+    )
 
 
 def test_retry_tries_failures_again_though_their_files_are_the_same(
@@ -140,10 +172,14 @@ def test_retry_tries_failures_again_though_their_files_are_the_same(
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch")
 
 
-def test_what_could_not_be_read_is_tried_again_by_every_run(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_what_could_not_be_read_is_tried_again_by_every_run(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     (pictures / "005.jpg").rename(tmp_path / "away.jpg")
     (pictures / "005.jpg").mkdir()
-    source = FileSource("p", pictures, sorted(file.name for file in pictures.iterdir()), limits=DEFAULT_LIMITS)
+    source = FileSource(
+        "p", pictures, sorted(file.name for file in pictures.iterdir()), limits=DEFAULT_LIMITS
+    )
     assert embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE).num_failed == 2
     before = digests(tmp_path / "emb")
     again = embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE)
@@ -154,7 +190,9 @@ def test_what_could_not_be_read_is_tried_again_by_every_run(pictures: Path, embe
     assert (again.num_embedded_now, again.num_failed) == (1, 1)
 
 
-def test_an_archive_that_was_written_again_is_compared_item_by_item(embedder: Embedder, tmp_path: Path) -> None:
+def test_an_archive_that_was_written_again_is_compared_item_by_item(
+    embedder: Embedder, tmp_path: Path
+) -> None:
     files = sorted(draw_folder(tmp_path / "pictures", 6).iterdir())
     members = [(file.name, file.read_bytes()) for file in files] + [("000.txt", b"first")]
     tar = write_tar(tmp_path / "t.tar", members)

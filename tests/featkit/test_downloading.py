@@ -1,4 +1,5 @@
-"""A failed download is told by what the server or the network did, whichever library asked, however deep the reason lies."""
+"""A failed download is told by what the server or the network did, whichever library asked, however
+deep the reason lies."""
 
 from __future__ import annotations
 
@@ -103,14 +104,20 @@ class RemoteProtocolError(Exception):
         (json.JSONDecodeError("no", "<html>", 0), "a page of another server"),
         (ssl.SSLCertVerificationError("CERTIFICATE_VERIFY_FAILED"), "certificate"),
         (urllib.error.URLError(ssl.SSLError(1, "CERTIFICATE_VERIFY_FAILED")), "certificate"),
-        (urllib.error.URLError(socket.gaierror(-2, "Name or service not known")), "its name is not resolved"),
+        (
+            urllib.error.URLError(socket.gaierror(-2, "Name or service not known")),
+            "its name is not resolved",
+        ),
         (ReadTimeout(), "does not answer in time"),
         (TimeoutError(), "does not answer in time"),
         (ProxyError(), "proxy"),
         (RemoteProtocolError(), "ended the connection"),
         (ConnectionResetError(104, "reset"), "ended the connection"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
-        (OSError("Consistency check failed: file should be of size 1 but has size 2"), "another number of bytes"),
+        (
+            OSError("Consistency check failed: file should be of size 1 but has size 2"),
+            "another number of bytes",
+        ),
     ],
 )
 def test_what_the_network_does_is_told(error: Exception, what: str) -> None:

@@ -1,4 +1,5 @@
-"""Pictures to unit vectors: the same ones however a picture is handed over, in whatever batch and from whatever thread."""
+"""Pictures to unit vectors: the same ones however a picture is handed over, in whatever batch and
+from whatever thread."""
 
 from __future__ import annotations
 
@@ -69,7 +70,8 @@ class Spy:
 
 
 def by_hand(model: Path, images: list[Image.Image]) -> np.ndarray:
-    """Vectors by Pillow and a plain session: the shorter side to 32, the centre of it, one picture a call."""
+    """Vectors by Pillow and a plain session: the shorter side to 32, the centre of it, one picture
+    a call."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     vectors = []
     for image in images:
@@ -79,7 +81,9 @@ def by_hand(model: Path, images: list[Image.Image]) -> np.ndarray:
     return np.stack(vectors)
 
 
-def test_vectors_are_those_of_a_plain_session(model: Path, embedder: Embedder, files: list[Path]) -> None:
+def test_vectors_are_those_of_a_plain_session(
+    model: Path, embedder: Embedder, files: list[Path]
+) -> None:
     found = embedder.embed(files)
     expected = by_hand(model, [draw_picture(number) for number in range(COUNT)])
     assert found.shape == (COUNT, 16)
@@ -99,11 +103,20 @@ def test_infer_is_a_plain_session_to_the_last_bit(model: Path, embedder: Embedde
     np.testing.assert_array_equal(embedder.infer(images), session.run(None, {"images": images})[0])
 
 
-def test_every_way_to_hand_pictures_over_gives_the_same_vectors(embedder: Embedder, files: list[Path]) -> None:
+def test_every_way_to_hand_pictures_over_gives_the_same_vectors(
+    embedder: Embedder, files: list[Path]
+) -> None:
     expected = embedder.embed(files)
     images = [draw_picture(number) for number in range(COUNT)]
     arrays = [np.asarray(image) for image in images]
-    mixed: list[Picture] = [str(files[0]), files[1], files[2].read_bytes(), images[3], arrays[4], *files[5:]]
+    mixed: list[Picture] = [
+        str(files[0]),
+        files[1],
+        files[2].read_bytes(),
+        images[3],
+        arrays[4],
+        *files[5:],
+    ]
     ways: dict[str, Iterable[Picture]] = {
         "text": [str(file) for file in files],
         "bytes": [file.read_bytes() for file in files],
@@ -137,7 +150,12 @@ def test_a_single_picture_is_one_row(embedder: Embedder, files: list[Path]) -> N
 
 def test_open_files_buffers_and_rows_are_pictures(embedder: Embedder, files: list[Path]) -> None:
     data, expected = files[0].read_bytes(), embedder.embed(files[:1])
-    singles: list[Picture] = [io.BytesIO(data), bytearray(data), memoryview(data), {"bytes": data, "path": "x.png"}]
+    singles: list[Picture] = [
+        io.BytesIO(data),
+        bytearray(data),
+        memoryview(data),
+        {"bytes": data, "path": "x.png"},
+    ]
     for single in singles:
         np.testing.assert_array_equal(embedder.embed(single), expected)
         np.testing.assert_array_equal(embedder.embed([single]), expected)
@@ -145,8 +163,12 @@ def test_open_files_buffers_and_rows_are_pictures(embedder: Embedder, files: lis
         np.testing.assert_array_equal(embedder.embed(file), expected)
     rows = [{"bytes": file.read_bytes(), "path": None} for file in files]
     np.testing.assert_array_equal(embedder.embed(rows), embedder.embed(files))
-    np.testing.assert_array_equal(embedder.embed(np.array([str(file) for file in files])), embedder.embed(files))
-    np.testing.assert_array_equal(embedder.embed(dict.fromkeys(files).keys()), embedder.embed(files))
+    np.testing.assert_array_equal(
+        embedder.embed(np.array([str(file) for file in files])), embedder.embed(files)
+    )
+    np.testing.assert_array_equal(
+        embedder.embed(dict.fromkeys(files).keys()), embedder.embed(files)
+    )
 
 
 class Tensor:
@@ -168,8 +190,14 @@ class Tensor:
         ([None], "picture 0 is None; give"),
         ([["a.jpg", "b.jpg"]], "picture 0 is a list; give"),
         ([Tensor()], "picture 0 is a Tensor of shape (3, 8, 8)"),
-        ({"image": b"", "label": 3}, "picture 0 is a mapping with image, label instead of `bytes` or `path`"),
-        (np.zeros((2, 8, 8, 3), np.float32), "picture 0 is float32 of shape (8, 8, 3); pictures as arrays are uint8"),
+        (
+            {"image": b"", "label": 3},
+            "picture 0 is a mapping with image, label instead of `bytes` or `path`",
+        ),
+        (
+            np.zeros((2, 8, 8, 3), np.float32),
+            "picture 0 is float32 of shape (8, 8, 3); pictures as arrays are uint8",
+        ),
         ("missing.jpg", "missing.jpg does not exist."),
         (["missing.jpg"], "missing.jpg does not exist."),
         ("https://example.org/x.jpg", "https://example.org/x.jpg is a web address"),
@@ -177,7 +205,9 @@ class Tensor:
         (io.StringIO("a.jpg"), "picture 0 is open as text"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(embedder: Embedder, pictures: Any, words: str) -> None:
+def test_what_is_no_picture_is_refused_by_name(
+    embedder: Embedder, pictures: Any, words: str
+) -> None:
     with refused(words):
         embedder.embed(pictures)
 
@@ -191,10 +221,14 @@ def test_a_picture_turned_by_hand_is_not_turned_again(embedder: Embedder, tmp_pa
     expected = embedder.embed(upright)
     np.testing.assert_array_equal(embedder.embed(tmp_path / "x.png"), expected)
     np.testing.assert_array_equal(embedder.embed(Image.open(tmp_path / "x.png")), expected)
-    np.testing.assert_array_equal(embedder.embed(Image.open(tmp_path / "x.png").rotate(-90, expand=True)), expected)
+    np.testing.assert_array_equal(
+        embedder.embed(Image.open(tmp_path / "x.png").rotate(-90, expand=True)), expected
+    )
 
 
-def test_images_opened_one_by_one_need_no_more_files_than_one(embedder: Embedder, files: list[Path]) -> None:
+def test_images_opened_one_by_one_need_no_more_files_than_one(
+    embedder: Embedder, files: list[Path]
+) -> None:
     before = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").exists() else 0
     found = embedder.embed(Image.open(file) for file in files)
     np.testing.assert_array_equal(found, embedder.embed(files))
@@ -212,7 +246,9 @@ def test_no_pictures_are_no_rows(embedder: Embedder) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 13, 100])
-def test_the_size_of_a_batch_changes_no_vector(model: Path, embedder: Embedder, files: list[Path], batch_size: int) -> None:
+def test_the_size_of_a_batch_changes_no_vector(
+    model: Path, embedder: Embedder, files: list[Path], batch_size: int
+) -> None:
     other = Embedder(model, threads=1, batch_size=batch_size)
     assert other.batch_size == min(batch_size, 512 // 16)  # as many patches as fill a call
     np.testing.assert_allclose(other.embed(files), embedder.embed(files), rtol=0, atol=2e-7)
@@ -220,7 +256,9 @@ def test_the_size_of_a_batch_changes_no_vector(model: Path, embedder: Embedder, 
     np.testing.assert_allclose(alone, embedder.embed(files), rtol=0, atol=2e-7)
 
 
-def test_batches_are_full_but_the_last(model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_are_full_but_the_last(
+    model: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     embedder = Embedder(model, threads=1, batch_size=5)
     spy = Spy(embedder, monkeypatch)
     embedder.embed(iter(files))
@@ -273,7 +311,9 @@ def test_pictures_of_any_size_are_brought_to_the_models_size(embedder: Embedder)
     assert embedder.embed(Image.new("L", (1, 1), 200)).shape == (1, 16)
 
 
-def test_a_large_jpeg_gives_nearly_the_vector_of_its_full_decode(embedder: Embedder, tmp_path: Path) -> None:
+def test_a_large_jpeg_gives_nearly_the_vector_of_its_full_decode(
+    embedder: Embedder, tmp_path: Path
+) -> None:
     file = draw_folder(tmp_path, 1, height=1500, width=2100) / "000.jpg"
     decoded = embedder.decode(file)
     assert decoded.pixels.shape[0] < 1500
@@ -286,7 +326,10 @@ def test_a_large_jpeg_gives_nearly_the_vector_of_its_full_decode(embedder: Embed
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((2, 33, 32, 3), "The height of 33 is no multiple of the model's patch of 8; use 32 or 40."),
+        (
+            (2, 33, 32, 3),
+            "The height of 33 is no multiple of the model's patch of 8; use 32 or 40.",
+        ),
         ((2, 32, 47, 3), "The width of 47 is no multiple of the model's patch of 8; use 40 or 48."),
         ((2, 5, 32, 3), "The height of 5 is no multiple of the model's patch of 8; use 8."),
         ((2, 32, 0, 3), "The width of 0 is no multiple of the model's patch of 8; use 8."),
@@ -294,7 +337,9 @@ def test_a_large_jpeg_gives_nearly_the_vector_of_its_full_decode(embedder: Embed
         ((1, 3, 32, 32), "The model takes uint8 (N, H, W, 3), not uint8 (1, 3, 32, 32)."),
     ],
 )
-def test_infer_refuses_other_shapes_with_the_nearest_that_work(embedder: Embedder, shape: tuple[int, ...], words: str) -> None:
+def test_infer_refuses_other_shapes_with_the_nearest_that_work(
+    embedder: Embedder, shape: tuple[int, ...], words: str
+) -> None:
     with refused(words):
         embedder.infer(np.zeros(shape, np.uint8))
 
@@ -304,7 +349,9 @@ def test_infer_refuses_other_numbers(embedder: Embedder) -> None:
         embedder.infer(np.zeros((1, 32, 32, 3), np.float32))
 
 
-def test_the_picture_that_cannot_be_read_is_named(embedder: Embedder, files: list[Path], tmp_path: Path) -> None:
+def test_the_picture_that_cannot_be_read_is_named(
+    embedder: Embedder, files: list[Path], tmp_path: Path
+) -> None:
     (tmp_path / "text.jpg").write_text("a note")
     with refused(tmp_path / "text.jpg", "is not a picture"):
         embedder.embed([files[0], tmp_path / "text.jpg", files[1]])
@@ -343,14 +390,18 @@ def test_a_cancelled_call_ends(embedder: Embedder) -> None:
 
 
 @needs_openvino
-def test_openvino_gives_the_vectors_of_onnxruntime(model: Path, embedder: Embedder, files: list[Path]) -> None:
+def test_openvino_gives_the_vectors_of_onnxruntime(
+    model: Path, embedder: Embedder, files: list[Path]
+) -> None:
     other = Embedder(model, backend="openvino", precision="fp32", threads=1)
     assert (other.run, other.backend_name) == (OPENVINO_FP32, "openvino CPU fp32")
     np.testing.assert_allclose(other.embed(files), embedder.embed(files), rtol=0, atol=1e-6)
 
 
 @needs_bf16
-def test_bf16_gives_nearly_the_vectors_of_fp32(model: Path, embedder: Embedder, files: list[Path]) -> None:
+def test_bf16_gives_nearly_the_vectors_of_fp32(
+    model: Path, embedder: Embedder, files: list[Path]
+) -> None:
     other = Embedder(model, precision="bf16", threads=1)
     assert (other.run, other.backend_name) == (OPENVINO_BF16, "openvino CPU bf16")
     found, expected = other.embed(files), embedder.embed(files)
@@ -363,7 +414,9 @@ def test_other_threads_keep_the_engine_and_the_precision(model: Path, files: lis
     first = Embedder(model, backend="openvino", precision="fp32", threads=1)
     assert first.with_threads(2).run == first.run
     assert first.with_threads(2).with_threads(1).run == first.run
-    np.testing.assert_allclose(first.with_threads(2).embed(files), first.embed(files), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        first.with_threads(2).embed(files), first.embed(files), rtol=0, atol=1e-6
+    )
 
 
 @needs_openvino
@@ -398,7 +451,9 @@ def test_outputs_are_those_of_a_plain_session(tmp_path: Path) -> None:
     embedder = Embedder(file, threads=1, batch_size=2)
     images = np.random.default_rng(0).integers(0, 256, (5, 40, 48, 3), dtype=np.uint8)
     names = ["attention", "embedding", "patches"]
-    expected = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).run(names, {"images": images})
+    expected = ort.InferenceSession(file, providers=["CPUExecutionProvider"]).run(
+        names, {"images": images}
+    )
     found = embedder.outputs(images, names)
     assert list(found) == names
     for name, values in zip(names, expected, strict=True):
@@ -407,13 +462,17 @@ def test_outputs_are_those_of_a_plain_session(tmp_path: Path) -> None:
     assert list(embedder.outputs(images, ["patches"])) == ["patches"]
 
 
-def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(tmp_path: Path, embedder: Embedder) -> None:
+def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(
+    tmp_path: Path, embedder: Embedder
+) -> None:
     images = np.zeros((1, 32, 32, 3), np.uint8)
     with refused("gives embedding, not patches; ask for what it gives."):
         embedder.outputs(images, ["embedding", "patches"])
     with refused("gives embedding, not nothing"):
         embedder.outputs(images, [])
-    other = Embedder(make_layered_file(tmp_path / "m.onnx", outputs=("embedding", "patches")), threads=1)
+    other = Embedder(
+        make_layered_file(tmp_path / "m.onnx", outputs=("embedding", "patches")), threads=1
+    )
     with refused("gives embedding, patches, not attention, tokens"):
         other.outputs(images, ["tokens", "attention"])
     with refused("No pictures have no outputs; give one or more."):
@@ -422,11 +481,15 @@ def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(tmp_path: 
         other.outputs(np.zeros((1, 33, 32, 3), np.uint8), ["patches"])
 
 
-def test_a_model_of_one_size_refuses_others_and_prepares_its_own(tmp_path: Path, files: list[Path]) -> None:
+def test_a_model_of_one_size_refuses_others_and_prepares_its_own(
+    tmp_path: Path, files: list[Path]
+) -> None:
     embedder = Embedder(make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 40)), threads=1)
     assert embedder.embed(files).shape == (COUNT, 32)
     assert embedder.prepare(files[0]).shape == (32, 40, 3)
-    with refused("m.onnx takes pictures of 32×40 only (height × width), not 40×32; bring them to that size"):
+    with refused(
+        "m.onnx takes pictures of 32×40 only (height × width), not 40×32; bring them to that size"
+    ):
         embedder.infer(np.zeros((1, 40, 32, 3), np.uint8))
 
 
@@ -456,7 +519,9 @@ def test_photographs_keep_their_vector_however_they_come(embedder: Embedder) -> 
     photos = sorted((folder / "photos").rglob("*.jpg"))[:5]
     assert photos
     expected = embedder.embed(photos)
-    np.testing.assert_array_equal(embedder.embed([photo.read_bytes() for photo in photos]), expected)
+    np.testing.assert_array_equal(
+        embedder.embed([photo.read_bytes() for photo in photos]), expected
+    )
     with ThreadPoolExecutor(4) as threads:
         found = np.concatenate(list(threads.map(embedder.embed, photos)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)

@@ -1,4 +1,5 @@
-"""The embeddings folder as a file format: what is written is what is read, by featkit and by any reader of Parquet."""
+"""The embeddings folder as a file format: what is written is what is read, by featkit and by any
+reader of Parquet."""
 
 from __future__ import annotations
 
@@ -48,13 +49,26 @@ def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[Row]:
     rows: list[Row] = []
     for number in numbers:
         key = f"é/{number}.jpg"
-        metadata: dict[str, str | int | float] = {"class": number, "score": number / 4, "text": f"t{number}"}
+        metadata: dict[str, str | int | float] = {
+            "class": number,
+            "score": number / 4,
+            "text": f"t{number}",
+        }
         if number in failed:
             rows.append(Row(key=key, error=f"{key} is damaged.", metadata={"class": number}))
             continue
         vector = np.random.default_rng(number).standard_normal(WIDTH).astype(np.float32)
         thumbnail = b"\xff\xd8" + bytes([number])
-        rows.append(Row(key=key, width=80, height=60, thumbnail=thumbnail, embedding=vector, metadata=metadata))
+        rows.append(
+            Row(
+                key=key,
+                width=80,
+                height=60,
+                thumbnail=thumbnail,
+                embedding=vector,
+                metadata=metadata,
+            )
+        )
     return rows
 
 
@@ -70,7 +84,9 @@ def folder(tmp_path: Path) -> Embeddings:
 def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     Embeddings.create(tmp_path, PLAN)
     assert Embeddings.open(tmp_path).plan == PLAN
-    assert json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["source"] == "photos – été"
+    assert (
+        json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["source"] == "photos – été"
+    )
 
 
 def test_a_plan_of_the_first_format_was_run_by_onnxruntime_in_fp32(tmp_path: Path) -> None:
@@ -98,10 +114,15 @@ def test_a_plan_keeps_what_ran(tmp_path: Path) -> None:
         ('{"format": 1}', "it is damaged or not featkit's"),
         (PLAN.to_json()[:-20], "it is damaged or not featkit's"),
         (PLAN.to_json().replace('"source"', '"sauce"'), "it is damaged or not featkit's"),
-        (json.dumps({"format": 4, "anything": "else"}), "it has format 4, newer than the 3 read here; update featkit"),
+        (
+            json.dumps({"format": 4, "anything": "else"}),
+            "it has format 4, newer than the 3 read here; update featkit",
+        ),
     ],
 )
-def test_a_plan_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, text: str, words: str) -> None:
+def test_a_plan_that_cannot_be_used_is_refused_by_its_name(
+    tmp_path: Path, text: str, words: str
+) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(InputError) as caught:
         Embeddings.open(tmp_path)
@@ -109,15 +130,23 @@ def test_a_plan_that_cannot_be_used_is_refused_by_its_name(tmp_path: Path, text:
     assert words in str(caught.value)
 
 
-def test_what_is_no_embeddings_folder_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+def test_what_is_no_embeddings_folder_is_refused_with_the_command_that_makes_one(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path, tmp_path / "missing", tmp_path / "file"):
-        with pytest.raises(InputError, match=r"is not an embeddings folder .*; make one with `featkit embed`\."):
+        with pytest.raises(
+            InputError, match=r"is not an embeddings folder .*; make one with `featkit embed`\."
+        ):
             Embeddings.open(path)
 
 
 def test_shards_divide_the_items_without_a_gap(folder: Embeddings) -> None:
-    assert [list(folder.shard_range(shard)) for shard in range(PLAN.num_shards)] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert [list(folder.shard_range(shard)) for shard in range(PLAN.num_shards)] == [
+        [0, 1, 2],
+        [3, 4, 5],
+        [6],
+    ]
     for items, shards in ((6, 2), (1, 1), (0, 0)):
         assert dataclasses.replace(PLAN, num_items=items).num_shards == shards
 
@@ -144,12 +173,18 @@ def test_keys_and_vectors_leave_out_the_failures(folder: Embeddings) -> None:
     wanted = [row for row in rows_of(range(7)) if row.embedding is not None]
     assert keys == [row.key for row in wanted]
     assert vectors.dtype == np.float32
-    np.testing.assert_array_equal(vectors, np.stack([row.embedding for row in wanted if row.embedding is not None]))
+    np.testing.assert_array_equal(
+        vectors, np.stack([row.embedding for row in wanted if row.embedding is not None])
+    )
 
 
-def test_failures_are_counted_over_all_shards_and_the_first_twenty_named(folder: Embeddings, tmp_path: Path) -> None:
+def test_failures_are_counted_over_all_shards_and_the_first_twenty_named(
+    folder: Embeddings, tmp_path: Path
+) -> None:
     assert folder.failures() == (1, [("é/4.jpg", "é/4.jpg is damaged.")])
-    many = Embeddings.create(tmp_path / "many", dataclasses.replace(PLAN, num_items=30, shard_size=8))
+    many = Embeddings.create(
+        tmp_path / "many", dataclasses.replace(PLAN, num_items=30, shard_size=8)
+    )
     for shard in range(4):
         many.write_shard(shard, rows_of(many.shard_range(shard), failed=tuple(range(2, 30))))
     count, shown = many.failures()
@@ -170,7 +205,12 @@ def test_a_folder_without_a_vector_has_none(tmp_path: Path) -> None:
 def test_missing_shards_are_told_and_passed_over(folder: Embeddings) -> None:
     assert (folder.complete, folder.num_rows, len(folder)) == (True, 7, 7)
     folder.shard_path(1).unlink()
-    assert (folder.complete, folder.missing_shards(), folder.num_rows, len(folder)) == (False, [1], 4, 7)
+    assert (folder.complete, folder.missing_shards(), folder.num_rows, len(folder)) == (
+        False,
+        [1],
+        4,
+        7,
+    )
     assert [table.num_rows for table in folder.tables(["key"])] == [3, 1]
 
 
@@ -198,7 +238,9 @@ def test_equal_rows_give_equal_bytes_and_nothing_is_left_beside_them(folder: Emb
     before = folder.shard_path(1).read_bytes()
     folder.write_shard(1, rows_of(range(3, 6)))
     assert folder.shard_path(1).read_bytes() == before
-    assert sorted(path.name for path in (folder.path / "shards").iterdir()) == [f"0000{n}.parquet" for n in range(3)]
+    assert sorted(path.name for path in (folder.path / "shards").iterdir()) == [
+        f"0000{n}.parquet" for n in range(3)
+    ]
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
@@ -213,36 +255,60 @@ def test_a_damaged_shard_is_named_with_the_way_out(folder: Embeddings, keep: int
 
 def test_a_shard_with_too_few_rows_is_refused(folder: Embeddings) -> None:
     folder.write_shard(1, rows_of(range(3, 5)))
-    with pytest.raises(InputError, match=r"00001\.parquet has 2 rows, not 3; remove it and run `featkit embed` again\."):
+    with pytest.raises(
+        InputError,
+        match=r"00001\.parquet has 2 rows, not 3; remove it and run `featkit embed` again\.",
+    ):
         list(folder.tables())
 
 
 def test_metadata_that_the_plan_does_not_know_is_refused_naming_it() -> None:
-    with pytest.raises(InputError, match=r"a\.jpg has metadata that its source had not when this was begun: new\."):
+    with pytest.raises(
+        InputError, match=r"a\.jpg has metadata that its source had not when this was begun: new\."
+    ):
         to_table([Row(key="a.jpg", error="x", metadata={"new": 1})], PLAN)
-    with pytest.raises(InputError, match=r"The metadata class was int64 when this was begun and is 'cat' now"):
+    with pytest.raises(
+        InputError, match=r"The metadata class was int64 when this was begun and is 'cat' now"
+    ):
         to_table([Row(key="a.jpg", error="x", metadata={"class": "cat"})], PLAN)
 
 
 @pytest.mark.parametrize(
     ("name", "column"),
-    [("label", "label"), ("width", "width_"), ("width_", "width__"), ("error", "error_"), ("widths", "widths"), ("_", "_")],
+    [
+        ("label", "label"),
+        ("width", "width_"),
+        ("width_", "width__"),
+        ("error", "error_"),
+        ("widths", "widths"),
+        ("_", "_"),
+    ],
 )
 def test_metadata_never_takes_the_name_of_a_column(name: str, column: str) -> None:
     assert column_name(name) == column
 
 
-@given(st.lists(st.one_of(st.integers(-(2**70), 2**70), st.floats(-1e6, 1e6), st.text("ab1", max_size=3)), min_size=1))
+@given(
+    st.lists(
+        st.one_of(st.integers(-(2**70), 2**70), st.floats(-1e6, 1e6), st.text("ab1", max_size=3)),
+        min_size=1,
+    )
+)
 def test_a_column_holds_every_value_its_kind_was_made_for(values: list[str | int | float]) -> None:
     kind: str | None = None
     for value in values:
         kind = common_kind(kind, value)
     assert kind is not None
     plan = dataclasses.replace(PLAN, columns={"m": kind})
-    column = to_table([Row(key="k", error="x", metadata={"m": value}) for value in values], plan)["m"]
+    column = to_table([Row(key="k", error="x", metadata={"m": value}) for value in values], plan)[
+        "m"
+    ]
     assert column.type == {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}[kind]
     convert = {"int64": int, "double": float, "string": str}[kind]
     assert column.to_pylist() == [convert(value) for value in values]
-    as_text = any(isinstance(value, str) or (isinstance(value, int) and not -(2**63) <= value < 2**63) for value in values)
+    as_text = any(
+        isinstance(value, str) or (isinstance(value, int) and not -(2**63) <= value < 2**63)
+        for value in values
+    )
     whole = all(isinstance(value, int) for value in values)
     assert kind == ("string" if as_text else "int64" if whole else "double")

@@ -1,4 +1,5 @@
-"""What a file really is, whatever its name says: real files of each kind, made here, and bytes that are close but are not."""
+"""What a file really is, whatever its name says: real files of each kind, made here, and bytes that
+are close but are not."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ from featkit.models import default_model_path
 from tests.picture_files import encoded
 from tests.pictures import draw_picture
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 12345\n"
+POINTER = (
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 12345\n"
+)
 INSTALL = "run `pip install 'featkit[formats]'` to read it"
 
 
@@ -43,13 +46,17 @@ def iso_media(*brands: str) -> bytes:
 
 def tiff_header(*tags: tuple[int, int, int, int], order: str = "<") -> bytes:
     """A TIFF's first directory with (tag, type, count, value) and nothing else."""
-    entries = b"".join(struct.pack(order + "HHI", *tag[:3]) + _value(order, *tag[1:]) for tag in tags)
+    entries = b"".join(
+        struct.pack(order + "HHI", *tag[:3]) + _value(order, *tag[1:]) for tag in tags
+    )
     mark = b"II*\0" if order == "<" else b"MM\0*"
     return mark + struct.pack(order + "IH", 8, len(tags)) + entries + bytes(4)
 
 
 def _value(order: str, type_: int, _count: int, value: int) -> bytes:
-    return struct.pack(order + ("HH" if type_ == 3 else "I"), *((value, 0) if type_ == 3 else (value,)))
+    return struct.pack(
+        order + ("HH" if type_ == 3 else "I"), *((value, 0) if type_ == 3 else (value,))
+    )
 
 
 def written(write: Callable[[io.BytesIO], object]) -> bytes:
@@ -123,7 +130,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "xhtml": (b"<?xml version='1.0'?>\n<html xmlns='x'/>", "an HTML page"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "an SVG drawing"),
     "svg xml": (b"<?xml version='1.0'?><!-- made -->\n<!DOCTYPE svg><svg/>", "an SVG drawing"),
-    "s3": (b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code></Error>", "an error message in XML"),
+    "s3": (
+        b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code></Error>",
+        "an error message in XML",
+    ),
     "xmp": (b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>", "an XML document"),
     "pdf": (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF document"),
     "json": (b'{"detail": "Not found"}', "a JSON document"),
@@ -184,7 +194,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "torch legacy": (pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2), "a PyTorch checkpoint"),
     "pickle": (pickle.dumps({"a": [1, 2]}), "a Python pickle"),
     "pickle 2": (pickle.dumps({"a": [1, 2]}, protocol=2), "a Python pickle"),
-    "safetensors": (struct.pack("<Q", 40) + b'{"__metadata__":{"format":"pt"}}' + bytes(30), "a safetensors file"),
+    "safetensors": (
+        struct.pack("<Q", 40) + b'{"__metadata__":{"format":"pt"}}' + bytes(30),
+        "a safetensors file",
+    ),
     "gzip": (gzip.compress(b"x"), "a gzip file"),
     "bz2": (bz2.compress(b"x"), "a bzip2 file"),
     "xz": (lzma.compress(b"x"), "an xz file"),
@@ -220,7 +233,12 @@ def test_a_model_and_a_database_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("brand", "heic heix heim heis hevc hevx hevm hevs mif1 msf1 miaf".split())
 def test_heic_is_known_by_each_of_its_brands(brand: str) -> None:
-    assert what_is(iso_media(brand, "mif1")) == what_is(iso_media(brand)) == HEIC == Kind("HEIC", INSTALL)
+    assert (
+        what_is(iso_media(brand, "mif1"))
+        == what_is(iso_media(brand))
+        == HEIC
+        == Kind("HEIC", INSTALL)
+    )
     assert what_is(iso_media("isom", brand)) == HEIC
 
 
@@ -261,12 +279,22 @@ def test_advice_says_what_to_do_and_a_sentence_ends() -> None:
     assert pointer is not None
     assert parquet is not None
     advice = "run `git lfs pull` to fetch the file it points to"
-    assert pointer.sentence("x.jpg", otherwise="give a picture") == f"x.jpg is a Git LFS pointer; {advice}."
-    assert parquet.sentence("x.jpg", otherwise="give a picture") == "x.jpg is a Parquet file; give a picture."
+    assert (
+        pointer.sentence("x.jpg", otherwise="give a picture")
+        == f"x.jpg is a Git LFS pointer; {advice}."
+    )
+    assert (
+        parquet.sentence("x.jpg", otherwise="give a picture")
+        == "x.jpg is a Parquet file; give a picture."
+    )
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(start=st.sampled_from([data[:600] for data, _ in FILES.values()]), cut=st.integers(0, 600), end=st.binary(max_size=80))
+@given(
+    start=st.sampled_from([data[:600] for data, _ in FILES.values()]),
+    cut=st.integers(0, 600),
+    end=st.binary(max_size=80),
+)
 def test_any_bytes_are_a_kind_or_none(start: bytes, cut: int, end: bytes) -> None:
     found = what_is(start[:cut] + end)
     assert found is None or isinstance(found, Kind)

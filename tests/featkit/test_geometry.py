@@ -1,4 +1,5 @@
-"""The recipes that bring a picture to a model's size: what plain Pillow gives in two steps, and as data that is checked."""
+"""The recipes that bring a picture to a model's size: what plain Pillow gives in two steps, and as
+data that is checked."""
 
 from __future__ import annotations
 
@@ -58,14 +59,25 @@ def resized_then_cropped(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
 def smooth(height: int, width: int) -> np.ndarray:
     """A picture of slow waves, which a shift by a part of a pixel hardly changes."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
-    waves = [np.sin(rows / height * 3 + shift) + np.cos(columns / max(height, width) * 4 - shift) for shift in (0.0, 1.0, 2.0)]
+    waves = [
+        np.sin(rows / height * 3 + shift) + np.cos(columns / max(height, width) * 4 - shift)
+        for shift in (0.0, 1.0, 2.0)
+    ]
     return (127.5 + 60 * np.stack(waves, axis=2)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(
     ("height", "width", "resize_to"),
-    [(60, 90, 40), (90, 60, 40), (60, 60, 32), (16, 24, 32), (24, 16, 40), (64, 128, 32), (32, 32, 32)],
+    [
+        (60, 90, 40),
+        (90, 60, 40),
+        (60, 60, 32),
+        (16, 24, 32),
+        (24, 16, 40),
+        (64, 128, 32),
+        (32, 32, 32),
+    ],
 )
 def test_shorter_side_is_plain_resize_and_centre_crop(
     height: int, width: int, resize_to: int, interpolation: Interpolation
@@ -100,7 +112,12 @@ def test_stretch_is_plain_resize(height: int, width: int, interpolation: Interpo
     rounding=st.sampled_from(["none", "down", "even"]),
 )
 def test_any_size_becomes_the_models_size(
-    height: int, width: int, crop: tuple[int, int], more: int, resize: Resize, rounding: Literal["none", "down", "even"]
+    height: int,
+    width: int,
+    crop: tuple[int, int],
+    more: int,
+    resize: Resize,
+    rounding: Literal["none", "down", "even"],
 ) -> None:
     geometry = make_geometry(*crop, resize=resize, resize_to=max(crop) + more, rounding=rounding)
     flat = np.full((height, width, 3), (10, 128, 250), np.uint8)
@@ -110,8 +127,14 @@ def test_any_size_becomes_the_models_size(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(height=st.integers(90, 301), width=st.integers(90, 301), resize=st.sampled_from(["shorter_side", "stretch"]))
-def test_odd_sizes_are_the_two_steps_within_what_they_round(height: int, width: int, resize: Resize) -> None:
+@given(
+    height=st.integers(90, 301),
+    width=st.integers(90, 301),
+    resize=st.sampled_from(["shorter_side", "stretch"]),
+)
+def test_odd_sizes_are_the_two_steps_within_what_they_round(
+    height: int, width: int, resize: Resize
+) -> None:
     geometry = make_geometry(48, 64, resize=resize, resize_to=64)
     pixels = smooth(height, width)
     difference = np.abs(geometry.apply(pixels).astype(int) - resized_then_cropped(pixels, geometry))
@@ -121,25 +144,50 @@ def test_odd_sizes_are_the_two_steps_within_what_they_round(height: int, width: 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(
-    ("height", "width"), [(60, 90), (90, 60), (48, 72), (24, 36), (33, 47), (101, 37), (37, 101), (7, 5), (1, 1), (95, 142)]
+    ("height", "width"),
+    [
+        (60, 90),
+        (90, 60),
+        (48, 72),
+        (24, 36),
+        (33, 47),
+        (101, 37),
+        (37, 101),
+        (7, 5),
+        (1, 1),
+        (95, 142),
+    ],
 )
 def test_cover_is_pillows_fit(height: int, width: int, interpolation: Interpolation) -> None:
     geometry = make_geometry(24, 36, resize="cover", interpolation=interpolation)
     pixels = np.asarray(draw_picture(4, height=height + 20, width=width + 20))[:height, :width]
     found = geometry.apply(pixels)
     image = Image.fromarray(pixels)
-    expected = np.asarray(ImageOps.fit(image, (geometry.width, geometry.height), RESAMPLING[interpolation]))
+    expected = np.asarray(
+        ImageOps.fit(image, (geometry.width, geometry.height), RESAMPLING[interpolation])
+    )
     assert found.shape == (24, 36, 3)
-    # Above four times the size a fast first step is taken, which changes a level here and there; else both are one step.
-    assert np.abs(found.astype(int) - expected).max() <= (12 if min(height / 24, width / 36) > 4 else 1)
+    # Above four times the size a fast first step is taken, which changes a level here and there;
+    # else both are one step.
+    assert np.abs(found.astype(int) - expected).max() <= (
+        12 if min(height / 24, width / 36) > 4 else 1
+    )
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(height=st.integers(1, 140), width=st.integers(1, 140), crop=st.sampled_from([(24, 36), (36, 24), (32, 32), (5, 60)]))
-def test_cover_is_pillows_fit_whatever_the_size(height: int, width: int, crop: tuple[int, int]) -> None:
+@given(
+    height=st.integers(1, 140),
+    width=st.integers(1, 140),
+    crop=st.sampled_from([(24, 36), (36, 24), (32, 32), (5, 60)]),
+)
+def test_cover_is_pillows_fit_whatever_the_size(
+    height: int, width: int, crop: tuple[int, int]
+) -> None:
     geometry = make_geometry(*crop, resize="cover", interpolation="bicubic")
     pixels = smooth(height, width)
-    expected = np.asarray(ImageOps.fit(Image.fromarray(pixels), (crop[1], crop[0]), Image.Resampling.BICUBIC))
+    expected = np.asarray(
+        ImageOps.fit(Image.fromarray(pixels), (crop[1], crop[0]), Image.Resampling.BICUBIC)
+    )
     assert np.abs(geometry.apply(pixels).astype(int) - expected).max() <= (
         3 if min(height / crop[0], width / crop[1]) > 4 else 1
     )
@@ -166,7 +214,11 @@ def test_the_crop_is_the_centre() -> None:
 @pytest.mark.parametrize(("height", "width"), [(2, 3000), (3000, 2)])
 def test_a_strip_is_shown_by_its_middle(height: int, width: int) -> None:
     pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[(slice(None), slice(1499, 1501)) if width > height else slice(1499, 1501)] = (200, 100, 50)
+    pixels[(slice(None), slice(1499, 1501)) if width > height else slice(1499, 1501)] = (
+        200,
+        100,
+        50,
+    )
     found = make_geometry(interpolation="bilinear").apply(pixels)
     assert found[16, 16].tolist() == [200, 100, 50]
     stretched = make_geometry(resize="stretch").apply(np.full((height, width, 3), 90, np.uint8))
@@ -178,17 +230,24 @@ def test_one_pixel_fills_the_model_size() -> None:
     assert np.unique(found.reshape(-1, 3), axis=0).tolist() == [[1, 2, 3]]
 
 
-@pytest.mark.parametrize(("resize", "expected"), [("shorter_side", 256), ("stretch", 224), ("cover", 224)])
+@pytest.mark.parametrize(
+    ("resize", "expected"), [("shorter_side", 256), ("stretch", 224), ("cover", 224)]
+)
 def test_decoding_may_go_down_to_what_apply_needs(resize: Resize, expected: int) -> None:
     assert make_geometry(224, 160, resize=resize, resize_to=256).shorter_side == expected
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 @pytest.mark.parametrize(("height", "width"), [(60, 90), (90, 60), (24, 36), (33, 47)])
-def test_stretch_then_crop_is_the_two_steps(height: int, width: int, interpolation: Interpolation) -> None:
-    geometry = make_geometry(24, 36, resize="stretch_then_crop", resize_to=48, interpolation=interpolation)
+def test_stretch_then_crop_is_the_two_steps(
+    height: int, width: int, interpolation: Interpolation
+) -> None:
+    geometry = make_geometry(
+        24, 36, resize="stretch_then_crop", resize_to=48, interpolation=interpolation
+    )
     pixels = np.asarray(draw_picture(5, height=height, width=width))
-    stretched = Image.fromarray(pixels).resize((48, 32), RESAMPLING[interpolation])  # both sides 4/3 of the crop
+    # both sides 4/3 of the crop
+    stretched = Image.fromarray(pixels).resize((48, 32), RESAMPLING[interpolation])
     expected = np.asarray(stretched.crop((6, 4, 42, 28)))
     assert np.abs(geometry.apply(pixels).astype(int) - expected).max() <= 1
     assert geometry.shorter_side == 48
@@ -198,21 +257,30 @@ def test_stretch_then_crop_is_the_two_steps(height: int, width: int, interpolati
 def test_cover_then_crop_is_pillows_fit_and_a_crop(height: int, width: int) -> None:
     geometry = make_geometry(24, 36, resize="cover_then_crop", resize_to=48)
     pixels = np.asarray(draw_picture(6, height=height, width=width))
-    expected = np.asarray(ImageOps.fit(Image.fromarray(pixels), (48, 32), RESAMPLING["bicubic"]).crop((6, 4, 42, 28)))
+    expected = np.asarray(
+        ImageOps.fit(Image.fromarray(pixels), (48, 32), RESAMPLING["bicubic"]).crop((6, 4, 42, 28))
+    )
     assert np.abs(geometry.apply(pixels).astype(int) - expected).max() <= 1
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
-    height=st.integers(40, 301), width=st.integers(40, 301), more=st.integers(0, 20), rounding=st.sampled_from(["down", "even"])
+    height=st.integers(40, 301),
+    width=st.integers(40, 301),
+    more=st.integers(0, 20),
+    rounding=st.sampled_from(["down", "even"]),
 )
-def test_whole_pixels_are_exactly_the_two_steps(height: int, width: int, more: int, rounding: Literal["down", "even"]) -> None:
+def test_whole_pixels_are_exactly_the_two_steps(
+    height: int, width: int, more: int, rounding: Literal["down", "even"]
+) -> None:
     geometry = make_geometry(resize_to=32 + more, rounding=rounding, interpolation="bilinear")
     pixels = np.asarray(draw_picture(7, height=height, width=width))
     long = int((32 + more) * max(height, width) / min(height, width))
     rows, columns = (long, 32 + more) if height > width else (32 + more, long)
     top, left = (
-        ((rows - 32) // 2, (columns - 32) // 2) if rounding == "down" else (round((rows - 32) / 2), round((columns - 32) / 2))
+        ((rows - 32) // 2, (columns - 32) // 2)
+        if rounding == "down"
+        else (round((rows - 32) / 2), round((columns - 32) / 2))
     )
     resized = Image.fromarray(pixels).resize((columns, rows), RESAMPLING["bilinear"])
     expected = np.asarray(resized.crop((left, top, left + 32, top + 32)))
@@ -255,9 +323,15 @@ def test_a_geometry_comes_back_from_json() -> None:
         ({"resize_to": 32.0}, "resize_to is 32.0; it has to be"),
         ({"patch": True}, "patch is True; it has to be"),
         ({"patch": "8"}, "patch is '8'; it has to be"),
-        ({"resize": "longer_side"}, "resize is 'longer_side'; it has to be shorter_side or stretch or cover or"),
+        (
+            {"resize": "longer_side"},
+            "resize is 'longer_side'; it has to be shorter_side or stretch or cover or",
+        ),
         ({"rounding": "up"}, "rounding is 'up'; it has to be none or down or even."),
-        ({"interpolation": "nearest"}, "interpolation is 'nearest'; it has to be bilinear or bicubic or lanczos."),
+        (
+            {"interpolation": "nearest"},
+            "interpolation is 'nearest'; it has to be bilinear or bicubic or lanczos.",
+        ),
         ({"interpolation": ["bicubic"]}, "interpolation is ('bicubic',); it has to be"),
         ({"mean": [0.5, 0.5]}, "mean is (0.5, 0.5); it has to be three numbers."),
         ({"height": 10**9}, "height is 1000000000; it has to be"),
@@ -284,4 +358,6 @@ def test_missing_and_unknown_fields_are_named() -> None:
 
 
 def test_stretch_needs_no_shorter_side() -> None:
-    assert make_geometry(resize="stretch", resize_to=1).apply(np.zeros((9, 9, 3), np.uint8)).shape == (32, 32, 3)
+    assert make_geometry(resize="stretch", resize_to=1).apply(
+        np.zeros((9, 9, 3), np.uint8)
+    ).shape == (32, 32, 3)

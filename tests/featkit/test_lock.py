@@ -1,4 +1,5 @@
-"""One writer at a time, between threads, openings and processes; the one who waits is told who holds it."""
+"""One writer at a time, between threads, openings and processes; the one who waits is told who
+holds it."""
 
 from __future__ import annotations
 
@@ -61,7 +62,10 @@ def test_a_second_opening_in_the_same_process_is_refused_until_the_release(
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/featkit", "embed", "pictures"])
     first = WriterLock(tmp_path / "lock")
     who = f"process {os.getpid()} on {socket.gethostname()} (featkit embed pictures)"
-    with refused(f"{tmp_path} is being written by {who}; wait for it to end, or end it.", error=EnvironmentProblem):
+    with refused(
+        f"{tmp_path} is being written by {who}; wait for it to end, or end it.",
+        error=EnvironmentProblem,
+    ):
         WriterLock(tmp_path / "lock")
     first.release()
     second = WriterLock(tmp_path / "lock")
@@ -76,7 +80,10 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -
     try:
         for _ in range(2):  # who asks in vain takes nothing away
             with refused(
-                tmp_path, f"process {holder.pid} on {socket.gethostname()} (-c ", "--name é x)", error=EnvironmentProblem
+                tmp_path,
+                f"process {holder.pid} on {socket.gethostname()} (-c ",
+                "--name é x)",
+                error=EnvironmentProblem,
             ):
                 WriterLock(tmp_path / "lock")
     finally:
@@ -115,7 +122,9 @@ def test_processes_that_take_turns_lose_no_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"', '{"pid": 1}', "\0" * 99])
-def test_a_holder_that_has_not_said_who_it_is_is_another_process(tmp_path: Path, content: str) -> None:
+def test_a_holder_that_has_not_said_who_it_is_is_another_process(
+    tmp_path: Path, content: str
+) -> None:
     lock = WriterLock(tmp_path / "lock")
     (tmp_path / "lock").write_text(content)
     with refused(f"{tmp_path} is being written by another process; wait", error=EnvironmentProblem):
@@ -136,18 +145,27 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "lock").mkdir()
     for name, reason in (("file/lock", "Not a directory"), ("lock", "Is a directory")):
-        with refused(f"{tmp_path / name} cannot be written: {reason}; choose another place.", error=EnvironmentProblem):
+        with refused(
+            f"{tmp_path / name} cannot be written: {reason}; choose another place.",
+            error=EnvironmentProblem,
+        ):
             WriterLock(tmp_path / name)
     place = tmp_path / "place"
     place.mkdir(mode=0o555)
-    code = "import sys; from pathlib import Path; from featkit.lock import WriterLock; WriterLock(Path(sys.argv[1]))"
+    code = (
+        "import sys; from pathlib import Path; from featkit.lock import WriterLock;"
+        " WriterLock(Path(sys.argv[1]))"
+    )
     status, _, error = run_python(code, place / "lock", ordinary_user=True)
     assert status == 1
-    assert error.splitlines()[-1].endswith(f"{place}/lock cannot be written: Permission denied; choose another place.")
+    assert error.splitlines()[-1].endswith(
+        f"{place}/lock cannot be written: Permission denied; choose another place."
+    )
 
 
 def test_featkit_is_imported_without_what_only_unix_has() -> None:
-    """On Windows there is no fcntl, and os lacks some functions and flags; warnings are errors in this process."""
+    """On Windows there is no fcntl, and os lacks some functions and flags; warnings are errors in
+    this process."""
     code = """
 import os, sys
 sys.modules["fcntl"] = None
@@ -161,7 +179,9 @@ print(Index.__name__)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_file_system_that_cannot_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_file_system_that_cannot_lock_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     def refuse(_descriptor: int, *, blocking: bool) -> bool:
         assert not blocking
         raise OSError(number, os.strerror(number))
@@ -169,17 +189,25 @@ def test_a_file_system_that_cannot_lock_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(filelock, "lock_descriptor", refuse)
     lowest_free = os.dup(0)
     os.close(lowest_free)
-    with refused(f"{tmp_path / 'lock'} cannot be locked for writing: {os.strerror(number)}.", error=EnvironmentProblem):
+    with refused(
+        f"{tmp_path / 'lock'} cannot be locked for writing: {os.strerror(number)}.",
+        error=EnvironmentProblem,
+    ):
         WriterLock(tmp_path / "lock")
     assert os.dup(0) == lowest_free  # the refused opening is closed
     os.close(lowest_free)
 
 
-def test_the_holder_is_named_where_the_first_byte_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_holder_is_named_where_the_first_byte_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Windows locks that byte against reading, too."""
     monkeypatch.setattr(lock_module, "FIRST_READABLE", 1)
     lock = WriterLock(tmp_path / "lock")
-    with refused(f"is being written by process {os.getpid()} on {socket.gethostname()}", error=EnvironmentProblem):
+    with refused(
+        f"is being written by process {os.getpid()} on {socket.gethostname()}",
+        error=EnvironmentProblem,
+    ):
         WriterLock(tmp_path / "lock")
     lock.release()
 

@@ -1,4 +1,5 @@
-"""The manifest inside a model file: read without onnx as onnx reads it, and one sentence for every file that has none."""
+"""The manifest inside a model file: read without onnx as onnx reads it, and one sentence for every
+file that has none."""
 
 from __future__ import annotations
 
@@ -54,7 +55,12 @@ def test_the_manifest_is_what_onnx_reads(model: Path) -> None:
     values = json.loads(manifest_text(model))
     manifest = read_manifest(model)
     assert json.loads(manifest.to_json()) == values
-    assert (manifest.patch, manifest.width, manifest.family, manifest.format) == (8, 16, "test", FORMAT)
+    assert (manifest.patch, manifest.width, manifest.family, manifest.format) == (
+        8,
+        16,
+        "test",
+        FORMAT,
+    )
     assert manifest.geometry.to_dict() == values["geometry"]
     assert (manifest.outputs, manifest.proven_equal_to) == (("embedding",), ())
 
@@ -82,15 +88,29 @@ def test_every_field_survives_the_file(model: Path, tmp_path: Path) -> None:
 
 def test_the_manifest_is_found_among_other_metadata(model: Path, tmp_path: Path) -> None:
     others = {"featkit2": "no", "author": "x" * 300, "": METADATA_KEY, "a": ""}
-    assert read_manifest(with_manifest(model, tmp_path / "m.onnx", manifest_text(model), **others)) == read_manifest(model)
+    assert read_manifest(
+        with_manifest(model, tmp_path / "m.onnx", manifest_text(model), **others)
+    ) == read_manifest(model)
 
 
 def test_fields_that_have_defaults_may_be_left_out(model: Path, tmp_path: Path) -> None:
     values = json.loads(manifest_text(model))
     later = ("layers", "join", "whitened", "fixed_size", "quantisation", "external")
-    for name in ("format", *later, "outputs", "precision", "parity", "origin", "batch_invariant", "proven_equal_to", "notes"):
+    for name in (
+        "format",
+        *later,
+        "outputs",
+        "precision",
+        "parity",
+        "origin",
+        "batch_invariant",
+        "proven_equal_to",
+        "notes",
+    ):
         del values[name]
-    assert read_manifest(with_manifest(model, tmp_path / "m.onnx", json.dumps(values))) == read_manifest(model)
+    assert read_manifest(
+        with_manifest(model, tmp_path / "m.onnx", json.dumps(values))
+    ) == read_manifest(model)
 
 
 def test_nodes_are_counted_as_onnx_counts_them(model: Path, tmp_path: Path) -> None:
@@ -104,7 +124,9 @@ def test_nodes_are_counted_as_onnx_counts_them(model: Path, tmp_path: Path) -> N
     assert count_nodes(tmp_path / "none.onnx") == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"\x3a\x05\x0a\x09ab", b"\x3a\x02\x0b\x00", b"To whom it may concern"])
+@pytest.mark.parametrize(
+    "data", [b"", b"\x3a\x05\x0a\x09ab", b"\x3a\x02\x0b\x00", b"To whom it may concern"]
+)
 def test_nodes_of_what_is_no_graph_are_not_counted(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
     with refused("m.onnx is no ONNX file whose graph can be read"):
@@ -113,15 +135,19 @@ def test_nodes_of_what_is_no_graph_are_not_counted(tmp_path: Path, data: bytes) 
 
 def test_reading_needs_neither_onnx_nor_a_session(model: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from featkit.modelfile import read_manifest; read_manifest(Path(sys.argv[1])); "
-        "print({'onnx', 'onnxruntime', 'torch', 'faiss'} & set(sys.modules))"
+        "import sys; from pathlib import Path; from featkit.modelfile import read_manifest;"
+        " read_manifest(Path(sys.argv[1])); print({'onnx', 'onnxruntime', 'torch', 'faiss'} &"
+        " set(sys.modules))"
     )
     assert run_python(code, model) == (0, "set()\n", "")
 
 
 def test_a_foreign_onnx_file_is_refused(model: Path, tmp_path: Path) -> None:
     path = with_manifest(model, tmp_path / "foreign.onnx", None, author="someone")
-    with refused(f"{path} is not a featkit model file: it has no `featkit` manifest; make one with `featkit export`."):
+    with refused(
+        f"{path} is not a featkit model file: it has no `featkit` manifest; make one with `featkit"
+        " export`."
+    ):
         read_manifest(path)
 
 
@@ -130,7 +156,9 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         read_manifest(tmp_path / "m.onnx")
 
 
-@pytest.mark.parametrize("content", [b"", b"a note\n" * 50, b"\x00", b"\xff" * 64, b"\x80\x02}q\x00."])
+@pytest.mark.parametrize(
+    "content", [b"", b"a note\n" * 50, b"\x00", b"\xff" * 64, b"\x80\x02}q\x00."]
+)
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
     with refused(f"{tmp_path}/m.onnx is not a featkit model file: it is no ONNX file ("):
@@ -153,7 +181,10 @@ def test_a_model_file_that_was_cut_is_refused(model: Path, tmp_path: Path) -> No
 @settings(max_examples=150, deadline=None, derandomize=True)
 @example(content=b"\x72\x09\x0a\x07featkit")
 @example(content=b"\x72\x0d\x0a\x07featkit\x12\x02[]")
-@given(content=st.binary(max_size=60) | st.binary(max_size=40).map(lambda rest: b"\x72" + bytes([len(rest)]) + rest))
+@given(
+    content=st.binary(max_size=60)
+    | st.binary(max_size=40).map(lambda rest: b"\x72" + bytes([len(rest)]) + rest)
+)
 def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "random.onnx"
     path.write_bytes(content)
@@ -162,7 +193,9 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, cont
 
 
 COUNTS = list(itertools.product(("patch", "width", "opset"), ("8", 0, -8, 8.0, True, None, [8])))
-TEXTS = list(itertools.product(("family", "name", "feature", "licence", "fingerprint"), (8, None, ["a"])))
+TEXTS = list(
+    itertools.product(("family", "name", "feature", "licence", "fingerprint"), (8, None, ["a"]))
+)
 
 
 def change(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -178,7 +211,10 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (change(format=FORMAT + 1), f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit."),
+        (
+            change(format=FORMAT + 1),
+            f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit.",
+        ),
         (change(format=FORMAT + 1, colour="new"), "newer than"),
         (change(format="1"), "is not one of featkit's"),
         (change(colour="blue"), "colour"),
@@ -188,12 +224,24 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (change(geometry={}), "The geometry lacks ["),
         (change(outputs=3), "is not one of featkit's"),
         *(
-            (change(**{name: bad}), f"The manifest's {name} is {bad!r}; it has to be a whole number above 0.")
+            (
+                change(**{name: bad}),
+                f"The manifest's {name} is {bad!r}; it has to be a whole number above 0.",
+            )
             for name, bad in COUNTS
         ),
-        *((change(**{name: bad}), f"The manifest's {name} is {bad!r}; it has to be text.") for name, bad in TEXTS),
-        (change(batch_invariant="no"), "The manifest's batch_invariant is 'no'; it has to be true or false."),
-        (change(batch_invariant=1), "The manifest's batch_invariant is 1; it has to be true or false."),
+        *(
+            (change(**{name: bad}), f"The manifest's {name} is {bad!r}; it has to be text.")
+            for name, bad in TEXTS
+        ),
+        (
+            change(batch_invariant="no"),
+            "The manifest's batch_invariant is 'no'; it has to be true or false.",
+        ),
+        (
+            change(batch_invariant=1),
+            "The manifest's batch_invariant is 1; it has to be true or false.",
+        ),
         (lambda _manifest: [], "is not one of featkit's"),
         (lambda _manifest: "text", "is not one of featkit's"),
         (lambda _manifest: None, "is not one of featkit's"),
@@ -202,7 +250,9 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
 def test_a_manifest_of_another_kind_is_refused(
     model: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], words: str
 ) -> None:
-    path = with_manifest(model, tmp_path / "m.onnx", json.dumps(edit(json.loads(manifest_text(model)))))
+    path = with_manifest(
+        model, tmp_path / "m.onnx", json.dumps(edit(json.loads(manifest_text(model))))
+    )
     with refused(f"{path} is not a model file that can be used: ", words):
         read_manifest(path)
 
@@ -237,11 +287,17 @@ def test_a_file_of_the_first_format_is_read(model: Path, tmp_path: Path) -> None
         (change(external={"file": "w"}), "is not one of featkit's"),
         (change(external=3), "is not one of featkit's"),
         *(
-            (change(external={"file": bad, "num_bytes": 3, "sha256": ""}), "it has to be a bare file name.")
+            (
+                change(external={"file": bad, "num_bytes": 3, "sha256": ""}),
+                "it has to be a bare file name.",
+            )
             for bad in ("", "../w", "/etc/passwd", "a/b", "..", ".", None, 3)
         ),
         *(
-            (change(external={"file": "w", "num_bytes": bad, "sha256": ""}), "it has to be a whole number above 0.")
+            (
+                change(external={"file": "w", "num_bytes": bad, "sha256": ""}),
+                "it has to be a whole number above 0.",
+            )
             for bad in (0, -3, 3.0, True, "3")
         ),
         (change(external={"file": "w", "num_bytes": 3, "sha256": 3}), "it has to be text."),
@@ -250,23 +306,41 @@ def test_a_file_of_the_first_format_is_read(model: Path, tmp_path: Path) -> None
 def test_what_later_formats_added_is_checked_as_well(
     model: Path, tmp_path: Path, edit: Callable[[dict[str, Any]], object], words: str
 ) -> None:
-    path = with_manifest(model, tmp_path / "m.onnx", json.dumps(edit(json.loads(manifest_text(model)))))
+    path = with_manifest(
+        model, tmp_path / "m.onnx", json.dumps(edit(json.loads(manifest_text(model))))
+    )
     with refused(f"{path} is not a model file that can be used: ", words):
         read_manifest(path)
 
 
-def test_made_of_tells_weights_feature_and_layers_and_nothing_that_leaves_vectors_alike(model: Path) -> None:
+def test_made_of_tells_weights_feature_and_layers_and_nothing_that_leaves_vectors_alike(
+    model: Path,
+) -> None:
     manifest = dataclasses.replace(read_manifest(model), origin={"sha256": "abc"}, fingerprint="f")
     assert manifest.made_of == "test abc mean"
     assert dataclasses.replace(manifest, origin={}).made_of == "test f mean"
     joined = dataclasses.replace(manifest, layers=(9, 12), join="mean")
     assert joined.made_of == "test abc mean of blocks 9, 12 (mean)"
-    others = [{"layers": (9,)}, {"feature": "cls"}, {"family": "dino"}, {"join": "concat"}, {"origin": {"sha256": "abd"}}]
+    others = [
+        {"layers": (9,)},
+        {"feature": "cls"},
+        {"family": "dino"},
+        {"join": "concat"},
+        {"origin": {"sha256": "abd"}},
+    ]
     others.append({"origin": {"sha256": "abc", "exit": "1 of 3"}})
-    assert len({joined.made_of, *(dataclasses.replace(joined, **other).made_of for other in others)}) == 7  # type: ignore[arg-type]
-    branches = [dataclasses.replace(manifest, origin={**manifest.origin, "branch": name}) for name in ("teacher", "student")]
+    assert (
+        len({joined.made_of, *(dataclasses.replace(joined, **other).made_of for other in others)})  # type: ignore[arg-type]
+        == 7
+    )
+    branches = [
+        dataclasses.replace(manifest, origin={**manifest.origin, "branch": name})
+        for name in ("teacher", "student")
+    ]
     assert len({manifest.made_of, *(branch.made_of for branch in branches)}) == 3
-    alike = dataclasses.replace(manifest, whitened="by some", precision="int8", name="other", fixed_size=(8, 8))
+    alike = dataclasses.replace(
+        manifest, whitened="by some", precision="int8", name="other", fixed_size=(8, 8)
+    )
     assert alike.made_of == manifest.made_of
 
 
@@ -275,7 +349,9 @@ def with_weights(model: Path, folder: Path) -> tuple[Path, ExternalWeights]:
     folder.mkdir()
     weights = folder / "0123.weights"
     weights.write_bytes(b"numbers")
-    external = ExternalWeights(file=weights.name, num_bytes=7, sha256=hashlib.sha256(b"numbers").hexdigest())
+    external = ExternalWeights(
+        file=weights.name, num_bytes=7, sha256=hashlib.sha256(b"numbers").hexdigest()
+    )
     manifest = dataclasses.replace(read_manifest(model), external=external)
     return with_manifest(model, folder / "m.onnx", manifest.to_json()), external
 
@@ -283,7 +359,10 @@ def with_weights(model: Path, folder: Path) -> tuple[Path, ExternalWeights]:
 def test_a_copy_takes_weights_along_under_their_own_name(model: Path, tmp_path: Path) -> None:
     path, external = with_weights(model, tmp_path / "a")
     copy_model_file(path, tmp_path / "b" / "c" / "other.onnx")
-    assert sorted(file.name for file in (tmp_path / "b" / "c").iterdir()) == [external.file, "other.onnx"]
+    assert sorted(file.name for file in (tmp_path / "b" / "c").iterdir()) == [
+        external.file,
+        "other.onnx",
+    ]
     assert (tmp_path / "b" / "c" / external.file).read_bytes() == b"numbers"
     assert (tmp_path / "b" / "c" / "other.onnx").read_bytes() == path.read_bytes()
     copy_model_file(model, tmp_path / "d" / "m.onnx")
@@ -293,7 +372,10 @@ def test_a_copy_takes_weights_along_under_their_own_name(model: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (None, "0123.weights is missing, which holds the weights of m.onnx; copy both files together"),
+        (
+            None,
+            "0123.weights is missing, which holds the weights of m.onnx; copy both files together",
+        ),
         (b"number", "0123.weights has 6 bytes, not the 7 of the weights of m.onnx"),
         (b"numberz", "0123.weights is damaged: it is not what m.onnx was written with"),
     ],

@@ -1,4 +1,5 @@
-"""Any bytes are a model file or refused in one sentence, and so is any manifest, whatever its fields hold."""
+"""Any bytes are a model file or refused in one sentence, and so is any manifest, whatever its
+fields hold."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ from featkit.modelfile import METADATA_KEY, Manifest, check_weights, count_nodes
 from tests.fuzzing import CASES, fuzz
 from tests.model_files import make_model_file
 
-BAD_WEIGHTS = [{"file": name, "num_bytes": 1, "sha256": ""} for name in ("../x", "a\0b", "C:\\x", "\ud800", "x" * 300, ".", "")]
+BAD_WEIGHTS = [
+    {"file": name, "num_bytes": 1, "sha256": ""}
+    for name in ("../x", "a\0b", "C:\\x", "\ud800", "x" * 300, ".", "")
+]
 NUMBERS = [0, -1, 1, 2**63, 10**400, 1.5, 1e308, float("nan"), float("inf")]
 TEXTS = ["", "a", "../../etc/passwd", "a\0b", "\ud800", "embedding", "224", "x" * 1000]
 NESTED = [[], [[]], {}, {"a": 1}, [None], ["embedding"], [1, 2], [1, 2, 3], ["height"], [[1], [2]]]
@@ -65,17 +69,34 @@ def test_any_manifest_text_is_read_or_refused(cases: int, model: Path) -> None:
 
 def test_any_field_of_any_kind_is_read_or_refused(model: Path, tmp_path: Path) -> None:
     values = json.loads(read_manifest(model).to_json())
-    inner = [("geometry", name) for name in (*values["geometry"], "rounding")] + [("parity", "x"), ("origin", "x")]
+    inner = [("geometry", name) for name in (*values["geometry"], "rounding")] + [
+        ("parity", "x"),
+        ("origin", "x"),
+    ]
     places = [(name,) for name in (*values, "surprise")] + inner
 
-    @settings(max_examples=2000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.lists(st.tuples(st.sampled_from(places), st.sampled_from(HOSTILE)), min_size=1, max_size=3))
+    @settings(
+        max_examples=2000,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(places), st.sampled_from(HOSTILE)), min_size=1, max_size=3
+        )
+    )
     def check(changes: list[tuple[tuple[str, ...], Any]]) -> None:
         changed = json.loads(json.dumps(values))
         for place, value in changes:
             target = changed
             for name in place[:-1]:
-                target = target[name] if isinstance(target, dict) and isinstance(target.get(name), dict) else {}
+                target = (
+                    target[name]
+                    if isinstance(target, dict) and isinstance(target.get(name), dict)
+                    else {}
+                )
             target[place[-1]] = copy.deepcopy(value)
         try:
             text = json.dumps(changed)
@@ -111,9 +132,13 @@ def test_each_hostile_value_in_each_field_is_read_or_refused(place: str, model: 
         str(manifest.made_of)
 
 
-def test_a_manifest_among_huge_metadata_is_found_and_a_huge_one_refused(model: Path, tmp_path: Path) -> None:
+def test_a_manifest_among_huge_metadata_is_found_and_a_huge_one_refused(
+    model: Path, tmp_path: Path
+) -> None:
     proto = onnx.load(model)
-    onnx.helper.set_model_props(proto, {"author": "x" * 20_000_000, METADATA_KEY: read_manifest(model).to_json()})
+    onnx.helper.set_model_props(
+        proto, {"author": "x" * 20_000_000, METADATA_KEY: read_manifest(model).to_json()}
+    )
     onnx.save(proto, tmp_path / "m.onnx")
     assert read_manifest(tmp_path / "m.onnx") == read_manifest(model)
     onnx.helper.set_model_props(proto, {METADATA_KEY: "x" * 20_000_000})
@@ -125,7 +150,12 @@ def test_a_manifest_among_huge_metadata_is_found_and_a_huge_one_refused(model: P
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 123\n", "git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:"
+            + b"a" * 64
+            + b"\nsize 123\n",
+            "git lfs pull",
+        ),
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "download it again"),
     ],
 )

@@ -1,4 +1,5 @@
-"""The batch job: a row an item, the same bytes whatever the workers and the stops, and never more in memory than a little."""
+"""The batch job: a row an item, the same bytes whatever the workers and the stops, and never more
+in memory than a little."""
 
 from __future__ import annotations
 
@@ -76,7 +77,8 @@ def embedder(model: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COUNT files in two folders below `pictures`, the BROKEN ones among them no pictures; not to be changed."""
+    """COUNT files in two folders below `pictures`, the BROKEN ones among them no pictures; not to
+    be changed."""
     root = draw_folder(tmp_path_factory.mktemp("source") / "pictures", COUNT, height=300, width=400)
     (root / "cats").mkdir()
     for number in range(5):
@@ -86,7 +88,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def embed(pictures: Path | Source, embedder: Embedder, out: Path, *, workers: int = 2, shard_size: int = 5) -> EmbedReport:
+def embed(
+    pictures: Path | Source, embedder: Embedder, out: Path, *, workers: int = 2, shard_size: int = 5
+) -> EmbedReport:
     """Run the job."""
     source = open_source(pictures) if isinstance(pictures, Path) else pictures
     return embed_source(source, embedder, out, shard_size=shard_size, workers=workers)
@@ -96,9 +100,16 @@ def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
     pictures: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     report = embed(pictures, embedder, tmp_path / "emb")
-    assert (report.num_items, report.num_done, report.num_embedded_now, report.num_failed) == (COUNT, COUNT, COUNT, 2)
+    assert (report.num_items, report.num_done, report.num_embedded_now, report.num_failed) == (
+        COUNT,
+        COUNT,
+        COUNT,
+        2,
+    )
     assert [key for key, _ in report.failures] == list(BROKEN)
-    rows = [row for table in Embeddings.open(tmp_path / "emb").tables() for row in table.to_pylist()]
+    rows = [
+        row for table in Embeddings.open(tmp_path / "emb").tables() for row in table.to_pylist()
+    ]
     files = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jpg"))
     assert [row["key"] for row in rows] == files
     for row in rows:
@@ -108,29 +119,40 @@ def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
             assert row["embedding"] is row["thumbnail"] is row["width"] is row["height"] is None
         else:
             assert (row["width"], row["height"], row["error"]) == (400, 300, None)
-            with Image.open(io.BytesIO(row["thumbnail"])) as thumbnail, Image.open(pictures / row["key"]) as original:
+            with (
+                Image.open(io.BytesIO(row["thumbnail"])) as thumbnail,
+                Image.open(pictures / row["key"]) as original,
+            ):
                 assert (thumbnail.format, thumbnail.size) == ("JPEG", (256, 192))
                 small = np.asarray(original.resize(thumbnail.size), np.float64)
                 assert np.abs(np.asarray(thumbnail, np.float64) - small).mean() < 6
 
 
-def test_vectors_are_those_of_the_embedder(pictures: Path, model: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_vectors_are_those_of_the_embedder(
+    pictures: Path, model: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     embed(pictures, embedder, tmp_path / "emb")
     keys, vectors = Embeddings.open(tmp_path / "emb").read()
     assert len(keys) == COUNT - len(BROKEN)
-    np.testing.assert_array_equal(vectors, Embedder(model, threads=2).embed([pictures / key for key in keys]))
+    np.testing.assert_array_equal(
+        vectors, Embedder(model, threads=2).embed([pictures / key for key in keys])
+    )
     assert np.unique(vectors.round(4), axis=0).shape == vectors.shape
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
-def test_the_number_of_workers_changes_no_byte(pictures: Path, embedder: Embedder, tmp_path: Path, workers: int) -> None:
+def test_the_number_of_workers_changes_no_byte(
+    pictures: Path, embedder: Embedder, tmp_path: Path, workers: int
+) -> None:
     embed(pictures, embedder, tmp_path / "one", workers=1)
     embed(pictures, embedder, tmp_path / "many", workers=workers)
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
     assert len(digests(tmp_path / "one")) == 2 * 5 + 2
 
 
-def test_a_model_whose_batches_matter_gives_the_same_bytes_too(pictures: Path, tmp_path: Path) -> None:
+def test_a_model_whose_batches_matter_gives_the_same_bytes_too(
+    pictures: Path, tmp_path: Path
+) -> None:
     alone = Embedder(make_model_file(tmp_path / "m.onnx", batch_invariant=False), threads=1)
     assert alone.batch_size == 1
     embed(pictures, alone, tmp_path / "one", workers=1)
@@ -155,11 +177,17 @@ def test_a_restart_makes_what_is_missing_and_the_same_bytes(
     assert digests(out) == expected
 
 
-def test_what_a_killed_process_left_half_written_is_removed(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_half_written_is_removed(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     out = tmp_path / "emb"
     embed(pictures, embedder, out)
     expected = digests(out)
-    for name in ("plan.json.partial-00ff", "model.onnx.partial-00ff", "shards/00003.parquet.partial-00ff"):
+    for name in (
+        "plan.json.partial-00ff",
+        "model.onnx.partial-00ff",
+        "shards/00003.parquet.partial-00ff",
+    ):
         (out / name).write_bytes(b"half")
     (out / "model.onnx").unlink()
     assert embed(pictures, embedder, out).num_embedded_now == 0
@@ -172,26 +200,42 @@ def test_progress_counts_items_and_failures_and_begins_with_what_is_there(
     calls: list[tuple[int, ...]] = []
     for _ in range(2):
         source = open_source(pictures)
-        embed_source(source, embedder, tmp_path, shard_size=10, on_progress=lambda *counts: calls.append(counts))
+        embed_source(
+            source,
+            embedder,
+            tmp_path,
+            shard_size=10,
+            on_progress=lambda *counts: calls.append(counts),
+        )
     # Of 23 items in order, the two broken ones are the 8th and the 16th.
     assert calls == [(0, 0), (10, 1), (20, 2), (23, 2), (23, 2)]
 
 
-def test_ctrl_c_keeps_whole_shards_and_says_how_many(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_whole_shards_and_says_how_many(
+    pictures: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     def stop(done: int, _failed: int) -> None:
         if done >= 15:
             raise KeyboardInterrupt
 
     out = tmp_path / "emb"
-    with pytest.raises(Interrupted, match=rf"Stopped by Ctrl-C with 10 of {COUNT} items in .*emb; the same command goes on"):
+    with pytest.raises(
+        Interrupted,
+        match=rf"Stopped by Ctrl-C with 10 of {COUNT} items in .*emb; the same command goes on",
+    ):
         embed_source(open_source(pictures), embedder, out, shard_size=5, on_progress=stop)
-    assert sorted(path.name for path in (out / "shards").iterdir()) == ["00000.parquet", "00001.parquet"]
+    assert sorted(path.name for path in (out / "shards").iterdir()) == [
+        "00000.parquet",
+        "00001.parquet",
+    ]
     embed(pictures, embedder, out)
     embed(pictures, embedder, tmp_path / "unbroken")
     assert digests(out) == digests(tmp_path / "unbroken")
 
 
-def test_ctrl_c_does_not_wait_for_a_picture_that_never_ends(embedder: Embedder, tmp_path: Path) -> None:
+def test_ctrl_c_does_not_wait_for_a_picture_that_never_ends(
+    embedder: Embedder, tmp_path: Path
+) -> None:
     reading, release = threading.Event(), threading.Event()
 
     def stuck(number: int) -> None:
@@ -206,13 +250,17 @@ def test_ctrl_c_does_not_wait_for_a_picture_that_never_ends(embedder: Embedder, 
 
     try:
         with pytest.raises(Interrupted):
-            embed_source(MadeUp(100, stuck), embedder, tmp_path, shard_size=32, workers=1, on_progress=stop)
+            embed_source(
+                MadeUp(100, stuck), embedder, tmp_path, shard_size=32, workers=1, on_progress=stop
+            )
         assert not release.is_set()
     finally:
         release.set()
 
 
-def test_an_error_that_is_no_pictures_fault_ends_the_job_with_whole_shards(embedder: Embedder, tmp_path: Path) -> None:
+def test_an_error_that_is_no_pictures_fault_ends_the_job_with_whole_shards(
+    embedder: Embedder, tmp_path: Path
+) -> None:
     def fail(number: int) -> None:
         if number == 70:
             raise MemoryError("no room")
@@ -225,7 +273,9 @@ def test_an_error_that_is_no_pictures_fault_ends_the_job_with_whole_shards(embed
     assert embed(MadeUp(100), embedder, tmp_path, shard_size=32).num_embedded_now == 36
 
 
-def test_rows_ahead_of_the_writer_are_bounded_however_slow_it_is(embedder: Embedder, tmp_path: Path) -> None:
+def test_rows_ahead_of_the_writer_are_bounded_however_slow_it_is(
+    embedder: Embedder, tmp_path: Path
+) -> None:
     started: list[int] = []
     ahead: list[int] = []
 
@@ -237,14 +287,26 @@ def test_rows_ahead_of_the_writer_are_bounded_however_slow_it_is(embedder: Embed
                 time.sleep(0.1)
         ahead.append(len(started) - done)
 
-    embed_source(MadeUp(700, started.append), embedder, tmp_path, shard_size=64, workers=2, on_progress=measure)
+    embed_source(
+        MadeUp(700, started.append),
+        embedder,
+        tmp_path,
+        shard_size=64,
+        workers=2,
+        on_progress=measure,
+    )
     assert len(started) == 700
     assert max(ahead) <= ROWS_AHEAD
 
 
 def test_columns_hold_what_all_items_know(embedder: Embedder, tmp_path: Path) -> None:
     source = MadeUp(4)
-    source.values = [{"class": 1, "width": 9}, {"score": 0.5, "tag": "x"}, {"class": 2, "score": 3, "tag": 7}, {}]
+    source.values = [
+        {"class": 1, "width": 9},
+        {"score": 0.5, "tag": "x"},
+        {"class": 2, "score": 3, "tag": 7},
+        {},
+    ]
     embed(source, embedder, tmp_path, shard_size=1)
     table = pq.read_table(tmp_path / "shards")
     assert table.select(["class", "score", "tag", "width_"]).to_pydict() == {
@@ -264,19 +326,40 @@ def test_the_same_source_may_be_spelled_otherwise(
     embed(pictures, embedder, tmp_path)
     monkeypatch.chdir(pictures.parent)
     for spelling in ("pictures", "./pictures/", "pictures/cats/.."):
-        assert embed_source(open_source(spelling), embedder, tmp_path, shard_size=5).num_embedded_now == 0
+        assert (
+            embed_source(open_source(spelling), embedder, tmp_path, shard_size=5).num_embedded_now
+            == 0
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ("copy", "was begun with the source {source}, not {copy}; choose another --out."),
-        ("added", "it had 3 pictures and has 4, some of them added, removed or renamed. Embed it as it is now into another"),
-        ("renamed", "it had 3 pictures and has 3, some of them added, removed or renamed. Embed it as it is now into another"),
+        (
+            "added",
+            (
+                "it had 3 pictures and has 4, some of them added, removed or renamed. Embed it as"
+                " it is now into another"
+            ),
+        ),
+        (
+            "renamed",
+            (
+                "it had 3 pictures and has 3, some of them added, removed or renamed. Embed it as"
+                " it is now into another"
+            ),
+        ),
     ],
 )
-def test_another_source_is_refused_with_the_way_out(embedder: Embedder, tmp_path: Path, change: str, words: str) -> None:
-    source, copy, out = draw_folder(tmp_path / "a", 3), draw_folder(tmp_path / "b", 3), tmp_path / "emb"
+def test_another_source_is_refused_with_the_way_out(
+    embedder: Embedder, tmp_path: Path, change: str, words: str
+) -> None:
+    source, copy, out = (
+        draw_folder(tmp_path / "a", 3),
+        draw_folder(tmp_path / "b", 3),
+        tmp_path / "emb",
+    )
     embed(source, embedder, out)
     before = digests(out)
     if change == "added":
@@ -298,7 +381,9 @@ def test_a_damaged_shard_is_made_again(pictures: Path, embedder: Embedder, tmp_p
     assert digests(tmp_path) == expected
 
 
-def test_the_folder_is_held_while_it_is_written_and_free_afterwards(embedder: Embedder, tmp_path: Path) -> None:
+def test_the_folder_is_held_while_it_is_written_and_free_afterwards(
+    embedder: Embedder, tmp_path: Path
+) -> None:
     holder = WriterLock(tmp_path / ".lock")
     with pytest.raises(EnvironmentProblem, match=r"is being written by process \d+ on "):
         embed(MadeUp(1), embedder, tmp_path)
@@ -309,7 +394,9 @@ def test_the_folder_is_held_while_it_is_written_and_free_afterwards(embedder: Em
 
 
 @needs_openvino
-def test_a_folder_goes_on_with_what_it_was_begun_with(pictures: Path, model: Path, tmp_path: Path) -> None:
+def test_a_folder_goes_on_with_what_it_was_begun_with(
+    pictures: Path, model: Path, tmp_path: Path
+) -> None:
     source = open_source(pictures)
     begun = Embedder(model, backend="openvino", precision="fp32", threads=1)
     report = embed_source(source, begun, tmp_path / "whole", shard_size=8)
@@ -328,15 +415,22 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(pictures: Path, model: Pat
 
 
 @needs_openvino
-@pytest.mark.parametrize("asked", [{"backend": "onnxruntime"}, {"backend": "onnxruntime", "precision": "fp32"}])
+@pytest.mark.parametrize(
+    "asked", [{"backend": "onnxruntime"}, {"backend": "onnxruntime", "precision": "fp32"}]
+)
 def test_a_run_asked_for_that_is_not_the_one_begun_with_is_refused(
     pictures: Path, model: Path, tmp_path: Path, asked: dict[str, str]
 ) -> None:
     source = open_source(pictures)
-    embed_source(source, Embedder(model, backend="openvino", precision="fp32", threads=1), tmp_path / "emb")
+    embed_source(
+        source, Embedder(model, backend="openvino", precision="fp32", threads=1), tmp_path / "emb"
+    )
     before = digests(tmp_path / "emb")
     other = Embedder(model, threads=1, **asked)  # type: ignore[arg-type]
-    with refused(tmp_path / "emb", "was begun with openvino fp32, not onnxruntime fp32; go on with --backend openvino"):
+    with refused(
+        tmp_path / "emb",
+        "was begun with openvino fp32, not onnxruntime fp32; go on with --backend openvino",
+    ):
         embed_source(source, other, tmp_path / "emb")
     assert digests(tmp_path / "emb") == before
 
@@ -349,12 +443,16 @@ def test_a_folder_begun_where_the_engine_was_installed_says_what_to_install(
     plan = tmp_path / "emb" / "plan.json"
     plan.write_text(plan.read_text().replace("onnxruntime fp32", "openvino bf16"))
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with refused("openvino is not installed; run: pip install 'featkit[openvino]'.", error=EnvironmentProblem):
+    with refused(
+        "openvino is not installed; run: pip install 'featkit[openvino]'.", error=EnvironmentProblem
+    ):
         embed_source(source, Embedder(model, threads=1), tmp_path / "emb")
 
 
 @needs_bf16
-def test_workers_side_by_side_get_in_bf16_what_one_gets(pictures: Path, model: Path, tmp_path: Path) -> None:
+def test_workers_side_by_side_get_in_bf16_what_one_gets(
+    pictures: Path, model: Path, tmp_path: Path
+) -> None:
     source, embedder = open_source(pictures), Embedder(model, precision="bf16", threads=1)
     for workers in (1, 3):
         embed_source(source, embedder, tmp_path / str(workers), workers=workers)

@@ -1,4 +1,5 @@
-"""The batch job within a small memory: fewer threads, large pictures one after the other, and the same rows."""
+"""The batch job within a small memory: fewer threads, large pictures one after the other, and the
+same rows."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ MB = 10**6
 SMALL_MB, NUM_CORES = 512, 16
 NUM_LARGE, LARGE_SIDE = 6, 2500  # 6 million pixels: 94 MB each while they are decoded
 
-# Plays a machine of 16 cores and 512 MB to `featkit embed`; prints what the process took at most, in MB.
+# Plays a machine of 16 cores and 512 MB to `featkit embed`; prints what the process took at most,
+# in MB.
 PLAYED = """
 import sys, threading, time
 from featkit import pipeline, resources
@@ -72,7 +74,9 @@ def test_threads_are_as_many_as_fit_in_memory(
     assert workers_for(Embedder(model, threads=1)) == expected
 
 
-def test_large_pictures_wait_for_each_other(model: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_wait_for_each_other(
+    model: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Watched] = []
     monkeypatch.setattr(Watched, "made", made)
     monkeypatch.setattr(pipeline, "MemoryBudget", Watched)
@@ -105,7 +109,9 @@ class Watched(MemoryBudget):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say what a process holds")
 @pytest.mark.parametrize("threads", [(), ("--threads", "8")])
-def test_a_small_machine_is_not_overrun(model: Path, large: Path, tmp_path: Path, threads: tuple[str, ...]) -> None:
+def test_a_small_machine_is_not_overrun(
+    model: Path, large: Path, tmp_path: Path, threads: tuple[str, ...]
+) -> None:
     command = ["embed", large, "--model", model, "--out", tmp_path / "e", "--json", *threads]
     done = subprocess.run(
         [sys.executable, "-c", PLAYED, *map(str, command)],
@@ -139,17 +145,22 @@ def test_the_report_says_why_threads_are_few(model: Path, tmp_path: Path) -> Non
         "--quiet",
     ]
     out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
-    assert "Memory is limited to 512 MB, so 1 thread of 16 did the work; --threads sets another number." in " ".join(
-        out.split()
+    assert (
+        "Memory is limited to 512 MB, so 1 thread of 16 did the work; --threads sets another"
+        " number." in " ".join(out.split())
     )
 
 
-def test_a_command_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path) -> None:
+def test_a_command_that_runs_out_of_memory_says_so(
+    monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
+) -> None:
     def out_of_memory(*_arguments: object, **_options: object) -> None:
         raise MemoryError("malloc of size 1600 failed")
 
     monkeypatch.setattr(pipeline, "embed_source", out_of_memory)
     Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
-    said = run_featkit("embed", tmp_path / "a.png", "--model", model, "--out", tmp_path / "e", "--quiet")
+    said = run_featkit(
+        "embed", tmp_path / "a.png", "--model", model, "--out", tmp_path / "e", "--quiet"
+    )
     assert (said.code, is_one_sentence(said)) == (3, True)
     assert "the memory ran out; this process may use" in said.error

@@ -1,4 +1,5 @@
-"""Processors and memory are counted as the system grants them: the least of all limits, on parent groups too."""
+"""Processors and memory are counted as the system grants them: the least of all limits, on parent
+groups too."""
 
 from __future__ import annotations
 
@@ -9,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from featkit import resources
-from featkit.resources import cache_folder, spare_memory, usable_cpus, usable_memory, workers_that_fit
+from featkit.resources import (
+    cache_folder,
+    spare_memory,
+    usable_cpus,
+    usable_memory,
+    workers_that_fit,
+)
 from tests.processes import run_python
 
-needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system has no processor affinity")
+needs_affinity = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="the system has no processor affinity"
+)
 
 
 class System:
@@ -41,7 +50,10 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
     monkeypatch.setattr(resources, "_machine_memory", lambda: [32 * GB])
     monkeypatch.setattr(resources, "_address_limit", list)
-    made.write("/proc/self/statm", f"{4 * GB // resources._page_size()} {GB // resources._page_size()} 0 0 0 0 0")
+    made.write(
+        "/proc/self/statm",
+        f"{4 * GB // resources._page_size()} {GB // resources._page_size()} 0 0 0 0 0",
+    )
     return made
 
 
@@ -55,8 +67,9 @@ def test_a_process_bound_to_some_processors_uses_no_more(num_cpus: int) -> None:
     if len(allowed) < num_cpus:
         pytest.skip(f"the system grants {len(allowed)} processor, and the test is about {num_cpus}")
     code = (
-        "import os, sys; os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[1:]}); from featkit import resources; "
-        "resources._cpu_quota = lambda _path: None; print(resources.usable_cpus())"
+        "import os, sys; os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[1:]}); from featkit"
+        " import resources; resources._cpu_quota = lambda _path: None;"
+        " print(resources.usable_cpus())"
     )
     assert run_python(code, *allowed[:num_cpus]) == (0, f"{num_cpus}\n", "")
 
@@ -77,7 +90,9 @@ def test_a_process_bound_to_some_processors_uses_no_more(num_cpus: int) -> None:
         ("100000 0", 8),
     ],
 )
-def test_the_quota_is_rounded_up_to_whole_processors(system: System, content: str, expected: int) -> None:
+def test_the_quota_is_rounded_up_to_whole_processors(
+    system: System, content: str, expected: int
+) -> None:
     assert usable_cpus() == 8
     system.write("/sys/fs/cgroup/cpu.max", content)
     assert usable_cpus() == expected
@@ -85,19 +100,26 @@ def test_the_quota_is_rounded_up_to_whole_processors(system: System, content: st
 
 @pytest.mark.parametrize("folder", ["cpu", "cpu,cpuacct"])
 @pytest.mark.parametrize(
-    ("quota", "period", "expected"), [(100000, 100000, 1), (250000, 100000, 3), (-1, 100000, 8), ("", "", 8)]
+    ("quota", "period", "expected"),
+    [(100000, 100000, 1), (250000, 100000, 3), (-1, 100000, 8), ("", "", 8)],
 )
-def test_a_quota_of_version_1_counts(system: System, folder: str, quota: object, period: object, expected: int) -> None:
+def test_a_quota_of_version_1_counts(
+    system: System, folder: str, quota: object, period: object, expected: int
+) -> None:
     system.write(f"/sys/fs/cgroup/{folder}/cpu.cfs_quota_us", quota)
     system.write(f"/sys/fs/cgroup/{folder}/cpu.cfs_period_us", period)
     assert usable_cpus() == expected
 
 
-@pytest.mark.parametrize("level", ["", "/user.slice", "/user.slice/app.slice", "/user.slice/app.slice/featkit.scope"])
+@pytest.mark.parametrize(
+    "level", ["", "/user.slice", "/user.slice/app.slice", "/user.slice/app.slice/featkit.scope"]
+)
 def test_the_least_quota_of_all_parents_counts(system: System, level: str) -> None:
     system.write("/proc/self/cgroup", "0::/user.slice/app.slice/featkit.scope")
     for each in ("", "/user.slice", "/user.slice/app.slice", "/user.slice/app.slice/featkit.scope"):
-        system.write(f"/sys/fs/cgroup{each}/cpu.max", "300000 100000" if each == level else "max 100000")
+        system.write(
+            f"/sys/fs/cgroup{each}/cpu.max", "300000 100000" if each == level else "max 100000"
+        )
     assert usable_cpus() == 3
     system.write("/sys/fs/cgroup/other.slice/cpu.max", "100000 100000")
     assert usable_cpus() == 3  # not this process's
@@ -148,7 +170,9 @@ def test_a_group_outside_of_the_container_is_not_walked(system: System) -> None:
         ("memory.max", 5, resources.LEAST_MEMORY),
     ],
 )
-def test_the_least_memory_limit_counts(system: System, file: str, text: object, expected: int) -> None:
+def test_the_least_memory_limit_counts(
+    system: System, file: str, text: object, expected: int
+) -> None:
     system.write("/proc/self/cgroup", "6:memory:/docker/abc\n0::/user.slice/app")
     assert usable_memory() == 32 * GB
     system.write(f"/sys/fs/cgroup/{file}", text)
@@ -167,11 +191,15 @@ def test_what_is_held_already_is_not_spare(system: System) -> None:
     system.write("/sys/fs/cgroup/memory.max", 8 * GB)
     assert spare_memory() == 7 * GB
     system.write("/sys/fs/cgroup/memory.current", 6 * GB)  # with others in the same container
-    system.write("/sys/fs/cgroup/memory.stat", f"anon 1\ninactive_file {GB}\nactive_file {GB}")  # cached files
+    # cached files
+    system.write("/sys/fs/cgroup/memory.stat", f"anon 1\ninactive_file {GB}\nactive_file {GB}")
     assert spare_memory() == 4 * GB
     system.write("/sys/fs/cgroup/memory/memory.limit_in_bytes", 4 * GB)
     system.write("/sys/fs/cgroup/memory/memory.usage_in_bytes", 3 * GB)
-    system.write("/sys/fs/cgroup/memory/memory.stat", f"inactive_file 1\ntotal_inactive_file {GB}\ntotal_active_file 0")
+    system.write(
+        "/sys/fs/cgroup/memory/memory.stat",
+        f"inactive_file 1\ntotal_inactive_file {GB}\ntotal_active_file 0",
+    )
     assert spare_memory() == 2 * GB
     system.write("/sys/fs/cgroup/memory/memory.usage_in_bytes", 9 * GB)
     assert spare_memory() == 0
@@ -188,14 +216,17 @@ def test_no_more_workers_than_fit(system: System) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on addresses is Linux's")
 def test_this_process_s_own_limit_is_seen() -> None:
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); "
-        "from featkit.resources import spare_memory, usable_memory; print(usable_memory() <= 2**31, 0 < spare_memory() < 2**31)"
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); from"
+        " featkit.resources import spare_memory, usable_memory; print(usable_memory() <= 2**31, 0 <"
+        " spare_memory() < 2**31)"
     )
     assert run_python(code) == (0, "True True\n", "")
 
 
 @pytest.mark.parametrize(("counted", "expected"), [(6, 6), (None, 1)])
-def test_a_system_without_affinity_counts_all(monkeypatch: pytest.MonkeyPatch, counted: int | None, expected: int) -> None:
+def test_a_system_without_affinity_counts_all(
+    monkeypatch: pytest.MonkeyPatch, counted: int | None, expected: int
+) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: counted)
     monkeypatch.setattr(resources, "_cpu_quota", lambda _path: None)
@@ -207,7 +238,9 @@ def test_this_process_has_at_least_one_and_no_more_than_it_may() -> None:
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
 
 
-def test_the_cache_folder_is_the_one_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_is_the_one_that_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("FEATKIT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

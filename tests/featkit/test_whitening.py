@@ -1,4 +1,5 @@
-"""Promises of PCA-whitening: what it fits is PCA as numpy's SVD has it, whatever the blocks, and bad files are refused."""
+"""Promises of PCA-whitening: what it fits is PCA as numpy's SVD has it, whatever the blocks, and
+bad files are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +21,12 @@ from tests.sentences import refused
 def drawn_vectors(count: int = 400, width: int = 12, *, seed: int = 0) -> np.ndarray:
     """Unit vectors (count, width) float32 whose directions have different weight."""
     rng = np.random.default_rng(seed)
-    values = rng.standard_normal((count, width)) * np.linspace(2, 0.2, width) @ rng.standard_normal((width, width)) + 0.7
+    values = (
+        rng.standard_normal((count, width))
+        * np.linspace(2, 0.2, width)
+        @ rng.standard_normal((width, width))
+        + 0.7
+    )
     unit: np.ndarray = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
@@ -33,7 +39,11 @@ def by_svd(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, float
     deviations = singular / np.sqrt(len(values))
     kept = directions[:dim]
     kept = kept * np.sign(kept[np.arange(dim), np.abs(kept).argmax(axis=1)])[:, None]
-    return mean, kept / deviations[:dim, None], float((deviations[:dim] ** 2).sum() / (deviations**2).sum())
+    return (
+        mean,
+        kept / deviations[:dim, None],
+        float((deviations[:dim] ** 2).sum() / (deviations**2).sum()),
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 5, 12])
@@ -54,7 +64,9 @@ def test_before_unit_length_every_direction_has_variance_one_and_none_goes_with_
     turned = (vectors.astype(np.float64) - found.mean) @ found.components.T.astype(np.float64)
     np.testing.assert_allclose(turned.T @ turned / len(turned), np.eye(8), atol=1e-4)
     applied = found.apply(vectors)
-    np.testing.assert_allclose(applied, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5)
+    np.testing.assert_allclose(
+        applied, turned / np.linalg.norm(turned, axis=1, keepdims=True), atol=1e-5
+    )
     assert applied.dtype == np.dtype(np.float32)
     assert applied.shape == (400, 8)
 
@@ -70,7 +82,9 @@ def test_blocks_do_not_matter(cuts: list[int]) -> None:
     assert parts.num_vectors == 400
 
 
-def test_equal_vectors_give_equal_bytes_and_the_largest_number_of_a_direction_is_positive(tmp_path: Path) -> None:
+def test_equal_vectors_give_equal_bytes_and_the_largest_number_of_a_direction_is_positive(
+    tmp_path: Path,
+) -> None:
     vectors = drawn_vectors()
     for name in ("a.npz", "b.npz"):
         fit_whitening([vectors], dim=6, model="m").save(tmp_path / name)
@@ -124,8 +138,14 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (changed(format=np.int64(FORMAT + 1)), f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit."),
-        (lambda arrays: {name: value for name, value in arrays.items() if name != "mean"}, "is no whitening"),
+        (
+            changed(format=np.int64(FORMAT + 1)),
+            f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit.",
+        ),
+        (
+            lambda arrays: {name: value for name, value in arrays.items() if name != "mean"},
+            "is no whitening",
+        ),
         (changed(mean=np.zeros(12)), "do not fit each other"),
         (changed(mean=np.zeros(11, np.float32)), "do not fit each other"),
         (changed(mean=np.zeros((12, 1), np.float32)), "do not fit each other"),
@@ -148,7 +168,9 @@ def test_a_file_of_another_kind_is_refused(
         Whitening.load(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00", b"\x80\x04K\x01."])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00", b"\x80\x04K\x01."]
+)
 def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.npz").write_bytes(content)
     with refused(f"{tmp_path}/w.npz is no whitening that `featkit whiten` wrote ("):

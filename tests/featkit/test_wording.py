@@ -11,21 +11,39 @@ from featkit.wording import counted, on_one_line, typed
 
 
 @pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 pictures"), (1, "1 picture"), (2, "2 pictures"), (1234, "1,234 pictures"), (-1, "-1 pictures")]
+    ("count", "words"),
+    [
+        (0, "0 pictures"),
+        (1, "1 picture"),
+        (2, "2 pictures"),
+        (1234, "1,234 pictures"),
+        (-1, "-1 pictures"),
+    ],
 )
 def test_a_noun_follows_its_count(count: int, words: str) -> None:
     assert counted(count, "picture") == words
 
 
 def test_a_plural_can_be_given() -> None:
-    assert (counted(1, "category", "categories"), counted(3, "category", "categories")) == ("1 category", "3 categories")
+    assert (counted(1, "category", "categories"), counted(3, "category", "categories")) == (
+        "1 category",
+        "3 categories",
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "words"),
-    [("a/b.c", "a/b.c"), ("my photos/e", "'my photos/e'"), ("[2024]", "'[2024]'"), ("-e", "./-e"), ("it's", "'it'\"'\"'s'")],
+    [
+        ("a/b.c", "a/b.c"),
+        ("my photos/e", "'my photos/e'"),
+        ("[2024]", "'[2024]'"),
+        ("-e", "./-e"),
+        ("it's", "'it'\"'\"'s'"),
+    ],
 )
-def test_a_path_in_a_command_is_written_so_that_a_shell_reads_it_whole(path: str, words: str) -> None:
+def test_a_path_in_a_command_is_written_so_that_a_shell_reads_it_whole(
+    path: str, words: str
+) -> None:
     assert typed(path) == typed(Path(path)) == words
     assert shlex.split(typed(path))[0].removeprefix("./") == path
 

@@ -1,5 +1,5 @@
-"""What holds for the tests of training: one thread, since models this small take longer on more of them, and much longer beside
-other work.
+"""What holds for the tests of training: one thread, since models this small take longer on more of
+them, and much longer beside other work.
 """
 
 from __future__ import annotations

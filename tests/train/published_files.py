@@ -1,8 +1,9 @@
-"""The published backbones as others wrote them, with weights drawn at random, and their files as their authors name things.
+"""The published backbones as others wrote them, with weights drawn at random, and their files as
+their authors name things.
 
-Networks are those of transformers and torchvision, of sizes from the papers; names are those of the released code:
-facebookresearch/dino, dinov2 and dinov3, bytedance/ibot. Nothing here is featkit's: what it loads from such a file is compared
-with the network itself.
+Networks are those of transformers and torchvision, of sizes from the papers; names are those of the
+released code: facebookresearch/dino, dinov2 and dinov3, bytedance/ibot. Nothing here is featkit's:
+what it loads from such a file is compared with the network itself.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ CONVNEXTS: dict[str, tuple[list[int], list[int]]] = {
     "large": ([3, 3, 27, 3], [192, 384, 768, 1536]),
 }
 
-# The names of transformers' modules, and what the released code calls them; queries, keys and values are joined below.
+# The names of transformers' modules, and what the released code calls them; queries, keys and
+# values are joined below.
 OFFICIAL = {
     r"embeddings\.cls_token": "cls_token",
     r"embeddings\.mask_token": "mask_token",
@@ -54,7 +56,8 @@ OFFICIAL_BLOCK = {
     r"mlp\.(fc\d)": r"mlp.\1",
 }
 PLAIN_MLP = {r"mlp\.up_proj": "mlp.fc1", r"mlp\.down_proj": "mlp.fc2"}  # DINOv3
-GATED_MLP = {r"mlp\.gate_proj": "mlp.w1", r"mlp\.up_proj": "mlp.w2", r"mlp\.down_proj": "mlp.w3"}  # DINOv3
+# DINOv3
+GATED_MLP = {r"mlp\.gate_proj": "mlp.w1", r"mlp\.up_proj": "mlp.w2", r"mlp\.down_proj": "mlp.w3"}
 
 
 class Seen(NamedTuple):
@@ -65,12 +68,15 @@ class Seen(NamedTuple):
 
 
 def config_of(name: str, *, depth: int | None = None) -> Any:
-    """transformers' config of a published ViT or ConvNeXt; `depth` blocks instead of all, of a ConvNeXt in each stage."""
+    """transformers' config of a published ViT or ConvNeXt; `depth` blocks instead of all, of a
+    ConvNeXt in each stage."""
     transformers = import_quietly("transformers")
     family, _, kind = name.partition("_")
     if "convnext" in kind:
         depths, widths = CONVNEXTS[kind.removeprefix("convnext_")]
-        return transformers.DINOv3ConvNextConfig(depths=depths if depth is None else [depth] * 4, hidden_sizes=widths)
+        return transformers.DINOv3ConvNextConfig(
+            depths=depths if depth is None else [depth] * 4, hidden_sizes=widths
+        )
     matched = re.fullmatch(r"vit(s|b|l|g|h|7b)(8|14|16)(plus)?(?:_reg|_sat)?", kind)
     assert matched
     width, blocks, heads = SIZES[matched[1]]
@@ -81,7 +87,9 @@ def config_of(name: str, *, depth: int | None = None) -> Any:
         "patch_size": int(matched[2]),
     }
     if family in ("dino", "ibot"):
-        return transformers.ViTConfig(**sizes, intermediate_size=4 * width, image_size=224, layer_norm_eps=1e-6)
+        return transformers.ViTConfig(
+            **sizes, intermediate_size=4 * width, image_size=224, layer_norm_eps=1e-6
+        )
     if family == "dinov2":
         sizes |= {"image_size": 518, "use_swiglu_ffn": matched[1] == "g"}
         if kind.endswith("_reg"):
@@ -101,7 +109,8 @@ def config_of(name: str, *, depth: int | None = None) -> Any:
 
 
 def reference(name: str, *, depth: int | None = None, seed: int = 0, empty: bool = False) -> Any:
-    """The network of a published backbone, every weight drawn; `empty`: without memory, for its names and shapes."""
+    """The network of a published backbone, every weight drawn; `empty`: without memory, for its
+    names and shapes."""
     with torch.device("meta"):
         if name == "dino_resnet50":
             model = import_quietly("torchvision.models").resnet50()
@@ -115,7 +124,8 @@ def reference(name: str, *, depth: int | None = None, seed: int = 0, empty: bool
         return model.eval()
     model.load_state_dict(drawn(model.state_dict(), seed=seed), assign=True)
     if hasattr(model, "rope_embeddings"):
-        model.rope_embeddings = type(model.rope_embeddings)(model.config)  # its buffer is no part of the state
+        # its buffer is no part of the state
+        model.rope_embeddings = type(model.rope_embeddings)(model.config)
     if name.startswith(("dino_vit", "ibot_", "dinov2_")):
         rule = foreign_with_registers if name.endswith("_reg") else foreign
         model.embeddings.interpolate_pos_encoding = partial(_positions, model.embeddings, rule)
@@ -123,7 +133,8 @@ def reference(name: str, *, depth: int | None = None, seed: int = 0, empty: bool
 
 
 def drawn(state: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
-    """Tensors of those shapes, none of them near its initial value: LayerScale, biases and statistics would hide mistakes."""
+    """Tensors of those shapes, none of them near its initial value: LayerScale, biases and
+    statistics would hide mistakes."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for name, tensor in state.items():
@@ -142,9 +153,12 @@ def drawn(state: Mapping[str, Tensor], *, seed: int) -> dict[str, Tensor]:
 
 
 def foreign(grid: Tensor, rows: int, columns: int) -> Tensor:
-    """interpolate_pos_encoding of DINO, iBOT and DINOv2, whose 0.1 keeps the size from being rounded down. (1, D, G, G) in."""
+    """interpolate_pos_encoding of DINO, iBOT and DINOv2, whose 0.1 keeps the size from being
+    rounded down. (1, D, G, G) in."""
     side = grid.shape[2]
-    return F.interpolate(grid, scale_factor=((rows + 0.1) / side, (columns + 0.1) / side), mode="bicubic")
+    return F.interpolate(
+        grid, scale_factor=((rows + 0.1) / side, (columns + 0.1) / side), mode="bicubic"
+    )
 
 
 def foreign_with_registers(grid: Tensor, rows: int, columns: int) -> Tensor:
@@ -169,7 +183,9 @@ def see(model: Any, images: Tensor) -> Seen:
     """A reference's own forward, without the registers among its tokens."""
     if not hasattr(model, "config"):  # torchvision's
         maps: list[Tensor] = []
-        hook = model.layer4.register_forward_hook(lambda _module, _inputs, output: maps.append(output))
+        hook = model.layer4.register_forward_hook(
+            lambda _module, _inputs, output: maps.append(output)
+        )
         pooled: list[Tensor] = []
         other = model.fc.register_forward_pre_hook(lambda _module, inputs: pooled.append(inputs[0]))
         model(images)
@@ -182,7 +198,8 @@ def see(model: Any, images: Tensor) -> Seen:
 
 
 def official(name: str, model: Any) -> dict[str, Tensor]:
-    """The network's weights by the names of the released code, with all that its files hold beside them."""
+    """The network's weights by the names of the released code, with all that its files hold beside
+    them."""
     state: dict[str, Tensor] = model.state_dict()
     if name == "dino_resnet50":  # the released network has no classifier
         return {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
@@ -191,14 +208,20 @@ def official(name: str, model: Any) -> dict[str, Tensor]:
     family = name.partition("_")[0]
     blocks = {"dinov2": "encoder.layer", "dinov3": "model.layer"}.get(family, "layers")
     gated = f"{blocks}.0.mlp.gate_proj.weight" in state
-    names = OFFICIAL | {r"embeddings\.register_tokens": "storage_tokens" if family == "dinov3" else "register_tokens"}
+    names = OFFICIAL | {
+        r"embeddings\.register_tokens": (
+            "storage_tokens" if family == "dinov3" else "register_tokens"
+        )
+    }
     in_block = OFFICIAL_BLOCK | (({} if family == "dinov2" else GATED_MLP) if gated else PLAIN_MLP)
     made: dict[str, Tensor] = {}
     for key, tensor in state.items():
         block = re.match(rf"{re.escape(blocks)}\.(\d+)\.", key)
         if block is None:
             made[_renamed(key, names)] = tensor
-        elif not re.search(r"[qkv]_proj", key) and not (family == "dinov2" and gated and "mlp." in key):
+        elif not re.search(r"[qkv]_proj", key) and not (
+            family == "dinov2" and gated and "mlp." in key
+        ):
             made[f"blocks.{block[1]}.{_renamed(key[block.end() :], in_block)}"] = tensor
     for number in range(model.config.num_hidden_layers):
         theirs, block_name = f"{blocks}.{number}.", f"blocks.{number}."
@@ -208,9 +231,17 @@ def official(name: str, model: Any) -> dict[str, Tensor]:
                 continue
             if parts[1] is None:  # DINOv3's masked keys: whatever stands there is multiplied by 0
                 parts[1] = torch.full_like(parts[0], 3.0)
-                mask = torch.cat([torch.ones_like(parts[0]), torch.zeros_like(parts[0]), torch.ones_like(parts[0])])
+                mask = torch.cat(
+                    [
+                        torch.ones_like(parts[0]),
+                        torch.zeros_like(parts[0]),
+                        torch.ones_like(parts[0]),
+                    ]
+                )
                 made[f"{block_name}attn.qkv.bias_mask"] = mask
-            made[f"{block_name}attn.qkv.{kind}"] = torch.cat([part for part in parts if part is not None])
+            made[f"{block_name}attn.qkv.{kind}"] = torch.cat(
+                [part for part in parts if part is not None]
+            )
             if family == "dinov2" and gated:  # SwiGLUFFNFused
                 both = [state[f"{theirs}mlp.{half}_proj.{kind}"] for half in ("gate", "up")]
                 made[f"{block_name}mlp.w12.{kind}"] = torch.cat(both)
@@ -219,9 +250,14 @@ def official(name: str, model: Any) -> dict[str, Tensor]:
         made["mask_token"] = made["mask_token"].reshape(1, -1)
     if family == "dinov3":
         head_width = model.config.hidden_size // model.config.num_attention_heads
-        made["rope_embed.periods"] = 100.0 ** (torch.arange(head_width // 4, device=made["cls_token"].device) * 4 / head_width)
+        made["rope_embed.periods"] = 100.0 ** (
+            torch.arange(head_width // 4, device=made["cls_token"].device) * 4 / head_width
+        )
         if name.endswith("_sat") or "vit7b" in name:  # untie_global_and_local_cls_norm
-            made |= {f"local_cls_norm.{kind}": torch.full_like(made[f"norm.{kind}"], 9.0) for kind in ("weight", "bias")}
+            made |= {
+                f"local_cls_norm.{kind}": torch.full_like(made[f"norm.{kind}"], 9.0)
+                for kind in ("weight", "bias")
+            }
     return made
 
 
@@ -239,22 +275,34 @@ def _official_convnext(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         new = re.sub(r"^stages\.(\d)\.downsample_layers\.", r"downsample_layers.\1.", new)
         new = re.sub(r"^stages\.(\d)\.layers\.(\d+)\.", r"stages.\1.\2.", new)
         new = re.sub(r"^layer_norm\.", "norm.", new)
-        new = new.replace("depthwise_conv", "dwconv").replace("pointwise_conv", "pwconv").replace(".layer_norm.", ".norm.")
+        new = (
+            new.replace("depthwise_conv", "dwconv")
+            .replace("pointwise_conv", "pwconv")
+            .replace(".layer_norm.", ".norm.")
+        )
         made[new] = tensor
     return {**made, "norms.3.weight": made["norm.weight"], "norms.3.bias": made["norm.bias"]}
 
 
 def in_chunks(state: Mapping[str, Tensor], *, blocks_a_chunk: int) -> dict[str, Tensor]:
-    """The names that DINOv2's BlockChunk makes: blocks.0.3 of blocks.3, counted on through all chunks."""
+    """The names that DINOv2's BlockChunk makes: blocks.0.3 of blocks.3, counted on through all
+    chunks."""
     return {
-        re.sub(r"^blocks\.(\d+)\.", lambda found: f"blocks.{int(found[1]) // blocks_a_chunk}.{found[1]}.", name): tensor
+        re.sub(
+            r"^blocks\.(\d+)\.",
+            lambda found: f"blocks.{int(found[1]) // blocks_a_chunk}.{found[1]}.",
+            name,
+        ): tensor
         for name, tensor in state.items()
     }
 
 
 @torch.enable_grad()
-def full_checkpoint(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], *, masked: bool = False) -> dict[str, Any]:
-    """What main_dino.py (or main_ibot.py: `masked`) of the released code saves after an epoch, with all that is not weights.
+def full_checkpoint(
+    teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], *, masked: bool = False
+) -> dict[str, Any]:
+    """What main_dino.py (or main_ibot.py: `masked`) of the released code saves after an epoch, with
+    all that is not weights.
 
     The student is wrapped for data parallelism, the teacher is not.
     """
@@ -266,7 +314,10 @@ def full_checkpoint(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]
         "last_layer.weight_v": torch.ones(64, 32),
     }
     parameter = nn.Parameter(torch.ones(4, 4))
-    groups: list[dict[str, Any]] = [{"params": [parameter]}, {"params": [nn.Parameter(torch.ones(4))], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter]},
+        {"params": [nn.Parameter(torch.ones(4))], "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups)
     parameter.square().sum().backward()
     optimizer.step()
@@ -274,8 +325,14 @@ def full_checkpoint(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]
     if masked:
         prefixed["backbone.masked_embed"] = torch.ones(1, width)
     return {
-        "student": {f"module.{name}": tensor for name, tensor in [*prefixed.items(), *_headed(head, 2.0).items()]},
-        "teacher": {**{"backbone." + name: tensor for name, tensor in teacher.items()}, **_headed(head, 3.0)},
+        "student": {
+            f"module.{name}": tensor
+            for name, tensor in [*prefixed.items(), *_headed(head, 2.0).items()]
+        },
+        "teacher": {
+            **{"backbone." + name: tensor for name, tensor in teacher.items()},
+            **_headed(head, 3.0),
+        },
         "optimizer": optimizer.state_dict(),
         "epoch": 100,
         "args": argparse.Namespace(
@@ -286,7 +343,12 @@ def full_checkpoint(teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]
             use_fp16=True,
             output_dir=PosixPath("/logs"),
         ),
-        "fp16_scaler": {"scale": 65536.0, "growth_factor": 2.0, "growth_interval": 2000, "_growth_tracker": 7},
+        "fp16_scaler": {
+            "scale": 65536.0,
+            "growth_factor": 2.0,
+            "growth_interval": 2000,
+            "_growth_tracker": 7,
+        },
         "dino_loss": {"center": torch.ones(1, 64)},
         "loss": np.float64(2.5),
         "best": np.float32(0.5),
@@ -306,7 +368,10 @@ def pictures(patch: int, rows: int, columns: int, *, batch: int = 1) -> Tensor:
 def assert_same(features: tuple[Tensor, Tensor], expected: Seen) -> None:
     """Features of featkit's, and a reference's of the same pictures, within 1e-5 of their scale."""
     class_token, patch_tokens = features
-    for ours, theirs in ((class_token, expected.class_token), (patch_tokens.flatten(1, 2), expected.patch_tokens)):
+    for ours, theirs in (
+        (class_token, expected.class_token),
+        (patch_tokens.flatten(1, 2), expected.patch_tokens),
+    ):
         scale = theirs.std()
         assert scale > 0.1
         torch.testing.assert_close(ours / scale, theirs / scale, rtol=1e-4, atol=2e-5)

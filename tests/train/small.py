@@ -6,8 +6,21 @@ from featkit_train.config import TrainConfig, from_mapping, with_settings
 
 SMALL = {
     "name": "small",
-    "model": {"patch": 8, "width": 24, "depth": 2, "num_heads": 2, "mlp_width": 48, "position_grid": 4},
-    "crops": {"global_size": 32, "local_size": 16, "num_local": 2, "global_scale": [0.4, 1.0], "rotation_degrees": 15.0},
+    "model": {
+        "patch": 8,
+        "width": 24,
+        "depth": 2,
+        "num_heads": 2,
+        "mlp_width": 48,
+        "position_grid": 4,
+    },
+    "crops": {
+        "global_size": 32,
+        "local_size": 16,
+        "num_local": 2,
+        "global_scale": [0.4, 1.0],
+        "rotation_degrees": 15.0,
+    },
     "optim": {"lr": 1e-3, "lr_rule": "constant", "warmup_steps": 2},
     "dino": {
         "head": {"num_prototypes": 16, "hidden_width": 32, "bottleneck_width": 16},
@@ -21,7 +34,9 @@ SMALL = {
         "held_out": 4,
         "workers": 0,
         "device": "cpu",
-        "precision": "float32",  # on processors with bfloat16, too: equal steps are equal to float32's rounding there as well
+        # on processors with bfloat16, too: equal steps are equal to float32's rounding there as
+        # well
+        "precision": "float32",
         "log_every": 1,
         "evaluate_every": 4,
         "checkpoint_every": 3,

@@ -1,4 +1,5 @@
-"""What test_distributed compares: the same steps by one process, and by each of two that are started as this module."""
+"""What test_distributed compares: the same steps by one process, and by each of two that are
+started as this module."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ allow_torchvision()  # timm imports it
 STEPS, SAVED_AT = 4, 2
 CPU = torch.device("cpu")
 OWN_HEAD = "ibot.head={num_prototypes: 12, hidden_width: 32, bottleneck_width: 16}"
-# Without BatchNorm, whose statistics are of each process's own pictures, and key biases, whose gradients are noise.
+# Without BatchNorm, whose statistics are of each process's own pictures, and key biases, whose
+# gradients are noise.
 SIZES = "img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2, qkv_bias: false"
 VIT = f"arch: 'timm:vit_tiny_patch16_224', options: {{{SIZES}}}"
 CASES: dict[str, tuple[str, ...]] = {
@@ -74,10 +76,13 @@ def kinds_of(name: str) -> dict[str, str]:
 
 
 def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
-    """The config of a case: what its method reads of SMALL. `adapt` takes its model from the pretrained folder."""
+    """The config of a case: what its method reads of SMALL. `adapt` takes its model from the
+    pretrained folder."""
     method = method_of(name)
     named = (f"pretrained.name={pretrained}",) if method in ("distill", "adapt") else ()
-    small: dict[str, Any] = {key: value for key, value in SMALL.items() if key not in METHODS[method].unread}
+    small: dict[str, Any] = {
+        key: value for key, value in SMALL.items() if key not in METHODS[method].unread
+    }
     return from_mapping(TrainConfig, with_settings(small, [*CASES[name], *named, *settings]))
 
 
@@ -88,7 +93,8 @@ def case_lessons(config: TrainConfig, num_pictures: int) -> Lessons | None:
     with seeded_weights(7):
         teacher = Classifier(build_backbone(config.classifier), 3)
         for head in teacher.heads:
-            torch.nn.init.normal_(head.get_parameter("weight"))  # sure of some pictures and not of others
+            # sure of some pictures and not of others
+            torch.nn.init.normal_(head.get_parameter("weight"))
     return Lessons(classes=("a", "b", "c"), labels=np.arange(num_pictures) % 3, teacher=teacher)
 
 
@@ -144,7 +150,12 @@ class Player:
         """A checkpoint after SAVED_AT steps."""
         progress = Progress(step=SAVED_AT, scores={"copy_recall": 0.5})
         save_checkpoint(
-            folder, progress=progress, method=self.engine.method, optimizer=self.engine.optimizer, keep=1, world=self.world
+            folder,
+            progress=progress,
+            method=self.engine.method,
+            optimizer=self.engine.optimizer,
+            keep=1,
+            world=self.world,
         )
 
     def load(self, folder: Path) -> None:
@@ -169,16 +180,26 @@ def play_cases(out: Path, pictures: Path, pretrained: Path) -> None:
                 backbone, state = player.engine.result(), player.state()
                 if world.is_main:
                     (out / f"{name}.{kind}.json").write_text(json.dumps(logs))
-                    save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, out / f"{name}.{kind}.st")
-                    result = {key: tensor.contiguous().clone() for key, tensor in backbone.state_dict().items()}
+                    save_file(
+                        {key: tensor.contiguous().clone() for key, tensor in state.items()},
+                        out / f"{name}.{kind}.st",
+                    )
+                    result = {
+                        key: tensor.contiguous().clone()
+                        for key, tensor in backbone.state_dict().items()
+                    }
                     save_file(result, out / f"{name}.{kind}.result.st")
         play_checkpoints(out, pictures, pretrained, world)
 
 
 def play_checkpoints(out: Path, pictures: Path, pretrained: Path, world: World) -> None:
     """A sharded run that is saved, and those that go on from it."""
-    sharded = case_config("dinov2, in parts", pretrained, "engine.shard=true", "dino.freeze_last_layer_steps=3")
-    replicated = case_config("dinov2, in parts", pretrained, "engine.shard=false", "dino.freeze_last_layer_steps=3")
+    sharded = case_config(
+        "dinov2, in parts", pretrained, "engine.shard=true", "dino.freeze_last_layer_steps=3"
+    )
+    replicated = case_config(
+        "dinov2, in parts", pretrained, "engine.shard=false", "dino.freeze_last_layer_steps=3"
+    )
     logs: dict[str, list[Log]] = {}
     unbroken = Player(sharded, pictures, world)
     unbroken.play(0, SAVED_AT)
@@ -201,7 +222,8 @@ def play_checkpoints(out: Path, pictures: Path, pretrained: Path, world: World) 
 
 
 def play_ends(out: Path, pictures: Path, names: str, ports: str) -> None:
-    """In each of two processes: runs by `train` that end in different ways. What each process says goes to a file."""
+    """In each of two processes: runs by `train` that end in different ways. What each process says
+    goes to a file."""
     rank = int(os.environ["RANK"])
     whole_step = Engine.step
 
@@ -230,7 +252,13 @@ def play_ends(out: Path, pictures: Path, names: str, ports: str) -> None:
         folder = out / ("stopped" if name in ("resumed", "refused") else name)
         heard: list[str] = []
         try:
-            train(small_config(*settings), [open_source(pictures)], folder, resume=resume, on_note=heard.append)
+            train(
+                small_config(*settings),
+                [open_source(pictures)],
+                folder,
+                resume=resume,
+                on_note=heard.append,
+            )
             said = ["done", ""]
         except (Exception, SystemExit) as error:
             said = [type(error).__name__, str(error)]

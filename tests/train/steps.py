@@ -33,9 +33,15 @@ def drawn_pictures() -> Path:
 
 
 def make_engine(config: TrainConfig, *, lessons: Lessons | None = None) -> Engine:
-    """On the processor, alone, as a run makes it. lessons: of the drawn pictures, for methods with labels."""
-    device, autocast_dtype = torch.device("cpu"), pick_autocast(config.run.precision, torch.device("cpu"))
-    engine = Engine(config, device=device, autocast_dtype=autocast_dtype, world=ALONE, lessons=lessons)
+    """On the processor, alone, as a run makes it. lessons: of the drawn pictures, for methods with
+    labels."""
+    device, autocast_dtype = (
+        torch.device("cpu"),
+        pick_autocast(config.run.precision, torch.device("cpu")),
+    )
+    engine = Engine(
+        config, device=device, autocast_dtype=autocast_dtype, world=ALONE, lessons=lessons
+    )
     engine.method.begin()
     return engine
 
@@ -67,4 +73,6 @@ def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
 def learn(config: TrainConfig, *, steps: int) -> tuple[Engine, list[Log]]:
     """An engine after so many steps, and what they logged."""
     engine = make_engine(config)
-    return engine, [engine.step(crops, step) for step, crops in enumerate(batches(config, engine, steps=steps))]
+    return engine, [
+        engine.step(crops, step) for step, crops in enumerate(batches(config, engine, steps=steps))
+    ]

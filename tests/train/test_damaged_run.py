@@ -1,4 +1,5 @@
-"""A run folder of which a file was emptied, cut or overwritten: it is resumed, or the file is named in one sentence."""
+"""A run folder of which a file was emptied, cut or overwritten: it is resumed, or the file is named
+in one sentence."""
 
 from __future__ import annotations
 
@@ -44,21 +45,30 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def go_on_run(place: Path, *, resume: bool = True) -> None:
-    config = small_config("run.steps=2", "run.checkpoint_every=1", "run.evaluate_every=1", "run.held_out=2")
+    config = small_config(
+        "run.steps=2", "run.checkpoint_every=1", "run.evaluate_every=1", "run.held_out=2"
+    )
     train(config, [open_source(place / "pictures")], place / "run", resume=resume)
 
 
 def go_on_course(place: Path, *, resume: bool = True) -> None:
-    config = labelled_config("self-training", "self_training.rounds=1", "run.steps=2", "self_training.confidence=0.1")
-    with_labels, without, held_out = (open_source(place / name) for name in ("kinds", "others", "held"))
-    self_training(config, [with_labels], [without], place / "course", held_out=held_out, resume=resume)
+    config = labelled_config(
+        "self-training", "self_training.rounds=1", "run.steps=2", "self_training.confidence=0.1"
+    )
+    with_labels, without, held_out = (
+        open_source(place / name) for name in ("kinds", "others", "held")
+    )
+    self_training(
+        config, [with_labels], [without], place / "course", held_out=held_out, resume=resume
+    )
 
 
 def damaged_copies(runs: Path, folder: str, tmp_path: Path, damage: str) -> list[tuple[Path, Path]]:
     """(place, file) of a copy of the runs for each file of one of them."""
     copies, kinds = [], set()
     for i, file in enumerate(sorted((runs / folder).rglob("*"))):
-        kind = re.sub(r"\d+", "", str(file.relative_to(runs)))  # of files that differ in a number, the first
+        # of files that differ in a number, the first
+        kind = re.sub(r"\d+", "", str(file.relative_to(runs)))
         if file.is_file() and not file.name.startswith(NOT_READ) and kind not in kinds:
             kinds.add(kind)
             place = tmp_path / str(i)
@@ -80,10 +90,15 @@ def test_a_damaged_file_of_a_run_is_named_or_does_not_matter(
     copies = damaged_copies(runs, folder, tmp_path, damage)
     assert len(copies) >= 10
     for place, file in copies:
-        for use in (lambda place=place: write_report(place / folder), lambda place=place: go_on(place)):
+        for use in (
+            lambda place=place: write_report(place / folder),
+            lambda place=place: go_on(place),
+        ):
             said = refusal_of(use)
             # of a checkpoint the folder is named
-            assert said is None or ("\n" not in said and (file.name in said or file.parent.name in said)), (file, said)
+            assert said is None or (
+                "\n" not in said and (file.name in said or file.parent.name in said)
+            ), (file, said)
 
 
 def refusal_of(use: Callable[[], object]) -> str | None:
@@ -96,7 +111,10 @@ def refusal_of(use: Callable[[], object]) -> str | None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_config_is_named(runs: Path, tmp_path: Path, damage: str) -> None:
-    courses: tuple[tuple[str, Callable[[Path], None]], ...] = (("run", go_on_run), ("course", go_on_course))
+    courses: tuple[tuple[str, Callable[[Path], None]], ...] = (
+        ("run", go_on_run),
+        ("course", go_on_course),
+    )
     for folder, go_on in courses:
         for place, file in damaged_copies(runs, folder, tmp_path / folder, damage):
             if file.name == CONFIG_FILE and file.parent.name == folder:

@@ -51,18 +51,36 @@ from tests.train.steps import NUM_PICTURES, batches, drawn_pictures, make_engine
 
 STEPS = 2
 BASE = (
-    *("run.steps=6", "run.batch_size=4", "run.held_out=0", "crops.num_local=1", "dino.freeze_last_layer_steps=0"),
+    *(
+        "run.steps=6",
+        "run.batch_size=4",
+        "run.held_out=0",
+        "crops.num_local=1",
+        "dino.freeze_last_layer_steps=0",
+    ),
     *("optim.warmup_steps=0", "optim.clip_grad=0.1", "dino.teacher_temp_steps=4"),
 )
 # Method and settings that the rows of a group share.
 DINO, DINOV2 = ("method=dino",), ("method=dinov2", "ibot.mask_probability=0.8")
 CENTER = (*DINOV2, "dino.centering=center")
 ROTARY = ("method=dinov3", "model.position=rotary")
-GRAM = ("method=dinov3", "gram.weight=1.0", "gram.size=32", "gram.update_every=1", "gram.max_updates=1")
+GRAM = (
+    "method=dinov3",
+    "gram.weight=1.0",
+    "gram.size=32",
+    "gram.update_every=1",
+    "gram.max_updates=1",
+)
 BRANCHES = ("teacher", "student")
 DISTILL = ("method=distill", "pretrained.name={published}", "pretrained.head_steps=0")
 BORN_AGAIN = ("method=born-again",)
-DISTRIBUTION, EXITS = (*BORN_AGAIN, "knowledge.temperature=2.0"), ("method=internal", "classifier.exits=[1]")
+DISTRIBUTION, EXITS = (
+    (*BORN_AGAIN, "knowledge.temperature=2.0"),
+    (
+        "method=internal",
+        "classifier.exits=[1]",
+    ),
+)
 SMALL_RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
 SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
 OWN_HEAD = (*CENTER, f"ibot.head={SMALL_HEAD}")
@@ -159,7 +177,11 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "pretrained.name": (DISTILL, "{published}", "{other}"),
     "pretrained.head_steps": (DISTILL, 0, 1),
     "classifier.arch": (BORN_AGAIN, "timm:resnet18", "timm:resnet26"),
-    "classifier.options": (BORN_AGAIN, f"{{{SMALL_RESNET}}}", f"{{{SMALL_RESNET}, drop_rate: 0.5}}"),
+    "classifier.options": (
+        BORN_AGAIN,
+        f"{{{SMALL_RESNET}}}",
+        f"{{{SMALL_RESNET}, drop_rate: 0.5}}",
+    ),
     "classifier.small_stem": (BORN_AGAIN, "true", "false"),
     "classifier.exits": (EXITS, [1], [2]),
     "labels.smoothing": (BORN_AGAIN, 0.0, 0.1),
@@ -183,16 +205,22 @@ def config_of(*settings: str) -> TrainConfig:
     unread = METHODS[methods[-1]].unread
     base = with_settings({**SMALL, "classifier": LABELLED["classifier"]}, BASE)
     return from_mapping(
-        TrainConfig, with_settings({section: part for section, part in base.items() if section not in unread}, settings)
+        TrainConfig,
+        with_settings(
+            {section: part for section, part in base.items() if section not in unread}, settings
+        ),
     )
 
 
 def lessons_for(config: TrainConfig) -> Lessons | None:
-    """For methods with labels: those of the drawn pictures, and what a teacher would say of their first views."""
+    """For methods with labels: those of the drawn pictures, and what a teacher would say of their
+    first views."""
     if not issubclass(METHODS[config.method], Taught):
         return None
     logits = np.random.default_rng(0).normal(size=(NUM_PICTURES, STEPS, 3)).astype(np.float32)
-    return Lessons(classes=("a", "b", "c"), labels=np.arange(NUM_PICTURES) % 3, teacher_logits=logits)
+    return Lessons(
+        classes=("a", "b", "c"), labels=np.arange(NUM_PICTURES) % 3, teacher_logits=logits
+    )
 
 
 def learnt(config: TrainConfig) -> str:
@@ -215,7 +243,13 @@ def _learnt(written: str) -> str:
 
 def drawn_batches(config: TrainConfig, engine: Engine) -> list[Crops]:
     """The run's first, made once for all configs that cut alike."""
-    key = (config.crops, config.colour, config.run.seed, config.run.batch_size, engine.extra_views())
+    key = (
+        config.crops,
+        config.colour,
+        config.run.seed,
+        config.run.batch_size,
+        engine.extra_views(),
+    )
     if key not in _batches:
         _batches[key] = batches(config, engine, steps=STEPS)
     return _batches[key]
@@ -263,7 +297,7 @@ def test_the_same_config_learns_the_same(method: Sequence[str]) -> None:
     assert learnt(config) == first
 
 
-# -- what a run does or leaves ------------------------------------------------------------------------------------------------
+# -- what a run does or leaves ---------------------------------------------------------------------
 
 
 class Seen:
@@ -273,7 +307,12 @@ class Seen:
         self.out, self.workers = out, set[int]()
         self._others = set(multiprocessing.active_children())  # of whoever ran before
         config = small_config(
-            "method=dino", "run.steps=4", "run.batch_size=4", "run.held_out=2", "crops.num_local=0", *settings
+            "method=dino",
+            "run.steps=4",
+            "run.batch_size=4",
+            "run.held_out=2",
+            "crops.num_local=0",
+            *settings,
         )
         train(config, [open_source(drawn_pictures())], out, on_log=self._hear)
         self.backbone, self.info = load_backbone(out)
@@ -290,16 +329,38 @@ class Seen:
     @property
     def checkpoints(self) -> list[str]:
         """The steps of those that are left."""
-        return [path.name.removeprefix("step-").lstrip("0") for path in list_checkpoints(self.out / "checkpoints")]
+        return [
+            path.name.removeprefix("step-").lstrip("0")
+            for path in list_checkpoints(self.out / "checkpoints")
+        ]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     """A run, and another that differs in nothing that is learnt."""
     folder = tmp_path_factory.mktemp("seen")
-    often = ["run.log_every=1", "run.evaluate_every=4", "run.checkpoint_every=1", "run.keep_checkpoints=2", "run.workers=0"]
-    seldom = ["run.log_every=2", "run.evaluate_every=2", "run.checkpoint_every=3", "run.keep_checkpoints=1", "run.workers=1"]
-    named = ["name=mine", "licence=MIT", "data_name=photographs", "resize=stretch", "run.device=auto", "run.cache_bytes=0"]
+    often = [
+        "run.log_every=1",
+        "run.evaluate_every=4",
+        "run.checkpoint_every=1",
+        "run.keep_checkpoints=2",
+        "run.workers=0",
+    ]
+    seldom = [
+        "run.log_every=2",
+        "run.evaluate_every=2",
+        "run.checkpoint_every=3",
+        "run.keep_checkpoints=1",
+        "run.workers=1",
+    ]
+    named = [
+        "name=mine",
+        "licence=MIT",
+        "data_name=photographs",
+        "resize=stretch",
+        "run.device=auto",
+        "run.cache_bytes=0",
+    ]
     return {"one": Seen(folder / "one", *often), "other": Seen(folder / "other", *seldom, *named)}
 
 
@@ -324,8 +385,13 @@ def test_checkpoint_every_and_keep_checkpoints_say_which_are_left(seen: dict[str
 
 
 def test_checkpoint_every_says_which_are_written(tmp_path: Path) -> None:
-    assert Seen(tmp_path / "run", "run.checkpoint_every=3", "run.evaluate_every=4").checkpoints == ["3", "4"]
-    assert Seen(tmp_path / "more", "run.checkpoint_every=2", "run.evaluate_every=4").checkpoints == ["2", "4"]
+    assert Seen(tmp_path / "run", "run.checkpoint_every=3", "run.evaluate_every=4").checkpoints == [
+        "3",
+        "4",
+    ]
+    assert Seen(
+        tmp_path / "more", "run.checkpoint_every=2", "run.evaluate_every=4"
+    ).checkpoints == ["2", "4"]
 
 
 def test_workers_are_processes(seen: dict[str, Seen]) -> None:
@@ -342,7 +408,10 @@ def test_name_licence_and_data_are_on_the_models_card(seen: dict[str, Seen]) -> 
 
 
 def test_resize_is_how_the_model_will_see_pictures(seen: dict[str, Seen]) -> None:
-    assert [seen[name].info.geometry.resize for name in ("one", "other")] == ["shorter_side", "stretch"]
+    assert [seen[name].info.geometry.resize for name in ("one", "other")] == [
+        "shorter_side",
+        "stretch",
+    ]
 
 
 def test_cache_bytes_bound_the_pictures_that_are_kept() -> None:
@@ -350,7 +419,11 @@ def test_cache_bytes_bound_the_pictures_that_are_kept() -> None:
     for bound in (0, 30_000, 1 << 30):
         config = small_config(f"run.cache_bytes={bound}")
         dataset = CropDataset(
-            open_source(drawn_pictures()), crops=config.crops, colour=config.colour, seed=0, cache_bytes=config.run.cache_bytes
+            open_source(drawn_pictures()),
+            crops=config.crops,
+            colour=config.colour,
+            seed=0,
+            cache_bytes=config.run.cache_bytes,
         )
         for number in range(6):
             dataset[(0, number, 0)]
@@ -413,7 +486,9 @@ def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
 ) -> None:
     scores = iter([0.3, 0.5, 0.4, 0.4, 0.4])
     monkeypatch.setattr(HeldOut, "measure", lambda *_: {COPIES: next(scores)})
-    config = small_config("run.steps=4", "run.evaluate_every=1", "run.batch_size=4", "crops.num_local=0", *settings)
+    config = small_config(
+        "run.steps=4", "run.evaluate_every=1", "run.batch_size=4", "crops.num_local=0", *settings
+    )
     report = train(config, [open_source(drawn_pictures())], tmp_path / "run")
     assert report.steps == (expected or 4)
     assert report.rolled_back_to == (None if expected is None else 1)
@@ -421,7 +496,10 @@ def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
 
 def test_init_is_where_a_run_begins(tmp_path: Path, seen: dict[str, Seen]) -> None:
     settings = ["method=dino", "run.batch_size=4", "crops.num_local=0"]
-    fresh, later = begun(tmp_path / "a", *settings), begun(tmp_path / "b", *settings, f"init={seen['one'].out}")
+    fresh, later = (
+        begun(tmp_path / "a", *settings),
+        begun(tmp_path / "b", *settings, f"init={seen['one'].out}"),
+    )
     for run in (fresh, later):
         run.folder.path.mkdir()
         run.begin()
@@ -431,7 +509,9 @@ def test_init_is_where_a_run_begins(tmp_path: Path, seen: dict[str, Seen]) -> No
     assert not torch.equal(fresh.engine.method.result.class_token, expected["class_token"])  # type: ignore[arg-type]
 
 
-def test_pretrained_weights_are_read_in_place_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_weights_are_read_in_place_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_hub(*_: object, **__: object) -> Path:
         raise EnvironmentProblem("no hub")
 
@@ -444,9 +524,16 @@ def test_pretrained_weights_are_read_in_place_of_the_hub(tmp_path: Path, monkeyp
 
 
 def test_branch_is_whose_weights_are_taken(tmp_path: Path) -> None:
-    states = {branch: official("dinov2_vits14", reference("dinov2_vits14", seed=seed)) for seed, branch in enumerate(BRANCHES)}
+    states = {
+        branch: official("dinov2_vits14", reference("dinov2_vits14", seed=seed))
+        for seed, branch in enumerate(BRANCHES)
+    }
     torch.save(states, tmp_path / "both.pth")
-    settings = ["method=distill", "pretrained.name=dinov2_vits14", f"pretrained.weights={tmp_path / 'both.pth'}"]
+    settings = [
+        "method=distill",
+        "pretrained.name=dinov2_vits14",
+        f"pretrained.weights={tmp_path / 'both.pth'}",
+    ]
     for asked, taken in {"null": "teacher", "teacher": "teacher", "student": "student"}.items():
         method = make_engine(small_config(*settings, f"pretrained.branch={asked}")).method
         class_token = method.teacher.backbone.class_token  # type: ignore[union-attr]
@@ -454,7 +541,8 @@ def test_branch_is_whose_weights_are_taken(tmp_path: Path) -> None:
 
 
 def passes(config: TrainConfig) -> tuple[int, Log, dict[str, torch.Tensor]]:
-    """Calls of the student's first block ahead of a step's end, its log, and all that the method then holds."""
+    """Calls of the student's first block ahead of a step's end, its log, and all that the method
+    then holds."""
     engine, calls = make_engine(config), []
     engine.method.student.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[union-attr,index]
     log = engine.step(drawn_batches(config, engine)[0], 0)
@@ -471,7 +559,9 @@ def test_accumulate_takes_a_batch_in_parts() -> None:
 
 def test_checkpoint_activations_computes_blocks_twice_and_learns_the_same() -> None:
     kept, log, state = passes(small_config(*BASE, *DINO))
-    again, log_again, state_again = passes(small_config(*BASE, *DINO, "engine.checkpoint_activations=true"))
+    again, log_again, state_again = passes(
+        small_config(*BASE, *DINO, "engine.checkpoint_activations=true")
+    )
     assert (kept, again) == (2, 4)
     assert log_again == log
     assert all(torch.equal(state[name], state_again[name]) for name in state)
@@ -487,24 +577,38 @@ def test_compile_is_of_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
         assert compiled == (blocks if choice else [])
 
 
-def test_shard_spreads_weights_where_there_are_processes_to_spread_them_over(tmp_path: Path) -> None:
+def test_shard_spreads_weights_where_there_are_processes_to_spread_them_over(
+    tmp_path: Path,
+) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
     try:
         for choice in (False, True):
             config = small_config(*DINO, f"engine.shard={str(choice).lower()}")
-            engine = Engine(config, device=torch.device("cpu"), autocast_dtype=None, world=World(rank=0, size=2))
+            engine = Engine(
+                config, device=torch.device("cpu"), autocast_dtype=None, world=World(rank=0, size=2)
+            )
             assert engine.is_sharded == choice
-            assert all(isinstance(parameter, DTensor) == choice for parameter in engine.method.parameters())
+            assert all(
+                isinstance(parameter, DTensor) == choice for parameter in engine.method.parameters()
+            )
     finally:
         dist.destroy_process_group()
     assert not make_engine(small_config(*DINO, "engine.shard=true")).is_sharded
 
 
-# -- what a course does or leaves ---------------------------------------------------------------------------------------------
+# -- what a course does or leaves ------------------------------------------------------------------
 
-ONE_STUDENT = ("run.steps=2", "run.evaluate_every=2", "born_again.generations=1", "self_training.rounds=1")
+ONE_STUDENT = (
+    "run.steps=2",
+    "run.evaluate_every=2",
+    "born_again.generations=1",
+    "self_training.rounds=1",
+)
 BORN, SELF = ("method=born-again",), ("method=self-training", "self_training.confidence=0.0")
-SMALL_VIT = "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}}"
+SMALL_VIT = (
+    "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
+    " depth: 1, num_heads: 2}}"
+)
 # Field: as in LEARNT, of courses that leave different networks behind.
 LEFT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "born_again.student": (BORN, "null", SMALL_VIT),
@@ -520,7 +624,13 @@ class Columns:
     """A source's pictures, each with a label in either of two columns."""
 
     def __init__(self, source: Source) -> None:
-        self.source, self.name, self.file, self.key, self.read = source, source.name, source.file, source.key, source.read
+        self.source, self.name, self.file, self.key, self.read = (
+            source,
+            source.name,
+            source.file,
+            source.key,
+            source.read,
+        )
         self.skipped = source.skipped
 
     def __len__(self) -> int:
@@ -532,17 +642,23 @@ class Columns:
 
 
 class Left(NamedTuple):
-    """What can be seen of a course: digests of its networks by the name of the training, its table, what it said."""
+    """What can be seen of a course: digests of its networks by the name of the training, its table,
+    what it said."""
 
     networks: dict[str, str]
     standing: Standing
     notes: list[str]
 
 
-def mostly_the_first(_path: Path, teacher: Classifier, source: Source, _geometry: Geometry, **_progress: Any) -> np.ndarray:
-    """(N, K) of a teacher that holds one picture for the last class and all others, some more surely, for the first."""
+def mostly_the_first(
+    _path: Path, teacher: Classifier, source: Source, _geometry: Geometry, **_progress: Any
+) -> np.ndarray:
+    """(N, K) of a teacher that holds one picture for the last class and all others, some more
+    surely, for the first."""
     sure = np.linspace(0.6, 0.9, len(source), dtype=np.float32)
-    probs = np.repeat(((1 - sure) / (teacher.num_classes - 1))[:, None], teacher.num_classes, axis=1)
+    probs = np.repeat(
+        ((1 - sure) / (teacher.num_classes - 1))[:, None], teacher.num_classes, axis=1
+    )
     probs[:, 0] = sure
     probs[0] = probs[0, ::-1].copy()
     return probs
@@ -551,7 +667,11 @@ def mostly_the_first(_path: Path, teacher: Classifier, source: Source, _geometry
 def left(*settings: str) -> Left:
     """By generations or rounds on some of the drawn pictures; made once for equal configs."""
     mine = config_of(*settings)
-    read = [setting for setting in ONE_STUDENT if setting.partition(".")[0] not in METHODS[mine.method].unread]
+    read = [
+        setting
+        for setting in ONE_STUDENT
+        if setting.partition(".")[0] not in METHODS[mine.method].unread
+    ]
     return _left(json.dumps(to_mapping(config_of(settings[0], *read, *settings))))
 
 
@@ -559,7 +679,9 @@ def left(*settings: str) -> Left:
 def _left(written: str) -> Left:
     config = from_mapping(TrainConfig, json.loads(written))
     pictures = Columns(open_source(drawn_pictures()))
-    learnt, rest, held_out = (subset(pictures, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_PICTURES)))
+    learnt, rest, held_out = (
+        subset(pictures, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_PICTURES))
+    )
     notes: list[str] = []
     ears = CourseEars(on_note=notes.append)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -570,7 +692,11 @@ def _left(written: str) -> Left:
         else:
             standing = born_again(config, [learnt], out, held_out=held_out, ears=ears)
         files = sorted(out.glob(f"*/{CLASSIFIER_FILE}"))
-        return Left({file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}, standing, notes)
+        return Left(
+            {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
+            standing,
+            notes,
+        )
 
 
 @pytest.mark.parametrize("field", LEFT)
@@ -597,12 +723,19 @@ def test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing(
 
     still = ("optim.lr=0.0", "optim.min_lr=0.0")
     assert trainings(f"{count}=1") == [f"{name}-0", f"{name}-1"]
-    assert trainings(f"{count}=2", f"{patience}=2", *still) == [f"{name}-0", f"{name}-1", f"{name}-2"]
+    assert trainings(f"{count}=2", f"{patience}=2", *still) == [
+        f"{name}-0",
+        f"{name}-1",
+        f"{name}-2",
+    ]
     assert trainings(f"{count}=2", f"{patience}=1", *still) == [f"{name}-0", f"{name}-1"]
 
 
 def test_cache_says_whether_the_teachers_logits_are_kept() -> None:
-    kept, asked = (left(*BORN, "crops.fixed_views=2", f"knowledge.cache={choice}") for choice in ("auto", "never"))
+    kept, asked = (
+        left(*BORN, "crops.fixed_views=2", f"knowledge.cache={choice}")
+        for choice in ("auto", "never")
+    )
     note = "generation-1: keeping what its teacher says of 16 views."
     assert note in kept.notes
     assert note not in asked.notes
@@ -627,16 +760,22 @@ CLAIMED = {
     "pretrained.branch": test_branch_is_whose_weights_are_taken,
     "labels.column": test_column_is_where_labels_are_looked_for,
     "knowledge.cache": test_cache_says_whether_the_teachers_logits_are_kept,
-    "born_again.generations": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
+    "born_again.generations": (
+        test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing
+    ),
     "born_again.patience": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
     "self_training.rounds": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
-    "self_training.patience": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
+    "self_training.patience": (
+        test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing
+    ),
     "watch.tolerance": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
     "watch.patience": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
     "engine.shard": test_shard_spreads_weights_where_there_are_processes_to_spread_them_over,
     "engine.accumulate": test_accumulate_takes_a_batch_in_parts,
     "engine.compile": test_compile_is_of_every_block,
-    "engine.checkpoint_activations": test_checkpoint_activations_computes_blocks_twice_and_learns_the_same,
+    "engine.checkpoint_activations": (
+        test_checkpoint_activations_computes_blocks_twice_and_learns_the_same
+    ),
     "run.held_out": test_held_out_is_how_many_are_not_learnt_from,
     "run.workers": test_workers_are_processes,
     "run.cache_bytes": test_cache_bytes_bound_the_pictures_that_are_kept,

@@ -1,4 +1,5 @@
-"""The page of a run of several trainings: every figure of its table, drawn and linked, and nothing from anywhere else."""
+"""The page of a run of several trainings: every figure of its table, drawn and linked, and nothing
+from anywhere else."""
 
 from __future__ import annotations
 
@@ -26,31 +27,60 @@ ACCURACIES = (0.5, 0.55, 0.548)
 
 
 def row(name: str, accuracy: float, **more: Any) -> Row:
-    figures = {"kind": re.split(r"\W", name)[0], "standard_error": 0.022, "ece": 0.1, "wrong_confidence": 0.4}
+    figures = {
+        "kind": re.split(r"\W", name)[0],
+        "standard_error": 0.022,
+        "ece": 0.1,
+        "wrong_confidence": 0.4,
+    }
     return Row(name=name, accuracy=accuracy, **{**figures, **more})
 
 
 def generations() -> list[Row]:
     rows = [
-        row(f"generation-{number}", share, knn=share - 0.1, copies=0.9, seconds=60.0 * number, parameters=2_700_000)
+        row(
+            f"generation-{number}",
+            share,
+            knn=share - 0.1,
+            copies=0.9,
+            seconds=60.0 * number,
+            parameters=2_700_000,
+        )
         for number, share in enumerate(ACCURACIES, 1)
     ]
     return [*rows, row("ensemble-3", 0.57, ece=0.05, wrong_confidence=None)]
 
 
 def make_run(folder: Path, rows: Sequence[Row], **more: Any) -> Path:
-    values = {"name": "born again", "method": "born_again", "num_held_out": 500, "classes": ["cat", "dog"], "remarks": []}
-    write_standing(folder, Standing(**{**values, "rows": list(rows), "chosen": rows[-1].name if rows else "", **more}))
+    values = {
+        "name": "born again",
+        "method": "born_again",
+        "num_held_out": 500,
+        "classes": ["cat", "dog"],
+        "remarks": [],
+    }
+    write_standing(
+        folder,
+        Standing(**{**values, "rows": list(rows), "chosen": rows[-1].name if rows else "", **more}),
+    )
     return folder
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Three generations and their ensemble; the first has a page of its own, the second a folder without one."""
+    """Three generations and their ensemble; the first has a page of its own, the second a folder
+    without one."""
     folder = make_run(
-        tmp_path / "run", generations(), chosen="generation-2", remarks=[Remark("no_gain", -0.002, "Generation 3 does not.")]
+        tmp_path / "run",
+        generations(),
+        chosen="generation-2",
+        remarks=[Remark("no_gain", -0.002, "Generation 3 does not.")],
     )
-    config = {"config": {"method": "born_again", "optim": {"lr": 0.001}}, "data": {"names": "pictures/"}, "versions": {}}
+    config = {
+        "config": {"method": "born_again", "optim": {"lr": 0.001}},
+        "data": {"names": "pictures/"},
+        "versions": {},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for number in (1, 2):
         (folder / f"generation-{number}").mkdir()
@@ -66,7 +96,7 @@ def cells(seen: Seen) -> list[list[str]]:
     return [["".join(cell.itertext()) for cell in line] for line in rows]
 
 
-# -- what stands on it --------------------------------------------------------------------------------------------------
+# -- what stands on it -----------------------------------------------------------------------------
 
 
 def test_the_page_says_the_best_the_gain_and_what_was_noticed(run: Path) -> None:
@@ -88,11 +118,36 @@ def test_the_page_says_the_best_the_gain_and_what_was_noticed(run: Path) -> None
 
 def test_every_row_stands_in_the_table_with_all_it_has(run: Path) -> None:
     head, *lines = cells(Seen(write_generations_report(run)))
-    assert head == "|accuracy|over the first|kNN|copies found|ECE|sure when wrong|parameters|training took".split("|")
+    assert (
+        head
+        == "|accuracy|over the first|kNN|copies found|ECE|sure when wrong|parameters|training took".split(
+            "|"
+        )
+    )
     assert lines == [
         ["generation-1", "0.500 ± 0.022", "–", "0.400", "0.900", "0.100", "0.400", "2.7 M", "60 s"],
-        ["generation-2chosen", "0.550 ± 0.022", "+0.050", "0.450", "0.900", "0.100", "0.400", "2.7 M", "2 min"],
-        ["generation-3", "0.548 ± 0.022", "+0.048", "0.448", "0.900", "0.100", "0.400", "2.7 M", "3 min"],
+        [
+            "generation-2chosen",
+            "0.550 ± 0.022",
+            "+0.050",
+            "0.450",
+            "0.900",
+            "0.100",
+            "0.400",
+            "2.7 M",
+            "2 min",
+        ],
+        [
+            "generation-3",
+            "0.548 ± 0.022",
+            "+0.048",
+            "0.448",
+            "0.900",
+            "0.100",
+            "0.400",
+            "2.7 M",
+            "3 min",
+        ],
         ["ensemble-3", "0.570 ± 0.022", "+0.070", "–", "–", "0.050", "–", "–", "–"],
     ]
 
@@ -100,11 +155,14 @@ def test_every_row_stands_in_the_table_with_all_it_has(run: Path) -> None:
 def test_the_best_of_a_column_is_bold_where_one_is_better(run: Path) -> None:
     source = write_generations_report(run).read_text()
     table = source[source.index("<table") : source.index("</table>")]
-    assert re.findall(r"<b>([\d.]+)</b>", table) == ["0.450", "0.570", "0.050"]  # kNN, accuracy, ECE; copies are all alike
+    # kNN, accuracy, ECE; copies are all alike
+    assert re.findall(r"<b>([\d.]+)</b>", table) == ["0.450", "0.570", "0.050"]
 
 
 def test_a_row_leads_to_its_own_page_where_there_is_one(run: Path) -> None:
-    assert [link["href"] for link in Seen(write_generations_report(run)).all("a")] == ["generation-1/report.html"]
+    assert [link["href"] for link in Seen(write_generations_report(run)).all("a")] == [
+        "generation-1/report.html"
+    ]
 
 
 def test_exits_lead_to_the_page_of_their_one_network(tmp_path: Path) -> None:
@@ -112,20 +170,33 @@ def test_exits_lead_to_the_page_of_their_one_network(tmp_path: Path) -> None:
     assert Seen(write_generations_report(folder)).all("a") == []
     (folder / "network").mkdir()
     (folder / "network" / "report.html").write_text("one")
-    assert [link["href"] for link in Seen(write_generations_report(folder)).all("a")] == ["network/report.html"] * 2
+    assert [link["href"] for link in Seen(write_generations_report(folder)).all("a")] == [
+        "network/report.html"
+    ] * 2
 
 
 def test_every_figure_is_drawn_with_what_it_says_in_words(run: Path) -> None:
-    drawings = [attributes["aria-label"] or "" for attributes in Seen(write_generations_report(run)).all("svg")]
-    errors = ", ".join(f"generation-{number} {share:.3f} ± 0.022" for number, share in enumerate(ACCURACIES, 1))
+    drawings = [
+        attributes["aria-label"] or ""
+        for attributes in Seen(write_generations_report(run)).all("svg")
+    ]
+    errors = ", ".join(
+        f"generation-{number} {share:.3f} ± 0.022" for number, share in enumerate(ACCURACIES, 1)
+    )
     assert drawings[0] == f"accuracy: {errors}, ensemble-3 0.570 ± 0.022"
     assert drawings[1].startswith("kNN: generation-1 0.400")
     assert "; copies: generation-1 0.900" in drawings[1]
-    assert [drawing.split(":")[0] for drawing in drawings[2:]] == ["Calibration error (ECE)", "Sure when wrong"]
+    assert [drawing.split(":")[0] for drawing in drawings[2:]] == [
+        "Calibration error (ECE)",
+        "Sure when wrong",
+    ]
 
 
 def test_exits_are_drawn_over_their_speed(tmp_path: Path) -> None:
-    rows = [row(f"exit-{number}", 0.4 + number / 20, images_per_s=5000.0 / number) for number in (1, 2, 3)]
+    rows = [
+        row(f"exit-{number}", 0.4 + number / 20, images_per_s=5000.0 / number)
+        for number in (1, 2, 3)
+    ]
     seen = Seen(write_generations_report(make_run(tmp_path, rows)))
     assert "Exits of one network" in seen.words
     assert "Accuracy over pictures a second" in seen.words
@@ -142,7 +213,7 @@ def test_rounds_and_exits_of_one_run_are_drawn_apart(tmp_path: Path) -> None:
     assert "Accuracy by exit" in seen.words
 
 
-# -- what may be missing ------------------------------------------------------------------------------------------------
+# -- what may be missing ---------------------------------------------------------------------------
 
 
 def test_a_run_without_rows_has_a_page(tmp_path: Path) -> None:
@@ -160,7 +231,11 @@ def test_a_single_row_is_said_and_not_drawn(tmp_path: Path) -> None:
 
 
 def test_ensembles_alone_are_drawn_too(tmp_path: Path) -> None:
-    seen = Seen(write_generations_report(make_run(tmp_path, [row("ensemble-a", 0.5), row("ensemble-b", 0.6)])))
+    seen = Seen(
+        write_generations_report(
+            make_run(tmp_path, [row("ensemble-a", 0.5), row("ensemble-b", 0.6)])
+        )
+    )
     assert "Accuracy by ensemble" in seen.words
 
 
@@ -174,13 +249,24 @@ def test_a_folder_that_has_no_table_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-# -- what it never does -------------------------------------------------------------------------------------------------
+# -- what it never does ----------------------------------------------------------------------------
 
 
 def test_names_classes_and_remarks_are_text_and_stay_text(tmp_path: Path) -> None:
-    rows = [row(HOSTILE, 0.5, kind="generation"), row(f"{HOSTILE}2", 0.6, kind="exit"), row("caf\udce9", 0.5, kind="ensemble")]
+    rows = [
+        row(HOSTILE, 0.5, kind="generation"),
+        row(f"{HOSTILE}2", 0.6, kind="exit"),
+        row("caf\udce9", 0.5, kind="ensemble"),
+    ]
     rows += [row(f"{HOSTILE}{number}", 0.5, kind="exit", images_per_s=number) for number in (3, 4)]
-    folder = make_run(tmp_path, rows, name=HOSTILE, method=HOSTILE, classes=[HOSTILE], remarks=[Remark(HOSTILE, 1.0, HOSTILE)])
+    folder = make_run(
+        tmp_path,
+        rows,
+        name=HOSTILE,
+        method=HOSTILE,
+        classes=[HOSTILE],
+        remarks=[Remark(HOSTILE, 1.0, HOSTILE)],
+    )
     config = {"config": {HOSTILE: HOSTILE}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for name in (HOSTILE, "caf\udce9"):
@@ -197,9 +283,16 @@ def test_names_classes_and_remarks_are_text_and_stay_text(tmp_path: Path) -> Non
     assert links[1] == "caf%E9/report.html"
 
 
-@pytest.mark.parametrize("name", ["..", ".", "../other", "/etc", "javascript:alert(1)", "generation-1/deeper"])
+@pytest.mark.parametrize(
+    "name", ["..", ".", "../other", "/etc", "javascript:alert(1)", "generation-1/deeper"]
+)
 def test_no_link_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
-    for place in (tmp_path, tmp_path / "run", tmp_path / "other", tmp_path / "run" / "generation-1" / "deeper"):
+    for place in (
+        tmp_path,
+        tmp_path / "run",
+        tmp_path / "other",
+        tmp_path / "run" / "generation-1" / "deeper",
+    ):
         place.mkdir(parents=True, exist_ok=True)
         (place / "report.html").write_text("another page")
     folder = make_run(tmp_path / "run", [row(name, 0.5, kind="generation")])
@@ -208,9 +301,13 @@ def test_no_link_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
 
 def test_the_page_loads_nothing_and_says_so(run: Path) -> None:
     seen = Seen(write_generations_report(run))
-    policy = next(a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert {tag for tag, _ in seen.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "img"})
+    assert {tag for tag, _ in seen.tags}.isdisjoint(
+        {"script", "link", "iframe", "object", "form", "img"}
+    )
     assert not re.search(r"https?:|//|@import|url\(", seen.source)
 
 
@@ -222,14 +319,17 @@ def test_the_same_folder_gives_the_same_bytes(run: Path) -> None:
 
 def test_the_page_needs_no_torch(run: Path) -> None:
     program = (
-        "import json, sys; from pathlib import Path; from featkit_train.report.generations import write_generations_report; "
-        f"write_generations_report(Path({str(run)!r})); print(json.dumps('torch' in sys.modules))"
+        "import json, sys; from pathlib import Path; from featkit_train.report.generations import"
+        f" write_generations_report; write_generations_report(Path({str(run)!r}));"
+        " print(json.dumps('torch' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) is False
 
 
-# -- drawings -----------------------------------------------------------------------------------------------------------
+# -- drawings --------------------------------------------------------------------------------------
 
 
 def inside(drawing: str) -> None:
@@ -244,19 +344,33 @@ def inside(drawing: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 @pytest.mark.parametrize("values", [(0.0, 1.0), (0.5, 0.5), (0.98, 1.0)])
-def test_charts_of_any_number_of_places_are_well_formed(count: int, values: tuple[float, float]) -> None:
+def test_charts_of_any_number_of_places_are_well_formed(
+    count: int, values: tuple[float, float]
+) -> None:
     places = [Place(f"generation-{number}", chosen=number == 0) for number in range(count)]
     places += [Place("ensemble of all", joined=False), Place("ensemble", joined=False)]
     shares = [values[place % 2] for place in range(len(places))]
-    inside(places_chart(places, [Series("accuracy", shares, [0.1] * len(places)), Series("kNN", [None, *shares[1:]])]))
     inside(
-        speed_chart(places, Series("accuracy", shares, [0.1] * len(places)), [100.0 + place for place in range(len(places))])
+        places_chart(
+            places,
+            [Series("accuracy", shares, [0.1] * len(places)), Series("kNN", [None, *shares[1:]])],
+        )
+    )
+    inside(
+        speed_chart(
+            places,
+            Series("accuracy", shares, [0.1] * len(places)),
+            [100.0 + place for place in range(len(places))],
+        )
     )
     inside(speed_chart(places, Series("accuracy", shares), [0.0] * len(places)))
 
 
 def test_bars_reach_one_standard_error_up_and_down() -> None:
-    drawing = places_chart([Place("generation-1"), Place("generation-2")], [Series("accuracy", [0.2, 0.4], [0.05, 0.1])])
+    drawing = places_chart(
+        [Place("generation-1"), Place("generation-2")],
+        [Series("accuracy", [0.2, 0.4], [0.05, 0.1])],
+    )
     heights = {0.2: 0.05, 0.4: 0.1}
     circles = re.findall(r'class="end" cx="[\d.]+" cy="([\d.]+)"', drawing)
     bars = re.findall(r'class="error" d="M[\d.]+ ([\d.]+)h8m-4 0V([\d.]+)', drawing)
@@ -268,9 +382,13 @@ def test_bars_reach_one_standard_error_up_and_down() -> None:
 
 def test_names_over_speed_do_not_cover_each_other() -> None:
     places = [Place(f"exit-{number}") for number in range(6)]
-    drawing = speed_chart(places, Series("accuracy", [0.5] * 6), [1000.0, 1001.0, 1002.0, 1003.0, 2000.0, 3000.0])
+    drawing = speed_chart(
+        places, Series("accuracy", [0.5] * 6), [1000.0, 1001.0, 1002.0, 1003.0, 2000.0, 3000.0]
+    )
     outside = re.sub(r'<g class="spot">.*?</g>', "", drawing)
-    found = re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="middle">exit-\d</text>', outside)
+    found = re.findall(
+        r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="middle">exit-\d</text>', outside
+    )
     assert len(found) == 4  # of four in one place two have room; the others show under the pointer
     assert len(set(found)) == 4
     assert all(f"exit-{number}, " in drawing for number in range(6))

@@ -1,4 +1,5 @@
-"""Promises of the loop: what a run leaves behind, and that a resumed run is the unbroken one, bit for bit."""
+"""Promises of the loop: what a run leaves behind, and that a resumed run is the unbroken one, bit
+for bit."""
 
 from __future__ import annotations
 
@@ -51,7 +52,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_folder(tmp_path_factory.mktemp("loop") / "pictures", 44)
 
 
-def run(config: TrainConfig, pictures: Path, out: Path, *, resume: bool = False, stop_after: int | None = None) -> list[Log]:
+def run(
+    config: TrainConfig,
+    pictures: Path,
+    out: Path,
+    *,
+    resume: bool = False,
+    stop_after: int | None = None,
+) -> list[Log]:
     """Train and return all logs; `stop_after` is a Ctrl-C at the log of that step."""
     logs: list[Log] = []
 
@@ -95,24 +103,46 @@ def test_the_backbone_that_is_left_is_the_teacher(pictures: Path, tmp_path: Path
     assert info.origin["steps"] == "8"
 
 
-SHORT = ("run.steps=5", "run.batch_size=6", "run.evaluate_every=5", "run.checkpoint_every=2", "crops.num_local=1")
+SHORT = (
+    "run.steps=5",
+    "run.batch_size=6",
+    "run.evaluate_every=5",
+    "run.checkpoint_every=2",
+    "crops.num_local=1",
+)
 NOISY = ("noise.drop_path=0.3", "noise.drop_path_rule=uniform")
 METHODS = {
     "dino": ["method=dino", *NOISY],
     "ibot": ["method=ibot", "dino.centering=center"],
-    "dinov2": ["method=dinov2", *NOISY, "dino.centering=sinkhorn", "engine.accumulate=2", "engine.checkpoint_activations=true"],
+    "dinov2": [
+        "method=dinov2",
+        *NOISY,
+        "dino.centering=sinkhorn",
+        "engine.accumulate=2",
+        "engine.checkpoint_activations=true",
+    ],
     "dinov3": [
         *("method=dinov3", "model.position=rotary", "noise.rotary_rescale=2.0"),
         *("gram.weight=1.0", "gram.size=32", "gram.update_every=2"),
     ],
     "distill": ["method=distill", "pretrained.name={published}", "pretrained.head_steps=3"],
-    "adapt": ["method=adapt", "model={}", "pretrained.name={published}", "pretrained.head_steps=3", "watch.tolerance=0.9"],
+    "adapt": [
+        "method=adapt",
+        "model={}",
+        "pretrained.name={published}",
+        "pretrained.head_steps=3",
+        "watch.tolerance=0.9",
+    ],
 }
 
 
 def short_config(method: str, published: Path, *settings: str) -> TrainConfig:
     """Five steps of a method with every part that keeps a state or draws at random."""
-    return small_config(*SHORT, *[setting.replace("{published}", str(published)) for setting in METHODS[method]], *settings)
+    return small_config(
+        *SHORT,
+        *[setting.replace("{published}", str(published)) for setting in METHODS[method]],
+        *settings,
+    )
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -121,7 +151,9 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     checkpoints = [list_checkpoints(out / "checkpoints")[-1] for out in (ours, theirs)]
     for file in (STATE_FILE, PROGRESS_FILE):
         assert (checkpoints[0] / file).read_bytes() == (checkpoints[1] / file).read_bytes()
-    assert (ours / "backbone.safetensors").read_bytes() == (theirs / "backbone.safetensors").read_bytes()
+    assert (ours / "backbone.safetensors").read_bytes() == (
+        theirs / "backbone.safetensors"
+    ).read_bytes()
 
 
 def metrics(out: Path) -> list[Log]:
@@ -143,7 +175,12 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stop_after", [2, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
-    pictures: Path, published: Path, tmp_path: Path, whole: dict[str, Path], method: str, stop_after: int
+    pictures: Path,
+    published: Path,
+    tmp_path: Path,
+    whole: dict[str, Path],
+    method: str,
+    stop_after: int,
 ) -> None:
     config = short_config(method, published)
     if method not in whole:
@@ -206,7 +243,9 @@ def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_ended(tmp_path: Path) -> None:
+def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_ended(
+    tmp_path: Path,
+) -> None:
     torn = draw_folder(tmp_path / "torn", 44)
     for number in range(0, 44, 3):
         (torn / f"{number:03d}.jpg").write_bytes(b"no picture")
@@ -231,7 +270,9 @@ def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_e
         assert_same_run(tmp_path / name, tmp_path / "whole")
 
 
-def test_a_killed_process_is_resumed_bit_for_bit(pictures: Path, published: Path, tmp_path: Path) -> None:
+def test_a_killed_process_is_resumed_bit_for_bit(
+    pictures: Path, published: Path, tmp_path: Path
+) -> None:
     program = f"""
 import os, signal, sys
 from collections.abc import Callable
@@ -254,10 +295,19 @@ loop.train(short_config("dino", Path()), [open_source({str(pictures)!r})], Path(
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(tmp_path: Path, kind: str) -> None:
-    # 20 pictures to learn from are three steps: the one after the kill is of the second epoch, whose pictures the unbroken
-    # run has decoded already, and the resumed run's worker has to find in the file.
-    lengths = ("run.steps=4", "run.batch_size=6", "run.evaluate_every=4", "run.checkpoint_every=2", "crops.num_local=1")
+def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(
+    tmp_path: Path, kind: str
+) -> None:
+    # 20 pictures to learn from are three steps: the one after the kill is of the second epoch,
+    # whose pictures the unbroken run has decoded already, and the resumed run's worker has to find
+    # in the file.
+    lengths = (
+        "run.steps=4",
+        "run.batch_size=6",
+        "run.evaluate_every=4",
+        "run.checkpoint_every=2",
+        "crops.num_local=1",
+    )
     config, loose = small_config(*lengths), draw_folder(tmp_path / "pictures", 24)
     packed = pack(loose, tmp_path / f"pictures.{kind}")
 
@@ -267,17 +317,22 @@ def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(t
 
     with pytest.raises(Killed):
         train(config, [open_source(packed)], tmp_path / "killed", on_log=kill)
-    assert [path.name for path in list_checkpoints(tmp_path / "killed" / "checkpoints")] == ["step-00000002"]
+    assert [path.name for path in list_checkpoints(tmp_path / "killed" / "checkpoints")] == [
+        "step-00000002"
+    ]
     run(small_config(*lengths, "run.workers=1"), packed, tmp_path / "killed", resume=True)
     run(config, packed, tmp_path / "whole")
     assert [step for step, _ in losses(tmp_path / "whole")] == [1, 2, 3, 4]
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     run(config, loose, tmp_path / "loose")
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "loose"), "a file teaches what its pictures in a folder do"
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "loose"), (
+        "a file teaches what its pictures in a folder do"
+    )
 
 
 def pack(folder: Path, path: Path) -> Path:
-    """The pictures of a folder in a tar, or in a Parquet file of several row groups, whichever the name says."""
+    """The pictures of a folder in a tar, or in a Parquet file of several row groups, whichever the
+    name says."""
     files = [(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
     if path.suffix == ".tar":
         return write_tar(path, files)
@@ -286,15 +341,25 @@ def pack(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_what_changes_nothing_learnt_may_be_other_on_resume(pictures: Path, published: Path, tmp_path: Path) -> None:
+def test_what_changes_nothing_learnt_may_be_other_on_resume(
+    pictures: Path, published: Path, tmp_path: Path
+) -> None:
     with pytest.raises(Interrupted):
         run(short_config("dino", published), pictures, tmp_path / "run", stop_after=2)
-    free = ["run.workers=1", "run.cache_bytes=0", "run.device=auto", "run.keep_checkpoints=1", "run.log_every=2"]
+    free = [
+        "run.workers=1",
+        "run.cache_bytes=0",
+        "run.device=auto",
+        "run.keep_checkpoints=1",
+        "run.log_every=2",
+    ]
     run(short_config("dino", published, *free), pictures, tmp_path / "run", resume=True)
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 4, 5]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(pictures: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    pictures: Path, tmp_path: Path
+) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(small_config(f"run.seed={seed}", "run.steps=2"), pictures, tmp_path / name)
     first, second, third = (load_file(tmp_path / name / "backbone.safetensors") for name in "abc")
@@ -302,7 +367,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(pictures: Pa
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(
+    pictures: Path, tmp_path: Path
+) -> None:
     run(small_config("run.steps=2"), pictures, tmp_path / "run")
     with pytest.raises(InputError, match="add --resume"):
         run(small_config("run.steps=2"), pictures, tmp_path / "run")
@@ -312,10 +379,15 @@ def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(picture
         run(small_config(), pictures, tmp_path / "none", resume=True)
 
 
-def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(pictures: Path, tmp_path: Path) -> None:
+def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(
+    pictures: Path, tmp_path: Path
+) -> None:
     first, second = tmp_path / "run", tmp_path / "longer"
     run(small_config("run.steps=2"), pictures, first)
-    with refused("run.steps 2, now it is 4, and a run's schedules depend on its length", f"--init {first} --out ANOTHER"):
+    with refused(
+        "run.steps 2, now it is 4, and a run's schedules depend on its length",
+        f"--init {first} --out ANOTHER",
+    ):
         run(small_config("run.steps=4"), pictures, first, resume=True)
     with refused("optim.lr was 0.001, now it is 0.5"):
         run(small_config("run.steps=4", "optim.lr=0.5"), pictures, first, resume=True)
@@ -324,10 +396,17 @@ def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(pictures: 
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda text: text[:300], lambda _text: "", lambda _text: "config: [", lambda text: text.rpartition("torch")[0]],
+    [
+        lambda text: text[:300],
+        lambda _text: "",
+        lambda _text: "config: [",
+        lambda text: text.rpartition("torch")[0],
+    ],
     ids=["cut", "emptied", "no YAML", "last line cut"],
 )
-def test_a_damaged_config_is_refused_by_name(pictures: Path, tmp_path: Path, damage: Callable[[str], str]) -> None:
+def test_a_damaged_config_is_refused_by_name(
+    pictures: Path, tmp_path: Path, damage: Callable[[str], str]
+) -> None:
     run(small_config("run.steps=1"), pictures, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(damage(config.read_text()))
@@ -343,8 +422,11 @@ def test_a_damaged_checkpoint_is_refused_by_name(pictures: Path, tmp_path: Path)
         run(small_config("run.steps=3"), pictures, tmp_path / "run", resume=True)
 
 
-def test_training_teaches_the_student_to_agree_with_its_teacher(pictures: Path, tmp_path: Path) -> None:
-    # With Sinkhorn targets a network that tells nothing apart has a loss of ln K, and only learning lowers it.
+def test_training_teaches_the_student_to_agree_with_its_teacher(
+    pictures: Path, tmp_path: Path
+) -> None:
+    # With Sinkhorn targets a network that tells nothing apart has a loss of ln K, and only learning
+    # lowers it.
     lengths = ("run.steps=60", "run.evaluate_every=60", "run.checkpoint_every=60")
     config = small_config(*lengths, "dino.centering=sinkhorn", "crops.rotation_degrees=0.0")
     run(config, pictures, tmp_path / "run")
@@ -358,10 +440,18 @@ def test_a_run_is_not_resumed_on_other_pictures(pictures: Path, tmp_path: Path) 
     with pytest.raises(InputError, match="begun with other pictures to learn from"):
         run(small_config("run.steps=2"), other, tmp_path / "run", resume=True)
     with pytest.raises(InputError, match="begun with other pictures held out"):
-        train(small_config("run.steps=2"), [open_source(pictures)], tmp_path / "run", held_out=open_source(other), resume=True)
+        train(
+            small_config("run.steps=2"),
+            [open_source(pictures)],
+            tmp_path / "run",
+            held_out=open_source(other),
+            resume=True,
+        )
 
 
-def test_a_run_whose_list_an_earlier_version_read_is_resumed(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_whose_list_an_earlier_version_read_is_resumed(
+    pictures: Path, tmp_path: Path
+) -> None:
     (tmp_path / "list.txt").write_text("".join(f"./pictures/{i:03d}.jpg\n" for i in range(44)))
     (tmp_path / "pictures").symlink_to(pictures)
     run(small_config("run.steps=2"), tmp_path / "list.txt", tmp_path / "run")
@@ -374,7 +464,9 @@ def test_a_run_whose_list_an_earlier_version_read_is_resumed(pictures: Path, tmp
     run(small_config("run.steps=2"), tmp_path / "list.txt", tmp_path / "run", resume=True)
 
 
-def test_what_is_refused_leaves_nothing_that_stands_in_the_way(pictures: Path, tmp_path: Path) -> None:
+def test_what_is_refused_leaves_nothing_that_stands_in_the_way(
+    pictures: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="lower --batch-size"):
         run(small_config("run.batch_size=64"), pictures, tmp_path / "run")
     with refused("There is 1 picture to train on, fewer than a batch of 2; add pictures."):
@@ -406,9 +498,13 @@ def test_pictures_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: 
     others = set(multiprocessing.active_children())
     with pytest.raises(InputError) as caught:
         run(small_config(f"run.workers={workers}"), folder, tmp_path / "run")
-    assert str(caught.value).startswith(f"None of the 22 pictures of {folder} can be read. The first: ")
+    assert str(caught.value).startswith(
+        f"None of the 22 pictures of {folder} can be read. The first: "
+    )
     assert str(caught.value).endswith(" is not a picture in a format that can be read.")
-    assert set(multiprocessing.active_children()) <= others, "workers are gone, though what was raised is held"
+    assert set(multiprocessing.active_children()) <= others, (
+        "workers are gone, though what was raised is held"
+    )
 
 
 def test_a_full_disk_is_named(pictures: Path, tmp_path: Path) -> None:
@@ -432,18 +528,30 @@ train(config, [open_source({str(pictures)!r})], Path({str(tmp_path / "run")!r}))
     assert not (tmp_path / "run" / "backbone.safetensors").exists()
 
 
-def test_a_run_begins_from_an_earlier_one_and_refuses_a_folder_that_holds_none(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_begins_from_an_earlier_one_and_refuses_a_folder_that_holds_none(
+    pictures: Path, tmp_path: Path
+) -> None:
     run(small_config("run.steps=2"), pictures, tmp_path / "first")
     still = ["optim.lr=0.0", "optim.min_lr=0.0", "teacher.momentum=1.0"]
     later = small_config("run.steps=2", f"init={tmp_path / 'first'}", *still)
     run(later, pictures, tmp_path / "second")
-    first, second = (load_file(tmp_path / name / "backbone.safetensors") for name in ("first", "second"))
+    first, second = (
+        load_file(tmp_path / name / "backbone.safetensors") for name in ("first", "second")
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
-    with pytest.raises(InputError, match="holds no checkpoint of a run; name the folder of an earlier run"):
+    with pytest.raises(
+        InputError, match="holds no checkpoint of a run; name the folder of an earlier run"
+    ):
         run(small_config(f"init={tmp_path / 'nothing'}"), pictures, tmp_path / "third")
 
 
-SMALLER, LARGER = ("crops.global_size=32", "crops.local_size=16"), ("crops.global_size=64", "crops.local_size=32")
+SMALLER, LARGER = (
+    ("crops.global_size=32", "crops.local_size=16"),
+    (
+        "crops.global_size=64",
+        "crops.local_size=32",
+    ),
+)
 
 
 @pytest.mark.parametrize("method", ["ibot", "dinov2"])
@@ -456,13 +564,19 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
     (tmp_path / "begun").mkdir()
     begun.begin()
     state = load_file(list_checkpoints(tmp_path / "first" / "checkpoints")[-1] / STATE_FILE)
-    expected = {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
+    expected = {
+        name.removeprefix("model."): tensor
+        for name, tensor in state.items()
+        if name.startswith("model.")
+    }
     ours = begun.engine.method.state_dict()
     assert ours.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.items())
     backbone = begun.engine.method.result
     assert isinstance(backbone, VisionTransformer)
-    assert_same_features(backbone, stretched(backbone), normalised(draw_pictures(2, height=64, width=64)))
+    assert_same_features(
+        backbone, stretched(backbone), normalised(draw_pictures(2, height=64, width=64))
+    )
 
     run(config, pictures, tmp_path / "second")
     assert [step for step, loss in losses(tmp_path / "second") if np.isfinite(loss)] == [1, 2]
@@ -470,10 +584,14 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
     assert (info.geometry.height, info.geometry.width, info.geometry.resize_to) == (64, 64, 64)
     assert later.state_dict()["patch_positions"].shape == (4, 4, 24), "the table keeps its size"
     for name, tensor in later.state_dict().items():
-        assert torch.equal(tensor, expected[f"teacher.backbone.{name}"]) == (tensor.numel() == 0), name
+        assert torch.equal(tensor, expected[f"teacher.backbone.{name}"]) == (tensor.numel() == 0), (
+            name
+        )
 
 
-def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(
+    pictures: Path, tmp_path: Path
+) -> None:
     run(small_config("method=dinov2", "run.steps=2", *SMALLER), pictures, tmp_path / "first")
     later = small_config("method=dinov2", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
     run(later, pictures, tmp_path / "second")
@@ -491,8 +609,11 @@ def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(pictures: 
 
 
 def stretched(backbone: VisionTransformer) -> VisionTransformer:
-    """The same network with positions of 8 × 8 patches of its own, made of its 4 × 4 by torch as DINO's code does."""
-    table = foreign(backbone.patch_positions.detach().permute(2, 0, 1)[None], 8, 8)[0].permute(1, 2, 0)
+    """The same network with positions of 8 × 8 patches of its own, made of its 4 × 4 by torch as
+    DINO's code does."""
+    table = foreign(backbone.patch_positions.detach().permute(2, 0, 1)[None], 8, 8)[0].permute(
+        1, 2, 0
+    )
     larger = VisionTransformer(dataclasses.replace(backbone.config, position_grid=8)).eval()
     larger.load_state_dict({**backbone.state_dict(), "patch_positions": table})
     return larger
@@ -506,14 +627,18 @@ def assert_same_features(ours: Backbone, theirs: Backbone, images: Tensor) -> No
 
 def normalised(images: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 as the backbones of these runs take it."""
-    mean, std = (torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
 def test_a_plan_is_said_once_after_the_first_steps(pictures: Path, tmp_path: Path) -> None:
     plans: list[Plan] = []
     steps = WARM_STEPS + MEASURED_STEPS + 3
-    config = small_config(f"run.steps={steps}", "run.batch_size=4", "crops.num_local=0", "run.evaluate_every=100")
+    config = small_config(
+        f"run.steps={steps}", "run.batch_size=4", "crops.num_local=0", "run.evaluate_every=100"
+    )
     train(config, [open_source(pictures)], tmp_path / "run", on_plan=plans.append)
     (plan,) = plans
     assert plan.steps_left == 3

@@ -1,4 +1,5 @@
-"""A run whose folder and pictures have names that are not UTF-8 is trained, resumed, begun from, reported and loaded."""
+"""A run whose folder and pictures have names that are not UTF-8 is trained, resumed, begun from,
+reported and loaded."""
 
 from __future__ import annotations
 
@@ -25,14 +26,20 @@ def test_a_run_of_an_odd_name_is_like_any_other(tmp_path: Path) -> None:
     train(small_config("run.steps=2"), [source], run)
     assert any(path.name.startswith("events") for path in run.iterdir())
     train(small_config("run.steps=2"), [source], run, resume=True)
-    train(small_config("run.steps=1", f"init={json.dumps(str(run))}"), [source], tmp_path / ODD / "next")
+    train(
+        small_config("run.steps=1", f"init={json.dumps(str(run))}"),
+        [source],
+        tmp_path / ODD / "next",
+    )
     _, info = load_backbone(run)
     assert info.origin["data"].endswith("d\\xe9\n/p\\xe9")
     assert (run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_manifest_spells_out_names_that_are_no_text(tmp_path: Path) -> None:
-    manifest = dataclasses.replace(read_manifest(make_model_file(tmp_path / "m.onnx")), origin={"file": ODD})
+    manifest = dataclasses.replace(
+        read_manifest(make_model_file(tmp_path / "m.onnx")), origin={"file": ODD}
+    )
     text = manifest.to_json()
     text.encode("utf-8")
     assert Manifest.from_json(text).origin == {"file": "d\\xe9\\n"}

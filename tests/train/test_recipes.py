@@ -1,4 +1,5 @@
-"""Promises of the recipes: each loads, says where its numbers come from, builds at a reduced size, and takes two steps."""
+"""Promises of the recipes: each loads, says where its numbers come from, builds at a reduced size,
+and takes two steps."""
 
 from __future__ import annotations
 
@@ -11,7 +12,14 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.sources import open_source
-from featkit_train.config import RECIPES, TrainConfig, from_mapping, read_recipe, to_mapping, with_settings
+from featkit_train.config import (
+    RECIPES,
+    TrainConfig,
+    from_mapping,
+    read_recipe,
+    to_mapping,
+    with_settings,
+)
 from featkit_train.configure import configure
 from featkit_train.labelled import born_again, internal, self_training
 from featkit_train.loop import train
@@ -27,11 +35,12 @@ from tests.train.labelled.small import draw_kinds
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 WANTED = (
-    "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill dinov3_vitl16 dinov3_vitl16_gram "
-    "dinov3_vitl16_highres adapt_dinov2 tiny_adapt "
-    "small_labelled born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
+    "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill"
+    " dinov3_vitl16 dinov3_vitl16_gram dinov3_vitl16_highres adapt_dinov2 tiny_adapt small_labelled"
+    " born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
 ).split()
-# What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own alone.
+# What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own
+# alone.
 SMALLER: dict[str, dict[str, Any]] = {
     "timm:resnet18": {"options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 12]}},
     "timm:vit_small_patch16_224": {"options": {"img_size": 32, "embed_dim": 24, "num_heads": 2}},
@@ -40,12 +49,17 @@ SMALLER: dict[str, dict[str, Any]] = {
 
 
 def methods_of(name: str) -> list[str]:
-    """The one that the recipe names, or all that its sections are for: those with a classifier to begin, or with a model."""
+    """The one that the recipe names, or all that its sections are for: those with a classifier to
+    begin, or with a model."""
     recipe = read_recipe(name)
     if "method" in recipe:
         return [recipe["method"]]
     section = "classifier" if "classifier" in recipe else "model"
-    return [method for method, kind in METHODS.items() if section not in kind.unread and method != "distill"]
+    return [
+        method
+        for method, kind in METHODS.items()
+        if section not in kind.unread and method != "distill"
+    ]
 
 
 def reduced_classifier(config: ClassifierConfig) -> dict[str, Any]:
@@ -60,7 +74,8 @@ def reduced_classifier(config: ClassifierConfig) -> dict[str, Any]:
 
 
 def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
-    """The same recipe with a model, heads, crops and batch of a second: every choice that is not a size stays."""
+    """The same recipe with a model, heads, crops and batch of a second: every choice that is not a
+    size stays."""
     patch = 8
     small = {"num_prototypes": 16, "hidden_width": 16, "bottleneck_width": 8}
     settings = [
@@ -86,7 +101,12 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
         settings.append("gram.size=64")
     if config.crops.resolutions:
         sizes = [
-            {"share": resolution.share, "global_size": 32 + 8 * place, "local_size": 16, "gram_size": 64}
+            {
+                "share": resolution.share,
+                "global_size": 32 + 8 * place,
+                "local_size": 16,
+                "gram_size": 64,
+            }
             for place, resolution in enumerate(config.crops.resolutions)
         ]
         settings.append(f"crops.resolutions={sizes}")
@@ -94,10 +114,16 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
         settings += [f"pretrained.name={pretrained}", "pretrained.head_steps=1"]
     if issubclass(METHODS[config.method], Taught):
         settings.append(f"classifier={json.dumps(reduced_classifier(config.classifier))}")
-        settings += ["born_again.generations=1", "self_training.rounds=1", "self_training.confidence=0.0"]
+        settings += [
+            "born_again.generations=1",
+            "self_training.rounds=1",
+            "self_training.confidence=0.0",
+        ]
     unread = METHODS[config.method].unread
     mapping = with_settings(to_mapping(config), settings)
-    return from_mapping(TrainConfig, {name: part for name, part in mapping.items() if name not in unread})
+    return from_mapping(
+        TrainConfig, {name: part for name, part in mapping.items() if name not in unread}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +131,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     draw_folder(folder / "pictures", 24)
     make_run(folder / "pretrained")
-    for (part, count), first in zip((("labelled", 10), ("unlabelled", 8), ("held_out", 4)), itertools.count(0, 50)):
+    for (part, count), first in zip(
+        (("labelled", 10), ("unlabelled", 8), ("held_out", 4)), itertools.count(0, 50)
+    ):
         draw_kinds(folder / "kinds" / part, count, first=first)
     return folder
 
@@ -116,7 +144,9 @@ def test_the_recipes_are_these() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_begins_with_how_it_runs_and_where_its_numbers_come_from(name: str) -> None:
-    head = [line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
+    head = [
+        line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")
+    ]
     assert any(line.startswith("# Run:") and "featkit train" in line for line in head)
     assert any(line.startswith("# Numbers:") for line in head)
     assert any(line.startswith("# Expect:") for line in head)
@@ -130,8 +160,12 @@ def test_recipes_for_several_methods_are_of_those_that_begin_alike() -> None:
 PAIRS = [(name, method) for name in NAMES for method in methods_of(name)]
 
 
-@pytest.mark.parametrize(("name", "method"), [pair for pair in PAIRS if not issubclass(METHODS[pair[1]], Taught)])
-def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(name: str, method: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "method"), [pair for pair in PAIRS if not issubclass(METHODS[pair[1]], Taught)]
+)
+def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(
+    name: str, method: str, folder: Path, tmp_path: Path
+) -> None:
     config = reduced(configure(method, name), folder / "pretrained")
     report = train(config, [open_source(folder / "pictures")], tmp_path / "run")
     assert report.steps == 2
@@ -140,14 +174,20 @@ def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(name: str, method
     assert info.family == method
 
 
-@pytest.mark.parametrize(("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Taught)])
+@pytest.mark.parametrize(
+    ("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Taught)]
+)
 def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_two_steps(
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
-    exits = ["classifier.exits=[1, 2, 3]"] if method == "internal" and name == "small_labelled" else []
+    exits = (
+        ["classifier.exits=[1, 2, 3]"] if method == "internal" and name == "small_labelled" else []
+    )
     whole = configure(method, name, exits)
     config, out = reduced(whole, folder / "pretrained"), tmp_path / "run"
-    labelled, unlabelled, held_out = (open_source(folder / "kinds" / part) for part in ("labelled", "unlabelled", "held_out"))
+    labelled, unlabelled, held_out = (
+        open_source(folder / "kinds" / part) for part in ("labelled", "unlabelled", "held_out")
+    )
     if method == "self-training":
         self_training(config, [labelled], [unlabelled], out, held_out=held_out)
     else:
@@ -168,17 +208,27 @@ def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_t
         built = backbone.built_from
         assert isinstance(built, ClassifierConfig)
         assert built == config.classifier
-        assert (built.small_stem, built.exits) == (whole.classifier.small_stem, whole.classifier.exits)
-        library = {"timm": TimmModel, "torchvision": TorchvisionModel}[whole.classifier.arch.partition(":")[0]]
+        assert (built.small_stem, built.exits) == (
+            whole.classifier.small_stem,
+            whole.classifier.exits,
+        )
+        library = {"timm": TimmModel, "torchvision": TorchvisionModel}[
+            whole.classifier.arch.partition(":")[0]
+        ]
         assert isinstance(backbone, ExitedBackbone if built.exits else library)
         assert len(classifier.heads) == 1 + len(built.exits)
 
 
 def test_a_recipe_of_one_method_is_refused_by_another() -> None:
-    with pytest.raises(InputError, match="The recipe ibot_vits16 is for ibot; run `featkit train ibot --recipe ibot_vits16`"):
+    with pytest.raises(
+        InputError,
+        match="The recipe ibot_vits16 is for ibot; run `featkit train ibot --recipe ibot_vits16`",
+    ):
         configure("dino", "ibot_vits16")
 
 
-def test_sections_of_a_recipe_for_several_methods_are_left_out_but_settings_of_them_are_refused() -> None:
+def test_sections_of_a_recipe_for_several_methods_are_left_out_but_settings_of_them_are_refused() -> (
+    None
+):
     assert configure("dino", "small").ibot == TrainConfig().ibot
     assert configure("ibot", "small").ibot != TrainConfig().ibot

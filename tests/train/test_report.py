@@ -1,4 +1,5 @@
-"""The page of a run: every number and picture of its folder, whatever else is missing, and nothing from anywhere else."""
+"""The page of a run: every number and picture of its folder, whatever else is missing, and nothing
+from anywhere else."""
 
 from __future__ import annotations
 
@@ -30,7 +31,14 @@ from tests.train.small import small_config
 
 HOSTILE = "<img src=x onerror=alert(1)>\"&'.jpg"
 VOID = ("meta", "img", "link", "br", "wbr", "hr", "input")
-CURVES = {"loss": 5.0, "dino_loss": 4.5, "teacher_entropy": 0.7, "batch_entropy": 0.9, "grad_norm": 1.2, "lr": 1e-3}
+CURVES = {
+    "loss": 5.0,
+    "dino_loss": 4.5,
+    "teacher_entropy": 0.7,
+    "batch_entropy": 0.9,
+    "grad_norm": 1.2,
+    "lr": 1e-3,
+}
 
 
 class Seen(HTMLParser):
@@ -64,7 +72,9 @@ class Seen(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def make_run(folder: Path, lines: Sequence[Mapping[str, Any]] = (), *, settings: Sequence[str] = ()) -> Path:
+def make_run(
+    folder: Path, lines: Sequence[Mapping[str, Any]] = (), *, settings: Sequence[str] = ()
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     record = {
         "config": to_mapping(small_config("run.steps=100", *settings)),
@@ -72,23 +82,39 @@ def make_run(folder: Path, lines: Sequence[Mapping[str, Any]] = (), *, settings:
         "versions": {"featkit": "0.1.0"},
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+    )
     return folder
 
 
 def log(step: int, **more: float) -> dict[str, float]:
     swing = math.sin(step)
-    return {"step": step, **{name: value + 0.1 * value * swing for name, value in CURVES.items()}, "steps_per_s": 2.0, **more}
+    return {
+        "step": step,
+        **{name: value + 0.1 * value * swing for name, value in CURVES.items()},
+        "steps_per_s": 2.0,
+        **more,
+    }
 
 
 def make_snapshots(
-    run: Path, steps: Sequence[int], *, heads: int | None = 3, names: Sequence[str] = ("a.jpg", "b/c.jpg")
+    run: Path,
+    steps: Sequence[int],
+    *,
+    heads: int | None = 3,
+    names: Sequence[str] = ("a.jpg", "b/c.jpg"),
 ) -> None:
     rng = np.random.default_rng(0)
-    write_photographs(run / "snapshots", [np.asarray(draw_picture(number)) for number in range(len(names))], names)
+    write_photographs(
+        run / "snapshots", [np.asarray(draw_picture(number)) for number in range(len(names))], names
+    )
     for step in steps:
         tiles = [
-            Tiles(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8), None if heads is None else rng.random((heads, 4, 4)))
+            Tiles(
+                rng.integers(0, 256, (4, 4, 3), dtype=np.uint8),
+                None if heads is None else rng.random((heads, 4, 4)),
+            )
             for _ in names
         ]
         write_snapshot(run / "snapshots", step, tiles)
@@ -97,15 +123,26 @@ def make_snapshots(
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """A run of 100 steps of 8 pictures, with scores, a note and snapshots."""
-    scores = [{"step": step, "copy_recall": recall, "knn": recall / 2} for step, recall in ((0, 0.25), (50, 0.75), (100, 0.5))]
-    lines = [scores[0], *(log(step) for step in range(1, 51)), scores[1], *(log(step) for step in range(51, 101)), scores[2]]
+    scores = [
+        {"step": step, "copy_recall": recall, "knn": recall / 2}
+        for step, recall in ((0, 0.25), (50, 0.75), (100, 0.5))
+    ]
+    lines = [
+        scores[0],
+        *(log(step) for step in range(1, 51)),
+        scores[1],
+        *(log(step) for step in range(51, 101)),
+        scores[2],
+    ]
     run = make_run(tmp_path / "run", lines)
-    (run / "notes.jsonl").write_text(json.dumps({"step": 40, "note": "Momentum is too high."}) + "\n")
+    (run / "notes.jsonl").write_text(
+        json.dumps({"step": 40, "note": "Momentum is too high."}) + "\n"
+    )
     make_snapshots(run, [0, 50, 100])
     return run
 
 
-# -- what stands on it --------------------------------------------------------------------------------------------------
+# -- what stands on it -----------------------------------------------------------------------------
 
 
 def test_the_page_says_scores_settings_and_what_was_noticed(run: Path) -> None:
@@ -131,9 +168,14 @@ def test_the_score_is_the_last_one_and_not_the_best(run: Path) -> None:
 
 def test_a_training_with_labels_is_judged_by_its_accuracy(tmp_path: Path) -> None:
     taught = {"loss": 2.0, "label_loss": 1.5, "teacher_loss": 0.5, "batch_accuracy": 0.6}
-    lines = [{"step": step, **{name: value / step for name, value in taught.items()}} for step in (1, 2)]
+    lines = [
+        {"step": step, **{name: value / step for name, value in taught.items()}} for step in (1, 2)
+    ]
     found = {"accuracy": 0.5, "accuracy_exit_1": 0.25, "ece": 0.125, "copy_recall": 0.75}
-    lines += [{"step": step, **{name: value / (3 - step) for name, value in found.items()}} for step in (1, 2)]
+    lines += [
+        {"step": step, **{name: value / (3 - step) for name, value in found.items()}}
+        for step in (1, 2)
+    ]
     make_run(tmp_path)  # of which this is one training
     seen = Seen(write_report(make_run(tmp_path / "generation-1", lines, settings=["name=mine"])))
     first = re.search(r'<div class="card chief"><dt>(.*?)</dt><dd>(.*?)</dd>', seen.source)
@@ -157,29 +199,38 @@ def test_every_curve_is_drawn_with_what_it_says_in_words(run: Path) -> None:
     shown = "; ".join(drawings)
     for name in (*CURVES, "copy_recall", "knn"):
         assert f"{name}: from " in shown
-    assert f"loss: from {charts.number(log(1)['loss'])} at step 1 to {charts.number(log(100)['loss'])} at step 100" in shown
+    assert (
+        f"loss: from {charts.number(log(1)['loss'])} at step 1 to {charts.number(log(100)['loss'])}"
+        " at step 100" in shown
+    )
     assert "teacher_entropy" in next(drawing for drawing in drawings if "batch_entropy" in drawing)
 
 
 def test_a_number_that_no_one_foresaw_is_drawn(tmp_path: Path) -> None:
     run = make_run(tmp_path, [log(step, new_thing=step * 2.0) for step in range(1, 5)])
     seen = Seen(write_report(run))
-    assert "new_thing: from 2 at step 1 to 8 at step 4" in [attributes["aria-label"] for attributes in seen.all("svg")]
+    assert "new_thing: from 2 at step 1 to 8 at step 4" in [
+        attributes["aria-label"] for attributes in seen.all("svg")
+    ]
     assert "Other" in seen.words
 
 
 def test_a_number_that_never_changes_is_said_and_not_drawn(run: Path) -> None:
     seen = Seen(write_report(run))
     assert "steps_per_s 2 at all steps" in seen.words
-    assert not any("steps_per_s" in (attributes["aria-label"] or "") for attributes in seen.all("svg"))
+    assert not any(
+        "steps_per_s" in (attributes["aria-label"] or "") for attributes in seen.all("svg")
+    )
 
 
 def test_pictures_stand_in_a_row_each_with_a_column_a_step(run: Path) -> None:
     seen = Seen(write_report(run))
-    assert [a["alt"] for a in seen.all("img") if (a["alt"] or "").startswith("Components of a.jpg at")] == [
-        f"Components of a.jpg at step {step}" for step in (0, 50, 100)
-    ]
-    assert len([a for a in seen.all("img") if (a["alt"] or "").startswith("Attention of")]) == 2 * (3 + 1)
+    assert [
+        a["alt"] for a in seen.all("img") if (a["alt"] or "").startswith("Components of a.jpg at")
+    ] == [f"Components of a.jpg at step {step}" for step in (0, 50, 100)]
+    assert len([a for a in seen.all("img") if (a["alt"] or "").startswith("Attention of")]) == 2 * (
+        3 + 1
+    )
     assert len([a for a in seen.all("img") if (a["alt"] or "").startswith("head ")]) == 2 * 3
     assert len(seen.all("tr")) == 3
 
@@ -192,7 +243,7 @@ def test_a_network_without_attention_has_components_alone(tmp_path: Path) -> Non
     assert not any(alt.startswith(("Attention", "head")) for alt in alts)
 
 
-# -- what may be missing ------------------------------------------------------------------------------------------------
+# -- what may be missing ---------------------------------------------------------------------------
 
 
 def test_a_run_that_has_only_begun_has_a_page(tmp_path: Path) -> None:
@@ -212,14 +263,20 @@ def test_a_run_of_one_step_says_its_numbers(tmp_path: Path) -> None:
 
 def test_torn_lines_missing_values_and_broken_numbers_leave_gaps(tmp_path: Path) -> None:
     run = make_run(
-        tmp_path, [{"step": step, "loss": math.nan if step in (3, 4) else step, "other": None} for step in range(1, 8)]
+        tmp_path,
+        [
+            {"step": step, "loss": math.nan if step in (3, 4) else step, "other": None}
+            for step in range(1, 8)
+        ],
     )
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as file:
         file.write(
             '[1]\n{"loss": 3}\n{"step": "x", "loss": 1}\n'
             '{"step": 8, "loss": Infinity, "name": "text", "flag": true}\n{"step": 9, "lo'
         )
-    (run / "notes.jsonl").write_text('{"step": 2, "note": "Said."}\n{"step": 2, "note": "Said."}\n{"step": 3, "no')
+    (run / "notes.jsonl").write_text(
+        '{"step": 2, "note": "Said."}\n{"step": 2, "note": "Said."}\n{"step": 3, "no'
+    )
     page = write_report(run)
     seen = Seen(page)
     assert seen.words.count("Said.") == 1
@@ -247,7 +304,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-# -- what it never does -------------------------------------------------------------------------------------------------
+# -- what it never does ----------------------------------------------------------------------------
 
 
 def test_names_settings_and_notes_are_text_and_stay_text(tmp_path: Path) -> None:
@@ -261,7 +318,9 @@ def test_names_settings_and_notes_are_text_and_stay_text(tmp_path: Path) -> None
     make_snapshots(run, [0], names=[HOSTILE, "caf\udce9.jpg"])
     seen = Seen(write_report(run))
     assert seen.all("script") == []
-    assert all((attributes["src"] or "").startswith("data:image/") for attributes in seen.all("img"))
+    assert all(
+        (attributes["src"] or "").startswith("data:image/") for attributes in seen.all("img")
+    )
     assert not any(name.startswith("on") for _, attributes in seen.tags for name in attributes)
     assert seen.words.count(HOSTILE) >= 4
     assert "caf\\xe9.jpg" in seen.words
@@ -269,11 +328,20 @@ def test_names_settings_and_notes_are_text_and_stay_text(tmp_path: Path) -> None
 
 def test_the_page_loads_nothing_and_says_so(run: Path) -> None:
     seen = Seen(write_report(run))
-    policy = next(a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    policy = next(
+        a["content"] for a in seen.all("meta") if a.get("http-equiv") == "Content-Security-Policy"
+    )
     assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    assert {tag for tag, _ in seen.tags}.isdisjoint({"script", "link", "iframe", "object", "form", "a"})
-    assert not re.search(r"https?:|//|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", seen.source))
-    assert all(source and source.startswith("data:image/") for source in (a["src"] for a in seen.all("img")))
+    assert {tag for tag, _ in seen.tags}.isdisjoint(
+        {"script", "link", "iframe", "object", "form", "a"}
+    )
+    assert not re.search(
+        r"https?:|//|@import|url\(", re.sub(r"base64,[A-Za-z0-9+/=]+", "", seen.source)
+    )
+    assert all(
+        source and source.startswith("data:image/")
+        for source in (a["src"] for a in seen.all("img"))
+    )
 
 
 def test_the_same_folder_gives_the_same_bytes(run: Path) -> None:
@@ -294,18 +362,22 @@ def test_a_report_needs_no_torch(run: Path) -> None:
         "import sys; from pathlib import Path; from featkit_train.report import write_report; "
         f"write_report(Path({str(run)!r})); print('torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "False"
 
 
 def test_the_colours_are_those_of_the_page_of_results() -> None:
-    styles = (REPOSITORY / "train" / "featkit_train" / "report" / "report.css").read_text(encoding="utf-8")
+    styles = (REPOSITORY / "train" / "featkit_train" / "report" / "report.css").read_text(
+        encoding="utf-8"
+    )
     shared = STYLE.strip().split("* { box-sizing")[0].strip()
     assert shared.startswith(":root")
     assert styles.startswith(shared)
 
 
-# -- curves -------------------------------------------------------------------------------------------------------------
+# -- curves ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 599, 600, 601, 1200, 1201, 5000, 12_345])
@@ -332,7 +404,8 @@ def test_a_curve_of_any_length_is_thinned_without_losing_a_reading(count: int) -
 def test_lines_that_a_resumed_run_wrote_again_are_taken_once(tmp_path: Path) -> None:
     steps = [1, 2, 3, 4, 3, 4, 5]
     metrics = read_metrics(
-        make_run(tmp_path, [{"step": step, "loss": 1.0, "steps_per_s": 1.0} for step in steps]) / "metrics.jsonl"
+        make_run(tmp_path, [{"step": step, "loss": 1.0, "steps_per_s": 1.0} for step in steps])
+        / "metrics.jsonl"
     )
     assert [point.step for point in metrics.curves["loss"].points] == [1, 2, 3, 4, 5]
     assert (metrics.last_step, metrics.seconds) == (5, 5.0)
@@ -346,14 +419,18 @@ def test_lines_that_a_resumed_run_wrote_again_are_taken_once(tmp_path: Path) -> 
         (-3, 5, [-4, -2, 0, 2, 4, 6]),
     ],
 )
-def test_ticks_are_round_numbers_around_the_curve(low: float, high: float, wanted: list[float]) -> None:
+def test_ticks_are_round_numbers_around_the_curve(
+    low: float, high: float, wanted: list[float]
+) -> None:
     start, end, ticks = charts.nice_ticks(low, high, 4)
     assert start <= low < high <= end
     assert ticks == pytest.approx(wanted)
     assert (start, end) == (ticks[0], ticks[-1])
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 0), (1e-300, 2e-300), (-1.7e308, 1.7e308), (1e308, 1e308), (5, 5 + 1e-12)])
+@pytest.mark.parametrize(
+    ("low", "high"), [(0, 0), (1e-300, 2e-300), (-1.7e308, 1.7e308), (1e308, 1e308), (5, 5 + 1e-12)]
+)
 def test_ticks_of_extreme_ranges_are_finite_and_few(low: float, high: float) -> None:
     start, end, ticks = charts.nice_ticks(low, high, 4)
     assert start < end
@@ -363,7 +440,10 @@ def test_ticks_of_extreme_ranges_are_finite_and_few(low: float, high: float) -> 
 
 def test_one_outlier_does_not_flatten_the_rest_and_is_named(tmp_path: Path) -> None:
     lines = [log(step, grad_norm=1e6 if step == 50 else 1.0 + step / 100) for step in range(1, 101)]
-    assert "grad_norm went to 1e6 once, beyond the frame." in Seen(write_report(make_run(tmp_path, lines))).words
+    assert (
+        "grad_norm went to 1e6 once, beyond the frame."
+        in Seen(write_report(make_run(tmp_path, lines))).words
+    )
 
 
 def test_smoothing_is_the_weighted_mean_about_each_point() -> None:
@@ -376,7 +456,9 @@ def test_smoothing_is_the_weighted_mean_about_each_point() -> None:
     smoothed = charts.smoothed(curve.points)
     for place in there:
         weights = [keep ** abs(place - other) for other in there]
-        wanted = sum(weight * values[other] for weight, other in zip(weights, there, strict=True)) / sum(weights)
+        wanted = sum(
+            weight * values[other] for weight, other in zip(weights, there, strict=True)
+        ) / sum(weights)
         assert smoothed[place] == pytest.approx(wanted)
     assert math.isnan(smoothed[7])
 
@@ -392,7 +474,16 @@ def test_only_noisy_curves_are_smoothed() -> None:
 
 
 def test_each_curve_stands_in_one_panel_and_no_panel_has_more_than_there_are_colours() -> None:
-    names = ["loss", "ibot_loss", "lr", "rankme", "x", *(f"knn_{k}" for k in range(15)), "batch_entropy", "patch_entropy"]
+    names = [
+        "loss",
+        "ibot_loss",
+        "lr",
+        "rankme",
+        "x",
+        *(f"knn_{k}" for k in range(15)),
+        "batch_entropy",
+        "patch_entropy",
+    ]
     panels = arrange({name: Curve(name) for name in names})
     assert sorted(curve.name for panel in panels for curve in panel.curves) == sorted(names)
     assert max(len(panel.curves) for panel in panels) == MOST_CURVES

@@ -1,4 +1,5 @@
-"""Promises of a run that is watched: what ruins a model is taken back, and a run that nothing can watch says so."""
+"""Promises of a run that is watched: what ruins a model is taken back, and a run that nothing can
+watch says so."""
 
 from __future__ import annotations
 
@@ -16,7 +17,12 @@ from tests.train.methods.training import OWN_HEAD
 from tests.train.small import small_config
 from tests.train.steps import drawn_pictures
 
-RUINOUS = ("optim.lr=3.0", "optim.warmup_steps=0", "teacher.momentum=0.0", "teacher.momentum_end=0.0")
+RUINOUS = (
+    "optim.lr=3.0",
+    "optim.warmup_steps=0",
+    "teacher.momentum=0.0",
+    "teacher.momentum_end=0.0",
+)
 
 
 def adapted(published: Path, *settings: str) -> TrainConfig:
@@ -36,9 +42,17 @@ def adapted(published: Path, *settings: str) -> TrainConfig:
 
 
 @pytest.mark.parametrize(("steps", "patience"), [(3, 2), (2, 9)])
-def test_a_ruined_model_is_taken_back_also_at_the_last_step(tmp_path: Path, steps: int, patience: int) -> None:
+def test_a_ruined_model_is_taken_back_also_at_the_last_step(
+    tmp_path: Path, steps: int, patience: int
+) -> None:
     published = save_published(tmp_path / "published").state_dict()
-    config = adapted(tmp_path / "published", *RUINOUS, f"run.steps={steps}", f"watch.patience={patience}", "run.held_out=6")
+    config = adapted(
+        tmp_path / "published",
+        *RUINOUS,
+        f"run.steps={steps}",
+        f"watch.patience={patience}",
+        "run.held_out=6",
+    )
     notes: list[str] = []
     scores: list[float] = []
     report = train(

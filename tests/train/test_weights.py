@@ -1,4 +1,5 @@
-"""Promises of the files of backbones and classifiers: they come back whole, with what they are and whence, or are refused."""
+"""Promises of the files of backbones and classifiers: they come back whole, with what they are and
+whence, or are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +36,11 @@ from tests.train.networks import networks
 from tests.train.networks.networks import add_tiny_vit, drawn, pictures
 
 INFO = BackboneInfo(
-    name="drawn", family="dino", geometry=geometry_for(CONFIGS["dino"]), licence="CC0-1.0", origin={"data": "é", "steps": "3"}
+    name="drawn",
+    family="dino",
+    geometry=geometry_for(CONFIGS["dino"]),
+    licence="CC0-1.0",
+    origin={"data": "é", "steps": "3"},
 )
 
 
@@ -58,7 +63,13 @@ def rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def test_a_backbone_comes_back_bit_for_bit(family: str, tmp_path: Path) -> None:
     backbone = drawn_backbone(CONFIGS[family])
     save_backbone(tmp_path / BACKBONE_FILE, backbone, INFO)
-    images = torch.randn(2, 3, 2 * backbone.config.patch, 3 * backbone.config.patch, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(
+        2,
+        3,
+        2 * backbone.config.patch,
+        3 * backbone.config.patch,
+        generator=torch.Generator().manual_seed(0),
+    )
     for path in (tmp_path, tmp_path / BACKBONE_FILE):
         loaded, info = load_backbone(path)
         assert info == INFO
@@ -93,7 +104,9 @@ def test_equal_weights_and_header_give_equal_bytes(file: Path, tmp_path: Path) -
     assert (tmp_path / "again").read_bytes() != file.read_bytes()
 
 
-def test_an_interrupted_save_leaves_the_older_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_save_leaves_the_older_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = file.read_bytes()
 
     def stop(_tensors: dict[str, torch.Tensor], path: Path, **_: object) -> None:
@@ -109,7 +122,10 @@ def test_an_interrupted_save_leaves_the_older_file(file: Path, monkeypatch: pyte
 
 @pytest.mark.parametrize("place", ["", "none", BACKBONE_FILE])
 def test_where_there_is_no_backbone_the_next_step_is_named(tmp_path: Path, place: str) -> None:
-    with pytest.raises(InputError, match=r"has no backbone\.safetensors; name a folder that `featkit train` has written"):
+    with pytest.raises(
+        InputError,
+        match=r"has no backbone\.safetensors; name a folder that `featkit train` has written",
+    ):
         load_backbone(tmp_path / place)
 
 
@@ -129,7 +145,9 @@ def test_a_foreign_file_is_refused_by_name(file: Path) -> None:
 
 def test_a_newer_file_is_refused_with_its_format(file: Path) -> None:
     rewrite(file, lambda header: header.update(format=FORMAT + 1, vit={"a word": "of later"}))
-    with pytest.raises(InputError, match=f"{file} has format 3, newer than the 2 read here; update featkit"):
+    with pytest.raises(
+        InputError, match=f"{file} has format 3, newer than the 2 read here; update featkit"
+    ):
         load_backbone(file)
 
 
@@ -145,7 +163,9 @@ def test_tensors_that_do_not_fit_the_header_are_refused_in_one_sentence(
     file: Path, change: Callable[[dict[str, Any]], None]
 ) -> None:
     rewrite(file, change)
-    with pytest.raises(InputError, match=f"{file} holds tensors that do not fit its own header") as raised:
+    with pytest.raises(
+        InputError, match=f"{file} holds tensors that do not fit its own header"
+    ) as raised:
         load_backbone(file)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < len(str(file)) + 300
@@ -162,7 +182,9 @@ def test_tensors_that_do_not_fit_the_header_are_refused_in_one_sentence(
         lambda header: header["geometry"].pop("patch"),
     ],
 )
-def test_a_header_that_is_not_whole_is_refused_in_one_sentence(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def test_a_header_that_is_not_whole_is_refused_in_one_sentence(
+    file: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
     rewrite(file, change)
     with pytest.raises(InputError, match=f"{file} has a header that cannot be used") as raised:
         load_backbone(file)
@@ -183,7 +205,9 @@ BUILT = {
     "no exits": networks.CONFIGS["timm CNN"],
     "from torchvision": networks.CONFIGS["torchvision CNN"],
     # It keeps numbers that no state holds, and torchvision's looks at numbers as it is built.
-    "windows": networks.config("timm:swin_tiny_patch4_window7_224", depths=[1, 1, 1, 1], embed_dim=24, img_size=56),
+    "windows": networks.config(
+        "timm:swin_tiny_patch4_window7_224", depths=[1, 1, 1, 1], embed_dim=24, img_size=56
+    ),
     "widths": networks.config("torchvision:regnet_y_400mf"),
 }
 SIDES = {"windows": 56}
@@ -223,7 +247,9 @@ def test_any_network_comes_back_bit_for_bit_and_nothing_is_drawn(name: str, tmp_
         assert torch.equal(loaded(images).class_token, backbone(images).class_token)
         if isinstance(backbone, ExitedBackbone):
             assert isinstance(loaded, ExitedBackbone)
-            assert torch.equal(loaded.all_exits(images)[0].class_token, backbone.all_exits(images)[0].class_token)
+            assert torch.equal(
+                loaded.all_exits(images)[0].class_token, backbone.all_exits(images)[0].class_token
+            )
 
 
 @pytest.mark.usefixtures("_with_torchvision")
@@ -274,17 +300,26 @@ def test_a_network_that_no_config_builds_is_not_saved(tmp_path: Path) -> None:
 def classifier_file(_with_torchvision: None, tmp_path: Path) -> Path:
     """A classifier of three classes in a run folder."""
     path = tmp_path / "run" / CLASSIFIER_FILE
-    save_classifier(path, drawn(Classifier(build_backbone(BUILT["timm CNN"]), 3)), INFO, ["cat", "dog", "né"])
+    save_classifier(
+        path, drawn(Classifier(build_backbone(BUILT["timm CNN"]), 3)), INFO, ["cat", "dog", "né"]
+    )
     return path
 
 
-def test_a_classifier_comes_back_with_its_heads_and_the_names_of_its_classes(classifier_file: Path) -> None:
+def test_a_classifier_comes_back_with_its_heads_and_the_names_of_its_classes(
+    classifier_file: Path,
+) -> None:
     expected = drawn(Classifier(build_backbone(BUILT["timm CNN"]), 3))
     for path in (classifier_file, classifier_file.parent):
         before = torch.random.get_rng_state()
         loaded, info, classes = load_classifier(path)
         assert torch.equal(torch.random.get_rng_state(), before)
-        assert (info, classes, loaded.num_classes, loaded.training) == (INFO, ("cat", "dog", "né"), 3, False)
+        assert (info, classes, loaded.num_classes, loaded.training) == (
+            INFO,
+            ("cat", "dog", "né"),
+            3,
+            False,
+        )
         assert loaded.backbone.built_from == BUILT["timm CNN"]
         with torch.no_grad():
             for ours, theirs in zip(loaded(pictures()), expected(pictures()), strict=True):
@@ -304,25 +339,45 @@ def test_names_of_classes_are_as_many_as_logits(classifier_file: Path) -> None:
         save_classifier(classifier_file, load_classifier(classifier_file)[0], INFO, ["cat", "dog"])
 
 
-def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(classifier_file: Path, tmp_path: Path) -> None:
+def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(
+    classifier_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=f"{classifier_file} holds a classifier with its heads"):
         load_backbone(classifier_file)
     file = tmp_path / BACKBONE_FILE
     save_backbone(file, drawn_backbone(CONFIGS["dino"]), INFO)
     with pytest.raises(InputError, match=f"{file} holds no heads for classes"):
         load_classifier(file)
-    with pytest.raises(InputError, match=r"has no classifier\.safetensors; name the folder of a run of `featkit train` that"):
+    with pytest.raises(
+        InputError,
+        match=r"has no classifier\.safetensors; name the folder of a run of `featkit train` that",
+    ):
         load_classifier(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda header: header.update(format=FORMAT + 1), "newer than the 2 read here; update featkit"),
-        (lambda header: header.update(classes=["cat", "dog"]), r"heads\.0\.weight is of shape \(3, 128\), not \(2, 128\)"),
-        (lambda header: header["classifier"].update(exits=[2]), "holds tensors that do not fit its own header"),
-        (lambda header: header["classifier"].update(exits=[7]), "has a header that cannot be used: exits can be after"),
-        (lambda header: header["classifier"].update(arch="timm:resnet999"), "has a header that cannot be used: timm knows no"),
+        (
+            lambda header: header.update(format=FORMAT + 1),
+            "newer than the 2 read here; update featkit",
+        ),
+        (
+            lambda header: header.update(classes=["cat", "dog"]),
+            r"heads\.0\.weight is of shape \(3, 128\), not \(2, 128\)",
+        ),
+        (
+            lambda header: header["classifier"].update(exits=[2]),
+            "holds tensors that do not fit its own header",
+        ),
+        (
+            lambda header: header["classifier"].update(exits=[7]),
+            "has a header that cannot be used: exits can be after",
+        ),
+        (
+            lambda header: header["classifier"].update(arch="timm:resnet999"),
+            "has a header that cannot be used: timm knows no",
+        ),
         (lambda header: header["classifier"].update(colour=1), "has a header that cannot be used"),
         (lambda header: header["classifier"].pop("exits"), "has a header that cannot be used"),
         (lambda header: header.pop("classifier"), "has a header that cannot be used"),

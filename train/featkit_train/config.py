@@ -1,7 +1,8 @@
-"""Everything a training run can be told, as frozen dataclasses; recipes (YAML) and flags are read onto them by one code.
+"""Everything a training run can be told, as frozen dataclasses; recipes (YAML) and flags are read
+onto them by one code.
 
-A recipe is a mapping of the sections below; `--set optim.lr=0.002` is the same mapping, one leaf of it. A key that is
-not there is an error that names its nearest neighbour.
+A recipe is a mapping of the sections below; `--set optim.lr=0.002` is the same mapping, one leaf of
+it. A key that is not there is an error that names its nearest neighbour.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ RECIPES = Path(__file__).parent / "recipes"
 LEAST_BATCH = 2  # pictures; a loss needs two to tell apart
 LEAST = {
     "run": {
-        **dict.fromkeys(("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"), 1),
+        **dict.fromkeys(
+            ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_checkpoints"), 1
+        ),
         **dict.fromkeys(("seed", "workers", "held_out", "cache_bytes"), 0),
         "batch_size": LEAST_BATCH,
     },
@@ -64,15 +67,18 @@ class CropConfig:
     global_size: int = 224
     local_size: int = 96
     num_local: int = 8  # 0 trains on the two global crops alone
-    # Each step is made at one of these, drawn by their shares (DINOv3, section 5.1); none: at the sizes above.
+    # Each step is made at one of these, drawn by their shares (DINOv3, section 5.1); none: at the
+    # sizes above.
     resolutions: tuple[Resolution, ...] = ()
     global_scale: tuple[float, float] = (0.4, 1.0)
     local_scale: tuple[float, float] = (0.05, 0.4)
     rotation_degrees: float = 0.0  # up to this, either way; not in the paper
     rotation_probability: float = 0.5
     flip_probability: float = 0.5
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # bicubic: as the released code, and a little slower
-    fixed_views: int = 0  # views that a picture has, which epochs take in turn; 0: a new one every epoch
+    # bicubic: as the released code, and a little slower
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    # views that a picture has, which epochs take in turn; 0: a new one every epoch
+    fixed_views: int = 0
 
     def __post_init__(self) -> None:
         for low, high in (self.global_scale, self.local_scale):
@@ -82,7 +88,8 @@ class CropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ColourConfig:
-    """Colour, blur and solarise (DINO's released code); blur and solarise differ between the two global crops."""
+    """Colour, blur and solarise (DINO's released code); blur and solarise differ between the two
+    global crops."""
 
     jitter_probability: float = 0.8
     brightness: float = 0.4
@@ -90,9 +97,12 @@ class ColourConfig:
     saturation: float = 0.2
     hue: float = 0.1
     grey_probability: float = 0.2
-    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)  # first global, second global, local
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of a crop of `blur_side`; scaled with the crop's side
-    blur_side: int = 224  # 0: blur_sigma is in the pixels of every crop, whatever its side, as in the released code
+    # first global, second global, local
+    blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    # pixels of a crop of `blur_side`; scaled with the crop's side
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    # 0: blur_sigma is in the pixels of every crop, whatever its side, as in the released code
+    blur_side: int = 224
     solarise_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
 
 
@@ -100,10 +110,13 @@ class ColourConfig:
 class OptimConfig:
     """AdamW with DINO's schedules, or SGD by the same."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov's momentum, which is the first of `betas`
+    # sgd: with Nesterov's momentum, which is the first of `betas`
+    optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 5e-4  # at 256 images a step; DINO, section "Implementation details"
-    lr_rule: Literal["linear", "sqrt", "constant"] = "linear"  # sqrt: at 1,024 images (DINOv2); constant: at any batch
-    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, after the warm-up; constant: DINOv3
+    # sqrt: at 1,024 images (DINOv2); constant: at any batch
+    lr_rule: Literal["linear", "sqrt", "constant"] = "linear"
+    # of the learning rate, after the warm-up; constant: DINOv3
+    schedule: Literal["cosine", "constant"] = "cosine"
     min_lr: float = 1e-6
     warmup_steps: int = 100
     weight_decay: float = 0.04
@@ -111,7 +124,8 @@ class OptimConfig:
     layer_decay: float = 1.0  # factor of the rate from one block to the one below (DINOv2: 0.9)
     patch_embed_lr: float = 1.0  # factor of the patch embedding's rate (DINOv2: 0.2)
     clip_grad: float = 3.0  # largest norm of gradients; 0 is no clipping
-    # Whose norm: all gradients', the backbone's and each head's (DINOv2, DINOv3), or each weight's (DINO, iBOT: their code).
+    # Whose norm: all gradients', the backbone's and each head's (DINOv2, DINOv3), or each weight's
+    # (DINO, iBOT: their code).
     clip_by: Literal["all", "part", "weight"] = "all"
     betas: tuple[float, float] = (0.9, 0.999)
 
@@ -120,7 +134,8 @@ class OptimConfig:
 class TeacherConfig:
     """How slowly the teacher follows its student."""
 
-    momentum: float | None = None  # share of the teacher that a step keeps; None: by the number of steps, see `momentum_for`
+    # share of the teacher that a step keeps; None: by the number of steps, see `momentum_for`
+    momentum: float | None = None
     momentum_end: float | None = None  # None: a tenth of the distance to 1 that `momentum` has
 
     def __post_init__(self) -> None:
@@ -131,10 +146,12 @@ class TeacherConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DinoConfig:
-    """The loss between class tokens (DINO, arXiv 2104.14294), and how the teacher's targets are kept from collapsing."""
+    """The loss between class tokens (DINO, arXiv 2104.14294), and how the teacher's targets are
+    kept from collapsing."""
 
     head: HeadConfig = field(default_factory=HeadConfig)
-    centering: Literal["center", "sinkhorn"] = "center"  # of both losses; sinkhorn: of SwAV, as DINOv2 does
+    # of both losses; sinkhorn: of SwAV, as DINOv2 does
+    centering: Literal["center", "sinkhorn"] = "center"
     center_momentum: float = 0.9
     student_temp: float = 0.1
     teacher_temp: float = 0.04
@@ -142,7 +159,8 @@ class DinoConfig:
     teacher_temp_steps: int = 1000
     freeze_last_layer_steps: int = 100
     koleo_weight: float = 0.0  # of each global crop (DINOv2: 0.1)
-    koleo_group: int = 0  # pictures among which a nearest neighbour is sought; 0: the whole batch; DINOv3: 16
+    # pictures among which a nearest neighbour is sought; 0: the whole batch; DINOv3: 16
+    koleo_group: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +172,8 @@ class IbotConfig:
     teacher_temp: float = 0.04
     teacher_temp_end: float = 0.07
     mask_probability: float = 0.5  # share of global crops that are masked at all
-    mask_ratio: tuple[float, float] = (0.1, 0.5)  # share of a masked crop's patches, drawn uniformly
+    # share of a masked crop's patches, drawn uniformly
+    mask_ratio: tuple[float, float] = (0.1, 0.5)
     mask_aspect: float = 0.3  # least height over width of a block; the largest is its inverse
 
     def __post_init__(self) -> None:
@@ -167,10 +186,12 @@ class IbotConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GramConfig:
-    """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): the patches' likeness to each other stays an earlier teacher's."""
+    """Gram anchoring (DINOv3, arXiv 2508.10104, section 4): the patches' likeness to each other
+    stays an earlier teacher's."""
 
     weight: float = 0.0  # 0 is no anchoring; the paper's stage takes 2
-    teacher: str | None = None  # a run, or anything `featkit export` takes; None: this run's own teacher as it begins
+    # a run, or anything `featkit export` takes; None: this run's own teacher as it begins
+    teacher: str | None = None
     size: int = 512  # pixels of the crops that the Gram teacher sees, of the same boxes
     update_every: int = 10_000  # steps after which it becomes the present teacher
     max_updates: int = 3
@@ -178,19 +199,23 @@ class GramConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedConfig:
-    """Weights made elsewhere: the frozen teacher of `distill`, the beginning of `adapt`. They come without heads."""
+    """Weights made elsewhere: the frozen teacher of `distill`, the beginning of `adapt`. They come
+    without heads."""
 
     name: str = "dinov2_vitl14"  # a published name, a run's folder, or a folder of Hugging Face's
     weights: str | None = None  # a file or folder of that name's, instead of the hub
-    branch: Literal["teacher", "ema", "student"] | None = None  # whose of a training's checkpoint; None: the first it has
-    head_steps: int = 500  # heads learn on the frozen backbone for so long, before anything else does
+    # whose of a training's checkpoint; None: the first it has
+    branch: Literal["teacher", "ema", "student"] | None = None
+    # heads learn on the frozen backbone for so long, before anything else does
+    head_steps: int = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
     """Where the labels of pictures are."""
 
-    column: str = "label"  # of the source; of a folder without one, the folder that a picture lies in
+    # of the source; of a folder without one, the folder that a picture lies in
+    column: str = "label"
     smoothing: float = 0.0  # share of a label that is spread over all classes alike
 
 
@@ -198,19 +223,26 @@ class LabelsConfig:
 class KnowledgeConfig:
     """What a student is taught by its teacher's outputs, beside the labels."""
 
-    # kd: the teacher's distribution; cwtm: the labels alone, each picture by the teacher's confidence; dkpp: the distribution
-    # with all but its maximum permuted (Born-Again Networks, arXiv 1805.04770, section 3.2).
+    # kd: the teacher's distribution; cwtm: the labels alone, each picture by the teacher's
+    # confidence; dkpp: the distribution with all but its maximum permuted (Born-Again Networks,
+    # arXiv 1805.04770, section 3.2).
     mode: Literal["kd", "cwtm", "dkpp"] = "kd"
     temperature: float = 1.0  # of both distributions
     label_weight: float = 1.0  # 0 learns from the teacher alone
     teacher_weight: float = 1.0
-    # Keep the teacher's logits on disk, where crops.fixed_views says that the same views come again; never: compute them anew.
+    # Keep the teacher's logits on disk, where crops.fixed_views says that the same views come
+    # again; never: compute them anew.
     cache: Literal["auto", "never"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.mode == "cwtm" and (self.temperature, self.label_weight, self.teacher_weight) != (1.0, 1.0, 1.0):
+        if self.mode == "cwtm" and (self.temperature, self.label_weight, self.teacher_weight) != (
+            1.0,
+            1.0,
+            1.0,
+        ):
             raise ValueError(
-                "cwtm learns from the labels alone, so that temperature, label_weight and teacher_weight say nothing"
+                "cwtm learns from the labels alone, so that temperature, label_weight and"
+                " teacher_weight say nothing"
             )
 
 
@@ -219,8 +251,10 @@ class BornAgainConfig:
     """Generations of one architecture, each taught by the one before (arXiv 1805.04770)."""
 
     generations: int = 3  # students after the first network; 0 trains that alone
-    patience: int = 1  # generations in a row that may fail to beat the best before them beyond noise
-    student: ClassifierConfig | None = None  # another architecture for all generations after the first
+    # generations in a row that may fail to beat the best before them beyond noise
+    patience: int = 1
+    # another architecture for all generations after the first
+    student: ClassifierConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,25 +263,34 @@ class SelfTrainingConfig:
 
     rounds: int = 2  # students after the teacher
     patience: int = 1  # rounds in a row that may fail to beat the best before them beyond noise
-    pseudo: Literal["soft", "hard"] = "soft"  # labels: the teacher's distribution, or its best class
+    # labels: the teacher's distribution, or its best class
+    pseudo: Literal["soft", "hard"] = "soft"
     confidence: float = 0.3  # the least that the teacher's best class must have; the paper's
-    balance: bool = True  # as many pictures of each class, the most confident first, others again where there are too few
+    # as many pictures of each class, the most confident first, others again where there are too few
+    balance: bool = True
     labelled_share: float = 0.25  # the least share of a batch with labels of people's
-    student_length: float = 1.0  # steps of a student over its teacher's; it has more pictures to see, under noise
+    # steps of a student over its teacher's; it has more pictures to see, under noise
+    student_length: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1 or not 0 <= self.labelled_share < 1:
-            raise ValueError(f"confidence {self.confidence} and labelled_share {self.labelled_share} are no shares")
+            raise ValueError(
+                f"confidence {self.confidence} and labelled_share {self.labelled_share} are no"
+                " shares"
+            )
         if self.student_length <= 0:
             raise ValueError(f"student_length {self.student_length} is not above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class InternalConfig:
-    """Exits taught by the deepest one (Be Your Own Teacher, arXiv 1905.08094); numbers of its released code."""
+    """Exits taught by the deepest one (Be Your Own Teacher, arXiv 1905.08094); numbers of its
+    released code."""
 
-    alpha: float = 0.1  # share of the deepest exit's distribution in what a shallower one learns from
-    feature_weight: float = 0.03  # of the distance to the deepest exit's vector; the code's 1e-6 is for a sum over maps
+    # share of the deepest exit's distribution in what a shallower one learns from
+    alpha: float = 0.1
+    # of the distance to the deepest exit's vector; the code's 1e-6 is for a sum over maps
+    feature_weight: float = 0.03
     temperature: float = 3.0
 
     def __post_init__(self) -> None:
@@ -257,20 +300,26 @@ class InternalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What ends a run before it ruins its model: kNN among the held-out pictures where they have labels, else copies found."""
+    """What ends a run before it ruins its model: kNN among the held-out pictures where they have
+    labels, else copies found."""
 
     tolerance: float = 1.0  # a fall below the best by more than this counts; 1 never does
-    patience: int = 2  # so many measurements in a row, or the last; the run ends, and the model is the best again
+    # so many measurements in a row, or the last; the run ends, and the model is the best again
+    patience: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How the work is spread and what is traded for memory; only `accumulate` changes what is learnt, by KoLeo and noise."""
+    """How the work is spread and what is traded for memory; only `accumulate` changes what is
+    learnt, by KoLeo and noise."""
 
-    shard: bool = False  # fully_shard: weights, gradients and moments spread over the processes of torchrun
-    accumulate: int = 1  # parts that a process cuts its share of a batch into; KoLeo and noise are of a part
+    # fully_shard: weights, gradients and moments spread over the processes of torchrun
+    shard: bool = False
+    # parts that a process cuts its share of a batch into; KoLeo and noise are of a part
+    accumulate: int = 1
     compile: bool = False  # torch.compile for the blocks
-    checkpoint_activations: bool = False  # compute blocks again in the backward pass instead of keeping them
+    # compute blocks again in the backward pass instead of keeping them
+    checkpoint_activations: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +329,8 @@ class RunConfig:
     steps: int = 10_000
     batch_size: int = 64  # pictures a step, of all processes together
     seed: int = 0
-    held_out: int = 100  # pictures kept from training for copy recall; fewer when they would be over a tenth
+    # pictures kept from training for copy recall; fewer when they would be over a tenth
+    held_out: int = 100
     workers: int = 1
     cache_bytes: int = 1 << 30  # decoded pictures kept by all workers of a process together
     device: str = "auto"
@@ -300,8 +350,10 @@ class TrainConfig:
     name: str = "backbone"
     licence: str = "unstated"
     data_name: str = ""  # public names of the data, for the model's card; the paths when empty
-    resize: Literal["shorter_side", "stretch"] = "shorter_side"  # how pictures are brought to global_size after training
-    init: str | None = None  # an earlier run to go on from with other settings: its student, teacher and heads
+    # how pictures are brought to global_size after training
+    resize: Literal["shorter_side", "stretch"] = "shorter_side"
+    # an earlier run to go on from with other settings: its student, teacher and heads
+    init: str | None = None
     model: ViTConfig = field(default_factory=ViTConfig)
     crops: CropConfig = field(default_factory=CropConfig)
     colour: ColourConfig = field(default_factory=ColourConfig)
@@ -330,11 +382,15 @@ class TrainConfig:
                     raise InputError(f"{section}.{name} is {value}; it must be at least {least}.")
         if self.run.batch_size % self.engine.accumulate:
             batch, parts = self.run.batch_size, self.engine.accumulate
-            raise InputError(f"run.batch_size {batch} is not a multiple of engine.accumulate {parts}; change either.")
+            raise InputError(
+                f"run.batch_size {batch} is not a multiple of engine.accumulate {parts}; change"
+                " either."
+            )
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The mapping of a recipe that ships (`tiny`) or of a YAML file. InputError when there is none or it is no mapping."""
+    """The mapping of a recipe that ships (`tiny`) or of a YAML file. InputError when there is none
+    or it is no mapping."""
     shipped = RECIPES / f"{name_or_path}.yaml"
     path = shipped if shipped.is_file() else Path(name_or_path)
     if not path.is_file():
@@ -345,40 +401,57 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {_one_line(error)}") from error
     if not isinstance(mapping, dict):
-        raise InputError(f"{path} holds no mapping of sections; see `{RECIPES.name}/tiny.yaml` for one.")
+        raise InputError(
+            f"{path} holds no mapping of sections; see `{RECIPES.name}/tiny.yaml` for one."
+        )
     return mapping
 
 
 def with_settings(mapping: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
-    """`mapping` with each `section.key=value` put in, the value read as YAML. InputError for any other form."""
+    """`mapping` with each `section.key=value` put in, the value read as YAML. InputError for any
+    other form."""
     merged = _deep_copy(mapping)
     for setting in settings:
         dotted, separator, text = setting.partition("=")
         if not separator:
-            raise InputError(f"--set {setting} has no value; write it as section.key=value, such as optim.lr=0.002.")
+            raise InputError(
+                f"--set {setting} has no value; write it as section.key=value, such as"
+                " optim.lr=0.002."
+            )
         place = merged
         *sections, leaf = dotted.split(".")
         for number, section in enumerate(sections, 1):
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
-                raise InputError(f"The setting {'.'.join(sections[:number])} is a value, not a section; {dotted} names none.")
+                raise InputError(
+                    f"The setting {'.'.join(sections[:number])} is a value, not a section; {dotted}"
+                    " names none."
+                )
         try:
             place[leaf] = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise InputError(f"--set {setting} has a value that is not YAML: {_one_line(error)}") from error
+            raise InputError(
+                f"--set {setting} has a value that is not YAML: {_one_line(error)}"
+            ) from error
     return merged
 
 
 def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, at: str = "") -> T:
-    """A dataclass of `kind` from a mapping of its fields, nested alike; missing fields keep their defaults.
+    """A dataclass of `kind` from a mapping of its fields, nested alike; missing fields keep their
+    defaults.
 
-    InputError for a key that is not a field, naming the nearest that is, and for a value of another type.
+    InputError for a key that is not a field, naming the nearest that is, and for a value of another
+    type.
     """
     hints = typing.get_type_hints(kind)
     for key in mapping:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
-            meant = f"; did you mean {at}{near[0]}?" if near else f"; it is none of: {', '.join(hints)}."
+            meant = (
+                f"; did you mean {at}{near[0]}?"
+                if near
+                else f"; it is none of: {', '.join(hints)}."
+            )
             raise InputError(f"There is no setting {at}{key}{meant}")
     values = {key: _convert(value, hints[key], at=f"{at}{key}") for key, value in mapping.items()}
     for part in dataclasses.fields(kind):  # type: ignore[arg-type]  # every kind here is a dataclass
@@ -388,11 +461,14 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, at: str = "") -> 
     try:
         return kind(**values)
     except ValueError as error:  # sizes that do not go together
-        raise InputError(f"The settings of {at.rstrip('.') or 'the run'} do not go together: {error}.") from error
+        raise InputError(
+            f"The settings of {at.rstrip('.') or 'the run'} do not go together: {error}."
+        ) from error
 
 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:
-    """The config as plain lists, mappings and numbers, every field resolved; from_mapping reads it back."""
+    """The config as plain lists, mappings and numbers, every field resolved; from_mapping reads it
+    back."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(config))
     return plain
 
@@ -406,18 +482,28 @@ def _convert(value: Any, hint: Any, *, at: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _convert(value, next(arm for arm in typing.get_args(hint) if arm is not type(None)), at=at)
+        return _convert(
+            value, next(arm for arm in typing.get_args(hint) if arm is not type(None)), at=at
+        )
     if origin is dict:
         if not isinstance(value, Mapping):
             raise InputError(f"The setting {at} is a mapping of names to values, not {value!r}.")
         return {str(key): part for key, part in value.items()}
     if origin is Literal:
         if value not in typing.get_args(hint):
-            raise InputError(f"The setting {at} is one of {', '.join(map(str, typing.get_args(hint)))}, not {value!r}.")
+            raise InputError(
+                f"The setting {at} is one of {', '.join(map(str, typing.get_args(hint)))}, not"
+                f" {value!r}."
+            )
         return value
     if origin is tuple:
         arms = typing.get_args(hint)
-        if len(arms) == 2 and arms[1] is Ellipsis and isinstance(value, Sequence) and not isinstance(value, str):
+        if (
+            len(arms) == 2
+            and arms[1] is Ellipsis
+            and isinstance(value, Sequence)
+            and not isinstance(value, str)
+        ):
             arms = (arms[0],) * len(value)
         if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(arms):
             raise InputError(f"The setting {at} is a list of {len(arms)} values, not {value!r}.")
@@ -442,7 +528,10 @@ def _one_line(error: yaml.YAMLError) -> str:
 
 
 def _deep_copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _deep_copy(value) if isinstance(value, Mapping) else value for key, value in mapping.items()}
+    return {
+        key: _deep_copy(value) if isinstance(value, Mapping) else value
+        for key, value in mapping.items()
+    }
 
 
 def _plain(value: Any) -> Any:

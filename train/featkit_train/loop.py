@@ -1,4 +1,5 @@
-"""The training loop: data in, steps, what is measured on the way, checkpoints, and the exact way back after a stop."""
+"""The training loop: data in, steps, what is measured on the way, checkpoints, and the exact way
+back after a stop."""
 
 from __future__ import annotations
 
@@ -19,7 +20,13 @@ from featkit.sources import Source, concatenate, has_keys, keys_sha256
 from featkit.sources.locality import locality_of
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
-from featkit_train.engine.checkpoints import Progress, list_checkpoints, load_checkpoint, load_method, save_checkpoint
+from featkit_train.engine.checkpoints import (
+    Progress,
+    list_checkpoints,
+    load_checkpoint,
+    load_method,
+    save_checkpoint,
+)
 from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.engine.distributed import ALONE, World, join_world, local_device
 from featkit_train.engine.failures import explained, way_on
@@ -57,9 +64,11 @@ class TrainReport:
     steps: int
     seconds: float  # of this process, without what an earlier one did
     images_per_s: float
-    waiting_share: float  # of the time of steps, spent waiting for data; of the process that waited longest
+    # of the time of steps, spent waiting for data; of the process that waited longest
+    waiting_share: float
     scores: Log  # on the held-out pictures, of the model that is left
-    unreadable: int  # pictures that could not be read, each time that one was asked for; also before a resume
+    # pictures that could not be read, each time that one was asked for; also before a resume
+    unreadable: int
     backbone: Path
     page: Path
     rolled_back_to: int | None = None  # the step whose model is left, where the watch took it back
@@ -91,20 +100,32 @@ def train(
     on_note: Callable[[str], None] = lambda _note: None,
     on_plan: Callable[[Plan], None] = lambda _plan: None,
 ) -> TrainReport:
-    """Train by `config` and leave a run folder (config.yaml, metrics.jsonl, checkpoints, backbone.safetensors, report.html).
+    """Train by `config` and leave a run folder (config.yaml, metrics.jsonl, checkpoints,
+    backbone.safetensors, report.html).
 
-    sources: pictures to learn from; held_out: pictures to measure on, by default a part of them that is then not trained
-    on; lessons: what a method with labels is told of the pictures. resume goes on from the newest checkpoint of `out`, on the
-    CPU bit for bit as if never stopped. Started by torchrun, the processes share each batch, and the first of them writes.
+    sources: pictures to learn from; held_out: pictures to measure on, by default a part of them
+    that is then not trained on; lessons: what a method with labels is told of the pictures. resume
+    goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped. Started
+    by torchrun, the processes share each batch, and the first of them writes.
 
-    InputError: `out` holds a run already, or one of another config or other pictures. EnvironmentProblem: `out` cannot be
-    written, or another process is at it, or the machine lacks memory, space or a worker that it had (WorkerLost). Collapse:
-    outputs no longer tell pictures apart. Interrupted: Ctrl-C, after a checkpoint was written.
+    InputError: `out` holds a run already, or one of another config or other pictures.
+    EnvironmentProblem: `out` cannot be written, or another process is at it, or the machine lacks
+    memory, space or a worker that it had (WorkerLost). Collapse: outputs no longer tell pictures
+    apart. Interrupted: Ctrl-C, after a checkpoint was written.
     """
     device = local_device(pick_device(config.run.device))
     with join_world(device) as world, explained(out, device):
         ears = Ears(on_log=on_log, on_note=on_note, on_plan=on_plan) if world.is_main else Ears()
-        run = Run(config, sources, out, held_out=held_out, lessons=lessons, device=device, world=world, ears=ears)
+        run = Run(
+            config,
+            sources,
+            out,
+            held_out=held_out,
+            lessons=lessons,
+            device=device,
+            world=world,
+            ears=ears,
+        )
         if out.exists() and not out.is_dir():
             raise InputError(f"{out} is a file; name a folder for the run with --out.")
         if resume and not (out / CONFIG_FILE).is_file():
@@ -115,7 +136,8 @@ def train(
 
 @contextlib.contextmanager
 def only_writer(out: Path, world: World) -> Iterator[None]:
-    """The folder `out`, made where it is not there, is the main process's alone. EnvironmentProblem where another writes it."""
+    """The folder `out`, made where it is not there, is the main process's alone. EnvironmentProblem
+    where another writes it."""
     if not world.is_main:
         yield
         return
@@ -148,7 +170,9 @@ class Run:
         torch.set_num_threads(max(1, usable_cpus() // world.local_size))
         source = concatenate(sources)
         run = config.run
-        self.numbers, held_numbers = split_held_out(len(source), wanted=run.held_out if held_out is None else 0, seed=run.seed)
+        self.numbers, held_numbers = split_held_out(
+            len(source), wanted=run.held_out if held_out is None else 0, seed=run.seed
+        )
         if lessons is not None and lessons.numbers is not None:
             self.numbers = lessons.numbers
         self.order = EpochOrder(
@@ -165,9 +189,14 @@ class Run:
             locality=locality_of(source),
         )
         autocast_dtype = pick_autocast(run.precision, self.device)
-        self.engine = Engine(config, device=self.device, autocast_dtype=autocast_dtype, world=world, lessons=lessons)
+        self.engine = Engine(
+            config, device=self.device, autocast_dtype=autocast_dtype, world=world, lessons=lessons
+        )
         self.geometry = geometry_of(
-            config, patch=self.engine.method.result.patch, mean=self.engine.method.mean, std=self.engine.method.std
+            config,
+            patch=self.engine.method.result.patch,
+            mean=self.engine.method.mean,
+            std=self.engine.method.std,
         )
         self.dataset = CropDataset(
             source,
@@ -188,11 +217,16 @@ class Run:
             out,
             config,
             data,
-            is_same=lambda name, digest: (pictures := digested[name]) is not None and has_keys(pictures, digest),
+            is_same=lambda name, digest: (
+                (pictures := digested[name]) is not None and has_keys(pictures, digest)
+            ),
         )
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
         self.held_out = HeldOut(
-            source if held_out is None else held_out, probe_numbers, self.geometry, label=config.labels.column
+            source if held_out is None else held_out,
+            probe_numbers,
+            self.geometry,
+            label=config.labels.column,
         )
         self.snapshots = Snapshots(
             out / SNAPSHOTS,
@@ -205,7 +239,7 @@ class Run:
         self.progress = Progress()
         self._unreadable_here = 0  # in this process, and not in the progress yet
 
-    # -- beginning and going on -----------------------------------------------------------------------------------
+    # -- beginning and going on --------------------------------------------------------------------
 
     def begin(self) -> int:
         """Begin the run folder. InputError when it holds a run, or `init` names none that fits."""
@@ -213,7 +247,10 @@ class Run:
             earlier = Path(self.config.init)
             found = list_checkpoints(RunFolder(earlier, self.config, {}).checkpoints)
             if not found:
-                raise InputError(f"init is {earlier}, which holds no checkpoint of a run; name the folder of an earlier run.")
+                raise InputError(
+                    f"init is {earlier}, which holds no checkpoint of a run; name the folder of an"
+                    " earlier run."
+                )
             load_method(found[-1], method=self.engine.method)
         self.engine.method.begin()
         if self.world.is_main:
@@ -227,7 +264,9 @@ class Run:
         self.folder.check_same()
         checkpoints = self.world.from_main(list_checkpoints(self.folder.checkpoints))
         if checkpoints:
-            self.progress = load_checkpoint(checkpoints[-1], method=self.engine.method, optimizer=self.engine.optimizer)
+            self.progress = load_checkpoint(
+                checkpoints[-1], method=self.engine.method, optimizer=self.engine.optimizer
+            )
         else:
             self.engine.method.begin()
         if self.world.is_main:
@@ -236,7 +275,8 @@ class Run:
         return self.progress.step
 
     def checkpoint(self) -> None:
-        """Write the backbone and the checkpoint as they are now; the backbone first, since a resumed run makes it anew."""
+        """Write the backbone and the checkpoint as they are now; the backbone first, since a
+        resumed run makes it anew."""
         self._count_unreadable()
         self._save_result(self.engine.result())
         save_checkpoint(
@@ -265,7 +305,7 @@ class Run:
         )
         self.engine.method.save(self.folder.path, backbone, info)
 
-    # -- steps ----------------------------------------------------------------------------------------------------
+    # -- steps -------------------------------------------------------------------------------------
 
     def go(self, first_step: int) -> TrainReport:
         """Steps from `first_step` to the last; checkpoints, metrics and diagnoses on the way."""
@@ -313,7 +353,8 @@ class Run:
         return self._finish(meter, first_step)
 
     def _next(self, batches: Iterator[Crops]) -> Crops:
-        """The next batch. Where a worker is lost and this process is alone, a checkpoint comes first."""
+        """The next batch. Where a worker is lost and this process is alone, a checkpoint comes
+        first."""
         try:
             return next(batches)
         except WorkerLost as lost:
@@ -346,10 +387,11 @@ class Run:
             rolled_back_to=self.progress.best_step if self.progress.given_up else None,
         )
 
-    # -- what is watched ------------------------------------------------------------------------------------------
+    # -- what is watched ---------------------------------------------------------------------------
 
     def _read(self, meter: Meter) -> Log:
-        """Rates since the last reading, and what could not be read so far. All processes have to call it.
+        """Rates since the last reading, and what could not be read so far. All processes have to
+        call it.
 
         waiting_share is that of the process that waited longest, since the others wait for it.
         """
@@ -359,7 +401,8 @@ class Run:
         return {**rates, "waiting_share": waiting_share, "unreadable": self.progress.unreadable}
 
     def _count_unreadable(self) -> None:
-        """Into the progress, of all processes; only where a number is written, since each time all wait for each other."""
+        """Into the progress, of all processes; only where a number is written, since each time all
+        wait for each other."""
         self.progress.unreadable += self.world.sum(self._unreadable_here, self.device)
         self._unreadable_here = 0
 
@@ -369,7 +412,8 @@ class Run:
         fitting = workers_within_memory(wanted, processes=self.world.local_size)
         if fitting < wanted:
             self.ears.on_note(
-                f"Memory is limited to {usable_memory() / 1e6:,.0f} MB: {counted(fitting, 'data worker')} instead of {wanted}."
+                f"Memory is limited to {usable_memory() / 1e6:,.0f} MB:"
+                f" {counted(fitting, 'data worker')} instead of {wanted}."
             )
         return fitting
 
@@ -386,7 +430,11 @@ class Run:
 
     def _rank(self) -> Log:
         tokens = self.engine.class_tokens
-        return {} if tokens is None or len(tokens) < 2 else {"rankme": rank_me(self.world.gather(tokens))}
+        return (
+            {}
+            if tokens is None or len(tokens) < 2
+            else {"rankme": rank_me(self.world.gather(tokens))}
+        )
 
     def _judge(self, watch: Watch, step: int, log: Log) -> None:
         for finding in watch(step, log):
@@ -396,7 +444,8 @@ class Run:
 
     @contextlib.contextmanager
     def _told_when_lost(self) -> Iterator[None]:
-        """A run that ends by a collapse leaves what it was, and its page, as one that ends well does."""
+        """A run that ends by a collapse leaves what it was, and its page, as one that ends well
+        does."""
         try:
             yield
         except Collapse as collapse:
@@ -431,17 +480,24 @@ class Run:
             return
         best = next(iter(progress.best_scores.values()), -1.0)
         if score > best:
-            progress.best_step, progress.best_scores, progress.falls = progress.step, dict(progress.scores), 0
+            progress.best_step, progress.best_scores, progress.falls = (
+                progress.step,
+                dict(progress.scores),
+                0,
+            )
             self._save_result(backbone)
             if self.world.is_main:
                 self.folder.keep_best()
             return
         progress.falls = progress.falls + 1 if score < best - config.tolerance else 0
-        if progress.falls >= config.patience or (progress.falls and progress.step == self.config.run.steps):
+        if progress.falls >= config.patience or (
+            progress.falls and progress.step == self.config.run.steps
+        ):
             progress.given_up = True
             self._note(
-                f"The held-out score fell from {best:.3f} at step {progress.best_step:,} to {score:.3f}; the run ends, and the "
-                f"model is that of step {progress.best_step:,} again. Lower optim.lr, or raise pretrained.head_steps."
+                f"The held-out score fell from {best:.3f} at step {progress.best_step:,} to"
+                f" {score:.3f}; the run ends, and the model is that of step {progress.best_step:,}"
+                " again. Lower optim.lr, or raise pretrained.head_steps."
             )
 
 

@@ -27,12 +27,17 @@ from featkit_train.watching.meter import Log
 from featkit_train.weights import BACKBONE_FILE
 
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
-CHECKPOINTS, SNAPSHOTS, LOCK_FILE, BEST_FILE = "checkpoints", "snapshots", "writer.lock", "best.safetensors"
+CHECKPOINTS, SNAPSHOTS, LOCK_FILE, BEST_FILE = (
+    "checkpoints",
+    "snapshots",
+    "writer.lock",
+    "best.safetensors",
+)
 Write = Callable[[int, Log], None]
 # Settings that change nothing of what is learnt: a run may go on with others.
 FREE = frozenset(
-    "engine.shard engine.compile engine.checkpoint_activations run.workers run.cache_bytes run.device run.keep_checkpoints "
-    "run.log_every".split()
+    "engine.shard engine.compile engine.checkpoint_activations run.workers run.cache_bytes"
+    " run.device run.keep_checkpoints run.log_every".split()
 )
 
 
@@ -43,7 +48,8 @@ DIGESTS = {"keys_sha256": "pictures to learn from", "held_out_keys_sha256": "pic
 class RunFolder:
     """A folder of one run. `data` says by digests which pictures it is of.
 
-    is_same: whether another digest of that name is of the same pictures, as an earlier version called them.
+    is_same: whether another digest of that name is of the same pictures, as an earlier version
+    called them.
     """
 
     def __init__(
@@ -67,35 +73,50 @@ class RunFolder:
         return self.path / BACKBONE_FILE
 
     def begin(self) -> None:
-        """Write what the run was told, of the sections that its method reads. InputError when the folder holds a run."""
+        """Write what the run was told, of the sections that its method reads. InputError when the
+        folder holds a run."""
         if (self.path / CONFIG_FILE).exists():
-            raise InputError(f"{self.path} holds a run already; add --resume to go on with it, or choose another --out.")
+            raise InputError(
+                f"{self.path} holds a run already; add --resume to go on with it, or choose another"
+                " --out."
+            )
         versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
         unread = METHODS[self.config.method].unread
-        config = {name: value for name, value in to_mapping(self.config).items() if name not in unread}
+        config = {
+            name: value for name, value in to_mapping(self.config).items() if name not in unread
+        }
         record = {"config": config, "data": self.data, "versions": versions}
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
 
     def check_same(self) -> None:
-        """InputError where the run was begun with other settings, or on other pictures, or does not say with which."""
+        """InputError where the run was begun with other settings, or on other pictures, or does not
+        say with which."""
         earlier, data = self._as_begun()
         on = "Choose another --out"
-        if "classifier" in METHODS[self.config.method].unread:  # those with labels begin from no earlier run
+        # those with labels begin from no earlier run
+        if "classifier" in METHODS[self.config.method].unread:
             on = f"To train on, begin another run from it: --init {self.path} --out ANOTHER"
-        if earlier.run.steps < self.config.run.steps and first_difference(earlier, self.config, but="run.steps") is None:
+        if (
+            earlier.run.steps < self.config.run.steps
+            and first_difference(earlier, self.config, but="run.steps") is None
+        ):
             raise InputError(
-                f"{self.path} was begun with run.steps {earlier.run.steps:,}, now it is {self.config.run.steps:,}, and a run's "
-                f"schedules depend on its length. {on}."
+                f"{self.path} was begun with run.steps {earlier.run.steps:,}, now it is"
+                f" {self.config.run.steps:,}, and a run's schedules depend on its length. {on}."
             )
         difference = first_difference(earlier, self.config)
         if difference is not None:
             raise InputError(f"{self.path} was begun with other settings: {difference}.")
         for digest, what in DIGESTS.items():
             if data[digest] != self.data[digest] and not self._is_same(digest, str(data[digest])):
-                raise InputError(f"{self.path} was begun with other {what}, in {data['names']}; name the same again.")
+                raise InputError(
+                    f"{self.path} was begun with other {what}, in {data['names']}; name the same"
+                    " again."
+                )
 
     def _as_begun(self) -> tuple[TrainConfig, Mapping[str, Any]]:
-        """Config and data of the run that is there. InputError, naming the file, when it is emptied, cut or damaged."""
+        """Config and data of the run that is there. InputError, naming the file, when it is
+        emptied, cut or damaged."""
         path = self.path / CONFIG_FILE
         record = read_config(self.path)
         data, versions = record.get("data"), record.get("versions")
@@ -110,7 +131,9 @@ class RunFolder:
         try:
             return from_mapping(TrainConfig, record["config"]), data
         except InputError as error:
-            raise InputError(f"{path} is damaged, or of another version of featkit: {error}") from error
+            raise InputError(
+                f"{path} is damaged, or of another version of featkit: {error}"
+            ) from error
 
     def forget_after(self, step: int) -> None:
         """Drop what was measured and said past `step`: it will be again."""
@@ -118,7 +141,12 @@ class RunFolder:
             path = self.path / name
             if path.exists():
                 lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-                write_text(path, "".join(line + "\n" for line in lines if step > 0 and 0 <= _step_of(line) <= step))
+                write_text(
+                    path,
+                    "".join(
+                        line + "\n" for line in lines if step > 0 and 0 <= _step_of(line) <= step
+                    ),
+                )
 
     def note(self, step: int, sentence: str) -> None:
         """Keep what was said at a step, for the report."""
@@ -135,8 +163,12 @@ class RunFolder:
 
     @contextlib.contextmanager
     def metrics(self, first_step: int, on_log: Callable[[Log], None]) -> Iterator[Write]:
-        """A function that writes one line of metrics.jsonl and the same to TensorBoard, and shows it."""
-        with text_path(self.path) as place, (self.path / METRICS_FILE).open("a", encoding="utf-8") as file:
+        """A function that writes one line of metrics.jsonl and the same to TensorBoard, and shows
+        it."""
+        with (
+            text_path(self.path) as place,
+            (self.path / METRICS_FILE).open("a", encoding="utf-8") as file,
+        ):
             board = SummaryWriter(place, purge_step=first_step if first_step else None)
 
             def write(step: int, log: Log) -> None:
@@ -153,7 +185,8 @@ class RunFolder:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of JSON; -1 for a line that a power cut has torn or anything else has damaged."""
+    """The step of a line of JSON; -1 for a line that a power cut has torn or anything else has
+    damaged."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -167,7 +200,8 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -> str | None:
-    """The first setting in which two configs differ, in words; None where there is none that changes what is learnt.
+    """The first setting in which two configs differ, in words; None where there is none that
+    changes what is learnt.
 
     but: a setting that may differ.
     """
@@ -181,5 +215,7 @@ def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -
 def _leaves(mapping: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     leaves: dict[str, Any] = {}
     for key, value in mapping.items():
-        leaves.update(_leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value})
+        leaves.update(
+            _leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
+        )
     return leaves

@@ -1,4 +1,5 @@
-"""Short runs that differ in one setting or two, to choose its value by what is found and not by what the loss says."""
+"""Short runs that differ in one setting or two, to choose its value by what is found and not by
+what the loss says."""
 
 from __future__ import annotations
 
@@ -42,17 +43,24 @@ class Outcome:
         return self.scores.get(COPIES, 0.0)
 
 
-def plan_trials(config: TrainConfig, sweeps: Sequence[str], *, names: Mapping[str, str], steps: int | None) -> list[Trial]:
-    """Every combination of `name=value,value`, each `steps` long, by default a tenth of the config's and at least 100.
+def plan_trials(
+    config: TrainConfig, sweeps: Sequence[str], *, names: Mapping[str, str], steps: int | None
+) -> list[Trial]:
+    """Every combination of `name=value,value`, each `steps` long, by default a tenth of the
+    config's and at least 100.
 
-    names: short names for settings, such as momentum for teacher.momentum. InputError for another form or an unknown name.
+    names: short names for settings, such as momentum for teacher.momentum. InputError for another
+    form or an unknown name.
     """
     length = steps or min(config.run.steps, max(LEAST_STEPS, config.run.steps // SHARE_OF_STEPS))
     choices = []
     for sweep in sweeps:
         name, separator, values = sweep.partition("=")
         if not separator or not values:
-            raise InputError(f"--sweep {sweep} has no values; write it as name=value,value, such as momentum=0.9,0.99.")
+            raise InputError(
+                f"--sweep {sweep} has no values; write it as name=value,value, such as"
+                " momentum=0.9,0.99."
+            )
         if "." not in name and name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             meant = f"did you mean {near[0]}?" if near else "write it as section.key."
@@ -61,7 +69,11 @@ def plan_trials(config: TrainConfig, sweeps: Sequence[str], *, names: Mapping[st
     trials = []
     for chosen in itertools.product(*choices):
         settings = [f"{names.get(name, name)}={value}" for name, value in chosen]
-        frame = [f"run.steps={length}", f"run.evaluate_every={length}", f"run.checkpoint_every={length}"]
+        frame = [
+            f"run.steps={length}",
+            f"run.evaluate_every={length}",
+            f"run.checkpoint_every={length}",
+        ]
         mapping = with_settings(to_mapping(config), [*frame, *settings])
         label = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in chosen)
         trials.append(Trial(label, from_mapping(TrainConfig, mapping)))

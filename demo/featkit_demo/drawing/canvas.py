@@ -1,8 +1,10 @@
-"""An illustrator's canvas in Pillow and numpy: outlines filled with gradients, lit by one light, seen by one camera.
+"""An illustrator's canvas in Pillow and numpy: outlines filled with gradients, lit by one light,
+seen by one camera.
 
-The world is 2 high and 8/3 wide, its origin in the middle of the picture, y downwards. An outline is (n, 2) float (x, y)
-and becomes an antialiased mask (drawn four times as large); everything else is one paste through such a mask: the paint,
-the shaded side (the mask less itself moved towards the light), the lit rim, the shadow on what lies behind.
+The world is 2 high and 8/3 wide, its origin in the middle of the picture, y downwards. An outline
+is (n, 2) float (x, y) and becomes an antialiased mask (drawn four times as large); everything else
+is one paste through such a mask: the paint, the shaded side (the mask less itself moved towards the
+light), the lit rim, the shadow on what lies behind.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Where the light stands and what it does to colours; `towards` is a direction in the picture, y downwards."""
+    """Where the light stands and what it does to colours; `towards` is a direction in the picture,
+    y downwards."""
 
     name: str
     towards: tuple[float, float]
@@ -54,15 +57,20 @@ class Camera:
     def project(self, points: Points, depth: float) -> Points:
         """World (n, 2) to pixels (n, 2), both (x, y)."""
         angle = math.radians(self.roll_deg)
-        rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+        rotation = np.array(
+            [[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]]
+        )
         scale = (1 + (self.zoom - 1) * depth) * HEIGHT / 2
-        moved: Points = (points - np.array(self.pan) * depth) @ rotation * scale + np.array([WIDTH / 2, HEIGHT / 2])
+        moved: Points = (points - np.array(self.pan) * depth) @ rotation * scale + np.array(
+            [WIDTH / 2, HEIGHT / 2]
+        )
         return moved
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """Colours spread evenly along a direction over the outline's own extent: 0 degrees to the right, 90 downwards."""
+    """Colours spread evenly along a direction over the outline's own extent: 0 degrees to the
+    right, 90 downwards."""
 
     colours: tuple[Colour, ...]
     angle_deg: float = 90.0
@@ -103,10 +111,15 @@ def points(*pairs: tuple[float, float]) -> Points:
     return np.array(pairs, dtype=np.float64)
 
 
-def ellipse(x: float, y: float, radius_x: float, radius_y: float | None = None, *, turn_deg: float = 0.0) -> Points:
+def ellipse(
+    x: float, y: float, radius_x: float, radius_y: float | None = None, *, turn_deg: float = 0.0
+) -> Points:
     """Outline of an ellipse (a circle without `radius_y`), turned about its own middle."""
     angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
-    flat = np.stack([np.cos(angles) * radius_x, np.sin(angles) * (radius_x if radius_y is None else radius_y)], axis=1)
+    flat = np.stack(
+        [np.cos(angles) * radius_x, np.sin(angles) * (radius_x if radius_y is None else radius_y)],
+        axis=1,
+    )
     return turned(flat, turn_deg) + points((x, y))
 
 
@@ -133,7 +146,9 @@ def smooth(outline: Points, *, closed: bool = True, steps: int = 10) -> Points:
         before, start, after, after_next = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     a, b, c, d = (part[:, None, :] for part in (before, start, after, after_next))
-    curve: Points = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
+    curve: Points = 0.5 * (
+        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3
+    )
     curve = curve.reshape(-1, 2)
     return curve if closed else np.concatenate([curve, outline[-1:]])
 
@@ -162,8 +177,9 @@ class Canvas:
     ) -> None:
         """Paint one outline, or several at once.
 
-        `blur` softens the edge (world units); `shade` and `rim` (0..1) darken the side away from the light and brighten
-        the side towards it; `shadow` (0..1) falls on what lies behind; `within` is an outline that clips.
+        `blur` softens the edge (world units); `shade` and `rim` (0..1) darken the side away from
+        the light and brighten the side towards it; `shadow` (0..1) falls on what lies behind;
+        `within` is an outline that clips.
         """
         outlines = [outline] if isinstance(outline, np.ndarray) else list(outline)
         projected = [self.camera.project(one, depth) for one in outlines]
@@ -174,7 +190,9 @@ class Canvas:
             for one in projected:
                 pen.polygon(place(one), fill=255)
 
-        self._paint(np.concatenate(projected), draw, paint, depth, opacity, blur, shade, rim, shadow, within)
+        self._paint(
+            np.concatenate(projected), draw, paint, depth, opacity, blur, shade, rim, shadow, within
+        )
 
     def stroke(
         self,
@@ -190,12 +208,15 @@ class Canvas:
         shadow: float = 0.0,
         within: Points | None = None,
     ) -> None:
-        """Paint a line, or several, `width` wide in world units and round at its ends; the rest as for `fill`."""
+        """Paint a line, or several, `width` wide in world units and round at its ends; the rest as
+        for `fill`."""
         lines = [line] if isinstance(line, np.ndarray) else list(line)
         projected = [self.camera.project(one, depth) for one in lines]
         if not projected:
             return
-        thickness = max(1.0, width * (1 + (self.camera.zoom - 1) * depth) * HEIGHT / 2 * SUPERSAMPLE)
+        thickness = max(
+            1.0, width * (1 + (self.camera.zoom - 1) * depth) * HEIGHT / 2 * SUPERSAMPLE
+        )
 
         def draw(pen: ImageDraw.ImageDraw, place: Callable[[Points], list[float]]) -> None:
             for one in projected:
@@ -210,12 +231,25 @@ class Canvas:
         grown = np.concatenate([grown - reach, grown + reach])
         self._paint(grown, draw, paint, depth, opacity, blur, shade, rim, shadow, within)
 
-    def glow(self, x: float, y: float, radius: float, paint: Colour, *, opacity: float = 1.0, depth: float = 1.0) -> None:
+    def glow(
+        self,
+        x: float,
+        y: float,
+        radius: float,
+        paint: Colour,
+        *,
+        opacity: float = 1.0,
+        depth: float = 1.0,
+    ) -> None:
         """Light that falls off from a point, added to what is there."""
         (centre,) = self.camera.project(points((x, y)), depth)
         reach = radius * HEIGHT / 2
-        down = (np.arange(0, HEIGHT, 4, dtype=np.float32)[:, None] + 1.5 - np.float32(centre[1])) / np.float32(reach)
-        across = (np.arange(0, WIDTH, 4, dtype=np.float32)[None, :] + 1.5 - np.float32(centre[0])) / np.float32(reach)
+        down = (
+            np.arange(0, HEIGHT, 4, dtype=np.float32)[:, None] + 1.5 - np.float32(centre[1])
+        ) / np.float32(reach)
+        across = (
+            np.arange(0, WIDTH, 4, dtype=np.float32)[None, :] + 1.5 - np.float32(centre[0])
+        ) / np.float32(reach)
         strength = np.clip(1 - np.hypot(across, down), 0, 1) ** 2 * np.float32(255 * opacity)
         small = (strength[..., None] * (np.array(paint, dtype=np.float32) / 255)).astype(np.uint8)
         added = Image.fromarray(small).resize(self.image.size, Image.Resampling.BICUBIC)
@@ -250,20 +284,28 @@ class Canvas:
             return
         corner, area = (left, top), (right - left, bottom - top)
 
-        def mask_of(artist: Callable[[ImageDraw.ImageDraw, Callable[[Points], list[float]]], None]) -> Image.Image:
+        def mask_of(
+            artist: Callable[[ImageDraw.ImageDraw, Callable[[Points], list[float]]], None],
+        ) -> Image.Image:
             large = Image.new("L", (area[0] * SUPERSAMPLE, area[1] * SUPERSAMPLE))
-            artist(ImageDraw.Draw(large), lambda part: ((part - corner) * SUPERSAMPLE).ravel().tolist())
+            artist(
+                ImageDraw.Draw(large), lambda part: ((part - corner) * SUPERSAMPLE).ravel().tolist()
+            )
             return large.reduce(SUPERSAMPLE)
 
         mask = mask_of(draw)
         if within is not None:
             clip = self.camera.project(within, depth)
-            mask = ImageChops.multiply(mask, mask_of(lambda pen, place: pen.polygon(place(clip), fill=255)))
+            mask = ImageChops.multiply(
+                mask, mask_of(lambda pen, place: pen.polygon(place(clip), fill=255))
+            )
         if blur_px:
             mask = _blurred(mask, blur_px)
         x, y = self.light.towards
         if shadow:
-            fallen = _moved(_blurred(mask, reach * 0.7), -x * reach, -y * reach * 0.6 + reach * 0.25)
+            fallen = _moved(
+                _blurred(mask, reach * 0.7), -x * reach, -y * reach * 0.6 + reach * 0.25
+            )
             self._through(fallen, corner, self.light.shadow, shadow)
         self._through(mask, corner, _painted(paint, corner, area, np.stack([low, high])), opacity)
         if shade or rim:
@@ -274,11 +316,19 @@ class Canvas:
                     beyond = ImageChops.invert(_moved(blurred, side * x * soft, side * y * soft))
                     self._through(ImageChops.multiply(mask, beyond), corner, tone, strength)
 
-    def _through(self, mask: Image.Image, corner: tuple[int, int], paint: Image.Image | Colour, opacity: float) -> None:
+    def _through(
+        self,
+        mask: Image.Image,
+        corner: tuple[int, int],
+        paint: Image.Image | Colour,
+        opacity: float,
+    ) -> None:
         if opacity < 1:
             mask = mask.point(_levels(opacity))
         if isinstance(paint, tuple):
-            self.image.paste(paint, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask)
+            self.image.paste(
+                paint, (*corner, corner[0] + mask.width, corner[1] + mask.height), mask
+            )
         else:
             self.image.paste(paint, corner, mask)
 
@@ -293,11 +343,16 @@ def _levels(opacity: float) -> list[int]:
 def _table(colours: tuple[Colour, ...]) -> NDArray[np.uint8]:
     """512 colours (512, 3) along evenly spread stops."""
     stops, along = np.linspace(0, 1, len(colours)), np.linspace(0, 1, 512)
-    return np.stack([np.interp(along, stops, channel) for channel in zip(*colours, strict=True)], 1).round().astype(np.uint8)
+    return (
+        np.stack([np.interp(along, stops, channel) for channel in zip(*colours, strict=True)], 1)
+        .round()
+        .astype(np.uint8)
+    )
 
 
 def _blurred(mask: Image.Image, radius: float) -> Image.Image:
-    """The mask under a Gaussian of `radius` pixels; wide ones are taken at a quarter of the size, six times as fast."""
+    """The mask under a Gaussian of `radius` pixels; wide ones are taken at a quarter of the size,
+    six times as fast."""
     if radius < 7 or min(mask.size) < 32:
         return mask.filter(ImageFilter.GaussianBlur(radius))
     small = mask.reduce(4).filter(ImageFilter.GaussianBlur(radius / 4))
@@ -310,7 +365,9 @@ def _moved(mask: Image.Image, x: float, y: float) -> Image.Image:
     return mask.transform(mask.size, Image.Transform.AFFINE, shift)
 
 
-def _painted(paint: Paint, corner: tuple[int, int], area: tuple[int, int], extent: Points) -> Image.Image:
+def _painted(
+    paint: Paint, corner: tuple[int, int], area: tuple[int, int], extent: Points
+) -> Image.Image:
     """The paint over a rectangle of pixels, its gradient spread over `extent` (2, 2)."""
     if not isinstance(paint, Gradient):
         return Image.new("RGB", area, paint)
@@ -319,8 +376,12 @@ def _painted(paint: Paint, corner: tuple[int, int], area: tuple[int, int], exten
     corners = np.array([[x, y] for x in extent[:, 0] for y in extent[:, 1]]) @ direction
     scale = 511 / max(1e-9, corners.max() - corners.min())
     upright, level = abs(direction[0]) < 1e-6, abs(direction[1]) < 1e-6
-    x = (np.arange(1 if upright else area[0], dtype=np.float32) + corner[0] + 0.5)[None, :] * direction[0]
-    y = (np.arange(1 if level else area[1], dtype=np.float32) + corner[1] + 0.5)[:, None] * direction[1]
+    x = (np.arange(1 if upright else area[0], dtype=np.float32) + corner[0] + 0.5)[
+        None, :
+    ] * direction[0]
+    y = (np.arange(1 if level else area[1], dtype=np.float32) + corner[1] + 0.5)[
+        :, None
+    ] * direction[1]
     along = ((x + y - corners.min()) * scale).clip(0, 511).astype(np.int32)
     image = Image.fromarray(_table(paint.colours)[along])
     return image if image.size == area else image.resize(area, Image.Resampling.NEAREST)
@@ -329,8 +390,13 @@ def _painted(paint: Paint, corner: tuple[int, int], area: tuple[int, int], exten
 @lru_cache(maxsize=4)
 def _vignette(height: int, width: int) -> NDArray[np.floating[Any]]:
     """Brightness (height, width, 1) that falls off towards the corners."""
-    y, x = np.linspace(-1, 1, height, dtype=np.float32)[:, None], np.linspace(-1, 1, width, dtype=np.float32)[None, :]
-    falling: NDArray[np.floating[Any]] = (1 - 0.14 * np.clip(x * x + y * y - 0.35, 0, None) ** 1.2)[..., None]
+    y, x = (
+        np.linspace(-1, 1, height, dtype=np.float32)[:, None],
+        np.linspace(-1, 1, width, dtype=np.float32)[None, :],
+    )
+    falling: NDArray[np.floating[Any]] = (1 - 0.14 * np.clip(x * x + y * y - 0.35, 0, None) ** 1.2)[
+        ..., None
+    ]
     return falling
 
 
@@ -338,14 +404,20 @@ def graded(image: Image.Image, light: Light, grain: np.random.Generator) -> Imag
     """Bloom, the light's gain, contrast and saturation, a vignette and grain; the size stays."""
     pixels = np.asarray(image, dtype=np.float32) / 255
     small = (
-        image.reduce(4).filter(ImageFilter.GaussianBlur(3.5)).point([max(0, level - 158) * 0.35 for level in range(256)] * 3)
+        image.reduce(4)
+        .filter(ImageFilter.GaussianBlur(3.5))
+        .point([max(0, level - 158) * 0.35 for level in range(256)] * 3)
     )
     bloom = np.asarray(small.resize(image.size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
     pixels = 1 - (1 - pixels) * (1 - bloom)
     # gain, saturation and contrast are one affine map of colours
     weights = np.array([0.3, 0.6, 0.1], dtype=np.float32)
-    saturate = np.eye(3, dtype=np.float32) * light.saturation + (1 - light.saturation) * weights[:, None]
+    saturate = (
+        np.eye(3, dtype=np.float32) * light.saturation + (1 - light.saturation) * weights[:, None]
+    )
     matrix = (np.diag(light.gain) @ saturate * light.contrast).astype(np.float32)
-    pixels = (pixels @ matrix + np.float32(0.5 - 0.5 * light.contrast)) * _vignette(*pixels.shape[:2])
+    pixels = (pixels @ matrix + np.float32(0.5 - 0.5 * light.contrast)) * _vignette(
+        *pixels.shape[:2]
+    )
     pixels += grain.standard_normal((*pixels.shape[:2], 1), dtype=np.float32) * np.float32(0.008)
     return Image.fromarray((np.clip(pixels, 0, 1) * 255 + 0.5).astype(np.uint8))

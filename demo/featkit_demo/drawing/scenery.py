@@ -27,7 +27,11 @@ from featkit_demo.drawing.canvas import (
 def sky(canvas: Canvas) -> None:
     """The light's sky, from the zenith to the horizon; stars where the light is a night's."""
     top, horizon = canvas.light.sky
-    canvas.fill(box(-3, -2, 3, 1.0), Gradient((darker(top, 0.1), top, mix(top, horizon, 0.55), horizon)), depth=0.0)
+    canvas.fill(
+        box(-3, -2, 3, 1.0),
+        Gradient((darker(top, 0.1), top, mix(top, horizon, 0.55), horizon)),
+        depth=0.0,
+    )
     if canvas.light.windows_lit > 0.8:
         places = np.random.default_rng(7).uniform((-1.4, -1), (1.4, 0.2), (90, 2))
         canvas.fill(
@@ -52,7 +56,12 @@ def clouds(canvas: Canvas, rng: np.random.Generator, *, count: int, low: float) 
         x, y, size = rng.uniform(-1.5, 1.5), rng.uniform(-0.9, low), rng.uniform(0.6, 1.25)
         puffs = [
             ellipse(x + dx * size, y - dy * size, r * size)
-            for dx, dy, r in ((-0.24, 0.0, 0.07), (-0.1, 0.05, 0.11), (0.05, 0.07, 0.13), (0.19, 0.02, 0.09))
+            for dx, dy, r in (
+                (-0.24, 0.0, 0.07),
+                (-0.1, 0.05, 0.11),
+                (0.05, 0.07, 0.13),
+                (0.19, 0.02, 0.09),
+            )
         ]
         puffs.append(ellipse(x, y + 0.025 * size, 0.36 * size, 0.055 * size))
         tone = mix((255, 255, 255), canvas.light.sky[1], 0.25)
@@ -66,7 +75,9 @@ def clouds(canvas: Canvas, rng: np.random.Generator, *, count: int, low: float) 
         )
 
 
-def sea(canvas: Canvas, rng: np.random.Generator, horizon: float, *, tint: Colour = (38, 120, 150)) -> None:
+def sea(
+    canvas: Canvas, rng: np.random.Generator, horizon: float, *, tint: Colour = (38, 120, 150)
+) -> None:
     """Water from the horizon down, with a path of glitter."""
     near, far = mix(tint, canvas.light.sky[0], 0.3), mix(tint, canvas.light.sky[1], 0.6)
     canvas.fill(box(-3, horizon, 3, 2.5), Gradient((far, near, darker(near, 0.35))), depth=0.5)
@@ -78,8 +89,11 @@ def sea(canvas: Canvas, rng: np.random.Generator, horizon: float, *, tint: Colou
     canvas.fill(dashes, lighter(far, 0.45), depth=0.6, opacity=0.5)
 
 
-def ridge(rng: np.random.Generator, level: float, height: float, *, rough: float = 0.5, count: int = 129) -> Points:
-    """A mountain line from left to right by midpoint displacement, (count, 2); `height` above `level` at most."""
+def ridge(
+    rng: np.random.Generator, level: float, height: float, *, rough: float = 0.5, count: int = 129
+) -> Points:
+    """A mountain line from left to right by midpoint displacement, (count, 2); `height` above
+    `level` at most."""
     line = np.array([rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0, 1)])
     spread = 0.5
     while len(line) < count:
@@ -96,8 +110,8 @@ def land(line: Points, *, floor: float = 2.5) -> Points:
 
 
 def facets(line: Points, away: float, reach: float, *, step: int = 7) -> list[Points]:
-    """The faces of a ridge turned from the light: from each peak the slope on the dark side, down to an inner edge
-    that zigzags from the peak to the foot, `reach` below."""
+    """The faces of a ridge turned from the light: from each peak the slope on the dark side, down
+    to an inner edge that zigzags from the peak to the foot, `reach` below."""
     found = []
     heights, side = line[:, 1], 1 if away > 0 else -1
     for k in range(step, len(line) - step):
@@ -121,10 +135,21 @@ def facets(line: Points, away: float, reach: float, *, step: int = 7) -> list[Po
 
 
 def pine(
-    canvas: Canvas, x: float, y: float, height: float, *, depth: float = 1.0, tone: Colour = (52, 104, 80), snow: bool = False
+    canvas: Canvas,
+    x: float,
+    y: float,
+    height: float,
+    *,
+    depth: float = 1.0,
+    tone: Colour = (52, 104, 80),
+    snow: bool = False,
 ) -> None:
     """A fir standing at (x, y)."""
-    canvas.fill(box(x - 0.03 * height, y - 0.2 * height, x + 0.03 * height, y), colour("5a4030"), depth=depth)
+    canvas.fill(
+        box(x - 0.03 * height, y - 0.2 * height, x + 0.03 * height, y),
+        colour("5a4030"),
+        depth=depth,
+    )
     for k in range(4):
         top, wide = y - height * (1 - 0.2 * k), height * (0.14 + 0.06 * k)
         tier = points(
@@ -135,7 +160,9 @@ def pine(
             (x - wide, top + 0.33 * height),
             (x - wide * 0.55, top + 0.2 * height),
         )
-        canvas.fill(tier, Gradient((lighter(tone, 0.22), darker(tone, 0.2))), depth=depth, shade=0.35)
+        canvas.fill(
+            tier, Gradient((lighter(tone, 0.22), darker(tone, 0.2))), depth=depth, shade=0.35
+        )
         if snow:
             cap = points(
                 (x, top),
@@ -151,18 +178,26 @@ def reflect(canvas: Canvas, horizon: float, tint: Colour, *, strength: float = 0
     """Mirror what stands above the horizon (world y, at depth 0.5) in still water below it."""
     (edge,) = canvas.camera.project(points((0, horizon)), 0.5)
     row = int(min(HEIGHT - 2, max(2, edge[1])))
-    above = canvas.image.crop((0, max(0, 2 * row - HEIGHT), WIDTH, row)).transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    above = canvas.image.crop((0, max(0, 2 * row - HEIGHT), WIDTH, row)).transpose(
+        Image.Transpose.FLIP_TOP_BOTTOM
+    )
     pixels = np.asarray(above.filter(ImageFilter.GaussianBlur(1.2)), dtype=np.float32)
     rows = np.arange(pixels.shape[0], dtype=np.float32)
-    waver = np.sin(rows * 0.55) * (0.8 + rows * 0.03) + np.sin(rows * 0.21 + 1) * (0.5 + rows * 0.02)
+    waver = np.sin(rows * 0.55) * (0.8 + rows * 0.03) + np.sin(rows * 0.21 + 1) * (
+        0.5 + rows * 0.02
+    )
     columns = np.clip(np.arange(WIDTH)[None, :] + waver[:, None].astype(np.int32), 0, WIDTH - 1)
     pixels = np.take_along_axis(pixels, columns[..., None], axis=1)
     depth = (rows / max(1, pixels.shape[0]))[:, None, None]
-    blended = pixels * (strength - 0.25 * depth) + np.array(tint, dtype=np.float32) * (1 - strength + 0.25 * depth)
+    blended = pixels * (strength - 0.25 * depth) + np.array(tint, dtype=np.float32) * (
+        1 - strength + 0.25 * depth
+    )
     canvas.image.paste(Image.fromarray(np.clip(blended, 0, 255).astype(np.uint8)), (0, row))
 
 
-def haze(canvas: Canvas, y: float, thickness: float, *, opacity: float = 0.5, depth: float = 0.4) -> None:
+def haze(
+    canvas: Canvas, y: float, thickness: float, *, opacity: float = 0.5, depth: float = 0.4
+) -> None:
     """A bank of mist round the height y."""
     canvas.fill(
         box(-3, y - thickness / 2, 3, y + thickness / 2),

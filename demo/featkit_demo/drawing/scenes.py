@@ -1,4 +1,5 @@
-"""Wide views, each a function of a canvas (light, camera), random numbers of the instance, and a palette."""
+"""Wide views, each a function of a canvas (light, camera), random numbers of the instance, and a
+palette."""
 
 from __future__ import annotations
 
@@ -6,8 +7,31 @@ import math
 
 import numpy as np
 
-from featkit_demo.drawing.canvas import Canvas, Gradient, Points, box, colour, darker, ellipse, lighter, mix, points, smooth
-from featkit_demo.drawing.scenery import clouds, facets, haze, land, pine, reflect, ridge, sky, sun, wave_line
+from featkit_demo.drawing.canvas import (
+    Canvas,
+    Gradient,
+    Points,
+    box,
+    colour,
+    darker,
+    ellipse,
+    lighter,
+    mix,
+    points,
+    smooth,
+)
+from featkit_demo.drawing.scenery import (
+    clouds,
+    facets,
+    haze,
+    land,
+    pine,
+    reflect,
+    ridge,
+    sky,
+    sun,
+    wave_line,
+)
 from featkit_demo.drawing.stage import Palette
 
 
@@ -22,18 +46,43 @@ def mountains(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> Non
         line = ridge(rng, 0.2 + 0.22 * k, 1.0 - 0.24 * k, rough=0.52)
         tone = mix(mix(base, canvas.light.sky[1], 0.62), darker(base, 0.4), share)
         depth = 0.25 + 0.22 * k
-        canvas.fill(land(line), Gradient((lighter(tone, 0.12), tone, mix(tone, canvas.light.sky[1], 0.45))), depth=depth)
+        canvas.fill(
+            land(line),
+            Gradient((lighter(tone, 0.12), tone, mix(tone, canvas.light.sky[1], 0.45))),
+            depth=depth,
+        )
         if k < 3:
             dark = facets(line, -canvas.light.towards[0], 0.75 - 0.15 * k)
-            canvas.fill(dark, mix(darker(base, 0.4), tone, 0.35), depth=depth, opacity=0.5, within=land(line))
+            canvas.fill(
+                dark,
+                mix(darker(base, 0.4), tone, 0.35),
+                depth=depth,
+                opacity=0.5,
+                within=land(line),
+            )
         if snowy and k < 2:
             top = line[:, 1].min()
             across = line[:, 0]
             lower = np.stack(
-                [across, np.maximum(line[:, 1], top + 0.26 + 0.05 * np.sin(across * 21) + 0.03 * np.sin(across * 47))], axis=1
+                [
+                    across,
+                    np.maximum(
+                        line[:, 1],
+                        top + 0.26 + 0.05 * np.sin(across * 21) + 0.03 * np.sin(across * 47),
+                    ),
+                ],
+                axis=1,
             )
-            canvas.fill(np.concatenate([line, lower[::-1]]), (250, 250, 255), depth=depth, opacity=0.85)
-            canvas.fill(dark, mix(tone, base, 0.6), depth=depth, opacity=0.4, within=np.concatenate([line, lower[::-1]]))
+            canvas.fill(
+                np.concatenate([line, lower[::-1]]), (250, 250, 255), depth=depth, opacity=0.85
+            )
+            canvas.fill(
+                dark,
+                mix(tone, base, 0.6),
+                depth=depth,
+                opacity=0.4,
+                within=np.concatenate([line, lower[::-1]]),
+            )
         haze(canvas, 0.36 + 0.2 * k, 0.12, opacity=0.35, depth=depth)
     for x in np.arange(-1.6, 1.7, 0.13):
         pine(
@@ -62,14 +111,27 @@ def city(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             number += 1
             tower = box(x, top, x + wide, 2.0)
             own = mix(tone, (palette.accent, palette.wall, palette.main)[number % 3], 0.22)
-            canvas.fill(tower, Gradient((lighter(own, 0.12), own, mix(own, canvas.light.sky[1], 0.25))), depth=depth)
+            canvas.fill(
+                tower,
+                Gradient((lighter(own, 0.12), own, mix(own, canvas.light.sky[1], 0.25))),
+                depth=depth,
+            )
             side = x if canvas.light.towards[0] > 0 else x + wide * 0.66
-            canvas.fill(box(side, top, side + wide * 0.34, 2.0), canvas.light.shadow, depth=depth, opacity=0.25)
+            canvas.fill(
+                box(side, top, side + wide * 0.34, 2.0),
+                canvas.light.shadow,
+                depth=depth,
+                opacity=0.25,
+            )
             crown = number % 4
             if crown == 1:
                 canvas.fill(box(x + wide * 0.2, top - 0.06, x + wide * 0.8, top), own, depth=depth)
             elif crown == 2:
-                canvas.fill(points((x, top), (x + wide / 2, top - wide * 0.55), (x + wide, top)), darker(own, 0.1), depth=depth)
+                canvas.fill(
+                    points((x, top), (x + wide / 2, top - wide * 0.55), (x + wide, top)),
+                    darker(own, 0.1),
+                    depth=depth,
+                )
             elif crown == 3:
                 canvas.fill(box(x + wide * 0.47, top - 0.2, x + wide * 0.53, top), own, depth=depth)
             step = 0.05 + 0.012 * k
@@ -80,7 +142,11 @@ def city(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
                 for j in range(int((0.95 - top) / (step * 1.25))):
                     wx, wy = x + 0.022 + i * step, top + 0.05 + j * step * 1.25
                     pane = box(wx, wy, wx + step * 0.55, wy + step * 0.7)
-                    (glass if lit[k, number % 60, (i * 37 + j) % 400] < canvas.light.windows_lit else dark).append(pane)
+                    (
+                        glass
+                        if lit[k, number % 60, (i * 37 + j) % 400] < canvas.light.windows_lit
+                        else dark
+                    ).append(pane)
             canvas.fill(dark, darker(own, 0.35), depth=depth, opacity=0.5)
             canvas.fill(glass, colour("ffd98a"), depth=depth)
             x += wide + rng.uniform(0.0, 0.05)
@@ -92,13 +158,21 @@ def city(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         for x in np.arange(-1.7, 1.8, 0.15):
             r = rng.uniform(0.09, 0.16)
             tone = mix(colour("5b8c62"), base, 0.3)
-            canvas.fill(ellipse(x, 0.98, r, r * 1.1), Gradient((lighter(tone, 0.2), darker(tone, 0.3))), shade=0.4)
+            canvas.fill(
+                ellipse(x, 0.98, r, r * 1.1),
+                Gradient((lighter(tone, 0.2), darker(tone, 0.3))),
+                shade=0.4,
+            )
 
 
 def forest(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     glow = mix(lighter(canvas.light.sky[1], 0.3), palette.wall, 0.15)
     leaf = (colour("5fae4e"), colour("d9953a"), colour("3f9c84"))[int(rng.integers(3))]
-    canvas.fill(box(-3, -2, 3, 2), Gradient((mix(leaf, glow, 0.25), mix(leaf, glow, 0.75), mix(leaf, glow, 0.35))), depth=0.0)
+    canvas.fill(
+        box(-3, -2, 3, 2),
+        Gradient((mix(leaf, glow, 0.25), mix(leaf, glow, 0.75), mix(leaf, glow, 0.35))),
+        depth=0.0,
+    )
     canvas.glow(rng.uniform(-0.6, 0.6), -0.5, 1.3, canvas.light.sun, opacity=0.6, depth=0.1)
     for k in range(4):
         share = k / 3
@@ -107,7 +181,11 @@ def forest(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         ground = wave_line(0.45 + 0.16 * k, 0.05, 1.1, rng.uniform(0, 6))
         trunks = []
         for x in np.arange(-2.1, 2.2, 0.3 + 0.2 * k):
-            x, wide, lean = x + rng.uniform(-0.1, 0.1), (0.02 + 0.026 * k) * rng.uniform(0.7, 1.3), rng.uniform(-0.05, 0.05)
+            x, wide, lean = (
+                x + rng.uniform(-0.1, 0.1),
+                (0.02 + 0.026 * k) * rng.uniform(0.7, 1.3),
+                rng.uniform(-0.05, 0.05),
+            )
             trunks.append(
                 points(
                     (x - wide * 0.7 + lean, -2),
@@ -128,7 +206,12 @@ def forest(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
                 for _ in range(4)
             ]
             canvas.fill(
-                crown, Gradient((mix(tone, leaf, 0.75), mix(tone, leaf, 0.45))), depth=depth, opacity=0.9, shade=0.25, rim=0.15
+                crown,
+                Gradient((mix(tone, leaf, 0.75), mix(tone, leaf, 0.45))),
+                depth=depth,
+                opacity=0.9,
+                shade=0.25,
+                rim=0.15,
             )
         canvas.fill(trunks, Gradient((darker(tone, 0.1), tone)), depth=depth)
         soil = mix(tone, leaf, 0.5)
@@ -148,7 +231,10 @@ def forest(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     ferns = [
         points((x, 1.2), (x + 0.02, 1.2), (x + lean, 1.2 - tall))
         for x, lean, tall in zip(
-            rng.uniform(-1.8, 1.8, 110), rng.uniform(-0.2, 0.2, 110), rng.uniform(0.1, 0.42, 110), strict=True
+            rng.uniform(-1.8, 1.8, 110),
+            rng.uniform(-0.2, 0.2, 110),
+            rng.uniform(0.1, 0.42, 110),
+            strict=True,
         )
     ]
     canvas.fill(ferns, Gradient((leaf, darker(leaf, 0.6))), depth=1.15)
@@ -193,32 +279,59 @@ def desert(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         )
         dark = np.concatenate([slope, points((slope[-1, 0], 2.0)), spine[::-1]])
         canvas.fill(
-            dark, Gradient((canvas.light.shadow, mix(canvas.light.shadow, sand, 0.3))), depth=depth, opacity=0.46, within=body
+            dark,
+            Gradient((canvas.light.shadow, mix(canvas.light.shadow, sand, 0.3))),
+            depth=depth,
+            opacity=0.46,
+            within=body,
         )
-        ripples = [crest + np.array([0, 0.06 + 0.05 * j + 0.012 * math.sin(j * 3)]) for j in range(1, 7)]
+        ripples = [
+            crest + np.array([0, 0.06 + 0.05 * j + 0.012 * math.sin(j * 3)]) for j in range(1, 7)
+        ]
         if k > 1:
-            canvas.stroke(ripples, 0.008, lighter(sand, 0.4), depth=depth, opacity=0.25, within=body)
+            canvas.stroke(
+                ripples, 0.008, lighter(sand, 0.4), depth=depth, opacity=0.25, within=body
+            )
     for x, y, size in ((rng.uniform(-1.2, -0.7), 0.72, 0.42), (rng.uniform(0.6, 1.2), 0.9, 0.6)):
         green = mix(colour("4d7d59"), palette.main, 0.3)
-        canvas.fill(ellipse(x + away * 0.3 * size, y, 0.4 * size, 0.04), canvas.light.shadow, opacity=0.4, blur=0.02)
+        canvas.fill(
+            ellipse(x + away * 0.3 * size, y, 0.4 * size, 0.04),
+            canvas.light.shadow,
+            opacity=0.4,
+            blur=0.02,
+        )
         for line, wide in (
             (points((x, y), (x, y - size)), 0.15),
             (
                 smooth(
-                    points((x, y - 0.35 * size), (x + 0.26 * size, y - 0.38 * size), (x + 0.28 * size, y - 0.72 * size)),
+                    points(
+                        (x, y - 0.35 * size),
+                        (x + 0.26 * size, y - 0.38 * size),
+                        (x + 0.28 * size, y - 0.72 * size),
+                    ),
                     closed=False,
                 ),
                 0.1,
             ),
             (
                 smooth(
-                    points((x, y - 0.25 * size), (x - 0.24 * size, y - 0.28 * size), (x - 0.26 * size, y - 0.55 * size)),
+                    points(
+                        (x, y - 0.25 * size),
+                        (x - 0.24 * size, y - 0.28 * size),
+                        (x - 0.26 * size, y - 0.55 * size),
+                    ),
                     closed=False,
                 ),
                 0.1,
             ),
         ):
-            canvas.stroke(line, wide * size, Gradient((lighter(green, 0.2), darker(green, 0.15))), shade=0.55, rim=0.3)
+            canvas.stroke(
+                line,
+                wide * size,
+                Gradient((lighter(green, 0.2), darker(green, 0.15))),
+                shade=0.55,
+                rim=0.3,
+            )
 
 
 def village(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
@@ -228,38 +341,74 @@ def village(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     line = ridge(rng, 0.12, 0.7, rough=0.5)
     tone = mix(colour("7f92b5"), canvas.light.sky[1], 0.45)
     canvas.fill(land(line), Gradient((snow, tone)), depth=0.3)
-    canvas.fill(facets(line, -canvas.light.towards[0], 0.4), canvas.light.shadow, depth=0.3, opacity=0.3, within=land(line))
+    canvas.fill(
+        facets(line, -canvas.light.towards[0], 0.4),
+        canvas.light.shadow,
+        depth=0.3,
+        opacity=0.3,
+        within=land(line),
+    )
     for k in range(3):
         depth = 0.5 + 0.25 * k
         level = 0.22 + 0.27 * k
         hill = wave_line(level, 0.07, 0.9 + 0.2 * k, rng.uniform(0, 6))
         canvas.fill(land(hill), Gradient((lighter(snow, 0.6), mix(snow, tone, 0.35))), depth=depth)
         things = sorted(
-            (float(x), bool(rng.random() < 0.45)) for x in np.arange(-1.9, 2.0, 0.3 + 0.09 * k) + rng.uniform(-0.07, 0.07)
+            (float(x), bool(rng.random() < 0.45))
+            for x in np.arange(-1.9, 2.0, 0.3 + 0.09 * k) + rng.uniform(-0.07, 0.07)
         )
         for x, is_house in things:
             y = float(np.interp(x, hill[:, 0], hill[:, 1])) + 0.03
             size = (0.13 + 0.07 * k) * rng.uniform(0.85, 1.2)
             if is_house:
-                cottage(canvas, x, y, size, depth, (palette.main, palette.accent, palette.floor)[int(rng.integers(3))])
+                cottage(
+                    canvas,
+                    x,
+                    y,
+                    size,
+                    depth,
+                    (palette.main, palette.accent, palette.floor)[int(rng.integers(3))],
+                )
             else:
-                pine(canvas, x, y, size * 1.9, depth=depth, tone=mix(colour("3f6d62"), tone, 0.4 - 0.18 * k), snow=True)
+                pine(
+                    canvas,
+                    x,
+                    y,
+                    size * 1.9,
+                    depth=depth,
+                    tone=mix(colour("3f6d62"), tone, 0.4 - 0.18 * k),
+                    snow=True,
+                )
     flakes = [
         ellipse(x, y, r)[::8]
-        for x, y, r in zip(rng.uniform(-1.5, 1.5, 80), rng.uniform(-1, 1, 80), rng.uniform(0.004, 0.014, 80), strict=True)
+        for x, y, r in zip(
+            rng.uniform(-1.5, 1.5, 80),
+            rng.uniform(-1, 1, 80),
+            rng.uniform(0.004, 0.014, 80),
+            strict=True,
+        )
     ]
     canvas.fill(flakes, (255, 255, 255), opacity=0.85)
 
 
-def cottage(canvas: Canvas, x: float, y: float, size: float, depth: float, tone: tuple[int, int, int]) -> None:
+def cottage(
+    canvas: Canvas, x: float, y: float, size: float, depth: float, tone: tuple[int, int, int]
+) -> None:
     """A small house under a snowy roof, standing at (x, y)."""
     wall = box(x - size * 0.6, y - size * 0.7, x + size * 0.6, y)
     canvas.fill(wall, Gradient((lighter(tone, 0.25), tone)), depth=depth, shade=0.3)
-    panes = [box(x + s * size - size * 0.12, y - size * 0.5, x + s * size + size * 0.12, y - size * 0.22) for s in (-0.3, 0.3)]
-    canvas.fill(panes, colour("ffd376") if canvas.light.windows_lit > 0.2 else colour("5f7f9c"), depth=depth)
+    panes = [
+        box(x + s * size - size * 0.12, y - size * 0.5, x + s * size + size * 0.12, y - size * 0.22)
+        for s in (-0.3, 0.3)
+    ]
+    canvas.fill(
+        panes, colour("ffd376") if canvas.light.windows_lit > 0.2 else colour("5f7f9c"), depth=depth
+    )
     if canvas.light.windows_lit > 0.2:
         canvas.fill(panes, colour("ffca60"), depth=depth, opacity=0.7, blur=0.02)
-    roof = points((x - size * 0.78, y - size * 0.62), (x, y - size * 1.3), (x + size * 0.78, y - size * 0.62))
+    roof = points(
+        (x - size * 0.78, y - size * 0.62), (x, y - size * 1.3), (x + size * 0.78, y - size * 0.62)
+    )
     canvas.fill(roof, (248, 250, 255), depth=depth, shade=0.4, shadow=0.2)
 
 
@@ -269,7 +418,13 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     clouds(canvas, rng, count=5, low=-0.3)
     crops = [
         mix(c, palette.floor, 0.25)
-        for c in (colour("a7c15e"), colour("e3bd52"), colour("6fa05a"), colour("c98fb8"), colour("8db36a"))
+        for c in (
+            colour("a7c15e"),
+            colour("e3bd52"),
+            colour("6fa05a"),
+            colour("c98fb8"),
+            colour("8db36a"),
+        )
     ]
     order = rng.permutation(len(crops))
     for k in range(5):
@@ -280,11 +435,17 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         body = land(hill)
         canvas.fill(body, Gradient((lighter(tone, 0.2), tone, darker(tone, 0.3))), depth=depth)
         vanish = rng.uniform(-1.0, 1.0)
-        rows = [points((vanish + s * 0.32, level - 0.12), (vanish + s * 1.6, level + 0.7)) for s in np.linspace(-3.5, 3.5, 34)]
+        rows = [
+            points((vanish + s * 0.32, level - 0.12), (vanish + s * 1.6, level + 0.7))
+            for s in np.linspace(-3.5, 3.5, 34)
+        ]
         canvas.stroke(rows, 0.016, darker(tone, 0.3), depth=depth, opacity=0.45, within=body)
         for _ in range(5):
             x = rng.uniform(-1.6, 1.6)
-            y, r = float(np.interp(x, hill[:, 0], hill[:, 1])), rng.uniform(0.025, 0.05) * (1 + 0.5 * k)
+            y, r = (
+                float(np.interp(x, hill[:, 0], hill[:, 1])),
+                rng.uniform(0.025, 0.05) * (1 + 0.5 * k),
+            )
             canvas.fill(
                 ellipse(x, y - r * 0.6, r, r * 0.9),
                 Gradient((colour("7faa62"), colour("37633f"))),
@@ -299,7 +460,12 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         depth=0.6,
         shade=0.5,
     )
-    canvas.fill(smooth(points((x - 0.075, y - 0.43), (x, y - 0.55), (x + 0.075, y - 0.43))), palette.main, depth=0.6, shade=0.4)
+    canvas.fill(
+        smooth(points((x - 0.075, y - 0.43), (x, y - 0.55), (x + 0.075, y - 0.43))),
+        palette.main,
+        depth=0.6,
+        shade=0.4,
+    )
     for k in range(4):
         a = math.pi / 2 * k + 0.5 + canvas.camera.yaw
         tip = (x + 0.34 * math.cos(a), y - 0.46 + 0.34 * math.sin(a))
@@ -307,7 +473,10 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         across = np.array([-math.sin(a), math.cos(a)]) * 0.07
         start = np.array([x + 0.08 * math.cos(a), y - 0.46 + 0.08 * math.sin(a)])
         canvas.fill(
-            np.array([start, np.array(tip), np.array(tip) + across, start + across]), (255, 250, 240), depth=0.6, opacity=0.88
+            np.array([start, np.array(tip), np.array(tip) + across, start + across]),
+            (255, 250, 240),
+            depth=0.6,
+            opacity=0.88,
         )
     blooms = [
         ellipse(px, py, 0.016 + 0.014 * (py - 0.8))[::6]

@@ -1,4 +1,5 @@
-"""What single things have in common: a palette, a wall and a floor to stand on, and the round bodies of a lathe."""
+"""What single things have in common: a palette, a wall and a floor to stand on, and the round
+bodies of a lathe."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ FLOOR = 0.52  # where things stand
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one instance: of the wall and floor behind it, a quiet accent, and the thing's two own colours."""
+    """Colours of one instance: of the wall and floor behind it, a quiet accent, and the thing's two
+    own colours."""
 
     wall: Colour
     floor: Colour
@@ -53,26 +55,41 @@ PALETTES = tuple(
 def stage(canvas: Canvas, palette: Palette, *, horizon: float = 0.34) -> None:
     """A wall with a pool of light and a disc, and a floor; everything else stands on it."""
     x, y = canvas.light.towards
-    wall = Gradient((lighter(palette.wall, 0.45), palette.wall, darker(palette.wall, 0.12)), 0 if x < 0 else 180)
+    wall = Gradient(
+        (lighter(palette.wall, 0.45), palette.wall, darker(palette.wall, 0.12)), 0 if x < 0 else 180
+    )
     canvas.fill(box(-3, -2, 3, horizon + 0.01), wall, depth=0.5)
-    canvas.fill(ellipse(0.0, -0.12, 0.78), Gradient((lighter(palette.accent, 0.25), palette.accent)), depth=0.6)
+    canvas.fill(
+        ellipse(0.0, -0.12, 0.78),
+        Gradient((lighter(palette.accent, 0.25), palette.accent)),
+        depth=0.6,
+    )
     canvas.fill(ellipse(x * 1.1, y * 0.9, 0.9), (255, 250, 235), depth=0.4, opacity=0.35, blur=0.25)
     floor = Gradient((lighter(palette.floor, 0.12), palette.floor, darker(palette.floor, 0.18)))
     canvas.fill(box(-3, horizon, 3, 2.5), floor, depth=0.75)
-    canvas.fill(box(-3, horizon, 3, horizon + 0.012), lighter(palette.floor, 0.5), depth=0.75, opacity=0.6)
+    canvas.fill(
+        box(-3, horizon, 3, horizon + 0.012), lighter(palette.floor, 0.5), depth=0.75, opacity=0.6
+    )
 
 
 def grounded(canvas: Canvas, x: float, y: float, radius: float, *, flatness: float = 0.3) -> None:
-    """The shadow a thing throws on the floor: close and dark under it, long and soft away from the light."""
+    """The shadow a thing throws on the floor: close and dark under it, long and soft away from the
+    light."""
     away = -canvas.light.towards[0]
     length = ellipse(x + away * radius * 0.9, y + radius * 0.05, radius * 1.7, radius * flatness)
     canvas.fill(length, canvas.light.shadow, opacity=0.26, blur=0.05)
-    canvas.fill(ellipse(x, y, radius * 1.08, radius * flatness), canvas.light.shadow, opacity=0.42, blur=0.02)
+    canvas.fill(
+        ellipse(x, y, radius * 1.08, radius * flatness),
+        canvas.light.shadow,
+        opacity=0.42,
+        blur=0.02,
+    )
 
 
 @dataclass(frozen=True)
 class Lathe:
-    """A round upright thing: `profile` (n, 2) of (y, radius) from top to bottom, seen from a tilt and a yaw."""
+    """A round upright thing: `profile` (n, 2) of (y, radius) from top to bottom, seen from a tilt
+    and a yaw."""
 
     profile: Points
     tilt: float
@@ -85,13 +102,19 @@ class Lathe:
     def at(self, angle: float, y: float) -> tuple[float, float]:
         """Where the surface at `angle` (0 faces us before the yaw) and height y is seen."""
         r = self.radius(y)
-        return self.x + r * math.sin(angle + self.yaw), y + r * self.tilt * math.cos(angle + self.yaw)
+        return self.x + r * math.sin(angle + self.yaw), y + r * self.tilt * math.cos(
+            angle + self.yaw
+        )
 
     def silhouette(self) -> Points:
         (top, top_radius), (bottom, bottom_radius) = self.profile[0], self.profile[-1]
         arc = np.linspace(0, math.pi, 24)
-        lower = np.stack([np.cos(arc) * bottom_radius, bottom + np.sin(arc) * bottom_radius * self.tilt], axis=1)
-        upper = np.stack([-np.cos(arc) * top_radius, top - np.sin(arc) * top_radius * self.tilt], axis=1)
+        lower = np.stack(
+            [np.cos(arc) * bottom_radius, bottom + np.sin(arc) * bottom_radius * self.tilt], axis=1
+        )
+        upper = np.stack(
+            [-np.cos(arc) * top_radius, top - np.sin(arc) * top_radius * self.tilt], axis=1
+        )
         right = self.profile[:, ::-1]
         left = right[::-1] * (-1, 1)
         return np.concatenate([right, lower, left, upper]) + points((self.x, 0))
@@ -107,11 +130,14 @@ class Lathe:
         lines = []
         for y in (top, bottom):
             r = self.radius(y)
-            lines.append(np.stack([self.x + r * np.sin(across), y + r * self.tilt * np.cos(across)], axis=1))
+            lines.append(
+                np.stack([self.x + r * np.sin(across), y + r * self.tilt * np.cos(across)], axis=1)
+            )
         return np.concatenate([lines[0], lines[1][::-1]])
 
     def patch(self, angle: float, y: float, outline: Points) -> Points | None:
-        """`outline`, (across in world units, down), laid on the surface at (angle, y); None where it faces away."""
+        """`outline`, (across in world units, down), laid on the surface at (angle, y); None where
+        it faces away."""
         if math.cos(angle + self.yaw) < 0.12:
             return None
         laid = [self.at(angle + dx / max(0.05, self.radius(y + dy)), y + dy) for dx, dy in outline]
@@ -120,7 +146,14 @@ class Lathe:
 
 def round_paint(canvas: Canvas, base: Colour) -> Gradient:
     """A gradient across a round body: bright where it faces the light, dark at both sides."""
-    stops = (darker(base, 0.22), base, lighter(base, 0.34), base, darker(base, 0.28), darker(base, 0.45))
+    stops = (
+        darker(base, 0.22),
+        base,
+        lighter(base, 0.34),
+        base,
+        darker(base, 0.28),
+        darker(base, 0.45),
+    )
     return Gradient(stops if canvas.light.towards[0] < 0 else stops[::-1], 0)
 
 

@@ -1,6 +1,8 @@
-"""Surfaces: each function gives a flat swatch (colours and relief), which `photograph` lights and sees from a viewpoint.
+"""Surfaces: each function gives a flat swatch (colours and relief), which `photograph` lights and
+sees from a viewpoint.
 
-A swatch is (SIDE_Y, SIDE_X, 3) float32 colours in 0..1 and a (SIDE_Y, SIDE_X) float32 height in about 0..1.
+A swatch is (SIDE_Y, SIDE_X, 3) float32 colours in 0..1 and a (SIDE_Y, SIDE_X) float32 height in
+about 0..1.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ Field = NDArray[np.floating[Any]]
 
 
 class Swatch(NamedTuple):
-    """Colours (SIDE_Y, SIDE_X, 3) in 0..1, relief (SIDE_Y, SIDE_X), and how strongly the relief takes the light."""
+    """Colours (SIDE_Y, SIDE_X, 3) in 0..1, relief (SIDE_Y, SIDE_X), and how strongly the relief
+    takes the light."""
 
     colours: Field
     relief: Field
@@ -29,7 +32,8 @@ class Swatch(NamedTuple):
 
 
 def photograph(swatch: Swatch, light: Light, camera: Camera) -> Image.Image:
-    """The swatch under the light, seen by the camera: its yaw and tilt are the plane's, zoom and pan as ever."""
+    """The swatch under the light, seen by the camera: its yaw and tilt are the plane's, zoom and
+    pan as ever."""
     slope_y, slope_x = np.gradient(swatch.relief)
     x, y = light.towards
     lit = 1 + np.clip(-(slope_x * x + slope_y * y) * swatch.strength, -0.55, 0.7)
@@ -41,16 +45,23 @@ def photograph(swatch: Swatch, light: Light, camera: Camera) -> Image.Image:
     shaded += (1 - np.minimum(lit, 1))[..., None] * shadow * 0.25
     shaded += np.clip(lit * pool - 1, 0, 1)[..., None] * (1 - swatch.colours) * 0.3
     flat = Image.fromarray((np.clip(shaded, 0, 1) * 255 + 0.5).astype(np.uint8))
-    return flat.transform((WIDTH, HEIGHT), Image.Transform.PERSPECTIVE, _perspective(camera), Image.Resampling.BICUBIC)
+    return flat.transform(
+        (WIDTH, HEIGHT), Image.Transform.PERSPECTIVE, _perspective(camera), Image.Resampling.BICUBIC
+    )
 
 
 def _perspective(camera: Camera) -> list[float]:
-    """Pillow's eight numbers from picture to swatch: a plane turned by yaw (about y), leaned back by tilt and rolled."""
+    """Pillow's eight numbers from picture to swatch: a plane turned by yaw (about y), leaned back
+    by tilt and rolled."""
     roll, lean = math.radians(camera.roll_deg), (camera.tilt - 0.28) * 1.6
     scale = 1.72 / camera.zoom
-    turn = np.array([[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1]])
+    turn = np.array(
+        [[math.cos(roll), -math.sin(roll), 0], [math.sin(roll), math.cos(roll), 0], [0, 0, 1]]
+    )
     squeeze = np.array([[1, 0, 0], [0, 1, 0], [camera.yaw * 0.34, -lean * 0.34, 1]])
-    to_plane = np.array([[scale, 0, camera.pan[0] * 200], [0, scale, camera.pan[1] * 200], [0, 0, 1]])
+    to_plane = np.array(
+        [[scale, 0, camera.pan[0] * 200], [0, scale, camera.pan[1] * 200], [0, 0, 1]]
+    )
     centre_in = np.array([[1, 0, -WIDTH / 2], [0, 1, -HEIGHT / 2], [0, 0, 1]])
     unit = np.diag([2 / WIDTH, 2 / WIDTH, 1])
     centre_out = np.array([[1, 0, SIDE_X / 2], [0, 1, SIDE_Y / 2], [0, 0, 1]])
@@ -66,7 +77,8 @@ def grid() -> tuple[Field, Field]:
 
 
 def noise(rng: np.random.Generator, cells: int, *, octaves: int = 4, stretch: float = 1.0) -> Field:
-    """Smooth noise in 0..1 with about `cells` bumps across, finer ones added at half their height; `stretch` widens them."""
+    """Smooth noise in 0..1 with about `cells` bumps across, finer ones added at half their height;
+    `stretch` widens them."""
     total = np.zeros((SIDE_Y, SIDE_X), dtype=np.float32)
     for octave in range(octaves):
         across = max(2, round(cells * 2**octave / stretch))
@@ -80,8 +92,16 @@ def noise(rng: np.random.Generator, cells: int, *, octaves: int = 4, stretch: fl
 def ramp(values: Field, *colours: Colour) -> Field:
     """Colours (…, 3) along values in 0..1."""
     stops = np.linspace(0, 1, len(colours))
-    table = np.stack([np.interp(np.linspace(0, 1, 1024), stops, channel) for channel in zip(*colours, strict=True)], axis=1)
-    result: Field = (table.astype(np.float32) / 255)[(np.clip(values, 0, 1) * 1023).astype(np.int32)]
+    table = np.stack(
+        [
+            np.interp(np.linspace(0, 1, 1024), stops, channel)
+            for channel in zip(*colours, strict=True)
+        ],
+        axis=1,
+    )
+    result: Field = (table.astype(np.float32) / 255)[
+        (np.clip(values, 0, 1) * 1023).astype(np.int32)
+    ]
     return result
 
 
@@ -117,7 +137,9 @@ def woven(rng: np.random.Generator, palette: Palette) -> Swatch:
     relief = np.where(over, weft, warp).astype(np.float32)
     tones = [palette.main, palette.second, palette.accent]
     thread = pick(np.where(over, row // check, column // check), tones)
-    fibre = np.where(over, np.sin((y + x * 0.25) * 1.3), np.sin((x + y * 0.25) * 1.3)).astype(np.float32)
+    fibre = np.where(over, np.sin((y + x * 0.25) * 1.3), np.sin((x + y * 0.25) * 1.3)).astype(
+        np.float32
+    )
     shade = 0.5 + 0.38 * relief + 0.05 * fibre + 0.1 * (noise(rng, 60, octaves=2) - 0.5)
     return Swatch(thread * np.clip(shade, 0, 1.05)[..., None], relief, 1.6)
 
@@ -131,9 +153,13 @@ def marble(rng: np.random.Generator, palette: Palette) -> Swatch:
     hair = np.abs(np.sin(phase * 1.9 + finer * 6)) ** 0.35
     ground = lighter(palette.second, 0.4) if rng.random() < 0.6 else darker(palette.main, 0.35)
     dark = darker(palette.main, 0.2) if ground[0] > 150 else lighter(palette.accent, 0.4)
-    colours = ramp(vein * 0.75 + finer * 0.25, dark, mix(ground, dark, 0.3), ground, lighter(ground, 0.25))
+    colours = ramp(
+        vein * 0.75 + finer * 0.25, dark, mix(ground, dark, 0.3), ground, lighter(ground, 0.25)
+    )
     colours = blend(
-        np.broadcast_to(np.array(lighter(palette.accent, 0.1), dtype=np.float32) / 255, colours.shape),
+        np.broadcast_to(
+            np.array(lighter(palette.accent, 0.1), dtype=np.float32) / 255, colours.shape
+        ),
         colours,
         step(hair, 0.18, 0.2),
     )
@@ -150,16 +176,28 @@ def wood(rng: np.random.Generator, palette: Palette) -> Swatch:
     knots = rng.uniform(0.1, 0.9, (boards + 1, 2)).astype(np.float32)
     u, v = x + shift, y - board * high
     wobble = noise(rng, 3, octaves=4, stretch=2.5)
-    distance = np.hypot((x - knots[board, 0] * SIDE_X) / 3.2, v - (0.2 + 0.6 * knots[board, 1]) * high)
+    distance = np.hypot(
+        (x - knots[board, 0] * SIDE_X) / 3.2, v - (0.2 + 0.6 * knots[board, 1]) * high
+    )
     rings = v / 9 + wobble * 9 + 16 * np.exp(-distance / 24) + np.sin(u / 170) * 1.2
     grainy = 0.5 + 0.5 * np.sin(rings * 2.2)
     fine = noise(rng, 26, octaves=3, stretch=22)
-    base = mix((176, 118, 70), palette.main, 0.18) if rng.random() < 0.5 else mix((214, 176, 128), palette.floor, 0.25)
+    base = (
+        mix((176, 118, 70), palette.main, 0.18)
+        if rng.random() < 0.5
+        else mix((214, 176, 128), palette.floor, 0.25)
+    )
     colours = ramp(
-        grainy * 0.6 + fine * 0.4 + tone, darker(base, 0.5), darker(base, 0.12), lighter(base, 0.12), lighter(base, 0.34)
+        grainy * 0.6 + fine * 0.4 + tone,
+        darker(base, 0.5),
+        darker(base, 0.12),
+        lighter(base, 0.12),
+        lighter(base, 0.34),
     )
     seam = step(np.minimum(v, high - v), 2.5, 3) * step(np.abs((u + board * 331) % 700 - 3), 3, 3)
-    return Swatch(colours * (0.35 + 0.65 * seam)[..., None], seam * 3 + fine * 1.6 + grainy * 0.5, 0.6)
+    return Swatch(
+        colours * (0.35 + 0.65 * seam)[..., None], seam * 3 + fine * 1.6 + grainy * 0.5, 0.6
+    )
 
 
 def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
@@ -170,7 +208,10 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
     kind = int(rng.integers(3))
     soft = 2.2 / side
     flip_a, flip_b = np.where(column % 2 == 0, a, 1 - a), np.where(row % 2 == 0, b, 1 - b)
-    tones = [np.array(c, dtype=np.float32) / 255 for c in (palette.second, palette.main, palette.accent, palette.wall)]
+    tones = [
+        np.array(c, dtype=np.float32) / 255
+        for c in (palette.second, palette.main, palette.accent, palette.wall)
+    ]
     base = np.broadcast_to(tones[0], (SIDE_Y, SIDE_X, 3))
     if kind == 0:
         r = np.hypot(flip_a, flip_b)
@@ -182,7 +223,9 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
     elif kind == 1:
         p, q = a - 0.5, b - 0.5
         star = np.maximum(np.abs(p) + np.abs(q), np.maximum(np.abs(p), np.abs(q)) * 1.35)
-        colours = blend(blend(base, tones[1], step(-star, -0.56, soft)), tones[2], step(-star, -0.4, soft))
+        colours = blend(
+            blend(base, tones[1], step(-star, -0.56, soft)), tones[2], step(-star, -0.4, soft)
+        )
         colours = blend(colours, tones[3], step(-np.hypot(p, q), -0.16, soft))
         corner = np.hypot(0.5 - np.abs(p), 0.5 - np.abs(q))
         colours = blend(colours, tones[1], step(-corner, -0.2, soft))
@@ -191,20 +234,37 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
         p = np.where(turns == 0, a, 1 - a)
         near, far = np.hypot(p, b), np.hypot(1 - p, 1 - b)
         ring = np.minimum(np.abs(near - 0.5), np.abs(far - 0.5))
-        colours = blend(blend(base, tones[2], step(-np.minimum(near, far), -0.5, soft)), tones[1], step(-ring, -0.13, soft))
+        colours = blend(
+            blend(base, tones[2], step(-np.minimum(near, far), -0.5, soft)),
+            tones[1],
+            step(-ring, -0.13, soft),
+        )
     grout = step(np.minimum(np.minimum(a, 1 - a), np.minimum(b, 1 - b)), 0.018, 0.016)
     pale = np.array(lighter(palette.wall, 0.5), dtype=np.float32) / 255
-    glaze = 0.93 + 0.1 * noise(rng, 12, octaves=3) + 0.05 * rng.standard_normal((64, 64)).astype(np.float32)[row, column]
+    glaze = (
+        0.93
+        + 0.1 * noise(rng, 12, octaves=3)
+        + 0.05 * rng.standard_normal((64, 64)).astype(np.float32)[row, column]
+    )
     edge = step(np.minimum(np.minimum(a, 1 - a), np.minimum(b, 1 - b)), 0.035, 0.06)
-    return Swatch(blend(np.broadcast_to(pale * 0.85, colours.shape), colours * glaze[..., None], grout), edge * 6, 0.5)
+    return Swatch(
+        blend(np.broadcast_to(pale * 0.85, colours.shape), colours * glaze[..., None], grout),
+        edge * 6,
+        0.5,
+    )
 
 
 def nearest_two(rng: np.random.Generator, cells: int) -> tuple[NDArray[np.int64], Field, Field]:
-    """Voronoi: the number of the nearest seed, and the distances to the nearest and second, on a jittered lattice."""
+    """Voronoi: the number of the nearest seed, and the distances to the nearest and second, on a
+    jittered lattice."""
     pitch = SIDE_X / cells
     columns, rows = cells + 4, math.ceil(SIDE_Y / pitch) + 4
-    seeds_x = (np.arange(columns)[None, :] - 2 + rng.uniform(0.08, 0.92, (rows, columns))).astype(np.float32) * pitch
-    seeds_y = (np.arange(rows)[:, None] - 2 + rng.uniform(0.08, 0.92, (rows, columns))).astype(np.float32) * pitch
+    seeds_x = (np.arange(columns)[None, :] - 2 + rng.uniform(0.08, 0.92, (rows, columns))).astype(
+        np.float32
+    ) * pitch
+    seeds_y = (np.arange(rows)[:, None] - 2 + rng.uniform(0.08, 0.92, (rows, columns))).astype(
+        np.float32
+    ) * pitch
     x, y = grid()
     column, row = (x / pitch).astype(np.int64) + 2, (y / pitch).astype(np.int64) + 2
     first = np.full(x.shape, np.inf, dtype=np.float32)
@@ -235,7 +295,11 @@ def cells(rng: np.random.Generator, palette: Palette) -> Swatch:
     dome = np.minimum(border, 34) / 34
     lead = np.array(darker(palette.main, 0.75), dtype=np.float32) / 255
     colours = colours * (0.72 + 0.4 * dome + 0.12 * noise(rng, 9, octaves=3))[..., None]
-    return Swatch(blend(np.broadcast_to(lead, colours.shape), colours, step(border, 6, 3)), dome**0.5 * 14, 0.55)
+    return Swatch(
+        blend(np.broadcast_to(lead, colours.shape), colours, step(border, 6, 3)),
+        dome**0.5 * 14,
+        0.55,
+    )
 
 
 def bricks(rng: np.random.Generator, palette: Palette) -> Swatch:
@@ -249,13 +313,30 @@ def bricks(rng: np.random.Generator, palette: Palette) -> Swatch:
     edge_x = np.minimum(offset % wide, wide - offset % wide)
     edge_y = np.minimum(y % high, high - y % high)
     inside = np.minimum(edge_x, edge_y) + (bump - 0.5) * 7
-    clay = mix((186, 82, 56), palette.main, 0.22) if rng.random() < 0.6 else mix((196, 150, 104), palette.accent, 0.35)
+    clay = (
+        mix((186, 82, 56), palette.main, 0.22)
+        if rng.random() < 0.6
+        else mix((196, 150, 104), palette.accent, 0.35)
+    )
     choice = rng.integers(0, 5, 4000)[(row * 61 + column) % 4000]
-    tones = [clay, darker(clay, 0.16), lighter(clay, 0.14), mix(clay, palette.accent, 0.3), darker(clay, 0.06)]
-    colours = pick(choice, tones) * (0.82 + 0.32 * bump + 0.1 * (noise(rng, 90, octaves=2) - 0.5))[..., None]
+    tones = [
+        clay,
+        darker(clay, 0.16),
+        lighter(clay, 0.14),
+        mix(clay, palette.accent, 0.3),
+        darker(clay, 0.06),
+    ]
+    colours = (
+        pick(choice, tones)
+        * (0.82 + 0.32 * bump + 0.1 * (noise(rng, 90, octaves=2) - 0.5))[..., None]
+    )
     mortar = np.array(mix((214, 204, 190), palette.floor, 0.2), dtype=np.float32) / 255
     face = step(inside, 4.5, 3)
-    return Swatch(blend(mortar * (0.8 + 0.2 * bump)[..., None], colours, face), np.minimum(inside, 9) + bump * 3, 0.09)
+    return Swatch(
+        blend(mortar * (0.8 + 0.2 * bump)[..., None], colours, face),
+        np.minimum(inside, 9) + bump * 3,
+        0.09,
+    )
 
 
 def knit(rng: np.random.Generator, palette: Palette) -> Swatch:
@@ -266,15 +347,25 @@ def knit(rng: np.random.Generator, palette: Palette) -> Swatch:
     lean = y - np.abs(u) * high * 1.25
     row = np.floor(lean / high).astype(np.int64)
     v = lean / high - row - 0.5
-    yarn = np.sqrt(np.maximum(0, 1 - (v * 1.95) ** 2)) * np.sqrt(np.maximum(0, 1 - ((np.abs(u) - 0.25) * 3.7) ** 2))
+    yarn = np.sqrt(np.maximum(0, 1 - (v * 1.95) ** 2)) * np.sqrt(
+        np.maximum(0, 1 - ((np.abs(u) - 0.25) * 3.7) ** 2)
+    )
     period = int(rng.integers(8, 14))
     motif = np.abs((column % period) - period // 2) + np.abs((row % period) - period // 2)
     stripes = (row // (period // 2)) % 3
-    choice = np.where(motif == period // 2 - 1, 1, np.where(motif < 2, 2, 0)) if rng.random() < 0.6 else stripes
+    choice = (
+        np.where(motif == period // 2 - 1, 1, np.where(motif < 2, 2, 0))
+        if rng.random() < 0.6
+        else stripes
+    )
     ply = np.sin((v * 3.2 + np.abs(u) * 5) * 6.3).astype(np.float32)
     colours = pick(choice, [palette.main, palette.second, palette.accent])
     shade = 0.34 + 0.66 * yarn + 0.045 * ply + 0.1 * (noise(rng, 80, octaves=2) - 0.5)
-    return Swatch((colours * np.clip(shade, 0, 1.06)[..., None]).astype(np.float32), yarn.astype(np.float32) * 6, 0.6)
+    return Swatch(
+        (colours * np.clip(shade, 0, 1.06)[..., None]).astype(np.float32),
+        yarn.astype(np.float32) * 6,
+        0.6,
+    )
 
 
 def terrazzo(rng: np.random.Generator, palette: Palette) -> Swatch:
@@ -297,7 +388,11 @@ def terrazzo(rng: np.random.Generator, palette: Palette) -> Swatch:
             * present[number]
         )
         layer = pick(rng.integers(0, len(tones), number.max() + 1)[number], tones)
-        colours = blend(colours, layer * (0.9 + 0.14 * noise(rng, 30, octaves=2))[..., None], chip.astype(np.float32))
+        colours = blend(
+            colours,
+            layer * (0.9 + 0.14 * noise(rng, 30, octaves=2))[..., None],
+            chip.astype(np.float32),
+        )
     return Swatch(colours, noise(rng, 50, octaves=2) * 2, 0.25)
 
 
@@ -307,7 +402,13 @@ def waves(rng: np.random.Generator, palette: Palette) -> Swatch:
     colours = np.zeros((SIDE_Y, SIDE_X, 3), dtype=np.float32)
     relief = np.zeros((SIDE_Y, SIDE_X), dtype=np.float32)
     done = np.zeros((SIDE_Y, SIDE_X), dtype=bool)
-    tones = [palette.main, palette.second, mix(palette.main, palette.accent, 0.6), palette.second, palette.accent]
+    tones = [
+        palette.main,
+        palette.second,
+        mix(palette.main, palette.accent, 0.6),
+        palette.second,
+        palette.accent,
+    ]
     row = np.floor(y / (radius / 2)).astype(np.int64)
     for ahead in range(3, -2, -1):  # the scales of lower rows lie on top of the higher ones
         line = row + ahead
@@ -318,7 +419,10 @@ def waves(rng: np.random.Generator, palette: Palette) -> Swatch:
         band = np.clip(distance * 5, 0, 4.99)
         inner = np.abs(band % 1 - 0.5) * 2
         paint = pick(4 - band.astype(np.int64), tones) * (1.04 - 0.2 * (inner**3))[..., None]
-        colours[now], relief[now] = paint[now], ((1 - distance) * 9 + np.cos(band * 2 * math.pi))[now]
+        colours[now], relief[now] = (
+            paint[now],
+            ((1 - distance) * 9 + np.cos(band * 2 * math.pi))[now],
+        )
         done |= now
     colours *= (0.9 + 0.16 * noise(rng, 12, octaves=4))[..., None]
     return Swatch(colours, relief, 0.5)

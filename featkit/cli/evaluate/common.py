@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 
 def open_pictures(
-    spec: Path, *, limit: int | None = None, flags: SelectionFlags | None = None, check_column: bool = True
+    spec: Path,
+    *,
+    limit: int | None = None,
+    flags: SelectionFlags | None = None,
+    check_column: bool = True,
 ) -> Source:
     """A source, or so many of its pictures, spread evenly."""
     from featkit.evaluate.agreement import thinned
@@ -34,7 +38,10 @@ def open_two(
     """Two sources, of which one alone may have the column that is chosen."""
     from featkit.sources.opening import refuse_unused_column
 
-    sources = [open_pictures(spec, limit=limit, flags=flags, check_column=False) for spec in (first, second)]
+    sources = [
+        open_pictures(spec, limit=limit, flags=flags, check_column=False)
+        for spec in (first, second)
+    ]
     refuse_unused_column(selection_of(flags), *sources)
     return sources[0], sources[1]
 
@@ -61,7 +68,9 @@ def interval(bounds: tuple[float, float]) -> str:
 
 def labels_from(columns: tuple[str, str]) -> str:
     """Which columns of a training part and of a test part labels came from."""
-    return f"the column {columns[0]}" + (f", of the test pictures {columns[1]}" if columns[1] != columns[0] else "")
+    return f"the column {columns[0]}" + (
+        f", of the test pictures {columns[1]}" if columns[1] != columns[0] else ""
+    )
 
 
 def say(*lines: str) -> None:

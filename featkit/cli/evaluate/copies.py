@@ -24,8 +24,8 @@ def copies(
 ) -> None:
     """Measure how often an edited picture finds its original among all PHOTOS; needs no labels.
 
-    Each picture is queried by four compound edits of itself (crop, rotation, flip, colour, and JPEG, blur or text). Raw
-    pixels and a perceptual hash are measured beside the model.
+    Each picture is queried by four compound edits of itself (crop, rotation, flip, colour, and
+    JPEG, blur or text). Raw pixels and a perceptual hash are measured beside the model.
 
     Example: featkit evaluate copies pictures/ --model m.onnx
 
@@ -68,9 +68,14 @@ def copies(
         )
         for score in report.methods
     ]
-    title = f"Copies among {counted(report.num_pictures, 'picture')} (edits v{report.edits_version}, seed {report.seed})"
+    title = (
+        f"Copies among {counted(report.num_pictures, 'picture')} (edits v{report.edits_version},"
+        f" seed {report.seed})"
+    )
     print_table(title, ("method", "recall@1", "95 % interval", "recall@10", "mAP"), rows)
     edits = list(report.model.single)
-    singles = [(score.name, *(figure(score.single[edit]) for edit in edits)) for score in report.methods]
+    singles = [
+        (score.name, *(figure(score.single[edit]) for edit in edits)) for score in report.methods
+    ]
     print_table("recall@1 of each edit by itself", ("method", *edits), singles)
     print_failures(report.failures)

@@ -25,9 +25,11 @@ def knn(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often the nearest neighbours of a TEST picture among the labelled TRAIN pictures say what it is.
+    """Measure how often the nearest neighbours of a TEST picture among the labelled TRAIN pictures
+    say what it is.
 
-    Neighbours vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels are measured beside the model.
+    Neighbours vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels
+    are measured beside the model.
 
     Example: featkit evaluate knn train.tar test.parquet --model m.onnx
 
@@ -60,21 +62,44 @@ def knn(
     from featkit.evaluate.knn import evaluate_knn
 
     gallery, queries = open_two(train, test, limit=limit, flags=select)
-    with ProgressReporter("knn", total=len(gallery) + len(queries), quiet=quiet or json_) as progress:
-        report = evaluate_knn(gallery, queries, opened, label=label, ks=k, temperature=temperature, on_progress=progress)
+    with ProgressReporter(
+        "knn", total=len(gallery) + len(queries), quiet=quiet or json_
+    ) as progress:
+        report = evaluate_knn(
+            gallery,
+            queries,
+            opened,
+            label=label,
+            ks=k,
+            temperature=temperature,
+            on_progress=progress,
+        )
     if json_:
         print_json(asdict(report))
         return
     rows = [
-        (score.name, str(score.k), figure(score.weighted), interval(score.interval), figure(score.majority))
+        (
+            score.name,
+            str(score.k),
+            figure(score.weighted),
+            interval(score.interval),
+            figure(score.majority),
+        )
         for score in report.scores
     ]
     tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
     title = f"{tested} by neighbours among {report.num_train:,}"
     most_frequent = ("most frequent label", "", figure(report.most_frequent), "", "")
-    print_table(title, ("method", "k", "weighted", "95 % interval", "majority"), [*rows, most_frequent])
+    print_table(
+        title, ("method", "k", "weighted", "95 % interval", "majority"), [*rows, most_frequent]
+    )
     say(
-        f"Labels: {labels_from(report.columns)}. A weighted vote counts exp(cosine / {report.temperature:g}).",
-        *([f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."] if report.num_unseen else []),
+        f"Labels: {labels_from(report.columns)}. A weighted vote counts exp(cosine /"
+        f" {report.temperature:g}).",
+        *(
+            [f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."]
+            if report.num_unseen
+            else []
+        ),
     )
     print_failures(report.failures)

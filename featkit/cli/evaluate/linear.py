@@ -24,10 +24,12 @@ def linear(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how well a linear classifier of TRAIN's labels, on the model's frozen features, does on TEST.
+    """Measure how well a linear classifier of TRAIN's labels, on the model's frozen features, does
+    on TEST.
 
-    Multinomial logistic regression on standardised features. Its L2 regularisation is chosen on a fifth of TRAIN that is held
-    out for that, and it is then fitted to all of TRAIN. The same on raw pixels stands beside the model.
+    Multinomial logistic regression on standardised features. Its L2 regularisation is chosen on a
+    fifth of TRAIN that is held out for that, and it is then fitted to all of TRAIN. The same on raw
+    pixels stands beside the model.
 
     Example: featkit evaluate linear train.tar test.parquet --model m.onnx
 
@@ -55,24 +57,49 @@ def linear(
     from featkit.evaluate.linear import MAX_ITERATIONS, evaluate_linear
 
     fitted, judged = open_two(train, test, limit=limit, flags=select)
-    with ProgressReporter("linear", total=len(fitted) + len(judged), quiet=quiet or json_) as progress:
-        report = evaluate_linear(fitted, judged, opened, label=label, seed=seed, on_progress=progress, on_step=progress.line)
+    with ProgressReporter(
+        "linear", total=len(fitted) + len(judged), quiet=quiet or json_
+    ) as progress:
+        report = evaluate_linear(
+            fitted,
+            judged,
+            opened,
+            label=label,
+            seed=seed,
+            on_progress=progress,
+            on_step=progress.line,
+        )
     if json_:
         print_json(asdict(report))
         return
-    rows = [(score.name, figure(score.accuracy), interval(score.interval), f"{score.l2:g}") for score in report.scores]
+    rows = [
+        (score.name, figure(score.accuracy), interval(score.interval), f"{score.l2:g}")
+        for score in report.scores
+    ]
     tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
     title = f"{tested} by a classifier fitted to {report.num_train:,}"
     most_frequent = ("most frequent label", figure(report.most_frequent), "", "")
     print_table(title, ("method", "accuracy", "95 % interval", "l2"), [*rows, most_frequent])
     tried = [(score.name, *map(figure, score.held_out)) for score in report.scores]
-    title = f"Accuracy on {counted(report.num_held_out, 'training picture')} held out (seed {report.seed}), by l2"
+    title = (
+        f"Accuracy on {counted(report.num_held_out, 'training picture')} held out (seed"
+        f" {report.seed}), by l2"
+    )
     print_table(title, ("method", *(f"{l2:g}" for l2 in report.grid)), tried)
     unfinished = [score.name for score in report.scores if not score.converged]
     say(
         f"Labels: {labels_from(report.columns)}. Features are standardised by the training part.",
-        "Fitted: the least of mean cross-entropy + l2 / 2 * sum of squared weights, with the l2 that held-out pictures chose.",
-        *([f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."] if report.num_unseen else []),
-        *([f"Not at its end after {MAX_ITERATIONS:,} steps: {', '.join(unfinished)}."] if unfinished else []),
+        "Fitted: the least of mean cross-entropy + l2 / 2 * sum of squared weights, with the l2"
+        " that held-out pictures chose.",
+        *(
+            [f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."]
+            if report.num_unseen
+            else []
+        ),
+        *(
+            [f"Not at its end after {MAX_ITERATIONS:,} steps: {', '.join(unfinished)}."]
+            if unfinished
+            else []
+        ),
     )
     print_failures(report.failures)

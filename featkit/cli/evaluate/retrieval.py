@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, open_pictures, open_two, print_failures, say
+from featkit.cli.evaluate.common import (
+    figure,
+    interval,
+    open_pictures,
+    open_two,
+    print_failures,
+    say,
+)
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
@@ -32,10 +39,12 @@ def retrieval(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure whether the PHOTOS of a query's own group are found first: mean average precision and recall@k.
+    """Measure whether the PHOTOS of a query's own group are found first: mean average precision and
+    recall@k.
 
-    Every picture queries all the others; with --queries, those pictures query PHOTOS. With --protocol revisited it is the
-    protocol of ROxford and RParis instead (arXiv 1803.11285): Easy, Medium and Hard, junk ignored, queries cropped.
+    Every picture queries all the others; with --queries, those pictures query PHOTOS. With
+    --protocol revisited it is the protocol of ROxford and RParis instead (arXiv 1803.11285): Easy,
+    Medium and Hard, junk ignored, queries cropped.
 
     Example: featkit evaluate retrieval photos/ --group folder --model m.onnx
 
@@ -62,10 +71,14 @@ def retrieval(
     """
     revisited = protocol == "revisited"
     if revisited != (ground_truth is not None) or revisited == (group is not None):
-        raise InputError("Retrieval takes either --group COLUMN, or --protocol revisited with --ground-truth FILE.")
+        raise InputError(
+            "Retrieval takes either --group COLUMN, or --protocol revisited with --ground-truth"
+            " FILE."
+        )
     if revisited and (queries is not None or limit is not None):
         raise InputError(
-            "The ground truth says which pictures there are and which are queries; leave out --queries and --limit."
+            "The ground truth says which pictures there are and which are queries; leave out"
+            " --queries and --limit."
         )
     opened = open_model(model)
     if queries is None:
@@ -78,7 +91,15 @@ def retrieval(
         _groups(source, asked, group, opened, quiet=quiet, as_json=json_)
 
 
-def _groups(source: "Source", asked: "Source | None", group: str, model: "PictureModel", *, quiet: bool, as_json: bool) -> None:
+def _groups(
+    source: "Source",
+    asked: "Source | None",
+    group: str,
+    model: "PictureModel",
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> None:
     from featkit.evaluate.groups import evaluate_groups
 
     total = len(source) + (len(asked) if asked is not None else 0)
@@ -90,7 +111,9 @@ def _groups(source: "Source", asked: "Source | None", group: str, model: "Pictur
         _show_groups(report)
 
 
-def _revisited(source: "Source", ground_truth: Path, model: "PictureModel", *, quiet: bool, as_json: bool) -> None:
+def _revisited(
+    source: "Source", ground_truth: Path, model: "PictureModel", *, quiet: bool, as_json: bool
+) -> None:
     from featkit.evaluate.ground_truth import read_ground_truth
     from featkit.evaluate.revisited import evaluate_revisited
 
@@ -106,20 +129,36 @@ def _revisited(source: "Source", ground_truth: Path, model: "PictureModel", *, q
 
 def _show_groups(report: "GroupReport") -> None:
     rows = [
-        (score.name, figure(score.mean_average_precision), interval(score.interval), *map(figure, score.recall.values()))
+        (
+            score.name,
+            figure(score.mean_average_precision),
+            interval(score.interval),
+            *map(figure, score.recall.values()),
+        )
         for score in report.scores
     ]
-    asked = f"{counted(report.num_queries, 'query', 'queries')} among {counted(report.num_pictures, 'picture')}"
+    asked = (
+        f"{counted(report.num_queries, 'query', 'queries')} among"
+        f" {counted(report.num_pictures, 'picture')}"
+    )
     title = f"{asked} of {counted(report.num_groups, 'group')}"
     ks = [f"recall@{k}" for k in report.scores[0].recall]
     print_table(title, ("method", "mAP", "95 % interval", *ks), rows)
     column, asked_column = report.columns
-    named = f"the column {column}" if report.leave_one_out else f"the columns {column} and, of the queries, {asked_column}"
+    named = (
+        f"the column {column}"
+        if report.leave_one_out
+        else f"the columns {column} and, of the queries, {asked_column}"
+    )
     say(
-        f"Groups are {named}; {'each picture queries all the others' if report.leave_one_out else 'the queries lie apart'}. "
-        "recall@k is the share of queries with one of their group among the first k.",
+        f"Groups are {named};"
+        f" {'each picture queries all the others' if report.leave_one_out else 'the queries lie apart'}."
+        " recall@k is the share of queries with one of their group among the first k.",
         *(
-            [f"Not counted: {counted(report.num_alone, 'query', 'queries')} with no other of the group."]
+            [
+                f"Not counted: {counted(report.num_alone, 'query', 'queries')} with no other of the"
+                " group."
+            ]
             if report.num_alone
             else []
         ),
@@ -132,14 +171,27 @@ def _show_revisited(report: "RevisitedReport") -> None:
     for score in report.scores:
         for name, setup in score.setups.items():
             precision = [figure(share) for share in setup.precision.values()]
-            rows.append((score.name, name, str(setup.num_queries), figure(setup.mean_average_precision), *precision))
-    title = f"{counted(report.num_queries, 'query', 'queries')} among {counted(report.num_pictures, 'picture')}, revisited"
+            rows.append(
+                (
+                    score.name,
+                    name,
+                    str(setup.num_queries),
+                    figure(setup.mean_average_precision),
+                    *precision,
+                )
+            )
+    title = (
+        f"{counted(report.num_queries, 'query', 'queries')} among"
+        f" {counted(report.num_pictures, 'picture')}, revisited"
+    )
     print_table(title, ("method", "setup", "queries", "mAP", "mP@1", "mP@5", "mP@10"), rows)
     height, width = report.size
     say(
-        "Right and ignored are: easy, hard and junk (Easy); easy and hard, junk (Medium); hard, easy and junk (Hard).",
-        "Average precision by the trapezoid rule; queries without a right picture are not counted; equal scores stand in the "
-        "order of imlist; pictures that cannot be read come last.",
-        f"Queries are cropped to their box; every picture is brought to {height}×{width} by the model's recipe, at one scale.",
+        "Right and ignored are: easy, hard and junk (Easy); easy and hard, junk (Medium); hard,"
+        " easy and junk (Hard).",
+        "Average precision by the trapezoid rule; queries without a right picture are not counted;"
+        " equal scores stand in the order of imlist; pictures that cannot be read come last.",
+        f"Queries are cropped to their box; every picture is brought to {height}×{width} by the"
+        " model's recipe, at one scale.",
     )
     print_failures(report.failures)

@@ -6,9 +6,23 @@ from featkit.cli.train.labelled import born_again, internal, self_training
 from featkit.cli.train.listing import print_methods
 from featkit.cli.train.methods import adapt, dino, dinov2, dinov3, distill, ibot
 
-__all__ = ["adapt", "app", "born_again", "dino", "dinov2", "dinov3", "distill", "ibot", "internal", "self_training"]
+__all__ = [
+    "adapt",
+    "app",
+    "born_again",
+    "dino",
+    "dinov2",
+    "dinov3",
+    "distill",
+    "ibot",
+    "internal",
+    "self_training",
+]
 
-app = App(name="train", help="Train a self-distilled backbone on your own pictures; --list says which method when.")
+app = App(
+    name="train",
+    help="Train a self-distilled backbone on your own pictures; --list says which method when.",
+)
 for command in (dino, ibot, dinov2, dinov3, distill, adapt, born_again, self_training, internal):
     app.command(command)
 app.default(print_methods)

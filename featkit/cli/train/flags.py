@@ -33,17 +33,19 @@ class TrainFlags:
     """What a run is told on the command line."""
 
     out: Path
-    """Folder of the run: what it was told and what it measures, checkpoints, backbone.safetensors, report.html."""
+    """Folder of the run: what it was told and what it measures, checkpoints, backbone.safetensors,
+    report.html."""
 
     recipe: str | None = None
-    """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, for adapt `adapt_dinov2`, for
-    methods with labels `small_labelled`."""
+    """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, for
+    adapt `adapt_dinov2`, for methods with labels `small_labelled`."""
 
     name: str | None = None
     """The model's name, which its file and its indexes carry; by default `backbone`."""
 
     held_out: str | None = None
-    """Pictures to measure on while training; by default a part of those to learn from, not trained on."""
+    """Pictures to measure on while training; by default a part of those to learn from, not trained
+    on."""
 
     steps: int | None = None
     """Optimisation steps; where trainings follow each other, of each of them."""
@@ -85,7 +87,8 @@ class TeacherFlags:
     """The folder of an earlier run to begin from: its student, teacher and heads."""
 
     momentum: float | None = None
-    """Share of the teacher that a step keeps; by default from the number of steps: 0.9 up to 4,000, 0.996 from 100,000."""
+    """Share of the teacher that a step keeps; by default from the number of steps: 0.9 up to 4,000,
+    0.996 from 100,000."""
 
     prototypes: int | None = None
     """Outputs of the projection head; 256 to 512 for a few hundred pictures."""
@@ -94,7 +97,8 @@ class TeacherFlags:
     """What to do when outputs no longer tell pictures apart; by default stop."""
 
     sweep: STRINGS = None
-    """Short trials of one setting's values instead of a run, such as --sweep momentum=0.9,0.99,0.996. Repeat for more."""
+    """Short trials of one setting's values instead of a run, such as --sweep
+    momentum=0.9,0.99,0.996. Repeat for more."""
 
 
 @Parameter(name="*")
@@ -106,7 +110,8 @@ class LabelFlags:
     """The classifier: timm:NAME or torchvision:NAME, a ViT or a CNN; by default timm:resnet18."""
 
     label: str | None = None
-    """Column of the pictures' labels; by default `label`, and for a folder without one the folder that a picture lies in."""
+    """Column of the pictures' labels; by default `label`, and for a folder without one the folder
+    that a picture lies in."""
 
 
 @Parameter(name="*")
@@ -115,7 +120,8 @@ class ClusterFlags:
     """Where the run is to be spread over machines."""
 
     slurm: bool = False
-    """Print a script for Slurm that runs this command, instead of running it: featkit train ... --slurm > job.sh."""
+    """Print a script for Slurm that runs this command, instead of running it: featkit train ...
+    --slurm > job.sh."""
 
     nodes: int = 1
     """Machines."""

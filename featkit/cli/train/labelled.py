@@ -1,4 +1,5 @@
-"""The methods with labels as commands: what each is for, the settings that only it has, and its table."""
+"""The methods with labels as commands: what each is for, the settings that only it has, and its
+table."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,14 @@ from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.selecting import note_passed_over
 from featkit.cli.train.flags import ClusterFlags, LabelFlags, TrainFlags
 from featkit.cli.train.methods import Data
-from featkit.cli.train.running import configured, in_words, is_main, open_pictures, print_slurm, show
+from featkit.cli.train.running import (
+    configured,
+    in_words,
+    is_main,
+    open_pictures,
+    print_slurm,
+    show,
+)
 from featkit.errors import InputError
 from featkit.wording import counted, typed
 
@@ -38,9 +46,11 @@ def born_again(
     own: LabelFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train a network, then students of its own architecture, each taught by the one before (arXiv 1805.04770).
+    """Train a network, then students of its own architecture, each taught by the one before (arXiv
+    1805.04770).
 
-    For pictures with labels, when a better network of the same size is wanted, or an ensemble. One command runs all of them.
+    For pictures with labels, when a better network of the same size is wanted, or an ensemble. One
+    command runs all of them.
 
     Example: featkit train born-again pictures/ --out run/ --generations 3
 
@@ -61,7 +71,12 @@ def born_again(
         Another architecture for the students, such as timm:resnet34; by default the first network's.
     """
 
-    def begin(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", ears: "CourseEars") -> "Standing":
+    def begin(
+        config: "TrainConfig",
+        sources: "Sequence[Source]",
+        held_out: "Source | None",
+        ears: "CourseEars",
+    ) -> "Standing":
         from featkit_train.labelled import born_again as course
 
         return course(config, sources, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
@@ -88,9 +103,11 @@ def self_training(
     own: LabelFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train a teacher on labels, let it label other pictures, and train students on both (arXiv 1911.04252).
+    """Train a teacher on labels, let it label other pictures, and train students on both (arXiv
+    1911.04252).
 
-    For few pictures with labels and many without, of the same kinds. Labels that the others may have are not looked at.
+    For few pictures with labels and many without, of the same kinds. Labels that the others may
+    have are not looked at.
 
     Example: featkit train self-training --labelled sorted/ --unlabelled unsorted/ --out run/
 
@@ -110,11 +127,24 @@ def self_training(
         Whether a student learns the teacher's distribution (soft, the default) or its best class (hard).
     """
 
-    def begin(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", ears: "CourseEars") -> "Standing":
+    def begin(
+        config: "TrainConfig",
+        sources: "Sequence[Source]",
+        held_out: "Source | None",
+        ears: "CourseEars",
+    ) -> "Standing":
         from featkit_train.labelled import self_training as course
 
         with_labels, without = sources[: len(labelled)], sources[len(labelled) :]
-        return course(config, with_labels, without, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
+        return course(
+            config,
+            with_labels,
+            without,
+            flags.out,
+            held_out=held_out,
+            resume=flags.resume,
+            ears=ears,
+        )
 
     settings = {
         "self_training.rounds": rounds,
@@ -122,7 +152,16 @@ def self_training(
         "self_training.confidence": confidence,
         "self_training.pseudo": pseudo,
     }
-    _run("self-training", [*labelled, *unlabelled], begin, flags, own, cluster, settings, num_labelled=len(labelled))
+    _run(
+        "self-training",
+        [*labelled, *unlabelled],
+        begin,
+        flags,
+        own,
+        cluster,
+        settings,
+        num_labelled=len(labelled),
+    )
 
 
 def internal(
@@ -134,10 +173,11 @@ def internal(
     own: LabelFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train a network with exits, the shallow ones taught by the deepest (Be Your Own Teacher, arXiv 1905.08094).
+    """Train a network with exits, the shallow ones taught by the deepest (Be Your Own Teacher,
+    arXiv 1905.08094).
 
-    For pictures with labels, when speed is wanted: the model may stop at any exit (`featkit export run/ --exit 2`), and the
-    table says what each costs and finds.
+    For pictures with labels, when speed is wanted: the model may stop at any exit (`featkit export
+    run/ --exit 2`), and the table says what each costs and finds.
 
     Example: featkit train internal pictures/ --out run/ --exits 1,2,3
 
@@ -150,7 +190,12 @@ def internal(
         the recipe, where it names any.
     """
 
-    def begin(config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", ears: "CourseEars") -> "Standing":
+    def begin(
+        config: "TrainConfig",
+        sources: "Sequence[Source]",
+        held_out: "Source | None",
+        ears: "CourseEars",
+    ) -> "Standing":
         from featkit_train.labelled import internal as course
 
         return course(config, sources, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
@@ -194,7 +239,10 @@ def _run(
         )
         size = config.crops.global_size
         network = f"{config.classifier.arch} on {pictures} at {size}×{size}"
-        print(f"{config.name}: {method}, {network}, {_length(config)}, to {flags.out}.", file=sys.stderr)
+        print(
+            f"{config.name}: {method}, {network}, {_length(config)}, to {flags.out}.",
+            file=sys.stderr,
+        )
         note_passed_over(*sources)
     with _Telling(quiet=quiet) as telling:
         ears = CourseEars(
@@ -202,7 +250,9 @@ def _run(
             on_log=telling.show,
             on_note=telling.note,
             on_plan=lambda plan: telling.line(in_words(plan)),
-            on_asking=lambda name, pictures: telling.begin(f"{name}, asking its teacher", pictures, "pictures"),
+            on_asking=lambda name, pictures: telling.begin(
+                f"{name}, asking its teacher", pictures, "pictures"
+            ),
             on_asked=telling.count,
         )
         standing = begin(config, sources, held_out, ears)
@@ -218,7 +268,11 @@ def _length(config: "TrainConfig") -> str:
     }
     count, kind = counts.get(config.method, (1, ""))
     longer = config.self_training.student_length
-    students = f", those of students {longer:g} times as long" if config.method == "self-training" and longer != 1 else ""
+    students = (
+        f", those of students {longer:g} times as long"
+        if config.method == "self-training" and longer != 1
+        else ""
+    )
     return f"at most {count} {kind} of {one}{students}" if count > 1 else one
 
 
@@ -232,14 +286,21 @@ class _Telling:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._progress is not None:
             self._progress.__exit__(kind, error, trace)
 
     def begin(self, name: str, total: int, unit: str, *, say: bool = False) -> None:
         """The bar before ends, and one of this name begins; say: with a line."""
         self.__exit__(None, None, None)
-        self._progress = ProgressReporter(name, total=total, unit=unit, quiet=self.quiet).__enter__()
+        self._progress = ProgressReporter(
+            name, total=total, unit=unit, quiet=self.quiet
+        ).__enter__()
         if say:
             self.line(f"{name}: {total:,} {unit}")
 
@@ -291,7 +352,8 @@ def _print_standing(standing: "Standing", name: str, flags: TrainFlags) -> None:
 
 
 def _exit(standing: "Standing") -> str:
-    """The flag that takes the chosen exit out of the file of all of them; nothing for the deepest, which is taken anyway."""
+    """The flag that takes the chosen exit out of the file of all of them; nothing for the deepest,
+    which is taken anyway."""
     exits = [row.name for row in standing.rows if row.kind == "exit"]
     return f" --exit {exits.index(standing.chosen) + 1}" if standing.chosen in exits[:-1] else ""
 

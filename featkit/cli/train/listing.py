@@ -5,15 +5,45 @@ from featkit.errors import InputError
 
 # Method: what it needs, and when to use it.
 WHEN = {
-    "dino": ("pictures alone", "a few hundred pictures or more and no labels: the one to begin with"),
-    "ibot": ("pictures alone", "thousands of pictures or more, when patches are to mean something too: parts, segmentation"),
-    "dinov2": ("pictures alone", "tens of thousands or more and a GPU: the best general features; many GPUs for the paper's"),
-    "dinov3": ("pictures alone", "millions and many GPUs, when dense features are to stay good over a long training"),
-    "distill": ("a larger teacher", "a published model knows your kind of pictures, and a small fast one is wanted"),
-    "adapt": ("a published model", "a published model nearly does, and you have thousands of pictures of a kind of your own"),
-    "born-again": ("labels", "all pictures have labels: a better network of the same size, and an ensemble"),
-    "self-training": ("some labels", "few pictures have labels and many of the same kinds have none"),
-    "internal": ("labels", "all pictures have labels, and how fast is to be chosen later: a model that may stop early"),
+    "dino": (
+        "pictures alone",
+        "a few hundred pictures or more and no labels: the one to begin with",
+    ),
+    "ibot": (
+        "pictures alone",
+        (
+            "thousands of pictures or more, when patches are to mean something too: parts,"
+            " segmentation"
+        ),
+    ),
+    "dinov2": (
+        "pictures alone",
+        "tens of thousands or more and a GPU: the best general features; many GPUs for the paper's",
+    ),
+    "dinov3": (
+        "pictures alone",
+        "millions and many GPUs, when dense features are to stay good over a long training",
+    ),
+    "distill": (
+        "a larger teacher",
+        "a published model knows your kind of pictures, and a small fast one is wanted",
+    ),
+    "adapt": (
+        "a published model",
+        "a published model nearly does, and you have thousands of pictures of a kind of your own",
+    ),
+    "born-again": (
+        "labels",
+        "all pictures have labels: a better network of the same size, and an ensemble",
+    ),
+    "self-training": (
+        "some labels",
+        "few pictures have labels and many of the same kinds have none",
+    ),
+    "internal": (
+        "labels",
+        "all pictures have labels, and how fast is to be chosen later: a model that may stop early",
+    ),
 }
 
 
@@ -30,10 +60,17 @@ def print_methods(*, list_: bool = False, json_: bool = False) -> None:
         Print the same as JSON.
     """
     if not (list_ or json_):
-        raise InputError("featkit train needs a method, such as `featkit train dino pictures/ --out run/`; --list shows them.")
+        raise InputError(
+            "featkit train needs a method, such as `featkit train dino pictures/ --out run/`;"
+            " --list shows them."
+        )
     if json_:
-        rows = [{"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()]
+        rows = [
+            {"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()
+        ]
         print_json(rows)
         return
-    print_table("Methods", ("method", "needs", "when"), [(name, *words) for name, words in WHEN.items()])
+    print_table(
+        "Methods", ("method", "needs", "when"), [(name, *words) for name, words in WHEN.items()]
+    )
     stdout().print("Next: featkit train METHOD --help")

@@ -1,4 +1,5 @@
-"""The methods with a momentum teacher as commands: what each is for, and the settings that only it has."""
+"""The methods with a momentum teacher as commands: what each is for, and the settings that only it
+has."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +12,19 @@ from featkit.cli.train.running import run
 Data = Annotated[list[str], Parameter(consume_multiple=True)]
 
 
-def dino(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
-    """Train by DINO (arXiv 2104.14294): a student matches its own momentum teacher across crops of a picture.
+def dino(
+    data: Data,
+    /,
+    *,
+    flags: TrainFlags,
+    own: TeacherFlags | None = None,
+    cluster: ClusterFlags | None = None,
+) -> None:
+    """Train by DINO (arXiv 2104.14294): a student matches its own momentum teacher across crops of
+    a picture.
 
-    The one to begin with: it learns from a few hundred pictures, and needs the least of a machine. No labels are needed.
+    The one to begin with: it learns from a few hundred pictures, and needs the least of a machine.
+    No labels are needed.
 
     Example: featkit train dino pictures/ --out run/ --steps 300
 
@@ -27,10 +37,19 @@ def dino(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, c
     run("dino", data, flags, own, cluster)
 
 
-def ibot(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
-    """Train by iBOT (arXiv 2111.07832): DINO, and the student fills in patches that it could not see.
+def ibot(
+    data: Data,
+    /,
+    *,
+    flags: TrainFlags,
+    own: TeacherFlags | None = None,
+    cluster: ClusterFlags | None = None,
+) -> None:
+    """Train by iBOT (arXiv 2111.07832): DINO, and the student fills in patches that it could not
+    see.
 
-    For patch tokens that mean something: segmentation, retrieval of parts. Takes more pictures than DINO before it pays.
+    For patch tokens that mean something: segmentation, retrieval of parts. Takes more pictures than
+    DINO before it pays.
 
     Example: featkit train ibot pictures/ --out run/ --recipe small --steps 2000
 
@@ -42,8 +61,16 @@ def ibot(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, c
     run("ibot", data, flags, own, cluster)
 
 
-def dinov2(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
-    """Train by DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with heads of their own, Sinkhorn-Knopp and KoLeo.
+def dinov2(
+    data: Data,
+    /,
+    *,
+    flags: TrainFlags,
+    own: TeacherFlags | None = None,
+    cluster: ClusterFlags | None = None,
+) -> None:
+    """Train by DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with heads of their own,
+    Sinkhorn-Knopp and KoLeo.
 
     Example: featkit train dinov2 shards/ --out run/ --recipe dinov2_vitl14 --slurm --nodes 4
 
@@ -55,8 +82,16 @@ def dinov2(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None,
     run("dinov2", data, flags, own, cluster)
 
 
-def dinov3(data: Data, /, *, flags: TrainFlags, own: TeacherFlags | None = None, cluster: ClusterFlags | None = None) -> None:
-    """Train by DINOv3 (arXiv 2508.10104): DINOv2 over rotary positions, and Gram anchoring in a later stage.
+def dinov3(
+    data: Data,
+    /,
+    *,
+    flags: TrainFlags,
+    own: TeacherFlags | None = None,
+    cluster: ClusterFlags | None = None,
+) -> None:
+    """Train by DINOv3 (arXiv 2508.10104): DINOv2 over rotary positions, and Gram anchoring in a
+    later stage.
 
     Example: featkit train dinov3 shards/ --out gram/ --recipe dinov3_vitl16_gram --init run/
 
@@ -78,11 +113,14 @@ def distill(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train a small student by a larger frozen teacher, as DINOv2's small models were made (arXiv 2304.07193, section 5).
+    """Train a small student by a larger frozen teacher, as DINOv2's small models were made (arXiv
+    2304.07193, section 5).
 
-    The fastest way to a good small model where a large one that knows your kind of pictures is published.
+    The fastest way to a good small model where a large one that knows your kind of pictures is
+    published.
 
-    Example: featkit train distill pictures/ --teacher dinov2_vitb14 --out run/ --recipe dinov2_vits14_distill
+    Example: featkit train distill pictures/ --teacher dinov2_vitb14 --out run/ --recipe
+    dinov2_vits14_distill
 
     Parameters
     ----------
@@ -100,7 +138,10 @@ def distill(
         flags,
         own,
         cluster,
-        {"pretrained.name": teacher, "pretrained.weights": str(weights) if weights is not None else None},
+        {
+            "pretrained.name": teacher,
+            "pretrained.weights": str(weights) if weights is not None else None,
+        },
     )
 
 
@@ -114,9 +155,11 @@ def adapt(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Go on from published weights on your own pictures: new heads first, then everything at a low rate.
+    """Go on from published weights on your own pictures: new heads first, then everything at a low
+    rate.
 
-    The run ends and takes the best model back when copies, or neighbours of one label, are found less often than before.
+    The run ends and takes the best model back when copies, or neighbours of one label, are found
+    less often than before.
 
     Example: featkit train adapt pictures/ --model dinov2_vits14 --out run/
 
@@ -135,5 +178,8 @@ def adapt(
         flags,
         own,
         cluster,
-        {"pretrained.name": model, "pretrained.weights": str(weights) if weights is not None else None},
+        {
+            "pretrained.name": model,
+            "pretrained.weights": str(weights) if weights is not None else None,
+        },
     )

@@ -1,4 +1,5 @@
-"""What `featkit train` does with its flags: a config, a run, trials of a setting, or a script for a cluster."""
+"""What `featkit train` does with its flags: a config, a run, trials of a setting, or a script for a
+cluster."""
 
 import json
 import os
@@ -33,7 +34,8 @@ def run(
     cluster: ClusterFlags | None,
     settings: Mapping[str, object] | None = None,
 ) -> None:
-    """Train by a method with a momentum teacher. settings: of the flags that only this method has, None where not given."""
+    """Train by a method with a momentum teacher. settings: of the flags that only this method has,
+    None where not given."""
     config = configured(method, flags, own, settings)
     from featkit_train.loop import train
 
@@ -50,7 +52,9 @@ def run(
     if not quiet:
         _say_what(config, sum(len(source) for source in sources), flags)
         note_passed_over(*sources)
-    with ProgressReporter("training", total=config.run.steps, unit="steps", quiet=quiet) as progress:
+    with ProgressReporter(
+        "training", total=config.run.steps, unit="steps", quiet=quiet
+    ) as progress:
         report = train(
             config,
             sources,
@@ -58,7 +62,11 @@ def run(
             held_out=held_out,
             resume=flags.resume,
             on_log=lambda log: None if quiet else show(log, progress),
-            on_note=lambda note: progress.line(f"featkit: {note}") if not quiet else print(f"featkit: {note}", file=sys.stderr),
+            on_note=lambda note: (
+                progress.line(f"featkit: {note}")
+                if not quiet
+                else print(f"featkit: {note}", file=sys.stderr)
+            ),
             on_plan=lambda plan: None if quiet else progress.line(in_words(plan)),
         )
     if is_main():
@@ -66,15 +74,28 @@ def run(
 
 
 def configured(
-    method: str, flags: TrainFlags, own: TeacherFlags | LabelFlags | None, settings: Mapping[str, object] | None
+    method: str,
+    flags: TrainFlags,
+    own: TeacherFlags | LabelFlags | None,
+    settings: Mapping[str, object] | None,
 ) -> "TrainConfig":
-    """The config of the flags: those of every method, those of this kind of method, and settings of this one's own."""
+    """The config of the flags: those of every method, those of this kind of method, and settings of
+    this one's own."""
     need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
     from featkit_train.configure import configure
 
-    told = {flag: getattr(part, flag) for part in (flags, own) for flag in SETTINGS if hasattr(part, flag)}
+    told = {
+        flag: getattr(part, flag)
+        for part in (flags, own)
+        for flag in SETTINGS
+        if hasattr(part, flag)
+    }
     given = {SETTINGS[flag]: value for flag, value in told.items()} | dict(settings or {})
-    words = [f"{name}={json.dumps(value, default=str)}" for name, value in given.items() if value is not None]
+    words = [
+        f"{name}={json.dumps(value, default=str)}"
+        for name, value in given.items()
+        if value is not None
+    ]
     return configure(method, flags.recipe, [*words, *(flags.set_ or [])])
 
 
@@ -86,11 +107,14 @@ def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source]
     for spec in data:
         if Path(spec).is_dir() and Path(spec).resolve() == flags.out.resolve():
             raise InputError(
-                f"--out {flags.out} is the folder of pictures itself. Name a folder in it, such as {flags.out / 'run'}."
+                f"--out {flags.out} is the folder of pictures itself. Name a folder in it, such as"
+                f" {flags.out / 'run'}."
             )
     selection = selection_of(flags.select, own=[flags.out])
     specs = data if flags.held_out is None else [*data, flags.held_out]
-    sources = [open_training_source(spec, selection=selection, check_column=False) for spec in specs]
+    sources = [
+        open_training_source(spec, selection=selection, check_column=False) for spec in specs
+    ]
     refuse_unused_column(selection, *sources)
     return sources[: len(data)], None if flags.held_out is None else sources[-1]
 
@@ -101,7 +125,9 @@ def is_main() -> bool:
 
 
 def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
-    model = f"ViT of width {config.model.width}, depth {config.model.depth}, patch {config.model.patch}"
+    model = (
+        f"ViT of width {config.model.width}, depth {config.model.depth}, patch {config.model.patch}"
+    )
     if config.method == "adapt":
         model = config.pretrained.name
     size, run = config.crops.global_size, config.run
@@ -114,10 +140,13 @@ def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
 
 def in_words(plan: "Plan") -> str:
     """The plan as a sentence."""
-    hours = f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
+    hours = (
+        f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
+    )
     return (
-        f"plan: {counted(plan.steps_left, 'step')} to go, {hours} at {plan.images_per_s:.1f} images/s on {plan.device}, "
-        f"{plan.memory_bytes / 1e9:.1f} GB of memory. Ctrl-C stops at a checkpoint."
+        f"plan: {counted(plan.steps_left, 'step')} to go, {hours} at {plan.images_per_s:.1f}"
+        f" images/s on {plan.device}, {plan.memory_bytes / 1e9:.1f} GB of memory. Ctrl-C stops at a"
+        " checkpoint."
     )
 
 
@@ -127,7 +156,9 @@ def show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
     progress(step)
     scores = [(words, log[name]) for name, words in SCORES.items() if name in log]
     places = [" on held-out pictures", *[""] * len(scores)]  # said once
-    shown = [f"{words}{where} {score:.3f}" for (words, score), where in zip(scores, places, strict=False)]
+    shown = [
+        f"{words}{where} {score:.3f}" for (words, score), where in zip(scores, places, strict=False)
+    ]
     shown = shown or [f"{name} {log[name]:.3f}" for name in SHOWN if name in log]
     progress.line(f"step {step:>6,}  " + "  ".join(shown))
 
@@ -144,10 +175,20 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
     ]
     if report.unreadable:
         rows.append(("failed reads of pictures", f"{report.unreadable:,}"))
-    rows += [(f"{words}, held out", f"{report.scores[key]:.3f}") for key, words in SCORES.items() if key in report.scores]
+    rows += [
+        (f"{words}, held out", f"{report.scores[key]:.3f}")
+        for key, words in SCORES.items()
+        if key in report.scores
+    ]
     if report.rolled_back_to is not None:
-        rows.append(("model of step", f"{report.rolled_back_to:,}, the best; later ones were worse"))
-    print_table("Training finished", ("", ""), [*rows, ("backbone", report.backbone), ("report", report.page)])
+        rows.append(
+            ("model of step", f"{report.rolled_back_to:,}, the best; later ones were worse")
+        )
+    print_table(
+        "Training finished",
+        ("", ""),
+        [*rows, ("backbone", report.backbone), ("report", report.page)],
+    )
     stdout().print(f"Next: featkit export {typed(flags.out)} --out {name}.onnx")
 
 
@@ -156,7 +197,10 @@ def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
     from featkit_train.engine.slurm import slurm_script
 
     script = slurm_script(
-        command_without(sys.argv[1:], {"--slurm": 0, "--nodes": 1, "--gpus-per-node": 1, "--time": 1, "--partition": 1}),
+        command_without(
+            sys.argv[1:],
+            {"--slurm": 0, "--nodes": 1, "--gpus-per-node": 1, "--time": 1, "--partition": 1},
+        ),
         nodes=cluster.nodes,
         gpus_per_node=cluster.gpus_per_node,
         time=cluster.time,
@@ -167,7 +211,8 @@ def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
 
 
 def command_without(arguments: Sequence[str], flags: Mapping[str, int]) -> list[str]:
-    """A command line without some flags, each with its number of values. `--flag=value` is one argument."""
+    """A command line without some flags, each with its number of values. `--flag=value` is one
+    argument."""
     kept: list[str] = []
     skip = 0
     for argument in arguments:
@@ -179,5 +224,8 @@ def command_without(arguments: Sequence[str], flags: Mapping[str, int]) -> list[
         else:
             kept.append(argument)
     if not kept:
-        raise InputError("There is no command for Slurm to run; call `featkit train METHOD ... --slurm` from a shell.")
+        raise InputError(
+            "There is no command for Slurm to run; call `featkit train METHOD ... --slurm` from a"
+            " shell."
+        )
     return kept

@@ -1,4 +1,5 @@
-"""`featkit train ... --sweep`: short trials of a setting's values, and a table of what each came to."""
+"""`featkit train ... --sweep`: short trials of a setting's values, and a table of what each came
+to."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,12 @@ from featkit.cli.train.flags import SETTINGS, TrainFlags
 from featkit.wording import counted
 
 # What of a trial's last log is shown, and under which heading.
-COLUMNS = {"loss": "loss", "teacher_entropy": "entropy", "rankme": "RankMe", "images_per_s": "images/s"}
+COLUMNS = {
+    "loss": "loss",
+    "teacher_entropy": "entropy",
+    "rankme": "RankMe",
+    "images_per_s": "images/s",
+}
 
 if TYPE_CHECKING:
     from featkit.sources import Source
@@ -17,21 +23,31 @@ if TYPE_CHECKING:
 
 
 def run_trials(
-    config: "TrainConfig", sources: "Sequence[Source]", held_out: "Source | None", flags: TrainFlags, sweep: Sequence[str]
+    config: "TrainConfig",
+    sources: "Sequence[Source]",
+    held_out: "Source | None",
+    flags: TrainFlags,
+    sweep: Sequence[str],
 ) -> None:
-    """Run every combination of the values, --steps long or a tenth of the recipe's steps, and print them side by side."""
+    """Run every combination of the values, --steps long or a tenth of the recipe's steps, and print
+    them side by side."""
     from featkit_train.trials import plan_trials, run_trial
 
     steps = config.run.steps if flags.steps is not None else None
     trials = plan_trials(config, sweep, names=SETTINGS, steps=steps)
     length = trials[0].config.run.steps
     if not flags.quiet:
-        print(f"{counted(len(trials), 'trial')} of {counted(length, 'step')} each, in {flags.out}.", file=sys.stderr)
+        print(
+            f"{counted(len(trials), 'trial')} of {counted(length, 'step')} each, in {flags.out}.",
+            file=sys.stderr,
+        )
     outcomes = []
     for number, trial in enumerate(trials, 1):
         label = f"trial {number} of {len(trials)}, {trial.label}"
         with ProgressReporter(label, total=length, unit="steps", quiet=flags.quiet) as progress:
-            outcomes.append(run_trial(trial, sources, flags.out, held_out=held_out, on_log=_tell(progress)))
+            outcomes.append(
+                run_trial(trial, sources, flags.out, held_out=held_out, on_log=_tell(progress))
+            )
     rows = [
         (
             trial.label,
@@ -41,7 +57,11 @@ def run_trials(
         )
         for trial, outcome in zip(trials, outcomes, strict=True)
     ]
-    print_table(f"Trials of {counted(length, 'step')}", ("setting", "copies", *COLUMNS.values(), "ended"), rows)
+    print_table(
+        f"Trials of {counted(length, 'step')}",
+        ("setting", "copies", *COLUMNS.values(), "ended"),
+        rows,
+    )
     best = max(range(len(trials)), key=lambda number: outcomes[number].score)
     stdout().print(f"Best: {trials[best].label}.")
 

@@ -1,4 +1,5 @@
-"""Model files for tests of the engines: with every output, of a fixed size, or so deep that a call takes a while."""
+"""Model files for tests of the engines: with every output, of a fixed size, or so deep that a call
+takes a while."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def make_layered_file(
     precision: str = "fp32",
     size: int = 32,
 ) -> Path:
-    """A file of `depth` residual products over patches, seeded, small pictures told apart by it; `outputs` in this order."""
+    """A file of `depth` residual products over patches, seeded, small pictures told apart by it;
+    `outputs` in this order."""
     rng = np.random.default_rng(3)
     weights: dict[str, np.ndarray] = {
         "filters": rng.standard_normal((WIDTH, 3, PATCH, PATCH)).astype(np.float32) / PATCH,
@@ -42,7 +44,9 @@ def make_layered_file(
         helper.make_node("Transpose", ["columns"], ["tokens_0"], perm=[0, 2, 3, 1]),
     ]
     for layer in range(depth):
-        weights[f"weight_{layer}"] = rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5
+        weights[f"weight_{layer}"] = (
+            rng.standard_normal((WIDTH, WIDTH)).astype(np.float32) / WIDTH**0.5
+        )
         nodes += [
             helper.make_node("MatMul", [f"tokens_{layer}", f"weight_{layer}"], [f"mixed_{layer}"]),
             helper.make_node("Tanh", [f"mixed_{layer}"], [f"bent_{layer}"]),

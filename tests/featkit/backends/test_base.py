@@ -1,4 +1,5 @@
-"""What every engine promises: the file's outputs, whoever shares the batch, from whatever thread, and an end when asked."""
+"""What every engine promises: the file's outputs, whoever shares the batch, from whatever thread,
+and an end when asked."""
 
 from __future__ import annotations
 
@@ -33,21 +34,28 @@ def layered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model file of many small steps, between which a call can end."""
-    return make_layered_file(tmp_path_factory.mktemp("deep") / "m.onnx", depth=60, outputs=(EMBEDDING,))
+    return make_layered_file(
+        tmp_path_factory.mktemp("deep") / "m.onnx", depth=60, outputs=(EMBEDDING,)
+    )
 
 
 def checkerboard(height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 of black and white pixels: the widest range that a neighbour in a batch can have."""
+    """(H, W, 3) uint8 of black and white pixels: the widest range that a neighbour in a batch can
+    have."""
     squares = (np.indices((height, width)).sum(axis=0) % 2 * 255).astype(np.uint8)
     return np.repeat(squares[..., None], 3, axis=2)
 
 
-@pytest.mark.parametrize("text", ["onnxruntime fp32", "openvino bf16", "tensorrt fp32", "onnxruntime int8"])
+@pytest.mark.parametrize(
+    "text", ["onnxruntime fp32", "openvino bf16", "tensorrt fp32", "onnxruntime int8"]
+)
 def test_a_run_is_read_back_from_its_words(text: str) -> None:
     assert str(Run.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "openvino", "openvino ", "cuda fp32", "openvino bf16 fast", "openvino  bf16"])
+@pytest.mark.parametrize(
+    "text", ["", "openvino", "openvino ", "cuda fp32", "openvino bf16 fast", "openvino  bf16"]
+)
 def test_other_words_are_no_run(text: str) -> None:
     with pytest.raises(ValueError, match="is no engine with a precision"):
         Run.parse(text)
@@ -56,8 +64,12 @@ def test_other_words_are_no_run(text: str) -> None:
 @pytest.mark.parametrize("run", RUNS)
 def test_outputs_are_those_of_onnxs_own_evaluator(layered: Path, run: Run) -> None:
     images = np.concatenate([drawn_pictures(3, height=40, width=48), checkerboard(40, 48)[None]])
-    expected = dict(zip(OUTPUTS, ReferenceEvaluator(str(layered)).run(None, {"images": images}), strict=True))
-    found = open_backend(layered, run, threads=1).run(images, outputs=(ATTENTION, EMBEDDING, PATCHES))
+    expected = dict(
+        zip(OUTPUTS, ReferenceEvaluator(str(layered)).run(None, {"images": images}), strict=True)
+    )
+    found = open_backend(layered, run, threads=1).run(
+        images, outputs=(ATTENTION, EMBEDDING, PATCHES)
+    )
     assert list(found) == [ATTENTION, EMBEDDING, PATCHES]
     assert found[EMBEDDING].shape == (4, WIDTH)
     assert found[PATCHES].shape == (4, 5, 6, WIDTH)
@@ -65,7 +77,9 @@ def test_outputs_are_those_of_onnxs_own_evaluator(layered: Path, run: Run) -> No
     tolerance = 0.05 if run.precision == BF16 else 1e-5
     for name, values in found.items():
         assert values.dtype == np.float32
-        np.testing.assert_allclose(values, expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(
+            values, expected[name], rtol=tolerance, atol=tolerance, err_msg=name
+        )
     cosines = np.einsum("nd,nd->n", found[EMBEDDING], expected[EMBEDDING])
     assert cosines.min() > (0.999 if run.precision == BF16 else 1 - 1e-6)
     if run.precision == BF16:  # it is not float32 under another name
@@ -80,7 +94,9 @@ def test_an_output_by_itself_is_what_it_is_among_others(layered: Path, run: Run)
     for name in OUTPUTS:
         alone = backend.run(images, outputs=(name,))
         assert list(alone) == [name]
-        np.testing.assert_allclose(alone[name], every[name], rtol=0, atol=0.02 if run.precision == BF16 else 1e-6)
+        np.testing.assert_allclose(
+            alone[name], every[name], rtol=0, atol=0.02 if run.precision == BF16 else 1e-6
+        )
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -91,14 +107,19 @@ def test_a_pictures_vector_does_not_depend_on_a_checkerboard_in_its_batch(run: R
     for count in (1, 3, 7):
         batch = np.concatenate([pictures, np.repeat(extreme[None], count, axis=0)])
         np.testing.assert_allclose(backend.run(batch)[EMBEDDING][:4], alone, rtol=0, atol=2e-7)
-        np.testing.assert_allclose(backend.run(batch[::-1])[EMBEDDING][::-1][:4], alone, rtol=0, atol=2e-7)
+        np.testing.assert_allclose(
+            backend.run(batch[::-1])[EMBEDDING][::-1][:4], alone, rtol=0, atol=2e-7
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("run", RUNS)
 def test_eight_threads_get_what_one_gets(layered: Path, run: Run, threads: int) -> None:
     backend = open_backend(layered, run, threads=threads)
-    batches = [drawn_pictures(1 + number % 3, height=32 + 8 * (number % 4), width=40) for number in range(12)]
+    batches = [
+        drawn_pictures(1 + number % 3, height=32 + 8 * (number % 4), width=40)
+        for number in range(12)
+    ]
     expected = [backend.run(batch)[EMBEDDING] for batch in batches]
     with ThreadPoolExecutor(8) as callers:
         found = list(callers.map(lambda batch: backend.run(batch)[EMBEDDING], batches * 10))
@@ -168,7 +189,9 @@ def test_a_graph_that_does_not_load_is_refused(layered: Path, tmp_path: Path, ru
     model = onnx.load(layered)
     model.graph.node[4].input[0] = "nowhere"
     onnx.save(model, tmp_path / "torn.onnx")
-    with pytest.raises(FeatkitError, match=r"torn.onnx cannot be loaded by (ONNX Runtime|OpenVINO): .*\S") as caught:
+    with pytest.raises(
+        FeatkitError, match=r"torn.onnx cannot be loaded by (ONNX Runtime|OpenVINO): .*\S"
+    ) as caught:
         open_backend(tmp_path / "torn.onnx", run, threads=1)
     assert caught.value.exit_code == 2
 
@@ -184,14 +207,23 @@ def test_a_graph_that_takes_other_pictures_is_refused(tmp_path: Path, run: Run) 
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.save(model, tmp_path / "other.onnx")
-    with refused(tmp_path / "other.onnx", "is not a featkit model file", "not images as uint8 and embedding as float32"):
+    with refused(
+        tmp_path / "other.onnx",
+        "is not a featkit model file",
+        "not images as uint8 and embedding as float32",
+    ):
         open_backend(tmp_path / "other.onnx", run, threads=1)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_pictures_that_the_graph_cannot_take_are_an_error_and_no_crash(tmp_path: Path, run: Run) -> None:
+def test_pictures_that_the_graph_cannot_take_are_an_error_and_no_crash(
+    tmp_path: Path, run: Run
+) -> None:
     file = make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 40))
     backend = open_backend(file, run, threads=1)
-    with pytest.raises(FeatkitError, match=r"m.onnx failed in (ONNX Runtime|OpenVINO) on pictures \(1, 64, 64, 3\): "):
+    with pytest.raises(
+        FeatkitError,
+        match=r"m.onnx failed in (ONNX Runtime|OpenVINO) on pictures \(1, 64, 64, 3\): ",
+    ):
         backend.run(np.zeros((1, 64, 64, 3), np.uint8))
     assert backend.run(np.zeros((1, 32, 40, 3), np.uint8))[EMBEDDING].shape == (1, WIDTH)

@@ -1,6 +1,7 @@
 """The first calls of a process, by several threads at once, end and agree.
 
-OpenVINO's Python binding once deadlocked there: the reason is told at `_complete_type_tables` in featkit/backends/openvino.py.
+OpenVINO's Python binding once deadlocked there: the reason is told at `_complete_type_tables` in
+featkit/backends/openvino.py.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tests.featkit.backends.graphs import make_layered_file
 NUM_COLD_STARTS = 200
 TIMEOUT_S = 30.0  # a cold start takes less than two seconds; a deadlock never ends
 
-# Arguments: model, engine and precision, number of threads, what is shared ("backend", "module" or "nothing"), switch interval.
+# Arguments: model, engine and precision, number of threads, what is shared ("backend", "module" or
+# "nothing"), switch interval.
 FIRST_CALLS = """
 import sys, threading
 model, run, num_threads, shared, interval = sys.argv[1:]
@@ -59,10 +61,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_layered_file(tmp_path_factory.mktemp("model") / "m.onnx")
 
 
-def start_cold(program: str, model: Path, run: Run, *, threads: int, shared: str = "backend", interval: float = 1e-6) -> None:
+def start_cold(
+    program: str,
+    model: Path,
+    run: Run,
+    *,
+    threads: int,
+    shared: str = "backend",
+    interval: float = 1e-6,
+) -> None:
     """Run the program in a process of its own; TimeoutExpired if it hangs."""
-    command = [sys.executable, "-c", program, str(model), str(run), str(threads), shared, str(interval)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        str(model),
+        str(run),
+        str(threads),
+        shared,
+        str(interval),
+    ]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -87,4 +108,6 @@ def test_two_hundred_cold_starts_end(model: Path, threads: int) -> None:
     run = Run("openvino", "fp32")
     for i in range(NUM_COLD_STARTS):
         shared = ("backend", "module", "nothing")[i % 3]
-        start_cold(PLAIN, model, run, threads=threads, shared=shared, interval=(1e-6, 0.005)[i // 3 % 2])
+        start_cold(
+            PLAIN, model, run, threads=threads, shared=shared, interval=(1e-6, 0.005)[i // 3 % 2]
+        )

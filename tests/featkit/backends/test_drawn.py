@@ -1,4 +1,5 @@
-"""Drawn pictures: the same each time, each its own, with dark and light, smooth and rough among them."""
+"""Drawn pictures: the same each time, each its own, with dark and light, smooth and rough among
+them."""
 
 from __future__ import annotations
 

@@ -74,18 +74,31 @@ class Fallen:
         return getattr(self.session, name)
 
 
-def test_tensorrt_is_run_by_tensorrt_or_not_at_all(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_is_run_by_tensorrt_or_not_at_all(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(ort, "get_available_providers", lambda: [module.CPU])
-    with refused("TensorRT does not work here: the installed onnxruntime is built without it.", error=EnvironmentProblem):
+    with refused(
+        "TensorRT does not work here: the installed onnxruntime is built without it.",
+        error=EnvironmentProblem,
+    ):
         Embedder(model, backend="tensorrt", threads=1)
     monkeypatch.setenv("FEATKIT_BACKEND", "tensorrt")
-    with refused("TensorRT does not work here", "leave the backend at auto", error=EnvironmentProblem):
+    with refused(
+        "TensorRT does not work here", "leave the backend at auto", error=EnvironmentProblem
+    ):
         Embedder(model, threads=1)
-    assert Embedder(model, backend="onnxruntime", threads=1).run == Run("onnxruntime", "fp32")  # an option wins
+    # an option wins
+    assert Embedder(model, backend="onnxruntime", threads=1).run == Run("onnxruntime", "fp32")
     built_with(monkeypatch, module.TENSORRT_PROVIDER, module.CUDA)
     monkeypatch.setattr(ort, "InferenceSession", Fallen)
-    with refused("TensorRT does not work here: ONNX Runtime would run", model, "on CPU", error=EnvironmentProblem):
+    with refused(
+        "TensorRT does not work here: ONNX Runtime would run",
+        model,
+        "on CPU",
+        error=EnvironmentProblem,
+    ):
         Embedder(model, threads=1)
 
 
@@ -98,7 +111,9 @@ def test_commands_end_with_3_without_the_engine_that_was_demanded(
     embed = ("embed", tmp_path / "photos", "--model", model, "--out", tmp_path / "e")
     for said in (
         run_featkit(*embed, "--backend", "tensorrt"),
-        run_featkit("verify", model, tmp_path / "photos", "--backend", "tensorrt", "--precision", "fp32"),
+        run_featkit(
+            "verify", model, tmp_path / "photos", "--backend", "tensorrt", "--precision", "fp32"
+        ),
     ):
         assert (said.code, is_one_sentence(said)) == (3, True), said
         assert "TensorRT does not work here" in said.error

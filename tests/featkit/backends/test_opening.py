@@ -1,4 +1,5 @@
-"""What is said before a session is opened: packages that are missing or there twice, and weights that were left behind."""
+"""What is said before a session is opened: packages that are missing or there twice, and weights
+that were left behind."""
 
 from __future__ import annotations
 
@@ -32,9 +33,21 @@ def with_weights(model: Path, num_bytes: int) -> Manifest:
 @pytest.mark.parametrize(
     ("backend", "package", "install"),
     [
-        ("onnxruntime", "onnxruntime", "onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu])."),
-        ("tensorrt", "onnxruntime", "onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu])."),
-        ("openvino", "openvino", "openvino is not installed; run: pip install 'featkit[openvino]'."),
+        (
+            "onnxruntime",
+            "onnxruntime",
+            "onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu]).",
+        ),
+        (
+            "tensorrt",
+            "onnxruntime",
+            "onnxruntime is not installed; run: pip install 'featkit[cpu]' (or featkit[gpu]).",
+        ),
+        (
+            "openvino",
+            "openvino",
+            "openvino is not installed; run: pip install 'featkit[openvino]'.",
+        ),
     ],
 )
 def test_a_missing_engine_is_one_sentence_with_the_line_that_installs_it(
@@ -50,16 +63,26 @@ def test_a_missing_engine_is_one_sentence_with_the_line_that_installs_it(
 
 def test_two_builds_of_one_module_are_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_installed", lambda package: package.startswith("onnxruntime"))
-    with refused("onnxruntime and onnxruntime-gpu are both installed", "pip uninstall", error=EnvironmentProblem):
+    with refused(
+        "onnxruntime and onnxruntime-gpu are both installed",
+        "pip uninstall",
+        error=EnvironmentProblem,
+    ):
         open_backend(model, Run("onnxruntime", "fp32"), threads=1)
 
 
 def test_weights_beside_the_file_must_be_there_in_full(model: Path) -> None:
     check_weights(model, read_manifest(model))
-    with refused(model.parent / "m.onnx.data", "is missing, which holds the weights of m.onnx; copy both files together"):
+    with refused(
+        model.parent / "m.onnx.data",
+        "is missing, which holds the weights of m.onnx; copy both files together",
+    ):
         check_weights(model, with_weights(model, 5))
     (model.parent / "m.onnx.data").write_bytes(b"1234")
-    with refused("m.onnx.data has 4 bytes, not the 5 of the weights of m.onnx; copy both files together again."):
+    with refused(
+        "m.onnx.data has 4 bytes, not the 5 of the weights of m.onnx; copy both files together"
+        " again."
+    ):
         check_weights(model, with_weights(model, 5))
     check_weights(model, with_weights(model, 4))
 

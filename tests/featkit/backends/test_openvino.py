@@ -1,4 +1,5 @@
-"""OpenVINO: what it is called, how it shares the processors, what it counts, and that it tells nobody."""
+"""OpenVINO: what it is called, how it shares the processors, what it counts, and that it tells
+nobody."""
 
 from __future__ import annotations
 
@@ -27,13 +28,17 @@ from featkit.backends import openvino as module
 
 
 def test_it_says_what_runs(tmp_path: Path) -> None:
-    backend = open_backend(make_layered_file(tmp_path / "m.onnx"), Run("openvino", "fp32"), threads=1)
+    backend = open_backend(
+        make_layered_file(tmp_path / "m.onnx"), Run("openvino", "fp32"), threads=1
+    )
     assert (backend.name, str(backend.kind)) == ("openvino CPU fp32", "openvino fp32")
 
 
 @needs_bf16
 def test_it_says_that_bf16_runs_and_bf16_does(tmp_path: Path) -> None:
-    backend = module.OpenVinoBackend(make_layered_file(tmp_path / "m.onnx"), threads=1, precision="bf16")
+    backend = module.OpenVinoBackend(
+        make_layered_file(tmp_path / "m.onnx"), threads=1, precision="bf16"
+    )
     assert (backend.name, str(backend.kind)) == ("openvino CPU bf16", "openvino bf16")
     compiled = backend._requests(("embedding",))._compiled
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16"
@@ -44,13 +49,19 @@ def test_one_thread_is_a_stream_for_each_processor_and_more_are_one_stream(tmp_p
     for threads, streams in ((1, usable_cpus()), (2, 1)):
         compiled = module.OpenVinoBackend(file, threads=threads)._requests(("embedding",))._compiled
         assert compiled.get_property("NUM_STREAMS") == streams
-        assert compiled.get_property("INFERENCE_NUM_THREADS") == (usable_cpus() if threads == 1 else threads)
+        assert compiled.get_property("INFERENCE_NUM_THREADS") == (
+            usable_cpus() if threads == 1 else threads
+        )
 
 
-def test_bf16_is_refused_where_the_processor_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_refused_where_the_processor_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = make_layered_file(tmp_path / "m.onnx")
     monkeypatch.setattr(module, "has_bf16", lambda: False)
-    with refused("This processor does not compute in bf16; run", "--precision fp32", error=EnvironmentProblem):
+    with refused(
+        "This processor does not compute in bf16; run", "--precision fp32", error=EnvironmentProblem
+    ):
         open_backend(file, Run("openvino", "bf16"), threads=1)
 
 
@@ -62,13 +73,18 @@ def test_multiply_adds_are_those_counted_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_shipped_models_multiply_adds_are_those_of_its_architecture() -> None:
-    tokens, width, depth = 65, 192, 4  # 64 patches and the class token; the attention's two products are linear in the width
+    # 64 patches and the class token; the attention's two products are linear in the width
+    tokens, width, depth = 65, 192, 4
     counted = module.num_multiply_adds(default_model_path(), height=64, width=64)
-    embedding, block = 64 * 3 * 64 * width, tokens * 12 * width * width + 2 * tokens * tokens * width
+    embedding, block = (
+        64 * 3 * 64 * width,
+        tokens * 12 * width * width + 2 * tokens * tokens * width,
+    )
     assert counted == pytest.approx(embedding + depth * block, rel=0.02)
 
 
-# Ends at once, before anything is sent, at whatever could lead out of the process; OpenVINO reports from a forked one.
+# Ends at once, before anything is sent, at whatever could lead out of the process; OpenVINO reports
+# from a forked one.
 WATCHED = """
 import os, sys
 def watch(event, arguments):
@@ -82,12 +98,15 @@ print(Embedder(sys.argv[1], backend="openvino", precision="fp32").infer(np.zeros
 """
 
 
-def test_running_a_model_sends_nothing_and_leaves_nothing_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_a_model_sends_nothing_and_leaves_nothing_at_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = make_layered_file(tmp_path / "m.onnx")
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    for name in [name for name in os.environ if "CI" in name]:  # a robot's runs are not reported in any case
+    # a robot's runs are not reported in any case
+    for name in [name for name in os.environ if "CI" in name]:
         monkeypatch.delenv(name)
     command = [sys.executable, "-c", WATCHED, str(file)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -100,12 +119,16 @@ def test_importing_it_leaves_no_telemetry_loaded_and_none_blocked() -> None:
         "import sys, featkit.backends.openvino; from openvino.tools import ovc; "
         "print('openvino_telemetry' in sys.modules, type(ovc.telemetry).__module__)"
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False openvino.tools.ovc.telemetry_stub\n"
 
 
 def test_a_request_is_used_again_but_not_after_an_error(tmp_path: Path) -> None:
-    backend = module.OpenVinoBackend(make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 32)), threads=1)
+    backend = module.OpenVinoBackend(
+        make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 32)), threads=1
+    )
     requests = backend._requests(("embedding",))
     good, bad = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 40, 32, 3), np.uint8)
     backend.run(good)

@@ -1,4 +1,5 @@
-"""The `featkit` command itself: light to start, one message for every mistake, an example for every command."""
+"""The `featkit` command itself: light to start, one message for every mistake, an example for every
+command."""
 
 from __future__ import annotations
 
@@ -16,10 +17,12 @@ from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interru
 from tests.commands import REPOSITORY, is_one_sentence, run_featkit
 
 HEAVY = (
-    "PIL cv2 faiss fastapi gradio httpx matplotlib numpy onnx onnxruntime onnxscript openvino pandas pyarrow safetensors scipy "
-    "sqlite3 starlette timm torch torchvision transformers uvicorn"
+    "PIL cv2 faiss fastapi gradio httpx matplotlib numpy onnx onnxruntime onnxscript openvino"
+    " pandas pyarrow safetensors scipy sqlite3 starlette timm torch torchvision transformers"
+    " uvicorn"
 ).split()
-# Bare Python has about 30 modules, `import featkit` 30 more, and the command line with its help 250 on top.
+# Bare Python has about 30 modules, `import featkit` 30 more, and the command line with its help 250
+# on top.
 MOST_OF_IMPORT, MOST_OF_HELP = 60, 400
 SUBCOMMANDS = [
     *(["train", method] for method in ("dino", "ibot", "dinov2", "dinov3", "distill", "adapt")),
@@ -41,7 +44,9 @@ SUBCOMMANDS = [
 def modules_after(code: str) -> set[str]:
     """Names of all modules that a fresh Python has loaded when it has run `code`."""
     program = f"{code}\nimport sys\nprint('modules', *sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
     return set(done.stderr.splitlines()[-1].split()[1:])
 
 
@@ -61,7 +66,10 @@ def test_starting_loads_nothing_heavy(code: str, most: int) -> None:
 
 
 def test_the_help_of_a_command_loads_no_engine() -> None:
-    code = "from featkit.cli.app import main\nfor name in ('embed', 'index', 'search', 'inspect'): main([name, '--help'])"
+    code = (
+        "from featkit.cli.app import main\nfor name in ('embed', 'index', 'search', 'inspect'):"
+        " main([name, '--help'])"
+    )
     assert {name.split(".")[0] for name in modules_after(code)}.isdisjoint(
         {"faiss", "gradio", "onnxruntime", "openvino", "pyarrow", "torch"}
     )
@@ -90,7 +98,9 @@ def test_help_lists_every_command_with_its_line(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("command", SUBCOMMANDS, ids=" ".join)
-def test_each_command_explains_itself_with_an_example_of_itself(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_command_explains_itself_with_an_example_of_itself(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     said = run_featkit(*command, "--help")
     assert (said.code, said.error) == (0, "")
@@ -126,13 +136,28 @@ def test_a_mistyped_command_line_is_one_message_and_exit_code_2(
     said = run_featkit(*arguments)
     assert (said.code, said.out) == (2, "")
     assert words in said.error
-    assert len([line for line in said.error.splitlines() if re.search(r"\w", line.replace("Error", ""))]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in said.error.splitlines()
+                if re.search(r"\w", line.replace("Error", ""))
+            ]
+        )
+        == 1
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(FeatkitError, 1), (InputError, 2), (EnvironmentProblem, 3), (StrictFailure, 4), (Interrupted, 130)],
+    [
+        (FeatkitError, 1),
+        (InputError, 2),
+        (EnvironmentProblem, 3),
+        (StrictFailure, 4),
+        (Interrupted, 130),
+    ],
 )
 def test_an_error_ends_the_command_with_its_sentence_and_its_code(
     error: type[FeatkitError], code: int, monkeypatch: pytest.MonkeyPatch
@@ -141,7 +166,9 @@ def test_an_error_ends_the_command_with_its_sentence_and_its_code(
     assert run_featkit("inspect", "x") == (code, "", "featkit: It is so; do this.\n")
 
 
-def test_ctrl_c_where_no_command_expects_it_ends_with_130_and_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_where_no_command_expects_it_ends_with_130_and_one_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     raise_in_inspect(KeyboardInterrupt(), monkeypatch)
     said = run_featkit("inspect", "x")
     assert said.code == 130
@@ -163,12 +190,17 @@ def test_a_mistake_in_featkit_keeps_its_traceback(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("missing", ["missing", "a" * 300], ids=["input", "system"])
-def test_debug_shows_the_traceback_and_the_sentence(tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback_and_the_sentence(
+    tmp_path: Path, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = run_featkit("inspect", tmp_path / missing)
     monkeypatch.setenv("FEATKIT_DEBUG", "1")
     asked = [run_featkit("inspect", tmp_path / missing)]
     monkeypatch.delenv("FEATKIT_DEBUG")
-    asked += [run_featkit("--debug", "inspect", tmp_path / missing), run_featkit("inspect", tmp_path / missing, "--debug")]
+    asked += [
+        run_featkit("--debug", "inspect", tmp_path / missing),
+        run_featkit("inspect", tmp_path / missing, "--debug"),
+    ]
     assert "Traceback" not in plain.error
     for said in asked:
         assert said.code == plain.code
@@ -190,7 +222,10 @@ def raise_in_inspect(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> N
     ("reason", "advice"),
     [
         ("libarrow.so.2600: failed to map segment from shared object", "raise the limit."),
-        ("libgomp.so.1: cannot open shared object file: No such file", "Install featkit's packages again"),
+        (
+            "libgomp.so.1: cannot open shared object file: No such file",
+            "Install featkit's packages again",
+        ),
     ],
 )
 def test_a_library_that_cannot_be_loaded_is_one_sentence(

@@ -54,18 +54,24 @@ def test_bench_says_how_far_the_limit_is(model: Path) -> None:
     assert "onnxruntime fp32" in said.out
 
 
-def test_bench_without_openvino_says_what_would_count(model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_without_openvino_says_what_would_count(
+    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     said = run_featkit("bench", model, pictures, "--limit", "3", *QUICK)
     assert (said.code, said.error) == (0, "")
     assert "compared on up to 3 photographs" in said.out
-    row = next(line for line in said.out.splitlines() if line.startswith("onnxruntime fp32")).split()
+    row = next(
+        line for line in said.out.splitlines() if line.startswith("onnxruntime fp32")
+    ).split()
     assert row[3] == "–"
     assert said.out.endswith("pip install 'featkit[openvino]'.\n")
 
 
 @needs_openvino
-def test_a_run_that_does_not_load_is_left_out_with_the_reason(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_does_not_load_is_left_out_with_the_reason(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from featkit.backends import openvino
 
     def reject(_model: Path) -> None:
@@ -75,7 +81,10 @@ def test_a_run_that_does_not_load_is_left_out_with_the_reason(model: Path, monke
     said = run_featkit("bench", model, *QUICK, "--json")
     assert said.code == 0
     assert [row["run"] for row in json.loads(said.out)["runs"]] == ["onnxruntime fp32"]
-    assert f"featkit: openvino fp32 is left out: {model} cannot be loaded by OpenVINO: Unsupported operator.\n" in said.error
+    assert (
+        f"featkit: openvino fp32 is left out: {model} cannot be loaded by OpenVINO: Unsupported"
+        " operator.\n" in said.error
+    )
 
 
 def test_what_cannot_be_timed_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The example that `featkit inspect` prints of a model file: run as it stands, it gives featkit's own vector."""
+"""The example that `featkit inspect` prints of a model file: run as it stands, it gives featkit's
+own vector."""
 
 from __future__ import annotations
 
@@ -49,12 +50,23 @@ def save(folder: Path, picture: Image.Image, format: str, **options: Any) -> Pat
     return folder / "photo.jpg"
 
 
-def remake(source: Path, path: Path, *, geometry: dict[str, Any] | None = None, fixed: bool = False, **changes: Any) -> Path:
+def remake(
+    source: Path,
+    path: Path,
+    *,
+    geometry: dict[str, Any] | None = None,
+    fixed: bool = False,
+    **changes: Any,
+) -> Path:
     """The same network with another manifest; fixed: which takes the geometry's size only."""
     model, manifest = onnx.load(source), read_manifest(source)
-    manifest = dataclasses.replace(manifest, geometry=dataclasses.replace(manifest.geometry, **geometry or {}), **changes)
+    manifest = dataclasses.replace(
+        manifest, geometry=dataclasses.replace(manifest.geometry, **geometry or {}), **changes
+    )
     if fixed:
-        manifest = dataclasses.replace(manifest, fixed_size=(manifest.geometry.height, manifest.geometry.width))
+        manifest = dataclasses.replace(
+            manifest, fixed_size=(manifest.geometry.height, manifest.geometry.width)
+        )
         for place, side in enumerate(manifest.fixed_size or (), start=1):
             model.graph.input[0].type.tensor_type.shape.dim[place].dim_value = side
     seal(model, manifest, path)
@@ -62,7 +74,8 @@ def remake(source: Path, path: Path, *, geometry: dict[str, Any] | None = None, 
 
 
 def check_example(model: Path, photo: Path) -> np.ndarray:
-    """Run the example in a process without featkit, beside the photo, and compare its vector with Embedder's."""
+    """Run the example in a process without featkit, beside the photo, and compare its vector with
+    Embedder's."""
     (photo.parent / "example.py").write_text(printed_example(model), encoding="utf-8")
     status, out, error = run_python(WITHOUT_FEATKIT, photo.parent)
     assert (status, error) == (0, "")
@@ -90,7 +103,9 @@ def check_example(model: Path, photo: Path) -> np.ndarray:
         {"resize": "cover", "height": 24, "width": 40, "rounding": "even"},
     ],
 )
-def test_the_example_does_each_resize_and_crop(model: Path, tmp_path: Path, geometry: dict[str, Any]) -> None:
+def test_the_example_does_each_resize_and_crop(
+    model: Path, tmp_path: Path, geometry: dict[str, Any]
+) -> None:
     path = remake(model, tmp_path / "m.onnx", geometry=geometry)
     wide = check_example(path, save(tmp_path, photo_like(1, height=300, width=411), "PNG"))
     tall = check_example(path, save(tmp_path, photo_like(1, height=411, width=300), "PNG"))
@@ -122,7 +137,9 @@ def test_the_example_turns_a_photo_upright(model: Path, tmp_path: Path, orientat
     check_example(model, save(tmp_path, photo_like(9, height=800, width=600), "JPEG", exif=exif))
 
 
-def test_a_file_whose_vectors_depend_on_their_batch_is_called_with_one_photo(tmp_path: Path) -> None:
+def test_a_file_whose_vectors_depend_on_their_batch_is_called_with_one_photo(
+    tmp_path: Path,
+) -> None:
     model = make_model_file(tmp_path / "m.onnx", batch_invariant=False)
     assert "one photo a call" in printed_example(model)
     check_example(model, save(tmp_path, photo_like(10, height=100, width=300), "PNG"))

@@ -1,4 +1,5 @@
-"""What commands print with: tables that no name can disturb, and progress that is honest and can be silenced."""
+"""What commands print with: tables that no name can disturb, and progress that is honest and can be
+silenced."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
         yield clock
 
 
-def test_a_table_puts_numbers_to_the_right_and_text_to_the_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_table_puts_numbers_to_the_right_and_text_to_the_left(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     print_table("Scores", ("n", "name", "score"), [(1, "a", 0.5), (12, "bcd", 0.25)])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == ["Scores", " n  name  score", " 1  a       0.5", "12  bcd    0.25"]
@@ -51,17 +54,40 @@ def test_a_table_puts_numbers_to_the_right_and_text_to_the_left(capsys: pytest.C
 
 def test_a_table_without_rows_has_its_head(capsys: pytest.CaptureFixture[str]) -> None:
     print_table("Nothing", ("n", "name"), [])
-    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == ["Nothing", "n  name"]
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "Nothing",
+        "n  name",
+    ]
 
 
-def test_names_can_neither_move_the_cursor_nor_colour_nor_break_a_row(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table("T", ("name",), [("\x1b[31mred",), ("two\nlines",), ("bell\a\rback\x9b",), ("[bold]b[/]",), ("\u202eright",)])
+def test_names_can_neither_move_the_cursor_nor_colour_nor_break_a_row(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(
+        "T",
+        ("name",),
+        [
+            ("\x1b[31mred",),
+            ("two\nlines",),
+            ("bell\a\rback\x9b",),
+            ("[bold]b[/]",),
+            ("\u202eright",),
+        ],
+    )
     out = capsys.readouterr().out
     names = [line.rstrip() for line in out.splitlines()[2:]]
-    assert names == [r"\x1b[31mred", r"two\nlines", r"bell\x07\rback\x9b", "[bold]b[/]", r"\u202eright"]
+    assert names == [
+        r"\x1b[31mred",
+        r"two\nlines",
+        r"bell\x07\rback\x9b",
+        "[bold]b[/]",
+        r"\u202eright",
+    ]
 
 
-def test_a_long_name_is_folded_and_never_cut(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_name_is_folded_and_never_cut(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     name = "/".join(f"folder{number}" for number in range(12)) + "/picture.jpg"
     print_table("T", ("picture", "size"), [(name, 5)])
@@ -106,16 +132,25 @@ def test_progress_elsewhere_than_on_a_terminal_is_a_plain_line_every_few_seconds
     ]
 
 
-def test_what_an_earlier_run_did_is_no_speed_of_this_one(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_an_earlier_run_did_is_no_speed_of_this_one(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ProgressReporter("embedding", total=1000) as report:
         report(900)
         clock.now += 10
         report(950)
-    assert capsys.readouterr().err == "embedding: 950 of 1,000 pictures, 5.0 pictures/s, 10 s left\n"
+    assert (
+        capsys.readouterr().err == "embedding: 950 of 1,000 pictures, 5.0 pictures/s, 10 s left\n"
+    )
 
 
-def test_without_a_total_or_a_speed_nothing_is_foretold(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
-    for total, said in ((None, "reading: 0 files, 0.0 files/s\n"), (10, "reading: 0 of 10 files, 0.0 files/s\n")):
+def test_without_a_total_or_a_speed_nothing_is_foretold(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for total, said in (
+        (None, "reading: 0 files, 0.0 files/s\n"),
+        (10, "reading: 0 of 10 files, 0.0 files/s\n"),
+    ):
         with ProgressReporter("reading", total=total, unit="files") as report:
             clock.now += PLAIN_INTERVAL_S
             report(0)
@@ -130,7 +165,9 @@ def test_a_quiet_reporter_prints_nothing(clock: Clock, capsys: pytest.CaptureFix
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_line_of_its_own_delays_the_next_plain_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_of_its_own_delays_the_next_plain_line(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
     with ProgressReporter("training", total=10, unit="steps") as report:
         clock.now += PLAIN_INTERVAL_S - 1
         report.line("step 3: loss 2.0")
@@ -139,7 +176,9 @@ def test_a_line_of_its_own_delays_the_next_plain_line(clock: Clock, capsys: pyte
     assert capsys.readouterr().err == "step 3: loss 2.0\n"
 
 
-def test_a_terminal_gets_a_bar_that_goes_away_and_keeps_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_that_goes_away_and_keeps_its_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")

@@ -1,4 +1,5 @@
-"""What a command says where packages are missing: one sentence with the line that installs them, whatever it needs."""
+"""What a command says where packages are missing: one sentence with the line that installs them,
+whatever it needs."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ NEEDS = [
     (["serve"], "faiss", "'featkit[cpu,serve]' (or 'featkit[gpu,serve]')"),
     (["serve"], "onnxruntime", "'featkit[cpu,serve]' (or 'featkit[gpu,serve]')"),
     (["serve"], "prometheus_client", "'featkit[serve]'"),
-    (["export", "run", "--out", "m.onnx"], "onnxruntime", "'featkit[cpu,export]' (or 'featkit[gpu,export]')"),
+    (
+        ["export", "run", "--out", "m.onnx"],
+        "onnxruntime",
+        "'featkit[cpu,export]' (or 'featkit[gpu,export]')",
+    ),
     (["export", "run", "--out", "m.onnx"], "onnxscript", "'featkit[export]'"),
 ]
 

@@ -34,7 +34,10 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def index(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
     """The embeddings as an index, made by the command."""
-    assert main(["index", str(embedded / "emb"), "--out", str(tmp_path / "photos.index"), "--quiet"]) == 0
+    assert (
+        main(["index", str(embedded / "emb"), "--out", str(tmp_path / "photos.index"), "--quiet"])
+        == 0
+    )
     capsys.readouterr()
     return tmp_path / "photos.index"
 
@@ -61,12 +64,23 @@ def test_index_says_what_it_added_and_what_comes_next(
     }
 
 
-def test_index_counts_one_picture_and_quotes_what_is_typed_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_counts_one_picture_and_quotes_what_is_typed_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (draw_folder(tmp_path / "p", 2) / "001.jpg").write_bytes(b"no picture")
     model, out = make_model_file(tmp_path / "m.onnx"), tmp_path / "my photos"
-    assert main(["embed", str(tmp_path / "p"), "--model", str(model), "--out", str(out), "--quiet"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"Next: featkit index '{out}' --out photos.index"
-    for words in ("1 picture added, 1 has no embedding", "0 pictures added, 1 was there, 1 has no embedding"):
+    assert (
+        main(["embed", str(tmp_path / "p"), "--model", str(model), "--out", str(out), "--quiet"])
+        == 0
+    )
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == f"Next: featkit index '{out}' --out photos.index"
+    )
+    for words in (
+        "1 picture added, 1 has no embedding",
+        "0 pictures added, 1 was there, 1 has no embedding",
+    ):
         assert main(["index", str(out), "--out", str(tmp_path / "i x")]) == 0
         assert capsys.readouterr().out.splitlines() == [
             f"{words}; {tmp_path}/i x holds 1.",
@@ -79,7 +93,15 @@ def test_index_says_which_pictures_it_kept_though_they_can_no_longer_be_read(
 ) -> None:
     pictures = Path(shutil.copytree(embedded / "pictures", tmp_path / "pictures"))
     emb, index = tmp_path / "emb", tmp_path / "i"
-    embed = ["embed", str(pictures), "--model", str(embedded / "m.onnx"), "--out", str(emb), "--quiet"]
+    embed = [
+        "embed",
+        str(pictures),
+        "--model",
+        str(embedded / "m.onnx"),
+        "--out",
+        str(emb),
+        "--quiet",
+    ]
     assert main(embed) == main(["index", str(emb), "--out", str(index)]) == 0
     (pictures / "003.jpg").write_text("no picture any more")
     assert main(embed) == 0
@@ -87,7 +109,10 @@ def test_index_says_which_pictures_it_kept_though_they_can_no_longer_be_read(
     assert main(["index", str(emb), "--out", str(index)]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
         f"0 pictures added, 5 were there, 1 has no embedding; {index} holds 6.",
-        f"Kept as before: 1 picture in {index} whose file can no longer be read; Index.remove takes such a picture out.",
+        (
+            f"Kept as before: 1 picture in {index} whose file can no longer be read; Index.remove"
+            " takes such a picture out."
+        ),
     ]
 
 
@@ -96,7 +121,18 @@ def test_index_says_when_the_embeddings_are_not_finished(
 ) -> None:
     emb = tmp_path / "emb"
     assert (
-        main(["embed", str(embedded / "pictures"), "--model", str(embedded / "m.onnx"), "--out", str(emb), "--shard-size", "4"])
+        main(
+            [
+                "embed",
+                str(embedded / "pictures"),
+                "--model",
+                str(embedded / "m.onnx"),
+                "--out",
+                str(emb),
+                "--shard-size",
+                "4",
+            ]
+        )
         == 0
     )
     (emb / "shards" / "00000.parquet").unlink()
@@ -117,15 +153,21 @@ def test_index_of_another_model_ends_with_2_and_one_sentence(
     assert "is of test-1" in error
 
 
-def test_search_of_an_empty_index_says_what_to_do(embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_of_an_empty_index_says_what_to_do(
+    embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Index.create(tmp_path / "i", model=embedded / "m.onnx").close()
-    assert main(["search", str(tmp_path / "i"), str(embedded / "pictures" / "004.jpg"), "--json"]) == 2
+    assert (
+        main(["search", str(tmp_path / "i"), str(embedded / "pictures" / "004.jpg"), "--json"]) == 2
+    )
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.startswith(f"featkit: {tmp_path}/i is empty. Add pictures with `featkit embed")
 
 
-def test_search_prints_the_nearest_first(index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_prints_the_nearest_first(
+    index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["search", str(index), str(embedded / "pictures" / "004.jpg"), "-k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"Nearest to {embedded}/pictures/004.jpg"
@@ -134,7 +176,9 @@ def test_search_prints_the_nearest_first(index: Path, embedded: Path, capsys: py
     assert len(lines) == 2 + 3
 
 
-def test_search_as_json_equals_the_library(index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_as_json_equals_the_library(
+    index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     query = embedded / "pictures" / "002.jpg"
     assert main(["search", str(index), str(query), "--k", "2", "--json"]) == 0
     with Index.open(index) as opened:
@@ -170,7 +214,11 @@ def test_search_of_what_cannot_be_searched_ends_with_2_and_one_sentence(
 
 
 def test_the_page_holds_its_pictures_and_nothing_from_elsewhere(
-    index: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    index: Path,
+    embedded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     opened: list[str] = []
 
@@ -194,7 +242,11 @@ def test_the_page_holds_its_pictures_and_nothing_from_elsewhere(
 
 
 def test_open_without_a_place_writes_where_only_the_user_can_read(
-    index: Path, embedded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    index: Path,
+    embedded: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(webbrowser, "open", lambda _address: False)
@@ -213,7 +265,10 @@ def test_names_of_pictures_are_only_text_on_the_page_and_in_the_table(
     with Index.create(tmp_path / "i", model=model) as index:
         vectors = Embedder(model).embed([query, query])
         index.add([SCRIPT, "\x1b[31mred"], vectors, metadata=[{"label": "<i>cat</i>"}, {}])
-    assert main(["search", str(tmp_path / "i"), str(query), "--page", str(tmp_path / "page.html")]) == 0
+    assert (
+        main(["search", str(tmp_path / "i"), str(query), "--page", str(tmp_path / "page.html")])
+        == 0
+    )
     out = capsys.readouterr().out
     assert "[red].jpg" in out
     assert "label=<i>cat</i>" in out
@@ -225,13 +280,19 @@ def test_names_of_pictures_are_only_text_on_the_page_and_in_the_table(
     assert "&lt;i&gt;cat&lt;/i&gt;" in text
 
 
-def test_the_result_is_json_whatever_numbers_the_metadata_has(index: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_result_is_json_whatever_numbers_the_metadata_has(
+    index: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(constant: str) -> None:
         raise AssertionError(constant)
 
     image = draw_picture(3)
     with Index.open(index, writable=True) as opened:
-        opened.add(["odd"], opened.embedder.embed(image), metadata=[{"a": float("nan"), "b": float("-inf"), "c": True}])
+        opened.add(
+            ["odd"],
+            opened.embedder.embed(image),
+            metadata=[{"a": float("nan"), "b": float("-inf"), "c": True}],
+        )
     image.save(index.parent / "query.png")
     assert main(["search", str(index), str(index.parent / "query.png"), "-k", "2", "--json"]) == 0
     hits = json.loads(capsys.readouterr().out, parse_constant=fail)

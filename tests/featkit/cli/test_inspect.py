@@ -21,13 +21,19 @@ from tests.commands import is_one_sentence, run_featkit
 def made(tmp_path: Path, model: Path, pictures: Path) -> Path:
     """A folder with `m.onnx`, `emb` (three shards), `photos.index` and `run`."""
     shutil.copyfile(model, tmp_path / "m.onnx")
-    assert run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", "--shard-size", 2).code == 0
+    assert (
+        run_featkit(
+            "embed", pictures, "--model", model, "--out", tmp_path / "emb", "--shard-size", 2
+        ).code
+        == 0
+    )
     assert run_featkit("index", tmp_path / "emb", "--out", tmp_path / "photos.index").code == 0
     for name in ("checkpoints/step-00000001", "checkpoints/step-00000002"):
         (tmp_path / "run" / name).mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("seed: 0\n")
     (tmp_path / "run" / "metrics.jsonl").write_text(
-        '{"step": 1, "loss": 5.0, "lr": 0.1}\n{"step": 2, "copy_recall": 0.5}\n{"step": 2, "loss": 4.5}\n'
+        '{"step": 1, "loss": 5.0, "lr": 0.1}\n{"step": 2, "copy_recall": 0.5}\n{"step": 2, "loss":'
+        " 4.5}\n"
     )
     return tmp_path
 
@@ -45,7 +51,11 @@ def test_a_model_file_shows_its_manifest(made: Path) -> None:
     found, manifest = facts(made / "m.onnx"), read_manifest(made / "m.onnx")
     assert found["kind"] == "model file"
     assert found["bytes"] == (made / "m.onnx").stat().st_size
-    assert (found["name"], found["width"], found["fingerprint"]) == ("test-0", 16, manifest.fingerprint)
+    assert (found["name"], found["width"], found["fingerprint"]) == (
+        "test-0",
+        16,
+        manifest.fingerprint,
+    )
     assert found["geometry"] == manifest.geometry.to_dict() | {
         name: list(getattr(manifest.geometry, name)) for name in ("mean", "std")
     }
@@ -55,12 +65,23 @@ def test_a_model_file_shows_what_it_takes_and_how_large_it_is(made: Path) -> Non
     found = facts(made / "m.onnx")
     assert found["sizes"] == "every multiple of 8, 32×32 natively"
     assert found["nodes"] == len(onnx.load(made / "m.onnx").graph.node)
-    assert (found["layers"], found["quantisation"], found["external"], found["licence"]) == ([], {}, None, "CC0-1.0")
+    assert (found["layers"], found["quantisation"], found["external"], found["licence"]) == (
+        [],
+        {},
+        None,
+        "CC0-1.0",
+    )
 
 
 def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(made: Path) -> None:
     model, path = onnx.load(made / "m.onnx"), made / "fixed.onnx"
-    onnx.save(model, made / "graph.onnx", save_as_external_data=True, location="weights", size_threshold=1024)
+    onnx.save(
+        model,
+        made / "graph.onnx",
+        save_as_external_data=True,
+        location="weights",
+        size_threshold=1024,
+    )
     manifest = dataclasses.replace(
         read_manifest(made / "m.onnx"),
         fixed_size=(32, 32),
@@ -69,21 +90,36 @@ def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(m
         quantisation={"cosine": 0.99, "left": ["Conv"]},
         parity={"max_abs": 1e-6},
     )
-    sealed = seal(onnx.load(made / "graph.onnx", load_external_data=False), manifest, path, folder=made)
+    sealed = seal(
+        onnx.load(made / "graph.onnx", load_external_data=False), manifest, path, folder=made
+    )
     found, said = facts(path), run_featkit("inspect", path)
     assert sealed.external is not None
     assert found["sizes"] == "32×32 only"
     assert found["external"]["file"] == sealed.external.file
     assert found["external"]["num_bytes"] > found["bytes"] == path.stat().st_size
     text = "".join(said.out.split())
-    for words in ("layers3,4", "sizes32×32only", "cosine:0.99", "max_abs:1e-06", "licenceCC0-1.0", sealed.external.file):
+    for words in (
+        "layers3,4",
+        "sizes32×32only",
+        "cosine:0.99",
+        "max_abs:1e-06",
+        "licenceCC0-1.0",
+        sealed.external.file,
+    ):
         assert words in text
     assert f"# needs {sealed.external.file!r} beside it" in said.out
 
 
-def test_an_embeddings_folder_shows_its_plan_and_what_is_missing(made: Path, pictures: Path) -> None:
+def test_an_embeddings_folder_shows_its_plan_and_what_is_missing(
+    made: Path, pictures: Path
+) -> None:
     found = facts(made / "emb")
-    assert (found["kind"], found["source"], found["num_items"]) == ("embeddings folder", str(pictures), 6)
+    assert (found["kind"], found["source"], found["num_items"]) == (
+        "embeddings folder",
+        str(pictures),
+        6,
+    )
     assert (found["shard_size"], found["shards"], found["missing_shards"]) == (2, 3, 0)
     (made / "emb" / "shards" / "00001.parquet").unlink()
     assert facts(made / "emb")["missing_shards"] == 1
@@ -93,7 +129,12 @@ def test_an_index_shows_its_items_and_its_model(made: Path) -> None:
     with Index.open(made / "photos.index", writable=True) as index:
         index.remove(["000.jpg"])
     found = facts(made / "photos.index")
-    assert (found["kind"], found["items"], found["vector_width"], found["model"]) == ("index", 5, 16, "test-0")
+    assert (found["kind"], found["items"], found["vector_width"], found["model"]) == (
+        "index",
+        5,
+        16,
+        "test-0",
+    )
     assert found["fingerprint"] == read_manifest(made / "m.onnx").fingerprint
 
 
@@ -119,7 +160,9 @@ def test_a_run_whose_last_line_is_half_written_shows_the_line_before(made: Path)
 
 
 @pytest.mark.parametrize("name", ["m.onnx", "emb", "photos.index", "run"])
-def test_the_table_shows_every_fact_whole(made: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_shows_every_fact_whole(
+    made: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     said = run_featkit("inspect", made / name)
     expected = facts(made / name)
@@ -152,12 +195,20 @@ def shown(value: object) -> str:
         ("empty", "empty is no run folder, embeddings folder or index of featkit's"),
         ("nothing.onnx", "nothing.onnx is not a featkit model file"),
         ("text.txt", "text.txt is not a featkit model file"),
-        ("newer", "newer/plan.json cannot be used: it has format 9, newer than the 3 read here; update featkit"),
+        (
+            "newer",
+            (
+                "newer/plan.json cannot be used: it has format 9, newer than the 3 read here;"
+                " update featkit"
+            ),
+        ),
         ("torn", "torn/plan.json cannot be used: it is damaged"),
         ("hollow", "hollow/catalogue.sqlite"),
     ],
 )
-def test_what_featkit_did_not_write_ends_with_2_and_one_sentence(tmp_path: Path, name: str, words: str) -> None:
+def test_what_featkit_did_not_write_ends_with_2_and_one_sentence(
+    tmp_path: Path, name: str, words: str
+) -> None:
     (tmp_path / "nothing.onnx").touch()
     (tmp_path / "text.txt").write_text("To whom it may concern")
     for folder in ("empty", "newer", "torn", "hollow"):

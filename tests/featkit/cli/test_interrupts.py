@@ -28,7 +28,8 @@ WITHIN_S = 2.0
 SLACK_S = 1.0  # for a busy machine
 STARTS_S = 60.0
 
-# A command whose engine hangs in a native call: a mutex locked twice, which no signal interrupts. "held": with the GIL.
+# A command whose engine hangs in a native call: a mutex locked twice, which no signal interrupts.
+# "held": with the GIL.
 HUNG = """
 import ctypes, sys
 library = (ctypes.PyDLL if sys.argv[1] == "held" else ctypes.CDLL)(None)
@@ -107,7 +108,9 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("gil", ["released", "held"])
 def test_embed_ends_while_its_workers_hang(photos: Path, tmp_path: Path, gil: str) -> None:
-    with started(HUNG, gil, "embed", photos, "--out", tmp_path / "e", "--quiet", wait_for="hung") as process:
+    with started(
+        HUNG, gil, "embed", photos, "--out", tmp_path / "e", "--quiet", wait_for="hung"
+    ) as process:
         status, error = ended_by(process, signal.SIGINT)
     if gil == "released":
         assert (status, error.count("\n")) == (130, 1)
@@ -121,15 +124,22 @@ def test_a_command_ends_while_its_main_thread_hangs() -> None:
         assert ended_by(process, signal.SIGINT) == (130, f"{MESSAGE}\n")
 
 
-@pytest.mark.parametrize(("gil", "number"), [("released", signal.SIGINT), ("held", signal.SIGINT), ("held", signal.SIGTERM)])
-def test_a_service_ends_while_a_request_hangs(photos: Path, gil: str, number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("gil", "number"),
+    [("released", signal.SIGINT), ("held", signal.SIGINT), ("held", signal.SIGTERM)],
+)
+def test_a_service_ends_while_a_request_hangs(
+    photos: Path, gil: str, number: signal.Signals
+) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
 
     def ask() -> None:
         with contextlib.suppress(httpx.HTTPError), (photos / "1.png").open("rb") as photo:
-            httpx.post(f"http://127.0.0.1:{port}/v1/embed", files={"files": photo}, timeout=STARTS_S)
+            httpx.post(
+                f"http://127.0.0.1:{port}/v1/embed", files={"files": photo}, timeout=STARTS_S
+            )
 
     command = ("serve", "--model", default_model_path(), "--port", port)
     with started(HUNG, gil, *command, wait_for="Serving") as process:

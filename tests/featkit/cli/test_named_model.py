@@ -1,4 +1,5 @@
-"""Promises of --model by name: a published backbone becomes a file once, or one is told what to fetch."""
+"""Promises of --model by name: a published backbone becomes a file once, or one is told what to
+fetch."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def written(monkeypatch: pytest.MonkeyPatch, model: Path) -> list[str]:
 
 
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named_model, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(
+        named_model, "find_spec", lambda name: None if name == "torch" else object()
+    )
 
 
 def test_no_name_is_the_model_that_ships(cache: Path) -> None:
@@ -50,15 +53,20 @@ def test_no_name_is_the_model_that_ships(cache: Path) -> None:
     assert not cache.exists()
 
 
-def test_a_file_is_itself_also_where_it_is_missing(model: Path, tmp_path: Path, written: list[str]) -> None:
+def test_a_file_is_itself_also_where_it_is_missing(
+    model: Path, tmp_path: Path, written: list[str]
+) -> None:
     assert model_file(str(model)) == model
     shutil.copyfile(model, tmp_path / "odd")
     assert model_file(str(tmp_path / "odd")) == tmp_path / "odd"
-    assert model_file(str(tmp_path / "none.onnx")) == tmp_path / "none.onnx"  # whoever reads it says so
+    # whoever reads it says so
+    assert model_file(str(tmp_path / "none.onnx")) == tmp_path / "none.onnx"
     assert written == []
 
 
-def test_a_name_is_made_into_a_file_once(cache: Path, written: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_is_made_into_a_file_once(
+    cache: Path, written: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     path = model_file("dinov2-small")
     assert path == cache / "models" / "dinov2-small.onnx"
     assert path.is_file()
@@ -82,7 +90,10 @@ def test_a_file_in_the_cache_is_used_without_any_of_what_makes_one(
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("facebook/dinov2-small", "facebook-dinov2-small.onnx"), ("timm:vit_small.dino", "timm-vit_small.dino.onnx")],
+    [
+        ("facebook/dinov2-small", "facebook-dinov2-small.onnx"),
+        ("timm:vit_small.dino", "timm-vit_small.dino.onnx"),
+    ],
 )
 @pytest.mark.usefixtures("written")
 def test_the_file_of_any_name_stays_in_the_cache_folder(cache: Path, name: str, file: str) -> None:
@@ -107,7 +118,12 @@ def test_no_name_leads_out_of_the_cache_folder(cache: Path) -> None:
     ],
 )
 def test_torch_takes_the_weights_and_without_it_the_file_that_others_made(
-    written: list[str], monkeypatch: pytest.MonkeyPatch, cache: Path, name: str, with_torch: str, without: str
+    written: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    cache: Path,
+    name: str,
+    with_torch: str,
+    without: str,
 ) -> None:
     model_file(name)
     shutil.rmtree(cache)
@@ -129,14 +145,22 @@ def test_what_cannot_be_fetched_says_what_to_fetch_by_hand(
     assert "\n" not in message
     assert f"https://huggingface.co/{repository}" in message
     assert "featkit export" in message
-    for file in ("config.json", "preprocessor_config.json", "model*.safetensors" if has_torch else "onnx/model.onnx"):
+    for file in (
+        "config.json",
+        "preprocessor_config.json",
+        "model*.safetensors" if has_torch else "onnx/model.onnx",
+    ):
         assert file in message
     assert not list(cache.rglob("*.onnx"))
 
 
-def test_without_torch_a_backbone_that_nobody_keeps_as_onnx_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_a_backbone_that_nobody_keeps_as_onnx_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without_torch(monkeypatch)
-    monkeypatch.setattr("featkit.cli.extras.find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(
+        "featkit.cli.extras.find_spec", lambda name: None if name == "torch" else object()
+    )
     with pytest.raises(EnvironmentProblem, match=r"torch is not installed; .*featkit\[export\]"):
         model_file("dino_vits16", quiet=True)
 

@@ -31,14 +31,18 @@ SPELLED = {
 def show(**environment: str) -> tuple[bytes, bytes]:
     """What a process prints whose locale is C, unless Python is told otherwise."""
     variables = {
-        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIO", "PYTHONUTF8"))
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LC_", "LANG", "PYTHONIO", "PYTHONUTF8"))
     }
     done = subprocess.run(
         [sys.executable, "-c", SHOW.encode("ascii", "backslashreplace").decode()],
         env={**variables, "LC_ALL": "C", **environment},
         capture_output=True,
     )
-    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode("utf-8", "replace")
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr.decode(
+        "utf-8", "replace"
+    )
     return done.stdout, done.stderr
 
 

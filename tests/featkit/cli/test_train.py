@@ -1,4 +1,5 @@
-"""The commands `featkit train METHOD`: what a run leaves and prints, how it goes on, and what it says where it cannot."""
+"""The commands `featkit train METHOD`: what a run leaves and prints, how it goes on, and what it
+says where it cannot."""
 
 from __future__ import annotations
 
@@ -72,13 +73,29 @@ def test_a_run_folder_holds_config_metrics_events_checkpoints_and_backbone(run: 
     assert (info.name, info.family, info.origin["steps"]) == ("small", "dino", str(STEPS))
 
 
-def test_flags_override_the_recipe_and_the_run_keeps_all_it_used(folder: Path, tmp_path: Path) -> None:
-    flags = ["--steps", "1", "--batch-size", "5", "--seed", "7", "--momentum", "0.8", "--prototypes", "12"]
+def test_flags_override_the_recipe_and_the_run_keeps_all_it_used(
+    folder: Path, tmp_path: Path
+) -> None:
+    flags = [
+        "--steps",
+        "1",
+        "--batch-size",
+        "5",
+        "--seed",
+        "7",
+        "--momentum",
+        "0.8",
+        "--prototypes",
+        "12",
+    ]
     assert main(command(folder, tmp_path, "--quiet", *flags)) == 0
     record = yaml.safe_load((tmp_path / "config.yaml").read_text())
     used = record["config"]["run"]
     assert (used["steps"], used["batch_size"], used["seed"]) == (1, 5, 7)
-    assert (record["config"]["teacher"]["momentum"], record["config"]["dino"]["head"]["num_prototypes"]) == (0.8, 12)
+    assert (
+        record["config"]["teacher"]["momentum"],
+        record["config"]["dino"]["head"]["num_prototypes"],
+    ) == (0.8, 12)
     assert record["config"]["model"]["width"] == SMALL["model"]["width"]  # type: ignore[index]
     assert record["config"]["optim"]["clip_grad"] == 3.0  # by default
     assert record["data"]["names"] == str(folder / "pictures")
@@ -99,21 +116,32 @@ def test_metrics_hold_speed_waiting_loss_entropy_and_copy_recall(run: Path) -> N
     assert all(0 <= recall <= 1 for _, recall in recalls)
 
 
-def test_a_run_says_what_it_does_and_what_comes_next(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(command(folder, tmp_path / "run", "--set", "name=mine", "--set", "run.log_every=2")) == 0
+def test_a_run_says_what_it_does_and_what_comes_next(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(command(folder, tmp_path / "run", "--set", "name=mine", "--set", "run.log_every=2"))
+        == 0
+    )
     said = capsys.readouterr()
-    words = "mine: dino, ViT of width 24, depth 2, patch 8 on 24 pictures at 32×32, 3 steps of 4, to "
+    words = (
+        "mine: dino, ViT of width 24, depth 2, patch 8 on 24 pictures at 32×32, 3 steps of 4, to "
+    )
     assert said.err.startswith(words)
     lines = said.err.splitlines()
-    assert sum("loss " in line and "images_per_s " in line for line in lines) == 2  # after steps 2 and 3
+    # after steps 2 and 3
+    assert sum("loss " in line and "images_per_s " in line for line in lines) == 2
     assert sum("copy recall@1 on held-out pictures" in line for line in lines) == 2
     results = said.out.splitlines()
     assert results[0].strip() == "Training finished"
-    assert f"backbone{tmp_path}/run/backbone.safetensors" in "".join(said.out.split())  # a long path is folded
+    # a long path is folded
+    assert f"backbone{tmp_path}/run/backbone.safetensors" in "".join(said.out.split())
     assert results[-1] == f"Next: featkit export {tmp_path}/run --out mine.onnx"
 
 
-def test_quiet_prints_the_backbone_alone(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_the_backbone_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(folder, tmp_path / "run", "--quiet", "--steps", "1")) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == (f"{tmp_path}/run/backbone.safetensors\n", "")
@@ -130,8 +158,13 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
     capsys.readouterr()
     assert main(command(folder, tmp_path / "run", "--resume", *more)) == 0
     assert "featkit: resuming at step 2" in capsys.readouterr().err
-    assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (run / "backbone.safetensors").read_bytes()
-    losses = [[line["loss"] for line in metrics(folder) if "loss" in line] for folder in (run, tmp_path / "run")]
+    assert (tmp_path / "run" / "backbone.safetensors").read_bytes() == (
+        run / "backbone.safetensors"
+    ).read_bytes()
+    losses = [
+        [line["loss"] for line in metrics(folder) if "loss" in line]
+        for folder in (run, tmp_path / "run")
+    ]
     assert losses[0] == losses[1]
 
 
@@ -153,13 +186,17 @@ def test_a_run_inside_its_pictures_is_resumed_and_not_learnt_from(
     assert "Passed over: 1 .txt, 1 featkit folder.\n" in error
 
 
-def test_a_run_among_its_pictures_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_among_its_pictures_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(folder / "pictures", tmp_path / "pictures")
     shutil.copy(folder / "small.yaml", tmp_path)
     assert main(command(tmp_path, tmp_path / "pictures")) == 2
     out = tmp_path / "pictures"
-    assert capsys.readouterr().err == (
-        f"featkit: --out {out} is the folder of pictures itself. Name a folder in it, such as {out}/run.\n"
+    assert (
+        capsys.readouterr().err
+        == f"featkit: --out {out} is the folder of pictures itself. Name a folder in it, such as"
+        f" {out}/run.\n"
     )
 
 
@@ -174,17 +211,32 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_learnt_from(
     assert "failed reads of pictures" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(
+    folder: Path, tmp_path: Path
+) -> None:
     # As a terminal does it: to all processes of the group, workers too.
-    more = ("--steps", "100", "--workers", "1", "--set", "run.checkpoint_every=100", "--set", "run.evaluate_every=100")
+    more = (
+        "--steps",
+        "100",
+        "--workers",
+        "1",
+        "--set",
+        "run.checkpoint_every=100",
+        "--set",
+        "run.evaluate_every=100",
+    )
     process = start_featkit(*command(folder, tmp_path / "broken", *more), before=os.setsid)
     wait_until(lambda: "loss" in read_text(tmp_path / "broken" / "metrics.jsonl"), process)
     os.killpg(process.pid, signal.SIGINT)
     said = end(process)
-    stopped = re.search(r"featkit: stopped after step (\d+); add --resume to go on from there\.\n$", said.error)
+    stopped = re.search(
+        r"featkit: stopped after step (\d+); add --resume to go on from there\.\n$", said.error
+    )
     assert stopped is not None, said.error
     assert (said.code, "Traceback" in said.error) == (130, False)
-    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == [f"step-{int(stopped[1]):08d}"]
+    assert [path.name for path in (tmp_path / "broken" / "checkpoints").iterdir()] == [
+        f"step-{int(stopped[1]):08d}"
+    ]
     assert 0 < int(stopped[1]) < 100
     assert main(command(folder, tmp_path / "broken", "--quiet", *more, "--resume")) == 0
     assert main(command(folder, tmp_path / "whole", "--quiet", *more)) == 0
@@ -196,11 +248,28 @@ def read_text(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def test_held_out_pictures_are_measured_and_all_others_trained_on(folder: Path, tmp_path: Path) -> None:
+def test_held_out_pictures_are_measured_and_all_others_trained_on(
+    folder: Path, tmp_path: Path
+) -> None:
     held_out = draw_folder(tmp_path / "held out", 3, height=64, width=48)
     out = tmp_path / "run"
     # All 24 pictures are a batch, which a tenth held out of them would not leave.
-    assert main(command(folder, out, "--quiet", "--steps", "1", "--batch-size", "24", "--held-out", str(held_out))) == 0
+    assert (
+        main(
+            command(
+                folder,
+                out,
+                "--quiet",
+                "--steps",
+                "1",
+                "--batch-size",
+                "24",
+                "--held-out",
+                str(held_out),
+            )
+        )
+        == 0
+    )
     assert [line["step"] for line in metrics(out) if "copy_recall" in line] == [0, 1]
     assert main(command(folder, tmp_path / "other", "--quiet", "--batch-size", "24")) == 2
 
@@ -229,17 +298,28 @@ def test_what_cannot_be_trained_ends_with_2_and_one_sentence(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
-def test_a_run_that_is_there_is_not_begun_again(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_is_there_is_not_begun_again(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (run / "metrics.jsonl").read_bytes()
     assert main(command(folder, run, "--quiet")) == 2
     error = capsys.readouterr().err
-    assert error == f"featkit: {run} holds a run already; add --resume to go on with it, or choose another --out.\n"
+    assert (
+        error
+        == f"featkit: {run} holds a run already; add --resume to go on with it, or choose another"
+        " --out.\n"
+    )
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_run_is_not_resumed_with_other_settings(folder: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_resumed_with_other_settings(
+    folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(folder, run, "--quiet", "--resume", "--lr", "0.5")) == 2
-    assert "was begun with other settings: optim.lr was 0.001, now it is 0.5." in capsys.readouterr().err
+    assert (
+        "was begun with other settings: optim.lr was 0.001, now it is 0.5."
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["none", "empty"])
@@ -247,7 +327,10 @@ def test_data_that_is_not_there_ends_with_2_and_leaves_no_folder(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    assert main(["train", "dino", str(tmp_path / name), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert (
+        main(["train", "dino", str(tmp_path / name), "--out", str(tmp_path / "run"), "--quiet"])
+        == 2
+    )
     error = capsys.readouterr().err
     assert str(tmp_path / name) in error
     assert error.count("\n") == 1
@@ -255,24 +338,81 @@ def test_data_that_is_not_there_ends_with_2_and_leaves_no_folder(
 
 
 @pytest.mark.parametrize("method", ["ibot", "dinov2", "dinov3"])
-def test_each_method_is_a_command_that_trains_by_it(method: str, folder: Path, tmp_path: Path) -> None:
-    words = ["train", method, str(folder / "pictures"), "--out", str(tmp_path / "run"), "--recipe", str(folder / "small.yaml")]
+def test_each_method_is_a_command_that_trains_by_it(
+    method: str, folder: Path, tmp_path: Path
+) -> None:
+    words = [
+        "train",
+        method,
+        str(folder / "pictures"),
+        "--out",
+        str(tmp_path / "run"),
+        "--recipe",
+        str(folder / "small.yaml"),
+    ]
     assert main([*words, "--quiet", "--steps", "1"]) == 0
     _, info = load_backbone(tmp_path / "run")
     assert info.family == method
 
 
-def test_a_teacher_is_distilled_and_a_run_adapted_by_name(folder: Path, run: Path, tmp_path: Path) -> None:
+def test_a_teacher_is_distilled_and_a_run_adapted_by_name(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
     data = str(folder / "pictures")
     recipe = ["--recipe", str(folder / "small.yaml"), "--quiet", "--set", "pretrained.head_steps=1"]
-    assert main(["train", "distill", data, "--teacher", str(run), "--out", str(tmp_path / "small"), *recipe]) == 0
-    assert main(["train", "adapt", data, "--model", str(run), "--out", str(tmp_path / "adapted"), *recipe]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "distill",
+                data,
+                "--teacher",
+                str(run),
+                "--out",
+                str(tmp_path / "small"),
+                *recipe,
+            ]
+        )
+        == 0
+    )
+    assert (
+        main(
+            [
+                "train",
+                "adapt",
+                data,
+                "--model",
+                str(run),
+                "--out",
+                str(tmp_path / "adapted"),
+                *recipe,
+            ]
+        )
+        == 0
+    )
     backbone, _ = load_backbone(tmp_path / "adapted")
     assert backbone.width == SMALL["model"]["width"]  # type: ignore[index]
 
 
-def test_an_earlier_run_is_gone_on_from_with_other_settings(folder: Path, run: Path, tmp_path: Path) -> None:
-    assert main(command(folder, tmp_path / "stage", "--quiet", "--init", str(run), "--lr", "0.0", "--steps", "1")) == 0
+def test_an_earlier_run_is_gone_on_from_with_other_settings(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
+    assert (
+        main(
+            command(
+                folder,
+                tmp_path / "stage",
+                "--quiet",
+                "--init",
+                str(run),
+                "--lr",
+                "0.0",
+                "--steps",
+                "1",
+            )
+        )
+        == 0
+    )
     begun, _ = load_backbone(run)
     gone_on, _ = load_backbone(tmp_path / "stage")
     momentum = 0.9  # of a teacher whose student has hardly moved
@@ -280,17 +420,37 @@ def test_an_earlier_run_is_gone_on_from_with_other_settings(folder: Path, run: P
         assert torch.allclose(tensor, gone_on.state_dict()[name], atol=1 - momentum), name
 
 
-def test_a_plan_is_said_once_the_first_steps_are_done(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_is_said_once_the_first_steps_are_done(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(command(folder, tmp_path / "run", "--steps", "14")) == 0
     plan = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("plan: "))
     assert re.fullmatch(
-        r"plan: 2 steps to go, \d+ min at [\d.]+ images/s on cpu, [\d.]+ GB of memory\. Ctrl-C stops at a checkpoint\.", plan
+        r"plan: 2 steps to go, \d+ min at [\d.]+ images/s on cpu, [\d.]+ GB of memory\. Ctrl-C"
+        r" stops at a checkpoint\.",
+        plan,
     )
 
 
-def test_a_sweep_runs_short_trials_and_tables_them(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_runs_short_trials_and_tables_them(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "trials"
-    assert main(command(folder, out, "--sweep", "momentum=0.5,0.9", "--sweep", "dino.koleo_weight=0,0.1", "--steps", "2")) == 0
+    assert (
+        main(
+            command(
+                folder,
+                out,
+                "--sweep",
+                "momentum=0.5,0.9",
+                "--sweep",
+                "dino.koleo_weight=0,0.1",
+                "--steps",
+                "2",
+            )
+        )
+        == 0
+    )
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[0].strip() == "Trials of 2 steps"
@@ -299,7 +459,9 @@ def test_a_sweep_runs_short_trials_and_tables_them(folder: Path, tmp_path: Path,
     assert labels == [f"momentum={m}, koleo_weight={k}" for m in (0.5, 0.9) for k in (0, 0.1)]
     assert lines[6].startswith("Best: momentum=")
     assert "4 trials of 2 steps each" in said.err
-    used = yaml.safe_load((out / "momentum=0.5,_koleo_weight=0.1" / "config.yaml").read_text())["config"]
+    used = yaml.safe_load((out / "momentum=0.5,_koleo_weight=0.1" / "config.yaml").read_text())[
+        "config"
+    ]
     assert (used["teacher"]["momentum"], used["dino"]["koleo_weight"]) == (0.5, 0.1)
 
 
@@ -319,9 +481,21 @@ def test_a_sweep_that_cannot_be_run_ends_with_2(
 
 
 def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = command(folder, tmp_path / "run", "--slurm", "--nodes", "2", "--gpus-per-node=4", "--time", "1:00:00")
+    words = command(
+        folder,
+        tmp_path / "run",
+        "--slurm",
+        "--nodes",
+        "2",
+        "--gpus-per-node=4",
+        "--time",
+        "1:00:00",
+    )
     monkeypatch.setattr("sys.argv", ["featkit", *words])
     assert main(words) == 0
     script = capsys.readouterr().out
@@ -333,7 +507,9 @@ def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_shards_among_several_are_counted_as_unreadable(folder: Path, tmp_path: Path) -> None:
+def test_damaged_shards_among_several_are_counted_as_unreadable(
+    folder: Path, tmp_path: Path
+) -> None:
     files = sorted((folder / "pictures").iterdir())
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -341,15 +517,27 @@ def test_damaged_shards_among_several_are_counted_as_unreadable(folder: Path, tm
     (shards / "1.tar").write_bytes(b"")
     write_tar(shards / "2.tar", [(file.name, file.read_bytes()) for file in files[12:]])
     (shards / "3.parquet").write_bytes(b"PAR1 and no more")
-    said = run_featkit(*train_on(folder, tmp_path, shards), "--held-out", folder / "pictures", "--set", "run.steps=7")
+    said = run_featkit(
+        *train_on(folder, tmp_path, shards),
+        "--held-out",
+        folder / "pictures",
+        "--set",
+        "run.steps=7",
+    )
     assert said.code == 0
     assert "on 26 pictures at" in said.error
-    failed = [line.rstrip() for line in said.out.splitlines() if line.startswith("failed reads of pictures")]
+    failed = [
+        line.rstrip()
+        for line in said.out.splitlines()
+        if line.startswith("failed reads of pictures")
+    ]
     assert failed == [f"failed reads of pictures  {metrics(tmp_path / 'run')[-2]['unreadable']}"]
     assert metrics(tmp_path / "run")[-2]["unreadable"] >= 2  # 28 reads ask for each of the 26 items
 
 
-def test_a_column_is_chosen_among_those_of_one_source_of_several(folder: Path, tmp_path: Path) -> None:
+def test_a_column_is_chosen_among_those_of_one_source_of_several(
+    folder: Path, tmp_path: Path
+) -> None:
     pictures = [file.read_bytes() for file in sorted((folder / "pictures").iterdir())]
     table = pa.table({"image": pa.array([b"no picture"] * 24), "photo": pa.array(pictures)})
     pq.write_table(table, tmp_path / "t.parquet")

@@ -1,4 +1,5 @@
-"""The commands of the methods with labels: from pictures to a table, a file and a search, and what is refused."""
+"""The commands of the methods with labels: from pictures to a table, a file and a search, and what
+is refused."""
 
 from __future__ import annotations
 
@@ -21,7 +22,13 @@ from tests.train.labelled.small import LABELLED, draw_kinds
 
 HELD_OUT = 10  # of each kind
 NAMES = {
-    "born-again": ["generation-0", "generation-1", "generation-2", "ensemble of 2", "ensemble of all, generation 0 too"],
+    "born-again": [
+        "generation-0",
+        "generation-1",
+        "generation-2",
+        "ensemble of 2",
+        "ensemble of all, generation 0 too",
+    ],
     "self-training": ["round-0", "round-1"],
     "internal": ["exit 1", "exit 2", "exit 3", "all exits together"],
 }
@@ -41,13 +48,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(method: str, folder: Path, out: Path, *more: str) -> list[str]:
     """A course of a second or two; of a flag of `more`, its value."""
     labelled, others = str(folder / "pictures"), str(folder / "others")
-    data = ["--labelled", labelled, "--unlabelled", others] if method == "self-training" else [labelled]
+    data = (
+        ["--labelled", labelled, "--unlabelled", others]
+        if method == "self-training"
+        else [labelled]
+    )
     flags = {
         "born-again": {"--generations": "2", "--patience": "9"},
         "self-training": {"--rounds": "1", "--confidence": "0.1"},
         "internal": {"--exits": "1,3"},
     }[method]
-    flags = {**flags, "--held-out": str(folder / "held out"), "--recipe": str(folder / "small.yaml"), "--out": str(out)}
+    flags = {
+        **flags,
+        "--held-out": str(folder / "held out"),
+        "--recipe": str(folder / "small.yaml"),
+        "--out": str(out),
+    }
     own = [word for name, value in flags.items() if name not in more for word in (name, value)]
     return ["train", method, *data, *own, "--set", "run.evaluate_every=100", *more]
 
@@ -59,12 +75,17 @@ def runs(folder: Path) -> dict[str, tuple[Path, Said]]:
     for method in NAMES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COLUMNS", "80")
-            found[method] = (folder / method, run_featkit(*command(method, folder, folder / method)))
+            found[method] = (
+                folder / method,
+                run_featkit(*command(method, folder, folder / method)),
+            )
     return found
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_each_method_trains_and_tables_what_it_trained(method: str, runs: dict[str, tuple[Path, Said]]) -> None:
+def test_each_method_trains_and_tables_what_it_trained(
+    method: str, runs: dict[str, tuple[Path, Said]]
+) -> None:
     run, said = runs[method]
     assert said.code == 0, said.error
     standing = read_standing(run)
@@ -73,7 +94,10 @@ def test_each_method_trains_and_tables_what_it_trained(method: str, runs: dict[s
     assert lines[0].strip() == f"On {2 * HELD_OUT} held-out pictures"
     assert max(map(len, lines)) <= 80 or str(run) in max(lines, key=len)
     for row in standing.rows:
-        words = f"{' '.join(row.name.split()[:2]).removesuffix(',')}.*{row.accuracy:.3f} ± {row.standard_error:.3f}"
+        words = (
+            f"{' '.join(row.name.split()[:2]).removesuffix(',')}.*{row.accuracy:.3f} ±"
+            f" {row.standard_error:.3f}"
+        )
         assert any(re.match(words, line) for line in lines), words
     assert f"Chosen: {standing.chosen}" in said.out
     files = ("backbone.safetensors", "classifier.safetensors", "report.html")
@@ -83,31 +107,53 @@ def test_each_method_trains_and_tables_what_it_trained(method: str, runs: dict[s
     assert lines[-1].startswith(f"Next: featkit export {run} ")
 
 
-def test_a_course_says_what_it_does_training_by_training(runs: dict[str, tuple[Path, Said]]) -> None:
+def test_a_course_says_what_it_does_training_by_training(
+    runs: dict[str, tuple[Path, Said]],
+) -> None:
     begun = {method: said.error.splitlines() for method, (_, said) in runs.items()}
     what = "timm:resnet18 on 32 pictures at 32×32"
-    assert begun["born-again"][0].startswith(f"small: born-again, {what}, at most 3 generations of 4 steps of 8, to ")
+    assert begun["born-again"][0].startswith(
+        f"small: born-again, {what}, at most 3 generations of 4 steps of 8, to "
+    )
     assert begun["internal"][0].startswith(f"small: internal, {what}, 4 steps of 8, to ")
-    of_both = "small: self-training, timm:resnet18 on 32 pictures with labels and 24 without at 32×32, at most 2 rounds of 4 "
+    of_both = (
+        "small: self-training, timm:resnet18 on 32 pictures with labels and 24 without at 32×32, at"
+        " most 2 rounds of 4 "
+    )
     assert begun["self-training"][0].startswith(of_both)
-    assert [line for line in begun["born-again"] if re.fullmatch(r"generation-\d: 4 steps", line)] == [
-        f"generation-{number}: 4 steps" for number in range(3)
-    ]
+    assert [
+        line for line in begun["born-again"] if re.fullmatch(r"generation-\d: 4 steps", line)
+    ] == [f"generation-{number}: 4 steps" for number in range(3)]
     assert "featkit: round-1: its teacher labels 24 pictures." in begun["self-training"]
-    measured = [line for line in begun["born-again"] if "held-out pictures" in line and line.startswith("step")]
+    measured = [
+        line
+        for line in begun["born-again"]
+        if "held-out pictures" in line and line.startswith("step")
+    ]
     assert re.fullmatch(
-        r"step      4  accuracy on held-out pictures [\d.]+  copy recall@1 [\d.]+  kNN accuracy [\d.]+", measured[1]
+        r"step      4  accuracy on held-out pictures [\d.]+  copy recall@1 [\d.]+  kNN accuracy"
+        r" [\d.]+",
+        measured[1],
     )
     logged = [line for line in begun["internal"] if "loss" in line]
     assert logged
     assert all(re.search(r"  loss [\d.]+  batch_accuracy [\d.]+  ", line) for line in logged)
 
 
-def test_each_training_has_a_bar_of_its_own(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_training_has_a_bar_of_its_own(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bars: list[tuple[str, int | None, list[int]]] = []
     begin, report = ProgressReporter.__init__, ProgressReporter.__call__
 
-    def recording(self: ProgressReporter, label: str, *, total: int | None, unit: str = "", quiet: bool = False) -> None:
+    def recording(
+        self: ProgressReporter,
+        label: str,
+        *,
+        total: int | None,
+        unit: str = "",
+        quiet: bool = False,
+    ) -> None:
         begin(self, label, total=total, unit=unit, quiet=quiet)
         bars.append((label, total, []))
 
@@ -142,12 +188,14 @@ def test_resume_trains_what_is_missing_and_nothing_else(
     said = run_featkit(*command("born-again", folder, out, "--resume"))
     assert said.code == 0, said.error
     assert re.findall(r"^(generation-\d): ", said.error, re.MULTILINE) == ["generation-2"]
-    assert (out / "backbone.safetensors").read_bytes() == (whole / "backbone.safetensors").read_bytes()
+    assert (out / "backbone.safetensors").read_bytes() == (
+        whole / "backbone.safetensors"
+    ).read_bytes()
     again = run_featkit(*command("born-again", folder, out, "--resume", "--quiet"))
     assert (again.code, again.out) == (0, f"{out}/backbone.safetensors\n")
 
 
-# -- what comes after ---------------------------------------------------------------------------------------------------
+# -- what comes after ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", NAMES)
@@ -159,7 +207,10 @@ def test_a_run_is_exported_embedded_indexed_searched_and_evaluated(
     assert run_featkit("export", run, "--out", model, "--quiet").code == 0
     manifest = read_manifest(model)
     assert (manifest.name, manifest.family, manifest.width) == ("small", method, 12)
-    assert run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", "--quiet").code == 0
+    assert (
+        run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", "--quiet").code
+        == 0
+    )
     assert run_featkit("index", tmp_path / "emb", "--out", index, "--quiet").code == 0
     hits = json.loads(run_featkit("search", index, pictures / "red" / "003.png", "--json").out)
     assert hits[0]["key"] == "red/003.png"
@@ -168,7 +219,9 @@ def test_a_run_is_exported_embedded_indexed_searched_and_evaluated(
     assert "small" in said.out
 
 
-def test_an_exit_is_exported_without_what_lies_behind_it(runs: dict[str, tuple[Path, Said]], tmp_path: Path) -> None:
+def test_an_exit_is_exported_without_what_lies_behind_it(
+    runs: dict[str, tuple[Path, Said]], tmp_path: Path
+) -> None:
     run, _ = runs["internal"]
     shallow, deepest = tmp_path / "1.onnx", tmp_path / "m.onnx"
     assert run_featkit("export", run, "--out", shallow, "--exit", 1, "--quiet").code == 0
@@ -178,12 +231,17 @@ def test_an_exit_is_exported_without_what_lies_behind_it(runs: dict[str, tuple[P
 
 @pytest.mark.parametrize(
     ("method", "number", "words"),
-    [("internal", 9, "exits 1 to 3, the deepest last, not 9"), ("born-again", 2, "no exits but its last")],
+    [
+        ("internal", 9, "exits 1 to 3, the deepest last, not 9"),
+        ("born-again", 2, "no exits but its last"),
+    ],
 )
 def test_an_exit_that_is_not_there_is_refused(
     method: str, number: int, words: str, runs: dict[str, tuple[Path, Said]], tmp_path: Path
 ) -> None:
-    said = run_featkit("export", runs[method][0], "--out", tmp_path / "m.onnx", "--exit", number, "--quiet")
+    said = run_featkit(
+        "export", runs[method][0], "--out", tmp_path / "m.onnx", "--exit", number, "--quiet"
+    )
     assert said.code == 2
     assert is_one_sentence(said)
     assert words in said.error
@@ -193,8 +251,19 @@ def test_an_exit_that_is_not_there_is_refused(
 def test_next_exports_the_exit_that_was_chosen(
     chosen: str, flag: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [Row(name=f"exit {n}", kind="exit", accuracy=0.5, standard_error=0.1, ece=0.1) for n in (1, 2, 3)]
-    standing = Standing(name="small", method="internal", num_held_out=20, classes=[], rows=rows, remarks=[], chosen=chosen)
+    rows = [
+        Row(name=f"exit {n}", kind="exit", accuracy=0.5, standard_error=0.1, ece=0.1)
+        for n in (1, 2, 3)
+    ]
+    standing = Standing(
+        name="small",
+        method="internal",
+        num_held_out=20,
+        classes=[],
+        rows=rows,
+        remarks=[],
+        chosen=chosen,
+    )
     monkeypatch.setattr("featkit_train.labelled.internal", lambda *_arguments, **_known: standing)
     said = run_featkit(*command("internal", folder, tmp_path))
     assert said.out.splitlines()[-1] == f"Next: featkit export {tmp_path}{flag} --out small.onnx"
@@ -218,7 +287,7 @@ def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
     assert "Accuracy, held out" in (own / "report.html").read_text(encoding="utf-8")
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------------
+# -- refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -230,10 +299,18 @@ def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
         ("internal", ["--exits", ","], "such as --exits 1,2,3"),
         ("born-again", ["--arch", "resnet18"], "write timm:NAME or torchvision:NAME"),
         ("born-again", ["--arch", "timm:resnet_of_mine"], "timm knows no model 'resnet_of_mine'"),
-        ("born-again", ["--student", "timm:resnet_of_mine"], "timm knows no model 'resnet_of_mine'"),
+        (
+            "born-again",
+            ["--student", "timm:resnet_of_mine"],
+            "timm knows no model 'resnet_of_mine'",
+        ),
         ("born-again", ["--label", "species"], "has no column species"),
         ("born-again", ["--patience", "0"], "born_again.patience is 0; it must be at least 1"),
-        ("born-again", ["--set", "ibot.weight=2"], "born-again has no use for the setting ibot.weight"),
+        (
+            "born-again",
+            ["--set", "ibot.weight=2"],
+            "born-again has no use for the setting ibot.weight",
+        ),
         (
             "self-training",
             ["--set", "born_again.generations=1"],
@@ -252,7 +329,8 @@ def test_what_cannot_be_trained_ends_with_one_sentence_and_leaves_no_run(
     assert said.code == 2
     assert is_one_sentence(said), said.error
     assert words in said.error
-    assert not (tmp_path / "run" / "config.yaml").exists()  # so that the same command, mended, begins
+    # so that the same command, mended, begins
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def test_pictures_without_labels_are_refused_with_what_to_do(folder: Path, tmp_path: Path) -> None:
@@ -266,7 +344,9 @@ def test_pictures_without_labels_are_refused_with_what_to_do(folder: Path, tmp_p
             "--recipe",
             str(folder / "small.yaml"),
         ]
-        said = run_featkit(*words, "--quiet", *([] if name.endswith("red") else ["--label", "species"]))
+        said = run_featkit(
+            *words, "--quiet", *([] if name.endswith("red") else ["--label", "species"])
+        )
         assert said.code == 2
         assert is_one_sentence(said)
         assert str(folder / name) in said.error
@@ -276,7 +356,14 @@ def test_pictures_without_labels_are_refused_with_what_to_do(folder: Path, tmp_p
 def test_pictures_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "pictures" / "red", tmp_path / "one" / "red")
     said = run_featkit(
-        "train", "born-again", tmp_path / "one", "--out", tmp_path / "run", "--recipe", folder / "small.yaml", "--quiet"
+        "train",
+        "born-again",
+        tmp_path / "one",
+        "--out",
+        tmp_path / "run",
+        "--recipe",
+        folder / "small.yaml",
+        "--quiet",
     )
     assert said.code == 2
     assert is_one_sentence(said)
@@ -284,7 +371,16 @@ def test_pictures_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_unlabelled_pictures_that_are_held_out_are_refused(folder: Path, tmp_path: Path) -> None:
-    said = run_featkit(*command("self-training", folder, tmp_path / "run", "--quiet", "--held-out", str(folder / "others")))
+    said = run_featkit(
+        *command(
+            "self-training",
+            folder,
+            tmp_path / "run",
+            "--quiet",
+            "--held-out",
+            str(folder / "others"),
+        )
+    )
     assert said.code == 2
     assert is_one_sentence(said)
     assert "is held out, and among the unlabelled pictures as well" in said.error
@@ -296,13 +392,15 @@ def test_self_training_needs_pictures_of_both_kinds(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     other = {"--labelled": "--unlabelled", "--unlabelled": "--labelled"}[flag]
-    said = run_featkit("train", "self-training", other, folder / "pictures", "--out", tmp_path / "run")
+    said = run_featkit(
+        "train", "self-training", other, folder / "pictures", "--out", tmp_path / "run"
+    )
     assert (said.code, said.out) == (2, "")
     assert f"parameter {flag} requires an argument" in said.error
     assert not (tmp_path / "run").exists()
 
 
-# -- which method when --------------------------------------------------------------------------------------------------
+# -- which method when -----------------------------------------------------------------------------
 
 
 def test_every_method_is_listed_with_one_line() -> None:
@@ -336,7 +434,9 @@ def test_train_alone_says_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_each_command_explains_itself_with_an_example(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_command_explains_itself_with_an_example(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     said = run_featkit("train", method, "--help")
     assert (said.code, said.error) == (0, "")

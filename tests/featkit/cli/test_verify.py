@@ -1,4 +1,5 @@
-"""`featkit verify`: figures and a verdict, as an exit code too, and a proof in the index that it was asked about."""
+"""`featkit verify`: figures and a verdict, as an exit code too, and a proof in the index that it
+was asked about."""
 
 from __future__ import annotations
 
@@ -32,8 +33,16 @@ def test_verify_prints_figures_and_that_they_agree(model: Path, pictures: Path) 
     assert lines[0] == "openvino fp32 beside onnxruntime fp32 on 6 pictures"
     assert lines[-1].startswith("They agree: the least cosine is 1.000000, 0.9995 is needed.")
     figures = json.loads(run_featkit("verify", model, pictures, *FP32, "--json").out)
-    assert (figures["run"], figures["reference"], figures["num_pictures"]) == ("openvino fp32", "onnxruntime fp32", 6)
-    assert (figures["holds"], figures["kept"], figures["needed_cosine"]) == (True, False, agreement.LEAST_COSINE)
+    assert (figures["run"], figures["reference"], figures["num_pictures"]) == (
+        "openvino fp32",
+        "onnxruntime fp32",
+        6,
+    )
+    assert (figures["holds"], figures["kept"], figures["needed_cosine"]) == (
+        True,
+        False,
+        agreement.LEAST_COSINE,
+    )
     shown = {" ".join(line.split()[:-1]): line.split()[-1] for line in lines[1:-1] if line.split()}
     assert shown["copies found, openvino fp32"] == f"{figures['recall_at_1']:.4f}"
     assert shown["mean cosine"] == f"{figures['mean_cosine']:.6f}"
@@ -41,7 +50,9 @@ def test_verify_prints_figures_and_that_they_agree(model: Path, pictures: Path) 
 
 
 @needs_bf16
-def test_verify_of_an_index_keeps_the_proof_in_it(index: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_of_an_index_keeps_the_proof_in_it(
+    index: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(agreement, "LEAST_COSINE", 0.9)
     said = run_featkit("verify", index, pictures, *BF16, "--json")
     assert (said.code, said.error) == (0, "")
@@ -54,7 +65,10 @@ def test_verify_of_an_index_keeps_the_proof_in_it(index: Path, pictures: Path, m
     for name in ("num_pictures", "least_cosine", "mean_cosine", "recall_lost"):
         assert getattr(proof, name) == figures[name]
     text = run_featkit("verify", index, pictures, *BF16).out
-    assert text.endswith(f"{index} may now be searched and added to by openvino bf16 as well as by onnxruntime fp32.\n")
+    assert text.endswith(
+        f"{index} may now be searched and added to by openvino bf16 as well as by onnxruntime"
+        " fp32.\n"
+    )
 
 
 @needs_bf16
@@ -74,23 +88,39 @@ def test_what_does_not_agree_ends_with_1_and_its_figures_and_an_older_proof_is_d
 
 
 @needs_openvino
-def test_verify_of_some_pictures_is_of_so_many_and_names_what_it_left_out(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_verify_of_some_pictures_is_of_so_many_and_names_what_it_left_out(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
     for number, file in enumerate(sorted(pictures.iterdir())):
-        (tmp_path / f"{number}.jpg").write_bytes(file.read_bytes() if number != 3 else b"no picture")
-    figures = json.loads(run_featkit("verify", model, tmp_path, *FP32, "--limit", "3", "--json").out)
+        (tmp_path / f"{number}.jpg").write_bytes(
+            file.read_bytes() if number != 3 else b"no picture"
+        )
+    figures = json.loads(
+        run_featkit("verify", model, tmp_path, *FP32, "--limit", "3", "--json").out
+    )
     assert (figures["num_pictures"], figures["failures"]) == (3, [])
     said = run_featkit("verify", model, tmp_path, *FP32)
     assert "on 5 pictures" in said.out
     assert "3.jpg is not a picture in a format that can be read." in said.out
 
 
-def test_what_cannot_be_compared_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_one_sentence(
+    model: Path, pictures: Path, tmp_path: Path
+) -> None:
     for arguments, code, words in (
         ((model, pictures, "--limit", "1"), 2, "--limit is 1; it has to be 2 or more."),
         ((model, tmp_path / "none"), 2, "none does not exist"),
         ((tmp_path / "none.onnx", pictures), 2, "none.onnx does not exist"),
-        ((model, pictures, "--backend", "onnxruntime"), 2, "onnxruntime computes test-0 in fp32, not in bf16"),
-        ((model, pictures, "--backend", "tensorrt", "--precision", "fp32"), 3, "TensorRT does not work here"),
+        (
+            (model, pictures, "--backend", "onnxruntime"),
+            2,
+            "onnxruntime computes test-0 in fp32, not in bf16",
+        ),
+        (
+            (model, pictures, "--backend", "tensorrt", "--precision", "fp32"),
+            3,
+            "TensorRT does not work here",
+        ),
     ):
         said = run_featkit("verify", *arguments, "--quiet")
         assert said.code == code, said

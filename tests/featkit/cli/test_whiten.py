@@ -1,4 +1,5 @@
-"""The command `featkit whiten`: statistics of embeddings, and the model that gives whitened vectors itself."""
+"""The command `featkit whiten`: statistics of embeddings, and the model that gives whitened vectors
+itself."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ CONFIG = dataclasses.replace(CONFIGS["dino"], depth=1)  # a graph that is soon t
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its model file `m.onnx`, `emb` of 40 pictures and one that is none, and `w.npz` fitted to it by the command."""
+    """A run, its model file `m.onnx`, `emb` of 40 pictures and one that is none, and `w.npz` fitted
+    to it by the command."""
     folder = tmp_path_factory.mktemp("whiten")
     draw_folder(folder / "p", NUM_PICTURES)
     (folder / "p" / "010-broken.jpg").write_text("no picture")
@@ -43,7 +45,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def whitened(folder: Path) -> Path:
     """The same run exported with the statistics."""
-    said = run_featkit("export", folder / "run", "--whiten", folder / "w.npz", "--out", folder / "white.onnx", "--quiet")
+    said = run_featkit(
+        "export",
+        folder / "run",
+        "--whiten",
+        folder / "w.npz",
+        "--out",
+        folder / "white.onnx",
+        "--quiet",
+    )
     assert (said.code, said.error) == (0, "")
     return folder / "white.onnx"
 
@@ -53,7 +63,10 @@ def test_the_statistics_are_those_of_the_vectors_that_are_there(folder: Path) ->
     assert vectors.shape == (NUM_PICTURES, 48)
     assert "010-broken.jpg" not in keys
     manifest = read_manifest(folder / "m.onnx")
-    expected, found = fit_whitening([vectors], dim=DIM, model=manifest.made_of), Whitening.load(folder / "w.npz")
+    expected, found = (
+        fit_whitening([vectors], dim=DIM, model=manifest.made_of),
+        Whitening.load(folder / "w.npz"),
+    )
     np.testing.assert_allclose(found.mean, expected.mean, atol=1e-7)
     np.testing.assert_allclose(found.components, expected.components, rtol=1e-4, atol=1e-4)
     assert (found.num_vectors, found.model) == (NUM_PICTURES, expected.model)
@@ -64,13 +77,18 @@ def test_the_command_says_what_it_fitted_and_what_comes_next(folder: Path) -> No
     out = folder / "w.npz"
     assert 0 < explained < 1
     assert (folder / "said.txt").read_text().splitlines() == [
-        f"{out}: 48 to 8 numbers, fitted to 40 vectors of drawn; {explained:.1%} of their variance is kept.",
+        (
+            f"{out}: 48 to 8 numbers, fitted to 40 vectors of drawn; {explained:.1%} of their"
+            " variance is kept."
+        ),
         f"Next: repeat the export of drawn with --whiten {out}, and embed with the new file.",
     ]
 
 
 def test_json_holds_the_figures_and_the_file_is_the_same(folder: Path, tmp_path: Path) -> None:
-    said = run_featkit("whiten", folder / "emb", "--dim", DIM, "--out", tmp_path / "w.npz", "--json")
+    said = run_featkit(
+        "whiten", folder / "emb", "--dim", DIM, "--out", tmp_path / "w.npz", "--json"
+    )
     assert (said.code, said.error) == (0, "")
     explained = Whitening.load(folder / "w.npz").explained
     assert json.loads(said.out) == {
@@ -95,7 +113,10 @@ def test_the_exported_graph_whitens_as_the_statistics_do(folder: Path, whitened:
 def test_the_whitened_file_says_so_and_is_another_model(folder: Path, whitened: Path) -> None:
     plain, white = read_manifest(folder / "m.onnx"), read_manifest(whitened)
     explained = Whitening.load(folder / "w.npz").explained
-    assert (white.width, white.whitened) == (DIM, f"40 vectors, {explained:.1%} of the variance kept")
+    assert (white.width, white.whitened) == (
+        DIM,
+        f"40 vectors, {explained:.1%} of the variance kept",
+    )
     assert (plain.width, plain.whitened) == (48, "")
     assert white.fingerprint != plain.fingerprint
 
@@ -104,15 +125,24 @@ def test_statistics_of_another_model_or_feature_are_refused(folder: Path, tmp_pa
     other = make_run(tmp_path / "other", seed=1)
     out = tmp_path / "out" / "m.onnx"
     for arguments in ((other,), (folder / "run", "--feature", "mean")):
-        said = run_featkit("export", *arguments, "--whiten", folder / "w.npz", "--out", out, "--quiet")
+        said = run_featkit(
+            "export", *arguments, "--whiten", folder / "w.npz", "--out", out, "--quiet"
+        )
         assert (said.code, is_one_sentence(said)) == (2, True)
         assert "fitted to vectors of another model or feature" in said.error
         assert not out.exists()
 
 
-def test_embeddings_that_are_whitened_already_are_refused(folder: Path, whitened: Path, tmp_path: Path) -> None:
+def test_embeddings_that_are_whitened_already_are_refused(
+    folder: Path, whitened: Path, tmp_path: Path
+) -> None:
     """Their statistics would be taken for those of the plain vectors."""
-    assert run_featkit("embed", folder / "p", "--model", whitened, "--out", tmp_path / "emb", "--quiet").code == 0
+    assert (
+        run_featkit(
+            "embed", folder / "p", "--model", whitened, "--out", tmp_path / "emb", "--quiet"
+        ).code
+        == 0
+    )
     said = run_featkit("whiten", tmp_path / "emb", "--dim", 4, "--out", tmp_path / "w.npz")
     assert (said.code, is_one_sentence(said)) == (2, True)
     assert "whitens already; embed with drawn exported without --whiten" in said.error
@@ -127,14 +157,18 @@ def test_embeddings_that_are_whitened_already_are_refused(folder: Path, whitened
         (0, "0 dimensions cannot be kept"),
     ],
 )
-def test_dimensions_that_cannot_be_had_end_with_2_and_one_sentence(folder: Path, tmp_path: Path, dim: int, words: str) -> None:
+def test_dimensions_that_cannot_be_had_end_with_2_and_one_sentence(
+    folder: Path, tmp_path: Path, dim: int, words: str
+) -> None:
     said = run_featkit("whiten", folder / "emb", "--dim", dim, "--out", tmp_path / "w.npz")
     assert (said.code, is_one_sentence(said)) == (2, True)
     assert words in said.error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_embeddings_folder_ends_with_2_and_one_sentence(folder: Path, tmp_path: Path) -> None:
+def test_what_is_no_embeddings_folder_ends_with_2_and_one_sentence(
+    folder: Path, tmp_path: Path
+) -> None:
     for place in (folder / "p", folder / "missing"):
         said = run_featkit("whiten", place, "--out", tmp_path / "w.npz")
         assert (said.code, is_one_sentence(said)) == (2, True)

@@ -1,4 +1,5 @@
-"""Small labelled sources: coloured squares, whose kind is their colour, in each layout that labels come in."""
+"""Small labelled sources: coloured squares, whose kind is their colour, in each layout that labels
+come in."""
 
 from __future__ import annotations
 
@@ -28,14 +29,18 @@ def write_kinds_tar(path: Path, kinds: list[int], *, seed: int = 0) -> Path:
     members = []
     for number, kind in enumerate(kinds):
         name = f"{KINDS[kind]}/{number}"
-        members += [(f"{name}.png", encoded(draw_square(kind, seed=seed + number))), (f"{name}.cls", str(kind).encode())]
+        members += [
+            (f"{name}.png", encoded(draw_square(kind, seed=seed + number))),
+            (f"{name}.cls", str(kind).encode()),
+        ]
     return write_tar(path, members)
 
 
 def write_kinds_parquet(path: Path, kinds: list[int | None], *, seed: int = 100) -> Path:
     """Hugging Face's layout: `image` and `label`, a number or nothing."""
     pictures = [
-        {"bytes": encoded(draw_square(kind or 0, seed=seed + number)), "path": None} for number, kind in enumerate(kinds)
+        {"bytes": encoded(draw_square(kind or 0, seed=seed + number)), "path": None}
+        for number, kind in enumerate(kinds)
     ]
     pq.write_table(pa.table({"image": pictures, "label": pa.array(kinds, pa.int64())}), path)
     return path

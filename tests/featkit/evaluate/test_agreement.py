@@ -1,4 +1,5 @@
-"""Engines compared on pictures: figures as a plain loop gives them, for runs that agree and for one that does not."""
+"""Engines compared on pictures: figures as a plain loop gives them, for runs that agree and for one
+that does not."""
 
 from __future__ import annotations
 
@@ -39,7 +40,10 @@ def reference(folder: Path) -> Embedder:
 def test_a_run_agrees_with_itself(folder: Path, reference: Embedder) -> None:
     seen: list[tuple[int, int]] = []
     (found,), failures = compare_runs(
-        open_source(folder / "pictures"), reference, [reference], on_progress=lambda done, failed: seen.append((done, failed))
+        open_source(folder / "pictures"),
+        reference,
+        [reference],
+        on_progress=lambda done, failed: seen.append((done, failed)),
     )
     assert (found.run, found.num_pictures, found.holds) == (reference.run, COUNT, True)
     assert found.least_cosine == pytest.approx(1, abs=1e-6)
@@ -49,8 +53,11 @@ def test_a_run_agrees_with_itself(folder: Path, reference: Embedder) -> None:
     assert seen[-1] == (COUNT + 1, 1)
 
 
-def test_figures_are_those_of_plain_loops(folder: Path, reference: Embedder, tmp_path: Path) -> None:
-    other = Embedder(make_model_file(tmp_path / "other.onnx", seed=1), threads=1)  # far from the reference, so all figures move
+def test_figures_are_those_of_plain_loops(
+    folder: Path, reference: Embedder, tmp_path: Path
+) -> None:
+    # far from the reference, so all figures move
+    other = Embedder(make_model_file(tmp_path / "other.onnx", seed=1), threads=1)
     source = subset(open_source(folder / "pictures"), range(COUNT))
     (found,), _ = compare_runs(source, reference, [other], seed=3)
     gallery, changed = reference.embed([source.read(number) for number in range(COUNT)]), 0
@@ -58,11 +65,16 @@ def test_figures_are_those_of_plain_loops(folder: Path, reference: Embedder, tmp
     cosines = [float(a @ b) for a, b in zip(gallery, vectors, strict=True)]
     hits, hits_before = 0, 0
     for number in range(COUNT):
-        nearest = [max((rows[number] @ rows[i], i) for i in range(COUNT) if i != number)[1] for rows in (gallery, vectors)]
+        nearest = [
+            max((rows[number] @ rows[i], i) for i in range(COUNT) if i != number)[1]
+            for rows in (gallery, vectors)
+        ]
         changed += nearest[0] != nearest[1]
         original = working_picture(decode(source.read(number), shorter_side=256).pixels)
         for edit in range(NUM_EDITS):
-            edited = apply_edits(original, draw_compound(seed=3, key=source.key(number), number=edit))
+            edited = apply_edits(
+                original, draw_compound(seed=3, key=source.key(number), number=edit)
+            )
             image = reference.geometry.apply(np.asarray(edited))[None]
             hits += int((gallery @ other.infer(image)[0]).argmax()) == number
             hits_before += int((gallery @ reference.infer(image)[0]).argmax()) == number
@@ -101,7 +113,9 @@ def test_one_picture_is_not_enough(folder: Path, reference: Embedder) -> None:
 
 def test_a_thinned_source_is_spread_evenly(folder: Path) -> None:
     source = subset(open_source(folder / "pictures"), range(10))
-    assert [thinned(source, 4).key(number) for number in range(4)] == [source.key(number) for number in (0, 2, 5, 7)]
+    assert [thinned(source, 4).key(number) for number in range(4)] == [
+        source.key(number) for number in (0, 2, 5, 7)
+    ]
     assert thinned(source, 10) is source
     assert thinned(source, 99) is source
 
@@ -109,7 +123,13 @@ def test_a_thinned_source_is_spread_evenly(folder: Path) -> None:
 def test_the_least_cosine_is_what_decides() -> None:
     from featkit.evaluate.agreement import Agreement
 
-    figures = {"num_pictures": 2, "num_queries": 8, "mean_cosine": 1.0, "neighbours_changed": 0.0, "recall_at_1": 1.0}
+    figures = {
+        "num_pictures": 2,
+        "num_queries": 8,
+        "mean_cosine": 1.0,
+        "neighbours_changed": 0.0,
+        "recall_at_1": 1.0,
+    }
     figures |= {"recall_lost": 0.0, "recall_lost_at_most": 0.0}
     for least, holds in ((LEAST_COSINE, True), (LEAST_COSINE - 1e-9, False)):
         assert Agreement(run=OPENVINO_BF16, least_cosine=least, **figures).holds is holds  # type: ignore[arg-type]

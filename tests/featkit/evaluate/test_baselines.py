@@ -30,7 +30,9 @@ def as_jpeg(image: Image.Image, *, quality: int) -> Image.Image:
 
 def test_a_hash_is_the_signs_of_64_low_frequencies_about_their_median() -> None:
     image = PICTURES[0]
-    grey = np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0), np.float64)
+    grey = np.asarray(
+        image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0), np.float64
+    )
 
     def cosine(frequency: int, place: int) -> float:
         return math.cos(math.pi * frequency * (2 * place + 1) / 64)
@@ -89,7 +91,9 @@ def test_pixels_are_the_whole_picture_at_32_by_32() -> None:
 def test_plain_pixels_are_at_unit_length_and_centred_ones_lose_the_mean_first() -> None:
     pixels = np.zeros((2, 4), np.uint8)
     pixels[0], pixels[1] = (3, 4, 0, 0), (5, 0, 12, 0)
-    np.testing.assert_allclose(pixel_vectors(pixels, 0.0), [[0.6, 0.8, 0, 0], [5 / 13, 0, 12 / 13, 0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        pixel_vectors(pixels, 0.0), [[0.6, 0.8, 0, 0], [5 / 13, 0, 12 / 13, 0]], rtol=1e-6
+    )
     # Less their mean (4, 2, 6, 0) they are opposite.
     centred = pixel_vectors(pixels, pixels.mean(axis=0))
     expected = np.array([-1, 2, -6, 0]) / math.sqrt(41)
@@ -98,7 +102,9 @@ def test_plain_pixels_are_at_unit_length_and_centred_ones_lose_the_mean_first() 
 
 
 def test_only_plain_pixels_take_a_bright_ground_for_likeness() -> None:
-    grounds = np.stack([pixels_of(ImageEnhance.Brightness(image).enhance(1.5)) for image in PICTURES])
+    grounds = np.stack(
+        [pixels_of(ImageEnhance.Brightness(image).enhance(1.5)) for image in PICTURES]
+    )
 
     def mean_product(vectors: np.ndarray) -> float:
         products = vectors @ vectors.T

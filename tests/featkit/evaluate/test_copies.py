@@ -1,4 +1,5 @@
-"""Promises of the copies yardstick: its figures equal a plain loop over pictures, edits and methods."""
+"""Promises of the copies yardstick: its figures equal a plain loop over pictures, edits and
+methods."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from featkit.embedder import Embedder
 from featkit.errors import InputError
 from featkit.evaluate import CopiesReport, CopyProbe, MethodScore, embedding, evaluate_copies
 from featkit.evaluate.baselines import perceptual_hash, pixels_of
-from featkit.evaluate.edits import EDITS_VERSION, SINGLE_EDITS, apply_edits, draw_compound, draw_single, working_picture
+from featkit.evaluate.edits import (
+    EDITS_VERSION,
+    SINGLE_EDITS,
+    apply_edits,
+    draw_compound,
+    draw_single,
+    working_picture,
+)
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import open_source
 from tests.model_files import make_model_file
@@ -28,7 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pictures` and a model file `m.onnx`."""
     folder = tmp_path_factory.mktemp("copies")
     draw_folder(folder / "pictures", COUNT, height=90, width=120)
-    make_model_file(folder / "m.onnx", width=3)  # so few numbers that some pictures are taken for others
+    # so few numbers that some pictures are taken for others
+    make_model_file(folder / "m.onnx", width=3)
     return folder
 
 
@@ -53,7 +62,9 @@ def unit(row: np.ndarray) -> np.ndarray:
     return np.asarray(row / np.linalg.norm(row))
 
 
-def vectors_of(image: Image.Image, embedder: Embedder, gallery_mean: np.ndarray) -> dict[str, np.ndarray]:
+def vectors_of(
+    image: Image.Image, embedder: Embedder, gallery_mean: np.ndarray
+) -> dict[str, np.ndarray]:
     """One picture by each method, alone, in float64."""
     raw = pixels_of(image).astype(np.float64)
     prepared = embedder.geometry.apply(np.asarray(image))
@@ -88,7 +99,14 @@ def loop_of_the_yardstick(folder: Path, embedder: Embedder) -> dict[str, MethodS
     scores = {}
     for method in METHODS:
         compounds = [
-            [ranks(n, apply_edits(image, draw_compound(seed=SEED, key=f"{n:03d}.jpg", number=e)), method) for e in range(4)]
+            [
+                ranks(
+                    n,
+                    apply_edits(image, draw_compound(seed=SEED, key=f"{n:03d}.jpg", number=e)),
+                    method,
+                )
+                for e in range(4)
+            ]
             for n, image in enumerate(originals)
         ]
         at_1 = np.array([[at(1, possible) for possible in row] for row in compounds])
@@ -97,7 +115,12 @@ def loop_of_the_yardstick(folder: Path, embedder: Embedder) -> dict[str, MethodS
             name: float(
                 np.mean(
                     [
-                        at(1, ranks(n, draw_single(name, seed=SEED, key=f"{n:03d}.jpg")(image), method))
+                        at(
+                            1,
+                            ranks(
+                                n, draw_single(name, seed=SEED, key=f"{n:03d}.jpg")(image), method
+                            ),
+                        )
                         for n, image in enumerate(originals)
                     ]
                 )
@@ -109,22 +132,33 @@ def loop_of_the_yardstick(folder: Path, embedder: Embedder) -> dict[str, MethodS
             recall_at_1=float(at_1.mean()),
             interval=bootstrap_interval(at_1),
             recall_at_10=float(np.mean([at(10, possible) for possible in flat])),
-            mean_average_precision=float(np.mean([np.mean([1 / rank for rank in possible]) for possible in flat])),
+            mean_average_precision=float(
+                np.mean([np.mean([1 / rank for rank in possible]) for possible in flat])
+            ),
             single=singles,
         )
     return scores
 
 
-def test_the_report_equals_the_loop_in_every_figure(folder: Path, embedder: Embedder, report: CopiesReport) -> None:
+def test_the_report_equals_the_loop_in_every_figure(
+    folder: Path, embedder: Embedder, report: CopiesReport
+) -> None:
     expected = loop_of_the_yardstick(folder, embedder)
     assert [score.name for score in report.methods] == list(METHODS)
-    assert (report.num_pictures, report.seed, report.edits_version, report.failures) == (COUNT, SEED, EDITS_VERSION, [])
+    assert (report.num_pictures, report.seed, report.edits_version, report.failures) == (
+        COUNT,
+        SEED,
+        EDITS_VERSION,
+        [],
+    )
     for score in report.methods:
         wanted = expected[score.name]
         assert score.recall_at_1 == pytest.approx(wanted.recall_at_1), score.name
         assert score.interval == pytest.approx(wanted.interval), score.name
         assert score.recall_at_10 == pytest.approx(wanted.recall_at_10), score.name
-        assert score.mean_average_precision == pytest.approx(wanted.mean_average_precision), score.name
+        assert score.mean_average_precision == pytest.approx(wanted.mean_average_precision), (
+            score.name
+        )
         assert score.single == pytest.approx(wanted.single), score.name
     recalls = {score.recall_at_1 for score in report.methods}
     assert len(recalls) > 1  # or methods could be mixed up unseen
@@ -145,9 +179,13 @@ def test_the_figures_do_not_depend_on_the_blocks(
     assert evaluate_copies(open_source(folder / "pictures"), embedder, seed=SEED) == report
 
 
-def test_another_seed_edits_otherwise(folder: Path, embedder: Embedder, report: CopiesReport) -> None:
+def test_another_seed_edits_otherwise(
+    folder: Path, embedder: Embedder, report: CopiesReport
+) -> None:
     other = evaluate_copies(open_source(folder / "pictures"), embedder, seed=SEED + 1)
-    assert [score.recall_at_1 for score in other.methods] != [score.recall_at_1 for score in report.methods]
+    assert [score.recall_at_1 for score in other.methods] != [
+        score.recall_at_1 for score in report.methods
+    ]
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(
@@ -156,7 +194,9 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(
     pictures = shutil.copytree(folder / "pictures", tmp_path / "pictures")
     (pictures / "0045.jpg").write_bytes(b"no picture")
     seen: list[tuple[int, int]] = []
-    with_bad = evaluate_copies(open_source(pictures), embedder, seed=SEED, on_progress=lambda *counts: seen.append(counts))
+    with_bad = evaluate_copies(
+        open_source(pictures), embedder, seed=SEED, on_progress=lambda *counts: seen.append(counts)
+    )
     assert with_bad.methods == report.methods
     assert with_bad.num_pictures == COUNT
     ((key, reason),) = with_bad.failures
@@ -166,10 +206,14 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(
 
 
 @pytest.mark.parametrize("num_readable", [0, 1])
-def test_fewer_than_two_pictures_are_refused(embedder: Embedder, tmp_path: Path, num_readable: int) -> None:
+def test_fewer_than_two_pictures_are_refused(
+    embedder: Embedder, tmp_path: Path, num_readable: int
+) -> None:
     draw_folder(tmp_path, num_readable)
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(InputError, match=f"{num_readable} readable pictures; copies are found among at least 2"):
+    with pytest.raises(
+        InputError, match=f"{num_readable} readable pictures; copies are found among at least 2"
+    ):
         evaluate_copies(open_source(tmp_path), embedder)
 
 
@@ -183,7 +227,12 @@ def test_the_probe_is_the_same_headline_by_a_plain_loop(embedder: Embedder) -> N
     originals = [working_picture(picture) for picture in pictures]
     gallery = np.stack([vector(image) for image in originals])
     found = [
-        int((gallery @ vector(apply_edits(image, draw_compound(seed=1, key=str(n), number=edit)))).argmax()) == n
+        int(
+            (
+                gallery @ vector(apply_edits(image, draw_compound(seed=1, key=str(n), number=edit)))
+            ).argmax()
+        )
+        == n
         for n, image in enumerate(originals)
         for edit in range(2)
     ]
@@ -195,4 +244,6 @@ def test_the_probe_is_the_same_headline_by_a_plain_loop(embedder: Embedder) -> N
 def test_the_probe_of_a_blind_model_is_chance(embedder: Embedder) -> None:
     pictures = [np.asarray(draw_picture(seed)) for seed in range(5)]
     probe = CopyProbe(pictures, embedder.geometry)
-    assert probe.recall_at_1(lambda images: np.ones((len(images), 1), np.float32)) == pytest.approx(1 / 5)
+    assert probe.recall_at_1(lambda images: np.ones((len(images), 1), np.float32)) == pytest.approx(
+        1 / 5
+    )

@@ -1,4 +1,5 @@
-"""Promises of the edits: drawn by seed and key alone, inside their ranges, and what each one does to a picture."""
+"""Promises of the edits: drawn by seed and key alone, inside their ranges, and what each one does
+to a picture."""
 
 from __future__ import annotations
 
@@ -43,12 +44,16 @@ COMPOUNDS = [draw_compound(seed=0, key=str(number), number=1) for number in rang
 def described(*drawn: Edit) -> list[object]:
     """Names and parameters, rounded to what every machine's exp and log agree on."""
     numbers = [(edit.name, *vars(edit).values()) for edit in drawn]
-    return [[round(value, 9) if isinstance(value, float) else value for value in row] for row in numbers]
+    return [
+        [round(value, 9) if isinstance(value, float) else value for value in row] for row in numbers
+    ]
 
 
 def all_edits(key: str, *, seed: int = 0) -> list[object]:
     """Everything that a picture gets."""
-    compounds = [edit for number in range(4) for edit in draw_compound(seed=seed, key=key, number=number)]
+    compounds = [
+        edit for number in range(4) for edit in draw_compound(seed=seed, key=key, number=number)
+    ]
     return described(*compounds, *(draw_single(name, seed=seed, key=key) for name in SINGLE_EDITS))
 
 
@@ -73,10 +78,16 @@ def test_edits_differ_between_seeds_keys_and_numbers() -> None:
 
 
 def test_version_1_draws_what_it_always_drew() -> None:
-    # Of parameters, not pixels, which belong to Pillow's version. Another digest is another yardstick: raise EDITS_VERSION.
-    text = json.dumps([all_edits(key, seed=seed) for seed in (0, 7) for key in ("a.jpg", "dir/é.png")])
+    # Of parameters, not pixels, which belong to Pillow's version. Another digest is another
+    # yardstick: raise EDITS_VERSION.
+    text = json.dumps(
+        [all_edits(key, seed=seed) for seed in (0, 7) for key in ("a.jpg", "dir/é.png")]
+    )
     digest = hashlib.sha256(text.encode()).hexdigest()
-    assert (EDITS_VERSION, digest) == (1, "29e1c1ca6d7379dbe11cdf20aabad1eefc1e492f7ed31f04e3315bf22db43fd3")
+    assert (EDITS_VERSION, digest) == (
+        1,
+        "29e1c1ca6d7379dbe11cdf20aabad1eefc1e492f7ed31f04e3315bf22db43fd3",
+    )
 
 
 def test_the_version_is_part_of_the_randomness(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,12 +125,21 @@ def test_parameters_fill_their_ranges_and_never_leave_them() -> None:
         ("text", "height"): (0.10, 0.20),
     }
     for (name, parameter), (low, high) in ranges.items():
-        drawn = [getattr(edit, parameter) for compound in COMPOUNDS for edit in compound if edit.name == name]
+        drawn = [
+            getattr(edit, parameter)
+            for compound in COMPOUNDS
+            for edit in compound
+            if edit.name == name
+        ]
         spread = high - low
         assert low <= min(drawn) < low + 0.05 * spread, (name, parameter)
         assert high - 0.05 * spread < max(drawn) <= high, (name, parameter)
-    assert {edit.words for compound in COMPOUNDS for edit in compound if isinstance(edit, Text)} == set(TEXTS)
-    assert {edit.light for compound in COMPOUNDS for edit in compound if isinstance(edit, Text)} == {True, False}
+    assert {
+        edit.words for compound in COMPOUNDS for edit in compound if isinstance(edit, Text)
+    } == set(TEXTS)
+    assert {
+        edit.light for compound in COMPOUNDS for edit in compound if isinstance(edit, Text)
+    } == {True, False}
 
 
 @pytest.mark.parametrize("size", [(600, 400), (256, 1024), (97, 101)])
@@ -153,7 +173,9 @@ def test_a_rotation_is_counter_clockwise_about_the_centre() -> None:
     cos, sin = math.cos(angle), math.sin(angle)
     # Pillow's affine matrix goes from places of the result to places of the original.
     matrix = (cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
-    expected = image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
+    expected = image.transform(
+        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR
+    )
     turned = Rotate(17.0)(image)
     np.testing.assert_allclose(pixels(turned), pixels(expected), atol=1)
     assert turned.getpixel((0, 0)) == (0, 0, 0)
@@ -181,7 +203,9 @@ def test_colour_is_brightness_contrast_and_saturation_by_their_definitions() -> 
 
 def colour_by_hand(image: Image.Image, factors: tuple[float, float, float]) -> Image.Image:
     """Brightness, contrast, saturation, in this order."""
-    for enhance, factor in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True):
+    for enhance, factor in zip(
+        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
+    ):
         image = enhance(image).enhance(factor)
     return image
 
@@ -199,8 +223,13 @@ def test_blur_is_gaussian_of_a_share_of_the_shorter_side() -> None:
     taps = np.arange(-8, 9)
     kernel = np.exp(-(taps**2) / (2 * sigma**2))
     kernel /= kernel.sum()
-    expected = sum(weight * np.roll(noise.astype(np.float64), tap, axis=0) for weight, tap in zip(kernel, taps, strict=True))
-    expected = sum(weight * np.roll(expected, tap, axis=1) for weight, tap in zip(kernel, taps, strict=True))
+    expected = sum(
+        weight * np.roll(noise.astype(np.float64), tap, axis=0)
+        for weight, tap in zip(kernel, taps, strict=True)
+    )
+    expected = sum(
+        weight * np.roll(expected, tap, axis=1) for weight, tap in zip(kernel, taps, strict=True)
+    )
     blurred = pixels(Blur(0.01)(Image.fromarray(noise)))
     inside = (slice(20, -20), slice(20, -20))
     difference = (blurred - expected)[inside]
@@ -209,7 +238,9 @@ def test_blur_is_gaussian_of_a_share_of_the_shorter_side() -> None:
 
 @pytest.mark.parametrize(("across", "down"), [(0.0, 0.0), (0.5, 0.3), (1.0, 1.0)])
 @pytest.mark.parametrize("size", [(256, 256), (400, 256), (256, 900)])
-def test_text_lies_inside_the_picture_at_its_height(across: float, down: float, size: tuple[int, int]) -> None:
+def test_text_lies_inside_the_picture_at_its_height(
+    across: float, down: float, size: tuple[int, int]
+) -> None:
     ground = Image.new("RGB", size, (90, 120, 150))
     text = Text("follow for more", height=0.15, across=across, down=down, light=True)
     changed = (pixels(text(ground)) != pixels(ground)).any(axis=2)

@@ -1,4 +1,5 @@
-"""Promises of reading and embedding: the vectors are the Embedder's, blocks change nothing, failures are named."""
+"""Promises of reading and embedding: the vectors are the Embedder's, blocks change nothing,
+failures are named."""
 
 from __future__ import annotations
 
@@ -25,9 +26,17 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_vectors_are_those_of_the_embedder_and_failures_are_named(pictures: Path, model_file: Path) -> None:
+def test_vectors_are_those_of_the_embedder_and_failures_are_named(
+    pictures: Path, model_file: Path
+) -> None:
     embedder, failures, seen = Embedder(model_file, threads=1), [("before", "why")], []
-    found = embed_pictures(open_source(pictures), embedder, int, failures, on_progress=lambda *counts: seen.append(counts))
+    found = embed_pictures(
+        open_source(pictures),
+        embedder,
+        int,
+        failures,
+        on_progress=lambda *counts: seen.append(counts),
+    )
     good = [pictures / f"{number:03d}.jpg" for number in range(5)]
     np.testing.assert_allclose(found.vectors, embedder.embed(good), atol=1e-6)
     assert (found.known, found.pixels.shape) == ([0, 1, 3, 4, 5], (5, 3072))
@@ -36,7 +45,9 @@ def test_vectors_are_those_of_the_embedder_and_failures_are_named(pictures: Path
     assert seen[-1] == (7, 2)
 
 
-def test_what_is_known_is_asked_before_the_picture_is_read(pictures: Path, model_file: Path) -> None:
+def test_what_is_known_is_asked_before_the_picture_is_read(
+    pictures: Path, model_file: Path
+) -> None:
     def know(number: int) -> str:
         raise InputError(f"{number} says nothing.")
 
@@ -47,7 +58,9 @@ def test_what_is_known_is_asked_before_the_picture_is_read(pictures: Path, model
     assert len(failures) == 7
 
 
-def test_blocks_hold_so_many_items_and_leave_none_out(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_hold_so_many_items_and_leave_none_out(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def even(number: int) -> int:
         if number % 2:
             raise InputError("It is odd.")
@@ -64,7 +77,9 @@ def test_a_box_is_in_the_pixels_of_the_whole_picture(tmp_path: Path, model_file:
     large = draw_picture(3).resize((1600, 1200))
     large.save(tmp_path / "a.jpg", quality=95)
     embedder = Embedder(model_file, threads=1)
-    found = embed_pictures(open_source(tmp_path), embedder, int, [], box=lambda _: (400.4, 299.6, 1000.0, 900.0))
+    found = embed_pictures(
+        open_source(tmp_path), embedder, int, [], box=lambda _: (400.4, 299.6, 1000.0, 900.0)
+    )
     expected = embedder.infer(embedder.geometry.apply(np.asarray(large)[300:900, 400:1000])[None])
     assert float((found.vectors @ expected.T).item()) > 0.999
     assert float((found.vectors @ embedder.embed(tmp_path / "a.jpg").T).item()) < 0.999

@@ -1,4 +1,5 @@
-"""Promises of the ground truth's reader: pickles as Python and numpy write them are read, and none runs anything."""
+"""Promises of the ground truth's reader: pickles as Python and numpy write them are read, and none
+runs anything."""
 
 from __future__ import annotations
 
@@ -31,7 +32,12 @@ def check(found: GroundTruth) -> None:
     """Whether it is `published`."""
     (query,) = found.queries
     assert found.names == ["all_souls_000013", "b", "c"]
-    assert (query.name, query.easy.tolist(), query.hard.tolist(), query.junk.tolist()) == ("q", [2], [0], [])
+    assert (query.name, query.easy.tolist(), query.hard.tolist(), query.junk.tolist()) == (
+        "q",
+        [2],
+        [0],
+        [],
+    )
     assert query.easy.dtype == query.junk.dtype == np.int64
     assert query.box == (136.5, 34.1, 648.5, 955.7)
 
@@ -78,7 +84,10 @@ class Runs:
         return self.call
 
 
-@pytest.mark.parametrize("call", [(eval, "open('ran', 'w')"), (subprocess.run, ["touch", "ran"]), (getattr, "a", "upper")])
+@pytest.mark.parametrize(
+    "call",
+    [(eval, "open('ran', 'w')"), (subprocess.run, ["touch", "ran"]), (getattr, "a", "upper")],
+)
 def test_a_pickle_that_names_anything_else_is_refused_and_runs_nothing(
     call: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +109,9 @@ def test_a_pickle_that_names_anything_else_is_refused_and_runs_nothing(
     ],
 )
 @pytest.mark.parametrize("protocol", [2, 5])
-def test_arrays_of_anything_but_numbers_are_refused(value: np.ndarray, protocol: int, tmp_path: Path) -> None:
+def test_arrays_of_anything_but_numbers_are_refused(
+    value: np.ndarray, protocol: int, tmp_path: Path
+) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"imlist": value}, protocol=protocol))
     with refused("a.pkl"):
         read_ground_truth(tmp_path / "a.pkl")
@@ -156,7 +167,9 @@ def test_damaged_pickles_end_in_nothing_but_an_input_error(tmp_path: Path) -> No
         ({"bbx": [0, 0, float("nan"), 4]}, "bbx"),
     ],
 )
-def test_values_that_do_not_fit_are_named(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_values_that_do_not_fit_are_named(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     value = published()
     (key,) = change
     (value if key in value else value["gnd"][0]).update(change)
@@ -165,7 +178,9 @@ def test_values_that_do_not_fit_are_named(change: dict[str, Any], words: str, tm
         read_ground_truth(tmp_path / "a.json")
 
 
-def test_a_file_that_is_not_there_or_too_large_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_there_or_too_large_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with refused("none.pkl cannot be read: No such file or directory"):
         read_ground_truth(tmp_path / "none.pkl")
     monkeypatch.setattr("featkit.evaluate.ground_truth.MAX_BYTES", 3)

@@ -1,4 +1,5 @@
-"""Promises of retrieval by groups: equal to the mean over every order of the tied, and to numbers checked by hand."""
+"""Promises of retrieval by groups: equal to the mean over every order of the tied, and to numbers
+checked by hand."""
 
 from __future__ import annotations
 
@@ -20,8 +21,11 @@ from tests.sentences import refused
 
 
 def figures_of(ranking: tuple[bool, ...]) -> list[float]:
-    """Average precision and recall at each k of one order: which of the pictures, best first, are right."""
-    precisions = [sum(ranking[: place + 1]) / (place + 1) for place, right in enumerate(ranking) if right]
+    """Average precision and recall at each k of one order: which of the pictures, best first, are
+    right."""
+    precisions = [
+        sum(ranking[: place + 1]) / (place + 1) for place, right in enumerate(ranking) if right
+    ]
     return [sum(precisions) / len(precisions), *(float(any(ranking[:k])) for k in RECALL_AT)]
 
 
@@ -32,7 +36,9 @@ def loop_of_figures(scores: list[int], right: list[bool]) -> list[float]:
         for order in itertools.permutations(range(len(scores)))
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order))
     ]
-    return list(np.mean([figures_of(tuple(right[place] for place in order)) for order in orders], axis=0))
+    return list(
+        np.mean([figures_of(tuple(right[place] for place in order)) for order in orders], axis=0)
+    )
 
 
 @given(data=st.data())
@@ -44,7 +50,9 @@ def test_figures_are_means_over_the_orders_of_the_tied(data: st.DataObject) -> N
     # Cosines are 0, 1/4, 2/4, 3/4 with the query (1, 0).
     cosines = np.array(scores) / 4
     gallery = np.stack([cosines, np.sqrt(1 - cosines**2)], axis=1).astype(np.float32)
-    found = find_groups(np.array([[1.0, 0.0]], np.float32), gallery, np.array([1]), np.array(right, np.int64))
+    found = find_groups(
+        np.array([[1.0, 0.0]], np.float32), gallery, np.array([1]), np.array(right, np.int64)
+    )
     expected = loop_of_figures(scores, right)
     np.testing.assert_allclose([*found[0], *found[1][0]], expected, rtol=1e-9)
 
@@ -52,7 +60,9 @@ def test_figures_are_means_over_the_orders_of_the_tied(data: st.DataObject) -> N
 def test_figures_without_ties_can_be_checked_by_hand() -> None:
     # Ranked right, wrong, right: precisions 1 and 2/3.
     gallery = unit_rows(np.array([[1.0, 0.1], [1.0, 0.3], [1.0, 0.5]]))
-    precision, recall = find_groups(np.array([[1.0, 0.0]], np.float32), gallery, np.array([0]), np.array([0, 1, 0]))
+    precision, recall = find_groups(
+        np.array([[1.0, 0.0]], np.float32), gallery, np.array([0]), np.array([0, 1, 0])
+    )
     assert precision.tolist() == [pytest.approx((1 + 2 / 3) / 2)]
     assert recall.tolist() == [[1, 1, 1]]
 
@@ -72,7 +82,8 @@ def test_a_model_that_tells_nothing_apart_scores_chance() -> None:
     expected = chance(num_right(codes, codes, leave_one_out=True), 13)
     np.testing.assert_allclose(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1])
-    assert found[1][-1].tolist() == pytest.approx([1 / 13, 5 / 13, 10 / 13])  # one right picture among 13
+    # one right picture among 13
+    assert found[1][-1].tolist() == pytest.approx([1 / 13, 5 / 13, 10 / 13])
 
 
 def test_chance_of_everything_right_is_1() -> None:
@@ -107,11 +118,17 @@ def test_how_many_are_right_leaves_out_a_query_itself() -> None:
 def test_a_group_of_one_picture_is_no_query_but_a_rival(tmp_path: Path, model_file: Path) -> None:
     source = open_source(write_kinds_folder(tmp_path / "photos", [0, 0, 0, 1, 1, 2]))
     report = evaluate_groups(source, Embedder(model_file, threads=1), group="folder")
-    assert (report.num_pictures, report.num_groups, report.num_queries, report.num_alone) == (6, 3, 5, 1)
+    assert (report.num_pictures, report.num_groups, report.num_queries, report.num_alone) == (
+        6,
+        3,
+        5,
+        1,
+    )
     assert (report.columns, report.leave_one_out) == (("folder", "folder"), True)
     assert [score.name for score in report.scores] == ["test-0", "centred pixels", "chance"]
     pixels, by_lot = report.scores[1:]
-    assert pixels.mean_average_precision == pytest.approx(1.0)  # colours are told apart by their pixels
+    # colours are told apart by their pixels
+    assert pixels.mean_average_precision == pytest.approx(1.0)
     # Three queries have 2 right of 5 others, two have 1.
     assert by_lot.recall[1] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5)
 
@@ -119,8 +136,15 @@ def test_a_group_of_one_picture_is_no_query_but_a_rival(tmp_path: Path, model_fi
 def test_queries_of_another_source_meet_the_same_groups(tmp_path: Path, model_file: Path) -> None:
     gallery = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 0, 1]))
     queries = open_source(write_kinds_parquet(tmp_path / "b.parquet", [1, None, 2]))
-    report = evaluate_groups(gallery, Embedder(model_file, threads=1), group="label", queries=queries)
-    assert (report.num_pictures, report.num_queries, report.num_alone, report.leave_one_out) == (3, 1, 1, False)
+    report = evaluate_groups(
+        gallery, Embedder(model_file, threads=1), group="label", queries=queries
+    )
+    assert (report.num_pictures, report.num_queries, report.num_alone, report.leave_one_out) == (
+        3,
+        1,
+        1,
+        False,
+    )
     assert report.columns == ("class", "label")
     assert report.scores[1].recall == {1: 1.0, 5: 1.0, 10: 1.0}
     assert report.scores[2].recall[1] == pytest.approx(1 / 3)

@@ -1,4 +1,5 @@
-"""Promises of the neighbours' vote: equal to plain loops, to numbers checked by hand, and steady where votes tie."""
+"""Promises of the neighbours' vote: equal to plain loops, to numbers checked by hand, and steady
+where votes tie."""
 
 from __future__ import annotations
 
@@ -13,26 +14,46 @@ from hypothesis.extra.numpy import arrays
 
 from featkit.embedder import Embedder
 from featkit.evaluate import knn
-from featkit.evaluate.knn import KnnReport, evaluate_knn, knn_accuracy, majority_vote, nearest, weighted_vote
+from featkit.evaluate.knn import (
+    KnnReport,
+    evaluate_knn,
+    knn_accuracy,
+    majority_vote,
+    nearest,
+    weighted_vote,
+)
 from featkit.evaluate.retrieval import unchanged, unit_rows
 from featkit.sources import Source, open_source
 from tests.featkit.evaluate.labelled import write_kinds_parquet, write_kinds_tar
 
 # Vectors of few small whole numbers: their products are exact, and many of them equal.
-ROWS = st.integers(1, 9).flatmap(lambda count: arrays(np.float32, (count, 3), elements=st.integers(-2, 2)))
+ROWS = st.integers(1, 9).flatmap(
+    lambda count: arrays(np.float32, (count, 3), elements=st.integers(-2, 2))
+)
 
 
 def loop_of_accuracy(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, *, k: int, temperature: float
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    k: int,
+    temperature: float,
 ) -> float:
-    """DINO's eval_knn.py, one picture at a time: cosines, the k best, exp(cosine / temperature) for each one's label."""
+    """DINO's eval_knn.py, one picture at a time: cosines, the k best, exp(cosine / temperature) for
+    each one's label."""
     right = 0
     for vector, label in zip(test, test_labels, strict=True):
-        cosines = [float(vector @ other) / math.hypot(*vector) / math.hypot(*other) for other in train]
+        cosines = [
+            float(vector @ other) / math.hypot(*vector) / math.hypot(*other) for other in train
+        ]
         order = sorted(range(len(train)), key=lambda row: (-cosines[row], row))[:k]
         votes: dict[int, float] = {}
         for row in order:
-            votes[int(train_labels[row])] = votes.get(int(train_labels[row]), 0.0) + math.exp(cosines[row] / temperature)
+            votes[int(train_labels[row])] = votes.get(int(train_labels[row]), 0.0) + math.exp(
+                cosines[row] / temperature
+            )
         right += max(votes, key=lambda name: votes[name]) == label
     return right / len(test)
 
@@ -52,7 +73,9 @@ def test_knn_accuracy_equals_the_loop_of_dinos_code(k: int, temperature: float) 
 
 @given(queries=ROWS, gallery=ROWS, k=st.integers(1, 12))
 @settings(max_examples=80, deadline=None)
-def test_neighbours_equal_the_loop_with_ties_in_the_order_of_rows(queries: np.ndarray, gallery: np.ndarray, k: int) -> None:
+def test_neighbours_equal_the_loop_with_ties_in_the_order_of_rows(
+    queries: np.ndarray, gallery: np.ndarray, k: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "QUERY_BLOCK", 2)
         patch.setattr(knn, "GALLERY_BLOCK", 3)
@@ -80,14 +103,19 @@ def test_of_equal_votes_the_nearer_neighbour_wins() -> None:
 def test_votes_do_not_depend_on_a_constant_or_overflow() -> None:
     labels = np.array([[0, 1, 1]])
     for shift in (0.0, 0.5, -900.0):
-        assert weighted_vote(np.array([[0.5, 0.49, 0.49]]) + shift, labels, temperature=0.001).tolist() == [0]
+        assert weighted_vote(
+            np.array([[0.5, 0.49, 0.49]]) + shift, labels, temperature=0.001
+        ).tolist() == [0]
 
 
 def test_more_neighbours_than_there_are_is_all_of_them() -> None:
     train, labels = np.eye(3), np.array([7, 8, 8])
     scores, rows = nearest(np.eye(3)[:1], train, 20)
     assert (scores.tolist(), rows.tolist()) == ([[1, 0, 0]], [[0, 1, 2]])
-    assert knn_accuracy(train, labels, train, labels, k=20, temperature=100.0) == pytest.approx(2 / 3)  # all say 8
+    # all say 8
+    assert knn_accuracy(train, labels, train, labels, k=20, temperature=100.0) == pytest.approx(
+        2 / 3
+    )
 
 
 def test_one_label_is_always_right() -> None:
@@ -128,14 +156,21 @@ def report(parts: tuple[Source, Source], model_file: Path) -> KnnReport:
     return evaluate_knn(*parts, Embedder(model_file, threads=1), ks=(3, 50, 60))
 
 
-def test_the_report_holds_each_method_at_each_k(report: KnnReport, parts: tuple[Source, Source], model_file: Path) -> None:
+def test_the_report_holds_each_method_at_each_k(
+    report: KnnReport, parts: tuple[Source, Source], model_file: Path
+) -> None:
     assert [(score.name, score.k) for score in report.scores] == [
         ("test-0", 3),
         ("test-0", 12),
         ("centred pixels", 3),
         ("centred pixels", 12),
     ]
-    assert (report.num_train, report.num_test, report.num_labels, report.num_unseen) == (12, 6, 3, 0)
+    assert (report.num_train, report.num_test, report.num_labels, report.num_unseen) == (
+        12,
+        6,
+        3,
+        0,
+    )
     assert (report.columns, report.failures) == (("class", "label"), [])
     assert report.most_frequent == pytest.approx(1 / 3)
     assert report.score("centred pixels", 3).weighted == 1.0
@@ -143,7 +178,9 @@ def test_the_report_holds_each_method_at_each_k(report: KnnReport, parts: tuple[
     vectors = [embedder.embed([part.read(number) for number in range(len(part))]) for part in parts]
     labels = np.array([0, 1, 2] * 4), np.array([0, 1, 2] * 2)
     for k in (3, 12):
-        expected = loop_of_accuracy(unit_rows(vectors[0]), labels[0], vectors[1], labels[1], k=k, temperature=0.07)
+        expected = loop_of_accuracy(
+            unit_rows(vectors[0]), labels[0], vectors[1], labels[1], k=k, temperature=0.07
+        )
         assert report.score("test-0", k).weighted == pytest.approx(expected)
     low, high = report.score("test-0", 3).interval
     assert low <= report.score("test-0", 3).weighted <= high

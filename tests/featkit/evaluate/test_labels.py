@@ -1,4 +1,5 @@
-"""Promises of labels: tar, Parquet and folders meet, what is missing is said, and nothing without a label is guessed."""
+"""Promises of labels: tar, Parquet and folders meet, what is missing is said, and nothing without a
+label is guessed."""
 
 from __future__ import annotations
 
@@ -27,22 +28,31 @@ def test_the_numbers_of_a_tar_and_of_a_parquet_file_meet(tmp_path: Path, model_f
     assert (pair.most_frequent, pair.num_unseen) == (0.5, 0)
 
 
-def test_the_folders_of_pictures_are_their_labels_where_there_are_no_others(tmp_path: Path, model_file: Path) -> None:
+def test_the_folders_of_pictures_are_their_labels_where_there_are_no_others(
+    tmp_path: Path, model_file: Path
+) -> None:
     train = open_source(write_kinds_folder(tmp_path / "train", [0, 2]))
     test = open_source(write_kinds_folder(tmp_path / "test", [2, 1]))
     pair = embed_labelled(train, test, Embedder(model_file, threads=1), [])
     assert pair.columns == ("folder", "folder")
     assert pair.names == ["blue", "green", "red"]
-    assert (pair.most_frequent, pair.num_unseen) == (0.5, 1)  # of equally frequent labels the first, blue
+    # of equally frequent labels the first, blue
+    assert (pair.most_frequent, pair.num_unseen) == (0.5, 1)
 
 
-def test_progress_counts_both_parts_and_pictures_without_a_label_are_left_out(tmp_path: Path, model_file: Path) -> None:
+def test_progress_counts_both_parts_and_pictures_without_a_label_are_left_out(
+    tmp_path: Path, model_file: Path
+) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1]))
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [1, None, 0]))
     failures: list[tuple[str, str]] = []
     seen: list[tuple[int, int]] = []
     pair = embed_labelled(
-        train, test, Embedder(model_file, threads=1), failures, on_progress=lambda *counts: seen.append(counts)
+        train,
+        test,
+        Embedder(model_file, threads=1),
+        failures,
+        on_progress=lambda *counts: seen.append(counts),
     )
     assert (len(pair.train), len(pair.test)) == (2, 2)
     assert failures == [("b.parquet/1", "b.parquet/1 has nothing in its column label.")]
@@ -67,7 +77,9 @@ def test_a_whole_number_is_the_same_label_in_any_type(tmp_path: Path) -> None:
     assert labels_of(source, "size")(1) == "0.5"
 
 
-def test_labels_that_never_meet_are_refused_with_some_of_both(tmp_path: Path, model_file: Path) -> None:
+def test_labels_that_never_meet_are_refused_with_some_of_both(
+    tmp_path: Path, model_file: Path
+) -> None:
     train = open_source(write_kinds_folder(tmp_path / "train", [0, 1]))
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [1, 0]))
     with refused("green, red (folder)", "0, 1 (label)", "none in common"):

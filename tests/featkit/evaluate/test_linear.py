@@ -1,4 +1,5 @@
-"""Promises of the linear classifier: it minimises the loss that it names, is chosen on held-out pictures, and is told of."""
+"""Promises of the linear classifier: it minimises the loss that it names, is chosen on held-out
+pictures, and is told of."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parq
 from tests.sentences import refused
 
 
-def loss(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, l2: float) -> float:
+def loss(
+    features: np.ndarray, labels: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, l2: float
+) -> float:
     """The docstring's, one picture at a time."""
     standard = (features - features.mean(axis=0)) / features.std(axis=0)
     total = 0.0
@@ -30,15 +33,26 @@ def loss(features: np.ndarray, labels: np.ndarray, weights: np.ndarray, biases: 
 def test_a_fit_is_at_the_least_of_its_loss(num_labels: int, l2: float) -> None:
     rng = np.random.default_rng(num_labels)
     labels = rng.integers(0, num_labels, 80)
-    features = rng.standard_normal((num_labels, 5))[labels] + rng.standard_normal((80, 5)) * (1, 10, 0.1, 1, 3)
+    features = rng.standard_normal((num_labels, 5))[labels] + rng.standard_normal((80, 5)) * (
+        1,
+        10,
+        0.1,
+        1,
+        3,
+    )
     (found,) = fit(features, labels, [l2])
     assert found.converged
     least = loss(features, labels, found.weights, found.biases, l2=l2)
     for _ in range(40):
-        step, shift = 0.03 * rng.standard_normal(found.weights.shape), 0.03 * rng.standard_normal(num_labels)
+        step, shift = (
+            0.03 * rng.standard_normal(found.weights.shape),
+            0.03 * rng.standard_normal(num_labels),
+        )
         if num_labels == 2:
             step[:, 0] = 0  # the first of two has no weights of its own
-        assert loss(features, labels, found.weights + step, found.biases + shift, l2=l2) > least - 1e-6
+        assert (
+            loss(features, labels, found.weights + step, found.biases + shift, l2=l2) > least - 1e-6
+        )
 
 
 def test_a_fit_does_not_depend_on_scale_offset_or_on_the_l2s_beside_it() -> None:
@@ -46,7 +60,7 @@ def test_a_fit_does_not_depend_on_scale_offset_or_on_the_l2s_beside_it() -> None
     labels = np.repeat([0, 1, 2], 20)
     features = rng.standard_normal((3, 4))[labels] + rng.standard_normal((60, 4))
     (alone,) = fit(features, labels, [0.1])
-    (beside, _) = fit(features * 1000 + 5, labels, [0.1, 1.0])
+    beside, _ = fit(features * 1000 + 5, labels, [0.1, 1.0])
     np.testing.assert_allclose(beside.weights, alone.weights, atol=2e-3)
     assert beside.predict(features * 1000 + 5).tolist() == alone.predict(features).tolist()
 
@@ -72,17 +86,28 @@ def test_a_split_holds_out_a_fifth_of_each_label_and_never_all() -> None:
 def test_the_l2_chosen_is_the_best_on_what_was_held_out_and_of_equals_the_strongest() -> None:
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, 60)
-    features = np.concatenate([labels[:, None] + 0.5 * rng.standard_normal((60, 1)), rng.standard_normal((60, 50))], axis=1)
+    features = np.concatenate(
+        [labels[:, None] + 0.5 * rng.standard_normal((60, 1)), rng.standard_normal((60, 50))],
+        axis=1,
+    )
     fitted, held_out = split(labels, seed=0)
     l2, accuracies = choose_l2(features, labels, fitted, held_out)
     assert len(accuracies) == len(L2_GRID)
-    assert l2 == max(grid for grid, accuracy in zip(L2_GRID, accuracies, strict=True) if accuracy == max(accuracies))
+    assert l2 == max(
+        grid
+        for grid, accuracy in zip(L2_GRID, accuracies, strict=True)
+        if accuracy == max(accuracies)
+    )
     for one, accuracy in zip(L2_GRID, accuracies, strict=True):
         (alone,) = fit(features[fitted], labels[fitted], [one])
-        assert accuracy == pytest.approx(alone.accuracy(features[held_out], labels[held_out]), abs=0.09)
+        assert accuracy == pytest.approx(
+            alone.accuracy(features[held_out], labels[held_out]), abs=0.09
+        )
     # Two clouds far apart: every l2 is right.
     easy = np.repeat([[0.0], [9.0]], 10, axis=0) + rng.standard_normal((20, 1))
-    assert choose_l2(easy, np.repeat([0, 1], 10), *split(np.repeat([0, 1], 10), seed=0))[0] == max(L2_GRID)
+    assert choose_l2(easy, np.repeat([0, 1], 10), *split(np.repeat([0, 1], 10), seed=0))[0] == max(
+        L2_GRID
+    )
 
 
 def test_where_nothing_can_be_held_out_the_fitted_ones_choose() -> None:
@@ -105,12 +130,19 @@ def test_a_fit_that_does_not_come_to_its_end_is_told_of(monkeypatch: pytest.Monk
     assert not found.converged
 
 
-def test_the_report_says_what_was_chosen_and_both_parts_classify_colours(tmp_path: Path, model_file: Path) -> None:
+def test_the_report_says_what_was_chosen_and_both_parts_classify_colours(
+    tmp_path: Path, model_file: Path
+) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1, 2] * 6))
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [0, 1, 2, 0]))
     report = evaluate_linear(train, test, Embedder(model_file, threads=1), seed=4)
     assert [score.name for score in report.scores] == ["test-0", "pixels, 8×8"]
-    assert (report.num_train, report.num_held_out, report.num_test, report.num_labels) == (18, 3, 4, 3)
+    assert (report.num_train, report.num_held_out, report.num_test, report.num_labels) == (
+        18,
+        3,
+        4,
+        3,
+    )
     assert (report.seed, report.grid, report.columns) == (4, L2_GRID, ("class", "label"))
     pixels = report.scores[1]
     assert (pixels.accuracy, pixels.interval, pixels.converged) == (1.0, (1.0, 1.0), True)

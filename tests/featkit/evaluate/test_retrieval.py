@@ -1,4 +1,5 @@
-"""Promises of the retrieval figures: ranks, ties, recall, average precision and bootstrap intervals, against plain loops."""
+"""Promises of the retrieval figures: ranks, ties, recall, average precision and bootstrap
+intervals, against plain loops."""
 
 from __future__ import annotations
 
@@ -21,11 +22,16 @@ from featkit.evaluate.retrieval import (
     unit_rows,
 )
 
-# Vectors of few small whole numbers: many of their cosines are equal, and the others clearly different.
-ROWS = st.integers(1, 7).flatmap(lambda count: arrays(np.int64, (count, 3), elements=st.integers(-2, 2)))
+# Vectors of few small whole numbers: many of their cosines are equal, and the others clearly
+# different.
+ROWS = st.integers(1, 7).flatmap(
+    lambda count: arrays(np.int64, (count, 3), elements=st.integers(-2, 2))
+)
 
 
-def loop_of_places(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) -> list[tuple[int, int]]:
+def loop_of_places(
+    queries: np.ndarray, gallery: np.ndarray, right: np.ndarray
+) -> list[tuple[int, int]]:
     """(better, tied) of each query, one item at a time in float64."""
     places = []
     for query, wanted in zip(queries.astype(np.float64), right, strict=True):
@@ -37,16 +43,22 @@ def loop_of_places(queries: np.ndarray, gallery: np.ndarray, right: np.ndarray) 
 
 @given(gallery=ROWS, queries=ROWS, data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_places_equal_the_loop_with_ties_and_zeros(gallery: np.ndarray, queries: np.ndarray, data: st.DataObject) -> None:
+def test_places_equal_the_loop_with_ties_and_zeros(
+    gallery: np.ndarray, queries: np.ndarray, data: st.DataObject
+) -> None:
     right = data.draw(arrays(np.int64, len(queries), elements=st.integers(0, len(gallery) - 1)))
     query_rows, gallery_rows = unit_rows(queries), unit_rows(gallery)
     places = find_places(query_rows, gallery_rows, right)
-    assert list(zip(places.better, places.tied, strict=True)) == loop_of_places(query_rows, gallery_rows, right)
+    assert list(zip(places.better, places.tied, strict=True)) == loop_of_places(
+        query_rows, gallery_rows, right
+    )
     assert len(places) == len(queries)
 
 
 @pytest.mark.parametrize("side", ["QUERY_BLOCK", "GALLERY_BLOCK"])
-def test_places_do_not_depend_on_where_queries_and_gallery_are_cut(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_do_not_depend_on_where_queries_and_gallery_are_cut(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(0)
     gallery = unit_rows(rng.integers(-2, 3, (50, 4)))
     queries, right = unit_rows(rng.integers(-2, 3, (20, 4))), rng.integers(0, 50, 20)
@@ -67,14 +79,18 @@ def test_the_memory_of_ranking_does_not_grow_with_queries_times_gallery() -> Non
     finally:
         tracemalloc.stop()
     block_bytes = retrieval.QUERY_BLOCK * retrieval.GALLERY_BLOCK * 4
-    assert peak < 4 * block_bytes  # 67 MB; all queries against one block of the gallery are 197 MB of scores
+    # 67 MB; all queries against one block of the gallery are 197 MB of scores
+    assert peak < 4 * block_bytes
 
 
 def test_rows_kept_small_become_vectors_a_block_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "QUERY_BLOCK", 7)
     monkeypatch.setattr(retrieval, "GALLERY_BLOCK", 9)
     rng = np.random.default_rng(3)
-    gallery, queries = rng.integers(0, 256, (50, 4), dtype=np.uint8), rng.integers(0, 256, (20, 4), dtype=np.uint8)
+    gallery, queries = (
+        rng.integers(0, 256, (50, 4), dtype=np.uint8),
+        rng.integers(0, 256, (20, 4), dtype=np.uint8),
+    )
     right, sizes = rng.integers(0, 50, 20), []
 
     def to_vectors(rows: np.ndarray) -> np.ndarray:
@@ -94,8 +110,12 @@ def test_rows_kept_small_become_vectors_a_block_at_a_time(monkeypatch: pytest.Mo
     k=st.integers(1, 15),
 )
 @settings(max_examples=60, deadline=None)
-def test_recall_and_average_precision_are_means_over_the_orders_of_the_tied(places: list[tuple[int, int]], k: int) -> None:
-    found = Places(np.array([better for better, _ in places]), np.array([tied for _, tied in places]))
+def test_recall_and_average_precision_are_means_over_the_orders_of_the_tied(
+    places: list[tuple[int, int]], k: int
+) -> None:
+    found = Places(
+        np.array([better for better, _ in places]), np.array([tied for _, tied in places])
+    )
     ranks = [[better + 1 + place for place in range(tied)] for better, tied in places]
     recall = [sum(rank <= k for rank in possible) / len(possible) for possible in ranks]
     precision = [sum(1 / rank for rank in possible) / len(possible) for possible in ranks]
@@ -120,9 +140,15 @@ def test_a_model_that_tells_nothing_apart_scores_chance() -> None:
 
 def test_a_permuted_gallery_changes_nothing() -> None:
     rng = np.random.default_rng(1)
-    gallery, queries = unit_rows(rng.integers(-2, 3, (30, 3))), unit_rows(rng.integers(-2, 3, (30, 3)))
+    gallery, queries = (
+        unit_rows(rng.integers(-2, 3, (30, 3))),
+        unit_rows(rng.integers(-2, 3, (30, 3))),
+    )
     order = rng.permutation(30)
-    here, there = find_places(queries, gallery, np.arange(30)), find_places(queries, gallery[order], np.argsort(order))
+    here, there = (
+        find_places(queries, gallery, np.arange(30)),
+        find_places(queries, gallery[order], np.argsort(order)),
+    )
     np.testing.assert_array_equal(here.better, there.better)
     np.testing.assert_array_equal(here.tied, there.tied)
 
@@ -143,16 +169,22 @@ def test_unit_rows_have_length_1_or_0() -> None:
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0.0, 0.0], [-1.0, 0.0]], rtol=1e-6)
 
 
-def loop_of_bootstrap(values: np.ndarray, *, seed: int, num_resamples: int, level: float) -> tuple[float, float]:
+def loop_of_bootstrap(
+    values: np.ndarray, *, seed: int, num_resamples: int, level: float
+) -> tuple[float, float]:
     """The docstring's loop, with its quantiles by the sorted means."""
     rng = np.random.default_rng(seed)
     count = len(values)
-    means = sorted(float(np.mean(values[rng.integers(0, count, count)])) for _ in range(num_resamples))
+    means = sorted(
+        float(np.mean(values[rng.integers(0, count, count)])) for _ in range(num_resamples)
+    )
 
     def quantile(share: float) -> float:
         place = share * (num_resamples - 1)
         below = math.floor(place)
-        return means[below] + (place - below) * (means[min(below + 1, num_resamples - 1)] - means[below])
+        return means[below] + (place - below) * (
+            means[min(below + 1, num_resamples - 1)] - means[below]
+        )
 
     return quantile((1 - level) / 2), quantile((1 + level) / 2)
 
@@ -161,7 +193,9 @@ def loop_of_bootstrap(values: np.ndarray, *, seed: int, num_resamples: int, leve
 def test_the_bootstrap_interval_equals_its_loop_and_holds_the_mean(level: float) -> None:
     values = np.random.default_rng(2).random((25, 4))
     interval = bootstrap_interval(values, seed=3, num_resamples=200, level=level)
-    assert interval == pytest.approx(loop_of_bootstrap(values, seed=3, num_resamples=200, level=level), rel=1e-12)
+    assert interval == pytest.approx(
+        loop_of_bootstrap(values, seed=3, num_resamples=200, level=level), rel=1e-12
+    )
     assert interval[0] < values.mean() < interval[1]
 
 

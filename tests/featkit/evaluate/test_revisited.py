@@ -1,4 +1,5 @@
-"""Promises of the protocol of ROxford and RParis: its own definitions, written here as plain loops, give the same figures."""
+"""Promises of the protocol of ROxford and RParis: its own definitions, written here as plain loops,
+give the same figures."""
 
 from __future__ import annotations
 
@@ -30,10 +31,12 @@ NUM_PICTURES, NUM_QUERIES = 9, 3
 
 
 def reference_figures(ranking: list[int], right: list[int], ignored: list[int]) -> list[float]:
-    """What the protocol defines, for one query: walk down the ranking, pass over what is ignored, add up trapezoids.
+    """What the protocol defines, for one query: walk down the ranking, pass over what is ignored,
+    add up trapezoids.
 
-    A trapezoid lies between the precision before a right picture, 1 where nothing came before, and the one after it; its width
-    is 1 over the number of right pictures. mP@k looks at the first k, or up to the last right picture where that stands before.
+    A trapezoid lies between the precision before a right picture, 1 where nothing came before, and
+    the one after it; its width is 1 over the number of right pictures. mP@k looks at the first k,
+    or up to the last right picture where that stands before.
     """
     area, seen, hits, marks = 0.0, 0, 0, []
     for place in ranking:
@@ -50,14 +53,22 @@ def reference_figures(ranking: list[int], right: list[int], ignored: list[int]) 
     return [area, *(sum(marks[: min(k, last)]) / min(k, last) for k in PRECISION_AT)]
 
 
-def reference_setups(rankings: list[list[int]], truths: list[dict[str, list[int]]]) -> dict[str, list[float]]:
+def reference_setups(
+    rankings: list[list[int]], truths: list[dict[str, list[int]]]
+) -> dict[str, list[float]]:
     """Means over the queries with a right picture, for Easy, Medium and Hard."""
     found: dict[str, list[float]] = {}
     for setup in ("easy", "medium", "hard"):
         figures = []
         for ranking, truth in zip(rankings, truths, strict=True):
-            right = {"easy": truth["easy"], "medium": truth["easy"] + truth["hard"], "hard": truth["hard"]}[setup]
-            ignored = truth["junk"] + {"easy": truth["hard"], "medium": [], "hard": truth["easy"]}[setup]
+            right = {
+                "easy": truth["easy"],
+                "medium": truth["easy"] + truth["hard"],
+                "hard": truth["hard"],
+            }[setup]
+            ignored = (
+                truth["junk"] + {"easy": truth["hard"], "medium": [], "hard": truth["easy"]}[setup]
+            )
             if right:
                 figures.append(reference_figures(ranking, right, ignored))
         if figures:
@@ -78,7 +89,11 @@ def test_figures_equal_the_protocols_definitions(seed: int) -> None:
     truths = [draw_truth(rng, count) for _ in range(5)]
     rankings = [rng.permutation(count) for _ in truths]
     queries = [
-        Query(name="q", box=(0, 0, 1, 1), **{kind: np.array(places, np.int64) for kind, places in truth.items()})
+        Query(
+            name="q",
+            box=(0, 0, 1, 1),
+            **{kind: np.array(places, np.int64) for kind, places in truth.items()},
+        )
         for truth in truths
     ]
     found = score_setups(rankings, queries)
@@ -93,7 +108,8 @@ def test_figures_can_be_checked_by_hand() -> None:
     # Ranked right, wrong, right: trapezoids (1 + 1) / 2 and (1/2 + 2/3) / 2.
     places = np.array([0, 2])
     assert trapezoid_precision(places) == pytest.approx((1 + (1 / 2 + 2 / 3) / 2) / 2)
-    assert [precision_at(places, k) for k in (1, 2, 5)] == pytest.approx([1, 1 / 2, 2 / 3])  # nothing right comes after 3
+    # nothing right comes after 3
+    assert [precision_at(places, k) for k in (1, 2, 5)] == pytest.approx([1, 1 / 2, 2 / 3])
     assert trapezoid_precision(np.array([1])) == pytest.approx((0 + 1 / 2) / 2)
     assert trapezoid_precision(np.array([0, 1, 2])) == 1.0
 
@@ -106,7 +122,8 @@ def test_what_is_ignored_is_taken_out_of_the_ranking() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`jpg`, a database and queries that show a picture of it in one corner, and the ground truth as pickle and as JSON."""
+    """`jpg`, a database and queries that show a picture of it in one corner, and the ground truth
+    as pickle and as JSON."""
     folder = tmp_path_factory.mktemp("revisited")
     (folder / "jpg").mkdir()
     for number in range(NUM_PICTURES):
@@ -137,7 +154,12 @@ def report(folder: Path, model_file: Path) -> RevisitedReport:
 
 
 def test_queries_are_cropped_and_find_their_pictures(report: RevisitedReport) -> None:
-    assert (report.num_pictures, report.num_queries, report.size, report.failures) == (NUM_PICTURES, NUM_QUERIES, (32, 32), [])
+    assert (report.num_pictures, report.num_queries, report.size, report.failures) == (
+        NUM_PICTURES,
+        NUM_QUERIES,
+        (32, 32),
+        [],
+    )
     assert [score.name for score in report.scores] == ["test-0", "centred pixels"]
     for score in report.scores:
         assert score.setups["easy"].mean_average_precision == 1.0
@@ -150,7 +172,10 @@ def test_the_report_equals_the_protocols_definitions_on_the_models_vectors(
     embedder, value = Embedder(model_file, threads=1), json.loads((folder / "gnd.json").read_text())
     gallery = embedder.embed([folder / "jpg" / f"{name}.jpg" for name in value["imlist"]])
     queries = embedder.embed(
-        [np.asarray(Image.open(folder / "jpg" / f"{name}.jpg"))[70:130, 100:180] for name in value["qimlist"]]
+        [
+            np.asarray(Image.open(folder / "jpg" / f"{name}.jpg"))[70:130, 100:180]
+            for name in value["qimlist"]
+        ]
     )
     rankings = [np.argsort(-(gallery @ query), kind="stable").tolist() for query in queries]
     expected = reference_setups(rankings, value["gnd"])
@@ -159,9 +184,14 @@ def test_the_report_equals_the_protocols_definitions_on_the_models_vectors(
         assert figures == pytest.approx(expected[setup], rel=1e-9)
 
 
-def test_json_and_pickle_give_the_same_figures(report: RevisitedReport, folder: Path, model_file: Path) -> None:
+def test_json_and_pickle_give_the_same_figures(
+    report: RevisitedReport, folder: Path, model_file: Path
+) -> None:
     truth = read_ground_truth(folder / "gnd.json")
-    assert evaluate_revisited(open_source(folder / "jpg"), truth, Embedder(model_file, threads=1)) == report
+    assert (
+        evaluate_revisited(open_source(folder / "jpg"), truth, Embedder(model_file, threads=1))
+        == report
+    )
 
 
 def copy_of(folder: Path, place: Path) -> Path:
@@ -185,7 +215,8 @@ def test_a_picture_that_cannot_be_read_comes_last_and_is_named(
         on_progress=lambda *counts: seen.append(counts),
     )
     assert [key for key, _ in found.failures] == ["place_000000.jpg"]
-    # The only right picture of the first query stands last of the 7 that are not ignored; the other queries find theirs first.
+    # The only right picture of the first query stands last of the 7 that are not ignored; the other
+    # queries find theirs first.
     easy = found.scores[0].setups["easy"]
     assert easy.mean_average_precision == pytest.approx((2 + (0 + 1 / 7) / 2) / 3)
     assert seen[-1] == (NUM_PICTURES + NUM_QUERIES, 1)
@@ -210,7 +241,13 @@ def test_pictures_that_are_missing_twice_there_or_unreadable_queries_are_refused
 
 
 def test_a_setup_in_which_nothing_is_right_is_left_out() -> None:
-    query = Query(name="q", easy=np.array([1]), hard=np.zeros(0, np.int64), junk=np.array([0]), box=(0, 0, 1, 1))
+    query = Query(
+        name="q",
+        easy=np.array([1]),
+        hard=np.zeros(0, np.int64),
+        junk=np.array([0]),
+        box=(0, 0, 1, 1),
+    )
     found = score_setups([np.array([0, 1, 2])], [query])
     assert set(found) == {"easy", "medium"}
     assert found["easy"].mean_average_precision == 1.0

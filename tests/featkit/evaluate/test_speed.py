@@ -1,4 +1,5 @@
-"""Speed and memory: rates of real calls, in turns; what a process grows by; what the machine multiplies."""
+"""Speed and memory: rates of real calls, in turns; what a process grows by; what the machine
+multiplies."""
 
 from __future__ import annotations
 
@@ -77,7 +78,9 @@ def test_a_call_that_fails_is_no_rate() -> None:
 
 def test_a_real_model_has_a_rate(tmp_path: Path) -> None:
     embedder = Embedder(make_model_file(tmp_path / "m.onnx"), threads=1)
-    rates = pictures_per_second({embedder.run: embedder}, np.zeros((32, 32, 32, 3), np.uint8), seconds=0.2, callers=2)
+    rates = pictures_per_second(
+        {embedder.run: embedder}, np.zeros((32, 32, 32, 3), np.uint8), seconds=0.2, callers=2
+    )
     assert rates[embedder.run] > 100
 
 
@@ -87,7 +90,10 @@ def test_a_session_takes_memory(run: Run) -> None:
 
 
 def test_what_ends_badly_in_its_own_process_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FeatkitError, match=r"A process that measured memory ended with 1: .*none.onnx does not exist"):
+    with pytest.raises(
+        FeatkitError,
+        match=r"A process that measured memory ended with 1: .*none.onnx does not exist",
+    ):
         memory_bytes(tmp_path / "none.onnx", ONNXRUNTIME_FP32)
 
 

@@ -1,4 +1,5 @@
-"""Colors: whatever a picture's profile, its pixels are those of sRGB; what is no profile for it is ignored."""
+"""Colors: whatever a picture's profile, its pixels are those of sRGB; what is no profile for it is
+ignored."""
 
 from __future__ import annotations
 
@@ -17,7 +18,11 @@ from tests.picture_files import encoded, png_with
 from tests.pictures import draw_picture
 from tests.profiles import ADOBE, P3, PROPHOTO, SRGB, gray_profile, press_profile, rgb_profile
 
-PROFILES = {"P3": rgb_profile(P3), "Adobe": rgb_profile(ADOBE), "ProPhoto": rgb_profile(PROPHOTO, gamma=1.8)}
+PROFILES = {
+    "P3": rgb_profile(P3),
+    "Adobe": rgb_profile(ADOBE),
+    "ProPhoto": rgb_profile(PROPHOTO, gamma=1.8),
+}
 LINEAR = rgb_profile(SRGB, gamma=1.0)
 
 
@@ -28,7 +33,9 @@ def opened(profile: bytes) -> ImageCms.ImageCmsProfile:
 
 def in_space(image: Image.Image, profile: bytes) -> Image.Image:
     """An sRGB picture by the levels that stand for its colors in another space."""
-    converted = ImageCms.profileToProfile(image, ImageCms.createProfile("sRGB"), opened(profile), outputMode="RGB")
+    converted = ImageCms.profileToProfile(
+        image, ImageCms.createProfile("sRGB"), opened(profile), outputMode="RGB"
+    )
     assert converted is not None
     converted.info.clear()
     return converted
@@ -36,7 +43,9 @@ def in_space(image: Image.Image, profile: bytes) -> Image.Image:
 
 def shown(image: Image.Image, profile: bytes) -> np.ndarray:
     """Levels of a space as sRGB, by ImageCms: what decoding has to give."""
-    converted = ImageCms.profileToProfile(image, opened(profile), ImageCms.createProfile("sRGB"), outputMode="RGB")
+    converted = ImageCms.profileToProfile(
+        image, opened(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
     return np.asarray(converted).astype(int)
 
 
@@ -76,7 +85,9 @@ def test_a_large_picture_is_reduced_before_its_colors_are_converted() -> None:
     assert found.pixels.shape == (225, 325, 3)  # a quarter: no less than twice what was asked for
     expected = np.asarray(image.reduce(4)).astype(int)
     assert np.abs(found.pixels - expected).mean() < 2
-    np.testing.assert_array_equal(decode(encoded(image), shorter_side=100).pixels, np.asarray(image))
+    np.testing.assert_array_equal(
+        decode(encoded(image), shorter_side=100).pixels, np.asarray(image)
+    )
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "P", "RGB;16", "LA"])
@@ -87,17 +98,26 @@ def test_colors_are_converted_in_every_mode(mode: str) -> None:
     if mode == "RGB;16":
         rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(there).astype(">u2") * 257)
         header = struct.pack(">IIBBBBB", 80, 60, 16, 2, 0, 0, 0)
-        data = png_with((b"IHDR", header), (b"iCCP", b"x\0\0" + zlib.compress(profile)), (b"IDAT", zlib.compress(rows)))
+        data = png_with(
+            (b"IHDR", header),
+            (b"iCCP", b"x\0\0" + zlib.compress(profile)),
+            (b"IDAT", zlib.compress(rows)),
+        )
         expected = shown(there, profile)
     elif mode == "P":
         palette = there.quantize(64)
-        data, expected = encoded(palette, icc_profile=profile), shown(palette.convert("RGB"), profile)
+        data, expected = (
+            encoded(palette, icc_profile=profile),
+            shown(palette.convert("RGB"), profile),
+        )
     else:
         with_alpha = there.convert(mode)
         with_alpha.putalpha(Image.fromarray(alpha))
         data = encoded(with_alpha, icc_profile=profile)
         opaque = shown(with_alpha.convert("RGB"), profile)
-        expected = np.round(opaque * (alpha[:, :, None] / 255) + 255 * (1 - alpha[:, :, None] / 255))
+        expected = np.round(
+            opaque * (alpha[:, :, None] / 255) + 255 * (1 - alpha[:, :, None] / 255)
+        )
     assert np.abs(decode(data).pixels - expected).max() <= 1
 
 
@@ -132,7 +152,9 @@ def test_inks_are_shown_by_the_profile_of_their_press(format: str) -> None:
 
 def test_lab_is_shown_in_its_colors() -> None:
     image = draw_picture(3)
-    to_lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
+    to_lab = ImageCms.buildTransform(
+        ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
+    )
     lab = ImageCms.applyTransform(image, to_lab)
     assert lab is not None
     assert np.abs(decode(encoded(lab, "TIFF")).pixels.astype(int) - np.asarray(image)).max() <= 6
@@ -142,7 +164,9 @@ def test_a_profile_of_srgb_changes_nothing() -> None:
     image = draw_picture(4)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert color.transform_of(profile, "RGB") is None
-    np.testing.assert_array_equal(decode(encoded(image, icc_profile=profile)).pixels, np.asarray(image))
+    np.testing.assert_array_equal(
+        decode(encoded(image, icc_profile=profile)).pixels, np.asarray(image)
+    )
 
 
 DAMAGED = {
@@ -163,7 +187,9 @@ def test_what_is_no_profile_for_the_picture_is_ignored(case: str, format: str) -
     image = draw_picture(4)
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     data = encoded(image, format, icc_profile=DAMAGED[case], **options)
-    np.testing.assert_array_equal(decode(data).pixels, decode(encoded(image, format, **options)).pixels)
+    np.testing.assert_array_equal(
+        decode(data).pixels, decode(encoded(image, format, **options)).pixels
+    )
 
 
 def test_a_profile_for_rgb_says_nothing_of_inks() -> None:
@@ -204,7 +230,9 @@ def test_one_transform_serves_many_threads() -> None:
     images = [in_space(draw_picture(seed, height=200, width=300), profile) for seed in range(8)]
     expected = [shown(image, profile) for image in images]
     with ThreadPoolExecutor(8) as threads:
-        found = list(threads.map(lambda image: np.asarray(color.to_srgb(image, profile)), images * 12))
+        found = list(
+            threads.map(lambda image: np.asarray(color.to_srgb(image, profile)), images * 12)
+        )
     for index, pixels in enumerate(found):
         np.testing.assert_array_equal(pixels, expected[index % 8])
 
@@ -215,9 +243,15 @@ def test_a_png_is_shown_by_its_gamma(exponent: float) -> None:
     levels = (to_linear(image) ** exponent * 255).round().astype(np.uint8)
     data = encoded(Image.fromarray(levels))
     gamma = struct.pack(">I", round(exponent * 100_000))
-    assert np.abs(decode(png_with((b"gAMA", gamma), base=data)).pixels.astype(int) - np.asarray(image)).max() <= 8
+    assert (
+        np.abs(
+            decode(png_with((b"gAMA", gamma), base=data)).pixels.astype(int) - np.asarray(image)
+        ).max()
+        <= 8
+    )
     with_srgb = png_with((b"gAMA", gamma), (b"sRGB", b"\0"), base=data)
-    np.testing.assert_array_equal(decode(with_srgb).pixels, levels)  # what says sRGB rules over gamma
+    # what says sRGB rules over gamma
+    np.testing.assert_array_equal(decode(with_srgb).pixels, levels)
 
 
 @pytest.mark.parametrize("gamma", [45455, 45000, 0, 1, 2**31])
@@ -239,26 +273,40 @@ def test_a_png_is_shown_by_its_primaries() -> None:
 
 def test_code_points_rule_over_a_profile() -> None:
     there = in_space(draw_picture(3), rgb_profile(P3))
-    data = png_with((b"cICP", b"\x0c\x04\0\1"), base=encoded(there, icc_profile=LINEAR))  # Display P3, a power of 2.2
+    # Display P3, a power of 2.2
+    data = png_with((b"cICP", b"\x0c\x04\0\1"), base=encoded(there, icc_profile=LINEAR))
     assert np.abs(decode(data).pixels - shown(there, rgb_profile(P3))).max() <= 1
-    assert color.profile_of_cicp(1, 13) is color.profile_of_cicp(2, 2) is color.profile_of_cicp(1, 1) is None
+    assert (
+        color.profile_of_cicp(1, 13)
+        is color.profile_of_cicp(2, 2)
+        is color.profile_of_cicp(1, 1)
+        is None
+    )
 
 
 @pytest.mark.parametrize(("transfer", "white"), [(16, 0.5807), (18, 0.75)])
 def test_hdr_is_shown_with_its_diffuse_white_as_white(transfer: int, white: float) -> None:
     levels = np.array([[0, round(white * 255) - 40, round(white * 255), 255]], np.uint8)
-    data = png_with((b"cICP", bytes([9, transfer, 0, 1])), base=encoded(Image.fromarray(levels).convert("RGB")))
+    data = png_with(
+        (b"cICP", bytes([9, transfer, 0, 1])), base=encoded(Image.fromarray(levels).convert("RGB"))
+    )
     found = decode(data).pixels[0, :, 0]
     assert (found[0], found[3]) == (0, 255)
     assert found[2] >= 250 > 210 > found[1] > 100
 
 
 def test_an_avif_is_shown_by_its_code_points() -> None:
-    data = bytearray(encoded(in_space(draw_picture(3), rgb_profile(P3)), "AVIF", quality=100, subsampling="4:4:4"))
+    data = bytearray(
+        encoded(
+            in_space(draw_picture(3), rgb_profile(P3)), "AVIF", quality=100, subsampling="4:4:4"
+        )
+    )
     at = data.index(b"colrnclx") + 8
     plain = decode(bytes(data)).pixels
     data[at : at + 4] = struct.pack(">HH", 12, 4)
-    np.testing.assert_array_equal(decode(bytes(data)).pixels, shown(Image.fromarray(plain), rgb_profile(P3)))
+    np.testing.assert_array_equal(
+        decode(bytes(data)).pixels, shown(Image.fromarray(plain), rgb_profile(P3))
+    )
 
 
 def test_a_jpeg_2000_is_shown_by_its_profile() -> None:
@@ -268,7 +316,13 @@ def test_a_jpeg_2000_is_shown_by_its_profile() -> None:
     length = int.from_bytes(data[colors : colors + 4], "big")
     box = struct.pack(">I", 11 + len(PROFILES["P3"])) + b"colr\x02\0\0" + PROFILES["P3"]
     grown = int.from_bytes(data[header : header + 4], "big") - length + len(box)
-    data = data[:header] + struct.pack(">I", grown) + data[header + 4 : colors] + box + data[colors + length :]
+    data = (
+        data[:header]
+        + struct.pack(">I", grown)
+        + data[header + 4 : colors]
+        + box
+        + data[colors + length :]
+    )
     np.testing.assert_array_equal(decode(data).pixels, shown(there, PROFILES["P3"]))
 
 
@@ -279,9 +333,14 @@ def test_a_camera_that_names_adobe_rgb_needs_no_profile() -> None:
     exif.get_ifd(0x8769)[0xA005] = {1: "R03", 2: b"0100"}
     plain = decode(encoded(there, "JPEG", quality=95)).pixels
     found = decode(encoded(there, "JPEG", quality=95, exif=exif)).pixels
-    assert np.abs(found - shown(Image.fromarray(plain), rgb_profile(ADOBE, gamma=563 / 256))).max() <= 1
+    assert (
+        np.abs(found - shown(Image.fromarray(plain), rgb_profile(ADOBE, gamma=563 / 256))).max()
+        <= 1
+    )
     exif.get_ifd(0x8769)[0xA005] = {1: "R98", 2: b"0100"}
-    np.testing.assert_array_equal(decode(encoded(there, "JPEG", quality=95, exif=exif)).pixels, plain)
+    np.testing.assert_array_equal(
+        decode(encoded(there, "JPEG", quality=95, exif=exif)).pixels, plain
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, 50.0, float("nan")])

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from featkit.images import EXIF_ORIENTATION, ImageLimits, Picture, decode, load, name_of, thumbnail_jpeg
+from featkit.images import (
+    EXIF_ORIENTATION,
+    ImageLimits,
+    Picture,
+    decode,
+    load,
+    name_of,
+    thumbnail_jpeg,
+)
 from tests.picture_files import encoded, png_file
 from tests.pictures import draw_picture
 from tests.sentences import refused
@@ -48,8 +56,11 @@ def test_decode_turns_upright_as_exif_transpose_does(orientation: int, format: s
 def test_decode_takes_damaged_exif_for_upright() -> None:
     data = encoded(draw_picture(0), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow says that it is corrupt, which is what is wanted here
-        np.testing.assert_array_equal(decode(data).pixels, decode(encoded(draw_picture(0), "JPEG")).pixels)
+        # Pillow says that it is corrupt, which is what is wanted here
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(
+            decode(data).pixels, decode(encoded(draw_picture(0), "JPEG")).pixels
+        )
 
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
@@ -62,26 +73,36 @@ def test_decode_takes_damaged_exif_for_upright() -> None:
         ((0, 0, 0, 255), (0, 0, 0)),
     ],
 )
-def test_decode_shows_inks_as_they_print(inks: tuple[int, int, int, int], colour: tuple[int, int, int], format: str) -> None:
+def test_decode_shows_inks_as_they_print(
+    inks: tuple[int, int, int, int], colour: tuple[int, int, int], format: str
+) -> None:
     data = encoded(Image.new("CMYK", (64, 48), inks), format)
     assert (b"Adobe" in data) == (format == "JPEG")  # such a JPEG stores its inks inverted
     for shorter_side in (None, 8):
-        assert np.abs(decode(data, shorter_side=shorter_side).pixels.astype(int) - colour).max() <= 2
+        assert (
+            np.abs(decode(data, shorter_side=shorter_side).pixels.astype(int) - colour).max() <= 2
+        )
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
 def test_decode_keeps_the_high_byte_of_sixteen_bits(format: str) -> None:
     levels = np.linspace(0, 65535, 60 * 80).astype(np.uint16).reshape(60, 80)
     found = decode(encoded(Image.fromarray(levels), format)).pixels
-    np.testing.assert_array_equal(found, np.repeat((levels // 256).astype(np.uint8)[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(
+        found, np.repeat((levels // 256).astype(np.uint8)[:, :, None], 3, axis=2)
+    )
 
 
 def test_decode_reads_sixteen_bits_of_either_byte_order_and_of_colours() -> None:
     levels = np.random.default_rng(0).integers(0, 65536, (6, 5, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in levels)
-    np.testing.assert_array_equal(decode(png_file(6, 5, bits=16, colour=2, rows=rows)).pixels, levels // 256)
+    np.testing.assert_array_equal(
+        decode(png_file(6, 5, bits=16, colour=2, rows=rows)).pixels, levels // 256
+    )
     grey = Image.frombytes("I;16B", (5, 6), levels[:, :, 0].tobytes())
-    np.testing.assert_array_equal(decode(encoded(grey, "TIFF")).pixels[:, :, 1], levels[:, :, 0] // 256)
+    np.testing.assert_array_equal(
+        decode(encoded(grey, "TIFF")).pixels[:, :, 1], levels[:, :, 0] // 256
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,7 +120,9 @@ def test_decode_reads_sixteen_bits_of_either_byte_order_and_of_colours() -> None
         ([0, 1_000_000, 2_000_000], [0, 127, 255]),
     ],
 )
-def test_decode_finds_the_white_of_float_and_int32_grey(levels: list[float], expected: list[int]) -> None:
+def test_decode_finds_the_white_of_float_and_int32_grey(
+    levels: list[float], expected: list[int]
+) -> None:
     kind = np.float32 if isinstance(levels[0], float) else np.int32
     found = decode(encoded(Image.fromarray(np.array([levels], kind)), "TIFF")).pixels
     assert found[0].tolist() == [[value] * 3 for value in expected]
@@ -142,9 +165,12 @@ def test_decode_lays_transparency_over_white() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "format", "see_through"), [("P", "GIF", 1), ("P", "PNG", 1), ("L", "PNG", 90), ("RGB", "PNG", (9, 8, 7))]
+    ("mode", "format", "see_through"),
+    [("P", "GIF", 1), ("P", "PNG", 1), ("L", "PNG", 90), ("RGB", "PNG", (9, 8, 7))],
 )
-def test_decode_shows_a_transparent_colour_as_white(mode: str, format: str, see_through: Any) -> None:
+def test_decode_shows_a_transparent_colour_as_white(
+    mode: str, format: str, see_through: Any
+) -> None:
     image = Image.new(mode, (4, 2), 0)
     if mode == "P":
         image.putpalette([10, 20, 30, 0, 200, 0])
@@ -161,30 +187,38 @@ def test_decode_shows_the_first_frame(format: str) -> None:
     with Image.open(io.BytesIO(data)) as image:
         assert getattr(image, "n_frames", 1) > 1
         image.seek(1)
-        assert np.abs(load(image).pixels.astype(int) - (0, 0, 250)).max() <= 6  # of Pillow's own, the frame it stands at
+        # of Pillow's own, the frame it stands at
+        assert np.abs(load(image).pixels.astype(int) - (0, 0, 250)).max() <= 6
     assert np.abs(decode(data).pixels.astype(int) - (250, 0, 0)).max() <= 6
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3000), (3000, 2)])
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
 def test_decode_takes_the_smallest_and_the_narrowest(height: int, width: int, format: str) -> None:
-    found = decode(encoded(Image.new("RGB", (width, height), (200, 10, 30)), format), shorter_side=256)
+    found = decode(
+        encoded(Image.new("RGB", (width, height), (200, 10, 30)), format), shorter_side=256
+    )
     assert (found.height, found.width) == found.pixels.shape[:2] == (height, width)
     assert np.abs(found.pixels.astype(int) - (200, 10, 30)).max() <= 3
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize(
-    ("shorter_side", "expected"), [(1, 75), (75, 75), (76, 150), (150, 150), (151, 300), (300, 300), (301, 600), (900, 600)]
+    ("shorter_side", "expected"),
+    [(1, 75), (75, 75), (76, 150), (150, 150), (151, 300), (300, 300), (301, 600), (900, 600)],
 )
-def test_decode_scales_a_jpeg_to_no_less_than_asked(shorter_side: int, expected: int, orientation: int) -> None:
+def test_decode_scales_a_jpeg_to_no_less_than_asked(
+    shorter_side: int, expected: int, orientation: int
+) -> None:
     image = draw_picture(7, height=600, width=803)
     data = encoded(image, "JPEG", quality=92, exif=with_orientation(orientation))
     full, found = decode(data), decode(data, shorter_side=shorter_side)
     assert min(found.pixels.shape[:2]) == expected
     assert (found.height, found.width) == (full.height, full.width) == full.pixels.shape[:2]
     height, width = found.pixels.shape[:2]
-    reduced = np.asarray(Image.fromarray(full.pixels).resize((width, height), Image.Resampling.BOX), np.float64)
+    reduced = np.asarray(
+        Image.fromarray(full.pixels).resize((width, height), Image.Resampling.BOX), np.float64
+    )
     assert np.abs(found.pixels - reduced).mean() < 1.5
 
 
@@ -195,7 +229,10 @@ def test_decode_scales_nothing_but_jpeg() -> None:
 
 def test_decode_gives_each_thread_its_own_picture() -> None:
     formats = ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]
-    files = [encoded(draw_picture(number, height=200, width=300), formats[number % 6]) for number in range(24)]
+    files = [
+        encoded(draw_picture(number, height=200, width=300), formats[number % 6])
+        for number in range(24)
+    ]
     expected = [decode(data, shorter_side=64).pixels for data in files]
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda data: decode(data, shorter_side=64).pixels, files * 3))
@@ -206,7 +243,13 @@ def test_decode_gives_each_thread_its_own_picture() -> None:
 def test_load_takes_path_bytes_image_and_array_alike(tmp_path: Path) -> None:
     image = draw_picture(4)
     image.save(tmp_path / "x.png")
-    pictures = (str(tmp_path / "x.png"), tmp_path / "x.png", encoded(image), image, np.asarray(image))
+    pictures = (
+        str(tmp_path / "x.png"),
+        tmp_path / "x.png",
+        encoded(image),
+        image,
+        np.asarray(image),
+    )
     for picture in pictures:
         found = load(picture)
         np.testing.assert_array_equal(found.pixels, np.asarray(image))
@@ -214,7 +257,9 @@ def test_load_takes_path_bytes_image_and_array_alike(tmp_path: Path) -> None:
     turned = load(np.asarray(image)[::-1, ::2]).pixels
     np.testing.assert_array_equal(turned, np.asarray(image)[::-1, ::2])
     assert turned.flags.c_contiguous
-    np.testing.assert_array_equal(load(np.asarray(image)[:, :, 0]).pixels[:, :, 2], np.asarray(image)[:, :, 0])
+    np.testing.assert_array_equal(
+        load(np.asarray(image)[:, :, 0]).pixels[:, :, 2], np.asarray(image)[:, :, 0]
+    )
 
 
 def test_load_takes_open_files_buffers_and_rows(tmp_path: Path) -> None:
@@ -255,7 +300,15 @@ def test_the_name_of_a_file_is_told_however_it_comes(tmp_path: Path) -> None:
         load(file)
     with refused("x/y.jpg is empty"):
         load({"bytes": b"", "path": "x/y.jpg"})
-    for nameless in (b"", io.BytesIO(), Image.new("L", (1, 1)), np.zeros(3), None, 7, {"bytes": b"", "path": None}):
+    for nameless in (
+        b"",
+        io.BytesIO(),
+        Image.new("L", (1, 1)),
+        np.zeros(3),
+        None,
+        7,
+        {"bytes": b"", "path": None},
+    ):
         assert name_of(nameless) is None
 
 
@@ -292,18 +345,24 @@ def test_an_opened_image_is_turned_and_what_was_made_of_it_is_not(orientation: i
         "converted": stored.convert("L").convert("RGB"),
     }
     for name, image in made.items():
-        assert orientation == 1 or image.getexif()[EXIF_ORIENTATION] == orientation  # Pillow leaves it there
+        # Pillow leaves it there
+        assert orientation == 1 or image.getexif()[EXIF_ORIENTATION] == orientation
         np.testing.assert_array_equal(load(image).pixels, as_pixels(image), err_msg=name)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "expected"), [(600, 800, (192, 256)), (800, 600, (256, 192)), (60, 80, (60, 80)), (2, 3000, (1, 256))]
+    ("height", "width", "expected"),
+    [(600, 800, (192, 256)), (800, 600, (256, 192)), (60, 80, (60, 80)), (2, 3000, (1, 256))],
 )
-def test_a_thumbnail_is_the_picture_made_small_and_the_same_bytes(height: int, width: int, expected: tuple[int, int]) -> None:
+def test_a_thumbnail_is_the_picture_made_small_and_the_same_bytes(
+    height: int, width: int, expected: tuple[int, int]
+) -> None:
     pixels = np.asarray(draw_picture(6, height=max(height, 20), width=width))[:height]
     data = thumbnail_jpeg(pixels)
     assert data == thumbnail_jpeg(pixels.copy())
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode, (image.height, image.width)) == ("JPEG", "RGB", expected)
-        small = np.asarray(Image.fromarray(pixels).resize(image.size, Image.Resampling.BOX), np.float64)
+        small = np.asarray(
+            Image.fromarray(pixels).resize(image.size, Image.Resampling.BOX), np.float64
+        )
         assert np.abs(np.asarray(image, np.float64) - small).mean() < 5

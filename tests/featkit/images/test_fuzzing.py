@@ -1,4 +1,5 @@
-"""Any bytes are a picture or refused by name, within bounds of time and memory: valid files of each format, mutated."""
+"""Any bytes are a picture or refused by name, within bounds of time and memory: valid files of each
+format, mutated."""
 
 from __future__ import annotations
 
@@ -63,23 +64,32 @@ def jpegs() -> list[bytes]:
         encoded(PICTURE, "JPEG", progressive=True, restart_marker_blocks=4),
         encoded(PICTURE.convert("CMYK"), "JPEG", icc_profile=press_profile()),
         encoded(PICTURE.convert("L"), "JPEG", icc_profile=gray_profile(1.8)),
-        encoded(PICTURE, "MPO", save_all=True, append_images=[draw_picture(1, height=48, width=64)]),
+        encoded(
+            PICTURE, "MPO", save_all=True, append_images=[draw_picture(1, height=48, width=64)]
+        ),
     ]
 
 
 def pngs() -> list[bytes]:
-    """With a profile and EXIF, 16 bits of each color type with and without transparency, an animation, a palette, gamma."""
+    """With a profile and EXIF, 16 bits of each color type with and without transparency, an
+    animation, a palette, gamma."""
     deep = (PIXELS.astype(">u2") * 16).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     gray = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(deep[:, :, :2]))
     frames = [draw_picture(seed, height=48, width=64) for seed in (1, 2)]
     return [
         encoded(PICTURE, icc_profile=PROFILE, exif=exif()),
-        png_with((b"sBIT", b"\x0c\x0c\x0c"), (b"tRNS", bytes(6)), base=png_file(48, 64, bits=16, colour=2, rows=rows)),
+        png_with(
+            (b"sBIT", b"\x0c\x0c\x0c"),
+            (b"tRNS", bytes(6)),
+            base=png_file(48, 64, bits=16, colour=2, rows=rows),
+        ),
         png_file(48, 64, bits=16, colour=4, rows=gray),
         encoded(PICTURE, save_all=True, append_images=frames, default_image=True),
         encoded(PICTURE.quantize(16), transparency=3),
-        png_with((b"cICP", b"\x09\x10\0\1"), (b"gAMA", struct.pack(">I", 55556)), base=encoded(PICTURE)),
+        png_with(
+            (b"cICP", b"\x09\x10\0\1"), (b"gAMA", struct.pack(">I", 55556)), base=encoded(PICTURE)
+        ),
     ]
 
 
@@ -103,12 +113,24 @@ def tiffs() -> list[bytes]:
         tiff(PIXELS, photometric="rgb", compression="zlib", tile=(16, 32)),
         encoded(PICTURE.convert("CMYK"), "TIFF"),
         tiff(
-            PIXELS.astype(np.uint16) * 257, photometric="rgb", compression="zlib", predictor=True, tile=(32, 32), byteorder=">"
+            PIXELS.astype(np.uint16) * 257,
+            photometric="rgb",
+            compression="zlib",
+            predictor=True,
+            tile=(32, 32),
+            byteorder=">",
         ),
-        tiff(deep.transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate", bigtiff=True),
+        tiff(
+            deep.transpose(2, 0, 1).copy(), photometric="rgb", planarconfig="separate", bigtiff=True
+        ),
         tiff((gray / 255).astype(np.float32), photometric="miniswhite", rowsperstrip=5),
         tiff(gray.astype(np.int32), bigtiff=True, byteorder=">", compression="zlib"),
-        encoded(Image.fromarray((gray / 255).astype(np.float32)), "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 3}),
+        encoded(
+            Image.fromarray((gray / 255).astype(np.float32)),
+            "TIFF",
+            compression="tiff_adobe_deflate",
+            tiffinfo={317: 3},
+        ),
     ]
 
 
@@ -117,7 +139,12 @@ def others() -> list[bytes]:
     frames = [draw_picture(seed, height=48, width=64) for seed in (1, 2)]
     formats = ("BMP", "TGA", "PCX", "PPM", "ICO", "JPEG2000", "QOI", "DDS", "SGI")
     return [
-        encoded(PICTURE.quantize(16), "GIF", save_all=True, append_images=[frame.quantize(16) for frame in frames]),
+        encoded(
+            PICTURE.quantize(16),
+            "GIF",
+            save_all=True,
+            append_images=[frame.quantize(16) for frame in frames],
+        ),
         encoded(PICTURE, "WEBP", exif=exif(), icc_profile=PROFILE),
         encoded(PICTURE, "WEBP", save_all=True, append_images=frames),
         encoded(PICTURE, "AVIF", exif=exif()),

@@ -48,7 +48,9 @@ PNG_CHUNKS = {
     "profile without name": png_chunk(b"iCCP", b"sRGB"),
     "empty profile": png_chunk(b"iCCP", b""),
     "profile that is not packed": png_chunk(b"iCCP", b"sRGB\0\0garbage"),
-    "profile with a wrong checksum": wrong_checksum(png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"x" * 40))),
+    "profile with a wrong checksum": wrong_checksum(
+        png_chunk(b"iCCP", b"x\0\0" + zlib.compress(b"x" * 40))
+    ),
     "profile of 2 MB": png_chunk(b"iCCP", b"big\0\0" + zlib.compress(bytes(2**21))),
     "profile of 200 MB": png_chunk(b"iCCP", b"big\0\0" + zlib.compress(bytes(200 * 2**20), 1)),
     "text with a wrong checksum": wrong_checksum(png_chunk(b"tEXt", b"a\0b")),
@@ -68,7 +70,9 @@ PNG_CHUNKS = {
     "short animation": png_chunk(b"acTL", b"\0"),
     "animation of no frames": png_chunk(b"acTL", bytes(8)),
     "animation of which nothing follows": png_chunk(b"acTL", struct.pack(">II", 5, 0)),
-    "short control of a frame": png_chunk(b"acTL", struct.pack(">II", 2, 0)) + png_chunk(b"fcTL", bytes(7)),
+    "short control of a frame": (
+        png_chunk(b"acTL", struct.pack(">II", 2, 0)) + png_chunk(b"fcTL", bytes(7))
+    ),
     "short transparent color": png_chunk(b"tRNS", b"\0"),
     "EXIF of noise": png_chunk(b"eXIf", b"II*\0" + b"\xff" * 30),
     "an unknown chunk with a wrong checksum": wrong_checksum(png_chunk(b"prVt", b"hello")),
@@ -117,20 +121,31 @@ def test_a_png_without_all_its_pixels_is_refused() -> None:
 
 def segment(marker: int, body: bytes, *, length: int | None = None) -> bytes:
     """A segment of a JPEG, perhaps with a wrong length."""
-    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2 if length is None else length) + body
+    return (
+        b"\xff"
+        + bytes([marker])
+        + struct.pack(">H", len(body) + 2 if length is None else length)
+        + body
+    )
 
 
 JPEG_SEGMENTS = {
     "EXIF of noise": segment(0xE1, b"Exif\0\0II*\0" + b"\xff" * 40),
     "EXIF whose length is too short": segment(0xE1, b"Exif\0\0" + b"\x11" * 40, length=32),
     "EXIF whose length is too long": segment(0xE1, b"Exif\0\0" + b"\x11" * 40, length=52),
-    "EXIF whose length leads out of the file": segment(0xE1, b"Exif\0\0" + b"\x11" * 40, length=65000),
+    "EXIF whose length leads out of the file": segment(
+        0xE1, b"Exif\0\0" + b"\x11" * 40, length=65000
+    ),
     "EXIF whose length is 0": segment(0xE1, b"Exif\0\0" + b"\x11" * 40, length=0),
-    "a thumbnail that is none": segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\xff\xff\xff\x7f" + b"\xff\xd8\xff\xd9" * 9),
+    "a thumbnail that is none": segment(
+        0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\xff\xff\xff\x7f" + b"\xff\xd8\xff\xd9" * 9
+    ),
     "Photoshop's of noise": segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\xff\xff\x11\x11"),
     "several pictures of noise": segment(0xE2, b"MPF\0II*\0\x08\0\0\0" + b"\xff" * 30),
     "a profile of noise": segment(0xE2, b"ICC_PROFILE\0\x01\x01" + b"\xff" * 300),
-    "a profile without its other part": segment(0xE2, b"ICC_PROFILE\0\x01\x03" + rgb_profile(PROPHOTO)),
+    "a profile without its other part": segment(
+        0xE2, b"ICC_PROFILE\0\x01\x03" + rgb_profile(PROPHOTO)
+    ),
     "an empty profile": segment(0xE2, b"ICC_PROFILE\0"),
     "a short Adobe segment": segment(0xEE, b"Adobe\0"),
     "a short JFIF segment": segment(0xE0, b"JFIF\0"),
@@ -139,7 +154,9 @@ JPEG_SEGMENTS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Image appears to be a malformed MPO")
+@pytest.mark.filterwarnings(
+    "ignore:Corrupt EXIF data", "ignore:Image appears to be a malformed MPO"
+)
 @pytest.mark.parametrize("case", JPEG_SEGMENTS)
 def test_a_jpeg_is_read_whatever_its_other_segments_hold(case: str) -> None:
     for at in (2, 20):  # before and after JFIF
@@ -159,7 +176,9 @@ def test_a_jpeg_is_read_whatever_its_other_segments_hold(case: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_not(mode: str, options: dict[str, Any]) -> None:
+def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_not(
+    mode: str, options: dict[str, Any]
+) -> None:
     if options == {"keep_rgb": True} and mode != "RGB":
         options = {}
     noise = np.random.default_rng(0).integers(0, 256, PIXELS.shape, np.uint8)
@@ -188,7 +207,8 @@ def test_a_jpeg_that_is_mended_keeps_its_orientation_and_its_colors() -> None:
     damaged = whole[:2] + segment(0xEE, b"Adobe\0") + segment(0xE2, b"ICC_PROFILE\0") + whole[2:-2]
     assert_alike(damaged, whole)
     assert decode(damaged).pixels.shape == (200, 150, 3)
-    inks = encoded(PICTURE.convert("CMYK"), "JPEG", quality=90)  # inverted, which only its Adobe segment tells
+    # inverted, which only its Adobe segment tells
+    inks = encoded(PICTURE.convert("CMYK"), "JPEG", quality=90)
     assert_alike(inks[:-2], inks)
 
 
@@ -208,8 +228,18 @@ def test_a_webp_is_read_whatever_its_metadata_holds() -> None:
 
 def test_a_gif_is_read_whatever_follows_its_first_picture() -> None:
     frames = [draw_picture(n, height=150, width=200).quantize(32) for n in (6, 7)]
-    still, moving = encoded(frames[0], "GIF"), encoded(frames[0], "GIF", save_all=True, append_images=[frames[1]])
-    for data in (still[:-1], still[:-2], still + b"more", still[:-1] + b"!\xfe\xff", moving[:-200], moving[:-1] + b"?"):
+    still, moving = (
+        encoded(frames[0], "GIF"),
+        encoded(frames[0], "GIF", save_all=True, append_images=[frames[1]]),
+    )
+    for data in (
+        still[:-1],
+        still[:-2],
+        still + b"more",
+        still[:-1] + b"!\xfe\xff",
+        moving[:-200],
+        moving[:-1] + b"?",
+    ):
         assert_alike(data, still)
     assert_refused(still[:-60])
 
@@ -224,15 +254,19 @@ def with_tag(data: bytes, tag: int, *, at: int, value: bytes) -> bytes:
     raise AssertionError(f"no tag {tag}")
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow says that the metadata is corrupt, which is what is wanted here
+# Pillow says that the metadata is corrupt, which is what is wanted here
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("compression", [None, "tiff_adobe_deflate", "jpeg", "tiff_lzw"])
 def test_a_tiff_is_read_whatever_its_other_tags_hold(compression: str | None) -> None:
     exif = Image.Exif()
     exif[0x010E] = "a description " * 9
-    whole = encoded(PICTURE, "TIFF", compression=compression, exif=exif, icc_profile=rgb_profile(PROPHOTO)[:200])
+    whole = encoded(
+        PICTURE, "TIFF", compression=compression, exif=exif, icc_profile=rgb_profile(PROPHOTO)[:200]
+    )
     beyond = struct.pack("<I", 0x7FFFFFF0)
     for damaged in (
-        with_tag(whole, 0x010E, at=0, value=struct.pack("<HHII", 0x8769, 4, 1, 0x7FFFFFF0)),  # where EXIF lies
+        # where EXIF lies
+        with_tag(whole, 0x010E, at=0, value=struct.pack("<HHII", 0x8769, 4, 1, 0x7FFFFFF0)),
         with_tag(whole, 0x010E, at=8, value=beyond),
         with_tag(whole, 0x010E, at=4, value=beyond),
         with_tag(whole, 0x010E, at=2, value=b"\x63\0"),
@@ -249,7 +283,10 @@ def test_a_tiff_whose_next_page_leads_nowhere_is_read() -> None:
     assert_alike(whole[:place] + b"\xf0\xff\xff\x7f" + whole[place + 4 :], whole)
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"II*\0", b"GIF89a", b"a note"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"II*\0", b"GIF89a", b"a note"],
+)
 def test_what_has_no_picture_is_not_mended(data: bytes) -> None:
     found = mended(data)
     assert found is None or len(found) < 40

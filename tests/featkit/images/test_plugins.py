@@ -1,4 +1,5 @@
-"""HEIC, JPEG XL and camera RAW: read by their packages, from files that those wrote; and named where a package is missing."""
+"""HEIC, JPEG XL and camera RAW: read by their packages, from files that those wrote; and named
+where a package is missing."""
 
 from __future__ import annotations
 
@@ -26,9 +27,13 @@ INSTALL = "run `pip install 'featkit[formats]'` to read it."
 
 
 def heic(image: Image.Image, **options: Any) -> bytes:
-    """A HEIC by pillow-heif, near lossless. It is registered with Pillow to write, and Pillow is left as it was."""
+    """A HEIC by pillow-heif, near lossless. It is registered with Pillow to write, and Pillow is
+    left as it was."""
     pillow_heif = pytest.importorskip("pillow_heif")
-    before = {name: getattr(Image, name).copy() for name in ("ID", "OPEN", "SAVE", "SAVE_ALL", "EXTENSION", "MIME")}
+    before = {
+        name: getattr(Image, name).copy()
+        for name in ("ID", "OPEN", "SAVE", "SAVE_ALL", "EXTENSION", "MIME")
+    }
     pillow_heif.register_heif_opener()
     try:
         return encoded(image, "HEIF", quality=100, chroma=444, **options)
@@ -40,7 +45,9 @@ def heic(image: Image.Image, **options: Any) -> bytes:
 def jpeg_xl(image: Image.Image, *, container: bool = False, exif: bytes | None = None) -> bytes:
     """A lossless JPEG XL by pillow-jxl-plugin."""
     pillow_jxl = pytest.importorskip("pillow_jxl")
-    encode = pillow_jxl.Encoder(mode=image.mode, lossless=True, quality=100, use_container=container, num_threads=0)
+    encode = pillow_jxl.Encoder(
+        mode=image.mode, lossless=True, quality=100, use_container=container, num_threads=0
+    )
     data: bytes = encode(image.tobytes(), image.width, image.height, jpeg_encode=False, exif=exif)
     return data
 
@@ -83,7 +90,9 @@ def test_a_heic_is_shown_by_its_profile_and_over_white() -> None:
 def test_a_jpeg_xl_is_read_in_every_mode() -> None:
     for container in (False, True):
         np.testing.assert_array_equal(decode(jpeg_xl(PICTURE, container=container)).pixels, PIXELS)
-    np.testing.assert_array_equal(decode(jpeg_xl(PICTURE.convert("L"))).pixels[:, :, 0], np.asarray(PICTURE.convert("L")))
+    np.testing.assert_array_equal(
+        decode(jpeg_xl(PICTURE.convert("L"))).pixels[:, :, 0], np.asarray(PICTURE.convert("L"))
+    )
     clear = PICTURE.convert("RGBA")
     clear.putalpha(0)
     assert decode(jpeg_xl(clear)).pixels.min() == 255
@@ -91,7 +100,8 @@ def test_a_jpeg_xl_is_read_in_every_mode() -> None:
 
 def test_a_jpeg_xl_is_not_turned_by_its_exif() -> None:
     data = jpeg_xl(PICTURE, container=True, exif=turned(6).tobytes()[6:])
-    np.testing.assert_array_equal(decode(data).pixels, PIXELS)  # its own header tells, and libjxl has followed it
+    # its own header tells, and libjxl has followed it
+    np.testing.assert_array_equal(decode(data).pixels, PIXELS)
 
 
 def test_a_jpeg_xl_made_of_a_jpeg_is_that_jpeg() -> None:
@@ -100,12 +110,18 @@ def test_a_jpeg_xl_made_of_a_jpeg_is_that_jpeg() -> None:
     encode = pillow_jxl.Encoder(mode="RGB", lossless=True, quality=100, num_threads=0)
     data = encode(jpeg, PICTURE.width, PICTURE.height, jpeg_encode=True)
     np.testing.assert_array_equal(decode(data).pixels, decode(jpeg).pixels)
-    np.testing.assert_array_equal(decode(data, shorter_side=30).pixels, decode(jpeg, shorter_side=30).pixels)
+    np.testing.assert_array_equal(
+        decode(data, shorter_side=30).pixels, decode(jpeg, shorter_side=30).pixels
+    )
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (8, 8), (256, 256), (300, 400), (64, 96), (33, 700), (1500, 2000)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (8, 8), (256, 256), (300, 400), (64, 96), (33, 700), (1500, 2000)]
+)
 @pytest.mark.parametrize("container", [False, True])
-def test_the_size_of_a_jpeg_xl_is_known_before_decoding(height: int, width: int, container: bool) -> None:
+def test_the_size_of_a_jpeg_xl_is_known_before_decoding(
+    height: int, width: int, container: bool
+) -> None:
     data = jpeg_xl(Image.new("L", (width, height)), container=container)
     assert jpeg_xl_size(data) == (height, width)
 
@@ -126,8 +142,12 @@ def test_a_raw_photo_is_developed_and_turned(orientation: int) -> None:
     pytest.importorskip("rawpy")
     expected = decode(encoded(PICTURE, exif=turned(orientation)))
     found = decode(dng_file(PIXELS, orientation=orientation), name="x.dng")
-    assert (found.height, found.width) == (expected.height, expected.width) == found.pixels.shape[:2]
-    likeness = np.corrcoef(found.pixels.ravel().astype(float), expected.pixels.ravel().astype(float))[0, 1]
+    assert (
+        (found.height, found.width) == (expected.height, expected.width) == found.pixels.shape[:2]
+    )
+    likeness = np.corrcoef(
+        found.pixels.ravel().astype(float), expected.pixels.ravel().astype(float)
+    )[0, 1]
     assert likeness > 0.98  # the brightness is LibRaw's choice
 
 
@@ -142,7 +162,9 @@ def test_a_raw_photo_is_developed_at_half_its_size_where_that_is_enough() -> Non
 
 @pytest.mark.parametrize("kind", ["heic", "jxl", "dng"])
 def test_limits_hold_before_anything_is_decoded(kind: str) -> None:
-    data = {"heic": heic, "jxl": jpeg_xl, "dng": lambda image: dng_file(np.asarray(image))}[kind](PICTURE)
+    data = {"heic": heic, "jxl": jpeg_xl, "dng": lambda image: dng_file(np.asarray(image))}[kind](
+        PICTURE
+    )
     decode(data, limits=ImageLimits(max_pixels=120 * 160))
     with refused("x has 19,200 pixels (160×120), more than the limit of 19,199"):
         decode(data, name="x", limits=ImageLimits(max_pixels=120 * 160 - 1))
@@ -161,7 +183,9 @@ def test_limits_hold_before_anything_is_decoded(kind: str) -> None:
     ],
     ids=["heic", "hevm", "jxl", "jxl container", "dng", "cr3", "raf"],
 )
-def test_without_its_package_a_format_is_named(data: bytes, kind: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_package_a_format_is_named(
+    data: bytes, kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with refused(f"x.img is {kind}; {INSTALL}"):
         decode(data, name="x.img")
@@ -190,11 +214,12 @@ def test_an_avif_is_read_by_pillow_alone() -> None:
 
 def test_packages_are_imported_when_a_file_needs_them_and_change_nothing_of_pillows() -> None:
     code = (
-        "import io, sys; from PIL import Image; from featkit.images import decode; image = Image.new('RGB', (8, 8)); "
-        "buffer = io.BytesIO(); image.save(buffer, 'PNG'); decode(buffer.getvalue()); "
-        "assert not {'pillow_heif', 'pillow_jxl', 'rawpy'} & set(sys.modules); "
-        "import pillow_heif; buffer = io.BytesIO(); pillow_heif.from_pillow(image).save(buffer); decode(buffer.getvalue()); "
-        "assert 'HEIF' not in Image.OPEN"
+        "import io, sys; from PIL import Image; from featkit.images import decode; image ="
+        " Image.new('RGB', (8, 8)); buffer = io.BytesIO(); image.save(buffer, 'PNG');"
+        " decode(buffer.getvalue()); assert not {'pillow_heif', 'pillow_jxl', 'rawpy'} &"
+        " set(sys.modules); import pillow_heif; buffer = io.BytesIO();"
+        " pillow_heif.from_pillow(image).save(buffer); decode(buffer.getvalue()); assert 'HEIF' not"
+        " in Image.OPEN"
     )
     pytest.importorskip("pillow_heif")
     status, _, error = run_python(code)
@@ -203,8 +228,22 @@ def test_packages_are_imported_when_a_file_needs_them_and_change_nothing_of_pill
 
 def test_the_thumbnail_in_a_raw_photo_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rawpy", None)
-    entries = [(254, 1), (256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 200), (277, 1), (278, 8), (279, 64), (330, 0)]
-    directory = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    entries = [
+        (254, 1),
+        (256, 8),
+        (257, 8),
+        (258, 8),
+        (259, 1),
+        (262, 1),
+        (273, 200),
+        (277, 1),
+        (278, 8),
+        (279, 64),
+        (330, 0),
+    ]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries
+    )
     data = (b"II*\0" + struct.pack("<I", 8) + directory).ljust(200, b"\0") + bytes(64)
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == (8, 8)  # what Pillow shows of it

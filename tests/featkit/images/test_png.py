@@ -1,4 +1,5 @@
-"""PNG beyond eight bits, its transparent levels, and the frame of an animation that a viewer shows first."""
+"""PNG beyond eight bits, its transparent levels, and the frame of an animation that a viewer shows
+first."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def assert_shows(data: bytes, expected: np.ndarray) -> None:
 def test_levels_of_any_number_of_bits_are_those_of_eight(bits: int, kind: str) -> None:
     pixels = RGB if kind.startswith("colors") else GRAY[:, :, None]
     levels = by_white(pixels, 2**bits - 1)
-    expected = np.repeat(pixels, 4 - pixels.shape[2], axis=2)[:, :, :3] if pixels.shape[2] == 1 else pixels
+    expected = (
+        np.repeat(pixels, 4 - pixels.shape[2], axis=2)[:, :, :3] if pixels.shape[2] == 1 else pixels
+    )
     if kind.endswith("alpha"):
         levels = np.dstack([levels, by_white(ALPHA, 2**bits - 1)])
         share = ALPHA[:, :, None] / 255
@@ -52,7 +55,11 @@ def test_levels_of_any_number_of_bits_are_those_of_eight(bits: int, kind: str) -
 @pytest.mark.parametrize("filter", range(5))
 def test_low_bytes_are_read_whatever_filter_the_rows_have(filter: int) -> None:
     levels = by_white(RGB, 4095)
-    rows = np.frombuffer(b"".join(row.tobytes() for row in levels.astype(">u2")), np.uint8).reshape(60, -1).astype(int)
+    rows = (
+        np.frombuffer(b"".join(row.tobytes() for row in levels.astype(">u2")), np.uint8)
+        .reshape(60, -1)
+        .astype(int)
+    )
     left = np.pad(rows, ((0, 0), (6, 0)))[:, :-6]
     above = np.pad(rows, ((1, 0), (0, 0)))[:-1]
     corner = np.pad(above, ((0, 0), (6, 0)))[:, :-6]
@@ -61,7 +68,13 @@ def test_low_bytes_are_read_whatever_filter_the_rows_have(filter: int) -> None:
     paeth = np.choose(distances.argmin(axis=0), [left, above, corner])
     predicted = [0, left, above, (left + above) // 2, paeth][filter]
     filtered = ((rows - predicted) % 256).astype(np.uint8)
-    data = png_file(60, 80, bits=16, colour=2, rows=b"".join(bytes([filter]) + row.tobytes() for row in filtered))
+    data = png_file(
+        60,
+        80,
+        bits=16,
+        colour=2,
+        rows=b"".join(bytes([filter]) + row.tobytes() for row in filtered),
+    )
     assert_shows(data, RGB)
 
 
@@ -89,7 +102,10 @@ def test_one_transparent_level_of_sixteen_bits_is_white(kind: str) -> None:
     seen = np.where(ground[:, :, None], 255, pixels) * np.ones(3, int)
     assert_shows(png_with((b"tRNS", struct.pack(f">{len(level)}H", *level)), base=data), seen)
     beside = [value ^ 1 for value in level]  # differs in the low byte alone
-    assert_shows(png_with((b"tRNS", struct.pack(f">{len(level)}H", *beside)), base=data), pixels * np.ones(3, int))
+    assert_shows(
+        png_with((b"tRNS", struct.pack(f">{len(level)}H", *beside)), base=data),
+        pixels * np.ones(3, int),
+    )
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
@@ -97,7 +113,9 @@ def test_one_transparent_level_of_few_bits_is_white(bits: int) -> None:
     levels = (GRAY >> (8 - bits)).astype(np.uint8)
     unpacked = (levels[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
     rows = np.packbits(unpacked.reshape(len(levels), -1), axis=1)
-    data = png_file(60, 80, bits=bits, colour=0, rows=b"".join(b"\0" + row.tobytes() for row in rows))
+    data = png_file(
+        60, 80, bits=bits, colour=0, rows=b"".join(b"\0" + row.tobytes() for row in rows)
+    )
     level = int(levels[0, 0])
     shown = levels.astype(int) * 255 // (2**bits - 1)
     assert_shows(data, shown)
@@ -118,25 +136,44 @@ def test_an_animation_shows_its_own_first_frame(is_hidden: bool) -> None:
     assert np.unique(decode(data).pixels.reshape(-1, 3), axis=0).tolist() == [list(expected)]
 
 
-def gif(width: int, height: int, *frames: tuple[int, int, int, int], background: int, transparent: int | None) -> bytes:
+def gif(
+    width: int,
+    height: int,
+    *frames: tuple[int, int, int, int],
+    background: int,
+    transparent: int | None,
+) -> bytes:
     """A GIF of frames (left, top, width, height) in red, on a canvas of white, red, blue and green."""
     palette = bytes((255, 255, 255, 255, 0, 0, 0, 0, 255, 0, 255, 0))
     data = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x81, background, 0) + palette
     for left, top, frame_width, frame_height in frames:
         if transparent is not None:
             data += b"!\xf9\x04\x05" + struct.pack("<HB", 10, transparent) + b"\0"
-        codes = [code for n in range(frame_width * frame_height) for code in ((4, 1) if n % 2 == 0 else (1,))] + [5]
-        bits = sum(code << (3 * n) for n, code in enumerate(codes))  # 4 clears the table, so that every code has 3 bits
+        codes = [
+            code
+            for n in range(frame_width * frame_height)
+            for code in ((4, 1) if n % 2 == 0 else (1,))
+        ] + [5]
+        # 4 clears the table, so that every code has 3 bits
+        bits = sum(code << (3 * n) for n, code in enumerate(codes))
         packed = bits.to_bytes(-(-3 * len(codes) // 8), "little")
         data += b"," + struct.pack("<HHHHB", left, top, frame_width, frame_height, 0) + b"\x02"
-        data += b"".join(bytes([len(packed[n : n + 255])]) + packed[n : n + 255] for n in range(0, len(packed), 255)) + b"\0"
+        data += (
+            b"".join(
+                bytes([len(packed[n : n + 255])]) + packed[n : n + 255]
+                for n in range(0, len(packed), 255)
+            )
+            + b"\0"
+        )
     return data + b";"
 
 
 @pytest.mark.parametrize("background", [0, 2])
 @pytest.mark.parametrize("transparent", [None, 2])
 @pytest.mark.parametrize("more", [(), ((0, 0, 10, 8),)])
-def test_a_first_frame_smaller_than_its_canvas_lies_on_white(background: int, transparent: int | None, more: Any) -> None:
+def test_a_first_frame_smaller_than_its_canvas_lies_on_white(
+    background: int, transparent: int | None, more: Any
+) -> None:
     expected = np.full((8, 10, 3), 255)
     expected[2:6, 3:8] = (255, 0, 0)
     data = gif(10, 8, (3, 2, 5, 4), *more, background=background, transparent=transparent)
@@ -153,12 +190,18 @@ def test_a_webp_animation_lies_on_white(background: bytes) -> None:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
 
-    placed = chunk(b"ANMF", number(2) + number(1) + number(3) + number(3) + number(100) + b"\0" + frame)
-    canvas = chunk(b"VP8X", b"\x12\0\0\0" + number(9) + number(7)) + chunk(b"ANIM", background + b"\0\0")
+    placed = chunk(
+        b"ANMF", number(2) + number(1) + number(3) + number(3) + number(100) + b"\0" + frame
+    )
+    canvas = chunk(b"VP8X", b"\x12\0\0\0" + number(9) + number(7)) + chunk(
+        b"ANIM", background + b"\0\0"
+    )
     body = b"WEBP" + canvas + placed * 2
     expected = np.full((8, 10, 3), 255)
     expected[2:6, 4:8] = (255, 0, 0)
-    np.testing.assert_array_equal(decode(b"RIFF" + struct.pack("<I", len(body)) + body).pixels, expected)
+    np.testing.assert_array_equal(
+        decode(b"RIFF" + struct.pack("<I", len(body)) + body).pixels, expected
+    )
 
 
 @pytest.mark.parametrize("bits", [12, 16])

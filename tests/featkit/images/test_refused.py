@@ -1,4 +1,5 @@
-"""Pictures that are damaged, hostile, too large or none at all: one sentence that names them, before they cost anything."""
+"""Pictures that are damaged, hostile, too large or none at all: one sentence that names them,
+before they cost anything."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from tests.sentences import refused
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000"])
+@pytest.mark.parametrize(
+    "format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000"]
+)
 def test_a_truncated_picture_is_refused_by_name(format: str) -> None:
     data = encoded(draw_picture(2, height=200, width=300), format)
     decode(data)
@@ -65,10 +68,19 @@ KINDS = {
         b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>",
         "x.jpg is an error message in XML; ",
     ),
-    "drawing": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "x.jpg is an SVG drawing; convert it to PNG or JPEG."),
+    "drawing": (
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "x.jpg is an SVG drawing; convert it to PNG or JPEG.",
+    ),
     "document": (b"%PDF-1.7\n", "x.jpg is a PDF document; save its pages as PNG or JPEG."),
-    "video": (b"\0\0\0\x18ftypisom\0\0\0\0isommp41" + bytes(64), "x.jpg is a video; extract its frames as pictures"),
-    "parquet": (b"PAR1" + bytes(40), "x.jpg is not a picture in a format that can be read; it is a Parquet file."),
+    "video": (
+        b"\0\0\0\x18ftypisom\0\0\0\0isommp41" + bytes(64),
+        "x.jpg is a video; extract its frames as pictures",
+    ),
+    "parquet": (
+        b"PAR1" + bytes(40),
+        "x.jpg is not a picture in a format that can be read; it is a Parquet file.",
+    ),
     "model": (
         b"\x08\x07\x12\x07pytorch\x1a\x032.0:\x00",
         "x.jpg is not a picture in a format that can be read; it is an ONNX",
@@ -97,7 +109,9 @@ def test_eps_is_refused_although_pillow_knows_it() -> None:
     format=st.sampled_from(["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]),
     changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
 )
-def test_damaged_bytes_are_pixels_or_one_input_error(format: str, changes: list[tuple[float, int]]) -> None:
+def test_damaged_bytes_are_pixels_or_one_input_error(
+    format: str, changes: list[tuple[float, int]]
+) -> None:
     data = bytearray(encoded(draw_picture(1), format))
     for place, value in changes:
         data[int(place * len(data))] = value
@@ -122,20 +136,26 @@ def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile.ImageFile, "load", loaded)
 
 
-def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pixels_are_refused_before_decoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     WRITERS["huge.png"](tmp_path / "huge.png")
     forbid_decoding(monkeypatch)
     limit = "more than the limit of 100,000,000; raise it with --max-pixels."
     with refused(tmp_path / "huge.png", "400,000,000 pixels", limit):
         load(tmp_path / "huge.png")
-    for action in ("error", "ignore"):  # Pillow warns of such a size, and refuses only twice as many
+    # Pillow warns of such a size, and refuses only twice as many
+    for action in ("error", "ignore"):
         with warnings.catch_warnings(), refused("wide.png has 120,000,000 pixels", limit):
             warnings.simplefilter(action)
             decode(png_file(10_000, 12_000, bits=1, colour=0), name="wide.png")
 
 
 def test_the_limit_of_pixels_is_the_last_number_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    data, image = encoded(draw_picture(0, height=20, width=30)), draw_picture(0, height=20, width=30)
+    data, image = (
+        encoded(draw_picture(0, height=20, width=30)),
+        draw_picture(0, height=20, width=30),
+    )
     for picture in (data, image, np.asarray(image)):
         assert load(picture, limits=ImageLimits(max_pixels=600)).pixels.shape == (20, 30, 3)
     forbid_decoding(monkeypatch)
@@ -147,7 +167,11 @@ def test_the_limit_of_pixels_is_the_last_number_allowed(monkeypatch: pytest.Monk
 @pytest.mark.filterwarnings("ignore:Image was not the expected size")
 def test_an_icon_larger_than_it_says_is_measured_by_its_picture() -> None:
     inner = encoded(draw_picture(0, height=50, width=60).convert("RGBA"))
-    icon = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22) + inner
+    icon = (
+        struct.pack("<HHH", 0, 1, 1)
+        + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)
+        + inner
+    )
     found = decode(icon)
     assert (found.height, found.width) == found.pixels.shape[:2] == (50, 60)
     with refused("3,000 pixels (60×50)"):
@@ -157,7 +181,10 @@ def test_an_icon_larger_than_it_says_is_measured_by_its_picture() -> None:
 def test_too_many_bytes_are_refused_before_reading(tmp_path: Path) -> None:
     with (tmp_path / "x.jpg").open("wb") as file:
         file.truncate(2**40)  # no memory holds it, so reading it would fail otherwise
-    with refused(tmp_path / "x.jpg", "1,099,511,627,776 bytes, more than the limit of 67,108,864; raise it with --max-bytes."):
+    with refused(
+        tmp_path / "x.jpg",
+        "1,099,511,627,776 bytes, more than the limit of 67,108,864; raise it with --max-bytes.",
+    ):
         load(tmp_path / "x.jpg")
     data = encoded(draw_picture(0))
     decode(data, limits=ImageLimits(max_bytes=len(data)))
@@ -191,7 +218,10 @@ def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
     code = "import sys; from featkit.images import load; load(sys.argv[1])"
     status, _, error = run_python(code, tmp_path / "x.png", ordinary_user=True)
     assert status == 1
-    assert error.splitlines()[-1] == f"featkit.errors.InputError: {tmp_path}/x.png cannot be read: Permission denied."
+    assert (
+        error.splitlines()[-1]
+        == f"featkit.errors.InputError: {tmp_path}/x.png cannot be read: Permission denied."
+    )
 
 
 def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
@@ -219,21 +249,48 @@ class Tensor:
     [
         (None, "mine is None; give a path, bytes, a Pillow image or an array."),
         (["a.jpg"], "mine is a list; give a path, bytes, a Pillow image or an array."),
-        (Tensor(), "mine is a Tensor of shape (3, 8, 8); give a NumPy array, uint8 (H, W, 3), such as x.permute(1, 2, 0)"),
-        ({"image": 1, "label": 2}, "mine is a mapping with image, label instead of `bytes` or `path`; give the picture in it"),
-        ({"bytes": None, "path": None}, "mine is a row without a picture: neither its `bytes` nor its `path` holds one."),
+        (
+            Tensor(),
+            (
+                "mine is a Tensor of shape (3, 8, 8); give a NumPy array, uint8 (H, W, 3), such as"
+                " x.permute(1, 2, 0)"
+            ),
+        ),
+        (
+            {"image": 1, "label": 2},
+            (
+                "mine is a mapping with image, label instead of `bytes` or `path`; give the picture"
+                " in it"
+            ),
+        ),
+        (
+            {"bytes": None, "path": None},
+            "mine is a row without a picture: neither its `bytes` nor its `path` holds one.",
+        ),
         ({"bytes": {"path": 1}}, "mine is a row without a picture"),
         ({"bytes": 3, "path": None}, "mine is an int; give"),
         (io.StringIO("a note"), "mine is open as text; open it with mode 'rb'."),
         ("https://example.org/x.jpg", "mine is a web address; download it and give the file."),
         ("S3://bucket/x.jpg", "is a web address"),
         ("data:image/png;base64,AAAA", "is a web address"),
-        (np.zeros((3, 8, 8), np.uint8), "uint8 of shape (3, 8, 8); pictures as arrays are uint8 (H, W, 3); transpose it"),
-        (np.zeros((8, 8, 3), np.uint16), "uint16 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3)."),
-        (np.zeros((8, 8, 3), np.float64), "float64 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3); if its levels"),
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            "uint8 of shape (3, 8, 8); pictures as arrays are uint8 (H, W, 3); transpose it",
+        ),
+        (
+            np.zeros((8, 8, 3), np.uint16),
+            "uint16 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3).",
+        ),
+        (
+            np.zeros((8, 8, 3), np.float64),
+            "float64 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3); if its levels",
+        ),
         (np.zeros((8, 8), bool), "bool of shape (8, 8); pictures as arrays are uint8 (H, W, 3)."),
         (np.array(None), "object of shape ()"),
-        (np.zeros((4, 4, 3), np.float32), "float32 of shape (4, 4, 3); pictures as arrays are uint8 (H, W, 3)"),
+        (
+            np.zeros((4, 4, 3), np.float32),
+            "float32 of shape (4, 4, 3); pictures as arrays are uint8 (H, W, 3)",
+        ),
         (np.zeros((4, 4, 4), np.uint8), "uint8 of shape (4, 4, 4)"),
         (np.zeros(4, np.uint8), "uint8 of shape (4,)"),
         (np.zeros((0, 4, 3), np.uint8), "has no pixels (4×0)."),

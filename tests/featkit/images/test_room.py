@@ -1,4 +1,5 @@
-"""Pictures decoded side by side share a budget of memory: who needs much waits, and nobody waits for ever."""
+"""Pictures decoded side by side share a budget of memory: who needs much waits, and nobody waits
+for ever."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ class Watched(MemoryBudget):
 
 def encoded(mode: str, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image = Image.fromarray(np.zeros((800, 1000), np.uint16)) if mode == "I;16" else Image.new(mode, (1000, 800))
+    image = (
+        Image.fromarray(np.zeros((800, 1000), np.uint16))
+        if mode == "I;16"
+        else Image.new(mode, (1000, 800))
+    )
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
@@ -99,7 +104,10 @@ def test_a_large_picture_is_not_overtaken_for_ever() -> None:
         order.append(name)
         budget.give(taken)
 
-    threads = [threading.Thread(target=ask, args=("large", 10)), threading.Thread(target=ask, args=("later", 2))]
+    threads = [
+        threading.Thread(target=ask, args=("large", 10)),
+        threading.Thread(target=ask, args=("later", 2)),
+    ]
     for thread in threads:
         thread.start()
         time.sleep(0.05)

@@ -1,4 +1,5 @@
-"""TIFF files of every depth and layout, as tifffile writes them, show what eight bits show, or are refused by name."""
+"""TIFF files of every depth and layout, as tifffile writes them, show what eight bits show, or are
+refused by name."""
 
 from __future__ import annotations
 
@@ -58,7 +59,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "packed, big-endian": {"compression": "zlib", "byteorder": ">"},
     "packed tiles": {"compression": "zlib", "tile": (32, 48), "byteorder": ">"},
     "predicted": {"compression": "zlib", "predictor": True, "rowsperstrip": 9},
-    "predicted tiles": {"compression": "zlib", "predictor": True, "tile": (32, 48), "byteorder": ">"},
+    "predicted tiles": {
+        "compression": "zlib",
+        "predictor": True,
+        "tile": (32, 48),
+        "byteorder": ">",
+    },
     "big": {"bigtiff": True},
     "big, big-endian": {"bigtiff": True, "byteorder": ">", "compression": "zlib"},
 }
@@ -79,7 +85,12 @@ KINDS: dict[str, tuple[Any, float]] = {
 
 
 # tifffile writes the predictor of floats with another package only: for that see below.
-EACH = [(k, way) for k in KINDS for way in LAYOUTS if np.dtype(KINDS[k][0]).kind != "f" or "predictor" not in LAYOUTS[way]]
+EACH = [
+    (k, way)
+    for k in KINDS
+    for way in LAYOUTS
+    if np.dtype(KINDS[k][0]).kind != "f" or "predictor" not in LAYOUTS[way]
+]
 
 
 @pytest.mark.parametrize(("kind", "layout"), EACH)
@@ -90,7 +101,9 @@ def test_gray_and_colors_of_every_depth_and_layout(kind: str, layout: str) -> No
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.uint16, 4095)])
+@pytest.mark.parametrize(
+    ("dtype", "white"), [(np.uint8, 255), (np.uint16, 65535), (np.uint16, 4095)]
+)
 def test_colors_in_planes(dtype: Any, white: float, layout: str) -> None:
     planes = np.ascontiguousarray(by_white(RGB, white, dtype).transpose(2, 0, 1))
     assert_shows(tiff(planes, photometric="rgb", planarconfig="separate", **LAYOUTS[layout]), RGB)
@@ -110,8 +123,13 @@ def test_transparency_is_laid_over_white(white: float, layout: str) -> None:
     options = LAYOUTS[layout]
     gray = by_white(np.dstack([GRAY, ALPHA]), white, np.uint16)
     colored = by_white(np.dstack([RGB, ALPHA]), white, np.uint16)
-    assert_shows(tiff(gray, photometric="minisblack", extrasamples=["unassalpha"], **options), over_white(GRAY))
-    assert_shows(tiff(colored, photometric="rgb", extrasamples=["unassalpha"], **options), over_white(RGB))
+    assert_shows(
+        tiff(gray, photometric="minisblack", extrasamples=["unassalpha"], **options),
+        over_white(GRAY),
+    )
+    assert_shows(
+        tiff(colored, photometric="rgb", extrasamples=["unassalpha"], **options), over_white(RGB)
+    )
     for levels, photometric, pixels in ((gray, "minisblack", GRAY), (colored, "rgb", RGB)):
         multiplied = levels.copy()
         multiplied[..., :-1] = levels[..., :-1] * (ALPHA[:, :, None] / 255)
@@ -123,12 +141,22 @@ def test_transparency_is_laid_over_white(white: float, layout: str) -> None:
 @pytest.mark.parametrize("predictor", [1, 2])
 def test_what_libtiff_compresses_is_read(compression: str, predictor: int) -> None:
     image = Image.fromarray(by_white(GRAY, 4095, np.uint16))
-    data = encoded(image, "TIFF", compression=compression, tiffinfo={317: predictor} if compression != "packbits" else {})
+    data = encoded(
+        image,
+        "TIFF",
+        compression=compression,
+        tiffinfo={317: predictor} if compression != "packbits" else {},
+    )
     assert_shows(data, GRAY)
 
 
 def test_floats_that_libtiff_predicted_are_read() -> None:
-    data = encoded(Image.fromarray(by_white(GRAY, 1, np.float32)), "TIFF", compression="tiff_adobe_deflate", tiffinfo={317: 3})
+    data = encoded(
+        Image.fromarray(by_white(GRAY, 1, np.float32)),
+        "TIFF",
+        compression="tiff_adobe_deflate",
+        tiffinfo={317: 3},
+    )
     assert_shows(data, GRAY)
     with Image.open(io.BytesIO(data)) as image:
         assert image.tag_v2[317] == 3  # type: ignore[attr-defined]
@@ -137,12 +165,25 @@ def test_floats_that_libtiff_predicted_are_read() -> None:
 @pytest.mark.parametrize("bits", [9, 10, 12, 14])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_levels_packed_without_gaps_are_read(bits: int, order: str) -> None:
-    levels = by_white(GRAY // 3, 2**bits - 1, np.uint16)  # a dark picture: the number of bits is declared, so it stays dark
+    # a dark picture: the number of bits is declared, so it stays dark
+    levels = by_white(GRAY // 3, 2**bits - 1, np.uint16)
     unpacked = (levels[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
     rows = np.packbits(unpacked.astype(np.uint8).reshape(len(levels), -1), axis=1)
     height, width = levels.shape
-    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height), (279, rows.size)]
-    directory = struct.pack(order + "H", len(tags)) + b"".join(struct.pack(order + "HHII", tag, 4, 1, v) for tag, v in tags)
+    tags = [
+        (256, width),
+        (257, height),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, rows.size),
+    ]
+    directory = struct.pack(order + "H", len(tags)) + b"".join(
+        struct.pack(order + "HHII", tag, 4, 1, v) for tag, v in tags
+    )
     mark = b"II*\0" if order == "<" else b"MM\0*"
     data = mark + struct.pack(order + "I", 8 + rows.size) + rows.tobytes() + directory + bytes(4)
     assert_shows(data, GRAY // 3)
@@ -154,12 +195,19 @@ def test_the_highest_level_that_a_file_declares_rules() -> None:
     assert_shows(tiff(dark, extratags=[(281, "H", 1, 65535, True)]), GRAY // 20)
     assert_shows(tiff(by_white(GRAY, 4095, np.uint16), extratags=[(281, "H", 1, 4095, True)]), GRAY)
     statistics = int(by_white(GRAY, 4095, np.uint16).max())  # some write the highest level there is
-    assert_shows(tiff(by_white(GRAY, 4095, np.uint16), extratags=[(281, "H", 1, statistics, True)]), GRAY)
+    assert_shows(
+        tiff(by_white(GRAY, 4095, np.uint16), extratags=[(281, "H", 1, statistics, True)]), GRAY
+    )
 
 
 def test_orientation_and_profile_of_a_deep_tiff_are_kept() -> None:
     profile = rgb_profile(P3)
-    deep = tiff(RGB.astype(np.uint16) * 257, photometric="rgb", iccprofile=profile, extratags=[(274, "H", 1, 6, True)])
+    deep = tiff(
+        RGB.astype(np.uint16) * 257,
+        photometric="rgb",
+        iccprofile=profile,
+        extratags=[(274, "H", 1, 6, True)],
+    )
     plain = encoded(Image.fromarray(RGB), icc_profile=profile)
     np.testing.assert_array_equal(decode(deep).pixels, np.rot90(decode(plain).pixels, -1))
     assert (decode(deep).height, decode(deep).width) == (101, 75)
@@ -183,7 +231,11 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     ),
     "three grays of bytes": (
         RGB,
-        {"photometric": "minisblack", "planarconfig": "contig", "extrasamples": ["unspecified"] * 2},
+        {
+            "photometric": "minisblack",
+            "planarconfig": "contig",
+            "extrasamples": ["unspecified"] * 2,
+        },
         "x.tif is a TIFF of 3 channels of 8 bits (unsigned)",
     ),
     "complex": (GRAY.astype(np.complex64), {}, "x.tif is a TIFF of 1 channel of 64 bits (complex)"),
@@ -192,7 +244,11 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
         {},
         "nothing tells which of those below zero is black",
     ),
-    "signed bytes": ((GRAY.astype(int) - 128).astype(np.int8), {}, "nothing tells which of those below zero is black"),
+    "signed bytes": (
+        (GRAY.astype(int) - 128).astype(np.int8),
+        {},
+        "nothing tells which of those below zero is black",
+    ),
     "64 bits": (GRAY.astype(np.uint64), {}, "x.tif is a TIFF of 1 channel of 64 bits (unsigned)"),
 }
 

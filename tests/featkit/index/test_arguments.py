@@ -46,7 +46,7 @@ def index(tmp_path: Path, model: Path) -> Index:
     return created
 
 
-# Keys ----------------------------------------------------------------------------------------------------------------
+# Keys ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,10 @@ def index(tmp_path: Path, model: Path) -> Index:
         (lambda i: i.add(None, V), ["keys is None, of type NoneType; give a list"]),
         (lambda i: i.add(3, V), ["keys is 3, of type int"]),
         (lambda i: i.add({"a", "b", "c"}, V), ["keys is a set, which has no order"]),
-        (lambda i: i.add(["a", Path("b"), "c"], V), ["keys[1] is PosixPath('b'), of type PosixPath", "str(key)"]),
+        (
+            lambda i: i.add(["a", Path("b"), "c"], V),
+            ["keys[1] is PosixPath('b'), of type PosixPath", "str(key)"],
+        ),
         (lambda i: i.add(["a", None, "c"], V), ["keys[1] is None"]),
         (lambda i: i.add(["a", b"b", "c"], V), ["keys[1] is b'b', of type bytes"]),
         (lambda i: i.add([1, 2, 3], V), ["keys[0] is 1, of type int"]),
@@ -65,7 +68,10 @@ def index(tmp_path: Path, model: Path) -> Index:
         (lambda i: i.add(["a", "b\0", "c"], V), ["cannot be a key"]),
         (lambda i: i.add(["a"], V[:1], source=None), ["source is None"]),
         (lambda i: i.add(["a"], V[:1], source=Path("x")), ["source is PosixPath('x')"]),
-        (lambda i: i.remove("kept"), ["keys is 'kept', not a list of keys; write remove(['kept'])"]),
+        (
+            lambda i: i.remove("kept"),
+            ["keys is 'kept', not a list of keys; write remove(['kept'])"],
+        ),
         (lambda i: i.remove(b"kept"), ["keys is b'kept'"]),
         (lambda i: i.remove(None), ["keys is None"]),
         (lambda i: i.remove(["kept", 3]), ["keys[1] is 3"]),
@@ -103,7 +109,7 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
     assert index.remove(["a", "a"]) == 1
 
 
-# Vectors and what belongs to them ------------------------------------------------------------------------------------
+# Vectors and what belongs to them -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -117,7 +123,10 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.add(["a"], "abc"), ["of type"]),
         (lambda i: i.add(["a"], [["x"] * WIDTH]), ["of type"]),
         (lambda i: i.add(["a", "b"], [[1.0], [1.0, 2.0]]), ["The vectors are no array"]),
-        (lambda i: i.add(["a"], WithGradient()), ["The vectors are no array (call detach() first)"]),
+        (
+            lambda i: i.add(["a"], WithGradient()),
+            ["The vectors are no array (call detach() first)"],
+        ),
         (lambda i: i.add(["a"], V[:1].astype(complex)), ["of type complex128"]),
         (lambda i: i.add(["a"], V[:1] > 0), ["of type bool"]),
         (lambda i: i.add(["a"], V[:1].astype(object)), ["of type object"]),
@@ -134,9 +143,15 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.add(["a"], V[:1], heights=[-1]), ["a: heights[0] is -1"]),
         (lambda i: i.add(["a"], V[:1], heights=[True]), ["a: heights[0] is True"]),
         (lambda i: i.add(["a"], V[:1], heights=[2**40]), ["a: heights[0] is 1099511627776"]),
-        (lambda i: i.add(["a"], V[:1], thumbnails=b"jpeg"), ["thumbnails is the bytes of one picture"]),
+        (
+            lambda i: i.add(["a"], V[:1], thumbnails=b"jpeg"),
+            ["thumbnails is the bytes of one picture"],
+        ),
         (lambda i: i.add(["a"], V[:1], thumbnails=["jpeg"]), ["a: thumbnails[0] is of type str"]),
-        (lambda i: i.add(["a"], V[:1], metadata={"label": ["x"]}), ["metadata is one mapping; give a list"]),
+        (
+            lambda i: i.add(["a"], V[:1], metadata={"label": ["x"]}),
+            ["metadata is one mapping; give a list"],
+        ),
         (lambda i: i.add(["a"], V[:1], metadata=["x"]), ["a: metadata[0] is 'x', of type str"]),
         (lambda i: i.add(["a"], V[:1], metadata=[{3: "x"}]), ["a: the metadata's name 3 is int"]),
         (lambda i: i.query(V, k=0), ["k is 0; it must be at least 1"]),
@@ -156,14 +171,24 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.items(0, "5"), ["limit is '5'"]),
     ],
 )
-def test_arguments_of_a_wrong_kind_are_refused_by_name(index: Index, call: Call, words: list[str]) -> None:
+def test_arguments_of_a_wrong_kind_are_refused_by_name(
+    index: Index, call: Call, words: list[str]
+) -> None:
     with refused(*words):
         call(index)
     assert [item.key for item in index.items()] == ["kept"]
 
 
 @pytest.mark.parametrize(
-    "vectors", [V.astype(np.float64), V.astype(np.float16), V.tolist(), np.asfortranarray(V), V[::-1][::-1], V.astype(">f4")]
+    "vectors",
+    [
+        V.astype(np.float64),
+        V.astype(np.float16),
+        V.tolist(),
+        np.asfortranarray(V),
+        V[::-1][::-1],
+        V.astype(">f4"),
+    ],
 )
 def test_vectors_of_any_real_type_are_taken(index: Index, vectors: Any) -> None:
     index.add(["a", "b", "c"], vectors)
@@ -174,7 +199,13 @@ def test_vectors_of_any_real_type_are_taken(index: Index, vectors: Any) -> None:
 
 
 def test_numbers_of_numpy_are_numbers(index: Index) -> None:
-    index.add(["a"], V[:1], widths=np.array([640]), heights=[np.int32(480)], thumbnails=[bytearray(b"jpeg")])  # type: ignore[list-item]
+    index.add(
+        ["a"],
+        V[:1],
+        widths=np.array([640]),
+        heights=[np.int32(480)],  # type: ignore[list-item]
+        thumbnails=[bytearray(b"jpeg")],  # type: ignore[list-item]
+    )
     item = index.item(np.int64(1))  # type: ignore[arg-type]
     assert (item.width, item.height, type(item.width)) == (640, 480, int)
     assert index.thumbnail(1) == b"jpeg"
@@ -196,12 +227,16 @@ def test_a_search_takes_one_picture(index: Index) -> None:
     image = draw_picture(1)
     assert len(index.search(image)) == 1
     assert len(index.search([image])) == 1  # type: ignore[arg-type]
-    for pictures, words in (([image, image], "2 pictures were given"), ([], "0 pictures were given"), (None, "None")):
+    for pictures, words in (
+        ([image, image], "2 pictures were given"),
+        ([], "0 pictures were given"),
+        (None, "None"),
+    ):
         with refused(words):
             index.search(pictures)  # type: ignore[arg-type]
 
 
-# Metadata ------------------------------------------------------------------------------------------------------------
+# Metadata -----------------------------------------------------------------------------------------
 
 
 class Shade(enum.IntEnum):
@@ -306,8 +341,13 @@ def test_no_value_is_the_same_as_none(index: Index) -> None:
     assert [item.metadata for item in index.items()] == [{}, {}, {}, {"x": 1}]
 
 
-@pytest.mark.parametrize(("first", "second"), [(True, 1), (1, True), (False, "x"), ("x", False), (0.5, True), (math.nan, True)])
-def test_booleans_among_other_values_of_a_name_are_refused(index: Index, first: Any, second: Any) -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(True, 1), (1, True), (False, "x"), ("x", False), (0.5, True), (math.nan, True)],
+)
+def test_booleans_among_other_values_of_a_name_are_refused(
+    index: Index, first: Any, second: Any
+) -> None:
     with refused("b: the metadata 'x' is ", "use one kind of value for a name"):
         index.add(["a", "b"], V[:2], metadata=[{"x": first}, {"x": second}])
     assert len(index) == 1
@@ -319,21 +359,40 @@ def test_booleans_among_other_values_of_a_name_are_refused(index: Index, first: 
 
 
 def test_names_are_the_users(index: Index) -> None:
-    names = ["id", "ID", "vector_crc32", "Vector_CRC32", "rowid", "deleted", "kind", 'a "b"; --', "é", "x" * 300]
+    names = [
+        "id",
+        "ID",
+        "vector_crc32",
+        "Vector_CRC32",
+        "rowid",
+        "deleted",
+        "kind",
+        'a "b"; --',
+        "é",
+        "x" * 300,
+    ]
     index.add(["a"], V[:1], metadata=[{name: i for i, name in enumerate(names)}])
     assert index.item(1).metadata == {name: i for i, name in enumerate(names)}
 
 
 def test_booleans_of_an_index_from_before_kinds_are_booleans_again(index: Index) -> None:
-    index.add(["a", "b", "c"], V, metadata=[{"x": 1, "y": 1, "vector_crc32": 7}, {"x": 0, "y": 2}, {}])  # as they were stored
+    # as they were stored
+    index.add(
+        ["a", "b", "c"], V, metadata=[{"x": 1, "y": 1, "vector_crc32": 7}, {"x": 0, "y": 2}, {}]
+    )
     index.close()
     connection = sqlite3.connect(index.path / "catalogue.sqlite")
-    (column,) = connection.execute("SELECT column_name FROM metadata_columns WHERE name = 'vector_crc32'").fetchone()
+    (column,) = connection.execute(
+        "SELECT column_name FROM metadata_columns WHERE name = 'vector_crc32'"
+    ).fetchone()
     connection.close()
     forget_ids(index.path)
-    with sqlite3.connect(index.path / "catalogue.sqlite") as connection:  # an earlier featkit had no column of that name
+    # an earlier featkit had no column of that name
+    with sqlite3.connect(index.path / "catalogue.sqlite") as connection:
         connection.execute(f"ALTER TABLE items RENAME COLUMN {column} TO vector_crc32")
-        connection.execute("UPDATE metadata_columns SET column_name = name WHERE name = 'vector_crc32'")
+        connection.execute(
+            "UPDATE metadata_columns SET column_name = name WHERE name = 'vector_crc32'"
+        )
     connection.close()
     before = {"x": 1, "y": 1, "vector_crc32": 7}
     with Index.open(index.path) as reader:
@@ -342,8 +401,13 @@ def test_booleans_of_an_index_from_before_kinds_are_booleans_again(index: Index)
         with Index.open(index.path, writable=True) as writer:
             assert writer.item(1).metadata == before
             writer.add(["d"], V[:1], metadata=[{"x": True, "vector_crc32": 8}])
-            assert repr([item.metadata.get("x") for item in writer.items()][1:]) == "[True, False, None, True]"
-            with refused("d: the metadata 'y' is True, and the index has numbers or text under that name"):
+            assert (
+                repr([item.metadata.get("x") for item in writer.items()][1:])
+                == "[True, False, None, True]"
+            )
+            with refused(
+                "d: the metadata 'y' is True, and the index has numbers or text under that name"
+            ):
                 writer.add(["d"], V[:1], metadata=[{"y": True}])
         assert reader.item_by_key("d").metadata == {"x": True, "vector_crc32": 8}
 
@@ -354,11 +418,16 @@ def test_nan_in_a_parquet_file_comes_through_as_it_is(tmp_path: Path, model: Pat
         buffer = io.BytesIO()
         draw_picture(seed).save(buffer, "PNG")
         pictures.append(buffer.getvalue())
-    table = pa.table({"image": pictures, "price": pa.array([math.nan, 2.5, None], from_pandas=False)})
+    table = pa.table(
+        {"image": pictures, "price": pa.array([math.nan, 2.5, None], from_pandas=False)}
+    )
     pq.write_table(table, tmp_path / "a.parquet")
     embed_source(open_source(tmp_path / "a.parquet"), Embedder(model, threads=1), tmp_path / "emb")
     folder = Embeddings.open(tmp_path / "emb")
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.add_embeddings(folder).num_added == 3
-        assert repr([item.metadata for item in index.items()]) == "[{'price': nan}, {'price': 2.5}, {}]"
+        assert (
+            repr([item.metadata for item in index.items()])
+            == "[{'price': nan}, {'price': 2.5}, {}]"
+        )
         assert index.add_embeddings(folder).num_unchanged == 3  # NaN is no change

@@ -1,4 +1,5 @@
-"""FAISS never starts more threads than processors, in whichever thread it is called and whoever imported it first."""
+"""FAISS never starts more threads than processors, in whichever thread it is called and whoever
+imported it first."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ import pytest
 from featkit.resources import usable_cpus
 from tests.commands import REPOSITORY
 
-# Prints what OpenMP allows a new thread, what it allows inside of a search of one caller and of four at once, and the variable.
+# Prints what OpenMP allows a new thread, what it allows inside of a search of one caller and of
+# four at once, and the variable.
 PROGRAM = """
 import os, sys, threading
 import numpy as np
@@ -47,13 +49,18 @@ def asked(order: str, environment: str | None) -> list[str]:
     variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     variables |= {} if environment is None else {"OMP_NUM_THREADS": environment}
     command = [sys.executable, "-c", PROGRAM, order]
-    return subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True).stdout.split()
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True
+    ).stdout.split()
 
 
 @pytest.mark.parametrize(
-    ("environment", "bound"), [("16", usable_cpus()), ("1", 1), ("9,3", usable_cpus()), (None, usable_cpus())]
+    ("environment", "bound"),
+    [("16", usable_cpus()), ("1", 1), ("9,3", usable_cpus()), (None, usable_cpus())],
 )
-def test_every_thread_begins_with_no_more_than_the_processors(environment: str | None, bound: int) -> None:
+def test_every_thread_begins_with_no_more_than_the_processors(
+    environment: str | None, bound: int
+) -> None:
     new_thread, in_search, alone, _, left = asked("featkit-first", environment)
     assert (int(new_thread), int(in_search), int(alone)) == (bound, bound, bound)
     assert left == str(environment)  # the program's own variable is as it was

@@ -16,7 +16,8 @@ KEYS = [f"{number}.jpg" for number in range(20)]
 
 
 def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
-    """A writer replaces all items again and again; whoever searches finds all of one round and none of another."""
+    """A writer replaces all items again and again; whoever searches finds all of one round and none
+    of another."""
     with Index.create(tmp_path / "i", model=model) as writer, Index.open(tmp_path / "i") as reader:
         writer.add(KEYS, unit_vectors(20), metadata=[{"round": 0}] * 20)
         done = threading.Event()
@@ -34,13 +35,17 @@ def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
             return seen
 
         with ThreadPoolExecutor(5) as pool:
-            readings = [pool.submit(read, index) for index in (writer, reader, reader, reader, reader)]
+            readings = [
+                pool.submit(read, index) for index in (writer, reader, reader, reader, reader)
+            ]
             try:
                 started = time.monotonic()
                 number = 0
                 while time.monotonic() - started < 1.0:
                     number += 1
-                    writer.add(KEYS, unit_vectors(20, seed=number), metadata=[{"round": number}] * 20)
+                    writer.add(
+                        KEYS, unit_vectors(20, seed=number), metadata=[{"round": number}] * 20
+                    )
             finally:
                 done.set()
             rounds = [reading.result() for reading in readings]
@@ -48,7 +53,11 @@ def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_reader_does_not_wait_for_a_writer_in_the_middle_of_a_transaction(photos: Path) -> None:
-    with Index.open(photos, writable=True) as writer, Index.open(photos) as reader, writer._catalogue.writing() as connection:
+    with (
+        Index.open(photos, writable=True) as writer,
+        Index.open(photos) as reader,
+        writer._catalogue.writing() as connection,
+    ):
         connection.execute("UPDATE items SET deleted = 1")
         started = time.monotonic()
         assert len(reader.query(unit_vectors(1), k=200)[0]) == 100
@@ -59,7 +68,10 @@ def test_threads_that_write_take_turns(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
 
         def add(thread: int) -> list[int]:
-            return [index.add([f"{thread}-{number}"], unit_vectors(1, seed=thread))[0] for number in range(10)]
+            return [
+                index.add([f"{thread}-{number}"], unit_vectors(1, seed=thread))[0]
+                for number in range(10)
+            ]
 
         with ThreadPoolExecutor(4) as pool:
             ids = [number for numbers in pool.map(add, range(4)) for number in numbers]

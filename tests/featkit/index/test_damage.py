@@ -29,14 +29,17 @@ def rich(tmp_path: Path, model: Path) -> Path:
             VECTORS,
             widths=[640] * COUNT,
             thumbnails=[b"jpeg" * 80] * COUNT,
-            metadata=[{"a": i, "b": "é" * i, "c": i % 2 == 0, "d": float("nan")} for i in range(COUNT)],
+            metadata=[
+                {"a": i, "b": "é" * i, "c": i % 2 == 0, "d": float("nan")} for i in range(COUNT)
+            ],
         )
         index.remove(["3.jpg"])
     return tmp_path / "i"
 
 
 def damaged(data: bytes, seed: int) -> bytes:
-    """A few bits, bytes or stretches changed, copied or cut off; half of them where the schema and settings are."""
+    """A few bits, bytes or stretches changed, copied or cut off; half of them where the schema and
+    settings are."""
     rng = random.Random(seed)
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5, 30])):
@@ -71,7 +74,10 @@ def use(path: Path, *, writable: bool, seen: Counter[str]) -> None:
             lambda: np.testing.assert_array_equal(index.vector(8), VECTORS[8]),
         ]
         if writable:
-            calls += [lambda: index.add(["new"], unit_vectors(1), metadata=[{"e": True}]), lambda: index.remove(["8.jpg"])]
+            calls += [
+                lambda: index.add(["new"], unit_vectors(1), metadata=[{"e": True}]),
+                lambda: index.remove(["8.jpg"]),
+            ]
         for call in calls:
             try:
                 call()

@@ -51,7 +51,9 @@ def check_whole(path: Path, *, at_least: int) -> int:
         size = len(index)
         assert size >= at_least
         assert size % BLOCK == 0
-        expected = np.concatenate([unit_vectors(BLOCK, seed=first) for first in range(0, size, BLOCK)])
+        expected = np.concatenate(
+            [unit_vectors(BLOCK, seed=first) for first in range(0, size, BLOCK)]
+        )
         for item in index.items(0, size):
             assert item.key == f"{item.id}.jpg"
             np.testing.assert_array_equal(index.vector(item.id), expected[item.id])
@@ -83,7 +85,9 @@ def test_kill_9_while_adding_leaves_the_last_commit(tmp_path: Path, model: Path,
         assert index.add(["next"], unit_vectors(1)) == [size]
 
 
-def test_vectors_without_a_commit_are_ignored_by_readers_and_cut_by_the_next_writer(photos: Path) -> None:
+def test_vectors_without_a_commit_are_ignored_by_readers_and_cut_by_the_next_writer(
+    photos: Path,
+) -> None:
     status, _, error = run_python(DIE_BEFORE_THE_COMMIT, photos)
     assert (status, error) == (-signal.SIGKILL, "")
     committed = 100 * WIDTH * 4
@@ -106,7 +110,9 @@ def assert_as_before(index: Index) -> None:
     assert index.add(["3.jpg"], unit_vectors(1)) == [100]
 
 
-def test_a_full_disk_while_vectors_are_written_changes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_vectors_are_written_changes_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = os.pwrite
 
     def full(descriptor: int, data: memoryview, place: int) -> int:
@@ -117,12 +123,16 @@ def test_a_full_disk_while_vectors_are_written_changes_nothing(photos: Path, mon
     with Index.open(photos, writable=True) as index:
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwrite", full)
-            with pytest.raises(EnvironmentProblem, match=r"No space left to write .*vectors\.f32; free some"):
+            with pytest.raises(
+                EnvironmentProblem, match=r"No space left to write .*vectors\.f32; free some"
+            ):
                 index.add([f"{number}.jpg" for number in range(10)], unit_vectors(10, seed=1))
         assert_as_before(index)
 
 
-def test_a_full_disk_while_the_catalogue_is_written_changes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_the_catalogue_is_written_changes_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     connect = Catalogue._connect
 
     def small(self: Catalogue, mode: str) -> sqlite3.Connection:
@@ -133,12 +143,16 @@ def test_a_full_disk_while_the_catalogue_is_written_changes_nothing(photos: Path
     with Index.open(photos, writable=True) as index:
         with monkeypatch.context() as patch:
             patch.setattr(Catalogue, "_connect", small)
-            with pytest.raises(EnvironmentProblem, match=r"No space left to write .*photos\.index; free some"):
+            with pytest.raises(
+                EnvironmentProblem, match=r"No space left to write .*photos\.index; free some"
+            ):
                 index.add(["3.jpg"], unit_vectors(1), thumbnails=[b"x" * 200_000])
         assert_as_before(index)
 
 
-def test_ctrl_c_before_the_commit_changes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_the_commit_changes_nothing(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(_descriptor: int) -> None:
         raise KeyboardInterrupt
 
@@ -150,7 +164,9 @@ def test_ctrl_c_before_the_commit_changes_nothing(photos: Path, monkeypatch: pyt
         assert_as_before(index)
 
 
-def test_ctrl_c_after_the_commit_keeps_what_was_committed(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_after_the_commit_keeps_what_was_committed(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writing = Catalogue.writing
 
     @contextmanager

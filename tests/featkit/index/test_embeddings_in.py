@@ -42,7 +42,9 @@ def test_an_embeddings_folder_becomes_an_index_that_finds_its_pictures(
     folder = embed()
     progress: list[tuple[int, int]] = []
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
-        report = index.add_embeddings(folder, on_progress=lambda done, failed: progress.append((done, failed)))
+        report = index.add_embeddings(
+            folder, on_progress=lambda done, failed: progress.append((done, failed))
+        )
         assert report == AddReport(num_added=COUNT, num_without_embedding=1)
         assert progress == [(4, 0), (8, 1), (11, 1)]
         assert index.model_path.read_bytes() == model.read_bytes()
@@ -57,16 +59,22 @@ def test_an_embeddings_folder_becomes_an_index_that_finds_its_pictures(
         assert "005-broken.jpg" not in [item.key for item in index.items()]
 
 
-def test_adding_the_same_folder_again_changes_nothing(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+def test_adding_the_same_folder_again_changes_nothing(
+    tmp_path: Path, embed: Callable[..., Embeddings]
+) -> None:
     folder = embed()
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
         index.add_embeddings(folder)
         before = index.items()
-        assert index.add_embeddings(folder) == AddReport(num_unchanged=COUNT, num_without_embedding=1)
+        assert index.add_embeddings(folder) == AddReport(
+            num_unchanged=COUNT, num_without_embedding=1
+        )
         assert index.items() == before
 
 
-def test_only_pictures_that_changed_are_replaced(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+def test_only_pictures_that_changed_are_replaced(
+    tmp_path: Path, embed: Callable[..., Embeddings]
+) -> None:
     folder = embed()
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
         index.add_embeddings(folder)
@@ -79,7 +87,9 @@ def test_only_pictures_that_changed_are_replaced(tmp_path: Path, embed: Callable
         assert index.search(draw_picture(99), k=1)[0].key == "003.jpg"
 
 
-def test_a_picture_that_can_no_longer_be_read_is_kept_and_counted(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+def test_a_picture_that_can_no_longer_be_read_is_kept_and_counted(
+    tmp_path: Path, embed: Callable[..., Embeddings]
+) -> None:
     with Index.create(tmp_path / "i", model=embed().model_path) as index:
         index.add_embeddings(embed())
         before = index.items()
@@ -99,14 +109,22 @@ def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
             raise KeyboardInterrupt
 
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
-        with pytest.raises(Interrupted, match=r"stopped with 7 pictures added to .*; the same command goes on"):
+        with pytest.raises(
+            Interrupted, match=r"stopped with 7 pictures added to .*; the same command goes on"
+        ):
             index.add_embeddings(folder, on_progress=stop)
         assert len(index) == 7
-        assert index.add_embeddings(folder) == AddReport(num_added=3, num_unchanged=7, num_without_embedding=1)
-        np.testing.assert_array_equal(np.stack([index.vector(number) for number in range(COUNT)]), folder.read()[1])
+        assert index.add_embeddings(folder) == AddReport(
+            num_added=3, num_unchanged=7, num_without_embedding=1
+        )
+        np.testing.assert_array_equal(
+            np.stack([index.vector(number) for number in range(COUNT)]), folder.read()[1]
+        )
 
 
-def test_vectors_of_another_model_are_refused_naming_both(tmp_path: Path, embed: Callable[..., Embeddings]) -> None:
+def test_vectors_of_another_model_are_refused_naming_both(
+    tmp_path: Path, embed: Callable[..., Embeddings]
+) -> None:
     other = make_model_file(tmp_path / "other.onnx", seed=1)
     folder = embed()
     with Index.create(tmp_path / "i", model=other) as index:
@@ -126,7 +144,11 @@ def test_vectors_of_a_model_that_is_proven_equal_are_taken(
 
     def manifest_of(path: Path) -> Manifest:
         manifest = read_manifest(path)
-        return manifest if manifest.fingerprint == ours else dataclasses.replace(manifest, proven_equal_to=(ours,))
+        return (
+            manifest
+            if manifest.fingerprint == ours
+            else dataclasses.replace(manifest, proven_equal_to=(ours,))
+        )
 
     folder = embed()
     monkeypatch.setattr("featkit.index.index.read_manifest", manifest_of)

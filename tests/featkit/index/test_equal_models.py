@@ -1,4 +1,5 @@
-"""Model files that are proven equal: vectors of the one are taken into an index of the other, and search it."""
+"""Model files that are proven equal: vectors of the one are taken into an index of the other, and
+search it."""
 
 from __future__ import annotations
 
@@ -46,10 +47,14 @@ def test_a_model_is_accepted_when_it_is_the_same_or_either_is_proven_equal_to_th
             assert not index.accepts_model(read_manifest(other))
 
 
-def test_two_files_that_are_each_proven_equal_to_a_third_do_not_meet(tmp_path: Path, half: Path) -> None:
+def test_two_files_that_are_each_proven_equal_to_a_third_do_not_meet(
+    tmp_path: Path, half: Path
+) -> None:
     """What is near to one may be twice as far from another."""
     with Index.create(tmp_path / "i", model=half) as index:
-        assert not index.accepts_model(dataclasses.replace(read_manifest(half), fingerprint="0" * 64))
+        assert not index.accepts_model(
+            dataclasses.replace(read_manifest(half), fingerprint="0" * 64)
+        )
 
 
 def test_embeddings_of_the_equal_file_are_added_and_found_by_the_indexs_own(
@@ -70,7 +75,9 @@ def test_embeddings_of_the_equal_file_are_added_and_found_by_the_indexs_own(
         assert len(index) == COUNT
 
 
-def test_an_index_opens_the_equal_file_in_place_of_its_own(tmp_path: Path, model: Path, half: Path) -> None:
+def test_an_index_opens_the_equal_file_in_place_of_its_own(
+    tmp_path: Path, model: Path, half: Path
+) -> None:
     with Index.create(tmp_path / "i", model=model) as index:
         theirs, ours = index.open_embedder(half), index.embedder
         assert (theirs.manifest.precision, ours.manifest.precision) == ("fp16", "fp32")

@@ -1,4 +1,5 @@
-"""An index that is made again, moved, restored or cut under an open one: a whole switch or one sentence, never a mixture."""
+"""An index that is made again, moved, restored or cut under an open one: a whole switch or one
+sentence, never a mixture."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from tests.sentences import refused
 COUNT = 60
 
 
-def make(path: Path, model: Path, name: str, seed: int, *, count: int = COUNT, run: Run | None = None) -> np.ndarray:
+def make(
+    path: Path, model: Path, name: str, seed: int, *, count: int = COUNT, run: Run | None = None
+) -> np.ndarray:
     """An index of the keys NAME0 … with random vectors, closed; return the vectors."""
     with Index.create(path, model=model, run=run) as index:
         vectors = unit_vectors(count, seed=seed, width=index.width)
@@ -64,14 +67,19 @@ def rename_each_over(old: Path, new: Path) -> None:
         (old / f".{file.name}.part").rename(old / file.name)
 
 
-ways = pytest.mark.parametrize("replace", [remove_and_create, move_over, copy_over, copy_over_with_times, rename_each_over])
+ways = pytest.mark.parametrize(
+    "replace", [remove_and_create, move_over, copy_over, copy_over_with_times, rename_each_over]
+)
 
 
 def test_every_index_has_an_id_of_its_own(tmp_path: Path, model: Path) -> None:
     ids = set()
     for name in "ab":
         make(tmp_path / name, model, name, 1)
-        with Index.open(tmp_path / name) as index, Index.open(tmp_path / name, writable=True) as writer:
+        with (
+            Index.open(tmp_path / name) as index,
+            Index.open(tmp_path / name, writable=True) as writer,
+        ):
             ids.add(index.id)
             assert len(index.id) == 32
             assert writer.id == index.id
@@ -181,7 +189,13 @@ def overwrite_the_end_of_the_vectors(old: Path, new: Path) -> None:
 
 @pytest.mark.parametrize(
     "replace",
-    [replace_catalogue, overwrite_catalogue, replace_vectors, overwrite_vectors, overwrite_the_end_of_the_vectors],
+    [
+        replace_catalogue,
+        overwrite_catalogue,
+        replace_vectors,
+        overwrite_vectors,
+        overwrite_the_end_of_the_vectors,
+    ],
 )
 @pytest.mark.parametrize("writable", [False, True])
 def test_one_file_of_another_index_is_refused_in_one_sentence(
@@ -194,7 +208,11 @@ def test_one_file_of_another_index_is_refused_in_one_sentence(
         index.query(old[:1])
         replace(path, tmp_path / "new.index")
         for _ in range(2):
-            with refused(path / "vectors.f32", "does not belong to catalogue.sqlite or is damaged", "restore both"):
+            with refused(
+                path / "vectors.f32",
+                "does not belong to catalogue.sqlite or is damaged",
+                "restore both",
+            ):
                 index.query(old[:1])
         with refused("does not belong"):
             index.vector(COUNT - 1)
@@ -216,7 +234,9 @@ def test_a_damaged_vector_is_not_returned(tmp_path: Path, model: Path) -> None:
                 call()
 
 
-def test_a_writer_does_not_write_into_an_index_that_took_its_place(tmp_path: Path, model: Path) -> None:
+def test_a_writer_does_not_write_into_an_index_that_took_its_place(
+    tmp_path: Path, model: Path
+) -> None:
     path = tmp_path / "photos.index"
     for i, replace in enumerate((remove_and_create, copy_over, rename_each_over)):
         make(path, model, "old", 1)
@@ -225,7 +245,9 @@ def test_a_writer_does_not_write_into_an_index_that_took_its_place(tmp_path: Pat
             index.add(["mine"], unit_vectors(1))
             replace(path, tmp_path / f"new{i}.index")
             before = (path / "vectors.f32").read_bytes()
-            with refused(path, "was replaced by another index after it was opened for writing; open it again"):
+            with refused(
+                path, "was replaced by another index after it was opened for writing; open it again"
+            ):
                 index.add(["lost"], unit_vectors(1))
             with refused("was replaced by another index"):
                 index.remove(["new0"])
@@ -248,7 +270,9 @@ def test_a_writer_does_not_write_into_a_vectors_file_that_is_gone(photos: Path) 
     assert (photos / "vectors.f32").read_bytes() == data
 
 
-def test_a_catalogue_replaced_without_its_log_is_refused_and_left_as_it_is(tmp_path: Path, model: Path) -> None:
+def test_a_catalogue_replaced_without_its_log_is_refused_and_left_as_it_is(
+    tmp_path: Path, model: Path
+) -> None:
     """SQLite would read the old log into the new catalogue, and write it there when it is closed."""
     path = tmp_path / "photos.index"
     make(path, model, "old", 1)
@@ -258,7 +282,10 @@ def test_a_catalogue_replaced_without_its_log_is_refused_and_left_as_it_is(tmp_p
         assert (path / "catalogue.sqlite-wal").stat().st_size > 0
         rename_each_over(path, tmp_path / "new.index")
         for index in (reader, writer):
-            with refused(path / "catalogue.sqlite", "was replaced and the log beside it, catalogue.sqlite-wal, was not"):
+            with refused(
+                path / "catalogue.sqlite",
+                "was replaced and the log beside it, catalogue.sqlite-wal, was not",
+            ):
                 index.query(new[:1])
     (path / "catalogue.sqlite-wal").unlink()
     (path / "catalogue.sqlite-shm").unlink()
@@ -308,7 +335,9 @@ def test_an_index_from_before_ids_is_followed_by_its_files(
         assert (hit.key, round(hit.score, 5)) == ("new0", 1.0)
 
 
-def test_an_index_from_before_ids_gets_one_when_it_is_opened_to_write(tmp_path: Path, model: Path) -> None:
+def test_an_index_from_before_ids_gets_one_when_it_is_opened_to_write(
+    tmp_path: Path, model: Path
+) -> None:
     path = tmp_path / "photos.index"
     vectors = make(path, model, "old", 1)
     forget_ids(path)
@@ -325,11 +354,15 @@ def test_an_index_from_before_ids_gets_one_when_it_is_opened_to_write(tmp_path: 
 
 
 @pytest.mark.parametrize("replace", [remove_and_create, copy_over, rename_each_over])
-def test_no_answer_mixes_two_indexes(tmp_path: Path, model: Path, replace: Callable[[Path, Path], None]) -> None:
+def test_no_answer_mixes_two_indexes(
+    tmp_path: Path, model: Path, replace: Callable[[Path, Path], None]
+) -> None:
     """Four threads search while the index at the path is one, then the other, then the first again."""
     path = tmp_path / "photos.index"
     names = ("odd", "even")
-    vectors = {name: make(tmp_path / name, model, name, seed, count=300) for seed, name in enumerate(names)}
+    vectors = {
+        name: make(tmp_path / name, model, name, seed, count=300) for seed, name in enumerate(names)
+    }
     shutil.copytree(tmp_path / "odd", path)
     query = unit_vectors(1, seed=9)
     expected = {name: (vectors[name] @ query[0]).max() for name in names}
@@ -432,8 +465,14 @@ def test_a_cut_vectors_file_is_named_until_it_is_whole(photos: Path, size: int) 
     with Index.open(photos) as index:
         index.query(unit_vectors(1))
         os.truncate(photos / "vectors.f32", size)
-        for call in (lambda: index.query(unit_vectors(1)), lambda: index.search_item(99), lambda: index.vector(99)):
-            with refused(photos / "vectors.f32", f"is truncated: {counted(size, 'byte')} where 100 vectors"):
+        for call in (
+            lambda: index.query(unit_vectors(1)),
+            lambda: index.search_item(99),
+            lambda: index.vector(99),
+        ):
+            with refused(
+                photos / "vectors.f32", f"is truncated: {counted(size, 'byte')} where 100 vectors"
+            ):
                 call()
         (photos / "vectors.f32").write_bytes(data)
         assert len(index.query(unit_vectors(1), k=200)[0]) == 100

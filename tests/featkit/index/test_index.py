@@ -1,4 +1,5 @@
-"""What an index promises: exact search over what is committed, whatever was added, replaced, removed or reopened."""
+"""What an index promises: exact search over what is committed, whatever was added, replaced,
+removed or reopened."""
 
 from __future__ import annotations
 
@@ -69,7 +70,9 @@ class History(RuleBasedStateMachine):
         import tempfile
 
         self.folder = Path(tempfile.mkdtemp(prefix="featkit-history-"))
-        self.index = Index.create(self.folder / "i", model=make_model_file(self.folder / "m.onnx", width=4))
+        self.index = Index.create(
+            self.folder / "i", model=make_model_file(self.folder / "m.onnx", width=4)
+        )
         self.reader = Index.open(self.folder / "i")
 
     @rule(keys=st.lists(st.sampled_from("abcdefgh"), max_size=6))
@@ -79,7 +82,9 @@ class History(RuleBasedStateMachine):
         ids = self.index.add(keys, vectors)
         assert ids == list(range(self.next_id, self.next_id + len(keys)))
         self.next_id += len(keys)
-        self.expected |= {key: (number, vector) for key, number, vector in zip(keys, ids, vectors, strict=True)}
+        self.expected |= {
+            key: (number, vector) for key, number, vector in zip(keys, ids, vectors, strict=True)
+        }
 
     @rule(keys=st.lists(st.sampled_from("abcdefgh"), max_size=3))
     def remove(self, keys: list[str]) -> None:
@@ -98,12 +103,19 @@ class History(RuleBasedStateMachine):
         if self.folder is None:
             return
         query = unit_vectors(1, seed=10_000 + self.seed, width=4)
-        wanted = sorted((-float(vector @ query[0]), number, key) for key, (number, vector) in self.expected.items())
+        wanted = sorted(
+            (-float(vector @ query[0]), number, key)
+            for key, (number, vector) in self.expected.items()
+        )
         for index in (self.index, self.reader):
             assert len(index) == len(wanted)
             (hits,) = index.query(query, k=5)
-            assert [(hit.id, hit.key) for hit in hits] == [(number, key) for _, number, key in wanted[:5]]
-            assert [item.id for item in index.items(0, 100)] == sorted(number for _, number, _ in wanted)
+            assert [(hit.id, hit.key) for hit in hits] == [
+                (number, key) for _, number, key in wanted[:5]
+            ]
+            assert [item.id for item in index.items(0, 100)] == sorted(
+                number for _, number, _ in wanted
+            )
 
     def teardown(self) -> None:
         if self.folder is not None:
@@ -156,7 +168,9 @@ def test_an_item_finds_itself_first(photos: Path) -> None:
 def test_a_picture_is_searched_with_the_model_in_the_index(tmp_path: Path, model: Path) -> None:
     from featkit.embedder import Embedder
 
-    pictures = [np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8) for seed in range(3)]
+    pictures = [
+        np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8) for seed in range(3)
+    ]
     with Index.create(tmp_path / "i", model=model) as index:
         index.add(["0", "1", "2"], Embedder(model).embed(pictures))
         hits: list[Hit] = index.search(pictures[1], k=2)
@@ -177,7 +191,9 @@ def test_a_sample_is_of_live_items_each_once_and_the_same_for_the_same_seed(phot
 
 def test_every_live_item_may_be_in_a_sample(photos: Path) -> None:
     with Index.open(photos) as index:
-        assert {item.id for seed in range(200) for item in index.sample(10, seed=seed)} == set(range(100))
+        assert {item.id for seed in range(200) for item in index.sample(10, seed=seed)} == set(
+            range(100)
+        )
 
 
 def test_vectors_that_are_not_this_models_are_refused_and_nothing_is_added(photos: Path) -> None:

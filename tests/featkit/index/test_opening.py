@@ -72,7 +72,9 @@ def empty_folder(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("writable", [False, True])
-def test_what_is_no_whole_index_is_refused(photos: Path, harm: Callable[[Path], None], words: str, writable: bool) -> None:
+def test_what_is_no_whole_index_is_refused(
+    photos: Path, harm: Callable[[Path], None], words: str, writable: bool
+) -> None:
     harm(photos)
     with pytest.raises(InputError, match=words) as caught:
         Index.open(photos, writable=writable)
@@ -102,7 +104,9 @@ def test_creating_with_what_is_no_model_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_second_writer_is_told_who_holds_the_index(photos: Path) -> None:
     with Index.open(photos, writable=True) as first:
-        with pytest.raises(EnvironmentProblem, match=rf"is being written by process {os.getpid()} on .+; wait") as caught:
+        with pytest.raises(
+            EnvironmentProblem, match=rf"is being written by process {os.getpid()} on .+; wait"
+        ) as caught:
             Index.open(photos, writable=True)
         assert str(photos) in str(caught.value)
         assert first.add(["new"], unit_vectors(1)) == [100]
@@ -169,7 +173,11 @@ def test_a_reader_without_rights_follows_a_writer_that_has_them(photos: Path) ->
         for path in photos.iterdir():
             path.chmod(0o444)
         photos.chmod(0o555)
-        assert run_python(OPEN_AND_SEARCH, photos, False, ordinary_user=True) == (0, "101 [3]\n", "")
+        assert run_python(OPEN_AND_SEARCH, photos, False, ordinary_user=True) == (
+            0,
+            "101 [3]\n",
+            "",
+        )
         photos.chmod(0o755)
 
 
@@ -221,9 +229,13 @@ except FeatkitError as error:
     assert list(folder.iterdir()) == []
 
 
-def test_the_command_ends_with_the_code_of_the_error(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_ends_with_the_code_of_the_error(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["search", str(photos / "nothing"), "query.jpg"]) == 2
     assert "does not exist" in capsys.readouterr().err
     with Index.open(photos, writable=True):
         assert main(["index", str(photos), "--out", str(photos)]) == 2  # no embeddings folder
-    np.testing.assert_array_equal(np.fromfile(photos / "vectors.f32", "<f4").reshape(-1, 16), unit_vectors(100))
+    np.testing.assert_array_equal(
+        np.fromfile(photos / "vectors.f32", "<f4").reshape(-1, 16), unit_vectors(100)
+    )

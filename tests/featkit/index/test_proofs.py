@@ -18,12 +18,25 @@ from featkit.index import Index, Proof
 from featkit.index.proofs import meet, read_proofs, write_proofs
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
-from tests.featkit.backends.engines import ONNXRUNTIME_FP32, OPENVINO_BF16, OPENVINO_FP32, needs_bf16, needs_openvino
+from tests.featkit.backends.engines import (
+    ONNXRUNTIME_FP32,
+    OPENVINO_BF16,
+    OPENVINO_FP32,
+    needs_bf16,
+    needs_openvino,
+)
 from tests.model_files import make_model_file
 from tests.pictures import draw_folder, draw_picture
 from tests.sentences import refused
 
-PROOF = Proof(backend="openvino", precision="bf16", num_pictures=9, least_cosine=0.9996, mean_cosine=0.9999, recall_lost=0.001)
+PROOF = Proof(
+    backend="openvino",
+    precision="bf16",
+    num_pictures=9,
+    least_cosine=0.9996,
+    mean_cosine=0.9999,
+    recall_lost=0.001,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +65,9 @@ def embedded(folder: Path, model: Path, run: Run, *, count: int = 4) -> Embeddin
     ],
     ids=str,
 )
-def test_bf16_meets_the_others_by_proof_only(own: Run, other: Run, alone: bool, proven: bool) -> None:
+def test_bf16_meets_the_others_by_proof_only(
+    own: Run, other: Run, alone: bool, proven: bool
+) -> None:
     assert meet(own, other, []) is alone
     assert meet(own, other, [PROOF]) is proven
 
@@ -104,12 +119,15 @@ def test_proofs_are_kept_replaced_and_dropped(model: Path, tmp_path: Path) -> No
 
 
 @needs_bf16
-def test_embeddings_of_another_precision_are_refused_until_they_are_proven(model: Path, tmp_path: Path) -> None:
+def test_embeddings_of_another_precision_are_refused_until_they_are_proven(
+    model: Path, tmp_path: Path
+) -> None:
     coarse = embedded(tmp_path, model, OPENVINO_BF16)
     with Index.create(tmp_path / "i", model=model) as index:
         with refused(
             coarse.path,
-            f"was embedded by openvino bf16 and {tmp_path / 'i'} by onnxruntime fp32; prove that these meet with",
+            f"was embedded by openvino bf16 and {tmp_path / 'i'} by onnxruntime fp32; prove that"
+            " these meet with",
             f"featkit verify {tmp_path / 'i'} photos/ --backend openvino --precision bf16",
         ):
             index.add_embeddings(coarse)
@@ -119,7 +137,9 @@ def test_embeddings_of_another_precision_are_refused_until_they_are_proven(model
 
 
 @needs_openvino
-def test_embeddings_in_fp32_are_taken_whatever_engine_made_them(model: Path, tmp_path: Path) -> None:
+def test_embeddings_in_fp32_are_taken_whatever_engine_made_them(
+    model: Path, tmp_path: Path
+) -> None:
     folder = embedded(tmp_path, model, OPENVINO_FP32)
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.add_embeddings(folder).num_added == 4
@@ -142,12 +162,19 @@ def test_an_index_is_searched_in_its_own_precision_whatever_is_faster(
 
 
 @needs_bf16
-def test_a_proof_lets_auto_take_the_faster(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proof_lets_auto_take_the_faster(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEATKIT_BACKEND", "auto")
     monkeypatch.setenv("FEATKIT_PRECISION", "auto")
     fast = {OPENVINO_BF16: 9.0, OPENVINO_FP32: 2.0, ONNXRUNTIME_FP32: 3.0}
-    figures = {run: choosing_module.Measured(pictures_per_s=rate, least_cosine=1.0) for run, rate in fast.items()}
-    monkeypatch.setattr(choosing_module, "_remembered_or_measured", lambda *_arguments, **_options: figures)
+    figures = {
+        run: choosing_module.Measured(pictures_per_s=rate, least_cosine=1.0)
+        for run, rate in fast.items()
+    }
+    monkeypatch.setattr(
+        choosing_module, "_remembered_or_measured", lambda *_arguments, **_options: figures
+    )
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.open_embedder().run == ONNXRUNTIME_FP32
         index.keep_proof(PROOF)
@@ -161,7 +188,8 @@ def test_an_index_in_bf16_says_what_it_needs_where_that_is_missing(
     with Index.create(tmp_path / "i", model=model, run=OPENVINO_BF16) as index:
         index.add(["a"], np.eye(1, 16, dtype=np.float32))
         with refused(
-            f"{tmp_path / 'i'} was made by openvino bf16, which does not run here; install featkit[openvino]",
+            f"{tmp_path / 'i'} was made by openvino bf16, which does not run here; install"
+            " featkit[openvino]",
             error=EnvironmentProblem,
         ):
             index.search(draw_picture(0))

@@ -11,17 +11,27 @@ from featkit.index.searcher import Found, exact_search
 from tests.featkit.index.conftest import unit_vectors
 
 
-def brute_force(query: np.ndarray, vectors: np.ndarray, *, k: int, allowed: np.ndarray) -> list[tuple[float, int]]:
+def brute_force(
+    query: np.ndarray, vectors: np.ndarray, *, k: int, allowed: np.ndarray
+) -> list[tuple[float, int]]:
     """The docstring's loop: (minus score, id) of the k best, by Python's sort."""
     scored = [
-        (-float(np.float32(np.sum(query.astype(np.float64) * vectors[number].astype(np.float64)))), number)
+        (
+            -float(
+                np.float32(np.sum(query.astype(np.float64) * vectors[number].astype(np.float64)))
+            ),
+            number,
+        )
         for number in np.flatnonzero(allowed).tolist()
     ]
     return sorted(scored)[:k]
 
 
 def pairs(found: Found) -> list[tuple[float, int]]:
-    return [(-score, number) for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)]
+    return [
+        (-score, number)
+        for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)
+    ]
 
 
 @settings(max_examples=60, deadline=None)
@@ -37,7 +47,9 @@ def test_search_equals_a_plain_sort_however_many_rows_tie(
     num_rows: int, num_directions: int, num_queries: int, k: int, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    directions = np.eye(8, dtype=np.float32)[rng.integers(0, 8, num_directions)] * rng.choice([-1, 1], (num_directions, 1))
+    directions = np.eye(8, dtype=np.float32)[rng.integers(0, 8, num_directions)] * rng.choice(
+        [-1, 1], (num_directions, 1)
+    )
     vectors = directions[rng.integers(0, num_directions, num_rows)].astype(np.float32)
     vectors[rng.random(num_rows) < 0.3] = unit_vectors(1, seed=seed, width=8)
     allowed = rng.random(num_rows) < share
@@ -74,7 +86,9 @@ def test_rows_that_are_not_allowed_are_never_found() -> None:
 
 
 def test_nothing_allowed_gives_no_hits_and_k_below_one_is_refused() -> None:
-    (found,) = exact_search(unit_vectors(1), np.zeros((0, 16), np.float32), k=5, allowed=np.zeros(0, bool))
+    (found,) = exact_search(
+        unit_vectors(1), np.zeros((0, 16), np.float32), k=5, allowed=np.zeros(0, bool)
+    )
     assert pairs(found) == []
     with pytest.raises(ValueError, match="k is 0"):
         exact_search(unit_vectors(1), unit_vectors(3), k=0, allowed=np.ones(3, bool))

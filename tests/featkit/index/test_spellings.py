@@ -64,7 +64,9 @@ def test_keys_of_an_earlier_version_are_the_same_items(tmp_path: Path, model: Pa
         assert [item.key for item in index.items()] == ["a.jpg", NFD]
 
 
-def test_added_keys_are_compared_with_those_there_but_not_with_each_other(tmp_path: Path, model: Path) -> None:
+def test_added_keys_are_compared_with_those_there_but_not_with_each_other(
+    tmp_path: Path, model: Path
+) -> None:
     with Index.create(tmp_path / "i", model=model) as index:
         index.add([NFC, NFD], unit_vectors(2))
         assert len(index) == 2
@@ -75,12 +77,17 @@ def test_added_keys_are_compared_with_those_there_but_not_with_each_other(tmp_pa
         assert [item.key for item in index.items()] == [MIXED]
 
 
-def test_a_second_file_that_comes_later_is_an_item_of_its_own_in_the_demo(tmp_path: Path, model: Path) -> None:
+def test_a_second_file_that_comes_later_is_an_item_of_its_own_in_the_demo(
+    tmp_path: Path, model: Path
+) -> None:
     root = draw(tmp_path / "photos", NFC)
     for names in ([NFC], [NFC, NFD]):
         draw(root, *names)
         prepared = prepare_index(
-            root, model, tmp_path / "cache", progress=lambda _label, _total: nullcontext(lambda _done, _failed: None)
+            root,
+            model,
+            tmp_path / "cache",
+            progress=lambda _label, _total: nullcontext(lambda _done, _failed: None),
         )
         with Index.open(prepared.index) as index:
             assert sorted(item.key for item in index.items()) == sorted(names)

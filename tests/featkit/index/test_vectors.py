@@ -1,4 +1,5 @@
-"""Rows of the vectors file: however they are read, a scan sees the same, and memory is taken only where there is some."""
+"""Rows of the vectors file: however they are read, a scan sees the same, and memory is taken only
+where there is some."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def scan(rows: Rows, num_queries: int) -> tuple[np.ndarray, list[int]]:
 
 
 @pytest.mark.parametrize("num_queries", [ONE, MANY])
-def test_every_scan_sees_the_rows_of_the_file(stored: tuple[Path, np.ndarray], num_queries: int) -> None:
+def test_every_scan_sees_the_rows_of_the_file(
+    stored: tuple[Path, np.ndarray], num_queries: int
+) -> None:
     path, expected = stored
     rows = Rows(VectorFile(path, width=WIDTH), COUNT)
     for _ in range(4):
@@ -97,7 +100,9 @@ def test_threads_that_scan_at_once_see_the_same(stored: tuple[Path, np.ndarray])
     assert wrong == []
 
 
-def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(stored: tuple[Path, np.ndarray]) -> None:
+def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(
+    stored: tuple[Path, np.ndarray],
+) -> None:
     path, _ = stored
     rows = Rows(VectorFile(path, width=WIDTH), COUNT)
     scan(rows, ONE)

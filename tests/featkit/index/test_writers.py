@@ -1,4 +1,5 @@
-"""Two writers where the lock file keeps nobody apart: the token in the catalogue does, and nothing committed is lost."""
+"""Two writers where the lock file keeps nobody apart: the token in the catalogue does, and nothing
+committed is lost."""
 
 from __future__ import annotations
 
@@ -84,7 +85,12 @@ def stored_token(path: Path) -> str | None:
 def test_a_second_writer_in_this_process_is_refused(photos: Path) -> None:
     with Index.open(photos, writable=True) as first:
         for _ in range(2):
-            with refused(photos, f"is being written by process {os.getpid()} on ", "wait", error=EnvironmentProblem):
+            with refused(
+                photos,
+                f"is being written by process {os.getpid()} on ",
+                "wait",
+                error=EnvironmentProblem,
+            ):
                 Index.open(photos, writable=True)
         assert first.add(["new"], unit_vectors(1)) == [100]
     assert stored_token(photos) is None
@@ -93,12 +99,16 @@ def test_a_second_writer_in_this_process_is_refused(photos: Path) -> None:
 
 
 @pytest.mark.usefixtures("without_locks")
-def test_another_process_is_refused_while_this_one_lives_and_not_after_it_is_killed(photos: Path) -> None:
+def test_another_process_is_refused_while_this_one_lives_and_not_after_it_is_killed(
+    photos: Path,
+) -> None:
     holder = start_python(HOLD, photos, stdin=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     try:
-        with refused(photos, f"is being written by process {holder.pid} on ", error=EnvironmentProblem):
+        with refused(
+            photos, f"is being written by process {holder.pid} on ", error=EnvironmentProblem
+        ):
             Index.open(photos, writable=True)
     finally:
         holder.send_signal(signal.SIGKILL)
@@ -125,7 +135,11 @@ def test_a_writer_that_another_took_over_from_changes_nothing_more(photos: Path)
             added = unit_vectors(9, seed=2)
             second.add([f"second{i}" for i in range(9)], added)
             bytes_before = (photos / "vectors.f32").read_bytes()
-            words = (photos, f"was opened for writing by process {os.getpid()} on ", "open the index again")
+            words = (
+                photos,
+                f"was opened for writing by process {os.getpid()} on ",
+                "open the index again",
+            )
             with refused(*words, error=EnvironmentProblem):
                 first.add(["lost"], unit_vectors(1, seed=3))
             with refused(*words, error=EnvironmentProblem):
@@ -142,7 +156,9 @@ def test_a_writer_that_another_took_over_from_changes_nothing_more(photos: Path)
 
 
 @pytest.mark.usefixtures("without_locks", "elsewhere")
-def test_an_add_that_fails_cuts_no_rows_of_the_writer_that_took_over(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_add_that_fails_cuts_no_rows_of_the_writer_that_took_over(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Index.open(photos, writable=True) as first:
         writing = Catalogue.writing
         added = unit_vectors(5, seed=2)
@@ -161,7 +177,9 @@ def test_an_add_that_fails_cuts_no_rows_of_the_writer_that_took_over(photos: Pat
         np.testing.assert_array_equal(index.vector(104), added[4])
 
 
-def test_two_processes_that_take_over_from_each_other_corrupt_nothing(tmp_path: Path, model: Path) -> None:
+def test_two_processes_that_take_over_from_each_other_corrupt_nothing(
+    tmp_path: Path, model: Path
+) -> None:
     path = tmp_path / "i"
     Index.create(path, model=model).close()
     processes = [start_python(TAKE_TURNS, path, seed) for seed in (1, 2)]
@@ -172,19 +190,28 @@ def test_two_processes_that_take_over_from_each_other_corrupt_nothing(tmp_path: 
         assert len(items) == 2 * 20 * 5
         for item in items:
             seed, turn, i = map(int, item.key.split("-"))
-            np.testing.assert_array_equal(index.vector(item.id), unit_vectors(5, seed=100 * seed + turn)[i])
+            np.testing.assert_array_equal(
+                index.vector(item.id), unit_vectors(5, seed=100 * seed + turn)[i]
+            )
     assert (path / "vectors.f32").stat().st_size == len(items) * WIDTH * 4
 
 
 def test_a_token_of_a_process_that_ended_is_taken_over(photos: Path) -> None:
-    """Whatever has its number now, in this process, on another machine, or before this machine was started."""
+    """Whatever has its number now, in this process, on another machine, or before this machine was
+    started."""
     with Index.open(photos, writable=True):
         text = stored_token(photos)
         assert text is not None
         who = json.loads(text)
         assert writers._lives(text) or not Path("/proc/self/stat").exists()
     assert not writers._lives(text)  # closed
-    for change in ({"started": "1"}, {"boot": "another"}, {"namespace": "pid:[1]"}, {"pid": 2**30}, {"pid": None}):
+    for change in (
+        {"started": "1"},
+        {"boot": "another"},
+        {"namespace": "pid:[1]"},
+        {"pid": 2**30},
+        {"pid": None},
+    ):
         assert not writers._lives(json.dumps(who | change))
     for text in ("", "{", "[]", "3", "{}", '{"token": "x"}'):
         with sqlite3.connect(photos / "catalogue.sqlite") as connection:
@@ -198,7 +225,9 @@ def test_a_token_of_a_process_that_ended_is_taken_over(photos: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_a_child_does_not_write_through_its_parents_index(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
-        results: multiprocessing.SimpleQueue[str] = multiprocessing.get_context("fork").SimpleQueue()
+        results: multiprocessing.SimpleQueue[str] = multiprocessing.get_context(
+            "fork"
+        ).SimpleQueue()
 
         def child() -> None:
             try:
@@ -232,11 +261,19 @@ def test_the_log_is_bounded_while_readers_never_pause(photos: Path, small_log: i
         return count
 
     sizes: list[int] = []
-    with Index.open(photos, writable=True) as index, Index.open(photos) as reader, ThreadPoolExecutor(4) as pool:
+    with (
+        Index.open(photos, writable=True) as index,
+        Index.open(photos) as reader,
+        ThreadPoolExecutor(4) as pool,
+    ):
         readings = [pool.submit(read, each) for each in (index, reader, reader, reader)]
         try:
             for turn in range(60):
-                index.add([f"{turn}-{i}" for i in range(5)], unit_vectors(5), thumbnails=[os.urandom(4000)] * 5)
+                index.add(
+                    [f"{turn}-{i}" for i in range(5)],
+                    unit_vectors(5),
+                    thumbnails=[os.urandom(4000)] * 5,
+                )
                 sizes.append((photos / "catalogue.sqlite-wal").stat().st_size)
         finally:
             done.set()

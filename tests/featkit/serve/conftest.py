@@ -20,7 +20,10 @@ from tests.model_files import make_model_file
 from tests.serving import serving
 
 LIMITS = ServiceLimits(
-    images=ImageLimits(max_bytes=60_000, max_pixels=40_000), max_pictures=4, max_request_bytes=150_000, max_k=50
+    images=ImageLimits(max_bytes=60_000, max_pixels=40_000),
+    max_pictures=4,
+    max_request_bytes=150_000,
+    max_k=50,
 )
 NUM_PICTURES = 12
 
@@ -49,7 +52,9 @@ def embedder(model: Path) -> Embedder:
 
 
 @pytest.fixture(scope="session")
-def index(model: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
+def index(
+    model: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Index]:
     """Pictures 0 to 11 under keys blocks/0.png …; the last has no thumbnail."""
     path = tmp_path_factory.mktemp("index") / "photos.index"
     pictures = [picture(seed) for seed in range(NUM_PICTURES)]

@@ -22,12 +22,16 @@ from tests.featkit.serve.conftest import NUM_PICTURES, picture, png
 from tests.sentences import refused
 
 
-def test_client_embeds_searches_and_fetches(live_address: str, embedder: Embedder, index: Index, tmp_path: Path) -> None:
+def test_client_embeds_searches_and_fetches(
+    live_address: str, embedder: Embedder, index: Index, tmp_path: Path
+) -> None:
     file = tmp_path / "query.png"
     file.write_bytes(png(6))
     with Client(live_address) as client:
         assert client.health().num_items == NUM_PICTURES
-        np.testing.assert_allclose(client.embed([file, png(2)]), embedder.embed([picture(6), picture(2)]), atol=1e-6)
+        np.testing.assert_allclose(
+            client.embed([file, png(2)]), embedder.embed([picture(6), picture(2)]), atol=1e-6
+        )
         (hits,) = client.search([file], k=2)
         assert hits[0].key == "blocks/6.png"
         assert len(hits) == 2
@@ -49,7 +53,10 @@ def test_client_says_that_nobody_answers() -> None:
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     listener.close()
-    with Client(f"http://127.0.0.1:{port}") as client, pytest.raises(EnvironmentProblem, match="does not answer"):
+    with (
+        Client(f"http://127.0.0.1:{port}") as client,
+        pytest.raises(EnvironmentProblem, match="does not answer"),
+    ):
         client.health()
 
 
@@ -63,7 +70,9 @@ def answering(status: int, body: str | bytes, **headers: str) -> Client:
     content = body.encode() if isinstance(body, str) else body
     return Client(
         "http://photos.example",
-        transport=httpx.MockTransport(lambda _request: httpx.Response(status, content=content, headers=named)),
+        transport=httpx.MockTransport(
+            lambda _request: httpx.Response(status, content=content, headers=named)
+        ),
     )
 
 
@@ -94,19 +103,34 @@ CALLS: dict[str, Callable[[Client], object]] = {
         (200, HEALTH[:40], {"content_type": "application/json"}, ["200", "check the address"]),
         (200, "[" * 100_000, {}, ["200", "check the address"]),
         (204, "", {}, ["204", "check the address"]),
-        (302, "", {"location": "https://login.example/?next=x"}, ["302", "leads to https://login.example/?next=x"]),
+        (
+            302,
+            "",
+            {"location": "https://login.example/?next=x"},
+            ["302", "leads to https://login.example/?next=x"],
+        ),
         (401, PAGE, {}, ["401", "login"]),
         (403, PAGE, {}, ["403", "forbidden"]),
         (404, PAGE, {}, ["404", "check the address"]),
         (404, '{"detail": "Not Found"}', {}, ["404", "check the address"]),
         (407, "", {}, ["407", "proxy"]),
-        (413, "<html>413 Request Entity Too Large</html>", {}, ["413", "fewer or smaller pictures"]),
+        (
+            413,
+            "<html>413 Request Entity Too Large</html>",
+            {},
+            ["413", "fewer or smaller pictures"],
+        ),
         (418, "", {}, ["418", "check the address"]),
         (429, "slow down", {"retry_after": "7"}, ["429", "wait 7 s"]),
         (429, "", {"retry_after": "Wed, 21 Oct 2015 07:28:00 GMT"}, ["429", "too many requests"]),
         (500, "Internal Server Error", {}, ["500", "its log"]),
         (502, PAGE, {}, ["502", "a proxy cannot reach"]),
-        (503, '{"detail": "The index cannot be read now.", "pictures": []}', {}, ["503", "The index cannot be read now"]),
+        (
+            503,
+            '{"detail": "The index cannot be read now.", "pictures": []}',
+            {},
+            ["503", "The index cannot be read now"],
+        ),
         (504, PAGE, {}, ["504", "in time"]),
         (599, "[]", {}, ["599", "check the address"]),
     ],
@@ -114,7 +138,10 @@ CALLS: dict[str, Callable[[Client], object]] = {
 def test_what_others_answer_is_one_sentence_with_the_status(
     call: str, status: int, body: str | bytes, headers: dict[str, str], words: list[str]
 ) -> None:
-    with answering(status, body, **headers) as client, refused("http://photos.example", *words, error=EnvironmentProblem):
+    with (
+        answering(status, body, **headers) as client,
+        refused("http://photos.example", *words, error=EnvironmentProblem),
+    ):
         CALLS[call](client)
 
 
@@ -122,16 +149,30 @@ def test_what_others_answer_is_one_sentence_with_the_status(
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (httpx.ReadTimeout("timed out"), "did not answer within 60.0 s (ReadTimeout); send fewer pictures"),
+        (
+            httpx.ReadTimeout("timed out"),
+            "did not answer within 60.0 s (ReadTimeout); send fewer pictures",
+        ),
         (httpx.ConnectTimeout("timed out"), "(ConnectTimeout)"),
-        (httpx.RemoteProtocolError("peer closed connection without sending complete message body"), "does not answer (peer"),
+        (
+            httpx.RemoteProtocolError(
+                "peer closed connection without sending complete message body"
+            ),
+            "does not answer (peer",
+        ),
         (httpx.DecodingError("Error -3 while decompressing data"), "does not answer (Error -3"),
         (httpx.TooManyRedirects("too many"), "does not answer"),
-        (httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"), "does not answer ([SSL"),
+        (
+            httpx.ConnectError("[SSL: WRONG_VERSION_NUMBER] wrong version number"),
+            "does not answer ([SSL",
+        ),
     ],
 )
 def test_connections_that_break_are_one_sentence(call: str, error: Exception, words: str) -> None:
-    with failing(error) as client, refused("http://photos.example", words, error=EnvironmentProblem):
+    with (
+        failing(error) as client,
+        refused("http://photos.example", words, error=EnvironmentProblem),
+    ):
         CALLS[call](client)
 
 
@@ -142,20 +183,30 @@ def test_an_answer_that_is_cut_on_the_way_is_one_sentence() -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + HEALTH.encode()[:50])
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n" + HEALTH.encode()[:50]
+                )
 
         thread = threading.Thread(target=answer)
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with Client(address) as client, refused(address, "does not answer", error=EnvironmentProblem):
+        with (
+            Client(address) as client,
+            refused(address, "does not answer", error=EnvironmentProblem),
+        ):
             client.health()
         thread.join()
 
 
-@pytest.mark.parametrize("pictures", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]'])
+@pytest.mark.parametrize(
+    "pictures", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]']
+)
 def test_answers_for_another_number_of_pictures_are_refused(pictures: str) -> None:
     body = f'{{"model": "m", "fingerprint": "f", "width": 1, "pictures": {pictures}}}'
-    with answering(200, body) as client, refused("200", "when 2 were sent", error=EnvironmentProblem):
+    with (
+        answering(200, body) as client,
+        refused("200", "when 2 were sent", error=EnvironmentProblem),
+    ):
         client.embed([b"x", b"y"])
 
 
@@ -166,23 +217,43 @@ def test_vectors_of_different_widths_are_refused() -> None:
         client.embed([b"x"])
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:8000", "photos.example", "", "ftp://x", "http://[::1", "http://a:b", None, 3])
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1:8000", "photos.example", "", "ftp://x", "http://[::1", "http://a:b", None, 3],
+)
 def test_an_address_that_is_none_is_refused(address: object) -> None:
     with refused(error=InputError):
         Client(address)  # type: ignore[arg-type]
 
 
-def test_the_client_takes_what_an_embedder_takes(live_address: str, embedder: Embedder, tmp_path: Path) -> None:
+def test_the_client_takes_what_an_embedder_takes(
+    live_address: str, embedder: Embedder, tmp_path: Path
+) -> None:
     file = tmp_path / "caf\udce9 'a\"b'.png"
     file.write_bytes(png(6))
     image = Image.open(io.BytesIO(png(6)))
     expected = embedder.embed([picture(6)])[0]
     with Client(live_address) as client, file.open("rb") as opened:
-        same: list[Any] = [file, str(file), png(6), bytearray(png(6)), memoryview(png(6)), io.BytesIO(png(6)), opened]
-        same += [image, picture(6), {"bytes": png(6), "path": "a.png"}, {"bytes": None, "path": str(file)}]
+        same: list[Any] = [
+            file,
+            str(file),
+            png(6),
+            bytearray(png(6)),
+            memoryview(png(6)),
+            io.BytesIO(png(6)),
+            opened,
+        ]
+        same += [
+            image,
+            picture(6),
+            {"bytes": png(6), "path": "a.png"},
+            {"bytes": None, "path": str(file)},
+        ]
         for start in range(0, len(same), 4):  # as many as the service takes at once
             vectors = client.embed(same[start : start + 4])
-            np.testing.assert_allclose(vectors, np.repeat(expected[None], len(vectors), axis=0), atol=1e-6)
+            np.testing.assert_allclose(
+                vectors, np.repeat(expected[None], len(vectors), axis=0), atol=1e-6
+            )
         for one in same:
             ((hit,),) = client.search(one, k=1)
             assert hit.key == "blocks/6.png"

@@ -1,4 +1,5 @@
-"""What fails on the server's side: 5xx in JSON, counted, no path in the answer, and /healthz says so."""
+"""What fails on the server's side: 5xx in JSON, counted, no path in the answer, and /healthz says
+so."""
 
 from __future__ import annotations
 
@@ -134,14 +135,19 @@ def test_an_index_that_is_whole_again_is_served_again(copy: Path, served: TestCl
 def test_an_item_that_does_not_exist_is_404_in_the_same_shape(served: TestClient) -> None:
     for route in ("/v1/items/99", "/v1/items/99/neighbours", "/v1/items/99/thumbnail"):
         answer = served.get(route)
-        assert (answer.status_code, answer.json()) == (404, {"detail": "There is no item 99.", "pictures": []})
+        assert (answer.status_code, answer.json()) == (
+            404,
+            {"detail": "There is no item 99.", "pictures": []},
+        )
     for number in ("9" * 20, "-1", "x"):
         answer = served.get(f"/v1/items/{number}")
         assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no item {number}.")
     assert served.get("/nothing").json() == {"detail": "Not Found", "pictures": []}
     limit = served.get("/v1/items?limit=5000")
     assert limit.status_code == 422
-    assert limit.json()["detail"].startswith("limit is '5000': input should be less than or equal to 1000")
+    assert limit.json()["detail"].startswith(
+        "limit is '5000': input should be less than or equal to 1000"
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,11 +157,20 @@ def test_an_item_that_does_not_exist_is_404_in_the_same_shape(served: TestClient
         (RuntimeError("/secret/path: CUDA error"), 500, "The server failed"),
         (KeyError("embedding"), 500, "The server failed"),
         (EnvironmentProblem("/secret/path cannot be read."), 503, "The model cannot run now"),
-        (InputError("/secret/path takes pictures of 224×224 only."), 503, "The model cannot run now"),
+        (
+            InputError("/secret/path takes pictures of 224×224 only."),
+            503,
+            "The model cannot run now",
+        ),
     ],
 )
 def test_a_model_that_fails_is_counted_and_makes_the_service_unhealthy(
-    copy: Path, model: Path, error: Exception, status: int, words: str, monkeypatch: pytest.MonkeyPatch
+    copy: Path,
+    model: Path,
+    error: Exception,
+    status: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     embedder = Embedder(model, limits=LIMITS.images)
     infer = embedder.infer
@@ -164,17 +179,25 @@ def test_a_model_that_fails_is_counted_and_makes_the_service_unhealthy(
         raise error
 
     with Index.open(copy) as opened:
-        client = TestClient(make_app(opened, embedder, limits=LIMITS), raise_server_exceptions=False)
+        client = TestClient(
+            make_app(opened, embedder, limits=LIMITS), raise_server_exceptions=False
+        )
         monkeypatch.setattr(embedder, "infer", fail)
         for count in range(1, service_module.FAILURES_UNTIL_UNHEALTHY + 1):
             assert client.get("/healthz").status_code == 200
             answer = client.post("/v1/search" if count % 2 else "/v1/embed", files=FILES)
-            assert (answer.status_code, answer.headers["content-type"]) == (status, "application/json")
+            assert (answer.status_code, answer.headers["content-type"]) == (
+                status,
+                "application/json",
+            )
             assert words in answer.json()["detail"]
             assert "secret" not in answer.text
         health = client.get("/healthz")
         assert (health.status_code, health.json()["status"]) == (503, "model failing")
-        assert f'featkit_requests_total{{route="/v1/search",status="{status}"}} 2.0' in client.get("/metrics").text
+        assert (
+            f'featkit_requests_total{{route="/v1/search",status="{status}"}} 2.0'
+            in client.get("/metrics").text
+        )
         monkeypatch.setattr(embedder, "infer", infer)
         assert client.post("/v1/search", files=FILES).status_code == 200
         assert client.get("/healthz").json()["status"] == "ok"
@@ -193,18 +216,25 @@ def test_memory_that_runs_out_while_decoding_is_not_the_clients_fault(
 
 def test_a_bad_picture_is_never_the_servers_fault(served: TestClient) -> None:
     for _ in range(5):
-        assert served.post("/v1/embed", files=[("files", ("a.png", b"no picture"))]).status_code == 422
+        assert (
+            served.post("/v1/embed", files=[("files", ("a.png", b"no picture"))]).status_code == 422
+        )
     assert served.get("/healthz").status_code == 200
 
 
 def test_limits_are_told_without_options_of_the_command_line(served: TestClient) -> None:
     long = LIMITS.images.max_bytes + 12_345
     answers = [
-        served.post("/v1/embed", files=[("files", ("long.png", png(1) + bytes(long - len(png(1)))))]),
+        served.post(
+            "/v1/embed", files=[("files", ("long.png", png(1) + bytes(long - len(png(1)))))]
+        ),
         served.post("/v1/search", files=[("files", ("large.png", large_png()))]),
     ]
     assert [answer.status_code for answer in answers] == [422, 422]
-    assert f"long.png has {long:,} bytes, more than the limit of 60,000 for one picture." == answers[0].json()["detail"]
+    assert (
+        f"long.png has {long:,} bytes, more than the limit of 60,000 for one picture."
+        == answers[0].json()["detail"]
+    )
     assert "large.png has 90,000 pixels" in answers[1].json()["detail"]
     for answer in answers:
         assert "--" not in answer.text
@@ -234,11 +264,15 @@ def test_numbers_that_json_has_not_are_text(copy: Path, embedder: Embedder) -> N
     assert item["metadata"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": True, "e": 2.5}
 
 
-def test_answers_of_two_reads_are_of_one_index(copy: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_of_two_reads_are_of_one_index(
+    copy: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The index is replaced between the item and its neighbours."""
     other = copy.with_name("other.index")
     with Index.create(other, model=copy / "model.onnx") as index:
-        index.add([f"other/{i}" for i in range(5)], embedder.embed([picture(100 + i) for i in range(5)]))
+        index.add(
+            [f"other/{i}" for i in range(5)], embedder.embed([picture(100 + i) for i in range(5)])
+        )
     item = Index.item
     replaced: list[Path] = []
 
@@ -249,7 +283,10 @@ def test_answers_of_two_reads_are_of_one_index(copy: Path, embedder: Embedder, m
             other.rename(copy)
         return found
 
-    with Index.open(copy) as opened, TestClient(make_app(opened, embedder, limits=LIMITS)) as client:
+    with (
+        Index.open(copy) as opened,
+        TestClient(make_app(opened, embedder, limits=LIMITS)) as client,
+    ):
         monkeypatch.setattr(Index, "item", then_replaced)
         answer = client.get("/v1/items/3/neighbours?k=3").json()
     assert replaced
@@ -285,7 +322,11 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_no_failure(live_ad
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        httpx.post(f"{live_address}/v1/embed", content=half(), headers={"content-type": "multipart/form-data; boundary=b"})
+        httpx.post(
+            f"{live_address}/v1/embed",
+            content=half(),
+            headers={"content-type": "multipart/form-data; boundary=b"},
+        )
     for _ in range(50):
         metrics = httpx.get(f"{live_address}/metrics").text
         if '{route="/v1/embed"' in metrics:

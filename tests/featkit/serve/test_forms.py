@@ -16,7 +16,9 @@ DATA = png(6)
 END = b"\r\n--xx--\r\n"
 
 
-def post(client: TestClient, content: bytes, media_type: str = "multipart/form-data; boundary=xx") -> Any:
+def post(
+    client: TestClient, content: bytes, media_type: str = "multipart/form-data; boundary=xx"
+) -> Any:
     return client.post("/v1/search", content=content, headers={"content-type": media_type})
 
 
@@ -67,12 +69,16 @@ def test_a_media_type_is_read_in_any_case(client: TestClient, media_type: str) -
         (b'form-data; name="anything"; filename="a.png"', "a.png"),
     ],
 )
-def test_names_are_read_as_clients_write_them(client: TestClient, disposition: bytes, name: str) -> None:
+def test_names_are_read_as_clients_write_them(
+    client: TestClient, disposition: bytes, name: str
+) -> None:
     assert name_of(post(client, form(b"Content-Disposition: " + disposition))) == name
 
 
 @pytest.mark.parametrize("kind", [b"image/png", b"application/octet-stream", b"IMAGE/PNG; x=y"])
-def test_a_part_of_a_files_type_without_a_name_is_a_picture(client: TestClient, kind: bytes) -> None:
+def test_a_part_of_a_files_type_without_a_name_is_a_picture(
+    client: TestClient, kind: bytes
+) -> None:
     content = form(b'Content-Disposition: form-data; name="files"', b"Content-Type: " + kind)
     assert name_of(post(client, content)) == "picture 0"
 
@@ -88,7 +94,10 @@ def test_a_part_of_a_files_type_without_a_name_is_a_picture(client: TestClient, 
     ],
 )
 def test_a_part_may_be_encoded(client: TestClient, encoding: bytes, data: bytes) -> None:
-    assert name_of(post(client, form(NAMED, b"Content-Transfer-Encoding: " + encoding, data=data))) == "a.png"
+    assert (
+        name_of(post(client, form(NAMED, b"Content-Transfer-Encoding: " + encoding, data=data)))
+        == "a.png"
+    )
 
 
 def test_a_part_that_is_not_encoded_as_it_says_is_refused(client: TestClient) -> None:
@@ -96,7 +105,9 @@ def test_a_part_that_is_not_encoded_as_it_says_is_refused(client: TestClient) ->
     assert (answer.status_code, answer.json()["detail"][:26]) == (422, "a.png is not valid base64,")
 
 
-@pytest.mark.parametrize("end", [END, b"\r\n--xx--", b"\r\n--xx--\r\nepilogue", b"\r\n--xx--  \r\n"])
+@pytest.mark.parametrize(
+    "end", [END, b"\r\n--xx--", b"\r\n--xx--\r\nepilogue", b"\r\n--xx--  \r\n"]
+)
 def test_the_last_boundary_may_be_followed_by_something(client: TestClient, end: bytes) -> None:
     assert name_of(post(client, form(NAMED, end=end))) == "a.png"
 
@@ -114,7 +125,9 @@ def test_a_second_part_that_is_cut_is_not_passed_over(client: TestClient) -> Non
 
 
 def test_an_empty_file_field_is_no_picture(client: TestClient) -> None:
-    empty = form(b'Content-Disposition: form-data; name="files"; filename=""', data=b"", end=b"\r\n")
+    empty = form(
+        b'Content-Disposition: form-data; name="files"; filename=""', data=b"", end=b"\r\n"
+    )
     assert post(client, empty + b"--xx--\r\n").json()["detail"].startswith("No picture was sent")
     assert name_of(post(client, empty + form(NAMED))) == "a.png"
 
@@ -131,7 +144,10 @@ def test_an_empty_file_field_is_no_picture(client: TestClient) -> None:
         (form(b"Content-Disposition: form-data"), "multipart/form-data; boundary=xx"),
         (form(b"X: y"), "multipart/form-data; boundary=xx"),
         (form(b"no header"), "multipart/form-data; boundary=xx"),
-        (form(b"Content-Disposition: form-data; name=\"files\"; filename*=none''%ff"), "multipart/form-data; boundary=xx"),
+        (
+            form(b"Content-Disposition: form-data; name=\"files\"; filename*=none''%ff"),
+            "multipart/form-data; boundary=xx",
+        ),
         (b"\x00" * 1000, "multipart/form-data; boundary=xx"),
         (form(NAMED, data=b""), "multipart/form-data; boundary=xx"),
         (b"--xx--\r\n", "multipart/form-data; boundary=xx"),
@@ -141,7 +157,9 @@ def test_an_empty_file_field_is_no_picture(client: TestClient) -> None:
         (form(NAMED), "application/x-www-form-urlencoded"),
     ],
 )
-def test_wrong_forms_are_refused_in_a_sentence(client: TestClient, content: bytes, media_type: str) -> None:
+def test_wrong_forms_are_refused_in_a_sentence(
+    client: TestClient, content: bytes, media_type: str
+) -> None:
     answer = post(client, content, media_type)
     if answer.status_code == 200:  # read all the same
         assert answer.json()["pictures"][0]["hits"][0]["key"] == "blocks/6.png"
@@ -152,6 +170,9 @@ def test_wrong_forms_are_refused_in_a_sentence(client: TestClient, content: byte
 
 @pytest.mark.parametrize("length", ["²", "٣".encode().decode("latin-1"), "-1", "1e9", "x"])
 def test_a_length_that_is_no_number_is_passed_over(client: TestClient, length: str) -> None:
-    headers = [(b"content-type", b"multipart/form-data; boundary=xx"), (b"content-length", length.encode("latin-1"))]
+    headers = [
+        (b"content-type", b"multipart/form-data; boundary=xx"),
+        (b"content-length", length.encode("latin-1")),
+    ]
     answer = client.post("/v1/search", content=iter([form(NAMED)]), headers=headers)
     assert name_of(answer) == "a.png"

@@ -30,7 +30,10 @@ def files(*seeds: int) -> Files:
 def test_embed_gives_the_embedders_vectors_in_order(client: TestClient, embedder: Embedder) -> None:
     answer = client.post("/v1/embed", files=files(3, 1)).json()
     assert answer["fingerprint"] == embedder.fingerprint
-    assert [(one["name"], one["height"], one["width"]) for one in answer["pictures"]] == [("3.png", 48, 64), ("1.png", 48, 64)]
+    assert [(one["name"], one["height"], one["width"]) for one in answer["pictures"]] == [
+        ("3.png", 48, 64),
+        ("1.png", 48, 64),
+    ]
     vectors = np.array([one["vector"] for one in answer["pictures"]], np.float32)
     np.testing.assert_allclose(vectors, embedder.embed([picture(3), picture(1)]), atol=1e-6)
 
@@ -57,7 +60,13 @@ def test_one_bad_picture_refuses_the_request_by_name_and_harms_nothing(client: T
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff\xd8\xff\xe0 truncated", png(1)[:200], b"<svg xmlns='http://www.w3.org/2000/svg'/>"]
+    "data",
+    [
+        b"",
+        b"\xff\xd8\xff\xe0 truncated",
+        png(1)[:200],
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    ],
 )
 def test_what_is_no_picture_is_refused(client: TestClient, data: bytes) -> None:
     answer = client.post("/v1/search", files=[("files", ("x.png", data))])
@@ -72,7 +81,9 @@ def test_pictures_over_the_limits_are_refused_before_decoding(client: TestClient
     answer = client.post("/v1/embed", files=[("files", ("huge.png", bytes(header_of_huge)))])
     assert answer.status_code == 422
     assert "huge.png has 400,000,000 pixels" in answer.json()["detail"]
-    long = client.post("/v1/embed", files=[("files", ("long.png", png(1) + bytes(LIMITS.images.max_bytes)))])
+    long = client.post(
+        "/v1/embed", files=[("files", ("long.png", png(1) + bytes(LIMITS.images.max_bytes)))]
+    )
     assert long.status_code == 422
     assert "more than the limit of 60,000" in long.json()["detail"]
 
@@ -105,13 +116,18 @@ def test_wrong_forms_are_refused(client: TestClient) -> None:
     )
     for k in ("0", "51", "-1", "1e3", "٣", "9" * 5000):
         answer = client.post("/v1/search", files=files(1), data={"k": k})
-        assert (answer.status_code, "whole number from 1 to 50" in answer.json()["detail"]) == (422, True)
+        assert (answer.status_code, "whole number from 1 to 50" in answer.json()["detail"]) == (
+            422,
+            True,
+        )
 
 
 def test_paths_and_urls_are_never_opened(client: TestClient, index: Index) -> None:
     path = str(index.path / "catalogue.sqlite")
     for text in (path, f"file://{path}", "http://127.0.0.1/x.png"):
-        answer = client.post("/v1/embed", data={"files": text, "k": "3"}, files=[("x", (None, b""))])
+        answer = client.post(
+            "/v1/embed", data={"files": text, "k": "3"}, files=[("x", (None, b""))]
+        )
         assert (answer.status_code, answer.json()["detail"].startswith("No picture")) == (422, True)
 
 
@@ -132,11 +148,16 @@ def test_a_browser_that_kept_a_thumbnail_of_another_index_gets_this_ones(
     with Index.create(tmp_path / "other.index", model=model) as other:
         other.add(["other.png"], embedder.embed([picture(50)]), thumbnails=[b"another"])
         with TestClient(make_app(other, embedder)) as next_client:
-            answer = next_client.get("/v1/items/0/thumbnail", headers={"If-None-Match": kept.headers["etag"]})
+            answer = next_client.get(
+                "/v1/items/0/thumbnail", headers={"If-None-Match": kept.headers["etag"]}
+            )
     assert (answer.status_code, answer.content) == (200, b"another")
 
 
-@pytest.mark.parametrize("route", ["/v1/items/99", "/v1/items/99/thumbnail", "/v1/items/99/neighbours", f"/v1/items/{2**61}"])
+@pytest.mark.parametrize(
+    "route",
+    ["/v1/items/99", "/v1/items/99/thumbnail", "/v1/items/99/neighbours", f"/v1/items/{2**61}"],
+)
 def test_unknown_items_are_404(client: TestClient, route: str) -> None:
     assert client.get(route).status_code == 404
 
@@ -157,13 +178,17 @@ def test_neighbours_of_an_item_begin_with_itself(client: TestClient) -> None:
 def test_items_are_listed_and_sampled(client: TestClient) -> None:
     page = client.get("/v1/items?offset=2&limit=3").json()
     assert (page["total"], [item["id"] for item in page["items"]]) == (NUM_PICTURES, [2, 3, 4])
-    first, same, other = (client.get(f"/v1/sample?limit=5&seed={seed}").json()["items"] for seed in (1, 1, 2))
+    first, same, other = (
+        client.get(f"/v1/sample?limit=5&seed={seed}").json()["items"] for seed in (1, 1, 2)
+    )
     assert first == same != other
     assert len({item["id"] for item in first}) == 5
     assert len(client.get("/v1/sample?limit=200").json()["items"]) == NUM_PICTURES
 
 
-def test_a_sample_is_full_where_most_items_were_removed(embedder: Embedder, model: Path, tmp_path: Path) -> None:
+def test_a_sample_is_full_where_most_items_were_removed(
+    embedder: Embedder, model: Path, tmp_path: Path
+) -> None:
     keys = [f"{number}.png" for number in range(600)]
     with Index.create(tmp_path / "thinned.index", model=model) as thinned:
         thinned.add(keys, np.repeat(embedder.embed([picture(0)]), len(keys), axis=0))
@@ -176,7 +201,10 @@ def test_health_names_model_and_backend(client: TestClient, embedder: Embedder) 
     answer = client.get("/healthz").json()
     assert answer["status"] == "ok"
     assert answer["num_items"] == NUM_PICTURES
-    assert (answer["fingerprint"], answer["backend"]) == (embedder.fingerprint, embedder.backend_name)
+    assert (answer["fingerprint"], answer["backend"]) == (
+        embedder.fingerprint,
+        embedder.backend_name,
+    )
 
 
 def test_without_an_index_only_embedding_is_offered(embedder: Embedder) -> None:
@@ -207,18 +235,33 @@ def test_a_model_that_is_proven_equal_serves_an_index_of_the_other(
     assert hits[1]["score"] < 0.999
 
 
-def test_an_embedder_whose_vectors_may_not_meet_the_indexs_is_refused(model: Path, embedder: Embedder, tmp_path: Path) -> None:
-    with Index.create(tmp_path / "coarse.index", model=model, run=Run("openvino", "bf16")) as coarse:
-        with pytest.raises(InputError, match=r"was made by openvino bf16 and .* is run by onnxruntime fp32; open"):
+def test_an_embedder_whose_vectors_may_not_meet_the_indexs_is_refused(
+    model: Path, embedder: Embedder, tmp_path: Path
+) -> None:
+    with Index.create(
+        tmp_path / "coarse.index", model=model, run=Run("openvino", "bf16")
+    ) as coarse:
+        with pytest.raises(
+            InputError, match=r"was made by openvino bf16 and .* is run by onnxruntime fp32; open"
+        ):
             make_app(coarse, embedder)
         coarse.keep_proof(
-            Proof(backend="openvino", precision="bf16", num_pictures=2, least_cosine=1, mean_cosine=1, recall_lost=0)
+            Proof(
+                backend="openvino",
+                precision="bf16",
+                num_pictures=2,
+                least_cosine=1,
+                mean_cosine=1,
+                recall_lost=0,
+            )
         )
         with TestClient(make_app(coarse, embedder)) as client:
             assert client.get("/healthz").json()["backend"] == embedder.backend_name
 
 
-def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(client: TestClient) -> None:
+def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(
+    client: TestClient,
+) -> None:
     spec = client.get("/openapi.json").json()
     assert {*spec["paths"]} == {
         "/healthz",
@@ -230,7 +273,9 @@ def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(
         "/v1/items/{number}/neighbours",
         "/v1/items/{number}/thumbnail",
     }
-    body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"][
+        "schema"
+    ]
     assert {*body["properties"]} == {"files", "k"}
     assert "examples" in json.dumps(spec["components"]["schemas"]["SearchAnswer"])
     assert [client.get(page).status_code for page in ("/docs", "/redoc")] == [404, 404]

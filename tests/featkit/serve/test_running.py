@@ -79,11 +79,16 @@ def test_on_loopback_a_domain_that_leads_here_is_refused(host: str) -> None:
 
 
 def test_on_another_loopback_address_that_one_is_answered_too() -> None:
-    assert [status_for(host, "127.0.0.2") for host in ("127.0.0.2:80", "localhost", "127.0.0.3")] == [200, 200, 400]
+    assert [
+        status_for(host, "127.0.0.2") for host in ("127.0.0.2:80", "localhost", "127.0.0.3")
+    ] == [200, 200, 400]
 
 
 def test_beyond_loopback_every_name_is_answered() -> None:
-    assert [status_for(host, "0.0.0.0") for host in ("photos.example", "192.168.0.7:8000")] == [200, 200]
+    assert [status_for(host, "0.0.0.0") for host in ("photos.example", "192.168.0.7:8000")] == [
+        200,
+        200,
+    ]
 
 
 def test_the_service_refuses_a_domain_that_leads_to_it(model: Path) -> None:
@@ -120,7 +125,9 @@ run(app, listener)
 
 def test_a_request_that_the_end_of_the_server_cuts_off_is_answered_without_a_traceback() -> None:
     command = [sys.executable, "-c", SLOW_APP]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             with socket.create_connection(("127.0.0.1", int(process.stdout.readline()))) as client:

@@ -1,4 +1,5 @@
-"""Data sets as the `datasets` library makes them, for the tests of what it writes and of what it loads."""
+"""Data sets as the `datasets` library makes them, for the tests of what it writes and of what it
+loads."""
 
 from __future__ import annotations
 
@@ -35,10 +36,17 @@ def make_dataset(images: Sequence[bytes | None]) -> Any:
     """`image` {bytes, path}, a class `label`, and a `caption`."""
     datasets = library()
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES), "caption": datasets.Value("string")}
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=NAMES),
+            "caption": datasets.Value("string"),
+        }
     )
     rows = {
-        "image": [None if data is None else {"bytes": data, "path": f"{number}.png"} for number, data in enumerate(images)],
+        "image": [
+            None if data is None else {"bytes": data, "path": f"{number}.png"}
+            for number, data in enumerate(images)
+        ],
         "label": [number % 2 for number in range(len(images))],
         "caption": [f"picture {number}" for number in range(len(images))],
     }
@@ -47,4 +55,9 @@ def make_dataset(images: Sequence[bytes | None]) -> Any:
 
 def expected_metadata(number: int) -> dict[str, object]:
     """What `make_dataset` says of row `number`."""
-    return {"label": number % 2, "label_name": NAMES[number % 2], "caption": f"picture {number}", "path": f"{number}.png"}
+    return {
+        "label": number % 2,
+        "label_name": NAMES[number % 2],
+        "caption": f"picture {number}",
+        "path": f"{number}.png",
+    }

@@ -23,12 +23,18 @@ def test_every_item_raises_its_own_sentence() -> None:
         with pytest.raises(InputError) as raised:
             failed.read(number)
         assert str(raised.value) == sentence
-    assert (failed.metadata(0), failed.file(0), FailedItems("photos", CLOSED).skipped) == ({}, Path("photos"), {})
+    assert (failed.metadata(0), failed.file(0), FailedItems("photos", CLOSED).skipped) == (
+        {},
+        Path("photos"),
+        {},
+    )
     assert FailedItems("photos", CLOSED, path=Path("b")).file(0) == Path("b")
 
 
 def test_the_items_next_to_failed_ones_are_read(tmp_path: Path) -> None:
-    source = concatenate([FailedItems("photos", CLOSED), open_source(write_files(tmp_path, "a.jpg"))])
+    source = concatenate(
+        [FailedItems("photos", CLOSED), open_source(write_files(tmp_path, "a.jpg"))]
+    )
     copy = pickle.loads(pickle.dumps(source))
     assert (keys(copy), copy.read(2)) == (["b/", "c.tar", "a.jpg"], b"a.jpg")
     with pytest.raises(InputError, match=r"c\.tar is empty"):

@@ -17,7 +17,17 @@ from tests.sentences import refused
 
 
 def test_keys_are_the_paths_below_the_root_sorted_by_their_bytes(tmp_path: Path) -> None:
-    names = ["b/2.jpg", "a.jpg", "b/10.jpg", "B.jpg", "a/deep/er/1.png", "b.jpg", "é.jpg", "a-b.jpg", "日本/猫.webp"]
+    names = [
+        "b/2.jpg",
+        "a.jpg",
+        "b/10.jpg",
+        "B.jpg",
+        "a/deep/er/1.png",
+        "b.jpg",
+        "é.jpg",
+        "a-b.jpg",
+        "日本/猫.webp",
+    ]
     source = open_source(write_files(tmp_path / "root", *names))
     assert keys(source) == sorted(names, key=str.encode)
     assert contents(source) == sorted(name.encode() for name in names)
@@ -26,14 +36,35 @@ def test_keys_are_the_paths_below_the_root_sorted_by_their_bytes(tmp_path: Path)
 
 def test_metadata_is_the_folder_below_the_root(tmp_path: Path) -> None:
     source = open_source(write_files(tmp_path, "a/deep/1.jpg", "b/2.jpg", "3.jpg"))
-    assert [source.metadata(number) for number in range(3)] == [{}, {"folder": "a/deep"}, {"folder": "b"}]
+    assert [source.metadata(number) for number in range(3)] == [
+        {},
+        {"folder": "a/deep"},
+        {"folder": "b"},
+    ]
     assert keys(source) == ["3.jpg", "a/deep/1.jpg", "b/2.jpg"]
 
 
 def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
     pictures = [f"of-{suffix[1:]}/x{suffix}" for suffix in PICTURE_SUFFIXES]
-    pictures += ["Y.JPG", "two.dots.jpeg", "space .png", "trailing.jpg ", "dot.jpg.", "download.jpg?size=2"]
-    others = ["notes.txt", "jpg", "x.jpg.bak", ".hidden.jpg", "._x.jpg", ".git/x.jpg", "a/.thumbs/x.jpg", "movie.mp4", "x."]
+    pictures += [
+        "Y.JPG",
+        "two.dots.jpeg",
+        "space .png",
+        "trailing.jpg ",
+        "dot.jpg.",
+        "download.jpg?size=2",
+    ]
+    others = [
+        "notes.txt",
+        "jpg",
+        "x.jpg.bak",
+        ".hidden.jpg",
+        "._x.jpg",
+        ".git/x.jpg",
+        "a/.thumbs/x.jpg",
+        "movie.mp4",
+        "x.",
+    ]
     source = open_source(write_files(tmp_path, *pictures, *others))
     assert sorted(keys(source)) == sorted(pictures)
     assert source.skipped == {
@@ -84,7 +115,10 @@ def test_a_name_that_is_no_text_has_a_key_that_is(tmp_path: Path) -> None:
     [
         ((), "holds no pictures: it is empty."),
         (("notes.txt", "a/b.doc", "a/c.doc"), "holds no pictures. Passed over: 2 .doc, 1 .txt."),
-        ((".x.jpg", "@eaDir/x.jpg"), "holds no pictures. Passed over: 1 hidden file, 1 system folder (@eaDir)."),
+        (
+            (".x.jpg", "@eaDir/x.jpg"),
+            "holds no pictures. Passed over: 1 hidden file, 1 system folder (@eaDir).",
+        ),
     ],
 )
 def test_a_folder_without_pictures_is_refused_with_what_was_passed_over(
@@ -137,7 +171,10 @@ def test_a_closed_folder_is_an_item_that_says_so_unless_it_is_the_systems(tmp_pa
         [
             "{'system folder (lost+found)': 1, 'unreadable folder (b/closed)': 1}",
             "a/1.jpg {'folder': 'a'} 7",
-            f"b/closed/ {root}/b/closed cannot be opened: Permission denied. Make it readable, or leave it out with --exclude.",
+            (
+                f"b/closed/ {root}/b/closed cannot be opened: Permission denied. Make it readable,"
+                " or leave it out with --exclude."
+            ),
             "c.jpg {} 5",
         ],
     )
@@ -154,7 +191,9 @@ def test_a_root_that_is_closed_is_refused(tmp_path: Path) -> None:
     assert f"InputError: {root} cannot be opened: Permission denied. Make it readable" in error
 
 
-def test_a_path_longer_than_the_system_allows_is_an_item_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_longer_than_the_system_allows_is_an_item_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_files(tmp_path, "1.jpg")
     monkeypatch.chdir(tmp_path)
     for _ in range(30):  # 6,000 characters; step by step, since the whole path cannot be named
@@ -170,7 +209,9 @@ def test_a_path_longer_than_the_system_allows_is_an_item_that_says_so(tmp_path: 
         source.read(1)
 
 
-def test_a_folder_that_disappears_while_it_is_listed_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_disappears_while_it_is_listed_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_files(tmp_path, "a.jpg", "gone/b.jpg")
     scan = os.scandir
 

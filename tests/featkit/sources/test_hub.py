@@ -1,4 +1,5 @@
-"""`hf:NAME[/CONFIG][:SPLIT]`: what the datasets library loads, here from folders, since tests have no network."""
+"""`hf:NAME[/CONFIG][:SPLIT]`: what the datasets library loads, here from folders, since tests have
+no network."""
 
 from __future__ import annotations
 
@@ -20,7 +21,13 @@ from featkit.sources import open_source
 from featkit.sources.hub import HubDataset
 from tests.data import needs_shared_data, shared_data
 from tests.featkit.sources.files import contents, keys
-from tests.featkit.sources.hugging_face import expected_metadata, keep_cache_in, library, make_dataset, pictures
+from tests.featkit.sources.hugging_face import (
+    expected_metadata,
+    keep_cache_in,
+    library,
+    make_dataset,
+    pictures,
+)
 from tests.featkit.sources.test_saved import contents_in_another_process
 from tests.pictures import draw_folder
 from tests.processes import run_python
@@ -33,7 +40,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def write_repository(folder: Path) -> list[bytes]:
-    """A folder in the Hub's Parquet layout: train of four rows in two files, test of one; all pictures."""
+    """A folder in the Hub's Parquet layout: train of four rows in two files, test of one; all
+    pictures."""
     images = pictures(5)
     whole = make_dataset(images)
     (folder / "data").mkdir(parents=True)
@@ -50,7 +58,9 @@ def test_rows_of_a_split_are_items_with_their_labels_names(tmp_path: Path) -> No
         source = open_source(given)
         assert keys(source) == [f"pets/train/{number}" for number in range(4)]
         assert contents(source) == images[:4]
-        assert [source.metadata(number) for number in range(4)] == [expected_metadata(number) for number in range(4)]
+        assert [source.metadata(number) for number in range(4)] == [
+            expected_metadata(number) for number in range(4)
+        ]
         assert source.name == spec
         assert source.file(0).suffix == ".arrow"
     for number in (-1, 4):
@@ -66,7 +76,9 @@ def test_splits_may_be_cut_and_joined_as_the_library_writes_it(tmp_path: Path) -
     assert joined.key(4) == "pets/train+test/4"
 
 
-def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(
+    tmp_path: Path,
+) -> None:
     write_repository(tmp_path / "pets")
     name = f"hf:{tmp_path}/pets"
     with refused(name, f"has several splits; name one of train, test: {name}:train."):
@@ -78,7 +90,9 @@ def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there
         open_source(f"{name}:train[x]")
 
 
-def test_a_configuration_is_the_part_after_the_name_and_a_wrong_one_lists_those_there_are(tmp_path: Path) -> None:
+def test_a_configuration_is_the_part_after_the_name_and_a_wrong_one_lists_those_there_are(
+    tmp_path: Path,
+) -> None:
     write_repository(tmp_path / "pets")
     assert open_source(f"hf:{tmp_path}/pets/default:test").key(0) == "pets/default/test/0"
     with refused(f"hf:{tmp_path}/pets/plain:test", "'plain' not found", "['default']"):
@@ -92,7 +106,12 @@ def test_a_folder_of_pictures_by_class_gives_the_files_own_bytes(tmp_path: Path)
     files = sorted((tmp_path / "pets").rglob("*.jpg"))
     assert contents(source) == [file.read_bytes() for file in files]
     assert [source.file(number) for number in range(4)] == files
-    assert [source.metadata(number)["label_name"] for number in range(4)] == ["cat", "cat", "dog", "dog"]
+    assert [source.metadata(number)["label_name"] for number in range(4)] == [
+        "cat",
+        "cat",
+        "dog",
+        "dog",
+    ]
     files[0].unlink()
     with refused(files[0], "does not exist"):
         source.read(0)
@@ -103,7 +122,8 @@ def test_a_row_may_not_name_a_file_outside_of_its_data_set(tmp_path: Path) -> No
     (tmp_path / "pets").mkdir()
     paths = [str(private), f"{tmp_path}/pets/../private/000.jpg", "https://example.org/x.jpg", None]
     image = pa.array(
-        [{"bytes": None, "path": path} for path in paths], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        [{"bytes": None, "path": path} for path in paths],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
     )
     pq.write_table(pa.table({"image": image}), tmp_path / "pets" / "train.parquet")
     source = open_source(f"hf:{tmp_path}/pets")
@@ -120,7 +140,9 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
 
 def test_columns_without_pictures_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [1], "url": ["x"]}), tmp_path / "train.parquet")
-    with refused(f"hf:{tmp_path}", "has no column of pictures ({bytes, path} or binary) among: label, url."):
+    with refused(
+        f"hf:{tmp_path}", "has no column of pictures ({bytes, path} or binary) among: label, url."
+    ):
         open_source(f"hf:{tmp_path}")
 
 
@@ -134,7 +156,9 @@ def test_a_file_that_the_library_cannot_convert_is_refused_in_one_sentence(tmp_p
         open_source("hf:")
 
 
-def test_a_name_that_cannot_be_fetched_is_the_networks_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_cannot_be_fetched_is_the_networks_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def load_dataset(name: str, config: str | None, *, split: str | None) -> None:
         raise ConnectionError(f"no way\nto {name} {config} {split}")
 
@@ -144,7 +168,11 @@ def test_a_name_that_cannot_be_fetched_is_the_networks_fault(monkeypatch: pytest
         ("hf:uoft-cs/cifar10:train", "uoft-cs/cifar10 None"),
         ("hf:uoft-cs/cifar100/plain_text:test", "uoft-cs/cifar100 plain_text"),
     ):
-        with refused(f"{spec} cannot be fetched (no way to {asked} None)", "hf:FOLDER", error=EnvironmentProblem):
+        with refused(
+            f"{spec} cannot be fetched (no way to {asked} None)",
+            "hf:FOLDER",
+            error=EnvironmentProblem,
+        ):
             open_source(spec)
 
 
@@ -158,17 +186,23 @@ def test_a_name_that_cannot_be_fetched_is_the_networks_fault(monkeypatch: pytest
         (None, "a page"),
     ],
 )
-def test_what_the_hub_answers_is_told(status: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_hub_answers_is_told(
+    status: int | None, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reason: Exception = json.JSONDecodeError("no", "<html>", 0)
     if status is not None:
-        reason = urllib.error.HTTPError("https://hub/a", status, "no", email.message.Message(), None)
+        reason = urllib.error.HTTPError(
+            "https://hub/a", status, "no", email.message.Message(), None
+        )
 
     def load_dataset(_name: str, _config: str | None, *, split: str | None) -> None:
         assert split is None
         raise ConnectionError("Couldn't reach the Hub") from reason
 
     monkeypatch.setattr(library(), "load_dataset", load_dataset)
-    with refused("hf:a/b:train cannot be fetched, since the hub", said, "hf:FOLDER", error=EnvironmentProblem):
+    with refused(
+        "hf:a/b:train cannot be fetched, since the hub", said, "hf:FOLDER", error=EnvironmentProblem
+    ):
         open_source("hf:a/b:train")
 
 
@@ -181,8 +215,13 @@ def test_a_folder_with_unreadable_json_is_no_fault_of_the_network(tmp_path: Path
 def test_keys_of_the_hub_begin_with_the_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"train": make_dataset(pictures(2)), "test": make_dataset(pictures(1))}
     monkeypatch.setattr(library(), "load_dataset", lambda *_names, **_options: both)
-    assert keys(open_source("hf:uoft-cs/cifar10:train")) == ["uoft-cs/cifar10/train/0", "uoft-cs/cifar10/train/1"]
-    assert keys(open_source("hf:uoft-cs/cifar100/plain_text:test")) == ["uoft-cs/cifar100/plain_text/test/0"]
+    assert keys(open_source("hf:uoft-cs/cifar10:train")) == [
+        "uoft-cs/cifar10/train/0",
+        "uoft-cs/cifar10/train/1",
+    ]
+    assert keys(open_source("hf:uoft-cs/cifar100/plain_text:test")) == [
+        "uoft-cs/cifar100/plain_text/test/0"
+    ]
 
 
 def test_without_the_library_the_extra_is_named() -> None:
@@ -192,11 +231,15 @@ def test_without_the_library_the_extra_is_named() -> None:
         "try: open_source('hf:uoft-cs/cifar10:train')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
-    expected = "EnvironmentProblem datasets is not installed; run: pip install 'featkit[datasets]'.\n"
+    expected = (
+        "EnvironmentProblem datasets is not installed; run: pip install 'featkit[datasets]'.\n"
+    )
     assert run_python(program) == (0, expected, "")
 
 
-def test_loads_are_not_counted_on_a_server_and_show_no_bars_in_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loads_are_not_counted_on_a_server_and_show_no_bars_in_a_log(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_repository(tmp_path / "pets")
     capfd.readouterr()
     open_source(f"hf:{tmp_path}/pets:test")
@@ -205,7 +248,9 @@ def test_loads_are_not_counted_on_a_server_and_show_no_bars_in_a_log(tmp_path: P
     assert not library().are_progress_bars_disabled()
 
 
-def test_what_exists_by_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_exists_by_that_name_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw_folder(tmp_path / "hf:mine", 1)
     monkeypatch.chdir(tmp_path)
     assert keys(open_source("hf:mine")) == ["000.jpg"]
@@ -228,7 +273,9 @@ def test_real_parquet_rows_are_equal_by_every_way(tmp_path: Path) -> None:
     shared = shared_data()
     assert shared is not None
     (tmp_path / "cifar").mkdir()
-    (tmp_path / "cifar" / "test-00000.parquet").symlink_to(shared / "cifar10" / "test-00000.parquet")
+    (tmp_path / "cifar" / "test-00000.parquet").symlink_to(
+        shared / "cifar10" / "test-00000.parquet"
+    )
     straight, through = open_source(tmp_path / "cifar"), open_source(f"hf:{tmp_path}/cifar:test")
     library().load_dataset(str(tmp_path / "cifar"), split="test").save_to_disk(tmp_path / "saved")
     saved = open_source(tmp_path / "saved")

@@ -18,7 +18,10 @@ from featkit.sources.keys import key_of, other_spellings, twins
 from tests.featkit.sources.files import contents, keys, write_files
 
 FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
-_names = st.lists(st.sampled_from([b"\\", b"x", b"e9", b"\xe9", b"a", "é".encode(), b"ud83d", b"/", b".jpg"]), max_size=7)
+_names = st.lists(
+    st.sampled_from([b"\\", b"x", b"e9", b"\xe9", b"a", "é".encode(), b"ud83d", b"/", b".jpg"]),
+    max_size=7,
+)
 
 
 @given(_names, _names)
@@ -30,9 +33,18 @@ def test_two_names_never_share_a_key(one: list[bytes], other: list[bytes]) -> No
 
 
 def test_the_text_of_an_escaped_byte_is_told_from_the_byte(tmp_path: Path) -> None:
-    write_files(tmp_path, os.fsdecode(b"caf\xe9.jpg"), "caf\\xe9.jpg", "caf\\\\xe9.jpg", "café.jpg", "C\\xmas.jpg")
+    write_files(
+        tmp_path,
+        os.fsdecode(b"caf\xe9.jpg"),
+        "caf\\xe9.jpg",
+        "caf\\\\xe9.jpg",
+        "café.jpg",
+        "C\\xmas.jpg",
+    )
     source = open_source(tmp_path)
-    assert sorted(keys(source)) == sorted(["caf\\xe9.jpg", "caf\\\\xe9.jpg", "caf\\\\\\\\xe9.jpg", "café.jpg", "C\\xmas.jpg"])
+    assert sorted(keys(source)) == sorted(
+        ["caf\\xe9.jpg", "caf\\\\xe9.jpg", "caf\\\\\\\\xe9.jpg", "café.jpg", "C\\xmas.jpg"]
+    )
     by_key = dict(zip(keys(source), contents(source), strict=True))
     assert (by_key["caf\\xe9.jpg"], by_key["caf\\\\xe9.jpg"]) == (b"caf\xe9.jpg", b"caf\\xe9.jpg")
 
@@ -43,7 +55,10 @@ def test_names_in_both_unicode_forms_are_two_items(tmp_path: Path) -> None:
 
 
 def test_other_spellings_are_unicode_forms_of_each_folder_and_a_leading_dot() -> None:
-    forms = [(unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part)) for part in ("é", "ü.jpg")]
+    forms = [
+        (unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        for part in ("é", "ü.jpg")
+    ]
     every = {"/".join(parts) for parts in itertools.product(*forms)}
     for key in every:
         spelled = other_spellings(key)

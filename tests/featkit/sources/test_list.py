@@ -27,15 +27,23 @@ def write_list(folder: Path, content: str | bytes, *, name: str = "list.txt") ->
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list.lst"])
-def test_a_list_keeps_its_order_and_passes_over_comments_and_empty_lines(tmp_path: Path, name: str) -> None:
+def test_a_list_keeps_its_order_and_passes_over_comments_and_empty_lines(
+    tmp_path: Path, name: str
+) -> None:
     write_files(tmp_path, "b.jpg", "a/1.jpg", "with space.jpg", "no-suffix")
-    source = open_source(write_list(tmp_path, "# mine\n\nb.jpg\n  a/1.jpg  \n\n#x.jpg\nwith space.jpg\nno-suffix", name=name))
+    source = open_source(
+        write_list(
+            tmp_path, "# mine\n\nb.jpg\n  a/1.jpg  \n\n#x.jpg\nwith space.jpg\nno-suffix", name=name
+        )
+    )
     assert keys(source) == ["b.jpg", "a/1.jpg", "with space.jpg", "no-suffix"]
     assert contents(source) == [b"b.jpg", b"a/1.jpg", b"with space.jpg", b"no-suffix"]
     assert [source.metadata(number) for number in range(4)] == [{}, {"folder": "a"}, {}, {}]
 
 
-def test_paths_are_relative_to_the_list_not_to_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_relative_to_the_list_not_to_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_files(tmp_path, "lists/x.jpg", "pictures/y.jpg", "x.jpg")
     monkeypatch.chdir(tmp_path)
     source = open_source(write_list(Path("lists"), f"x.jpg\n../pictures/y.jpg\n{tmp_path}/x.jpg\n"))
@@ -80,7 +88,16 @@ def test_a_path_that_stands_twice_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "second", ["./a/b.jpg", "a//b.jpg", "a/./b.jpg", "a/c/../b.jpg", "{root}/a/b.jpg", '"a/b.jpg"', "a\\b.jpg"]
+    "second",
+    [
+        "./a/b.jpg",
+        "a//b.jpg",
+        "a/./b.jpg",
+        "a/c/../b.jpg",
+        "{root}/a/b.jpg",
+        '"a/b.jpg"',
+        "a\\b.jpg",
+    ],
 )
 def test_two_ways_to_write_a_path_are_one_place(tmp_path: Path, second: str) -> None:
     write_files(tmp_path, "a/b.jpg", "a/c/d.jpg")
@@ -118,7 +135,16 @@ def test_a_line_is_taken_as_it_stands_where_such_a_file_exists(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "line", [" a b/c.jpg", "a b/c.jpg \t", '"a b/c.jpg"', "'a b/c.jpg'", "a b\\c.jpg", '  "a b\\c.jpg" ', "file:a%20b/c.jpg"]
+    "line",
+    [
+        " a b/c.jpg",
+        "a b/c.jpg \t",
+        '"a b/c.jpg"',
+        "'a b/c.jpg'",
+        "a b\\c.jpg",
+        '  "a b\\c.jpg" ',
+        "file:a%20b/c.jpg",
+    ],
 )
 def test_a_line_that_names_no_file_is_read_as_it_is_meant(tmp_path: Path, line: str) -> None:
     write_files(tmp_path, "a b/c.jpg", "d.jpg")
@@ -129,10 +155,14 @@ def test_a_line_that_names_no_file_is_read_as_it_is_meant(tmp_path: Path, line: 
 
 def test_an_address_of_a_file_names_it(tmp_path: Path) -> None:
     write_files(tmp_path, "a b.jpg")
-    assert contents(open_source(write_list(tmp_path, (tmp_path / "a b.jpg").as_uri()))) == [b"a b.jpg"]
+    assert contents(open_source(write_list(tmp_path, (tmp_path / "a b.jpg").as_uri()))) == [
+        b"a b.jpg"
+    ]
 
 
-@pytest.mark.parametrize("address", ["https://example.org/a//b.jpg", "s3://photos/a.jpg", "data:image/png;base64,AAAA"])
+@pytest.mark.parametrize(
+    "address", ["https://example.org/a//b.jpg", "s3://photos/a.jpg", "data:image/png;base64,AAAA"]
+)
 def test_an_address_elsewhere_is_an_item_that_says_so(tmp_path: Path, address: str) -> None:
     write_files(tmp_path, "here.jpg")
     source = open_source(write_list(tmp_path, f"{address}\nhere.jpg\n"))
@@ -143,7 +173,17 @@ def test_an_address_elsewhere_is_an_item_that_says_so(tmp_path: Path, address: s
 
 
 @pytest.mark.parametrize(
-    "line", ["nul\0.jpg", "nul\0/../a.jpg", "a/../nul\0.jpg", "x" * 5000, "a/" * 3000, "gone.jpg", "folder", "."]
+    "line",
+    [
+        "nul\0.jpg",
+        "nul\0/../a.jpg",
+        "a/../nul\0.jpg",
+        "x" * 5000,
+        "a/" * 3000,
+        "gone.jpg",
+        "folder",
+        ".",
+    ],
 )
 def test_a_line_that_can_be_no_file_costs_no_other(tmp_path: Path, line: str) -> None:
     write_files(tmp_path, "folder/1.jpg", "here.jpg")
@@ -160,9 +200,13 @@ def test_a_picture_kept_out_by_a_hash_is_counted(tmp_path: Path) -> None:
     assert (keys(source), source.skipped) == (["a.jpg"], {"line that begins with #": 2})
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_list_is_read_in_any_encoding_with_any_ends_of_lines(tmp_path: Path, encoding: str, end: str) -> None:
+def test_a_list_is_read_in_any_encoding_with_any_ends_of_lines(
+    tmp_path: Path, encoding: str, end: str
+) -> None:
     write_files(tmp_path, "plain name 1.jpg", "plain name 2.jpg", "日本 é.jpg")
     text = end.join(["plain name 1.jpg", "plain name 2.jpg", "日本 é.jpg", ""]).encode(encoding)
     source = open_source(write_list(tmp_path, text))
@@ -218,7 +262,10 @@ def test_a_list_is_known_by_its_suffix_in_any_case(tmp_path: Path, name: str) ->
 )
 def test_a_table_gives_its_column_of_paths(tmp_path: Path, text: str) -> None:
     write_files(tmp_path, "a.jpg", "b, c.jpg")
-    assert contents(open_source(write_list(tmp_path, text, name="x.csv"))) == [b"a.jpg", b"b, c.jpg"]
+    assert contents(open_source(write_list(tmp_path, text, name="x.csv"))) == [
+        b"a.jpg",
+        b"b, c.jpg",
+    ]
 
 
 def test_a_table_without_paths_is_refused_with_its_columns(tmp_path: Path) -> None:
@@ -284,4 +331,13 @@ def test_any_bytes_are_a_list_or_refused(cases: int, suffix: str, tmp_path: Path
 
     text = '# mine\na.jpg\n./b/c d.jpg\n "é.jpg"\nhttps://x.org/y.jpg\n'
     table = 'path,label\na.jpg,cat\n"b, c.jpg",dog\n'
-    fuzz(parse, [text.encode(), text.replace("\n", "\r\n").encode("utf-16"), table.encode(), b"a.jpg\0b.jpg"], cases=cases)
+    fuzz(
+        parse,
+        [
+            text.encode(),
+            text.replace("\n", "\r\n").encode("utf-16"),
+            table.encode(),
+            b"a.jpg\0b.jpg",
+        ],
+        cases=cases,
+    )

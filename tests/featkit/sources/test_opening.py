@@ -1,4 +1,5 @@
-"""From what a user typed to a source: folders, files, shards and patterns, and one sentence for all else."""
+"""From what a user typed to a source: folders, files, shards and patterns, and one sentence for all
+else."""
 
 from __future__ import annotations
 
@@ -29,7 +30,11 @@ def test_one_picture_is_a_source_of_one_whatever_its_name(tmp_path: Path) -> Non
     write_files(tmp_path, "a/x.jpg", "a/scan")
     for name in ("x.jpg", "scan"):
         source = open_source(tmp_path / "a" / name)
-        assert (keys(source), contents(source), source.metadata(0)) == ([name], [f"a/{name}".encode()], {})
+        assert (keys(source), contents(source), source.metadata(0)) == (
+            [name],
+            [f"a/{name}".encode()],
+            {},
+        )
 
 
 def test_a_path_may_be_text_or_a_path(tmp_path: Path) -> None:
@@ -44,7 +49,13 @@ def test_a_folder_of_shards_is_its_shards_in_the_order_of_their_names(tmp_path: 
     write_parquet(tmp_path / "t-2.parquet", b"20", b"21")
     write_files(tmp_path, "README.md")
     source = open_source(tmp_path)
-    assert keys(source) == ["t-0.tar/x.jpg", "t-1.tar/x.jpg", "t-1.tar/y.jpg", "t-2.parquet/0", "t-2.parquet/1"]
+    assert keys(source) == [
+        "t-0.tar/x.jpg",
+        "t-1.tar/x.jpg",
+        "t-1.tar/y.jpg",
+        "t-2.parquet/0",
+        "t-2.parquet/1",
+    ]
     assert contents(source) == [b"0x", b"1x", b"1y", b"20", b"21"]
     copy = pickle.loads(pickle.dumps(source))
     assert contents(copy) == contents(source)
@@ -67,7 +78,9 @@ def test_a_pattern_of_shards_opens_those_that_match(tmp_path: Path) -> None:
     assert contents(source) == [b"train-0", b"train-1"]
 
 
-def test_a_pattern_of_files_opens_those_and_passes_over_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pattern_of_files_opens_those_and_passes_over_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_files(tmp_path, "p/a.jpg", "p/b.png", "p/c.jpg", "p/sub.jpg/d.jpg")
     monkeypatch.chdir(tmp_path)
     source = open_source("p/*.jpg")
@@ -78,8 +91,17 @@ def test_a_pattern_of_files_opens_those_and_passes_over_folders(tmp_path: Path, 
     assert open_source("p/**/*.jpg").skipped == {}  # what is in the folder matches as well
 
 
-def test_what_a_pattern_matches_is_read_or_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_files(tmp_path, "p/a.jpg", "p/@eaDir/a.jpg", "p/sub/@eaDir/b/c.jpg", "p/sub/d.jpg", ".private/@eaDir/e.jpg")
+def test_what_a_pattern_matches_is_read_or_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(
+        tmp_path,
+        "p/a.jpg",
+        "p/@eaDir/a.jpg",
+        "p/sub/@eaDir/b/c.jpg",
+        "p/sub/d.jpg",
+        ".private/@eaDir/e.jpg",
+    )
     (tmp_path / "p" / "gone.jpg").symlink_to("nothing.jpg")
     (tmp_path / "p" / "gone.tar").symlink_to("nothing.tar")
     monkeypatch.chdir(tmp_path)
@@ -90,7 +112,9 @@ def test_what_a_pattern_matches_is_read_or_counted(tmp_path: Path, monkeypatch: 
         with refused("gone"):
             source.read(i)
     assert keys(open_source("p/@eaDir/*.jpg")) == ["p/@eaDir/a.jpg"]
-    assert keys(open_source(".private/*/*.jpg", selection=Selection(include=("@eaDir",)))) == [".private/@eaDir/e.jpg"]
+    assert keys(open_source(".private/*/*.jpg", selection=Selection(include=("@eaDir",)))) == [
+        ".private/@eaDir/e.jpg"
+    ]
     with refused("No file matches .private/*/*.jpg", "Passed over: 1 system folder (@eaDir)."):
         open_source(".private/*/*.jpg")
 
@@ -112,23 +136,39 @@ def test_equal_names_in_two_tars_and_equal_names_of_tars_are_two_items(tmp_path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_tar(tmp_path / name, [("x.jpg", name.encode())])
     assert keys(open_source(tmp_path / "b")) == ["t.tar/x.jpg", "u.tar/x.jpg"]
-    assert keys(open_source(f"{tmp_path}/*/*.tar")) == ["a/t.tar/x.jpg", "b/t.tar/x.jpg", "b/u.tar/x.jpg"]
+    assert keys(open_source(f"{tmp_path}/*/*.tar")) == [
+        "a/t.tar/x.jpg",
+        "b/t.tar/x.jpg",
+        "b/u.tar/x.jpg",
+    ]
 
 
-@pytest.mark.parametrize("name", ["missing", "missing.jpg", "missing.tar", "missing.parquet", "missing.txt", "x.jpg/y.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    ["missing", "missing.jpg", "missing.tar", "missing.parquet", "missing.txt", "x.jpg/y.jpg"],
+)
 def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
     write_files(tmp_path, "x.jpg")
-    with refused(f"{tmp_path}/{name} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of paths."):
+    with refused(
+        f"{tmp_path}/{name} does not exist; name a folder of pictures, a .tar, a .parquet, or a"
+        " .txt list of paths."
+    ):
         open_source(tmp_path / name)
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("https://example.org/a b/t.tar", "https://example.org/a b/t.tar is an address, not a file; download it"),
+        (
+            "https://example.org/a b/t.tar",
+            "https://example.org/a b/t.tar is an address, not a file; download it",
+        ),
         (Path("s3://bucket/t.tar"), "s3://bucket/t.tar is an address, not a file; download it"),
         (Path("file:///a/t.tar"), "file:///a/t.tar is an address; name the path itself: /a/t.tar."),
-        ("shard-{000..127}.tar", "braces are not expanded here; name a pattern such as 'shard-*.tar'"),
+        (
+            "shard-{000..127}.tar",
+            "braces are not expanded here; name a pattern such as 'shard-*.tar'",
+        ),
         ("p/{a,b}.jpg", "braces are not expanded here"),
         ("C:/photos", "C:/photos does not exist; name a folder of pictures"),
         ("a{1}b", "a{1}b does not exist; name a folder of pictures"),
@@ -149,14 +189,19 @@ def test_a_pipe_is_refused_without_waiting(tmp_path: Path, name: str) -> None:
 def test_a_link_to_nothing_is_refused_with_what_it_names(tmp_path: Path) -> None:
     for name, target in (("gone.jpg", "nothing.jpg"), ("loop.tar", "loop.tar")):
         (tmp_path / name).symlink_to(target)
-        with refused(tmp_path / name, f"is a link to {target}, where there is no file; name what exists."):
+        with refused(
+            tmp_path / name, f"is a link to {target}, where there is no file; name what exists."
+        ):
             open_source(tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["t.tar.gz", "t.tgz", "t.tar.zst", "t.tar.bz2", "t.zip"])
 def test_compressed_archives_are_refused_with_the_way_out(tmp_path: Path, name: str) -> None:
     write_files(tmp_path, name)
-    with refused(f"{tmp_path / name} is compressed and cannot be read at random; unpack it, or make it a .tar."):
+    with refused(
+        f"{tmp_path / name} is compressed and cannot be read at random; unpack it, or make it a"
+        " .tar."
+    ):
         open_source(tmp_path / name)
 
 
@@ -167,7 +212,11 @@ def test_several_sources_are_numbered_through(tmp_path: Path) -> None:
     both = concatenate([tar, folder])
     assert keys(both) == ["t.tar/a/1.jpg", "2.jpg", "a/1.jpg"]
     assert contents(both) == [b"tar", b"2.jpg", b"a/1.jpg"]
-    assert [both.metadata(number) for number in range(3)] == [{"folder": "a", "class": 5}, {}, {"folder": "a"}]
+    assert [both.metadata(number) for number in range(3)] == [
+        {"folder": "a", "class": 5},
+        {},
+        {"folder": "a"},
+    ]
     assert both.name == f"{tmp_path}/t.tar, {tmp_path}/p"
     assert concatenate([tar]) is tar
     assert isinstance(tar, TarSource)
@@ -201,8 +250,12 @@ def test_pictures_and_containers_of_one_folder_are_all_read(tmp_path: Path) -> N
     assert source.skipped == {"hidden folder": 1, "hidden file": 1, "system folder (@eaDir)": 1}
 
 
-@pytest.mark.parametrize("name", ["X.TAR", "x.Tar", "X.PARQUET", "x.parq", "x.pq", "X.PQ", "shard-0", "x.wds"])
-def test_containers_are_told_by_suffixes_in_any_case_and_by_their_bytes(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["X.TAR", "x.Tar", "X.PARQUET", "x.parq", "x.pq", "X.PQ", "shard-0", "x.wds"]
+)
+def test_containers_are_told_by_suffixes_in_any_case_and_by_their_bytes(
+    tmp_path: Path, name: str
+) -> None:
     if "p" in name.lower():
         write_parquet(tmp_path / name, b"x")
         expected = f"{name}/0"
@@ -212,17 +265,38 @@ def test_containers_are_told_by_suffixes_in_any_case_and_by_their_bytes(tmp_path
     opened = [open_source(tmp_path / name)]
     if "." in name and name != "x.wds":
         opened += [open_source(tmp_path), open_source(f"{tmp_path}/[xX].*")]
-    assert [(keys(source), contents(source)) for source in opened] == [([expected], [b"x"])] * len(opened)
+    assert [(keys(source), contents(source)) for source in opened] == [([expected], [b"x"])] * len(
+        opened
+    )
 
 
 @pytest.mark.parametrize(
-    "kind", ["empty", "zeros", "garbage", "gzip", "cut", "text", "page", "closed", "gone", "pipe", "no-rows"]
+    "kind",
+    [
+        "empty",
+        "zeros",
+        "garbage",
+        "gzip",
+        "cut",
+        "text",
+        "page",
+        "closed",
+        "gone",
+        "pipe",
+        "no-rows",
+    ],
 )
 @pytest.mark.parametrize("suffix", [".tar", ".parquet"])
-def test_a_shard_that_cannot_be_read_is_an_item_among_others(tmp_path: Path, kind: str, suffix: str) -> None:
+def test_a_shard_that_cannot_be_read_is_an_item_among_others(
+    tmp_path: Path, kind: str, suffix: str
+) -> None:
     def write(name: str) -> Path:
         path = tmp_path / f"{name}{suffix}"
-        return write_tar(path, [("x.jpg", b"x" * 700)]) if suffix == ".tar" else write_parquet(path, b"x" * 700)
+        return (
+            write_tar(path, [("x.jpg", b"x" * 700)])
+            if suffix == ".tar"
+            else write_parquet(path, b"x" * 700)
+        )
 
     for name in ("1", "2", "3"):
         write(name)
@@ -261,7 +335,9 @@ def test_a_shard_that_cannot_be_read_is_an_item_among_others(tmp_path: Path, kin
         assert len(failed) == 1
         with refused(bad):
             source.read(failed[0])
-        assert [source.read(number) for number in range(3) if number not in failed] == [b"x" * 700] * 2
+        assert [source.read(number) for number in range(3) if number not in failed] == [
+            b"x" * 700
+        ] * 2
     if kind not in ("gone", "pipe"):
         with refused(bad):
             open_source(bad)
@@ -269,7 +345,9 @@ def test_a_shard_that_cannot_be_read_is_an_item_among_others(tmp_path: Path, kin
 
 def test_containers_that_all_fail_are_refused_with_the_first_reason(tmp_path: Path) -> None:
     write_files(tmp_path, "a.tar", "b.tar")
-    with refused(f"None of the 2 containers of {tmp_path} can be read. The first: {tmp_path / 'a.tar'} is "):
+    with refused(
+        f"None of the 2 containers of {tmp_path} can be read. The first: {tmp_path / 'a.tar'} is "
+    ):
         open_source(tmp_path)
 
 
@@ -285,12 +363,16 @@ def test_a_container_without_pictures_is_counted_among_others(tmp_path: Path) ->
 
 
 def test_a_link_to_a_container_is_read_once(tmp_path: Path) -> None:
-    blob = write_tar(tmp_path / "blobs" / "0af", [("x.jpg", b"x")])  # as the Hub's cache keeps files
+    # as the Hub's cache keeps files
+    blob = write_tar(tmp_path / "blobs" / "0af", [("x.jpg", b"x")])
     (tmp_path / "snapshot" / "data").mkdir(parents=True)
     for name in ("data/train.tar", "again.tar"):
         (tmp_path / "snapshot" / name).symlink_to(blob)
     source = open_source(tmp_path / "snapshot")
-    assert (keys(source), source.skipped) == (["again.tar/x.jpg"], {"link to a file already taken": 1})
+    assert (keys(source), source.skipped) == (
+        ["again.tar/x.jpg"],
+        {"link to a file already taken": 1},
+    )
 
 
 def test_patterns_below_a_folder_with_brackets_in_its_name(tmp_path: Path) -> None:
@@ -312,22 +394,41 @@ def test_a_pattern_may_match_pictures_and_containers(tmp_path: Path) -> None:
 
 def test_patterns_choose_members_and_rows_and_damage_stays(tmp_path: Path) -> None:
     write_files(tmp_path, "a.jpg", "bad.tar")
-    write_tar(tmp_path / "t.tar", [("keep/x.jpg", b"x"), ("keep/y.png", b"y"), ("drop/z.jpg", b"z")])
+    write_tar(
+        tmp_path / "t.tar", [("keep/x.jpg", b"x"), ("keep/y.png", b"y"), ("drop/z.jpg", b"z")]
+    )
     write_parquet(tmp_path / "p.parquet", b"0", b"1")
-    source = open_source(tmp_path, selection=Selection(include=("t.tar/*/*.jpg", "p.parquet/1"), exclude=("drop",)))
+    source = open_source(
+        tmp_path, selection=Selection(include=("t.tar/*/*.jpg", "p.parquet/1"), exclude=("drop",))
+    )
     assert keys(source) == ["bad.tar", "p.parquet/1", "t.tar/keep/x.jpg"]
-    assert keys(open_source(tmp_path, selection=Selection(exclude=("*.tar",)))) == ["a.jpg", "p.parquet/0", "p.parquet/1"]
+    assert keys(open_source(tmp_path, selection=Selection(exclude=("*.tar",)))) == [
+        "a.jpg",
+        "p.parquet/0",
+        "p.parquet/1",
+    ]
     with refused("leave none of them"):
         open_source(tmp_path / "p.parquet", selection=Selection(include=("*.jpg",)))
 
 
 def test_patterns_for_one_archive_may_leave_out_its_name(tmp_path: Path) -> None:
-    write_tar(tmp_path / "t.tar", [("keep/x.jpg", b"x"), ("drop/keep/y.jpg", b"y"), ("@eaDir/z.jpg", b"z")])
+    write_tar(
+        tmp_path / "t.tar",
+        [("keep/x.jpg", b"x"), ("drop/keep/y.jpg", b"y"), ("@eaDir/z.jpg", b"z")],
+    )
     write_parquet(tmp_path / "p.parquet", b"0", b"1")
-    for selection in (Selection(include=("keep/**",)), Selection(include=("t.tar/keep",)), Selection(exclude=("drop/*",))):
+    for selection in (
+        Selection(include=("keep/**",)),
+        Selection(include=("t.tar/keep",)),
+        Selection(exclude=("drop/*",)),
+    ):
         assert keys(open_source(tmp_path / "t.tar", selection=selection)) == ["t.tar/keep/x.jpg"]
-    assert keys(open_source(tmp_path / "t.tar", selection=Selection(include=("@eaDir/*",)))) == ["t.tar/@eaDir/z.jpg"]
-    assert keys(open_source(tmp_path / "p.parquet", selection=Selection(exclude=("/0",)))) == ["p.parquet/1"]
+    assert keys(open_source(tmp_path / "t.tar", selection=Selection(include=("@eaDir/*",)))) == [
+        "t.tar/@eaDir/z.jpg"
+    ]
+    assert keys(open_source(tmp_path / "p.parquet", selection=Selection(exclude=("/0",)))) == [
+        "p.parquet/1"
+    ]
     with refused("leave none"):  # of a folder the root is the folder
         open_source(tmp_path, selection=Selection(include=("keep/**",)))
 
@@ -341,5 +442,9 @@ def test_every_source_says_which_file_an_item_lies_in(tmp_path: Path) -> None:
     for spec in (tmp_path / "a", own, tmp_path / "list.txt", f"{tmp_path}/*/x.jpg"):
         assert open_source(spec).file(0) == own
     both = concatenate([open_source(tmp_path / "t.tar"), open_source(parquet)])
-    assert [both.file(number) for number in range(3)] == [tmp_path / "t.tar", tmp_path / "t.tar", parquet]
+    assert [both.file(number) for number in range(3)] == [
+        tmp_path / "t.tar",
+        tmp_path / "t.tar",
+        parquet,
+    ]
     assert subset(both, [2]).file(0) == parquet

@@ -1,4 +1,5 @@
-"""Pictures in Parquet files: the Hugging Face layout and plain binary columns, with the other columns as metadata."""
+"""Pictures in Parquet files: the Hugging Face layout and plain binary columns, with the other
+columns as metadata."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ from tests.sentences import refused
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def open_table(path: Path, columns: dict[str, Any], *, rows_a_group: int = 2, max_bytes: int = 1000) -> Source:
+def open_table(
+    path: Path, columns: dict[str, Any], *, rows_a_group: int = 2, max_bytes: int = 1000
+) -> Source:
     """A file of these columns, opened."""
     pq.write_table(pa.table(columns), path, row_group_size=rows_a_group)
     return open_source(path, limits=ImageLimits(max_bytes=max_bytes))
@@ -39,7 +42,9 @@ def open_table(path: Path, columns: dict[str, Any], *, rows_a_group: int = 2, ma
 
 def hugging_face(*rows: tuple[bytes | None, str | None] | None) -> pa.Array:
     """A column as the datasets library writes it."""
-    return pa.array([None if row is None else {"bytes": row[0], "path": row[1]} for row in rows], IMAGE)
+    return pa.array(
+        [None if row is None else {"bytes": row[0], "path": row[1]} for row in rows], IMAGE
+    )
 
 
 def test_rows_of_the_hugging_face_layout_are_items(tmp_path: Path) -> None:
@@ -49,21 +54,38 @@ def test_rows_of_the_hugging_face_layout_are_items(tmp_path: Path) -> None:
     assert keys(source) == [f"t-0.parquet/{number}" for number in range(5)]
     assert contents(source) == pictures
     assert [source.read(number) for number in (4, 0, 3)] == [pictures[4], pictures[0], pictures[3]]
-    assert [source.metadata(number) for number in range(2)] == [{"label": 3, "path": "0.png"}, {"label": 1, "path": "1.png"}]
+    assert [source.metadata(number) for number in range(2)] == [
+        {"label": 3, "path": "0.png"},
+        {"label": 1, "path": "1.png"},
+    ]
 
 
-KINDS = [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(100), pa.dictionary(pa.int8(), pa.binary())]
+KINDS = [
+    pa.binary(),
+    pa.large_binary(),
+    pa.binary_view(),
+    pa.binary(100),
+    pa.dictionary(pa.int8(), pa.binary()),
+]
 
 
 @pytest.mark.parametrize("in_struct", [False, True])
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_rows_of_every_binary_type_are_items(tmp_path: Path, kind: pa.DataType, in_struct: bool) -> None:
+def test_rows_of_every_binary_type_are_items(
+    tmp_path: Path, kind: pa.DataType, in_struct: bool
+) -> None:
     pictures = [b"1" * 100, b"2" * 100, b"1" * 100, None]
     values = pa.array(pictures, pa.binary())
-    values = values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
+    values = (
+        values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
+    )
     if in_struct:
-        values = pa.StructArray.from_arrays([values, pa.array(["a", "b", "c", "d"])], ["bytes", "path"])
-    source = open_table(tmp_path / "t.parquet", {"data": values, "name": ["a", "b", "c", "d"]}, rows_a_group=4)
+        values = pa.StructArray.from_arrays(
+            [values, pa.array(["a", "b", "c", "d"])], ["bytes", "path"]
+        )
+    source = open_table(
+        tmp_path / "t.parquet", {"data": values, "name": ["a", "b", "c", "d"]}, rows_a_group=4
+    )
     assert [source.read(number) for number in (2, 0, 1)] == [b"1" * 100, b"1" * 100, b"2" * 100]
     assert source.metadata(1) == {"name": "b"} | ({"path": "b"} if in_struct else {})
     with refused("t.parquet/3 has no picture in its column data."):
@@ -80,11 +102,14 @@ def test_a_struct_comes_before_binary_columns_and_image_before_others(tmp_path: 
     }
     path = tmp_path / "t.parquet"
     assert contents(open_table(path, columns)) == [b"struct"]
-    assert columns_of(open_source(path))[0].note == (
-        "Pictures are read from the column a; --column can choose image or mask instead."
+    assert (
+        columns_of(open_source(path))[0].note
+        == "Pictures are read from the column a; --column can choose image or mask instead."
     )
     columns.pop("a")
-    assert contents(open_table(path, {"mask": struct, "image": struct, "depth": struct})) == [b"struct"]
+    assert contents(open_table(path, {"mask": struct, "image": struct, "depth": struct})) == [
+        b"struct"
+    ]
     assert picture_column(open_source(path)) == "image"
     assert contents(open_table(path, columns)) == [b"image"]
     columns.pop("image")
@@ -101,7 +126,10 @@ def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
     }
     path = tmp_path / "t.parquet"
     open_table(path, columns)
-    chosen = {name: open_source(path, selection=Selection(column=name)) for name in ("image", "mask", "id")}
+    chosen = {
+        name: open_source(path, selection=Selection(column=name))
+        for name in ("image", "mask", "id")
+    }
     assert {name: contents(source) for name, source in chosen.items()} == {
         "image": [b"image"],
         "mask": [b"mask"],
@@ -110,7 +138,10 @@ def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
     assert chosen["image"].metadata(0) == {"label": 3, "path": "x.png"}
     assert chosen["mask"].metadata(0) == {"label": 3}
     assert open_source(path, column="mask").read(0) == b"mask"
-    for name, words in (("label", "has values of type int64 in its column label"), ("gone", "has no column gone")):
+    for name, words in (
+        ("label", "has values of type int64 in its column label"),
+        ("gone", "has no column gone"),
+    ):
         with refused(path, words, "choose image or mask"):
             open_source(path, selection=Selection(column=name))
     (tmp_path / "p").mkdir()
@@ -128,13 +159,22 @@ def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
         (pa.array([[1, 2, 3]], pa.list_(pa.uint8())), "lists of numbers"),
     ],
 )
-def test_lists_of_pictures_and_pixels_are_refused_by_name(tmp_path: Path, values: pa.Array, words: str) -> None:
-    with refused(tmp_path / "t.parquet", words, "in its column images", "one encoded picture a row"):
+def test_lists_of_pictures_and_pixels_are_refused_by_name(
+    tmp_path: Path, values: pa.Array, words: str
+) -> None:
+    with refused(
+        tmp_path / "t.parquet", words, "in its column images", "one encoded picture a row"
+    ):
         open_table(tmp_path / "t.parquet", {"label": [1], "images": values})
 
 
 def test_shards_of_an_embeddings_folder_are_not_taken_for_pictures(tmp_path: Path) -> None:
-    columns = {"key": ["a"], "thumbnail": [b"x"], "embedding": [[1.0]], "error": pa.array([None], pa.string())}
+    columns = {
+        "key": ["a"],
+        "thumbnail": [b"x"],
+        "embedding": [[1.0]],
+        "error": pa.array([None], pa.string()),
+    }
     with refused("is a shard of an embeddings folder", "--column thumbnail"):
         open_table(tmp_path / "t.parquet", columns)
     assert contents(open_source(tmp_path / "t.parquet", column="thumbnail")) == [b"x"]
@@ -154,7 +194,12 @@ def test_metadata_is_text_and_numbers_and_leaves_out_what_is_null(tmp_path: Path
     first, second = source.metadata(0), source.metadata(1)
     assert first == {"count": 2, "score": 0.25, "sharp": 1, "words": "café", "path": "mine"}
     assert second == {"score": 1.5, "sharp": 0, "path": "mine"}
-    assert [type(first[name]) for name in ("count", "score", "sharp", "words")] == [int, float, int, str]
+    assert [type(first[name]) for name in ("count", "score", "sharp", "words")] == [
+        int,
+        float,
+        int,
+        str,
+    ]
 
 
 def test_class_labels_have_their_names_beside_them_where_the_file_says_so(tmp_path: Path) -> None:
@@ -172,24 +217,53 @@ def test_class_labels_have_their_names_beside_them_where_the_file_says_so(tmp_pa
     }
     for note, expected in (
         (json.dumps({"info": {"features": features}}), {"label_name": "dog"}),
-        *((damaged, {}) for damaged in ("{", "[]", '{"info": {"features": {"label": 3}}}', '{"info": {"features": []}}')),
-        (json.dumps({"info": {"features": {"label": {"names": "cat", "_type": "ClassLabel"}}}}), {}),
+        *(
+            (damaged, {})
+            for damaged in (
+                "{",
+                "[]",
+                '{"info": {"features": {"label": 3}}}',
+                '{"info": {"features": []}}',
+            )
+        ),
+        (
+            json.dumps({"info": {"features": {"label": {"names": "cat", "_type": "ClassLabel"}}}}),
+            {},
+        ),
     ):
         table = pa.table(columns).replace_schema_metadata({"huggingface": note})
         pq.write_table(table, tmp_path / "t.parquet")
         source = open_source(tmp_path / "t.parquet")
-        assert source.metadata(0) == {"label": 1, "breed": -1, "breed_name": "mine", "count": 0} | expected
+        assert (
+            source.metadata(0)
+            == {
+                "label": 1,
+                "breed": -1,
+                "breed_name": "mine",
+                "count": 0,
+            }
+            | expected
+        )
         assert source.metadata(1) == {"breed": 7, "count": 1}
 
 
 def test_a_column_that_stands_twice_is_passed_over(tmp_path: Path) -> None:
-    table = pa.table([pa.array([b"x"]), pa.array([b"y"]), pa.array([1]), pa.array([2])], ["image", "jpg", "n", "n"])
+    table = pa.table(
+        [pa.array([b"x"]), pa.array([b"y"]), pa.array([1]), pa.array([2])],
+        ["image", "jpg", "n", "n"],
+    )
     pq.write_table(table, tmp_path / "t.parquet")
-    assert (contents(open_source(tmp_path / "t.parquet")), open_source(tmp_path / "t.parquet").metadata(0)) == ([b"x"], {})
+    assert (
+        contents(open_source(tmp_path / "t.parquet")),
+        open_source(tmp_path / "t.parquet").metadata(0),
+    ) == ([b"x"], {})
 
 
 def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None:
-    source = open_table(tmp_path / "t.parquet", {"image": hugging_face((b"x", "x.png"), (None, "only/a/path.png"), None)})
+    source = open_table(
+        tmp_path / "t.parquet",
+        {"image": hugging_face((b"x", "x.png"), (None, "only/a/path.png"), None)},
+    )
     assert (len(source), source.read(0)) == (3, b"x")
     for number in (1, 2):
         with refused(f"t.parquet/{number} has no picture in its column image."):
@@ -198,14 +272,19 @@ def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None
 
 
 def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
-    source = open_table(tmp_path / "t.parquet", {"image": pa.array([b"12345", b"123456"])}, max_bytes=5)
+    source = open_table(
+        tmp_path / "t.parquet", {"image": pa.array([b"12345", b"123456"])}, max_bytes=5
+    )
     assert source.read(0) == b"12345"
     with refused("t.parquet/1 has 6 bytes, more than the limit of 5."):
         source.read(1)
 
 
 def test_a_file_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
-    with refused(tmp_path / "t.parquet", "has no column of pictures ({bytes, path} or binary) among: label, url."):
+    with refused(
+        tmp_path / "t.parquet",
+        "has no column of pictures ({bytes, path} or binary) among: label, url.",
+    ):
         open_table(tmp_path / "t.parquet", {"label": [1], "url": ["x"]})
     with refused(f"{tmp_path}/u.parquet has no rows."):
         open_table(tmp_path / "u.parquet", {"image": pa.array([], IMAGE)})
@@ -235,10 +314,14 @@ def test_text_that_is_none_is_an_item_that_says_so(tmp_path: Path) -> None:
     assert source.read(0) == b"x"
 
 
-@pytest.mark.parametrize("value", [0x80, *(pytest.param(value, marks=pytest.mark.slow) for value in (0, 1, 0x7F, 0xFF))])
+@pytest.mark.parametrize(
+    "value", [0x80, *(pytest.param(value, marks=pytest.mark.slow) for value in (0, 1, 0x7F, 0xFF))]
+)
 def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path, value: int) -> None:
     path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"image": hugging_face((b"x", "x"), (None, None)), "label": ["a", "b"]}), path)
+    pq.write_table(
+        pa.table({"image": hugging_face((b"x", "x"), (None, None)), "label": ["a", "b"]}), path
+    )
     whole = path.read_bytes()
     for place in range(len(whole) - 8 - int.from_bytes(whole[-8:-4], "little"), len(whole)):
         path.write_bytes(whole[:place] + bytes([value]) + whole[place + 1 :])
@@ -263,9 +346,16 @@ def test_any_bytes_are_items_or_refused(cases: int, tmp_path: Path) -> None:
                 source.metadata(number)
                 assert len(source.read(number)) <= 2**20
 
-    columns = {"image": hugging_face((b"x" * 50, "x"), (None, "y"), (b"z", None)), "label": ["a", "b", "c"]}
+    columns = {
+        "image": hugging_face((b"x" * 50, "x"), (None, "y"), (b"z", None)),
+        "label": ["a", "b", "c"],
+    }
     seeds = []
-    for options in ({}, {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"}, {"compression": "zstd"}):
+    for options in (
+        {},
+        {"compression": "none", "use_dictionary": False, "data_page_version": "2.0"},
+        {"compression": "zstd"},
+    ):
         pq.write_table(pa.table(columns), path, row_group_size=2, **options)
         seeds.append(path.read_bytes())
     fuzz(parse, seeds, cases=cases)
@@ -273,7 +363,9 @@ def test_any_bytes_are_items_or_refused(cases: int, tmp_path: Path) -> None:
 
 def test_a_file_is_read_from_threads_and_after_pickling(tmp_path: Path) -> None:
     rows = [bytes([number]) * number for number in range(60)]
-    source = open_table(tmp_path / "t.parquet", {"image": pa.array(rows), "number": list(range(60))}, rows_a_group=7)
+    source = open_table(
+        tmp_path / "t.parquet", {"image": pa.array(rows), "number": list(range(60))}, rows_a_group=7
+    )
     source.read(30)
     copy = pickle.loads(pickle.dumps(source))
     order = [number * 37 % 60 for number in range(60)]
@@ -289,7 +381,9 @@ class Decoded:
         self.starts: list[tuple[int, tuple[str, ...]]] = []
         original = ParquetShard.batches
 
-        def batches(shard: ParquetShard, group: int, columns: tuple[str, ...], num_bytes: int) -> Any:
+        def batches(
+            shard: ParquetShard, group: int, columns: tuple[str, ...], num_bytes: int
+        ) -> Any:
             for i, batch in enumerate(original(shard, group, columns, num_bytes)):
                 if i == 0:
                     self.starts.append((group, columns))
@@ -298,8 +392,13 @@ class Decoded:
         monkeypatch.setattr(ParquetShard, "batches", batches)
 
 
-def test_metadata_is_read_without_the_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_table(tmp_path / "t.parquet", {"image": hugging_face(*[(b"x", "x.png")] * 6), "label": list(range(6))})
+def test_metadata_is_read_without_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_table(
+        tmp_path / "t.parquet",
+        {"image": hugging_face(*[(b"x", "x.png")] * 6), "label": list(range(6))},
+    )
     decoded = Decoded(monkeypatch)
     assert [source.metadata(number)["label"] for number in range(6)] == list(range(6))
     assert decoded.starts == [(group, ("label", "image.path")) for group in range(3)]
@@ -319,7 +418,8 @@ def test_each_group_is_decoded_once_in_order_and_shuffled_within_groups(
     row_groups.picture_groups.forget()
     assert [source.read(number) for number in order] == [rows[number] for number in order]
     assert [group for group, _ in decoded.starts] == [0, 1, 0, 1]
-    assert [source.read(5) for _ in range(9)] == [rows[5]] * 9  # what was dropped is decoded again, once
+    # what was dropped is decoded again, once
+    assert [source.read(5) for _ in range(9)] == [rows[5]] * 9
     assert len(decoded.starts) == (4 if whole else 5)
 
 
@@ -329,18 +429,38 @@ def test_rows_from_many_groups_at_once_do_not_decode_them_again_and_again(
     monkeypatch.setattr(row_groups.picture_groups, "kept_bytes", 300_000)
     row_groups.picture_groups.forget()
     rows = [random.Random(number).randbytes(10_000) for number in range(200)]
-    source = open_table(tmp_path / "t.parquet", {"image": pa.array(rows)}, rows_a_group=20, max_bytes=10_000)
+    source = open_table(
+        tmp_path / "t.parquet", {"image": pa.array(rows)}, rows_a_group=20, max_bytes=10_000
+    )
     decoded = Decoded(monkeypatch)
-    order = [group * 20 + row for first in (0, 5) for row in range(20) for group in range(first, first + 5)]
+    order = [
+        group * 20 + row
+        for first in (0, 5)
+        for row in range(20)
+        for group in range(first, first + 5)
+    ]
     assert [source.read(number) for number in order] == [rows[number] for number in order]
     assert len(decoded.starts) < 30  # of 200; ten would be the least
 
 
-def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = [random.Random(number).randbytes(1000) for number in range(60)]
     path = tmp_path / "t.parquet"
-    options = {"row_group_size": 20, "data_page_size": 1000, "write_batch_size": 1, "use_dictionary": False}
-    pq.write_table(pa.table({"image": pa.array(rows)}), path, compression="none", write_page_checksum=True, **options)
+    options = {
+        "row_group_size": 20,
+        "data_page_size": 1000,
+        "write_batch_size": 1,
+        "use_dictionary": False,
+    }
+    pq.write_table(
+        pa.table({"image": pa.array(rows)}),
+        path,
+        compression="none",
+        write_page_checksum=True,
+        **options,
+    )
     data = path.read_bytes()
     path.write_bytes(data.replace(rows[30], rows[31]))  # a flipped page, not a broken one
     monkeypatch.setattr(row_groups, "MAX_BATCH", 5)
@@ -354,8 +474,12 @@ def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(tmp_path: Pat
     assert source.metadata(30) == {}
 
 
-def test_a_damaged_group_is_read_once_and_then_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = open_table(tmp_path / "t.parquet", {"image": pa.array([b"x" * 99] * 20)}, rows_a_group=10)
+def test_a_damaged_group_is_read_once_and_then_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_table(
+        tmp_path / "t.parquet", {"image": pa.array([b"x" * 99] * 20)}, rows_a_group=10
+    )
     damaged = bytearray((tmp_path / "t.parquet").read_bytes())
     damaged[4:40] = b"\xff" * 36
     (tmp_path / "t.parquet").write_bytes(damaged)
@@ -404,14 +528,27 @@ print(metadata - before, peak() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize(("order", "times"), [("ordered", 2), pytest.param("shuffled", 4, marks=pytest.mark.slow)])
-def test_memory_is_at_most_twice_a_row_group_in_order(tmp_path: Path, order: str, times: int) -> None:
+@pytest.mark.parametrize(
+    ("order", "times"), [("ordered", 2), pytest.param("shuffled", 4, marks=pytest.mark.slow)]
+)
+def test_memory_is_at_most_twice_a_row_group_in_order(
+    tmp_path: Path, order: str, times: int
+) -> None:
     rows = [{"bytes": os.urandom(2**20), "path": "x"} for _ in range(64)]
     for name, count in (("small", 1), ("large", 64)):
         table = pa.table({"image": pa.array(rows[:count], IMAGE)})
         pq.write_table(table, tmp_path / f"{name}.parquet", row_group_size=count)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path / "small.parquet"), str(tmp_path / "large.parquet"), order]
-    metadata, whole = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    command = [
+        sys.executable,
+        "-c",
+        MEASURE,
+        str(tmp_path / "small.parquet"),
+        str(tmp_path / "large.parquet"),
+        order,
+    ]
+    metadata, whole = map(
+        int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    )
     assert metadata < 10 * 2**20
     assert whole < times * 64 * 2**20 + 24 * 2**20
 
@@ -425,14 +562,22 @@ def test_a_column_may_be_named_in_another_unicode_form(tmp_path: Path) -> None:
 
 def test_two_columns_of_pictures_with_one_name_are_refused_by_it(tmp_path: Path) -> None:
     pictures = pa.array([b"x"])
-    pq.write_table(pa.Table.from_arrays([pictures, pictures], names=["image", "image"]), tmp_path / "t.parquet")
-    with refused(tmp_path / "t.parquet", "has the column image more than once; write it again with other names."):
+    pq.write_table(
+        pa.Table.from_arrays([pictures, pictures], names=["image", "image"]), tmp_path / "t.parquet"
+    )
+    with refused(
+        tmp_path / "t.parquet",
+        "has the column image more than once; write it again with other names.",
+    ):
         open_source(tmp_path / "t.parquet")
 
 
 @pytest.mark.parametrize("in_struct", [False, True])
-def test_a_dictionary_of_pictures_is_not_kept_once_for_each_batch(tmp_path: Path, in_struct: bool) -> None:
-    pictures = [bytes([row // 2]) * 2**20 if row != 5 else None for row in range(40)]  # in pairs, which share a value
+def test_a_dictionary_of_pictures_is_not_kept_once_for_each_batch(
+    tmp_path: Path, in_struct: bool
+) -> None:
+    # in pairs, which share a value
+    pictures = [bytes([row // 2]) * 2**20 if row != 5 else None for row in range(40)]
     values = pa.array(pictures, pa.binary()).dictionary_encode()
     if in_struct:
         values = pa.StructArray.from_arrays([values, pa.array(["x"] * 40)], ["bytes", "path"])
@@ -440,7 +585,9 @@ def test_a_dictionary_of_pictures_is_not_kept_once_for_each_batch(tmp_path: Path
     shard, _ = ParquetShard.open(tmp_path / "t.parquet")
     group = row_groups.RowGroup(shard, 0, ("image.bytes" if in_struct else "image",), 40 * 2**20)
     found = [batch["image"][place] for batch, place in map(group.row, reversed(range(40)))]
-    assert [value.as_py()["bytes"] if in_struct else value.as_py() for value in found] == pictures[::-1]
+    assert [value.as_py()["bytes"] if in_struct else value.as_py() for value in found] == pictures[
+        ::-1
+    ]
     group.row(0)
     group.row(39)  # decodes all again
     assert group.num_bytes < 50 * 2**20

@@ -1,4 +1,5 @@
-"""Data sets by save_to_disk: the library's own folders, read without it, whole or split, ordered, damaged."""
+"""Data sets by save_to_disk: the library's own folders, read without it, whole or split, ordered,
+damaged."""
 
 from __future__ import annotations
 
@@ -37,7 +38,9 @@ def save(folder: Path, count: int = 5, *, num_shards: int = 1) -> list[bytes]:
 def save_splits(folder: Path) -> None:
     """Two splits of one and two rows."""
     images = pictures(3)
-    library().DatasetDict({"train": make_dataset(images[:2]), "test": make_dataset(images[2:])}).save_to_disk(folder)
+    library().DatasetDict(
+        {"train": make_dataset(images[:2]), "test": make_dataset(images[2:])}
+    ).save_to_disk(folder)
 
 
 def write_stream(path: Path, columns: dict[str, pa.Array], *, rows_a_batch: int = 2) -> None:
@@ -50,7 +53,9 @@ def write_by_hand(folder: Path, columns: dict[str, pa.Array]) -> Path:
     """A folder in the published layout, without the library."""
     folder.mkdir()
     write_stream(folder / "data-00000-of-00001.arrow", columns)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
+    (folder / "state.json").write_text(
+        json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    )
     return folder
 
 
@@ -60,12 +65,16 @@ def contents_in_another_process(source: Source) -> list[bytes]:
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_rows_of_a_saved_data_set_are_items_with_their_labels_names(tmp_path: Path, num_shards: int) -> None:
+def test_rows_of_a_saved_data_set_are_items_with_their_labels_names(
+    tmp_path: Path, num_shards: int
+) -> None:
     images = save(tmp_path / "pets", num_shards=num_shards)
     source = open_source(tmp_path / "pets")
     assert keys(source) == [f"pets/{number}" for number in range(5)]
     assert contents(source) == images
-    assert [source.metadata(number) for number in range(5)] == [expected_metadata(number) for number in range(5)]
+    assert [source.metadata(number) for number in range(5)] == [
+        expected_metadata(number) for number in range(5)
+    ]
     assert source.name == str(tmp_path / "pets")
     assert [source.file(number).name for number in (0, 4)] == [
         f"data-00000-of-0000{num_shards}.arrow",
@@ -79,8 +88,8 @@ def test_rows_of_a_saved_data_set_are_items_with_their_labels_names(tmp_path: Pa
 def test_a_saved_data_set_is_read_without_the_library(tmp_path: Path) -> None:
     save(tmp_path / "pets")
     program = (
-        "import sys; sys.modules['datasets'] = None\n"
-        f"from featkit.sources import open_source; print(open_source({str(tmp_path / 'pets')!r}).metadata(1)['label_name'])"
+        "import sys; sys.modules['datasets'] = None\nfrom featkit.sources import open_source;"
+        f" print(open_source({str(tmp_path / 'pets')!r}).metadata(1)['label_name'])"
     )
     assert run_python(program) == (0, "dog\n", "")
 
@@ -92,9 +101,15 @@ def test_a_split_is_named_by_its_folder_and_its_keys_by_both(tmp_path: Path) -> 
     assert open_source(f"hf:{tmp_path}/pets:test").name == f"hf:{tmp_path}/pets:test"
 
 
-def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(tmp_path: Path) -> None:
+def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(
+    tmp_path: Path,
+) -> None:
     save_splits(tmp_path / "pets")
-    with refused(tmp_path / "pets", "has several splits; name one of train, test: ", f"{tmp_path}/pets/train."):
+    with refused(
+        tmp_path / "pets",
+        "has several splits; name one of train, test: ",
+        f"{tmp_path}/pets/train.",
+    ):
         open_source(tmp_path / "pets")
     with refused(tmp_path / "pets", "has no split 'valid'; name one of train, test: "):
         open_source(f"hf:{tmp_path}/pets:valid")
@@ -138,14 +153,20 @@ def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None
 
 
 def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
-    source = open_source(write_by_hand(tmp_path / "p", {"image": pa.array([b"12", b"123"])}), limits=ImageLimits(max_bytes=2))
+    source = open_source(
+        write_by_hand(tmp_path / "p", {"image": pa.array([b"12", b"123"])}),
+        limits=ImageLimits(max_bytes=2),
+    )
     assert source.read(0) == b"12"
     with refused("p/1 has 3 bytes, more than the limit of 2."):
         source.read(1)
 
 
 def test_a_data_set_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
-    with refused("data-00000-of-00001.arrow has no column of pictures ({bytes, path} or binary) among: label."):
+    with refused(
+        "data-00000-of-00001.arrow has no column of pictures ({bytes, path} or binary) among:"
+        " label."
+    ):
         open_source(write_by_hand(tmp_path / "a", {"label": pa.array([1])}))
     with refused(f"{tmp_path}/b has no rows."):
         open_source(write_by_hand(tmp_path / "b", {"image": pa.array([], pa.binary())}))
@@ -156,24 +177,38 @@ def test_a_file_that_is_not_whole_is_an_item_and_refused_by_itself(tmp_path: Pat
     file = tmp_path / "pets" / "data-00001-of-00003.arrow"
     whole = file.read_bytes()
     cut = "ends before its end mark; it is truncated, or not an Arrow stream."
-    damages: list[tuple[bytes | None, str]] = [(content, cut) for content in (whole[: len(whole) // 2], whole[:-1])]
-    damages += [(whole[:4] + bytes(len(whole) - 12) + whole[-8:], "is not an Arrow stream that can be read: ")]
+    damages: list[tuple[bytes | None, str]] = [
+        (content, cut) for content in (whole[: len(whole) // 2], whole[:-1])
+    ]
+    damages += [
+        (
+            whole[:4] + bytes(len(whole) - 12) + whole[-8:],
+            "is not an Arrow stream that can be read: ",
+        )
+    ]
     damages += [
         (None, "does not exist; copy the whole data set, or write it again."),
         (b"", "is empty (0 bytes); copy or download it again."),
         (bytes(99), "is filled with zero bytes; copy or download it again."),
         (b"a note\n" * 99, "is plain text; write the data set again."),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a Git LFS pointer; run `git lfs pull`"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "is a Git LFS pointer; run `git lfs pull`",
+        ),
     ]
     for content, words in damages:
         file.unlink() if content is None else file.write_bytes(content)
         source = pickle.loads(pickle.dumps(open_source(tmp_path / "pets")))
         later = [f"pets/data-00002-of-00003.arrow/{row}" for row in range(2)]
-        readable = [number for number in range(len(source)) if source.key(number) != f"pets/{file.name}"]
+        readable = [
+            number for number in range(len(source)) if source.key(number) != f"pets/{file.name}"
+        ]
         assert len(source) - len(readable) == 1
         found = {source.key(number): source.read(number) for number in readable}
         expected = dict(zip(["pets/0", "pets/1", "pets/2", "pets/3"], images[:4], strict=True))
-        assert found == {key: expected[key] for key in found if key in expected} | dict(zip(later, images[4:], strict=True))
+        assert found == {key: expected[key] for key in found if key in expected} | dict(
+            zip(later, images[4:], strict=True)
+        )
         failed = keys(source).index(f"pets/{file.name}")
         with refused(file, words):
             source.read(failed)
@@ -188,7 +223,9 @@ def test_a_file_that_is_not_whole_is_an_item_and_refused_by_itself(tmp_path: Pat
 
 
 def test_batches_before_a_cut_are_read(tmp_path: Path) -> None:
-    folder = write_by_hand(tmp_path / "p", {"image": pa.array([bytes([n]) * 999 for n in range(6)])})
+    folder = write_by_hand(
+        tmp_path / "p", {"image": pa.array([bytes([n]) * 999 for n in range(6)])}
+    )
     file = folder / "data-00000-of-00001.arrow"
     file.write_bytes(file.read_bytes()[:-1500])
     source = open_source(folder)
@@ -197,13 +234,25 @@ def test_batches_before_a_cut_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
-def test_rows_before_the_damage_are_read_where_they_have_an_order_of_their_own(tmp_path: Path, damage: str) -> None:
+def test_rows_before_the_damage_are_read_where_they_have_an_order_of_their_own(
+    tmp_path: Path, damage: str
+) -> None:
     images = save(tmp_path / "pets", 6, num_shards=3)
     note = tmp_path / "pets" / "state.json"
-    write_stream(tmp_path / "pets" / "order.arrow", {"indices": pa.array([4, 0, 3, 1, 5, 2], pa.uint64())})
-    note.write_text(json.dumps(json.loads(note.read_text()) | {"_indices_data_files": [{"filename": "order.arrow"}]}))
+    write_stream(
+        tmp_path / "pets" / "order.arrow", {"indices": pa.array([4, 0, 3, 1, 5, 2], pa.uint64())}
+    )
+    note.write_text(
+        json.dumps(
+            json.loads(note.read_text()) | {"_indices_data_files": [{"filename": "order.arrow"}]}
+        )
+    )
     file = tmp_path / "pets" / "data-00001-of-00003.arrow"
-    file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-999] if damage == "cut" else b"")
+    (
+        file.unlink()
+        if damage == "missing"
+        else file.write_bytes(file.read_bytes()[:-999] if damage == "cut" else b"")
+    )
     source = pickle.loads(pickle.dumps(open_source(tmp_path / "pets")))
     assert keys(source) == [f"pets/{number}" for number in range(6)]
     assert [source.read(number) for number in (1, 3)] == [images[0], images[1]]
@@ -217,7 +266,9 @@ def test_a_damaged_order_of_rows_is_refused(tmp_path: Path) -> None:
     folder = write_by_hand(tmp_path / "old", {"image": pa.array([b"0", b"1"])})
     write_stream(folder / "order.arrow", {"indices": pa.array([1, 0], pa.uint64())})
     state = json.loads((folder / "state.json").read_text())
-    (folder / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{"filename": "order.arrow"}]}))
+    (folder / "state.json").write_text(
+        json.dumps(state | {"_indices_data_files": [{"filename": "order.arrow"}]})
+    )
     whole = (folder / "order.arrow").read_bytes()
     for content, words in ((whole[:-1], "ends before its end mark"), (b"", "is empty (0 bytes)")):
         (folder / "order.arrow").write_bytes(content)
@@ -226,7 +277,8 @@ def test_a_damaged_order_of_rows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "note", ["", "[]", '{"_data_files": [{"filename": "../other.arrow"}]}', '{"_data_files": ["a.arrow"]}']
+    "note",
+    ["", "[]", '{"_data_files": [{"filename": "../other.arrow"}]}', '{"_data_files": ["a.arrow"]}'],
 )
 def test_a_note_that_names_no_files_of_the_folder_is_refused(tmp_path: Path, note: str) -> None:
     folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"x"])})
@@ -265,12 +317,18 @@ def test_offsets_that_point_out_of_the_file_are_an_item_that_says_so(tmp_path: P
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6))
+@given(
+    changes=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
+    )
+)
 def test_a_damaged_file_is_items_or_one_input_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
 ) -> None:
     image = pa.array([{"bytes": b"x", "path": "x"}, {"bytes": b"y", "path": "y"}])
-    folder = write_by_hand(tmp_path_factory.mktemp("saved") / "p", {"image": image, "label": pa.array(["a", "b"])})
+    folder = write_by_hand(
+        tmp_path_factory.mktemp("saved") / "p", {"image": image, "label": pa.array(["a", "b"])}
+    )
     file = folder / "data-00000-of-00001.arrow"
     data = bytearray(file.read_bytes())
     for place, value in changes:
@@ -299,10 +357,16 @@ def test_a_saved_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_
 
 
 def test_a_column_is_chosen_by_name_in_a_folder_and_through_the_library(tmp_path: Path) -> None:
-    struct = pa.array([{"bytes": b"struct", "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    struct = pa.array(
+        [{"bytes": b"struct", "path": None}],
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    )
     folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"binary"]), "photo": struct})
     (tmp_path / "tables").mkdir()
-    pq.write_table(pa.table({"image": pa.array([b"binary"]), "photo": struct}), tmp_path / "tables" / "train.parquet")
+    pq.write_table(
+        pa.table({"image": pa.array([b"binary"]), "photo": struct}),
+        tmp_path / "tables" / "train.parquet",
+    )
     for spec in (str(folder), f"hf:{tmp_path / 'tables'}"):
         assert contents(open_source(spec)) == [b"struct"]
         assert contents(open_source(spec, column="image")) == [b"binary"]

@@ -11,7 +11,16 @@ from featkit.sources.selection import Selection, skipped_in_words
 from tests.featkit.sources.files import keys, write_files, write_tar
 from tests.sentences import refused
 
-FILES = ["a.jpg", "b.png", "raw/a.jpg", "raw/deep/b.jpg", "x/raw/c.jpg", "[2024] trip/d.jpg", ".private/e.jpg", "f.scan"]
+FILES = [
+    "a.jpg",
+    "b.png",
+    "raw/a.jpg",
+    "raw/deep/b.jpg",
+    "x/raw/c.jpg",
+    "[2024] trip/d.jpg",
+    ".private/e.jpg",
+    "f.scan",
+]
 
 
 @pytest.mark.parametrize(
@@ -30,7 +39,9 @@ FILES = ["a.jpg", "b.png", "raw/a.jpg", "raw/deep/b.jpg", "x/raw/c.jpg", "[2024]
 )
 def test_exclude_leaves_the_rest(tmp_path: Path, exclude: list[str], left: str) -> None:
     source = open_source(write_files(tmp_path, *FILES), selection=Selection(exclude=exclude))
-    assert sorted(keys(source)) == sorted(left.replace("] trip", "]_trip").replace(" ", "\n").replace("]_", "] ").split("\n"))
+    assert sorted(keys(source)) == sorted(
+        left.replace("] trip", "]_trip").replace(" ", "\n").replace("]_", "] ").split("\n")
+    )
 
 
 @pytest.mark.parametrize(
@@ -44,16 +55,22 @@ def test_exclude_leaves_the_rest(tmp_path: Path, exclude: list[str], left: str) 
         (["f.scan", "**/c.*"], ["f.scan", "x/raw/c.jpg"]),
     ],
 )
-def test_include_narrows_and_takes_in_what_it_names(tmp_path: Path, include: list[str], left: list[str]) -> None:
+def test_include_narrows_and_takes_in_what_it_names(
+    tmp_path: Path, include: list[str], left: list[str]
+) -> None:
     source = open_source(write_files(tmp_path, *FILES), selection=Selection(include=include))
     assert sorted(keys(source)) == left
 
 
-def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_picture(tmp_path: Path) -> None:
+def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_picture(
+    tmp_path: Path,
+) -> None:
     write_files(tmp_path, *FILES, "@eaDir/x.jpg", "raw/.x.jpg", "raw/x.xmp")
     for pattern in ("**", "*", "*.jpg", "raw/*"):
         found = keys(open_source(tmp_path, selection=Selection(include=[pattern])))
-        assert not {".private/e.jpg", "@eaDir/x.jpg", "raw/.x.jpg", "raw/x.xmp", "f.scan"} & set(found)
+        assert not {".private/e.jpg", "@eaDir/x.jpg", "raw/.x.jpg", "raw/x.xmp", "f.scan"} & set(
+            found
+        )
     source = open_source(tmp_path, selection=Selection(include=["**", "@eaDir"]))
     assert "@eaDir/x.jpg" in keys(source)
     assert "a.jpg" in keys(source)
@@ -61,7 +78,9 @@ def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_picture(tmp
 
 def test_what_is_excluded_or_not_included_is_counted(tmp_path: Path) -> None:
     write_files(tmp_path, *FILES)
-    source = open_source(tmp_path, selection=Selection(include=["*.jpg"], exclude=["deep", "[[]*/*"]))
+    source = open_source(
+        tmp_path, selection=Selection(include=["*.jpg"], exclude=["deep", "[[]*/*"])
+    )
     assert keys(source) == ["a.jpg", "raw/a.jpg", "x/raw/c.jpg"]
     assert source.skipped == {
         "excluded folder": 1,
@@ -74,7 +93,9 @@ def test_what_is_excluded_or_not_included_is_counted(tmp_path: Path) -> None:
 
 def test_patterns_choose_among_the_keys_of_archives_and_lists(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", [("cat/1.jpg", b"1"), ("dog/2.jpg", b"2")])
-    assert keys(open_source(tmp_path / "t.tar", selection=Selection(exclude=["dog"]))) == ["t.tar/cat/1.jpg"]
+    assert keys(open_source(tmp_path / "t.tar", selection=Selection(exclude=["dog"]))) == [
+        "t.tar/cat/1.jpg"
+    ]
     write_files(tmp_path, "cat/1.jpg", "dog/2.jpg")
     (tmp_path / "list.txt").write_text("cat/1.jpg\ndog/2.jpg\n")
     source = open_source(tmp_path / "list.txt", selection=Selection(include=["dog/*"]))
@@ -91,7 +112,16 @@ def test_a_pattern_of_nothing_is_refused() -> None:
 
 
 def test_files_of_an_archive_are_picked_by_the_same_rule() -> None:
-    paths = ["p.jpg", "@eaDir/a.jpg", "@eaDir/b.jpg", "x/.hidden/c.jpg", "q.CR2", "q.jpg", "n.xmp", "no/d.jpg"]
+    paths = [
+        "p.jpg",
+        "@eaDir/a.jpg",
+        "@eaDir/b.jpg",
+        "x/.hidden/c.jpg",
+        "q.CR2",
+        "q.jpg",
+        "n.xmp",
+        "no/d.jpg",
+    ]
     picked = Selection(exclude=["t.tar/no"]).pick(paths, below="t.tar/")
     assert picked.paths == ["p.jpg", "q.jpg"]
     assert picked.skipped == {
@@ -105,15 +135,30 @@ def test_files_of_an_archive_are_picked_by_the_same_rule() -> None:
 
 def test_what_was_passed_over_is_one_line() -> None:
     assert skipped_in_words({}) is None
-    counts = {".jxl": 3, ".cr2": 1200, "link to a folder": 2, "system folder (@eaDir)": 1, "file without a suffix": 1}
-    assert skipped_in_words(counts) == (
-        "Passed over: 1,200 .cr2, 3 .jxl, 2 links to folders, 1 file without a suffix, 1 system folder (@eaDir)."
+    counts = {
+        ".jxl": 3,
+        ".cr2": 1200,
+        "link to a folder": 2,
+        "system folder (@eaDir)": 1,
+        "file without a suffix": 1,
+    }
+    assert (
+        skipped_in_words(counts)
+        == "Passed over: 1,200 .cr2, 3 .jxl, 2 links to folders, 1 file without a suffix, 1 system"
+        " folder (@eaDir)."
     )
-    assert skipped_in_words({"system folder (@eaDir)": 2, "hidden file": 1}) == (
-        "Passed over: 2 system folders (@eaDir), 1 hidden file."
+    assert (
+        skipped_in_words({"system folder (@eaDir)": 2, "hidden file": 1})
+        == "Passed over: 2 system folders (@eaDir), 1 hidden file."
     )
-    folders = {f"system folder ({name})": 1 for name in "abcdefg"} | {"system folder (x)": 2, ".cr2": 1}
-    assert skipped_in_words(folders) == "Passed over: 9 system folders (x, a, b, c, d, 3 more), 1 .cr2."
+    folders = {f"system folder ({name})": 1 for name in "abcdefg"} | {
+        "system folder (x)": 2,
+        ".cr2": 1,
+    }
+    assert (
+        skipped_in_words(folders)
+        == "Passed over: 9 system folders (x, a, b, c, d, 3 more), 1 .cr2."
+    )
     many = skipped_in_words({f".{letter}": 1 for letter in "abcdefghijklm"})
     assert many is not None
     assert many.endswith(".j, 3 others of 3 more kinds.")
@@ -124,5 +169,8 @@ def test_a_negated_pattern_is_refused_with_the_way_out(tmp_path: Path, option: s
     write_files(tmp_path, "!a.jpg", "b.jpg")
     other = "exclude" if option == "include" else "include"
     with refused(f"--{option} '!a.jpg' negates a pattern", f"use --{other}, or '?a.jpg'"):
-        Selection(include=["!a.jpg"] if option == "include" else [], exclude=["!a.jpg"] if option == "exclude" else [])
+        Selection(
+            include=["!a.jpg"] if option == "include" else [],
+            exclude=["!a.jpg"] if option == "exclude" else [],
+        )
     assert keys(open_source(tmp_path, selection=Selection(include=["?a.jpg"]))) == ["!a.jpg"]

@@ -12,10 +12,15 @@ from featkit.sources.walk import list_folder
 from tests.featkit.sources.files import keys, write_files
 
 SYSTEM = (
-    "@eaDir/p.jpg/THUMB.jpg #recycle/x.jpg $RECYCLE.BIN/S-1/x.jpg .Trash-1000/files/x.jpg lost+found/x.jpg @Recycle/x.jpg "
-    "@Recently-Snapshot/x.jpg #snapshot/x.jpg @tmp/x.jpg RECYCLER/x.jpg .Trashes/501/x.jpg .thumbnails/x.jpg __MACOSX/x.jpg"
+    "@eaDir/p.jpg/THUMB.jpg #recycle/x.jpg $RECYCLE.BIN/S-1/x.jpg .Trash-1000/files/x.jpg"
+    " lost+found/x.jpg @Recycle/x.jpg @Recently-Snapshot/x.jpg #snapshot/x.jpg @tmp/x.jpg"
+    " RECYCLER/x.jpg .Trashes/501/x.jpg .thumbnails/x.jpg __MACOSX/x.jpg"
 ).split()
-SYSTEM += ["System Volume Information/x.jpg", "My Photos.photoslibrary/a/x.jpg", "catalog.lrdata/x.jpg"]
+SYSTEM += [
+    "System Volume Information/x.jpg",
+    "My Photos.photoslibrary/a/x.jpg",
+    "catalog.lrdata/x.jpg",
+]
 
 
 def test_folders_that_systems_keep_are_passed_over_and_each_is_named(tmp_path: Path) -> None:
@@ -76,19 +81,35 @@ def test_folders_that_featkit_wrote_are_passed_over(tmp_path: Path, made: tuple[
 
 
 def test_a_folder_of_pictures_with_a_config_of_another_program_is_read(tmp_path: Path) -> None:
-    source = open_source(write_files(tmp_path, "a/config.yaml", "a/1.jpg", "b/plan.json", "b/2.jpg"))
+    source = open_source(
+        write_files(tmp_path, "a/config.yaml", "a/1.jpg", "b/plan.json", "b/2.jpg")
+    )
     assert keys(source) == ["a/1.jpg", "b/2.jpg"]
 
 
-def test_what_the_command_itself_writes_is_passed_over_whether_it_exists_or_not(tmp_path: Path) -> None:
+def test_what_the_command_itself_writes_is_passed_over_whether_it_exists_or_not(
+    tmp_path: Path,
+) -> None:
     root = write_files(tmp_path / "root", "1.jpg", "out/half-written.jpg")
     for own in (root / "out", root / "new", tmp_path / "elsewhere"):
         source = open_source(root, selection=Selection(own=(own,)))
-        assert keys(source) == (["1.jpg"] if own.name == "out" else ["1.jpg", "out/half-written.jpg"])
+        assert keys(source) == (
+            ["1.jpg"] if own.name == "out" else ["1.jpg", "out/half-written.jpg"]
+        )
 
 
 def test_a_raw_file_is_an_item_unless_its_jpeg_lies_beside_it(tmp_path: Path) -> None:
-    root = write_files(tmp_path, "a/1.CR2", "a/1.jpg", "a/2.cr2", "b/1.dng", "b/1.png", "b/3.nef", "b/3.HIF", "raw/1.cr2")
+    root = write_files(
+        tmp_path,
+        "a/1.CR2",
+        "a/1.jpg",
+        "a/2.cr2",
+        "b/1.dng",
+        "b/1.png",
+        "b/3.nef",
+        "b/3.HIF",
+        "raw/1.cr2",
+    )
     source = open_source(root)
     assert keys(source) == ["a/1.jpg", "a/2.cr2", "b/1.dng", "b/1.png", "b/3.HIF", "raw/1.cr2"]
     assert source.skipped == {"raw file beside its JPEG": 2}

@@ -1,4 +1,5 @@
-"""Promises of checkpoints: everything comes back bit for bit, and what cannot be used is refused in one sentence."""
+"""Promises of checkpoints: everything comes back bit for bit, and what cannot be used is refused in
+one sentence."""
 
 from __future__ import annotations
 
@@ -49,8 +50,16 @@ class Training:
 
     def save(self, folder: Path, *, step: int, keep: int = 2) -> Path:
         """After `step` finished steps."""
-        progress = Progress(step=step, scores={"copy_recall": 0.5}, best_step=1, best_scores={"copy_recall": 0.75}, falls=1)
-        return save_checkpoint(folder, progress=progress, method=self.method, optimizer=self.optimizer, keep=keep)
+        progress = Progress(
+            step=step,
+            scores={"copy_recall": 0.5},
+            best_step=1,
+            best_scores={"copy_recall": 0.75},
+            falls=1,
+        )
+        return save_checkpoint(
+            folder, progress=progress, method=self.method, optimizer=self.optimizer, keep=keep
+        )
 
     def load(self, path: Path) -> Progress:
         """Restore in place."""
@@ -74,7 +83,9 @@ def trained() -> Training:
 def test_method_and_optimizer_come_back_bit_for_bit(trained: Training, tmp_path: Path) -> None:
     path = trained.save(tmp_path, step=2)
     other = Training(seed=1)
-    expected = Progress(step=2, scores={"copy_recall": 0.5}, best_step=1, best_scores={"copy_recall": 0.75}, falls=1)
+    expected = Progress(
+        step=2, scores={"copy_recall": 0.5}, best_step=1, best_scores={"copy_recall": 0.75}, falls=1
+    )
     assert other.load(path) == expected
     for name, tensor in trained.method.state_dict().items():
         assert torch.equal(tensor, other.method.state_dict()[name]), name
@@ -93,13 +104,20 @@ def test_steps_after_a_checkpoint_are_those_of_the_unbroken_training(tmp_path: P
     path = trained.save(tmp_path, step=2)
     resumed = Training(seed=1)
     resumed.load(path)
-    assert [resumed.step(number) for number in (2, 3)] == [trained.step(number) for number in (2, 3)]
+    assert [resumed.step(number) for number in (2, 3)] == [
+        trained.step(number) for number in (2, 3)
+    ]
     assert all(
-        torch.equal(ours, theirs) for ours, theirs in zip(resumed.method.parameters(), trained.method.parameters(), strict=True)
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(
+            resumed.method.parameters(), trained.method.parameters(), strict=True
+        )
     )
 
 
-def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(trained: Training, tmp_path: Path) -> None:
+def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(
+    trained: Training, tmp_path: Path
+) -> None:
     first, second = trained.save(tmp_path / "a", step=2), trained.save(tmp_path / "b", step=2)
     assert sorted(file.name for file in first.iterdir()) == [PROGRESS_FILE, STATE_FILE]
     assert (first / STATE_FILE).read_bytes() == (second / STATE_FILE).read_bytes()
@@ -115,7 +133,9 @@ def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(trained: Training
     }
 
 
-def test_a_checkpoint_from_before_unreadable_pictures_were_kept_in_it_counts_none(trained: Training, tmp_path: Path) -> None:
+def test_a_checkpoint_from_before_unreadable_pictures_were_kept_in_it_counts_none(
+    trained: Training, tmp_path: Path
+) -> None:
     path = trained.save(tmp_path, step=2)
     record = json.loads((path / PROGRESS_FILE).read_text())
     del record["unreadable"]
@@ -128,7 +148,11 @@ def test_only_the_newest_are_kept_in_the_order_of_steps(trained: Training, tmp_p
     for step in (2, 9, 10, 100):
         path = trained.save(tmp_path, step=step, keep=3)
         assert list_checkpoints(tmp_path)[-1] == path
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000009", "step-00000010", "step-00000100"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-00000009",
+        "step-00000010",
+        "step-00000100",
+    ]
 
 
 def test_a_checkpoint_that_is_there_is_left_as_it_is(trained: Training, tmp_path: Path) -> None:
@@ -156,7 +180,9 @@ def test_an_interrupted_save_leaves_the_older_ones_and_nothing_else(
     assert Training(seed=1).load(list_checkpoints(tmp_path)[-1]).step == 2
 
 
-def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next_save(trained: Training, tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next_save(
+    trained: Training, tmp_path: Path
+) -> None:
     left = tmp_path / "step-00000002.partial-0a1b2c3d"
     left.mkdir()
     (left / STATE_FILE).write_bytes(b"half")
@@ -186,26 +212,36 @@ def list_as_progress(path: Path) -> None:
     (path / PROGRESS_FILE).write_text("[1, 2]")
 
 
-@pytest.mark.parametrize("damage", [truncate, remove_progress, cut_progress, empty_progress, list_as_progress])
+@pytest.mark.parametrize(
+    "damage", [truncate, remove_progress, cut_progress, empty_progress, list_as_progress]
+)
 def test_a_damaged_checkpoint_is_refused_in_one_sentence_that_names_it(
     trained: Training, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     path = trained.save(tmp_path, step=2)
     damage(path)
-    with pytest.raises(InputError, match=f"{path} is not a checkpoint that can be read .* remove it") as raised:
+    with pytest.raises(
+        InputError, match=f"{path} is not a checkpoint that can be read .* remove it"
+    ) as raised:
         Training().load(path)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1])
-def test_a_checkpoint_of_another_format_is_refused_with_it(trained: Training, tmp_path: Path, number: int) -> None:
+def test_a_checkpoint_of_another_format_is_refused_with_it(
+    trained: Training, tmp_path: Path, number: int
+) -> None:
     path = trained.save(tmp_path, step=2)
     (path / PROGRESS_FILE).write_text(json.dumps({"format": number, "step": 2}))
-    with pytest.raises(InputError, match=f"{path} is of another format than the {FORMAT} read here"):
+    with pytest.raises(
+        InputError, match=f"{path} is of another format than the {FORMAT} read here"
+    ):
         Training().load(path)
 
 
-@pytest.mark.parametrize("setting", ["model.width=32", "model.depth=3", "model.depth=1", "dino.head.num_prototypes=8"])
+@pytest.mark.parametrize(
+    "setting", ["model.width=32", "model.depth=3", "model.depth=1", "dino.head.num_prototypes=8"]
+)
 def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
     trained: Training, tmp_path: Path, setting: str
 ) -> None:
@@ -216,7 +252,9 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
     assert len(str(raised.value)) < len(str(path)) + 300
 
 
-def test_a_run_can_begin_from_anothers_weights_and_centers_and_leaves_its_optimizer(trained: Training, tmp_path: Path) -> None:
+def test_a_run_can_begin_from_anothers_weights_and_centers_and_leaves_its_optimizer(
+    trained: Training, tmp_path: Path
+) -> None:
     path = trained.save(tmp_path, step=2)
     later = Training("optim.lr=0.5", "crops.num_local=1", seed=1)
     load_method(path, method=later.method)
@@ -225,20 +263,35 @@ def test_a_run_can_begin_from_anothers_weights_and_centers_and_leaves_its_optimi
     assert not later.optimizer.state_dict()["state"]
 
 
-def test_a_stage_keeps_the_gram_teacher_that_it_has_and_the_earlier_one_is_left_behind(tmp_path: Path) -> None:
+def test_a_stage_keeps_the_gram_teacher_that_it_has_and_the_earlier_one_is_left_behind(
+    tmp_path: Path,
+) -> None:
     plain, anchored = ["method=dinov3"], ["method=dinov3", "gram.weight=1.0", "gram.size=64"]
     for earlier, later in ((plain, anchored), (anchored, plain), (anchored, anchored)):
         first, second = Training(*earlier, seed=2), Training(*later, seed=1)
         draw(first.method, seed=3)
-        own = {name: tensor.clone() for name, tensor in second.method.state_dict().items() if name.startswith("gram_teacher.")}
+        own = {
+            name: tensor.clone()
+            for name, tensor in second.method.state_dict().items()
+            if name.startswith("gram_teacher.")
+        }
         path = first.save(tmp_path / f"{len(earlier)}-{len(later)}", step=2)
         load_method(path, method=second.method)
         for name, tensor in second.method.state_dict().items():
-            assert torch.equal(tensor, own[name] if name in own else first.method.state_dict()[name]), name
+            assert torch.equal(
+                tensor, own[name] if name in own else first.method.state_dict()[name]
+            ), name
 
 
-@pytest.mark.parametrize("setting", ["model.width=32", "model.depth=3", "ibot.head={num_prototypes: 8}", "method=dino"])
-def test_a_run_does_not_begin_from_another_architecture(trained: Training, tmp_path: Path, setting: str) -> None:
+@pytest.mark.parametrize(
+    "setting", ["model.width=32", "model.depth=3", "ibot.head={num_prototypes: 8}", "method=dino"]
+)
+def test_a_run_does_not_begin_from_another_architecture(
+    trained: Training, tmp_path: Path, setting: str
+) -> None:
     path = trained.save(tmp_path, step=2)
-    with pytest.raises(InputError, match=f"{path} cannot begin this run: .*; give it the earlier run's model and heads"):
+    with pytest.raises(
+        InputError,
+        match=f"{path} cannot begin this run: .*; give it the earlier run's model and heads",
+    ):
         load_method(path, method=Training(setting).method)

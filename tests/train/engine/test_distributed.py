@@ -1,4 +1,5 @@
-"""Promises of many processes: two learn what one learns from the same batches, whole or sharded, and end together."""
+"""Promises of many processes: two learn what one learns from the same batches, whole or sharded,
+and end together."""
 
 from __future__ import annotations
 
@@ -42,7 +43,13 @@ def two_processes(*arguments: object, timeout_s: float = 200) -> None:
             cwd=REPOSITORY,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            },
         )
         for rank in range(2)
     ]
@@ -76,12 +83,16 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, pictures: Path, pretrained:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_learn_what_one_learns(by_two: Path, pictures: Path, pretrained: Path, name: str) -> None:
+def test_two_processes_learn_what_one_learns(
+    by_two: Path, pictures: Path, pretrained: Path, name: str
+) -> None:
     alone = Player(case_config(name, pretrained), pictures, ALONE)
     logs, state = alone.play(), alone.engine.method.state_dict()
     result = alone.engine.result().state_dict()
     for kind in kinds_of(name):
-        for step, (ours, theirs) in enumerate(zip(logs, json.loads((by_two / f"{name}.{kind}.json").read_text()), strict=True)):
+        for step, (ours, theirs) in enumerate(
+            zip(logs, json.loads((by_two / f"{name}.{kind}.json").read_text()), strict=True)
+        ):
             assert theirs == pytest.approx(ours, rel=1e-5, abs=1e-5), (kind, step)
         spread = load_file(by_two / f"{name}.{kind}.st")
         assert spread.keys() == state.keys()
@@ -110,11 +121,18 @@ def test_each_process_writes_its_own_shards_in_safetensors(by_two: Path) -> None
     weight = "model.student.backbone.blocks.0.mlp.fc1.weight"
     assert first[weight].shape == second[weight].shape == (24, 24)
     assert list((by_two / "by shards").iterdir()) == [folder]
-    assert sorted(path.name for path in (by_two / "whole" / folder.name).iterdir()) == ["progress.json", STATE_FILE]
+    assert sorted(path.name for path in (by_two / "whole" / folder.name).iterdir()) == [
+        "progress.json",
+        STATE_FILE,
+    ]
 
 
 def test_one_process_goes_on_from_shards(by_two: Path, pictures: Path, pretrained: Path) -> None:
-    alone = Player(case_config("dinov2, in parts", pretrained, "dino.freeze_last_layer_steps=3"), pictures, ALONE)
+    alone = Player(
+        case_config("dinov2, in parts", pretrained, "dino.freeze_last_layer_steps=3"),
+        pictures,
+        ALONE,
+    )
     alone.load(by_two / "by shards")
     unbroken = json.loads((by_two / "checkpoints.json").read_text())["unbroken"]
     for ours, theirs in zip(alone.play(SAVED_AT), unbroken, strict=True):
@@ -146,9 +164,12 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ends(tmp_path_factory: pytest.TempPathFactory, torn: Path) -> Path:
     """What two processes said at the end of runs."""
     out = tmp_path_factory.mktemp("ends")
-    # What one process alone finds frees the other as soon as it is gone, so that its scene is the last of its processes.
+    # What one process alone finds frees the other as soon as it is gone, so that its scene is the
+    # last of its processes.
     for names in ("odd,stopped,resumed", "refused", "broken"):
-        two_processes(out, torn, names, ",".join(free_port() for _ in names.split(",")), timeout_s=90)
+        two_processes(
+            out, torn, names, ",".join(free_port() for _ in names.split(",")), timeout_s=90
+        )
     return out
 
 
@@ -168,16 +189,21 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_sentence_said_once(ends
 def test_a_signal_to_one_process_stops_all_after_the_same_step(ends: Path) -> None:
     assert sorted(kind for kind, *_ in said(ends, "stopped")) == ["Interrupted", "SystemExit"]
     assert any(
-        sentence == "stopped after step 3; add --resume to go on from there." for _, sentence, *_ in said(ends, "stopped")
+        sentence == "stopped after step 3; add --resume to go on from there."
+        for _, sentence, *_ in said(ends, "stopped")
     )
     main, other = said(ends, "resumed")
     assert main == ["done", "", "resuming at step 3"]
     assert other == ["done", ""]  # the main process alone speaks
-    lines = [json.loads(line) for line in (ends / "stopped" / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (ends / "stopped" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
 
 
-def test_unreadable_pictures_of_all_processes_are_counted_also_over_a_resume(ends: Path, torn: Path, tmp_path: Path) -> None:
+def test_unreadable_pictures_of_all_processes_are_counted_also_over_a_resume(
+    ends: Path, torn: Path, tmp_path: Path
+) -> None:
     train(small_config(), [open_source(torn)], tmp_path / "alone")
     alone, together = (
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -202,14 +228,29 @@ def test_an_error_that_one_process_finds_ends_all_and_is_said_once(ends: Path) -
 @pytest.mark.parametrize("parts", [1, 2])
 def test_processes_share_each_part_of_a_batch_and_load_nothing_else(parts: int) -> None:
     def batches(rank: int, size: int) -> list[list[int]]:
-        order = EpochOrder(np.arange(20), batch_size=8, seed=0, first_step=0, last_step=4, rank=rank, size=size, parts=parts)
+        order = EpochOrder(
+            np.arange(20),
+            batch_size=8,
+            seed=0,
+            first_step=0,
+            last_step=4,
+            rank=rank,
+            size=size,
+            parts=parts,
+        )
         return [[number for _, number, *_ in batch] for batch in order]
 
     for whole, first, second in zip(batches(0, 1), batches(0, 2), batches(1, 2), strict=True):
         assert len(first) == len(second) == 4
         part = 8 // parts
         for number in range(parts):
-            shared = [*first[number * part // 2 :][: part // 2], *second[number * part // 2 :][: part // 2]]
+            shared = [
+                *first[number * part // 2 :][: part // 2],
+                *second[number * part // 2 :][: part // 2],
+            ]
             assert shared == whole[number * part :][:part]
-    with pytest.raises(InputError, match=r"cannot be shared by 2 processes alike, each in engine\.accumulate 4 parts"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot be shared by 2 processes alike, each in engine\.accumulate 4 parts",
+    ):
         EpochOrder(np.arange(20), batch_size=12, seed=0, first_step=0, last_step=1, size=2, parts=4)

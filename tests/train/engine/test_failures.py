@@ -13,19 +13,38 @@ from featkit_train.engine.failures import explained, way_on
 from tests.sentences import refused
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 1)
-IN_WORKER = "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  ..."
+IN_WORKER = (
+    "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback (most recent call"
+    " last):\n  ..."
+)
 
 
 @pytest.mark.parametrize(
     ("error", "device", "words"),
     [
-        (MemoryError(), CPU, ("too little memory", "engine.checkpoint_activations=true", "--batch-size", "--workers")),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried ..."),
+            MemoryError(),
+            CPU,
+            (
+                "too little memory",
+                "engine.checkpoint_activations=true",
+                "--batch-size",
+                "--workers",
+            ),
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you"
+                " tried ..."
+            ),
             CPU,
             ("memory",),
         ),
-        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."), CPU, ("memory",)),
+        (
+            RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+            CPU,
+            ("memory",),
+        ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore"),
             GPU,
@@ -37,11 +56,23 @@ IN_WORKER = "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceb
             ("cuda:1 has too little memory",),
         ),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), CPU, ("memory",)),
-        (MemoryError(IN_WORKER), CPU, ("A data worker ran out of memory", "--workers", "run.cache_bytes")),
+        (
+            MemoryError(IN_WORKER),
+            CPU,
+            ("A data worker ran out of memory", "--workers", "run.cache_bytes"),
+        ),
         (OSError(errno.ENOSPC, "No space left on device"), CPU, ("No space is left", "free some")),
         (OSError(errno.EFBIG, "File too large"), CPU, ("cannot be written: File too large",)),
-        (RuntimeError("unable to open shared memory object </torch_1_2> in read-write mode"), CPU, ("/dev/shm", "--shm-size")),
-        (RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"), CPU, ("/dev/shm", "--workers")),
+        (
+            RuntimeError("unable to open shared memory object </torch_1_2> in read-write mode"),
+            CPU,
+            ("/dev/shm", "--shm-size"),
+        ),
+        (
+            RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"),
+            CPU,
+            ("/dev/shm", "--workers"),
+        ),
         (RuntimeError("received 0 items of ancdata"), CPU, ("ulimit -n", "--workers")),
         (OSError(errno.EMFILE, "Too many open files"), CPU, ("ulimit -n",)),
         (RuntimeError("can't start new thread"), CPU, ("ulimit -u",)),
@@ -51,8 +82,16 @@ IN_WORKER = "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceb
             GPU,
             ("cuda:1 failed: CUDA error",),
         ),
-        (torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"), GPU, ("cuda:1 failed",)),
-        (torch._dynamo.exc.InternalTorchDynamoError("no C++ compiler"), CPU, ("torch.compile failed", "engine.compile=false")),
+        (
+            torch.AcceleratorError("CUDA error: unspecified launch failure\nmore"),
+            GPU,
+            ("cuda:1 failed",),
+        ),
+        (
+            torch._dynamo.exc.InternalTorchDynamoError("no C++ compiler"),
+            CPU,
+            ("torch.compile failed", "engine.compile=false"),
+        ),
     ],
 )
 def test_what_the_machine_lacks_is_one_sentence(
@@ -63,7 +102,12 @@ def test_what_the_machine_lacks_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("shapes"), RuntimeError("mat1 and mat2 shapes cannot be multiplied"), KeyError("x")]
+    "error",
+    [
+        ValueError("shapes"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        KeyError("x"),
+    ],
 )
 def test_what_is_a_mistake_stays_what_it_is(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)) as caught, explained(tmp_path, CPU):
@@ -83,5 +127,8 @@ def test_the_way_on_is_the_newest_checkpoint(tmp_path: Path) -> None:
     for step in (5, 1200):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     assert way_on(tmp_path) == "Add --resume to go on from step 1,200."
-    with refused("Add --resume to go on from step 1,200.", error=EnvironmentProblem), explained(tmp_path, CPU):
+    with (
+        refused("Add --resume to go on from step 1,200.", error=EnvironmentProblem),
+        explained(tmp_path, CPU),
+    ):
         raise MemoryError

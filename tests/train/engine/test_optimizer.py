@@ -1,4 +1,5 @@
-"""Promises of the optimizer: which parameter learns how fast, what decays, and that schedules reach it."""
+"""Promises of the optimizer: which parameter learns how fast, what decays, and that schedules reach
+it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def student() -> nn.Module:
 def of_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
     """The group that each parameter is in, by its name."""
     names = {parameter: name for name, parameter in module.named_parameters()}
-    return {names[parameter]: group for group in optimizer.param_groups for parameter in group["params"]}
+    return {
+        names[parameter]: group for group in optimizer.param_groups for parameter in group["params"]
+    }
 
 
 def test_every_parameter_that_learns_is_there_once_and_no_other() -> None:
@@ -45,14 +48,18 @@ def test_every_parameter_that_learns_is_there_once_and_no_other() -> None:
 def test_weights_and_tokens_decay_and_norms_biases_and_scales_do_not() -> None:
     method = student()
     for name, group in of_names(method, make_optimizer(method, OptimConfig())).items():
-        still = name.endswith(".bias") or ".norm" in name or name.endswith("gamma")  # as the released code has it
+        # as the released code has it
+        still = name.endswith(".bias") or ".norm" in name or name.endswith("gamma")
         assert group["decays"] == (not still), name
 
 
 def test_rates_fall_by_the_layer_from_heads_down_to_embeddings() -> None:
     config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
     method = student()
-    shares = {name: group["lr_share"] for name, group in of_names(method, make_optimizer(method, config)).items()}
+    shares = {
+        name: group["lr_share"]
+        for name, group in of_names(method, make_optimizer(method, config)).items()
+    }
     for name, share in shares.items():
         expected = 1.0
         for number in range(3):
@@ -60,14 +67,30 @@ def test_rates_fall_by_the_layer_from_heads_down_to_embeddings() -> None:
                 expected = 0.5 ** (3 - number)
         if "patch_embed" in name:
             expected = 0.2 * 0.5**4
-        elif name.endswith(("class_token", "registers", "mask_token", "class_position", "patch_positions")):
+        elif name.endswith(
+            ("class_token", "registers", "mask_token", "class_position", "patch_positions")
+        ):
             expected = 0.5**4
         assert share == pytest.approx(expected), name
-    assert {round(float(share), 6) for share in shares.values()} == {1.0, 0.5, 0.25, 0.125, 0.0625, 0.0125}  # type: ignore[arg-type]
+    assert {round(float(share), 6) for share in shares.values()} == {  # type: ignore[arg-type]
+        1.0,
+        0.5,
+        0.25,
+        0.125,
+        0.0625,
+        0.0125,
+    }
 
 
 def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
-    config = OptimConfig(lr=1e-3, lr_rule="constant", warmup_steps=0, layer_decay=0.5, weight_decay=0.0, weight_decay_end=0.0)
+    config = OptimConfig(
+        lr=1e-3,
+        lr_rule="constant",
+        warmup_steps=0,
+        layer_decay=0.5,
+        weight_decay=0.0,
+        weight_decay_end=0.0,
+    )
     method = student()
     optimizer = make_optimizer(method, config)
     set_schedules(optimizer.param_groups, config, step=0, num_steps=10, images_per_step=8)
@@ -81,13 +104,23 @@ def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
             assert not moved.any(), name
         elif moved.numel():  # Adam's first step is the rate whatever the gradient
             expected = 1e-3 * lr_share(name, depth=3, config=config)
-            torch.testing.assert_close(moved, torch.full_like(moved, expected), rtol=1e-2, atol=1e-6, msg=name)
+            torch.testing.assert_close(
+                moved, torch.full_like(moved, expected), rtol=1e-2, atol=1e-6, msg=name
+            )
 
 
 def timm_vit(*settings: str) -> nn.Module:
-    """A whole method with labels: a ViT of timm's in three blocks with a register, and what the settings add."""
-    options = "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2, reg_tokens: 1, init_values: 0.1}"
-    config = labelled_config("internal", f"classifier={{arch: 'timm:vit_tiny_patch16_224', options: {options}}}", *settings)
+    """A whole method with labels: a ViT of timm's in three blocks with a register, and what the
+    settings add."""
+    options = (
+        "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2, reg_tokens: 1,"
+        " init_values: 0.1}"
+    )
+    config = labelled_config(
+        "internal",
+        f"classifier={{arch: 'timm:vit_tiny_patch16_224', options: {options}}}",
+        *settings,
+    )
     return make_method(config, lessons=Lessons(classes=("a", "b"), labels=np.zeros(4, np.int64)))
 
 
@@ -96,7 +129,10 @@ def test_rates_of_timms_transformers_fall_by_the_layer_as_well(exits: str, at: s
     config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
     method = timm_vit(f"classifier.exits={exits}")
     groups = of_names(method, make_optimizer(method, config))
-    shares = {name.removeprefix(f"student.backbone.{at}."): group["lr_share"] for name, group in groups.items()}
+    shares = {
+        name.removeprefix(f"student.backbone.{at}."): group["lr_share"]
+        for name, group in groups.items()
+    }
     expected = {
         **dict.fromkeys(("cls_token", "reg_token", "pos_embed"), 0.5**4),
         **dict.fromkeys(("patch_embed.proj.weight", "patch_embed.proj.bias"), 0.2 * 0.5**4),
@@ -105,7 +141,11 @@ def test_rates_of_timms_transformers_fall_by_the_layer_as_well(exits: str, at: s
         **dict.fromkeys(("norm.weight", "student.heads.0.weight"), 1.0),
     }
     assert {name: shares[name] for name in expected} == pytest.approx(expected)
-    others = {name: share for name, share in shares.items() if not name.startswith("blocks.") and name not in expected}
+    others = {
+        name: share
+        for name, share in shares.items()
+        if not name.startswith("blocks.") and name not in expected
+    }
     assert set(others.values()) == {1.0}
     assert {name.split(".")[0] for name in others} <= {"norm", "student"}
 
@@ -143,11 +183,16 @@ def test_sgd_is_nesterovs_step_with_decay_of_weights_alone(momentum: float) -> N
     weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
     speeds = [torch.zeros(2, 3), torch.zeros(2)]
     for step, gradient in enumerate(gradients):
-        lr, decay = set_schedules(optimizer.param_groups, config, step=step, num_steps=4, images_per_step=8)
+        lr, decay = set_schedules(
+            optimizer.param_groups, config, step=step, num_steps=4, images_per_step=8
+        )
         layer.weight.grad, layer.bias.grad = gradient[:, :3].clone(), gradient[:, 3].clone()
         optimizer.step()
         # Sutskever et al., as torch writes it: v = momentum v + g; w -= lr (g + momentum v).
-        for values, own, place in ((weight, gradient[:, :3] + decay * weight, 0), (bias, gradient[:, 3], 1)):
+        for values, own, place in (
+            (weight, gradient[:, :3] + decay * weight, 0),
+            (bias, gradient[:, 3], 1),
+        ):
             speeds[place] = momentum * speeds[place] + own
             values -= lr * (own + momentum * speeds[place])
         torch.testing.assert_close(layer.weight.detach(), weight)
@@ -156,10 +201,21 @@ def test_sgd_is_nesterovs_step_with_decay_of_weights_alone(momentum: float) -> N
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 9])
 def test_the_schedules_reach_every_group(step: int) -> None:
-    config = OptimConfig(lr=1e-2, lr_rule="constant", warmup_steps=2, weight_decay=0.1, weight_decay_end=0.2, layer_decay=0.5)
+    config = OptimConfig(
+        lr=1e-2,
+        lr_rule="constant",
+        warmup_steps=2,
+        weight_decay=0.1,
+        weight_decay_end=0.2,
+        layer_decay=0.5,
+    )
     optimizer = make_optimizer(student(), config)
-    lr, weight_decay = set_schedules(optimizer.param_groups, config, step=step, num_steps=10, images_per_step=8)
-    assert lr == pytest.approx(cosine_schedule(step, start=1e-2, end=1e-6, num_steps=10, warmup_steps=2))
+    lr, weight_decay = set_schedules(
+        optimizer.param_groups, config, step=step, num_steps=10, images_per_step=8
+    )
+    assert lr == pytest.approx(
+        cosine_schedule(step, start=1e-2, end=1e-6, num_steps=10, warmup_steps=2)
+    )
     assert weight_decay == pytest.approx(cosine_schedule(step, start=0.1, end=0.2, num_steps=10))
     for group in optimizer.param_groups:
         assert group["lr"] == pytest.approx(lr * group["lr_share"])
@@ -169,7 +225,10 @@ def test_the_schedules_reach_every_group(step: int) -> None:
 def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up() -> None:
     config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
     groups = make_optimizer(nn.Linear(2, 2), config).param_groups
-    rates = [set_schedules(groups, config, step=step, num_steps=20, images_per_step=8)[0] for step in range(20)]
+    rates = [
+        set_schedules(groups, config, step=step, num_steps=20, images_per_step=8)[0]
+        for step in range(20)
+    ]
     assert rates[:4] == pytest.approx([1e-2 * (step + 1) / 5 for step in range(4)])
     assert rates[4:] == pytest.approx([1e-2] * 16)
 
@@ -177,12 +236,18 @@ def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up() -> None:
 def test_a_warm_up_takes_half_of_a_short_run_at_most() -> None:
     config = OptimConfig(lr=1e-2, lr_rule="constant", warmup_steps=100)
     groups = make_optimizer(nn.Linear(2, 2), config).param_groups
-    rates = [set_schedules(groups, config, step=step, num_steps=10, images_per_step=8)[0] for step in range(10)]
+    rates = [
+        set_schedules(groups, config, step=step, num_steps=10, images_per_step=8)[0]
+        for step in range(10)
+    ]
     assert max(rates) == rates[5] == pytest.approx(1e-2)
     assert rates[9] == pytest.approx(config.min_lr)
 
 
-@pytest.mark.parametrize(("rule", "images", "factor"), [("linear", 512, 2.0), ("sqrt", 4096, 2.0), ("constant", 512, 1.0)])
+@pytest.mark.parametrize(
+    ("rule", "images", "factor"),
+    [("linear", 512, 2.0), ("sqrt", 4096, 2.0), ("constant", 512, 1.0)],
+)
 def test_the_peak_follows_its_rule(rule: Any, images: int, factor: float) -> None:
     config = dataclasses.replace(OptimConfig(lr=1e-3), lr_rule=rule)
     assert peak_lr(config, images) == pytest.approx(factor * 1e-3)
@@ -192,7 +257,8 @@ def test_what_begins_to_learn_later_is_warmed_up_to_in_its_turn() -> None:
     config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
     groups = make_optimizer(nn.Linear(2, 2), config).param_groups
     rates = [
-        set_schedules(groups, config, step=step, num_steps=20, images_per_step=8, phase_start=10)[0] for step in range(10, 20)
+        set_schedules(groups, config, step=step, num_steps=20, images_per_step=8, phase_start=10)[0]
+        for step in range(10, 20)
     ]
     assert rates[:4] == pytest.approx([1e-2 * (step + 1) / 5 for step in range(4)])
     assert rates[4:] == pytest.approx([1e-2] * 6)

@@ -7,7 +7,12 @@ import math
 
 import pytest
 
-from featkit_train.engine.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
+from featkit_train.engine.schedules import (
+    cosine_schedule,
+    linear_schedule,
+    momentum_end_for,
+    momentum_for,
+)
 
 
 def test_cosine_schedule_at_the_steps_that_matter() -> None:
@@ -24,7 +29,10 @@ def test_cosine_schedule_at_the_steps_that_matter() -> None:
 
 
 def test_cosine_schedule_never_jumps() -> None:
-    values = [cosine_schedule(step, start=1.0, end=0.0, num_steps=200, warmup_steps=20) for step in range(200)]
+    values = [
+        cosine_schedule(step, start=1.0, end=0.0, num_steps=200, warmup_steps=20)
+        for step in range(200)
+    ]
     assert max(abs(b - a) for a, b in itertools.pairwise(values)) < 0.05
 
 
@@ -43,7 +51,9 @@ def test_linear_schedule_runs_from_start_to_end_and_stays() -> None:
 def test_cosine_schedule_ends_at_its_last_step_whatever_its_length() -> None:
     for num_steps in (2, 3, 17):
         for warmup_steps in (0, 1, num_steps - 1):
-            last = cosine_schedule(num_steps - 1, start=2.0, end=0.5, num_steps=num_steps, warmup_steps=warmup_steps)
+            last = cosine_schedule(
+                num_steps - 1, start=2.0, end=0.5, num_steps=num_steps, warmup_steps=warmup_steps
+            )
             assert last == pytest.approx(0.5 if warmup_steps < num_steps - 1 else 2.0)
 
 

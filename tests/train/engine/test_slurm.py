@@ -1,4 +1,5 @@
-"""Promises of the Slurm script: a shell can run it, it begins and resumes the command, and a warning becomes a checkpoint."""
+"""Promises of the Slurm script: a shell can run it, it begins and resumes the command, and a
+warning becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tests.pictures import draw_folder
 from tests.train.small import SMALL
 
 COMMAND = ("train", "dino", "my pictures/", "--out", "it's/a run", "--set", "optim.lr=0.002")
-# What a cluster has: srun starts the task, and passes signals on to it; scontrol names hosts, and notes what is queued again.
+# What a cluster has: srun starts the task, and passes signals on to it; scontrol names hosts, and
+# notes what is queued again.
 SRUN = """#!/bin/bash
 shift
 exec "$@"
@@ -32,14 +34,26 @@ if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi
 def script_of(*command: str) -> str:
     """For two processes on one machine."""
     return slurm_script(
-        command, nodes=1, gpus_per_node=2, time="0-00:10", partition="short queue", cpus_per_task=2, name="small"
+        command,
+        nodes=1,
+        gpus_per_node=2,
+        time="0-00:10",
+        partition="short queue",
+        cpus_per_task=2,
+        name="small",
     )
 
 
 def test_the_script_is_bash_with_what_was_asked_for_each_word_quoted(tmp_path: Path) -> None:
     script = script_of(*COMMAND)
-    assert """command=(train dino 'my pictures/' --out 'it'"'"'s/a run' --set optim.lr=0.002)""" in script
-    assert "#SBATCH --partition='short queue'\n#SBATCH --gpus-per-node=2\n#SBATCH --cpus-per-task=2\n" in script
+    assert (
+        """command=(train dino 'my pictures/' --out 'it'"'"'s/a run' --set optim.lr=0.002)"""
+        in script
+    )
+    assert (
+        "#SBATCH --partition='short queue'\n#SBATCH --gpus-per-node=2\n#SBATCH --cpus-per-task=2\n"
+        in script
+    )
     assert "#SBATCH --time=0-00:10\n" in script
     (tmp_path / "job.sh").write_text(script)
     subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True)
@@ -62,7 +76,11 @@ def test_a_script_needs_an_out_and_plain_names() -> None:
 def steps(out: Path) -> list[int]:
     """Steps of a run's metrics so far."""
     path = out / "metrics.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+    lines = (
+        [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
     return [line["step"] for line in lines if "loss" in line]
 
 
@@ -75,7 +93,16 @@ def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path:
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     out = tmp_path / "the run"
-    command = ("train", "dino", "my pictures", "--out", "the run", "--recipe", "small.yaml", "--quiet")
+    command = (
+        "train",
+        "dino",
+        "my pictures",
+        "--out",
+        "the run",
+        "--recipe",
+        "small.yaml",
+        "--quiet",
+    )
     (tmp_path / "job.sh").write_text(script_of(*command))
     environment = {
         **os.environ,
@@ -86,7 +113,12 @@ def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path:
 
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            ["bash", "job.sh"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            ["bash", "job.sh"],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     first = start()

@@ -1,4 +1,5 @@
-"""Promises of a step: a batch in parts is the batch at once, and what is traded for memory or speed changes nothing learnt."""
+"""Promises of a step: a batch in parts is the batch at once, and what is traded for memory or speed
+changes nothing learnt."""
 
 from __future__ import annotations
 
@@ -21,7 +22,12 @@ from tests.train.steps import batches, learn, make_engine
 METHODS = {
     "dino": ["method=dino"],
     "ibot": ["method=ibot"],
-    "dinov2": ["method=dinov2", "dino.centering=sinkhorn", "model.layer_scale=0.1", "ibot.mask_probability=0.8"],
+    "dinov2": [
+        "method=dinov2",
+        "dino.centering=sinkhorn",
+        "model.layer_scale=0.1",
+        "ibot.mask_probability=0.8",
+    ],
     "dinov3": ["method=dinov3", "model.position=rotary", "gram.weight=1.0", "gram.size=64"],
 }
 DROPPED = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform", "noise.rotary_rescale=2.0"]
@@ -40,7 +46,13 @@ def one_step(config: TrainConfig, *, step: int = 1) -> tuple[Engine, Log, dict[s
 
     def keep(*_: object) -> None:
         named = engine.method.named_parameters()
-        gradients.update({name: parameter.grad.clone() for name, parameter in named if parameter.grad is not None})
+        gradients.update(
+            {
+                name: parameter.grad.clone()
+                for name, parameter in named
+                if parameter.grad is not None
+            }
+        )
 
     engine.optimizer.register_step_pre_hook(keep)
     (crops,) = batches(config, engine, steps=1)
@@ -49,23 +61,37 @@ def one_step(config: TrainConfig, *, step: int = 1) -> tuple[Engine, Log, dict[s
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_is_the_batch_at_once_in_loss_gradients_and_centers(name: str, parts: int) -> None:
+def test_a_batch_in_parts_is_the_batch_at_once_in_loss_gradients_and_centers(
+    name: str, parts: int
+) -> None:
     whole, log, gradients = one_step(quiet(name, "optim.clip_grad=0.0"))
-    parted, parted_log, parted_gradients = one_step(quiet(name, "optim.clip_grad=0.0", f"engine.accumulate={parts}"))
+    parted, parted_log, parted_gradients = one_step(
+        quiet(name, "optim.clip_grad=0.0", f"engine.accumulate={parts}")
+    )
     assert parted_log == pytest.approx(log, rel=1e-5)
     assert parted_gradients.keys() == gradients.keys()
     for key, gradient in gradients.items():
-        scale = float(gradient.norm()) if "qkv.bias" not in key else float(gradients[key.replace("bias", "weight")].norm())
-        torch.testing.assert_close(parted_gradients[key], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-3), msg=key)
+        scale = (
+            float(gradient.norm())
+            if "qkv.bias" not in key
+            else float(gradients[key.replace("bias", "weight")].norm())
+        )
+        torch.testing.assert_close(
+            parted_gradients[key], gradient, rtol=1e-4, atol=1e-5 * max(scale, 1e-3), msg=key
+        )
     for key, tensor in whole.method.state_dict().items():
         if "center" in key:
-            torch.testing.assert_close(parted.method.state_dict()[key], tensor, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(
+                parted.method.state_dict()[key], tensor, rtol=1e-5, atol=1e-7
+            )
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov3"])
 def test_activations_computed_again_give_the_same_step_bit_for_bit(name: str) -> None:
     kept, log, gradients = one_step(quiet(name, *DROPPED))
-    again, log_again, gradients_again = one_step(quiet(name, *DROPPED, "engine.checkpoint_activations=true"))
+    again, log_again, gradients_again = one_step(
+        quiet(name, *DROPPED, "engine.checkpoint_activations=true")
+    )
     assert log_again == log
     assert all(torch.equal(gradients_again[key], gradient) for key, gradient in gradients.items())
     states = zip(kept.method.state_dict().values(), again.method.state_dict().values(), strict=True)
@@ -86,12 +112,18 @@ def test_gradients_longer_than_the_limit_are_cut_to_it_and_their_length_is_logge
     _, log, gradients = one_step(quiet("dino", "optim.clip_grad=0.01"))
     free_log, free = one_step(quiet("dino", "optim.clip_grad=0.0"))[1:]
     length = torch.stack([gradient.norm() for gradient in free.values()]).norm().item()
-    assert log["grad_norm"] == pytest.approx(free_log["grad_norm"]) == pytest.approx(length, rel=1e-5)
-    assert torch.stack([gradient.norm() for gradient in gradients.values()]).norm().item() == pytest.approx(0.01, rel=1e-3)
+    assert (
+        log["grad_norm"] == pytest.approx(free_log["grad_norm"]) == pytest.approx(length, rel=1e-5)
+    )
+    assert torch.stack(
+        [gradient.norm() for gradient in gradients.values()]
+    ).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("clip_by", ["weight", "part"])
-def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(clip_by: str) -> None:
+def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(
+    clip_by: str,
+) -> None:
     settings = ["optim.clip_grad=0.02", "ibot.mask_probability=1.0", OWN_HEAD]
     cut_log, cut = one_step(quiet("dinov2", *settings, f"optim.clip_by={clip_by}"))[1:]
     free_log, free = one_step(quiet("dinov2", *settings[1:], "optim.clip_grad=0.0"))[1:]
@@ -102,7 +134,9 @@ def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(
         length = torch.stack([left[name].norm() for name in names]).norm()
         num_cut += int(length > 0.02)
         for name in names:
-            torch.testing.assert_close(cut[name], left.pop(name) * min(1.0, 0.02 / (length.item() + 1e-6)))
+            torch.testing.assert_close(
+                cut[name], left.pop(name) * min(1.0, 0.02 / (length.item() + 1e-6))
+            )
     assert not left
     assert num_cut > 0
     assert cut_log["grad_norm"] == pytest.approx(free_log["grad_norm"])
@@ -111,14 +145,28 @@ def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(
 def test_a_step_logs_its_terms_schedules_and_what_is_watched() -> None:
     _, log, _ = one_step(small_config(*METHODS["dinov3"], "run.batch_size=8"), step=1)
     terms = {"loss", "dino_loss", "ibot_loss", "koleo_loss", "gram_loss"}
-    watched = {"teacher_entropy", "batch_entropy", "grad_norm", "lr", "weight_decay", "momentum", "teacher_temp"}
+    watched = {
+        "teacher_entropy",
+        "batch_entropy",
+        "grad_norm",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "teacher_temp",
+    }
     assert log.keys() == terms | watched
     expected = log["dino_loss"] + log["ibot_loss"] + 2 * 0.05 * log["koleo_loss"] + log["gram_loss"]
     assert log["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_optimizers_step_is_adamws_with_this_steps_rate_and_decay() -> None:
-    config = quiet("dino", "optim.lr=0.01", "optim.weight_decay=0.5", "optim.weight_decay_end=0.5", "optim.clip_grad=0.0")
+    config = quiet(
+        "dino",
+        "optim.lr=0.01",
+        "optim.weight_decay=0.5",
+        "optim.weight_decay_end=0.5",
+        "optim.clip_grad=0.0",
+    )
     engine = make_engine(config)
     before = copy.deepcopy(momentum_teacher(engine.method).student.state_dict())
     (crops,) = batches(config, engine, steps=1)
@@ -128,7 +176,9 @@ def test_the_optimizers_step_is_adamws_with_this_steps_rate_and_decay() -> None:
         gradient = parameter.grad
         assert gradient is not None
         decayed = before[name] * (1 - 0.01 * 0.5) if parameter.ndim > 1 else before[name]
-        torch.testing.assert_close(parameter, decayed - 0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            parameter, decayed - 0.01 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_weights_depend_on_the_seed_alone_and_the_callers_random_state_is_left() -> None:
@@ -139,16 +189,23 @@ def test_weights_depend_on_the_seed_alone_and_the_callers_random_state_is_left()
     torch.manual_seed(2)
     again, other = make_engine(small_config()), make_engine(small_config("run.seed=1"))
     assert torch.equal(
-        momentum_teacher(first.method).student.head.prototypes, momentum_teacher(again.method).student.head.prototypes
+        momentum_teacher(first.method).student.head.prototypes,
+        momentum_teacher(again.method).student.head.prototypes,
     )
     assert not torch.equal(
-        momentum_teacher(first.method).student.head.prototypes, momentum_teacher(other.method).student.head.prototypes
+        momentum_teacher(first.method).student.head.prototypes,
+        momentum_teacher(other.method).student.head.prototypes,
     )
 
 
 def test_bfloat16_is_of_the_backbone_and_leaves_losses_and_heads_in_float32() -> None:
-    engine, logs = learn(small_config("method=dinov2", "run.precision=bfloat16", "ibot.mask_probability=1.0"), steps=2)
-    exact = learn(small_config("method=dinov2", "run.precision=float32", "ibot.mask_probability=1.0"), steps=2)[1]
+    engine, logs = learn(
+        small_config("method=dinov2", "run.precision=bfloat16", "ibot.mask_probability=1.0"),
+        steps=2,
+    )
+    exact = learn(
+        small_config("method=dinov2", "run.precision=float32", "ibot.mask_probability=1.0"), steps=2
+    )[1]
     assert {parameter.dtype for parameter in engine.method.parameters()} == {torch.float32}
     assert logs[1]["loss"] == pytest.approx(exact[1]["loss"], rel=0.02)
     assert logs[1]["loss"] != exact[1]["loss"]
@@ -161,7 +218,11 @@ def test_logits_reach_the_loss_in_float32_as_heads_make_them_of_a_bfloat16_backb
     engine = make_engine(quiet(name, "run.precision=bfloat16"))
     draw(engine.method)
     method = momentum_teacher(engine.method)
-    student, teacher, terms = copy.deepcopy(method.student), copy.deepcopy(method.teacher), method.terms
+    student, teacher, terms = (
+        copy.deepcopy(method.student),
+        copy.deepcopy(method.teacher),
+        method.terms,
+    )
     seen: list[tuple[Looks, Views, Targets]] = []
 
     def listen(looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
@@ -173,11 +234,16 @@ def test_logits_reach_the_loss_in_float32_as_heads_make_them_of_a_bfloat16_backb
     engine.step(crops, 0)
     ((looks, views, targets),) = seen
     for branch, found in ((student, looks), (teacher, targets.teacher)):
-        tokens, patches = found.class_tokens, found.patch_tokens.flatten(0, 3).index_select(0, views.masked)
+        tokens, patches = (
+            found.class_tokens,
+            found.patch_tokens.flatten(0, 3).index_select(0, views.masked),
+        )
         assert found.class_logits.dtype == found.patch_logits.dtype == torch.float32
         of_global_crops = found.class_logits[: len(tokens)]
         torch.testing.assert_close(of_global_crops, branch.head(tokens.float()), rtol=0, atol=1e-6)
-        torch.testing.assert_close(found.patch_logits, branch.head_of_patches(patches.float()), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            found.patch_logits, branch.head_of_patches(patches.float()), rtol=0, atol=1e-6
+        )
         assert (len(found.patch_logits) > 0) == method.patch_loss
     with torch.no_grad():
         exact = teacher.backbone(views.global_crops.flatten(0, 1)).class_token

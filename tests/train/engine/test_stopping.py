@@ -1,4 +1,5 @@
-"""Promises of stopping: workers leave signals to the loop, and are gone when the process that they serve goes."""
+"""Promises of stopping: workers leave signals to the loop, and are gone when the process that they
+serve goes."""
 
 from __future__ import annotations
 
@@ -47,11 +48,15 @@ def begun() -> object:
 def test_a_process_that_ends_with_a_loader_in_hand_ends() -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", LEAVES_A_LOADER_BEHIND]
-    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=60, check=True
+    )
     assert ended.stdout == "leaving\n"
 
 
-def test_a_worker_goes_on_through_signals_and_for_a_while_after_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_goes_on_through_signals_and_for_a_while_after_sigterm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(stopping, "GRACE_S", 2)
     reader, writer = os.pipe()
     child = os.fork()

@@ -1,4 +1,5 @@
-"""Pictures of two kinds that differ in their colour, and a config by which a small network tells them apart in a second."""
+"""Pictures of two kinds that differ in their colour, and a config by which a small network tells
+them apart in a second."""
 
 from __future__ import annotations
 
@@ -21,10 +22,20 @@ NO_COLOURS = {
 }
 LABELLED = {
     "name": "small",
-    "classifier": {"arch": "timm:resnet18", "options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 12]}, "small_stem": True},
+    "classifier": {
+        "arch": "timm:resnet18",
+        "options": {"layers": [1, 1, 1, 1], "channels": [4, 8, 8, 12]},
+        "small_stem": True,
+    },
     "crops": {"global_size": 32, "global_scale": [0.5, 1.0]},
     "colour": NO_COLOURS,
-    "optim": {"lr": 0.01, "lr_rule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "weight_decay_end": 0.0},
+    "optim": {
+        "lr": 0.01,
+        "lr_rule": "constant",
+        "warmup_steps": 0,
+        "weight_decay": 0.0,
+        "weight_decay_end": 0.0,
+    },
     "run": {
         "steps": 4,
         "batch_size": 8,
@@ -44,8 +55,11 @@ def labelled_config(method: str, *settings: str) -> TrainConfig:
     return from_mapping(TrainConfig, with_settings({**LABELLED, "method": method}, settings))
 
 
-def draw_kinds(root: Path, count: int, *, first: int = 0, kinds: tuple[str, ...] = ("blue", "red")) -> Path:
-    """`count` pictures a kind, in a folder each, tinted by it. first: another one gives other pictures."""
+def draw_kinds(
+    root: Path, count: int, *, first: int = 0, kinds: tuple[str, ...] = ("blue", "red")
+) -> Path:
+    """`count` pictures a kind, in a folder each, tinted by it. first: another one gives other
+    pictures."""
     for kind, tint in zip(kinds, np.eye(3)[: len(kinds), ::-1], strict=True):
         folder = root / kind
         folder.mkdir(parents=True, exist_ok=True)

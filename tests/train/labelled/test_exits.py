@@ -1,4 +1,5 @@
-"""Promises of internal distillation as a whole: a row an exit with what it costs, and a file that may stop at any of them."""
+"""Promises of internal distillation as a whole: a row an exit with what it costs, and a file that
+may stop at any of them."""
 
 from __future__ import annotations
 
@@ -14,11 +15,18 @@ from featkit_train.watching.standing import read_standing
 from featkit_train.weights import load_backbone
 from tests.train.labelled.small import draw_kinds, labelled_config
 
-VIT = "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2}}"
+VIT = (
+    "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
+    " depth: 3, num_heads: 2}}"
+)
 
 
-@pytest.mark.parametrize(("settings", "count"), [((), 3), ((f"classifier={VIT}", "classifier.exits=[1,2]"), 3)])
-def test_every_exit_has_a_row_with_its_cost(settings: tuple[str, ...], count: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "count"), [((), 3), ((f"classifier={VIT}", "classifier.exits=[1,2]"), 3)]
+)
+def test_every_exit_has_a_row_with_its_cost(
+    settings: tuple[str, ...], count: int, tmp_path: Path
+) -> None:
     source = open_source(draw_kinds(tmp_path / "pictures", 40))
     config = labelled_config("internal", "classifier.exits=[1,3]", *settings)
     internal(config, [source], tmp_path / "run")

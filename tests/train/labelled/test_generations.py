@@ -1,4 +1,5 @@
-"""Promises of generations: each learns from the one before, nothing held out is learnt, kept logits change nothing."""
+"""Promises of generations: each learns from the one before, nothing held out is learnt, kept logits
+change nothing."""
 
 from __future__ import annotations
 
@@ -49,10 +50,18 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / CLASSIFIER_FILE).read_bytes()).hexdigest()
 
 
-def test_generations_and_ensembles_are_tabled_and_the_best_generation_is_the_result(run: Path) -> None:
+def test_generations_and_ensembles_are_tabled_and_the_best_generation_is_the_result(
+    run: Path,
+) -> None:
     standing = read_standing(run)
     assert [row.name for row in standing.rows] == [
-        *("generation-0", "generation-1", "generation-2", "ensemble of 2", "ensemble of all, generation 0 too"),
+        *(
+            "generation-0",
+            "generation-1",
+            "generation-2",
+            "ensemble of 2",
+            "ensemble of all, generation 0 too",
+        ),
     ]
     assert standing.num_held_out == 20
     assert standing.classes == ["blue", "red"]
@@ -92,16 +101,20 @@ def test_nothing_held_out_is_learnt_labelled_or_distilled_on(
 
     monkeypatch.setattr(CropDataset, "_picture", recording)
     settings = ("born_again.generations=1", "run.steps=12", "crops.fixed_views=2")
-    born_again(config(*settings), [pictures], tmp_path / "own")  # a tenth of them held out by featkit, logits kept
+    # a tenth of them held out by featkit, logits kept
+    born_again(config(*settings), [pictures], tmp_path / "own")
     learnt = {str(pictures.file(number)) for number in range(len(pictures))}
     assert len(asked) == 36
     assert asked < learnt
-    # And the whole of what is learnt is the same whatever is held out: other pictures, of other labels.
+    # And the whole of what is learnt is the same whatever is held out: other pictures, of other
+    # labels.
     monkeypatch.undo()
     other = open_source(draw_kinds(tmp_path / "other", 6, first=300, kinds=("red", "blue")))
     born_again(config(), [pictures], tmp_path / "again", held_out=other)
     for number in range(3):
-        assert digest(tmp_path / "again" / f"generation-{number}") == digest(run / f"generation-{number}")
+        assert digest(tmp_path / "again" / f"generation-{number}") == digest(
+            run / f"generation-{number}"
+        )
 
 
 @pytest.mark.parametrize("mode", ["kd", "dkpp", "cwtm"])
@@ -116,14 +129,29 @@ def test_kept_logits_teach_what_the_teacher_says_of_the_same_views(
         keep(path, *given, **named)
 
     monkeypatch.setattr("featkit_train.labelled.generations.keep_logits", recording)
-    settings = (f"knowledge.mode={mode}", "crops.fixed_views=3", "born_again.generations=1", "run.batch_size=4")
+    settings = (
+        f"knowledge.mode={mode}",
+        "crops.fixed_views=3",
+        "born_again.generations=1",
+        "run.batch_size=4",
+    )
     for cache in ("auto", "never"):
         out = tmp_path / cache
-        born_again(config(*settings, f"knowledge.cache={cache}", "run.steps=30"), [pictures], out, held_out=held_out)
+        born_again(
+            config(*settings, f"knowledge.cache={cache}", "run.steps=30"),
+            [pictures],
+            out,
+            held_out=held_out,
+        )
     assert kept == [tmp_path / "auto" / "generation-1" / teacher_logits.LOGITS_FILE]
     assert not kept[0].exists(), "they are of no more use"
-    ours, theirs = (load_classifier(tmp_path / cache / "generation-1" / CLASSIFIER_FILE)[0] for cache in ("auto", "never"))
-    for (name, tensor), other in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+    ours, theirs = (
+        load_classifier(tmp_path / cache / "generation-1" / CLASSIFIER_FILE)[0]
+        for cache in ("auto", "never")
+    )
+    for (name, tensor), other in zip(
+        ours.state_dict().items(), theirs.state_dict().values(), strict=True
+    ):
         torch.testing.assert_close(tensor, other, rtol=1e-3, atol=1e-4, msg=name)
 
 
@@ -139,7 +167,13 @@ def test_a_course_that_was_stopped_goes_on_to_the_same_networks(
             raise Interrupted("power cut")
 
     with pytest.raises(Interrupted):
-        born_again(config(), [pictures], out, held_out=held_out, ears=CourseEars(on_log=stop_within_generation_1))
+        born_again(
+            config(),
+            [pictures],
+            out,
+            held_out=held_out,
+            ears=CourseEars(on_log=stop_within_generation_1),
+        )
     assert not (out / "generation-2").exists()
     begun: list[str] = []
     ears = CourseEars(on_training=lambda name, _steps: begun.append(name))
@@ -160,7 +194,9 @@ def test_it_ends_and_says_so_when_generations_do_not_beat_their_teachers(
 ) -> None:
     said: list[str] = []
     standing = born_again(
-        config("born_again.patience=1", "born_again.generations=5", "optim.lr=0.0", "optim.min_lr=0.0"),
+        config(
+            "born_again.patience=1", "born_again.generations=5", "optim.lr=0.0", "optim.min_lr=0.0"
+        ),
         [pictures],
         tmp_path / "run",
         held_out=held_out,
@@ -173,13 +209,19 @@ def test_it_ends_and_says_so_when_generations_do_not_beat_their_teachers(
     assert standing.remarks[-1].sentence in said
 
 
-def test_students_of_another_architecture(pictures: Source, held_out: Source, tmp_path: Path) -> None:
+def test_students_of_another_architecture(
+    pictures: Source, held_out: Source, tmp_path: Path
+) -> None:
     student = (
-        "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}}"
+        "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
+        " depth: 2, num_heads: 2}}"
     )
     out = tmp_path / "run"
     standing: Standing = born_again(
-        config(f"born_again.student={student}", "born_again.generations=1"), [pictures], out, held_out=held_out
+        config(f"born_again.student={student}", "born_again.generations=1"),
+        [pictures],
+        out,
+        held_out=held_out,
     )
     widths = [load_backbone(out / f"generation-{number}")[0].width for number in range(2)]
     assert widths == [12, 24]
@@ -189,23 +231,35 @@ def test_students_of_another_architecture(pictures: Source, held_out: Source, tm
 def test_other_pictures_and_other_settings_are_refused_on_resume(
     pictures: Source, held_out: Source, run: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"was begun with other settings: optim.lr was 0.01, now it is 0.5"):
+    with pytest.raises(
+        InputError, match=r"was begun with other settings: optim.lr was 0.01, now it is 0.5"
+    ):
         born_again(config("optim.lr=0.5"), [pictures], run, held_out=held_out, resume=True)
     with pytest.raises(InputError, match="was begun with other pictures held out"):
-        born_again(config(), [pictures], run, held_out=open_source(draw_kinds(tmp_path, 3, first=400)), resume=True)
+        born_again(
+            config(),
+            [pictures],
+            run,
+            held_out=open_source(draw_kinds(tmp_path, 3, first=400)),
+            resume=True,
+        )
     with pytest.raises(InputError, match="holds a run already"):
         born_again(config(), [pictures], run, held_out=held_out)
 
 
 def test_a_second_view_of_one_picture_is_another_one(pictures: Source) -> None:
     small = config("crops.fixed_views=2")
-    dataset = CropDataset(pictures, crops=small.crops, colour=small.colour, seed=0, cache_bytes=1 << 20)
+    dataset = CropDataset(
+        pictures, crops=small.crops, colour=small.colour, seed=0, cache_bytes=1 << 20
+    )
     first, second, again = (dataset[view, 3, 0].global_images for view in (0, 1, 0))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
 
 
-def test_pictures_without_a_label_are_counted_aloud(pictures: Source, held_out: Source, tmp_path: Path) -> None:
+def test_pictures_without_a_label_are_counted_aloud(
+    pictures: Source, held_out: Source, tmp_path: Path
+) -> None:
     class Some:
         """The same, the first three without a label."""
 
@@ -220,5 +274,11 @@ def test_pictures_without_a_label_are_counted_aloud(pictures: Source, held_out: 
 
     said: list[str] = []
     settings = ("born_again.generations=0", "run.steps=1")
-    born_again(config(*settings), [Some()], tmp_path / "run", held_out=held_out, ears=CourseEars(on_note=said.append))
+    born_again(
+        config(*settings),
+        [Some()],
+        tmp_path / "run",
+        held_out=held_out,
+        ears=CourseEars(on_note=said.append),
+    )
     assert said == ["Neither learnt nor measured on: 3 pictures without a label."]

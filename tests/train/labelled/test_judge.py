@@ -1,4 +1,5 @@
-"""Promises of an ensemble: it says the mean of what its members say, and is as near to a picture as they are on average."""
+"""Promises of an ensemble: it says the mean of what its members say, and is as near to a picture as
+they are on average."""
 
 from __future__ import annotations
 
@@ -14,7 +15,10 @@ def drawn(seed: int, width: int) -> Seen:
     """One member, of a width of its own."""
     generator = torch.Generator().manual_seed(seed)
     probs = (3 * torch.randn(N, K, generator=generator)).softmax(dim=-1)
-    vectors, copies = (torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1) for n in (N, 2 * N))
+    vectors, copies = (
+        torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1)
+        for n in (N, 2 * N)
+    )
     return Seen(probs.numpy(), vectors.numpy(), copies.numpy())
 
 
@@ -29,10 +33,14 @@ def test_an_ensemble_is_the_mean_of_probabilities_and_of_inner_products() -> Non
     np.testing.assert_allclose(np.linalg.norm(whole.vectors, axis=1), 1.0, rtol=1e-6)
     for name in ("vectors", "copy_vectors"):
         ours, theirs = getattr(whole, name), [getattr(member, name) for member in members]
-        np.testing.assert_allclose(ours @ ours.T, sum(each @ each.T for each in theirs) / MEMBERS, atol=1e-6)
+        np.testing.assert_allclose(
+            ours @ ours.T, sum(each @ each.T for each in theirs) / MEMBERS, atol=1e-6
+        )
 
 
 def test_two_sure_opponents_are_halves() -> None:
     vectors = np.ones((1, 1), np.float32)
-    members = [Seen(np.array([row], np.float32), vectors, vectors) for row in ([1.0, 0.0], [0.0, 1.0])]
+    members = [
+        Seen(np.array([row], np.float32), vectors, vectors) for row in ([1.0, 0.0], [0.0, 1.0])
+    ]
     assert together(members).probs.tolist() == [[0.5, 0.5]]

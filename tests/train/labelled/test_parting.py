@@ -1,4 +1,5 @@
-"""Promises of parting: labels and classes are the pictures', what is held out is apart, and nonsense is refused."""
+"""Promises of parting: labels and classes are the pictures', what is held out is apart, and
+nonsense is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ def test_labels_are_the_folders_and_a_tenth_is_held_out_at_most(tmp_path: Path) 
 
 
 def test_pictures_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path) -> None:
-    source, other = open_source(draw_kinds(tmp_path / "a", 10)), open_source(draw_kinds(tmp_path / "b", 2, first=50))
+    source, other = (
+        open_source(draw_kinds(tmp_path / "a", 10)),
+        open_source(draw_kinds(tmp_path / "b", 2, first=50)),
+    )
     parted = part([source], labelled_config("born-again"), held_out=other)
     assert len(parted.learnt) == 20
     assert parted.held_out is other
@@ -52,8 +56,12 @@ def test_pictures_without_a_label_are_neither_learnt_nor_held_out(tmp_path: Path
     assert parted.num_unlabelled == 7
     assert len(parted.learnt) + len(parted.held_out) == 13
     keys = {source.key(number) for number in range(0, 20, 3)}
-    assert not keys & {part.key(n) for part in (parted.learnt, parted.held_out) for n in range(len(part))}
-    labels = np.array([parted.learnt.key(n).split("/")[0] == "red" for n in range(len(parted.learnt))])
+    assert not keys & {
+        part.key(n) for part in (parted.learnt, parted.held_out) for n in range(len(part))
+    }
+    labels = np.array(
+        [parted.learnt.key(n).split("/")[0] == "red" for n in range(len(parted.learnt))]
+    )
     np.testing.assert_array_equal(parted.labels, labels)
 
 
@@ -66,9 +74,13 @@ def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None
         part([few], labelled_config("born-again"))
 
 
-def test_a_picture_that_is_held_out_and_learnt_is_refused_from_whatever_folder_it_was_opened(tmp_path: Path) -> None:
+def test_a_picture_that_is_held_out_and_learnt_is_refused_from_whatever_folder_it_was_opened(
+    tmp_path: Path,
+) -> None:
     root = draw_kinds(tmp_path / "pictures", 10)
-    with pytest.raises(InputError, match=r"red/000.png is held out, and among the labelled pictures as well"):
+    with pytest.raises(
+        InputError, match=r"red/000.png is held out, and among the labelled pictures as well"
+    ):
         part([open_source(root)], labelled_config("born-again"), held_out=open_source(root / "red"))
 
 

@@ -1,4 +1,5 @@
-"""Promises of pseudo-labels: the sure ones alone, as many of each class where asked, and labels of people's often enough."""
+"""Promises of pseudo-labels: the sure ones alone, as many of each class where asked, and labels of
+people's often enough."""
 
 from __future__ import annotations
 
@@ -17,7 +18,15 @@ from featkit_train.networks.classifier import Classifier, build_backbone
 from tests.train.labelled.small import draw_kinds, labelled_config
 
 PROBS = np.array(
-    [[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.4, 0.35, 0.25], [0.1, 0.55, 0.35], [0.0, 0.0, 0.0]],
+    [
+        [0.9, 0.1, 0.0],
+        [0.8, 0.1, 0.1],
+        [0.7, 0.2, 0.1],
+        [0.6, 0.3, 0.1],
+        [0.4, 0.35, 0.25],
+        [0.1, 0.55, 0.35],
+        [0.0, 0.0, 0.0],
+    ],
     np.float32,
 )
 
@@ -31,7 +40,8 @@ def test_without_balance_the_sure_ones_are_learnt_once_each() -> None:
 
 def test_balanced_classes_have_as_many_each_the_surest_or_some_again() -> None:
     accepted = accept(PROBS, SelfTrainingConfig(confidence=0.5), seed=0)
-    assert accepted.numbers.tolist() == [0, 1, 2, 5, 5, 5]  # ceil(5 / 2) of each of the two that were found
+    # ceil(5 / 2) of each of the two that were found
+    assert accepted.numbers.tolist() == [0, 1, 2, 5, 5, 5]
     assert accepted.count == 5
 
 
@@ -50,7 +60,9 @@ def test_labels_of_peoples_come_often_enough() -> None:
     assert np.bincount(numbers[numbers < 2]).tolist() == [4, 4]
 
 
-def test_pictures_are_labelled_as_they_are_once_and_unreadable_ones_get_zeros(tmp_path: Path) -> None:
+def test_pictures_are_labelled_as_they_are_once_and_unreadable_ones_get_zeros(
+    tmp_path: Path,
+) -> None:
     source = open_source(draw_kinds(tmp_path / "pictures", 3))
     (tmp_path / "pictures" / "red" / "001.png").write_text("no picture")
     config = labelled_config("self-training")
@@ -62,11 +74,14 @@ def test_pictures_are_labelled_as_they_are_once_and_unreadable_ones_get_zeros(tm
     assert probs.shape == (6, 2)
     assert probs[4].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(probs[[0, 1, 2, 3, 5]].sum(axis=1), 1.0, rtol=1e-5)
-    pixels = geometry.apply(decode(source.read(5), name="5", shorter_side=geometry.resize_to).pixels)
+    pixels = geometry.apply(
+        decode(source.read(5), name="5", shorter_side=geometry.resize_to).pixels
+    )
     images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     with torch.no_grad():
         expected = teacher.eval()((images - mean) / std).logits[-1].softmax(dim=-1)[0]
     np.testing.assert_allclose(probs[5], expected.numpy(), rtol=1e-4)
     (tmp_path / "pictures" / "blue" / "000.png").unlink()
-    np.testing.assert_array_equal(label_pictures(path, teacher, source, geometry), probs)  # read back, not made again
+    # read back, not made again
+    np.testing.assert_array_equal(label_pictures(path, teacher, source, geometry), probs)

@@ -1,4 +1,5 @@
-"""Promises of self-training: students learn pictures without labels by their teacher's, and what is held out stays unseen."""
+"""Promises of self-training: students learn pictures without labels by their teacher's, and what is
+held out stays unseen."""
 
 from __future__ import annotations
 
@@ -25,25 +26,38 @@ from tests.train.labelled.small import draw_kinds, labelled_config
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     root = tmp_path_factory.mktemp("parts")
     firsts = {"labelled": (10, 0), "unlabelled": (20, 100), "held_out": (8, 300)}
-    return {name: open_source(draw_kinds(root / name, count, first=first)) for name, (count, first) in firsts.items()}
+    return {
+        name: open_source(draw_kinds(root / name, count, first=first))
+        for name, (count, first) in firsts.items()
+    }
 
 
 def config(*settings: str) -> TrainConfig:
-    return labelled_config("self-training", "self_training.confidence=0.0", "self_training.patience=9", *settings)
+    return labelled_config(
+        "self-training", "self_training.confidence=0.0", "self_training.patience=9", *settings
+    )
 
 
 def train(
-    parts: dict[str, Source], out: Path, *settings: str, ears: CourseEars | None = None, resume: bool = False
+    parts: dict[str, Source],
+    out: Path,
+    *settings: str,
+    ears: CourseEars | None = None,
+    resume: bool = False,
 ) -> list[str]:
     """The digests of the rounds."""
     sources = [parts["labelled"]], [parts["unlabelled"]]
-    self_training(config(*settings), *sources, out, held_out=parts["held_out"], ears=ears, resume=resume)
+    self_training(
+        config(*settings), *sources, out, held_out=parts["held_out"], ears=ears, resume=resume
+    )
     folders = sorted(out.glob("round-*/" + CLASSIFIER_FILE))
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in folders]
 
 
 @pytest.fixture(scope="module")
-def run(parts: dict[str, Source], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+def run(
+    parts: dict[str, Source], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
     out = tmp_path_factory.mktemp("run") / "run"
     return out, train(parts, out)
 
@@ -57,7 +71,10 @@ def test_a_teacher_and_two_students_are_tabled(run: tuple[Path, list[str]]) -> N
     assert (run[0] / "report.html").is_file()
 
 
-@pytest.mark.parametrize("setting", ["self_training.pseudo=hard", "self_training.labelled_share=0.6", "labels.smoothing=0.2"])
+@pytest.mark.parametrize(
+    "setting",
+    ["self_training.pseudo=hard", "self_training.labelled_share=0.6", "labels.smoothing=0.2"],
+)
 def test_students_learn_what_the_settings_say(
     setting: str, parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
@@ -66,13 +83,18 @@ def test_students_learn_what_the_settings_say(
     assert (digests[0] == run[1][0]) == (not setting.startswith("labels"))
 
 
-def test_students_are_as_long_as_they_are_told(parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_students_are_as_long_as_they_are_told(
+    parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     settings = ("self_training.student_length=1.5", "self_training.rounds=1")
     digests = train(parts, tmp_path / "run", *settings)
     assert digests[0] == run[1][0]
     assert digests[1] != run[1][1]
     steps = config().run.steps
-    lengths = [list_checkpoints(tmp_path / "run" / f"round-{number}" / CHECKPOINTS)[-1].name for number in range(2)]
+    lengths = [
+        list_checkpoints(tmp_path / "run" / f"round-{number}" / CHECKPOINTS)[-1].name
+        for number in range(2)
+    ]
     assert lengths == [f"step-{steps:08d}", f"step-{round(1.5 * steps):08d}"]
     # Whole, neither is trained again.
     trained: list[str] = []
@@ -98,21 +120,35 @@ def test_labels_of_the_unlabelled_are_not_looked_at(
         def metadata(self, number: int) -> dict[str, str | int | float]:
             raise AssertionError(f"the label of {number} was asked for")
 
-    assert train({**parts, "unlabelled": WithoutLabels()}, tmp_path / "run", "self_training.rounds=1") == run[1][:2]
+    assert (
+        train({**parts, "unlabelled": WithoutLabels()}, tmp_path / "run", "self_training.rounds=1")
+        == run[1][:2]
+    )
 
 
-def test_nothing_held_out_is_labelled_or_learnt(parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_nothing_held_out_is_labelled_or_learnt(
+    parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     other = open_source(draw_kinds(tmp_path / "other", 5, first=500))
-    assert train({**parts, "held_out": other}, tmp_path / "run") == run[1], "the same networks whatever is held out"
+    assert train({**parts, "held_out": other}, tmp_path / "run") == run[1], (
+        "the same networks whatever is held out"
+    )
     probs = np.load(run[0] / "round-1" / PSEUDO_FILE)
     assert len(probs) == len(parts["unlabelled"])
     with pytest.raises(InputError, match="is held out, and among the unlabelled pictures as well"):
         train({**parts, "unlabelled": parts["held_out"]}, tmp_path / "mixed")
 
 
-def test_a_teacher_that_is_sure_of_nothing_ends_it(parts: dict[str, Source], tmp_path: Path) -> None:
+def test_a_teacher_that_is_sure_of_nothing_ends_it(
+    parts: dict[str, Source], tmp_path: Path
+) -> None:
     said: list[str] = []
-    digests = train(parts, tmp_path / "run", "self_training.confidence=1.0", ears=CourseEars(on_note=said.append))
+    digests = train(
+        parts,
+        tmp_path / "run",
+        "self_training.confidence=1.0",
+        ears=CourseEars(on_note=said.append),
+    )
     assert len(digests) == 1
     standing = read_standing(tmp_path / "run")
     assert "nothing_accepted" in [remark.name for remark in standing.remarks]
@@ -120,7 +156,11 @@ def test_a_teacher_that_is_sure_of_nothing_ends_it(parts: dict[str, Source], tmp
 
 
 def test_labels_that_fall_on_one_class_are_named(parts: dict[str, Source], tmp_path: Path) -> None:
-    train(parts, tmp_path / "run", "optim.lr=0.0", "optim.min_lr=0.0", "self_training.balance=false")
+    train(
+        parts, tmp_path / "run", "optim.lr=0.0", "optim.min_lr=0.0", "self_training.balance=false"
+    )
     remarks = {remark.name: remark for remark in read_standing(tmp_path / "run").remarks}
-    counts = np.bincount(np.load(tmp_path / "run" / "round-1" / PSEUDO_FILE).argmax(axis=1), minlength=2)
+    counts = np.bincount(
+        np.load(tmp_path / "run" / "round-1" / PSEUDO_FILE).argmax(axis=1), minlength=2
+    )
     assert ("few_classes" in remarks) == (min(counts) == 0)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 
-def in_processes(part: Callable[[int, Callable[[Tensor], Tensor]], Tensor], sizes: list[int]) -> list[Tensor]:
+def in_processes(
+    part: Callable[[int, Callable[[Tensor], Tensor]], Tensor], sizes: list[int]
+) -> list[Tensor]:
     """part(rank, gather) of every process, where each is a thread."""
     meeting = threading.Barrier(len(sizes), timeout=30)
     said: dict[int, Tensor] = {}

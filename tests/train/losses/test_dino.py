@@ -17,14 +17,21 @@ from featkit_train.losses import Center, dino_loss, sharpen
 def random_outputs(
     *, student: int = 4, teacher: int = 2, batch: int = 3, prototypes: int = 7, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Student logits (S, B, K) that ask for a gradient and teacher probabilities (T, B, K), both float64."""
+    """Student logits (S, B, K) that ask for a gradient and teacher probabilities (T, B, K), both
+    float64."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(student, batch, prototypes, generator=generator, dtype=torch.float64).requires_grad_()
-    probs = torch.randn(teacher, batch, prototypes, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    logits = torch.randn(
+        student, batch, prototypes, generator=generator, dtype=torch.float64
+    ).requires_grad_()
+    probs = torch.randn(
+        teacher, batch, prototypes, generator=generator, dtype=torch.float64
+    ).softmax(dim=-1)
     return logits, probs
 
 
-def loop_of_equation_3(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float) -> Tensor:
+def loop_of_equation_3(
+    student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float
+) -> Tensor:
     """The docstring's formula, one pair and one image at a time."""
     terms = []
     for t in range(teacher_probs.shape[0]):
@@ -79,12 +86,18 @@ def test_dino_loss_stays_finite_in_bfloat16() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(constant=st.floats(-50, 50), seed=st.integers(0, 10_000))
-def test_dino_loss_ignores_a_constant_added_to_logits_and_the_order_of_images(constant: float, seed: int) -> None:
+def test_dino_loss_ignores_a_constant_added_to_logits_and_the_order_of_images(
+    constant: float, seed: int
+) -> None:
     logits, probs = random_outputs(seed=seed)
     order = torch.randperm(3, generator=torch.Generator().manual_seed(seed))
     expected = dino_loss(logits, probs, student_temp=0.1).item()
-    assert dino_loss(logits + constant, probs, student_temp=0.1).item() == pytest.approx(expected, rel=1e-4)
-    assert dino_loss(logits[:, order], probs[:, order], student_temp=0.1).item() == pytest.approx(expected, rel=1e-5)
+    assert dino_loss(logits + constant, probs, student_temp=0.1).item() == pytest.approx(
+        expected, rel=1e-4
+    )
+    assert dino_loss(logits[:, order], probs[:, order], student_temp=0.1).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_dino_loss_agrees_with_lightly_where_definitions_agree() -> None:
@@ -93,7 +106,11 @@ def test_dino_loss_agrees_with_lightly_where_definitions_agree() -> None:
     logits, _ = random_outputs(student=4)
     teacher_logits = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1))
     reference = import_lightly_loss("DINOLoss")(
-        output_dim=7, warmup_teacher_temp=0.04, teacher_temp=0.04, student_temp=0.1, center_momentum=0.9
+        output_dim=7,
+        warmup_teacher_temp=0.04,
+        teacher_temp=0.04,
+        student_temp=0.1,
+        center_momentum=0.9,
     )
     student = logits.detach().float()
     expected = reference(list(teacher_logits), list(student), epoch=0)
@@ -113,7 +130,9 @@ def test_center_forward_only_reads_and_update_is_equation_4() -> None:
     center.update(logits)
     expected = 0.2 * logits.reshape(6, 5).mean(dim=0)
     torch.testing.assert_close(center.center, expected)
-    torch.testing.assert_close(center(logits, teacher_temp=0.05), sharpen(logits, expected, teacher_temp=0.05))
+    torch.testing.assert_close(
+        center(logits, teacher_temp=0.05), sharpen(logits, expected, teacher_temp=0.05)
+    )
     center.update(logits)
     torch.testing.assert_close(center.center, 0.8 * expected + expected)
 
@@ -145,13 +164,17 @@ def test_center_of_rows_spread_over_processes_is_that_of_all_rows() -> None:
     torch.testing.assert_close(here.center, whole.center)
 
 
-def test_center_stays_where_there_is_no_row_anywhere_and_moves_where_another_process_has_one() -> None:
+def test_center_stays_where_there_is_no_row_anywhere_and_moves_where_another_process_has_one() -> (
+    None
+):
     center = Center(3, momentum=0.5)
     center.update(torch.tensor([[1.0, 2.0, 3.0]]))
     before = center.center.clone()
     center.update(torch.zeros(0, 3))
     assert torch.equal(center.center, before)
-    center.update(torch.zeros(0, 3), gather=lambda own: torch.cat([own, torch.tensor([[4.0, 4.0, 4.0, 2.0]])]))
+    center.update(
+        torch.zeros(0, 3), gather=lambda own: torch.cat([own, torch.tensor([[4.0, 4.0, 4.0, 2.0]])])
+    )
     torch.testing.assert_close(center.center, 0.5 * before + 0.5 * torch.full((3,), 2.0))
 
 

@@ -14,7 +14,9 @@ from featkit_train.losses import gram_loss
 
 def patches(*shape: int, seed: int = 0) -> Tensor:
     """float64 noise that asks for a gradient."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).requires_grad_()
+    return torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    ).requires_grad_()
 
 
 def loop(student: Tensor, teacher: Tensor) -> Tensor:
@@ -39,14 +41,25 @@ def test_gram_loss_equals_the_loop_in_value_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5), (1, 1)])
-def test_a_teachers_larger_or_smaller_grid_is_brought_to_the_students_first(grid: tuple[int, int]) -> None:
+def test_a_teachers_larger_or_smaller_grid_is_brought_to_the_students_first(
+    grid: tuple[int, int],
+) -> None:
     student, teacher = patches(2, 2, 3, 5), patches(2, *grid, 4, seed=1)
-    resampled = F.interpolate(teacher.permute(0, 3, 1, 2), size=(2, 3), mode="bicubic", align_corners=False, antialias=False)
+    resampled = F.interpolate(
+        teacher.permute(0, 3, 1, 2),
+        size=(2, 3),
+        mode="bicubic",
+        align_corners=False,
+        antialias=False,
+    )
     expected = loop(student, resampled.permute(0, 2, 3, 1))
     loss = gram_loss(student, teacher)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     torch.testing.assert_close(
-        torch.autograd.grad(loss, student)[0], torch.autograd.grad(expected, student)[0], rtol=1e-3, atol=1e-6
+        torch.autograd.grad(loss, student)[0],
+        torch.autograd.grad(expected, student)[0],
+        rtol=1e-3,
+        atol=1e-6,
     )
 
 
@@ -57,17 +70,26 @@ def test_gram_loss_of_opposite_and_equal_patches_is_two() -> None:
 
 
 def test_gram_loss_of_one_patch_is_zero() -> None:
-    assert gram_loss(patches(2, 1, 1, 5), patches(2, 1, 1, 4, seed=1)).item() == pytest.approx(0.0, abs=1e-12)
+    assert gram_loss(patches(2, 1, 1, 5), patches(2, 1, 1, 4, seed=1)).item() == pytest.approx(
+        0.0, abs=1e-12
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100.0))
 def test_gram_loss_ignores_length_and_rotation_of_each_side(seed: int, scale: float) -> None:
-    student, teacher = patches(2, 2, 2, 4, seed=seed).detach(), patches(2, 2, 2, 4, seed=seed + 1).detach()
+    student, teacher = (
+        patches(2, 2, 2, 4, seed=seed).detach(),
+        patches(2, 2, 2, 4, seed=seed + 1).detach(),
+    )
     turn = torch.linalg.qr(patches(4, 4, seed=seed + 2).detach()).Q
     expected = gram_loss(student, teacher).item()
-    assert gram_loss(scale * student @ turn, teacher).item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
-    assert gram_loss(student, scale * teacher @ turn).item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+    assert gram_loss(scale * student @ turn, teacher).item() == pytest.approx(
+        expected, rel=1e-4, abs=1e-7
+    )
+    assert gram_loss(student, scale * teacher @ turn).item() == pytest.approx(
+        expected, rel=1e-4, abs=1e-7
+    )
     assert gram_loss(scale * student @ turn, student).item() == pytest.approx(0.0, abs=1e-8)
 
 

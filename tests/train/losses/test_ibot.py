@@ -24,15 +24,23 @@ def some_masks(*numbers: int) -> Tensor:
     return masks
 
 
-def random_outputs(num_rows: int, *, prototypes: int = PROTOTYPES, seed: int = 0) -> tuple[Tensor, Tensor]:
+def random_outputs(
+    num_rows: int, *, prototypes: int = PROTOTYPES, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Student logits (M, K) that ask for a gradient and teacher probabilities (M, K), both float64."""
     generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(num_rows, prototypes, generator=generator, dtype=torch.float64).requires_grad_()
-    probs = torch.randn(num_rows, prototypes, generator=generator, dtype=torch.float64).softmax(dim=-1)
+    logits = torch.randn(
+        num_rows, prototypes, generator=generator, dtype=torch.float64
+    ).requires_grad_()
+    probs = torch.randn(num_rows, prototypes, generator=generator, dtype=torch.float64).softmax(
+        dim=-1
+    )
     return logits, probs
 
 
-def loop(student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temp: float) -> Tensor:
+def loop(
+    student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temp: float
+) -> Tensor:
     """The docstring's formula, one picture and one patch at a time."""
     total, row = student_logits.sum() * 0, 0
     for picture in masks.tolist():
@@ -62,7 +70,9 @@ def test_ibot_loss_equals_the_loop_in_value_and_gradient(numbers: tuple[int, ...
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_ibot_loss_of_uniform_outputs_is_log_num_prototypes_times_the_share_of_masked_pictures() -> None:
+def test_ibot_loss_of_uniform_outputs_is_log_num_prototypes_times_the_share_of_masked_pictures() -> (
+    None
+):
     uniform = torch.full((sum(MIXED), PROTOTYPES), 1 / PROTOTYPES)
     loss = ibot_loss(uniform.log(), uniform, some_masks(*MIXED), student_temp=0.1)
     assert loss.item() == pytest.approx(math.log(PROTOTYPES) * 3 / 4)
@@ -97,9 +107,17 @@ def test_ibot_loss_ignores_a_constant_added_to_logits_and_the_order_of_pictures(
     masks = some_masks(*numbers)
     logits, probs = random_outputs(sum(numbers), seed=seed)
     expected = ibot_loss(logits, probs, masks, student_temp=0.1).item()
-    assert ibot_loss(logits + constant, probs, masks, student_temp=0.1).item() == pytest.approx(expected, rel=1e-4)
-    turned = [part for pair in (logits, probs) for part in [torch.cat(list(reversed(pair.split(numbers))))]]
-    assert ibot_loss(turned[0], turned[1], masks.flip(0), student_temp=0.1).item() == pytest.approx(expected, rel=1e-5)
+    assert ibot_loss(logits + constant, probs, masks, student_temp=0.1).item() == pytest.approx(
+        expected, rel=1e-4
+    )
+    turned = [
+        part
+        for pair in (logits, probs)
+        for part in [torch.cat(list(reversed(pair.split(numbers))))]
+    ]
+    assert ibot_loss(turned[0], turned[1], masks.flip(0), student_temp=0.1).item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_ibot_loss_is_float32_for_bfloat16_and_the_same_under_autocast() -> None:
@@ -125,12 +143,18 @@ def test_ibot_loss_and_its_center_agree_with_lightly() -> None:
 
     masks = some_masks(*MIXED)
     generator = torch.Generator().manual_seed(1)
-    student, first, second = (torch.randn(sum(MIXED), PROTOTYPES, generator=generator) for _ in range(3))
-    reference = import_lightly_loss("IBOTPatchLoss")(output_dim=PROTOTYPES, teacher_temp=0.05, student_temp=0.1)
+    student, first, second = (
+        torch.randn(sum(MIXED), PROTOTYPES, generator=generator) for _ in range(3)
+    )
+    reference = import_lightly_loss("IBOTPatchLoss")(
+        output_dim=PROTOTYPES, teacher_temp=0.05, student_temp=0.1
+    )
     center = Center(PROTOTYPES)
     for teacher in (first, second):  # the second with a centre that has moved
         expected = reference(teacher, student, masks.unflatten(1, (2, 3)))
-        loss = ibot_loss(student, sharpen(teacher, center.center, teacher_temp=0.05), masks, student_temp=0.1)
+        loss = ibot_loss(
+            student, sharpen(teacher, center.center, teacher_temp=0.05), masks, student_temp=0.1
+        )
         center.update(teacher)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
         torch.testing.assert_close(center.center, reference.center.value.flatten())

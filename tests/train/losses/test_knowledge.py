@@ -41,7 +41,9 @@ def weights_of(batch: int) -> Tensor:
     return raw / raw.sum()
 
 
-def assert_same(loss: Tensor, expected: Tensor, *leaves: Tensor, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+def assert_same(
+    loss: Tensor, expected: Tensor, *leaves: Tensor, rtol: float = 1e-4, atol: float = 1e-6
+) -> None:
     """Equal values, a float32 scalar on our side, and equal gradients in `leaves`."""
     assert loss.shape == ()
     assert loss.dtype == torch.float32
@@ -52,7 +54,7 @@ def assert_same(loss: Tensor, expected: Tensor, *leaves: Tensor, rtol: float = 1
         torch.testing.assert_close(gradient, expected_gradient, rtol=rtol, atol=atol)
 
 
-# -- the loops of the docstrings ------------------------------------------------------------------------------------------
+# -- the loops of the docstrings -------------------------------------------------------------------
 
 
 def over_rows(terms: list[Tensor], weights: Tensor | None) -> Tensor:
@@ -61,10 +63,19 @@ def over_rows(terms: list[Tensor], weights: Tensor | None) -> Tensor:
     return torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
 
 
-def kd_loop(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float, weights: Tensor | None = None) -> Tensor:
+def kd_loop(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float,
+    weights: Tensor | None = None,
+) -> Tensor:
     terms = []
     for student, teacher in zip(student_logits, teacher_logits.detach(), strict=True):
-        p, q = torch.softmax(teacher / temperature, dim=0), torch.softmax(student / temperature, dim=0)
+        p, q = (
+            torch.softmax(teacher / temperature, dim=0),
+            torch.softmax(student / temperature, dim=0),
+        )
         terms.append(temperature**2 * (p * torch.log(p / q)).sum())
     return over_rows(terms, weights)
 
@@ -76,12 +87,16 @@ def cross_entropy_loop(
     num_classes = student_logits.shape[1]
     for student, label in zip(student_logits, labels.tolist(), strict=True):
         log_probs = torch.log(student.exp() / student.exp().sum())
-        target = [(1 - smoothing) * (k == label) + smoothing / num_classes for k in range(num_classes)]
+        target = [
+            (1 - smoothing) * (k == label) + smoothing / num_classes for k in range(num_classes)
+        ]
         terms.append(-torch.stack([target[k] * log_probs[k] for k in range(num_classes)]).sum())
     return over_rows(terms, weights)
 
 
-def soft_cross_entropy_loop(student_logits: Tensor, probs: Tensor, *, weights: Tensor | None = None) -> Tensor:
+def soft_cross_entropy_loop(
+    student_logits: Tensor, probs: Tensor, *, weights: Tensor | None = None
+) -> Tensor:
     terms = []
     for student, target in zip(student_logits, probs.detach(), strict=True):
         terms.append(-(target * torch.log(student.exp() / student.exp().sum())).sum())
@@ -89,12 +104,20 @@ def soft_cross_entropy_loop(student_logits: Tensor, probs: Tensor, *, weights: T
 
 
 def feature_loop(features: Tensor, target: Tensor) -> Tensor:
-    differences = [a - b.detach() for a, b in zip(features.flatten(), target.flatten(), strict=True)]
+    differences = [
+        a - b.detach() for a, b in zip(features.flatten(), target.flatten(), strict=True)
+    ]
     return torch.stack([difference**2 for difference in differences]).mean()
 
 
 def exit_loops(
-    logits: Tensor, vectors: Tensor, labels: Tensor, *, alpha: float, feature_weight: float, temperature: float
+    logits: Tensor,
+    vectors: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    feature_weight: float,
+    temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     by_labels = cross_entropy_loop(logits[-1], labels)
     knowledge, features = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -105,12 +128,14 @@ def exit_loops(
     return by_labels, knowledge, features
 
 
-# -- kd_loss --------------------------------------------------------------------------------------------------------------
+# -- kd_loss ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 30.0])
 @pytest.mark.parametrize("weights", [None, weights_of(5)])
-def test_kd_loss_equals_the_loop_in_value_and_gradient(temperature: float, weights: Tensor | None) -> None:
+def test_kd_loss_equals_the_loop_in_value_and_gradient(
+    temperature: float, weights: Tensor | None
+) -> None:
     student, teacher = noise(5, 7), noise(5, 7, seed=1)
     loss = kd_loss(student, teacher, temperature=temperature, weights=weights)
     assert_same(loss, kd_loop(student, teacher, temperature=temperature, weights=weights), student)
@@ -119,7 +144,11 @@ def test_kd_loss_equals_the_loop_in_value_and_gradient(temperature: float, weigh
 @pytest.mark.parametrize("log_target", [False, True])
 def test_kd_loss_is_torchs_divergence_times_the_squared_temperature(log_target: bool) -> None:
     student, teacher = noise(5, 7), noise(5, 7, seed=1)
-    target = F.log_softmax(teacher.detach() / 3, dim=-1) if log_target else F.softmax(teacher.detach() / 3, dim=-1)
+    target = (
+        F.log_softmax(teacher.detach() / 3, dim=-1)
+        if log_target
+        else F.softmax(teacher.detach() / 3, dim=-1)
+    )
     log_probs = F.log_softmax(student / 3, dim=-1)
     expected = 9 * F.kl_div(log_probs, target, reduction="batchmean", log_target=log_target)
     assert_same(kd_loss(student, teacher, temperature=3.0), expected, student)
@@ -130,14 +159,21 @@ def test_kd_loss_of_a_sure_teacher_and_a_uniform_student_is_log_num_classes() ->
     assert kd_loss(torch.full((2, 4), 3.0), teacher).item() == pytest.approx(math.log(4))
 
 
-def test_kd_loss_tends_to_half_the_squared_difference_of_centred_logits_as_temperature_rises() -> None:
+def test_kd_loss_tends_to_half_the_squared_difference_of_centred_logits_as_temperature_rises() -> (
+    None
+):
     student, teacher = noise(3, 6), noise(3, 6, seed=1)
-    difference = student - student.mean(dim=1, keepdim=True) - (teacher - teacher.mean(dim=1, keepdim=True)).detach()
+    difference = (
+        student
+        - student.mean(dim=1, keepdim=True)
+        - (teacher - teacher.mean(dim=1, keepdim=True)).detach()
+    )
     matching = (difference**2).mean() / 2
     loss = kd_loss(student, teacher, temperature=1e5)
     assert loss.item() == pytest.approx(matching.item(), rel=1e-3)
     (gradient,) = torch.autograd.grad(loss, student)
-    torch.testing.assert_close(gradient, difference.detach() / (6 * 3), rtol=1e-3, atol=1e-4)  # Hinton et al., eq. 4
+    # Hinton et al., eq. 4
+    torch.testing.assert_close(gradient, difference.detach() / (6 * 3), rtol=1e-3, atol=1e-4)
     cool = kd_loss(student, teacher, temperature=2.0)
     assert cool.item() != pytest.approx(matching.item(), rel=0.05)
 
@@ -147,9 +183,16 @@ def test_kd_loss_tends_to_half_the_squared_difference_of_centred_logits_as_tempe
 def test_kd_loss_keeps_its_digits_at_high_temperature(temperature: float, classes: int) -> None:
     student, teacher = noise(4, classes), noise(4, classes, seed=1)
     expected = kd_loop(student, teacher, temperature=temperature)
-    assert_same(kd_loss(student.float(), teacher.float(), temperature=temperature), expected, student, rtol=1e-3, atol=1e-6)
+    assert_same(
+        kd_loss(student.float(), teacher.float(), temperature=temperature),
+        expected,
+        student,
+        rtol=1e-3,
+        atol=1e-6,
+    )
     plain = kd_loop(student.float(), teacher.float(), temperature=temperature)
-    if temperature >= 1e3:  # what the plain sum makes of it in float32, for which ours is written as it is
+    # what the plain sum makes of it in float32, for which ours is written as it is
+    if temperature >= 1e3:
         assert plain.item() != pytest.approx(expected.item(), rel=1e-3)
 
 
@@ -161,25 +204,36 @@ def test_kd_loss_keeps_its_digits_where_student_and_teacher_differ_by_little() -
     loss = kd_loss(student, teacher.float())
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     (gradient,) = torch.autograd.grad(loss, student)
-    torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, exact)[0], rtol=1e-2, atol=1e-7)
+    torch.testing.assert_close(
+        gradient.double(), torch.autograd.grad(expected, exact)[0], rtol=1e-2, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("distance", [1e-4, 0.01, 0.1, 0.24, 0.27, 1.0])
 def test_kd_loss_has_five_digits_on_both_sides_of_where_the_series_ends(distance: float) -> None:
     teacher = torch.tensor([[0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
-    student = distance * torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64).requires_grad_()
+    student = (
+        distance * torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64).requires_grad_()
+    )
     loss, expected = kd_loss(student, teacher), kd_loop(student, teacher, temperature=1.0)
     assert_same(loss, expected, student, rtol=1e-5, atol=0.0)
 
 
 @settings(max_examples=50, deadline=None)
 @given(distance=st.floats(0.01, 1.0), seed=st.integers(0, 10_000))
-def test_kd_loss_is_smooth_where_the_series_meets_the_plain_terms(distance: float, seed: int) -> None:
+def test_kd_loss_is_smooth_where_the_series_meets_the_plain_terms(
+    distance: float, seed: int
+) -> None:
     student, teacher = noise(3, 5, seed=seed), noise(3, 5, seed=seed + 1).detach()
     near = (teacher + distance * student.detach()).requires_grad_()
     loss, expected = kd_loss(near, teacher), kd_loop(near, teacher, temperature=1.0)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
-    torch.testing.assert_close(torch.autograd.grad(loss, near)[0], torch.autograd.grad(expected, near)[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, near)[0],
+        torch.autograd.grad(expected, near)[0],
+        rtol=1e-4,
+        atol=1e-6,
+    )
 
 
 def test_kd_loss_of_one_class_is_zero_without_a_gradient() -> None:
@@ -198,12 +252,15 @@ def test_kd_loss_of_a_student_that_is_its_teacher_is_zero_without_a_gradient() -
 
 @pytest.mark.parametrize("temperature", [1e-6, 0.01, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kd_loss_of_extreme_logits_is_finite_and_right(dtype: torch.dtype, temperature: float) -> None:
+def test_kd_loss_of_extreme_logits_is_finite_and_right(
+    dtype: torch.dtype, temperature: float
+) -> None:
     student = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype, requires_grad=True)
     teacher = torch.tensor([[-1e4, 1e4, 0.0], [-1e4, 1e4, 1e4]], dtype=dtype)
     loss = kd_loss(student, teacher, temperature=temperature)
     (gradient,) = torch.autograd.grad(loss, student)
-    # The first row's teacher is sure of a class that the student finds 2e4 / temperature nats away; the second agrees.
+    # The first row's teacher is sure of a class that the student finds 2e4 / temperature nats away;
+    # the second agrees.
     apart = (student[0, 0] - student[0, 1]).item()
     assert loss.item() == pytest.approx(temperature * apart / 2, rel=1e-5)
     expected = torch.tensor([[1.0, -1.0, 0.0], [0.0, 0.0, 0.0]]) * temperature / 2
@@ -224,21 +281,29 @@ def test_kd_loss_ignores_a_constant_added_to_logits_and_the_order_of_rows_and_cl
 ) -> None:
     student, teacher = noise(4, 6, seed=seed).detach(), noise(4, 6, seed=seed + 1).detach()
     expected = kd_loss(student, teacher, temperature=temperature).item()
-    rows, classes = (torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for n in (4, 6))
-    assert kd_loss(student + constant, teacher - constant, temperature=temperature).item() == pytest.approx(expected, rel=1e-4)
+    rows, classes = (
+        torch.randperm(n, generator=torch.Generator().manual_seed(seed)) for n in (4, 6)
+    )
+    assert kd_loss(
+        student + constant, teacher - constant, temperature=temperature
+    ).item() == pytest.approx(expected, rel=1e-4)
     moved = kd_loss(student[rows][:, classes], teacher[rows][:, classes], temperature=temperature)
     assert moved.item() == pytest.approx(expected, rel=1e-5)
 
 
-# -- cross_entropy and soft_cross_entropy ---------------------------------------------------------------------------------
+# -- cross_entropy and soft_cross_entropy ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize("weights", [None, weights_of(5)])
-def test_cross_entropy_equals_the_loop_in_value_and_gradient(smoothing: float, weights: Tensor | None) -> None:
+def test_cross_entropy_equals_the_loop_in_value_and_gradient(
+    smoothing: float, weights: Tensor | None
+) -> None:
     student, labels = noise(5, 7), labels_of(5, 7)
     loss = cross_entropy(student, labels, weights=weights, smoothing=smoothing)
-    assert_same(loss, cross_entropy_loop(student, labels, weights=weights, smoothing=smoothing), student)
+    assert_same(
+        loss, cross_entropy_loop(student, labels, weights=weights, smoothing=smoothing), student
+    )
 
 
 @pytest.mark.parametrize("weights", [None, weights_of(5)])
@@ -254,20 +319,28 @@ def test_soft_cross_entropy_equals_the_loop_in_value_and_gradient(weights: Tenso
 def test_cross_entropies_of_a_uniform_student_are_log_num_classes() -> None:
     student, labels = torch.full((3, 8), 2.0), labels_of(3, 8)
     assert cross_entropy(student, labels).item() == pytest.approx(math.log(8))
-    assert soft_cross_entropy(student, noise(3, 8).softmax(dim=-1)).item() == pytest.approx(math.log(8))
+    assert soft_cross_entropy(student, noise(3, 8).softmax(dim=-1)).item() == pytest.approx(
+        math.log(8)
+    )
 
 
 def test_soft_cross_entropy_of_sure_labels_is_cross_entropy() -> None:
     student, labels = noise(5, 7), labels_of(5, 7)
     sure = F.one_hot(labels, 7).double()
-    assert soft_cross_entropy(student, sure).item() == pytest.approx(cross_entropy(student, labels).item(), rel=1e-6)
+    assert soft_cross_entropy(student, sure).item() == pytest.approx(
+        cross_entropy(student, labels).item(), rel=1e-6
+    )
 
 
-def test_soft_cross_entropy_is_the_divergence_and_the_labels_entropy_with_the_same_gradient() -> None:
+def test_soft_cross_entropy_is_the_divergence_and_the_labels_entropy_with_the_same_gradient() -> (
+    None
+):
     student, teacher = noise(5, 7), noise(5, 7, seed=1)
     probs = teacher.detach().softmax(dim=-1)
     entropy = -(probs * probs.log()).sum(dim=-1).mean()
-    assert_same(soft_cross_entropy(student, probs), kd_loss(student, teacher).double() + entropy, student)
+    assert_same(
+        soft_cross_entropy(student, probs), kd_loss(student, teacher).double() + entropy, student
+    )
 
 
 def test_soft_cross_entropy_gives_the_labels_no_gradient() -> None:
@@ -287,7 +360,9 @@ def test_cross_entropies_of_extreme_logits_are_finite_and_right() -> None:
     student = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     loss = cross_entropy(student, torch.tensor([1]))
     assert loss.item() == pytest.approx(2e4)
-    torch.testing.assert_close(torch.autograd.grad(loss, student)[0], torch.tensor([[1.0, -1.0, 0.0]]))
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, student)[0], torch.tensor([[1.0, -1.0, 0.0]])
+    )
     soft = soft_cross_entropy(student, torch.tensor([[1.0, 0.0, 0.0]]))
     assert soft.item() == 0.0
     assert torch.autograd.grad(soft, student)[0].isfinite().all()
@@ -298,7 +373,14 @@ def test_a_label_below_zero_is_refused(unknown: int) -> None:
     with pytest.raises(ValueError, match=f"found {unknown}"):
         cross_entropy(noise(2, 3), torch.tensor([0, unknown]))
     with pytest.raises(ValueError, match=f"found {unknown}"):
-        exit_loss(noise(2, 2, 3), noise(2, 2, 4), torch.tensor([0, unknown]), alpha=0.3, feature_weight=0.1, temperature=3.0)
+        exit_loss(
+            noise(2, 2, 3),
+            noise(2, 2, 4),
+            torch.tensor([0, unknown]),
+            alpha=0.3,
+            feature_weight=0.1,
+            temperature=3.0,
+        )
 
 
 def test_shapes_that_torch_would_stretch_to_each_other_are_refused() -> None:
@@ -312,7 +394,7 @@ def test_shapes_that_torch_would_stretch_to_each_other_are_refused() -> None:
         cross_entropy(noise(4, 3), labels_of(4, 3), weights=torch.full((4, 1), 0.25))
 
 
-# -- confidence_weights and the weights of several processes --------------------------------------------------------------
+# -- confidence_weights and the weights of several processes ---------------------------------------
 
 
 def test_confidence_weights_equal_the_loop_and_ask_for_no_gradient() -> None:
@@ -336,14 +418,20 @@ def test_confidence_weights_of_extreme_logits_are_those_of_certainty() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [6, 0, 2], [1, 7]])
-def test_the_mean_over_processes_of_weighted_sums_is_the_sum_of_one_process(sizes: list[int]) -> None:
+def test_the_mean_over_processes_of_weighted_sums_is_the_sum_of_one_process(
+    sizes: list[int],
+) -> None:
     student, teacher, labels = noise(8, 5), noise(8, 5, seed=1), labels_of(8, 5)
 
     def weighted(rows: slice, gather: Callable[[Tensor], Tensor]) -> Tensor:
         weights = confidence_weights(teacher[rows], gather=gather)
         by_label = cross_entropy(student[rows], labels[rows], weights=weights)
         by_teacher = kd_loss(student[rows], teacher[rows], temperature=2.0, weights=weights)
-        return by_label + 3 * by_teacher + 5 * soft_cross_entropy(student[rows], teacher[rows].softmax(dim=-1), weights=weights)
+        return (
+            by_label
+            + 3 * by_teacher
+            + 5 * soft_cross_entropy(student[rows], teacher[rows].softmax(dim=-1), weights=weights)
+        )
 
     def part(rank: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
         first = sum(sizes[:rank])
@@ -354,16 +442,23 @@ def test_the_mean_over_processes_of_weighted_sums_is_the_sum_of_one_process(size
     assert_same(averaged, whole, student)
 
 
-# -- permuted_knowledge ------------------------------------------------------------------------------------------------------
+# -- permuted_knowledge ----------------------------------------------------------------------------
 
 
 @settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 10_000), rows=st.integers(1, 6), classes=st.integers(1, 6), levels=st.sampled_from([2, 1000]))
+@given(
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 6),
+    classes=st.integers(1, 6),
+    levels=st.sampled_from([2, 1000]),
+)
 def test_permuted_knowledge_keeps_the_first_maximum_in_place_and_every_rows_values(
     seed: int, rows: int, classes: int, levels: int
 ) -> None:
     # Two levels only, so that maxima tie.
-    teacher = torch.randint(levels, (rows, classes), generator=torch.Generator().manual_seed(seed)).float()
+    teacher = torch.randint(
+        levels, (rows, classes), generator=torch.Generator().manual_seed(seed)
+    ).float()
     before = teacher.clone()
     permuted = permuted_knowledge(teacher, generator=np.random.default_rng(seed))
     assert torch.equal(teacher, before)
@@ -389,7 +484,9 @@ def test_permuted_knowledge_draws_every_order_alike_and_for_each_row_anew() -> N
     _, counts = torch.unique(permuted, dim=0, return_counts=True)
     assert len(counts) == 6
     assert (counts - 1000).abs().max() < 150  # five standard deviations
-    assert (permuted[1:] != permuted[:-1]).any(dim=1).float().mean().item() == pytest.approx(5 / 6, abs=0.03)
+    assert (permuted[1:] != permuted[:-1]).any(dim=1).float().mean().item() == pytest.approx(
+        5 / 6, abs=0.03
+    )
 
 
 def test_permuted_knowledge_is_its_generators_alone() -> None:
@@ -406,7 +503,9 @@ def test_permuted_knowledge_is_its_generators_alone() -> None:
     assert torch.equal(first, permuted_knowledge(teacher, generator=np.random.default_rng(1)))
     assert torch.equal(draw(1, 2 * teacher), 2 * first)
     one = np.random.default_rng(1)
-    assert not torch.equal(permuted_knowledge(teacher, generator=one), permuted_knowledge(teacher, generator=one))
+    assert not torch.equal(
+        permuted_knowledge(teacher, generator=one), permuted_knowledge(teacher, generator=one)
+    )
     assert not first.requires_grad
 
 
@@ -422,7 +521,7 @@ def test_permuted_knowledge_of_one_class_is_the_same() -> None:
     assert torch.equal(permuted_knowledge(teacher, generator=np.random.default_rng(0)), teacher)
 
 
-# -- feature_loss and exit_loss -------------------------------------------------------------------------------------------
+# -- feature_loss and exit_loss --------------------------------------------------------------------
 
 
 def test_feature_loss_equals_the_loop_in_value_and_gradient_without_one_for_the_target() -> None:
@@ -456,7 +555,9 @@ def test_exit_loss_of_one_exit_is_its_cross_entropy() -> None:
     assert_same(torch.stack(loss).sum(), cross_entropy_loop(logits[0], labels), logits)
 
 
-def test_exit_loss_without_alpha_is_every_exits_cross_entropy_and_with_all_of_it_the_deepests_alone() -> None:
+def test_exit_loss_without_alpha_is_every_exits_cross_entropy_and_with_all_of_it_the_deepests_alone() -> (
+    None
+):
     logits, vectors, labels = noise(3, 5, 7), noise(3, 5, 6, seed=1), labels_of(5, 7)
     entropies = [cross_entropy(exit_, labels).item() for exit_ in logits]
     none = exit_loss(logits, vectors, labels, alpha=0.0, feature_weight=0.2, temperature=3.0)
@@ -484,7 +585,7 @@ def test_the_deepest_exit_learns_from_labels_alone() -> None:
     torch.testing.assert_close(by_labels[-1], alone[-1])
 
 
-# -- dtypes ---------------------------------------------------------------------------------------------------------------
+# -- dtypes ----------------------------------------------------------------------------------------
 
 
 def test_all_are_the_same_float32_under_autocast_and_finite_for_bfloat16() -> None:
@@ -495,13 +596,21 @@ def test_all_are_the_same_float32_under_autocast_and_finite_for_bfloat16() -> No
         probs = logits.float().softmax(dim=-1).mean(dim=0)
         parts = exit_loss(logits, vectors, labels, alpha=0.3, feature_weight=0.2, temperature=3.0)
         soft = soft_cross_entropy(logits[0], probs, weights=weights)
-        return [kd_loss(logits[0], logits[1], weights=weights), soft, *parts, weights.std(), probs.std()]
+        return [
+            kd_loss(logits[0], logits[1], weights=weights),
+            soft,
+            *parts,
+            weights.std(),
+            probs.std(),
+        ]
 
     expected = everything(logits.float(), vectors.float())
     with torch.autocast("cpu", torch.bfloat16):
         for ours, theirs in zip(everything(logits.float(), vectors.float()), expected, strict=True):
             assert ours.dtype == torch.float32
             assert ours.item() == theirs.item()
-    for ours, theirs in zip(everything(logits.bfloat16(), vectors.bfloat16()), expected, strict=True):
+    for ours, theirs in zip(
+        everything(logits.bfloat16(), vectors.bfloat16()), expected, strict=True
+    ):
         assert ours.dtype == torch.float32
         assert ours.item() == pytest.approx(theirs.item(), rel=0.05)

@@ -33,32 +33,46 @@ def test_koleo_equals_the_loop_in_value_and_gradient() -> None:
 
 
 def test_koleo_of_opposite_embeddings_is_minus_log_two() -> None:
-    assert koleo_loss(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])).item() == pytest.approx(-math.log(2), rel=1e-5)
+    assert koleo_loss(torch.tensor([[1.0, 0.0], [-3.0, 0.0]])).item() == pytest.approx(
+        -math.log(2), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_koleo_of_duplicates_is_held_off_the_pole_with_a_finite_gradient(dtype: torch.dtype) -> None:
-    features = torch.tensor([[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [-1.0, 0.0, 0.0]], dtype=dtype, requires_grad=True)
+def test_koleo_of_duplicates_is_held_off_the_pole_with_a_finite_gradient(
+    dtype: torch.dtype,
+) -> None:
+    features = torch.tensor(
+        [[1.0, 2.0, 2.0], [1.0, 2.0, 2.0], [-1.0, 0.0, 0.0]], dtype=dtype, requires_grad=True
+    )
     loss = koleo_loss(features)
     loss.backward()
-    # The two are sqrt(3) * eps apart as pairwise_distance has it, and eps more; the third looks at either.
+    # The two are sqrt(3) * eps apart as pairwise_distance has it, and eps more; the third looks at
+    # either.
     pole = -math.log(1e-8 * (math.sqrt(3) + 1))
     third = -math.log(math.sqrt((1 / 3 + 1) ** 2 + 8 / 9))
-    assert loss.item() == pytest.approx((2 * pole + third) / 3, rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    assert loss.item() == pytest.approx(
+        (2 * pole + third) / 3, rel=1e-2 if dtype == torch.bfloat16 else 1e-5
+    )
     assert features.grad is not None
     assert features.grad.isfinite().all()
     assert features.grad.any()
 
 
 def test_koleo_is_float32_also_for_bfloat16_features() -> None:
-    assert koleo_loss(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()).dtype == torch.float32
+    assert (
+        koleo_loss(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).bfloat16()).dtype
+        == torch.float32
+    )
 
 
 def test_koleo_of_one_embedding_is_refused_unless_it_has_others_to_look_among() -> None:
     with pytest.raises(ValueError, match="at least two"):
         koleo_loss(torch.ones(1, 3))
     everyone = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
-    assert koleo_loss(everyone[1:2], among=everyone, first=1).item() == pytest.approx(-math.log(2) / 2, rel=1e-5)
+    assert koleo_loss(everyone[1:2], among=everyone, first=1).item() == pytest.approx(
+        -math.log(2) / 2, rel=1e-5
+    )
 
 
 def test_koleo_of_rows_among_all_is_their_share_of_the_whole_in_value_and_gradient() -> None:
@@ -66,7 +80,10 @@ def test_koleo_of_rows_among_all_is_their_share_of_the_whole_in_value_and_gradie
     whole = koleo_loss(features)
     (expected,) = torch.autograd.grad(whole, features)
     parts = [(0, 3), (3, 2), (5, 2)]
-    losses = [koleo_loss(features[first : first + size], among=features, first=first) * size for first, size in parts]
+    losses = [
+        koleo_loss(features[first : first + size], among=features, first=first) * size
+        for first, size in parts
+    ]
     total = torch.stack(losses).sum() / 7
     assert total.item() == pytest.approx(whole.item(), rel=1e-6)
     torch.testing.assert_close(torch.autograd.grad(total, features)[0], expected)
@@ -88,13 +105,17 @@ def test_koleo_agrees_with_lightly() -> None:
     from tests.torchvision_without_cuda import import_lightly_loss
 
     features = torch.randn(9, 6, generator=torch.Generator().manual_seed(3))
-    assert koleo_loss(features).item() == pytest.approx(import_lightly_loss("KoLeoLoss")()(features).item(), rel=1e-4)
+    assert koleo_loss(features).item() == pytest.approx(
+        import_lightly_loss("KoLeoLoss")()(features).item(), rel=1e-4
+    )
 
 
 def test_koleo_finds_the_nearest_under_autocast_too() -> None:
     # So near to each other that bfloat16 could not tell which of them is nearest.
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, 64, generator=generator) + 0.05 * torch.randn(32, 64, generator=generator)
+    features = torch.randn(1, 64, generator=generator) + 0.05 * torch.randn(
+        32, 64, generator=generator
+    )
     expected = koleo_loss(features)
     with torch.autocast("cpu", torch.bfloat16):
         loss = koleo_loss(features)

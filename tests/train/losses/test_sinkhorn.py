@@ -23,7 +23,9 @@ def test_sinkhorn_equals_the_loop_of_its_docstring() -> None:
         rows = [sum(q[r]) for r in range(6)]
         q = [[q[r][k] / (6 * rows[r]) for k in range(4)] for r in range(6)]
     expected = torch.tensor([[6 * value for value in row] for row in q])
-    torch.testing.assert_close(sinkhorn_knopp(logits, teacher_temp=0.5), expected.float(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        sinkhorn_knopp(logits, teacher_temp=0.5), expected.float(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_sinkhorn_rows_sum_to_one_and_columns_are_used_alike_after_many_iterations() -> None:
@@ -34,7 +36,9 @@ def test_sinkhorn_rows_sum_to_one_and_columns_are_used_alike_after_many_iteratio
 
 
 def test_sinkhorn_of_equal_logits_is_uniform() -> None:
-    torch.testing.assert_close(sinkhorn_knopp(torch.full((5, 4), 3.0), teacher_temp=0.04), torch.full((5, 4), 0.25))
+    torch.testing.assert_close(
+        sinkhorn_knopp(torch.full((5, 4), 3.0), teacher_temp=0.04), torch.full((5, 4), 0.25)
+    )
 
 
 def test_sinkhorn_stays_finite_where_exp_overflows() -> None:
@@ -53,11 +57,18 @@ def test_sinkhorn_agrees_with_lightly() -> None:
 
     logits = torch.randn(24, 10, generator=torch.Generator().manual_seed(3)) / 4
     expected = import_quietly("lightly.loss.swav_loss").sinkhorn(logits, iterations=3, epsilon=0.05)
-    torch.testing.assert_close(sinkhorn_knopp(logits, teacher_temp=0.05), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        sinkhorn_knopp(logits, teacher_temp=0.05), expected, rtol=1e-4, atol=1e-6
+    )
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), constant=st.floats(-20, 20), rows=st.integers(1, 9), prototypes=st.integers(1, 9))
+@given(
+    seed=st.integers(0, 10_000),
+    constant=st.floats(-20, 20),
+    rows=st.integers(1, 9),
+    prototypes=st.integers(1, 9),
+)
 def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant_and_their_order(
     seed: int, constant: float, rows: int, prototypes: int
 ) -> None:
@@ -66,8 +77,12 @@ def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant_and_their_order(
     order = torch.randperm(rows, generator=generator)
     probs = sinkhorn_knopp(logits, teacher_temp=0.1)
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(rows))
-    torch.testing.assert_close(sinkhorn_knopp(logits + constant, teacher_temp=0.1), probs, rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(sinkhorn_knopp(logits[order], teacher_temp=0.1), probs[order], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        sinkhorn_knopp(logits + constant, teacher_temp=0.1), probs, rtol=1e-3, atol=1e-5
+    )
+    torch.testing.assert_close(
+        sinkhorn_knopp(logits[order], teacher_temp=0.1), probs[order], rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [6, 0, 2], [0, 3]])

@@ -13,7 +13,16 @@ from featkit_train.networks.vit import VisionTransformer, ViTConfig
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 from tests.train.methods.training import draw
 
-PUBLISHED = ViTConfig(patch=8, width=24, depth=2, num_heads=2, mlp_width=48, position_grid=4, num_registers=2, layer_scale=0.5)
+PUBLISHED = ViTConfig(
+    patch=8,
+    width=24,
+    depth=2,
+    num_heads=2,
+    mlp_width=48,
+    position_grid=4,
+    num_registers=2,
+    layer_scale=0.5,
+)
 MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)  # nobody else's
 
 
@@ -35,6 +44,12 @@ def save_published(folder: Path, **sizes: Any) -> VisionTransformer:
         std=STD,
     )
     folder.mkdir(parents=True)
-    info = BackboneInfo(name="published", family="dinov2", geometry=geometry, licence="none", origin={"data": "drawn"})
+    info = BackboneInfo(
+        name="published",
+        family="dinov2",
+        geometry=geometry,
+        licence="none",
+        origin={"data": "drawn"},
+    )
     save_backbone(folder / BACKBONE_FILE, backbone, info)
     return backbone

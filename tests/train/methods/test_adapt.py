@@ -1,4 +1,5 @@
-"""Promises of adaptation: published weights, heads that learn first on a frozen backbone, then everything."""
+"""Promises of adaptation: published weights, heads that learn first on a frozen backbone, then
+everything."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from featkit_train.weights import BackboneInfo
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.methods.published_backbone import MEAN, PUBLISHED, STD, save_published
 from tests.train.methods.test_dinov2 import plain_loss
-from tests.train.methods.training import OWN_HEAD, assert_same_gradients, dice, draw, gradients, random_views, take_step
+from tests.train.methods.training import (
+    OWN_HEAD,
+    assert_same_gradients,
+    dice,
+    draw,
+    gradients,
+    random_views,
+    take_step,
+)
 from tests.train.momentum import make_teacher
 from tests.train.small import small_config
 
@@ -43,11 +52,15 @@ def config(folder: Path, *settings: str) -> TrainConfig:
     return small_config(*own, *settings)
 
 
-def test_student_and_teacher_begin_as_the_published_backbone_with_its_pixels(tmp_path: Path) -> None:
+def test_student_and_teacher_begin_as_the_published_backbone_with_its_pixels(
+    tmp_path: Path,
+) -> None:
     method = adapt(tmp_path / "published")
     expected = save_published(tmp_path / "again").state_dict()
     for backbone in (method.student.backbone, method.teacher.backbone):
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone.state_dict().items())
+        assert all(
+            torch.equal(tensor, expected[name]) for name, tensor in backbone.state_dict().items()
+        )
     assert (method.mean, method.std) == (MEAN, STD)
     assert isinstance(method.result, VisionTransformer)
     assert method.result.config == PUBLISHED
@@ -65,27 +78,42 @@ def test_a_step_after_the_heads_are_warm_is_dinov2s(tmp_path: Path) -> None:
     result, _ = take_step(method, views, step=7)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(method), expected)
-    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
+    assert {
+        name for name, _ in method.named_parameters() if name.startswith("student.")
+    } == expected.keys()
 
 
-def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(tmp_path: Path) -> None:
+def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(
+    tmp_path: Path,
+) -> None:
     method, views = adapt(tmp_path / "published", "optim.weight_decay=0.1"), random_views()
     draw(method.student.heads(), seed=1)
     optimizer = make_optimizer(method, method.config.optim)
     for group in optimizer.param_groups:
         group["lr"], group["weight_decay"] = 1e-3, 0.1
-    expected = {name: tensor.clone() for name, tensor in method.student.backbone.state_dict().items()}
-    before = {name: parameter.detach().clone() for name, parameter in method.student.named_parameters()}
+    expected = {
+        name: tensor.clone() for name, tensor in method.student.backbone.state_dict().items()
+    }
+    before = {
+        name: parameter.detach().clone() for name, parameter in method.student.named_parameters()
+    }
     moved_at: dict[int, set[str]] = {}
     for step in range(4):
         take_step(method, views, step=step)
         optimizer.step()
         method.after_optimizer(step=step)
-        moved = {name for name, parameter in method.student.named_parameters() if not torch.equal(parameter, before[name])}
+        moved = {
+            name
+            for name, parameter in method.student.named_parameters()
+            if not torch.equal(parameter, before[name])
+        }
         moved_at[step] = {name.split(".")[0] for name in moved}
         if step < 3:
             for backbone in (method.student.backbone, method.teacher.backbone):
-                assert all(torch.equal(tensor, expected[name]) for name, tensor in backbone.state_dict().items())
+                assert all(
+                    torch.equal(tensor, expected[name])
+                    for name, tensor in backbone.state_dict().items()
+                )
     assert moved_at[2] == {"head", "patch_head", "mask_token"}
     assert moved_at[3] == {"head", "patch_head", "mask_token", "backbone"}
 
@@ -98,8 +126,11 @@ def test_freezing_and_thawing_are_said_once(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in cold.student.parameters())
 
 
-def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(tmp_path: Path) -> None:
-    method = adapt(tmp_path / "published", "dino.freeze_last_layer_steps=2")  # heads learn alone for 3 steps
+def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(
+    tmp_path: Path,
+) -> None:
+    # heads learn alone for 3 steps
+    method = adapt(tmp_path / "published", "dino.freeze_last_layer_steps=2")
     still = []
     for step in range(7):
         method.prepare(step)
@@ -130,11 +161,19 @@ def test_the_branch_of_a_checkpoint_is_the_configs_and_the_choice_is_told(
         config(tmp_path / "published", "pretrained.branch=both")
 
 
-def test_a_network_that_cannot_hide_patches_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_hide_patches_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     allow_torchvision()
     save_published(tmp_path / "published")
     geometry = load_pretrained(str(tmp_path / "published"))[1].geometry
     info = BackboneInfo(name="r", family="dino", geometry=geometry, licence="", origin={})
-    monkeypatch.setattr("featkit_train.methods.heads_first.load_pretrained", lambda *_, **__: (ResNet("resnet18"), info))
-    with pytest.raises(InputError, match="published is no Vision Transformer, which `adapt` needs to hide patches; distil it"):
+    monkeypatch.setattr(
+        "featkit_train.methods.heads_first.load_pretrained",
+        lambda *_, **__: (ResNet("resnet18"), info),
+    )
+    with pytest.raises(
+        InputError,
+        match="published is no Vision Transformer, which `adapt` needs to hide patches; distil it",
+    ):
         make_method(config(tmp_path / "published"))

@@ -33,12 +33,18 @@ def views() -> Views:
     return random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
 
 
-def algorithm_1(method: MomentumTeacher, views: Views, center: Tensor, *, teacher_temp: float) -> Tensor:
-    """The paper's pseudocode: H(t, s) over all pairs of a teacher's global and another student's crop."""
+def algorithm_1(
+    method: MomentumTeacher, views: Views, center: Tensor, *, teacher_temp: float
+) -> Tensor:
+    """The paper's pseudocode: H(t, s) over all pairs of a teacher's global and another student's
+    crop."""
     crops = [*views.global_crops, *views.local_crops]
     students = [method.student.head(method.student.backbone(crop).class_token) for crop in crops]
     with torch.no_grad():
-        teachers = [method.teacher.head(method.teacher.backbone(crop).class_token) for crop in views.global_crops]
+        teachers = [
+            method.teacher.head(method.teacher.backbone(crop).class_token)
+            for crop in views.global_crops
+        ]
     terms = []
     for i, teacher in enumerate(teachers):
         for j, student in enumerate(students):
@@ -59,9 +65,16 @@ def test_a_step_is_algorithm_1_in_loss_gradients_and_center() -> None:
     result, _ = take_step(method, crops, step=7)
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     assert_same_gradients(gradients(method), expected_gradients)
-    assert {name for name, p in method.named_parameters() if name.startswith("student.")} == expected_gradients.keys()
+    assert {
+        name for name, p in method.named_parameters() if name.startswith("student.")
+    } == expected_gradients.keys()
     with torch.no_grad():
-        logits = torch.stack([method.teacher.head(method.teacher.backbone(g).class_token) for g in crops.global_crops])
+        logits = torch.stack(
+            [
+                method.teacher.head(method.teacher.backbone(g).class_token)
+                for g in crops.global_crops
+            ]
+        )
     torch.testing.assert_close(method.center.center, 0.8 * center + 0.2 * logits.mean(dim=(0, 1)))
 
 
@@ -69,17 +82,23 @@ def test_a_step_with_sinkhorn_targets_is_that_of_swavs_loop_and_leaves_the_cente
     method, crops = drawn_method(of("dino", "dino.centering=sinkhorn")), views()
     center = method.center.center.clone()
     with torch.no_grad():
-        teachers = [method.teacher.head(method.teacher.backbone(crop).class_token) for crop in crops.global_crops]
+        teachers = [
+            method.teacher.head(method.teacher.backbone(crop).class_token)
+            for crop in crops.global_crops
+        ]
         q = torch.exp(torch.cat(teachers) / method.teacher_temp(7))
         for _ in range(3):
             q = q / q.sum(dim=0, keepdim=True) / 16
             q = q / q.sum(dim=1, keepdim=True) / len(q)
         targets = (q * len(q)).split(BATCH)
     students = [
-        method.student.head(method.student.backbone(crop).class_token) for crop in (*crops.global_crops, *crops.local_crops)
+        method.student.head(method.student.backbone(crop).class_token)
+        for crop in (*crops.global_crops, *crops.local_crops)
     ]
     pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
-    expected = torch.stack([cross_entropy(targets[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    expected = torch.stack(
+        [cross_entropy(targets[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]
+    ).mean()
     expected.backward()
     expected_gradients = gradients(method)
     result, _ = take_step(method, crops, step=7)
@@ -91,17 +110,30 @@ def test_a_step_with_sinkhorn_targets_is_that_of_swavs_loop_and_leaves_the_cente
 def test_without_local_crops_the_two_global_ones_are_matched() -> None:
     method = drawn_method(of("dino", "crops.num_local=0"))
     crops = views()._replace(local_crops=torch.zeros(0, BATCH, 3, 1, 1))
-    expected = algorithm_1(method, crops, method.center.center.clone(), teacher_temp=method.teacher_temp(0))
-    assert take_step(method, crops, step=0)[0].loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = algorithm_1(
+        method, crops, method.center.center.clone(), teacher_temp=method.teacher_temp(0)
+    )
+    assert take_step(method, crops, step=0)[0].loss.item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("group", [0, 2, 3])
 def test_koleo_is_summed_over_global_crops_with_its_weight_and_sought_in_groups(group: int) -> None:
     plain, few = drawn_method(of("dino")), views()
-    crops = Views(*[torch.cat([part, part[:, :1] + 0.5], dim=1) if part.shape[0] and part.ndim > 3 else part for part in few])
-    with_koleo = drawn_method(of("dino", "dino.koleo_weight=0.3", f"dino.koleo_group={group}", "run.batch_size=6"))
+    crops = Views(
+        *[
+            torch.cat([part, part[:, :1] + 0.5], dim=1) if part.shape[0] and part.ndim > 3 else part
+            for part in few
+        ]
+    )
+    with_koleo = drawn_method(
+        of("dino", "dino.koleo_weight=0.3", f"dino.koleo_group={group}", "run.batch_size=6")
+    )
     tokens = [with_koleo.student.backbone(crop).class_token for crop in crops.global_crops]
-    koleo = torch.stack([koleo_loss(part) for token in tokens for part in token.split(group or 6)]).mean()
+    koleo = torch.stack(
+        [koleo_loss(part) for token in tokens for part in token.split(group or 6)]
+    ).mean()
     result, _ = take_step(with_koleo, crops, step=0)
     expected = take_step(plain, crops, step=0)[0].loss.item() + 2 * 0.3 * koleo.item()
     assert result.loss.item() == pytest.approx(expected, rel=1e-4)
@@ -121,10 +153,14 @@ def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:
 
 
 def test_a_momentum_that_is_not_given_goes_with_the_number_of_steps() -> None:
-    method = make_teacher(of("dino", "teacher.momentum=null", "teacher.momentum_end=null", "run.steps=40000"))
+    method = make_teacher(
+        of("dino", "teacher.momentum=null", "teacher.momentum_end=null", "run.steps=40000")
+    )
     assert method.momentum(0) == pytest.approx(0.99)
     assert method.momentum(39_999) == pytest.approx(0.999)
-    given = make_teacher(of("dino", "teacher.momentum=0.5", "teacher.momentum_end=0.7", "run.steps=3"))
+    given = make_teacher(
+        of("dino", "teacher.momentum=0.5", "teacher.momentum_end=0.7", "run.steps=3")
+    )
     assert [given.momentum(step) for step in range(3)] == pytest.approx([0.5, 0.6, 0.7])
 
 
@@ -137,7 +173,14 @@ def test_the_prototypes_are_held_still_at_first_and_then_move() -> None:
 
 
 def test_teacher_temperature_warms_up_linearly() -> None:
-    method = make_teacher(of("dino", "dino.teacher_temp=0.04", "dino.teacher_temp_end=0.08", "dino.teacher_temp_steps=10"))
+    method = make_teacher(
+        of(
+            "dino",
+            "dino.teacher_temp=0.04",
+            "dino.teacher_temp_end=0.08",
+            "dino.teacher_temp_steps=10",
+        )
+    )
     assert method.teacher_temp(0) == pytest.approx(0.04)
     assert method.teacher_temp(5) == pytest.approx(0.06)
     assert method.teacher_temp(100) == pytest.approx(0.08)
@@ -148,9 +191,18 @@ def test_teacher_temperature_warms_up_linearly() -> None:
     [
         (["ibot.weight=2.0"], "dino has no use for the setting ibot.weight; leave it out."),
         (["gram.weight=2.0"], "dino has no use for the setting gram.weight"),
-        (["method=dinov2", "pretrained.name=x"], "dinov2 has no use for the setting pretrained.name"),
+        (
+            ["method=dinov2", "pretrained.name=x"],
+            "dinov2 has no use for the setting pretrained.name",
+        ),
         (["method=adapt"], "adapt has no use for the setting model.patch"),
-        (["method=dinov4"], "one of: dino, ibot, dinov2, dinov3, distill, adapt, born-again, self-training, internal."),
+        (
+            ["method=dinov4"],
+            (
+                "one of: dino, ibot, dinov2, dinov3, distill, adapt, born-again, self-training,"
+                " internal."
+            ),
+        ),
         (
             ["crops.global_size=36"],
             "crops.global_size 36 is not a multiple of the model's patch",
@@ -161,12 +213,22 @@ def test_teacher_temperature_warms_up_linearly() -> None:
         ),
         (
             ["dino.koleo_group=3"],
-            "dino.koleo_group 3 does not cut the 8 pictures that a process takes at once into equal groups",
+            (
+                "dino.koleo_group 3 does not cut the 8 pictures that a process takes at once into"
+                " equal groups"
+            ),
         ),
         (["dino.koleo_group=1"], "dino.koleo_group 1 does not cut"),
-        (["run.batch_size=2", "engine.accumulate=2"], "dino.koleo_group 0 does not cut the 1 picture that"),
         (
-            ["method=dinov3", "gram.weight=1.0", "crops.resolutions=[{share: 1.0, global_size: 32, local_size: 16}]"],
+            ["run.batch_size=2", "engine.accumulate=2"],
+            "dino.koleo_group 0 does not cut the 1 picture that",
+        ),
+        (
+            [
+                "method=dinov3",
+                "gram.weight=1.0",
+                "crops.resolutions=[{share: 1.0, global_size: 32, local_size: 16}]",
+            ],
             "is not a multiple of the model's patch, 8 pixels",
         ),
         (
@@ -179,7 +241,9 @@ def test_teacher_temperature_warms_up_linearly() -> None:
         ),
     ],
 )
-def test_settings_that_a_method_has_no_use_for_are_refused_by_name(settings: list[str], sentence: str) -> None:
+def test_settings_that_a_method_has_no_use_for_are_refused_by_name(
+    settings: list[str], sentence: str
+) -> None:
     with pytest.raises(InputError, match=sentence):
         make_method(small_config(*settings))
 
@@ -187,7 +251,14 @@ def test_settings_that_a_method_has_no_use_for_are_refused_by_name(settings: lis
 def test_every_method_reads_what_the_others_refuse() -> None:
     sections = frozenset.union(*[method.unread for method in METHODS.values()])
     without_labels = {"model", "noise", "teacher", "dino", "ibot", "gram", "pretrained"}
-    assert sections == without_labels | {"classifier", "labels", "knowledge", "born_again", "self_training", "internal"}
+    assert sections == without_labels | {
+        "classifier",
+        "labels",
+        "knowledge",
+        "born_again",
+        "self_training",
+        "internal",
+    }
     for section in sections:
         assert any(section not in method.unread for method in METHODS.values()), section
 
@@ -199,7 +270,9 @@ def test_entropies_tell_both_collapses_apart() -> None:
     uniform = entropies(torch.full((2, 4, 8), 1 / 8), torch.zeros(2, 4, 8))
     assert uniform["teacher_entropy"].item() == pytest.approx(1.0)
     collapsed = one_hot(torch.zeros(2, 4, dtype=torch.long))
-    assert entropies(collapsed, 100 * collapsed)["batch_entropy"].item() == pytest.approx(0.0, abs=1e-6)
+    assert entropies(collapsed, 100 * collapsed)["batch_entropy"].item() == pytest.approx(
+        0.0, abs=1e-6
+    )
     distinct = one_hot(torch.arange(8).view(2, 4))
     spread = entropies(distinct, 100 * distinct)
     assert spread["teacher_entropy"].item() == pytest.approx(0.0)
@@ -208,15 +281,25 @@ def test_entropies_tell_both_collapses_apart() -> None:
 
 
 @pytest.mark.parametrize("centering", ["center", "sinkhorn"])
-def test_a_teacher_that_says_one_prototype_of_all_pictures_shows_in_the_batch_entropy(centering: str) -> None:
-    method = drawn_method(of("dino", f"dino.centering={centering}", "dino.teacher_temp=0.02", "dino.teacher_temp_end=0.02"))
+def test_a_teacher_that_says_one_prototype_of_all_pictures_shows_in_the_batch_entropy(
+    centering: str,
+) -> None:
+    method = drawn_method(
+        of(
+            "dino",
+            f"dino.centering={centering}",
+            "dino.teacher_temp=0.02",
+            "dino.teacher_temp_end=0.02",
+        )
+    )
 
     def batch_entropy() -> float:
         _, watched = method.aim([method.look(views())], step=0)
         return watched["batch_entropy"].item()
 
     healthy = batch_entropy()
-    with torch.no_grad():  # the same bottleneck for every picture, and a prototype that lies in its direction
+    # the same bottleneck for every picture, and a prototype that lies in its direction
+    with torch.no_grad():
         last = method.teacher.head.mlp[-1]
         assert isinstance(last, torch.nn.Linear)
         last.weight.zero_()

@@ -46,7 +46,13 @@ def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Ten
     config, student, teacher = method.config, method.student, method.teacher
     chance = dice()
     noises = [
-        draw_noise(config.noise, chance.own, depth=2, num_crops=len(crops) * BATCH, rotary_rng=chance.common)
+        draw_noise(
+            config.noise,
+            chance.own,
+            depth=2,
+            num_crops=len(crops) * BATCH,
+            rotary_rng=chance.common,
+        )
         for crops in (views.global_crops, views.local_crops)
     ]
     assert student.mask_token is not None
@@ -62,20 +68,28 @@ def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Ten
         patch_logits = teacher.head_of_patches(theirs.patch_tokens[hidden])
         temps = method.teacher_temp(step), method.patch_temp(step)
         if config.dino.centering == "sinkhorn":
-            class_probs, patch_probs = sinkhorn(class_logits, temps[0]), sinkhorn(patch_logits, temps[1])
+            class_probs, patch_probs = (
+                sinkhorn(class_logits, temps[0]),
+                sinkhorn(patch_logits, temps[1]),
+            )
         else:
             class_probs = centred(class_logits, temps[0], method.center.center.clone())
             patch_probs = centred(patch_logits, temps[1], method.patch_center.center.clone())
     teachers = class_probs.split(BATCH)
     pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
-    class_loss = torch.stack([cross_entropy(teachers[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    class_loss = torch.stack(
+        [cross_entropy(teachers[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]
+    ).mean()
     patch_loss, row = torch.zeros(()), 0
     for masks in hidden:
         number = int(masks.sum())
         for _ in range(number):
-            patch_loss = patch_loss + cross_entropy(patch_probs[row], student_patches[row]) / number / len(hidden)
+            patch_loss = patch_loss + cross_entropy(
+                patch_probs[row], student_patches[row]
+            ) / number / len(hidden)
             row += 1
-    koleo = sum(koleo_loss(view) for view in seen.class_token.split(BATCH))  # DINOv2: summed over the two global crops
+    # DINOv2: summed over the two global crops
+    koleo = sum(koleo_loss(view) for view in seen.class_token.split(BATCH))
     loss = class_loss + config.ibot.weight * patch_loss + config.dino.koleo_weight * koleo
     return loss, [class_logits, patch_logits]
 
@@ -83,8 +97,17 @@ def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Ten
 @pytest.mark.parametrize("noise", ["quiet", "noisy"])
 @pytest.mark.parametrize("centering", ["center", "sinkhorn"])
 def test_a_step_is_the_papers_in_loss_gradients_and_centers(centering: str, noise: str) -> None:
-    settings = [OWN_HEAD, f"dino.centering={centering}", "dino.koleo_weight=0.1", "ibot.weight=0.8", "run.batch_size=5"]
-    method, views = drawn_method(of("dinov2", *settings, *(NOISE if noise == "noisy" else []))), random_views()
+    settings = [
+        OWN_HEAD,
+        f"dino.centering={centering}",
+        "dino.koleo_weight=0.1",
+        "ibot.weight=0.8",
+        "run.batch_size=5",
+    ]
+    method, views = (
+        drawn_method(of("dinov2", *settings, *(NOISE if noise == "noisy" else []))),
+        random_views(),
+    )
     centers = [method.center.center.clone(), method.patch_center.center.clone()]
     loss, logits = plain_loss(method, views, step=7)
     method.zero_grad()
@@ -93,16 +116,27 @@ def test_a_step_is_the_papers_in_loss_gradients_and_centers(centering: str, nois
     result, _ = take_step(method, views, step=7)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(method), expected)
-    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
-    for center, before, rows in zip((method.center, method.patch_center), centers, logits, strict=True):
-        moved = before if centering == "sinkhorn" else 0.9 * before + 0.1 * rows.mean(dim=0)  # of the hidden patches alone
+    assert {
+        name for name, _ in method.named_parameters() if name.startswith("student.")
+    } == expected.keys()
+    for center, before, rows in zip(
+        (method.center, method.patch_center), centers, logits, strict=True
+    ):
+        # of the hidden patches alone
+        moved = before if centering == "sinkhorn" else 0.9 * before + 0.1 * rows.mean(dim=0)
         torch.testing.assert_close(center.center, moved)
 
 
 def test_noise_changes_the_student_and_never_its_teacher() -> None:
-    quiet, noisy, views = drawn_method(of("dinov2")), drawn_method(of("dinov2", *NOISE)), random_views()
+    quiet, noisy, views = (
+        drawn_method(of("dinov2")),
+        drawn_method(of("dinov2", *NOISE)),
+        random_views(),
+    )
     assert torch.equal(quiet.look(views).class_logits, noisy.look(views).class_logits)
-    assert take_step(quiet, views, step=0)[0].loss.item() != pytest.approx(take_step(noisy, views, step=0)[0].loss.item())
+    assert take_step(quiet, views, step=0)[0].loss.item() != pytest.approx(
+        take_step(noisy, views, step=0)[0].loss.item()
+    )
 
 
 def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
@@ -113,7 +147,9 @@ def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
     student = dict(method.student.named_parameters())
     assert any(name.startswith("patch_head") for name in before)
     for name, parameter in method.teacher.named_parameters():
-        torch.testing.assert_close(parameter, momentum * before[name] + (1 - momentum) * student[name])
+        torch.testing.assert_close(
+            parameter, momentum * before[name] + (1 - momentum) * student[name]
+        )
 
 
 def test_swiglu_registers_and_layer_scale_are_the_models() -> None:

@@ -1,4 +1,5 @@
-"""Promises of DINOv3: one step against a plain loop of what its paper adds to DINOv2, and Gram teachers that come in time."""
+"""Promises of DINOv3: one step against a plain loop of what its paper adds to DINOv2, and Gram
+teachers that come in time."""
 
 from __future__ import annotations
 
@@ -41,16 +42,25 @@ def dinov3(*settings: str) -> DinoV3:
 
 
 def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
-    """All terms, picture by picture; local crops have the norm of their own, the Gram teacher its larger pictures."""
+    """All terms, picture by picture; local crops have the norm of their own, the Gram teacher its
+    larger pictures."""
     config, student, teacher = method.config, method.student, method.teacher
     chance = dice()
     noises = [
-        draw_noise(config.noise, chance.own, depth=2, num_crops=len(crops) * BATCH, rotary_rng=chance.common)
+        draw_noise(
+            config.noise,
+            chance.own,
+            depth=2,
+            num_crops=len(crops) * BATCH,
+            rotary_rng=chance.common,
+        )
         for crops in (views.global_crops, views.local_crops)
     ]
     hidden = views.masks.flatten(0, 1)
     assert student.mask_token is not None
-    seen = student.backbone.learn(views.global_crops.flatten(0, 1), masked=Masked(hidden, student.mask_token), noise=noises[0])
+    seen = student.backbone.learn(
+        views.global_crops.flatten(0, 1), masked=Masked(hidden, student.mask_token), noise=noises[0]
+    )
     last: list[Tensor] = []
     block = student.backbone.get_submodule("blocks.1")
     hook = block.register_forward_hook(lambda _module, _inputs, output: last.append(output))
@@ -62,26 +72,38 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
     student_patches = student.head_of_patches(seen.patch_tokens[hidden])
     with torch.no_grad():
         theirs = teacher.backbone(views.global_crops.flatten(0, 1))
-        class_probs = ((teacher.head(theirs.class_token) - method.center.center) / method.teacher_temp(step)).softmax(dim=-1)
+        class_probs = (
+            (teacher.head(theirs.class_token) - method.center.center) / method.teacher_temp(step)
+        ).softmax(dim=-1)
         patch_logits = teacher.head_of_patches(theirs.patch_tokens[hidden])
-        patch_probs = ((patch_logits - method.patch_center.center) / method.patch_temp(step)).softmax(dim=-1)
+        patch_probs = (
+            (patch_logits - method.patch_center.center) / method.patch_temp(step)
+        ).softmax(dim=-1)
     teachers = class_probs.split(BATCH)
     pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
-    loss = torch.stack([cross_entropy(teachers[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    loss = torch.stack(
+        [cross_entropy(teachers[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]
+    ).mean()
     row = 0
     for masks in hidden:
         for _ in range(int(masks.sum())):
-            loss = loss + cross_entropy(patch_probs[row], student_patches[row]) / masks.sum() / len(hidden)
+            loss = loss + cross_entropy(patch_probs[row], student_patches[row]) / masks.sum() / len(
+                hidden
+            )
             row += 1
     if method.gram_teacher is not None:
         with torch.no_grad():
             anchors = method.gram_teacher(views.gram.flatten(0, 1)).patch_tokens
-        of_pictures = [gram_loss(seen.patch_tokens[n : n + 1], anchors[n : n + 1]) for n in range(2 * BATCH)]
+        of_pictures = [
+            gram_loss(seen.patch_tokens[n : n + 1], anchors[n : n + 1]) for n in range(2 * BATCH)
+        ]
         loss = loss + config.gram.weight * torch.stack(of_pictures).mean()
     return loss
 
 
-@pytest.mark.parametrize("settings", [[], GRAM, ["noise.rotary_rescale=2.0", "noise.drop_path=0.4"]])
+@pytest.mark.parametrize(
+    "settings", [[], GRAM, ["noise.rotary_rescale=2.0", "noise.drop_path=0.4"]]
+)
 def test_a_step_is_the_papers_in_loss_and_gradients(settings: list[str]) -> None:
     method = dinov3(*settings)
     views = random_views(gram_size=64 if settings == GRAM else None)
@@ -92,7 +114,9 @@ def test_a_step_is_the_papers_in_loss_and_gradients(settings: list[str]) -> None
     result, _ = take_step(method, views, step=7)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(method), expected)
-    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
+    assert {
+        name for name, _ in method.named_parameters() if name.startswith("student.")
+    } == expected.keys()
     assert ("gram_loss" in result.watched) == (settings == GRAM)
 
 
@@ -107,7 +131,9 @@ def test_coordinates_are_stretched_for_the_student_alone_and_by_the_same_in_ever
 
 def test_the_norm_of_local_crops_is_averaged_and_never_left_in_the_result() -> None:
     method = dinov3()
-    ours, theirs = (method.get_parameter(f"{branch}.local_norm.weight") for branch in ("teacher", "student"))
+    ours, theirs = (
+        method.get_parameter(f"{branch}.local_norm.weight") for branch in ("teacher", "student")
+    )
     before = ours.clone()
     method.after_optimizer(step=0)
     expected = method.momentum(0) * before + (1 - method.momentum(0)) * theirs
@@ -155,16 +181,26 @@ def test_the_gram_teacher_is_part_of_the_state_and_asked_for_crops_of_its_size()
     assert plain.gram_size is None
     assert anchored.gram_size == 64
     assert len(anchored.branches()) == len(plain.branches()) + 1
-    assert {name.split(".")[0] for name in anchored.state_dict()} - {name.split(".")[0] for name in plain.state_dict()} == {
-        "gram_teacher"
-    }
+    assert {name.split(".")[0] for name in anchored.state_dict()} - {
+        name.split(".")[0] for name in plain.state_dict()
+    } == {"gram_teacher"}
 
 
-def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(tmp_path: Path) -> None:
+def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(
+    tmp_path: Path,
+) -> None:
     backbone = save_published(tmp_path / "earlier", position="rotary", key_bias=False)
     method = dinov3(*GRAM, f"gram.teacher={tmp_path / 'earlier'}", "gram.max_updates=0")
     with torch.no_grad():
-        fresh = make_method(of("dinov3", *ROTARY, *GRAM, f"gram.teacher={tmp_path / 'earlier'}", "gram.max_updates=0"))
+        fresh = make_method(
+            of(
+                "dinov3",
+                *ROTARY,
+                *GRAM,
+                f"gram.teacher={tmp_path / 'earlier'}",
+                "gram.max_updates=0",
+            )
+        )
     fresh.begin()
     fresh.prepare(10_000)
     assert isinstance(fresh, DinoV3)
@@ -173,10 +209,14 @@ def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(
     assert method.gram_size == 64
 
 
-def test_a_gram_teacher_of_another_architecture_is_taken_only_where_it_stays(tmp_path: Path) -> None:
+def test_a_gram_teacher_of_another_architecture_is_taken_only_where_it_stays(
+    tmp_path: Path,
+) -> None:
     save_published(tmp_path / "wide", width=36, num_heads=3)
     settings = [*ROTARY, *GRAM, f"gram.teacher={tmp_path / 'wide'}"]
-    with pytest.raises(InputError, match=r"wide is of another architecture; set gram\.max_updates to 0"):
+    with pytest.raises(
+        InputError, match=r"wide is of another architecture; set gram\.max_updates to 0"
+    ):
         make_method(of("dinov3", *settings))
     method = drawn_method(of("dinov3", *settings, "gram.max_updates=0"))
     result, _ = take_step(method, random_views(gram_size=64), step=0)
@@ -192,7 +232,9 @@ def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Pa
     views = random_views(gram_size=64)
     result, _ = take_step(method, views, step=0)
     crops = views.gram.flatten(0, 1)
-    channels = [torch.tensor(values).view(3, 1, 1) for values in (method.mean, method.std, MEAN, STD)]
+    channels = [
+        torch.tensor(values).view(3, 1, 1) for values in (method.mean, method.std, MEAN, STD)
+    ]
     seen = (crops * channels[1] + channels[0] - channels[2]) / channels[3]
     looks = method.student_looks(views, method.aim([method.look(views)], step=0)[0][0], dice())
     expected = gram_loss(looks.patch_tokens.flatten(0, 1), backbone(seen).patch_tokens)
@@ -201,8 +243,18 @@ def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Pa
 
 def test_a_gram_size_that_its_teacher_cannot_cut_is_refused(tmp_path: Path) -> None:
     save_published(tmp_path / "coarse", patch=16)
-    with pytest.raises(InputError, match=r"gram\.teacher .*coarse has patches of 16, which 40 pixels do not hold"):
-        make_method(of("dinov3", *ROTARY, "gram.weight=1.0", "gram.size=40", f"gram.teacher={tmp_path / 'coarse'}"))
+    with pytest.raises(
+        InputError, match=r"gram\.teacher .*coarse has patches of 16, which 40 pixels do not hold"
+    ):
+        make_method(
+            of(
+                "dinov3",
+                *ROTARY,
+                "gram.weight=1.0",
+                "gram.size=40",
+                f"gram.teacher={tmp_path / 'coarse'}",
+            )
+        )
 
 
 def test_positions_and_jitter_are_the_backbones() -> None:

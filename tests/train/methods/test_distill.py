@@ -1,4 +1,5 @@
-"""Promises of distillation: a frozen teacher, heads that learn on its features first, then a student with its average."""
+"""Promises of distillation: a frozen teacher, heads that learn on its features first, then a
+student with its average."""
 
 from __future__ import annotations
 
@@ -44,28 +45,41 @@ from tests.train.networks.networks import CONFIGS, drawn
 from tests.train.small import small_config
 from tests.train.steps import batches, make_engine
 
-TEACHER = {"width": 36, "num_heads": 3, "patch": 16}  # larger, and of coarser patches than the student's 8
+# larger, and of coarser patches than the student's 8
+TEACHER = {"width": 36, "num_heads": 3, "patch": 16}
 HEADS = {"shared": [], "own": [OWN_HEAD]}
 
 
 def distill(folder: Path, *settings: str) -> Distill:
     """With weights that matter, but the teacher's, which are its file's."""
     backbone = save_published(folder, **TEACHER)
-    method = drawn_method(of("distill", f"pretrained.name={folder}", "pretrained.head_steps=3", *settings))
+    method = drawn_method(
+        of("distill", f"pretrained.name={folder}", "pretrained.head_steps=3", *settings)
+    )
     assert isinstance(method, Distill)
     method.teacher.backbone.load_state_dict(backbone.state_dict())
     return method
 
 
 def frozen_look(
-    backbone: Backbone, global_crops: Tensor, *, side: int = 64, statistics: Statistics = (MEAN, STD)
+    backbone: Backbone,
+    global_crops: Tensor,
+    *,
+    side: int = 64,
+    statistics: Statistics = (MEAN, STD),
 ) -> list[tuple[Tensor, Tensor]]:
-    """Class tokens (B, D) and patches (B, h, w, D) of a teacher, of pixels as it knows them, at a side of as many patches."""
+    """Class tokens (B, D) and patches (B, h, w, D) of a teacher, of pixels as it knows them, at a
+    side of as many patches."""
     looks = []
     for crop in global_crops:
-        columns = [torch.tensor(numbers).view(3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD, *statistics)]
+        columns = [
+            torch.tensor(numbers).view(3, 1, 1)
+            for numbers in (IMAGENET_MEAN, IMAGENET_STD, *statistics)
+        ]
         pixels = crop * columns[1] + columns[0]
-        known = F.interpolate((pixels - columns[2]) / columns[3], size=(side, side), mode="bicubic", antialias=True)
+        known = F.interpolate(
+            (pixels - columns[2]) / columns[3], size=(side, side), mode="bicubic", antialias=True
+        )
         with torch.no_grad():
             looks.append(tuple(backbone(known)))
     return looks
@@ -84,29 +98,44 @@ def cross_entropies(
     teacher = method.teacher
     with torch.no_grad():
         class_probs = [
-            ((teacher.head(tokens) - method.center.center) / method.teacher_temp(step)).softmax(dim=-1) for tokens, _ in looks
+            ((teacher.head(tokens) - method.center.center) / method.teacher_temp(step)).softmax(
+                dim=-1
+            )
+            for tokens, _ in looks
         ]
         patch_probs = [
-            ((teacher.head_of_patches(grid) - method.patch_center.center) / method.patch_temp(step)).softmax(dim=-1)
+            (
+                (teacher.head_of_patches(grid) - method.patch_center.center)
+                / method.patch_temp(step)
+            ).softmax(dim=-1)
             for _, grid in looks
         ]
     pairs = [(t, s) for t in range(2) for s in range(len(students)) if s != t]
-    loss = torch.stack([cross_entropy(class_probs[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]).mean()
+    loss = torch.stack(
+        [cross_entropy(class_probs[t][b], students[s][b]) for t, s in pairs for b in range(BATCH)]
+    ).mean()
     for view in range(2):
         for b in range(BATCH):
             for row, column in masks[view, b].nonzero().tolist():
-                term = cross_entropy(patch_probs[view][b, row, column], patches[view][b, row, column])
+                term = cross_entropy(
+                    patch_probs[view][b, row, column], patches[view][b, row, column]
+                )
                 loss = loss + term / masks[view, b].sum() / (2 * BATCH)
     return loss
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(tmp_path: Path, heads: str) -> None:
+def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(
+    tmp_path: Path, heads: str
+) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
     looks = frozen_look(method.teacher.backbone, views.global_crops)
-    seen = [method.student.backbone(crop) for crop in views.global_crops]  # nothing is hidden from the student
+    # nothing is hidden from the student
+    seen = [method.student.backbone(crop) for crop in views.global_crops]
     students = [method.student.head(features.class_token) for features in seen]
-    students += [method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops]
+    students += [
+        method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops
+    ]
     patches = [method.student.head_of_patches(features.patch_tokens) for features in seen]
     loss = cross_entropies(method, students, patches, views.masks, looks, step=7)
     method.zero_grad()
@@ -120,14 +149,23 @@ def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(tmp_pat
     with torch.no_grad():
         class_logits = torch.cat([method.teacher.head(tokens) for tokens, _ in looks])
         hidden = torch.cat(
-            [method.teacher.head_of_patches(grid)[masks] for (_, grid), masks in zip(looks, views.masks, strict=True)]
+            [
+                method.teacher.head_of_patches(grid)[masks]
+                for (_, grid), masks in zip(looks, views.masks, strict=True)
+            ]
         )
-    for center, before, rows in zip((method.center, method.patch_center), centers, (class_logits, hidden), strict=True):
-        torch.testing.assert_close(center.center, 0.9 * before + 0.1 * rows.mean(dim=0), rtol=1e-3, atol=1e-5)
+    for center, before, rows in zip(
+        (method.center, method.patch_center), centers, (class_logits, hidden), strict=True
+    ):
+        torch.testing.assert_close(
+            center.center, 0.9 * before + 0.1 * rows.mean(dim=0), rtol=1e-3, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(tmp_path: Path, heads: str) -> None:
+def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(
+    tmp_path: Path, heads: str
+) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
     looks = frozen_look(method.teacher.backbone, views.global_crops)
     head: nn.Module = method.trial_heads["head"]
@@ -147,7 +185,11 @@ def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(tmp_pa
 
 def test_the_optimizer_has_the_heads_that_learn_for_the_teacher(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher", OWN_HEAD)
-    inside = {parameter for group in make_optimizer(method, method.config.optim).param_groups for parameter in group["params"]}
+    inside = {
+        parameter
+        for group in make_optimizer(method, method.config.optim).param_groups
+        for parameter in group["params"]
+    }
     assert set(method.trial_heads.parameters()) <= inside
     assert set(method.student.parameters()) <= inside
     assert len(inside) == len([*method.trial_heads.parameters(), *method.student.parameters()])
@@ -166,13 +208,24 @@ def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_p
     ):
         method.prepare(step)
         momentum = method.momentum(step)
-        before, left, frozen = snapshot(followers), snapshot(still), snapshot(method.teacher.backbone)
+        before, left, frozen = (
+            snapshot(followers),
+            snapshot(still),
+            snapshot(method.teacher.backbone),
+        )
         method.after_optimizer(step=step)
         leading = snapshot(leaders)
         for name, parameter in snapshot(followers).items():
-            torch.testing.assert_close(parameter, momentum * before[name] + (1 - momentum) * leading[name])
-        assert all(torch.equal(left[name], parameter) for name, parameter in still.named_parameters())
-        assert all(torch.equal(frozen[name], parameter) for name, parameter in method.teacher.backbone.named_parameters())
+            torch.testing.assert_close(
+                parameter, momentum * before[name] + (1 - momentum) * leading[name]
+            )
+        assert all(
+            torch.equal(left[name], parameter) for name, parameter in still.named_parameters()
+        )
+        assert all(
+            torch.equal(frozen[name], parameter)
+            for name, parameter in method.teacher.backbone.named_parameters()
+        )
 
 
 def test_heads_and_student_change_places_once_and_say_so(tmp_path: Path) -> None:
@@ -184,7 +237,9 @@ def test_heads_and_student_change_places_once_and_say_so(tmp_path: Path) -> None
     assert not any(parameter.requires_grad for parameter in method.student.parameters())
 
 
-def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(tmp_path: Path) -> None:
+def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(
+    tmp_path: Path,
+) -> None:
     backbone = save_published(tmp_path / "teacher")
     method = drawn_method(of("distill", f"pretrained.name={tmp_path / 'teacher'}"))
     assert isinstance(method, Distill)
@@ -205,19 +260,25 @@ def test_the_result_is_the_average_of_the_configs_model(tmp_path: Path) -> None:
 def test_nothing_is_ever_hidden_from_the_student_and_it_has_no_mask_token(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher")
     assert not any("mask_token" in name for name in method.state_dict())
-    hidden, whole = random_views(), random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
+    hidden, whole = (
+        random_views(),
+        random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
+    )
     method.prepare(7)
     with torch.no_grad():
         (targets,), _ = method.aim([method.look(hidden)], step=7)
-        logits = [method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)]
+        logits = [
+            method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)
+        ]
     assert torch.equal(logits[0], logits[1])
 
 
-# -- teachers that are no transformers ------------------------------------------------------------------------------------
+# -- teachers that are no transformers -------------------------------------------------------------
 
 
 class Source(NamedTuple):
-    """What names a teacher in a config, and what it is: pixels between two places of its map, and its statistics."""
+    """What names a teacher in a config, and what it is: pixels between two places of its map, and
+    its statistics."""
 
     settings: tuple[str, ...]
     backbone: Backbone
@@ -225,9 +286,12 @@ class Source(NamedTuple):
     statistics: Statistics
 
 
-@pytest.fixture(params=["torchvision's ResNet-50", "timm's ResNet", "a run's ResNet"], scope="module")
+@pytest.fixture(
+    params=["torchvision's ResNet-50", "timm's ResNet", "a run's ResNet"], scope="module"
+)
 def resnet(request: pytest.FixtureRequest) -> Iterator[Source]:
-    """With drawn weights and running statistics. Its folder is gone afterwards: pytest's would be kept, of 94 MB."""
+    """With drawn weights and running statistics. Its folder is gone afterwards: pytest's would be
+    kept, of 94 MB."""
     allow_torchvision()
     with tempfile.TemporaryDirectory() as folder:
         yield SOURCES[request.param](Path(folder))
@@ -248,9 +312,17 @@ def timm_resnet(folder: Path) -> Source:
 
 
 def run_of_resnet(folder: Path) -> Source:
-    """As a run that learnt labels leaves it, with a small stem: its places are 8 pixels apart, as the student's patches."""
+    """As a run that learnt labels leaves it, with a small stem: its places are 8 pixels apart, as
+    the student's patches."""
     geometry = Geometry(
-        height=32, width=32, resize="stretch", resize_to=32, interpolation="bicubic", patch=8, mean=MEAN, std=STD
+        height=32,
+        width=32,
+        resize="stretch",
+        resize_to=32,
+        interpolation="bicubic",
+        patch=8,
+        mean=MEAN,
+        std=STD,
     )
     info = BackboneInfo(name="taught", family="born-again", geometry=geometry, licence="none")
     save_backbone(folder / BACKBONE_FILE, drawn(build_backbone(CONFIGS["timm CNN"])), info)
@@ -261,7 +333,10 @@ def read(name: str, weights: Path | None, *, patch: int) -> Source:
     backbone, info = load_pretrained(name, weights=weights)
     assert not isinstance(backbone, VisionTransformer)
     assert backbone.patch == patch
-    settings = (f"pretrained.name={name}", *([] if weights is None else [f"pretrained.weights={weights}"]))
+    settings = (
+        f"pretrained.name={name}",
+        *([] if weights is None else [f"pretrained.weights={weights}"]),
+    )
     return Source(settings, backbone, patch, (info.geometry.mean, info.geometry.std))
 
 
@@ -273,28 +348,39 @@ SOURCES = {
 
 
 def test_a_resnet_that_adapt_refuses_is_matched_at_the_places_of_its_map(resnet: Source) -> None:
-    with pytest.raises(InputError, match="is no Vision Transformer, which `adapt` needs to hide patches; distil it instead"):
+    with pytest.raises(
+        InputError,
+        match="is no Vision Transformer, which `adapt` needs to hide patches; distil it instead",
+    ):
         make_method(small_config("method=adapt", "model={}", *resnet.settings))
     method, views = drawn_method(of("distill", *resnet.settings)), random_views()
     assert isinstance(method, Distill)
     method.teacher.backbone.load_state_dict(resnet.backbone.state_dict())
-    looks = frozen_look(resnet.backbone, views.global_crops, side=4 * resnet.patch, statistics=resnet.statistics)
+    looks = frozen_look(
+        resnet.backbone, views.global_crops, side=4 * resnet.patch, statistics=resnet.statistics
+    )
     assert all(grid.shape == (BATCH, 4, 4, resnet.backbone.width) for _, grid in looks)
     seen = method.look(views)
-    for found, expected in zip((seen.class_tokens, seen.patch_tokens), zip(*looks, strict=True), strict=True):
+    for found, expected in zip(
+        (seen.class_tokens, seen.patch_tokens), zip(*looks, strict=True), strict=True
+    ):
         wanted = torch.stack(expected)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
     method.prepare(1000)
     features = [method.student.backbone(crop) for crop in views.global_crops]
     students = [method.student.head(each.class_token) for each in features]
-    students += [method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops]
+    students += [
+        method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops
+    ]
     patches = [method.student.head_of_patches(each.patch_tokens) for each in features]
     loss = cross_entropies(method, students, patches, views.masks, looks, step=1000)
     result, _ = take_step(method, views, step=1000)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-3)
 
 
-def test_a_resnet_stays_as_it_was_while_heads_then_the_student_learn_from_it(resnet: Source) -> None:
+def test_a_resnet_stays_as_it_was_while_heads_then_the_student_learn_from_it(
+    resnet: Source,
+) -> None:
     plain = ("optim.warmup_steps=0", "optim.weight_decay=0.0", "optim.weight_decay_end=0.0")
     config = of("distill", *resnet.settings, "pretrained.head_steps=1", *plain)
     engine = make_engine(config)
@@ -312,5 +398,7 @@ def test_a_resnet_stays_as_it_was_while_heads_then_the_student_learn_from_it(res
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     backbone = engine.method.student.backbone.state_dict()
-    still = {name for name in backbone if torch.equal(backbone[name], before[f"student.backbone.{name}"])}
+    still = {
+        name for name in backbone if torch.equal(backbone[name], before[f"student.backbone.{name}"])
+    }
     assert still == set()

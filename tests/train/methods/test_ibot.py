@@ -37,8 +37,11 @@ def seen_by_student(method: MomentumTeacher, views: Views) -> list[Features]:
     ]
 
 
-def algorithm_1(method: MomentumTeacher, views: Views, *, step: int, weight: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's pseudocode, picture by picture and patch by patch: the loss, and both centres after it."""
+def algorithm_1(
+    method: MomentumTeacher, views: Views, *, step: int, weight: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The paper's pseudocode, picture by picture and patch by patch: the loss, and both centres
+    after it."""
     student, teacher = method.student, method.teacher
     class_center, patch_center = method.center.center.clone(), method.patch_center.center.clone()
     ours = seen_by_student(method, views)
@@ -54,7 +57,9 @@ def algorithm_1(method: MomentumTeacher, views: Views, *, step: int, weight: flo
         for s, student_logits in enumerate(students):
             for b in range(BATCH):
                 if t != s:
-                    target = ((teacher_logits[b] - class_center) / method.teacher_temp(step)).softmax(dim=-1)
+                    target = (
+                        (teacher_logits[b] - class_center) / method.teacher_temp(step)
+                    ).softmax(dim=-1)
                     class_terms.append(cross_entropy(target, student_logits[b]))
 
     patch_terms = []  # a picture's own mean, and nothing of one that hides nothing
@@ -64,19 +69,27 @@ def algorithm_1(method: MomentumTeacher, views: Views, *, step: int, weight: flo
             hidden = views.masks[view, b].nonzero().tolist()
             terms = []
             for row, column in hidden:
-                target = ((patch_logits[view][b, row, column] - patch_center) / method.patch_temp(step)).softmax(dim=-1)
+                target = (
+                    (patch_logits[view][b, row, column] - patch_center) / method.patch_temp(step)
+                ).softmax(dim=-1)
                 terms.append(cross_entropy(target, logits[b, row, column]))
             patch_terms.append(torch.stack(terms).mean() if terms else torch.zeros(()))
 
     loss = torch.stack(class_terms).mean() + weight * torch.stack(patch_terms).mean()
     class_mean = torch.cat(class_logits).mean(dim=0)
-    patch_mean = torch.cat([logits.flatten(0, 2) for logits in patch_logits]).mean(dim=0)  # of all patches, hidden or not
+    # of all patches, hidden or not
+    patch_mean = torch.cat([logits.flatten(0, 2) for logits in patch_logits]).mean(dim=0)
     return loss, 0.9 * class_center + 0.1 * class_mean, 0.9 * patch_center + 0.1 * patch_mean
 
 
 @pytest.mark.parametrize("heads", HEADS)
 def test_a_step_is_algorithm_1_in_loss_gradients_and_centers(heads: str) -> None:
-    temps = ["ibot.teacher_temp=0.05", "ibot.teacher_temp_end=0.1", "dino.teacher_temp_steps=10", "ibot.weight=0.7"]
+    temps = [
+        "ibot.teacher_temp=0.05",
+        "ibot.teacher_temp_end=0.1",
+        "dino.teacher_temp_steps=10",
+        "ibot.weight=0.7",
+    ]
     method, views = drawn_method(of("ibot", *HEADS[heads], *temps)), random_views()
     assert method.patch_temp(7) == pytest.approx(0.085)
     loss, center, patch_center = algorithm_1(method, views, step=7, weight=0.7)
@@ -86,7 +99,9 @@ def test_a_step_is_algorithm_1_in_loss_gradients_and_centers(heads: str) -> None
     result, _ = take_step(method, views, step=7)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_same_gradients(gradients(method), expected)
-    assert {name for name, _ in method.named_parameters() if name.startswith("student.")} == expected.keys()
+    assert {
+        name for name, _ in method.named_parameters() if name.startswith("student.")
+    } == expected.keys()
     torch.testing.assert_close(method.center.center, center)
     torch.testing.assert_close(method.patch_center.center, patch_center)
 
@@ -103,11 +118,16 @@ def test_a_shared_head_is_one_and_its_own_is_another() -> None:
 
 def test_the_teacher_sees_what_is_hidden_from_its_student_and_local_crops_are_whole() -> None:
     method = drawn_method(of("ibot"))
-    hidden, whole = random_views(), random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
+    hidden, whole = (
+        random_views(),
+        random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
+    )
     with torch.no_grad():
         assert torch.equal(method.look(hidden).class_logits, method.look(whole).class_logits)
         (targets,), _ = method.aim([method.look(hidden)], step=0)
-        ours, plain = (method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole))
+        ours, plain = (
+            method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)
+        )
     masked = torch.tensor(MASK_NUMBERS).view(2, BATCH) > 0
     for view in range(2):
         for b in range(BATCH):
@@ -116,7 +136,10 @@ def test_the_teacher_sees_what_is_hidden_from_its_student_and_local_crops_are_wh
 
 
 def test_with_nothing_hidden_there_is_no_patch_loss_and_a_step_all_the_same() -> None:
-    method, views = drawn_method(of("ibot")), random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
+    method, views = (
+        drawn_method(of("ibot")),
+        random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
+    )
     result, _ = take_step(method, views, step=0)
     assert result.watched["ibot_loss"].item() == 0.0
     assert result.loss.item() == pytest.approx(result.watched["dino_loss"].item())
@@ -124,20 +147,30 @@ def test_with_nothing_hidden_there_is_no_patch_loss_and_a_step_all_the_same() ->
 
 
 def test_with_everything_hidden_the_student_knows_a_picture_by_nothing() -> None:
-    method, views = drawn_method(of("ibot")), random_views(masks=torch.ones(2, BATCH, 4, 4, dtype=torch.bool))
+    method, views = (
+        drawn_method(of("ibot")),
+        random_views(masks=torch.ones(2, BATCH, 4, 4, dtype=torch.bool)),
+    )
     result, targets = take_step(method, views, step=0)
     assert targets.patch_probs.shape == (2 * BATCH * 16, 16)
     assert result.loss.isfinite()
-    torch.testing.assert_close(result.class_tokens, result.class_tokens[:1].expand(BATCH, -1), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        result.class_tokens, result.class_tokens[:1].expand(BATCH, -1), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_sinkhorn_targets_use_prototypes_alike_over_the_hidden_patches() -> None:
-    method = drawn_method(of("ibot", "dino.centering=sinkhorn", "ibot.teacher_temp=1.0", "ibot.teacher_temp_end=1.0"))
+    method = drawn_method(
+        of("ibot", "dino.centering=sinkhorn", "ibot.teacher_temp=1.0", "ibot.teacher_temp_end=1.0")
+    )
     before = method.patch_center.center.clone()
     _, targets = take_step(method, random_views(), step=0)
     assert targets.patch_probs.shape == (int(some_masks().sum()), 16)
     torch.testing.assert_close(
-        targets.patch_probs.sum(dim=0), torch.full((16,), len(targets.patch_probs) / 16), rtol=0.1, atol=0
+        targets.patch_probs.sum(dim=0),
+        torch.full((16,), len(targets.patch_probs) / 16),
+        rtol=0.1,
+        atol=0,
     )
     assert torch.equal(method.patch_center.center, before)
 
@@ -149,7 +182,11 @@ def test_a_batch_in_parts_has_the_targets_and_centers_of_the_whole() -> None:
     for cut in (slice(0, 2), slice(2, BATCH)):
         masks = views.masks[:, cut]
         parts.append(
-            views._replace(global_crops=views.global_crops[:, cut], masks=masks, masked=masks.flatten().nonzero().flatten())
+            views._replace(
+                global_crops=views.global_crops[:, cut],
+                masks=masks,
+                masked=masks.flatten().nonzero().flatten(),
+            )
         )
     of_parts, _ = parted.aim([parted.look(part) for part in parts], step=0)
     class_probs = torch.cat([part.class_probs for part in of_parts], dim=1)
@@ -170,4 +207,6 @@ def test_the_prototypes_of_both_heads_are_held_still_at_first() -> None:
     for step, frozen in ((2, True), (3, False)):
         take_step(method, random_views(), step=step)
         method.before_optimizer(step=step)
-        assert all((head.prototypes.grad is None) == frozen for head in method.student.heads().values())
+        assert all(
+            (head.prototypes.grad is None) == frozen for head in method.student.heads().values()
+        )

@@ -1,4 +1,5 @@
-"""Promises of the methods with labels: one step of each against a plain loop of its paper's equation, and what holds for all.
+"""Promises of the methods with labels: one step of each against a plain loop of its paper's
+equation, and what holds for all.
 
 Letters: B pictures, V views, E exits (the deepest last), K classes.
 """
@@ -32,7 +33,10 @@ from tests.train.steps import NUM_PICTURES, batches, make_engine
 CLASSES = ("ash", "beech", "elm", "oak")
 K, V = len(CLASSES), 4
 PLACES = ((5, 0), (2, 1), (7, 3), (0, 2), (2, 0), (1, 1))  # picture and view; picture 2 comes twice
-VIT = "arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2"
+VIT = (
+    "arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
+    " depth: 2, num_heads: 2"
+)
 RESNET = "layers: [1, 1, 1, 1], channels: [4, 8, 8, 12]"
 TEMPERATURE, LABEL_WEIGHT, TEACHER_WEIGHT, SMOOTHING = 2.5, 0.7, 1.6, 0.1
 KNOWLEDGE = (
@@ -51,13 +55,17 @@ def lessons(*, unknown: tuple[int, ...] = (), **known: Any) -> Lessons:
 def some_logits(*, views: int = V) -> np.ndarray:
     """(NUM_PICTURES, views, K) float32 of a teacher that is now sure and now not."""
     rng = np.random.default_rng(4)
-    return (rng.normal(size=(NUM_PICTURES, views, K)) * rng.uniform(0.3, 3.0, size=(NUM_PICTURES, 1, 1))).astype(np.float32)
+    return (
+        rng.normal(size=(NUM_PICTURES, views, K)) * rng.uniform(0.3, 3.0, size=(NUM_PICTURES, 1, 1))
+    ).astype(np.float32)
 
 
 def drawn_teacher(config: TrainConfig) -> Classifier:
     """One whose BatchNorm has seen other pictures, left in training mode."""
     with seeded_weights(5):
-        teacher: Classifier = drawn(Classifier(build_backbone(config.classifier), K), seed=5).train()
+        teacher: Classifier = drawn(
+            Classifier(build_backbone(config.classifier), K), seed=5
+        ).train()
         teacher(torch.randn(8, 3, 32, 32) * 2 + 0.5)
     return teacher
 
@@ -76,7 +84,12 @@ def some_views(places: tuple[tuple[int, int], ...] = PLACES, *, seed: int = 0) -
     crops = torch.randn(1, len(places), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     none = torch.zeros(0, len(places), 3, 1, 1)
     return Views(
-        crops, none, torch.zeros(1, 0, 4, 4, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), none, torch.tensor(places)
+        crops,
+        none,
+        torch.zeros(1, 0, 4, 4, dtype=torch.bool),
+        torch.zeros(0, dtype=torch.int64),
+        none,
+        torch.tensor(places),
     )
 
 
@@ -95,8 +108,11 @@ def take_step(method: Taught, views: Views, *, seed: int = 0) -> StepResult:
     return result
 
 
-def assert_is_step(method: Taught, views: Views, loss_of: Callable[[Tensor, Tensor], Tensor]) -> StepResult:
-    """The method's step is that of a loss of logits (E, B, K) and vectors (E, B, D), in value and gradients."""
+def assert_is_step(
+    method: Taught, views: Views, loss_of: Callable[[Tensor, Tensor], Tensor]
+) -> StepResult:
+    """The method's step is that of a loss of logits (E, B, K) and vectors (E, B, D), in value and
+    gradients."""
     method.zero_grad()
     outputs = method.student(views.global_crops[0])
     expected = loss_of(outputs.logits.double(), outputs.vectors.double())
@@ -117,26 +133,34 @@ def entropy(target: Tensor, logits: Tensor) -> Tensor:
 
 
 def one_hot(label: int, *, smoothing: float = 0.0) -> Tensor:
-    return torch.tensor([(1 - smoothing) * (k == label) + smoothing / K for k in range(K)], dtype=torch.float64)
+    return torch.tensor(
+        [(1 - smoothing) * (k == label) + smoothing / K for k in range(K)], dtype=torch.float64
+    )
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """T² KL(teacher || student) of one row of softened logits."""
     p, q = (teacher / TEMPERATURE).softmax(dim=0), (student / TEMPERATURE).softmax(dim=0)
-    return TEMPERATURE**2 * sum((p[k] * (p[k] / q[k]).log() for k in range(K)), start=torch.zeros(()))
+    return TEMPERATURE**2 * sum(
+        (p[k] * (p[k] / q[k]).log() for k in range(K)), start=torch.zeros(())
+    )
 
 
-# -- born-again -----------------------------------------------------------------------------------------------------------
+# -- born-again ------------------------------------------------------------------------------------
 
 
 def born_again(mode: str, *settings: str, known: Lessons) -> Taught:
     knowledge = KNOWLEDGE if mode != "cwtm" else ()  # which says nothing to it
-    return drawn_method(labelled_config("born-again", f"knowledge.mode={mode}", *knowledge, *settings), known)
+    return drawn_method(
+        labelled_config("born-again", f"knowledge.mode={mode}", *knowledge, *settings), known
+    )
 
 
 @pytest.mark.parametrize("asked", ["the teacher", "its logits"])
 @pytest.mark.parametrize("label_weight", [LABEL_WEIGHT, 0.0])
-def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(asked: str, label_weight: float) -> None:
+def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
+    asked: str, label_weight: float
+) -> None:
     views = some_views()
     teacher = drawn_teacher(labelled_config("born-again"))
     logits = copy.deepcopy(teacher).eval()(views.global_crops[0]).logits[-1].detach()
@@ -152,7 +176,8 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(asked: str,
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         terms = [
-            label_weight * entropy(one_hot(known.labels[number], smoothing=SMOOTHING), student[-1, b])
+            label_weight
+            * entropy(one_hot(known.labels[number], smoothing=SMOOTHING), student[-1, b])
             + TEACHER_WEIGHT * divergence(logits[b].double(), student[-1, b])
             for b, (number, _) in enumerate(PLACES)
         ]
@@ -183,7 +208,9 @@ def test_cwtm_is_labels_alone_each_picture_by_its_share_of_the_teachers_confiden
     assert watched["teacher_confidence"].item() == pytest.approx(np.mean(confidence))
 
 
-def engine_step(config: TrainConfig, known: Lessons, *, step: int = 0) -> tuple[Log, dict[str, Tensor]]:
+def engine_step(
+    config: TrainConfig, known: Lessons, *, step: int = 0
+) -> tuple[Log, dict[str, Tensor]]:
     """A step of an engine: its log, and the gradients that it took."""
     engine = make_engine(config, lessons=known)
     (crops,) = batches(config, engine, steps=1)
@@ -196,7 +223,11 @@ def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
 
     def config(*settings: str) -> TrainConfig:
         return labelled_config(
-            "born-again", f"classifier={{{VIT}}}}}", f"knowledge.mode={mode}", "optim.clip_grad=0.0", *settings
+            "born-again",
+            f"classifier={{{VIT}}}}}",
+            f"knowledge.mode={mode}",
+            "optim.clip_grad=0.0",
+            *settings,
         )
 
     log, whole = engine_step(config(), known)
@@ -255,7 +286,10 @@ def test_the_first_generation_learns_labels_alone(mode: str) -> None:
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         return torch.stack(
-            [entropy(one_hot(known.labels[number]), student[-1, b]) for b, (number, _) in enumerate(PLACES)]
+            [
+                entropy(one_hot(known.labels[number]), student[-1, b])
+                for b, (number, _) in enumerate(PLACES)
+            ]
         ).mean()
 
     result = assert_is_step(method, some_views(), loss)
@@ -274,14 +308,18 @@ def test_the_teacher_gets_no_gradient_moves_nothing_and_is_in_evaluation_mode(mo
     for name, tensor in teacher.state_dict().items():
         assert torch.equal(tensor, before[name]), name
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    assert not {id(parameter) for parameter in method.parameters()} & {id(parameter) for parameter in teacher.parameters()}
+    assert not {id(parameter) for parameter in method.parameters()} & {
+        id(parameter) for parameter in teacher.parameters()
+    }
 
 
-# -- self-training --------------------------------------------------------------------------------------------------------
+# -- self-training ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
-def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(smoothing: float) -> None:
+def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
+    smoothing: float,
+) -> None:
     unknown = (2, 7, 9)
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
     known = lessons(unknown=unknown, probs=probs)
@@ -291,17 +329,25 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(smoo
         terms = []
         for b, (number, _) in enumerate(PLACES):
             label = known.labels[number]
-            target = torch.from_numpy(probs[number]) if number in unknown else one_hot(label, smoothing=smoothing)
+            target = (
+                torch.from_numpy(probs[number])
+                if number in unknown
+                else one_hot(label, smoothing=smoothing)
+            )
             terms.append(entropy(target, student[-1, b]))
         return torch.stack(terms).mean()
 
     result = assert_is_step(method, some_views(), loss)
     right = [
         int(row.argmax()) == known.labels[number]
-        for row, (number, _) in zip(method.student(some_views().global_crops[0]).logits[-1], PLACES, strict=True)
+        for row, (number, _) in zip(
+            method.student(some_views().global_crops[0]).logits[-1], PLACES, strict=True
+        )
         if number not in unknown
     ]
-    assert result.watched["batch_accuracy"].item() == pytest.approx(np.mean(right)), "of those that people have labelled"
+    assert result.watched["batch_accuracy"].item() == pytest.approx(np.mean(right)), (
+        "of those that people have labelled"
+    )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
@@ -311,28 +357,38 @@ def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         targets = [one_hot(known.labels[number], smoothing=smoothing) for number, _ in PLACES]
-        return torch.stack([entropy(target, student[-1, b]) for b, target in enumerate(targets)]).mean()
+        return torch.stack(
+            [entropy(target, student[-1, b]) for b, target in enumerate(targets)]
+        ).mean()
 
     assert_is_step(method, some_views(), loss)
 
 
 def test_a_batch_of_pictures_without_labels_has_no_accuracy_and_a_loss() -> None:
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
-    method = drawn_method(labelled_config("self-training"), lessons(unknown=tuple(range(NUM_PICTURES)), probs=probs))
+    method = drawn_method(
+        labelled_config("self-training"), lessons(unknown=tuple(range(NUM_PICTURES)), probs=probs)
+    )
     result = take_step(method, some_views())
     assert result.watched["batch_accuracy"].item() == 0
     assert result.loss.item() > 0
 
 
-# -- internal distillation ------------------------------------------------------------------------------------------------
+# -- internal distillation -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("exits", [(2,), (1, 3)])
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
-def test_internal_distillation_is_equation_5_over_its_exits(exits: tuple[int, ...], smoothing: float) -> None:
+def test_internal_distillation_is_equation_5_over_its_exits(
+    exits: tuple[int, ...], smoothing: float
+) -> None:
     alpha, feature_weight = 0.3, 0.5
     settings = (
-        *(f"classifier.exits={list(exits)}", f"labels.smoothing={smoothing}", f"internal.alpha={alpha}"),
+        *(
+            f"classifier.exits={list(exits)}",
+            f"labels.smoothing={smoothing}",
+            f"internal.alpha={alpha}",
+        ),
         *(f"internal.feature_weight={feature_weight}", f"internal.temperature={TEMPERATURE}"),
     )
     known = lessons()
@@ -347,14 +403,16 @@ def test_internal_distillation_is_equation_5_over_its_exits(exits: tuple[int, ..
             for e in range(len(exits)):
                 terms.append((1 - alpha) * entropy(target, student[e, b]))
                 terms.append(alpha * divergence(student[-1, b].detach(), student[e, b]))
-                terms.append(feature_weight * ((vectors[e, b] - vectors[-1, b].detach()) ** 2).mean())
+                terms.append(
+                    feature_weight * ((vectors[e, b] - vectors[-1, b].detach()) ** 2).mean()
+                )
         return torch.stack(terms).sum() / len(PLACES)
 
     result = assert_is_step(method, some_views(), loss)
     assert result.watched.keys() == {"label_loss", "teacher_loss", "feature_loss", "batch_accuracy"}
 
 
-# -- what holds for all ---------------------------------------------------------------------------------------------------
+# -- what holds for all ----------------------------------------------------------------------------
 
 METHODS_WITH_LABELS = ["born-again", "self-training", "internal"]
 NOISY = {
@@ -364,7 +422,9 @@ NOISY = {
 
 
 @pytest.mark.parametrize("network", NOISY)
-def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_state(network: str) -> None:
+def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_state(
+    network: str,
+) -> None:
     def loss(step: int, *settings: str, caller: int = 0) -> float:
         # The same weights and crops for all: those of seed 0.
         engine = make_engine(labelled_config("born-again", *NOISY[network]), lessons=lessons())
@@ -384,7 +444,9 @@ def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_
 
 def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
     known = lessons()
-    first, second = (engine_step(labelled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1))
+    first, second = (
+        engine_step(labelled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1)
+    )
     assert first == second
 
 
@@ -406,7 +468,9 @@ def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
         ),
     ],
 )
-def test_what_a_method_with_labels_has_no_use_for_is_refused(method: str, setting: str, sentence: str) -> None:
+def test_what_a_method_with_labels_has_no_use_for_is_refused(
+    method: str, setting: str, sentence: str
+) -> None:
     with pytest.raises(InputError, match=sentence.format(method)):
         make_method(labelled_config(method, setting), lessons=lessons())
 
@@ -423,13 +487,20 @@ def test_what_a_method_with_labels_has_no_use_for_is_refused(method: str, settin
     ],
 )
 def test_the_settings_of_another_method_with_labels_are_refused(method: str, setting: str) -> None:
-    with pytest.raises(InputError, match=f"{method} has no use for the setting {setting.split('=')[0]}; leave it out."):
+    with pytest.raises(
+        InputError,
+        match=f"{method} has no use for the setting {setting.split('=')[0]}; leave it out.",
+    ):
         make_method(labelled_config(method, setting), lessons=lessons())
 
 
-@pytest.mark.parametrize("setting", ["labels.smoothing=0.1", "classifier.arch=timm:resnet26", "knowledge.mode=dkpp"])
+@pytest.mark.parametrize(
+    "setting", ["labels.smoothing=0.1", "classifier.arch=timm:resnet26", "knowledge.mode=dkpp"]
+)
 def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) -> None:
-    with pytest.raises(InputError, match=f"dino has no use for the setting {setting.split('=')[0]}"):
+    with pytest.raises(
+        InputError, match=f"dino has no use for the setting {setting.split('=')[0]}"
+    ):
         make_method(small_config(setting))
 
 

@@ -1,4 +1,5 @@
-"""Methods of small sizes with weights that matter, batches for them, and one step without an optimizer."""
+"""Methods of small sizes with weights that matter, batches for them, and one step without an
+optimizer."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from tests.train.small import small_config
 BATCH = 5
 MODEL = ("model.num_registers=2", "model.layer_scale=0.5")
 OWN_HEAD = "ibot.head={num_prototypes: 12, hidden_width: 20, bottleneck_width: 8}"
-MASK_NUMBERS = (0, 1, 16, 5, 9, 0, 16, 2, 1, 7)  # hidden patches of each of the 2 * BATCH global crops, of 16
+# hidden patches of each of the 2 * BATCH global crops, of 16
+MASK_NUMBERS = (0, 1, 16, 5, 9, 0, 16, 2, 1, 7)
 
 
 def of(method: str, *settings: str) -> TrainConfig:
@@ -23,7 +25,8 @@ def of(method: str, *settings: str) -> TrainConfig:
 
 
 def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
-    """A method of which every parameter and centre is drawn at random: student and teacher are apart."""
+    """A method of which every parameter and centre is drawn at random: student and teacher are
+    apart."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         method = make_teacher(config)
@@ -33,7 +36,8 @@ def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
 
 @torch.no_grad()
 def draw(module: nn.Module, *, seed: int = 0) -> None:
-    """Weights as large as keeps numbers near 1, vectors near what they begin as, tokens and centres of their own."""
+    """Weights as large as keeps numbers near 1, vectors near what they begin as, tokens and centres
+    of their own."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -56,7 +60,9 @@ def some_masks() -> Tensor:
     return masks.view(2, BATCH, 4, 4)
 
 
-def random_views(*, seed: int = 0, masks: Tensor | None = None, gram_size: int | None = None) -> Views:
+def random_views(
+    *, seed: int = 0, masks: Tensor | None = None, gram_size: int | None = None
+) -> Views:
     """Two global crops of 32 pixels and two local ones of 16."""
     generator = torch.Generator().manual_seed(seed)
     masks = some_masks() if masks is None else masks
@@ -65,7 +71,11 @@ def random_views(*, seed: int = 0, masks: Tensor | None = None, gram_size: int |
         torch.randn(2, BATCH, 3, 16, 16, generator=generator),
         masks,
         masks.flatten().nonzero().flatten(),
-        torch.randn(2, BATCH, 3, gram_size, gram_size, generator=generator) if gram_size else torch.zeros(0, 1, 3, 1, 1),
+        (
+            torch.randn(2, BATCH, 3, gram_size, gram_size, generator=generator)
+            if gram_size
+            else torch.zeros(0, 1, 3, 1, 1)
+        ),
         torch.stack([torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)], dim=1),
     )
 
@@ -87,7 +97,11 @@ def take_step(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Step
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Of every parameter that has one, copies."""
-    return {name: parameter.grad.clone() for name, parameter in module.named_parameters() if parameter.grad is not None}
+    return {
+        name: parameter.grad.clone()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -97,7 +111,9 @@ def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) 
     for name, gradient in ours.items():
         if name.endswith("qkv.bias"):
             rows = len(gradient) // 3
-            gradient, reference = (torch.cat([g[:rows], g[2 * rows :]]) for g in (gradient, expected[name]))
+            gradient, reference = (
+                torch.cat([g[:rows], g[2 * rows :]]) for g in (gradient, expected[name])
+            )
         else:
             reference = expected[name]
         scale = float(reference.norm())
@@ -105,6 +121,8 @@ def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) 
         torch.testing.assert_close(gradient, reference, rtol=1e-3, atol=1e-4 * scale, msg=name)
 
 
-def cross_entropy(teacher_probs: Tensor, student_logits: Tensor, *, student_temp: float = 0.1) -> Tensor:
+def cross_entropy(
+    teacher_probs: Tensor, student_logits: Tensor, *, student_temp: float = 0.1
+) -> Tensor:
     """H(t, s) of one row each."""
     return -(teacher_probs * torch.log_softmax(student_logits / student_temp, dim=-1)).sum()

@@ -1,4 +1,5 @@
-"""Small networks of timm's and torchvision's with weights that matter, for tests of what is built on them."""
+"""Small networks of timm's and torchvision's with weights that matter, for tests of what is built
+on them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ SMALL_RESNET: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64,
 SMALL_VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 3}
 
 
-def config(arch: str, *, exits: tuple[int, ...] = (), small_stem: bool = False, **options: Any) -> ClassifierConfig:
+def config(
+    arch: str, *, exits: tuple[int, ...] = (), small_stem: bool = False, **options: Any
+) -> ClassifierConfig:
     return ClassifierConfig(arch=arch, exits=exits, small_stem=small_stem, options=options)
 
 
@@ -32,16 +35,25 @@ def add_tiny_vit() -> None:
     """torchvision's ViT in a size that tests can have: its own names take no other."""
     models = import_quietly("torchvision.models")
 
-    def featkit_tiny_vit(*, weights: None = None, progress: bool = True, image_size: int = 32, **options: Any) -> nn.Module:
+    def featkit_tiny_vit(
+        *, weights: None = None, progress: bool = True, image_size: int = 32, **options: Any
+    ) -> nn.Module:
         assert weights is None
         assert progress
         model: nn.Module = models.VisionTransformer(
-            image_size=image_size, patch_size=8, num_layers=3, num_heads=2, hidden_dim=24, mlp_dim=48, **options
+            image_size=image_size,
+            patch_size=8,
+            num_layers=3,
+            num_heads=2,
+            hidden_dim=24,
+            mlp_dim=48,
+            **options,
         )
         return model
 
     if "featkit_tiny_vit" not in models.list_models():
-        featkit_tiny_vit.__module__ = "torchvision.models.featkit_tiny_vit"  # list_models goes by it
+        # list_models goes by it
+        featkit_tiny_vit.__module__ = "torchvision.models.featkit_tiny_vit"
         import_quietly("torchvision.models._api").register_model()(featkit_tiny_vit)
 
 
@@ -51,14 +63,18 @@ def drawn(module: nn.Module, *, seed: int = 0) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, nn.Conv2d):  # of what a ReLU lets through; draw_weights gives half of it
+            # of what a ReLU lets through; draw_weights gives half of it
+            if isinstance(part, nn.Conv2d):
                 part.weight.mul_(2**0.5)
-            elif isinstance(part, nn.BatchNorm2d):  # those of a Sequential have names that draw_weights cannot know
+            # those of a Sequential have names that draw_weights cannot know
+            elif isinstance(part, nn.BatchNorm2d):
                 part.weight.copy_(1 + 0.2 * torch.randn(part.weight.shape, generator=generator))
                 part.bias.copy_(0.2 * torch.randn(part.bias.shape, generator=generator))
     return module.eval()
 
 
-def pictures(count: int = 2, *, height: int = SIDE, width: int = SIDE, seed: int = 0) -> torch.Tensor:
+def pictures(
+    count: int = 2, *, height: int = SIDE, width: int = SIDE, seed: int = 0
+) -> torch.Tensor:
     """(count, 3, height, width) normalised pixels."""
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))

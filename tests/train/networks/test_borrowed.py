@@ -1,4 +1,5 @@
-"""Networks of torchvision's and timm's behind featkit's interface: their own numbers, in the places they belong to."""
+"""Networks of torchvision's and timm's behind featkit's interface: their own numbers, in the places
+they belong to."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ TIMM: dict[str, dict[str, Any]] = {
     "test_efficientnet": {},
     "test_byobnet": {},
     "mobilenetv3_small_050": {},  # a classifier's layer that is wider than the map
-    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},  # height and width ahead of the channels
+    # height and width ahead of the channels
+    "swin_tiny_patch4_window7_224": {"depths": (1, 1, 1, 1), "embed_dim": 24},
     "vit_small_patch14_reg4_dinov2": {"depth": 1},  # registers
     "vit_small_plus_patch16_dinov3": {"depth": 1},
 }
@@ -65,21 +67,30 @@ def test_a_timm_model_gives_timms_vector_and_every_place_of_its_map(arch: str) -
     model = timm_model(arch)
     side = 224 if arch.startswith("swin") else 4 * model.patch
     images = torch.randn(
-        2, 3, side, side if arch.startswith("swin") else 6 * model.patch, generator=torch.Generator().manual_seed(0)
+        2,
+        3,
+        side,
+        side if arch.startswith("swin") else 6 * model.patch,
+        generator=torch.Generator().manual_seed(0),
     )
     class_token, places = model(images)
     assert class_token.shape == (2, model.width)
     assert places.shape[:3] == (2, images.shape[2] // model.patch, images.shape[3] // model.patch)
     pooled = model.body.forward_head(model.body.forward_features(images), pre_logits=True)
     torch.testing.assert_close(class_token, pooled)
-    if arch.startswith(("test_efficientnet", "mobilenet")):  # their last layer is behind what timm calls the last map
+    # their last layer is behind what timm calls the last map
+    if arch.startswith(("test_efficientnet", "mobilenet")):
         maps = model.body.forward_features(images)
     else:
-        maps = model.body.forward_intermediates(images, indices=1, norm=True, intermediates_only=True, output_fmt="NCHW")[0]
+        maps = model.body.forward_intermediates(
+            images, indices=1, norm=True, intermediates_only=True, output_fmt="NCHW"
+        )[0]
     if arch in ("test_convnext", "test_resnet", "test_byobnet"):
         maps = model.body.forward_features(images)
     scale = maps.std().item()
-    torch.testing.assert_close(places / scale, maps.permute(0, 2, 3, 1) / scale, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(
+        places / scale, maps.permute(0, 2, 3, 1) / scale, rtol=1e-4, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224"])
@@ -95,14 +106,21 @@ def test_a_place_of_the_map_looks_at_its_own_part_of_the_picture(arch: str) -> N
 
 
 def torchvision_model(arch: str, side: int) -> tuple[TorchvisionModel, Any]:
-    """Ours and the plain one of torchvision's, with equal drawn weights; the latter with its classifier."""
+    """Ours and the plain one of torchvision's, with equal drawn weights; the latter with its
+    classifier."""
     add_tiny_vit()
     options: dict[str, Any] = {"image_size": side} if "vit" in arch else {}
-    with torch.device("meta"):  # weights of its own are never looked at, and take longer than the test
-        model, plain = TorchvisionModel(arch, **options), borrow("torchvision.models").get_model(arch, weights=None, **options)
+    # weights of its own are never looked at, and take longer than the test
+    with torch.device("meta"):
+        model, plain = (
+            TorchvisionModel(arch, **options),
+            borrow("torchvision.models").get_model(arch, weights=None, **options),
+        )
     state = published.drawn(plain.state_dict(), seed=0)
     plain.load_state_dict(state, assign=True)
-    model.load_state_dict({key: state[key.removeprefix("body.")].clone() for key in model.state_dict()}, assign=True)
+    model.load_state_dict(
+        {key: state[key.removeprefix("body.")].clone() for key in model.state_dict()}, assign=True
+    )
     return model.eval(), plain.eval()
 
 
@@ -150,7 +168,9 @@ def test_torchvisions_gradients_and_running_figures_are_its_own_in_training() ->
     assert theirs.keys() == dict(model.named_parameters()).keys()
     for key, weight in model.named_parameters():
         assert weight.grad is not None
-        torch.testing.assert_close(weight.grad, theirs[key].grad, rtol=1e-3, atol=1e-3 * float(weight.grad.abs().max()))
+        torch.testing.assert_close(
+            weight.grad, theirs[key].grad, rtol=1e-3, atol=1e-3 * float(weight.grad.abs().max())
+        )
     for key, buffer in plain.named_buffers():
         torch.testing.assert_close(model.get_buffer(f"body.{key}"), buffer)
     torch.testing.assert_close(model.eval()(images).class_token, plain.eval()(images))
@@ -164,8 +184,13 @@ def test_torchvisions_dropout_is_drawn_in_training_alone() -> None:
     assert not torch.equal(model(images).class_token, model(images).class_token)
 
 
-@pytest.mark.parametrize(("arch", "near"), [("resnet81", "resnet18"), ("vit_b16", "vit_b_16"), ("fcn_resnet50", "resnet50")])
-def test_a_classifier_that_torchvision_does_not_know_is_told_its_nearest(arch: str, near: str) -> None:
+@pytest.mark.parametrize(
+    ("arch", "near"),
+    [("resnet81", "resnet18"), ("vit_b16", "vit_b_16"), ("fcn_resnet50", "resnet50")],
+)
+def test_a_classifier_that_torchvision_does_not_know_is_told_its_nearest(
+    arch: str, near: str
+) -> None:
     with refused(arch, near):
         TorchvisionModel(arch)
 
@@ -196,7 +221,9 @@ def test_they_have_one_layer_and_no_attention(make: Any) -> None:
 
 def test_the_resnet_has_torchvisions_stride_and_width() -> None:
     resnet = ResNet("resnet18").eval()
-    class_token, places = resnet(torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)))
+    class_token, places = resnet(
+        torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    )
     assert (resnet.width, resnet.patch) == (512, 32)
     assert (class_token.shape, places.shape) == ((2, 512), (2, 2, 3, 512))
     torch.testing.assert_close(class_token, places.mean(dim=(1, 2)))
@@ -223,13 +250,23 @@ def test_a_package_that_is_missing_is_named_with_the_command() -> None:
         borrow("no_such_package")
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operator torchvision::nms does not exist"), OSError("libcudart.so.13: no")])
-def test_a_torchvision_that_does_not_fit_torch_is_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operator torchvision::nms does not exist"), OSError("libcudart.so.13: no")],
+)
+def test_a_torchvision_that_does_not_fit_torch_is_told(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def import_module(_name: str) -> None:
         raise error
 
     monkeypatch.setattr(importlib, "import_module", import_module)
-    words = ("torchvision", str(error), torch.__version__, "pip install --upgrade torch torchvision")
+    words = (
+        "torchvision",
+        str(error),
+        torch.__version__,
+        "pip install --upgrade torch torchvision",
+    )
     with refused(*words, error=EnvironmentProblem):
         borrow("torchvision.models")
 
@@ -239,5 +276,10 @@ def test_timm_and_torchvision_are_imported_when_they_are_needed_alone() -> None:
         "import sys, featkit_train.published.pretrained; "
         "print(sorted({'timm', 'torchvision', 'huggingface_hub'} & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", look], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
     assert import_quietly("timm").__name__ == "timm"

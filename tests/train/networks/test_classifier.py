@@ -1,4 +1,5 @@
-"""Promises of a classifier of timm's or torchvision's: the library's own network, and a head for each of its exits."""
+"""Promises of a classifier of timm's or torchvision's: the library's own network, and a head for
+each of its exits."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ from featkit_train.networks.classifier import Classifier, ClassifierConfig, buil
 from featkit_train.networks.exits import ExitedBackbone
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
-from tests.train.networks.networks import CONFIGS, SMALL_RESNET, add_tiny_vit, config, drawn, pictures
+from tests.train.networks.networks import (
+    CONFIGS,
+    SMALL_RESNET,
+    add_tiny_vit,
+    config,
+    drawn,
+    pictures,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +36,9 @@ def test_each_head_reads_its_exits_vector(name: str, exits: tuple[int, ...]) -> 
     backbone = build_backbone(dataclasses.replace(CONFIGS[name], exits=exits))
     classifier, images = drawn(Classifier(backbone, 5)), pictures()
     logits, vectors, patch_tokens = classifier(images)
-    features = backbone.all_exits(images) if isinstance(backbone, ExitedBackbone) else (backbone(images),)
+    features = (
+        backbone.all_exits(images) if isinstance(backbone, ExitedBackbone) else (backbone(images),)
+    )
     assert logits.shape == (len(exits) + 1, 2, 5)
     torch.testing.assert_close(vectors, torch.stack([each.class_token for each in features]))
     torch.testing.assert_close(patch_tokens, features[-1].patch_tokens)
@@ -42,7 +52,11 @@ def test_every_weight_learns_from_the_logits(name: str) -> None:
     backbone = build_backbone(dataclasses.replace(CONFIGS[name], exits=(1, 2)))
     classifier = drawn(Classifier(backbone, 5)).train()
     classifier(pictures(4)).logits.square().sum().backward()
-    still = [key for key, weight in classifier.named_parameters() if weight.grad is None or not weight.grad.any()]
+    still = [
+        key
+        for key, weight in classifier.named_parameters()
+        if weight.grad is None or not weight.grad.any()
+    ]
     assert still == []
 
 
@@ -66,8 +80,16 @@ def test_a_small_stem_is_the_one_of_the_cifar_resnets(library: str) -> None:
     assert small(pictures(height=32, width=48)).patch_tokens.shape[:3] == (2, 4, 6)
     assert large(pictures(height=32, width=64)).patch_tokens.shape[:3] == (2, 1, 2)
     # All else is as it was.
-    kept = {key: tensor.shape for key, tensor in large.state_dict().items() if key != "body.conv1.weight"}
-    assert {key: tensor.shape for key, tensor in small.state_dict().items() if key != "body.conv1.weight"} == kept
+    kept = {
+        key: tensor.shape
+        for key, tensor in large.state_dict().items()
+        if key != "body.conv1.weight"
+    }
+    assert {
+        key: tensor.shape
+        for key, tensor in small.state_dict().items()
+        if key != "body.conv1.weight"
+    } == kept
 
 
 @pytest.mark.parametrize(
@@ -106,7 +128,9 @@ def test_stochastic_depth_is_drawn_in_training_alone() -> None:
 
 @pytest.mark.parametrize("options", [{"colour": 1}, {"layers": "many"}, {"num_classes": 3}])
 @pytest.mark.parametrize("exits", [(), (1,)])
-def test_options_that_a_network_does_not_take_are_refused(options: dict[str, Any], exits: tuple[int, ...]) -> None:
+def test_options_that_a_network_does_not_take_are_refused(
+    options: dict[str, Any], exits: tuple[int, ...]
+) -> None:
     with refused("timm:resnet18 cannot be built with the options", options):
         build_backbone(config("timm:resnet18", exits=exits, **options))
 
@@ -120,7 +144,10 @@ def test_a_library_that_is_not_there_is_refused(arch: str) -> None:
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        ("timm:test_resnet", lambda: import_quietly("timm").create_model("test_resnet", num_classes=0)),
+        (
+            "timm:test_resnet",
+            lambda: import_quietly("timm").create_model("test_resnet", num_classes=0),
+        ),
         ("torchvision:resnet18", lambda: import_quietly("torchvision.models").resnet18()),
     ],
 )

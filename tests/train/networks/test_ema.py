@@ -35,16 +35,22 @@ def test_every_number_is_a_hand_loops_and_integers_are_copied(momentum: float) -
     for _ in range(3):
         update_ema(teacher, student, momentum=momentum)
         for ours, theirs in zip(
-            (*expected.parameters(), *expected.buffers()), (*student.parameters(), *student.buffers()), strict=True
+            (*expected.parameters(), *expected.buffers()),
+            (*student.parameters(), *student.buffers()),
+            strict=True,
         ):
             if ours.is_floating_point():
                 ours.data = momentum * ours.data + (1 - momentum) * theirs.data
     for (name, ours), reference in zip(
-        (*teacher.named_parameters(), *teacher.named_buffers()), (*expected.parameters(), *expected.buffers()), strict=True
+        (*teacher.named_parameters(), *teacher.named_buffers()),
+        (*expected.parameters(), *expected.buffers()),
+        strict=True,
     ):
         if name != "count":
             tolerance = 2e-2 if ours.dtype == torch.bfloat16 else 1e-6
-            torch.testing.assert_close(ours.data, reference.data, rtol=tolerance, atol=tolerance, msg=name)
+            torch.testing.assert_close(
+                ours.data, reference.data, rtol=tolerance, atol=tolerance, msg=name
+            )
     assert teacher.count == 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
@@ -53,7 +59,10 @@ def test_a_teacher_equal_to_its_student_stays_so_bit_for_bit() -> None:
     teacher, student = Counting(0, 3), Counting(0, 3)
     for momentum in (0.9, 0.996, 1 / 3):
         update_ema(teacher, student, momentum=momentum)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True))
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True)
+    )
 
 
 def test_it_asks_for_no_gradient_and_keeps_the_teachers_own_memory() -> None:

@@ -1,4 +1,5 @@
-"""Promises of exits: each gives what the network has seen by then, all from one pass, and can be cut out whole."""
+"""Promises of exits: each gives what the network has seen by then, all from one pass, and can be
+cut out whole."""
 
 from __future__ import annotations
 
@@ -14,7 +15,14 @@ from featkit_train.networks.exits import ExitedBackbone, ShrinkingExit, TokenExi
 from featkit_train.networks.trunks import Stage
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision
-from tests.train.networks.networks import CONFIGS, SMALL_RESNET, add_tiny_vit, config, drawn, pictures
+from tests.train.networks.networks import (
+    CONFIGS,
+    SMALL_RESNET,
+    add_tiny_vit,
+    config,
+    drawn,
+    pictures,
+)
 
 EXITS = {name: dataclasses.replace(plain, exits=(1, 2)) for name, plain in CONFIGS.items()}
 TIMM: dict[
@@ -25,7 +33,8 @@ TIMM: dict[
     "regnetx_002": ({}, 64),  # a stem among its maps
     "mobilenetv3_small_050": ({}, 64),  # a vector that is wider than the last map
     "test_vit2": ({"depth": 3}, 32),  # no class token is pooled
-    "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 1, 1), "embed_dim": 24}, 224),  # height and width ahead of the channels
+    # height and width ahead of the channels
+    "swin_tiny_patch4_window7_224": ({"depths": (1, 1, 1, 1), "embed_dim": 24}, 224),
     "vit_small_plus_patch16_dinov3": ({"depth": 3}, 32),  # registers
 }
 
@@ -50,9 +59,16 @@ def stages_of(backbone: ExitedBackbone, images: Tensor) -> list[Tensor]:
     elif hasattr(body, "encoder"):
         parts = list(body.encoder.layers)
     else:
-        parts = list(body.stages) if hasattr(body, "stages") else [body.layer1, body.layer2, body.layer3, body.layer4]
+        parts = (
+            list(body.stages)
+            if hasattr(body, "stages")
+            else [body.layer1, body.layer2, body.layer3, body.layer4]
+        )
     seen: list[Tensor] = []
-    hooks = [part.register_forward_hook(lambda _module, _inputs, output: seen.append(output)) for part in parts]
+    hooks = [
+        part.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        for part in parts
+    ]
     backbone(images)
     for hook in hooks:
         hook.remove()
@@ -74,7 +90,9 @@ def test_an_exit_is_made_of_its_own_stage(name: str) -> None:
             torch.testing.assert_close(found.class_token, normed[:, 0] + exit_.mlp(normed[:, 0]))
             torch.testing.assert_close(found.patch_tokens.flatten(1, 2), normed[:, 1:])
         else:
-            torch.testing.assert_close(found.class_token, exit_.shrink(stages[number - 1]).mean(dim=(2, 3)))
+            torch.testing.assert_close(
+                found.class_token, exit_.shrink(stages[number - 1]).mean(dim=(2, 3))
+            )
             torch.testing.assert_close(found.patch_tokens, stages[number - 1].permute(0, 2, 3, 1))
 
 
@@ -82,13 +100,20 @@ def test_an_exit_is_made_of_its_own_stage(name: str) -> None:
 def test_the_deepest_exit_is_the_network_without_exits(name: str) -> None:
     backbone, plain = exited(name), build_backbone(CONFIGS[name]).eval()
     assert (plain.width, plain.patch) == (backbone.width, backbone.patch)
-    names = {"trunk.stem.0": "body.conv1", "trunk.stem.1": "body.bn1", "trunk.stages.": "body.layer", "trunk.": ""}
+    names = {
+        "trunk.stem.0": "body.conv1",
+        "trunk.stem.1": "body.bn1",
+        "trunk.stages.": "body.layer",
+        "trunk.": "",
+    }
     state = {}
     for key, tensor in backbone.state_dict().items():
         for old, new in names.items():
             if key.startswith(old):
                 rest = key.removeprefix(old)
-                state[new + (f"{int(rest[0]) + 1}{rest[1:]}" if new == "body.layer" else rest)] = tensor
+                state[new + (f"{int(rest[0]) + 1}{rest[1:]}" if new == "body.layer" else rest)] = (
+                    tensor
+                )
                 break
     plain.load_state_dict(state)
     images = pictures()
@@ -100,7 +125,9 @@ def test_the_deepest_exit_is_the_network_without_exits(name: str) -> None:
 def test_layers_are_exits_in_the_order_asked_for_and_no_others_run(name: str) -> None:
     backbone, images = exited(name), pictures()
     every = backbone.all_exits(images)
-    backbone.exits[0].register_forward_hook(lambda *_: pytest.fail("an exit ran that nobody asked for"))
+    backbone.exits[0].register_forward_hook(
+        lambda *_: pytest.fail("an exit ran that nobody asked for")
+    )
     found = backbone.activations(images, layers=(3, 2))
     torch.testing.assert_close(found.features, (every[2], every[1]))
     assert found.attention is None
@@ -123,22 +150,39 @@ def test_every_stage_runs_once_for_all_exits(name: str) -> None:
             module.register_forward_hook(count(key))
     backbone.all_exits(images)
     twice = {key for key, number in runs.items() if number > 1}
-    assert twice == ({"exits.0.norm", "exits.1.norm"} if "ViT" in name else set())  # of the class token, and of the places
+    # of the class token, and of the places
+    assert twice == ({"exits.0.norm", "exits.1.norm"} if "ViT" in name else set())
 
 
 @pytest.mark.parametrize("name", EXITS)
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_a_cut_network_gives_the_exits_very_features_and_holds_what_they_need_alone(name: str, number: int) -> None:
+def test_a_cut_network_gives_the_exits_very_features_and_holds_what_they_need_alone(
+    name: str, number: int
+) -> None:
     backbone, images = exited(name), pictures()
     cut = backbone.cut(number)
-    assert (cut.depth, cut.width, cut.patch, cut.has_attention) == (1, backbone.width, backbone.patch, False)
+    assert (cut.depth, cut.width, cut.patch, cut.has_attention) == (
+        1,
+        backbone.width,
+        backbone.patch,
+        False,
+    )
     with torch.no_grad():
-        torch.testing.assert_close(cut(images), backbone.all_exits(images)[number - 1], rtol=0, atol=0)
+        torch.testing.assert_close(
+            cut(images), backbone.all_exits(images)[number - 1], rtol=0, atol=0
+        )
     loss = cut(images).class_token.square().sum()
     loss.backward()
     backbone.all_exits(images)[number - 1].class_token.square().sum().backward()
-    needed = {key: parameter.grad for key, parameter in backbone.named_parameters() if parameter.grad is not None}
-    held = {key.replace("exit.", f"exits.{number - 1}."): parameter for key, parameter in cut.named_parameters()}
+    needed = {
+        key: parameter.grad
+        for key, parameter in backbone.named_parameters()
+        if parameter.grad is not None
+    }
+    held = {
+        key.replace("exit.", f"exits.{number - 1}."): parameter
+        for key, parameter in cut.named_parameters()
+    }
     assert held.keys() == needed.keys()
     for key, parameter in held.items():
         torch.testing.assert_close(parameter.grad, needed[key], rtol=1e-4, atol=1e-4, msg=key)
@@ -154,7 +198,9 @@ def test_other_families_of_timms_are_cut_exactly_too(arch: str) -> None:
     backbone, images = drawn(build_backbone(built)), pictures(1, height=side, width=side)
     assert isinstance(backbone, ExitedBackbone)
     whole = build_backbone(dataclasses.replace(built, exits=()))
-    whole.load_state_dict({key.removeprefix("trunk."): t for key, t in backbone.state_dict().items() if key[0] == "t"})
+    whole.load_state_dict(
+        {key.removeprefix("trunk."): t for key, t in backbone.state_dict().items() if key[0] == "t"}
+    )
     with torch.no_grad():
         features = backbone.all_exits(images)
         torch.testing.assert_close(whole.eval()(images), features[-1])
@@ -162,9 +208,15 @@ def test_other_families_of_timms_are_cut_exactly_too(arch: str) -> None:
             cut = backbone.cut(number)
             torch.testing.assert_close(cut(images), features[number - 1], rtol=0, atol=0)
             assert features[number - 1].class_token.shape == (1, backbone.width)
-    assert sum(p.numel() for p in backbone.cut(1).parameters()) < sum(p.numel() for p in backbone.cut(2).parameters())
+    assert sum(p.numel() for p in backbone.cut(1).parameters()) < sum(
+        p.numel() for p in backbone.cut(2).parameters()
+    )
     cut(images).class_token.sum().backward()
-    assert [key for key, parameter in cut.named_parameters() if parameter.grad is None and parameter.numel()] == []
+    assert [
+        key
+        for key, parameter in cut.named_parameters()
+        if parameter.grad is None and parameter.numel()
+    ] == []
 
 
 def test_a_bottleneck_brings_a_map_to_the_deepests_width_and_size() -> None:
@@ -175,17 +227,41 @@ def test_a_bottleneck_brings_a_map_to_the_deepests_width_and_size() -> None:
         shapes.append(tuple(exit_.shrink(stage.places).shape))
         assert exit_(stage).class_token.shape == (2, 20)
     assert shapes == [(2, 20, 1, 1), (2, 20, 1, 1), (2, 20, 2, 2), (2, 20, 2, 2)]
-    assert [layer.stride[0] for layer in exit_.modules() if isinstance(layer, nn.Conv2d)] == [1, 2, 1, 1, 2, 1, 1, 1, 1]
-    assert [layer.out_channels for layer in exit_.modules() if isinstance(layer, nn.Conv2d)] == [2, 2, 8, 3, 3, 12, 5, 5, 20]
+    assert [layer.stride[0] for layer in exit_.modules() if isinstance(layer, nn.Conv2d)] == [
+        1,
+        2,
+        1,
+        1,
+        2,
+        1,
+        1,
+        1,
+        1,
+    ]
+    assert [layer.out_channels for layer in exit_.modules() if isinstance(layer, nn.Conv2d)] == [
+        2,
+        2,
+        8,
+        3,
+        3,
+        12,
+        5,
+        5,
+        20,
+    ]
 
 
 def test_an_exit_of_tokens_equals_its_formula_in_value_and_gradient() -> None:
     exit_ = drawn(TokenExit(6)).double()
-    places = torch.randn(2, 6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    places = torch.randn(
+        2, 6, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     found = exit_(Stage(places))
     expected = []
     for picture in places:  # without a class token the mean of the normed places
-        normed = torch.stack([exit_.norm(picture[:, row, column]) for row in range(3) for column in range(4)])
+        normed = torch.stack(
+            [exit_.norm(picture[:, row, column]) for row in range(3) for column in range(4)]
+        )
         mean = normed.mean(dim=0)
         hidden = torch.nn.functional.gelu(exit_.mlp[0].weight @ mean + exit_.mlp[0].bias)
         expected.append(mean + exit_.mlp[2].weight @ hidden + exit_.mlp[2].bias)

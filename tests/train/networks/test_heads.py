@@ -1,4 +1,5 @@
-"""Promises of the projection head: equal to lightly's, what of a prototype counts, and what holds at any size and scale."""
+"""Promises of the projection head: equal to lightly's, what of a prototype counts, and what holds
+at any size and scale."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ def drawn_head(config: HeadConfig = CONFIG, *, width: int = 13, seed: int = 0) -
     head = ProjectionHead(width, config)
     with torch.no_grad():
         for parameter in head.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+            )
     return head
 
 
@@ -35,16 +38,27 @@ def features(width: int = 13, *, batch: int = 5) -> Tensor:
 
 
 def lightly_head(ours: ProjectionHead) -> Any:
-    """lightly's head with our weights; prototypes are its weight_v, and gains its weight_g, fixed to 1 where we have none."""
+    """lightly's head with our weights; prototypes are its weight_v, and gains its weight_g, fixed
+    to 1 where we have none."""
     heads = import_quietly("lightly.models.modules.heads")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it uses the older weight_norm
         head = heads.DINOProjectionHead(
-            13, CONFIG.hidden_width, CONFIG.bottleneck_width, CONFIG.num_prototypes, norm_last_layer=ours.gains is None
+            13,
+            CONFIG.hidden_width,
+            CONFIG.bottleneck_width,
+            CONFIG.num_prototypes,
+            norm_last_layer=ours.gains is None,
         )
-    state = {name.replace("mlp.", "layers."): tensor for name, tensor in ours.state_dict().items() if name.startswith("mlp.")}
+    state = {
+        name.replace("mlp.", "layers."): tensor
+        for name, tensor in ours.state_dict().items()
+        if name.startswith("mlp.")
+    }
     state["last_layer.weight_v"] = ours.prototypes.detach()
-    state["last_layer.weight_g"] = torch.ones(CONFIG.num_prototypes, 1) if ours.gains is None else ours.gains.detach()
+    state["last_layer.weight_g"] = (
+        torch.ones(CONFIG.num_prototypes, 1) if ours.gains is None else ours.gains.detach()
+    )
     head.load_state_dict(state)
     return head
 
@@ -64,7 +78,9 @@ def test_the_head_equals_lightlys_in_values_and_gradients(prototypes: Any) -> No
         last = {"prototypes": "last_layer.weight_v", "gains": "last_layer.weight_g"}
         their_name = last.get(name, name.replace("mlp.", "layers."))
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, theirs.get_parameter(their_name).grad, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            parameter.grad, theirs.get_parameter(their_name).grad, rtol=1e-4, atol=1e-6
+        )
         assert parameter.grad.abs().max() > 1e-3, name
 
 
@@ -79,7 +95,10 @@ def test_any_number_of_layers_equals_a_plain_loop(num_layers: int) -> None:
         hidden = hidden @ linear.weight.T + linear.bias
         if number < num_layers - 1:
             hidden = F.gelu(hidden)
-    expected = torch.stack([F.cosine_similarity(hidden, prototype[None], dim=1) for prototype in head.prototypes], dim=1)
+    expected = torch.stack(
+        [F.cosine_similarity(hidden, prototype[None], dim=1) for prototype in head.prototypes],
+        dim=1,
+    )
     torch.testing.assert_close(head(rows), expected)
 
 
@@ -156,7 +175,8 @@ def test_gains_begin_at_one_and_are_the_length_that_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prototypes", "names"), [("unit", {"prototypes"}), ("gain", {"prototypes", "gains"}), ("free", {"prototypes"})]
+    ("prototypes", "names"),
+    [("unit", {"prototypes"}), ("gain", {"prototypes", "gains"}), ("free", {"prototypes"})],
 )
 def test_the_last_layer_is_what_a_prototype_is_made_of(prototypes: Any, names: set[str]) -> None:
     head = ProjectionHead(13, dataclasses.replace(CONFIG, prototypes=prototypes))
@@ -164,11 +184,12 @@ def test_the_last_layer_is_what_a_prototype_is_made_of(prototypes: Any, names: s
     assert {ours[parameter] for parameter in head.last_layer()} == names
 
 
-# -- at any size and scale, in float64: what rounds is no matter here ------------------------------------------------------
+# -- at any size and scale, in float64: what rounds is no matter here ------------------------------
 
 KINDS: st.SearchStrategy[Any] = st.sampled_from(["unit", "gain", "free"])
 WIDTHS, SEEDS = st.integers(1, 24), st.integers(0, 10_000)
-EXPONENTS = st.integers(-4, 4)  # of 10, the scale of features: those of a backbone's last norm are near 1
+# of 10, the scale of features: those of a backbone's last norm are near 1
+EXPONENTS = st.integers(-4, 4)
 
 
 @st.composite
@@ -214,8 +235,12 @@ def test_logits_are_cosines_times_what_of_a_prototypes_length_counts(
     }[config.prototypes]
     assert logits.shape == (batch, config.num_prototypes)
     assert (logits.abs() <= lengths.abs() * (1 + 1e-12)).all()
-    norms = torch.linalg.vector_norm(bottleneck, dim=1)[:, None] * torch.linalg.vector_norm(head.prototypes, dim=1)
-    torch.testing.assert_close(logits, bottleneck @ head.prototypes.T / norms * lengths, rtol=0, atol=1e-9)
+    norms = torch.linalg.vector_norm(bottleneck, dim=1)[:, None] * torch.linalg.vector_norm(
+        head.prototypes, dim=1
+    )
+    torch.testing.assert_close(
+        logits, bottleneck @ head.prototypes.T / norms * lengths, rtol=0, atol=1e-9
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -229,7 +254,9 @@ def test_the_bottleneck_has_length_one_when_it_meets_the_prototypes(
         head.prototypes.copy_(torch.eye(config.bottleneck_width))
         if head.gains is not None:
             head.gains.fill_(1.0)
-    lengths = torch.linalg.vector_norm(head(scaled_features(width, batch=batch, exponent=exponent, seed=seed)), dim=1)
+    lengths = torch.linalg.vector_norm(
+        head(scaled_features(width, batch=batch, exponent=exponent, seed=seed)), dim=1
+    )
     torch.testing.assert_close(lengths, torch.ones_like(lengths), rtol=0, atol=1e-12)
 
 
@@ -250,7 +277,8 @@ def test_without_layers_between_and_biases_the_length_of_features_does_not_count
 def test_prototypes_keep_the_length_that_counts_however_far_a_step_moves_them(
     config: HeadConfig, exponent: int, seed: int
 ) -> None:
-    kind: Any = "unit" if config.prototypes == "free" else config.prototypes  # the length of free ones is theirs to change
+    # the length of free ones is theirs to change
+    kind: Any = "unit" if config.prototypes == "free" else config.prototypes
     width = config.bottleneck_width
     head = linear_head(dataclasses.replace(config, prototypes=kind), width=width, seed=seed)
     axes = torch.eye(width, dtype=torch.float64)
@@ -259,14 +287,22 @@ def test_prototypes_keep_the_length_that_counts_however_far_a_step_moves_them(
     with torch.no_grad():
         last.weight.copy_(axes)
     before = head(axes)  # (D, K): a column is a prototype as it counts
-    (before * scaled_features(config.num_prototypes, batch=width, exponent=0, seed=seed)).sum().backward()
+    (
+        before * scaled_features(config.num_prototypes, batch=width, exponent=0, seed=seed)
+    ).sum().backward()
     assert head.prototypes.grad is not None
     with torch.no_grad():
         head.prototypes.sub_(10.0**exponent * head.prototypes.grad)
     after = head(axes)
-    wanted = torch.ones(config.num_prototypes, dtype=torch.float64) if head.gains is None else head.gains[:, 0].abs()
+    wanted = (
+        torch.ones(config.num_prototypes, dtype=torch.float64)
+        if head.gains is None
+        else head.gains[:, 0].abs()
+    )
     for columns in (before, after):
-        torch.testing.assert_close(torch.linalg.vector_norm(columns, dim=0), wanted, rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            torch.linalg.vector_norm(columns, dim=0), wanted, rtol=1e-9, atol=0
+        )
     if width > 1:  # else a direction is a sign, which no gradient turns
         assert not torch.equal(after, before)
 

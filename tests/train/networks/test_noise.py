@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from featkit_train.networks.noise import ALL, QUIET, Kept, Noise, NoiseConfig, draw_noise, drop_rates
+from featkit_train.networks.noise import (
+    ALL,
+    QUIET,
+    Kept,
+    Noise,
+    NoiseConfig,
+    draw_noise,
+    drop_rates,
+)
 
 
 def draw(config: NoiseConfig, *, depth: int = 4, num_crops: int = 10, seed: int = 0) -> Noise:
@@ -81,7 +89,10 @@ def test_every_crop_is_left_out_as_often() -> None:
 
 
 def test_the_coordinates_factor_is_log_uniform_between_one_over_s_and_s() -> None:
-    logs = [math.log(draw(NoiseConfig(rotary_rescale=2.0), seed=seed).rotary_scale) / math.log(2) for seed in range(400)]
+    logs = [
+        math.log(draw(NoiseConfig(rotary_rescale=2.0), seed=seed).rotary_scale) / math.log(2)
+        for seed in range(400)
+    ]
     assert -1 <= min(logs) < -0.95
     assert 0.95 < max(logs) <= 1
     assert np.histogram(logs, bins=4, range=(-1, 1))[0] == pytest.approx([100] * 4, abs=35)
@@ -91,7 +102,13 @@ def test_the_factor_comes_of_its_own_stream_which_processes_share() -> None:
     config = NoiseConfig(drop_path=0.5, drop_path_rule="uniform", rotary_rescale=2.0)
     scales, kept = set(), set()
     for own in range(3):
-        noise = draw_noise(config, np.random.default_rng(own), depth=2, num_crops=20, rotary_rng=np.random.default_rng(7))
+        noise = draw_noise(
+            config,
+            np.random.default_rng(own),
+            depth=2,
+            num_crops=20,
+            rotary_rng=np.random.default_rng(7),
+        )
         scales.add(noise.rotary_scale)
         kept.add(tuple(tuple(rows.tolist()) for rows in branches(noise)))
     assert len(scales) == 1
@@ -111,6 +128,8 @@ def test_without_noise_nothing_is_left_out_nor_moved() -> None:
         ({"rotary_rescale": 0.5}, "a rotary_rescale of 0.5 is below 1"),
     ],
 )
-def test_shares_and_factors_that_are_none_are_refused(settings: dict[str, float], sentence: str) -> None:
+def test_shares_and_factors_that_are_none_are_refused(
+    settings: dict[str, float], sentence: str
+) -> None:
     with pytest.raises(ValueError, match=sentence):
         NoiseConfig(**settings)  # type: ignore[arg-type]

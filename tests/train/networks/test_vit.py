@@ -1,7 +1,9 @@
-"""The one ViT is each family's backbone: equal to implementations that are not ours, in outputs and in every gradient.
+"""The one ViT is each family's backbone: equal to implementations that are not ours, in outputs and
+in every gradient.
 
-The references come from transformers, built small from their config classes, with weights drawn at random. Where transformers
-stretches position tables otherwise than a family's released code, that code's rule takes its place.
+The references come from transformers, built small from their config classes, with weights drawn at
+random. Where transformers stretches position tables otherwise than a family's released code, that
+code's rule takes its place.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ FAMILIES: dict[str, ViTConfig] = {
     **CONFIGS,
     "dinov2_reg_gelu": dataclasses.replace(CONFIGS["dinov2_reg_swiglu"], mlp="gelu", mlp_width=96),
 }
-SIZES = {"native": (1.0, 1.0), "oblong": (5 / 3, 4 / 3), "small": (1 / 2, 2 / 3)}  # shares of the native side
+# shares of the native side
+SIZES = {"native": (1.0, 1.0), "oblong": (5 / 3, 4 / 3), "small": (1 / 2, 2 / 3)}
 
-# Our names to theirs, pattern by pattern; those of the positions and of queries, keys and values are put together below.
+# Our names to theirs, pattern by pattern; those of the positions and of queries, keys and values
+# are put together below.
 EMBEDDINGS = {
     r"patch_embed\.": "embeddings.patch_embeddings.projection.",
     r"class_token": "embeddings.cls_token",
@@ -67,10 +71,12 @@ UNUSED = {"embeddings.mask_token"}  # of their training objective, which the bac
 
 
 def renamed(ours: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
-    """Tensors by our names (weights, or their gradients) by the reference's. KeyError for a name that has none."""
+    """Tensors by our names (weights, or their gradients) by the reference's. KeyError for a name
+    that has none."""
     theirs: dict[str, Tensor] = {}
     for name, tensor in ours.items():
-        if "position" in name or name == "rotary_periods" or tensor.numel() == 0:  # no registers are an empty table
+        # no registers are an empty table
+        if "position" in name or name == "rotary_periods" or tensor.numel() == 0:
             continue
         pattern = next((pattern for pattern in NAMES[family] if re.match(pattern, name)), None)
         if pattern is None:
@@ -88,19 +94,26 @@ def renamed(ours: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
         positions = [ours["class_position"][0], ours["patch_positions"].flatten(0, 1)]
         theirs["embeddings.position_embeddings"] = torch.cat(positions)[None]
     if not FAMILIES[family].key_bias:
-        theirs = {name: tensor for name, tensor in theirs.items() if not name.endswith("k_proj.bias")}
+        theirs = {
+            name: tensor for name, tensor in theirs.items() if not name.endswith("k_proj.bias")
+        }
     return theirs
 
 
-def official_positions(embeddings: nn.Module, _tokens: Tensor, height: int, width: int, *, offset: float) -> Tensor:
-    """`interpolate_pos_encoding` of facebookresearch/dino and dinov2 (vision_transformer.py), height first."""
+def official_positions(
+    embeddings: nn.Module, _tokens: Tensor, height: int, width: int, *, offset: float
+) -> Tensor:
+    """`interpolate_pos_encoding` of facebookresearch/dino and dinov2 (vision_transformer.py),
+    height first."""
     table: Any = embeddings.position_embeddings
     rows, columns = height // embeddings.patch_size, width // embeddings.patch_size  # type: ignore[operator]
     side = round((table.shape[1] - 1) ** 0.5)
     if rows == columns == side:
         return table  # type: ignore[no-any-return]
     grid = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, scale_factor=((rows + offset) / side, (columns + offset) / side), mode="bicubic")
+    grid = F.interpolate(
+        grid, scale_factor=((rows + offset) / side, (columns + offset) / side), mode="bicubic"
+    )
     assert grid.shape[2:] == (rows, columns)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
@@ -122,15 +135,20 @@ def make_reference(family: str) -> Any:
     }
     if family == "dino":
         model = transformers.ViTModel(
-            transformers.ViTConfig(**sizes, intermediate_size=config.mlp_width), add_pooling_layer=False
+            transformers.ViTConfig(**sizes, intermediate_size=config.mlp_width),
+            add_pooling_layer=False,
         )
         model.forward = partial(model.forward, interpolate_pos_encoding=True)
     elif family == "dinov2":
         model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, mlp_ratio=2))
     elif family == "dinov3":
-        model = transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes, intermediate_size=config.mlp_width))
+        model = transformers.DINOv3ViTModel(
+            transformers.DINOv3ViTConfig(**sizes, intermediate_size=config.mlp_width)
+        )
     else:
-        model = transformers.Dinov2WithRegistersModel(transformers.Dinov2WithRegistersConfig(**sizes, mlp_ratio=2))
+        model = transformers.Dinov2WithRegistersModel(
+            transformers.Dinov2WithRegistersConfig(**sizes, mlp_ratio=2)
+        )
     if config.position == "learned" and config.position_offset:
         rule = partial(official_positions, model.embeddings, offset=config.position_offset)
         model.embeddings.interpolate_pos_encoding = rule
@@ -144,15 +162,23 @@ def native_side(config: ViTConfig) -> int:
 
 def pictures(config: ViTConfig, size: str, *, batch: int = 2) -> Tensor:
     """(B, 3, H, W) normalised noise of one of SIZES."""
-    height, width = (max(1, round(share * config.position_grid)) * config.patch for share in SIZES[size])
+    height, width = (
+        max(1, round(share * config.position_grid)) * config.patch for share in SIZES[size]
+    )
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(height))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_parameter_has_one_name_in_the_reference_and_none_is_left_over(family: str) -> None:
     ours = drawn_backbone(FAMILIES[family])
-    theirs = {name: tensor.shape for name, tensor in make_reference(family).named_parameters() if name not in UNUSED}
-    assert {name: tensor.shape for name, tensor in renamed(ours.state_dict(), family).items()} == theirs
+    theirs = {
+        name: tensor.shape
+        for name, tensor in make_reference(family).named_parameters()
+        if name not in UNUSED
+    }
+    assert {
+        name: tensor.shape for name, tensor in renamed(ours.state_dict(), family).items()
+    } == theirs
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -160,20 +186,31 @@ def test_every_parameter_has_one_name_in_the_reference_and_none_is_left_over(fam
 def test_the_vit_is_the_family_in_outputs_and_gradients(family: str, size: str) -> None:
     config = FAMILIES[family]
     ours, theirs = drawn_backbone(config, seed=1), make_reference(family)
-    assert set(theirs.load_state_dict(renamed(ours.state_dict(), family), strict=False).missing_keys) <= UNUSED
+    assert (
+        set(theirs.load_state_dict(renamed(ours.state_dict(), family), strict=False).missing_keys)
+        <= UNUSED
+    )
     images = pictures(config, size)
     class_token, patch_tokens = ours(images)
     expected = theirs(images).last_hidden_state
     prefix = 1 + config.num_registers
     torch.testing.assert_close(class_token, expected[:, 0], rtol=1e-4, atol=2e-5)
-    torch.testing.assert_close(patch_tokens.flatten(1, 2), expected[:, prefix:], rtol=1e-4, atol=2e-5)
-    assert patch_tokens.shape[1:3] == (images.shape[2] // config.patch, images.shape[3] // config.patch)
+    torch.testing.assert_close(
+        patch_tokens.flatten(1, 2), expected[:, prefix:], rtol=1e-4, atol=2e-5
+    )
+    assert patch_tokens.shape[1:3] == (
+        images.shape[2] // config.patch,
+        images.shape[3] // config.patch,
+    )
 
     # A weight for every number, so that no two gradients can be exchanged.
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(2))
     weights[:, 1:prefix] = 0.0  # registers are thrown away
     (expected * weights).sum().backward()
-    ((class_token * weights[:, 0]).sum() + (patch_tokens.flatten(1, 2) * weights[:, prefix:]).sum()).backward()
+    (
+        (class_token * weights[:, 0]).sum()
+        + (patch_tokens.flatten(1, 2) * weights[:, prefix:]).sum()
+    ).backward()
     gradients = {name: gradient(parameter) for name, parameter in ours.named_parameters()}
     for name, ours_by_their_name in renamed(gradients, family).items():
         reference = gradient(theirs.get_parameter(name))
@@ -182,7 +219,9 @@ def test_the_vit_is_the_family_in_outputs_and_gradients(family: str, size: str) 
             assert max(scale, ours_by_their_name.abs().max().item()) < 1e-4
             continue
         assert scale > 0.1, name
-        torch.testing.assert_close(ours_by_their_name, reference, rtol=1e-3, atol=1e-5 * scale, msg=name)
+        torch.testing.assert_close(
+            ours_by_their_name, reference, rtol=1e-3, atol=1e-5 * scale, msg=name
+        )
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:
@@ -208,7 +247,10 @@ def test_a_masked_key_bias_changes_nothing_and_learns_nothing() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_picture_does_not_see_the_others_of_its_batch(family: str) -> None:
-    backbone, images = drawn_backbone(FAMILIES[family]), pictures(FAMILIES[family], "small", batch=3)
+    backbone, images = (
+        drawn_backbone(FAMILIES[family]),
+        pictures(FAMILIES[family], "small", batch=3),
+    )
     together = backbone(images)
     for number in range(3):
         alone = backbone(images[number : number + 1])
@@ -216,7 +258,9 @@ def test_a_picture_does_not_see_the_others_of_its_batch(family: str) -> None:
         torch.testing.assert_close(alone.patch_tokens[0], together.patch_tokens[number])
 
 
-def test_both_ways_to_attend_are_one_in_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_to_attend_are_one_in_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(2, 3, 7, 16, generator=generator).requires_grad_() for _ in range(3)]
     weights = torch.randn(2, 3, 7, 16, generator=generator)
@@ -225,7 +269,9 @@ def test_both_ways_to_attend_are_one_in_values_and_gradients(monkeypatch: pytest
     monkeypatch.setattr(vit, "PLAIN_ATTENTION_TOKENS", 0)
     fused = attend(*inputs)
     torch.testing.assert_close(plain, fused)
-    torch.testing.assert_close(plain_gradients, torch.autograd.grad((fused * weights).sum(), inputs))
+    torch.testing.assert_close(
+        plain_gradients, torch.autograd.grad((fused * weights).sum(), inputs)
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,13 +291,19 @@ def test_new_weights_are_drawn_and_a_new_layer_scale_is_its_config() -> None:
     config = dataclasses.replace(FAMILIES["dinov2_reg_swiglu"], layer_scale=1e-5)
     backbone = VisionTransformer(config)
     state = dict(backbone.named_parameters())
-    for name in ("class_token", "registers", "class_position", "patch_positions", "blocks.0.attention.qkv.weight"):
+    for name in (
+        "class_token",
+        "registers",
+        "class_position",
+        "patch_positions",
+        "blocks.0.attention.qkv.weight",
+    ):
         assert 0.015 < state[name].std().item() < 0.025, name
     assert torch.equal(state["blocks.1.scale2.gamma"], torch.full((48,), 1e-5))
     assert torch.equal(state["blocks.0.attention.qkv.bias"], torch.zeros(144))
 
 
-# -- as a student in training ---------------------------------------------------------------------------------------------
+# -- as a student in training ----------------------------------------------------------------------
 
 
 def learning(family: str, size: str = "small") -> tuple[VisionTransformer, Tensor]:
@@ -318,9 +370,12 @@ def test_what_is_hidden_does_not_reach_the_student() -> None:
 
 
 def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Tensor:
-    """Stochastic depth picture by picture: a branch that is left out adds nothing, one that is kept the more."""
+    """Stochastic depth picture by picture: a branch that is left out adds nothing, one that is kept
+    the more."""
     rows = []
-    rotation = backbone._rotation(*[side // backbone.patch for side in images.shape[2:]], scale=noise.rotary_scale)
+    rotation = backbone._rotation(
+        *[side // backbone.patch for side in images.shape[2:]], scale=noise.rotary_scale
+    )
     for picture in range(len(images)):
         tokens, _ = backbone.tokenise(images[picture : picture + 1])
         for number, block in enumerate(backbone.blocks):
@@ -328,7 +383,9 @@ def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Ten
             attention, mlp = noise.of_block(number)
             if attention is None or picture in attention.tolist():
                 factor = 1.0 if attention is None else len(images) / len(attention)
-                tokens = tokens + factor * block.scale1(block.attention(block.norm1(tokens), rotation))
+                tokens = tokens + factor * block.scale1(
+                    block.attention(block.norm1(tokens), rotation)
+                )
             if mlp is None or picture in mlp.tolist():
                 factor = 1.0 if mlp is None else len(images) / len(mlp)
                 tokens = tokens + factor * block.scale2(block.mlp(block.norm2(tokens)))
@@ -349,7 +406,9 @@ def test_stochastic_depth_is_the_loop_over_pictures_in_values_and_gradients(fami
     expected_gradients = weighted_gradients(backbone, expected)
     for name, found in weighted_gradients(backbone, backbone.learn(images, noise=noise)).items():
         scale = max(expected_gradients[name].norm().item(), 10.0)
-        torch.testing.assert_close(found, expected_gradients[name], rtol=1e-3, atol=1e-5 * scale, msg=name)
+        torch.testing.assert_close(
+            found, expected_gradients[name], rtol=1e-3, atol=1e-5 * scale, msg=name
+        )
 
 
 def test_branches_that_are_left_out_are_not_computed() -> None:
@@ -357,14 +416,20 @@ def test_branches_that_are_left_out_are_not_computed() -> None:
     seen: list[int] = []
     for block in backbone.blocks:
         assert isinstance(block, Block)
-        block.attention.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
-        block.mlp.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+        block.attention.register_forward_hook(
+            lambda _module, inputs, _output: seen.append(len(inputs[0]))
+        )
+        block.mlp.register_forward_hook(
+            lambda _module, inputs, _output: seen.append(len(inputs[0]))
+        )
     backbone.learn(images, noise=some_noise(backbone.depth))
     assert seen == [2, 1, 3, 2] * (backbone.depth // 2) + [2, 1] * (backbone.depth % 2)
 
 
 @pytest.mark.parametrize("family", ["dinov2_reg_swiglu", "dinov3"])
-def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(family: str) -> None:
+def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(
+    family: str,
+) -> None:
     backbone, images = learning(family)
     noise = some_noise(backbone.depth, scale=0.8)
     kept = backbone.learn(images, noise=noise)
@@ -381,7 +446,9 @@ def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(
 
 @pytest.mark.parametrize("family", sorted(CONFIGS))
 @pytest.mark.parametrize("left_out", [False, True])
-def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(family: str, left_out: bool) -> None:
+def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(
+    family: str, left_out: bool
+) -> None:
     backbone, images = learning(family)
     noise = some_noise(backbone.depth) if left_out else Noise()
     weights = torch.randn(backbone.width, generator=torch.Generator().manual_seed(4))
@@ -390,7 +457,12 @@ def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(family: 
         backbone.zero_grad()
         features = backbone.learn(images, noise=noise, class_only=class_only)
         (features.class_token @ weights).sum().backward()
-        found.append((features, {name: gradient(parameter) for name, parameter in backbone.named_parameters()}))
+        found.append(
+            (
+                features,
+                {name: gradient(parameter) for name, parameter in backbone.named_parameters()},
+            )
+        )
     (whole, all_gradients), (alone, few_gradients) = found
     assert alone.patch_tokens.shape == (len(images), 0, 0, backbone.width)
     torch.testing.assert_close(alone.class_token, whole.class_token, rtol=1e-5, atol=1e-5)
@@ -403,7 +475,9 @@ def test_stretched_coordinates_turn_by_angles_so_much_larger() -> None:
     stretched = backbone.learn(images, noise=Noise((), 1.5))
     assert not torch.allclose(stretched.class_token, backbone.learn(images).class_token)
     backbone.rotary_periods /= 1.5
-    torch.testing.assert_close(tuple(stretched), tuple(backbone.learn(images)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        tuple(stretched), tuple(backbone.learn(images)), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
@@ -414,7 +488,9 @@ def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
     plain, own = backbone.learn(images), backbone.learn(images, norm=norm)
     assert torch.equal(own.patch_tokens, plain.patch_tokens)
     before: list[Tensor] = []
-    backbone.blocks[-1].register_forward_hook(lambda _module, _inputs, output: before.append(output))
+    backbone.blocks[-1].register_forward_hook(
+        lambda _module, _inputs, output: before.append(output)
+    )
     backbone.learn(images)
     torch.testing.assert_close(own.class_token, norm(before[0][:, 0]))
     assert not torch.allclose(own.class_token, plain.class_token)
@@ -423,7 +499,9 @@ def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
 class Mean(Backbone):
     """The least that is a backbone: the mean of each patch's colours."""
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+    def activations(
+        self, images: Tensor, *, layers: Sequence[int], attention: bool = False
+    ) -> Activations:
         """Three channels."""
         del layers, attention
         grid = F.avg_pool2d(images, self.patch).permute(0, 2, 3, 1)

@@ -40,13 +40,30 @@ def rows_of(**columns: float) -> torch.Tensor:
     row = torch.zeros(1, NUM_COLUMNS)
     row[:, [BRIGHTNESS, CONTRAST, SATURATION]] = 1.0
     for name, value in columns.items():
-        row[:, {"brightness": 0, "contrast": 1, "saturation": 2, "hue": 3, "grey": 4, "blur": 5, "solarise": 6}[name]] = value
+        row[
+            :,
+            {
+                "brightness": 0,
+                "contrast": 1,
+                "saturation": 2,
+                "hue": 3,
+                "grey": 4,
+                "blur": 5,
+                "solarise": 6,
+            }[name],
+        ] = value
     return row
 
 
 def random_images(count: int = 2, size: int = 16) -> torch.Tensor:
     """(count, 3, size, size) uint8."""
-    return torch.randint(0, 256, (count, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0,
+        256,
+        (count, 3, size, size),
+        generator=torch.Generator().manual_seed(0),
+        dtype=torch.uint8,
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -57,7 +74,9 @@ def random_images(count: int = 2, size: int = 16) -> torch.Tensor:
     low=st.floats(0.05, 1.0),
     degrees=st.sampled_from([0.0, 20.0]),
 )
-def test_a_crop_has_its_size_whatever_the_picture(height: int, width: int, seed: int, low: float, degrees: float) -> None:
+def test_a_crop_has_its_size_whatever_the_picture(
+    height: int, width: int, seed: int, low: float, degrees: float
+) -> None:
     config = CropConfig(rotation_degrees=degrees, rotation_probability=1.0)
     picture = gradient_picture(height, width)
     crop = cut_crop(picture, np.random.default_rng(seed), size=16, scale=(low, 1.0), config=config)
@@ -69,7 +88,9 @@ def test_a_crop_covers_the_share_of_the_area_that_was_asked_for() -> None:
     config = CropConfig(flip_probability=0.0)
     picture = gradient_picture(256, 256)
     for seed in range(50):
-        crop = cut_crop(picture, np.random.default_rng(seed), size=64, scale=(0.25, 0.25), config=config).astype(float)
+        crop = cut_crop(
+            picture, np.random.default_rng(seed), size=64, scale=(0.25, 0.25), config=config
+        ).astype(float)
         width = (crop[:, -1, 0].mean() - crop[:, 0, 0].mean()) / 255
         height = (crop[-1, :, 1].mean() - crop[0, :, 1].mean()) / 255
         assert width * height == pytest.approx(0.25, abs=0.03)
@@ -95,7 +116,8 @@ def test_a_crop_is_a_box_inside_the_picture_of_a_share_and_an_aspect_within_thei
     box_width = (crop[:, -1, 0].mean() - crop[:, 0, 0].mean()) / 255 * width * 64 / 63
     box_height = (crop[-1, :, 1].mean() - crop[0, :, 1].mean()) / 255 * height * 64 / 63
     share = box_width * box_height / (height * width)
-    clipped = box_width > 0.97 * width or box_height > 0.97 * height  # where the aspect would leave the picture
+    # where the aspect would leave the picture
+    clipped = box_width > 0.97 * width or box_height > 0.97 * height
     assert share < (low + reach) * 1.08
     assert clipped or share > low * 0.92
     assert clipped or 0.75 * 0.92 < box_width / box_height < 4 / 3 * 1.08
@@ -110,7 +132,10 @@ def test_a_crop_and_its_colours_are_their_seeds(seed: int, degrees: float) -> No
     def drawn(seed: int) -> tuple[bytes, bytes]:
         rng = np.random.default_rng(seed)
         crop = cut_crop(picture, rng, size=32, scale=(0.2, 0.8), config=config)
-        return crop.tobytes(), draw_appearance(rng, view=0, size=32, config=ColourConfig()).tobytes()
+        return (
+            crop.tobytes(),
+            draw_appearance(rng, view=0, size=32, config=ColourConfig()).tobytes(),
+        )
 
     assert drawn(seed) == drawn(seed)
     assert drawn(seed)[0] != drawn(seed + 1)[0]
@@ -122,17 +147,29 @@ def test_a_crop_is_interpolated_as_is_asked(degrees: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
     found = {}
     for name in ("bilinear", "bicubic"):
-        config = CropConfig(rotation_degrees=degrees, rotation_probability=1.0, flip_probability=0.0, interpolation=name)
-        found[name] = cut_crop(noise, np.random.default_rng(1), size=64, scale=(0.5, 0.5), config=config).astype(int)
-    # Enlarged, the cubic's steeper slopes make differences between neighbours larger, which its overshoots do too.
+        config = CropConfig(
+            rotation_degrees=degrees,
+            rotation_probability=1.0,
+            flip_probability=0.0,
+            interpolation=name,
+        )
+        found[name] = cut_crop(
+            noise, np.random.default_rng(1), size=64, scale=(0.5, 0.5), config=config
+        ).astype(int)
+    # Enlarged, the cubic's steeper slopes make differences between neighbours larger, which its
+    # overshoots do too.
     slopes = {name: np.abs(np.diff(crop, axis=1)).max() for name, crop in found.items()}
     assert slopes["bicubic"] > slopes["bilinear"]
     likeness = np.corrcoef(found["bicubic"].ravel(), found["bilinear"].ravel())[0, 1]
     assert likeness > 0.95  # the same box, at the same angle
 
 
-@pytest.mark.parametrize(("side", "size", "sigma"), [(224, 224, 2.0), (224, 112, 1.0), (0, 112, 2.0), (0, 224, 2.0)])
-def test_blur_is_in_the_pixels_of_a_side_or_of_every_crop(side: int, size: int, sigma: float) -> None:
+@pytest.mark.parametrize(
+    ("side", "size", "sigma"), [(224, 224, 2.0), (224, 112, 1.0), (0, 112, 2.0), (0, 224, 2.0)]
+)
+def test_blur_is_in_the_pixels_of_a_side_or_of_every_crop(
+    side: int, size: int, sigma: float
+) -> None:
     config = ColourConfig(blur_probability=(1.0, 1.0, 1.0), blur_sigma=(2.0, 2.0), blur_side=side)
     row = draw_appearance(np.random.default_rng(0), view=2, size=size, config=config)
     assert row[BLUR] == pytest.approx(sigma)
@@ -143,7 +180,9 @@ def test_a_turned_crop_is_turned_by_its_angle_about_its_centre() -> None:
     picture = gradient_picture(256, 256)
     tilts = []
     for seed in range(30):
-        crop = cut_crop(picture, np.random.default_rng(seed), size=64, scale=(0.1, 0.1), config=config).astype(float)
+        crop = cut_crop(
+            picture, np.random.default_rng(seed), size=64, scale=(0.1, 0.1), config=config
+        ).astype(float)
         inner = crop[16:48, 16:48]
         if (inner[..., :2].min(axis=2) == 0).any():
             continue  # the black beyond the picture says nothing of the angle
@@ -155,14 +194,28 @@ def test_a_turned_crop_is_turned_by_its_angle_about_its_centre() -> None:
 
 def test_a_flip_mirrors_the_crop() -> None:
     picture = gradient_picture(64, 64)
-    flipped = cut_crop(picture, np.random.default_rng(3), size=32, scale=(0.5, 0.5), config=CropConfig(flip_probability=1.0))
-    plain = cut_crop(picture, np.random.default_rng(3), size=32, scale=(0.5, 0.5), config=CropConfig(flip_probability=0.0))
+    flipped = cut_crop(
+        picture,
+        np.random.default_rng(3),
+        size=32,
+        scale=(0.5, 0.5),
+        config=CropConfig(flip_probability=1.0),
+    )
+    plain = cut_crop(
+        picture,
+        np.random.default_rng(3),
+        size=32,
+        scale=(0.5, 0.5),
+        config=CropConfig(flip_probability=0.0),
+    )
     assert np.array_equal(flipped, plain[:, ::-1])
 
 
 def test_an_appearance_that_changes_nothing_gives_the_pixels_back() -> None:
     images = random_images()
-    torch.testing.assert_close(appear(images, rows_of().expand(2, -1)), images.float() / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        appear(images, rows_of().expand(2, -1)), images.float() / 255, atol=1e-5, rtol=0
+    )
 
 
 def test_brightness_contrast_and_saturation_are_pillows() -> None:
@@ -185,7 +238,9 @@ def test_grey_and_solarise_are_per_picture() -> None:
     out = appear(images, torch.cat([rows_of(grey=1.0), rows_of(solarise=1.0)]))
     assert torch.equal(out[0, 0], out[0, 1])
     pixels = images[1].float() / 255
-    torch.testing.assert_close(out[1], torch.where(pixels >= 128 / 255, 1 - pixels, pixels), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        out[1], torch.where(pixels >= 128 / 255, 1 - pixels, pixels), atol=1e-5, rtol=0
+    )
 
 
 def test_blur_is_a_gaussian_as_pillow_sees_it_away_from_the_edges() -> None:
@@ -199,7 +254,9 @@ def test_blur_is_a_gaussian_as_pillow_sees_it_away_from_the_edges() -> None:
     rows = np.apply_along_axis(np.convolve, 1, pixels, kernel, mode="same")
     expected = np.apply_along_axis(np.convolve, 2, rows, kernel, mode="same")
     assert np.abs(out[0].numpy() - expected)[:, 8:-8, 8:-8].max() < 1e-3
-    pillow = np.asarray(Image.fromarray(images[0].permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(1.5)))
+    pillow = np.asarray(
+        Image.fromarray(images[0].permute(1, 2, 0).numpy()).filter(ImageFilter.GaussianBlur(1.5))
+    )
     assert np.abs(out[0].permute(1, 2, 0).numpy() * 255 - pillow)[8:-8, 8:-8].mean() < 3
 
 
@@ -211,7 +268,9 @@ def test_hue_turns_red_the_way_hsv_does_and_leaves_grey_alone() -> None:
     hue = colorsys.rgb_to_hsv(*turned)[0]
     assert abs(min(hue, 1 - hue) - 0.1) < 0.05
     grey = torch.full((1, 3, 2, 2), 90, dtype=torch.uint8)
-    torch.testing.assert_close(appear(grey, rows_of(hue=0.3)), grey.float() / 255, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        appear(grey, rows_of(hue=0.3)), grey.float() / 255, atol=1e-3, rtol=0
+    )
 
 
 def test_appearance_rows_follow_their_probabilities() -> None:

@@ -37,16 +37,36 @@ EXTRA = ExtraViews(patch=8, masks=IbotConfig(mask_probability=0.7), gram_size=48
 
 
 def make_dataset(
-    folder: Path, *, num_local: int = 2, cache_bytes: int = 1 << 20, extra: ExtraViews | None = EXTRA, seed: int = 3
+    folder: Path,
+    *,
+    num_local: int = 2,
+    cache_bytes: int = 1 << 20,
+    extra: ExtraViews | None = EXTRA,
+    seed: int = 3,
 ) -> CropDataset:
     """Crops of 32 and 16 pixels from drawn pictures, with masks and a Gram teacher's crops."""
     crops = CropConfig(global_size=32, local_size=16, num_local=num_local, rotation_degrees=10.0)
-    return CropDataset(open_source(folder), crops=crops, colour=ColourConfig(), seed=seed, cache_bytes=cache_bytes, extra=extra)
+    return CropDataset(
+        open_source(folder),
+        crops=crops,
+        colour=ColourConfig(),
+        seed=seed,
+        cache_bytes=cache_bytes,
+        extra=extra,
+    )
 
 
-def batches(dataset: CropDataset, *, first_step: int = 0, last_step: int = 5, workers: int = 0) -> list[Crops]:
+def batches(
+    dataset: CropDataset, *, first_step: int = 0, last_step: int = 5, workers: int = 0
+) -> list[Crops]:
     """All batches of four from a loader."""
-    order = EpochOrder(np.arange(len(dataset.source)), batch_size=4, seed=3, first_step=first_step, last_step=last_step)
+    order = EpochOrder(
+        np.arange(len(dataset.source)),
+        batch_size=4,
+        seed=3,
+        first_step=first_step,
+        last_step=last_step,
+    )
     return list(crop_loader(dataset, order, workers=workers))
 
 
@@ -122,7 +142,9 @@ def test_places_say_which_picture_each_is_and_in_which_view(tmp_path: Path) -> N
         assert crops.places.tolist() == [[number, view] for view, number, _ in places]
         assert crops.places.dtype == torch.int64
         for b, place in enumerate(places):
-            assert np.array_equal(crops.global_images[:, b].permute(0, 2, 3, 1), dataset[place].global_images)
+            assert np.array_equal(
+                crops.global_images[:, b].permute(0, 2, 3, 1), dataset[place].global_images
+            )
 
 
 @pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 1, 1, 4, 4]])
@@ -133,7 +155,12 @@ def test_a_picture_in_place_of_one_that_cannot_be_read_is_the_next_to_learn_from
     (folder / "001.jpg").write_bytes(b"not a picture")
     crops = CropConfig(global_size=32, local_size=16, num_local=0)
     dataset = CropDataset(
-        open_source(folder), crops=crops, colour=ColourConfig(), seed=3, cache_bytes=0, numbers=np.array(numbers)
+        open_source(folder),
+        crops=crops,
+        colour=ColourConfig(),
+        seed=3,
+        cache_bytes=0,
+        numbers=np.array(numbers),
     )
     following = next(number for number in numbers if number > 1)
     replaced, own, other = dataset[(6, 1, 0)], dataset[(6, following, 0)], dataset[(6, 0, 0)]
@@ -169,9 +196,14 @@ def test_held_out_pictures_are_a_tenth_at_most_and_never_trained_on() -> None:
     assert not np.array_equal(held_out, split_held_out(55, wanted=100, seed=2)[1])
 
 
-def test_without_masks_or_a_gram_teacher_both_are_empty_and_the_crops_are_the_same(tmp_path: Path) -> None:
+def test_without_masks_or_a_gram_teacher_both_are_empty_and_the_crops_are_the_same(
+    tmp_path: Path,
+) -> None:
     folder = draw_folder(tmp_path / "p", 4)
-    plain, whole = (stack([make_dataset(folder, extra=extra)[(0, n, 0)] for n in range(4)]) for extra in (None, EXTRA))
+    plain, whole = (
+        stack([make_dataset(folder, extra=extra)[(0, n, 0)] for n in range(4)])
+        for extra in (None, EXTRA)
+    )
     assert plain.masks.shape == (2, 4, 2, 2)
     assert not plain.masks.any()
     assert plain.gram_images.shape[0] == 0
@@ -183,7 +215,9 @@ def test_a_gram_teacher_sees_the_box_of_each_global_crop_at_its_own_size(tmp_pat
     folder = draw_folder(tmp_path / "p", 4, height=300, width=400)
     crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
     for view in range(2):
-        small = torch.nn.functional.interpolate(crops.gram_images[view].float(), size=(32, 32), mode="area")
+        small = torch.nn.functional.interpolate(
+            crops.gram_images[view].float(), size=(32, 32), mode="area"
+        )
         difference = (small - crops.global_images[view].float()).abs().mean(dim=(1, 2, 3))
         others = (small - crops.global_images[1 - view].float()).abs().mean(dim=(1, 2, 3))
         assert (difference < 8).all()
@@ -193,20 +227,28 @@ def test_a_gram_teacher_sees_the_box_of_each_global_crop_at_its_own_size(tmp_pat
 def test_masks_are_other_ones_for_each_view_picture_and_epoch(tmp_path: Path) -> None:
     extra = ExtraViews(patch=2, masks=IbotConfig(mask_probability=1.0))
     dataset = make_dataset(draw_folder(tmp_path / "p", 3), extra=extra)
-    masks = [mask.tobytes() for place in ((0, 0, 0), (0, 1, 0), (1, 0, 0)) for mask in dataset[place].masks]
+    masks = [
+        mask.tobytes()
+        for place in ((0, 0, 0), (0, 1, 0), (1, 0, 0))
+        for mask in dataset[place].masks
+    ]
     assert len(set(masks)) == 6
     assert np.array_equal(dataset[(1, 0, 0)].masks, dataset[(1, 0, 0)].masks)
 
 
 def test_another_seed_gives_other_crops_colours_and_masks(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "p", 3)
-    one, other = (stack([make_dataset(folder, seed=seed)[(0, n, 0)] for n in range(3)]) for seed in (0, 1))
+    one, other = (
+        stack([make_dataset(folder, seed=seed)[(0, n, 0)] for n in range(3)]) for seed in (0, 1)
+    )
     for a, b in zip(one[:6], other[:6], strict=True):
         assert not torch.equal(a, b)
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
-def test_parts_of_a_batch_are_its_pictures_in_order_and_count_the_unreadable_once(tmp_path: Path, num_parts: int) -> None:
+def test_parts_of_a_batch_are_its_pictures_in_order_and_count_the_unreadable_once(
+    tmp_path: Path, num_parts: int
+) -> None:
     folder = draw_folder(tmp_path / "p", 4)
     (folder / "001.jpg").write_bytes(b"not a picture")
     crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
@@ -231,11 +273,19 @@ def test_an_order_is_keyed_by_its_seed_and_shared_by_processes_in_slices(
 ) -> None:
     numbers = np.arange(count) * 3
 
-    def order(*, seed: int = seed, first_step: int = 0, rank: int = 0, size: int = 1) -> list[list[Place]]:
+    def order(
+        *, seed: int = seed, first_step: int = 0, rank: int = 0, size: int = 1
+    ) -> list[list[Place]]:
         last = first + steps
         batch_size = batch * size_of_batch
         found = EpochOrder(
-            numbers, batch_size=batch_size, seed=seed, first_step=first_step, last_step=last, rank=rank, size=size
+            numbers,
+            batch_size=batch_size,
+            seed=seed,
+            first_step=first_step,
+            last_step=last,
+            rank=rank,
+            size=size,
         )
         return list(found)
 
@@ -245,12 +295,18 @@ def test_an_order_is_keyed_by_its_seed_and_shared_by_processes_in_slices(
     assert order() == whole
     assert order(first_step=first) == whole[first:]
     slices = [order(rank=rank, size=size) for rank in range(size)]
-    assert [[place for part in parts for place in part] for parts in zip(*slices, strict=True)] == whole
+    assert [
+        [place for part in parts for place in part] for parts in zip(*slices, strict=True)
+    ] == whole
     per_epoch = count // (batch * size)
     for step, places in enumerate(whole):
         assert {epoch for epoch, _, _ in places} == {step // per_epoch}
     for epoch in range(len(whole) // per_epoch):
-        shown = [number for places in whole[epoch * per_epoch : (epoch + 1) * per_epoch] for _, number, _ in places]
+        shown = [
+            number
+            for places in whole[epoch * per_epoch : (epoch + 1) * per_epoch]
+            for _, number, _ in places
+        ]
         assert len(shown) == len(set(shown)) == per_epoch * batch * size
         assert set(shown) <= set(numbers.tolist())
 
@@ -263,7 +319,9 @@ def test_an_order_reads_from_a_few_row_groups_at_a_time(group_mib: int) -> None:
     rows, num_groups, num_free = 50, 100, 1000
     group_of = np.concatenate([np.repeat(np.arange(num_groups), rows), np.full(num_free, -1)])
     locality = Locality(group_of, np.full(num_groups, group_mib * MIB))
-    first, again, second = (draw_order(rng_for(seed, 0), len(group_of), locality) for seed in (1, 1, 2))
+    first, again, second = (
+        draw_order(rng_for(seed, 0), len(group_of), locality) for seed in (1, 1, 2)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
     assert np.array_equal(np.sort(first), np.arange(len(group_of)))
@@ -275,7 +333,8 @@ def test_an_order_reads_from_a_few_row_groups_at_a_time(group_mib: int) -> None:
         opened.setdefault(group, place)
         closed[group] = place
     at_once = [
-        sum(opened[group] <= place <= closed[group] for group in range(num_groups)) for place in range(0, len(groups), 7)
+        sum(opened[group] <= place <= closed[group] for group in range(num_groups))
+        for place in range(0, len(groups), 7)
     ]
     assert max(at_once) <= active + 1
     assert np.median(at_once) >= active * 0.7, "rows of several groups are mixed"
@@ -297,7 +356,14 @@ def test_an_order_by_row_groups_is_shared_by_processes_and_resumed() -> None:
     def order(first_step: int = 0, rank: int = 0, size: int = 1) -> list[list[Place]]:
         return list(
             EpochOrder(
-                numbers, batch_size=8, seed=5, first_step=first_step, last_step=40, rank=rank, size=size, locality=locality
+                numbers,
+                batch_size=8,
+                seed=5,
+                first_step=first_step,
+                last_step=40,
+                rank=rank,
+                size=size,
+                locality=locality,
             )
         )
 
@@ -311,7 +377,9 @@ def test_an_order_by_row_groups_is_shared_by_processes_and_resumed() -> None:
 
 def test_a_parquet_file_says_which_rows_are_read_together(tmp_path: Path) -> None:
     rows = [{"bytes": bytes([number]) * 1_000_000, "path": "x"} for number in range(10)]
-    table = pa.table({"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))})
+    table = pa.table(
+        {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=4, compression="none")
     draw_folder(tmp_path / "pictures", 2)
     whole = open_source(tmp_path)
@@ -323,15 +391,21 @@ def test_a_parquet_file_says_which_rows_are_read_together(tmp_path: Path) -> Non
 REPEATED = np.array([7, 3, 3, 8, 1, 3, 8, 5])  # 3 comes three times, 8 twice
 
 
-def places_of(numbers: np.ndarray, *, epochs: int, num_views: int = 0, seed: int = 0) -> list[list[Place]]:
+def places_of(
+    numbers: np.ndarray, *, epochs: int, num_views: int = 0, seed: int = 0
+) -> list[list[Place]]:
     """Those of each epoch, all of which are whole: batches of 4."""
     last_step = epochs * len(numbers) // 4
-    order = EpochOrder(numbers, batch_size=4, seed=seed, first_step=0, last_step=last_step, num_views=num_views)
+    order = EpochOrder(
+        numbers, batch_size=4, seed=seed, first_step=0, last_step=last_step, num_views=num_views
+    )
     places = [place for batch in order for place in batch]
     return [places[epoch * len(numbers) : (epoch + 1) * len(numbers)] for epoch in range(epochs)]
 
 
-def test_a_repeated_picture_is_another_crop_each_time_and_no_place_comes_again_in_later_epochs() -> None:
+def test_a_repeated_picture_is_another_crop_each_time_and_no_place_comes_again_in_later_epochs() -> (
+    None
+):
     by_epoch = places_of(REPEATED, epochs=4)
     for places in by_epoch:
         assert sorted(number for _, number, _ in places) == sorted(REPEATED.tolist())
@@ -349,11 +423,15 @@ def test_a_repeated_picture_is_cut_in_another_way_each_time(tmp_path: Path) -> N
 
 @settings(max_examples=50, deadline=None)
 @given(
-    numbers=st.lists(st.integers(0, 9), min_size=4, max_size=20).map(lambda drawn: drawn[: len(drawn) // 4 * 4]),
+    numbers=st.lists(st.integers(0, 9), min_size=4, max_size=20).map(
+        lambda drawn: drawn[: len(drawn) // 4 * 4]
+    ),
     epochs=st.integers(1, 5),
     seed=st.integers(0, 2**32),
 )
-def test_whatever_is_repeated_no_place_comes_twice(numbers: list[int], epochs: int, seed: int) -> None:
+def test_whatever_is_repeated_no_place_comes_twice(
+    numbers: list[int], epochs: int, seed: int
+) -> None:
     by_epoch = places_of(np.array(numbers), epochs=epochs, seed=seed)
     assert len({place for places in by_epoch for place in places}) == epochs * len(numbers)
 
@@ -361,7 +439,9 @@ def test_whatever_is_repeated_no_place_comes_twice(numbers: list[int], epochs: i
 @pytest.mark.parametrize("num_views", [1, 2, 3])
 def test_the_views_of_a_picture_are_taken_in_turn(num_views: int) -> None:
     by_epoch = places_of(np.arange(8), epochs=5, num_views=num_views)
-    assert [{view for view, _, _ in places} for places in by_epoch] == [{epoch % num_views} for epoch in range(5)]
+    assert [{view for view, _, _ in places} for places in by_epoch] == [
+        {epoch % num_views} for epoch in range(5)
+    ]
     assert by_epoch != places_of(np.arange(8), epochs=5)
 
 
@@ -369,17 +449,25 @@ def test_a_repeated_picture_goes_round_its_views_within_an_epoch() -> None:
     by_epoch = places_of(REPEATED, epochs=4, num_views=4)
     for number, times in ((3, 3), (8, 2), (7, 1)):
         views = [sorted(view for view, each, _ in places if each == number) for places in by_epoch]
-        assert views == [sorted((epoch * 3 + time) % 4 for time in range(times)) for epoch in range(4)]
+        assert views == [
+            sorted((epoch * 3 + time) % 4 for time in range(times)) for epoch in range(4)
+        ]
         assert all(len(set(seen)) == times for seen in views)
 
 
 def test_a_batch_that_processes_cannot_share_alike_is_refused() -> None:
-    with pytest.raises(InputError, match=r"run\.batch_size 4 cannot be shared by 3 processes alike"):
+    with pytest.raises(
+        InputError, match=r"run\.batch_size 4 cannot be shared by 3 processes alike"
+    ):
         EpochOrder(np.arange(9), batch_size=4, seed=0, first_step=0, last_step=1, size=3)
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**32), purpose=st.integers(0, 6), keys=st.lists(st.integers(0, 2**31), max_size=3))
+@given(
+    seed=st.integers(0, 2**32),
+    purpose=st.integers(0, 6),
+    keys=st.lists(st.integers(0, 2**31), max_size=3),
+)
 def test_a_stream_is_of_its_purpose_and_place(seed: int, purpose: int, keys: list[int]) -> None:
     first, again = (rng_for(seed, purpose, *keys).integers(2**63, size=4) for _ in range(2))
     assert np.array_equal(first, again)
@@ -407,7 +495,16 @@ SIZES = (
 def test_steps_are_made_at_resolutions_by_their_shares_and_a_step_at_one() -> None:
     def order(*, first_step: int = 0, seed: int = 0) -> list[list[Place]]:
         shares = [size.share for size in SIZES]
-        return list(EpochOrder(np.arange(8), batch_size=4, seed=seed, first_step=first_step, last_step=400, shares=shares))
+        return list(
+            EpochOrder(
+                np.arange(8),
+                batch_size=4,
+                seed=seed,
+                first_step=first_step,
+                last_step=400,
+                shares=shares,
+            )
+        )
 
     drawn = [{resolution for _, _, resolution in places} for places in order()]
     assert all(len(step) == 1 for step in drawn)
@@ -416,10 +513,14 @@ def test_steps_are_made_at_resolutions_by_their_shares_and_a_step_at_one() -> No
     assert order(seed=1) != order()
 
 
-def test_a_resolution_is_the_size_of_crops_masks_and_the_gram_teachers_crops(tmp_path: Path) -> None:
+def test_a_resolution_is_the_size_of_crops_masks_and_the_gram_teachers_crops(
+    tmp_path: Path,
+) -> None:
     folder = draw_folder(tmp_path / "p", 2)
     crops = CropConfig(global_size=8, local_size=8, num_local=2, resolutions=SIZES)
-    dataset = CropDataset(open_source(folder), crops=crops, colour=ColourConfig(), seed=3, cache_bytes=0, extra=EXTRA)
+    dataset = CropDataset(
+        open_source(folder), crops=crops, colour=ColourConfig(), seed=3, cache_bytes=0, extra=EXTRA
+    )
     sample = dataset[(0, 1, 1)]
     assert sample.global_images.shape == (2, 64, 64, 3)
     assert sample.local_images.shape == (2, 32, 32, 3)
@@ -427,7 +528,10 @@ def test_a_resolution_is_the_size_of_crops_masks_and_the_gram_teachers_crops(tmp
     assert sample.gram_images.shape == (2, 96, 96, 3)
 
 
-@pytest.mark.parametrize(("spare", "processes", "expected"), [(64 << 30, 1, 8), (4 << 30, 1, 4), (4 << 30, 2, 2), (0, 1, 1)])
+@pytest.mark.parametrize(
+    ("spare", "processes", "expected"),
+    [(64 << 30, 1, 8), (4 << 30, 1, 4), (4 << 30, 2, 2), (0, 1, 1)],
+)
 def test_workers_are_as_many_as_fit_in_memory(
     monkeypatch: pytest.MonkeyPatch, spare: int, processes: int, expected: int
 ) -> None:
@@ -437,7 +541,9 @@ def test_workers_are_as_many_as_fit_in_memory(
     assert workers_within_memory(0, processes=processes) == 0
 
 
-def test_the_cache_is_a_share_of_the_memory_and_changes_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_a_share_of_the_memory_and_changes_no_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = draw_folder(tmp_path / "pictures", 12)
     roomy = make_dataset(folder, cache_bytes=1 << 20)
     expected = batches(roomy)

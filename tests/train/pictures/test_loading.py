@@ -1,4 +1,5 @@
-"""A worker that dies between two steps is named with its signal, and leaves a run that is resumed bit for bit."""
+"""A worker that dies between two steps is named with its signal, and leaves a run that is resumed
+bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ DEADLY = 5
 
 
 class Numbers(Dataset[int]):
-    """16 numbers; to read DEADLY raises an error, or ends the process by a signal or, for 0, of its own accord."""
+    """16 numbers; to read DEADLY raises an error, or ends the process by a signal or, for 0, of its
+    own accord."""
 
     def __init__(self, end: int | Exception) -> None:
         self.end = end
@@ -45,7 +47,9 @@ class Numbers(Dataset[int]):
 
 
 def read_all(end: int | Exception, *, workers: int = 2) -> None:
-    for _ in batches_of(DataLoader(Numbers(end), num_workers=workers, worker_init_fn=leave_signals_to_the_loop)):
+    for _ in batches_of(
+        DataLoader(Numbers(end), num_workers=workers, worker_init_fn=leave_signals_to_the_loop)
+    ):
         pass
 
 
@@ -102,8 +106,14 @@ class Deadly(FileSource):
 def test_a_run_that_lost_a_worker_is_resumed_bit_for_bit(tmp_path: Path) -> None:
     pictures = draw_folder(tmp_path / "pictures", 24)
     names = [open_source(pictures).key(i) for i in range(24)]
-    config = small_config("run.workers=1", "run.steps=6", "run.checkpoint_every=99", "run.held_out=0")
-    train(config, [FileSource(str(pictures), pictures, names, limits=open_source(pictures).limits)], tmp_path / "whole")  # type: ignore[attr-defined]
+    config = small_config(
+        "run.workers=1", "run.steps=6", "run.checkpoint_every=99", "run.held_out=0"
+    )
+    train(
+        config,
+        [FileSource(str(pictures), pictures, names, limits=open_source(pictures).limits)],  # type: ignore[attr-defined]
+        tmp_path / "whole",
+    )
     (tmp_path / "armed").touch()
     source = Deadly(str(pictures), pictures, names, limits=open_source(pictures).limits)  # type: ignore[attr-defined]
     with pytest.raises(WorkerLost, match=r"SIGKILL.*Add --resume to go on from step"):
@@ -111,5 +121,7 @@ def test_a_run_that_lost_a_worker_is_resumed_bit_for_bit(tmp_path: Path) -> None
     assert not (tmp_path / "armed").exists()
     train(config, [source], tmp_path / "run", resume=True)
     assert list_checkpoints(tmp_path / "run" / "checkpoints")
-    whole, resumed = ((tmp_path / name / "backbone.safetensors").read_bytes() for name in ("whole", "run"))
+    whole, resumed = (
+        (tmp_path / name / "backbone.safetensors").read_bytes() for name in ("whole", "run")
+    )
     assert whole == resumed

@@ -14,8 +14,12 @@ GRIDS = st.tuples(st.integers(1, 16), st.integers(1, 16))
 
 
 @settings(max_examples=100, deadline=None)
-@given(grid=GRIDS, share=st.floats(0.0, 1.0), aspect=st.floats(0.1, 1.0), seed=st.integers(0, 2**32))
-def test_a_mask_never_hides_more_than_it_was_asked_for(grid: tuple[int, int], share: float, aspect: float, seed: int) -> None:
+@given(
+    grid=GRIDS, share=st.floats(0.0, 1.0), aspect=st.floats(0.1, 1.0), seed=st.integers(0, 2**32)
+)
+def test_a_mask_never_hides_more_than_it_was_asked_for(
+    grid: tuple[int, int], share: float, aspect: float, seed: int
+) -> None:
     num_masked = int(share * grid[0] * grid[1])
     mask = block_mask(np.random.default_rng(seed), grid=grid, num_masked=num_masked, aspect=aspect)
     assert mask.shape == grid
@@ -35,7 +39,9 @@ def test_a_mask_hides_about_as_many_as_it_was_asked_for(share: float, seed: int)
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), low=st.floats(0.0, 0.5), width=st.floats(0.0, 0.4))
-def test_a_crop_that_is_masked_hides_a_share_within_the_bounds(seed: int, low: float, width: float) -> None:
+def test_a_crop_that_is_masked_hides_a_share_within_the_bounds(
+    seed: int, low: float, width: float
+) -> None:
     config = IbotConfig(mask_probability=1.0, mask_ratio=(low, low + width))
     mask = draw_mask(np.random.default_rng(seed), grid=(12, 10), config=config)
     assert int(low * 120) - LEAST_BLOCK <= mask.sum() <= (low + width) * 120
@@ -43,15 +49,27 @@ def test_a_crop_that_is_masked_hides_a_share_within_the_bounds(seed: int, low: f
 
 def test_as_many_crops_are_masked_as_the_probability_says_by_shares_that_are_uniform() -> None:
     config = IbotConfig(mask_probability=0.3, mask_ratio=(0.1, 0.5))
-    shares = np.array([draw_mask(np.random.default_rng(seed), grid=(16, 16), config=config).mean() for seed in range(1000)])
+    shares = np.array(
+        [
+            draw_mask(np.random.default_rng(seed), grid=(16, 16), config=config).mean()
+            for seed in range(1000)
+        ]
+    )
     assert (shares > 0).mean() == pytest.approx(0.3, abs=0.05)
-    assert np.histogram(shares[shares > 0], bins=4, range=(0.09, 0.5))[0] == pytest.approx([75] * 4, abs=35)
+    assert np.histogram(shares[shares > 0], bins=4, range=(0.09, 0.5))[0] == pytest.approx(
+        [75] * 4, abs=35
+    )
 
 
 @pytest.mark.parametrize(("probability", "ratio"), [(0.0, (0.5, 0.5)), (1.0, (0.0, 0.0))])
-def test_no_probability_and_no_share_hide_nothing(probability: float, ratio: tuple[float, float]) -> None:
+def test_no_probability_and_no_share_hide_nothing(
+    probability: float, ratio: tuple[float, float]
+) -> None:
     config = IbotConfig(mask_probability=probability, mask_ratio=ratio)
-    assert not any(draw_mask(np.random.default_rng(seed), grid=(8, 8), config=config).any() for seed in range(20))
+    assert not any(
+        draw_mask(np.random.default_rng(seed), grid=(8, 8), config=config).any()
+        for seed in range(20)
+    )
 
 
 def rectangle(mask: np.ndarray) -> tuple[int, int] | None:
@@ -61,10 +79,19 @@ def rectangle(mask: np.ndarray) -> tuple[int, int] | None:
     return (height, width) if height * width == mask.sum() else None
 
 
-@pytest.mark.parametrize(("aspect", "shapes"), [(0.25, {(1, 4), (2, 2), (4, 1)}), (0.9, {(2, 2)}), (1.0, {(2, 2)})])
-def test_blocks_are_rectangles_whose_aspect_is_within_its_bounds(aspect: float, shapes: set[tuple[int, int]]) -> None:
-    masks = [block_mask(np.random.default_rng(seed), grid=(32, 32), num_masked=4, aspect=aspect) for seed in range(200)]
-    assert {shape for mask in masks if mask.sum() == 4 and (shape := rectangle(mask)) is not None} == shapes
+@pytest.mark.parametrize(
+    ("aspect", "shapes"), [(0.25, {(1, 4), (2, 2), (4, 1)}), (0.9, {(2, 2)}), (1.0, {(2, 2)})]
+)
+def test_blocks_are_rectangles_whose_aspect_is_within_its_bounds(
+    aspect: float, shapes: set[tuple[int, int]]
+) -> None:
+    masks = [
+        block_mask(np.random.default_rng(seed), grid=(32, 32), num_masked=4, aspect=aspect)
+        for seed in range(200)
+    ]
+    assert {
+        shape for mask in masks if mask.sum() == 4 and (shape := rectangle(mask)) is not None
+    } == shapes
 
 
 def test_a_mask_is_made_of_blocks_and_not_of_scattered_patches() -> None:
@@ -79,6 +106,8 @@ def test_a_mask_is_made_of_blocks_and_not_of_scattered_patches() -> None:
 
 def test_a_seed_decides_and_another_decides_otherwise() -> None:
     config = IbotConfig(mask_probability=1.0)
-    masks = [draw_mask(np.random.default_rng(seed), grid=(14, 14), config=config) for seed in (0, 0, 1)]
+    masks = [
+        draw_mask(np.random.default_rng(seed), grid=(14, 14), config=config) for seed in (0, 0, 1)
+    ]
     assert np.array_equal(masks[0], masks[1])
     assert not np.array_equal(masks[0], masks[2])

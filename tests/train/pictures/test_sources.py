@@ -1,4 +1,5 @@
-"""`torchvision:NAME?option=value`: the pictures of torchvision's data sets, byte for byte or pixel for pixel."""
+"""`torchvision:NAME?option=value`: the pictures of torchvision's data sets, byte for byte or pixel
+for pixel."""
 
 from __future__ import annotations
 
@@ -39,12 +40,17 @@ def datasets() -> Any:
 
 
 def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str, np.ndarray]:
-    """CIFAR-10 in its published format with two pictures a file; by file, its pictures (2, 32, 32, 3)."""
+    """CIFAR-10 in its published format with two pictures a file; by file, its pictures (2, 32, 32,
+    3)."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     drawn = {}
-    for seed, name in enumerate([*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]):
-        pictures = np.stack([np.asarray(draw_picture(10 * seed + place, height=32, width=32)) for place in range(2)])
+    for seed, name in enumerate(
+        [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    ):
+        pictures = np.stack(
+            [np.asarray(draw_picture(10 * seed + place, height=32, width=32)) for place in range(2)]
+        )
         rows = pictures.transpose(0, 3, 1, 2).reshape(2, -1)
         (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [seed % 3, 2]}))
         drawn[name] = pictures
@@ -55,19 +61,27 @@ def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str,
 
     patch.setattr(kind, "train_list", [[name, md5(name)] for name in drawn if name != "test_batch"])
     patch.setattr(kind, "test_list", [["test_batch", md5("test_batch")]])
-    patch.setattr(kind, "meta", {"filename": "batches.meta", "key": "label_names", "md5": md5("batches.meta")})
+    patch.setattr(
+        kind, "meta", {"filename": "batches.meta", "key": "label_names", "md5": md5("batches.meta")}
+    )
     return drawn
 
 
-def write_mnist(root: Path, name: str = "MNIST", *, split: str = "train", count: int = 3) -> np.ndarray:
+def write_mnist(
+    root: Path, name: str = "MNIST", *, split: str = "train", count: int = 3
+) -> np.ndarray:
     """MNIST's raw files; pictures (count, 28, 28), of the classes 0, 1, 2 ..."""
     folder = root / name / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
     for other in {"train", "t10k"}:
         shown = pictures if other == split else pictures[:1]
-        (folder / f"{other}-images-idx3-ubyte").write_bytes(struct.pack(">iiii", 2051, len(shown), 28, 28) + shown.tobytes())
-        (folder / f"{other}-labels-idx1-ubyte").write_bytes(struct.pack(">ii", 2049, len(shown)) + bytes(range(len(shown))))
+        (folder / f"{other}-images-idx3-ubyte").write_bytes(
+            struct.pack(">iiii", 2051, len(shown), 28, 28) + shown.tobytes()
+        )
+        (folder / f"{other}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">ii", 2049, len(shown)) + bytes(range(len(shown)))
+        )
     return pictures
 
 
@@ -86,7 +100,9 @@ def test_cifar10_gives_its_very_pixels_and_its_labels_names(
     drawn = write_cifar10(tmp_path, monkeypatch, datasets.CIFAR10)
     train = open_training_source(f"torchvision:CIFAR10?root={tmp_path}")
     assert keys(train) == [f"CIFAR10/train/{number}" for number in range(10)]
-    assert np.array_equal(pixels(train), np.concatenate([drawn[f"data_batch_{number}"] for number in range(1, 6)]))
+    assert np.array_equal(
+        pixels(train), np.concatenate([drawn[f"data_batch_{number}"] for number in range(1, 6)])
+    )
     assert [train.metadata(number) for number in (0, 1, 2)] == [
         {"label": 0, "label_name": "airplane"},
         {"label": 2, "label_name": "bird"},
@@ -142,22 +158,33 @@ def test_options_are_numbers_truths_and_text_as_the_class_wants_them() -> None:
         open_training_source("torchvision:FakeData?sizes=3")
 
 
-def test_parts_of_a_data_set_have_keys_of_their_own(tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_of_a_data_set_have_keys_of_their_own(
+    tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for split in ("letters", "digits"):
         monkeypatch.setattr(datasets.EMNIST, "_check_exists", lambda _self: True)
         (tmp_path / "EMNIST" / "raw").mkdir(parents=True, exist_ok=True)
         write_mnist(tmp_path, "EMNIST")
         for file in (tmp_path / "EMNIST" / "raw").glob("t*-ubyte"):
             kind, rest = file.name.split("-", 1)
-            file.rename(file.with_name(f"emnist-{split}-{'train' if kind == 'train' else 'test'}-{rest}"))
-        found = keys(open_training_source(f"torchvision:EMNIST?root={tmp_path}&split={split}&train=true"))
+            file.rename(
+                file.with_name(f"emnist-{split}-{'train' if kind == 'train' else 'test'}-{rest}")
+            )
+        found = keys(
+            open_training_source(f"torchvision:EMNIST?root={tmp_path}&split={split}&train=true")
+        )
         assert found == [f"EMNIST/{split}/train/{number}" for number in range(3)]
 
 
 def test_missing_files_are_refused_with_the_way_to_fetch_them(tmp_path: Path) -> None:
-    with refused(f"cannot be opened in {tmp_path} (", "fetch it with download=true, or name the folder that holds it"):
+    with refused(
+        f"cannot be opened in {tmp_path} (",
+        "fetch it with download=true, or name the folder that holds it",
+    ):
         open_training_source(f"torchvision:CIFAR10?root={tmp_path}")
-    with refused(f"cannot be opened in {tmp_path} (", "; name the folder that holds it with root=FOLDER."):
+    with refused(
+        f"cannot be opened in {tmp_path} (", "; name the folder that holds it with root=FOLDER."
+    ):
         open_training_source(f"torchvision:ImageFolder?root={tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
@@ -180,7 +207,9 @@ def test_nothing_is_fetched_unless_asked_for_and_then_into_a_folder_that_is_made
     assert asked == [tmp_path / "new"]
 
 
-def test_a_machine_without_network_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any) -> None:
+def test_a_machine_without_network_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any
+) -> None:
     def download(_self: Any) -> None:
         raise URLError("no route")
 
@@ -189,7 +218,9 @@ def test_a_machine_without_network_is_told_so(tmp_path: Path, monkeypatch: pytes
         open_training_source(f"torchvision:CIFAR10?root={tmp_path}&download=true")
 
 
-def test_the_root_is_the_cache_folder_or_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_the_cache_folder_or_below_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HOME", str(tmp_path))
     write_mnist(tmp_path / "cache" / "torchvision")
@@ -205,10 +236,16 @@ def test_the_root_is_the_cache_folder_or_below_home(tmp_path: Path, monkeypatch:
         ("", "near to '' are none."),
         ("VisionDataset", "names no data set of torchvision"),
         ("wrap_dataset_for_transforms_v2", "names no data set of torchvision"),
-        ("CIFAR10?trian=true", "has option 'trian', which torchvision does not; near to it is train."),
+        (
+            "CIFAR10?trian=true",
+            "has option 'trian', which torchvision does not; near to it is train.",
+        ),
         ("CIFAR10?transform=x", "there are root, train, download."),
         ("CIFAR10?train", "has 'train' where option=value is wanted."),
-        ("CocoDetection?root=x", "leaves out what torchvision has to know: annFile; add annFile=VALUE."),
+        (
+            "CocoDetection?root=x",
+            "leaves out what torchvision has to know: annFile; add annFile=VALUE.",
+        ),
         ("FakeData?size=0", "has no pictures."),
     ],
 )
@@ -217,9 +254,13 @@ def test_what_torchvision_does_not_have_is_refused(spec: str, words: str) -> Non
         open_training_source(f"torchvision:{spec}")
 
 
-def test_a_damaged_data_set_is_refused_and_a_damaged_picture_is_an_item_that_says_so(tmp_path: Path) -> None:
+def test_a_damaged_data_set_is_refused_and_a_damaged_picture_is_an_item_that_says_so(
+    tmp_path: Path,
+) -> None:
     write_mnist(tmp_path)
-    source = open_training_source(f"torchvision:MNIST?root={tmp_path}", limits=ImageLimits(max_bytes=10))
+    source = open_training_source(
+        f"torchvision:MNIST?root={tmp_path}", limits=ImageLimits(max_bytes=10)
+    )
     with refused("MNIST/train/0 has ", "bytes, more than the limit of 10."):
         source.read(0)
     (tmp_path / "MNIST/raw/train-images-idx3-ubyte").write_bytes(b"")
@@ -245,7 +286,12 @@ def test_a_data_set_is_read_from_threads_after_pickling_and_by_workers(tmp_path:
         copy = pickle.loads(pickle.dumps(source))
         with ThreadPoolExecutor(8) as threads:
             assert list(threads.map(copy.read, range(9))) == contents(source)
-        numbers: DataLoader[Any] = DataLoader(range(9), batch_size=3, num_workers=2, collate_fn=partial(read_all, source))  # type: ignore[arg-type]
+        numbers: DataLoader[Any] = DataLoader(
+            range(9),  # type: ignore[arg-type]
+            batch_size=3,
+            num_workers=2,
+            collate_fn=partial(read_all, source),
+        )
         assert [data for batch in numbers for data in batch] == contents(source)
 
 
@@ -268,13 +314,21 @@ def test_the_runtime_says_where_such_data_sets_are_read_and_loads_no_torch() -> 
     )
     status, out, error = run_python(program)
     assert (status, error) == (0, "")
-    assert out.startswith("InputError torchvision:CIFAR10?root=x is read where torch is, by featkit train alone; ")
+    assert out.startswith(
+        "InputError torchvision:CIFAR10?root=x is read where torch is, by featkit train alone; "
+    )
     assert out.endswith("False\n")
 
 
 def test_a_column_is_refused_where_the_data_set_has_none(tmp_path: Path) -> None:
     draw_folder(tmp_path / "cat", 1)
     spec = f"torchvision:ImageFolder?root={tmp_path}"
-    with refused(f"--column image chooses a column of Parquet files and data sets, and {spec} has none", "leave it out."):
+    with refused(
+        f"--column image chooses a column of Parquet files and data sets, and {spec} has none",
+        "leave it out.",
+    ):
         open_training_source(spec, selection=Selection(column="image"))
-    assert len(open_training_source(spec, selection=Selection(column="image"), check_column=False)) == 1
+    assert (
+        len(open_training_source(spec, selection=Selection(column="image"), check_column=False))
+        == 1
+    )

@@ -1,4 +1,5 @@
-"""Weights come from the caches that others share, from their authors' servers, or not at all: then one is told what to fetch.
+"""Weights come from the caches that others share, from their authors' servers, or not at all: then
+one is told what to fetch.
 
 The hub and the servers are small ones on this machine; nothing here reaches beyond it.
 """
@@ -149,7 +150,13 @@ def cache(tmp_path: Path, repository: str) -> Path:
 def test_without_a_network_the_files_their_place_and_the_command_are_named(name: str) -> None:
     repository = PUBLISHED[name].hub
     command = f"featkit export {name} --weights FOLDER --out m.onnx"
-    with refused("cannot be reached", f"https://huggingface.co/{repository}", command, *HUB_FILES, error=EnvironmentProblem):
+    with refused(
+        "cannot be reached",
+        f"https://huggingface.co/{repository}",
+        command,
+        *HUB_FILES,
+        error=EnvironmentProblem,
+    ):
         download(PUBLISHED[name], quiet=True)
     with refused(command, error=EnvironmentProblem):
         load_pretrained(name, quiet=True)
@@ -157,13 +164,19 @@ def test_without_a_network_the_files_their_place_and_the_command_are_named(name:
 
 @pytest.mark.usefixtures("offline")
 def test_without_a_network_a_gated_repository_is_told_with_its_licence() -> None:
-    words = ("cannot be reached", "DINOv3 License", "https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m")
+    words = (
+        "cannot be reached",
+        "DINOv3 License",
+        "https://huggingface.co/facebook/dinov3-vits16-pretrain-lvd1689m",
+    )
     with refused(*words, error=EnvironmentProblem):
         download(PUBLISHED["dinov3_vits16"], quiet=True)
 
 
 def test_a_gated_repository_says_what_to_accept_and_where(hub: Callable[[str], None]) -> None:
-    with serving(refusing(403, X_Error_Code="GatedRepo", X_Error_Message="Access to model is restricted.")) as (address, asked):
+    with serving(
+        refusing(403, X_Error_Code="GatedRepo", X_Error_Message="Access to model is restricted.")
+    ) as (address, asked):
         hub(address)
         with refused(
             "facebook/dinov3-vits16-pretrain-lvd1689m is gated",
@@ -188,15 +201,28 @@ def as_the_hub(**instead: Answer) -> Answer:
             headers = {"ETag": f'"{sha256}"'}
         elif "/tree/" in request.path:
             pointer = {"oid": sha256, "size": len(WEIGHTS), "pointerSize": 100}
-            entry = {"type": "file", "path": "model.safetensors", "size": len(WEIGHTS), "oid": "a" * 40, "lfs": pointer}
+            entry = {
+                "type": "file",
+                "path": "model.safetensors",
+                "size": len(WEIGHTS),
+                "oid": "a" * 40,
+                "lfs": pointer,
+            }
             step, body = "tree", json.dumps([entry]).encode()
         else:
-            step, body = "info", json.dumps({"id": "facebook/dinov2-small", "sha": COMMIT, "siblings": []}).encode()
+            step, body = (
+                "info",
+                json.dumps({"id": "facebook/dinov2-small", "sha": COMMIT, "siblings": []}).encode(),
+            )
         if step in instead:
             instead[step](request)
             return
         request.send_response(200)
-        for name, value in {**headers, "X-Repo-Commit": COMMIT, "Content-Length": str(len(body))}.items():
+        for name, value in {
+            **headers,
+            "X-Repo-Commit": COMMIT,
+            "Content-Length": str(len(body)),
+        }.items():
             request.send_header(name, value)
         request.end_headers()
         if request.command != "HEAD":
@@ -218,7 +244,10 @@ FAILURES: dict[str, tuple[Answer | None, str]] = {
     "behind a login page": (as_the_hub(info=PAGE), "a page of another server came back"),
     "a page for the list of files": (as_the_hub(tree=PAGE), "a page of another server came back"),
     "a page for a file": (as_the_hub(head=PAGE, get=PAGE), "a page of another server came back"),
-    "another server's JSON": (as_the_hub(info=giving(b'{"error": "no"}', length=15)), "a page of another server came back"),
+    "another server's JSON": (
+        as_the_hub(info=giving(b'{"error": "no"}', length=15)),
+        "a page of another server came back",
+    ),
     "of other bytes": (as_the_hub(get=giving(b"y" * 700, length=700)), "the sha256"),
     "of another length": (as_the_hub(get=giving(b"y" * 9, length=9)), "another number of bytes"),
     "hanging up": (hanging_up, ""),
@@ -227,9 +256,15 @@ FAILURES: dict[str, tuple[Answer | None, str]] = {
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_hub_that_fails_is_told_by_what_it_does(kind: str, hub: Callable[[str], None], tmp_path: Path) -> None:
+def test_a_hub_that_fails_is_told_by_what_it_does(
+    kind: str, hub: Callable[[str], None], tmp_path: Path
+) -> None:
     answer, said = FAILURES[kind]
-    words = [said, "repeat the command"] if kind == "of other bytes" else [said, "facebook/dinov2-small", *HUB_FILES]
+    words = (
+        [said, "repeat the command"]
+        if kind == "of other bytes"
+        else [said, "facebook/dinov2-small", *HUB_FILES]
+    )
     if answer is None:
         hub(unused_address())
         with refused(*words, error=EnvironmentProblem):
@@ -246,7 +281,9 @@ def test_a_hub_that_fails_is_told_by_what_it_does(kind: str, hub: Callable[[str]
 def test_a_hub_that_answers_is_believed(hub: Callable[[str], None]) -> None:
     with serving(as_the_hub()) as (address, _):
         hub(address)
-        assert (download(PUBLISHED["dinov2_vits14"], quiet=True) / "model.safetensors").read_bytes() == WEIGHTS
+        assert (
+            download(PUBLISHED["dinov2_vits14"], quiet=True) / "model.safetensors"
+        ).read_bytes() == WEIGHTS
 
 
 def test_a_name_that_is_no_repository_is_refused() -> None:
@@ -254,7 +291,9 @@ def test_a_name_that_is_no_repository_is_refused() -> None:
         fetch_repository("a/b/c", ("model.safetensors",), by_hand="featkit export FOLDER")
 
 
-def test_a_proxy_that_lets_nobody_through_is_told_alike(monkeypatch: pytest.MonkeyPatch, hub: Callable[[str], None]) -> None:
+def test_a_proxy_that_lets_nobody_through_is_told_alike(
+    monkeypatch: pytest.MonkeyPatch, hub: Callable[[str], None]
+) -> None:
     with serving(refusing(403)) as (address, asked):
         monkeypatch.setenv("HTTPS_PROXY", address)
         monkeypatch.delenv("NO_PROXY")
@@ -285,7 +324,9 @@ def test_a_cache_without_the_weights_is_no_cache(tmp_path: Path) -> None:
         download(PUBLISHED["dinov2_vits14"], quiet=True)
 
 
-def test_nothing_but_the_files_that_are_needed_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_the_files_that_are_needed_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = []
 
     def snapshot_download(repository: str, *, allow_patterns: list[str]) -> str:
@@ -318,7 +359,9 @@ def test_a_timm_model_out_of_reach_names_its_file_and_command() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_bar_that_the_environment_forbids_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_that_the_environment_forbids_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for place in ("huggingface_hub.constants", "huggingface_hub.utils.tqdm"):
         monkeypatch.setattr(sys.modules[place], "HF_HUB_DISABLE_PROGRESS_BARS", True)
     with refused("facebook/dinov2-small", error=EnvironmentProblem):  # and not a warning
@@ -365,7 +408,10 @@ SERVER_FAILURES: dict[str, tuple[Answer, str]] = {
     "cut without a length": (giving(checkpoint()[:-100]), "damaged or cut short"),
     "a page": (giving(b"<html>Log in</html>", length=19), "an HTML page in place of the weights"),
     "a message": (giving(b'{"error": "rate limit"}', length=23), "in place of the weights"),
-    "an error in XML": (giving(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"), "in place of the weights"),
+    "an error in XML": (
+        giving(b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>"),
+        "in place of the weights",
+    ),
     "forbidden": (refusing(403), "refuses access (403)"),
     "not found": (refusing(404), "has nothing of that name (404)"),
     "too many": (refusing(429, Retry_After="7"), "wait 7 seconds"),
@@ -379,7 +425,12 @@ def test_a_server_that_fails_leaves_no_file(kind: str, tmp_path: Path) -> None:
     answer, said = SERVER_FAILURES[kind]
     with serving(answer) as (address, _):
         url = f"{address}/some/a.pth"
-        with refused(url, said, "featkit export dino_vits16 --weights a.pth --out m.onnx", error=EnvironmentProblem):
+        with refused(
+            url,
+            said,
+            "featkit export dino_vits16 --weights a.pth --out m.onnx",
+            error=EnvironmentProblem,
+        ):
             download(by_url(url), quiet=True)
     assert [path for path in (tmp_path / "torch").rglob("*") if path.is_file()] == []
     content = checkpoint()
@@ -395,5 +446,8 @@ def test_a_server_that_is_not_there_is_told() -> None:
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "torch").write_text("in the way")
-    with serving(giving(checkpoint())) as (address, _), refused(str(tmp_path), error=EnvironmentProblem):
+    with (
+        serving(giving(checkpoint())) as (address, _),
+        refused(str(tmp_path), error=EnvironmentProblem),
+    ):
         download(by_url(f"{address}/a.pth"), quiet=True)

@@ -1,4 +1,5 @@
-"""Every name of a published file has its place here, parts are joined in their order, and nothing is passed over in silence."""
+"""Every name of a published file has its place here, parts are joined in their order, and nothing
+is passed over in silence."""
 
 from __future__ import annotations
 
@@ -34,7 +35,10 @@ def test_the_released_names_at_full_depth_are_all_of_the_backbone(name: str) -> 
     row = PUBLISHED[name]
     theirs = published.official(name, published.reference(name, empty=True))
     ours = {key: tensor.shape for key, tensor in rename(theirs, MAPS[row.kind], what=WHAT).items()}
-    wanted = {key: tensor.shape for key, tensor in build(row).state_dict().items() if tensor.numel()}  # no registers are empty
+    # no registers are empty
+    wanted = {
+        key: tensor.shape for key, tensor in build(row).state_dict().items() if tensor.numel()
+    }
     if row.family == "dinov3" and row.kind == "vit":
         assert "rotary_periods" in wanted
     assert ours == wanted
@@ -43,7 +47,11 @@ def test_the_released_names_at_full_depth_are_all_of_the_backbone(name: str) -> 
 def test_parts_are_joined_in_their_order_whatever_the_files() -> None:
     query, key, value = (torch.full((2, 4), float(number)) for number in range(3))
     start = "encoder.layer.11.attention.attention."
-    files = {f"{start}value.weight": value, f"{start}query.weight": query, f"{start}key.weight": key}
+    files = {
+        f"{start}value.weight": value,
+        f"{start}query.weight": query,
+        f"{start}key.weight": key,
+    }
     (joined,) = rename(files, HUGGING_FACE_DINOV2, what=WHAT).items()
     assert joined[0] == "blocks.11.attention.qkv.weight"
     assert torch.equal(joined[1], torch.cat([query, key, value]))
@@ -52,26 +60,37 @@ def test_parts_are_joined_in_their_order_whatever_the_files() -> None:
 def test_the_gate_comes_before_the_value_in_both_ways_of_writing() -> None:
     gate, value = torch.zeros(3), torch.ones(3)
     expected = {"blocks.0.mlp.gate_and_value.bias": torch.cat([gate, value])}
-    official = rename({"blocks.0.mlp.w2.bias": value, "blocks.0.mlp.w1.bias": gate}, OFFICIAL, what=WHAT)
+    official = rename(
+        {"blocks.0.mlp.w2.bias": value, "blocks.0.mlp.w1.bias": gate}, OFFICIAL, what=WHAT
+    )
     files = {"layer.0.mlp.up_proj.bias": value, "layer.0.mlp.gate_proj.bias": gate}
     for ours in (official, rename(files, HUGGING_FACE_DINOV3_GATED, what=WHAT)):
         torch.testing.assert_close(ours, expected)
 
 
 def test_separate_queries_keys_and_values_are_joined_under_released_names_too() -> None:
-    files = {f"blocks.2.attn.{letter}_proj.bias": torch.full((2,), float(at)) for at, letter in enumerate("qkv")}
+    files = {
+        f"blocks.2.attn.{letter}_proj.bias": torch.full((2,), float(at))
+        for at, letter in enumerate("qkv")
+    }
     (joined,) = rename(files, OFFICIAL, what=WHAT).items()
     assert (joined[0], joined[1].tolist()) == ("blocks.2.attention.qkv.bias", [0, 0, 1, 1, 2, 2])
 
 
 def test_a_bias_that_keys_do_not_have_is_zero_and_no_other_part_may_be_missing() -> None:
-    files = {"layer.3.attention.q_proj.bias": torch.ones(2), "layer.3.attention.v_proj.bias": torch.ones(2)}
+    files = {
+        "layer.3.attention.q_proj.bias": torch.ones(2),
+        "layer.3.attention.v_proj.bias": torch.ones(2),
+    }
     ours = rename(files, HUGGING_FACE_DINOV3, what=WHAT)
     assert ours["blocks.3.attention.qkv.bias"].tolist() == [1, 1, 0, 0, 1, 1]
     del files["layer.3.attention.v_proj.bias"]
     with refused(WHAT, "1 of the 3 parts of blocks.3.attention.qkv.bias"):
         rename(files, HUGGING_FACE_DINOV3, what=WHAT)
-    weights = {"layer.3.attention.q_proj.weight": torch.ones(2, 2), "layer.3.attention.v_proj.weight": torch.ones(2, 2)}
+    weights = {
+        "layer.3.attention.q_proj.weight": torch.ones(2, 2),
+        "layer.3.attention.v_proj.weight": torch.ones(2, 2),
+    }
     with refused("2 of the 3 parts of blocks.3.attention.qkv.weight"):
         rename(weights, HUGGING_FACE_DINOV3, what=WHAT)
     with refused("1 of the 2 parts of blocks.0.mlp.gate_and_value.bias"):
@@ -83,7 +102,11 @@ def test_parts_that_do_not_fit_together_are_refused_with_their_shapes() -> None:
     for shape in ((2, 3), (2,), ()):
         files = {f"{start}{letter}_proj.weight": torch.ones(2, 2) for letter in "qk"}
         with refused(WHAT, "blocks.0.attention.qkv.weight", (2, 2), shape):
-            rename({**files, f"{start}v_proj.weight": torch.ones(shape)}, HUGGING_FACE_DINOV3, what=WHAT)
+            rename(
+                {**files, f"{start}v_proj.weight": torch.ones(shape)},
+                HUGGING_FACE_DINOV3,
+                what=WHAT,
+            )
 
 
 def test_blocks_in_chunks_keep_the_number_that_counts_through_all_of_them() -> None:
@@ -92,14 +115,27 @@ def test_blocks_in_chunks_keep_the_number_that_counts_through_all_of_them() -> N
 
 
 def test_what_belongs_to_training_is_left_out_by_name() -> None:
-    assert OFFICIAL.ours("mask_token") is OFFICIAL.ours("masked_embed") is OFFICIAL.ours("local_cls_norm.bias") is None
+    assert (
+        OFFICIAL.ours("mask_token")
+        is OFFICIAL.ours("masked_embed")
+        is OFFICIAL.ours("local_cls_norm.bias")
+        is None
+    )
     assert OFFICIAL.ours("blocks.0.attn.qkv.bias_mask") is None
     assert TORCHVISION_RESNET.ours("fc.weight") is None
     assert OFFICIAL_CONVNEXT.ours("norms.3.weight") is None
 
 
 @pytest.mark.parametrize(
-    "name", ["head.weight", "norms.3.weight", "blocks.0.attn.k.weight", "xcls_token", "cls_token2", "norm.gamma"]
+    "name",
+    [
+        "head.weight",
+        "norms.3.weight",
+        "blocks.0.attn.k.weight",
+        "xcls_token",
+        "cls_token2",
+        "norm.gamma",
+    ],
 )
 def test_a_name_that_no_rule_knows_is_an_error(name: str) -> None:
     with pytest.raises(KeyError):
@@ -109,7 +145,14 @@ def test_a_name_that_no_rule_knows_is_an_error(name: str) -> None:
 
 
 def test_timms_classifiers_are_left_out_and_the_norm_of_a_head_is_not() -> None:
-    for classifier in ("head.weight", "head.fc.bias", "fc.weight", "classifier.bias", "head_dist.weight", "head.l.bias"):
+    for classifier in (
+        "head.weight",
+        "head.fc.bias",
+        "fc.weight",
+        "classifier.bias",
+        "head_dist.weight",
+        "head.l.bias",
+    ):
         assert TIMM.ours(classifier) is None
     assert TIMM.ours("head.norm.weight") == "body.head.norm.weight"
     assert TIMM.ours("blocks.0.mlp.fc1.weight") == "body.blocks.0.mlp.fc1.weight"
@@ -143,11 +186,21 @@ def test_another_table_is_refused_with_its_shape(shape: tuple[int, ...]) -> None
 
 def test_two_names_of_one_weight_are_refused() -> None:
     with refused("blocks.0.norm1.bias", "twice"):
-        rename({"blocks.0.norm1.bias": torch.ones(2), "blocks.0.0.norm1.bias": torch.zeros(2)}, OFFICIAL, what=WHAT)
+        rename(
+            {"blocks.0.norm1.bias": torch.ones(2), "blocks.0.0.norm1.bias": torch.zeros(2)},
+            OFFICIAL,
+            what=WHAT,
+        )
 
 
 def test_a_map_of_its_own_is_read_as_its_docstring_says() -> None:
-    keys = KeyMap(block=r"h\.(\d+)\.", in_block=(("a", "b"), ("c", None)), outside=(("p", POSITIONS),))
-    assert (keys.ours("h.7.a"), keys.ours("h.7.c"), keys.ours("p")) == ("blocks.7.b", None, POSITIONS)
+    keys = KeyMap(
+        block=r"h\.(\d+)\.", in_block=(("a", "b"), ("c", None)), outside=(("p", POSITIONS),)
+    )
+    assert (keys.ours("h.7.a"), keys.ours("h.7.c"), keys.ours("p")) == (
+        "blocks.7.b",
+        None,
+        POSITIONS,
+    )
     with pytest.raises(KeyError):
         keys.ours("a")

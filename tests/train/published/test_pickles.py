@@ -34,10 +34,16 @@ def read(data: bytes) -> Any:
     return unpickle(io.BytesIO(data))
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
+)
 trees = st.recursive(
     scalars,
-    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner) | st.tuples(inner, inner),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers(), inner)
+        | st.tuples(inner, inner)
+    ),
     max_leaves=20,
 )
 
@@ -58,7 +64,11 @@ def test_mappings_keep_their_items_and_what_is_shared_is_shared(protocol: int) -
         "counter": collections.Counter("aab"),
     }
     found = read(pickle.dumps(tree, protocol))
-    assert found == {"ordered": {"a": ["a"], "b": 2}, "default": {"c": ["a"]}, "counter": {"a": 2, "b": 1}}
+    assert found == {
+        "ordered": {"a": ["a"], "b": 2},
+        "default": {"c": ["a"]},
+        "counter": {"a": 2, "b": 1},
+    }
     assert found["ordered"]["a"] is found["default"]["c"]
 
 
@@ -81,8 +91,12 @@ def test_mappings_keep_their_items_and_what_is_shared_is_shared(protocol: int) -
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_other_classes_are_inert_and_their_neighbours_are_read(value: object, protocol: int) -> None:
-    assert read(pickle.dumps({"weights": [1, 2], "other": value, "last": 3}, protocol))["weights"] == [1, 2]
+def test_other_classes_are_inert_and_their_neighbours_are_read(
+    value: object, protocol: int
+) -> None:
+    assert read(pickle.dumps({"weights": [1, 2], "other": value, "last": 3}, protocol))[
+        "weights"
+    ] == [1, 2]
 
 
 def test_an_inert_object_keeps_its_class_arguments_and_state() -> None:
@@ -119,7 +133,12 @@ def test_a_function_that_runs_commands_is_named_and_not_run(
     harmful: Runs, protocol: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = pickle.dumps({"weights": 1, "other": harmful}, protocol)
-    for module, name in ((os, "system"), (subprocess, "Popen"), (builtins, "eval"), (builtins, "exec")):
+    for module, name in (
+        (os, "system"),
+        (subprocess, "Popen"),
+        (builtins, "eval"),
+        (builtins, "exec"),
+    ):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("it ran"))
     with pytest.raises(Harmful) as caught:
         read(data)
@@ -128,16 +147,29 @@ def test_a_function_that_runs_commands_is_named_and_not_run(
 
 
 def test_nothing_is_called_whatever_a_pickle_asks_for() -> None:
-    """A hook of the interpreter's own would see an import, a call of open, exec or compile, and a new process."""
+    """A hook of the interpreter's own would see an import, a call of open, exec or compile, and a
+    new process."""
     seen = []
-    watched = ("import", "open", "exec", "compile", "os.", "subprocess.", "socket.", "object.__setattr__")
+    watched = (
+        "import",
+        "open",
+        "exec",
+        "compile",
+        "os.",
+        "subprocess.",
+        "socket.",
+        "object.__setattr__",
+    )
     active = True
 
     def hook(event: str, _arguments: object) -> None:
         if active and event.startswith(watched):
             seen.append(event)
 
-    data = [pickle.dumps(Runs(function, "x")) for function in (RECONSTRUCT, np.load, pathlib.Path, getattr, print)]
+    data = [
+        pickle.dumps(Runs(function, "x"))
+        for function in (RECONSTRUCT, np.load, pathlib.Path, getattr, print)
+    ]
     read(data[0])
     sys.addaudithook(hook)
     for each in data:
@@ -168,7 +200,8 @@ def test_what_is_no_pickle_is_said(data: bytes) -> None:
 
 
 def test_no_pickle_takes_long_or_fills_the_memory() -> None:
-    """Tuples in tuples as keys, whose hash takes for ever, a memo of four billion places, a string of a petabyte."""
+    """Tuples in tuples as keys, whose hash takes for ever, a memo of four billion places, a string
+    of a petabyte."""
     started = time.process_time()
     doubled = b"(I1\nt" + b"2\x86" * 80  # DUP and TUPLE2: each holds the one before twice
     assert len(read(b"}" + doubled + b"I1\ns.")) == 1

@@ -1,4 +1,5 @@
-"""Promises of reading a published preprocessor: the geometry gives its pixels, and what none can express is refused."""
+"""Promises of reading a published preprocessor: the geometry gives its pixels, and what none can
+express is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ import torch
 from PIL import Image
 
 from featkit.geometry import Geometry
-from featkit_train.published.preprocessor import check_patch, find_preprocessor, in_words, read_config, read_preprocessor
+from featkit_train.published.preprocessor import (
+    check_patch,
+    find_preprocessor,
+    in_words,
+    read_config,
+    read_preprocessor,
+)
 from tests.export.backbones import CONFIGS, drawn_backbone
 from tests.pictures import draw_picture
 from tests.sentences import refused
@@ -68,7 +75,14 @@ def read(folder: Path, values: dict[str, Any], *, patch: int = 14) -> Geometry:
         ({}, {}),
         ({"crop_size": 224, "size": 256}, {}),
         ({"image_processor_type": "BitImageProcessorFast"}, {}),
-        ({"do_pad": None, "crop_pct": None, "size": {"shortest_edge": 256, "longest_edge": None}}, {}),
+        (
+            {
+                "do_pad": None,
+                "crop_pct": None,
+                "size": {"shortest_edge": 256, "longest_edge": None},
+            },
+            {},
+        ),
         ({"do_pad": False, "do_flip_channel_order": False}, {}),
         ({"resample": 2}, {"interpolation": "bilinear"}),
         ({"resample": 1}, {"interpolation": "lanczos"}),
@@ -92,28 +106,43 @@ def read(folder: Path, values: dict[str, Any], *, patch: int = 14) -> Geometry:
         ({"resample": "BILINEAR"}, {"interpolation": "bilinear"}),
     ],
 )
-def test_every_form_is_the_geometry_that_it_says(tmp_path: Path, changes: dict[str, Any], differences: dict[str, Any]) -> None:
+def test_every_form_is_the_geometry_that_it_says(
+    tmp_path: Path, changes: dict[str, Any], differences: dict[str, Any]
+) -> None:
     assert read(tmp_path, {**DINOV2, **changes}) == dataclasses.replace(EXPECTED, **differences)
 
 
 def test_a_bare_number_is_both_sides_where_its_class_takes_it_so(tmp_path: Path) -> None:
     assert read(tmp_path, DINO, patch=16) == dataclasses.replace(
-        EXPECTED, resize="stretch", rounding="none", resize_to=224, interpolation="bilinear", patch=16
+        EXPECTED,
+        resize="stretch",
+        rounding="none",
+        resize_to=224,
+        interpolation="bilinear",
+        patch=16,
     )
 
 
 def test_the_file_itself_may_be_named_and_the_patch_given(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text(json.dumps(DINOV2))
-    assert read_preprocessor(tmp_path / "some.json", patch=28) == dataclasses.replace(EXPECTED, patch=28)
+    assert read_preprocessor(tmp_path / "some.json", patch=28) == dataclasses.replace(
+        EXPECTED, patch=28
+    )
 
 
 @pytest.mark.parametrize(("rescale", "factor"), [(True, 1 / 127.5), (True, 1.0), (False, None)])
-def test_another_scale_is_put_into_mean_and_std(tmp_path: Path, rescale: bool, factor: float | None) -> None:
+def test_another_scale_is_put_into_mean_and_std(
+    tmp_path: Path, rescale: bool, factor: float | None
+) -> None:
     geometry = read(tmp_path, {**DINOV2, "do_rescale": rescale, "rescale_factor": factor})
     pixels = np.array([0.0, 1.0, 100.0, 255.0])
     for place in range(3):
-        published = (pixels * (factor or 1.0) - DINOV2["image_mean"][place]) / DINOV2["image_std"][place]
-        np.testing.assert_allclose((pixels / 255 - geometry.mean[place]) / geometry.std[place], published, rtol=1e-9)
+        published = (pixels * (factor or 1.0) - DINOV2["image_mean"][place]) / DINOV2["image_std"][
+            place
+        ]
+        np.testing.assert_allclose(
+            (pixels / 255 - geometry.mean[place]) / geometry.std[place], published, rtol=1e-9
+        )
 
 
 @pytest.mark.parametrize("kind", ["BitImageProcessor", "ViTImageProcessor"])
@@ -121,13 +150,18 @@ def test_pixels_are_those_of_the_published_processor(tmp_path: Path, kind: str) 
     transformers = import_quietly("transformers")
     numbers = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
     if kind == "BitImageProcessor":
-        processor = transformers.BitImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, **numbers)
+        processor = transformers.BitImageProcessor(
+            size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, **numbers
+        )
     else:
-        processor = transformers.ViTImageProcessor(size={"height": 56, "width": 56}, resample=3, **numbers)
+        processor = transformers.ViTImageProcessor(
+            size={"height": 56, "width": 56}, resample=3, **numbers
+        )
     processor.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_text('{"patch_size": 14}')
     geometry = read_preprocessor(tmp_path)
-    picture = draw_picture(1, height=128, width=192)  # halves, and crops by whole pixels: nothing is rounded
+    # halves, and crops by whole pixels: nothing is rounded
+    picture = draw_picture(1, height=128, width=192)
     published = processor(picture, return_tensors="np")["pixel_values"][0]
     pixels = geometry.apply(np.asarray(picture)) / 255
     ours = ((pixels - np.array(geometry.mean)) / np.array(geometry.std)).transpose(2, 0, 1)
@@ -150,17 +184,26 @@ def test_pixels_are_those_of_the_published_processor(tmp_path: Path, kind: str) 
         ({"do_something_new": True}, ["do_something_new True"]),
         ({"do_normalize": "yes"}, ["do_normalize 'yes'", "true or false"]),
         ({"keep_aspect_ratio": True}, ["keep_aspect_ratio True"]),
-        ({"image_processor_type": "LevitImageProcessor"}, ["LevitImageProcessor", "known are Bit, CLIP"]),
+        (
+            {"image_processor_type": "LevitImageProcessor"},
+            ["LevitImageProcessor", "known are Bit, CLIP"],
+        ),
         ({"resample": True}, ["resample True"]),
         ({"resample": None}, ["resample None"]),
         ({"do_center_crop": False}, ["do_center_crop False", "leaves no one size"]),
         ({"crop_size": 512}, ["crop_size 512", "shorter side of 256"]),
         ({"crop_size": None}, ["crop_size None", "a height and a width"]),
         ({"crop_size": {"height": 224}}, ["crop_size {'height': 224}"]),
-        ({"size": {"shortest_edge": 256, "longest_edge": 512}}, ["size {'shortest_edge': 256, 'longest_edge': 512}"]),
+        (
+            {"size": {"shortest_edge": 256, "longest_edge": 512}},
+            ["size {'shortest_edge': 256, 'longest_edge': 512}"],
+        ),
         ({"size": {"shortest_edge": "256"}}, ["whole numbers"]),
         ({"size": None}, ["size None"]),
-        ({"size": 256, "image_processor_type": None, "model_type": None}, ["size 256", "write which"]),
+        (
+            {"size": 256, "image_processor_type": None, "model_type": None},
+            ["size 256", "write which"],
+        ),
         ({"size": {"height": 256, "width": 300}}, ["crop_size", "256×300", "of its proportions"]),
         ({"image_mean": [0.5, 0.5]}, ["image_mean is [0.5, 0.5]", "three numbers"]),
         ({"image_std": None}, ["image_std is None"]),
@@ -171,13 +214,21 @@ def test_pixels_are_those_of_the_published_processor(tmp_path: Path, kind: str) 
         ({"crop_size": 10**9, "size": 10**9}, ["height is 1000000000"]),
     ],
 )
-def test_what_a_geometry_cannot_express_is_refused(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+def test_what_a_geometry_cannot_express_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
     with refused("preprocessor_config.json", *words):
         read(tmp_path, {**DINOV2, **changes})
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [(None, "does not exist"), ("{", "cannot be read as JSON"), ("[]", "holds a list"), ("\xff", "JSON")]
+    ("text", "words"),
+    [
+        (None, "does not exist"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds a list"),
+        ("\xff", "JSON"),
+    ],
 )
 def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str | None, words: str) -> None:
     if text is not None:
@@ -187,7 +238,9 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, text: str | None, wor
 
 
 def test_the_config_tells_family_patch_and_registers(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"patch_size": 14, "num_register_tokens": 4, "model_type": "dinov2_with_registers"}')
+    (tmp_path / "config.json").write_text(
+        '{"patch_size": 14, "num_register_tokens": 4, "model_type": "dinov2_with_registers"}'
+    )
     config = read_config(tmp_path)
     assert (config.family, config.patch, config.num_registers) == ("dinov2_with_registers", 14, 4)
     (tmp_path / "config.json").write_text('{"patch_size": [16, 16]}')
@@ -211,7 +264,9 @@ def test_a_config_without_what_is_needed_is_refused(tmp_path: Path, text: str, w
 
 
 def test_a_model_of_images_and_text_keeps_its_patch_under_vision_config(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "siglip", "vision_config": {"patch_size": 16}}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "siglip", "vision_config": {"patch_size": 16}}'
+    )
     config = read_config(tmp_path)
     assert (config.family, config.patch, config.num_registers) == ("siglip", 16, None)
 
@@ -221,7 +276,13 @@ def test_a_model_of_images_and_text_keeps_its_patch_under_vision_config(tmp_path
 
 def test_a_field_that_is_left_out_has_the_default_of_the_named_class(tmp_path: Path) -> None:
     transformers = import_quietly("transformers")
-    for name in ("BitImageProcessor", "CLIPImageProcessor", "ViTImageProcessor", "DeiTImageProcessor", "SiglipImageProcessor"):
+    for name in (
+        "BitImageProcessor",
+        "CLIPImageProcessor",
+        "ViTImageProcessor",
+        "DeiTImageProcessor",
+        "SiglipImageProcessor",
+    ):
         whole, bare = tmp_path / name, tmp_path / f"{name}-bare"
         getattr(transformers, name)().save_pretrained(whole)
         (whole / "config.json").write_text('{"patch_size": 16}')
@@ -232,7 +293,9 @@ def test_a_field_that_is_left_out_has_the_default_of_the_named_class(tmp_path: P
 
 
 def test_a_file_that_names_no_class_leaves_the_rest_to_the_familys_recipe(tmp_path: Path) -> None:
-    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.4, 0.5, 0.6], "size": {"shortest_edge": 300}}')
+    (tmp_path / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.4, 0.5, 0.6], "size": {"shortest_edge": 300}}'
+    )
     expected = dataclasses.replace(EXPECTED, mean=(0.4, 0.5, 0.6), resize_to=300)
     assert read_preprocessor(tmp_path, patch=14, default=EXPECTED) == expected
 
@@ -244,7 +307,9 @@ def test_the_processor_inside_a_processor_config_wins_as_in_transformers(tmp_pat
     inside = {"image_processor": {**DINOV2, "resample": 2}}
     (tmp_path / "processor_config.json").write_text(json.dumps(inside))
     assert find_preprocessor(tmp_path) == tmp_path / "processor_config.json"
-    assert read_preprocessor(tmp_path, patch=14) == dataclasses.replace(EXPECTED, interpolation="bilinear")
+    assert read_preprocessor(tmp_path, patch=14) == dataclasses.replace(
+        EXPECTED, interpolation="bilinear"
+    )
 
 
 def test_a_folder_without_any_says_nothing(tmp_path: Path) -> None:
@@ -253,13 +318,19 @@ def test_a_folder_without_any_says_nothing(tmp_path: Path) -> None:
 
 
 def test_a_size_that_the_patch_does_not_divide_is_refused_with_the_nearest() -> None:
-    with refused("some.json leads to pictures of 225×225, which the patch of 14 does not divide", "--size 224 or 238"):
+    with refused(
+        "some.json leads to pictures of 225×225, which the patch of 14 does not divide",
+        "--size 224 or 238",
+    ):
         check_patch(dataclasses.replace(EXPECTED, height=225, width=225), source="some.json")
     check_patch(EXPECTED, source="some.json")
 
 
 def test_a_recipe_reads_as_one_line() -> None:
-    words = "shorter side to 256, center crop 224×224, bicubic, mean 0.485, 0.456, 0.406, std 0.229, 0.224, 0.225"
+    words = (
+        "shorter side to 256, center crop 224×224, bicubic, mean 0.485, 0.456, 0.406, std 0.229,"
+        " 0.224, 0.225"
+    )
     assert in_words(EXPECTED) == words
 
 
@@ -269,7 +340,10 @@ SIZES = [(101, 67), (67, 101), (333, 251), (57, 300), (48, 48)]  # height, width
 PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("BitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": 56}),
     ("BitImageProcessorPil", {"size": {"shortest_edge": 64}, "crop_size": 56}),
-    ("BitImageProcessor", {"size": {"shortest_edge": 70}, "crop_size": {"height": 56, "width": 70}, "resample": 2}),
+    (
+        "BitImageProcessor",
+        {"size": {"shortest_edge": 70}, "crop_size": {"height": 56, "width": 70}, "resample": 2},
+    ),
     ("CLIPImageProcessor", {"size": {"shortest_edge": 56}, "crop_size": 56}),
     ("ViTImageProcessor", {"size": {"height": 56, "width": 70}}),
     ("DeiTImageProcessor", {"size": {"height": 64, "width": 64}, "crop_size": 56}),
@@ -278,7 +352,10 @@ PROCESSORS: list[tuple[str, dict[str, Any]]] = [
     ("ConvNextImageProcessor", {"size": {"shortest_edge": 56}}),
     ("ConvNextImageProcessor", {"size": {"shortest_edge": 392}}),
     ("BitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": 56, "do_normalize": False}),
-    ("BitImageProcessor", {"size": {"shortest_edge": 64}, "crop_size": 56, "rescale_factor": 1 / 127.5}),
+    (
+        "BitImageProcessor",
+        {"size": {"shortest_edge": 64}, "crop_size": 56, "rescale_factor": 1 / 127.5},
+    ),
 ]
 
 
@@ -291,12 +368,18 @@ def backbone() -> Any:
 def vector(backbone: Any, pixels: np.ndarray) -> np.ndarray:
     """The class token (D,) of normalized pixels (3, H, W)."""
     with torch.no_grad():
-        token: np.ndarray = backbone(torch.from_numpy(pixels[None].astype(np.float32))).class_token[0].numpy()
+        token: np.ndarray = (
+            backbone(torch.from_numpy(pixels[None].astype(np.float32))).class_token[0].numpy()
+        )
     return token
 
 
-def cosine_of_pipelines(backbone: Any, geometry: Geometry, picture: Image.Image, published: np.ndarray) -> float:
-    ours = (geometry.apply(np.asarray(picture)) / 255 - np.array(geometry.mean)) / np.array(geometry.std)
+def cosine_of_pipelines(
+    backbone: Any, geometry: Geometry, picture: Image.Image, published: np.ndarray
+) -> float:
+    ours = (geometry.apply(np.asarray(picture)) / 255 - np.array(geometry.mean)) / np.array(
+        geometry.std
+    )
     assert ours.transpose(2, 0, 1).shape == published.shape
     first, second = vector(backbone, ours.transpose(2, 0, 1)), vector(backbone, published)
     return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
@@ -314,7 +397,10 @@ def test_vectors_are_those_of_transformers_own_processor(
     for seed, (height, width) in enumerate(SIZES):
         picture = draw_picture(seed, height=height, width=width)
         published = np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])
-        assert cosine_of_pipelines(backbone, geometry, picture, published) >= 0.9999, (height, width)
+        assert cosine_of_pipelines(backbone, geometry, picture, published) >= 0.9999, (
+            height,
+            width,
+        )
 
 
 @pytest.mark.parametrize(
@@ -337,12 +423,18 @@ def test_vectors_are_those_of_timms_evaluation_transform(
     settings = {"input_size": [3, 56, 56], "fixed_input_size": True, **settings}
     config: dict[str, Any] = {"architecture": "vit_small_patch14_dinov2"}
     config |= settings if form == "flat" else {"pretrained_cfg": settings}
-    (tmp_path / ("preprocessor_config.json" if form == "wrapper" else "config.json")).write_text(json.dumps(config))
+    (tmp_path / ("preprocessor_config.json" if form == "wrapper" else "config.json")).write_text(
+        json.dumps(config)
+    )
     geometry = read_preprocessor(tmp_path, patch=14)
-    transform = timm_data.create_transform(**timm_data.resolve_data_config({}, pretrained_cfg=settings), is_training=False)
+    transform = timm_data.create_transform(
+        **timm_data.resolve_data_config({}, pretrained_cfg=settings), is_training=False
+    )
     for seed, (height, width) in enumerate(SIZES):
         picture = draw_picture(seed, height=height, width=width)
-        assert cosine_of_pipelines(backbone, geometry, picture, transform(picture).numpy()) >= 0.9999, (height, width)
+        assert (
+            cosine_of_pipelines(backbone, geometry, picture, transform(picture).numpy()) >= 0.9999
+        ), (height, width)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +447,9 @@ def test_vectors_are_those_of_timms_evaluation_transform(
         ({"mean": [0.5]}, "mean is [0.5]"),
     ],
 )
-def test_what_timm_does_beyond_a_geometry_is_refused(tmp_path: Path, settings: dict[str, Any], words: str) -> None:
+def test_what_timm_does_beyond_a_geometry_is_refused(
+    tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
     config = {"architecture": "x", "pretrained_cfg": {"input_size": [3, 56, 56], **settings}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with refused("config.json", words):

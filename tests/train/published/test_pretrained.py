@@ -1,7 +1,8 @@
-"""Published weights give the published network: its class token and patch tokens, from every form its files come in.
+"""Published weights give the published network: its class token and patch tokens, from every form
+its files come in.
 
-The references are other people's networks with drawn weights (see published.py), so that nothing has to be fetched. The
-smallest of each family is whole, the others are of two blocks.
+The references are other people's networks with drawn weights (see published.py), so that nothing
+has to be fetched. The smallest of each family is whole, the others are of two blocks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published
 
 SMALLEST = {"dino_vits16", "ibot_vits16", "dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16"}
-LARGE = {"dinov3_vit7b16", "dinov3_vit7b16_sat", "dinov2_vitg14_reg"}  # of the 7B two blocks are 0.4 billion parameters
+# of the 7B two blocks are 0.4 billion parameters
+LARGE = {"dinov3_vit7b16", "dinov3_vit7b16_sat", "dinov2_vitg14_reg"}
 Asked = list[tuple[Published, dict[str, Any]]]
 FOREIGN = (3, 5)  # patches, of a picture that is no square
 
@@ -42,12 +44,17 @@ def by_size(names: Any) -> list[Any]:
 
 VITS = by_size(name for name, row in PUBLISHED.items() if row.kind == "vit")
 CONVNEXTS = [name for name, row in PUBLISHED.items() if row.kind == "convnext"]
-FOLDERS = by_size(row.name for row in PUBLISHED.values() if row.kind == "vit" and (row.hub or "").startswith("facebook/"))
+FOLDERS = by_size(
+    row.name
+    for row in PUBLISHED.values()
+    if row.kind == "vit" and (row.hub or "").startswith("facebook/")
+)
 
 
 @pytest.fixture
 def scratch() -> Iterator[Path]:
-    """A folder that is gone after the test: pytest keeps tmp_path of three runs, which would be gigabytes."""
+    """A folder that is gone after the test: pytest keeps tmp_path of three runs, which would be
+    gigabytes."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
 
@@ -65,7 +72,8 @@ def _torchvision() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Two that share their cores with other work wait for each other: a product of 16 tokens took 30 times as long."""
+    """Two that share their cores with other work wait for each other: a product of 16 tokens took
+    30 times as long."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -98,7 +106,9 @@ def assert_is(backbone: Backbone, model: Any, rows: int, columns: int, *, batch:
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """What load_published was asked for, instead of doing it."""
     calls: Asked = []
-    monkeypatch.setattr(pretrained, "load_published", lambda row, **given: calls.append((row, given)))
+    monkeypatch.setattr(
+        pretrained, "load_published", lambda row, **given: calls.append((row, given))
+    )
     return calls
 
 
@@ -132,14 +142,23 @@ def test_a_released_file_gives_the_familys_vit(name: str, scratch: Path) -> None
     if name in SMALLEST and row.patch == 16:
         assert_is(backbone, model, 14, 14)
     assert not backbone.training
-    assert (info.name, info.family, info.geometry, info.licence) == (name, row.family, row.geometry, row.licence)
+    assert (info.name, info.family, info.geometry, info.licence) == (
+        name,
+        row.family,
+        row.geometry,
+        row.licence,
+    )
     assert info.origin["source"] == row.source
     assert info.origin["file"] == "weights.pth"
     assert len(info.origin["sha256"]) == 64
 
 
-@pytest.mark.parametrize(("name", "side"), [("dino_vits8", 28), ("dinov2_vits14", 37), ("dinov2_vits14_reg", 37)])
-def test_a_long_table_of_positions_is_taken_as_it_is_at_its_own_size(name: str, side: int, scratch: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "side"), [("dino_vits8", 28), ("dinov2_vits14", 37), ("dinov2_vits14_reg", 37)]
+)
+def test_a_long_table_of_positions_is_taken_as_it_is_at_its_own_size(
+    name: str, side: int, scratch: Path
+) -> None:
     model = published.reference(name, depth=1)
     torch.save(published.official(name, model), scratch / "weights.pth")
     backbone, _ = load_published(with_depth(PUBLISHED[name], 1), weights=scratch / "weights.pth")
@@ -156,9 +175,14 @@ def test_a_released_file_gives_the_familys_convnext(name: str, scratch: Path) ->
 
 
 @pytest.mark.parametrize("with_classifier", [False, True])
-def test_a_released_file_gives_the_resnet_with_its_running_statistics(with_classifier: bool, scratch: Path) -> None:
+def test_a_released_file_gives_the_resnet_with_its_running_statistics(
+    with_classifier: bool, scratch: Path
+) -> None:
     model = published.reference("dino_resnet50")
-    torch.save(model.state_dict() if with_classifier else published.official("dino_resnet50", model), scratch / "weights.pth")
+    torch.save(
+        model.state_dict() if with_classifier else published.official("dino_resnet50", model),
+        scratch / "weights.pth",
+    )
     backbone, info = load_pretrained("dino_resnet50", weights=scratch / "weights.pth")
     assert_is(backbone, model, 2, 3)
     assert backbone.state_dict()["body.bn1.num_batches_tracked"] == 7
@@ -166,14 +190,22 @@ def test_a_released_file_gives_the_resnet_with_its_running_statistics(with_class
 
 
 @pytest.mark.parametrize(("name", "masked"), [("dino_vits16", False), ("ibot_vits16", True)])
-def test_a_full_checkpoint_gives_the_teacher_or_the_student(name: str, masked: bool, scratch: Path) -> None:
+def test_a_full_checkpoint_gives_the_teacher_or_the_student(
+    name: str, masked: bool, scratch: Path
+) -> None:
     row = with_depth(PUBLISHED[name], 2)
     teacher, student = (published.reference(name, depth=2, seed=seed) for seed in (1, 2))
-    checkpoint = published.full_checkpoint(published.official(name, teacher), published.official(name, student), masked=masked)
+    checkpoint = published.full_checkpoint(
+        published.official(name, teacher), published.official(name, student), masked=masked
+    )
     torch.save(checkpoint, scratch / "full.pth")
     assert_is(load_published(row, weights=scratch / "full.pth")[0], teacher, *FOREIGN)
-    assert_is(load_published(row, weights=scratch / "full.pth", branch="teacher")[0], teacher, *FOREIGN)
-    assert_is(load_published(row, weights=scratch / "full.pth", branch="student")[0], student, *FOREIGN)
+    assert_is(
+        load_published(row, weights=scratch / "full.pth", branch="teacher")[0], teacher, *FOREIGN
+    )
+    assert_is(
+        load_published(row, weights=scratch / "full.pth", branch="student")[0], student, *FOREIGN
+    )
 
 
 def test_a_full_checkpoint_of_a_resnet_gives_its_branch(scratch: Path) -> None:
@@ -192,8 +224,12 @@ def test_a_full_checkpoint_of_a_resnet_gives_its_branch(scratch: Path) -> None:
 
 def test_ibots_teacher_comes_under_state_dict(scratch: Path) -> None:
     model = published.reference("ibot_vits16", depth=2)
-    torch.save({"state_dict": published.official("ibot_vits16", model)}, scratch / "checkpoint_teacher.pth")
-    backbone, _ = load_published(with_depth(PUBLISHED["ibot_vits16"], 2), weights=scratch / "checkpoint_teacher.pth")
+    torch.save(
+        {"state_dict": published.official("ibot_vits16", model)}, scratch / "checkpoint_teacher.pth"
+    )
+    backbone, _ = load_published(
+        with_depth(PUBLISHED["ibot_vits16"], 2), weights=scratch / "checkpoint_teacher.pth"
+    )
     assert_is(backbone, model, *FOREIGN)
 
 
@@ -217,7 +253,9 @@ def test_periods_of_a_file_are_used_as_they_were_rounded(scratch: Path) -> None:
     rounded = state["rope_embed.periods"].bfloat16()
     assert not torch.equal(rounded.float(), state["rope_embed.periods"])
     torch.save({**state, "rope_embed.periods": rounded}, scratch / "weights.pth")
-    backbone, _ = load_published(with_depth(PUBLISHED["dinov3_vits16"], 2), weights=scratch / "weights.pth")
+    backbone, _ = load_published(
+        with_depth(PUBLISHED["dinov3_vits16"], 2), weights=scratch / "weights.pth"
+    )
     model.rope_embeddings.inv_freq = 1 / rounded.float()
     assert_is(backbone, model, *FOREIGN)
 
@@ -228,7 +266,9 @@ def test_periods_of_a_file_are_used_as_they_were_rounded(scratch: Path) -> None:
 @pytest.mark.parametrize("name", FOLDERS)
 def test_a_folder_of_transformers_gives_the_same_vit(name: str, scratch: Path) -> None:
     model = published.reference(name, depth=2)
-    backbone, info = load_published(with_depth(PUBLISHED[name], 2), weights=save_folder(scratch, model))
+    backbone, info = load_published(
+        with_depth(PUBLISHED[name], 2), weights=save_folder(scratch, model)
+    )
     assert_is(backbone, model, *FOREIGN)
     assert info.origin["sha256"]
 
@@ -241,19 +281,25 @@ def test_a_folder_of_transformers_gives_the_same_convnext(name: str, scratch: Pa
     assert_is(backbone, model, 2, 3)
 
 
-@pytest.mark.parametrize("name", ["dinov2_vits14_reg", "dinov3_vits16plus", "dinov3_convnext_small"])
+@pytest.mark.parametrize(
+    "name", ["dinov2_vits14_reg", "dinov3_vits16plus", "dinov3_convnext_small"]
+)
 def test_a_folder_in_several_files_is_the_same_backbone(name: str, scratch: Path) -> None:
     row, depth = convnext(name) if "convnext" in name else (with_depth(PUBLISHED[name], 2), 2)
     model = published.reference(name, depth=depth)
     one, _ = load_published(row, weights=save_folder(scratch / "one", model))
-    several, _ = load_published(row, weights=save_folder(scratch / "several", model, max_shard_size="3MB"))
+    several, _ = load_published(
+        row, weights=save_folder(scratch / "several", model, max_shard_size="3MB")
+    )
     assert (scratch / "several" / INDEX).is_file()
     assert not (scratch / "several" / SAFETENSORS).exists()
     assert len(list((scratch / "several").glob("model-*.safetensors"))) > 2
     assert_equal_weights(several, one)
 
 
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov3_vits16", "dinov3_vits16plus", "dinov3_convnext_base"])
+@pytest.mark.parametrize(
+    "name", ["dinov2_vits14", "dinov3_vits16", "dinov3_vits16plus", "dinov3_convnext_base"]
+)
 def test_weights_in_bfloat16_become_the_same_numbers_in_float32(name: str, scratch: Path) -> None:
     row, depth = convnext(name) if "convnext" in name else (with_depth(PUBLISHED[name], 2), 2)
     model = published.reference(name, depth=depth)
@@ -268,7 +314,9 @@ def test_weights_in_bfloat16_become_the_same_numbers_in_float32(name: str, scrat
     assert_is(backbone, model, *((2, 3) if "convnext" in name else FOREIGN))
 
 
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov3_convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16", "dinov3_convnext_tiny"]
+)
 def test_a_folder_is_known_by_its_config_and_loads_by_its_path(name: str, scratch: Path) -> None:
     model = published.reference(name)
     backbone, info = load_pretrained(str(save_folder(scratch, model)))
@@ -276,15 +324,22 @@ def test_a_folder_is_known_by_its_config_and_loads_by_its_path(name: str, scratc
     assert_is(backbone, model, 1, 2)
 
 
-@pytest.mark.parametrize("name", [row.name for row in PUBLISHED.values() if (row.hub or "").startswith("facebook/")])
-def test_every_published_folder_is_known_by_its_config(name: str, tmp_path: Path, asked: Asked) -> None:
+@pytest.mark.parametrize(
+    "name", [row.name for row in PUBLISHED.values() if (row.hub or "").startswith("facebook/")]
+)
+def test_every_published_folder_is_known_by_its_config(
+    name: str, tmp_path: Path, asked: Asked
+) -> None:
     row = PUBLISHED[name]
     published.config_of(name).save_pretrained(tmp_path)
     kind = type(published.config_of(name)).__name__
     assert (
-        json.loads((tmp_path / "config.json").read_text())["model_type"].replace("_", "") == kind.removesuffix("Config").lower()
+        json.loads((tmp_path / "config.json").read_text())["model_type"].replace("_", "")
+        == kind.removesuffix("Config").lower()
     )
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": list(row.geometry.mean)}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": list(row.geometry.mean)})
+    )
     load_pretrained(str(tmp_path))
     assert asked == [(row, {"weights": tmp_path, "branch": None, "quiet": False})]
 
@@ -299,7 +354,9 @@ def test_every_published_folder_is_known_by_its_config(name: str, tmp_path: Path
         ({"model_type": None}, ("does not say which model",)),
     ],
 )
-def test_a_folder_of_an_unpublished_size_is_refused(change: dict[str, Any], words: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_folder_of_an_unpublished_size_is_refused(
+    change: dict[str, Any], words: tuple[str, ...], tmp_path: Path
+) -> None:
     published.config_of("dinov2_vits14_reg").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | change
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -307,11 +364,15 @@ def test_a_folder_of_an_unpublished_size_is_refused(change: dict[str, Any], word
         load_pretrained(str(tmp_path))
 
 
-def test_a_satellites_folder_is_told_from_the_other_by_its_statistics(tmp_path: Path, asked: Asked) -> None:
+def test_a_satellites_folder_is_told_from_the_other_by_its_statistics(
+    tmp_path: Path, asked: Asked
+) -> None:
     published.config_of("dinov3_vitl16").save_pretrained(tmp_path)
     load_pretrained(str(tmp_path))
     place = tmp_path / "preprocessor_config.json"
-    place.write_text(json.dumps({"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]}))
+    place.write_text(
+        json.dumps({"image_mean": [0.43, 0.411, 0.296], "image_std": [0.213, 0.156, 0.143]})
+    )
     load_pretrained(str(tmp_path))
     place.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))  # of a fine-tuned one
     load_pretrained(str(tmp_path))
@@ -323,7 +384,11 @@ def test_a_satellites_folder_is_told_from_the_other_by_its_statistics(tmp_path: 
 
 @pytest.mark.parametrize(
     ("arch", "name"),
-    [("vit_small_patch16_224", "dino_vits16"), ("vit_small_patch8_224", "dino_vits8"), ("vit_base_patch8_224", "dino_vitb8")],
+    [
+        ("vit_small_patch16_224", "dino_vits16"),
+        ("vit_small_patch8_224", "dino_vits8"),
+        ("vit_base_patch8_224", "dino_vitb8"),
+    ],
 )
 def test_timms_copies_of_dino_are_what_the_hub_gives(arch: str, name: str, scratch: Path) -> None:
     model = import_quietly("timm").create_model(arch, num_classes=0, depth=1).eval()
@@ -336,10 +401,15 @@ def test_timms_copies_of_dino_are_what_the_hub_gives(arch: str, name: str, scrat
 
 
 def timm_features(model: Any, images: Tensor) -> published.Seen:
-    """Of timm's own: what its classifier is given, and its last map through the interface that timm has for maps."""
+    """Of timm's own: what its classifier is given, and its last map through the interface that timm
+    has for maps."""
     found = model.forward_features(images)
     pooled = model.forward_head(found, pre_logits=True)
-    maps = found if found.ndim == 4 else model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+    maps = (
+        found
+        if found.ndim == 4
+        else model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+    )
     return published.Seen(pooled, maps.flatten(2).transpose(1, 2))
 
 
@@ -361,7 +431,9 @@ def test_timms_own_networks_are_timms(arch: str, form: str, scratch: Path) -> No
     path = scratch / ("weights.pth" if form == "pth" else SAFETENSORS)
     classifier = model.pretrained_cfg["classifier"]
     if form == "without a classifier":
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(f"{classifier}.")}
+        state = {
+            name: tensor for name, tensor in state.items() if not name.startswith(f"{classifier}.")
+        }
         assert len(state) == len(model.state_dict()) - 2
     if form == "pth":
         torch.save({"state_dict": state}, path)
@@ -380,7 +452,12 @@ def test_timms_own_networks_are_timms(arch: str, form: str, scratch: Path) -> No
 
 def test_timms_geometry_is_what_timm_does_at_evaluation() -> None:
     timm = import_quietly("timm")
-    cases = ["test_vit.r160_in1k", "resnet10t.c3_in1k", "vit_small_patch14_dinov2.lvd142m", "vit_base_patch16_siglip_224.webli"]
+    cases = [
+        "test_vit.r160_in1k",
+        "resnet10t.c3_in1k",
+        "vit_small_patch14_dinov2.lvd142m",
+        "vit_base_patch16_siglip_224.webli",
+    ]
     for arch in cases:
         settings = timm.get_pretrained_cfg(arch).to_dict()
         transform = import_quietly("timm.data").create_transform(
@@ -417,7 +494,9 @@ def test_a_folders_own_preprocessing_is_its_geometry(side: int, file: str, scrat
     }
     for name in ("preprocessor_config.json", "processor_config.json"):
         (folder / name).unlink(missing_ok=True)
-    (folder / file).write_text(json.dumps(values if file.startswith("pre") else {"image_processor": values}))
+    (folder / file).write_text(
+        json.dumps(values if file.startswith("pre") else {"image_processor": values})
+    )
     default = PUBLISHED["dinov2_vits14"].geometry
     expected = dataclasses.replace(
         default,
@@ -429,7 +508,11 @@ def test_a_folders_own_preprocessing_is_its_geometry(side: int, file: str, scrat
         std=(0.25, 0.25, 0.25),
         rounding="down",
     )
-    for name, weights in ((str(folder), None), ("dinov2_vits14", folder), ("dinov2_vits14", folder / "model.safetensors")):
+    for name, weights in (
+        (str(folder), None),
+        ("dinov2_vits14", folder),
+        ("dinov2_vits14", folder / "model.safetensors"),
+    ):
         _, info = load_pretrained(name, weights=weights)
         assert info.geometry == expected
         assert info.origin["preprocessing"] == file
@@ -445,7 +528,9 @@ def test_a_folder_that_says_nothing_has_the_familys_recipe(scratch: Path) -> Non
 
 def test_a_folder_that_no_geometry_expresses_is_refused_by_name(scratch: Path) -> None:
     folder = save_folder(scratch, published.reference("dinov2_vits14"))
-    (folder / "preprocessor_config.json").write_text('{"image_processor_type": "BitImageProcessor", "do_pad": true}')
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_processor_type": "BitImageProcessor", "do_pad": true}'
+    )
     with refused("preprocessor_config.json", "do_pad True"):
         load_pretrained(str(folder))
 
@@ -455,7 +540,9 @@ def test_a_folder_that_no_geometry_expresses_is_refused_by_name(scratch: Path) -
 
 @pytest.mark.parametrize("form", ["pth", "safetensors", "folder"])
 @pytest.mark.parametrize("what", ["removed", "overwritten", "cut"])
-def test_weights_stay_what_they_were_when_the_file_goes(what: str, form: str, scratch: Path) -> None:
+def test_weights_stay_what_they_were_when_the_file_goes(
+    what: str, form: str, scratch: Path
+) -> None:
     name = "dinov2_vits14"
     row = with_depth(PUBLISHED[name], 1)
     model = published.reference(name, depth=1)
@@ -478,8 +565,12 @@ def test_weights_stay_what_they_were_when_the_file_goes(what: str, form: str, sc
     assert_is(backbone, model, *FOREIGN)
 
 
-@pytest.mark.parametrize(("value", "words"), [("nan", "NaN"), ("inf", "infinity"), ("-inf", "infinity")])
-def test_weights_that_are_not_finite_are_refused_by_name(value: str, words: str, scratch: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "words"), [("nan", "NaN"), ("inf", "infinity"), ("-inf", "infinity")]
+)
+def test_weights_that_are_not_finite_are_refused_by_name(
+    value: str, words: str, scratch: Path
+) -> None:
     path = save_official(scratch, "dino_vits16")
     state = torch.load(path)
     state["blocks.1.mlp.fc1.weight"][3, 5] = float(value)
@@ -499,7 +590,9 @@ def test_float64_too_large_for_float32_is_refused(scratch: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["float8_e4m3fn", "float8_e5m2", "complex64"])
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
-def test_numbers_that_mean_something_else_are_refused_by_type(kind: str, form: str, scratch: Path) -> None:
+def test_numbers_that_mean_something_else_are_refused_by_type(
+    kind: str, form: str, scratch: Path
+) -> None:
     state = torch.load(save_official(scratch, "dino_vits16"))
     state["blocks.0.attn.qkv.weight"] = state["blocks.0.attn.qkv.weight"].to(getattr(torch, kind))
     path = scratch / f"coarse.{form}"
@@ -512,10 +605,18 @@ def test_numbers_that_mean_something_else_are_refused_by_type(kind: str, form: s
 
 
 def test_no_two_weights_share_their_memory(scratch: Path) -> None:
-    backbone, _ = load_published(with_depth(PUBLISHED["dino_vits16"], 2), weights=save_official(scratch, "dino_vits16"))
-    places = [tensor.untyped_storage().data_ptr() for tensor in backbone.state_dict().values() if tensor.numel()]
+    backbone, _ = load_published(
+        with_depth(PUBLISHED["dino_vits16"], 2), weights=save_official(scratch, "dino_vits16")
+    )
+    places = [
+        tensor.untyped_storage().data_ptr()
+        for tensor in backbone.state_dict().values()
+        if tensor.numel()
+    ]
     assert len(set(places)) == len(places)
-    assert all(parameter.requires_grad and not parameter.is_meta for parameter in backbone.parameters())
+    assert all(
+        parameter.requires_grad and not parameter.is_meta for parameter in backbone.parameters()
+    )
 
 
 # Refusals
@@ -524,13 +625,29 @@ def test_no_two_weights_share_their_memory(scratch: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "read_as", "words"),
     [
-        ("dinov2_vits14", "dino_vits16", ("LayerScale", "no LayerScale", "blocks.0.ls1.gamma", "no place for")),
+        (
+            "dinov2_vits14",
+            "dino_vits16",
+            ("LayerScale", "no LayerScale", "blocks.0.ls1.gamma", "no place for"),
+        ),
         ("dino_vits16", "dinov2_vits14", ("lacks blocks.0.scale1.gamma", "4 of", "no LayerScale")),
-        ("dinov3_vits16", "dinov2_vits14_reg", ("lacks class_position, patch_positions", "rotary positions", "37 × 37")),
-        ("dinov3_vits16plus", "dinov3_vits16", ("a SwiGLU MLP", "a plain MLP", "lacks blocks.0.mlp.fc1.weight")),
+        (
+            "dinov3_vits16",
+            "dinov2_vits14_reg",
+            ("lacks class_position, patch_positions", "rotary positions", "37 × 37"),
+        ),
+        (
+            "dinov3_vits16plus",
+            "dinov3_vits16",
+            ("a SwiGLU MLP", "a plain MLP", "lacks blocks.0.mlp.fc1.weight"),
+        ),
         ("dinov2_vits14", "dinov2_vits14_reg", ("no registers", "4 registers")),
         ("dinov2_vits14_reg", "dinov2_vits14", ("register_tokens", "4 registers", "no registers")),
-        ("dino_vits16", "ibot_vitb16", ("cls_token", (1, 1, 384), (1, 1, 768), "width 384", "width 768")),
+        (
+            "dino_vits16",
+            "ibot_vitb16",
+            ("cls_token", (1, 1, 384), (1, 1, 768), "width 384", "width 768"),
+        ),
         ("dinov3_convnext_tiny", "dinov3_vits16", ("names begin with stages.",)),
         ("dino_resnet50", "dino_vits16", ("names begin with layer1.0.", "It fits dino_resnet50")),
         ("dino_vits16", "dino_resnet50", ("names begin with", "cls_token")),
@@ -557,11 +674,15 @@ def test_another_models_file_is_refused_with_what_differs(
         ("dino_vits16", "dino_resnet50", "dino_vits16 or ibot_vits16"),
     ],
 )
-def test_the_model_that_a_file_fits_is_named(file: str, read_as: str, fits: str, scratch: Path) -> None:
+def test_the_model_that_a_file_fits_is_named(
+    file: str, read_as: str, fits: str, scratch: Path
+) -> None:
     path = save_official(scratch, file, depth=None)
     with refused(path, read_as, f"fits {fits}: name that"):
         load_pretrained(read_as, weights=path)
-    with refused(path, f"Its shapes are those of {fits}: featkit export {fits.split()[0]} --weights {path}"):
+    with refused(
+        path, f"Its shapes are those of {fits}: featkit export {fits.split()[0]} --weights {path}"
+    ):
         load_pretrained(str(path))
 
 
@@ -569,17 +690,22 @@ def test_the_nearest_model_is_named_where_none_fits(scratch: Path) -> None:
     model = published.reference("dinov2_vits14", depth=9)
     torch.save(published.official("dinov2_vits14", model), scratch / "weights.pth")
     with refused(
-        "it has width 384, 9 blocks, an MLP of width 1536, and dinov2_vitb14 has width 768, 12 blocks",
+        "it has width 384, 9 blocks, an MLP of width 1536, and dinov2_vitb14 has width 768, 12"
+        " blocks",
         "The nearest published model is dinov2_vits14, which has 12 blocks",
     ):
         load_pretrained("dinov2_vitb14", weights=scratch / "weights.pth")
 
 
-def test_a_whole_file_is_refused_for_a_shorter_backbone_and_a_part_for_a_longer(scratch: Path) -> None:
+def test_a_whole_file_is_refused_for_a_shorter_backbone_and_a_part_for_a_longer(
+    scratch: Path,
+) -> None:
     path = save_official(scratch, "dino_vits16", depth=2)
     with refused(path, "2 blocks", "1 block;", "blocks.1.norm1.weight", "8 more", "no place for"):
         load_published(with_depth(PUBLISHED["dino_vits16"], 1), weights=path)
-    with refused(path, "lacks blocks.2.norm1.weight", "120 of 151", "has 2 blocks", "has 12 blocks"):
+    with refused(
+        path, "lacks blocks.2.norm1.weight", "120 of 151", "has 2 blocks", "has 12 blocks"
+    ):
         load_published(PUBLISHED["dino_vits16"], weights=path)
 
 
@@ -591,10 +717,15 @@ def test_a_missing_a_surplus_or_a_misshapen_tensor_is_named(form: str, scratch: 
     if form == "released":
         state, norm = published.official(name, model), "blocks.1.norm2.bias"
     else:
-        state, norm = load_file(save_folder(scratch / "whole", model) / SAFETENSORS), "encoder.layer.1.norm2.bias"
+        state, norm = (
+            load_file(save_folder(scratch / "whole", model) / SAFETENSORS),
+            "encoder.layer.1.norm2.bias",
+        )
 
     def load(**changes: Tensor | None) -> None:
-        changed = {key: tensor for key, tensor in {**state, **changes}.items() if tensor is not None}
+        changed = {
+            key: tensor for key, tensor in {**state, **changes}.items() if tensor is not None
+        }
         save_file(changed, scratch / "changed.safetensors")
         load_published(row, weights=scratch / "changed.safetensors")
 
@@ -635,7 +766,11 @@ def test_timms_networks_are_refused_alike(scratch: Path) -> None:
     state = import_quietly("timm").create_model("test_vit").state_dict()
     del state["norm.weight"]
     save_file({**state, "cat.weight": torch.ones(1)}, scratch / SAFETENSORS)
-    with refused(scratch / SAFETENSORS, "lacks body.norm.weight (1 of", "cat.weight, which the model has no place for"):
+    with refused(
+        scratch / SAFETENSORS,
+        "lacks body.norm.weight (1 of",
+        "cat.weight, which the model has no place for",
+    ):
         load_pretrained("timm:test_vit.r160_in1k", weights=scratch / SAFETENSORS)
 
 
@@ -659,7 +794,11 @@ def test_an_alias_loads_the_weights_of_its_row(scratch: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("dinov2_vits41", "dinov2_vits14"), ("dino-v2-small", "dinov2-small"), ("dinov3_vitl61", "dinov3_vitl16")],
+    [
+        ("dinov2_vits41", "dinov2_vits14"),
+        ("dino-v2-small", "dinov2-small"),
+        ("dinov3_vitl61", "dinov3_vitl16"),
+    ],
 )
 def test_an_unknown_name_is_told_its_nearest(name: str, near: str) -> None:
     with refused(name, "near to it", near):

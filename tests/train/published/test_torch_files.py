@@ -1,4 +1,5 @@
-"""Checkpoints of torch.save and torch.distributed.checkpoint give the tensors that torch itself reads, and nothing is run."""
+"""Checkpoints of torch.save and torch.distributed.checkpoint give the tensors that torch itself
+reads, and nothing is run."""
 
 from __future__ import annotations
 
@@ -34,13 +35,28 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64")
+DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+    "complex64",
+)
 NEW_DTYPES = ("float8_e4m3fn", "float8_e5m2", "uint16", "uint32")
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_tensors_of_every_type_are_torchs(zipped: bool, tmp_path: Path) -> None:
-    state = {name: (10 * drawn(3, 5)).to(getattr(torch, name)) for name in (*DTYPES, *(NEW_DTYPES if zipped else ()))}
+    state = {
+        name: (10 * drawn(3, 5)).to(getattr(torch, name))
+        for name in (*DTYPES, *(NEW_DTYPES if zipped else ()))
+    }
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     found = read(read_checkpoint(tmp_path / "a.pth"))
     for name, tensor in state.items():
@@ -63,7 +79,9 @@ def test_views_strides_scalars_and_empty_tensors_are_torchs(zipped: bool, tmp_pa
     }
     torch.save(state, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
     found = read(read_checkpoint(tmp_path / "a.pth"))
-    torch.testing.assert_close(found, {name: tensor.detach() for name, tensor in state.items()}, rtol=0, atol=0)
+    torch.testing.assert_close(
+        found, {name: tensor.detach() for name, tensor in state.items()}, rtol=0, atol=0
+    )
 
 
 def test_a_file_without_checksums_or_packed_again_is_read(tmp_path: Path) -> None:
@@ -113,7 +131,10 @@ def test_a_file_that_is_cut_short_is_refused(cut: int, zipped: bool, tmp_path: P
 @pytest.fixture
 def distributed(tmp_path: Path) -> tuple[Path, Mapping[str, Any]]:
     tree = {
-        "model": {"teacher.backbone.cls_token": drawn(1, 1, 4), "teacher.backbone.norm.weight": drawn(4, seed=1).bfloat16()},
+        "model": {
+            "teacher.backbone.cls_token": drawn(1, 1, 4),
+            "teacher.backbone.norm.weight": drawn(4, seed=1).bfloat16(),
+        },
         "optimizer": {"state": {"lr": drawn(2, seed=2)}},
         "iteration": 3,
     }
@@ -131,18 +152,25 @@ def save(tree: dict[str, Any], folder: Path) -> None:
         save_distributed(tree, checkpoint_id=folder)
 
 
-def test_a_distributed_checkpoint_is_the_tree_that_was_saved(distributed: tuple[Path, Mapping[str, Any]]) -> None:
+def test_a_distributed_checkpoint_is_the_tree_that_was_saved(
+    distributed: tuple[Path, Mapping[str, Any]],
+) -> None:
     folder, tree = distributed
     found = read(read_distributed(folder))
-    torch.testing.assert_close(found, {name: tree[name] for name in ("model", "optimizer")}, rtol=0, atol=0)
+    torch.testing.assert_close(
+        found, {name: tree[name] for name in ("model", "optimizer")}, rtol=0, atol=0
+    )
 
 
-def test_its_folder_any_of_its_files_and_its_metadata_stand_for_it(distributed: tuple[Path, Mapping[str, Any]]) -> None:
+def test_its_folder_any_of_its_files_and_its_metadata_stand_for_it(
+    distributed: tuple[Path, Mapping[str, Any]],
+) -> None:
     folder, tree = distributed
     for path in (folder, next(folder.glob("*.distcp")), folder / METADATA):
         found = read_weights(path)
         assert torch.equal(
-            found.groups["model"]["teacher.backbone.cls_token"].read(), tree["model"]["teacher.backbone.cls_token"]
+            found.groups["model"]["teacher.backbone.cls_token"].read(),
+            tree["model"]["teacher.backbone.cls_token"],
         )
         assert len(found.sha256) == 64
 
@@ -167,18 +195,25 @@ def test_pieces_of_a_tensor_are_put_together(tmp_path: Path) -> None:
     tensor = dcp.TensorStorageMetadata(
         properties=dcp.TensorProperties(dtype=torch.float32),
         size=whole.size(),
-        chunks=[dcp.ChunkStorageMetadata(torch.Size(offset), piece.size()) for offset, piece in chunks.items()],
+        chunks=[
+            dcp.ChunkStorageMetadata(torch.Size(offset), piece.size())
+            for offset, piece in chunks.items()
+        ],
     )
     import pickle
 
-    (tmp_path / METADATA).write_bytes(pickle.dumps(dcp.Metadata(state_dict_metadata={"w": tensor}, storage_data=storage)))
+    (tmp_path / METADATA).write_bytes(
+        pickle.dumps(dcp.Metadata(state_dict_metadata={"w": tensor}, storage_data=storage))
+    )
     assert torch.equal(read(read_distributed(tmp_path))["w"], whole)
     (tmp_path / "__1_0.distcp").unlink()
     with refused(tmp_path, "lacks __1_0.distcp"):
         read(read_distributed(tmp_path))
 
 
-def test_files_without_their_metadata_say_how_to_convert(distributed: tuple[Path, Mapping[str, Any]]) -> None:
+def test_files_without_their_metadata_say_how_to_convert(
+    distributed: tuple[Path, Mapping[str, Any]],
+) -> None:
     folder, _ = distributed
     (folder / METADATA).unlink()
     with refused(folder, METADATA, "dcp_to_torch"):
@@ -212,7 +247,9 @@ def test_a_damaged_or_harmful_metadata_is_refused(
     assert not marker.exists()
 
 
-def test_numbers_are_read_only_when_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_are_read_only_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """So that an optimizer's state beside the weights takes no memory."""
     torch.save({"model": {"a": drawn(3)}, "optimizer": {"b": drawn(3)}}, tmp_path / "a.pth")
     made: list[object] = []

@@ -1,4 +1,5 @@
-"""Files of weights give their tensors and nothing else: no code, no neighbour's file; what is none is named."""
+"""Files of weights give their tensors and nothing else: no code, no neighbour's file; what is none
+is named."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featkit.errors import InputError
-from featkit_train.published.weight_files import BIN, BIN_INDEX, INDEX, SAFETENSORS, Weights, read_json, read_weights
+from featkit_train.published.weight_files import (
+    BIN,
+    BIN_INDEX,
+    INDEX,
+    SAFETENSORS,
+    Weights,
+    read_json,
+    read_weights,
+)
 from tests.commands import run_featkit
 from tests.sentences import refused
 from tests.train.published.harmful import Runs
@@ -42,7 +51,8 @@ def listed(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def assert_refused(path: Path, *words: str) -> None:
-    """In one sentence, without torch's advice to load with weights_only=False, which runs whatever a file holds."""
+    """In one sentence, without torch's advice to load with weights_only=False, which runs whatever
+    a file holds."""
     with refused(path, *words):
         read_weights(path)
     with pytest.raises(InputError) as caught:
@@ -60,9 +70,20 @@ def assert_refused(path: Path, *words: str) -> None:
         (OrderedDict, ""),
         (lambda state: {"state_dict": state}, "state_dict"),
         (lambda state: {"model": {"ema": OrderedDict(state)}, "epoch": 3}, "model.ema"),
-        (lambda state: {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, "state_dict"),
+        (
+            lambda state: {
+                "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}
+            },
+            "state_dict",
+        ),
         (lambda state: {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}, ""),
-        (lambda state: {name.replace(".", "._fsdp_wrapped_module."): tensor for name, tensor in state.items()}, ""),
+        (
+            lambda state: {
+                name.replace(".", "._fsdp_wrapped_module."): tensor
+                for name, tensor in state.items()
+            },
+            "",
+        ),
         (lambda state: {name: torch.nn.Parameter(tensor) for name, tensor in state.items()}, ""),
     ],
 )
@@ -94,7 +115,9 @@ class Backbone(torch.nn.Module):
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
 def test_a_whole_module_gives_its_weights_without_being_built(zipped: bool, tmp_path: Path) -> None:
     module = Backbone()
-    path = saved(tmp_path, {"models": {"model": module}, "epoch": 1}, _use_new_zipfile_serialization=zipped)
+    path = saved(
+        tmp_path, {"models": {"model": module}, "epoch": 1}, _use_new_zipfile_serialization=zipped
+    )
     assert numbers(read_weights(path), "models.model") == listed(module.state_dict())
 
 
@@ -111,7 +134,9 @@ def test_a_checkpoint_without_weights_is_refused(checkpoint: object, tmp_path: P
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_pickles_of_every_protocol_are_read(protocol: int, zipped: bool, tmp_path: Path) -> None:
-    path = saved(tmp_path, {"model": STATE}, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    path = saved(
+        tmp_path, {"model": STATE}, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert numbers(read_weights(path), "model") == listed(STATE)
@@ -164,7 +189,16 @@ def damaged(kind: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["truncated zip", "half a zip", "truncated legacy", "half a legacy", "another zip", "plain pickle", "random bytes"]
+    "kind",
+    [
+        "truncated zip",
+        "half a zip",
+        "truncated legacy",
+        "half a legacy",
+        "another zip",
+        "plain pickle",
+        "random bytes",
+    ],
 )
 def test_a_damaged_checkpoint_is_refused_without_torchs_advice(kind: str, tmp_path: Path) -> None:
     path = damaged(kind, tmp_path)
@@ -172,8 +206,14 @@ def test_a_damaged_checkpoint_is_refused_without_torchs_advice(kind: str, tmp_pa
 
 
 OTHERS: dict[str, tuple[bytes, str]] = {
-    "lfs.pth": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 86\n", "git lfs pull"),
-    "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 86\n", "git lfs pull"),
+    "lfs.pth": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 86\n",
+        "git lfs pull",
+    ),
+    "lfs.safetensors": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 86\n",
+        "git lfs pull",
+    ),
     "page.pth": (b"<!doctype html>\n<html><body>404</body></html>\n", "an HTML page"),
     "page.safetensors": (b"<html><body>Log in</body></html>\n", "an HTML page"),
     "error.bin": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "error"),
@@ -184,7 +224,10 @@ OTHERS: dict[str, tuple[bytes, str]] = {
     "model.onnx": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\x10" + bytes(16), "ONNX"),
     "flax_model.msgpack": (b"\x82\xa6params\x81\xa3abc\x01\xa4step\x00", "a file of Flax"),
     "weights.npz": (b"PK\3\4" + bytes(22) + b"\5\0\0\0a.npy" + bytes(40), "a NumPy archive"),
-    "weights.pth.tar": (b"weights.pth".ljust(257, b"\0") + b"ustar\x0000" + bytes(248), "a tar archive"),
+    "weights.pth.tar": (
+        b"weights.pth".ljust(257, b"\0") + b"ustar\x0000" + bytes(248),
+        "a tar archive",
+    ),
     "zeros.pth": (bytes(5000), "zero bytes"),
     "picture.pth": (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
 }
@@ -200,7 +243,9 @@ def test_a_file_that_is_no_weights_is_named(name: str, tmp_path: Path) -> None:
 def test_a_torchscript_program_is_named_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.trace(torch.nn.Linear(3, 3), torch.ones(1, 3)), tmp_path / "script.pt")
+        torch.jit.save(
+            torch.jit.trace(torch.nn.Linear(3, 3), torch.ones(1, 3)), tmp_path / "script.pt"
+        )
     with refused("script.pt is a TorchScript program", "state_dict()"):
         read_weights(tmp_path / "script.pt")
 
@@ -252,15 +297,23 @@ def test_a_folder_of_pickles_is_read_too(tmp_path: Path) -> None:
     torch.save({"lr": 1}, tmp_path / "training_args.bin")
     assert numbers(read_weights(tmp_path)) == listed(STATE)
     (tmp_path / BIN).rename(tmp_path / "pytorch_model-00001-of-00001.bin")
-    (tmp_path / BIN_INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(STATE, "pytorch_model-00001-of-00001.bin")}))
+    (tmp_path / BIN_INDEX).write_text(
+        json.dumps({"weight_map": dict.fromkeys(STATE, "pytorch_model-00001-of-00001.bin")})
+    )
     assert numbers(read_weights(tmp_path)) == listed(STATE)
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "last.ckpt", "dino.safetensors", "pytorch_model.pt"])
+@pytest.mark.parametrize(
+    "name", ["weights.pth", "last.ckpt", "dino.safetensors", "pytorch_model.pt"]
+)
 def test_the_only_file_of_weights_in_a_folder_is_read(name: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("weights")
     torch.save({"a": torch.ones(1)}, tmp_path / "optimizer.pt")
-    save_file(STATE, tmp_path / name) if name.endswith("safetensors") else torch.save(STATE, tmp_path / name)
+    (
+        save_file(STATE, tmp_path / name)
+        if name.endswith("safetensors")
+        else torch.save(STATE, tmp_path / name)
+    )
     assert numbers(read_weights(tmp_path)) == listed(STATE)
     torch.save(STATE, tmp_path / "another.pth")
     with refused(tmp_path, "2 files of weights", "another.pth", name):
@@ -281,7 +334,12 @@ def test_a_folder_of_the_hubs_cache_says_where_its_files_are(tmp_path: Path) -> 
 
 def test_an_index_joins_its_files_and_the_sum_is_over_all_of_them(tmp_path: Path) -> None:
     index = {"weight_map": {"cls_token": "a.safetensors", "norm.weight": "b.safetensors"}}
-    folder = folder_of(tmp_path, index, a={"cls_token": STATE["cls_token"]}, b={"norm.weight": STATE["norm.weight"]})
+    folder = folder_of(
+        tmp_path,
+        index,
+        a={"cls_token": STATE["cls_token"]},
+        b={"norm.weight": STATE["norm.weight"]},
+    )
     found = read_weights(folder)
     assert numbers(found) == listed(STATE)
     save_file({"norm.weight": torch.ones(4)}, folder / "b.safetensors")
@@ -292,7 +350,11 @@ def test_an_index_joins_its_files_and_the_sum_is_over_all_of_them(tmp_path: Path
 def test_one_shard_stands_for_all_and_a_missing_one_is_named(suffix: str, tmp_path: Path) -> None:
     paths = [tmp_path / f"model-0000{index}-of-00002.{suffix}" for index in (1, 2)]
     for path, (name, tensor) in zip(paths, STATE.items(), strict=True):
-        save_file({name: tensor}, path) if suffix == "safetensors" else torch.save({name: tensor}, path)
+        (
+            save_file({name: tensor}, path)
+            if suffix == "safetensors"
+            else torch.save({name: tensor}, path)
+        )
     for place in (*paths, tmp_path):
         assert numbers(read_weights(place)) == listed(STATE)
     paths[1].unlink()
@@ -302,7 +364,16 @@ def test_one_shard_stands_for_all_and_a_missing_one_is_named(suffix: str, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "part", ["../outside.safetensors", "/etc/outside.safetensors", "sub/outside.safetensors", "..", "", 3, None]
+    "part",
+    [
+        "../outside.safetensors",
+        "/etc/outside.safetensors",
+        "sub/outside.safetensors",
+        "..",
+        "",
+        3,
+        None,
+    ],
 )
 def test_an_index_that_names_files_elsewhere_is_refused(part: object, tmp_path: Path) -> None:
     inside = tmp_path / "inside"
@@ -312,7 +383,10 @@ def test_an_index_that_names_files_elsewhere_is_refused(part: object, tmp_path: 
         read_weights(folder_of(inside, {"weight_map": {"cls_token": part}}))
 
 
-@pytest.mark.parametrize("index", [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": "a"}, {"weight_map": None}, []])
+@pytest.mark.parametrize(
+    "index",
+    [{}, {"weight_map": {}}, {"weight_map": []}, {"weight_map": "a"}, {"weight_map": None}, []],
+)
 def test_an_index_that_names_no_files_is_refused(index: object, tmp_path: Path) -> None:
     with refused(INDEX):
         read_weights(folder_of(tmp_path, index))
@@ -323,7 +397,9 @@ def test_a_file_of_an_index_that_is_missing_is_named(tmp_path: Path) -> None:
         read_weights(folder_of(tmp_path, {"weight_map": {"cls_token": "a.safetensors"}}))
 
 
-@pytest.mark.parametrize("place", ["checkpoints/last.ckpt", "eval/training_9/teacher_checkpoint.pth"])
+@pytest.mark.parametrize(
+    "place", ["checkpoints/last.ckpt", "eval/training_9/teacher_checkpoint.pth"]
+)
 def test_weights_in_folders_of_a_run_are_named(place: str, tmp_path: Path) -> None:
     (tmp_path / place).parent.mkdir(parents=True)
     torch.save(STATE, tmp_path / place)

@@ -1,4 +1,5 @@
-"""Any bytes are weights or are refused in a sentence: safetensors, both forms of torch.save, and .distcp folders."""
+"""Any bytes are weights or are refused in a sentence: safetensors, both forms of torch.save, and
+.distcp folders."""
 
 from __future__ import annotations
 
@@ -26,7 +27,14 @@ from tests.fuzzing import CASES, fuzz
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.published_files import drawn
 
-ARCH: dict[str, Any] = {"width": 8, "depth": 1, "num_heads": 2, "mlp_width": 16, "patch": 4, "position_grid": 2}
+ARCH: dict[str, Any] = {
+    "width": 8,
+    "depth": 1,
+    "num_heads": 2,
+    "mlp_width": 16,
+    "patch": 4,
+    "position_grid": 2,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -46,9 +54,13 @@ def state() -> dict[str, Tensor]:
     with torch.device("meta"):
         ours = VisionTransformer(ViTConfig(**ARCH)).state_dict()
     made = {}
-    for name, tensor in drawn({name: tensor for name, tensor in ours.items() if tensor.numel()}, seed=0).items():
+    for name, tensor in drawn(
+        {name: tensor for name, tensor in ours.items() if tensor.numel()}, seed=0
+    ).items():
         theirs = name.replace("attention.qkv", "attn.qkv").replace("attention.out", "attn.proj")
-        theirs = theirs.replace("patch_embed.", "patch_embed.proj.").replace("class_token", "cls_token")
+        theirs = theirs.replace("patch_embed.", "patch_embed.proj.").replace(
+            "class_token", "cls_token"
+        )
         made[theirs] = tensor
     positions = [made.pop("class_position"), made.pop("patch_positions").reshape(1, -1, 8)]
     return {**made, "pos_embed": torch.cat(positions, dim=1)}
@@ -89,7 +101,10 @@ def loading(path: Path) -> Callable[[bytes], object]:
 
 def test_the_seeds_are_whole() -> None:
     assert {name for name, tensor in build(row()).state_dict().items() if tensor.numel()}
-    assert len(state()) == len([name for name, tensor in build(row()).state_dict().items() if tensor.numel()]) - 1
+    assert (
+        len(state())
+        == len([name for name, tensor in build(row()).state_dict().items() if tensor.numel()]) - 1
+    )
 
 
 @pytest.mark.parametrize("cases", CASES)
@@ -112,19 +127,25 @@ def with_length(data: bytes) -> bytes:
 
 @pytest.mark.parametrize("cases", CASES)
 def test_any_bytes_are_safetensors_or_refused(cases: int, tmp_path: Path) -> None:
-    seeds = [save_safetensors(state()), save_safetensors({name: tensor.half() for name, tensor in state().items()})]
+    seeds = [
+        save_safetensors(state()),
+        save_safetensors({name: tensor.half() for name, tensor in state().items()}),
+    ]
     fuzz(loading(tmp_path / "weights.safetensors"), seeds, cases=cases, repair=with_length)
 
 
 @pytest.mark.parametrize("cases", CASES)
 @pytest.mark.parametrize("file", [METADATA, "__0_0.distcp"])
-def test_any_bytes_are_a_distributed_checkpoint_or_refused(file: str, cases: int, tmp_path: Path) -> None:
+def test_any_bytes_are_a_distributed_checkpoint_or_refused(
+    file: str, cases: int, tmp_path: Path
+) -> None:
     from torch.distributed.checkpoint.state_dict_saver import save
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it saves in a single process
         save(
-            {"model": {f"teacher.backbone.{name}": tensor for name, tensor in state().items()}}, checkpoint_id=tmp_path / "dcp"
+            {"model": {f"teacher.backbone.{name}": tensor for name, tensor in state().items()}},
+            checkpoint_id=tmp_path / "dcp",
         )
     folder = tmp_path / "mutated"
     shutil.copytree(tmp_path / "dcp", folder)
@@ -145,4 +166,8 @@ def test_any_bytes_are_an_index_or_refused(cases: int, tmp_path: Path) -> None:
         path.write_bytes(data)
         return read_weights(tmp_path)
 
-    fuzz(parse, [b'{"metadata": {}, "weight_map": {"cls_token": "model-00001-of-00001.safetensors"}}'], cases=cases)
+    fuzz(
+        parse,
+        [b'{"metadata": {}, "weight_map": {"cls_token": "model-00001-of-00001.safetensors"}}'],
+        cases=cases,
+    )

@@ -29,16 +29,23 @@ def test_a_row_is_the_backbone_built_from_it(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_row_has_as_many_parameters_as_others_count(name: str) -> None:
     model = published.reference(name, empty=True)
-    count = sum(parameter.numel() for key, parameter in model.named_parameters() if "mask_token" not in key)
+    count = sum(
+        parameter.numel() for key, parameter in model.named_parameters() if "mask_token" not in key
+    )
     if name == "dino_resnet50":
         count -= 1000 * 2048 + 1000  # the classifier
-    if name.startswith("dinov3_vit") and "7b" not in name:  # transformers leaves out the keys' bias, which is masked
+    # transformers leaves out the keys' bias, which is masked
+    if name.startswith("dinov3_vit") and "7b" not in name:
         count += model.config.hidden_size * model.config.num_hidden_layers
     assert PUBLISHED[name].num_parameters == count
 
 
 def test_every_name_belongs_to_one_row_and_finds_it() -> None:
-    names = Counter(name for row in PUBLISHED.values() for name in (row.name, *row.aliases, *filter(None, [row.hub])))
+    names = Counter(
+        name
+        for row in PUBLISHED.values()
+        for name in (row.name, *row.aliases, *filter(None, [row.hub]))
+    )
     assert set(names.values()) == {1}
     for row in PUBLISHED.values():
         for name in (row.name, *row.aliases, *filter(None, [row.hub])):
@@ -49,13 +56,19 @@ def test_every_name_belongs_to_one_row_and_finds_it() -> None:
 
 def test_all_published_sizes_are_there() -> None:
     assert set(PUBLISHED) == {
-        *"dino_vits16 dino_vits8 dino_vitb16 dino_vitb8 dino_resnet50 ibot_vits16 ibot_vitb16 ibot_vitl16".split(),
+        *"dino_vits16 dino_vits8 dino_vitb16 dino_vitb8 dino_resnet50 ibot_vits16 ibot_vitb16"
+        " ibot_vitl16".split(),
         *(f"dinov2_vit{size}14{registers}" for size in "sblg" for registers in ("", "_reg")),
-        *"dinov3_vits16 dinov3_vits16plus dinov3_vitb16 dinov3_vitl16 dinov3_vith16plus dinov3_vit7b16".split(),
+        *"dinov3_vits16 dinov3_vits16plus dinov3_vitb16 dinov3_vitl16 dinov3_vith16plus"
+        " dinov3_vit7b16".split(),
         *"dinov3_vitl16_sat dinov3_vit7b16_sat".split(),
         *(f"dinov3_convnext_{size}" for size in ("tiny", "small", "base", "large")),
     }
-    assert PUBLISHED["dinov2_vits14"] is find_published("facebook/dinov2-small") is find_published("dinov2-small")
+    assert (
+        PUBLISHED["dinov2_vits14"]
+        is find_published("facebook/dinov2-small")
+        is find_published("dinov2-small")
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -67,7 +80,9 @@ def test_a_geometry_is_the_familys_and_fits_the_patches(name: str) -> None:
     assert geometry.patch == row.patch
     assert Geometry.from_dict(geometry.to_dict()) == geometry
     how = (geometry.resize, geometry.interpolation)
-    assert how == (("stretch", "bilinear") if row.family == "dinov3" else ("shorter_side", "bicubic"))
+    assert how == (
+        ("stretch", "bilinear") if row.family == "dinov3" else ("shorter_side", "bicubic")
+    )
     if row.family != "dinov3":
         assert geometry.resize_to == 256
     satellite = name.endswith("_sat")
@@ -81,7 +96,9 @@ def test_a_row_says_where_its_weights_are_and_under_which_licence(name: str) -> 
     row = PUBLISHED[name]
     assert row.hub or row.url
     assert row.source == (f"hf.co/{row.hub}" if row.hub else row.url)
-    assert (row.licence, row.gated) == (("DINOv3 License", True) if row.family == "dinov3" else ("Apache-2.0", False))
+    assert (row.licence, row.gated) == (
+        ("DINOv3 License", True) if row.family == "dinov3" else ("Apache-2.0", False)
+    )
 
 
 def test_the_zoo_is_read_without_torch() -> None:

@@ -1,4 +1,5 @@
-"""Promises of the watch: what goes wrong is noticed within 50 steps of a run that provokes it, named, and answered."""
+"""Promises of the watch: what goes wrong is noticed within 50 steps of a run that provokes it,
+named, and answered."""
 
 from __future__ import annotations
 
@@ -35,7 +36,13 @@ from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
 from tests.train.steps import drawn_pictures
 
-HEALTHY = {"dino_loss": 1.0, "teacher_entropy": 0.5, "batch_entropy": 0.9, "grad_norm": 1.0, "rankme": 5.0}
+HEALTHY = {
+    "dino_loss": 1.0,
+    "teacher_entropy": 0.5,
+    "batch_entropy": 0.9,
+    "grad_norm": 1.0,
+    "rankme": 5.0,
+}
 UNIFORM = {"dino_loss": math.log(64), "teacher_entropy": 0.999, "batch_entropy": 1.0}
 ONE_HOT = {"dino_loss": 0.01, "teacher_entropy": 0.001, "batch_entropy": 0.001}
 FLAT = {"rankme": 1.2}
@@ -48,10 +55,14 @@ def watch(*, settle_steps: int = 0) -> Watch:
 
 def said(watch: Watch, steps: int, log: Log | None = None, *, first: int = 1) -> list[Finding]:
     """All that the watch says over `steps` steps of the same log."""
-    return [finding for step in range(first, first + steps) for finding in watch(step, {**HEALTHY, **(log or {})})]
+    return [
+        finding
+        for step in range(first, first + steps)
+        for finding in watch(step, {**HEALTHY, **(log or {})})
+    ]
 
 
-# -- the watch by itself ------------------------------------------------------------------------------------------------
+# -- the watch by itself ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,9 @@ def said(watch: Watch, steps: int, log: Log | None = None, *, first: int = 1) ->
         (FLAT, "Dimensional collapse at step 49", "Add dino.koleo_weight"),
     ],
 )
-def test_a_collapse_is_named_once_after_it_has_lasted_and_answered(log: Log, name: str, answer: str) -> None:
+def test_a_collapse_is_named_once_after_it_has_lasted_and_answered(
+    log: Log, name: str, answer: str
+) -> None:
     assert said(watch(settle_steps=10), 10 + PATIENCE_STEPS - 2, log) == []
     (finding,) = said(watch(settle_steps=10), 500, log)
     assert finding.sentence.startswith(name)
@@ -74,17 +87,23 @@ def test_a_method_whose_terms_have_other_names_is_watched_by_what_it_logs() -> N
     other = {"loss": math.log(64), "grad_norm": 1.0}
     assert [f for step in range(1, 200) for f in watch()(step, other)] == []
     looking = watch()
-    (finding,) = [f for step in range(1, 200) for f in looking(step, {**other, "teacher_entropy": 0.999})]
+    (finding,) = [
+        f for step in range(1, 200) for f in looking(step, {**other, "teacher_entropy": 0.999})
+    ]
     assert finding.sentence.startswith("Uniform collapse at step 40: ")
     assert "ln K" not in finding.sentence
     assert finding.is_collapse
     looking = watch()
-    (finding,) = [f for step in range(1, 200) for f in looking(step, {**other, "batch_entropy": 0.001})]
+    (finding,) = [
+        f for step in range(1, 200) for f in looking(step, {**other, "batch_entropy": 0.001})
+    ]
     assert finding.sentence.startswith("One-hot collapse")
 
 
 @pytest.mark.parametrize(("log", "name"), [(ONE_HOT, "One-hot"), (FLAT, "Dimensional")])
-def test_a_long_warm_up_hides_no_collapse_to_one_prototype_or_direction(log: Log, name: str) -> None:
+def test_a_long_warm_up_hides_no_collapse_to_one_prototype_or_direction(
+    log: Log, name: str
+) -> None:
     looking = watch(settle_steps=100_000)
     assert said(looking, MOST_SETTLE_STEPS - 1, log) == []
     (finding,) = said(looking, 50, log, first=MOST_SETTLE_STEPS)
@@ -117,14 +136,24 @@ def test_a_recovery_starts_the_count_again_and_a_relapse_is_said_again(log: Log)
 def test_the_rank_is_looked_at_now_and_then_and_lasts_by_steps_all_the_same() -> None:
     looking, found = watch(), []
     for step in range(1, 51):
-        log = {**HEALTHY, **FLAT} if step % 10 == 0 else {name: value for name, value in HEALTHY.items() if name != "rankme"}
+        log = (
+            {**HEALTHY, **FLAT}
+            if step % 10 == 0
+            else {name: value for name, value in HEALTHY.items() if name != "rankme"}
+        )
         found += looking(step, log)
-    assert [finding.sentence.split(":")[0] for finding in found] == ["Dimensional collapse at step 49"]
+    assert [finding.sentence.split(":")[0] for finding in found] == [
+        "Dimensional collapse at step 49"
+    ]
 
 
 def test_sharp_outputs_spread_over_prototypes_are_no_collapse() -> None:
-    assert said(watch(), 200, {"dino_loss": 0.5, "teacher_entropy": 0.01, "batch_entropy": 0.95}) == []
-    assert said(watch(), 200, {"dino_loss": 2.0, "teacher_entropy": 1.0, "batch_entropy": 1.0}) == []
+    assert (
+        said(watch(), 200, {"dino_loss": 0.5, "teacher_entropy": 0.01, "batch_entropy": 0.95}) == []
+    )
+    assert (
+        said(watch(), 200, {"dino_loss": 2.0, "teacher_entropy": 1.0, "batch_entropy": 1.0}) == []
+    )
 
 
 def test_a_spike_is_ten_times_the_median_once_there_is_one_and_no_collapse() -> None:
@@ -133,20 +162,30 @@ def test_a_spike_is_ten_times_the_median_once_there_is_one_and_no_collapse() -> 
     assert said(looking, 1, {"grad_norm": 100.0}) == []  # too early to tell
     assert said(looking, 1, {"grad_norm": 9.9}) == []
     (finding,) = said(looking, 1, {"grad_norm": 20.0}, first=13)
-    assert finding.sentence.startswith("Gradient spike at step 13: a norm of 20, 20 times the median of the steps before.")
+    assert finding.sentence.startswith(
+        "Gradient spike at step 13: a norm of 20, 20 times the median of the steps before."
+    )
     assert "optim.warmup_steps" in finding.sentence
     assert not finding.is_collapse
 
 
 def test_gradients_that_grow_slowly_are_no_spike() -> None:
     looking = watch()
-    assert [finding for step in range(300) for finding in said(looking, 1, {"grad_norm": 1.05**step}, first=step)] == []
+    assert [
+        finding
+        for step in range(300)
+        for finding in said(looking, 1, {"grad_norm": 1.05**step}, first=step)
+    ] == []
 
 
 @pytest.mark.parametrize(
     ("momentum", "steps", "expected"),
     [
-        (0.996, 1000, "Momentum too high: at 0.996 over 1,000 steps the teacher is made anew 4.0 times"),
+        (
+            0.996,
+            1000,
+            "Momentum too high: at 0.996 over 1,000 steps the teacher is made anew 4.0 times",
+        ),
         (0.9999, 50_000, "Set teacher.momentum to 0.992"),
         (0.996, 100_000, None),
         (0.9, 8, None),
@@ -157,10 +196,12 @@ def test_a_momentum_too_high_for_the_number_of_steps_is_named_with_one_that_is_n
     momentum: float, steps: int, expected: str | None
 ) -> None:
     sentence = slow_teacher(lambda _step: momentum, num_steps=steps)
-    assert (sentence is None) if expected is None else (sentence is not None and expected in sentence)
+    assert (
+        (sentence is None) if expected is None else (sentence is not None and expected in sentence)
+    )
 
 
-# -- RankMe ---------------------------------------------------------------------------------------------------------------
+# -- RankMe ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("directions", [1, 2, 5])
@@ -173,12 +214,16 @@ def test_rank_me_is_the_formula_of_its_docstring() -> None:
     embeddings = torch.randn(12, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     values = torch.linalg.svd(embeddings - embeddings.mean(dim=0)).S
     shares = [float(value / values.sum()) for value in values]
-    assert rank_me(embeddings) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-4)
+    assert rank_me(embeddings) == pytest.approx(
+        math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-4
+    )
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 100.0), shift=st.floats(-10, 10))
-def test_rank_me_ignores_length_shift_and_rotation_and_keeps_its_bounds(seed: int, scale: float, shift: float) -> None:
+def test_rank_me_ignores_length_shift_and_rotation_and_keeps_its_bounds(
+    seed: int, scale: float, shift: float
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     embeddings = torch.randn(9, 5, generator=generator)
     turn = torch.linalg.qr(torch.randn(5, 5, generator=generator)).Q
@@ -192,7 +237,7 @@ def test_rank_me_of_copies_of_one_embedding_is_zero(row: Tensor) -> None:
     assert rank_me(row.expand(5, 6)) == 0.0
 
 
-# -- the first bad tensor ---------------------------------------------------------------------------------------------------
+# -- the first bad tensor --------------------------------------------------------------------------
 
 
 class Net(nn.Module):
@@ -235,7 +280,7 @@ def test_the_first_bad_tensor_is_named(first: float, second: float, expected: st
     assert not net.first._forward_hooks
 
 
-# -- runs that go wrong -------------------------------------------------------------------------------------------------------
+# -- runs that go wrong ----------------------------------------------------------------------------
 
 LENGTH = [
     *("run.steps=50", "run.evaluate_every=50", "run.checkpoint_every=50"),
@@ -245,7 +290,8 @@ STILL = ["optim.lr=0.0", "optim.min_lr=0.0"]
 
 
 def go(out: Path, spoil: Callable[[Run, int], None], *changes: str) -> list[str]:
-    """A run of 50 steps whose weights `spoil` changes after each step (and ahead of the first, 0); what it said."""
+    """A run of 50 steps whose weights `spoil` changes after each step (and ahead of the first, 0);
+    what it said."""
     notes: list[str] = []
 
     def on_log(log: Log) -> None:
@@ -253,7 +299,9 @@ def go(out: Path, spoil: Callable[[Run, int], None], *changes: str) -> list[str]
             spoil(run, int(log["step"]))
 
     config = small_config(*LENGTH, *changes)
-    run = Run(config, [open_source(drawn_pictures())], out, ears=Ears(on_log=on_log, on_note=notes.append))
+    run = Run(
+        config, [open_source(drawn_pictures())], out, ears=Ears(on_log=on_log, on_note=notes.append)
+    )
     out.mkdir()
     first = run.begin()
     spoil(run, 0)
@@ -269,7 +317,9 @@ def to_one_prototype(run: Run, step: int) -> None:
         for branch in branches:
             last = branch.head.mlp[-1]
             last.weight.zero_()
-            last.bias.copy_(torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(0)))
+            last.bias.copy_(
+                torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(0))
+            )
             branch.head.prototypes[0] = last.bias
 
 
@@ -293,7 +343,9 @@ def to_short_prototypes(run: Run, step: int) -> None:
 def to_an_infinite_weight(run: Run, step: int) -> None:
     """Of one parameter, one number."""
     if step == 5:
-        momentum_teacher(run.engine.method).student.backbone.get_parameter("blocks.1.mlp.fc1.weight")[3, 4] = math.inf
+        momentum_teacher(run.engine.method).student.backbone.get_parameter(
+            "blocks.1.mlp.fc1.weight"
+        )[3, 4] = math.inf
 
 
 @torch.no_grad()
@@ -320,14 +372,18 @@ COLLAPSES = {
 
 
 @pytest.mark.parametrize("kind", COLLAPSES)
-def test_a_provoked_collapse_stops_the_run_within_fifty_steps_by_name(tmp_path: Path, kind: str) -> None:
+def test_a_provoked_collapse_stops_the_run_within_fifty_steps_by_name(
+    tmp_path: Path, kind: str
+) -> None:
     spoil, changes, name = COLLAPSES[kind]
     with pytest.raises(Collapse, match=name):
         go(tmp_path / "run", spoil, *changes)
 
 
 @pytest.mark.parametrize("kind", ["one-hot", "dimensional"])
-def test_a_provoked_collapse_stops_a_run_in_its_warm_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_a_provoked_collapse_stops_a_run_in_its_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     monkeypatch.setattr(diagnostics, "MOST_SETTLE_STEPS", 5)
     spoil, changes, name = COLLAPSES[kind]
     with pytest.raises(Collapse, match=f"{name} 44:"):
@@ -356,13 +412,19 @@ def test_a_provoked_spike_is_said_at_its_step_and_the_run_goes_on(tmp_path: Path
 
 
 def test_a_weight_that_is_no_number_is_named_at_the_next_step(tmp_path: Path) -> None:
-    bad = r"not a number at step 6: the first bad tensor is the parameter student\.backbone\.blocks\.1\.mlp\.fc1\.weight\."
+    bad = (
+        r"not a number at step 6: the first bad tensor is the parameter"
+        r" student\.backbone\.blocks\.1\.mlp\.fc1\.weight\."
+    )
     with pytest.raises(Collapse, match=bad):
         go(tmp_path / "run", to_an_infinite_weight, "run.on_collapse=warn")
 
 
 def test_an_activation_that_overflows_is_named_by_its_module(tmp_path: Path) -> None:
-    bad = r"not a number at step 6: .* is the output of student\.backbone\.blocks\.0\.mlp\.fc2\. Lower optim\.lr"
+    bad = (
+        r"not a number at step 6: .* is the output of student\.backbone\.blocks\.0\.mlp\.fc2\."
+        r" Lower optim\.lr"
+    )
     with pytest.raises(Collapse, match=bad):
         go(tmp_path / "run", to_an_overflow)
 
@@ -373,7 +435,9 @@ def test_a_number_that_is_none_leaves_the_weights_of_the_step_before(tmp_path: P
     def spoil(run: Run, step: int) -> None:
         to_an_overflow(run, step)
         if step == 5:
-            seen.append({name: tensor.clone() for name, tensor in run.engine.method.state_dict().items()})
+            seen.append(
+                {name: tensor.clone() for name, tensor in run.engine.method.state_dict().items()}
+            )
             seen.append(run.engine.method.state_dict())
 
     with pytest.raises(Collapse):
@@ -388,13 +452,22 @@ def test_a_momentum_too_high_is_said_ahead_of_the_first_step(tmp_path: Path) -> 
     train(config, [open_source(drawn_pictures())], tmp_path / "run", on_note=notes.append)
     (note,) = [note for note in notes if "Momentum too high" in note]
     assert "Set teacher.momentum to 0.9" in note
-    (line,) = [json.loads(line) for line in (tmp_path / "run" / NOTES_FILE).read_text().splitlines()]
+    (line,) = [
+        json.loads(line) for line in (tmp_path / "run" / NOTES_FILE).read_text().splitlines()
+    ]
     assert line == {"step": 0, "note": note}
 
 
 def test_a_healthy_run_says_nothing(tmp_path: Path) -> None:
     assert (
-        go(tmp_path / "run", nothing, "dino.centering=sinkhorn", "dino.teacher_temp=0.01", "dino.teacher_temp_end=0.01") == []
+        go(
+            tmp_path / "run",
+            nothing,
+            "dino.centering=sinkhorn",
+            "dino.teacher_temp=0.01",
+            "dino.teacher_temp_end=0.01",
+        )
+        == []
     )
 
 

@@ -1,4 +1,5 @@
-"""Promises of the figures by which trainings are judged, each against a count by hand, and of what is said of them."""
+"""Promises of the figures by which trainings are judged, each against a count by hand, and of what
+is said of them."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ from featkit_train.watching.judging import (
 # N pictures, K classes
 
 
-def drawn(num_pictures: int, num_classes: int, *, seed: int, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def drawn(
+    num_pictures: int, num_classes: int, *, seed: int, skill: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, K) that lean to the labels, and the labels (N,)."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, num_pictures)
@@ -46,7 +49,7 @@ def saying(classes: list[int], num_classes: int = 3, *, confidence: float = 0.8)
     return probs
 
 
-# -- figures ------------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -62,14 +65,18 @@ def test_of_equal_classes_the_first_is_said() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), bins=st.integers(1, 20), num_pictures=st.integers(1, 60))
-def test_the_calibration_error_is_the_loop_of_its_docstring(seed: int, bins: int, num_pictures: int) -> None:
+def test_the_calibration_error_is_the_loop_of_its_docstring(
+    seed: int, bins: int, num_pictures: int
+) -> None:
     probs, labels = drawn(num_pictures, 4, seed=seed)
     right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
     error = 0.0
     for m in range(1, bins + 1):
         inside = [n for n in range(num_pictures) if (m - 1) / bins < confidence[n] <= m / bins]
         if inside:
-            error += len(inside) / num_pictures * abs(right[inside].mean() - confidence[inside].mean())
+            error += (
+                len(inside) / num_pictures * abs(right[inside].mean() - confidence[inside].mean())
+            )
     found = expected_calibration_error(probs, labels, bins=bins)
     assert found == pytest.approx(error, abs=1e-12)
     assert 0 <= found <= 1
@@ -78,8 +85,11 @@ def test_the_calibration_error_is_the_loop_of_its_docstring(seed: int, bins: int
 def test_the_calibration_error_of_figures_a_reader_can_check() -> None:
     probs, labels = saying([0] * 10, confidence=0.8), np.array([0] * 8 + [1] * 2)
     assert expected_calibration_error(probs, labels) == pytest.approx(0.0)
-    assert expected_calibration_error(saying([0] * 10, confidence=1.0), labels) == pytest.approx(0.2)
-    # One bin hides what two tell apart: half of the pictures are doubted too much and half too little.
+    assert expected_calibration_error(saying([0] * 10, confidence=1.0), labels) == pytest.approx(
+        0.2
+    )
+    # One bin hides what two tell apart: half of the pictures are doubted too much and half too
+    # little.
     probs, labels = (
         np.concatenate([saying([0] * 4, confidence=0.6), saying([0] * 4, confidence=1.0)]),
         np.array([0] * 4 + [1] * 4),
@@ -90,14 +100,17 @@ def test_the_calibration_error_of_figures_a_reader_can_check() -> None:
 
 def test_a_bin_holds_its_upper_end_and_confidence_that_rounds_beyond_one_is_in_the_last() -> None:
     labels = np.array([0, 0])
-    at_the_end = np.array([[0.5, 0.5], [0.4, 0.6]])  # 0.5 is of the lower half, and right; 0.6 of the upper, and wrong
+    # 0.5 is of the lower half, and right; 0.6 of the upper, and wrong
+    at_the_end = np.array([[0.5, 0.5], [0.4, 0.6]])
     assert expected_calibration_error(at_the_end, labels, bins=2) == pytest.approx((0.5 + 0.6) / 2)
     above = np.array([[1 + 1e-7, 0.0], [1.0, 0.0]])
     assert expected_calibration_error(above, labels, bins=15) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_confidence_when_wrong_is_of_the_wrong_pictures_alone_and_none_without_them() -> None:
-    probs = np.concatenate([saying([0, 1], confidence=0.9), saying([2], confidence=0.6), saying([2], confidence=0.7)])
+    probs = np.concatenate(
+        [saying([0, 1], confidence=0.9), saying([2], confidence=0.6), saying([2], confidence=0.7)]
+    )
     assert confidence_when_wrong(probs, np.array([0, 1, 0, 1])) == pytest.approx(0.65)
     assert confidence_when_wrong(probs, np.array([0, 1, 2, 2])) is None
 
@@ -112,7 +125,9 @@ def test_shared_errors_count_the_same_wrong_class_of_the_teachers_errors() -> No
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10_000), num_pictures=st.integers(1, 50))
-def test_a_paired_gain_is_the_count_of_pictures_that_changed_sides(seed: int, num_pictures: int) -> None:
+def test_a_paired_gain_is_the_count_of_pictures_that_changed_sides(
+    seed: int, num_pictures: int
+) -> None:
     before, labels = drawn(num_pictures, 3, seed=seed)
     after = drawn(num_pictures, 3, seed=seed + 1)[0]
     gained = lost = 0
@@ -130,10 +145,15 @@ def test_a_paired_gain_is_the_count_of_pictures_that_changed_sides(seed: int, nu
 def test_the_standard_error_is_that_of_a_bootstrap_over_pictures() -> None:
     rng = np.random.default_rng(0)
     before, labels = drawn(400, 5, seed=0, skill=1.5)
-    after = 0.5 * before + 0.5 * drawn(400, 5, seed=0, skill=2.0)[0] + 0.1 * rng.random(before.shape)
+    after = (
+        0.5 * before + 0.5 * drawn(400, 5, seed=0, skill=2.0)[0] + 0.1 * rng.random(before.shape)
+    )
     was, now = before.argmax(axis=1) == labels, after.argmax(axis=1) == labels
     gain = paired_gain(before, after, labels)
-    means = [float((now[chosen].astype(int) - was[chosen]).mean()) for chosen in rng.integers(0, 400, (4000, 400))]
+    means = [
+        float((now[chosen].astype(int) - was[chosen]).mean())
+        for chosen in rng.integers(0, 400, (4000, 400))
+    ]
     assert gain.standard_error > 0
     assert gain.standard_error == pytest.approx(np.std(means), rel=0.05)
     alone = math.sqrt(sum(share * (1 - share) / 400 for share in (was.mean(), now.mean())))
@@ -151,7 +171,9 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_pictures() -> None:
         (-0.1, 0.01, False),
     ],
 )
-def test_a_gain_is_beyond_noise_from_the_one_sided_bound_on(difference: float, standard_error: float, expected: bool) -> None:
+def test_a_gain_is_beyond_noise_from_the_one_sided_bound_on(
+    difference: float, standard_error: float, expected: bool
+) -> None:
     assert beyond_noise(Gain(difference, standard_error, 500)) is expected
 
 
@@ -195,7 +217,7 @@ def test_what_only_a_programmer_can_get_wrong_is_a_value_error() -> None:
         nothing_accepted(0, 0, threshold=0.9)
 
 
-# -- what is said of them -----------------------------------------------------------------------------------------------
+# -- what is said of them --------------------------------------------------------------------------
 
 
 def sentence(remark: Remark | None, name: str, figure: float) -> str:
@@ -220,8 +242,12 @@ def test_no_gain_is_said_with_its_figures_and_with_what_would_not_show() -> None
 
 def test_a_gain_is_no_remark_and_a_loss_is_called_one() -> None:
     assert no_gain(0.5, 0.52, Gain(0.02, 0.006, 500), generation=2) is None
-    said = sentence(no_gain(0.5, 0.4, Gain(-0.1, 0.006, 500), generation=2, kind="round"), "no_gain", -0.1)
-    assert said.startswith("Round 2 is less accurate than round 1: accuracy 0.400 after 0.500, -0.100 ± 0.006")
+    said = sentence(
+        no_gain(0.5, 0.4, Gain(-0.1, 0.006, 500), generation=2, kind="round"), "no_gain", -0.1
+    )
+    assert said.startswith(
+        "Round 2 is less accurate than round 1: accuracy 0.400 after 0.500, -0.100 ± 0.006"
+    )
     assert "does not show" not in said
 
 
@@ -235,12 +261,19 @@ def test_confidence_in_wrong_answers_that_rises_is_named_with_every_figure() -> 
     assert "from generation 1 to 3" in said
     assert "0.50, 0.48, 0.60, in all +0.10" in said
     assert "temperature" in said
-    said = sentence(surer_of_mistakes([None, 0.5, None, 0.7], first=0, kind="round"), "surer_of_mistakes", 0.2)
+    said = sentence(
+        surer_of_mistakes([None, 0.5, None, 0.7], first=0, kind="round"), "surer_of_mistakes", 0.2
+    )
     assert "from round 1 to 3" in said
 
 
-@pytest.mark.parametrize("confidences", [[], [0.9], [None, 0.9], [0.5, 0.54], [0.5, 0.8, 0.7], [0.5, 0.7, 0.7], [0.8, 0.5]])
-def test_confidence_that_hardly_rises_or_falls_in_the_end_is_no_remark(confidences: list[float | None]) -> None:
+@pytest.mark.parametrize(
+    "confidences",
+    [[], [0.9], [None, 0.9], [0.5, 0.54], [0.5, 0.8, 0.7], [0.5, 0.7, 0.7], [0.8, 0.5]],
+)
+def test_confidence_that_hardly_rises_or_falls_in_the_end_is_no_remark(
+    confidences: list[float | None],
+) -> None:
     assert surer_of_mistakes(confidences) is None
 
 
@@ -248,7 +281,9 @@ def test_a_student_that_repeats_its_teacher_is_named_above_the_threshold_alone()
     assert agrees_with_errors(0.8) is None
     assert agrees_with_errors(None) is None
     assert agrees_with_errors(0.85, threshold=0.9) is None
-    said = sentence(agrees_with_errors(0.86, student="student of generation 2"), "agrees_with_errors", 0.86)
+    said = sentence(
+        agrees_with_errors(0.86, student="student of generation 2"), "agrees_with_errors", 0.86
+    )
     assert said.startswith("The student of generation 2 repeats its teacher's mistakes")
     assert "86% the same wrong class" in said
     assert "augmentation" in said
@@ -268,5 +303,7 @@ def test_a_threshold_that_nearly_nothing_passes_is_named() -> None:
     said = sentence(nothing_accepted(99, 10_000, threshold=0.95), "nothing_accepted", 0.0099)
     assert "only 99 of 10,000 unlabelled pictures reach the confidence of 0.95" in said
     assert "Lower that threshold" in said
-    assert "none of 50 unlabelled" in sentence(nothing_accepted(0, 50, threshold=0.9), "nothing_accepted", 0.0)
+    assert "none of 50 unlabelled" in sentence(
+        nothing_accepted(0, 50, threshold=0.9), "nothing_accepted", 0.0
+    )
     assert nothing_accepted(100, 10_000, threshold=0.95) is None

@@ -1,4 +1,5 @@
-"""Promises of what a run is measured by: held-out pictures of every kind with their labels, and vectors of them."""
+"""Promises of what a run is measured by: held-out pictures of every kind with their labels, and
+vectors of them."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_some_of_many_are_spread_over_all(count: int, most: int) -> None:
     assert places[:1] in ([], [0])
 
 
-def test_copies_are_looked_for_among_some_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_looked_for_among_some_of_every_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = open_source(draw_kinds(tmp_path, 10))
     monkeypatch.setattr(probe, "MOST_COPIES", 4)
     held_out = HeldOut(source, np.arange(20), GEOMETRY)
@@ -43,14 +46,19 @@ def test_copies_are_looked_for_among_some_of_every_kind(tmp_path: Path, monkeypa
     assert len(held_out.copy_images) == 4 * 5
     assert held_out.prepared is not None
     originals = held_out.copy_images[::5]
-    known = [int(np.flatnonzero((held_out.prepared == original).all(axis=(1, 2, 3)))[0]) for original in originals]
+    known = [
+        int(np.flatnonzero((held_out.prepared == original).all(axis=(1, 2, 3)))[0])
+        for original in originals
+    ]
     assert known == [0, 5, 10, 15]
     recall = held_out.copy_recall(by_pixels(held_out.copy_images))
     assert recall == held_out.measure(by_pixels)[COPIES]
     assert 0.25 < recall <= 1.0
 
 
-def test_neighbours_are_watched_where_labels_tell_pictures_apart_and_else_copies(tmp_path: Path) -> None:
+def test_neighbours_are_watched_where_labels_tell_pictures_apart_and_else_copies(
+    tmp_path: Path,
+) -> None:
     source = open_source(draw_kinds(tmp_path, 10))
     assert list(HeldOut(source, np.arange(20), GEOMETRY).measure(by_pixels)) == [KNN, COPIES]
     assert list(HeldOut(source, np.arange(10), GEOMETRY).measure(by_pixels)) == [COPIES]

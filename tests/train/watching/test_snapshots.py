@@ -1,4 +1,5 @@
-"""What a network sees, drawn while it learns: true to the network, in lasting colours, and without touching the run."""
+"""What a network sees, drawn while it learns: true to the network, in lasting colours, and without
+touching the run."""
 
 from __future__ import annotations
 
@@ -50,21 +51,26 @@ PICTURES = [np.asarray(draw_picture(number)) for number in range(8)]
 def drawn_vit(seed: int = 0) -> VisionTransformer:
     """A small ViT whose weights are large enough that its attention is no even grey."""
     torch.manual_seed(seed)
-    backbone = VisionTransformer(ViTConfig(patch=8, width=24, depth=2, num_heads=3, mlp_width=48, position_grid=4))
+    backbone = VisionTransformer(
+        ViTConfig(patch=8, width=24, depth=2, num_heads=3, mlp_width=48, position_grid=4)
+    )
     for parameter in backbone.parameters():
         nn.init.normal_(parameter, std=0.3)
     return backbone
 
 
 class Convolutions(Backbone):
-    """A network without a class token, which gives `tokens` if there are any, and what its convolution makes otherwise."""
+    """A network without a class token, which gives `tokens` if there are any, and what its
+    convolution makes otherwise."""
 
     def __init__(self, tokens: Tensor | None = None) -> None:
         super().__init__(patch=8, width=5, depth=1)
         self.tokens = tokens
         self.body: nn.Module = nn.Conv2d(3, 5, 8, stride=8)
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+    def activations(
+        self, images: Tensor, *, layers: Sequence[int], attention: bool = False
+    ) -> Activations:
         assert (tuple(layers), attention) == ((1,), False)
         places = self.body(images).permute(0, 2, 3, 1)
         places = places if self.tokens is None else self.tokens.expand_as(places)
@@ -72,14 +78,16 @@ class Convolutions(Backbone):
 
 
 def snapshots_in(folder: Path, *, pictures: int = 2, enlarge: bool = True) -> Snapshots:
-    return Snapshots(folder, PICTURES[:pictures], NAMES[:pictures], GEOMETRY, every=10, enlarge=enlarge)
+    return Snapshots(
+        folder, PICTURES[:pictures], NAMES[:pictures], GEOMETRY, every=10, enlarge=enlarge
+    )
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float(np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1])
 
 
-# -- the mathematics ----------------------------------------------------------------------------------------------------
+# -- the mathematics -------------------------------------------------------------------------------
 
 
 def test_pca_scores_are_those_of_the_singular_vectors_but_for_their_signs() -> None:
@@ -89,7 +97,13 @@ def test_pca_scores_are_those_of_the_singular_vectors_but_for_their_signs() -> N
     scores = pca_scores(tokens)
     for component in range(3):
         wanted = left[:, component] * values[component]
-        assert min(np.abs(scores[:, component] - wanted).max(), np.abs(scores[:, component] + wanted).max()) < 1e-9
+        assert (
+            min(
+                np.abs(scores[:, component] - wanted).max(),
+                np.abs(scores[:, component] + wanted).max(),
+            )
+            < 1e-9
+        )
 
 
 @pytest.mark.parametrize("width", [1, 2])
@@ -106,13 +120,17 @@ def test_laid_onto_finds_a_turned_and_mirrored_reference_again() -> None:
     reference, _ = np.linalg.qr(drawn - drawn.mean(axis=0))
     turned = reference @ np.linalg.qr(rng.normal(size=(3, 3)))[0]
     for component in range(3):
-        assert correlation(laid_onto(turned, reference)[:, component], reference[:, component]) == pytest.approx(1)
+        assert correlation(
+            laid_onto(turned, reference)[:, component], reference[:, component]
+        ) == pytest.approx(1)
 
 
 def test_laid_onto_is_nearer_to_the_reference_than_any_of_a_thousand_other_turns() -> None:
     rng = np.random.default_rng(1)
     scores, reference = rng.normal(size=(30, 3)), rng.normal(size=(30, 3))
-    scores, reference = ((part - part.mean(axis=0)) / part.std(axis=0) for part in (scores, reference))
+    scores, reference = (
+        (part - part.mean(axis=0)) / part.std(axis=0) for part in (scores, reference)
+    )
     best = np.square(laid_onto(scores, reference) - reference).sum()
     for _ in range(1000):
         turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
@@ -125,13 +143,17 @@ def test_colours_come_from_one_pca_over_all_pictures() -> None:
     reference = [rng.uniform(0, 255, (4, 5, 3)) for _ in tokens]
     together = joint_pca_colours(tokens, reference)
     flat = laid_onto(
-        pca_scores(np.concatenate([part.reshape(-1, 6) for part in tokens])), np.concatenate(reference).reshape(-1, 3)
+        pca_scores(np.concatenate([part.reshape(-1, 6) for part in tokens])),
+        np.concatenate(reference).reshape(-1, 3),
     )
     low, high = np.percentile(flat, (2, 98), axis=0)
     wanted = np.round(np.clip((flat - low) / (high - low), 0, 1) * 255)
     assert [part.shape for part in together] == [(4, 5, 3)] * 2
     assert np.concatenate([part.reshape(-1, 3) for part in together]).tolist() == wanted.tolist()
-    apart = [joint_pca_colours([part], [colours])[0] for part, colours in zip(tokens, reference, strict=True)]
+    apart = [
+        joint_pca_colours([part], [colours])[0]
+        for part, colours in zip(tokens, reference, strict=True)
+    ]
     assert np.concatenate(together).tolist() != np.concatenate(apart).tolist()
 
 
@@ -141,7 +163,10 @@ def test_colours_stay_as_they_were_when_the_features_are_turned_and_mirrored() -
     tokens = rng.normal(size=(12, 12, 16)) * np.linspace(3, 0.1, 16)
     before = joint_pca_colours([tokens], [rng.uniform(0, 255, (12, 12, 3))])[0]
     for _ in range(5):
-        turned = tokens @ np.linalg.qr(rng.normal(size=(16, 16)))[0] + rng.normal(size=tokens.shape) * 0.02
+        turned = (
+            tokens @ np.linalg.qr(rng.normal(size=(16, 16)))[0]
+            + rng.normal(size=tokens.shape) * 0.02
+        )
         after = joint_pca_colours([turned], [before])[0]
         assert np.abs(after.astype(int) - before).mean() < 8
 
@@ -149,7 +174,9 @@ def test_colours_stay_as_they_were_when_the_features_are_turned_and_mirrored() -
 def test_the_first_snapshots_colours_are_near_the_photographs_own() -> None:
     picture = GEOMETRY.apply(PICTURES[0])
     own = patch_colours(picture, (4, 4))
-    assert own[1, 2].tolist() == pytest.approx(picture[8:16, 16:24].reshape(-1, 3).mean(axis=0).tolist())
+    assert own[1, 2].tolist() == pytest.approx(
+        picture[8:16, 16:24].reshape(-1, 3).mean(axis=0).tolist()
+    )
     features = (own - 100) @ np.random.default_rng(0).normal(size=(3, 9))
     coloured = joint_pca_colours([features], [own])[0]
     assert all(correlation(coloured[..., channel], own[..., channel]) > 0.5 for channel in range(3))
@@ -165,11 +192,12 @@ def test_features_that_are_all_the_same_are_grey_and_those_that_are_no_numbers_a
     assert np.unique(joint_pca_colours([broken], reference)[0]).tolist() == [128]
 
 
-# -- what is drawn ------------------------------------------------------------------------------------------------------
+# -- what is drawn ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("size", "patch", "wanted"), [(64, 8, 192), (224, 14, 448), (224, 16, 448), (512, 16, 512), (224, 32, 672)]
+    ("size", "patch", "wanted"),
+    [(64, 8, 192), (224, 14, 448), (224, 16, 448), (512, 16, 512), (224, 32, 672)],
 )
 def test_pictures_are_drawn_at_a_multiple_of_the_native_size_of_24_patches_or_thrice_it(
     size: int, patch: int, wanted: int
@@ -193,13 +221,20 @@ def test_attention_is_the_backbones_own(tmp_path: Path) -> None:
     backbone = drawn_vit()
     drawn = snapshots_in(tmp_path).draw(backbone, 0)
     assert drawn is not None
-    prepared = torch.from_numpy(enlarged(GEOMETRY).apply(PICTURES[1]).copy()).permute(2, 0, 1)[None].float() / 255
+    prepared = (
+        torch.from_numpy(enlarged(GEOMETRY).apply(PICTURES[1]).copy())
+        .permute(2, 0, 1)[None]
+        .float()
+        / 255
+    )
     images = normalise(prepared, mean=GEOMETRY.mean, std=GEOMETRY.std)
     with torch.no_grad():
         attention = backbone.activations(images, layers=(2,), attention=True).attention
     assert attention is not None
     assert attention.shape == (1, 3, 12, 12)
-    assert shades(drawn.folder / "01-attention.png") == glow(attention[0].mean(dim=0).numpy()).tolist()
+    assert (
+        shades(drawn.folder / "01-attention.png") == glow(attention[0].mean(dim=0).numpy()).tolist()
+    )
     heads = np.concatenate([glow(head) for head in attention[0].numpy()])
     assert shades(drawn.folder / "01-heads.png") == heads.tolist()
     assert len(np.unique(heads)) > 50
@@ -214,7 +249,9 @@ def shades(path: Path) -> list[list[int]]:
 def test_a_network_without_a_class_token_has_colours_and_no_attention(tmp_path: Path) -> None:
     drawn = snapshots_in(tmp_path).draw(Convolutions(), 0)
     assert drawn is not None
-    assert sorted(path.name for path in drawn.folder.iterdir()) == [f"{number:02d}-pca.png" for number in range(2)]
+    assert sorted(path.name for path in drawn.folder.iterdir()) == [
+        f"{number:02d}-pca.png" for number in range(2)
+    ]
 
 
 def test_a_network_of_broken_numbers_is_drawn_all_the_same(tmp_path: Path) -> None:
@@ -243,7 +280,10 @@ def test_drawing_changes_nothing_of_the_run(tmp_path: Path) -> None:
     backbone = drawn_vit()
     backbone.train()
     backbone.blocks[0].eval()
-    modes, weights = [part.training for part in backbone.modules()], copy.deepcopy(backbone.state_dict())
+    modes, weights = (
+        [part.training for part in backbone.modules()],
+        copy.deepcopy(backbone.state_dict()),
+    )
     torch.manual_seed(7)
     np.random.seed(7)
     state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
@@ -266,11 +306,13 @@ def test_a_network_in_training_is_drawn_as_it_is_when_it_is_used(tmp_path: Path)
 
 
 def test_without_pictures_nothing_is_drawn(tmp_path: Path) -> None:
-    assert Snapshots(tmp_path / "snapshots", [], [], GEOMETRY, every=10).draw(drawn_vit(), 0) is None
+    assert (
+        Snapshots(tmp_path / "snapshots", [], [], GEOMETRY, every=10).draw(drawn_vit(), 0) is None
+    )
     assert not (tmp_path / "snapshots").exists()
 
 
-# -- over time ----------------------------------------------------------------------------------------------------------
+# -- over time -------------------------------------------------------------------------------------
 
 
 def test_at_most_twelve_steps_are_kept_evenly_with_the_first_and_the_newest() -> None:
@@ -290,13 +332,26 @@ def test_snapshots_on_disk_are_those_that_are_kept(tmp_path: Path) -> None:
     snapshots, backbone = snapshots_in(tmp_path, enlarge=False), Convolutions()
     for step in [*range(0, 130, 10), 134]:
         snapshots.draw(backbone, step)
-    assert [snapshot.step for snapshot in list_snapshots(tmp_path)] == [0, 20, 40, 60, 80, 100, 120, 134]
+    assert [snapshot.step for snapshot in list_snapshots(tmp_path)] == [
+        0,
+        20,
+        40,
+        60,
+        80,
+        100,
+        120,
+        134,
+    ]
 
 
-def test_a_run_that_was_killed_and_resumed_leaves_the_same_pictures_as_an_unbroken_one(tmp_path: Path) -> None:
+def test_a_run_that_was_killed_and_resumed_leaves_the_same_pictures_as_an_unbroken_one(
+    tmp_path: Path,
+) -> None:
     torch.manual_seed(0)
     networks = {step: Convolutions() for step in range(0, 220, 10)}
-    unbroken, broken = (snapshots_in(tmp_path / name, enlarge=False) for name in ("unbroken", "broken"))
+    unbroken, broken = (
+        snapshots_in(tmp_path / name, enlarge=False) for name in ("unbroken", "broken")
+    )
     for step, network in networks.items():
         unbroken.draw(network, step)
     for step in range(0, 150, 10):

@@ -1,4 +1,5 @@
-"""Promises of generations.json: what is written is read, a row is what its parts measure, and all else is refused."""
+"""Promises of generations.json: what is written is read, a row is what its parts measure, and all
+else is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +15,15 @@ import pytest
 from featkit.evaluate.knn import knn_accuracy
 from featkit_train.watching import judging
 from featkit_train.watching.judging import Remark
-from featkit_train.watching.standing import FORMAT, STANDING_FILE, Row, Standing, held_out_knn, read_standing, write_standing
+from featkit_train.watching.standing import (
+    FORMAT,
+    STANDING_FILE,
+    Row,
+    Standing,
+    held_out_knn,
+    read_standing,
+    write_standing,
+)
 from tests.sentences import refused
 
 
@@ -24,24 +33,48 @@ def row(name: str = "generation-1", **more: Any) -> Row:
 
 
 def standing(*rows: Row, **more: Any) -> Standing:
-    values = {"name": "run", "method": "born_again", "num_held_out": 500, "classes": ["cat", "dog"], "remarks": []}
-    return Standing(**{**values, "rows": list(rows), "chosen": rows[0].name if rows else "", **more})
+    values = {
+        "name": "run",
+        "method": "born_again",
+        "num_held_out": 500,
+        "classes": ["cat", "dog"],
+        "remarks": [],
+    }
+    return Standing(
+        **{**values, "rows": list(rows), "chosen": rows[0].name if rows else "", **more}
+    )
 
 
 def drawn(num_pictures: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities of student and teacher (N, K), labels (N,), vectors (N, D)."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, num_pictures)
-    probs, teacher = (rng.dirichlet([1, 1, 1], num_pictures) + np.eye(3)[labels] / 2 for _ in range(2))
-    return probs / 1.5, teacher / 1.5, labels, rng.normal(size=(num_pictures, 8)) + 2 * np.eye(8)[labels]
+    probs, teacher = (
+        rng.dirichlet([1, 1, 1], num_pictures) + np.eye(3)[labels] / 2 for _ in range(2)
+    )
+    return (
+        probs / 1.5,
+        teacher / 1.5,
+        labels,
+        rng.normal(size=(num_pictures, 8)) + 2 * np.eye(8)[labels],
+    )
 
 
-# -- rows ---------------------------------------------------------------------------------------------------------------
+# -- rows ------------------------------------------------------------------------------------------
 
 
 def test_a_row_is_what_its_parts_measure() -> None:
     probs, teacher, labels, vectors = drawn()
-    made = Row.of("generation-2", "generation", probs, labels, teacher_probs=teacher, vectors=vectors, copies=0.9, seconds=3.0)
+    made = Row.of(
+        "generation-2",
+        "generation",
+        probs,
+        labels,
+        teacher_probs=teacher,
+        vectors=vectors,
+        copies=0.9,
+        seconds=3.0,
+    )
     share = judging.accuracy(probs, labels)
     assert 0 < share < 1
     assert made == row(
@@ -60,7 +93,14 @@ def test_a_row_is_what_its_parts_measure() -> None:
 def test_what_was_not_given_is_not_in_the_row() -> None:
     probs, _, labels, _ = drawn()
     made = Row.of("exit-1", "exit", probs, labels)
-    assert (made.knn, made.copies, made.shared_errors, made.seconds, made.images_per_s, made.parameters) == (None,) * 6
+    assert (
+        made.knn,
+        made.copies,
+        made.shared_errors,
+        made.seconds,
+        made.images_per_s,
+        made.parameters,
+    ) == (None,) * 6
 
 
 def test_neighbours_say_nothing_of_one_label_or_of_too_few_pictures_of_each() -> None:
@@ -105,16 +145,27 @@ def test_the_best_row_is_the_most_accurate_and_of_equals_the_first() -> None:
     assert standing(*rows).row("c") is rows[2]
 
 
-# -- the file -----------------------------------------------------------------------------------------------------------
+# -- the file --------------------------------------------------------------------------------------
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     rows = [
-        row(knn=0.4, copies=1, seconds=12.5, images_per_s=1e4, parameters=5_000_000, wrong_confidence=0.3, shared_errors=0.0),
+        row(
+            knn=0.4,
+            copies=1,
+            seconds=12.5,
+            images_per_s=1e4,
+            parameters=5_000_000,
+            wrong_confidence=0.3,
+            shared_errors=0.0,
+        ),
         row("ensemble of é", kind="ensemble"),
     ]
     remarks = [Remark("no_gain", 0.003, "Generation 2 does not.")]
-    for one in (standing(*rows, remarks=remarks, classes=["caf\udce9", "犬"], chosen="ensemble of é"), standing()):
+    for one in (
+        standing(*rows, remarks=remarks, classes=["caf\udce9", "犬"], chosen="ensemble of é"),
+        standing(),
+    ):
         write_standing(tmp_path, one)
         assert read_standing(tmp_path) == one
     assert not list(tmp_path.glob("*.partial-*"))

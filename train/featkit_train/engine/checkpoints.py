@@ -1,4 +1,5 @@
-"""Checkpoints: one folder a step, there whole or not at all, tensors in safetensors and numbers in JSON, no pickle."""
+"""Checkpoints: one folder a step, there whole or not at all, tensors in safetensors and numbers in
+JSON, no pickle."""
 
 from __future__ import annotations
 
@@ -16,7 +17,13 @@ from torch import Tensor, nn
 from featkit.atomic import explain_os_errors, remove_partials, replace_folder
 from featkit.errors import InputError
 from featkit_train.engine.distributed import ALONE, World
-from featkit_train.engine.sharded import is_sharded, read_shapes, read_shards, replace_folder_together, write_shards
+from featkit_train.engine.sharded import (
+    is_sharded,
+    read_shapes,
+    read_shards,
+    replace_folder_together,
+    write_shards,
+)
 from featkit_train.watching.meter import Log
 from featkit_train.weights import misfit, write_tensors
 
@@ -50,9 +57,11 @@ def save_checkpoint(
     keep: int,
     world: World = ALONE,
 ) -> Path:
-    """Write `folder`/step-00001000 after so many finished steps, and remove all but the newest `keep`.
+    """Write `folder`/step-00001000 after so many finished steps, and remove all but the newest
+    `keep`.
 
-    All processes call it. Whole tensors are the main process's to write; of sharded ones each writes what it holds.
+    All processes call it. Whole tensors are the main process's to write; of sharded ones each
+    writes what it holds.
     """
     path = folder / f"step-{progress.step:08d}"
     if world.from_main(path.exists()):
@@ -89,8 +98,8 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
     """Restore method and optimizer in place and return how far the run was. All processes call it.
 
-    Written by one process or many, read by one or many. InputError when the checkpoint is damaged, of another format than
-    this featkit's, or of another architecture.
+    Written by one process or many, read by one or many. InputError when the checkpoint is damaged,
+    of another format than this featkit's, or of another architecture.
     """
     progress, found = _open(path)
     problem = misfit(method, _model(found))
@@ -101,22 +110,32 @@ def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Opt
     for number, named in moments.items():
         tensors.update({f"{MOMENTS}{number}.{name}": tensor for name, tensor in named.items()})
     _read(path, tensors)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict(
+        {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
     return progress
 
 
 def load_method(path: Path, *, method: nn.Module) -> None:
-    """The weights and centres of an earlier run's checkpoint as the beginning of this one; its optimizer is left behind.
+    """The weights and centres of an earlier run's checkpoint as the beginning of this one; its
+    optimizer is left behind.
 
-    What only this run has (a Gram teacher) keeps what it has. InputError where anything else is missing or does not fit.
+    What only this run has (a Gram teacher) keeps what it has. InputError where anything else is
+    missing or does not fit.
     """
     _, found = _open(path)
     ours = method.state_dict()
     own = {name: tensor for name, tensor in ours.items() if name.startswith(OWN_OF_A_STAGE)}
-    theirs = {name: tensor for name, tensor in _model(found).items() if not name.startswith(OWN_OF_A_STAGE)}
+    theirs = {
+        name: tensor
+        for name, tensor in _model(found).items()
+        if not name.startswith(OWN_OF_A_STAGE)
+    }
     problem = misfit(method, theirs | own)
     if problem is not None:
-        raise InputError(f"{path} cannot begin this run: {problem}; give it the earlier run's model and heads.")
+        raise InputError(
+            f"{path} cannot begin this run: {problem}; give it the earlier run's model and heads."
+        )
     _read(path, {MODEL + name: ours[name] for name in theirs})
 
 
@@ -124,8 +143,11 @@ def _model(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(MODEL) :]: tensor for name, tensor in found.items() if name.startswith(MODEL)}
 
 
-def _empty_moments(found: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """Tensors to read each parameter's moments into, sharded as it is. A parameter that never had a gradient has none."""
+def _empty_moments(
+    found: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> dict[int, dict[str, Tensor]]:
+    """Tensors to read each parameter's moments into, sharded as it is. A parameter that never had a
+    gradient has none."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
     for key, stored in found.items():
@@ -133,7 +155,11 @@ def _empty_moments(found: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
             number, name = key[len(MOMENTS) :].split(".")
             parameter = parameters[int(number)].detach()
             alike = stored.ndim > 0 and stored.shape == parameter.shape  # `step` is a number
-            empty = torch.zeros_like(parameter) if alike else torch.zeros(stored.shape, dtype=stored.dtype)
+            empty = (
+                torch.zeros_like(parameter)
+                if alike
+                else torch.zeros(stored.shape, dtype=stored.dtype)
+            )
             moments.setdefault(int(number), {})[name] = empty
     return moments
 
@@ -143,7 +169,10 @@ def _open(path: Path) -> tuple[Progress, dict[str, Tensor]]:
     with _damage(path):
         record = json.loads((path / PROGRESS_FILE).read_text())
         if record.pop("format") != FORMAT:
-            raise InputError(f"{path} is of another format than the {FORMAT} read here; use the featkit that wrote it.")
+            raise InputError(
+                f"{path} is of another format than the {FORMAT} read here; use the featkit that"
+                " wrote it."
+            )
         for name in record.pop(SHARDS, [STATE_FILE]):
             if not (path / name).is_file():
                 raise FileNotFoundError(f"{name} is missing")
@@ -162,4 +191,7 @@ def _damage(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # safetensors raises its own, json and the file system theirs
-        raise InputError(f"{path} is not a checkpoint that can be read ({error}); remove it to use the one before.") from error
+        raise InputError(
+            f"{path} is not a checkpoint that can be read ({error}); remove it to use the one"
+            " before."
+        ) from error

@@ -1,7 +1,8 @@
 """The processes of one run: `torchrun` starts them, everything else asks `World`.
 
-Every process draws the same order of pictures and takes its slice of each batch, so that together they do what one process
-does with the whole batch. What all of them find wrong, the first to find it says; the others end without a word.
+Every process draws the same order of pictures and takes its slice of each batch, so that together
+they do what one process does with the whole batch. What all of them find wrong, the first to find
+it says; the others end without a word.
 
 Letters: W processes.
 """
@@ -43,7 +44,8 @@ class World:
         return self.rank == 0
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(n, ...) of every process, equal shapes, one after the other by rank: (W * n, ...), without gradients."""
+        """(n, ...) of every process, equal shapes, one after the other by rank: (W * n, ...),
+        without gradients."""
         return rows if self.size == 1 else _gather(rows)
 
     def gather_with_grad(self, rows: Tensor) -> Tensor:
@@ -52,7 +54,8 @@ class World:
         return gathered
 
     def mean(self, watched: Mapping[str, Tensor]) -> Log:
-        """The mean over all processes of each scalar; one transfer from the device, for each of which it would stop."""
+        """The mean over all processes of each scalar; one transfer from the device, for each of
+        which it would stop."""
         values = torch.stack([value.detach().float() for value in watched.values()])
         if self.size > 1:
             dist.all_reduce(values)
@@ -92,7 +95,10 @@ ALONE = World()
 
 
 def _gather(rows: Tensor) -> Tensor:
-    everyone = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+    everyone = [
+        torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for _ in range(dist.get_world_size())
+    ]
     dist.all_gather(everyone, rows.contiguous())
     return torch.cat(everyone)
 
@@ -112,15 +118,17 @@ class _Gather(torch.autograd.Function):
         return total[dist.get_rank() * ctx.num_rows :][: ctx.num_rows]
 
 
-# -- joining and leaving --------------------------------------------------------------------------------------------------
+# -- joining and leaving ---------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """The world of torchrun's environment (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE); ALONE where there is none.
+    """The world of torchrun's environment (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE); ALONE where there
+    is none.
 
-    An error in one process ends all: the others lose the connection, or torchrun ends them. Only the first leaves by its own
-    error; those that leave after it end the interpreter by SystemExit, so that a sentence is not said W times.
+    An error in one process ends all: the others lose the connection, or torchrun ends them. Only
+    the first leaves by its own error; those that leave after it end the interpreter by SystemExit,
+    so that a sentence is not said W times.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or size == 1:
@@ -162,7 +170,8 @@ def _is_first_to_fall() -> bool:
 
 def _is_lost_connection(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/transport", "Connection closed"))
+        isinstance(error, RuntimeError)
+        and any(word in str(error) for word in ("gloo/transport", "Connection closed"))
     )
 
 
@@ -173,26 +182,33 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
-# -- spreading a method ---------------------------------------------------------------------------------------------------
+# -- spreading a method ----------------------------------------------------------------------------
 
 
 def replicate(method: nn.Module, device: torch.device) -> nn.Module:
-    """DDP about a method: gradients are the mean over all processes, each of which holds everything."""
+    """DDP about a method: gradients are the mean over all processes, each of which holds
+    everything."""
     devices = [device.index] if device.type == "cuda" else None
     with warnings.catch_warnings():  # torch 2.13 has a new word for it, which 2.8 does not know
         warnings.filterwarnings("ignore", ".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
 
-def shard(branches: Iterable[nn.Module], device: torch.device, *, dtype: torch.dtype | None) -> None:
-    """fully_shard branches: each block by itself in `dtype`, then what is left (embedding, norms, heads) in float32.
+def shard(
+    branches: Iterable[nn.Module], device: torch.device, *, dtype: torch.dtype | None
+) -> None:
+    """fully_shard branches: each block by itself in `dtype`, then what is left (embedding, norms,
+    heads) in float32.
 
     Weights that are on the CPU reach the device one block at a time, already cut.
     """
-    # It warns that a branch's tokens are views, which would matter to who changes them in place; nobody does.
+    # It warns that a branch's tokens are views, which would matter to who changes them in place;
+    # nobody does.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     for branch in branches:
         for block in getattr(getattr(branch, "backbone", branch), "blocks", ()):
             fully_shard(block, mesh=mesh, mp_policy=policy)

@@ -1,4 +1,5 @@
-"""What ends a training with nothing wrong in it: too little memory, a full disk, a GPU that fails. Each is one sentence."""
+"""What ends a training with nothing wrong in it: too little memory, a full disk, a GPU that fails.
+Each is one sentence."""
 
 from __future__ import annotations
 
@@ -15,16 +16,36 @@ from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE
 
 # Words by which torch, CUDA and the C library say the same, in exceptions of no class of their own.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "ALLOC_FAILED")
-SHARED_MEMORY = ("shared memory", "unable to mmap", "unable to write to file </torch", "unable to resize file </torch")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+)
+SHARED_MEMORY = (
+    "shared memory",
+    "unable to mmap",
+    "unable to write to file </torch",
+    "unable to resize file </torch",
+)
 OPEN_FILES = ("Too many open files", "items of ancdata")
 NO_PROCESS = ("can't start new thread", "Resource temporarily unavailable")
-DEVICE_FAILED = ("CUDA error", "CUDA driver", "cuDNN error", "CUDNN_STATUS", "CUBLAS_STATUS", "NCCL error", "HIP error")
+DEVICE_FAILED = (
+    "CUDA error",
+    "CUDA driver",
+    "cuDNN error",
+    "CUDNN_STATUS",
+    "CUBLAS_STATUS",
+    "NCCL error",
+    "HIP error",
+)
 
 
 @contextlib.contextmanager
 def explained(out: Path, device: torch.device) -> Iterator[None]:
-    """Turn what the machine lacks into an EnvironmentProblem that says what to lower and how the run `out` is resumed."""
+    """Turn what the machine lacks into an EnvironmentProblem that says what to lower and how the
+    run `out` is resumed."""
     try:
         yield
     except FeatkitError:
@@ -38,34 +59,49 @@ def explained(out: Path, device: torch.device) -> Iterator[None]:
 
 
 def problem_of(error: Exception, device: torch.device) -> str | None:
-    """Return what the machine lacks and what to do about it, as a sentence; None for any other error."""
+    """Return what the machine lacks and what to do about it, as a sentence; None for any other
+    error."""
     text = str(error)
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
         return "No space is left on the disk that the run is written to; free some."
     if _says(text, SHARED_MEMORY):
         return (
-            "Shared memory (/dev/shm) is too small for the workers; lower --workers, or give it more room, in Docker with "
-            "--shm-size=8g."
+            "Shared memory (/dev/shm) is too small for the workers; lower --workers, or give it"
+            " more room, in Docker with --shm-size=8g."
         )
     if code in (errno.EMFILE, errno.ENFILE) or _says(text, OPEN_FILES):
-        return "Too many files are open; lower --workers, or raise the limit with `ulimit -n 65536`."
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or code == errno.ENOMEM or _says(text, OUT_OF_MEMORY):
+        return (
+            "Too many files are open; lower --workers, or raise the limit with `ulimit -n 65536`."
+        )
+    if (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or code == errno.ENOMEM
+        or _says(text, OUT_OF_MEMORY)
+    ):
         if "DataLoader worker" in text:
             return "A data worker ran out of memory; lower --workers or run.cache_bytes."
-        on_device = isinstance(error, torch.OutOfMemoryError) or _says(text, ("CUDA", "CUBLAS", "HIP"))
+        on_device = isinstance(error, torch.OutOfMemoryError) or _says(
+            text, ("CUDA", "CUBLAS", "HIP")
+        )
         others = "" if on_device else " Or lower --workers and run.cache_bytes."
         return (
-            f"{f'The device {device}' if on_device else 'This machine'} has too little memory for the run. Set "
-            "engine.checkpoint_activations=true, which a resumed run may change, or begin another run with a smaller "
-            f"--batch-size.{others}"
+            f"{f'The device {device}' if on_device else 'This machine'} has too little memory for"
+            " the run. Set engine.checkpoint_activations=true, which a resumed run may change, or"
+            f" begin another run with a smaller --batch-size.{others}"
         )
     if code == errno.EAGAIN or _says(text, NO_PROCESS):
-        return "No more processes or threads can be started; lower --workers, or raise the limit with `ulimit -u`."
+        return (
+            "No more processes or threads can be started; lower --workers, or raise the limit with"
+            " `ulimit -u`."
+        )
     if isinstance(error, torch.AcceleratorError) or _says(text, DEVICE_FAILED):
         return f"The device {device} failed: {text.strip().splitlines()[0].rstrip('.')}."
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return f"torch.compile failed: {text.strip().splitlines()[0].rstrip('.')}. Set engine.compile=false."
+        return (
+            f"torch.compile failed: {text.strip().splitlines()[0].rstrip('.')}. Set"
+            " engine.compile=false."
+        )
     return None
 
 

@@ -28,7 +28,8 @@ def over_pictures(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> np.ndarray:
-    """What `read` takes of the module's outputs, joined along the pictures: images (N, H, W, 3) uint8 to (N, ...) float32."""
+    """What `read` takes of the module's outputs, joined along the pictures: images (N, H, W, 3)
+    uint8 to (N, ...) float32."""
     device = next(module.parameters()).device
     blocks = []
     with evaluating(module):

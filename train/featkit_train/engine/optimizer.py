@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 from featkit_train.config import OptimConfig
 from featkit_train.engine.schedules import cosine_schedule
 
-LINEAR_BATCH, SQRT_BATCH = 256, 1024  # images a step that the rules' rates are for: DINO's and DINOv2's
+# images a step that the rules' rates are for: DINO's and DINOv2's
+LINEAR_BATCH, SQRT_BATCH = 256, 1024
 BLOCK = re.compile(r"(?:^|\.)(?:blocks\.|encoder_layer_)(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(\w*head)\.")
 EMBEDDING = re.compile(
@@ -25,29 +26,43 @@ EMBEDDING = re.compile(
 
 
 def peak_lr(config: OptimConfig, images_per_step: int) -> float:
-    """The learning rate after warm-up: `lr` by its rule, lr * images / 256 or lr * sqrt(images / 1024)."""
+    """The learning rate after warm-up: `lr` by its rule, lr * images / 256 or lr * sqrt(images /
+    1024)."""
     if config.lr_rule == "linear":
         return config.lr * images_per_step / LINEAR_BATCH
-    return config.lr * (images_per_step / SQRT_BATCH) ** 0.5 if config.lr_rule == "sqrt" else config.lr
+    return (
+        config.lr * (images_per_step / SQRT_BATCH) ** 0.5 if config.lr_rule == "sqrt" else config.lr
+    )
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of the config over what of `module` learns; norms, biases and other vectors do not decay (DINO's code).
+    """The optimizer of the config over what of `module` learns; norms, biases and other vectors do
+    not decay (DINO's code).
 
-    Of n blocks, block i (from 1) learns at layer_decay ** (n + 1 - i) of the rate, embeddings and tokens as a block 0
-    would, heads and the last norm at the whole rate; the patch embedding at patch_embed_lr times its own (DINOv2's code).
+    Of n blocks, block i (from 1) learns at layer_decay ** (n + 1 - i) of the rate, embeddings and
+    tokens as a block 0 would, heads and the last norm at the whole rate; the patch embedding at
+    patch_embed_lr times its own (DINOv2's code).
     """
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    depth = 1 + max((int(found[1]) for name, _ in named if (found := BLOCK.search(name))), default=-1)
+    named = [
+        (name, parameter)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    ]
+    depth = 1 + max(
+        (int(found[1]) for name, _ in named if (found := BLOCK.search(name))), default=-1
+    )
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         share = lr_share(name, depth=depth, config=config)
         groups.setdefault((parameter.ndim > 1, share), []).append(parameter)
     ordered: list[dict[str, Any]] = [
-        {"params": groups[key], "decays": key[0], "lr_share": key[1]} for key in sorted(groups, reverse=True)
+        {"params": groups[key], "decays": key[0], "lr_share": key[1]}
+        for key in sorted(groups, reverse=True)
     ]
     if config.optimizer == "sgd":
-        return torch.optim.SGD(ordered, lr=0.0, momentum=config.betas[0], nesterov=config.betas[0] > 0, fused=True)
+        return torch.optim.SGD(
+            ordered, lr=0.0, momentum=config.betas[0], nesterov=config.betas[0] > 0, fused=True
+        )
     return torch.optim.AdamW(ordered, lr=0.0, betas=config.betas, fused=True)
 
 
@@ -86,7 +101,9 @@ def set_schedules(
     )
     if phase_start > 0:
         lr *= min(1.0, (step - phase_start + 1) / (config.warmup_steps + 1))
-    weight_decay = cosine_schedule(step, start=config.weight_decay, end=config.weight_decay_end, num_steps=num_steps)
+    weight_decay = cosine_schedule(
+        step, start=config.weight_decay, end=config.weight_decay_end, num_steps=num_steps
+    )
     for group in groups:
         group["lr"] = lr * group["lr_share"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
@@ -94,10 +111,12 @@ def set_schedules(
 
 
 def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
-    """Scale gradients whose norm is above clip_grad down to it, those that clip_by puts together; the norm of all before.
+    """Scale gradients whose norm is above clip_grad down to it, those that clip_by puts together;
+    the norm of all before.
 
-    DINO and iBOT clip each weight's by itself (`clip_gradients` in their utils.py), DINOv2 and DINOv3 the backbone's and each
-    head's (train.py). A gradient g becomes g * min(1, clip_grad / (norm + 1e-6)).
+    DINO and iBOT clip each weight's by itself (`clip_gradients` in their utils.py), DINOv2 and
+    DINOv3 the backbone's and each head's (train.py). A gradient g becomes g * min(1, clip_grad /
+    (norm + 1e-6)).
     """
     together: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -105,7 +124,9 @@ def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
             together.setdefault(clip_group(name, config), []).append(parameter)
     limit = config.clip_grad if config.clip_grad > 0 else math.inf
     norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in together.values()]
-    whole: Tensor = torch.stack([norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]).norm()
+    whole: Tensor = torch.stack(
+        [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    ).norm()
     return whole
 
 

@@ -1,6 +1,8 @@
-"""Tensors spread over processes, to files and back: each process writes what it holds, any number of processes reads it.
+"""Tensors spread over processes, to files and back: each process writes what it holds, any number
+of processes reads it.
 
-torch.distributed.checkpoint in its safetensors form, of which a plain safetensors file is the case of one shard.
+torch.distributed.checkpoint in its safetensors form, of which a plain safetensors file is the case
+of one shard.
 """
 
 from __future__ import annotations
@@ -13,7 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -31,7 +36,8 @@ def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
 
 @contextlib.contextmanager
 def replace_folder_together(path: Path, world: World) -> Iterator[Path]:
-    """`replace_folder` for all processes: a temporary folder that all see, renamed by the main process once all are done."""
+    """`replace_folder` for all processes: a temporary folder that all see, renamed by the main
+    process once all are done."""
     if not world.is_main:
         yield world.from_main(path)
         world.wait()
@@ -48,7 +54,8 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_shapes(folder: Path) -> dict[str, Tensor]:
-    """What the safetensors files of a folder hold together, as tensors on torch's `meta` device, without their numbers."""
+    """What the safetensors files of a folder hold together, as tensors on torch's `meta` device,
+    without their numbers."""
     with text_path(folder) as place:
         found = HuggingFaceStorageReader(place).read_metadata().state_dict_metadata
     return {
@@ -59,10 +66,16 @@ def read_shapes(folder: Path) -> dict[str, Tensor]:
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `tensors` in place, whole or sharded, from the files of a folder, whole or sharded. Sharded: all call it."""
+    """Fill `tensors` in place, whole or sharded, from the files of a folder, whole or sharded.
+    Sharded: all call it."""
     with _plain_errors(), text_path(folder) as place, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # and so each process reads for itself
-        load(dict(tensors), storage_reader=HuggingFaceStorageReader(place), no_dist=not is_sharded(tensors))
+        # and so each process reads for itself
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        load(
+            dict(tensors),
+            storage_reader=HuggingFaceStorageReader(place),
+            no_dist=not is_sharded(tensors),
+        )
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
-"""A training run as a Slurm job: a script for sbatch that begins the run, or goes on with one, as often as it takes.
+"""A training run as a Slurm job: a script for sbatch that begins the run, or goes on with one, as
+often as it takes.
 
-Five minutes ahead of the time limit Slurm sends SIGUSR1: the run writes a checkpoint and ends, and the job queues itself
-again. A preempted job is queued again by Slurm itself.
+Five minutes ahead of the time limit Slurm sends SIGUSR1: the run writes a checkpoint and ends, and
+the job queues itself again. A preempted job is queued again by Slurm itself.
 """
 
 from __future__ import annotations
@@ -69,20 +70,33 @@ def slurm_script(
     cpus_per_task: int | None = None,
     name: str,
 ) -> str:
-    """An sbatch script that runs `featkit` with the words of `command` on every GPU of `nodes` machines.
+    """An sbatch script that runs `featkit` with the words of `command` on every GPU of `nodes`
+    machines.
 
-    command: what follows `featkit`, with its --out: a run that is there is resumed. gpus_per_node: processes a machine; time:
-    as Slurm takes it, such as 24:00:00. The job runs where it is submitted, by this Python. InputError without --out, and
-    for a value that does not fit on a line of its own.
+    command: what follows `featkit`, with its --out: a run that is there is resumed. gpus_per_node:
+    processes a machine; time: as Slurm takes it, such as 24:00:00. The job runs where it is
+    submitted, by this Python. InputError without --out, and for a value that does not fit on a line
+    of its own.
     """
-    wanted = {"partition": partition, "gpus-per-node": gpus_per_node, "cpus-per-task": cpus_per_task}
+    wanted = {
+        "partition": partition,
+        "gpus-per-node": gpus_per_node,
+        "cpus-per-task": cpus_per_task,
+    }
     for value in (name, time, partition or ""):
         if "\n" in value or not value.isprintable():
-            raise InputError(f"A Slurm job cannot have {value!r} as its name, time or partition; leave out line breaks.")
+            raise InputError(
+                f"A Slurm job cannot have {value!r} as its name, time or partition; leave out line"
+                " breaks."
+            )
     return SCRIPT.format(
         name=shlex.quote(name),
         nodes=nodes,
-        resources="\n".join(f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in wanted.items() if value is not None),
+        resources="\n".join(
+            f"#SBATCH --{key}={shlex.quote(str(value))}"
+            for key, value in wanted.items()
+            if value is not None
+        ),
         time=shlex.quote(time),
         warning_s=WARNING_S,
         shutdown_s=SHUTDOWN_S,

@@ -1,4 +1,5 @@
-"""One optimisation step, wherever it runs: one process or many, whole weights or sharded ones, a batch at once or in parts.
+"""One optimisation step, wherever it runs: one process or many, whole weights or sharded ones, a
+batch at once or in parts.
 
 Letters: B pictures, C crops, (S, S) pixels.
 """
@@ -41,10 +42,17 @@ class Engine:
         world: World,
         lessons: Lessons | None = None,
     ) -> None:
-        self.config, self.device, self.world, self.autocast_dtype = config, device, world, autocast_dtype
+        self.config, self.device, self.world, self.autocast_dtype = (
+            config,
+            device,
+            world,
+            autocast_dtype,
+        )
         with seeded_weights(config.run.seed):
             self.method: Method = make_method(config, world=world, lessons=lessons)
-        self._whole = copy.deepcopy(self.method.result) if self.is_sharded and world.is_main else None
+        self._whole = (
+            copy.deepcopy(self.method.result) if self.is_sharded and world.is_main else None
+        )
         for module in self.method.modules():
             if isinstance(module, VisionTransformer):
                 module.checkpoint_activations = config.engine.checkpoint_activations
@@ -52,11 +60,17 @@ class Engine:
                     for block in module.blocks:
                         block.compile()
         if self.is_sharded:  # ahead of .to(device): a device never holds a branch whole
-            # On the CPU weights stay in float32: its layer norm takes no others beside activations in float32.
-            shard(self.method.branches(), device, dtype=None if device.type == "cpu" else autocast_dtype)
+            # On the CPU weights stay in float32: its layer norm takes no others beside activations
+            # in float32.
+            shard(
+                self.method.branches(),
+                device,
+                dtype=None if device.type == "cpu" else autocast_dtype,
+            )
         self.method.to(device)
         if device.type == "cuda" and autocast_dtype is not None:
-            torch.set_float32_matmul_precision("high")  # heads stay in float32, and keep the tensor cores
+            # heads stay in float32, and keep the tensor cores
+            torch.set_float32_matmul_precision("high")
         self.optimizer = make_optimizer(self.method, config.optim)
         self.class_tokens: Tensor | None = None  # (B, D) of the last step's first global crops
         self._learner: nn.Module | None = None
@@ -73,7 +87,8 @@ class Engine:
         )
 
     def step(self, crops: Crops, step: int) -> Log:
-        """One optimisation step on this process's slice of the batch; returns what is worth watching, of all processes."""
+        """One optimisation step on this process's slice of the batch; returns what is worth
+        watching, of all processes."""
         run, parts = self.config.run, self.config.engine.accumulate
         if self.method.prepare(step) or self._learner is None:
             self._learner = self._about(self.method)
@@ -88,7 +103,9 @@ class Engine:
         size = crops.global_images.shape[1] // parts
         views = [self.views(crops.part(number, size)) for number in range(parts)]
         with self._autocast():
-            targets, watched = self.method.aim([self.method.look(part) for part in views], step=step)
+            targets, watched = self.method.aim(
+                [self.method.look(part) for part in views], step=step
+            )
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[dict[str, Tensor]] = []
         class_tokens: list[Tensor] = []
@@ -126,7 +143,8 @@ class Engine:
         )
 
     def result(self) -> Backbone:
-        """What the run is for, whole; of sharded weights in the main process alone. All processes have to call it."""
+        """What the run is for, whole; of sharded weights in the main process alone. All processes
+        have to call it."""
         if not self.is_sharded:
             return self.method.result
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -143,14 +161,21 @@ class Engine:
 
     def embed(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
         """Class tokens, unit length (N, D) float32, of prepared pictures (N, H, W, 3) uint8."""
-        return over_pictures(backbone, images, unit_class_token, mean=self.method.mean, std=self.method.std)
+        return over_pictures(
+            backbone, images, unit_class_token, mean=self.method.mean, std=self.method.std
+        )
 
     def _appear(self, images: Tensor, appearance: Tensor | None) -> Tensor:
-        return as_seen(images, appearance, device=self.device, mean=self.method.mean, std=self.method.std)
+        return as_seen(
+            images, appearance, device=self.device, mean=self.method.mean, std=self.method.std
+        )
 
     def _dice(self, step: int, part: int) -> Dice:
         seed = self.config.run.seed
-        return Dice(rng_for(seed, NOISE, step, part, self.world.rank), rng_for(seed, COMMON_NOISE, step, part))
+        return Dice(
+            rng_for(seed, NOISE, step, part, self.world.rank),
+            rng_for(seed, COMMON_NOISE, step, part),
+        )
 
     def _about(self, method: Method) -> nn.Module:
         """The method as gradients need it: by itself, or averaged over processes."""
@@ -159,7 +184,9 @@ class Engine:
         return replicate(method, self.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        return torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None)
+        return torch.autocast(
+            self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None
+        )
 
     @contextlib.contextmanager
     def _synchronised(self, wanted: bool) -> Iterator[None]:
@@ -177,16 +204,20 @@ class Engine:
                 for number, part in enumerate(views):
                     self.method(part, targets[number], self._dice(step, number))
 
-        bad = first_bad_tensor(self.method, again, anywhere=lambda here: self.world.any(here, self.device))
+        bad = first_bad_tensor(
+            self.method, again, anywhere=lambda here: self.world.any(here, self.device)
+        )
         return (
-            f"The loss is not a number at step {step + 1}: the first bad tensor is {bad}. "
-            "Lower optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last checkpoint is whole."
+            f"The loss is not a number at step {step + 1}: the first bad tensor is {bad}. Lower"
+            " optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last"
+            " checkpoint is whole."
         )
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Weights drawn inside depend on the seed alone, and the caller's random state is left as it was."""
+    """Weights drawn inside depend on the seed alone, and the caller's random state is left as it
+    was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_for(seed, WEIGHTS).integers(2**31)))
         yield

@@ -1,4 +1,5 @@
-"""Trainings with labels that follow each other in one folder: generations, rounds, or one network with several exits."""
+"""Trainings with labels that follow each other in one folder: generations, rounds, or one network
+with several exits."""
 
 from featkit_train.labelled.exits import internal
 from featkit_train.labelled.generations import born_again

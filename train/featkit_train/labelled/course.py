@@ -1,6 +1,8 @@
-"""The folder of trainings that follow each other: each a run of its own below it, one table of all, and the chosen one's files.
+"""The folder of trainings that follow each other: each a run of its own below it, one table of all,
+and the chosen one's files.
 
-A course that was stopped goes on by the same calls: what is finished is not trained again, what is not is resumed.
+A course that was stopped goes on by the same calls: what is finished is not trained again, what is
+not is resumed.
 """
 
 from __future__ import annotations
@@ -44,14 +46,17 @@ from featkit_train.watching.probe import evenly
 from featkit_train.watching.standing import Kind, Row, Standing, write_standing
 from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
 
-MOST_WATCHED = 500  # held-out pictures that a training is measured on as it goes; the table is of all
+# held-out pictures that a training is measured on as it goes; the table is of all
+MOST_WATCHED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class CourseEars(Ears):
-    """Who hears of a course: as of a run, and of each training as it begins, with its name and steps.
+    """Who hears of a course: as of a run, and of each training as it begins, with its name and
+    steps.
 
-    on_asking: a training's teacher begins to be asked about so many pictures; on_asked: about how many it has been.
+    on_asking: a training's teacher begins to be asked about so many pictures; on_asked: about how
+    many it has been.
     """
 
     on_training: Callable[[str, int], None] = lambda _name, _steps: None
@@ -61,7 +66,8 @@ class CourseEars(Ears):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training: its network, where it lies, what it makes of the held-out pictures by exit, and seconds of steps."""
+    """A finished training: its network, where it lies, what it makes of the held-out pictures by
+    exit, and seconds of steps."""
 
     name: str
     folder: Path
@@ -72,7 +78,8 @@ class Trained:
 
 @dataclass(kw_only=True)
 class Course:
-    """A course in progress. `rows` and `remarks` are written each time that a training has been judged."""
+    """A course in progress. `rows` and `remarks` are written each time that a training has been
+    judged."""
 
     config: TrainConfig
     parted: Parted
@@ -85,7 +92,8 @@ class Course:
     _judge: Judge | None = None
 
     def train(self, name: str, config: TrainConfig, source: Source, lessons: Lessons) -> Trained:
-        """Train by `config` in the folder `name`, unless that has been done, and look at the held-out pictures."""
+        """Train by `config` in the folder `name`, unless that has been done, and look at the
+        held-out pictures."""
         folder = self.out / name
         if not self.is_finished(name, config):
             self.ears.on_training(name, config.run.steps)
@@ -103,10 +111,14 @@ class Course:
             )
         classifier, info, classes = load_classifier(folder / CLASSIFIER_FILE)
         if classes != self.parted.classes:
-            raise InputError(f"{folder} is of other classes than the pictures now have; begin another run.")
+            raise InputError(
+                f"{folder} is of other classes than the pictures now have; begin another run."
+            )
         classifier.to(self.device)
         if self._judge is None:
-            self._judge = Judge(self.parted.held_out, info.geometry, classes, label=self.config.labels.column)
+            self._judge = Judge(
+                self.parted.held_out, info.geometry, classes, label=self.config.labels.column
+            )
         return Trained(
             name=name,
             folder=folder,
@@ -118,7 +130,9 @@ class Course:
     def is_finished(self, name: str, config: TrainConfig) -> bool:
         """Whether the training of that name has taken all its steps."""
         checkpoints = list_checkpoints(self.out / name / CHECKPOINTS)
-        return self.world.from_main(bool(checkpoints) and checkpoints[-1].name == f"step-{config.run.steps:08d}")
+        return self.world.from_main(
+            bool(checkpoints) and checkpoints[-1].name == f"step-{config.run.steps:08d}"
+        )
 
     @property
     def judge(self) -> Judge:
@@ -126,7 +140,9 @@ class Course:
         assert self._judge is not None
         return self._judge
 
-    def add(self, name: str, kind: Kind, seen: Seen, *, teacher: Seen | None = None, **known: Any) -> Row:
+    def add(
+        self, name: str, kind: Kind, seen: Seen, *, teacher: Seen | None = None, **known: Any
+    ) -> Row:
         """A row of the table, which is written anew."""
         row = self.judge.row(name, kind, seen, teacher=teacher, **known)
         self.rows.append(row)
@@ -134,7 +150,8 @@ class Course:
         return row
 
     def follow(self, kind: Literal["generation", "round"], trained: Sequence[Trained]) -> bool:
-        """The row of the newest, and whether it beats its teacher, the one before, beyond noise; said where it does not.
+        """The row of the newest, and whether it beats its teacher, the one before, beyond noise;
+        said where it does not.
 
         The first has no teacher, and True is said of it.
         """
@@ -158,7 +175,11 @@ class Course:
 
     def end(self, kind: Literal["generation", "round"]) -> Standing:
         """What is to be said of all that followed each other, and `finish`."""
-        self.remark(surer_of_mistakes([row.wrong_confidence for row in self.rows if row.kind == kind], first=0, kind=kind))
+        self.remark(
+            surer_of_mistakes(
+                [row.wrong_confidence for row in self.rows if row.kind == kind], first=0, kind=kind
+            )
+        )
         return self.finish()
 
     def remark(self, remark: Remark | None) -> None:
@@ -168,7 +189,8 @@ class Course:
             self.ears.on_note(remark.sentence)
 
     def finish(self, *, trained: str | None = None) -> Standing:
-        """The files of the most accurate training, or of the one named, are copied up: they are the result. The report."""
+        """The files of the most accurate training, or of the one named, are copied up: they are the
+        result. The report."""
         standing = self._write()
         if self.world.is_main:
             chosen = self.out / (trained or standing.chosen)
@@ -180,7 +202,9 @@ class Course:
         return standing
 
     def _write(self) -> Standing:
-        best = max((row for row in self.rows if row.kind != "ensemble"), key=lambda row: row.accuracy)
+        best = max(
+            (row for row in self.rows if row.kind != "ensemble"), key=lambda row: row.accuracy
+        )
         standing = Standing(
             name=self.config.name,
             method=self.config.method,
@@ -197,9 +221,16 @@ class Course:
 
 @contextlib.contextmanager
 def course(
-    config: TrainConfig, parted: Parted, out: Path, *, source: Source | None = None, resume: bool, ears: CourseEars | None
+    config: TrainConfig,
+    parted: Parted,
+    out: Path,
+    *,
+    source: Source | None = None,
+    resume: bool,
+    ears: CourseEars | None,
 ) -> Iterator[Course]:
-    """Begin the folder `out`, or go on in it. source: all pictures that are learnt from, where they are not parted.learnt.
+    """Begin the folder `out`, or go on in it. source: all pictures that are learnt from, where they
+    are not parted.learnt.
 
     InputError as for `train`: `out` holds another run, or none to resume.
     """
@@ -215,7 +246,9 @@ def course(
         "held_out_keys_sha256": keys_sha256(parted.held_out),
     }
     digested = {"keys_sha256": learnt, "held_out_keys_sha256": parted.held_out}
-    folder = RunFolder(out, config, data, is_same=lambda name, digest: has_keys(digested[name], digest))
+    folder = RunFolder(
+        out, config, data, is_same=lambda name, digest: has_keys(digested[name], digest)
+    )
     with join_world(device) as world, explained(out, device), only_writer(out, world):
         if resume:
             folder.check_same()
@@ -224,18 +257,27 @@ def course(
         world.wait()
         ears = ears if ears is not None and world.is_main else CourseEars()
         if parted.num_unlabelled:
-            ears.on_note(f"Neither learnt nor measured on: {counted(parted.num_unlabelled, 'picture')} without a label.")
+            ears.on_note(
+                f"Neither learnt nor measured on: {counted(parted.num_unlabelled, 'picture')}"
+                " without a label."
+            )
         try:
-            yield Course(config=config, parted=parted, out=out, ears=ears, world=world, device=device)
+            yield Course(
+                config=config, parted=parted, out=out, ears=ears, world=world, device=device
+            )
         except InputError:
-            # Settings that no training could begin with: the folder is as it was, for a command that mends them.
+            # Settings that no training could begin with: the folder is as it was, for a command
+            # that mends them.
             if world.is_main and not resume and not any(out.glob(f"*/{CONFIG_FILE}")):
                 (out / CONFIG_FILE).unlink()
             raise
 
 
-def of_training(config: TrainConfig, number: int, *, length: float = 1.0, **changes: Any) -> TrainConfig:
-    """The config of training `number` of a course: other randomness than the others', and no pictures held out by itself.
+def of_training(
+    config: TrainConfig, number: int, *, length: float = 1.0, **changes: Any
+) -> TrainConfig:
+    """The config of training `number` of a course: other randomness than the others', and no
+    pictures held out by itself.
 
     length: its steps over those that the config says.
     """

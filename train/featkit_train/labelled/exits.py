@@ -1,4 +1,5 @@
-"""Internal distillation (Be Your Own Teacher, arXiv 1905.08094): one network with exits, its table by exit."""
+"""Internal distillation (Be Your Own Teacher, arXiv 1905.08094): one network with exits, its table
+by exit."""
 
 from __future__ import annotations
 
@@ -25,14 +26,16 @@ def internal(
     resume: bool = False,
     ears: CourseEars | None = None,
 ) -> Standing:
-    """Train in `out`/network; the table of its exits and of all of them together, and its files in `out`.
+    """Train in `out`/network; the table of its exits and of all of them together, and its files in
+    `out`.
 
-    held_out: as for `parting.part`. Errors as for `train`, and InputError for a classifier without exits.
+    held_out: as for `parting.part`. Errors as for `train`, and InputError for a classifier without
+    exits.
     """
     if not config.classifier.exits:
         raise InputError(
-            "classifier.exits names no exit beside the deepest, so there is nothing to teach; set it to stages of a CNN or "
-            "blocks of a ViT, such as --exits 1,2,3."
+            "classifier.exits names no exit beside the deepest, so there is nothing to teach; set"
+            " it to stages of a CNN or blocks of a ViT, such as --exits 1,2,3."
         )
     parted = part(sources, config, held_out=held_out)
     with course(config, parted, out, resume=resume, ears=ears) as here:
@@ -42,7 +45,9 @@ def internal(
         assert isinstance(backbone, ExitedBackbone)
         networks = [backbone.cut(number) for number in range(1, backbone.depth + 1)]
         *rates, rate_of_all = here.judge.images_per_s([*networks, trained.classifier])
-        for number, (seen, network, rate) in enumerate(zip(trained.seen, networks, rates, strict=True), 1):
+        for number, (seen, network, rate) in enumerate(
+            zip(trained.seen, networks, rates, strict=True), 1
+        ):
             here.add(
                 f"exit {number}",
                 "exit",

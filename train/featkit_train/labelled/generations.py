@@ -1,4 +1,5 @@
-"""Born-Again Networks (arXiv 1805.04770): a network, and generations of students that each learn from the one before."""
+"""Born-Again Networks (arXiv 1805.04770): a network, and generations of students that each learn
+from the one before."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ from featkit_train.config import TrainConfig
 from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
 from featkit_train.labelled.judge import together
 from featkit_train.labelled.parting import part
-from featkit_train.labelled.teacher_logits import LOGITS_FILE, is_worth_keeping, keep_logits, open_logits
+from featkit_train.labelled.teacher_logits import (
+    LOGITS_FILE,
+    is_worth_keeping,
+    keep_logits,
+    open_logits,
+)
 from featkit_train.methods import Lessons, make_method
 from featkit_train.networks.classifier import Classifier
 from featkit_train.watching.standing import Standing
@@ -25,13 +31,16 @@ def born_again(
     resume: bool = False,
     ears: CourseEars | None = None,
 ) -> Standing:
-    """All generations in `out`/generation-0, -1 ..., the table, and the most accurate generation's files in `out`.
+    """All generations in `out`/generation-0, -1 ..., the table, and the most accurate generation's
+    files in `out`.
 
-    held_out: as for `parting.part`; nothing of it is labelled, distilled on or cached. It ends early after
-    `born_again.patience` generations in a row that do not beat their teachers beyond noise. Errors as for `train`.
+    held_out: as for `parting.part`; nothing of it is labelled, distilled on or cached. It ends
+    early after `born_again.patience` generations in a row that do not beat their teachers beyond
+    noise. Errors as for `train`.
     """
     parted = part(sources, config, held_out=held_out)
-    if config.born_again.student is not None:  # one that cannot be made is refused before its teacher has trained for hours
+    # one that cannot be made is refused before its teacher has trained for hours
+    if config.born_again.student is not None:
         student = of_training(config, 1, classifier=config.born_again.student)
         make_method(student, lessons=Lessons(classes=parted.classes, labels=parted.labels))
     with course(config, parted, out, resume=resume, ears=ears) as here:
@@ -41,7 +50,11 @@ def born_again(
             generations.append(_train(here, number, generations[-1] if generations else None))
             failures = 0 if here.follow("generation", generations) else failures + 1
             if number >= 2:
-                here.add(f"ensemble of {number}", "ensemble", together([each.seen[-1] for each in generations[1:]]))
+                here.add(
+                    f"ensemble of {number}",
+                    "ensemble",
+                    together([each.seen[-1] for each in generations[1:]]),
+                )
             if failures >= config.born_again.patience:
                 break
         if len(generations) > 2:
@@ -55,7 +68,9 @@ def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
     config = of_training(here.config, number, classifier=student or here.config.classifier)
     name, parted = f"generation-{number}", here.parted
     if teacher is None:
-        return here.train(name, config, parted.learnt, Lessons(classes=parted.classes, labels=parted.labels))
+        return here.train(
+            name, config, parted.learnt, Lessons(classes=parted.classes, labels=parted.labels)
+        )
     path = here.out / name / LOGITS_FILE
     if is_worth_keeping(config, num_pictures=len(parted.learnt), num_classes=len(parted.classes)):
         return _with_kept_logits(here, name, config, teacher.classifier, path)
@@ -63,15 +78,26 @@ def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
     return here.train(name, config, parted.learnt, lessons)
 
 
-def _with_kept_logits(here: Course, name: str, config: TrainConfig, teacher: Classifier, path: Path) -> Trained:
-    """The teacher is asked once about every view, and its answers are removed when the student has learnt."""
+def _with_kept_logits(
+    here: Course, name: str, config: TrainConfig, teacher: Classifier, path: Path
+) -> Trained:
+    """The teacher is asked once about every view, and its answers are removed when the student has
+    learnt."""
     parted = here.parted
     done = here.is_finished(name, config)
     if here.world.is_main and not done and not path.exists():
-        here.ears.on_note(f"{name}: keeping what its teacher says of {len(parted.learnt) * config.crops.fixed_views:,} views.")
+        here.ears.on_note(
+            f"{name}: keeping what its teacher says of"
+            f" {len(parted.learnt) * config.crops.fixed_views:,} views."
+        )
         here.ears.on_asking(name, len(parted.learnt) * config.crops.fixed_views)
         keep_logits(
-            path, teacher, parted.learnt, config, device=here.device, on_progress=lambda asked, _all: here.ears.on_asked(asked)
+            path,
+            teacher,
+            parted.learnt,
+            config,
+            device=here.device,
+            on_progress=lambda asked, _all: here.ears.on_asked(asked),
         )
     here.world.wait()
     teacher_logits = None if done else open_logits(path)

@@ -1,6 +1,7 @@
 """What classifiers and ensembles of them make of the held-out pictures, as rows of the table.
 
-Letters: N held-out pictures with labels, P of them with E edits for the copies, K classes, D width, M members.
+Letters: N held-out pictures with labels, P of them with E edits for the copies, K classes, D width,
+M members.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ TIMED_ROUNDS, TIMED_PICTURES = 7, 64
 
 @dataclass(frozen=True)
 class Seen:
-    """probs (N, K), vectors (N, D) and those of the copies' pictures and edits (P * (1 + E), D), all float32."""
+    """probs (N, K), vectors (N, D) and those of the copies' pictures and edits (P * (1 + E), D),
+    all float32."""
 
     probs: np.ndarray
     vectors: np.ndarray
@@ -41,14 +43,19 @@ class Seen:
 class Judge:
     """The held-out pictures, prepared once. InputError where none of them has a label of `classes`."""
 
-    def __init__(self, source: Source, geometry: Geometry, classes: Sequence[str], *, label: str) -> None:
+    def __init__(
+        self, source: Source, geometry: Geometry, classes: Sequence[str], *, label: str
+    ) -> None:
         self.geometry = geometry
         self._held_out = HeldOut(source, np.arange(len(source)), geometry, label=label)
         codes = codes_of(self._held_out.labels, classes)
         self._known = np.flatnonzero(codes != UNKNOWN)
         self.labels = codes[self._known]
         if self._held_out.prepared is None or not len(self.labels):
-            raise InputError(f"None of the held-out pictures of {source.name} has a label that is learnt; name others.")
+            raise InputError(
+                f"None of the held-out pictures of {source.name} has a label that is learnt; name"
+                " others."
+            )
         self._images = self._held_out.prepared[self._known]
 
     def see(self, classifier: Classifier) -> list[Seen]:
@@ -57,14 +64,19 @@ class Judge:
         probs = classify(classifier, self._images, **statistics_)
 
         def by_exit(images: np.ndarray) -> np.ndarray:
-            return over_pictures(classifier, images, _unit_vectors, **statistics_).transpose(1, 0, 2)
+            return over_pictures(classifier, images, _unit_vectors, **statistics_).transpose(
+                1, 0, 2
+            )
 
         vectors = by_exit(self._images)
         copies = by_exit(self._held_out.copy_images)
         return [Seen(*parts) for parts in zip(probs, vectors, copies, strict=True)]
 
-    def row(self, name: str, kind: Kind, seen: Seen, *, teacher: Seen | None = None, **known: Any) -> Row:
-        """The row of one, beside its teacher where it has one; known: fields that are not measured here."""
+    def row(
+        self, name: str, kind: Kind, seen: Seen, *, teacher: Seen | None = None, **known: Any
+    ) -> Row:
+        """The row of one, beside its teacher where it has one; known: fields that are not measured
+        here."""
         return Row.of(
             name,
             kind,
@@ -95,7 +107,8 @@ class Judge:
 
 
 def together(members: Sequence[Seen]) -> Seen:
-    """An ensemble: the mean of the probabilities (Born-Again Networks, arXiv 1805.04770, section 3.1).
+    """An ensemble: the mean of the probabilities (Born-Again Networks, arXiv 1805.04770, section
+    3.1).
 
     Its vectors are the members' laid side by side, so that an inner product is the mean of theirs.
     """

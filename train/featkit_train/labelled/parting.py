@@ -1,4 +1,5 @@
-"""Pictures with labels, parted into those that are learnt from and those that nothing is ever learnt from."""
+"""Pictures with labels, parted into those that are learnt from and those that nothing is ever
+learnt from."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ from featkit_train.pictures.batches import LEAST_TO_HOLD_OUT, split_held_out
 
 @dataclass(frozen=True)
 class Parted:
-    """learnt: pictures with labels (N,) int64 into `classes`, which are sorted. No part of the run is shown held_out but to be
-    measured on. num_unlabelled: pictures without a label, which are in neither.
+    """learnt: pictures with labels (N,) int64 into `classes`, which are sorted. No part of the run
+    is shown held_out but to be measured on. num_unlabelled: pictures without a label, which are in
+    neither.
     """
 
     learnt: Source
@@ -31,11 +33,14 @@ class Parted:
     num_unlabelled: int
 
 
-def part(sources: Sequence[Source], config: TrainConfig, *, held_out: Source | None = None) -> Parted:
-    """Part the pictures by the config: held_out, else run.held_out of them (a tenth at most), drawn by the seed.
+def part(
+    sources: Sequence[Source], config: TrainConfig, *, held_out: Source | None = None
+) -> Parted:
+    """Part the pictures by the config: held_out, else run.held_out of them (a tenth at most), drawn
+    by the seed.
 
-    InputError where fewer than two classes are learnt, where nothing is held out, which says whether a student is any better,
-    and where what is held out is learnt as well.
+    InputError where fewer than two classes are learnt, where nothing is held out, which says
+    whether a student is any better, and where what is held out is learnt as well.
     """
     source, column = concatenate(sources), config.labels.column
     label_of = labels_of(source, find_column(source, column))
@@ -51,15 +56,25 @@ def part(sources: Sequence[Source], config: TrainConfig, *, held_out: Source | N
         held_out = subset(source, [known[place][0] for place in held])
     if not len(held_out):
         few = len(known) < LEAST_TO_HOLD_OUT
-        why = f"at most a tenth is, and {counted(len(known), 'picture')} with labels are fewer than {LEAST_TO_HOLD_OUT}"
+        why = (
+            f"at most a tenth is, and {counted(len(known), 'picture')} with labels are fewer than"
+            f" {LEAST_TO_HOLD_OUT}"
+        )
         raise InputError(
             f"No pictures of {source.name} are held out to compare with"
-            + (f": {why}; name others with --held-out." if few else "; set run.held_out, or name others with --held-out.")
+            + (
+                f": {why}; name others with --held-out."
+                if few
+                else "; set run.held_out, or name others with --held-out."
+            )
         )
     learnt = [known[place] for place in numbers]
     classes = tuple(sorted({label for _, label in learnt}))
     if len(classes) < 2:
-        raise InputError(f"The pictures of {source.name} have {len(classes)} label ({column}); there is nothing to tell apart.")
+        raise InputError(
+            f"The pictures of {source.name} have {len(classes)} label ({column}); there is nothing"
+            " to tell apart."
+        )
     pictures = subset(source, [number for number, _ in learnt])
     check_apart(pictures, held_out, what="labelled")
     return Parted(
@@ -77,12 +92,13 @@ def check_apart(learnt: Source, held_out: Source, *, what: str) -> None:
     for number in range(len(learnt)):
         if _identity(learnt, number) in kept:
             raise InputError(
-                f"{learnt.key(number)} is held out, and among the {what} pictures as well; a student would learn what it is "
-                "measured on. Name other pictures with --held-out."
+                f"{learnt.key(number)} is held out, and among the {what} pictures as well; a"
+                " student would learn what it is measured on. Name other pictures with --held-out."
             )
 
 
 def _identity(source: Source, number: int) -> tuple[Path, str]:
-    """The file that a picture lies in, and in a file of many its name there: whatever folder the source was opened at."""
+    """The file that a picture lies in, and in a file of many its name there: whatever folder the
+    source was opened at."""
     file = source.file(number).resolve()
     return file, "" if is_picture(file.name) else source.key(number).partition(file.name)[2]

@@ -1,4 +1,5 @@
-"""What a teacher calls pictures without labels, and which of them a student learns from (Noisy Student, arXiv 1911.04252).
+"""What a teacher calls pictures without labels, and which of them a student learns from (Noisy
+Student, arXiv 1911.04252).
 
 Letters: N pictures without labels, K classes.
 """
@@ -27,7 +28,8 @@ PSEUDO_FILE = "pseudo_labels.npy"
 
 @dataclass(frozen=True)
 class Accepted:
-    """numbers: pictures to learn from, rising, some more than once where classes are balanced; counts (K,): each once."""
+    """numbers: pictures to learn from, rising, some more than once where classes are balanced;
+    counts (K,): each once."""
 
     numbers: np.ndarray
     counts: np.ndarray
@@ -39,9 +41,15 @@ class Accepted:
 
 
 def label_pictures(
-    path: Path, teacher: Classifier, source: Source, geometry: Geometry, *, on_progress: OnProgress = no_progress
+    path: Path,
+    teacher: Classifier,
+    source: Source,
+    geometry: Geometry,
+    *,
+    on_progress: OnProgress = no_progress,
 ) -> np.ndarray:
-    """(N, K) float32 probabilities of the pictures as they are, without any noise (the paper's step 2), also written to `path`.
+    """(N, K) float32 probabilities of the pictures as they are, without any noise (the paper's step
+    2), also written to `path`.
 
     A picture that cannot be read is of no class: a row of zeros.
     """
@@ -51,13 +59,17 @@ def label_pictures(
     failures: list[tuple[str, str]] = []
 
     def read(number: int) -> tuple[int, np.ndarray]:
-        decoded = decode(source.read(number), name=source.key(number), shorter_side=geometry.resize_to)
+        decoded = decode(
+            source.read(number), name=source.key(number), shorter_side=geometry.resize_to
+        )
         return number, geometry.apply(decoded.pixels)
 
     done = 0
     for block in read_blocks(source, read, failures):
         images = np.stack([pixels for _, pixels in block])
-        probs[[number for number, _ in block]] = classify(teacher, images, mean=geometry.mean, std=geometry.std)[-1]
+        probs[[number for number, _ in block]] = classify(
+            teacher, images, mean=geometry.mean, std=geometry.std
+        )[-1]
         done += len(block)
         on_progress(done + len(failures), len(failures))
     with explain_os_errors(path):
@@ -68,10 +80,12 @@ def label_pictures(
 
 
 def accept(probs: np.ndarray, config: SelfTrainingConfig, *, seed: int) -> Accepted:
-    """Choose among pictures by probs (N, K): the sure ones, and with `balance` as many of each class.
+    """Choose among pictures by probs (N, K): the sure ones, and with `balance` as many of each
+    class.
 
-    Balanced (section 3.1, "data filtering and balancing"): of the n sure pictures in k classes each class gets ceil(n / k), the
-    surest where it has more, and where it has fewer all of them and random ones of them again.
+    Balanced (section 3.1, "data filtering and balancing"): of the n sure pictures in k classes each
+    class gets ceil(n / k), the surest where it has more, and where it has fewer all of them and
+    random ones of them again.
     """
     best, confidence = probs.argmax(axis=1), probs.max(axis=1)
     sure = np.flatnonzero(confidence >= max(config.confidence, np.finfo(np.float32).tiny))
@@ -89,7 +103,8 @@ def accept(probs: np.ndarray, config: SelfTrainingConfig, *, seed: int) -> Accep
 
 
 def mixed(labelled: int, pseudo: np.ndarray, *, labelled_share: float) -> np.ndarray:
-    """Numbers of an epoch's pictures, rising: all below `labelled`, and from there on those that `pseudo` says.
+    """Numbers of an epoch's pictures, rising: all below `labelled`, and from there on those that
+    `pseudo` says.
 
     The former come as often as is needed for their share to be `labelled_share` at least.
     """

@@ -1,4 +1,5 @@
-"""Self-training (Noisy Student, arXiv 1911.04252, algorithm 1): a teacher, then students that learn its labels too."""
+"""Self-training (Noisy Student, arXiv 1911.04252, algorithm 1): a teacher, then students that learn
+its labels too."""
 
 from __future__ import annotations
 
@@ -29,11 +30,13 @@ def self_training(
     resume: bool = False,
     ears: CourseEars | None = None,
 ) -> Standing:
-    """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate one's files in `out`.
+    """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate
+    one's files in `out`.
 
-    Labels of the unlabelled pictures, where they have any, are never looked at. held_out: as for `parting.part`, of the
-    labelled ones; nothing of it is labelled or learnt. It ends early as `born_again` does. Errors as for `train`, and
-    InputError where a picture is both held out and unlabelled.
+    Labels of the unlabelled pictures, where they have any, are never looked at. held_out: as for
+    `parting.part`, of the labelled ones; nothing of it is labelled or learnt. It ends early as
+    `born_again` does. Errors as for `train`, and InputError where a picture is both held out and
+    unlabelled.
     """
     parted = part(labelled, config, held_out=held_out)
     rest = concatenate(unlabelled)
@@ -46,7 +49,9 @@ def self_training(
             lessons = _lessons(here, rest, number, rounds)
             if lessons is None:
                 break
-            of_round = of_training(config, number, length=config.self_training.student_length if rounds else 1.0)
+            of_round = of_training(
+                config, number, length=config.self_training.student_length if rounds else 1.0
+            )
             rounds.append(here.train(f"round-{number}", of_round, everything, lessons))
             failures = 0 if here.follow("round", rounds) else failures + 1
             if failures >= config.self_training.patience:
@@ -54,8 +59,11 @@ def self_training(
         return here.end("round")
 
 
-def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]) -> Lessons | None:
-    """People's labels, and after the first round the last student's of the others; None where it is sure of nothing."""
+def _lessons(
+    here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]
+) -> Lessons | None:
+    """People's labels, and after the first round the last student's of the others; None where it is
+    sure of nothing."""
     parted, config = here.parted, here.config.self_training
     own = len(parted.learnt)
     labels = np.concatenate([parted.labels, np.full(len(unlabelled), UNKNOWN)])
@@ -64,10 +72,16 @@ def _lessons(here: Course, unlabelled: Source, number: int, rounds: Sequence[Tra
     path = here.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
     if here.world.is_main:
-        here.ears.on_note(f"round-{number}: its teacher labels {counted(len(unlabelled), 'picture')}.")
+        here.ears.on_note(
+            f"round-{number}: its teacher labels {counted(len(unlabelled), 'picture')}."
+        )
         here.ears.on_asking(f"round-{number}", len(unlabelled))
         label_pictures(
-            path, teacher, unlabelled, here.judge.geometry, on_progress=lambda done, _failed: here.ears.on_asked(done)
+            path,
+            teacher,
+            unlabelled,
+            here.judge.geometry,
+            on_progress=lambda done, _failed: here.ears.on_asked(done),
         )
     here.world.wait()
     probs = label_pictures(path, teacher, unlabelled, here.judge.geometry)

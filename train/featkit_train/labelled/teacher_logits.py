@@ -1,4 +1,5 @@
-"""What a teacher says of every view of every picture, asked once and kept on disk, where the same views come again and again.
+"""What a teacher says of every view of every picture, asked once and kept on disk, where the same
+views come again and again.
 
 Letters: N pictures, V views of each, K classes.
 """
@@ -20,7 +21,13 @@ from featkit_train.labelled.arrays import read_array
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier
 from featkit_train.pictures.augment import as_seen
-from featkit_train.pictures.batches import CropDataset, ExtraViews, Place, crop_loader, workers_within_memory
+from featkit_train.pictures.batches import (
+    CropDataset,
+    ExtraViews,
+    Place,
+    crop_loader,
+    workers_within_memory,
+)
 from featkit_train.pictures.loading import batches_of
 
 LOGITS_FILE = "teacher_logits.npy"
@@ -31,7 +38,11 @@ BLOCK = 256  # pictures at once
 def is_worth_keeping(config: TrainConfig, *, num_pictures: int, num_classes: int) -> bool:
     """Whether views come again, and what the teacher says of them all has room."""
     num_bytes = num_pictures * config.crops.fixed_views * num_classes * 4
-    return config.knowledge.cache == "auto" and not config.crops.resolutions and 0 < num_bytes <= MOST_BYTES
+    return (
+        config.knowledge.cache == "auto"
+        and not config.crops.resolutions
+        and 0 < num_bytes <= MOST_BYTES
+    )
 
 
 def keep_logits(
@@ -43,9 +54,11 @@ def keep_logits(
     device: torch.device,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Write the teacher's logits of the crops that a run of `config` on `source` will see: (N, V, K) float32, as .npy.
+    """Write the teacher's logits of the crops that a run of `config` on `source` will see: (N, V,
+    K) float32, as .npy.
 
-    There whole or not at all. Rows of pictures that cannot be read are none (NaN), as no run asks for them.
+    There whole or not at all. Rows of pictures that cannot be read are none (NaN), as no run asks
+    for them.
     on_progress: views done and all of them.
     """
     num_views = config.crops.fixed_views
@@ -57,7 +70,9 @@ def keep_logits(
         cache_bytes=config.run.cache_bytes,
         extra=ExtraViews(num_global=1, local=False, patch=config.crops.global_size),
     )
-    places: list[Place] = [(view, number, 0) for view in range(num_views) for number in range(len(source))]
+    places: list[Place] = [
+        (view, number, 0) for view in range(num_views) for number in range(len(source))
+    ]
     batches = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
     autocast_dtype = pick_autocast(config.run.precision, device)
     teacher.to(device)
@@ -68,8 +83,16 @@ def keep_logits(
         rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
         rows[:] = np.nan
         done = 0
-        for crops in batches_of(crop_loader(dataset, batches, workers=workers_within_memory(config.run.workers))):
-            images = as_seen(crops.global_images, crops.global_appearance, device=device, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        for crops in batches_of(
+            crop_loader(dataset, batches, workers=workers_within_memory(config.run.workers))
+        ):
+            images = as_seen(
+                crops.global_images,
+                crops.global_appearance,
+                device=device,
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+            )
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = teacher(images[0]).logits[-1]
             numbers, views = crops.places.numpy().T

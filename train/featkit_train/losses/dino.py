@@ -1,4 +1,5 @@
-"""DINO's loss (arXiv 2104.14294): cross-entropy between views, and the running centre that keeps it from collapsing.
+"""DINO's loss (arXiv 2104.14294): cross-entropy between views, and the running centre that keeps it
+from collapsing.
 
 Letters: B images, S student crops, T teacher crops, K prototypes.
 """
@@ -15,10 +16,12 @@ from featkit_train.losses.sinkhorn import alone
 
 
 def dino_loss(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float) -> Tensor:
-    """Mean cross-entropy in nats over all crop pairs that show different views (DINO, arXiv 2104.14294, eq. 3).
+    """Mean cross-entropy in nats over all crop pairs that show different views (DINO, arXiv
+    2104.14294, eq. 3).
 
-    student_logits (S, B, K), any float; teacher_probs (T, B, K), each row sums to 1. Crop i is one view in both.
-    Computed and returned in float32, a scalar. Differs from the paper's sum by the number of pairs, as the released code does.
+    student_logits (S, B, K), any float; teacher_probs (T, B, K), each row sums to 1. Crop i is one
+    view in both. Computed and returned in float32, a scalar. Differs from the paper's sum by the
+    number of pairs, as the released code does.
 
         mean over b and s != t of  -sum(teacher_probs[t, b] * log_softmax(student_logits[s, b] / student_temp))
 
@@ -30,19 +33,22 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: fl
     if num_pairs == 0:
         raise ValueError("dino_loss needs at least two crops on one side")
     log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)
-    with torch.autocast(log_probs.device.type, enabled=False):  # which would take the product in bfloat16
+    # which would take the product in bfloat16
+    with torch.autocast(log_probs.device.type, enabled=False):
         cross_entropy = -torch.einsum("tbk,sbk->ts", teacher_probs.float(), log_probs)
     same_view = torch.diagonal(cross_entropy).sum()
     return (cross_entropy.sum() - same_view) / (batch * num_pairs)
 
 
 def sharpen(teacher_logits: Tensor, center: Tensor, *, teacher_temp: float) -> Tensor:
-    """Teacher's probabilities (..., K) in float32: softmax((logits - center) / teacher_temp) (DINO eq. 1 with section 3.1)."""
+    """Teacher's probabilities (..., K) in float32: softmax((logits - center) / teacher_temp) (DINO
+    eq. 1 with section 3.1)."""
     return F.softmax((teacher_logits.float() - center) / teacher_temp, dim=-1)
 
 
 class Center(nn.Module):
-    """Running mean of the teacher's logits (DINO eq. 4). forward() only reads; update() is the only writer."""
+    """Running mean of the teacher's logits (DINO eq. 4). forward() only reads; update() is the only
+    writer."""
 
     center: Tensor
 
@@ -57,10 +63,11 @@ class Center(nn.Module):
 
     @torch.no_grad()
     def update(self, teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone) -> None:
-        """center = momentum * center + (1 - momentum) * mean of all rows of `teacher_logits` (..., K).
+        """center = momentum * center + (1 - momentum) * mean of all rows of `teacher_logits` (...,
+        K).
 
-        gather: (1, K + 1) of this process to (W, K + 1) of all W, where the rows are spread over processes. Without a row
-        anywhere the centre stays.
+        gather: (1, K + 1) of this process to (W, K + 1) of all W, where the rows are spread over
+        processes. Without a row anywhere the centre stays.
         """
         rows = teacher_logits.float().flatten(0, -2)
         count = rows.new_full((1, 1), len(rows))

@@ -1,4 +1,5 @@
-"""Sinkhorn-Knopp: teacher probabilities that use every prototype alike (SwAV, arXiv 2006.09882, section 3.1; DINOv2).
+"""Sinkhorn-Knopp: teacher probabilities that use every prototype alike (SwAV, arXiv 2006.09882,
+section 3.1; DINOv2).
 
 Letters: R rows (crops times images), K prototypes, W processes.
 """
@@ -18,7 +19,11 @@ def alone(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sinkhorn_knopp(
-    teacher_logits: Tensor, *, teacher_temp: float, num_iterations: int = 3, gather: Callable[[Tensor], Tensor] = alone
+    teacher_logits: Tensor,
+    *,
+    teacher_temp: float,
+    num_iterations: int = 3,
+    gather: Callable[[Tensor], Tensor] = alone,
 ) -> Tensor:
     """Probabilities (R, K) in float32; each row sums to 1 and each column to about R / K.
 
@@ -26,8 +31,9 @@ def sinkhorn_knopp(
         repeat:  Q[:, k] /= K * sum(Q[:, k]);  Q[r] /= R * sum(Q[r])
         return R * Q
 
-    In log space, so that no temperature overflows. teacher_logits (R, K), any float. gather: (1, K) of this process to
-    (W, K) of all W, where the rows are spread over processes. Without rows: none.
+    In log space, so that no temperature overflows. teacher_logits (R, K), any float. gather: (1, K)
+    of this process to (W, K) of all W, where the rows are spread over processes. Without rows:
+    none.
     """
     log_q = teacher_logits.float() / teacher_temp
     for _ in range(num_iterations):

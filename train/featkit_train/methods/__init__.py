@@ -1,4 +1,5 @@
-"""The training methods by the name that `featkit train` takes. The loop knows none of them otherwise."""
+"""The training methods by the name that `featkit train` takes. The loop knows none of them
+otherwise."""
 
 from __future__ import annotations
 
@@ -34,10 +35,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make_method(config: TrainConfig, *, world: World = ALONE, lessons: Lessons | None = None) -> Method:
+def make_method(
+    config: TrainConfig, *, world: World = ALONE, lessons: Lessons | None = None
+) -> Method:
     """The config's method, with weights drawn; lessons for those with labels.
 
-    InputError for an unknown one, for settings that it does not read, and for a method with labels without them.
+    InputError for an unknown one, for settings that it does not read, and for a method with labels
+    without them.
     """
     if config.method not in METHODS:
         raise InputError(f"There is no method {config.method}; it is one of: {', '.join(METHODS)}.")
@@ -46,13 +50,20 @@ def make_method(config: TrainConfig, *, world: World = ALONE, lessons: Lessons |
     for section in sorted(method.unread):
         ours, default = getattr(config, section), getattr(plain, section)
         changed = [
-            field.name for field in dataclasses.fields(ours) if getattr(ours, field.name) != getattr(default, field.name)
+            field.name
+            for field in dataclasses.fields(ours)
+            if getattr(ours, field.name) != getattr(default, field.name)
         ]
         if changed:
-            raise InputError(f"{config.method} has no use for the setting {section}.{changed[0]}; leave it out.")
+            raise InputError(
+                f"{config.method} has no use for the setting {section}.{changed[0]}; leave it out."
+            )
     if issubclass(method, Taught):
         if lessons is None:
-            raise InputError(f"{config.method} learns from labels; run it by featkit_train.labelled or `featkit train`.")
+            raise InputError(
+                f"{config.method} learns from labels; run it by featkit_train.labelled or `featkit"
+                " train`."
+            )
         return method(config, world=world, lessons=lessons)
     return method(config, world=world)
 

@@ -1,8 +1,9 @@
 """Go on from published weights on pictures of one's own, by DINOv2's losses (arXiv 2304.07193).
 
-Published files come without heads. So the heads learn first, on a frozen backbone, whose features are good while the heads know
-nothing; then everything learns, at a low rate. What a few thousand pictures can teach a good backbone is little, and what
-they can ruin is much: `watch` ends the run and takes the best back when copies or neighbours are found less often.
+Published files come without heads. So the heads learn first, on a frozen backbone, whose features
+are good while the heads know nothing; then everything learns, at a low rate. What a few thousand
+pictures can teach a good backbone is little, and what they can ruin is much: `watch` ends the run
+and takes the best back when copies or neighbours are found less often.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ class Adapt(HeadsFirst):
         backbone, info = self.load_pretrained()
         if not isinstance(backbone, VisionTransformer):
             name = self.config.pretrained.name
-            raise InputError(f"{name} is no Vision Transformer, which `adapt` needs to hide patches; distil it instead.")
+            raise InputError(
+                f"{name} is no Vision Transformer, which `adapt` needs to hide patches; distil it"
+                " instead."
+            )
         self.mean, self.std = info.geometry.mean, info.geometry.std
         self.student = Branch(backbone.train(), self.config, patch_loss=True)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)

@@ -1,10 +1,12 @@
-"""What every method is to the engine: what it wants of pictures, one step in its parts, and what it leaves.
+"""What every method is to the engine: what it wants of pictures, one step in its parts, and what it
+leaves.
 
-A step: `look` (whoever teaches, at each part of the batch), `aim` (targets, over the whole batch of all processes), `forward`
-(the student's loss of each part), `before_optimizer`, and `after_optimizer`.
+A step: `look` (whoever teaches, at each part of the batch), `aim` (targets, over the whole batch of
+all processes), `forward` (the student's loss of each part), `before_optimizer`, and
+`after_optimizer`.
 
-Letters: B pictures, G global and L local crops, (h, w) patches of a global crop, M masked patches of all global crops
-together, D width.
+Letters: B pictures, G global and L local crops, (h, w) patches of a global crop, M masked patches
+of all global crops together, D width.
 """
 
 from __future__ import annotations
@@ -26,15 +28,20 @@ from featkit_train.watching.probe import HeldOut
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-WITH_LABELS = frozenset({"classifier", "labels", "knowledge", "born_again", "self_training", "internal"})  # sections
+# sections
+WITH_LABELS = frozenset(
+    {"classifier", "labels", "knowledge", "born_again", "self_training", "internal"}
+)
 
 
 class Views(NamedTuple):
-    """Normalised crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s), float.
+    """Normalised crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s),
+    float.
 
-    masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their places in masks.flatten();
-    gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher sees them. Without masks or a Gram teacher: empty.
-    places (B, 2) int64: which picture of the source each is, and in which of its views.
+    masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their
+    places in masks.flatten(); gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher
+    sees them. Without masks or a Gram teacher: empty. places (B, 2) int64: which picture of the
+    source each is, and in which of its views.
     """
 
     global_crops: Tensor
@@ -46,7 +53,8 @@ class Views(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a part of a step gives: the loss, and detached from it scalars to watch and class tokens (B, D)."""
+    """What a part of a step gives: the loss, and detached from it scalars to watch and class tokens
+    (B, D)."""
 
     loss: Tensor
     watched: dict[str, Tensor]
@@ -116,7 +124,8 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def aim(self, looks: Sequence[Any], *, step: int) -> tuple[Sequence[Any], dict[str, Tensor]]:
-        """Targets for each part, from what the teacher made of all of them, and scalars of them that are worth watching."""
+        """Targets for each part, from what the teacher made of all of them, and scalars of them
+        that are worth watching."""
 
     @abstractmethod
     def forward(self, views: Views, targets: Any, dice: Dice) -> StepResult:
@@ -140,7 +149,8 @@ class Method(nn.Module, ABC):
         return None
 
     def scores(self, held_out: HeldOut) -> Log:
-        """What only this method can measure on held-out pictures; where there is any, its first is the score to watch."""
+        """What only this method can measure on held-out pictures; where there is any, its first is
+        the score to watch."""
         del held_out
         return {}
 
@@ -150,7 +160,8 @@ class Method(nn.Module, ABC):
 
 
 def check_multiples(sizes: Sequence[tuple[str, int]], *, patch: int, what: str) -> None:
-    """InputError naming all settings of `sizes` (name, pixels) that are not multiples of the patch, with sizes that are."""
+    """InputError naming all settings of `sizes` (name, pixels) that are not multiples of the patch,
+    with sizes that are."""
     wrong = [(name, size) for name, size in sizes if size < patch or size % patch]
     if wrong:
         named = " and ".join(f"{name} {size}" for name, size in wrong)

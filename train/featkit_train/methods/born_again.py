@@ -1,6 +1,8 @@
-"""Born-Again Networks (arXiv 1805.04770): a student of its teacher's own architecture, from new weights.
+"""Born-Again Networks (arXiv 1805.04770): a student of its teacher's own architecture, from new
+weights.
 
-One run is one generation; `labelled.generations` makes them follow each other. Without a teacher, the first: labels alone.
+One run is one generation; `labelled.generations` makes them follow each other. Without a teacher,
+the first: labels alone.
 """
 
 from __future__ import annotations
@@ -21,19 +23,28 @@ from featkit_train.pictures.batches import PERMUTED, rng_for
 class BornAgain(Taught):
     """Labels, and what the generation before says of the same crop (section 3)."""
 
-    sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "knowledge", "born_again"})
+    sections: ClassVar[frozenset[str]] = frozenset(
+        {"classifier", "labels", "knowledge", "born_again"}
+    )
 
     @torch.no_grad()
     def look(self, views: Views) -> Lesson:
-        """With all but the teacher's maximum permuted where that is asked for, by the picture and its view alone."""
+        """With all but the teacher's maximum permuted where that is asked for, by the picture and
+        its view alone."""
         lesson = super().look(views)
         if self.config.knowledge.mode != "dkpp" or not self.has_teacher:
             return lesson
-        generators = [rng_for(self.config.run.seed, PERMUTED, *place) for place in views.places.tolist()]
+        generators = [
+            rng_for(self.config.run.seed, PERMUTED, *place) for place in views.places.tolist()
+        ]
         rows = zip(lesson.teacher_logits.split(1), generators, strict=True)
-        return lesson._replace(teacher_logits=torch.cat([permuted_knowledge(row, generator=own) for row, own in rows]))
+        return lesson._replace(
+            teacher_logits=torch.cat([permuted_knowledge(row, generator=own) for row, own in rows])
+        )
 
-    def aim(self, looks: Sequence[Lesson], *, step: int) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
+    def aim(
+        self, looks: Sequence[Lesson], *, step: int
+    ) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
         """With weights over the whole batch where the teacher's confidence weighs pictures."""
         del step
         if not self.has_teacher:
@@ -42,7 +53,8 @@ class BornAgain(Taught):
         watched = {"teacher_confidence": logits.softmax(dim=-1).amax(dim=-1).mean()}
         if self.config.knowledge.mode != "cwtm":
             return looks, watched
-        # The engine takes the mean over parts, so each part's weights are made to sum to 1 on average.
+        # The engine takes the mean over parts, so each part's weights are made to sum to 1 on
+        # average.
         weights = len(looks) * confidence_weights(logits, gather=self.world.gather)
         parts = weights.split([len(part.labels) for part in looks])
         return [part._replace(weights=own) for part, own in zip(looks, parts, strict=True)], watched
@@ -52,7 +64,9 @@ class BornAgain(Taught):
         config = self.config.knowledge
         if not self.has_teacher or config.mode == "cwtm":
             return {"label_loss": self.label_term(outputs, lesson)}
-        knowledge = kd_loss(outputs.logits[-1], lesson.teacher_logits, temperature=config.temperature)
+        knowledge = kd_loss(
+            outputs.logits[-1], lesson.teacher_logits, temperature=config.temperature
+        )
         return {
             "label_loss": config.label_weight * self.label_term(outputs, lesson),
             "teacher_loss": config.teacher_weight * knowledge,

@@ -1,7 +1,9 @@
-"""DINOv2 (arXiv 2304.07193): both losses with heads of their own, Sinkhorn-Knopp or centring, and KoLeo.
+"""DINOv2 (arXiv 2304.07193): both losses with heads of their own, Sinkhorn-Knopp or centring, and
+KoLeo.
 
-Registers (arXiv 2309.16588), LayerScale and SwiGLU are the model's, stochastic depth is `noise`, the rates of layers are
-`optim`'s; the stage at high resolution is a run that begins from another (`init`) with larger crops.
+Registers (arXiv 2309.16588), LayerScale and SwiGLU are the model's, stochastic depth is `noise`,
+the rates of layers are `optim`'s; the stage at high resolution is a run that begins from another
+(`init`) with larger crops.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term
 
 
 class DinoV2(MomentumTeacher):
-    """Class tokens across views, masked patches within a view, embeddings spread out (DINOv2, section 4)."""
+    """Class tokens across views, masked patches within a view, embeddings spread out (DINOv2,
+    section 4)."""
 
     unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
 

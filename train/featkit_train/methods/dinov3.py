@@ -1,7 +1,9 @@
-"""DINOv3 (arXiv 2508.10104): DINOv2's losses over rotary positions, and Gram anchoring in a later stage.
+"""DINOv3 (arXiv 2508.10104): DINOv2's losses over rotary positions, and Gram anchoring in a later
+stage.
 
-Rotary positions are the model's, their jitter is `noise`. The Gram teacher is an earlier one of the same run; it sees the
-global crops' boxes at a higher resolution and without colours, and its patches are brought down to the student's grid.
+Rotary positions are the model's, their jitter is `noise`. The Gram teacher is an earlier one of the
+same run; it sees the global crops' boxes at a higher resolution and without colours, and its
+patches are brought down to the student's grid.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from featkit_train.published.pretrained import load_pretrained
 
 
 class DinoV3(DinoV2):
-    """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram term (section 4)."""
+    """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram
+    term (section 4)."""
 
     unread: ClassVar[frozenset[str]] = WITH_LABELS | {"pretrained"}
     local_norm: ClassVar[bool] = True
@@ -45,16 +48,23 @@ class DinoV3(DinoV2):
         if gram.teacher is None:
             return copy.deepcopy(self.teacher.backbone)
         backbone, info = load_pretrained(gram.teacher, quiet=True)
-        for size in (gram.size, *(resolution.gram_size for resolution in self.config.crops.resolutions)):
+        for size in (
+            gram.size,
+            *(resolution.gram_size for resolution in self.config.crops.resolutions),
+        ):
             if size % backbone.patch:
                 raise InputError(
-                    f"gram.teacher {gram.teacher} has patches of {backbone.patch}, which {size} pixels do not hold."
+                    f"gram.teacher {gram.teacher} has patches of {backbone.patch}, which {size}"
+                    " pixels do not hold."
                 )
         self.gram_statistics = (info.geometry.mean, info.geometry.std)
         ours = {name: tensor.shape for name, tensor in self.teacher.backbone.state_dict().items()}
         theirs = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
         if gram.max_updates and ours != theirs:
-            raise InputError(f"{Path(gram.teacher).name} is of another architecture; set gram.max_updates to 0 to keep it.")
+            raise InputError(
+                f"{Path(gram.teacher).name} is of another architecture; set gram.max_updates to 0"
+                " to keep it."
+            )
         return backbone
 
     @property
@@ -64,7 +74,10 @@ class DinoV3(DinoV2):
 
     def branches(self) -> Sequence[nn.Module]:
         """Student and teacher, and the Gram teacher with them."""
-        return [*super().branches(), *([self.gram_teacher] if self.gram_teacher is not None else [])]
+        return [
+            *super().branches(),
+            *([self.gram_teacher] if self.gram_teacher is not None else []),
+        ]
 
     def begin(self) -> None:
         """The Gram teacher is this run's teacher as it begins, unless another was named."""
@@ -74,7 +87,11 @@ class DinoV3(DinoV2):
     def prepare(self, step: int) -> bool:
         """Every so often the Gram teacher becomes the present teacher (section 4.2)."""
         updates, rest = divmod(step, self.config.gram.update_every)
-        if self.gram_teacher is not None and rest == 0 and 1 <= updates <= self.config.gram.max_updates:
+        if (
+            self.gram_teacher is not None
+            and rest == 0
+            and 1 <= updates <= self.config.gram.max_updates
+        ):
             self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
         return False
 
@@ -82,8 +99,12 @@ class DinoV3(DinoV2):
         """DINOv2's, and the Gram term over all patches of the global crops."""
         terms = super().terms(looks, views, targets)
         if self.gram_teacher is not None:
-            crops = renormalise(views.gram.flatten(0, 1), given=(self.mean, self.std), wanted=self.gram_statistics)
+            crops = renormalise(
+                views.gram.flatten(0, 1), given=(self.mean, self.std), wanted=self.gram_statistics
+            )
             with torch.no_grad():
                 patches = self.gram_teacher(crops).patch_tokens
-            terms["gram_loss"] = Term(self.config.gram.weight, gram_loss(looks.patch_tokens.flatten(0, 1), patches))
+            terms["gram_loss"] = Term(
+                self.config.gram.weight, gram_loss(looks.patch_tokens.flatten(0, 1), patches)
+            )
         return terms

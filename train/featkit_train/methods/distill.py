@@ -1,11 +1,14 @@
-"""Distillation of a larger frozen teacher into a smaller student by DINOv2's losses (arXiv 2304.07193, section 5).
+"""Distillation of a larger frozen teacher into a smaller student by DINOv2's losses (arXiv
+2304.07193, section 5).
 
-As the paper says: the student's own moving average is what is kept, nothing is masked, and the patch loss is over both
-global crops, at the places that masks would hide. The teacher comes without the heads it was trained with (published
-files leave them out), so heads first learn on its frozen features by the same losses, their average being the teacher's.
+As the paper says: the student's own moving average is what is kept, nothing is masked, and the
+patch loss is over both global crops, at the places that masks would hide. The teacher comes without
+the heads it was trained with (published files leave them out), so heads first learn on its frozen
+features by the same losses, their average being the teacher's.
 
-Both see the same grid of patches. So a teacher of larger patches sees enlarged crops, at a cost: a ResNet, whose map has a
-place for 32×32 pixels, sees four times the pixels beside a student of patches of 16.
+Both see the same grid of patches. So a teacher of larger patches sees enlarged crops, at a cost: a
+ResNet, whose map has a place for 32×32 pixels, sees four times the pixels beside a student of
+patches of 16.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ class Distill(HeadsFirst):
     unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram"}
 
     def build(self) -> None:
-        """Teacher from its weights, student and average from the config, and heads that learn for the teacher."""
+        """Teacher from its weights, student and average from the config, and heads that learn for
+        the teacher."""
         backbone, info = self.load_pretrained()
         self.teacher_statistics = (info.geometry.mean, info.geometry.std)
         self.teacher = Branch(backbone, self.config, patch_loss=True).requires_grad_(False)
@@ -54,7 +58,11 @@ class Distill(HeadsFirst):
 
     def learning_heads(self) -> Sequence[ProjectionHead]:
         """The teacher's, then the student's."""
-        return [self._trial_head(name) for name in self.trial_heads] if self.warming else super().learning_heads()
+        return (
+            [self._trial_head(name) for name in self.trial_heads]
+            if self.warming
+            else super().learning_heads()
+        )
 
     def freeze(self, *, warming: bool) -> None:
         """Heads first, then the student alone."""
@@ -63,14 +71,19 @@ class Distill(HeadsFirst):
 
     @torch.no_grad()
     def look(self, views: Views) -> Looks:
-        """The teacher at the global crops, brought to the size and the pixel statistics that it knows."""
+        """The teacher at the global crops, brought to the size and the pixel statistics that it
+        knows."""
         crops = views.global_crops.flatten(0, 1)
         crops = renormalise(crops, given=(self.mean, self.std), wanted=self.teacher_statistics)
         patch, teacher_patch = self.student.backbone.patch, self.teacher.backbone.patch
         if patch != teacher_patch:  # the same grid of patches
             size = [side // patch * teacher_patch for side in crops.shape[-2:]]
-            crops = F.interpolate(crops, size=size, mode="bicubic", align_corners=False, antialias=True)
-        looks: Looks = self.teacher(torch.unflatten(crops, 0, views.global_crops.shape[:2]), places=views.masked)
+            crops = F.interpolate(
+                crops, size=size, mode="bicubic", align_corners=False, antialias=True
+            )
+        looks: Looks = self.teacher(
+            torch.unflatten(crops, 0, views.global_crops.shape[:2]), places=views.masked
+        )
         return looks
 
     def student_looks(self, views: Views, targets: Targets, dice: Dice) -> Looks:
@@ -80,7 +93,9 @@ class Distill(HeadsFirst):
         seen = targets.teacher
         patches = seen.patch_tokens.flatten(0, 3).index_select(0, views.masked)
         head, patch_head = (self._trial_head(name) for name in ("head", "patch_head"))
-        return seen._replace(class_logits=project(head, seen.class_tokens), patch_logits=project(patch_head, patches))
+        return seen._replace(
+            class_logits=project(head, seen.class_tokens), patch_logits=project(patch_head, patches)
+        )
 
     def _trial_head(self, name: str) -> ProjectionHead:
         head = self.trial_heads[name if name in self.trial_heads else "head"]

@@ -1,4 +1,5 @@
-"""Methods over weights made elsewhere, which come without heads: the heads learn first, then what they were learnt for."""
+"""Methods over weights made elsewhere, which come without heads: the heads learn first, then what
+they were learnt for."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ class HeadsFirst(DinoV2):
         """The backbone that the config names, and what it is."""
         source = self.config.pretrained
         weights = Path(source.weights) if source.weights else None
-        backbone, info = load_pretrained(source.name, weights=weights, branch=source.branch, quiet=True)
+        backbone, info = load_pretrained(
+            source.name, weights=weights, branch=source.branch, quiet=True
+        )
         self.remarks = info.remarks
         return backbone, info
 

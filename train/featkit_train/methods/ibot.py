@@ -1,7 +1,8 @@
-"""iBOT (arXiv 2111.07832): DINO, and the student fills in the patches it could not see as its teacher sees them.
+"""iBOT (arXiv 2111.07832): DINO, and the student fills in the patches it could not see as its
+teacher sees them.
 
-The head is shared by class and patch tokens unless `ibot.head` gives the patches one of their own. The patches' running
-centre is of all patches, masked or not, as in the released code.
+The head is shared by class and patch tokens unless `ibot.head` gives the patches one of their own.
+The patches' running centre is of all patches, masked or not, as in the released code.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Ibot(MomentumTeacher):
             return super().patch_targets(looks, step=step)
         temp = self.patch_temp(step)
         probs = [self.patch_center(part.patch_logits, teacher_temp=temp) for part in looks]
-        everything = torch.cat([project(self.teacher.head_of_patches, part.patch_tokens.flatten(0, 3)) for part in looks])
+        everything = torch.cat(
+            [
+                project(self.teacher.head_of_patches, part.patch_tokens.flatten(0, 3))
+                for part in looks
+            ]
+        )
         self.patch_center.update(everything, gather=self.world.gather)
         return probs

@@ -1,4 +1,5 @@
-"""Internal distillation (Be Your Own Teacher, arXiv 1905.08094): a network's deepest exit teaches its shallower ones."""
+"""Internal distillation (Be Your Own Teacher, arXiv 1905.08094): a network's deepest exit teaches
+its shallower ones."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from featkit_train.networks.classifier import Outputs
 
 
 class Internal(Taught):
-    """Labels for every exit, and for all but the deepest its distribution and its vector (section 3, eq. 5)."""
+    """Labels for every exit, and for all but the deepest its distribution and its vector (section
+    3, eq. 5)."""
 
     sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "internal"})
     with_exits: ClassVar[bool] = True
@@ -29,4 +31,8 @@ class Internal(Taught):
             temperature=config.temperature,
             smoothing=self.config.labels.smoothing,
         )
-        return {"label_loss": loss.labels, "teacher_loss": loss.knowledge, "feature_loss": loss.features}
+        return {
+            "label_loss": loss.labels,
+            "teacher_loss": loss.knowledge,
+            "feature_loss": loss.features,
+        }

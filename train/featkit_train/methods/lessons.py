@@ -13,11 +13,13 @@ UNKNOWN = -1  # the label of a picture that has none
 
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """Of N pictures and K classes: labels (N,) int64, UNKNOWN where there is none, and what a teacher makes of them.
+    """Of N pictures and K classes: labels (N,) int64, UNKNOWN where there is none, and what a
+    teacher makes of them.
 
-    probs (N, K) float32: soft labels of those without one. teacher: who is asked about every crop; teacher_logits (N, V, K)
-    float32: what it said of each of V views, so that it need not be asked. numbers: the pictures to learn from, in rising
-    order, where they are not all or some come more than once.
+    probs (N, K) float32: soft labels of those without one. teacher: who is asked about every crop;
+    teacher_logits (N, V, K) float32: what it said of each of V views, so that it need not be asked.
+    numbers: the pictures to learn from, in rising order, where they are not all or some come more
+    than once.
     """
 
     classes: tuple[str, ...]

@@ -1,9 +1,10 @@
-"""What the methods with a momentum teacher share: branches, what they make of crops, targets, and terms of losses.
+"""What the methods with a momentum teacher share: branches, what they make of crops, targets, and
+terms of losses.
 
 A method says in `terms` what its loss is made of.
 
-Letters: B pictures, G global, L local and C crops of either kind, (h, w) patches of a global crop, M masked patches of all
-global crops together, D width, K prototypes.
+Letters: B pictures, G global, L local and C crops of either kind, (h, w) patches of a global crop,
+M masked patches of all global crops together, D width, K prototypes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ from featkit.errors import InputError
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import ALONE, World
-from featkit_train.engine.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
+from featkit_train.engine.schedules import (
+    cosine_schedule,
+    linear_schedule,
+    momentum_end_for,
+    momentum_for,
+)
 from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from featkit_train.losses.sinkhorn import alone
 from featkit_train.methods.base import Dice, Method, StepResult, Views, check_multiples
@@ -35,7 +41,8 @@ from featkit_train.watching.meter import Log
 
 
 class Looks(NamedTuple):
-    """What a branch makes of crops: logits of class tokens and masked patches, and of the global crops the tokens."""
+    """What a branch makes of crops: logits of class tokens and masked patches, and of the global
+    crops the tokens."""
 
     class_logits: Tensor  # (C, B, K)
     class_tokens: Tensor  # (G, B, D)
@@ -44,7 +51,8 @@ class Looks(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the student is to match: class_probs (G, B, K), patch_probs (M, K), rows of sum 1, and what they were made of."""
+    """What the student is to match: class_probs (G, B, K), patch_probs (M, K), rows of sum 1, and
+    what they were made of."""
 
     class_probs: Tensor
     patch_probs: Tensor
@@ -59,18 +67,25 @@ class Term(NamedTuple):
 
 
 class Branch(nn.Module):
-    """A backbone with its heads, mask token and, where crops have norms of their own, a norm: the student, or the teacher."""
+    """A backbone with its heads, mask token and, where crops have norms of their own, a norm: the
+    student, or the teacher."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, *, patch_loss: bool, local_norm: bool = False) -> None:
+    def __init__(
+        self, backbone: Backbone, config: TrainConfig, *, patch_loss: bool, local_norm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.class_only = not patch_loss  # patch tokens are nobody's concern
         self.head = ProjectionHead(backbone.width, config.dino.head)
         self.patch_head = (
-            ProjectionHead(backbone.width, config.ibot.head) if patch_loss and config.ibot.head is not None else None
+            ProjectionHead(backbone.width, config.ibot.head)
+            if patch_loss and config.ibot.head is not None
+            else None
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.width)) if patch_loss else None
-        self.local_norm = nn.LayerNorm(backbone.width, eps=config.model.norm_eps) if local_norm else None
+        self.local_norm = (
+            nn.LayerNorm(backbone.width, eps=config.model.norm_eps) if local_norm else None
+        )
 
     def forward(
         self,
@@ -81,18 +96,23 @@ class Branch(nn.Module):
         masks: Tensor | None = None,
         noise: tuple[Noise, Noise] = (QUIET, QUIET),
     ) -> Looks:
-        """Global crops (G, B, 3, S, S), the patches in `masks` hidden, and local crops. places: patches to give logits of."""
+        """Global crops (G, B, 3, S, S), the patches in `masks` hidden, and local crops. places:
+        patches to give logits of."""
         size = global_crops.shape[:2]
         masked = None
         if masks is not None and self.mask_token is not None:
             masked = Masked(masks.flatten(0, 1), self.mask_token)
         pixels = global_crops.flatten(0, 1)
-        features = self.backbone.learn(pixels, masked=masked, noise=noise[0], class_only=self.class_only)
+        features = self.backbone.learn(
+            pixels, masked=masked, noise=noise[0], class_only=self.class_only
+        )
         class_tokens = torch.unflatten(features.class_token, 0, size)
         everyone = [class_tokens]
         if local_crops is not None and local_crops.shape[0]:
             pixels = local_crops.flatten(0, 1)
-            local = self.backbone.learn(pixels, noise=noise[1], norm=self.local_norm, class_only=True)
+            local = self.backbone.learn(
+                pixels, noise=noise[1], norm=self.local_norm, class_only=True
+            )
             everyone.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
         patches = features.patch_tokens.flatten(0, 2).index_select(0, places)
         return Looks(
@@ -116,7 +136,8 @@ class Branch(nn.Module):
 class MomentumTeacher(Method):
     """Student, teacher and centres. A method is a subclass that says what its loss is made of."""
 
-    local_norm: ClassVar[bool] = False  # whether class tokens of local crops have a norm of their own
+    # whether class tokens of local crops have a norm of their own
+    local_norm: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
         super().__init__(config, world=world)
@@ -131,10 +152,12 @@ class MomentumTeacher(Method):
     def build(self) -> None:
         """Make student and teacher."""
         backbone = VisionTransformer(self.config.model)
-        self.student = Branch(backbone, self.config, patch_loss=self.patch_loss, local_norm=self.local_norm)
+        self.student = Branch(
+            backbone, self.config, patch_loss=self.patch_loss, local_norm=self.local_norm
+        )
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
-    # -- what a method is -----------------------------------------------------------------------------------------------
+    # -- what a method is --------------------------------------------------------------------------
 
     @abstractmethod
     def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
@@ -163,7 +186,7 @@ class MomentumTeacher(Method):
         """The heads that learn now."""
         return [head for head in (self.student.head, self.student.patch_head) if head is not None]
 
-    # -- schedules ------------------------------------------------------------------------------------------------------
+    # -- schedules ---------------------------------------------------------------------------------
 
     def momentum(self, step: int) -> float:
         """Share of the teacher that a step keeps: a cosine from `momentum` to `momentum_end`."""
@@ -176,14 +199,20 @@ class MomentumTeacher(Method):
         """Of class tokens: linear from teacher_temp to teacher_temp_end."""
         config = self.config.dino
         return linear_schedule(
-            step, start=config.teacher_temp, end=config.teacher_temp_end, num_steps=config.teacher_temp_steps
+            step,
+            start=config.teacher_temp,
+            end=config.teacher_temp_end,
+            num_steps=config.teacher_temp_steps,
         )
 
     def patch_temp(self, step: int) -> float:
         """Of patch tokens, over the same steps."""
         config = self.config.ibot
         return linear_schedule(
-            step, start=config.teacher_temp, end=config.teacher_temp_end, num_steps=self.config.dino.teacher_temp_steps
+            step,
+            start=config.teacher_temp,
+            end=config.teacher_temp_end,
+            num_steps=self.config.dino.teacher_temp_steps,
         )
 
     def settings_at(self, step: int) -> Log:
@@ -194,7 +223,7 @@ class MomentumTeacher(Method):
         """Where the momentum is too high for the number of steps."""
         return slow_teacher(self.momentum, num_steps=self.config.run.steps)
 
-    # -- a step ---------------------------------------------------------------------------------------------------------
+    # -- a step ------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def look(self, views: Views) -> Looks:
@@ -204,13 +233,16 @@ class MomentumTeacher(Method):
 
     @torch.no_grad()
     def aim(self, looks: Sequence[Looks], *, step: int) -> tuple[list[Targets], dict[str, Tensor]]:
-        """Targets for each part, centred over all parts of all processes, and what of them is worth watching.
+        """Targets for each part, centred over all parts of all processes, and what of them is worth
+        watching.
 
         The running centres move after they were used (DINO, algorithm 1).
         """
         class_logits = torch.cat([part.class_logits for part in looks], dim=1)
         temp = self.teacher_temp(step)
-        class_probs = self._centred(class_logits.flatten(0, 1), self.center, temp=temp).view(class_logits.shape)
+        class_probs = self._centred(class_logits.flatten(0, 1), self.center, temp=temp).view(
+            class_logits.shape
+        )
         watched = entropies(class_probs, class_logits / temp, gather=self.world.gather)
         sizes = [part.class_logits.shape[1] for part in looks]
         none = [part.patch_logits for part in looks]
@@ -219,7 +251,8 @@ class MomentumTeacher(Method):
         return [Targets(*part) for part in parts], watched
 
     def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
-        """(M, K) probabilities of the masked patches of each part; the centre is the masked patches' own (DINOv2)."""
+        """(M, K) probabilities of the masked patches of each part; the centre is the masked
+        patches' own (DINOv2)."""
         logits = torch.cat([part.patch_logits for part in looks])
         probs = self._centred(logits, self.patch_center, temp=self.patch_temp(step))
         return list(probs.split([len(part.patch_logits) for part in looks]))
@@ -236,7 +269,11 @@ class MomentumTeacher(Method):
         looks = self.student_looks(views, targets, dice)
         terms = self.terms(looks, views, targets)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
-        return StepResult(loss, {name: term.value.detach() for name, term in terms.items()}, looks.class_tokens[0].detach())
+        return StepResult(
+            loss,
+            {name: term.value.detach() for name, term in terms.items()},
+            looks.class_tokens[0].detach(),
+        )
 
     def student_looks(self, views: Views, targets: Targets, dice: Dice) -> Looks:
         """The student at all crops, with its masks and its noise."""
@@ -255,7 +292,9 @@ class MomentumTeacher(Method):
         if crops.shape[0] == 0:
             return QUIET
         depth, num_crops = self.student.backbone.depth, crops.shape[0] * crops.shape[1]
-        return draw_noise(config, dice.own, depth=depth, num_crops=num_crops, rotary_rng=dice.common).to(crops.device)
+        return draw_noise(
+            config, dice.own, depth=depth, num_crops=num_crops, rotary_rng=dice.common
+        ).to(crops.device)
 
     def before_optimizer(self, *, step: int) -> None:
         """Hold the prototypes still over the first steps (DINO, appendix: freezing the last layer)."""
@@ -268,11 +307,16 @@ class MomentumTeacher(Method):
         """The teacher follows its student by this step's momentum."""
         update_ema(self.teacher, self.student, momentum=self.momentum(step))
 
-    # -- terms that several methods have --------------------------------------------------------------------------------
+    # -- terms that several methods have -----------------------------------------------------------
 
     def class_term(self, looks: Looks, targets: Targets) -> Term:
         """DINO's: every student crop against every teacher crop of another view."""
-        return Term(1.0, dino_loss(looks.class_logits, targets.class_probs, student_temp=self.config.dino.student_temp))
+        return Term(
+            1.0,
+            dino_loss(
+                looks.class_logits, targets.class_probs, student_temp=self.config.dino.student_temp
+            ),
+        )
 
     def patch_term(self, looks: Looks, views: Views, targets: Targets) -> Term:
         """iBOT's: the masked patches against the same patches as the teacher saw them."""
@@ -285,16 +329,20 @@ class MomentumTeacher(Method):
         return Term(self.config.ibot.weight, loss)
 
     def koleo_terms(self, looks: Looks) -> dict[str, Term]:
-        """KoLeo of each global crop's class tokens among those of all processes; nothing where its weight is 0.
+        """KoLeo of each global crop's class tokens among those of all processes; nothing where its
+        weight is 0.
 
-        Of crops one by one, since two crops of a picture shall be alike; summed over them, as DINOv2's released code does.
+        Of crops one by one, since two crops of a picture shall be alike; summed over them, as
+        DINOv2's released code does.
         """
         config = self.config.dino
         if config.koleo_weight == 0:
             return {}
         num_global = looks.class_tokens.shape[0]
         if config.koleo_group:
-            groups = [group for view in looks.class_tokens for group in view.split(config.koleo_group)]
+            groups = [
+                group for view in looks.class_tokens for group in view.split(config.koleo_group)
+            ]
             value = torch.stack([koleo_loss(group) for group in groups]).mean()
         else:
             value = torch.stack([self._koleo(view) for view in looks.class_tokens]).mean()
@@ -303,11 +351,14 @@ class MomentumTeacher(Method):
     def _koleo(self, view: Tensor) -> Tensor:
         if self.world.size == 1:
             return koleo_loss(view)
-        return koleo_loss(view, among=self.world.gather_with_grad(view), first=self.world.rank * len(view))
+        return koleo_loss(
+            view, among=self.world.gather_with_grad(view), first=self.world.rank * len(view)
+        )
 
 
 def project(head: ProjectionHead, features: Tensor) -> Tensor:
-    """A head computes in float32 whatever its backbone does: cosines of bfloat16 tell too few prototypes apart."""
+    """A head computes in float32 whatever its backbone does: cosines of bfloat16 tell too few
+    prototypes apart."""
     with torch.autocast(features.device.type, enabled=False):
         logits: Tensor = head(features.float())
     return logits
@@ -321,15 +372,22 @@ def check_crops(config: TrainConfig, *, patch: int) -> None:
     if config.gram.weight > 0:
         kinds.append("gram_size")
         sizes.append(("gram.size", config.gram.size))
-    sizes += [(f"{kind} of crops.resolutions", getattr(resolution, kind)) for resolution in crops.resolutions for kind in kinds]
+    sizes += [
+        (f"{kind} of crops.resolutions", getattr(resolution, kind))
+        for resolution in crops.resolutions
+        for kind in kinds
+    ]
     check_multiples(sizes, patch=patch, what="the model's patch")
 
 
 def check_koleo(config: TrainConfig, *, world: World) -> None:
-    """InputError where a picture would have no other to be pushed from, or groups would differ in size."""
+    """InputError where a picture would have no other to be pushed from, or groups would differ in
+    size."""
     num_pictures = config.run.batch_size // world.size // config.engine.accumulate
     group = config.dino.koleo_group or num_pictures * world.size
-    if config.dino.koleo_weight and (group < 2 or (config.dino.koleo_group and num_pictures % group)):
+    if config.dino.koleo_weight and (
+        group < 2 or (config.dino.koleo_group and num_pictures % group)
+    ):
         raise InputError(
             f"dino.koleo_group {config.dino.koleo_group} does not cut the "
             f"{counted(num_pictures, 'picture')} that a process takes at once "
@@ -337,16 +395,24 @@ def check_koleo(config: TrainConfig, *, world: World) -> None:
         )
 
 
-def entropies(teacher_probs: Tensor, scaled_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone) -> dict[str, Tensor]:
-    """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over its temperature (G, B, K).
+def entropies(
+    teacher_probs: Tensor, scaled_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone
+) -> dict[str, Tensor]:
+    """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over
+    its temperature (G, B, K).
 
-    teacher_entropy: mean of the targets' rows; 1 when every picture lies on all prototypes alike (uniform collapse).
-    batch_entropy: of the mean of softmax(scaled_logits); 0 when all pictures lie on one prototype (one-hot collapse), which
-    targets would hide, since centring and Sinkhorn-Knopp spread them over all prototypes whatever the teacher says.
-    gather: (1, K) of this process to (W, K) of all W, where pictures are spread over processes, so many in each.
+    teacher_entropy: mean of the targets' rows; 1 when every picture lies on all prototypes alike
+    (uniform collapse).
+    batch_entropy: of the mean of softmax(scaled_logits); 0 when all pictures lie on one prototype
+    (one-hot collapse), which targets would hide, since centring and Sinkhorn-Knopp spread them over
+    all prototypes whatever the teacher says.
+    gather: (1, K) of this process to (W, K) of all W, where pictures are spread over processes, so
+    many in each.
     """
     largest = math.log(teacher_probs.shape[-1])
-    mean = gather(scaled_logits.float().softmax(dim=-1).flatten(0, -2).mean(dim=0, keepdim=True)).mean(dim=0)
+    mean = gather(
+        scaled_logits.float().softmax(dim=-1).flatten(0, -2).mean(dim=0, keepdim=True)
+    ).mean(dim=0)
     return {
         "teacher_entropy": torch.special.entr(teacher_probs).sum(dim=-1).mean() / largest,
         "batch_entropy": torch.special.entr(mean).sum() / largest,

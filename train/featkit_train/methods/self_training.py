@@ -1,7 +1,9 @@
-"""Self-training (Noisy Student, arXiv 1911.04252): a student learns from people's labels and from its teacher's.
+"""Self-training (Noisy Student, arXiv 1911.04252): a student learns from people's labels and from
+its teacher's.
 
-One run is one student; `labelled.rounds` labels pictures and makes students follow each other. The noise is the
-crops' and colours', and the classifier's dropout and stochastic depth (classifier.options).
+One run is one student; `labelled.rounds` labels pictures and makes students follow each other. The
+noise is the crops' and colours', and the classifier's dropout and stochastic depth
+(classifier.options).
 """
 
 from __future__ import annotations
@@ -26,6 +28,15 @@ class SelfTraining(Taught):
         """One term: a picture's label, or where it has none what the teacher holds likely."""
         if not lesson.probs.shape[1]:
             return {"label_loss": self.label_term(outputs, lesson)}
-        known, smoothing, num_classes = (lesson.labels != UNKNOWN)[:, None], self.config.labels.smoothing, lesson.probs.shape[1]
-        sure = F.one_hot(lesson.labels.clamp(min=0), num_classes) * (1 - smoothing) + smoothing / num_classes
-        return {"label_loss": soft_cross_entropy(outputs.logits[-1], sure.where(known, lesson.probs))}
+        known, smoothing, num_classes = (
+            (lesson.labels != UNKNOWN)[:, None],
+            self.config.labels.smoothing,
+            lesson.probs.shape[1],
+        )
+        sure = (
+            F.one_hot(lesson.labels.clamp(min=0), num_classes) * (1 - smoothing)
+            + smoothing / num_classes
+        )
+        return {
+            "label_loss": soft_cross_entropy(outputs.logits[-1], sure.where(known, lesson.probs))
+        }

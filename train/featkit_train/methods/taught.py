@@ -1,4 +1,5 @@
-"""What the methods with labels share: one classifier that learns, what it is told of each picture, and its scores.
+"""What the methods with labels share: one classifier that learns, what it is told of each picture,
+and its scores.
 
 Letters: B pictures, E exits (the deepest last), D width, K classes.
 """
@@ -28,13 +29,16 @@ from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import HeldOut
 from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
 
-WITHOUT_LABELS = frozenset({"model", "noise", "teacher", "dino", "ibot", "gram", "pretrained"})  # sections of the others
+# sections of the others
+WITHOUT_LABELS = frozenset({"model", "noise", "teacher", "dino", "ibot", "gram", "pretrained"})
 
 
 class Lesson(NamedTuple):
-    """What is known of a part of a batch: labels (B,) int64 and rows (B, K), empty where there are none.
+    """What is known of a part of a batch: labels (B,) int64 and rows (B, K), empty where there are
+    none.
 
-    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the pictures' losses, of sum 1 over a part on average.
+    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the pictures' losses, of sum
+    1 over a part on average.
     """
 
     labels: Tensor
@@ -44,7 +48,8 @@ class Lesson(NamedTuple):
 
 
 class Taught(Method):
-    """A classifier, and what it is taught. A method is a subclass that says what its loss is made of."""
+    """A classifier, and what it is taught. A method is a subclass that says what its loss is made
+    of."""
 
     sections: ClassVar[frozenset[str]]  # those of WITH_LABELS that the method reads
     with_exits: ClassVar[bool] = False  # whether it teaches exits beside the deepest
@@ -60,11 +65,16 @@ class Taught(Method):
         if config.engine.shard:
             raise InputError(f"{config.method} keeps its weights whole; leave engine.shard out.")
         if config.classifier.exits and not self.with_exits:
-            raise InputError(f"{config.method} teaches no exits; leave classifier.exits out, or run `featkit train internal`.")
+            raise InputError(
+                f"{config.method} teaches no exits; leave classifier.exits out, or run `featkit"
+                " train internal`."
+            )
         self.lessons = lessons
         self.student = Classifier(build_backbone(config.classifier), lessons.num_classes)
         size, patch = config.crops.global_size, self.result.patch
-        check_multiples([("crops.global_size", size)], patch=patch, what="a place of the network's last map")
+        check_multiples(
+            [("crops.global_size", size)], patch=patch, what="a place of the network's last map"
+        )
 
     @abstractmethod
     def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
@@ -81,30 +91,44 @@ class Taught(Method):
 
     @torch.no_grad()
     def look(self, views: Views) -> Lesson:
-        """What is known of a part of the batch; the teacher's logits are looked up, or computed of the very crops."""
+        """What is known of a part of the batch; the teacher's logits are looked up, or computed of
+        the very crops."""
         numbers, seen = views.places.T.cpu().numpy()
         device, lessons = views.places.device, self.lessons
         nothing = torch.empty(len(numbers), 0, device=device)
         teacher_logits = nothing
         if lessons.teacher_logits is not None:
-            teacher_logits = torch.from_numpy(np.ascontiguousarray(lessons.teacher_logits[numbers, seen])).to(device)
+            teacher_logits = torch.from_numpy(
+                np.ascontiguousarray(lessons.teacher_logits[numbers, seen])
+            ).to(device)
         elif lessons.teacher is not None:
-            teacher_logits = lessons.teacher.to(device).eval()(views.global_crops[0]).logits[-1].float()
+            teacher_logits = (
+                lessons.teacher.to(device).eval()(views.global_crops[0]).logits[-1].float()
+            )
         return Lesson(
             labels=torch.from_numpy(lessons.labels[numbers]).to(device),
-            probs=nothing if lessons.probs is None else torch.from_numpy(lessons.probs[numbers]).to(device),
+            probs=(
+                nothing
+                if lessons.probs is None
+                else torch.from_numpy(lessons.probs[numbers]).to(device)
+            ),
             teacher_logits=teacher_logits,
             weights=torch.empty(0, device=device),
         )
 
-    def aim(self, looks: Sequence[Lesson], *, step: int) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
+    def aim(
+        self, looks: Sequence[Lesson], *, step: int
+    ) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
         """What is known, as it is."""
         del step
         return looks, {}
 
     def forward(self, views: Views, targets: Lesson, dice: Dice) -> StepResult:
-        """The student's loss for one part of a batch. Its noise is torch's, from a seed of the step's."""
-        with torch.random.fork_rng(devices=[views.global_crops.device] if views.global_crops.is_cuda else []):
+        """The student's loss for one part of a batch. Its noise is torch's, from a seed of the
+        step's."""
+        with torch.random.fork_rng(
+            devices=[views.global_crops.device] if views.global_crops.is_cuda else []
+        ):
             torch.manual_seed(int(dice.own.integers(2**31)))
             outputs = self.student(views.global_crops[0])
         outputs = outputs._replace(logits=outputs.logits.float(), vectors=outputs.vectors.float())
@@ -113,21 +137,34 @@ class Taught(Method):
         known = targets.labels != UNKNOWN
         right = (outputs.logits[-1].argmax(dim=-1) == targets.labels) & known
         watched["batch_accuracy"] = right.sum() / known.sum().clamp(min=1)
-        return StepResult(torch.stack(list(terms.values())).sum(), watched, outputs.vectors[-1].detach())
+        return StepResult(
+            torch.stack(list(terms.values())).sum(), watched, outputs.vectors[-1].detach()
+        )
 
     def label_term(self, outputs: Outputs, lesson: Lesson) -> Tensor:
         """Cross-entropy of the deepest exit with the labels."""
         weights = lesson.weights if len(lesson.weights) else None
-        return cross_entropy(outputs.logits[-1], lesson.labels, weights=weights, smoothing=self.config.labels.smoothing)
+        return cross_entropy(
+            outputs.logits[-1],
+            lesson.labels,
+            weights=weights,
+            smoothing=self.config.labels.smoothing,
+        )
 
     def scores(self, held_out: HeldOut) -> Log:
-        """Accuracy of the deepest exit, of others by their number, and its calibration, where held-out pictures have labels."""
+        """Accuracy of the deepest exit, of others by their number, and its calibration, where
+        held-out pictures have labels."""
         labels = codes_of(held_out.labels, self.lessons.classes)
         if held_out.prepared is None or (labels == UNKNOWN).all():
             return {}
         by_exit = classify(self.student, held_out.prepared, mean=self.mean, std=self.std)
-        found = {"accuracy": accuracy(by_exit[-1], labels), "ece": expected_calibration_error(by_exit[-1], labels)}
-        return found | {f"accuracy_exit_{n}": accuracy(probs, labels) for n, probs in enumerate(by_exit[:-1], 1)}
+        found = {
+            "accuracy": accuracy(by_exit[-1], labels),
+            "ece": expected_calibration_error(by_exit[-1], labels),
+        }
+        return found | {
+            f"accuracy_exit_{n}": accuracy(probs, labels) for n, probs in enumerate(by_exit[:-1], 1)
+        }
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
         """The backbone, and the same with its heads, which teaches or goes on."""
@@ -135,10 +172,16 @@ class Taught(Method):
         save_classifier(folder / CLASSIFIER_FILE, self.student, info, self.lessons.classes)
 
 
-def classify(classifier: Classifier, images: np.ndarray, *, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+def classify(
+    classifier: Classifier, images: np.ndarray, *, mean: tuple[float, ...], std: tuple[float, ...]
+) -> np.ndarray:
     """(E, N, K) float32 probabilities of prepared pictures (N, H, W, 3) uint8."""
     probs = over_pictures(
-        classifier, images, lambda outputs: outputs.logits.float().softmax(-1).transpose(0, 1), mean=mean, std=std
+        classifier,
+        images,
+        lambda outputs: outputs.logits.float().softmax(-1).transpose(0, 1),
+        mean=mean,
+        std=std,
     )
     return probs.transpose(1, 0, 2)
 

@@ -1,1 +1,2 @@
-"""What learns: one Vision Transformer, others borrowed, heads, and what is left out or averaged while they learn."""
+"""What learns: one Vision Transformer, others borrowed, heads, and what is left out or averaged
+while they learn."""

@@ -19,7 +19,8 @@ from featkit_train.networks.base import Activations, Backbone, Features
 
 
 class ResNet(Backbone):
-    """torchvision's ResNet without its classifier (DINO, arXiv 2104.14294): the class token is the mean of the last map."""
+    """torchvision's ResNet without its classifier (DINO, arXiv 2104.14294): the class token is the
+    mean of the last map."""
 
     def __init__(self, arch: str) -> None:
         models = borrow("torchvision.models")
@@ -28,7 +29,9 @@ class ResNet(Backbone):
         del body.fc
         self.body = body
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+    def activations(
+        self, images: Tensor, *, layers: Sequence[int], attention: bool = False
+    ) -> Activations:
         """Features of the last stage; see Backbone."""
         _only_the_last(self, layers, attention)
         body = self.body
@@ -38,7 +41,8 @@ class ResNet(Backbone):
 
 
 class ConvNeXt(Backbone):
-    """timm's ConvNeXt as DINOv3 uses it: one norm over the mean of the last map and over each of its places."""
+    """timm's ConvNeXt as DINOv3 uses it: one norm over the mean of the last map and over each of
+    its places."""
 
     def __init__(self, arch: str, **sizes: Any) -> None:
         body = borrow("timm").create_model(arch, pretrained=False, num_classes=0, **sizes)
@@ -47,7 +51,9 @@ class ConvNeXt(Backbone):
         body.head = torch.nn.Identity()
         self.body = body
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+    def activations(
+        self, images: Tensor, *, layers: Sequence[int], attention: bool = False
+    ) -> Activations:
         """Features of the last stage; see Backbone."""
         _only_the_last(self, layers, attention)
         places = self.body.norm_pre(self.body.stages(self.body.stem(images)))
@@ -56,36 +62,53 @@ class ConvNeXt(Backbone):
 
 
 class TimmModel(Backbone):
-    """Any timm model: the class token is what timm calls its features before the classifier. small_stem: see timm_body."""
+    """Any timm model: the class token is what timm calls its features before the classifier.
+    small_stem: see timm_body."""
 
     def __init__(self, arch: str, *, small_stem: bool = False, **options: Any) -> None:
         body = timm_body(arch, small_stem=small_stem, **options)
         super().__init__(patch=timm_stride(body), width=timm_width(body), depth=1)
         self.body = body
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+    def activations(
+        self, images: Tensor, *, layers: Sequence[int], attention: bool = False
+    ) -> Activations:
         """Features of the whole network; see Backbone."""
         _only_the_last(self, layers, attention)
-        return Activations((timm_features(self.body, self.body.forward_features(images), images, patch=self.patch),), None)
+        return Activations(
+            (
+                timm_features(
+                    self.body, self.body.forward_features(images), images, patch=self.patch
+                ),
+            ),
+            None,
+        )
 
 
 class TorchvisionModel(Backbone):
-    """Any of torchvision's classifiers: the class token is what its last Linear gets, patch tokens are what is pooled.
+    """Any of torchvision's classifiers: the class token is what its last Linear gets, patch tokens
+    are what is pooled.
 
-    Where nothing is pooled they are a transformer's own, or else the class token as the one place of a map. A classifier may
-    have layers between the two, so that their widths differ. small_stem: see torchvision_body.
+    Where nothing is pooled they are a transformer's own, or else the class token as the one place
+    of a map. A classifier may have layers between the two, so that their widths differ. small_stem:
+    see torchvision_body.
     """
 
     def __init__(self, arch: str, *, small_stem: bool = False, **options: Any) -> None:
         body = torchvision_body(arch, small_stem=small_stem, **options)
         pooled, places, last = _torchvision_nodes(body, arch)
         super().__init__(patch=torchvision_stride(body), width=last.in_features, depth=1)
-        # Followed by torch.fx, once for training and once for evaluation; what lies behind the two is left out.
+        # Followed by torch.fx, once for training and once for evaluation; what lies behind the two
+        # is left out.
         extraction = borrow("torchvision.models.feature_extraction")
         wanted = {pooled: "pooled"} if places is None else {pooled: "pooled", places: "places"}
-        self.body = extraction.create_feature_extractor(body, return_nodes=wanted, suppress_diff_warning=True)
+        self.body = extraction.create_feature_extractor(
+            body, return_nodes=wanted, suppress_diff_warning=True
+        )
 
-    def activations(self, images: Tensor, *, layers: Sequence[int], attention: bool = False) -> Activations:
+    def activations(
+        self, images: Tensor, *, layers: Sequence[int], attention: bool = False
+    ) -> Activations:
         """Features of the whole network; see Backbone."""
         _only_the_last(self, layers, attention)
         found = self.body(images)
@@ -98,38 +121,49 @@ class TorchvisionModel(Backbone):
 
 
 def timm_body(arch: str, *, small_stem: bool = False, **options: Any) -> Any:
-    """A timm model without its classifier, with weights as timm draws them. InputError, with near names, for an unknown one.
+    """A timm model without its classifier, with weights as timm draws them. InputError, with near
+    names, for an unknown one.
 
-    small_stem: the first convolution is 3×3 at stride 1 and nothing is pooled behind it; InputError where there are not
-    these two.
+    small_stem: the first convolution is 3×3 at stride 1 and nothing is pooled behind it; InputError
+    where there are not these two.
     """
     timm = borrow("timm")
     if not timm.is_model(arch):
         near = timm.list_models(f"*{arch.split('.')[0][:8]}*")[:5]
-        raise InputError(f"timm knows no model {arch!r}; near to it are {', '.join(near) or 'none'}.")
+        raise InputError(
+            f"timm knows no model {arch!r}; near to it are {', '.join(near) or 'none'}."
+        )
     name, _, tag = arch.partition(".")
     tags = timm.list_pretrained(f"{name}.*")
     if tag and arch not in tags:
-        raise InputError(f"timm knows no weights {tag!r} of {name}; it has {', '.join(tags[:5]) or 'none'}.")
+        raise InputError(
+            f"timm knows no weights {tag!r} of {name}; it has {', '.join(tags[:5]) or 'none'}."
+        )
     try:
-        body = timm.create_model(arch, pretrained=False, num_classes=0, dynamic_img_size=True, **options)
+        body = timm.create_model(
+            arch, pretrained=False, num_classes=0, dynamic_img_size=True, **options
+        )
     except TypeError:  # not a transformer with a position table
         body = timm.create_model(arch, pretrained=False, num_classes=0, **options)
     if small_stem:
         _make_stem_small(body, f"timm's {arch}")
         removed = next(row["reduction"] for row in body.feature_info if row["module"] == "layer1")
-        for row in body.feature_info:  # timm's own account of its strides, which pooling and exits go by
+        # timm's own account of its strides, which pooling and exits go by
+        for row in body.feature_info:
             row["reduction"] = max(1, row["reduction"] // removed)
     return body
 
 
 def torchvision_body(arch: str, *, small_stem: bool = False, **options: Any) -> Any:
-    """A classifier of torchvision's, whole, with weights as torchvision draws them; otherwise as timm_body."""
+    """A classifier of torchvision's, whole, with weights as torchvision draws them; otherwise as
+    timm_body."""
     models = borrow("torchvision.models")
     names = models.list_models(module=models)
     if arch not in names:
         near = difflib.get_close_matches(arch, names, n=5)
-        raise InputError(f"torchvision knows no classifier {arch!r}; near to it are {', '.join(near) or 'none'}.")
+        raise InputError(
+            f"torchvision knows no classifier {arch!r}; near to it are {', '.join(near) or 'none'}."
+        )
     body = models.get_model(arch, weights=None, **options)
     if small_stem:
         _make_stem_small(body, f"torchvision's {arch}")
@@ -141,7 +175,10 @@ def timm_features(body: Any, found: Tensor, images: Tensor, *, patch: int) -> Fe
     pooled = body.forward_head(found, pre_logits=True)
     if found.ndim == 3:  # (B, N, D) tokens
         patches = found[:, getattr(body, "num_prefix_tokens", 0) :]
-        return Features(pooled, torch.unflatten(patches, 1, (images.shape[2] // patch, images.shape[3] // patch)))
+        return Features(
+            pooled,
+            torch.unflatten(patches, 1, (images.shape[2] // patch, images.shape[3] // patch)),
+        )
     if getattr(body, "output_fmt", "NCHW") == "NHWC":
         return Features(pooled, found)
     return Features(pooled, found.permute(0, 2, 3, 1))
@@ -156,7 +193,8 @@ def timm_stride(body: Any) -> int:
 
 
 def timm_width(body: Any) -> int:
-    """Length of what timm gives before the classifier, which for some models is not that of the last map."""
+    """Length of what timm gives before the classifier, which for some models is not that of the
+    last map."""
     return int(getattr(body, "head_hidden_size", None) or body.num_features)
 
 
@@ -181,18 +219,21 @@ def resnet_strides(body: Any) -> tuple[int, ...]:
 
 
 def borrow(module: str) -> Any:
-    """Import torchvision or timm. EnvironmentProblem when it is missing or does not fit the torch that is installed."""
+    """Import torchvision or timm. EnvironmentProblem when it is missing or does not fit the torch
+    that is installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise EnvironmentProblem(f"{error.name} is not installed; run: pip install 'featkit[train]'.") from error
+        raise EnvironmentProblem(
+            f"{error.name} is not installed; run: pip install 'featkit[train]'."
+        ) from error
     except (RuntimeError, OSError) as error:
         raise EnvironmentProblem(
-            f"{module.split('.')[0]} cannot be imported beside torch {torch.__version__} ({error}); install torch and "
-            "torchvision of one release and one kind (both for the processor, or both for CUDA): "
-            "pip install --upgrade torch torchvision."
+            f"{module.split('.')[0]} cannot be imported beside torch {torch.__version__} ({error});"
+            " install torch and torchvision of one release and one kind (both for the processor,"
+            " or both for CUDA): pip install --upgrade torch torchvision."
         ) from error
 
 
@@ -204,14 +245,23 @@ def _only_the_last(backbone: Backbone, layers: Sequence[int], attention: bool) -
 def _make_stem_small(body: Any, what: str) -> None:
     """As the CIFAR ResNets begin (arXiv 1512.03385, section 4.2)."""
     norm = getattr(body, "bn1", None)
-    first = next((module for module in getattr(body, "conv1", nn.Identity()).modules() if isinstance(module, nn.Conv2d)), None)
+    first = next(
+        (
+            module
+            for module in getattr(body, "conv1", nn.Identity()).modules()
+            if isinstance(module, nn.Conv2d)
+        ),
+        None,
+    )
     if first is None or norm is None or not hasattr(body, "maxpool") or not hasattr(body, "layer1"):
         raise InputError(
-            f"{what} does not begin as a ResNet does, so small_stem has nothing to replace; leave it out, and tell a vision "
-            "transformer by options what pictures it gets, such as {img_size: 32, patch_size: 4} in timm."
+            f"{what} does not begin as a ResNet does, so small_stem has nothing to replace; leave"
+            " it out, and tell a vision transformer by options what pictures it gets, such as"
+            " {img_size: 32, patch_size: 4} in timm."
         )
     body.conv1 = nn.Conv2d(first.in_channels, norm.num_features, 3, padding=1, bias=False)
-    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")  # as both libraries do
+    # as both libraries do
+    nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     body.maxpool = nn.Identity()
 
 
@@ -220,9 +270,14 @@ def _torchvision_nodes(body: Any, arch: str) -> tuple[str, str | None, nn.Linear
     extraction = borrow("torchvision.models.feature_extraction")
     _, names = extraction.get_graph_node_names(body, suppress_diff_warning=True)
     modules = dict(body.named_modules())
-    linear = max((at for at, name in enumerate(names) if isinstance(modules.get(name), nn.Linear)), default=None)
+    linear = max(
+        (at for at, name in enumerate(names) if isinstance(modules.get(name), nn.Linear)),
+        default=None,
+    )
     if linear is None:
-        raise InputError(f"torchvision's {arch} does not end in a Linear layer; name another, or one of timm's.")
+        raise InputError(
+            f"torchvision's {arch} does not end in a Linear layer; name another, or one of timm's."
+        )
     if isinstance(body, borrow("torchvision.models").VisionTransformer):
         return names[linear - 1], "encoder.ln", modules[names[linear]]
     pools = [at for at, name in enumerate(names[:linear]) if at and _pools(modules.get(name), name)]
@@ -231,4 +286,8 @@ def _torchvision_nodes(body: Any, arch: str) -> tuple[str, str | None, nn.Linear
 
 def _pools(module: nn.Module | None, name: str) -> bool:
     """Whether a node takes the mean over a map, as a module, a function or a tensor's own."""
-    return isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d) or name.split("_")[0] == "mean" or "avg_pool2d" in name
+    return (
+        isinstance(module, nn.AvgPool2d | nn.AdaptiveAvgPool2d)
+        or name.split("_")[0] == "mean"
+        or "avg_pool2d" in name
+    )

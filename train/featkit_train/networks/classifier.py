@@ -1,6 +1,8 @@
-"""Any classifier of timm's or torchvision's, with exits on the way where wanted, and a head for each.
+"""Any classifier of timm's or torchvision's, with exits on the way where wanted, and a head for
+each.
 
-Letters: B pictures, (H, W) pixels, (h, w) places, E exits (the deepest last), D width of its vector, K classes.
+Letters: B pictures, (H, W) pixels, (h, w) places, E exits (the deepest last), D width of its
+vector, K classes.
 """
 
 from __future__ import annotations
@@ -25,20 +27,27 @@ class ClassifierConfig:
     """Which network, and what is changed of it."""
 
     arch: str = "timm:resnet18"  # timm:NAME or torchvision:NAME
-    options: dict[str, Any] = field(default_factory=dict)  # what its constructor is told besides: {drop_path_rate: 0.1}
-    # 3×3 at stride 1 and no pooling in front, for pictures under 64 pixels, as the CIFAR ResNets of arXiv 1512.03385.
+    # what its constructor is told besides: {drop_path_rate: 0.1}
+    options: dict[str, Any] = field(default_factory=dict)
+    # 3×3 at stride 1 and no pooling in front, for pictures under 64 pixels, as the CIFAR ResNets of
+    # arXiv 1512.03385.
     small_stem: bool = False
-    # Stages of a CNN, or blocks of a transformer, counted from 1, after which there is an exit beside the deepest.
+    # Stages of a CNN, or blocks of a transformer, counted from 1, after which there is an exit
+    # beside the deepest.
     exits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         library, _, name = self.arch.partition(":")
         if library not in LIBRARIES or not name:
-            raise InputError(f"classifier.arch is {self.arch!r}; write timm:NAME or torchvision:NAME, such as timm:resnet18.")
+            raise InputError(
+                f"classifier.arch is {self.arch!r}; write timm:NAME or torchvision:NAME, such as"
+                " timm:resnet18."
+            )
 
 
 class Outputs(NamedTuple):
-    """logits (E, B, K) and vectors (E, B, D) of the exits, the deepest last, and patch_tokens (B, h, w, D) of the deepest."""
+    """logits (E, B, K) and vectors (E, B, D) of the exits, the deepest last, and patch_tokens (B,
+    h, w, D) of the deepest."""
 
     logits: Tensor
     vectors: Tensor
@@ -46,7 +55,8 @@ class Outputs(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """A backbone with one Linear for each of its exits, drawn as torch draws them, which the ResNets of both libraries keep."""
+    """A backbone with one Linear for each of its exits, drawn as torch draws them, which the
+    ResNets of both libraries keep."""
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -57,15 +67,21 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Outputs:
         """Outputs of pictures (B, 3, H, W), all from one pass."""
         backbone = self.backbone
-        exits = backbone.all_exits(images) if isinstance(backbone, ExitedBackbone) else (backbone(images),)
+        exits = (
+            backbone.all_exits(images)
+            if isinstance(backbone, ExitedBackbone)
+            else (backbone(images),)
+        )
         logits = [head(each.class_token) for head, each in zip(self.heads, exits, strict=True)]
-        # cat, not stack: in mixed precision an exit may end in a float32 norm and the next in a bfloat16 mean.
+        # cat, not stack: in mixed precision an exit may end in a float32 norm and the next in a
+        # bfloat16 mean.
         vectors = torch.cat([each.class_token[None] for each in exits])
         return Outputs(torch.stack(logits), vectors, exits[-1].patch_tokens)
 
 
 def build_backbone(config: ClassifierConfig) -> Backbone:
-    """The network without its classifier, with fresh weights as its library draws them, of torch's global generator.
+    """The network without its classifier, with fresh weights as its library draws them, of torch's
+    global generator.
 
     InputError for a name, an option, a stem or exits that it has not.
     """
@@ -77,9 +93,18 @@ def build_backbone(config: ClassifierConfig) -> Backbone:
             backbone = ExitedBackbone(trunk, config.exits)
         else:
             backbone = LIBRARIES[library](name, small_stem=config.small_stem, **config.options)
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError) as error:
+    except (
+        TypeError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+    ) as error:
         # The library says no before it has done anything, in whatever class its author chose.
         why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
-        raise InputError(f"{config.arch} cannot be built with the options {config.options}: {why}.") from error
+        raise InputError(
+            f"{config.arch} cannot be built with the options {config.options}: {why}."
+        ) from error
     backbone.built_from = config
     return backbone

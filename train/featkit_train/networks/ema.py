@@ -10,16 +10,21 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, for every parameter and buffer (DINO, section 3.1).
+    """teacher = momentum * teacher + (1 - momentum) * student, for every parameter and buffer
+    (DINO, section 3.1).
 
-    Integer buffers, which have no average, are copied. ValueError where the two have not the same names.
+    Integer buffers, which have no average, are copied. ValueError where the two have not the same
+    names.
     """
-    # Apart: where weights are sharded, parameters are of another kind than buffers, and torch averages no mixture.
+    # Apart: where weights are sharded, parameters are of another kind than buffers, and torch
+    # averages no mixture.
     parameters = dict(teacher.named_parameters()), dict(student.named_parameters())
     buffers = dict(teacher.named_buffers()), dict(student.named_buffers())
     for ours, theirs in (parameters, buffers):
         if ours.keys() != theirs.keys():
-            raise ValueError(f"teacher and student differ in {sorted(ours.keys() ^ theirs.keys())[:3]}")
+            raise ValueError(
+                f"teacher and student differ in {sorted(ours.keys() ^ theirs.keys())[:3]}"
+            )
     _average(*parameters, momentum=momentum)
     _average(*buffers, momentum=momentum)
 
@@ -27,6 +32,8 @@ def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> No
 def _average(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *, momentum: float) -> None:
     averaged = [name for name, tensor in ours.items() if tensor.is_floating_point()]
     if averaged:
-        torch._foreach_lerp_([ours[name] for name in averaged], [theirs[name] for name in averaged], 1 - momentum)
+        torch._foreach_lerp_(
+            [ours[name] for name in averaged], [theirs[name] for name in averaged], 1 - momentum
+        )
     for name in ours.keys() - set(averaged):
         ours[name].copy_(theirs[name])

@@ -1,4 +1,5 @@
-"""The projection head of DINO (arXiv 2104.14294, appendix C): an MLP, a unit bottleneck, weight-normalised prototypes."""
+"""The projection head of DINO (arXiv 2104.14294, appendix C): an MLP, a unit bottleneck,
+weight-normalised prototypes."""
 
 from __future__ import annotations
 
@@ -13,19 +14,22 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Sizes of the projection head; the paper's are 65536, 2048, 256 and 3 layers, for 1.3 million pictures."""
+    """Sizes of the projection head; the paper's are 65536, 2048, 256 and 3 layers, for 1.3 million
+    pictures."""
 
     num_prototypes: int = 65536
     hidden_width: int = 2048
     bottleneck_width: int = 256
     num_layers: int = 3
-    # What of a prototype counts. unit: its direction alone. gain: times a length of its own that learns, 1 at first (DINO
-    # with norm_last_layer false, DINOv2). free: the prototype as it is (DINOv3's released code).
+    # What of a prototype counts. unit: its direction alone. gain: times a length of its own that
+    # learns, 1 at first (DINO with norm_last_layer false, DINOv2). free: the prototype as it is
+    # (DINOv3's released code).
     prototypes: Literal["unit", "gain", "free"] = "unit"
 
 
 class ProjectionHead(nn.Module):
-    """(B, D) features to (B, K) cosines with the prototypes, or their products. No BatchNorm, GELU between layers."""
+    """(B, D) features to (B, K) cosines with the prototypes, or their products. No BatchNorm, GELU
+    between layers."""
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
@@ -40,11 +44,16 @@ class ProjectionHead(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.prototypes = nn.Parameter(torch.empty(config.num_prototypes, config.bottleneck_width))
         nn.init.trunc_normal_(self.prototypes, std=0.02)
-        self.gains = nn.Parameter(torch.ones(config.num_prototypes, 1)) if config.prototypes == "gain" else None
+        self.gains = (
+            nn.Parameter(torch.ones(config.num_prototypes, 1))
+            if config.prototypes == "gain"
+            else None
+        )
         self.config = config
 
     def forward(self, features: Tensor) -> Tensor:
-        """Products (B, K) of the unit bottleneck with the prototypes, which are normalised unless they are free."""
+        """Products (B, K) of the unit bottleneck with the prototypes, which are normalised unless
+        they are free."""
         bottleneck = F.normalize(self.mlp(features), dim=-1)
         prototypes: Tensor = self.prototypes
         if self.config.prototypes != "free":

@@ -1,6 +1,8 @@
-"""What a student's blocks leave out or move at random while it learns, decided ahead of a forward pass.
+"""What a student's blocks leave out or move at random while it learns, decided ahead of a forward
+pass.
 
-Decided ahead, so that blocks computed again in the backward pass leave out the same, and so that a resumed run does.
+Decided ahead, so that blocks computed again in the backward pass leave out the same, and so that a
+resumed run does.
 
 Letters: B crops, S of them that are kept.
 """
@@ -18,11 +20,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """What a student's blocks leave out or move at random while it learns; the teacher never sees it."""
+    """What a student's blocks leave out or move at random while it learns; the teacher never sees
+    it."""
 
-    drop_path: float = 0.0  # share of pictures that skip a residual branch (stochastic depth, arXiv 1603.09382)
-    drop_path_rule: Literal["linear", "uniform"] = "linear"  # over depth: from 0 (DINO, iBOT), or alike (DINOv2)
-    rotary_rescale: float = 1.0  # s: patch coordinates are stretched by up to s, or shrunk by as much (DINOv3, section 3.2)
+    # share of pictures that skip a residual branch (stochastic depth, arXiv 1603.09382)
+    drop_path: float = 0.0
+    # over depth: from 0 (DINO, iBOT), or alike (DINOv2)
+    drop_path_rule: Literal["linear", "uniform"] = "linear"
+    # s: patch coordinates are stretched by up to s, or shrunk by as much (DINOv3, section 3.2)
+    rotary_rescale: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:
@@ -49,7 +55,10 @@ class Noise(NamedTuple):
 
     def to(self, device: torch.device) -> Noise:
         """The same on another device."""
-        kept = [Kept(*(None if rows is None else rows.to(device) for rows in block)) for block in self.kept]
+        kept = [
+            Kept(*(None if rows is None else rows.to(device) for rows in block))
+            for block in self.kept
+        ]
         return Noise(tuple(kept), self.rotary_scale)
 
     def of_block(self, number: int) -> Kept:
@@ -61,20 +70,27 @@ QUIET = Noise()
 
 
 def drop_rates(config: NoiseConfig, depth: int) -> list[float]:
-    """Share of crops that each block's branches leave out: 0 at the first block to `drop_path` at the last, or alike."""
+    """Share of crops that each block's branches leave out: 0 at the first block to `drop_path` at
+    the last, or alike."""
     if config.drop_path_rule == "uniform":
         return [config.drop_path] * depth
     return [config.drop_path * number / max(1, depth - 1) for number in range(depth)]
 
 
 def draw_noise(
-    config: NoiseConfig, rng: np.random.Generator, *, depth: int, num_crops: int, rotary_rng: np.random.Generator
+    config: NoiseConfig,
+    rng: np.random.Generator,
+    *,
+    depth: int,
+    num_crops: int,
+    rotary_rng: np.random.Generator,
 ) -> Noise:
     """Noise for a pass of `num_crops` crops through `depth` blocks.
 
-    A block with rate r computes its branches for round(B * (1 - r)) crops, at least one, drawn without replacement (DINOv2's
-    released code, which rounds down: of 7 crops at a rate of 0.3 it keeps 4). The coordinates' factor is log-uniform in
-    [1 / s, s] (DINOv3, arXiv 2508.10104, section 3.2; its released code draws one for each block).
+    A block with rate r computes its branches for round(B * (1 - r)) crops, at least one, drawn
+    without replacement (DINOv2's released code, which rounds down: of 7 crops at a rate of 0.3 it
+    keeps 4). The coordinates' factor is log-uniform in [1 / s, s] (DINOv3, arXiv 2508.10104,
+    section 3.2; its released code draws one for each block).
     """
     reach = math.log(config.rotary_rescale)
     scale = math.exp(rotary_rng.uniform(-reach, reach)) if reach > 0 else 1.0
@@ -83,6 +99,10 @@ def draw_noise(
 
     def rows(rate: float) -> Tensor | None:
         num_kept = max(1, round(num_crops * (1 - rate)))
-        return torch.from_numpy(np.sort(rng.permutation(num_crops)[:num_kept])) if num_kept < num_crops else None
+        return (
+            torch.from_numpy(np.sort(rng.permutation(num_crops)[:num_kept]))
+            if num_kept < num_crops
+            else None
+        )
 
     return Noise(tuple(Kept(rows(rate), rows(rate)) for rate in drop_rates(config, depth)), scale)

@@ -1,7 +1,9 @@
-"""Networks of timm's and torchvision's that say what they see on the way, and that can be cut there.
+"""Networks of timm's and torchvision's that say what they see on the way, and that can be cut
+there.
 
-Letters: B pictures, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest. Stages are those of a
-convolutional network, or the blocks of a transformer; both are counted from 1.
+Letters: B pictures, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
+Stages are those of a convolutional network, or the blocks of a transformer; both are counted from
+1.
 """
 
 from __future__ import annotations
@@ -28,19 +30,29 @@ from featkit_train.networks.borrowed import (
 
 
 class Stage(NamedTuple):
-    """What a stage gives: places (B, C, h, w), and the class token (B, C) of a transformer that has one; ahead of any norm."""
+    """What a stage gives: places (B, C, h, w), and the class token (B, C) of a transformer that has
+    one; ahead of any norm."""
 
     places: Tensor
     token: Tensor | None = None
 
 
 class Trunk(nn.Module, ABC):
-    """A network without its classifier. widths and strides: of each stage's places; width: of the deepest's vector, (B, D).
+    """A network without its classifier. widths and strides: of each stage's places; width: of the
+    deepest's vector, (B, D).
 
     in_blocks: whether its stages are blocks of a transformer, all of one width and stride.
     """
 
-    def __init__(self, *, patch: int, width: int, widths: Sequence[int], strides: Sequence[int], in_blocks: bool) -> None:
+    def __init__(
+        self,
+        *,
+        patch: int,
+        width: int,
+        widths: Sequence[int],
+        strides: Sequence[int],
+        in_blocks: bool,
+    ) -> None:
         super().__init__()
         self.patch, self.width, self.in_blocks = patch, width, in_blocks
         self.widths, self.strides = tuple(widths), tuple(strides)
@@ -59,20 +71,27 @@ class Trunk(nn.Module, ABC):
 
 
 def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options: Any) -> Trunk:
-    """The trunk of `library`, timm or torchvision. InputError for a network that does not say what it sees on the way."""
+    """The trunk of `library`, timm or torchvision. InputError for a network that does not say what
+    it sees on the way."""
     if library == "timm":
         body = timm_body(arch, small_stem=small_stem, **options)
         if not hasattr(body, "prune_intermediate_layers"):
-            raise InputError(f"timm's {arch} gives no maps on the way; leave out its exits, or name another, such as resnet18.")
+            raise InputError(
+                f"timm's {arch} gives no maps on the way; leave out its exits, or name another,"
+                " such as resnet18."
+            )
         return TimmTrunk(body)
-    body, models = torchvision_body(arch, small_stem=small_stem, **options), borrow("torchvision.models")
+    body, models = (
+        torchvision_body(arch, small_stem=small_stem, **options),
+        borrow("torchvision.models"),
+    )
     if isinstance(body, models.ResNet):
         return ResNetTrunk(body)
     if isinstance(body, models.VisionTransformer):
         return ViTTrunk(body)
     raise InputError(
-        f"Of torchvision's networks ResNets, ResNeXts and vision transformers can have exits, which {arch} is none of; leave "
-        "out its exits, or name one of timm's, most of which can."
+        "Of torchvision's networks ResNets, ResNeXts and vision transformers can have exits, which"
+        f" {arch} is none of; leave out its exits, or name one of timm's, most of which can."
     )
 
 
@@ -81,7 +100,11 @@ class TimmTrunk(Trunk):
 
     def __init__(self, body: Any) -> None:
         # timm lists what is ahead of any stage, where there is something.
-        ahead = int(body.feature_info[0]["module"].startswith(("stem", "act", "bn", "conv", "features.norm")))
+        ahead = int(
+            body.feature_info[0]["module"].startswith(
+                ("stem", "act", "bn", "conv", "features.norm")
+            )
+        )
         rows = body.feature_info[ahead:]
         strides = [row["reduction"] for row in rows]
         super().__init__(
@@ -96,15 +119,23 @@ class TimmTrunk(Trunk):
     def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
         """See Trunk."""
         if at:
-            found, maps = self.body.forward_intermediates(images, indices=self._indices(at), **self._prefixes())
+            found, maps = self.body.forward_intermediates(
+                images, indices=self._indices(at), **self._prefixes()
+            )
         else:
             found, maps = self.body.forward_features(images), []
-        return [self._stage(each) for each in maps], timm_features(self.body, found, images, patch=self.patch)
+        return [self._stage(each) for each in maps], timm_features(
+            self.body, found, images, patch=self.patch
+        )
 
     def up_to(self, images: Tensor, at: int) -> Stage:
         """See Trunk."""
         (found,) = self.body.forward_intermediates(
-            images, indices=self._indices([at]), stop_early=True, intermediates_only=True, **self._prefixes()
+            images,
+            indices=self._indices([at]),
+            stop_early=True,
+            intermediates_only=True,
+            **self._prefixes(),
         )
         return self._stage(found)
 
@@ -124,7 +155,9 @@ class TimmTrunk(Trunk):
         if isinstance(found, Tensor):
             return Stage(found)
         places, prefix = found  # registers among them, ahead of which the class token is
-        return Stage(places, prefix[:, 0] if getattr(self.body, "cls_token", None) is not None else None)
+        return Stage(
+            places, prefix[:, 0] if getattr(self.body, "cls_token", None) is not None else None
+        )
 
 
 class ResNetTrunk(Trunk):
@@ -133,8 +166,17 @@ class ResNetTrunk(Trunk):
     def __init__(self, body: Any) -> None:
         strides = resnet_strides(body)
         stages = (body.layer1, body.layer2, body.layer3, body.layer4)
-        widths = [[part for part in stage[-1].modules() if isinstance(part, nn.Conv2d)][-1].out_channels for stage in stages]
-        super().__init__(patch=strides[-1], width=body.fc.in_features, widths=widths, strides=strides, in_blocks=False)
+        widths = [
+            [part for part in stage[-1].modules() if isinstance(part, nn.Conv2d)][-1].out_channels
+            for stage in stages
+        ]
+        super().__init__(
+            patch=strides[-1],
+            width=body.fc.in_features,
+            widths=widths,
+            strides=strides,
+            in_blocks=False,
+        )
         self.stem = nn.Sequential(body.conv1, body.bn1, body.relu, body.maxpool)
         self.stages = nn.ModuleList(stages)
 
@@ -144,7 +186,9 @@ class ResNetTrunk(Trunk):
         for stage in self.stages:
             places = stage(places)
             maps.append(Stage(places))
-        return [maps[stage - 1] for stage in at], Features(places.mean(dim=(2, 3)), places.permute(0, 2, 3, 1))
+        return [maps[stage - 1] for stage in at], Features(
+            places.mean(dim=(2, 3)), places.permute(0, 2, 3, 1)
+        )
 
     def up_to(self, images: Tensor, at: int) -> Stage:
         """See Trunk."""
@@ -165,7 +209,13 @@ class ViTTrunk(Trunk):
 
     def __init__(self, body: Any) -> None:
         num_blocks, width, patch = len(body.encoder.layers), body.hidden_dim, body.patch_size
-        super().__init__(patch=patch, width=width, widths=[width] * num_blocks, strides=[patch] * num_blocks, in_blocks=True)
+        super().__init__(
+            patch=patch,
+            width=width,
+            widths=[width] * num_blocks,
+            strides=[patch] * num_blocks,
+            in_blocks=True,
+        )
         self.body = body
         body.heads = nn.Identity()
 
@@ -186,11 +236,15 @@ class ViTTrunk(Trunk):
     def cut(self, at: int) -> ViTTrunk:
         """See Trunk."""
         trunk = copy.deepcopy(self)
-        trunk.body.encoder.layers, trunk.body.encoder.ln = trunk.body.encoder.layers[:at], nn.Identity()
+        trunk.body.encoder.layers, trunk.body.encoder.ln = (
+            trunk.body.encoder.layers[:at],
+            nn.Identity(),
+        )
         return trunk
 
     def _embed(self, images: Tensor) -> Tensor:
-        """(B, 1 + h w, D): the class token and the patches, each with its position, as VisionTransformer and Encoder do."""
+        """(B, 1 + h w, D): the class token and the patches, each with its position, as
+        VisionTransformer and Encoder do."""
         patches = self.body._process_input(images)
         tokens = torch.cat([self.body.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         embedded: Tensor = self.body.encoder.dropout(tokens + self.body.encoder.pos_embedding)
@@ -203,4 +257,6 @@ class ViTTrunk(Trunk):
 
 def _split(tokens: Tensor, images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     """(B, 1 + h w, D) to (B, D) and (B, h, w, D)."""
-    return tokens[:, 0], torch.unflatten(tokens[:, 1:], 1, (images.shape[2] // patch, images.shape[3] // patch))
+    return tokens[:, 0], torch.unflatten(
+        tokens[:, 1:], 1, (images.shape[2] // patch, images.shape[3] // patch)
+    )

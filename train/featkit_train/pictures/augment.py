@@ -1,10 +1,12 @@
-"""What happens to a picture before a backbone sees it in training: crops one by one in workers, colour by the batch.
+"""What happens to a picture before a backbone sees it in training: crops one by one in workers,
+colour by the batch.
 
-A worker decides everything (box, angle, flip, colours) from a generator keyed by the item, so that no result depends on
-who computed it or when. It cuts the crops; `Appearance` rows travel with them, and `appear` applies the colours to a whole
-batch on the training device. DINO (arXiv 2104.14294) and its released code, but for two things that make a batch one
-computation: the hue turns in YIQ instead of HSV, which is one matrix for a picture, and brightness, contrast, saturation
-and hue follow in this order, where torchvision's ColorJitter draws one for each picture.
+A worker decides everything (box, angle, flip, colours) from a generator keyed by the item, so that
+no result depends on who computed it or when. It cuts the crops; `Appearance` rows travel with them,
+and `appear` applies the colours to a whole batch on the training device. DINO (arXiv 2104.14294)
+and its released code, but for two things that make a batch one computation: the hue turns in YIQ
+instead of HSV, which is one matrix for a picture, and brightness, contrast, saturation and hue
+follow in this order, where torchvision's ColorJitter draws one for each picture.
 
 Letters: B pictures, (S, S) pixels of a crop.
 """
@@ -31,23 +33,34 @@ RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.522
 
 
 def cut_crop(
-    picture: Image.Image, rng: np.random.Generator, *, size: int, scale: tuple[float, float], config: CropConfig
+    picture: Image.Image,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    scale: tuple[float, float],
+    config: CropConfig,
 ) -> np.ndarray:
     """A random resized crop, turned and flipped: (S, S, 3) uint8.
 
-    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4 .. 4/3, as torchvision's RandomResizedCrop. Where a
-    turned box leaves the picture, its corners are black.
+    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4 .. 4/3, as torchvision's
+    RandomResizedCrop. Where a turned box leaves the picture, its corners are black.
     """
     left, top, width, height = _random_box(picture.width, picture.height, rng, scale=scale)
     turned = rng.random() < config.rotation_probability and config.rotation_degrees > 0
-    angle = math.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees)) if turned else 0.0
+    angle = (
+        math.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
+        if turned
+        else 0.0
+    )
     flipped = rng.random() < config.flip_probability
     filter_ = RESAMPLING[config.interpolation]
     if angle == 0.0:
         box = (left, top, left + width, top + height)
         crop = picture.resize((size, size), filter_, box=box, reducing_gap=2.0)
     else:
-        crop = _turned_crop(picture, (left, top, width, height), size=size, angle=angle, filter_=filter_)
+        crop = _turned_crop(
+            picture, (left, top, width, height), size=size, angle=angle, filter_=filter_
+        )
     pixels = np.asarray(crop)
     return np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
 
@@ -60,7 +73,8 @@ def _turned_crop(
     angle: float,
     filter_: Image.Resampling,
 ) -> Image.Image:
-    """The box, turned about its centre, as size × size pixels: reduced by a whole factor first, so that nothing aliases."""
+    """The box, turned about its centre, as size × size pixels: reduced by a whole factor first, so
+    that nothing aliases."""
     left, top, width, height = box
     factor = max(1, int(min(width, height) / size))
     source = picture.reduce(factor) if factor > 1 else picture
@@ -84,10 +98,17 @@ def _random_box(
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     box_width = min(float(width), math.sqrt(area * ratio))
     box_height = min(float(height), math.sqrt(area / ratio))
-    return rng.uniform(0, width - box_width), rng.uniform(0, height - box_height), box_width, box_height
+    return (
+        rng.uniform(0, width - box_width),
+        rng.uniform(0, height - box_height),
+        box_width,
+        box_height,
+    )
 
 
-def draw_appearance(rng: np.random.Generator, *, view: int, size: int, config: ColourConfig) -> np.ndarray:
+def draw_appearance(
+    rng: np.random.Generator, *, view: int, size: int, config: ColourConfig
+) -> np.ndarray:
     """One appearance row, float32 (7,), for a crop that is view 0 or 1 (global) or 2 (local)."""
     row = np.zeros(NUM_COLUMNS, np.float32)
     row[[BRIGHTNESS, CONTRAST, SATURATION]] = 1.0
@@ -101,13 +122,16 @@ def draw_appearance(rng: np.random.Generator, *, view: int, size: int, config: C
         row[HUE] = rng.uniform(-config.hue, config.hue)
     row[GREY] = rng.random() < config.grey_probability
     if rng.random() < config.blur_probability[view]:
-        row[BLUR] = rng.uniform(*config.blur_sigma) * (size / config.blur_side if config.blur_side else 1)
+        row[BLUR] = rng.uniform(*config.blur_sigma) * (
+            size / config.blur_side if config.blur_side else 1
+        )
     row[SOLARISE] = rng.random() < config.solarise_probability[view]
     return row
 
 
 def appear(images: Tensor, appearance: Tensor) -> Tensor:
-    """Colours of a batch: images (B, 3, S, S) uint8 and rows (B, 7) to (B, 3, S, S) float32 in 0 .. 1."""
+    """Colours of a batch: images (B, 3, S, S) uint8 and rows (B, 7) to (B, 3, S, S) float32 in 0 ..
+    1."""
     pixels = images.float() / 255
     columns = appearance.to(pixels.device, non_blocking=True).T[:, :, None, None, None]
     pixels = (pixels * columns[BRIGHTNESS]).clamp(0, 1)
@@ -122,13 +146,21 @@ def appear(images: Tensor, appearance: Tensor) -> Tensor:
 
 
 def as_seen(
-    images: Tensor, appearance: Tensor | None, *, device: torch.device, mean: tuple[float, ...], std: tuple[float, ...]
+    images: Tensor,
+    appearance: Tensor | None,
+    *,
+    device: torch.device,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
 ) -> Tensor:
-    """uint8 crops (C, B, 3, S, S), with their rows of colours (C, B, 7), to normalised floats on the device."""
+    """uint8 crops (C, B, 3, S, S), with their rows of colours (C, B, 7), to normalised floats on
+    the device."""
     if images.shape[0] == 0:
         return images.to(device, torch.float32)
     pixels = images.flatten(0, 1).to(device, non_blocking=True)
-    pixels = pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
+    pixels = (
+        pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
+    )
     return torch.unflatten(normalise(pixels, mean=mean, std=std), 0, images.shape[:2])
 
 
@@ -165,8 +197,8 @@ def _hue_turns(turns: Tensor) -> Tensor:
 def _blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
     """Gaussian blur, each picture by its own sigma in pixels (0: untouched).
 
-    Separable, as products with a (S, S) matrix a picture: at training sizes faster than a convolution, which would need
-    a group for every channel of every picture.
+    Separable, as products with a (S, S) matrix a picture: at training sizes faster than a
+    convolution, which would need a group for every channel of every picture.
     """
     blurred = torch.nonzero(sigmas > 0).flatten()
     if len(blurred) == 0:

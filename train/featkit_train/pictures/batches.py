@@ -1,9 +1,11 @@
-"""Pictures for training: which ones, in which order, cut into crops by workers, stacked into batches.
+"""Pictures for training: which ones, in which order, cut into crops by workers, stacked into
+batches.
 
-Every random choice is keyed by (seed, purpose, epoch, item), so that a batch is the same whichever worker made it, and
-a resumed run goes on with the very crops that it would have seen.
+Every random choice is keyed by (seed, purpose, epoch, item), so that a batch is the same whichever
+worker made it, and a resumed run goes on with the very crops that it would have seen.
 
-Letters: B pictures, G global crops, L local crops, (S, S), (s, s) and (Z, Z) pixels, (h, w) patches of a global crop.
+Letters: B pictures, G global crops, L local crops, (S, S), (s, s) and (Z, Z) pixels, (h, w) patches
+of a global crop.
 """
 
 from __future__ import annotations
@@ -31,29 +33,36 @@ from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.pictures.augment import cut_crop, draw_appearance
 from featkit_train.pictures.masks import draw_mask
 
-# Memory of a loader's worker: 100 MB of its own, four batches ahead, and a picture that is decoded whole.
+# Memory of a loader's worker: 100 MB of its own, four batches ahead, and a picture that is decoded
+# whole.
 WORKER_BYTES = 512 * 2**20
 MOST_CACHED = 0.25  # of the spare memory
 
 # What a random stream is for; part of its key.
-ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(10)
-# Pictures are kept at a little over the size that crops need, so that a small crop of one still has its detail.
+ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(
+    10
+)
+# Pictures are kept at a little over the size that crops need, so that a small crop of one still has
+# its detail.
 DECODE_MARGIN = 2
-# Row groups of Parquet files that an epoch's order mixes at a time: as many as these bytes hold, uncompressed, within bounds.
-# The order must not depend on the machine, so neither may these.
+# Row groups of Parquet files that an epoch's order mixes at a time: as many as these bytes hold,
+# uncompressed, within bounds. The order must not depend on the machine, so neither may these.
 ACTIVE_BYTES, MIN_ACTIVE, MAX_ACTIVE = 64 * 2**20, 3, 32
 LEAST_TO_HOLD_OUT = 10  # pictures, of which one is held out
 NO_CROPS = np.zeros((0, 1, 1, 3), np.uint8)
 
 
-Place: TypeAlias = tuple[int, int, int]  # view or epoch, number of the picture, number of the resolution
+# view or epoch, number of the picture, number of the resolution
+Place: TypeAlias = tuple[int, int, int]
 
 
 class Crops(NamedTuple):
-    """A batch: uint8 pictures (G, B, 3, S, S) and (L, B, 3, s, s), appearance rows (G, B, 7) and (L, B, 7).
+    """A batch: uint8 pictures (G, B, 3, S, S) and (L, B, 3, s, s), appearance rows (G, B, 7) and
+    (L, B, 7).
 
-    masks (G, B, h, w) bool, all False where none were asked for; gram_images (G, B, 3, Z, Z) uint8, the global crops' boxes
-    for a Gram teacher, or (0, ...). places (B, 2) int64: each picture's number in the source, and which view of it.
+    masks (G, B, h, w) bool, all False where none were asked for; gram_images (G, B, 3, Z, Z) uint8,
+    the global crops' boxes for a Gram teacher, or (0, ...). places (B, 2) int64: each picture's
+    number in the source, and which view of it.
     """
 
     global_images: Tensor
@@ -95,7 +104,8 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtraViews:
-    """What a method needs: crops, and some methods masks over the patches of a global crop, and crops for a Gram teacher."""
+    """What a method needs: crops, and some methods masks over the patches of a global crop, and
+    crops for a Gram teacher."""
 
     num_global: int = 2  # crops of that kind
     local: bool = True  # whether there are any of the other kind
@@ -117,7 +127,8 @@ def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, n
 
 
 class CropDataset(Dataset[Sample]):
-    """Indexed by (epoch, number of the picture, number of the resolution): the crops it gives in that epoch."""
+    """Indexed by (epoch, number of the picture, number of the resolution): the crops it gives in
+    that epoch."""
 
     def __init__(
         self,
@@ -127,7 +138,8 @@ class CropDataset(Dataset[Sample]):
         colour: ColourConfig,
         seed: int,
         cache_bytes: int,
-        numbers: np.ndarray | None = None,  # sorted numbers of the pictures to learn from; all by default
+        # sorted numbers of the pictures to learn from; all by default
+        numbers: np.ndarray | None = None,
         extra: ExtraViews | None = None,
     ) -> None:
         self.source, self.crops, self.colour, self.seed = source, crops, colour, seed
@@ -147,18 +159,28 @@ class CropDataset(Dataset[Sample]):
         global_crops, gram_crops = [], []
         for _ in range(self.extra.num_global):
             again = copy.deepcopy(rng)  # cuts the same box once more
-            global_crops.append(cut_crop(picture, rng, size=size.global_size, scale=config.global_scale, config=config))
+            global_crops.append(
+                cut_crop(
+                    picture, rng, size=size.global_size, scale=config.global_scale, config=config
+                )
+            )
             if self.extra.gram_size is not None:
-                gram = cut_crop(picture, again, size=size.gram_size, scale=config.global_scale, config=config)
+                gram = cut_crop(
+                    picture, again, size=size.gram_size, scale=config.global_scale, config=config
+                )
                 gram_crops.append(gram)
         local_crops = [
             cut_crop(picture, rng, size=size.local_size, scale=config.local_scale, config=config)
             for _ in range(config.num_local if self.extra.local else 0)
         ]
         global_rows = [
-            draw_appearance(rng, view=view, size=size.global_size, config=self.colour) for view in range(self.extra.num_global)
+            draw_appearance(rng, view=view, size=size.global_size, config=self.colour)
+            for view in range(self.extra.num_global)
         ]
-        local_rows = [draw_appearance(rng, view=2, size=size.local_size, config=self.colour) for _ in local_crops]
+        local_rows = [
+            draw_appearance(rng, view=2, size=size.local_size, config=self.colour)
+            for _ in local_crops
+        ]
         return Sample(
             np.stack(global_crops),
             np.stack(global_rows),
@@ -175,10 +197,16 @@ class CropDataset(Dataset[Sample]):
         if self.extra.masks is None:
             return np.zeros((self.extra.num_global, side, side), bool)
         rng = rng_for(self.seed, MASKS, epoch, number)
-        return np.stack([draw_mask(rng, grid=(side, side), config=self.extra.masks) for _ in range(self.extra.num_global)])
+        return np.stack(
+            [
+                draw_mask(rng, grid=(side, side), config=self.extra.masks)
+                for _ in range(self.extra.num_global)
+            ]
+        )
 
     def _readable_picture(self, wanted: int) -> tuple[int, Image.Image, int]:
-        """Picture `wanted`, or the next to learn from that can be read, with its number, and how many could not."""
+        """Picture `wanted`, or the next to learn from that can be read, with its number, and how
+        many could not."""
         place = int(np.searchsorted(self.numbers, wanted))
         first: InputError | None = None
         for skipped in range(len(self.numbers)):
@@ -188,7 +216,9 @@ class CropDataset(Dataset[Sample]):
             except InputError as error:
                 first = first or error  # counted by the caller and shown in the log
         tried = counted(len(self.numbers), "picture")
-        raise InputError(f"None of the {tried} of {self.source.name} can be read. The first: {first}")
+        raise InputError(
+            f"None of the {tried} of {self.source.name} can be read. The first: {first}"
+        )
 
     def _picture(self, number: int) -> Image.Image:
         if number in self._cache:
@@ -198,11 +228,18 @@ class CropDataset(Dataset[Sample]):
         decoded = decode(self.source.read(number), name=self.source.key(number), shorter_side=side)
         picture = Image.fromarray(decoded.pixels)
         if min(picture.size) > side:
-            picture.thumbnail((side * picture.width // min(picture.size), side * picture.height // min(picture.size)))
+            picture.thumbnail(
+                (
+                    side * picture.width // min(picture.size),
+                    side * picture.height // min(picture.size),
+                )
+            )
         worker = get_worker_info()
         self._cache[number] = picture
         self._cached_bytes += picture.width * picture.height * 3
-        while self._cached_bytes > self.cache_bytes // (worker.num_workers if worker is not None else 1):
+        while self._cached_bytes > self.cache_bytes // (
+            worker.num_workers if worker is not None else 1
+        ):
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= oldest.width * oldest.height * 3
         return picture
@@ -210,15 +247,22 @@ class CropDataset(Dataset[Sample]):
 
 def resolutions(crops: CropConfig, *, gram_size: int | None) -> tuple[Resolution, ...]:
     """The sizes that steps are made at: those of the config, or the one."""
-    only = Resolution(share=1.0, global_size=crops.global_size, local_size=crops.local_size, gram_size=gram_size or 0)
+    only = Resolution(
+        share=1.0,
+        global_size=crops.global_size,
+        local_size=crops.local_size,
+        gram_size=gram_size or 0,
+    )
     return crops.resolutions or (only,)
 
 
 class EpochOrder(Sampler[list[Place]]):
-    """Batches of places from `first_step` to `last_step`; each epoch is a new order, without a partial batch.
+    """Batches of places from `first_step` to `last_step`; each epoch is a new order, without a
+    partial batch.
 
-    A batch is taken in `parts`, one after the other; of `size` processes, that of `rank` takes its slice of every part, so
-    that a part is of the same pictures however many processes there are. InputError where there are no equal slices.
+    A batch is taken in `parts`, one after the other; of `size` processes, that of `rank` takes its
+    slice of every part, so that a part is of the same pictures however many processes there are.
+    InputError where there are no equal slices.
     """
 
     def __init__(
@@ -233,27 +277,41 @@ class EpochOrder(Sampler[list[Place]]):
         size: int = 1,
         parts: int = 1,
         shares: Sequence[float] = (1.0,),  # of the resolutions
-        num_views: int = 0,  # that a picture has, which epochs take in turn; 0: a new one every epoch
+        # that a picture has, which epochs take in turn; 0: a new one every epoch
+        num_views: int = 0,
         locality: Locality | None = None,  # of all items that `numbers` choose from
     ) -> None:
         if batch_size % (size * parts):
             whose = f"{counted(size, 'process', 'processes')} alike" + (
                 f", each in engine.accumulate {parts} parts" if parts > 1 else ""
             )
-            raise InputError(f"run.batch_size {batch_size} cannot be shared by {whose}; change one.")
+            raise InputError(
+                f"run.batch_size {batch_size} cannot be shared by {whose}; change one."
+            )
         if len(numbers) < batch_size:
-            there_are = f"There {'is' if len(numbers) == 1 else 'are'} {counted(len(numbers), 'picture')} to train on"
+            there_are = (
+                f"There {'is' if len(numbers) == 1 else 'are'} {counted(len(numbers), 'picture')}"
+                " to train on"
+            )
             lower = " or lower --batch-size" if len(numbers) >= LEAST_BATCH else ""
-            raise InputError(f"{there_are}, fewer than a batch of {batch_size}; add pictures{lower}.")
+            raise InputError(
+                f"{there_are}, fewer than a batch of {batch_size}; add pictures{lower}."
+            )
         self.batch_size, self.seed, self.num_views = batch_size, seed, num_views
         self.numbers = np.sort(numbers)
-        self.locality = None if locality is None else locality._replace(group_of=locality.group_of[self.numbers])
-        # Which time that a number comes it is, so that a picture that is there twice is cropped in two ways.
+        self.locality = (
+            None
+            if locality is None
+            else locality._replace(group_of=locality.group_of[self.numbers])
+        )
+        # Which time that a number comes it is, so that a picture that is there twice is cropped in
+        # two ways.
         self.times = np.arange(len(numbers)) - np.searchsorted(self.numbers, self.numbers)
         self.most_times = 1 + int(self.times.max(initial=0))
         self.first_step, self.last_step = first_step, last_step
         self.shares = np.cumsum(shares) / np.sum(shares)
-        self.places = np.arange(batch_size).reshape(parts, size, -1)[:, rank].ravel()  # of this process in every batch
+        # of this process in every batch
+        self.places = np.arange(batch_size).reshape(parts, size, -1)[:, rank].ravel()
 
     def __len__(self) -> int:
         return self.last_step - self.first_step
@@ -264,7 +322,9 @@ class EpochOrder(Sampler[list[Place]]):
         for step in range(self.first_step, self.last_step):
             epoch, batch = divmod(step, per_epoch)
             if epoch != epoch_of_order:
-                order = draw_order(rng_for(self.seed, ORDER, epoch), len(self.numbers), self.locality)
+                order = draw_order(
+                    rng_for(self.seed, ORDER, epoch), len(self.numbers), self.locality
+                )
                 epoch_of_order = epoch
             chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size][self.places]
             drawn = rng_for(self.seed, RESOLUTION, step).random() if len(self.shares) > 1 else 0.0
@@ -273,14 +333,19 @@ class EpochOrder(Sampler[list[Place]]):
             if self.num_views:
                 views = views % self.num_views
             numbers = self.numbers[chosen]
-            yield [(int(view), int(number), resolution) for view, number in zip(views, numbers, strict=True)]
+            yield [
+                (int(view), int(number), resolution)
+                for view, number in zip(views, numbers, strict=True)
+            ]
 
 
 def draw_order(rng: np.random.Generator, count: int, locality: Locality | None) -> np.ndarray:
-    """Draw the order of an epoch's items: any order, or one in which only a few row groups are read from at a time.
+    """Draw the order of an epoch's items: any order, or one in which only a few row groups are read
+    from at a time.
 
-    The groups are shuffled, and the rows of `active` groups that follow each other are mixed: the item of a group with rank r
-    comes at r + active * u with u uniform in [0, 1), and an item that lies in no group comes anywhere.
+    The groups are shuffled, and the rows of `active` groups that follow each other are mixed: the
+    item of a group with rank r comes at r + active * u with u uniform in [0, 1), and an item that
+    lies in no group comes anywhere.
     """
     if locality is None or locality.num_bytes.sum() <= ACTIVE_BYTES:
         return rng.permutation(count)
@@ -288,7 +353,9 @@ def draw_order(rng: np.random.Generator, count: int, locality: Locality | None) 
     active = int(np.clip(ACTIVE_BYTES // max(1, locality.num_bytes.mean()), MIN_ACTIVE, MAX_ACTIVE))
     rank, uniform = rng.permutation(num_groups), rng.random(count)
     in_group = locality.group_of >= 0
-    places = np.where(in_group, rank[locality.group_of] + active * uniform, (num_groups + active - 1) * uniform)
+    places = np.where(
+        in_group, rank[locality.group_of] + active * uniform, (num_groups + active - 1) * uniform
+    )
     return np.argsort(places, kind="stable")
 
 
@@ -308,21 +375,27 @@ def stack(samples: Sequence[Sample]) -> Crops:
 
 
 def workers_within_memory(wanted: int, *, processes: int = 1) -> int:
-    """Return `wanted` loader workers, or fewer where memory is limited; as many in each of `processes` that share a machine.
+    """Return `wanted` loader workers, or fewer where memory is limited; as many in each of
+    `processes` that share a machine.
 
-    Half of the spare memory is left to the training itself. A worker is taken to decode photographs of 24 million pixels whole.
+    Half of the spare memory is left to the training itself. A worker is taken to decode photographs
+    of 24 million pixels whole.
     """
     if wanted == 0:
         return 0
-    return workers_that_fit(wanted, worker_bytes=processes * WORKER_BYTES, reserved=spare_memory() // 2)
+    return workers_that_fit(
+        wanted, worker_bytes=processes * WORKER_BYTES, reserved=spare_memory() // 2
+    )
 
 
 def crop_loader(
     dataset: CropDataset, order: Sampler[list[Place]] | Sequence[list[Place]], *, workers: int
 ) -> DataLoader[Crops]:
-    """Batches of `order`; with workers == 0 they are made in this process. Worker count changes no byte of them.
+    """Batches of `order`; with workers == 0 they are made in this process. Worker count changes no
+    byte of them.
 
-    The data set's cache is cut to a share of the memory that is there, which changes no byte either.
+    The data set's cache is cut to a share of the memory that is there, which changes no byte
+    either.
     """
     dataset.cache_bytes = min(dataset.cache_bytes, int(MOST_CACHED * spare_memory()))
     loader: DataLoader[Crops] = DataLoader(

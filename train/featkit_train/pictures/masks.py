@@ -1,4 +1,5 @@
-"""Which patches a student does not see: blocks of them, as BEiT (arXiv 2106.08254, algorithm 1) and iBOT draw them.
+"""Which patches a student does not see: blocks of them, as BEiT (arXiv 2106.08254, algorithm 1) and
+iBOT draw them.
 
 Letters: (h, w) patches, P = h * w.
 """
@@ -16,18 +17,23 @@ TRIES = 10
 
 
 def draw_mask(rng: np.random.Generator, *, grid: tuple[int, int], config: IbotConfig) -> np.ndarray:
-    """(h, w) bool: nothing with probability 1 - mask_probability, else a share of the patches uniform in mask_ratio."""
+    """(h, w) bool: nothing with probability 1 - mask_probability, else a share of the patches
+    uniform in mask_ratio."""
     if rng.random() >= config.mask_probability:
         return np.zeros(grid, bool)
     num_masked = int(rng.uniform(*config.mask_ratio) * grid[0] * grid[1])
     return block_mask(rng, grid=grid, num_masked=num_masked, aspect=config.mask_aspect)
 
 
-def block_mask(rng: np.random.Generator, *, grid: tuple[int, int], num_masked: int, aspect: float) -> np.ndarray:
-    """(h, w) bool with at most `num_masked` patches: rectangles, that may overlap, until there are so many.
+def block_mask(
+    rng: np.random.Generator, *, grid: tuple[int, int], num_masked: int, aspect: float
+) -> np.ndarray:
+    """(h, w) bool with at most `num_masked` patches: rectangles, that may overlap, until there are
+    so many.
 
-    A rectangle's area is uniform between LEAST_BLOCK and what is left, height over width log-uniform in aspect ..
-    1 / aspect. It ends with fewer where TRIES rectangles in a row did not fit, as the released code does.
+    A rectangle's area is uniform between LEAST_BLOCK and what is left, height over width
+    log-uniform in aspect .. 1 / aspect. It ends with fewer where TRIES rectangles in a row did not
+    fit, as the released code does.
     """
     mask = np.zeros(grid, bool)
     left = num_masked
@@ -43,7 +49,9 @@ def block_mask(rng: np.random.Generator, *, grid: tuple[int, int], num_masked: i
     return mask
 
 
-def _draw_block(rng: np.random.Generator, *, grid: tuple[int, int], largest: int, aspect: float) -> tuple[slice, slice] | None:
+def _draw_block(
+    rng: np.random.Generator, *, grid: tuple[int, int], largest: int, aspect: float
+) -> tuple[slice, slice] | None:
     """A rectangle inside the grid; None where the one drawn is as high or as wide as the grid."""
     area = rng.uniform(min(LEAST_BLOCK, largest), largest)
     reach = abs(math.log(aspect))

@@ -1,7 +1,7 @@
 """Data sets of torchvision as sources: `torchvision:CIFAR10?root=~/data&train=true&download=true`.
 
-What follows `?` are the options of torchvision's class, as written; its defaults hold for the others, and `root` is
-featkit's cache folder unless named. Nothing is fetched without download=true.
+What follows `?` are the options of torchvision's class, as written; its defaults hold for the
+others, and `root` is featkit's cache folder unless named. Nothing is fetched without download=true.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from featkit.sources.rows import reason
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit_train.networks.borrowed import borrow
 
-# Under which names torchvision's classes keep the paths of their pictures, alone or as (path, label).
+# Under which names torchvision's classes keep the paths of their pictures, alone or as (path,
+# label).
 PATHS = ("samples", "_samples", "imgs", "_image_files", "images", "_images", "data")
 LABELS = ("targets", "labels", "_labels")
 NOT_TO_TYPE = frozenset({"transform", "target_transform", "transforms", "loader", "is_valid_file"})
@@ -56,14 +57,18 @@ class Labels:
         found: Metadata = {"label": label}
         if label < len(self.names):
             name = self.names[label]  # ImageNet's are tuples of synonyms
-            found["label_name"] = ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
+            found["label_name"] = (
+                ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
+            )
         return found
 
 
 class TorchvisionFiles(FileSource):
     """A data set whose pictures are files: their own bytes, under their paths below the root."""
 
-    def __init__(self, name: str, root: Path, paths: list[str], labels: Labels, *, limits: ImageLimits) -> None:
+    def __init__(
+        self, name: str, root: Path, paths: list[str], labels: Labels, *, limits: ImageLimits
+    ) -> None:
         super().__init__(name, root, paths, limits=limits)
         self._labels = labels
 
@@ -73,9 +78,19 @@ class TorchvisionFiles(FileSource):
 
 
 class TorchvisionPictures:
-    """A data set that gives pictures decoded: they are encoded as PNG, which loses nothing; keys are `NAME/split/number`."""
+    """A data set that gives pictures decoded: they are encoded as PNG, which loses nothing; keys
+    are `NAME/split/number`."""
 
-    def __init__(self, name: str, dataset: Any, labels: Labels, *, prefix: str, root: Path, limits: ImageLimits) -> None:
+    def __init__(
+        self,
+        name: str,
+        dataset: Any,
+        labels: Labels,
+        *,
+        prefix: str,
+        root: Path,
+        limits: ImageLimits,
+    ) -> None:
         self.name, self.root, self.limits = name, root, limits
         self._dataset, self._labels, self._prefix = dataset, labels, prefix
 
@@ -98,11 +113,17 @@ class TorchvisionPictures:
         buffer = io.BytesIO()
         try:
             _as_image(self._dataset[number]).save(buffer, "PNG", compress_level=1)
-        except Exception as error:  # torchvision opens whatever files there are, and raises what their readers do
-            raise InputError(f"{self.key(number)} cannot be read ({type(error).__name__}: {reason(error)}).") from error
+        # torchvision opens whatever files there are, and raises what their readers do
+        except Exception as error:
+            raise InputError(
+                f"{self.key(number)} cannot be read ({type(error).__name__}: {reason(error)})."
+            ) from error
         data = buffer.getvalue()
         if len(data) > self.limits.max_bytes:
-            raise InputError(f"{self.key(number)} has {len(data):,} bytes, more than the limit of {self.limits.max_bytes:,}.")
+            raise InputError(
+                f"{self.key(number)} has {len(data):,} bytes, more than the limit of"
+                f" {self.limits.max_bytes:,}."
+            )
         return data
 
     def metadata(self, number: int) -> Metadata:
@@ -115,7 +136,11 @@ class TorchvisionPictures:
 
 
 def open_training_source(
-    spec: str | Path, *, limits: ImageLimits = DEFAULT_LIMITS, selection: Selection = EVERYTHING, check_column: bool = True
+    spec: str | Path,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    selection: Selection = EVERYTHING,
+    check_column: bool = True,
 ) -> Source:
     """Whatever `open_source` opens, and `torchvision:NAME?option=value&...`."""
     if not str(spec).startswith(TORCHVISION_PREFIX) or Path(spec).exists():
@@ -132,7 +157,11 @@ def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
     offered = _offered_options(kind)
     options = _read_options(query, offered, spec)
     if "root" in offered:
-        options["root"] = Path(options["root"]).expanduser() if "root" in options else cache_folder() / "torchvision"
+        options["root"] = (
+            Path(options["root"]).expanduser()
+            if "root" in options
+            else cache_folder() / "torchvision"
+        )
         if options.get("download"):
             options["root"].mkdir(parents=True, exist_ok=True)
     root = options.get("root", Path())
@@ -145,7 +174,9 @@ def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
         raise InputError(f"{spec} has no pictures.")
     paths, labels = _paths_and_labels(dataset, count)
     if paths:
-        return TorchvisionFiles(spec, root, [_below(root, path) for path in paths], labels, limits=limits)
+        return TorchvisionFiles(
+            spec, root, [_below(root, path) for path in paths], labels, limits=limits
+        )
     split = "/".join(_split_of(options, offered))
     prefix = printable(f"{name}/{split}" if split else name)
     return TorchvisionPictures(spec, dataset, labels, prefix=prefix, root=root, limits=limits)
@@ -154,10 +185,17 @@ def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
 def _class_named(name: str, spec: str) -> type:
     module = borrow("torchvision.datasets")
     base = module.VisionDataset
-    found = [each for each in module.__all__ if each not in BASES and _is_kind(getattr(module, each), base)]
+    found = [
+        each
+        for each in module.__all__
+        if each not in BASES and _is_kind(getattr(module, each), base)
+    ]
     if name not in found:
         near = difflib.get_close_matches(name, found, n=5, cutoff=0.5)
-        raise InputError(f"{spec} names no data set of torchvision; near to {name!r} are {', '.join(near) or 'none'}.")
+        raise InputError(
+            f"{spec} names no data set of torchvision; near to {name!r} are"
+            f" {', '.join(near) or 'none'}."
+        )
     kind: type = getattr(module, name)
     return kind
 
@@ -172,14 +210,19 @@ def _offered_options(kind: type) -> dict[str, inspect.Parameter]:
     for each in kind.__mro__:
         parameters = inspect.signature(each).parameters
         for name, parameter in parameters.items():
-            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL) and name not in NOT_TO_TYPE:
+            if (
+                parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+                and name not in NOT_TO_TYPE
+            ):
                 found.setdefault(name, parameter)
         if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
     return found
 
 
-def _read_options(query: str, offered: Mapping[str, inspect.Parameter], spec: str) -> dict[str, Any]:
+def _read_options(
+    query: str, offered: Mapping[str, inspect.Parameter], spec: str
+) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for pair in query.split("&") if query else []:
         option, equals, text = pair.partition("=")
@@ -187,18 +230,32 @@ def _read_options(query: str, offered: Mapping[str, inspect.Parameter], spec: st
             raise InputError(f"{spec} has {pair!r} where option=value is wanted.")
         if option not in offered:
             near = difflib.get_close_matches(option, offered, n=1)
-            meant = f"near to it is {near[0]}" if near else f"there are {', '.join(offered) or 'none'}"
+            meant = (
+                f"near to it is {near[0]}" if near else f"there are {', '.join(offered) or 'none'}"
+            )
             raise InputError(f"{spec} has option {option!r}, which torchvision does not; {meant}.")
         options[option] = _value(text, offered[option])
-    needed = [each for each, parameter in offered.items() if parameter.default is parameter.empty and each != "root"]
+    needed = [
+        each
+        for each, parameter in offered.items()
+        if parameter.default is parameter.empty and each != "root"
+    ]
     if missing := [each for each in needed if each not in options]:
-        raise InputError(f"{spec} leaves out what torchvision has to know: {', '.join(missing)}; add {missing[0]}=VALUE.")
+        raise InputError(
+            f"{spec} leaves out what torchvision has to know: {', '.join(missing)}; add"
+            f" {missing[0]}=VALUE."
+        )
     return options
 
 
 def _value(text: str, parameter: inspect.Parameter) -> str | int | bool:
-    """true and false, whole numbers, and text; always text where the class wants that, such as VOC's year=2012."""
-    if isinstance(parameter.default, str) or parameter.annotation is str or parameter.name == "root":
+    """true and false, whole numbers, and text; always text where the class wants that, such as
+    VOC's year=2012."""
+    if (
+        isinstance(parameter.default, str)
+        or parameter.annotation is str
+        or parameter.name == "root"
+    ):
         return text
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -213,8 +270,11 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
             f"{spec} needs {error.name}, which is not installed; run: pip install {error.name}."
         ) from error
     except URLError as error:
-        raise EnvironmentProblem(f"{spec} cannot be fetched ({reason(error)}); check the network.") from error
-    except Exception as error:  # torchvision reads whatever files there are: pickles, archives, matrices
+        raise EnvironmentProblem(
+            f"{spec} cannot be fetched ({reason(error)}); check the network."
+        ) from error
+    # torchvision reads whatever files there are: pickles, archives, matrices
+    except Exception as error:
         way_out = "name the folder that holds it with root=FOLDER"
         if can_download and not options.get("download"):
             way_out = f"fetch it with download=true, or {way_out}"
@@ -225,16 +285,26 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
 def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], Labels]:
     """The files of its pictures, none where it gives them decoded, and their classes."""
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
-    numbers = next((found for name in LABELS if _is_list_of(found := getattr(dataset, name, None), count)), None)
+    numbers = next(
+        (found for name in LABELS if _is_list_of(found := getattr(dataset, name, None), count)),
+        None,
+    )
     for attribute in PATHS:
         entries = getattr(dataset, attribute, None)
         if not isinstance(entries, list) or len(entries) != count:
             continue
-        pairs = [entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None) for entry in entries]
+        pairs = [
+            entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
+            for entry in entries
+        ]
         if all(isinstance(path, str | Path) and is_picture(str(path)) for path, _ in pairs):
             paths = [str(path) for path, _ in pairs]
             if len(set(paths)) == count:
-                of_pairs = [label for _, label in pairs] if attribute in ("samples", "_samples", "imgs") else None
+                of_pairs = (
+                    [label for _, label in pairs]
+                    if attribute in ("samples", "_samples", "imgs")
+                    else None
+                )
                 return paths, Labels(numbers if numbers is not None else of_pairs, names)
     return [], Labels(numbers, names)
 
@@ -262,7 +332,8 @@ def _split_of(options: Mapping[str, Any], offered: Mapping[str, inspect.Paramete
 
 
 def _as_image(item: Any) -> Image.Image:
-    """The picture of an item (picture, target): PNG holds all modes but those of printing and of real numbers."""
+    """The picture of an item (picture, target): PNG holds all modes but those of printing and of
+    real numbers."""
     picture = item[0] if isinstance(item, tuple) else item
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)

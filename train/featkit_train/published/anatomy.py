@@ -1,4 +1,5 @@
-"""What the shapes of weights say of the Vision Transformer they belong to, and which published ones are made alike."""
+"""What the shapes of weights say of the Vision Transformer they belong to, and which published ones
+are made alike."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from featkit_train.published.zoo import PUBLISHED, Published
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Sizes of a Vision Transformer; `grid` is the side of its position table, None for rotary positions."""
+    """Sizes of a Vision Transformer; `grid` is the side of its position table, None for rotary
+    positions."""
 
     width: int
     depth: int
@@ -34,13 +36,20 @@ class Anatomy:
             "mlp": f"a {'SwiGLU' if self.mlp == 'swiglu' else 'plain'} MLP",
             "mlp_width": f"an MLP of width {self.mlp_width}",
             "layer_scale": "LayerScale" if self.layer_scale else "no LayerScale",
-            "num_registers": counted(self.num_registers, "register") if self.num_registers else "no registers",
-            "grid": "rotary positions" if self.grid is None else f"a position table of {self.grid} × {self.grid}",
+            "num_registers": (
+                counted(self.num_registers, "register") if self.num_registers else "no registers"
+            ),
+            "grid": (
+                "rotary positions"
+                if self.grid is None
+                else f"a position table of {self.grid} × {self.grid}"
+            ),
         }
         return ", ".join(words for name, words in said.items() if not only or name in only)
 
     def differs(self, other: Anatomy) -> tuple[str, ...]:
-        """Names of the sizes that differ and that do not follow from the file: a table may have another grid."""
+        """Names of the sizes that differ and that do not follow from the file: a table may have
+        another grid."""
         return tuple(
             size.name
             for size in fields(self)
@@ -50,12 +59,24 @@ class Anatomy:
 
 
 def anatomy_of(outlines: Mapping[str, Tensor]) -> Anatomy | None:
-    """The sizes of a Vision Transformer, by its weights under our names; None for something else, or too little of one."""
+    """The sizes of a Vision Transformer, by its weights under our names; None for something else,
+    or too little of one."""
     patch, token = outlines.get("patch_embed.weight"), outlines.get("class_token")
     blocks = [int(match[1]) for name in outlines if (match := re.match(r"blocks\.(\d+)\.", name))]
-    first, gated = outlines.get("blocks.0.mlp.fc1.weight"), outlines.get("blocks.0.mlp.gate_and_value.weight")
+    first, gated = (
+        outlines.get("blocks.0.mlp.fc1.weight"),
+        outlines.get("blocks.0.mlp.gate_and_value.weight"),
+    )
     mlp = first if gated is None else gated
-    if patch is None or token is None or not blocks or mlp is None or patch.ndim != 4 or token.ndim != 3 or mlp.ndim != 2:
+    if (
+        patch is None
+        or token is None
+        or not blocks
+        or mlp is None
+        or patch.ndim != 4
+        or token.ndim != 3
+        or mlp.ndim != 2
+    ):
         return None
     registers, table = outlines.get("registers"), outlines.get("patch_positions")
     return Anatomy(
@@ -87,14 +108,23 @@ def anatomy_of_row(row: Published) -> Anatomy:
 
 def rows_like(anatomy: Anatomy) -> list[Published]:
     """The published Vision Transformers of these sizes, whatever the grid of their position tables."""
-    return [row for row in PUBLISHED.values() if row.kind == "vit" and not anatomy.differs(anatomy_of_row(row))]
+    return [
+        row
+        for row in PUBLISHED.values()
+        if row.kind == "vit" and not anatomy.differs(anatomy_of_row(row))
+    ]
 
 
 def nearest_row(anatomy: Anatomy) -> Published:
-    """The published Vision Transformer that differs in the fewest sizes, and in width and depth the least."""
+    """The published Vision Transformer that differs in the fewest sizes, and in width and depth the
+    least."""
 
     def distance(row: Published) -> tuple[int, int, int]:
         ours = anatomy_of_row(row)
-        return len(anatomy.differs(ours)), abs(ours.width - anatomy.width), abs(ours.depth - anatomy.depth)
+        return (
+            len(anatomy.differs(ours)),
+            abs(ours.width - anatomy.width),
+            abs(ours.depth - anatomy.depth),
+        )
 
     return min((row for row in PUBLISHED.values() if row.kind == "vit"), key=distance)

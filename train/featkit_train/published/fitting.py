@@ -1,8 +1,10 @@
-"""Find the backbone among the tensors of a file: the one prefix under which its names and shapes fit, and whose weights it is.
+"""Find the backbone among the tensors of a file: the one prefix under which its names and shapes
+fit, and whose weights it is.
 
-A training saves more than a backbone: teacher and student, an average of the weights, heads, losses, the optimizer. Each
-mapping of the file and each beginning of names in it is tried, and a candidate is right if every weight of the backbone is
-there in its shape. Of several the teacher's comes first.
+A training saves more than a backbone: teacher and student, an average of the weights, heads,
+losses, the optimizer. Each mapping of the file and each beginning of names in it is tried, and a
+candidate is right if every weight of the backbone is there in its shape. Of several the teacher's
+comes first.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ Wanted = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """A candidate: the tensors under `prefix` in the mapping `group`, read by `keys`, and what keeps them from fitting.
+    """A candidate: the tensors under `prefix` in the mapping `group`, read by `keys`, and what
+    keeps them from fitting.
 
-    outlines: tensors by our names, without their numbers. sources: the file's names behind each of ours. left_out: names of
-    heads. missing: our names; unknown: the file's; misshapen: our names with both shapes.
+    outlines: tensors by our names, without their numbers. sources: the file's names behind each of
+    ours. left_out: names of heads. missing: our names; unknown: the file's; misshapen: our names
+    with both shapes.
     """
 
     group: str
@@ -93,25 +97,45 @@ class Fit:
         """What keeps it from fitting, for people, with the file's names and both shapes."""
         said = [self.problem] if self.problem else []
         if self.missing:
-            said.append(f"it lacks {listed(list(self.missing))} ({len(self.missing)} of {counted(self.num_wanted, 'weight')})")
+            said.append(
+                f"it lacks {listed(list(self.missing))} ({len(self.missing)} of"
+                f" {counted(self.num_wanted, 'weight')})"
+            )
         if self.unknown:
-            said.append(f"it has {listed([self.place + name for name in self.unknown])}, which the model has no place for")
-        shapes = [self._shapes(name) for name in self.misshapen if name != "class_position" or len(self.misshapen) == 1]
+            said.append(
+                f"it has {listed([self.place + name for name in self.unknown])}, which the model"
+                " has no place for"
+            )
+        shapes = [
+            self._shapes(name)
+            for name in self.misshapen
+            if name != "class_position" or len(self.misshapen) == 1
+        ]
         return "; ".join([*said, *shapes[:SHOWN_SHAPES]])
 
     def _shapes(self, name: str) -> str:
         """Both shapes of one of ours, as the file has it."""
         theirs, ours = self.misshapen[name]
         if name == "patch_positions":
-            theirs, ours = self.tensors[self.sources[name][0]].shape, (1, 1 + ours[0] * ours[1], ours[2])
+            theirs, ours = (
+                self.tensors[self.sources[name][0]].shape,
+                (
+                    1,
+                    1 + ours[0] * ours[1],
+                    ours[2],
+                ),
+            )
         return f"{self.source(name)} is {theirs}, not {ours}"
 
 
-def fits(found: Weights, maps: Sequence[KeyMap], wanted: Wanted, *, names: Container[str]) -> list[Fit]:
-    """Every candidate, the whole ones first, then those that lack least. Empty if no name of the file is known.
+def fits(
+    found: Weights, maps: Sequence[KeyMap], wanted: Wanted, *, names: Container[str]
+) -> list[Fit]:
+    """Every candidate, the whole ones first, then those that lack least. Empty if no name of the
+    file is known.
 
-    wanted: from the outlines of a candidate to the backbone's tensors, since sizes such as that of the position table follow
-    from the file. names: all the backbone's names.
+    wanted: from the outlines of a candidate to the backbone's tensors, since sizes such as that of
+    the position table follow from the file. names: all the backbone's names.
     """
     candidates = [
         (count, group, prefix, keys)
@@ -123,9 +147,16 @@ def fits(found: Weights, maps: Sequence[KeyMap], wanted: Wanted, *, names: Conta
     likely = [candidate for candidate in candidates if candidate[0] >= MIN_SHARE * most]
     tried = []
     for _, group, prefix, keys in likely:
-        inside = [other for _, its, other, _ in likely if its == group and other != prefix and other.startswith(prefix)]
+        inside = [
+            other
+            for _, its, other, _ in likely
+            if its == group and other != prefix and other.startswith(prefix)
+        ]
         tried.append(_fit(group, prefix, keys, found, wanted, others=tuple(inside)))
-    return sorted(tried, key=lambda fit: (not fit.whole, bool(fit.problem), len(fit.missing) + len(fit.unknown)))
+    return sorted(
+        tried,
+        key=lambda fit: (not fit.whole, bool(fit.problem), len(fit.missing) + len(fit.unknown)),
+    )
 
 
 def prefixes(tensors: Group, keys: KeyMap, names: Container[str]) -> Counter[str]:
@@ -155,9 +186,21 @@ def _is_known(name: str, keys: KeyMap, names: Container[str]) -> bool:
     return target is not None and (target == POSITIONS or target.split("[")[0] in names)
 
 
-def _fit(group: str, prefix: str, keys: KeyMap, found: Weights, wanted_of: Wanted, *, others: tuple[str, ...]) -> Fit:
+def _fit(
+    group: str,
+    prefix: str,
+    keys: KeyMap,
+    found: Weights,
+    wanted_of: Wanted,
+    *,
+    others: tuple[str, ...],
+) -> Fit:
     """One candidate. others: longer prefixes in the same mapping, under which other candidates lie."""
-    tensors = {name[len(prefix) :]: stored for name, stored in found.groups[group].items() if name.startswith(prefix)}
+    tensors = {
+        name[len(prefix) :]: stored
+        for name, stored in found.groups[group].items()
+        if name.startswith(prefix)
+    }
     sources: dict[str, list[str]] = {}
     leftover: list[str] = []
     for name in tensors:
@@ -167,7 +210,9 @@ def _fit(group: str, prefix: str, keys: KeyMap, found: Weights, wanted_of: Wante
             leftover.append(name)
             continue
         if target is not None:
-            sources.setdefault("patch_positions" if target == POSITIONS else target.split("[")[0], []).append(name)
+            sources.setdefault(
+                "patch_positions" if target == POSITIONS else target.split("[")[0], []
+            ).append(name)
     problem, outlines = "", dict[str, Tensor]()
     try:
         known = {name: tensors[name].outline() for names in sources.values() for name in names}
@@ -180,7 +225,9 @@ def _fit(group: str, prefix: str, keys: KeyMap, found: Weights, wanted_of: Wante
         del sources[name]
     leftover += surplus
     left_out = [
-        name for name in leftover if HEAD.fullmatch(name.split(".")[0]) or (others and (prefix + name).startswith(others))
+        name
+        for name in leftover
+        if HEAD.fullmatch(name.split(".")[0]) or (others and (prefix + name).startswith(others))
     ]
     return Fit(
         group=group,
@@ -205,9 +252,14 @@ def _fit(group: str, prefix: str, keys: KeyMap, found: Weights, wanted_of: Wante
 def roles(whole: Sequence[Fit]) -> dict[str, Fit]:
     """The first candidate of each branch, in the order in which they are preferred.
 
-    Weights that no word describes are the teacher's beside a student's, and the student's beside a teacher's or an average.
+    Weights that no word describes are the teacher's beside a student's, and the student's beside a
+    teacher's or an average.
     """
-    said = {branch: fit for branch in PREFERRED if (fit := next((fit for fit in whole if fit.branch == branch), None))}
+    said = {
+        branch: fit
+        for branch in PREFERRED
+        if (fit := next((fit for fit in whole if fit.branch == branch), None))
+    }
     if PLAIN in said and len(said) > 1:
         role = STUDENT if TEACHER in said or EMA in said else TEACHER
         plain = said.pop(PLAIN)
@@ -216,7 +268,8 @@ def roles(whole: Sequence[Fit]) -> dict[str, Fit]:
 
 
 def choose(whole: Sequence[Fit], branch: str | None, *, file: str) -> tuple[str, Fit]:
-    """The branch that is taken and its candidate: the one asked for, or the first of PREFERRED that is there.
+    """The branch that is taken and its candidate: the one asked for, or the first of PREFERRED that
+    is there.
 
     InputError for a branch that is not there. A file of plain weights is as good as a teacher's.
     """
@@ -227,16 +280,27 @@ def choose(whole: Sequence[Fit], branch: str | None, *, file: str) -> tuple[str,
         return branch, there[branch]
     if PLAIN not in there:
         names = list(there)
-        raise InputError(f"{file} has no {branch}, only a {' and a '.join(names)}; take it by --branch {names[0]}.")
+        raise InputError(
+            f"{file} has no {branch}, only a {' and a '.join(names)}; take it by --branch"
+            f" {names[0]}."
+        )
     if branch != TEACHER:
-        raise InputError(f"{file} has only one set of weights, which is not said to be the {branch}'s; leave out --branch.")
+        raise InputError(
+            f"{file} has only one set of weights, which is not said to be the {branch}'s; leave out"
+            " --branch."
+        )
     return PLAIN, there[PLAIN]
 
 
 def remarks(branch: str, chosen: Fit, whole: Sequence[Fit], found: Weights) -> tuple[str, ...]:
     """What is to be said of a choice: whose weights were taken, and what was left out."""
     said = []
-    owner = {TEACHER: " of the teacher", EMA: " of the moving average", STUDENT: " of the student", PLAIN: ""}
+    owner = {
+        TEACHER: " of the teacher",
+        EMA: " of the moving average",
+        STUDENT: " of the student",
+        PLAIN: "",
+    }
     if branch != PLAIN or chosen.place:
         under = f" under {chosen.place.rstrip('.')}" if chosen.place else ""
         others = [other for other in roles(whole) if other != branch]
@@ -244,7 +308,10 @@ def remarks(branch: str, chosen: Fit, whole: Sequence[Fit], found: Weights) -> t
         said.append(f"{found.file.name}: read the weights{owner[branch]}{under}{beside}.")
     outside = [name for name in found.groups[chosen.group] if not name.startswith(chosen.prefix)]
     heads = list(
-        dict.fromkeys(_short(name, chosen.prefix) for name in (*(chosen.prefix + n for n in chosen.left_out), *outside))
+        dict.fromkeys(
+            _short(name, chosen.prefix)
+            for name in (*(chosen.prefix + n for n in chosen.left_out), *outside)
+        )
     )
     if heads:
         count = counted(len(chosen.left_out) + len(outside), "tensor")
@@ -255,17 +322,26 @@ def remarks(branch: str, chosen: Fit, whole: Sequence[Fit], found: Weights) -> t
 def _short(name: str, prefix: str) -> str:
     """The first word of a name, and the next as long as they are those of the prefix."""
     words, ours = name.split("."), prefix.split(".")
-    depth = next((at for at, word in enumerate(words) if at >= len(ours) - 1 or word != ours[at]), len(words) - 1)
+    depth = next(
+        (at for at, word in enumerate(words) if at >= len(ours) - 1 or word != ours[at]),
+        len(words) - 1,
+    )
     return ".".join(words[: depth + 1])
 
 
 def found_names(found: Weights) -> str:
-    """The names that a file has, by what they begin with, for a file in which no backbone was found."""
+    """The names that a file has, by what they begin with, for a file in which no backbone was
+    found."""
     beginnings: Counter[str] = Counter()
     for group, tensors in found.groups.items():
         for name in tensors:
             words = ([group] if group else []) + name.split(".")
             beginnings[".".join(words[:2]) + ("." if len(words) > 2 else "")] += 1
-    shown = [f"{begin}… ({count})" if count > 1 else begin for begin, count in beginnings.most_common(SHOWN_PREFIXES)]
-    more = f" and {len(beginnings) - SHOWN_PREFIXES} more" if len(beginnings) > SHOWN_PREFIXES else ""
+    shown = [
+        f"{begin}… ({count})" if count > 1 else begin
+        for begin, count in beginnings.most_common(SHOWN_PREFIXES)
+    ]
+    more = (
+        f" and {len(beginnings) - SHOWN_PREFIXES} more" if len(beginnings) > SHOWN_PREFIXES else ""
+    )
     return ", ".join(shown) + more

@@ -1,7 +1,8 @@
 """Names of weights in published files, and the names they have here.
 
-A rule is a pattern for a whole name and its name here; None where the tensor belongs to training alone. `[i/n]` marks a tensor
-that is part i of n of one of ours, joined along the first axis; POSITIONS a table whose first row is the class token's.
+A rule is a pattern for a whole name and its name here; None where the tensor belongs to training
+alone. `[i/n]` marks a tensor that is part i of n of one of ours, joined along the first axis;
+POSITIONS a table whose first row is the class token's.
 """
 
 from __future__ import annotations
@@ -25,14 +26,16 @@ SHOWN_KEYS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class KeyMap:
-    """How a publisher names things. `block`: the pattern before every name of a block, its number the only group."""
+    """How a publisher names things. `block`: the pattern before every name of a block, its number
+    the only group."""
 
     block: str | None
     in_block: Rules = ()
     outside: Rules
 
     def ours(self, name: str) -> str | None:
-        """The name here, None for a tensor that is left out on purpose. KeyError for a name that no rule knows."""
+        """The name here, None for a tensor that is left out on purpose. KeyError for a name that no
+        rule knows."""
         inside = re.match(self.block, name) if self.block else None
         prefix, rest, rules = ("", name, self.outside)
         if inside:
@@ -50,7 +53,8 @@ OFFICIAL = KeyMap(
     in_block=(
         (r"norm(\d)" + LINEAR, r"norm\1.\2"),
         (r"attn\.qkv" + LINEAR, r"attention.qkv.\1"),
-        (r"attn\.qkv\.bias_mask", None),  # 1 for queries and values, 0 for keys: `key_bias=False` here
+        # 1 for queries and values, 0 for keys: `key_bias=False` here
+        (r"attn\.qkv\.bias_mask", None),
         (r"attn\.q_proj" + LINEAR, r"attention.qkv.\1[0/3]"),
         (r"attn\.k_proj" + LINEAR, r"attention.qkv.\1[1/3]"),
         (r"attn\.v_proj" + LINEAR, r"attention.qkv.\1[2/3]"),
@@ -107,9 +111,12 @@ _LEARNED_OUTSIDE: Rules = (
     (r"layernorm" + LINEAR, r"norm.\1"),
     (r"pooler\.dense" + LINEAR, None),
 )
-# Names of files; `layers`, `q_proj` and the like are those that modules of transformers 5 have in memory.
+# Names of files; `layers`, `q_proj` and the like are those that modules of transformers 5 have in
+# memory.
 HUGGING_FACE_DINOV2 = KeyMap(
-    block=r"encoder\.layer\.(\d+)\.", in_block=(*HUGGING_FACE_BLOCK, *_GATED), outside=_LEARNED_OUTSIDE
+    block=r"encoder\.layer\.(\d+)\.",
+    in_block=(*HUGGING_FACE_BLOCK, *_GATED),
+    outside=_LEARNED_OUTSIDE,
 )
 HUGGING_FACE_VIT = KeyMap(  # DINO
     block=r"(?:encoder\.layer|layers)\.(\d+)\.",
@@ -167,18 +174,31 @@ HUGGING_FACE_CONVNEXT = KeyMap(
     block=None,
     outside=(
         (r"(?:model\.)?stages\.0\.downsample_layers\.(\d)" + LINEAR, r"body.stem.\1.\2"),
-        (r"(?:model\.)?stages\.(\d)\.downsample_layers\.(\d)" + LINEAR, r"body.stages.\1.downsample.\2.\3"),
+        (
+            r"(?:model\.)?stages\.(\d)\.downsample_layers\.(\d)" + LINEAR,
+            r"body.stages.\1.downsample.\2.\3",
+        ),
         (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.gamma", r"body.stages.\1.blocks.\2.gamma"),
-        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.depthwise_conv" + LINEAR, r"body.stages.\1.blocks.\2.conv_dw.\3"),
-        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.layer_norm" + LINEAR, r"body.stages.\1.blocks.\2.norm.\3"),
-        (r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.pointwise_conv(\d)" + LINEAR, r"body.stages.\1.blocks.\2.mlp.fc\3.\4"),
+        (
+            r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.depthwise_conv" + LINEAR,
+            r"body.stages.\1.blocks.\2.conv_dw.\3",
+        ),
+        (
+            r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.layer_norm" + LINEAR,
+            r"body.stages.\1.blocks.\2.norm.\3",
+        ),
+        (
+            r"(?:model\.)?stages\.(\d)\.layers\.(\d+)\.pointwise_conv(\d)" + LINEAR,
+            r"body.stages.\1.blocks.\2.mlp.fc\3.\4",
+        ),
         (r"layer_norm" + LINEAR, r"norm.\1"),
     ),
 )
 TIMM = KeyMap(
     block=None,
     outside=(
-        # a classifier's, in the words of timm's architectures; `head.norm` and the like are the backbone's
+        # a classifier's, in the words of timm's architectures; `head.norm` and the like are the
+        # backbone's
         (r"(?:head|head_dist|fc|classifier|last_linear)" + LINEAR, None),
         (r"head\.(?:fc|l)" + LINEAR, None),
         (r"(.*)", r"body.\1"),
@@ -187,7 +207,8 @@ TIMM = KeyMap(
 
 
 def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[str, Tensor]:
-    """Tensors by the names they have here. InputError naming the first few that no rule knows, or a part that is missing.
+    """Tensors by the names they have here. InputError naming the first few that no rule knows, or a
+    part that is missing.
 
     A query or value bias without one for keys (DINOv3 has none) is joined with zeros in its place.
     """
@@ -205,7 +226,10 @@ def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[st
         if target is None:
             continue
         if target in seen:
-            raise InputError(f"{what} has {target} twice, as {seen[target]} and as {name}; keep the right one alone.")
+            raise InputError(
+                f"{what} has {target} twice, as {seen[target]} and as {name}; keep the right one"
+                " alone."
+            )
         seen[target] = name
         part = re.fullmatch(r"(.*)\[(\d)/(\d)\]", target)
         if part:
@@ -216,7 +240,9 @@ def rename(tensors: Mapping[str, Tensor], keys: KeyMap, *, what: str) -> dict[st
         else:
             ours[target] = tensor
     if unknown:
-        raise InputError(f"{what} names {listed(unknown)}, which no weight of this model is called.")
+        raise InputError(
+            f"{what} names {listed(unknown)}, which no weight of this model is called."
+        )
     for target, found in parts.items():
         ours[target] = _joined(target, found, counts[target], what)
     return ours
@@ -232,21 +258,31 @@ def _joined(target: str, found: dict[int, Tensor], count: int, what: str) -> Ten
     if set(found) == {0, 2} and target.endswith("qkv.bias"):
         found = {**found, 1: torch.zeros_like(found[0])}
     if set(found) != set(range(count)):
-        raise InputError(f"{what} has {len(found)} of the {count} parts of {target}; it is not whole.")
+        raise InputError(
+            f"{what} has {len(found)} of the {count} parts of {target}; it is not whole."
+        )
     shapes = [tuple(found[number].shape) for number in range(count)]
     if () in shapes or len({shape[1:] for shape in shapes}) > 1:
-        raise InputError(f"{what} has parts of {target} that do not fit together, of shapes {', '.join(map(str, shapes))}.")
+        raise InputError(
+            f"{what} has parts of {target} that do not fit together, of shapes"
+            f" {', '.join(map(str, shapes))}."
+        )
     return torch.cat([found[number] for number in range(count)])
 
 
 def _split_positions(table: Tensor, name: str, what: str) -> dict[str, Tensor]:
-    """(1, 1 + G * G, D) to the class token's (1, 1, D) and the patches' (G, G, D); without the first row (timm), it is zero."""
+    """(1, 1 + G * G, D) to the class token's (1, 1, D) and the patches' (G, G, D); without the
+    first row (timm), it is zero."""
     length = table.shape[1] if table.ndim == 3 and table.shape[0] == 1 else 0
     for first_row in (1, 0):
         side = math.isqrt(max(0, length - first_row))
         if side and side * side == length - first_row:
             class_position = table[:, :1] if first_row else torch.zeros_like(table[:, :1])
-            return {"class_position": class_position, "patch_positions": table[0, first_row:].unflatten(0, (side, side))}
+            return {
+                "class_position": class_position,
+                "patch_positions": table[0, first_row:].unflatten(0, (side, side)),
+            }
     raise InputError(
-        f"{what} has {name} of shape {tuple(table.shape)}, which is no square of positions, with or without the class token's."
+        f"{what} has {name} of shape {tuple(table.shape)}, which is no square of positions, with or"
+        " without the class token's."
     )

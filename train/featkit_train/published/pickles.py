@@ -1,8 +1,10 @@
-"""Read a pickle as data: no class is imported and no function is called, whatever the file asks for.
+"""Read a pickle as data: no class is imported and no function is called, whatever the file asks
+for.
 
-`pickletools` splits the file into its instructions, and a small stack machine follows them. A class or a function is a
-Global, which is only a name. What an instruction would make of it is an Inert object that keeps the arguments, unless the
-caller's `make` knows better. So options, callbacks and whole modules beside the weights need none of their libraries.
+`pickletools` splits the file into its instructions, and a small stack machine follows them. A class
+or a function is a Global, which is only a name. What an instruction would make of it is an Inert
+object that keeps the arguments, unless the caller's `make` knows better. So options, callbacks and
+whole modules beside the weights need none of their libraries.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import IO, Any
 
 MAPPINGS = ("dict", "OrderedDict", "defaultdict", "Counter")
-# No file of weights has a reason to name these. They would not run here, but the file is not what it claims to be.
+# No file of weights has a reason to name these. They would not run here, but the file is not what
+# it claims to be.
 HARMFUL_MODULES = frozenset(
     "os posix nt subprocess commands pty runpy socket webbrowser shutil ctypes importlib code sys".split()
 )
@@ -41,12 +44,17 @@ class Global:
     name: str
 
     def __str__(self) -> str:
-        return self.name if self.module in ("builtins", "__builtin__") else f"{self.module}.{self.name}"
+        return (
+            self.name
+            if self.module in ("builtins", "__builtin__")
+            else f"{self.module}.{self.name}"
+        )
 
 
 @dataclass(eq=False, slots=True)
 class Inert:
-    """What would be an object: the class or function, its arguments, the state it would be given, and its items."""
+    """What would be an object: the class or function, its arguments, the state it would be given,
+    and its items."""
 
     made_by: object
     args: tuple[Any, ...] = ()
@@ -55,7 +63,9 @@ class Inert:
 
     def attribute(self, name: str) -> Any:
         """An attribute that the state would have set, or None."""
-        state = self.state[0] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        state = (
+            self.state[0] if isinstance(self.state, tuple) and len(self.state) == 2 else self.state
+        )
         return state.get(name) if isinstance(state, dict) else None
 
 
@@ -70,9 +80,9 @@ def unpickle(
 ) -> Any:
     """Return what one pickle holds, and leave the file behind it.
 
-    make: gets each call that the pickle asks for, and returns what stands for its result. stored: gets the identity of each
-    object that is kept elsewhere, such as a tensor's numbers.
-    NotReadable for what is not a pickle; Harmful for one that names a function that runs commands.
+    make: gets each call that the pickle asks for, and returns what stands for its result. stored:
+    gets the identity of each object that is kept elsewhere, such as a tensor's numbers. NotReadable
+    for what is not a pickle; Harmful for one that names a function that runs commands.
     """
     try:
         with warnings.catch_warnings():
@@ -80,8 +90,17 @@ def unpickle(
             return _Machine(make, stored).run(file)
     except (NotReadable, Harmful):
         raise
-    # What pickletools raises depends on the instruction; what the machine raises, on what is missing from its stack.
-    except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError) as error:
+    # What pickletools raises depends on the instruction; what the machine raises, on what is
+    # missing from its stack.
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         raise NotReadable(str(error) or type(error).__name__) from error
 
 
@@ -144,7 +163,8 @@ class _Machine:
         if not isinstance(module, str) or not isinstance(name, str):
             raise NotReadable("it names something by what is not text")
         if module.split(".")[0] in HARMFUL_MODULES or (
-            module in ("builtins", "__builtin__", "io", "_io") and name.split(".")[0] in HARMFUL_BUILTINS
+            module in ("builtins", "__builtin__", "io", "_io")
+            and name.split(".")[0] in HARMFUL_BUILTINS
         ):
             raise Harmful(str(Global(module, name)))
         self.push(Global(module, name))
@@ -171,9 +191,17 @@ class _Machine:
             raise NotReadable("it calls something without arguments")
         if not isinstance(function, Global):
             return Inert(function, args)
-        if function.module == "copyreg" and function.name in ("__newobj__", "_reconstructor") and args:
+        if (
+            function.module == "copyreg"
+            and function.name in ("__newobj__", "_reconstructor")
+            and args
+        ):
             return self.called(args[0], args[1:2] if function.name == "__newobj__" else ())
-        if function.name in MAPPINGS and function.module in ("collections", "builtins", "__builtin__"):
+        if function.name in MAPPINGS and function.module in (
+            "collections",
+            "builtins",
+            "__builtin__",
+        ):
             return mapping_of(args)
         return self.make(function, args)
 
@@ -214,7 +242,9 @@ def mapping_of(args: tuple[Any, ...]) -> dict[Any, Any]:
     for content in args:
         if isinstance(content, dict):
             found.update(content)
-        elif isinstance(content, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in content):
+        elif isinstance(content, list | tuple) and all(
+            isinstance(pair, list | tuple) and len(pair) == 2 for pair in content
+        ):
             found.update(_paired([value for pair in content for value in pair]))
     return found
 
@@ -224,10 +254,13 @@ def _paired(items: list[Any]) -> dict[Any, Any]:
 
 
 def _hashable(key: Any) -> Any:
-    """A key that can be looked up in no time: the hash of nested tuples takes as long as a file wants it to."""
+    """A key that can be looked up in no time: the hash of nested tuples takes as long as a file
+    wants it to."""
     if isinstance(key, Inert | Global | str | int | float | bytes | None):
         return key
-    if isinstance(key, tuple) and all(isinstance(part, str | int | float | bytes | None) for part in key):
+    if isinstance(key, tuple) and all(
+        isinstance(part, str | int | float | bytes | None) for part in key
+    ):
         return key
     return Inert(None, (key,))
 
@@ -237,8 +270,9 @@ def _pushing(make: Callable[[_Machine, Any], Any]) -> Callable[[_Machine, Any], 
 
 
 _PUSHED_AS_IT_IS = (
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8 "
-    "UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT BINFLOAT NONE"
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 STRING BINSTRING SHORT_BINSTRING BINBYTES"
+    " SHORT_BINBYTES BINBYTES8 BYTEARRAY8 UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 FLOAT"
+    " BINFLOAT NONE"
 )
 _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(_PUSHED_AS_IT_IS.split(), _Machine.push),
@@ -255,7 +289,10 @@ _HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
     "DICT": _pushing(lambda machine, _: _paired(machine.from_mark())),
     "PERSID": _pushing(lambda machine, argument: machine.stored(argument)),
     "BINPERSID": _pushing(lambda machine, _: machine.stored(machine.top(1)[0])),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _pushing(lambda _machine, argument: Global("copyreg", f"extension {argument}"))),
+    **dict.fromkeys(
+        ("EXT1", "EXT2", "EXT4"),
+        _pushing(lambda _machine, argument: Global("copyreg", f"extension {argument}")),
+    ),
     "DUP": _pushing(lambda machine, _: machine.stack[-1]),
     "POP": _Machine.pop,
     "POP_MARK": _Machine.pop_mark,

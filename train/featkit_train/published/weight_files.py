@@ -1,8 +1,9 @@
 """Reading weights that others trained, without running anything that is in the file.
 
-A file is read by what it holds, whatever its suffix: a checkpoint of torch.save (`torch_files`), or a safetensors file. A
-folder is one of Hugging Face's or timm's, of one file or several with an index, one of torch.distributed.checkpoint, or one
-that holds a single file of weights. Which of the tensors are the backbone's is for `fitting` to find.
+A file is read by what it holds, whatever its suffix: a checkpoint of torch.save (`torch_files`), or
+a safetensors file. A folder is one of Hugging Face's or timm's, of one file or several with an
+index, one of torch.distributed.checkpoint, or one that holds a single file of weights. Which of the
+tensors are the backbone's is for `fitting` to find.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from featkit.paths import text_path
 from featkit.wording import counted, first_line
 from featkit_train.published.pickles import Global, Inert
 from featkit_train.published.stored import Stored
-from featkit_train.published.torch_files import METADATA, PIECES, SHARDED, read_checkpoint, read_distributed
+from featkit_train.published.torch_files import (
+    METADATA,
+    PIECES,
+    SHARDED,
+    read_checkpoint,
+    read_distributed,
+)
 
 SAFETENSORS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -34,11 +41,21 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".pth.tar")
 READS = f"featkit reads weights from {', '.join(SUFFIXES[:-1])} and {SUFFIXES[-1]} files"
 SHARD = re.compile(r"(?P<begin>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.\w+)")
 # What trainings keep beside the weights, in files of their own.
-BESIDE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|sampler)\b.*|optimizer_.*|rng_state_.*")
-OTHER_LIBRARIES = {".msgpack": "Flax", ".h5": "TensorFlow", ".keras": "Keras", ".tflite": "TensorFlow Lite", ".onnx": "ONNX"}
-# Modules that wrap another and put their own word into the names of its weights, wherever they stand.
+BESIDE = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|sampler)\b.*|optimizer_.*|rng_state_.*"
+)
+OTHER_LIBRARIES = {
+    ".msgpack": "Flax",
+    ".h5": "TensorFlow",
+    ".keras": "Keras",
+    ".tflite": "TensorFlow Lite",
+    ".onnx": "ONNX",
+}
+# Modules that wrap another and put their own word into the names of its weights, wherever they
+# stand.
 WRAPPERS = frozenset(
-    "module _orig_mod _fsdp_wrapped_module _fpw_module _checkpoint_wrapped_module _forward_module _ddp_module".split()
+    "module _orig_mod _fsdp_wrapped_module _fpw_module _checkpoint_wrapped_module _forward_module"
+    " _ddp_module".split()
 )
 SAFETENSORS_TYPES = {
     "F64": "float64",
@@ -65,10 +82,11 @@ Group = dict[str, Stored]
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The tensors of a file or folder by the mappings they lie in, and config.json where one lies beside them.
+    """The tensors of a file or folder by the mappings they lie in, and config.json where one lies
+    beside them.
 
-    groups: of a flat file the only name is "", of a checkpoint names are such as "teacher". sharded: names of tensors of which
-    the file has only one process's share.
+    groups: of a flat file the only name is "", of a checkpoint names are such as "teacher".
+    sharded: names of tensors of which the file has only one process's share.
     """
 
     groups: Mapping[str, Group]
@@ -79,11 +97,15 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """The tensors of a file or folder. InputError, naming what is wrong, for one that holds none or cannot be read."""
+    """The tensors of a file or folder. InputError, naming what is wrong, for one that holds none or
+    cannot be read."""
     if path.is_dir():
         return _read_folder(path)
     if not path.is_file():
-        raise InputError(f"{path} does not exist; name a .pth or .safetensors file, or a folder with {SAFETENSORS} in it.")
+        raise InputError(
+            f"{path} does not exist; name a .pth or .safetensors file, or a folder with"
+            f" {SAFETENSORS} in it."
+        )
     if path.suffix == PIECES or path.name == METADATA:
         return _read_folder(path.parent)
     shards = _shards_beside(path)
@@ -92,7 +114,9 @@ def read_weights(path: Path) -> Weights:
     return _read_files([path], path)
 
 
-def _read_files(files: Sequence[Path], named: Path, config: Mapping[str, Any] | None = None) -> Weights:
+def _read_files(
+    files: Sequence[Path], named: Path, config: Mapping[str, Any] | None = None
+) -> Weights:
     groups: dict[str, Group] = {}
     sharded: list[str] = []
     for file in files:
@@ -100,7 +124,9 @@ def _read_files(files: Sequence[Path], named: Path, config: Mapping[str, Any] | 
         for name, group in more.items():
             groups.setdefault(name, {}).update(group)
         sharded += others
-    return Weights(groups=groups, file=named, sha256=_sha256(files), config=config or {}, sharded=sharded)
+    return Weights(
+        groups=groups, file=named, sha256=_sha256(files), config=config or {}, sharded=sharded
+    )
 
 
 def _read_file(path: Path) -> tuple[dict[str, Group], list[str]]:
@@ -120,7 +146,8 @@ def _read_file(path: Path) -> tuple[dict[str, Group], list[str]]:
 
 
 def groups_of(tree: object, path: Path) -> tuple[dict[str, Group], list[str]]:
-    """The tensors of a checkpoint by the mappings they lie in, and the names of those that are one process's share.
+    """The tensors of a checkpoint by the mappings they lie in, and the names of those that are one
+    process's share.
 
     InputError when there is not one tensor.
     """
@@ -137,18 +164,29 @@ def groups_of(tree: object, path: Path) -> tuple[dict[str, Group], list[str]]:
             groups[".".join(place)] = without_wrappers(group)
     if not groups and not sharded:
         held = ", ".join(map(str, list(tree)[:4])) if isinstance(tree, dict) else _kind_of(tree)
-        raise InputError(f"{path} holds no weights: in their place are {held or 'none at all'}. Name a file of weights.")
+        raise InputError(
+            f"{path} holds no weights: in their place are {held or 'none at all'}. Name a file of"
+            " weights."
+        )
     return groups, sharded
 
 
 def without_wrappers(group: Group) -> Group:
-    """Names without the words of wrappers such as data parallelism, torch.compile and FSDP, wherever they stand."""
-    plain = {".".join(word for word in name.split(".") if word not in WRAPPERS): name for name in group}
-    return {name: group[theirs] for name, theirs in plain.items()} if len(plain) == len(group) else group
+    """Names without the words of wrappers such as data parallelism, torch.compile and FSDP,
+    wherever they stand."""
+    plain = {
+        ".".join(word for word in name.split(".") if word not in WRAPPERS): name for name in group
+    }
+    return (
+        {name: group[theirs] for name, theirs in plain.items()}
+        if len(plain) == len(group)
+        else group
+    )
 
 
 def _mappings(tree: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]]]:
-    """Every mapping of a checkpoint with its place, the outer ones first; each once. A module is a mapping of its weights."""
+    """Every mapping of a checkpoint with its place, the outer ones first; each once. A module is a
+    mapping of its weights."""
     seen: set[int] = set()
     waiting: list[tuple[tuple[str, ...], object]] = [((), tree)]
     while waiting:
@@ -159,7 +197,11 @@ def _mappings(tree: object) -> Iterator[tuple[tuple[str, ...], Mapping[Any, Any]
             continue
         seen.add(id(value))
         yield place, value
-        waiting += [((*place, str(name)), inner) for name, inner in value.items() if isinstance(inner, dict | Inert)]
+        waiting += [
+            ((*place, str(name)), inner)
+            for name, inner in value.items()
+            if isinstance(inner, dict | Inert)
+        ]
 
 
 def _module(value: Inert) -> dict[str, Stored]:
@@ -185,7 +227,8 @@ def _module(value: Inert) -> dict[str, Stored]:
 def _is_share(name: object, value: object) -> bool:
     made_by = value.made_by if isinstance(value, Inert) else None
     return (isinstance(made_by, Global) and made_by.name in SHARDED) or (
-        isinstance(value, Stored | Inert) and str(name).split(".")[-1] in ("_flat_param", "flat_param")
+        isinstance(value, Stored | Inert)
+        and str(name).split(".")[-1] in ("_flat_param", "flat_param")
     )
 
 
@@ -204,7 +247,8 @@ def _read_safetensors(path: Path) -> Group:
         return {name: _of_safetensors(file, name, path) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
-            f"{path} is not a safetensors file, or is damaged or cut short ({first_line(error)}); download it again."
+            f"{path} is not a safetensors file, or is damaged or cut short ({first_line(error)});"
+            " download it again."
         ) from error
 
 
@@ -213,13 +257,18 @@ def _of_safetensors(file: Any, name: str, path: Path) -> Stored:
     told = str(about.get_dtype())
     dtype = getattr(torch, SAFETENSORS_TYPES.get(told, ""), None)
     if dtype is None:
-        raise InputError(f"{path} holds {name} as {told}, which featkit does not read; save the weights as float32 or float16.")
+        raise InputError(
+            f"{path} holds {name} as {told}, which featkit does not read; save the weights as"
+            " float32 or float16."
+        )
 
     def read() -> Tensor:
         try:
             tensor: Tensor = file.get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
-            raise InputError(f"{path} cannot be read at {name} ({first_line(error)}); download it again.") from error
+            raise InputError(
+                f"{path} cannot be read at {name} ({first_line(error)}); download it again."
+            ) from error
         return tensor
 
     return Stored(tuple(about.get_shape()), dtype, read)
@@ -238,12 +287,15 @@ def _read_folder(folder: Path) -> Weights:
     if (folder / METADATA).is_file() or any(folder.glob(f"*{PIECES}")):
         groups, sharded = groups_of(read_distributed(folder), folder)
         files = [folder / METADATA, *sorted(folder.glob(f"*{PIECES}"))]
-        return Weights(groups=groups, file=folder, sha256=_sha256(files), config=config, sharded=sharded)
+        return Weights(
+            groups=groups, file=folder, sha256=_sha256(files), config=config, sharded=sharded
+        )
     return _read_files(_only_files(folder), folder, config)
 
 
 def _only_files(folder: Path) -> list[Path]:
-    """The one file of weights in a folder, or all the shards of one. InputError when there is none, or a choice."""
+    """The one file of weights in a folder, or all the shards of one. InputError when there is none,
+    or a choice."""
     files = sorted(path for path in folder.iterdir() if _is_weights(path))
     if files:
         shards = _shards_beside(files[0])
@@ -252,20 +304,30 @@ def _only_files(folder: Path) -> list[Path]:
         if len(files) == 1:
             return files
         raise InputError(
-            f"{folder} holds {counted(len(files), 'file')} of weights ({_some([path.name for path in files])}); name one."
+            f"{folder} holds {counted(len(files), 'file')} of weights"
+            f" ({_some([path.name for path in files])}); name one."
         )
     others = sorted(path.name for path in folder.iterdir() if path.suffix in OTHER_LIBRARIES)
     if others:
         library = OTHER_LIBRARIES[Path(others[0]).suffix]
         raise InputError(f"{folder} holds weights for {library} only ({_some(others)}); {READS}.")
     if (folder / "snapshots").is_dir():
-        raise InputError(f"{folder} is a cache folder of the Hugging Face hub; name the folder below its snapshots/.")
-    below = sorted(str(path.relative_to(folder)) for path in (*folder.glob("*/*"), *folder.glob("*/*/*")) if _is_weights(path))
+        raise InputError(
+            f"{folder} is a cache folder of the Hugging Face hub; name the folder below its"
+            " snapshots/."
+        )
+    below = sorted(
+        str(path.relative_to(folder))
+        for path in (*folder.glob("*/*"), *folder.glob("*/*/*"))
+        if _is_weights(path)
+    )
     if below:
-        raise InputError(f"{folder} holds no weights itself; name one of those in its folders: {_some(below)}.")
+        raise InputError(
+            f"{folder} holds no weights itself; name one of those in its folders: {_some(below)}."
+        )
     raise InputError(
-        f"{folder} has neither {SAFETENSORS} nor {INDEX}, {BIN} or a single file of weights; name a folder as Hugging Face "
-        "or timm keeps it, or a file."
+        f"{folder} has neither {SAFETENSORS} nor {INDEX}, {BIN} or a single file of weights; name a"
+        " folder as Hugging Face or timm keeps it, or a file."
     )
 
 
@@ -278,17 +340,22 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _shards_beside(path: Path) -> list[Path] | None:
-    """All files of a set with names such as `-00001-of-00003`; None for a file that is whole. InputError if one is missing."""
+    """All files of a set with names such as `-00001-of-00003`; None for a file that is whole.
+    InputError if one is missing."""
     match = SHARD.fullmatch(path.name)
     if match is None:
         return None
     count = int(match["count"])
-    names = [f"{match['begin']}-{index:05}-of-{count:05}{match['suffix']}" for index in range(1, count + 1)]
+    names = [
+        f"{match['begin']}-{index:05}-of-{count:05}{match['suffix']}"
+        for index in range(1, count + 1)
+    ]
     missing = [name for name in names if not path.with_name(name).is_file()]
     if missing or path.name not in names:
         lacks = f"{_some(missing or [path.name])} {'is' if len(missing) < 2 else 'are'}"
         raise InputError(
-            f"{path} is one of {counted(count, 'file')}, of which {lacks} missing; download all of them into the same folder."
+            f"{path} is one of {counted(count, 'file')}, of which {lacks} missing; download all of"
+            " them into the same folder."
         )
     return [path.with_name(name) for name in names]
 
@@ -297,12 +364,18 @@ def _files_of_index(index: Path) -> list[Path]:
     parts = read_json(index).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise InputError(f"{index} names no files under weight_map; it is not a published index.")
-    if any(not isinstance(part, str) or Path(part).name != part or part in ("", "..") for part in parts.values()):
+    if any(
+        not isinstance(part, str) or Path(part).name != part or part in ("", "..")
+        for part in parts.values()
+    ):
         raise InputError(f"{index} names files outside its folder; it is not a published index.")
     files = [index.with_name(part) for part in sorted(set(parts.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise InputError(f"{index.parent} lacks {_some(missing)}, which {index.name} names; download all of its files.")
+        raise InputError(
+            f"{index.parent} lacks {_some(missing)}, which {index.name} names; download all of its"
+            " files."
+        )
     return files
 
 

@@ -1,9 +1,11 @@
-"""The published self-distilled backbones, a row each: what they are made of, how they see a picture, where their weights are.
+"""The published self-distilled backbones, a row each: what they are made of, how they see a
+picture, where their weights are.
 
-Data alone, so that the list prints without torch. `featkit_train.published.pretrained` builds and loads them.
+Data alone, so that the list prints without torch. `featkit_train.published.pretrained` builds and
+loads them.
 
-DINO: arXiv 2104.14294, table 1. iBOT: 2111.07832, section 4. DINOv2: 2304.07193, table 17; registers 2309.16588.
-DINOv3: 2508.10104, tables 2 and 14.
+DINO: arXiv 2104.14294, table 1. iBOT: 2111.07832, section 4. DINOv2: 2304.07193, table 17;
+registers 2309.16588. DINOv3: 2508.10104, tables 2 and 14.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ IBOT_FILES = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published backbone. `arch` are the arguments of its ViTConfig, or of the network that torchvision or timm has.
+    """One published backbone. `arch` are the arguments of its ViTConfig, or of the network that
+    torchvision or timm has.
 
-    num_parameters: of the backbone alone. hub: a repository of Hugging Face; url: one file elsewhere; onnx_hub: a repository of
-    Hugging Face where others keep it as an ONNX file.
+    num_parameters: of the backbone alone. hub: a repository of Hugging Face; url: one file
+    elsewhere; onnx_hub: a repository of Hugging Face where others keep it as an ONNX file.
     """
 
     name: str
@@ -51,15 +54,30 @@ class Published:
 
 
 def crop_of_256(patch: int) -> Geometry:
-    """DINO, iBOT and DINOv2 at evaluation: the shorter side to 256, bicubic, then the middle 224 × 224."""
+    """DINO, iBOT and DINOv2 at evaluation: the shorter side to 256, bicubic, then the middle 224 ×
+    224."""
     return Geometry(
-        height=224, width=224, resize="shorter_side", resize_to=256, interpolation="bicubic", patch=patch, **IMAGENET
+        height=224,
+        width=224,
+        resize="shorter_side",
+        resize_to=256,
+        interpolation="bicubic",
+        patch=patch,
+        **IMAGENET,
     )
 
 
 def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
     """DINOv3: the whole picture to 224 × 224, bilinear."""
-    return Geometry(height=224, width=224, resize="stretch", resize_to=224, interpolation="bilinear", patch=patch, **statistics)
+    return Geometry(
+        height=224,
+        width=224,
+        resize="stretch",
+        resize_to=224,
+        interpolation="bilinear",
+        patch=patch,
+        **statistics,
+    )
 
 
 SIZES = {
@@ -83,7 +101,12 @@ def _dino() -> Iterator[Published]:
         yield Published(
             name=f"dino_vit{size}{patch}",
             family="dino",
-            arch={**SIZES[size], "patch": patch, "mlp_width": 4 * SIZES[size]["width"], "position_grid": 224 // patch},
+            arch={
+                **SIZES[size],
+                "patch": patch,
+                "mlp_width": 4 * SIZES[size]["width"],
+                "position_grid": 224 // patch,
+            },
             patch=patch,
             width=SIZES[size]["width"],
             num_parameters=parameters,
@@ -112,7 +135,12 @@ def _ibot() -> Iterator[Published]:
         yield Published(
             name=f"ibot_vit{size}16",
             family="ibot",
-            arch={**SIZES[size], "patch": 16, "mlp_width": 4 * SIZES[size]["width"], "position_grid": 14},
+            arch={
+                **SIZES[size],
+                "patch": 16,
+                "mlp_width": 4 * SIZES[size]["width"],
+                "position_grid": 14,
+            },
             patch=16,
             width=SIZES[size]["width"],
             num_parameters=parameters,
@@ -123,8 +151,17 @@ def _ibot() -> Iterator[Published]:
 
 
 def _dinov2() -> Iterator[Published]:
-    for size, parameters in (("s", 22_056_192), ("b", 86_579_712), ("l", 304_367_616), ("g", 1_136_479_232)):
-        mlp = {"mlp": "swiglu", "mlp_width": 4096} if size == "g" else {"mlp_width": 4 * SIZES[size]["width"]}
+    for size, parameters in (
+        ("s", 22_056_192),
+        ("b", 86_579_712),
+        ("l", 304_367_616),
+        ("g", 1_136_479_232),
+    ):
+        mlp = (
+            {"mlp": "swiglu", "mlp_width": 4096}
+            if size == "g"
+            else {"mlp_width": 4 * SIZES[size]["width"]}
+        )
         arch = {**SIZES[size], **mlp, "patch": 14, "position_grid": 37, "layer_scale": 1.0}
         yield Published(
             name=f"dinov2_vit{size}14",
@@ -161,8 +198,20 @@ def _dinov3() -> Iterator[Published]:
         ("l", "", {"mlp_width": 4096}, 303_153_152, "lvd1689m"),
         ("l", "", {"mlp_width": 4096}, 303_153_152, "sat493m"),
         ("h", "plus", {"mlp": "swiglu", "mlp_width": 5120}, 840_632_320, "lvd1689m"),
-        ("7b", "", {"mlp": "swiglu", "mlp_width": 8192, "qkv_bias": False}, 6_716_030_976, "lvd1689m"),
-        ("7b", "", {"mlp": "swiglu", "mlp_width": 8192, "qkv_bias": False}, 6_716_030_976, "sat493m"),
+        (
+            "7b",
+            "",
+            {"mlp": "swiglu", "mlp_width": 8192, "qkv_bias": False},
+            6_716_030_976,
+            "lvd1689m",
+        ),
+        (
+            "7b",
+            "",
+            {"mlp": "swiglu", "mlp_width": 8192, "qkv_bias": False},
+            6_716_030_976,
+            "sat493m",
+        ),
     ):
         satellite = data == "sat493m"
         official = f"vit{size}16{plus}"
@@ -209,11 +258,14 @@ def _dinov3() -> Iterator[Published]:
         )
 
 
-PUBLISHED: dict[str, Published] = {row.name: row for row in (*_dino(), *_ibot(), *_dinov2(), *_dinov3())}
+PUBLISHED: dict[str, Published] = {
+    row.name: row for row in (*_dino(), *_ibot(), *_dinov2(), *_dinov3())
+}
 
 
 def find_published(name: str) -> Published | None:
-    """The row of a name, of one of its aliases, or of the hub's repository; None for a name that is none."""
+    """The row of a name, of one of its aliases, or of the hub's repository; None for a name that is
+    none."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     return next((row for row in PUBLISHED.values() if name in row.aliases or name == row.hub), None)

@@ -1,4 +1,5 @@
-"""The page of a training run, or of several that belong together: report.html, made of a folder's files without torch."""
+"""The page of a training run, or of several that belong together: report.html, made of a folder's
+files without torch."""
 
 from __future__ import annotations
 
@@ -12,5 +13,10 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html anew and return its path: of a run, or of a course of them. InputError where it is neither."""
-    return write_generations_report(folder) if (folder / STANDING_FILE).is_file() else write_run_report(folder)
+    """Write `folder`/report.html anew and return its path: of a run, or of a course of them.
+    InputError where it is neither."""
+    return (
+        write_generations_report(folder)
+        if (folder / STANDING_FILE).is_file()
+        else write_run_report(folder)
+    )

@@ -1,4 +1,5 @@
-"""metrics.jsonl as curves: read line by line, every number by its name, thinned while reading so that memory stays bounded."""
+"""metrics.jsonl as curves: read line by line, every number by its name, thinned while reading so
+that memory stays bounded."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ MOST_POINTS = 600  # of a curve; as many pixels as it is drawn wide
 
 @dataclass
 class Point:
-    """Readings that lie side by side: their steps, how many are finite, and the sum and extremes of those. None is a gap."""
+    """Readings that lie side by side: their steps, how many are finite, and the sum and extremes of
+    those. None is a gap."""
 
     first_step: int
     step: int
@@ -28,7 +30,9 @@ class Point:
         """Of the finite readings; nan of none."""
         if not self.count:
             return math.nan
-        return self.total / self.count if math.isfinite(self.total) else self.low / 2 + self.high / 2
+        return (
+            self.total / self.count if math.isfinite(self.total) else self.low / 2 + self.high / 2
+        )
 
     def take(self, step: int, value: float) -> None:
         """One finite reading more."""
@@ -43,12 +47,20 @@ class Point:
     def joined(self, later: Point) -> Point:
         """This point and the one after it as one."""
         low, high = min(self.low, later.low), max(self.high, later.high)
-        return Point(self.first_step, later.step, self.count + later.count, self.total + later.total, low, high)
+        return Point(
+            self.first_step,
+            later.step,
+            self.count + later.count,
+            self.total + later.total,
+            low,
+            high,
+        )
 
 
 @dataclass
 class Curve:
-    """One name's readings: up to 2 * MOST_POINTS points while it is read, and exact figures beside them."""
+    """One name's readings: up to 2 * MOST_POINTS points while it is read, and exact figures beside
+    them."""
 
     name: str
     points: list[Point] = field(default_factory=list)
@@ -88,7 +100,8 @@ class Curve:
 
 @dataclass
 class Metrics:
-    """All curves in the order in which their names first came, the newest step, and the seconds that steps took."""
+    """All curves in the order in which their names first came, the newest step, and the seconds
+    that steps took."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
     last_step: int = 0
@@ -96,9 +109,11 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Curves of a metrics.jsonl; none where it does not exist. Lines that are torn or no mapping with a step are passed over.
+    """Curves of a metrics.jsonl; none where it does not exist. Lines that are torn or no mapping
+    with a step are passed over.
 
-    Where steps go back, as after a resume that left old lines standing, only what lies past the newest step is taken.
+    Where steps go back, as after a resume that left old lines standing, only what lies past the
+    newest step is taken.
     """
     metrics = Metrics()
     timed_step = 0

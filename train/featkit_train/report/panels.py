@@ -1,4 +1,5 @@
-"""Which curves stand together, under which title, and how each is to be read. A name that no row knows has its own panel."""
+"""Which curves stand together, under which title, and how each is to be read. A name that no row
+knows has its own panel."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from featkit_train.report.metrics import Curve
 
 @dataclass(frozen=True)
 class Row:
-    """Names (regular expressions for all of a name) that share a panel, or with no title get one each."""
+    """Names (regular expressions for all of a name) that share a panel, or with no title get one
+    each."""
 
     section: str
     title: str
@@ -41,7 +43,8 @@ ROWS = (
         LEARNING,
         "Accuracy",
         ("accuracy",),
-        "Share of held-out pictures that are classified rightly, by the deepest exit. This is what to look at.",
+        "Share of held-out pictures that are classified rightly, by the deepest exit. This is what"
+        " to look at.",
         always=True,
     ),
     Row(
@@ -55,7 +58,8 @@ ROWS = (
         LEARNING,
         "Accuracy in training",
         ("batch_accuracy",),
-        "Share of a step's crops that are classified rightly. Far above the accuracy, it learns by heart.",
+        "Share of a step's crops that are classified rightly. Far above the accuracy, it learns by"
+        " heart.",
     ),
     Row(
         LEARNING,
@@ -76,7 +80,8 @@ ROWS = (
         LEARNING,
         "Copies found",
         ("copy_recall.*",),
-        "Share of edited held-out pictures whose nearest neighbour is their original. This is what to look at.",
+        "Share of edited held-out pictures whose nearest neighbour is their original. This is what"
+        " to look at.",
         always=True,
     ),
     Row(
@@ -87,12 +92,19 @@ ROWS = (
         always=True,
     ),
     Row(LEARNING, "", (".*(recall|accuracy|precision).*",), always=True),
-    Row(LEARNING, "Loss", ("loss",), "What is minimised, in nats: the sum of the terms below.", beside=WITH_LABELS),
+    Row(
+        LEARNING,
+        "Loss",
+        ("loss",),
+        "What is minimised, in nats: the sum of the terms below.",
+        beside=WITH_LABELS,
+    ),
     Row(
         LEARNING,
         "Loss of the labels",
         (WITH_LABELS,),
-        "Cross-entropy with the labels, by people or by a teacher; of a network with exits, of all of them.",
+        "Cross-entropy with the labels, by people or by a teacher; of a network with exits, of all"
+        " of them.",
     ),
     Row(
         LEARNING,
@@ -108,27 +120,48 @@ ROWS = (
         "How far the vectors of the exits are from the deepest one's.",
         beside=WITH_LABELS,
     ),
-    Row(LEARNING, "Teacher's confidence", ("teacher_confidence",), "Its greatest probability, on average over the crops."),
     Row(
-        LEARNING, "Loss", ("loss",), "What is minimised, in nats. It says little by itself: both networks can agree on nothing."
+        LEARNING,
+        "Teacher's confidence",
+        ("teacher_confidence",),
+        "Its greatest probability, on average over the crops.",
+    ),
+    Row(
+        LEARNING,
+        "Loss",
+        ("loss",),
+        "What is minimised, in nats. It says little by itself: both networks can agree on nothing.",
     ),
     Row(
         LEARNING,
         "Entropy",
         ("teacher_entropy", "batch_entropy"),
-        "Shares of ln K. The teacher's near 1 is uniform collapse, the batch's near 0 one-hot collapse.",
+        "Shares of ln K. The teacher's near 1 is uniform collapse, the batch's near 0 one-hot"
+        " collapse.",
     ),
-    Row(LEARNING, "RankMe", ("rank_?me.*",), "How many directions the embeddings really use. A fall to a few is collapse."),
+    Row(
+        LEARNING,
+        "RankMe",
+        ("rank_?me.*",),
+        "How many directions the embeddings really use. A fall to a few is collapse.",
+    ),
     Row(LEARNING, "", (".*entropy.*", ".*rank.*")),
     Row(LEARNING, "", (".*loss.*",), "One term of the loss, before its weight."),
-    Row(OPTIMISER, "Gradient norm", ("grad_norm.*",), "Of all parameters together, before clipping."),
+    Row(
+        OPTIMISER, "Gradient norm", ("grad_norm.*",), "Of all parameters together, before clipping."
+    ),
     Row(OPTIMISER, "Learning rate", ("lr", "learning_rate"), ""),
     Row(OPTIMISER, "Weight decay", ("weight_decay",), ""),
     Row(OPTIMISER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
     Row(OPTIMISER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
     Row(OPTIMISER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
     Row(SPEED, "Pictures a second", ("images_per_s",), "Over the steps since the reading before."),
-    Row(SPEED, "Waiting for data", ("waiting_share",), "Share of the time without a batch. Above 0.1, raise run.workers."),
+    Row(
+        SPEED,
+        "Waiting for data",
+        ("waiting_share",),
+        "Share of the time without a batch. Above 0.1, raise run.workers.",
+    ),
     Row(SPEED, "Steps a second", ("steps_per_s",), ""),
     Row(
         SPEED,
@@ -147,10 +180,21 @@ def arrange(curves: Mapping[str, Curve]) -> list[Panel]:
     for row in ROWS:
         if row.beside and row.beside not in curves:
             continue
-        named = [left.pop(name) for name in list(left) if any(re.fullmatch(pattern, name) for pattern in row.names)]
+        named = [
+            left.pop(name)
+            for name in list(left)
+            if any(re.fullmatch(pattern, name) for pattern in row.names)
+        ]
         if row.title:
-            groups = [tuple(named[start : start + MOST_CURVES]) for start in range(0, len(named), MOST_CURVES)]
-            panels += [Panel(row.section, row.title, row.about, group, row.always) for group in groups]
+            groups = [
+                tuple(named[start : start + MOST_CURVES])
+                for start in range(0, len(named), MOST_CURVES)
+            ]
+            panels += [
+                Panel(row.section, row.title, row.about, group, row.always) for group in groups
+            ]
         else:
-            panels += [Panel(row.section, curve.name, row.about, (curve,), row.always) for curve in named]
+            panels += [
+                Panel(row.section, curve.name, row.about, (curve,), row.always) for curve in named
+            ]
     return panels + [Panel(OTHER, curve.name, "", (curve,), False) for curve in left.values()]

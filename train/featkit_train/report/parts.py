@@ -1,4 +1,5 @@
-"""What the pages of a report are put together from: the page itself, cards, notes, settings, and text that stays text."""
+"""What the pages of a report are put together from: the page itself, cards, notes, settings, and
+text that stays text."""
 
 from __future__ import annotations
 
@@ -16,22 +17,40 @@ REPORT_FILE = "report.html"
 
 
 def write_page(
-    folder: Path, *, title: str, kind: str, name: str, about: str, body: Sequence[str], below: str = "", more_style: str = ""
+    folder: Path,
+    *,
+    title: str,
+    kind: str,
+    name: str,
+    about: str,
+    body: Sequence[str],
+    below: str = "",
+    more_style: str = "",
 ) -> Path:
-    """Write `folder`/report.html anew, whole or not at all, and return its path. Same arguments, same bytes.
+    """Write `folder`/report.html anew, whole or not at all, and return its path. Same arguments,
+    same bytes.
 
-    kind: the line above the name. body and below are HTML, below the page's head; more_style is CSS beside report.css.
+    kind: the line above the name. body and below are HTML, below the page's head; more_style is CSS
+    beside report.css.
     """
     here = Path(__file__).parent
     page = Template((here / "report.html").read_text(encoding="utf-8")).substitute(
         title=text(title),
-        style="\n".join(filter(None, [(here / "report.css").read_text(encoding="utf-8").strip(), more_style.strip()])),
+        style="\n".join(
+            filter(
+                None,
+                [(here / "report.css").read_text(encoding="utf-8").strip(), more_style.strip()],
+            )
+        ),
         kind=text(kind),
         name=text(name),
         about=text(about),
         below=f"\n{below}" if below else "",
         body="\n".join(part for part in body if part),
-        footer=text(f"Made by featkit of the run folder {folder.resolve().name}; `featkit report` makes it again."),
+        footer=text(
+            f"Made by featkit of the run folder {folder.resolve().name}; `featkit report` makes it"
+            " again."
+        ),
     )
     write_text(folder / REPORT_FILE, page)
     return folder / REPORT_FILE
@@ -45,16 +64,24 @@ def scores(cards: Sequence[str]) -> str:
 
 
 def card(title: str, value: str, words: str, *, chief: bool = False) -> str:
-    """One figure with what it is above and a word about it below; the chief one is what a run is judged by."""
+    """One figure with what it is above and a word about it below; the chief one is what a run is
+    judged by."""
     kind = "card chief" if chief else "card"
-    return f'<div class="{kind}"><dt>{text(title)}</dt><dd>{text(value)}</dd><p>{text(words)}</p></div>'
+    return (
+        "<div"
+        f' class="{kind}"><dt>{text(title)}</dt><dd>{text(value)}</dd><p>{text(words)}</p></div>'
+    )
 
 
 def noticed(notes: Sequence[tuple[str, str]], *, more: str = "") -> str:
-    """A section of what was said, each with where or of what; nothing where there are no notes. more: a line below them."""
+    """A section of what was said, each with where or of what; nothing where there are no notes.
+    more: a line below them."""
     if not notes:
         return ""
-    items = "".join(f'<li class="card"><b>{text(where)}</b><span>{text(note)}</span></li>' for where, note in notes)
+    items = "".join(
+        f'<li class="card"><b>{text(where)}</b><span>{text(note)}</span></li>'
+        for where, note in notes
+    )
     line = f'<p class="none">{text(more)}</p>' if more else ""
     return f'<section><h2>What was noticed</h2><ul class="notes">{items}</ul>{line}</section>'
 
@@ -62,7 +89,8 @@ def noticed(notes: Sequence[tuple[str, str]], *, more: str = "") -> str:
 def settings_list(rows: Sequence[tuple[str, Any]]) -> str:
     """Dotted names and values, in as many columns as fit."""
     lines = "".join(
-        f"<div><dt><code>{breakable(name)}</code></dt><dd>{text(_setting(value))}</dd></div>" for name, value in rows
+        f"<div><dt><code>{breakable(name)}</code></dt><dd>{text(_setting(value))}</dd></div>"
+        for name, value in rows
     )
     return f'<dl class="card settings">{lines}</dl>'
 

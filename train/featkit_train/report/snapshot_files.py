@@ -1,12 +1,13 @@
-"""The pictures of a run as files: `snapshots/photographs/` once, and `snapshots/step-00000200/` for each step kept.
+"""The pictures of a run as files: `snapshots/photographs/` once, and `snapshots/step-00000200/` for
+each step kept.
 
     photographs/names.json, 00.jpg ...      what is looked at
     step-00000200/00-pca.png                (h, w) RGB: the patch tokens' first three components
     step-00000200/00-attention.png          (h, w): what the class token looks at, mean over heads
     step-00000200/00-heads.png              (heads * h, w): the same for each head, one below the other
 
-One pixel is one patch. A folder is there whole or not at all, and the same numbers give the same bytes.
-Letters: P pictures, (h, w) patches, (H, W) pixels.
+One pixel is one patch. A folder is there whole or not at all, and the same numbers give the same
+bytes. Letters: P pictures, (h, w) patches, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from featkit.images import printable, thumbnail_jpeg
 
 SNAPSHOTS, PHOTOGRAPHS, NAMES_FILE, FORMAT = "snapshots", "photographs", "names.json", 1
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
-BRIGHTEST = 99.0  # percentile of a picture's attention that is shown as bright as can be; single patches would darken the rest
+# percentile of a picture's attention that is shown as bright as can be; single patches would darken
+# the rest
+BRIGHTEST = 99.0
 # Dark to bright by even steps of lightness, as matplotlib's magma; value, red, green, blue.
 GLOW = (
     (0, 4, 3, 18),
@@ -42,7 +45,8 @@ GLOW = (
 
 @dataclass(frozen=True)
 class Tiles:
-    """What is drawn of one picture: pca (h, w, 3) uint8; attention (heads, h, w), or None of a network without it."""
+    """What is drawn of one picture: pca (h, w, 3) uint8; attention (heads, h, w), or None of a
+    network without it."""
 
     pca: np.ndarray
     attention: np.ndarray | None
@@ -63,8 +67,13 @@ class Snapshot:
 
 def list_snapshots(folder: Path) -> list[Snapshot]:
     """The snapshots below `folder` by their steps; none where it does not exist."""
-    found = [(STEP_FOLDER.fullmatch(path.name), path) for path in folder.glob("step-*") if path.is_dir()]
-    return sorted((Snapshot(int(match[1]), path) for match, path in found if match), key=lambda snapshot: snapshot.step)
+    found = [
+        (STEP_FOLDER.fullmatch(path.name), path) for path in folder.glob("step-*") if path.is_dir()
+    ]
+    return sorted(
+        (Snapshot(int(match[1]), path) for match, path in found if match),
+        key=lambda snapshot: snapshot.step,
+    )
 
 
 def write_snapshot(folder: Path, step: int, tiles: Sequence[Tiles]) -> Snapshot:
@@ -75,9 +84,14 @@ def write_snapshot(folder: Path, step: int, tiles: Sequence[Tiles]) -> Snapshot:
         for number, tile in enumerate(tiles):
             (temporary / f"{number:02d}-pca.png").write_bytes(_png(Image.fromarray(tile.pca)))
             if tile.attention is not None:
-                mean, heads = glow(tile.attention.mean(axis=0)), [glow(head) for head in tile.attention]
+                mean, heads = (
+                    glow(tile.attention.mean(axis=0)),
+                    [glow(head) for head in tile.attention],
+                )
                 (temporary / f"{number:02d}-attention.png").write_bytes(_png(glowing(mean)))
-                (temporary / f"{number:02d}-heads.png").write_bytes(_png(glowing(np.concatenate(heads))))
+                (temporary / f"{number:02d}-heads.png").write_bytes(
+                    _png(glowing(np.concatenate(heads)))
+                )
     return snapshot
 
 
@@ -111,11 +125,17 @@ def read_heads(snapshot: Snapshot, number: int) -> list[bytes]:
 
 
 def write_photographs(folder: Path, pictures: Sequence[np.ndarray], names: Sequence[str]) -> None:
-    """Write the pictures (H, W, 3) uint8 and their names below `folder`, unless these very ones are there."""
+    """Write the pictures (H, W, 3) uint8 and their names below `folder`, unless these very ones are
+    there."""
     place = folder / PHOTOGRAPHS
     jpegs = [thumbnail_jpeg(picture) for picture in pictures]
-    record = json.dumps({"format": FORMAT, "names": [printable(name) for name in names]}, ensure_ascii=False)
-    wanted = {NAMES_FILE: record.encode(), **{f"{number:02d}.jpg": jpeg for number, jpeg in enumerate(jpegs)}}
+    record = json.dumps(
+        {"format": FORMAT, "names": [printable(name) for name in names]}, ensure_ascii=False
+    )
+    wanted = {
+        NAMES_FILE: record.encode(),
+        **{f"{number:02d}.jpg": jpeg for number, jpeg in enumerate(jpegs)},
+    }
     if place.is_dir() and wanted == {path.name: path.read_bytes() for path in place.iterdir()}:
         return
     shutil.rmtree(place, ignore_errors=True)
@@ -125,18 +145,23 @@ def write_photographs(folder: Path, pictures: Sequence[np.ndarray], names: Seque
 
 
 def read_photographs(folder: Path) -> list[tuple[str, bytes]]:
-    """Name and JPEG bytes of each picture below `folder`; none where there are none that this release can read."""
+    """Name and JPEG bytes of each picture below `folder`; none where there are none that this
+    release can read."""
     place = folder / PHOTOGRAPHS
     try:
         record = json.loads((place / NAMES_FILE).read_text(encoding="utf-8"))
         names = record["names"] if record["format"] == FORMAT else []
-        return [(str(name), (place / f"{number:02d}.jpg").read_bytes()) for number, name in enumerate(names)]
+        return [
+            (str(name), (place / f"{number:02d}.jpg").read_bytes())
+            for number, name in enumerate(names)
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 
 
 def glow(attention: np.ndarray) -> np.ndarray:
-    """(h, w) shares to (h, w) uint8: 0 is none, 255 is percentile BRIGHTEST of this picture's and above."""
+    """(h, w) shares to (h, w) uint8: 0 is none, 255 is percentile BRIGHTEST of this picture's and
+    above."""
     finite = np.nan_to_num(attention.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     brightest = float(np.percentile(finite, BRIGHTEST))
     return (
@@ -156,7 +181,9 @@ def glowing(shades: np.ndarray) -> Image.Image:
 def glow_palette() -> bytes:
     """256 colours of GLOW, as Pillow takes them."""
     anchors = np.array(GLOW, dtype=np.float64)
-    columns = [np.interp(np.arange(256), anchors[:, 0], anchors[:, channel]) for channel in (1, 2, 3)]
+    columns = [
+        np.interp(np.arange(256), anchors[:, 0], anchors[:, channel]) for channel in (1, 2, 3)
+    ]
     return np.round(np.stack(columns, axis=1)).astype(np.uint8).tobytes()
 
 

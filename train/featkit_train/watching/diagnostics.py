@@ -1,4 +1,5 @@
-"""What goes wrong in self-distillation, noticed while it happens, named, and answered with what to change.
+"""What goes wrong in self-distillation, noticed while it happens, named, and answered with what to
+change.
 
 Letters: B embeddings, D width, K prototypes.
 """
@@ -24,11 +25,13 @@ PATIENCE_STEPS = 40  # a collapse must last so long, since the first steps look 
 UNIFORM_SHARE = 0.99  # of ln K, for both the teacher's entropy and the loss
 ONE_HOT_SHARE = 0.02  # of ln K, for the entropy of the batch's mean
 LEAST_RANK = 1.5  # of class tokens that lie along one direction
-# However long the warm-up is (100,000 steps of dinov2_vitl14): no run begins on one prototype or along one direction. Uniform
-# is how runs begin, and a good one may stay so while its rate is small: a ResNet-50's loss was 0.994 ln K on average over the
-# first 2,502 of 25,020 steps of warm-up, 0.945 over the next (facebookresearch/dino#145). Till then it is a note.
+# However long the warm-up is (100,000 steps of dinov2_vitl14): no run begins on one prototype or
+# along one direction. Uniform is how runs begin, and a good one may stay so while its rate is
+# small: a ResNet-50's loss was 0.994 ln K on average over the first 2,502 of 25,020 steps of
+# warm-up, 0.945 over the next (facebookresearch/dino#145). Till then it is a note.
 MOST_SETTLE_STEPS = 1_000
-SPIKE_TIMES, SPIKE_WINDOW, SPIKE_LEAST = 10.0, 50, 10  # times the median of so many steps, once there are so many
+# times the median of so many steps, once there are so many
+SPIKE_TIMES, SPIKE_WINDOW, SPIKE_LEAST = 10.0, 50, 10
 LEAST_TRAVEL = 10.0  # times that a teacher is made anew over a run: the sum of 1 - momentum
 
 
@@ -48,10 +51,12 @@ class Finding:
 class Watch:
     """Looks at a step's log and says what is wrong, once for each time it begins.
 
-    No collapse in the first `settle_steps`, or MOST_SETTLE_STEPS if fewer; till `settle_steps` a uniform one is a note.
+    No collapse in the first `settle_steps`, or MOST_SETTLE_STEPS if fewer; till `settle_steps` a
+    uniform one is a note.
     """
 
-    num_prototypes: int | None  # None: of a method that labels hold apart, and which nothing but spikes is said of
+    # None: of a method that labels hold apart, and which nothing but spikes is said of
+    num_prototypes: int | None
     settle_steps: int
     _lasting: dict[str, int] = field(default_factory=dict)
     _rank: float = math.inf  # as last looked at, which is not every step
@@ -59,9 +64,11 @@ class Watch:
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
     def __call__(self, step: int, log: Log) -> list[Finding]:
-        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K, rankme, grad_norm.
+        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K,
+        rankme, grad_norm.
 
-        A method whose loss has other terms logs no dino_loss, and may log no entropies; of what is missing nothing is said.
+        A method whose loss has other terms logs no dino_loss, and may log no entropies; of what is
+        missing nothing is said.
         """
         found = self._spike(step, log["grad_norm"])
         if self.num_prototypes is None or step < min(self.settle_steps, MOST_SETTLE_STEPS):
@@ -74,20 +81,27 @@ class Watch:
         if self._lasts("early" if early else "uniform", uniform):
             found.append(
                 Finding(
-                    f"Uniform {'outputs' if early else 'collapse'} at step {step}: for {PATIENCE_STEPS} steps the teacher has "
-                    f"put every picture on all {self.num_prototypes} prototypes alike"
+                    f"Uniform {'outputs' if early else 'collapse'} at step {step}: for"
+                    f" {PATIENCE_STEPS} steps the teacher has put every picture on all"
+                    f" {self.num_prototypes} prototypes alike"
                     + ("" if loss is None else " (loss = ln K)")
-                    + (f", as slow runs begin too; from step {self.settle_steps:,} on it is a collapse" if early else "")
-                    + ". Lower dino.teacher_temp or teacher.momentum, set dino.centering to sinkhorn, or add "
-                    "dino.koleo_weight 0.05.",
+                    + (
+                        f", as slow runs begin too; from step {self.settle_steps:,} on it is a"
+                        " collapse"
+                        if early
+                        else ""
+                    )
+                    + ". Lower dino.teacher_temp or teacher.momentum, set dino.centering to"
+                    " sinkhorn, or add dino.koleo_weight 0.05.",
                     is_collapse=not early,
                 )
             )
         if self._lasts("one_hot", log.get("batch_entropy", 1.0) < ONE_HOT_SHARE):
             found.append(
                 Finding(
-                    f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has put all pictures on one "
-                    "prototype. Raise dino.teacher_temp, lower dino.center_momentum or set dino.centering to sinkhorn.",
+                    f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has"
+                    " put all pictures on one prototype. Raise dino.teacher_temp, lower"
+                    " dino.center_momentum or set dino.centering to sinkhorn.",
                     is_collapse=True,
                 )
             )
@@ -95,8 +109,9 @@ class Watch:
         if self._lasts("rank", self._rank < LEAST_RANK):
             found.append(
                 Finding(
-                    f"Dimensional collapse at step {step}: for {PATIENCE_STEPS} steps all embeddings have lain along one "
-                    f"direction (RankMe {self._rank:.2f}). Add dino.koleo_weight 0.05, or lower optim.lr.",
+                    f"Dimensional collapse at step {step}: for {PATIENCE_STEPS} steps all"
+                    f" embeddings have lain along one direction (RankMe {self._rank:.2f}). Add"
+                    " dino.koleo_weight 0.05, or lower optim.lr.",
                     is_collapse=True,
                 )
             )
@@ -113,8 +128,9 @@ class Watch:
             return []
         self._quiet_until = step + SPIKE_WINDOW
         sentence = (
-            f"Gradient spike at step {step}: a norm of {norm:.3g}, {norm / usual:.0f} times the median of the steps before. "
-            f"Lower optim.lr or optim.clip_grad, or lengthen optim.warmup_steps. (Not said again for {SPIKE_WINDOW} steps.)"
+            f"Gradient spike at step {step}: a norm of {norm:.3g}, {norm / usual:.0f} times the"
+            " median of the steps before. Lower optim.lr or optim.clip_grad, or lengthen"
+            f" optim.warmup_steps. (Not said again for {SPIKE_WINDOW} steps.)"
         )
         return [Finding(sentence, is_collapse=False)]
 
@@ -122,25 +138,28 @@ class Watch:
 def slow_teacher(momentum: Callable[[int], float], *, num_steps: int) -> str | None:
     """What to say of a momentum too high for the number of steps; None where it is not.
 
-    It is where the teacher would be made anew fewer than LEAST_TRAVEL times, sum over steps of 1 - momentum(step), and the
-    momentum that goes with so many steps is lower.
+    It is where the teacher would be made anew fewer than LEAST_TRAVEL times, sum over steps of 1 -
+    momentum(step), and the momentum that goes with so many steps is lower.
     """
     travel = sum(1 - momentum(step) for step in range(num_steps))
     advised = momentum_for(num_steps)
     if travel >= LEAST_TRAVEL or momentum(0) <= advised:
         return None
     return (
-        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is made anew {travel:.1f} times, fewer "
-        f"than {LEAST_TRAVEL:.0f}, and stays near where it began. Set teacher.momentum to {advised:g}, or train for more steps."
+        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is made anew"
+        f" {travel:.1f} times, fewer than {LEAST_TRAVEL:.0f}, and stays near where it began. Set"
+        f" teacher.momentum to {advised:g}, or train for more steps."
     )
 
 
 @torch.no_grad()
 def rank_me(embeddings: Tensor) -> float:
-    """How many directions embeddings (B, D) spread over: exp of the entropy of their singular values' shares.
+    """How many directions embeddings (B, D) spread over: exp of the entropy of their singular
+    values' shares.
 
-    RankMe (arXiv 2210.02885, eq. 1), of embeddings whose mean is taken off, without which a network that has learnt nothing
-    and one that has collapsed look alike; between 1 and min(B, D). 0 where all are the same.
+    RankMe (arXiv 2210.02885, eq. 1), of embeddings whose mean is taken off, without which a network
+    that has learnt nothing and one that has collapsed look alike; between 1 and min(B, D). 0 where
+    all are the same.
 
         s = svd(embeddings - mean);  p = s / sum(s);  exp(-sum(p * log(p)))
     """
@@ -153,18 +172,28 @@ def rank_me(embeddings: Tensor) -> float:
 
 
 def first_bad_tensor(
-    module: nn.Module, again: Callable[[], Any], *, anywhere: Callable[[bool], bool] = lambda here: here
+    module: nn.Module,
+    again: Callable[[], Any],
+    *,
+    anywhere: Callable[[bool], bool] = lambda here: here,
 ) -> str:
-    """The name of the first tensor that holds a number that is not finite: a parameter, else an output, else a gradient.
+    """The name of the first tensor that holds a number that is not finite: a parameter, else an
+    output, else a gradient.
 
-    again: makes the pass again in which it happened, whose modules are asked for their outputs in the order they end.
-    anywhere: whether it is so in any process, each of which may hold another part of a tensor and other pictures.
+    again: makes the pass again in which it happened, whose modules are asked for their outputs in
+    the order they end.
+    anywhere: whether it is so in any process, each of which may hold another part of a tensor and
+    other pictures.
     """
     for name, parameter in module.named_parameters():
         if anywhere(_is_bad(parameter)):
             return f"the parameter {name}"
     names: list[str] = []
-    hooks = [part.register_forward_hook(_note_bad(name, names)) for name, part in module.named_modules() if name]
+    hooks = [
+        part.register_forward_hook(_note_bad(name, names))
+        for name, part in module.named_modules()
+        if name
+    ]
     try:
         with torch.no_grad():
             again()

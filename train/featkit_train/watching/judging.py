@@ -1,8 +1,10 @@
-"""How good a classifier's probabilities are, whether one training beats the one before it, and what to say where it does not.
+"""How good a classifier's probabilities are, whether one training beats the one before it, and what
+to say where it does not.
 
-For trainings in a row, each taught by the one before: the generations of Born-Again Networks (arXiv 1805.04770), the rounds of
-Noisy Student (arXiv 1911.04252), the exits of self-distillation within one network (arXiv 1905.08094). All figures are of
-held-out pictures that stay the same from one training to the next.
+For trainings in a row, each taught by the one before: the generations of Born-Again Networks (arXiv
+1805.04770), the rounds of Noisy Student (arXiv 1911.04252), the exits of self-distillation within
+one network (arXiv 1905.08094). All figures are of held-out pictures that stay the same from one
+training to the next.
 
 Letters: N pictures, K classes.
 """
@@ -27,7 +29,8 @@ LEAST_ACCEPTED = 0.01  # of the unlabelled pictures
 
 @dataclass(frozen=True)
 class Gain:
-    """How much more accurate one training is than another on the same pictures, and how far chance moves that."""
+    """How much more accurate one training is than another on the same pictures, and how far chance
+    moves that."""
 
     difference: float
     standard_error: float
@@ -36,7 +39,8 @@ class Gain:
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing noticed of finished trainings: its name, the figure that shows it, and what it is and what to do about it.
+    """One thing noticed of finished trainings: its name, the figure that shows it, and what it is
+    and what to do about it.
 
     diagnostics.Finding is of a training that goes on, and may stop it.
     """
@@ -46,22 +50,27 @@ class Remark:
     sentence: str
 
 
-# -- figures ------------------------------------------------------------------------------------------------------------
+# -- figures ---------------------------------------------------------------------------------------
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the pictures whose most probable class is their label; of equal classes the first one.
+    """Share of the pictures whose most probable class is their label; of equal classes the first
+    one.
 
-    probs (N, K), any float; labels (N,), whole numbers below K. ValueError for no pictures, and where the shapes do not fit.
+    probs (N, K), any float; labels (N,), whole numbers below K. ValueError for no pictures, and
+    where the shapes do not fit.
     """
     return float(_right(probs, labels).mean())
 
 
-def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, *, bins: int = ECE_BINS) -> float:
-    """How far confidence is from accuracy, on average over pictures (Guo et al., arXiv 1706.04599, eq. 3); between 0 and 1.
+def expected_calibration_error(
+    probs: np.ndarray, labels: np.ndarray, *, bins: int = ECE_BINS
+) -> float:
+    """How far confidence is from accuracy, on average over pictures (Guo et al., arXiv 1706.04599,
+    eq. 3); between 0 and 1.
 
-    Arguments and ValueErrors as for `accuracy`. A picture's confidence is its greatest probability; bins are of equal width and
-    hold their upper end. Computed in float64.
+    Arguments and ValueErrors as for `accuracy`. A picture's confidence is its greatest probability;
+    bins are of equal width and hold their upper end. Computed in float64.
 
         for m in 1 ... bins:
             inside = [n for n in range(N) if (m - 1) / bins < max(probs[n]) <= m / bins]
@@ -69,13 +78,15 @@ def expected_calibration_error(probs: np.ndarray, labels: np.ndarray, *, bins: i
     """
     right, confidence = _right(probs, labels), _confidence(probs)
     ends = np.arange(1, bins + 1) / bins
-    places = np.minimum(np.searchsorted(ends, confidence, side="left"), bins - 1)  # rounding leads beyond 1
+    # rounding leads beyond 1
+    places = np.minimum(np.searchsorted(ends, confidence, side="left"), bins - 1)
     surplus = np.bincount(places, weights=right - confidence, minlength=bins)
     return float(np.abs(surplus).sum() / len(right))
 
 
 def confidence_when_wrong(probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Mean of the greatest probability over the pictures that are classified wrongly; arguments as for `accuracy`.
+    """Mean of the greatest probability over the pictures that are classified wrongly; arguments as
+    for `accuracy`.
 
     None where none is wrong: a zero would look like a network that doubts all its mistakes.
     """
@@ -84,22 +95,29 @@ def confidence_when_wrong(probs: np.ndarray, labels: np.ndarray) -> float | None
 
 
 def shared_errors(probs: np.ndarray, teacher_probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Of the pictures that the teacher classifies wrongly, the share to which the student gives the very same wrong class.
+    """Of the pictures that the teacher classifies wrongly, the share to which the student gives the
+    very same wrong class.
 
-    probs and teacher_probs (N, K) of the same pictures; otherwise as for `accuracy`. None where the teacher is never wrong.
+    probs and teacher_probs (N, K) of the same pictures; otherwise as for `accuracy`. None where the
+    teacher is never wrong.
     """
     if probs.shape != teacher_probs.shape:
-        raise ValueError(f"probabilities of {probs.shape} and of {teacher_probs.shape} are not of the same pictures")
+        raise ValueError(
+            f"probabilities of {probs.shape} and of {teacher_probs.shape} are not of the same"
+            " pictures"
+        )
     wrong = ~_right(teacher_probs, labels)
     same = probs.argmax(axis=1) == teacher_probs.argmax(axis=1)
     return float(same[wrong].mean()) if wrong.any() else None
 
 
 def paired_gain(before_probs: np.ndarray, after_probs: np.ndarray, labels: np.ndarray) -> Gain:
-    """Accuracy after less accuracy before, and its standard error (McNemar, Psychometrika 12, 1947).
+    """Accuracy after less accuracy before, and its standard error (McNemar, Psychometrika 12,
+    1947).
 
-    before_probs and after_probs (N, K) of the same pictures; otherwise as for `accuracy`. Pictures that both judge alike
-    cancel, so the error is far below that of two accuracies on pictures of their own.
+    before_probs and after_probs (N, K) of the same pictures; otherwise as for `accuracy`. Pictures
+    that both judge alike cancel, so the error is far below that of two accuracies on pictures of
+    their own.
 
         b = pictures that are right after and wrong before;  c = the other way round
         difference = (b - c) / N;  standard_error = sqrt(b + c - (b - c)^2 / N) / N
@@ -113,17 +131,20 @@ def paired_gain(before_probs: np.ndarray, after_probs: np.ndarray, labels: np.nd
 def beyond_noise(gain: Gain) -> bool:
     """Whether there is a gain at all, as chance alone would show in one of twenty cases at most.
 
-    One-sided, since one question is asked: is it worth going on? No better and worse are both a no, so nothing is spent on
-    telling them apart. It takes the normal law for the difference, which promises too much where fewer than about ten pictures
-    changed sides: three of three pass, as three coins do in one of eight throws.
+    One-sided, since one question is asked: is it worth going on? No better and worse are both a no,
+    so nothing is spent on telling them apart. It takes the normal law for the difference, which
+    promises too much where fewer than about ten pictures changed sides: three of three pass, as
+    three coins do in one of eight throws.
     """
     return gain.difference > 0 and gain.difference > ONE_SIDED * gain.standard_error
 
 
 def effective_classes(counts: np.ndarray) -> float:
-    """Over how many classes pictures spread: exp of the entropy of the classes' shares; between 1 and K.
+    """Over how many classes pictures spread: exp of the entropy of the classes' shares; between 1
+    and K.
 
-    counts (K,), pictures of each class. 0 where there are none at all. ValueError for counts below 0.
+    counts (K,), pictures of each class. 0 where there are none at all. ValueError for counts below
+    0.
 
         p = counts / sum(counts);  exp(-sum(p * log(p)))
     """
@@ -136,33 +157,45 @@ def effective_classes(counts: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-# -- what is said of them -----------------------------------------------------------------------------------------------
+# -- what is said of them --------------------------------------------------------------------------
 
 
-def no_gain(before: float, after: float, gain: Gain, *, generation: int, kind: str = "generation") -> Remark | None:
-    """Of a generation (or round) that is not better than the one before it; their accuracies, and `paired_gain` of the two."""
+def no_gain(
+    before: float, after: float, gain: Gain, *, generation: int, kind: str = "generation"
+) -> Remark | None:
+    """Of a generation (or round) that is not better than the one before it; their accuracies, and
+    `paired_gain` of the two."""
     if beyond_noise(gain):
         return None
     worse = beyond_noise(Gain(-gain.difference, gain.standard_error, gain.num_pictures))
     verdict = "is less accurate than {}" if worse else "does not beat {} beyond noise"
-    unseen = f" A gain below {ONE_SIDED * gain.standard_error:.3f} does not show on so few: hold out more pictures to see it."
+    unseen = (
+        f" A gain below {ONE_SIDED * gain.standard_error:.3f} does not show on so few: hold out"
+        " more pictures to see it."
+    )
     return Remark(
         "no_gain",
         gain.difference,
-        f"{kind.capitalize()} {generation} {verdict.format(f'{kind} {generation - 1}')}: accuracy {after:.3f} after "
-        f"{before:.3f}, {gain.difference:+.3f} ± {gain.standard_error:.3f} on "
-        f"{counted(gain.num_pictures, 'held-out picture')}. "
-        f"Stop here and keep {kind} {generation - 1}, or let the {kind}s vote as an ensemble."
-        f"{unseen if gain.standard_error > 0 and not worse else ''}",
+        f"{kind.capitalize()} {generation} {verdict.format(f'{kind} {generation - 1}')}: accuracy"
+        f" {after:.3f} after {before:.3f}, {gain.difference:+.3f} ± {gain.standard_error:.3f} on"
+        f" {counted(gain.num_pictures, 'held-out picture')}. Stop here and keep {kind}"
+        f" {generation - 1}, or let the {kind}s vote as an"
+        f" ensemble.{unseen if gain.standard_error > 0 and not worse else ''}",
     )
 
 
-def surer_of_mistakes(confidences: Sequence[float | None], *, first: int = 1, kind: str = "generation") -> Remark | None:
-    """Of confidence in wrong answers that rises by more than SURER_BY over the generations, and in the last step too.
+def surer_of_mistakes(
+    confidences: Sequence[float | None], *, first: int = 1, kind: str = "generation"
+) -> Remark | None:
+    """Of confidence in wrong answers that rises by more than SURER_BY over the generations, and in
+    the last step too.
 
-    confidences: `confidence_when_wrong` of each generation in order, the first having the number `first`; None is passed over.
+    confidences: `confidence_when_wrong` of each generation in order, the first having the number
+    `first`; None is passed over.
     """
-    known = [(number, value) for number, value in enumerate(confidences, first) if value is not None]
+    known = [
+        (number, value) for number, value in enumerate(confidences, first) if value is not None
+    ]
     if len(known) < 2:
         return None
     (start, lowest), (_, previous), (end, highest) = known[0], known[-2], known[-1]
@@ -172,30 +205,36 @@ def surer_of_mistakes(confidences: Sequence[float | None], *, first: int = 1, ki
     return Remark(
         "surer_of_mistakes",
         highest - lowest,
-        f"Surer of its mistakes with each {kind}: from {kind} {start} to {end} the mean confidence in wrong answers goes "
-        f"{values}, in all {highest - lowest:+.2f}. Raise the temperature of the teacher's probabilities, smooth the labels, "
-        "or weigh pictures by the teacher's confidence (CWTM).",
+        f"Surer of its mistakes with each {kind}: from {kind} {start} to {end} the mean confidence"
+        f" in wrong answers goes {values}, in all {highest - lowest:+.2f}. Raise the temperature of"
+        " the teacher's probabilities, smooth the labels, or weigh pictures by the teacher's"
+        " confidence (CWTM).",
     )
 
 
-def agrees_with_errors(share: float | None, *, threshold: float = SHARED_ERRORS, student: str = "student") -> Remark | None:
-    """Of a student that takes over its teacher's mistakes; share: `shared_errors`, of which None says nothing."""
+def agrees_with_errors(
+    share: float | None, *, threshold: float = SHARED_ERRORS, student: str = "student"
+) -> Remark | None:
+    """Of a student that takes over its teacher's mistakes; share: `shared_errors`, of which None
+    says nothing."""
     if share is None or share <= threshold:
         return None
     return Remark(
         "agrees_with_errors",
         share,
-        f"The {student} repeats its teacher's mistakes: of the held-out pictures that the teacher gets wrong, it gives "
-        f"{share:.0%} the same wrong class, more than {threshold:.0%}. Give it what the teacher did not have, as stronger "
-        "augmentation and dropout, or more weight on the labels beside the teacher.",
+        f"The {student} repeats its teacher's mistakes: of the held-out pictures that the teacher"
+        f" gets wrong, it gives {share:.0%} the same wrong class, more than {threshold:.0%}. Give"
+        " it what the teacher did not have, as stronger augmentation and dropout, or more weight"
+        " on the labels beside the teacher.",
     )
 
 
 def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
-    """Of pseudo-labels that fall on few classes: fewer than FEWER_CLASSES times those of the labelled pictures.
+    """Of pseudo-labels that fall on few classes: fewer than FEWER_CLASSES times those of the
+    labelled pictures.
 
-    counts (K,), accepted pictures of each class; expected: `effective_classes` of the labelled pictures. None for no pictures
-    at all, of which `nothing_accepted` speaks.
+    counts (K,), accepted pictures of each class; expected: `effective_classes` of the labelled
+    pictures. None for no pictures at all, of which `nothing_accepted` speaks.
     """
     found = effective_classes(counts)
     if found == 0 or found >= FEWER_CLASSES * expected:
@@ -203,9 +242,10 @@ def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
     return Remark(
         "few_classes",
         found,
-        f"Pseudo-labels fall on few classes: the {int(counts.sum()):,} accepted pictures spread over {found:.1f} of "
-        f"{len(counts):,} classes (exp of the entropy), the labelled pictures over {expected:.1f}. Take as many pictures of "
-        "each class (class balancing), or give each class a threshold of its own, since the easy ones pass a common one first.",
+        f"Pseudo-labels fall on few classes: the {int(counts.sum()):,} accepted pictures spread"
+        f" over {found:.1f} of {len(counts):,} classes (exp of the entropy), the labelled pictures"
+        f" over {expected:.1f}. Take as many pictures of each class (class balancing), or give each"
+        " class a threshold of its own, since the easy ones pass a common one first.",
     )
 
 
@@ -223,18 +263,21 @@ def nothing_accepted(num_accepted: int, num_unlabelled: int, *, threshold: float
     return Remark(
         "nothing_accepted",
         share,
-        f"Hardly anything to learn from: {found} of {num_unlabelled:,} unlabelled pictures reach the confidence of "
-        f"{threshold:g} that a pseudo-label needs. Lower that threshold, or train the first teacher for longer.",
+        f"Hardly anything to learn from: {found} of {num_unlabelled:,} unlabelled pictures reach"
+        f" the confidence of {threshold:g} that a pseudo-label needs. Lower that threshold, or"
+        " train the first teacher for longer.",
     )
 
 
-# -- helpers ------------------------------------------------------------------------------------------------------------
+# -- helpers ---------------------------------------------------------------------------------------
 
 
 def _right(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(N,) bool: whether the most probable class is the label."""
     if probs.ndim != 2 or labels.shape != probs.shape[:1]:
-        raise ValueError(f"probabilities of {probs.shape} and labels of {labels.shape} are not (N, K) and (N,)")
+        raise ValueError(
+            f"probabilities of {probs.shape} and labels of {labels.shape} are not (N, K) and (N,)"
+        )
     if len(labels) == 0:
         raise ValueError("no pictures have no accuracy")
     return np.asarray(probs.argmax(axis=1) == labels)

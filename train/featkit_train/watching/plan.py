@@ -19,7 +19,8 @@ class Plan:
     steps_left: int
     images_per_s: float  # of all processes
     hours_left: float
-    memory_bytes: int  # most that was in use: of the accelerator, or of this process without its workers
+    # most that was in use: of the accelerator, or of this process without its workers
+    memory_bytes: int
     device: str
 
 
@@ -43,12 +44,19 @@ class Planner:
             images_per_s=images_per_s,
             hours_left=steps_left * self.batch_size / images_per_s / 3600,
             memory_bytes=peak_memory(self.device),
-            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+            device=(
+                torch.cuda.get_device_name(self.device)
+                if self.device.type == "cuda"
+                else self.device.type
+            ),
         )
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: what torch has allocated at most on a CUDA device, else the largest that this process has been."""
+    """Bytes: what torch has allocated at most on a CUDA device, else the largest that this process
+    has been."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )

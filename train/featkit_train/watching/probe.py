@@ -1,4 +1,5 @@
-"""What a run is measured by while it learns: copies found among held-out pictures, and nearest neighbours of one label.
+"""What a run is measured by while it learns: copies found among held-out pictures, and nearest
+neighbours of one label.
 
 Letters: N pictures, D width.
 """
@@ -25,9 +26,12 @@ MOST_COPIES = 200  # pictures whose copies are looked for: a network sees five v
 
 
 class HeldOut:
-    """Pictures that nothing is learnt from, prepared once; `labels` are theirs where the source knows any."""
+    """Pictures that nothing is learnt from, prepared once; `labels` are theirs where the source
+    knows any."""
 
-    def __init__(self, source: Source, numbers: np.ndarray, geometry: Geometry, *, label: str = LABEL) -> None:
+    def __init__(
+        self, source: Source, numbers: np.ndarray, geometry: Geometry, *, label: str = LABEL
+    ) -> None:
         self.pictures: list[np.ndarray] = []
         self.names: list[str] = []
         self.labels: list[str] = []  # empty text where none is known
@@ -43,12 +47,15 @@ class HeldOut:
         enough = len(self.pictures) > 1
         some = [self.pictures[place] for place in evenly(len(self.pictures), most=MOST_COPIES)]
         self._copies = CopyProbe(some, geometry, seed=0, num_edits=4) if enough else None
-        self.prepared = np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
+        self.prepared = (
+            np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
+        )
         self._codes = np.unique(self.labels, return_inverse=True)[1]
 
     @property
     def copy_images(self) -> np.ndarray:
-        """The prepared pictures (N, H, W, 3) uint8 among which copies are looked for. ValueError where there are too few."""
+        """The prepared pictures (N, H, W, 3) uint8 among which copies are looked for. ValueError
+        where there are too few."""
         return self._probe().images
 
     def copy_recall(self, vectors: np.ndarray) -> float:
@@ -61,9 +68,11 @@ class HeldOut:
         return self._copies
 
     def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Log:
-        """Scores by name, the first of them the one to watch; none where there are fewer than two pictures.
+        """Scores by name, the first of them the one to watch; none where there are fewer than two
+        pictures.
 
-        knn: accuracy of the label of every second picture by the 20 nearest of the others, where labels tell pictures apart.
+        knn: accuracy of the label of every second picture by the 20 nearest of the others, where
+        labels tell pictures apart.
         copy_recall: recall@1 of copies.
         embed: prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32.
         """
@@ -74,7 +83,8 @@ class HeldOut:
 
 
 def evenly(count: int, *, most: int) -> list[int]:
-    """At most so many of `count` places, spread over all of them, since pictures often lie sorted by their kind."""
+    """At most so many of `count` places, spread over all of them, since pictures often lie sorted
+    by their kind."""
     taken = min(count, most)
     return [place * count // taken for place in range(taken)]
 

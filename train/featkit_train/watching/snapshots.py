@@ -1,13 +1,15 @@
-"""What a backbone sees in a few held-out photographs, drawn while it learns: PCA of its patch tokens, and attention.
+"""What a backbone sees in a few held-out photographs, drawn while it learns: PCA of its patch
+tokens, and attention.
 
-The colours are the first three principal components of the patch tokens of all pictures together, as DINOv2 shows them
-(arXiv 2304.07193, figure 1, without its removal of the background), each brought to the same spread. Components have no
-sign, and change places as the network learns; so the three are turned together (orthogonal Procrustes, Schönemann 1966)
-until they are nearest to an earlier snapshot, the first one's to the photographs' own colours. A colour so keeps its
-meaning over time. Attention is the class token's in the last block.
+The colours are the first three principal components of the patch tokens of all pictures together,
+as DINOv2 shows them (arXiv 2304.07193, figure 1, without its removal of the background), each
+brought to the same spread. Components have no sign, and change places as the network learns; so the
+three are turned together (orthogonal Procrustes, Schönemann 1966) until they are nearest to an
+earlier snapshot, the first one's to the photographs' own colours. A colour so keeps its meaning
+over time. Attention is the class token's in the last block.
 
-Nothing is random, and nothing of the run is changed: a picture drawn or not, the steps that follow are the same.
-Letters: P patches of all pictures, D width, (h, w) patches of one, (H, W) pixels.
+Nothing is random, and nothing of the run is changed: a picture drawn or not, the steps that follow
+are the same. Letters: P patches of all pictures, D width, (h, w) patches of one, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -37,17 +39,22 @@ from featkit_train.report.snapshot_files import (
 
 NUM_PICTURES = 6
 MOST_SNAPSHOTS = 12
-LEAST_GRID, MOST_TIMES = 24, 3  # patches a side that are worth looking at; how many times the native size that may be
+# patches a side that are worth looking at; how many times the native size that may be
+LEAST_GRID, MOST_TIMES = 24, 3
 ROUNDING = 1e-6  # of the largest number, the spread of features that are all the same
-FULL_RANGE = (2.0, 98.0)  # percentiles of a component that become 0 and 255: a few outliers would grey all the rest
+# percentiles of a component that become 0 and 255: a few outliers would grey all the rest
+FULL_RANGE = (2.0, 98.0)
 
 
 class Snapshots:
-    """Draws the same pictures again and again into `folder`, and keeps at most MOST_SNAPSHOTS steps, evenly spread.
+    """Draws the same pictures again and again into `folder`, and keeps at most MOST_SNAPSHOTS
+    steps, evenly spread.
 
-    pictures: decoded, (H, W, 3) uint8 of any size, with their names; the first NUM_PICTURES are taken. They are prepared by
-    `geometry` at a multiple of its size, unless `enlarge` is False: for a backbone that knows one size only.
-    every: steps between two snapshots; kept are multiples of it (by 2, 4, 8 ... as the run goes on) and the newest.
+    pictures: decoded, (H, W, 3) uint8 of any size, with their names; the first NUM_PICTURES are
+    taken. They are prepared by `geometry` at a multiple of its size, unless `enlarge` is False: for
+    a backbone that knows one size only.
+    every: steps between two snapshots; kept are multiples of it (by 2, 4, 8 ... as the run goes on)
+    and the newest.
     """
 
     def __init__(
@@ -70,9 +77,11 @@ class Snapshots:
         self.pictures = [self.geometry.apply(picture) for picture in pictures[:NUM_PICTURES]]
 
     def draw(self, backbone: Backbone, step: int) -> Snapshot | None:
-        """Draw the pictures as `backbone` sees them after `step` steps; None where there is nothing to draw.
+        """Draw the pictures as `backbone` sees them after `step` steps; None where there is nothing
+        to draw.
 
-        Snapshots of later steps, which a run left that is now resumed from an earlier checkpoint, are removed.
+        Snapshots of later steps, which a run left that is now resumed from an earlier checkpoint,
+        are removed.
         """
         if not self.pictures:
             return None
@@ -88,9 +97,14 @@ class Snapshots:
         grids = [tokens.shape[:2] for tokens in patch_tokens]
         reference = self._reference(earlier, step)
         if reference is None or [colours.shape[:2] for colours in reference] != grids:
-            reference = [patch_colours(picture, grid) for picture, grid in zip(self.pictures, grids, strict=True)]
+            reference = [
+                patch_colours(picture, grid)
+                for picture, grid in zip(self.pictures, grids, strict=True)
+            ]
         coloured = joint_pca_colours(patch_tokens, reference)
-        drawn = write_snapshot(self.folder, step, [Tiles(*tiles) for tiles in zip(coloured, attention, strict=True)])
+        drawn = write_snapshot(
+            self.folder, step, [Tiles(*tiles) for tiles in zip(coloured, attention, strict=True)]
+        )
         for snapshot in earlier:
             first = snapshot.step == earlier[0].step
             if not first and not is_kept(snapshot.step, newest=step, every=self.every):
@@ -98,26 +112,37 @@ class Snapshots:
         return drawn
 
     def _reference(self, earlier: Sequence[Snapshot], step: int) -> list[np.ndarray] | None:
-        """Colours of the newest earlier snapshot that is there whether or not the run was stopped a while after `step`."""
-        lasting = [snapshot for snapshot in earlier if is_kept(snapshot.step, newest=2 * step, every=self.every)]
+        """Colours of the newest earlier snapshot that is there whether or not the run was stopped a
+        while after `step`."""
+        lasting = [
+            snapshot
+            for snapshot in earlier
+            if is_kept(snapshot.step, newest=2 * step, every=self.every)
+        ]
         kept = lasting or earlier[:1]
         return read_pca(kept[-1], len(self.pictures)) if kept else None
 
 
 def enlarged(geometry: Geometry) -> Geometry:
-    """The same view of a picture at the least whole multiple of the size that gives LEAST_GRID patches, or MOST_TIMES it."""
+    """The same view of a picture at the least whole multiple of the size that gives LEAST_GRID
+    patches, or MOST_TIMES it."""
     grid = min(geometry.height, geometry.width) // geometry.patch
     times = min(max(math.ceil(LEAST_GRID / max(grid, 1)), 1), MOST_TIMES)
     return dataclasses.replace(
-        geometry, height=geometry.height * times, width=geometry.width * times, resize_to=geometry.resize_to * times
+        geometry,
+        height=geometry.height * times,
+        width=geometry.width * times,
+        resize_to=geometry.resize_to * times,
     )
 
 
 def is_kept(step: int, *, newest: int, every: int) -> bool:
-    """Whether the snapshot of `step` stays when that of `newest` is there: it is that one, or lies on the grid.
+    """Whether the snapshot of `step` stays when that of `newest` is there: it is that one, or lies
+    on the grid.
 
-    The grid's stride is the least of `every` times 1, 2, 4 ... with at most MOST_SNAPSHOTS - 2 strides up to `newest`. It
-    depends on nothing else, so that a run that was stopped and resumed keeps the same steps as one that was not.
+    The grid's stride is the least of `every` times 1, 2, 4 ... with at most MOST_SNAPSHOTS - 2
+    strides up to `newest`. It depends on nothing else, so that a run that was stopped and resumed
+    keeps the same steps as one that was not.
     """
     stride = every
     while newest > stride * (MOST_SNAPSHOTS - 2):
@@ -128,41 +153,58 @@ def is_kept(step: int, *, newest: int, every: int) -> bool:
 def look(
     backbone: Backbone, pictures: Sequence[np.ndarray], geometry: Geometry
 ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Patch tokens (h, w, D) float32 of each prepared picture, and attention (heads, h, w), None without a class token.
+    """Patch tokens (h, w, D) float32 of each prepared picture, and attention (heads, h, w), None
+    without a class token.
 
-    One picture at a time, so that memory stays small beside training; the backbone's training modes come back as they were.
+    One picture at a time, so that memory stays small beside training; the backbone's training modes
+    come back as they were.
     """
     device = next(backbone.parameters()).device
     tokens: list[np.ndarray] = []
     attention: list[np.ndarray | None] = []
     with torch.no_grad(), evaluating(backbone):
         for picture in pictures:
-            pixels = torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+            pixels = (
+                torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+            )
             images = normalise(pixels, mean=geometry.mean, std=geometry.std)
-            seen = backbone.activations(images, layers=(backbone.depth,), attention=backbone.has_attention)
+            seen = backbone.activations(
+                images, layers=(backbone.depth,), attention=backbone.has_attention
+            )
             tokens.append(seen.features[0].patch_tokens[0].float().cpu().numpy())
-            attention.append(None if seen.attention is None else seen.attention[0].float().cpu().numpy())
+            attention.append(
+                None if seen.attention is None else seen.attention[0].float().cpu().numpy()
+            )
     return tokens, attention
 
 
-def joint_pca_colours(patch_tokens: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """(h, w, D) tokens of each picture to (h, w, 3) uint8 colours, by one PCA over the patches of all.
+def joint_pca_colours(
+    patch_tokens: Sequence[np.ndarray], reference: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """(h, w, D) tokens of each picture to (h, w, 3) uint8 colours, by one PCA over the patches of
+    all.
 
-    reference: (h, w, 3) of each picture, the colours to keep to. Components run from dark at percentile FULL_RANGE[0] of all
-    patches to bright at FULL_RANGE[1].
+    reference: (h, w, 3) of each picture, the colours to keep to. Components run from dark at
+    percentile FULL_RANGE[0] of all patches to bright at FULL_RANGE[1].
     """
-    scores = pca_scores(np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in patch_tokens]))
+    scores = pca_scores(
+        np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in patch_tokens])
+    )
     wanted = np.concatenate([colours.reshape(-1, 3) for colours in reference]).astype(np.float64)
     colours = _to_bytes(laid_onto(scores, wanted))
     ends = np.cumsum([tokens.shape[0] * tokens.shape[1] for tokens in patch_tokens])
     parts = np.split(colours, ends[:-1])
-    return [part.reshape(*tokens.shape[:2], 3) for part, tokens in zip(parts, patch_tokens, strict=True)]
+    return [
+        part.reshape(*tokens.shape[:2], 3) for part, tokens in zip(parts, patch_tokens, strict=True)
+    ]
 
 
 def pca_scores(tokens: np.ndarray) -> np.ndarray:
-    """(P, D) to (P, 3) float64: the centred tokens along the three directions of most variance, the most first.
+    """(P, D) to (P, 3) float64: the centred tokens along the three directions of most variance, the
+    most first.
 
-    Signs are the eigensolver's. What is not finite counts as zero, and so does a spread that is float32's rounding.
+    Signs are the eigensolver's. What is not finite counts as zero, and so does a spread that is
+    float32's rounding.
     """
     finite = np.nan_to_num(tokens.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     centred = finite - finite.mean(axis=0)
@@ -173,9 +215,11 @@ def pca_scores(tokens: np.ndarray) -> np.ndarray:
 
 
 def laid_onto(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """`scores` (P, 3), standardised and turned or mirrored as a whole, so that they are nearest to `reference` (P, 3).
+    """`scores` (P, 3), standardised and turned or mirrored as a whole, so that they are nearest to
+    `reference` (P, 3).
 
-    the orthogonal R with the least |S R - T|², which is U Vᵀ for the singular vectors of Sᵀ T; S and T are standardised
+    the orthogonal R with the least |S R - T|², which is U Vᵀ for the singular vectors of Sᵀ T; S
+    and T are standardised
     """
     standardised = _standardised(scores)
     left, _, right = np.linalg.svd(standardised.T @ _standardised(reference))
@@ -183,7 +227,8 @@ def laid_onto(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def patch_colours(picture: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """(H, W, 3) uint8 to (h, w, 3): the mean colour of each patch of a grid that divides the picture."""
+    """(H, W, 3) uint8 to (h, w, 3): the mean colour of each patch of a grid that divides the
+    picture."""
     height, width = grid
     rows, columns = picture.shape[0] // height, picture.shape[1] // width
     blocks = picture[: height * rows, : width * columns].reshape(height, rows, width, columns, 3)

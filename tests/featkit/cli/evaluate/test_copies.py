@@ -1,4 +1,5 @@
-"""The command `featkit evaluate copies`: a table for people, JSON for machines, one sentence where nothing can be measured."""
+"""The command `featkit evaluate copies`: a table for people, JSON for machines, one sentence where
+nothing can be measured."""
 
 from __future__ import annotations
 
@@ -35,27 +36,71 @@ def expected(folder: Path, *, seed: int) -> CopiesReport:
     return evaluate_copies(open_source(folder / "pictures"), Embedder(folder / "m.onnx"), seed=seed)
 
 
-def test_evaluate_prints_each_method_and_each_edit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "copies", str(folder / "pictures"), "--model", str(folder / "m.onnx"), "--quiet"]) == 0
+def test_evaluate_prints_each_method_and_each_edit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "evaluate",
+                "copies",
+                str(folder / "pictures"),
+                "--model",
+                str(folder / "m.onnx"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr()
     assert said.err == ""
     lines = [line.rstrip() for line in said.out.splitlines()]
     report = expected(folder, seed=0)
     assert lines[0] == "Copies among 4 pictures (edits v1, seed 0)"
     for number, score in enumerate(report.methods):
-        figures = (score.recall_at_1, *score.interval, score.recall_at_10, score.mean_average_precision)
+        figures = (
+            score.recall_at_1,
+            *score.interval,
+            score.recall_at_10,
+            score.mean_average_precision,
+        )
         shown = lines[2 + number].replace(" – ", " ").split()
         assert " ".join(shown[:-5]) == score.name
         assert shown[-5:] == [f"{figure:.3f}" for figure in figures]
     singles = lines.index("recall@1 of each edit by itself")
-    assert lines[singles + 1].split() == ["method", "crop", "rotate", "flip", "colour", "jpeg", "blur", "text"]
-    assert lines[singles + 2].split() == ["test-0", *(f"{value:.3f}" for value in report.model.single.values())]
+    assert lines[singles + 1].split() == [
+        "method",
+        "crop",
+        "rotate",
+        "flip",
+        "colour",
+        "jpeg",
+        "blur",
+        "text",
+    ]
+    assert lines[singles + 2].split() == [
+        "test-0",
+        *(f"{value:.3f}" for value in report.model.single.values()),
+    ]
     left_out = lines.index("Left out")
-    assert lines[left_out + 2 :] == ["bad.jpg  bad.jpg is not a picture in a format that can be read."]
+    assert lines[left_out + 2 :] == [
+        "bad.jpg  bad.jpg is not a picture in a format that can be read."
+    ]
 
 
-def test_evaluate_as_json_equals_the_library(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["evaluate", "copies", str(folder / "pictures"), "--model", str(folder / "m.onnx"), "--seed", "5", "--json"]
+def test_evaluate_as_json_equals_the_library(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [
+        "evaluate",
+        "copies",
+        str(folder / "pictures"),
+        "--model",
+        str(folder / "m.onnx"),
+        "--seed",
+        "5",
+        "--json",
+    ]
     assert main(command) == 0
     said = capsys.readouterr()
     assert said.err == ""
@@ -64,20 +109,39 @@ def test_evaluate_as_json_equals_the_library(folder: Path, capsys: pytest.Captur
     assert [failure[0] for failure in figures["failures"]] == ["bad.jpg"]
 
 
-def test_a_column_is_chosen(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_column_is_chosen(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = [file.read_bytes() for file in sorted((folder / "pictures").glob("0*.jpg"))]
     columns = {"image": pa.array([b"no picture"] * COUNT), "photo": pa.array(pictures)}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    command = ["evaluate", "copies", str(tmp_path / "t.parquet"), "--model", str(folder / "m.onnx"), "--json"]
+    command = [
+        "evaluate",
+        "copies",
+        str(tmp_path / "t.parquet"),
+        "--model",
+        str(folder / "m.onnx"),
+        "--json",
+    ]
     assert main([*command, "--column", "photo"]) == 0
     assert json.loads(capsys.readouterr().out)["num_pictures"] == COUNT
     assert main(command) == 2
     assert "has 0 readable pictures" in capsys.readouterr().err
 
 
-def test_evaluate_of_the_last_pictures_leaves_the_others_out(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_of_the_last_pictures_leaves_the_others_out(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     # In the order of keys the unreadable one is the last.
-    command = ["evaluate", "copies", str(folder / "pictures"), "--model", str(folder / "m.onnx"), "--json", "--last"]
+    command = [
+        "evaluate",
+        "copies",
+        str(folder / "pictures"),
+        "--model",
+        str(folder / "m.onnx"),
+        "--json",
+        "--last",
+    ]
     assert main([*command, "3"]) == 0
     figures = json.loads(capsys.readouterr().out)
     source = subset(open_source(folder / "pictures"), [2, 3])
@@ -92,7 +156,10 @@ def test_evaluate_of_the_last_pictures_leaves_the_others_out(folder: Path, capsy
         (["none", "--model", "m.onnx"], "none does not exist"),
         (["pictures", "--model", "none.onnx"], "none.onnx does not exist"),
         (["pictures", "--model", "m.onnx", "--last", "0"], "--last is 0; it has to be 1 or more."),
-        (["pictures", "--model", "m.onnx", "--last", "-3"], "--last is -3; it has to be 1 or more."),
+        (
+            ["pictures", "--model", "m.onnx", "--last", "-3"],
+            "--last is -3; it has to be 1 or more.",
+        ),
         (["pictures/bad.jpg", "--model", "m.onnx"], "0 readable pictures"),
         (["pictures/000.jpg", "--model", "m.onnx"], "1 readable pictures"),
     ],

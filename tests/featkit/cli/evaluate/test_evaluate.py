@@ -1,4 +1,5 @@
-"""What holds for all of `featkit evaluate`: its help, how light it is, and the same figures from torch and from ONNX."""
+"""What holds for all of `featkit evaluate`: its help, how light it is, and the same figures from
+torch and from ONNX."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ YARDSTICKS = ("copies", "knn", "linear", "retrieval")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn run, its model file, labelled pictures in three layouts, and a ground truth that names some."""
+    """A drawn run, its model file, labelled pictures in three layouts, and a ground truth that
+    names some."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_run(folder / "run")
     export_model(folder / "run", folder / "m.onnx")
@@ -35,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", YARDSTICKS)
-def test_each_explains_itself_with_an_example_of_itself(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_explains_itself_with_an_example_of_itself(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     said = run_featkit("evaluate", name, "--help")
     assert (said.code, said.error) == (0, "")
@@ -44,7 +48,9 @@ def test_each_explains_itself_with_an_example_of_itself(name: str, monkeypatch: 
 
 
 def test_help_loads_no_engine() -> None:
-    loaded = modules_after("from featkit.cli.app import main; main(['evaluate', 'linear', '--help'])")
+    loaded = modules_after(
+        "from featkit.cli.app import main; main(['evaluate', 'linear', '--help'])"
+    )
     assert {name.split(".")[0] for name in loaded}.isdisjoint(
         {"faiss", "numpy", "onnxruntime", "openvino", "pyarrow", "scipy", "sklearn", "torch"}
     )
@@ -61,7 +67,9 @@ def test_help_loads_no_engine() -> None:
     ],
     ids=" ".join,
 )
-def test_torch_and_onnx_give_the_same_figures(arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_and_onnx_give_the_same_figures(
+    arguments: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     said = [
         run_featkit("evaluate", *arguments, "--model", model, "--json")
@@ -74,9 +82,13 @@ def test_torch_and_onnx_give_the_same_figures(arguments: list[str], folder: Path
     assert '"name": "drawn"' in said[1].out
 
 
-def test_a_run_without_torch_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_torch_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    said = run_featkit("evaluate", "knn", folder / "a.tar", folder / "b.parquet", "--model", folder / "run")
+    said = run_featkit(
+        "evaluate", "knn", folder / "a.tar", folder / "b.parquet", "--model", folder / "run"
+    )
     assert (said.code, is_one_sentence(said)) == (EnvironmentProblem.exit_code, True)
     assert "pip install 'featkit[export]'" in said.error
 

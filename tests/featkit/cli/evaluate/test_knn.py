@@ -1,4 +1,5 @@
-"""The command `featkit evaluate knn`: its table and its JSON say what the library says, and mistakes are one sentence."""
+"""The command `featkit evaluate knn`: its table and its JSON say what the library says, and
+mistakes are one sentence."""
 
 from __future__ import annotations
 
@@ -37,20 +38,31 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
         figures = [f"{figure:.3f}" for figure in (score.weighted, *score.interval, score.majority)]
         assert line.replace(" – ", " ").split() == [*score.name.split(), str(score.k), *figures]
     assert lines[6].split() == ["most", "frequent", "label", "0.333"]
-    assert "Labels: the column class, of the test pictures label. A weighted vote counts exp(cosine / 0.07)." in lines
+    assert (
+        "Labels: the column class, of the test pictures label. A weighted vote counts exp(cosine /"
+        " 0.07)." in lines
+    )
     assert "Labels that no training picture has: 1 test picture." in lines
     assert lines[-1] == "b.parquet/2  b.parquet/2 has nothing in its column label."
 
 
-def test_a_column_is_chosen_of_the_part_that_has_it(parts: tuple[Path, Path], model: Path, tmp_path: Path) -> None:
+def test_a_column_is_chosen_of_the_part_that_has_it(
+    parts: tuple[Path, Path], model: Path, tmp_path: Path
+) -> None:
     table = pq.read_table(parts[1])
     pictures = [row["bytes"] for row in table["image"].to_pylist()]
     blank = pa.array([b"no picture"] * len(pictures))
-    pq.write_table(pa.table({"image": blank, "photo": pictures, "label": table["label"]}), tmp_path / "c.parquet")
+    pq.write_table(
+        pa.table({"image": blank, "photo": pictures, "label": table["label"]}),
+        tmp_path / "c.parquet",
+    )
     command = ["evaluate", "knn", parts[0], tmp_path / "c.parquet", "--model", model, "--json"]
     said = run_featkit(*command, "--column", "photo")
     assert said.code == 0
-    assert said.error == "Pictures are read from the column photo; --column can choose image instead.\n"
+    assert (
+        said.error
+        == "Pictures are read from the column photo; --column can choose image instead.\n"
+    )
     whole = json.loads(run_featkit("evaluate", "knn", *parts, "--model", model, "--json").out)
     assert json.loads(said.out)["scores"] == whole["scores"]
     said = run_featkit("evaluate", "knn", parts[0], parts[0], "--model", model, "--column", "photo")
@@ -60,11 +72,23 @@ def test_a_column_is_chosen_of_the_part_that_has_it(parts: tuple[Path, Path], mo
 
 def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:
     said = run_featkit(
-        "evaluate", "knn", *parts, "--model", model, "--label", "label", "--temperature", 0.5, "--limit", 2, "--json"
+        "evaluate",
+        "knn",
+        *parts,
+        "--model",
+        model,
+        "--label",
+        "label",
+        "--temperature",
+        0.5,
+        "--limit",
+        2,
+        "--json",
     )
     assert (said.code, said.error) == (0, "")
     found = json.loads(said.out)
-    assert (found["num_train"], found["num_test"], found["temperature"]) == (2, 1, 0.5)  # rows 0 and 2, which has no label
+    # rows 0 and 2, which has no label
+    assert (found["num_train"], found["num_test"], found["temperature"]) == (2, 1, 0.5)
     whole = json.loads(run_featkit("evaluate", "knn", *parts, "--model", model, "--json").out)
     library = evaluate_knn(open_source(parts[0]), open_source(parts[1]), Embedder(model))
     assert whole == json.loads(json.dumps(asdict(library)))
@@ -80,7 +104,9 @@ def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:
         (["--model", "none.onnx"], "none.onnx does not exist"),
     ],
 )
-def test_a_mistake_is_one_sentence(parts: tuple[Path, Path], model: Path, arguments: list[str], words: str) -> None:
+def test_a_mistake_is_one_sentence(
+    parts: tuple[Path, Path], model: Path, arguments: list[str], words: str
+) -> None:
     chosen = arguments if "--model" in arguments else [*arguments, "--model", str(model)]
     said = run_featkit("evaluate", "knn", *parts, *chosen)
     assert said.code == 2

@@ -21,7 +21,9 @@ from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parq
 def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A training tar and a Parquet file."""
     folder = tmp_path_factory.mktemp("linear")
-    return write_kinds_tar(folder / "a.tar", [0, 1, 2] * 5), write_kinds_parquet(folder / "b.parquet", [0, 1, 2, 1])
+    return write_kinds_tar(folder / "a.tar", [0, 1, 2] * 5), write_kinds_parquet(
+        folder / "b.parquet", [0, 1, 2, 1]
+    )
 
 
 def expected(parts: tuple[Path, Path], model: Path, *, seed: int = 0) -> LinearReport:
@@ -29,7 +31,9 @@ def expected(parts: tuple[Path, Path], model: Path, *, seed: int = 0) -> LinearR
     return evaluate_linear(open_source(parts[0]), open_source(parts[1]), Embedder(model), seed=seed)
 
 
-def test_it_prints_each_method_what_was_tried_and_every_choice(parts: tuple[Path, Path], model: Path) -> None:
+def test_it_prints_each_method_what_was_tried_and_every_choice(
+    parts: tuple[Path, Path], model: Path
+) -> None:
     said = run_featkit("evaluate", "linear", *parts, "--model", model, "--quiet")
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
