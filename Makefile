@@ -14,7 +14,7 @@ ONE_LINE = awk '/^ *(Collecting|Downloading|Using cached|Installing)/ { printf "
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: help demo test test-all check bench bench-gpu verify-zoo setup clean
+.PHONY: help demo test test-all check bench bench-gpu verify-zoo docs setup clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ bench-gpu: $(VENV)/.all ## Print the figures of training on a GPU and write them
 verify-zoo: $(VENV)/.all ## Export every published backbone whole, with random weights, and compare it with torch
 	@$(BIN)/python -m tests.export.verify_zoo
 
+docs: $(VENV)/.all ## Build the documentation into build/docs; a warning is an error
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
 setup: $(VENV)/.all ## Install everything without running anything
 
 $(VENV)/bin/python:
@@ -69,7 +73,7 @@ $(VENV)/.all: $(VENV)/.runtime
 	@echo "Installing what training, export and the tests need (torch, timm, onnx, ...) into $(VENV) ..."
 	@# torch first and by pip, which knows of CPU builds that a machine keeps for it; the rest then finds it in place.
 	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt torch | $(ONE_LINE)
-	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,evaluate,formats,datasets,dev]' | $(ONE_LINE)
+	@$(INSTALL) -c constraints.txt -e '.[cpu,openvino,demo,serve,train,export,evaluate,formats,datasets,docs,dev]' | $(ONE_LINE)
 	@touch $@
 
 clean: ## Remove the environment and what tools leave behind

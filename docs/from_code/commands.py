@@ -1,0 +1,171 @@
+"""The page of a command: usage, description, examples and options, as `--help` has them."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any, get_origin
+
+from cyclopts import App
+from cyclopts.argument import Argument
+
+from featkit.cli.app import COMMANDS, make_app
+from from_code.markdown import code, table
+
+GROUPS = {"Make": "Make a model and an index", "Use": "Use them", "Look": "Measure and inspect"}
+# Printed for a value whose type says nothing about its form.
+PLACEHOLDERS = {int: "N", float: "X", str: "TEXT"}
+
+
+def command_list() -> str:
+    """All commands with their one-line help, linked to their pages."""
+    parts = []
+    for group, title in GROUPS.items():
+        rows = [
+            (f"[`featkit {name}`](commands/{name}.md)", line)
+            for kind, name, _, line in COMMANDS
+            if kind == group
+        ]
+        parts.append(f"## {title}\n\n{table(('command', 'what it does'), rows)}")
+    return "\n\n".join(parts)
+
+
+def command_page(name: str) -> str:
+    """What a command takes. Of one with subcommands: each of them, and first the options that all share."""
+    command = make_app(name)[name]
+    subcommands = [each for each in command if not each.startswith("-")]
+    if not subcommands:
+        return _one_command(f"featkit {name}", command, _arguments(command))
+    arguments = {each: _arguments(command[each]) for each in subcommands}
+    # `featkit train` has some thirty options that nine methods share: once is enough.
+    shared = [
+        argument
+        for argument in arguments[subcommands[0]]
+        if argument.index is None
+        and all(_has(argument, arguments[each]) for each in subcommands[1:])
+    ]
+    parts = [_overview(command)]
+    if command.default_command is not None and (own := _arguments(command)):
+        parts.append(_options(own))
+    if shared:
+        parts.append(f"## Options of every subcommand\n\n{_options(shared)}")
+    for each in subcommands:
+        rest = [argument for argument in arguments[each] if not _has(argument, shared)]
+        parts.append(f"## featkit {name} {each}")
+        parts.append(_one_command(f"featkit {name} {each}", command[each], rest, more=bool(shared)))
+    return "\n\n".join(parts)
+
+
+def _arguments(command: App) -> list[Argument]:
+    return [
+        each for each in command.assemble_argument_collection(parse_docstring=True) if each.show
+    ]
+
+
+def _has(argument: Argument, others: Sequence[Argument]) -> bool:
+    """Whether `others` has an option with the same names and help."""
+    return any(
+        (argument.names, argument.parameter.help) == (each.names, each.parameter.help)
+        for each in others
+    )
+
+
+def _overview(command: App) -> str:
+    text, examples = _described(command)
+    return "\n\n".join([text, *examples])
+
+
+def _one_command(
+    usage: str, command: App, arguments: Sequence[Argument], *, more: bool = False
+) -> str:
+    words = [usage]
+    words += [_positional(each) for each in arguments if each.index is not None]
+    words += [
+        f"{each.name} {_value(each)}" for each in arguments if each.index is None and each.required
+    ]
+    text, examples = _described(command)
+    parts = [f"```text\n{' '.join(words)} [OPTIONS]\n```", text, *examples]
+    if arguments:
+        parts.append(_options(arguments))
+    if more:
+        parts.append(
+            "It also takes the [options of every subcommand](#options-of-every-subcommand)."
+        )
+    return "\n\n".join(parts)
+
+
+def _described(command: App) -> tuple[str, list[str]]:
+    """The prose of a command's help, and its examples as blocks of code."""
+    text = inspect.cleandoc(command.help or "").split("\nParameters\n---")[0]
+    paragraphs = [re.sub(r"\s+", " ", each).strip() for each in text.split("\n\n")]
+    commands = [
+        each.removeprefix("Example: ") for each in paragraphs if each.startswith("Example: ")
+    ]
+    prose = "\n\n".join(
+        _prose(each) for each in paragraphs if each and not each.startswith("Example: ")
+    )
+    return prose, [f"```sh\n{chr(10).join(commands)}\n```"] if commands else []
+
+
+def _prose(text: str) -> str:
+    """Text as Markdown: nothing in it is markup but backticks, in which it stays as it is."""
+    outside, inside = text.split("`")[::2], text.split("`")[1::2]
+    escaped = [re.sub(r"([\\*_<>\[\]#])", r"\\\1", each) for each in outside]
+    with_options = [re.sub(r"(?<![\w-])(--?[a-z][\w-]*)", r"`\1`", each) for each in escaped]
+    pieces = [with_options[0]]
+    for quoted, plain in zip(inside, with_options[1:], strict=True):
+        pieces += [f"`{quoted}`", plain]
+    return "".join(pieces)
+
+
+def _options(arguments: Sequence[Argument]) -> str:
+    rows = [
+        (
+            _names(each),
+            _prose(each.parameter.help or ""),
+            "required" if each.required else _default(each),
+        )
+        for each in arguments
+    ]
+    return table(("", "", "default"), rows)
+
+
+def _names(argument: Argument) -> str:
+    if argument.index is not None:
+        return code(_positional(argument))
+    spelled = [each for each in argument.names if each not in argument.negatives]
+    value = _value(argument)
+    return ", ".join(code(each) for each in spelled) + (f" {code(value)}" if value else "")
+
+
+def _positional(argument: Argument) -> str:
+    name = argument.name.strip("-").upper()
+    many = get_origin(argument.hint) in (list, tuple)
+    text = f"{name}..." if many else name
+    return text if argument.required else f"[{text}]"
+
+
+def _value(argument: Argument) -> str:
+    """What stands after an option's name: its choices, or a word for what it takes; "" for a switch."""
+    if argument.hint is bool or argument.negatives:
+        return ""
+    if choices := argument.get_choices():
+        return "|".join(choices)
+    kinds = [
+        *re.findall(r"\b(int|float|Path|str)\b", str(argument.hint)),
+        getattr(argument.hint, "__name__", ""),
+    ]
+    words = {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}
+    return next((words[each] for each in kinds if each in words), "VALUE")
+
+
+def _default(argument: Argument) -> str:
+    value: Any = argument.field_info.default
+    if value in (None, False, "", (), inspect.Parameter.empty):
+        return ""
+    if value is True:
+        return "on"
+    if isinstance(value, tuple):
+        return code(" ".join(str(each) for each in value))
+    return code(f"{value:,}" if isinstance(value, int) and value >= 100_000 else str(value))
