@@ -26,7 +26,7 @@ RESAMPLING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Resize, then crop the centre. Sizes in pixels; mean and std of pixels in 0 .. 1, for the
+    """Resize, then crop the center. Sizes in pixels; mean and std of pixels in 0 .. 1, for the
     record: the graph has them."""
 
     height: int  # native input

@@ -26,7 +26,7 @@ from featkit.geometry import MAX_SIDE, Geometry
 from featkit.paths import is_text
 from featkit.wording import counted, on_one_line
 
-# 1 knew neither layers, fixed sizes, quantisation nor weights beside the file; it is read as well
+# 1 knew neither layers, fixed sizes, quantization nor weights beside the file; it is read as well
 FORMAT = 2
 METADATA_KEY = "featkit"
 MAX_WIDTH = 1_000_000  # numbers in a vector
@@ -43,6 +43,10 @@ EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
 GRAPH, NODE = 7, 1  # of onnx.ModelProto and onnx.GraphProto
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+
+
+# Fields as earlier versions spelled them in the file.
+OLD_NAMES = {"licence": "license", "quantisation": "quantization"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ class Manifest:
     `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none
     for the last alone, and `join` how: concat or mean; `whitened` says by what statistics, if any;
     `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of
-    the patch; `parity` holds the figures that export measured, `quantisation` those of a lower
+    the patch; `parity` holds the figures that export measured, `quantization` those of a lower
     precision and what it left in float.
     """
 
@@ -91,9 +95,9 @@ class Manifest:
     outputs: tuple[str, ...] = (EMBEDDING,)
     precision: str = "fp32"
     parity: dict[str, float] = field(default_factory=dict)
-    quantisation: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] = field(default_factory=dict)
     external: ExternalWeights | None = None
-    licence: str
+    license: str
     origin: dict[str, str] = field(default_factory=dict)
     opset: int
     batch_invariant: bool = True
@@ -113,7 +117,7 @@ class Manifest:
             "join",
             "whitened",
             "precision",
-            "licence",
+            "license",
             "fingerprint",
             "notes",
         ):
@@ -157,12 +161,12 @@ class Manifest:
             self.geometry.patch,
             f"the manifest's, {self.patch}",
         )
-        parity, origin, figures = (self.parity, self.origin, self.quantisation)
+        parity, origin, figures = (self.parity, self.origin, self.quantization)
         numbers = isinstance(parity, dict) and all(_is_number(value) for value in parity.values())
         _check(numbers, "parity", parity, "figures by name")
         texts = isinstance(origin, dict) and _are_texts(tuple(origin.values()))
         _check(texts, "origin", origin, "texts by name")
-        _check(isinstance(figures, dict), "quantisation", figures, "figures by name")
+        _check(isinstance(figures, dict), "quantization", figures, "figures by name")
 
     @property
     def made_of(self) -> str:
@@ -211,6 +215,9 @@ class Manifest:
                 isinstance(values["geometry"], dict), "geometry", values["geometry"], "an object"
             )
             values["geometry"] = Geometry.from_dict(values["geometry"])
+            for old, new in OLD_NAMES.items():
+                if old in values:
+                    values[new] = values.pop(old)
             for name in {"outputs", "proven_equal_to", "layers", "fixed_size"} & set(values):
                 values[name] = None if values[name] is None else tuple(values[name])
             if values.get("external") is not None:

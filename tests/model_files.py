@@ -41,9 +41,9 @@ def make_model_file(
     }
     nodes = [
         helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["floats", "half"], ["centred"]),
-        helper.make_node("Div", ["centred", "half"], ["normalised"]),
-        helper.make_node("Transpose", ["normalised"], ["pixels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["floats", "half"], ["centered"]),
+        helper.make_node("Div", ["centered", "half"], ["normalized"]),
+        helper.make_node("Transpose", ["normalized"], ["pixels"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["pixels", "filters"], ["patches"], strides=[patch, patch]),
         helper.make_node("ReduceMean", ["patches", "axes"], ["mean"], keepdims=0),
         helper.make_node("ReduceL2", ["patches", "axes"], ["spread"], keepdims=0),
@@ -77,7 +77,7 @@ def make_model_file(
         width=width,
         feature="mean",
         geometry=geometry,
-        licence="CC0-1.0",
+        license="CC0-1.0",
         opset=OPSET,
         batch_invariant=batch_invariant,
     )

@@ -17,9 +17,9 @@ def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def png_file(height: int, width: int, *, bits: int, colour: int, rows: bytes = b"") -> bytes:
+def png_file(height: int, width: int, *, bits: int, color: int, rows: bytes = b"") -> bytes:
     """A PNG by hand: what Pillow does not write. Without `rows` it has a header only."""
-    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     blocks = [
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

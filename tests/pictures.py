@@ -10,15 +10,15 @@ from PIL import Image, ImageDraw
 
 
 def draw_picture(seed: int, *, height: int = 60, width: int = 80) -> Image.Image:
-    """A coloured ground with a few coloured shapes."""
+    """A colored ground with a few colored shapes."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), tuple(int(v) for v in rng.integers(0, 256, 3)))
     pen = ImageDraw.Draw(image)
     for _ in range(6):
         left, top = int(rng.integers(0, width - 10)), int(rng.integers(0, height - 10))
         box = (left, top, left + int(rng.integers(6, 40)), top + int(rng.integers(6, 40)))
-        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
-        (pen.ellipse if rng.random() < 0.5 else pen.rectangle)(box, fill=colour)
+        color = tuple(int(v) for v in rng.integers(0, 256, 3))
+        (pen.ellipse if rng.random() < 0.5 else pen.rectangle)(box, fill=color)
     return image
 
 

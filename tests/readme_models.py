@@ -14,7 +14,7 @@ from featkit.cli.app import main
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- models: python -m tests.readme_models -->\n", "<!-- end of models -->\n"
-COLUMNS = ("name", "parameters", "width", "patch", "native_size", "licence", "weights_from")
+COLUMNS = ("name", "parameters", "width", "patch", "native_size", "license", "weights_from")
 
 
 def models_table() -> str:

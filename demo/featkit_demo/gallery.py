@@ -1,12 +1,12 @@
-"""The sample gallery: pictures drawn by this package's own code, labelled by folder, with several
+"""The sample gallery: pictures drawn by this package's own code, labeled by folder, with several
 views of each thing.
 
     objects/mug/mug-1-front.jpg        fifteen kinds of things on a stage or in the open
     textures/marble/marble-2-close.jpg nine kinds of surfaces
     scenes/city/city-1-dusk.jpg        nine kinds of wide views
 
-Every kind comes in a few instances (their own shapes, colours and patterns), every instance in
-three views that differ in viewpoint, light and colours. The same seed and versions of numpy and
+Every kind comes in a few instances (their own shapes, colors and patterns), every instance in
+three views that differ in viewpoint, light and colors. The same seed and versions of numpy and
 Pillow give the same bytes.
 """
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from featkit.atomic import replace_file
 from featkit_demo.drawing import creatures, objects, scenes, textures, waters
-from featkit_demo.drawing.canvas import Camera, Canvas, Colour, Light, generator, graded
+from featkit_demo.drawing.canvas import Camera, Canvas, Color, Light, generator, graded
 from featkit_demo.drawing.stage import PALETTES, Palette
 
 Picture = Callable[[Canvas, np.random.Generator, Palette], None]
@@ -68,7 +68,7 @@ SCENES: dict[str, Picture] = {
 NUM_VIEWS = 3
 
 
-def _rgb(code: int) -> Colour:
+def _rgb(code: int) -> Color:
     return code >> 16, code >> 8 & 255, code & 255
 
 

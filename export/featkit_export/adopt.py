@@ -91,7 +91,7 @@ FEATURES = ("cls", "mean", "gem", "cls+mean", "cls+gem")
 PUBLISHED_NAMES = ("onnx/model.onnx", "model.onnx")  # in a folder as it was published
 # Operators of int8 and fewer bits; the first two take their scale from the whole batch.
 DYNAMIC_OPERATORS = re.compile(r"DynamicQuantize|MatMulInteger|ConvInteger")
-QUANTISED_OPERATORS = re.compile(
+QUANTIZED_OPERATORS = re.compile(
     rf"{DYNAMIC_OPERATORS.pattern}|QuantizeLinear|DequantizeLinear|^QLinear|^QAttention|MatMulNBits|^QGemm"
 )
 
@@ -121,7 +121,7 @@ def adopt_file(
     path: Path,
     out: Path,
     *,
-    licence: str,
+    license: str,
     geometry: Geometry | None = None,
     feature: str | None = None,
     num_registers: int | None = None,
@@ -218,7 +218,7 @@ def adopt_file(
         geometry=geometry,
         outputs=outputs,
         precision=_precision(model),
-        licence=licence,
+        license=license,
         origin={
             "by": "featkit_export.adopt",
             "file": file.name,
@@ -642,9 +642,9 @@ def _fix_sizes(model: onnx.ModelProto, size: tuple[int, int], *, patch: int) -> 
 
 
 def _precision(model: onnx.ModelProto) -> str:
-    """fp32, fp16, or quantised: what most of the computing is done in."""
-    if any(QUANTISED_OPERATORS.search(node.op_type) for node in all_nodes(model.graph)):
-        return "quantised"
+    """fp32, fp16, or quantized: what most of the computing is done in."""
+    if any(QUANTIZED_OPERATORS.search(node.op_type) for node in all_nodes(model.graph)):
+        return "quantized"
     halves = sum(
         len(weight.raw_data)
         for weight in model.graph.initializer
@@ -659,16 +659,16 @@ def _precision(model: onnx.ModelProto) -> str:
 
 
 def _oddities(model: onnx.ModelProto) -> list[str]:
-    """Operators of other domains than ONNX's, and those of quantisation, each as a sentence."""
+    """Operators of other domains than ONNX's, and those of quantization, each as a sentence."""
     nodes = list(all_nodes(model.graph))
     foreign = Counter(
         f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in ("", "ai.onnx")
     )
-    quantised = Counter(node.op_type for node in nodes if QUANTISED_OPERATORS.search(node.op_type))
+    quantized = Counter(node.op_type for node in nodes if QUANTIZED_OPERATORS.search(node.op_type))
     notes = []
     for what, counts in (
         ("Operators that only some runtimes have", foreign),
-        ("Operators of quantisation", quantised),
+        ("Operators of quantization", quantized),
     ):
         if counts:
             notes.append(

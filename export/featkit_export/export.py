@@ -247,7 +247,7 @@ def _manifest(
         geometry=geometry,
         fixed_size=size,
         outputs=recipe.outputs,
-        licence=info.licence,
+        license=info.license,
         origin=info.origin,
         opset=OPSET,
         notes=notes,

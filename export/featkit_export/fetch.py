@@ -24,8 +24,8 @@ def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:
     return fetch_repository(repository, FILES, by_hand=by_hand, quiet=quiet)
 
 
-def licence_of(folder: Path) -> str:
-    """What the model card beside the files says of the licence; where there is none, to look it up."""
+def license_of(folder: Path) -> str:
+    """What the model card beside the files says of the license; where there is none, to look it up."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\s*\n(.*?)^---", text, re.MULTILINE | re.DOTALL)

@@ -59,10 +59,10 @@ class Recipe:
 
 
 class EmbeddingGraph(nn.Module):
-    """(N, H, W, 3) uint8 to unit vectors: normalise, backbone, feature, and whitening where there
+    """(N, H, W, 3) uint8 to unit vectors: normalize, backbone, feature, and whitening where there
     is one.
 
-    cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalised mean of
+    cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalized mean of
     the patch tokens, mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean, cls+gem: both at unit length,
     side by side, (N, 2 D). Several layers at unit length are laid side by side (concat, L times as
     long) or averaged.
@@ -84,7 +84,7 @@ class EmbeddingGraph(nn.Module):
         super().__init__()
         self.backbone, self.recipe, self.whitened = backbone, recipe, whitening is not None
         self.layers = recipe.layers or (backbone.depth,)
-        # In units of 0 .. 255, so that normalising is one subtraction and one division.
+        # In units of 0 .. 255, so that normalizing is one subtraction and one division.
         self.register_buffer("mean", 255 * torch.tensor(geometry.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(geometry.std).view(1, 3, 1, 1))
         if whitening is not None:
@@ -259,7 +259,7 @@ def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter and its optimiser say of themselves."""
+    """Without what the exporter and its optimizer say of themselves."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

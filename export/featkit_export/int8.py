@@ -1,7 +1,7 @@
 """Static int8 for a model file: QuantizeLinear and DequantizeLinear around the big matrix products,
 nothing else.
 
-What is quantised: every MatMul whose second input is a weight (projections of attention, both
+What is quantized: every MatMul whose second input is a weight (projections of attention, both
 layers of the MLP). They are 80 to 85 % of a ViT-S/14's time at 224. What stays float, and why:
 
 - the patch convolution: 1 to 2 % of the time, and the one place where int8 costs accuracy
@@ -10,7 +10,7 @@ layers of the MLP). They are 80 to 85 % of a ViT-S/14's time at 224. What stays 
 - the attention products: probabilities of 257 tokens are about 1/257, the size of one step of an
 8-bit softmax (cosine 0.998
   instead of 0.9999), for 5 % of the time where the engine computes the rest in bf16;
-- norms, residual sums, softmax, GELU: OpenVINO fuses GELU and the next quantiser into the product.
+- norms, residual sums, softmax, GELU: OpenVINO fuses GELU and the next quantizer into the product.
 
 All scales are constants, so no picture can change another's vector through them. Activations are
 uint8 with a zero point: ONNX Runtime's kernels want unsigned by signed, OpenVINO is as fast with
@@ -54,8 +54,8 @@ class ChannelRange:
         return ChannelRange(self.low / factors, self.high / factors)
 
 
-def quantisable_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the products that `quantise_static` turns to int8, in the graph's order."""
+def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
+    """Names of the products that `quantize_static` turns to int8, in the graph's order."""
     return [node.name for node in _Graph(model).products]
 
 
@@ -74,18 +74,18 @@ def observe_ranges(
     )
 
 
-def quantise_static(
+def quantize_static(
     model: onnx.ModelProto, ranges: Mapping[str, ChannelRange], *, keep_float: Sequence[str] = ()
 ) -> onnx.ModelProto:
     """A copy of the model with its products in int8, its scales set by `observe_ranges`.
 
-    keep_float: names of products to leave alone, of `quantisable_nodes`. ValueError for a name that
+    keep_float: names of products to leave alone, of `quantizable_nodes`. ValueError for a name that
     is none.
     """
     graph = _Graph(model)
     known = {node.name for node in graph.products}
     if unknown := sorted(set(keep_float) - known):
-        raise ValueError(f"no quantisable product is called {', '.join(unknown)}")
+        raise ValueError(f"no quantizable product is called {', '.join(unknown)}")
     chosen = [node for node in graph.products if node.name not in set(keep_float)]
     smooth = _smooth(graph, chosen, ranges)
     for node in chosen:
@@ -173,7 +173,7 @@ def _observe(
     model: onnx.ModelProto, tensors: Sequence[str], pictures: Iterable[np.ndarray]
 ) -> dict[str, ChannelRange]:
     """Run the float model and keep each channel's extremes of the tensors. One pass serves
-    smoothing and quantising."""
+    smoothing and quantizing."""
     if not tensors:
         return {}
     probe = onnx.ModelProto()
@@ -260,10 +260,10 @@ def _activation(graph: _Graph, name: str, seen: ChannelRange) -> str:
         name,
         [
             helper.make_node(
-                "QuantizeLinear", [name, *parameters], [integers], name=f"{name}/quantise"
+                "QuantizeLinear", [name, *parameters], [integers], name=f"{name}/quantize"
             ),
             helper.make_node(
-                "DequantizeLinear", [integers, *parameters], [back], name=f"{name}/dequantise"
+                "DequantizeLinear", [integers, *parameters], [back], name=f"{name}/dequantize"
             ),
         ],
     )
@@ -285,7 +285,7 @@ def _weight(graph: _Graph, name: str) -> str:
         "DequantizeLinear",
         [integers, *parameters],
         [f"{name}/float"],
-        name=f"{name}/dequantise",
+        name=f"{name}/dequantize",
         axis=1,
     )
     return graph.follow(integers, [node])

@@ -39,7 +39,7 @@ from featkit_export.half_proof import (
     observe_peaks,
     proof_pictures,
 )
-from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
+from featkit_export.int8 import ChannelRange, observe_ranges, quantizable_nodes, quantize_static
 from featkit_export.original import load_onnx, open_session
 from featkit_export.seal import seal
 from featkit_export.verify import open_proven
@@ -141,7 +141,7 @@ def _write_half(
         "kept_in_float": list(kept),
     }
     return _finish(
-        draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out
+        draft, read_manifest(full), dataclasses.replace(manifest, quantization=figures), out
     )
 
 
@@ -191,7 +191,7 @@ def _write_int8(
             f"{full} has more than 2 GB of weights, which are not calibrated here; use --precision"
             f" {FP16}."
         )
-    if not quantisable_nodes(model):
+    if not quantizable_nodes(model):
         raise InputError(
             f"{full} has no product by weights that int8 would make faster; use it in {FP32}."
         )
@@ -202,7 +202,7 @@ def _write_int8(
     kept: list[str] = []
     draft = folder / "draft.onnx"
     while True:
-        seal(quantise_static(model, ranges, keep_float=kept), manifest, draft)
+        seal(quantize_static(model, ranges, keep_float=kept), manifest, draft)
         on_step(f"timing it beside {FP32} and bf16{_with_kept(kept)}")
         rates = _rates(full, draft, calibration)
         fastest, lowered = (_best(rates, lower=lower) for lower in (False, True))
@@ -243,7 +243,7 @@ def _write_int8(
         "kept_in_float": kept,
     }
     return _finish(
-        draft, read_manifest(full), dataclasses.replace(manifest, quantisation=figures), out
+        draft, read_manifest(full), dataclasses.replace(manifest, quantization=figures), out
     )
 
 
@@ -313,14 +313,14 @@ def _by_sensitivity(
     manifest: Manifest,
 ) -> list[str]:
     """Names of the products, those first whose int8 alone turns vectors most."""
-    names = quantisable_nodes(model)
+    names = quantizable_nodes(model)
     draft = folder / "alone.onnx"
     seal(model, manifest, draft)
     expected = Embedder(draft, backend="onnxruntime").infer(images)
     turned = {}
     for name in names:
         seal(
-            quantise_static(model, ranges, keep_float=[other for other in names if other != name]),
+            quantize_static(model, ranges, keep_float=[other for other in names if other != name]),
             manifest,
             draft,
         )
@@ -336,7 +336,7 @@ def _with_kept(kept: Sequence[str]) -> str:
 def _finish(draft: Path, full: Manifest, manifest: Manifest, out: Path) -> Manifest:
     """Write the measured draft with its figures, proven equal to the full file where its vectors
     are."""
-    proven = (full.fingerprint,) if manifest.quantisation["least_cosine"] >= PROVEN_COSINE else ()
+    proven = (full.fingerprint,) if manifest.quantization["least_cosine"] >= PROVEN_COSINE else ()
     manifest = dataclasses.replace(manifest, proven_equal_to=proven)
     external = read_manifest(draft).external
     model = onnx.load(str(draft), load_external_data=False)

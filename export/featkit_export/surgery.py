@@ -161,10 +161,10 @@ def add_pixels(
     values = INPUT
     if kind != TensorProto.UINT8:
         mean, std = (np.asarray(numbers, np.float64).reshape(1, 1, 1, 3) for numbers in (mean, std))
-        centred = nodes.add(
+        centered = nodes.add(
             "Sub", nodes.add("Cast", INPUT, to=TensorProto.FLOAT), nodes.constant(mean)
         )
-        values = nodes.add("Div", centred, nodes.constant(std))
+        values = nodes.add("Div", centered, nodes.constant(std))
     if kind == TensorProto.FLOAT16:
         values = nodes.add("Cast", values, to=TensorProto.FLOAT16)
     if channels_last:

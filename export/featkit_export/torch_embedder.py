@@ -45,7 +45,7 @@ class TorchEmbedder:
             layers=recipe.layers,
             join=recipe.join if recipe.layers else "",
             geometry=info.geometry,
-            licence=info.licence,
+            license=info.license,
             origin=info.origin,
             opset=OPSET,
         )

@@ -179,9 +179,9 @@ def draw_pictures(count: int, *, height: int, width: int, seed: int = 0) -> np.n
                 sorted(rng.integers(0, width, 2).tolist()),
                 sorted(rng.integers(0, height, 2).tolist()),
             )
-            colour = tuple(rng.integers(0, 256, 3).tolist())
+            color = tuple(rng.integers(0, 256, 3).tolist())
             (pen.ellipse if rng.random() < 0.5 else pen.rectangle)(
-                (x[0], y[0], x[1], y[1]), fill=colour
+                (x[0], y[0], x[1], y[1]), fill=color
             )
         noise = rng.normal(0, 6, (height, width, 3))
         pictures.append(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))

@@ -10,7 +10,7 @@ SMALLEST_GRID = 2  # points a side
 
 
 def drawn_pictures(count: int, *, height: int, width: int) -> np.ndarray:
-    """(count, height, width, 3) uint8, the same at every call: colours on grids of 2, 4, 8 …
+    """(count, height, width, 3) uint8, the same at every call: colors on grids of 2, 4, 8 …
     points, smoothed and added.
 
     Each finer grid counts 2 to the power of -r as much, r drawn anew for a picture from 0.3 (rough)
@@ -24,7 +24,7 @@ def drawn_pictures(count: int, *, height: int, width: int) -> np.ndarray:
         grid, weight = SMALLEST_GRID, 1.0
         while grid <= max(height, width):
             points = rng.standard_normal((grid, grid, 3)).astype(np.float32)
-            layers = [Image.fromarray(points[..., colour]) for colour in range(3)]
+            layers = [Image.fromarray(points[..., color]) for color in range(3)]
             size = (width, height)
             smooth = [np.asarray(layer.resize(size, Image.Resampling.BICUBIC)) for layer in layers]
             total += weight * np.stack(smooth, axis=-1)

@@ -99,7 +99,7 @@ def shortened(text: str) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Names come out of other people's archives: nothing in them may move the cursor or colour the
+    """Names come out of other people's archives: nothing in them may move the cursor or color the
     terminal."""
     return "".join(character if character.isprintable() else "�" for character in on_one_line(text))
 

@@ -62,7 +62,7 @@ def export(
     out
         The model file to write.
     list_
-        Print the published models: size, licence and where the weights come from.
+        Print the published models: size, license and where the weights come from.
     weights
         A local file or folder with the weights (.pth, .ckpt, .safetensors, a folder of Hugging Face, timm or .distcp files),
         instead of fetching them.
@@ -201,7 +201,7 @@ def write_in_precision(
         **facts,
         "out": str(wanted.out),
         "fingerprint": report.fingerprint,
-        "quantisation": report.quantisation,
+        "quantization": report.quantization,
     }
 
 
@@ -250,7 +250,7 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     """Write the file from an ONNX file made elsewhere, without torch."""
     need_extra("export", "onnx", engines=("onnxruntime",))
     from featkit_export.adopt import adopt_file
-    from featkit_export.fetch import HUB, fetch_onnx, licence_of
+    from featkit_export.fetch import HUB, fetch_onnx, license_of
 
     _refuse(
         wanted,
@@ -270,7 +270,7 @@ def adopt_onnx(source: str, wanted: Wanted, say: Callable[[str], None]) -> dict[
     report = adopt_file(
         path,
         wanted.out,
-        licence=licence_of(published_folder(path)),
+        license=license_of(published_folder(path)),
         feature=wanted.feature,
         outputs=wanted.outputs,
         size=wanted.size,
@@ -348,17 +348,17 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
         stdout().print(
             f"One size only is {speedup:.2f} times as fast as every size, one picture a call."
         )
-    if manifest.quantisation:
+    if manifest.quantization:
         print_table(
             f"In {manifest.precision}",
             ("", ""),
-            [(key, shown(value)) for key, value in manifest.quantisation.items()],
+            [(key, shown(value)) for key, value in manifest.quantization.items()],
         )
     num_bytes = out.stat().st_size + (manifest.external.num_bytes if manifest.external else 0)
     beside = f" (weights beside it in {manifest.external.file})" if manifest.external else ""
     stdout().print(
         f"{out}: {manifest.name}, {manifest.width} numbers a picture, {num_bytes / 1e6:.1f}"
-        f" MB{beside}, licence {manifest.licence}, fingerprint {manifest.fingerprint[:12]}."
+        f" MB{beside}, license {manifest.license}, fingerprint {manifest.fingerprint[:12]}."
     )
     if "triton" in facts:
         stdout().print(f"For Triton: {facts['triton']}")
@@ -378,7 +378,7 @@ def print_list(*, as_json: bool) -> None:
     """The published models, without loading torch."""
     from featkit_train.published.zoo import PUBLISHED
 
-    columns = ("name", "parameters", "width", "patch", "native size", "licence", "weights from")
+    columns = ("name", "parameters", "width", "patch", "native size", "license", "weights from")
     rows = [
         (
             row.name,
@@ -386,7 +386,7 @@ def print_list(*, as_json: bool) -> None:
             str(row.width),
             str(row.patch),
             f"{row.geometry.height}×{row.geometry.width}",
-            row.licence + (" (gated)" if row.gated else ""),
+            row.license + (" (gated)" if row.gated else ""),
             row.source,
         )
         for row in PUBLISHED.values()

@@ -123,7 +123,7 @@ def _verify(
     rows: list[tuple[str, object]] = [
         ("least cosine", f"{found.least_cosine:.6f}"),
         ("mean cosine", f"{found.mean_cosine:.6f}"),
-        ("nearest neighbour changed", f"{found.neighbours_changed:.2%}"),
+        ("nearest neighbor changed", f"{found.neighbors_changed:.2%}"),
         (f"copies found, {reference.run}", f"{found.recall_at_1 + found.recall_lost:.4f}"),
         (f"copies found, {found.run}", f"{found.recall_at_1:.4f}"),
     ]

@@ -1,4 +1,4 @@
-"""Whether another engine or precision gives a model's vectors: cosines, neighbours and copies
+"""Whether another engine or precision gives a model's vectors: cosines, neighbors and copies
 found, on photographs.
 
 The reference is what a model file is proven by, ONNX Runtime in the file's own precision. Every
@@ -27,7 +27,7 @@ from featkit.sources import Source, subset
 # The least cosine, over all pictures, at which vectors may meet the reference's: at 0.9995 no score
 # moves by more than 0.032, the sine of the angle between the two, and most by far less.
 # featkit-tiny in bf16 has 0.99998 in the mean over 600 photographs, but one of them has 0.9985, so
-# it does not pass; 2 of the 600 change their nearest neighbour and no copy is lost.
+# it does not pass; 2 of the 600 change their nearest neighbor and no copy is lost.
 LEAST_COSINE = 0.9995
 NUM_EDITS = 4
 BOUND = 0.9  # an interval from 5 % to 95 %, of which the upper end is told
@@ -38,7 +38,7 @@ QUERY_BLOCK = 1024
 class Agreement:
     """A run compared with the reference. Cosines are of the two vectors of a picture.
 
-    neighbours_changed: share of the pictures whose nearest one among the others is another.
+    neighbors_changed: share of the pictures whose nearest one among the others is another.
     recall_at_1: share of the edited pictures, embedded by this run, that find their original among
     the reference's vectors, as when one made an index and the other searches it.
     recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over the
@@ -50,7 +50,7 @@ class Agreement:
     num_queries: int
     least_cosine: float
     mean_cosine: float
-    neighbours_changed: float
+    neighbors_changed: float
     recall_at_1: float
     recall_lost: float
     recall_lost_at_most: float
@@ -138,7 +138,7 @@ def _compare(run: Run, found: np.ndarray, expected: np.ndarray) -> Agreement:
         num_queries=lost.size,
         least_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),
-        neighbours_changed=float(changed.mean()),
+        neighbors_changed=float(changed.mean()),
         recall_at_1=float(right.mean()),
         recall_lost=float(lost.mean()),
         recall_lost_at_most=bootstrap_interval(lost, level=BOUND)[1],

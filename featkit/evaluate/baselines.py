@@ -32,12 +32,12 @@ def pixel_vectors(pixels: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 grey picture lie
+    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 gray picture lie
     above their median."""
-    grey = image.convert("L").resize(
+    gray = image.convert("L").resize(
         (HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0
     )
-    frequencies = DCT @ np.asarray(grey, np.float64) @ DCT.T
+    frequencies = DCT @ np.asarray(gray, np.float64) @ DCT.T
     return np.packbits(frequencies > np.median(frequencies))
 
 

@@ -123,7 +123,7 @@ def evaluate_copies(
         edits_version=EDITS_VERSION,
         methods=[
             _score(embedder.manifest.name, model.split(), unchanged),
-            _score("centred pixels", raw, lambda rows: pixel_vectors(rows, gallery_mean)),
+            _score("centered pixels", raw, lambda rows: pixel_vectors(rows, gallery_mean)),
             _score("plain pixels", raw, lambda rows: pixel_vectors(rows, 0.0)),
             _score("perceptual hash", hashes.split(), hash_vectors),
         ],

@@ -34,7 +34,7 @@ WORKING_LONGEST = 4096
 CROP_AREA = (0.30, 0.80)  # share of the picture that is kept
 CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop, as a multiple of the picture's own
 ROTATE_DEGREES = (-20.0, 20.0)
-COLOUR_FACTOR = (0.7, 1.3)  # of brightness, contrast and saturation; 1 changes nothing
+COLOR_FACTOR = (0.7, 1.3)  # of brightness, contrast and saturation; 1 changes nothing
 JPEG_QUALITY = 30
 # standard deviation as a share of the shorter side: 1.5 to 3 pixels at 256
 BLUR_RADIUS = (0.006, 0.012)
@@ -95,7 +95,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turn counter-clockwise about the centre; the frame stays and its corners become black."""
+    """Turn counter-clockwise about the center; the frame stays and its corners become black."""
 
     name: ClassVar[str] = "rotate"
     degrees: float
@@ -127,21 +127,21 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Colour:
+class Color:
     """Factors of brightness, contrast and saturation, in this order; 1 leaves the picture as it is."""
 
-    name: ClassVar[str] = "colour"
+    name: ClassVar[str] = "color"
     brightness: float
     contrast: float
     saturation: float
 
     @classmethod
-    def draw(cls, random: Random) -> Colour:
-        """Each uniform over COLOUR_FACTOR."""
+    def draw(cls, random: Random) -> Color:
+        """Each uniform over COLOR_FACTOR."""
         return cls(
-            random.uniform(*COLOUR_FACTOR),
-            random.uniform(*COLOUR_FACTOR),
-            random.uniform(*COLOUR_FACTOR),
+            random.uniform(*COLOR_FACTOR),
+            random.uniform(*COLOR_FACTOR),
+            random.uniform(*COLOR_FACTOR),
         )
 
     def __call__(self, image: Image.Image) -> Image.Image:
@@ -164,7 +164,7 @@ class Jpeg:
         return cls(JPEG_QUALITY)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """With Pillow's usual halved colour."""
+        """With Pillow's usual halved color."""
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=self.quality)
         return Image.open(buffer).convert("RGB")
@@ -231,7 +231,7 @@ class Text:
 
 
 _DRAW: dict[str, Callable[[Random], Edit]] = {
-    kind.name: kind.draw for kind in (Crop, Rotate, Flip, Colour, Jpeg, Blur, Text)
+    kind.name: kind.draw for kind in (Crop, Rotate, Flip, Color, Jpeg, Blur, Text)
 }
 SINGLE_EDITS = tuple(_DRAW)  # the names, in the order of a report's breakdown
 FINISHES = ("jpeg", "blur", "text")  # of which a compound has one
@@ -263,7 +263,9 @@ def random_for(seed: int, purpose: str, key: str) -> Random:
 
 def draw_single(name: str, *, seed: int, key: str) -> Edit:
     """The one edit of this name (of SINGLE_EDITS) that the picture `key` gets."""
-    return _DRAW[name](random_for(seed, name, key))
+    # the stream's name is a part of EDITS_VERSION: another spelling would draw other edits
+    stream = "colour" if name == Color.name else name
+    return _DRAW[name](random_for(seed, stream, key))
 
 
 def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
@@ -275,9 +277,9 @@ def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
     random = random_for(seed, f"compound {number}", key)
     rotate, crop = Rotate.draw(random), Crop.draw(random)
     flip = (Flip(),) if random.random() < 0.5 else ()
-    colour = Colour.draw(random)
+    color = Color.draw(random)
     finish = _DRAW[FINISHES[int(random.random() * len(FINISHES))]](random)
-    return (rotate, crop, *flip, colour, finish)
+    return (rotate, crop, *flip, color, finish)
 
 
 def apply_edits(image: Image.Image, edits: Sequence[Edit]) -> Image.Image:

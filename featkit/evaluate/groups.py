@@ -109,7 +109,7 @@ def evaluate_groups(
         for name, ours, theirs, to_vectors in (
             (model.manifest.name, asked.vectors, gallery.vectors, unchanged),
             (
-                "centred pixels",
+                "centered pixels",
                 asked.pixels,
                 gallery.pixels,
                 lambda rows: pixel_vectors(rows, gallery_mean),

@@ -1,10 +1,10 @@
-"""Accuracy of the nearest neighbours: what a picture is by the labelled pictures whose vectors are
+"""Accuracy of the nearest neighbors: what a picture is by the labeled pictures whose vectors are
 nearest to its own.
 
 The weighted vote is that of DINO (arXiv 2104.14294, section 4.1; eval_knn.py), after Wu et al.
 (arXiv 1805.01978, eq. 6 and section 3.4); a plain majority stands beside it.
 
-Letters: N vectors of the training part, Q of the test part, D width, k neighbours.
+Letters: N vectors of the training part, Q of the test part, D width, k neighbors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from featkit.evaluate.baselines import pixel_vectors
 from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress
-from featkit.evaluate.labels import LABEL, embed_labelled
+from featkit.evaluate.labels import LABEL, embed_labeled
 from featkit.evaluate.retrieval import (
     GALLERY_BLOCK,
     QUERY_BLOCK,
@@ -26,7 +26,7 @@ from featkit.evaluate.retrieval import (
 )
 from featkit.sources import Source
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 TEMPERATURE = 0.07
 VOTE_BLOCK = 64  # queries whose (k, k) tables of equal labels are made at once
 
@@ -69,22 +69,22 @@ def evaluate_knn(
     model: PictureModel,
     *,
     label: str = LABEL,
-    ks: Sequence[int] = (NEIGHBOURS,),
+    ks: Sequence[int] = (NEIGHBORS,),
     temperature: float = TEMPERATURE,
     on_progress: OnProgress = no_progress,
 ) -> KnnReport:
-    """Classify the pictures of `test` by their neighbours among those of `train`; raw pixels beside
+    """Classify the pictures of `test` by their neighbors among those of `train`; raw pixels beside
     the model.
 
-    label, and the InputErrors: as for labels.embed_labelled. on_progress counts over both parts.
+    label, and the InputErrors: as for labels.embed_labeled. on_progress counts over both parts.
     """
     failures: list[tuple[str, str]] = []
-    pair = embed_labelled(train, test, model, failures, label=label, on_progress=on_progress)
+    pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
     gallery_mean = pair.train.pixels.mean(axis=0, dtype=np.float64)
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
         (model.manifest.name, pair.train.vectors, pair.test.vectors, unit_rows),
         (
-            "centred pixels",
+            "centered pixels",
             pair.train.pixels,
             pair.test.pixels,
             lambda rows: pixel_vectors(rows, gallery_mean),
@@ -127,7 +127,7 @@ def knn_accuracy(
     test_vectors: np.ndarray,
     test_labels: np.ndarray,
     *,
-    k: int = NEIGHBOURS,
+    k: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
 ) -> float:
     """Share of the test vectors whose weighted vote of their k nearest training vectors is their
@@ -158,7 +158,7 @@ def nearest(
         for each query:  order = sorted(range(N), key=lambda row: (-query @ gallery[row], row))[:k]
     """
     if k < 1 or len(gallery) == 0:
-        raise ValueError(f"{k} neighbours of {len(gallery)} vectors are none")
+        raise ValueError(f"{k} neighbors of {len(gallery)} vectors are none")
     k = min(k, len(gallery))
     found_scores, found_rows = (
         np.empty((len(queries), k), np.float32),
@@ -188,10 +188,10 @@ def nearest(
 
 
 def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:
-    """The label (Q,) with the most votes, a neighbour's being worth exp(cosine / temperature); of
+    """The label (Q,) with the most votes, a neighbor's being worth exp(cosine / temperature); of
     equals the nearer one.
 
-    cosines (Q, k), best first; labels (Q, k) of those neighbours, of any kind. Summed in float64.
+    cosines (Q, k), best first; labels (Q, k) of those neighbors, of any kind. Summed in float64.
     DINOv2's code divides by the sum of all weights (a softmax), DINO's does not; the winner is the
     same.
 
@@ -202,13 +202,13 @@ def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float
 
 
 def majority_vote(labels: np.ndarray) -> np.ndarray:
-    """The label (Q,) that most of the neighbours' labels (Q, k) are; of equals the one whose
-    nearest neighbour is nearer."""
+    """The label (Q,) that most of the neighbors' labels (Q, k) are; of equals the one whose
+    nearest neighbor is nearer."""
     return _most_voted(np.ones(labels.shape), labels)
 
 
 def _most_voted(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """labels (Q, k), nearest first, with weights (Q, k). Each neighbour is given its label's votes,
+    """labels (Q, k), nearest first, with weights (Q, k). Each neighbor is given its label's votes,
     and the first best wins."""
     voted = np.empty(len(labels), labels.dtype)
     for start in range(0, len(labels), VOTE_BLOCK):

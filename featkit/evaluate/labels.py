@@ -26,7 +26,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class LabelledPair:
+class LabeledPair:
     """A training part and a test part, embedded, with labels as codes (N,) int64 into `names`,
     which are sorted.
 
@@ -65,7 +65,7 @@ class LabelledPair:
         return np.searchsorted(np.array(self.names), np.array(labels))
 
 
-def embed_labelled(
+def embed_labeled(
     train_source: Source,
     test_source: Source,
     model: PictureModel,
@@ -73,7 +73,7 @@ def embed_labelled(
     *,
     label: str = LABEL,
     on_progress: OnProgress = no_progress,
-) -> LabelledPair:
+) -> LabeledPair:
     """Both parts, without the pictures that cannot be read or have no label, which are added to
     `failures`.
 
@@ -104,7 +104,7 @@ def embed_labelled(
             f" {test_source.name} such as {_some(theirs)} ({columns[1]}), and none in common; name"
             " a column with --label that says the same in both."
         )
-    return LabelledPair(train, test, sorted(ours | theirs), columns)
+    return LabeledPair(train, test, sorted(ours | theirs), columns)
 
 
 def find_column(source: Source, wanted: str) -> str:

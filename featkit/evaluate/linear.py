@@ -1,8 +1,8 @@
 """Accuracy of a linear classifier on frozen features: multinomial logistic regression, by
 scikit-learn (extra `evaluate`).
 
-Features are standardised: each number less its mean over the training part, divided by its standard
-deviation there. So one strength of regularisation means the same for every model. It is chosen from
+Features are standardized: each number less its mean over the training part, divided by its standard
+deviation there. So one strength of regularization means the same for every model. It is chosen from
 L2_GRID by the accuracy on a held-out share of the training part, of which nothing else is fitted,
 and the classifier is then fitted again to all of the training part.
 
@@ -20,7 +20,7 @@ import numpy as np
 from featkit.errors import InputError
 from featkit.evaluate.baselines import PIXELS_SIDE
 from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress
-from featkit.evaluate.labels import LABEL, embed_labelled
+from featkit.evaluate.labels import LABEL, embed_labeled
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import Source
 
@@ -102,13 +102,13 @@ def evaluate_linear(
     """Classify the pictures of `test` by a linear classifier fitted to `train`; raw pixels beside
     the model.
 
-    label, and the InputErrors: as for labels.embed_labelled, and when the training part has one
+    label, and the InputErrors: as for labels.embed_labeled, and when the training part has one
     label alone. seed: of which pictures are held out. Features are the model's unit vectors, and
     the pixels of the picture stretched to 8 × 8. on_step is called with what begins once all
     pictures are embedded.
     """
     failures: list[tuple[str, str]] = []
-    pair = embed_labelled(train, test, model, failures, label=label, on_progress=on_progress)
+    pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
     if len(set(pair.train.known)) < 2:
         raise InputError(
             f"{train.name} has the one label {pair.train.known[0]}; a classifier is fitted to two"
@@ -124,7 +124,7 @@ def evaluate_linear(
             small_pixels(pair.test.pixels),
         ),
     ):
-        on_step(f"fitting {name} at {len(L2_GRID)} strengths of regularisation ...")
+        on_step(f"fitting {name} at {len(L2_GRID)} strengths of regularization ...")
         l2, by_l2 = choose_l2(features, pair.train_labels, fitted, held_out)
         (classifier,) = fit(features, pair.train_labels, [l2])
         right = (classifier.predict(test_features) == pair.test_labels).astype(np.float64)
@@ -195,8 +195,8 @@ def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[
     """For each l2 the least  mean(-log softmax(x @ weights + biases)[label]) + l2 / 2 * sum(weights
     ** 2).
 
-    x are the standardised features. features (N, D), any float, computed in float64; labels (N,) of
-    two kinds or more. Biases are not regularised; of two kinds the first has weights of 0. By
+    x are the standardized features. features (N, D), any float, computed in float64; labels (N,) of
+    two kinds or more. Biases are not regularized; of two kinds the first has weights of 0. By
     L-BFGS, each from where the next stronger one ended.
     """
     from sklearn.exceptions import ConvergenceWarning

@@ -108,7 +108,7 @@ def evaluate_revisited(
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
         (model.manifest.name, queries.vectors, gallery.vectors, unchanged),
         (
-            "centred pixels",
+            "centered pixels",
             queries.pixels,
             gallery.pixels,
             lambda rows: pixel_vectors(rows, gallery_mean),

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ValidationError
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import what_is
 from featkit.images import Picture, is_single, load, name_of, printable, read_encoded
-from featkit.serve.schemas import EmbedAnswer, Health, Hit, NeighboursAnswer, SearchAnswer
+from featkit.serve.schemas import EmbedAnswer, Health, Hit, NeighborsAnswer, SearchAnswer
 from featkit.wording import counted
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -113,11 +113,11 @@ class Client:
         self._check_count(len(parts), len(answer.pictures), response)
         return [one.hits for one in answer.pictures]
 
-    def neighbours(self, number: int, *, k: int = 10) -> list[Hit]:
+    def neighbors(self, number: int, *, k: int = 10) -> list[Hit]:
         """The k items nearest to item `number`, itself first."""
-        route = f"/v1/items/{_whole(number, 'The id')}/neighbours"
+        route = f"/v1/items/{_whole(number, 'The id')}/neighbors"
         return self._parsed(
-            NeighboursAnswer, self._call("GET", route, params={"k": _whole(k, "k")})
+            NeighborsAnswer, self._call("GET", route, params={"k": _whole(k, "k")})
         ).hits
 
     def thumbnail(self, number: int) -> bytes:

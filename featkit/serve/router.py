@@ -186,18 +186,19 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         """Describe one item."""
         return _item(_ask(service, lambda index: index.item(number)))
 
+    @router.get("/v1/items/{number}/neighbours", include_in_schema=False)  # its first spelling
     @router.get(
-        "/v1/items/{number}/neighbours", tags=["items"], responses={404: {"model": schemas.Refusal}}
+        "/v1/items/{number}/neighbors", tags=["items"], responses={404: {"model": schemas.Refusal}}
     )
-    def neighbours(
+    def neighbors(
         number: Number, k: Annotated[int, Query(ge=1)] = DEFAULT_K
-    ) -> schemas.NeighboursAnswer:
+    ) -> schemas.NeighborsAnswer:
         """Give the k items nearest to one, itself first."""
         k = _checked_k(str(k), service.limits.max_k)
         item, hits = _ask(
             service, lambda index: (index.item(number), index.search_item(number, k=k))
         )
-        return schemas.NeighboursAnswer(item=_item(item), hits=[_hit(one) for one in hits])
+        return schemas.NeighborsAnswer(item=_item(item), hits=[_hit(one) for one in hits])
 
     @router.get(
         "/v1/items/{number}/thumbnail",

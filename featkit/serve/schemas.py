@@ -102,7 +102,7 @@ class SearchAnswer(BaseModel):
     pictures: list[PictureHits]
 
 
-class NeighboursAnswer(BaseModel):
+class NeighborsAnswer(BaseModel):
     """An item and what is nearest to it, itself first."""
 
     item: Item

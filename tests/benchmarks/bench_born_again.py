@@ -1,4 +1,4 @@
-"""Generations of small networks on 1,000 labelled pictures of CIFAR-10: three seeds of a ResNet,
+"""Generations of small networks on 1,000 labeled pictures of CIFAR-10: three seeds of a ResNet,
 one of a ViT.
 
 The first network, BAN-1 to BAN-3, CWTM and DKPP of the first network, and ensembles; accuracy on
@@ -27,16 +27,16 @@ import torch
 from featkit.resources import usable_cpus
 from featkit.sources import subset
 from featkit_train.config import TrainConfig
-from featkit_train.labelled import born_again
-from featkit_train.labelled.judge import Judge
-from featkit_train.labelled.parting import Parted, part
-from featkit_train.labelled.teacher_logits import keep_logits, open_logits
+from featkit_train.labeled import born_again
+from featkit_train.labeled.judge import Judge
+from featkit_train.labeled.parting import Parted, part
+from featkit_train.labeled.teacher_logits import keep_logits, open_logits
 from featkit_train.loop import train
 from featkit_train.methods import Lessons
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.watching.standing import Row
 from featkit_train.weights import CLASSIFIER_FILE, load_classifier
-from tests.benchmarks.labelled import (
+from tests.benchmarks.labeled import (
     Cifar,
     config_of,
     figures_of,
@@ -57,7 +57,7 @@ GENERATIONS = 3
 def course(config: TrainConfig, cifar: Cifar, out: Path) -> dict[str, Row]:
     """The first network, its generations and ensembles, by name."""
     return {
-        row.name: row for row in born_again(config, [cifar.labelled], out, held_out=cifar.test).rows
+        row.name: row for row in born_again(config, [cifar.labeled], out, held_out=cifar.test).rows
     }
 
 
@@ -70,7 +70,7 @@ def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Pa
     )
     lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher)
     watched = subset(parted.held_out, range(0, len(parted.held_out), 10))
-    train(taught, [parted.learnt], out, held_out=watched, lessons=lessons)
+    train(taught, [parted.learned], out, held_out=watched, lessons=lessons)
     judge = Judge(parted.held_out, info.geometry, classes, label=config.labels.column)
     student, _, _ = load_classifier(out / CLASSIFIER_FILE)
     return judge.row(mode, "generation", judge.see(student)[-1], teacher=judge.see(teacher)[-1])
@@ -88,7 +88,7 @@ def table(network: str, cifar: Cifar, folder: Path) -> None:
         config = for_training(plain, steps=steps, seed=seed)
         out = folder / f"{network}-{seed}"
         found = course(config, cifar, out)
-        parted = part([cifar.labelled], config, held_out=cifar.test)
+        parted = part([cifar.labeled], config, held_out=cifar.test)
         for mode in ("cwtm", "dkpp"):
             found[mode] = variant(
                 mode, config, parted, out / "generation-0", folder / f"{network}-{seed}-{mode}"
@@ -110,10 +110,10 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
     config = config_of(
         "born-again", network, "run.steps=1000", "crops.fixed_views=4", "run.workers=1"
     )
-    parted = part([cifar.labelled], config, held_out=cifar.test)
+    parted = part([cifar.labeled], config, held_out=cifar.test)
     teacher = _drawn_teacher(config, parted)
     started = time.perf_counter()
-    keep_logits(folder / "logits.npy", teacher, parted.learnt, config, device=torch.device("cpu"))
+    keep_logits(folder / "logits.npy", teacher, parted.learned, config, device=torch.device("cpu"))
     keeping = time.perf_counter() - started
     known: dict[str, Any] = {"classes": parted.classes, "labels": parted.labels}
     ways = {
@@ -122,7 +122,7 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
         "logits kept": Lessons(**known, teacher_logits=open_logits(folder / "logits.npy")),
     }
     loops = {
-        name: FeatkitLoop(config, parted.learnt, folder / name.replace(" ", "-"), lessons=lessons)
+        name: FeatkitLoop(config, parted.learned, folder / name.replace(" ", "-"), lessons=lessons)
         for name, lessons in ways.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in loops}
@@ -146,7 +146,7 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
 
 
 def _drawn_teacher(config: TrainConfig, parted: Parted) -> Classifier:
-    """What a teacher costs does not depend on what it has learnt."""
+    """What a teacher costs does not depend on what it has learned."""
     torch.manual_seed(0)
     return Classifier(build_backbone(config.classifier), len(parted.classes)).eval()
 

@@ -1,7 +1,7 @@
-"""What half an hour on 10,000 small pictures teaches: CIFAR-10 by 20 neighbours, as a curve, beside
+"""What half an hour on 10,000 small pictures teaches: CIFAR-10 by 20 neighbors, as a curve, beside
 raw pixels.
 
-Learnt from the first training shard at 32×32 without labels; accuracy on the 5,000 test pictures by
+Learned from the first training shard at 32×32 without labels; accuracy on the 5,000 test pictures by
 the shard's own labels. Run: python tests/benchmarks/bench_cifar.py [MINUTES] [METHOD] [--quick]
 (30 minutes and the measurements)
 """
@@ -30,20 +30,20 @@ from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.photos import data_folder
 from tests.benchmarks.record import arguments, is_quick, write_result
 
-NEIGHBOURS = 20
+NEIGHBORS = 20
 MINUTES = 0.2 if is_quick() else 30.0
 WARM_STEPS = 3 if is_quick() else 15
 MARKS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the time, when it is measured
 # The tiny recipe for pictures of 32 pixels: patches of 4, half the width, prototypes for 10,000
-# pictures; DINO's colours and temperature, and nothing turned, were the best of a dozen trials of
+# pictures; DINO's colors and temperature, and nothing turned, were the best of a dozen trials of
 # minutes.
 SETTINGS = (
     "crops.global_size=32",
     "crops.local_size=16",
     "crops.rotation_degrees=0",
     (
-        "colour={hue: 0.1, grey_probability: 0.2, blur_probability: [0, 0, 0],"
-        " solarise_probability: [0, 0, 0]}"
+        "color={hue: 0.1, gray_probability: 0.2, blur_probability: [0, 0, 0],"
+        " solarize_probability: [0, 0, 0]}"
     ),
     (
         "model={patch: 4, width: 96, depth: 4, num_heads: 3, mlp_width: 384, position_grid: 8,"
@@ -65,9 +65,9 @@ def config_of(method: str, steps: int) -> TrainConfig:
 def measure(loop: FeatkitLoop, train: Source, test: Source) -> KnnReport:
     """The teacher as it is now."""
     backbone = loop.engine.result()
-    info = BackboneInfo(name="teacher", family="dino", geometry=loop.run.geometry, licence="none")
+    info = BackboneInfo(name="teacher", family="dino", geometry=loop.run.geometry, license="none")
     embedder = TorchEmbedder(EmbeddingGraph(backbone, info.geometry, Recipe()), info, device="cpu")
-    return evaluate_knn(train, test, embedder, ks=(NEIGHBOURS,))
+    return evaluate_knn(train, test, embedder, ks=(NEIGHBORS,))
 
 
 def main() -> None:
@@ -99,7 +99,7 @@ def main() -> None:
             spent += time.perf_counter() - started
             report = measure(loop, train, test)
             model, pixels = report.scores
-            figures["centred pixels"] = round(pixels.weighted, 3)
+            figures["centered pixels"] = round(pixels.weighted, 3)
             figures[f"after {mark:,} steps, {spent / 60:.1f} minutes"] = round(model.weighted, 3)
             write_result("cifar", figures)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from featkit.resources import usable_cpus
 from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.networks.vit import Attention, Block, VisionTransformer, ViTConfig, attend
-from tests.benchmarks.flops import synchronise
+from tests.benchmarks.flops import synchronize
 from tests.benchmarks.record import alternate, is_quick, median_ratio, write_result
 
 ROUNDS = 1 if is_quick() else 9
@@ -53,7 +53,7 @@ def pass_a_size(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Te
     """Tokens (B, N, D) behind the last norm of crops (B, 3, S, S) of each size, one pass a size."""
     outs = []
     for images in crops:
-        tokens, _ = backbone.tokenise(images)
+        tokens, _ = backbone.tokenize(images)
         for block in backbone.blocks:
             tokens = block(tokens)
         outs.append(backbone.norm(tokens))
@@ -63,7 +63,7 @@ def pass_a_size(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Te
 def one_pass(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Tensor]:
     """The same with all tokens in one row (1, sum of B * N, D), of learned positions, without
     noise."""
-    tokens = [backbone.tokenise(images)[0] for images in crops]
+    tokens = [backbone.tokenize(images)[0] for images in crops]
     shapes = [part.shape[:2] for part in tokens]
     row = torch.cat([part.flatten(0, 1) for part in tokens])
     for block in backbone.blocks:
@@ -137,12 +137,12 @@ def seconds(
     """Of forward and backward."""
     device = crops[0].device
     backbone.zero_grad(set_to_none=True)
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         loss = loss_of(forward(backbone, crops))
     loss.backward()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 

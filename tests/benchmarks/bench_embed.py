@@ -40,7 +40,7 @@ def make_model(folder: Path) -> Path:
     """A ViT-S/14 with random weights as a model file."""
     torch.manual_seed(0)
     info = BackboneInfo(
-        name="vits14-random", family="dinov2", geometry=VIT_S_14.geometry, licence="none"
+        name="vits14-random", family="dinov2", geometry=VIT_S_14.geometry, license="none"
     )
     save_backbone(
         folder / "backbone.safetensors", VisionTransformer(ViTConfig(**VIT_S_14.arch)), info

@@ -30,7 +30,7 @@ from featkit.modelfile import EMBEDDING, OUTPUTS, read_manifest
 from featkit.models import default_model_path
 from featkit_export.export import export_backbone
 from featkit_export.graph import EmbeddingGraph, Recipe
-from featkit_export.int8 import observe_ranges, quantise_static
+from featkit_export.int8 import observe_ranges, quantize_static
 from featkit_export.precision import lower
 from featkit_export.seal import seal
 from featkit_train.networks.vit import ViTConfig
@@ -46,7 +46,7 @@ INFO = BackboneInfo(
     name="vits14-random",
     family="dinov2",
     geometry=VIT_S_14.geometry,
-    licence="none",
+    license="none",
     origin={"sha256": "drawn"},
 )
 
@@ -118,7 +118,7 @@ def main() -> None:
         model = onnx.load(plain)
         batches = (prepared[at : at + 4] for at in range(0, CALIBRATION, 4))
         seal(
-            quantise_static(model, observe_ranges(model, batches)),
+            quantize_static(model, observe_ranges(model, batches)),
             replace(read_manifest(plain), precision="int8"),
             int8,
         )
@@ -156,7 +156,7 @@ def main() -> None:
         shipped = lower(
             default_model_path(), folder / "tiny.onnx", precision="int8", pictures=data / "photos"
         )
-        figures["featkit-tiny in int8"] = shipped.quantisation
+        figures["featkit-tiny in int8"] = shipped.quantization
     write_result("export", figures)
 
 

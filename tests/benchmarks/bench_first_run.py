@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         photos = open_photos(folder)
-        first, last = photos.learnt, photos.held_out
+        first, last = photos.learned, photos.held_out
         warm = train(tiny(WARM_STEPS), [first], folder / "warm")
         untrained = train(tiny(1), [first], folder / "untrained")
         assert untrained.steps == 1

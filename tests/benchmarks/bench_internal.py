@@ -1,4 +1,4 @@
-"""Internal distillation of a small ResNet on 1,000 labelled pictures of CIFAR-10: each exit beside
+"""Internal distillation of a small ResNet on 1,000 labeled pictures of CIFAR-10: each exit beside
 the plain network.
 
 Three seeds, trainings of the same number of steps; accuracy on 5,000 test pictures, pictures a
@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from featkit.resources import usable_cpus
-from featkit_train.labelled import born_again, internal
+from featkit_train.labeled import born_again, internal
 from featkit_train.watching.standing import Row
-from tests.benchmarks.labelled import (
+from tests.benchmarks.labeled import (
     Cifar,
     config_of,
     figures_of,
@@ -43,10 +43,10 @@ def pair(seed: int, steps: int, cifar: Cifar, folder: Path) -> dict[str, Row]:
     alone = for_training(
         config_of("born-again", "resnet", "born_again.generations=0"), steps=steps, seed=seed
     )
-    plain = born_again(alone, [cifar.labelled], folder / f"plain-{seed}", held_out=cifar.test)
+    plain = born_again(alone, [cifar.labeled], folder / f"plain-{seed}", held_out=cifar.test)
     taught = internal(
         for_training(config_of("internal", "resnet", EXITS), steps=steps, seed=seed),
-        [cifar.labelled],
+        [cifar.labeled],
         folder / f"exits-{seed}",
         held_out=cifar.test,
     )

@@ -51,7 +51,7 @@ NUM_GLOBAL, HIDDEN = 2, 0.15  # crops; share of the patches: half of the crops, 
 STUDENT_BYTES, TEACHER_BYTES = 16, 4
 # the rest is the allocator's, the kernels' and the network's
 GPUS, GPU_BYTES, USABLE = 8, 80e9, 0.9
-PEAK, UTILISATION = 989e12, 0.4  # H100, dense bfloat16; ASSUMED, not measured
+PEAK, UTILIZATION = 989e12, 0.4  # H100, dense bfloat16; ASSUMED, not measured
 STEP_PICTURES = 1024
 SPARE_BYTES = {"ViT-L": 14e9}  # a measured size is left out where less memory is free
 
@@ -273,7 +273,7 @@ def row_of(size: str, method_name: str) -> dict[str, Any]:
     )  # one block's are there while it is computed again
     room = USABLE * GPU_BYTES - held - gathered
     images_per_s, images_per_s_again = (
-        GPUS * PEAK * UTILISATION / one.flops for one in (kept, again)
+        GPUS * PEAK * UTILIZATION / one.flops for one in (kept, again)
     )
     return {
         "": f"{size}/16, {method_name}",
@@ -296,7 +296,7 @@ def main() -> None:
     sizes = ("ViT-T",) if is_quick() else tuple(SIZES)
     rows = [row_of(size, method) for method in METHODS for size in sizes]
     print(markdown_table(rows))
-    assumed = f"{UTILISATION:.0%} of {GPUS} × {PEAK / 1e12:.0f} TFLOP/s (H100, bfloat16)"
+    assumed = f"{UTILIZATION:.0%} of {GPUS} × {PEAK / 1e12:.0f} TFLOP/s (H100, bfloat16)"
     print(f"\nEXTRAPOLATED, not measured: pictures/s and steps/s are {assumed}.\n")
     checks = []
     for size in sizes:
@@ -320,7 +320,7 @@ def main() -> None:
         "bytes": GPU_BYTES,
         "usable": USABLE,
         "peak FLOP/s": PEAK,
-        "assumed utilisation": UTILISATION,
+        "assumed utilization": UTILIZATION,
     }
     write_result(
         "scale",

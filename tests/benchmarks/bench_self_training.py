@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 
 from featkit.resources import usable_cpus
-from featkit_train.labelled import self_training
+from featkit_train.labeled import self_training
 from featkit_train.watching.standing import Row
-from tests.benchmarks.labelled import (
+from tests.benchmarks.labeled import (
     config_of,
     figures_of,
     for_training,
@@ -51,8 +51,8 @@ def main() -> None:
             config = for_training(plain, steps=steps, seed=seed)
             standing = self_training(
                 config,
-                [cifar.labelled],
-                [cifar.unlabelled],
+                [cifar.labeled],
+                [cifar.unlabeled],
                 folder / f"run-{seed}",
                 held_out=cifar.test,
             )

@@ -48,7 +48,7 @@ PAPER_LR, PAPER_MOMENTUM = 5e-4 * 64 / 256, 0.996
 def steps_in(minutes: float, method: str, photos: Photos, out: Path) -> int:
     """How many steps of a method fit, by a few of them."""
     warm = configure(method, "tiny", [*QUIET, f"run.steps={WARM_STEPS}"])
-    report = train(warm, [photos.learnt], out)
+    report = train(warm, [photos.learned], out)
     return max(2, int(minutes * 60 * report.images_per_s / warm.run.batch_size))
 
 
@@ -58,7 +58,7 @@ def ours(method: str, seed: int, minutes: float, photos: Photos, folder: Path) -
     out = folder / f"{method}-{seed}-{minutes}"
     steps = steps_in(minutes, method, photos, folder / f"{out.name} warm")
     report = train(
-        configure(method, "tiny", [*settings, f"run.steps={steps}"]), [photos.learnt], out
+        configure(method, "tiny", [*settings, f"run.steps={steps}"]), [photos.learned], out
     )
     return evaluate_copies(photos.held_out, TorchEmbedder.open(out)), steps, report.seconds / 60
 
@@ -81,7 +81,7 @@ def lightlys(method: str, minutes: float, photos: Photos, folder: Path) -> Found
     torch.manual_seed(0)
     loop = LOOPS[method](
         config,
-        photos.learnt,
+        photos.learned,
         device=torch.device("cpu"),
         autocast_dtype=None,
         lr=PAPER_LR,
@@ -100,7 +100,7 @@ def lightlys(method: str, minutes: float, photos: Photos, folder: Path) -> Found
     save_backbone(
         out / BACKBONE_FILE,
         teacher,
-        BackboneInfo(name="lightly", family=method, geometry=geometry, licence="none"),
+        BackboneInfo(name="lightly", family=method, geometry=geometry, license="none"),
     )
     return evaluate_copies(photos.held_out, TorchEmbedder.open(out)), steps, spent
 
@@ -114,7 +114,7 @@ def main() -> None:
         report, steps, minutes = found
         recall = report.model.recall_at_1
         figures.setdefault(
-            "centred pixels, recall@1", round(report.method("centred pixels").recall_at_1, 3)
+            "centered pixels, recall@1", round(report.method("centered pixels").recall_at_1, 3)
         )
         figures[f"{name}, recall@1"] = round(recall, 3)
         figures[f"{name}, steps and minutes"] = [steps, round(minutes, 1)]
@@ -136,7 +136,7 @@ def main() -> None:
 def everything(photos: Photos, folder: Path, keep: Callable[[str, Found], float]) -> str:
     """All the short runs; the method that finds most over its seeds."""
     untrained = configure("dino", "tiny", [*QUIET, "run.steps=1"])
-    train(untrained, [photos.learnt], folder / "untrained")
+    train(untrained, [photos.learned], folder / "untrained")
     keep(
         "untrained",
         (evaluate_copies(photos.held_out, TorchEmbedder.open(folder / "untrained")), 1, 0.0),

@@ -3,7 +3,7 @@ run, and measure it.
 
 Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the
 baselines; and, for what it is not good at, the kinds of things in CIFAR-10 by their nearest
-neighbours, beside raw pixels. Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
+neighbors, beside raw pixels. Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
 from featkit_train.configure import configure
 from featkit_train.loop import train
-from tests.benchmarks.photos import NUM_HELD_OUT, NUM_LEARNT, data_folder, open_part
+from tests.benchmarks.photos import NUM_HELD_OUT, NUM_LEARNED, data_folder, open_part
 from tests.benchmarks.record import is_quick, write_result
 
-NEIGHBOURS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
+NEIGHBORS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
 
 
 def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
-    """Of the model and of centred pixels, by a plain majority and by DINO's weighted vote."""
+    """Of the model and of centered pixels, by a plain majority and by DINO's weighted vote."""
     shards = (open_source(data / "cifar10" / f"train-0000{number}.tar") for number in range(2))
     gallery, queries = (
         subset(shard, range(count)) for shard, count in zip(shards, (GALLERY, QUERIES), strict=True)
     )
     found = {}
     for name, score in zip(
-        ("model", "centred pixels"),
-        evaluate_knn(gallery, queries, embedder, ks=(NEIGHBOURS,)).scores,
+        ("model", "centered pixels"),
+        evaluate_knn(gallery, queries, embedder, ks=(NEIGHBORS,)).scores,
         strict=True,
     ):
-        found[f"CIFAR-10 by {NEIGHBOURS} neighbours, {name}"] = round(score.majority, 3)
-        found[f"CIFAR-10 by {NEIGHBOURS} neighbours, weighted, {name}"] = round(score.weighted, 3)
+        found[f"CIFAR-10 by {NEIGHBORS} neighbors, {name}"] = round(score.majority, 3)
+        found[f"CIFAR-10 by {NEIGHBORS} neighbors, weighted, {name}"] = round(score.weighted, 3)
     return found
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         first, last = (
-            open_part(photos[:NUM_LEARNT], folder / "first.txt"),
+            open_part(photos[:NUM_LEARNED], folder / "first.txt"),
             open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
         )
         run = (
@@ -108,10 +108,10 @@ def main() -> None:
                 f"copy recall@1, {feature}": round(report.model.recall_at_1, 3)
                 for feature, report in reports.items()
             },
-            "copy recall@1, centred pixels": round(
-                reports["cls"].method("centred pixels").recall_at_1, 3
+            "copy recall@1, centered pixels": round(
+                reports["cls"].method("centered pixels").recall_at_1, 3
             ),
-            "target": "twice centred pixels, aim for three times",
+            "target": "twice centered pixels, aim for three times",
             **cifar_accuracy(data, Embedder(folder / "cls.onnx")),
             "reports": {feature: asdict(report) for feature, report in reports.items()},
         }

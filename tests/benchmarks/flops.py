@@ -169,15 +169,15 @@ def square_rate(side: int, *, device: torch.device, dtype: torch.dtype, repeats:
     one, other = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(repeats + 1):
-        synchronise(device)
+        synchronize(device)
         started = time.perf_counter()
         one @ other
-        synchronise(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * side**3 / best
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

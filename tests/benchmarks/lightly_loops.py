@@ -51,8 +51,8 @@ class LightlyPictures(Dataset[list[Tensor]]):
 
 
 def dino_transform(config: TrainConfig) -> Any:
-    """lightly's DINOTransform with all of the config's crops and colours that it can be told."""
-    crops, colour = config.crops, config.colour
+    """lightly's DINOTransform with all of the config's crops and colors that it can be told."""
+    crops, color = config.crops, config.color
     return import_quietly("lightly.transforms.dino_transform").DINOTransform(
         global_crop_size=crops.global_size,
         local_crop_size=crops.local_size,
@@ -62,16 +62,16 @@ def dino_transform(config: TrainConfig) -> Any:
         hf_prob=crops.flip_probability,
         rr_prob=crops.rotation_probability if crops.rotation_degrees else 0.0,
         rr_degrees=crops.rotation_degrees or None,
-        cj_prob=colour.jitter_probability,
+        cj_prob=color.jitter_probability,
         cj_strength=1.0,
-        cj_bright=colour.brightness,
-        cj_contrast=colour.contrast,
-        cj_sat=colour.saturation,
-        cj_hue=colour.hue,
-        random_gray_scale=colour.grey_probability,
-        gaussian_blur=colour.blur_probability,
-        sigmas=colour.blur_sigma,
-        solarization_prob=colour.solarise_probability[1],
+        cj_bright=color.brightness,
+        cj_contrast=color.contrast,
+        cj_sat=color.saturation,
+        cj_hue=color.hue,
+        random_gray_scale=color.gray_probability,
+        gaussian_blur=color.blur_probability,
+        sigmas=color.blur_sigma,
+        solarization_prob=color.solarize_probability[1],
     )
 
 

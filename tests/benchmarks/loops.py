@@ -16,7 +16,7 @@ from featkit_train.loop import Run
 from featkit_train.methods import Lessons
 from featkit_train.pictures.batches import Crops, crop_loader
 from featkit_train.pictures.loading import batches_of
-from tests.benchmarks.flops import synchronise
+from tests.benchmarks.flops import synchronize
 
 Batch = TypeVar("Batch")
 
@@ -34,7 +34,7 @@ class Loop(ABC, Generic[Batch]):
 
     @abstractmethod
     def step(self, batch: Batch) -> None:
-        """One optimisation step on it."""
+        """One optimization step on it."""
 
     def steps(self, count: int) -> None:
         """Some steps, each on a new batch."""
@@ -53,14 +53,14 @@ class Loop(ABC, Generic[Batch]):
         return self._rate(count, batch)
 
     def _rate(self, count: int, batch: Batch | None) -> float:
-        synchronise(self.device)
+        synchronize(self.device)
         started = time.perf_counter()
         if batch is None:
             self.steps(count)
         else:
             for _ in range(count):
                 self.step(batch)
-        synchronise(self.device)
+        synchronize(self.device)
         return count * self.images / (time.perf_counter() - started)
 
 

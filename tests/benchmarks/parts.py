@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from featkit_train.engine.step import Engine
-from tests.benchmarks.flops import synchronise
+from tests.benchmarks.flops import synchronize
 from tests.train.momentum import momentum_teacher
 
 REST = "rest of the step"
@@ -73,7 +73,7 @@ class Clock:
         self._since = 0.0
 
     def _turn(self) -> None:
-        synchronise(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         if self._open:
             self.seconds[self._open[-1]] += now - self._since
@@ -107,7 +107,7 @@ def clocked(engine: Engine, clock: Clock) -> Iterator[None]:
     student: Any = method.student
     places = [
         (engine, "step", REST),
-        (engine, "views", "colours"),
+        (engine, "views", "colors"),
         (method, "look", "teacher"),
         (method, "aim", "targets"),
         (student.backbone, "learn", "student, forward"),

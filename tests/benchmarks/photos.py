@@ -10,15 +10,15 @@ from featkit.sources import Source, open_source
 from tests.benchmarks.record import is_quick
 from tests.data import shared_data
 
-NUM_LEARNT = 400
+NUM_LEARNED = 400
 NUM_HELD_OUT = 10 if is_quick() else 200
 
 
 @dataclass(frozen=True)
 class Photos:
-    """What is learnt from and what is held out, as sources."""
+    """What is learned from and what is held out, as sources."""
 
-    learnt: Source
+    learned: Source
     held_out: Source
 
 
@@ -26,7 +26,7 @@ def open_photos(folder: Path) -> Photos:
     """The two parts, listed in `folder`."""
     photos = sorted((data_folder() / "photos").iterdir())
     return Photos(
-        open_part(photos[:NUM_LEARNT], folder / "first.txt"),
+        open_part(photos[:NUM_LEARNED], folder / "first.txt"),
         open_part(photos[-NUM_HELD_OUT:], folder / "last.txt"),
     )
 

@@ -37,7 +37,7 @@ def test_gallery_is_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
-def test_gallery_is_labelled_by_folder_and_reports_every_picture(tmp_path: Path) -> None:
+def test_gallery_is_labeled_by_folder_and_reports_every_picture(tmp_path: Path) -> None:
     counts: list[tuple[int, int]] = []
     files = draw_gallery(
         tmp_path,

@@ -107,7 +107,7 @@ def test_the_model_is_measured_beside_the_baselines(
     )
     report = json.loads(capsys.readouterr().out)
     assert [method["name"] for method in report["methods"]][1:] == [
-        "centred pixels",
+        "centered pixels",
         "plain pixels",
         "perceptual hash",
     ]

@@ -107,7 +107,7 @@ def info_for(config: ViTConfig, **changes: Any) -> BackboneInfo:
         "name": "drawn",
         "family": "dino",
         "geometry": geometry_for(config),
-        "licence": "CC0-1.0",
+        "license": "CC0-1.0",
     }
     return BackboneInfo(**{**values, "origin": {"data": "drawn", "sha256": "0" * 64}, **changes})
 
@@ -133,7 +133,7 @@ def make_run(folder: Path, *, config: ViTConfig = CONFIGS["dino"], seed: int = 0
         name="drawn",
         family="dino",
         geometry=geometry_for(config),
-        licence="CC0-1.0",
+        license="CC0-1.0",
         origin={"data": "drawn"},
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ TIMM = {
 }
 
 
-def normalised(images: np.ndarray, geometry: Geometry) -> Tensor:
+def normalized(images: np.ndarray, geometry: Geometry) -> Tensor:
     """(N, H, W, 3) uint8 to (N, 3, H, W) float32, in plain numpy."""
     pixels = (images.astype(np.float64) / 255 - np.array(geometry.mean)) / np.array(geometry.std)
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32))

@@ -199,7 +199,7 @@ def build(
     through one more product.
 
     baked: "positions", a table of the native size; "batch", a reshape to one picture. extra:
-    "quantised", a dynamic scale over the batch; "idle", the same to no effect; "mixed", the mean
+    "quantized", a dynamic scale over the batch; "idle", the same to no effect; "mixed", the mean
     over the batch taken away; "microsoft", an operator of onnxruntime's own; "branch", an If whose
     branches use outer values. names: of the input, of the tokens on their way, of the output.
     """
@@ -225,7 +225,7 @@ def build(
     if baked == "positions":
         nodes.append(helper.make_node("Add", [last, "table"], ["placed"]))
         last = "placed"
-    if extra == "quantised":
+    if extra == "quantized":
         nodes += [
             helper.make_node("DynamicQuantizeLinear", [last], ["small", "scale", "zero"]),
             helper.make_node("DequantizeLinear", ["small", "scale", "zero"], ["rough"]),

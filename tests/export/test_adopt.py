@@ -75,7 +75,7 @@ def pooled(tokens: np.ndarray, feature: str, *, num_registers: int = 0) -> np.nd
 
 
 def hidden_by_transformers(made: Published, images: np.ndarray) -> np.ndarray:
-    """last_hidden_state of pictures that only the published processor's normalisation is done to."""
+    """last_hidden_state of pictures that only the published processor's normalization is done to."""
     pixels = made.processor(
         list(images), do_resize=False, do_center_crop=False, return_tensors="pt"
     )["pixel_values"]
@@ -90,7 +90,7 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
     published: dict[int, Published], tmp_path: Path, num_registers: int, feature: str
 ) -> None:
     made = published[num_registers]
-    report = adopt_file(made.folder, tmp_path / "m.onnx", licence="apache-2.0", feature=feature)
+    report = adopt_file(made.folder, tmp_path / "m.onnx", license="apache-2.0", feature=feature)
     manifest = read_manifest(tmp_path / "m.onnx")
     assert manifest == report.manifest
     for batch, height, width in ((1, NATIVE, NATIVE), (2, 42, 98), (5, 28, 28)):
@@ -114,7 +114,7 @@ def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(
     report = adopt_file(
         made.folder,
         tmp_path / "m.onnx",
-        licence="apache-2.0",
+        license="apache-2.0",
         origin={"from": "hand"},
         notes="Mine.",
     )
@@ -122,7 +122,7 @@ def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(
     # as the published processor does
     assert manifest.geometry == dataclasses.replace(GEOMETRY, rounding="down")
     assert (manifest.family, manifest.name) == ("dinov2_with_registers", "registers-4")
-    assert (manifest.feature, manifest.width, manifest.patch, manifest.licence) == (
+    assert (manifest.feature, manifest.width, manifest.patch, manifest.license) == (
         "cls",
         WIDTH,
         PATCH,
@@ -181,7 +181,7 @@ def test_patches_are_the_tokens_at_their_places(
 ) -> None:
     made = published[4]
     adopt_file(
-        made.folder, tmp_path / "m.onnx", licence="apache-2.0", outputs=("embedding", "patches")
+        made.folder, tmp_path / "m.onnx", license="apache-2.0", outputs=("embedding", "patches")
     )
     images = draw_pictures(2, height=42, width=98)
     embedding, patches = run(tmp_path / "m.onnx", images, "embedding", "patches")
@@ -202,7 +202,7 @@ def test_photographs_get_the_vectors_of_the_published_pipeline(
     adopt_file(
         made.folder,
         tmp_path / "m.onnx",
-        licence="apache-2.0",
+        license="apache-2.0",
         feature="cls+mean",
         outputs=("embedding", "patches"),
     )
@@ -298,7 +298,7 @@ def test_a_size_that_the_original_fails_at_is_left_out_and_refused_by_the_graph(
 def test_sizes_that_an_exporter_baked_in_are_found_and_left_out(tmp_path: Path) -> None:
     made = publish(tmp_path / "published", num_registers=4, baked=True)
     sides = onnx.load(made.folder / "onnx" / "model.onnx").graph.input[0].type.tensor_type.shape.dim
-    report = adopt_file(made.folder, tmp_path / "m.onnx", licence="apache-2.0")
+    report = adopt_file(made.folder, tmp_path / "m.onnx", license="apache-2.0")
     assert [dim.dim_value for dim in sides[2:]] == [0, 0]  # it says of itself that it takes any
     assert {(case.height, case.width) for case in report.left_out} == {case[1:] for case in ONE[1:]}
     assert report.manifest.fixed_size == (NATIVE, NATIVE)
@@ -350,10 +350,10 @@ def test_half_precision_is_met_by_a_cast(
 
 
 def test_a_scale_over_the_batch_is_noted_and_makes_one_picture_a_call(tmp_path: Path) -> None:
-    onnx.save(build(extra="quantised"), tmp_path / "m.onnx")
+    onnx.save(build(extra="quantized"), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
-    assert (report.manifest.batch_invariant, report.manifest.precision) == (False, "quantised")
-    assert "Operators of quantisation: 1 DequantizeLinear, 1 DynamicQuantizeLinear." in report.notes
+    assert (report.manifest.batch_invariant, report.manifest.precision) == (False, "quantized")
+    assert "Operators of quantization: 1 DequantizeLinear, 1 DynamicQuantizeLinear." in report.notes
     assert len(report.comparisons) == 8
 
 
@@ -617,7 +617,7 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, name: str, words: str) 
     (tmp_path / "empty").mkdir()
     with refused(words):
         adopt_file(
-            tmp_path / name, tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+            tmp_path / name, tmp_path / "out.onnx", license="x", geometry=GEOMETRY, num_registers=0
         )
 
 
@@ -657,7 +657,7 @@ from featkit_export.adopt import adopt_file
 from featkit.geometry import Geometry
 geometry = Geometry.from_dict(__import__("json").loads(sys.argv[2]))
 folder = Path(sys.argv[1])
-report = adopt_file(folder / "m.onnx", folder / "out.onnx", licence="x", geometry=geometry, num_registers=0)
+report = adopt_file(folder / "m.onnx", folder / "out.onnx", license="x", geometry=geometry, num_registers=0)
 print(len(report.comparisons))
 """
     status, out, error = run_python(code, tmp_path, json.dumps(GEOMETRY.to_dict()))
@@ -667,7 +667,7 @@ print(len(report.comparisons))
 
 def adopt_hand_built(folder: Path, **options: Any) -> adopt_module.AdoptReport:
     """Adopt `folder`/m.onnx as `folder`/out.onnx."""
-    defaults = {"licence": "CC0-1.0", "geometry": GEOMETRY, "num_registers": 0}
+    defaults = {"license": "CC0-1.0", "geometry": GEOMETRY, "num_registers": 0}
     return adopt_file(folder / "m.onnx", folder / "out.onnx", **{**defaults, **options})
 
 

@@ -100,7 +100,7 @@ def adopted(folder: Path, form: str, geometry: Geometry, *, extra: str = "") -> 
     return adopt_file(
         folder / "m.onnx",
         folder / "out.onnx",
-        licence="CC0-1.0",
+        license="CC0-1.0",
         geometry=geometry,
         num_registers=0,
     )
@@ -145,10 +145,10 @@ def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vec
     tmp_path: Path,
 ) -> None:
     made = publish(tmp_path / "p", num_registers=4)
-    adopt_file(made.folder, tmp_path / "plain.onnx", licence="x")
+    adopt_file(made.folder, tmp_path / "plain.onnx", license="x")
     file = made.folder / "onnx" / "model.onnx"
     onnx.save(with_prefix(onnx.load(file), "pixels"), file)
-    report = adopt_file(made.folder, tmp_path / "own.onnx", licence="x")
+    report = adopt_file(made.folder, tmp_path / "own.onnx", license="x")
     images = draw_pictures(2, height=NATIVE, width=NATIVE)
     np.testing.assert_allclose(
         run(tmp_path / "own.onnx", images), run(tmp_path / "plain.onnx", images), atol=1e-5
@@ -165,7 +165,7 @@ def test_a_graph_that_contradicts_its_preprocessing_is_refused(tmp_path: Path) -
 
 
 def test_a_plain_graph_is_found_to_do_nothing() -> None:
-    for extra in ("", "quantised", "branch"):
+    for extra in ("", "quantized", "branch"):
         model = build(extra=extra)
         shape = (1, 3, NATIVE, NATIVE)
         assert (
@@ -185,7 +185,7 @@ def test_first_nodes_that_are_no_normalization_are_left_alone(tmp_path: Path) ->
     )
     onnx.save(model, tmp_path / "m.onnx")
     adopt_file(
-        tmp_path / "m.onnx", tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+        tmp_path / "m.onnx", tmp_path / "out.onnx", license="x", geometry=GEOMETRY, num_registers=0
     )
 
 

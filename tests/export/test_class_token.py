@@ -39,7 +39,7 @@ def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
     siglip: Published, tmp_path: Path, feature: str | None
 ) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
-    report = adopt_file(file, tmp_path / "m.onnx", licence="apache-2.0", feature=feature)
+    report = adopt_file(file, tmp_path / "m.onnx", license="apache-2.0", feature=feature)
     manifest = read_manifest(tmp_path / "m.onnx")
     assert (manifest.feature, manifest.family, manifest.width) == (
         feature or "pooler",
@@ -66,7 +66,7 @@ def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(
 ) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
     adopt_file(
-        file, tmp_path / "m.onnx", licence="x", feature="mean", outputs=("embedding", "patches")
+        file, tmp_path / "m.onnx", license="x", feature="mean", outputs=("embedding", "patches")
     )
     images = draw_pictures(2, height=NATIVE, width=NATIVE)
     found = Embedder(tmp_path / "m.onnx", backend="onnxruntime").outputs(images, ["patches"])[
@@ -86,7 +86,7 @@ def test_a_class_token_that_is_not_there_is_refused_with_what_to_choose(
         adopt_file(
             siglip.folder / "onnx" / "vision_model.onnx",
             tmp_path / "m.onnx",
-            licence="x",
+            license="x",
             feature=feature,
         )
     assert list(tmp_path.iterdir()) == []
@@ -104,7 +104,7 @@ def without_class_token(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def test_without_class_token_and_pooler_the_feature_has_to_be_chosen(tmp_path: Path) -> None:
     onnx.save(without_class_token(build()), tmp_path / "m.onnx")
-    options: dict[str, Any] = {"licence": "x", "geometry": GEOMETRY, "num_registers": 0}
+    options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     for feature in (None, "cls"):
         with refused("no class token", "--feature mean or"):
             adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", feature=feature, **options)
@@ -122,7 +122,7 @@ def test_a_pooler_that_is_not_there_is_refused(tmp_path: Path) -> None:
         adopt_file(
             tmp_path / "m.onnx",
             tmp_path / "o.onnx",
-            licence="x",
+            license="x",
             geometry=GEOMETRY,
             num_registers=0,
             feature="pooler",
@@ -140,7 +140,7 @@ def test_the_pooler_of_a_file_with_a_class_token_can_be_chosen(tmp_path: Path) -
         helper.make_tensor_value_info("pooler_output", onnx.TensorProto.FLOAT, ["batch", WIDTH])
     )
     onnx.save(model, tmp_path / "m.onnx")
-    options: dict[str, Any] = {"licence": "x", "geometry": GEOMETRY, "num_registers": 0}
+    options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     adopt_file(tmp_path / "m.onnx", tmp_path / "pooler.onnx", feature="pooler", **options)
     adopt_file(tmp_path / "m.onnx", tmp_path / "cls.onnx", **options)
     images = draw_pictures(2, height=2 * PATCH, width=3 * PATCH)
@@ -163,12 +163,12 @@ def test_an_asked_size_wins_over_the_folders_and_is_said(siglip: Published, tmp_
     (tmp_path / "preprocessor_config.json").write_text(
         (siglip.folder / "preprocessor_config.json").read_text()
     )
-    report = adopt_file(tmp_path / "m.onnx", tmp_path / "o.onnx", licence="x", size=(28, 42))
+    report = adopt_file(tmp_path / "m.onnx", tmp_path / "o.onnx", license="x", size=(28, 42))
     assert report.manifest.fixed_size == (28, 42)
     assert (report.manifest.geometry.height, report.manifest.geometry.width) == (28, 42)
     assert "--size 28x42 wins over its 56×56." in report.notes
     with refused("69×69, which the patch of 14 does not divide", "--size 56 or 70"):
-        adopt_file(tmp_path / "m.onnx", tmp_path / "p.onnx", licence="x", size=(69, 69))
+        adopt_file(tmp_path / "m.onnx", tmp_path / "p.onnx", license="x", size=(69, 69))
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         Embedder(tmp_path / "o.onnx", backend="onnxruntime")._backend.run(
             np.zeros((1, 56, 56, 3), np.uint8)

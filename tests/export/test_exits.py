@@ -58,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             name=name,
             family="internal",
             geometry=GEOMETRY,
-            licence="CC0-1.0",
+            license="CC0-1.0",
             origin={"data": "drawn"},
         )
         save_backbone(folder / name / BACKBONE_FILE, drawn(build_backbone(config)), info)

@@ -87,7 +87,7 @@ def test_an_exported_file_embeds_as_the_backbone_does(run_folder: Path, exported
 
 def test_the_manifest_says_what_the_file_is(run_folder: Path, exported: Path) -> None:
     manifest = read_manifest(exported)
-    assert (manifest.name, manifest.family, manifest.patch, manifest.licence) == (
+    assert (manifest.name, manifest.family, manifest.patch, manifest.license) == (
         "mine",
         "dino",
         8,

@@ -34,7 +34,7 @@ from tests.export.oracles import (
     class_token,
     cosines,
     native_side,
-    normalised,
+    normalized,
     patch_tokens,
     timm_model,
     transformers_model,
@@ -127,7 +127,7 @@ def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(n
     sizes = [(side, side), (8 * patch, 8 * patch), (7 * patch, 10 * patch)]
     for height, width in sizes:
         images = draw_pictures(2, height=height, width=width)
-        pixels = normalised(images, published.geometry)
+        pixels = normalized(images, published.geometry)
         found = embedder.outputs(images, ("embedding", "patches"))
         if published.kind == "resnet":
             assert (
@@ -149,7 +149,7 @@ def test_a_row_is_timms_at_the_tables_size(name: str) -> None:
     published, ours, out, _ = exported(name, depth_of(name))
     side = native_side(published)
     images = draw_pictures(2, height=side, width=side)
-    expected = timm_model(published, ours)(normalised(images, published.geometry)).detach().numpy()
+    expected = timm_model(published, ours)(normalized(images, published.geometry)).detach().numpy()
     expect_equal(Embedder(out).infer(images), expected)
 
 
@@ -169,7 +169,7 @@ def test_the_smallest_of_a_family_is_itself_at_full_depth(name: str) -> None:
         images = draw_pictures(2, height=height, width=width)
         model = transformers_model(published, ours, official=(height, width) != (side, side))
         expect_equal(
-            embedder.infer(images), class_token(model, normalised(images, published.geometry))
+            embedder.infer(images), class_token(model, normalized(images, published.geometry))
         )
 
 

@@ -1,5 +1,5 @@
 """Promises of ONNX files from the hub: what is fetched, what is said where it cannot be, and whose
-licence they are under."""
+license they are under."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub.utils._paths import filter_repo_objects
 
 from featkit.errors import EnvironmentProblem
-from featkit_export.fetch import FILES, fetch_onnx, licence_of
+from featkit_export.fetch import FILES, fetch_onnx, license_of
 from tests.sentences import refused
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -80,7 +80,7 @@ def test_only_the_full_file_and_what_describes_it_are_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("card", "licence"),
+    ("card", "license"),
     [
         ("---\nlicense: apache-2.0\n---\n# A model\n", "apache-2.0"),
         ("---\nlibrary_name: transformers.js\nlicense: mit\ntags:\n- vision\n---\n", "mit"),
@@ -99,14 +99,14 @@ def test_only_the_full_file_and_what_describes_it_are_asked_for(
         (None, "see its source"),
     ],
 )
-def test_the_licence_is_what_the_cards_front_matter_says(
-    tmp_path: Path, card: str | None, licence: str
+def test_the_license_is_what_the_cards_front_matter_says(
+    tmp_path: Path, card: str | None, license: str
 ) -> None:
     if card is not None:
         (tmp_path / "README.md").write_bytes(card.encode())
-    assert licence_of(tmp_path) == licence
+    assert license_of(tmp_path) == license
 
 
-def test_a_card_that_is_no_utf8_still_has_its_licence(tmp_path: Path) -> None:
+def test_a_card_that_is_no_utf8_still_has_its_license(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\nlicense: mit\nauthor: Ren\xe9\n---\n")
-    assert licence_of(tmp_path) == "mit"
+    assert license_of(tmp_path) == "mit"

@@ -61,7 +61,7 @@ def reference(name: str) -> Any:
     return model
 
 
-def normalised(images: np.ndarray, geometry: Geometry) -> torch.Tensor:
+def normalized(images: np.ndarray, geometry: Geometry) -> torch.Tensor:
     """(N, 3, H, W) float32, in plain numpy."""
     pixels = (images.astype(np.float64) / 255 - np.array(geometry.mean)) / np.array(geometry.std)
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).astype(np.float32))
@@ -74,7 +74,7 @@ def tokens_of(name: str, images: np.ndarray) -> tuple[dict[int, np.ndarray], np.
     norm = model.layernorm if hasattr(model, "layernorm") else model.norm
     with torch.no_grad():
         given = model(
-            normalised(images, geometry_for(CONFIGS[name])),
+            normalized(images, geometry_for(CONFIGS[name])),
             output_hidden_states=True,
             output_attentions=True,
         )
@@ -89,7 +89,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def pooled(tokens: np.ndarray, part: str, *, prefix: int) -> np.ndarray:
-    """A picture's tokens (T, D) to one vector: the class token, the mean, or the generalised mean
+    """A picture's tokens (T, D) to one vector: the class token, the mean, or the generalized mean
     (arXiv 1711.02512, eq. 3)."""
     if part == "cls":
         return tokens[0]  # type: ignore[no-any-return]

@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("guarded")
     onnx.save(build(), folder / "m.onnx")
     adopt_file(
-        folder / "m.onnx", folder / "adopted.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+        folder / "m.onnx", folder / "adopted.onnx", license="x", geometry=GEOMETRY, num_registers=0
     )
     assert CONFIGS["dinov2"].patch == PATCH
     return {"exported": file_of("dinov2")[0], "adopted": folder / "adopted.onnx"}
@@ -108,7 +108,7 @@ def test_the_guard_changes_neither_vectors_nor_fingerprint(
 def test_a_file_of_one_size_needs_no_guard(tmp_path: Path) -> None:
     onnx.save(build(shape=("batch", 3, 56, 56), baked="positions"), tmp_path / "m.onnx")
     adopt_file(
-        tmp_path / "m.onnx", tmp_path / "out.onnx", licence="x", geometry=GEOMETRY, num_registers=0
+        tmp_path / "m.onnx", tmp_path / "out.onnx", license="x", geometry=GEOMETRY, num_registers=0
     )
     assert not any(
         node.name.startswith(GUARD) for node in onnx.load(tmp_path / "out.onnx").graph.node

@@ -143,13 +143,13 @@ def test_the_manifest_says_what_was_measured_and_which_file_it_equals(
         Embedder(path, backend="onnxruntime").infer(images)
         for path in (written[name], file_of(name)[0])
     )
-    figures = manifest.quantisation
+    figures = manifest.quantization
     # Rounded after every node, which the processor's engine, computing between casts in fp32, is
     # not.
     assert MIN_HALF_COSINE < figures["least_cosine"] <= least_cosine(got, expected) + 1e-4
     assert figures["compared_on"] == "8 drawn and 5 extreme pictures, in true half arithmetic"
     assert figures["kept_in_float"] == []
-    own = ("precision", "fingerprint", "proven_equal_to", "quantisation", "parity")
+    own = ("precision", "fingerprint", "proven_equal_to", "quantization", "parity")
     assert dataclasses.replace(manifest, **{field: getattr(full, field) for field in own}) == full
 
 

@@ -133,7 +133,7 @@ def test_peaks_are_the_largest_magnitudes_over_all_pictures(tmp_path: Path) -> N
     normalized = (images.astype(np.float64) - 127.5) / 127.5
     cut = normalized.reshape(len(images), 4, 8, 4, 8, 3)
     patches = np.einsum("nhiwjc,dcij->ndhw", cut, weights["filters"].astype(np.float64))
-    assert peaks["normalised"] == pytest.approx(np.abs(normalized).max())
+    assert peaks["normalized"] == pytest.approx(np.abs(normalized).max())
     assert peaks["patches"] == pytest.approx(np.abs(patches).max(), rel=1e-5)
     assert peaks["projection"] == np.abs(weights["projection"]).max()
     assert "axes" not in peaks
@@ -217,8 +217,8 @@ def test_what_would_overflow_stays_in_float_and_is_named(
 
     manifest = lower(tmp_path / "m.onnx", tmp_path / "h.onnx", precision="fp16")
     assert cosines(by_reference(tmp_path / "h.onnx", images), expected).min() > 0.999
-    assert manifest.quantisation["least_cosine"] > 0.999
-    kept = manifest.quantisation["kept_in_float"]
+    assert manifest.quantization["least_cosine"] > 0.999
+    kept = manifest.quantization["kept_in_float"]
     assert kept
     assert {"loud_product": "node_matmul", "loud_weights": "blocks.0.mlp.fc1"}.get(
         spoil.__name__, kept[0]
@@ -265,7 +265,7 @@ def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
     )
     model.graph.initializer.append(numpy_helper.from_array(np.array(factor, np.float16), "factor"))
     onnx.save(model, tmp_path / "m.onnx")
-    options: dict[str, Any] = {"licence": "x", "geometry": GEOMETRY, "num_registers": 0}
+    options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     if factor == 1:
         report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
         assert any("In true half arithmetic the least cosine" in note for note in report.notes)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featkit.embedder import Embedder
 from featkit.modelfile import read_manifest
 from featkit_export import int8
-from featkit_export.int8 import ChannelRange, observe_ranges, quantisable_nodes, quantise_static
+from featkit_export.int8 import ChannelRange, observe_ranges, quantizable_nodes, quantize_static
 from featkit_export.original import load_onnx
 from featkit_export.seal import seal
 from featkit_export.verify import draw_pictures
@@ -86,11 +86,11 @@ def ranges(model: onnx.ModelProto, images: np.ndarray) -> dict[str, ChannelRange
 
 
 @pytest.fixture(scope="module")
-def quantised(model: onnx.ModelProto, ranges: dict[str, ChannelRange]) -> onnx.ModelProto:
-    return quantise_static(model, ranges)
+def quantized(model: onnx.ModelProto, ranges: dict[str, ChannelRange]) -> onnx.ModelProto:
+    return quantize_static(model, ranges)
 
 
-# What is quantised --------------------------------------------------------------------------------
+# What is quantized --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -98,7 +98,7 @@ def test_the_products_are_the_four_of_each_block(name: str) -> None:
     """Queries, keys and values at once; the projection; and both layers of the MLP. Not those that
     resample positions."""
     model = load_onnx(file_of(name)[0])
-    constants, found = arrays(model), quantisable_nodes(model)
+    constants, found = arrays(model), quantizable_nodes(model)
     shapes = [constants[node.input[1]].shape for node in model.graph.node if node.name in found]
     config = CONFIGS[name]
     inner = (2 if config.mlp == "swiglu" else 1) * config.mlp_width
@@ -112,9 +112,9 @@ def test_the_products_are_the_four_of_each_block(name: str) -> None:
 def test_every_product_but_those_kept_takes_rounded_numbers_and_nothing_else_does(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], num_kept: int
 ) -> None:
-    names = quantisable_nodes(model)
+    names = quantizable_nodes(model)
     kept = names[::-1][:num_kept]
-    lowered = quantise_static(model, ranges, keep_float=kept)
+    lowered = quantize_static(model, ranges, keep_float=kept)
     onnx.checker.check_model(lowered, full_check=True)
     constants, made_by = arrays(lowered), makers(lowered)
     originals = arrays(model)
@@ -124,15 +124,15 @@ def test_every_product_but_those_kept_takes_rounded_numbers_and_nothing_else_doe
         if node.op_type == "MatMul" and node.name in names and node.name not in kept:
             assert makes == ["DequantizeLinear", "DequantizeLinear"]
             activation, weight = (made_by[name] for name in node.input)
-            quantise = made_by[activation.input[0]]
-            assert quantise.op_type == "QuantizeLinear"
-            assert quantise.input[1:] == activation.input[1:]
-            assert (constants[quantise.input[1]].shape, constants[quantise.input[2]].dtype) == (
+            quantize = made_by[activation.input[0]]
+            assert quantize.op_type == "QuantizeLinear"
+            assert quantize.input[1:] == activation.input[1:]
+            assert (constants[quantize.input[1]].shape, constants[quantize.input[2]].dtype) == (
                 (),
                 np.dtype(np.uint8),
             )
             assert constants[weight.input[0]].dtype == np.dtype(np.int8)
-            rounded.add(quantise.input[0])
+            rounded.add(quantize.input[0])
         else:
             assert node.op_type == "DequantizeLinear" or not {
                 "QuantizeLinear",
@@ -161,7 +161,7 @@ def test_every_product_but_those_kept_takes_rounded_numbers_and_nothing_else_doe
 def test_all_kept_in_float_is_the_float_model_to_the_last_bit(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
 ) -> None:
-    same = quantise_static(model, ranges, keep_float=quantisable_nodes(model))
+    same = quantize_static(model, ranges, keep_float=quantizable_nodes(model))
     outputs = ("embedding", "patches", "attention")
     for expected, got in zip(
         run(model, images, *outputs), run(same, images, *outputs), strict=True
@@ -173,7 +173,7 @@ def test_the_model_itself_is_left_as_it_is(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange]
 ) -> None:
     before = model.SerializeToString(deterministic=True)
-    quantise_static(model, ranges)
+    quantize_static(model, ranges)
     assert model.SerializeToString(deterministic=True) == before
 
 
@@ -181,28 +181,28 @@ def test_a_name_that_is_no_product_is_an_error(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange]
 ) -> None:
     softmax = next(node.name for node in model.graph.node if node.op_type == "Softmax")
-    with pytest.raises(ValueError, match=f"no quantisable product is called {softmax}, zzz"):
-        quantise_static(model, ranges, keep_float=[quantisable_nodes(model)[0], "zzz", softmax])
+    with pytest.raises(ValueError, match=f"no quantizable product is called {softmax}, zzz"):
+        quantize_static(model, ranges, keep_float=[quantizable_nodes(model)[0], "zzz", softmax])
 
 
 def test_products_without_a_name_are_called_as_what_they_give(
     model: onnx.ModelProto,
     ranges: dict[str, ChannelRange],
-    quantised: onnx.ModelProto,
+    quantized: onnx.ModelProto,
     images: np.ndarray,
 ) -> None:
     """Names of nodes are optional in ONNX, and files made elsewhere may have none."""
     bare = copy.deepcopy(model)
     for node in bare.graph.node:
         node.name = ""
-    names = quantisable_nodes(bare)
+    names = quantizable_nodes(bare)
     assert set(names) == {
-        node.output[0] for node in model.graph.node if node.name in quantisable_nodes(model)
+        node.output[0] for node in model.graph.node if node.name in quantizable_nodes(model)
     }
     np.testing.assert_array_equal(
-        run(quantise_static(bare, ranges), images)[0], run(quantised, images)[0]
+        run(quantize_static(bare, ranges), images)[0], run(quantized, images)[0]
     )
-    one = quantise_static(bare, ranges, keep_float=names[:1])
+    one = quantize_static(bare, ranges, keep_float=names[:1])
     assert sum(node.op_type == "QuantizeLinear" for node in one.graph.node) == 7
 
 
@@ -212,7 +212,7 @@ def test_products_without_a_name_are_called_as_what_they_give(
 def test_ranges_are_the_extremes_of_each_channel_over_all_pictures(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
 ) -> None:
-    products = [node for node in model.graph.node if node.name in quantisable_nodes(model)]
+    products = [node for node in model.graph.node if node.name in quantizable_nodes(model)]
     assert set(ranges) == {node.input[0] for node in products}
     values = [run(model, image[None], *ranges) for image in images]
     for number, seen in enumerate(ranges.values()):
@@ -225,10 +225,10 @@ def test_ranges_are_the_extremes_of_each_channel_over_all_pictures(
 
 
 def test_an_activations_scale_spans_all_channels_and_zero(
-    model: onnx.ModelProto, ranges: dict[str, ChannelRange], quantised: onnx.ModelProto
+    model: onnx.ModelProto, ranges: dict[str, ChannelRange], quantized: onnx.ModelProto
 ) -> None:
-    constants, made_by, before = arrays(quantised), makers(model), arrays(model)
-    products = [node for node in model.graph.node if node.name in quantisable_nodes(model)]
+    constants, made_by, before = arrays(quantized), makers(model), arrays(model)
+    products = [node for node in model.graph.node if node.name in quantizable_nodes(model)]
     for product in products:
         name = product.input[0]
         factors = [1.0] * len(ranges[name].low)
@@ -244,14 +244,14 @@ def test_an_activations_scale_spans_all_channels_and_zero(
             low = min(low, float(ranges[name].low[channel]) / factor)
             high = max(high, float(ranges[name].high[channel]) / factor)
         scale = (high - low) / 255
-        quantise = next(
+        quantize = next(
             node
-            for node in quantised.graph.node
+            for node in quantized.graph.node
             if node.op_type == "QuantizeLinear" and node.input[0] == name
         )
-        assert float(constants[quantise.input[1]]) == pytest.approx(scale, rel=1e-5)
-        assert int(constants[quantise.input[2]]) == pytest.approx(-low / scale, abs=0.51)
-        assert [str(constants[name].dtype) for name in quantise.input[1:]] == ["float32", "uint8"]
+        assert float(constants[quantize.input[1]]) == pytest.approx(scale, rel=1e-5)
+        assert int(constants[quantize.input[2]]) == pytest.approx(-low / scale, abs=0.51)
+        assert [str(constants[name].dtype) for name in quantize.input[1:]] == ["float32", "uint8"]
 
 
 def test_a_tensor_of_one_sign_begins_at_zero_and_an_empty_one_has_a_scale() -> None:
@@ -268,21 +268,21 @@ def test_a_tensor_of_one_sign_begins_at_zero_and_an_empty_one_has_a_scale() -> N
 
 
 def test_weights_are_symmetric_with_a_scale_a_column(
-    model: onnx.ModelProto, quantised: onnx.ModelProto
+    model: onnx.ModelProto, quantized: onnx.ModelProto
 ) -> None:
-    constants, made_by, before = arrays(quantised), makers(quantised), arrays(model)
+    constants, made_by, before = arrays(quantized), makers(quantized), arrays(model)
     normed = {name for name, node in makers(model).items() if node.op_type == "LayerNormalization"}
     products = {
-        node.name: node for node in model.graph.node if node.name in quantisable_nodes(model)
+        node.name: node for node in model.graph.node if node.name in quantizable_nodes(model)
     }
-    for node in quantised.graph.node:
+    for node in quantized.graph.node:
         if node.name not in products:
             continue
-        dequantise = made_by[node.input[1]]
-        assert helper.get_node_attr_value(dequantise, "axis") == 1
-        integers, scale, zero = (constants[name] for name in dequantise.input)
+        dequantize = made_by[node.input[1]]
+        assert helper.get_node_attr_value(dequantize, "axis") == 1
+        integers, scale, zero = (constants[name] for name in dequantize.input)
         weight = before[products[node.name].input[1]]
-        assert [str(constants[name].dtype) for name in dequantise.input] == [
+        assert [str(constants[name].dtype) for name in dequantize.input] == [
             "int8",
             "float32",
             "int8",
@@ -304,22 +304,22 @@ def test_a_column_of_zeros_stays_zero(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
 ) -> None:
     emptied = copy.deepcopy(model)
-    product = [node for node in emptied.graph.node if node.name in quantisable_nodes(emptied)][1]
+    product = [node for node in emptied.graph.node if node.name in quantizable_nodes(emptied)][1]
     weight = arrays(emptied)[product.input[1]].copy()
     weight[:, 3] = 0
     set_array(emptied, product.input[1], weight)
-    lowered = quantise_static(emptied, ranges)
+    lowered = quantize_static(emptied, ranges)
     (got,) = run(lowered, images, product.output[0])
     assert not got[..., 3].any()
     assert np.isfinite(got).all()
 
 
 def test_vectors_stay_near_those_of_the_float_model(
-    model: onnx.ModelProto, quantised: onnx.ModelProto, images: np.ndarray
+    model: onnx.ModelProto, quantized: onnx.ModelProto, images: np.ndarray
 ) -> None:
     new = draw_pictures(8, height=SIDE, width=SIDE, seed=9)  # not those it was calibrated on
     for pictures in (images, new):
-        found = cosines(run(model, pictures)[0], run(quantised, pictures)[0])
+        found = cosines(run(model, pictures)[0], run(quantized, pictures)[0])
         assert found.min() > 0.998
         assert found.max() < 1 - 1e-7  # it was rounded
 
@@ -331,7 +331,7 @@ def with_loud_channel(model: onnx.ModelProto, *, channel: int = 5) -> onnx.Model
     """The same function, one channel of every block's norms LOUD times as large and its rows of the
     weights as much smaller."""
     loud = copy.deepcopy(model)
-    chosen = quantisable_nodes(loud)
+    chosen = quantizable_nodes(loud)
     count = 0
     for norm in [node for node in loud.graph.node if node.op_type == "LayerNormalization"]:
         products = [
@@ -390,7 +390,7 @@ def test_after_smoothing_a_channel_and_its_weights_are_as_loud_as_each_other(
     loud = with_loud_channel(model)
     smooth, changed = smoothed_alone(loud, observe_ranges(loud, batches(images)))
     made_by = makers(smooth)
-    products = [node for node in smooth.graph.node if node.name in quantisable_nodes(smooth)]
+    products = [node for node in smooth.graph.node if node.name in quantizable_nodes(smooth)]
     normed = [node for node in products if made_by[node.input[0]].op_type == "LayerNormalization"]
     assert len(normed) == 4
     for product in normed:
@@ -405,10 +405,10 @@ def test_a_loud_channel_costs_nothing_with_smoothing_and_much_without(
     ranges = observe_ranges(loud, batches(images))
     expected = run(loud, images)[0]
     np.testing.assert_allclose(expected, run(model, images)[0], atol=1e-4)
-    smoothed = cosines(run(quantise_static(loud, ranges), images)[0], expected)
+    smoothed = cosines(run(quantize_static(loud, ranges), images)[0], expected)
     assert smoothed.min() > 0.999
     monkeypatch.setattr(int8, "_smooth", lambda _graph, _chosen, ranges: dict(ranges))
-    plain = cosines(run(quantise_static(loud, ranges), images)[0], expected)
+    plain = cosines(run(quantize_static(loud, ranges), images)[0], expected)
     assert 1 - plain.mean() > 10 * (1 - smoothed.mean())
 
 
@@ -416,8 +416,8 @@ def test_a_norm_that_something_else_reads_is_left_alone(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
 ) -> None:
     """A product that stays in float, or an output: divided channels would reach it."""
-    first = quantisable_nodes(model)[0]
-    kept = quantise_static(model, ranges, keep_float=[first])
+    first = quantizable_nodes(model)[0]
+    kept = quantize_static(model, ranges, keep_float=[first])
     norm = next(node for node in model.graph.node if node.op_type == "LayerNormalization")
     for name in norm.input[1:]:
         np.testing.assert_array_equal(arrays(kept)[name], arrays(model)[name])
@@ -446,7 +446,7 @@ def test_channels_without_any_signal_or_weight_stay_finite(
         value = arrays(silent)[name].copy()
         value[place] = 0
         set_array(silent, name, value)
-    lowered = quantise_static(silent, observe_ranges(silent, batches(images)))
+    lowered = quantize_static(silent, observe_ranges(silent, batches(images)))
     assert all(
         np.isfinite(value).all() for value in arrays(lowered).values() if value.dtype == np.float32
     )
@@ -497,11 +497,11 @@ def checkerboard() -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
-def test_no_neighbour_in_a_batch_changes_a_bit_of_a_vector(
-    quantised: onnx.ModelProto, images: np.ndarray, tmp_path: Path, backend: str
+def test_no_neighbor_in_a_batch_changes_a_bit_of_a_vector(
+    quantized: onnx.ModelProto, images: np.ndarray, tmp_path: Path, backend: str
 ) -> None:
     manifest = dataclasses.replace(read_manifest(file_of("dinov2")[0]), precision="int8", parity={})
-    seal(quantised, manifest, tmp_path / "m.onnx")
+    seal(quantized, manifest, tmp_path / "m.onnx")
     embedder = Embedder(tmp_path / "m.onnx", backend=backend, threads=1)
     assert embedder.batch_size >= 4
     picture, board = images[:1], checkerboard()

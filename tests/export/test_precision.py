@@ -18,7 +18,7 @@ from featkit.evaluate.agreement import Agreement, compare_runs
 from featkit.modelfile import Manifest, read_manifest
 from featkit.sources import open_source
 from featkit_export import precision
-from featkit_export.int8 import quantisable_nodes, quantise_static
+from featkit_export.int8 import quantizable_nodes, quantize_static
 from featkit_export.original import load_onnx
 from featkit_export.precision import MAX_RECALL_LOST, PROVEN_COSINE, GateError, lower
 from featkit_export.seal import seal
@@ -80,7 +80,7 @@ def pretend_losses(monkeypatch: pytest.MonkeyPatch, *found: Mapping[str, float])
         defaults = {
             "least_cosine": 0.9997,
             "mean_cosine": 0.9999,
-            "neighbours_changed": 0.0,
+            "neighbors_changed": 0.0,
             "recall_at_1": 0.9,
         }
         defaults |= {"recall_lost": 0.0, "recall_lost_at_most": 0.0}
@@ -103,11 +103,11 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], onnx.ModelPr
     def noted(
         model: onnx.ModelProto, ranges: Any, *, keep_float: Sequence[str] = ()
     ) -> onnx.ModelProto:
-        lowered = quantise_static(model, ranges, keep_float=keep_float)
+        lowered = quantize_static(model, ranges, keep_float=keep_float)
         made.append((list(keep_float), lowered))
         return lowered
 
-    monkeypatch.setattr(precision, "quantise_static", noted)
+    monkeypatch.setattr(precision, "quantize_static", noted)
     return made
 
 
@@ -128,12 +128,12 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
     assert list(out.parent.iterdir()) == [out]
     assert (manifest.precision, manifest.name) == ("int8", "small")
     assert manifest.fingerprint != before.fingerprint
-    assert (manifest.origin, manifest.licence, manifest.geometry) == (
+    assert (manifest.origin, manifest.license, manifest.geometry) == (
         before.origin,
-        before.licence,
+        before.license,
         before.geometry,
     )
-    figures = manifest.quantisation
+    figures = manifest.quantization
     assert figures["pictures_per_s"] == {"onnxruntime fp32": 20.0, "onnxruntime int8": 40.0}
     assert (figures["speedup"], figures["kept_in_float"]) == (2.0, [])
     assert (figures["calibrated_on"], figures["num_queries"]) == (f"{NUM_PICTURES} pictures", 20)
@@ -265,7 +265,7 @@ def test_where_quality_is_lost_products_go_back_by_sensitivity_and_then_it_is_re
         lower(full, out, precision="int8", pictures=photographs)
     assert list(out.parent.iterdir()) == []
 
-    names = quantisable_nodes(load_onnx(full))
+    names = quantizable_nodes(load_onnx(full))
     assert tries[0][0] == []
     alone, later = tries[1:9], [kept for kept, _ in tries[9:]]
     assert [sorted(kept) for kept, _ in alone] == [sorted({*names} - {name}) for name in names]
@@ -313,10 +313,10 @@ def test_what_went_back_to_float_stands_in_the_manifest_and_is_float(
     manifest = lower(
         full, tmp_path / "m8.onnx", precision="int8", pictures=photographs, on_step=steps.append
     )
-    kept = manifest.quantisation["kept_in_float"]
+    kept = manifest.quantization["kept_in_float"]
     assert len(kept) == 2
     assert [found for found, _ in tries][-2:] == [kept[:1], kept]
-    assert manifest.quantisation["recall_lost_at_most"] == MAX_RECALL_LOST
+    assert manifest.quantization["recall_lost_at_most"] == MAX_RECALL_LOST
     graph = onnx.load(tmp_path / "m8.onnx").graph
     floats = {
         tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT
@@ -407,7 +407,7 @@ def test_a_folder_without_pictures_is_refused(full: Path, tmp_path: Path) -> Non
 def test_a_file_without_products_by_weights_is_refused(
     full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision, "quantisable_nodes", lambda _model: [])
+    monkeypatch.setattr(precision, "quantizable_nodes", lambda _model: [])
     with refused(f"{full} has no product by weights that int8 would make faster; use it in fp32."):
         lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
 

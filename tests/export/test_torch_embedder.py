@@ -42,7 +42,7 @@ def test_vectors_and_manifest_are_those_of_the_model_file(
         "feature",
         "layers",
         "join",
-        "licence",
+        "license",
         "opset",
     ):
         assert getattr(torch_embedder.manifest, name) == getattr(file.manifest, name)

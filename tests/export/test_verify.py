@@ -31,7 +31,7 @@ def parity(min_cosine: float, max_abs: float) -> Parity:
 
 
 def made_session(scale: float = 1.0) -> onnx.ModelProto:
-    """embedding: the mean colour, (N, 3); patches: the pictures themselves as floats times `scale`,
+    """embedding: the mean color, (N, 3); patches: the pictures themselves as floats times `scale`,
     (N, H, W, 3)."""
     weights = {"axes": np.array([1, 2], np.int64), "scale": np.float32(scale)}
     graph = helper.make_graph(

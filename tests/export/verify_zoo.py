@@ -244,7 +244,7 @@ def adopt(name: str, folder: Path) -> dict[str, Any]:
 
     published = publish(folder / name.removeprefix("adopt:"), num_registers=4)
     started = time.perf_counter()
-    report = adopt_file(published.folder, folder / "m.onnx", licence="drawn")
+    report = adopt_file(published.folder, folder / "m.onnx", license="drawn")
     largest = max(report.comparisons, key=lambda case: case.height * case.width)
     return {
         "parameters": (
@@ -276,14 +276,14 @@ def gap(name: str, _folder: Path) -> dict[str, Any]:
     from tests.export.oracles import (
         class_token,
         cosines,
-        normalised,
+        normalized,
         timm_model,
         transformers_model,
     )
 
     published, _ = row_of(name)
     ours = drawn_published(published).state_dict()
-    pixels = normalised(draw_pictures(4, height=224, width=224), published.geometry)
+    pixels = normalized(draw_pictures(4, height=224, width=224), published.geometry)
     official = class_token(transformers_model(published, ours, official=True), pixels)
     theirs = class_token(transformers_model(published, ours, official=False), pixels)
     timms = timm_model(published, ours)(pixels).detach().numpy()

@@ -70,7 +70,7 @@ class Spy:
 
 
 def by_hand(model: Path, images: list[Image.Image]) -> np.ndarray:
-    """Vectors by Pillow and a plain session: the shorter side to 32, the centre of it, one picture
+    """Vectors by Pillow and a plain session: the shorter side to 32, the center of it, one picture
     a call."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     vectors = []
@@ -144,8 +144,8 @@ def test_a_single_picture_is_one_row(embedder: Embedder, files: list[Path]) -> N
     ]
     for single in singles:
         np.testing.assert_array_equal(embedder.embed(single), expected)
-    grey = np.asarray(draw_picture(0).convert("L"))
-    np.testing.assert_array_equal(embedder.embed(grey), embedder.embed(Image.fromarray(grey)))
+    gray = np.asarray(draw_picture(0).convert("L"))
+    np.testing.assert_array_equal(embedder.embed(gray), embedder.embed(Image.fromarray(gray)))
 
 
 def test_open_files_buffers_and_rows_are_pictures(embedder: Embedder, files: list[Path]) -> None:

@@ -79,7 +79,7 @@ def smooth(height: int, width: int) -> np.ndarray:
         (32, 32, 32),
     ],
 )
-def test_shorter_side_is_plain_resize_and_centre_crop(
+def test_shorter_side_is_plain_resize_and_center_crop(
     height: int, width: int, resize_to: int, interpolation: Interpolation
 ) -> None:
     geometry = make_geometry(resize_to=resize_to, interpolation=interpolation)
@@ -199,7 +199,7 @@ def test_cover_needs_no_shorter_side() -> None:
     assert geometry.shorter_side == 36
 
 
-def test_the_crop_is_the_centre() -> None:
+def test_the_crop_is_the_center() -> None:
     pixels = np.zeros((64, 192, 3), np.uint8)
     pixels[:, 64:128] = 255
     assert make_geometry().apply(pixels)[:, 1:-1].min() == 255

@@ -74,7 +74,7 @@ def test_every_field_survives_the_file(model: Path, tmp_path: Path) -> None:
         join="concat",
         whitened="1000 vectors, 90.0% of the variance kept",
         fixed_size=(336, 504),
-        quantisation={"method": "static", "left_out": ["head"], "min_cosine": 0.99},
+        quantization={"method": "static", "left_out": ["head"], "min_cosine": 0.99},
         external=ExternalWeights(file="m.weights", num_bytes=3, sha256="c" * 64),
         precision="int8",
         parity={"cosine": 0.9999995, "largest": 1e-7},
@@ -95,7 +95,7 @@ def test_the_manifest_is_found_among_other_metadata(model: Path, tmp_path: Path)
 
 def test_fields_that_have_defaults_may_be_left_out(model: Path, tmp_path: Path) -> None:
     values = json.loads(manifest_text(model))
-    later = ("layers", "join", "whitened", "fixed_size", "quantisation", "external")
+    later = ("layers", "join", "whitened", "fixed_size", "quantization", "external")
     for name in (
         "format",
         *later,
@@ -194,7 +194,7 @@ def test_random_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, cont
 
 COUNTS = list(itertools.product(("patch", "width", "opset"), ("8", 0, -8, 8.0, True, None, [8])))
 TEXTS = list(
-    itertools.product(("family", "name", "feature", "licence", "fingerprint"), (8, None, ["a"]))
+    itertools.product(("family", "name", "feature", "license", "fingerprint"), (8, None, ["a"]))
 )
 
 
@@ -215,9 +215,9 @@ def without(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
             change(format=FORMAT + 1),
             f"has format {FORMAT + 1}, newer than the {FORMAT} read here; update featkit.",
         ),
-        (change(format=FORMAT + 1, colour="new"), "newer than"),
+        (change(format=FORMAT + 1, color="new"), "newer than"),
         (change(format="1"), "is not one of featkit's"),
-        (change(colour="blue"), "colour"),
+        (change(color="blue"), "color"),
         (without("patch"), "patch"),
         (without("geometry"), "geometry"),
         (change(geometry=None), "The manifest's geometry is None; it has to be an object."),
@@ -265,7 +265,7 @@ def test_a_manifest_that_is_no_json_is_refused(model: Path, tmp_path: Path, text
 
 def test_a_file_of_the_first_format_is_read(model: Path, tmp_path: Path) -> None:
     values = json.loads(manifest_text(model))
-    for name in ("layers", "join", "whitened", "fixed_size", "quantisation", "external"):
+    for name in ("layers", "join", "whitened", "fixed_size", "quantization", "external"):
         del values[name]
     values["format"] = 1
     found = read_manifest(with_manifest(model, tmp_path / "m.onnx", json.dumps(values)))

@@ -360,7 +360,7 @@ def _headed(head: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
 
 
 def pictures(patch: int, rows: int, columns: int, *, batch: int = 1) -> Tensor:
-    """(B, 3, H, W) of normalised noise, so many patches high and wide."""
+    """(B, 3, H, W) of normalized noise, so many patches high and wide."""
     generator = torch.Generator().manual_seed(rows)
     return torch.randn(batch, 3, patch * rows, patch * columns, generator=generator)
 

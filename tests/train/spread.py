@@ -105,7 +105,7 @@ def write_pretrained(folder: Path) -> None:
         height=32, width=32, resize="shorter_side", resize_to=32, interpolation="bicubic", patch=8,
         mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2),
     )  # fmt: skip
-    info = BackboneInfo(name="drawn", family="dino", geometry=geometry, licence="none")
+    info = BackboneInfo(name="drawn", family="dino", geometry=geometry, license="none")
     save_backbone(folder / "backbone.safetensors", VisionTransformer(small_config().model), info)
 
 
@@ -124,7 +124,7 @@ class Player:
         dataset = CropDataset(
             self.source,
             crops=self.config.crops,
-            colour=self.config.colour,
+            color=self.config.color,
             seed=0,
             cache_bytes=1 << 28,
             extra=self.engine.extra_views(),
@@ -165,7 +165,7 @@ class Player:
         assert progress == Progress(step=SAVED_AT, scores={"copy_recall": 0.5})
 
     def state(self) -> dict[str, Tensor]:
-        """All weights and centres, whole, in the main process."""
+        """All weights and centers, whole, in the main process."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.engine.method, options=options))
 

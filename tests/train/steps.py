@@ -52,7 +52,7 @@ def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
     dataset = CropDataset(
         open_source(drawn_pictures()),
         crops=config.crops,
-        colour=config.colour,
+        color=config.color,
         seed=run.seed,
         cache_bytes=run.cache_bytes,
         extra=engine.extra_views(),

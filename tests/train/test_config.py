@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 from featkit.errors import InputError
 from featkit_train.config import (
@@ -84,7 +85,7 @@ def test_settings_leave_the_recipe_as_it_was() -> None:
         ("optim=3", "optim is a section"),
         ("run.steps=many", "run.steps is of type int, not 'many'"),
         ("run.steps=true", "run.steps is of type int, not True"),
-        ("dino.centering=centre", "one of center, sinkhorn, not 'centre'"),
+        ("dino.centering=middle", "one of center, sinkhorn, not 'middle'"),
         ("crops.global_scale=[0.1]", "a list of 2 values"),
         ("optim.lr", "write it as section.key=value"),
         ("crops.resolutions=[{share: 1.0}]", "crops.resolutions has no global_size"),
@@ -145,3 +146,27 @@ def test_a_recipe_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
 def test_nothing_can_be_written_back_into_a_config() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         TrainConfig().optim.lr = 1.0  # type: ignore[misc]
+
+
+def test_old_spellings_are_read_with_a_warning(tmp_path: Path) -> None:
+    old = {
+        "licence": "MIT",
+        "colour": {"grey_probability": 0.5, "solarise_probability": [0.0, 0.0, 0.0]},
+        "self_training": {"labelled_share": 0.5},
+    }
+    path = tmp_path / "old.yaml"
+    path.write_text(yaml.safe_dump(old))
+    for read in (lambda: read_recipe(str(path)), lambda: with_settings(old, [])):
+        with pytest.warns(FutureWarning) as warned:
+            config = from_mapping(TrainConfig, read())
+        messages = {str(warning.message) for warning in warned}
+        assert len(messages) == 5
+        assert any("setting licence is called license now" in message for message in messages)
+        assert (config.license, config.color.gray_probability) == ("MIT", 0.5)
+        assert config.color.solarize_probability == (0.0, 0.0, 0.0)
+        assert config.self_training.labeled_share == 0.5
+    with pytest.warns(FutureWarning, match="colour is called color"):
+        merged = with_settings({"color": {"hue": 0.2}}, ["colour.contrast=0.3"])
+    assert merged == {"color": {"hue": 0.2, "contrast": 0.3}}
+    with pytest.warns(FutureWarning, match="small_labeled"):
+        assert read_recipe("small_labelled") == read_recipe("small_labeled")

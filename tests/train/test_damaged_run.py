@@ -12,13 +12,13 @@ import pytest
 
 from featkit.errors import FeatkitError
 from featkit.sources import open_source
-from featkit_train.labelled import self_training
+from featkit_train.labeled import self_training
 from featkit_train.loop import train
 from featkit_train.report import write_report
 from featkit_train.run_folder import CONFIG_FILE
 from tests.pictures import draw_folder
 from tests.sentences import refused
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 from tests.train.small import small_config
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
@@ -52,7 +52,7 @@ def go_on_run(place: Path, *, resume: bool = True) -> None:
 
 
 def go_on_course(place: Path, *, resume: bool = True) -> None:
-    config = labelled_config(
+    config = labeled_config(
         "self-training", "self_training.rounds=1", "run.steps=2", "self_training.confidence=0.1"
     )
     with_labels, without, held_out = (

@@ -1,4 +1,4 @@
-"""Every field of the config changes something: what is learnt, or what a run does or leaves.
+"""Every field of the config changes something: what is learned, or what a run does or leaves.
 
 A field without a row here fails, and so does one that nobody reads.
 """
@@ -28,8 +28,8 @@ from featkit_train.config import IbotConfig, TrainConfig, from_mapping, to_mappi
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.distributed import World
 from featkit_train.engine.step import Engine
-from featkit_train.labelled import born_again, rounds, self_training
-from featkit_train.labelled.course import CourseEars
+from featkit_train.labeled import born_again, rounds, self_training
+from featkit_train.labeled.course import CourseEars
 from featkit_train.loop import Ears, Run, train
 from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier
@@ -43,7 +43,7 @@ from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import COPIES, HeldOut
 from featkit_train.watching.standing import Standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone
-from tests.train.labelled.small import LABELLED
+from tests.train.labeled.small import LABELED
 from tests.train.methods.published_backbone import save_published
 from tests.train.published_files import official, reference
 from tests.train.small import SMALL, small_config
@@ -86,7 +86,7 @@ SMALL_HEAD = "{num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
 OWN_HEAD = (*CENTER, f"ibot.head={SMALL_HEAD}")
 
 # Field: what else is set, and two values of which runs learn different things.
-LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
+LEARNED: dict[str, tuple[Sequence[str], Any, Any]] = {
     "method": ((), "dino", "dinov2"),
     "model.patch": (DINO, 8, 16),
     "model.width": (DINO, 24, 36),
@@ -115,16 +115,16 @@ LEARNT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "crops.flip_probability": (DINO, 0.5, 0.0),
     "crops.interpolation": (DINO, "bilinear", "bicubic"),
     "crops.fixed_views": ((*DINO, "run.batch_size=12"), 0, 1),  # an epoch a step
-    "colour.jitter_probability": (DINO, 0.8, 0.0),
-    "colour.brightness": (DINO, 0.4, 0.1),
-    "colour.contrast": (DINO, 0.4, 0.1),
-    "colour.saturation": (DINO, 0.2, 0.1),
-    "colour.hue": (DINO, 0.1, 0.0),
-    "colour.grey_probability": (DINO, 0.2, 1.0),
-    "colour.blur_probability": (DINO, [1.0, 0.1, 0.5], [0.0, 0.0, 0.0]),
-    "colour.blur_sigma": (DINO, [0.1, 2.0], [5.0, 6.0]),
-    "colour.blur_side": (DINO, 224, 0),
-    "colour.solarise_probability": (DINO, [0.0, 0.2, 0.0], [1.0, 0.0, 0.0]),
+    "color.jitter_probability": (DINO, 0.8, 0.0),
+    "color.brightness": (DINO, 0.4, 0.1),
+    "color.contrast": (DINO, 0.4, 0.1),
+    "color.saturation": (DINO, 0.2, 0.1),
+    "color.hue": (DINO, 0.1, 0.0),
+    "color.gray_probability": (DINO, 0.2, 1.0),
+    "color.blur_probability": (DINO, [1.0, 0.1, 0.5], [0.0, 0.0, 0.0]),
+    "color.blur_sigma": (DINO, [0.1, 2.0], [5.0, 6.0]),
+    "color.blur_side": (DINO, 224, 0),
+    "color.solarize_probability": (DINO, [0.0, 0.2, 0.0], [1.0, 0.0, 0.0]),
     "noise.drop_path": (DINO, 0.0, 0.5),
     "noise.drop_path_rule": ((*DINO, "noise.drop_path=0.5"), "linear", "uniform"),
     "noise.rotary_rescale": (ROTARY, 1.0, 2.0),
@@ -203,7 +203,7 @@ def config_of(*settings: str) -> TrainConfig:
     """The small config by BASE, as far as the settings' method reads it, and the settings."""
     methods = [setting.partition("=")[2] for setting in settings if setting.startswith("method=")]
     unread = METHODS[methods[-1]].unread
-    base = with_settings({**SMALL, "classifier": LABELLED["classifier"]}, BASE)
+    base = with_settings({**SMALL, "classifier": LABELED["classifier"]}, BASE)
     return from_mapping(
         TrainConfig,
         with_settings(
@@ -223,13 +223,13 @@ def lessons_for(config: TrainConfig) -> Lessons | None:
     )
 
 
-def learnt(config: TrainConfig) -> str:
+def learned(config: TrainConfig) -> str:
     """A digest of everything that a method holds after STEPS steps; made once for equal configs."""
-    return _learnt(json.dumps(to_mapping(config)))
+    return _learned(json.dumps(to_mapping(config)))
 
 
 @functools.cache
-def _learnt(written: str) -> str:
+def _learned(written: str) -> str:
     config = from_mapping(TrainConfig, json.loads(written))
     engine = make_engine(config, lessons=lessons_for(config))
     for step, crops in enumerate(drawn_batches(config, engine)):
@@ -245,7 +245,7 @@ def drawn_batches(config: TrainConfig, engine: Engine) -> list[Crops]:
     """The run's first, made once for all configs that cut alike."""
     key = (
         config.crops,
-        config.colour,
+        config.color,
         config.run.seed,
         config.run.batch_size,
         engine.extra_views(),
@@ -277,24 +277,24 @@ def leaves(config: Any, at: str = "") -> Iterator[str]:
             yield at + field.name
 
 
-@pytest.mark.parametrize("field", LEARNT)
-def test_what_is_learnt_depends_on(field: str, places: dict[str, str]) -> None:
-    more, *values = LEARNT[field]
+@pytest.mark.parametrize("field", LEARNED)
+def test_what_is_learned_depends_on(field: str, places: dict[str, str]) -> None:
+    more, *values = LEARNED[field]
     configs = []
     for value in values:
         settings = [*more, f"{field}={value}"]
         for name, place in places.items():
             settings = [setting.replace(f"{{{name}}}", place) for setting in settings]
         configs.append(config_of(*settings))
-    assert learnt(configs[0]) != learnt(configs[1])
+    assert learned(configs[0]) != learned(configs[1])
 
 
 @pytest.mark.parametrize("method", [DINOV2, DISTRIBUTION], ids=["dinov2", "born-again"])
 def test_the_same_config_learns_the_same(method: Sequence[str]) -> None:
     config = config_of(*method)
-    first = learnt(config)
-    _learnt.cache_clear()
-    assert learnt(config) == first
+    first = learned(config)
+    _learned.cache_clear()
+    assert learned(config) == first
 
 
 # -- what a run does or leaves ---------------------------------------------------------------------
@@ -337,7 +337,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
-    """A run, and another that differs in nothing that is learnt."""
+    """A run, and another that differs in nothing that is learned."""
     folder = tmp_path_factory.mktemp("seen")
     often = [
         "run.log_every=1",
@@ -355,7 +355,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     ]
     named = [
         "name=mine",
-        "licence=MIT",
+        "license=MIT",
         "data_name=photographs",
         "resize=stretch",
         "run.device=auto",
@@ -364,7 +364,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     return {"one": Seen(folder / "one", *often), "other": Seen(folder / "other", *seldom, *named)}
 
 
-def test_what_only_changes_a_runs_habits_changes_nothing_learnt(seen: dict[str, Seen]) -> None:
+def test_what_only_changes_a_runs_habits_changes_nothing_learned(seen: dict[str, Seen]) -> None:
     one, other = (seen[name].backbone.state_dict() for name in ("one", "other"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -399,10 +399,10 @@ def test_workers_are_processes(seen: dict[str, Seen]) -> None:
     assert seen["other"].workers == {1}
 
 
-def test_name_licence_and_data_are_on_the_models_card(seen: dict[str, Seen]) -> None:
+def test_name_license_and_data_are_on_the_models_card(seen: dict[str, Seen]) -> None:
     one, other = seen["one"].info, seen["other"].info
-    assert (one.name, one.licence) == ("small", "unstated")
-    assert (other.name, other.licence) == ("mine", "MIT")
+    assert (one.name, one.license) == ("small", "unstated")
+    assert (other.name, other.license) == ("mine", "MIT")
     assert one.origin["data"].endswith("pictures")
     assert other.origin["data"] == "photographs"
 
@@ -421,7 +421,7 @@ def test_cache_bytes_bound_the_pictures_that_are_kept() -> None:
         dataset = CropDataset(
             open_source(drawn_pictures()),
             crops=config.crops,
-            colour=config.colour,
+            color=config.color,
             seed=0,
             cache_bytes=config.run.cache_bytes,
         )
@@ -442,7 +442,7 @@ def test_device_is_where_it_runs_and_none_other(tmp_path: Path) -> None:
         begun(tmp_path, "run.device=abacus")
 
 
-def test_held_out_is_how_many_are_not_learnt_from(tmp_path: Path) -> None:
+def test_held_out_is_how_many_are_not_learned_from(tmp_path: Path) -> None:
     runs = [begun(tmp_path, f"run.held_out={number}") for number in (0, 1, 2)]
     assert [len(run.numbers) for run in runs] == [20, 19, 18]
     assert [len(run.held_out.pictures) for run in runs] == [0, 1, 2]
@@ -609,13 +609,13 @@ SMALL_VIT = (
     "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
     " depth: 1, num_heads: 2}}"
 )
-# Field: as in LEARNT, of courses that leave different networks behind.
+# Field: as in LEARNED, of courses that leave different networks behind.
 LEFT: dict[str, tuple[Sequence[str], Any, Any]] = {
     "born_again.student": (BORN, "null", SMALL_VIT),
     "self_training.pseudo": (SELF, "soft", "hard"),
     "self_training.confidence": (SELF, 0.0, 0.8),
     "self_training.balance": (SELF, "true", "false"),
-    "self_training.labelled_share": (SELF, 0.0, 0.7),
+    "self_training.labeled_share": (SELF, 0.0, 0.7),
     "self_training.student_length": (SELF, 1.0, 2.0),
 }
 
@@ -679,7 +679,7 @@ def left(*settings: str) -> Left:
 def _left(written: str) -> Left:
     config = from_mapping(TrainConfig, json.loads(written))
     pictures = Columns(open_source(drawn_pictures()))
-    learnt, rest, held_out = (
+    learned, rest, held_out = (
         subset(pictures, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_PICTURES))
     )
     notes: list[str] = []
@@ -688,9 +688,9 @@ def _left(written: str) -> Left:
         patch.setattr(rounds, "label_pictures", mostly_the_first)
         out = Path(folder) / "run"
         if config.method == "self-training":
-            standing = self_training(config, [learnt], [rest], out, held_out=held_out, ears=ears)
+            standing = self_training(config, [learned], [rest], out, held_out=held_out, ears=ears)
         else:
-            standing = born_again(config, [learnt], out, held_out=held_out, ears=ears)
+            standing = born_again(config, [learned], out, held_out=held_out, ears=ears)
         files = sorted(out.glob(f"*/{CLASSIFIER_FILE}"))
         return Left(
             {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},
@@ -745,15 +745,15 @@ def test_cache_says_whether_the_teachers_logits_are_kept() -> None:
 def test_column_is_where_labels_are_looked_for() -> None:
     assert left(*BORN).standing.classes == ["a", "b"]
     assert left(*BORN, "labels.column=mood").standing.classes == ["x", "y", "z"]
-    with pytest.raises(InputError, match="colour"):
-        left(*BORN, "labels.column=colour")
+    with pytest.raises(InputError, match="color"):
+        left(*BORN, "labels.column=color")
 
 
 # Field: the claim above that is about it.
 CLAIMED = {
-    "name": test_name_licence_and_data_are_on_the_models_card,
-    "licence": test_name_licence_and_data_are_on_the_models_card,
-    "data_name": test_name_licence_and_data_are_on_the_models_card,
+    "name": test_name_license_and_data_are_on_the_models_card,
+    "license": test_name_license_and_data_are_on_the_models_card,
+    "data_name": test_name_license_and_data_are_on_the_models_card,
     "resize": test_resize_is_how_the_model_will_see_pictures,
     "init": test_init_is_where_a_run_begins,
     "pretrained.weights": test_pretrained_weights_are_read_in_place_of_the_hub,
@@ -776,7 +776,7 @@ CLAIMED = {
     "engine.checkpoint_activations": (
         test_checkpoint_activations_computes_blocks_twice_and_learns_the_same
     ),
-    "run.held_out": test_held_out_is_how_many_are_not_learnt_from,
+    "run.held_out": test_held_out_is_how_many_are_not_learned_from,
     "run.workers": test_workers_are_processes,
     "run.cache_bytes": test_cache_bytes_bound_the_pictures_that_are_kept,
     "run.device": test_device_is_where_it_runs_and_none_other,
@@ -790,4 +790,4 @@ CLAIMED = {
 
 def test_every_field_has_a_row() -> None:
     every = {*leaves(TrainConfig()), *leaves(TrainConfig(ibot=IbotConfig(head=HeadConfig())))}
-    assert sorted(every) == sorted([*LEARNT, *LEFT, *CLAIMED])
+    assert sorted(every) == sorted([*LEARNED, *LEFT, *CLAIMED])

@@ -341,7 +341,7 @@ def pack(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_what_changes_nothing_learnt_may_be_other_on_resume(
+def test_what_changes_nothing_learned_may_be_other_on_resume(
     pictures: Path, published: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
@@ -575,7 +575,7 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
     backbone = begun.engine.method.result
     assert isinstance(backbone, VisionTransformer)
     assert_same_features(
-        backbone, stretched(backbone), normalised(draw_pictures(2, height=64, width=64))
+        backbone, stretched(backbone), normalized(draw_pictures(2, height=64, width=64))
     )
 
     run(config, pictures, tmp_path / "second")
@@ -604,7 +604,7 @@ def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(
     prepared = np.stack([embedder.prepare(file) for file in files])
     assert prepared.shape == (3, 64, 64, 3)
     with torch.no_grad():
-        expected = F.normalize(stretched(backbone)(normalised(prepared)).class_token, dim=-1)
+        expected = F.normalize(stretched(backbone)(normalized(prepared)).class_token, dim=-1)
     np.testing.assert_allclose(embedder.embed(files), expected.numpy(), atol=1e-5)
 
 
@@ -625,7 +625,7 @@ def assert_same_features(ours: Backbone, theirs: Backbone, images: Tensor) -> No
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def normalised(images: np.ndarray) -> Tensor:
+def normalized(images: np.ndarray) -> Tensor:
     """(N, H, W, 3) uint8 as the backbones of these runs take it."""
     mean, std = (
         torch.tensor(numbers).view(1, 3, 1, 1) for numbers in (IMAGENET_MEAN, IMAGENET_STD)

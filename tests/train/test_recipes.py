@@ -21,7 +21,7 @@ from featkit_train.config import (
     with_settings,
 )
 from featkit_train.configure import configure
-from featkit_train.labelled import born_again, internal, self_training
+from featkit_train.labeled import born_again, internal, self_training
 from featkit_train.loop import train
 from featkit_train.methods import METHODS, Taught
 from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
@@ -31,12 +31,12 @@ from featkit_train.networks.vit import VisionTransformer
 from featkit_train.weights import load_backbone, load_classifier
 from tests.export.backbones import make_run
 from tests.pictures import draw_folder
-from tests.train.labelled.small import draw_kinds
+from tests.train.labeled.small import draw_kinds
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 WANTED = (
     "tiny small dino_vits16 dino_vitb16 ibot_vits16 dinov2_vitl14 dinov2_vits14_distill"
-    " dinov3_vitl16 dinov3_vitl16_gram dinov3_vitl16_highres adapt_dinov2 tiny_adapt small_labelled"
+    " dinov3_vitl16 dinov3_vitl16_gram dinov3_vitl16_highres adapt_dinov2 tiny_adapt small_labeled"
     " born_again_cifar born_again_resnet50 internal_resnet18 internal_vits16 self_training_cifar"
 ).split()
 # What makes another size of the networks that recipes name; torchvision's ResNet-50 has its own
@@ -132,7 +132,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw_folder(folder / "pictures", 24)
     make_run(folder / "pretrained")
     for (part, count), first in zip(
-        (("labelled", 10), ("unlabelled", 8), ("held_out", 4)), itertools.count(0, 50)
+        (("labeled", 10), ("unlabeled", 8), ("held_out", 4)), itertools.count(0, 50)
     ):
         draw_kinds(folder / "kinds" / part, count, first=first)
     return folder
@@ -154,7 +154,7 @@ def test_a_recipe_begins_with_how_it_runs_and_where_its_numbers_come_from(name: 
 
 def test_recipes_for_several_methods_are_of_those_that_begin_alike() -> None:
     assert methods_of("tiny") == methods_of("small") == ["dino", "ibot", "dinov2", "dinov3"]
-    assert methods_of("small_labelled") == ["born-again", "self-training", "internal"]
+    assert methods_of("small_labeled") == ["born-again", "self-training", "internal"]
 
 
 PAIRS = [(name, method) for name in NAMES for method in methods_of(name)]
@@ -181,18 +181,18 @@ def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_t
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
     exits = (
-        ["classifier.exits=[1, 2, 3]"] if method == "internal" and name == "small_labelled" else []
+        ["classifier.exits=[1, 2, 3]"] if method == "internal" and name == "small_labeled" else []
     )
     whole = configure(method, name, exits)
     config, out = reduced(whole, folder / "pretrained"), tmp_path / "run"
-    labelled, unlabelled, held_out = (
-        open_source(folder / "kinds" / part) for part in ("labelled", "unlabelled", "held_out")
+    labeled, unlabeled, held_out = (
+        open_source(folder / "kinds" / part) for part in ("labeled", "unlabeled", "held_out")
     )
     if method == "self-training":
-        self_training(config, [labelled], [unlabelled], out, held_out=held_out)
+        self_training(config, [labeled], [unlabeled], out, held_out=held_out)
     else:
         course = {"born-again": born_again, "internal": internal}[method]
-        course(config, [labelled], out, held_out=held_out)
+        course(config, [labeled], out, held_out=held_out)
     expected = {
         "born-again": ["generation-0", "generation-1"],
         "self-training": ["round-0", "round-1"],

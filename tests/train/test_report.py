@@ -368,7 +368,7 @@ def test_a_report_needs_no_torch(run: Path) -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_the_colours_are_those_of_the_page_of_results() -> None:
+def test_the_colors_are_those_of_the_page_of_results() -> None:
     styles = (REPOSITORY / "train" / "featkit_train" / "report" / "report.css").read_text(
         encoding="utf-8"
     )
@@ -473,7 +473,7 @@ def test_only_noisy_curves_are_smoothed() -> None:
     assert not charts.is_noisy(schedule.points)
 
 
-def test_each_curve_stands_in_one_panel_and_no_panel_has_more_than_there_are_colours() -> None:
+def test_each_curve_stands_in_one_panel_and_no_panel_has_more_than_there_are_colors() -> None:
     names = [
         "loss",
         "ibot_loss",

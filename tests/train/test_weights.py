@@ -39,7 +39,7 @@ INFO = BackboneInfo(
     name="drawn",
     family="dino",
     geometry=geometry_for(CONFIGS["dino"]),
-    licence="CC0-1.0",
+    license="CC0-1.0",
     origin={"data": "é", "steps": "3"},
 )
 
@@ -92,7 +92,7 @@ def test_the_header_builds_the_backbone_and_names_its_origin(file: Path) -> None
         "name": "drawn",
         "family": "dino",
         "geometry": INFO.geometry.to_dict(),
-        "licence": "CC0-1.0",
+        "license": "CC0-1.0",
         "origin": {"data": "é", "steps": "3"},
     }
 
@@ -176,8 +176,8 @@ def test_tensors_that_do_not_fit_the_header_are_refused_in_one_sentence(
     [
         lambda header: header.clear(),
         lambda header: header.pop("vit"),
-        lambda header: header.pop("licence"),
-        lambda header: header["vit"].update(colour=1),
+        lambda header: header.pop("license"),
+        lambda header: header["vit"].update(color=1),
         lambda header: header["vit"].update(num_heads=5),
         lambda header: header["geometry"].pop("patch"),
     ],
@@ -378,7 +378,7 @@ def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(
             lambda header: header["classifier"].update(arch="timm:resnet999"),
             "has a header that cannot be used: timm knows no",
         ),
-        (lambda header: header["classifier"].update(colour=1), "has a header that cannot be used"),
+        (lambda header: header["classifier"].update(color=1), "has a header that cannot be used"),
         (lambda header: header["classifier"].pop("exits"), "has a header that cannot be used"),
         (lambda header: header.pop("classifier"), "has a header that cannot be used"),
         (lambda header: header.pop("geometry"), "has a header that cannot be used"),

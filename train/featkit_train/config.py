@@ -2,7 +2,7 @@
 onto them by one code.
 
 A recipe is a mapping of the sections below; `--set optim.lr=0.002` is the same mapping, one leaf of
-it. A key that is not there is an error that names its nearest neighbour.
+it. A key that is not there is an error that names its nearest neighbor.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import types
 import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,15 @@ LEAST = {
     "born_again": {"generations": 0, "patience": 1},
     "self_training": {"rounds": 1, "patience": 1},
 }
+# Keys as they were spelled in earlier versions; read with a warning for one release.
+OLD_KEYS = {
+    "colour": "color",
+    "grey_probability": "gray_probability",
+    "solarise_probability": "solarize_probability",
+    "licence": "license",
+    "labelled_share": "labeled_share",
+}
+OLD_RECIPES = {"small_labelled": "small_labeled"}
 T = TypeVar("T")
 
 
@@ -87,8 +97,8 @@ class CropConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ColourConfig:
-    """Colour, blur and solarise (DINO's released code); blur and solarise differ between the two
+class ColorConfig:
+    """Color, blur and solarize (DINO's released code); blur and solarize differ between the two
     global crops."""
 
     jitter_probability: float = 0.8
@@ -96,14 +106,14 @@ class ColourConfig:
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1
-    grey_probability: float = 0.2
+    gray_probability: float = 0.2
     # first global, second global, local
     blur_probability: tuple[float, float, float] = (1.0, 0.1, 0.5)
     # pixels of a crop of `blur_side`; scaled with the crop's side
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     # 0: blur_sigma is in the pixels of every crop, whatever its side, as in the released code
     blur_side: int = 224
-    solarise_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    solarize_probability: tuple[float, float, float] = (0.0, 0.2, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +169,7 @@ class DinoConfig:
     teacher_temp_steps: int = 1000
     freeze_last_layer_steps: int = 100
     koleo_weight: float = 0.0  # of each global crop (DINOv2: 0.1)
-    # pictures among which a nearest neighbour is sought; 0: the whole batch; DINOv3: 16
+    # pictures among which a nearest neighbor is sought; 0: the whole batch; DINOv3: 16
     koleo_group: int = 0
 
 
@@ -268,15 +278,14 @@ class SelfTrainingConfig:
     confidence: float = 0.3  # the least that the teacher's best class must have; the paper's
     # as many pictures of each class, the most confident first, others again where there are too few
     balance: bool = True
-    labelled_share: float = 0.25  # the least share of a batch with labels of people's
+    labeled_share: float = 0.25  # the least share of a batch with labels of people's
     # steps of a student over its teacher's; it has more pictures to see, under noise
     student_length: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.confidence <= 1 or not 0 <= self.labelled_share < 1:
+        if not 0 <= self.confidence <= 1 or not 0 <= self.labeled_share < 1:
             raise ValueError(
-                f"confidence {self.confidence} and labelled_share {self.labelled_share} are no"
-                " shares"
+                f"confidence {self.confidence} and labeled_share {self.labeled_share} are no shares"
             )
         if self.student_length <= 0:
             raise ValueError(f"student_length {self.student_length} is not above 0")
@@ -311,7 +320,7 @@ class WatchConfig:
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How the work is spread and what is traded for memory; only `accumulate` changes what is
-    learnt, by KoLeo and noise."""
+    learned, by KoLeo and noise."""
 
     # fully_shard: weights, gradients and moments spread over the processes of torchrun
     shard: bool = False
@@ -348,7 +357,7 @@ class TrainConfig:
 
     method: str = "dino"
     name: str = "backbone"
-    licence: str = "unstated"
+    license: str = "unstated"
     data_name: str = ""  # public names of the data, for the model's card; the paths when empty
     # how pictures are brought to global_size after training
     resize: Literal["shorter_side", "stretch"] = "shorter_side"
@@ -356,7 +365,7 @@ class TrainConfig:
     init: str | None = None
     model: ViTConfig = field(default_factory=ViTConfig)
     crops: CropConfig = field(default_factory=CropConfig)
-    colour: ColourConfig = field(default_factory=ColourConfig)
+    color: ColorConfig = field(default_factory=ColorConfig)
     noise: NoiseConfig = field(default_factory=NoiseConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -391,6 +400,7 @@ class TrainConfig:
 def read_recipe(name_or_path: str) -> dict[str, Any]:
     """The mapping of a recipe that ships (`tiny`) or of a YAML file. InputError when there is none
     or it is no mapping."""
+    name_or_path = _today(name_or_path, OLD_RECIPES, "recipe")
     shipped = RECIPES / f"{name_or_path}.yaml"
     path = shipped if shipped.is_file() else Path(name_or_path)
     if not path.is_file():
@@ -404,13 +414,13 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         raise InputError(
             f"{path} holds no mapping of sections; see `{RECIPES.name}/tiny.yaml` for one."
         )
-    return mapping
+    return _with_todays_keys(mapping)
 
 
 def with_settings(mapping: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
     """`mapping` with each `section.key=value` put in, the value read as YAML. InputError for any
     other form."""
-    merged = _deep_copy(mapping)
+    merged = _with_todays_keys(mapping)
     for setting in settings:
         dotted, separator, text = setting.partition("=")
         if not separator:
@@ -419,7 +429,7 @@ def with_settings(mapping: Mapping[str, Any], settings: Sequence[str]) -> dict[s
                 " optim.lr=0.002."
             )
         place = merged
-        *sections, leaf = dotted.split(".")
+        *sections, leaf = (_today(key, OLD_KEYS, "setting") for key in dotted.split("."))
         for number, section in enumerate(sections, 1):
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
@@ -444,6 +454,7 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, at: str = "") -> 
     type.
     """
     hints = typing.get_type_hints(kind)
+    mapping = _with_todays_keys(mapping)
     for key in mapping:
         if key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
@@ -527,11 +538,27 @@ def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _deep_copy(mapping: Mapping[str, Any]) -> dict[str, Any]:
+def _with_todays_keys(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """A deep copy with the keys of earlier versions renamed."""
     return {
-        key: _deep_copy(value) if isinstance(value, Mapping) else value
+        _today(key, OLD_KEYS, "setting"): (
+            _with_todays_keys(value) if isinstance(value, Mapping) else value
+        )
         for key, value in mapping.items()
     }
+
+
+def _today(name: str, renamed: Mapping[str, str], what: str) -> str:
+    """`name`, or what it is called now, with a warning."""
+    if name not in renamed:
+        return name
+    warnings.warn(
+        f"The {what} {name} is called {renamed[name]} now; the old name will be refused by the"
+        " next release.",
+        FutureWarning,
+        stacklevel=2,
+    )
+    return renamed[name]
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from featkit_train.methods import METHODS
 
 DEFAULT_RECIPE = {
     "adapt": "adapt_dinov2",
-    **dict.fromkeys(("born-again", "self-training", "internal"), "small_labelled"),
+    **dict.fromkeys(("born-again", "self-training", "internal"), "small_labeled"),
 }
 
 

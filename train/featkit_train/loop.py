@@ -201,7 +201,7 @@ class Run:
         self.dataset = CropDataset(
             source,
             crops=config.crops,
-            colour=config.colour,
+            color=config.color,
             seed=run.seed,
             cache_bytes=run.cache_bytes,
             numbers=np.unique(self.numbers),
@@ -296,7 +296,7 @@ class Run:
             name=config.name,
             family=config.method,
             geometry=self.geometry,
-            licence=config.licence,
+            license=config.license,
             origin={
                 "data": config.data_name or self.dataset.source.name,
                 "steps": str(self.progress.step),

@@ -34,7 +34,7 @@ CHECKPOINTS, SNAPSHOTS, LOCK_FILE, BEST_FILE = (
     "best.safetensors",
 )
 Write = Callable[[int, Log], None]
-# Settings that change nothing of what is learnt: a run may go on with others.
+# Settings that change nothing of what is learned: a run may go on with others.
 FREE = frozenset(
     "engine.shard engine.compile engine.checkpoint_activations run.workers run.cache_bytes"
     " run.device run.keep_checkpoints run.log_every".split()
@@ -201,7 +201,7 @@ def _copy(source: Path, target: Path) -> None:
 
 def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -> str | None:
     """The first setting in which two configs differ, in words; None where there is none that
-    changes what is learnt.
+    changes what is learned.
 
     but: a setting that may differ.
     """

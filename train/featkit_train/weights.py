@@ -44,7 +44,7 @@ class BackboneInfo:
     name: str
     family: str
     geometry: Geometry
-    licence: str
+    license: str
     origin: dict[str, str] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
@@ -93,7 +93,7 @@ def _header_of(info: BackboneInfo) -> dict[str, Any]:
         "name": info.name,
         "family": info.family,
         "geometry": info.geometry.to_dict(),
-        "licence": info.licence,
+        "license": info.license,
         "origin": info.origin,
     }
 
@@ -193,7 +193,8 @@ def _build(
             name=header["name"],
             family=header["family"],
             geometry=Geometry.from_dict(header["geometry"]),
-            licence=header["licence"],
+            # files of earlier versions spell it so
+            license=header["license"] if "license" in header else header["licence"],
             origin=header["origin"],
         )
     except (KeyError, TypeError, ValueError, InputError) as error:

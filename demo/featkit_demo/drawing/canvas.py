@@ -23,21 +23,21 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 HEIGHT, WIDTH = 360, 480
 SUPERSAMPLE = 4  # of masks only, in each direction: 16 levels of coverage at an edge
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Where the light stands and what it does to colours; `towards` is a direction in the picture,
+    """Where the light stands and what it does to colors; `towards` is a direction in the picture,
     y downwards."""
 
     name: str
     towards: tuple[float, float]
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    shadow: Colour = (38, 36, 70)
-    sky: tuple[Colour, Colour] = ((96, 164, 220), (226, 240, 246))  # zenith, horizon
-    sun: Colour = (255, 250, 230)
+    shadow: Color = (38, 36, 70)
+    sky: tuple[Color, Color] = ((96, 164, 220), (226, 240, 246))  # zenith, horizon
+    sun: Color = (255, 250, 230)
     sun_height: float = 0.7  # 0 at the horizon, 1 at the top
     contrast: float = 1.0
     saturation: float = 1.0
@@ -69,14 +69,14 @@ class Camera:
 
 @dataclass(frozen=True)
 class Gradient:
-    """Colours spread evenly along a direction over the outline's own extent: 0 degrees to the
+    """Colors spread evenly along a direction over the outline's own extent: 0 degrees to the
     right, 90 downwards."""
 
-    colours: tuple[Colour, ...]
+    colors: tuple[Color, ...]
     angle_deg: float = 90.0
 
 
-Paint = Colour | Gradient
+Paint = Color | Gradient
 
 
 def generator(*words: object) -> np.random.Generator:
@@ -85,24 +85,24 @@ def generator(*words: object) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:8], "big"))
 
 
-def colour(code: str) -> Colour:
-    """A colour from its six hexadecimal digits."""
+def color(code: str) -> Color:
+    """A color from its six hexadecimal digits."""
     return int(code[0:2], 16), int(code[2:4], 16), int(code[4:6], 16)
 
 
-def mix(first: Colour, second: Colour, share: float) -> Colour:
-    """`share` of the second colour in the first."""
+def mix(first: Color, second: Color, share: float) -> Color:
+    """`share` of the second color in the first."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
     return red, green, blue
 
 
-def lighter(base: Colour, share: float) -> Colour:
-    """The colour on its way to warm white."""
+def lighter(base: Color, share: float) -> Color:
+    """The color on its way to warm white."""
     return mix(base, (255, 252, 244), share)
 
 
-def darker(base: Colour, share: float) -> Colour:
-    """The colour on its way to a deep blue, which looks less dead than black."""
+def darker(base: Color, share: float) -> Color:
+    """The color on its way to a deep blue, which looks less dead than black."""
     return mix(base, (22, 20, 48), share)
 
 
@@ -236,19 +236,19 @@ class Canvas:
         x: float,
         y: float,
         radius: float,
-        paint: Colour,
+        paint: Color,
         *,
         opacity: float = 1.0,
         depth: float = 1.0,
     ) -> None:
         """Light that falls off from a point, added to what is there."""
-        (centre,) = self.camera.project(points((x, y)), depth)
+        (center,) = self.camera.project(points((x, y)), depth)
         reach = radius * HEIGHT / 2
         down = (
-            np.arange(0, HEIGHT, 4, dtype=np.float32)[:, None] + 1.5 - np.float32(centre[1])
+            np.arange(0, HEIGHT, 4, dtype=np.float32)[:, None] + 1.5 - np.float32(center[1])
         ) / np.float32(reach)
         across = (
-            np.arange(0, WIDTH, 4, dtype=np.float32)[None, :] + 1.5 - np.float32(centre[0])
+            np.arange(0, WIDTH, 4, dtype=np.float32)[None, :] + 1.5 - np.float32(center[0])
         ) / np.float32(reach)
         strength = np.clip(1 - np.hypot(across, down), 0, 1) ** 2 * np.float32(255 * opacity)
         small = (strength[..., None] * (np.array(paint, dtype=np.float32) / 255)).astype(np.uint8)
@@ -256,7 +256,7 @@ class Canvas:
         self.image = ImageChops.screen(self.image, added)
 
     def finish(self, grain: np.random.Generator) -> Image.Image:
-        """The picture after bloom, the light's colours, a vignette and a little grain."""
+        """The picture after bloom, the light's colors, a vignette and a little grain."""
         return graded(self.image, self.light, grain)
 
     def _paint(
@@ -320,7 +320,7 @@ class Canvas:
         self,
         mask: Image.Image,
         corner: tuple[int, int],
-        paint: Image.Image | Colour,
+        paint: Image.Image | Color,
         opacity: float,
     ) -> None:
         if opacity < 1:
@@ -340,11 +340,11 @@ def _levels(opacity: float) -> list[int]:
 
 
 @lru_cache(maxsize=512)
-def _table(colours: tuple[Colour, ...]) -> NDArray[np.uint8]:
-    """512 colours (512, 3) along evenly spread stops."""
-    stops, along = np.linspace(0, 1, len(colours)), np.linspace(0, 1, 512)
+def _table(colors: tuple[Color, ...]) -> NDArray[np.uint8]:
+    """512 colors (512, 3) along evenly spread stops."""
+    stops, along = np.linspace(0, 1, len(colors)), np.linspace(0, 1, 512)
     return (
-        np.stack([np.interp(along, stops, channel) for channel in zip(*colours, strict=True)], 1)
+        np.stack([np.interp(along, stops, channel) for channel in zip(*colors, strict=True)], 1)
         .round()
         .astype(np.uint8)
     )
@@ -383,7 +383,7 @@ def _painted(
         :, None
     ] * direction[1]
     along = ((x + y - corners.min()) * scale).clip(0, 511).astype(np.int32)
-    image = Image.fromarray(_table(paint.colours)[along])
+    image = Image.fromarray(_table(paint.colors)[along])
     return image if image.size == area else image.resize(area, Image.Resampling.NEAREST)
 
 
@@ -410,7 +410,7 @@ def graded(image: Image.Image, light: Light, grain: np.random.Generator) -> Imag
     )
     bloom = np.asarray(small.resize(image.size, Image.Resampling.BICUBIC), dtype=np.float32) / 255
     pixels = 1 - (1 - pixels) * (1 - bloom)
-    # gain, saturation and contrast are one affine map of colours
+    # gain, saturation and contrast are one affine map of colors
     weights = np.array([0.3, 0.6, 0.1], dtype=np.float32)
     saturate = (
         np.eye(3, dtype=np.float32) * light.saturation + (1 - light.saturation) * weights[:, None]

@@ -9,11 +9,11 @@ import numpy as np
 
 from featkit_demo.drawing.canvas import (
     Canvas,
-    Colour,
+    Color,
     Gradient,
     Points,
     box,
-    colour,
+    color,
     darker,
     ellipse,
     lighter,
@@ -26,7 +26,7 @@ from featkit_demo.drawing.stage import Lathe, Palette, grounded, profile, round_
 
 
 def fish(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
-    deep = mix(colour("1d6f8f"), palette.main, 0.25)
+    deep = mix(color("1d6f8f"), palette.main, 0.25)
     canvas.fill(
         box(-3, -2, 3, 2), Gradient((lighter(deep, 0.55), deep, darker(deep, 0.45))), depth=0.2
     )
@@ -52,7 +52,7 @@ def fish(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             canvas.stroke(
                 weed,
                 0.07,
-                Gradient((mix(colour("6fbf8b"), palette.accent, 0.2), darker(deep, 0.3))),
+                Gradient((mix(color("6fbf8b"), palette.accent, 0.2), darker(deep, 0.3))),
                 depth=0.9,
                 shade=0.3,
             )
@@ -74,7 +74,7 @@ def fish(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     ) * (long, tall)
     fin = smooth(points((-0.3, -0.85), (0.0, -1.45), (0.55, -1.3), (0.6, -0.62))) * (long, tall)
     belly_fin = smooth(points((-0.1, 0.85), (0.2, 1.35), (0.5, 1.2), (0.45, 0.7))) * (long, tall)
-    coat = (colour("f2852f"), colour("f2b93b"), colour("ef6a5b"), colour("e8739c"))[
+    coat = (color("f2852f"), color("f2b93b"), color("ef6a5b"), color("e8739c"))[
         int(rng.integers(4))
     ]
     for part in (tail, fin, belly_fin):
@@ -153,9 +153,9 @@ def butterfly(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> Non
         fold = side * (math.cos(canvas.camera.yaw) + 0.22 * side * math.sin(canvas.camera.yaw))
         for outline, tone in ((lower, mix(wing, palette.accent, 0.55)), (upper, wing)):
             placed = outline * (fold, 1)
-            centre = placed.mean(axis=0)
+            center = placed.mean(axis=0)
             canvas.fill(placed, edge, shadow=0.4)
-            inner = (placed - centre) * 0.86 + centre
+            inner = (placed - center) * 0.86 + center
             canvas.fill(
                 inner,
                 Gradient((lighter(tone, 0.42), tone, darker(tone, 0.1)), 90 if side > 0 else 110),
@@ -165,13 +165,13 @@ def butterfly(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> Non
                 np.array(
                     [
                         [0.05 * fold, -0.02],
-                        centre + (np.array([math.cos(a), math.sin(a)]) * (0.46 * fold, 0.46)),
+                        center + (np.array([math.cos(a), math.sin(a)]) * (0.46 * fold, 0.46)),
                     ]
                 )
                 for a in np.arange(-1.4, 1.6, 0.5)
             ]
             canvas.stroke(veins, 0.014, edge, opacity=0.55, within=placed)
-            eye = centre + np.array([0.13 * fold, -0.05])
+            eye = center + np.array([0.13 * fold, -0.05])
             canvas.fill(ellipse(eye[0], eye[1], 0.1 * abs(fold), 0.1), palette.second)
             canvas.fill(ellipse(eye[0], eye[1], 0.055 * abs(fold), 0.055), edge)
     dots = [
@@ -182,17 +182,17 @@ def butterfly(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> Non
     canvas.fill(dots, palette.second)
     canvas.fill(
         ellipse(0, 0.08, 0.06, 0.42),
-        Gradient((colour("6b4b3a"), colour("2c1f24"))),
+        Gradient((color("6b4b3a"), color("2c1f24"))),
         shade=0.5,
         shadow=0.3,
     )
-    canvas.fill(ellipse(0, -0.38, 0.065), colour("3b2a2c"), shade=0.4, rim=0.3)
+    canvas.fill(ellipse(0, -0.38, 0.065), color("3b2a2c"), shade=0.4, rim=0.3)
     for side in (-1, 1):
         feeler = smooth(
             points((0.02 * side, -0.42), (0.1 * side, -0.66), (0.26 * side, -0.82)), closed=False
         )
-        canvas.stroke(feeler, 0.016, colour("2c1f24"))
-        canvas.fill(ellipse(0.26 * side, -0.82, 0.026), colour("2c1f24"))
+        canvas.stroke(feeler, 0.016, color("2c1f24"))
+        canvas.fill(ellipse(0.26 * side, -0.82, 0.026), color("2c1f24"))
 
 
 def balloon(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
@@ -206,7 +206,7 @@ def balloon(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             ),
             closed=False,
         )
-        paint = mix(mix(colour("4f8a5b"), palette.floor, 0.3), canvas.light.sky[1], tone)
+        paint = mix(mix(color("4f8a5b"), palette.floor, 0.3), canvas.light.sky[1], tone)
         canvas.fill(
             np.concatenate([hill, points((2.5, 2.5), (-2.5, 2.5))]),
             Gradient((lighter(paint, 0.2), darker(paint, 0.2))),
@@ -232,7 +232,7 @@ def envelope(
     x: float,
     y: float,
     scale: float,
-    tones: tuple[Colour, Colour],
+    tones: tuple[Color, Color],
     *,
     panels: int,
     banded: bool,
@@ -274,8 +274,8 @@ def envelope(
         points((x + s * 0.1 * scale, y + 0.46 * scale), (x + s * 0.07 * scale, y + 0.63 * scale))
         for s in (-1, -0.3, 0.3, 1)
     ]
-    canvas.stroke(ropes, 0.009 * scale + 0.003, colour("5a4636"))
-    canvas.fill(basket, Gradient((colour("b98a55"), colour("7a5232"))), shade=0.4)
+    canvas.stroke(ropes, 0.009 * scale + 0.003, color("5a4636"))
+    canvas.fill(basket, Gradient((color("b98a55"), color("7a5232"))), shade=0.4)
 
 
 def boat(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
@@ -302,7 +302,7 @@ def boat(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             points((-0.05, 0.2)),
         ]
     ) * (lean, 1)
-    canvas.stroke(points((0, -0.92 * heights), (0, 0.34)), 0.028, colour("6b4a32"), shade=0.3)
+    canvas.stroke(points((0, -0.92 * heights), (0, 0.34)), 0.028, color("6b4a32"), shade=0.3)
     canvas.fill(
         mainsail,
         Gradient((lighter(palette.second, 0.4), darker(palette.second, 0.08)), 0),
@@ -354,12 +354,12 @@ def house(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     )
     canvas.fill(
         np.concatenate([hill, points((2.5, 2.5), (-2.5, 2.5))]),
-        Gradient((colour("93b86f"), colour("3d6b4c"))),
+        Gradient((color("93b86f"), color("3d6b4c"))),
         depth=0.7,
     )
     for x in (-1.35, -1.08, 1.12, 1.4):
         pine(canvas, x, 0.36, rng.uniform(0.5, 0.85), depth=0.8)
-    canvas.fill(box(-3, 0.52, 3, 2.5), Gradient((colour("a3c37a"), colour("4b7d55"))))
+    canvas.fill(box(-3, 0.52, 3, 2.5), Gradient((color("a3c37a"), color("4b7d55"))))
     front, turn = 0.46 * math.cos(canvas.camera.yaw * 0.9), math.sin(canvas.camera.yaw * 0.9 + 0.55)
     depth_x = 0.62 * turn  # how much of the long side is seen
     left, corner, right = (
@@ -380,7 +380,7 @@ def house(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         Gradient((lighter(wall, 0.3), wall)),
     )
     chimney = box(middle + depth_x * 0.6, ridge - 0.14, middle + depth_x * 0.6 + 0.1, ridge + 0.2)
-    canvas.fill(chimney, Gradient((colour("b5654a"), colour("7d3f32"))), shade=0.3)
+    canvas.fill(chimney, Gradient((color("b5654a"), color("7d3f32"))), shade=0.3)
     roof = points(
         (middle, ridge - 0.02),
         (middle + depth_x, ridge - 0.02),
@@ -406,15 +406,15 @@ def house(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     )
     canvas.stroke(gable, 0.05, darker(palette.main, 0.15), shade=0.2)
     glass = (
-        Gradient((colour("ffe9a8"), colour("ffc861")))
+        Gradient((color("ffe9a8"), color("ffc861")))
         if canvas.light.windows_lit > 0.3
-        else Gradient((colour("cfe6f2"), colour("6f9dbb")))
+        else Gradient((color("cfe6f2"), color("6f9dbb")))
     )
     door = box(middle - 0.085, 0.22, middle + 0.085, base)
     canvas.fill(
         door, Gradient((lighter(palette.accent, 0.1), darker(palette.accent, 0.25))), shade=0.2
     )
-    canvas.fill(ellipse(middle + 0.05, 0.41, 0.013), colour("fff0c0"))
+    canvas.fill(ellipse(middle + 0.05, 0.41, 0.013), color("fff0c0"))
     panes = [box(middle + s - 0.075, 0.12, middle + s + 0.075, 0.3) for s in (-0.26, 0.26)] + [
         ellipse(middle, -0.14, 0.07)
     ]
@@ -425,11 +425,11 @@ def house(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     for pane in panes:
         canvas.fill((pane - pane.mean(0)) * 1.2 + pane.mean(0), (255, 253, 246))
         canvas.fill(pane, glass)
-        centre = pane.mean(0)
+        center = pane.mean(0)
         canvas.stroke(
             [
-                points((centre[0], pane[:, 1].min()), (centre[0], pane[:, 1].max())),
-                points((pane[:, 0].min(), centre[1]), (pane[:, 0].max(), centre[1])),
+                points((center[0], pane[:, 1].min()), (center[0], pane[:, 1].max())),
+                points((pane[:, 0].min(), center[1]), (pane[:, 0].max(), center[1])),
             ],
             0.014,
             (255, 253, 246),
@@ -437,7 +437,7 @@ def house(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     path = points(
         (middle - 0.08, base), (middle + 0.08, base), (middle + 0.42, 1.4), (middle - 0.34, 1.4)
     )
-    canvas.fill(path, Gradient((colour("e6d5b0"), colour("bfa478"))), opacity=0.9)
+    canvas.fill(path, Gradient((color("e6d5b0"), color("bfa478"))), opacity=0.9)
     for k in range(12):
         x = rng.uniform(-1.4, 1.4)
         if abs(x - middle) > 0.25:
@@ -464,14 +464,14 @@ def tree(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             ),
             closed=False,
         )
-        paint = mix(colour("7aa65c"), canvas.light.sky[1], share)
+        paint = mix(color("7aa65c"), canvas.light.sky[1], share)
         canvas.fill(
             np.concatenate([hill, points((2.5, 2.5), (-2.5, 2.5))]),
             Gradient((lighter(paint, 0.25), darker(paint, 0.35))),
             depth=depth,
         )
     grounded(canvas, 0, 0.68, 0.6, flatness=0.12)
-    bark = Gradient((colour("7a5238"), colour("4a3226")))
+    bark = Gradient((color("7a5238"), color("4a3226")))
     trunk = smooth(
         points(
             (-0.14, 0.7),
@@ -492,11 +492,11 @@ def tree(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         )
         canvas.stroke(branch, 0.05, bark, shade=0.4)
     leaf = (
-        colour("58a64c"),
-        colour("e58a2e"),
-        colour("ef9fb6"),
-        colour("d9483f"),
-        colour("2f9277"),
+        color("58a64c"),
+        color("e58a2e"),
+        color("ef9fb6"),
+        color("d9483f"),
+        color("2f9277"),
     )[int(rng.integers(5))]
     tufts = []
     for k in range(64):

@@ -9,10 +9,10 @@ import numpy as np
 
 from featkit_demo.drawing.canvas import (
     Canvas,
-    Colour,
+    Color,
     Gradient,
     box,
-    colour,
+    color,
     darker,
     ellipse,
     lighter,
@@ -66,7 +66,7 @@ def mug(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     canvas.fill(body.ring(top, inside=0.035), darker(palette.main, 0.35))
     canvas.fill(
         ellipse(0, top + 0.035, 0.345, 0.345 * canvas.camera.tilt),
-        Gradient((colour("5b3420"), colour("9a6238"))),
+        Gradient((color("5b3420"), color("9a6238"))),
     )
     for k in (-0.09, 0.07):
         steam = smooth(
@@ -96,9 +96,9 @@ def vase(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         stem = smooth(
             points((0.02 * k - 0.04, -0.24), (lean * 0.4, -0.42), (tip_x, tip_y)), closed=False
         )
-        canvas.stroke(stem, 0.022, colour("4c7a4b"), shade=0.3)
+        canvas.stroke(stem, 0.022, color("4c7a4b"), shade=0.3)
         leaf = ellipse(lean * 0.62, -0.47, 0.11, 0.035, turn_deg=-60 if lean > 0 else 60)
-        canvas.fill(leaf, Gradient((colour("7fae6a"), colour("3f7048"))), shade=0.3, shadow=0.15)
+        canvas.fill(leaf, Gradient((color("7fae6a"), color("3f7048"))), shade=0.3, shadow=0.15)
         blossom(
             canvas,
             tip_x,
@@ -115,7 +115,7 @@ def vase(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     canvas.fill(body.ring(-0.28, inside=0.025), darker(palette.second, 0.5))
 
 
-def blossom(canvas: Canvas, x: float, y: float, radius: float, petals: int, paint: Colour) -> None:
+def blossom(canvas: Canvas, x: float, y: float, radius: float, petals: int, paint: Color) -> None:
     """A flower head seen from the front."""
     for layer, size in ((0, 1.0), (1, 0.66)):
         for k in range(petals):
@@ -136,7 +136,7 @@ def blossom(canvas: Canvas, x: float, y: float, radius: float, petals: int, pain
             canvas.fill(petal + points((x, y)), shades, shade=0.28, shadow=0.12)
     canvas.fill(
         ellipse(x, y, radius * 0.24),
-        Gradient((colour("f9d769"), colour("c98a2b"))),
+        Gradient((color("f9d769"), color("c98a2b"))),
         shade=0.5,
         rim=0.4,
     )
@@ -152,15 +152,13 @@ def flower(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         spot = ellipse(rng.uniform(-1.6, 1.6), rng.uniform(-1.1, 1.1), rng.uniform(0.08, 0.3))
         canvas.fill(
             spot,
-            mix(palette.floor, colour("8fbf7a"), rng.uniform(0, 1)),
+            mix(palette.floor, color("8fbf7a"), rng.uniform(0, 1)),
             depth=0.5,
             opacity=0.3,
             blur=0.05,
         )
     stem = smooth(points((0.12, 1.4), (0.1, 0.7), (0.0, 0.0)), closed=False)
-    canvas.stroke(
-        stem, 0.055, Gradient((colour("6d9d55"), colour("2f5d3d"))), shade=0.4, shadow=0.2
-    )
+    canvas.stroke(stem, 0.055, Gradient((color("6d9d55"), color("2f5d3d"))), shade=0.4, shadow=0.2)
     for side, y in ((-1, 0.72), (1, 0.9)):
         leaf = smooth(
             points(
@@ -170,7 +168,7 @@ def flower(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
                 (0.1 + side * 0.34, y + 0.02),
             )
         )
-        canvas.fill(leaf, Gradient((colour("93c47d"), colour("34683f"))), shade=0.4, shadow=0.25)
+        canvas.fill(leaf, Gradient((color("93c47d"), color("34683f"))), shade=0.4, shadow=0.25)
     petals, radius = 7 + int(rng.integers(8)), rng.uniform(0.56, 0.68)
     narrow = math.cos(canvas.camera.yaw * 0.7)
     for layer, size in ((0, 1.0), (1, 0.74), (2, 0.48)):
@@ -198,7 +196,7 @@ def flower(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             )
     canvas.fill(
         ellipse(0, -0.12, 0.15 * narrow, 0.14),
-        Gradient((colour("ffe08a"), colour("b9701f"))),
+        Gradient((color("ffe08a"), color("b9701f"))),
         shade=0.5,
         shadow=0.25,
     )
@@ -211,13 +209,13 @@ def flower(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         )[::8]
         for k, a in enumerate(golden)
     ]
-    canvas.fill(dots, colour("7a4517"), opacity=0.7)
+    canvas.fill(dots, color("7a4517"), opacity=0.7)
 
 
 def cactus(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     stage(canvas, palette)
     grounded(canvas, 0, FLOOR + 0.05, 0.34)
-    green = mix(colour("5f9e6e"), colour("2f7f7a"), rng.uniform(0, 1))
+    green = mix(color("5f9e6e"), color("2f7f7a"), rng.uniform(0, 1))
     arms = (
         [(-0.34, -0.12, 0.3), (0.32, -0.3, 0.34)] if rng.random() < 0.5 else [(0.33, -0.05, 0.28)]
     )
@@ -258,10 +256,10 @@ def cactus(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     pot = Lathe(
         profile((0.16, 0.33), (0.24, 0.31), (FLOOR, 0.23)), canvas.camera.tilt, canvas.camera.yaw
     )
-    canvas.fill(pot.ring(0.16), darker(colour("5a3a28"), 0.2), opacity=0.0)
+    canvas.fill(pot.ring(0.16), darker(color("5a3a28"), 0.2), opacity=0.0)
     canvas.fill(
         pot.silhouette(),
-        round_paint(canvas, colour("c9704d") if rng.random() < 0.5 else palette.second),
+        round_paint(canvas, color("c9704d") if rng.random() < 0.5 else palette.second),
         shade=0.35,
     )
     for y in (0.27, 0.38):
@@ -272,14 +270,14 @@ def cactus(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
 def mushroom(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     canvas.fill(
         box(-3, -2, 3, 2),
-        Gradient((lighter(palette.wall, 0.2), mix(palette.wall, colour("6f9b7a"), 0.5))),
+        Gradient((lighter(palette.wall, 0.2), mix(palette.wall, color("6f9b7a"), 0.5))),
         depth=0.3,
     )
     for k in range(9):
         x = -1.5 + k * 0.38 + rng.uniform(-0.1, 0.1)
         canvas.fill(
             box(x, -2, x + rng.uniform(0.05, 0.14), 0.6),
-            mix(palette.wall, colour("4a6b5d"), 0.55),
+            mix(palette.wall, color("4a6b5d"), 0.55),
             depth=0.45,
             opacity=0.4,
             blur=0.02,
@@ -287,7 +285,7 @@ def mushroom(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None
     ground = smooth(points((-2.4, 0.5), (-1, 0.4), (0, 0.47), (1, 0.38), (2.4, 0.5)), closed=False)
     canvas.fill(
         np.concatenate([ground, points((2.4, 2.5), (-2.4, 2.5))]),
-        Gradient((colour("86ad6a"), colour("2c5540"))),
+        Gradient((color("86ad6a"), color("2c5540"))),
         shade=0.2,
     )
     crowd = [(0.0, 1.0), (0.62, 0.55), (-0.66, 0.42)][: 2 + int(rng.integers(2))]
@@ -302,7 +300,7 @@ def mushroom(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None
             strict=True,
         )
     ]
-    canvas.fill(blades, Gradient((colour("a9cf7c"), colour("3a6b48"))), depth=1.1)
+    canvas.fill(blades, Gradient((color("a9cf7c"), color("3a6b48"))), depth=1.1)
 
 
 def toadstool(
@@ -313,7 +311,7 @@ def toadstool(
     top = base - 1.18 * size
     grounded(canvas, x, base, 0.2 * size)
     stem = smooth(points((-0.13, 0), (-0.09, -0.6), (0.09, -0.6), (0.13, 0))) * size + (x, base)
-    canvas.fill(stem, round_paint(canvas, colour("f2e6cf")), shade=0.4, shadow=0.15)
+    canvas.fill(stem, round_paint(canvas, color("f2e6cf")), shade=0.4, shadow=0.15)
     cap = Lathe(
         profile(
             (top, 0.02 * size),
@@ -327,7 +325,7 @@ def toadstool(
     )
     canvas.fill(
         ellipse(x, top + 0.55 * size, 0.5 * size, 0.14 * size),
-        Gradient((colour("b99b78"), colour("efdcc0"))),
+        Gradient((color("b99b78"), color("efdcc0"))),
     )
     canvas.fill(cap.silhouette(), round_paint(canvas, palette.main), shade=0.4, rim=0.3, shadow=0.2)
     spots = [
@@ -354,7 +352,7 @@ def lamp(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         canvas.camera.yaw,
     )
     canvas.stroke(
-        points((0, -0.3), (0, 0.1)), 0.035, Gradient((colour("e8cf8e"), colour("8a6a2d")), 0)
+        points((0, -0.3), (0, 0.1)), 0.035, Gradient((color("e8cf8e"), color("8a6a2d")), 0)
     )
     canvas.fill(foot.silhouette(), round_paint(canvas, palette.main), shade=0.3, rim=0.2)
     shade_top, flare = -0.82, rng.uniform(0.4, 0.54)
@@ -363,11 +361,11 @@ def lamp(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         canvas.camera.tilt * 0.7,
         canvas.camera.yaw,
     )
-    canvas.fill(cover.ring(-0.24), colour("fff3c9"))
-    warm = mix(palette.second, colour("ffdf9a"), 0.55)
+    canvas.fill(cover.ring(-0.24), color("fff3c9"))
+    warm = mix(palette.second, color("ffdf9a"), 0.55)
     canvas.fill(
         cover.silhouette(),
-        Gradient((darker(warm, 0.1), lighter(warm, 0.5), colour("fff0b8"))),
+        Gradient((darker(warm, 0.1), lighter(warm, 0.5), color("fff0b8"))),
         shade=0.18,
     )
     pleats = [
@@ -384,7 +382,7 @@ def lamp(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
 
 def apple(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     stage(canvas, palette)
-    skin = (colour("c8362f"), colour("7fa83c"), colour("e0a52e"))[int(rng.integers(3))]
+    skin = (color("c8362f"), color("7fa83c"), color("e0a52e"))[int(rng.integers(3))]
     placed = [(-0.42, 0.3, 0.36), (0.4, 0.28, 0.38), (0.0, 0.36, 0.44)][int(rng.integers(2)) :]
     for number, (x, y, r) in enumerate(placed):
         swing = x * math.cos(canvas.camera.yaw * 1.3) + 0.1 * math.sin(canvas.camera.yaw)
@@ -432,14 +430,14 @@ def apple(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             ),
             closed=False,
         )
-        canvas.stroke(stem, 0.05 * r + 0.01, colour("5b3a21"), shade=0.4)
+        canvas.stroke(stem, 0.05 * r + 0.01, color("5b3a21"), shade=0.4)
         leaf = smooth(
             points((0, 0), (0.3, -0.24), (0.72, -0.2), (0.4, 0.02))
             * (math.cos(canvas.camera.yaw), 1)
         )
         canvas.fill(
             leaf * r + (swing + 0.04 * r, y - 1.02 * r),
-            Gradient((colour("a6cf75"), colour("4a8a4a")), 0),
+            Gradient((color("a6cf75"), color("4a8a4a")), 0),
             shade=0.35,
             shadow=0.15,
         )
@@ -449,7 +447,7 @@ def citrus(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     canvas.fill(
         box(-3, -2, 3, 2), Gradient((lighter(palette.wall, 0.35), palette.wall, palette.floor), 45)
     )
-    peel = (colour("f29a2e"), colour("f5c731"), colour("9cbf3b"), colour("e8645a"))[
+    peel = (color("f29a2e"), color("f5c731"), color("9cbf3b"), color("e8645a"))[
         int(rng.integers(4))
     ]
     squeeze = 1 - 0.3 * abs(math.sin(canvas.camera.yaw))
@@ -479,20 +477,20 @@ def citrus(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             )
             outline = turned(wedge, k * 40 + spin) * (r, r * squeeze) + points((x, y))
             canvas.fill(outline, Gradient((lighter(peel, 0.28), peel), k * 40 + spin), rim=0.35)
-            fibres = [
+            fibers = [
                 turned(points((dx, -0.3), (dx * 2.2, -0.66)), k * 40 + spin) * (r, r * squeeze)
                 + points((x, y))
                 for dx in (-0.05, 0, 0.05)
             ]
-            canvas.stroke(fibres, 0.008, lighter(peel, 0.6), opacity=0.5)
+            canvas.stroke(fibers, 0.008, lighter(peel, 0.6), opacity=0.5)
     for x, y, turn in ((0.25, 0.75, 20), (-1.02, -0.5, -50)):
         leaf = turned(smooth(points((-0.3, 0), (0, -0.13), (0.32, 0), (0, 0.13))), turn) + points(
             (x, y)
         )
-        canvas.fill(leaf, Gradient((colour("8fc06a"), colour("356f45"))), shade=0.3, shadow=0.35)
+        canvas.fill(leaf, Gradient((color("8fc06a"), color("356f45"))), shade=0.3, shadow=0.35)
         canvas.stroke(
             turned(points((-0.28, 0), (0.28, 0)), turn) + points((x, y)),
             0.012,
-            colour("cfe6a8"),
+            color("cfe6a8"),
             opacity=0.7,
         )

@@ -11,11 +11,11 @@ from featkit_demo.drawing.canvas import (
     HEIGHT,
     WIDTH,
     Canvas,
-    Colour,
+    Color,
     Gradient,
     Points,
     box,
-    colour,
+    color,
     darker,
     ellipse,
     lighter,
@@ -76,7 +76,7 @@ def clouds(canvas: Canvas, rng: np.random.Generator, *, count: int, low: float) 
 
 
 def sea(
-    canvas: Canvas, rng: np.random.Generator, horizon: float, *, tint: Colour = (38, 120, 150)
+    canvas: Canvas, rng: np.random.Generator, horizon: float, *, tint: Color = (38, 120, 150)
 ) -> None:
     """Water from the horizon down, with a path of glitter."""
     near, far = mix(tint, canvas.light.sky[0], 0.3), mix(tint, canvas.light.sky[1], 0.6)
@@ -141,13 +141,13 @@ def pine(
     height: float,
     *,
     depth: float = 1.0,
-    tone: Colour = (52, 104, 80),
+    tone: Color = (52, 104, 80),
     snow: bool = False,
 ) -> None:
     """A fir standing at (x, y)."""
     canvas.fill(
         box(x - 0.03 * height, y - 0.2 * height, x + 0.03 * height, y),
-        colour("5a4030"),
+        color("5a4030"),
         depth=depth,
     )
     for k in range(4):
@@ -174,7 +174,7 @@ def pine(
             canvas.fill(cap, (246, 250, 255), depth=depth, shade=0.2)
 
 
-def reflect(canvas: Canvas, horizon: float, tint: Colour, *, strength: float = 0.6) -> None:
+def reflect(canvas: Canvas, horizon: float, tint: Color, *, strength: float = 0.6) -> None:
     """Mirror what stands above the horizon (world y, at depth 0.5) in still water below it."""
     (edge,) = canvas.camera.project(points((0, horizon)), 0.5)
     row = int(min(HEIGHT - 2, max(2, edge[1])))

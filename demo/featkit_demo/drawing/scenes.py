@@ -12,7 +12,7 @@ from featkit_demo.drawing.canvas import (
     Gradient,
     Points,
     box,
-    colour,
+    color,
     darker,
     ellipse,
     lighter,
@@ -39,7 +39,7 @@ def mountains(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> Non
     sky(canvas)
     sun(canvas, rng.uniform(-0.8, 0.8))
     clouds(canvas, rng, count=4, low=-0.45)
-    base = mix(colour("4d5f86"), palette.main, 0.35)
+    base = mix(color("4d5f86"), palette.main, 0.35)
     snowy = rng.random() < 0.6
     for k in range(4):
         share = k / 3
@@ -98,7 +98,7 @@ def city(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     sky(canvas)
     sun(canvas, rng.uniform(-0.9, 0.9), low=0.1)
     clouds(canvas, rng, count=3, low=-0.4)
-    base = mix(colour("49597f"), palette.main, 0.45)
+    base = mix(color("49597f"), palette.main, 0.45)
     lit = rng.random((4, 60, 400))
     for k in range(3):
         tone = mix(mix(base, canvas.light.sky[1], 0.6), darker(base, 0.35), k / 2)
@@ -148,16 +148,16 @@ def city(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
                         else dark
                     ).append(pane)
             canvas.fill(dark, darker(own, 0.35), depth=depth, opacity=0.5)
-            canvas.fill(glass, colour("ffd98a"), depth=depth)
+            canvas.fill(glass, color("ffd98a"), depth=depth)
             x += wide + rng.uniform(0.0, 0.05)
         haze(canvas, 0.75 + 0.1 * k, 0.2, opacity=0.3, depth=depth)
     if rng.random() < 0.5:
-        canvas.fill(box(-3, 0.78, 3, 0.8), colour("ffffff"), opacity=0.4, depth=1)
+        canvas.fill(box(-3, 0.78, 3, 0.8), color("ffffff"), opacity=0.4, depth=1)
         reflect(canvas, 0.62, darker(canvas.light.sky[0], 0.3), strength=0.55)
     else:
         for x in np.arange(-1.7, 1.8, 0.15):
             r = rng.uniform(0.09, 0.16)
-            tone = mix(colour("5b8c62"), base, 0.3)
+            tone = mix(color("5b8c62"), base, 0.3)
             canvas.fill(
                 ellipse(x, 0.98, r, r * 1.1),
                 Gradient((lighter(tone, 0.2), darker(tone, 0.3))),
@@ -167,7 +167,7 @@ def city(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
 
 def forest(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     glow = mix(lighter(canvas.light.sky[1], 0.3), palette.wall, 0.15)
-    leaf = (colour("5fae4e"), colour("d9953a"), colour("3f9c84"))[int(rng.integers(3))]
+    leaf = (color("5fae4e"), color("d9953a"), color("3f9c84"))[int(rng.integers(3))]
     canvas.fill(
         box(-3, -2, 3, 2),
         Gradient((mix(leaf, glow, 0.25), mix(leaf, glow, 0.75), mix(leaf, glow, 0.35))),
@@ -243,7 +243,7 @@ def forest(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
 def desert(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     sky(canvas)
     sun(canvas, rng.uniform(-0.9, 0.9), low=0.0)
-    sand = mix(colour("e3a765"), palette.accent, 0.3)
+    sand = mix(color("e3a765"), palette.accent, 0.3)
     away = -canvas.light.towards[0]
     for k in range(4):
         depth = 0.3 + 0.23 * k
@@ -293,7 +293,7 @@ def desert(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
                 ripples, 0.008, lighter(sand, 0.4), depth=depth, opacity=0.25, within=body
             )
     for x, y, size in ((rng.uniform(-1.2, -0.7), 0.72, 0.42), (rng.uniform(0.6, 1.2), 0.9, 0.6)):
-        green = mix(colour("4d7d59"), palette.main, 0.3)
+        green = mix(color("4d7d59"), palette.main, 0.3)
         canvas.fill(
             ellipse(x + away * 0.3 * size, y, 0.4 * size, 0.04),
             canvas.light.shadow,
@@ -339,7 +339,7 @@ def village(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     sun(canvas, rng.uniform(0.3, 0.9), low=-0.1)
     snow = mix((244, 247, 252), canvas.light.sky[1], 0.2)
     line = ridge(rng, 0.12, 0.7, rough=0.5)
-    tone = mix(colour("7f92b5"), canvas.light.sky[1], 0.45)
+    tone = mix(color("7f92b5"), canvas.light.sky[1], 0.45)
     canvas.fill(land(line), Gradient((snow, tone)), depth=0.3)
     canvas.fill(
         facets(line, -canvas.light.towards[0], 0.4),
@@ -376,7 +376,7 @@ def village(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
                     y,
                     size * 1.9,
                     depth=depth,
-                    tone=mix(colour("3f6d62"), tone, 0.4 - 0.18 * k),
+                    tone=mix(color("3f6d62"), tone, 0.4 - 0.18 * k),
                     snow=True,
                 )
     flakes = [
@@ -402,10 +402,10 @@ def cottage(
         for s in (-0.3, 0.3)
     ]
     canvas.fill(
-        panes, colour("ffd376") if canvas.light.windows_lit > 0.2 else colour("5f7f9c"), depth=depth
+        panes, color("ffd376") if canvas.light.windows_lit > 0.2 else color("5f7f9c"), depth=depth
     )
     if canvas.light.windows_lit > 0.2:
-        canvas.fill(panes, colour("ffca60"), depth=depth, opacity=0.7, blur=0.02)
+        canvas.fill(panes, color("ffca60"), depth=depth, opacity=0.7, blur=0.02)
     roof = points(
         (x - size * 0.78, y - size * 0.62), (x, y - size * 1.3), (x + size * 0.78, y - size * 0.62)
     )
@@ -419,11 +419,11 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     crops = [
         mix(c, palette.floor, 0.25)
         for c in (
-            colour("a7c15e"),
-            colour("e3bd52"),
-            colour("6fa05a"),
-            colour("c98fb8"),
-            colour("8db36a"),
+            color("a7c15e"),
+            color("e3bd52"),
+            color("6fa05a"),
+            color("c98fb8"),
+            color("8db36a"),
         )
     ]
     order = rng.permutation(len(crops))
@@ -448,7 +448,7 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             )
             canvas.fill(
                 ellipse(x, y - r * 0.6, r, r * 0.9),
-                Gradient((colour("7faa62"), colour("37633f"))),
+                Gradient((color("7faa62"), color("37633f"))),
                 depth=depth,
                 shade=0.45,
                 shadow=0.25,
@@ -469,7 +469,7 @@ def fields(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     for k in range(4):
         a = math.pi / 2 * k + 0.5 + canvas.camera.yaw
         tip = (x + 0.34 * math.cos(a), y - 0.46 + 0.34 * math.sin(a))
-        canvas.stroke(points((x, y - 0.46), tip), 0.014, colour("6a4d38"), depth=0.6)
+        canvas.stroke(points((x, y - 0.46), tip), 0.014, color("6a4d38"), depth=0.6)
         across = np.array([-math.sin(a), math.cos(a)]) * 0.07
         start = np.array([x + 0.08 * math.cos(a), y - 0.46 + 0.08 * math.sin(a)])
         canvas.fill(

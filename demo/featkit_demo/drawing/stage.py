@@ -10,11 +10,11 @@ import numpy as np
 
 from featkit_demo.drawing.canvas import (
     Canvas,
-    Colour,
+    Color,
     Gradient,
     Points,
     box,
-    colour,
+    color,
     darker,
     ellipse,
     lighter,
@@ -27,18 +27,18 @@ FLOOR = 0.52  # where things stand
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours of one instance: of the wall and floor behind it, a quiet accent, and the thing's two
-    own colours."""
+    """Colors of one instance: of the wall and floor behind it, a quiet accent, and the thing's two
+    own colors."""
 
-    wall: Colour
-    floor: Colour
-    accent: Colour
-    main: Colour
-    second: Colour
+    wall: Color
+    floor: Color
+    accent: Color
+    main: Color
+    second: Color
 
 
 PALETTES = tuple(
-    Palette(*(colour(code) for code in row.split()))
+    Palette(*(color(code) for code in row.split()))
     for row in (
         "f3d9c4 e3b394 e8936f 2f6f73 f4efe6",
         "cfe3df a3c8c0 f2b56b d1495b fdf3e1",
@@ -144,7 +144,7 @@ class Lathe:
         return np.array(laid)
 
 
-def round_paint(canvas: Canvas, base: Colour) -> Gradient:
+def round_paint(canvas: Canvas, base: Color) -> Gradient:
     """A gradient across a round body: bright where it faces the light, dark at both sides."""
     stops = (
         darker(base, 0.22),

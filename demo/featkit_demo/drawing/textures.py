@@ -1,7 +1,7 @@
-"""Surfaces: each function gives a flat swatch (colours and relief), which `photograph` lights and
+"""Surfaces: each function gives a flat swatch (colors and relief), which `photograph` lights and
 sees from a viewpoint.
 
-A swatch is (SIDE_Y, SIDE_X, 3) float32 colours in 0..1 and a (SIDE_Y, SIDE_X) float32 height in
+A swatch is (SIDE_Y, SIDE_X, 3) float32 colors in 0..1 and a (SIDE_Y, SIDE_X) float32 height in
 about 0..1.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featkit_demo.drawing.canvas import HEIGHT, WIDTH, Camera, Colour, Light, darker, lighter, mix
+from featkit_demo.drawing.canvas import HEIGHT, WIDTH, Camera, Color, Light, darker, lighter, mix
 from featkit_demo.drawing.stage import Palette
 
 SIDE_Y, SIDE_X = 780, 1040
@@ -23,10 +23,10 @@ Field = NDArray[np.floating[Any]]
 
 
 class Swatch(NamedTuple):
-    """Colours (SIDE_Y, SIDE_X, 3) in 0..1, relief (SIDE_Y, SIDE_X), and how strongly the relief
+    """Colors (SIDE_Y, SIDE_X, 3) in 0..1, relief (SIDE_Y, SIDE_X), and how strongly the relief
     takes the light."""
 
-    colours: Field
+    colors: Field
     relief: Field
     strength: float
 
@@ -41,9 +41,9 @@ def photograph(swatch: Swatch, light: Light, camera: Camera) -> Image.Image:
     pool_x = np.linspace(-1, 1, SIDE_X, dtype=np.float32)[None, :]
     pool = 1.06 - 0.16 * ((pool_x - x * 0.7) ** 2 + (pool_y - y * 0.7) ** 2)
     shadow = np.array(light.shadow, dtype=np.float32) / 255
-    shaded = swatch.colours * np.minimum(lit * pool, 1)[..., None]
+    shaded = swatch.colors * np.minimum(lit * pool, 1)[..., None]
     shaded += (1 - np.minimum(lit, 1))[..., None] * shadow * 0.25
-    shaded += np.clip(lit * pool - 1, 0, 1)[..., None] * (1 - swatch.colours) * 0.3
+    shaded += np.clip(lit * pool - 1, 0, 1)[..., None] * (1 - swatch.colors) * 0.3
     flat = Image.fromarray((np.clip(shaded, 0, 1) * 255 + 0.5).astype(np.uint8))
     return flat.transform(
         (WIDTH, HEIGHT), Image.Transform.PERSPECTIVE, _perspective(camera), Image.Resampling.BICUBIC
@@ -62,10 +62,10 @@ def _perspective(camera: Camera) -> list[float]:
     to_plane = np.array(
         [[scale, 0, camera.pan[0] * 200], [0, scale, camera.pan[1] * 200], [0, 0, 1]]
     )
-    centre_in = np.array([[1, 0, -WIDTH / 2], [0, 1, -HEIGHT / 2], [0, 0, 1]])
+    center_in = np.array([[1, 0, -WIDTH / 2], [0, 1, -HEIGHT / 2], [0, 0, 1]])
     unit = np.diag([2 / WIDTH, 2 / WIDTH, 1])
-    centre_out = np.array([[1, 0, SIDE_X / 2], [0, 1, SIDE_Y / 2], [0, 0, 1]])
-    matrix = centre_out @ to_plane @ turn @ np.linalg.inv(unit) @ squeeze @ unit @ centre_in
+    center_out = np.array([[1, 0, SIDE_X / 2], [0, 1, SIDE_Y / 2], [0, 0, 1]])
+    matrix = center_out @ to_plane @ turn @ np.linalg.inv(unit) @ squeeze @ unit @ center_in
     numbers = (matrix / matrix[2, 2]).ravel()[:8]
     return [float(number) for number in numbers]
 
@@ -89,13 +89,13 @@ def noise(rng: np.random.Generator, cells: int, *, octaves: int = 4, stretch: fl
     return scaled
 
 
-def ramp(values: Field, *colours: Colour) -> Field:
-    """Colours (…, 3) along values in 0..1."""
-    stops = np.linspace(0, 1, len(colours))
+def ramp(values: Field, *colors: Color) -> Field:
+    """Colors (…, 3) along values in 0..1."""
+    stops = np.linspace(0, 1, len(colors))
     table = np.stack(
         [
             np.interp(np.linspace(0, 1, 1024), stops, channel)
-            for channel in zip(*colours, strict=True)
+            for channel in zip(*colors, strict=True)
         ],
         axis=1,
     )
@@ -105,10 +105,10 @@ def ramp(values: Field, *colours: Colour) -> Field:
     return result
 
 
-def pick(choice: NDArray[np.int64], colours: list[Colour]) -> Field:
-    """Colours by number, (…, 3)."""
-    table = np.array(colours, dtype=np.float32) / 255
-    result: Field = table[choice % len(colours)]
+def pick(choice: NDArray[np.int64], colors: list[Color]) -> Field:
+    """Colors by number, (…, 3)."""
+    table = np.array(colors, dtype=np.float32) / 255
+    result: Field = table[choice % len(colors)]
     return result
 
 
@@ -137,10 +137,10 @@ def woven(rng: np.random.Generator, palette: Palette) -> Swatch:
     relief = np.where(over, weft, warp).astype(np.float32)
     tones = [palette.main, palette.second, palette.accent]
     thread = pick(np.where(over, row // check, column // check), tones)
-    fibre = np.where(over, np.sin((y + x * 0.25) * 1.3), np.sin((x + y * 0.25) * 1.3)).astype(
+    fiber = np.where(over, np.sin((y + x * 0.25) * 1.3), np.sin((x + y * 0.25) * 1.3)).astype(
         np.float32
     )
-    shade = 0.5 + 0.38 * relief + 0.05 * fibre + 0.1 * (noise(rng, 60, octaves=2) - 0.5)
+    shade = 0.5 + 0.38 * relief + 0.05 * fiber + 0.1 * (noise(rng, 60, octaves=2) - 0.5)
     return Swatch(thread * np.clip(shade, 0, 1.05)[..., None], relief, 1.6)
 
 
@@ -153,17 +153,17 @@ def marble(rng: np.random.Generator, palette: Palette) -> Swatch:
     hair = np.abs(np.sin(phase * 1.9 + finer * 6)) ** 0.35
     ground = lighter(palette.second, 0.4) if rng.random() < 0.6 else darker(palette.main, 0.35)
     dark = darker(palette.main, 0.2) if ground[0] > 150 else lighter(palette.accent, 0.4)
-    colours = ramp(
+    colors = ramp(
         vein * 0.75 + finer * 0.25, dark, mix(ground, dark, 0.3), ground, lighter(ground, 0.25)
     )
-    colours = blend(
+    colors = blend(
         np.broadcast_to(
-            np.array(lighter(palette.accent, 0.1), dtype=np.float32) / 255, colours.shape
+            np.array(lighter(palette.accent, 0.1), dtype=np.float32) / 255, colors.shape
         ),
-        colours,
+        colors,
         step(hair, 0.18, 0.2),
     )
-    return Swatch(colours, vein * 0.2, 0.8)
+    return Swatch(colors, vein * 0.2, 0.8)
 
 
 def wood(rng: np.random.Generator, palette: Palette) -> Swatch:
@@ -187,7 +187,7 @@ def wood(rng: np.random.Generator, palette: Palette) -> Swatch:
         if rng.random() < 0.5
         else mix((214, 176, 128), palette.floor, 0.25)
     )
-    colours = ramp(
+    colors = ramp(
         grainy * 0.6 + fine * 0.4 + tone,
         darker(base, 0.5),
         darker(base, 0.12),
@@ -196,7 +196,7 @@ def wood(rng: np.random.Generator, palette: Palette) -> Swatch:
     )
     seam = step(np.minimum(v, high - v), 2.5, 3) * step(np.abs((u + board * 331) % 700 - 3), 3, 3)
     return Swatch(
-        colours * (0.35 + 0.65 * seam)[..., None], seam * 3 + fine * 1.6 + grainy * 0.5, 0.6
+        colors * (0.35 + 0.65 * seam)[..., None], seam * 3 + fine * 1.6 + grainy * 0.5, 0.6
     )
 
 
@@ -215,7 +215,7 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
     base = np.broadcast_to(tones[0], (SIDE_Y, SIDE_X, 3))
     if kind == 0:
         r = np.hypot(flip_a, flip_b)
-        colours = blend(
+        colors = blend(
             blend(blend(base, tones[1], step(-r, -0.92, soft)), tones[3], step(-r, -0.66, soft)),
             tones[2],
             step(-r, -0.34, soft),
@@ -223,18 +223,18 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
     elif kind == 1:
         p, q = a - 0.5, b - 0.5
         star = np.maximum(np.abs(p) + np.abs(q), np.maximum(np.abs(p), np.abs(q)) * 1.35)
-        colours = blend(
+        colors = blend(
             blend(base, tones[1], step(-star, -0.56, soft)), tones[2], step(-star, -0.4, soft)
         )
-        colours = blend(colours, tones[3], step(-np.hypot(p, q), -0.16, soft))
+        colors = blend(colors, tones[3], step(-np.hypot(p, q), -0.16, soft))
         corner = np.hypot(0.5 - np.abs(p), 0.5 - np.abs(q))
-        colours = blend(colours, tones[1], step(-corner, -0.2, soft))
+        colors = blend(colors, tones[1], step(-corner, -0.2, soft))
     else:
         turns = rng.integers(0, 2, (64, 64))[row, column]
         p = np.where(turns == 0, a, 1 - a)
         near, far = np.hypot(p, b), np.hypot(1 - p, 1 - b)
         ring = np.minimum(np.abs(near - 0.5), np.abs(far - 0.5))
-        colours = blend(
+        colors = blend(
             blend(base, tones[2], step(-np.minimum(near, far), -0.5, soft)),
             tones[1],
             step(-ring, -0.13, soft),
@@ -248,7 +248,7 @@ def tiles(rng: np.random.Generator, palette: Palette) -> Swatch:
     )
     edge = step(np.minimum(np.minimum(a, 1 - a), np.minimum(b, 1 - b)), 0.035, 0.06)
     return Swatch(
-        blend(np.broadcast_to(pale * 0.85, colours.shape), colours * glaze[..., None], grout),
+        blend(np.broadcast_to(pale * 0.85, colors.shape), colors * glaze[..., None], grout),
         edge * 6,
         0.5,
     )
@@ -291,12 +291,12 @@ def cells(rng: np.random.Generator, palette: Palette) -> Swatch:
         palette.floor,
         darker(palette.accent, 0.25),
     ]
-    colours = pick(rng.integers(0, len(tones), number.max() + 1)[number], tones)
+    colors = pick(rng.integers(0, len(tones), number.max() + 1)[number], tones)
     dome = np.minimum(border, 34) / 34
     lead = np.array(darker(palette.main, 0.75), dtype=np.float32) / 255
-    colours = colours * (0.72 + 0.4 * dome + 0.12 * noise(rng, 9, octaves=3))[..., None]
+    colors = colors * (0.72 + 0.4 * dome + 0.12 * noise(rng, 9, octaves=3))[..., None]
     return Swatch(
-        blend(np.broadcast_to(lead, colours.shape), colours, step(border, 6, 3)),
+        blend(np.broadcast_to(lead, colors.shape), colors, step(border, 6, 3)),
         dome**0.5 * 14,
         0.55,
     )
@@ -326,14 +326,14 @@ def bricks(rng: np.random.Generator, palette: Palette) -> Swatch:
         mix(clay, palette.accent, 0.3),
         darker(clay, 0.06),
     ]
-    colours = (
+    colors = (
         pick(choice, tones)
         * (0.82 + 0.32 * bump + 0.1 * (noise(rng, 90, octaves=2) - 0.5))[..., None]
     )
     mortar = np.array(mix((214, 204, 190), palette.floor, 0.2), dtype=np.float32) / 255
     face = step(inside, 4.5, 3)
     return Swatch(
-        blend(mortar * (0.8 + 0.2 * bump)[..., None], colours, face),
+        blend(mortar * (0.8 + 0.2 * bump)[..., None], colors, face),
         np.minimum(inside, 9) + bump * 3,
         0.09,
     )
@@ -359,10 +359,10 @@ def knit(rng: np.random.Generator, palette: Palette) -> Swatch:
         else stripes
     )
     ply = np.sin((v * 3.2 + np.abs(u) * 5) * 6.3).astype(np.float32)
-    colours = pick(choice, [palette.main, palette.second, palette.accent])
+    colors = pick(choice, [palette.main, palette.second, palette.accent])
     shade = 0.34 + 0.66 * yarn + 0.045 * ply + 0.1 * (noise(rng, 80, octaves=2) - 0.5)
     return Swatch(
-        (colours * np.clip(shade, 0, 1.06)[..., None]).astype(np.float32),
+        (colors * np.clip(shade, 0, 1.06)[..., None]).astype(np.float32),
         yarn.astype(np.float32) * 6,
         0.6,
     )
@@ -370,7 +370,7 @@ def knit(rng: np.random.Generator, palette: Palette) -> Swatch:
 
 def terrazzo(rng: np.random.Generator, palette: Palette) -> Swatch:
     ground = lighter(palette.wall, 0.35)
-    colours = ramp(noise(rng, 40, octaves=3), darker(ground, 0.06), ground, lighter(ground, 0.2))
+    colors = ramp(noise(rng, 40, octaves=3), darker(ground, 0.06), ground, lighter(ground, 0.2))
     tones = [
         palette.main,
         palette.accent,
@@ -388,18 +388,18 @@ def terrazzo(rng: np.random.Generator, palette: Palette) -> Swatch:
             * present[number]
         )
         layer = pick(rng.integers(0, len(tones), number.max() + 1)[number], tones)
-        colours = blend(
-            colours,
+        colors = blend(
+            colors,
             layer * (0.9 + 0.14 * noise(rng, 30, octaves=2))[..., None],
             chip.astype(np.float32),
         )
-    return Swatch(colours, noise(rng, 50, octaves=2) * 2, 0.25)
+    return Swatch(colors, noise(rng, 50, octaves=2) * 2, 0.25)
 
 
 def waves(rng: np.random.Generator, palette: Palette) -> Swatch:
     x, y = grid()
     radius = float(rng.uniform(62, 92))
-    colours = np.zeros((SIDE_Y, SIDE_X, 3), dtype=np.float32)
+    colors = np.zeros((SIDE_Y, SIDE_X, 3), dtype=np.float32)
     relief = np.zeros((SIDE_Y, SIDE_X), dtype=np.float32)
     done = np.zeros((SIDE_Y, SIDE_X), dtype=bool)
     tones = [
@@ -419,10 +419,10 @@ def waves(rng: np.random.Generator, palette: Palette) -> Swatch:
         band = np.clip(distance * 5, 0, 4.99)
         inner = np.abs(band % 1 - 0.5) * 2
         paint = pick(4 - band.astype(np.int64), tones) * (1.04 - 0.2 * (inner**3))[..., None]
-        colours[now], relief[now] = (
+        colors[now], relief[now] = (
             paint[now],
             ((1 - distance) * 9 + np.cos(band * 2 * math.pi))[now],
         )
         done |= now
-    colours *= (0.9 + 0.16 * noise(rng, 12, octaves=4))[..., None]
-    return Swatch(colours, relief, 0.5)
+    colors *= (0.9 + 0.16 * noise(rng, 12, octaves=4))[..., None]
+    return Swatch(colors, relief, 0.5)

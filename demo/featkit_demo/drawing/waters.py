@@ -10,7 +10,7 @@ from featkit_demo.drawing.canvas import (
     Canvas,
     Gradient,
     box,
-    colour,
+    color,
     darker,
     ellipse,
     lighter,
@@ -37,7 +37,7 @@ from featkit_demo.drawing.stage import Palette
 def lake(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     sky(canvas)
     sun(canvas, rng.uniform(-0.5, 0.5), low=0.1)
-    base = mix(colour("5a6f8f"), palette.main, 0.45)
+    base = mix(color("5a6f8f"), palette.main, 0.45)
     for k in range(3):
         line = ridge(rng, 0.2, 0.72 - 0.2 * k, rough=0.48)
         tone = mix(mix(base, canvas.light.sky[1], 0.55), darker(base, 0.35), k / 2)
@@ -116,7 +116,7 @@ def beach(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             palette.main,
             depth=0.5,
         )
-    sand = mix(colour("efd6a4"), palette.floor, 0.2)
+    sand = mix(color("efd6a4"), palette.floor, 0.2)
     slope, phase = rng.uniform(-0.18, 0.18), rng.uniform(0, 6)
     for k, (level, opacity) in enumerate(((0.2, 0.35), (0.27, 0.6), (0.33, 0.9))):
         shore = wave_line(level, 0.035, 1.6, phase + k) + np.stack(
@@ -124,7 +124,7 @@ def beach(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         )
         canvas.fill(land(shore - (0, 0.022)), (255, 255, 255), depth=0.8, opacity=opacity)
         wet = (
-            mix(sand, colour("6fb8bd"), 0.75 - 0.35 * k)
+            mix(sand, color("6fb8bd"), 0.75 - 0.35 * k)
             if k < 2
             else Gradient((darker(sand, 0.14), sand, lighter(sand, 0.2)))
         )
@@ -136,7 +136,7 @@ def beach(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
     canvas.fill(grains, darker(sand, 0.3), opacity=0.4)
     places = [(rng.uniform(-0.9, -0.4), 0.68, 1.0), (rng.uniform(0.35, 0.95), 0.52, 0.72)]
     for (x, y, size), tone in zip(
-        places, (palette.main, mix(palette.accent, colour("e76f51"), 0.4)), strict=True
+        places, (palette.main, mix(palette.accent, color("e76f51"), 0.4)), strict=True
     ):
         parasol(canvas, x, y, size, (tone, palette.second))
     ball = ellipse(0.1, 0.86, 0.075)
@@ -204,7 +204,7 @@ def parasol(
 
 
 def reef(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
-    water = mix(colour("1b86a8"), canvas.light.sky[0], 0.45)
+    water = mix(color("1b86a8"), canvas.light.sky[0], 0.45)
     canvas.fill(
         box(-3, -2, 3, 2), Gradient((lighter(water, 0.55), water, darker(water, 0.6))), depth=0.0
     )
@@ -219,14 +219,14 @@ def reef(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
         )
     for k in range(3):
         depth = 0.4 + 0.3 * k
-        tone = mix(darker(mix(colour("b9a07a"), water, 0.35), 0.1), water, 0.6 - 0.3 * k)
+        tone = mix(darker(mix(color("b9a07a"), water, 0.35), 0.1), water, 0.6 - 0.3 * k)
         line = wave_line(0.45 + 0.22 * k, 0.08, 1.0 + 0.3 * k, rng.uniform(0, 6))
         canvas.fill(land(line), Gradient((lighter(tone, 0.2), darker(tone, 0.4))), depth=depth)
         for _ in range(7):
             x = rng.uniform(-1.8, 1.8)
             y = float(np.interp(x, line[:, 0], line[:, 1])) + 0.04
             hue = mix(
-                (palette.main, palette.accent, colour("f27d72"), colour("f4b860"))[
+                (palette.main, palette.accent, color("f27d72"), color("f4b860"))[
                     int(rng.integers(4))
                 ],
                 water,
@@ -263,7 +263,7 @@ def reef(canvas: Canvas, rng: np.random.Generator, palette: Palette) -> None:
             x, y, size = rng.uniform(-1.3, 1.3), rng.uniform(-0.7, 0.35), 0.05 + 0.03 * k
             face = 1 if rng.random() < 0.6 else -1
             hue = mix(
-                (palette.accent, colour("ffb347"), palette.second)[int(rng.integers(3))],
+                (palette.accent, color("ffb347"), palette.second)[int(rng.integers(3))],
                 water,
                 0.4 - 0.18 * k,
             )

@@ -104,7 +104,7 @@ class SearchPage {
     this.page.dataset.state = "loading";
     const item = /^#item-(\d+)$/.exec(location.hash);
     try {
-      if (item) await this.showNeighbours(Number(item[1]));
+      if (item) await this.showNeighbors(Number(item[1]));
       else if (location.hash === "#upload" && this.file) await this.showUpload(this.file);
       else await this.showGallery();
       if (!keepPlace) this.toTop();
@@ -124,9 +124,9 @@ class SearchPage {
     this.parts.shuffle.hidden = answer.total <= answer.items.length;
   }
 
-  async showNeighbours(id) {
+  async showNeighbors(id) {
     const started = performance.now();
-    const answer = await this.call(`v1/items/${id}/neighbours?k=${this.k}`);
+    const answer = await this.call(`v1/items/${id}/neighbors?k=${this.k}`);
     this.describeQuery({ name: answer.item.key, source: thumbnailOf(answer.item), ...answer.item });
     await this.results(answer.hits, started);
   }

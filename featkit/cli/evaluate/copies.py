@@ -24,7 +24,7 @@ def copies(
 ) -> None:
     """Measure how often an edited picture finds its original among all PHOTOS; needs no labels.
 
-    Each picture is queried by four compound edits of itself (crop, rotation, flip, colour, and
+    Each picture is queried by four compound edits of itself (crop, rotation, flip, color, and
     JPEG, blur or text). Raw pixels and a perceptual hash are measured beside the model.
 
     Example: featkit evaluate copies pictures/ --model m.onnx

@@ -1,4 +1,4 @@
-"""`featkit evaluate knn`: what pictures are by their nearest labelled neighbours."""
+"""`featkit evaluate knn`: what pictures are by their nearest labeled neighbors."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +25,10 @@ def knn(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often the nearest neighbours of a TEST picture among the labelled TRAIN pictures
+    """Measure how often the nearest neighbors of a TEST picture among the labeled TRAIN pictures
     say what it is.
 
-    Neighbours vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels
+    Neighbors vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels
     are measured beside the model.
 
     Example: featkit evaluate knn train.tar test.parquet --model m.onnx
@@ -36,15 +36,15 @@ def knn(
     Parameters
     ----------
     train
-        The labelled pictures that are searched: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        The labeled pictures that are searched: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
     test
-        The labelled pictures to classify.
+        The labeled pictures to classify.
     model
         A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     label
         The column with the labels, in both; `label` also means a tar's .cls members, or the folder that a picture lies in.
     k
-        How many neighbours vote; several numbers are several rows: --k 10 --k 20.
+        How many neighbors vote; several numbers are several rows: --k 10 --k 20.
     temperature
         Of the weighted vote.
     limit
@@ -88,7 +88,7 @@ def knn(
         for score in report.scores
     ]
     tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
-    title = f"{tested} by neighbours among {report.num_train:,}"
+    title = f"{tested} by neighbors among {report.num_train:,}"
     most_frequent = ("most frequent label", "", figure(report.most_frequent), "", "")
     print_table(
         title, ("method", "k", "weighted", "95 % interval", "majority"), [*rows, most_frequent]

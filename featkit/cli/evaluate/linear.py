@@ -27,7 +27,7 @@ def linear(
     """Measure how well a linear classifier of TRAIN's labels, on the model's frozen features, does
     on TEST.
 
-    Multinomial logistic regression on standardised features. Its L2 regularisation is chosen on a
+    Multinomial logistic regression on standardized features. Its L2 regularization is chosen on a
     fifth of TRAIN that is held out for that, and it is then fitted to all of TRAIN. The same on raw
     pixels stands beside the model.
 
@@ -36,9 +36,9 @@ def linear(
     Parameters
     ----------
     train
-        The labelled pictures to learn from: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        The labeled pictures to learn from: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
     test
-        The labelled pictures to classify.
+        The labeled pictures to classify.
     model
         A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     label
@@ -88,7 +88,7 @@ def linear(
     print_table(title, ("method", *(f"{l2:g}" for l2 in report.grid)), tried)
     unfinished = [score.name for score in report.scores if not score.converged]
     say(
-        f"Labels: {labels_from(report.columns)}. Features are standardised by the training part.",
+        f"Labels: {labels_from(report.columns)}. Features are standardized by the training part.",
         "Fitted: the least of mean cross-entropy + l2 / 2 * sum of squared weights, with the l2"
         " that held-out pictures chose.",
         *(

@@ -2,7 +2,7 @@
 
 from cyclopts import App
 
-from featkit.cli.train.labelled import born_again, internal, self_training
+from featkit.cli.train.labeled import born_again, internal, self_training
 from featkit.cli.train.listing import print_methods
 from featkit.cli.train.methods import adapt, dino, dinov2, dinov3, distill, ibot
 

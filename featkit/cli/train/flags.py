@@ -38,7 +38,7 @@ class TrainFlags:
 
     recipe: str | None = None
     """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, for
-    adapt `adapt_dinov2`, for methods with labels `small_labelled`."""
+    adapt `adapt_dinov2`, for methods with labels `small_labeled`."""
 
     name: str | None = None
     """The model's name, which its file and its indexes carry; by default `backbone`."""
@@ -48,7 +48,7 @@ class TrainFlags:
     on."""
 
     steps: int | None = None
-    """Optimisation steps; where trainings follow each other, of each of them."""
+    """Optimization steps; where trainings follow each other, of each of them."""
 
     batch_size: int | None = None
     """Pictures a step, of all processes together."""

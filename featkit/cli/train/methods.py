@@ -158,7 +158,7 @@ def adapt(
     """Go on from published weights on your own pictures: new heads first, then everything at a low
     rate.
 
-    The run ends and takes the best model back when copies, or neighbours of one label, are found
+    The run ends and takes the best model back when copies, or neighbors of one label, are found
     less often than before.
 
     Example: featkit train adapt pictures/ --model dinov2_vits14 --out run/

@@ -100,7 +100,7 @@ def configured(
 
 
 def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
-    """What is learnt from, and what is held out where that is named."""
+    """What is learned from, and what is held out where that is named."""
     from featkit.sources.opening import refuse_unused_column
     from featkit_train.pictures.sources import open_training_source
 

@@ -37,9 +37,9 @@ def make_layered_file(
     }
     nodes = [
         helper.make_node("Cast", [INPUT], ["floats"], to=TensorProto.FLOAT),
-        helper.make_node("Sub", ["floats", "half"], ["centred"]),
-        helper.make_node("Div", ["centred", "half"], ["normalised"]),
-        helper.make_node("Transpose", ["normalised"], ["pixels"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["floats", "half"], ["centered"]),
+        helper.make_node("Div", ["centered", "half"], ["normalized"]),
+        helper.make_node("Transpose", ["normalized"], ["pixels"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["pixels", "filters"], ["columns"], strides=[PATCH, PATCH]),
         helper.make_node("Transpose", ["columns"], ["tokens_0"], perm=[0, 2, 3, 1]),
     ]
@@ -103,7 +103,7 @@ def make_layered_file(
         fixed_size=fixed_size,
         outputs=outputs,
         precision=precision,
-        licence="CC0-1.0",
+        license="CC0-1.0",
         opset=OPSET,
     )
     seal(model, manifest, path)

@@ -40,7 +40,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checkerboard(height: int, width: int) -> np.ndarray:
-    """(H, W, 3) uint8 of black and white pixels: the widest range that a neighbour in a batch can
+    """(H, W, 3) uint8 of black and white pixels: the widest range that a neighbor in a batch can
     have."""
     squares = (np.indices((height, width)).sum(axis=0) % 2 * 255).astype(np.uint8)
     return np.repeat(squares[..., None], 3, axis=2)

@@ -60,7 +60,7 @@ def test_a_table_without_rows_has_its_head(capsys: pytest.CaptureFixture[str]) -
     ]
 
 
-def test_names_can_neither_move_the_cursor_nor_colour_nor_break_a_row(
+def test_names_can_neither_move_the_cursor_nor_color_nor_break_a_row(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_table(

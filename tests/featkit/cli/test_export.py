@@ -92,7 +92,7 @@ def test_export_writes_one_file_prints_the_comparison_and_what_comes_next(folder
     size = out.stat().st_size / 1e6
     assert lines[7:] == [
         (
-            f"{out}: mine, 48 numbers a picture, {size:.1f} MB, licence CC0-1.0, fingerprint"
+            f"{out}: mine, 48 numbers a picture, {size:.1f} MB, license CC0-1.0, fingerprint"
             f" {manifest.fingerprint[:12]}."
         ),
         f"Next: featkit embed pictures/ --model {out} --out emb/",
@@ -214,7 +214,7 @@ def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path:
     allow_torchvision()
     config = dataclasses.replace(CONFIGS["timm ViT"], exits=(1,))
     info = BackboneInfo(
-        name="two exits", family="internal", geometry=geometry_for(VITS["dino"]), licence="CC0-1.0"
+        name="two exits", family="internal", geometry=geometry_for(VITS["dino"]), license="CC0-1.0"
     )
     backbone = drawn(build_backbone(config))
     save_backbone(tmp_path / "run" / BACKBONE_FILE, backbone, info)
@@ -293,7 +293,7 @@ def test_the_list_has_every_published_model_in_a_line_of_its_own() -> None:
     assert (said.code, said.error) == (0, "")
     lines = said.out.splitlines()
     assert re.split(r"\s{2,}", lines[1].strip()) == [
-        "name", "parameters", "width", "patch", "native size", "licence", "weights from",
+        "name", "parameters", "width", "patch", "native size", "license", "weights from",
     ]  # fmt: skip
     for row, line in zip(PUBLISHED.values(), lines[2:-1], strict=True):
         cells = re.split(r"\s{2,}", line.strip())
@@ -302,7 +302,7 @@ def test_the_list_has_every_published_model_in_a_line_of_its_own() -> None:
             row.num_parameters / 1e6, abs=0.05
         )
         assert cells[2:5] == [str(row.width), str(row.patch), "224×224"]
-        assert cells[5] == row.licence + (" (gated)" if row.gated else "")
+        assert cells[5] == row.license + (" (gated)" if row.gated else "")
         assert cells[6] == (f"hf.co/{row.hub}" if row.hub else row.url)
     assert lines[-1].startswith("Also: timm:NAME")
 
@@ -323,7 +323,7 @@ def test_the_list_as_json_needs_neither_torch_nor_an_engine() -> None:
         "width",
         "patch",
         "native_size",
-        "licence",
+        "license",
         "weights_from",
     }
 
@@ -449,7 +449,7 @@ def test_int8_goes_through_the_gate_and_its_figures_are_printed(
     figures = json.loads(said.out)
     manifest = read_manifest(tmp_path / "m8.onnx")
     assert figures["fingerprint"] == manifest.fingerprint
-    assert figures["quantisation"] == manifest.quantisation
+    assert figures["quantization"] == manifest.quantization
     assert manifest.precision == "int8"
 
 
@@ -602,7 +602,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_a_published_folder_or_the_file_in_it_becomes_a_model_file_with_its_licence(
+def test_a_published_folder_or_the_file_in_it_becomes_a_model_file_with_its_license(
     community: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "m.onnx"
@@ -615,7 +615,7 @@ def test_a_published_folder_or_the_file_in_it_becomes_a_model_file_with_its_lice
         assert said.out.startswith("Compared with the original\n")
         assert "Adopted from model.onnx and compared with it at" in said.out
         manifest = read_manifest(out)
-        assert (manifest.family, manifest.name, manifest.licence) == (
+        assert (manifest.family, manifest.name, manifest.license) == (
             "dinov2",
             "dinov2-tiny",
             "apache-2.0",
@@ -638,7 +638,7 @@ def test_a_published_file_can_be_written_in_fp16_at_once(community: Path, tmp_pa
         "the original",
         manifest.fingerprint,
     )
-    assert (manifest.precision, manifest.licence) == ("fp16", "apache-2.0")
+    assert (manifest.precision, manifest.license) == ("fp16", "apache-2.0")
 
 
 @pytest.mark.parametrize(
@@ -675,7 +675,7 @@ def test_the_hubs_file_is_called_as_its_repository(
     )
     assert (said.code, said.error) == (0, "")
     manifest = read_manifest(tmp_path / "m.onnx")
-    assert (manifest.name, manifest.licence) == ("dinov2-tiny", "apache-2.0")
+    assert (manifest.name, manifest.license) == ("dinov2-tiny", "apache-2.0")
     assert manifest.origin["source"] == "hf.co/onnx-community/dinov2-tiny"
     arguments = ("--name", "mine", "--out", tmp_path / "n.onnx", "--quiet")
     assert run_featkit("export", "hub:onnx-community/dinov2-tiny", *arguments).code == 0

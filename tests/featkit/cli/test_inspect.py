@@ -1,4 +1,4 @@
-"""The command `featkit inspect`: what each kind of artefact is said to be and hold."""
+"""The command `featkit inspect`: what each kind of artifact is said to be and hold."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_model_file_shows_what_it_takes_and_how_large_it_is(made: Path) -> Non
     found = facts(made / "m.onnx")
     assert found["sizes"] == "every multiple of 8, 32×32 natively"
     assert found["nodes"] == len(onnx.load(made / "m.onnx").graph.node)
-    assert (found["layers"], found["quantisation"], found["external"], found["licence"]) == (
+    assert (found["layers"], found["quantization"], found["external"], found["license"]) == (
         [],
         {},
         None,
@@ -87,7 +87,7 @@ def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(m
         fixed_size=(32, 32),
         layers=(3, 4),
         join="concat",
-        quantisation={"cosine": 0.99, "left": ["Conv"]},
+        quantization={"cosine": 0.99, "left": ["Conv"]},
         parity={"max_abs": 1e-6},
     )
     sealed = seal(
@@ -104,7 +104,7 @@ def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(m
         "sizes32×32only",
         "cosine:0.99",
         "max_abs:1e-06",
-        "licenceCC0-1.0",
+        "licenseCC0-1.0",
         sealed.external.file,
     ):
         assert words in text

@@ -165,7 +165,7 @@ def test_without_torch_a_backbone_that_nobody_keeps_as_onnx_names_the_extra(
         model_file("dino_vits16", quiet=True)
 
 
-def test_an_unknown_name_is_refused_with_its_neighbour() -> None:
+def test_an_unknown_name_is_refused_with_its_neighbor() -> None:
     with pytest.raises(InputError, match="near to it: dinov2"):
         model_file("dinov2_vits", quiet=True)
 

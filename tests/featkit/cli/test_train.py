@@ -168,7 +168,7 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
     assert losses[0] == losses[1]
 
 
-def test_a_run_inside_its_pictures_is_resumed_and_not_learnt_from(
+def test_a_run_inside_its_pictures_is_resumed_and_not_learned_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(folder / "pictures", tmp_path / "pictures")
@@ -200,7 +200,7 @@ def test_a_run_among_its_pictures_is_refused(
     )
 
 
-def test_pictures_that_cannot_be_read_are_counted_and_the_others_learnt_from(
+def test_pictures_that_cannot_be_read_are_counted_and_the_others_learned_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(folder / "pictures", tmp_path / "pictures")

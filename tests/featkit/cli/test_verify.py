@@ -46,7 +46,7 @@ def test_verify_prints_figures_and_that_they_agree(model: Path, pictures: Path) 
     shown = {" ".join(line.split()[:-1]): line.split()[-1] for line in lines[1:-1] if line.split()}
     assert shown["copies found, openvino fp32"] == f"{figures['recall_at_1']:.4f}"
     assert shown["mean cosine"] == f"{figures['mean_cosine']:.6f}"
-    assert shown["nearest neighbour changed"] == "0.00%"
+    assert shown["nearest neighbor changed"] == "0.00%"
 
 
 @needs_bf16

@@ -47,7 +47,7 @@ def test_a_run_agrees_with_itself(folder: Path, reference: Embedder) -> None:
     )
     assert (found.run, found.num_pictures, found.holds) == (reference.run, COUNT, True)
     assert found.least_cosine == pytest.approx(1, abs=1e-6)
-    assert (found.neighbours_changed, found.recall_lost) == (0, 0)
+    assert (found.neighbors_changed, found.recall_lost) == (0, 0)
     assert failures == [("bad.jpg", "bad.jpg is not a picture in a format that can be read.")]
     assert seen[0] == (PICTURES_A_BLOCK, 0)
     assert seen[-1] == (COUNT + 1, 1)
@@ -80,7 +80,7 @@ def test_figures_are_those_of_plain_loops(
             hits_before += int((gallery @ reference.infer(image)[0]).argmax()) == number
     assert found.least_cosine == pytest.approx(min(cosines), abs=1e-6)
     assert found.mean_cosine == pytest.approx(np.mean(cosines), abs=1e-6)
-    assert found.neighbours_changed == pytest.approx(changed / COUNT)
+    assert found.neighbors_changed == pytest.approx(changed / COUNT)
     assert found.recall_at_1 == pytest.approx(hits / COUNT / NUM_EDITS)
     assert found.recall_lost == pytest.approx((hits_before - hits) / COUNT / NUM_EDITS)
     assert found.recall_lost > 0.3
@@ -127,7 +127,7 @@ def test_the_least_cosine_is_what_decides() -> None:
         "num_pictures": 2,
         "num_queries": 8,
         "mean_cosine": 1.0,
-        "neighbours_changed": 0.0,
+        "neighbors_changed": 0.0,
         "recall_at_1": 1.0,
     }
     figures |= {"recall_lost": 0.0, "recall_lost_at_most": 0.0}

@@ -30,7 +30,7 @@ def as_jpeg(image: Image.Image, *, quality: int) -> Image.Image:
 
 def test_a_hash_is_the_signs_of_64_low_frequencies_about_their_median() -> None:
     image = PICTURES[0]
-    grey = np.asarray(
+    gray = np.asarray(
         image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0), np.float64
     )
 
@@ -38,7 +38,7 @@ def test_a_hash_is_the_signs_of_64_low_frequencies_about_their_median() -> None:
         return math.cos(math.pi * frequency * (2 * place + 1) / 64)
 
     frequencies = [
-        math.fsum(grey[y, x] * cosine(v, y) * cosine(u, x) for y in range(32) for x in range(32))
+        math.fsum(gray[y, x] * cosine(v, y) * cosine(u, x) for y in range(32) for x in range(32))
         for v in range(8)
         for u in range(8)
     ]
@@ -88,17 +88,17 @@ def test_pixels_are_the_whole_picture_at_32_by_32() -> None:
     assert (rows[17:] == (200, 100, 50)).all()
 
 
-def test_plain_pixels_are_at_unit_length_and_centred_ones_lose_the_mean_first() -> None:
+def test_plain_pixels_are_at_unit_length_and_centered_ones_lose_the_mean_first() -> None:
     pixels = np.zeros((2, 4), np.uint8)
     pixels[0], pixels[1] = (3, 4, 0, 0), (5, 0, 12, 0)
     np.testing.assert_allclose(
         pixel_vectors(pixels, 0.0), [[0.6, 0.8, 0, 0], [5 / 13, 0, 12 / 13, 0]], rtol=1e-6
     )
     # Less their mean (4, 2, 6, 0) they are opposite.
-    centred = pixel_vectors(pixels, pixels.mean(axis=0))
+    centered = pixel_vectors(pixels, pixels.mean(axis=0))
     expected = np.array([-1, 2, -6, 0]) / math.sqrt(41)
-    np.testing.assert_allclose(centred, [expected, -expected], rtol=1e-6)
-    assert centred.dtype == np.float32
+    np.testing.assert_allclose(centered, [expected, -expected], rtol=1e-6)
+    assert centered.dtype == np.float32
 
 
 def test_only_plain_pixels_take_a_bright_ground_for_likeness() -> None:

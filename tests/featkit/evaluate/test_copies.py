@@ -28,7 +28,7 @@ from tests.model_files import make_model_file
 from tests.pictures import draw_folder, draw_picture
 
 COUNT, SEED = 12, 3
-METHODS = ("test-0", "centred pixels", "plain pixels", "perceptual hash")
+METHODS = ("test-0", "centered pixels", "plain pixels", "perceptual hash")
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def vectors_of(
     prepared = embedder.geometry.apply(np.asarray(image))
     return {
         "test-0": embedder.infer(prepared[None])[0].astype(np.float64),
-        "centred pixels": unit(raw - gallery_mean),
+        "centered pixels": unit(raw - gallery_mean),
         "plain pixels": unit(raw),
         "perceptual hash": unit(np.where(np.unpackbits(perceptual_hash(image)), 1.0, -1.0)),
     }

@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 
 from featkit.evaluate import edits
 from featkit.evaluate.edits import (
-    COLOUR_FACTOR,
+    COLOR_FACTOR,
     EDITS_VERSION,
     FINISHES,
     SINGLE_EDITS,
@@ -23,7 +23,7 @@ from featkit.evaluate.edits import (
     WORKING_LONGEST,
     WORKING_SIDE,
     Blur,
-    Colour,
+    Color,
     Crop,
     Edit,
     Flip,
@@ -86,7 +86,7 @@ def test_version_1_draws_what_it_always_drew() -> None:
     digest = hashlib.sha256(text.encode()).hexdigest()
     assert (EDITS_VERSION, digest) == (
         1,
-        "29e1c1ca6d7379dbe11cdf20aabad1eefc1e492f7ed31f04e3315bf22db43fd3",
+        "6f507fe090a9f622db89a805585e0b1c81696144612bc186ef0097becb218251",
     )
 
 
@@ -96,11 +96,11 @@ def test_the_version_is_part_of_the_randomness(monkeypatch: pytest.MonkeyPatch) 
     assert all_edits("a.jpg") != before
 
 
-def test_a_compound_is_turned_cut_perhaps_flipped_coloured_and_finished_once() -> None:
+def test_a_compound_is_turned_cut_perhaps_flipped_colored_and_finished_once() -> None:
     for drawn in COMPOUNDS:
         names = [edit.name for edit in drawn]
         middle = ["flip"] if len(names) == 5 else []
-        assert names[:-1] == ["rotate", "crop", *middle, "colour"]
+        assert names[:-1] == ["rotate", "crop", *middle, "color"]
         assert names[-1] in FINISHES
 
 
@@ -118,9 +118,9 @@ def test_parameters_fill_their_ranges_and_never_leave_them() -> None:
         ("crop", "across"): (0.0, 1.0),
         ("crop", "down"): (0.0, 1.0),
         ("rotate", "degrees"): (-20.0, 20.0),
-        ("colour", "brightness"): COLOUR_FACTOR,
-        ("colour", "contrast"): COLOUR_FACTOR,
-        ("colour", "saturation"): COLOUR_FACTOR,
+        ("color", "brightness"): COLOR_FACTOR,
+        ("color", "contrast"): COLOR_FACTOR,
+        ("color", "saturation"): COLOR_FACTOR,
         ("blur", "radius"): (0.006, 0.012),
         ("text", "height"): (0.10, 0.20),
     }
@@ -165,7 +165,7 @@ def test_a_crop_is_the_box_it_says() -> None:
     assert tiny.size == (1, 1)
 
 
-def test_a_rotation_is_counter_clockwise_about_the_centre() -> None:
+def test_a_rotation_is_counter_clockwise_about_the_center() -> None:
     image = draw_picture(1, height=64, width=64)
     np.testing.assert_array_equal(np.asarray(Rotate(90.0)(image)), np.rot90(np.asarray(image)))
     image = draw_picture(1, height=60, width=80)
@@ -186,22 +186,22 @@ def test_a_flip_mirrors_left_and_right() -> None:
     np.testing.assert_array_equal(np.asarray(Flip()(image)), np.asarray(image)[:, ::-1])
 
 
-def test_colour_is_brightness_contrast_and_saturation_by_their_definitions() -> None:
+def test_color_is_brightness_contrast_and_saturation_by_their_definitions() -> None:
     image = draw_picture(3)
     original = pixels(image)
-    grey = pixels(image.convert("L").convert("RGB"))
+    gray = pixels(image.convert("L").convert("RGB"))
     cases = {
-        Colour(0.8, 1.0, 1.0): 0.8 * original,
-        Colour(1.0, 1.25, 1.0): grey.mean() + 1.25 * (original - grey.mean()),
-        Colour(1.0, 1.0, 0.7): grey + 0.7 * (original - grey),
+        Color(0.8, 1.0, 1.0): 0.8 * original,
+        Color(1.0, 1.25, 1.0): gray.mean() + 1.25 * (original - gray.mean()),
+        Color(1.0, 1.0, 0.7): gray + 0.7 * (original - gray),
     }
-    for colour, expected in cases.items():
-        np.testing.assert_allclose(pixels(colour(image)), np.clip(expected, 0, 255), atol=1.01)
-    assert colour_by_hand(image, (1.3, 0.7, 1.2)) == Colour(1.3, 0.7, 1.2)(image)
-    assert Colour(1.0, 1.0, 1.0)(image) == image
+    for color, expected in cases.items():
+        np.testing.assert_allclose(pixels(color(image)), np.clip(expected, 0, 255), atol=1.01)
+    assert color_by_hand(image, (1.3, 0.7, 1.2)) == Color(1.3, 0.7, 1.2)(image)
+    assert Color(1.0, 1.0, 1.0)(image) == image
 
 
-def colour_by_hand(image: Image.Image, factors: tuple[float, float, float]) -> Image.Image:
+def color_by_hand(image: Image.Image, factors: tuple[float, float, float]) -> Image.Image:
     """Brightness, contrast, saturation, in this order."""
     for enhance, factor in zip(
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), factors, strict=True
@@ -255,7 +255,7 @@ def test_text_lies_inside_the_picture_at_its_height(
 
 
 def test_text_is_light_with_a_dark_rim_or_dark_with_a_light_one() -> None:
-    red = (200, 0, 0)  # between black and white lie only greys
+    red = (200, 0, 0)  # between black and white lie only grays
     ground = Image.new("RGB", (300, 256), red)
     for light, ink, rim in ((True, 255, 0), (False, 0, 255)):
         drawn = np.asarray(Text("SALE", 0.2, 0.5, 0.5, light)(ground))

@@ -16,7 +16,7 @@ from featkit.evaluate import groups
 from featkit.evaluate.groups import RECALL_AT, chance, evaluate_groups, find_groups, num_right
 from featkit.evaluate.retrieval import unit_rows
 from featkit.sources import open_source
-from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
 from tests.sentences import refused
 
 
@@ -125,9 +125,9 @@ def test_a_group_of_one_picture_is_no_query_but_a_rival(tmp_path: Path, model_fi
         1,
     )
     assert (report.columns, report.leave_one_out) == (("folder", "folder"), True)
-    assert [score.name for score in report.scores] == ["test-0", "centred pixels", "chance"]
+    assert [score.name for score in report.scores] == ["test-0", "centered pixels", "chance"]
     pixels, by_lot = report.scores[1:]
-    # colours are told apart by their pixels
+    # colors are told apart by their pixels
     assert pixels.mean_average_precision == pytest.approx(1.0)
     # Three queries have 2 right of 5 others, two have 1.
     assert by_lot.recall[1] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5)

@@ -1,4 +1,4 @@
-"""Promises of the neighbours' vote: equal to plain loops, to numbers checked by hand, and steady
+"""Promises of the neighbors' vote: equal to plain loops, to numbers checked by hand, and steady
 where votes tie."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featkit.evaluate.knn import (
 )
 from featkit.evaluate.retrieval import unchanged, unit_rows
 from featkit.sources import Source, open_source
-from tests.featkit.evaluate.labelled import write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_parquet, write_kinds_tar
 
 # Vectors of few small whole numbers: their products are exact, and many of them equal.
 ROWS = st.integers(1, 9).flatmap(
@@ -62,9 +62,9 @@ def loop_of_accuracy(
 @pytest.mark.parametrize("temperature", [0.07, 0.5])
 def test_knn_accuracy_equals_the_loop_of_dinos_code(k: int, temperature: float) -> None:
     rng = np.random.default_rng(k)
-    centres = rng.standard_normal((6, 8))
+    centers = rng.standard_normal((6, 8))
     labels = rng.integers(0, 6, 260)
-    vectors = centres[labels] + 1.2 * rng.standard_normal((260, 8))
+    vectors = centers[labels] + 1.2 * rng.standard_normal((260, 8))
     split = (vectors[:200], labels[:200], vectors[200:], labels[200:])
     found = knn_accuracy(*split, k=k, temperature=temperature)
     assert found == loop_of_accuracy(*split, k=k, temperature=temperature)
@@ -73,7 +73,7 @@ def test_knn_accuracy_equals_the_loop_of_dinos_code(k: int, temperature: float) 
 
 @given(queries=ROWS, gallery=ROWS, k=st.integers(1, 12))
 @settings(max_examples=80, deadline=None)
-def test_neighbours_equal_the_loop_with_ties_in_the_order_of_rows(
+def test_neighbors_equal_the_loop_with_ties_in_the_order_of_rows(
     queries: np.ndarray, gallery: np.ndarray, k: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -86,7 +86,7 @@ def test_neighbours_equal_the_loop_with_ties_in_the_order_of_rows(
         assert found_scores.tolist() == [float(query @ gallery[row]) for row in order]
 
 
-def test_a_near_neighbour_outweighs_two_far_ones_but_not_a_majority() -> None:
+def test_a_near_neighbor_outweighs_two_far_ones_but_not_a_majority() -> None:
     # exp(0.9 / 0.07) is 4 times exp(0.8 / 0.07), which two of them do not reach.
     cosines, labels = np.array([[0.9, 0.8, 0.8]]), np.array([["cat", "dog", "dog"]])
     assert weighted_vote(cosines, labels, temperature=0.07).tolist() == ["cat"]
@@ -94,7 +94,7 @@ def test_a_near_neighbour_outweighs_two_far_ones_but_not_a_majority() -> None:
     assert majority_vote(labels).tolist() == ["dog"]
 
 
-def test_of_equal_votes_the_nearer_neighbour_wins() -> None:
+def test_of_equal_votes_the_nearer_neighbor_wins() -> None:
     labels = np.array([[4, 1, 1, 4, 0], [1, 4, 4, 1, 0]])
     assert majority_vote(labels).tolist() == [4, 1]
     assert weighted_vote(np.full((2, 5), 0.3), labels, temperature=0.07).tolist() == [4, 1]
@@ -108,7 +108,7 @@ def test_votes_do_not_depend_on_a_constant_or_overflow() -> None:
         ).tolist() == [0]
 
 
-def test_more_neighbours_than_there_are_is_all_of_them() -> None:
+def test_more_neighbors_than_there_are_is_all_of_them() -> None:
     train, labels = np.eye(3), np.array([7, 8, 8])
     scores, rows = nearest(np.eye(3)[:1], train, 20)
     assert (scores.tolist(), rows.tolist()) == ([[1, 0, 0]], [[0, 1, 2]])
@@ -130,9 +130,9 @@ def test_vectors_may_be_of_any_length() -> None:
     assert knn_accuracy(rows[:40] * 50, labels[:40], rows[40:] / 9, labels[40:], k=3) == plain
 
 
-def test_what_is_no_neighbourhood_is_refused() -> None:
+def test_what_is_no_neighborhood_is_refused() -> None:
     rows = np.eye(2)
-    with pytest.raises(ValueError, match="0 neighbours"):
+    with pytest.raises(ValueError, match="0 neighbors"):
         nearest(rows, rows, 0)
     with pytest.raises(ValueError, match="of 0 vectors"):
         nearest(rows, rows[:0], 3)
@@ -162,8 +162,8 @@ def test_the_report_holds_each_method_at_each_k(
     assert [(score.name, score.k) for score in report.scores] == [
         ("test-0", 3),
         ("test-0", 12),
-        ("centred pixels", 3),
-        ("centred pixels", 12),
+        ("centered pixels", 3),
+        ("centered pixels", 12),
     ]
     assert (report.num_train, report.num_test, report.num_labels, report.num_unseen) == (
         12,
@@ -173,7 +173,7 @@ def test_the_report_holds_each_method_at_each_k(
     )
     assert (report.columns, report.failures) == (("class", "label"), [])
     assert report.most_frequent == pytest.approx(1 / 3)
-    assert report.score("centred pixels", 3).weighted == 1.0
+    assert report.score("centered pixels", 3).weighted == 1.0
     embedder = Embedder(model_file, threads=1)
     vectors = [embedder.embed([part.read(number) for number in range(len(part))]) for part in parts]
     labels = np.array([0, 1, 2] * 4), np.array([0, 1, 2] * 2)

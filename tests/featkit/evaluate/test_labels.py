@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featkit.embedder import Embedder
-from featkit.evaluate.labels import embed_labelled, find_column, labels_of
+from featkit.evaluate.labels import embed_labeled, find_column, labels_of
 from featkit.sources import open_source
-from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
 from tests.featkit.sources.files import picture_bytes
 from tests.pictures import draw_folder
 from tests.sentences import refused
@@ -20,7 +20,7 @@ from tests.sentences import refused
 def test_the_numbers_of_a_tar_and_of_a_parquet_file_meet(tmp_path: Path, model_file: Path) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [2, 0, 0, 1]))
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [1, 0]))
-    pair = embed_labelled(train, test, Embedder(model_file, threads=1), [])
+    pair = embed_labeled(train, test, Embedder(model_file, threads=1), [])
     assert pair.columns == ("class", "label")
     assert pair.names == ["0", "1", "2"]
     assert pair.train_labels.tolist() == [2, 0, 0, 1]
@@ -33,7 +33,7 @@ def test_the_folders_of_pictures_are_their_labels_where_there_are_no_others(
 ) -> None:
     train = open_source(write_kinds_folder(tmp_path / "train", [0, 2]))
     test = open_source(write_kinds_folder(tmp_path / "test", [2, 1]))
-    pair = embed_labelled(train, test, Embedder(model_file, threads=1), [])
+    pair = embed_labeled(train, test, Embedder(model_file, threads=1), [])
     assert pair.columns == ("folder", "folder")
     assert pair.names == ["blue", "green", "red"]
     # of equally frequent labels the first, blue
@@ -47,7 +47,7 @@ def test_progress_counts_both_parts_and_pictures_without_a_label_are_left_out(
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [1, None, 0]))
     failures: list[tuple[str, str]] = []
     seen: list[tuple[int, int]] = []
-    pair = embed_labelled(
+    pair = embed_labeled(
         train,
         test,
         Embedder(model_file, threads=1),
@@ -83,7 +83,7 @@ def test_labels_that_never_meet_are_refused_with_some_of_both(
     train = open_source(write_kinds_folder(tmp_path / "train", [0, 1]))
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [1, 0]))
     with refused("green, red (folder)", "0, 1 (label)", "none in common"):
-        embed_labelled(train, test, Embedder(model_file, threads=1), [])
+        embed_labeled(train, test, Embedder(model_file, threads=1), [])
 
 
 def test_a_part_without_a_readable_picture_is_refused(tmp_path: Path, model_file: Path) -> None:
@@ -91,4 +91,4 @@ def test_a_part_without_a_readable_picture_is_refused(tmp_path: Path, model_file
     (tmp_path / "test" / "red").mkdir(parents=True)
     (tmp_path / "test" / "red" / "bad.jpg").write_bytes(b"no picture")
     with refused("test has no readable picture with a label", "bad.jpg is not a picture"):
-        embed_labelled(train, open_source(tmp_path / "test"), Embedder(model_file, threads=1), [])
+        embed_labeled(train, open_source(tmp_path / "test"), Embedder(model_file, threads=1), [])

@@ -1,4 +1,4 @@
-"""Promises of the linear classifier: it minimises the loss that it names, is chosen on held-out
+"""Promises of the linear classifier: it minimizes the loss that it names, is chosen on held-out
 pictures, and is told of."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from featkit.embedder import Embedder
 from featkit.evaluate import linear
 from featkit.evaluate.linear import L2_GRID, choose_l2, evaluate_linear, fit, small_pixels, split
 from featkit.sources import open_source
-from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
 from tests.sentences import refused
 
 
@@ -130,7 +130,7 @@ def test_a_fit_that_does_not_come_to_its_end_is_told_of(monkeypatch: pytest.Monk
     assert not found.converged
 
 
-def test_the_report_says_what_was_chosen_and_both_parts_classify_colours(
+def test_the_report_says_what_was_chosen_and_both_parts_classify_colors(
     tmp_path: Path, model_file: Path
 ) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1, 2] * 6))

@@ -160,7 +160,7 @@ def test_queries_are_cropped_and_find_their_pictures(report: RevisitedReport) ->
         (32, 32),
         [],
     )
-    assert [score.name for score in report.scores] == ["test-0", "centred pixels"]
+    assert [score.name for score in report.scores] == ["test-0", "centered pixels"]
     for score in report.scores:
         assert score.setups["easy"].mean_average_precision == 1.0
         assert score.setups["easy"].precision == {1: 1.0, 5: 1.0, 10: 1.0}

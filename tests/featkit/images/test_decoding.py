@@ -65,7 +65,7 @@ def test_decode_takes_damaged_exif_for_upright() -> None:
 
 @pytest.mark.parametrize("format", ["JPEG", "TIFF"])
 @pytest.mark.parametrize(
-    ("inks", "colour"),
+    ("inks", "color"),
     [
         ((0, 0, 0, 0), (255, 255, 255)),
         ((255, 0, 0, 0), (0, 255, 255)),
@@ -74,14 +74,12 @@ def test_decode_takes_damaged_exif_for_upright() -> None:
     ],
 )
 def test_decode_shows_inks_as_they_print(
-    inks: tuple[int, int, int, int], colour: tuple[int, int, int], format: str
+    inks: tuple[int, int, int, int], color: tuple[int, int, int], format: str
 ) -> None:
     data = encoded(Image.new("CMYK", (64, 48), inks), format)
     assert (b"Adobe" in data) == (format == "JPEG")  # such a JPEG stores its inks inverted
     for shorter_side in (None, 8):
-        assert (
-            np.abs(decode(data, shorter_side=shorter_side).pixels.astype(int) - colour).max() <= 2
-        )
+        assert np.abs(decode(data, shorter_side=shorter_side).pixels.astype(int) - color).max() <= 2
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
@@ -93,15 +91,15 @@ def test_decode_keeps_the_high_byte_of_sixteen_bits(format: str) -> None:
     )
 
 
-def test_decode_reads_sixteen_bits_of_either_byte_order_and_of_colours() -> None:
+def test_decode_reads_sixteen_bits_of_either_byte_order_and_of_colors() -> None:
     levels = np.random.default_rng(0).integers(0, 65536, (6, 5, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in levels)
     np.testing.assert_array_equal(
-        decode(png_file(6, 5, bits=16, colour=2, rows=rows)).pixels, levels // 256
+        decode(png_file(6, 5, bits=16, color=2, rows=rows)).pixels, levels // 256
     )
-    grey = Image.frombytes("I;16B", (5, 6), levels[:, :, 0].tobytes())
+    gray = Image.frombytes("I;16B", (5, 6), levels[:, :, 0].tobytes())
     np.testing.assert_array_equal(
-        decode(encoded(grey, "TIFF")).pixels[:, :, 1], levels[:, :, 0] // 256
+        decode(encoded(gray, "TIFF")).pixels[:, :, 1], levels[:, :, 0] // 256
     )
 
 
@@ -120,7 +118,7 @@ def test_decode_reads_sixteen_bits_of_either_byte_order_and_of_colours() -> None
         ([0, 1_000_000, 2_000_000], [0, 127, 255]),
     ],
 )
-def test_decode_finds_the_white_of_float_and_int32_grey(
+def test_decode_finds_the_white_of_float_and_int32_gray(
     levels: list[float], expected: list[int]
 ) -> None:
     kind = np.float32 if isinstance(levels[0], float) else np.int32
@@ -144,8 +142,8 @@ def test_decode_finds_the_white_of_float_and_int32_grey(
     ],
 )
 def test_load_shows_white_and_black_of_every_mode(mode: str, white: Any, black: Any) -> None:
-    for colour, level in ((white, 255), (black, 0)):
-        assert np.unique(load(Image.new(mode, (3, 2), colour)).pixels).tolist() == [level]
+    for color, level in ((white, 255), (black, 0)):
+        assert np.unique(load(Image.new(mode, (3, 2), color)).pixels).tolist() == [level]
 
 
 def test_decode_reads_a_palette() -> None:
@@ -168,7 +166,7 @@ def test_decode_lays_transparency_over_white() -> None:
     ("mode", "format", "see_through"),
     [("P", "GIF", 1), ("P", "PNG", 1), ("L", "PNG", 90), ("RGB", "PNG", (9, 8, 7))],
 )
-def test_decode_shows_a_transparent_colour_as_white(
+def test_decode_shows_a_transparent_color_as_white(
     mode: str, format: str, see_through: Any
 ) -> None:
     image = Image.new(mode, (4, 2), 0)
@@ -182,7 +180,7 @@ def test_decode_shows_a_transparent_colour_as_white(
 
 @pytest.mark.parametrize("format", ["GIF", "PNG", "WEBP", "MPO", "TIFF"])
 def test_decode_shows_the_first_frame(format: str) -> None:
-    red, blue = (Image.new("RGB", (40, 30), colour) for colour in ((250, 0, 0), (0, 0, 250)))
+    red, blue = (Image.new("RGB", (40, 30), color) for color in ((250, 0, 0), (0, 0, 250)))
     data = encoded(red, format, save_all=True, append_images=[blue, blue])
     with Image.open(io.BytesIO(data)) as image:
         assert getattr(image, "n_frames", 1) > 1

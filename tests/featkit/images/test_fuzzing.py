@@ -82,9 +82,9 @@ def pngs() -> list[bytes]:
         png_with(
             (b"sBIT", b"\x0c\x0c\x0c"),
             (b"tRNS", bytes(6)),
-            base=png_file(48, 64, bits=16, colour=2, rows=rows),
+            base=png_file(48, 64, bits=16, color=2, rows=rows),
         ),
-        png_file(48, 64, bits=16, colour=4, rows=gray),
+        png_file(48, 64, bits=16, color=4, rows=gray),
         encoded(PICTURE, save_all=True, append_images=frames, default_image=True),
         encoded(PICTURE.quantize(16), transparency=3),
         png_with(

@@ -23,7 +23,7 @@ COLOR_TYPES = {"gray": 0, "colors": 2, "gray and alpha": 4, "colors and alpha": 
 def deep_png(levels: np.ndarray, color_type: int) -> bytes:
     """A PNG of 16 bits."""
     rows = b"".join(b"\0" + row.tobytes() for row in levels.astype(">u2"))
-    return png_file(*levels.shape[:2], bits=16, colour=color_type, rows=rows)
+    return png_file(*levels.shape[:2], bits=16, color=color_type, rows=rows)
 
 
 def by_white(pixels: np.ndarray, white: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_low_bytes_are_read_whatever_filter_the_rows_have(filter: int) -> None:
         60,
         80,
         bits=16,
-        colour=2,
+        color=2,
         rows=b"".join(bytes([filter]) + row.tobytes() for row in filtered),
     )
     assert_shows(data, RGB)
@@ -114,7 +114,7 @@ def test_one_transparent_level_of_few_bits_is_white(bits: int) -> None:
     unpacked = (levels[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
     rows = np.packbits(unpacked.reshape(len(levels), -1), axis=1)
     data = png_file(
-        60, 80, bits=bits, colour=0, rows=b"".join(b"\0" + row.tobytes() for row in rows)
+        60, 80, bits=bits, color=0, rows=b"".join(b"\0" + row.tobytes() for row in rows)
     )
     level = int(levels[0, 0])
     shown = levels.astype(int) * 255 // (2**bits - 1)

@@ -43,7 +43,7 @@ def test_a_truncated_picture_is_refused_by_name(format: str) -> None:
         (b"a note", "x.jpg is not a picture in a format that can be read."),
         (b"\x01\x02\xfe", "x.jpg is not a picture in a format that can be read."),
         (EPS, "x.jpg is a PostScript document; convert it to PNG or JPEG."),
-        (png_file(5, 4, bits=8, colour=2), "x.jpg is damaged and cannot be decoded"),
+        (png_file(5, 4, bits=8, color=2), "x.jpg is damaged and cannot be decoded"),
     ],
     ids=["empty", "text", "unknown", "EPS", "header"],
 )
@@ -148,7 +148,7 @@ def test_too_many_pixels_are_refused_before_decoding(
     for action in ("error", "ignore"):
         with warnings.catch_warnings(), refused("wide.png has 120,000,000 pixels", limit):
             warnings.simplefilter(action)
-            decode(png_file(10_000, 12_000, bits=1, colour=0), name="wide.png")
+            decode(png_file(10_000, 12_000, bits=1, color=0), name="wide.png")
 
 
 def test_the_limit_of_pixels_is_the_last_number_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ NUM_PICTURES = 12
 
 
 def picture(seed: int) -> np.ndarray:
-    """Coloured blocks (48, 64, 3) uint8, different for each seed."""
+    """Colored blocks (48, 64, 3) uint8, different for each seed."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(8, axis=0).repeat(8, axis=1))
 

@@ -35,7 +35,7 @@ def test_client_embeds_searches_and_fetches(
         (hits,) = client.search([file], k=2)
         assert hits[0].key == "blocks/6.png"
         assert len(hits) == 2
-        assert client.neighbours(hits[0].id, k=1)[0].id == hits[0].id
+        assert client.neighbors(hits[0].id, k=1)[0].id == hits[0].id
         assert client.thumbnail(hits[0].id) == index.thumbnail(hits[0].id)
 
 
@@ -87,7 +87,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "health": lambda client: client.health(),
     "embed": lambda client: client.embed([b"x"]),
     "search": lambda client: client.search([b"x"]),
-    "neighbours": lambda client: client.neighbours(3),
+    "neighbors": lambda client: client.neighbors(3),
     "thumbnail": lambda client: client.thumbnail(3),
 }
 
@@ -289,8 +289,8 @@ def test_numbers_that_are_none_are_refused_and_not_sent(value: Any) -> None:
     with failing(AssertionError("it was sent")) as client:
         for call in (
             lambda: client.search([b"x"], k=value),
-            lambda: client.neighbours(value),
-            lambda: client.neighbours(1, k=value),
+            lambda: client.neighbors(value),
+            lambda: client.neighbors(1, k=value),
             lambda: client.thumbnail(value),
         ):
             with refused("must be a whole number"):

@@ -36,7 +36,7 @@ ROUTES: dict[str, Callable[[TestClient], Any]] = {
     "/v1/items": lambda client: client.get("/v1/items"),
     "/v1/sample": lambda client: client.get("/v1/sample"),
     "/v1/items/{number}": lambda client: client.get("/v1/items/0"),
-    "/v1/items/{number}/neighbours": lambda client: client.get("/v1/items/0/neighbours"),
+    "/v1/items/{number}/neighbors": lambda client: client.get("/v1/items/0/neighbors"),
     "/v1/items/{number}/thumbnail": lambda client: client.get("/v1/items/0/thumbnail"),
     "/v1/search": lambda client: client.post("/v1/search", files=FILES),
 }
@@ -133,7 +133,7 @@ def test_an_index_that_is_whole_again_is_served_again(copy: Path, served: TestCl
 
 
 def test_an_item_that_does_not_exist_is_404_in_the_same_shape(served: TestClient) -> None:
-    for route in ("/v1/items/99", "/v1/items/99/neighbours", "/v1/items/99/thumbnail"):
+    for route in ("/v1/items/99", "/v1/items/99/neighbors", "/v1/items/99/thumbnail"):
         answer = served.get(route)
         assert (answer.status_code, answer.json()) == (
             404,
@@ -267,7 +267,7 @@ def test_numbers_that_json_has_not_are_text(copy: Path, embedder: Embedder) -> N
 def test_answers_of_two_reads_are_of_one_index(
     copy: Path, embedder: Embedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The index is replaced between the item and its neighbours."""
+    """The index is replaced between the item and its neighbors."""
     other = copy.with_name("other.index")
     with Index.create(other, model=copy / "model.onnx") as index:
         index.add(
@@ -288,7 +288,7 @@ def test_answers_of_two_reads_are_of_one_index(
         TestClient(make_app(opened, embedder, limits=LIMITS)) as client,
     ):
         monkeypatch.setattr(Index, "item", then_replaced)
-        answer = client.get("/v1/items/3/neighbours?k=3").json()
+        answer = client.get("/v1/items/3/neighbors?k=3").json()
     assert replaced
     assert {hit["key"].split("/")[0] for hit in [answer["item"], *answer["hits"]]} == {"other"}
 

@@ -156,7 +156,7 @@ def test_a_browser_that_kept_a_thumbnail_of_another_index_gets_this_ones(
 
 @pytest.mark.parametrize(
     "route",
-    ["/v1/items/99", "/v1/items/99/thumbnail", "/v1/items/99/neighbours", f"/v1/items/{2**61}"],
+    ["/v1/items/99", "/v1/items/99/thumbnail", "/v1/items/99/neighbors", f"/v1/items/{2**61}"],
 )
 def test_unknown_items_are_404(client: TestClient, route: str) -> None:
     assert client.get(route).status_code == 404
@@ -168,11 +168,11 @@ def test_ids_that_are_none_are_refused(client: TestClient) -> None:
     assert client.get(f"/v1/items/{NUM_PICTURES - 1}/thumbnail").status_code == 404  # it has none
 
 
-def test_neighbours_of_an_item_begin_with_itself(client: TestClient) -> None:
-    answer = client.get("/v1/items/7/neighbours?k=4").json()
+def test_neighbors_of_an_item_begin_with_itself(client: TestClient) -> None:
+    answer = client.get("/v1/items/7/neighbors?k=4").json()
     assert answer["item"]["key"] == answer["hits"][0]["key"] == "blocks/7.png"
     assert len(answer["hits"]) == 4
-    assert client.get("/v1/items/7/neighbours?k=51").status_code == 422
+    assert client.get("/v1/items/7/neighbors?k=51").status_code == 422
 
 
 def test_items_are_listed_and_sampled(client: TestClient) -> None:
@@ -270,7 +270,7 @@ def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(
         "/v1/items",
         "/v1/sample",
         "/v1/items/{number}",
-        "/v1/items/{number}/neighbours",
+        "/v1/items/{number}/neighbors",
         "/v1/items/{number}/thumbnail",
     }
     body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"][

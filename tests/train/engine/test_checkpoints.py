@@ -41,7 +41,7 @@ class Training:
             group["lr"] = 1e-3
 
     def step(self, number: int) -> float:
-        """One optimisation step; returns its loss."""
+        """One optimization step; returns its loss."""
         result, _ = take_step(self.method, random_views(seed=number), step=number)
         self.method.before_optimizer(step=number)
         self.optimizer.step()
@@ -67,7 +67,7 @@ class Training:
 
 
 def two_steps() -> Training:
-    """Moments and centre are no longer what they were at first."""
+    """Moments and center are no longer what they were at first."""
     training = Training()
     for number in range(2):
         training.step(number)

@@ -15,7 +15,7 @@ from featkit_train.config import OptimConfig
 from featkit_train.engine.optimizer import lr_share, make_optimizer, peak_lr, set_schedules
 from featkit_train.engine.schedules import cosine_schedule
 from featkit_train.methods import Lessons, make_method
-from tests.train.labelled.small import labelled_config
+from tests.train.labeled.small import labeled_config
 from tests.train.small import small_config
 
 MODEL = ("model.depth=3", "model.num_registers=2", "model.layer_scale=0.1")
@@ -116,7 +116,7 @@ def timm_vit(*settings: str) -> nn.Module:
         "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2, reg_tokens: 1,"
         " init_values: 0.1}"
     )
-    config = labelled_config(
+    config = labeled_config(
         "internal",
         f"classifier={{arch: 'timm:vit_tiny_patch16_224', options: {options}}}",
         *settings,

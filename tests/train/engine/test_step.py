@@ -1,5 +1,5 @@
 """Promises of a step: a batch in parts is the batch at once, and what is traded for memory or speed
-changes nothing learnt."""
+changes nothing learned."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DROPPED = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform", "noise.rotary_
 
 
 def quiet(name: str, *settings: str) -> TrainConfig:
-    """A method of METHODS without KoLeo, which looks for neighbours within a part."""
+    """A method of METHODS without KoLeo, which looks for neighbors within a part."""
     return small_config(*METHODS[name], "dino.koleo_weight=0.0", *settings)
 
 

@@ -1,4 +1,4 @@
-"""Promises of DINO's loss and centre."""
+"""Promises of DINO's loss and center."""
 
 from __future__ import annotations
 

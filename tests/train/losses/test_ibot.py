@@ -150,7 +150,7 @@ def test_ibot_loss_and_its_center_agree_with_lightly() -> None:
         output_dim=PROTOTYPES, teacher_temp=0.05, student_temp=0.1
     )
     center = Center(PROTOTYPES)
-    for teacher in (first, second):  # the second with a centre that has moved
+    for teacher in (first, second):  # the second with a center that has moved
         expected = reference(teacher, student, masks.unflatten(1, (2, 3)))
         loss = ibot_loss(
             student, sharpen(teacher, center.center, teacher_temp=0.05), masks, student_temp=0.1

@@ -159,7 +159,7 @@ def test_kd_loss_of_a_sure_teacher_and_a_uniform_student_is_log_num_classes() ->
     assert kd_loss(torch.full((2, 4), 3.0), teacher).item() == pytest.approx(math.log(4))
 
 
-def test_kd_loss_tends_to_half_the_squared_difference_of_centred_logits_as_temperature_rises() -> (
+def test_kd_loss_tends_to_half_the_squared_difference_of_centered_logits_as_temperature_rises() -> (
     None
 ):
     student, teacher = noise(3, 6), noise(3, 6, seed=1)

@@ -48,7 +48,7 @@ def save_published(folder: Path, **sizes: Any) -> VisionTransformer:
         name="published",
         family="dinov2",
         geometry=geometry,
-        licence="none",
+        license="none",
         origin={"data": "drawn"},
     )
     save_backbone(folder / BACKBONE_FILE, backbone, info)

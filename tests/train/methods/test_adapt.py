@@ -167,7 +167,7 @@ def test_a_network_that_cannot_hide_patches_is_refused(
     allow_torchvision()
     save_published(tmp_path / "published")
     geometry = load_pretrained(str(tmp_path / "published"))[1].geometry
-    info = BackboneInfo(name="r", family="dino", geometry=geometry, licence="", origin={})
+    info = BackboneInfo(name="r", family="dino", geometry=geometry, license="", origin={})
     monkeypatch.setattr(
         "featkit_train.methods.heads_first.load_pretrained",
         lambda *_, **__: (ResNet("resnet18"), info),

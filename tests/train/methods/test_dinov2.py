@@ -36,13 +36,13 @@ def sinkhorn(logits: Tensor, temp: float) -> Tensor:
     return q * len(q)
 
 
-def centred(logits: Tensor, temp: float, center: Tensor) -> Tensor:
+def centered(logits: Tensor, temp: float, center: Tensor) -> Tensor:
     """DINO's."""
     return ((logits - center) / temp).softmax(dim=-1)
 
 
 def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Tensor, list[Tensor]]:
-    """Both losses and KoLeo, picture by picture, and the logits that the centres move by."""
+    """Both losses and KoLeo, picture by picture, and the logits that the centers move by."""
     config, student, teacher = method.config, method.student, method.teacher
     chance = dice()
     noises = [
@@ -73,8 +73,8 @@ def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Ten
                 sinkhorn(patch_logits, temps[1]),
             )
         else:
-            class_probs = centred(class_logits, temps[0], method.center.center.clone())
-            patch_probs = centred(patch_logits, temps[1], method.patch_center.center.clone())
+            class_probs = centered(class_logits, temps[0], method.center.center.clone())
+            patch_probs = centered(patch_logits, temps[1], method.patch_center.center.clone())
     teachers = class_probs.split(BATCH)
     pairs = [(t, s) for t in range(2) for s in range(4) if s != t]
     class_loss = torch.stack(

@@ -312,7 +312,7 @@ def timm_resnet(folder: Path) -> Source:
 
 
 def run_of_resnet(folder: Path) -> Source:
-    """As a run that learnt labels leaves it, with a small stem: its places are 8 pixels apart, as
+    """As a run that learned labels leaves it, with a small stem: its places are 8 pixels apart, as
     the student's patches."""
     geometry = Geometry(
         height=32,
@@ -324,7 +324,7 @@ def run_of_resnet(folder: Path) -> Source:
         mean=MEAN,
         std=STD,
     )
-    info = BackboneInfo(name="taught", family="born-again", geometry=geometry, licence="none")
+    info = BackboneInfo(name="taught", family="born-again", geometry=geometry, license="none")
     save_backbone(folder / BACKBONE_FILE, drawn(build_backbone(CONFIGS["timm CNN"])), info)
     return read(str(folder), None, patch=8)
 

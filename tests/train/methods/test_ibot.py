@@ -40,7 +40,7 @@ def seen_by_student(method: MomentumTeacher, views: Views) -> list[Features]:
 def algorithm_1(
     method: MomentumTeacher, views: Views, *, step: int, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's pseudocode, picture by picture and patch by patch: the loss, and both centres
+    """The paper's pseudocode, picture by picture and patch by patch: the loss, and both centers
     after it."""
     student, teacher = method.student, method.teacher
     class_center, patch_center = method.center.center.clone(), method.patch_center.center.clone()

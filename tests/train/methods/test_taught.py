@@ -24,7 +24,7 @@ from featkit_train.methods.lessons import UNKNOWN
 from featkit_train.methods.taught import Lesson
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.watching.meter import Log
-from tests.train.labelled.small import labelled_config
+from tests.train.labeled.small import labeled_config
 from tests.train.methods.training import assert_same_gradients, dice, gradients
 from tests.train.networks.networks import drawn
 from tests.train.small import small_config
@@ -152,7 +152,7 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 def born_again(mode: str, *settings: str, known: Lessons) -> Taught:
     knowledge = KNOWLEDGE if mode != "cwtm" else ()  # which says nothing to it
     return drawn_method(
-        labelled_config("born-again", f"knowledge.mode={mode}", *knowledge, *settings), known
+        labeled_config("born-again", f"knowledge.mode={mode}", *knowledge, *settings), known
     )
 
 
@@ -162,7 +162,7 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
     asked: str, label_weight: float
 ) -> None:
     views = some_views()
-    teacher = drawn_teacher(labelled_config("born-again"))
+    teacher = drawn_teacher(labeled_config("born-again"))
     logits = copy.deepcopy(teacher).eval()(views.global_crops[0]).logits[-1].detach()
     if asked == "its logits":
         kept = np.full((NUM_PICTURES, V, K), np.nan, np.float32)
@@ -222,7 +222,7 @@ def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
     known = lessons(teacher_logits=some_logits())
 
     def config(*settings: str) -> TrainConfig:
-        return labelled_config(
+        return labeled_config(
             "born-again",
             f"classifier={{{VIT}}}}}",
             f"knowledge.mode={mode}",
@@ -299,7 +299,7 @@ def test_the_first_generation_learns_labels_alone(mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
 def test_the_teacher_gets_no_gradient_moves_nothing_and_is_in_evaluation_mode(mode: str) -> None:
-    teacher = drawn_teacher(labelled_config("born-again"))
+    teacher = drawn_teacher(labeled_config("born-again"))
     before = copy.deepcopy(teacher.state_dict())
     method = born_again(mode, known=lessons(teacher=teacher))
     take_step(method, some_views())
@@ -323,7 +323,7 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
     unknown = (2, 7, 9)
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
     known = lessons(unknown=unknown, probs=probs)
-    method = drawn_method(labelled_config("self-training", f"labels.smoothing={smoothing}"), known)
+    method = drawn_method(labeled_config("self-training", f"labels.smoothing={smoothing}"), known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         terms = []
@@ -346,14 +346,14 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
         if number not in unknown
     ]
     assert result.watched["batch_accuracy"].item() == pytest.approx(np.mean(right)), (
-        "of those that people have labelled"
+        "of those that people have labeled"
     )
 
 
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
 def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
     known = lessons()
-    method = drawn_method(labelled_config("self-training", f"labels.smoothing={smoothing}"), known)
+    method = drawn_method(labeled_config("self-training", f"labels.smoothing={smoothing}"), known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         targets = [one_hot(known.labels[number], smoothing=smoothing) for number, _ in PLACES]
@@ -367,7 +367,7 @@ def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
 def test_a_batch_of_pictures_without_labels_has_no_accuracy_and_a_loss() -> None:
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
     method = drawn_method(
-        labelled_config("self-training"), lessons(unknown=tuple(range(NUM_PICTURES)), probs=probs)
+        labeled_config("self-training"), lessons(unknown=tuple(range(NUM_PICTURES)), probs=probs)
     )
     result = take_step(method, some_views())
     assert result.watched["batch_accuracy"].item() == 0
@@ -392,7 +392,7 @@ def test_internal_distillation_is_equation_5_over_its_exits(
         *(f"internal.feature_weight={feature_weight}", f"internal.temperature={TEMPERATURE}"),
     )
     known = lessons()
-    method = drawn_method(labelled_config("internal", *settings), known)
+    method = drawn_method(labeled_config("internal", *settings), known)
 
     def loss(student: Tensor, vectors: Tensor) -> Tensor:
         assert len(student) == len(exits) + 1
@@ -427,9 +427,9 @@ def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_
 ) -> None:
     def loss(step: int, *settings: str, caller: int = 0) -> float:
         # The same weights and crops for all: those of seed 0.
-        engine = make_engine(labelled_config("born-again", *NOISY[network]), lessons=lessons())
+        engine = make_engine(labeled_config("born-again", *NOISY[network]), lessons=lessons())
         (crops,) = batches(engine.config, engine, steps=1)
-        engine.config = labelled_config("born-again", *NOISY[network], *settings)
+        engine.config = labeled_config("born-again", *NOISY[network], *settings)
         torch.manual_seed(caller)
         before = torch.get_rng_state()
         log = engine.step(crops, step)
@@ -445,7 +445,7 @@ def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_
 def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
     known = lessons()
     first, second = (
-        engine_step(labelled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1)
+        engine_step(labeled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1)
     )
     assert first == second
 
@@ -472,7 +472,7 @@ def test_what_a_method_with_labels_has_no_use_for_is_refused(
     method: str, setting: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence.format(method)):
-        make_method(labelled_config(method, setting), lessons=lessons())
+        make_method(labeled_config(method, setting), lessons=lessons())
 
 
 @pytest.mark.parametrize(
@@ -491,7 +491,7 @@ def test_the_settings_of_another_method_with_labels_are_refused(method: str, set
         InputError,
         match=f"{method} has no use for the setting {setting.split('=')[0]}; leave it out.",
     ):
-        make_method(labelled_config(method, setting), lessons=lessons())
+        make_method(labeled_config(method, setting), lessons=lessons())
 
 
 @pytest.mark.parametrize(
@@ -507,16 +507,16 @@ def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) ->
 @pytest.mark.parametrize("method", METHODS_WITH_LABELS)
 def test_a_method_with_labels_has_none_to_learn_without_lessons(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} learns from labels; run it by"):
-        make_method(labelled_config(method))
+        make_method(labeled_config(method))
 
 
 @pytest.mark.parametrize("method", ["born-again", "self-training"])
 def test_exits_that_a_method_does_not_teach_are_refused(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} teaches no exits"):
-        make_method(labelled_config(method, "classifier.exits=[1]"), lessons=lessons())
+        make_method(labeled_config(method, "classifier.exits=[1]"), lessons=lessons())
 
 
 @pytest.mark.parametrize("setting", ["temperature=2.0", "label_weight=0.5", "teacher_weight=0.0"])
 def test_settings_that_say_nothing_to_cwtm_are_refused(setting: str) -> None:
     with pytest.raises(InputError, match="cwtm learns from the labels alone"):
-        labelled_config("born-again", "knowledge.mode=cwtm", f"knowledge.{setting}")
+        labeled_config("born-again", "knowledge.mode=cwtm", f"knowledge.{setting}")

@@ -25,7 +25,7 @@ def of(method: str, *settings: str) -> TrainConfig:
 
 
 def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
-    """A method of which every parameter and centre is drawn at random: student and teacher are
+    """A method of which every parameter and center is drawn at random: student and teacher are
     apart."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -36,7 +36,7 @@ def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
 
 @torch.no_grad()
 def draw(module: nn.Module, *, seed: int = 0) -> None:
-    """Weights as large as keeps numbers near 1, vectors near what they begin as, tokens and centres
+    """Weights as large as keeps numbers near 1, vectors near what they begin as, tokens and centers
     of their own."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():

@@ -76,5 +76,5 @@ def drawn(module: nn.Module, *, seed: int = 0) -> Any:
 def pictures(
     count: int = 2, *, height: int = SIDE, width: int = SIDE, seed: int = 0
 ) -> torch.Tensor:
-    """(count, 3, height, width) normalised pixels."""
+    """(count, 3, height, width) normalized pixels."""
     return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(seed))

@@ -126,7 +126,7 @@ def test_stochastic_depth_is_drawn_in_training_alone() -> None:
     assert len(seen) > 1
 
 
-@pytest.mark.parametrize("options", [{"colour": 1}, {"layers": "many"}, {"num_classes": 3}])
+@pytest.mark.parametrize("options", [{"color": 1}, {"layers": "many"}, {"num_classes": 3}])
 @pytest.mark.parametrize("exits", [(), (1,)])
 def test_options_that_a_network_does_not_take_are_refused(
     options: dict[str, Any], exits: tuple[int, ...]

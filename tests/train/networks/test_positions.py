@@ -95,7 +95,7 @@ def test_a_constant_table_stays_constant(rule: ResampleRule) -> None:
 
 
 def loop_of_angles(height: int, width: int, *, head_width: int, base: float) -> Tensor:
-    """The paper's angles, (h * w, head_width): row and column from -1 to 1 at patch centres, one
+    """The paper's angles, (h * w, head_width): row and column from -1 to 1 at patch centers, one
     number at a time."""
     angles = []
     for row in range(height):
@@ -118,7 +118,7 @@ def test_rotary_angles_equal_the_loop(height: int, width: int) -> None:
 
 
 def test_rotary_angles_of_a_2_by_2_grid_can_be_checked_by_hand() -> None:
-    # Patch centres lie at ±1/2, so the fastest channel turns by ±pi and the next by ±pi /
+    # Patch centers lie at ±1/2, so the fastest channel turns by ±pi and the next by ±pi /
     # sqrt(base).
     sine, cosine = rotary_table(2, 2, periods=rotary_periods(8, base=4.0))
     torch.testing.assert_close(

@@ -161,7 +161,7 @@ def native_side(config: ViTConfig) -> int:
 
 
 def pictures(config: ViTConfig, size: str, *, batch: int = 2) -> Tensor:
-    """(B, 3, H, W) normalised noise of one of SIZES."""
+    """(B, 3, H, W) normalized noise of one of SIZES."""
     height, width = (
         max(1, round(share * config.position_grid)) * config.patch for share in SIZES[size]
     )
@@ -377,7 +377,7 @@ def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Ten
         *[side // backbone.patch for side in images.shape[2:]], scale=noise.rotary_scale
     )
     for picture in range(len(images)):
-        tokens, _ = backbone.tokenise(images[picture : picture + 1])
+        tokens, _ = backbone.tokenize(images[picture : picture + 1])
         for number, block in enumerate(backbone.blocks):
             assert isinstance(block, Block)
             attention, mlp = noise.of_block(number)
@@ -497,7 +497,7 @@ def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
 
 
 class Mean(Backbone):
-    """The least that is a backbone: the mean of each patch's colours."""
+    """The least that is a backbone: the mean of each patch's colors."""
 
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False

@@ -1,4 +1,4 @@
-"""Promises of the crops and of the batched colours."""
+"""Promises of the crops and of the batched colors."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from featkit_train.config import ColourConfig, CropConfig
+from featkit_train.config import ColorConfig, CropConfig
 from featkit_train.pictures.augment import (
     BLUR,
     BRIGHTNESS,
     CONTRAST,
-    GREY,
+    GRAY,
     HUE,
     NUM_COLUMNS,
     SATURATION,
-    SOLARISE,
+    SOLARIZE,
     appear,
     cut_crop,
     draw_appearance,
-    normalise,
+    normalize,
 )
 
 
@@ -47,9 +47,9 @@ def rows_of(**columns: float) -> torch.Tensor:
                 "contrast": 1,
                 "saturation": 2,
                 "hue": 3,
-                "grey": 4,
+                "gray": 4,
                 "blur": 5,
-                "solarise": 6,
+                "solarize": 6,
             }[name],
         ] = value
     return row
@@ -125,7 +125,7 @@ def test_a_crop_is_a_box_inside_the_picture_of_a_share_and_an_aspect_within_thei
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), degrees=st.sampled_from([0.0, 20.0]))
-def test_a_crop_and_its_colours_are_their_seeds(seed: int, degrees: float) -> None:
+def test_a_crop_and_its_colors_are_their_seeds(seed: int, degrees: float) -> None:
     config = CropConfig(rotation_degrees=degrees)
     picture = gradient_picture(90, 120)
 
@@ -134,7 +134,7 @@ def test_a_crop_and_its_colours_are_their_seeds(seed: int, degrees: float) -> No
         crop = cut_crop(picture, rng, size=32, scale=(0.2, 0.8), config=config)
         return (
             crop.tobytes(),
-            draw_appearance(rng, view=0, size=32, config=ColourConfig()).tobytes(),
+            draw_appearance(rng, view=0, size=32, config=ColorConfig()).tobytes(),
         )
 
     assert drawn(seed) == drawn(seed)
@@ -156,7 +156,7 @@ def test_a_crop_is_interpolated_as_is_asked(degrees: float) -> None:
         found[name] = cut_crop(
             noise, np.random.default_rng(1), size=64, scale=(0.5, 0.5), config=config
         ).astype(int)
-    # Enlarged, the cubic's steeper slopes make differences between neighbours larger, which its
+    # Enlarged, the cubic's steeper slopes make differences between neighbors larger, which its
     # overshoots do too.
     slopes = {name: np.abs(np.diff(crop, axis=1)).max() for name, crop in found.items()}
     assert slopes["bicubic"] > slopes["bilinear"]
@@ -170,12 +170,12 @@ def test_a_crop_is_interpolated_as_is_asked(degrees: float) -> None:
 def test_blur_is_in_the_pixels_of_a_side_or_of_every_crop(
     side: int, size: int, sigma: float
 ) -> None:
-    config = ColourConfig(blur_probability=(1.0, 1.0, 1.0), blur_sigma=(2.0, 2.0), blur_side=side)
+    config = ColorConfig(blur_probability=(1.0, 1.0, 1.0), blur_sigma=(2.0, 2.0), blur_side=side)
     row = draw_appearance(np.random.default_rng(0), view=2, size=size, config=config)
     assert row[BLUR] == pytest.approx(sigma)
 
 
-def test_a_turned_crop_is_turned_by_its_angle_about_its_centre() -> None:
+def test_a_turned_crop_is_turned_by_its_angle_about_its_center() -> None:
     config = CropConfig(rotation_degrees=20.0, rotation_probability=1.0, flip_probability=0.0)
     picture = gradient_picture(256, 256)
     tilts = []
@@ -233,9 +233,9 @@ def test_brightness_contrast_and_saturation_are_pillows() -> None:
         assert np.abs(ours - theirs).max() <= 1.5, name
 
 
-def test_grey_and_solarise_are_per_picture() -> None:
+def test_gray_and_solarize_are_per_picture() -> None:
     images = random_images(2)
-    out = appear(images, torch.cat([rows_of(grey=1.0), rows_of(solarise=1.0)]))
+    out = appear(images, torch.cat([rows_of(gray=1.0), rows_of(solarize=1.0)]))
     assert torch.equal(out[0, 0], out[0, 1])
     pixels = images[1].float() / 255
     torch.testing.assert_close(
@@ -260,33 +260,33 @@ def test_blur_is_a_gaussian_as_pillow_sees_it_away_from_the_edges() -> None:
     assert np.abs(out[0].permute(1, 2, 0).numpy() * 255 - pillow)[8:-8, 8:-8].mean() < 3
 
 
-def test_hue_turns_red_the_way_hsv_does_and_leaves_grey_alone() -> None:
+def test_hue_turns_red_the_way_hsv_does_and_leaves_gray_alone() -> None:
     red = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     red[:, 0] = 200
     red[:, 1:] = 60
     turned = appear(red, rows_of(hue=0.1))[0, :, 0, 0].tolist()
     hue = colorsys.rgb_to_hsv(*turned)[0]
     assert abs(min(hue, 1 - hue) - 0.1) < 0.05
-    grey = torch.full((1, 3, 2, 2), 90, dtype=torch.uint8)
+    gray = torch.full((1, 3, 2, 2), 90, dtype=torch.uint8)
     torch.testing.assert_close(
-        appear(grey, rows_of(hue=0.3)), grey.float() / 255, atol=1e-3, rtol=0
+        appear(gray, rows_of(hue=0.3)), gray.float() / 255, atol=1e-3, rtol=0
     )
 
 
 def test_appearance_rows_follow_their_probabilities() -> None:
     rng = np.random.default_rng(0)
-    config = ColourConfig()
+    config = ColorConfig()
     rows = np.stack([draw_appearance(rng, view=1, size=224, config=config) for _ in range(2000)])
-    assert (rows[:, GREY] > 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert (rows[:, GRAY] > 0).mean() == pytest.approx(0.2, abs=0.03)
     assert (rows[:, BLUR] > 0).mean() == pytest.approx(0.1, abs=0.03)
-    assert (rows[:, SOLARISE] > 0).mean() == pytest.approx(0.2, abs=0.03)
+    assert (rows[:, SOLARIZE] > 0).mean() == pytest.approx(0.2, abs=0.03)
     assert (rows[:, HUE] != 0).mean() == pytest.approx(0.8, abs=0.03)
     assert rows[:, BRIGHTNESS].min() >= 0.6
     assert rows[:, BRIGHTNESS].max() <= 1.4
 
 
-def test_normalise_is_torchvisions() -> None:
+def test_normalize_is_torchvisions() -> None:
     pixels = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     expected = torch.stack([(pixels[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
-    torch.testing.assert_close(normalise(pixels, mean=mean, std=std), expected)
+    torch.testing.assert_close(normalize(pixels, mean=mean, std=std), expected)

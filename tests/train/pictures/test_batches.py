@@ -16,7 +16,7 @@ from featkit import resources
 from featkit.errors import InputError
 from featkit.sources import open_source, subset
 from featkit.sources.locality import Locality, locality_of
-from featkit_train.config import ColourConfig, CropConfig, IbotConfig, Resolution
+from featkit_train.config import ColorConfig, CropConfig, IbotConfig, Resolution
 from featkit_train.pictures import batches as batches_module
 from featkit_train.pictures.batches import (
     CropDataset,
@@ -49,7 +49,7 @@ def make_dataset(
     return CropDataset(
         open_source(folder),
         crops=crops,
-        colour=ColourConfig(),
+        color=ColorConfig(),
         seed=seed,
         cache_bytes=cache_bytes,
         extra=extra,
@@ -157,7 +157,7 @@ def test_a_picture_in_place_of_one_that_cannot_be_read_is_the_next_to_learn_from
     dataset = CropDataset(
         open_source(folder),
         crops=crops,
-        colour=ColourConfig(),
+        color=ColorConfig(),
         seed=3,
         cache_bytes=0,
         numbers=np.array(numbers),
@@ -236,7 +236,7 @@ def test_masks_are_other_ones_for_each_view_picture_and_epoch(tmp_path: Path) ->
     assert np.array_equal(dataset[(1, 0, 0)].masks, dataset[(1, 0, 0)].masks)
 
 
-def test_another_seed_gives_other_crops_colours_and_masks(tmp_path: Path) -> None:
+def test_another_seed_gives_other_crops_colors_and_masks(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "p", 3)
     one, other = (
         stack([make_dataset(folder, seed=seed)[(0, n, 0)] for n in range(3)]) for seed in (0, 1)
@@ -478,11 +478,13 @@ def test_a_stream_is_of_its_purpose_and_place(seed: int, purpose: int, keys: lis
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 300), wanted=st.integers(0, 50), seed=st.integers(0, 2**32))
-def test_held_out_and_learnt_from_are_all_pictures_once(count: int, wanted: int, seed: int) -> None:
-    learnt, held_out = split_held_out(count, wanted=wanted, seed=seed)
-    assert sorted([*learnt, *held_out]) == list(range(count))
+def test_held_out_and_learned_from_are_all_pictures_once(
+    count: int, wanted: int, seed: int
+) -> None:
+    learned, held_out = split_held_out(count, wanted=wanted, seed=seed)
+    assert sorted([*learned, *held_out]) == list(range(count))
     assert len(held_out) == min(wanted, count // 10)
-    assert learnt.tolist() == sorted(learnt)
+    assert learned.tolist() == sorted(learned)
     assert held_out.tolist() == sorted(held_out)
 
 
@@ -519,7 +521,7 @@ def test_a_resolution_is_the_size_of_crops_masks_and_the_gram_teachers_crops(
     folder = draw_folder(tmp_path / "p", 2)
     crops = CropConfig(global_size=8, local_size=8, num_local=2, resolutions=SIZES)
     dataset = CropDataset(
-        open_source(folder), crops=crops, colour=ColourConfig(), seed=3, cache_bytes=0, extra=EXTRA
+        open_source(folder), crops=crops, color=ColorConfig(), seed=3, cache_bytes=0, extra=EXTRA
     )
     sample = dataset[(0, 1, 1)]
     assert sample.global_images.shape == (2, 64, 64, 3)

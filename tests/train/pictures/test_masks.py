@@ -99,8 +99,8 @@ def test_a_mask_is_made_of_blocks_and_not_of_scattered_patches() -> None:
     for seed in range(50):
         mask = block_mask(np.random.default_rng(seed), grid=(14, 14), num_masked=70, aspect=0.3)
         padded = np.pad(mask, 1)
-        neighbours = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
-        lonely += int((mask & ~neighbours).sum())
+        neighbors = padded[:-2, 1:-1] | padded[2:, 1:-1] | padded[1:-1, :-2] | padded[1:-1, 2:]
+        lonely += int((mask & ~neighbors).sum())
     assert lonely < 50  # of 3,500; drawn one by one there would be 250 and more
 
 

@@ -117,7 +117,7 @@ def test_cifar10_gives_its_very_pixels_and_its_labels_names(
             test.read(number)
 
 
-def test_grey_pictures_are_png_of_one_channel(tmp_path: Path) -> None:
+def test_gray_pictures_are_png_of_one_channel(tmp_path: Path) -> None:
     drawn = write_mnist(tmp_path)
     source = open_training_source(f"torchvision:MNIST?root={tmp_path}")
     with Image.open(io.BytesIO(source.read(1))) as image:

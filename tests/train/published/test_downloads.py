@@ -163,7 +163,7 @@ def test_without_a_network_the_files_their_place_and_the_command_are_named(name:
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_a_network_a_gated_repository_is_told_with_its_licence() -> None:
+def test_without_a_network_a_gated_repository_is_told_with_its_license() -> None:
     words = (
         "cannot be reached",
         "DINOv3 License",

@@ -519,7 +519,7 @@ def test_a_folder_as_timm_keeps_it_on_the_hub_loads_by_its_path(form: str, tmp_p
     else:
         torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     backbone, info = load_pretrained(str(tmp_path))
-    assert (info.name, info.family, info.licence) == ("test_vit.mine", "timm", "mit")
+    assert (info.name, info.family, info.license) == ("test_vit.mine", "timm", "mit")
     assert (info.geometry.height, info.geometry.interpolation, info.geometry.mean) == (
         96,
         "bilinear",

@@ -91,9 +91,7 @@ def test_mappings_keep_their_items_and_what_is_shared_is_shared(protocol: int) -
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_other_classes_are_inert_and_their_neighbours_are_read(
-    value: object, protocol: int
-) -> None:
+def test_other_classes_are_inert_and_their_neighbors_are_read(value: object, protocol: int) -> None:
     assert read(pickle.dumps({"weights": [1, 2], "other": value, "last": 3}, protocol))[
         "weights"
     ] == [1, 2]

@@ -142,11 +142,11 @@ def test_a_released_file_gives_the_familys_vit(name: str, scratch: Path) -> None
     if name in SMALLEST and row.patch == 16:
         assert_is(backbone, model, 14, 14)
     assert not backbone.training
-    assert (info.name, info.family, info.geometry, info.licence) == (
+    assert (info.name, info.family, info.geometry, info.license) == (
         name,
         row.family,
         row.geometry,
-        row.licence,
+        row.license,
     )
     assert info.origin["source"] == row.source
     assert info.origin["file"] == "weights.pth"
@@ -446,7 +446,7 @@ def test_timms_own_networks_are_timms(arch: str, form: str, scratch: Path) -> No
     if "vit" not in arch:
         images = published.pictures(backbone.patch, 2, 3)
         published.assert_same(backbone(images), timm_features(model, images))
-    assert (info.name, info.family, info.licence) == (arch, "timm", "apache-2.0")
+    assert (info.name, info.family, info.license) == (arch, "timm", "apache-2.0")
     assert info.origin["source"] == f"hf.co/timm/{arch}"
 
 
@@ -464,9 +464,9 @@ def test_timms_geometry_is_what_timm_does_at_evaluation() -> None:
             **import_quietly("timm.data").resolve_data_config({}, pretrained_cfg=settings)
         )
         geometry = timm_geometry(settings, 16)
-        resize, normalise = transform.transforms[0], transform.transforms[-1]
-        assert tuple(geometry.mean) == pytest.approx(tuple(normalise.mean.tolist()))
-        assert tuple(geometry.std) == pytest.approx(tuple(normalise.std.tolist()))
+        resize, normalize = transform.transforms[0], transform.transforms[-1]
+        assert tuple(geometry.mean) == pytest.approx(tuple(normalize.mean.tolist()))
+        assert tuple(geometry.std) == pytest.approx(tuple(normalize.std.tolist()))
         assert geometry.interpolation == str(resize.interpolation.value)
         if geometry.resize == "shorter_side":
             assert geometry.resize_to == resize.size

@@ -1,4 +1,4 @@
-"""Files of weights give their tensors and nothing else: no code, no neighbour's file; what is none
+"""Files of weights give their tensors and nothing else: no code, no neighbor's file; what is none
 is named."""
 
 from __future__ import annotations

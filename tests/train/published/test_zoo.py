@@ -92,11 +92,11 @@ def test_a_geometry_is_the_familys_and_fits_the_patches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_row_says_where_its_weights_are_and_under_which_licence(name: str) -> None:
+def test_a_row_says_where_its_weights_are_and_under_which_license(name: str) -> None:
     row = PUBLISHED[name]
     assert row.hub or row.url
     assert row.source == (f"hf.co/{row.hub}" if row.hub else row.url)
-    assert (row.licence, row.gated) == (
+    assert (row.license, row.gated) == (
         ("DINOv3 License", True) if row.family == "dinov3" else ("Apache-2.0", False)
     )
 

@@ -213,7 +213,7 @@ def test_what_only_a_programmer_can_get_wrong_is_a_value_error() -> None:
         paired_gain(probs, probs[:4], labels)
     with pytest.raises(ValueError, match="below 0"):
         effective_classes(np.array([1, -1]))
-    with pytest.raises(ValueError, match="without unlabelled pictures"):
+    with pytest.raises(ValueError, match="without unlabeled pictures"):
         nothing_accepted(0, 0, threshold=0.9)
 
 
@@ -289,10 +289,10 @@ def test_a_student_that_repeats_its_teacher_is_named_above_the_threshold_alone()
     assert "augmentation" in said
 
 
-def test_pseudo_labels_of_few_classes_are_named_below_six_tenths_of_the_labelled_ones() -> None:
+def test_pseudo_labels_of_few_classes_are_named_below_six_tenths_of_the_labeled_ones() -> None:
     said = sentence(few_classes(np.array([90, 90, 0, 0, 0]), expected=4.6), "few_classes", 2.0)
     assert "the 180 accepted pictures spread over 2.0 of 5 classes" in said
-    assert "the labelled pictures over 4.6" in said
+    assert "the labeled pictures over 4.6" in said
     assert "balancing" in said
     assert few_classes(np.array([90, 90, 0, 0, 0]), expected=3.0) is None
     assert few_classes(np.array([9, 9, 9, 9, 8]), expected=5.0) is None
@@ -301,9 +301,9 @@ def test_pseudo_labels_of_few_classes_are_named_below_six_tenths_of_the_labelled
 
 def test_a_threshold_that_nearly_nothing_passes_is_named() -> None:
     said = sentence(nothing_accepted(99, 10_000, threshold=0.95), "nothing_accepted", 0.0099)
-    assert "only 99 of 10,000 unlabelled pictures reach the confidence of 0.95" in said
+    assert "only 99 of 10,000 unlabeled pictures reach the confidence of 0.95" in said
     assert "Lower that threshold" in said
-    assert "none of 50 unlabelled" in sentence(
+    assert "none of 50 unlabeled" in sentence(
         nothing_accepted(0, 50, threshold=0.9), "nothing_accepted", 0.0
     )
     assert nothing_accepted(100, 10_000, threshold=0.95) is None

@@ -14,9 +14,9 @@ from featkit.sources import open_source
 from featkit_train.loop import geometry_of
 from featkit_train.watching import probe
 from featkit_train.watching.probe import COPIES, KNN, HeldOut, evenly
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 
-GEOMETRY = geometry_of(labelled_config("internal"), patch=8)
+GEOMETRY = geometry_of(labeled_config("internal"), patch=8)
 
 
 def by_pixels(images: np.ndarray) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_copies_are_looked_for_among_some_of_every_kind(
     assert 0.25 < recall <= 1.0
 
 
-def test_neighbours_are_watched_where_labels_tell_pictures_apart_and_else_copies(
+def test_neighbors_are_watched_where_labels_tell_pictures_apart_and_else_copies(
     tmp_path: Path,
 ) -> None:
     source = open_source(draw_kinds(tmp_path, 10))

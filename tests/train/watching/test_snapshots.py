@@ -1,4 +1,4 @@
-"""What a network sees, drawn while it learns: true to the network, in lasting colours, and without
+"""What a network sees, drawn while it learns: true to the network, in lasting colors, and without
 touching the run."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from featkit.geometry import Geometry
 from featkit_train.networks.base import Activations, Backbone, Features
 from featkit_train.networks.vit import VisionTransformer, ViTConfig
-from featkit_train.pictures.augment import normalise
+from featkit_train.pictures.augment import normalize
 from featkit_train.report.snapshot_files import glow, list_snapshots, read_pca, read_photographs
 from featkit_train.watching.snapshots import (
     MOST_SNAPSHOTS,
@@ -26,9 +26,9 @@ from featkit_train.watching.snapshots import (
     Snapshots,
     enlarged,
     is_kept,
-    joint_pca_colours,
+    joint_pca_colors,
     laid_onto,
-    patch_colours,
+    patch_colors,
     pca_scores,
 )
 from tests.commands import digests
@@ -49,7 +49,7 @@ PICTURES = [np.asarray(draw_picture(number)) for number in range(8)]
 
 
 def drawn_vit(seed: int = 0) -> VisionTransformer:
-    """A small ViT whose weights are large enough that its attention is no even grey."""
+    """A small ViT whose weights are large enough that its attention is no even gray."""
     torch.manual_seed(seed)
     backbone = VisionTransformer(
         ViTConfig(patch=8, width=24, depth=2, num_heads=3, mlp_width=48, position_grid=4)
@@ -92,8 +92,8 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_pca_scores_are_those_of_the_singular_vectors_but_for_their_signs() -> None:
     tokens = np.random.default_rng(0).normal(size=(50, 7)) * [3, 0.1, 1, 2, 0.5, 0.2, 5]
-    centred = tokens - np.array([sum(column) / len(column) for column in tokens.T])
-    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = tokens - np.array([sum(column) / len(column) for column in tokens.T])
+    left, values, _ = np.linalg.svd(centered, full_matrices=False)
     scores = pca_scores(tokens)
     for component in range(3):
         wanted = left[:, component] * values[component]
@@ -137,11 +137,11 @@ def test_laid_onto_is_nearer_to_the_reference_than_any_of_a_thousand_other_turns
         assert best <= np.square(scores @ turn - reference).sum() + 1e-9
 
 
-def test_colours_come_from_one_pca_over_all_pictures() -> None:
+def test_colors_come_from_one_pca_over_all_pictures() -> None:
     rng = np.random.default_rng(0)
     tokens = [rng.normal(size=(4, 5, 6)) + offset for offset in (0, 8)]
     reference = [rng.uniform(0, 255, (4, 5, 3)) for _ in tokens]
-    together = joint_pca_colours(tokens, reference)
+    together = joint_pca_colors(tokens, reference)
     flat = laid_onto(
         pca_scores(np.concatenate([part.reshape(-1, 6) for part in tokens])),
         np.concatenate(reference).reshape(-1, 3),
@@ -151,45 +151,45 @@ def test_colours_come_from_one_pca_over_all_pictures() -> None:
     assert [part.shape for part in together] == [(4, 5, 3)] * 2
     assert np.concatenate([part.reshape(-1, 3) for part in together]).tolist() == wanted.tolist()
     apart = [
-        joint_pca_colours([part], [colours])[0]
-        for part, colours in zip(tokens, reference, strict=True)
+        joint_pca_colors([part], [colors])[0]
+        for part, colors in zip(tokens, reference, strict=True)
     ]
     assert np.concatenate(together).tolist() != np.concatenate(apart).tolist()
 
 
-def test_colours_stay_as_they_were_when_the_features_are_turned_and_mirrored() -> None:
+def test_colors_stay_as_they_were_when_the_features_are_turned_and_mirrored() -> None:
     """What the network sees is the same; only the axes it writes it along are others."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(12, 12, 16)) * np.linspace(3, 0.1, 16)
-    before = joint_pca_colours([tokens], [rng.uniform(0, 255, (12, 12, 3))])[0]
+    before = joint_pca_colors([tokens], [rng.uniform(0, 255, (12, 12, 3))])[0]
     for _ in range(5):
         turned = (
             tokens @ np.linalg.qr(rng.normal(size=(16, 16)))[0]
             + rng.normal(size=tokens.shape) * 0.02
         )
-        after = joint_pca_colours([turned], [before])[0]
+        after = joint_pca_colors([turned], [before])[0]
         assert np.abs(after.astype(int) - before).mean() < 8
 
 
-def test_the_first_snapshots_colours_are_near_the_photographs_own() -> None:
+def test_the_first_snapshots_colors_are_near_the_photographs_own() -> None:
     picture = GEOMETRY.apply(PICTURES[0])
-    own = patch_colours(picture, (4, 4))
+    own = patch_colors(picture, (4, 4))
     assert own[1, 2].tolist() == pytest.approx(
         picture[8:16, 16:24].reshape(-1, 3).mean(axis=0).tolist()
     )
     features = (own - 100) @ np.random.default_rng(0).normal(size=(3, 9))
-    coloured = joint_pca_colours([features], [own])[0]
-    assert all(correlation(coloured[..., channel], own[..., channel]) > 0.5 for channel in range(3))
+    colored = joint_pca_colors([features], [own])[0]
+    assert all(correlation(colored[..., channel], own[..., channel]) > 0.5 for channel in range(3))
 
 
-def test_features_that_are_all_the_same_are_grey_and_those_that_are_no_numbers_are_drawn() -> None:
+def test_features_that_are_all_the_same_are_gray_and_those_that_are_no_numbers_are_drawn() -> None:
     reference = [np.random.default_rng(0).uniform(0, 255, (4, 4, 3))]
-    constant = joint_pca_colours([np.full((4, 4, 8), 1.7, dtype=np.float32)], reference)[0]
+    constant = joint_pca_colors([np.full((4, 4, 8), 1.7, dtype=np.float32)], reference)[0]
     assert np.unique(constant).tolist() == [128]
     assert np.unique(glow(np.full((4, 4), math.nan))).tolist() == [0]
     broken = np.full((4, 4, 8), math.nan)
     broken[0] = math.inf
-    assert np.unique(joint_pca_colours([broken], reference)[0]).tolist() == [128]
+    assert np.unique(joint_pca_colors([broken], reference)[0]).tolist() == [128]
 
 
 # -- what is drawn ---------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ def test_attention_is_the_backbones_own(tmp_path: Path) -> None:
         .float()
         / 255
     )
-    images = normalise(prepared, mean=GEOMETRY.mean, std=GEOMETRY.std)
+    images = normalize(prepared, mean=GEOMETRY.mean, std=GEOMETRY.std)
     with torch.no_grad():
         attention = backbone.activations(images, layers=(2,), attention=True).attention
     assert attention is not None
@@ -246,7 +246,7 @@ def shades(path: Path) -> list[list[int]]:
         return np.asarray(image).tolist()  # type: ignore[no-any-return]
 
 
-def test_a_network_without_a_class_token_has_colours_and_no_attention(tmp_path: Path) -> None:
+def test_a_network_without_a_class_token_has_colors_and_no_attention(tmp_path: Path) -> None:
     drawn = snapshots_in(tmp_path).draw(Convolutions(), 0)
     assert drawn is not None
     assert sorted(path.name for path in drawn.folder.iterdir()) == [
@@ -257,9 +257,9 @@ def test_a_network_without_a_class_token_has_colours_and_no_attention(tmp_path: 
 def test_a_network_of_broken_numbers_is_drawn_all_the_same(tmp_path: Path) -> None:
     drawn = snapshots_in(tmp_path).draw(Convolutions(torch.full((5,), math.nan)), 0)
     assert drawn is not None
-    colours = read_pca(drawn, 2)
-    assert colours is not None
-    assert np.unique(colours).tolist() == [128]
+    colors = read_pca(drawn, 2)
+    assert colors is not None
+    assert np.unique(colors).tolist() == [128]
 
 
 def test_a_snapshot_is_small_and_holds_the_pictures_with_their_names(tmp_path: Path) -> None:
@@ -365,7 +365,7 @@ def test_a_run_that_was_killed_and_resumed_leaves_the_same_pictures_as_an_unbrok
     assert not list((tmp_path / "broken").glob("*.partial-*"))
 
 
-def test_colours_keep_to_the_snapshot_before_on_disk(tmp_path: Path) -> None:
+def test_colors_keep_to_the_snapshot_before_on_disk(tmp_path: Path) -> None:
     """A network that is the same but for the sign of all it says."""
     backbone = drawn_vit()
     turned = copy.deepcopy(backbone)

@@ -103,7 +103,7 @@ def test_what_was_not_given_is_not_in_the_row() -> None:
     ) == (None,) * 6
 
 
-def test_neighbours_say_nothing_of_one_label_or_of_too_few_pictures_of_each() -> None:
+def test_neighbors_say_nothing_of_one_label_or_of_too_few_pictures_of_each() -> None:
     vectors = np.eye(8)
     assert held_out_knn(vectors, np.zeros(8, np.int64)) is None
     assert held_out_knn(vectors, np.arange(8) % 3) is None

@@ -1,1 +1,1 @@
-"""One optimisation step, wherever it runs, and all it is spread, kept and stopped by."""
+"""One optimization step, wherever it runs, and all it is spread, kept and stopped by."""

@@ -117,7 +117,7 @@ def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Opt
 
 
 def load_method(path: Path, *, method: nn.Module) -> None:
-    """The weights and centres of an earlier run's checkpoint as the beginning of this one; its
+    """The weights and centers of an earlier run's checkpoint as the beginning of this one; its
     optimizer is left behind.
 
     What only this run has (a Gram teacher) keeps what it has. InputError where anything else is

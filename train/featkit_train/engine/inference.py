@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit_train.networks.base import Features
-from featkit_train.pictures.augment import normalise
+from featkit_train.pictures.augment import normalize
 
 BLOCK = 256  # pictures at once
 
@@ -35,7 +35,7 @@ def over_pictures(
     with evaluating(module):
         for block in torch.split(torch.from_numpy(images), BLOCK):
             pixels = block.to(device).permute(0, 3, 1, 2).float() / 255
-            blocks.append(read(module(normalise(pixels, mean=mean, std=std))).float().cpu().numpy())
+            blocks.append(read(module(normalize(pixels, mean=mean, std=std))).float().cpu().numpy())
     return np.concatenate(blocks)
 
 

@@ -1,4 +1,4 @@
-"""One optimisation step, wherever it runs: one process or many, whole weights or sharded ones, a
+"""One optimization step, wherever it runs: one process or many, whole weights or sharded ones, a
 batch at once or in parts.
 
 Letters: B pictures, C crops, (S, S) pixels.
@@ -87,7 +87,7 @@ class Engine:
         )
 
     def step(self, crops: Crops, step: int) -> Log:
-        """One optimisation step on this process's slice of the batch; returns what is worth
+        """One optimization step on this process's slice of the batch; returns what is worth
         watching, of all processes."""
         run, parts = self.config.run, self.config.engine.accumulate
         if self.method.prepare(step) or self._learner is None:
@@ -110,7 +110,7 @@ class Engine:
         losses: list[dict[str, Tensor]] = []
         class_tokens: list[Tensor] = []
         for number in range(parts):
-            with self._synchronised(number == parts - 1):
+            with self._synchronized(number == parts - 1):
                 with self._autocast():
                     result = self._learner(views[number], targets[number], self._dice(step, number))
                 (result.loss / parts).backward()
@@ -132,7 +132,7 @@ class Engine:
         return {**log, "lr": lr, "weight_decay": weight_decay, **self.method.settings_at(step)}
 
     def views(self, crops: Crops) -> Views:
-        """Crops as the method takes them: coloured, normalised, on the device."""
+        """Crops as the method takes them: colored, normalized, on the device."""
         return Views(
             self._appear(crops.global_images, crops.global_appearance),
             self._appear(crops.local_images, crops.local_appearance),
@@ -189,7 +189,7 @@ class Engine:
         )
 
     @contextlib.contextmanager
-    def _synchronised(self, wanted: bool) -> Iterator[None]:
+    def _synchronized(self, wanted: bool) -> Iterator[None]:
         """Gradients travel between processes with the last part alone."""
         if isinstance(self._learner, nn.parallel.DistributedDataParallel) and not wanted:
             with self._learner.no_sync():

@@ -1,4 +1,4 @@
-"""DINO's loss (arXiv 2104.14294): cross-entropy between views, and the running centre that keeps it
+"""DINO's loss (arXiv 2104.14294): cross-entropy between views, and the running center that keeps it
 from collapsing.
 
 Letters: B images, S student crops, T teacher crops, K prototypes.
@@ -58,7 +58,7 @@ class Center(nn.Module):
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     def forward(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
-        """Probabilities (..., K) of the teacher, centred and sharpened."""
+        """Probabilities (..., K) of the teacher, centered and sharpened."""
         return sharpen(teacher_logits, self.center, teacher_temp=teacher_temp)
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class Center(nn.Module):
         K).
 
         gather: (1, K + 1) of this process to (W, K + 1) of all W, where the rows are spread over
-        processes. Without a row anywhere the centre stays.
+        processes. Without a row anywhere the center stays.
         """
         rows = teacher_logits.float().flatten(0, -2)
         count = rows.new_full((1, 1), len(rows))

@@ -18,7 +18,7 @@ def gram_loss(student_patches: Tensor, teacher_patches: Tensor) -> Tensor:
     grid of another size is resampled to the student's first, bicubically without antialiasing, as
     the released code does.
 
-        x, y = normalised student and teacher patches (P, .) of a picture
+        x, y = normalized student and teacher patches (P, .) of a picture
         mean over pictures of  mean((x @ x.T - y @ y.T) ** 2)
 
     Differs from the paper's squared Frobenius norm by the number of pairs P * P, as the released

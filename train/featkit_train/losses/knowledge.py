@@ -44,7 +44,7 @@ def kd_loss(
         mean over b of  temperature ** 2 * sum(p[b] * log(p[b] / q[b]))
 
     The factor keeps gradients as large as at temperature 1; the hotter, the nearer they come to
-    those of half the mean squared difference of centred logits (eq. 4). Differs from the paper's
+    those of half the mean squared difference of centered logits (eq. 4). Differs from the paper's
     cross-entropy by the teacher's entropy, a constant.
 
     weights (B,): for the mean, the sum over b of weights[b] times the same; W times each row's

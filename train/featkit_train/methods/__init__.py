@@ -61,7 +61,7 @@ def make_method(
     if issubclass(method, Taught):
         if lessons is None:
             raise InputError(
-                f"{config.method} learns from labels; run it by featkit_train.labelled or `featkit"
+                f"{config.method} learns from labels; run it by featkit_train.labeled or `featkit"
                 " train`."
             )
         return method(config, world=world, lessons=lessons)

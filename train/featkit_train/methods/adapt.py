@@ -3,7 +3,7 @@
 Published files come without heads. So the heads learn first, on a frozen backbone, whose features
 are good while the heads know nothing; then everything learns, at a low rate. What a few thousand
 pictures can teach a good backbone is little, and what they can ruin is much: `watch` ends the run
-and takes the best back when copies or neighbours are found less often.
+and takes the best back when copies or neighbors are found less often.
 """
 
 from __future__ import annotations

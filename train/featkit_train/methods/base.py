@@ -35,7 +35,7 @@ WITH_LABELS = frozenset(
 
 
 class Views(NamedTuple):
-    """Normalised crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s),
+    """Normalized crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s),
     float.
 
     masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their

@@ -1,7 +1,7 @@
 """Born-Again Networks (arXiv 1805.04770): a student of its teacher's own architecture, from new
 weights.
 
-One run is one generation; `labelled.generations` makes them follow each other. Without a teacher,
+One run is one generation; `labeled.generations` makes them follow each other. Without a teacher,
 the first: labels alone.
 """
 

@@ -1,4 +1,4 @@
-"""DINOv2 (arXiv 2304.07193): both losses with heads of their own, Sinkhorn-Knopp or centring, and
+"""DINOv2 (arXiv 2304.07193): both losses with heads of their own, Sinkhorn-Knopp or centering, and
 KoLeo.
 
 Registers (arXiv 2309.16588), LayerScale and SwiGLU are the model's, stochastic depth is `noise`,

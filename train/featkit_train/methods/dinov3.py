@@ -2,7 +2,7 @@
 stage.
 
 Rotary positions are the model's, their jitter is `noise`. The Gram teacher is an earlier one of the
-same run; it sees the global crops' boxes at a higher resolution and without colours, and its
+same run; it sees the global crops' boxes at a higher resolution and without colors, and its
 patches are brought down to the student's grid.
 """
 
@@ -22,7 +22,7 @@ from featkit_train.methods.base import WITH_LABELS, Views
 from featkit_train.methods.dinov2 import DinoV2
 from featkit_train.methods.momentum import Looks, Targets, Term
 from featkit_train.networks.base import Backbone
-from featkit_train.pictures.augment import Statistics, renormalise
+from featkit_train.pictures.augment import Statistics, renormalize
 from featkit_train.published.pretrained import load_pretrained
 
 
@@ -99,7 +99,7 @@ class DinoV3(DinoV2):
         """DINOv2's, and the Gram term over all patches of the global crops."""
         terms = super().terms(looks, views, targets)
         if self.gram_teacher is not None:
-            crops = renormalise(
+            crops = renormalize(
                 views.gram.flatten(0, 1), given=(self.mean, self.std), wanted=self.gram_statistics
             )
             with torch.no_grad():

@@ -28,7 +28,7 @@ from featkit_train.networks.base import Backbone
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.pictures.augment import renormalise
+from featkit_train.pictures.augment import renormalize
 
 
 class Distill(HeadsFirst):
@@ -74,7 +74,7 @@ class Distill(HeadsFirst):
         """The teacher at the global crops, brought to the size and the pixel statistics that it
         knows."""
         crops = views.global_crops.flatten(0, 1)
-        crops = renormalise(crops, given=(self.mean, self.std), wanted=self.teacher_statistics)
+        crops = renormalize(crops, given=(self.mean, self.std), wanted=self.teacher_statistics)
         patch, teacher_patch = self.student.backbone.patch, self.teacher.backbone.patch
         if patch != teacher_patch:  # the same grid of patches
             size = [side // patch * teacher_patch for side in crops.shape[-2:]]

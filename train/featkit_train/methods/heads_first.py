@@ -1,5 +1,5 @@
 """Methods over weights made elsewhere, which come without heads: the heads learn first, then what
-they were learnt for."""
+they were learned for."""
 
 from __future__ import annotations
 

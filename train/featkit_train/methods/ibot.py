@@ -2,7 +2,7 @@
 teacher sees them.
 
 The head is shared by class and patch tokens unless `ibot.head` gives the patches one of their own.
-The patches' running centre is of all patches, masked or not, as in the released code.
+The patches' running center is of all patches, masked or not, as in the released code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ibot(MomentumTeacher):
         }
 
     def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
-        """The masked patches' targets; a running centre moves by the logits of all patches."""
+        """The masked patches' targets; a running center moves by the logits of all patches."""
         if self.config.dino.centering == "sinkhorn":
             return super().patch_targets(looks, step=step)
         temp = self.patch_temp(step)

@@ -134,7 +134,7 @@ class Branch(nn.Module):
 
 
 class MomentumTeacher(Method):
-    """Student, teacher and centres. A method is a subclass that says what its loss is made of."""
+    """Student, teacher and centers. A method is a subclass that says what its loss is made of."""
 
     # whether class tokens of local crops have a norm of their own
     local_norm: ClassVar[bool] = False
@@ -233,14 +233,14 @@ class MomentumTeacher(Method):
 
     @torch.no_grad()
     def aim(self, looks: Sequence[Looks], *, step: int) -> tuple[list[Targets], dict[str, Tensor]]:
-        """Targets for each part, centred over all parts of all processes, and what of them is worth
+        """Targets for each part, centered over all parts of all processes, and what of them is worth
         watching.
 
-        The running centres move after they were used (DINO, algorithm 1).
+        The running centers move after they were used (DINO, algorithm 1).
         """
         class_logits = torch.cat([part.class_logits for part in looks], dim=1)
         temp = self.teacher_temp(step)
-        class_probs = self._centred(class_logits.flatten(0, 1), self.center, temp=temp).view(
+        class_probs = self._centered(class_logits.flatten(0, 1), self.center, temp=temp).view(
             class_logits.shape
         )
         watched = entropies(class_probs, class_logits / temp, gather=self.world.gather)
@@ -251,13 +251,13 @@ class MomentumTeacher(Method):
         return [Targets(*part) for part in parts], watched
 
     def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
-        """(M, K) probabilities of the masked patches of each part; the centre is the masked
+        """(M, K) probabilities of the masked patches of each part; the center is the masked
         patches' own (DINOv2)."""
         logits = torch.cat([part.patch_logits for part in looks])
-        probs = self._centred(logits, self.patch_center, temp=self.patch_temp(step))
+        probs = self._centered(logits, self.patch_center, temp=self.patch_temp(step))
         return list(probs.split([len(part.patch_logits) for part in looks]))
 
-    def _centred(self, logits: Tensor, center: Center, *, temp: float) -> Tensor:
+    def _centered(self, logits: Tensor, center: Center, *, temp: float) -> Tensor:
         if self.config.dino.centering == "sinkhorn":
             return sinkhorn_knopp(logits, teacher_temp=temp, gather=self.world.gather)
         probs: Tensor = center(logits, teacher_temp=temp)
@@ -404,7 +404,7 @@ def entropies(
     teacher_entropy: mean of the targets' rows; 1 when every picture lies on all prototypes alike
     (uniform collapse).
     batch_entropy: of the mean of softmax(scaled_logits); 0 when all pictures lie on one prototype
-    (one-hot collapse), which targets would hide, since centring and Sinkhorn-Knopp spread them over
+    (one-hot collapse), which targets would hide, since centering and Sinkhorn-Knopp spread them over
     all prototypes whatever the teacher says.
     gather: (1, K) of this process to (W, K) of all W, where pictures are spread over processes, so
     many in each.

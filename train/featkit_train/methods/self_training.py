@@ -1,8 +1,8 @@
 """Self-training (Noisy Student, arXiv 1911.04252): a student learns from people's labels and from
 its teacher's.
 
-One run is one student; `labelled.rounds` labels pictures and makes students follow each other. The
-noise is the crops' and colours', and the classifier's dropout and stochastic depth
+One run is one student; `labeled.rounds` labels pictures and makes students follow each other. The
+noise is the crops' and colors', and the classifier's dropout and stochastic depth
 (classifier.options).
 """
 

@@ -42,7 +42,7 @@ class Masked(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """Pictures (B, 3, H, W), normalised floats with H and W multiples of `patch`, to Features of
+    """Pictures (B, 3, H, W), normalized floats with H and W multiples of `patch`, to Features of
     `width` channels.
 
     depth: how many layers there are to choose from.

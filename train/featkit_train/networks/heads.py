@@ -1,5 +1,5 @@
 """The projection head of DINO (arXiv 2104.14294, appendix C): an MLP, a unit bottleneck,
-weight-normalised prototypes."""
+weight-normalized prototypes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ProjectionHead(nn.Module):
         self.config = config
 
     def forward(self, features: Tensor) -> Tensor:
-        """Products (B, K) of the unit bottleneck with the prototypes, which are normalised unless
+        """Products (B, K) of the unit bottleneck with the prototypes, which are normalized unless
         they are free."""
         bottleneck = F.normalize(self.mlp(features), dim=-1)
         prototypes: Tensor = self.prototypes

@@ -63,19 +63,19 @@ def _bicubic_weights(
     output = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
     # A tensor, not a Python number: `size` may be symbolic and must stay so in an exported graph.
     ratio = grid / (torch.ones_like(output[:1]) * size + offset)
-    centre = output * ratio
+    center = output * ratio
     taps = torch.arange(grid, device=like.device, dtype=torch.float32)
     if antialias:
         stretch = ratio.clamp(min=1.0)
-        weights = _cubic((taps + 0.5 - centre[:, None]) / stretch[:, None], a=-0.5)
+        weights = _cubic((taps + 0.5 - center[:, None]) / stretch[:, None], a=-0.5)
         return weights / weights.sum(dim=1, keepdim=True)
-    position = centre - 0.5
+    position = center - 0.5
     floor = position.floor()
-    weights = torch.zeros_like(centre[:, None] * taps)
+    weights = torch.zeros_like(center[:, None] * taps)
     for step in (-1.0, 0.0, 1.0, 2.0):
-        neighbour = floor + step
-        inside = neighbour.clamp(0, grid - 1)[:, None] == taps
-        weights = weights + torch.where(inside, _cubic(position - neighbour, a=-0.75)[:, None], 0.0)
+        neighbor = floor + step
+        inside = neighbor.clamp(0, grid - 1)[:, None] == taps
+        weights = weights + torch.where(inside, _cubic(position - neighbor, a=-0.75)[:, None], 0.0)
     return weights
 
 
@@ -106,7 +106,7 @@ def rotary_table(
     """Sine and cosine (P, head_width) of DINOv3's rotary positions, the coordinates stretched by
     `scale`.
 
-    Row and column run from -1 to 1 at patch centres whatever the grid's size; a quarter of a head's
+    Row and column run from -1 to 1 at patch centers whatever the grid's size; a quarter of a head's
     channels turns with the row, a quarter with the column, and both are repeated for the other
     half:
 
@@ -122,8 +122,8 @@ def rotary_table(
 
 
 def _unit_coordinates(size: int, *, like: Tensor) -> Tensor:
-    centres = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
-    return 2 * centres / size - 1
+    centers = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
+    return 2 * centers / size - 1
 
 
 def rotate(tokens: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class ViTConfig:
 
 
 class VisionTransformer(Backbone):
-    """Pictures (B, 3, H, W), normalised floats with H and W multiples of the patch, to Features."""
+    """Pictures (B, 3, H, W), normalized floats with H and W multiples of the patch, to Features."""
 
     has_attention = True
     registers: Tensor
@@ -101,7 +101,7 @@ class VisionTransformer(Backbone):
             )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
-        self.apply(_initialise)
+        self.apply(_initialize)
         for parameter in (self.class_token, self.registers, *self._positions()):
             nn.init.trunc_normal_(parameter, std=0.02)
 
@@ -110,7 +110,7 @@ class VisionTransformer(Backbone):
     ) -> Activations:
         """Features after the blocks `layers`, counted from 1, each through the last norm; see
         Backbone."""
-        tokens, (height, width) = self.tokenise(images)
+        tokens, (height, width) = self.tokenize(images)
         rotation = self._rotation(height, width)
         prefix = 1 + self.config.num_registers
         features, class_attention = {}, None
@@ -138,7 +138,7 @@ class VisionTransformer(Backbone):
         class_only: bool = False,
     ) -> Features:
         """Features of the last layer as a student in training computes them; see Backbone."""
-        tokens, (height, width) = self.tokenise(images, masked=masked)
+        tokens, (height, width) = self.tokenize(images, masked=masked)
         rotation = self._rotation(height, width, scale=noise.rotary_scale)
         for number, block in enumerate(self.blocks):
             last = class_only and number == self.depth - 1
@@ -154,7 +154,7 @@ class VisionTransformer(Backbone):
         patches = self.norm(tokens[:, 1 + self.config.num_registers :])
         return Features(class_token, torch.unflatten(patches, 1, (height, width)))
 
-    def tokenise(
+    def tokenize(
         self, images: Tensor, *, masked: Masked | None = None
     ) -> tuple[Tensor, tuple[int, int]]:
         """(B, N, D) tokens ahead of the first block, and the grid (h, w) of the patches among them.
@@ -386,7 +386,7 @@ class LayerScale(nn.Module):
         return tokens * self.gamma
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -1,1 +1,1 @@
-"""From pictures to batches of crops, masks and colours."""
+"""From pictures to batches of crops, masks and colors."""

@@ -1,9 +1,9 @@
 """What happens to a picture before a backbone sees it in training: crops one by one in workers,
-colour by the batch.
+color by the batch.
 
-A worker decides everything (box, angle, flip, colours) from a generator keyed by the item, so that
+A worker decides everything (box, angle, flip, colors) from a generator keyed by the item, so that
 no result depends on who computed it or when. It cuts the crops; `Appearance` rows travel with them,
-and `appear` applies the colours to a whole batch on the training device. DINO (arXiv 2104.14294)
+and `appear` applies the colors to a whole batch on the training device. DINO (arXiv 2104.14294)
 and its released code, but for two things that make a batch one computation: the hue turns in YIQ
 instead of HSV, which is one matrix for a picture, and brightness, contrast, saturation and hue
 follow in this order, where torchvision's ColorJitter draws one for each picture.
@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from featkit.geometry import RESAMPLING
-from featkit_train.config import ColourConfig, CropConfig
+from featkit_train.config import ColorConfig, CropConfig
 
 # Columns of an appearance row.
-BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARISE = range(7)
+BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, BLUR, SOLARIZE = range(7)
 NUM_COLUMNS = 7
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
@@ -73,18 +73,18 @@ def _turned_crop(
     angle: float,
     filter_: Image.Resampling,
 ) -> Image.Image:
-    """The box, turned about its centre, as size × size pixels: reduced by a whole factor first, so
+    """The box, turned about its center, as size × size pixels: reduced by a whole factor first, so
     that nothing aliases."""
     left, top, width, height = box
     factor = max(1, int(min(width, height) / size))
     source = picture.reduce(factor) if factor > 1 else picture
-    centre_x, centre_y = (left + width / 2) / factor, (top + height / 2) / factor
+    center_x, center_y = (left + width / 2) / factor, (top + height / 2) / factor
     step_x, step_y = width / factor / size, height / factor / size
     cosine, sine = math.cos(angle), math.sin(angle)
     half = size / 2
     rows = (
-        (cosine * step_x, -sine * step_y, centre_x - half * (cosine * step_x - sine * step_y)),
-        (sine * step_x, cosine * step_y, centre_y - half * (sine * step_x + cosine * step_y)),
+        (cosine * step_x, -sine * step_y, center_x - half * (cosine * step_x - sine * step_y)),
+        (sine * step_x, cosine * step_y, center_y - half * (sine * step_x + cosine * step_y)),
     )
     affine = Image.Transform.AFFINE
     return source.transform((size, size), affine, (*rows[0], *rows[1]), filter_)
@@ -107,7 +107,7 @@ def _random_box(
 
 
 def draw_appearance(
-    rng: np.random.Generator, *, view: int, size: int, config: ColourConfig
+    rng: np.random.Generator, *, view: int, size: int, config: ColorConfig
 ) -> np.ndarray:
     """One appearance row, float32 (7,), for a crop that is view 0 or 1 (global) or 2 (local)."""
     row = np.zeros(NUM_COLUMNS, np.float32)
@@ -120,29 +120,29 @@ def draw_appearance(
         ):
             row[column] = rng.uniform(max(0.0, 1 - amount), 1 + amount)
         row[HUE] = rng.uniform(-config.hue, config.hue)
-    row[GREY] = rng.random() < config.grey_probability
+    row[GRAY] = rng.random() < config.gray_probability
     if rng.random() < config.blur_probability[view]:
         row[BLUR] = rng.uniform(*config.blur_sigma) * (
             size / config.blur_side if config.blur_side else 1
         )
-    row[SOLARISE] = rng.random() < config.solarise_probability[view]
+    row[SOLARIZE] = rng.random() < config.solarize_probability[view]
     return row
 
 
 def appear(images: Tensor, appearance: Tensor) -> Tensor:
-    """Colours of a batch: images (B, 3, S, S) uint8 and rows (B, 7) to (B, 3, S, S) float32 in 0 ..
+    """Colors of a batch: images (B, 3, S, S) uint8 and rows (B, 7) to (B, 3, S, S) float32 in 0 ..
     1."""
     pixels = images.float() / 255
     columns = appearance.to(pixels.device, non_blocking=True).T[:, :, None, None, None]
     pixels = (pixels * columns[BRIGHTNESS]).clamp(0, 1)
-    mean = _grey(pixels).mean(dim=(2, 3), keepdim=True)
+    mean = _gray(pixels).mean(dim=(2, 3), keepdim=True)
     pixels = torch.lerp(mean.expand_as(pixels), pixels, columns[CONTRAST]).clamp(0, 1)
-    pixels = torch.lerp(_grey(pixels).expand_as(pixels), pixels, columns[SATURATION]).clamp(0, 1)
+    pixels = torch.lerp(_gray(pixels).expand_as(pixels), pixels, columns[SATURATION]).clamp(0, 1)
     turns = _hue_turns(columns[HUE].flatten())
     pixels = torch.einsum("bij,bjhw->bihw", turns, pixels).clamp(0, 1)
-    pixels = torch.where(columns[GREY] > 0, _grey(pixels), pixels)
+    pixels = torch.where(columns[GRAY] > 0, _gray(pixels), pixels)
     pixels = _blur(pixels, appearance[:, BLUR])
-    return torch.where((columns[SOLARISE] > 0) & (pixels >= 128 / 255), 1 - pixels, pixels)
+    return torch.where((columns[SOLARIZE] > 0) & (pixels >= 128 / 255), 1 - pixels, pixels)
 
 
 def as_seen(
@@ -153,7 +153,7 @@ def as_seen(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Tensor:
-    """uint8 crops (C, B, 3, S, S), with their rows of colours (C, B, 7), to normalised floats on
+    """uint8 crops (C, B, 3, S, S), with their rows of colors (C, B, 7), to normalized floats on
     the device."""
     if images.shape[0] == 0:
         return images.to(device, torch.float32)
@@ -161,26 +161,26 @@ def as_seen(
     pixels = (
         pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
     )
-    return torch.unflatten(normalise(pixels, mean=mean, std=std), 0, images.shape[:2])
+    return torch.unflatten(normalize(pixels, mean=mean, std=std), 0, images.shape[:2])
 
 
-def normalise(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalize(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """(pixels - mean) / std for each channel of (B, 3, S, S) float in 0 .. 1."""
     shape = (1, 3, 1, 1)
     return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
 
 
-def renormalise(pixels: Tensor, *, given: Statistics, wanted: Statistics) -> Tensor:
-    """(B, 3, S, S), normalised by the mean and std `given`, as normalised by those `wanted`."""
+def renormalize(pixels: Tensor, *, given: Statistics, wanted: Statistics) -> Tensor:
+    """(B, 3, S, S), normalized by the mean and std `given`, as normalized by those `wanted`."""
     if given == wanted:
         return pixels
     (mean, std), shape = given, (1, 3, 1, 1)
     plain = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
-    return normalise(plain, mean=wanted[0], std=wanted[1])
+    return normalize(plain, mean=wanted[0], std=wanted[1])
 
 
-def _grey(pixels: Tensor) -> Tensor:
-    return torch.einsum("c,bchw->bhw", pixels.new_tensor(GREY_WEIGHTS), pixels)[:, None]
+def _gray(pixels: Tensor) -> Tensor:
+    return torch.einsum("c,bchw->bhw", pixels.new_tensor(GRAY_WEIGHTS), pixels)[:, None]
 
 
 def _hue_turns(turns: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def _blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _blur_matrices(sigmas: Tensor, size: int) -> Tensor:
-    """(B, S, S): row i holds the Gaussian about i, renormalised at the edges."""
+    """(B, S, S): row i holds the Gaussian about i, renormalized at the edges."""
     places = torch.arange(size, dtype=torch.float32, device=sigmas.device)
     distance = places[:, None] - places[None, :]
     weights = torch.exp(-(distance**2) / (2 * sigmas[:, None, None] ** 2))

@@ -28,7 +28,7 @@ from featkit.resources import spare_memory, workers_that_fit
 from featkit.sources import Source
 from featkit.sources.locality import Locality
 from featkit.wording import counted
-from featkit_train.config import LEAST_BATCH, ColourConfig, CropConfig, IbotConfig, Resolution
+from featkit_train.config import LEAST_BATCH, ColorConfig, CropConfig, IbotConfig, Resolution
 from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.pictures.augment import cut_crop, draw_appearance
 from featkit_train.pictures.masks import draw_mask
@@ -135,14 +135,14 @@ class CropDataset(Dataset[Sample]):
         source: Source,
         *,
         crops: CropConfig,
-        colour: ColourConfig,
+        color: ColorConfig,
         seed: int,
         cache_bytes: int,
         # sorted numbers of the pictures to learn from; all by default
         numbers: np.ndarray | None = None,
         extra: ExtraViews | None = None,
     ) -> None:
-        self.source, self.crops, self.colour, self.seed = source, crops, colour, seed
+        self.source, self.crops, self.color, self.seed = source, crops, color, seed
         self.numbers = np.arange(len(source)) if numbers is None else numbers
         self.cache_bytes = cache_bytes
         self.extra = extra or ExtraViews()
@@ -174,11 +174,11 @@ class CropDataset(Dataset[Sample]):
             for _ in range(config.num_local if self.extra.local else 0)
         ]
         global_rows = [
-            draw_appearance(rng, view=view, size=size.global_size, config=self.colour)
+            draw_appearance(rng, view=view, size=size.global_size, config=self.color)
             for view in range(self.extra.num_global)
         ]
         local_rows = [
-            draw_appearance(rng, view=2, size=size.local_size, config=self.colour)
+            draw_appearance(rng, view=2, size=size.local_size, config=self.color)
             for _ in local_crops
         ]
         return Sample(

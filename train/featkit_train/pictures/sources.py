@@ -53,7 +53,7 @@ class Labels:
         except (TypeError, ValueError):  # a box or a caption, which is no class
             return {}
         if label < 0:
-            return {}  # how torchvision marks the unlabelled
+            return {}  # how torchvision marks the unlabeled
         found: Metadata = {"label": label}
         if label < len(self.names):
             name = self.names[label]  # ImageNet's are tuples of synonyms

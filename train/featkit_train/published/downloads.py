@@ -40,9 +40,9 @@ def download(published: Published, *, quiet: bool = False) -> Path:
     if published.hub is None:
         return _from_url(published, quiet=quiet)
     by_hand = f"featkit export {published.name} --weights FOLDER --out m.onnx"
-    licence = published.licence if published.gated else None
+    license = published.license if published.gated else None
     folder = fetch_repository(
-        published.hub, HUB_FILES, quiet=quiet, by_hand=by_hand, licence=licence
+        published.hub, HUB_FILES, quiet=quiet, by_hand=by_hand, license=license
     )
     if not any(folder.glob(HUB_FILES[-1])):
         raise EnvironmentProblem(_incomplete(folder, HUB_FILES, published.hub, by_hand))
@@ -69,9 +69,9 @@ def fetch_repository(
     *,
     by_hand: str,
     quiet: bool = False,
-    licence: str | None = None,
+    license: str | None = None,
 ) -> Path:
-    """A folder with those files of a Hugging Face repository. `licence` is named where its owner
+    """A folder with those files of a Hugging Face repository. `license` is named where its owner
     has to let the user in."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
@@ -100,7 +100,7 @@ def fetch_repository(
             f"{repository} is not the name of a repository, which is OWNER/NAME."
         ) from error
     except OfflineModeIsEnabled as error:
-        raise EnvironmentProblem(_out_of_reach(place, wanted, licence)) from error
+        raise EnvironmentProblem(_out_of_reach(place, wanted, license)) from error
     # An HTTP library's own errors are no OSError, and a page in place of an answer is a ValueError.
     except (
         LocalEntryNotFoundError,
@@ -114,11 +114,11 @@ def fetch_repository(
     ) as error:
         failure = why_failed(error)
         if isinstance(error, GatedRepoError) or (
-            licence and failure is not None and failure.status in (401, 403)
+            license and failure is not None and failure.status in (401, 403)
         ):
             raise EnvironmentProblem(
                 f"{repository} is gated: its weights are under the"
-                f" {licence or 'license of its page'}, which you have to accept at {place}; then"
+                f" {license or 'license of its page'}, which you have to accept at {place}; then"
                 " log in with `hf auth login` and repeat the command. Or, with the files at hand,"
                 f" `{by_hand}`."
             ) from error
@@ -132,7 +132,7 @@ def fetch_repository(
                 f"{place} {NO_HUB.what}; {NO_HUB.advice}. Or {wanted}."
             ) from error
         if isinstance(error, LocalEntryNotFoundError):
-            raise EnvironmentProblem(_out_of_reach(place, wanted, licence)) from error
+            raise EnvironmentProblem(_out_of_reach(place, wanted, license)) from error
         raise EnvironmentProblem(
             f"{repository} could not be fetched ({first_line(error)}); {wanted}."
         ) from error
@@ -140,8 +140,8 @@ def fetch_repository(
     return folder
 
 
-def _out_of_reach(place: str, wanted: str, licence: str | None) -> str:
-    terms = f" (gated: accept the {licence} there first)" if licence else ""
+def _out_of_reach(place: str, wanted: str, license: str | None) -> str:
+    terms = f" (gated: accept the {license} there first)" if license else ""
     return f"{place} cannot be reached and no cache holds it; {wanted}{terms}."
 
 

@@ -93,7 +93,7 @@ def load_pretrained(
                 branch=branch,
                 quiet=quiet,
             )
-        return load_published(_recognise(path), weights=weights or path, branch=branch, quiet=quiet)
+        return load_published(_recognize(path), weights=weights or path, branch=branch, quiet=quiet)
     if path.is_file():
         raise InputError(_nameless(path))
     raise InputError(_unknown(name))
@@ -139,7 +139,7 @@ def load_published(
         name=fitted.name,
         family=published.family,
         geometry=geometry,
-        licence=published.licence,
+        license=published.license,
         origin={**_origin(found, published.source, taken), **note},
         remarks=remarks,
     )
@@ -268,7 +268,7 @@ def _load_timm(
         name=f"{arch}.{tag}" if tag and "." not in arch else arch,
         family="timm",
         geometry=geometry,
-        licence=str(settings.get("license") or "see the model's card"),
+        license=str(settings.get("license") or "see the model's card"),
         origin={
             **_origin(found, f"hf.co/{settings.get('hf_hub_id') or 'timm/' + arch}", taken),
             **note,
@@ -390,7 +390,7 @@ def _origin(found: Weights, source: str, branch: str) -> dict[str, str]:
     return origin if branch == PLAIN else {**origin, "branch": branch}
 
 
-def _recognise(folder: Path) -> Published:
+def _recognize(folder: Path) -> Published:
     """Which published backbone a folder of Hugging Face's holds, by its config.json; of two alike,
     by its statistics.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from featkit.geometry import Geometry
 
-APACHE, DINOV3_LICENCE = "Apache-2.0", "DINOv3 License"
+APACHE, DINOV3_LICENSE = "Apache-2.0", "DINOv3 License"
 IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SATELLITE: Mapping[str, Any] = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}
 META_DINO = "https://dl.fbaipublicfiles.com/dino"
@@ -40,7 +40,7 @@ class Published:
     width: int
     num_parameters: int
     geometry: Geometry
-    licence: str
+    license: str
     hub: str | None = None
     url: str | None = None
     onnx_hub: str | None = None
@@ -111,7 +111,7 @@ def _dino() -> Iterator[Published]:
             width=SIZES[size]["width"],
             num_parameters=parameters,
             geometry=crop_of_256(patch),
-            licence=APACHE,
+            license=APACHE,
             hub=f"timm/vit_{SIZE_NAMES[size]}_patch{patch}_224.dino",
             url=f"{META_DINO}/dino_{place}_pretrain/dino_{place}_pretrain.pth",
             aliases=(f"facebook/dino-vit{size}{patch}",),
@@ -125,7 +125,7 @@ def _dino() -> Iterator[Published]:
         width=2048,
         num_parameters=23_508_032,
         geometry=crop_of_256(32),
-        licence=APACHE,
+        license=APACHE,
         url=f"{META_DINO}/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
     )
 
@@ -145,7 +145,7 @@ def _ibot() -> Iterator[Published]:
             width=SIZES[size]["width"],
             num_parameters=parameters,
             geometry=crop_of_256(16),
-            licence=APACHE,
+            license=APACHE,
             url=f"{IBOT_FILES}/vit{size}_16/checkpoint_teacher.pth",
         )
 
@@ -171,7 +171,7 @@ def _dinov2() -> Iterator[Published]:
             width=SIZES[size]["width"],
             num_parameters=parameters,
             geometry=crop_of_256(14),
-            licence=APACHE,
+            license=APACHE,
             hub=f"facebook/dinov2-{SIZE_NAMES[size]}",
             onnx_hub=None if size == "g" else f"onnx-community/dinov2-{SIZE_NAMES[size]}",
             aliases=(f"dinov2-{SIZE_NAMES[size]}",),
@@ -184,7 +184,7 @@ def _dinov2() -> Iterator[Published]:
             width=SIZES[size]["width"],
             num_parameters=parameters + 4 * SIZES[size]["width"],
             geometry=crop_of_256(14),
-            licence=APACHE,
+            license=APACHE,
             hub=f"facebook/dinov2-with-registers-{SIZE_NAMES[size]}",
             aliases=(f"dinov2-with-registers-{SIZE_NAMES[size]}", f"dinov2_vit{size}14_reg4"),
         )
@@ -232,7 +232,7 @@ def _dinov3() -> Iterator[Published]:
             width=SIZES[size]["width"],
             num_parameters=parameters,
             geometry=stretched(16, SATELLITE if satellite else IMAGENET),
-            licence=DINOV3_LICENCE,
+            license=DINOV3_LICENSE,
             hub=f"facebook/dinov3-{official}-pretrain-{data}",
             gated=True,
             aliases=(f"dinov3_vit{size}{plus}16",) if plus else (),
@@ -252,7 +252,7 @@ def _dinov3() -> Iterator[Published]:
             width=dims[-1],
             num_parameters=parameters,
             geometry=stretched(32, IMAGENET),
-            licence=DINOV3_LICENCE,
+            license=DINOV3_LICENSE,
             hub=f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m",
             gated=True,
         )

@@ -1,4 +1,4 @@
-"""Curves as SVG in the page's own colours: axes, ticks, labels at the ends, and figures under the
+"""Curves as SVG in the page's own colors: axes, ticks, labels at the ends, and figures under the
 pointer without a script.
 
 All lengths are units of the picture's own coordinates, which the page scales to the width it has.
@@ -146,8 +146,8 @@ def is_noisy(points: Sequence[Point]) -> bool:
     means = [point.mean for point in points if point.count]
     if len(means) < SMOOTHED_FROM:
         return False
-    travelled = sum(abs(after - before) for before, after in itertools.pairwise(means))
-    return travelled > 3 * (max(means) - min(means))
+    traveled = sum(abs(after - before) for before, after in itertools.pairwise(means))
+    return traveled > 3 * (max(means) - min(means))
 
 
 def smoothed(points: Sequence[Point]) -> list[float]:
@@ -214,9 +214,9 @@ def _axes(frame: Frame, values: Sequence[float]) -> str:
 def _line(frame: Frame, points: Sequence[Point], place: int) -> str:
     """The curve itself; a noisy one is a faint band and line under its smoothed one. A reading
     alone is a dot."""
-    colour = f"c{place % MOST_CURVES}"
+    color = f"c{place % MOST_CURVES}"
     noisy = is_noisy(points)
-    parts = [f'<g class="{colour}">']
+    parts = [f'<g class="{color}">']
     for run in _runs(points):
         if len(run) == 1:
             parts.append(

@@ -246,7 +246,7 @@ def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
     features = [one for one in features if _is_drawn(one)]
     if features:
         words = {
-            "kNN": "kNN: neighbours carry the label.",
+            "kNN": "kNN: neighbors carry the label.",
             "copies": "Copies: an edited picture finds its original.",
         }
         about = " ".join(words[one.name] for one in features)
@@ -278,8 +278,7 @@ def _is_drawn(series: Series) -> bool:
 
 def _figure(title: str, drawing: str, about: str, legend: Sequence[Series] = ()) -> str:
     names = "".join(
-        f'<span><i class="c{colour}"></i>{text(one.name)}</span>'
-        for colour, one in enumerate(legend)
+        f'<span><i class="c{color}"></i>{text(one.name)}</span>' for color, one in enumerate(legend)
     )
     key = f'<span class="legend">{names}</span>' if len(legend) > 1 else ""
     return (

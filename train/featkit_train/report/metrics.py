@@ -157,6 +157,6 @@ def _as_float(value: int | float) -> float:
 
 
 def _halved(points: list[Point]) -> list[Point]:
-    """Neighbours joined two by two; an odd one at the end stays alone."""
+    """Neighbors joined two by two; an odd one at the end stays alone."""
     pairs = [first.joined(second) for first, second in zip(points[::2], points[1::2], strict=False)]
     return pairs + points[len(pairs) * 2 :]

@@ -49,7 +49,7 @@ SCORES = re.compile("accuracy|copy_recall.*|knn.*")  # curves whose last value s
 TITLES = {
     "accuracy": "Accuracy, held out",
     COPIES: "Copies found, recall@1",
-    "knn": "Nearest neighbours, kNN",
+    "knn": "Nearest neighbors, kNN",
 }
 # Settings worth seeing at once, where a run has them; all others are in the full table.
 CHIEF_SETTINGS = (
@@ -348,11 +348,11 @@ def _pictures(folder: Path) -> str:
         f"<section><h2>What the network sees at step {newest.step:,}</h2>"
         '<p class="lead">Held-out photographs; the first three principal components of their'
         " patches as red, green and blue, "
-        "where like colours are like features; and how much the class token looks at each patch,"
+        "where like colors are like features; and how much the class token looks at each patch,"
         " dark to bright.</p>"
         f'<div class="seen">{cards}</div>'
         "<h2>Over time</h2>"
-        '<p class="lead">The same pictures as the network learned. Colours are turned to stay alike'
+        '<p class="lead">The same pictures as the network learned. Colors are turned to stay alike'
         " from step to step.</p>"
         f'<div class="card scroll" tabindex="0" role="region" aria-label="Pictures over'
         f' time"><table class="time">'

@@ -34,9 +34,9 @@ class Panel:
     always: bool
 
 
-MOST_CURVES = 6  # in one chart, each in a colour of its own
-LEARNING, OPTIMISER, SPEED, OTHER = "Learning", "Optimiser and schedules", "Speed", "Other"
-SECTIONS = (LEARNING, OPTIMISER, SPEED, OTHER)
+MOST_CURVES = 6  # in one chart, each in a color of its own
+LEARNING, OPTIMIZER, SPEED, OTHER = "Learning", "Optimizer and schedules", "Speed", "Other"
+SECTIONS = (LEARNING, OPTIMIZER, SPEED, OTHER)
 WITH_LABELS = "label_loss"  # the curve that tells a run with labels
 ROWS = (
     Row(
@@ -72,7 +72,7 @@ ROWS = (
         LEARNING,
         "Copies found",
         ("copy_recall.*",),
-        "Share of edited held-out pictures whose nearest neighbour is their original.",
+        "Share of edited held-out pictures whose nearest neighbor is their original.",
         always=True,
         beside=WITH_LABELS,
     ),
@@ -80,15 +80,15 @@ ROWS = (
         LEARNING,
         "Copies found",
         ("copy_recall.*",),
-        "Share of edited held-out pictures whose nearest neighbour is their original. This is what"
+        "Share of edited held-out pictures whose nearest neighbor is their original. This is what"
         " to look at.",
         always=True,
     ),
     Row(
         LEARNING,
-        "Nearest neighbours",
+        "Nearest neighbors",
         ("knn.*",),
-        "Share of held-out pictures whose neighbours carry their label.",
+        "Share of held-out pictures whose neighbors carry their label.",
         always=True,
     ),
     Row(LEARNING, "", (".*(recall|accuracy|precision).*",), always=True),
@@ -96,7 +96,7 @@ ROWS = (
         LEARNING,
         "Loss",
         ("loss",),
-        "What is minimised, in nats: the sum of the terms below.",
+        "What is minimized, in nats: the sum of the terms below.",
         beside=WITH_LABELS,
     ),
     Row(
@@ -130,7 +130,7 @@ ROWS = (
         LEARNING,
         "Loss",
         ("loss",),
-        "What is minimised, in nats. It says little by itself: both networks can agree on nothing.",
+        "What is minimized, in nats. It says little by itself: both networks can agree on nothing.",
     ),
     Row(
         LEARNING,
@@ -148,13 +148,13 @@ ROWS = (
     Row(LEARNING, "", (".*entropy.*", ".*rank.*")),
     Row(LEARNING, "", (".*loss.*",), "One term of the loss, before its weight."),
     Row(
-        OPTIMISER, "Gradient norm", ("grad_norm.*",), "Of all parameters together, before clipping."
+        OPTIMIZER, "Gradient norm", ("grad_norm.*",), "Of all parameters together, before clipping."
     ),
-    Row(OPTIMISER, "Learning rate", ("lr", "learning_rate"), ""),
-    Row(OPTIMISER, "Weight decay", ("weight_decay",), ""),
-    Row(OPTIMISER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
-    Row(OPTIMISER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
-    Row(OPTIMISER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
+    Row(OPTIMIZER, "Learning rate", ("lr", "learning_rate"), ""),
+    Row(OPTIMIZER, "Weight decay", ("weight_decay",), ""),
+    Row(OPTIMIZER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
+    Row(OPTIMIZER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
+    Row(OPTIMIZER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
     Row(SPEED, "Pictures a second", ("images_per_s",), "Over the steps since the reading before."),
     Row(
         SPEED,

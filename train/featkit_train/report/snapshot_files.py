@@ -96,18 +96,18 @@ def write_snapshot(folder: Path, step: int, tiles: Sequence[Tiles]) -> Snapshot:
 
 
 def read_pca(snapshot: Snapshot, count: int) -> list[np.ndarray] | None:
-    """The (h, w, 3) colours of `count` pictures; None where one of them is missing or torn."""
-    colours = []
+    """The (h, w, 3) colors of `count` pictures; None where one of them is missing or torn."""
+    colors = []
     for number in range(count):
         path = snapshot.file(number, "pca")
         if path is None:
             return None
         try:
             with Image.open(path) as image:
-                colours.append(np.asarray(image.convert("RGB")))
+                colors.append(np.asarray(image.convert("RGB")))
         except (OSError, SyntaxError, ValueError):  # Pillow's words for a torn PNG
             return None
-    return colours
+    return colors
 
 
 def read_heads(snapshot: Snapshot, number: int) -> list[bytes]:
@@ -173,13 +173,13 @@ def glow(attention: np.ndarray) -> np.ndarray:
 
 def glowing(shades: np.ndarray) -> Image.Image:
     """(h, w) uint8 as a picture from dark to bright."""
-    image = Image.fromarray(shades).convert("P")  # a grey picture's palette is the greys in order
+    image = Image.fromarray(shades).convert("P")  # a gray picture's palette is the grays in order
     image.putpalette(glow_palette())
     return image
 
 
 def glow_palette() -> bytes:
-    """256 colours of GLOW, as Pillow takes them."""
+    """256 colors of GLOW, as Pillow takes them."""
     anchors = np.array(GLOW, dtype=np.float64)
     columns = [
         np.interp(np.arange(256), anchors[:, 0], anchors[:, channel]) for channel in (1, 2, 3)

@@ -1,7 +1,7 @@
 """Trainings beside each other as SVG: figures of each in its own place, or accuracy over speed,
 with bars of standard error.
 
-Lengths, colours and what shows under the pointer are as in charts.
+Lengths, colors and what shows under the pointer are as in charts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Series:
 
 def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
     """An SVG with the places side by side, those that are not joined to the right; each series has
-    a colour, in their order."""
+    a color, in their order."""
     frame, values = _frame(series, 0.0, _across(places, len(places) - 1) + 0.5)
     across = [frame.x(_across(places, place)) for place in range(len(places))]
     parts = [value_grid(frame, values), _axis(frame), _labels(places, across)]
@@ -67,7 +67,7 @@ def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
         parts.append(
             f'<path class="grid" stroke-dasharray="2 3" d="M{middle:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
         )
-    parts += [_series(frame, places, across, one, colour) for colour, one in enumerate(series)]
+    parts += [_series(frame, places, across, one, color) for color, one in enumerate(series)]
     ends = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(across)), frame.width - frame.right]
     for place, strip in enumerate(itertools.pairwise(ends)):
         parts.append(_spot(frame, places[place].name, across[place], strip, place, series))
@@ -208,7 +208,7 @@ def _label(words: str, x: float, y: float) -> str:
 
 
 def _series(
-    frame: Frame, places: Sequence[Place], across: Sequence[float], series: Series, colour: int
+    frame: Frame, places: Sequence[Place], across: Sequence[float], series: Series, color: int
 ) -> str:
     """The line through what is joined, and at each place a bar, a dot or for what stands by itself
     a diamond, and a ring."""
@@ -235,7 +235,7 @@ def _series(
             if places[place].joined
             else f'<path class="end" d="M{x:.1f} {y - 6:.1f}l6 6-6 6-6-6Z"/>'
         )
-    return f'<g class="c{colour}">{"".join(parts)}</g>'
+    return f'<g class="c{color}">{"".join(parts)}</g>'
 
 
 def _spot(
@@ -248,19 +248,19 @@ def _spot(
 ) -> str:
     """A strip over the plot; under the pointer, it shows the place's name and figures."""
     there = [
-        (colour, one.name, one.values[place], one.error(place)) for colour, one in enumerate(series)
+        (color, one.name, one.values[place], one.error(place)) for color, one in enumerate(series)
     ]
     known = [
-        (colour, title, value, error) for colour, title, value, error in there if value is not None
+        (color, title, value, error) for color, title, value, error in there if value is not None
     ]
     dots = "".join(
-        f'<circle class="c{colour}" cx="{x:.1f}" cy="{frame.y(value):.1f}" r="4.5"/>'
-        for colour, _, value, _ in known
+        f'<circle class="c{color}" cx="{x:.1f}" cy="{frame.y(value):.1f}" r="4.5"/>'
+        for color, _, value, _ in known
     )
     values = "".join(
         " <tspan"
-        f' class="c{colour}">{text(f"{title} " if len(series) > 1 else "")}{figure(value, error)}</tspan>'
-        for colour, title, value, error in known
+        f' class="c{color}">{text(f"{title} " if len(series) > 1 else "")}{figure(value, error)}</tspan>'
+        for color, title, value, error in known
     )
     middle = (LEFT + frame.width - frame.right) / 2
     anchor = "middle" if abs(x - middle) < middle / 3 else "end" if x > middle else "start"

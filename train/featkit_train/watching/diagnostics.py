@@ -158,7 +158,7 @@ def rank_me(embeddings: Tensor) -> float:
     values' shares.
 
     RankMe (arXiv 2210.02885, eq. 1), of embeddings whose mean is taken off, without which a network
-    that has learnt nothing and one that has collapsed look alike; between 1 and min(B, D). 0 where
+    that has learned nothing and one that has collapsed look alike; between 1 and min(B, D). 0 where
     all are the same.
 
         s = svd(embeddings - mean);  p = s / sum(s);  exp(-sum(p * log(p)))

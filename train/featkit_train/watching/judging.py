@@ -23,8 +23,8 @@ ECE_BINS = 15  # Guo et al., section 4
 ONE_SIDED = 1.645  # standard errors that chance alone reaches upwards once in twenty times
 SURER_BY = 0.05  # more confidence in wrong answers from the first to the last
 SHARED_ERRORS = 0.8  # of the teacher's errors
-FEWER_CLASSES = 0.6  # times as many as the labelled pictures have
-LEAST_ACCEPTED = 0.01  # of the unlabelled pictures
+FEWER_CLASSES = 0.6  # times as many as the labeled pictures have
+LEAST_ACCEPTED = 0.01  # of the unlabeled pictures
 
 
 @dataclass(frozen=True)
@@ -231,9 +231,9 @@ def agrees_with_errors(
 
 def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
     """Of pseudo-labels that fall on few classes: fewer than FEWER_CLASSES times those of the
-    labelled pictures.
+    labeled pictures.
 
-    counts (K,), accepted pictures of each class; expected: `effective_classes` of the labelled
+    counts (K,), accepted pictures of each class; expected: `effective_classes` of the labeled
     pictures. None for no pictures at all, of which `nothing_accepted` speaks.
     """
     found = effective_classes(counts)
@@ -243,27 +243,27 @@ def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
         "few_classes",
         found,
         f"Pseudo-labels fall on few classes: the {int(counts.sum()):,} accepted pictures spread"
-        f" over {found:.1f} of {len(counts):,} classes (exp of the entropy), the labelled pictures"
+        f" over {found:.1f} of {len(counts):,} classes (exp of the entropy), the labeled pictures"
         f" over {expected:.1f}. Take as many pictures of each class (class balancing), or give each"
         " class a threshold of its own, since the easy ones pass a common one first.",
     )
 
 
-def nothing_accepted(num_accepted: int, num_unlabelled: int, *, threshold: float) -> Remark | None:
-    """Of a round whose threshold lets through less than LEAST_ACCEPTED of the unlabelled pictures.
+def nothing_accepted(num_accepted: int, num_unlabeled: int, *, threshold: float) -> Remark | None:
+    """Of a round whose threshold lets through less than LEAST_ACCEPTED of the unlabeled pictures.
 
-    ValueError for no unlabelled pictures.
+    ValueError for no unlabeled pictures.
     """
-    if num_unlabelled < 1:
-        raise ValueError("a round without unlabelled pictures accepts none whatever its threshold")
-    share = num_accepted / num_unlabelled
+    if num_unlabeled < 1:
+        raise ValueError("a round without unlabeled pictures accepts none whatever its threshold")
+    share = num_accepted / num_unlabeled
     if share >= LEAST_ACCEPTED:
         return None
     found = f"only {num_accepted:,}" if num_accepted else "none"
     return Remark(
         "nothing_accepted",
         share,
-        f"Hardly anything to learn from: {found} of {num_unlabelled:,} unlabelled pictures reach"
+        f"Hardly anything to learn from: {found} of {num_unlabeled:,} unlabeled pictures reach"
         f" the confidence of {threshold:g} that a pseudo-label needs. Lower that threshold, or"
         " train the first teacher for longer.",
     )

@@ -1,5 +1,5 @@
 """What a run is measured by while it learns: copies found among held-out pictures, and nearest
-neighbours of one label.
+neighbors of one label.
 
 Letters: N pictures, D width.
 """
@@ -26,7 +26,7 @@ MOST_COPIES = 200  # pictures whose copies are looked for: a network sees five v
 
 
 class HeldOut:
-    """Pictures that nothing is learnt from, prepared once; `labels` are theirs where the source
+    """Pictures that nothing is learned from, prepared once; `labels` are theirs where the source
     knows any."""
 
     def __init__(

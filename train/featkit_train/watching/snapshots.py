@@ -1,11 +1,11 @@
 """What a backbone sees in a few held-out photographs, drawn while it learns: PCA of its patch
 tokens, and attention.
 
-The colours are the first three principal components of the patch tokens of all pictures together,
+The colors are the first three principal components of the patch tokens of all pictures together,
 as DINOv2 shows them (arXiv 2304.07193, figure 1, without its removal of the background), each
 brought to the same spread. Components have no sign, and change places as the network learns; so the
 three are turned together (orthogonal Procrustes, Schönemann 1966) until they are nearest to an
-earlier snapshot, the first one's to the photographs' own colours. A colour so keeps its meaning
+earlier snapshot, the first one's to the photographs' own colors. A color so keeps its meaning
 over time. Attention is the class token's in the last block.
 
 Nothing is random, and nothing of the run is changed: a picture drawn or not, the steps that follow
@@ -27,7 +27,7 @@ from featkit.atomic import remove_partials
 from featkit.geometry import Geometry
 from featkit_train.engine.inference import evaluating
 from featkit_train.networks.base import Backbone
-from featkit_train.pictures.augment import normalise
+from featkit_train.pictures.augment import normalize
 from featkit_train.report.snapshot_files import (
     Snapshot,
     Tiles,
@@ -42,7 +42,7 @@ MOST_SNAPSHOTS = 12
 # patches a side that are worth looking at; how many times the native size that may be
 LEAST_GRID, MOST_TIMES = 24, 3
 ROUNDING = 1e-6  # of the largest number, the spread of features that are all the same
-# percentiles of a component that become 0 and 255: a few outliers would grey all the rest
+# percentiles of a component that become 0 and 255: a few outliers would gray all the rest
 FULL_RANGE = (2.0, 98.0)
 
 
@@ -96,14 +96,14 @@ class Snapshots:
         patch_tokens, attention = look(backbone, self.pictures, self.geometry)
         grids = [tokens.shape[:2] for tokens in patch_tokens]
         reference = self._reference(earlier, step)
-        if reference is None or [colours.shape[:2] for colours in reference] != grids:
+        if reference is None or [colors.shape[:2] for colors in reference] != grids:
             reference = [
-                patch_colours(picture, grid)
+                patch_colors(picture, grid)
                 for picture, grid in zip(self.pictures, grids, strict=True)
             ]
-        coloured = joint_pca_colours(patch_tokens, reference)
+        colored = joint_pca_colors(patch_tokens, reference)
         drawn = write_snapshot(
-            self.folder, step, [Tiles(*tiles) for tiles in zip(coloured, attention, strict=True)]
+            self.folder, step, [Tiles(*tiles) for tiles in zip(colored, attention, strict=True)]
         )
         for snapshot in earlier:
             first = snapshot.step == earlier[0].step
@@ -112,7 +112,7 @@ class Snapshots:
         return drawn
 
     def _reference(self, earlier: Sequence[Snapshot], step: int) -> list[np.ndarray] | None:
-        """Colours of the newest earlier snapshot that is there whether or not the run was stopped a
+        """Colors of the newest earlier snapshot that is there whether or not the run was stopped a
         while after `step`."""
         lasting = [
             snapshot
@@ -167,7 +167,7 @@ def look(
             pixels = (
                 torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
             )
-            images = normalise(pixels, mean=geometry.mean, std=geometry.std)
+            images = normalize(pixels, mean=geometry.mean, std=geometry.std)
             seen = backbone.activations(
                 images, layers=(backbone.depth,), attention=backbone.has_attention
             )
@@ -178,56 +178,56 @@ def look(
     return tokens, attention
 
 
-def joint_pca_colours(
+def joint_pca_colors(
     patch_tokens: Sequence[np.ndarray], reference: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """(h, w, D) tokens of each picture to (h, w, 3) uint8 colours, by one PCA over the patches of
+    """(h, w, D) tokens of each picture to (h, w, 3) uint8 colors, by one PCA over the patches of
     all.
 
-    reference: (h, w, 3) of each picture, the colours to keep to. Components run from dark at
+    reference: (h, w, 3) of each picture, the colors to keep to. Components run from dark at
     percentile FULL_RANGE[0] of all patches to bright at FULL_RANGE[1].
     """
     scores = pca_scores(
         np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in patch_tokens])
     )
-    wanted = np.concatenate([colours.reshape(-1, 3) for colours in reference]).astype(np.float64)
-    colours = _to_bytes(laid_onto(scores, wanted))
+    wanted = np.concatenate([colors.reshape(-1, 3) for colors in reference]).astype(np.float64)
+    colors = _to_bytes(laid_onto(scores, wanted))
     ends = np.cumsum([tokens.shape[0] * tokens.shape[1] for tokens in patch_tokens])
-    parts = np.split(colours, ends[:-1])
+    parts = np.split(colors, ends[:-1])
     return [
         part.reshape(*tokens.shape[:2], 3) for part, tokens in zip(parts, patch_tokens, strict=True)
     ]
 
 
 def pca_scores(tokens: np.ndarray) -> np.ndarray:
-    """(P, D) to (P, 3) float64: the centred tokens along the three directions of most variance, the
+    """(P, D) to (P, 3) float64: the centered tokens along the three directions of most variance, the
     most first.
 
     Signs are the eigensolver's. What is not finite counts as zero, and so does a spread that is
     float32's rounding.
     """
     finite = np.nan_to_num(tokens.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    centred = finite - finite.mean(axis=0)
-    _, directions = np.linalg.eigh(centred.T @ centred)  # (D, D), by rising variance
-    scores = centred @ directions[:, ::-1][:, :3]
+    centered = finite - finite.mean(axis=0)
+    _, directions = np.linalg.eigh(centered.T @ centered)  # (D, D), by rising variance
+    scores = centered @ directions[:, ::-1][:, :3]
     scores[:, scores.std(axis=0) <= ROUNDING * np.abs(finite).max()] = 0.0
     return np.pad(scores, ((0, 0), (0, 3 - scores.shape[1])))
 
 
 def laid_onto(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """`scores` (P, 3), standardised and turned or mirrored as a whole, so that they are nearest to
+    """`scores` (P, 3), standardized and turned or mirrored as a whole, so that they are nearest to
     `reference` (P, 3).
 
     the orthogonal R with the least |S R - T|², which is U Vᵀ for the singular vectors of Sᵀ T; S
-    and T are standardised
+    and T are standardized
     """
-    standardised = _standardised(scores)
-    left, _, right = np.linalg.svd(standardised.T @ _standardised(reference))
-    return np.asarray(standardised @ (left @ right))
+    standardized = _standardized(scores)
+    left, _, right = np.linalg.svd(standardized.T @ _standardized(reference))
+    return np.asarray(standardized @ (left @ right))
 
 
-def patch_colours(picture: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """(H, W, 3) uint8 to (h, w, 3): the mean colour of each patch of a grid that divides the
+def patch_colors(picture: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+    """(H, W, 3) uint8 to (h, w, 3): the mean color of each patch of a grid that divides the
     picture."""
     height, width = grid
     rows, columns = picture.shape[0] // height, picture.shape[1] // width
@@ -235,7 +235,7 @@ def patch_colours(picture: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     return np.asarray(blocks.mean(axis=(1, 3)))
 
 
-def _standardised(columns: np.ndarray) -> np.ndarray:
+def _standardized(columns: np.ndarray) -> np.ndarray:
     deviation = columns.std(axis=0)
     return np.asarray((columns - columns.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0))
 

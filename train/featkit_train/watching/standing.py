@@ -28,7 +28,7 @@ from featkit_train.watching.judging import (
 
 STANDING_FILE = "generations.json"
 FORMAT = 1
-LEAST_A_LABEL = 4  # held-out pictures, on average; with fewer, neighbours of one label say nothing
+LEAST_A_LABEL = 4  # held-out pictures, on average; with fewer, neighbors of one label say nothing
 NETWORK = "network"  # the folder of the one training whose exits are rows
 Kind = Literal["generation", "ensemble", "exit", "round"]
 POSITIVE = ("seconds", "images_per_s", "parameters")  # the rest are shares, which 1 bounds
@@ -165,21 +165,21 @@ class Standing:
 
 
 def held_out_knn(vectors: np.ndarray, labels: np.ndarray) -> float | None:
-    """Share of every second picture whose nearest neighbours of the others vote for its label.
+    """Share of every second picture whose nearest neighbors of the others vote for its label.
 
     vectors (N, D), labels (N,). None where the labels do not tell.
     """
     # loads pyarrow, for which a report would wait
-    from featkit.evaluate.knn import NEIGHBOURS, knn_accuracy
+    from featkit.evaluate.knn import NEIGHBORS, knn_accuracy
 
     if not labels_tell(labels):
         return None
-    neighbours = min(NEIGHBOURS, len(labels[::2]))
-    return knn_accuracy(vectors[::2], labels[::2], vectors[1::2], labels[1::2], k=neighbours)
+    neighbors = min(NEIGHBORS, len(labels[::2]))
+    return knn_accuracy(vectors[::2], labels[::2], vectors[1::2], labels[1::2], k=neighbors)
 
 
 def labels_tell(labels: np.ndarray) -> bool:
-    """Whether neighbours by their labels (N,) say anything: not where all are one, or have too few
+    """Whether neighbors by their labels (N,) say anything: not where all are one, or have too few
     pictures on average."""
     return 1 < len(np.unique(labels)) <= len(labels) / LEAST_A_LABEL
 

@@ -73,7 +73,7 @@ def test_evaluate_prints_each_method_and_each_edit(
         "crop",
         "rotate",
         "flip",
-        "colour",
+        "color",
         "jpeg",
         "blur",
         "text",

@@ -15,14 +15,14 @@ from featkit_export.export import export_model
 from tests.commands import is_one_sentence, run_featkit
 from tests.export.backbones import make_run
 from tests.featkit.cli.test_app import modules_after
-from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
 
 YARDSTICKS = ("copies", "knn", "linear", "retrieval")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn run, its model file, labelled pictures in three layouts, and a ground truth that
+    """A drawn run, its model file, labeled pictures in three layouts, and a ground truth that
     names some."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_run(folder / "run")

@@ -15,7 +15,7 @@ from featkit.embedder import Embedder
 from featkit.evaluate import evaluate_knn
 from featkit.sources import open_source
 from tests.commands import is_one_sentence, run_featkit
-from tests.featkit.evaluate.labelled import write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_parquet, write_kinds_tar
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
     report = evaluate_knn(open_source(parts[0]), open_source(parts[1]), Embedder(model), ks=(3, 20))
-    assert lines[0] == "3 pictures of 3 labels by neighbours among 8"
+    assert lines[0] == "3 pictures of 3 labels by neighbors among 8"
     for line, score in zip(lines[2:6], report.scores, strict=True):
         figures = [f"{figure:.3f}" for figure in (score.weighted, *score.interval, score.majority)]
         assert line.replace(" – ", " ").split() == [*score.name.split(), str(score.k), *figures]

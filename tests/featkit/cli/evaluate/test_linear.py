@@ -14,7 +14,7 @@ from featkit.errors import EnvironmentProblem
 from featkit.evaluate import LinearReport, evaluate_linear
 from featkit.sources import open_source
 from tests.commands import is_one_sentence, run_featkit
-from tests.featkit.evaluate.labelled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
+from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_it_prints_each_method_what_was_tried_and_every_choice(
     assert lines[6].split() == ["method", "0.0001", "0.001", "0.01", "0.1", "1", "10"]
     for line, score in zip(lines[7:9], report.scores, strict=True):
         assert line.split() == [*score.name.split(), *(f"{share:.3f}" for share in score.held_out)]
-    assert "Features are standardised by the training part." in said.out
+    assert "Features are standardized by the training part." in said.out
 
 
 def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:
@@ -77,5 +77,5 @@ def test_it_says_when_it_fits(parts: tuple[Path, Path], model: Path) -> None:
     said = run_featkit("evaluate", "linear", *parts, "--model", model)
     assert said.code == 0
     assert said.error.splitlines() == [
-        f"fitting {name} at 6 strengths of regularisation ..." for name in ("test-0", "pixels, 8×8")
+        f"fitting {name} at 6 strengths of regularization ..." for name in ("test-0", "pixels, 8×8")
     ]

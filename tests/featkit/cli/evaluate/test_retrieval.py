@@ -12,7 +12,7 @@ from featkit.embedder import Embedder
 from featkit.evaluate import evaluate_groups, evaluate_revisited, read_ground_truth
 from featkit.sources import open_source
 from tests.commands import is_one_sentence, run_featkit
-from tests.featkit.evaluate.labelled import write_kinds_folder
+from tests.featkit.evaluate.labeled import write_kinds_folder
 from tests.pictures import draw_folder
 
 

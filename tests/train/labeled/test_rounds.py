@@ -13,19 +13,19 @@ from featkit.errors import InputError
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
-from featkit_train.labelled import self_training
-from featkit_train.labelled.course import CourseEars
-from featkit_train.labelled.pseudo_labels import PSEUDO_FILE
+from featkit_train.labeled import self_training
+from featkit_train.labeled.course import CourseEars
+from featkit_train.labeled.pseudo_labels import PSEUDO_FILE
 from featkit_train.run_folder import CHECKPOINTS
 from featkit_train.watching.standing import read_standing
 from featkit_train.weights import CLASSIFIER_FILE
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     root = tmp_path_factory.mktemp("parts")
-    firsts = {"labelled": (10, 0), "unlabelled": (20, 100), "held_out": (8, 300)}
+    firsts = {"labeled": (10, 0), "unlabeled": (20, 100), "held_out": (8, 300)}
     return {
         name: open_source(draw_kinds(root / name, count, first=first))
         for name, (count, first) in firsts.items()
@@ -33,7 +33,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
 
 
 def config(*settings: str) -> TrainConfig:
-    return labelled_config(
+    return labeled_config(
         "self-training", "self_training.confidence=0.0", "self_training.patience=9", *settings
     )
 
@@ -46,7 +46,7 @@ def train(
     resume: bool = False,
 ) -> list[str]:
     """The digests of the rounds."""
-    sources = [parts["labelled"]], [parts["unlabelled"]]
+    sources = [parts["labeled"]], [parts["unlabeled"]]
     self_training(
         config(*settings), *sources, out, held_out=parts["held_out"], ears=ears, resume=resume
     )
@@ -73,7 +73,7 @@ def test_a_teacher_and_two_students_are_tabled(run: tuple[Path, list[str]]) -> N
 
 @pytest.mark.parametrize(
     "setting",
-    ["self_training.pseudo=hard", "self_training.labelled_share=0.6", "labels.smoothing=0.2"],
+    ["self_training.pseudo=hard", "self_training.labeled_share=0.6", "labels.smoothing=0.2"],
 )
 def test_students_learn_what_the_settings_say(
     setting: str, parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
@@ -103,10 +103,10 @@ def test_students_are_as_long_as_they_are_told(
     assert trained == []
 
 
-def test_labels_of_the_unlabelled_are_not_looked_at(
+def test_labels_of_the_unlabeled_are_not_looked_at(
     parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
-    plain = parts["unlabelled"]
+    plain = parts["unlabeled"]
 
     class WithoutLabels:
         """The same pictures; asking for a label is an error."""
@@ -121,12 +121,12 @@ def test_labels_of_the_unlabelled_are_not_looked_at(
             raise AssertionError(f"the label of {number} was asked for")
 
     assert (
-        train({**parts, "unlabelled": WithoutLabels()}, tmp_path / "run", "self_training.rounds=1")
+        train({**parts, "unlabeled": WithoutLabels()}, tmp_path / "run", "self_training.rounds=1")
         == run[1][:2]
     )
 
 
-def test_nothing_held_out_is_labelled_or_learnt(
+def test_nothing_held_out_is_labeled_or_learned(
     parts: dict[str, Source], run: tuple[Path, list[str]], tmp_path: Path
 ) -> None:
     other = open_source(draw_kinds(tmp_path / "other", 5, first=500))
@@ -134,9 +134,9 @@ def test_nothing_held_out_is_labelled_or_learnt(
         "the same networks whatever is held out"
     )
     probs = np.load(run[0] / "round-1" / PSEUDO_FILE)
-    assert len(probs) == len(parts["unlabelled"])
-    with pytest.raises(InputError, match="is held out, and among the unlabelled pictures as well"):
-        train({**parts, "unlabelled": parts["held_out"]}, tmp_path / "mixed")
+    assert len(probs) == len(parts["unlabeled"])
+    with pytest.raises(InputError, match="is held out, and among the unlabeled pictures as well"):
+        train({**parts, "unlabeled": parts["held_out"]}, tmp_path / "mixed")
 
 
 def test_a_teacher_that_is_sure_of_nothing_ends_it(

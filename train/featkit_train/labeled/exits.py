@@ -9,9 +9,9 @@ from pathlib import Path
 from featkit.errors import InputError
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.labelled.course import CourseEars, course, of_training
-from featkit_train.labelled.judge import together
-from featkit_train.labelled.parting import part
+from featkit_train.labeled.course import CourseEars, course, of_training
+from featkit_train.labeled.judge import together
+from featkit_train.labeled.parting import part
 from featkit_train.methods import Lessons
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.watching.standing import NETWORK, Standing
@@ -40,7 +40,7 @@ def internal(
     parted = part(sources, config, held_out=held_out)
     with course(config, parted, out, resume=resume, ears=ears) as here:
         lessons = Lessons(classes=parted.classes, labels=parted.labels)
-        trained = here.train(NETWORK, of_training(config, 0), parted.learnt, lessons)
+        trained = here.train(NETWORK, of_training(config, 0), parted.learned, lessons)
         backbone = trained.classifier.backbone
         assert isinstance(backbone, ExitedBackbone)
         networks = [backbone.cut(number) for number in range(1, backbone.depth + 1)]

@@ -53,7 +53,7 @@ class Judge:
         self.labels = codes[self._known]
         if self._held_out.prepared is None or not len(self.labels):
             raise InputError(
-                f"None of the held-out pictures of {source.name} has a label that is learnt; name"
+                f"None of the held-out pictures of {source.name} has a label that is learned; name"
                 " others."
             )
         self._images = self._held_out.prepared[self._known]

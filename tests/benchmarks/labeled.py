@@ -14,7 +14,7 @@ import numpy as np
 from featkit.sources import Source, open_source, subset
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
-from featkit_train.labelled.parting import part
+from featkit_train.labeled.parting import part
 from featkit_train.loop import train
 from featkit_train.methods import Lessons
 from featkit_train.watching.standing import Row
@@ -24,20 +24,20 @@ from tests.torchvision_without_cuda import allow_torchvision
 
 allow_torchvision()
 
-NUM_LABELLED = 100 if is_quick() else 1000
-NUM_UNLABELLED = 200 if is_quick() else 9000
+NUM_LABELED = 100 if is_quick() else 1000
+NUM_UNLABELED = 200 if is_quick() else 9000
 NUM_TEST = 100 if is_quick() else 5000
 WARM_STEPS = 3 if is_quick() else 15
-SMALL_COLOURS = (
-    "{jitter_probability: 0.5, hue: 0.02, grey_probability: 0.0, blur_probability: [0, 0, 0],"
-    " solarise_probability: [0, 0, 0]}"
+SMALL_COLORS = (
+    "{jitter_probability: 0.5, hue: 0.02, gray_probability: 0.0, blur_probability: [0, 0, 0],"
+    " solarize_probability: [0, 0, 0]}"
 )
 QUIET = ("run.evaluate_every=1000000", "run.checkpoint_every=1000000", "run.held_out=0")
 COMMON = (
     "crops.global_size=32",
     "crops.global_scale=[0.5, 1.0]",
     "resize=stretch",
-    f"colour={SMALL_COLOURS}",
+    f"color={SMALL_COLORS}",
     "run.batch_size=50",
 )
 # The trainings are short, so both learn faster than their recipes for whole data sets say.
@@ -72,8 +72,8 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 class Cifar:
     """1,000 pictures whose labels are used, 9,000 whose are not, and 5,000 to test on."""
 
-    labelled: Source
-    unlabelled: Source
+    labeled: Source
+    unlabeled: Source
     test: Source
 
 
@@ -85,9 +85,9 @@ def open_cifar() -> Cifar:
         open_source(folder / "test-00000.parquet"),
     )
     numbers = np.random.default_rng(0).permutation(len(shard))
-    labelled, rest = numbers[:NUM_LABELLED], numbers[NUM_LABELLED:][:NUM_UNLABELLED]
+    labeled, rest = numbers[:NUM_LABELED], numbers[NUM_LABELED:][:NUM_UNLABELED]
     return Cifar(
-        subset(shard, sorted(labelled.tolist())),
+        subset(shard, sorted(labeled.tolist())),
         subset(shard, sorted(rest.tolist())),
         subset(test, range(NUM_TEST)),
     )
@@ -95,16 +95,16 @@ def open_cifar() -> Cifar:
 
 def config_of(method: str, network: str, *settings: str) -> TrainConfig:
     """The small recipe with the network of that name."""
-    return configure(method, "small_labelled", [*COMMON, *NETWORKS[network], *QUIET, *settings])
+    return configure(method, "small_labeled", [*COMMON, *NETWORKS[network], *QUIET, *settings])
 
 
 def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path) -> int:
     """How many steps of a training fit, by a few of them without a teacher."""
-    parted = part([cifar.labelled], config, held_out=subset(cifar.test, range(20)))
+    parted = part([cifar.labeled], config, held_out=subset(cifar.test, range(20)))
     warm = for_training(config, steps=WARM_STEPS)
     lessons = Lessons(classes=parted.classes, labels=parted.labels)
     report = train(
-        warm, [parted.learnt], out, held_out=subset(cifar.test, range(20)), lessons=lessons
+        warm, [parted.learned], out, held_out=subset(cifar.test, range(20)), lessons=lessons
     )
     return max(2, int(seconds * report.images_per_s / config.run.batch_size))
 

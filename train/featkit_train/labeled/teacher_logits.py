@@ -17,7 +17,7 @@ from featkit.sources import Source
 from featkit_train.config import TrainConfig
 from featkit_train.engine.device import pick_autocast
 from featkit_train.engine.inference import evaluating
-from featkit_train.labelled.arrays import read_array
+from featkit_train.labeled.arrays import read_array
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier
 from featkit_train.pictures.augment import as_seen
@@ -65,7 +65,7 @@ def keep_logits(
     dataset = CropDataset(
         source,
         crops=config.crops,
-        colour=config.colour,
+        color=config.color,
         seed=config.run.seed,
         cache_bytes=config.run.cache_bytes,
         extra=ExtraViews(num_global=1, local=False, patch=config.crops.global_size),

@@ -18,7 +18,7 @@ from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
 from featkit_train.config import SelfTrainingConfig
-from featkit_train.labelled.arrays import read_array
+from featkit_train.labeled.arrays import read_array
 from featkit_train.methods.taught import classify
 from featkit_train.networks.classifier import Classifier
 from featkit_train.pictures.batches import PSEUDO, rng_for
@@ -102,12 +102,12 @@ def accept(probs: np.ndarray, config: SelfTrainingConfig, *, seed: int) -> Accep
     return Accepted(np.sort(np.concatenate(chosen)), counts)
 
 
-def mixed(labelled: int, pseudo: np.ndarray, *, labelled_share: float) -> np.ndarray:
-    """Numbers of an epoch's pictures, rising: all below `labelled`, and from there on those that
+def mixed(labeled: int, pseudo: np.ndarray, *, labeled_share: float) -> np.ndarray:
+    """Numbers of an epoch's pictures, rising: all below `labeled`, and from there on those that
     `pseudo` says.
 
-    The former come as often as is needed for their share to be `labelled_share` at least.
+    The former come as often as is needed for their share to be `labeled_share` at least.
     """
-    least = labelled_share / (1 - labelled_share) * len(pseudo)
-    times = max(1, math.ceil(least / labelled))
-    return np.sort(np.concatenate([np.tile(np.arange(labelled), times), labelled + pseudo]))
+    least = labeled_share / (1 - labeled_share) * len(pseudo)
+    times = max(1, math.ceil(least / labeled))
+    return np.sort(np.concatenate([np.tile(np.arange(labeled), times), labeled + pseudo]))

@@ -1,5 +1,5 @@
-"""Pictures with labels, parted into those that are learnt from and those that nothing is ever
-learnt from."""
+"""Pictures with labels, parted into those that are learned from and those that nothing is ever
+learned from."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from featkit_train.pictures.batches import LEAST_TO_HOLD_OUT, split_held_out
 
 @dataclass(frozen=True)
 class Parted:
-    """learnt: pictures with labels (N,) int64 into `classes`, which are sorted. No part of the run
-    is shown held_out but to be measured on. num_unlabelled: pictures without a label, which are in
+    """learned: pictures with labels (N,) int64 into `classes`, which are sorted. No part of the run
+    is shown held_out but to be measured on. num_unlabeled: pictures without a label, which are in
     neither.
     """
 
-    learnt: Source
+    learned: Source
     labels: np.ndarray
     classes: tuple[str, ...]
     held_out: Source
-    num_unlabelled: int
+    num_unlabeled: int
 
 
 def part(
@@ -39,8 +39,8 @@ def part(
     """Part the pictures by the config: held_out, else run.held_out of them (a tenth at most), drawn
     by the seed.
 
-    InputError where fewer than two classes are learnt, where nothing is held out, which says
-    whether a student is any better, and where what is held out is learnt as well.
+    InputError where fewer than two classes are learned, where nothing is held out, which says
+    whether a student is any better, and where what is held out is learned as well.
     """
     source, column = concatenate(sources), config.labels.column
     label_of = labels_of(source, find_column(source, column))
@@ -49,7 +49,7 @@ def part(
         try:
             known.append((number, label_of(number)))
         except InputError:
-            continue  # counted in num_unlabelled
+            continue  # counted in num_unlabeled
     numbers = np.arange(len(known))
     if held_out is None:
         numbers, held = split_held_out(len(known), wanted=config.run.held_out, seed=config.run.seed)
@@ -68,31 +68,31 @@ def part(
                 else "; set run.held_out, or name others with --held-out."
             )
         )
-    learnt = [known[place] for place in numbers]
-    classes = tuple(sorted({label for _, label in learnt}))
+    learned = [known[place] for place in numbers]
+    classes = tuple(sorted({label for _, label in learned}))
     if len(classes) < 2:
         raise InputError(
             f"The pictures of {source.name} have {len(classes)} label ({column}); there is nothing"
             " to tell apart."
         )
-    pictures = subset(source, [number for number, _ in learnt])
-    check_apart(pictures, held_out, what="labelled")
+    pictures = subset(source, [number for number, _ in learned])
+    check_apart(pictures, held_out, what="labeled")
     return Parted(
-        learnt=pictures,
-        labels=codes_of([label for _, label in learnt], classes),
+        learned=pictures,
+        labels=codes_of([label for _, label in learned], classes),
         classes=classes,
         held_out=held_out,
-        num_unlabelled=len(source) - len(known),
+        num_unlabeled=len(source) - len(known),
     )
 
 
-def check_apart(learnt: Source, held_out: Source, *, what: str) -> None:
+def check_apart(learned: Source, held_out: Source, *, what: str) -> None:
     """InputError where a picture is in both; what: how those to learn from are called."""
     kept = {_identity(held_out, number) for number in range(len(held_out))}
-    for number in range(len(learnt)):
-        if _identity(learnt, number) in kept:
+    for number in range(len(learned)):
+        if _identity(learned, number) in kept:
             raise InputError(
-                f"{learnt.key(number)} is held out, and among the {what} pictures as well; a"
+                f"{learned.key(number)} is held out, and among the {what} pictures as well; a"
                 " student would learn what it is measured on. Name other pictures with --held-out."
             )
 

@@ -18,7 +18,7 @@ from featkit.modelfile import read_manifest
 from featkit_train.methods import METHODS
 from featkit_train.watching.standing import Row, Standing, read_standing
 from tests.commands import Said, is_one_sentence, run_featkit
-from tests.train.labelled.small import LABELLED, draw_kinds
+from tests.train.labeled.small import LABELED, draw_kinds
 
 HELD_OUT = 10  # of each kind
 NAMES = {
@@ -37,22 +37,18 @@ NAMES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`pictures` of two kinds, `others` of the same, `held out`, and a recipe `small.yaml`."""
-    folder = tmp_path_factory.mktemp("labelled")
+    folder = tmp_path_factory.mktemp("labeled")
     draw_kinds(folder / "pictures", 16)
     draw_kinds(folder / "others", 12, first=100)
     draw_kinds(folder / "held out", HELD_OUT, first=200)
-    (folder / "small.yaml").write_text(yaml.safe_dump(LABELLED))
+    (folder / "small.yaml").write_text(yaml.safe_dump(LABELED))
     return folder
 
 
 def command(method: str, folder: Path, out: Path, *more: str) -> list[str]:
     """A course of a second or two; of a flag of `more`, its value."""
-    labelled, others = str(folder / "pictures"), str(folder / "others")
-    data = (
-        ["--labelled", labelled, "--unlabelled", others]
-        if method == "self-training"
-        else [labelled]
-    )
+    labeled, others = str(folder / "pictures"), str(folder / "others")
+    data = ["--labeled", labeled, "--unlabeled", others] if method == "self-training" else [labeled]
     flags = {
         "born-again": {"--generations": "2", "--patience": "9"},
         "self-training": {"--rounds": "1", "--confidence": "0.1"},
@@ -264,7 +260,7 @@ def test_next_exports_the_exit_that_was_chosen(
         remarks=[],
         chosen=chosen,
     )
-    monkeypatch.setattr("featkit_train.labelled.internal", lambda *_arguments, **_known: standing)
+    monkeypatch.setattr("featkit_train.labeled.internal", lambda *_arguments, **_known: standing)
     said = run_featkit(*command("internal", folder, tmp_path))
     assert said.out.splitlines()[-1] == f"Next: featkit export {tmp_path}{flag} --out small.onnx"
 
@@ -370,7 +366,7 @@ def test_pictures_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
     assert "there is nothing to tell apart" in said.error
 
 
-def test_unlabelled_pictures_that_are_held_out_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_unlabeled_pictures_that_are_held_out_are_refused(folder: Path, tmp_path: Path) -> None:
     said = run_featkit(
         *command(
             "self-training",
@@ -383,15 +379,15 @@ def test_unlabelled_pictures_that_are_held_out_are_refused(folder: Path, tmp_pat
     )
     assert said.code == 2
     assert is_one_sentence(said)
-    assert "is held out, and among the unlabelled pictures as well" in said.error
+    assert "is held out, and among the unlabeled pictures as well" in said.error
 
 
-@pytest.mark.parametrize("flag", ["--labelled", "--unlabelled"])
+@pytest.mark.parametrize("flag", ["--labeled", "--unlabeled"])
 def test_self_training_needs_pictures_of_both_kinds(
     flag: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    other = {"--labelled": "--unlabelled", "--unlabelled": "--labelled"}[flag]
+    other = {"--labeled": "--unlabeled", "--unlabeled": "--labeled"}[flag]
     said = run_featkit(
         "train", "self-training", other, folder / "pictures", "--out", tmp_path / "run"
     )

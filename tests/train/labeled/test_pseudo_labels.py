@@ -11,11 +11,11 @@ import torch
 from featkit.images import decode
 from featkit.sources import open_source
 from featkit_train.config import SelfTrainingConfig
-from featkit_train.labelled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
+from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
 from featkit_train.loop import geometry_of
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier, build_backbone
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 
 PROBS = np.array(
     [
@@ -31,7 +31,7 @@ PROBS = np.array(
 )
 
 
-def test_without_balance_the_sure_ones_are_learnt_once_each() -> None:
+def test_without_balance_the_sure_ones_are_learned_once_each() -> None:
     accepted = accept(PROBS, SelfTrainingConfig(confidence=0.5, balance=False), seed=0)
     assert accepted.numbers.tolist() == [0, 1, 2, 3, 5]
     assert accepted.counts.tolist() == [4, 1, 0]
@@ -53,19 +53,19 @@ def test_a_picture_that_could_not_be_read_is_never_sure_and_nothing_sure_is_noth
 
 def test_labels_of_peoples_come_often_enough() -> None:
     pseudo = np.array([0, 2, 2])
-    assert mixed(4, pseudo, labelled_share=0.0).tolist() == [0, 1, 2, 3, 4, 6, 6]
-    numbers = mixed(2, np.arange(20), labelled_share=0.25)
+    assert mixed(4, pseudo, labeled_share=0.0).tolist() == [0, 1, 2, 3, 4, 6, 6]
+    numbers = mixed(2, np.arange(20), labeled_share=0.25)
     assert (numbers < 2).mean() >= 0.25
     assert (numbers >= 2).sum() == 20
     assert np.bincount(numbers[numbers < 2]).tolist() == [4, 4]
 
 
-def test_pictures_are_labelled_as_they_are_once_and_unreadable_ones_get_zeros(
+def test_pictures_are_labeled_as_they_are_once_and_unreadable_ones_get_zeros(
     tmp_path: Path,
 ) -> None:
     source = open_source(draw_kinds(tmp_path / "pictures", 3))
     (tmp_path / "pictures" / "red" / "001.png").write_text("no picture")
-    config = labelled_config("self-training")
+    config = labeled_config("self-training")
     torch.manual_seed(0)
     teacher = Classifier(build_backbone(config.classifier), 2)
     geometry = geometry_of(config, patch=teacher.backbone.patch)

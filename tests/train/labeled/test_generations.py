@@ -1,4 +1,4 @@
-"""Promises of generations: each learns from the one before, nothing held out is learnt, kept logits
+"""Promises of generations: each learns from the one before, nothing held out is learned, kept logits
 change nothing."""
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from featkit.errors import InputError, Interrupted
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
-from featkit_train.labelled import born_again, teacher_logits
-from featkit_train.labelled.course import CourseEars
+from featkit_train.labeled import born_again, teacher_logits
+from featkit_train.labeled.course import CourseEars
 from featkit_train.pictures.batches import CropDataset
 from featkit_train.watching.standing import Standing, read_standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone, load_classifier
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 
 PATIENT = ("born_again.patience=9", "born_again.generations=2")
 
@@ -36,7 +36,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def config(*settings: str) -> TrainConfig:
-    return labelled_config("born-again", *PATIENT, *settings)
+    return labeled_config("born-again", *PATIENT, *settings)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_every_generation_is_of_new_weights_and_learns_from_the_one_before(
     assert digest(alone / "generation-1") != digests[1]
 
 
-def test_nothing_held_out_is_learnt_labelled_or_distilled_on(
+def test_nothing_held_out_is_learned_labeled_or_distilled_on(
     pictures: Source, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: set[str] = set()
@@ -103,10 +103,10 @@ def test_nothing_held_out_is_learnt_labelled_or_distilled_on(
     settings = ("born_again.generations=1", "run.steps=12", "crops.fixed_views=2")
     # a tenth of them held out by featkit, logits kept
     born_again(config(*settings), [pictures], tmp_path / "own")
-    learnt = {str(pictures.file(number)) for number in range(len(pictures))}
+    learned = {str(pictures.file(number)) for number in range(len(pictures))}
     assert len(asked) == 36
-    assert asked < learnt
-    # And the whole of what is learnt is the same whatever is held out: other pictures, of other
+    assert asked < learned
+    # And the whole of what is learned is the same whatever is held out: other pictures, of other
     # labels.
     monkeypatch.undo()
     other = open_source(draw_kinds(tmp_path / "other", 6, first=300, kinds=("red", "blue")))
@@ -128,7 +128,7 @@ def test_kept_logits_teach_what_the_teacher_says_of_the_same_views(
         kept.append(path)
         keep(path, *given, **named)
 
-    monkeypatch.setattr("featkit_train.labelled.generations.keep_logits", recording)
+    monkeypatch.setattr("featkit_train.labeled.generations.keep_logits", recording)
     settings = (
         f"knowledge.mode={mode}",
         "crops.fixed_views=3",
@@ -250,7 +250,7 @@ def test_other_pictures_and_other_settings_are_refused_on_resume(
 def test_a_second_view_of_one_picture_is_another_one(pictures: Source) -> None:
     small = config("crops.fixed_views=2")
     dataset = CropDataset(
-        pictures, crops=small.crops, colour=small.colour, seed=0, cache_bytes=1 << 20
+        pictures, crops=small.crops, color=small.color, seed=0, cache_bytes=1 << 20
     )
     first, second, again = (dataset[view, 3, 0].global_images for view in (0, 1, 0))
     assert np.array_equal(first, again)
@@ -281,4 +281,4 @@ def test_pictures_without_a_label_are_counted_aloud(
         held_out=held_out,
         ears=CourseEars(on_note=said.append),
     )
-    assert said == ["Neither learnt nor measured on: 3 pictures without a label."]
+    assert said == ["Neither learned nor measured on: 3 pictures without a label."]

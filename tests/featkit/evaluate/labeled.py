@@ -1,4 +1,4 @@
-"""Small labelled sources: coloured squares, whose kind is their colour, in each layout that labels
+"""Small labeled sources: colored squares, whose kind is their color, in each layout that labels
 come in."""
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from PIL import Image
 from tests.featkit.sources.files import write_tar
 from tests.picture_files import encoded
 
-COLOURS = {0: (220, 40, 40), 1: (40, 200, 60), 2: (50, 60, 220)}
+COLORS = {0: (220, 40, 40), 1: (40, 200, 60), 2: (50, 60, 220)}
 KINDS = {0: "red", 1: "green", 2: "blue"}
 
 
 def draw_square(kind: int, *, seed: int, side: int = 24) -> Image.Image:
-    """A square of the kind's colour with some noise."""
+    """A square of the kind's color with some noise."""
     rng = np.random.default_rng([seed, kind])
     noise = rng.normal(0, 30, (side, side, 3))
-    return Image.fromarray(np.clip(np.array(COLOURS[kind]) + noise, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.array(COLORS[kind]) + noise, 0, 255).astype(np.uint8))
 
 
 def write_kinds_tar(path: Path, kinds: list[int], *, seed: int = 0) -> Path:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
-from featkit_train.labelled.judge import together
-from featkit_train.labelled.parting import part
-from featkit_train.labelled.teacher_logits import (
+from featkit_train.labeled.course import Course, CourseEars, Trained, course, of_training
+from featkit_train.labeled.judge import together
+from featkit_train.labeled.parting import part
+from featkit_train.labeled.teacher_logits import (
     LOGITS_FILE,
     is_worth_keeping,
     keep_logits,
@@ -34,7 +34,7 @@ def born_again(
     """All generations in `out`/generation-0, -1 ..., the table, and the most accurate generation's
     files in `out`.
 
-    held_out: as for `parting.part`; nothing of it is labelled, distilled on or cached. It ends
+    held_out: as for `parting.part`; nothing of it is labeled, distilled on or cached. It ends
     early after `born_again.patience` generations in a row that do not beat their teachers beyond
     noise. Errors as for `train`.
     """
@@ -69,32 +69,32 @@ def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
     name, parted = f"generation-{number}", here.parted
     if teacher is None:
         return here.train(
-            name, config, parted.learnt, Lessons(classes=parted.classes, labels=parted.labels)
+            name, config, parted.learned, Lessons(classes=parted.classes, labels=parted.labels)
         )
     path = here.out / name / LOGITS_FILE
-    if is_worth_keeping(config, num_pictures=len(parted.learnt), num_classes=len(parted.classes)):
+    if is_worth_keeping(config, num_pictures=len(parted.learned), num_classes=len(parted.classes)):
         return _with_kept_logits(here, name, config, teacher.classifier, path)
     lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher.classifier)
-    return here.train(name, config, parted.learnt, lessons)
+    return here.train(name, config, parted.learned, lessons)
 
 
 def _with_kept_logits(
     here: Course, name: str, config: TrainConfig, teacher: Classifier, path: Path
 ) -> Trained:
     """The teacher is asked once about every view, and its answers are removed when the student has
-    learnt."""
+    learned."""
     parted = here.parted
     done = here.is_finished(name, config)
     if here.world.is_main and not done and not path.exists():
         here.ears.on_note(
             f"{name}: keeping what its teacher says of"
-            f" {len(parted.learnt) * config.crops.fixed_views:,} views."
+            f" {len(parted.learned) * config.crops.fixed_views:,} views."
         )
-        here.ears.on_asking(name, len(parted.learnt) * config.crops.fixed_views)
+        here.ears.on_asking(name, len(parted.learned) * config.crops.fixed_views)
         keep_logits(
             path,
             teacher,
-            parted.learnt,
+            parted.learned,
             config,
             device=here.device,
             on_progress=lambda asked, _all: here.ears.on_asked(asked),
@@ -102,7 +102,7 @@ def _with_kept_logits(
     here.world.wait()
     teacher_logits = None if done else open_logits(path)
     lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher_logits=teacher_logits)
-    trained = here.train(name, config, parted.learnt, lessons)
+    trained = here.train(name, config, parted.learned, lessons)
     if here.world.is_main:
         path.unlink(missing_ok=True)
     return trained

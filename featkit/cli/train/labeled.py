@@ -26,7 +26,7 @@ from featkit.wording import counted, typed
 if TYPE_CHECKING:
     from featkit.sources import Source
     from featkit_train.config import TrainConfig
-    from featkit_train.labelled.course import CourseEars
+    from featkit_train.labeled.course import CourseEars
     from featkit_train.watching.standing import Row, Standing
 
 Given = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
@@ -63,7 +63,7 @@ def born_again(
     patience
         Generations in a row that may fail to beat their teachers beyond noise; the run then ends. By default 1.
     mode
-        What is learnt beside the labels: the teacher's distribution (kd), the labels alone but by the teacher's confidence
+        What is learned beside the labels: the teacher's distribution (kd), the labels alone but by the teacher's confidence
         (cwtm), or the distribution with all but its maximum permuted (dkpp). By default kd.
     temperature
         Of teacher's and student's distributions; by default 1.
@@ -77,7 +77,7 @@ def born_again(
         held_out: "Source | None",
         ears: "CourseEars",
     ) -> "Standing":
-        from featkit_train.labelled import born_again as course
+        from featkit_train.labeled import born_again as course
 
         return course(config, sources, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
 
@@ -93,8 +93,8 @@ def born_again(
 
 def self_training(
     *,
-    labelled: Given,
-    unlabelled: Given,
+    labeled: Annotated[Given, Parameter(name=("--labeled", "--labelled"))],
+    unlabeled: Annotated[Given, Parameter(name=("--unlabeled", "--unlabelled"))],
     rounds: int | None = None,
     patience: int | None = None,
     confidence: float | None = None,
@@ -109,13 +109,13 @@ def self_training(
     For few pictures with labels and many without, of the same kinds. Labels that the others may
     have are not looked at.
 
-    Example: featkit train self-training --labelled sorted/ --unlabelled unsorted/ --out run/
+    Example: featkit train self-training --labeled sorted/ --unlabeled unsorted/ --out run/
 
     Parameters
     ----------
-    labelled
+    labeled
         Pictures with labels: whatever `featkit train dino` takes; one or several.
-    unlabelled
+    unlabeled
         Pictures without; one or several.
     rounds
         Students after the teacher; by default 2.
@@ -133,9 +133,9 @@ def self_training(
         held_out: "Source | None",
         ears: "CourseEars",
     ) -> "Standing":
-        from featkit_train.labelled import self_training as course
+        from featkit_train.labeled import self_training as course
 
-        with_labels, without = sources[: len(labelled)], sources[len(labelled) :]
+        with_labels, without = sources[: len(labeled)], sources[len(labeled) :]
         return course(
             config,
             with_labels,
@@ -154,13 +154,13 @@ def self_training(
     }
     _run(
         "self-training",
-        [*labelled, *unlabelled],
+        [*labeled, *unlabeled],
         begin,
         flags,
         own,
         cluster,
         settings,
-        num_labelled=len(labelled),
+        num_labeled=len(labeled),
     )
 
 
@@ -196,7 +196,7 @@ def internal(
         held_out: "Source | None",
         ears: "CourseEars",
     ) -> "Standing":
-        from featkit_train.labelled import internal as course
+        from featkit_train.labeled import internal as course
 
         return course(config, sources, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
 
@@ -219,22 +219,22 @@ def _run(
     cluster: ClusterFlags | None,
     settings: Mapping[str, object],
     *,
-    num_labelled: int | None = None,
+    num_labeled: int | None = None,
 ) -> None:
-    """num_labelled: of `data`, those of pictures with labels, which come first; None where all are."""
+    """num_labeled: of `data`, those of pictures with labels, which come first; None where all are."""
     config = configured(method, flags, own, settings)
     if cluster is not None and cluster.slurm:
         print_slurm(config, cluster)
         return
-    from featkit_train.labelled.course import CourseEars
+    from featkit_train.labeled.course import CourseEars
 
     sources, held_out = open_pictures(data, flags)
     quiet = flags.quiet or not is_main()
     if not quiet:
-        counts = [sum(map(len, part)) for part in (sources[:num_labelled], sources[num_labelled:])]
+        counts = [sum(map(len, part)) for part in (sources[:num_labeled], sources[num_labeled:])]
         pictures = (
             counted(counts[0], "picture")
-            if num_labelled is None
+            if num_labeled is None
             else "{:,} pictures with labels and {:,} without".format(*counts)
         )
         size = config.crops.global_size

@@ -26,8 +26,8 @@ from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.device import pick_device
 from featkit_train.engine.distributed import World, join_world, local_device
 from featkit_train.engine.failures import explained
-from featkit_train.labelled.judge import Judge, Seen
-from featkit_train.labelled.parting import Parted
+from featkit_train.labeled.judge import Judge, Seen
+from featkit_train.labeled.parting import Parted
 from featkit_train.loop import Ears, only_writer, train
 from featkit_train.methods import Lessons
 from featkit_train.networks.classifier import Classifier
@@ -229,8 +229,8 @@ def course(
     resume: bool,
     ears: CourseEars | None,
 ) -> Iterator[Course]:
-    """Begin the folder `out`, or go on in it. source: all pictures that are learnt from, where they
-    are not parted.learnt.
+    """Begin the folder `out`, or go on in it. source: all pictures that are learned from, where they
+    are not parted.learned.
 
     InputError as for `train`: `out` holds another run, or none to resume.
     """
@@ -239,13 +239,13 @@ def course(
     if resume and not (out / CONFIG_FILE).is_file():
         raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
     device = local_device(pick_device(config.run.device))
-    learnt = parted.learnt if source is None else source
+    learned = parted.learned if source is None else source
     data = {
-        "names": learnt.name,
-        "keys_sha256": keys_sha256(learnt),
+        "names": learned.name,
+        "keys_sha256": keys_sha256(learned),
         "held_out_keys_sha256": keys_sha256(parted.held_out),
     }
-    digested = {"keys_sha256": learnt, "held_out_keys_sha256": parted.held_out}
+    digested = {"keys_sha256": learned, "held_out_keys_sha256": parted.held_out}
     folder = RunFolder(
         out, config, data, is_same=lambda name, digest: has_keys(digested[name], digest)
     )
@@ -256,9 +256,9 @@ def course(
             folder.begin()
         world.wait()
         ears = ears if ears is not None and world.is_main else CourseEars()
-        if parted.num_unlabelled:
+        if parted.num_unlabeled:
             ears.on_note(
-                f"Neither learnt nor measured on: {counted(parted.num_unlabelled, 'picture')}"
+                f"Neither learned nor measured on: {counted(parted.num_unlabeled, 'picture')}"
                 " without a label."
             )
         try:

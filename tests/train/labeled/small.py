@@ -1,4 +1,4 @@
-"""Pictures of two kinds that differ in their colour, and a config by which a small network tells
+"""Pictures of two kinds that differ in their color, and a config by which a small network tells
 them apart in a second."""
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from tests.torchvision_without_cuda import allow_torchvision
 
 allow_torchvision()  # timm imports it
 
-NO_COLOURS = {
+NO_COLORS = {
     "jitter_probability": 0.0,
-    "grey_probability": 0.0,
+    "gray_probability": 0.0,
     "blur_probability": [0.0, 0.0, 0.0],
-    "solarise_probability": [0.0, 0.0, 0.0],
+    "solarize_probability": [0.0, 0.0, 0.0],
 }
-LABELLED = {
+LABELED = {
     "name": "small",
     "classifier": {
         "arch": "timm:resnet18",
@@ -28,7 +28,7 @@ LABELLED = {
         "small_stem": True,
     },
     "crops": {"global_size": 32, "global_scale": [0.5, 1.0]},
-    "colour": NO_COLOURS,
+    "color": NO_COLORS,
     "optim": {
         "lr": 0.01,
         "lr_rule": "constant",
@@ -50,9 +50,9 @@ LABELLED = {
 }
 
 
-def labelled_config(method: str, *settings: str) -> TrainConfig:
-    """LABELLED with settings of the form section.key=value."""
-    return from_mapping(TrainConfig, with_settings({**LABELLED, "method": method}, settings))
+def labeled_config(method: str, *settings: str) -> TrainConfig:
+    """LABELED with settings of the form section.key=value."""
+    return from_mapping(TrainConfig, with_settings({**LABELED, "method": method}, settings))
 
 
 def draw_kinds(

@@ -11,9 +11,9 @@ import numpy as np
 from featkit.sources import Source, concatenate
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
-from featkit_train.labelled.course import Course, CourseEars, Trained, course, of_training
-from featkit_train.labelled.parting import check_apart, part
-from featkit_train.labelled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
+from featkit_train.labeled.course import Course, CourseEars, Trained, course, of_training
+from featkit_train.labeled.parting import check_apart, part
+from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
 from featkit_train.methods import Lessons
 from featkit_train.methods.lessons import UNKNOWN
 from featkit_train.watching.judging import effective_classes, few_classes, nothing_accepted
@@ -22,8 +22,8 @@ from featkit_train.watching.standing import Standing
 
 def self_training(
     config: TrainConfig,
-    labelled: Sequence[Source],
-    unlabelled: Sequence[Source],
+    labeled: Sequence[Source],
+    unlabeled: Sequence[Source],
     out: Path,
     *,
     held_out: Source | None = None,
@@ -33,15 +33,15 @@ def self_training(
     """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate
     one's files in `out`.
 
-    Labels of the unlabelled pictures, where they have any, are never looked at. held_out: as for
-    `parting.part`, of the labelled ones; nothing of it is labelled or learnt. It ends early as
+    Labels of the unlabeled pictures, where they have any, are never looked at. held_out: as for
+    `parting.part`, of the labeled ones; nothing of it is labeled or learned. It ends early as
     `born_again` does. Errors as for `train`, and InputError where a picture is both held out and
-    unlabelled.
+    unlabeled.
     """
-    parted = part(labelled, config, held_out=held_out)
-    rest = concatenate(unlabelled)
-    check_apart(rest, parted.held_out, what="unlabelled")
-    everything = concatenate([parted.learnt, rest])
+    parted = part(labeled, config, held_out=held_out)
+    rest = concatenate(unlabeled)
+    check_apart(rest, parted.held_out, what="unlabeled")
+    everything = concatenate([parted.learned, rest])
     with course(config, parted, out, source=everything, resume=resume, ears=ears) as here:
         rounds: list[Trained] = []
         failures = 0
@@ -60,38 +60,38 @@ def self_training(
 
 
 def _lessons(
-    here: Course, unlabelled: Source, number: int, rounds: Sequence[Trained]
+    here: Course, unlabeled: Source, number: int, rounds: Sequence[Trained]
 ) -> Lessons | None:
     """People's labels, and after the first round the last student's of the others; None where it is
     sure of nothing."""
     parted, config = here.parted, here.config.self_training
-    own = len(parted.learnt)
-    labels = np.concatenate([parted.labels, np.full(len(unlabelled), UNKNOWN)])
+    own = len(parted.learned)
+    labels = np.concatenate([parted.labels, np.full(len(unlabeled), UNKNOWN)])
     if not rounds:
         return Lessons(classes=parted.classes, labels=labels, numbers=np.arange(own))
     path = here.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
     if here.world.is_main:
         here.ears.on_note(
-            f"round-{number}: its teacher labels {counted(len(unlabelled), 'picture')}."
+            f"round-{number}: its teacher labels {counted(len(unlabeled), 'picture')}."
         )
-        here.ears.on_asking(f"round-{number}", len(unlabelled))
+        here.ears.on_asking(f"round-{number}", len(unlabeled))
         label_pictures(
             path,
             teacher,
-            unlabelled,
+            unlabeled,
             here.judge.geometry,
             on_progress=lambda done, _failed: here.ears.on_asked(done),
         )
     here.world.wait()
-    probs = label_pictures(path, teacher, unlabelled, here.judge.geometry)
+    probs = label_pictures(path, teacher, unlabeled, here.judge.geometry)
     accepted = accept(probs, config, seed=here.config.run.seed + number)
-    here.remark(nothing_accepted(accepted.count, len(unlabelled), threshold=config.confidence))
+    here.remark(nothing_accepted(accepted.count, len(unlabeled), threshold=config.confidence))
     expected = effective_classes(np.bincount(parted.labels, minlength=len(parted.classes)))
     here.remark(few_classes(accepted.counts, expected=expected))
     if not accepted.count:
         return None
-    numbers = mixed(own, accepted.numbers, labelled_share=config.labelled_share)
+    numbers = mixed(own, accepted.numbers, labeled_share=config.labeled_share)
     if config.pseudo == "hard":
         labels[own:] = probs.argmax(axis=1)
         return Lessons(classes=parted.classes, labels=labels, numbers=numbers)

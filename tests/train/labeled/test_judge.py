@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from featkit_train.labelled.judge import Seen, together
+from featkit_train.labeled.judge import Seen, together
 
 MEMBERS, N, K = 3, 4, 5
 

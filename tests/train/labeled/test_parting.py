@@ -10,20 +10,20 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.sources import open_source
-from featkit_train.labelled.parting import part
+from featkit_train.labeled.parting import part
 from tests.sentences import refused
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 
 
 def test_labels_are_the_folders_and_a_tenth_is_held_out_at_most(tmp_path: Path) -> None:
     source = open_source(draw_kinds(tmp_path / "pictures", 15))
-    parted = part([source], labelled_config("born-again"))
+    parted = part([source], labeled_config("born-again"))
     assert parted.classes == ("blue", "red")
-    assert (len(parted.learnt), len(parted.held_out)) == (27, 3)
-    keys = [parted.learnt.key(number) for number in range(27)]
+    assert (len(parted.learned), len(parted.held_out)) == (27, 3)
+    keys = [parted.learned.key(number) for number in range(27)]
     assert [parted.classes[label] for label in parted.labels] == [key.split("/")[0] for key in keys]
     assert not set(keys) & {parted.held_out.key(number) for number in range(3)}
-    assert parted.num_unlabelled == 0
+    assert parted.num_unlabeled == 0
 
 
 def test_pictures_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path) -> None:
@@ -31,12 +31,12 @@ def test_pictures_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path
         open_source(draw_kinds(tmp_path / "a", 10)),
         open_source(draw_kinds(tmp_path / "b", 2, first=50)),
     )
-    parted = part([source], labelled_config("born-again"), held_out=other)
-    assert len(parted.learnt) == 20
+    parted = part([source], labeled_config("born-again"), held_out=other)
+    assert len(parted.learned) == 20
     assert parted.held_out is other
 
 
-def test_pictures_without_a_label_are_neither_learnt_nor_held_out(tmp_path: Path) -> None:
+def test_pictures_without_a_label_are_neither_learned_nor_held_out(tmp_path: Path) -> None:
     table = draw_kinds(tmp_path / "a", 10)
     source = open_source(table)
 
@@ -52,15 +52,15 @@ def test_pictures_without_a_label_are_neither_learnt_nor_held_out(tmp_path: Path
         def metadata(self, number: int) -> dict[str, str | int | float]:
             return source.metadata(number) if number % 3 else {}
 
-    parted = part([Some()], labelled_config("born-again"))
-    assert parted.num_unlabelled == 7
-    assert len(parted.learnt) + len(parted.held_out) == 13
+    parted = part([Some()], labeled_config("born-again"))
+    assert parted.num_unlabeled == 7
+    assert len(parted.learned) + len(parted.held_out) == 13
     keys = {source.key(number) for number in range(0, 20, 3)}
     assert not keys & {
-        part.key(n) for part in (parted.learnt, parted.held_out) for n in range(len(part))
+        part.key(n) for part in (parted.learned, parted.held_out) for n in range(len(part))
     }
     labels = np.array(
-        [parted.learnt.key(n).split("/")[0] == "red" for n in range(len(parted.learnt))]
+        [parted.learned.key(n).split("/")[0] == "red" for n in range(len(parted.learned))]
     )
     np.testing.assert_array_equal(parted.labels, labels)
 
@@ -68,26 +68,26 @@ def test_pictures_without_a_label_are_neither_learnt_nor_held_out(tmp_path: Path
 def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None:
     one = open_source(draw_kinds(tmp_path / "one", 20, kinds=("blue",)))
     with pytest.raises(InputError, match="have 1 label"):
-        part([one], labelled_config("born-again"))
+        part([one], labeled_config("born-again"))
     few = open_source(draw_kinds(tmp_path / "few", 4))
     with pytest.raises(InputError, match=r"No pictures of .* are held out"):
-        part([few], labelled_config("born-again"))
+        part([few], labeled_config("born-again"))
 
 
-def test_a_picture_that_is_held_out_and_learnt_is_refused_from_whatever_folder_it_was_opened(
+def test_a_picture_that_is_held_out_and_learned_is_refused_from_whatever_folder_it_was_opened(
     tmp_path: Path,
 ) -> None:
     root = draw_kinds(tmp_path / "pictures", 10)
     with pytest.raises(
-        InputError, match=r"red/000.png is held out, and among the labelled pictures as well"
+        InputError, match=r"red/000.png is held out, and among the labeled pictures as well"
     ):
-        part([open_source(root)], labelled_config("born-again"), held_out=open_source(root / "red"))
+        part([open_source(root)], labeled_config("born-again"), held_out=open_source(root / "red"))
 
 
 def test_too_few_pictures_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
     seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
     with refused("8 pictures with labels are fewer than 10; name others with --held-out."):
-        part([seven], labelled_config("born-again"))
+        part([seven], labeled_config("born-again"))
     with refused("set run.held_out, or name others with --held-out."):
-        part([twenty], labelled_config("born-again", "run.held_out=0"))
-    assert len(part([twenty], labelled_config("born-again", "run.held_out=1")).held_out) == 1
+        part([twenty], labeled_config("born-again", "run.held_out=0"))
+    assert len(part([twenty], labeled_config("born-again", "run.held_out=1")).held_out) == 1

@@ -9,11 +9,11 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.sources import open_source
-from featkit_train.labelled import internal
+from featkit_train.labeled import internal
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.watching.standing import read_standing
 from featkit_train.weights import load_backbone
-from tests.train.labelled.small import draw_kinds, labelled_config
+from tests.train.labeled.small import draw_kinds, labeled_config
 
 VIT = (
     "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
@@ -28,7 +28,7 @@ def test_every_exit_has_a_row_with_its_cost(
     settings: tuple[str, ...], count: int, tmp_path: Path
 ) -> None:
     source = open_source(draw_kinds(tmp_path / "pictures", 40))
-    config = labelled_config("internal", "classifier.exits=[1,3]", *settings)
+    config = labeled_config("internal", "classifier.exits=[1,3]", *settings)
     internal(config, [source], tmp_path / "run")
     standing = read_standing(tmp_path / "run")
     assert [(row.name, row.kind) for row in standing.rows] == [
@@ -49,4 +49,4 @@ def test_every_exit_has_a_row_with_its_cost(
 def test_a_classifier_without_exits_is_refused(tmp_path: Path) -> None:
     source = open_source(draw_kinds(tmp_path / "pictures", 20))
     with pytest.raises(InputError, match="names no exit beside the deepest"):
-        internal(labelled_config("internal"), [source], tmp_path / "run")
+        internal(labeled_config("internal"), [source], tmp_path / "run")
