@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 7860
 PHOTOS ?=
 MODEL ?=
-PICTURES ?=
+IMAGES ?=
 # uv installs in a tenth of pip's time; it is used where it is there.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),$(UV) pip install --python $(BIN)/python,$(BIN)/python -m pip install --disable-pip-version-check)
@@ -19,7 +19,7 @@ SHELL := bash
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.runtime $(if $(MODEL),$(VENV)/.adopt) ## Open the search page; PHOTOS=pictures/ and MODEL=dinov2-small if you like
+demo: $(VENV)/.runtime $(if $(MODEL),$(VENV)/.adopt) ## Open the search page; PHOTOS=photos/ and MODEL=dinov2-small if you like
 	@$(BIN)/featkit demo $(if $(PHOTOS),"$(PHOTOS)") $(if $(MODEL),--model "$(MODEL)") --port $(PORT) || { code=$$?; \
 	  ! (exec 3<>/dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || echo "With make, another port is named so: make demo PORT=7942"; \
 	  exit $$code; }
@@ -40,8 +40,8 @@ bench: $(VENV)/.all ## Print the figures of tests/benchmarks and write them to i
 	@for file in $(filter-out %/bench_gpu.py,$(wildcard tests/benchmarks/bench_*.py)); do \
 	  echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-bench-gpu: $(VENV)/.all ## Print the figures of training on a GPU and write them under its name; PICTURES=folder/ if you like
-	@$(BIN)/python tests/benchmarks/bench_gpu.py $(if $(PICTURES),--pictures "$(PICTURES)")
+bench-gpu: $(VENV)/.all ## Print the figures of training on a GPU and write them under its name; IMAGES=folder/ if you like
+	@$(BIN)/python tests/benchmarks/bench_gpu.py $(if $(IMAGES),--images "$(IMAGES)")
 
 verify-zoo: $(VENV)/.all ## Export every published backbone whole, with random weights, and compare it with torch
 	@$(BIN)/python -m tests.export.verify_zoo

@@ -1,4 +1,4 @@
-"""Which rows of an embeddings folder no longer say what their pictures are: changed files, and
+"""Which rows of an embeddings folder no longer say what their images are: changed files, and
 failures to try again."""
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def check_shards(
 
 @contextlib.contextmanager
 def _stopping_pool(num_workers: int, cancel: Cancel) -> Iterator[ThreadPoolExecutor]:
-    """An executor whose work ends with the block, at the next picture, also on Ctrl-C."""
+    """An executor whose work ends with the block, at the next image, also on Ctrl-C."""
     pool = ThreadPoolExecutor(num_workers, thread_name_prefix="featkit-check")
     try:
         yield pool

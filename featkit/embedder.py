@@ -1,4 +1,4 @@
-"""Pictures to unit vectors, for programs."""
+"""Images to unit vectors, for programs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from featkit.backends import Cancel, Run, choose_run, open_backend, pictures_per_call
+from featkit.backends import Cancel, Run, choose_run, images_per_call, open_backend
 from featkit.errors import InputError
 from featkit.images import (
     DEFAULT_LIMITS,
     THUMBNAIL_SIDE,
     Decoded,
+    ImageLike,
     ImageLimits,
-    Picture,
     is_single,
     load,
     name_of,
@@ -29,11 +29,11 @@ DEFAULT_BATCH = 32
 
 
 class Embedder:
-    """A model file ready to embed pictures. Thread-safe.
+    """A model file ready to embed images. Thread-safe.
 
     model: a featkit model file; None is the one that ships. threads: for one call, by default all
     this process may use.
-    batch_size: the most pictures at once; a smaller batch is taken where that is as fast.
+    batch_size: the most images at once; a smaller batch is taken where that is as fast.
     backend: onnxruntime, openvino or tensorrt; precision: fp32 or bf16. auto is the fastest that is
     installed and gives the same vectors within rounding, measured for about a second at a model's
     first use here and remembered; the environment variables FEATKIT_BACKEND and FEATKIT_PRECISION
@@ -62,7 +62,7 @@ class Embedder:
         if threads is not None and threads < 1:
             raise InputError(f"{threads} threads cannot work; use 1 or more.")
         if batch_size < 1:
-            raise InputError(f"A batch of {batch_size} pictures is none; use 1 or more.")
+            raise InputError(f"A batch of {batch_size} images is none; use 1 or more.")
         check_weights(self.model_path, self.manifest)
         self.threads = threads or usable_cpus()
         self._choice = (backend, precision)
@@ -81,7 +81,7 @@ class Embedder:
     def _open(self, run: Run) -> None:
         self._asked = run  # what then really runs says `run`
         self._backend = open_backend(self.model_path, run, threads=self.threads)
-        self.batch_size = pictures_per_call(self._backend, self.manifest, self._most)
+        self.batch_size = images_per_call(self._backend, self.manifest, self._most)
 
     def with_threads(self, threads: int) -> Embedder:
         """The same model, run alike, with so many threads a call: this one, or another session
@@ -128,21 +128,21 @@ class Embedder:
         """What really runs, such as `onnxruntime CPU`."""
         return self._backend.name
 
-    def decode(self, picture: Picture, *, name: str | None = None) -> Decoded:
+    def decode(self, image: ImageLike, *, name: str | None = None) -> Decoded:
         """Decode at a size that serves the model and a thumbnail. InputError, naming it, for a
-        picture that cannot be read.
+        image that cannot be read.
 
         The size never depends on whether a thumbnail is wanted, so that a vector does not either.
         """
         side = max(self.geometry.shorter_side, THUMBNAIL_SIDE)
-        return load(picture, name=name, limits=self.limits, shorter_side=side)
+        return load(image, name=name, limits=self.limits, shorter_side=side)
 
-    def prepare(self, picture: Picture, *, name: str | None = None) -> np.ndarray:
+    def prepare(self, image: ImageLike, *, name: str | None = None) -> np.ndarray:
         """Decode and bring to the model's size: (H, W, 3) uint8. InputError as for `decode`."""
-        return self.geometry.apply(self.decode(picture, name=name).pixels)
+        return self.geometry.apply(self.decode(image, name=name).pixels)
 
     def infer(self, images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
-        """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of
+        """Prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of
         the model's patch.
 
         InputError for any other shape, naming the two nearest sizes that work. Cancelled when
@@ -159,7 +159,7 @@ class Embedder:
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def outputs(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Outputs of the model by name, float32, for prepared pictures (N, H, W, 3) uint8, of which
+        """Outputs of the model by name, float32, for prepared images (N, H, W, 3) uint8, of which
         there is at least one.
 
         `embedding` (N, D); where the model has them, `patches` (N, h, w, D), a vector for each
@@ -174,32 +174,32 @@ class Embedder:
             )
         self._check_size(images)
         if len(images) == 0:
-            raise InputError("No pictures have no outputs; give one or more.")
+            raise InputError("No images have no outputs; give one or more.")
         starts = range(0, len(images), self.batch_size)
         blocks = [
             self._backend.run(images[at : at + self.batch_size], outputs=names) for at in starts
         ]
         return {name: np.concatenate([block[name] for block in blocks]) for name in names}
 
-    def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
-        """Return unit vectors (n, D) float32 of pictures, or of one of them.
+    def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
+        """Return unit vectors (n, D) float32 of images, or of one of them.
 
-        A picture is a path, bytes, an open binary file, a Pillow image, an array (H, W, 3) uint8,
+        An image is a path, bytes, an open binary file, a Pillow image, an array (H, W, 3) uint8,
         or a row {bytes, path} of a Hugging Face data set; `featkit.images.load` says more. An array
-        (N, H, W, 3) is N pictures. Memory is bounded by the batch, not by the number of pictures.
+        (N, H, W, 3) is N images. Memory is bounded by the batch, not by the number of images.
         Give paths, or a generator, rather than a list of images opened by `Image.open`: each of
         those holds its file open until it is decoded, and a process may have about a thousand.
 
-        InputError, naming the first that cannot be read or is no picture.
+        InputError, naming the first that cannot be read or is no image.
         """
-        singles: Any = [pictures] if is_single(pictures) else pictures
+        singles: Any = [images] if is_single(images) else images
         blocks: list[np.ndarray] = []
         batch: list[np.ndarray] = []
-        for index, picture in enumerate(singles):
-            own_name = name_of(picture)
+        for index, image in enumerate(singles):
+            own_name = name_of(image)
             if own_name is None:
-                own_name = f"picture {index}"
-            batch.append(self.prepare(picture, name=own_name))
+                own_name = f"image {index}"
+            batch.append(self.prepare(image, name=own_name))
             if len(batch) == self.batch_size:
                 blocks.append(self.infer(np.stack(batch)))
                 batch = []
@@ -216,7 +216,7 @@ class Embedder:
         if fixed is not None and images.shape[1:3] != fixed:
             (height, width), found = fixed, images.shape
             raise InputError(
-                f"{self.model_path} takes pictures of {height}×{width} only (height × width), not"
+                f"{self.model_path} takes images of {height}×{width} only (height × width), not"
                 f" {found[1]}×{found[2]}; bring them to that size with `prepare`, or export the"
                 " model without a fixed size."
             )

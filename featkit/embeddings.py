@@ -6,9 +6,9 @@ order.
     emb/shards/00000.parquet      key, width, height, thumbnail, embedding, error, and a column for each piece of metadata
     emb/stamps/00000.parquet      size, mtime_ns, digest of each item's file as it was when it was embedded
 
-A shard is there whole or not at all. As many rows as items: a picture that could not be read is a
+A shard is there whole or not at all. As many rows as items: an image that could not be read is a
 row with its `error`. All shards have the same columns, which the plan names. Stamps are apart from
-the shards, whose bytes depend on the pictures alone. They never claim more than the shard holds: of
+the shards, whose bytes depend on the images alone. They never claim more than the shard holds: of
 a new shard they are written before it, of one made again after it.
 """
 
@@ -65,11 +65,11 @@ class Plan:
     width: int
     run: str = "onnxruntime fp32"  # the engine and the precision: a Run as text
     shard_size: int
-    max_bytes: int  # beyond these limits a picture is a row with an error
+    max_bytes: int  # beyond these limits an image is a row with an error
     max_pixels: int
     # metadata: name to "int64", "double" or "string"
     columns: dict[str, str] = field(default_factory=dict)
-    column: str = ""  # of Parquet files and data sets, from which the pictures are read
+    column: str = ""  # of Parquet files and data sets, from which the images are read
     # what the source passed over when this was begun, by reason
     skipped: dict[str, int] = field(default_factory=dict)
 
@@ -300,8 +300,8 @@ def nothing_embedded(num_items: int, reason: str) -> str:
     """Return the sentences for a source without a single vector. reason: why the first item has
     none."""
     if num_items == 1:
-        return f"The only picture could not be embedded. {reason}"
-    return f"None of the {counted(num_items, 'picture')} could be embedded. The first: {reason}"
+        return f"The only image could not be embedded. {reason}"
+    return f"None of the {counted(num_items, 'image')} could be embedded. The first: {reason}"
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

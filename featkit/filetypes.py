@@ -1,4 +1,4 @@
-"""Name what a file really is from its first bytes: magic numbers of pictures, archives, models,
+"""Name what a file really is from its first bytes: magic numbers of images, archives, models,
 tables, pages and more.
 
 Suffixes lie: a download that failed is an HTML page called `cat.jpg`, a clone without Git LFS holds
@@ -52,7 +52,7 @@ HEIC = Kind("HEIC", _INSTALL)
 AVIF = Kind("AVIF", "install a Pillow with AVIF (11.3 or later)")
 JPEG_XL = Kind("JPEG XL", _INSTALL)
 PSD = Kind("a Photoshop document", _CONVERT)
-VIDEO = Kind("a video", "extract its frames as pictures, for example with ffmpeg")
+VIDEO = Kind("a video", "extract its frames as images, for example with ffmpeg")
 AUDIO = Kind("an audio file")
 TIFF = Kind("a TIFF image")
 WEBP = Kind("a WebP image")
@@ -62,7 +62,7 @@ ZIP = Kind("a zip archive", _EXTRACT)
 PARQUET = Kind("a Parquet file")
 ARROW_STREAM = Kind("an Arrow stream", "convert it to Parquet")
 NUMPY_ARCHIVE = Kind("a NumPy archive (.npz)")
-OFFICE = Kind("an office document", "export its pictures first")
+OFFICE = Kind("an office document", "export its images first")
 PICKLE = Kind("a Python pickle")
 TORCH = Kind("a PyTorch checkpoint")
 SAFETENSORS = Kind("a safetensors file")
@@ -84,7 +84,7 @@ MAGIC: tuple[tuple[bytes, Kind], ...] = (
         b"/annex/objects/",
         Kind("a git-annex pointer", "run `git annex get` to fetch the file it points to"),
     ),
-    # pictures
+    # images
     (b"\xff\xd8\xff", Kind("a JPEG image")),
     (b"\x89PNG\r\n\x1a\n", Kind("a PNG image")),
     (b"\x8aMNG\r\n\x1a\n", Kind("an MNG animation", _CONVERT)),
@@ -133,7 +133,7 @@ MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"bplist00", Kind("a property list of macOS")),
     (b"L\0\0\0\x01\x14\x02\0", Kind("a Windows shortcut", "copy the file it points to")),
     (b"[InternetShortcut]", Kind("a shortcut to a web page", "download the file it points to")),
-    # sound and moving pictures
+    # sound and moving images
     (b"\x1aE\xdf\xa3", VIDEO),  # Matroska, WebM
     (b"0&\xb2u\x8ef\xcf\x11", VIDEO),  # ASF, WMV
     (b"FLV\x01", VIDEO),
@@ -395,7 +395,7 @@ _RAW_NAMES = (
 
 
 def _camera_raw(data: bytes) -> Kind | None:
-    """A camera's raw file that is built as a TIFF, whose first picture may be a thumbnail only;
+    """A camera's raw file that is built as a TIFF, whose first image may be a thumbnail only;
     None for plain TIFFs."""
     if data[8:11] == b"CR\x02":
         return Kind("a camera RAW photo (CR2)", _INSTALL)

@@ -1,4 +1,4 @@
-"""How a picture becomes the square that a model was made for: the resize and crop recipes of the
+"""How an image becomes the square that a model was made for: the resize and crop recipes of the
 families, as data."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Geometry:
     height: int  # native input
     width: int
     # shorter_side: resize the shorter side to `resize_to`, then crop. stretch: resize to (height,
-    # width). cover: resize with the proportions kept until the picture just covers (height, width),
+    # width). cover: resize with the proportions kept until the image just covers (height, width),
     # then crop. The two that end in _then_crop do the same to a larger rectangle of the same shape,
     # whose longer side is `resize_to`, and crop its center.
     resize: Literal["shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop"]
@@ -73,7 +73,7 @@ class Geometry:
 
     @property
     def shorter_side(self) -> int:
-        """What pictures may be decoded down to without losing what `apply` needs."""
+        """What images may be decoded down to without losing what `apply` needs."""
         return self.resize_to if self._crops_after_resize else max(self.height, self.width)
 
     @property
@@ -110,7 +110,7 @@ class Geometry:
         return np.asarray(resized)
 
     def _box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of what the crop shows, in the picture's own pixels."""
+        """(left, top, right, bottom) of what the crop shows, in the image's own pixels."""
         if self.resize == "stretch":
             return (0.0, 0.0, float(width), float(height))
         if self.rounding != "none":
@@ -122,7 +122,7 @@ class Geometry:
             covering = min(height / self.height, width / self.width)
             scales = {"cover": covering, "cover_then_crop": covering * kept}
             scale = scales.get(self.resize, min(height, width) / self.resize_to)
-            # min(): rounding may make the box larger than the picture by a part in 10^16, which
+            # min(): rounding may make the box larger than the image by a part in 10^16, which
             # Pillow refuses.
             crop_width, crop_height = (
                 min(self.width * scale, width),
@@ -141,7 +141,7 @@ class Geometry:
         )
 
     def _whole_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The same when the resized picture, of which nothing more is made than its size, has whole
+        """The same when the resized image, of which nothing more is made than its size, has whole
         pixels."""
         resized_height, resized_width = self._resized(height, width)
         top, left = (
@@ -157,7 +157,7 @@ class Geometry:
         return (left * scale_x, top * scale_y, right, bottom)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that the whole picture is resized to, at least the crop's."""
+        """(height, width) that the whole image is resized to, at least the crop's."""
         if self.resize == "shorter_side":
             short = min(height, width)
             return int(self.resize_to * height / short), int(self.resize_to * width / short)

@@ -49,7 +49,7 @@ from featkit.lock import WriterLock
 from featkit.modelfile import copy_model_file
 from featkit.resources import spare_memory, usable_cpus, workers_that_fit
 from featkit.sources import Source, has_keys, keys_sha256
-from featkit.sources.rows import picture_column
+from featkit.sources.rows import image_column
 from featkit.stamps import digest_of, stamp_of
 from featkit.wording import counted
 
@@ -62,7 +62,7 @@ RESERVED_BYTES = 96 * 2**20
 TYPICAL_PIXELS = 24_000_000
 LIVE_TENSORS, ATTENTION_HEADS = 16, 32
 # How long to wait for workers after Ctrl-C. Inference ends at the next operator; decoding of a
-# giant picture may not.
+# giant image may not.
 STOP_WAIT_S = 0.7
 
 
@@ -175,7 +175,7 @@ def begin_or_continue(
         shard_size=shard_size,
         max_bytes=embedder.limits.max_bytes,
         max_pixels=embedder.limits.max_pixels,
-        column=picture_column(source),
+        column=image_column(source),
         skipped=dict(sorted(source.skipped.items())),
     )
     with explain_os_errors(out):
@@ -249,7 +249,7 @@ def _mended(folder: Embeddings, source: Source) -> str:
         (key for key in mended if any(other.startswith(key.rstrip("/") + "/") for other in keys)),
         None,
     )
-    return "" if found is None else f" {found} could not be read then, and now its pictures can be."
+    return "" if found is None else f" {found} could not be read then, and now its images can be."
 
 
 def _refuse_other_work(folder: Embeddings, plan: Plan, source: Source) -> None:
@@ -270,14 +270,14 @@ def _refuse_other_work(folder: Embeddings, plan: Plan, source: Source) -> None:
         mended = _mended(folder, source)
         raise InputError(
             f"{plan.source} has changed since {out} was begun: it had"
-            f" {counted(old.num_items, 'picture')} and has {plan.num_items:,}, some of them added,"
+            f" {counted(old.num_items, 'image')} and has {plan.num_items:,}, some of them added,"
             f" removed or renamed.{mended} Embed it as it is now into another --out and add that to"
             " the same index. To finish this folder instead, undo the change, or repeat its"
             " --include and --exclude."
         )
     if old.column and old.column != plan.column:
         raise InputError(
-            f"{out} was begun with pictures from the column {old.column}, not {plan.column}; go on"
+            f"{out} was begun with images from the column {old.column}, not {plan.column}; go on"
             f" with --column {old.column}, or choose another --out."
         )
     for name, option in (
@@ -396,7 +396,7 @@ def _first_failures(
 
 
 def _write(folder: Embeddings, todo: _ShardWork, rows: dict[int, Row]) -> None:
-    """Write a shard and its stamps, in the order that leaves no stamp of a picture that the shard
+    """Write a shard and its stamps, in the order that leaves no stamp of an image that the shard
     does not hold."""
     if todo.check is None:
         ordered = [rows[item] for item in folder.shard_range(todo.shard)]
@@ -425,7 +425,7 @@ def workers_for(embedder: Embedder) -> int:
     many take.
 
     A thread is taken to decode a photograph of 24 million pixels whole, which most are not: JPEGs
-    are decoded at a fraction of their size. Larger pictures wait for each other (`MemoryBudget`),
+    are decoded at a fraction of their size. Larger images wait for each other (`MemoryBudget`),
     so the number of threads is never wrong, only slow.
     """
     manifest = embedder.manifest
@@ -438,10 +438,10 @@ def workers_for(embedder: Embedder) -> int:
     )
 
 
-def memory_for_pictures(
+def memory_for_images(
     limits: ImageLimits, *, side_by_side: int
 ) -> Callable[[], AbstractContextManager[None]]:
-    """What to decode each picture within, so that together they do not take more memory than there
+    """What to decode each image within, so that together they do not take more memory than there
     is.
 
     On most machines as many of the largest as may be side by side fit in memory, and then nobody
@@ -449,7 +449,7 @@ def memory_for_pictures(
     """
     spare = spare_memory() - RESERVED_BYTES
     return (
-        MemoryBudget(spare).for_one_picture
+        MemoryBudget(spare).for_one_image
         if side_by_side * limits.max_pixels * DEEP > spare
         else nullcontext
     )
@@ -465,7 +465,7 @@ class Workers:
     def __init__(self, source: Source, embedder: Embedder, count: int) -> None:
         self.source, self.embedder, self.count = source, embedder, count
         self._cancel = Cancel()
-        self._within_memory = memory_for_pictures(embedder.limits, side_by_side=count)
+        self._within_memory = memory_for_images(embedder.limits, side_by_side=count)
         self._waiting: queue.SimpleQueue[tuple[range, Future[list[Row]]] | None] = (
             queue.SimpleQueue()
         )
@@ -534,7 +534,7 @@ class Workers:
         ]
 
     def _read(self, number: int) -> tuple[Row, np.ndarray | None]:
-        """The row of an item without its embedding, and its picture at the model's size."""
+        """The row of an item without its embedding, and its image at the model's size."""
         with self._within_memory():
             return self._read_now(number)
 

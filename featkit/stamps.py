@@ -1,8 +1,8 @@
-"""What tells that a picture's file has changed: its size, its time of change, and a digest of its
+"""What tells that an image's file has changed: its size, its time of change, and a digest of its
 bytes.
 
 A stamp is taken before the bytes are read. If the file changes in between, the next look finds
-another stamp, never an older picture under a newer one.
+another stamp, never an older image under a newer one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import xxhash
 
 
 class Stamp(NamedTuple):
-    """One file as it was when its picture was read. None: not known, or the file could not be read."""
+    """One file as it was when its image was read. None: not known, or the file could not be read."""
 
     size: int | None = None
     mtime_ns: int | None = None
@@ -39,5 +39,5 @@ def stamp_of(file: Path) -> Stamp:
 
 def digest_of(data: bytes) -> bytes:
     """Return 16 bytes that differ when the data differ."""
-    # tens of GB/s where SHA-256 takes 1, and nobody forges pictures here
+    # tens of GB/s where SHA-256 takes 1, and nobody forges images here
     return xxhash.xxh3_128_digest(data)

@@ -120,7 +120,7 @@ def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whit
         total += values.sum(axis=0)
         products += values.T @ values
     if count == 0:
-        raise InputError("There are no vectors to fit a whitening to; embed pictures first.")
+        raise InputError("There are no vectors to fit a whitening to; embed images first.")
     if not 1 <= dim <= len(total):
         raise InputError(
             f"{dim} dimensions cannot be kept of vectors of {len(total)}; use 1 to {len(total)}."
@@ -128,7 +128,7 @@ def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whit
     if count <= dim:
         raise InputError(
             f"{counted(dim, 'direction')} cannot be found in {counted(count, 'vector')}; "
-            "embed more pictures, or use a smaller --dim."
+            "embed more images, or use a smaller --dim."
         )
     mean = total / count
     values, directions = np.linalg.eigh(products / count - np.outer(mean, mean))

@@ -12,7 +12,7 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a count with its noun: "1 picture", "2 pictures", "1,234 pictures"; `plural` defaults
+    """Return a count with its noun: "1 image", "2 images", "1,234 images"; `plural` defaults
     to the noun with an s."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 

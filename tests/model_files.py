@@ -28,7 +28,7 @@ def make_model_file(
     """Write a featkit model file to `path`: random patch filters, their mean and their spread,
     projected to unit length.
 
-    Any batch, height and width; pictures that look different get clearly different vectors.
+    Any batch, height and width; images that look different get clearly different vectors.
     """
     rng = np.random.default_rng(seed)
     filters = rng.standard_normal((64, 3, patch, patch)).astype(np.float32) / patch

@@ -42,7 +42,7 @@ def gray_profile(gamma: float) -> bytes:
 
 
 def press_profile() -> bytes:
-    """A profile of four inks by a table of two steps each, whose cyan is orange: a picture shows
+    """A profile of four inks by a table of two steps each, whose cyan is orange: an image shows
     whether it was used."""
     lab = {  # (C, M, Y, K) of 0 or 1 to L* a* b*
         (0, 0, 0): (100, 0, 0),

@@ -13,7 +13,7 @@ _FORMATS = {BYTE: "B", SHORT: "H", LONG: "I"}
 
 def dng_file(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
     """A DNG whose sensor, of RGGB color filters and 16 bits, saw the (H, W, 3) uint8 pixels of an
-    sRGB picture."""
+    sRGB image."""
     height, width = pixels.shape[:2]
     share = pixels / 255
     light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)

@@ -21,7 +21,7 @@ from featkit.serve.running import address_of, bind, run
 from featkit.serve.service import ServiceLimits
 from featkit_demo.search_tab import STATIC, search_tab
 
-TITLE = "featkit · search by picture"
+TITLE = "featkit · search by image"
 HEAD = '<link rel="stylesheet" href="page/page.css" />'
 # The browser itself refuses whatever would leave the machine, also what a later Gradio might add.
 CONTENT_POLICY = (

@@ -1,4 +1,4 @@
-"""The sample gallery: pictures drawn by this package's own code, labeled by folder, with several
+"""The sample gallery: images drawn by this package's own code, labeled by folder, with several
 views of each thing.
 
     objects/mug/mug-1-front.jpg        fifteen kinds of things on a stage or in the open
@@ -24,10 +24,10 @@ from featkit_demo.drawing import creatures, objects, scenes, textures, waters
 from featkit_demo.drawing.canvas import Camera, Canvas, Color, Light, generator, graded
 from featkit_demo.drawing.stage import PALETTES, Palette
 
-Picture = Callable[[Canvas, np.random.Generator, Palette], None]
+Drawing = Callable[[Canvas, np.random.Generator, Palette], None]
 Surface = Callable[[np.random.Generator, Palette], textures.Swatch]
 
-OBJECTS: dict[str, Picture] = {
+OBJECTS: dict[str, Drawing] = {
     "apple": objects.apple,
     "balloon": creatures.balloon,
     "boat": creatures.boat,
@@ -54,7 +54,7 @@ TEXTURES: dict[str, Surface] = {
     "wood": textures.wood,
     "woven": textures.woven,
 }
-SCENES: dict[str, Picture] = {
+SCENES: dict[str, Drawing] = {
     "beach": waters.beach,
     "city": scenes.city,
     "desert": scenes.desert,
@@ -137,7 +137,7 @@ def draw_gallery(
     """Draw the gallery into the folder `out` and return its files, sorted.
 
     Each of the 32 kinds (or of `kinds`) gets `num_instances` instances of three views each.
-    `on_progress(done, total)` is called after each picture. EnvironmentProblem where `out` cannot
+    `on_progress(done, total)` is called after each image. EnvironmentProblem where `out` cannot
     be written; ValueError for a kind that is not one.
     """
     jobs = [
@@ -152,10 +152,10 @@ def draw_gallery(
         raise ValueError(f"no such kinds: {', '.join(sorted(unknown))}")
     files: list[Path] = []
     for group, kind, instance in jobs:
-        for view, picture in draw_views(group, kind, instance, seed=seed):
+        for view, image in draw_views(group, kind, instance, seed=seed):
             file = out / group / kind / f"{kind}-{instance + 1}-{view}.jpg"
             with replace_file(file) as temporary:
-                temporary.write_bytes(encode(picture))
+                temporary.write_bytes(encode(image))
             files.append(file)
             if on_progress is not None:
                 on_progress(len(files), len(jobs) * NUM_VIEWS)
@@ -165,23 +165,23 @@ def draw_gallery(
 def draw_views(
     group: str, kind: str, instance: int, *, seed: int = 0
 ) -> list[tuple[str, Image.Image]]:
-    """The three views of one instance: (name of the view, picture 480 × 360)."""
+    """The three views of one instance: (name of the view, image 480 × 360)."""
     names = {"objects": [*OBJECTS], "textures": [*TEXTURES], "scenes": [*SCENES]}[group]
     palette = PALETTES[(names.index(kind) * 3 + instance * 5 + seed) % len(PALETTES)]
     swatch = (
         TEXTURES[kind](generator(seed, kind, instance), palette) if group == "textures" else None
     )
-    pictures = []
+    images = []
     for view, light, camera in viewpoints(group, generator(seed, kind, instance, "views")):
         grain = generator(seed, kind, instance, view, "grain")
         if swatch is not None:
-            picture = graded(textures.photograph(swatch, light, camera), light, grain)
+            image = graded(textures.photograph(swatch, light, camera), light, grain)
         else:
             canvas = Canvas(light, camera)
             (OBJECTS | SCENES)[kind](canvas, generator(seed, kind, instance), palette)
-            picture = canvas.finish(grain)
-        pictures.append((view, picture))
-    return pictures
+            image = canvas.finish(grain)
+        images.append((view, image))
+    return images
 
 
 def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, Camera]]:
@@ -264,8 +264,8 @@ def viewpoints(group: str, rng: np.random.Generator) -> list[tuple[str, Light, C
     ]
 
 
-def encode(picture: Image.Image) -> bytes:
-    """The picture as JPEG bytes, quality 88."""
+def encode(image: Image.Image) -> bytes:
+    """The image as JPEG bytes, quality 88."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88, optimize=True)
+    image.save(buffer, "JPEG", quality=88, optimize=True)
     return buffer.getvalue()

@@ -1,14 +1,14 @@
-"""From a folder of pictures, or from nothing, to an index that the page can open; kept in a cache
+"""From a folder of images, or from nothing, to an index that the page can open; kept in a cache
 folder and kept up to date.
 
 cache/gallery-<digest of the drawing code>/       the sample gallery
 cache/<digest of the source's path, the model and its precision>/
     photos.index                                  the index
-    listing.json                                  size and time of change of every picture that is in it, null while it is not;
+    listing.json                                  size and time of change of every image that is in it, null while it is not;
                                                   digests of their bytes, and which of them failed
-    embeddings-<digest>                           only while new pictures are embedded; a stop there goes on
+    embeddings-<digest>                           only while new images are embedded; a stop there goes on
 
-A second run embeds what is new or changed and removes what is gone. The listing names a picture
+A second run embeds what is new or changed and removes what is gone. The listing names an image
 before the index has it and gives its stamp only afterwards, so that a stop at any moment costs work
 and no correctness.
 """
@@ -57,23 +57,23 @@ Progress: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int,
 
 @dataclass
 class Listing:
-    """What is known of the pictures in an index, by key."""
+    """What is known of the images in an index, by key."""
 
-    pictures: dict[str, Size | None]  # None while a picture is embedded
+    images: dict[str, Size | None]  # None while an image is embedded
     digests: dict[str, str]  # of those that could be read
     failed: list[str]  # those that have no embedding
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An index ready to be opened, and what it took: pictures embedded now and removed, and the
+    """An index ready to be opened, and what it took: images embedded now and removed, and the
     first failures: key and why."""
 
     index: Path
     num_embedded: int
     num_removed: int
     failures: tuple[tuple[str, str], ...]
-    skipped: Mapping[str, int]  # files of the pictures' folder that were passed over, by reason
+    skipped: Mapping[str, int]  # files of the images' folder that were passed over, by reason
     notes: tuple[str, ...] = ()  # which column was read, where there are several
 
 
@@ -99,7 +99,7 @@ def prepare_gallery(cache: Path, *, progress: Progress) -> Path:
 
 
 def prepare_index(
-    pictures: Path,
+    images: Path,
     model: Path,
     cache: Path,
     *,
@@ -108,23 +108,23 @@ def prepare_index(
     retry: bool = False,
     rehash: bool = False,
 ) -> Prepared:
-    """The index over `pictures` (whatever open_source takes) by a model file, made or brought up to
+    """The index over `images` (whatever open_source takes) by a model file, made or brought up to
     date in the cache.
 
-    selection: which of the pictures are wanted; the cache itself is never read. Pictures whose size
+    selection: which of the images are wanted; the cache itself is never read. Images whose size
     or time of change is another are embedded again, and those that could not be read. retry: also
     all that failed. rehash: also those of other bytes, for which all files are read. InputError
-    where there are no pictures or none can be embedded; EnvironmentProblem where the cache cannot
+    where there are no images or none can be embedded; EnvironmentProblem where the cache cannot
     be written or another process is at it; Interrupted on Ctrl-C, with what was embedded kept.
     """
     source = open_source(
-        pictures, selection=dataclasses.replace(selection, own=[*selection.own, cache])
+        images, selection=dataclasses.replace(selection, own=[*selection.own, cache])
     )
     stamps = _stamps(source)
     embedder = Embedder(model, threads=1)
     chosen = [] if selection.column is None else [f"column {selection.column}"]
     place = cache / _digest(
-        str(pictures.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen
+        str(images.resolve()), embedder.fingerprint, *_precision_of(embedder), *chosen
     )
     notes = tuple(column_notes(source))
     with explain_os_errors(place):
@@ -135,25 +135,25 @@ def prepare_index(
     changed = [
         number
         for number, key in enumerate(keys)
-        if stamps[key] is None or stamps[key] != known.pictures.get(key) or key in again
+        if stamps[key] is None or stamps[key] != known.images.get(key) or key in again
     ]
     if rehash:
         changed = sorted(
             {*changed, *_exchanged(source, set(range(len(source))) - set(changed), known, progress)}
         )
-    gone = sorted(known.pictures.keys() - stamps.keys())
+    gone = sorted(known.images.keys() - stamps.keys())
     if not changed and not gone and (place / INDEX).is_dir():
         return Prepared(place / INDEX, 0, 0, (), source.skipped, notes)
     with _open_or_create(place / INDEX, embedder) as index:
         report = EmbedReport(num_items=len(changed))
         if changed:
-            # First, so that whatever a stop leaves of these pictures in the index is done anew, or
+            # First, so that whatever a stop leaves of these images in the index is done anew, or
             # removed with them.
             redone = dict.fromkeys(keys[number] for number in changed)
             _write_listing(
-                place / LISTING, dataclasses.replace(known, pictures=known.pictures | redone)
+                place / LISTING, dataclasses.replace(known, images=known.images | redone)
             )
-            # A changed picture that can no longer be read must not be found by what it was.
+            # A changed image that can no longer be read must not be found by what it was.
             index.remove(redone)
             digest = _digest(
                 json.dumps([[keys[number], stamps[keys[number]]] for number in changed])
@@ -172,7 +172,7 @@ def prepare_index(
         num_removed = index.remove(gone)
         if len(index) == 0:
             reason = report.failures[0][1] if report.failures else "there are none"
-            raise InputError(f"No picture of {pictures} could be embedded: {reason}")
+            raise InputError(f"No image of {images} could be embedded: {reason}")
     digests = {key: digest for key, digest in known.digests.items() if key in stamps}
     _write_listing(
         place / LISTING, Listing(stamps, digests, [key for key in known.failed if key in stamps])
@@ -200,7 +200,7 @@ def _embedded(
 
 
 def _note(known: Listing, redone: Collection[str], embeddings: Embeddings) -> None:
-    """Bring digests and failures of the pictures that were embedded now up to date."""
+    """Bring digests and failures of the images that were embedded now up to date."""
     known.digests = {key: digest for key, digest in known.digests.items() if key not in redone}
     known.failed = [key for key in known.failed if key not in redone]
     for shard in range(embeddings.plan.num_shards):
@@ -278,7 +278,8 @@ def _read_listing(file: Path) -> Listing:
         return Listing({}, {}, [])
     if not isinstance(listing, dict) or listing.get("format") not in (REMEMBERED, EARLIER):
         return Listing({}, {}, [])
-    return Listing(listing["pictures"], listing.get("digests", {}), listing.get("failed", []))
+    images = listing["images" if "images" in listing else "pictures"]  # the older name
+    return Listing(images, listing.get("digests", {}), listing.get("failed", []))
 
 
 def _write_listing(file: Path, listing: Listing) -> None:

@@ -1,7 +1,7 @@
 """The search tab: one gr.HTML whose markup, script and style are the files in static/.
 
 Its script asks the routes of featkit.serve for JSON and thumbnails by integer id; Gradio sees no
-picture and no path.
+image and no path.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ The file is compared with the original before it is written, at those sizes and 
 original itself takes; no other is promised. Whether the original is right at a size that it was not
 trained at, only its checkpoint could tell.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
+Letters: N images, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
 width.
 """
 
@@ -44,7 +44,7 @@ from featkit_export.half_proof import (
     embed_each,
     emulate,
     first_overflow,
-    proof_pictures,
+    proof_images,
 )
 from featkit_export.original import (
     HIDDEN,
@@ -75,7 +75,7 @@ from featkit_export.verify import (
     ParityError,
     cases_for,
     compare,
-    draw_pictures,
+    draw_images,
     require_parity,
 )
 from featkit_train.published.preprocessor import (
@@ -98,7 +98,7 @@ QUANTIZED_OPERATORS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """Pictures that the original file itself does not take, and why: nothing is promised of them."""
+    """Images that the original file itself does not take, and why: nothing is promised of them."""
 
     batch: int
     height: int
@@ -139,7 +139,7 @@ def adopt_file(
     beside the file or in the folder above its `onnx/`. feature: by default `cls`, or `pooler` of a
     file without a class token. size: the one (height, width) in pixels that the file is for. Sizes
     stay dynamic where the original ran at all that were tried, and are fixed at the geometry's
-    otherwise. A file whose vectors depend on their batch is marked, and is run one picture a call.
+    otherwise. A file whose vectors depend on their batch is marked, and is run one image a call.
 
     InputError as for `adopt`, or when the original does not run at the geometry's size;
     ParityError, with nothing written, when the two disagree.
@@ -196,16 +196,16 @@ def adopt_file(
         is_dynamic=is_dynamic,
     )
     try:
-        vectors = original.run(draw_pictures(1, height=geometry.height, width=geometry.width))[0]
+        vectors = original.run(draw_images(1, height=geometry.height, width=geometry.width))[0]
     except DoesNotTake as error:
         raise InputError(
-            f"{file} does not run on one picture of {geometry.height}×{geometry.width} ({error});"
+            f"{file} does not run on one image of {geometry.height}×{geometry.width} ({error});"
             " choose the size that it was exported with by --size, and check patch_size and"
             " num_register_tokens in its config.json."
         ) from error
     if not np.isfinite(vectors).all():
         raise InputError(
-            f"{file} gives vectors that are not finite numbers for a drawn picture; fetch it again,"
+            f"{file} gives vectors that are not finite numbers for a drawn image; fetch it again,"
             " or in fp32."
         )
     width = vectors.shape[1]
@@ -366,7 +366,7 @@ def adopt(
 def _geometry(
     geometry: Geometry | None, folder: Path, size: tuple[int, int] | None
 ) -> tuple[Geometry, list[str]]:
-    """The recipe for pictures, by default that of the folder, at the size that was asked for; and
+    """The recipe for images, by default that of the folder, at the size that was asked for; and
     what to say of it."""
     source: object = "The geometry"
     remarks = []
@@ -375,7 +375,7 @@ def _geometry(
         _need(file or folder / PREPROCESSOR, "geometry")
         assert file is not None
         source, geometry = file, read_preprocessor(file)
-        remarks.append(f"Pictures are prepared as {file.name} says: {in_words(geometry)}.")
+        remarks.append(f"Images are prepared as {file.name} says: {in_words(geometry)}.")
     if size is not None and size != (geometry.height, geometry.width):
         if remarks:
             remarks.append(
@@ -387,7 +387,7 @@ def _geometry(
 
 
 def _feed(model: onnx.ModelProto, interface: Interface, geometry: Geometry, *, name: str) -> Feed:
-    """What to give to the graph, which may normalize pictures itself."""
+    """What to give to the graph, which may normalize images itself."""
     kind, sides = interface.input_kind, (geometry.height, geometry.width)
     shape = (1, *sides, 3) if interface.channels_last else (1, 3, *sides)
     built_in = find_normalization(model, interface.input, kind=kind, shape=shape)
@@ -401,7 +401,7 @@ def _has_class_token(original: Original) -> bool:
         return True
     geometry = original.geometry
     try:
-        found = original.num_tokens(draw_pictures(1, height=geometry.height, width=geometry.width))
+        found = original.num_tokens(draw_images(1, height=geometry.height, width=geometry.width))
     except DoesNotTake:
         return True
     return found != (geometry.height // geometry.patch) * (geometry.width // geometry.patch)
@@ -476,13 +476,13 @@ class _Findings:
     comparisons: list[Parity]
     left_out: list[LeftOut]
     holds_at_every_size: bool  # of those tried
-    is_batch_invariant: bool  # as far as 3 and 8 pictures show it, and no operator says otherwise
+    is_batch_invariant: bool  # as far as 3 and 8 images show it, and no operator says otherwise
 
 
 def _compare(
     original: Original, session: ort.InferenceSession, *, outputs: tuple[str, ...], is_fixed: bool
 ) -> _Findings:
-    """Compare one picture at each size, then several at those that the original took; one size if
+    """Compare one image at each size, then several at those that the original took; one size if
     it is fixed."""
     geometry = original.geometry
     native = {"height": geometry.height, "width": geometry.width, "patch": geometry.patch}
@@ -558,11 +558,11 @@ def _proven_in_half(
     """
     if not any(weight.data_type == TensorProto.FLOAT16 for weight in adopted.graph.initializer):
         return []
-    pictures = proof_pictures(geometry.height, geometry.width)
+    images = proof_images(geometry.height, geometry.width)
     try:
         emulated = emulate(adopted, folder)
         session = verify.open_session(emulated.session_input)
-        got = embed_each(session, pictures)
+        got = embed_each(session, images)
     # an operator that has no fp32 form; onnxruntime's exceptions share no base but Exception
     except Exception:
         return [
@@ -570,10 +570,10 @@ def _proven_in_half(
             " fp32."
         ]
     draft = placed(adopted, folder, "half-draft.onnx")
-    expected = embed_each(verify.open_session(draft.session_input), pictures)
+    expected = embed_each(verify.open_session(draft.session_input), images)
     least = float(np.einsum("nd,nd->n", expected, got, dtype=np.float64).min())
     if not least >= MIN_HALF_COSINE:
-        layer = first_overflow(emulated.model, pictures, folder)
+        layer = first_overflow(emulated.model, images, folder)
         where = (
             f"; numbers past {LARGEST:,.0f}, which fp16 holds, first come at {layer}"
             if layer
@@ -584,14 +584,12 @@ def _proven_in_half(
             f" its vectors is {least:.5f}, where {MIN_HALF_COSINE} is required{where}. Take the"
             " file in fp32, such as onnx/model.onnx."
         )
-    return [
-        f"In true half arithmetic the least cosine over {len(pictures)} pictures is {least:.6f}."
-    ]
+    return [f"In true half arithmetic the least cosine over {len(images)} images is {least:.6f}."]
 
 
 def _depends_on_batch(session: ort.InferenceSession, case: tuple[int, int, int]) -> bool:
-    """Whether the first picture of a batch has another vector alone."""
-    images = draw_pictures(case[0], height=case[1], width=case[2])
+    """Whether the first image of a batch has another vector alone."""
+    images = draw_images(case[0], height=case[1], width=case[2])
     together, alone = (
         session.run([EMBEDDING], {INPUT: part})[0][0] for part in (images, images[:1])
     )
@@ -625,7 +623,7 @@ def _fixed_size(interface: Interface, geometry: Geometry, *, name: str) -> tuple
     if any(side not in (None, wanted) for side, wanted in zip(sides, native, strict=True)):
         declared = "×".join(str(side or "any") for side in sides)
         raise InputError(
-            f"{name} takes pictures of {declared} alone, and the geometry makes them"
+            f"{name} takes images of {declared} alone, and the geometry makes them"
             f" {native[0]}×{native[1]}; choose the size of the file by --size, or export it again"
             " with dynamic sizes."
         )

@@ -2,10 +2,10 @@
 normalized twice.
 
 Some exporters put `x / 255`, `(x - mean) / std` or a cast of uint8 pixels into the graph. What
-stands between the input and the first product is run on a few drawn pictures; where it is one
+stands between the input and the first product is run on a few drawn images; where it is one
 factor and one offset for each channel, it is known.
 
-Letters: N pictures, (H, W) pixels, x what the graph takes, p pixels of 0 .. 255.
+Letters: N images, (H, W) pixels, x what the graph takes, p pixels of 0 .. 255.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def find_normalization(
     """What the nodes between the input and the first product do; None where that is nothing, or not
     one factor and one offset.
 
-    source: the input's name; kind: its element type; shape: of one picture as it takes it.
+    source: the input's name; kind: its element type; shape: of one image as it takes it.
     """
     cut = _first_product_input(model.graph, source)
     if cut is None or cut == source:
@@ -91,7 +91,7 @@ def find_normalization(
 
 
 def _first_product_input(graph: onnx.GraphProto, source: str) -> str | None:
-    """The value that the first product takes and that the pictures decide."""
+    """The value that the first product takes and that the images decide."""
     reached = {source}
     for node in graph.node:
         given: list[str] = [name for name in node.input if name in reached]
@@ -131,7 +131,7 @@ def _prefix(model: onnx.ModelProto, source: str, cut: str) -> onnx.ModelProto:
 def _measured(
     session: ort.InferenceSession, source: str, *, kind: int, shape: tuple[int, int, int, int]
 ) -> Affine | None:
-    """Factor and offset of each channel, from pictures of one color; None where the nodes do
+    """Factor and offset of each channel, from images of one color; None where the nodes do
     something else."""
     element = helper.tensor_dtype_to_np_dtype(kind)
     axis = 1 if shape[1] == 3 else 3
@@ -175,7 +175,7 @@ def _spread(values: np.ndarray) -> float:
 
 
 def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_bytes: bool) -> Feed:
-    """What to give to a graph that does `built_in` itself, where `geometry` says how its pictures
+    """What to give to a graph that does `built_in` itself, where `geometry` says how its images
     are normalized.
 
     takes_bytes: its input is uint8, so it can only be given pixels. InputError when the two
@@ -190,7 +190,7 @@ def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_by
         )
         return dataclasses.replace(pixels, note=note) if takes_bytes else Feed(mean, std, geometry)
     feeds = [pixels] if takes_bytes else [pixels, Feed(np.zeros(3), np.full(3, 255.0), geometry)]
-    itself = f"{name} normalizes pictures itself, by {built_in} of "
+    itself = f"{name} normalizes images itself, by {built_in} of "
     for feed in feeds:
         factor, offset = _total(built_in, feed)
         if np.allclose(factor * std, 1, rtol=TOLERANCE) and np.allclose(
@@ -219,14 +219,14 @@ def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_by
     if built_in.is_scale_alone and not takes_bytes:
         scale = float(built_in.factor.mean())
         note = (
-            f"{name} multiplies what it is given by {scale:.4g} itself; pictures are normalized so"
+            f"{name} multiplies what it is given by {scale:.4g} itself; images are normalized so"
             " that this is made up for."
         )
         return Feed(mean, std * scale, geometry, note)
     said = f"mean {', '.join(f'{number:.4g}' for number in geometry.mean)} and std "
     said += ", ".join(f"{number:.4g}" for number in geometry.std)
     raise InputError(
-        f"{name} normalizes pictures itself, by {built_in}, which is not the {said} of its"
+        f"{name} normalizes images itself, by {built_in}, which is not the {said} of its"
         " preprocessing. Set do_normalize to false in its preprocessor_config.json where the graph"
         " is right, or export it again without its normalization."
     )

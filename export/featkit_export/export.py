@@ -27,7 +27,7 @@ from featkit_export.verify import (
     ParityError,
     cases_for,
     compare,
-    draw_pictures,
+    draw_images,
     open_proven,
     require_parity,
 )
@@ -170,7 +170,7 @@ def preparation_remarks(
     of its own."""
     if file is None:
         return ()
-    remarks = [f"Pictures are prepared as {file} says: {in_words(geometry)}."]
+    remarks = [f"Images are prepared as {file} says: {in_words(geometry)}."]
     if geometry != published:
         remarks.append(
             f"--size {geometry.height}x{geometry.width} wins over its"
@@ -323,12 +323,12 @@ def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
 
 
 def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:
-    """Time of a graph of every size over that of one size, one picture a call, alternating;
+    """Time of a graph of every size over that of one size, one image a call, alternating;
     medians."""
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         free = trace(module, Path(beside))
         sessions = [open_proven(free.session_input), open_proven(fixed.session_input)]
-        images = draw_pictures(1, height=geometry.height, width=geometry.width)
+        images = draw_images(1, height=geometry.height, width=geometry.width)
         seconds: list[list[float]] = [[], []]
         for _ in range(TIMED_ROUNDS + 1):
             for times, session in zip(seconds, sessions, strict=True):

@@ -1,6 +1,6 @@
 """The graph of a model file: a backbone between uint8 pixels and unit vectors.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, D the backbone's width, L layers joined.
+Letters: N images, (H, W) pixels, (h, w) patches, D the backbone's width, L layers joined.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ DIMENSIONS = ("N", "H", "W")
 
 
 class TraceError(FeatkitError):
-    """A backbone cannot be written as one graph of any picture size."""
+    """A backbone cannot be written as one graph of any image size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ class EmbeddingGraph(nn.Module):
         return tuple(value for name in self.recipe.outputs if (value := found[name]) is not None)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs by name, for pictures (N, H, W, 3) uint8."""
+        """The outputs by name, for images (N, H, W, 3) uint8."""
         with torch.no_grad():
             found = self(torch.from_numpy(images))
         return {name: value.numpy() for name, value in zip(self.recipe.outputs, found, strict=True)}

@@ -28,7 +28,7 @@ FOLLOWERS = frozenset(
 # Below it a half has fewer than its eleven bits: LayerScale's factors start at 1e-5.
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 LARGEST = float(np.finfo(np.float16).max)
-# What a number may reach on the pictures that were tried: others may go further, and a product may
+# What a number may reach on the images that were tried: others may go further, and a product may
 # be summed up in fp16.
 MARGIN = 4.0
 

@@ -6,7 +6,7 @@ magnitude of every value to the outputs. `emulate` gives what fp16 arithmetic gi
 computes in fp32 and is then rounded by a cast to fp16 and back, as a graphics card does that sums
 products in fp32. Numbers past 65,504 become infinite in it, and small ones vanish.
 
-Letters: N pictures, (H, W) pixels.
+Letters: N images, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from featkit.modelfile import EMBEDDING, INPUT
 from featkit_export.half import placed, values_of_type
 from featkit_export.traced import Traced
-from featkit_export.verify import draw_pictures, open_proven
+from featkit_export.verify import draw_images, open_proven
 
 MIN_HALF_COSINE = 0.999
 NUM_DRAWN = 8
@@ -34,9 +34,9 @@ MOVERS = frozenset(
 PEAK = "featkit/peak/"
 
 
-def proof_pictures(height: int, width: int) -> np.ndarray:
-    """(N, H, W, 3) uint8: drawn pictures, then EXTREMES, which drive activations further than
-    pictures do."""
+def proof_images(height: int, width: int) -> np.ndarray:
+    """(N, H, W, 3) uint8: drawn images, then EXTREMES, which drive activations further than
+    images do."""
     shape = (height, width, 3)
     checkerboard = (
         np.indices((height, width)).sum(axis=0)[..., None] % 2 * np.ones(3, np.int64) * 255
@@ -49,17 +49,17 @@ def proof_pictures(height: int, width: int) -> np.ndarray:
         np.broadcast_to(np.array([255, 0, 0]), shape),
     ]
     assert len(extremes) == len(EXTREMES)
-    drawn = draw_pictures(NUM_DRAWN, height=height, width=width)
+    drawn = draw_images(NUM_DRAWN, height=height, width=width)
     return np.concatenate([drawn, np.stack(extremes).astype(np.uint8)])
 
 
 def observe_peaks(
-    model: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path
+    model: onnx.ModelProto, images: Iterable[np.ndarray], folder: Path
 ) -> dict[str, float]:
-    """The largest magnitude of every fp32 value that the pictures make, and of every fp32 weight,
+    """The largest magnitude of every fp32 value that the images make, and of every fp32 weight,
     by name.
 
-    pictures: (H, W, 3) uint8 each, run one a call. Infinite where a value is infinite or NaN.
+    images: (H, W, 3) uint8 each, run one a call. Infinite where a value is infinite or NaN.
     """
     floats = values_of_type(model, TensorProto.FLOAT)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in floats}
@@ -76,8 +76,8 @@ def observe_peaks(
         graph.output.append(helper.make_tensor_value_info(PEAK + name, TensorProto.FLOAT, []))
     session = open_proven(placed(observed, folder, "observed.onnx").session_input)
     peaks = {name: _largest(numpy_helper.to_array(tensor)) for name, tensor in weights.items()}
-    for picture in pictures:
-        found = session.run([PEAK + name for name in made], {INPUT: picture[None]})
+    for image in images:
+        found = session.run([PEAK + name for name in made], {INPUT: image[None]})
         for name, value in zip(made, found, strict=True):
             peaks[name] = max(peaks.get(name, 0.0), _largest(value))
     return peaks
@@ -131,10 +131,10 @@ def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
     return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
-def first_overflow(emulated: onnx.ModelProto, pictures: Iterable[np.ndarray], folder: Path) -> str:
+def first_overflow(emulated: onnx.ModelProto, images: Iterable[np.ndarray], folder: Path) -> str:
     """The first node, in the graph's order, whose emulated numbers pass what a half holds; "" where
     none does."""
-    peaks = observe_peaks(emulated, pictures, folder)
+    peaks = observe_peaks(emulated, images, folder)
     overflowing = (
         node
         for node in emulated.graph.node
@@ -145,9 +145,7 @@ def first_overflow(emulated: onnx.ModelProto, pictures: Iterable[np.ndarray], fo
 
 
 def embed_each(
-    session: ort.InferenceSession, pictures: Sequence[np.ndarray] | np.ndarray
+    session: ort.InferenceSession, images: Sequence[np.ndarray] | np.ndarray
 ) -> np.ndarray:
-    """(N, D) vectors of pictures (H, W, 3) uint8, one a call."""
-    return np.concatenate(
-        [session.run([EMBEDDING], {INPUT: picture[None]})[0] for picture in pictures]
-    )
+    """(N, D) vectors of images (H, W, 3) uint8, one a call."""
+    return np.concatenate([session.run([EMBEDDING], {INPUT: image[None]})[0] for image in images])

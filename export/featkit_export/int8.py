@@ -12,12 +12,12 @@ layers of the MLP). They are 80 to 85 % of a ViT-S/14's time at 224. What stays 
   instead of 0.9999), for 5 % of the time where the engine computes the rest in bf16;
 - norms, residual sums, softmax, GELU: OpenVINO fuses GELU and the next quantizer into the product.
 
-All scales are constants, so no picture can change another's vector through them. Activations are
+All scales are constants, so no image can change another's vector through them. Activations are
 uint8 with a zero point: ONNX Runtime's kernels want unsigned by signed, OpenVINO is as fast with
 either. Weights are int8, symmetric, a scale for each output channel, stored as integers: with
 unsigned weights OpenVINO takes them for weight compression and computes in float.
 
-Letters: N pictures, (H, W) pixels, C channels of a tensor's last axis, K and M a weight's rows and
+Letters: N images, (H, W) pixels, C channels of a tensor's last axis, K and M a weight's rows and
 columns.
 """
 
@@ -59,18 +59,16 @@ def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
     return [node.name for node in _Graph(model).products]
 
 
-def observe_ranges(
-    model: onnx.ModelProto, pictures: Iterable[np.ndarray]
-) -> dict[str, ChannelRange]:
-    """What the pictures make of the activations that products take, by the tensor's name.
+def observe_ranges(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> dict[str, ChannelRange]:
+    """What the images make of the activations that products take, by the tensor's name.
 
-    pictures: batches (N, H, W, 3) uint8 as the model takes them; 64 photographs are enough, in
+    images: batches (N, H, W, 3) uint8 as the model takes them; 64 photographs are enough, in
     batches of 4, say: all activations of one batch are held at once. Plain minima and maxima:
     ranges with least squared error were no better (worst cosine 0.9984 against 0.9986). ValueError
-    for no pictures, and for values that are not finite.
+    for no images, and for values that are not finite.
     """
     return _observe(
-        model, list(dict.fromkeys(node.input[0] for node in _Graph(model).products)), pictures
+        model, list(dict.fromkeys(node.input[0] for node in _Graph(model).products)), images
     )
 
 
@@ -170,7 +168,7 @@ class _Graph:
 
 
 def _observe(
-    model: onnx.ModelProto, tensors: Sequence[str], pictures: Iterable[np.ndarray]
+    model: onnx.ModelProto, tensors: Sequence[str], images: Iterable[np.ndarray]
 ) -> dict[str, ChannelRange]:
     """Run the float model and keep each channel's extremes of the tensors. One pass serves
     smoothing and quantizing."""
@@ -188,20 +186,20 @@ def _observe(
         probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     ranges: dict[str, ChannelRange] = {}
-    for batch in pictures:
+    for batch in images:
         for name, value in zip(
             tensors, session.run(list(tensors), {session.get_inputs()[0].name: batch}), strict=True
         ):
             rows = value.reshape(-1, value.shape[-1])
             seen = ChannelRange(rows.min(axis=0), rows.max(axis=0))
             if not np.isfinite(seen.peak).all():
-                raise ValueError(f"{name} is not finite on a picture for calibration")
+                raise ValueError(f"{name} is not finite on an image for calibration")
             before = ranges.get(name, seen)
             ranges[name] = ChannelRange(
                 np.minimum(before.low, seen.low), np.maximum(before.high, seen.high)
             )
     if not ranges:
-        raise ValueError("no pictures to calibrate with")
+        raise ValueError("no images to calibrate with")
     return ranges
 
 

@@ -1,7 +1,7 @@
 """An ONNX file that was made elsewhere: what it takes and gives, and the vectors that it stands
 for, pooled in numpy.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
+Letters: N images, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
 width.
 """
 
@@ -47,7 +47,7 @@ class Interface:
 
 
 class DoesNotTake(FeatkitError):
-    """The original file does not run on pictures of this size or number, or gives no token for each
+    """The original file does not run on images of this size or number, or gives no token for each
     of their patches."""
 
 
@@ -124,7 +124,7 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
         )
     if sides[0] not in (None, 1):
         raise InputError(
-            f"{name} takes {found}, so {sides[0]} pictures a call; wanted is 1 or any number:"
+            f"{name} takes {found}, so {sides[0]} images a call; wanted is 1 or any number:"
             " export it again so."
         )
     given = {value.name: value for value in model.graph.output}
@@ -177,7 +177,7 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 class Original:
-    """The file as it is, run by ONNX Runtime on pictures that numpy normalizes, with its tokens
+    """The file as it is, run by ONNX Runtime on images that numpy normalizes, with its tokens
     pooled by numpy.
 
     has_class_token: whether token 0 is one; without it, all tokens are those of patches.
@@ -236,7 +236,7 @@ class Original:
         return HIDDEN in {value.name for value in self._session.get_outputs()}
 
     def num_tokens(self, images: np.ndarray) -> int:
-        """How many tokens it gives for one picture of these. DoesNotTake as for `run`."""
+        """How many tokens it gives for one image of these. DoesNotTake as for `run`."""
         return int(self._output(images, HIDDEN).shape[1])
 
     def _output(self, images: np.ndarray, name: str) -> np.ndarray:

@@ -24,7 +24,7 @@ from featkit.backends import FP16, FP32, INT8, Run, offered_runs, reference_run
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.evaluate.agreement import LEAST_COSINE, Agreement, compare_runs, thinned
-from featkit.evaluate.speed import pictures_per_second
+from featkit.evaluate.speed import images_per_second
 from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
@@ -37,21 +37,21 @@ from featkit_export.half_proof import (
     embed_each,
     emulate,
     observe_peaks,
-    proof_pictures,
+    proof_images,
 )
 from featkit_export.int8 import ChannelRange, observe_ranges, quantizable_nodes, quantize_static
 from featkit_export.original import load_onnx, open_session
 from featkit_export.seal import seal
 from featkit_export.verify import open_proven
 
-CALIBRATION_PICTURES = 64
+CALIBRATION_IMAGES = 64
 CALIBRATION_BATCH = 4
 GATE_QUERIES = 2000
 MAX_RECALL_LOST = 0.005  # of copy recall@1, at the upper 95 % bound
 PROVEN_COSINE = LEAST_COSINE  # what lets the vectors of two runs meet lets those of two files
 TIMED_ROUNDS = 7
 TIMED_SECONDS = 14.0
-SENSITIVITY_PICTURES = 16
+SENSITIVITY_IMAGES = 16
 
 
 class GateError(FeatkitError):
@@ -63,14 +63,14 @@ def lower(
     out: Path,
     *,
     precision: Literal["fp16", "int8"],
-    pictures: Path | None = None,
+    images: Path | None = None,
     name: str | None = None,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> Manifest:
     """Write the model file `full` in another precision to `out`, and return its manifest.
 
-    pictures: for int8, whatever `featkit embed` takes. InputError when `full` is in a lower
-    precision already or the pictures cannot be used; GateError, with the figures, when the
+    images: for int8, whatever `featkit embed` takes. InputError when `full` is in a lower
+    precision already or the images cannot be used; GateError, with the figures, when the
     precision is refused.
     """
     manifest = read_manifest(full)
@@ -94,8 +94,8 @@ def lower(
         ) as folder:
             if precision == FP16:
                 return _write_half(full, manifest, out, Path(folder), on_step)
-            assert pictures is not None
-            return _write_int8(full, manifest, out, Path(folder), open_source(pictures), on_step)
+            assert images is not None
+            return _write_int8(full, manifest, out, Path(folder), open_source(images), on_step)
 
 
 # fp16 ---------------------------------------------------------------------------------------------
@@ -107,15 +107,15 @@ def _write_half(
     """Products whose numbers come near what a half holds stay in fp32; what then differs too much
     is refused."""
     model, geometry = load_onnx(full), manifest.geometry
-    pictures = proof_pictures(geometry.height, geometry.width)
-    expected = embed_each(open_session(full), pictures)
+    images = proof_images(geometry.height, geometry.width)
+    expected = embed_each(open_session(full), images)
     if not np.isfinite(expected).all():
         raise InputError(
             f"{full} gives vectors that are not finite numbers, in {FP32} already; export its"
             " weights again."
         )
-    on_step(f"observing how large its numbers get on {counted(len(pictures), 'picture')}")
-    peaks = observe_peaks(model, pictures, folder)
+    on_step(f"observing how large its numbers get on {counted(len(images), 'image')}")
+    peaks = observe_peaks(model, images, folder)
     kept = kept_in_float(model, peaks)
     on_step("writing the graph in half precision")
     half = to_half(model, folder, peaks)
@@ -125,7 +125,7 @@ def _write_half(
     cosines = np.einsum(
         "nd,nd->n",
         expected,
-        embed_each(open_proven(emulated.session_input), pictures),
+        embed_each(open_proven(emulated.session_input), images),
         dtype=np.float64,
     )
     if not cosines.min() >= MIN_HALF_COSINE:  # NaN is below it as well
@@ -136,7 +136,7 @@ def _write_half(
         "least_cosine": float(cosines.min()),
         "mean_cosine": float(cosines.mean()),
         "compared_on": (
-            f"{NUM_DRAWN} drawn and {len(EXTREMES)} extreme pictures, in true half arithmetic"
+            f"{NUM_DRAWN} drawn and {len(EXTREMES)} extreme images, in true half arithmetic"
         ),
         "kept_in_float": list(kept),
     }
@@ -195,8 +195,8 @@ def _write_int8(
         raise InputError(
             f"{full} has no product by weights that int8 would make faster; use it in {FP32}."
         )
-    on_step(f"calibrating on {counted(min(CALIBRATION_PICTURES, len(source)), 'picture')}")
-    calibration = _prepared(thinned(source, CALIBRATION_PICTURES), full)
+    on_step(f"calibrating on {counted(min(CALIBRATION_IMAGES, len(source)), 'image')}")
+    calibration = _prepared(thinned(source, CALIBRATION_IMAGES), full)
     ranges = observe_ranges(model, _batches(calibration))
     order: list[str] | None = None
     kept: list[str] = []
@@ -210,7 +210,7 @@ def _write_int8(
         gain = rates[lowered] / rates[fastest]
         if gain <= 1:
             raise GateError(
-                f"{INT8} is not faster here: {rates[lowered]:.1f} pictures/s by {lowered},"
+                f"{INT8} is not faster here: {rates[lowered]:.1f} images/s by {lowered},"
                 f" {rates[fastest]:.1f} by {fastest}{_with_kept(kept)}; nothing was written. Use"
                 f" the file in {FP32}."
             )
@@ -221,7 +221,7 @@ def _write_int8(
         if order is None:
             on_step("measuring which products lose most")
             order = _by_sensitivity(
-                model, ranges, calibration[:SENSITIVITY_PICTURES], folder, manifest
+                model, ranges, calibration[:SENSITIVITY_IMAGES], folder, manifest
             )
         more = len(kept) + max(1, len(order) // 12)
         if more >= len(order):
@@ -237,8 +237,8 @@ def _write_int8(
         "recall_lost": loss.recall_lost,
         "recall_lost_at_most": loss.recall_lost_at_most,
         "num_queries": loss.num_queries,
-        "calibrated_on": counted(len(calibration), "picture"),
-        "pictures_per_s": speed,
+        "calibrated_on": counted(len(calibration), "image"),
+        "images_per_s": speed,
         "speedup": round(gain, 3),
         "kept_in_float": kept,
     }
@@ -248,7 +248,7 @@ def _write_int8(
 
 
 def _prepared(source: Source, full: Path) -> np.ndarray:
-    """Pictures (N, H, W, 3) uint8 at the model's size, of those that can be read. InputError for
+    """Images (N, H, W, 3) uint8 at the model's size, of those that can be read. InputError for
     none."""
     embedder = Embedder(full, backend="onnxruntime")
     found = []
@@ -260,7 +260,7 @@ def _prepared(source: Source, full: Path) -> np.ndarray:
             continue
     if not found:
         raise InputError(
-            f"{source.name} has no picture that can be read; name photographs like those to be"
+            f"{source.name} has no image that can be read; name photographs like those to be"
             " embedded."
         )
     return np.stack(found)
@@ -274,13 +274,13 @@ def _batches(images: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _rates(full: Path, draft: Path, images: np.ndarray) -> dict[Run, float]:
-    """Pictures a second of every session of both files, in turns."""
+    """Images a second of every session of both files, in turns."""
     embedders = {
         run: Embedder(file, backend=run.backend, precision=run.precision, threads=1)
         for file in (full, draft)
         for run in offered_runs(read_manifest(file))
     }
-    return pictures_per_second(
+    return images_per_second(
         embedders, images, seconds=TIMED_SECONDS, callers=usable_cpus(), rounds=TIMED_ROUNDS
     )
 
@@ -293,7 +293,7 @@ def _best(rates: dict[Run, float], *, lower: bool) -> Run:
 
 
 def _loss(source: Source, full: Path, draft: Path, run: Run) -> Agreement:
-    """Copies that the lower precision no longer finds, on GATE_QUERIES edited pictures."""
+    """Copies that the lower precision no longer finds, on GATE_QUERIES edited images."""
     manifest = read_manifest(full)
     reference = reference_run(manifest)
     part = thinned(source, GATE_QUERIES)

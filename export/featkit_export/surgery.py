@@ -1,6 +1,6 @@
 """The nodes that are put before and behind a foreign ONNX graph, in the form that its opset has.
 
-Letters: N pictures, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
+Letters: N images, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
 width.
 """
 
@@ -22,7 +22,7 @@ AXES_AS_INPUT_SINCE = {"ReduceSum": 13, "ReduceMean": 18}
 ALLOWZERO_SINCE = 14  # of Reshape, for which a size of 0 means that of the input otherwise
 OWN = "featkit/"  # what the values put in are called, so that none of the file's is called the same
 GUARD = f"{OWN}guard/"
-GUARDED = f"{GUARD}{INPUT}"  # the pictures behind the guard
+GUARDED = f"{GUARD}{INPUT}"  # the images behind the guard
 END = np.iinfo(np.int64).max
 
 
@@ -84,11 +84,11 @@ class Nodes:
 
 
 def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
-    """Make a graph of any size fail on pictures whose sides the patch does not divide, in every
+    """Make a graph of any size fail on images whose sides the patch does not divide, in every
     runtime.
 
     A convolution would leave out the rows and columns that fill no patch. The guard reshapes the
-    pictures to the sides that whole patches have, which fails where that is fewer pixels, and
+    images to the sides that whole patches have, which fails where that is fewer pixels, and
     changes nothing elsewhere.
     """
     # Before that opset, a side below one patch passes here and fails in the convolution.
@@ -111,7 +111,7 @@ def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
 
 
 class Guard(NamedTuple):
-    """Where a graph's guard is: the places of its four nodes, its constant, and the pictures behind
+    """Where a graph's guard is: the places of its four nodes, its constant, and the images behind
     it."""
 
     nodes: frozenset[int]
@@ -124,10 +124,10 @@ def find_guard(graph: onnx.GraphProto) -> Guard | None:
     none."""
     if len(graph.input) != 1:
         return None
-    pictures = graph.input[0].name
+    images = graph.input[0].name
     made = {name: place for place, node in enumerate(graph.node) for name in node.output}
     for place, reshape in enumerate(graph.node):
-        if reshape.op_type != "Reshape" or reshape.input[0] != pictures:
+        if reshape.op_type != "Reshape" or reshape.input[0] != images:
             continue
         chain, value = [place], reshape.input[1]
         for operator in ("Mul", "Div", "Shape"):
@@ -138,7 +138,7 @@ def find_guard(graph: onnx.GraphProto) -> Guard | None:
             value = node.input[0]
         else:
             constants = {graph.node[each].input[1] for each in chain[1:3]}
-            if value == pictures and len(constants) == 1:
+            if value == images and len(constants) == 1:
                 return Guard(frozenset(chain), constants.pop(), reshape.output[0])
     return None
 

@@ -18,7 +18,7 @@ DEFAULT_BATCH = 32
 
 
 class TorchEmbedder:
-    """Prepared pictures to unit vectors, as the model file of the same backbone and recipe gives
+    """Prepared images to unit vectors, as the model file of the same backbone and recipe gives
     them within rounding.
 
     Computed in float32. device: cpu, cuda, or auto, which is CUDA where there is one.
@@ -61,11 +61,11 @@ class TorchEmbedder:
 
     @property
     def geometry(self) -> Geometry:
-        """How pictures are brought to its size."""
+        """How images are brought to its size."""
         return self.manifest.geometry
 
     def infer(self, images: np.ndarray) -> np.ndarray:
-        """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
+        """Prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
         blocks = [np.zeros((0, self.manifest.width), np.float32)]
         # Convolutions on CUDA would round their inputs to 10 bits, which no model file's do.
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):

@@ -33,7 +33,7 @@ def write_triton(model_path: Path, repository: Path) -> Path:
     the manifest's.
 
     Requests are batched where the file allows it. A file whose vectors depend on their batch, or
-    that takes one picture, is given one picture at a time.
+    that takes one image, is given one image at a time.
 
     InputError when it is no model file, lacks its weights, or the repository has a model of that
     name already.

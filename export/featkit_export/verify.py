@@ -23,7 +23,7 @@ class ParityError(FeatkitError):
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """One comparison: the smallest cosine of an output's two values for a picture, and the largest
+    """One comparison: the smallest cosine of an output's two values for an image, and the largest
     difference of any number.
 
     Differences are in units of the output's root mean square where that is above 1: patch tokens
@@ -46,7 +46,7 @@ class Parity:
 def cases_for(
     *, height: int, width: int, patch: int, larger: int | None = None, fixed: bool = False
 ) -> list[tuple[int, int, int]]:
-    """(batch, height, width) to compare: one picture at the native size; three at a smaller square,
+    """(batch, height, width) to compare: one image at the native size; three at a smaller square,
     a larger one and a rectangle; eight at the smaller. A graph of one size only: one, three and
     eight of that.
 
@@ -71,7 +71,7 @@ def compare(
     session: ort.InferenceSession,
     cases: Sequence[tuple[int, int, int]],
 ) -> list[Parity]:
-    """Run both on drawn pictures of each case: `reference` takes (N, H, W, 3) uint8 and gives the
+    """Run both on drawn images of each case: `reference` takes (N, H, W, 3) uint8 and gives the
     outputs by name.
 
     ParityError for a case that `reference` takes and the graph does not: a size was baked in that
@@ -79,7 +79,7 @@ def compare(
     """
     found = []
     for batch, height, width in cases:
-        images = draw_pictures(batch, height=height, width=width)
+        images = draw_images(batch, height=height, width=width)
         try:
             expected = reference(images)
         except FeatkitError:
@@ -153,7 +153,7 @@ def require_parity(comparisons: Sequence[Parity]) -> dict[str, float]:
 
 
 def _distance(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
-    """Smallest cosine of a picture's numbers, and largest difference; NaN, which no bound holds
+    """Smallest cosine of an image's numbers, and largest difference; NaN, which no bound holds
     for, where either has one."""
     if expected.shape != got.shape:
         return float("nan"), float("nan")
@@ -165,11 +165,11 @@ def _distance(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
     return float(cosines.min()), float(np.abs(ours - theirs).max()) / scale
 
 
-def draw_pictures(count: int, *, height: int, width: int, seed: int = 0) -> np.ndarray:
+def draw_images(count: int, *, height: int, width: int, seed: int = 0) -> np.ndarray:
     """(count, height, width, 3) uint8 with edges, flat parts, gradients and a little noise, as
-    pictures have them."""
+    images have them."""
     rng = np.random.default_rng([seed, height, width])
-    pictures = []
+    images = []
     for _ in range(count):
         corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
         image = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
@@ -184,5 +184,5 @@ def draw_pictures(count: int, *, height: int, width: int, seed: int = 0) -> np.n
                 (x[0], y[0], x[1], y[1]), fill=color
             )
         noise = rng.normal(0, 6, (height, width, 3))
-        pictures.append(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
-    return np.stack(pictures)
+        images.append(np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8))
+    return np.stack(images)

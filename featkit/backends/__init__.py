@@ -16,8 +16,8 @@ from featkit.backends.base import (
 )
 from featkit.backends.choosing import (
     choose_run,
+    images_per_call,
     offered_runs,
-    pictures_per_call,
     possible_runs,
     reference_run,
 )
@@ -37,10 +37,10 @@ __all__ = [
     "Cancelled",
     "Run",
     "choose_run",
+    "images_per_call",
     "is_installed",
     "offered_runs",
     "open_backend",
-    "pictures_per_call",
     "possible_runs",
     "reference_run",
 ]

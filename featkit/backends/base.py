@@ -22,7 +22,7 @@ class Cancelled(Exception):
 
 
 class Cancel:
-    """Ends running calls early, from another thread: a large model can be busy with one picture for
+    """Ends running calls early, from another thread: a large model can be busy with one image for
     seconds."""
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class Backend(Protocol):
 
     @property
     def tokens_per_call(self) -> int:
-        """Patches of all pictures of a call together from which on a larger batch is no faster."""
+        """Patches of all images of a call together from which on a larger batch is no faster."""
         ...
 
     def run(

@@ -40,7 +40,7 @@ from featkit.backends.base import (
     Backend,
     Run,
 )
-from featkit.backends.drawn import drawn_pictures
+from featkit.backends.drawn import drawn_images
 from featkit.backends.opening import is_installed, need_engine, open_backend
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError
 from featkit.modelfile import EMBEDDING, Manifest
@@ -53,8 +53,8 @@ FORMAT = 1
 CACHE_FILE = "runs.json"
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "openvino", "featkit")
 MEASURED_S = 1.0
-LEAST_COSINE = 0.999  # of a drawn picture's vector with that of the first run
-LEAST_PICTURES = 4
+LEAST_COSINE = 0.999  # of a drawn image's vector with that of the first run
+LEAST_IMAGES = 4
 # Larger files are measured one session after the other, not side by side: each may take as much
 # memory again.
 SIDE_BY_SIDE_BYTES = 2**30
@@ -63,13 +63,13 @@ CPU_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A run on this machine: pictures a second with one thread, and the least cosine with the first
+    """A run on this machine: images a second with one thread, and the least cosine with the first
     run's vectors.
 
     `error` says why there are no figures.
     """
 
-    pictures_per_s: float = 0.0
+    images_per_s: float = 0.0
     least_cosine: float = 0.0
     error: str = ""
 
@@ -104,7 +104,7 @@ def choose_run(
         return runs[0]
     figures = _remembered_or_measured(model, manifest, batch_size=batch_size)
     usable = [run for run in runs if run in figures and figures[run].usable]
-    return max(usable, key=lambda run: figures[run].pictures_per_s) if usable else runs[0]
+    return max(usable, key=lambda run: figures[run].images_per_s) if usable else runs[0]
 
 
 def possible_runs(
@@ -151,10 +151,10 @@ def reference_run(manifest: Manifest) -> Run:
     return Run(ONNXRUNTIME, manifest.precision)
 
 
-def pictures_per_call(backend: Backend, manifest: Manifest, most: int) -> int:
-    """How many pictures of the native size a call should have: as many as are faster together, and
+def images_per_call(backend: Backend, manifest: Manifest, most: int) -> int:
+    """How many images of the native size a call should have: as many as are faster together, and
     no more than `most`."""
-    # where a picture's vector would depend on who shares its batch, nobody shares it
+    # where an image's vector would depend on who shares its batch, nobody shares it
     if not manifest.batch_invariant:
         return 1
     tokens = max(1, manifest.geometry.height * manifest.geometry.width // manifest.patch**2)
@@ -178,7 +178,7 @@ def _computes_bf16() -> bool:
 def measure_runs(
     model: Path, manifest: Manifest, runs: Sequence[Run], *, batch_size: int
 ) -> dict[Run, Measured]:
-    """Time runs on drawn pictures, a batch a turn, for MEASURED_S, or for that long each where they
+    """Time runs on drawn images, a batch a turn, for MEASURED_S, or for that long each where they
     are large.
 
     The first run's vectors are what those of the others are compared with.
@@ -205,7 +205,7 @@ def measure_runs(
 def _measure_group(
     model: Path, manifest: Manifest, runs: Sequence[Run], *, first: Run, batch_size: int
 ) -> tuple[dict[Run, Measured], dict[Run, np.ndarray]]:
-    """Rates, and vectors of the drawn pictures, of runs whose sessions are open at once, and closed
+    """Rates, and vectors of the drawn images, of runs whose sessions are open at once, and closed
     when this returns."""
     timed: dict[Run, _Timed] = {}
     found: dict[Run, Measured] = {}
@@ -222,23 +222,23 @@ def _measure_group(
             each.turn()
         if time.perf_counter() >= deadline:
             break
-    found |= {run: Measured(pictures_per_s=each.rate) for run, each in timed.items()}
+    found |= {run: Measured(images_per_s=each.rate) for run, each in timed.items()}
     return found, {run: each.vectors for run, each in timed.items()}
 
 
 class _Timed:
-    """An open session with its vectors of the drawn pictures, and what its turns took."""
+    """An open session with its vectors of the drawn images, and what its turns took."""
 
     def __init__(self, model: Path, manifest: Manifest, run: Run, *, batch_size: int) -> None:
         self._backend = open_backend(model, run, threads=1)
-        self._count = pictures_per_call(self._backend, manifest, batch_size)
+        self._count = images_per_call(self._backend, manifest, batch_size)
         geometry = manifest.geometry
-        pictures = drawn_pictures(
-            max(LEAST_PICTURES, self._count), height=geometry.height, width=geometry.width
+        images = drawn_images(
+            max(LEAST_IMAGES, self._count), height=geometry.height, width=geometry.width
         )
-        self._images = pictures[: self._count]
-        starts = range(0, len(pictures), self._count)
-        self.vectors = np.concatenate([self._run(pictures[at : at + self._count]) for at in starts])
+        self._images = images[: self._count]
+        starts = range(0, len(images), self._count)
+        self.vectors = np.concatenate([self._run(images[at : at + self._count]) for at in starts])
         self._seconds: list[float] = []
 
     def turn(self) -> None:
@@ -249,7 +249,7 @@ class _Timed:
 
     @property
     def rate(self) -> float:
-        """Pictures a second, by the median turn."""
+        """Images a second, by the median turn."""
         return self._count / statistics.median(self._seconds)
 
     def _run(self, images: np.ndarray) -> np.ndarray:
@@ -304,7 +304,7 @@ def _figures(entry: object) -> dict[Run, Measured]:
     try:
         found = {Run.parse(text): Measured(**values) for text, values in entry.items()}
         fits = all(
-            isinstance(each.pictures_per_s + each.least_cosine, float) for each in found.values()
+            isinstance(each.images_per_s + each.least_cosine, float) for each in found.values()
         )
     except (TypeError, ValueError, AttributeError):
         return {}

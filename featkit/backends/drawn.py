@@ -1,4 +1,4 @@
-"""Pictures to measure engines with where there are no photographs: smooth and rough, dark and
+"""Images to measure engines with where there are no photographs: smooth and rough, dark and
 light, none alike."""
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from PIL import Image
 SMALLEST_GRID = 2  # points a side
 
 
-def drawn_pictures(count: int, *, height: int, width: int) -> np.ndarray:
+def drawn_images(count: int, *, height: int, width: int) -> np.ndarray:
     """(count, height, width, 3) uint8, the same at every call: colors on grids of 2, 4, 8 …
     points, smoothed and added.
 
-    Each finer grid counts 2 to the power of -r as much, r drawn anew for a picture from 0.3 (rough)
+    Each finer grid counts 2 to the power of -r as much, r drawn anew for an image from 0.3 (rough)
     to 1.5 (smooth), as detail does in photographs.
     """
     rng = np.random.default_rng(0)
-    pictures = np.empty((count, height, width, 3), np.uint8)
+    images = np.empty((count, height, width, 3), np.uint8)
     for number in range(count):
         fall, contrast, ground = rng.uniform(0.3, 1.5), rng.uniform(30, 90), rng.uniform(60, 200, 3)
         total = np.zeros((height, width, 3))
@@ -29,7 +29,7 @@ def drawn_pictures(count: int, *, height: int, width: int) -> np.ndarray:
             smooth = [np.asarray(layer.resize(size, Image.Resampling.BICUBIC)) for layer in layers]
             total += weight * np.stack(smooth, axis=-1)
             grid, weight = 2 * grid, weight * 2.0**-fall
-        pictures[number] = np.clip(
-            ground + contrast * total / max(total.std(), 1e-6), 0, 255
-        ).astype(np.uint8)
-    return pictures
+        images[number] = np.clip(ground + contrast * total / max(total.std(), 1e-6), 0, 255).astype(
+            np.uint8
+        )
+    return images

@@ -23,7 +23,7 @@ CPU, CUDA, TENSORRT_PROVIDER = (
     "TensorrtExecutionProvider",
 )
 PROVIDER_NAMES = {TENSORRT_PROVIDER: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
-# On a processor small batches stay in its caches: a ViT-S/14 at 224 made 6.2 pictures a core-second
+# On a processor small batches stay in its caches: a ViT-S/14 at 224 made 6.2 images a core-second
 # in batches of 2, 5.0 in batches of 16; a small ViT of 64 tokens was fastest in batches of 8 to 16.
 # A graphics card wants to be filled.
 TOKENS_PER_CALL = {"CPU": 512, "CUDA": 8192, "TensorRT": 8192}
@@ -52,7 +52,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A waiting thread would spin, and take a core from the threads that decode pictures
+        # A waiting thread would spin, and take a core from the threads that decode images
         # meanwhile.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
@@ -106,7 +106,7 @@ class OnnxRuntimeBackend:
                 if cancel.is_set:
                     raise Cancelled from error
                 raise FeatkitError(
-                    f"{self.model} failed in ONNX Runtime on pictures {images.shape}: {error}"
+                    f"{self.model} failed in ONNX Runtime on images {images.shape}: {error}"
                 ) from error
         return dict(zip(outputs, found, strict=True))
 

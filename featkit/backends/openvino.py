@@ -129,7 +129,7 @@ class OpenVinoBackend:
                         self._compiled.pop(tuple(outputs), None)
                     raise Cancelled from error
                 raise FeatkitError(
-                    f"{self.model} failed in OpenVINO on pictures {images.shape}:"
+                    f"{self.model} failed in OpenVINO on images {images.shape}:"
                     f" {_first_line(error)}"
                 ) from error
 
@@ -212,7 +212,7 @@ def has_bf16() -> bool:
 
 
 def num_multiply_adds(model: Path, *, height: int, width: int) -> int:
-    """Multiplications with an addition that one picture (height, width) takes in the graph's
+    """Multiplications with an addition that one image (height, width) takes in the graph's
     products and convolutions."""
     graph = _read(model)
     graph.reshape({INPUT: [1, height, width, 3]})

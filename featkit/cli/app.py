@@ -25,7 +25,7 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Make",
         "train",
         "featkit.cli.train:app",
-        "Train a self-distilled backbone on your own pictures.",
+        "Train a self-distilled backbone on your own images.",
     ),
     (
         "Make",
@@ -33,7 +33,7 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "featkit.cli.export:export",
         "Turn published weights or a training run into one proven ONNX file.",
     ),
-    ("Make", "embed", "featkit.cli.embed:embed", "Turn a folder of pictures into unit vectors."),
+    ("Make", "embed", "featkit.cli.embed:embed", "Turn a folder of images into unit vectors."),
     (
         "Make",
         "whiten",
@@ -50,7 +50,7 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Use",
         "search",
         "featkit.cli.search:search",
-        "Print the pictures of an index nearest to one of yours.",
+        "Print the images of an index nearest to one of yours.",
     ),
     ("Use", "demo", "featkit.cli.demo:demo", "Open the search page over an index."),
     ("Use", "serve", "featkit.cli.serve:serve", "Run embedding and search as an HTTP service."),
@@ -58,13 +58,13 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Look",
         "evaluate",
         "featkit.cli.evaluate:app",
-        "Measure how good a model is on your own pictures.",
+        "Measure how good a model is on your own images.",
     ),
     (
         "Look",
         "verify",
         "featkit.cli.verify:verify",
-        "Compare another engine or precision with ONNX Runtime on your pictures.",
+        "Compare another engine or precision with ONNX Runtime on your images.",
     ),
     (
         "Look",
@@ -76,7 +76,7 @@ COMMANDS: tuple[tuple[Literal["Make", "Use", "Look"], str, str, str], ...] = (
         "Look",
         "report",
         "featkit.cli.report:report",
-        "Write the page of a training run: scores, curves, pictures.",
+        "Write the page of a training run: scores, curves, images.",
     ),
     ("Look", "inspect", "featkit.cli.inspect:inspect", "Say what a featkit file or folder holds."),
 )
@@ -93,7 +93,7 @@ def make_app(command: str | None) -> App:
     """The command line. `command`, if any, is described by its own docstring, for its --help; the
     others by one line each."""
     start = (
-        "Start with `featkit demo`, or `featkit demo pictures/`. Each command explains itself:"
+        "Start with `featkit demo`, or `featkit demo images/`. Each command explains itself:"
         " `featkit embed --help`."
     )
     app = App(
@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def entry_point() -> None:
     """What the console script calls, in a process that is featkit's own."""
-    # what Pillow remarks with its own source lines, a command says in a picture's row
+    # what Pillow remarks with its own source lines, a command says in an image's row
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"PIL\.")
     never_fail_to_print()

@@ -26,7 +26,7 @@ class Figures:
     """A row of the table; None where there was nothing to measure it by."""
 
     run: str
-    pictures_per_s: float
+    images_per_s: float
     flops: float | None
     least_cosine: float
     mean_cosine: float
@@ -48,16 +48,16 @@ def bench(
     memory of each.
 
     Cosines are with ONNX Runtime in float32. The last lines say how fast this machine multiplies
-    matrices at all, and what a picture needs, so that the distance to the limit can be read.
+    matrices at all, and what an image needs, so that the distance to the limit can be read.
 
-    Example: featkit bench m.onnx pictures/ --seconds 5
+    Example: featkit bench m.onnx images/ --seconds 5
 
     Parameters
     ----------
     model
         A model file; by default featkit-tiny, which ships with featkit.
     photos
-        Pictures to compare the engines on, of whatever kind `featkit embed` takes; without them pictures are drawn.
+        Images to compare the engines on, of whatever kind `featkit embed` takes; without them images are drawn.
     seconds
         How long each engine is timed.
     limit
@@ -72,12 +72,12 @@ def bench(
         raise InputError(f"--seconds is {seconds:g}; it has to be more than 0.")
     if limit < 2:
         raise InputError(f"--limit is {limit}; it has to be 2 or more.")
-    from featkit.backends.drawn import drawn_pictures
+    from featkit.backends.drawn import drawn_images
     from featkit.evaluate.speed import (
+        images_per_second,
         matrix_flops,
         memory_bytes,
         multiply_adds,
-        pictures_per_second,
     )
     from featkit.models import default_model_path
     from featkit.resources import usable_cpus
@@ -85,14 +85,14 @@ def bench(
     path = model or default_model_path()
     embedders = _open_all(path)
     first = next(iter(embedders.values()))
-    drawn = drawn_pictures(NUM_DRAWN, height=first.geometry.height, width=first.geometry.width)
+    drawn = drawn_images(NUM_DRAWN, height=first.geometry.height, width=first.geometry.width)
     agreed = _compare(embedders, drawn, photos, limit=limit, quiet=quiet or json_)
-    rates = pictures_per_second(embedders, drawn, seconds=seconds, callers=usable_cpus())
+    rates = images_per_second(embedders, drawn, seconds=seconds, callers=usable_cpus())
     needed = multiply_adds(path)
     rows = [
         Figures(
             run=str(run),
-            pictures_per_s=rates[run],
+            images_per_s=rates[run],
             flops=None if needed is None else 2 * needed * rates[run],
             least_cosine=agreed[run][0],
             mean_cosine=agreed[run][1],
@@ -106,7 +106,7 @@ def bench(
         machine = {
             "threads": usable_cpus(),
             "matrix_flops": limit_flops,
-            "operations_a_picture": needed and 2 * needed,
+            "operations_a_image": needed and 2 * needed,
         }
         print_json({"model": str(path), "machine": machine, "runs": [vars(row) for row in rows]})
         return
@@ -116,7 +116,7 @@ def bench(
         needed,
         limit_flops,
         threads=usable_cpus(),
-        num_pictures=None if photos is None else limit,
+        num_images=None if photos is None else limit,
     )
 
 
@@ -155,7 +155,7 @@ def _compare(
     quiet: bool,
 ) -> "dict[Run, tuple[float, float, float | None]]":
     """Least cosine, mean cosine and copy recall lost of each, on photographs or, without recall, on
-    drawn pictures."""
+    drawn images."""
     import numpy as np
 
     first, *others = embedders.values()
@@ -182,12 +182,12 @@ def _print(
     limit_flops: float,
     *,
     threads: int,
-    num_pictures: int | None,
+    num_images: int | None,
 ) -> None:
     cells: list[tuple[Any, ...]] = [
         (
             row.run,
-            f"{row.pictures_per_s:,.1f}",
+            f"{row.images_per_s:,.1f}",
             (
                 NONE
                 if row.flops is None
@@ -200,8 +200,8 @@ def _print(
         )
         for row in rows
     ]
-    columns = ("run", "pictures/s", "GFLOP/s", "cos least", "cos mean", "recall lost", "MB")
-    compared = "drawn pictures" if num_pictures is None else f"up to {num_pictures:,} photographs"
+    columns = ("run", "images/s", "GFLOP/s", "cos least", "cos mean", "recall lost", "MB")
+    compared = "drawn images" if num_images is None else f"up to {num_images:,} photographs"
     print_table(
         f"{path.name} with {counted(threads, 'thread')}, compared on {compared}", columns, cells
     )
@@ -211,12 +211,12 @@ def _print(
     )
     if needed is None:
         stdout().print(
-            "What a picture needs is counted by openvino, which is not installed: pip install"
+            "What an image needs is counted by openvino, which is not installed: pip install"
             " 'featkit[openvino]'."
         )
     else:
         most = limit_flops / (2 * needed)
         stdout().print(
-            f"A picture needs {2 * needed / 1e9:.3f} GFLOP: at the limit that is {most:,.0f}"
-            " pictures/s in float32."
+            f"An image needs {2 * needed / 1e9:.3f} GFLOP: at the limit that is {most:,.0f}"
+            " images/s in float32."
         )

@@ -15,7 +15,7 @@ def calling_example(path: Path, manifest: Manifest) -> str:
     """A script that prints the vector of photo.jpg, the same as featkit's: it decodes, turns,
     resizes and crops alike.
 
-    Other only for what a photo hardly is: featkit lays transparent pictures over white and keeps
+    Other only for what a photo hardly is: featkit lays transparent images over white and keeps
     the high byte of 16 bits.
     """
     geometry = manifest.geometry
@@ -86,7 +86,7 @@ def _resize(geometry: Geometry) -> list[str]:
 
 
 def _two_steps(geometry: Geometry, size: str, resampling: str) -> list[str]:
-    """The same where the picture is resized to whole pixels, or to a larger rectangle, before the
+    """The same where the image is resized to whole pixels, or to a larger rectangle, before the
     crop."""
     kept = (
         max(geometry.height, geometry.width) / geometry.resize_to

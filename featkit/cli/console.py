@@ -126,7 +126,7 @@ class ProgressReporter:
     """
 
     def __init__(
-        self, label: str, *, total: int | None, unit: str = "pictures", quiet: bool = False
+        self, label: str, *, total: int | None, unit: str = "images", quiet: bool = False
     ) -> None:
         self.label, self.total, self.unit, self.quiet = label, total, unit, quiet
         self._started = self._last_line = time.monotonic()

@@ -27,10 +27,10 @@ def demo(
     quiet: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Open the search page over PHOTOS: an index, or pictures, which are embedded and indexed
+    """Open the search page over PHOTOS: an index, or images, which are embedded and indexed
     first.
 
-    Without PHOTOS it opens over a sample gallery that it draws. Pictures and sample gallery are
+    Without PHOTOS it opens over a sample gallery that it draws. Images and sample gallery are
     kept in a cache folder; a second run embeds only what is new or changed.
 
     Example: featkit demo photos.index --port 7860
@@ -38,9 +38,9 @@ def demo(
     Parameters
     ----------
     photos
-        An index folder, or whatever `featkit embed` takes: a folder of pictures, a .tar, a .parquet.
+        An index folder, or whatever `featkit embed` takes: a folder of images, a .tar, a .parquet.
     model
-        The model for pictures: a model file, or a published backbone such as dinov2-small (featkit export --list), which is
+        The model for images: a model file, or a published backbone such as dinov2-small (featkit export --list), which is
         fetched and turned into one. By default featkit-tiny, which ships with featkit. An index brings its own.
     host
         Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is in.
@@ -49,11 +49,11 @@ def demo(
     browser
         Open the page in this desktop's browser, if it has one.
     cache
-        Where indexes over pictures are kept; by default ~/.cache/featkit.
+        Where indexes over images are kept; by default ~/.cache/featkit.
     retry
-        Try all failed pictures again, though their files are the same.
+        Try all failed images again, though their files are the same.
     rehash
-        Read all files and compare their content, to find pictures that were exchanged without another size or time.
+        Read all files and compare their content, to find images that were exchanged without another size or time.
     quiet
         Show no progress.
     """
@@ -76,7 +76,7 @@ def demo(
             )
         if select not in (None, SelectionFlags()):
             raise InputError(
-                f"{photos} is an index, whose pictures are chosen already; "
+                f"{photos} is an index, whose images are chosen already; "
                 "leave --exclude, --include, --follow-links and --column out."
             )
         path = photos
@@ -87,9 +87,9 @@ def demo(
         place = cache or default_cache()
         # before the gallery is drawn: it may not be there and not to be had
         file = model_file(model, quiet=quiet)
-        pictures = photos if photos is not None else prepare_gallery(place, progress=progress)
+        images = photos if photos is not None else prepare_gallery(place, progress=progress)
         prepared = prepare_index(
-            pictures,
+            images,
             file,
             place,
             progress=progress,
@@ -101,12 +101,12 @@ def demo(
             if line is not None and not quiet:
                 stdout().print(line)
         if prepared.failures:
-            print_table("Without an embedding", ("picture", "why"), prepared.failures)
+            print_table("Without an embedding", ("image", "why"), prepared.failures)
         path = prepared.index
     from featkit_demo.app import run_demo
 
     with Index.open(path) as index:
-        what = counted(len(index), "picture")
+        what = counted(len(index), "image")
         run_demo(
             index,
             host,

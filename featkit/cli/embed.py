@@ -1,4 +1,4 @@
-"""`featkit embed`: a folder of pictures to unit vectors."""
+"""`featkit embed`: a folder of images to unit vectors."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,19 +34,19 @@ def embed(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Turn the pictures of SOURCE into unit vectors: one row each, in Parquet files that anything
+    """Turn the images of SOURCE into unit vectors: one row each, in Parquet files that anything
     reads.
 
-    A picture that cannot be read becomes a row that says why, and the rest goes on. Stopped at any
-    moment, the same command continues where it was. Run again later, it embeds again the pictures
+    An image that cannot be read becomes a row that says why, and the rest goes on. Stopped at any
+    moment, the same command continues where it was. Run again later, it embeds again the images
     whose files have another size or time of change, and those that could not be read.
 
-    Example: featkit embed pictures/ --out emb/
+    Example: featkit embed images/ --out emb/
 
     Parameters
     ----------
     source
-        A folder of pictures, .tar archives and Parquet files, one of these, a .txt list of paths, a folder by the datasets
+        A folder of images, .tar archives and Parquet files, one of these, a .txt list of paths, a folder by the datasets
         library's save_to_disk, or a data set of the Hugging Face Hub, which is fetched: hf:uoft-cs/cifar10:test.
     out
         The embeddings folder to write.
@@ -64,15 +64,15 @@ def embed(
         Threads that decode and infer; by default as many as processors that this process may use, or as many as fit in the
         memory that it may use.
     max_pixels
-        Refuse larger pictures before decoding them.
+        Refuse larger images before decoding them.
     max_bytes
         Refuse longer files before reading them.
     retry
-        Try all failed pictures again, though their files are the same: after the installation of a package, for example.
+        Try all failed images again, though their files are the same: after the installation of a package, for example.
     rehash
-        Read all files and compare their content, to find pictures that were exchanged without another size or time.
+        Read all files and compare their content, to find images that were exchanged without another size or time.
     strict
-        End with exit code 4 when any picture failed.
+        End with exit code 4 when any image failed.
     quiet
         Show no progress.
     json_
@@ -84,14 +84,14 @@ def embed(
     from featkit.pipeline import embed_source
     from featkit.resources import usable_cpus, usable_memory
     from featkit.sources import open_source
-    from featkit.sources.rows import picture_column
+    from featkit.sources.rows import image_column
 
     limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
-    pictures = open_source(source, limits=limits, selection=selection_of(select, own=[out]))
+    images = open_source(source, limits=limits, selection=selection_of(select, own=[out]))
     embedder = Embedder(model, backend=backend, precision=precision, threads=1, limits=limits)
-    with ProgressReporter("embedding", total=len(pictures), quiet=quiet or json_) as progress:
+    with ProgressReporter("embedding", total=len(images), quiet=quiet or json_) as progress:
         report = embed_source(
-            pictures,
+            images,
             embedder,
             out,
             shard_size=shard_size,
@@ -101,7 +101,7 @@ def embed(
             on_progress=progress,
         )
     rate = report.num_embedded_now / report.seconds if report.seconds else 0.0
-    speed = f"{rate:,.1f} pictures/s" if report.num_embedded_now else "all by an earlier run"
+    speed = f"{rate:,.1f} images/s" if report.num_embedded_now else "all by an earlier run"
     if json_:
         result = {
             "out": str(out),
@@ -115,8 +115,8 @@ def embed(
             "retried": report.num_retried,
             "failed": report.num_failed,
             "failures": [{"key": key, "error": error} for key, error in report.failures],
-            "column": picture_column(pictures) or None,
-            "skipped": dict(pictures.skipped),
+            "column": image_column(images) or None,
+            "skipped": dict(images.skipped),
             "seconds": round(report.seconds, 3),
         }
         print_json(result)
@@ -128,13 +128,13 @@ def embed(
                 f" {counted(report.num_workers, 'thread')} of {usable_cpus()} did the work;"
                 " --threads sets another number."
             )
-        if (line := passed_over(pictures)) is not None:
+        if (line := passed_over(images)) is not None:
             stdout().print(line)
         if report.num_failed < report.num_items:
             stdout().print(f"Next: featkit index {typed(out)} --out photos.index")
     if strict and report.num_failed:
         raise StrictFailure(
-            f"{report.num_failed:,} of {counted(report.num_items, 'picture')} have no embedding."
+            f"{report.num_failed:,} of {counted(report.num_items, 'image')} have no embedding."
         )
     if report.num_failed == report.num_items:
         raise InputError(nothing_embedded(report.num_items, report.failures[0][1]))
@@ -142,14 +142,14 @@ def embed(
 
 def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> None:
     if report.failures:
-        print_table("Without an embedding", ("picture", "why"), report.failures)
+        print_table("Without an embedding", ("image", "why"), report.failures)
         if report.num_failed > len(report.failures):
             stdout().print(
                 f"... and {report.num_failed - len(report.failures):,} more; they are rows with an"
                 " `error`."
             )
     stdout().print(
-        f"{report.num_items - report.num_failed:,} of {counted(report.num_items, 'picture')}"
+        f"{report.num_items - report.num_failed:,} of {counted(report.num_items, 'image')}"
         f" embedded by {embedder.manifest.name} ({counted(embedder.width, 'number')} each) on"
         f" {report.backend}, {speed}."
     )
@@ -160,4 +160,4 @@ def _print_report(report: "EmbedReport", embedder: "Embedder", speed: str) -> No
         again += [f"{report.num_retried:,} that had failed"] if report.num_retried else []
         stdout().print(f"Embedded again: {' and '.join(again)}.")
     if report.num_failed and not report.num_embedded_now:
-        stdout().print("Failed pictures are tried again when their files change, or with --retry.")
+        stdout().print("Failed images are tried again when their files change, or with --retry.")

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from featkit.cli.extras import need_extra
 
 if TYPE_CHECKING:
-    from featkit.evaluate.embedding import PictureModel
+    from featkit.evaluate.embedding import ImageModel
 
 
-def open_model(model: Path | None) -> PictureModel:
+def open_model(model: Path | None) -> ImageModel:
     """A model file (None is the one that ships), or the backbone of a run folder or of its
     backbone.safetensors, in torch."""
     if model is not None and (model.is_dir() or model.suffix == ".safetensors"):

@@ -41,7 +41,7 @@ def export(
     json_: bool = False,
 ) -> None:
     """Write a published backbone, or that of a training run, as one ONNX file that takes uint8
-    pictures and gives unit vectors.
+    images and gives unit vectors.
 
     Batch, height and width stay dynamic. The file is compared with the original at several sizes
     and batches and is not written when they disagree.
@@ -52,7 +52,7 @@ def export(
 
     Example: featkit export run/ --out m.onnx
 
-    Example: featkit export m.onnx --precision int8 --calibrate pictures/ --out m8.onnx
+    Example: featkit export m.onnx --precision int8 --calibrate images/ --out m8.onnx
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ def export(
         )
     if (precision == "int8") != (calibrate is not None):
         raise InputError(
-            "--precision int8 and --calibrate PICTURES go together: the pictures set the scales and"
+            "--precision int8 and --calibrate IMAGES go together: the images set the scales and"
             " the gate."
         )
     wanted = Wanted(
@@ -195,7 +195,7 @@ def write_in_precision(
             full = Path(folder) / "full.onnx"
             facts = write_full(source, dataclasses.replace(wanted, out=full), say)
         report = lower(
-            full, wanted.out, precision=precision, pictures=calibrate, name=wanted.name, on_step=say
+            full, wanted.out, precision=precision, images=calibrate, name=wanted.name, on_step=say
         )
     return {
         **facts,
@@ -339,14 +339,14 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
             )
             for case in facts["comparisons"]
         ]
-        columns = ("pictures", "output", "least cosine", "largest difference")
+        columns = ("images", "output", "least cosine", "largest difference")
         print_table(f"Compared with {facts['compared_with']}", columns, rows)
     for remark in facts.get("remarks", ()):
         stdout().print(remark)
     if facts.get("fixed_speedup") is not None:
         speedup = facts["fixed_speedup"]
         stdout().print(
-            f"One size only is {speedup:.2f} times as fast as every size, one picture a call."
+            f"One size only is {speedup:.2f} times as fast as every size, one image a call."
         )
     if manifest.quantization:
         print_table(
@@ -357,12 +357,12 @@ def print_facts(facts: dict[str, Any], manifest: Manifest, out: Path) -> None:
     num_bytes = out.stat().st_size + (manifest.external.num_bytes if manifest.external else 0)
     beside = f" (weights beside it in {manifest.external.file})" if manifest.external else ""
     stdout().print(
-        f"{out}: {manifest.name}, {manifest.width} numbers a picture, {num_bytes / 1e6:.1f}"
+        f"{out}: {manifest.name}, {manifest.width} numbers an image, {num_bytes / 1e6:.1f}"
         f" MB{beside}, license {manifest.license}, fingerprint {manifest.fingerprint[:12]}."
     )
     if "triton" in facts:
         stdout().print(f"For Triton: {facts['triton']}")
-    stdout().print(f"Next: featkit embed pictures/ --model {typed(out)} --out emb/")
+    stdout().print(f"Next: featkit embed images/ --model {typed(out)} --out emb/")
 
 
 def shown(value: object) -> str:

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
-    """Add the pictures of EMBEDDINGS to an index: a new one, or one that is there and is of the
+    """Add the images of EMBEDDINGS to an index: a new one, or one that is there and is of the
     same model.
 
-    A picture that the index has already is replaced where it has changed, and kept where its file
+    An image that the index has already is replaced where it has changed, and kept where its file
     can no longer be read. Stopped at any moment, the same command goes on.
 
     Example: featkit index emb/ --out photos.index
@@ -72,7 +72,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
         }
         print_json(result)
         return
-    said = f"{counted(report.num_added, 'picture')} added"
+    said = f"{counted(report.num_added, 'image')} added"
     if report.num_replaced:
         said += f" ({report.num_replaced:,} in place of an older one)"
     if report.num_unchanged:
@@ -84,8 +84,8 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
     stdout().print(f"{said}; {out} holds {num_items:,}.")
     if report.num_kept:
         stdout().print(
-            f"Kept as before: {counted(report.num_kept, 'picture')} in {out} whose file can no"
-            " longer be read; Index.remove takes such a picture out."
+            f"Kept as before: {counted(report.num_kept, 'image')} in {out} whose file can no"
+            " longer be read; Index.remove takes such an image out."
         )
     stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 

@@ -1,7 +1,7 @@
-"""The results of a search as one HTML file with its pictures inside, for looking at and for sending
+"""The results of a search as one HTML file with its images inside, for looking at and for sending
 along.
 
-It loads nothing from anywhere, runs no script, and says so to the browser; names of pictures are
+It loads nothing from anywhere, runs no script, and says so to the browser; names of images are
 text and stay text.
 """
 
@@ -46,10 +46,10 @@ li {
   background: var(--panel); border: 1px solid var(--line); border-radius: 16px; overflow: hidden; box-shadow: var(--shadow);
   display: flex; flex-direction: column;
 }
-.picture {
+.image {
   position: relative; aspect-ratio: 4 / 3; background: var(--mat); display: grid; place-items: center; color: var(--quiet);
 }
-.picture img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
+.image img { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; }
 .words { padding: .75rem .9rem .85rem; display: grid; gap: .15rem; }
 .line { display: flex; justify-content: space-between; color: var(--quiet); font-variant-numeric: tabular-nums; }
 .key { font-weight: 600; overflow-wrap: anywhere; line-height: 1.35; }
@@ -79,17 +79,17 @@ PAGE = """<!doctype html>
 </head>
 <body>
 <header>
-<img src="{query}" alt="The picture searched with">
+<img src="{query}" alt="The image searched with">
 <div><h1>Nearest to {name}</h1><p>{counts}</p></div>
 </header>
 {results}
-<footer>The score is the cosine between two pictures as {model} sees them: 1 is the same, 0 has nothing in common.</footer>
+<footer>The score is the cosine between two images as {model} sees them: 1 is the same, 0 has nothing in common.</footer>
 </body>
 </html>
 """
 
 CARD = """<li>
-<div class="picture">{picture}</div>
+<div class="image">{image}</div>
 <div class="words">
 <div class="line"><span>{rank}</span><span class="score">{score:.3f}</span></div>
 <div class="bar"><i style="width:{percent:.1f}%"></i></div>
@@ -109,11 +109,9 @@ def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]
         style=STYLE,
         query=_inline(shown),
         name=html.escape(name),
-        counts=html.escape(f"{len(hits):,} of {counted(len(index), 'picture')} in {index_name}"),
+        counts=html.escape(f"{len(hits):,} of {counted(len(index), 'image')} in {index_name}"),
         results=(
-            f"<ol>\n{cards}\n</ol>"
-            if hits
-            else '<p class="none">The index has no pictures yet.</p>'
+            f"<ol>\n{cards}\n</ol>" if hits else '<p class="none">The index has no images yet.</p>'
         ),
         model=html.escape(index.model_name),
     )
@@ -124,7 +122,7 @@ def _card(rank: int, hit: Hit, thumbnail: bytes | None) -> str:
     key = html.escape(on_one_line(hit.key))
     size = [f"{hit.width}×{hit.height}"] if hit.width and hit.height else []
     return CARD.format(
-        picture=(
+        image=(
             f'<img src="{_inline(thumbnail)}" alt="{key}" loading="lazy">'
             if thumbnail
             else "no thumbnail"

@@ -1,4 +1,4 @@
-"""`featkit search`: the pictures of an index nearest to one of yours."""
+"""`featkit search`: the images of an index nearest to one of yours."""
 
 import tempfile
 from dataclasses import asdict
@@ -21,7 +21,7 @@ MAX_METADATA_SHOWN = 60  # characters in the table
 
 def search(
     index: Path,
-    picture: Path,
+    image: Path,
     /,
     *,
     k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
@@ -29,8 +29,8 @@ def search(
     open_: bool = False,
     json_: bool = False,
 ) -> None:
-    """Print the K pictures of INDEX nearest to PICTURE, best first. A score of 1 is the same
-    picture, as the model sees it.
+    """Print the K images of INDEX nearest to IMAGE, best first. A score of 1 is the same
+    image, as the model sees it.
 
     Example: featkit search photos.index query.jpg -k 10
 
@@ -38,12 +38,12 @@ def search(
     ----------
     index
         A folder from `featkit index`.
-    picture
-        A picture file of any format that Pillow opens.
+    image
+        An image file of any format that Pillow opens.
     k
-        How many pictures.
+        How many images.
     page
-        Write a page of the pictures there: one HTML file that holds all it shows.
+        Write a page of the images there: one HTML file that holds all it shows.
     open_
         Open that page in the browser; without --page it is a temporary file.
     json_
@@ -55,18 +55,18 @@ def search(
     with Index.open(index) as opened:
         if len(opened) == 0:
             raise InputError(
-                f"{index} is empty. Add pictures with `featkit embed PHOTOS --out emb` and `featkit"
+                f"{index} is empty. Add images with `featkit embed PHOTOS --out emb` and `featkit"
                 " index emb`."
             )
         if open_ and page is None:
             # a folder only this user may read
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"
-        vectors = opened.embedder.embed(picture)
-        hits = opened.in_one_state(lambda: _search(opened, picture, vectors, k, page))
+        vectors = opened.embedder.embed(image)
+        hits = opened.in_one_state(lambda: _search(opened, image, vectors, k, page))
     if json_:
         print_json([_in_json(hit) for hit in hits])
     else:
-        _print_hits(f"Nearest to {picture}", hits)
+        _print_hits(f"Nearest to {image}", hits)
     if page is not None and not json_:
         stdout().print(f"Page: {page}")
     if page is not None and open_:
@@ -74,14 +74,14 @@ def search(
 
 
 def _search(
-    opened: "Index", picture: Path, vectors: "np.ndarray", k: int, page: Path | None
+    opened: "Index", image: Path, vectors: "np.ndarray", k: int, page: Path | None
 ) -> "list[Hit]":
     """The hits, on a page as well if there is one."""
     (hits,) = opened.query(vectors, k=k)
     if page is not None:
         from featkit.cli.result_page import write_result_page
 
-        write_result_page(page, opened, picture, hits)
+        write_result_page(page, opened, image, hits)
     return hits
 
 
@@ -98,7 +98,7 @@ def _print_hits(title: str, hits: "list[Hit]") -> None:
         [rank, f"{hit.score:.4f}", hit.key, _size(hit), _metadata(hit)]
         for rank, hit in enumerate(hits, 1)
     ]
-    columns = ["", "score", "picture", "size", "metadata"]
+    columns = ["", "score", "image", "size", "metadata"]
     if not any(hit.metadata for hit in hits):
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     print_table(title, columns, rows)

@@ -35,7 +35,7 @@ class SelectionFlags:
     """Also read folders that links point to, each once."""
 
     column: str | None = None
-    """Read the pictures from this column of Parquet files and data sets; by default one of {bytes,
+    """Read the images from this column of Parquet files and data sets; by default one of {bytes,
     path} values, before plain binary ones."""
 
 

@@ -23,7 +23,7 @@ def serve(
 ) -> None:
     """Serve INDEX, or only a model, as an HTTP service on this machine until Ctrl-C.
 
-    Pictures are sent as bytes to /v1/embed and /v1/search; /openapi.json describes all routes.
+    Images are sent as bytes to /v1/embed and /v1/search; /openapi.json describes all routes.
 
     Example: featkit serve photos.index --port 8000
 
@@ -38,9 +38,9 @@ def serve(
     port
         Port to listen on; 0 takes any free one.
     max_bytes
-        Bytes a picture may have.
+        Bytes an image may have.
     max_pixels
-        Pixels a picture may have, checked before it is decoded.
+        Pixels an image may have, checked before it is decoded.
     """
     packages = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
     need_extra("serve", *packages, engines=("faiss", "onnxruntime"))
@@ -62,7 +62,7 @@ def serve(
         else:
             embedder = Embedder(model, limits=limits.images)
         app = make_app(opened, embedder, limits=limits)
-        what = f"{counted(len(opened), 'picture')} of {index}" if opened is not None else str(model)
+        what = f"{counted(len(opened), 'image')} of {index}" if opened is not None else str(model)
         address = address_of(listener)
         stdout().print(
             f"Serving {what} with {embedder.backend_name} on {address} (routes:"

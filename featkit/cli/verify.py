@@ -29,24 +29,24 @@ def verify(
     """Compare MODEL run by another engine or precision with ONNX Runtime in float32, on PHOTOS, and
     say whether they agree.
 
-    They agree when no picture's two vectors have a cosine below 0.9995; else it ends with exit code
+    They agree when no image's two vectors have a cosine below 0.9995; else it ends with exit code
     1. Where MODEL is an index, what was found is kept in it: it may then be searched, and added to,
     by that run too.
 
-    Example: featkit verify photos.index pictures/ --backend openvino --precision bf16
+    Example: featkit verify photos.index images/ --backend openvino --precision bf16
 
     Parameters
     ----------
     model
         A model file, or an index folder, whose own model is compared.
     photos
-        A folder of pictures, a .tar, a .parquet, or whatever else `featkit embed` takes; a few hundred are enough.
+        A folder of images, a .tar, a .parquet, or whatever else `featkit embed` takes; a few hundred are enough.
     backend
         The engine to compare.
     precision
         The precision to compare; auto is the fastest that the engine has here.
     limit
-        Only so many pictures, spread evenly over PHOTOS.
+        Only so many images, spread evenly over PHOTOS.
     quiet
         Show no progress.
     json_
@@ -100,7 +100,7 @@ def _verify(
         from featkit.index import Proof
 
         if found.holds:
-            names = ("num_pictures", "least_cosine", "mean_cosine", "recall_lost")
+            names = ("num_images", "least_cosine", "mean_cosine", "recall_lost")
             index.keep_proof(
                 Proof(**asdict(found.run), **{name: getattr(found, name) for name in names})
             )
@@ -128,12 +128,12 @@ def _verify(
         (f"copies found, {found.run}", f"{found.recall_at_1:.4f}"),
     ]
     print_table(
-        f"{found.run} beside {reference.run} on {counted(found.num_pictures, 'picture')}",
+        f"{found.run} beside {reference.run} on {counted(found.num_images, 'image')}",
         ("", ""),
         rows,
     )
     if failures:
-        print_table("Left out", ("picture", "why"), failures[:MAX_FAILURES_SHOWN])
+        print_table("Left out", ("image", "why"), failures[:MAX_FAILURES_SHOWN])
     verdict = "They agree" if found.holds else "They do not agree"
     stdout().print(
         f"{verdict}: the least cosine is {found.least_cosine:.6f}, {LEAST_COSINE} is needed."

@@ -18,7 +18,7 @@ def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = Fals
     Parameters
     ----------
     embeddings
-        An embeddings folder of `featkit embed`; a few thousand pictures like those to be searched.
+        An embeddings folder of `featkit embed`; a few thousand images like those to be searched.
     dim
         Numbers of a whitened vector.
     out

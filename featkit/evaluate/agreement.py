@@ -2,11 +2,11 @@
 found, on photographs.
 
 The reference is what a model file is proven by, ONNX Runtime in the file's own precision. Every
-picture is embedded by each run as `Embedder.embed` would, and so are compound edits of it
+image is embedded by each run as `Embedder.embed` would, and so are compound edits of it
 (edits.py), which look for their original.
 """
 
-# P pictures, E edits of each, D width
+# P images, E edits of each, D width
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ import numpy as np
 from featkit.backends import Run
 from featkit.embedder import Embedder
 from featkit.errors import InputError
-from featkit.evaluate.edits import WORKING_SIDE, apply_edits, draw_compound, working_picture
+from featkit.evaluate.edits import WORKING_SIDE, apply_edits, draw_compound, working_image
 from featkit.evaluate.embedding import OnProgress, no_progress, read_blocks
 from featkit.evaluate.retrieval import bootstrap_interval, find_places, recall_at_k
 from featkit.images import decode
 from featkit.sources import Source, subset
 
-# The least cosine, over all pictures, at which vectors may meet the reference's: at 0.9995 no score
+# The least cosine, over all images, at which vectors may meet the reference's: at 0.9995 no score
 # moves by more than 0.032, the sine of the angle between the two, and most by far less.
 # featkit-tiny in bf16 has 0.99998 in the mean over 600 photographs, but one of them has 0.9985, so
 # it does not pass; 2 of the 600 change their nearest neighbor and no copy is lost.
@@ -36,17 +36,17 @@ QUERY_BLOCK = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """A run compared with the reference. Cosines are of the two vectors of a picture.
+    """A run compared with the reference. Cosines are of the two vectors of an image.
 
-    neighbors_changed: share of the pictures whose nearest one among the others is another.
-    recall_at_1: share of the edited pictures, embedded by this run, that find their original among
+    neighbors_changed: share of the images whose nearest one among the others is another.
+    recall_at_1: share of the edited images, embedded by this run, that find their original among
     the reference's vectors, as when one made an index and the other searches it.
     recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over the
-    pictures.
+    images.
     """
 
     run: Run
-    num_pictures: int
+    num_images: int
     num_queries: int
     least_cosine: float
     mean_cosine: float
@@ -70,13 +70,13 @@ def compare_runs(
     num_edits: int = NUM_EDITS,
     on_progress: OnProgress = no_progress,
 ) -> tuple[list[Agreement], list[tuple[str, str]]]:
-    """Each of `others`, of the same model, against the reference; and the pictures that could not
+    """Each of `others`, of the same model, against the reference; and the images that could not
     be read, and why.
 
     The others may be of another file of that model, in a lower precision.
 
-    Memory holds a block of pictures and every view's vectors. InputError when fewer than two
-    pictures can be read.
+    Memory holds a block of images and every view's vectors. InputError when fewer than two
+    images can be read.
     """
     embedders = [reference, *others]
     collected: list[list[np.ndarray]] = [[] for _ in embedders]
@@ -95,7 +95,7 @@ def compare_runs(
         on_progress(count + len(failures), len(failures))
     if count < 2:
         raise InputError(
-            f"{source.name} has {count} readable pictures; runs are compared on at least 2."
+            f"{source.name} has {count} readable images; runs are compared on at least 2."
         )
     views = [np.concatenate(blocks).reshape(count, 1 + num_edits, -1) for blocks in collected]
     return [
@@ -112,7 +112,7 @@ def thinned(source: Source, count: int) -> Source:
 
 
 def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: int) -> np.ndarray:
-    original = working_picture(decode(data, name=key, shorter_side=WORKING_SIDE).pixels)
+    original = working_image(decode(data, name=key, shorter_side=WORKING_SIDE).pixels)
     edited = [
         apply_edits(original, draw_compound(seed=seed, key=key, number=number))
         for number in range(num_edits)
@@ -134,7 +134,7 @@ def _compare(run: Run, found: np.ndarray, expected: np.ndarray) -> Agreement:
     changed = _nearest_others(found[:, 0]) != _nearest_others(gallery)
     return Agreement(
         run=run,
-        num_pictures=len(found),
+        num_images=len(found),
         num_queries=lost.size,
         least_cosine=float(cosines.min()),
         mean_cosine=float(cosines.mean()),

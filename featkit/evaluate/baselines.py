@@ -1,11 +1,11 @@
-"""What a model must beat: pictures compared without any learning.
+"""What a model must beat: images compared without any learning.
 
 Raw pixels are the plainest embedding there is; the perceptual hash is what copy finders without a
 model use (the pHash of Zauner, 2010, "Implementation and benchmarking of perceptual image hash
 functions", in the variant of the Python library imagehash).
 """
 
-# N pictures, G pictures of the gallery, Q queries
+# N images, G images of the gallery, Q queries
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HASH_SIDE, HASH_KEPT = 32, 8
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """The whole picture stretched to 32 × 32, as one row (3072,) uint8."""
+    """The whole image stretched to 32 × 32, as one row (3072,) uint8."""
     small = image.resize((PIXELS_SIDE, PIXELS_SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
     return np.asarray(small).reshape(-1)
 
@@ -32,7 +32,7 @@ def pixel_vectors(pixels: np.ndarray, mean: np.ndarray | float) -> np.ndarray:
 
 
 def perceptual_hash(image: Image.Image) -> np.ndarray:
-    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 gray picture lie
+    """64 bits as (8,) uint8: which of the 8 × 8 lowest frequencies of the 32 × 32 gray image lie
     above their median."""
     gray = image.convert("L").resize(
         (HASH_SIDE, HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=2.0

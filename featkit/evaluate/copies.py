@@ -1,10 +1,10 @@
-"""The built-in yardstick, which needs no labels: does an edited picture find its original?
+"""The built-in yardstick, which needs no labels: does an edited image find its original?
 
-The gallery is the untouched pictures. Each is queried by four seeded compound edits of itself
+The gallery is the untouched images. Each is queried by four seeded compound edits of itself
 (edits.py), and by every single edit for the breakdown. Raw pixels and a perceptual hash are
 measured in the same run, on the same queries.
 
-Letters: P pictures, E edits of each, N prepared pictures, D width.
+Letters: P images, E edits of each, N prepared images, D width.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from featkit.evaluate.edits import (
     apply_edits,
     draw_compound,
     draw_single,
-    working_picture,
+    working_image,
 )
-from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress, read_blocks
+from featkit.evaluate.embedding import ImageModel, OnProgress, no_progress, read_blocks
 from featkit.evaluate.retrieval import (
     ToVectors,
     average_precision,
@@ -45,7 +45,7 @@ RECALL_AT = 10
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScore:
-    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of recall_at_1;
+    """One way of comparing images. `interval` is the 95 % bootstrap interval of recall_at_1;
     `single` is by edit."""
 
     name: str
@@ -60,11 +60,11 @@ class MethodScore:
 class CopiesReport:
     """The yardstick's result; the model's score comes first."""
 
-    num_pictures: int
+    num_images: int
     seed: int
     edits_version: int
     methods: list[MethodScore]
-    # pictures that could not be read, and why
+    # images that could not be read, and why
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
@@ -79,16 +79,16 @@ class CopiesReport:
 
 def evaluate_copies(
     source: Source,
-    embedder: PictureModel,
+    embedder: ImageModel,
     *,
     seed: int = 0,
     on_progress: OnProgress = no_progress,
 ) -> CopiesReport:
-    """Measure a model by the copies yardstick on all pictures of a source.
+    """Measure a model by the copies yardstick on all images of a source.
 
-    Memory holds a block of pictures, and of each picture's views the model's vectors, raw pixels
+    Memory holds a block of images, and of each image's views the model's vectors, raw pixels
     and hashes as uint8 (3 kB a view); those become vectors a block at a time. InputError when fewer
-    than two pictures can be read.
+    than two images can be read.
     """
     model, pixels, hashes = Collected(), Collected(), Collected()
     failures: list[tuple[str, str]] = []
@@ -98,27 +98,25 @@ def evaluate_copies(
         return key, decode(source.read(number), name=key, shorter_side=WORKING_SIDE).pixels
 
     count = 0
-    for pictures in read_blocks(source, read, failures):
+    for block in read_blocks(source, read, failures):
         views = [
-            view
-            for key, pixel_array in pictures
-            for view in _views(pixel_array, seed=seed, key=key)
+            view for key, pixel_array in block for view in _views(pixel_array, seed=seed, key=key)
         ]
         model.take(
             embedder.infer(np.stack([embedder.geometry.apply(np.asarray(view)) for view in views]))
         )
         pixels.take(np.stack([pixels_of(view) for view in views]))
         hashes.take(np.stack([perceptual_hash(view) for view in views]))
-        count += len(pictures)
+        count += len(block)
         on_progress(count + len(failures), len(failures))
     if count < 2:
         raise InputError(
-            f"{source.name} has {count} readable pictures; copies are found among at least 2."
+            f"{source.name} has {count} readable images; copies are found among at least 2."
         )
     raw = pixels.split()
     gallery_mean = raw[:, 0].mean(axis=0, dtype=np.float64)
     return CopiesReport(
-        num_pictures=count,
+        num_images=count,
         seed=seed,
         edits_version=EDITS_VERSION,
         methods=[
@@ -135,25 +133,25 @@ class CopyProbe:
     """The yardstick's headline, prepared once and asked often, for watching a model while it
     trains.
 
-    pictures: (H, W, 3) uint8 each. Pictures and their edits are prepared by `geometry` and kept.
+    images: (H, W, 3) uint8 each. Images and their edits are prepared by `geometry` and kept.
     """
 
     def __init__(
         self,
-        pictures: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         geometry: Geometry,
         *,
         seed: int = 0,
         num_edits: int = NUM_EDITS,
     ) -> None:
         views = []
-        for number, picture in enumerate(pictures):
-            original = working_picture(picture)
+        for number, image in enumerate(images):
+            original = working_image(image)
             edits = [
                 draw_compound(seed=seed, key=str(number), number=edit) for edit in range(num_edits)
             ]
             views += [original, *(apply_edits(original, edit) for edit in edits)]
-        self._shape = (len(pictures), 1 + num_edits)
+        self._shape = (len(images), 1 + num_edits)
         self.images = np.stack([geometry.apply(np.asarray(view)) for view in views])
 
     def recall_at_1(self, embed: Callable[[np.ndarray], np.ndarray]) -> float:
@@ -167,7 +165,7 @@ class CopyProbe:
 
 
 class Collected:
-    """Rows gathered block by block, a picture's views side by side."""
+    """Rows gathered block by block, an image's views side by side."""
 
     def __init__(self) -> None:
         self._blocks: list[np.ndarray] = []
@@ -185,7 +183,7 @@ class Collected:
 
 def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:
     """The original, its compound edits, and each single edit of it."""
-    original = working_picture(pixels)
+    original = working_image(pixels)
     compounds = [
         apply_edits(original, draw_compound(seed=seed, key=key, number=number))
         for number in range(NUM_EDITS)

@@ -1,9 +1,9 @@
-"""What people do to a picture before they post it again: named, versioned, and the same for the
+"""What people do to an image before they post it again: named, versioned, and the same for the
 same seed.
 
 An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested
-and repeated. Lengths are shares of the picture's, so that one edit looks alike on a large picture
-and on a small one. Randomness is keyed by (seed, purpose, picture), never by order: a picture gets
+and repeated. Lengths are shares of the image's, so that one edit looks alike on a large image
+and on a small one. Randomness is keyed by (seed, purpose, image), never by order: an image gets
 the same edits alone, in a folder, or in another thread.
 
 A change of any number or order below changes every score: raise EDITS_VERSION with it. Left out:
@@ -31,8 +31,8 @@ WORKING_SIDE = 256  # pixels of the shorter side that edits are applied at
 # a strip is scaled down further: JPEG ends at 65,535 pixels, and memory before that
 WORKING_LONGEST = 4096
 
-CROP_AREA = (0.30, 0.80)  # share of the picture that is kept
-CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop, as a multiple of the picture's own
+CROP_AREA = (0.30, 0.80)  # share of the image that is kept
+CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop, as a multiple of the image's own
 ROTATE_DEGREES = (-20.0, 20.0)
 COLOR_FACTOR = (0.7, 1.3)  # of brightness, contrast and saturation; 1 changes nothing
 JPEG_QUALITY = 30
@@ -59,13 +59,13 @@ class Edit(Protocol):
     name: ClassVar[str]
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An edited copy of an RGB picture."""
+        """An edited copy of an RGB image."""
         ...
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Keep `area` of the picture, a box of `aspect` times its shape; `across` and `down` (0 .. 1)
+    """Keep `area` of the image, a box of `aspect` times its shape; `across` and `down` (0 .. 1)
     place it."""
 
     name: ClassVar[str] = "crop"
@@ -76,7 +76,7 @@ class Crop:
 
     @classmethod
     def draw(cls, random: Random) -> Crop:
-        """Area first; then a shape that such a box can have inside the picture."""
+        """Area first; then a shape that such a box can have inside the image."""
         area = random.uniform(*CROP_AREA)
         narrowest, widest = max(CROP_ASPECT[0], area), min(CROP_ASPECT[1], 1 / area)
         aspect = math.exp(random.uniform(math.log(narrowest), math.log(widest)))
@@ -128,7 +128,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Color:
-    """Factors of brightness, contrast and saturation, in this order; 1 leaves the picture as it is."""
+    """Factors of brightness, contrast and saturation, in this order; 1 leaves the image as it is."""
 
     name: ClassVar[str] = "color"
     brightness: float
@@ -189,7 +189,7 @@ class Blur:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text anywhere on the picture, light with a dark rim or dark with a light one."""
+    """A line of text anywhere on the image, light with a dark rim or dark with a light one."""
 
     name: ClassVar[str] = "text"
     words: str
@@ -211,7 +211,7 @@ class Text:
         )
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """In Pillow's own font, smaller where the line would be wider than the picture."""
+        """In Pillow's own font, smaller where the line would be wider than the image."""
         image = image.copy()
         draw = ImageDraw.Draw(image)
         size = max(1, round(self.height * min(image.size)))
@@ -237,8 +237,8 @@ SINGLE_EDITS = tuple(_DRAW)  # the names, in the order of a report's breakdown
 FINISHES = ("jpeg", "blur", "text")  # of which a compound has one
 
 
-def working_picture(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) uint8 as the picture that edits and the gallery start from: shorter side
+def working_image(pixels: np.ndarray) -> Image.Image:
+    """(H, W, 3) uint8 as the image that edits and the gallery start from: shorter side
     WORKING_SIDE, never enlarged."""
     height, width = pixels.shape[:2]
     scale = min(1.0, WORKING_SIDE / min(height, width), WORKING_LONGEST / max(height, width))
@@ -252,7 +252,7 @@ def working_picture(pixels: np.ndarray) -> Image.Image:
 
 
 def random_for(seed: int, purpose: str, key: str) -> Random:
-    """Randomness of one picture for one purpose.
+    """Randomness of one image for one purpose.
 
     Python's own generator, since it promises the same sequence in later versions, which numpy's
     does not.
@@ -262,14 +262,14 @@ def random_for(seed: int, purpose: str, key: str) -> Random:
 
 
 def draw_single(name: str, *, seed: int, key: str) -> Edit:
-    """The one edit of this name (of SINGLE_EDITS) that the picture `key` gets."""
+    """The one edit of this name (of SINGLE_EDITS) that the image `key` gets."""
     # the stream's name is a part of EDITS_VERSION: another spelling would draw other edits
     stream = "colour" if name == Color.name else name
     return _DRAW[name](random_for(seed, stream, key))
 
 
 def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
-    """The `number`-th compound edit of the picture `key`.
+    """The `number`-th compound edit of the image `key`.
 
     Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and
     saturation; and last one of FINISHES.

@@ -1,6 +1,6 @@
-"""Pictures of a source as vectors of a model, beside their raw pixels, a block at a time.
+"""Images of a source as vectors of a model, beside their raw pixels, a block at a time.
 
-Letters: N pictures that could be read, (H, W) pixels, D width.
+Letters: N images that could be read, (H, W) pixels, D width.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from featkit.images import THUMBNAIL_SIDE, decode
 from featkit.modelfile import Manifest
 from featkit.sources import Source
 
-PICTURES_A_BLOCK = 16
+IMAGES_A_BLOCK = 16
 T = TypeVar("T")
-# how many pictures were met, and how many of them failed
+# how many images were met, and how many of them failed
 OnProgress: TypeAlias = Callable[[int, int], None]
-# left, top, right, bottom, in the upright picture's own pixels
+# left, top, right, bottom, in the upright image's own pixels
 Box: TypeAlias = tuple[float, float, float, float]
 
 
-class PictureModel(Protocol):
+class ImageModel(Protocol):
     """What is evaluated: an Embedder, or a backbone in torch."""
 
     @property
@@ -37,11 +37,11 @@ class PictureModel(Protocol):
 
     @property
     def geometry(self) -> Geometry:
-        """How pictures are brought to its size."""
+        """How images are brought to its size."""
         ...
 
     def infer(self, images: np.ndarray, /) -> np.ndarray:
-        """Prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
+        """Prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
         ...
 
 
@@ -65,7 +65,7 @@ def no_progress(_done: int, _failed: int) -> None:
 def read_blocks(
     source: Source, read: Callable[[int], T], failures: list[tuple[str, str]]
 ) -> Iterator[list[T]]:
-    """What `read` makes of each item's number, PICTURES_A_BLOCK items at a time.
+    """What `read` makes of each item's number, IMAGES_A_BLOCK items at a time.
 
     An item for which it raises an InputError is added to `failures`, as its key and why, and left
     out.
@@ -76,27 +76,27 @@ def read_blocks(
             block.append(read(number))
         except InputError as error:
             failures.append((source.key(number), str(error)))
-        if len(block) == PICTURES_A_BLOCK:
+        if len(block) == IMAGES_A_BLOCK:
             yield block
             block = []
     if block:
         yield block
 
 
-def embed_pictures(
+def embed_images(
     source: Source,
-    model: PictureModel,
+    model: ImageModel,
     know: Callable[[int], T],
     failures: list[tuple[str, str]],
     *,
     box: Callable[[int], Box] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Embedded[T]:
-    """The pictures that can be read, in the source's order; the others are added to `failures`.
+    """The images that can be read, in the source's order; the others are added to `failures`.
 
-    know: what is to be known of an item, by its number; asked before the picture is decoded, and
+    know: what is to be known of an item, by its number; asked before the image is decoded, and
     may refuse it by an InputError. box: the part of an item that is looked at, by its number; else
-    all of it, decoded as `Embedder.embed` does. Memory holds a block of pictures, and of each its
+    all of it, decoded as `Embedder.embed` does. Memory holds a block of images, and of each its
     vector and 3 kB.
     """
     side = max(model.geometry.shorter_side, THUMBNAIL_SIDE)
@@ -127,7 +127,7 @@ def embed_pictures(
 
 
 def cut(pixels: np.ndarray, box: Box, *, name: str) -> np.ndarray:
-    """The part of a picture (H, W, 3) within a box, rounded to whole pixels. InputError where none
+    """The part of an image (H, W, 3) within a box, rounded to whole pixels. InputError where none
     of it is inside."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = (round(side) for side in box)
@@ -136,6 +136,6 @@ def cut(pixels: np.ndarray, box: Box, *, name: str) -> np.ndarray:
         sides = ", ".join(f"{side:g}" for side in box)
         raise InputError(
             f"{name} has {width}×{height} pixels, none of them in the box {sides}; it is another"
-            " picture."
+            " image."
         )
     return pixels[top:bottom, left:right]

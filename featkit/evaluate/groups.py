@@ -1,11 +1,11 @@
-"""Retrieval with any grouping: of all pictures, are those of a query's own group found first?
+"""Retrieval with any grouping: of all images, are those of a query's own group found first?
 
 Ties count as if their order were drawn by lot, in expectation, as in retrieval.py: a model that
-gives every picture the same vector scores exactly chance. The expectations are those of McSherry
+gives every image the same vector scores exactly chance. The expectations are those of McSherry
 and Najork, 2008, "Computing information retrieval performance measures efficiently in the presence
 of tied scores".
 
-Letters: Q queries, G pictures of the gallery, D width, k places.
+Letters: Q queries, G images of the gallery, D width, k places.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.evaluate.baselines import pixel_vectors
-from featkit.evaluate.embedding import OnProgress, PictureModel, embed_pictures, no_progress
+from featkit.evaluate.embedding import ImageModel, OnProgress, embed_images, no_progress
 from featkit.evaluate.labels import find_column, labels_of
 from featkit.evaluate.retrieval import GALLERY_BLOCK, TIE, ToVectors, bootstrap_interval, unchanged
 from featkit.sources import Source
 
 RECALL_AT = (1, 5, 10)
 SCORES_A_BLOCK = 2**24
-OWN = np.iinfo(np.int32).min  # the score of a query's own picture, below all others
+OWN = np.iinfo(np.int32).min  # the score of a query's own image, below all others
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupScore:
-    """One way of comparing pictures. `interval` is the 95 % bootstrap interval of the mean average
+    """One way of comparing images. `interval` is the 95 % bootstrap interval of the mean average
     precision, over queries.
 
-    recall: by k, the share of queries with at least one picture of their group among the first k.
+    recall: by k, the share of queries with at least one image of their group among the first k.
     """
 
     name: str
@@ -46,11 +46,11 @@ class GroupReport:
     """The model's score comes first, chance last. column: where the groups came from, of the
     gallery and of the queries."""
 
-    num_pictures: int
+    num_images: int
     num_groups: int  # in the gallery
     num_queries: int
-    num_alone: int  # queries of whose group the gallery has no other picture, which are not counted
-    leave_one_out: bool  # whether the queries are the gallery itself, each without its own picture
+    num_alone: int  # queries of whose group the gallery has no other image, which are not counted
+    leave_one_out: bool  # whether the queries are the gallery itself, each without its own image
     columns: tuple[str, str]
     scores: list[GroupScore]
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -58,21 +58,21 @@ class GroupReport:
 
 def evaluate_groups(
     source: Source,
-    model: PictureModel,
+    model: ImageModel,
     *,
     group: str,
     queries: Source | None = None,
     on_progress: OnProgress = no_progress,
 ) -> GroupReport:
-    """Query the pictures of `source`, by each of themselves (left out) or by those of `queries`;
+    """Query the images of `source`, by each of themselves (left out) or by those of `queries`;
     raw pixels beside the model.
 
-    group: a column of both; pictures with the same value are right for each other. InputError when
-    a source has no such column or nothing that can be read, and when no query has a right picture.
+    group: a column of both; images with the same value are right for each other. InputError when
+    a source has no such column or nothing that can be read, and when no query has a right image.
     """
     failures: list[tuple[str, str]] = []
     column = find_column(source, group)
-    gallery = embed_pictures(
+    gallery = embed_images(
         source, model, labels_of(source, column), failures, on_progress=on_progress
     )
     asked, asked_column, own = gallery, column, np.arange(len(gallery)) if queries is None else None
@@ -83,7 +83,7 @@ def evaluate_groups(
         def after(done: int, failed_here: int) -> None:
             on_progress(len(source) + done, failed + failed_here)
 
-        asked = embed_pictures(
+        asked = embed_images(
             queries, model, labels_of(queries, asked_column), failures, on_progress=after
         )
     names = {name: code for code, name in enumerate(dict.fromkeys(gallery.known + asked.known))}
@@ -93,9 +93,9 @@ def evaluate_groups(
     counted = np.nonzero(rights)[0]
     if not len(counted):
         raise InputError(
-            f"No query of {(queries or source).name} has another picture of its group in"
+            f"No query of {(queries or source).name} has another image of its group in"
             f" {source.name} by the column {column}; name a column with --group that several"
-            " pictures share."
+            " images share."
         )
     own = own if own is None else own[counted]
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
@@ -117,7 +117,7 @@ def evaluate_groups(
         )
     ]
     return GroupReport(
-        num_pictures=len(gallery),
+        num_images=len(gallery),
         num_groups=len(np.unique(groups)),
         num_queries=len(counted),
         num_alone=len(asked) - len(counted),
@@ -132,7 +132,7 @@ def evaluate_groups(
 
 
 def num_right(wanted: np.ndarray, groups: np.ndarray, *, leave_one_out: bool) -> np.ndarray:
-    """(Q,) how many of the gallery's groups (G,) are the query's (Q,), its own picture not counted
+    """(Q,) how many of the gallery's groups (G,) are the query's (Q,), its own image not counted
     where that is left out."""
     counts = np.bincount(
         groups, minlength=int(max(wanted.max(initial=0), groups.max(initial=0))) + 1
@@ -150,17 +150,17 @@ def find_groups(
     ks: Sequence[int] = RECALL_AT,
     to_vectors: ToVectors = unchanged,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision (Q,) and, for each k, whether a right picture is among the first k (Q,
+    """Average precision (Q,) and, for each k, whether a right image is among the first k (Q,
     len(ks)); float64.
 
     queries (Q, ...) and gallery (G, ...) rows, which `to_vectors` makes unit rows of, as for
     retrieval.find_places; wanted (Q,) and groups (G,) codes from 0; own (Q,) the gallery row that
-    is the query itself and is passed over. Every query has a right picture. Scores are rounded to
+    is the query itself and is passed over. Every query has a right image. Scores are rounded to
     multiples of TIE, and equal ones stand in expectation. ValueError for numbers that are not
     finite.
 
-        for each query, over the orders of the tied:  AP = mean over right pictures of (right ones so far) / rank
-                                                       recall@k = any right picture of rank <= k
+        for each query, over the orders of the tied:  AP = mean over right images of (right ones so far) / rank
+                                                       recall@k = any right image of rank <= k
     """
     members = _members(groups)
     precision, recall = np.empty(len(queries)), np.empty((len(queries), len(ks)))
@@ -182,7 +182,7 @@ def find_groups(
 def chance(
     rights: np.ndarray, others: int, *, ks: Sequence[int] = RECALL_AT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The figures of `find_groups` where all `others` pictures are tied, with rights (Q,) right
+    """The figures of `find_groups` where all `others` images are tied, with rights (Q,) right
     ones among them."""
     harmonic = _harmonic(others)
     ties = [
@@ -197,7 +197,7 @@ def chance(
 
 @dataclass(frozen=True)
 class _Ties:
-    """Of one query, for each score that a right picture has, the best first: how many pictures of
+    """Of one query, for each score that a right image has, the best first: how many images of
     the gallery score better, how many the same, and how many of those are right."""
 
     better: np.ndarray
@@ -206,7 +206,7 @@ class _Ties:
 
 
 def _ties(rising: np.ndarray, right: np.ndarray) -> _Ties:
-    """All scores (G,) in rising order, and those of the right pictures."""
+    """All scores (G,) in rising order, and those of the right images."""
     values, counts = np.unique(right, return_counts=True)
     above, below = (
         np.searchsorted(rising, values, side="right"),
@@ -217,7 +217,7 @@ def _ties(rising: np.ndarray, right: np.ndarray) -> _Ties:
 
 def _expected_precision(ties: _Ties, harmonic: np.ndarray) -> float:
     """Over the orders of the tied. At place j of a tie of n with r right, b others and a right ones
-    before it, a right picture stands with probability r / n, and has then  a + 1 + (j - 1) (r - 1)
+    before it, a right image stands with probability r / n, and has then  a + 1 + (j - 1) (r - 1)
     / (n - 1)  right ones up to itself, of b + j."""
     before = np.cumsum(ties.right) - ties.right
     better, tied = ties.better.astype(np.int64), ties.tied
@@ -231,7 +231,7 @@ def _expected_precision(ties: _Ties, harmonic: np.ndarray) -> float:
 
 
 def _expected_recall(ties: _Ties, k: int) -> float:
-    """1 less the probability that no right picture of the first tie stands among the places up to k
+    """1 less the probability that no right image of the first tie stands among the places up to k
     that it reaches."""
     tied, right = int(ties.tied[0]), int(ties.right[0])
     reached = min(max(k - int(ties.better[0]), 0), tied)

@@ -1,4 +1,4 @@
-"""Accuracy of the nearest neighbors: what a picture is by the labeled pictures whose vectors are
+"""Accuracy of the nearest neighbors: what an image is by the labeled images whose vectors are
 nearest to its own.
 
 The weighted vote is that of DINO (arXiv 2104.14294, section 4.1; eval_knn.py), after Wu et al.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from featkit.evaluate.baselines import pixel_vectors
-from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress
+from featkit.evaluate.embedding import ImageModel, OnProgress, no_progress
 from featkit.evaluate.labels import LABEL, embed_labeled
 from featkit.evaluate.retrieval import (
     GALLERY_BLOCK,
@@ -33,7 +33,7 @@ VOTE_BLOCK = 64  # queries whose (k, k) tables of equal labels are made at once
 
 @dataclass(frozen=True, kw_only=True)
 class KnnScore:
-    """Accuracies of one way of comparing pictures. `interval` is the 95 % bootstrap interval of
+    """Accuracies of one way of comparing images. `interval` is the 95 % bootstrap interval of
     `weighted`."""
 
     name: str
@@ -51,7 +51,7 @@ class KnnReport:
     num_train: int
     num_test: int
     num_labels: int
-    num_unseen: int  # test pictures whose label the training part does not have
+    num_unseen: int  # test images whose label the training part does not have
     columns: tuple[str, str]
     temperature: float
     most_frequent: float  # the accuracy of always saying the training part's most frequent label
@@ -66,14 +66,14 @@ class KnnReport:
 def evaluate_knn(
     train: Source,
     test: Source,
-    model: PictureModel,
+    model: ImageModel,
     *,
     label: str = LABEL,
     ks: Sequence[int] = (NEIGHBORS,),
     temperature: float = TEMPERATURE,
     on_progress: OnProgress = no_progress,
 ) -> KnnReport:
-    """Classify the pictures of `test` by their neighbors among those of `train`; raw pixels beside
+    """Classify the images of `test` by their neighbors among those of `train`; raw pixels beside
     the model.
 
     label, and the InputErrors: as for labels.embed_labeled. on_progress counts over both parts.

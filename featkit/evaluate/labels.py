@@ -1,4 +1,4 @@
-"""What kind each picture is of, by a column of its source: text, so that a tar's numbers and a
+"""What kind each image is of, by a column of its source: text, so that a tar's numbers and a
 Parquet file's meet."""
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import numpy as np
 from featkit.errors import InputError
 from featkit.evaluate.embedding import (
     Embedded,
+    ImageModel,
     OnProgress,
-    PictureModel,
-    embed_pictures,
+    embed_images,
     no_progress,
 )
 from featkit.sources import Source
 
 LABEL = "label"
 # Where a source has no column `label`, what stands for it: a tar's .cls members, and the folder a
-# picture lies in.
+# image lies in.
 STAND_INS = {LABEL: ("class", "folder")}
 SHOWN = 3
 
@@ -50,7 +50,7 @@ class LabeledPair:
 
     @property
     def num_unseen(self) -> int:
-        """Test pictures of labels that the training part does not have, which nothing can get
+        """Test images of labels that the training part does not have, which nothing can get
         right."""
         return int((~np.isin(self.test_labels, self.train_labels)).sum())
 
@@ -68,20 +68,20 @@ class LabeledPair:
 def embed_labeled(
     train_source: Source,
     test_source: Source,
-    model: PictureModel,
+    model: ImageModel,
     failures: list[tuple[str, str]],
     *,
     label: str = LABEL,
     on_progress: OnProgress = no_progress,
 ) -> LabeledPair:
-    """Both parts, without the pictures that cannot be read or have no label, which are added to
+    """Both parts, without the images that cannot be read or have no label, which are added to
     `failures`.
 
     label: a column of both, with `label` also what stands for it. InputError when a part has no
     such column or nothing that can be read, and when the two have no label in common.
     """
     columns = (find_column(train_source, label), find_column(test_source, label))
-    train = embed_pictures(
+    train = embed_images(
         train_source, model, labels_of(train_source, columns[0]), failures, on_progress=on_progress
     )
     failed = len(failures)
@@ -89,14 +89,12 @@ def embed_labeled(
     def after(done: int, failed_here: int) -> None:
         on_progress(len(train_source) + done, failed + failed_here)
 
-    test = embed_pictures(
+    test = embed_images(
         test_source, model, labels_of(test_source, columns[1]), failures, on_progress=after
     )
     for part, source in ((train, train_source), (test, test_source)):
         if not len(part):
-            raise InputError(
-                f"{source.name} has no readable picture with a label; {failures[-1][1]}"
-            )
+            raise InputError(f"{source.name} has no readable image with a label; {failures[-1][1]}")
     ours, theirs = set(train.known), set(test.known)
     if ours.isdisjoint(theirs):
         raise InputError(
@@ -124,11 +122,11 @@ def find_column(source: Source, wanted: str) -> str:
             if column in metadata:
                 return column
         seen |= dict.fromkeys(metadata)
-    there = f"only {', '.join(seen)}" if seen else "and nothing else that is known of its pictures"
+    there = f"only {', '.join(seen)}" if seen else "and nothing else that is known of its images"
     do = (
         "name one that says what is wanted"
         if seen
-        else "put the pictures into a folder for each kind"
+        else "put the images into a folder for each kind"
     )
     raise InputError(f"{source.name} has no column {wanted}, {there}; {do}.")
 

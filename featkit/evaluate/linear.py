@@ -6,7 +6,7 @@ deviation there. So one strength of regularization means the same for every mode
 L2_GRID by the accuracy on a held-out share of the training part, of which nothing else is fitted,
 and the classifier is then fitted again to all of the training part.
 
-Letters: N pictures, D width, C labels.
+Letters: N images, D width, C labels.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.evaluate.baselines import PIXELS_SIDE
-from featkit.evaluate.embedding import OnProgress, PictureModel, no_progress
+from featkit.evaluate.embedding import ImageModel, OnProgress, no_progress
 from featkit.evaluate.labels import LABEL, embed_labeled
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import Source
 
 # Of l2 in  mean cross-entropy in nats + l2 / 2 * sum of squared weights,  which does not depend on
-# how many pictures there are.
+# how many images there are.
 L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 0.2
 MAX_ITERATIONS = 1000
-# on 3,000 CIFAR-10 pictures all 3,072 numbers took 20 times as long and were no better
+# on 3,000 CIFAR-10 images all 3,072 numbers took 20 times as long and were no better
 SMALL_SIDE = 8
 
 
@@ -58,7 +58,7 @@ class LinearReport:
     num_held_out: int  # of the training part
     num_test: int
     num_labels: int
-    num_unseen: int  # test pictures whose label the training part does not have
+    num_unseen: int  # test images whose label the training part does not have
     columns: tuple[str, str]
     seed: int
     grid: tuple[float, ...]
@@ -92,20 +92,20 @@ class Classifier:
 def evaluate_linear(
     train: Source,
     test: Source,
-    model: PictureModel,
+    model: ImageModel,
     *,
     label: str = LABEL,
     seed: int = 0,
     on_progress: OnProgress = no_progress,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> LinearReport:
-    """Classify the pictures of `test` by a linear classifier fitted to `train`; raw pixels beside
+    """Classify the images of `test` by a linear classifier fitted to `train`; raw pixels beside
     the model.
 
     label, and the InputErrors: as for labels.embed_labeled, and when the training part has one
-    label alone. seed: of which pictures are held out. Features are the model's unit vectors, and
-    the pixels of the picture stretched to 8 × 8. on_step is called with what begins once all
-    pictures are embedded.
+    label alone. seed: of which images are held out. Features are the model's unit vectors, and
+    the pixels of the image stretched to 8 × 8. on_step is called with what begins once all
+    images are embedded.
     """
     failures: list[tuple[str, str]] = []
     pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
@@ -157,10 +157,10 @@ def split(
     labels: np.ndarray, *, seed: int, share: float = HELD_OUT
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places (N - H,) to fit to and places (H,) to hold out, both rising: of each label `share` of
-    its pictures, rounded down.
+    its images, rounded down.
 
     At least one of each label is fitted to. Nothing may be held out, where no label has enough
-    pictures.
+    images.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)

@@ -1,11 +1,11 @@
 """How well queries find the one gallery item that is right for each: recall@k, mean average
 precision, bootstrap intervals.
 
-Ties count as if their order were drawn by lot, in expectation: a model that gives every picture the
+Ties count as if their order were drawn by lot, in expectation: a model that gives every image the
 same vector scores exactly chance, whatever the order of the gallery, and so do equal hashes.
 """
 
-# Q queries, G items of the gallery, D width, P pictures
+# Q queries, G items of the gallery, D width, P images
 
 from __future__ import annotations
 
@@ -103,17 +103,15 @@ def average_precision(places: Places) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval of a mean, drawing whole pictures with replacement.
+    """The percentile interval of a mean, drawing whole images with replacement.
 
-    values (P, E): E queries of each of P pictures, whose fates hang together; (P,) is one each.
+    values (P, E): E queries of each of P images, whose fates hang together; (P,) is one each.
     Returns the quantiles (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
 
         for each resample:  mean(values[rng.integers(0, P, P)])
     """
-    pictures = values.reshape(len(values), -1).mean(axis=1)
+    images = values.reshape(len(values), -1).mean(axis=1)
     rng = np.random.default_rng(seed)
-    means = [
-        pictures[rng.integers(0, len(pictures), len(pictures))].mean() for _ in range(num_resamples)
-    ]
+    means = [images[rng.integers(0, len(images), len(images))].mean() for _ in range(num_resamples)]
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

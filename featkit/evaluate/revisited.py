@@ -1,15 +1,15 @@
 """Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285): Easy, Medium and Hard, as the
 published code counts them.
 
-Medium takes easy and hard pictures for right and ignores junk; Easy ignores hard ones too; Hard
+Medium takes easy and hard images for right and ignores junk; Easy ignores hard ones too; Hard
 ignores easy ones. What is ignored is taken out of the ranking. A test compares the figures with the
 definitions of revisitop's compute_map, as loops.
 
 What is not of the protocol is chosen here and printed: one size, the model's own, in place of
-several scales; equal scores stand in the order of imlist; a picture of the database that cannot be
+several scales; equal scores stand in the order of imlist; an image of the database that cannot be
 read comes last.
 
-Letters: Q queries, G pictures of the database, D width, n right pictures.
+Letters: Q queries, G images of the database, D width, n right images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from featkit.errors import InputError
 from featkit.evaluate.baselines import pixel_vectors
-from featkit.evaluate.embedding import Box, OnProgress, PictureModel, embed_pictures, no_progress
+from featkit.evaluate.embedding import Box, ImageModel, OnProgress, embed_images, no_progress
 from featkit.evaluate.ground_truth import GroundTruth, Query
 from featkit.evaluate.retrieval import ToVectors, unchanged
 from featkit.sources import Source, subset
@@ -38,7 +38,7 @@ SETUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SetupScore:
-    """Means over the queries that have a right picture in this setup. precision: by k, mP@k."""
+    """Means over the queries that have a right image in this setup. precision: by k, mP@k."""
 
     num_queries: int
     mean_average_precision: float
@@ -47,8 +47,8 @@ class SetupScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisitedScore:
-    """One way of comparing pictures, by setup: easy, medium, hard; without those in which no query
-    has a right picture."""
+    """One way of comparing images, by setup: easy, medium, hard; without those in which no query
+    has a right image."""
 
     name: str
     setups: dict[str, SetupScore]
@@ -56,10 +56,10 @@ class RevisitedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisitedReport:
-    """The model's score comes first. size: height and width in pixels that every picture was
+    """The model's score comes first. size: height and width in pixels that every image was
     brought to."""
 
-    num_pictures: int
+    num_images: int
     num_queries: int
     size: tuple[int, int]
     scores: list[RevisitedScore]
@@ -69,14 +69,14 @@ class RevisitedReport:
 def evaluate_revisited(
     source: Source,
     truth: GroundTruth,
-    model: PictureModel,
+    model: ImageModel,
     *,
     on_progress: OnProgress = no_progress,
 ) -> RevisitedReport:
     """Rank the database for each query, cropped to its box; both lie in `source`, by their names
     without folder and suffix.
 
-    Memory as for embedding.embed_pictures. InputError for a name that `source` does not have or has
+    Memory as for embedding.embed_images. InputError for a name that `source` does not have or has
     twice, and for a query that cannot be read.
     """
     places = _places(source, truth)
@@ -87,12 +87,12 @@ def evaluate_revisited(
     )
     failures: list[tuple[str, str]] = []
     box: Callable[[int], Box] = boxes.__getitem__
-    queries = embed_pictures(asked, model, int, failures, box=box, on_progress=on_progress)
+    queries = embed_images(asked, model, int, failures, box=box, on_progress=on_progress)
     if failures:
         raise InputError(
             f"A query cannot be read, and without it no figure is the protocol's: {failures[0][1]}"
         )
-    gallery = embed_pictures(
+    gallery = embed_images(
         database,
         model,
         int,
@@ -101,7 +101,7 @@ def evaluate_revisited(
     )
     if not len(gallery):
         raise InputError(
-            f"{source.name} has no picture of the database that can be read; {failures[0][1]}"
+            f"{source.name} has no image of the database that can be read; {failures[0][1]}"
         )
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
     scores = []
@@ -123,7 +123,7 @@ def evaluate_revisited(
             ranks.append(np.argsort(-cosines, kind="stable"))
         scores.append(RevisitedScore(name=name, setups=score_setups(ranks, truth.queries)))
     return RevisitedReport(
-        num_pictures=len(truth.names),
+        num_images=len(truth.names),
         num_queries=len(truth.queries),
         size=(model.geometry.height, model.geometry.width),
         scores=scores,
@@ -158,7 +158,7 @@ def score_setups(ranks: list[np.ndarray], queries: list[Query]) -> dict[str, Set
 
 
 def places_without(ranking: np.ndarray, right: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Where the right pictures (n,) stand in a ranking (G,), from 0 and rising, once the ignored
+    """Where the right images (n,) stand in a ranking (G,), from 0 and rising, once the ignored
     ones are taken out of it."""
     place = np.empty(len(ranking), np.int64)
     place[ranking] = np.arange(len(ranking))
@@ -167,7 +167,7 @@ def places_without(ranking: np.ndarray, right: np.ndarray, ignored: np.ndarray) 
 
 
 def trapezoid_precision(places: np.ndarray) -> float:
-    """Average precision of right pictures at places (n,), from 0 and rising: the area under the
+    """Average precision of right images at places (n,), from 0 and rising: the area under the
     line through both precisions.
 
     mean over j of  (before[j] + after[j]) / 2
@@ -179,7 +179,7 @@ def trapezoid_precision(places: np.ndarray) -> float:
 
 
 def precision_at(places: np.ndarray, k: int) -> float:
-    """Share of right pictures among the first k; of fewer where the last right one, at places (n,)
+    """Share of right images among the first k; of fewer where the last right one, at places (n,)
     from 0, stands before k.
 
     sum(places < last) / last  with  last = min(k, max(places) + 1)
@@ -202,7 +202,7 @@ def _places(source: Source, truth: GroundTruth) -> dict[str, int]:
     missing = sorted(needed - set(found))
     if missing:
         raise InputError(
-            f"{source.name} lacks {len(missing):,} of the {len(needed):,} pictures that the ground"
+            f"{source.name} lacks {len(missing):,} of the {len(needed):,} images that the ground"
             f" truth names, such as {missing[0]!r}; name the folder that they are unpacked in."
         )
     return found

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from featkit.backends import OPENVINO, Run, is_installed, open_backend
-from featkit.backends.drawn import drawn_pictures
+from featkit.backends.drawn import drawn_images
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit.modelfile import read_manifest
@@ -37,7 +37,7 @@ THREAD_VARIABLES = (
 )
 
 
-def pictures_per_second(
+def images_per_second(
     embedders: Mapping[Run, Embedder],
     images: np.ndarray,
     *,
@@ -64,7 +64,7 @@ def pictures_per_second(
 
 
 def _turn(embedder: Embedder, images: np.ndarray, *, seconds: float, callers: int) -> float:
-    """Pictures a second of callers that begin no call after `seconds`, each with one at least."""
+    """Images a second of callers that begin no call after `seconds`, each with one at least."""
     counts = [0] * callers
     errors: list[BaseException] = []
     started = time.perf_counter()
@@ -90,7 +90,7 @@ def _turn(embedder: Embedder, images: np.ndarray, *, seconds: float, callers: in
 
 
 def multiply_adds(model: Path) -> int | None:
-    """Multiplications with an addition that a picture of the native size takes; None without
+    """Multiplications with an addition that an image of the native size takes; None without
     openvino, which counts them."""
     if not is_installed(OPENVINO):
         return None
@@ -155,7 +155,7 @@ def child() -> None:
         return
     model, run = Path(sys.argv[2]), Run.parse(sys.argv[3])
     geometry = read_manifest(model).geometry
-    images = drawn_pictures(1, height=geometry.height, width=geometry.width)
+    images = drawn_images(1, height=geometry.height, width=geometry.width)
     before = _resident_bytes()
     backend = open_backend(model, run, threads=1)
     for _ in range(2):

@@ -15,7 +15,7 @@ from featkit.images.limits import (
     printable,
     without_options,
 )
-from featkit.images.loading import Picture, is_single, load, name_of, read_encoded, read_file
+from featkit.images.loading import ImageLike, is_single, load, name_of, read_encoded, read_file
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -23,8 +23,8 @@ __all__ = [
     "SIDEWAYS",
     "THUMBNAIL_SIDE",
     "Decoded",
+    "ImageLike",
     "ImageLimits",
-    "Picture",
     "check_num_bytes",
     "decode",
     "is_single",

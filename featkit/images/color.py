@@ -1,8 +1,8 @@
-"""Colors to sRGB: by the picture's own ICC profile, or by what its format says of its colors in few
+"""Colors to sRGB: by the image's own ICC profile, or by what its format says of its colors in few
 numbers.
 
 Profiles come from outside. One that is damaged, oversize, of another kind or for other channels
-than the picture's is ignored, as browsers do: the picture is still read. A profile that changes
+than the image's is ignored, as browsers do: the image is still read. A profile that changes
 nothing costs nothing but its digest.
 """
 
@@ -22,7 +22,7 @@ MAX_PROFILE_BYTES = 4 * 2**20  # profiles of presses reach 3 MB
 CACHED_TRANSFORMS = 64
 SAME_WITHIN = 2  # levels of 255: the profiles called sRGB differ by one from each other
 
-# Color spaces that a profile may be for, by the mode of the pixels. A gray picture with a profile
+# Color spaces that a profile may be for, by the mode of the pixels. A gray image with a profile
 # for RGB was made from one.
 _SPACES = {"RGB": ("RGB",), "L": ("GRAY", "RGB"), "CMYK": ("CMYK",), "LAB": ("Lab",)}
 _CLASSES = ("mntr", "scnr", "prtr", "spac")  # not device links, abstract ones or named colors
@@ -134,7 +134,7 @@ def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
 
 def profile_of_gamma(gamma: float, primaries: Primaries = BT709) -> bytes | None:
     """Return an ICC profile for levels that stand for light ** (1 / gamma); None for a gamma that
-    no picture has."""
+    no image has."""
     if not 0.1 <= gamma <= 10 or not _are_usable(primaries):
         return None
     return _matrix_profile(primaries, np.linspace(0, 1, 1024) ** gamma)

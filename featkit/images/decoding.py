@@ -2,7 +2,7 @@
 for JPEG.
 
 What comes in is not trusted. Bytes are counted before they are parsed and pixels before they are
-decoded; whatever goes wrong in between is one InputError that names the picture. All of it may run
+decoded; whatever goes wrong in between is one InputError that names the image. All of it may run
 in several threads at once: warning filters, which belong to the whole process, are therefore left
 alone; the command line, whose process is its own, sets them.
 """
@@ -73,18 +73,18 @@ class _Opened(NamedTuple):
 def decode(
     data: bytes,
     *,
-    name: str = "picture",
+    name: str = "image",
     limits: ImageLimits = DEFAULT_LIMITS,
     shorter_side: int | None = None,
 ) -> Decoded:
-    """Decode a picture of any format and mode that Pillow or a plug-in opens, in sRGB, over white
+    """Decode an image of any format and mode that Pillow or a plug-in opens, in sRGB, over white
     where transparent.
 
-    Of several pictures in a file it is the one that a viewer shows first. shorter_side, in pixels:
+    Of several images in a file it is the one that a viewer shows first. shorter_side, in pixels:
     what the caller will resize to. A JPEG may then be decoded at a half, a quarter or an eighth,
-    never to less than that; a picture whose colors are converted may be reduced to no less than
+    never to less than that; an image whose colors are converted may be reduced to no less than
     twice that. Damage to anything but pixels is passed over. InputError, naming `name`, for bytes
-    that are no picture, are damaged, or exceed `limits`.
+    that are no image, are damaged, or exceed `limits`.
     """
     name = printable(name)
     check_num_bytes(len(data), name=name, limits=limits)
@@ -157,7 +157,7 @@ def _decode(
     shorter_side: int | None,
     profile: bytes | None = None,
 ) -> Decoded:
-    """Decode once. profile: in place of the picture's own. Raises whatever decoders raise."""
+    """Decode once. profile: in place of the image's own. Raises whatever decoders raise."""
     kind = None
     if data[:4] in TIFF_MARKS:
         tags = tiff.read_tags(data)
@@ -228,14 +228,14 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
         and tiff.is_whole(tags := tiff.read_tags(data))
     ):
         return tiff.unread(tags, name)
-    is_picture = kind is not None and kind.name.endswith((" image", " icon")) and not kind.advice
-    if not isinstance(error, UnidentifiedImageError) or is_picture:
+    is_image = kind is not None and kind.name.endswith((" image", " icon")) and not kind.advice
+    if not isinstance(error, UnidentifiedImageError) or is_image:
         return InputError(f"{name} is damaged and cannot be decoded ({reason_of(error)}).")
     if kind is None or kind == TEXT:
-        return InputError(f"{name} is not a picture in a format that can be read.")
+        return InputError(f"{name} is not an image in a format that can be read.")
     if kind.advice:
         return InputError(kind.sentence(name, otherwise=""))
-    return InputError(f"{name} is not a picture in a format that can be read; it is {kind.name}.")
+    return InputError(f"{name} is not an image in a format that can be read; it is {kind.name}.")
 
 
 def _may_need_plugin(data: bytes) -> bool:
@@ -253,7 +253,7 @@ def _open(data: bytes, *, limits: ImageLimits) -> Image.Image:
     """Read the header, as any format but REFUSED_FORMATS."""
     Image.init()
     with _pillow_limit_lock:
-        # Pillow's own limit guards pictures inside pictures (icons). It is one number for the whole
+        # Pillow's own limit guards images inside images (icons). It is one number for the whole
         # process, so it is raised to what was asked for here and never lowered or switched off.
         if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = limits.max_pixels
@@ -277,7 +277,7 @@ def _loaded(
     opened_size = image.size
     wait_for_room_of(image, full_size=(width, height), is_deep=is_deep)
     image.load()
-    if image.size != opened_size:  # an icon whose header says less than the picture in it has
+    if image.size != opened_size:  # an icon whose header says less than the image in it has
         width, height = image.size
         check_num_pixels(height, width, name=name, limits=limits)
     # The orientation after load(): a TIFF is turned by Pillow then, and forgets its tag.
@@ -296,7 +296,7 @@ def _loaded(
 
 
 def _go_to_shown_frame(image: Image.Image) -> None:
-    """Move on to the first frame of an animated PNG whose still picture is none of them: that is
+    """Move on to the first frame of an animated PNG whose still image is none of them: that is
     for programs without them."""
     if (
         image.format == "PNG"
@@ -311,7 +311,7 @@ def _with_all_bits(opened: _Opened, data: bytes) -> _Opened:
     has a transparent level."""
     image, see_through = opened.image, png.transparency_16(data)
     if image.mode not in ("I;16", "I;16B", "I"):
-        # more than 14 bits: the high bytes are the picture
+        # more than 14 bits: the high bytes are the image
         is_bright = int(np.asarray(image.convert("RGB")).max()) >= 64
         if see_through is None and is_bright:
             return opened
@@ -353,7 +353,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 (upright) where none is told."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    # damaged metadata of a picture that decodes says nothing, and is no reason to refuse it
+    # damaged metadata of an image that decodes says nothing, and is no reason to refuse it
     except Exception:
         return 1
     return orientation if isinstance(orientation, int) else 1
@@ -447,7 +447,7 @@ def _eight_bits(opened: _Opened, *, name: str) -> Image.Image:
 
 
 def _pixels_in(error: Exception) -> str:
-    """The count that Pillow gives, which refuses such a picture before its sides are known here."""
+    """The count that Pillow gives, which refuses such an image before its sides are known here."""
     count = re.search(r"\d+", str(error))
     return f"{int(count[0]):,} pixels" if count else "too many pixels"
 

@@ -13,7 +13,7 @@ from featkit.errors import InputError
 # 10, 12, 14 and 16 bits.
 USUAL_WHITES = (255, 1023, 4095, 16383, 65535)
 MAX_BELOW_ZERO = 1 / 16  # of the highest level: noise, which is black
-# of the levels of a picture in floats whose white is 1: lights that are brighter
+# of the levels of an image in floats whose white is 1: lights that are brighter
 MAX_ABOVE_ONE = 0.01
 BLOCK_LEVELS = 2**20
 
@@ -33,12 +33,12 @@ def white_of(levels: np.ndarray, *, name: str, declared: float | None = None) ->
     """Return the level that is white.
 
     That is `declared` where a file tells its highest level and no level exceeds it. Otherwise it is
-    the highest level, rounded up to the next of 8, 10, 12, 14 and 16 bits: a picture of 12 bits in
+    the highest level, rounded up to the next of 8, 10, 12, 14 and 16 bits: an image of 12 bits in
     a file of 16 would be black if 65,535 were its white. Only levels that are bytes in the upper
     half (times 256 or 257) are known to be 16 bits. Between 16 and 31 bits it is the highest level
     itself. Floats have 1 as white if no level, or only a hundredth of them, exceeds it.
 
-    InputError, naming the picture, for levels far below zero: nothing tells which of them is black.
+    InputError, naming the image, for levels far below zero: nothing tells which of them is black.
     """
     lowest, highest = _range(levels)
     if lowest < 0 and -lowest > highest * MAX_BELOW_ZERO:

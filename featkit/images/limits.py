@@ -1,4 +1,4 @@
-"""What a picture may cost before it is refused, and names as they stand in messages."""
+"""What an image may cost before it is refused, and names as they stand in messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featkit.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What a picture may cost before it is refused."""
+    """What an image may cost before it is refused."""
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
@@ -26,7 +26,7 @@ _OPTION = re.compile(r"; (raise it with|lower) --max-[a-z]+[^.;]*")
 
 
 def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
-    """InputError when a picture has more bytes than `limits` allow."""
+    """InputError when an image has more bytes than `limits` allow."""
     if num_bytes > limits.max_bytes:
         raise InputError(
             f"{name} has {num_bytes:,} bytes, more than the limit of {limits.max_bytes:,}; raise it"
@@ -35,7 +35,7 @@ def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
 
 
 def check_num_pixels(height: int, width: int, *, name: str, limits: ImageLimits) -> None:
-    """InputError when a picture has no pixels, or more than `limits` allow."""
+    """InputError when an image has no pixels, or more than `limits` allow."""
     if height == 0 or width == 0:
         raise InputError(f"{name} has no pixels ({width}×{height}).")
     if height * width > limits.max_pixels:

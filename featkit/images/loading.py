@@ -1,4 +1,4 @@
-"""Pictures as programs have them: paths, bytes, open files, Pillow images, arrays, rows of data
+"""Images as programs have them: paths, bytes, open files, Pillow images, arrays, rows of data
 sets."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featkit.images.limits import (
     printable,
 )
 
-Picture: TypeAlias = (
+ImageLike: TypeAlias = (
     str
     | os.PathLike[str]
     | bytes
@@ -39,7 +39,7 @@ WEB_ADDRESS = re.compile(r"(https?|ftp|s3|gs|data|file):", re.IGNORECASE)
 
 
 def load(
-    picture: Picture,
+    image: ImageLike,
     *,
     name: str | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
@@ -54,70 +54,70 @@ def load(
     A row is a mapping with `bytes` or `path`, as Hugging Face data sets hold it. InputError as for
     `decode`, and for a path that cannot be read.
     """
-    shown = name or name_of(picture)
-    if isinstance(picture, Image.Image):
-        return decode_image(picture, name=shown or "picture", limits=limits)
-    if isinstance(picture, np.ndarray):
-        return _check_array(picture, name=shown or "array", limits=limits)
-    if isinstance(picture, Mapping):
+    shown = name or name_of(image)
+    if isinstance(image, Image.Image):
+        return decode_image(image, name=shown or "image", limits=limits)
+    if isinstance(image, np.ndarray):
+        return _check_array(image, name=shown or "array", limits=limits)
+    if isinstance(image, Mapping):
         return load(
-            _of_row(picture, shown or "picture"),
+            _of_row(image, shown or "image"),
             name=shown,
             limits=limits,
             shorter_side=shorter_side,
         )
-    data = read_encoded(picture, name=shown, limits=limits)
-    return decode(data, name=shown or "picture", limits=limits, shorter_side=shorter_side)
+    data = read_encoded(image, name=shown, limits=limits)
+    return decode(data, name=shown or "image", limits=limits, shorter_side=shorter_side)
 
 
 def read_encoded(
-    picture: Picture, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
+    image: ImageLike, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> bytes:
-    """Return the bytes of a picture's file: of a path, bytes, an open binary file, or a row.
+    """Return the bytes of an image's file: of a path, bytes, an open binary file, or a row.
     InputError as for `load`."""
-    shown = name or name_of(picture)
-    if isinstance(picture, str | os.PathLike):
-        if isinstance(picture, str) and WEB_ADDRESS.match(picture):
+    shown = name or name_of(image)
+    if isinstance(image, str | os.PathLike):
+        if isinstance(image, str) and WEB_ADDRESS.match(image):
             raise InputError(
                 f"{printable(shown or '')[:200]} is a web address; download it and give the file."
             )
-        path = os.fsdecode(picture)
+        path = os.fsdecode(image)
         if not path:
-            raise InputError(f"{shown or 'picture'} is an empty text; give the path of a file.")
+            raise InputError(f"{shown or 'image'} is an empty text; give the path of a file.")
         return read_file(Path(path), name=shown or path, limits=limits)
-    if isinstance(picture, bytes | bytearray | memoryview):
-        return bytes(picture)
-    if isinstance(picture, Mapping):
-        return read_encoded(_of_row(picture, shown or "picture"), name=shown, limits=limits)
-    if hasattr(picture, "read"):
-        return _read_open(picture, name=shown or "picture", limits=limits)
-    raise InputError(f"{shown or 'picture'} is {_described(picture)}.")
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image)
+    if isinstance(image, Mapping):
+        return read_encoded(_of_row(image, shown or "image"), name=shown, limits=limits)
+    if hasattr(image, "read"):
+        return _read_open(image, name=shown or "image", limits=limits)
+    raise InputError(f"{shown or 'image'} is {_described(image)}.")
 
 
-def is_single(pictures: object) -> bool:
-    """Whether a value stands for one picture, or for nothing that a picture could be taken from,
+def is_single(images: object) -> bool:
+    """Whether a value stands for one image, or for nothing that an image could be taken from,
     and not for several."""
-    if isinstance(pictures, np.ndarray):
-        return pictures.ndim < 4 and not (pictures.ndim == 1 and pictures.dtype.kind in "OUS")
+    if isinstance(images, np.ndarray):
+        return images.ndim < 4 and not (images.ndim == 1 and images.dtype.kind in "OUS")
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
     return (
-        isinstance(pictures, kinds)
-        or hasattr(pictures, "read")
-        or _is_tensor(pictures)
-        or not hasattr(pictures, "__iter__")
+        isinstance(images, kinds)
+        or hasattr(images, "read")
+        or _is_tensor(images)
+        or not hasattr(images, "__iter__")
     )
 
 
-def name_of(picture: object) -> str | None:
-    """Return the name of the file that a picture comes from; None where it tells none."""
-    if isinstance(picture, Mapping):
-        picture = picture.get("path")
-    if isinstance(picture, str | os.PathLike):
-        return os.fsdecode(picture)
+def name_of(image: object) -> str | None:
+    """Return the name of the file that an image comes from; None where it tells none."""
+    if isinstance(image, Mapping):
+        image = image.get("path")
+    if isinstance(image, str | os.PathLike):
+        return os.fsdecode(image)
     told = (
-        getattr(picture, "filename", None)
-        if isinstance(picture, Image.Image)
-        else getattr(picture, "name", None)
+        getattr(image, "filename", None)
+        if isinstance(image, Image.Image)
+        else getattr(image, "name", None)
     )
     return os.fsdecode(told) if isinstance(told, str | bytes | os.PathLike) and told else None
 
@@ -153,7 +153,7 @@ def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decode
         elif array.dtype.kind == "f":
             advice = "; if its levels go from 0 to 1, take (array * 255).round().astype(np.uint8)"
         raise InputError(
-            f"{name} is {array.dtype} of shape {shape}; pictures as arrays are uint8 (H, W,"
+            f"{name} is {array.dtype} of shape {shape}; images as arrays are uint8 (H, W,"
             f" 3){advice}."
         )
     height, width = array.shape[:2]
@@ -161,22 +161,22 @@ def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decode
     return Decoded(np.ascontiguousarray(array), height, width)
 
 
-def _of_row(row: Mapping[str, Any], name: str) -> Picture:
-    """The picture in a row {bytes, path}: its bytes if there are any, else the file."""
+def _of_row(row: Mapping[str, Any], name: str) -> ImageLike:
+    """The image in a row {bytes, path}: its bytes if there are any, else the file."""
     for key in ("bytes", "path"):
         value = row.get(key)
         if value is not None and not isinstance(value, Mapping):
-            picture: Picture = value
-            return picture
+            image: ImageLike = value
+            return image
     if any(key in row for key in ("bytes", "path")):
         raise InputError(
-            f"{printable(name)} is a row without a picture: neither its `bytes` nor its `path`"
+            f"{printable(name)} is a row without an image: neither its `bytes` nor its `path`"
             " holds one."
         )
     keys = ", ".join(str(key) for key in list(row)[:8]) or "no keys"
     raise InputError(
         f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give"
-        " the picture in it, such as row['image']."
+        " the image in it, such as row['image']."
     )
 
 
@@ -209,7 +209,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _described(value: object) -> str:
-    """What a value is that is no picture, and what to give."""
+    """What a value is that is no image, and what to give."""
     if value is None:
         return "None; give a path, bytes, a Pillow image or an array"
     kind = type(value).__name__

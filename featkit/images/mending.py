@@ -1,7 +1,7 @@
 """Files whose pixels are whole and of which something else is damaged: the same file without that,
 for a second try.
 
-What is mended here shows in every viewer. Nothing is made up: a picture of which pixels are missing
+What is mended here shows in every viewer. Nothing is made up: an image of which pixels are missing
 stays refused.
 """
 
@@ -18,13 +18,13 @@ from PIL import Image, JpegImagePlugin
 from featkit.images import png, tiff
 
 EOI = b"\xff\xd9"
-# What a decoder would read on as if it were the rest of a picture that is cut off. Pixels that it
+# What a decoder would read on as if it were the rest of an image that is cut off. Pixels that it
 # changes were missing.
 _CONTINUATIONS = (b"", b"\x55\xaa\x33" * 1500, b"\xaa\x35\xc3" * 1500, b"\xf0\x8e\x71\xe4" * 1100)
 
 
 def all_mended(data: bytes) -> Iterator[bytes]:
-    """Yield what `mended` makes of the file; then, of an animated PNG, the picture that stands
+    """Yield what `mended` makes of the file; then, of an animated PNG, the image that stands
     still."""
     changed = mended(data)
     if changed is not None:
@@ -187,7 +187,7 @@ def _all_scans_are_there(frame: bytes, scans: list[_Scan]) -> bool:
 
 
 def _all_restarts_are_there(frame: bytes, scans: list[_Scan]) -> bool:
-    """Whether the last scan has as many restarts as its picture needs; between two of them decoders
+    """Whether the last scan has as many restarts as its image needs; between two of them decoders
     make up what is missing."""
     header, interval, num_restarts = scans[-1]
     if not interval:
@@ -258,14 +258,14 @@ def _mended_webp(data: bytes) -> bytes:
 
 
 # Of all the tags of a TIFF, these say where pixels are and what they mean.
-_PICTURE_TAGS = frozenset(
+_IMAGE_TAGS = frozenset(
     int(tag)
     for tag in "254 256 257 258 259 262 266 273 274 277 278 279 284 292 293 317 320 322 323 324 325 338 339 347 529 530 531 532".split()
 )
 
 
 def _mended_tiff(data: bytes) -> bytes:
-    """The TIFF with the tags of its first picture that its pixels need, and no second picture."""
+    """The TIFF with the tags of its first image that its pixels need, and no second image."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
     word, count_of, entry_size = ("Q", "Q", 20) if is_big else ("I", "H", 12)
@@ -282,7 +282,7 @@ def _mended_tiff(data: bytes) -> bytes:
     needed = [
         entry
         for entry in entries
-        if len(entry) == entry_size and _tag_of(entry, order) in _PICTURE_TAGS
+        if len(entry) == entry_size and _tag_of(entry, order) in _IMAGE_TAGS
     ]
     if not needed or not tiff.read_tags(data):
         return data
@@ -304,7 +304,7 @@ def _tag_of(entry: bytes, order: str) -> int:
 
 
 def _mended_gif(data: bytes) -> bytes:
-    """The GIF's first picture alone, with what says how to show it."""
+    """The GIF's first image alone, with what says how to show it."""
     for at, kind, end in _gif_blocks(data):
         if kind == b",":
             head = data[: _gif_start(data)]
@@ -316,13 +316,13 @@ def _mended_gif(data: bytes) -> bytes:
 
 
 def _gif_start(data: bytes) -> int:
-    """Where the blocks begin: after the header and the table of colors for all pictures."""
+    """Where the blocks begin: after the header and the table of colors for all images."""
     flags = data[10] if len(data) > 10 else 0
     return 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
 
 
 def _gif_blocks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (start, kind, end) of extensions and pictures, while they can be told apart and none is
+    """Yield (start, kind, end) of extensions and images, while they can be told apart and none is
     cut off."""
     at = _gif_start(data)
     while at + 2 <= len(data):

@@ -30,7 +30,7 @@ def is_plugin_kind(kind: Kind | None) -> TypeGuard[Kind]:
 
 
 class Upright(NamedTuple):
-    """A picture, turned as it has to be, and the height and width that it has at full size."""
+    """An image, turned as it has to be, and the height and width that it has at full size."""
 
     image: Image.Image
     height: int
@@ -40,7 +40,7 @@ class Upright(NamedTuple):
 def open_by_plugin(
     data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None
 ) -> Upright | bytes:
-    """Return the picture in a file of a kind of which `is_plugin_kind`; or the bytes of a JPEG that
+    """Return the image in a file of a kind of which `is_plugin_kind`; or the bytes of a JPEG that
     stands for it.
 
     Its size is checked before anything is decoded. InputError, saying what to install, without the
@@ -54,7 +54,7 @@ def open_by_plugin(
 
 
 def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright:
-    """The primary picture. libheif turns it as the file says; the orientation in its EXIF is a copy
+    """The primary image. libheif turns it as the file says; the orientation in its EXIF is a copy
     of that."""
     plugin = _import("pillow_heif", kind, name)
     image: Image.Image = plugin.HeifImageFile(io.BytesIO(data))
@@ -65,7 +65,7 @@ def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Up
 
 
 def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright | bytes:
-    """The picture, turned by libjxl; or the very JPEG that the file was made from."""
+    """The image, turned by libjxl; or the very JPEG that the file was made from."""
     plugin = _import("pillow_jxl", kind, name)
     size = jpeg_xl_size(data)
     if size is None:

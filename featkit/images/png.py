@@ -28,7 +28,7 @@ GRAY, GRAY_ALPHA = 0, 4  # color types
 SRGB_GAMMA = 0.45455
 NEAR_SRGB = 0.05  # of that gamma, as in libpng; 0.01 in chromaticities
 
-# Chunks that a picture needs, or that change how it looks; a damaged one of the latter is left out
+# Chunks that an image needs, or that change how it looks; a damaged one of the latter is left out
 # like all the others.
 _CRITICAL = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND"))
 _KEPT = frozenset(
@@ -72,7 +72,7 @@ def mended(data: bytes, *, with_animation: bool = True) -> bytes:
     """Return the PNG with only those of its chunks that say how it looks, and with its end if that
     is missing.
 
-    with_animation: what else it shows after a while, which may be damaged where the picture that
+    with_animation: what else it shows after a while, which may be damaged where the image that
     stands still is not.
 
     Damage in what is left, such as in IDAT, stays for the decoder to find.

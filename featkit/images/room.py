@@ -1,8 +1,8 @@
-"""Room in memory for pictures that are decoded side by side: who needs much waits until there is
+"""Room in memory for images that are decoded side by side: who needs much waits until there is
 enough.
 
 A JPEG is decoded at a fraction of its size; other formats are decoded whole, at 11 to 30 bytes a
-pixel. A picture at the limit of 100 million pixels then takes 1.4 GB or more, and sixteen threads
+pixel. An image at the limit of 100 million pixels then takes 1.4 GB or more, and sixteen threads
 may meet sixteen of them.
 """
 
@@ -37,8 +37,8 @@ class MemoryBudget:
         self._changed = threading.Condition()
 
     @contextmanager
-    def for_one_picture(self) -> Iterator[None]:
-        """Around the decoding of a picture in this thread; what it took meanwhile is given back at
+    def for_one_image(self) -> Iterator[None]:
+        """Around the decoding of an image in this thread; what it took meanwhile is given back at
         the end."""
         share = _Share(self)
         _this_thread.share = share
@@ -68,7 +68,7 @@ class MemoryBudget:
 
 
 class _Share:
-    """What one picture holds. It gives all back before it takes more, so that nobody waits while
+    """What one image holds. It gives all back before it takes more, so that nobody waits while
     holding."""
 
     def __init__(self, budget: MemoryBudget) -> None:

@@ -2,7 +2,7 @@
 
 Pillow reads some of them only, and several wrongly (12.3: planes of 16 bits, white-is-zero of 16
 bits, unsigned 32 bits, big-endian floats that are compressed). But it decompresses all: the strips
-or tiles are handed to it as those of a gray picture of bytes, and the samples are put together
+or tiles are handed to it as those of a gray image of bytes, and the samples are put together
 here.
 
 Reference: TIFF 6.0 and its Technical Notes 1 (floating-point predictor) and "BigTIFF".
@@ -81,7 +81,7 @@ _TYPES = {
 }
 
 MAX_CHANNELS = 4
-MAX_TILE_PIXELS = 2**22  # of tiles around a small picture
+MAX_TILE_PIXELS = 2**22  # of tiles around a small image
 MAX_TAGS = 4096  # a file of a few hundred is a rich one
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
 _CHANNELS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}
@@ -93,7 +93,7 @@ Tags = dict[int, Sequence[float]]  # bytes for tags of bytes
 
 
 class Deep(NamedTuple):
-    """A picture of eight bits made from one of more, in mode L, RGB, CMYK, LA, RGBA or RGBa; its
+    """An image of eight bits made from one of more, in mode L, RGB, CMYK, LA, RGBA or RGBa; its
     orientation and profile."""
 
     image: Image.Image
@@ -102,7 +102,7 @@ class Deep(NamedTuple):
 
 
 def read_tags(data: bytes) -> Tags:
-    """Return the tags of the first picture in a TIFF or BigTIFF; {} for anything else, and for what
+    """Return the tags of the first image in a TIFF or BigTIFF; {} for anything else, and for what
     is cut off or damaged."""
     try:
         return _read_tags(data)
@@ -112,13 +112,13 @@ def read_tags(data: bytes) -> Tags:
 
 def check(tags: Tags, *, name: str) -> None:
     """InputError for a TIFF of more channels than four: three of them, taken at random, would not
-    be the picture.
+    be the image.
 
-    ValueError for tiles that are much larger than the picture, for which libtiff would take memory.
+    ValueError for tiles that are much larger than the image, for which libtiff would take memory.
     """
     area = _first(tags, WIDTH, 0) * _first(tags, HEIGHT, 0)
     if _first(tags, TILE_WIDTH, 0) * _first(tags, TILE_HEIGHT, 0) > 4 * area + MAX_TILE_PIXELS:
-        raise ValueError("tiles much larger than the picture")
+        raise ValueError("tiles much larger than the image")
     count = int(_first(tags, SAMPLES, 1))
     if count > MAX_CHANNELS:
         raise InputError(
@@ -128,7 +128,7 @@ def check(tags: Tags, *, name: str) -> None:
 
 
 def is_whole(tags: Tags) -> bool:
-    """Whether tags say what a picture is and where its samples are."""
+    """Whether tags say what an image is and where its samples are."""
     return {WIDTH, HEIGHT, PHOTOMETRIC} <= tags.keys() and not tags.keys().isdisjoint(
         (STRIP_OFFSETS, TILE_OFFSETS)
     )
@@ -146,7 +146,7 @@ def is_deep(data: bytes, tags: Tags) -> bool:
 
 
 def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Deep:
-    """Read a picture of which `is_deep`. InputError, naming it and what it is, for a kind that is
+    """Read an image of which `is_deep`. InputError, naming it and what it is, for a kind that is
     not read."""
     height, width = int(_first(tags, HEIGHT, 0)), int(_first(tags, WIDTH, 0))
     check_num_pixels(height, width, name=name, limits=limits)
@@ -174,7 +174,7 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
             [pixels, to_bytes(alpha, white=max(white, white_of(alpha, name=name)))], axis=2
         )
     elif has_alpha and num_colors == 1:
-        raise unread(tags, name)  # two pictures of something, neither of them the transparency
+        raise unread(tags, name)  # two images of something, neither of them the transparency
     profile = tags.get(ICC_PROFILE)
     image = _as_image(pixels, is_cmyk=photometric == CMYK, premultiplied=kind == _PREMULTIPLIED)
     return Deep(
@@ -209,7 +209,7 @@ def _declared_white(tags: Tags, dtype: np.dtype) -> float | None:
 
 
 def unread(tags: Tags, name: str) -> InputError:
-    """What the picture is, for a kind that is not read."""
+    """What the image is, for a kind that is not read."""
     kinds = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
     kind = kinds.get(int(_first(tags, SAMPLE_FORMAT, 1)), "unknown")
     return InputError(
@@ -247,7 +247,7 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     row_bytes = -(-block_width * together * bits // 8)
     if len(counts) != len(offsets):
         counts = _counts_up_to_the_next(offsets, len(data))
-    # A gray picture of bytes, in the same strips or tiles.
+    # A gray image of bytes, in the same strips or tiles.
     entries = {
         WIDTH: [across * row_bytes],
         HEIGHT: [height],
@@ -299,7 +299,7 @@ def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:
         else:
             directory += struct.pack("<" + word, values_at + len(values))
             values += packed
-    directory += bytes(struct.calcsize(word))  # no second picture
+    directory += bytes(struct.calcsize(word))  # no second image
     header = (
         struct.pack("<2sHHHQ", b"II", 43, 8, 0, start)
         if is_big

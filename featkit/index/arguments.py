@@ -65,7 +65,7 @@ def new_items(
         )
     if isinstance(thumbnails, bytes | bytearray | memoryview):
         raise InputError(
-            "thumbnails is the bytes of one picture; give a list with one of them for each key."
+            "thumbnails is the bytes of one image; give a list with one of them for each key."
         )
     columns = zip(
         keys,

@@ -1,4 +1,4 @@
-"""Index: pictures as vectors in a folder that lives: one process adds and removes, many search."""
+"""Index: images as vectors in a folder that lives: one process adds and removes, many search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featkit.atomic import replace_folder
 from featkit.backends import BF16, OPENVINO, Run, possible_runs, reference_run
 from featkit.embeddings import COLUMNS, Embeddings, vectors_of
 from featkit.errors import EnvironmentProblem, FeatkitError, InputError, Interrupted
-from featkit.images import DEFAULT_LIMITS, ImageLimits, Picture
+from featkit.images import DEFAULT_LIMITS, ImageLike, ImageLimits
 from featkit.index import tables
 from featkit.index.arguments import new_items, text_keys, unit_vectors, whole_number
 from featkit.index.catalogue import Catalogue
@@ -175,7 +175,7 @@ class Index:
         """A new index without items, for vectors of a model file, which is copied in; open for
         writing.
 
-        run: the engine and precision that the vectors are made with, which pictures searched with
+        run: the engine and precision that the vectors are made with, which images searched with
         are then run with too; by default ONNX Runtime in the file's own precision. InputError when
         something is at `path` already or `model` is no model file; EnvironmentProblem when the
         folder cannot be written. The folder is there whole or not at all.
@@ -299,7 +299,7 @@ class Index:
         under its id. So does one whose file can no longer be read, which may be for a while only;
         `remove` takes it out. An item whose key is there in another spelling (NFC and NFD, `./x`)
         is that item, unless the folder holds both keys, or `apart` has that spelling: the keys of
-        pictures that are there, for a folder that holds a part of them. on_progress is called with
+        images that are there, for a folder that holds a part of them. on_progress is called with
         the rows done and those among them that have no embedding. InputError when another model
         made the embeddings, or another precision without a proof; Interrupted on Ctrl-C, with all
         finished shards kept.
@@ -321,7 +321,7 @@ class Index:
                 on_progress(done, report.num_without_embedding)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped with {counted(report.num_added, 'picture')} added to {self.path}; "
+                f"stopped with {counted(report.num_added, 'image')} added to {self.path}; "
                 "the same command goes on from there."
             ) from None
         return report
@@ -451,7 +451,7 @@ class Index:
         raise InputError(
             f"{folder.path} was embedded by {folder.plan.model_name}"
             f" ({folder.plan.fingerprint[:12]}) and {self.path} is of {self.model_name}"
-            f" ({self.fingerprint[:12]}); embed the pictures with the index's model, or make"
+            f" ({self.fingerprint[:12]}); embed the images with the index's model, or make"
             " another index."
         )
 
@@ -508,14 +508,14 @@ class Index:
         k = whole_number(k, "k", least=1)
         return self._read(lambda connection, state: self._query(connection, state, queries, k))
 
-    def search(self, picture: Picture, *, k: int = 10) -> list[Hit]:
-        """The k items nearest to a picture: a path, bytes, a Pillow image or an array. InputError
+    def search(self, image: ImageLike, *, k: int = 10) -> list[Hit]:
+        """The k items nearest to an image: a path, bytes, a Pillow image or an array. InputError
         when it cannot be read."""
         k = whole_number(k, "k", least=1)
-        vectors = self.embedder.embed(picture)
+        vectors = self.embedder.embed(image)
         if len(vectors) != 1:
             raise InputError(
-                f"{len(vectors):,} pictures were given to search with; it takes one at a time."
+                f"{len(vectors):,} images were given to search with; it takes one at a time."
             )
         return self.query(vectors, k=k)[0]
 
@@ -579,7 +579,7 @@ class Index:
             raise EnvironmentProblem(
                 f"{self.path} was made by {self.run}, which does not run here; install"
                 f" featkit[{OPENVINO}] on a processor that computes in {self.run.precision}, or"
-                " embed the pictures again."
+                " embed the images again."
             )
         return Embedder(path, threads=threads, limits=limits, accepts=self.accepts)
 
@@ -802,7 +802,7 @@ def _hits(items: Mapping[int, Item], found: Found) -> list[Hit]:
 
 
 def _same(old: Item, new: NewItem) -> bool:
-    """Whether an item says of a picture what a new one would."""
+    """Whether an item says of an image what a new one would."""
     metadata = {name: value for name, value in new.metadata.items() if value is not None}
     return (old.source, old.width, old.height) == (new.source, new.width, new.height) and (
         # NaN is not NaN

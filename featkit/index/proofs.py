@@ -21,7 +21,7 @@ class Proof:
 
     backend: str
     precision: str
-    num_pictures: int
+    num_images: int
     least_cosine: float
     mean_cosine: float
     recall_lost: float
@@ -41,7 +41,16 @@ def read_proofs(text: str) -> list[Proof]:
     """Read `write_proofs` back. None where the text is not such: what cannot be read proves
     nothing."""
     try:
-        return [Proof(**values) for values in json.loads(text)]
+        # `num_pictures` is what earlier versions called it
+        return [
+            Proof(
+                **{
+                    "num_images" if name == "num_pictures" else name: values[name]
+                    for name in values
+                }
+            )
+            for values in json.loads(text)
+        ]
     except (ValueError, TypeError):
         return []
 

@@ -65,7 +65,7 @@ CREATE TABLE metadata_columns (name TEXT PRIMARY KEY, column_name TEXT NOT NULL 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A picture of the index. Sizes are the upright original's, in pixels; None where they are not
+    """An image of the index. Sizes are the upright original's, in pixels; None where they are not
     known."""
 
     id: int
@@ -78,7 +78,7 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class NewItem:
-    """What is stored of a picture beside its vector."""
+    """What is stored of an image beside its vector."""
 
     key: str
     source: str = ""

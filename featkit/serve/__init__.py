@@ -1,2 +1,2 @@
-"""The HTTP service: embedding and search for pictures sent as bytes. Needs the extra `serve` (or
+"""The HTTP service: embedding and search for images sent as bytes. Needs the extra `serve` (or
 `demo`)."""

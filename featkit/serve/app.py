@@ -12,7 +12,7 @@ from featkit.serve.router import add_error_handlers, make_router
 from featkit.serve.service import ServiceLimits
 
 DESCRIPTION = (
-    "Embedding of pictures and search among them. Pictures are sent as bytes; no route takes a path"
+    "Embedding of images and search among them. Images are sent as bytes; no route takes a path"
     " or a URL."
 )
 

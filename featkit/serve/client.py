@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import what_is
-from featkit.images import Picture, is_single, load, name_of, printable, read_encoded
+from featkit.images import ImageLike, is_single, load, name_of, printable, read_encoded
 from featkit.serve.schemas import EmbedAnswer, Health, Hit, NeighborsAnswer, SearchAnswer
 from featkit.wording import counted
 
@@ -36,18 +36,17 @@ OTHER_STATUSES = {
     404: "there is no such route; check the address, and that `featkit serve` runs there",
     405: "this route takes no such request; check the address, and that `featkit serve` runs there",
     407: "a proxy wants a login; give it in the variable HTTPS_PROXY or HTTP_PROXY",
-    408: "the request took too long to arrive; send fewer pictures at once, or try again",
+    408: "the request took too long to arrive; send fewer images at once, or try again",
     413: (
         "the request is too large for a proxy in front of the service; send fewer or smaller"
-        " pictures, or raise its limit"
+        " images, or raise its limit"
     ),
     429: "there are too many requests; wait before the next one",
     500: "the service failed; its log has the reason",
     502: "a proxy cannot reach the service; see that it runs, and try again",
     503: "the service cannot answer now; try again later",
     504: (
-        "the service did not answer a proxy in time; send fewer pictures at once, or raise its"
-        " limit"
+        "the service did not answer a proxy in time; send fewer images at once, or raise its limit"
     ),
 }
 
@@ -55,7 +54,7 @@ OTHER_STATUSES = {
 class Client:
     """Calls of one service. Thread-safe, as httpx's client is.
 
-    InputError where the service refuses a picture, with its sentence; EnvironmentProblem, with the
+    InputError where the service refuses an image, with its sentence; EnvironmentProblem, with the
     HTTP status and what to do, where it cannot be reached or something else answers at its address.
     """
 
@@ -93,25 +92,25 @@ class Client:
         """What the service runs. EnvironmentProblem when it says that it cannot answer."""
         return self._parsed(Health, self._call("GET", "/healthz"))
 
-    def embed(self, pictures: Picture | Iterable[Picture]) -> np.ndarray:
-        """Unit vectors (n, D) float32 of pictures, or of one, as `Embedder.embed` takes them, read
+    def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
+        """Unit vectors (n, D) float32 of images, or of one, as `Embedder.embed` takes them, read
         here and sent as bytes."""
-        parts = _parts(pictures)
+        parts = _parts(images)
         response = self._call("POST", "/v1/embed", files=parts)
         answer = self._parsed(EmbedAnswer, response)
-        self._check_count(len(parts), len(answer.pictures), response)
-        if {len(one.vector) for one in answer.pictures} != {answer.width}:
+        self._check_count(len(parts), len(answer.images), response)
+        if {len(one.vector) for one in answer.images} != {answer.width}:
             raise self._foreign(response, "vectors of another width than it says")
-        return np.array([one.vector for one in answer.pictures], dtype=np.float32)
+        return np.array([one.vector for one in answer.images], dtype=np.float32)
 
-    def search(self, pictures: Picture | Iterable[Picture], *, k: int = 10) -> list[list[Hit]]:
-        """The k nearest items of the index for each picture, nearest first; pictures as for
+    def search(self, images: ImageLike | Iterable[ImageLike], *, k: int = 10) -> list[list[Hit]]:
+        """The k nearest items of the index for each image, nearest first; images as for
         `embed`."""
-        parts = _parts(pictures)
+        parts = _parts(images)
         response = self._call("POST", "/v1/search", files=parts, data={"k": str(_whole(k, "k"))})
         answer = self._parsed(SearchAnswer, response)
-        self._check_count(len(parts), len(answer.pictures), response)
-        return [one.hits for one in answer.pictures]
+        self._check_count(len(parts), len(answer.images), response)
+        return [one.hits for one in answer.images]
 
     def neighbors(self, number: int, *, k: int = 10) -> list[Hit]:
         """The k items nearest to item `number`, itself first."""
@@ -133,7 +132,7 @@ class Client:
         except httpx.TimeoutException as error:
             raise EnvironmentProblem(
                 f"{self.address} did not answer within {self._http.timeout.read} s"
-                f" ({type(error).__name__}); send fewer pictures at once, or give the client a"
+                f" ({type(error).__name__}); send fewer images at once, or give the client a"
                 " longer timeout_s."
             ) from error
         # also an answer that is cut off or cannot be unpacked
@@ -176,7 +175,7 @@ class Client:
     def _check_count(self, sent: int, answered: int, response: httpx.Response) -> None:
         if sent != answered:
             raise self._foreign(
-                response, f"answers for {counted(answered, 'picture')} when {sent:,} were sent"
+                response, f"answers for {counted(answered, 'image')} when {sent:,} were sent"
             )
 
     def _foreign(self, response: httpx.Response, what: str) -> EnvironmentProblem:
@@ -194,29 +193,27 @@ class Client:
         )
 
 
-def _parts(pictures: Picture | Iterable[Picture]) -> list[tuple[str, tuple[str, bytes]]]:
-    """A part of a form for each picture. InputError, naming it, for what is no picture."""
-    if isinstance(pictures, str) or is_single(pictures):
-        listed: list[Any] = [pictures]
-    elif isinstance(pictures, Mapping | set | frozenset) or not isinstance(pictures, Iterable):
-        raise InputError(
-            f"pictures is {type(pictures).__name__}; give a picture or a list of pictures."
-        )
+def _parts(images: ImageLike | Iterable[ImageLike]) -> list[tuple[str, tuple[str, bytes]]]:
+    """A part of a form for each image. InputError, naming it, for what is no image."""
+    if isinstance(images, str) or is_single(images):
+        listed: list[Any] = [images]
+    elif isinstance(images, Mapping | set | frozenset) or not isinstance(images, Iterable):
+        raise InputError(f"images is {type(images).__name__}; give an image or a list of images.")
     else:
-        listed = list(pictures)
+        listed = list(images)
     if not listed:
-        raise InputError("No picture was given to send.")
-    return [("files", _part(picture, index)) for index, picture in enumerate(listed)]
+        raise InputError("No image was given to send.")
+    return [("files", _part(image, index)) for index, image in enumerate(listed)]
 
 
-def _part(picture: Any, index: int) -> tuple[str, bytes]:
-    name = printable(name_of(picture) or f"picture {index}")
+def _part(image: Any, index: int) -> tuple[str, bytes]:
+    name = printable(name_of(image) or f"image {index}")
     # without loss, so that the vector is the same
-    if isinstance(picture, np.ndarray | Image.Image):
+    if isinstance(image, np.ndarray | Image.Image):
         buffer = io.BytesIO()
-        Image.fromarray(load(picture, name=name).pixels).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(load(image, name=name).pixels).save(buffer, "PNG", compress_level=1)
         return name, buffer.getvalue()
-    return name, read_encoded(picture, name=name)
+    return name, read_encoded(image, name=name)
 
 
 def _whole(value: Any, name: str) -> int:

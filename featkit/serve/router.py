@@ -1,9 +1,9 @@
 """The routes: /v1/embed, /v1/search, /v1/items…, /healthz. The same router serves the HTTP service
 and the search page.
 
-Pictures come as bytes only: no route takes a path or a URL. Work on pictures runs in threads, at
+Images come as bytes only: no route takes a path or a URL. Work on images runs in threads, at
 most as many at once as the process has processors, so that a flood of requests waits instead of
-filling the memory with decoded pictures.
+filling the memory with decoded images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from featkit.index import Index, NoSuchItem
 from featkit.index import Item as IndexItem
 from featkit.index.tables import in_json
 from featkit.serve import schemas
-from featkit.serve.service import BadPictures, Service, ServiceLimits, Unavailable, log
+from featkit.serve.service import BadImages, Service, ServiceLimits, Unavailable, log
 from featkit.serve.uploads import BadRequest, read_form
 
 Result = TypeVar("Result")
@@ -39,7 +39,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     415: {"model": schemas.Refusal, "description": "Not multipart/form-data."},
     422: {
         "model": schemas.Refusal,
-        "description": "A picture or a field that cannot be used, by name and reason.",
+        "description": "An image or a field that cannot be used, by name and reason.",
     },
 }
 
@@ -49,7 +49,7 @@ def _form_schema(description: str, **fields: dict[str, Any]) -> dict[str, Any]:
     files = {
         "type": "array",
         "items": {"type": "string", "format": "binary"},
-        "description": "Pictures, as bytes.",
+        "description": "Images, as bytes.",
     }
     form = {"type": "object", "required": ["files"], "properties": {"files": files, **fields}}
     content = {"multipart/form-data": {"schema": form}}
@@ -98,12 +98,12 @@ def make_router(
 
     @router.post(
         "/v1/embed",
-        tags=["pictures"],
+        tags=["images"],
         responses=REFUSALS,
-        openapi_extra=_form_schema("Pictures to embed."),
+        openapi_extra=_form_schema("Images to embed."),
     )
     async def embed(request: Request) -> schemas.EmbedAnswer:
-        """Give the unit vector of each picture. One bad picture refuses the request and says which
+        """Give the unit vector of each image. One bad image refuses the request and says which
         and why."""
         form = await read_form(request, service.limits)
         embedded = await in_thread(lambda: service.embed(form.uploads))
@@ -111,8 +111,8 @@ def make_router(
             model=service.embedder.manifest.name,
             fingerprint=service.embedder.fingerprint,
             width=service.embedder.width,
-            pictures=[
-                schemas.EmbeddedPicture(
+            images=[
+                schemas.EmbeddedImage(
                     name=one.name, height=one.height, width=one.width, vector=one.vector.tolist()
                 )
                 for one in embedded
@@ -131,21 +131,19 @@ def make_router(
 
     @router.post(
         "/v1/search",
-        tags=["pictures"],
+        tags=["images"],
         responses=REFUSALS,
-        openapi_extra=_form_schema(
-            "Pictures to search with, and how many hits for each.", k=k_field
-        ),
+        openapi_extra=_form_schema("Images to search with, and how many hits for each.", k=k_field),
     )
     async def search(request: Request) -> schemas.SearchAnswer:
-        """Give the k pictures of the index nearest to each picture sent."""
+        """Give the k images of the index nearest to each image sent."""
         form = await read_form(request, service.limits)
         k = _checked_k(form.fields.get("k", str(DEFAULT_K)), service.limits.max_k)
 
-        def work() -> list[schemas.PictureHits]:
+        def work() -> list[schemas.ImageHits]:
             embedded = service.embed(form.uploads)
             return [
-                schemas.PictureHits(
+                schemas.ImageHits(
                     name=one.name,
                     height=one.height,
                     width=one.width,
@@ -155,7 +153,7 @@ def make_router(
             ]
 
         return schemas.SearchAnswer(
-            fingerprint=service.embedder.fingerprint, pictures=await in_thread(work)
+            fingerprint=service.embedder.fingerprint, images=await in_thread(work)
         )
 
     _add_item_routes(router, service)
@@ -226,18 +224,18 @@ def add_error_handlers(app: FastAPI) -> None:
     """Answer every error as JSON of one shape, with a sentence for the client and no path of the
     server.
 
-    422 for a picture or a value that cannot be used, 404 for an item that does not exist, the
+    422 for an image or a value that cannot be used, 404 for an item that does not exist, the
     request's own status where it is wrong as a whole, 503 when the index, the model or the memory
     fails, and 500 for the rest, whose traceback is logged.
     """
 
     @app.exception_handler(FeatkitError)
     async def refuse(_: Request, error: FeatkitError) -> JSONResponse:
-        if isinstance(error, BadPictures):
+        if isinstance(error, BadImages):
             return _refusal(
                 422,
                 str(error),
-                [{"name": one.name, "reason": one.reason} for one in error.pictures],
+                [{"name": one.name, "reason": one.reason} for one in error.images],
             )
         if isinstance(error, NoSuchItem):
             return _refusal(404, f"There is no item {error.item}.")
@@ -253,7 +251,7 @@ def add_error_handlers(app: FastAPI) -> None:
         log.error("featkit: a request needs more memory than there is (%s)", error)
         return _refusal(
             503,
-            "The server has not enough memory for this request; send fewer or smaller pictures, or"
+            "The server has not enough memory for this request; send fewer or smaller images, or"
             " try later.",
         )
 
@@ -282,11 +280,11 @@ def add_error_handlers(app: FastAPI) -> None:
 def _refusal(
     status: int,
     detail: str,
-    pictures: Sequence[dict[str, str]] = (),
+    images: Sequence[dict[str, str]] = (),
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     return JSONResponse(
-        {"detail": detail, "pictures": list(pictures)}, status_code=status, headers=headers
+        {"detail": detail, "images": list(images)}, status_code=status, headers=headers
     )
 
 

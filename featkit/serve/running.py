@@ -126,7 +126,7 @@ class _CutOff:
             if not started:
                 answer = {
                     "detail": "The server is ending; send this request again later.",
-                    "pictures": [],
+                    "images": [],
                 }
                 await JSONResponse(answer, status_code=503, headers={"Connection": "close"})(
                     scope, receive, send

@@ -20,7 +20,7 @@ EXAMPLE_HIT: JsonDict = {
 
 
 class Item(BaseModel):
-    """A picture of the index."""
+    """An image of the index."""
 
     id: int
     key: str
@@ -31,14 +31,14 @@ class Item(BaseModel):
 
 
 class Hit(Item):
-    """A picture of the index and how near it is."""
+    """An image of the index and how near it is."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_HIT]})
-    score: float = Field(description="Cosine similarity, 1 for the same picture.")
+    score: float = Field(description="Cosine similarity, 1 for the same image.")
 
 
-class EmbeddedPicture(BaseModel):
-    """The unit vector of a picture that was sent."""
+class EmbeddedImage(BaseModel):
+    """The unit vector of an image that was sent."""
 
     name: str
     height: int
@@ -47,7 +47,7 @@ class EmbeddedPicture(BaseModel):
 
 
 class EmbedAnswer(BaseModel):
-    """Vectors, in the order of the pictures, and which model made them."""
+    """Vectors, in the order of the images, and which model made them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -56,7 +56,7 @@ class EmbedAnswer(BaseModel):
                     "model": "featkit-tiny",
                     "fingerprint": EXAMPLE_FINGERPRINT,
                     "width": 3,
-                    "pictures": [
+                    "images": [
                         {
                             "name": "cat.jpg",
                             "height": 360,
@@ -71,11 +71,11 @@ class EmbedAnswer(BaseModel):
     model: str
     fingerprint: str = Field(description="Vectors of different fingerprints must not be compared.")
     width: int
-    pictures: list[EmbeddedPicture]
+    images: list[EmbeddedImage]
 
 
-class PictureHits(BaseModel):
-    """What was found for one picture, nearest first."""
+class ImageHits(BaseModel):
+    """What was found for one image, nearest first."""
 
     name: str
     height: int
@@ -84,14 +84,14 @@ class PictureHits(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Hits for each picture, in the order they were sent."""
+    """Hits for each image, in the order they were sent."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
                     "fingerprint": EXAMPLE_FINGERPRINT,
-                    "pictures": [
+                    "images": [
                         {"name": "cup.jpg", "height": 360, "width": 480, "hits": [EXAMPLE_HIT]}
                     ],
                 }
@@ -99,7 +99,7 @@ class SearchAnswer(BaseModel):
         }
     )
     fingerprint: str
-    pictures: list[PictureHits]
+    images: list[ImageHits]
 
 
 class NeighborsAnswer(BaseModel):
@@ -124,23 +124,23 @@ class Health(BaseModel):
     fingerprint: str
     backend: str
     num_items: int | None = Field(
-        description="Pictures in the index; null when the service only embeds."
+        description="Images in the index; null when the service only embeds."
     )
     detail: str = Field("", description="What fails, in one sentence.")
 
 
 class Refusal(BaseModel):
-    """Why a request was refused; `pictures` names each bad one."""
+    """Why a request was refused; `images` names each bad one."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
                 {
-                    "detail": "notes.jpg is not a picture in a format that can be read.",
-                    "pictures": [
+                    "detail": "notes.jpg is not an image in a format that can be read.",
+                    "images": [
                         {
                             "name": "notes.jpg",
-                            "reason": "notes.jpg is not a picture in a format that can be read.",
+                            "reason": "notes.jpg is not an image in a format that can be read.",
                         }
                     ],
                 }
@@ -148,4 +148,4 @@ class Refusal(BaseModel):
         }
     )
     detail: str
-    pictures: list[dict[str, str]] = []
+    images: list[dict[str, str]] = []

@@ -1,7 +1,7 @@
 """What the routes talk to: one embedder and perhaps one index, with the limits of a request.
 
 Routes ask `Service` anew at each request and keep nothing of it, so that exchanging the model or
-the index later is one assignment here; `embed` is the one place where pictures of several requests
+the index later is one assignment here; `embed` is the one place where images of several requests
 can later share a batch.
 """
 
@@ -19,7 +19,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
 from featkit.index import Hit, Index, NoSuchItem
-from featkit.pipeline import memory_for_pictures, workers_for
+from featkit.pipeline import memory_for_images, workers_for
 
 Result = TypeVar("Result")
 
@@ -35,14 +35,14 @@ class ServiceLimits:
     images: ImageLimits = field(
         default_factory=lambda: ImageLimits(max_bytes=32 * 2**20, max_pixels=60_000_000)
     )
-    max_pictures: int = 64
+    max_images: int = 64
     max_request_bytes: int = 256 * 2**20
     max_k: int = 1000
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One picture as sent: the name its sender gave it (never a path here), and its bytes.
+    """One image as sent: the name its sender gave it (never a path here), and its bytes.
 
     num_bytes: of all that was sent; `data` has only one more than the limit. None where `data` is
     all.
@@ -54,8 +54,8 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class BadPicture:
-    """A picture that was refused, and why in one sentence."""
+class BadImage:
+    """An image that was refused, and why in one sentence."""
 
     name: str
     reason: str
@@ -66,17 +66,17 @@ class Unavailable(FeatkitError):
     not in the answer."""
 
 
-class BadPictures(InputError):
-    """At least one picture of a request cannot be used; none of the request was done."""
+class BadImages(InputError):
+    """At least one image of a request cannot be used; none of the request was done."""
 
-    def __init__(self, pictures: Sequence[BadPicture]) -> None:
-        self.pictures = tuple(pictures)
-        super().__init__(" ".join(picture.reason for picture in self.pictures))
+    def __init__(self, images: Sequence[BadImage]) -> None:
+        self.images = tuple(images)
+        super().__init__(" ".join(image.reason for image in self.images))
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A picture's upright size in pixels and its unit vector (D,) float32."""
+    """An image's upright size in pixels and its unit vector (D,) float32."""
 
     name: str
     height: int
@@ -103,7 +103,7 @@ class Service:
             )
         self.index, self.embedder, self.limits = index, embedder, limits
         self.num_threads = workers_for(embedder)  # that may call its methods at once
-        self._within_memory = memory_for_pictures(embedder.limits, side_by_side=self.num_threads)
+        self._within_memory = memory_for_images(embedder.limits, side_by_side=self.num_threads)
         self._num_failures = 0
         self._lock = threading.Lock()
 
@@ -132,32 +132,32 @@ class Service:
             ) from error
 
     def embed(self, uploads: Sequence[Upload]) -> list[Embedded]:
-        """Vectors of all pictures, or BadPictures naming each that cannot be used."""
+        """Vectors of all images, or BadImages naming each that cannot be used."""
         prepared: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
-        bad: list[BadPicture] = []
+        bad: list[BadImage] = []
         for upload in uploads:
             num_bytes = len(upload.data) if upload.num_bytes is None else upload.num_bytes
             max_bytes = self.limits.images.max_bytes
             if num_bytes > max_bytes:
                 reason = (
                     f"{upload.name} has {num_bytes:,} bytes, more than the limit of {max_bytes:,}"
-                    " for one picture."
+                    " for one image."
                 )
-                bad.append(BadPicture(upload.name, reason))
+                bad.append(BadImage(upload.name, reason))
                 continue
             try:
                 image, size = self._prepared(upload)
             except InputError as error:
-                # nothing that the picture is to blame for
+                # nothing that the image is to blame for
                 if isinstance(error.__cause__, MemoryError):
                     raise error.__cause__ from None
-                bad.append(BadPicture(upload.name, without_options(str(error))))
+                bad.append(BadImage(upload.name, without_options(str(error))))
                 continue
             prepared.append(image)
             sizes.append(size)
         if bad:
-            raise BadPictures(bad)
+            raise BadImages(bad)
         vectors = self._infer(np.stack(prepared))
         rows = zip(uploads, sizes, vectors, strict=True)
         return [
@@ -165,13 +165,13 @@ class Service:
         ]
 
     def _prepared(self, upload: Upload) -> tuple[np.ndarray, tuple[int, int]]:
-        """The picture at the model's size, and its own (height, width)."""
+        """The image at the model's size, and its own (height, width)."""
         with self._within_memory():
             decoded = self.embedder.decode(upload.data, name=upload.name)
             return self.embedder.geometry.apply(decoded.pixels), (decoded.height, decoded.width)
 
     def search(self, embedded: Sequence[Embedded], *, k: int) -> list[list[Hit]]:
-        """The k nearest items for each picture, in order. Unavailable as for `ask`."""
+        """The k nearest items for each image, in order. Unavailable as for `ask`."""
 
         def work(index: Index) -> list[list[Hit]]:
             # an index that took the place of the first one
@@ -185,7 +185,7 @@ class Service:
         return self.ask(work)
 
     def _infer(self, images: np.ndarray) -> np.ndarray:
-        """Vectors of prepared pictures. Unavailable when the model cannot run; errors of the
+        """Vectors of prepared images. Unavailable when the model cannot run; errors of the
         engine's own as they are."""
         try:
             vectors = self.embedder.infer(images)

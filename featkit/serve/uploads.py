@@ -1,4 +1,4 @@
-"""Pictures out of a multipart request, counted while they stream in.
+"""Images out of a multipart request, counted while they stream in.
 
 Starlette keeps small files in memory and spools larger ones to disk; the count here ends a request
 that goes on too long, whatever its headers claimed.
@@ -37,25 +37,25 @@ class BadRequest(FeatkitError):
 
 @dataclass(frozen=True)
 class Form:
-    """The pictures of a request, in order, and its other fields."""
+    """The images of a request, in order, and its other fields."""
 
     uploads: list[Upload]
     fields: dict[str, str]
 
 
 async def read_form(request: Request, limits: ServiceLimits) -> Form:
-    """The request's pictures and fields.
+    """The request's images and fields.
 
-    BadRequest 413 past the byte limit, 415 for another content type, 422 without a picture or with
+    BadRequest 413 past the byte limit, 415 for another content type, 422 without an image or with
     too many.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
-        raise BadRequest(415, "Send pictures as multipart/form-data, each in a part named `files`.")
+        raise BadRequest(415, "Send images as multipart/form-data, each in a part named `files`.")
     parser = _Parser(
         request.headers,
         _counted(request, limits.max_request_bytes),
-        max_files=limits.max_pictures,
+        max_files=limits.max_images,
         max_fields=16,
     )
     try:
@@ -83,7 +83,7 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
                     continue
                 # One byte past the limit is enough to refuse it; the rest is never read.
                 data = await value.read(limits.images.max_bytes + 1)
-                name = _short(value.filename or f"picture {len(uploads)}")
+                name = _short(value.filename or f"image {len(uploads)}")
                 encoding = value.headers.get("content-transfer-encoding", "").strip().lower()
                 # by older clients; RFC 7578 has given it up
                 if encoding in ("base64", "quoted-printable"):
@@ -96,7 +96,7 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
     finally:
         parser.close()
     if not uploads:
-        raise BadRequest(422, "No picture was sent; put at least one in a part named `files`.")
+        raise BadRequest(422, "No image was sent; put at least one in a part named `files`.")
     return Form(uploads, fields)
 
 
@@ -175,4 +175,4 @@ def _short(name: str) -> str:
         name = name.replace(escape, character)
     last = name.replace("\\", "/").rsplit("/", 1)[-1]
     printable = "".join(character if character.isprintable() else "?" for character in last)
-    return printable[:MAX_NAME_LENGTH] or "picture"
+    return printable[:MAX_NAME_LENGTH] or "image"

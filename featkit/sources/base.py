@@ -18,14 +18,14 @@ from featkit.filetypes import NUM_BYTES
 Metadata: TypeAlias = dict[str, str | int | float]
 NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
-# What counts as a picture by its name; what it really is, decoding tells. A format that needs a
+# What counts as an image by its name; what it really is, decoding tells. A format that needs a
 # package which is not installed counts too, so that the items of a folder are the same everywhere:
 # without the package they are rows that say what to install.
 RAW_SUFFIXES = frozenset(
     ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf"
     " .rw2 .rwl .sr2 .srf .srw .x3f".split()
 )
-PICTURE_SUFFIXES = RAW_SUFFIXES | frozenset(
+IMAGE_SUFFIXES = RAW_SUFFIXES | frozenset(
     ".jpg .jpeg .jpe .jfif .pjpeg .pjp .jpg_large .jpeg_large .jps .mpo .insp .png .apng .webp .gif"
     " .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .pfm .jp2 .j2k .j2c .jpc .jpf .jpx .tga .ico .qoi"
     " .psd .pcx .sgi .dds .heic .heics .heif .heifs .hif .avif .avifs .jxl".split()
@@ -59,8 +59,8 @@ SYSTEM_FOLDERS = (
     ".Trash*",  # macOS and freedesktop
     ".thumbnails",
     ".thumbs",
-    "__MACOSX",  # in archives: resource forks, named like the pictures
-    "*.photoslibrary",  # macOS: libraries with several copies of each picture
+    "__MACOSX",  # in archives: resource forks, named like the images
+    "*.photoslibrary",  # macOS: libraries with several copies of each image
     "*.photolibrary",
     "*.migratedphotolibrary",
     "*.aplibrary",
@@ -87,7 +87,7 @@ class Skip(NamedTuple):
 
 
 class Source(Protocol):
-    """A numbered list of pictures, in one stable order; read at random, from several threads, after
+    """A numbered list of images, in one stable order; read at random, from several threads, after
     a fork or a pickling."""
 
     @property
@@ -112,7 +112,7 @@ class Source(Protocol):
         ...
 
     def metadata(self, number: int) -> Metadata:
-        """What the source knows of an item beside its picture."""
+        """What the source knows of an item beside its image."""
         ...
 
     def file(self, number: int, /) -> Path:
@@ -120,10 +120,10 @@ class Source(Protocol):
         ...
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file of this name counts as a picture: a known suffix, and not hidden (`.x.jpg`,
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image: a known suffix, and not hidden (`.x.jpg`,
     `._x.jpg`)."""
-    return not name.rsplit("/", 1)[-1].startswith(".") and suffix_of(name) in PICTURE_SUFFIXES
+    return not name.rsplit("/", 1)[-1].startswith(".") and suffix_of(name) in IMAGE_SUFFIXES
 
 
 def suffix_of(name: str) -> str:
@@ -180,7 +180,7 @@ def merge_skipped(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 
 def keys_sha256(source: Source) -> str:
-    """Digest of all keys in their order: the same pictures by name, whatever is in them."""
+    """Digest of all keys in their order: the same images by name, whatever is in them."""
     return _digest(map(source.key, range(len(source))))
 
 

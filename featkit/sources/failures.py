@@ -11,8 +11,8 @@ from featkit.images import printable
 from featkit.sources.base import Metadata
 
 
-class NoPictures(InputError):
-    """A container that is whole and holds no pictures: an error by itself, passed over among
+class NoImages(InputError):
+    """A container that is whole and holds no images: an error by itself, passed over among
     others."""
 
 

@@ -1,4 +1,4 @@
-"""Pictures as files: a folder with all below it."""
+"""Images as files: a folder with all below it."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class FileSource:
         return {"folder": parent} if parent else {}
 
     def file(self, number: int, /) -> Path:
-        """The picture's own file."""
+        """The image's own file."""
         return self.root / self._paths[number]
 
 
 def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource:
-    """The pictures below `root`, sorted by key; a folder that cannot be listed is an item `folder/`
+    """The images below `root`, sorted by key; a folder that cannot be listed is an item `folder/`
     that cannot be read."""
     paths = sorted(
         [*listing.paths, *listing.failed], key=lambda path: path.encode("utf-8", "surrogateescape")
@@ -76,8 +76,8 @@ def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource
 
 
 def nothing_found(name: str, listing: Listing) -> str:
-    """Return the sentence that refuses a folder without pictures."""
+    """Return the sentence that refuses a folder without images."""
     if listing.failed:
         return next(iter(listing.failed.values()))
     passed_over = skipped_in_words(listing.skipped)
-    return f"{name} holds no pictures" + (f". {passed_over}" if passed_over else ": it is empty.")
+    return f"{name} holds no images" + (f". {passed_over}" if passed_over else ": it is empty.")

@@ -24,9 +24,9 @@ from featkit.sources.rows import (
     DAMAGED,
     Columns,
     find_columns,
-    picture_path,
+    image_path,
+    read_image,
     read_metadata,
-    read_picture,
     reason,
 )
 from featkit.sources.saved import choose_split, is_saved, open_saved
@@ -52,9 +52,9 @@ class HubDataset:
         self._folders = [_absolute(folder) for folder in folders]  # where files of its rows may lie
         self._prefix = printable(prefix)
         self._columns = find_columns(dataset.features.arrow_schema, name, column=column)
-        # As Arrow, undecoded: the library itself would open every picture.
+        # As Arrow, undecoded: the library itself would open every image.
         self._dataset = dataset.select_columns(
-            [self._columns.picture, *self._columns.plain]
+            [self._columns.image, *self._columns.plain]
         ).with_format("arrow")
         if not len(self):
             raise InputError(f"{name} has no rows.")
@@ -77,19 +77,19 @@ class HubDataset:
         return f"{self._prefix}/{number}"
 
     def read(self, number: int) -> bytes:
-        """The picture's bytes, or those of the local file that the row names; InputError where
+        """The image's bytes, or those of the local file that the row names; InputError where
         there is neither."""
         row = self._row(number)
         if (own := self._own_file(row)) is not None:
             return read_file(own, limits=self.limits)
-        return read_picture(row, 0, self._columns, key=self.key(number), limits=self.limits)
+        return read_image(row, 0, self._columns, key=self.key(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, names of class labels, and the picture's `path`."""
+        """All columns of text and numbers, names of class labels, and the image's `path`."""
         return read_metadata(self._row(number), 0, self._columns, key=self.key(number))
 
     def file(self, number: int, /) -> Path:
-        """The picture's own file where the row names one; else the first of the files in the cache."""
+        """The image's own file where the row names one; else the first of the files in the cache."""
         own = self._own_file(self._row(number))
         return own or Path(*(file["filename"] for file in self._dataset.cache_files[:1]))
 
@@ -104,13 +104,13 @@ class HubDataset:
         return row
 
     def _own_file(self, row: Any) -> Path | None:
-        """Folders of pictures are not copied into the cache: their rows are paths without bytes.
+        """Folders of images are not copied into the cache: their rows are paths without bytes.
 
         Rows come from anywhere, so only paths in the data set's own folder or the library's cache
         are opened.
         """
-        path = picture_path(row, 0, self._columns)
-        if path is None or row[self._columns.picture][0]["bytes"].is_valid:
+        path = image_path(row, 0, self._columns)
+        if path is None or row[self._columns.image][0]["bytes"].is_valid:
             return None
         own = _absolute(path)
         return own if any(own.is_relative_to(folder) for folder in self._folders) else None

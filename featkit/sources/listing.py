@@ -1,4 +1,4 @@
-"""Pictures by a list of their paths: a text file with one path a line, or a column of a CSV file.
+"""Images by a list of their paths: a text file with one path a line, or a column of a CSV file.
 
 A list is written by many tools, so a line is first taken exactly as it stands, where such a file
 exists. Otherwise it is read as what people mean: without spaces around it and without quotes, `#`
@@ -31,7 +31,7 @@ from featkit.filetypes import (
     what_is,
 )
 from featkit.images import ImageLimits, printable, read_file
-from featkit.sources.base import Metadata, is_picture
+from featkit.sources.base import Metadata, is_image
 from featkit.sources.keys import key_of
 from featkit.wording import counted
 
@@ -76,7 +76,7 @@ class ListedFiles:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Pictures that a `#` keeps out of the list."""
+        """Images that a `#` keeps out of the list."""
         return {"line that begins with #": self._num_comments} if self._num_comments else {}
 
     def key(self, i: int) -> str:
@@ -110,7 +110,7 @@ class ListedFiles:
         return {"folder": parent} if parent else {}
 
     def file(self, i: int, /) -> Path:
-        """The picture's own file."""
+        """The image's own file."""
         return self.root / _in_any_form(self.root, self._paths[i])
 
 
@@ -129,7 +129,7 @@ def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
     root = str(file.parent.absolute())
     for line, path in rows:
         if path.startswith("#") and not _exists(file.parent, path):
-            num_comments += is_picture(path)
+            num_comments += is_image(path)
             continue
         place = _normal(file.parent, path)
         place = place if _ADDRESS.match(path) else os.path.join(root, place)  # noqa: PTH118  a Path would drop a last space
@@ -140,7 +140,7 @@ def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
             )
         paths.append(path)
     if not paths:
-        raise InputError(f"{printable(str(file))} lists no pictures; write one path a line.")
+        raise InputError(f"{printable(str(file))} lists no images; write one path a line.")
     return ListedFiles(file, paths, num_comments=num_comments, limits=limits)
 
 
@@ -222,11 +222,11 @@ def _table_rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
     column = next((names.index(name) for name in PATH_COLUMNS if name in names), None)
     if column is not None:
         rows = rows[1:]
-    elif is_picture(rows[0][1][0].strip()) or len(names) == 1:
+    elif is_image(rows[0][1][0].strip()) or len(names) == 1:
         column = 0
     else:
         raise InputError(
-            f"{shown} has {counted(len(names), 'column')} and none of pictures among"
+            f"{shown} has {counted(len(names), 'column')} and none of images among"
             f" {', '.join(printable(name) for name in names[:20])}; call the one that holds their"
             " paths `path`."
         )

@@ -26,11 +26,11 @@ from featkit.sources.base import (
     Metadata,
     Skip,
     Source,
-    is_picture,
+    is_image,
     merge_skipped,
     suffix_of,
 )
-from featkit.sources.failures import FailedItems, NoPictures
+from featkit.sources.failures import FailedItems, NoImages
 from featkit.sources.folder import FileSource, files_of, nothing_found
 from featkit.sources.hub import HUB_PREFIX, open_hub
 from featkit.sources.listing import LIST_SUFFIXES, TABLE_SUFFIXES, open_list
@@ -50,7 +50,7 @@ from featkit.sources.walk import list_folder
 from featkit.wording import counted
 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".zip", ".7z", ".rar")
-NO_PICTURES = "container without pictures"
+NO_IMAGES = "container without images"
 MATCHED_FOLDER = "matched folder"
 TORCHVISION_PREFIX = "torchvision:"
 
@@ -123,24 +123,24 @@ def open_source(
     column: str | None = None,
     check_column: bool = True,
 ) -> Source:
-    """Open a folder of pictures, archives and Parquet files, one of these, a glob of them, or a
+    """Open a folder of images, archives and Parquet files, one of these, a glob of them, or a
     .txt list of paths.
 
     Also a folder by the datasets library's save_to_disk, and `hf:NAME[/CONFIG][:SPLIT]`, which may
     use the network; what exists by that name comes first.
 
     Among several archives and Parquet files, one that cannot be read is an item with an error.
-    selection: which of the pictures are wanted; one that names none of them is refused. column:
+    selection: which of the images are wanted; one that names none of them is refused. column:
     short for the selection's. check_column: refuse a column where the source has none; False for
     one source of several.
 
-    InputError when the source is missing, empty, holds no pictures, or is none of these.
+    InputError when the source is missing, empty, holds no images, or is none of these.
     """
     path = Path(spec)
     selection = selection if column is None else replace(selection, column=column)
     try:
         source = _open(spec, path, _Wanted(limits, selection))
-    except NoPictures as error:
+    except NoImages as error:
         raise InputError(str(error)) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
@@ -193,7 +193,7 @@ def _open(spec: str | Path, path: Path, wanted: _Wanted) -> Source:
         return select(open_hub(str(spec), limits=limits, column=selection.column), selection)
     if str(spec).startswith(TORCHVISION_PREFIX):
         raise InputError(
-            f"{spec} is read where torch is, by featkit train alone; name a folder of its pictures"
+            f"{spec} is read where torch is, by featkit train alone; name a folder of its images"
             " here."
         )
     if glob.has_magic(str(spec)):
@@ -226,13 +226,13 @@ def _not_a_file(spec: str | Path, path: Path) -> InputError:
             " 'shard-*.tar', or a folder."
         )
     return InputError(
-        f"{spec} does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list of"
+        f"{spec} does not exist; name a folder of images, a .tar, a .parquet, or a .txt list of"
         " paths."
     )
 
 
 def _open_directory(name: str, root: Path, wanted: _Wanted) -> Source:
-    """Pictures by their paths, then the items of archives and Parquet files, whose keys begin with
+    """Images by their paths, then the items of archives and Parquet files, whose keys begin with
     the file's path."""
     listing = list_folder(root, wanted.selection)
     if not listing.containers and not listing.paths:
@@ -275,16 +275,16 @@ def _open_pattern(spec: str, wanted: _Wanted) -> Source:
             tally.add(Skip(MATCHED_FOLDER, str(path)))
     shards = [file for file in found if suffix_of(file.name) in CONTAINER_SUFFIXES]
     files = [file for file in found if suffix_of(file.name) not in CONTAINER_SUFFIXES]
-    pictures = FileSource(
+    plain_files = FileSource(
         spec, Path(), [str(file) for file in files], limits=wanted.limits, skipped=tally.counts
     )
     if not shards:
-        return select(pictures, wanted.selection)
+        return select(plain_files, wanted.selection)
     prefixes = [file.name for file in shards]
     if len(set(prefixes)) < len(prefixes):  # so that no two items have one key
         above = os.path.commonpath([file.absolute().parent for file in shards])
         prefixes = [file.absolute().relative_to(above).as_posix() for file in shards]
-    parts = [_select(pictures, wanted.selection)]
+    parts = [_select(plain_files, wanted.selection)]
     return _open_containers(spec, parts, dict(zip(prefixes, shards, strict=True)), wanted)
 
 
@@ -301,9 +301,9 @@ def _skip_matched(path: Path, named: set[str], selection: Selection) -> Skip | N
 def _open_containers(
     name: str, parts: Sequence[Source], containers: Mapping[str, Path], wanted: _Wanted
 ) -> Source:
-    """Several containers, by the prefix of their keys, after the pictures in `parts`.
+    """Several containers, by the prefix of their keys, after the images in `parts`.
 
-    One that cannot be read is an item with an error, and one without pictures is counted.
+    One that cannot be read is an item with an error, and one without images is counted.
     InputError when nothing is left.
     """
     opened: list[Source] = []
@@ -312,9 +312,9 @@ def _open_containers(
     for prefix, path in containers.items():
         try:
             opened.append(_open_container(path, prefix, wanted))
-        except NoPictures as error:
+        except NoImages as error:
             errors.append(error)
-            skipped[NO_PICTURES] += 1
+            skipped[NO_IMAGES] += 1
         except InputError as error:
             errors.append(error)
             opened.append(FailedItems(str(path), {prefix: str(error)}, path=path))
@@ -351,9 +351,7 @@ def _open_container(path: Path, prefix: str, wanted: _Wanted) -> Source:
 
 def _open_file(path: Path, wanted: _Wanted) -> Source:
     suffix = suffix_of(path.name)
-    if suffix in CONTAINER_SUFFIXES or (
-        not is_picture(path.name) and _kind(path) in (TAR, PARQUET)
-    ):
+    if suffix in CONTAINER_SUFFIXES or (not is_image(path.name) and _kind(path) in (TAR, PARQUET)):
         # patterns may leave out the archive's own name
         of_members = replace(wanted.selection, root=f"{path.name}/")
         container = _open_container(path, path.name, wanted._replace(selection=of_members))
@@ -387,9 +385,7 @@ def _select(source: Source, selection: Selection) -> Source:
 
 
 def _left_none(name: str, count: int) -> str:
-    return (
-        f"{name} has {counted(count, 'picture')}, and --include and --exclude leave none of them."
-    )
+    return f"{name} has {counted(count, 'image')}, and --include and --exclude leave none of them."
 
 
 def _escape_existing(pattern: str) -> str:

@@ -1,4 +1,4 @@
-"""Pictures in Parquet files: the Hugging Face layout (`image` as {bytes, path}) or a column of
+"""Images in Parquet files: the Hugging Face layout (`image` as {bytes, path}) or a column of
 binary values."""
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from featkit.images import ImageLimits, printable
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, read_head
 from featkit.sources.keys import key_of
 from featkit.sources.locality import Locality
-from featkit.sources.row_groups import ParquetShard, picture_groups, text_groups
-from featkit.sources.rows import Columns, find_columns, read_metadata, read_picture
+from featkit.sources.row_groups import ParquetShard, image_groups, text_groups
+from featkit.sources.rows import Columns, find_columns, read_image, read_metadata
 
 TEXT_BYTES = 32  # of a value of metadata, about
 
 
 class ParquetSource:
     """One Parquet file; keys are `file.parquet/row`. Its row groups are decoded as they are needed,
-    pictures and text apart."""
+    images and text apart."""
 
     def __init__(
         self,
@@ -33,15 +33,15 @@ class ParquetSource:
         prefix: str | None = None,
         column: str | None = None,
     ) -> None:
-        """prefix: what keys begin with, the file's name by default. column: that of the pictures,
+        """prefix: what keys begin with, the file's name by default. column: that of the images,
         chosen by default."""
         self.name, self.path, self.limits = printable(str(path)), path, limits
         self.prefix = path.name if prefix is None else prefix
         _refuse_other_kinds(path)
         self._shard, schema = ParquetShard.open(path)
         self._columns = find_columns(schema, path, column=column)
-        self._picture_parts, self._text_parts = _parts(
-            schema, self._columns.picture, self._columns.plain
+        self._image_parts, self._text_parts = _parts(
+            schema, self._columns.image, self._columns.plain
         )
         groups = [
             self._shard.num_rows(group) for group in range(self._shard.metadata.num_row_groups)
@@ -61,7 +61,7 @@ class ParquetSource:
         return [self._columns]
 
     def locality(self) -> Locality:
-        """Return the row group of each row, and the bytes of each group's pictures."""
+        """Return the row group of each row, and the bytes of each group's images."""
         rows = np.diff(self._starts)
         num_bytes = [self._shard.num_bytes(group) for group in range(len(rows))]
         return Locality(np.repeat(np.arange(len(rows)), rows), np.array(num_bytes, np.int64))
@@ -74,16 +74,16 @@ class ParquetSource:
         return key_of(f"{self.prefix}/{number}")
 
     def read(self, number: int) -> bytes:
-        """The picture's bytes; InputError where the row has none or is damaged."""
+        """The image's bytes; InputError where the row has none or is damaged."""
         group, row = self._locate(number)
         num_bytes = self._shard.num_bytes(group)
-        rows, place = picture_groups.row(
-            self._shard, group, self._picture_parts, row, num_bytes=num_bytes
+        rows, place = image_groups.row(
+            self._shard, group, self._image_parts, row, num_bytes=num_bytes
         )
-        return read_picture(rows, place, self._columns, key=self.key(number), limits=self.limits)
+        return read_image(rows, place, self._columns, key=self.key(number), limits=self.limits)
 
     def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, and the picture's `path` where the layout has one;
+        """All columns of text and numbers, and the image's `path` where the layout has one;
         InputError for damaged text."""
         if not self._text_parts:
             return {}
@@ -107,15 +107,15 @@ class ParquetSource:
 
 
 def _parts(
-    schema: pa.Schema, picture: str, plain: Sequence[str]
+    schema: pa.Schema, image: str, plain: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is read for pictures and what for metadata: of a struct with `bytes` and `path` only the
+    """What is read for images and what for metadata: of a struct with `bytes` and `path` only the
     one or the other."""
-    kind = schema.field(picture).type
+    kind = schema.field(image).type
     if not pa.types.is_struct(kind):
-        return (picture,), tuple(plain)
-    path = [f"{picture}.path"] if any(field.name == "path" for field in kind) else []
-    return (f"{picture}.bytes",), (*plain, *path)
+        return (image,), tuple(plain)
+    path = [f"{image}.path"] if any(field.name == "path" for field in kind) else []
+    return (f"{image}.bytes",), (*plain, *path)
 
 
 def _refuse_other_kinds(path: Path) -> None:

@@ -26,7 +26,7 @@ from featkit.images import printable
 from featkit.paths import open_arrow
 from featkit.sources.rows import DAMAGED, reason
 
-# of pictures and of metadata, beyond the group that is being read
+# of images and of metadata, beyond the group that is being read
 KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20
 KEPT_WHOLE = 32 * 2**20  # a group up to this size is kept whole
 MAX_GROUPS = 6  # that are kept whatever their size, where rows come from that many at once
@@ -64,7 +64,7 @@ class ParquetShard:
         return int(self.metadata.row_group(group).num_rows)
 
     def num_bytes(self, group: int) -> int:
-        """Bytes of a group, not compressed: nearly all of them are the pictures'.
+        """Bytes of a group, not compressed: nearly all of them are the images'.
 
         Those of each column stand in the footer as well, but pyarrow ends the process where the
         footer is damaged there.
@@ -300,12 +300,12 @@ class RowGroups:
                 self._dropped.append(oldest)
 
 
-picture_groups, text_groups = RowGroups(KEPT_BYTES), RowGroups(KEPT_TEXT_BYTES)
+image_groups, text_groups = RowGroups(KEPT_BYTES), RowGroups(KEPT_TEXT_BYTES)
 
 
 def _begin_in_child() -> None:
     """A forked process begins with none: another thread may have held a lock."""
-    picture_groups.forget()
+    image_groups.forget()
     text_groups.forget()
 
 

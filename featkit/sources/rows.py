@@ -1,4 +1,4 @@
-"""A row of an Arrow table as a picture: which column holds it, its bytes, and the other columns as
+"""A row of an Arrow table as an image: which column holds it, its bytes, and the other columns as
 what is known of it."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
 from featkit.sources.base import Metadata, Source
-from featkit.sources.failures import NoPictures
+from featkit.sources.failures import NoImages
 
 # what pyarrow raises for files that are not what they say
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -26,13 +26,13 @@ EMBEDDINGS_COLUMNS = {"key", "thumbnail", "embedding", "error"}  # of a shard th
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of pictures, the columns of text and numbers, and what the numbers of class labels
+    """The column of images, the columns of text and numbers, and what the numbers of class labels
     are called.
 
-    others: columns that could hold the pictures too.
+    others: columns that could hold the images too.
     """
 
-    picture: str
+    image: str
     plain: list[str]
     label_names: dict[str, list[str]]
     others: list[str]
@@ -43,18 +43,18 @@ class Columns:
         if not self.others:
             return None
         return (
-            f"Pictures are read from the column {self.picture}; --column can choose"
+            f"Images are read from the column {self.image}; --column can choose"
             f" {' or '.join(self.others)} instead."
         )
 
 
 def find_columns(schema: pa.Schema, where: Path | str, *, column: str | None = None) -> Columns:
-    """Choose the picture's column: `column` if given, else a {bytes, path} struct before plain
+    """Choose the image's column: `column` if given, else a {bytes, path} struct before plain
     binary values.
 
-    Among equals `image`, `jpg`, `img` and `picture` come first, then the schema's order. Values may
+    Among equals `image`, `jpg`, `img` and `image` come first, then the schema's order. Values may
     be any binary type, and dictionaries of one. InputError naming `where` when columns have damaged
-    names, and when `column` holds no pictures; NoPictures when there is no such column.
+    names, and when `column` holds no images; NoImages when there is no such column.
     """
     try:
         return _find_columns(schema, printable(str(where)), column)
@@ -82,15 +82,15 @@ def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
             raise InputError(_wrong_column(schema, where, column, found))
         found = [column, *(name for name in found if name != column)]
     elif set(schema.names) >= EMBEDDINGS_COLUMNS:
-        raise NoPictures(
-            f"{where} is a shard of an embeddings folder; name the pictures, or --column thumbnail."
+        raise NoImages(
+            f"{where} is a shard of an embeddings folder; name the images, or --column thumbnail."
         )
     if not found:
         nested = [field for field in schema if _is_nested(field.type)]
         if nested:
             raise InputError(
                 f"{where} has {_kind_of(nested[0].type)} in its column {nested[0].name}, which is"
-                " not read; write one encoded picture a row, as binary or {bytes, path}."
+                " not read; write one encoded image a row, as binary or {bytes, path}."
             )
         if (
             double := next(
@@ -100,8 +100,8 @@ def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
             raise InputError(
                 f"{where} has the column {double} more than once; write it again with other names."
             )
-        raise NoPictures(
-            f"{where} has no column of pictures ({{bytes, path}} or binary) among:"
+        raise NoImages(
+            f"{where} has no column of images ({{bytes, path}} or binary) among:"
             f" {', '.join(schema.names)}."
         )
     plain = [field.name for field in single if _is_plain(field.type)]
@@ -117,12 +117,12 @@ def _wrong_column(schema: pa.Schema, where: str, column: str, found: list[str]) 
         return f"{where} has the column {column} more than once; {instead}."
     return (
         f"{where} has {_kind_of(schema.field(column).type)} in its column {column}, not encoded"
-        f" pictures; {instead}."
+        f" images; {instead}."
     )
 
 
 def _rank(field: pa.Field) -> tuple[int, int] | None:
-    """How well a column suits as that of the pictures, the best first; None if it cannot be."""
+    """How well a column suits as that of the images, the best first; None if it cannot be."""
     name = FIRST_CHOICE.index(field.name) if field.name in FIRST_CHOICE else len(FIRST_CHOICE)
     if pa.types.is_struct(field.type):
         return (
@@ -139,19 +139,19 @@ def _is_digest(kind: pa.DataType) -> bool:
 
 
 def _is_nested(kind: pa.DataType) -> bool:
-    """Whether these are lists of pictures or of pixels."""
+    """Whether these are lists of images or of pixels."""
     inner = kind
     while _is_list(inner):
         inner = inner.value_type
     if inner is kind:
         return False
-    pictures = pa.types.is_struct(inner) and any(
+    encoded = pa.types.is_struct(inner) and any(
         part.name == "bytes" and _is_binary(part.type) for part in inner
     )
     pixels = pa.types.is_uint8(inner) or (
         _is_list(kind.value_type) and _is_list(kind.value_type.value_type)
     )
-    return pictures or _is_binary(inner) or pixels
+    return encoded or _is_binary(inner) or pixels
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -171,7 +171,7 @@ def _kind_of(kind: pa.DataType) -> str:
         while _is_list(inner):
             inner = inner.value_type
         return (
-            "lists of pictures"
+            "lists of images"
             if pa.types.is_struct(inner) or _is_binary(inner)
             else "lists of numbers"
         )
@@ -184,10 +184,10 @@ def columns_of(source: Source) -> Sequence[Columns]:
     return columns
 
 
-def picture_column(source: Source) -> str:
-    """Return the name of the column that the pictures are read from, "" where there is none;
+def image_column(source: Source) -> str:
+    """Return the name of the column that the images are read from, "" where there is none;
     several with commas."""
-    return ", ".join(dict.fromkeys(columns.picture for columns in columns_of(source)))
+    return ", ".join(dict.fromkeys(columns.image for columns in columns_of(source)))
 
 
 def column_notes(source: Source) -> list[str]:
@@ -197,21 +197,21 @@ def column_notes(source: Source) -> list[str]:
     )
 
 
-def read_picture(
+def read_image(
     rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str, limits: ImageLimits
 ) -> bytes:
-    """The bytes of the picture in one row; InputError naming `key` where it has none or too many."""
-    value = rows[columns.picture][place]
+    """The bytes of the image in one row; InputError naming `key` where it has none or too many."""
+    value = rows[columns.image][place]
     if value.is_valid and pa.types.is_struct(value.type):
         value = value["bytes"]
     data = value.as_py()
-    if data is None and (path := picture_path(rows, place, columns)) is not None:
+    if data is None and (path := image_path(rows, place, columns)) is not None:
         raise InputError(
-            f"{key} has no picture in its column {columns.picture}. The row names the file"
+            f"{key} has no image in its column {columns.image}. The row names the file"
             f" {printable(path)}; name its folder instead, or a list of such files."
         )
     if data is None:
-        raise InputError(f"{key} has no picture in its column {columns.picture}.")
+        raise InputError(f"{key} has no image in its column {columns.image}.")
     if len(data) > limits.max_bytes:
         raise InputError(
             f"{key} has {len(data):,} bytes, more than the limit of {limits.max_bytes:,}."
@@ -222,7 +222,7 @@ def read_picture(
 def read_metadata(
     rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str
 ) -> Metadata:
-    """Columns of text and numbers, `label_name` beside a class label, and the picture's `path`
+    """Columns of text and numbers, `label_name` beside a class label, and the image's `path`
     where the layout has one.
 
     InputError for damaged text.
@@ -233,7 +233,7 @@ def read_metadata(
             value = rows[column][place].as_py()
             if value is not None:
                 found[column] = int(value) if isinstance(value, bool) else value
-        if (path := picture_path(rows, place, columns)) is not None:
+        if (path := image_path(rows, place, columns)) is not None:
             found.setdefault("path", path)
     except UnicodeDecodeError as error:  # Arrow does not look at text before it is asked for
         raise InputError(f"{key} has metadata that is no text: {reason(error)}.") from error
@@ -244,14 +244,14 @@ def read_metadata(
     return found
 
 
-def picture_path(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns) -> str | None:
-    """What the {bytes, path} layout says of where the picture came from."""
-    if columns.picture not in rows.schema.names:
+def image_path(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns) -> str | None:
+    """What the {bytes, path} layout says of where the image came from."""
+    if columns.image not in rows.schema.names:
         return None
-    kind = rows.schema.field(columns.picture).type
+    kind = rows.schema.field(columns.image).type
     if not pa.types.is_struct(kind) or [field.name for field in kind].count("path") != 1:
         return None
-    value = rows[columns.picture][place]
+    value = rows[columns.image][place]
     path = value["path"].as_py() if value.is_valid else None
     return path if isinstance(path, str) else None
 

@@ -17,7 +17,7 @@ from featkit.filetypes import ARROW_STREAM, what_is
 from featkit.images import ImageLimits, printable
 from featkit.paths import map_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, read_head
-from featkit.sources.rows import DAMAGED, Columns, find_columns, read_metadata, read_picture, reason
+from featkit.sources.rows import DAMAGED, Columns, find_columns, read_image, read_metadata, reason
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 # what older versions of the library call the rows' order
@@ -101,13 +101,13 @@ class SavedDataset:
         )
 
     def read(self, number: int) -> bytes:
-        """The picture's bytes; InputError where the row has none or is damaged."""
-        return read_picture(
+        """The image's bytes; InputError where the row has none or is damaged."""
+        return read_image(
             self._row(number), 0, self._columns, key=self.key(number), limits=self.limits
         )
 
     def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, names of class labels, and the picture's `path`."""
+        """All columns of text and numbers, names of class labels, and the image's `path`."""
         if self._locate(number)[0] in self._failed:
             return {}
         return read_metadata(self._row(number), 0, self._columns, key=self.key(number))

@@ -1,8 +1,8 @@
 """Which files of a folder or an archive are items, and a count of the others by reason.
 
-A file is an item when its suffix is one of PICTURE_SUFFIXES, it is neither hidden nor in a system's
+A file is an item when its suffix is one of IMAGE_SUFFIXES, it is neither hidden nor in a system's
 own folder, and it passes `--include` and `--exclude`. A camera's raw file next to a JPEG of the
-same name is the same picture, and passed over.
+same name is the same image, and passed over.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from featkit.sources.base import (
     Skip,
     file_skip_reason,
     folder_skip_reason,
-    is_picture,
+    is_image,
     suffix_of,
 )
 from featkit.wording import counted
@@ -42,7 +42,7 @@ PLURALS = {
     "link to a folder above": "links to folders above",
     "link to a folder already read": "links to folders already read",
     "link to a file already taken": "links to files already taken",
-    "container without pictures": "containers without pictures",
+    "container without images": "containers without images",
     "folder that disappeared": "folders that disappeared",
 }
 
@@ -59,7 +59,7 @@ class Selection:
     `*.jpg_backup`.
     follow_links: also walk into links to folders.
     own: folders that the command itself writes; they are never read.
-    column: the column of a Parquet file or a data set that holds the pictures; chosen by its type
+    column: the column of a Parquet file or a data set that holds the images; chosen by its type
     and name by default.
     root: what keys begin with, such as `shard.tar/`, if patterns may leave that out.
     """
@@ -110,7 +110,7 @@ class Selection:
         named = any(pattern.names_file(name) for pattern in self._included)
         if not named and (reason := file_skip_reason(name)) is not None:
             return reason
-        if not named and not is_picture(name):
+        if not named and not is_image(name):
             return suffix_reason(name)
         return self.skip_key(path)
 
@@ -211,7 +211,7 @@ def drop_raw_twins(paths: list[str], tally: Tally) -> list[str]:
 
 
 def suffix_reason(name: str) -> str:
-    """Return under what a file that is no picture by its suffix is counted: the suffix itself, if
+    """Return under what a file that is no image by its suffix is counted: the suffix itself, if
     it looks like one."""
     suffix = suffix_of(name)
     if suffix in ("", "."):

@@ -1,4 +1,4 @@
-"""Pictures in tar shards (WebDataset): indexed once by their headers, then read by offset without
+"""Images in tar shards (WebDataset): indexed once by their headers, then read by offset without
 unpacking."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from featkit.errors import InputError
 from featkit.filetypes import TAR, TEXT, ZEROS, Kind, what_is
 from featkit.images import ImageLimits, printable
 from featkit.sources.base import Metadata, read_head
-from featkit.sources.failures import NoPictures
+from featkit.sources.failures import NoImages
 from featkit.sources.keys import key_of
 from featkit.sources.selection import EVERYTHING, Selection, skipped_in_words
 from featkit.sources.tar_headers import BLOCK, parse_header
@@ -30,7 +30,7 @@ from featkit.sources.tar_members import (
 from featkit.sources.walk import LINKED_FILE, LINKED_FOLDER
 from featkit.wording import counted
 
-# members of the same stem that say something of the picture
+# members of the same stem that say something of the image
 COMPANIONS = {".cls": "class", ".txt": "text"}
 MAX_COMPANION_BYTES = 4096
 
@@ -44,7 +44,7 @@ class TarSource:
     items whose `read` raises, so that they are reported; the rest is read.
 
     prefix: what keys begin with, the file's name by default. InputError when nothing can be read;
-    NoPictures when the archive is whole and has no pictures.
+    NoImages when the archive is whole and has no images.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TarSource:
         listing = list_members(path)
         self._identity = _identity(path.stat())
         self._skipped = Counter(listing.skipped)
-        self._items: list[Member | Unreadable] = list(self._pictures_of(listing, selection))
+        self._items: list[Member | Unreadable] = list(self._images_of(listing, selection))
         self._companions: dict[str, list[Member]] = {}
         for key, entry in listing.entries.items():
             if (
@@ -128,7 +128,7 @@ class TarSource:
         """The archive."""
         return self.path
 
-    def _pictures_of(self, listing: Listing, selection: Selection) -> Iterator[Member | Unreadable]:
+    def _images_of(self, listing: Listing, selection: Selection) -> Iterator[Member | Unreadable]:
         """The items. Links to folders and to other items are counted, and are no items of their
         own."""
         entries = listing.entries
@@ -165,7 +165,7 @@ class TarSource:
                 )
 
     def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
-        """The error that says why the archive gives no picture."""
+        """The error that says why the archive gives no image."""
         failed = [item.error for item in self._items if isinstance(item, Unreadable)] + list(
             listing.gaps.values()
         )
@@ -180,12 +180,12 @@ class TarSource:
                 " it again."
             )
         if failed:
-            return InputError(f"{self.path} holds no pictures that can be read. {failed[0]}")
+            return InputError(f"{self.path} holds no images that can be read. {failed[0]}")
         passed_over = skipped_in_words(self._skipped)
         sentence = (
-            f"{self.path} holds no pictures among its {counted(listing.num_headers, 'member')}."
+            f"{self.path} holds no images among its {counted(listing.num_headers, 'member')}."
         )
-        return NoPictures(sentence + (f" {passed_over}" if passed_over else ""))
+        return NoImages(sentence + (f" {passed_over}" if passed_over else ""))
 
     def _read(self, member: Member, num_bytes: int) -> bytes:
         """The first bytes of a member, with its holes."""

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 from featkit.errors import InputError
 from featkit.images import printable
-from featkit.sources.base import is_picture
+from featkit.sources.base import is_image
 from featkit.sources.tar_headers import (
     BLOCK,
     MAGIC,
@@ -278,7 +278,7 @@ class _Walk:
         if not key or name.endswith("/") or kind in (tarfile.DIRTYPE, DUMP_DIRECTORY, VOLUME_LABEL):
             return
         if kind in SPECIAL:
-            if is_picture(name):
+            if is_image(name):
                 self.listing.skipped["special file"] += 1
             return
         if error:
@@ -300,7 +300,7 @@ class _Walk:
             )
             if target is None:
                 self.links_ahead.append(SymbolicLink(name, link))
-        if key in self.listing.entries and is_picture(name):
+        if key in self.listing.entries and is_image(name):
             self.listing.skipped["repeated name"] += 1
         self.listing.entries[key] = entry
 
@@ -381,7 +381,7 @@ class _Walk:
     def _distrust(self, name: str, data: int, found: int) -> None:
         """The bytes of a member are not all there, or there are more of them."""
         key = normalize(name)
-        if is_picture(name) and key in self.listing.entries:
+        if is_image(name) and key in self.listing.entries:
             error = (
                 f"{self.path} has lost or gained bytes inside its member {printable(name)}; copy or"
                 " make the archive again."
@@ -438,12 +438,12 @@ class _Walk:
         return self.end
 
     def _note_cut(self) -> None:
-        """The archive ends inside the last member: a picture says so when it is read."""
+        """The archive ends inside the last member: an image says so when it is read."""
         if self.last is None:
             return
         name, data, end = self.last
         if end > self.end:
-            if not is_picture(name):
+            if not is_image(name):
                 self._add_gap(
                     data,
                     self.end,

@@ -1,8 +1,8 @@
 """The files below a folder: which are items, which are containers, what cannot be read, and what is
 passed over.
 
-Folders that featkit wrote are passed over, so that a run whose `--out` lies inside its pictures
-reads only pictures.
+Folders that featkit wrote are passed over, so that a run whose `--out` lies inside its images
+reads only images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OWN_FOLDERS = (
     {"config.yaml", "metrics.jsonl"},
     {"photos.index", "listing.json"},  # what the demo keeps
 )
-GALLERY = re.compile(r"gallery-[0-9a-f]{16}")  # the demo's sample pictures in its cache
+GALLERY = re.compile(r"gallery-[0-9a-f]{16}")  # the demo's sample images in its cache
 OWN_FOLDER, LINKED_FOLDER, LINKED_FILE = (
     "featkit folder",
     "link to a folder",

@@ -1,8 +1,8 @@
-"""Generations of small networks on 1,000 labeled pictures of CIFAR-10: three seeds of a ResNet,
+"""Generations of small networks on 1,000 labeled images of CIFAR-10: three seeds of a ResNet,
 one of a ViT.
 
 The first network, BAN-1 to BAN-3, CWTM and DKPP of the first network, and ensembles; accuracy on
-5,000 test pictures. Then what a step costs without a teacher, with one that is asked, and with
+5,000 test images. Then what a step costs without a teacher, with one that is asked, and with
 logits that were kept. Arguments: NETWORK. Results are written after every course. Run: python
 tests/benchmarks/bench_born_again.py [--quick]   (24 trainings of 90 s)
 
@@ -106,7 +106,7 @@ def table(network: str, cifar: Cifar, folder: Path) -> None:
 
 
 def cost(network: str, cifar: Cifar, folder: Path) -> None:
-    """Pictures a second of three ways in turn, and what keeping logits of every view takes once."""
+    """Images a second of three ways in turn, and what keeping logits of every view takes once."""
     config = config_of(
         "born-again", network, "run.steps=1000", "crops.fixed_views=4", "run.workers=1"
     )
@@ -139,7 +139,7 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
             "kept over asked, median of pairs": round(
                 statistics.median(b / a for a, b in zip(asked, kept, strict=True)), 2
             ),
-            "seconds to keep 4 views of 1,000 pictures": round(keeping, 1),
+            "seconds to keep 4 views of 1,000 images": round(keeping, 1),
             "raw": rates,
         },
     )

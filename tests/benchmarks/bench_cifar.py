@@ -1,7 +1,7 @@
-"""What half an hour on 10,000 small pictures teaches: CIFAR-10 by 20 neighbors, as a curve, beside
+"""What half an hour on 10,000 small images teaches: CIFAR-10 by 20 neighbors, as a curve, beside
 raw pixels.
 
-Learned from the first training shard at 32×32 without labels; accuracy on the 5,000 test pictures by
+Learned from the first training shard at 32×32 without labels; accuracy on the 5,000 test images by
 the shard's own labels. Run: python tests/benchmarks/bench_cifar.py [MINUTES] [METHOD] [--quick]
 (30 minutes and the measurements)
 """
@@ -34,8 +34,8 @@ NEIGHBORS = 20
 MINUTES = 0.2 if is_quick() else 30.0
 WARM_STEPS = 3 if is_quick() else 15
 MARKS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # of the time, when it is measured
-# The tiny recipe for pictures of 32 pixels: patches of 4, half the width, prototypes for 10,000
-# pictures; DINO's colors and temperature, and nothing turned, were the best of a dozen trials of
+# The tiny recipe for images of 32 pixels: patches of 4, half the width, prototypes for 10,000
+# images; DINO's colors and temperature, and nothing turned, were the best of a dozen trials of
 # minutes.
 SETTINGS = (
     "crops.global_size=32",

@@ -21,7 +21,7 @@ from tests.benchmarks.record import alternate, is_quick, median_ratio, write_res
 from tests.data import shared_data
 from tests.profiles import ADOBE, P3, PROPHOTO, rgb_profile
 
-PICTURES, ROUNDS = (4, 1) if is_quick() else (120, 9)
+IMAGES, ROUNDS = (4, 1) if is_quick() else (120, 9)
 
 
 def with_profile(data: bytes, profile: bytes | None) -> bytes:
@@ -33,12 +33,12 @@ def with_profile(data: bytes, profile: bytes | None) -> bytes:
     return buffer.getvalue()
 
 
-def milliseconds(embedder: Embedder, pictures: Sequence[bytes]) -> float:
+def milliseconds(embedder: Embedder, images: Sequence[bytes]) -> float:
     """The mean time to decode one of them and to bring it to the model's size."""
     started = time.perf_counter()
-    for data in pictures:
+    for data in images:
         embedder.prepare(data)
-    return 1000 * (time.perf_counter() - started) / len(pictures)
+    return 1000 * (time.perf_counter() - started) / len(images)
 
 
 def main() -> None:
@@ -47,10 +47,10 @@ def main() -> None:
     if data is None:
         raise SystemExit("The data for this benchmark is not here; see tests/data.py.")
     embedder = Embedder(threads=1, backend="onnxruntime")
-    photos = [path.read_bytes() for path in sorted((data / "photos").iterdir())[:PICTURES]]
+    photos = [path.read_bytes() for path in sorted((data / "photos").iterdir())[:IMAGES]]
     plain = [with_profile(photo, None) for photo in photos]
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    figures: dict[str, object] = {"pictures": PICTURES, "rounds": ROUNDS}
+    figures: dict[str, object] = {"images": IMAGES, "rounds": ROUNDS}
     profiles = {
         "sRGB": srgb,
         "Display P3": rgb_profile(P3),
@@ -66,8 +66,8 @@ def main() -> None:
             rounds=ROUNDS,
         )
         figures |= {
-            f"{name}: ms a picture": [round(value, 3) for value in with_it],
-            f"{name}: ms a picture, no profile": [round(value, 3) for value in without],
+            f"{name}: ms an image": [round(value, 3) for value in with_it],
+            f"{name}: ms an image, no profile": [round(value, 3) for value in without],
             f"{name}: median of the pairs' ratios": round(median_ratio(with_it, without), 3),
         }
     write_result("color", figures)

@@ -32,7 +32,7 @@ Pass = Callable[[VisionTransformer, Sequence[Tensor]], list[Tensor]]
 
 
 class Setting(NamedTuple):
-    """A backbone, and (number, side) of the crops of one picture."""
+    """A backbone, and (number, side) of the crops of one image."""
 
     model: ViTConfig
     crops: tuple[tuple[int, int], ...]

@@ -1,8 +1,8 @@
 """`featkit embed` beside the work-conserving ceiling 1 / (1 / session + 1 / decode), for a ViT-S/14
 at 224 with random weights.
 
-session: pictures a second of inference alone, all processors, by whichever is faster of one session
-with all threads and of one-threaded calls side by side. decode: pictures a second of read, decode,
+session: images a second of inference alone, all processors, by whichever is faster of one session
+with all threads and of one-threaded calls side by side. decode: images a second of read, decode,
 thumbnail and resize alone, all processors. Run: python tests/benchmarks/bench_embed.py
 """
 
@@ -32,7 +32,7 @@ from featkit_train.weights import BackboneInfo, save_backbone
 from tests.benchmarks.record import median_ratio, write_result
 from tests.data import shared_data
 
-ROUNDS, PICTURES = 3, 200
+ROUNDS, IMAGES = 3, 200
 VIT_S_14 = PUBLISHED["dinov2_vits14"]
 
 
@@ -72,7 +72,7 @@ def session_rate(model: Path, images: np.ndarray) -> float:
 
 
 def decode_rate(embedder: Embedder, source: Source, count: int) -> float:
-    """All that a picture costs beside inference."""
+    """All that an image costs beside inference."""
 
     def one(number: int) -> None:
         decoded = embedder.decode(source.read(number), name=source.key(number))
@@ -91,7 +91,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = make_model(folder)
-        chosen = sorted((data / "photos").iterdir())[:PICTURES]
+        chosen = sorted((data / "photos").iterdir())[:IMAGES]
         (folder / "list.txt").write_text("\n".join(str(path.resolve()) for path in chosen))
         source = open_source(folder / "list.txt")
         embedder = Embedder(model, threads=1)
@@ -99,10 +99,10 @@ def main() -> None:
         sessions, decodes, ceilings, jobs = [], [], [], []
         for number in range(ROUNDS):
             sessions.append(session_rate(model, images))
-            decodes.append(decode_rate(embedder, source, PICTURES))
+            decodes.append(decode_rate(embedder, source, IMAGES))
             ceilings.append(1 / (1 / sessions[-1] + 1 / decodes[-1]))
             out = folder / f"emb{number}"
-            jobs.append(rate(lambda out=out: embed_source(source, embedder, out), PICTURES))  # type: ignore[misc]
+            jobs.append(rate(lambda out=out: embed_source(source, embedder, out), IMAGES))  # type: ignore[misc]
     figures = {
         "session images/s": [round(value, 1) for value in sessions],
         "decode images/s": [round(value, 1) for value in decodes],

@@ -94,7 +94,7 @@ def main() -> None:
                     RUNS[run],
                 )
 
-            measure(HERE), measure(other)  # the pictures' pages, and what `auto` measures once
+            measure(HERE), measure(other)  # the images' pages, and what `auto` measures once
             now, before = alternate(lambda: measure(HERE), lambda: measure(other), rounds=ROUNDS)
             figures |= {
                 f"{run}, {kind}: seconds": [round(value, 3) for value in now],

@@ -2,7 +2,7 @@
 outputs, one size alone; and int8 of the shipped model, with the copies that it no longer finds.
 Random weights but for the shipped model.
 
-Ratios are medians of alternating rounds in one run, one thread a call, two pictures a call.
+Ratios are medians of alternating rounds in one run, one thread a call, two images a call.
 Run: python tests/benchmarks/bench_export.py
 """
 
@@ -40,7 +40,7 @@ from tests.benchmarks.record import write_result
 from tests.data import shared_data
 from tests.export.backbones import drawn_backbone
 
-ROUNDS, PICTURES_A_CALL, CALIBRATION = 15, 2, 64
+ROUNDS, IMAGES_A_CALL, CALIBRATION = 15, 2, 64
 VIT_S_14 = PUBLISHED["dinov2_vits14"]
 INFO = BackboneInfo(
     name="vits14-random",
@@ -123,7 +123,7 @@ def main() -> None:
             int8,
         )
 
-        images = prepared[-PICTURES_A_CALL:]
+        images = prepared[-IMAGES_A_CALL:]
         ort, ov, bf16 = Run("onnxruntime", "fp32"), Run("openvino", "fp32"), Run("openvino", "bf16")
         ort8, ov8 = Run("onnxruntime", "int8"), Run("openvino", "int8")
         graph = EmbeddingGraph(backbone, VIT_S_14.geometry, Recipe()).eval()
@@ -147,14 +147,12 @@ def main() -> None:
                 3,
             )
             works = {"every": caller(plain, run, images[:1]), "one": caller(fixed, run, images[:1])}
-            figures[f"speed of one size alone, one picture, {engine}"] = ratios(works, "every")[
-                "one"
-            ]
-        figures["operations a picture, GFLOP"] = round(2 * (multiply_adds(plain) or 0) / 1e9, 2)
+            figures[f"speed of one size alone, one image, {engine}"] = ratios(works, "every")["one"]
+        figures["operations an image, GFLOP"] = round(2 * (multiply_adds(plain) or 0) / 1e9, 2)
         figures["matrix product of numpy, one thread, GFLOP/s"] = round(matrix_flops(1) / 1e9, 1)
 
         shipped = lower(
-            default_model_path(), folder / "tiny.onnx", precision="int8", pictures=data / "photos"
+            default_model_path(), folder / "tiny.onnx", precision="int8", images=data / "photos"
         )
         figures["featkit-tiny in int8"] = shipped.quantization
     write_result("export", figures)

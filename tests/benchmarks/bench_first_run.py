@@ -1,7 +1,7 @@
 """What a first run of 15 minutes on 400 photographs learns: copies on 200 others, beside raw pixels
 and no training at all.
 
-Pictures at 64×64, a ViT of width 192 and patch 8, the tiny recipe at as many steps as 15 minutes
+Images at 64×64, a ViT of width 192 and patch 8, the tiny recipe at as many steps as 15 minutes
 hold on this machine. Run: python tests/benchmarks/bench_first_run.py [MINUTES | --quick]
 """
 

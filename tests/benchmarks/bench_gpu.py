@@ -1,11 +1,11 @@
 """On a GPU: DINO ViT-S/16 and DINOv2 ViT-L/14 in bfloat16, beside plain loops of lightly's parts in
 bfloat16 autocast.
 
-Pictures a second with their data and of the step alone; the share of the chip's matrix rate
+Images a second with their data and of the step alone; the share of the chip's matrix rate
 (operations needed / time / peak); waiting for data; peak memory. featkit is measured with and
 without torch.compile, and the better counts. Loops run in turn at one batch size, which is halved
-until it fits all. Without a folder of pictures, drawn ones of 500 × 375 pixels are used. Run:
-python tests/benchmarks/bench_gpu.py [--pictures FOLDER] [--batch N]     (--cpu-check tries the path
+until it fits all. Without a folder of images, drawn ones of 500 × 375 pixels are used. Run:
+python tests/benchmarks/bench_gpu.py [--images FOLDER] [--batch N]     (--cpu-check tries the path
 on a CPU, in seconds)
 """
 
@@ -35,14 +35,14 @@ from tests.benchmarks.flops import chip_peak, count_flops, square_rate
 from tests.benchmarks.lightly_loops import LOOPS
 from tests.benchmarks.loops import FeatkitLoop, Loop
 from tests.benchmarks.record import markdown_table, write_result
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 
 TARGET_RATIO, TARGET_SHARE = 2.0, {"DINOv2 ViT-L/14": 0.45}
 LIGHTLY, EAGER, COMPILED = "lightly", "featkit", "featkit compiled"
 
 
 class Work(NamedTuple):
-    """A method with its recipe, and the pictures of a step to begin with."""
+    """A method with its recipe, and the images of a step to begin with."""
 
     method: str
     recipe: str
@@ -55,7 +55,7 @@ class Effort(NamedTuple):
     warm_steps: int
     steps: int
     rounds: int
-    pictures: int  # to draw
+    num_images: int  # to draw
     square: int  # side of the product that gives the rate of an unknown chip
     workers: int
     settings: Mapping[str, Sequence[str]]
@@ -66,7 +66,13 @@ WORKS = {
     "DINOv2 ViT-L/14": Work("dinov2", "dinov2_vitl14", 64),
 }
 WHOLE = Effort(
-    warm_steps=6, steps=10, rounds=3, pictures=2000, square=8192, workers=usable_cpus(), settings={}
+    warm_steps=6,
+    steps=10,
+    rounds=3,
+    num_images=2000,
+    square=8192,
+    workers=usable_cpus(),
+    settings={},
 )
 SMALL = (
     *(
@@ -85,7 +91,7 @@ TRIED = Effort(
     warm_steps=1,
     steps=1,
     rounds=1,
-    pictures=16,
+    num_images=16,
     square=256,
     workers=0,
     settings={"dino": SMALL, "dinov2": (*SMALL, SMALL_PATCHES)},
@@ -111,7 +117,7 @@ def config_of(
 
 @dataclass
 class Measured:
-    """Of one loop: pictures a second of each round, shares of the time spent waiting, and the most
+    """Of one loop: images a second of each round, shares of the time spent waiting, and the most
     memory it had by itself."""
 
     with_data: list[float] = field(default_factory=list)
@@ -119,11 +125,11 @@ class Measured:
     waiting: list[float] = field(default_factory=list)
     peak_bytes: int = 0
 
-    def row(self, name: str, flops_a_picture: float, peaks: Mapping[str, float]) -> dict[str, Any]:
+    def row(self, name: str, flops_a_image: float, peaks: Mapping[str, float]) -> dict[str, Any]:
         """As a row of a table; medians."""
         with_data, alone = statistics.median(self.with_data), statistics.median(self.alone)
         shares = {
-            f"share of the {peak} rate": round(alone * flops_a_picture / rate, 3)
+            f"share of the {peak} rate": round(alone * flops_a_image / rate, 3)
             for peak, rate in peaks.items()
         }
         return {
@@ -166,7 +172,7 @@ def warm(loop: Loop[Any], *, steps: int, before: int) -> int:
 def measure(
     work: Work, effort: Effort, source: Source, *, batch: int, device: torch.device
 ) -> tuple[dict[str, Measured], float]:
-    """Every loop at this batch, in turn, and the operations that a picture needs. OutOfMemoryError
+    """Every loop at this batch, in turn, and the operations that an image needs. OutOfMemoryError
     where it does not fit."""
     names = [
         EAGER,
@@ -200,7 +206,7 @@ def measure(
 
 
 def rate_with_data(loop: Loop[Any], steps: int) -> tuple[float, float]:
-    """Pictures a second of twice the steps after as many that empty the queue, and the share of
+    """Images a second of twice the steps after as many that empty the queue, and the share of
     their time spent waiting."""
     loop.steps(steps)
     loop.waited_s = 0.0
@@ -233,7 +239,7 @@ def measure_what_fits(
             return {"batch": batch, "measured": measured, "flops": flops}
         batch //= 2  # outside of the handler, which would hold on to what did not fit
         free(device)
-        print(f"out of memory; trying {batch} pictures a step", flush=True)
+        print(f"out of memory; trying {batch} images a step", flush=True)
 
 
 def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> dict[str, Any]:
@@ -241,7 +247,7 @@ def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> d
     measured: dict[str, Measured] = found["measured"]
     rows = [each.row(loop, found["flops"], peaks) for loop, each in measured.items()]
     print(
-        f"\n{name}, {found['batch']} pictures a step, {found['flops'] / 1e9:.3g} GFLOP a picture\n"
+        f"\n{name}, {found['batch']} images a step, {found['flops'] / 1e9:.3g} GFLOP an image\n"
         + markdown_table(rows)
     )
     best = max(
@@ -249,8 +255,8 @@ def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> d
         key=lambda loop: statistics.median(measured[loop].alone),
     )
     figures: dict[str, Any] = {
-        "pictures a step": found["batch"],
-        "GFLOP a picture": float(f"{found['flops'] / 1e9:.4g}"),
+        "images a step": found["batch"],
+        "GFLOP an image": float(f"{found['flops'] / 1e9:.4g}"),
         "loops": rows,
         "rounds": {
             loop: {"with data": each.with_data, "alone": each.alone}
@@ -282,7 +288,7 @@ def peaks_of(device: torch.device, effort: Effort) -> tuple[str, dict[str, float
 
 
 def run(
-    effort: Effort, *, device: torch.device, pictures: Path | None, batch: int | None
+    effort: Effort, *, device: torch.device, image_folder: Path | None, batch: int | None
 ) -> dict[str, Any]:
     """All figures."""
     started = time.perf_counter()
@@ -294,14 +300,14 @@ def run(
     if not has_lightly():
         print("lightly is not installed, so featkit runs alone.")
     with tempfile.TemporaryDirectory() as folder:
-        drawn = pictures is None
+        drawn = image_folder is None
         where = (
-            draw_folder(Path(folder), effort.pictures, height=375, width=500)
-            if pictures is None
-            else pictures
+            draw_folder(Path(folder), effort.num_images, height=375, width=500)
+            if image_folder is None
+            else image_folder
         )
         source = open_source(where)
-        figures["pictures"] = f"{len(source):,} {'drawn' if drawn else 'of a folder'}"
+        figures["images"] = f"{len(source):,} {'drawn' if drawn else 'of a folder'}"
         for name, work in WORKS.items():
             found = measure_what_fits(
                 work, effort, source, batch=batch or work.batch, device=device
@@ -316,8 +322,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=Path, help="a folder, a list or anything featkit opens")
-    parser.add_argument("--batch", type=int, help="pictures a step to begin with")
+    parser.add_argument("--images", type=Path, help="a folder, a list or anything featkit opens")
+    parser.add_argument("--batch", type=int, help="images a step to begin with")
     parser.add_argument(
         "--cpu-check",
         action="store_true",
@@ -327,14 +333,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if asked.cpu_check:
         threads = torch.get_num_threads()
         figures = run(
-            TRIED, device=torch.device("cpu"), pictures=asked.pictures, batch=asked.batch or 4
+            TRIED,
+            device=torch.device("cpu"),
+            image_folder=asked.images,
+            batch=asked.batch or 4,
         )
         torch.set_num_threads(threads)
         write_result("gpu", figures, keep=False)
         return figures
     if not torch.cuda.is_available():
         raise SystemExit("torch sees no CUDA device; --cpu-check tries the path without one.")
-    figures = run(WHOLE, device=torch.device("cuda", 0), pictures=asked.pictures, batch=asked.batch)
+    figures = run(
+        WHOLE, device=torch.device("cuda", 0), image_folder=asked.images, batch=asked.batch
+    )
     slug = re.sub("[^a-z0-9]+", "_", figures["chip"].lower()).strip("_")
     write_result(f"gpu_{slug}", figures)
     return figures

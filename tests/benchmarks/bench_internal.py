@@ -1,7 +1,7 @@
-"""Internal distillation of a small ResNet on 1,000 labeled pictures of CIFAR-10: each exit beside
+"""Internal distillation of a small ResNet on 1,000 labeled images of CIFAR-10: each exit beside
 the plain network.
 
-Three seeds, trainings of the same number of steps; accuracy on 5,000 test pictures, pictures a
+Three seeds, trainings of the same number of steps; accuracy on 5,000 test images, images a
 second of each exit. Run: python tests/benchmarks/bench_internal.py [--quick]        (six trainings
 of 90 seconds)
 
@@ -68,7 +68,7 @@ def main() -> None:
             for what, of in rows.items():
                 figures[f"{what}, accuracy in %"] = spread([row.accuracy for row in of])
             rates = {what: [row.images_per_s for row in of] for what, of in rows.items()}
-            figures["pictures a second"] = {
+            figures["images a second"] = {
                 what: [round(one or 0, 1) for one in of] for what, of in rates.items() if of[0]
             }
             figures["all figures"] = {

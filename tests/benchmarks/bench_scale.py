@@ -3,7 +3,7 @@ and what 8 × 80 GB would do.
 
 Counted without memory, on tensors that have sizes alone: operations by torch.utils.flop_counter,
 activations as the bytes that autograd keeps for the backward pass, in bfloat16 with fused attention
-as a GPU runs it. Measured: how much a process's peak grows with its pictures, in float32 with
+as a GPU runs it. Measured: how much a process's peak grows with its images, in float32 with
 attention as a CPU runs it, beside the same count. Heads of 65,536 prototypes; crops 2 × 224 + 8 ×
 96; DINOv2 hides 15 % of the patches. Nothing is left out at random. Run: python
 tests/benchmarks/bench_scale.py [--quick]
@@ -44,7 +44,7 @@ SIZES = {
     "ViT-B": (768, 12, 12),
     "ViT-L": (1024, 16, 24),
 }
-MEASURED = {"ViT-T": (2, 6), "ViT-S": (2, 5), "ViT-B": (1, 3), "ViT-L": (1, 2)}  # pictures
+MEASURED = {"ViT-T": (2, 6), "ViT-S": (2, 5), "ViT-B": (1, 3), "ViT-L": (1, 2)}  # images
 METHODS = ("dino", "dinov2")
 NUM_GLOBAL, HIDDEN = 2, 0.15  # crops; share of the patches: half of the crops, 10 to 50 % of each
 # float32: weights, gradients and two moments of the student, weights of the teacher.
@@ -52,7 +52,7 @@ STUDENT_BYTES, TEACHER_BYTES = 16, 4
 # the rest is the allocator's, the kernels' and the network's
 GPUS, GPU_BYTES, USABLE = 8, 80e9, 0.9
 PEAK, UTILIZATION = 989e12, 0.4  # H100, dense bfloat16; ASSUMED, not measured
-STEP_PICTURES = 1024
+STEP_IMAGES = 1024
 SPARE_BYTES = {"ViT-L": 14e9}  # a measured size is left out where less memory is free
 
 
@@ -80,7 +80,7 @@ def config_of(size: str, method: str) -> TrainConfig:
 
 @dataclass
 class Crops:
-    """What a step of `batch` pictures sees: (2, B, 3, S, S), (L, B, 3, s, s), masks and the places
+    """What a step of `batch` images sees: (2, B, 3, S, S), (L, B, 3, s, s), masks and the places
     of what they hide."""
 
     global_crops: Tensor
@@ -195,8 +195,8 @@ def count(config: TrainConfig, batch: int, *, checkpointed: bool, as_gpu: bool) 
         return Count(count_flops(step), kept.num_bytes)
 
 
-def a_picture(config: TrainConfig, *, checkpointed: bool, as_gpu: bool = True) -> Count:
-    """What one more picture takes."""
+def a_image(config: TrainConfig, *, checkpointed: bool, as_gpu: bool = True) -> Count:
+    """What one more image takes."""
     few, more = (count(config, batch, checkpointed=checkpointed, as_gpu=as_gpu) for batch in (2, 4))
     return Count((more.flops - few.flops) // 2, (more.kept - few.kept) // 2)
 
@@ -231,8 +231,8 @@ def kilobytes(path: str) -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words[-1] == "kB"}
 
 
-def measured_a_picture(size: str) -> float | None:
-    """Bytes that one more picture takes; None where there is no room to try."""
+def measured_a_image(size: str) -> float | None:
+    """Bytes that one more image takes; None where there is no room to try."""
     if kilobytes("/proc/meminfo")["MemAvailable"] * 1024 < SPARE_BYTES.get(size, 0):
         return None
     few, more = MEASURED[size]
@@ -267,7 +267,7 @@ def row_of(size: str, method_name: str) -> dict[str, Any]:
         student = sum(parameter.numel() for parameter in method.student.parameters())
         backbone = sum(parameter.numel() for parameter in method.student.backbone.parameters())
         whole, held, gathered = state_bytes(method)
-    kept, again = (a_picture(config, checkpointed=checkpointed) for checkpointed in (False, True))
+    kept, again = (a_image(config, checkpointed=checkpointed) for checkpointed in (False, True))
     again_bytes = (
         again.kept + (kept.kept - again.kept) // config.model.depth
     )  # one block's are there while it is computed again
@@ -280,14 +280,14 @@ def row_of(size: str, method_name: str) -> dict[str, Any]:
         "backbone, M": round(backbone / 1e6, 1),
         "with heads, M": round(student / 1e6, 1),
         "state, GB": round(whole / 1e9, 2),
-        "GFLOP a picture": round(kept.flops / 1e9),
-        "activations a picture, MB": round(kept.kept / 1e6),
+        "GFLOP an image": round(kept.flops / 1e9),
+        "activations an image, MB": round(kept.kept / 1e6),
         "checkpointed, MB": round(again_bytes / 1e6),
-        "pictures in 8 × 80 GB": GPUS * int(room / kept.kept),
+        "images in 8 × 80 GB": GPUS * int(room / kept.kept),
         "checkpointed": GPUS * int(room / again_bytes),
         "pictures/s": round(images_per_s),
-        f"steps/s of {STEP_PICTURES:,}": round(images_per_s / STEP_PICTURES, 2),
-        "checkpointed, steps/s": round(images_per_s_again / STEP_PICTURES, 2),
+        f"steps/s of {STEP_IMAGES:,}": round(images_per_s / STEP_IMAGES, 2),
+        "checkpointed, steps/s": round(images_per_s_again / STEP_IMAGES, 2),
     }
 
 
@@ -297,11 +297,11 @@ def main() -> None:
     rows = [row_of(size, method) for method in METHODS for size in sizes]
     print(markdown_table(rows))
     assumed = f"{UTILIZATION:.0%} of {GPUS} × {PEAK / 1e12:.0f} TFLOP/s (H100, bfloat16)"
-    print(f"\nEXTRAPOLATED, not measured: pictures/s and steps/s are {assumed}.\n")
+    print(f"\nEXTRAPOLATED, not measured: images/s and steps/s are {assumed}.\n")
     checks = []
     for size in sizes:
-        counted = a_picture(config_of(size, "dino"), checkpointed=False, as_gpu=False).kept
-        measured = measured_a_picture(size)
+        counted = a_image(config_of(size, "dino"), checkpointed=False, as_gpu=False).kept
+        measured = measured_a_image(size)
         found = (
             {"measured, MB": "no room"}
             if measured is None
@@ -326,7 +326,7 @@ def main() -> None:
         "scale",
         {
             "rows": rows,
-            "activations a picture, counted and measured": checks,
+            "activations an image, counted and measured": checks,
             "extrapolated by": extrapolation,
         },
     )

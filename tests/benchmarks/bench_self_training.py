@@ -1,7 +1,7 @@
-"""Self-training on CIFAR-10: 1,000 pictures with labels and 9,000 whose labels are not used, a
+"""Self-training on CIFAR-10: 1,000 images with labels and 9,000 whose labels are not used, a
 teacher and two students.
 
-A small ResNet, two seeds; accuracy on 5,000 test pictures. Students take as many steps as their
+A small ResNet, two seeds; accuracy on 5,000 test images. Students take as many steps as their
 teacher. Run: python tests/benchmarks/bench_self_training.py [SECONDS] [--quick]        (six
 trainings of 90 seconds)
 """

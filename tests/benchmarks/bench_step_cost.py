@@ -1,7 +1,7 @@
 """Where the time of a training step goes, and how near it comes to the rate at which this machine
 multiplies matrices.
 
-The tiny recipe at a depth of 6 and 100 pictures a step: width 192, patch 8, two crops of 64 pixels.
+The tiny recipe at a depth of 6 and 100 images a step: width 192, patch 8, two crops of 64 pixels.
 The matrix rate is that of the fastest of the products that the step itself makes, each measured
 alone at its size and in its type and layout, in turn with the step. Run: python
 tests/benchmarks/bench_step_cost.py [--quick]
@@ -24,7 +24,7 @@ from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_train.configure import configure
 from featkit_train.engine.device import pick_autocast
-from featkit_train.pictures.batches import Crops
+from featkit_train.images.batches import Crops
 from tests.benchmarks.flops import ProductsOf, Rate, best_rate, count_flops, measure_products
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.parts import Clock, clocked, shares_of_operators
@@ -104,13 +104,13 @@ def seconds_of_parts(loop: FeatkitLoop, *, rounds: int) -> dict[str, float]:
 def against_the_rate(
     name: str, seconds: list[float], flops: int, rates: list[list[Rate]]
 ) -> dict[str, Any]:
-    """Pictures a second as they are and as the matrix rate would allow, and the median share of the
+    """Images a second as they are and as the matrix rate would allow, and the median share of the
     one in the other."""
     possible = [flops / best_rate(each) for each in rates]
     shares = [could / did for could, did in zip(possible, seconds, strict=True)]
     return {
-        f"{name}, pictures/s": [round(BATCH / value, 1) for value in seconds],
-        f"{name}, pictures/s at the matrix rate": [round(BATCH / value, 1) for value in possible],
+        f"{name}, images/s": [round(BATCH / value, 1) for value in seconds],
+        f"{name}, images/s at the matrix rate": [round(BATCH / value, 1) for value in possible],
         f"{name}, share of the matrix rate": round(statistics.median(shares), 3),
     }
 

@@ -1,7 +1,7 @@
-"""Pictures a second of featkit's training step beside plain loops of lightly's parts, for DINO and
+"""Images a second of featkit's training step beside plain loops of lightly's parts, for DINO and
 for DINOv2.
 
-The same backbone, crops, batch, pictures and loader workers; the loops run in turn, a few steps
+The same backbone, crops, batch, images and loader workers; the loops run in turn, a few steps
 each. Ahead of each turn the others' workers get the time to fill their queues and rest, and the
 loop the steps to empty its own. lightly's are in float32, which a plain loop is; featkit is
 measured in float32 too, and in bfloat16 where the processor multiplies it natively. Run: python
@@ -71,7 +71,7 @@ def precisions() -> Sequence[str]:
 
 
 def measure(method: str, source: Source, *, workers: int) -> dict[str, list[float]]:
-    """Pictures a second of lightly, and of featkit in each precision, in turn."""
+    """Images a second of lightly, and of featkit in each precision, in turn."""
     with tempfile.TemporaryDirectory() as folder:
         lightly = LOOPS[method](
             config_of(method, workers=workers), source, device=CPU, autocast_dtype=None

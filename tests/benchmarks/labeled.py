@@ -70,7 +70,7 @@ NETWORKS: Mapping[str, Sequence[str]] = {
 
 @dataclass(frozen=True)
 class Cifar:
-    """1,000 pictures whose labels are used, 9,000 whose are not, and 5,000 to test on."""
+    """1,000 images whose labels are used, 9,000 whose are not, and 5,000 to test on."""
 
     labeled: Source
     unlabeled: Source
@@ -78,7 +78,7 @@ class Cifar:
 
 
 def open_cifar() -> Cifar:
-    """The first training shard, parted at random, and the test pictures."""
+    """The first training shard, parted at random, and the test images."""
     folder = data_folder() / "cifar10"
     shard, test = (
         open_source(folder / "train-00000.tar"),

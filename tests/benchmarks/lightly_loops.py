@@ -34,7 +34,7 @@ MOMENTUM = 0.99
 NUM_GLOBAL = 2
 
 
-class LightlyPictures(Dataset[list[Tensor]]):
+class LightlyImages(Dataset[list[Tensor]]):
     """Decode with Pillow, then lightly's transform: what its own examples do."""
 
     def __init__(self, source: Source, transform: Any) -> None:
@@ -109,7 +109,7 @@ class LightlyLoop(Loop[list[Tensor]]):
         ]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=lr, fused=True)
         loader = DataLoader(
-            LightlyPictures(source, dino_transform(config)),
+            LightlyImages(source, dino_transform(config)),
             batch_size=config.run.batch_size,
             shuffle=True,
             drop_last=True,

@@ -12,17 +12,17 @@ import torch
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
+from featkit_train.images.batches import Crops, crop_loader
+from featkit_train.images.loading import batches_of
 from featkit_train.loop import Run
 from featkit_train.methods import Lessons
-from featkit_train.pictures.batches import Crops, crop_loader
-from featkit_train.pictures.loading import batches_of
 from tests.benchmarks.flops import synchronize
 
 Batch = TypeVar("Batch")
 
 
 class Loop(ABC, Generic[Batch]):
-    """Batches of `images` pictures, and steps on them."""
+    """Batches of `images` images, and steps on them."""
 
     images: int
     device: torch.device
@@ -45,11 +45,11 @@ class Loop(ABC, Generic[Batch]):
             self.step(batch)
 
     def images_per_s(self, count: int) -> float:
-        """Pictures a second of so many steps, data and all."""
+        """Images a second of so many steps, data and all."""
         return self._rate(count, None)
 
     def images_per_s_on(self, batch: Batch, count: int) -> float:
-        """Pictures a second of so many steps on one batch that is there already."""
+        """Images a second of so many steps on one batch that is there already."""
         return self._rate(count, batch)
 
     def _rate(self, count: int, batch: Batch | None) -> float:

@@ -32,7 +32,7 @@ def open_photos(folder: Path) -> Photos:
 
 
 def open_part(files: list[Path], listing: Path) -> Source:
-    """Some pictures of a folder as a source."""
+    """Some images of a folder as a source."""
     listing.write_text("\n".join(str(path.resolve()) for path in files))
     return open_source(listing)
 

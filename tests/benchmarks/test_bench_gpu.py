@@ -21,7 +21,7 @@ def test_the_path_of_bench_gpu_runs_on_a_cpu_and_keeps_no_figures_of_it(
         loops = {row["loop"]: row for row in figures[name]["loops"]}
         assert set(loops) == {bench_gpu.EAGER, bench_gpu.LIGHTLY}
         assert all(row["images/s"] > 0 for row in loops.values())
-        assert figures[name]["GFLOP a picture"] > 0
+        assert figures[name]["GFLOP an image"] > 0
         assert figures[name]["median ratio to lightly, alone"] > 0
     assert "| loop |" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -27,26 +27,26 @@ HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 
 @dataclass(frozen=True)
 class Gallery:
-    """Where the pictures, the model and the index are."""
+    """Where the images, the model and the index are."""
 
-    pictures: Path
+    images: Path
     model: Path
     index: Path
 
 
 @pytest.fixture(scope="session")
 def gallery(tmp_path_factory: pytest.TempPathFactory) -> Gallery:
-    """Twelve drawn pictures and one whose name is markup."""
+    """Twelve drawn images and one whose name is markup."""
     root = tmp_path_factory.mktemp("gallery")
-    files = draw_gallery(root / "pictures", kinds=KINDS, num_instances=1)
-    odd = root / "pictures" / "odd"
+    files = draw_gallery(root / "images", kinds=KINDS, num_instances=1)
+    odd = root / "images" / "odd"
     odd.mkdir()
     shutil.copyfile(files[0], odd / HOSTILE)
     model = make_model_file(root / "m.onnx", width=64, size=64)
-    embed_source(open_source(root / "pictures"), Embedder(model, threads=1), root / "emb")
+    embed_source(open_source(root / "images"), Embedder(model, threads=1), root / "emb")
     with Index.create(root / "photos.index", model=model) as index:
         index.add_embeddings(Embeddings.open(root / "emb"))
-    return Gallery(root / "pictures", model, root / "photos.index")
+    return Gallery(root / "images", model, root / "photos.index")
 
 
 @pytest.fixture(scope="package")

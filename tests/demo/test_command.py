@@ -18,7 +18,7 @@ from featkit.serve.running import bind
 from tests.demo.conftest import Gallery
 
 
-def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(
+def test_demo_over_images_opens_answers_and_ends_on_ctrl_c(
     gallery: Gallery, tmp_path: Path
 ) -> None:
     command = [
@@ -26,7 +26,7 @@ def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(
         "-m",
         "featkit",
         "demo",
-        str(gallery.pictures),
+        str(gallery.images),
         "--model",
         str(gallery.model),
     ]
@@ -38,7 +38,7 @@ def test_demo_over_pictures_opens_answers_and_ends_on_ctrl_c(
         assert process.stdout is not None
         line = process.stdout.readline()
         found = re.match(
-            r"Search 13 pictures at (http://127\.0\.0\.1:\d+) \(stop with Ctrl-C\)", line
+            r"Search 13 images at (http://127\.0\.0\.1:\d+) \(stop with Ctrl-C\)", line
         )
         assert found is not None, line
         with urllib.request.urlopen(f"{found[1]}/v1/sample?limit=1") as answer:

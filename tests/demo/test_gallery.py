@@ -37,7 +37,7 @@ def test_gallery_is_the_same_bytes_for_the_same_seed(tmp_path: Path) -> None:
     assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
 
 
-def test_gallery_is_labeled_by_folder_and_reports_every_picture(tmp_path: Path) -> None:
+def test_gallery_is_labeled_by_folder_and_reports_every_image(tmp_path: Path) -> None:
     counts: list[tuple[int, int]] = []
     files = draw_gallery(
         tmp_path,
@@ -53,7 +53,7 @@ def test_gallery_is_labeled_by_folder_and_reports_every_picture(tmp_path: Path) 
     assert [path for path in tmp_path.rglob("*") if ".partial" in path.name] == []
 
 
-def test_another_seed_and_another_instance_draw_another_picture() -> None:
+def test_another_seed_and_another_instance_draw_another_image() -> None:
     def front(instance: int, seed: int) -> np.ndarray:
         return np.asarray(draw_views("objects", "mug", instance, seed=seed)[0][1], dtype=np.float32)
 
@@ -63,18 +63,18 @@ def test_another_seed_and_another_instance_draw_another_picture() -> None:
 
 
 @pytest.mark.parametrize(("group", "kind"), ALL_KINDS)
-def test_every_kind_fills_the_picture_with_more_than_noise(group: str, kind: str) -> None:
-    (view, picture), *others = draw_views(group, kind, 0)
-    pixels = np.asarray(picture, dtype=np.float32)
-    assert (picture.size, len(others) + 1, view) == (
+def test_every_kind_fills_the_image_with_more_than_noise(group: str, kind: str) -> None:
+    (view, image), *others = draw_views(group, kind, 0)
+    pixels = np.asarray(image, dtype=np.float32)
+    assert (image.size, len(others) + 1, view) == (
         (480, 360),
         NUM_VIEWS,
         {"objects": "front", "scenes": "day", "textures": "flat"}[group],
     )
-    coarse = np.asarray(picture.resize((24, 18), Image.Resampling.BOX), dtype=np.float32)
+    coarse = np.asarray(image.resize((24, 18), Image.Resampling.BOX), dtype=np.float32)
     assert coarse.std() > 9  # structure that survives averaging the grain away
     black = (pixels.max(axis=2) < 8).mean()
-    assert black < 0.02, "an edge of a swatch is in the picture"
+    assert black < 0.02, "an edge of a swatch is in the image"
 
 
 def test_unknown_kind_is_refused(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_unknown_kind_is_refused(tmp_path: Path) -> None:
         draw_gallery(tmp_path, kinds=["unicorn"])
 
 
-def test_encoded_pictures_are_small_jpegs() -> None:
+def test_encoded_images_are_small_jpegs() -> None:
     data = encode(draw_views("objects", "fish", 0)[0][1])
     assert Image.open(io.BytesIO(data)).format == "JPEG"
     assert len(data) < 80_000

@@ -105,11 +105,9 @@ def test_a_published_model_is_passed_on_once_what_makes_its_file_is_installed(
 
 def test_a_second_time_nothing_is_installed(environment: Path) -> None:
     (environment / ".adopt").touch()
-    said = planned(environment, "MODEL=dinov2-small", "PHOTOS=my pictures")
+    said = planned(environment, "MODEL=dinov2-small", "PHOTOS=my images")
     assert "huggingface-hub" not in said
-    assert (
-        f'{environment}/bin/featkit demo "my pictures" --model "dinov2-small" --port 7860' in said
-    )
+    assert f'{environment}/bin/featkit demo "my images" --model "dinov2-small" --port 7860' in said
 
 
 def test_without_a_model_neither_is_there(environment: Path) -> None:

@@ -86,9 +86,9 @@ def scores(page: Page) -> list[float]:
     return [float(score) for score in page.locator(".fk-score").all_text_contents()]
 
 
-def test_an_uploaded_picture_finds_its_original_first(page: Page, gallery: Gallery) -> None:
-    page.set_input_files("input[type=file]", gallery.pictures / "scenes/lake/lake-1-day.jpg")
-    expect(page.locator("h1")).to_have_text("Nearest pictures")
+def test_an_uploaded_image_finds_its_original_first(page: Page, gallery: Gallery) -> None:
+    page.set_input_files("input[type=file]", gallery.images / "scenes/lake/lake-1-day.jpg")
+    expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "lake-1-day.jpg"
     assert scores(page)[0] == pytest.approx(1, abs=0.002)
     assert scores(page) == sorted(scores(page), reverse=True)
@@ -97,7 +97,7 @@ def test_an_uploaded_picture_finds_its_original_first(page: Page, gallery: Galle
 
 def test_a_click_on_a_result_searches_with_it_and_back_returns(page: Page) -> None:
     page.get_by_role("button", name="Search with objects/mug/mug-1-front.jpg").click()
-    expect(page.locator("h1")).to_have_text("Nearest pictures")
+    expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "mug-1-front.jpg"
     second = page.locator(".fk-card").nth(1)
     key = second.get_attribute("title")
@@ -107,21 +107,21 @@ def test_a_click_on_a_result_searches_with_it_and_back_returns(page: Page) -> No
     page.go_back()
     expect(page.locator(".fk-query-name")).to_have_text("objects/mug/mug-1-front.jpg")
     page.get_by_role("button", name="Back to the gallery", exact=True).click()
-    expect(page.locator("h1")).to_have_text("Pick a picture to start from")
+    expect(page.locator("h1")).to_have_text("Pick an image to start from")
 
 
-def test_a_pasted_picture_is_searched_with(page: Page) -> None:
+def test_a_pasted_image_is_searched_with(page: Page) -> None:
     page.evaluate("""async () => {
         const blob = await (await fetch(document.querySelector('[title="objects/fish/fish-1-front.jpg"] img').src)).blob();
         const carried = new DataTransfer();
         carried.items.add(new File([blob], 'shot.jpg', {type: 'image/jpeg'}));
         document.dispatchEvent(new ClipboardEvent('paste', {clipboardData: carried, bubbles: true}));
     }""")
-    expect(page.locator("h1")).to_have_text("Nearest pictures")
+    expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "fish-1-front.jpg"
 
 
-def test_a_dropped_picture_is_searched_with(page: Page) -> None:
+def test_a_dropped_image_is_searched_with(page: Page) -> None:
     page.evaluate("""async () => {
         const blob = await (await fetch(document.querySelector('[title="textures/tiles/tiles-1-flat.jpg"] img').src)).blob();
         const carried = new DataTransfer();
@@ -129,21 +129,21 @@ def test_a_dropped_picture_is_searched_with(page: Page) -> None:
         for (const kind of ['dragenter', 'dragover', 'drop'])
             document.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
     }""")
-    expect(page.locator("h1")).to_have_text("Nearest pictures")
+    expect(page.locator("h1")).to_have_text("Nearest images")
     assert names(page)[0] == "tiles-1-flat.jpg"
     expect(page.locator(".fk-veil")).to_be_hidden()
 
 
-def test_a_file_that_is_no_picture_gets_one_sentence_and_the_page_goes_on(
+def test_a_file_that_is_no_image_gets_one_sentence_and_the_page_goes_on(
     page: Page, gallery: Gallery
 ) -> None:
     page.set_input_files(
         "input[type=file]", {"name": "notes.jpg", "mimeType": "image/jpeg", "buffer": b"dear diary"}
     )
     expect(page.get_by_role("alert")).to_have_text(
-        "notes.jpg is not a picture in a format that can be read."
+        "notes.jpg is not an image in a format that can be read."
     )
-    page.set_input_files("input[type=file]", gallery.pictures / "objects/mug/mug-1-side.jpg")
+    page.set_input_files("input[type=file]", gallery.images / "objects/mug/mug-1-side.jpg")
     expect(page.locator(".fk-query-name")).to_have_text("mug-1-side.jpg")
     expect(page.get_by_role("alert")).to_be_hidden()
 
@@ -168,15 +168,15 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
     expect(page.locator("h1")).to_be_focused()
 
 
-def test_every_picture_and_button_has_a_name(page: Page) -> None:
+def test_every_image_and_button_has_a_name(page: Page) -> None:
     page.locator(".fk-card").first.click()
-    expect(page.locator("h1")).to_have_text("Nearest pictures")
+    expect(page.locator("h1")).to_have_text("Nearest images")
     unnamed = """() => [...document.querySelectorAll('.fk-page img:not([hidden])')].filter(i => !i.alt).length
         + [...document.querySelectorAll('.fk-page button')].filter(b => !(b.ariaLabel || b.innerText.trim())).length"""
     assert page.evaluate(unnamed) == 0
 
 
-def test_thumbnails_are_the_only_pictures_fetched(page: Page) -> None:
+def test_thumbnails_are_the_only_images_fetched(page: Page) -> None:
     sources = page.evaluate(
         "[...document.querySelectorAll('.fk-card img')].map(i => new URL(i.src).pathname)"
     )
@@ -206,7 +206,7 @@ def test_the_page_follows_dark_and_fits_a_phone(browser: Browser, page_address: 
 
 
 def test_uploads_over_the_limit_are_refused(page: Page, gallery: Gallery) -> None:
-    huge = gallery.pictures.parent / "huge.png"
+    huge = gallery.images.parent / "huge.png"
     Image.new("1", (8000, 8000)).save(huge)  # 64 megapixels in a few kilobytes
     page.set_input_files("input[type=file]", huge)
     expect(page.get_by_role("alert")).to_contain_text("huge.png has 64,000,000 pixels")

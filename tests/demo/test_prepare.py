@@ -1,4 +1,4 @@
-"""From pictures to an index in the cache: made once, then kept up to date."""
+"""From images to an index in the cache: made once, then kept up to date."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ except EnvironmentProblem as problem:
 
 
 class Work:
-    """Notes what was reported; Ctrl-C once `stop_at` pictures are done."""
+    """Notes what was reported; Ctrl-C once `stop_at` images are done."""
 
     def __init__(self, *, stop_at: int | None = None) -> None:
         self.labels: list[tuple[str, int]] = []
@@ -60,8 +60,8 @@ class Work:
 
 
 @pytest.fixture
-def pictures(gallery: Gallery, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(gallery.pictures, tmp_path / "pictures"))
+def images(gallery: Gallery, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(gallery.images, tmp_path / "images"))
 
 
 def files_below(folder: Path) -> list[str]:
@@ -73,26 +73,26 @@ def keys(index: Path) -> list[str]:
         return sorted(item.key for item in opened.items(0, 1000))
 
 
-def test_a_second_run_does_nothing(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_a_second_run_does_nothing(images: Path, gallery: Gallery, tmp_path: Path) -> None:
     work = Work()
-    first = prepare_index(pictures, gallery.model, tmp_path / "cache", progress=work)
-    again = prepare_index(pictures, gallery.model, tmp_path / "cache", progress=work)
+    first = prepare_index(images, gallery.model, tmp_path / "cache", progress=work)
+    again = prepare_index(images, gallery.model, tmp_path / "cache", progress=work)
     assert (first.num_embedded, again.num_embedded, again.num_removed) == (13, 0, 0)
     assert first.index == again.index
     assert work.labels == [("embedding", 13)]
 
 
 def test_what_is_new_changed_or_gone_is_all_that_is_done(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    mug, fish = pictures / "objects/mug", pictures / "objects/fish"
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    mug, fish = images / "objects/mug", images / "objects/fish"
     shutil.copyfile(mug / "mug-1-front.jpg", mug / "new.jpg")
     shutil.copyfile(fish / "fish-1-side.jpg", fish / "fish-1-front.jpg")
-    shutil.rmtree(pictures / "scenes")
+    shutil.rmtree(images / "scenes")
     work = Work()
-    done = prepare_index(pictures, gallery.model, cache, progress=work)
+    done = prepare_index(images, gallery.model, cache, progress=work)
     assert (done.num_embedded, done.num_removed, work.labels) == (2, 3, [("embedding", 2)])
     assert "objects/mug/new.jpg" in keys(index)
     assert not [key for key in keys(index) if key.startswith("scenes/")]
@@ -104,41 +104,41 @@ def test_what_is_new_changed_or_gone_is_all_that_is_done(
     }
 
 
-def test_a_picture_that_breaks_is_no_longer_found(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+def test_a_image_that_breaks_is_no_longer_found(
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    (pictures / "objects/mug/mug-1-front.jpg").write_bytes(b"no longer")
-    done = prepare_index(pictures, gallery.model, cache, progress=Work())
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    (images / "objects/mug/mug-1-front.jpg").write_bytes(b"no longer")
+    done = prepare_index(images, gallery.model, cache, progress=Work())
     assert [key for key, _ in done.failures] == ["objects/mug/mug-1-front.jpg"]
     assert "objects/mug/mug-1-front.jpg" not in keys(index)
     # not tried again until it changes
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).failures == ()
+    assert prepare_index(images, gallery.model, cache, progress=Work()).failures == ()
 
 
-def test_another_model_gets_another_index(pictures: Path, gallery: Gallery, tmp_path: Path) -> None:
+def test_another_model_gets_another_index(images: Path, gallery: Gallery, tmp_path: Path) -> None:
     other = make_model_file(tmp_path / "other.onnx", width=64, size=64, seed=1)
-    first = prepare_index(pictures, gallery.model, tmp_path / "cache", progress=Work())
-    second = prepare_index(pictures, other, tmp_path / "cache", progress=Work())
+    first = prepare_index(images, gallery.model, tmp_path / "cache", progress=Work())
+    second = prepare_index(images, other, tmp_path / "cache", progress=Work())
     assert first.index != second.index
     assert second.num_embedded == 13
 
 
 @pytest.mark.parametrize("stop_at", [0, 1, 2])
 def test_a_stop_while_embedding_costs_work_and_no_correctness(
-    pictures: Path, gallery: Gallery, tmp_path: Path, stop_at: int
+    images: Path, gallery: Gallery, tmp_path: Path, stop_at: int
 ) -> None:
     cache = tmp_path / "cache"
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    mug, fish = pictures / "objects/mug", pictures / "objects/fish"
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    mug, fish = images / "objects/mug", images / "objects/fish"
     shutil.copyfile(mug / "mug-1-front.jpg", mug / "new.jpg")
     shutil.copyfile(fish / "fish-1-side.jpg", fish / "fish-1-front.jpg")
     with pytest.raises(Interrupted):
-        prepare_index(pictures, gallery.model, cache, progress=Work(stop_at=stop_at))
+        prepare_index(images, gallery.model, cache, progress=Work(stop_at=stop_at))
     assert "objects/mug/new.jpg" not in keys(index)
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).index == index
-    assert keys(index) == files_below(pictures)
+    assert prepare_index(images, gallery.model, cache, progress=Work()).index == index
+    assert keys(index) == files_below(images)
     assert [path.name for path in index.parent.glob("embeddings-*")] == []
     with Index.open(index) as opened:
         hits = opened.search(fish / "fish-1-side.jpg", k=2)
@@ -148,20 +148,20 @@ def test_a_stop_while_embedding_costs_work_and_no_correctness(
     }
 
 
-def test_what_a_stopped_first_run_had_in_work_is_not_kept_for_pictures_that_changed(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+def test_what_a_stopped_first_run_had_in_work_is_not_kept_for_images_that_changed(
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     with pytest.raises(Interrupted):
-        prepare_index(pictures, gallery.model, cache, progress=Work(stop_at=13))
-    shutil.rmtree(pictures / "scenes")
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    assert keys(index) == files_below(pictures)
+        prepare_index(images, gallery.model, cache, progress=Work(stop_at=13))
+    shutil.rmtree(images / "scenes")
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    assert keys(index) == files_below(images)
     assert [path.name for path in index.parent.glob("embeddings-*")] == []
 
 
 def test_a_stop_just_before_the_end_costs_work_and_no_correctness(
-    pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
 
@@ -173,40 +173,40 @@ def test_a_stop_just_before_the_end_costs_work_and_no_correctness(
 
     monkeypatch.setattr(Index, "add_embeddings", add_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        prepare_index(pictures, gallery.model, cache, progress=Work())
+        prepare_index(images, gallery.model, cache, progress=Work())
     monkeypatch.undo()
-    shutil.rmtree(pictures / "scenes")
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    assert keys(index) == files_below(pictures)
+    shutil.rmtree(images / "scenes")
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    assert keys(index) == files_below(images)
 
 
-def test_a_picture_that_comes_back_after_a_stop_is_found_again(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+def test_a_image_that_comes_back_after_a_stop_is_found_again(
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    mug = pictures / "objects/mug/mug-1-front.jpg"
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    mug = images / "objects/mug/mug-1-front.jpg"
     mug.rename(tmp_path / "kept.jpg")
-    shutil.copyfile(pictures / "objects/fish/fish-1-front.jpg", mug)
+    shutil.copyfile(images / "objects/fish/fish-1-front.jpg", mug)
     with pytest.raises(Interrupted):
-        prepare_index(pictures, gallery.model, cache, progress=Work(stop_at=0))
+        prepare_index(images, gallery.model, cache, progress=Work(stop_at=0))
     (tmp_path / "kept.jpg").replace(mug)  # with its old size and time of change
-    prepare_index(pictures, gallery.model, cache, progress=Work())
-    assert keys(index) == files_below(pictures)
+    prepare_index(images, gallery.model, cache, progress=Work())
+    assert keys(index) == files_below(images)
 
 
 @pytest.mark.parametrize(
-    "kind", ["glob", "list", "list beside", "one picture", "tar", "glob of tars"]
+    "kind", ["glob", "list", "list beside", "one image", "tar", "glob of tars"]
 )
-def test_a_changed_picture_is_embedded_again_whatever_it_was_named_by(
-    kind: str, pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_changed_image_is_embedded_again_whatever_it_was_named_by(
+    kind: str, images: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mugs = pictures / "objects/mug"
+    mugs = images / "objects/mug"
     changing = mugs / "mug-1-front.jpg"
-    monkeypatch.chdir(pictures)
+    monkeypatch.chdir(images)
 
     def named() -> Path:
-        """The source, made of what the pictures are now."""
+        """The source, made of what the images are now."""
         if kind == "list":
             (mugs / "list.txt").write_text("mug-1-front.jpg\nmug-1-side.jpg\n")
         if kind == "list beside":
@@ -220,7 +220,7 @@ def test_a_changed_picture_is_embedded_again_whatever_it_was_named_by(
             "list beside": tmp_path / "list.txt",
         }
         names |= {
-            "one picture": changing,
+            "one image": changing,
             "tar": "objects/mug/mugs.tar",
             "glob of tars": "objects/*/*.tar",
         }
@@ -232,7 +232,7 @@ def test_a_changed_picture_is_embedded_again_whatever_it_was_named_by(
     assert (
         prepare_index(source, gallery.model, tmp_path / "cache", progress=Work()).num_embedded == 0
     )
-    shutil.copyfile(pictures / "objects/fish/fish-1-front.jpg", changing)
+    shutil.copyfile(images / "objects/fish/fish-1-front.jpg", changing)
     assert (
         prepare_index(named(), gallery.model, tmp_path / "cache", progress=Work()).num_embedded == 1
     )
@@ -240,13 +240,13 @@ def test_a_changed_picture_is_embedded_again_whatever_it_was_named_by(
         assert opened.search(changing, k=1)[0].score == pytest.approx(1, abs=1e-3)
 
 
-def test_a_picture_that_cannot_be_looked_at_is_tried_again(
-    gallery: Gallery, pictures: Path, tmp_path: Path
+def test_a_image_that_cannot_be_looked_at_is_tried_again(
+    gallery: Gallery, images: Path, tmp_path: Path
 ) -> None:
-    (pictures / "list.txt").write_text("objects/mug/mug-1-front.jpg\nmissing.jpg\n")
+    (images / "list.txt").write_text("objects/mug/mug-1-front.jpg\nmissing.jpg\n")
     for num_embedded in (1, 0):
         done = prepare_index(
-            pictures / "list.txt", gallery.model, tmp_path / "cache", progress=Work()
+            images / "list.txt", gallery.model, tmp_path / "cache", progress=Work()
         )
         assert (done.num_embedded, [key for key, _ in done.failures]) == (
             num_embedded,
@@ -261,79 +261,76 @@ def exchange(file: Path, data: bytes) -> None:
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_rehash_finds_a_picture_of_the_same_size_and_time(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+def test_rehash_finds_a_image_of_the_same_size_and_time(
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    mug, fish = pictures / "objects/mug/mug-1-front.jpg", pictures / "objects/fish/fish-1-front.jpg"
+    mug, fish = images / "objects/mug/mug-1-front.jpg", images / "objects/fish/fish-1-front.jpg"
     with mug.open("ab") as file:
         file.write(bytes(fish.stat().st_size))  # room for the other
-    index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
+    index = prepare_index(images, gallery.model, cache, progress=Work()).index
     exchange(mug, fish.read_bytes())
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+    assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
     work = Work()
-    assert (
-        prepare_index(pictures, gallery.model, cache, progress=work, rehash=True).num_embedded == 1
-    )
+    assert prepare_index(images, gallery.model, cache, progress=work, rehash=True).num_embedded == 1
     assert work.labels == [("comparing", 13), ("embedding", 1)]
     with Index.open(index) as opened:
         assert opened.search(fish, k=2)[1].key == "objects/mug/mug-1-front.jpg"
     assert (
-        prepare_index(pictures, gallery.model, cache, progress=Work(), rehash=True).num_embedded
-        == 0
+        prepare_index(images, gallery.model, cache, progress=Work(), rehash=True).num_embedded == 0
     )
 
 
 def test_retry_tries_failures_again(
-    pictures: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     decode = Embedder.decode
 
-    def without_package(self: Embedder, picture: Any, *, name: str) -> Any:
-        return decode(self, b"" if name.endswith("mug-1-front.jpg") else picture, name=name)
+    def without_package(self: Embedder, image: Any, *, name: str) -> Any:
+        return decode(self, b"" if name.endswith("mug-1-front.jpg") else image, name=name)
 
     with monkeypatch.context() as patch:
         patch.setattr(Embedder, "decode", without_package)
-        index = prepare_index(pictures, gallery.model, cache, progress=Work()).index
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+        index = prepare_index(images, gallery.model, cache, progress=Work()).index
+    assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
     assert (
-        prepare_index(pictures, gallery.model, cache, progress=Work(), retry=True).num_embedded == 1
+        prepare_index(images, gallery.model, cache, progress=Work(), retry=True).num_embedded == 1
     )
-    assert keys(index) == files_below(pictures)
+    assert keys(index) == files_below(images)
 
 
 def test_a_listing_of_an_earlier_version_is_used(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     listing = (
-        prepare_index(pictures, gallery.model, cache, progress=Work()).index.parent / "listing.json"
+        prepare_index(images, gallery.model, cache, progress=Work()).index.parent / "listing.json"
     )
-    stamps = json.loads(listing.read_text())["pictures"]
-    listing.write_text(json.dumps({"format": "featkit-demo-listing-1", "pictures": stamps}))
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+    stamps = json.loads(listing.read_text())["images"]
+    listing.write_text(json.dumps({"format": "featkit-demo-listing-1", "images": stamps}))
+    assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
 
 
-def test_the_cache_may_lie_inside_the_pictures(pictures: Path, gallery: Gallery) -> None:
-    cache = pictures / "cache"
+def test_the_cache_may_lie_inside_the_images(images: Path, gallery: Gallery) -> None:
+    cache = images / "cache"
     (cache / "gallery-0123456789abcdef").mkdir(parents=True)
-    shutil.copy(pictures / "objects/mug/mug-1-front.jpg", cache / "gallery-0123456789abcdef")
-    done = prepare_index(pictures, gallery.model, cache, progress=Work())
+    shutil.copy(images / "objects/mug/mug-1-front.jpg", cache / "gallery-0123456789abcdef")
+    done = prepare_index(images, gallery.model, cache, progress=Work())
     assert (done.num_embedded, done.skipped) == (13, {"featkit folder": 1})
-    assert prepare_index(pictures, gallery.model, cache, progress=Work()).num_embedded == 0
+    assert prepare_index(images, gallery.model, cache, progress=Work()).num_embedded == 0
 
 
 def test_all_failures_are_counted_though_only_the_first_are_listed(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     for number in range(SHOWN_FAILURES + 5):
-        (pictures / f"bad-{number}.jpg").write_bytes(b"text")
-    done = prepare_index(pictures, gallery.model, tmp_path / "cache", progress=Work())
+        (images / f"bad-{number}.jpg").write_bytes(b"text")
+    done = prepare_index(images, gallery.model, tmp_path / "cache", progress=Work())
     assert (done.num_embedded, len(done.failures)) == (13, SHOWN_FAILURES)
 
 
-def test_folders_without_pictures_and_without_good_ones_are_refused(
+def test_folders_without_images_and_without_good_ones_are_refused(
     gallery: Gallery, tmp_path: Path
 ) -> None:
     (tmp_path / "none").mkdir()
@@ -341,16 +338,16 @@ def test_folders_without_pictures_and_without_good_ones_are_refused(
         prepare_index(tmp_path / "none", gallery.model, tmp_path / "cache", progress=Work())
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/a.jpg").write_bytes(b"text")
-    with pytest.raises(InputError, match=r"No picture of .*bad could be embedded: a\.jpg"):
+    with pytest.raises(InputError, match=r"No image of .*bad could be embedded: a\.jpg"):
         prepare_index(tmp_path / "bad", gallery.model, tmp_path / "cache", progress=Work())
 
 
 def test_a_cache_that_cannot_be_written_is_said(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
     cache.mkdir(mode=0o500)
-    status, said, problems = run_python(PREPARE, pictures, gallery.model, cache, ordinary_user=True)
+    status, said, problems = run_python(PREPARE, images, gallery.model, cache, ordinary_user=True)
     assert (status, problems) == (0, "")
     assert said.startswith(str(cache))
     assert "cannot be written" in said
@@ -385,23 +382,23 @@ def test_vectors_of_another_precision_have_an_index_of_their_own(
     gallery: Gallery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model_file(tmp_path / "m.onnx")
-    plain = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
+    plain = prepare_index(gallery.images, model, tmp_path / "cache", progress=Work())
     monkeypatch.setenv("FEATKIT_BACKEND", "openvino")
     monkeypatch.setenv("FEATKIT_PRECISION", "bf16")
-    coarse = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
+    coarse = prepare_index(gallery.images, model, tmp_path / "cache", progress=Work())
     assert coarse.index != plain.index
     assert coarse.num_embedded == plain.num_embedded > 0
     with Index.open(coarse.index) as index:
         assert index.run == index.embedder.run == OPENVINO_BF16
-    again = prepare_index(gallery.pictures, model, tmp_path / "cache", progress=Work())
+    again = prepare_index(gallery.images, model, tmp_path / "cache", progress=Work())
     assert (again.index, again.num_embedded) == (coarse.index, 0)
 
 
 def test_a_column_is_chosen_and_has_an_index_of_its_own(
-    pictures: Path, gallery: Gallery, tmp_path: Path
+    images: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
-    files = [(pictures / name).read_bytes() for name in files_below(pictures)[:3]]
-    columns = {"image": pa.array([b"no picture", files[0], files[1]]), "photo": pa.array(files)}
+    files = [(images / name).read_bytes() for name in files_below(images)[:3]]
+    columns = {"image": pa.array([b"no image", files[0], files[1]]), "photo": pa.array(files)}
     (tmp_path / "table").mkdir()
     pq.write_table(pa.table(columns), tmp_path / "table" / "t.parquet")
     found = {
@@ -416,5 +413,5 @@ def test_a_column_is_chosen_and_has_an_index_of_its_own(
     }
     assert [len(keys(each.index)) for each in found.values()] == [2, 3]
     assert found["photo"].notes == (
-        "Pictures are read from the column photo; --column can choose image instead.",
+        "Images are read from the column photo; --column can choose image instead.",
     )

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.commands import Said, digests, end, is_one_sentence, run_featkit, start_featkit
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
-from tests.pictures import draw_folder
+from tests.odd_images import READABLE, UNREADABLE, write_odd_images
 from tests.processes import run_python, start_python
 
 FULL = Path("/dev/full")
@@ -31,10 +31,10 @@ with Index.open(sys.argv[1], writable=True):
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all is well: `pictures`, `m.onnx`, and of them `emb` in three shards and
+    """A folder in which all is well: `images`, `m.onnx`, and of them `emb` in three shards and
     `photos.index`."""
     root = tmp_path_factory.mktemp("good")
-    draw_folder(root / "pictures", 12)
+    draw_folder(root / "images", 12)
     make_model_file(root / "m.onnx")
     assert embed(root, root / "emb").code == 0
     assert run_featkit("index", root / "emb", "--out", root / "photos.index").code == 0
@@ -45,7 +45,7 @@ def embedding(good: Path, out: Path) -> list[object]:
     """The command that makes `emb`."""
     return [
         "embed",
-        good / "pictures",
+        good / "images",
         "--model",
         good / "m.onnx",
         "--out",
@@ -73,44 +73,44 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         (
             "embed missing --out new",
             2,
-            "missing does not exist; name a folder of pictures, a .tar, a .parquet, or a .txt list",
+            "missing does not exist; name a folder of images, a .tar, a .parquet, or a .txt list",
         ),
-        ("embed empty --out new", 2, "empty holds no pictures: it is empty."),
-        ("embed papers --out new", 2, "papers holds no pictures. Passed over: 1 "),
-        ("embed nothing.txt --out new", 2, "nothing.txt lists no pictures; write one path a line."),
+        ("embed empty --out new", 2, "empty holds no images: it is empty."),
+        ("embed papers --out new", 2, "papers holds no images. Passed over: 1 "),
+        ("embed nothing.txt --out new", 2, "nothing.txt lists no images; write one path a line."),
         ("embed text.tar --out new", 2, "text.tar is plain text; name a tar archive."),
         ("embed text.parquet --out new", 2, "text.parquet is plain text; name a Parquet file."),
         (
-            "embed pictures --out new --model missing.onnx",
+            "embed images --out new --model missing.onnx",
             2,
             "missing.onnx does not exist; name a model file",
         ),
         (
-            "embed pictures --out new --model nothing.txt",
+            "embed images --out new --model nothing.txt",
             2,
             "nothing.txt is not a featkit model file",
         ),
-        ("embed pictures --out new --model text.tar", 2, "text.tar is not a featkit model file"),
-        ("embed pictures --out new --model empty", 2, "empty is not a featkit model file"),
-        ("embed pictures --out text.tar", 2, "text.tar is a file; name a folder with --out."),
+        ("embed images --out new --model text.tar", 2, "text.tar is not a featkit model file"),
+        ("embed images --out new --model empty", 2, "empty is not a featkit model file"),
+        ("embed images --out text.tar", 2, "text.tar is a file; name a folder with --out."),
         (
-            "embed pictures --out text.tar/emb",
+            "embed images --out text.tar/emb",
             2,
             "text.tar is a file; name another folder with --out.",
         ),
         (
-            "embed pictures --out papers",
+            "embed images --out papers",
             2,
             "papers is no embeddings folder and holds thesis.doc; choose a new or an empty --out.",
         ),
         (
-            "embed pictures --out new --shard-size 0",
+            "embed images --out new --shard-size 0",
             2,
             "A shard of 0 items is none; use 1 or more.",
         ),
-        ("embed pictures --out new --threads 0", 2, "0 threads cannot work; use 1 or more."),
+        ("embed images --out new --threads 0", 2, "0 threads cannot work; use 1 or more."),
         ("index missing --out new", 2, "missing is not an embeddings folder"),
-        ("index pictures --out new", 2, "pictures is not an embeddings folder"),
+        ("index images --out new", 2, "images is not an embeddings folder"),
         ("index text.tar --out new", 2, "text.tar is not an embeddings folder"),
         ("index emb --out text.tar", 2, "text.tar is not a featkit index"),
         ("index emb --out papers", 2, "papers is not a featkit index"),
@@ -126,7 +126,7 @@ def test_what_cannot_be_done_is_one_sentence_and_leaves_all_as_it_was(
     good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, code: int, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("pictures", "emb", "m.onnx"):
+    for name in ("images", "emb", "m.onnx"):
         (tmp_path / name).symlink_to(good / name)
     for name in ("empty", "papers"):
         (tmp_path / name).mkdir()
@@ -145,8 +145,8 @@ def test_what_cannot_be_done_is_one_sentence_and_leaves_all_as_it_was(
     assert everything(good / "emb") == before_of_emb
 
 
-def test_pictures_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: Path) -> None:
-    write_odd_pictures(tmp_path / "odd")
+def test_images_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: Path) -> None:
+    write_odd_images(tmp_path / "odd")
     out, index = tmp_path / "emb", tmp_path / "i"
     assert (
         run_featkit(
@@ -156,7 +156,7 @@ def test_pictures_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: 
     )
     said = run_featkit("index", out, "--out", index)
     assert said.out.startswith(
-        f"{len(READABLE)} pictures added, {len(UNREADABLE)} have no embedding; {index} holds "
+        f"{len(READABLE)} images added, {len(UNREADABLE)} have no embedding; {index} holds "
     )
     for name in READABLE:
         hits = run_featkit("search", index, tmp_path / "odd" / name, "-k", 1)
@@ -168,17 +168,15 @@ def test_pictures_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: 
         assert why in hits.error
 
 
-def test_a_picture_that_is_gone_is_a_row_and_the_others_are_embedded(
+def test_a_image_that_is_gone_is_a_row_and_the_others_are_embedded(
     good: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "list.txt").write_text(
-        f"{good}/pictures/000.jpg\ngone.jpg\n{good}/pictures/001.jpg\n"
-    )
+    (tmp_path / "list.txt").write_text(f"{good}/images/000.jpg\ngone.jpg\n{good}/images/001.jpg\n")
     said = run_featkit(
         "embed", tmp_path / "list.txt", "--model", good / "m.onnx", "--out", tmp_path / "emb"
     )
     assert (said.code, said.error) == (0, "")
-    assert "2 of 3 pictures embedded" in said.out
+    assert "2 of 3 images embedded" in said.out
     rows = pq.read_table(tmp_path / "emb" / "shards").to_pylist()
     assert [row["error"] is None for row in rows] == [True, False, True]
     assert "gone.jpg does not exist." in rows[1]["error"]
@@ -293,7 +291,7 @@ def test_a_folder_that_may_not_be_written_is_named(
 def test_a_second_writer_of_an_index_is_told_who_holds_it_and_readers_are_let_in(
     good: Path,
 ) -> None:
-    index, query = good / "photos.index", good / "pictures" / "003.jpg"
+    index, query = good / "photos.index", good / "images" / "003.jpg"
     before = digests(index)
     holder = start_python(HOLD, index, stdin=subprocess.PIPE)
     try:

@@ -17,11 +17,11 @@ from featkit.index import Index
 from featkit_train.config import with_settings
 from tests.commands import digests, run_featkit
 from tests.end_to_end.killing import kill_at_random
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder
 from tests.train.small import SMALL
 
-PICTURES, SHARD_SIZE = 48, 6
+IMAGES, SHARD_SIZE = 48, 6
 # By default 30 kills in all, and 1,000 among the slow tests.
 SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
 
@@ -33,12 +33,10 @@ def kills(fast: int, slow: int) -> pytest.MarkDecorator:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a model, and the embeddings folder and index of runs that nothing broke."""
+    """Images, a model, and the embeddings folder and index of runs that nothing broke."""
     folder = tmp_path_factory.mktemp("kills")
-    draw_folder(folder / "pictures", PICTURES)
-    (folder / "pictures" / "torn.jpg").write_bytes(
-        (folder / "pictures" / "000.jpg").read_bytes()[:200]
-    )
+    draw_folder(folder / "images", IMAGES)
+    (folder / "images" / "torn.jpg").write_bytes((folder / "images" / "000.jpg").read_bytes()[:200])
     make_model_file(folder / "m.onnx")
     assert run_featkit(*embed_command(folder, folder / "emb")).code == 0
     assert run_featkit(*index_command(folder, folder / "whole.index")).code == 0
@@ -46,9 +44,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embed_command(work: Path, out: Path) -> list[str]:
-    """The command line that embeds the pictures."""
+    """The command line that embeds the images."""
     options = ["--model", work / "m.onnx", "--shard-size", SHARD_SIZE, "--threads", 2, "--quiet"]
-    return [str(word) for word in ("embed", work / "pictures", "--out", out, *options)]
+    return [str(word) for word in ("embed", work / "images", "--out", out, *options)]
 
 
 def index_command(work: Path, out: Path) -> list[str]:
@@ -87,7 +85,7 @@ def test_embed_killed_at_random_ends_with_the_same_bytes(
 def contents(path: Path) -> tuple[list[tuple[int, str, int | None, bytes | None]], bytes]:
     """Items with their thumbnails, and the bytes of the committed vectors."""
     with Index.open(path) as index:
-        items = index.items(0, PICTURES + 1)
+        items = index.items(0, IMAGES + 1)
         rows = [(item.id, item.key, item.width, index.thumbnail(item.id)) for item in items]
         vectors = b"".join(index.vector(item.id).tobytes() for item in items)
     return rows, vectors
@@ -138,7 +136,7 @@ def test_train_killed_at_random_ends_with_the_same_weights(
     first = [
         "train",
         "dino",
-        str(work / "pictures"),
+        str(work / "images"),
         "--out",
         str(run),
         "--recipe",

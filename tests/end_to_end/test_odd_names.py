@@ -1,4 +1,4 @@
-"""Names that are not UTF-8, of pictures, folders, models and pages: each command takes them and
+"""Names that are not UTF-8, of images, folders, models and pages: each command takes them and
 prints them."""
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import pytest
 
 from featkit.paths import map_arrow, open_arrow, text_path
 from tests.commands import Said, run_featkit
-from tests.featkit.sources.files import picture_bytes, write_tar
+from tests.featkit.sources.files import image_bytes, write_tar
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 
 ODD = os.fsdecode(b"d\xe9\n")
 SHOWN = "d\\xe9\\n"
@@ -23,16 +23,16 @@ SHOWN = "d\\xe9\\n"
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of an odd name: `p\\xe9` with three pictures, `m\\xe9.onnx`, `x.tar`, `x.parquet`,
+    """A folder of an odd name: `p\\xe9` with three images, `m\\xe9.onnx`, `x.tar`, `x.parquet`,
     `saved`, `l.txt`."""
     root = tmp_path_factory.mktemp("odd") / ODD
-    pictures = draw_folder(root / os.fsdecode(b"p\xe9"), 1)
+    images = draw_folder(root / os.fsdecode(b"p\xe9"), 1)
     for seed, name in enumerate((b"caf\xe9.jpg", b"line\nfeed \x1b[1m.jpg")):
-        draw_picture(seed, height=60, width=80).save(pictures / os.fsdecode(name))
+        draw_image(seed, height=60, width=80).save(images / os.fsdecode(name))
     made = make_model_file(root / "made.onnx")
     made.rename(root / os.fsdecode(b"m\xe9.onnx"))
-    write_tar(root / "x.tar", [(os.fsdecode(b"caf\xe9.png"), picture_bytes())])
-    table = pa.table({"image": pa.array([picture_bytes(1), picture_bytes(2)], pa.binary())})
+    write_tar(root / "x.tar", [(os.fsdecode(b"caf\xe9.png"), image_bytes())])
+    table = pa.table({"image": pa.array([image_bytes(1), image_bytes(2)], pa.binary())})
     with open_arrow(root / "x.parquet", "wb") as file:
         pq.write_table(table, file)
     (root / "saved").mkdir()
@@ -96,10 +96,10 @@ def test_a_source_of_any_name_is_embedded(
 
 
 def test_an_index_of_any_name_is_made_searched_and_shown(place: Path, tmp_path: Path) -> None:
-    pictures, folder = place / os.fsdecode(b"p\xe9"), tmp_path / ODD
+    images, folder = place / os.fsdecode(b"p\xe9"), tmp_path / ODD
     run(
         "embed",
-        pictures,
+        images,
         "--model",
         model(place),
         "--out",
@@ -109,7 +109,7 @@ def test_an_index_of_any_name_is_made_searched_and_shown(place: Path, tmp_path: 
         "--quiet",
     )
     run("index", folder / "emb", "--out", folder / "ix")
-    query = pictures / os.fsdecode(b"caf\xe9.jpg")
+    query = images / os.fsdecode(b"caf\xe9.jpg")
     said = run("search", folder / "ix", query, "--page", folder / "r.html")
     assert "caf\\xe9.jpg" in said.out
     assert "\x1b" not in said.out.replace(str(query), "")

@@ -30,7 +30,7 @@ def commands() -> list[tuple[str, str]]:
 
 
 def shape(text: str) -> list[str]:
-    """Lines without their numbers, hashes and spacing; which pictures are nearest is a number too,
+    """Lines without their numbers, hashes and spacing; which images are nearest is a number too,
     in this respect."""
     text = re.sub(r"n\d{8}_\w+\.jpg|[0-9a-f]{12}", "#", text)
     lines = (
@@ -62,7 +62,7 @@ def test_every_file_the_readme_names_is_there() -> None:
 def test_the_readmes_commands_print_what_it_says(tmp_path: Path) -> None:
     data = shared_data()
     assert data is not None
-    (tmp_path / "pictures").symlink_to(data / "photos")
+    (tmp_path / "images").symlink_to(data / "photos")
     shutil.copyfile(sorted((data / "photos").iterdir())[420], tmp_path / "query.jpg")
     for command, shown in commands():
         words = [sys.executable, "-m", *command.split()]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from featkit._version import __version__
-from tests.pictures import draw_picture
+from tests.images import draw_image
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("featkit", "featkit_train", "featkit_export", "featkit_demo")
@@ -83,7 +83,7 @@ def test_a_wheel_works_in_an_environment_that_has_nothing_else(wheel: Path, tmp_
     run(*install, "-c", ROOT / "constraints.txt", f"{wheel}[cpu]", cwd=tmp_path)
     assert "embed" in run(home / "bin" / "featkit", "--help", cwd=tmp_path)
     assert run(home / "bin" / "featkit", "--version", cwd=tmp_path).strip().endswith(__version__)
-    draw_picture(0).save(tmp_path / "one.jpg")
+    draw_image(0).save(tmp_path / "one.jpg")
     printed = run(
         home / "bin" / "featkit", "embed", "one.jpg", "--out", "emb", "--json", cwd=tmp_path
     )

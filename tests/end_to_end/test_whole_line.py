@@ -1,4 +1,4 @@
-"""The whole line on drawn pictures: train, export, embed, index, search, evaluate, serve, one
+"""The whole line on drawn images: train, export, embed, index, search, evaluate, serve, one
 command after the other."""
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from featkit.cli.app import main
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 
-PICTURES = 24
+IMAGES = 24
 SETTINGS = (
     "model.width=32 model.depth=1 model.num_heads=2 model.mlp_width=64 crops.global_size=32"
     " crops.local_size=16 model.position_grid=4 dino.head.num_prototypes=32"
@@ -28,15 +28,15 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the five commands have been run: pictures/, run/, m.onnx, emb/,
+    """A folder in which the five commands have been run: images/, run/, m.onnx, emb/,
     photos.index."""
     root = tmp_path_factory.mktemp("line")
-    draw_folder(root / "pictures", PICTURES)
+    draw_folder(root / "images", IMAGES)
     small = [word for setting in SETTINGS for word in ("--set", setting)]
     train = [
         "train",
         "dino",
-        f"{root}/pictures",
+        f"{root}/images",
         "--out",
         f"{root}/run",
         "--steps",
@@ -49,8 +49,7 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*train, *small]) == 0
     assert main(["export", f"{root}/run", "--out", f"{root}/m.onnx", "--feature", "cls+mean"]) == 0
     assert (
-        main(["embed", f"{root}/pictures", "--model", f"{root}/m.onnx", "--out", f"{root}/emb"])
-        == 0
+        main(["embed", f"{root}/images", "--model", f"{root}/m.onnx", "--out", f"{root}/emb"]) == 0
     )
     assert main(["index", f"{root}/emb", "--out", f"{root}/photos.index"]) == 0
     return root
@@ -58,13 +57,13 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_command_says_what_comes_next(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        main(["embed", f"{line}/pictures", "--model", f"{line}/m.onnx", "--out", f"{line}/again"])
+        main(["embed", f"{line}/images", "--model", f"{line}/m.onnx", "--out", f"{line}/again"])
         == 0
     )
     assert f"Next: featkit index {line}/again" in capsys.readouterr().out
 
 
-def test_a_picture_finds_itself_first(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_image_finds_itself_first(line: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     for number in (0, 7, 23):
         assert (
@@ -72,7 +71,7 @@ def test_a_picture_finds_itself_first(line: Path, capsys: pytest.CaptureFixture[
                 [
                     "search",
                     f"{line}/photos.index",
-                    f"{line}/pictures/{number:03d}.jpg",
+                    f"{line}/images/{number:03d}.jpg",
                     "-k",
                     "3",
                     "--json",
@@ -89,13 +88,13 @@ def test_a_picture_finds_itself_first(line: Path, capsys: pytest.CaptureFixture[
 def test_the_ten_lines_of_python_do_the_same(line: Path) -> None:
     import featkit
 
-    vectors = featkit.Embedder(line / "m.onnx").embed(sorted((line / "pictures").iterdir()))
-    assert vectors.shape == (PICTURES, 64)
+    vectors = featkit.Embedder(line / "m.onnx").embed(sorted((line / "images").iterdir()))
+    assert vectors.shape == (IMAGES, 64)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     with featkit.Index.open(line / "photos.index") as index:
-        assert len(index) == PICTURES
+        assert len(index) == IMAGES
         best = [hits[0].key for hits in index.query(vectors, k=1)]
-    assert best == [f"{number:03d}.jpg" for number in range(PICTURES)]
+    assert best == [f"{number:03d}.jpg" for number in range(IMAGES)]
 
 
 def test_the_model_is_measured_beside_the_baselines(
@@ -103,7 +102,7 @@ def test_the_model_is_measured_beside_the_baselines(
 ) -> None:
     capsys.readouterr()
     assert (
-        main(["evaluate", "copies", f"{line}/pictures", "--model", f"{line}/m.onnx", "--json"]) == 0
+        main(["evaluate", "copies", f"{line}/images", "--model", f"{line}/m.onnx", "--json"]) == 0
     )
     report = json.loads(capsys.readouterr().out)
     assert [method["name"] for method in report["methods"]][1:] == [
@@ -137,17 +136,17 @@ def test_the_index_is_all_that_a_server_needs(line: Path, tmp_path: Path) -> Non
             assert server.stdout is not None
             address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
             assert address is not None
-            picture = (line / "pictures/005.jpg").read_bytes()
+            image = (line / "pictures/005.jpg").read_bytes()
             boundary = "featkit-test"
             head = (
                 f'--{boundary}\r\nContent-Disposition: form-data; name="files";'
                 ' filename="q.jpg"\r\n\r\n'
             )
-            body = head.encode() + picture + f"\r\n--{boundary}--\r\n".encode()
+            body = head.encode() + image + f"\r\n--{boundary}--\r\n".encode()
             kind = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
             request = urllib.request.Request(f"{address[0]}/v1/search", data=body, headers=kind)
             with urllib.request.urlopen(request) as answer:
-                hits = json.load(answer)["pictures"][0]["hits"]
+                hits = json.load(answer)["images"][0]["hits"]
         finally:
             server.send_signal(signal.SIGINT)
         assert server.wait(timeout=20) == 0

@@ -198,7 +198,7 @@ def build(
     """Patch filters, their tokens behind a class token that is the largest of each number, all
     through one more product.
 
-    baked: "positions", a table of the native size; "batch", a reshape to one picture. extra:
+    baked: "positions", a table of the native size; "batch", a reshape to one image. extra:
     "quantized", a dynamic scale over the batch; "idle", the same to no effect; "mixed", the mean
     over the batch taken away; "microsoft", an operator of onnxruntime's own; "branch", an If whose
     branches use outer values. names: of the input, of the tokens on their way, of the output.
@@ -285,7 +285,7 @@ def _reduce_max(opset: int, weights: dict[str, np.ndarray]) -> onnx.NodeProto:
 
 
 def tokens_of(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """What `build` (without extra) computes, (N, T, D) float64, by numpy from uint8 pictures and
+    """What `build` (without extra) computes, (N, T, D) float64, by numpy from uint8 images and
     GEOMETRY's numbers."""
     weights = {
         weight.name: numpy_helper.to_array(weight).astype(np.float64)

@@ -22,7 +22,7 @@ from featkit.embedder import Embedder
 from featkit.modelfile import read_manifest
 from featkit_export import adopt as adopt_module
 from featkit_export.adopt import FEATURES, adopt, adopt_file
-from featkit_export.verify import ParityError, draw_pictures
+from featkit_export.verify import ParityError, draw_images
 from tests.export.published import (
     GEOMETRY,
     NATIVE,
@@ -33,7 +33,7 @@ from tests.export.published import (
     publish,
     tokens_of,
 )
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.processes import run_python
 from tests.sentences import refused
 
@@ -75,7 +75,7 @@ def pooled(tokens: np.ndarray, feature: str, *, num_registers: int = 0) -> np.nd
 
 
 def hidden_by_transformers(made: Published, images: np.ndarray) -> np.ndarray:
-    """last_hidden_state of pictures that only the published processor's normalization is done to."""
+    """last_hidden_state of images that only the published processor's normalization is done to."""
     pixels = made.processor(
         list(images), do_resize=False, do_center_crop=False, return_tensors="pt"
     )["pixel_values"]
@@ -94,7 +94,7 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
     manifest = read_manifest(tmp_path / "m.onnx")
     assert manifest == report.manifest
     for batch, height, width in ((1, NATIVE, NATIVE), (2, 42, 98), (5, 28, 28)):
-        images = draw_pictures(batch, height=height, width=width, seed=3)
+        images = draw_images(batch, height=height, width=width, seed=3)
         expected = pooled(
             hidden_by_transformers(made, images), feature, num_registers=num_registers
         )
@@ -103,7 +103,7 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
         assert vectors.shape == (batch, manifest.width)
         np.testing.assert_allclose(vectors, expected, atol=1e-5)
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
-        if batch > 1:  # the pictures have vectors of their own
+        if batch > 1:  # the images have vectors of their own
             assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
 
 
@@ -183,7 +183,7 @@ def test_patches_are_the_tokens_at_their_places(
     adopt_file(
         made.folder, tmp_path / "m.onnx", license="apache-2.0", outputs=("embedding", "patches")
     )
-    images = draw_pictures(2, height=42, width=98)
+    images = draw_images(2, height=42, width=98)
     embedding, patches = run(tmp_path / "m.onnx", images, "embedding", "patches")
     hidden = hidden_by_transformers(made, images)
     assert patches.shape == (2, 3, 7, WIDTH)
@@ -208,7 +208,7 @@ def test_photographs_get_the_vectors_of_the_published_pipeline(
     )
     # Halved and cropped by whole pixels, so that the two pipelines round alike but for single
     # levels.
-    photos = [draw_picture(seed, height=128, width=192) for seed in range(3)]
+    photos = [draw_image(seed, height=128, width=192) for seed in range(3)]
     with torch.no_grad():
         hidden = made.model(
             made.processor(photos, return_tensors="pt")["pixel_values"]
@@ -231,13 +231,13 @@ def test_photographs_get_the_vectors_of_the_published_pipeline(
 @pytest.mark.parametrize(
     "options", [{"baked": "batch"}, {"baked": "positions"}, {"shape": (1, 3, NATIVE, NATIVE)}]
 )
-def test_a_file_of_one_picture_or_one_size_embeds_any_number(
+def test_a_file_of_one_image_or_one_size_embeds_any_number(
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     model = build(**options)
     onnx.save(model, tmp_path / "m.onnx")
     adopt_hand_built(tmp_path)
-    images = draw_pictures(5, height=NATIVE, width=NATIVE)
+    images = draw_images(5, height=NATIVE, width=NATIVE)
     vectors = Embedder(tmp_path / "out.onnx", backend="onnxruntime").infer(images)
     np.testing.assert_allclose(vectors, pooled(tokens_of(model, images), "cls"), atol=1e-5)
 
@@ -249,7 +249,7 @@ def test_every_opset_is_kept_and_gives_the_same_vectors(opset: int, feature: str
     adopted = adopt(model, geometry=GEOMETRY, feature=feature, outputs=("embedding", "patches"))
     assert [(entry.domain, entry.version) for entry in adopted.opset_import] == [("", opset)]
     onnx.checker.check_model(adopted, full_check=True)
-    images = draw_pictures(2, height=28, width=84)
+    images = draw_images(2, height=28, width=84)
     tokens = tokens_of(model, images)
     embedding, patches = run(adopted, images, "embedding", "patches")
     np.testing.assert_allclose(embedding, pooled(tokens, feature), atol=1e-5)
@@ -272,7 +272,7 @@ def test_a_file_of_one_size_keeps_it_and_is_compared_at_it_alone(
         for value in values(tmp_path)
     ]
     assert shapes == [["N", NATIVE, NATIVE, 3], ["N", WIDTH], ["N", 4, 4, WIDTH]]
-    images = draw_pictures(2, height=NATIVE, width=NATIVE)
+    images = draw_images(2, height=NATIVE, width=NATIVE)
     np.testing.assert_allclose(
         run(tmp_path / "out.onnx", images)[0], pooled(tokens_of(model, images), "cls"), atol=1e-5
     )
@@ -292,7 +292,7 @@ def test_a_size_that_the_original_fails_at_is_left_out_and_refused_by_the_graph(
     assert (manifest.fixed_size, manifest.batch_invariant) == ((NATIVE, NATIVE), True)
     assert "m.onnx itself does not take 1 × 28×28" in manifest.notes
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
-        run(tmp_path / "out.onnx", draw_pictures(1, height=28, width=28))
+        run(tmp_path / "out.onnx", draw_images(1, height=28, width=28))
 
 
 def test_sizes_that_an_exporter_baked_in_are_found_and_left_out(tmp_path: Path) -> None:
@@ -302,12 +302,12 @@ def test_sizes_that_an_exporter_baked_in_are_found_and_left_out(tmp_path: Path) 
     assert [dim.dim_value for dim in sides[2:]] == [0, 0]  # it says of itself that it takes any
     assert {(case.height, case.width) for case in report.left_out} == {case[1:] for case in ONE[1:]}
     assert report.manifest.fixed_size == (NATIVE, NATIVE)
-    images = draw_pictures(2, height=NATIVE, width=NATIVE)
+    images = draw_images(2, height=NATIVE, width=NATIVE)
     expected = pooled(hidden_by_transformers(made, images), "cls")
     np.testing.assert_allclose(run(tmp_path / "m.onnx", images)[0], expected, atol=1e-5)
 
 
-def test_a_number_of_pictures_that_the_original_fails_at_makes_one_picture_a_call(
+def test_a_number_of_images_that_the_original_fails_at_makes_one_image_a_call(
     tmp_path: Path,
 ) -> None:
     onnx.save(build(baked="batch"), tmp_path / "m.onnx")
@@ -316,7 +316,7 @@ def test_a_number_of_pictures_that_the_original_fails_at_makes_one_picture_a_cal
     assert (report.manifest.batch_invariant, report.manifest.fixed_size) == (False, None)
 
 
-def test_a_file_of_one_picture_a_call_keeps_that(tmp_path: Path) -> None:
+def test_a_file_of_one_image_a_call_keeps_that(tmp_path: Path) -> None:
     onnx.save(build(shape=(1, 3, "height", "width")), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert [(case.batch, case.height, case.width) for case in report.comparisons] == ONE
@@ -343,13 +343,13 @@ def test_half_precision_is_met_by_a_cast(
     )
     # of half's own error, 2e-3, the two have the same
     assert report.manifest.parity["max_abs"] < 1e-5
-    images = draw_pictures(2, height=28, width=42)
+    images = draw_images(2, height=28, width=42)
     (vectors,) = run(tmp_path / "out.onnx", images)
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, pooled(tokens_of(model, images), feature), atol=2e-3)
 
 
-def test_a_scale_over_the_batch_is_noted_and_makes_one_picture_a_call(tmp_path: Path) -> None:
+def test_a_scale_over_the_batch_is_noted_and_makes_one_image_a_call(tmp_path: Path) -> None:
     onnx.save(build(extra="quantized"), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert (report.manifest.batch_invariant, report.manifest.precision) == (False, "quantized")
@@ -390,7 +390,7 @@ def test_values_that_are_called_as_a_model_files_are_stay_apart(
     plain = adopt(build(extra=extra), geometry=GEOMETRY, feature="cls+mean")
     adopted = adopt(build(extra=extra, names=names), geometry=GEOMETRY, feature="cls+mean")
     onnx.checker.check_model(adopted)
-    images = draw_pictures(2, height=28, width=42)
+    images = draw_images(2, height=28, width=42)
     np.testing.assert_array_equal(run(adopted, images)[0], run(plain, images)[0])
 
 
@@ -399,7 +399,7 @@ def test_the_pooler_alone_is_the_class_token(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert (report.manifest.width, report.manifest.feature) == (WIDTH, "cls")
-    images = draw_pictures(2, height=28, width=42)
+    images = draw_images(2, height=28, width=42)
     np.testing.assert_allclose(
         run(tmp_path / "out.onnx", images)[0], pooled(tokens_of(model, images), "cls"), atol=1e-5
     )
@@ -434,7 +434,7 @@ def test_weights_past_the_limit_of_one_file_lie_beside_it(
 ) -> None:
     onnx.save(build(), tmp_path / "m.onnx")
     whole = adopt_hand_built(tmp_path).manifest
-    images = draw_pictures(2, height=28, width=42)
+    images = draw_images(2, height=28, width=42)
     (expected,) = run(tmp_path / "out.onnx", images)
     monkeypatch.setattr(adopt_module, "MAX_INLINE_BYTES", 10_000)
     apart = adopt_hand_built(tmp_path).manifest
@@ -542,7 +542,7 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             lambda: with_input(build(), TensorProto.FLOAT, (4, 3, "h", "w")),
             {},
-            ["4 pictures a call", "1 or any number"],
+            ["4 images a call", "1 or any number"],
         ),
         (
             lambda: with_input(build(), TensorProto.FLOAT, ("n", 3, 70, 70)),

@@ -17,7 +17,7 @@ from featkit.geometry import Geometry
 from featkit.modelfile import read_manifest
 from featkit_export.adopt import AdoptReport, adopt_file
 from featkit_export.built_in import find_normalization
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from tests.export.published import GEOMETRY, NATIVE, PATCH, build, publish
 from tests.sentences import refused
 
@@ -120,10 +120,10 @@ def test_nothing_is_normalized_twice(tmp_path: Path, form: str, told: str) -> No
     geometry = {"normalized": GEOMETRY, "raw": RAW, "rescaled": RESCALED}[told]
     adopted(tmp_path / "plain", "plain", GEOMETRY)
     report = adopted(tmp_path / "own", form, geometry)
-    images = draw_pictures(3, height=2 * PATCH, width=3 * PATCH)
+    images = draw_images(3, height=2 * PATCH, width=3 * PATCH)
     expected = run(tmp_path / "plain" / "out.onnx", images)
     np.testing.assert_allclose(run(tmp_path / "own" / "out.onnx", images), expected, atol=1e-5)
-    assert any("normalizes pictures itself" in note for note in report.notes)
+    assert any("normalizes images itself" in note for note in report.notes)
     recorded = read_manifest(tmp_path / "own" / "out.onnx").geometry
     np.testing.assert_allclose(recorded.mean, GEOMETRY.mean, atol=1e-3)
     np.testing.assert_allclose(recorded.std, GEOMETRY.std, rtol=1e-3)
@@ -132,7 +132,7 @@ def test_nothing_is_normalized_twice(tmp_path: Path, form: str, told: str) -> No
 def test_a_scale_alone_is_made_up_for(tmp_path: Path) -> None:
     adopted(tmp_path / "plain", "plain", GEOMETRY)
     report = adopted(tmp_path / "own", "scale", GEOMETRY)
-    images = draw_pictures(3, height=2 * PATCH, width=3 * PATCH)
+    images = draw_images(3, height=2 * PATCH, width=3 * PATCH)
     np.testing.assert_allclose(
         run(tmp_path / "own" / "out.onnx", images),
         run(tmp_path / "plain" / "out.onnx", images),
@@ -149,7 +149,7 @@ def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vec
     file = made.folder / "onnx" / "model.onnx"
     onnx.save(with_prefix(onnx.load(file), "pixels"), file)
     report = adopt_file(made.folder, tmp_path / "own.onnx", license="x")
-    images = draw_pictures(2, height=NATIVE, width=NATIVE)
+    images = draw_images(2, height=NATIVE, width=NATIVE)
     np.testing.assert_allclose(
         run(tmp_path / "own.onnx", images), run(tmp_path / "plain.onnx", images), atol=1e-5
     )
@@ -158,7 +158,7 @@ def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vec
 
 def test_a_graph_that_contradicts_its_preprocessing_is_refused(tmp_path: Path) -> None:
     with refused(
-        "normalizes pictures itself", "x · (2, 2, 2) + (-1, -1, -1)", "Set do_normalize to false"
+        "normalizes images itself", "x · (2, 2, 2) + (-1, -1, -1)", "Set do_normalize to false"
     ):
         adopted(tmp_path, "centered", GEOMETRY)
     assert not (tmp_path / "out.onnx").exists()

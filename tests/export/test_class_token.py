@@ -14,9 +14,9 @@ from onnx import helper
 from featkit.embedder import Embedder
 from featkit.modelfile import read_manifest
 from featkit_export.adopt import adopt_file
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from tests.export.published import GEOMETRY, NATIVE, PATCH, WIDTH, Published, build, publish_siglip
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 
 
@@ -47,11 +47,11 @@ def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
         WIDTH,
     )
     assert any("no class token" in note for note in report.notes)
-    images = draw_pictures(3, height=NATIVE, width=NATIVE)
+    images = draw_images(3, height=NATIVE, width=NATIVE)
     embedder = Embedder(tmp_path / "m.onnx", backend="onnxruntime")
     expected = published_vectors(siglip, images, feature or "pooler")
     np.testing.assert_allclose(embedder.infer(images), expected, atol=1e-5)
-    photo = draw_picture(1, height=101, width=67)
+    photo = draw_image(1, height=101, width=67)
     pixels = siglip.processor(photo, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         given = siglip.model(pixels)
@@ -68,7 +68,7 @@ def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(
     adopt_file(
         file, tmp_path / "m.onnx", license="x", feature="mean", outputs=("embedding", "patches")
     )
-    images = draw_pictures(2, height=NATIVE, width=NATIVE)
+    images = draw_images(2, height=NATIVE, width=NATIVE)
     found = Embedder(tmp_path / "m.onnx", backend="onnxruntime").outputs(images, ["patches"])[
         "patches"
     ]
@@ -143,7 +143,7 @@ def test_the_pooler_of_a_file_with_a_class_token_can_be_chosen(tmp_path: Path) -
     options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     adopt_file(tmp_path / "m.onnx", tmp_path / "pooler.onnx", feature="pooler", **options)
     adopt_file(tmp_path / "m.onnx", tmp_path / "cls.onnx", **options)
-    images = draw_pictures(2, height=2 * PATCH, width=3 * PATCH)
+    images = draw_images(2, height=2 * PATCH, width=3 * PATCH)
     pooler, cls = (Embedder(tmp_path / f"{name}.onnx").infer(images) for name in ("pooler", "cls"))
     assert np.abs(pooler - cls).max() > 1e-2
     assert read_manifest(tmp_path / "cls.onnx").feature == "cls"

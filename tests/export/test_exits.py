@@ -20,7 +20,7 @@ from featkit.modelfile import read_manifest
 from featkit_export.export import ExportReport, cut_at, export_model
 from featkit_export.graph import Recipe
 from featkit_export.torch_embedder import TorchEmbedder
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from featkit_train.networks.classifier import build_backbone
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, load_backbone, save_backbone
@@ -102,7 +102,7 @@ def test_a_file_gives_the_very_vectors_of_its_exit(
         sizes += [(2, 40, 24), (1, 8, 72)]
     embedder = Embedder(out)
     for count, height, width in sizes:
-        images = draw_pictures(count, height=height, width=width)
+        images = draw_images(count, height=height, width=width)
         with torch.no_grad():
             if isinstance(backbone, ExitedBackbone):
                 features = backbone.all_exits(pixels(images))[(exit_ or backbone.depth) - 1]
@@ -116,7 +116,7 @@ def test_a_file_gives_the_very_vectors_of_its_exit(
         np.testing.assert_allclose(
             found["patches"] / scale, features.patch_tokens.numpy() / scale, atol=1e-4
         )
-        # pictures differ
+        # images differ
         assert count == 1 or np.abs(found["embedding"][0] - found["embedding"][1]).max() > 5e-3
 
 
@@ -178,7 +178,7 @@ def test_a_backbone_of_featkits_own_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("name", ["timm CNN", "torchvision CNN"])
 def test_a_run_is_evaluated_in_torch_as_its_file_is(name: str, runs: Path) -> None:
-    images = draw_pictures(3, height=32, width=32)
+    images = draw_images(3, height=32, width=32)
     embedder = TorchEmbedder.open(runs / name, device="cpu")
     np.testing.assert_allclose(
         embedder.infer(images), Embedder(exported(runs / name, None)[0]).infer(images), atol=2e-5

@@ -19,7 +19,7 @@ from featkit_export.export import export_model
 from featkit_export.graph import EmbeddingGraph, Recipe
 from featkit_export.seal import fingerprint
 from featkit_export.traced import Traced
-from featkit_export.verify import ParityError, compare, draw_pictures, open_session
+from featkit_export.verify import ParityError, compare, draw_images, open_session
 from featkit_train.weights import load_backbone
 from tests.export.backbones import (
     ALL_OUTPUTS,
@@ -70,7 +70,7 @@ def exported(run_folder: Path) -> Path:
 
 def test_an_exported_file_embeds_as_the_backbone_does(run_folder: Path, exported: Path) -> None:
     backbone, info = load_backbone(run_folder)
-    images = draw_pictures(3, height=40, width=56)
+    images = draw_images(3, height=40, width=56)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     mean, std = (
         torch.tensor(value).view(1, 3, 1, 1) for value in (info.geometry.mean, info.geometry.std)

@@ -23,7 +23,7 @@ from featkit.embedder import Embedder
 from featkit.modelfile import OUTPUTS
 from featkit_export.export import ExportReport, export_backbone
 from featkit_export.graph import Recipe
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.published.preprocessor import in_words
 from featkit_train.published.pretrained import PREPROCESSING, load_published, with_depth
@@ -104,7 +104,7 @@ def depth_of(name: str) -> int | None:
 
 
 def expect_equal(found: np.ndarray, expected: np.ndarray, *, least: float = 0.99999) -> None:
-    """Vectors that point the same way for every picture, far closer to each other than two pictures
+    """Vectors that point the same way for every image, far closer to each other than two images
     are."""
     assert cosines(found, expected).min() >= least
     unit = expected / np.linalg.norm(expected, axis=1, keepdims=True)
@@ -119,14 +119,12 @@ def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(n
     embedder = Embedder(out)
     # the folder's processor rounds down
     assert dataclasses.replace(embedder.geometry, rounding="none") == published.geometry
-    told = (
-        f"Pictures are prepared as preprocessor_config.json says: {in_words(published.geometry)}."
-    )
+    told = f"Images are prepared as preprocessor_config.json says: {in_words(published.geometry)}."
     assert report.remarks == ((told,) if PREPROCESSING in embedder.manifest.origin else ())
     side, patch = native_side(published), published.patch
     sizes = [(side, side), (8 * patch, 8 * patch), (7 * patch, 10 * patch)]
     for height, width in sizes:
-        images = draw_pictures(2, height=height, width=width)
+        images = draw_images(2, height=height, width=width)
         pixels = normalized(images, published.geometry)
         found = embedder.outputs(images, ("embedding", "patches"))
         if published.kind == "resnet":
@@ -148,7 +146,7 @@ def test_a_row_is_itself_at_its_tables_size_and_by_the_official_rule_elsewhere(n
 def test_a_row_is_timms_at_the_tables_size(name: str) -> None:
     published, ours, out, _ = exported(name, depth_of(name))
     side = native_side(published)
-    images = draw_pictures(2, height=side, width=side)
+    images = draw_images(2, height=side, width=side)
     expected = timm_model(published, ours)(normalized(images, published.geometry)).detach().numpy()
     expect_equal(Embedder(out).infer(images), expected)
 
@@ -166,7 +164,7 @@ def test_the_smallest_of_a_family_is_itself_at_full_depth(name: str) -> None:
     assert all(case.holds for case in report.comparisons)
     side, embedder = native_side(published), Embedder(out)
     for height, width in ((side, side), (7 * published.patch, 10 * published.patch)):
-        images = draw_pictures(2, height=height, width=width)
+        images = draw_images(2, height=height, width=width)
         model = transformers_model(published, ours, official=(height, width) != (side, side))
         expect_equal(
             embedder.infer(images), class_token(model, normalized(images, published.geometry))

@@ -26,7 +26,7 @@ from featkit.whitening import Whitening
 from featkit_export.export import export_backbone, sized
 from featkit_export.graph import FEATURES, OPSET, EmbeddingGraph, Recipe, TraceError, check_graph
 from featkit_export.traced import Traced
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from featkit_train.networks.base import Activations, Backbone, Features
 from tests.export.backbones import (
     ALL_OUTPUTS,
@@ -89,7 +89,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 
 
 def pooled(tokens: np.ndarray, part: str, *, prefix: int) -> np.ndarray:
-    """A picture's tokens (T, D) to one vector: the class token, the mean, or the generalized mean
+    """An image's tokens (T, D) to one vector: the class token, the mean, or the generalized mean
     (arXiv 1711.02512, eq. 3)."""
     if part == "cls":
         return tokens[0]  # type: ignore[no-any-return]
@@ -113,11 +113,11 @@ def defined(
 ) -> np.ndarray:
     """The recipe's vectors (N, width), from its definition."""
     vectors = []
-    for picture in range(len(layers[2])):
+    for image in range(len(layers[2])):
         of_layers = []
         for number in recipe.layers or (2,):
             parts = [
-                unit(pooled(layers[number][picture], part, prefix=prefix))
+                unit(pooled(layers[number][image], part, prefix=prefix))
                 for part in recipe.feature.split("+")
             ]
             of_layers.append(unit(np.concatenate(parts)))
@@ -131,15 +131,15 @@ def defined(
     return np.stack(vectors)
 
 
-def pictures_of(name: str, size: str, *, batch: int = 3) -> np.ndarray:
+def images_of(name: str, size: str, *, batch: int = 3) -> np.ndarray:
     height, width = (side * CONFIGS[name].patch for side in SIZES[size])
-    return draw_pictures(batch, height=height, width=width)
+    return draw_images(batch, height=height, width=width)
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", REFERENCES)
 def test_every_output_of_a_file_is_its_definition(name: str, size: str) -> None:
-    images = pictures_of(name, size)
+    images = images_of(name, size)
     layers, attention = tokens_of(name, images)
     prefix, (height, width) = 1 + CONFIGS[name].num_registers, SIZES[size]
     found = Embedder(file_of(name)[0]).outputs(images, OUTPUTS)
@@ -163,7 +163,7 @@ def test_every_output_of_a_file_is_its_definition(name: str, size: str) -> None:
 def test_every_feature_and_join_of_a_file_is_its_definition(name: str) -> None:
     recipe = RECIPES[name]
     out, report = file_of("dinov2_reg_swiglu", recipe)
-    images = pictures_of("dinov2_reg_swiglu", "rectangle")
+    images = images_of("dinov2_reg_swiglu", "rectangle")
     layers, attention = tokens_of("dinov2_reg_swiglu", images)
     embedder = Embedder(out)
     expected = defined(layers, recipe, prefix=5)
@@ -195,7 +195,7 @@ def test_every_feature_and_join_of_a_file_is_its_definition(name: str) -> None:
 def test_every_recipe_in_torch_is_its_definition(
     feature: Any, layers: tuple[int, ...], join: Any
 ) -> None:
-    images = pictures_of("dinov3", "rectangle", batch=2)
+    images = images_of("dinov3", "rectangle", batch=2)
     recipe = Recipe(feature=feature, layers=layers, join=join)
     module = EmbeddingGraph(
         drawn_backbone(CONFIGS["dinov3"]), geometry_for(CONFIGS["dinov3"]), recipe
@@ -242,7 +242,7 @@ def test_a_whitening_is_folded_into_the_file(tmp_path: Path) -> None:
     ).manifest
     assert manifest.whitened == "1,000 vectors, 87.5% of the variance kept"
     assert manifest.made_of == whitening.model
-    embedder, images = Embedder(tmp_path / "m.onnx"), pictures_of(name, "large")
+    embedder, images = Embedder(tmp_path / "m.onnx"), images_of(name, "large")
     found = embedder.infer(images)
     layers, _ = tokens_of(name, images)
     np.testing.assert_allclose(
@@ -408,13 +408,13 @@ def test_a_file_of_one_size_takes_that_alone_and_gives_the_same_vectors(
     }
     assert report.fixed_speedup is not None
     assert 0.2 < report.fixed_speedup < 20
-    images = draw_pictures(3, height=size[0], width=size[1])
+    images = draw_images(3, height=size[0], width=size[1])
     embedder = Embedder(out)
     np.testing.assert_allclose(
         embedder.infer(images), Embedder(file_of(name, steps)[0]).infer(images), atol=2e-6
     )
-    with refused(f"takes pictures of {size[0]}×{size[1]} only", "70×70"):
-        embedder.infer(draw_pictures(1, height=70, width=70))
+    with refused(f"takes images of {size[0]}×{size[1]} only", "70×70"):
+        embedder.infer(draw_images(1, height=70, width=70))
 
 
 def test_a_square_keeps_the_share_that_the_crop_leaves_out_and_a_rectangle_is_covered() -> None:

@@ -20,7 +20,7 @@ from featkit.models import default_model_path
 from featkit_export.adopt import adopt_file
 from featkit_export.seal import fingerprint
 from featkit_export.surgery import GUARD, add_guard, find_guard
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from tests.export.backbones import CONFIGS, file_of
 from tests.export.published import GEOMETRY, PATCH, build
 from tests.sentences import refused
@@ -95,7 +95,7 @@ def test_the_guard_changes_neither_vectors_nor_fingerprint(
         == fingerprint(guarded, manifest.geometry)
         == manifest.fingerprint
     )
-    images = draw_pictures(3, height=2 * PATCH, width=5 * PATCH)
+    images = draw_images(3, height=2 * PATCH, width=5 * PATCH)
     found = [
         ort.InferenceSession(m.SerializeToString()).run(["embedding"], {"images": images})[0]
         for m in (bare, guarded)

@@ -20,7 +20,7 @@ from featkit_export.half_proof import MIN_HALF_COSINE
 from featkit_export.original import load_onnx
 from featkit_export.precision import lower
 from featkit_export.seal import seal
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from tests.export.backbones import CONFIGS, file_of
 from tests.model_files import make_model_file
 
@@ -117,7 +117,7 @@ def test_every_output_stays_near_that_of_the_full_file_at_any_size(
 ) -> None:
     patch = CONFIGS[name].patch
     for batch, rows, columns in ((1, 4, 4), (3, 2, 7)):
-        images = draw_pictures(batch, height=rows * patch, width=columns * patch, seed=5)
+        images = draw_images(batch, height=rows * patch, width=columns * patch, seed=5)
         got, full = run(written[name], images), run(file_of(name)[0], images)
         assert {value.dtype for value in got.values()} == {np.dtype(np.float32)}
         assert {key: value.shape for key, value in got.items()} == {
@@ -138,7 +138,7 @@ def test_the_manifest_says_what_was_measured_and_which_file_it_equals(
     assert manifest.precision == "fp16"
     assert manifest.fingerprint != full.fingerprint
     assert manifest.proven_equal_to == (full.fingerprint,)
-    images = draw_pictures(8, height=full.geometry.height, width=full.geometry.width)
+    images = draw_images(8, height=full.geometry.height, width=full.geometry.width)
     got, expected = (
         Embedder(path, backend="onnxruntime").infer(images)
         for path in (written[name], file_of(name)[0])
@@ -147,7 +147,7 @@ def test_the_manifest_says_what_was_measured_and_which_file_it_equals(
     # Rounded after every node, which the processor's engine, computing between casts in fp32, is
     # not.
     assert MIN_HALF_COSINE < figures["least_cosine"] <= least_cosine(got, expected) + 1e-4
-    assert figures["compared_on"] == "8 drawn and 5 extreme pictures, in true half arithmetic"
+    assert figures["compared_on"] == "8 drawn and 5 extreme images, in true half arithmetic"
     assert figures["kept_in_float"] == []
     own = ("precision", "fingerprint", "proven_equal_to", "quantization", "parity")
     assert dataclasses.replace(manifest, **{field: getattr(full, field) for field in own}) == full
@@ -224,7 +224,7 @@ def _last_weights(model: onnx.ModelProto) -> set[str]:
 
 def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = with_tiny_layer_scale(tmp_path)
-    images = draw_pictures(4, height=56, width=56)
+    images = draw_images(4, height=56, width=56)
     expected = run(path, images)["embedding"]
     without = load_onnx(path)  # the branches matter: without them vectors are others
     for tensor in without.graph.initializer:
@@ -354,7 +354,7 @@ def test_weights_past_the_limit_lie_beside_the_file(
         ["m.onnx", manifest.external.file]
     )
     check_weights(tmp_path / "apart" / "m.onnx", manifest, digest=True)
-    images = draw_pictures(2, height=56, width=56)
+    images = draw_images(2, height=56, width=56)
     expected, got = (
         run(tmp_path / place / "m.onnx", images)["embedding"] for place in ("whole", "apart")
     )

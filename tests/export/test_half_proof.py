@@ -20,7 +20,7 @@ from featkit.modelfile import Manifest, read_manifest
 from featkit_export import half_proof, precision
 from featkit_export.adopt import adopt_file
 from featkit_export.half import LARGEST, MARGIN, exceeding, to_half
-from featkit_export.half_proof import EXTREMES, NUM_DRAWN, emulate, observe_peaks, proof_pictures
+from featkit_export.half_proof import EXTREMES, NUM_DRAWN, emulate, observe_peaks, proof_images
 from featkit_export.original import load_onnx
 from featkit_export.precision import GateError, lower
 from featkit_export.seal import seal
@@ -53,7 +53,7 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def images() -> np.ndarray:
-    return proof_pictures(2 * PATCH, 3 * PATCH)[[0, 8, 10]]
+    return proof_images(2 * PATCH, 3 * PATCH)[[0, 8, 10]]
 
 
 # Emulation ----------------------------------------------------------------------------------------
@@ -65,7 +65,7 @@ def test_the_emulated_graph_gives_what_the_reference_gives(name: str, tmp_path: 
     lowered = to_half(full, tmp_path).model
     onnx.save(lowered, tmp_path / "half.onnx")
     patch = CONFIGS[name].patch
-    images = proof_pictures(2 * patch, 3 * patch)[[0, 8, 10]]
+    images = proof_images(2 * patch, 3 * patch)[[0, 8, 10]]
     emulated = emulate(lowered, tmp_path).model
     onnx.checker.check_model(emulated, full_check=True)
     assert {tensor.data_type for tensor in emulated.graph.initializer} <= {
@@ -79,8 +79,8 @@ def test_the_emulated_graph_gives_what_the_reference_gives(name: str, tmp_path: 
 
 
 def of_halves(*values: float) -> tuple[onnx.ModelProto, np.ndarray]:
-    """`embedding` = (images · values[0]) · values[1], in fp16 throughout, of a picture of one
-    pixel; and that picture."""
+    """`embedding` = (images · values[0]) · values[1], in fp16 throughout, of an image of one
+    pixel; and that image."""
     nodes = [
         helper.make_node("Cast", ["images"], ["x"], to=TensorProto.FLOAT16),
         helper.make_node("Mul", ["x", "first"], ["y"]),
@@ -125,9 +125,9 @@ def test_the_processor_alone_hides_an_overflow(tmp_path: Path) -> None:
 # Peaks --------------------------------------------------------------------------------------------
 
 
-def test_peaks_are_the_largest_magnitudes_over_all_pictures(tmp_path: Path) -> None:
+def test_peaks_are_the_largest_magnitudes_over_all_images(tmp_path: Path) -> None:
     model = load_onnx(make_model_file(tmp_path / "m.onnx", width=8))
-    images = proof_pictures(32, 32)
+    images = proof_images(32, 32)
     peaks = observe_peaks(model, images, tmp_path)
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     normalized = (images.astype(np.float64) - 127.5) / 127.5
@@ -139,8 +139,8 @@ def test_peaks_are_the_largest_magnitudes_over_all_pictures(tmp_path: Path) -> N
     assert "axes" not in peaks
 
 
-def test_the_proofs_pictures_are_drawn_and_extreme() -> None:
-    images = proof_pictures(28, 42)
+def test_the_proofs_images_are_drawn_and_extreme() -> None:
+    images = proof_images(28, 42)
     assert images.shape == (NUM_DRAWN + len(EXTREMES), 28, 42, 3)
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
     assert {0, 255} == set(np.unique(images[NUM_DRAWN:]))
@@ -318,7 +318,7 @@ def test_the_gate_sees_vectors_that_are_no_numbers(
     monkeypatch.setattr(
         precision,
         "embed_each",
-        lambda session, pictures: half_proof.embed_each(session, pictures) * next(calls),
+        lambda session, images: half_proof.embed_each(session, images) * next(calls),
     )
     with refused(path, "some vectors are no numbers", error=GateError):
         lower(path, tmp_path / "h.onnx", precision="fp16")

@@ -1,4 +1,4 @@
-"""Promises of int8: which products it is, that scales are a plain loop's, that no picture changes
+"""Promises of int8: which products it is, that scales are a plain loop's, that no image changes
 another's vector."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featkit_export import int8
 from featkit_export.int8 import ChannelRange, observe_ranges, quantizable_nodes, quantize_static
 from featkit_export.original import load_onnx
 from featkit_export.seal import seal
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from tests.export.backbones import CONFIGS, file_of
 from tests.featkit.backends.engines import needs_openvino
 
@@ -72,7 +72,7 @@ def set_array(model: onnx.ModelProto, name: str, value: np.ndarray) -> None:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return draw_pictures(12, height=SIDE, width=SIDE, seed=1)
+    return draw_images(12, height=SIDE, width=SIDE, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_products_without_a_name_are_called_as_what_they_give(
 # The numbers --------------------------------------------------------------------------------------
 
 
-def test_ranges_are_the_extremes_of_each_channel_over_all_pictures(
+def test_ranges_are_the_extremes_of_each_channel_over_all_images(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
 ) -> None:
     products = [node for node in model.graph.node if node.name in quantizable_nodes(model)]
@@ -317,9 +317,9 @@ def test_a_column_of_zeros_stays_zero(
 def test_vectors_stay_near_those_of_the_float_model(
     model: onnx.ModelProto, quantized: onnx.ModelProto, images: np.ndarray
 ) -> None:
-    new = draw_pictures(8, height=SIDE, width=SIDE, seed=9)  # not those it was calibrated on
-    for pictures in (images, new):
-        found = cosines(run(model, pictures)[0], run(quantized, pictures)[0])
+    new = draw_images(8, height=SIDE, width=SIDE, seed=9)  # not those it was calibrated on
+    for drawn in (images, new):
+        found = cosines(run(model, drawn)[0], run(quantized, drawn)[0])
         assert found.min() > 0.998
         assert found.max() < 1 - 1e-7  # it was rounded
 
@@ -456,8 +456,8 @@ def test_channels_without_any_signal_or_weight_stay_finite(
 # Calibration --------------------------------------------------------------------------------------
 
 
-def test_no_pictures_are_an_error(model: onnx.ModelProto) -> None:
-    with pytest.raises(ValueError, match="no pictures to calibrate with"):
+def test_no_images_are_an_error(model: onnx.ModelProto) -> None:
+    with pytest.raises(ValueError, match="no images to calibrate with"):
         observe_ranges(model, [])
 
 
@@ -471,12 +471,12 @@ def test_values_that_are_not_finite_are_an_error_naming_where(
     bias[0] = bad
     set_array(spoilt, norm.input[2], bias)
     with pytest.raises(
-        ValueError, match=f"^{norm.output[0]} is not finite on a picture for calibration"
+        ValueError, match=f"^{norm.output[0]} is not finite on an image for calibration"
     ):
         observe_ranges(spoilt, batches(images))
 
 
-def test_more_pictures_only_widen_ranges(
+def test_more_images_only_widen_ranges(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange], images: np.ndarray
 ) -> None:
     fewer = observe_ranges(model, batches(images[:4]))
@@ -486,7 +486,7 @@ def test_more_pictures_only_widen_ranges(
     assert any((fewer[name].high < seen.high - 1e-3).any() for name, seen in ranges.items())
 
 
-# Pictures side by side ----------------------------------------------------------------------------
+# Images side by side ----------------------------------------------------------------------------
 
 
 def checkerboard() -> np.ndarray:
@@ -504,15 +504,15 @@ def test_no_neighbor_in_a_batch_changes_a_bit_of_a_vector(
     seal(quantized, manifest, tmp_path / "m.onnx")
     embedder = Embedder(tmp_path / "m.onnx", backend=backend, threads=1)
     assert embedder.batch_size >= 4
-    picture, board = images[:1], checkerboard()
+    image, board = images[:1], checkerboard()
     # The file is of class token and gem of both blocks. ONNX Runtime's powers in gem depend on a
     # number's place in memory, in float as in int8.
     width = CONFIGS["dinov2"].width
     classes = [*range(width), *range(2 * width, 3 * width)]
-    alone = embedder.infer(picture)[0]
+    alone = embedder.infer(image)[0]
     assert np.isfinite(alone).all()
     for before, after in ((0, 1), (1, 0), (1, 2), (3, 0)):
-        together = embedder.infer(np.concatenate([*[board] * before, picture, *[board] * after]))
+        together = embedder.infer(np.concatenate([*[board] * before, image, *[board] * after]))
         np.testing.assert_array_equal(together[before][classes], alone[classes])
         np.testing.assert_allclose(
             together[before], alone, rtol=0, atol=0 if backend == "openvino" else 1e-7

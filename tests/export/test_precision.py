@@ -23,22 +23,22 @@ from featkit_export.original import load_onnx
 from featkit_export.precision import MAX_RECALL_LOST, PROVEN_COSINE, GateError, lower
 from featkit_export.seal import seal
 from tests.export.backbones import file_of
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder
 from tests.sentences import refused
 
-NUM_PICTURES = 10
+NUM_IMAGES = 10
 ORT_INT8, ORT_FP32 = Run("onnxruntime", "int8"), Run("onnxruntime", "fp32")
 FULL = "dinov2"
 
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drawn pictures, and a file that is none."""
+    """Drawn images, and a file that is none."""
     folder = draw_folder(
-        tmp_path_factory.mktemp("photographs") / "p", NUM_PICTURES, height=120, width=160
+        tmp_path_factory.mktemp("photographs") / "p", NUM_IMAGES, height=120, width=160
     )
-    (folder / "005-broken.jpg").write_text("no picture")
+    (folder / "005-broken.jpg").write_text("no image")
     return folder
 
 
@@ -66,7 +66,7 @@ def pretend_rates(monkeypatch: pytest.MonkeyPatch, rate: Callable[[Run], float])
     ) -> dict[Run, float]:
         return {run: rate(run) for run in embedders}
 
-    monkeypatch.setattr(precision, "pictures_per_second", measured)
+    monkeypatch.setattr(precision, "images_per_second", measured)
 
 
 def pretend_losses(monkeypatch: pytest.MonkeyPatch, *found: Mapping[str, float]) -> None:
@@ -85,7 +85,7 @@ def pretend_losses(monkeypatch: pytest.MonkeyPatch, *found: Mapping[str, float])
         }
         defaults |= {"recall_lost": 0.0, "recall_lost_at_most": 0.0}
         return [
-            Agreement(run=others[0].run, num_pictures=10, num_queries=20, **{**defaults, **figures})
+            Agreement(run=others[0].run, num_images=10, num_queries=20, **{**defaults, **figures})
         ], []
 
     monkeypatch.setattr(precision, "compare_runs", compared)
@@ -121,7 +121,7 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
     steps: list[str] = []
     out = tmp_path / "new" / "m8.onnx"
     manifest = lower(
-        full, out, precision="int8", pictures=photographs, name="small", on_step=steps.append
+        full, out, precision="int8", images=photographs, name="small", on_step=steps.append
     )
     before = read_manifest(full)
     assert read_manifest(out) == manifest
@@ -134,9 +134,9 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
         before.geometry,
     )
     figures = manifest.quantization
-    assert figures["pictures_per_s"] == {"onnxruntime fp32": 20.0, "onnxruntime int8": 40.0}
+    assert figures["images_per_s"] == {"onnxruntime fp32": 20.0, "onnxruntime int8": 40.0}
     assert (figures["speedup"], figures["kept_in_float"]) == (2.0, [])
-    assert (figures["calibrated_on"], figures["num_queries"]) == (f"{NUM_PICTURES} pictures", 20)
+    assert (figures["calibrated_on"], figures["num_queries"]) == (f"{NUM_IMAGES} images", 20)
     assert figures["recall_lost_at_most"] <= MAX_RECALL_LOST
     reference, ours = Embedder(full, backend="onnxruntime"), Embedder(out, backend="onnxruntime")
     (agreement,), failures = compare_runs(open_source(photographs), reference, [ours], num_edits=2)
@@ -148,7 +148,7 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
         (before.fingerprint,) if figures["least_cosine"] >= PROVEN_COSINE else ()
     )
     assert steps == [
-        "calibrating on 11 pictures",
+        "calibrating on 11 images",
         "timing it beside fp32 and bf16",
         "looking for copies with it",
     ]
@@ -156,11 +156,9 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
 
 
 @pytest.mark.usefixtures("is_fast")
-def test_the_same_pictures_give_the_same_file(
-    full: Path, photographs: Path, tmp_path: Path
-) -> None:
+def test_the_same_images_give_the_same_file(full: Path, photographs: Path, tmp_path: Path) -> None:
     first, second = (
-        lower(full, tmp_path / name, precision="int8", pictures=photographs)
+        lower(full, tmp_path / name, precision="int8", images=photographs)
         for name in ("a.onnx", "b.onnx")
     )
     assert first == second
@@ -180,7 +178,7 @@ def test_files_are_equal_from_the_bound_on(
     is_proven: bool,
 ) -> None:
     pretend_losses(monkeypatch, {"least_cosine": least})
-    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
     assert manifest.proven_equal_to == ((read_manifest(full).fingerprint,) if is_proven else ())
 
 
@@ -204,7 +202,7 @@ def test_a_file_whose_nodes_have_no_names_can_be_lowered(
     model = make_model_file(tmp_path / "m.onnx")
     assert all(not node.name for node in onnx.load(model).graph.node)
     pretend_losses(monkeypatch, HELD)
-    manifest = lower(model, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+    manifest = lower(model, tmp_path / "m8.onnx", precision="int8", images=photographs)
     assert manifest.precision == "int8"
     vectors = Embedder(tmp_path / "m8.onnx", backend="onnxruntime").embed(
         sorted(photographs.glob("00[0-3].jpg"))
@@ -221,7 +219,7 @@ def test_every_session_of_both_files_is_timed(
     def measured(
         embedders: Mapping[Run, Embedder], images: np.ndarray, **options: Any
     ) -> dict[Run, float]:
-        assert images.shape == (NUM_PICTURES, 56, 56, 3)
+        assert images.shape == (NUM_IMAGES, 56, 56, 3)
         assert {embedder.threads for embedder in embedders.values()} == {1}
         assert {run: embedder.run for run, embedder in embedders.items()} == {
             run: run for run in embedders
@@ -234,9 +232,9 @@ def test_every_session_of_both_files_is_timed(
         timed.append(list(embedders))
         return {run: 1.0 + (run.precision == "int8") for run in embedders}
 
-    monkeypatch.setattr(precision, "pictures_per_second", measured)
+    monkeypatch.setattr(precision, "images_per_second", measured)
     pretend_losses(monkeypatch, HELD)
-    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
     (runs,) = timed
     assert runs == [*offered_runs(read_manifest(full)), *offered_runs(manifest)]
     assert {ORT_FP32, ORT_INT8} <= set(runs)
@@ -262,7 +260,7 @@ def test_where_quality_is_lost_products_go_back_by_sensitivity_and_then_it_is_re
         "2.00 times the speed",
     )
     with refused(*words, "with 7 products left in float; nothing was written", error=GateError):
-        lower(full, out, precision="int8", pictures=photographs)
+        lower(full, out, precision="int8", images=photographs)
     assert list(out.parent.iterdir()) == []
 
     names = quantizable_nodes(load_onnx(full))
@@ -296,7 +294,7 @@ def test_a_bound_that_nothing_holds_refuses_by_the_real_comparison(
 ) -> None:
     monkeypatch.setattr(precision, "MAX_RECALL_LOST", -1.01)
     with refused("of copy recall@1", "nothing was written", error=GateError):
-        lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+        lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -311,7 +309,7 @@ def test_what_went_back_to_float_stands_in_the_manifest_and_is_float(
     pretend_losses(monkeypatch, LOST, LOST, HELD)
     steps: list[str] = []
     manifest = lower(
-        full, tmp_path / "m8.onnx", precision="int8", pictures=photographs, on_step=steps.append
+        full, tmp_path / "m8.onnx", precision="int8", images=photographs, on_step=steps.append
     )
     kept = manifest.quantization["kept_in_float"]
     assert len(kept) == 2
@@ -341,12 +339,12 @@ def test_int8_that_is_not_faster_is_refused_with_both_rates(
     run_in_onnxruntime_alone(monkeypatch)
     pretend_rates(monkeypatch, lambda run: rate if run.precision == "int8" else 20.0)
     words = (
-        f"int8 is not faster here: {rate} pictures/s by onnxruntime int8",
+        f"int8 is not faster here: {rate} images/s by onnxruntime int8",
         "20.0 by onnxruntime fp32",
         "nothing was written",
     )
     with refused(*words, error=GateError):
-        lower(full, tmp_path / "out" / "m8.onnx", precision="int8", pictures=photographs)
+        lower(full, tmp_path / "out" / "m8.onnx", precision="int8", images=photographs)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -355,8 +353,8 @@ def test_it_is_compared_with_the_fastest_run_of_the_full_file_in_whatever_precis
 ) -> None:
     rates = {ORT_FP32: 10.0, Run("openvino", "bf16"): 31.0, ORT_INT8: 30.0}
     monkeypatch.setattr(precision, "_rates", lambda *_: rates)
-    with refused("30.0 pictures/s by onnxruntime int8", "31.0 by openvino bf16", error=GateError):
-        lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+    with refused("30.0 images/s by onnxruntime int8", "31.0 by openvino bf16", error=GateError):
+        lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
 
 
 def test_speed_that_is_lost_on_the_way_back_to_float_is_refused_as_such(
@@ -367,11 +365,11 @@ def test_speed_that_is_lost_on_the_way_back_to_float_is_refused_as_such(
     pretend_rates(monkeypatch, lambda run: next(gains) if run.precision == "int8" else 20.0)
     pretend_losses(monkeypatch, LOST)
     with refused(
-        "int8 is not faster here: 19.0 pictures/s",
+        "int8 is not faster here: 19.0 images/s",
         "with 2 products left in float; nothing was",
         error=GateError,
     ):
-        lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+        lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -384,23 +382,23 @@ def test_a_file_in_a_lower_precision_is_refused(
 ) -> None:
     lower(full, tmp_path / "half.onnx", precision="fp16")
     with refused(f"{tmp_path}/half.onnx is in fp16 already; name the file in fp32"):
-        lower(tmp_path / "half.onnx", tmp_path / "m.onnx", precision=wanted, pictures=photographs)
+        lower(tmp_path / "half.onnx", tmp_path / "m.onnx", precision=wanted, images=photographs)
     assert [path.name for path in tmp_path.iterdir()] == ["half.onnx"]
 
 
-def test_pictures_of_which_none_can_be_read_are_refused(full: Path, tmp_path: Path) -> None:
+def test_images_of_which_none_can_be_read_are_refused(full: Path, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     for name in ("a.jpg", "b.png"):
-        (tmp_path / "p" / name).write_text("no picture")
-    with refused(tmp_path / "p", "has no picture that can be read"):
-        lower(full, tmp_path / "out" / "m8.onnx", precision="int8", pictures=tmp_path / "p")
+        (tmp_path / "p" / name).write_text("no image")
+    with refused(tmp_path / "p", "has no image that can be read"):
+        lower(full, tmp_path / "out" / "m8.onnx", precision="int8", images=tmp_path / "p")
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_folder_without_pictures_is_refused(full: Path, tmp_path: Path) -> None:
+def test_a_folder_without_images_is_refused(full: Path, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     with refused(tmp_path / "p"):
-        lower(full, tmp_path / "m8.onnx", precision="int8", pictures=tmp_path / "p")
+        lower(full, tmp_path / "m8.onnx", precision="int8", images=tmp_path / "p")
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
 
@@ -409,7 +407,7 @@ def test_a_file_without_products_by_weights_is_refused(
 ) -> None:
     monkeypatch.setattr(precision, "quantizable_nodes", lambda _model: [])
     with refused(f"{full} has no product by weights that int8 would make faster; use it in fp32."):
-        lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+        lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
 
 
 def test_more_weights_than_a_graph_holds_are_refused_in_int8(
@@ -417,10 +415,10 @@ def test_more_weights_than_a_graph_holds_are_refused_in_int8(
 ) -> None:
     monkeypatch.setattr(precision, "MAX_INLINE_BYTES", 10_000)
     with refused(full, "more than 2 GB of weights", "use --precision fp16"):
-        lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+        lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
 
 
 @pytest.mark.usefixtures("is_fast")
 def test_the_manifest_can_be_read_back_whole(full: Path, photographs: Path, tmp_path: Path) -> None:
-    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", pictures=photographs)
+    manifest = lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
     assert Manifest.from_json(manifest.to_json()) == manifest

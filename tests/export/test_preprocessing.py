@@ -1,4 +1,4 @@
-"""From a picture to its vector as transformers computes it, its own image processor included, with
+"""From an image to its vector as transformers computes it, its own image processor included, with
 equal weights.
 
 DINOv2 at the size of its position table, where transformers' rule and the released one agree;
@@ -26,7 +26,7 @@ from tests.data import shared_data
 from tests.export.backbones import drawn_published
 from tests.export.oracles import cosines, transformers_model
 from tests.export.zoo_files import write_published
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.torchvision_without_cuda import import_quietly
 
 NAMES = ("dinov2_vits14", "dinov2_vits14_reg", "dinov3_vits16")
@@ -64,12 +64,12 @@ def embedded_and_expected(name: str, folder: Path) -> tuple[Embedder, Any, Any]:
     return embedder, transformers_model(published, ours, official=False), processor
 
 
-def by_transformers(model: Any, processor: Any, pictures: list[Image.Image]) -> np.ndarray:
-    """Class tokens (N, D), one picture a call."""
+def by_transformers(model: Any, processor: Any, images: list[Image.Image]) -> np.ndarray:
+    """Class tokens (N, D), one image a call."""
     found = []
     with torch.no_grad():
-        for picture in pictures:
-            pixels = processor(picture, return_tensors="pt")["pixel_values"]
+        for image in images:
+            pixels = processor(image, return_tensors="pt")["pixel_values"]
             found.append(model(pixels).last_hidden_state[0, 0].numpy())
     return np.stack(found)
 
@@ -80,19 +80,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_drawn_pictures_vector_is_transformers_own(name: str, folder: Path) -> None:
+def test_a_drawn_images_vector_is_transformers_own(name: str, folder: Path) -> None:
     embedder, model, processor = embedded_and_expected(name, folder)
-    pictures = [
-        draw_picture(seed, height=700 + 40 * seed, width=900 - 60 * seed) for seed in range(3)
-    ]
-    assert (
-        cosines(embedder.embed(pictures), by_transformers(model, processor, pictures)).min()
-        >= LEAST
-    )
+    images = [draw_image(seed, height=700 + 40 * seed, width=900 - 60 * seed) for seed in range(3)]
+    assert cosines(embedder.embed(images), by_transformers(model, processor, images)).min() >= LEAST
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """The picture in the color space that every model was trained in; transformers ignores
+    """The image in the color space that every model was trained in; transformers ignores
     profiles, featkit does not."""
     profile = image.info.get("icc_profile")
     if profile is None:
@@ -114,13 +109,13 @@ def test_a_photographs_vector_is_transformers_own(name: str, folder: Path) -> No
         pytest.skip("the photographs are not here; see tests/data.py")
     paths = sorted((data / "photos").iterdir())[:40:8]
     embedder, model, processor = embedded_and_expected(name, folder)
-    pictures = [in_srgb(Image.open(path)) for path in paths]
-    found, expected = embedder.embed(paths), by_transformers(model, processor, pictures)
+    images = [in_srgb(Image.open(path)) for path in paths]
+    found, expected = embedder.embed(paths), by_transformers(model, processor, images)
     agreement = cosines(found, expected)
     print(f"{name}: cosines with transformers {agreement.round(6).tolist()}")
     assert agreement.min() >= LEAST
     others = cosines(found, np.roll(expected, 1, axis=0))
-    # so it is the picture that agrees, not what all have in common
+    # so it is the image that agrees, not what all have in common
     assert others.max() < agreement.min()
 
 

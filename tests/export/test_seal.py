@@ -23,7 +23,7 @@ from featkit_export.export import ExportReport, export_backbone
 from featkit_export.graph import EmbeddingGraph, Recipe, trace
 from featkit_export.seal import fingerprint
 from featkit_export.traced import Traced
-from featkit_export.verify import ParityError, draw_pictures
+from featkit_export.verify import ParityError, draw_images
 from tests.export.backbones import CONFIGS, drawn_backbone, file_of, info_for
 from tests.sentences import refused
 
@@ -87,7 +87,7 @@ def test_where_weights_lie_changes_neither_fingerprint_nor_vectors(beside: Path)
     inline, report = file_of(NAME, RECIPE)
     assert report.manifest.external is None
     assert read_manifest(beside).fingerprint == report.manifest.fingerprint
-    images = draw_pictures(3, height=70, width=42)
+    images = draw_images(3, height=70, width=42)
     np.testing.assert_allclose(
         Embedder(beside).infer(images), Embedder(inline).infer(images), rtol=0, atol=1e-7
     )
@@ -112,7 +112,7 @@ def test_a_copy_takes_the_weights_along_and_works(beside: Path, tmp_path: Path) 
     assert (model.parent / external_of(beside).file).read_bytes() == (
         beside.parent / external_of(beside).file
     ).read_bytes()
-    images = draw_pictures(2, height=56, width=56)
+    images = draw_images(2, height=56, width=56)
     np.testing.assert_array_equal(Embedder(model).infer(images), Embedder(beside).infer(images))
 
 
@@ -144,7 +144,7 @@ def test_weights_that_are_not_those_of_the_file_are_refused(
 
 def test_an_older_file_beside_keeps_its_own_weights(beside: Path, tmp_path: Path) -> None:
     model = copied(beside, tmp_path)
-    images = draw_pictures(2, height=56, width=56)
+    images = draw_images(2, height=56, width=56)
     before = Embedder(model).infer(images)
     other = tmp_path / "other.onnx"
     export_beside(other, seed=1)

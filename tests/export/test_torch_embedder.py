@@ -12,7 +12,7 @@ from featkit.embedder import Embedder
 from featkit_export.export import export_model
 from featkit_export.graph import Recipe
 from featkit_export.torch_embedder import TorchEmbedder
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from tests.export.backbones import make_run
 from tests.sentences import refused
 
@@ -31,7 +31,7 @@ def test_vectors_and_manifest_are_those_of_the_model_file(
         Embedder(tmp_path / "m.onnx", threads=1),
         TorchEmbedder.open(run, recipe=recipe, device="cpu"),
     )
-    images = draw_pictures(5, height=32, width=32)
+    images = draw_images(5, height=32, width=32)
     np.testing.assert_allclose(torch_embedder.infer(images), file.infer(images), atol=1e-5)
     assert torch_embedder.geometry == file.geometry
     for name in (
@@ -50,7 +50,7 @@ def test_vectors_and_manifest_are_those_of_the_model_file(
 
 def test_vectors_do_not_depend_on_the_batch_and_none_is_none(run: Path) -> None:
     embedder = TorchEmbedder.open(run, device="cpu")
-    images = draw_pictures(5, height=32, width=32)
+    images = draw_images(5, height=32, width=32)
     whole = embedder.infer(images)
     embedder.batch_size = 2
     np.testing.assert_allclose(embedder.infer(images), whole, atol=1e-6)

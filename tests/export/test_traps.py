@@ -157,7 +157,7 @@ def test_a_shortcut_for_the_tables_own_size_is_found_by_comparing_there(tmp_path
         require_parity(found)
 
 
-def test_a_choice_by_what_a_picture_shows_is_refused_while_tracing(tmp_path: Path) -> None:
+def test_a_choice_by_what_a_image_shows_is_refused_while_tracing(tmp_path: Path) -> None:
     class ByContent(Sound):
         def positions(self, height: int, width: int) -> Tensor:
             found = super().positions(height, width)

@@ -18,7 +18,7 @@ from featkit_export.verify import (
     ParityError,
     cases_for,
     compare,
-    draw_pictures,
+    draw_images,
     open_session,
     require_parity,
 )
@@ -31,7 +31,7 @@ def parity(min_cosine: float, max_abs: float) -> Parity:
 
 
 def made_session(scale: float = 1.0) -> onnx.ModelProto:
-    """embedding: the mean color, (N, 3); patches: the pictures themselves as floats times `scale`,
+    """embedding: the mean color, (N, 3); patches: the images themselves as floats times `scale`,
     (N, H, W, 3)."""
     weights = {"axes": np.array([1, 2], np.int64), "scale": np.float32(scale)}
     graph = helper.make_graph(
@@ -153,7 +153,7 @@ def test_an_output_that_differs_alone_is_named_with_its_size() -> None:
 def test_a_difference_is_in_units_of_the_outputs_own_size() -> None:
     session = open_session(made_session(scale=1 + 5e-5).SerializeToString())
     embedding, patches = compare(reference, session, [(3, 16, 16)])
-    values = reference(draw_pictures(3, height=16, width=16))[PATCHES].astype(np.float64)
+    values = reference(draw_images(3, height=16, width=16))[PATCHES].astype(np.float64)
     assert patches.max_abs == pytest.approx(
         5e-5 * values.max() / np.sqrt((values**2).mean()), rel=0.05
     )
@@ -161,7 +161,7 @@ def test_a_difference_is_in_units_of_the_outputs_own_size() -> None:
     assert patches.min_cosine == pytest.approx(1.0, abs=1e-12)
 
 
-def test_one_picture_of_a_batch_that_differs_is_found() -> None:
+def test_one_image_of_a_batch_that_differs_is_found() -> None:
     session = open_session(made_session().SerializeToString())
 
     def odd(images: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,13 +202,13 @@ def test_a_graph_that_fails_where_its_model_does_not_is_no_equal(
     assert capfd.readouterr().err == ""
 
 
-def test_drawn_pictures_are_seeded_and_each_another() -> None:
-    pictures = draw_pictures(4, height=24, width=40)
-    assert pictures.shape == (4, 24, 40, 3)
-    assert pictures.dtype == np.dtype(np.uint8)
-    np.testing.assert_array_equal(pictures, draw_pictures(4, height=24, width=40))
-    assert not np.array_equal(pictures, draw_pictures(4, height=24, width=40, seed=1))
-    flat = pictures.reshape(4, -1).astype(np.float64)
+def test_drawn_images_are_seeded_and_each_another() -> None:
+    images = draw_images(4, height=24, width=40)
+    assert images.shape == (4, 24, 40, 3)
+    assert images.dtype == np.dtype(np.uint8)
+    np.testing.assert_array_equal(images, draw_images(4, height=24, width=40))
+    assert not np.array_equal(images, draw_images(4, height=24, width=40, seed=1))
+    flat = images.reshape(4, -1).astype(np.float64)
     correlation = np.corrcoef(flat)
     assert np.abs(correlation - np.eye(4)).max() < 0.95
     assert flat.std(axis=1).min() > 10

@@ -271,7 +271,7 @@ def _worst(parity: dict[str, float], height: int, width: int) -> dict[str, str]:
 def gap(name: str, _folder: Path) -> dict[str, Any]:
     """How far transformers and timm are from the official rule at 16 × 16 patches of a table of 37
     × 37."""
-    from featkit_export.verify import draw_pictures
+    from featkit_export.verify import draw_images
     from tests.export.backbones import drawn_published
     from tests.export.oracles import (
         class_token,
@@ -283,7 +283,7 @@ def gap(name: str, _folder: Path) -> dict[str, Any]:
 
     published, _ = row_of(name)
     ours = drawn_published(published).state_dict()
-    pixels = normalized(draw_pictures(4, height=224, width=224), published.geometry)
+    pixels = normalized(draw_images(4, height=224, width=224), published.geometry)
     official = class_token(transformers_model(published, ours, official=True), pixels)
     theirs = class_token(transformers_model(published, ours, official=False), pixels)
     timms = timm_model(published, ours)(pixels).detach().numpy()

@@ -19,8 +19,8 @@ from featkit.sources.folder import FileSource
 from featkit.stamps import NO_STAMP, digest_of, stamp_of
 from tests.commands import digests
 from tests.featkit.sources.files import write_tar
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 
 COUNT, SHARD_SIZE = 23, 10
 OLD_NS = 1_700_000_000_000_000_000
@@ -28,7 +28,7 @@ OLD_NS = 1_700_000_000_000_000_000
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    """A small model, whose batches hold 4 pictures, so that a shard has several."""
+    """A small model, whose batches hold 4 images, so that a shard has several."""
     model = make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
     opened = Embedder(model, threads=1)
     opened.batch_size = 4
@@ -36,9 +36,9 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """COUNT pictures of which one is broken, all changed long ago."""
-    root = draw_folder(tmp_path / "pictures", COUNT)
+def image_folder(tmp_path: Path) -> Path:
+    """COUNT images of which one is broken, all changed long ago."""
+    root = draw_folder(tmp_path / "images", COUNT)
     (root / "007.jpg").write_bytes(b"broken")
     for file in root.iterdir():
         os.utime(file, ns=(OLD_NS, OLD_NS))
@@ -46,10 +46,10 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def embed(
-    pictures: Path, embedder: Embedder, out: Path, *, retry: bool = False, rehash: bool = False
+    image_folder: Path, embedder: Embedder, out: Path, *, retry: bool = False, rehash: bool = False
 ) -> EmbedReport:
     """Run the job."""
-    source = open_source(pictures)
+    source = open_source(image_folder)
     return embed_source(
         source, embedder, out, shard_size=SHARD_SIZE, workers=2, retry=retry, rehash=rehash
     )
@@ -71,12 +71,12 @@ def row(out: Path, key: str) -> dict[str, object]:
 
 
 def test_nothing_is_embedded_again_where_nothing_changed(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    embed(pictures, embedder, tmp_path / "emb")
+    embed(image_folder, embedder, tmp_path / "emb")
     before = digests(tmp_path / "emb")
     for rehash in (False, True):
-        again = embed(pictures, embedder, tmp_path / "emb", rehash=rehash)
+        again = embed(image_folder, embedder, tmp_path / "emb", rehash=rehash)
         assert (again.num_embedded_now, again.num_changed, again.num_retried) == (0, 0, 0)
         assert (again.num_done, again.num_failed, [key for key, _ in again.failures]) == (
             COUNT,
@@ -86,66 +86,66 @@ def test_nothing_is_embedded_again_where_nothing_changed(
         assert digests(tmp_path / "emb") == before
 
 
-def test_mended_and_exchanged_pictures_are_embedded_as_from_scratch(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+def test_mended_and_exchanged_images_are_embedded_as_from_scratch(
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    first = embed(pictures, embedder, tmp_path / "emb")
+    first = embed(image_folder, embedder, tmp_path / "emb")
     assert first.num_failed == 1
     before = shards(tmp_path / "emb")
-    draw_picture(90).save(pictures / "007.jpg")
-    draw_picture(91).save(pictures / "003.jpg")
-    again = embed(pictures, embedder, tmp_path / "emb")
+    draw_image(90).save(image_folder / "007.jpg")
+    draw_image(91).save(image_folder / "003.jpg")
+    again = embed(image_folder, embedder, tmp_path / "emb")
     assert (again.num_embedded_now, again.num_changed, again.num_failed, again.failures) == (
         2,
         2,
         0,
         [],
     )
-    embed(pictures, embedder, tmp_path / "scratch")
+    embed(image_folder, embedder, tmp_path / "scratch")
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch"), "stamps too"
     after = shards(tmp_path / "emb")
     assert [name for name in before if before[name] != after[name]] == ["00000.parquet"]
 
 
-def test_a_picture_that_breaks_becomes_a_row_with_an_error(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+def test_a_image_that_breaks_becomes_a_row_with_an_error(
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    embed(pictures, embedder, tmp_path / "emb")
-    (pictures / "012.jpg").write_bytes(b"no longer")
-    again = embed(pictures, embedder, tmp_path / "emb")
+    embed(image_folder, embedder, tmp_path / "emb")
+    (image_folder / "012.jpg").write_bytes(b"no longer")
+    again = embed(image_folder, embedder, tmp_path / "emb")
     assert [key for key, _ in again.failures] == ["007.jpg", "012.jpg"]
     assert row(tmp_path / "emb", "012.jpg")["embedding"] is None
 
 
 def test_a_file_that_was_only_touched_is_not_embedded_again(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    embed(pictures, embedder, tmp_path / "emb")
+    embed(image_folder, embedder, tmp_path / "emb")
     before = shards(tmp_path / "emb")
-    for file in pictures.iterdir():
+    for file in image_folder.iterdir():
         file.touch()
-    assert embed(pictures, embedder, tmp_path / "emb").num_embedded_now == 0
+    assert embed(image_folder, embedder, tmp_path / "emb").num_embedded_now == 0
     assert shards(tmp_path / "emb") == before
     assert Embeddings.open(tmp_path / "emb").read_stamps(0)[3] == stamp_of(  # type: ignore[index]
-        pictures / "003.jpg"
-    )._replace(digest=digest_of((pictures / "003.jpg").read_bytes()))
+        image_folder / "003.jpg"
+    )._replace(digest=digest_of((image_folder / "003.jpg").read_bytes()))
 
 
 def test_rehash_finds_other_bytes_of_the_same_size_and_time(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    one, two = (pictures / "001.jpg").read_bytes(), (pictures / "002.jpg").read_bytes()
+    one, two = (image_folder / "001.jpg").read_bytes(), (image_folder / "002.jpg").read_bytes()
     size = max(len(one), len(two))
 
     def put(data: bytes) -> None:
-        (pictures / "001.jpg").write_bytes(data.ljust(size, b"\0"))
-        os.utime(pictures / "001.jpg", ns=(OLD_NS, OLD_NS))
+        (image_folder / "001.jpg").write_bytes(data.ljust(size, b"\0"))
+        os.utime(image_folder / "001.jpg", ns=(OLD_NS, OLD_NS))
 
     put(one)
-    embed(pictures, embedder, tmp_path / "emb")
+    embed(image_folder, embedder, tmp_path / "emb")
     put(two)
-    assert embed(pictures, embedder, tmp_path / "emb").num_embedded_now == 0
-    again = embed(pictures, embedder, tmp_path / "emb", rehash=True)
+    assert embed(image_folder, embedder, tmp_path / "emb").num_embedded_now == 0
+    again = embed(image_folder, embedder, tmp_path / "emb", rehash=True)
     assert (again.num_embedded_now, again.num_changed) == (1, 1)
     assert (
         row(tmp_path / "emb", "001.jpg")["embedding"]
@@ -154,38 +154,41 @@ def test_rehash_finds_other_bytes_of_the_same_size_and_time(
 
 
 def test_retry_tries_failures_again_though_their_files_are_the_same(
-    pictures: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    image_folder: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = embed(pictures, embedder, tmp_path / "scratch")
-    with monkeypatch.context() as patch:  # as if a package were missing for two of the pictures
+    expected = embed(image_folder, embedder, tmp_path / "scratch")
+    with monkeypatch.context() as patch:  # as if a package were missing for two of the images
         decode = Embedder.decode
 
-        def without_package(self: Embedder, picture: object, *, name: str) -> object:
-            return decode(self, b"" if name in ("004.jpg", "015.jpg") else picture, name=name)  # type: ignore[arg-type]
+        def without_package(self: Embedder, image: object, *, name: str) -> object:
+            return decode(self, b"" if name in ("004.jpg", "015.jpg") else image, name=name)  # type: ignore[arg-type]
 
         patch.setattr(Embedder, "decode", without_package)
-        assert embed(pictures, embedder, tmp_path / "emb").num_failed == 3
-    assert embed(pictures, embedder, tmp_path / "emb").num_failed == 3
-    again = embed(pictures, embedder, tmp_path / "emb", retry=True)
+        assert embed(image_folder, embedder, tmp_path / "emb").num_failed == 3
+    assert embed(image_folder, embedder, tmp_path / "emb").num_failed == 3
+    again = embed(image_folder, embedder, tmp_path / "emb", retry=True)
     assert (again.num_embedded_now, again.num_retried, again.num_failed) == (3, 3, 1)
     assert again.failures == expected.failures
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch")
 
 
 def test_what_could_not_be_read_is_tried_again_by_every_run(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    (pictures / "005.jpg").rename(tmp_path / "away.jpg")
-    (pictures / "005.jpg").mkdir()
+    (image_folder / "005.jpg").rename(tmp_path / "away.jpg")
+    (image_folder / "005.jpg").mkdir()
     source = FileSource(
-        "p", pictures, sorted(file.name for file in pictures.iterdir()), limits=DEFAULT_LIMITS
+        "p",
+        image_folder,
+        sorted(file.name for file in image_folder.iterdir()),
+        limits=DEFAULT_LIMITS,
     )
     assert embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE).num_failed == 2
     before = digests(tmp_path / "emb")
     again = embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE)
     assert (again.num_embedded_now, again.num_failed, digests(tmp_path / "emb")) == (0, 2, before)
-    (pictures / "005.jpg").rmdir()
-    (tmp_path / "away.jpg").rename(pictures / "005.jpg")
+    (image_folder / "005.jpg").rmdir()
+    (tmp_path / "away.jpg").rename(image_folder / "005.jpg")
     again = embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE)
     assert (again.num_embedded_now, again.num_failed) == (1, 1)
 
@@ -193,7 +196,7 @@ def test_what_could_not_be_read_is_tried_again_by_every_run(
 def test_an_archive_that_was_written_again_is_compared_item_by_item(
     embedder: Embedder, tmp_path: Path
 ) -> None:
-    files = sorted(draw_folder(tmp_path / "pictures", 6).iterdir())
+    files = sorted(draw_folder(tmp_path / "images", 6).iterdir())
     members = [(file.name, file.read_bytes()) for file in files] + [("000.txt", b"first")]
     tar = write_tar(tmp_path / "t.tar", members)
     os.utime(tar, ns=(OLD_NS, OLD_NS))
@@ -209,30 +212,34 @@ def test_an_archive_that_was_written_again_is_compared_item_by_item(
 
 
 def test_a_folder_of_an_earlier_version_takes_what_is_newer_than_its_shards(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     out = tmp_path / "emb"
-    embed(pictures, embedder, out)
+    embed(image_folder, embedder, out)
     shutil.rmtree(out / "stamps")
     plan = json.loads((out / "plan.json").read_text())
     del plan["skipped"]
     (out / "plan.json").write_text(json.dumps({**plan, "format": 2}))
-    assert embed(pictures, embedder, out).num_embedded_now == 0
+    assert embed(image_folder, embedder, out).num_embedded_now == 0
     assert Embeddings.open(out).read_stamps(0) is not None, "known from now on"
     shutil.rmtree(out / "stamps")
-    draw_picture(90).save(pictures / "007.jpg")
+    draw_image(90).save(image_folder / "007.jpg")
     new = (out / "shards" / "00000.parquet").stat().st_mtime_ns + 1
-    os.utime(pictures / "007.jpg", ns=(new, new))
-    again = embed(pictures, embedder, out)
+    os.utime(image_folder / "007.jpg", ns=(new, new))
+    again = embed(image_folder, embedder, out)
     assert (again.num_embedded_now, again.num_failed) == (1, 0)
 
 
 @pytest.mark.parametrize("where", ["shard", "stamps"])
 def test_a_stop_between_a_shard_and_its_stamps_costs_work_and_no_change(
-    pictures: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    image_folder: Path,
+    embedder: Embedder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
-    embed(pictures, embedder, tmp_path / "emb")
-    draw_picture(90).save(pictures / "007.jpg")
+    embed(image_folder, embedder, tmp_path / "emb")
+    draw_image(90).save(image_folder / "007.jpg")
 
     def stop(*_arguments: object) -> None:
         raise RuntimeError
@@ -240,19 +247,21 @@ def test_a_stop_between_a_shard_and_its_stamps_costs_work_and_no_change(
     with monkeypatch.context() as patch:
         patch.setattr(Embeddings, "write_shard" if where == "shard" else "write_stamps", stop)
         with pytest.raises(RuntimeError):
-            embed(pictures, embedder, tmp_path / "emb")
-    assert embed(pictures, embedder, tmp_path / "emb").num_embedded_now == 1
-    embed(pictures, embedder, tmp_path / "scratch")
+            embed(image_folder, embedder, tmp_path / "emb")
+    assert embed(image_folder, embedder, tmp_path / "emb").num_embedded_now == 1
+    embed(image_folder, embedder, tmp_path / "scratch")
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch")
 
 
-def test_damaged_stamps_are_made_again(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_damaged_stamps_are_made_again(
+    image_folder: Path, embedder: Embedder, tmp_path: Path
+) -> None:
     out = tmp_path / "emb"
-    embed(pictures, embedder, out)
+    embed(image_folder, embedder, out)
     (out / "stamps" / "00000.parquet").write_bytes(b"damaged")
     (out / "stamps" / "00001.parquet").unlink()
     before = shards(out)
-    assert embed(pictures, embedder, out).num_embedded_now == 0
+    assert embed(image_folder, embedder, out).num_embedded_now == 0
     assert shards(out) == before
     assert all(Embeddings.open(out).read_stamps(shard) is not None for shard in range(3))
 

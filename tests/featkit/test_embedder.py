@@ -1,4 +1,4 @@
-"""Pictures to unit vectors: the same ones however a picture is handed over, in whatever batch and
+"""Images to unit vectors: the same ones however an image is handed over, in whatever batch and
 from whatever thread."""
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from PIL import Image
 import featkit
 from featkit.backends import Cancel, Cancelled, Run
 from featkit.embedder import Embedder
-from featkit.images import ImageLimits, Picture
+from featkit.images import ImageLike, ImageLimits
 from tests.data import needs_shared_data, shared_data
 from tests.featkit.backends.engines import OPENVINO_BF16, OPENVINO_FP32, needs_bf16, needs_openvino
 from tests.featkit.backends.graphs import make_layered_file
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 from tests.sentences import refused
 
 COUNT = 13
@@ -48,10 +48,10 @@ def embedder(model: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """COUNT pictures as PNG files, so that every way to hand them over has the same pixels."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """COUNT images as PNG files, so that every way to hand them over has the same pixels."""
+    folder = tmp_path_factory.mktemp("images")
     for number in range(COUNT):
-        draw_picture(number).save(folder / f"{number:02d}.png")
+        draw_image(number).save(folder / f"{number:02d}.png")
     return sorted(folder.iterdir())
 
 
@@ -70,7 +70,7 @@ class Spy:
 
 
 def by_hand(model: Path, images: list[Image.Image]) -> np.ndarray:
-    """Vectors by Pillow and a plain session: the shorter side to 32, the center of it, one picture
+    """Vectors by Pillow and a plain session: the shorter side to 32, the center of it, one image
     a call."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     vectors = []
@@ -85,7 +85,7 @@ def test_vectors_are_those_of_a_plain_session(
     model: Path, embedder: Embedder, files: list[Path]
 ) -> None:
     found = embedder.embed(files)
-    expected = by_hand(model, [draw_picture(number) for number in range(COUNT)])
+    expected = by_hand(model, [draw_image(number) for number in range(COUNT)])
     assert found.shape == (COUNT, 16)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-7)
@@ -103,13 +103,13 @@ def test_infer_is_a_plain_session_to_the_last_bit(model: Path, embedder: Embedde
     np.testing.assert_array_equal(embedder.infer(images), session.run(None, {"images": images})[0])
 
 
-def test_every_way_to_hand_pictures_over_gives_the_same_vectors(
+def test_every_way_to_hand_images_over_gives_the_same_vectors(
     embedder: Embedder, files: list[Path]
 ) -> None:
     expected = embedder.embed(files)
-    images = [draw_picture(number) for number in range(COUNT)]
+    images = [draw_image(number) for number in range(COUNT)]
     arrays = [np.asarray(image) for image in images]
-    mixed: list[Picture] = [
+    mixed: list[ImageLike] = [
         str(files[0]),
         files[1],
         files[2].read_bytes(),
@@ -117,7 +117,7 @@ def test_every_way_to_hand_pictures_over_gives_the_same_vectors(
         arrays[4],
         *files[5:],
     ]
-    ways: dict[str, Iterable[Picture]] = {
+    ways: dict[str, Iterable[ImageLike]] = {
         "text": [str(file) for file in files],
         "bytes": [file.read_bytes() for file in files],
         "images": images,
@@ -129,28 +129,28 @@ def test_every_way_to_hand_pictures_over_gives_the_same_vectors(
         "a tuple": tuple(images),
         "a mixture": mixed,
     }
-    for way, pictures in ways.items():
-        np.testing.assert_array_equal(embedder.embed(pictures), expected, err_msg=way)
+    for way, drawn_images in ways.items():
+        np.testing.assert_array_equal(embedder.embed(drawn_images), expected, err_msg=way)
 
 
-def test_a_single_picture_is_one_row(embedder: Embedder, files: list[Path]) -> None:
+def test_a_single_image_is_one_row(embedder: Embedder, files: list[Path]) -> None:
     expected = embedder.embed(files[:1])
-    singles: list[Picture] = [
+    singles: list[ImageLike] = [
         files[0],
         str(files[0]),
         files[0].read_bytes(),
-        draw_picture(0),
-        np.asarray(draw_picture(0)),
+        draw_image(0),
+        np.asarray(draw_image(0)),
     ]
     for single in singles:
         np.testing.assert_array_equal(embedder.embed(single), expected)
-    gray = np.asarray(draw_picture(0).convert("L"))
+    gray = np.asarray(draw_image(0).convert("L"))
     np.testing.assert_array_equal(embedder.embed(gray), embedder.embed(Image.fromarray(gray)))
 
 
-def test_open_files_buffers_and_rows_are_pictures(embedder: Embedder, files: list[Path]) -> None:
+def test_open_files_buffers_and_rows_are_images(embedder: Embedder, files: list[Path]) -> None:
     data, expected = files[0].read_bytes(), embedder.embed(files[:1])
-    singles: list[Picture] = [
+    singles: list[ImageLike] = [
         io.BytesIO(data),
         bytearray(data),
         memoryview(data),
@@ -182,40 +182,40 @@ class Tensor:
 
 
 @pytest.mark.parametrize(
-    ("pictures", "words"),
+    ("images", "words"),
     [
-        (None, "picture 0 is None; give a path, bytes, a Pillow image or an array."),
-        (7, "picture 0 is an int; give"),
-        (Tensor(), "picture 0 is a Tensor of shape (3, 8, 8); give a NumPy array"),
-        ([None], "picture 0 is None; give"),
-        ([["a.jpg", "b.jpg"]], "picture 0 is a list; give"),
-        ([Tensor()], "picture 0 is a Tensor of shape (3, 8, 8)"),
+        (None, "image 0 is None; give a path, bytes, a Pillow image or an array."),
+        (7, "image 0 is an int; give"),
+        (Tensor(), "image 0 is a Tensor of shape (3, 8, 8); give a NumPy array"),
+        ([None], "image 0 is None; give"),
+        ([["a.jpg", "b.jpg"]], "image 0 is a list; give"),
+        ([Tensor()], "image 0 is a Tensor of shape (3, 8, 8)"),
         (
             {"image": b"", "label": 3},
-            "picture 0 is a mapping with image, label instead of `bytes` or `path`",
+            "image 0 is a mapping with image, label instead of `bytes` or `path`",
         ),
         (
             np.zeros((2, 8, 8, 3), np.float32),
-            "picture 0 is float32 of shape (8, 8, 3); pictures as arrays are uint8",
+            "image 0 is float32 of shape (8, 8, 3); images as arrays are uint8",
         ),
         ("missing.jpg", "missing.jpg does not exist."),
         (["missing.jpg"], "missing.jpg does not exist."),
         ("https://example.org/x.jpg", "https://example.org/x.jpg is a web address"),
-        ([{"bytes": b"a note", "path": "cats/x.jpg"}], "cats/x.jpg is not a picture"),
-        (io.StringIO("a.jpg"), "picture 0 is open as text"),
+        ([{"bytes": b"a note", "path": "cats/x.jpg"}], "cats/x.jpg is not an image"),
+        (io.StringIO("a.jpg"), "image 0 is open as text"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name(
-    embedder: Embedder, pictures: Any, words: str
+def test_what_is_no_image_is_refused_by_name(
+    embedder: Embedder, drawn_images: Any, words: str
 ) -> None:
     with refused(words):
-        embedder.embed(pictures)
+        embedder.embed(drawn_images)
 
 
-def test_a_picture_turned_by_hand_is_not_turned_again(embedder: Embedder, tmp_path: Path) -> None:
+def test_a_image_turned_by_hand_is_not_turned_again(embedder: Embedder, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    upright = draw_picture(2)
+    upright = draw_image(2)
     turned = upright.transpose(Image.Transpose.ROTATE_90)
     turned.save(tmp_path / "x.png", exif=exif)
     expected = embedder.embed(upright)
@@ -236,8 +236,8 @@ def test_images_opened_one_by_one_need_no_more_files_than_one(
         assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
 
 
-def test_no_pictures_are_no_rows(embedder: Embedder) -> None:
-    nothings: list[Iterable[Picture]] = [[], iter(()), np.zeros((0, 32, 32, 3), np.uint8)]
+def test_no_images_are_no_rows(embedder: Embedder) -> None:
+    nothings: list[Iterable[ImageLike]] = [[], iter(()), np.zeros((0, 32, 32, 3), np.uint8)]
     for nothing in nothings:
         found = embedder.embed(nothing)
         assert found.shape == (0, 16)
@@ -266,7 +266,7 @@ def test_batches_are_full_but_the_last(
     assert spy.sizes == [5, 5, 3, 5, 5, 1]
 
 
-def test_a_model_whose_batches_matter_runs_one_picture_a_call(
+def test_a_model_whose_batches_matter_runs_one_image_a_call(
     lonely_model: Path, embedder: Embedder, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lonely = Embedder(lonely_model, threads=1, batch_size=8)
@@ -276,7 +276,7 @@ def test_a_model_whose_batches_matter_runs_one_picture_a_call(
     assert spy.sizes == [1] * (COUNT + 4)
 
 
-def test_pictures_are_read_a_batch_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_read_a_batch_at_a_time(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     embedder = Embedder(model, threads=1, batch_size=4)
     spy, ahead = Spy(embedder, monkeypatch), 0
 
@@ -284,7 +284,7 @@ def test_pictures_are_read_a_batch_at_a_time(model: Path, monkeypatch: pytest.Mo
         nonlocal ahead
         for number in range(50):
             ahead = max(ahead, number - sum(spy.sizes))
-            yield draw_picture(number)
+            yield draw_image(number)
 
     embedder.embed(drawn())
     assert (sum(spy.sizes), ahead) == (50, 3)
@@ -301,13 +301,13 @@ def test_eight_threads_get_what_one_gets(embedder: Embedder, files: list[Path]) 
         np.testing.assert_array_equal(block, embedder.embed(files))
 
 
-def test_pictures_of_any_size_are_brought_to_the_models_size(embedder: Embedder) -> None:
+def test_images_of_any_size_are_brought_to_the_models_size(embedder: Embedder) -> None:
     for height, width in ((60, 80), (333, 200), (32, 32), (20, 3000)):
-        picture = draw_picture(1, height=height, width=width)
-        prepared = embedder.prepare(picture)
+        image = draw_image(1, height=height, width=width)
+        prepared = embedder.prepare(image)
         assert prepared.shape == (32, 32, 3)
         assert prepared.dtype == np.uint8
-        np.testing.assert_array_equal(embedder.embed(picture), embedder.infer(prepared[None]))
+        np.testing.assert_array_equal(embedder.embed(image), embedder.infer(prepared[None]))
     assert embedder.embed(Image.new("L", (1, 1), 200)).shape == (1, 16)
 
 
@@ -349,18 +349,18 @@ def test_infer_refuses_other_numbers(embedder: Embedder) -> None:
         embedder.infer(np.zeros((1, 32, 32, 3), np.float32))
 
 
-def test_the_picture_that_cannot_be_read_is_named(
+def test_the_image_that_cannot_be_read_is_named(
     embedder: Embedder, files: list[Path], tmp_path: Path
 ) -> None:
     (tmp_path / "text.jpg").write_text("a note")
-    with refused(tmp_path / "text.jpg", "is not a picture"):
+    with refused(tmp_path / "text.jpg", "is not an image"):
         embedder.embed([files[0], tmp_path / "text.jpg", files[1]])
     with refused(tmp_path / "missing.jpg", "does not exist"):
         embedder.embed(str(tmp_path / "missing.jpg"))
-    with refused("picture 2 is not a picture"):
-        embedder.embed([files[0], draw_picture(1), b"a note"])
-    with refused("picture 1 is float64 of shape (4, 4, 3)"):
-        embedder.embed([draw_picture(1), np.zeros((4, 4, 3))])
+    with refused("image 2 is not an image"):
+        embedder.embed([files[0], draw_image(1), b"a note"])
+    with refused("image 1 is float64 of shape (4, 4, 3)"):
+        embedder.embed([draw_image(1), np.zeros((4, 4, 3))])
     with refused("x/y.jpg is empty"):
         embedder.decode(b"", name="x/y.jpg")
 
@@ -475,7 +475,7 @@ def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(
     )
     with refused("gives embedding, patches, not attention, tokens"):
         other.outputs(images, ["tokens", "attention"])
-    with refused("No pictures have no outputs; give one or more."):
+    with refused("No images have no outputs; give one or more."):
         other.outputs(images[:0], ["patches"])
     with refused("The height of 33 is no multiple"):
         other.outputs(np.zeros((1, 33, 32, 3), np.uint8), ["patches"])
@@ -488,7 +488,7 @@ def test_a_model_of_one_size_refuses_others_and_prepares_its_own(
     assert embedder.embed(files).shape == (COUNT, 32)
     assert embedder.prepare(files[0]).shape == (32, 40, 3)
     with refused(
-        "m.onnx takes pictures of 32×40 only (height × width), not 40×32; bring them to that size"
+        "m.onnx takes images of 32×40 only (height × width), not 40×32; bring them to that size"
     ):
         embedder.infer(np.zeros((1, 40, 32, 3), np.uint8))
 
@@ -508,7 +508,7 @@ def test_what_is_no_model_file_is_refused(model: Path, tmp_path: Path) -> None:
         Embedder(tmp_path / "missing.onnx")
     with refused("0 threads cannot work; use 1 or more."):
         Embedder(model, threads=0)
-    with refused("A batch of 0 pictures is none; use 1 or more."):
+    with refused("A batch of 0 images is none; use 1 or more."):
         Embedder(model, batch_size=0)
 
 

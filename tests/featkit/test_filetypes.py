@@ -29,8 +29,8 @@ from PIL import Image
 
 from featkit.filetypes import AUDIO, AVIF, HEIC, NUM_BYTES, Kind, what_is
 from featkit.models import default_model_path
-from tests.picture_files import encoded
-from tests.pictures import draw_picture
+from tests.image_files import encoded
+from tests.images import draw_image
 
 POINTER = (
     b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"ab" * 32 + b"\nsize 12345\n"
@@ -142,16 +142,16 @@ FILES: dict[str, tuple[bytes, str]] = {
     "text utf-8": ("Grüße aus Köln".encode() * 400, "plain text"),
     "text utf-16": ("a note".encode("utf-16"), "plain text"),
     "zeros": (bytes(5000), "filled with zero bytes"),
-    "jpeg": (encoded(draw_picture(0), "JPEG"), "a JPEG image"),
-    "png": (encoded(draw_picture(0), "PNG"), "a PNG image"),
-    "gif": (encoded(draw_picture(0), "GIF"), "a GIF image"),
-    "bmp": (encoded(draw_picture(0), "BMP"), "a BMP image"),
-    "webp": (encoded(draw_picture(0), "WEBP"), "a WebP image"),
-    "tiff": (encoded(draw_picture(0), "TIFF"), "a TIFF image"),
-    "big tiff": (encoded(draw_picture(0), "TIFF", big_tiff=True), "a TIFF image"),
-    "jpeg 2000": (encoded(draw_picture(0), "JPEG2000"), "a JPEG 2000 image"),
-    "icon": (encoded(draw_picture(0), "ICO"), "an icon"),
-    "avif": (encoded(draw_picture(0), "AVIF"), "AVIF"),
+    "jpeg": (encoded(draw_image(0), "JPEG"), "a JPEG image"),
+    "png": (encoded(draw_image(0), "PNG"), "a PNG image"),
+    "gif": (encoded(draw_image(0), "GIF"), "a GIF image"),
+    "bmp": (encoded(draw_image(0), "BMP"), "a BMP image"),
+    "webp": (encoded(draw_image(0), "WEBP"), "a WebP image"),
+    "tiff": (encoded(draw_image(0), "TIFF"), "a TIFF image"),
+    "big tiff": (encoded(draw_image(0), "TIFF", big_tiff=True), "a TIFF image"),
+    "jpeg 2000": (encoded(draw_image(0), "JPEG2000"), "a JPEG 2000 image"),
+    "icon": (encoded(draw_image(0), "ICO"), "an icon"),
+    "avif": (encoded(draw_image(0), "AVIF"), "AVIF"),
     "avif by mif1": (iso_media("mif1", "miaf", "avif"), "AVIF"),
     "jxl": (b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl ", "JPEG XL"),
     "jxl codestream": (b"\xff\x0a\xfa\x1f\x01", "JPEG XL"),
@@ -271,7 +271,7 @@ def test_bytes_that_tell_nothing_are_nothing(data: bytes) -> None:
 def test_a_photo_of_a_camera_maker_is_no_raw_file() -> None:
     exif = Image.Exif()
     exif[271] = "NIKON CORPORATION"
-    assert what_is(encoded(draw_picture(0), "TIFF", exif=exif)) == Kind("a TIFF image")
+    assert what_is(encoded(draw_image(0), "TIFF", exif=exif)) == Kind("a TIFF image")
 
 
 def test_advice_says_what_to_do_and_a_sentence_ends() -> None:
@@ -280,12 +280,12 @@ def test_advice_says_what_to_do_and_a_sentence_ends() -> None:
     assert parquet is not None
     advice = "run `git lfs pull` to fetch the file it points to"
     assert (
-        pointer.sentence("x.jpg", otherwise="give a picture")
+        pointer.sentence("x.jpg", otherwise="give an image")
         == f"x.jpg is a Git LFS pointer; {advice}."
     )
     assert (
-        parquet.sentence("x.jpg", otherwise="give a picture")
-        == "x.jpg is a Parquet file; give a picture."
+        parquet.sentence("x.jpg", otherwise="give an image")
+        == "x.jpg is a Parquet file; give an image."
     )
 
 

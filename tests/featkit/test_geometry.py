@@ -1,4 +1,4 @@
-"""The recipes that bring a picture to a model's size: what plain Pillow gives in two steps, and as
+"""The recipes that bring an image to a model's size: what plain Pillow gives in two steps, and as
 data that is checked."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from featkit.geometry import RESAMPLING, RESIZES, Geometry
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 
 Resize = Literal["shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop"]
@@ -45,7 +45,7 @@ def make_geometry(
 
 
 def resized_then_cropped(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """The recipe as two plain steps, with the whole picture resized in between."""
+    """The recipe as two plain steps, with the whole image resized in between."""
     image = Image.fromarray(pixels)
     filter = RESAMPLING[geometry.interpolation]
     if geometry.resize == "stretch":
@@ -57,7 +57,7 @@ def resized_then_cropped(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """A picture of slow waves, which a shift by a part of a pixel hardly changes."""
+    """An image of slow waves, which a shift by a part of a pixel hardly changes."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float64)
     waves = [
         np.sin(rows / height * 3 + shift) + np.cos(columns / max(height, width) * 4 - shift)
@@ -83,7 +83,7 @@ def test_shorter_side_is_plain_resize_and_center_crop(
     height: int, width: int, resize_to: int, interpolation: Interpolation
 ) -> None:
     geometry = make_geometry(resize_to=resize_to, interpolation=interpolation)
-    pixels = np.asarray(draw_picture(1, height=height, width=width))
+    pixels = np.asarray(draw_image(1, height=height, width=width))
     found = geometry.apply(pixels)
     assert found.shape == (32, 32, 3)
     assert found.dtype == np.uint8
@@ -95,7 +95,7 @@ def test_shorter_side_is_plain_resize_and_center_crop(
 @pytest.mark.parametrize(("height", "width"), [(60, 80), (33, 47), (500, 21), (1, 1)])
 def test_stretch_is_plain_resize(height: int, width: int, interpolation: Interpolation) -> None:
     geometry = make_geometry(24, 40, resize="stretch", interpolation=interpolation)
-    pixels = np.asarray(draw_picture(2, height=500, width=100))[:height, :width]
+    pixels = np.asarray(draw_image(2, height=500, width=100))[:height, :width]
     found, expected = geometry.apply(pixels), resized_then_cropped(pixels, geometry)
     assert found.shape == (24, 40, 3)
     # Above four times the size a fast first step is taken, which changes a level here and there.
@@ -160,7 +160,7 @@ def test_odd_sizes_are_the_two_steps_within_what_they_round(
 )
 def test_cover_is_pillows_fit(height: int, width: int, interpolation: Interpolation) -> None:
     geometry = make_geometry(24, 36, resize="cover", interpolation=interpolation)
-    pixels = np.asarray(draw_picture(4, height=height + 20, width=width + 20))[:height, :width]
+    pixels = np.asarray(draw_image(4, height=height + 20, width=width + 20))[:height, :width]
     found = geometry.apply(pixels)
     image = Image.fromarray(pixels)
     expected = np.asarray(
@@ -245,7 +245,7 @@ def test_stretch_then_crop_is_the_two_steps(
     geometry = make_geometry(
         24, 36, resize="stretch_then_crop", resize_to=48, interpolation=interpolation
     )
-    pixels = np.asarray(draw_picture(5, height=height, width=width))
+    pixels = np.asarray(draw_image(5, height=height, width=width))
     # both sides 4/3 of the crop
     stretched = Image.fromarray(pixels).resize((48, 32), RESAMPLING[interpolation])
     expected = np.asarray(stretched.crop((6, 4, 42, 28)))
@@ -256,7 +256,7 @@ def test_stretch_then_crop_is_the_two_steps(
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 96), (40, 90)])
 def test_cover_then_crop_is_pillows_fit_and_a_crop(height: int, width: int) -> None:
     geometry = make_geometry(24, 36, resize="cover_then_crop", resize_to=48)
-    pixels = np.asarray(draw_picture(6, height=height, width=width))
+    pixels = np.asarray(draw_image(6, height=height, width=width))
     expected = np.asarray(
         ImageOps.fit(Image.fromarray(pixels), (48, 32), RESAMPLING["bicubic"]).crop((6, 4, 42, 28))
     )
@@ -274,7 +274,7 @@ def test_whole_pixels_are_exactly_the_two_steps(
     height: int, width: int, more: int, rounding: Literal["down", "even"]
 ) -> None:
     geometry = make_geometry(resize_to=32 + more, rounding=rounding, interpolation="bilinear")
-    pixels = np.asarray(draw_picture(7, height=height, width=width))
+    pixels = np.asarray(draw_image(7, height=height, width=width))
     long = int((32 + more) * max(height, width) / min(height, width))
     rows, columns = (long, 32 + more) if height > width else (32 + more, long)
     top, left = (
@@ -298,8 +298,8 @@ def test_another_size_keeps_the_share_that_the_crop_leaves_out() -> None:
         assert geometry.at_size(64, 96) == make_geometry(64, 96, resize=resize, resize_to=120)
 
 
-def test_a_picture_of_the_models_size_is_left_as_it_is() -> None:
-    pixels = np.array(draw_picture(3, height=32, width=32))
+def test_a_image_of_the_models_size_is_left_as_it_is() -> None:
+    pixels = np.array(draw_image(3, height=32, width=32))
     found = make_geometry().apply(pixels)
     np.testing.assert_array_equal(found, pixels)
     assert not np.shares_memory(found, pixels)

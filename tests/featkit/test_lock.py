@@ -59,9 +59,9 @@ def hold(path: Path) -> subprocess.Popen[str]:
 def test_a_second_opening_in_the_same_process_is_refused_until_the_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/featkit", "embed", "pictures"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/featkit", "embed", "images"])
     first = WriterLock(tmp_path / "lock")
-    who = f"process {os.getpid()} on {socket.gethostname()} (featkit embed pictures)"
+    who = f"process {os.getpid()} on {socket.gethostname()} (featkit embed images)"
     with refused(
         f"{tmp_path} is being written by {who}; wait for it to end, or end it.",
         error=EnvironmentProblem,

@@ -25,8 +25,8 @@ from featkit.sources import Source, open_source
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from tests.commands import digests
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 from tests.sentences import refused
 
 COUNT = 23
@@ -34,7 +34,7 @@ BROKEN = ("007.jpg", "015.jpg")
 
 
 class MadeUp:
-    """A source of one picture many times, which a test may make as slow or as broken as it likes."""
+    """A source of one image many times, which a test may make as slow or as broken as it likes."""
 
     name = "made up"
     skipped: Mapping[str, int] = NOTHING_SKIPPED
@@ -42,8 +42,8 @@ class MadeUp:
     def __init__(self, count: int, read: Callable[[int], None] = lambda _number: None) -> None:
         self._count, self._on_read = count, read
         buffer = io.BytesIO()
-        draw_picture(0, height=16, width=16).save(buffer, "PNG")
-        self._picture = buffer.getvalue()
+        draw_image(0, height=16, width=16).save(buffer, "PNG")
+        self._image = buffer.getvalue()
         self.values: list[Metadata] = [{}] * count
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class MadeUp:
 
     def read(self, number: int) -> bytes:
         self._on_read(number)
-        return self._picture
+        return self._image
 
     def metadata(self, number: int) -> Metadata:
         return self.values[number]
@@ -71,35 +71,35 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(model: Path) -> Embedder:
-    """That model, ready; its batches hold 32 pictures."""
+    """That model, ready; its batches hold 32 images."""
     return Embedder(model, threads=1)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COUNT files in two folders below `pictures`, the BROKEN ones among them no pictures; not to
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COUNT files in two folders below `images`, the BROKEN ones among them no images; not to
     be changed."""
-    root = draw_folder(tmp_path_factory.mktemp("source") / "pictures", COUNT, height=300, width=400)
+    root = draw_folder(tmp_path_factory.mktemp("source") / "images", COUNT, height=300, width=400)
     (root / "cats").mkdir()
     for number in range(5):
         (root / f"{number:03d}.jpg").rename(root / "cats" / f"{number:03d}.jpg")
     for name in BROKEN:
-        (root / name).write_text("no picture")
+        (root / name).write_text("no image")
     return root
 
 
 def embed(
-    pictures: Path | Source, embedder: Embedder, out: Path, *, workers: int = 2, shard_size: int = 5
+    images: Path | Source, embedder: Embedder, out: Path, *, workers: int = 2, shard_size: int = 5
 ) -> EmbedReport:
     """Run the job."""
-    source = open_source(pictures) if isinstance(pictures, Path) else pictures
+    source = open_source(images) if isinstance(images, Path) else images
     return embed_source(source, embedder, out, shard_size=shard_size, workers=workers)
 
 
 def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    report = embed(pictures, embedder, tmp_path / "emb")
+    report = embed(images, embedder, tmp_path / "emb")
     assert (report.num_items, report.num_done, report.num_embedded_now, report.num_failed) == (
         COUNT,
         COUNT,
@@ -110,18 +110,18 @@ def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
     rows = [
         row for table in Embeddings.open(tmp_path / "emb").tables() for row in table.to_pylist()
     ]
-    files = sorted(str(path.relative_to(pictures)) for path in pictures.rglob("*.jpg"))
+    files = sorted(str(path.relative_to(images)) for path in images.rglob("*.jpg"))
     assert [row["key"] for row in rows] == files
     for row in rows:
         assert row["folder"] == ("cats" if row["key"].startswith("cats/") else None)
         if row["key"] in BROKEN:
-            assert row["error"] == f"{row['key']} is not a picture in a format that can be read."
+            assert row["error"] == f"{row['key']} is not an image in a format that can be read."
             assert row["embedding"] is row["thumbnail"] is row["width"] is row["height"] is None
         else:
             assert (row["width"], row["height"], row["error"]) == (400, 300, None)
             with (
                 Image.open(io.BytesIO(row["thumbnail"])) as thumbnail,
-                Image.open(pictures / row["key"]) as original,
+                Image.open(images / row["key"]) as original,
             ):
                 assert (thumbnail.format, thumbnail.size) == ("JPEG", (256, 192))
                 small = np.asarray(original.resize(thumbnail.size), np.float64)
@@ -129,59 +129,59 @@ def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
 
 
 def test_vectors_are_those_of_the_embedder(
-    pictures: Path, model: Path, embedder: Embedder, tmp_path: Path
+    images: Path, model: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
-    embed(pictures, embedder, tmp_path / "emb")
+    embed(images, embedder, tmp_path / "emb")
     keys, vectors = Embeddings.open(tmp_path / "emb").read()
     assert len(keys) == COUNT - len(BROKEN)
     np.testing.assert_array_equal(
-        vectors, Embedder(model, threads=2).embed([pictures / key for key in keys])
+        vectors, Embedder(model, threads=2).embed([images / key for key in keys])
     )
     assert np.unique(vectors.round(4), axis=0).shape == vectors.shape
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
 def test_the_number_of_workers_changes_no_byte(
-    pictures: Path, embedder: Embedder, tmp_path: Path, workers: int
+    images: Path, embedder: Embedder, tmp_path: Path, workers: int
 ) -> None:
-    embed(pictures, embedder, tmp_path / "one", workers=1)
-    embed(pictures, embedder, tmp_path / "many", workers=workers)
+    embed(images, embedder, tmp_path / "one", workers=1)
+    embed(images, embedder, tmp_path / "many", workers=workers)
     assert digests(tmp_path / "many") == digests(tmp_path / "one")
     assert len(digests(tmp_path / "one")) == 2 * 5 + 2
 
 
 def test_a_model_whose_batches_matter_gives_the_same_bytes_too(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     alone = Embedder(make_model_file(tmp_path / "m.onnx", batch_invariant=False), threads=1)
     assert alone.batch_size == 1
-    embed(pictures, alone, tmp_path / "one", workers=1)
-    embed(pictures, alone, tmp_path / "three", workers=3)
+    embed(images, alone, tmp_path / "one", workers=1)
+    embed(images, alone, tmp_path / "three", workers=3)
     assert digests(tmp_path / "three") == digests(tmp_path / "one")
 
 
 @pytest.mark.parametrize("lost", [(0,), (4,), (1, 3), (0, 1, 2, 3, 4)])
 def test_a_restart_makes_what_is_missing_and_the_same_bytes(
-    pictures: Path, embedder: Embedder, tmp_path: Path, lost: tuple[int, ...]
+    images: Path, embedder: Embedder, tmp_path: Path, lost: tuple[int, ...]
 ) -> None:
     out = tmp_path / "emb"
-    embed(pictures, embedder, out)
+    embed(images, embedder, out)
     expected = digests(out)
     folder = Embeddings.open(out)
     for shard in lost:
         folder.shard_path(shard).unlink()
     missing = sum(len(folder.shard_range(shard)) for shard in lost)
-    report = embed(pictures, embedder, out, workers=3)
+    report = embed(images, embedder, out, workers=3)
     assert (report.num_embedded_now, report.num_done, report.num_failed) == (missing, COUNT, 2)
     assert sorted(key for key, _ in report.failures) == list(BROKEN)
     assert digests(out) == expected
 
 
 def test_what_a_killed_process_left_half_written_is_removed(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     out = tmp_path / "emb"
-    embed(pictures, embedder, out)
+    embed(images, embedder, out)
     expected = digests(out)
     for name in (
         "plan.json.partial-00ff",
@@ -190,16 +190,16 @@ def test_what_a_killed_process_left_half_written_is_removed(
     ):
         (out / name).write_bytes(b"half")
     (out / "model.onnx").unlink()
-    assert embed(pictures, embedder, out).num_embedded_now == 0
+    assert embed(images, embedder, out).num_embedded_now == 0
     assert digests(out) == expected
 
 
 def test_progress_counts_items_and_failures_and_begins_with_what_is_there(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     calls: list[tuple[int, ...]] = []
     for _ in range(2):
-        source = open_source(pictures)
+        source = open_source(images)
         embed_source(
             source,
             embedder,
@@ -212,7 +212,7 @@ def test_progress_counts_items_and_failures_and_begins_with_what_is_there(
 
 
 def test_ctrl_c_keeps_whole_shards_and_says_how_many(
-    pictures: Path, embedder: Embedder, tmp_path: Path
+    images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     def stop(done: int, _failed: int) -> None:
         if done >= 15:
@@ -223,17 +223,17 @@ def test_ctrl_c_keeps_whole_shards_and_says_how_many(
         Interrupted,
         match=rf"Stopped by Ctrl-C with 10 of {COUNT} items in .*emb; the same command goes on",
     ):
-        embed_source(open_source(pictures), embedder, out, shard_size=5, on_progress=stop)
+        embed_source(open_source(images), embedder, out, shard_size=5, on_progress=stop)
     assert sorted(path.name for path in (out / "shards").iterdir()) == [
         "00000.parquet",
         "00001.parquet",
     ]
-    embed(pictures, embedder, out)
-    embed(pictures, embedder, tmp_path / "unbroken")
+    embed(images, embedder, out)
+    embed(images, embedder, tmp_path / "unbroken")
     assert digests(out) == digests(tmp_path / "unbroken")
 
 
-def test_ctrl_c_does_not_wait_for_a_picture_that_never_ends(
+def test_ctrl_c_does_not_wait_for_a_image_that_never_ends(
     embedder: Embedder, tmp_path: Path
 ) -> None:
     reading, release = threading.Event(), threading.Event()
@@ -258,7 +258,7 @@ def test_ctrl_c_does_not_wait_for_a_picture_that_never_ends(
         release.set()
 
 
-def test_an_error_that_is_no_pictures_fault_ends_the_job_with_whole_shards(
+def test_an_error_that_is_no_images_fault_ends_the_job_with_whole_shards(
     embedder: Embedder, tmp_path: Path
 ) -> None:
     def fail(number: int) -> None:
@@ -321,11 +321,11 @@ def test_columns_hold_what_all_items_know(embedder: Embedder, tmp_path: Path) ->
 
 
 def test_the_same_source_may_be_spelled_otherwise(
-    pictures: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    embed(pictures, embedder, tmp_path)
-    monkeypatch.chdir(pictures.parent)
-    for spelling in ("pictures", "./pictures/", "pictures/cats/.."):
+    embed(images, embedder, tmp_path)
+    monkeypatch.chdir(images.parent)
+    for spelling in ("images", "./pictures/", "pictures/cats/.."):
         assert (
             embed_source(open_source(spelling), embedder, tmp_path, shard_size=5).num_embedded_now
             == 0
@@ -339,14 +339,14 @@ def test_the_same_source_may_be_spelled_otherwise(
         (
             "added",
             (
-                "it had 3 pictures and has 4, some of them added, removed or renamed. Embed it as"
+                "it had 3 images and has 4, some of them added, removed or renamed. Embed it as"
                 " it is now into another"
             ),
         ),
         (
             "renamed",
             (
-                "it had 3 pictures and has 3, some of them added, removed or renamed. Embed it as"
+                "it had 3 images and has 3, some of them added, removed or renamed. Embed it as"
                 " it is now into another"
             ),
         ),
@@ -363,7 +363,7 @@ def test_another_source_is_refused_with_the_way_out(
     embed(source, embedder, out)
     before = digests(out)
     if change == "added":
-        draw_picture(9).save(source / "new.jpg")
+        draw_image(9).save(source / "new.jpg")
     elif change == "renamed":
         (source / "001.jpg").rename(source / "new.jpg")
     with pytest.raises(InputError) as caught:
@@ -372,12 +372,12 @@ def test_another_source_is_refused_with_the_way_out(
     assert digests(out) == before
 
 
-def test_a_damaged_shard_is_made_again(pictures: Path, embedder: Embedder, tmp_path: Path) -> None:
-    embed(pictures, embedder, tmp_path)
+def test_a_damaged_shard_is_made_again(images: Path, embedder: Embedder, tmp_path: Path) -> None:
+    embed(images, embedder, tmp_path)
     expected = digests(tmp_path)
     shard = tmp_path / "shards" / "00002.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
-    assert embed(pictures, embedder, tmp_path).num_embedded_now == 5
+    assert embed(images, embedder, tmp_path).num_embedded_now == 5
     assert digests(tmp_path) == expected
 
 
@@ -395,9 +395,9 @@ def test_the_folder_is_held_while_it_is_written_and_free_afterwards(
 
 @needs_openvino
 def test_a_folder_goes_on_with_what_it_was_begun_with(
-    pictures: Path, model: Path, tmp_path: Path
+    images: Path, model: Path, tmp_path: Path
 ) -> None:
-    source = open_source(pictures)
+    source = open_source(images)
     begun = Embedder(model, backend="openvino", precision="fp32", threads=1)
     report = embed_source(source, begun, tmp_path / "whole", shard_size=8)
     assert report.backend == "openvino CPU fp32"
@@ -419,9 +419,9 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(
     "asked", [{"backend": "onnxruntime"}, {"backend": "onnxruntime", "precision": "fp32"}]
 )
 def test_a_run_asked_for_that_is_not_the_one_begun_with_is_refused(
-    pictures: Path, model: Path, tmp_path: Path, asked: dict[str, str]
+    images: Path, model: Path, tmp_path: Path, asked: dict[str, str]
 ) -> None:
-    source = open_source(pictures)
+    source = open_source(images)
     embed_source(
         source, Embedder(model, backend="openvino", precision="fp32", threads=1), tmp_path / "emb"
     )
@@ -436,9 +436,9 @@ def test_a_run_asked_for_that_is_not_the_one_begun_with_is_refused(
 
 
 def test_a_folder_begun_where_the_engine_was_installed_says_what_to_install(
-    pictures: Path, model: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, model: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(pictures)
+    source = open_source(images)
     embed_source(source, embedder, tmp_path / "emb")
     plan = tmp_path / "emb" / "plan.json"
     plan.write_text(plan.read_text().replace("onnxruntime fp32", "openvino bf16"))
@@ -451,9 +451,9 @@ def test_a_folder_begun_where_the_engine_was_installed_says_what_to_install(
 
 @needs_bf16
 def test_workers_side_by_side_get_in_bf16_what_one_gets(
-    pictures: Path, model: Path, tmp_path: Path
+    images: Path, model: Path, tmp_path: Path
 ) -> None:
-    source, embedder = open_source(pictures), Embedder(model, precision="bf16", threads=1)
+    source, embedder = open_source(images), Embedder(model, precision="bf16", threads=1)
     for workers in (1, 3):
         embed_source(source, embedder, tmp_path / str(workers), workers=workers)
     assert digests(tmp_path / "1") == digests(tmp_path / "3")

@@ -1,4 +1,4 @@
-"""The batch job within a small memory: fewer threads, large pictures one after the other, and the
+"""The batch job within a small memory: fewer threads, large images one after the other, and the
 same rows."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures that are decoded whole, the same file by many names."""
+    """Images that are decoded whole, the same file by many names."""
     folder = tmp_path_factory.mktemp("large")
     first = folder / "00.png"
     Image.new("RGB", (LARGE_SIDE, LARGE_SIDE), (90, 120, 30)).save(first, compress_level=1)
@@ -74,7 +74,7 @@ def test_threads_are_as_many_as_fit_in_memory(
     assert workers_for(Embedder(model, threads=1)) == expected
 
 
-def test_large_pictures_wait_for_each_other(
+def test_large_images_wait_for_each_other(
     model: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Watched] = []

@@ -117,7 +117,7 @@ def test_too_few_vectors_are_refused(count: int) -> None:
 
 def test_no_vectors_at_all_are_refused() -> None:
     for blocks in ([], [np.zeros((0, 12), np.float32)]):
-        with refused("There are no vectors to fit a whitening to; embed pictures first."):
+        with refused("There are no vectors to fit a whitening to; embed images first."):
             fit_whitening(blocks, dim=8, model="m")
 
 

@@ -13,15 +13,15 @@ from featkit.wording import counted, on_one_line, typed
 @pytest.mark.parametrize(
     ("count", "words"),
     [
-        (0, "0 pictures"),
-        (1, "1 picture"),
-        (2, "2 pictures"),
-        (1234, "1,234 pictures"),
-        (-1, "-1 pictures"),
+        (0, "0 images"),
+        (1, "1 image"),
+        (2, "2 images"),
+        (1234, "1,234 images"),
+        (-1, "-1 images"),
     ],
 )
 def test_a_noun_follows_its_count(count: int, words: str) -> None:
-    assert counted(count, "picture") == words
+    assert counted(count, "image") == words
 
 
 def test_a_plural_can_be_given() -> None:

@@ -61,7 +61,7 @@ GATED_MLP = {r"mlp\.gate_proj": "mlp.w1", r"mlp\.up_proj": "mlp.w2", r"mlp\.down
 
 
 class Seen(NamedTuple):
-    """What a reference makes of pictures: class_token (B, D), patch_tokens (B, P, D)."""
+    """What a reference makes of images: class_token (B, D), patch_tokens (B, P, D)."""
 
     class_token: Tensor
     patch_tokens: Tensor
@@ -359,14 +359,14 @@ def _headed(head: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
     return {f"head.{name}": factor * tensor for name, tensor in head.items()}
 
 
-def pictures(patch: int, rows: int, columns: int, *, batch: int = 1) -> Tensor:
+def draw_images(patch: int, rows: int, columns: int, *, batch: int = 1) -> Tensor:
     """(B, 3, H, W) of normalized noise, so many patches high and wide."""
     generator = torch.Generator().manual_seed(rows)
     return torch.randn(batch, 3, patch * rows, patch * columns, generator=generator)
 
 
 def assert_same(features: tuple[Tensor, Tensor], expected: Seen) -> None:
-    """Features of featkit's, and a reference's of the same pictures, within 1e-5 of their scale."""
+    """Features of featkit's, and a reference's of the same images, within 1e-5 of their scale."""
     class_token, patch_tokens = features
     for ours, theirs in (
         (class_token, expected.class_token),

@@ -23,11 +23,11 @@ from featkit_train.config import TrainConfig, from_mapping, with_settings
 from featkit_train.engine.checkpoints import Progress, load_checkpoint, save_checkpoint
 from featkit_train.engine.distributed import World, join_world
 from featkit_train.engine.step import Engine, seeded_weights
+from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.loop import train
 from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.watching.meter import Log
 from featkit_train.weights import BackboneInfo, save_backbone
 from tests.torchvision_without_cuda import allow_torchvision
@@ -38,7 +38,7 @@ allow_torchvision()  # timm imports it
 STEPS, SAVED_AT = 4, 2
 CPU = torch.device("cpu")
 OWN_HEAD = "ibot.head={num_prototypes: 12, hidden_width: 32, bottleneck_width: 16}"
-# Without BatchNorm, whose statistics are of each process's own pictures, and key biases, whose
+# Without BatchNorm, whose statistics are of each process's own images, and key biases, whose
 # gradients are noise.
 SIZES = "img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2, qkv_bias: false"
 VIT = f"arch: 'timm:vit_tiny_patch16_224', options: {{{SIZES}}}"
@@ -86,16 +86,16 @@ def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
     return from_mapping(TrainConfig, with_settings(small, [*CASES[name], *named, *settings]))
 
 
-def case_lessons(config: TrainConfig, num_pictures: int) -> Lessons | None:
+def case_lessons(config: TrainConfig, num_images: int) -> Lessons | None:
     """For methods with labels: three classes in turn, and a drawn teacher of the student's kind."""
     if not issubclass(METHODS[config.method], Taught):
         return None
     with seeded_weights(7):
         teacher = Classifier(build_backbone(config.classifier), 3)
         for head in teacher.heads:
-            # sure of some pictures and not of others
+            # sure of some images and not of others
             torch.nn.init.normal_(head.get_parameter("weight"))
-    return Lessons(classes=("a", "b", "c"), labels=np.arange(num_pictures) % 3, teacher=teacher)
+    return Lessons(classes=("a", "b", "c"), labels=np.arange(num_images) % 3, teacher=teacher)
 
 
 def write_pretrained(folder: Path) -> None:
@@ -112,9 +112,9 @@ def write_pretrained(folder: Path) -> None:
 class Player:
     """An engine with its part of the data."""
 
-    def __init__(self, config: TrainConfig, pictures: Path, world: World) -> None:
+    def __init__(self, config: TrainConfig, images: Path, world: World) -> None:
         self.config, self.world = config, world
-        self.source = open_source(pictures)
+        self.source = open_source(images)
         lessons = case_lessons(config, len(self.source))
         self.engine = Engine(config, device=CPU, autocast_dtype=None, world=world, lessons=lessons)
         self.engine.method.begin()
@@ -170,12 +170,12 @@ class Player:
         return cast(dict[str, Tensor], get_model_state_dict(self.engine.method, options=options))
 
 
-def play_cases(out: Path, pictures: Path, pretrained: Path) -> None:
+def play_cases(out: Path, images: Path, pretrained: Path) -> None:
     """In each of two processes: all cases, replicated and sharded where they can be."""
     with join_world(CPU) as world:
         for name in CASES:
             for kind, setting in kinds_of(name).items():
-                player = Player(case_config(name, pretrained, setting), pictures, world)
+                player = Player(case_config(name, pretrained, setting), images, world)
                 logs = player.play()
                 backbone, state = player.engine.result(), player.state()
                 if world.is_main:
@@ -189,10 +189,10 @@ def play_cases(out: Path, pictures: Path, pretrained: Path) -> None:
                         for key, tensor in backbone.state_dict().items()
                     }
                     save_file(result, out / f"{name}.{kind}.result.st")
-        play_checkpoints(out, pictures, pretrained, world)
+        play_checkpoints(out, images, pretrained, world)
 
 
-def play_checkpoints(out: Path, pictures: Path, pretrained: Path, world: World) -> None:
+def play_checkpoints(out: Path, images: Path, pretrained: Path, world: World) -> None:
     """A sharded run that is saved, and those that go on from it."""
     sharded = case_config(
         "dinov2, in parts", pretrained, "engine.shard=true", "dino.freeze_last_layer_steps=3"
@@ -201,18 +201,18 @@ def play_checkpoints(out: Path, pictures: Path, pretrained: Path, world: World) 
         "dinov2, in parts", pretrained, "engine.shard=false", "dino.freeze_last_layer_steps=3"
     )
     logs: dict[str, list[Log]] = {}
-    unbroken = Player(sharded, pictures, world)
+    unbroken = Player(sharded, images, world)
     unbroken.play(0, SAVED_AT)
     unbroken.save(out / "by shards")
     logs["unbroken"] = unbroken.play(SAVED_AT)
-    resumed = Player(sharded, pictures, world)
+    resumed = Player(sharded, images, world)
     resumed.load(out / "by shards")
     logs["resumed"] = resumed.play(SAVED_AT)
-    as_replicas = Player(replicated, pictures, world)
+    as_replicas = Player(replicated, images, world)
     as_replicas.load(out / "by shards")
     as_replicas.save(out / "whole")
     logs["as replicas"] = as_replicas.play(SAVED_AT)
-    from_whole = Player(sharded, pictures, world)
+    from_whole = Player(sharded, images, world)
     from_whole.load(out / "whole")
     logs["from whole"] = from_whole.play(SAVED_AT)
     states = unbroken.state(), resumed.state()
@@ -221,7 +221,7 @@ def play_checkpoints(out: Path, pictures: Path, pretrained: Path, world: World) 
         (out / "checkpoints.json").write_text(json.dumps(logs))
 
 
-def play_ends(out: Path, pictures: Path, names: str, ports: str) -> None:
+def play_ends(out: Path, images: Path, names: str, ports: str) -> None:
     """In each of two processes: runs by `train` that end in different ways. What each process says
     goes to a file."""
     rank = int(os.environ["RANK"])
@@ -254,7 +254,7 @@ def play_ends(out: Path, pictures: Path, names: str, ports: str) -> None:
         try:
             train(
                 small_config(*settings),
-                [open_source(pictures)],
+                [open_source(images)],
                 folder,
                 resume=resume,
                 on_note=heard.append,

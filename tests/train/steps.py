@@ -1,4 +1,4 @@
-"""Steps of an engine on drawn pictures, without the files of a run."""
+"""Steps of an engine on drawn images, without the files of a run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.device import pick_autocast
 from featkit_train.engine.distributed import ALONE
 from featkit_train.engine.step import Engine
+from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.methods import Lessons
-from featkit_train.pictures.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.watching.meter import Log
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 
-NUM_PICTURES = 20
+NUM_IMAGES = 20
 
 
 @functools.cache
-def drawn_pictures() -> Path:
+def drawn_images() -> Path:
     """The same few for all that only read them."""
     folder = Path(tempfile.mkdtemp(prefix="featkit-steps-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return draw_folder(folder / "pictures", NUM_PICTURES)
+    return draw_folder(folder / "images", NUM_IMAGES)
 
 
 def make_engine(config: TrainConfig, *, lessons: Lessons | None = None) -> Engine:
-    """On the processor, alone, as a run makes it. lessons: of the drawn pictures, for methods with
+    """On the processor, alone, as a run makes it. lessons: of the drawn images, for methods with
     labels."""
     device, autocast_dtype = (
         torch.device("cpu"),
@@ -47,10 +47,10 @@ def make_engine(config: TrainConfig, *, lessons: Lessons | None = None) -> Engin
 
 
 def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
-    """The first of a run over all drawn pictures."""
+    """The first of a run over all drawn images."""
     run = config.run
     dataset = CropDataset(
-        open_source(drawn_pictures()),
+        open_source(drawn_images()),
         crops=config.crops,
         color=config.color,
         seed=run.seed,
@@ -59,7 +59,7 @@ def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
     )
     shares = [resolution.share for resolution in config.crops.resolutions] or (1.0,)
     order = EpochOrder(
-        np.arange(NUM_PICTURES),
+        np.arange(NUM_IMAGES),
         batch_size=run.batch_size,
         seed=run.seed,
         first_step=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,7 @@ def test_old_spellings_are_read_with_a_warning(tmp_path: Path) -> None:
     }
     path = tmp_path / "old.yaml"
     path.write_text(yaml.safe_dump(old))
-    for read in (lambda: read_recipe(str(path)), lambda: with_settings(old, [])):
+    for read in (partial(read_recipe, str(path)), partial(with_settings, old, [])):
         with pytest.warns(FutureWarning) as warned:
             config = from_mapping(TrainConfig, read())
         messages = {str(warning.message) for warning in warned}

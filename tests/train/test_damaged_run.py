@@ -16,7 +16,7 @@ from featkit_train.labeled import self_training
 from featkit_train.loop import train
 from featkit_train.report import write_report
 from featkit_train.run_folder import CONFIG_FILE
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.sentences import refused
 from tests.train.labeled.small import draw_kinds, labeled_config
 from tests.train.small import small_config
@@ -35,7 +35,7 @@ NOT_READ = ("writer.lock", "events.out")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`run`, of a method without labels, and `course`, of one with them; both finished."""
     place = tmp_path_factory.mktemp("runs")
-    draw_folder(place / "pictures", 24)
+    draw_folder(place / "images", 24)
     draw_kinds(place / "kinds", 10)
     draw_kinds(place / "held", 4, first=50)
     draw_folder(place / "others", 12)
@@ -48,7 +48,7 @@ def go_on_run(place: Path, *, resume: bool = True) -> None:
     config = small_config(
         "run.steps=2", "run.checkpoint_every=1", "run.evaluate_every=1", "run.held_out=2"
     )
-    train(config, [open_source(place / "pictures")], place / "run", resume=resume)
+    train(config, [open_source(place / "images")], place / "run", resume=resume)
 
 
 def go_on_course(place: Path, *, resume: bool = True) -> None:
@@ -73,7 +73,7 @@ def damaged_copies(runs: Path, folder: str, tmp_path: Path, damage: str) -> list
             kinds.add(kind)
             place = tmp_path / str(i)
             place.mkdir(parents=True)
-            for name in ("pictures", "kinds", "held", "others"):
+            for name in ("images", "kinds", "held", "others"):
                 (place / name).symlink_to(runs / name)
             shutil.copytree(runs / folder, place / folder)
             copy = place / file.relative_to(runs)

@@ -28,6 +28,7 @@ from featkit_train.config import IbotConfig, TrainConfig, from_mapping, to_mappi
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.distributed import World
 from featkit_train.engine.step import Engine
+from featkit_train.images.batches import CropDataset, Crops
 from featkit_train.labeled import born_again, rounds, self_training
 from featkit_train.labeled.course import CourseEars
 from featkit_train.loop import Ears, Run, train
@@ -35,7 +36,6 @@ from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.vit import Block
-from featkit_train.pictures.batches import CropDataset, Crops
 from featkit_train.published import pretrained
 from featkit_train.run_folder import NOTES_FILE
 from featkit_train.watching.diagnostics import Collapse, Finding, Watch
@@ -47,7 +47,7 @@ from tests.train.labeled.small import LABELED
 from tests.train.methods.published_backbone import save_published
 from tests.train.published_files import official, reference
 from tests.train.small import SMALL, small_config
-from tests.train.steps import NUM_PICTURES, batches, drawn_pictures, make_engine
+from tests.train.steps import NUM_IMAGES, batches, drawn_images, make_engine
 
 STEPS = 2
 BASE = (
@@ -213,14 +213,12 @@ def config_of(*settings: str) -> TrainConfig:
 
 
 def lessons_for(config: TrainConfig) -> Lessons | None:
-    """For methods with labels: those of the drawn pictures, and what a teacher would say of their
+    """For methods with labels: those of the drawn images, and what a teacher would say of their
     first views."""
     if not issubclass(METHODS[config.method], Taught):
         return None
-    logits = np.random.default_rng(0).normal(size=(NUM_PICTURES, STEPS, 3)).astype(np.float32)
-    return Lessons(
-        classes=("a", "b", "c"), labels=np.arange(NUM_PICTURES) % 3, teacher_logits=logits
-    )
+    logits = np.random.default_rng(0).normal(size=(NUM_IMAGES, STEPS, 3)).astype(np.float32)
+    return Lessons(classes=("a", "b", "c"), labels=np.arange(NUM_IMAGES) % 3, teacher_logits=logits)
 
 
 def learned(config: TrainConfig) -> str:
@@ -301,7 +299,7 @@ def test_the_same_config_learns_the_same(method: Sequence[str]) -> None:
 
 
 class Seen:
-    """A run of four steps on the drawn pictures, and what could be seen of it."""
+    """A run of four steps on the drawn images, and what could be seen of it."""
 
     def __init__(self, out: Path, *settings: str) -> None:
         self.out, self.workers = out, set[int]()
@@ -314,7 +312,7 @@ class Seen:
             "crops.num_local=0",
             *settings,
         )
-        train(config, [open_source(drawn_pictures())], out, on_log=self._hear)
+        train(config, [open_source(drawn_images())], out, on_log=self._hear)
         self.backbone, self.info = load_backbone(out)
 
     def _hear(self, log: Log) -> None:
@@ -403,23 +401,23 @@ def test_name_license_and_data_are_on_the_models_card(seen: dict[str, Seen]) -> 
     one, other = seen["one"].info, seen["other"].info
     assert (one.name, one.license) == ("small", "unstated")
     assert (other.name, other.license) == ("mine", "MIT")
-    assert one.origin["data"].endswith("pictures")
+    assert one.origin["data"].endswith("images")
     assert other.origin["data"] == "photographs"
 
 
-def test_resize_is_how_the_model_will_see_pictures(seen: dict[str, Seen]) -> None:
+def test_resize_is_how_the_model_will_see_images(seen: dict[str, Seen]) -> None:
     assert [seen[name].info.geometry.resize for name in ("one", "other")] == [
         "shorter_side",
         "stretch",
     ]
 
 
-def test_cache_bytes_bound_the_pictures_that_are_kept() -> None:
+def test_cache_bytes_bound_the_images_that_are_kept() -> None:
     sizes = []
     for bound in (0, 30_000, 1 << 30):
         config = small_config(f"run.cache_bytes={bound}")
         dataset = CropDataset(
-            open_source(drawn_pictures()),
+            open_source(drawn_images()),
             crops=config.crops,
             color=config.color,
             seed=0,
@@ -427,13 +425,13 @@ def test_cache_bytes_bound_the_pictures_that_are_kept() -> None:
         )
         for number in range(6):
             dataset[(0, number, 0)]
-        sizes.append(sum(picture.width * picture.height * 3 for picture in dataset._cache.values()))
+        sizes.append(sum(image.width * image.height * 3 for image in dataset._cache.values()))
     assert sizes[0] == 0 < sizes[1] <= 30_000 < sizes[2]
 
 
 def begun(out: Path, *settings: str, ears: Ears | None = None) -> Run:
     """A run that has not taken a step."""
-    return Run(small_config(*settings), [open_source(drawn_pictures())], out, ears=ears)
+    return Run(small_config(*settings), [open_source(drawn_images())], out, ears=ears)
 
 
 def test_device_is_where_it_runs_and_none_other(tmp_path: Path) -> None:
@@ -445,7 +443,7 @@ def test_device_is_where_it_runs_and_none_other(tmp_path: Path) -> None:
 def test_held_out_is_how_many_are_not_learned_from(tmp_path: Path) -> None:
     runs = [begun(tmp_path, f"run.held_out={number}") for number in (0, 1, 2)]
     assert [len(run.numbers) for run in runs] == [20, 19, 18]
-    assert [len(run.held_out.pictures) for run in runs] == [0, 1, 2]
+    assert [len(run.held_out.images) for run in runs] == [0, 1, 2]
 
 
 class Lost(Watch):
@@ -489,7 +487,7 @@ def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
     config = small_config(
         "run.steps=4", "run.evaluate_every=1", "run.batch_size=4", "crops.num_local=0", *settings
     )
-    report = train(config, [open_source(drawn_pictures())], tmp_path / "run")
+    report = train(config, [open_source(drawn_images())], tmp_path / "run")
     assert report.steps == (expected or 4)
     assert report.rolled_back_to == (None if expected is None else 1)
 
@@ -621,7 +619,7 @@ LEFT: dict[str, tuple[Sequence[str], Any, Any]] = {
 
 
 class Columns:
-    """A source's pictures, each with a label in either of two columns."""
+    """A source's images, each with a label in either of two columns."""
 
     def __init__(self, source: Source) -> None:
         self.source, self.name, self.file, self.key, self.read = (
@@ -637,7 +635,7 @@ class Columns:
         return len(self.source)
 
     def metadata(self, number: int) -> dict[str, str | int | float]:
-        """By the number of the picture."""
+        """By the number of the image."""
         return {"label": "ab"[number % 2], "mood": "xyz"[number % 3]}
 
 
@@ -653,7 +651,7 @@ class Left(NamedTuple):
 def mostly_the_first(
     _path: Path, teacher: Classifier, source: Source, _geometry: Geometry, **_progress: Any
 ) -> np.ndarray:
-    """(N, K) of a teacher that holds one picture for the last class and all others, some more
+    """(N, K) of a teacher that holds one image for the last class and all others, some more
     surely, for the first."""
     sure = np.linspace(0.6, 0.9, len(source), dtype=np.float32)
     probs = np.repeat(
@@ -665,7 +663,7 @@ def mostly_the_first(
 
 
 def left(*settings: str) -> Left:
-    """By generations or rounds on some of the drawn pictures; made once for equal configs."""
+    """By generations or rounds on some of the drawn images; made once for equal configs."""
     mine = config_of(*settings)
     read = [
         setting
@@ -678,14 +676,14 @@ def left(*settings: str) -> Left:
 @functools.cache
 def _left(written: str) -> Left:
     config = from_mapping(TrainConfig, json.loads(written))
-    pictures = Columns(open_source(drawn_pictures()))
+    images = Columns(open_source(drawn_images()))
     learned, rest, held_out = (
-        subset(pictures, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_PICTURES))
+        subset(images, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_IMAGES))
     )
     notes: list[str] = []
     ears = CourseEars(on_note=notes.append)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounds, "label_pictures", mostly_the_first)
+        patch.setattr(rounds, "label_images", mostly_the_first)
         out = Path(folder) / "run"
         if config.method == "self-training":
             standing = self_training(config, [learned], [rest], out, held_out=held_out, ears=ears)
@@ -754,7 +752,7 @@ CLAIMED = {
     "name": test_name_license_and_data_are_on_the_models_card,
     "license": test_name_license_and_data_are_on_the_models_card,
     "data_name": test_name_license_and_data_are_on_the_models_card,
-    "resize": test_resize_is_how_the_model_will_see_pictures,
+    "resize": test_resize_is_how_the_model_will_see_images,
     "init": test_init_is_where_a_run_begins,
     "pretrained.weights": test_pretrained_weights_are_read_in_place_of_the_hub,
     "pretrained.branch": test_branch_is_whose_weights_are_taken,
@@ -778,7 +776,7 @@ CLAIMED = {
     ),
     "run.held_out": test_held_out_is_how_many_are_not_learned_from,
     "run.workers": test_workers_are_processes,
-    "run.cache_bytes": test_cache_bytes_bound_the_pictures_that_are_kept,
+    "run.cache_bytes": test_cache_bytes_bound_the_images_that_are_kept,
     "run.device": test_device_is_where_it_runs_and_none_other,
     "run.log_every": test_log_every_says_which_steps_are_written,
     "run.evaluate_every": test_evaluate_every_says_at_which_steps_copies_are_sought,

@@ -104,7 +104,7 @@ def test_the_page_says_the_best_the_gain_and_what_was_noticed(run: Path) -> None
     words = Seen(run / "report.html").words
     for expected in (
         "Generations",
-        "by born again · 500 held-out pictures · 2 classes: cat, dog",
+        "by born again · 500 held-out images · 2 classes: cat, dog",
         "Best accuracy0.570ensemble-3 · +0.070 over generation-1 · chosen: generation-2, 0.550",
         "Calibration error0.100ECE of generation-2, chosen",
         "Generations3and 1 ensemble",
@@ -199,9 +199,9 @@ def test_exits_are_drawn_over_their_speed(tmp_path: Path) -> None:
     ]
     seen = Seen(write_generations_report(make_run(tmp_path, rows)))
     assert "Exits of one network" in seen.words
-    assert "Accuracy over pictures a second" in seen.words
+    assert "Accuracy over images a second" in seen.words
     assert "exit-2, 2,500 a second 0.500 ± 0.022" in seen.words
-    assert cells(seen)[0][-1] == "pictures a second"
+    assert cells(seen)[0][-1] == "images a second"
 
 
 def test_rounds_and_exits_of_one_run_are_drawn_apart(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_the_page_needs_no_torch(run: Path) -> None:
 
 
 def inside(drawing: str) -> None:
-    """Well-formed, all of its places within the picture, no number missing."""
+    """Well-formed, all of its places within the image, no number missing."""
     root = ElementTree.fromstring(drawing)
     assert "nan" not in drawing
     _, _, width, height = map(float, root.attrib["viewBox"].split())

@@ -26,7 +26,7 @@ from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.lock import WriterLock
 from featkit.sources import open_source
 from featkit_export.export import export_model
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
 from featkit_train.engine.device import pick_autocast, pick_device
@@ -39,7 +39,7 @@ from featkit_train.watching.meter import Log
 from featkit_train.watching.plan import MEASURED_STEPS, WARM_STEPS, Plan
 from featkit_train.weights import load_backbone
 from tests.featkit.sources.files import write_tar
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.processes import run_python
 from tests.sentences import refused
 from tests.train.methods.published_backbone import save_published
@@ -48,13 +48,13 @@ from tests.train.small import small_config
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("loop") / "pictures", 44)
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("loop") / "images", 44)
 
 
 def run(
     config: TrainConfig,
-    pictures: Path,
+    image_folder: Path,
     out: Path,
     *,
     resume: bool = False,
@@ -68,7 +68,7 @@ def run(
         if stop_after is not None and log["step"] == stop_after and "loss" in log:
             signal.raise_signal(signal.SIGINT)
 
-    train(config, [open_source(pictures)], out, resume=resume, on_log=on_log)
+    train(config, [open_source(image_folder)], out, resume=resume, on_log=on_log)
     return logs
 
 
@@ -78,9 +78,9 @@ def losses(out: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-def test_a_run_leaves_what_the_design_says(pictures: Path, tmp_path: Path) -> None:
+def test_a_run_leaves_what_the_design_says(image_folder: Path, tmp_path: Path) -> None:
     config = small_config()
-    logs = run(config, pictures, tmp_path / "run")
+    logs = run(config, image_folder, tmp_path / "run")
     names = {path.name.split(".")[0] for path in (tmp_path / "run").iterdir()}
     assert {"config", "metrics", "events", "checkpoints", "backbone"} <= names
     record = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
@@ -93,8 +93,8 @@ def test_a_run_leaves_what_the_design_says(pictures: Path, tmp_path: Path) -> No
     assert [log["step"] for log in logs if "copy_recall" in log] == [0, 4, 8]
 
 
-def test_the_backbone_that_is_left_is_the_teacher(pictures: Path, tmp_path: Path) -> None:
-    run(small_config(), pictures, tmp_path / "run")
+def test_the_backbone_that_is_left_is_the_teacher(image_folder: Path, tmp_path: Path) -> None:
+    run(small_config(), image_folder, tmp_path / "run")
     backbone, info = load_backbone(tmp_path / "run")
     state = load_file(list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / STATE_FILE)
     for name, value in backbone.state_dict().items():
@@ -175,7 +175,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stop_after", [2, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
-    pictures: Path,
+    image_folder: Path,
     published: Path,
     tmp_path: Path,
     whole: dict[str, Path],
@@ -184,12 +184,12 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(
 ) -> None:
     config = short_config(method, published)
     if method not in whole:
-        run(config, pictures, whole["folder"] / method)
+        run(config, image_folder, whole["folder"] / method)
         whole[method] = whole["folder"] / method
     with pytest.raises(Interrupted, match="--resume"):
-        run(config, pictures, tmp_path / "broken", stop_after=stop_after)
+        run(config, image_folder, tmp_path / "broken", stop_after=stop_after)
     workers = "run.workers=1" if method == "dinov3" else "run.workers=0"  # any number of them
-    run(short_config(method, published, workers), pictures, tmp_path / "broken", resume=True)
+    run(short_config(method, published, workers), image_folder, tmp_path / "broken", resume=True)
     assert_same_run(tmp_path / "broken", whole[method])
 
 
@@ -205,11 +205,11 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 5])
 def test_a_run_that_is_killed_at_any_step_is_resumed_bit_for_bit(
-    pictures: Path, published: Path, tmp_path: Path, whole: dict[str, Path], step: int
+    image_folder: Path, published: Path, tmp_path: Path, whole: dict[str, Path], step: int
 ) -> None:
     config = short_config("dinov2", published)
     if "dinov2" not in whole:
-        run(config, pictures, whole["folder"] / "dinov2")
+        run(config, image_folder, whole["folder"] / "dinov2")
         whole["dinov2"] = whole["folder"] / "dinov2"
 
     def kill(log: Log) -> None:
@@ -217,17 +217,17 @@ def test_a_run_that_is_killed_at_any_step_is_resumed_bit_for_bit(
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, [open_source(pictures)], tmp_path / "killed", on_log=kill)
-    run(config, pictures, tmp_path / "killed", resume=True)
+        train(config, [open_source(image_folder)], tmp_path / "killed", on_log=kill)
+    run(config, image_folder, tmp_path / "killed", resume=True)
     assert_same_run(tmp_path / "killed", whole["dinov2"])
 
 
 @pytest.mark.parametrize("step", [2, 5])
 def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit_for_bit(
-    pictures: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+    image_folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = short_config("dino", published)
-    run(config, pictures, tmp_path / "whole")
+    run(config, image_folder, tmp_path / "whole")
     save = Run._save_result
 
     def kill(self: Run, backbone: Backbone) -> None:
@@ -238,17 +238,17 @@ def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit
     with monkeypatch.context() as patch:
         patch.setattr(Run, "_save_result", kill)
         with pytest.raises(Killed):
-            run(config, pictures, tmp_path / "killed")
-    run(config, pictures, tmp_path / "killed", resume=True)
+            run(config, image_folder, tmp_path / "killed")
+    run(config, image_folder, tmp_path / "killed", resume=True)
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_ended(
+def test_unreadable_images_are_counted_from_the_first_step_however_a_run_was_ended(
     tmp_path: Path,
 ) -> None:
     torn = draw_folder(tmp_path / "torn", 44)
     for number in range(0, 44, 3):
-        (torn / f"{number:03d}.jpg").write_bytes(b"no picture")
+        (torn / f"{number:03d}.jpg").write_bytes(b"no image")
     # The checkpoint of step 2 lies between two logs, so that what no log has told has to be in it.
     config = short_config("dino", Path(), "run.log_every=3")
     report = train(config, [open_source(torn)], tmp_path / "whole")
@@ -271,7 +271,7 @@ def test_unreadable_pictures_are_counted_from_the_first_step_however_a_run_was_e
 
 
 def test_a_killed_process_is_resumed_bit_for_bit(
-    pictures: Path, published: Path, tmp_path: Path
+    image_folder: Path, published: Path, tmp_path: Path
 ) -> None:
     program = f"""
 import os, signal, sys
@@ -285,21 +285,21 @@ loop.usable_cpus = lambda: 1
 def kill(log):
     if log["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.train(short_config("dino", Path()), [open_source({str(pictures)!r})], Path(sys.argv[1]), on_log=kill)
+loop.train(short_config("dino", Path()), [open_source({str(image_folder)!r})], Path(sys.argv[1]), on_log=kill)
 """
     assert run_python(program, tmp_path / "killed")[0] == -signal.SIGKILL
     config = short_config("dino", published)
-    run(config, pictures, tmp_path / "killed", resume=True)
-    run(config, pictures, tmp_path / "whole")
+    run(config, image_folder, tmp_path / "killed", resume=True)
+    run(config, image_folder, tmp_path / "whole")
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(
+def test_a_run_over_one_file_of_images_that_is_killed_is_resumed_bit_for_bit(
     tmp_path: Path, kind: str
 ) -> None:
-    # 20 pictures to learn from are three steps: the one after the kill is of the second epoch,
-    # whose pictures the unbroken run has decoded already, and the resumed run's worker has to find
+    # 20 images to learn from are three steps: the one after the kill is of the second epoch,
+    # whose images the unbroken run has decoded already, and the resumed run's worker has to find
     # in the file.
     lengths = (
         "run.steps=4",
@@ -308,8 +308,8 @@ def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(
         "run.checkpoint_every=2",
         "crops.num_local=1",
     )
-    config, loose = small_config(*lengths), draw_folder(tmp_path / "pictures", 24)
-    packed = pack(loose, tmp_path / f"pictures.{kind}")
+    config, loose = small_config(*lengths), draw_folder(tmp_path / "images", 24)
+    packed = pack(loose, tmp_path / f"images.{kind}")
 
     def kill(log: Log) -> None:
         if log["step"] == 3:
@@ -326,12 +326,12 @@ def test_a_run_over_one_file_of_pictures_that_is_killed_is_resumed_bit_for_bit(
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
     run(config, loose, tmp_path / "loose")
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "loose"), (
-        "a file teaches what its pictures in a folder do"
+        "a file teaches what its images in a folder do"
     )
 
 
 def pack(folder: Path, path: Path) -> Path:
-    """The pictures of a folder in a tar, or in a Parquet file of several row groups, whichever the
+    """The images of a folder in a tar, or in a Parquet file of several row groups, whichever the
     name says."""
     files = [(file.name, file.read_bytes()) for file in sorted(folder.iterdir())]
     if path.suffix == ".tar":
@@ -342,10 +342,10 @@ def pack(folder: Path, path: Path) -> Path:
 
 
 def test_what_changes_nothing_learned_may_be_other_on_resume(
-    pictures: Path, published: Path, tmp_path: Path
+    image_folder: Path, published: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(Interrupted):
-        run(short_config("dino", published), pictures, tmp_path / "run", stop_after=2)
+        run(short_config("dino", published), image_folder, tmp_path / "run", stop_after=2)
     free = [
         "run.workers=1",
         "run.cache_bytes=0",
@@ -353,45 +353,47 @@ def test_what_changes_nothing_learned_may_be_other_on_resume(
         "run.keep_checkpoints=1",
         "run.log_every=2",
     ]
-    run(short_config("dino", published, *free), pictures, tmp_path / "run", resume=True)
+    run(short_config("dino", published, *free), image_folder, tmp_path / "run", resume=True)
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 4, 5]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(small_config(f"run.seed={seed}", "run.steps=2"), pictures, tmp_path / name)
+        run(small_config(f"run.seed={seed}", "run.steps=2"), image_folder, tmp_path / name)
     first, second, third = (load_file(tmp_path / name / "backbone.safetensors") for name in "abc")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
 def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
-    run(small_config("run.steps=2"), pictures, tmp_path / "run")
+    run(small_config("run.steps=2"), image_folder, tmp_path / "run")
     with pytest.raises(InputError, match="add --resume"):
-        run(small_config("run.steps=2"), pictures, tmp_path / "run")
+        run(small_config("run.steps=2"), image_folder, tmp_path / "run")
     with pytest.raises(InputError, match=r"optim\.lr was 0\.001, now it is 0\.5"):
-        run(small_config("run.steps=2", "optim.lr=0.5"), pictures, tmp_path / "run", resume=True)
+        run(
+            small_config("run.steps=2", "optim.lr=0.5"), image_folder, tmp_path / "run", resume=True
+        )
     with pytest.raises(InputError, match="no run to resume"):
-        run(small_config(), pictures, tmp_path / "none", resume=True)
+        run(small_config(), image_folder, tmp_path / "none", resume=True)
 
 
 def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "run", tmp_path / "longer"
-    run(small_config("run.steps=2"), pictures, first)
+    run(small_config("run.steps=2"), image_folder, first)
     with refused(
         "run.steps 2, now it is 4, and a run's schedules depend on its length",
         f"--init {first} --out ANOTHER",
     ):
-        run(small_config("run.steps=4"), pictures, first, resume=True)
+        run(small_config("run.steps=4"), image_folder, first, resume=True)
     with refused("optim.lr was 0.001, now it is 0.5"):
-        run(small_config("run.steps=4", "optim.lr=0.5"), pictures, first, resume=True)
-    run(small_config("run.steps=4", f"init={json.dumps(str(first))}"), pictures, second)
+        run(small_config("run.steps=4", "optim.lr=0.5"), image_folder, first, resume=True)
+    run(small_config("run.steps=4", f"init={json.dumps(str(first))}"), image_folder, second)
 
 
 @pytest.mark.parametrize(
@@ -405,44 +407,44 @@ def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(
     ids=["cut", "emptied", "no YAML", "last line cut"],
 )
 def test_a_damaged_config_is_refused_by_name(
-    pictures: Path, tmp_path: Path, damage: Callable[[str], str]
+    image_folder: Path, tmp_path: Path, damage: Callable[[str], str]
 ) -> None:
-    run(small_config("run.steps=1"), pictures, tmp_path / "run")
+    run(small_config("run.steps=1"), image_folder, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(damage(config.read_text()))
     with refused(config):
-        run(small_config("run.steps=1"), pictures, tmp_path / "run", resume=True)
+        run(small_config("run.steps=1"), image_folder, tmp_path / "run", resume=True)
 
 
-def test_a_damaged_checkpoint_is_refused_by_name(pictures: Path, tmp_path: Path) -> None:
-    run(small_config("run.steps=3"), pictures, tmp_path / "run")
+def test_a_damaged_checkpoint_is_refused_by_name(image_folder: Path, tmp_path: Path) -> None:
+    run(small_config("run.steps=3"), image_folder, tmp_path / "run")
     state = list_checkpoints(tmp_path / "run" / "checkpoints")[-1] / STATE_FILE
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(InputError, match="step-00000003"):
-        run(small_config("run.steps=3"), pictures, tmp_path / "run", resume=True)
+        run(small_config("run.steps=3"), image_folder, tmp_path / "run", resume=True)
 
 
 def test_training_teaches_the_student_to_agree_with_its_teacher(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
     # With Sinkhorn targets a network that tells nothing apart has a loss of ln K, and only learning
     # lowers it.
     lengths = ("run.steps=60", "run.evaluate_every=60", "run.checkpoint_every=60")
     config = small_config(*lengths, "dino.centering=sinkhorn", "crops.rotation_degrees=0.0")
-    run(config, pictures, tmp_path / "run")
+    run(config, image_folder, tmp_path / "run")
     first, last = losses(tmp_path / "run")[:10], losses(tmp_path / "run")[-10:]
     assert np.mean([loss for _, loss in last]) < np.mean([loss for _, loss in first]) - 0.2
 
 
-def test_a_run_is_not_resumed_on_other_pictures(pictures: Path, tmp_path: Path) -> None:
-    run(small_config("run.steps=2"), pictures, tmp_path / "run")
+def test_a_run_is_not_resumed_on_other_images(image_folder: Path, tmp_path: Path) -> None:
+    run(small_config("run.steps=2"), image_folder, tmp_path / "run")
     other = draw_folder(tmp_path / "other", 43)
-    with pytest.raises(InputError, match="begun with other pictures to learn from"):
+    with pytest.raises(InputError, match="begun with other images to learn from"):
         run(small_config("run.steps=2"), other, tmp_path / "run", resume=True)
-    with pytest.raises(InputError, match="begun with other pictures held out"):
+    with pytest.raises(InputError, match="begun with other images held out"):
         train(
             small_config("run.steps=2"),
-            [open_source(pictures)],
+            [open_source(image_folder)],
             tmp_path / "run",
             held_out=open_source(other),
             resume=True,
@@ -450,14 +452,14 @@ def test_a_run_is_not_resumed_on_other_pictures(pictures: Path, tmp_path: Path) 
 
 
 def test_a_run_whose_list_an_earlier_version_read_is_resumed(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "list.txt").write_text("".join(f"./pictures/{i:03d}.jpg\n" for i in range(44)))
-    (tmp_path / "pictures").symlink_to(pictures)
+    (tmp_path / "list.txt").write_text("".join(f"./images/{i:03d}.jpg\n" for i in range(44)))
+    (tmp_path / "images").symlink_to(image_folder)
     run(small_config("run.steps=2"), tmp_path / "list.txt", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     record = yaml.safe_load(config.read_text())
-    older = b"".join(f"./pictures/{i:03d}.jpg\0".encode() for i in range(44))
+    older = b"".join(f"./images/{i:03d}.jpg\0".encode() for i in range(44))
     assert record["data"]["keys_sha256"] != hashlib.sha256(older).hexdigest()
     record["data"]["keys_sha256"] = hashlib.sha256(older).hexdigest()
     config.write_text(yaml.safe_dump(record))
@@ -465,49 +467,49 @@ def test_a_run_whose_list_an_earlier_version_read_is_resumed(
 
 
 def test_what_is_refused_leaves_nothing_that_stands_in_the_way(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="lower --batch-size"):
-        run(small_config("run.batch_size=64"), pictures, tmp_path / "run")
-    with refused("There is 1 picture to train on, fewer than a batch of 2; add pictures."):
+        run(small_config("run.batch_size=64"), image_folder, tmp_path / "run")
+    with refused("There is 1 image to train on, fewer than a batch of 2; add images."):
         run(small_config("run.batch_size=2"), draw_folder(tmp_path / "one", 1), tmp_path / "run")
-    run(small_config("run.steps=1"), pictures, tmp_path / "run")
+    run(small_config("run.steps=1"), image_folder, tmp_path / "run")
     with pytest.raises(InputError, match="no run to resume"):
-        run(small_config(), pictures, tmp_path / "missing", resume=True)
+        run(small_config(), image_folder, tmp_path / "missing", resume=True)
     assert not (tmp_path / "missing").exists()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        run(small_config(), pictures, tmp_path / "file")
+        run(small_config(), image_folder, tmp_path / "file")
 
 
-def test_a_second_writer_of_a_run_is_refused(pictures: Path, tmp_path: Path) -> None:
+def test_a_second_writer_of_a_run_is_refused(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     lock = WriterLock(tmp_path / "run" / LOCK_FILE)
     with pytest.raises(EnvironmentProblem, match="is being written by process"):
-        run(small_config("run.steps=1"), pictures, tmp_path / "run")
+        run(small_config("run.steps=1"), image_folder, tmp_path / "run")
     lock.release()
-    run(small_config("run.steps=1"), pictures, tmp_path / "run")
+    run(small_config("run.steps=1"), image_folder, tmp_path / "run")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_pictures_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: int) -> None:
-    folder = tmp_path / "pictures"
+def test_images_that_cannot_be_read_are_one_sentence(tmp_path: Path, workers: int) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
     for number in range(24):
-        (folder / f"{number}.jpg").write_text("no picture")
+        (folder / f"{number}.jpg").write_text("no image")
     others = set(multiprocessing.active_children())
     with pytest.raises(InputError) as caught:
         run(small_config(f"run.workers={workers}"), folder, tmp_path / "run")
     assert str(caught.value).startswith(
-        f"None of the 22 pictures of {folder} can be read. The first: "
+        f"None of the 22 images of {folder} can be read. The first: "
     )
-    assert str(caught.value).endswith(" is not a picture in a format that can be read.")
+    assert str(caught.value).endswith(" is not an image in a format that can be read.")
     assert set(multiprocessing.active_children()) <= others, (
         "workers are gone, though what was raised is held"
     )
 
 
-def test_a_full_disk_is_named(pictures: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named(image_folder: Path, tmp_path: Path) -> None:
     program = f"""
 import resource, signal
 from collections.abc import Callable
@@ -518,7 +520,7 @@ from tests.train.small import small_config
 config = small_config("run.steps=1", "run.held_out=0")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
-train(config, [open_source({str(pictures)!r})], Path({str(tmp_path / "run")!r}))
+train(config, [open_source({str(image_folder)!r})], Path({str(tmp_path / "run")!r}))
 """
     status, _, error = run_python(program)
     assert status != 0
@@ -529,12 +531,12 @@ train(config, [open_source({str(pictures)!r})], Path({str(tmp_path / "run")!r}))
 
 
 def test_a_run_begins_from_an_earlier_one_and_refuses_a_folder_that_holds_none(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
-    run(small_config("run.steps=2"), pictures, tmp_path / "first")
+    run(small_config("run.steps=2"), image_folder, tmp_path / "first")
     still = ["optim.lr=0.0", "optim.min_lr=0.0", "teacher.momentum=1.0"]
     later = small_config("run.steps=2", f"init={tmp_path / 'first'}", *still)
-    run(later, pictures, tmp_path / "second")
+    run(later, image_folder, tmp_path / "second")
     first, second = (
         load_file(tmp_path / name / "backbone.safetensors") for name in ("first", "second")
     )
@@ -542,7 +544,7 @@ def test_a_run_begins_from_an_earlier_one_and_refuses_a_folder_that_holds_none(
     with pytest.raises(
         InputError, match="holds no checkpoint of a run; name the folder of an earlier run"
     ):
-        run(small_config(f"init={tmp_path / 'nothing'}"), pictures, tmp_path / "third")
+        run(small_config(f"init={tmp_path / 'nothing'}"), image_folder, tmp_path / "third")
 
 
 SMALLER, LARGER = (
@@ -556,11 +558,11 @@ SMALLER, LARGER = (
 
 @pytest.mark.parametrize("method", ["ibot", "dinov2"])
 def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_stretched(
-    pictures: Path, tmp_path: Path, method: str
+    image_folder: Path, tmp_path: Path, method: str
 ) -> None:
-    run(small_config(f"method={method}", "run.steps=2", *SMALLER), pictures, tmp_path / "first")
+    run(small_config(f"method={method}", "run.steps=2", *SMALLER), image_folder, tmp_path / "first")
     config = small_config(f"method={method}", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
-    begun = Run(config, [open_source(pictures)], tmp_path / "begun")
+    begun = Run(config, [open_source(image_folder)], tmp_path / "begun")
     (tmp_path / "begun").mkdir()
     begun.begin()
     state = load_file(list_checkpoints(tmp_path / "first" / "checkpoints")[-1] / STATE_FILE)
@@ -575,10 +577,10 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
     backbone = begun.engine.method.result
     assert isinstance(backbone, VisionTransformer)
     assert_same_features(
-        backbone, stretched(backbone), normalized(draw_pictures(2, height=64, width=64))
+        backbone, stretched(backbone), normalized(draw_images(2, height=64, width=64))
     )
 
-    run(config, pictures, tmp_path / "second")
+    run(config, image_folder, tmp_path / "second")
     assert [step for step, loss in losses(tmp_path / "second") if np.isfinite(loss)] == [1, 2]
     later, info = load_backbone(tmp_path / "second")
     assert (info.geometry.height, info.geometry.width, info.geometry.resize_to) == (64, 64, 64)
@@ -590,17 +592,17 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
 
 
 def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(
-    pictures: Path, tmp_path: Path
+    image_folder: Path, tmp_path: Path
 ) -> None:
-    run(small_config("method=dinov2", "run.steps=2", *SMALLER), pictures, tmp_path / "first")
+    run(small_config("method=dinov2", "run.steps=2", *SMALLER), image_folder, tmp_path / "first")
     later = small_config("method=dinov2", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
-    run(later, pictures, tmp_path / "second")
+    run(later, image_folder, tmp_path / "second")
     export_model(tmp_path / "second", tmp_path / "m.onnx")
     backbone, _ = load_backbone(tmp_path / "second")
     assert isinstance(backbone, VisionTransformer)
     embedder = Embedder(tmp_path / "m.onnx")
     assert (embedder.geometry.height, embedder.geometry.width) == (64, 64)
-    files = sorted(pictures.iterdir())[:3]
+    files = sorted(image_folder.iterdir())[:3]
     prepared = np.stack([embedder.prepare(file) for file in files])
     assert prepared.shape == (3, 64, 64, 3)
     with torch.no_grad():
@@ -633,13 +635,13 @@ def normalized(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def test_a_plan_is_said_once_after_the_first_steps(pictures: Path, tmp_path: Path) -> None:
+def test_a_plan_is_said_once_after_the_first_steps(image_folder: Path, tmp_path: Path) -> None:
     plans: list[Plan] = []
     steps = WARM_STEPS + MEASURED_STEPS + 3
     config = small_config(
         f"run.steps={steps}", "run.batch_size=4", "crops.num_local=0", "run.evaluate_every=100"
     )
-    train(config, [open_source(pictures)], tmp_path / "run", on_plan=plans.append)
+    train(config, [open_source(image_folder)], tmp_path / "run", on_plan=plans.append)
     (plan,) = plans
     assert plan.steps_left == 3
     assert plan.hours_left == pytest.approx(3 * 4 / plan.images_per_s / 3600)

@@ -1,4 +1,4 @@
-"""A run whose folder and pictures have names that are not UTF-8 is trained, resumed, begun from,
+"""A run whose folder and images have names that are not UTF-8 is trained, resumed, begun from,
 reported and loaded."""
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from featkit.modelfile import Manifest, read_manifest
 from featkit.sources import open_source
 from featkit_train.loop import train
 from featkit_train.weights import load_backbone
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder
 from tests.train.small import small_config
 
 ODD = os.fsdecode(b"d\xe9\n")
 
 
 def test_a_run_of_an_odd_name_is_like_any_other(tmp_path: Path) -> None:
-    pictures = draw_folder(tmp_path / ODD / os.fsdecode(b"p\xe9"), 24)
-    (pictures / "000.jpg").rename(pictures / os.fsdecode(b"\xff.jpg"))
-    source, run = open_source(pictures), tmp_path / ODD / os.fsdecode(b"r\xe9")
+    images = draw_folder(tmp_path / ODD / os.fsdecode(b"p\xe9"), 24)
+    (images / "000.jpg").rename(images / os.fsdecode(b"\xff.jpg"))
+    source, run = open_source(images), tmp_path / ODD / os.fsdecode(b"r\xe9")
     train(small_config("run.steps=2"), [source], run)
     assert any(path.name.startswith("events") for path in run.iterdir())
     train(small_config("run.steps=2"), [source], run, resume=True)

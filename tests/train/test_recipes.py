@@ -30,7 +30,7 @@ from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.weights import load_backbone, load_classifier
 from tests.export.backbones import make_run
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.train.labeled.small import draw_kinds
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.yaml"))
@@ -129,7 +129,7 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
-    draw_folder(folder / "pictures", 24)
+    draw_folder(folder / "images", 24)
     make_run(folder / "pretrained")
     for (part, count), first in zip(
         (("labeled", 10), ("unlabeled", 8), ("held_out", 4)), itertools.count(0, 50)
@@ -167,7 +167,7 @@ def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
     config = reduced(configure(method, name), folder / "pretrained")
-    report = train(config, [open_source(folder / "pictures")], tmp_path / "run")
+    report = train(config, [open_source(folder / "images")], tmp_path / "run")
     assert report.steps == 2
     backbone, info = load_backbone(tmp_path / "run")
     assert isinstance(backbone, VisionTransformer)

@@ -1,4 +1,4 @@
-"""The page of a run: every number and picture of its folder, whatever else is missing, and nothing
+"""The page of a run: every number and image of its folder, whatever else is missing, and nothing
 from anywhere else."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featkit_train.report.metrics import MOST_POINTS, Curve, read_metrics
 from featkit_train.report.panels import MOST_CURVES, arrange
 from featkit_train.report.snapshot_files import Tiles, write_photographs, write_snapshot
 from tests.commands import REPOSITORY
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 from tests.train.small import small_config
 
@@ -107,7 +107,7 @@ def make_snapshots(
 ) -> None:
     rng = np.random.default_rng(0)
     write_photographs(
-        run / "snapshots", [np.asarray(draw_picture(number)) for number in range(len(names))], names
+        run / "snapshots", [np.asarray(draw_image(number)) for number in range(len(names))], names
     )
     for step in steps:
         tiles = [
@@ -122,7 +122,7 @@ def make_snapshots(
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of 100 steps of 8 pictures, with scores, a note and snapshots."""
+    """A run of 100 steps of 8 images, with scores, a note and snapshots."""
     scores = [
         {"step": step, "copy_recall": recall, "knn": recall / 2}
         for step, recall in ((0, 0.25), (50, 0.75), (100, 0.5))
@@ -153,8 +153,8 @@ def test_the_page_says_scores_settings_and_what_was_noticed(run: Path) -> None:
         "0.250 at step 0 · best 0.750 at step 50",
         "step 40Momentum is too high.",
         "Time in steps50 s",
-        "Pictures seen800",
-        "Pictures a second16",
+        "Images seen800",
+        "Images a second16",
         "optim.lr0.001",
         "data.names",
         "by DINO",
@@ -223,7 +223,7 @@ def test_a_number_that_never_changes_is_said_and_not_drawn(run: Path) -> None:
     )
 
 
-def test_pictures_stand_in_a_row_each_with_a_column_a_step(run: Path) -> None:
+def test_images_stand_in_a_row_each_with_a_column_a_step(run: Path) -> None:
     seen = Seen(write_report(run))
     assert [
         a["alt"] for a in seen.all("img") if (a["alt"] or "").startswith("Components of a.jpg at")

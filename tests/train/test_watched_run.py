@@ -15,7 +15,7 @@ from featkit_train.weights import load_backbone
 from tests.train.methods.published_backbone import save_published
 from tests.train.methods.training import OWN_HEAD
 from tests.train.small import small_config
-from tests.train.steps import drawn_pictures
+from tests.train.steps import drawn_images
 
 RUINOUS = (
     "optim.lr=3.0",
@@ -57,7 +57,7 @@ def test_a_ruined_model_is_taken_back_also_at_the_last_step(
     scores: list[float] = []
     report = train(
         config,
-        [open_source(drawn_pictures())],
+        [open_source(drawn_images())],
         tmp_path / "run",
         on_note=notes.append,
         on_log=lambda log: scores.extend([log["copy_recall"]] if "copy_recall" in log else []),
@@ -71,11 +71,11 @@ def test_a_ruined_model_is_taken_back_also_at_the_last_step(
         assert torch.equal(tensor, published[name]), name
 
 
-def test_a_run_without_pictures_to_watch_says_so(tmp_path: Path) -> None:
+def test_a_run_without_images_to_watch_says_so(tmp_path: Path) -> None:
     save_published(tmp_path / "published")
     said: dict[str, list[str]] = {"adapt": [], "unwatched": []}
     for name, settings in (("adapt", []), ("unwatched", ["watch.tolerance=1.0"])):
         config = adapted(tmp_path / "published", "run.steps=1", "run.held_out=0", *settings)
-        train(config, [open_source(drawn_pictures())], tmp_path / name, on_note=said[name].append)
+        train(config, [open_source(drawn_images())], tmp_path / name, on_note=said[name].append)
     assert sum("Nothing watches over this run" in note for note in said["adapt"]) == 1
     assert not any("Nothing watches" in note for note in said["unwatched"])

@@ -33,7 +33,7 @@ from featkit_train.weights import (
 from tests.export.backbones import CONFIGS, drawn_backbone, geometry_for
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.networks import networks
-from tests.train.networks.networks import add_tiny_vit, drawn, pictures
+from tests.train.networks.networks import add_tiny_vit, draw_images, drawn
 
 INFO = BackboneInfo(
     name="drawn",
@@ -242,7 +242,7 @@ def test_any_network_comes_back_bit_for_bit_and_nothing_is_drawn(name: str, tmp_
         assert (found.dtype, found.device) == (tensor.dtype, tensor.device), key
         assert torch.equal(tensor, found), key
     assert all(weight.requires_grad for weight in loaded.parameters())
-    images = pictures(height=SIDES.get(name, 32), width=SIDES.get(name, 32))
+    images = draw_images(height=SIDES.get(name, 32), width=SIDES.get(name, 32))
     with torch.no_grad():
         assert torch.equal(loaded(images).class_token, backbone(images).class_token)
         if isinstance(backbone, ExitedBackbone):
@@ -257,11 +257,11 @@ def test_a_loaded_network_does_not_change_with_its_file(tmp_path: Path) -> None:
     file = tmp_path / BACKBONE_FILE
     save_backbone(file, drawn(build_backbone(BUILT["no exits"])), INFO)
     loaded, _ = load_backbone(file)
-    before = loaded(pictures()).class_token
+    before = loaded(draw_images()).class_token
     with file.open("r+b") as opened:  # in place: a mapping would see it
         opened.seek(-4096, 2)
         opened.write(b"\0" * 4096)
-    assert torch.equal(loaded(pictures()).class_token, before)
+    assert torch.equal(loaded(draw_images()).class_token, before)
 
 
 @pytest.mark.usefixtures("_with_torchvision")
@@ -322,7 +322,7 @@ def test_a_classifier_comes_back_with_its_heads_and_the_names_of_its_classes(
         )
         assert loaded.backbone.built_from == BUILT["timm CNN"]
         with torch.no_grad():
-            for ours, theirs in zip(loaded(pictures()), expected(pictures()), strict=True):
+            for ours, theirs in zip(loaded(draw_images()), expected(draw_images()), strict=True):
                 assert torch.equal(ours, theirs)
 
 
@@ -331,7 +331,7 @@ def test_a_classifier_of_featkits_own_transformer_comes_back_too(tmp_path: Path)
     save_classifier(tmp_path / CLASSIFIER_FILE, classifier, INFO, ["a", "b"])
     loaded, _, _ = load_classifier(tmp_path)
     with torch.no_grad():
-        assert torch.equal(loaded(pictures()).logits, classifier(pictures()).logits)
+        assert torch.equal(loaded(draw_images()).logits, classifier(draw_images()).logits)
 
 
 def test_names_of_classes_are_as_many_as_logits(classifier_file: Path) -> None:

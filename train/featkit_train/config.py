@@ -27,7 +27,7 @@ from featkit_train.networks.vit import ViTConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 # The least that settings of a run can be.
-LEAST_BATCH = 2  # pictures; a loss needs two to tell apart
+LEAST_BATCH = 2  # images; a loss needs two to tell apart
 LEAST = {
     "run": {
         **dict.fromkeys(
@@ -72,7 +72,7 @@ class Resolution:
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
-    """Multi-crop (DINO, appendix; SwAV): sides in pixels, scales as shares of the picture's area."""
+    """Multi-crop (DINO, appendix; SwAV): sides in pixels, scales as shares of the image's area."""
 
     global_size: int = 224
     local_size: int = 96
@@ -87,7 +87,7 @@ class CropConfig:
     flip_probability: float = 0.5
     # bicubic: as the released code, and a little slower
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    # views that a picture has, which epochs take in turn; 0: a new one every epoch
+    # views that an image has, which epochs take in turn; 0: a new one every epoch
     fixed_views: int = 0
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ class DinoConfig:
     teacher_temp_steps: int = 1000
     freeze_last_layer_steps: int = 100
     koleo_weight: float = 0.0  # of each global crop (DINOv2: 0.1)
-    # pictures among which a nearest neighbor is sought; 0: the whole batch; DINOv3: 16
+    # images among which a nearest neighbor is sought; 0: the whole batch; DINOv3: 16
     koleo_group: int = 0
 
 
@@ -222,9 +222,9 @@ class PretrainedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
-    """Where the labels of pictures are."""
+    """Where the labels of images are."""
 
-    # of the source; of a folder without one, the folder that a picture lies in
+    # of the source; of a folder without one, the folder that an image lies in
     column: str = "label"
     smoothing: float = 0.0  # share of a label that is spread over all classes alike
 
@@ -233,7 +233,7 @@ class LabelsConfig:
 class KnowledgeConfig:
     """What a student is taught by its teacher's outputs, beside the labels."""
 
-    # kd: the teacher's distribution; cwtm: the labels alone, each picture by the teacher's
+    # kd: the teacher's distribution; cwtm: the labels alone, each image by the teacher's
     # confidence; dkpp: the distribution with all but its maximum permuted (Born-Again Networks,
     # arXiv 1805.04770, section 3.2).
     mode: Literal["kd", "cwtm", "dkpp"] = "kd"
@@ -269,17 +269,17 @@ class BornAgainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTrainingConfig:
-    """A teacher labels pictures for its student (Noisy Student, arXiv 1911.04252)."""
+    """A teacher labels images for its student (Noisy Student, arXiv 1911.04252)."""
 
     rounds: int = 2  # students after the teacher
     patience: int = 1  # rounds in a row that may fail to beat the best before them beyond noise
     # labels: the teacher's distribution, or its best class
     pseudo: Literal["soft", "hard"] = "soft"
     confidence: float = 0.3  # the least that the teacher's best class must have; the paper's
-    # as many pictures of each class, the most confident first, others again where there are too few
+    # as many images of each class, the most confident first, others again where there are too few
     balance: bool = True
     labeled_share: float = 0.25  # the least share of a batch with labels of people's
-    # steps of a student over its teacher's; it has more pictures to see, under noise
+    # steps of a student over its teacher's; it has more images to see, under noise
     student_length: float = 1.0
 
     def __post_init__(self) -> None:
@@ -309,7 +309,7 @@ class InternalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchConfig:
-    """What ends a run before it ruins its model: kNN among the held-out pictures where they have
+    """What ends a run before it ruins its model: kNN among the held-out images where they have
     labels, else copies found."""
 
     tolerance: float = 1.0  # a fall below the best by more than this counts; 1 never does
@@ -336,12 +336,12 @@ class RunConfig:
     """The loop: how long, how much at once, what it writes and when."""
 
     steps: int = 10_000
-    batch_size: int = 64  # pictures a step, of all processes together
+    batch_size: int = 64  # images a step, of all processes together
     seed: int = 0
-    # pictures kept from training for copy recall; fewer when they would be over a tenth
+    # images kept from training for copy recall; fewer when they would be over a tenth
     held_out: int = 100
     workers: int = 1
-    cache_bytes: int = 1 << 30  # decoded pictures kept by all workers of a process together
+    cache_bytes: int = 1 << 30  # decoded images kept by all workers of a process together
     device: str = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     log_every: int = 10
@@ -359,7 +359,7 @@ class TrainConfig:
     name: str = "backbone"
     license: str = "unstated"
     data_name: str = ""  # public names of the data, for the model's card; the paths when empty
-    # how pictures are brought to global_size after training
+    # how images are brought to global_size after training
     resize: Literal["shorter_side", "stretch"] = "shorter_side"
     # an earlier run to go on from with other settings: its student, teacher and heads
     init: str | None = None

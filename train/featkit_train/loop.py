@@ -32,10 +32,7 @@ from featkit_train.engine.distributed import ALONE, World, join_world, local_dev
 from featkit_train.engine.failures import explained, way_on
 from featkit_train.engine.step import Engine
 from featkit_train.engine.stopping import StopRequest
-from featkit_train.methods import Lessons
-from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
-from featkit_train.networks.base import Backbone
-from featkit_train.pictures.batches import (
+from featkit_train.images.batches import (
     LEAST_TO_HOLD_OUT,
     CropDataset,
     Crops,
@@ -44,7 +41,10 @@ from featkit_train.pictures.batches import (
     split_held_out,
     workers_within_memory,
 )
-from featkit_train.pictures.loading import WorkerLost, batches_of
+from featkit_train.images.loading import WorkerLost, batches_of
+from featkit_train.methods import Lessons
+from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from featkit_train.networks.base import Backbone
 from featkit_train.report.page import write_run_report
 from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
 from featkit_train.watching.diagnostics import Collapse, Watch, rank_me
@@ -66,8 +66,8 @@ class TrainReport:
     images_per_s: float
     # of the time of steps, spent waiting for data; of the process that waited longest
     waiting_share: float
-    scores: Log  # on the held-out pictures, of the model that is left
-    # pictures that could not be read, each time that one was asked for; also before a resume
+    scores: Log  # on the held-out images, of the model that is left
+    # images that could not be read, each time that one was asked for; also before a resume
     unreadable: int
     backbone: Path
     page: Path
@@ -75,7 +75,7 @@ class TrainReport:
 
     @property
     def copy_recall(self) -> float | None:
-        """recall@1 of copies on the held-out pictures."""
+        """recall@1 of copies on the held-out images."""
         return self.scores.get(COPIES)
 
 
@@ -103,14 +103,14 @@ def train(
     """Train by `config` and leave a run folder (config.yaml, metrics.jsonl, checkpoints,
     backbone.safetensors, report.html).
 
-    sources: pictures to learn from; held_out: pictures to measure on, by default a part of them
-    that is then not trained on; lessons: what a method with labels is told of the pictures. resume
+    sources: images to learn from; held_out: images to measure on, by default a part of them
+    that is then not trained on; lessons: what a method with labels is told of the images. resume
     goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped. Started
     by torchrun, the processes share each batch, and the first of them writes.
 
-    InputError: `out` holds a run already, or one of another config or other pictures.
+    InputError: `out` holds a run already, or one of another config or other images.
     EnvironmentProblem: `out` cannot be written, or another process is at it, or the machine lacks
-    memory, space or a worker that it had (WorkerLost). Collapse: outputs no longer tell pictures
+    memory, space or a worker that it had (WorkerLost). Collapse: outputs no longer tell images
     apart. Interrupted: Ctrl-C, after a checkpoint was written.
     """
     device = local_device(pick_device(config.run.device))
@@ -218,7 +218,7 @@ class Run:
             config,
             data,
             is_same=lambda name, digest: (
-                (pictures := digested[name]) is not None and has_keys(pictures, digest)
+                (images := digested[name]) is not None and has_keys(images, digest)
             ),
         )
         probe_numbers = held_numbers if held_out is None else np.arange(len(held_out))
@@ -230,7 +230,7 @@ class Run:
         )
         self.snapshots = Snapshots(
             out / SNAPSHOTS,
-            self.held_out.pictures,
+            self.held_out.images,
             self.held_out.names,
             self.geometry,
             every=run.evaluate_every,
@@ -421,7 +421,7 @@ class Run:
         unwatched = None
         if self.config.watch.tolerance < 1 and self.held_out.prepared is None:
             possible = len(self.numbers) >= 2 * LEAST_TO_HOLD_OUT
-            unwatched = "Nothing watches over this run: fewer than two pictures are held out. " + (
+            unwatched = "Nothing watches over this run: fewer than two images are held out. " + (
                 "Set run.held_out, or name --held-out." if possible else "Name --held-out."
             )
         for sentence in (self.engine.method.doubt(), unwatched):
@@ -460,7 +460,7 @@ class Run:
         self.ears.on_note(sentence)
 
     def _measure(self, write: Write) -> None:
-        """Scores on the held-out pictures, snapshots of some of them, and the watch that gives up."""
+        """Scores on the held-out images, snapshots of some of them, and the watch that gives up."""
         backbone = self.engine.result()
         scores: Log = {}
         if self.world.is_main:
@@ -514,7 +514,7 @@ def geometry_of(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Geometry:
-    """How pictures reach the trained backbone: at the size of its global crops."""
+    """How images reach the trained backbone: at the size of its global crops."""
     size = config.crops.global_size
     return Geometry(
         height=size,

@@ -41,14 +41,14 @@ FREE = frozenset(
 )
 
 
-# What config.yaml says of the pictures, and how it is called.
-DIGESTS = {"keys_sha256": "pictures to learn from", "held_out_keys_sha256": "pictures held out"}
+# What config.yaml says of the images, and how it is called.
+DIGESTS = {"keys_sha256": "images to learn from", "held_out_keys_sha256": "images held out"}
 
 
 class RunFolder:
-    """A folder of one run. `data` says by digests which pictures it is of.
+    """A folder of one run. `data` says by digests which images it is of.
 
-    is_same: whether another digest of that name is of the same pictures, as an earlier version
+    is_same: whether another digest of that name is of the same images, as an earlier version
     called them.
     """
 
@@ -89,7 +89,7 @@ class RunFolder:
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
 
     def check_same(self) -> None:
-        """InputError where the run was begun with other settings, or on other pictures, or does not
+        """InputError where the run was begun with other settings, or on other images, or does not
         say with which."""
         earlier, data = self._as_begun()
         on = "Choose another --out"

@@ -1,7 +1,7 @@
 """An illustrator's canvas in Pillow and numpy: outlines filled with gradients, lit by one light,
 seen by one camera.
 
-The world is 2 high and 8/3 wide, its origin in the middle of the picture, y downwards. An outline
+The world is 2 high and 8/3 wide, its origin in the middle of the image, y downwards. An outline
 is (n, 2) float (x, y) and becomes an antialiased mask (drawn four times as large); everything else
 is one paste through such a mask: the paint, the shaded side (the mask less itself moved towards the
 light), the lit rim, the shadow on what lies behind.
@@ -29,7 +29,7 @@ Points = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Where the light stands and what it does to colors; `towards` is a direction in the picture,
+    """Where the light stands and what it does to colors; `towards` is a direction in the image,
     y downwards."""
 
     name: str
@@ -154,7 +154,7 @@ def smooth(outline: Points, *, closed: bool = True, steps: int = 10) -> Points:
 
 
 class Canvas:
-    """The picture so far, 480 × 360, with its light and camera."""
+    """The image so far, 480 × 360, with its light and camera."""
 
     def __init__(self, light: Light, camera: Camera, base: Paint = (240, 240, 240)) -> None:
         self.light, self.camera = light, camera
@@ -256,7 +256,7 @@ class Canvas:
         self.image = ImageChops.screen(self.image, added)
 
     def finish(self, grain: np.random.Generator) -> Image.Image:
-        """The picture after bloom, the light's colors, a vignette and a little grain."""
+        """The image after bloom, the light's colors, a vignette and a little grain."""
         return graded(self.image, self.light, grain)
 
     def _paint(

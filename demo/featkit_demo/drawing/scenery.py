@@ -1,4 +1,4 @@
-"""What several pictures share: sky, sun, clouds, sea, ridges, pines."""
+"""What several images share: sky, sun, clouds, sea, ridges, pines."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def photograph(swatch: Swatch, light: Light, camera: Camera) -> Image.Image:
 
 
 def _perspective(camera: Camera) -> list[float]:
-    """Pillow's eight numbers from picture to swatch: a plane turned by yaw (about y), leaned back
+    """Pillow's eight numbers from image to swatch: a plane turned by yaw (about y), leaned back
     by tilt and rolled."""
     roll, lean = math.radians(camera.roll_deg), (camera.tilt - 0.28) * 1.6
     scale = 1.72 / camera.zoom

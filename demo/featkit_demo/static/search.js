@@ -1,4 +1,4 @@
-// The search page: browse a sample of the index, search with one of its pictures or with one dropped, pasted or chosen.
+// The search page: browse a sample of the index, search with one of its images or with one dropped, pasted or chosen.
 // Everything it shows comes from the routes of featkit.serve; names of files become text nodes, never markup.
 
 const FIRST_K = 24;
@@ -10,11 +10,11 @@ const WIDEST = 2.2;
 // What something between the page and its server means, which gives no reason of its own.
 const PROXY_ANSWERS = {
   403: "Access is forbidden, by a proxy or firewall in front of the server.",
-  413: "The picture is too large for a proxy in front of the server; choose a smaller one.",
+  413: "The image is too large for a proxy in front of the server; choose a smaller one.",
   429: "There are too many requests; wait a moment and try again.",
   502: "The server does not answer just now; try again in a moment.",
   503: "The server does not answer just now; try again in a moment.",
-  504: "The server took too long; try again, or choose a smaller picture.",
+  504: "The server took too long; try again, or choose a smaller image.",
 };
 
 export function start(root) {
@@ -28,7 +28,7 @@ class SearchPage {
   constructor(page) {
     this.page = page;
     this.parts = Object.fromEntries([...page.querySelectorAll("[data-part]")].map((part) => [part.dataset.part, part]));
-    this.file = null; // the last picture of the user's own; the address bar cannot hold it
+    this.file = null; // the last image of the user's own; the address bar cannot hold it
     this.k = FIRST_K;
     this.seed = 0;
     this.total = 0;
@@ -45,10 +45,10 @@ class SearchPage {
   open() {
     this.page.addEventListener("click", (event) => this.clicked(event));
     this.parts.file.addEventListener("change", () => this.take(this.parts.file.files[0]));
-    document.addEventListener("paste", (event) => this.take(firstPicture(event.clipboardData)));
+    document.addEventListener("paste", (event) => this.take(firstImage(event.clipboardData)));
     window.addEventListener("hashchange", () => this.arrived());
     this.listenForDrops();
-    this.counted = this.countPictures();
+    this.counted = this.countImages();
     this.arrived();
   }
 
@@ -118,7 +118,7 @@ class SearchPage {
   async showGallery() {
     const answer = await this.call(`v1/sample?limit=${SAMPLE}&seed=${this.seed}`);
     this.describeQuery(null);
-    this.title("Pick a picture to start from", answer.total > answer.items.length ? `${answer.items.length} of ${count(answer.total)}` : count(answer.total));
+    this.title("Pick an image to start from", answer.total > answer.items.length ? `${answer.items.length} of ${count(answer.total)}` : count(answer.total));
     this.fill(answer.items);
     this.parts.more.hidden = true;
     this.parts.shuffle.hidden = answer.total <= answer.items.length;
@@ -134,9 +134,9 @@ class SearchPage {
   async showUpload(file) {
     const started = performance.now();
     const form = new FormData();
-    form.append("files", file, file.name || "pasted picture");
+    form.append("files", file, file.name || "pasted image");
     form.append("k", String(this.k));
-    const [found] = (await this.call("v1/search", { method: "POST", body: form })).pictures;
+    const [found] = (await this.call("v1/search", { method: "POST", body: form })).images;
     this.describeQuery({ name: found.name, source: URL.createObjectURL(file), width: found.width, height: found.height });
     await this.results(found.hits, started);
   }
@@ -144,7 +144,7 @@ class SearchPage {
   async results(hits, started) {
     const time = Math.max(1, Math.round(performance.now() - started));
     await this.counted;
-    this.title("Nearest pictures", `${hits.length} of ${count(this.total || hits.length)} · ${time} ms`);
+    this.title("Nearest images", `${hits.length} of ${count(this.total || hits.length)} · ${time} ms`);
     this.fill(hits);
     this.parts.shuffle.hidden = true;
     this.parts.more.hidden = hits.length < this.k || this.k >= MAX_K || hits.length >= this.total;
@@ -158,7 +158,7 @@ class SearchPage {
     throw new Refused(detail || PROXY_ANSWERS[response.status] || `The server answered ${response.status}.`);
   }
 
-  async countPictures() {
+  async countImages() {
     const health = await fetch("healthz").then((response) => response.json()).catch(() => null);
     if (!health || typeof health.num_items !== "number") return;
     this.total = health.num_items;
@@ -174,7 +174,7 @@ class SearchPage {
     preview.hidden = query === null;
     this.parts.query.hidden = this.parts.home.hidden = query === null;
     if (query === null) return preview.removeAttribute("src");
-    preview.alt = `The picture searched with: ${query.name}`;
+    preview.alt = `The image searched with: ${query.name}`;
     preview.onerror = () => drop.classList.add("fk-unseen"); // a format the server reads and this browser does not
     preview.src = query.source;
     name.textContent = query.name;
@@ -208,8 +208,8 @@ class Refused extends Error {}
 
 function card(item) {
   const shape = item.width && item.height ? item.width / item.height : 4 / 3;
-  const picture = make("img", { src: thumbnailOf(item), alt: item.key, loading: "lazy", decoding: "async", draggable: false });
-  const button = make("button", { type: "button", className: "fk-card" }, picture);
+  const image = make("img", { src: thumbnailOf(item), alt: item.key, loading: "lazy", decoding: "async", draggable: false });
+  const button = make("button", { type: "button", className: "fk-card" }, image);
   button.dataset.id = item.id;
   const [folder, name] = split(item.key);
   const caption = make("span", { className: "fk-caption" }, make("span", { className: "fk-name", textContent: name }));
@@ -244,9 +244,9 @@ function thumbnailOf(item) {
 }
 
 function count(number) {
-  return `${number.toLocaleString("en")} picture${number === 1 ? "" : "s"}`;
+  return `${number.toLocaleString("en")} image${number === 1 ? "" : "s"}`;
 }
 
-function firstPicture(clipboard) {
+function firstImage(clipboard) {
   return [...(clipboard?.files ?? [])].find((file) => file.type.startsWith("image/"));
 }

@@ -1,4 +1,4 @@
-"""`featkit evaluate`: how good a model is on your own pictures, one file a yardstick."""
+"""`featkit evaluate`: how good a model is on your own images, one file a yardstick."""
 
 from cyclopts import App
 
@@ -9,6 +9,6 @@ from featkit.cli.evaluate.retrieval import retrieval
 
 __all__ = ["app", "copies", "knn", "linear", "retrieval"]
 
-app = App(name="evaluate", help="Measure how good a model is on your own pictures.")
+app = App(name="evaluate", help="Measure how good a model is on your own images.")
 for command in (copies, knn, linear, retrieval):
     app.command(command)

@@ -1,4 +1,4 @@
-"""What the yardsticks share: how many pictures, and how their figures are printed."""
+"""What the yardsticks share: how many images, and how their figures are printed."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from featkit.sources import Source
 
 
-def open_pictures(
+def open_images(
     spec: Path,
     *,
     limit: int | None = None,
     flags: SelectionFlags | None = None,
     check_column: bool = True,
 ) -> Source:
-    """A source, or so many of its pictures, spread evenly."""
+    """A source, or so many of its images, spread evenly."""
     from featkit.evaluate.agreement import thinned
     from featkit.sources import open_source
 
@@ -39,19 +39,18 @@ def open_two(
     from featkit.sources.opening import refuse_unused_column
 
     sources = [
-        open_pictures(spec, limit=limit, flags=flags, check_column=False)
-        for spec in (first, second)
+        open_images(spec, limit=limit, flags=flags, check_column=False) for spec in (first, second)
     ]
     refuse_unused_column(selection_of(flags), *sources)
     return sources[0], sources[1]
 
 
 def print_failures(failures: Sequence[tuple[str, str]]) -> None:
-    """The first of the pictures that were left out, and why."""
+    """The first of the images that were left out, and why."""
     from featkit.embeddings import SHOWN_FAILURES
 
     if failures:
-        print_table("Left out", ("picture", "why"), failures[:SHOWN_FAILURES])
+        print_table("Left out", ("image", "why"), failures[:SHOWN_FAILURES])
     if len(failures) > SHOWN_FAILURES:
         stdout().print(f"... and {len(failures) - SHOWN_FAILURES:,} more.")
 
@@ -69,7 +68,7 @@ def interval(bounds: tuple[float, float]) -> str:
 def labels_from(columns: tuple[str, str]) -> str:
     """Which columns of a training part and of a test part labels came from."""
     return f"the column {columns[0]}" + (
-        f", of the test pictures {columns[1]}" if columns[1] != columns[0] else ""
+        f", of the test images {columns[1]}" if columns[1] != columns[0] else ""
     )
 
 

@@ -1,10 +1,10 @@
-"""`featkit evaluate copies`: whether an edited picture finds its original."""
+"""`featkit evaluate copies`: whether an edited image finds its original."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, open_pictures, print_failures
+from featkit.cli.evaluate.common import figure, interval, open_images, print_failures
 from featkit.cli.evaluated_model import open_model
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
@@ -22,23 +22,23 @@ def copies(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often an edited picture finds its original among all PHOTOS; needs no labels.
+    """Measure how often an edited image finds its original among all PHOTOS; needs no labels.
 
-    Each picture is queried by four compound edits of itself (crop, rotation, flip, color, and
+    Each image is queried by four compound edits of itself (crop, rotation, flip, color, and
     JPEG, blur or text). Raw pixels and a perceptual hash are measured beside the model.
 
-    Example: featkit evaluate copies pictures/ --model m.onnx
+    Example: featkit evaluate copies images/ --model m.onnx
 
     Parameters
     ----------
     photos
-        A folder of pictures, a .tar, a .parquet, or whatever else `featkit embed` takes; the model should not know them.
+        A folder of images, a .tar, a .parquet, or whatever else `featkit embed` takes; the model should not know them.
     model
         A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     seed
         Of the edits.
     last
-        Only the last so many pictures in the source's order.
+        Only the last so many images in the source's order.
     quiet
         Show no progress.
     json_
@@ -50,7 +50,7 @@ def copies(
     from featkit.evaluate.copies import evaluate_copies
     from featkit.sources import subset
 
-    source = open_pictures(photos, flags=select)
+    source = open_images(photos, flags=select)
     if last is not None:
         source = subset(source, range(max(0, len(source) - last), len(source)))
     with ProgressReporter("copies", total=len(source), quiet=quiet or json_) as progress:
@@ -69,7 +69,7 @@ def copies(
         for score in report.methods
     ]
     title = (
-        f"Copies among {counted(report.num_pictures, 'picture')} (edits v{report.edits_version},"
+        f"Copies among {counted(report.num_images, 'image')} (edits v{report.edits_version},"
         f" seed {report.seed})"
     )
     print_table(title, ("method", "recall@1", "95 % interval", "recall@10", "mAP"), rows)

@@ -1,4 +1,4 @@
-"""`featkit evaluate knn`: what pictures are by their nearest labeled neighbors."""
+"""`featkit evaluate knn`: what images are by their nearest labeled neighbors."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +25,7 @@ def knn(
     json_: bool = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often the nearest neighbors of a TEST picture among the labeled TRAIN pictures
+    """Measure how often the nearest neighbors of a TEST image among the labeled TRAIN images
     say what it is.
 
     Neighbors vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels
@@ -36,19 +36,19 @@ def knn(
     Parameters
     ----------
     train
-        The labeled pictures that are searched: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        The labeled images that are searched: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
     test
-        The labeled pictures to classify.
+        The labeled images to classify.
     model
         A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     label
-        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that a picture lies in.
+        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that an image lies in.
     k
         How many neighbors vote; several numbers are several rows: --k 10 --k 20.
     temperature
         Of the weighted vote.
     limit
-        Only so many pictures of each part, spread evenly over it.
+        Only so many images of each part, spread evenly over it.
     quiet
         Show no progress.
     json_
@@ -87,7 +87,7 @@ def knn(
         )
         for score in report.scores
     ]
-    tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
+    tested = f"{counted(report.num_test, 'image')} of {counted(report.num_labels, 'label')}"
     title = f"{tested} by neighbors among {report.num_train:,}"
     most_frequent = ("most frequent label", "", figure(report.most_frequent), "", "")
     print_table(
@@ -97,7 +97,7 @@ def knn(
         f"Labels: {labels_from(report.columns)}. A weighted vote counts exp(cosine /"
         f" {report.temperature:g}).",
         *(
-            [f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."]
+            [f"Labels that no training image has: {counted(report.num_unseen, 'test image')}."]
             if report.num_unseen
             else []
         ),

@@ -36,17 +36,17 @@ def linear(
     Parameters
     ----------
     train
-        The labeled pictures to learn from: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        The labeled images to learn from: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
     test
-        The labeled pictures to classify.
+        The labeled images to classify.
     model
         A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     label
-        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that a picture lies in.
+        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that an image lies in.
     seed
-        Of which pictures of TRAIN are held out.
+        Of which images of TRAIN are held out.
     limit
-        Only so many pictures of each part, spread evenly over it.
+        Only so many images of each part, spread evenly over it.
     quiet
         Show no progress.
     json_
@@ -76,13 +76,13 @@ def linear(
         (score.name, figure(score.accuracy), interval(score.interval), f"{score.l2:g}")
         for score in report.scores
     ]
-    tested = f"{counted(report.num_test, 'picture')} of {counted(report.num_labels, 'label')}"
+    tested = f"{counted(report.num_test, 'image')} of {counted(report.num_labels, 'label')}"
     title = f"{tested} by a classifier fitted to {report.num_train:,}"
     most_frequent = ("most frequent label", figure(report.most_frequent), "", "")
     print_table(title, ("method", "accuracy", "95 % interval", "l2"), [*rows, most_frequent])
     tried = [(score.name, *map(figure, score.held_out)) for score in report.scores]
     title = (
-        f"Accuracy on {counted(report.num_held_out, 'training picture')} held out (seed"
+        f"Accuracy on {counted(report.num_held_out, 'training image')} held out (seed"
         f" {report.seed}), by l2"
     )
     print_table(title, ("method", *(f"{l2:g}" for l2 in report.grid)), tried)
@@ -90,9 +90,9 @@ def linear(
     say(
         f"Labels: {labels_from(report.columns)}. Features are standardized by the training part.",
         "Fitted: the least of mean cross-entropy + l2 / 2 * sum of squared weights, with the l2"
-        " that held-out pictures chose.",
+        " that held-out images chose.",
         *(
-            [f"Labels that no training picture has: {counted(report.num_unseen, 'test picture')}."]
+            [f"Labels that no training image has: {counted(report.num_unseen, 'test image')}."]
             if report.num_unseen
             else []
         ),

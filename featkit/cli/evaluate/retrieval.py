@@ -1,4 +1,4 @@
-"""`featkit evaluate retrieval`: whether pictures of one group, or of one landmark, find each other."""
+"""`featkit evaluate retrieval`: whether images of one group, or of one landmark, find each other."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +8,7 @@ from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import (
     figure,
     interval,
-    open_pictures,
+    open_images,
     open_two,
     print_failures,
     say,
@@ -19,7 +19,7 @@ from featkit.errors import InputError
 from featkit.wording import counted
 
 if TYPE_CHECKING:
-    from featkit.evaluate.embedding import PictureModel
+    from featkit.evaluate.embedding import ImageModel
     from featkit.evaluate.groups import GroupReport
     from featkit.evaluate.revisited import RevisitedReport
     from featkit.sources import Source
@@ -42,7 +42,7 @@ def retrieval(
     """Measure whether the PHOTOS of a query's own group are found first: mean average precision and
     recall@k.
 
-    Every picture queries all the others; with --queries, those pictures query PHOTOS. With
+    Every image queries all the others; with --queries, those images query PHOTOS. With
     --protocol revisited it is the protocol of ROxford and RParis instead (arXiv 1803.11285): Easy,
     Medium and Hard, junk ignored, queries cropped.
 
@@ -51,11 +51,11 @@ def retrieval(
     Parameters
     ----------
     photos
-        A folder of pictures, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        A folder of images, a .tar, a .parquet, or whatever else `featkit embed` takes.
     group
-        The column whose value pictures of one group share, such as folder.
+        The column whose value images of one group share, such as folder.
     queries
-        Other pictures, with the same column, to query by.
+        Other images, with the same column, to query by.
     protocol
         group, or revisited.
     ground_truth
@@ -63,7 +63,7 @@ def retrieval(
     model
         A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
     limit
-        Only so many pictures of each source, spread evenly over it.
+        Only so many images of each source, spread evenly over it.
     quiet
         Show no progress.
     json_
@@ -77,12 +77,12 @@ def retrieval(
         )
     if revisited and (queries is not None or limit is not None):
         raise InputError(
-            "The ground truth says which pictures there are and which are queries; leave out"
+            "The ground truth says which images there are and which are queries; leave out"
             " --queries and --limit."
         )
     opened = open_model(model)
     if queries is None:
-        source, asked = open_pictures(photos, limit=limit, flags=select), None
+        source, asked = open_images(photos, limit=limit, flags=select), None
     else:
         source, asked = open_two(photos, queries, limit=limit, flags=select)
     if ground_truth is not None:
@@ -95,7 +95,7 @@ def _groups(
     source: "Source",
     asked: "Source | None",
     group: str,
-    model: "PictureModel",
+    model: "ImageModel",
     *,
     quiet: bool,
     as_json: bool,
@@ -112,7 +112,7 @@ def _groups(
 
 
 def _revisited(
-    source: "Source", ground_truth: Path, model: "PictureModel", *, quiet: bool, as_json: bool
+    source: "Source", ground_truth: Path, model: "ImageModel", *, quiet: bool, as_json: bool
 ) -> None:
     from featkit.evaluate.ground_truth import read_ground_truth
     from featkit.evaluate.revisited import evaluate_revisited
@@ -139,7 +139,7 @@ def _show_groups(report: "GroupReport") -> None:
     ]
     asked = (
         f"{counted(report.num_queries, 'query', 'queries')} among"
-        f" {counted(report.num_pictures, 'picture')}"
+        f" {counted(report.num_images, 'image')}"
     )
     title = f"{asked} of {counted(report.num_groups, 'group')}"
     ks = [f"recall@{k}" for k in report.scores[0].recall]
@@ -152,7 +152,7 @@ def _show_groups(report: "GroupReport") -> None:
     )
     say(
         f"Groups are {named};"
-        f" {'each picture queries all the others' if report.leave_one_out else 'the queries lie apart'}."
+        f" {'each image queries all the others' if report.leave_one_out else 'the queries lie apart'}."
         " recall@k is the share of queries with one of their group among the first k.",
         *(
             [
@@ -182,16 +182,16 @@ def _show_revisited(report: "RevisitedReport") -> None:
             )
     title = (
         f"{counted(report.num_queries, 'query', 'queries')} among"
-        f" {counted(report.num_pictures, 'picture')}, revisited"
+        f" {counted(report.num_images, 'image')}, revisited"
     )
     print_table(title, ("method", "setup", "queries", "mAP", "mP@1", "mP@5", "mP@10"), rows)
     height, width = report.size
     say(
         "Right and ignored are: easy, hard and junk (Easy); easy and hard, junk (Medium); hard,"
         " easy and junk (Hard).",
-        "Average precision by the trapezoid rule; queries without a right picture are not counted;"
-        " equal scores stand in the order of imlist; pictures that cannot be read come last.",
-        f"Queries are cropped to their box; every picture is brought to {height}×{width} by the"
+        "Average precision by the trapezoid rule; queries without a right image are not counted;"
+        " equal scores stand in the order of imlist; images that cannot be read come last.",
+        f"Queries are cropped to their box; every image is brought to {height}×{width} by the"
         " model's recipe, at one scale.",
     )
     print_failures(report.failures)

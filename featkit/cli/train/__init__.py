@@ -1,4 +1,4 @@
-"""`featkit train`: a self-distilled backbone from your own pictures, one command a method."""
+"""`featkit train`: a self-distilled backbone from your own images, one command a method."""
 
 from cyclopts import App
 
@@ -21,7 +21,7 @@ __all__ = [
 
 app = App(
     name="train",
-    help="Train a self-distilled backbone on your own pictures; --list says which method when.",
+    help="Train a self-distilled backbone on your own images; --list says which method when.",
 )
 for command in (dino, ibot, dinov2, dinov3, distill, adapt, born_again, self_training, internal):
     app.command(command)

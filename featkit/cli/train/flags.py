@@ -44,14 +44,14 @@ class TrainFlags:
     """The model's name, which its file and its indexes carry; by default `backbone`."""
 
     held_out: str | None = None
-    """Pictures to measure on while training; by default a part of those to learn from, not trained
+    """Images to measure on while training; by default a part of those to learn from, not trained
     on."""
 
     steps: int | None = None
     """Optimization steps; where trainings follow each other, of each of them."""
 
     batch_size: int | None = None
-    """Pictures a step, of all processes together."""
+    """Images a step, of all processes together."""
 
     lr: float | None = None
     """Learning rate after the warm-up."""
@@ -60,7 +60,7 @@ class TrainFlags:
     """Of all randomness."""
 
     workers: int | None = None
-    """Processes that read and crop pictures."""
+    """Processes that read and crop images."""
 
     device: str | None = None
     """auto, cpu or cuda."""
@@ -75,7 +75,7 @@ class TrainFlags:
     """Print nothing but the result."""
 
     select: SelectionFlags | None = None
-    """Which files of the pictures to learn from are wanted."""
+    """Which files of the images to learn from are wanted."""
 
 
 @Parameter(name="*")
@@ -91,10 +91,10 @@ class TeacherFlags:
     0.996 from 100,000."""
 
     prototypes: int | None = None
-    """Outputs of the projection head; 256 to 512 for a few hundred pictures."""
+    """Outputs of the projection head; 256 to 512 for a few hundred images."""
 
     on_collapse: Literal["stop", "warn"] | None = None
-    """What to do when outputs no longer tell pictures apart; by default stop."""
+    """What to do when outputs no longer tell images apart; by default stop."""
 
     sweep: STRINGS = None
     """Short trials of one setting's values instead of a run, such as --sweep
@@ -110,8 +110,8 @@ class LabelFlags:
     """The classifier: timm:NAME or torchvision:NAME, a ViT or a CNN; by default timm:resnet18."""
 
     label: str | None = None
-    """Column of the pictures' labels; by default `label`, and for a folder without one the folder
-    that a picture lies in."""
+    """Column of the images' labels; by default `label`, and for a folder without one the folder
+    that an image lies in."""
 
 
 @Parameter(name="*")

@@ -16,7 +16,7 @@ from featkit.cli.train.running import (
     configured,
     in_words,
     is_main,
-    open_pictures,
+    open_images,
     print_slurm,
     show,
 )
@@ -49,15 +49,15 @@ def born_again(
     """Train a network, then students of its own architecture, each taught by the one before (arXiv
     1805.04770).
 
-    For pictures with labels, when a better network of the same size is wanted, or an ensemble. One
+    For images with labels, when a better network of the same size is wanted, or an ensemble. One
     command runs all of them.
 
-    Example: featkit train born-again pictures/ --out run/ --generations 3
+    Example: featkit train born-again images/ --out run/ --generations 3
 
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train dino`. Labels are a column of theirs, or the folders that they lie in.
+        Where the images are; see `featkit train dino`. Labels are a column of theirs, or the folders that they lie in.
     generations
         Students after the first network; by default 3.
     patience
@@ -103,10 +103,10 @@ def self_training(
     own: LabelFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train a teacher on labels, let it label other pictures, and train students on both (arXiv
+    """Train a teacher on labels, let it label other images, and train students on both (arXiv
     1911.04252).
 
-    For few pictures with labels and many without, of the same kinds. Labels that the others may
+    For few images with labels and many without, of the same kinds. Labels that the others may
     have are not looked at.
 
     Example: featkit train self-training --labeled sorted/ --unlabeled unsorted/ --out run/
@@ -114,9 +114,9 @@ def self_training(
     Parameters
     ----------
     labeled
-        Pictures with labels: whatever `featkit train dino` takes; one or several.
+        Images with labels: whatever `featkit train dino` takes; one or several.
     unlabeled
-        Pictures without; one or several.
+        Images without; one or several.
     rounds
         Students after the teacher; by default 2.
     patience
@@ -176,15 +176,15 @@ def internal(
     """Train a network with exits, the shallow ones taught by the deepest (Be Your Own Teacher,
     arXiv 1905.08094).
 
-    For pictures with labels, when speed is wanted: the model may stop at any exit (`featkit export
+    For images with labels, when speed is wanted: the model may stop at any exit (`featkit export
     run/ --exit 2`), and the table says what each costs and finds.
 
-    Example: featkit train internal pictures/ --out run/ --exits 1,2,3
+    Example: featkit train internal images/ --out run/ --exits 1,2,3
 
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train born-again`.
+        Where the images are; see `featkit train born-again`.
     exits
         Stages of a CNN, or blocks of a ViT, after which there is an exit beside the deepest, such as 1,2,3; by default those of
         the recipe, where it names any.
@@ -221,24 +221,24 @@ def _run(
     *,
     num_labeled: int | None = None,
 ) -> None:
-    """num_labeled: of `data`, those of pictures with labels, which come first; None where all are."""
+    """num_labeled: of `data`, those of images with labels, which come first; None where all are."""
     config = configured(method, flags, own, settings)
     if cluster is not None and cluster.slurm:
         print_slurm(config, cluster)
         return
     from featkit_train.labeled.course import CourseEars
 
-    sources, held_out = open_pictures(data, flags)
+    sources, held_out = open_images(data, flags)
     quiet = flags.quiet or not is_main()
     if not quiet:
         counts = [sum(map(len, part)) for part in (sources[:num_labeled], sources[num_labeled:])]
-        pictures = (
-            counted(counts[0], "picture")
+        images = (
+            counted(counts[0], "image")
             if num_labeled is None
-            else "{:,} pictures with labels and {:,} without".format(*counts)
+            else "{:,} images with labels and {:,} without".format(*counts)
         )
         size = config.crops.global_size
-        network = f"{config.classifier.arch} on {pictures} at {size}×{size}"
+        network = f"{config.classifier.arch} on {images} at {size}×{size}"
         print(
             f"{config.name}: {method}, {network}, {_length(config)}, to {flags.out}.",
             file=sys.stderr,
@@ -250,8 +250,8 @@ def _run(
             on_log=telling.show,
             on_note=telling.note,
             on_plan=lambda plan: telling.line(in_words(plan)),
-            on_asking=lambda name, pictures: telling.begin(
-                f"{name}, asking its teacher", pictures, "pictures"
+            on_asking=lambda name, images: telling.begin(
+                f"{name}, asking its teacher", images, "images"
             ),
             on_asked=telling.count,
         )
@@ -336,7 +336,7 @@ def _print_standing(standing: "Standing", name: str, flags: TrainFlags) -> None:
         return
     columns = [column for column in COLUMNS if any(COLUMNS[column](row) for row in standing.rows)]
     rows = [(row.name, *(COLUMNS[column](row) for column in columns)) for row in standing.rows]
-    print_table(f"On {counted(standing.num_held_out, 'held-out picture')}", ("", *columns), rows)
+    print_table(f"On {counted(standing.num_held_out, 'held-out image')}", ("", *columns), rows)
     seconds = sum(row.seconds or 0.0 for row in standing.rows)
     files = [
         ("backbone", backbone),

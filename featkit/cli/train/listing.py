@@ -6,49 +6,49 @@ from featkit.errors import InputError
 # Method: what it needs, and when to use it.
 WHEN = {
     "dino": (
-        "pictures alone",
-        "a few hundred pictures or more and no labels: the one to begin with",
+        "images alone",
+        "a few hundred images or more and no labels: the one to begin with",
     ),
     "ibot": (
-        "pictures alone",
+        "images alone",
         (
-            "thousands of pictures or more, when patches are to mean something too: parts,"
+            "thousands of images or more, when patches are to mean something too: parts,"
             " segmentation"
         ),
     ),
     "dinov2": (
-        "pictures alone",
+        "images alone",
         "tens of thousands or more and a GPU: the best general features; many GPUs for the paper's",
     ),
     "dinov3": (
-        "pictures alone",
+        "images alone",
         "millions and many GPUs, when dense features are to stay good over a long training",
     ),
     "distill": (
         "a larger teacher",
-        "a published model knows your kind of pictures, and a small fast one is wanted",
+        "a published model knows your kind of images, and a small fast one is wanted",
     ),
     "adapt": (
         "a published model",
-        "a published model nearly does, and you have thousands of pictures of a kind of your own",
+        "a published model nearly does, and you have thousands of images of a kind of your own",
     ),
     "born-again": (
         "labels",
-        "all pictures have labels: a better network of the same size, and an ensemble",
+        "all images have labels: a better network of the same size, and an ensemble",
     ),
     "self-training": (
         "some labels",
-        "few pictures have labels and many of the same kinds have none",
+        "few images have labels and many of the same kinds have none",
     ),
     "internal": (
         "labels",
-        "all pictures have labels, and how fast is to be chosen later: a model that may stop early",
+        "all images have labels, and how fast is to be chosen later: a model that may stop early",
     ),
 }
 
 
 def print_methods(*, list_: bool = False, json_: bool = False) -> None:
-    """Train a self-distilled backbone on your own pictures; each method is a command.
+    """Train a self-distilled backbone on your own images; each method is a command.
 
     Example: featkit train --list
 
@@ -61,7 +61,7 @@ def print_methods(*, list_: bool = False, json_: bool = False) -> None:
     """
     if not (list_ or json_):
         raise InputError(
-            "featkit train needs a method, such as `featkit train dino pictures/ --out run/`;"
+            "featkit train needs a method, such as `featkit train dino images/ --out run/`;"
             " --list shows them."
         )
     if json_:

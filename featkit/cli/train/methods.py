@@ -21,17 +21,17 @@ def dino(
     cluster: ClusterFlags | None = None,
 ) -> None:
     """Train by DINO (arXiv 2104.14294): a student matches its own momentum teacher across crops of
-    a picture.
+    an image.
 
-    The one to begin with: it learns from a few hundred pictures, and needs the least of a machine.
+    The one to begin with: it learns from a few hundred images, and needs the least of a machine.
     No labels are needed.
 
-    Example: featkit train dino pictures/ --out run/ --steps 300
+    Example: featkit train dino images/ --out run/ --steps 300
 
     Parameters
     ----------
     data
-        Where the pictures are: folders, tar shards, Parquet files, lists of paths, Hugging Face data sets on disk or as
+        Where the images are: folders, tar shards, Parquet files, lists of paths, Hugging Face data sets on disk or as
         hf:NAME, torchvision:NAME; one or several.
     """
     run("dino", data, flags, own, cluster)
@@ -48,15 +48,15 @@ def ibot(
     """Train by iBOT (arXiv 2111.07832): DINO, and the student fills in patches that it could not
     see.
 
-    For patch tokens that mean something: segmentation, retrieval of parts. Takes more pictures than
+    For patch tokens that mean something: segmentation, retrieval of parts. Takes more images than
     DINO before it pays.
 
-    Example: featkit train ibot pictures/ --out run/ --recipe small --steps 2000
+    Example: featkit train ibot images/ --out run/ --recipe small --steps 2000
 
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train dino`.
+        Where the images are; see `featkit train dino`.
     """
     run("ibot", data, flags, own, cluster)
 
@@ -77,7 +77,7 @@ def dinov2(
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train dino`.
+        Where the images are; see `featkit train dino`.
     """
     run("dinov2", data, flags, own, cluster)
 
@@ -98,7 +98,7 @@ def dinov3(
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train dino`.
+        Where the images are; see `featkit train dino`.
     """
     run("dinov3", data, flags, own, cluster)
 
@@ -116,16 +116,16 @@ def distill(
     """Train a small student by a larger frozen teacher, as DINOv2's small models were made (arXiv
     2304.07193, section 5).
 
-    The fastest way to a good small model where a large one that knows your kind of pictures is
+    The fastest way to a good small model where a large one that knows your kind of images is
     published.
 
-    Example: featkit train distill pictures/ --teacher dinov2_vitb14 --out run/ --recipe
+    Example: featkit train distill images/ --teacher dinov2_vitb14 --out run/ --recipe
     dinov2_vits14_distill
 
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train dino`.
+        Where the images are; see `featkit train dino`.
     teacher
         What to learn from: a published name (`featkit export --help` tells where they are), timm:NAME, a folder of Hugging
         Face's or of a run.
@@ -155,18 +155,18 @@ def adapt(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Go on from published weights on your own pictures: new heads first, then everything at a low
+    """Go on from published weights on your own images: new heads first, then everything at a low
     rate.
 
     The run ends and takes the best model back when copies, or neighbors of one label, are found
     less often than before.
 
-    Example: featkit train adapt pictures/ --model dinov2_vits14 --out run/
+    Example: featkit train adapt images/ --model dinov2_vits14 --out run/
 
     Parameters
     ----------
     data
-        Where the pictures are; see `featkit train dino`.
+        Where the images are; see `featkit train dino`.
     model
         What to go on from: a published name, or a folder of Hugging Face's or of a run.
     weights

@@ -42,7 +42,7 @@ def run(
     if cluster is not None and cluster.slurm:
         print_slurm(config, cluster)
         return
-    sources, held_out = open_pictures(data, flags)
+    sources, held_out = open_images(data, flags)
     if own is not None and own.sweep:
         from featkit.cli.train.trials import run_trials
 
@@ -99,15 +99,15 @@ def configured(
     return configure(method, flags.recipe, [*words, *(flags.set_ or [])])
 
 
-def open_pictures(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
+def open_images(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
     """What is learned from, and what is held out where that is named."""
     from featkit.sources.opening import refuse_unused_column
-    from featkit_train.pictures.sources import open_training_source
+    from featkit_train.images.sources import open_training_source
 
     for spec in data:
         if Path(spec).is_dir() and Path(spec).resolve() == flags.out.resolve():
             raise InputError(
-                f"--out {flags.out} is the folder of pictures itself. Name a folder in it, such as"
+                f"--out {flags.out} is the folder of images itself. Name a folder in it, such as"
                 f" {flags.out / 'run'}."
             )
     selection = selection_of(flags.select, own=[flags.out])
@@ -132,7 +132,7 @@ def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
         model = config.pretrained.name
     size, run = config.crops.global_size, config.run
     print(
-        f"{config.name}: {config.method}, {model} on {counted(count, 'picture')} at {size}×{size}, "
+        f"{config.name}: {config.method}, {model} on {counted(count, 'image')} at {size}×{size}, "
         f"{counted(run.steps, 'step')} of {run.batch_size}, to {flags.out}.",
         file=sys.stderr,
     )
@@ -155,7 +155,7 @@ def show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
     step = int(log["step"])
     progress(step)
     scores = [(words, log[name]) for name, words in SCORES.items() if name in log]
-    places = [" on held-out pictures", *[""] * len(scores)]  # said once
+    places = [" on held-out images", *[""] * len(scores)]  # said once
     shown = [
         f"{words}{where} {score:.3f}" for (words, score), where in zip(scores, places, strict=False)
     ]
@@ -174,7 +174,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
         ("waiting for data", f"{report.waiting_share:.1%}"),
     ]
     if report.unreadable:
-        rows.append(("failed reads of pictures", f"{report.unreadable:,}"))
+        rows.append(("failed reads of images", f"{report.unreadable:,}"))
     rows += [
         (f"{words}, held out", f"{report.scores[key]:.3f}")
         for key, words in SCORES.items()

@@ -25,7 +25,7 @@ def make_layered_file(
     precision: str = "fp32",
     size: int = 32,
 ) -> Path:
-    """A file of `depth` residual products over patches, seeded, small pictures told apart by it;
+    """A file of `depth` residual products over patches, seeded, small images told apart by it;
     `outputs` in this order."""
     rng = np.random.default_rng(3)
     weights: dict[str, np.ndarray] = {

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from featkit.backends import Cancel, Cancelled, Run, open_backend
 from featkit.backends.base import BF16
-from featkit.backends.drawn import drawn_pictures
+from featkit.backends.drawn import drawn_images
 from featkit.errors import FeatkitError
 from featkit.modelfile import ATTENTION, EMBEDDING, OUTPUTS, PATCHES
 from featkit.models import default_model_path
@@ -63,7 +63,7 @@ def test_other_words_are_no_run(text: str) -> None:
 
 @pytest.mark.parametrize("run", RUNS)
 def test_outputs_are_those_of_onnxs_own_evaluator(layered: Path, run: Run) -> None:
-    images = np.concatenate([drawn_pictures(3, height=40, width=48), checkerboard(40, 48)[None]])
+    images = np.concatenate([drawn_images(3, height=40, width=48), checkerboard(40, 48)[None]])
     expected = dict(
         zip(OUTPUTS, ReferenceEvaluator(str(layered)).run(None, {"images": images}), strict=True)
     )
@@ -89,7 +89,7 @@ def test_outputs_are_those_of_onnxs_own_evaluator(layered: Path, run: Run) -> No
 @pytest.mark.parametrize("run", RUNS)
 def test_an_output_by_itself_is_what_it_is_among_others(layered: Path, run: Run) -> None:
     backend = open_backend(layered, run, threads=1)
-    images = drawn_pictures(2, height=32, width=32)
+    images = drawn_images(2, height=32, width=32)
     every = backend.run(images, outputs=OUTPUTS)
     for name in OUTPUTS:
         alone = backend.run(images, outputs=(name,))
@@ -100,12 +100,12 @@ def test_an_output_by_itself_is_what_it_is_among_others(layered: Path, run: Run)
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_pictures_vector_does_not_depend_on_a_checkerboard_in_its_batch(run: Run) -> None:
+def test_a_images_vector_does_not_depend_on_a_checkerboard_in_its_batch(run: Run) -> None:
     backend = open_backend(default_model_path(), run, threads=1)
-    pictures, extreme = drawn_pictures(4, height=64, width=64), checkerboard(64, 64)
-    alone = np.concatenate([backend.run(picture[None])[EMBEDDING] for picture in pictures])
+    images, extreme = drawn_images(4, height=64, width=64), checkerboard(64, 64)
+    alone = np.concatenate([backend.run(image[None])[EMBEDDING] for image in images])
     for count in (1, 3, 7):
-        batch = np.concatenate([pictures, np.repeat(extreme[None], count, axis=0)])
+        batch = np.concatenate([images, np.repeat(extreme[None], count, axis=0)])
         np.testing.assert_allclose(backend.run(batch)[EMBEDDING][:4], alone, rtol=0, atol=2e-7)
         np.testing.assert_allclose(
             backend.run(batch[::-1])[EMBEDDING][::-1][:4], alone, rtol=0, atol=2e-7
@@ -117,8 +117,7 @@ def test_a_pictures_vector_does_not_depend_on_a_checkerboard_in_its_batch(run: R
 def test_eight_threads_get_what_one_gets(layered: Path, run: Run, threads: int) -> None:
     backend = open_backend(layered, run, threads=threads)
     batches = [
-        drawn_pictures(1 + number % 3, height=32 + 8 * (number % 4), width=40)
-        for number in range(12)
+        drawn_images(1 + number % 3, height=32 + 8 * (number % 4), width=40) for number in range(12)
     ]
     expected = [backend.run(batch)[EMBEDDING] for batch in batches]
     with ThreadPoolExecutor(8) as callers:
@@ -130,9 +129,9 @@ def test_eight_threads_get_what_one_gets(layered: Path, run: Run, threads: int) 
 @pytest.mark.parametrize("run", RUNS)
 def test_a_result_is_not_changed_by_later_calls(layered: Path, run: Run) -> None:
     backend = open_backend(layered, run, threads=1)
-    first = backend.run(drawn_pictures(2, height=32, width=32), outputs=OUTPUTS)
+    first = backend.run(drawn_images(2, height=32, width=32), outputs=OUTPUTS)
     kept = {name: values.copy() for name, values in first.items()}
-    backend.run(255 - drawn_pictures(2, height=32, width=32), outputs=OUTPUTS)
+    backend.run(255 - drawn_images(2, height=32, width=32), outputs=OUTPUTS)
     for name in OUTPUTS:
         np.testing.assert_array_equal(first[name], kept[name])
 
@@ -141,7 +140,7 @@ def test_a_result_is_not_changed_by_later_calls(layered: Path, run: Run) -> None
 def test_a_cancelled_call_ends_early_and_later_calls_run(deep: Path, run: Run) -> None:
     backend = open_backend(deep, run, threads=1)
     images = np.zeros((8, 1024, 1024, 3), np.uint8)
-    small = drawn_pictures(2, height=32, width=32)
+    small = drawn_images(2, height=32, width=32)
     expected = backend.run(small)[EMBEDDING]
     backend.run(images)
     started = time.perf_counter()
@@ -197,7 +196,7 @@ def test_a_graph_that_does_not_load_is_refused(layered: Path, tmp_path: Path, ru
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_graph_that_takes_other_pictures_is_refused(tmp_path: Path, run: Run) -> None:
+def test_a_graph_that_takes_other_images_is_refused(tmp_path: Path, run: Run) -> None:
     graph = helper.make_graph(
         [helper.make_node("Mul", ["images", "two"], [EMBEDDING])],
         "other",
@@ -216,14 +215,14 @@ def test_a_graph_that_takes_other_pictures_is_refused(tmp_path: Path, run: Run) 
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_pictures_that_the_graph_cannot_take_are_an_error_and_no_crash(
+def test_images_that_the_graph_cannot_take_are_an_error_and_no_crash(
     tmp_path: Path, run: Run
 ) -> None:
     file = make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 40))
     backend = open_backend(file, run, threads=1)
     with pytest.raises(
         FeatkitError,
-        match=r"m.onnx failed in (ONNX Runtime|OpenVINO) on pictures \(1, 64, 64, 3\): ",
+        match=r"m.onnx failed in (ONNX Runtime|OpenVINO) on images \(1, 64, 64, 3\): ",
     ):
         backend.run(np.zeros((1, 64, 64, 3), np.uint8))
     assert backend.run(np.zeros((1, 32, 40, 3), np.uint8))[EMBEDDING].shape == (1, WIDTH)

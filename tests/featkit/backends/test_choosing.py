@@ -22,7 +22,7 @@ from featkit.backends import (
     reference_run,
 )
 from featkit.backends import choosing as module
-from featkit.backends.choosing import CACHE_FILE, LEAST_COSINE, Measured, pictures_per_call
+from featkit.backends.choosing import CACHE_FILE, LEAST_COSINE, Measured, images_per_call
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.modelfile import Manifest, read_manifest
@@ -104,9 +104,9 @@ def test_auto_is_the_fastest_as_measured(
     (models,) = json.loads(cache.read_text())["machines"].values()
     figures = models[read_manifest(model).fingerprint]
     assert set(figures) == {str(each) for each in measurements[0]}
-    assert str(run) == max(figures, key=lambda each: figures[each]["pictures_per_s"])
+    assert str(run) == max(figures, key=lambda each: figures[each]["images_per_s"])
     assert all(
-        each["pictures_per_s"] > 0 and each["least_cosine"] > LEAST_COSINE
+        each["images_per_s"] > 0 and each["least_cosine"] > LEAST_COSINE
         for each in figures.values()
     )
 
@@ -139,7 +139,7 @@ def test_what_is_remembered_decides(
     model: Path, cache: Path, measurements: list[list[Run]], fastest: Run
 ) -> None:
     chosen(model)
-    change_figures(cache, lambda figures: figures[str(fastest)].update(pictures_per_s=1e9))
+    change_figures(cache, lambda figures: figures[str(fastest)].update(images_per_s=1e9))
     assert chosen(model) == fastest
     assert Embedder(model, threads=1).run == fastest
     assert len(measurements) == 1
@@ -156,7 +156,7 @@ def test_the_fastest_is_not_chosen_where_its_vectors_are_others(
 ) -> None:
     chosen(model)
     change_figures(
-        cache, lambda figures: figures[str(OPENVINO_FP32)].update(pictures_per_s=1e9, **flaw)
+        cache, lambda figures: figures[str(OPENVINO_FP32)].update(images_per_s=1e9, **flaw)
     )
     assert chosen(model) != OPENVINO_FP32
     # whoever asks for it gets it
@@ -178,7 +178,7 @@ def test_the_fastest_is_not_chosen_where_its_vectors_are_others(
         '{"format": 1, "machines": {"MACHINE": {"FINGERPRINT": {"onnxruntime fp32": 3}}}}',
         (
             '{"format": 1, "machines": {"MACHINE": {"FINGERPRINT": {"onnxruntime fp32":'
-            ' {"pictures_per_s": "x"}}}}}'
+            ' {"images_per_s": "x"}}}}}'
         ),
         '{"format": 1, "machines": {"MACHINE": {"FINGERPRINT": {"cuda": {}}}}}',
     ],
@@ -475,24 +475,24 @@ def test_nothing_that_is_accepted_is_an_environment_problem(model: Path) -> None
 @pytest.mark.parametrize(
     ("size", "most", "expected"), [(64, 32, 8), (64, 4, 4), (512, 32, 1), (8, 32, 32)]
 )
-def test_a_call_has_as_many_pictures_as_fill_it(
+def test_a_call_has_as_many_images_as_fill_it(
     tmp_path: Path, size: int, most: int, expected: int
 ) -> None:
     file = make_model_file(tmp_path / "m.onnx", size=size)
     backend = open_backend(file, ONNXRUNTIME_FP32, threads=1)
-    assert pictures_per_call(backend, read_manifest(file), most) == expected
+    assert images_per_call(backend, read_manifest(file), most) == expected
 
 
-def test_a_file_whose_batches_matter_has_one_picture_a_call(tmp_path: Path) -> None:
+def test_a_file_whose_batches_matter_has_one_image_a_call(tmp_path: Path) -> None:
     file = make_model_file(tmp_path / "m.onnx", batch_invariant=False)
     assert (
-        pictures_per_call(open_backend(file, ONNXRUNTIME_FP32, threads=1), read_manifest(file), 32)
+        images_per_call(open_backend(file, ONNXRUNTIME_FP32, threads=1), read_manifest(file), 32)
         == 1
     )
 
 
 @needs_bf16
-def test_the_shipped_model_is_the_same_in_bf16_on_drawn_pictures() -> None:
+def test_the_shipped_model_is_the_same_in_bf16_on_drawn_images() -> None:
     path = default_model_path()
     found = module.measure_runs(
         path, read_manifest(path), [ONNXRUNTIME_FP32, OPENVINO_BF16], batch_size=8

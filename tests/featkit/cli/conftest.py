@@ -1,4 +1,4 @@
-"""What the tests of the commands share: a small model file and a few pictures."""
+"""What the tests of the commands share: a small model file and a few images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +23,6 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six pictures, 000.jpg to 005.jpg; not to be changed."""
-    return draw_folder(tmp_path_factory.mktemp("pictures") / "pictures", 6)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six images, 000.jpg to 005.jpg; not to be changed."""
+    return draw_folder(tmp_path_factory.mktemp("images") / "images", 6)

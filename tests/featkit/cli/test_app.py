@@ -117,14 +117,14 @@ def test_every_command_is_among_those_whose_help_is_read() -> None:
     [
         (["embedd"], 'Unknown command "embedd". Did you mean "embed"?'),
         (
-            ["embed", "pictures", "--out", "emb", "--shard-sice", "3"],
+            ["embed", "images", "--out", "emb", "--shard-sice", "3"],
             "Unknown option: --shard-sice. Did you mean --shard-size?",
         ),
         (
-            ["embed", "pictures", "--out", "emb", "--threads", "many"],
+            ["embed", "images", "--out", "emb", "--threads", "many"],
             'Invalid value for --threads: unable to convert "many" into',
         ),
-        (["embed", "pictures"], "--out"),
+        (["embed", "images"], "--out"),
         (["inspect"], "PATH"),
     ],
 )

@@ -25,13 +25,13 @@ def figures_of(*arguments: object) -> dict[str, Any]:
     return found
 
 
-def test_bench_has_a_row_for_every_run_that_works_here(model: Path, pictures: Path) -> None:
-    found = figures_of(model, pictures)
+def test_bench_has_a_row_for_every_run_that_works_here(model: Path, images: Path) -> None:
+    found = figures_of(model, images)
     runs = {row["run"]: row for row in found["runs"]}
     assert {*map(str, offered_runs(read_manifest(model)))} <= set(runs)
     assert next(iter(runs)) == "onnxruntime fp32"
     for row in runs.values():
-        assert row["pictures_per_s"] > 0
+        assert row["images_per_s"] > 0
         assert 0.99 < row["least_cosine"] <= row["mean_cosine"] < 1.00001
         assert row["memory_bytes"] > 1e5
         assert -0.5 < row["recall_lost"] < 0.5
@@ -43,22 +43,22 @@ def test_bench_has_a_row_for_every_run_that_works_here(model: Path, pictures: Pa
 def test_bench_says_how_far_the_limit_is(model: Path) -> None:
     found = figures_of(model)
     needed = 2 * (16 * 3 * 8 * 8 * 64 + 128 * 16)
-    assert found["machine"]["operations_a_picture"] == needed
+    assert found["machine"]["operations_a_image"] == needed
     for row in found["runs"]:
-        assert row["flops"] == pytest.approx(needed * row["pictures_per_s"])
+        assert row["flops"] == pytest.approx(needed * row["images_per_s"])
         assert row["recall_lost"] is None
     said = run_featkit("bench", model, *QUICK)
     assert (said.code, said.error) == (0, "")
-    assert "compared on drawn pictures" in said.out
-    assert "A picture needs 0.000 GFLOP: at the limit that is" in said.out
+    assert "compared on drawn images" in said.out
+    assert "An image needs 0.000 GFLOP: at the limit that is" in said.out
     assert "onnxruntime fp32" in said.out
 
 
 def test_bench_without_openvino_says_what_would_count(
-    model: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    said = run_featkit("bench", model, pictures, "--limit", "3", *QUICK)
+    said = run_featkit("bench", model, images, "--limit", "3", *QUICK)
     assert (said.code, said.error) == (0, "")
     assert "compared on up to 3 photographs" in said.out
     row = next(
@@ -87,10 +87,10 @@ def test_a_run_that_does_not_load_is_left_out_with_the_reason(
     )
 
 
-def test_what_cannot_be_timed_is_one_sentence(model: Path, pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_timed_is_one_sentence(model: Path, images: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ((model, "--seconds", "0"), "--seconds is 0; it has to be more than 0."),
-        ((model, pictures, "--limit", "1"), "--limit is 1; it has to be 2 or more."),
+        ((model, images, "--limit", "1"), "--limit is 1; it has to be 2 or more."),
         ((tmp_path / "none.onnx",), "none.onnx does not exist"),
         ((model, tmp_path / "none"), "none does not exist"),
     ):

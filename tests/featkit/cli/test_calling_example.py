@@ -17,8 +17,8 @@ from featkit.embedder import Embedder
 from featkit.modelfile import read_manifest
 from featkit_export.seal import seal
 from tests.commands import run_featkit
+from tests.images import draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_picture
 from tests.processes import run_python
 
 ORIENTATION = 0x0112
@@ -40,13 +40,13 @@ def printed_example(model: Path) -> str:
 
 
 def photo_like(seed: int, *, height: int, width: int) -> Image.Image:
-    """A drawn picture whose shapes fill it at any size."""
-    return draw_picture(seed).resize((width, height), Image.Resampling.BICUBIC)
+    """A drawn image whose shapes fill it at any size."""
+    return draw_image(seed).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def save(folder: Path, picture: Image.Image, format: str, **options: Any) -> Path:
+def save(folder: Path, image: Image.Image, format: str, **options: Any) -> Path:
     """photo.jpg, of whatever format."""
-    picture.save(folder / "photo.jpg", format, **options)
+    image.save(folder / "photo.jpg", format, **options)
     return folder / "photo.jpg"
 
 
@@ -81,7 +81,7 @@ def check_example(model: Path, photo: Path) -> np.ndarray:
     assert (status, error) == (0, "")
     vector = np.array(out.split(), np.float64)
     embedder = Embedder(model, backend="onnxruntime")
-    assert embedder.prepare(photo).std() > 5  # of a flat picture every crop would be alike
+    assert embedder.prepare(photo).std() > 5  # of a flat image every crop would be alike
     expected = embedder.embed(photo)[0]
     np.testing.assert_allclose(vector, expected, atol=1e-5)
     return vector
@@ -113,7 +113,7 @@ def test_the_example_does_each_resize_and_crop(
 
 
 @pytest.mark.parametrize(
-    ("format", "picture", "options"),
+    ("format", "image", "options"),
     [
         ("JPEG", photo_like(2, height=1600, width=1211), {"quality": 90}),  # decoded at a quarter
         ("JPEG", photo_like(3, height=300, width=2000), {}),
@@ -125,9 +125,9 @@ def test_the_example_does_each_resize_and_crop(
     ],
 )
 def test_the_example_decodes_as_featkit_does(
-    model: Path, tmp_path: Path, format: str, picture: Image.Image, options: dict[str, Any]
+    model: Path, tmp_path: Path, format: str, image: Image.Image, options: dict[str, Any]
 ) -> None:
-    check_example(model, save(tmp_path, picture, format, **options))
+    check_example(model, save(tmp_path, image, format, **options))
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 7])

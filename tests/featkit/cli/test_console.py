@@ -90,7 +90,7 @@ def test_a_long_name_is_folded_and_never_cut(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     name = "/".join(f"folder{number}" for number in range(12)) + "/picture.jpg"
-    print_table("T", ("picture", "size"), [(name, 5)])
+    print_table("T", ("image", "size"), [(name, 5)])
     rows = capsys.readouterr().out.splitlines()[2:]
     assert "".join(row.split()[0] for row in rows) == name
     assert rows[0].split()[1] == "5"
@@ -127,8 +127,8 @@ def test_progress_elsewhere_than_on_a_terminal_is_a_plain_line_every_few_seconds
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.splitlines() == [
-        "embedding: 200 of 1,000 pictures, 40.0 pictures/s, 2 failed, 20 s left",
-        "embedding: 400 of 1,000 pictures, 40.0 pictures/s, 4 failed, 15 s left",
+        "embedding: 200 of 1,000 images, 40.0 images/s, 2 failed, 20 s left",
+        "embedding: 400 of 1,000 images, 40.0 images/s, 4 failed, 15 s left",
     ]
 
 
@@ -139,9 +139,7 @@ def test_what_an_earlier_run_did_is_no_speed_of_this_one(
         report(900)
         clock.now += 10
         report(950)
-    assert (
-        capsys.readouterr().err == "embedding: 950 of 1,000 pictures, 5.0 pictures/s, 10 s left\n"
-    )
+    assert capsys.readouterr().err == "embedding: 950 of 1,000 images, 5.0 images/s, 10 s left\n"
 
 
 def test_without_a_total_or_a_speed_nothing_is_foretold(

@@ -1,4 +1,4 @@
-"""The command `featkit embed`: what it prints and ends with, whatever the pictures are and whenever
+"""The command `featkit embed`: what it prints and ends with, whatever the images are and whenever
 it is stopped."""
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.commands import (
 )
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.featkit.sources.files import write_tar
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.odd_pictures import READABLE, UNREADABLE, write_odd_pictures
-from tests.pictures import draw_folder, draw_picture
+from tests.odd_images import READABLE, UNREADABLE, write_odd_images
 
 # many enough that a command is still at work when a test stops it, however busy the machine
 MANY, SHARD_SIZE = 400, 4
@@ -44,13 +44,13 @@ def num_shards(out: Path) -> int:
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of every kind, four of which cannot be read."""
-    return write_odd_pictures(tmp_path_factory.mktemp("odd") / "pictures")
+    """Images of every kind, four of which cannot be read."""
+    return write_odd_images(tmp_path_factory.mktemp("odd") / "images")
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """MANY pictures in `many` and all their embeddings, made without a stop, in `emb`."""
+    """MANY images in `many` and all their embeddings, made without a stop, in `emb`."""
     folder = tmp_path_factory.mktemp("unbroken")
     draw_folder(folder / "many", MANY)
     run = [
@@ -70,13 +70,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 
 def test_embed_says_what_it_made_and_what_comes_next(
-    model: Path, pictures: Path, tmp_path: Path
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
-    command = ["embed", pictures, "--model", model, "--out", tmp_path / "emb"]
+    command = ["embed", images, "--model", model, "--out", tmp_path / "emb"]
     first, again = run_featkit(*command), run_featkit(*command)
-    made = r"6 of 6 pictures embedded by test-0 \(16 numbers each\) on onnxruntime \w+, "
+    made = r"6 of 6 images embedded by test-0 \(16 numbers each\) on onnxruntime \w+, "
     assert re.fullmatch(
-        rf"{made}[\d,.]+ pictures/s\.\nNext: featkit index {tmp_path}/emb --out photos\.index\n",
+        rf"{made}[\d,.]+ images/s\.\nNext: featkit index {tmp_path}/emb --out photos\.index\n",
         first.out,
     )
     assert re.match(rf"{made}all by an earlier run\.\n", again.out)
@@ -100,8 +100,8 @@ def test_the_json_result_counts_the_whole_folder_and_this_run(
     assert first["out"] == f"{tmp_path}/emb"
 
 
-def test_what_is_passed_over_is_said_and_kept(model: Path, pictures: Path, tmp_path: Path) -> None:
-    mixed = shutil.copytree(pictures, tmp_path / "mixed")
+def test_what_is_passed_over_is_said_and_kept(model: Path, images: Path, tmp_path: Path) -> None:
+    mixed = shutil.copytree(images, tmp_path / "mixed")
     for name in (
         "a.xmp",
         "b.xmp",
@@ -113,7 +113,7 @@ def test_what_is_passed_over_is_said_and_kept(model: Path, pictures: Path, tmp_p
     ):
         (mixed / name).parent.mkdir(exist_ok=True)
         (mixed / name).write_bytes(b"")
-    (mixed / "link").symlink_to(pictures)
+    (mixed / "link").symlink_to(images)
     command = ["embed", mixed, "--model", model, "--exclude", "not-wanted"]
     said = run_featkit(*command, "--out", tmp_path / "emb")
     skipped = {
@@ -129,7 +129,7 @@ def test_what_is_passed_over_is_said_and_kept(model: Path, pictures: Path, tmp_p
         " system folder (@eaDir).\n"
     )
     assert (said.code, said.error) == (0, "")
-    assert "6 of 6 pictures embedded" in said.out
+    assert "6 of 6 images embedded" in said.out
     assert line in said.out
     assert json.loads((tmp_path / "emb" / "plan.json").read_text())["skipped"] == skipped
     as_json = json.loads(run_featkit(*command, "--out", tmp_path / "emb-json", "--json").out)
@@ -143,13 +143,13 @@ def test_what_is_passed_over_is_said_and_kept(model: Path, pictures: Path, tmp_p
             *command, "--include", "link/*0*", "--follow-links", "--out", tmp_path / "o", "--json"
         ).out
     )
-    assert only["items"] == len(list(pictures.glob("*0*")))
+    assert only["items"] == len(list(images.glob("*0*")))
 
 
-def test_out_inside_the_pictures_is_not_read_by_this_run_or_the_next(
-    model: Path, pictures: Path, tmp_path: Path
+def test_out_inside_the_images_is_not_read_by_this_run_or_the_next(
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
-    inside = shutil.copytree(pictures, tmp_path / "inside")
+    inside = shutil.copytree(images, tmp_path / "inside")
     command = ["embed", inside, "--model", model, "--json"]
     first, again = (
         json.loads(run_featkit(*command, "--out", inside / "emb").out) for _ in range(2)
@@ -163,13 +163,13 @@ def test_out_inside_the_pictures_is_not_read_by_this_run_or_the_next(
     assert json.loads(run_featkit(*command, "--out", inside / "emb").out)["embedded_now"] == 0
 
 
-def test_bad_pictures_are_counted_and_listed_and_the_others_embedded(
+def test_bad_images_are_counted_and_listed_and_the_others_embedded(
     model: Path, odd: Path, tmp_path: Path
 ) -> None:
     said = run_featkit("embed", odd, "--model", model, "--out", tmp_path / "emb")
     assert (said.code, said.error) == (0, "")
     assert said.out.startswith("Without an embedding\n")
-    assert f"{len(READABLE)} of {len(READABLE) + len(UNREADABLE)} pictures embedded" in said.out
+    assert f"{len(READABLE)} of {len(READABLE) + len(UNREADABLE)} images embedded" in said.out
     rows = pq.read_table(tmp_path / "emb" / "shards").to_pylist()
     assert [row["key"] for row in rows] == sorted([*READABLE, *UNREADABLE])
     for row in rows:
@@ -191,7 +191,7 @@ def test_strict_ends_with_4_after_all_the_work(model: Path, odd: Path, tmp_path:
         assert said.code == 4
         assert (
             said.error
-            == f"featkit: {len(UNREADABLE)} of {len(READABLE) + len(UNREADABLE)} pictures have no"
+            == f"featkit: {len(UNREADABLE)} of {len(READABLE) + len(UNREADABLE)} images have no"
             " embedding.\n"
         )
         assert "Next: featkit index" in said.out
@@ -206,12 +206,12 @@ def test_strict_ends_with_4_after_all_the_work(model: Path, odd: Path, tmp_path:
 def test_of_many_failures_the_first_twenty_are_listed_and_the_rest_counted(
     model: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for number in range(25):
-        (tmp_path / "pictures" / f"{number:02d}.jpg").touch()
+        (tmp_path / "images" / f"{number:02d}.jpg").touch()
     said = run_featkit(
         "embed",
-        tmp_path / "pictures",
+        tmp_path / "images",
         "--model",
         model,
         "--out",
@@ -223,20 +223,20 @@ def test_of_many_failures_the_first_twenty_are_listed_and_the_rest_counted(
         f"{number:02d}" for number in range(20)
     ]
     assert "... and 5 more; they are rows with an `error`." in said.out
-    assert "0 of 25 pictures embedded" in said.out
+    assert "0 of 25 images embedded" in said.out
 
 
-def test_the_limits_are_those_of_the_flags(model: Path, pictures: Path, tmp_path: Path) -> None:
-    sizes = [path.stat().st_size for path in sorted(pictures.iterdir())]
+def test_the_limits_are_those_of_the_flags(model: Path, images: Path, tmp_path: Path) -> None:
+    sizes = [path.stat().st_size for path in sorted(images.iterdir())]
     limit = sorted(sizes)[2]
     by_bytes = run_featkit(
-        "embed", pictures, "--model", model, "--out", tmp_path / "a", "--max-bytes", limit, "--json"
+        "embed", images, "--model", model, "--out", tmp_path / "a", "--max-bytes", limit, "--json"
     )
     assert json.loads(by_bytes.out)["failed"] == sum(size > limit for size in sizes)
     for pixels, failed in ((80 * 60, 0), (80 * 60 - 1, 6)):
         command = [
             "embed",
-            pictures,
+            images,
             "--model",
             model,
             "--out",
@@ -250,29 +250,27 @@ def test_the_limits_are_those_of_the_flags(model: Path, pictures: Path, tmp_path
 
 @pytest.mark.parametrize("option", ["--max-bytes", "--max-pixels"])
 @pytest.mark.parametrize("limit", [0, -1])
-def test_limits_that_no_picture_meets_are_refused(
-    model: Path, pictures: Path, tmp_path: Path, option: str, limit: int
+def test_limits_that_no_image_meets_are_refused(
+    model: Path, images: Path, tmp_path: Path, option: str, limit: int
 ) -> None:
-    said = run_featkit(
-        "embed", pictures, "--model", model, "--out", tmp_path / "emb", option, limit
-    )
+    said = run_featkit("embed", images, "--model", model, "--out", tmp_path / "emb", option, limit)
     assert said.code == 2
     assert is_one_sentence(said)
     assert said.error == f"featkit: {option} is {limit}; it has to be 1 or more.\n"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_of_more_pixels_than_the_limit_is_a_row_and_no_remark_of_pillow(
+def test_a_image_of_more_pixels_than_the_limit_is_a_row_and_no_remark_of_pillow(
     model: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     # between once and twice what Pillow allows
-    Image.new("1", (12_000, 12_000)).save(tmp_path / "pictures" / "huge.png")
-    draw_picture(0).save(tmp_path / "pictures" / "small.png")
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "images" / "huge.png")
+    draw_image(0).save(tmp_path / "images" / "small.png")
     said = end(
         start_featkit(
             "embed",
-            tmp_path / "pictures",
+            tmp_path / "images",
             "--model",
             model,
             "--out",
@@ -294,7 +292,7 @@ def test_a_second_run_says_what_it_embedded_again(model: Path, tmp_path: Path) -
     command = ["embed", photos, "--model", model, "--out", tmp_path / "emb"]
     assert "Embedded again" not in run_featkit(*command).out
     assert (
-        "Failed pictures are tried again when their files change, or with --retry.\n"
+        "Failed images are tried again when their files change, or with --retry.\n"
         in run_featkit(*command).out
     )
     shutil.copyfile(photos / "002.jpg", photos / "001.jpg")
@@ -327,7 +325,7 @@ def test_nothing_embedded_is_an_error_and_makes_no_index(
         )
         assert said.code == 2
         assert said.error.startswith(
-            "featkit: None of the 2 pictures could be embedded. The first: a.jpg "
+            "featkit: None of the 2 images could be embedded. The first: a.jpg "
         )
         assert said.error.count("\n") == 1
         assert "Next" not in said.out
@@ -338,7 +336,7 @@ def test_nothing_embedded_is_an_error_and_makes_no_index(
     assert is_one_sentence(said)
     assert said.code == 2
     assert (
-        "emb holds no vectors. None of the 2 pictures could be embedded. The first: a.jpg "
+        "emb holds no vectors. None of the 2 images could be embedded. The first: a.jpg "
         in said.error
     )
     assert not (tmp_path / "photos.index").exists()
@@ -463,14 +461,14 @@ def test_a_second_process_is_told_who_writes_the_folder(
     ],
 )
 def test_a_folder_of_other_work_is_refused_and_left_as_it_was(
-    model: Path, pictures: Path, other_model: Path, tmp_path: Path, flags: list[str], words: str
+    model: Path, images: Path, other_model: Path, tmp_path: Path, flags: list[str], words: str
 ) -> None:
     out = tmp_path / "emb"
-    assert run_featkit("embed", pictures, "--model", model, "--out", out).code == 0
+    assert run_featkit("embed", images, "--model", model, "--out", out).code == 0
     before = digests(out)
     flags = [str(other_model) if flag == "other.onnx" else flag for flag in flags]
     said: Said = run_featkit(
-        "embed", pictures, "--out", out, *([] if "--model" in flags else ["--model", model]), *flags
+        "embed", images, "--out", out, *([] if "--model" in flags else ["--model", model]), *flags
     )
     assert said.code == 2
     assert is_one_sentence(said)
@@ -478,14 +476,12 @@ def test_a_folder_of_other_work_is_refused_and_left_as_it_was(
     assert digests(out) == before
 
 
-def test_the_model_of_the_folder_goes_on_with_it(
-    model: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_the_model_of_the_folder_goes_on_with_it(model: Path, images: Path, tmp_path: Path) -> None:
     """As the refusal of another model advises."""
     lost = shutil.copyfile(model, tmp_path / "lost.onnx")
     assert (
         run_featkit(
-            "embed", pictures, "--model", lost, "--out", tmp_path / "emb", "--shard-size", "2"
+            "embed", images, "--model", lost, "--out", tmp_path / "emb", "--shard-size", "2"
         ).code
         == 0
     )
@@ -494,7 +490,7 @@ def test_the_model_of_the_folder_goes_on_with_it(
     (tmp_path / "emb" / "shards" / "00001.parquet").unlink()
     command = [
         "embed",
-        pictures,
+        images,
         "--model",
         tmp_path / "emb" / "model.onnx",
         "--out",
@@ -508,10 +504,10 @@ def test_the_model_of_the_folder_goes_on_with_it(
 
 @needs_bf16
 def test_an_index_of_vectors_in_bf16_is_searched_in_bf16(
-    model: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["embed", pictures, "--model", model, "--out", "emb"]
+    command = ["embed", images, "--model", model, "--out", "emb"]
     said = run_featkit(*command, "--precision", "bf16", "--json")
     assert (said.code, said.error, json.loads(said.out)["backend"]) == (0, "", "openvino CPU bf16")
     assert json.loads((tmp_path / "emb" / "plan.json").read_text())["run"] == "openvino bf16"
@@ -523,10 +519,10 @@ def test_an_index_of_vectors_in_bf16_is_searched_in_bf16(
         in refused.error
     )
     assert run_featkit("index", "emb", "--out", "i").code == 0
-    (hit,) = json.loads(run_featkit("search", "i", pictures / "002.jpg", "-k", "1", "--json").out)
+    (hit,) = json.loads(run_featkit("search", "i", images / "002.jpg", "-k", "1", "--json").out)
     assert hit["key"] == "002.jpg"
     assert hit["score"] == pytest.approx(1, abs=1e-6)  # in fp32 the query would be a little off
-    run_featkit("embed", pictures, "--model", model, "--out", "plain")
+    run_featkit("embed", images, "--model", model, "--out", "plain")
     mixed = run_featkit("index", "plain", "--out", "i")
     assert mixed.code == 2
     assert is_one_sentence(mixed)
@@ -538,19 +534,19 @@ def test_an_index_of_vectors_in_bf16_is_searched_in_bf16(
 
 @needs_openvino
 def test_embed_says_which_engine_it_was_told_to_use(
-    model: Path, pictures: Path, tmp_path: Path
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
     engine = ["--backend", "openvino", "--precision", "fp32"]
-    said = run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", *engine)
+    said = run_featkit("embed", images, "--model", model, "--out", tmp_path / "emb", *engine)
     assert (said.code, said.error) == (0, "")
-    assert "6 of 6 pictures embedded by test-0 (16 numbers each) on openvino CPU fp32, " in said.out
+    assert "6 of 6 images embedded by test-0 (16 numbers each) on openvino CPU fp32, " in said.out
 
 
 def test_an_engine_that_does_not_exist_is_one_message(
-    tmp_path: Path, pictures: Path, model: Path
+    tmp_path: Path, images: Path, model: Path
 ) -> None:
     said = run_featkit(
-        "embed", pictures, "--model", model, "--out", tmp_path / "emb", "--precision", "int4"
+        "embed", images, "--model", model, "--out", tmp_path / "emb", "--precision", "int4"
     )
     assert (said.code, said.out) == (2, "")
     assert "--precision" in said.error
@@ -558,33 +554,33 @@ def test_an_engine_that_does_not_exist_is_one_message(
 
 
 def test_a_shard_that_cannot_be_read_does_not_cost_the_others(
-    model: Path, pictures: Path, tmp_path: Path
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
     shards = tmp_path / "shards"
     for name in ("1", "3"):
         write_tar(
             shards / f"{name}.tar",
-            [(file.name, file.read_bytes()) for file in sorted(pictures.rglob("*.jpg"))[:2]],
+            [(file.name, file.read_bytes()) for file in sorted(images.rglob("*.jpg"))[:2]],
         )
     (shards / "2.tar").write_bytes(b"")
     command = ("embed", shards, "--model", model, "--out")
     said = run_featkit(*command, tmp_path / "emb")
     assert said.code == 0
-    assert "4 of 5 pictures embedded" in said.out
+    assert "4 of 5 images embedded" in said.out
     assert run_featkit(*command, tmp_path / "strict", "--strict").code == 4
     rows = pq.read_table(tmp_path / "emb" / "shards", columns=["key", "error"]).to_pylist()
     errors = {row["key"]: row["error"] for row in rows if row["error"] is not None}
     assert errors == {"2.tar": f"{shards / '2.tar'} is empty (0 bytes); copy or download it again."}
 
 
-def test_the_column_of_the_pictures_is_said_chosen_and_kept(
-    model: Path, pictures: Path, tmp_path: Path
+def test_the_column_of_the_images_is_said_chosen_and_kept(
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
-    data = [file.read_bytes() for file in sorted(pictures.rglob("*.jpg"))[:2]]
+    data = [file.read_bytes() for file in sorted(images.rglob("*.jpg"))[:2]]
     struct = pa.array([{"bytes": each, "path": "x"} for each in data])
     table = tmp_path / "t.parquet"
     pq.write_table(
-        pa.table({"image": pa.array([b"no picture"] * 2), "photo": struct, "other": struct}), table
+        pa.table({"image": pa.array([b"no image"] * 2), "photo": struct, "other": struct}), table
     )
     command = ("embed", table, "--model", model, "--out", tmp_path / "emb")
     said = run_featkit(*command)
@@ -592,12 +588,12 @@ def test_the_column_of_the_pictures_is_said_chosen_and_kept(
     assert "read from the column photo; --column can choose other or image instead." in " ".join(
         said.out.split()
     )
-    assert "2 of 2 pictures embedded" in said.out
+    assert "2 of 2 images embedded" in said.out
     assert json.loads((tmp_path / "emb" / "plan.json").read_text())["column"] == "photo"
     refused = run_featkit(*command, "--column", "other")
     assert refused.code == 2
     assert (
-        "was begun with pictures from the column photo, not other; go on with --column photo"
+        "was begun with images from the column photo, not other; go on with --column photo"
         in " ".join(refused.error.split())
     )
     assert run_featkit(*command, "--column", "photo").code == 0
@@ -615,12 +611,12 @@ def test_an_archive_that_was_mended_is_named_with_the_way_on(tmp_path: Path) -> 
     said = run_featkit(*command, tmp_path / "e")
     assert is_one_sentence(said)
     assert (
-        "t.tar could not be read then, and now its pictures can be. Embed it as it is now into"
+        "t.tar could not be read then, and now its images can be. Embed it as it is now into"
         " another --out" in said.error
     )
     assert run_featkit(*command, tmp_path / "e2").code == 0
     for folder, words in (
-        ("e", "1 picture added, 1 has no embedding"),
-        ("e2", "1 picture added, 1 was there"),
+        ("e", "1 image added, 1 has no embedding"),
+        ("e2", "1 image added, 1 was there"),
     ):
         assert words in run_featkit("index", tmp_path / folder, "--out", tmp_path / "i").out

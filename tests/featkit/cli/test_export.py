@@ -36,7 +36,7 @@ from featkit.modelfile import OUTPUTS, read_manifest
 from featkit.whitening import Whitening
 from featkit_export import precision
 from featkit_export.traced import Traced
-from featkit_export.verify import draw_pictures
+from featkit_export.verify import draw_images
 from featkit_train.networks.classifier import build_backbone
 from featkit_train.published.zoo import PUBLISHED
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
@@ -44,13 +44,13 @@ from tests.commands import is_one_sentence, run_featkit
 from tests.export import published as onnx_files
 from tests.export.backbones import CONFIGS as VITS
 from tests.export.backbones import geometry_for, make_run
-from tests.pictures import draw_folder, draw_picture
+from tests.images import draw_folder, draw_image
 from tests.processes import run_python
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.networks.networks import CONFIGS, drawn
 
-# One picture at the native 32×32; three at a smaller square, the position table's own size and a
+# One image at the native 32×32; three at a smaller square, the position table's own size and a
 # rectangle; eight smaller.
 CASES = ["1 × 32×32", "3 × 16×16", "3 × 48×48", "3 × 48×72", "8 × 16×16"]
 
@@ -79,7 +79,7 @@ def test_export_writes_one_file_prints_the_comparison_and_what_comes_next(folder
     lines = [line.rstrip() for line in (folder / "said.txt").read_text().splitlines()]
     assert lines[0] == "Compared with torch"
     assert re.split(r"\s{2,}", lines[1]) == [
-        "pictures",
+        "images",
         "output",
         "least cosine",
         "largest difference",
@@ -92,12 +92,12 @@ def test_export_writes_one_file_prints_the_comparison_and_what_comes_next(folder
     size = out.stat().st_size / 1e6
     assert lines[7:] == [
         (
-            f"{out}: mine, 48 numbers a picture, {size:.1f} MB, license CC0-1.0, fingerprint"
+            f"{out}: mine, 48 numbers an image, {size:.1f} MB, license CC0-1.0, fingerprint"
             f" {manifest.fingerprint[:12]}."
         ),
-        f"Next: featkit embed pictures/ --model {out} --out emb/",
+        f"Next: featkit embed images/ --model {out} --out emb/",
     ]
-    vectors = Embedder(out).embed([draw_picture(0), draw_picture(1)])
+    vectors = Embedder(out).embed([draw_image(0), draw_image(1)])
     assert vectors.shape == (2, 48)
     assert abs(float(vectors[0] @ vectors[1])) < 0.999
 
@@ -175,12 +175,12 @@ def test_every_flag_reaches_the_file_and_one_size_says_how_much_faster_it_is(
     cases = [re.split(r"\s{2,}", line)[:2] for line in said.out.splitlines()[2:11]]
     assert cases == [[f"{batch} × 40×56", output] for batch in (1, 3, 8) for output in OUTPUTS]
     assert re.search(
-        r"^One size only is \d+\.\d\d times as fast as every size, one picture a call\.$",
+        r"^One size only is \d+\.\d\d times as fast as every size, one image a call\.$",
         said.out,
         re.MULTILINE,
     )
     embedder = Embedder(out)
-    assert embedder.embed(draw_picture(0)).shape == (1, 10)
+    assert embedder.embed(draw_image(0)).shape == (1, 10)
     with refused("40×56"):
         embedder.infer(np.zeros((1, 32, 32, 3), np.uint8))
 
@@ -223,7 +223,7 @@ def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path:
         export(str(tmp_path / "run"), out=out, exit_=3, quiet=True)
     assert main(["export", str(tmp_path / "run"), "--out", str(out), "--exit", "1", "--quiet"]) == 0
     assert read_manifest(out).origin["exit"] == "1 of 2"
-    images = draw_pictures(3, height=32, width=32)
+    images = draw_images(3, height=32, width=32)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
     mean, std = (
         torch.tensor(value).view(1, 3, 1, 1) for value in (info.geometry.mean, info.geometry.std)
@@ -246,15 +246,15 @@ def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path:
     [
         ("none", "none is neither a published backbone (featkit export --list shows them)"),
         ("dinov2_vits", "near to it: dinov2_vits14"),
-        ("pictures", "pictures has neither backbone.safetensors nor config.json"),
+        ("images", "images has neither backbone.safetensors nor config.json"),
         ("pictures/a.jpg", "a.jpg does not say which model it is of"),
     ],
 )
 def test_what_is_no_model_ends_with_2_and_one_sentence(
     tmp_path: Path, name: str, words: str
 ) -> None:
-    (tmp_path / "pictures").mkdir()
-    draw_picture(0).save(tmp_path / "pictures" / "a.jpg")
+    (tmp_path / "images").mkdir()
+    draw_image(0).save(tmp_path / "images" / "a.jpg")
     said = run_featkit(
         "export",
         tmp_path / name if name != "dinov2_vits" else name,
@@ -426,7 +426,7 @@ def test_int8_goes_through_the_gate_and_its_figures_are_printed(
     ) -> dict[Run, float]:
         return {run: 30.0 if run.precision == "int8" else 12.0 for run in embedders}
 
-    monkeypatch.setattr(precision, "pictures_per_second", rates)
+    monkeypatch.setattr(precision, "images_per_second", rates)
     monkeypatch.setattr(precision, "offered_runs", lambda manifest: [reference_run(manifest)])
     monkeypatch.setattr(precision, "GATE_QUERIES", 12)
     photographs = draw_folder(tmp_path / "p", 6, height=120, width=160)
@@ -442,7 +442,7 @@ def test_int8_goes_through_the_gate_and_its_figures_are_printed(
     said = run_featkit(*arguments, "--out", tmp_path / "m8.onnx")
     assert (said.code, said.error) == (0, "")
     lines = [re.split(r"\s{2,}", line.strip()) for line in said.out.splitlines()]
-    assert ["pictures_per_s", "onnxruntime fp32 12.0, onnxruntime int8 30.0"] in lines
+    assert ["images_per_s", "onnxruntime fp32 12.0, onnxruntime int8 30.0"] in lines
     assert ["speedup", "2.5"] in lines
     assert ["kept_in_float", "none"] in lines
     said = run_featkit(*arguments, "--out", tmp_path / "again.onnx", "--json")
@@ -458,14 +458,14 @@ def test_int8_that_the_gate_refuses_ends_with_1_and_one_sentence(
 ) -> None:
     monkeypatch.setattr(
         precision,
-        "pictures_per_second",
+        "images_per_second",
         lambda embedders, _images, **_: dict.fromkeys(embedders, 7.0),
     )
     photographs, out = draw_folder(tmp_path / "p", 4), tmp_path / "out" / "m8.onnx"
     arguments = ("--precision", "int8", "--calibrate", photographs, "--out", out, "--quiet")
     said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
     assert (said.code, is_one_sentence(said)) == (1, True)
-    assert "int8 is not faster here: 7.0 pictures/s" in said.error
+    assert "int8 is not faster here: 7.0 images/s" in said.error
     assert list(out.parent.iterdir()) == []
 
 
@@ -478,12 +478,12 @@ def test_int8_that_the_gate_refuses_ends_with_1_and_one_sentence(
         "--precision fp32 --calibrate p",
     ],
 )
-def test_int8_and_its_pictures_go_together(folder: Path, tmp_path: Path, flags: str) -> None:
+def test_int8_and_its_images_go_together(folder: Path, tmp_path: Path, flags: str) -> None:
     said = run_featkit(
         "export", folder / "out" / "m.onnx", "--out", tmp_path / "m.onnx", *flags.split()
     )
     assert (said.code, is_one_sentence(said)) == (2, True)
-    assert "--precision int8 and --calibrate PICTURES go together" in said.error
+    assert "--precision int8 and --calibrate IMAGES go together" in said.error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -554,10 +554,10 @@ def test_the_list_is_printed_and_nothing_written_whatever_else_is_named(
 
 
 def test_figures_are_printed_for_people() -> None:
-    assert [shown(value) for value in (0.999912345, 3, "8 pictures")] == [
+    assert [shown(value) for value in (0.999912345, 3, "8 images")] == [
         "0.9999123",
         "3",
-        "8 pictures",
+        "8 images",
     ]
     assert [shown(value) for value in ([], ["a", "b"], {"x fp32": 1.5, "y": 2})] == [
         "none",
@@ -625,7 +625,7 @@ def test_a_published_folder_or_the_file_in_it_becomes_a_model_file_with_its_lice
             dataclasses.replace(onnx_files.GEOMETRY, rounding="down"),
             2 * onnx_files.WIDTH,
         )
-        assert Embedder(out).embed(draw_picture(0)).shape == (1, 2 * onnx_files.WIDTH)
+        assert Embedder(out).embed(draw_image(0)).shape == (1, 2 * onnx_files.WIDTH)
 
 
 def test_a_published_file_can_be_written_in_fp16_at_once(community: Path, tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ from tests.commands import is_one_sentence, run_featkit
 
 CPU = "'featkit[cpu]' (or 'featkit[gpu]')"
 NEEDS = [
-    (["embed", "pictures", "--out", "emb"], "onnxruntime", CPU),
+    (["embed", "images", "--out", "emb"], "onnxruntime", CPU),
     (["index", "emb", "--out", "photos.index"], "faiss", CPU),
     (["search", "photos.index", "query.jpg"], "faiss", CPU),
     (["search", "photos.index", "query.jpg"], "onnxruntime", CPU),
-    (["evaluate", "copies", "pictures"], "onnxruntime", CPU),
+    (["evaluate", "copies", "images"], "onnxruntime", CPU),
     (["evaluate", "knn", "train.tar", "test.tar"], "onnxruntime", CPU),
     (["evaluate", "linear", "train.tar", "test.tar"], "sklearn", "'featkit[evaluate]'"),
-    (["train", "dino", "pictures", "--out", "run"], "torch", "'featkit[train]'"),
-    (["verify", "m.onnx", "pictures"], "onnxruntime", CPU),
+    (["train", "dino", "images", "--out", "run"], "torch", "'featkit[train]'"),
+    (["verify", "m.onnx", "images"], "onnxruntime", CPU),
     (["bench"], "onnxruntime", CPU),
     (["demo"], "faiss", "'featkit[cpu,demo]' (or 'featkit[gpu,demo]')"),
     (["demo"], "onnxruntime", "'featkit[cpu,demo]' (or 'featkit[gpu,demo]')"),

@@ -1,4 +1,4 @@
-"""The commands `featkit index` and `featkit search`, from pictures to a table and a page."""
+"""The commands `featkit index` and `featkit search`, from images to a table and a page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from featkit.cli.app import main
 from featkit.embedder import Embedder
 from featkit.index import Index
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 
 COUNT = 6
 SCRIPT = "<script>alert('x')</script>&\"[red].jpg"
@@ -22,11 +22,11 @@ SCRIPT = "<script>alert('x')</script>&\"[red].jpg"
 
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `pictures` and their embeddings `emb`."""
+    """A folder with `images` and their embeddings `emb`."""
     folder = tmp_path_factory.mktemp("embedded")
-    draw_folder(folder / "pictures", COUNT)
+    draw_folder(folder / "images", COUNT)
     model = make_model_file(folder / "m.onnx")
-    arguments = ["embed", folder / "pictures", "--model", model, "--out", folder / "emb", "--quiet"]
+    arguments = ["embed", folder / "images", "--model", model, "--out", folder / "emb", "--quiet"]
     assert main([str(argument) for argument in arguments]) == 0
     return folder
 
@@ -48,7 +48,7 @@ def test_index_says_what_it_added_and_what_comes_next(
     command = ["index", str(embedded / "emb"), "--out", str(tmp_path / "i")]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"6 pictures added; {tmp_path}/i holds 6.",
+        f"6 images added; {tmp_path}/i holds 6.",
         f"Next: featkit search {tmp_path}/i query.jpg, or featkit demo {tmp_path}/i",
     ]
     assert main([*command, "--json"]) == 0
@@ -64,10 +64,10 @@ def test_index_says_what_it_added_and_what_comes_next(
     }
 
 
-def test_index_counts_one_picture_and_quotes_what_is_typed_next(
+def test_index_counts_one_image_and_quotes_what_is_typed_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (draw_folder(tmp_path / "p", 2) / "001.jpg").write_bytes(b"no picture")
+    (draw_folder(tmp_path / "p", 2) / "001.jpg").write_bytes(b"no image")
     model, out = make_model_file(tmp_path / "m.onnx"), tmp_path / "my photos"
     assert (
         main(["embed", str(tmp_path / "p"), "--model", str(model), "--out", str(out), "--quiet"])
@@ -78,8 +78,8 @@ def test_index_counts_one_picture_and_quotes_what_is_typed_next(
         == f"Next: featkit index '{out}' --out photos.index"
     )
     for words in (
-        "1 picture added, 1 has no embedding",
-        "0 pictures added, 1 was there, 1 has no embedding",
+        "1 image added, 1 has no embedding",
+        "0 images added, 1 was there, 1 has no embedding",
     ):
         assert main(["index", str(out), "--out", str(tmp_path / "i x")]) == 0
         assert capsys.readouterr().out.splitlines() == [
@@ -88,14 +88,14 @@ def test_index_counts_one_picture_and_quotes_what_is_typed_next(
         ]
 
 
-def test_index_says_which_pictures_it_kept_though_they_can_no_longer_be_read(
+def test_index_says_which_images_it_kept_though_they_can_no_longer_be_read(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = Path(shutil.copytree(embedded / "pictures", tmp_path / "pictures"))
+    images = Path(shutil.copytree(embedded / "images", tmp_path / "images"))
     emb, index = tmp_path / "emb", tmp_path / "i"
     embed = [
         "embed",
-        str(pictures),
+        str(images),
         "--model",
         str(embedded / "m.onnx"),
         "--out",
@@ -103,15 +103,15 @@ def test_index_says_which_pictures_it_kept_though_they_can_no_longer_be_read(
         "--quiet",
     ]
     assert main(embed) == main(["index", str(emb), "--out", str(index)]) == 0
-    (pictures / "003.jpg").write_text("no picture any more")
+    (images / "003.jpg").write_text("no image any more")
     assert main(embed) == 0
     capsys.readouterr()
     assert main(["index", str(emb), "--out", str(index)]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
-        f"0 pictures added, 5 were there, 1 has no embedding; {index} holds 6.",
+        f"0 images added, 5 were there, 1 has no embedding; {index} holds 6.",
         (
-            f"Kept as before: 1 picture in {index} whose file can no longer be read; Index.remove"
-            " takes such a picture out."
+            f"Kept as before: 1 image in {index} whose file can no longer be read; Index.remove"
+            " takes such an image out."
         ),
     ]
 
@@ -124,7 +124,7 @@ def test_index_says_when_the_embeddings_are_not_finished(
         main(
             [
                 "embed",
-                str(embedded / "pictures"),
+                str(embedded / "images"),
                 "--model",
                 str(embedded / "m.onnx"),
                 "--out",
@@ -139,7 +139,7 @@ def test_index_says_when_the_embeddings_are_not_finished(
     assert main(["index", str(emb), "--out", str(tmp_path / "i")]) == 0
     said = capsys.readouterr()
     assert "missing are 1 of 2 shards; finish it with `featkit embed`" in said.err
-    assert "2 pictures added" in said.out
+    assert "2 images added" in said.out
 
 
 def test_index_of_another_model_ends_with_2_and_one_sentence(
@@ -158,20 +158,20 @@ def test_search_of_an_empty_index_says_what_to_do(
 ) -> None:
     Index.create(tmp_path / "i", model=embedded / "m.onnx").close()
     assert (
-        main(["search", str(tmp_path / "i"), str(embedded / "pictures" / "004.jpg"), "--json"]) == 2
+        main(["search", str(tmp_path / "i"), str(embedded / "images" / "004.jpg"), "--json"]) == 2
     )
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"featkit: {tmp_path}/i is empty. Add pictures with `featkit embed")
+    assert said.err.startswith(f"featkit: {tmp_path}/i is empty. Add images with `featkit embed")
 
 
 def test_search_prints_the_nearest_first(
     index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["search", str(index), str(embedded / "pictures" / "004.jpg"), "-k", "3"]) == 0
+    assert main(["search", str(index), str(embedded / "images" / "004.jpg"), "-k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"Nearest to {embedded}/pictures/004.jpg"
-    assert lines[1].split() == ["score", "picture", "size"]
+    assert lines[0] == f"Nearest to {embedded}/images/004.jpg"
+    assert lines[1].split() == ["score", "image", "size"]
     assert lines[2].split() == ["1", "1.0000", "004.jpg", "80×60"]
     assert len(lines) == 2 + 3
 
@@ -179,7 +179,7 @@ def test_search_prints_the_nearest_first(
 def test_search_as_json_equals_the_library(
     index: Path, embedded: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    query = embedded / "pictures" / "002.jpg"
+    query = embedded / "images" / "002.jpg"
     assert main(["search", str(index), str(query), "--k", "2", "--json"]) == 0
     with Index.open(index) as opened:
         expected = [vars(hit) for hit in opened.search(query, k=2)]
@@ -191,7 +191,7 @@ def test_search_as_json_equals_the_library(
     [
         (["no.index", "q.jpg"], "no.index does not exist"),
         (["photos.index", "missing.jpg"], "missing.jpg does not exist"),
-        (["photos.index", "text.jpg"], "text.jpg is not a picture"),
+        (["photos.index", "text.jpg"], "text.jpg is not an image"),
         (["photos.index", "q.jpg", "-k", "0"], "k is 0; it must be at least 1"),
     ],
 )
@@ -205,7 +205,7 @@ def test_search_of_what_cannot_be_searched_ends_with_2_and_one_sentence(
 ) -> None:
     assert index.parent == tmp_path
     (tmp_path / "text.jpg").write_text("text")
-    draw_picture(0).save(tmp_path / "q.jpg")
+    draw_image(0).save(tmp_path / "q.jpg")
     monkeypatch.chdir(tmp_path)
     assert main(["search", *arguments]) == 2
     said = capsys.readouterr()
@@ -213,7 +213,7 @@ def test_search_of_what_cannot_be_searched_ends_with_2_and_one_sentence(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
-def test_the_page_holds_its_pictures_and_nothing_from_elsewhere(
+def test_the_page_holds_its_images_and_nothing_from_elsewhere(
     index: Path,
     embedded: Path,
     tmp_path: Path,
@@ -228,7 +228,7 @@ def test_the_page_holds_its_pictures_and_nothing_from_elsewhere(
 
     monkeypatch.setattr(webbrowser, "open", note)
     page = tmp_path / "page.html"
-    query = str(embedded / "pictures" / "001.jpg")
+    query = str(embedded / "images" / "001.jpg")
     assert main(["search", str(index), query, "-k", "4", "--page", str(page)]) == 0
     assert opened == []
     assert f"Page: {page}" in capsys.readouterr().out
@@ -250,17 +250,17 @@ def test_open_without_a_place_writes_where_only_the_user_can_read(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(webbrowser, "open", lambda _address: False)
-    assert main(["search", str(index), str(embedded / "pictures" / "001.jpg"), "--open"]) == 0
+    assert main(["search", str(index), str(embedded / "images" / "001.jpg"), "--open"]) == 0
     (page,) = tmp_path.glob("featkit-search-*/results.html")
     assert page.parent.stat().st_mode & 0o777 == 0o700
     assert f"no browser was found; open {page} in one" in capsys.readouterr().err
 
 
-def test_names_of_pictures_are_only_text_on_the_page_and_in_the_table(
+def test_names_of_images_are_only_text_on_the_page_and_in_the_table(
     embedded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     query = tmp_path / "q<b>.jpg"
-    draw_picture(7).save(query)
+    draw_image(7).save(query)
     model = embedded / "m.onnx"
     with Index.create(tmp_path / "i", model=model) as index:
         vectors = Embedder(model).embed([query, query])
@@ -286,7 +286,7 @@ def test_the_result_is_json_whatever_numbers_the_metadata_has(
     def fail(constant: str) -> None:
         raise AssertionError(constant)
 
-    image = draw_picture(3)
+    image = draw_image(3)
     with Index.open(index, writable=True) as opened:
         opened.add(
             ["odd"],

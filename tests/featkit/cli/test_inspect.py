@@ -18,12 +18,12 @@ from tests.commands import is_one_sentence, run_featkit
 
 
 @pytest.fixture
-def made(tmp_path: Path, model: Path, pictures: Path) -> Path:
+def made(tmp_path: Path, model: Path, images: Path) -> Path:
     """A folder with `m.onnx`, `emb` (three shards), `photos.index` and `run`."""
     shutil.copyfile(model, tmp_path / "m.onnx")
     assert (
         run_featkit(
-            "embed", pictures, "--model", model, "--out", tmp_path / "emb", "--shard-size", 2
+            "embed", images, "--model", model, "--out", tmp_path / "emb", "--shard-size", 2
         ).code
         == 0
     )
@@ -111,13 +111,11 @@ def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(m
     assert f"# needs {sealed.external.file!r} beside it" in said.out
 
 
-def test_an_embeddings_folder_shows_its_plan_and_what_is_missing(
-    made: Path, pictures: Path
-) -> None:
+def test_an_embeddings_folder_shows_its_plan_and_what_is_missing(made: Path, images: Path) -> None:
     found = facts(made / "emb")
     assert (found["kind"], found["source"], found["num_items"]) == (
         "embeddings folder",
-        str(pictures),
+        str(images),
         6,
     )
     assert (found["shard_size"], found["shards"], found["missing_shards"]) == (2, 3, 0)

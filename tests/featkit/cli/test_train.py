@@ -23,7 +23,7 @@ from featkit_train.config import with_settings
 from featkit_train.weights import load_backbone
 from tests.commands import end, run_featkit, start_featkit, wait_until
 from tests.featkit.sources.files import write_tar
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.train.small import SMALL
 
 STEPS = 3
@@ -31,9 +31,9 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pictures` and a recipe `small.yaml`."""
+    """`images` and a recipe `small.yaml`."""
     folder = tmp_path_factory.mktemp("train")
-    draw_folder(folder / "pictures", 24)
+    draw_folder(folder / "images", 24)
     recipe = with_settings(SMALL, [f"run.steps={STEPS}", "run.batch_size=4"])
     (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
     return folder
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(folder: Path, out: Path, *more: str) -> list[str]:
     """A run of a second."""
     recipe = [] if "--recipe" in more else ["--recipe", str(folder / "small.yaml")]
-    return ["train", "dino", str(folder / "pictures"), "--out", str(out), *recipe, *more]
+    return ["train", "dino", str(folder / "images"), "--out", str(out), *recipe, *more]
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_flags_override_the_recipe_and_the_run_keeps_all_it_used(
     ) == (0.8, 12)
     assert record["config"]["model"]["width"] == SMALL["model"]["width"]  # type: ignore[index]
     assert record["config"]["optim"]["clip_grad"] == 3.0  # by default
-    assert record["data"]["names"] == str(folder / "pictures")
+    assert record["data"]["names"] == str(folder / "images")
 
 
 def test_metrics_hold_speed_waiting_loss_entropy_and_copy_recall(run: Path) -> None:
@@ -124,14 +124,12 @@ def test_a_run_says_what_it_does_and_what_comes_next(
         == 0
     )
     said = capsys.readouterr()
-    words = (
-        "mine: dino, ViT of width 24, depth 2, patch 8 on 24 pictures at 32×32, 3 steps of 4, to "
-    )
+    words = "mine: dino, ViT of width 24, depth 2, patch 8 on 24 images at 32×32, 3 steps of 4, to "
     assert said.err.startswith(words)
     lines = said.err.splitlines()
     # after steps 2 and 3
     assert sum("loss " in line and "images_per_s " in line for line in lines) == 2
-    assert sum("copy recall@1 on held-out pictures" in line for line in lines) == 2
+    assert sum("copy recall@1 on held-out images" in line for line in lines) == 2
     results = said.out.splitlines()
     assert results[0].strip() == "Training finished"
     # a long path is folded
@@ -168,47 +166,47 @@ def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
     assert losses[0] == losses[1]
 
 
-def test_a_run_inside_its_pictures_is_resumed_and_not_learned_from(
+def test_a_run_inside_its_images_is_resumed_and_not_learned_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    shutil.copytree(folder / "images", tmp_path / "images")
     shutil.copy(folder / "small.yaml", tmp_path)
-    (tmp_path / "pictures" / "notes.txt").touch()
-    out = tmp_path / "pictures" / "run"
+    (tmp_path / "images" / "notes.txt").touch()
+    out = tmp_path / "images" / "run"
     assert main(command(tmp_path, out, "--exclude", "003.jpg")) == 0
-    assert "23 pictures" in (error := capsys.readouterr().err)
+    assert "23 images" in (error := capsys.readouterr().err)
     assert "Passed over: 1 .txt, 1 excluded file.\n" in error
-    assert any(out.rglob("*.png")) or any(out.rglob("*.jpg")), "snapshots, which would be pictures"
+    assert any(out.rglob("*.png")) or any(out.rglob("*.jpg")), "snapshots, which would be images"
     assert main(command(tmp_path, out, "--exclude", "003.jpg", "--resume")) == 0
     capsys.readouterr()
-    assert main(command(tmp_path, tmp_path / "pictures" / "run2")) == 0
-    assert "24 pictures" in (error := capsys.readouterr().err)
+    assert main(command(tmp_path, tmp_path / "images" / "run2")) == 0
+    assert "24 images" in (error := capsys.readouterr().err)
     assert "Passed over: 1 .txt, 1 featkit folder.\n" in error
 
 
-def test_a_run_among_its_pictures_is_refused(
+def test_a_run_among_its_images_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    shutil.copytree(folder / "images", tmp_path / "images")
     shutil.copy(folder / "small.yaml", tmp_path)
-    assert main(command(tmp_path, tmp_path / "pictures")) == 2
-    out = tmp_path / "pictures"
+    assert main(command(tmp_path, tmp_path / "images")) == 2
+    out = tmp_path / "images"
     assert (
         capsys.readouterr().err
-        == f"featkit: --out {out} is the folder of pictures itself. Name a folder in it, such as"
+        == f"featkit: --out {out} is the folder of images itself. Name a folder in it, such as"
         f" {out}/run.\n"
     )
 
 
-def test_pictures_that_cannot_be_read_are_counted_and_the_others_learned_from(
+def test_images_that_cannot_be_read_are_counted_and_the_others_learned_from(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(folder / "pictures", tmp_path / "pictures")
+    shutil.copytree(folder / "images", tmp_path / "images")
     shutil.copy(folder / "small.yaml", tmp_path)
-    (tmp_path / "pictures" / "003.jpg").unlink()
-    (tmp_path / "pictures" / "003.jpg").symlink_to("gone.jpg")
+    (tmp_path / "images" / "003.jpg").unlink()
+    (tmp_path / "images" / "003.jpg").symlink_to("gone.jpg")
     assert main(command(tmp_path, tmp_path / "run", "--steps", "8")) == 0
-    assert "failed reads of pictures" in capsys.readouterr().out
+    assert "failed reads of images" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(
@@ -248,12 +246,12 @@ def read_text(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
-def test_held_out_pictures_are_measured_and_all_others_trained_on(
+def test_held_out_images_are_measured_and_all_others_trained_on(
     folder: Path, tmp_path: Path
 ) -> None:
     held_out = draw_folder(tmp_path / "held out", 3, height=64, width=48)
     out = tmp_path / "run"
-    # All 24 pictures are a batch, which a tenth held out of them would not leave.
+    # All 24 images are a batch, which a tenth held out of them would not leave.
     assert (
         main(
             command(
@@ -344,7 +342,7 @@ def test_each_method_is_a_command_that_trains_by_it(
     words = [
         "train",
         method,
-        str(folder / "pictures"),
+        str(folder / "images"),
         "--out",
         str(tmp_path / "run"),
         "--recipe",
@@ -358,7 +356,7 @@ def test_each_method_is_a_command_that_trains_by_it(
 def test_a_teacher_is_distilled_and_a_run_adapted_by_name(
     folder: Path, run: Path, tmp_path: Path
 ) -> None:
-    data = str(folder / "pictures")
+    data = str(folder / "images")
     recipe = ["--recipe", str(folder / "small.yaml"), "--quiet", "--set", "pretrained.head_steps=1"]
     assert (
         main(
@@ -502,7 +500,7 @@ def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
     assert script.startswith("#!/")
     assert "#SBATCH --nodes=2" in script
     assert "--nproc-per-node" in script
-    assert f"train dino {folder}/pictures" in script
+    assert f"train dino {folder}/images" in script
     assert "--slurm" not in script
     assert not (tmp_path / "run").exists()
 
@@ -510,7 +508,7 @@ def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
 def test_damaged_shards_among_several_are_counted_as_unreadable(
     folder: Path, tmp_path: Path
 ) -> None:
-    files = sorted((folder / "pictures").iterdir())
+    files = sorted((folder / "images").iterdir())
     shards = tmp_path / "shards"
     shards.mkdir()
     write_tar(shards / "0.tar", [(file.name, file.read_bytes()) for file in files[:12]])
@@ -520,35 +518,33 @@ def test_damaged_shards_among_several_are_counted_as_unreadable(
     said = run_featkit(
         *train_on(folder, tmp_path, shards),
         "--held-out",
-        folder / "pictures",
+        folder / "images",
         "--set",
         "run.steps=7",
     )
     assert said.code == 0
-    assert "on 26 pictures at" in said.error
+    assert "on 26 images at" in said.error
     failed = [
-        line.rstrip()
-        for line in said.out.splitlines()
-        if line.startswith("failed reads of pictures")
+        line.rstrip() for line in said.out.splitlines() if line.startswith("failed reads of images")
     ]
-    assert failed == [f"failed reads of pictures  {metrics(tmp_path / 'run')[-2]['unreadable']}"]
+    assert failed == [f"failed reads of images  {metrics(tmp_path / 'run')[-2]['unreadable']}"]
     assert metrics(tmp_path / "run")[-2]["unreadable"] >= 2  # 28 reads ask for each of the 26 items
 
 
 def test_a_column_is_chosen_among_those_of_one_source_of_several(
     folder: Path, tmp_path: Path
 ) -> None:
-    pictures = [file.read_bytes() for file in sorted((folder / "pictures").iterdir())]
-    table = pa.table({"image": pa.array([b"no picture"] * 24), "photo": pa.array(pictures)})
+    images = [file.read_bytes() for file in sorted((folder / "images").iterdir())]
+    table = pa.table({"image": pa.array([b"no image"] * 24), "photo": pa.array(images)})
     pq.write_table(table, tmp_path / "t.parquet")
     said = run_featkit(*train_on(folder, tmp_path / "no", tmp_path / "t.parquet"), "--quiet")
     assert (said.code, said.out) == (2, "")
-    assert "None of the 22 pictures of " in said.error
+    assert "None of the 22 images of " in said.error
     assert "The first: t.parquet/" in said.error
-    both = train_on(folder, tmp_path, tmp_path / "t.parquet", folder / "pictures")
+    both = train_on(folder, tmp_path, tmp_path / "t.parquet", folder / "images")
     assert run_featkit(*both, "--column", "photo").code == 0
     assert all(line.get("unreadable", 0) == 0 for line in metrics(tmp_path / "run"))
-    said = run_featkit(*train_on(folder, tmp_path, folder / "pictures"), "--column", "photo")
+    said = run_featkit(*train_on(folder, tmp_path, folder / "images"), "--column", "photo")
     assert "--column photo chooses a column of Parquet files and data sets" in said.error
 
 

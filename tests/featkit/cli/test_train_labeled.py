@@ -1,4 +1,4 @@
-"""The commands of the methods with labels: from pictures to a table, a file and a search, and what
+"""The commands of the methods with labels: from images to a table, a file and a search, and what
 is refused."""
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pictures` of two kinds, `others` of the same, `held out`, and a recipe `small.yaml`."""
+    """`images` of two kinds, `others` of the same, `held out`, and a recipe `small.yaml`."""
     folder = tmp_path_factory.mktemp("labeled")
-    draw_kinds(folder / "pictures", 16)
+    draw_kinds(folder / "images", 16)
     draw_kinds(folder / "others", 12, first=100)
     draw_kinds(folder / "held out", HELD_OUT, first=200)
     (folder / "small.yaml").write_text(yaml.safe_dump(LABELED))
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(method: str, folder: Path, out: Path, *more: str) -> list[str]:
     """A course of a second or two; of a flag of `more`, its value."""
-    labeled, others = str(folder / "pictures"), str(folder / "others")
+    labeled, others = str(folder / "images"), str(folder / "others")
     data = ["--labeled", labeled, "--unlabeled", others] if method == "self-training" else [labeled]
     flags = {
         "born-again": {"--generations": "2", "--patience": "9"},
@@ -87,7 +87,7 @@ def test_each_method_trains_and_tables_what_it_trained(
     standing = read_standing(run)
     assert [row.name for row in standing.rows] == NAMES[method]
     lines = said.out.splitlines()
-    assert lines[0].strip() == f"On {2 * HELD_OUT} held-out pictures"
+    assert lines[0].strip() == f"On {2 * HELD_OUT} held-out images"
     assert max(map(len, lines)) <= 80 or str(run) in max(lines, key=len)
     for row in standing.rows:
         words = (
@@ -107,27 +107,27 @@ def test_a_course_says_what_it_does_training_by_training(
     runs: dict[str, tuple[Path, Said]],
 ) -> None:
     begun = {method: said.error.splitlines() for method, (_, said) in runs.items()}
-    what = "timm:resnet18 on 32 pictures at 32×32"
+    what = "timm:resnet18 on 32 images at 32×32"
     assert begun["born-again"][0].startswith(
         f"small: born-again, {what}, at most 3 generations of 4 steps of 8, to "
     )
     assert begun["internal"][0].startswith(f"small: internal, {what}, 4 steps of 8, to ")
     of_both = (
-        "small: self-training, timm:resnet18 on 32 pictures with labels and 24 without at 32×32, at"
+        "small: self-training, timm:resnet18 on 32 images with labels and 24 without at 32×32, at"
         " most 2 rounds of 4 "
     )
     assert begun["self-training"][0].startswith(of_both)
     assert [
         line for line in begun["born-again"] if re.fullmatch(r"generation-\d: 4 steps", line)
     ] == [f"generation-{number}: 4 steps" for number in range(3)]
-    assert "featkit: round-1: its teacher labels 24 pictures." in begun["self-training"]
+    assert "featkit: round-1: its teacher labels 24 images." in begun["self-training"]
     measured = [
         line
         for line in begun["born-again"]
-        if "held-out pictures" in line and line.startswith("step")
+        if "held-out images" in line and line.startswith("step")
     ]
     assert re.fullmatch(
-        r"step      4  accuracy on held-out pictures [\d.]+  copy recall@1 [\d.]+  kNN accuracy"
+        r"step      4  accuracy on held-out images [\d.]+  copy recall@1 [\d.]+  kNN accuracy"
         r" [\d.]+",
         measured[1],
     )
@@ -199,16 +199,16 @@ def test_a_run_is_exported_embedded_indexed_searched_and_evaluated(
     method: str, runs: dict[str, tuple[Path, Said]], folder: Path, tmp_path: Path
 ) -> None:
     run, _ = runs[method]
-    model, pictures, index = tmp_path / "m.onnx", folder / "pictures", tmp_path / "photos.index"
+    model, images, index = tmp_path / "m.onnx", folder / "images", tmp_path / "photos.index"
     assert run_featkit("export", run, "--out", model, "--quiet").code == 0
     manifest = read_manifest(model)
     assert (manifest.name, manifest.family, manifest.width) == ("small", method, 12)
     assert (
-        run_featkit("embed", pictures, "--model", model, "--out", tmp_path / "emb", "--quiet").code
+        run_featkit("embed", images, "--model", model, "--out", tmp_path / "emb", "--quiet").code
         == 0
     )
     assert run_featkit("index", tmp_path / "emb", "--out", index, "--quiet").code == 0
-    hits = json.loads(run_featkit("search", index, pictures / "red" / "003.png", "--json").out)
+    hits = json.loads(run_featkit("search", index, images / "red" / "003.png", "--json").out)
     assert hits[0]["key"] == "red/003.png"
     said = run_featkit("evaluate", "copies", folder / "held out", "--model", model, "--json")
     assert said.code == 0, said.error
@@ -329,8 +329,8 @@ def test_what_cannot_be_trained_ends_with_one_sentence_and_leaves_no_run(
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_pictures_without_labels_are_refused_with_what_to_do(folder: Path, tmp_path: Path) -> None:
-    for name in ("pictures/red", "pictures"):
+def test_images_without_labels_are_refused_with_what_to_do(folder: Path, tmp_path: Path) -> None:
+    for name in ("pictures/red", "images"):
         words = [
             "train",
             "born-again",
@@ -349,8 +349,8 @@ def test_pictures_without_labels_are_refused_with_what_to_do(folder: Path, tmp_p
         assert not (tmp_path / "run").exists()
 
 
-def test_pictures_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(folder / "pictures" / "red", tmp_path / "one" / "red")
+def test_images_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "images" / "red", tmp_path / "one" / "red")
     said = run_featkit(
         "train",
         "born-again",
@@ -366,7 +366,7 @@ def test_pictures_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
     assert "there is nothing to tell apart" in said.error
 
 
-def test_unlabeled_pictures_that_are_held_out_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_unlabeled_images_that_are_held_out_are_refused(folder: Path, tmp_path: Path) -> None:
     said = run_featkit(
         *command(
             "self-training",
@@ -379,17 +379,17 @@ def test_unlabeled_pictures_that_are_held_out_are_refused(folder: Path, tmp_path
     )
     assert said.code == 2
     assert is_one_sentence(said)
-    assert "is held out, and among the unlabeled pictures as well" in said.error
+    assert "is held out, and among the unlabeled images as well" in said.error
 
 
 @pytest.mark.parametrize("flag", ["--labeled", "--unlabeled"])
-def test_self_training_needs_pictures_of_both_kinds(
+def test_self_training_needs_images_of_both_kinds(
     flag: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     other = {"--labeled": "--unlabeled", "--unlabeled": "--labeled"}[flag]
     said = run_featkit(
-        "train", "self-training", other, folder / "pictures", "--out", tmp_path / "run"
+        "train", "self-training", other, folder / "images", "--out", tmp_path / "run"
     )
     assert (said.code, said.out) == (2, "")
     assert f"parameter {flag} requires an argument" in said.error
@@ -425,7 +425,7 @@ def test_train_alone_says_what_to_do() -> None:
     said = run_featkit("train")
     assert said.code == 2
     assert is_one_sentence(said)
-    assert "featkit train dino pictures/ --out run/" in said.error
+    assert "featkit train dino images/ --out run/" in said.error
     assert "--list" in said.error
 
 

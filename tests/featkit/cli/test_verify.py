@@ -26,14 +26,14 @@ def index(model: Path, tmp_path: Path) -> Path:
 
 
 @needs_openvino
-def test_verify_prints_figures_and_that_they_agree(model: Path, pictures: Path) -> None:
-    said = run_featkit("verify", model, pictures, *FP32)
+def test_verify_prints_figures_and_that_they_agree(model: Path, images: Path) -> None:
+    said = run_featkit("verify", model, images, *FP32)
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
-    assert lines[0] == "openvino fp32 beside onnxruntime fp32 on 6 pictures"
+    assert lines[0] == "openvino fp32 beside onnxruntime fp32 on 6 images"
     assert lines[-1].startswith("They agree: the least cosine is 1.000000, 0.9995 is needed.")
-    figures = json.loads(run_featkit("verify", model, pictures, *FP32, "--json").out)
-    assert (figures["run"], figures["reference"], figures["num_pictures"]) == (
+    figures = json.loads(run_featkit("verify", model, images, *FP32, "--json").out)
+    assert (figures["run"], figures["reference"], figures["num_images"]) == (
         "openvino fp32",
         "onnxruntime fp32",
         6,
@@ -51,10 +51,10 @@ def test_verify_prints_figures_and_that_they_agree(model: Path, pictures: Path) 
 
 @needs_bf16
 def test_verify_of_an_index_keeps_the_proof_in_it(
-    index: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    index: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agreement, "LEAST_COSINE", 0.9)
-    said = run_featkit("verify", index, pictures, *BF16, "--json")
+    said = run_featkit("verify", index, images, *BF16, "--json")
     assert (said.code, said.error) == (0, "")
     figures = json.loads(said.out)
     assert figures["kept"] is True
@@ -62,9 +62,9 @@ def test_verify_of_an_index_keeps_the_proof_in_it(
         (proof,) = opened.proofs
         assert opened.accepts(OPENVINO_BF16)
     assert proof.run == OPENVINO_BF16
-    for name in ("num_pictures", "least_cosine", "mean_cosine", "recall_lost"):
+    for name in ("num_images", "least_cosine", "mean_cosine", "recall_lost"):
         assert getattr(proof, name) == figures[name]
-    text = run_featkit("verify", index, pictures, *BF16).out
+    text = run_featkit("verify", index, images, *BF16).out
     assert text.endswith(
         f"{index} may now be searched and added to by openvino bf16 as well as by onnxruntime"
         " fp32.\n"
@@ -73,51 +73,47 @@ def test_verify_of_an_index_keeps_the_proof_in_it(
 
 @needs_bf16
 def test_what_does_not_agree_ends_with_1_and_its_figures_and_an_older_proof_is_dropped(
-    index: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    index: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agreement, "LEAST_COSINE", 0.9)
-    assert run_featkit("verify", index, pictures, *BF16).code == 0
+    assert run_featkit("verify", index, images, *BF16).code == 0
     monkeypatch.setattr(agreement, "LEAST_COSINE", 1.1)
-    said = run_featkit("verify", index, pictures, *BF16)
+    said = run_featkit("verify", index, images, *BF16)
     assert (said.code, said.error) == (1, "")
     assert "They do not agree: the least cosine is 0.99" in said.out
     with Index.open(index) as opened:
         assert opened.proofs == []
-    figures = json.loads(run_featkit("verify", index, pictures, *BF16, "--json").out)
+    figures = json.loads(run_featkit("verify", index, images, *BF16, "--json").out)
     assert (figures["holds"], figures["kept"]) == (False, False)
 
 
 @needs_openvino
-def test_verify_of_some_pictures_is_of_so_many_and_names_what_it_left_out(
-    model: Path, pictures: Path, tmp_path: Path
+def test_verify_of_some_images_is_of_so_many_and_names_what_it_left_out(
+    model: Path, images: Path, tmp_path: Path
 ) -> None:
-    for number, file in enumerate(sorted(pictures.iterdir())):
-        (tmp_path / f"{number}.jpg").write_bytes(
-            file.read_bytes() if number != 3 else b"no picture"
-        )
+    for number, file in enumerate(sorted(images.iterdir())):
+        (tmp_path / f"{number}.jpg").write_bytes(file.read_bytes() if number != 3 else b"no image")
     figures = json.loads(
         run_featkit("verify", model, tmp_path, *FP32, "--limit", "3", "--json").out
     )
-    assert (figures["num_pictures"], figures["failures"]) == (3, [])
+    assert (figures["num_images"], figures["failures"]) == (3, [])
     said = run_featkit("verify", model, tmp_path, *FP32)
-    assert "on 5 pictures" in said.out
-    assert "3.jpg is not a picture in a format that can be read." in said.out
+    assert "on 5 images" in said.out
+    assert "3.jpg is not an image in a format that can be read." in said.out
 
 
-def test_what_cannot_be_compared_is_one_sentence(
-    model: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_compared_is_one_sentence(model: Path, images: Path, tmp_path: Path) -> None:
     for arguments, code, words in (
-        ((model, pictures, "--limit", "1"), 2, "--limit is 1; it has to be 2 or more."),
+        ((model, images, "--limit", "1"), 2, "--limit is 1; it has to be 2 or more."),
         ((model, tmp_path / "none"), 2, "none does not exist"),
-        ((tmp_path / "none.onnx", pictures), 2, "none.onnx does not exist"),
+        ((tmp_path / "none.onnx", images), 2, "none.onnx does not exist"),
         (
-            (model, pictures, "--backend", "onnxruntime"),
+            (model, images, "--backend", "onnxruntime"),
             2,
             "onnxruntime computes test-0 in fp32, not in bf16",
         ),
         (
-            (model, pictures, "--backend", "tensorrt", "--precision", "fp32"),
+            (model, images, "--backend", "tensorrt", "--precision", "fp32"),
             3,
             "TensorRT does not work here",
         ),
@@ -129,8 +125,8 @@ def test_what_cannot_be_compared_is_one_sentence(
 
 
 @needs_openvino
-def test_fp32_needs_no_proof_but_may_have_one(index: Path, pictures: Path) -> None:
-    assert run_featkit("verify", index, pictures, *FP32).code == 0
+def test_fp32_needs_no_proof_but_may_have_one(index: Path, images: Path) -> None:
+    assert run_featkit("verify", index, images, *FP32).code == 0
     with Index.open(index) as opened:
         assert [proof.run for proof in opened.proofs] == [OPENVINO_FP32]
         assert not opened.accepts(OPENVINO_BF16)

@@ -16,19 +16,19 @@ from featkit.modelfile import read_manifest
 from featkit.whitening import Whitening, fit_whitening
 from tests.commands import is_one_sentence, run_featkit
 from tests.export.backbones import CONFIGS, make_run
-from tests.pictures import draw_folder, draw_picture
+from tests.images import draw_folder, draw_image
 
-NUM_PICTURES, DIM = 40, 8
+NUM_IMAGES, DIM = 40, 8
 CONFIG = dataclasses.replace(CONFIGS["dino"], depth=1)  # a graph that is soon traced
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, its model file `m.onnx`, `emb` of 40 pictures and one that is none, and `w.npz` fitted
+    """A run, its model file `m.onnx`, `emb` of 40 images and one that is none, and `w.npz` fitted
     to it by the command."""
     folder = tmp_path_factory.mktemp("whiten")
-    draw_folder(folder / "p", NUM_PICTURES)
-    (folder / "p" / "010-broken.jpg").write_text("no picture")
+    draw_folder(folder / "p", NUM_IMAGES)
+    (folder / "p" / "010-broken.jpg").write_text("no image")
     make_run(folder / "run", config=CONFIG)
     for command in (
         ("export", folder / "run", "--out", folder / "m.onnx", "--quiet"),
@@ -60,7 +60,7 @@ def whitened(folder: Path) -> Path:
 
 def test_the_statistics_are_those_of_the_vectors_that_are_there(folder: Path) -> None:
     keys, vectors = Embeddings.open(folder / "emb").read()
-    assert vectors.shape == (NUM_PICTURES, 48)
+    assert vectors.shape == (NUM_IMAGES, 48)
     assert "010-broken.jpg" not in keys
     manifest = read_manifest(folder / "m.onnx")
     expected, found = (
@@ -69,7 +69,7 @@ def test_the_statistics_are_those_of_the_vectors_that_are_there(folder: Path) ->
     )
     np.testing.assert_allclose(found.mean, expected.mean, atol=1e-7)
     np.testing.assert_allclose(found.components, expected.components, rtol=1e-4, atol=1e-4)
-    assert (found.num_vectors, found.model) == (NUM_PICTURES, expected.model)
+    assert (found.num_vectors, found.model) == (NUM_IMAGES, expected.model)
 
 
 def test_the_command_says_what_it_fitted_and_what_comes_next(folder: Path) -> None:
@@ -94,15 +94,15 @@ def test_json_holds_the_figures_and_the_file_is_the_same(folder: Path, tmp_path:
     assert json.loads(said.out) == {
         "out": str(tmp_path / "w.npz"),
         "dim": DIM,
-        "num_vectors": NUM_PICTURES,
+        "num_vectors": NUM_IMAGES,
         "explained": explained,
     }
     assert (tmp_path / "w.npz").read_bytes() == (folder / "w.npz").read_bytes()
 
 
 def test_the_exported_graph_whitens_as_the_statistics_do(folder: Path, whitened: Path) -> None:
-    pictures = [draw_picture(seed) for seed in (3, 500, 501)]
-    plain, white = (Embedder(path).embed(pictures) for path in (folder / "m.onnx", whitened))
+    images = [draw_image(seed) for seed in (3, 500, 501)]
+    plain, white = (Embedder(path).embed(images) for path in (folder / "m.onnx", whitened))
     expected = Whitening.load(folder / "w.npz").apply(plain)
     assert white.shape == (3, DIM)
     np.testing.assert_allclose(white, expected, atol=2e-5)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from tests.featkit.sources.files import write_tar
-from tests.picture_files import encoded
+from tests.image_files import encoded
 
 COLORS = {0: (220, 40, 40), 1: (40, 200, 60), 2: (50, 60, 220)}
 KINDS = {0: "red", 1: "green", 2: "blue"}
@@ -38,11 +38,11 @@ def write_kinds_tar(path: Path, kinds: list[int], *, seed: int = 0) -> Path:
 
 def write_kinds_parquet(path: Path, kinds: list[int | None], *, seed: int = 100) -> Path:
     """Hugging Face's layout: `image` and `label`, a number or nothing."""
-    pictures = [
+    images = [
         {"bytes": encoded(draw_square(kind or 0, seed=seed + number)), "path": None}
         for number, kind in enumerate(kinds)
     ]
-    pq.write_table(pa.table({"image": pictures, "label": pa.array(kinds, pa.int64())}), path)
+    pq.write_table(pa.table({"image": images, "label": pa.array(kinds, pa.int64())}), path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""Engines compared on pictures: figures as a plain loop gives them, for runs that agree and for one
+"""Engines compared on images: figures as a plain loop gives them, for runs that agree and for one
 that does not."""
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ import pytest
 
 from featkit.embedder import Embedder
 from featkit.evaluate.agreement import LEAST_COSINE, NUM_EDITS, compare_runs, thinned
-from featkit.evaluate.edits import apply_edits, draw_compound, working_picture
-from featkit.evaluate.embedding import PICTURES_A_BLOCK
+from featkit.evaluate.edits import apply_edits, draw_compound, working_image
+from featkit.evaluate.embedding import IMAGES_A_BLOCK
 from featkit.images import decode
 from featkit.sources import open_source, subset
 from tests.featkit.backends.engines import OPENVINO_BF16, needs_bf16, needs_openvino
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder
 from tests.sentences import refused
 
-COUNT = PICTURES_A_BLOCK + 3
+COUNT = IMAGES_A_BLOCK + 3
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pictures`, COUNT of them and one that cannot be read, and a model file `m.onnx`."""
+    """`images`, COUNT of them and one that cannot be read, and a model file `m.onnx`."""
     folder = tmp_path_factory.mktemp("agreement")
-    (draw_folder(folder / "pictures", COUNT) / "bad.jpg").write_bytes(b"no picture")
+    (draw_folder(folder / "images", COUNT) / "bad.jpg").write_bytes(b"no image")
     make_model_file(folder / "m.onnx")
     return folder
 
@@ -40,16 +40,16 @@ def reference(folder: Path) -> Embedder:
 def test_a_run_agrees_with_itself(folder: Path, reference: Embedder) -> None:
     seen: list[tuple[int, int]] = []
     (found,), failures = compare_runs(
-        open_source(folder / "pictures"),
+        open_source(folder / "images"),
         reference,
         [reference],
         on_progress=lambda done, failed: seen.append((done, failed)),
     )
-    assert (found.run, found.num_pictures, found.holds) == (reference.run, COUNT, True)
+    assert (found.run, found.num_images, found.holds) == (reference.run, COUNT, True)
     assert found.least_cosine == pytest.approx(1, abs=1e-6)
     assert (found.neighbors_changed, found.recall_lost) == (0, 0)
-    assert failures == [("bad.jpg", "bad.jpg is not a picture in a format that can be read.")]
-    assert seen[0] == (PICTURES_A_BLOCK, 0)
+    assert failures == [("bad.jpg", "bad.jpg is not an image in a format that can be read.")]
+    assert seen[0] == (IMAGES_A_BLOCK, 0)
     assert seen[-1] == (COUNT + 1, 1)
 
 
@@ -58,7 +58,7 @@ def test_figures_are_those_of_plain_loops(
 ) -> None:
     # far from the reference, so all figures move
     other = Embedder(make_model_file(tmp_path / "other.onnx", seed=1), threads=1)
-    source = subset(open_source(folder / "pictures"), range(COUNT))
+    source = subset(open_source(folder / "images"), range(COUNT))
     (found,), _ = compare_runs(source, reference, [other], seed=3)
     gallery, changed = reference.embed([source.read(number) for number in range(COUNT)]), 0
     vectors = other.embed([source.read(number) for number in range(COUNT)])
@@ -70,7 +70,7 @@ def test_figures_are_those_of_plain_loops(
             for rows in (gallery, vectors)
         ]
         changed += nearest[0] != nearest[1]
-        original = working_picture(decode(source.read(number), shorter_side=256).pixels)
+        original = working_image(decode(source.read(number), shorter_side=256).pixels)
         for edit in range(NUM_EDITS):
             edited = apply_edits(
                 original, draw_compound(seed=3, key=source.key(number), number=edit)
@@ -90,7 +90,7 @@ def test_figures_are_those_of_plain_loops(
 @needs_openvino
 def test_openvino_in_fp32_agrees(folder: Path, reference: Embedder) -> None:
     other = Embedder(folder / "m.onnx", backend="openvino", precision="fp32", threads=1)
-    (found,), _ = compare_runs(open_source(folder / "pictures"), reference, [other])
+    (found,), _ = compare_runs(open_source(folder / "images"), reference, [other])
     assert found.holds
     assert found.least_cosine > 1 - 1e-6
     assert found.recall_lost == 0
@@ -99,20 +99,20 @@ def test_openvino_in_fp32_agrees(folder: Path, reference: Embedder) -> None:
 @needs_bf16
 def test_several_runs_are_compared_in_one_pass(folder: Path, reference: Embedder) -> None:
     other = Embedder(folder / "m.onnx", precision="bf16", threads=1)
-    source = open_source(folder / "pictures")
+    source = open_source(folder / "images")
     both, _ = compare_runs(source, reference, [reference, other])
     assert [each.run for each in both] == [reference.run, OPENVINO_BF16]
     assert both[1] == compare_runs(source, reference, [other])[0][0]
     assert 0.99 < both[1].least_cosine < 1 - 1e-7
 
 
-def test_one_picture_is_not_enough(folder: Path, reference: Embedder) -> None:
-    with refused("has 1 readable pictures; runs are compared on at least 2."):
-        compare_runs(subset(open_source(folder / "pictures"), [0, COUNT]), reference, [reference])
+def test_one_image_is_not_enough(folder: Path, reference: Embedder) -> None:
+    with refused("has 1 readable images; runs are compared on at least 2."):
+        compare_runs(subset(open_source(folder / "images"), [0, COUNT]), reference, [reference])
 
 
 def test_a_thinned_source_is_spread_evenly(folder: Path) -> None:
-    source = subset(open_source(folder / "pictures"), range(10))
+    source = subset(open_source(folder / "images"), range(10))
     assert [thinned(source, 4).key(number) for number in range(4)] == [
         source.key(number) for number in (0, 2, 5, 7)
     ]
@@ -124,7 +124,7 @@ def test_the_least_cosine_is_what_decides() -> None:
     from featkit.evaluate.agreement import Agreement
 
     figures = {
-        "num_pictures": 2,
+        "num_images": 2,
         "num_queries": 8,
         "mean_cosine": 1.0,
         "neighbors_changed": 0.0,

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image, ImageEnhance
 
 from featkit.evaluate.baselines import hash_vectors, perceptual_hash, pixel_vectors, pixels_of
-from tests.pictures import draw_picture
+from tests.images import draw_image
 
-PICTURES = [draw_picture(seed, height=240, width=320) for seed in range(12)]
+IMAGES = [draw_image(seed, height=240, width=320) for seed in range(12)]
 
 
 def distance(first: Image.Image, second: Image.Image) -> int:
-    """Bits that two pictures' hashes differ in."""
+    """Bits that two images' hashes differ in."""
     return int(np.unpackbits(perceptual_hash(first) ^ perceptual_hash(second)).sum())
 
 
@@ -29,7 +29,7 @@ def as_jpeg(image: Image.Image, *, quality: int) -> Image.Image:
 
 
 def test_a_hash_is_the_signs_of_64_low_frequencies_about_their_median() -> None:
-    image = PICTURES[0]
+    image = IMAGES[0]
     gray = np.asarray(
         image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0), np.float64
     )
@@ -49,21 +49,21 @@ def test_a_hash_is_the_signs_of_64_low_frequencies_about_their_median() -> None:
     assert np.unpackbits(hashed).astype(bool).tolist() == bits
 
 
-def test_a_picture_and_its_copy_have_distance_0() -> None:
-    for image in PICTURES:
+def test_a_image_and_its_copy_have_distance_0() -> None:
+    for image in IMAGES:
         assert distance(image, image.copy()) == 0
 
 
 @pytest.mark.parametrize("quality", [30, 75])
 def test_a_hash_survives_jpeg_a_smaller_size_and_brightness(quality: int) -> None:
-    for image in PICTURES:
+    for image in IMAGES:
         assert distance(image, as_jpeg(image, quality=quality)) <= 4
         assert distance(image, image.resize((160, 120), Image.Resampling.BICUBIC)) <= 4
         assert distance(image, ImageEnhance.Brightness(image).enhance(0.9)) <= 4
 
 
-def test_hashes_of_different_pictures_are_far_apart() -> None:
-    distances = [distance(first, second) for first, second in itertools.combinations(PICTURES, 2)]
+def test_hashes_of_different_images_are_far_apart() -> None:
+    distances = [distance(first, second) for first, second in itertools.combinations(IMAGES, 2)]
     assert min(distances) >= 12
     assert 24 <= np.mean(distances) <= 36
 
@@ -78,7 +78,7 @@ def test_products_of_hash_vectors_are_hamming_distances_exactly() -> None:
         assert float(vectors[i] @ vectors[j]) == 1 - hamming / 32
 
 
-def test_pixels_are_the_whole_picture_at_32_by_32() -> None:
+def test_pixels_are_the_whole_image_at_32_by_32() -> None:
     small = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     np.testing.assert_array_equal(pixels_of(small), np.asarray(small).flatten())
     halves = Image.new("RGB", (64, 96), (10, 20, 30))
@@ -102,9 +102,7 @@ def test_plain_pixels_are_at_unit_length_and_centered_ones_lose_the_mean_first()
 
 
 def test_only_plain_pixels_take_a_bright_ground_for_likeness() -> None:
-    grounds = np.stack(
-        [pixels_of(ImageEnhance.Brightness(image).enhance(1.5)) for image in PICTURES]
-    )
+    grounds = np.stack([pixels_of(ImageEnhance.Brightness(image).enhance(1.5)) for image in IMAGES])
 
     def mean_product(vectors: np.ndarray) -> float:
         products = vectors @ vectors.T

@@ -1,4 +1,4 @@
-"""Promises of the copies yardstick: its figures equal a plain loop over pictures, edits and
+"""Promises of the copies yardstick: its figures equal a plain loop over images, edits and
 methods."""
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from featkit.evaluate.edits import (
     apply_edits,
     draw_compound,
     draw_single,
-    working_picture,
+    working_image,
 )
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import open_source
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 
 COUNT, SEED = 12, 3
 METHODS = ("test-0", "centered pixels", "plain pixels", "perceptual hash")
@@ -33,10 +33,10 @@ METHODS = ("test-0", "centered pixels", "plain pixels", "perceptual hash")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pictures` and a model file `m.onnx`."""
+    """`images` and a model file `m.onnx`."""
     folder = tmp_path_factory.mktemp("copies")
-    draw_folder(folder / "pictures", COUNT, height=90, width=120)
-    # so few numbers that some pictures are taken for others
+    draw_folder(folder / "images", COUNT, height=90, width=120)
+    # so few numbers that some images are taken for others
     make_model_file(folder / "m.onnx", width=3)
     return folder
 
@@ -48,13 +48,13 @@ def embedder(folder: Path) -> Embedder:
 
 @pytest.fixture(scope="module")
 def report(folder: Path, embedder: Embedder) -> CopiesReport:
-    return evaluate_copies(open_source(folder / "pictures"), embedder, seed=SEED)
+    return evaluate_copies(open_source(folder / "images"), embedder, seed=SEED)
 
 
 def original(folder: Path, number: int) -> Image.Image:
-    """A picture as edits find it."""
-    with Image.open(folder / "pictures" / f"{number:03d}.jpg") as image:
-        return working_picture(np.asarray(image.convert("RGB")))
+    """An image as edits find it."""
+    with Image.open(folder / "images" / f"{number:03d}.jpg") as image:
+        return working_image(np.asarray(image.convert("RGB")))
 
 
 def unit(row: np.ndarray) -> np.ndarray:
@@ -65,7 +65,7 @@ def unit(row: np.ndarray) -> np.ndarray:
 def vectors_of(
     image: Image.Image, embedder: Embedder, gallery_mean: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """One picture by each method, alone, in float64."""
+    """One image by each method, alone, in float64."""
     raw = pixels_of(image).astype(np.float64)
     prepared = embedder.geometry.apply(np.asarray(image))
     return {
@@ -84,7 +84,7 @@ def ranks_of(scores: np.ndarray, right: int) -> list[int]:
 
 
 def loop_of_the_yardstick(folder: Path, embedder: Embedder) -> dict[str, MethodScore]:
-    """Each picture, each edit, each method: rank the originals, look where the right one is."""
+    """Each image, each edit, each method: rank the originals, look where the right one is."""
     originals = [original(folder, number) for number in range(COUNT)]
     mean = np.mean([pixels_of(image).astype(np.float64) for image in originals], axis=0)
     gallery = [vectors_of(image, embedder, mean) for image in originals]
@@ -145,7 +145,7 @@ def test_the_report_equals_the_loop_in_every_figure(
 ) -> None:
     expected = loop_of_the_yardstick(folder, embedder)
     assert [score.name for score in report.methods] == list(METHODS)
-    assert (report.num_pictures, report.seed, report.edits_version, report.failures) == (
+    assert (report.num_images, report.seed, report.edits_version, report.failures) == (
         COUNT,
         SEED,
         EDITS_VERSION,
@@ -175,56 +175,56 @@ def test_the_model_comes_first_and_every_method_is_there_by_name(report: CopiesR
 def test_the_figures_do_not_depend_on_the_blocks(
     folder: Path, embedder: Embedder, report: CopiesReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedding, "PICTURES_A_BLOCK", 4)
-    assert evaluate_copies(open_source(folder / "pictures"), embedder, seed=SEED) == report
+    monkeypatch.setattr(embedding, "IMAGES_A_BLOCK", 4)
+    assert evaluate_copies(open_source(folder / "images"), embedder, seed=SEED) == report
 
 
 def test_another_seed_edits_otherwise(
     folder: Path, embedder: Embedder, report: CopiesReport
 ) -> None:
-    other = evaluate_copies(open_source(folder / "pictures"), embedder, seed=SEED + 1)
+    other = evaluate_copies(open_source(folder / "images"), embedder, seed=SEED + 1)
     assert [score.recall_at_1 for score in other.methods] != [
         score.recall_at_1 for score in report.methods
     ]
 
 
-def test_a_picture_that_cannot_be_read_is_left_out_and_named(
+def test_a_image_that_cannot_be_read_is_left_out_and_named(
     folder: Path, embedder: Embedder, report: CopiesReport, tmp_path: Path
 ) -> None:
-    pictures = shutil.copytree(folder / "pictures", tmp_path / "pictures")
-    (pictures / "0045.jpg").write_bytes(b"no picture")
+    drawn = shutil.copytree(folder / "images", tmp_path / "images")
+    (drawn / "0045.jpg").write_bytes(b"no image")
     seen: list[tuple[int, int]] = []
     with_bad = evaluate_copies(
-        open_source(pictures), embedder, seed=SEED, on_progress=lambda *counts: seen.append(counts)
+        open_source(drawn), embedder, seed=SEED, on_progress=lambda *counts: seen.append(counts)
     )
     assert with_bad.methods == report.methods
-    assert with_bad.num_pictures == COUNT
+    assert with_bad.num_images == COUNT
     ((key, reason),) = with_bad.failures
     assert key == "0045.jpg"
-    assert "0045.jpg is not a picture" in reason
+    assert "0045.jpg is not an image" in reason
     assert seen[-1] == (COUNT + 1, 1)
 
 
 @pytest.mark.parametrize("num_readable", [0, 1])
-def test_fewer_than_two_pictures_are_refused(
+def test_fewer_than_two_images_are_refused(
     embedder: Embedder, tmp_path: Path, num_readable: int
 ) -> None:
     draw_folder(tmp_path, num_readable)
-    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(
-        InputError, match=f"{num_readable} readable pictures; copies are found among at least 2"
+        InputError, match=f"{num_readable} readable images; copies are found among at least 2"
     ):
         evaluate_copies(open_source(tmp_path), embedder)
 
 
 def test_the_probe_is_the_same_headline_by_a_plain_loop(embedder: Embedder) -> None:
-    pictures = [np.asarray(draw_picture(seed, height=90, width=120)) for seed in range(8)]
-    probe = CopyProbe(pictures, embedder.geometry, seed=1, num_edits=2)
+    drawn = [np.asarray(draw_image(seed, height=90, width=120)) for seed in range(8)]
+    probe = CopyProbe(drawn, embedder.geometry, seed=1, num_edits=2)
 
     def vector(image: Image.Image) -> np.ndarray:
         return np.asarray(embedder.infer(embedder.geometry.apply(np.asarray(image))[None])[0])
 
-    originals = [working_picture(picture) for picture in pictures]
+    originals = [working_image(drawn_image) for drawn_image in drawn]
     gallery = np.stack([vector(image) for image in originals])
     found = [
         int(
@@ -242,8 +242,8 @@ def test_the_probe_is_the_same_headline_by_a_plain_loop(embedder: Embedder) -> N
 
 
 def test_the_probe_of_a_blind_model_is_chance(embedder: Embedder) -> None:
-    pictures = [np.asarray(draw_picture(seed)) for seed in range(5)]
-    probe = CopyProbe(pictures, embedder.geometry)
+    drawn = [np.asarray(draw_image(seed)) for seed in range(5)]
+    probe = CopyProbe(drawn, embedder.geometry)
     assert probe.recall_at_1(lambda images: np.ones((len(images), 1), np.float32)) == pytest.approx(
         1 / 5
     )

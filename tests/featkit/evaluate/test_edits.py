@@ -1,5 +1,5 @@
 """Promises of the edits: drawn by seed and key alone, inside their ranges, and what each one does
-to a picture."""
+to an image."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from featkit.evaluate.edits import (
     apply_edits,
     draw_compound,
     draw_single,
-    working_picture,
+    working_image,
 )
-from tests.pictures import draw_picture
+from tests.images import draw_image
 
 KEYS = [f"folder/{number}.jpg" for number in range(40)]
 COMPOUNDS = [draw_compound(seed=0, key=str(number), number=1) for number in range(1000)]
@@ -50,7 +50,7 @@ def described(*drawn: Edit) -> list[object]:
 
 
 def all_edits(key: str, *, seed: int = 0) -> list[object]:
-    """Everything that a picture gets."""
+    """Everything that an image gets."""
     compounds = [
         edit for number in range(4) for edit in draw_compound(seed=seed, key=key, number=number)
     ]
@@ -62,7 +62,7 @@ def pixels(image: Image.Image) -> np.ndarray:
     return np.asarray(image, np.float64)
 
 
-def test_edits_of_a_picture_are_the_same_in_any_order_and_thread() -> None:
+def test_edits_of_a_image_are_the_same_in_any_order_and_thread() -> None:
     forwards = {key: all_edits(key) for key in KEYS}
     backwards = {key: all_edits(key) for key in reversed(KEYS)}
     with ThreadPoolExecutor(4) as threads:
@@ -157,7 +157,7 @@ def test_a_crop_keeps_30_to_80_percent_of_the_area_and_lies_inside(size: tuple[i
 
 
 def test_a_crop_is_the_box_it_says() -> None:
-    image = draw_picture(0, height=100, width=200)
+    image = draw_image(0, height=100, width=200)
     crop = Crop(area=0.5, aspect=1.0, across=1.0, down=0.0)
     expected = np.asarray(image)[:71, 200 - 141 :]
     np.testing.assert_array_equal(np.asarray(crop(image)), expected)
@@ -166,9 +166,9 @@ def test_a_crop_is_the_box_it_says() -> None:
 
 
 def test_a_rotation_is_counter_clockwise_about_the_center() -> None:
-    image = draw_picture(1, height=64, width=64)
+    image = draw_image(1, height=64, width=64)
     np.testing.assert_array_equal(np.asarray(Rotate(90.0)(image)), np.rot90(np.asarray(image)))
-    image = draw_picture(1, height=60, width=80)
+    image = draw_image(1, height=60, width=80)
     angle, (x, y) = math.radians(17.0), (40.0, 30.0)
     cos, sin = math.cos(angle), math.sin(angle)
     # Pillow's affine matrix goes from places of the result to places of the original.
@@ -182,12 +182,12 @@ def test_a_rotation_is_counter_clockwise_about_the_center() -> None:
 
 
 def test_a_flip_mirrors_left_and_right() -> None:
-    image = draw_picture(2)
+    image = draw_image(2)
     np.testing.assert_array_equal(np.asarray(Flip()(image)), np.asarray(image)[:, ::-1])
 
 
 def test_color_is_brightness_contrast_and_saturation_by_their_definitions() -> None:
-    image = draw_picture(3)
+    image = draw_image(3)
     original = pixels(image)
     gray = pixels(image.convert("L").convert("RGB"))
     cases = {
@@ -211,7 +211,7 @@ def color_by_hand(image: Image.Image, factors: tuple[float, float, float]) -> Im
 
 
 def test_jpeg_is_a_file_of_quality_30(tmp_path: Path) -> None:
-    image = draw_picture(4)
+    image = draw_image(4)
     image.save(tmp_path / "q.jpg", quality=30, subsampling="4:2:0")
     assert draw_single("jpeg", seed=0, key="a") == Jpeg(30)
     assert Jpeg(30)(image) == Image.open(tmp_path / "q.jpg").convert("RGB")
@@ -238,7 +238,7 @@ def test_blur_is_gaussian_of_a_share_of_the_shorter_side() -> None:
 
 @pytest.mark.parametrize(("across", "down"), [(0.0, 0.0), (0.5, 0.3), (1.0, 1.0)])
 @pytest.mark.parametrize("size", [(256, 256), (400, 256), (256, 900)])
-def test_text_lies_inside_the_picture_at_its_height(
+def test_text_lies_inside_the_image_at_its_height(
     across: float, down: float, size: tuple[int, int]
 ) -> None:
     ground = Image.new("RGB", size, (90, 120, 150))
@@ -266,8 +266,8 @@ def test_text_is_light_with_a_dark_rim_or_dark_with_a_light_one() -> None:
         assert not (beside & (drawn == red).all(axis=2)).any()
 
 
-def test_an_edit_leaves_the_picture_it_was_given_as_it_was() -> None:
-    image = working_picture(np.asarray(draw_picture(5, height=300, width=280)))
+def test_an_edit_leaves_the_image_it_was_given_as_it_was() -> None:
+    image = working_image(np.asarray(draw_image(5, height=300, width=280)))
     before = image.copy()
     for name in SINGLE_EDITS:
         edited = apply_edits(image, [draw_single(name, seed=0, key="a")])
@@ -278,7 +278,7 @@ def test_an_edit_leaves_the_picture_it_was_given_as_it_was() -> None:
 
 
 def test_edits_follow_one_another_in_order() -> None:
-    image = draw_picture(6)
+    image = draw_image(6)
     rotate, flip = Rotate(20.0), Flip()
     assert apply_edits(image, [rotate, flip]) == flip(rotate(image))
     assert apply_edits(image, [rotate, flip]) != apply_edits(image, [flip, rotate])
@@ -295,14 +295,14 @@ def test_edits_follow_one_another_in_order() -> None:
         (1, 2 * WORKING_LONGEST, (1, WORKING_LONGEST)),
     ],
 )
-def test_the_working_picture_has_a_shorter_side_of_256_and_is_never_enlarged(
+def test_the_working_image_has_a_shorter_side_of_256_and_is_never_enlarged(
     height: int, width: int, expected: tuple[int, int]
 ) -> None:
-    image = working_picture(np.zeros((height, width, 3), np.uint8))
+    image = working_image(np.zeros((height, width, 3), np.uint8))
     assert (image.height, image.width) == expected
     assert min(expected) <= WORKING_SIDE
 
 
-def test_a_small_working_picture_is_the_picture_itself() -> None:
-    drawn = np.asarray(draw_picture(7))
-    np.testing.assert_array_equal(np.asarray(working_picture(drawn)), drawn)
+def test_a_small_working_image_is_the_image_itself() -> None:
+    drawn = np.asarray(draw_image(7))
+    np.testing.assert_array_equal(np.asarray(working_image(drawn)), drawn)

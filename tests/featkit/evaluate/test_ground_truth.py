@@ -19,7 +19,7 @@ from tests.sentences import refused
 
 
 def published(*, arrays: bool = False) -> dict[str, Any]:
-    """In the published format: three pictures, one query."""
+    """In the published format: three images, one query."""
     places: dict[str, Any] = {"easy": [2], "hard": [0], "junk": []}
     if arrays:
         places = {kind: np.array(numbers, np.int64) for kind, numbers in places.items()}

@@ -21,7 +21,7 @@ from tests.sentences import refused
 
 
 def figures_of(ranking: tuple[bool, ...]) -> list[float]:
-    """Average precision and recall at each k of one order: which of the pictures, best first, are
+    """Average precision and recall at each k of one order: which of the images, best first, are
     right."""
     precisions = [
         sum(ranking[: place + 1]) / (place + 1) for place, right in enumerate(ranking) if right
@@ -67,11 +67,11 @@ def test_figures_without_ties_can_be_checked_by_hand() -> None:
     assert recall.tolist() == [[1, 1, 1]]
 
 
-def test_a_query_passes_over_its_own_picture() -> None:
+def test_a_query_passes_over_its_own_image() -> None:
     rows = unit_rows(np.array([[1.0, 0.0], [1.0, 0.1], [1.0, 0.4]]))
     codes = np.array([0, 1, 0])
     precision, recall = find_groups(rows[:1], rows, codes[:1], codes, own=np.array([0]))
-    assert precision.tolist() == [0.5]  # the picture of another group comes first
+    assert precision.tolist() == [0.5]  # the image of another group comes first
     assert recall.tolist() == [[0, 1, 1]]
 
 
@@ -82,7 +82,7 @@ def test_a_model_that_tells_nothing_apart_scores_chance() -> None:
     expected = chance(num_right(codes, codes, leave_one_out=True), 13)
     np.testing.assert_allclose(found[0], expected[0])
     np.testing.assert_allclose(found[1], expected[1])
-    # one right picture among 13
+    # one right image among 13
     assert found[1][-1].tolist() == pytest.approx([1 / 13, 5 / 13, 10 / 13])
 
 
@@ -115,10 +115,10 @@ def test_how_many_are_right_leaves_out_a_query_itself() -> None:
     assert num_right(np.array([1, 7]), codes, leave_one_out=False).tolist() == [1, 0]
 
 
-def test_a_group_of_one_picture_is_no_query_but_a_rival(tmp_path: Path, model_file: Path) -> None:
+def test_a_group_of_one_image_is_no_query_but_a_rival(tmp_path: Path, model_file: Path) -> None:
     source = open_source(write_kinds_folder(tmp_path / "photos", [0, 0, 0, 1, 1, 2]))
     report = evaluate_groups(source, Embedder(model_file, threads=1), group="folder")
-    assert (report.num_pictures, report.num_groups, report.num_queries, report.num_alone) == (
+    assert (report.num_images, report.num_groups, report.num_queries, report.num_alone) == (
         6,
         3,
         5,
@@ -139,7 +139,7 @@ def test_queries_of_another_source_meet_the_same_groups(tmp_path: Path, model_fi
     report = evaluate_groups(
         gallery, Embedder(model_file, threads=1), group="label", queries=queries
     )
-    assert (report.num_pictures, report.num_queries, report.num_alone, report.leave_one_out) == (
+    assert (report.num_images, report.num_queries, report.num_alone, report.leave_one_out) == (
         3,
         1,
         1,
@@ -151,7 +151,7 @@ def test_queries_of_another_source_meet_the_same_groups(tmp_path: Path, model_fi
     assert [key for key, _ in report.failures] == ["b.parquet/1"]
 
 
-def test_a_column_that_no_two_pictures_share_is_refused(tmp_path: Path, model_file: Path) -> None:
+def test_a_column_that_no_two_images_share_is_refused(tmp_path: Path, model_file: Path) -> None:
     source = open_source(write_kinds_folder(tmp_path / "photos", [0, 1, 2]))
-    with refused("has another picture of its group", "the column folder"):
+    with refused("has another image of its group", "the column folder"):
         evaluate_groups(source, Embedder(model_file, threads=1), group="folder")

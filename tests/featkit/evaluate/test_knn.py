@@ -41,7 +41,7 @@ def loop_of_accuracy(
     k: int,
     temperature: float,
 ) -> float:
-    """DINO's eval_knn.py, one picture at a time: cosines, the k best, exp(cosine / temperature) for
+    """DINO's eval_knn.py, one image at a time: cosines, the k best, exp(cosine / temperature) for
     each one's label."""
     right = 0
     for vector, label in zip(test, test_labels, strict=True):

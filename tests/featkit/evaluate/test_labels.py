@@ -12,8 +12,8 @@ from featkit.embedder import Embedder
 from featkit.evaluate.labels import embed_labeled, find_column, labels_of
 from featkit.sources import open_source
 from tests.featkit.evaluate.labeled import write_kinds_folder, write_kinds_parquet, write_kinds_tar
-from tests.featkit.sources.files import picture_bytes
-from tests.pictures import draw_folder
+from tests.featkit.sources.files import image_bytes
+from tests.images import draw_folder
 from tests.sentences import refused
 
 
@@ -28,7 +28,7 @@ def test_the_numbers_of_a_tar_and_of_a_parquet_file_meet(tmp_path: Path, model_f
     assert (pair.most_frequent, pair.num_unseen) == (0.5, 0)
 
 
-def test_the_folders_of_pictures_are_their_labels_where_there_are_no_others(
+def test_the_folders_of_images_are_their_labels_where_there_are_no_others(
     tmp_path: Path, model_file: Path
 ) -> None:
     train = open_source(write_kinds_folder(tmp_path / "train", [0, 2]))
@@ -40,7 +40,7 @@ def test_the_folders_of_pictures_are_their_labels_where_there_are_no_others(
     assert (pair.most_frequent, pair.num_unseen) == (0.5, 1)
 
 
-def test_progress_counts_both_parts_and_pictures_without_a_label_are_left_out(
+def test_progress_counts_both_parts_and_images_without_a_label_are_left_out(
     tmp_path: Path, model_file: Path
 ) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1]))
@@ -69,8 +69,8 @@ def test_a_column_that_is_not_there_is_answered_by_those_that_are(tmp_path: Path
 
 
 def test_a_whole_number_is_the_same_label_in_any_type(tmp_path: Path) -> None:
-    picture = {"bytes": picture_bytes(), "path": None}
-    rows = {"image": [picture] * 2, "size": [3.0, 0.5], "real": [True, False], "name": ["3", "x"]}
+    image = {"bytes": image_bytes(), "path": None}
+    rows = {"image": [image] * 2, "size": [3.0, 0.5], "real": [True, False], "name": ["3", "x"]}
     pq.write_table(pa.table(rows), tmp_path / "a.parquet")
     source = open_source(tmp_path / "a.parquet")
     assert [labels_of(source, column)(0) for column in ("size", "real", "name")] == ["3", "1", "3"]
@@ -86,9 +86,9 @@ def test_labels_that_never_meet_are_refused_with_some_of_both(
         embed_labeled(train, test, Embedder(model_file, threads=1), [])
 
 
-def test_a_part_without_a_readable_picture_is_refused(tmp_path: Path, model_file: Path) -> None:
+def test_a_part_without_a_readable_image_is_refused(tmp_path: Path, model_file: Path) -> None:
     train = open_source(write_kinds_folder(tmp_path / "train", [0]))
     (tmp_path / "test" / "red").mkdir(parents=True)
-    (tmp_path / "test" / "red" / "bad.jpg").write_bytes(b"no picture")
-    with refused("test has no readable picture with a label", "bad.jpg is not a picture"):
+    (tmp_path / "test" / "red" / "bad.jpg").write_bytes(b"no image")
+    with refused("test has no readable image with a label", "bad.jpg is not an image"):
         embed_labeled(train, open_source(tmp_path / "test"), Embedder(model_file, threads=1), [])

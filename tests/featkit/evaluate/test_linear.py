@@ -1,5 +1,5 @@
 """Promises of the linear classifier: it minimizes the loss that it names, is chosen on held-out
-pictures, and is told of."""
+images, and is told of."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.sentences import refused
 def loss(
     features: np.ndarray, labels: np.ndarray, weights: np.ndarray, biases: np.ndarray, *, l2: float
 ) -> float:
-    """The docstring's, one picture at a time."""
+    """The docstring's, one image at a time."""
     standard = (features - features.mean(axis=0)) / features.std(axis=0)
     total = 0.0
     for row, label in zip(standard, labels, strict=True):

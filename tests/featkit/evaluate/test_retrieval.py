@@ -199,8 +199,8 @@ def test_the_bootstrap_interval_equals_its_loop_and_holds_the_mean(level: float)
     assert interval[0] < values.mean() < interval[1]
 
 
-def test_the_bootstrap_draws_whole_pictures() -> None:
-    # All queries of a picture share its fate: four times the queries are no more evidence.
+def test_the_bootstrap_draws_whole_images() -> None:
+    # All queries of an image share its fate: four times the queries are no more evidence.
     fates = np.repeat([0.0, 1.0], 20)
     alone = bootstrap_interval(fates)
     assert bootstrap_interval(np.repeat(fates[:, None], 4, axis=1)) == pytest.approx(alone)

@@ -24,19 +24,19 @@ from featkit.evaluate.revisited import (
     trapezoid_precision,
 )
 from featkit.sources import open_source
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 
-NUM_PICTURES, NUM_QUERIES = 9, 3
+NUM_IMAGES, NUM_QUERIES = 9, 3
 
 
 def reference_figures(ranking: list[int], right: list[int], ignored: list[int]) -> list[float]:
     """What the protocol defines, for one query: walk down the ranking, pass over what is ignored,
     add up trapezoids.
 
-    A trapezoid lies between the precision before a right picture, 1 where nothing came before, and
-    the one after it; its width is 1 over the number of right pictures. mP@k looks at the first k,
-    or up to the last right picture where that stands before.
+    A trapezoid lies between the precision before a right image, 1 where nothing came before, and
+    the one after it; its width is 1 over the number of right images. mP@k looks at the first k,
+    or up to the last right image where that stands before.
     """
     area, seen, hits, marks = 0.0, 0, 0, []
     for place in ranking:
@@ -56,7 +56,7 @@ def reference_figures(ranking: list[int], right: list[int], ignored: list[int]) 
 def reference_setups(
     rankings: list[list[int]], truths: list[dict[str, list[int]]]
 ) -> dict[str, list[float]]:
-    """Means over the queries with a right picture, for Easy, Medium and Hard."""
+    """Means over the queries with a right image, for Easy, Medium and Hard."""
     found: dict[str, list[float]] = {}
     for setup in ("easy", "medium", "hard"):
         figures = []
@@ -77,7 +77,7 @@ def reference_setups(
 
 
 def draw_truth(rng: np.random.Generator, count: int) -> dict[str, list[int]]:
-    """Some of `count` pictures are easy, hard or junk; any of these may be empty."""
+    """Some of `count` images are easy, hard or junk; any of these may be empty."""
     kinds = rng.choice(["easy", "hard", "junk", "other"], count)
     return {kind: np.nonzero(kinds == kind)[0].tolist() for kind in ("easy", "hard", "junk")}
 
@@ -122,15 +122,15 @@ def test_what_is_ignored_is_taken_out_of_the_ranking() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`jpg`, a database and queries that show a picture of it in one corner, and the ground truth
+    """`jpg`, a database and queries that show an image of it in one corner, and the ground truth
     as pickle and as JSON."""
     folder = tmp_path_factory.mktemp("revisited")
     (folder / "jpg").mkdir()
-    for number in range(NUM_PICTURES):
-        draw_picture(number).save(folder / "jpg" / f"place_{number:06d}.jpg", quality=95)
+    for number in range(NUM_IMAGES):
+        draw_image(number).save(folder / "jpg" / f"place_{number:06d}.jpg", quality=95)
     for number in range(NUM_QUERIES):
         canvas = Image.new("RGB", (200, 150), (255, 0, 255))
-        canvas.paste(draw_picture(number), (100, 70))
+        canvas.paste(draw_image(number), (100, 70))
         canvas.save(folder / "jpg" / f"query_{number}.jpg", quality=95)
     (folder / "jpg" / "another.jpg").write_bytes(b"of no concern")
     truths: list[dict[str, Any]] = [
@@ -138,7 +138,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(NUM_QUERIES)
     ]
     value = {
-        "imlist": [f"place_{number:06d}" for number in range(NUM_PICTURES)],
+        "imlist": [f"place_{number:06d}" for number in range(NUM_IMAGES)],
         "qimlist": [f"query_{number}" for number in range(NUM_QUERIES)],
         "gnd": truths,
     }
@@ -153,9 +153,9 @@ def report(folder: Path, model_file: Path) -> RevisitedReport:
     return evaluate_revisited(open_source(folder / "jpg"), truth, Embedder(model_file, threads=1))
 
 
-def test_queries_are_cropped_and_find_their_pictures(report: RevisitedReport) -> None:
-    assert (report.num_pictures, report.num_queries, report.size, report.failures) == (
-        NUM_PICTURES,
+def test_queries_are_cropped_and_find_their_images(report: RevisitedReport) -> None:
+    assert (report.num_images, report.num_queries, report.size, report.failures) == (
+        NUM_IMAGES,
         NUM_QUERIES,
         (32, 32),
         [],
@@ -195,49 +195,49 @@ def test_json_and_pickle_give_the_same_figures(
 
 
 def copy_of(folder: Path, place: Path) -> Path:
-    """The pictures, to be changed."""
+    """The images, to be changed."""
     place.mkdir()
     for file in (folder / "jpg").iterdir():
         (place / file.name).write_bytes(file.read_bytes())
     return place
 
 
-def test_a_picture_that_cannot_be_read_comes_last_and_is_named(
+def test_a_image_that_cannot_be_read_comes_last_and_is_named(
     report: RevisitedReport, folder: Path, model_file: Path, tmp_path: Path
 ) -> None:
-    pictures = copy_of(folder, tmp_path / "jpg")
-    (pictures / "place_000000.jpg").write_bytes(b"no picture")
+    images = copy_of(folder, tmp_path / "jpg")
+    (images / "place_000000.jpg").write_bytes(b"no image")
     seen: list[tuple[int, int]] = []
     found = evaluate_revisited(
-        open_source(pictures),
+        open_source(images),
         read_ground_truth(folder / "gnd.json"),
         Embedder(model_file, threads=1),
         on_progress=lambda *counts: seen.append(counts),
     )
     assert [key for key, _ in found.failures] == ["place_000000.jpg"]
-    # The only right picture of the first query stands last of the 7 that are not ignored; the other
+    # The only right image of the first query stands last of the 7 that are not ignored; the other
     # queries find theirs first.
     easy = found.scores[0].setups["easy"]
     assert easy.mean_average_precision == pytest.approx((2 + (0 + 1 / 7) / 2) / 3)
-    assert seen[-1] == (NUM_PICTURES + NUM_QUERIES, 1)
+    assert seen[-1] == (NUM_IMAGES + NUM_QUERIES, 1)
     assert report.scores[0].setups["easy"].mean_average_precision > easy.mean_average_precision
 
 
-def test_pictures_that_are_missing_twice_there_or_unreadable_queries_are_refused(
+def test_images_that_are_missing_twice_there_or_unreadable_queries_are_refused(
     folder: Path, model_file: Path, tmp_path: Path
 ) -> None:
     truth, embedder = read_ground_truth(folder / "gnd.json"), Embedder(model_file, threads=1)
-    pictures = copy_of(folder, tmp_path / "jpg")
-    (pictures / "query_1.jpg").write_bytes(b"no picture")
-    with refused("A query cannot be read", "query_1.jpg is not a picture"):
-        evaluate_revisited(open_source(pictures), truth, embedder)
-    (pictures / "query_1.jpg").unlink()
-    with refused("lacks 1 of the 12 pictures", "query_1"):
-        evaluate_revisited(open_source(pictures), truth, embedder)
-    (pictures / "below").mkdir()
-    draw_picture(0).save(pictures / "below" / "place_000003.png")
+    images = copy_of(folder, tmp_path / "jpg")
+    (images / "query_1.jpg").write_bytes(b"no image")
+    with refused("A query cannot be read", "query_1.jpg is not an image"):
+        evaluate_revisited(open_source(images), truth, embedder)
+    (images / "query_1.jpg").unlink()
+    with refused("lacks 1 of the 12 images", "query_1"):
+        evaluate_revisited(open_source(images), truth, embedder)
+    (images / "below").mkdir()
+    draw_image(0).save(images / "below" / "place_000003.png")
     with refused("has place_000003 twice", "below/place_000003.png", "place_000003.jpg"):
-        evaluate_revisited(open_source(pictures), truth, embedder)
+        evaluate_revisited(open_source(images), truth, embedder)
 
 
 def test_a_setup_in_which_nothing_is_right_is_left_out() -> None:

@@ -15,7 +15,7 @@ from featkit.backends import Run
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError
 from featkit.evaluate import speed as module
-from featkit.evaluate.speed import matrix_flops, memory_bytes, multiply_adds, pictures_per_second
+from featkit.evaluate.speed import images_per_second, matrix_flops, memory_bytes, multiply_adds
 from featkit.models import default_model_path
 from tests.featkit.backends.engines import ONNXRUNTIME_FP32, OPENVINO_FP32, RUNS, needs_openvino
 from tests.model_files import make_model_file
@@ -38,11 +38,11 @@ class Slow:
         return np.zeros((len(images), 1), np.float32)
 
 
-def test_rates_are_pictures_by_time_and_runs_take_turns() -> None:
+def test_rates_are_images_by_time_and_runs_take_turns() -> None:
     calls: list[str] = []
     slow, fast = Slow("slow", 0.04, calls), Slow("fast", 0.01, calls)
     runs = {ONNXRUNTIME_FP32: slow, OPENVINO_FP32: fast}
-    rates = pictures_per_second(runs, np.zeros((5, 8, 8, 3), np.uint8), seconds=1.0, callers=2)  # type: ignore[arg-type]
+    rates = images_per_second(runs, np.zeros((5, 8, 8, 3), np.uint8), seconds=1.0, callers=2)  # type: ignore[arg-type]
     assert 0.4 * 2 * 3 / 0.04 < rates[ONNXRUNTIME_FP32] <= 2 * 3 / 0.04
     assert 0.4 * 2 * 3 / 0.01 < rates[OPENVINO_FP32] <= 2 * 3 / 0.01
     turns = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
@@ -52,7 +52,7 @@ def test_rates_are_pictures_by_time_and_runs_take_turns() -> None:
 
 def test_every_caller_makes_a_call_however_short_the_time() -> None:
     calls: list[str] = []
-    rates = pictures_per_second(
+    rates = images_per_second(
         {ONNXRUNTIME_FP32: Slow("slow", 0.01, calls)},  # type: ignore[dict-item]
         np.zeros((3, 8, 8, 3), np.uint8),
         seconds=1e-9,
@@ -68,7 +68,7 @@ def test_a_call_that_fails_is_no_rate() -> None:
             raise FeatkitError(f"It cannot take {len(images)}.")
 
     with pytest.raises(FeatkitError, match="It cannot take 3"):
-        pictures_per_second(
+        images_per_second(
             {ONNXRUNTIME_FP32: Failing("failing", 0, [])},  # type: ignore[dict-item]
             np.zeros((3, 8, 8, 3), np.uint8),
             seconds=0.1,
@@ -78,7 +78,7 @@ def test_a_call_that_fails_is_no_rate() -> None:
 
 def test_a_real_model_has_a_rate(tmp_path: Path) -> None:
     embedder = Embedder(make_model_file(tmp_path / "m.onnx"), threads=1)
-    rates = pictures_per_second(
+    rates = images_per_second(
         {embedder.run: embedder}, np.zeros((32, 32, 32, 3), np.uint8), seconds=0.2, callers=2
     )
     assert rates[embedder.run] > 100
@@ -102,7 +102,7 @@ def test_the_machine_multiplies_matrices() -> None:
 
 
 @needs_openvino
-def test_a_picture_needs_what_its_graph_multiplies(tmp_path: Path) -> None:
+def test_a_image_needs_what_its_graph_multiplies(tmp_path: Path) -> None:
     file = make_model_file(tmp_path / "m.onnx", width=16, size=32, patch=8)
     assert multiply_adds(file) == 16 * (3 * 8 * 8 * 64) + 128 * 16
 

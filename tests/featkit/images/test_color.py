@@ -1,4 +1,4 @@
-"""Colors: whatever a picture's profile, its pixels are those of sRGB; what is no profile for it is
+"""Colors: whatever an image's profile, its pixels are those of sRGB; what is no profile for it is
 ignored."""
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from featkit.images import color, decode, load
-from tests.picture_files import encoded, png_with
-from tests.pictures import draw_picture
+from tests.image_files import encoded, png_with
+from tests.images import draw_image
 from tests.profiles import ADOBE, P3, PROPHOTO, SRGB, gray_profile, press_profile, rgb_profile
 
 PROFILES = {
@@ -32,7 +32,7 @@ def opened(profile: bytes) -> ImageCms.ImageCmsProfile:
 
 
 def in_space(image: Image.Image, profile: bytes) -> Image.Image:
-    """An sRGB picture by the levels that stand for its colors in another space."""
+    """An sRGB image by the levels that stand for its colors in another space."""
     converted = ImageCms.profileToProfile(
         image, ImageCms.createProfile("sRGB"), opened(profile), outputMode="RGB"
     )
@@ -50,7 +50,7 @@ def shown(image: Image.Image, profile: bytes) -> np.ndarray:
 
 
 def to_linear(image: Image.Image) -> np.ndarray:
-    """Light from 0 to 1 of an sRGB picture, by the formula of IEC 61966-2-1."""
+    """Light from 0 to 1 of an sRGB image, by the formula of IEC 61966-2-1."""
     share = np.asarray(image) / 255
     return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
 
@@ -58,18 +58,18 @@ def to_linear(image: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("space", PROFILES)
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP", "JPEG", "MPO", "AVIF"])
 def test_a_profile_is_applied_in_every_format(format: str, space: str) -> None:
-    there = in_space(draw_picture(3), PROFILES[space])
+    there = in_space(draw_image(3), PROFILES[space])
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {"quality": 100}
     data = encoded(there, format, icc_profile=PROFILES[space], **options)
     stored = Image.open(io.BytesIO(data)).convert("RGB")
     np.testing.assert_array_equal(decode(data).pixels, shown(stored, PROFILES[space]))
     ignored = np.abs(np.asarray(stored).astype(int) - decode(data).pixels).mean()
-    assert ignored > 5  # without it the picture would be another
+    assert ignored > 5  # without it the image would be another
 
 
 @pytest.mark.parametrize("space", PROFILES)
 def test_a_scaled_jpeg_is_converted_too(space: str) -> None:
-    there = in_space(draw_picture(3, height=600, width=800), PROFILES[space])
+    there = in_space(draw_image(3, height=600, width=800), PROFILES[space])
     data = encoded(there, "JPEG", quality=95, icc_profile=PROFILES[space])
     found = decode(data, shorter_side=150).pixels
     assert found.shape == (150, 200, 3)
@@ -77,8 +77,8 @@ def test_a_scaled_jpeg_is_converted_too(space: str) -> None:
     np.testing.assert_array_equal(found, shown(Image.fromarray(plain), PROFILES[space]))
 
 
-def test_a_large_picture_is_reduced_before_its_colors_are_converted() -> None:
-    image = draw_picture(5, height=900, width=1300)
+def test_a_large_image_is_reduced_before_its_colors_are_converted() -> None:
+    image = draw_image(5, height=900, width=1300)
     data = encoded(in_space(image, PROFILES["P3"]), icc_profile=PROFILES["P3"])
     found = decode(data, shorter_side=100)
     assert (found.height, found.width) == (900, 1300)
@@ -93,7 +93,7 @@ def test_a_large_picture_is_reduced_before_its_colors_are_converted() -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "P", "RGB;16", "LA"])
 def test_colors_are_converted_in_every_mode(mode: str) -> None:
     profile = PROFILES["ProPhoto"]
-    there = in_space(draw_picture(3), profile)
+    there = in_space(draw_image(3), profile)
     alpha = np.linspace(0, 255, 60 * 80).astype(np.uint8).reshape(60, 80)
     if mode == "RGB;16":
         rows = b"".join(b"\0" + row.tobytes() for row in np.asarray(there).astype(">u2") * 257)
@@ -124,7 +124,7 @@ def test_colors_are_converted_in_every_mode(mode: str) -> None:
 @pytest.mark.parametrize("gamma", [1.0, 1.8, 3.0])
 @pytest.mark.parametrize("alpha", [False, True])
 def test_gray_is_converted_by_a_profile_for_gray(gamma: float, alpha: bool) -> None:
-    gray = draw_picture(2).convert("L")
+    gray = draw_image(2).convert("L")
     light = to_linear(gray)
     there = Image.fromarray((light ** (1 / gamma) * 255).round().astype(np.uint8))
     data = encoded(there.convert("LA") if alpha else there, icc_profile=gray_profile(gamma))
@@ -135,7 +135,7 @@ def test_gray_is_converted_by_a_profile_for_gray(gamma: float, alpha: bool) -> N
 
 
 def test_gray_with_a_profile_for_rgb_is_converted_by_it() -> None:
-    gray = draw_picture(2).convert("L")
+    gray = draw_image(2).convert("L")
     found = decode(encoded(gray, icc_profile=LINEAR)).pixels
     np.testing.assert_array_equal(found, shown(gray.convert("RGB"), LINEAR))
 
@@ -151,7 +151,7 @@ def test_inks_are_shown_by_the_profile_of_their_press(format: str) -> None:
 
 
 def test_lab_is_shown_in_its_colors() -> None:
-    image = draw_picture(3)
+    image = draw_image(3)
     to_lab = ImageCms.buildTransform(
         ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB"
     )
@@ -161,7 +161,7 @@ def test_lab_is_shown_in_its_colors() -> None:
 
 
 def test_a_profile_of_srgb_changes_nothing() -> None:
-    image = draw_picture(4)
+    image = draw_image(4)
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert color.transform_of(profile, "RGB") is None
     np.testing.assert_array_equal(
@@ -183,8 +183,8 @@ DAMAGED = {
 
 @pytest.mark.parametrize("case", DAMAGED)
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG", "WEBP"])
-def test_what_is_no_profile_for_the_picture_is_ignored(case: str, format: str) -> None:
-    image = draw_picture(4)
+def test_what_is_no_profile_for_the_image_is_ignored(case: str, format: str) -> None:
+    image = draw_image(4)
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     data = encoded(image, format, icc_profile=DAMAGED[case], **options)
     np.testing.assert_array_equal(
@@ -193,13 +193,13 @@ def test_what_is_no_profile_for_the_picture_is_ignored(case: str, format: str) -
 
 
 def test_a_profile_for_rgb_says_nothing_of_inks() -> None:
-    inks = draw_picture(4).convert("CMYK")
+    inks = draw_image(4).convert("CMYK")
     found = decode(encoded(inks, "TIFF", icc_profile=PROFILES["P3"])).pixels
     np.testing.assert_array_equal(found, np.asarray(inks.convert("RGB")))
 
 
-def test_a_picture_of_pillows_is_converted_by_the_profile_it_carries() -> None:
-    there = in_space(draw_picture(3), PROFILES["P3"])
+def test_a_image_of_pillows_is_converted_by_the_profile_it_carries() -> None:
+    there = in_space(draw_image(3), PROFILES["P3"])
     stored = Image.open(io.BytesIO(encoded(there, icc_profile=PROFILES["P3"])))
     for image in (stored, stored.convert("RGB"), stored.copy()):
         np.testing.assert_array_equal(load(image).pixels, shown(there, PROFILES["P3"]))
@@ -227,7 +227,7 @@ def test_transforms_are_kept_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_one_transform_serves_many_threads() -> None:
     profile = rgb_profile(ADOBE, gamma=2.19)
-    images = [in_space(draw_picture(seed, height=200, width=300), profile) for seed in range(8)]
+    images = [in_space(draw_image(seed, height=200, width=300), profile) for seed in range(8)]
     expected = [shown(image, profile) for image in images]
     with ThreadPoolExecutor(8) as threads:
         found = list(
@@ -239,7 +239,7 @@ def test_one_transform_serves_many_threads() -> None:
 
 @pytest.mark.parametrize("exponent", [1.0, 1 / 1.8, 1 / 2.6])
 def test_a_png_is_shown_by_its_gamma(exponent: float) -> None:
-    image = draw_picture(3)
+    image = draw_image(3)
     levels = (to_linear(image) ** exponent * 255).round().astype(np.uint8)
     data = encoded(Image.fromarray(levels))
     gamma = struct.pack(">I", round(exponent * 100_000))
@@ -256,13 +256,13 @@ def test_a_png_is_shown_by_its_gamma(exponent: float) -> None:
 
 @pytest.mark.parametrize("gamma", [45455, 45000, 0, 1, 2**31])
 def test_a_gamma_near_srgb_or_out_of_reason_changes_nothing(gamma: int) -> None:
-    image = draw_picture(3)
+    image = draw_image(3)
     data = png_with((b"gAMA", struct.pack(">I", gamma)), base=encoded(image))
     np.testing.assert_array_equal(decode(data).pixels, np.asarray(image))
 
 
 def test_a_png_is_shown_by_its_primaries() -> None:
-    there = in_space(draw_picture(3), PROFILES["Adobe"])
+    there = in_space(draw_image(3), PROFILES["Adobe"])
     numbers = [0.3127, 0.3290, *(number for primary in ADOBE for number in primary)]
     primaries = struct.pack(">8I", *(round(number * 100_000) for number in numbers))
     data = png_with((b"cHRM", primaries), (b"gAMA", struct.pack(">I", 45455)), base=encoded(there))
@@ -272,7 +272,7 @@ def test_a_png_is_shown_by_its_primaries() -> None:
 
 
 def test_code_points_rule_over_a_profile() -> None:
-    there = in_space(draw_picture(3), rgb_profile(P3))
+    there = in_space(draw_image(3), rgb_profile(P3))
     # Display P3, a power of 2.2
     data = png_with((b"cICP", b"\x0c\x04\0\1"), base=encoded(there, icc_profile=LINEAR))
     assert np.abs(decode(data).pixels - shown(there, rgb_profile(P3))).max() <= 1
@@ -297,9 +297,7 @@ def test_hdr_is_shown_with_its_diffuse_white_as_white(transfer: int, white: floa
 
 def test_an_avif_is_shown_by_its_code_points() -> None:
     data = bytearray(
-        encoded(
-            in_space(draw_picture(3), rgb_profile(P3)), "AVIF", quality=100, subsampling="4:4:4"
-        )
+        encoded(in_space(draw_image(3), rgb_profile(P3)), "AVIF", quality=100, subsampling="4:4:4")
     )
     at = data.index(b"colrnclx") + 8
     plain = decode(bytes(data)).pixels
@@ -310,7 +308,7 @@ def test_an_avif_is_shown_by_its_code_points() -> None:
 
 
 def test_a_jpeg_2000_is_shown_by_its_profile() -> None:
-    there = in_space(draw_picture(3), PROFILES["P3"])
+    there = in_space(draw_image(3), PROFILES["P3"])
     data = encoded(there, "JPEG2000")
     header, colors = data.index(b"jp2h") - 4, data.index(b"colr") - 4
     length = int.from_bytes(data[colors : colors + 4], "big")
@@ -327,7 +325,7 @@ def test_a_jpeg_2000_is_shown_by_its_profile() -> None:
 
 
 def test_a_camera_that_names_adobe_rgb_needs_no_profile() -> None:
-    there = in_space(draw_picture(3, height=400, width=400), rgb_profile(ADOBE, gamma=563 / 256))
+    there = in_space(draw_image(3, height=400, width=400), rgb_profile(ADOBE, gamma=563 / 256))
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0xA001] = 65535  # "uncalibrated"
     exif.get_ifd(0x8769)[0xA005] = {1: "R03", 2: b"0100"}
@@ -344,7 +342,7 @@ def test_a_camera_that_names_adobe_rgb_needs_no_profile() -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, 50.0, float("nan")])
-def test_no_profile_is_made_of_numbers_that_no_picture_has(gamma: float) -> None:
+def test_no_profile_is_made_of_numbers_that_no_image_has(gamma: float) -> None:
     assert color.profile_of_gamma(gamma) is None
     line = color.Primaries((0.3, 0.3), (0.4, 0.4), (0.5, 0.5), (0.3127, 0.329))
     assert color.profile_of_gamma(2.2, line) is None

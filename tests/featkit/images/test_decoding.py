@@ -1,4 +1,4 @@
-"""From bytes to upright RGB pixels: every kind of picture as it is meant."""
+"""From bytes to upright RGB pixels: every kind of image as it is meant."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from PIL import Image, ImageOps
 
 from featkit.images import (
     EXIF_ORIENTATION,
+    ImageLike,
     ImageLimits,
-    Picture,
     decode,
     load,
     name_of,
     thumbnail_jpeg,
 )
-from tests.picture_files import encoded, png_file
-from tests.pictures import draw_picture
+from tests.image_files import encoded, png_file
+from tests.images import draw_image
 from tests.sentences import refused
 
 
@@ -35,14 +35,14 @@ def with_orientation(orientation: int) -> Image.Exif:
 
 
 def as_pixels(image: Image.Image) -> np.ndarray:
-    """What the picture's pixels are, by Pillow alone."""
+    """What the image's pixels are, by Pillow alone."""
     return np.asarray(image.convert("RGB"))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_decode_turns_upright_as_exif_transpose_does(orientation: int, format: str) -> None:
-    image, exif = draw_picture(orientation), with_orientation(orientation)
+    image, exif = draw_image(orientation), with_orientation(orientation)
     options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     stored = Image.open(io.BytesIO(encoded(image, format, **options)))
     stored.getexif().update(exif)
@@ -54,12 +54,12 @@ def test_decode_turns_upright_as_exif_transpose_does(orientation: int, format: s
 
 
 def test_decode_takes_damaged_exif_for_upright() -> None:
-    data = encoded(draw_picture(0), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
+    data = encoded(draw_image(0), "JPEG", exif=b"Exif\0\0II*\0" + b"\xff" * 40)
     with warnings.catch_warnings():
         # Pillow says that it is corrupt, which is what is wanted here
         warnings.simplefilter("ignore")
         np.testing.assert_array_equal(
-            decode(data).pixels, decode(encoded(draw_picture(0), "JPEG")).pixels
+            decode(data).pixels, decode(encoded(draw_image(0), "JPEG")).pixels
         )
 
 
@@ -147,12 +147,12 @@ def test_load_shows_white_and_black_of_every_mode(mode: str, white: Any, black: 
 
 
 def test_decode_reads_a_palette() -> None:
-    image = draw_picture(3).quantize(16)
+    image = draw_image(3).quantize(16)
     np.testing.assert_array_equal(decode(encoded(image)).pixels, as_pixels(image))
 
 
 def test_decode_lays_transparency_over_white() -> None:
-    image = draw_picture(5).convert("RGBA")
+    image = draw_image(5).convert("RGBA")
     alpha = np.linspace(0, 255, 60 * 80).astype(np.uint8).reshape(60, 80)
     image.putalpha(Image.fromarray(alpha))
     share = alpha[:, :, None] / 255
@@ -208,7 +208,7 @@ def test_decode_takes_the_smallest_and_the_narrowest(height: int, width: int, fo
 def test_decode_scales_a_jpeg_to_no_less_than_asked(
     shorter_side: int, expected: int, orientation: int
 ) -> None:
-    image = draw_picture(7, height=600, width=803)
+    image = draw_image(7, height=600, width=803)
     data = encoded(image, "JPEG", quality=92, exif=with_orientation(orientation))
     full, found = decode(data), decode(data, shorter_side=shorter_side)
     assert min(found.pixels.shape[:2]) == expected
@@ -221,14 +221,14 @@ def test_decode_scales_a_jpeg_to_no_less_than_asked(
 
 
 def test_decode_scales_nothing_but_jpeg() -> None:
-    image = draw_picture(8, height=600, width=800)
+    image = draw_image(8, height=600, width=800)
     np.testing.assert_array_equal(decode(encoded(image), shorter_side=10).pixels, as_pixels(image))
 
 
-def test_decode_gives_each_thread_its_own_picture() -> None:
+def test_decode_gives_each_thread_its_own_image() -> None:
     formats = ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"]
     files = [
-        encoded(draw_picture(number, height=200, width=300), formats[number % 6])
+        encoded(draw_image(number, height=200, width=300), formats[number % 6])
         for number in range(24)
     ]
     expected = [decode(data, shorter_side=64).pixels for data in files]
@@ -239,17 +239,17 @@ def test_decode_gives_each_thread_its_own_picture() -> None:
 
 
 def test_load_takes_path_bytes_image_and_array_alike(tmp_path: Path) -> None:
-    image = draw_picture(4)
+    image = draw_image(4)
     image.save(tmp_path / "x.png")
-    pictures = (
+    drawn = (
         str(tmp_path / "x.png"),
         tmp_path / "x.png",
         encoded(image),
         image,
         np.asarray(image),
     )
-    for picture in pictures:
-        found = load(picture)
+    for drawn_image in drawn:
+        found = load(drawn_image)
         np.testing.assert_array_equal(found.pixels, np.asarray(image))
         assert (found.height, found.width) == (60, 80)
     turned = load(np.asarray(image)[::-1, ::2]).pixels
@@ -261,13 +261,13 @@ def test_load_takes_path_bytes_image_and_array_alike(tmp_path: Path) -> None:
 
 
 def test_load_takes_open_files_buffers_and_rows(tmp_path: Path) -> None:
-    image = draw_picture(4)
+    image = draw_image(4)
     data, path = encoded(image), tmp_path / "x.png"
     path.write_bytes(data)
     written = io.BytesIO()
     image.save(written, "PNG")  # stands at its end
     with path.open("rb") as file, gzip.open(io.BytesIO(gzip.compress(data))) as unpacked:
-        pictures: list[Picture] = [
+        drawn: list[ImageLike] = [
             file,
             file,
             written,
@@ -281,20 +281,20 @@ def test_load_takes_open_files_buffers_and_rows(tmp_path: Path) -> None:
             unpacked,  # type: ignore[list-item]
             np.asarray(image),
         ]
-        for picture in pictures:
-            np.testing.assert_array_equal(load(picture).pixels, np.asarray(image))
+        for drawn_image in drawn:
+            np.testing.assert_array_equal(load(drawn_image).pixels, np.asarray(image))
     gray = np.asarray(image.convert("L"))
     np.testing.assert_array_equal(load(gray[:, :, None]).pixels, load(gray).pixels)
 
 
 def test_the_name_of_a_file_is_told_however_it_comes(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
-    draw_picture(0).save(path)
+    draw_image(0).save(path)
     with path.open("rb") as file, Image.open(path) as image:
-        for picture in (path, str(path), file, image, {"bytes": b"", "path": str(path)}):
-            assert name_of(picture) == str(path)
+        for drawn_image in (path, str(path), file, image, {"bytes": b"", "path": str(path)}):
+            assert name_of(drawn_image) == str(path)
     (tmp_path / "y.png").write_text("a note")
-    with (tmp_path / "y.png").open("rb") as file, refused(tmp_path / "y.png", "is not a picture"):
+    with (tmp_path / "y.png").open("rb") as file, refused(tmp_path / "y.png", "is not an image"):
         load(file)
     with refused("x/y.jpg is empty"):
         load({"bytes": b"", "path": "x/y.jpg"})
@@ -319,17 +319,17 @@ def test_an_open_file_is_read_no_further_than_the_limit() -> None:
             buffer[:] = bytes(len(buffer))
             return len(buffer)
 
-    with refused("picture has more bytes than the limit of 100,000; raise it with --max-bytes."):
+    with refused("image has more bytes than the limit of 100,000; raise it with --max-bytes."):
         load(io.BufferedReader(Endless()), limits=ImageLimits(max_bytes=100_000))
     closed = io.BytesIO(b"x")
     closed.close()
-    with refused("picture cannot be read: I/O operation on closed file."):
+    with refused("image cannot be read: I/O operation on closed file."):
         load(closed)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_an_opened_image_is_turned_and_what_was_made_of_it_is_not(orientation: int) -> None:
-    data = encoded(draw_picture(4), exif=with_orientation(orientation))
+    data = encoded(draw_image(4), exif=with_orientation(orientation))
     upright = decode(data).pixels
     stored = Image.open(io.BytesIO(data))
     np.testing.assert_array_equal(load(stored).pixels, upright)
@@ -352,10 +352,10 @@ def test_an_opened_image_is_turned_and_what_was_made_of_it_is_not(orientation: i
     ("height", "width", "expected"),
     [(600, 800, (192, 256)), (800, 600, (256, 192)), (60, 80, (60, 80)), (2, 3000, (1, 256))],
 )
-def test_a_thumbnail_is_the_picture_made_small_and_the_same_bytes(
+def test_a_thumbnail_is_the_image_made_small_and_the_same_bytes(
     height: int, width: int, expected: tuple[int, int]
 ) -> None:
-    pixels = np.asarray(draw_picture(6, height=max(height, 20), width=width))[:height]
+    pixels = np.asarray(draw_image(6, height=max(height, 20), width=width))[:height]
     data = thumbnail_jpeg(pixels)
     assert data == thumbnail_jpeg(pixels.copy())
     with Image.open(io.BytesIO(data)) as image:

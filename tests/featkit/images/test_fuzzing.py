@@ -1,4 +1,4 @@
-"""Any bytes are a picture or refused by name, within bounds of time and memory: valid files of each
+"""Any bytes are an image or refused by name, within bounds of time and memory: valid files of each
 format, mutated."""
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from PIL import Image
 from featkit.images import ImageLimits, decode
 from featkit.images.color import transform_of
 from tests.fuzzing import CASES, fuzz
-from tests.picture_files import encoded, png_chunk, png_file, png_with
-from tests.pictures import draw_picture
+from tests.image_files import encoded, png_chunk, png_file, png_with
+from tests.images import draw_image
 from tests.profiles import P3, gray_profile, press_profile, rgb_profile
 from tests.raw_files import dng_file
 
-PICTURE = draw_picture(3, height=48, width=64)
-PIXELS = np.asarray(PICTURE)
+IMAGE = draw_image(3, height=48, width=64)
+PIXELS = np.asarray(IMAGE)
 LIMITS = ImageLimits(max_pixels=10**6, max_bytes=2**22)
 PROFILE = rgb_profile(P3)
 
@@ -60,13 +60,11 @@ def exif() -> Image.Exif:
 def jpegs() -> list[bytes]:
     """Baseline with all that a camera adds, progressive with restarts, inks, gray."""
     return [
-        encoded(PICTURE, "JPEG", exif=exif(), icc_profile=PROFILE, comment="hello"),
-        encoded(PICTURE, "JPEG", progressive=True, restart_marker_blocks=4),
-        encoded(PICTURE.convert("CMYK"), "JPEG", icc_profile=press_profile()),
-        encoded(PICTURE.convert("L"), "JPEG", icc_profile=gray_profile(1.8)),
-        encoded(
-            PICTURE, "MPO", save_all=True, append_images=[draw_picture(1, height=48, width=64)]
-        ),
+        encoded(IMAGE, "JPEG", exif=exif(), icc_profile=PROFILE, comment="hello"),
+        encoded(IMAGE, "JPEG", progressive=True, restart_marker_blocks=4),
+        encoded(IMAGE.convert("CMYK"), "JPEG", icc_profile=press_profile()),
+        encoded(IMAGE.convert("L"), "JPEG", icc_profile=gray_profile(1.8)),
+        encoded(IMAGE, "MPO", save_all=True, append_images=[draw_image(1, height=48, width=64)]),
     ]
 
 
@@ -76,19 +74,19 @@ def pngs() -> list[bytes]:
     deep = (PIXELS.astype(">u2") * 16).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     gray = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(deep[:, :, :2]))
-    frames = [draw_picture(seed, height=48, width=64) for seed in (1, 2)]
+    frames = [draw_image(seed, height=48, width=64) for seed in (1, 2)]
     return [
-        encoded(PICTURE, icc_profile=PROFILE, exif=exif()),
+        encoded(IMAGE, icc_profile=PROFILE, exif=exif()),
         png_with(
             (b"sBIT", b"\x0c\x0c\x0c"),
             (b"tRNS", bytes(6)),
             base=png_file(48, 64, bits=16, color=2, rows=rows),
         ),
         png_file(48, 64, bits=16, color=4, rows=gray),
-        encoded(PICTURE, save_all=True, append_images=frames, default_image=True),
-        encoded(PICTURE.quantize(16), transparency=3),
+        encoded(IMAGE, save_all=True, append_images=frames, default_image=True),
+        encoded(IMAGE.quantize(16), transparency=3),
         png_with(
-            (b"cICP", b"\x09\x10\0\1"), (b"gAMA", struct.pack(">I", 55556)), base=encoded(PICTURE)
+            (b"cICP", b"\x09\x10\0\1"), (b"gAMA", struct.pack(">I", 55556)), base=encoded(IMAGE)
         ),
     ]
 
@@ -106,12 +104,12 @@ def with_checksums(data: bytes) -> bytes:
 
 def tiffs() -> list[bytes]:
     """Strips and tiles, planes, compressions, predictors, floats, inks, both byte orders, BigTIFF."""
-    gray, deep = np.asarray(PICTURE.convert("L")), PIXELS.astype(np.uint16)
+    gray, deep = np.asarray(IMAGE.convert("L")), PIXELS.astype(np.uint16)
     return [
-        encoded(PICTURE, "TIFF", compression="tiff_lzw", icc_profile=PROFILE),
-        encoded(PICTURE, "TIFF", compression="jpeg"),
+        encoded(IMAGE, "TIFF", compression="tiff_lzw", icc_profile=PROFILE),
+        encoded(IMAGE, "TIFF", compression="jpeg"),
         tiff(PIXELS, photometric="rgb", compression="zlib", tile=(16, 32)),
-        encoded(PICTURE.convert("CMYK"), "TIFF"),
+        encoded(IMAGE.convert("CMYK"), "TIFF"),
         tiff(
             PIXELS.astype(np.uint16) * 257,
             photometric="rgb",
@@ -136,25 +134,25 @@ def tiffs() -> list[bytes]:
 
 def others() -> list[bytes]:
     """What Pillow reads besides."""
-    frames = [draw_picture(seed, height=48, width=64) for seed in (1, 2)]
+    frames = [draw_image(seed, height=48, width=64) for seed in (1, 2)]
     formats = ("BMP", "TGA", "PCX", "PPM", "ICO", "JPEG2000", "QOI", "DDS", "SGI")
     return [
         encoded(
-            PICTURE.quantize(16),
+            IMAGE.quantize(16),
             "GIF",
             save_all=True,
             append_images=[frame.quantize(16) for frame in frames],
         ),
-        encoded(PICTURE, "WEBP", exif=exif(), icc_profile=PROFILE),
-        encoded(PICTURE, "WEBP", save_all=True, append_images=frames),
-        encoded(PICTURE, "AVIF", exif=exif()),
-        *(encoded(PICTURE, format) for format in formats),
+        encoded(IMAGE, "WEBP", exif=exif(), icc_profile=PROFILE),
+        encoded(IMAGE, "WEBP", save_all=True, append_images=frames),
+        encoded(IMAGE, "AVIF", exif=exif()),
+        *(encoded(IMAGE, format) for format in formats),
     ]
 
 
 @pytest.mark.parametrize("cases", CASES)
 @pytest.mark.parametrize("seeds", [jpegs, pngs, tiffs, others], ids=lambda seeds: seeds.__name__)
-def test_any_bytes_are_a_picture_or_refused(seeds: Callable[[], list[bytes]], cases: int) -> None:
+def test_any_bytes_are_a_image_or_refused(seeds: Callable[[], list[bytes]], cases: int) -> None:
     fuzz(parse, seeds(), cases=cases, repair=with_checksums if seeds is pngs else lambda data: data)
 
 
@@ -178,6 +176,6 @@ def test_any_bytes_are_a_profile_or_none(cases: int) -> None:
 @pytest.mark.parametrize("cases", CASES)
 def test_any_profile_in_a_png_leaves_it_readable(cases: int) -> None:
     def use(profile: bytes) -> None:
-        parse(png_with((b"iCCP", b"x\0\0" + zlib.compress(profile)), base=encoded(PICTURE)))
+        parse(png_with((b"iCCP", b"x\0\0" + zlib.compress(profile)), base=encoded(IMAGE)))
 
     fuzz(use, [PROFILE, gray_profile(1.8), press_profile()], cases=cases)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from featkit.images.levels import BLOCK_LEVELS, to_bytes, white_of
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 
-GRAY = np.asarray(draw_picture(3).convert("L"))
+GRAY = np.asarray(draw_image(3).convert("L"))
 
 
 def scaled(white: float, dtype: Any) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_white_is_255_and_black_0(dtype: Any) -> None:
         assert to_bytes(levels, white=white).tolist() == [[0, 255]]
 
 
-def test_a_dark_picture_of_bytes_in_sixteen_bits_stays_dark() -> None:
+def test_a_dark_image_of_bytes_in_sixteen_bits_stays_dark() -> None:
     dark = (GRAY // 20).astype(np.uint16)  # no level above 14
     for factor in (256, 257):
         assert (dark * factor).max() < 4095

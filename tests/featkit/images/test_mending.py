@@ -12,15 +12,15 @@ from PIL import Image
 
 from featkit.images import decode
 from featkit.images.mending import mended
-from tests.picture_files import encoded, png_chunk, png_with
-from tests.pictures import draw_picture
+from tests.image_files import encoded, png_chunk, png_with
+from tests.images import draw_image
 from tests.profiles import PROPHOTO, rgb_profile
 from tests.sentences import refused
 
-PICTURE = draw_picture(5, height=150, width=200)
-PIXELS = np.asarray(PICTURE)
-PNG = encoded(PICTURE)
-JPEG = encoded(PICTURE, "JPEG", quality=90)
+IMAGE = draw_image(5, height=150, width=200)
+PIXELS = np.asarray(IMAGE)
+PNG = encoded(IMAGE)
+JPEG = encoded(IMAGE, "JPEG", quality=90)
 
 
 def assert_alike(data: bytes, whole: bytes) -> None:
@@ -87,7 +87,7 @@ def test_a_png_is_read_whatever_its_other_chunks_hold(case: str) -> None:
 
 
 def test_a_png_keeps_what_says_how_it_looks() -> None:
-    transparent = PICTURE.quantize(16)
+    transparent = IMAGE.quantize(16)
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = encoded(transparent, transparency=3, exif=exif)
@@ -141,7 +141,7 @@ JPEG_SEGMENTS = {
         0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\xff\xff\xff\x7f" + b"\xff\xd8\xff\xd9" * 9
     ),
     "Photoshop's of noise": segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\xff\xff\x11\x11"),
-    "several pictures of noise": segment(0xE2, b"MPF\0II*\0\x08\0\0\0" + b"\xff" * 30),
+    "several images of noise": segment(0xE2, b"MPF\0II*\0\x08\0\0\0" + b"\xff" * 30),
     "a profile of noise": segment(0xE2, b"ICC_PROFILE\0\x01\x01" + b"\xff" * 300),
     "a profile without its other part": segment(
         0xE2, b"ICC_PROFILE\0\x01\x03" + rgb_profile(PROPHOTO)
@@ -182,8 +182,8 @@ def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_not(
     if options == {"keep_rgb": True} and mode != "RGB":
         options = {}
     noise = np.random.default_rng(0).integers(0, 256, PIXELS.shape, np.uint8)
-    picture = Image.fromarray(noise).convert(mode)  # noise, so that no byte of it is without effect
-    whole = encoded(picture, "JPEG", quality=90, **options)
+    image = Image.fromarray(noise).convert(mode)  # noise, so that no byte of it is without effect
+    whole = encoded(image, "JPEG", quality=90, **options)
     assert_alike(whole[:-2], whole)
     assert_alike(whole[:-1], whole)
     assert_alike(whole + b"more" * 99, whole)
@@ -192,7 +192,7 @@ def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_not(
 
 
 def test_a_progressive_jpeg_that_ends_between_scans_is_refused() -> None:
-    whole = encoded(PICTURE, "JPEG", quality=90, progressive=True)
+    whole = encoded(IMAGE, "JPEG", quality=90, progressive=True)
     starts = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
     assert len(starts) > 4
     for at in starts[1:]:
@@ -203,12 +203,12 @@ def test_a_progressive_jpeg_that_ends_between_scans_is_refused() -> None:
 def test_a_jpeg_that_is_mended_keeps_its_orientation_and_its_colors() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    whole = encoded(PICTURE, "JPEG", quality=90, exif=exif, icc_profile=rgb_profile(PROPHOTO))
+    whole = encoded(IMAGE, "JPEG", quality=90, exif=exif, icc_profile=rgb_profile(PROPHOTO))
     damaged = whole[:2] + segment(0xEE, b"Adobe\0") + segment(0xE2, b"ICC_PROFILE\0") + whole[2:-2]
     assert_alike(damaged, whole)
     assert decode(damaged).pixels.shape == (200, 150, 3)
     # inverted, which only its Adobe segment tells
-    inks = encoded(PICTURE.convert("CMYK"), "JPEG", quality=90)
+    inks = encoded(IMAGE.convert("CMYK"), "JPEG", quality=90)
     assert_alike(inks[:-2], inks)
 
 
@@ -216,8 +216,8 @@ def test_a_webp_is_read_whatever_its_metadata_holds() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "a word" * 9
-    plain = encoded(PICTURE, "WEBP", lossless=True)
-    whole = encoded(PICTURE, "WEBP", lossless=True, exif=exif)
+    plain = encoded(IMAGE, "WEBP", lossless=True)
+    whole = encoded(IMAGE, "WEBP", lossless=True, exif=exif)
     at = whole.index(b"EXIF")
     for data in (whole[: at + 14], whole[: at + 4] + b"\xff\xff\0\0" + whole[at + 8 :]):
         assert_alike(data, plain)
@@ -226,8 +226,8 @@ def test_a_webp_is_read_whatever_its_metadata_holds() -> None:
     assert_refused(plain[: len(plain) // 2])
 
 
-def test_a_gif_is_read_whatever_follows_its_first_picture() -> None:
-    frames = [draw_picture(n, height=150, width=200).quantize(32) for n in (6, 7)]
+def test_a_gif_is_read_whatever_follows_its_first_image() -> None:
+    frames = [draw_image(n, height=150, width=200).quantize(32) for n in (6, 7)]
     still, moving = (
         encoded(frames[0], "GIF"),
         encoded(frames[0], "GIF", save_all=True, append_images=[frames[1]]),
@@ -261,7 +261,7 @@ def test_a_tiff_is_read_whatever_its_other_tags_hold(compression: str | None) ->
     exif = Image.Exif()
     exif[0x010E] = "a description " * 9
     whole = encoded(
-        PICTURE, "TIFF", compression=compression, exif=exif, icc_profile=rgb_profile(PROPHOTO)[:200]
+        IMAGE, "TIFF", compression=compression, exif=exif, icc_profile=rgb_profile(PROPHOTO)[:200]
     )
     beyond = struct.pack("<I", 0x7FFFFFF0)
     for damaged in (
@@ -277,7 +277,7 @@ def test_a_tiff_is_read_whatever_its_other_tags_hold(compression: str | None) ->
 
 
 def test_a_tiff_whose_next_page_leads_nowhere_is_read() -> None:
-    whole = encoded(PICTURE, "TIFF")
+    whole = encoded(IMAGE, "TIFF")
     start = struct.unpack_from("<I", whole, 4)[0]
     place = start + 2 + 12 * struct.unpack_from("<H", whole, start)[0]
     assert_alike(whole[:place] + b"\xf0\xff\xff\x7f" + whole[place + 4 :], whole)
@@ -287,7 +287,7 @@ def test_a_tiff_whose_next_page_leads_nowhere_is_read() -> None:
     "data",
     [b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"II*\0", b"GIF89a", b"a note"],
 )
-def test_what_has_no_picture_is_not_mended(data: bytes) -> None:
+def test_what_has_no_image_is_not_mended(data: bytes) -> None:
     found = mended(data)
     assert found is None or len(found) < 40
 
@@ -295,4 +295,4 @@ def test_what_has_no_picture_is_not_mended(data: bytes) -> None:
 def test_what_is_whole_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featkit.images.mending.mended", lambda _data: pytest.fail("it was mended"))
     for format in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
-        decode(encoded(PICTURE, format))
+        decode(encoded(IMAGE, format))

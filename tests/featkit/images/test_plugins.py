@@ -14,15 +14,15 @@ from PIL import Image, features
 
 from featkit.images import ImageLimits, decode
 from featkit.images.plugins import jpeg_xl_size
-from tests.picture_files import encoded
-from tests.pictures import draw_picture
+from tests.image_files import encoded
+from tests.images import draw_image
 from tests.processes import run_python
 from tests.profiles import P3, rgb_profile
 from tests.raw_files import dng_file
 from tests.sentences import refused
 
-PICTURE = draw_picture(3, height=120, width=160)
-PIXELS = np.asarray(PICTURE)
+IMAGE = draw_image(3, height=120, width=160)
+PIXELS = np.asarray(IMAGE)
 INSTALL = "run `pip install 'featkit[formats]'` to read it."
 
 
@@ -60,17 +60,17 @@ def turned(orientation: int) -> Image.Exif:
 
 
 def test_a_heic_is_read() -> None:
-    found = decode(heic(PICTURE), name="x.heic", shorter_side=32)
+    found = decode(heic(IMAGE), name="x.heic", shorter_side=32)
     assert (found.height, found.width) == (120, 160)
     assert np.abs(found.pixels.astype(int) - PIXELS).mean() < 2
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_heic_is_turned_once(orientation: int) -> None:
-    stored = Image.open(io.BytesIO(encoded(PICTURE, exif=turned(orientation))))
+    stored = Image.open(io.BytesIO(encoded(IMAGE, exif=turned(orientation))))
     data = heic(stored)
     assert (b"irot" in data or b"imir" in data) == (orientation != 1)
-    expected = decode(encoded(PICTURE, exif=turned(orientation))).pixels
+    expected = decode(encoded(IMAGE, exif=turned(orientation))).pixels
     found = decode(data).pixels
     assert found.shape == expected.shape
     assert np.abs(found.astype(int) - expected).mean() < 2
@@ -78,37 +78,37 @@ def test_a_heic_is_turned_once(orientation: int) -> None:
 
 def test_a_heic_is_shown_by_its_profile_and_over_white() -> None:
     profile = rgb_profile(P3)
-    plain, colored = decode(heic(PICTURE)).pixels, PICTURE.copy()
+    plain, colored = decode(heic(IMAGE)).pixels, IMAGE.copy()
     colored.info["icc_profile"] = profile
     expected = decode(encoded(Image.fromarray(plain), icc_profile=profile)).pixels
     np.testing.assert_array_equal(decode(heic(colored)).pixels, expected)
-    clear = PICTURE.convert("RGBA")
+    clear = IMAGE.convert("RGBA")
     clear.putalpha(0)
     assert decode(heic(clear)).pixels.min() == 255
 
 
 def test_a_jpeg_xl_is_read_in_every_mode() -> None:
     for container in (False, True):
-        np.testing.assert_array_equal(decode(jpeg_xl(PICTURE, container=container)).pixels, PIXELS)
+        np.testing.assert_array_equal(decode(jpeg_xl(IMAGE, container=container)).pixels, PIXELS)
     np.testing.assert_array_equal(
-        decode(jpeg_xl(PICTURE.convert("L"))).pixels[:, :, 0], np.asarray(PICTURE.convert("L"))
+        decode(jpeg_xl(IMAGE.convert("L"))).pixels[:, :, 0], np.asarray(IMAGE.convert("L"))
     )
-    clear = PICTURE.convert("RGBA")
+    clear = IMAGE.convert("RGBA")
     clear.putalpha(0)
     assert decode(jpeg_xl(clear)).pixels.min() == 255
 
 
 def test_a_jpeg_xl_is_not_turned_by_its_exif() -> None:
-    data = jpeg_xl(PICTURE, container=True, exif=turned(6).tobytes()[6:])
+    data = jpeg_xl(IMAGE, container=True, exif=turned(6).tobytes()[6:])
     # its own header tells, and libjxl has followed it
     np.testing.assert_array_equal(decode(data).pixels, PIXELS)
 
 
 def test_a_jpeg_xl_made_of_a_jpeg_is_that_jpeg() -> None:
     pillow_jxl = pytest.importorskip("pillow_jxl")
-    jpeg = encoded(PICTURE, "JPEG", quality=90, exif=turned(6))
+    jpeg = encoded(IMAGE, "JPEG", quality=90, exif=turned(6))
     encode = pillow_jxl.Encoder(mode="RGB", lossless=True, quality=100, num_threads=0)
-    data = encode(jpeg, PICTURE.width, PICTURE.height, jpeg_encode=True)
+    data = encode(jpeg, IMAGE.width, IMAGE.height, jpeg_encode=True)
     np.testing.assert_array_equal(decode(data).pixels, decode(jpeg).pixels)
     np.testing.assert_array_equal(
         decode(data, shorter_side=30).pixels, decode(jpeg, shorter_side=30).pixels
@@ -127,7 +127,7 @@ def test_the_size_of_a_jpeg_xl_is_known_before_decoding(
 
 
 def test_the_size_of_a_jpeg_xl_is_not_what_another_box_says() -> None:
-    data = jpeg_xl(PICTURE, container=True)
+    data = jpeg_xl(IMAGE, container=True)
     at = data.index(b"ftyp") - 4
     end = at + int.from_bytes(data[at : at + 4], "big")
     small = b"jxlc" + jpeg_xl(Image.new("L", (8, 8)))
@@ -140,7 +140,7 @@ def test_the_size_of_a_jpeg_xl_is_not_what_another_box_says() -> None:
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_a_raw_photo_is_developed_and_turned(orientation: int) -> None:
     pytest.importorskip("rawpy")
-    expected = decode(encoded(PICTURE, exif=turned(orientation)))
+    expected = decode(encoded(IMAGE, exif=turned(orientation)))
     found = decode(dng_file(PIXELS, orientation=orientation), name="x.dng")
     assert (
         (found.height, found.width) == (expected.height, expected.width) == found.pixels.shape[:2]
@@ -163,7 +163,7 @@ def test_a_raw_photo_is_developed_at_half_its_size_where_that_is_enough() -> Non
 @pytest.mark.parametrize("kind", ["heic", "jxl", "dng"])
 def test_limits_hold_before_anything_is_decoded(kind: str) -> None:
     data = {"heic": heic, "jxl": jpeg_xl, "dng": lambda image: dng_file(np.asarray(image))}[kind](
-        PICTURE
+        IMAGE
     )
     decode(data, limits=ImageLimits(max_pixels=120 * 160))
     with refused("x has 19,200 pixels (160×120), more than the limit of 19,199"):
@@ -197,14 +197,14 @@ def test_without_its_package_a_format_is_named(
 
 
 def test_a_file_that_is_cut_off_is_refused() -> None:
-    for whole, kind in ((heic(PICTURE), "HEIC"), (jpeg_xl(PICTURE), "JPEG XL")):
+    for whole, kind in ((heic(IMAGE), "HEIC"), (jpeg_xl(IMAGE), "JPEG XL")):
         with refused(f"x is {kind}; it is damaged and cannot be decoded"):
             decode(whole[: len(whole) // 2], name="x")
 
 
 def test_an_avif_is_read_by_pillow_alone() -> None:
     assert features.check("avif")
-    data = encoded(PICTURE, "AVIF", quality=95)
+    data = encoded(IMAGE, "AVIF", quality=95)
     assert np.abs(decode(data).pixels.astype(int) - PIXELS).mean() < 6
     with refused("x is AVIF; it is damaged and cannot be decoded"):
         decode(data[: len(data) // 2], name="x")

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from featkit.images import decode
-from tests.picture_files import encoded, png_file, png_with
-from tests.pictures import draw_picture
+from tests.image_files import encoded, png_file, png_with
+from tests.images import draw_image
 
-RGB = np.asarray(draw_picture(3))
-GRAY = np.asarray(draw_picture(3).convert("L"))
+RGB = np.asarray(draw_image(3))
+GRAY = np.asarray(draw_image(3).convert("L"))
 ALPHA = np.linspace(0, 255, GRAY.size).astype(np.uint8).reshape(GRAY.shape)
 COLOR_TYPES = {"gray": 0, "colors": 2, "gray and alpha": 4, "colors and alpha": 6}
 
@@ -124,7 +124,7 @@ def test_one_transparent_level_of_few_bits_is_white(bits: int) -> None:
 
 
 def solid(color: tuple[int, int, int]) -> Image.Image:
-    """A picture of one color."""
+    """An image of one color."""
     return Image.new("RGB", (40, 30), color)
 
 

@@ -1,4 +1,4 @@
-"""Pictures that are damaged, hostile, too large or none at all: one sentence that names them,
+"""Images that are damaged, hostile, too large or none at all: one sentence that names them,
 before they cost anything."""
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from featkit.images import ImageLimits, decode, load, read_file
-from tests.odd_pictures import WRITERS
-from tests.picture_files import encoded, png_file
-from tests.pictures import draw_picture
+from tests.image_files import encoded, png_file
+from tests.images import draw_image
+from tests.odd_images import WRITERS
 from tests.processes import run_python
 from tests.sentences import refused
 
@@ -29,8 +29,8 @@ EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpa
 @pytest.mark.parametrize(
     "format", ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "AVIF", "JPEG2000"]
 )
-def test_a_truncated_picture_is_refused_by_name(format: str) -> None:
-    data = encoded(draw_picture(2, height=200, width=300), format)
+def test_a_truncated_image_is_refused_by_name(format: str) -> None:
+    data = encoded(draw_image(2, height=200, width=300), format)
     decode(data)
     with refused("cats/half.img"):
         decode(data[: len(data) // 2], name="cats/half.img")
@@ -40,14 +40,14 @@ def test_a_truncated_picture_is_refused_by_name(format: str) -> None:
     ("data", "words"),
     [
         (b"", "x.jpg is empty (0 bytes)."),
-        (b"a note", "x.jpg is not a picture in a format that can be read."),
-        (b"\x01\x02\xfe", "x.jpg is not a picture in a format that can be read."),
+        (b"a note", "x.jpg is not an image in a format that can be read."),
+        (b"\x01\x02\xfe", "x.jpg is not an image in a format that can be read."),
         (EPS, "x.jpg is a PostScript document; convert it to PNG or JPEG."),
         (png_file(5, 4, bits=8, color=2), "x.jpg is damaged and cannot be decoded"),
     ],
     ids=["empty", "text", "unknown", "EPS", "header"],
 )
-def test_what_is_no_picture_is_refused_by_name(data: bytes, words: str, tmp_path: Path) -> None:
+def test_what_is_no_image_is_refused_by_name(data: bytes, words: str, tmp_path: Path) -> None:
     with refused(words):
         decode(data, name="x.jpg")
     (tmp_path / "x.jpg").write_bytes(data)
@@ -75,15 +75,15 @@ KINDS = {
     "document": (b"%PDF-1.7\n", "x.jpg is a PDF document; save its pages as PNG or JPEG."),
     "video": (
         b"\0\0\0\x18ftypisom\0\0\0\0isommp41" + bytes(64),
-        "x.jpg is a video; extract its frames as pictures",
+        "x.jpg is a video; extract its frames as images",
     ),
     "parquet": (
         b"PAR1" + bytes(40),
-        "x.jpg is not a picture in a format that can be read; it is a Parquet file.",
+        "x.jpg is not an image in a format that can be read; it is a Parquet file.",
     ),
     "model": (
         b"\x08\x07\x12\x07pytorch\x1a\x032.0:\x00",
-        "x.jpg is not a picture in a format that can be read; it is an ONNX",
+        "x.jpg is not an image in a format that can be read; it is an ONNX",
     ),
     "zip": (b"PK\x03\x04" + bytes(40), "x.jpg is a zip archive; extract it first."),
     "zeros": (bytes(5000), "x.jpg is filled with zero bytes; copy or download it again."),
@@ -112,7 +112,7 @@ def test_eps_is_refused_although_pillow_knows_it() -> None:
 def test_damaged_bytes_are_pixels_or_one_input_error(
     format: str, changes: list[tuple[float, int]]
 ) -> None:
-    data = bytearray(encoded(draw_picture(1), format))
+    data = bytearray(encoded(draw_image(1), format))
     for place, value in changes:
         data[int(place * len(data))] = value
     with warnings.catch_warnings():
@@ -153,20 +153,20 @@ def test_too_many_pixels_are_refused_before_decoding(
 
 def test_the_limit_of_pixels_is_the_last_number_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     data, image = (
-        encoded(draw_picture(0, height=20, width=30)),
-        draw_picture(0, height=20, width=30),
+        encoded(draw_image(0, height=20, width=30)),
+        draw_image(0, height=20, width=30),
     )
-    for picture in (data, image, np.asarray(image)):
-        assert load(picture, limits=ImageLimits(max_pixels=600)).pixels.shape == (20, 30, 3)
+    for drawn_image in (data, image, np.asarray(image)):
+        assert load(drawn_image, limits=ImageLimits(max_pixels=600)).pixels.shape == (20, 30, 3)
     forbid_decoding(monkeypatch)
-    for picture in (data, image, np.asarray(image)):
+    for drawn_image in (data, image, np.asarray(image)):
         with refused("p has 600 pixels (30×20), more than the limit of 599"):
-            load(picture, name="p", limits=ImageLimits(max_pixels=599))
+            load(drawn_image, name="p", limits=ImageLimits(max_pixels=599))
 
 
 @pytest.mark.filterwarnings("ignore:Image was not the expected size")
-def test_an_icon_larger_than_it_says_is_measured_by_its_picture() -> None:
-    inner = encoded(draw_picture(0, height=50, width=60).convert("RGBA"))
+def test_an_icon_larger_than_it_says_is_measured_by_its_image() -> None:
+    inner = encoded(draw_image(0, height=50, width=60).convert("RGBA"))
     icon = (
         struct.pack("<HHH", 0, 1, 1)
         + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)
@@ -186,7 +186,7 @@ def test_too_many_bytes_are_refused_before_reading(tmp_path: Path) -> None:
         "1,099,511,627,776 bytes, more than the limit of 67,108,864; raise it with --max-bytes.",
     ):
         load(tmp_path / "x.jpg")
-    data = encoded(draw_picture(0))
+    data = encoded(draw_image(0))
     decode(data, limits=ImageLimits(max_bytes=len(data)))
     with refused(f"p has {len(data):,} bytes, more than the limit of {len(data) - 1:,}"):
         decode(data, name="p", limits=ImageLimits(max_bytes=len(data) - 1))
@@ -213,7 +213,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
 
 
 def test_a_file_that_may_not_be_read_is_refused_by_name(tmp_path: Path) -> None:
-    draw_picture(0).save(tmp_path / "x.png")
+    draw_image(0).save(tmp_path / "x.png")
     (tmp_path / "x.png").chmod(0)
     code = "import sys; from featkit.images import load; load(sys.argv[1])"
     status, _, error = run_python(code, tmp_path / "x.png", ordinary_user=True)
@@ -228,8 +228,8 @@ def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.jpg")
     with refused(f"{tmp_path}/caf\\xe9.jpg does not exist."):
         load(path)
-    path.write_bytes(encoded(draw_picture(0)))
-    np.testing.assert_array_equal(load(path).pixels, np.asarray(draw_picture(0)))
+    path.write_bytes(encoded(draw_image(0)))
+    np.testing.assert_array_equal(load(path).pixels, np.asarray(draw_image(0)))
     for name in ("a\0b.jpg", "\ud800.jpg"):
         with refused("cannot be read: "):
             load(name)
@@ -245,7 +245,7 @@ class Tensor:
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         (None, "mine is None; give a path, bytes, a Pillow image or an array."),
         (["a.jpg"], "mine is a list; give a path, bytes, a Pillow image or an array."),
@@ -259,15 +259,15 @@ class Tensor:
         (
             {"image": 1, "label": 2},
             (
-                "mine is a mapping with image, label instead of `bytes` or `path`; give the picture"
+                "mine is a mapping with image, label instead of `bytes` or `path`; give the image"
                 " in it"
             ),
         ),
         (
             {"bytes": None, "path": None},
-            "mine is a row without a picture: neither its `bytes` nor its `path` holds one.",
+            "mine is a row without an image: neither its `bytes` nor its `path` holds one.",
         ),
-        ({"bytes": {"path": 1}}, "mine is a row without a picture"),
+        ({"bytes": {"path": 1}}, "mine is a row without an image"),
         ({"bytes": 3, "path": None}, "mine is an int; give"),
         (io.StringIO("a note"), "mine is open as text; open it with mode 'rb'."),
         ("https://example.org/x.jpg", "mine is a web address; download it and give the file."),
@@ -275,21 +275,21 @@ class Tensor:
         ("data:image/png;base64,AAAA", "is a web address"),
         (
             np.zeros((3, 8, 8), np.uint8),
-            "uint8 of shape (3, 8, 8); pictures as arrays are uint8 (H, W, 3); transpose it",
+            "uint8 of shape (3, 8, 8); images as arrays are uint8 (H, W, 3); transpose it",
         ),
         (
             np.zeros((8, 8, 3), np.uint16),
-            "uint16 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3).",
+            "uint16 of shape (8, 8, 3); images as arrays are uint8 (H, W, 3).",
         ),
         (
             np.zeros((8, 8, 3), np.float64),
-            "float64 of shape (8, 8, 3); pictures as arrays are uint8 (H, W, 3); if its levels",
+            "float64 of shape (8, 8, 3); images as arrays are uint8 (H, W, 3); if its levels",
         ),
-        (np.zeros((8, 8), bool), "bool of shape (8, 8); pictures as arrays are uint8 (H, W, 3)."),
+        (np.zeros((8, 8), bool), "bool of shape (8, 8); images as arrays are uint8 (H, W, 3)."),
         (np.array(None), "object of shape ()"),
         (
             np.zeros((4, 4, 3), np.float32),
-            "float32 of shape (4, 4, 3); pictures as arrays are uint8 (H, W, 3)",
+            "float32 of shape (4, 4, 3); images as arrays are uint8 (H, W, 3)",
         ),
         (np.zeros((4, 4, 4), np.uint8), "uint8 of shape (4, 4, 4)"),
         (np.zeros(4, np.uint8), "uint8 of shape (4,)"),
@@ -298,6 +298,6 @@ class Tensor:
         (17, "is an int; give a path, bytes, a Pillow image or an array."),
     ],
 )
-def test_load_refuses_what_is_no_picture(picture: Any, words: str) -> None:
+def test_load_refuses_what_is_no_image(image: Any, words: str) -> None:
     with refused("mine", words):
-        load(picture, name="mine")
+        load(image, name="mine")

@@ -1,4 +1,4 @@
-"""Pictures decoded side by side share a budget of memory: who needs much waits, and nobody waits
+"""Images decoded side by side share a budget of memory: who needs much waits, and nobody waits
 for ever."""
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def encoded(mode: str, kind: str, **options: object) -> bytes:
         (encoded("RGB", "JPEG", progressive=True), 200_000 * PLAIN + 800_000 * PROGRESSIVE),
     ],
 )
-def test_a_picture_asks_for_what_its_decoding_takes(data: bytes, num_bytes: int) -> None:
+def test_a_image_asks_for_what_its_decoding_takes(data: bytes, num_bytes: int) -> None:
     budget = Watched(10**9)
-    with budget.for_one_picture():
+    with budget.for_one_image():
         decode(data, shorter_side=256)
         assert budget.asked == [num_bytes]
     assert budget._free == 10**9
@@ -61,22 +61,22 @@ def test_a_picture_asks_for_what_its_decoding_takes(data: bytes, num_bytes: int)
     assert budget.asked == [num_bytes]  # outside of a budget nobody asks
 
 
-def test_what_a_refused_picture_took_is_given_back() -> None:
+def test_what_a_refused_image_took_is_given_back() -> None:
     budget = MemoryBudget(10**8)
     data = encoded("RGB", "PNG")
-    with pytest.raises(InputError), budget.for_one_picture():
+    with pytest.raises(InputError), budget.for_one_image():
         decode(data[: len(data) // 2])
     assert budget._free == 10**8
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0, 5.0])
-def test_pictures_side_by_side_never_hold_more_than_the_budget(share: float) -> None:
+def test_images_side_by_side_never_hold_more_than_the_budget(share: float) -> None:
     budget, num_bytes = MemoryBudget(30_000), int(share * 30_000)
     held, most, lock = [0], [0], threading.Lock()
 
     def work() -> None:
         for _ in range(10):
-            with budget.for_one_picture():
+            with budget.for_one_image():
                 wait_for_room(1, 1, bytes_per_pixel=num_bytes)
                 with lock:
                     held[0] += 1
@@ -94,7 +94,7 @@ def test_pictures_side_by_side_never_hold_more_than_the_budget(share: float) -> 
     assert most[0] == max(1, int(1 / share))
 
 
-def test_a_large_picture_is_not_overtaken_for_ever() -> None:
+def test_a_large_image_is_not_overtaken_for_ever() -> None:
     budget = MemoryBudget(10)
     small = budget.take(6)
     order: list[str] = []
@@ -120,7 +120,7 @@ def test_a_large_picture_is_not_overtaken_for_ever() -> None:
 
 def test_asking_twice_holds_the_larger_once() -> None:
     budget = MemoryBudget(10)
-    with budget.for_one_picture():
+    with budget.for_one_image():
         wait_for_room(1, 1, bytes_per_pixel=4)
         wait_for_room(1, 1, bytes_per_pixel=10)  # would wait for itself if it held on to the first
         assert budget._free == 0

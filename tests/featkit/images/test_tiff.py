@@ -13,13 +13,13 @@ import tifffile
 from PIL import Image
 
 from featkit.images import ImageLimits, decode
-from tests.picture_files import encoded
-from tests.pictures import draw_picture
+from tests.image_files import encoded
+from tests.images import draw_image
 from tests.profiles import P3, rgb_profile
 from tests.sentences import refused
 
-RGB = np.asarray(draw_picture(3, height=75, width=101))
-GRAY = np.asarray(draw_picture(3, height=75, width=101).convert("L"))
+RGB = np.asarray(draw_image(3, height=75, width=101))
+GRAY = np.asarray(draw_image(3, height=75, width=101).convert("L"))
 ALPHA = np.linspace(0, 255, GRAY.size).astype(np.uint8).reshape(GRAY.shape)
 
 
@@ -165,7 +165,7 @@ def test_floats_that_libtiff_predicted_are_read() -> None:
 @pytest.mark.parametrize("bits", [9, 10, 12, 14])
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_levels_packed_without_gaps_are_read(bits: int, order: str) -> None:
-    # a dark picture: the number of bits is declared, so it stays dark
+    # a dark image: the number of bits is declared, so it stays dark
     levels = by_white(GRAY // 3, 2**bits - 1, np.uint16)
     unpacked = (levels[:, :, None] >> np.arange(bits - 1, -1, -1)) & 1
     rows = np.packbits(unpacked.astype(np.uint8).reshape(len(levels), -1), axis=1)

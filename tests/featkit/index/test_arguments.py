@@ -25,7 +25,7 @@ from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.featkit.index.test_identity import forget_ids
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 
 V = unit_vectors(3)
@@ -145,7 +145,7 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.add(["a"], V[:1], heights=[2**40]), ["a: heights[0] is 1099511627776"]),
         (
             lambda i: i.add(["a"], V[:1], thumbnails=b"jpeg"),
-            ["thumbnails is the bytes of one picture"],
+            ["thumbnails is the bytes of one image"],
         ),
         (lambda i: i.add(["a"], V[:1], thumbnails=["jpeg"]), ["a: thumbnails[0] is of type str"]),
         (
@@ -223,17 +223,17 @@ def test_an_item_that_does_not_exist_is_named(index: Index, number: int) -> None
         index.item_by_key("x y")
 
 
-def test_a_search_takes_one_picture(index: Index) -> None:
-    image = draw_picture(1)
+def test_a_search_takes_one_image(index: Index) -> None:
+    image = draw_image(1)
     assert len(index.search(image)) == 1
     assert len(index.search([image])) == 1  # type: ignore[arg-type]
-    for pictures, words in (
-        ([image, image], "2 pictures were given"),
-        ([], "0 pictures were given"),
+    for images, words in (
+        ([image, image], "2 images were given"),
+        ([], "0 images were given"),
         (None, "None"),
     ):
         with refused(words):
-            index.search(pictures)  # type: ignore[arg-type]
+            index.search(images)  # type: ignore[arg-type]
 
 
 # Metadata -----------------------------------------------------------------------------------------
@@ -413,14 +413,12 @@ def test_booleans_of_an_index_from_before_kinds_are_booleans_again(index: Index)
 
 
 def test_nan_in_a_parquet_file_comes_through_as_it_is(tmp_path: Path, model: Path) -> None:
-    pictures = []
+    images = []
     for seed in range(3):
         buffer = io.BytesIO()
-        draw_picture(seed).save(buffer, "PNG")
-        pictures.append(buffer.getvalue())
-    table = pa.table(
-        {"image": pictures, "price": pa.array([math.nan, 2.5, None], from_pandas=False)}
-    )
+        draw_image(seed).save(buffer, "PNG")
+        images.append(buffer.getvalue())
+    table = pa.table({"image": images, "price": pa.array([math.nan, 2.5, None], from_pandas=False)})
     pq.write_table(table, tmp_path / "a.parquet")
     embed_source(open_source(tmp_path / "a.parquet"), Embedder(model, threads=1), tmp_path / "emb")
     folder = Embeddings.open(tmp_path / "emb")

@@ -17,26 +17,26 @@ from featkit.index import AddReport, Index
 from featkit.modelfile import Manifest, read_manifest
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 
 COUNT = 10
 
 
 @pytest.fixture
 def embed(tmp_path: Path, model: Path) -> Callable[..., Embeddings]:
-    """Embeds the folder `pictures`, which holds COUNT pictures and one that is none."""
-    pictures = draw_folder(tmp_path / "pictures", COUNT)
-    (pictures / "005-broken.jpg").write_text("no picture")
+    """Embeds the folder `images`, which holds COUNT images and one that is none."""
+    drawn = draw_folder(tmp_path / "images", COUNT)
+    (drawn / "005-broken.jpg").write_text("no image")
 
     def run(name: str = "emb", *, by: Path = model) -> Embeddings:
-        embed_source(open_source(pictures), Embedder(by, threads=1), tmp_path / name, shard_size=4)
+        embed_source(open_source(drawn), Embedder(by, threads=1), tmp_path / name, shard_size=4)
         return Embeddings.open(tmp_path / name)
 
     return run
 
 
-def test_an_embeddings_folder_becomes_an_index_that_finds_its_pictures(
+def test_an_embeddings_folder_becomes_an_index_that_finds_its_images(
     tmp_path: Path, embed: Callable[..., Embeddings], model: Path
 ) -> None:
     folder = embed()
@@ -49,7 +49,7 @@ def test_an_embeddings_folder_becomes_an_index_that_finds_its_pictures(
         assert progress == [(4, 0), (8, 1), (11, 1)]
         assert index.model_path.read_bytes() == model.read_bytes()
         for number in range(COUNT):
-            path = tmp_path / "pictures" / f"{number:03d}.jpg"
+            path = tmp_path / "images" / f"{number:03d}.jpg"
             (hit,) = index.search(path, k=1)
             assert (hit.key, hit.width, hit.height) == (path.name, 80, 60)
             assert hit.score > 0.9999
@@ -72,28 +72,28 @@ def test_adding_the_same_folder_again_changes_nothing(
         assert index.items() == before
 
 
-def test_only_pictures_that_changed_are_replaced(
+def test_only_images_that_changed_are_replaced(
     tmp_path: Path, embed: Callable[..., Embeddings]
 ) -> None:
     folder = embed()
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
         index.add_embeddings(folder)
         ids = {item.key: item.id for item in index.items()}
-        draw_picture(99).save(tmp_path / "pictures" / "003.jpg", quality=92)
+        draw_image(99).save(tmp_path / "images" / "003.jpg", quality=92)
         assert index.add_embeddings(embed("emb2")) == AddReport(
             num_added=1, num_replaced=1, num_unchanged=COUNT - 1, num_without_embedding=1
         )
         assert {item.key: item.id for item in index.items()} == ids | {"003.jpg": COUNT}
-        assert index.search(draw_picture(99), k=1)[0].key == "003.jpg"
+        assert index.search(draw_image(99), k=1)[0].key == "003.jpg"
 
 
-def test_a_picture_that_can_no_longer_be_read_is_kept_and_counted(
+def test_a_image_that_can_no_longer_be_read_is_kept_and_counted(
     tmp_path: Path, embed: Callable[..., Embeddings]
 ) -> None:
     with Index.create(tmp_path / "i", model=embed().model_path) as index:
         index.add_embeddings(embed())
         before = index.items()
-        (tmp_path / "pictures" / "003.jpg").write_text("no picture any more")
+        (tmp_path / "images" / "003.jpg").write_text("no image any more")
         expected = AddReport(num_unchanged=COUNT - 1, num_without_embedding=2, num_kept=1)
         assert index.add_embeddings(embed("emb2")) == expected
         assert index.items() == before
@@ -110,7 +110,7 @@ def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
 
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
         with pytest.raises(
-            Interrupted, match=r"stopped with 7 pictures added to .*; the same command goes on"
+            Interrupted, match=r"stopped with 7 images added to .*; the same command goes on"
         ):
             index.add_embeddings(folder, on_progress=stop)
         assert len(index) == 7

@@ -16,8 +16,8 @@ from featkit.modelfile import read_manifest
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from featkit_export.precision import lower
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 from tests.sentences import refused
 
 COUNT = 8
@@ -60,14 +60,14 @@ def test_two_files_that_are_each_proven_equal_to_a_third_do_not_meet(
 def test_embeddings_of_the_equal_file_are_added_and_found_by_the_indexs_own(
     tmp_path: Path, model: Path, half: Path, other: Path
 ) -> None:
-    pictures = draw_folder(tmp_path / "p", COUNT)
+    images = draw_folder(tmp_path / "p", COUNT)
     for name, by in (("half", half), ("other", other)):
-        embed_source(open_source(pictures), Embedder(by, threads=1), tmp_path / name)
+        embed_source(open_source(images), Embedder(by, threads=1), tmp_path / name)
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.add_embeddings(Embeddings.open(tmp_path / "half")).num_added == COUNT
         assert index.fingerprint == read_manifest(model).fingerprint
         for number in range(COUNT):
-            (hit,) = index.search(draw_picture(number), k=1)
+            (hit,) = index.search(draw_image(number), k=1)
             assert hit.key == f"{number:03d}.jpg"
             assert hit.score > 0.999
         with refused("embedded by test-1", "is of test-0"):
@@ -81,5 +81,5 @@ def test_an_index_opens_the_equal_file_in_place_of_its_own(
     with Index.create(tmp_path / "i", model=model) as index:
         theirs, ours = index.open_embedder(half), index.embedder
         assert (theirs.manifest.precision, ours.manifest.precision) == ("fp16", "fp32")
-        picture = draw_picture(3)
-        np.testing.assert_allclose(theirs.embed(picture), ours.embed(picture), atol=5e-3)
+        image = draw_image(3)
+        np.testing.assert_allclose(theirs.embed(image), ours.embed(image), atol=5e-3)

@@ -165,15 +165,15 @@ def test_an_item_finds_itself_first(photos: Path) -> None:
         np.testing.assert_array_equal(index.vector(42), unit_vectors(100)[42])
 
 
-def test_a_picture_is_searched_with_the_model_in_the_index(tmp_path: Path, model: Path) -> None:
+def test_a_image_is_searched_with_the_model_in_the_index(tmp_path: Path, model: Path) -> None:
     from featkit.embedder import Embedder
 
-    pictures = [
+    images = [
         np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8) for seed in range(3)
     ]
     with Index.create(tmp_path / "i", model=model) as index:
-        index.add(["0", "1", "2"], Embedder(model).embed(pictures))
-        hits: list[Hit] = index.search(pictures[1], k=2)
+        index.add(["0", "1", "2"], Embedder(model).embed(images))
+        hits: list[Hit] = index.search(images[1], k=2)
     assert (hits[0].key, round(hits[0].score, 5)) == ("1", 1.0)
 
 

@@ -25,14 +25,14 @@ from tests.featkit.backends.engines import (
     needs_bf16,
     needs_openvino,
 )
+from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder, draw_picture
 from tests.sentences import refused
 
 PROOF = Proof(
     backend="openvino",
     precision="bf16",
-    num_pictures=9,
+    num_images=9,
     least_cosine=0.9996,
     mean_cosine=0.9999,
     recall_lost=0.001,
@@ -46,9 +46,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embedded(folder: Path, model: Path, run: Run, *, count: int = 4) -> Embeddings:
-    """An embeddings folder of `count` pictures, made by a run."""
+    """An embeddings folder of `count` images, made by a run."""
     embedder = Embedder(model, backend=run.backend, precision=run.precision, threads=1)
-    embed_source(open_source(draw_folder(folder / "pictures", count)), embedder, folder / "emb")
+    embed_source(open_source(draw_folder(folder / "images", count)), embedder, folder / "emb")
     return Embeddings.open(folder / "emb")
 
 
@@ -102,7 +102,7 @@ def test_proofs_are_kept_replaced_and_dropped(model: Path, tmp_path: Path) -> No
         assert not index.accepts(OPENVINO_BF16)
         index.keep_proof(PROOF)
         assert index.accepts(OPENVINO_BF16)
-    newer = Proof(**{**vars(PROOF), "num_pictures": 600})
+    newer = Proof(**{**vars(PROOF), "num_images": 600})
     with Index.open(tmp_path / "i", writable=True) as index:
         assert index.proofs == [PROOF]
         index.keep_proof(newer)
@@ -143,7 +143,7 @@ def test_embeddings_in_fp32_are_taken_whatever_engine_made_them(
     folder = embedded(tmp_path, model, OPENVINO_FP32)
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.add_embeddings(folder).num_added == 4
-        assert [hit.key for hit in index.search(draw_picture(2), k=1)] == ["002.jpg"]
+        assert [hit.key for hit in index.search(draw_image(2), k=1)] == ["002.jpg"]
 
 
 @needs_bf16
@@ -169,7 +169,7 @@ def test_a_proof_lets_auto_take_the_faster(
     monkeypatch.setenv("FEATKIT_PRECISION", "auto")
     fast = {OPENVINO_BF16: 9.0, OPENVINO_FP32: 2.0, ONNXRUNTIME_FP32: 3.0}
     figures = {
-        run: choosing_module.Measured(pictures_per_s=rate, least_cosine=1.0)
+        run: choosing_module.Measured(images_per_s=rate, least_cosine=1.0)
         for run, rate in fast.items()
     }
     monkeypatch.setattr(
@@ -192,8 +192,8 @@ def test_an_index_in_bf16_says_what_it_needs_where_that_is_missing(
             " featkit[openvino]",
             error=EnvironmentProblem,
         ):
-            index.search(draw_picture(0))
+            index.search(draw_image(0))
         assert len(index.search_item(0)) == 1  # what needs no model goes on
         index.keep_proof(PROOF)
         assert index.embedder.run == ONNXRUNTIME_FP32
-        assert len(index.search(draw_picture(0))) == 1
+        assert len(index.search(draw_image(0))) == 1

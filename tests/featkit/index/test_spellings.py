@@ -15,7 +15,7 @@ from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from featkit_demo.prepare import prepare_index
 from tests.featkit.index.conftest import unit_vectors
-from tests.pictures import draw_picture
+from tests.images import draw_image
 
 NFC, NFD = (unicodedata.normalize("NFC", "é/ü.jpg"), unicodedata.normalize("NFD", "é/ü.jpg"))
 MIXED = NFD.partition("/")[0] + "/" + NFC.partition("/")[2]
@@ -29,7 +29,7 @@ def embed(source: Path, out: Path, model: Path) -> Embeddings:
 def draw(root: Path, *names: str) -> Path:
     for seed, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(seed, height=40, width=40).save(root / name)
+        draw_image(seed, height=40, width=40).save(root / name)
     return root
 
 

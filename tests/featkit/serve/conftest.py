@@ -21,14 +21,14 @@ from tests.serving import serving
 
 LIMITS = ServiceLimits(
     images=ImageLimits(max_bytes=60_000, max_pixels=40_000),
-    max_pictures=4,
+    max_images=4,
     max_request_bytes=150_000,
     max_k=50,
 )
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 
 
-def picture(seed: int) -> np.ndarray:
+def image(seed: int) -> np.ndarray:
     """Colored blocks (48, 64, 3) uint8, different for each seed."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(8, axis=0).repeat(8, axis=1))
@@ -37,7 +37,7 @@ def picture(seed: int) -> np.ndarray:
 def png(seed: int) -> bytes:
     """The same as a file."""
     buffer = io.BytesIO()
-    Image.fromarray(picture(seed)).save(buffer, "PNG")
+    Image.fromarray(image(seed)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -55,17 +55,17 @@ def embedder(model: Path) -> Embedder:
 def index(
     model: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Index]:
-    """Pictures 0 to 11 under keys blocks/0.png …; the last has no thumbnail."""
+    """Images 0 to 11 under keys blocks/0.png …; the last has no thumbnail."""
     path = tmp_path_factory.mktemp("index") / "photos.index"
-    pictures = [picture(seed) for seed in range(NUM_PICTURES)]
+    drawn = [image(seed) for seed in range(NUM_IMAGES)]
     with Index.create(path, model=model) as created:
         created.add(
-            [f"blocks/{seed}.png" for seed in range(NUM_PICTURES)],
-            embedder.embed(pictures),
-            widths=[64] * NUM_PICTURES,
-            heights=[48] * NUM_PICTURES,
-            thumbnails=[*(thumbnail_jpeg(one) for one in pictures[:-1]), None],
-            metadata=[{"label": "blocks"}] * NUM_PICTURES,
+            [f"blocks/{seed}.png" for seed in range(NUM_IMAGES)],
+            embedder.embed(drawn),
+            widths=[64] * NUM_IMAGES,
+            heights=[48] * NUM_IMAGES,
+            thumbnails=[*(thumbnail_jpeg(one) for one in drawn[:-1]), None],
+            metadata=[{"label": "blocks"}] * NUM_IMAGES,
         )
     with Index.open(path) as opened:
         yield opened

@@ -18,7 +18,8 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.index import Index
 from featkit.serve.client import Client
 from featkit.serve.running import bind
-from tests.featkit.serve.conftest import NUM_PICTURES, picture, png
+from tests.featkit.serve.conftest import NUM_IMAGES, png
+from tests.featkit.serve.conftest import image as drawn
 from tests.sentences import refused
 
 
@@ -28,9 +29,9 @@ def test_client_embeds_searches_and_fetches(
     file = tmp_path / "query.png"
     file.write_bytes(png(6))
     with Client(live_address) as client:
-        assert client.health().num_items == NUM_PICTURES
+        assert client.health().num_items == NUM_IMAGES
         np.testing.assert_allclose(
-            client.embed([file, png(2)]), embedder.embed([picture(6), picture(2)]), atol=1e-6
+            client.embed([file, png(2)]), embedder.embed([drawn(6), drawn(2)]), atol=1e-6
         )
         (hits,) = client.search([file], k=2)
         assert hits[0].key == "blocks/6.png"
@@ -41,11 +42,11 @@ def test_client_embeds_searches_and_fetches(
 
 def test_client_says_what_the_service_refused(live_address: str) -> None:
     with Client(live_address) as client:
-        with pytest.raises(InputError, match="picture 0 is not a picture"):
+        with pytest.raises(InputError, match="image 0 is not an image"):
             client.embed([b"text"])
         with pytest.raises(InputError, match="There is no item 99"):
             client.thumbnail(99)
-        with pytest.raises(InputError, match="No picture was given"):
+        with pytest.raises(InputError, match="No image was given"):
             client.search([])
 
 
@@ -118,7 +119,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
             413,
             "<html>413 Request Entity Too Large</html>",
             {},
-            ["413", "fewer or smaller pictures"],
+            ["413", "fewer or smaller images"],
         ),
         (418, "", {}, ["418", "check the address"]),
         (429, "slow down", {"retry_after": "7"}, ["429", "wait 7 s"]),
@@ -127,7 +128,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
         (502, PAGE, {}, ["502", "a proxy cannot reach"]),
         (
             503,
-            '{"detail": "The index cannot be read now.", "pictures": []}',
+            '{"detail": "The index cannot be read now.", "images": []}',
             {},
             ["503", "The index cannot be read now"],
         ),
@@ -151,7 +152,7 @@ def test_what_others_answer_is_one_sentence_with_the_status(
     [
         (
             httpx.ReadTimeout("timed out"),
-            "did not answer within 60.0 s (ReadTimeout); send fewer pictures",
+            "did not answer within 60.0 s (ReadTimeout); send fewer images",
         ),
         (httpx.ConnectTimeout("timed out"), "(ConnectTimeout)"),
         (
@@ -199,10 +200,10 @@ def test_an_answer_that_is_cut_on_the_way_is_one_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    "pictures", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]']
+    "images", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]']
 )
-def test_answers_for_another_number_of_pictures_are_refused(pictures: str) -> None:
-    body = f'{{"model": "m", "fingerprint": "f", "width": 1, "pictures": {pictures}}}'
+def test_answers_for_another_number_of_images_are_refused(images: str) -> None:
+    body = f'{{"model": "m", "fingerprint": "f", "width": 1, "images": {images}}}'
     with (
         answering(200, body) as client,
         refused("200", "when 2 were sent", error=EnvironmentProblem),
@@ -212,7 +213,7 @@ def test_answers_for_another_number_of_pictures_are_refused(pictures: str) -> No
 
 def test_vectors_of_different_widths_are_refused() -> None:
     one = '{"name": "a", "height": 1, "width": 1, "vector": [1.0]}'
-    body = f'{{"model": "m", "fingerprint": "f", "width": 2, "pictures": [{one}]}}'
+    body = f'{{"model": "m", "fingerprint": "f", "width": 2, "images": [{one}]}}'
     with answering(200, body) as client, refused("another width", error=EnvironmentProblem):
         client.embed([b"x"])
 
@@ -232,7 +233,7 @@ def test_the_client_takes_what_an_embedder_takes(
     file = tmp_path / "caf\udce9 'a\"b'.png"
     file.write_bytes(png(6))
     image = Image.open(io.BytesIO(png(6)))
-    expected = embedder.embed([picture(6)])[0]
+    expected = embedder.embed([drawn(6)])[0]
     with Client(live_address) as client, file.open("rb") as opened:
         same: list[Any] = [
             file,
@@ -245,7 +246,7 @@ def test_the_client_takes_what_an_embedder_takes(
         ]
         same += [
             image,
-            picture(6),
+            drawn(6),
             {"bytes": png(6), "path": "a.png"},
             {"bytes": None, "path": str(file)},
         ]
@@ -261,27 +262,27 @@ def test_the_client_takes_what_an_embedder_takes(
 
 
 @pytest.mark.parametrize(
-    ("pictures", "words"),
+    ("images", "words"),
     [
         (None, "None; give a path"),
-        ([None], "picture 0 is None"),
-        ([b"x", 7], "picture 1 is an int"),
+        ([None], "image 0 is None"),
+        ([b"x", 7], "image 1 is an int"),
         (7, "is an int"),
-        ([["a.jpg"]], "picture 0 is a list"),
+        ([["a.jpg"]], "image 0 is a list"),
         ({"label": 3}, "is a mapping with label"),
-        ({"a.jpg"}, "pictures is set"),
+        ({"a.jpg"}, "images is set"),
         ([io.StringIO("x")], "is open as text"),
         ("/nowhere/cat.jpg", "/nowhere/cat.jpg does not exist"),
         ("http://x/cat.jpg", "is a web address"),
         (np.zeros((3, 4), np.float64), "uint8"),
-        ((), "No picture was given"),
+        ((), "No image was given"),
     ],
 )
-def test_what_is_no_picture_is_refused_by_name_and_not_sent(pictures: Any, words: str) -> None:
+def test_what_is_no_image_is_refused_by_name_and_not_sent(images: Any, words: str) -> None:
     with failing(AssertionError("it was sent")) as client:
         for call in (client.embed, client.search):
             with refused(words):
-                call(pictures)
+                call(images)
 
 
 @pytest.mark.parametrize("value", ["3", None, 2.5, True])

@@ -26,7 +26,7 @@ from featkit.index import Index
 from featkit.serve import service as service_module
 from featkit.serve.app import make_app
 from featkit.serve.metrics import add_metrics
-from tests.featkit.serve.conftest import LIMITS, NUM_PICTURES, picture, png
+from tests.featkit.serve.conftest import LIMITS, NUM_IMAGES, image, png
 from tests.model_files import make_model_file
 from tests.serving import serving
 
@@ -128,7 +128,7 @@ def test_an_index_that_is_whole_again_is_served_again(copy: Path, served: TestCl
     shutil.rmtree(copy)
     assert served.get("/healthz").status_code == 503
     shutil.copytree(copy.with_name("backup"), copy)
-    assert served.get("/healthz").json()["num_items"] == NUM_PICTURES
+    assert served.get("/healthz").json()["num_items"] == NUM_IMAGES
     assert {call(served).status_code for call in ROUTES.values()} == {200}
 
 
@@ -137,12 +137,12 @@ def test_an_item_that_does_not_exist_is_404_in_the_same_shape(served: TestClient
         answer = served.get(route)
         assert (answer.status_code, answer.json()) == (
             404,
-            {"detail": "There is no item 99.", "pictures": []},
+            {"detail": "There is no item 99.", "images": []},
         )
     for number in ("9" * 20, "-1", "x"):
         answer = served.get(f"/v1/items/{number}")
         assert (answer.status_code, answer.json()["detail"]) == (404, f"There is no item {number}.")
-    assert served.get("/nothing").json() == {"detail": "Not Found", "pictures": []}
+    assert served.get("/nothing").json() == {"detail": "Not Found", "images": []}
     limit = served.get("/v1/items?limit=5000")
     assert limit.status_code == 422
     assert limit.json()["detail"].startswith(
@@ -158,7 +158,7 @@ def test_an_item_that_does_not_exist_is_404_in_the_same_shape(served: TestClient
         (KeyError("embedding"), 500, "The server failed"),
         (EnvironmentProblem("/secret/path cannot be read."), 503, "The model cannot run now"),
         (
-            InputError("/secret/path takes pictures of 224×224 only."),
+            InputError("/secret/path takes images of 224×224 only."),
             503,
             "The model cannot run now",
         ),
@@ -214,10 +214,10 @@ def test_memory_that_runs_out_while_decoding_is_not_the_clients_fault(
     assert (answer.status_code, "not enough memory" in answer.json()["detail"]) == (503, True)
 
 
-def test_a_bad_picture_is_never_the_servers_fault(served: TestClient) -> None:
+def test_a_bad_image_is_never_the_servers_fault(served: TestClient) -> None:
     for _ in range(5):
         assert (
-            served.post("/v1/embed", files=[("files", ("a.png", b"no picture"))]).status_code == 422
+            served.post("/v1/embed", files=[("files", ("a.png", b"no image"))]).status_code == 422
         )
     assert served.get("/healthz").status_code == 200
 
@@ -232,7 +232,7 @@ def test_limits_are_told_without_options_of_the_command_line(served: TestClient)
     ]
     assert [answer.status_code for answer in answers] == [422, 422]
     assert (
-        f"long.png has {long:,} bytes, more than the limit of 60,000 for one picture."
+        f"long.png has {long:,} bytes, more than the limit of 60,000 for one image."
         == answers[0].json()["detail"]
     )
     assert "large.png has 90,000 pixels" in answers[1].json()["detail"]
@@ -253,7 +253,7 @@ def large_png() -> bytes:
 def test_numbers_that_json_has_not_are_text(copy: Path, embedder: Embedder) -> None:
     metadata = [{"a": float("nan"), "b": float("inf"), "c": float("-inf"), "d": True, "e": 2.5}]
     with Index.open(copy, writable=True) as opened:
-        (number,) = opened.add(["odd"], embedder.embed(picture(90)), metadata=metadata)
+        (number,) = opened.add(["odd"], embedder.embed(image(90)), metadata=metadata)
         with TestClient(make_app(opened, embedder, limits=LIMITS)) as client:
             text = client.get(f"/v1/items/{number}").text
 
@@ -271,7 +271,7 @@ def test_answers_of_two_reads_are_of_one_index(
     other = copy.with_name("other.index")
     with Index.create(other, model=copy / "model.onnx") as index:
         index.add(
-            [f"other/{i}" for i in range(5)], embedder.embed([picture(100 + i) for i in range(5)])
+            [f"other/{i}" for i in range(5)], embedder.embed([image(100 + i) for i in range(5)])
         )
     item = Index.item
     replaced: list[Path] = []

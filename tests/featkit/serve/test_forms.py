@@ -28,7 +28,7 @@ def form(*headers: bytes, data: bytes = DATA, end: bytes = END) -> bytes:
 
 def name_of(answer: Any) -> str:
     assert answer.status_code == 200, answer.text
-    (found,) = answer.json()["pictures"]
+    (found,) = answer.json()["images"]
     assert found["hits"][0]["key"] == "blocks/6.png"
     return str(found["name"])
 
@@ -65,7 +65,7 @@ def test_a_media_type_is_read_in_any_case(client: TestClient, media_type: str) -
         (b'form-data; name="files"; filename="a%0D%0Ab.png"', "a??b.png"),
         (b'form-data; name="files"; filename="100%25.png"', "100%25.png"),
         (b'form-data; name="files"; filename="C:\\photos\\a.png"', "a.png"),
-        (b'form-data; name="files"; filename=""', "picture 0"),
+        (b'form-data; name="files"; filename=""', "image 0"),
         (b'form-data; name="anything"; filename="a.png"', "a.png"),
     ],
 )
@@ -76,11 +76,9 @@ def test_names_are_read_as_clients_write_them(
 
 
 @pytest.mark.parametrize("kind", [b"image/png", b"application/octet-stream", b"IMAGE/PNG; x=y"])
-def test_a_part_of_a_files_type_without_a_name_is_a_picture(
-    client: TestClient, kind: bytes
-) -> None:
+def test_a_part_of_a_files_type_without_a_name_is_a_image(client: TestClient, kind: bytes) -> None:
     content = form(b'Content-Disposition: form-data; name="files"', b"Content-Type: " + kind)
-    assert name_of(post(client, content)) == "picture 0"
+    assert name_of(post(client, content)) == "image 0"
 
 
 @pytest.mark.parametrize(
@@ -124,11 +122,11 @@ def test_a_second_part_that_is_cut_is_not_passed_over(client: TestClient) -> Non
     assert "cut short" in post(client, content).json()["detail"]
 
 
-def test_an_empty_file_field_is_no_picture(client: TestClient) -> None:
+def test_an_empty_file_field_is_no_image(client: TestClient) -> None:
     empty = form(
         b'Content-Disposition: form-data; name="files"; filename=""', data=b"", end=b"\r\n"
     )
-    assert post(client, empty + b"--xx--\r\n").json()["detail"].startswith("No picture was sent")
+    assert post(client, empty + b"--xx--\r\n").json()["detail"].startswith("No image was sent")
     assert name_of(post(client, empty + form(NAMED))) == "a.png"
 
 
@@ -162,7 +160,7 @@ def test_wrong_forms_are_refused_in_a_sentence(
 ) -> None:
     answer = post(client, content, media_type)
     if answer.status_code == 200:  # read all the same
-        assert answer.json()["pictures"][0]["hits"][0]["key"] == "blocks/6.png"
+        assert answer.json()["images"][0]["hits"][0]["key"] == "blocks/6.png"
         return
     assert answer.status_code in (415, 422)
     assert answer.json()["detail"].endswith(".")

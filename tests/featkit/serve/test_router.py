@@ -17,7 +17,7 @@ from featkit.errors import InputError
 from featkit.index import Index, Proof
 from featkit.serve.app import make_app
 from featkit_export.precision import lower
-from tests.featkit.serve.conftest import LIMITS, NUM_PICTURES, picture, png
+from tests.featkit.serve.conftest import LIMITS, NUM_IMAGES, image, png
 from tests.model_files import make_model_file
 
 Files = list[tuple[str, tuple[str, bytes]]]
@@ -30,31 +30,31 @@ def files(*seeds: int) -> Files:
 def test_embed_gives_the_embedders_vectors_in_order(client: TestClient, embedder: Embedder) -> None:
     answer = client.post("/v1/embed", files=files(3, 1)).json()
     assert answer["fingerprint"] == embedder.fingerprint
-    assert [(one["name"], one["height"], one["width"]) for one in answer["pictures"]] == [
+    assert [(one["name"], one["height"], one["width"]) for one in answer["images"]] == [
         ("3.png", 48, 64),
         ("1.png", 48, 64),
     ]
-    vectors = np.array([one["vector"] for one in answer["pictures"]], np.float32)
-    np.testing.assert_allclose(vectors, embedder.embed([picture(3), picture(1)]), atol=1e-6)
+    vectors = np.array([one["vector"] for one in answer["images"]], np.float32)
+    np.testing.assert_allclose(vectors, embedder.embed([image(3), image(1)]), atol=1e-6)
 
 
-def test_search_finds_each_picture_itself_first(client: TestClient) -> None:
+def test_search_finds_each_image_itself_first(client: TestClient) -> None:
     answer = client.post("/v1/search", files=files(5, 2), data={"k": "3"}).json()
-    assert [len(one["hits"]) for one in answer["pictures"]] == [3, 3]
-    assert [one["hits"][0]["key"] for one in answer["pictures"]] == ["blocks/5.png", "blocks/2.png"]
-    first = answer["pictures"][0]["hits"][0]
+    assert [len(one["hits"]) for one in answer["images"]] == [3, 3]
+    assert [one["hits"][0]["key"] for one in answer["images"]] == ["blocks/5.png", "blocks/2.png"]
+    first = answer["images"][0]["hits"][0]
     assert first["score"] == pytest.approx(1, abs=1e-5)
     assert (first["width"], first["height"], first["metadata"]) == (64, 48, {"label": "blocks"})
-    scores = [hit["score"] for hit in answer["pictures"][0]["hits"]]
+    scores = [hit["score"] for hit in answer["images"][0]["hits"]]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_one_bad_picture_refuses_the_request_by_name_and_harms_nothing(client: TestClient) -> None:
+def test_one_bad_image_refuses_the_request_by_name_and_harms_nothing(client: TestClient) -> None:
     bad = ("files", ("../etc/notes.jpg", b"dear diary"))
     answer = client.post("/v1/embed", files=[*files(1), bad])
     assert answer.status_code == 422
-    assert answer.json()["pictures"] == [
-        {"name": "notes.jpg", "reason": "notes.jpg is not a picture in a format that can be read."}
+    assert answer.json()["images"] == [
+        {"name": "notes.jpg", "reason": "notes.jpg is not an image in a format that can be read."}
     ]
     assert client.post("/v1/embed", files=files(1)).status_code == 200
 
@@ -68,13 +68,13 @@ def test_one_bad_picture_refuses_the_request_by_name_and_harms_nothing(client: T
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
     ],
 )
-def test_what_is_no_picture_is_refused(client: TestClient, data: bytes) -> None:
+def test_what_is_no_image_is_refused(client: TestClient, data: bytes) -> None:
     answer = client.post("/v1/search", files=[("files", ("x.png", data))])
     assert answer.status_code == 422
     assert answer.json()["detail"].startswith("x.png ")
 
 
-def test_pictures_over_the_limits_are_refused_before_decoding(client: TestClient) -> None:
+def test_images_over_the_limits_are_refused_before_decoding(client: TestClient) -> None:
     header_of_huge = bytearray(png(1))
     header_of_huge[16:24] = (20_000).to_bytes(4, "big") * 2  # width and height in the IHDR chunk
     header_of_huge[29:33] = zlib.crc32(header_of_huge[12:29]).to_bytes(4, "big")
@@ -112,7 +112,7 @@ def test_wrong_forms_are_refused(client: TestClient) -> None:
     assert (
         client.post("/v1/embed", data={"url": "http://x"}, files=[("k", (None, b"3"))])
         .json()["detail"]
-        .startswith("No picture")
+        .startswith("No image")
     )
     for k in ("0", "51", "-1", "1e3", "٣", "9" * 5000):
         answer = client.post("/v1/search", files=files(1), data={"k": k})
@@ -128,7 +128,7 @@ def test_paths_and_urls_are_never_opened(client: TestClient, index: Index) -> No
         answer = client.post(
             "/v1/embed", data={"files": text, "k": "3"}, files=[("x", (None, b""))]
         )
-        assert (answer.status_code, answer.json()["detail"].startswith("No picture")) == (422, True)
+        assert (answer.status_code, answer.json()["detail"].startswith("No image")) == (422, True)
 
 
 def test_thumbnails_are_served_by_id_with_an_etag(client: TestClient, index: Index) -> None:
@@ -146,7 +146,7 @@ def test_a_browser_that_kept_a_thumbnail_of_another_index_gets_this_ones(
     kept = client.get("/v1/items/0/thumbnail")
     assert "max-age" not in kept.headers["cache-control"]  # or it would not ask again
     with Index.create(tmp_path / "other.index", model=model) as other:
-        other.add(["other.png"], embedder.embed([picture(50)]), thumbnails=[b"another"])
+        other.add(["other.png"], embedder.embed([image(50)]), thumbnails=[b"another"])
         with TestClient(make_app(other, embedder)) as next_client:
             answer = next_client.get(
                 "/v1/items/0/thumbnail", headers={"If-None-Match": kept.headers["etag"]}
@@ -165,7 +165,7 @@ def test_unknown_items_are_404(client: TestClient, route: str) -> None:
 def test_ids_that_are_none_are_refused(client: TestClient) -> None:
     for number in ("-1", "x", "..", str(2**80)):
         assert client.get(f"/v1/items/{number}/thumbnail").status_code in (404, 422)
-    assert client.get(f"/v1/items/{NUM_PICTURES - 1}/thumbnail").status_code == 404  # it has none
+    assert client.get(f"/v1/items/{NUM_IMAGES - 1}/thumbnail").status_code == 404  # it has none
 
 
 def test_neighbors_of_an_item_begin_with_itself(client: TestClient) -> None:
@@ -177,13 +177,13 @@ def test_neighbors_of_an_item_begin_with_itself(client: TestClient) -> None:
 
 def test_items_are_listed_and_sampled(client: TestClient) -> None:
     page = client.get("/v1/items?offset=2&limit=3").json()
-    assert (page["total"], [item["id"] for item in page["items"]]) == (NUM_PICTURES, [2, 3, 4])
+    assert (page["total"], [item["id"] for item in page["items"]]) == (NUM_IMAGES, [2, 3, 4])
     first, same, other = (
         client.get(f"/v1/sample?limit=5&seed={seed}").json()["items"] for seed in (1, 1, 2)
     )
     assert first == same != other
     assert len({item["id"] for item in first}) == 5
-    assert len(client.get("/v1/sample?limit=200").json()["items"]) == NUM_PICTURES
+    assert len(client.get("/v1/sample?limit=200").json()["items"]) == NUM_IMAGES
 
 
 def test_a_sample_is_full_where_most_items_were_removed(
@@ -191,7 +191,7 @@ def test_a_sample_is_full_where_most_items_were_removed(
 ) -> None:
     keys = [f"{number}.png" for number in range(600)]
     with Index.create(tmp_path / "thinned.index", model=model) as thinned:
-        thinned.add(keys, np.repeat(embedder.embed([picture(0)]), len(keys), axis=0))
+        thinned.add(keys, np.repeat(embedder.embed([image(0)]), len(keys), axis=0))
         thinned.remove(key for number, key in enumerate(keys) if number % 50)
         with TestClient(make_app(thinned, embedder)) as client:
             assert len(client.get("/v1/sample?limit=10").json()["items"]) == 10
@@ -200,7 +200,7 @@ def test_a_sample_is_full_where_most_items_were_removed(
 def test_health_names_model_and_backend(client: TestClient, embedder: Embedder) -> None:
     answer = client.get("/healthz").json()
     assert answer["status"] == "ok"
-    assert answer["num_items"] == NUM_PICTURES
+    assert answer["num_items"] == NUM_IMAGES
     assert (answer["fingerprint"], answer["backend"]) == (
         embedder.fingerprint,
         embedder.backend_name,
@@ -229,7 +229,7 @@ def test_a_model_that_is_proven_equal_serves_an_index_of_the_other(
     with TestClient(make_app(index, half, limits=LIMITS)) as client:
         answer = client.post("/v1/search", files=files(5), data={"k": "2"}).json()
         assert client.get("/healthz").json()["fingerprint"] == half.fingerprint
-    hits = answer["pictures"][0]["hits"]
+    hits = answer["images"][0]["hits"]
     assert hits[0]["key"] == "blocks/5.png"
     assert hits[0]["score"] == pytest.approx(1, abs=1e-4)
     assert hits[1]["score"] < 0.999
@@ -249,7 +249,7 @@ def test_an_embedder_whose_vectors_may_not_meet_the_indexs_is_refused(
             Proof(
                 backend="openvino",
                 precision="bf16",
-                num_pictures=2,
+                num_images=2,
                 least_cosine=1,
                 mean_cosine=1,
                 recall_lost=0,

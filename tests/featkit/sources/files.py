@@ -1,4 +1,4 @@
-"""What the tests of sources are made of: small picture files, tars and Parquet files."""
+"""What the tests of sources are made of: small image files, tars and Parquet files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from featkit.sources import Source
-from tests.pictures import draw_picture
+from tests.images import draw_image
 
 
-def picture_bytes(seed: int = 0) -> bytes:
+def image_bytes(seed: int = 0) -> bytes:
     """A small PNG."""
     buffer = io.BytesIO()
-    draw_picture(seed, height=16, width=20).save(buffer, "PNG")
+    draw_image(seed, height=16, width=20).save(buffer, "PNG")
     return buffer.getvalue()
 
 

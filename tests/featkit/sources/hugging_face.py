@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.featkit.sources.files import picture_bytes
+from tests.featkit.sources.files import image_bytes
 
 NAMES = ["cat", "dog"]
 
@@ -27,9 +27,9 @@ def keep_cache_in(folder: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(config, "HF_HUB_OFFLINE", True)
 
 
-def pictures(count: int) -> list[bytes]:
-    """Small pictures, each another."""
-    return [picture_bytes(seed) for seed in range(count)]
+def draw_images(count: int) -> list[bytes]:
+    """Small images, each another."""
+    return [image_bytes(seed) for seed in range(count)]
 
 
 def make_dataset(images: Sequence[bytes | None]) -> Any:
@@ -48,7 +48,7 @@ def make_dataset(images: Sequence[bytes | None]) -> Any:
             for number, data in enumerate(images)
         ],
         "label": [number % 2 for number in range(len(images))],
-        "caption": [f"picture {number}" for number in range(len(images))],
+        "caption": [f"image {number}" for number in range(len(images))],
     }
     return datasets.Dataset.from_dict(rows, features=features)
 
@@ -58,6 +58,6 @@ def expected_metadata(number: int) -> dict[str, object]:
     return {
         "label": number % 2,
         "label_name": NAMES[number % 2],
-        "caption": f"picture {number}",
+        "caption": f"image {number}",
         "path": f"{number}.png",
     }

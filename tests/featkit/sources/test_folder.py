@@ -1,4 +1,4 @@
-"""A folder of pictures: which files count, in what order, and under which keys."""
+"""A folder of images: which files count, in what order, and under which keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.images import ImageLimits
-from featkit.sources import PICTURE_SUFFIXES, open_source, subset
+from featkit.sources import IMAGE_SUFFIXES, open_source, subset
 from tests.featkit.sources.files import contents, keys, write_files
 from tests.processes import run_python
 from tests.sentences import refused
@@ -45,8 +45,8 @@ def test_metadata_is_the_folder_below_the_root(tmp_path: Path) -> None:
 
 
 def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
-    pictures = [f"of-{suffix[1:]}/x{suffix}" for suffix in PICTURE_SUFFIXES]
-    pictures += [
+    drawn = [f"of-{suffix[1:]}/x{suffix}" for suffix in IMAGE_SUFFIXES]
+    drawn += [
         "Y.JPG",
         "two.dots.jpeg",
         "space .png",
@@ -65,8 +65,8 @@ def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
         "movie.mp4",
         "x.",
     ]
-    source = open_source(write_files(tmp_path, *pictures, *others))
-    assert sorted(keys(source)) == sorted(pictures)
+    source = open_source(write_files(tmp_path, *drawn, *others))
+    assert sorted(keys(source)) == sorted(drawn)
     assert source.skipped == {
         ".txt": 1,
         ".mp4": 1,
@@ -78,7 +78,7 @@ def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
     }
 
 
-def test_links_to_files_are_pictures_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_are_images_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     root = write_files(tmp_path / "root", "a/1.jpg")
     write_files(tmp_path, "elsewhere/2.jpg")
     (root / "link.jpg").symlink_to(tmp_path / "elsewhere" / "2.jpg")
@@ -113,15 +113,15 @@ def test_a_name_that_is_no_text_has_a_key_that_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ((), "holds no pictures: it is empty."),
-        (("notes.txt", "a/b.doc", "a/c.doc"), "holds no pictures. Passed over: 2 .doc, 1 .txt."),
+        ((), "holds no images: it is empty."),
+        (("notes.txt", "a/b.doc", "a/c.doc"), "holds no images. Passed over: 2 .doc, 1 .txt."),
         (
             (".x.jpg", "@eaDir/x.jpg"),
-            "holds no pictures. Passed over: 1 hidden file, 1 system folder (@eaDir).",
+            "holds no images. Passed over: 1 hidden file, 1 system folder (@eaDir).",
         ),
     ],
 )
-def test_a_folder_without_pictures_is_refused_with_what_was_passed_over(
+def test_a_folder_without_images_is_refused_with_what_was_passed_over(
     tmp_path: Path, names: tuple[str, ...], words: str
 ) -> None:
     write_files(tmp_path, *names)

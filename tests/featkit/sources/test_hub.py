@@ -22,14 +22,14 @@ from featkit.sources.hub import HubDataset
 from tests.data import needs_shared_data, shared_data
 from tests.featkit.sources.files import contents, keys
 from tests.featkit.sources.hugging_face import (
+    draw_images,
     expected_metadata,
     keep_cache_in,
     library,
     make_dataset,
-    pictures,
 )
 from tests.featkit.sources.test_saved import contents_in_another_process
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.processes import run_python
 from tests.sentences import refused
 
@@ -41,8 +41,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 def write_repository(folder: Path) -> list[bytes]:
     """A folder in the Hub's Parquet layout: train of four rows in two files, test of one; all
-    pictures."""
-    images = pictures(5)
+    images."""
+    images = draw_images(5)
     whole = make_dataset(images)
     (folder / "data").mkdir(parents=True)
     for number, rows in enumerate([range(2), range(2, 4)]):
@@ -99,7 +99,7 @@ def test_a_configuration_is_the_part_after_the_name_and_a_wrong_one_lists_those_
         open_source(f"hf:{tmp_path}/pets/plain:test")
 
 
-def test_a_folder_of_pictures_by_class_gives_the_files_own_bytes(tmp_path: Path) -> None:
+def test_a_folder_of_images_by_class_gives_the_files_own_bytes(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         draw_folder(tmp_path / "pets" / "train" / name, 2)
     source = open_source(f"hf:{tmp_path}/pets:train")
@@ -128,7 +128,7 @@ def test_a_row_may_not_name_a_file_outside_of_its_data_set(tmp_path: Path) -> No
     pq.write_table(pa.table({"image": image}), tmp_path / "pets" / "train.parquet")
     source = open_source(f"hf:{tmp_path}/pets")
     for number in range(4):
-        with refused(f"pets/train/{number} has no picture in its column image."):
+        with refused(f"pets/train/{number} has no image in its column image."):
             source.read(number)
 
 
@@ -138,10 +138,10 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
         open_source(f"hf:{tmp_path}/pets:test", limits=ImageLimits(max_bytes=9)).read(0)
 
 
-def test_columns_without_pictures_are_refused(tmp_path: Path) -> None:
+def test_columns_without_images_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"label": [1], "url": ["x"]}), tmp_path / "train.parquet")
     with refused(
-        f"hf:{tmp_path}", "has no column of pictures ({bytes, path} or binary) among: label, url."
+        f"hf:{tmp_path}", "has no column of images ({bytes, path} or binary) among: label, url."
     ):
         open_source(f"hf:{tmp_path}")
 
@@ -213,7 +213,7 @@ def test_a_folder_with_unreadable_json_is_no_fault_of_the_network(tmp_path: Path
 
 
 def test_keys_of_the_hub_begin_with_the_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    both = {"train": make_dataset(pictures(2)), "test": make_dataset(pictures(1))}
+    both = {"train": make_dataset(draw_images(2)), "test": make_dataset(draw_images(1))}
     monkeypatch.setattr(library(), "load_dataset", lambda *_names, **_options: both)
     assert keys(open_source("hf:uoft-cs/cifar10:train")) == [
         "uoft-cs/cifar10/train/0",

@@ -1,4 +1,4 @@
-"""A text file that lists pictures: one a line, in its order, relative to its own folder."""
+"""A text file that lists images: one a line, in its order, relative to its own folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.sources import open_source
-from tests.featkit.sources.files import contents, keys, picture_bytes, write_files
+from tests.featkit.sources.files import contents, image_bytes, keys, write_files
 from tests.fuzzing import CASES, fuzz
 from tests.sentences import refused
 
 
 def write_list(folder: Path, content: str | bytes, *, name: str = "list.txt") -> Path:
-    """A list of the pictures in `folder`."""
+    """A list of the images in `folder`."""
     folder.mkdir(exist_ok=True)
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     return folder / name
@@ -46,7 +46,7 @@ def test_paths_are_relative_to_the_list_not_to_where_one_stands(
 ) -> None:
     write_files(tmp_path, "lists/x.jpg", "pictures/y.jpg", "x.jpg")
     monkeypatch.chdir(tmp_path)
-    source = open_source(write_list(Path("lists"), f"x.jpg\n../pictures/y.jpg\n{tmp_path}/x.jpg\n"))
+    source = open_source(write_list(Path("lists"), f"x.jpg\n../images/y.jpg\n{tmp_path}/x.jpg\n"))
     assert contents(source) == [b"lists/x.jpg", b"pictures/y.jpg", b"x.jpg"]
     assert keys(source) == ["x.jpg", "../pictures/y.jpg", f"{tmp_path}/x.jpg"]
 
@@ -77,7 +77,7 @@ def test_names_with_unusual_characters_are_one_line_each(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", ["", "\n \n", "# only\n# remarks\n"])
 def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
     path = write_list(tmp_path, content)
-    with refused(f"{path} lists no pictures; write one path a line."):
+    with refused(f"{path} lists no images; write one path a line."):
         open_source(path)
 
 
@@ -194,9 +194,9 @@ def test_a_line_that_can_be_no_file_costs_no_other(tmp_path: Path, line: str) ->
     assert source.read(1) == b"here.jpg"
 
 
-def test_a_picture_kept_out_by_a_hash_is_counted(tmp_path: Path) -> None:
+def test_a_image_kept_out_by_a_hash_is_counted(tmp_path: Path) -> None:
     write_files(tmp_path, "a.jpg")
-    source = open_source(write_list(tmp_path, "# my pictures\n#gone.jpg\n# b.jpg\na.jpg\n"))
+    source = open_source(write_list(tmp_path, "# my images\n#gone.jpg\n# b.jpg\na.jpg\n"))
     assert (keys(source), source.skipped) == (["a.jpg"], {"line that begins with #": 2})
 
 
@@ -280,7 +280,7 @@ def test_a_table_without_paths_is_refused_with_its_columns(tmp_path: Path) -> No
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "Git LFS"),
         (b"<!DOCTYPE html><html><body>403</body></html>", "HTML"),
         (b"%PDF-1.7\n", "PDF"),
-        (picture_bytes(), "PNG"),
+        (image_bytes(), "PNG"),
         (b"\xff\xfea.jpg", "UTF-16-LE"),
     ],
 )

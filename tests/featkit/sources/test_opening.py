@@ -21,12 +21,12 @@ from tests.sentences import refused
 
 
 def write_parquet(path: Path, *rows: bytes) -> Path:
-    """A Parquet file of these pictures."""
+    """A Parquet file of these images."""
     pq.write_table(pa.table({"image": pa.array(rows)}), path)
     return path
 
 
-def test_one_picture_is_a_source_of_one_whatever_its_name(tmp_path: Path) -> None:
+def test_one_image_is_a_source_of_one_whatever_its_name(tmp_path: Path) -> None:
     write_files(tmp_path, "a/x.jpg", "a/scan")
     for name in ("x.jpg", "scan"):
         source = open_source(tmp_path / "a" / name)
@@ -150,7 +150,7 @@ def test_equal_names_in_two_tars_and_equal_names_of_tars_are_two_items(tmp_path:
 def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
     write_files(tmp_path, "x.jpg")
     with refused(
-        f"{tmp_path}/{name} does not exist; name a folder of pictures, a .tar, a .parquet, or a"
+        f"{tmp_path}/{name} does not exist; name a folder of images, a .tar, a .parquet, or a"
         " .txt list of paths."
     ):
         open_source(tmp_path / name)
@@ -170,8 +170,8 @@ def test_what_is_not_there_is_refused(tmp_path: Path, name: str) -> None:
             "braces are not expanded here; name a pattern such as 'shard-*.tar'",
         ),
         ("p/{a,b}.jpg", "braces are not expanded here"),
-        ("C:/photos", "C:/photos does not exist; name a folder of pictures"),
-        ("a{1}b", "a{1}b does not exist; name a folder of pictures"),
+        ("C:/photos", "C:/photos does not exist; name a folder of images"),
+        ("a{1}b", "a{1}b does not exist; name a folder of images"),
     ],
 )
 def test_what_other_programs_read_is_refused_with_the_way_out(spec: str | Path, words: str) -> None:
@@ -231,7 +231,7 @@ def test_a_subset_keeps_keys_and_takes_the_order_given(tmp_path: Path) -> None:
     assert len(subset(source, [])) == 0
 
 
-def test_pictures_and_containers_of_one_folder_are_all_read(tmp_path: Path) -> None:
+def test_images_and_containers_of_one_folder_are_all_read(tmp_path: Path) -> None:
     write_files(tmp_path, "z.jpg", "sub/1.jpg", ".hidden/1.jpg", "sub/.2.jpg")
     write_tar(tmp_path / "a.tar", [("x.jpg", b"ax")])
     write_tar(tmp_path / "sub" / "a.tar", [("x.jpg", b"sub")])
@@ -351,7 +351,7 @@ def test_containers_that_all_fail_are_refused_with_the_first_reason(tmp_path: Pa
         open_source(tmp_path)
 
 
-def test_a_container_without_pictures_is_counted_among_others(tmp_path: Path) -> None:
+def test_a_container_without_images_is_counted_among_others(tmp_path: Path) -> None:
     write_tar(tmp_path / "papers.tar", [("a.md", b"x")])
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "metadata.parquet")
     for name in ("metadata.parquet", "papers.tar"):
@@ -359,7 +359,7 @@ def test_a_container_without_pictures_is_counted_among_others(tmp_path: Path) ->
             open_source(tmp_path / name)
     write_files(tmp_path, "x.jpg")
     source = open_source(tmp_path)
-    assert (keys(source), source.skipped) == (["x.jpg"], {"container without pictures": 2})
+    assert (keys(source), source.skipped) == (["x.jpg"], {"container without images": 2})
 
 
 def test_a_link_to_a_container_is_read_once(tmp_path: Path) -> None:
@@ -386,7 +386,7 @@ def test_patterns_below_a_folder_with_brackets_in_its_name(tmp_path: Path) -> No
     assert contents(open_source(f"{trip}/**/*.jpg")) == [b"a.jpg", b"sub [x]/c.jpg"]
 
 
-def test_a_pattern_may_match_pictures_and_containers(tmp_path: Path) -> None:
+def test_a_pattern_may_match_images_and_containers(tmp_path: Path) -> None:
     write_files(tmp_path, "a.jpg")
     write_tar(tmp_path / "b.tar", [("b.jpg", b"b")])
     assert keys(open_source(f"{tmp_path}/*")) == [f"{tmp_path}/a.jpg", "b.tar/b.jpg"]

@@ -1,4 +1,4 @@
-"""Pictures in Parquet files: the Hugging Face layout and plain binary columns, with the other
+"""Images in Parquet files: the Hugging Face layout and plain binary columns, with the other
 columns as metadata."""
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from featkit.images import ImageLimits
 from featkit.sources import Source, open_source, row_groups
 from featkit.sources.parquet import ParquetSource
 from featkit.sources.row_groups import ParquetShard
-from featkit.sources.rows import columns_of, picture_column
+from featkit.sources.rows import columns_of, image_column
 from featkit.sources.selection import Selection
-from tests.featkit.sources.files import contents, keys, picture_bytes
+from tests.featkit.sources.files import contents, image_bytes, keys
 from tests.fuzzing import CASES, fuzz
 from tests.sentences import refused
 
@@ -48,12 +48,12 @@ def hugging_face(*rows: tuple[bytes | None, str | None] | None) -> pa.Array:
 
 
 def test_rows_of_the_hugging_face_layout_are_items(tmp_path: Path) -> None:
-    pictures = [picture_bytes(seed) for seed in range(5)]
-    images = hugging_face(*((data, f"{number}.png") for number, data in enumerate(pictures)))
+    drawn = [image_bytes(seed) for seed in range(5)]
+    images = hugging_face(*((data, f"{number}.png") for number, data in enumerate(drawn)))
     source = open_table(tmp_path / "t-0.parquet", {"label": [3, 1, 4, 1, 5], "image": images})
     assert keys(source) == [f"t-0.parquet/{number}" for number in range(5)]
-    assert contents(source) == pictures
-    assert [source.read(number) for number in (4, 0, 3)] == [pictures[4], pictures[0], pictures[3]]
+    assert contents(source) == drawn
+    assert [source.read(number) for number in (4, 0, 3)] == [drawn[4], drawn[0], drawn[3]]
     assert [source.metadata(number) for number in range(2)] == [
         {"label": 3, "path": "0.png"},
         {"label": 1, "path": "1.png"},
@@ -74,8 +74,8 @@ KINDS = [
 def test_rows_of_every_binary_type_are_items(
     tmp_path: Path, kind: pa.DataType, in_struct: bool
 ) -> None:
-    pictures = [b"1" * 100, b"2" * 100, b"1" * 100, None]
-    values = pa.array(pictures, pa.binary())
+    drawn = [b"1" * 100, b"2" * 100, b"1" * 100, None]
+    values = pa.array(drawn, pa.binary())
     values = (
         values.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else values.cast(kind)
     )
@@ -88,7 +88,7 @@ def test_rows_of_every_binary_type_are_items(
     )
     assert [source.read(number) for number in (2, 0, 1)] == [b"1" * 100, b"1" * 100, b"2" * 100]
     assert source.metadata(1) == {"name": "b"} | ({"path": "b"} if in_struct else {})
-    with refused("t.parquet/3 has no picture in its column data."):
+    with refused("t.parquet/3 has no image in its column data."):
         source.read(3)
 
 
@@ -104,13 +104,13 @@ def test_a_struct_comes_before_binary_columns_and_image_before_others(tmp_path: 
     assert contents(open_table(path, columns)) == [b"struct"]
     assert (
         columns_of(open_source(path))[0].note
-        == "Pictures are read from the column a; --column can choose image or mask instead."
+        == "Images are read from the column a; --column can choose image or mask instead."
     )
     columns.pop("a")
     assert contents(open_table(path, {"mask": struct, "image": struct, "depth": struct})) == [
         b"struct"
     ]
-    assert picture_column(open_source(path)) == "image"
+    assert image_column(open_source(path)) == "image"
     assert contents(open_table(path, columns)) == [b"image"]
     columns.pop("image")
     source = open_table(path, columns)
@@ -153,22 +153,20 @@ def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (pa.array([[b"x"]]), "lists of pictures"),
-        (pa.array([[{"bytes": b"x", "path": None}]], pa.list_(IMAGE)), "lists of pictures"),
+        (pa.array([[b"x"]]), "lists of images"),
+        (pa.array([[{"bytes": b"x", "path": None}]], pa.list_(IMAGE)), "lists of images"),
         (pa.array([[[[1, 2, 3]]]], pa.list_(pa.list_(pa.list_(pa.uint8())))), "lists of numbers"),
         (pa.array([[1, 2, 3]], pa.list_(pa.uint8())), "lists of numbers"),
     ],
 )
-def test_lists_of_pictures_and_pixels_are_refused_by_name(
+def test_lists_of_images_and_pixels_are_refused_by_name(
     tmp_path: Path, values: pa.Array, words: str
 ) -> None:
-    with refused(
-        tmp_path / "t.parquet", words, "in its column images", "one encoded picture a row"
-    ):
+    with refused(tmp_path / "t.parquet", words, "in its column images", "one encoded image a row"):
         open_table(tmp_path / "t.parquet", {"label": [1], "images": values})
 
 
-def test_shards_of_an_embeddings_folder_are_not_taken_for_pictures(tmp_path: Path) -> None:
+def test_shards_of_an_embeddings_folder_are_not_taken_for_images(tmp_path: Path) -> None:
     columns = {
         "key": ["a"],
         "thumbnail": [b"x"],
@@ -259,14 +257,14 @@ def test_a_column_that_stands_twice_is_passed_over(tmp_path: Path) -> None:
     ) == ([b"x"], {})
 
 
-def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None:
+def test_a_row_without_a_image_is_an_item_that_says_so(tmp_path: Path) -> None:
     source = open_table(
         tmp_path / "t.parquet",
         {"image": hugging_face((b"x", "x.png"), (None, "only/a/path.png"), None)},
     )
     assert (len(source), source.read(0)) == (3, b"x")
     for number in (1, 2):
-        with refused(f"t.parquet/{number} has no picture in its column image."):
+        with refused(f"t.parquet/{number} has no image in its column image."):
             source.read(number)
     assert [source.metadata(number) for number in (1, 2)] == [{"path": "only/a/path.png"}, {}]
 
@@ -280,10 +278,10 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
         source.read(1)
 
 
-def test_a_file_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_images_or_rows_is_refused(tmp_path: Path) -> None:
     with refused(
         tmp_path / "t.parquet",
-        "has no column of pictures ({bytes, path} or binary) among: label, url.",
+        "has no column of images ({bytes, path} or binary) among: label, url.",
     ):
         open_table(tmp_path / "t.parquet", {"label": [1], "url": ["x"]})
     with refused(f"{tmp_path}/u.parquet has no rows."):
@@ -291,7 +289,7 @@ def test_a_file_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_no_whole_parquet_file_is_refused(tmp_path: Path) -> None:
-    open_table(tmp_path / "t.parquet", {"image": hugging_face((picture_bytes(), None))})
+    open_table(tmp_path / "t.parquet", {"image": hugging_face((image_bytes(), None))})
     whole = (tmp_path / "t.parquet").read_bytes()
     for content in (
         b"PAR1",
@@ -392,7 +390,7 @@ class Decoded:
         monkeypatch.setattr(ParquetShard, "batches", batches)
 
 
-def test_metadata_is_read_without_the_pictures(
+def test_metadata_is_read_without_the_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_table(
@@ -415,7 +413,7 @@ def test_each_group_is_decoded_once_in_order_and_shuffled_within_groups(
     decoded = Decoded(monkeypatch)
     assert contents(source) == rows
     order = [*random.Random(0).sample(range(20), 20), *random.Random(1).sample(range(20, 40), 20)]
-    row_groups.picture_groups.forget()
+    row_groups.image_groups.forget()
     assert [source.read(number) for number in order] == [rows[number] for number in order]
     assert [group for group, _ in decoded.starts] == [0, 1, 0, 1]
     # what was dropped is decoded again, once
@@ -426,8 +424,8 @@ def test_each_group_is_decoded_once_in_order_and_shuffled_within_groups(
 def test_rows_from_many_groups_at_once_do_not_decode_them_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(row_groups.picture_groups, "kept_bytes", 300_000)
-    row_groups.picture_groups.forget()
+    monkeypatch.setattr(row_groups.image_groups, "kept_bytes", 300_000)
+    row_groups.image_groups.forget()
     rows = [random.Random(number).randbytes(10_000) for number in range(200)]
     source = open_table(
         tmp_path / "t.parquet", {"image": pa.array(rows)}, rows_a_group=20, max_bytes=10_000
@@ -502,7 +500,7 @@ def test_a_file_that_was_written_again_is_not_read_by_its_old_footer(tmp_path: P
     source = open_table(tmp_path / "t.parquet", {"image": pa.array([b"a", b"b"])})
     os.utime(tmp_path / "t.parquet", ns=(1, 1))
     assert source.read(0) == b"a"
-    row_groups.picture_groups.forget()
+    row_groups.image_groups.forget()
     open_table(tmp_path / "t.parquet", {"image": pa.array([b"other", b"b"])})
     with refused(tmp_path / "t.parquet", "has changed since it was opened; open it again."):
         source.read(0)
@@ -557,13 +555,13 @@ def test_a_column_may_be_named_in_another_unicode_form(tmp_path: Path) -> None:
     columns = {"foto_café": pa.array([b"one"]), "image": pa.array([b"two"])}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     source = open_source(tmp_path / "t.parquet", column="foto_cafe\u0301")
-    assert (contents(source), picture_column(source)) == ([b"one"], "foto_café")
+    assert (contents(source), image_column(source)) == ([b"one"], "foto_café")
 
 
-def test_two_columns_of_pictures_with_one_name_are_refused_by_it(tmp_path: Path) -> None:
-    pictures = pa.array([b"x"])
+def test_two_columns_of_images_with_one_name_are_refused_by_it(tmp_path: Path) -> None:
+    drawn = pa.array([b"x"])
     pq.write_table(
-        pa.Table.from_arrays([pictures, pictures], names=["image", "image"]), tmp_path / "t.parquet"
+        pa.Table.from_arrays([drawn, drawn], names=["image", "image"]), tmp_path / "t.parquet"
     )
     with refused(
         tmp_path / "t.parquet",
@@ -573,19 +571,19 @@ def test_two_columns_of_pictures_with_one_name_are_refused_by_it(tmp_path: Path)
 
 
 @pytest.mark.parametrize("in_struct", [False, True])
-def test_a_dictionary_of_pictures_is_not_kept_once_for_each_batch(
+def test_a_dictionary_of_images_is_not_kept_once_for_each_batch(
     tmp_path: Path, in_struct: bool
 ) -> None:
     # in pairs, which share a value
-    pictures = [bytes([row // 2]) * 2**20 if row != 5 else None for row in range(40)]
-    values = pa.array(pictures, pa.binary()).dictionary_encode()
+    drawn = [bytes([row // 2]) * 2**20 if row != 5 else None for row in range(40)]
+    values = pa.array(drawn, pa.binary()).dictionary_encode()
     if in_struct:
         values = pa.StructArray.from_arrays([values, pa.array(["x"] * 40)], ["bytes", "path"])
     pq.write_table(pa.table({"image": values}), tmp_path / "t.parquet", row_group_size=40)
     shard, _ = ParquetShard.open(tmp_path / "t.parquet")
     group = row_groups.RowGroup(shard, 0, ("image.bytes" if in_struct else "image",), 40 * 2**20)
     found = [batch["image"][place] for batch, place in map(group.row, reversed(range(40)))]
-    assert [value.as_py()["bytes"] if in_struct else value.as_py() for value in found] == pictures[
+    assert [value.as_py()["bytes"] if in_struct else value.as_py() for value in found] == drawn[
         ::-1
     ]
     group.row(0)

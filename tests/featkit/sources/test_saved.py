@@ -20,24 +20,24 @@ from hypothesis import strategies as st
 from featkit.errors import InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits
 from featkit.sources import Source, open_source
-from featkit.sources.rows import picture_column
+from featkit.sources.rows import image_column
 from featkit.sources.saved import SavedDataset
 from tests.featkit.sources.files import contents, keys
-from tests.featkit.sources.hugging_face import expected_metadata, library, make_dataset, pictures
+from tests.featkit.sources.hugging_face import draw_images, expected_metadata, library, make_dataset
 from tests.processes import run_python
 from tests.sentences import refused
 
 
 def save(folder: Path, count: int = 5, *, num_shards: int = 1) -> list[bytes]:
-    """A folder of the library's; the pictures in it."""
-    images = pictures(count)
+    """A folder of the library's; the images in it."""
+    images = draw_images(count)
     make_dataset(images).save_to_disk(folder, num_shards=num_shards)
     return images
 
 
 def save_splits(folder: Path) -> None:
     """Two splits of one and two rows."""
-    images = pictures(3)
+    images = draw_images(3)
     library().DatasetDict(
         {"train": make_dataset(images[:2]), "test": make_dataset(images[2:])}
     ).save_to_disk(folder)
@@ -119,14 +119,14 @@ def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there
 
 
 def test_the_only_split_needs_no_name(tmp_path: Path) -> None:
-    library().DatasetDict({"train": make_dataset(pictures(2))}).save_to_disk(tmp_path / "pets")
+    library().DatasetDict({"train": make_dataset(draw_images(2))}).save_to_disk(tmp_path / "pets")
     assert keys(open_source(tmp_path / "pets")) == ["pets/train/0", "pets/train/1"]
 
 
 def test_a_selection_or_shuffle_that_was_saved_is_the_order_of_items(tmp_path: Path) -> None:
-    shuffled = make_dataset(pictures(6)).select([4, 0, 3])
+    shuffled = make_dataset(draw_images(6)).select([4, 0, 3])
     shuffled.save_to_disk(tmp_path / "new")
-    assert contents(open_source(tmp_path / "new")) == [pictures(6)[row] for row in (4, 0, 3)]
+    assert contents(open_source(tmp_path / "new")) == [draw_images(6)[row] for row in (4, 0, 3)]
     folder = write_by_hand(tmp_path / "old", {"image": pa.array([b"0", b"1", b"2", b"3", b"4"])})
     write_stream(folder / "indices.arrow", {"indices": pa.array([4, 0, 4], pa.uint64())})
     for key in ("_indices_data_files", "_indices_files"):
@@ -144,11 +144,11 @@ def test_a_selection_or_shuffle_that_was_saved_is_the_order_of_items(tmp_path: P
         open_source(folder)
 
 
-def test_a_row_without_a_picture_is_an_item_that_says_so(tmp_path: Path) -> None:
-    make_dataset([pictures(1)[0], None]).save_to_disk(tmp_path / "pets")
+def test_a_row_without_a_image_is_an_item_that_says_so(tmp_path: Path) -> None:
+    make_dataset([draw_images(1)[0], None]).save_to_disk(tmp_path / "pets")
     source = open_source(tmp_path / "pets")
-    assert source.read(0) == pictures(1)[0]
-    with refused("pets/1 has no picture in its column image."):
+    assert source.read(0) == draw_images(1)[0]
+    with refused("pets/1 has no image in its column image."):
         source.read(1)
 
 
@@ -162,10 +162,9 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
         source.read(1)
 
 
-def test_a_data_set_without_pictures_or_rows_is_refused(tmp_path: Path) -> None:
+def test_a_data_set_without_images_or_rows_is_refused(tmp_path: Path) -> None:
     with refused(
-        "data-00000-of-00001.arrow has no column of pictures ({bytes, path} or binary) among:"
-        " label."
+        "data-00000-of-00001.arrow has no column of images ({bytes, path} or binary) among: label."
     ):
         open_source(write_by_hand(tmp_path / "a", {"label": pa.array([1])}))
     with refused(f"{tmp_path}/b has no rows."):
@@ -295,7 +294,7 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         open_source(folder)
 
 
-def test_a_folder_that_only_has_a_note_of_that_name_is_a_folder_of_pictures(tmp_path: Path) -> None:
+def test_a_folder_that_only_has_a_note_of_that_name_is_a_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     (tmp_path / "x.jpg").write_bytes(b"x")
     assert keys(open_source(tmp_path)) == ["x.jpg"]
@@ -370,6 +369,6 @@ def test_a_column_is_chosen_by_name_in_a_folder_and_through_the_library(tmp_path
     for spec in (str(folder), f"hf:{tmp_path / 'tables'}"):
         assert contents(open_source(spec)) == [b"struct"]
         assert contents(open_source(spec, column="image")) == [b"binary"]
-        assert picture_column(open_source(spec, column="image")) == "image"
+        assert image_column(open_source(spec, column="image")) == "image"
         with refused("has no column mask; choose photo or image."):
             open_source(spec, column="mask")

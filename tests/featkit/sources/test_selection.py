@@ -62,7 +62,7 @@ def test_include_narrows_and_takes_in_what_it_names(
     assert sorted(keys(source)) == left
 
 
-def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_picture(
+def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_image(
     tmp_path: Path,
 ) -> None:
     write_files(tmp_path, *FILES, "@eaDir/x.jpg", "raw/.x.jpg", "raw/x.xmp")
@@ -101,7 +101,7 @@ def test_patterns_choose_among_the_keys_of_archives_and_lists(tmp_path: Path) ->
     source = open_source(tmp_path / "list.txt", selection=Selection(include=["dog/*"]))
     assert keys(source) == ["dog/2.jpg"]
     assert source.skipped == {"file that is not included": 1}
-    with refused("list.txt has 2 pictures, and --include and --exclude leave none"):
+    with refused("list.txt has 2 images, and --include and --exclude leave none"):
         open_source(tmp_path / "list.txt", selection=Selection(include=["bird"]))
 
 

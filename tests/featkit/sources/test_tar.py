@@ -1,4 +1,4 @@
-"""Pictures in a tar: keys from member names that are never paths, companions as metadata, damage
+"""Images in a tar: keys from member names that are never paths, companions as metadata, damage
 named."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from featkit.errors import InputError
 from featkit.images import ImageLimits
 from featkit.sources import Source, open_source
 from featkit.sources.tar import TarSource
-from tests.featkit.sources.files import contents, keys, picture_bytes, write_files, write_tar
+from tests.featkit.sources.files import contents, image_bytes, keys, write_files, write_tar
 from tests.fuzzing import CASES, fuzz
 from tests.sentences import refused
 
@@ -84,14 +84,14 @@ SIX = [(f"{number}.jpg", bytes([65 + number]) * 700) for number in range(6)]  # 
 def test_members_are_items_in_the_order_of_the_archive(tmp_path: Path) -> None:
     members = [
         ("cats/2.jpg", b"two"),
-        ("1.png", picture_bytes()),
+        ("1.png", image_bytes()),
         ("notes.md", b"no"),
         ("cats/.x.jpg", b"no"),
         ("a.JPG", b""),
     ]
     source = open_source(write_tar(tmp_path / "t-000.tar", members))
     assert keys(source) == ["t-000.tar/cats/2.jpg", "t-000.tar/1.png", "t-000.tar/a.JPG"]
-    assert contents(source) == [b"two", picture_bytes(), b""]
+    assert contents(source) == [b"two", image_bytes(), b""]
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -141,11 +141,11 @@ def test_member_names_are_keys_and_never_paths(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_folders_and_devices_are_no_pictures(tmp_path: Path) -> None:
+def test_folders_and_devices_are_no_images(tmp_path: Path) -> None:
     path = write_entries(
         tmp_path / "t.tar", ("d.jpg", tarfile.DIRTYPE, b""), ("p.jpg", tarfile.FIFOTYPE, b"")
     )
-    with refused(path, "holds no pictures among its 2 members. Passed over: 1 special file."):
+    with refused(path, "holds no images among its 2 members. Passed over: 1 special file."):
         open_source(path)
     write_tar(path, [("real.jpg", b"x")], mode="a")
     source = open_source(path)
@@ -220,7 +220,7 @@ def test_what_is_no_tar_is_refused_and_named(tmp_path: Path) -> None:
         (b"", "is empty (0 bytes)"),
         (b"a note\n" * 200, "is plain text"),
         (bytes(10240), "is filled with zero bytes"),
-        (picture_bytes(), "is a PNG image"),
+        (image_bytes(), "is a PNG image"),
         (noise, "is not an uncompressed tar file: it has no valid header"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
     ):
@@ -231,7 +231,7 @@ def test_what_is_no_tar_is_refused_and_named(tmp_path: Path) -> None:
     with refused(f"{tmp_path / 'packed.tar'} is a gzip file; extract it first."):
         open_source(tmp_path / "packed.tar")
     write_tar(tmp_path / "papers.tar", [("a.md", b"x"), ("b.md", b"x")])
-    with refused(tmp_path / "papers.tar", "holds no pictures among its 2 members."):
+    with refused(tmp_path / "papers.tar", "holds no images among its 2 members."):
         open_source(tmp_path / "papers.tar")
 
 
@@ -589,7 +589,7 @@ def test_symbolic_links_are_followed_inside_the_archive_alone(tmp_path: Path) ->
         "is a link to nothing.jpg, which is not in the archive."
     )
     with refused(
-        "holds no pictures that can be read", "is a link to nothing.jpg", "not in the archive"
+        "holds no images that can be read", "is a link to nothing.jpg", "not in the archive"
     ):
         open_source(
             write_entries(tmp_path / "u.tar", ("gone.jpg", tarfile.SYMTYPE, b"nothing.jpg"))
@@ -660,7 +660,7 @@ def test_only_the_first_bytes_of_a_companion_are_read(tmp_path: Path) -> None:
     assert source.metadata(0) == {"text": "y" * 4096, "class": 4}
 
 
-def test_several_pictures_of_one_stem_are_items_with_the_same_companions(tmp_path: Path) -> None:
+def test_several_images_of_one_stem_are_items_with_the_same_companions(tmp_path: Path) -> None:
     names = ["s/0.jpg", "s/0.png", "s/0.img.jpg", "s/0.cls"]
     source = open_source(write_tar(tmp_path / "t.tar", [(name, b"7") for name in names]))
     assert keys(source) == [f"t.tar/{name}" for name in names[:3]]

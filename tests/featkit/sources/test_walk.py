@@ -80,7 +80,7 @@ def test_folders_that_featkit_wrote_are_passed_over(tmp_path: Path, made: tuple[
     assert source.skipped == {"featkit folder": 1}
 
 
-def test_a_folder_of_pictures_with_a_config_of_another_program_is_read(tmp_path: Path) -> None:
+def test_a_folder_of_images_with_a_config_of_another_program_is_read(tmp_path: Path) -> None:
     source = open_source(
         write_files(tmp_path, "a/config.yaml", "a/1.jpg", "b/plan.json", "b/2.jpg")
     )

@@ -133,7 +133,7 @@ def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(
     }
 
 
-def test_a_checkpoint_from_before_unreadable_pictures_were_kept_in_it_counts_none(
+def test_a_checkpoint_from_before_unreadable_images_were_kept_in_it_counts_none(
     trained: Training, tmp_path: Path
 ) -> None:
     path = trained.save(tmp_path, step=2)

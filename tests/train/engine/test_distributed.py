@@ -19,9 +19,9 @@ from featkit.errors import InputError
 from featkit.sources import open_source
 from featkit_train.engine.checkpoints import STATE_FILE, load_checkpoint
 from featkit_train.engine.distributed import ALONE
+from featkit_train.images.batches import EpochOrder
 from featkit_train.loop import train
-from featkit_train.pictures.batches import EpochOrder
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.processes import REPOSITORY
 from tests.train.small import small_config
 from tests.train.spread import CASES, SAVED_AT, Player, case_config, kinds_of, write_pretrained
@@ -63,8 +63,8 @@ def two_processes(*arguments: object, timeout_s: float = 200) -> None:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw_folder(tmp_path_factory.mktemp("spread") / "pictures", 20)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_folder(tmp_path_factory.mktemp("spread") / "images", 20)
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +75,18 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory: pytest.TempPathFactory, pictures: Path, pretrained: Path) -> Path:
+def by_two(tmp_path_factory: pytest.TempPathFactory, images: Path, pretrained: Path) -> Path:
     """What two processes made of all cases."""
     out = tmp_path_factory.mktemp("by_two")
-    two_processes(out, pictures, pretrained)
+    two_processes(out, images, pretrained)
     return out
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_learn_what_one_learns(
-    by_two: Path, pictures: Path, pretrained: Path, name: str
+    by_two: Path, images: Path, pretrained: Path, name: str
 ) -> None:
-    alone = Player(case_config(name, pretrained), pictures, ALONE)
+    alone = Player(case_config(name, pretrained), images, ALONE)
     logs, state = alone.play(), alone.engine.method.state_dict()
     result = alone.engine.result().state_dict()
     for kind in kinds_of(name):
@@ -127,10 +127,10 @@ def test_each_process_writes_its_own_shards_in_safetensors(by_two: Path) -> None
     ]
 
 
-def test_one_process_goes_on_from_shards(by_two: Path, pictures: Path, pretrained: Path) -> None:
+def test_one_process_goes_on_from_shards(by_two: Path, images: Path, pretrained: Path) -> None:
     alone = Player(
         case_config("dinov2, in parts", pretrained, "dino.freeze_last_layer_steps=3"),
-        pictures,
+        images,
         ALONE,
     )
     alone.load(by_two / "by shards")
@@ -139,10 +139,10 @@ def test_one_process_goes_on_from_shards(by_two: Path, pictures: Path, pretraine
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
-def test_a_missing_shard_is_named(by_two: Path, pictures: Path, pretrained: Path) -> None:
+def test_a_missing_shard_is_named(by_two: Path, images: Path, pretrained: Path) -> None:
     folder = by_two / "by shards" / f"step-{SAVED_AT:08d}"
     shard = folder / json.loads((folder / "progress.json").read_text())["shards"][1]
-    alone = Player(case_config("dinov2, in parts", pretrained), pictures, ALONE)
+    alone = Player(case_config("dinov2, in parts", pretrained), images, ALONE)
     shard.rename(shard.with_suffix(".away"))
     try:
         with pytest.raises(InputError, match=f"{shard.name} is missing"):
@@ -153,10 +153,10 @@ def test_a_missing_shard_is_named(by_two: Path, pictures: Path, pretrained: Path
 
 @pytest.fixture(scope="module")
 def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, a third of which cannot be read."""
-    folder = draw_folder(tmp_path_factory.mktemp("torn") / "pictures", 20)
+    """Images, a third of which cannot be read."""
+    folder = draw_folder(tmp_path_factory.mktemp("torn") / "images", 20)
     for number in range(0, 20, 3):
-        (folder / f"{number:03d}.jpg").write_bytes(b"no picture")
+        (folder / f"{number:03d}.jpg").write_bytes(b"no image")
     return folder
 
 
@@ -201,7 +201,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(ends: Path) -> No
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
 
 
-def test_unreadable_pictures_of_all_processes_are_counted_also_over_a_resume(
+def test_unreadable_images_of_all_processes_are_counted_also_over_a_resume(
     ends: Path, torn: Path, tmp_path: Path
 ) -> None:
     train(small_config(), [open_source(torn)], tmp_path / "alone")

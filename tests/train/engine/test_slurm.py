@@ -16,10 +16,10 @@ import yaml
 from featkit.errors import InputError
 from featkit_train.config import with_settings
 from featkit_train.engine.slurm import slurm_script
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.train.small import SMALL
 
-COMMAND = ("train", "dino", "my pictures/", "--out", "it's/a run", "--set", "optim.lr=0.002")
+COMMAND = ("train", "dino", "my images/", "--out", "it's/a run", "--set", "optim.lr=0.002")
 # What a cluster has: srun starts the task, and passes signals on to it; scontrol names hosts, and
 # notes what is queued again.
 SRUN = """#!/bin/bash
@@ -47,7 +47,7 @@ def script_of(*command: str) -> str:
 def test_the_script_is_bash_with_what_was_asked_for_each_word_quoted(tmp_path: Path) -> None:
     script = script_of(*COMMAND)
     assert (
-        """command=(train dino 'my pictures/' --out 'it'"'"'s/a run' --set optim.lr=0.002)"""
+        """command=(train dino 'my images/' --out 'it'"'"'s/a run' --set optim.lr=0.002)"""
         in script
     )
     assert (
@@ -86,7 +86,7 @@ def steps(out: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path: Path) -> None:
-    draw_folder(tmp_path / "my pictures", 20)
+    draw_folder(tmp_path / "my images", 20)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(with_settings(SMALL, ["run.steps=60"])))
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -96,7 +96,7 @@ def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path:
     command = (
         "train",
         "dino",
-        "my pictures",
+        "my images",
         "--out",
         "the run",
         "--recipe",

@@ -1,4 +1,4 @@
-"""Pictures of two kinds that differ in their color, and a config by which a small network tells
+"""Images of two kinds that differ in their color, and a config by which a small network tells
 them apart in a second."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from featkit_train.config import TrainConfig, from_mapping, with_settings
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.torchvision_without_cuda import allow_torchvision
 
 allow_torchvision()  # timm imports it
@@ -58,13 +58,13 @@ def labeled_config(method: str, *settings: str) -> TrainConfig:
 def draw_kinds(
     root: Path, count: int, *, first: int = 0, kinds: tuple[str, ...] = ("blue", "red")
 ) -> Path:
-    """`count` pictures a kind, in a folder each, tinted by it. first: another one gives other
-    pictures."""
+    """`count` images a kind, in a folder each, tinted by it. first: another one gives other
+    images."""
     for kind, tint in zip(kinds, np.eye(3)[: len(kinds), ::-1], strict=True):
         folder = root / kind
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(first, first + count):
-            pixels = np.asarray(draw_picture(number, height=40, width=40), np.float64)
+            pixels = np.asarray(draw_image(number, height=40, width=40), np.float64)
             mixed = 0.6 * pixels + 0.4 * 255 * tint
             Image.fromarray(mixed.astype(np.uint8)).save(folder / f"{number:03d}.png")
     return root

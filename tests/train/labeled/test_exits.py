@@ -27,7 +27,7 @@ VIT = (
 def test_every_exit_has_a_row_with_its_cost(
     settings: tuple[str, ...], count: int, tmp_path: Path
 ) -> None:
-    source = open_source(draw_kinds(tmp_path / "pictures", 40))
+    source = open_source(draw_kinds(tmp_path / "images", 40))
     config = labeled_config("internal", "classifier.exits=[1,3]", *settings)
     internal(config, [source], tmp_path / "run")
     standing = read_standing(tmp_path / "run")
@@ -47,6 +47,6 @@ def test_every_exit_has_a_row_with_its_cost(
 
 
 def test_a_classifier_without_exits_is_refused(tmp_path: Path) -> None:
-    source = open_source(draw_kinds(tmp_path / "pictures", 20))
+    source = open_source(draw_kinds(tmp_path / "images", 20))
     with pytest.raises(InputError, match="names no exit beside the deepest"):
         internal(labeled_config("internal"), [source], tmp_path / "run")

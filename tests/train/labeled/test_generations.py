@@ -15,9 +15,9 @@ import torch
 from featkit.errors import InputError, Interrupted
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
+from featkit_train.images.batches import CropDataset
 from featkit_train.labeled import born_again, teacher_logits
 from featkit_train.labeled.course import CourseEars
-from featkit_train.pictures.batches import CropDataset
 from featkit_train.watching.standing import Standing, read_standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone, load_classifier
 from tests.train.labeled.small import draw_kinds, labeled_config
@@ -26,8 +26,8 @@ PATIENT = ("born_again.patience=9", "born_again.generations=2")
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return open_source(draw_kinds(tmp_path_factory.mktemp("pictures"), 20))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return open_source(draw_kinds(tmp_path_factory.mktemp("images"), 20))
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +40,9 @@ def config(*settings: str) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(pictures: Source, held_out: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(images: Source, held_out: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    born_again(config(), [pictures], out, held_out=held_out)
+    born_again(config(), [images], out, held_out=held_out)
     return out
 
 
@@ -79,38 +79,38 @@ def test_generations_and_ensembles_are_tabled_and_the_best_generation_is_the_res
 
 
 def test_every_generation_is_of_new_weights_and_learns_from_the_one_before(
-    pictures: Source, held_out: Source, run: Path, tmp_path: Path
+    images: Source, held_out: Source, run: Path, tmp_path: Path
 ) -> None:
     digests = [digest(run / f"generation-{number}") for number in range(3)]
     assert len(set(digests)) == 3
     alone = tmp_path / "alone"
-    born_again(config("knowledge.teacher_weight=0.0"), [pictures], alone, held_out=held_out)
+    born_again(config("knowledge.teacher_weight=0.0"), [images], alone, held_out=held_out)
     assert digest(alone / "generation-0") == digests[0]
     assert digest(alone / "generation-1") != digests[1]
 
 
 def test_nothing_held_out_is_learned_labeled_or_distilled_on(
-    pictures: Source, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Source, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: set[str] = set()
-    picture = CropDataset._picture
+    image = CropDataset._image
 
     def recording(self: CropDataset, number: int) -> Any:
         asked.add(f"{self.source.file(number)}")
-        return picture(self, number)
+        return image(self, number)
 
-    monkeypatch.setattr(CropDataset, "_picture", recording)
+    monkeypatch.setattr(CropDataset, "_image", recording)
     settings = ("born_again.generations=1", "run.steps=12", "crops.fixed_views=2")
     # a tenth of them held out by featkit, logits kept
-    born_again(config(*settings), [pictures], tmp_path / "own")
-    learned = {str(pictures.file(number)) for number in range(len(pictures))}
+    born_again(config(*settings), [images], tmp_path / "own")
+    learned = {str(images.file(number)) for number in range(len(images))}
     assert len(asked) == 36
     assert asked < learned
-    # And the whole of what is learned is the same whatever is held out: other pictures, of other
+    # And the whole of what is learned is the same whatever is held out: other images, of other
     # labels.
     monkeypatch.undo()
     other = open_source(draw_kinds(tmp_path / "other", 6, first=300, kinds=("red", "blue")))
-    born_again(config(), [pictures], tmp_path / "again", held_out=other)
+    born_again(config(), [images], tmp_path / "again", held_out=other)
     for number in range(3):
         assert digest(tmp_path / "again" / f"generation-{number}") == digest(
             run / f"generation-{number}"
@@ -119,7 +119,7 @@ def test_nothing_held_out_is_learned_labeled_or_distilled_on(
 
 @pytest.mark.parametrize("mode", ["kd", "dkpp", "cwtm"])
 def test_kept_logits_teach_what_the_teacher_says_of_the_same_views(
-    mode: str, pictures: Source, held_out: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, images: Source, held_out: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Path] = []
     keep = teacher_logits.keep_logits
@@ -139,7 +139,7 @@ def test_kept_logits_teach_what_the_teacher_says_of_the_same_views(
         out = tmp_path / cache
         born_again(
             config(*settings, f"knowledge.cache={cache}", "run.steps=30"),
-            [pictures],
+            [images],
             out,
             held_out=held_out,
         )
@@ -156,7 +156,7 @@ def test_kept_logits_teach_what_the_teacher_says_of_the_same_views(
 
 
 def test_a_course_that_was_stopped_goes_on_to_the_same_networks(
-    pictures: Source, held_out: Source, run: Path, tmp_path: Path
+    images: Source, held_out: Source, run: Path, tmp_path: Path
 ) -> None:
     out, seen = tmp_path / "run", 0
 
@@ -169,7 +169,7 @@ def test_a_course_that_was_stopped_goes_on_to_the_same_networks(
     with pytest.raises(Interrupted):
         born_again(
             config(),
-            [pictures],
+            [images],
             out,
             held_out=held_out,
             ears=CourseEars(on_log=stop_within_generation_1),
@@ -177,7 +177,7 @@ def test_a_course_that_was_stopped_goes_on_to_the_same_networks(
     assert not (out / "generation-2").exists()
     begun: list[str] = []
     ears = CourseEars(on_training=lambda name, _steps: begun.append(name))
-    born_again(config(), [pictures], out, held_out=held_out, resume=True, ears=ears)
+    born_again(config(), [images], out, held_out=held_out, resume=True, ears=ears)
     assert begun == ["generation-1", "generation-2"]
     for number in range(3):
         assert digest(out / f"generation-{number}") == digest(run / f"generation-{number}")
@@ -190,14 +190,14 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def test_it_ends_and_says_so_when_generations_do_not_beat_their_teachers(
-    pictures: Source, held_out: Source, tmp_path: Path
+    images: Source, held_out: Source, tmp_path: Path
 ) -> None:
     said: list[str] = []
     standing = born_again(
         config(
             "born_again.patience=1", "born_again.generations=5", "optim.lr=0.0", "optim.min_lr=0.0"
         ),
-        [pictures],
+        [images],
         tmp_path / "run",
         held_out=held_out,
         ears=CourseEars(on_note=said.append),
@@ -209,9 +209,7 @@ def test_it_ends_and_says_so_when_generations_do_not_beat_their_teachers(
     assert standing.remarks[-1].sentence in said
 
 
-def test_students_of_another_architecture(
-    pictures: Source, held_out: Source, tmp_path: Path
-) -> None:
+def test_students_of_another_architecture(images: Source, held_out: Source, tmp_path: Path) -> None:
     student = (
         "{arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
         " depth: 2, num_heads: 2}}"
@@ -219,7 +217,7 @@ def test_students_of_another_architecture(
     out = tmp_path / "run"
     standing: Standing = born_again(
         config(f"born_again.student={student}", "born_again.generations=1"),
-        [pictures],
+        [images],
         out,
         held_out=held_out,
     )
@@ -228,49 +226,47 @@ def test_students_of_another_architecture(
     assert standing.rows[0].parameters != standing.rows[1].parameters
 
 
-def test_other_pictures_and_other_settings_are_refused_on_resume(
-    pictures: Source, held_out: Source, run: Path, tmp_path: Path
+def test_other_images_and_other_settings_are_refused_on_resume(
+    images: Source, held_out: Source, run: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(
         InputError, match=r"was begun with other settings: optim.lr was 0.01, now it is 0.5"
     ):
-        born_again(config("optim.lr=0.5"), [pictures], run, held_out=held_out, resume=True)
-    with pytest.raises(InputError, match="was begun with other pictures held out"):
+        born_again(config("optim.lr=0.5"), [images], run, held_out=held_out, resume=True)
+    with pytest.raises(InputError, match="was begun with other images held out"):
         born_again(
             config(),
-            [pictures],
+            [images],
             run,
             held_out=open_source(draw_kinds(tmp_path, 3, first=400)),
             resume=True,
         )
     with pytest.raises(InputError, match="holds a run already"):
-        born_again(config(), [pictures], run, held_out=held_out)
+        born_again(config(), [images], run, held_out=held_out)
 
 
-def test_a_second_view_of_one_picture_is_another_one(pictures: Source) -> None:
+def test_a_second_view_of_one_image_is_another_one(images: Source) -> None:
     small = config("crops.fixed_views=2")
-    dataset = CropDataset(
-        pictures, crops=small.crops, color=small.color, seed=0, cache_bytes=1 << 20
-    )
+    dataset = CropDataset(images, crops=small.crops, color=small.color, seed=0, cache_bytes=1 << 20)
     first, second, again = (dataset[view, 3, 0].global_images for view in (0, 1, 0))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
 
 
-def test_pictures_without_a_label_are_counted_aloud(
-    pictures: Source, held_out: Source, tmp_path: Path
+def test_images_without_a_label_are_counted_aloud(
+    images: Source, held_out: Source, tmp_path: Path
 ) -> None:
     class Some:
         """The same, the first three without a label."""
 
-        name, file, key, read = pictures.name, pictures.file, pictures.key, pictures.read
-        skipped = pictures.skipped
+        name, file, key, read = images.name, images.file, images.key, images.read
+        skipped = images.skipped
 
         def __len__(self) -> int:
-            return len(pictures)
+            return len(images)
 
         def metadata(self, number: int) -> dict[str, str | int | float]:
-            return pictures.metadata(number) if number >= 3 else {}
+            return images.metadata(number) if number >= 3 else {}
 
     said: list[str] = []
     settings = ("born_again.generations=0", "run.steps=1")
@@ -281,4 +277,4 @@ def test_pictures_without_a_label_are_counted_aloud(
         held_out=held_out,
         ears=CourseEars(on_note=said.append),
     )
-    assert said == ["Neither learned nor measured on: 3 pictures without a label."]
+    assert said == ["Neither learned nor measured on: 3 images without a label."]

@@ -1,4 +1,4 @@
-"""Promises of an ensemble: it says the mean of what its members say, and is as near to a picture as
+"""Promises of an ensemble: it says the mean of what its members say, and is as near to an image as
 they are on average."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Promises of parting: labels and classes are the pictures', what is held out is apart, and
+"""Promises of parting: labels and classes are the images', what is held out is apart, and
 nonsense is refused."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.train.labeled.small import draw_kinds, labeled_config
 
 
 def test_labels_are_the_folders_and_a_tenth_is_held_out_at_most(tmp_path: Path) -> None:
-    source = open_source(draw_kinds(tmp_path / "pictures", 15))
+    source = open_source(draw_kinds(tmp_path / "images", 15))
     parted = part([source], labeled_config("born-again"))
     assert parted.classes == ("blue", "red")
     assert (len(parted.learned), len(parted.held_out)) == (27, 3)
@@ -26,7 +26,7 @@ def test_labels_are_the_folders_and_a_tenth_is_held_out_at_most(tmp_path: Path) 
     assert parted.num_unlabeled == 0
 
 
-def test_pictures_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path) -> None:
+def test_images_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path) -> None:
     source, other = (
         open_source(draw_kinds(tmp_path / "a", 10)),
         open_source(draw_kinds(tmp_path / "b", 2, first=50)),
@@ -36,7 +36,7 @@ def test_pictures_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path
     assert parted.held_out is other
 
 
-def test_pictures_without_a_label_are_neither_learned_nor_held_out(tmp_path: Path) -> None:
+def test_images_without_a_label_are_neither_learned_nor_held_out(tmp_path: Path) -> None:
     table = draw_kinds(tmp_path / "a", 10)
     source = open_source(table)
 
@@ -70,23 +70,23 @@ def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None
     with pytest.raises(InputError, match="have 1 label"):
         part([one], labeled_config("born-again"))
     few = open_source(draw_kinds(tmp_path / "few", 4))
-    with pytest.raises(InputError, match=r"No pictures of .* are held out"):
+    with pytest.raises(InputError, match=r"No images of .* are held out"):
         part([few], labeled_config("born-again"))
 
 
-def test_a_picture_that_is_held_out_and_learned_is_refused_from_whatever_folder_it_was_opened(
+def test_a_image_that_is_held_out_and_learned_is_refused_from_whatever_folder_it_was_opened(
     tmp_path: Path,
 ) -> None:
-    root = draw_kinds(tmp_path / "pictures", 10)
+    root = draw_kinds(tmp_path / "images", 10)
     with pytest.raises(
-        InputError, match=r"red/000.png is held out, and among the labeled pictures as well"
+        InputError, match=r"red/000.png is held out, and among the labeled images as well"
     ):
         part([open_source(root)], labeled_config("born-again"), held_out=open_source(root / "red"))
 
 
-def test_too_few_pictures_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
+def test_too_few_images_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
     seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
-    with refused("8 pictures with labels are fewer than 10; name others with --held-out."):
+    with refused("8 images with labels are fewer than 10; name others with --held-out."):
         part([seven], labeled_config("born-again"))
     with refused("set run.held_out, or name others with --held-out."):
         part([twenty], labeled_config("born-again", "run.held_out=0"))

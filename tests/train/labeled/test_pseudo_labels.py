@@ -11,7 +11,7 @@ import torch
 from featkit.images import decode
 from featkit.sources import open_source
 from featkit_train.config import SelfTrainingConfig
-from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
+from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images, mixed
 from featkit_train.loop import geometry_of
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier, build_backbone
@@ -45,7 +45,7 @@ def test_balanced_classes_have_as_many_each_the_surest_or_some_again() -> None:
     assert accepted.count == 5
 
 
-def test_a_picture_that_could_not_be_read_is_never_sure_and_nothing_sure_is_nothing() -> None:
+def test_a_image_that_could_not_be_read_is_never_sure_and_nothing_sure_is_nothing() -> None:
     assert 6 not in accept(PROBS, SelfTrainingConfig(confidence=0.0, balance=False), seed=0).numbers
     none = accept(PROBS, SelfTrainingConfig(confidence=0.95), seed=0)
     assert none.count == len(none.numbers) == 0
@@ -60,17 +60,17 @@ def test_labels_of_peoples_come_often_enough() -> None:
     assert np.bincount(numbers[numbers < 2]).tolist() == [4, 4]
 
 
-def test_pictures_are_labeled_as_they_are_once_and_unreadable_ones_get_zeros(
+def test_images_are_labeled_as_they_are_once_and_unreadable_ones_get_zeros(
     tmp_path: Path,
 ) -> None:
-    source = open_source(draw_kinds(tmp_path / "pictures", 3))
-    (tmp_path / "pictures" / "red" / "001.png").write_text("no picture")
+    source = open_source(draw_kinds(tmp_path / "images", 3))
+    (tmp_path / "images" / "red" / "001.png").write_text("no image")
     config = labeled_config("self-training")
     torch.manual_seed(0)
     teacher = Classifier(build_backbone(config.classifier), 2)
     geometry = geometry_of(config, patch=teacher.backbone.patch)
     path = tmp_path / "round-1" / PSEUDO_FILE
-    probs = label_pictures(path, teacher, source, geometry)
+    probs = label_images(path, teacher, source, geometry)
     assert probs.shape == (6, 2)
     assert probs[4].tolist() == [0.0, 0.0]
     np.testing.assert_allclose(probs[[0, 1, 2, 3, 5]].sum(axis=1), 1.0, rtol=1e-5)
@@ -82,6 +82,6 @@ def test_pictures_are_labeled_as_they_are_once_and_unreadable_ones_get_zeros(
     with torch.no_grad():
         expected = teacher.eval()((images - mean) / std).logits[-1].softmax(dim=-1)[0]
     np.testing.assert_allclose(probs[5], expected.numpy(), rtol=1e-4)
-    (tmp_path / "pictures" / "blue" / "000.png").unlink()
+    (tmp_path / "images" / "blue" / "000.png").unlink()
     # read back, not made again
-    np.testing.assert_array_equal(label_pictures(path, teacher, source, geometry), probs)
+    np.testing.assert_array_equal(label_images(path, teacher, source, geometry), probs)

@@ -1,4 +1,4 @@
-"""Promises of self-training: students learn pictures without labels by their teacher's, and what is
+"""Promises of self-training: students learn images without labels by their teacher's, and what is
 held out stays unseen."""
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def test_labels_of_the_unlabeled_are_not_looked_at(
     plain = parts["unlabeled"]
 
     class WithoutLabels:
-        """The same pictures; asking for a label is an error."""
+        """The same images; asking for a label is an error."""
 
         name, file, key, read = plain.name, plain.file, plain.key, plain.read
         skipped = plain.skipped
@@ -135,7 +135,7 @@ def test_nothing_held_out_is_labeled_or_learned(
     )
     probs = np.load(run[0] / "round-1" / PSEUDO_FILE)
     assert len(probs) == len(parts["unlabeled"])
-    with pytest.raises(InputError, match="is held out, and among the unlabeled pictures as well"):
+    with pytest.raises(InputError, match="is held out, and among the unlabeled images as well"):
         train({**parts, "unlabeled": parts["held_out"]}, tmp_path / "mixed")
 
 

@@ -20,7 +20,7 @@ def patches(*shape: int, seed: int = 0) -> Tensor:
 
 
 def loop(student: Tensor, teacher: Tensor) -> Tensor:
-    """The docstring's formula, one picture and one pair of patches at a time; grids of equal size."""
+    """The docstring's formula, one image and one pair of patches at a time; grids of equal size."""
     terms = []
     for ours, theirs in zip(student.flatten(1, 2), teacher.flatten(1, 2), strict=True):
         for p in range(len(ours)):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from featkit_train.losses import Center, ibot_loss, sharpen
 
-PICTURES, PATCHES, PROTOTYPES = 4, 6, 5
+IMAGES, PATCHES, PROTOTYPES = 4, 6, 5
 
 
 def some_masks(*numbers: int) -> Tensor:
-    """(N, P) bool: of picture n, `numbers[n]` patches drawn at random."""
+    """(N, P) bool: of image n, `numbers[n]` patches drawn at random."""
     generator = torch.Generator().manual_seed(sum(numbers))
     masks = torch.zeros(len(numbers), PATCHES, dtype=torch.bool)
     for row, number in zip(masks, numbers, strict=True):
@@ -41,11 +41,11 @@ def random_outputs(
 def loop(
     student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temp: float
 ) -> Tensor:
-    """The docstring's formula, one picture and one patch at a time."""
+    """The docstring's formula, one image and one patch at a time."""
     total, row = student_logits.sum() * 0, 0
-    for picture in masks.tolist():
+    for image in masks.tolist():
         terms = []
-        for hidden in picture:
+        for hidden in image:
             if hidden:
                 log_probs = torch.log_softmax(student_logits[row] / student_temp, dim=0)
                 terms.append(-(teacher_probs[row] * log_probs).sum())
@@ -70,7 +70,7 @@ def test_ibot_loss_equals_the_loop_in_value_and_gradient(numbers: tuple[int, ...
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_ibot_loss_of_uniform_outputs_is_log_num_prototypes_times_the_share_of_masked_pictures() -> (
+def test_ibot_loss_of_uniform_outputs_is_log_num_prototypes_times_the_share_of_masked_images() -> (
     None
 ):
     uniform = torch.full((sum(MIXED), PROTOTYPES), 1 / PROTOTYPES)
@@ -85,7 +85,7 @@ def test_ibot_loss_without_a_masked_patch_is_zero_and_can_be_gone_back_through()
     assert loss.item() == 0.0
 
 
-def test_ibot_loss_counts_pictures_alike_however_many_of_their_patches_are_hidden() -> None:
+def test_ibot_loss_counts_images_alike_however_many_of_their_patches_are_hidden() -> None:
     logits, probs = random_outputs(7)
     alone = [
         ibot_loss(logits[:1], probs[:1], some_masks(1), student_temp=0.1),
@@ -101,7 +101,7 @@ def test_ibot_loss_counts_pictures_alike_however_many_of_their_patches_are_hidde
     constant=st.floats(-50, 50),
     numbers=st.lists(st.integers(0, PATCHES), min_size=1, max_size=5),
 )
-def test_ibot_loss_ignores_a_constant_added_to_logits_and_the_order_of_pictures(
+def test_ibot_loss_ignores_a_constant_added_to_logits_and_the_order_of_images(
     seed: int, constant: float, numbers: list[int]
 ) -> None:
     masks = some_masks(*numbers)

@@ -214,14 +214,14 @@ def test_teacher_temperature_warms_up_linearly() -> None:
         (
             ["dino.koleo_group=3"],
             (
-                "dino.koleo_group 3 does not cut the 8 pictures that a process takes at once into"
+                "dino.koleo_group 3 does not cut the 8 images that a process takes at once into"
                 " equal groups"
             ),
         ),
         (["dino.koleo_group=1"], "dino.koleo_group 1 does not cut"),
         (
             ["run.batch_size=2", "engine.accumulate=2"],
-            "dino.koleo_group 0 does not cut the 1 picture that",
+            "dino.koleo_group 0 does not cut the 1 image that",
         ),
         (
             [
@@ -281,7 +281,7 @@ def test_entropies_tell_both_collapses_apart() -> None:
 
 
 @pytest.mark.parametrize("centering", ["center", "sinkhorn"])
-def test_a_teacher_that_says_one_prototype_of_all_pictures_shows_in_the_batch_entropy(
+def test_a_teacher_that_says_one_prototype_of_all_images_shows_in_the_batch_entropy(
     centering: str,
 ) -> None:
     method = drawn_method(
@@ -298,7 +298,7 @@ def test_a_teacher_that_says_one_prototype_of_all_pictures_shows_in_the_batch_en
         return watched["batch_entropy"].item()
 
     healthy = batch_entropy()
-    # the same bottleneck for every picture, and a prototype that lies in its direction
+    # the same bottleneck for every image, and a prototype that lies in its direction
     with torch.no_grad():
         last = method.teacher.head.mlp[-1]
         assert isinstance(last, torch.nn.Linear)

@@ -42,7 +42,7 @@ def centered(logits: Tensor, temp: float, center: Tensor) -> Tensor:
 
 
 def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Tensor, list[Tensor]]:
-    """Both losses and KoLeo, picture by picture, and the logits that the centers move by."""
+    """Both losses and KoLeo, image by image, and the logits that the centers move by."""
     config, student, teacher = method.config, method.student, method.teacher
     chance = dice()
     noises = [

@@ -42,8 +42,8 @@ def dinov3(*settings: str) -> DinoV3:
 
 
 def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
-    """All terms, picture by picture; local crops have the norm of their own, the Gram teacher its
-    larger pictures."""
+    """All terms, image by image; local crops have the norm of their own, the Gram teacher its
+    larger images."""
     config, student, teacher = method.config, method.student, method.teacher
     chance = dice()
     noises = [
@@ -94,10 +94,10 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
     if method.gram_teacher is not None:
         with torch.no_grad():
             anchors = method.gram_teacher(views.gram.flatten(0, 1)).patch_tokens
-        of_pictures = [
+        of_images = [
             gram_loss(seen.patch_tokens[n : n + 1], anchors[n : n + 1]) for n in range(2 * BATCH)
         ]
-        loss = loss + config.gram.weight * torch.stack(of_pictures).mean()
+        loss = loss + config.gram.weight * torch.stack(of_images).mean()
     return loss
 
 

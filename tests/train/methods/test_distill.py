@@ -17,13 +17,13 @@ from torch.nn import functional as F
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit_train.engine.optimizer import make_optimizer
+from featkit_train.images.augment import Statistics
 from featkit_train.methods import make_method
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.methods.distill import Distill
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import build_backbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.pictures.augment import Statistics
 from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly

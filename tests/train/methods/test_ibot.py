@@ -40,7 +40,7 @@ def seen_by_student(method: MomentumTeacher, views: Views) -> list[Features]:
 def algorithm_1(
     method: MomentumTeacher, views: Views, *, step: int, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's pseudocode, picture by picture and patch by patch: the loss, and both centers
+    """The paper's pseudocode, image by image and patch by patch: the loss, and both centers
     after it."""
     student, teacher = method.student, method.teacher
     class_center, patch_center = method.center.center.clone(), method.patch_center.center.clone()
@@ -62,7 +62,7 @@ def algorithm_1(
                     ).softmax(dim=-1)
                     class_terms.append(cross_entropy(target, student_logits[b]))
 
-    patch_terms = []  # a picture's own mean, and nothing of one that hides nothing
+    patch_terms = []  # an image's own mean, and nothing of one that hides nothing
     for view, features in enumerate(ours):
         logits = student.head_of_patches(features.patch_tokens)
         for b in range(BATCH):
@@ -146,7 +146,7 @@ def test_with_nothing_hidden_there_is_no_patch_loss_and_a_step_all_the_same() ->
     assert all(gradient.isfinite().all() for gradient in gradients(method).values())
 
 
-def test_with_everything_hidden_the_student_knows_a_picture_by_nothing() -> None:
+def test_with_everything_hidden_the_student_knows_a_image_by_nothing() -> None:
     method, views = (
         drawn_method(of("ibot")),
         random_views(masks=torch.ones(2, BATCH, 4, 4, dtype=torch.bool)),

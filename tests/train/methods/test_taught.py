@@ -1,7 +1,7 @@
 """Promises of the methods with labels: one step of each against a plain loop of its paper's
 equation, and what holds for all.
 
-Letters: B pictures, V views, E exits (the deepest last), K classes.
+Letters: B images, V views, E exits (the deepest last), K classes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from tests.train.labeled.small import labeled_config
 from tests.train.methods.training import assert_same_gradients, dice, gradients
 from tests.train.networks.networks import drawn
 from tests.train.small import small_config
-from tests.train.steps import NUM_PICTURES, batches, make_engine
+from tests.train.steps import NUM_IMAGES, batches, make_engine
 
 CLASSES = ("ash", "beech", "elm", "oak")
 K, V = len(CLASSES), 4
-PLACES = ((5, 0), (2, 1), (7, 3), (0, 2), (2, 0), (1, 1))  # picture and view; picture 2 comes twice
+PLACES = ((5, 0), (2, 1), (7, 3), (0, 2), (2, 0), (1, 1))  # image and view; image 2 comes twice
 VIT = (
     "arch: 'timm:vit_tiny_patch16_224', options: {img_size: 32, patch_size: 8, embed_dim: 24,"
     " depth: 2, num_heads: 2"
@@ -46,22 +46,22 @@ KNOWLEDGE = (
 
 
 def lessons(*, unknown: tuple[int, ...] = (), **known: Any) -> Lessons:
-    """Of NUM_PICTURES pictures, with labels of people's but for the unknown."""
-    labels = np.arange(NUM_PICTURES, dtype=np.int64) * 3 % K
+    """Of NUM_IMAGES images, with labels of people's but for the unknown."""
+    labels = np.arange(NUM_IMAGES, dtype=np.int64) * 3 % K
     labels[list(unknown)] = UNKNOWN
     return Lessons(classes=CLASSES, labels=labels, **known)
 
 
 def some_logits(*, views: int = V) -> np.ndarray:
-    """(NUM_PICTURES, views, K) float32 of a teacher that is now sure and now not."""
+    """(NUM_IMAGES, views, K) float32 of a teacher that is now sure and now not."""
     rng = np.random.default_rng(4)
     return (
-        rng.normal(size=(NUM_PICTURES, views, K)) * rng.uniform(0.3, 3.0, size=(NUM_PICTURES, 1, 1))
+        rng.normal(size=(NUM_IMAGES, views, K)) * rng.uniform(0.3, 3.0, size=(NUM_IMAGES, 1, 1))
     ).astype(np.float32)
 
 
 def drawn_teacher(config: TrainConfig) -> Classifier:
-    """One whose BatchNorm has seen other pictures, left in training mode."""
+    """One whose BatchNorm has seen other images, left in training mode."""
     with seeded_weights(5):
         teacher: Classifier = drawn(
             Classifier(build_backbone(config.classifier), K), seed=5
@@ -165,7 +165,7 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
     teacher = drawn_teacher(labeled_config("born-again"))
     logits = copy.deepcopy(teacher).eval()(views.global_crops[0]).logits[-1].detach()
     if asked == "its logits":
-        kept = np.full((NUM_PICTURES, V, K), np.nan, np.float32)
+        kept = np.full((NUM_IMAGES, V, K), np.nan, np.float32)
         for (number, view), row in zip(PLACES, logits, strict=True):
             kept[number, view] = row
         known = lessons(teacher_logits=kept)
@@ -189,7 +189,7 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
     assert (result.watched["label_loss"].item() == 0) == (label_weight == 0)
 
 
-def test_cwtm_is_labels_alone_each_picture_by_its_share_of_the_teachers_confidence() -> None:
+def test_cwtm_is_labels_alone_each_image_by_its_share_of_the_teachers_confidence() -> None:
     kept, views = some_logits(), some_views()
     known = lessons(teacher_logits=kept)
     rows = [torch.from_numpy(kept[number, view]).double().softmax(dim=0) for number, view in PLACES]
@@ -264,17 +264,17 @@ def test_dkpp_is_kd_with_the_teachers_maximum_kept_and_the_rest_permuted() -> No
     assert_is_step(method, views, loss)
 
 
-def test_dkpps_permutation_is_of_the_picture_and_its_view_alone() -> None:
-    same = np.broadcast_to(np.array([0.1, 0.2, 3.0, 0.4], np.float32), (NUM_PICTURES, V, K))
+def test_dkpps_permutation_is_of_the_image_and_its_view_alone() -> None:
+    same = np.broadcast_to(np.array([0.1, 0.2, 3.0, 0.4], np.float32), (NUM_IMAGES, V, K))
     method = born_again("dkpp", known=lessons(teacher_logits=same))
-    every = tuple((number, view) for number in range(NUM_PICTURES) for view in range(V))
+    every = tuple((number, view) for number in range(NUM_IMAGES) for view in range(V))
     told = dict(zip(every, look(method, some_views(every)).teacher_logits.tolist(), strict=True))
     for places in (PLACES, PLACES[::-1], PLACES[2:3]):
         rows = look(method, some_views(places, seed=3)).teacher_logits.tolist()
         assert rows == [told[place] for place in places]
     assert {row[2] for row in told.values()} == {np.float32(3.0)}
     assert len({tuple(row) for row in told.values()}) == math.factorial(K - 1), "every order comes"
-    assert any(told[number, 0] != told[number, 1] for number in range(NUM_PICTURES))
+    assert any(told[number, 0] != told[number, 1] for number in range(NUM_IMAGES))
     other = born_again("dkpp", "run.seed=1", known=lessons(teacher_logits=same))
     assert look(other, some_views(every)).teacher_logits.tolist() != list(told.values())
 
@@ -364,10 +364,10 @@ def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
     assert_is_step(method, some_views(), loss)
 
 
-def test_a_batch_of_pictures_without_labels_has_no_accuracy_and_a_loss() -> None:
+def test_a_batch_of_images_without_labels_has_no_accuracy_and_a_loss() -> None:
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
     method = drawn_method(
-        labeled_config("self-training"), lessons(unknown=tuple(range(NUM_PICTURES)), probs=probs)
+        labeled_config("self-training"), lessons(unknown=tuple(range(NUM_IMAGES)), probs=probs)
     )
     result = take_step(method, some_views())
     assert result.watched["batch_accuracy"].item() == 0

@@ -58,7 +58,7 @@ def add_tiny_vit() -> None:
 
 
 def drawn(module: nn.Module, *, seed: int = 0) -> Any:
-    """The module with every weight drawn, of sizes that let pictures through; in evaluation mode."""
+    """The module with every weight drawn, of sizes that let images through; in evaluation mode."""
     draw_weights(module, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def drawn(module: nn.Module, *, seed: int = 0) -> Any:
     return module.eval()
 
 
-def pictures(
+def draw_images(
     count: int = 2, *, height: int = SIDE, width: int = SIDE, seed: int = 0
 ) -> torch.Tensor:
     """(count, 3, height, width) normalized pixels."""

@@ -19,7 +19,7 @@ from featkit_train.networks.borrowed import ConvNeXt, ResNet, TimmModel, Torchvi
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published
-from tests.train.networks.networks import add_tiny_vit, pictures
+from tests.train.networks.networks import add_tiny_vit, draw_images
 
 # Names of timm's, with sizes that make the large among them small.
 TIMM: dict[str, dict[str, Any]] = {
@@ -94,7 +94,7 @@ def test_a_timm_model_gives_timms_vector_and_every_place_of_its_map(arch: str) -
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_resnet", "swin_tiny_patch4_window7_224"])
-def test_a_place_of_the_map_looks_at_its_own_part_of_the_picture(arch: str) -> None:
+def test_a_place_of_the_map_looks_at_its_own_part_of_the_image(arch: str) -> None:
     """The corner that changes is the corner of the map that changes most."""
     model = timm_model(arch)
     rows, columns = (7, 7) if arch.startswith("swin") else (4, 6)
@@ -129,7 +129,7 @@ def test_a_torchvision_classifiers_last_layer_makes_its_logits_of_our_vector(arc
     side, places = TORCHVISION[arch]
     model, plain = torchvision_model(arch, side)
     last = [module for module in plain.modules() if isinstance(module, nn.Linear)][-1]
-    images = pictures(2, height=side, width=side)
+    images = draw_images(2, height=side, width=side)
     class_token, patch_tokens = model(images)
     torch.testing.assert_close(last(class_token), plain(images))
     assert class_token.shape == (2, model.width) == (2, last.in_features)
@@ -143,7 +143,7 @@ def test_a_torchvision_classifiers_last_layer_makes_its_logits_of_our_vector(arc
 def test_the_places_of_torchvisions_are_what_it_pools(arch: str) -> None:
     side, _ = TORCHVISION[arch]
     model, plain = torchvision_model(arch, side)
-    images = pictures(2, height=side, width=side)
+    images = draw_images(2, height=side, width=side)
     class_token, patch_tokens = model(images)
     if arch == "featkit_tiny_vit":
         seen: list[torch.Tensor] = []
@@ -159,7 +159,7 @@ def test_the_places_of_torchvisions_are_what_it_pools(arch: str) -> None:
 
 def test_torchvisions_gradients_and_running_figures_are_its_own_in_training() -> None:
     model, plain = torchvision_model("resnet18", 64)
-    images = pictures(4, height=64, width=64)
+    images = draw_images(4, height=64, width=64)
     with torch.enable_grad():
         model.train()(images).class_token.square().sum().backward()
         plain.fc = nn.Identity()
@@ -178,7 +178,7 @@ def test_torchvisions_gradients_and_running_figures_are_its_own_in_training() ->
 
 def test_torchvisions_dropout_is_drawn_in_training_alone() -> None:
     add_tiny_vit()
-    model, images = TorchvisionModel("featkit_tiny_vit", dropout=0.5).eval(), pictures()
+    model, images = TorchvisionModel("featkit_tiny_vit", dropout=0.5).eval(), draw_images()
     torch.testing.assert_close(model(images), model(images), rtol=0, atol=0)
     model.train()
     assert not torch.equal(model(images).class_token, model(images).class_token)

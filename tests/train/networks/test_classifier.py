@@ -19,8 +19,8 @@ from tests.train.networks.networks import (
     SMALL_RESNET,
     add_tiny_vit,
     config,
+    draw_images,
     drawn,
-    pictures,
 )
 
 
@@ -34,7 +34,7 @@ def _with_torchvision() -> None:
 @pytest.mark.parametrize("exits", [(), (1,), (1, 2)])
 def test_each_head_reads_its_exits_vector(name: str, exits: tuple[int, ...]) -> None:
     backbone = build_backbone(dataclasses.replace(CONFIGS[name], exits=exits))
-    classifier, images = drawn(Classifier(backbone, 5)), pictures()
+    classifier, images = drawn(Classifier(backbone, 5)), draw_images()
     logits, vectors, patch_tokens = classifier(images)
     features = (
         backbone.all_exits(images) if isinstance(backbone, ExitedBackbone) else (backbone(images),)
@@ -51,7 +51,7 @@ def test_each_head_reads_its_exits_vector(name: str, exits: tuple[int, ...]) -> 
 def test_every_weight_learns_from_the_logits(name: str) -> None:
     backbone = build_backbone(dataclasses.replace(CONFIGS[name], exits=(1, 2)))
     classifier = drawn(Classifier(backbone, 5)).train()
-    classifier(pictures(4)).logits.square().sum().backward()
+    classifier(draw_images(4)).logits.square().sum().backward()
     still = [
         key
         for key, weight in classifier.named_parameters()
@@ -63,7 +63,7 @@ def test_every_weight_learns_from_the_logits(name: str) -> None:
 def test_exits_are_of_one_kind_in_mixed_precision() -> None:
     backbone = build_backbone(dataclasses.replace(CONFIGS["timm ViT"], exits=(1,)))
     with torch.autocast("cpu", torch.bfloat16):
-        outputs = drawn(Classifier(backbone, 5))(pictures())
+        outputs = drawn(Classifier(backbone, 5))(draw_images())
     assert outputs.logits.isfinite().all()
     assert outputs.vectors.shape == (2, 2, backbone.width)
 
@@ -77,8 +77,8 @@ def test_a_small_stem_is_the_one_of_the_cifar_resnets(library: str) -> None:
     first = small.get_parameter("body.conv1.weight")
     assert first.shape[1:] == (3, 3, 3)
     assert first.std().item() == pytest.approx((2 / (first.shape[0] * 9)) ** 0.5, rel=0.15)
-    assert small(pictures(height=32, width=48)).patch_tokens.shape[:3] == (2, 4, 6)
-    assert large(pictures(height=32, width=64)).patch_tokens.shape[:3] == (2, 1, 2)
+    assert small(draw_images(height=32, width=48)).patch_tokens.shape[:3] == (2, 4, 6)
+    assert large(draw_images(height=32, width=64)).patch_tokens.shape[:3] == (2, 1, 2)
     # All else is as it was.
     kept = {
         key: tensor.shape
@@ -112,12 +112,12 @@ def test_options_reach_the_librarys_constructor() -> None:
     assert build_backbone(config("timm:test_vit", img_size=32, patch_size=4)).patch == 4
     vit = build_backbone(config("torchvision:featkit_tiny_vit", image_size=16))
     assert isinstance(vit, TorchvisionModel)
-    assert vit(pictures(height=16, width=16)).patch_tokens.shape == (2, 2, 2, 24)
+    assert vit(draw_images(height=16, width=16)).patch_tokens.shape == (2, 2, 2, 24)
 
 
 def test_stochastic_depth_is_drawn_in_training_alone() -> None:
     backbone = build_backbone(config("timm:resnet18", **SMALL_RESNET, drop_path_rate=0.5))
-    images = pictures()
+    images = draw_images()
     drawn(backbone)
     torch.testing.assert_close(backbone(images), backbone(images), rtol=0, atol=0)
     backbone.train()

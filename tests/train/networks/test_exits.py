@@ -20,8 +20,8 @@ from tests.train.networks.networks import (
     SMALL_RESNET,
     add_tiny_vit,
     config,
+    draw_images,
     drawn,
-    pictures,
 )
 
 EXITS = {name: dataclasses.replace(plain, exits=(1, 2)) for name, plain in CONFIGS.items()}
@@ -77,7 +77,7 @@ def stages_of(backbone: ExitedBackbone, images: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("name", EXITS)
 def test_an_exit_is_made_of_its_own_stage(name: str) -> None:
-    backbone, images = exited(name), pictures()
+    backbone, images = exited(name), draw_images()
     features = backbone.all_exits(images)
     stages = stages_of(backbone, images)
     assert (len(features), backbone.depth, backbone.has_attention) == (3, 3, False)
@@ -116,14 +116,14 @@ def test_the_deepest_exit_is_the_network_without_exits(name: str) -> None:
                 )
                 break
     plain.load_state_dict(state)
-    images = pictures()
+    images = draw_images()
     torch.testing.assert_close(backbone(images), plain(images))
     torch.testing.assert_close(backbone.all_exits(images)[-1], plain(images))
 
 
 @pytest.mark.parametrize("name", EXITS)
 def test_layers_are_exits_in_the_order_asked_for_and_no_others_run(name: str) -> None:
-    backbone, images = exited(name), pictures()
+    backbone, images = exited(name), draw_images()
     every = backbone.all_exits(images)
     backbone.exits[0].register_forward_hook(
         lambda *_: pytest.fail("an exit ran that nobody asked for")
@@ -139,7 +139,7 @@ def test_layers_are_exits_in_the_order_asked_for_and_no_others_run(name: str) ->
 
 @pytest.mark.parametrize("name", EXITS)
 def test_every_stage_runs_once_for_all_exits(name: str) -> None:
-    backbone, images = exited(name), pictures()
+    backbone, images = exited(name), draw_images()
     runs: dict[str, int] = {}
 
     def count(key: str) -> Any:
@@ -159,7 +159,7 @@ def test_every_stage_runs_once_for_all_exits(name: str) -> None:
 def test_a_cut_network_gives_the_exits_very_features_and_holds_what_they_need_alone(
     name: str, number: int
 ) -> None:
-    backbone, images = exited(name), pictures()
+    backbone, images = exited(name), draw_images()
     cut = backbone.cut(number)
     assert (cut.depth, cut.width, cut.patch, cut.has_attention) == (
         1,
@@ -195,7 +195,7 @@ def test_a_cut_network_gives_the_exits_very_features_and_holds_what_they_need_al
 def test_other_families_of_timms_are_cut_exactly_too(arch: str) -> None:
     options, side = TIMM[arch]
     built = config(f"timm:{arch}", exits=(1, 2), **options)
-    backbone, images = drawn(build_backbone(built)), pictures(1, height=side, width=side)
+    backbone, images = drawn(build_backbone(built)), draw_images(1, height=side, width=side)
     assert isinstance(backbone, ExitedBackbone)
     whole = build_backbone(dataclasses.replace(built, exits=()))
     whole.load_state_dict(
@@ -223,7 +223,7 @@ def test_a_bottleneck_brings_a_map_to_the_deepests_width_and_size() -> None:
     exit_ = drawn(ShrinkingExit((6, 8, 12, 20), (4, 8, 16, 16)))
     shapes = []
     for side in (1, 2, 5, 8):
-        stage = Stage(pictures(2, height=side, width=side)[:, :1].expand(2, 6, side, side))
+        stage = Stage(draw_images(2, height=side, width=side)[:, :1].expand(2, 6, side, side))
         shapes.append(tuple(exit_.shrink(stage.places).shape))
         assert exit_(stage).class_token.shape == (2, 20)
     assert shapes == [(2, 20, 1, 1), (2, 20, 1, 1), (2, 20, 2, 2), (2, 20, 2, 2)]
@@ -258,9 +258,9 @@ def test_an_exit_of_tokens_equals_its_formula_in_value_and_gradient() -> None:
     ).requires_grad_()
     found = exit_(Stage(places))
     expected = []
-    for picture in places:  # without a class token the mean of the normed places
+    for image in places:  # without a class token the mean of the normed places
         normed = torch.stack(
-            [exit_.norm(picture[:, row, column]) for row in range(3) for column in range(4)]
+            [exit_.norm(image[:, row, column]) for row in range(3) for column in range(4)]
         )
         mean = normed.mean(dim=0)
         hidden = torch.nn.functional.gelu(exit_.mlp[0].weight @ mean + exit_.mlp[0].bias)
@@ -272,7 +272,7 @@ def test_an_exit_of_tokens_equals_its_formula_in_value_and_gradient() -> None:
 
 
 def test_running_figures_of_exits_move_in_training_alone() -> None:
-    backbone, images = exited("timm CNN"), pictures(4)
+    backbone, images = exited("timm CNN"), draw_images(4)
     before = {key: buffer.clone() for key, buffer in backbone.named_buffers()}
     backbone.all_exits(images)
     assert all(torch.equal(buffer, before[key]) for key, buffer in backbone.named_buffers())
@@ -300,4 +300,4 @@ def test_an_exit_that_is_not_there_is_not_cut() -> None:
         with pytest.raises(ValueError, match="exits 1 to 3"):
             backbone.cut(number)
     with pytest.raises(ValueError, match="last layer alone"):
-        backbone.cut(1).activations(pictures(), layers=(2,))
+        backbone.cut(1).activations(draw_images(), layers=(2,))

@@ -309,7 +309,7 @@ def test_prototypes_keep_the_length_that_counts_however_far_a_step_moves_them(
 
 @settings(max_examples=50, deadline=None)
 @given(config=configs(), width=WIDTHS, batch=st.integers(1, 9), exponent=EXPONENTS, seed=SEEDS)
-def test_logits_of_a_picture_are_its_own_whatever_else_is_in_the_batch(
+def test_logits_of_a_image_are_its_own_whatever_else_is_in_the_batch(
     config: HeadConfig, width: int, batch: int, exponent: int, seed: int
 ) -> None:
     head = drawn_head(config, width=width, seed=seed).double().train()

@@ -160,7 +160,7 @@ def native_side(config: ViTConfig) -> int:
     return config.patch * config.position_grid
 
 
-def pictures(config: ViTConfig, size: str, *, batch: int = 2) -> Tensor:
+def draw_images(config: ViTConfig, size: str, *, batch: int = 2) -> Tensor:
     """(B, 3, H, W) normalized noise of one of SIZES."""
     height, width = (
         max(1, round(share * config.position_grid)) * config.patch for share in SIZES[size]
@@ -190,7 +190,7 @@ def test_the_vit_is_the_family_in_outputs_and_gradients(family: str, size: str) 
         set(theirs.load_state_dict(renamed(ours.state_dict(), family), strict=False).missing_keys)
         <= UNUSED
     )
-    images = pictures(config, size)
+    images = draw_images(config, size)
     class_token, patch_tokens = ours(images)
     expected = theirs(images).last_hidden_state
     prefix = 1 + config.num_registers
@@ -231,7 +231,7 @@ def gradient(parameter: nn.Parameter) -> Tensor:
 
 def test_a_masked_key_bias_changes_nothing_and_learns_nothing() -> None:
     config = FAMILIES["dinov3"]
-    backbone, images = drawn_backbone(config), pictures(FAMILIES["dinov3"], "small")
+    backbone, images = drawn_backbone(config), draw_images(FAMILIES["dinov3"], "small")
     before = backbone(images)
     before.class_token.sum().backward()
     for number in range(config.depth):
@@ -246,10 +246,10 @@ def test_a_masked_key_bias_changes_nothing_and_learns_nothing() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_picture_does_not_see_the_others_of_its_batch(family: str) -> None:
+def test_a_image_does_not_see_the_others_of_its_batch(family: str) -> None:
     backbone, images = (
         drawn_backbone(FAMILIES[family]),
-        pictures(FAMILIES[family], "small", batch=3),
+        draw_images(FAMILIES[family], "small", batch=3),
     )
     together = backbone(images)
     for number in range(3):
@@ -307,12 +307,12 @@ def test_new_weights_are_drawn_and_a_new_layer_scale_is_its_config() -> None:
 
 
 def learning(family: str, size: str = "small") -> tuple[VisionTransformer, Tensor]:
-    """A backbone and three pictures."""
-    return drawn_backbone(FAMILIES[family], seed=1), pictures(FAMILIES[family], size, batch=3)
+    """A backbone and three images."""
+    return drawn_backbone(FAMILIES[family], seed=1), draw_images(FAMILIES[family], size, batch=3)
 
 
 def some_noise(depth: int, *, scale: float = 1.0) -> Noise:
-    """Of three pictures, other branches leave out others; one keeps all."""
+    """Of three images, other branches leave out others; one keeps all."""
     kept = [Kept(torch.tensor([0, 2]), torch.tensor([1])), Kept(None, torch.tensor([0, 1]))]
     return Noise(tuple(kept[number % 2] for number in range(depth)), scale)
 
@@ -344,11 +344,11 @@ def test_a_hidden_patch_is_the_mask_token_at_its_place(family: str) -> None:
 
     def hiding(pixels: Tensor) -> Tensor:
         grid = embed(pixels).clone()
-        for picture in range(3):
+        for image in range(3):
             for row in range(height):
                 for column in range(width):
-                    if masks[picture, row, column]:
-                        grid[picture, :, row, column] = token.flatten()
+                    if masks[image, row, column]:
+                        grid[image, :, row, column] = token.flatten()
         return grid
 
     hidden = backbone.learn(images, masked=Masked(masks, token))
@@ -370,23 +370,23 @@ def test_what_is_hidden_does_not_reach_the_student() -> None:
 
 
 def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Tensor:
-    """Stochastic depth picture by picture: a branch that is left out adds nothing, one that is kept
+    """Stochastic depth image by image: a branch that is left out adds nothing, one that is kept
     the more."""
     rows = []
     rotation = backbone._rotation(
         *[side // backbone.patch for side in images.shape[2:]], scale=noise.rotary_scale
     )
-    for picture in range(len(images)):
-        tokens, _ = backbone.tokenize(images[picture : picture + 1])
+    for image in range(len(images)):
+        tokens, _ = backbone.tokenize(images[image : image + 1])
         for number, block in enumerate(backbone.blocks):
             assert isinstance(block, Block)
             attention, mlp = noise.of_block(number)
-            if attention is None or picture in attention.tolist():
+            if attention is None or image in attention.tolist():
                 factor = 1.0 if attention is None else len(images) / len(attention)
                 tokens = tokens + factor * block.scale1(
                     block.attention(block.norm1(tokens), rotation)
                 )
-            if mlp is None or picture in mlp.tolist():
+            if mlp is None or image in mlp.tolist():
                 factor = 1.0 if mlp is None else len(images) / len(mlp)
                 tokens = tokens + factor * block.scale2(block.mlp(block.norm2(tokens)))
         rows.append(backbone.norm(tokens))
@@ -394,7 +394,7 @@ def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Ten
 
 
 @pytest.mark.parametrize("family", ["dino", "dinov2_reg_swiglu", "dinov3"])
-def test_stochastic_depth_is_the_loop_over_pictures_in_values_and_gradients(family: str) -> None:
+def test_stochastic_depth_is_the_loop_over_images_in_values_and_gradients(family: str) -> None:
     backbone, images = learning(family)
     noise = some_noise(backbone.depth, scale=1.3)
     prefix = 1 + FAMILIES[family].num_registers

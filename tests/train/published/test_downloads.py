@@ -311,7 +311,7 @@ def test_what_the_cache_holds_is_loaded_without_a_network(tmp_path: Path) -> Non
     model.save_pretrained(folder)
     assert download(PUBLISHED["dinov2_vits14"], quiet=True) == folder
     backbone, info = load_published(with_depth(PUBLISHED["dinov2_vits14"], 1), quiet=True)
-    images = published.pictures(14, 2, 3)
+    images = published.draw_images(14, 2, 3)
     with torch.no_grad():
         published.assert_same(backbone(images), published.see(model, images))
     assert info.origin["source"] == "hf.co/facebook/dinov2-small"
@@ -384,7 +384,7 @@ def test_a_file_is_fetched_once_and_stays_in_torchs_cache(tmp_path: Path) -> Non
         assert download(row, quiet=True) == path
         backbone, info = load_published(row, quiet=True)
     assert asked == ["GET /dino_deitsmall16_pretrain.pth"]
-    images = published.pictures(16, 2, 3)
+    images = published.draw_images(16, 2, 3)
     with torch.no_grad():
         published.assert_same(backbone(images), published.see(model, images))
     assert info.origin["source"] == row.url

@@ -158,7 +158,7 @@ def test_a_backbone_found_so_gives_the_networks_own_vectors(row: Published, tmp_
     backbone, _ = load(
         row, tmp_path, {"state_dict": under("model.backbone.", published.official(NAME, model))}
     )
-    images = published.pictures(14, 3, 5)
+    images = published.draw_images(14, 3, 5)
     published.assert_same(backbone(images), published.see(model, images))
 
 
@@ -345,7 +345,7 @@ def test_a_position_table_of_another_grid_is_resampled(
     backbone, info = load_published(
         row, weights=tmp_path / "weights.pth" if form == "released" else tmp_path
     )
-    images = published.pictures(14, side, side)
+    images = published.draw_images(14, side, side)
     published.assert_same(backbone(images), published.see(small, images))
     assert info.geometry == PUBLISHED[NAME].geometry
 
@@ -360,7 +360,7 @@ def test_a_training_with_other_patches_keeps_them(
     model = import_quietly("transformers").Dinov2Model(config).eval()
     model.load_state_dict(published.drawn(model.state_dict(), seed=6), assign=True)
     backbone, info = load(row, tmp_path, published.official(NAME, model))
-    images = published.pictures(patch, 10, 10)
+    images = published.draw_images(patch, 10, 10)
     published.assert_same(backbone(images), published.see(model, images))
     assert info.name == f"dinov2_vits{patch}"
     assert info.geometry.patch == backbone.patch == patch
@@ -380,7 +380,7 @@ def test_another_number_of_registers_is_the_files_own(tmp_path: Path) -> None:
     backbone, _ = load(
         with_depth(PUBLISHED[name], DEPTH), tmp_path, published.official(name, model)
     )
-    images = published.pictures(14, 37, 37)
+    images = published.draw_images(14, 37, 37)
     published.assert_same(backbone(images), published.see(model, images))
 
 
@@ -407,7 +407,7 @@ def test_a_model_of_transformers_loads_by_any_of_its_names(
         torch.save({f"module.{key}": tensor for key, tensor in model.state_dict().items()}, path)
     row = with_depth(PUBLISHED[name], DEPTH)
     backbone, _ = load_published(row, weights=path)
-    images = published.pictures(row.patch, 14, 14)
+    images = published.draw_images(row.patch, 14, 14)
     published.assert_same(backbone(images), published.see(model, images))
 
 
@@ -417,7 +417,7 @@ def test_a_folder_of_facebooks_dino_is_known_by_its_config(tmp_path: Path) -> No
     model.save_pretrained(tmp_path)
     backbone, info = load_pretrained(str(tmp_path))
     assert info.name == "dino_vits16"
-    images = published.pictures(16, 2, 3)
+    images = published.draw_images(16, 2, 3)
     published.assert_same(backbone(images), published.see(model, images))
 
 
@@ -436,7 +436,7 @@ def test_a_fine_tuned_classifier_loads_without_its_head(kind: str, tmp_path: Pat
     backbone, info = load_pretrained(str(tmp_path))
     assert info.name == name
     assert "left out classifier" in " ".join(info.remarks)
-    images = published.pictures(backbone.patch, *([37, 37] if "dinov2" in name else [14, 14]))
+    images = published.draw_images(backbone.patch, *([37, 37] if "dinov2" in name else [14, 14]))
     body = getattr(model, model.base_model_prefix)
     published.assert_same(backbone(images), published.see(body, images))
 
@@ -455,7 +455,7 @@ def test_timms_copies_of_dinov2_load_as_its_rows(arch: str, tmp_path: Path) -> N
     model = drawn_timm(arch, num_classes=0, depth=1, img_size=224)
     name = "dinov2_vits14_reg" if "reg4" in arch else "dinov2_vits14"
     backbone, _ = load(with_depth(PUBLISHED[name], 1), tmp_path, model.state_dict())
-    images = published.pictures(14, 16, 16)
+    images = published.draw_images(14, 16, 16)
     tokens = model.forward_features(images)
     published.assert_same(
         backbone(images), published.Seen(tokens[:, 0], tokens[:, model.num_prefix_tokens :])
@@ -477,7 +477,7 @@ def test_timms_copy_of_the_gated_dinov2_loads_as_its_row(tmp_path: Path) -> None
         PUBLISHED["dinov2_vitg14"], arch={**PUBLISHED["dinov2_vitg14"].arch, **arch}, width=48
     )
     backbone, _ = load(row, tmp_path, model.state_dict())
-    images = published.pictures(14, 4, 4)
+    images = published.draw_images(14, 4, 4)
     tokens = model.forward_features(images)
     published.assert_same(backbone(images), published.Seen(tokens[:, 0], tokens[:, 1:]))
 
@@ -490,7 +490,7 @@ def test_a_timm_model_of_another_size_takes_that_size(arch: str, tmp_path: Path)
     backbone, info = load_pretrained(f"timm:{arch}", weights=tmp_path / "weights.pth")
     assert (info.geometry.height, info.geometry.width) == (224, 224)
     assert "224 × 224" in " ".join(info.remarks)
-    images = published.pictures(backbone.patch, 224 // backbone.patch, 224 // backbone.patch)
+    images = published.draw_images(backbone.patch, 224 // backbone.patch, 224 // backbone.patch)
     pooled = model.forward_head(model.forward_features(images), pre_logits=True)
     torch.testing.assert_close(backbone(images).class_token, pooled, rtol=1e-4, atol=1e-4)
 
@@ -525,7 +525,7 @@ def test_a_folder_as_timm_keeps_it_on_the_hub_loads_by_its_path(form: str, tmp_p
         "bilinear",
         (0.5, 0.5, 0.5),
     )
-    images = published.pictures(backbone.patch, 96 // backbone.patch, 96 // backbone.patch)
+    images = published.draw_images(backbone.patch, 96 // backbone.patch, 96 // backbone.patch)
     pooled = model.forward_head(model.forward_features(images), pre_logits=True)
     torch.testing.assert_close(backbone(images).class_token, pooled, rtol=1e-4, atol=1e-4)
 

@@ -22,7 +22,7 @@ from featkit_train.published.preprocessor import (
     read_preprocessor,
 )
 from tests.export.backbones import CONFIGS, drawn_backbone
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.sentences import refused
 from tests.torchvision_without_cuda import import_quietly
 
@@ -161,9 +161,9 @@ def test_pixels_are_those_of_the_published_processor(tmp_path: Path, kind: str) 
     (tmp_path / "config.json").write_text('{"patch_size": 14}')
     geometry = read_preprocessor(tmp_path)
     # halves, and crops by whole pixels: nothing is rounded
-    picture = draw_picture(1, height=128, width=192)
-    published = processor(picture, return_tensors="np")["pixel_values"][0]
-    pixels = geometry.apply(np.asarray(picture)) / 255
+    image = draw_image(1, height=128, width=192)
+    published = processor(image, return_tensors="np")["pixel_values"][0]
+    pixels = geometry.apply(np.asarray(image)) / 255
     ours = ((pixels - np.array(geometry.mean)) / np.array(geometry.std)).transpose(2, 0, 1)
     assert ours.shape == published.shape == (3, 56, 56)
     levels = np.abs(ours - published) * np.array(geometry.std)[:, None, None] * 255
@@ -319,7 +319,7 @@ def test_a_folder_without_any_says_nothing(tmp_path: Path) -> None:
 
 def test_a_size_that_the_patch_does_not_divide_is_refused_with_the_nearest() -> None:
     with refused(
-        "some.json leads to pictures of 225×225, which the patch of 14 does not divide",
+        "some.json leads to images of 225×225, which the patch of 14 does not divide",
         "--size 224 or 238",
     ):
         check_patch(dataclasses.replace(EXPECTED, height=225, width=225), source="some.json")
@@ -334,7 +334,7 @@ def test_a_recipe_reads_as_one_line() -> None:
     assert in_words(EXPECTED) == words
 
 
-# End to end: vectors by the published pipeline and by ours, on pictures of odd sizes
+# End to end: vectors by the published pipeline and by ours, on images of odd sizes
 
 SIZES = [(101, 67), (67, 101), (333, 251), (57, 300), (48, 48)]  # height, width
 PROCESSORS: list[tuple[str, dict[str, Any]]] = [
@@ -375,9 +375,9 @@ def vector(backbone: Any, pixels: np.ndarray) -> np.ndarray:
 
 
 def cosine_of_pipelines(
-    backbone: Any, geometry: Geometry, picture: Image.Image, published: np.ndarray
+    backbone: Any, geometry: Geometry, image: Image.Image, published: np.ndarray
 ) -> float:
-    ours = (geometry.apply(np.asarray(picture)) / 255 - np.array(geometry.mean)) / np.array(
+    ours = (geometry.apply(np.asarray(image)) / 255 - np.array(geometry.mean)) / np.array(
         geometry.std
     )
     assert ours.transpose(2, 0, 1).shape == published.shape
@@ -395,9 +395,9 @@ def test_vectors_are_those_of_transformers_own_processor(
     processor.save_pretrained(tmp_path)
     geometry = read_preprocessor(tmp_path, patch=14)
     for seed, (height, width) in enumerate(SIZES):
-        picture = draw_picture(seed, height=height, width=width)
-        published = np.asarray(processor(picture, return_tensors="np")["pixel_values"][0])
-        assert cosine_of_pipelines(backbone, geometry, picture, published) >= 0.9999, (
+        image = draw_image(seed, height=height, width=width)
+        published = np.asarray(processor(image, return_tensors="np")["pixel_values"][0])
+        assert cosine_of_pipelines(backbone, geometry, image, published) >= 0.9999, (
             height,
             width,
         )
@@ -431,10 +431,11 @@ def test_vectors_are_those_of_timms_evaluation_transform(
         **timm_data.resolve_data_config({}, pretrained_cfg=settings), is_training=False
     )
     for seed, (height, width) in enumerate(SIZES):
-        picture = draw_picture(seed, height=height, width=width)
-        assert (
-            cosine_of_pipelines(backbone, geometry, picture, transform(picture).numpy()) >= 0.9999
-        ), (height, width)
+        image = draw_image(seed, height=height, width=width)
+        assert cosine_of_pipelines(backbone, geometry, image, transform(image).numpy()) >= 0.9999, (
+            height,
+            width,
+        )
 
 
 @pytest.mark.parametrize(

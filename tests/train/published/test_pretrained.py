@@ -35,7 +35,7 @@ SMALLEST = {"dino_vits16", "ibot_vits16", "dinov2_vits14", "dinov2_vits14_reg", 
 # of the 7B two blocks are 0.4 billion parameters
 LARGE = {"dinov3_vit7b16", "dinov3_vit7b16_sat", "dinov2_vitg14_reg"}
 Asked = list[tuple[Published, dict[str, Any]]]
-FOREIGN = (3, 5)  # patches, of a picture that is no square
+FOREIGN = (3, 5)  # patches, of an image that is no square
 
 
 def by_size(names: Any) -> list[Any]:
@@ -96,7 +96,7 @@ def convnext(name: str) -> tuple[Published, int | None]:
 
 def assert_is(backbone: Backbone, model: Any, rows: int, columns: int, *, batch: int = 1) -> None:
     """Equal class token and patch tokens, in the places they belong to."""
-    images = published.pictures(backbone.patch, rows, columns, batch=batch)
+    images = published.draw_images(backbone.patch, rows, columns, batch=batch)
     features = backbone(images)
     assert features.patch_tokens.shape[1:3] == (rows, columns)
     published.assert_same(features, published.see(model, images))
@@ -395,7 +395,7 @@ def test_timms_copies_of_dino_are_what_the_hub_gives(arch: str, name: str, scrat
     model.load_state_dict(published.drawn(model.state_dict(), seed=0), assign=True)
     save_file(model.state_dict(), scratch / SAFETENSORS)
     backbone, _ = load_published(with_depth(PUBLISHED[name], 1), weights=scratch)
-    images = published.pictures(backbone.patch, 224 // backbone.patch, 224 // backbone.patch)
+    images = published.draw_images(backbone.patch, 224 // backbone.patch, 224 // backbone.patch)
     tokens = model.forward_features(images)
     published.assert_same(backbone(images), published.Seen(tokens[:, 0], tokens[:, 1:]))
 
@@ -441,10 +441,10 @@ def test_timms_own_networks_are_timms(arch: str, form: str, scratch: Path) -> No
         save_file(state, path)
     backbone, info = load_pretrained(f"timm:{arch}", weights=path)
     side = model.pretrained_cfg["input_size"][1] // backbone.patch
-    images = published.pictures(backbone.patch, side, side)
+    images = published.draw_images(backbone.patch, side, side)
     published.assert_same(backbone(images), timm_features(model, images))
     if "vit" not in arch:
-        images = published.pictures(backbone.patch, 2, 3)
+        images = published.draw_images(backbone.patch, 2, 3)
         published.assert_same(backbone(images), timm_features(model, images))
     assert (info.name, info.family, info.license) == (arch, "timm", "apache-2.0")
     assert info.origin["source"] == f"hf.co/timm/{arch}"
@@ -477,7 +477,7 @@ def test_timms_geometry_is_what_timm_does_at_evaluation() -> None:
         timm_geometry({**settings, "interpolation": "nearest"}, 16)
 
 
-# How a folder prepares its pictures
+# How a folder prepares its images
 
 
 @pytest.mark.parametrize("side", [518, 256, 384])

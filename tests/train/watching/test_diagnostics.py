@@ -34,7 +34,7 @@ from featkit_train.watching.diagnostics import (
 from featkit_train.watching.meter import Log
 from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
-from tests.train.steps import drawn_pictures
+from tests.train.steps import drawn_images
 
 HEALTHY = {
     "dino_loss": 1.0,
@@ -300,7 +300,7 @@ def go(out: Path, spoil: Callable[[Run, int], None], *changes: str) -> list[str]
 
     config = small_config(*LENGTH, *changes)
     run = Run(
-        config, [open_source(drawn_pictures())], out, ears=Ears(on_log=on_log, on_note=notes.append)
+        config, [open_source(drawn_images())], out, ears=Ears(on_log=on_log, on_note=notes.append)
     )
     out.mkdir()
     first = run.begin()
@@ -311,7 +311,7 @@ def go(out: Path, spoil: Callable[[Run, int], None], *changes: str) -> list[str]
 
 @torch.no_grad()
 def to_one_prototype(run: Run, step: int) -> None:
-    """The same bottleneck for every picture, and a prototype in its direction."""
+    """The same bottleneck for every image, and a prototype in its direction."""
     if step == 0:
         branches: Sequence[Any] = run.engine.method.branches()
         for branch in branches:
@@ -449,7 +449,7 @@ def test_a_number_that_is_none_leaves_the_weights_of_the_step_before(tmp_path: P
 def test_a_momentum_too_high_is_said_ahead_of_the_first_step(tmp_path: Path) -> None:
     notes: list[str] = []
     config = small_config("run.steps=2", "teacher.momentum=0.999")
-    train(config, [open_source(drawn_pictures())], tmp_path / "run", on_note=notes.append)
+    train(config, [open_source(drawn_images())], tmp_path / "run", on_note=notes.append)
     (note,) = [note for note in notes if "Momentum too high" in note]
     assert "Set teacher.momentum to 0.9" in note
     (line,) = [

@@ -28,22 +28,22 @@ from featkit_train.watching.judging import (
     surer_of_mistakes,
 )
 
-# N pictures, K classes
+# N images, K classes
 
 
 def drawn(
-    num_pictures: int, num_classes: int, *, seed: int, skill: float = 1.0
+    num_images: int, num_classes: int, *, seed: int, skill: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities (N, K) that lean to the labels, and the labels (N,)."""
     rng = np.random.default_rng(seed)
-    labels = rng.integers(0, num_classes, num_pictures)
-    logits = rng.normal(size=(num_pictures, num_classes)) + skill * np.eye(num_classes)[labels]
+    labels = rng.integers(0, num_classes, num_images)
+    logits = rng.normal(size=(num_images, num_classes)) + skill * np.eye(num_classes)[labels]
     probs = np.exp(logits)
     return probs / probs.sum(axis=1, keepdims=True), labels
 
 
 def saying(classes: list[int], num_classes: int = 3, *, confidence: float = 0.8) -> np.ndarray:
-    """Probabilities (N, K) with `confidence` in the class that is said of each picture."""
+    """Probabilities (N, K) with `confidence` in the class that is said of each image."""
     probs = np.full((len(classes), num_classes), (1 - confidence) / (num_classes - 1))
     probs[np.arange(len(classes)), classes] = confidence
     return probs
@@ -64,18 +64,18 @@ def test_of_equal_classes_the_first_is_said() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), bins=st.integers(1, 20), num_pictures=st.integers(1, 60))
+@given(seed=st.integers(0, 10_000), bins=st.integers(1, 20), num_images=st.integers(1, 60))
 def test_the_calibration_error_is_the_loop_of_its_docstring(
-    seed: int, bins: int, num_pictures: int
+    seed: int, bins: int, num_images: int
 ) -> None:
-    probs, labels = drawn(num_pictures, 4, seed=seed)
+    probs, labels = drawn(num_images, 4, seed=seed)
     right, confidence = probs.argmax(axis=1) == labels, probs.max(axis=1)
     error = 0.0
     for m in range(1, bins + 1):
-        inside = [n for n in range(num_pictures) if (m - 1) / bins < confidence[n] <= m / bins]
+        inside = [n for n in range(num_images) if (m - 1) / bins < confidence[n] <= m / bins]
         if inside:
             error += (
-                len(inside) / num_pictures * abs(right[inside].mean() - confidence[inside].mean())
+                len(inside) / num_images * abs(right[inside].mean() - confidence[inside].mean())
             )
     found = expected_calibration_error(probs, labels, bins=bins)
     assert found == pytest.approx(error, abs=1e-12)
@@ -88,7 +88,7 @@ def test_the_calibration_error_of_figures_a_reader_can_check() -> None:
     assert expected_calibration_error(saying([0] * 10, confidence=1.0), labels) == pytest.approx(
         0.2
     )
-    # One bin hides what two tell apart: half of the pictures are doubted too much and half too
+    # One bin hides what two tell apart: half of the images are doubted too much and half too
     # little.
     probs, labels = (
         np.concatenate([saying([0] * 4, confidence=0.6), saying([0] * 4, confidence=1.0)]),
@@ -107,7 +107,7 @@ def test_a_bin_holds_its_upper_end_and_confidence_that_rounds_beyond_one_is_in_t
     assert expected_calibration_error(above, labels, bins=15) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_confidence_when_wrong_is_of_the_wrong_pictures_alone_and_none_without_them() -> None:
+def test_confidence_when_wrong_is_of_the_wrong_images_alone_and_none_without_them() -> None:
     probs = np.concatenate(
         [saying([0, 1], confidence=0.9), saying([2], confidence=0.6), saying([2], confidence=0.7)]
     )
@@ -124,25 +124,25 @@ def test_shared_errors_count_the_same_wrong_class_of_the_teachers_errors() -> No
 
 
 @settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10_000), num_pictures=st.integers(1, 50))
-def test_a_paired_gain_is_the_count_of_pictures_that_changed_sides(
-    seed: int, num_pictures: int
+@given(seed=st.integers(0, 10_000), num_images=st.integers(1, 50))
+def test_a_paired_gain_is_the_count_of_images_that_changed_sides(
+    seed: int, num_images: int
 ) -> None:
-    before, labels = drawn(num_pictures, 3, seed=seed)
-    after = drawn(num_pictures, 3, seed=seed + 1)[0]
+    before, labels = drawn(num_images, 3, seed=seed)
+    after = drawn(num_images, 3, seed=seed + 1)[0]
     gained = lost = 0
-    for n in range(num_pictures):
+    for n in range(num_images):
         was, now = before[n].argmax() == labels[n], after[n].argmax() == labels[n]
         gained, lost = gained + (now and not was), lost + (was and not now)
     gain = paired_gain(before, after, labels)
-    assert gain.difference == pytest.approx((gained - lost) / num_pictures)
+    assert gain.difference == pytest.approx((gained - lost) / num_images)
     assert gain.difference == pytest.approx(accuracy(after, labels) - accuracy(before, labels))
-    changes = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (num_pictures - gained - lost))
-    assert gain.standard_error == pytest.approx(changes.std() / math.sqrt(num_pictures), abs=1e-9)
-    assert gain.num_pictures == num_pictures
+    changes = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (num_images - gained - lost))
+    assert gain.standard_error == pytest.approx(changes.std() / math.sqrt(num_images), abs=1e-9)
+    assert gain.num_images == num_images
 
 
-def test_the_standard_error_is_that_of_a_bootstrap_over_pictures() -> None:
+def test_the_standard_error_is_that_of_a_bootstrap_over_images() -> None:
     rng = np.random.default_rng(0)
     before, labels = drawn(400, 5, seed=0, skill=1.5)
     after = (
@@ -205,15 +205,15 @@ def test_what_only_a_programmer_can_get_wrong_is_a_value_error() -> None:
     probs, labels = drawn(5, 3, seed=0)
     for bad_probs, bad_labels in ((probs, labels[:4]), (probs[0], labels), (probs[:0], labels[:0])):
         for judge in (accuracy, expected_calibration_error, confidence_when_wrong):
-            with pytest.raises(ValueError, match=r"labels|no pictures"):
+            with pytest.raises(ValueError, match=r"labels|no images"):
                 judge(bad_probs, bad_labels)
-    with pytest.raises(ValueError, match="not of the same pictures"):
+    with pytest.raises(ValueError, match="not of the same images"):
         shared_errors(probs, probs[:4], labels)
     with pytest.raises(ValueError, match="labels"):
         paired_gain(probs, probs[:4], labels)
     with pytest.raises(ValueError, match="below 0"):
         effective_classes(np.array([1, -1]))
-    with pytest.raises(ValueError, match="without unlabeled pictures"):
+    with pytest.raises(ValueError, match="without unlabeled images"):
         nothing_accepted(0, 0, threshold=0.9)
 
 
@@ -234,7 +234,7 @@ def test_no_gain_is_said_with_its_figures_and_with_what_would_not_show() -> None
     said = sentence(no_gain(0.509, 0.512, Gain(0.003, 0.006, 500), generation=3), "no_gain", 0.003)
     assert said.startswith(
         "Generation 3 does not beat generation 2 beyond noise: accuracy 0.512 after 0.509, "
-        "+0.003 ± 0.006 on 500 held-out pictures."
+        "+0.003 ± 0.006 on 500 held-out images."
     )
     assert "Stop here and keep generation 2" in said
     assert "A gain below 0.010 does not show" in said
@@ -251,7 +251,7 @@ def test_a_gain_is_no_remark_and_a_loss_is_called_one() -> None:
     assert "does not show" not in said
 
 
-def test_no_gain_of_two_that_judge_every_picture_alike_is_said_without_a_bound() -> None:
+def test_no_gain_of_two_that_judge_every_image_alike_is_said_without_a_bound() -> None:
     said = sentence(no_gain(0.5, 0.5, Gain(0.0, 0.0, 20), generation=2), "no_gain", 0.0)
     assert "does not show" not in said
 
@@ -291,8 +291,8 @@ def test_a_student_that_repeats_its_teacher_is_named_above_the_threshold_alone()
 
 def test_pseudo_labels_of_few_classes_are_named_below_six_tenths_of_the_labeled_ones() -> None:
     said = sentence(few_classes(np.array([90, 90, 0, 0, 0]), expected=4.6), "few_classes", 2.0)
-    assert "the 180 accepted pictures spread over 2.0 of 5 classes" in said
-    assert "the labeled pictures over 4.6" in said
+    assert "the 180 accepted images spread over 2.0 of 5 classes" in said
+    assert "the labeled images over 4.6" in said
     assert "balancing" in said
     assert few_classes(np.array([90, 90, 0, 0, 0]), expected=3.0) is None
     assert few_classes(np.array([9, 9, 9, 9, 8]), expected=5.0) is None
@@ -301,7 +301,7 @@ def test_pseudo_labels_of_few_classes_are_named_below_six_tenths_of_the_labeled_
 
 def test_a_threshold_that_nearly_nothing_passes_is_named() -> None:
     said = sentence(nothing_accepted(99, 10_000, threshold=0.95), "nothing_accepted", 0.0099)
-    assert "only 99 of 10,000 unlabeled pictures reach the confidence of 0.95" in said
+    assert "only 99 of 10,000 unlabeled images reach the confidence of 0.95" in said
     assert "Lower that threshold" in said
     assert "none of 50 unlabeled" in sentence(
         nothing_accepted(0, 50, threshold=0.9), "nothing_accepted", 0.0

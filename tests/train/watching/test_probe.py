@@ -1,4 +1,4 @@
-"""Promises of what a run is measured by: held-out pictures of every kind with their labels, and
+"""Promises of what a run is measured by: held-out images of every kind with their labels, and
 vectors of them."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GEOMETRY = geometry_of(labeled_config("internal"), patch=8)
 
 
 def by_pixels(images: np.ndarray) -> np.ndarray:
-    """Vectors that tell pictures apart, of unit length."""
+    """Vectors that tell images apart, of unit length."""
     rows = images.reshape(len(images), -1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
@@ -56,7 +56,7 @@ def test_copies_are_looked_for_among_some_of_every_kind(
     assert 0.25 < recall <= 1.0
 
 
-def test_neighbors_are_watched_where_labels_tell_pictures_apart_and_else_copies(
+def test_neighbors_are_watched_where_labels_tell_images_apart_and_else_copies(
     tmp_path: Path,
 ) -> None:
     source = open_source(draw_kinds(tmp_path, 10))

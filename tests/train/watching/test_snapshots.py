@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from featkit.geometry import Geometry
+from featkit_train.images.augment import normalize
 from featkit_train.networks.base import Activations, Backbone, Features
 from featkit_train.networks.vit import VisionTransformer, ViTConfig
-from featkit_train.pictures.augment import normalize
 from featkit_train.report.snapshot_files import glow, list_snapshots, read_pca, read_photographs
 from featkit_train.watching.snapshots import (
     MOST_SNAPSHOTS,
-    NUM_PICTURES,
+    NUM_IMAGES,
     Snapshots,
     enlarged,
     is_kept,
@@ -32,7 +32,7 @@ from featkit_train.watching.snapshots import (
     pca_scores,
 )
 from tests.commands import digests
-from tests.pictures import draw_picture
+from tests.images import draw_image
 
 GEOMETRY = Geometry(
     height=32,
@@ -45,7 +45,7 @@ GEOMETRY = Geometry(
     std=(0.229, 0.224, 0.225),
 )
 NAMES = [f"{number:03d}.jpg" for number in range(8)]
-PICTURES = [np.asarray(draw_picture(number)) for number in range(8)]
+IMAGES = [np.asarray(draw_image(number)) for number in range(8)]
 
 
 def drawn_vit(seed: int = 0) -> VisionTransformer:
@@ -77,9 +77,9 @@ class Convolutions(Backbone):
         return Activations((Features(places.mean(dim=(1, 2)), places),), None)
 
 
-def snapshots_in(folder: Path, *, pictures: int = 2, enlarge: bool = True) -> Snapshots:
+def snapshots_in(folder: Path, *, drawn_images: int = 2, enlarge: bool = True) -> Snapshots:
     return Snapshots(
-        folder, PICTURES[:pictures], NAMES[:pictures], GEOMETRY, every=10, enlarge=enlarge
+        folder, IMAGES[:drawn_images], NAMES[:drawn_images], GEOMETRY, every=10, enlarge=enlarge
     )
 
 
@@ -137,7 +137,7 @@ def test_laid_onto_is_nearer_to_the_reference_than_any_of_a_thousand_other_turns
         assert best <= np.square(scores @ turn - reference).sum() + 1e-9
 
 
-def test_colors_come_from_one_pca_over_all_pictures() -> None:
+def test_colors_come_from_one_pca_over_all_images() -> None:
     rng = np.random.default_rng(0)
     tokens = [rng.normal(size=(4, 5, 6)) + offset for offset in (0, 8)]
     reference = [rng.uniform(0, 255, (4, 5, 3)) for _ in tokens]
@@ -172,10 +172,10 @@ def test_colors_stay_as_they_were_when_the_features_are_turned_and_mirrored() ->
 
 
 def test_the_first_snapshots_colors_are_near_the_photographs_own() -> None:
-    picture = GEOMETRY.apply(PICTURES[0])
-    own = patch_colors(picture, (4, 4))
+    image = GEOMETRY.apply(IMAGES[0])
+    own = patch_colors(image, (4, 4))
     assert own[1, 2].tolist() == pytest.approx(
-        picture[8:16, 16:24].reshape(-1, 3).mean(axis=0).tolist()
+        image[8:16, 16:24].reshape(-1, 3).mean(axis=0).tolist()
     )
     features = (own - 100) @ np.random.default_rng(0).normal(size=(3, 9))
     colored = joint_pca_colors([features], [own])[0]
@@ -199,7 +199,7 @@ def test_features_that_are_all_the_same_are_gray_and_those_that_are_no_numbers_a
     ("size", "patch", "wanted"),
     [(64, 8, 192), (224, 14, 448), (224, 16, 448), (512, 16, 512), (224, 32, 672)],
 )
-def test_pictures_are_drawn_at_a_multiple_of_the_native_size_of_24_patches_or_thrice_it(
+def test_images_are_drawn_at_a_multiple_of_the_native_size_of_24_patches_or_thrice_it(
     size: int, patch: int, wanted: int
 ) -> None:
     native = Geometry(
@@ -222,9 +222,7 @@ def test_attention_is_the_backbones_own(tmp_path: Path) -> None:
     drawn = snapshots_in(tmp_path).draw(backbone, 0)
     assert drawn is not None
     prepared = (
-        torch.from_numpy(enlarged(GEOMETRY).apply(PICTURES[1]).copy())
-        .permute(2, 0, 1)[None]
-        .float()
+        torch.from_numpy(enlarged(GEOMETRY).apply(IMAGES[1]).copy()).permute(2, 0, 1)[None].float()
         / 255
     )
     images = normalize(prepared, mean=GEOMETRY.mean, std=GEOMETRY.std)
@@ -262,12 +260,12 @@ def test_a_network_of_broken_numbers_is_drawn_all_the_same(tmp_path: Path) -> No
     assert np.unique(colors).tolist() == [128]
 
 
-def test_a_snapshot_is_small_and_holds_the_pictures_with_their_names(tmp_path: Path) -> None:
-    drawn = snapshots_in(tmp_path, pictures=8).draw(drawn_vit(), 200)
+def test_a_snapshot_is_small_and_holds_the_images_with_their_names(tmp_path: Path) -> None:
+    drawn = snapshots_in(tmp_path, drawn_images=8).draw(drawn_vit(), 200)
     assert drawn is not None
     assert drawn.folder.name == "step-00000200"
     assert sum(path.stat().st_size for path in drawn.folder.iterdir()) < 200_000
-    assert [name for name, _ in read_photographs(tmp_path)] == NAMES[:NUM_PICTURES]
+    assert [name for name, _ in read_photographs(tmp_path)] == NAMES[:NUM_IMAGES]
 
 
 def test_the_same_network_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -305,7 +303,7 @@ def test_a_network_in_training_is_drawn_as_it_is_when_it_is_used(tmp_path: Path)
     assert digests(tmp_path / "training") == digests(tmp_path / "evaluating")
 
 
-def test_without_pictures_nothing_is_drawn(tmp_path: Path) -> None:
+def test_without_images_nothing_is_drawn(tmp_path: Path) -> None:
     assert (
         Snapshots(tmp_path / "snapshots", [], [], GEOMETRY, every=10).draw(drawn_vit(), 0) is None
     )
@@ -344,7 +342,7 @@ def test_snapshots_on_disk_are_those_that_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_that_was_killed_and_resumed_leaves_the_same_pictures_as_an_unbroken_one(
+def test_a_run_that_was_killed_and_resumed_leaves_the_same_images_as_an_unbroken_one(
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
@@ -382,7 +380,7 @@ def test_colors_keep_to_the_snapshot_before_on_disk(tmp_path: Path) -> None:
     assert np.abs(np.stack(one).astype(int) - np.stack(other)).mean() < 8
 
 
-def test_torn_pictures_of_an_earlier_snapshot_are_no_reference_and_no_error(tmp_path: Path) -> None:
+def test_torn_images_of_an_earlier_snapshot_are_no_reference_and_no_error(tmp_path: Path) -> None:
     snapshots = snapshots_in(tmp_path)
     drawn = snapshots.draw(drawn_vit(), 0)
     assert drawn is not None

@@ -45,18 +45,18 @@ def standing(*rows: Row, **more: Any) -> Standing:
     )
 
 
-def drawn(num_pictures: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def drawn(num_images: int = 60) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities of student and teacher (N, K), labels (N,), vectors (N, D)."""
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, num_pictures)
+    labels = rng.integers(0, 3, num_images)
     probs, teacher = (
-        rng.dirichlet([1, 1, 1], num_pictures) + np.eye(3)[labels] / 2 for _ in range(2)
+        rng.dirichlet([1, 1, 1], num_images) + np.eye(3)[labels] / 2 for _ in range(2)
     )
     return (
         probs / 1.5,
         teacher / 1.5,
         labels,
-        rng.normal(size=(num_pictures, 8)) + 2 * np.eye(8)[labels],
+        rng.normal(size=(num_images, 8)) + 2 * np.eye(8)[labels],
     )
 
 
@@ -103,7 +103,7 @@ def test_what_was_not_given_is_not_in_the_row() -> None:
     ) == (None,) * 6
 
 
-def test_neighbors_say_nothing_of_one_label_or_of_too_few_pictures_of_each() -> None:
+def test_neighbors_say_nothing_of_one_label_or_of_too_few_images_of_each() -> None:
     vectors = np.eye(8)
     assert held_out_knn(vectors, np.zeros(8, np.int64)) is None
     assert held_out_knn(vectors, np.arange(8) % 3) is None

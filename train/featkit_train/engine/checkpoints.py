@@ -40,12 +40,12 @@ class Progress:
     """How far a run is, beside its tensors."""
 
     step: int = 0  # finished steps
-    scores: Log = field(default_factory=dict)  # last measured on the held-out pictures
+    scores: Log = field(default_factory=dict)  # last measured on the held-out images
     best_step: int = 0
     best_scores: Log = field(default_factory=dict)
     falls: int = 0  # measurements in a row that were worse than the best by more than is tolerated
     given_up: bool = False
-    unreadable: int = 0  # pictures that no process could read, each time that one was asked for
+    unreadable: int = 0  # images that no process could read, each time that one was asked for
 
 
 def save_checkpoint(

@@ -1,6 +1,6 @@
 """The processes of one run: `torchrun` starts them, everything else asks `World`.
 
-Every process draws the same order of pictures and takes its slice of each batch, so that together
+Every process draws the same order of images and takes its slice of each batch, so that together
 they do what one process does with the whole batch. What all of them find wrong, the first to find
 it says; the others end without a word.
 

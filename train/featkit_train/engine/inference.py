@@ -1,6 +1,6 @@
-"""Networks over pictures that are prepared already, a block at a time, without gradients.
+"""Networks over images that are prepared already, a block at a time, without gradients.
 
-Letters: N pictures, (H, W) pixels, D width.
+Letters: N images, (H, W) pixels, D width.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featkit_train.images.augment import normalize
 from featkit_train.networks.base import Features
-from featkit_train.pictures.augment import normalize
 
-BLOCK = 256  # pictures at once
+BLOCK = 256  # images at once
 
 
 @torch.no_grad()
-def over_pictures(
+def over_images(
     module: nn.Module,
     images: np.ndarray,
     read: Callable[[Any], Tensor],
@@ -28,7 +28,7 @@ def over_pictures(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> np.ndarray:
-    """What `read` takes of the module's outputs, joined along the pictures: images (N, H, W, 3)
+    """What `read` takes of the module's outputs, joined along the images: images (N, H, W, 3)
     uint8 to (N, ...) float32."""
     device = next(module.parameters()).device
     blocks = []

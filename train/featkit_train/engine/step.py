@@ -1,7 +1,7 @@
 """One optimization step, wherever it runs: one process or many, whole weights or sharded ones, a
 batch at once or in parts.
 
-Letters: B pictures, C crops, (S, S) pixels.
+Letters: B images, C crops, (S, S) pixels.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch.distributed.fsdp import FSDPModule
 
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import World, replicate, shard
-from featkit_train.engine.inference import over_pictures, unit_class_token
+from featkit_train.engine.inference import over_images, unit_class_token
 from featkit_train.engine.optimizer import clip_gradients, make_optimizer, set_schedules
+from featkit_train.images.augment import as_seen
+from featkit_train.images.batches import COMMON_NOISE, NOISE, WEIGHTS, Crops, ExtraViews, rng_for
 from featkit_train.methods import Dice, Lessons, Method, Views, make_method
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.pictures.augment import as_seen
-from featkit_train.pictures.batches import COMMON_NOISE, NOISE, WEIGHTS, Crops, ExtraViews, rng_for
 from featkit_train.watching.diagnostics import Collapse, first_bad_tensor
 from featkit_train.watching.meter import Log
 
@@ -160,8 +160,8 @@ class Engine:
         return self.config.engine.shard and self.world.size > 1
 
     def embed(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
-        """Class tokens, unit length (N, D) float32, of prepared pictures (N, H, W, 3) uint8."""
-        return over_pictures(
+        """Class tokens, unit length (N, D) float32, of prepared images (N, H, W, 3) uint8."""
+        return over_images(
             backbone, images, unit_class_token, mean=self.method.mean, std=self.method.std
         )
 

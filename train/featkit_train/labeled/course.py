@@ -46,7 +46,7 @@ from featkit_train.watching.probe import evenly
 from featkit_train.watching.standing import Kind, Row, Standing, write_standing
 from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
 
-# held-out pictures that a training is measured on as it goes; the table is of all
+# held-out images that a training is measured on as it goes; the table is of all
 MOST_WATCHED = 500
 
 
@@ -55,7 +55,7 @@ class CourseEars(Ears):
     """Who hears of a course: as of a run, and of each training as it begins, with its name and
     steps.
 
-    on_asking: a training's teacher begins to be asked about so many pictures; on_asked: about how
+    on_asking: a training's teacher begins to be asked about so many images; on_asked: about how
     many it has been.
     """
 
@@ -66,7 +66,7 @@ class CourseEars(Ears):
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A finished training: its network, where it lies, what it makes of the held-out pictures by
+    """A finished training: its network, where it lies, what it makes of the held-out images by
     exit, and seconds of steps."""
 
     name: str
@@ -93,7 +93,7 @@ class Course:
 
     def train(self, name: str, config: TrainConfig, source: Source, lessons: Lessons) -> Trained:
         """Train by `config` in the folder `name`, unless that has been done, and look at the
-        held-out pictures."""
+        held-out images."""
         folder = self.out / name
         if not self.is_finished(name, config):
             self.ears.on_training(name, config.run.steps)
@@ -112,7 +112,7 @@ class Course:
         classifier, info, classes = load_classifier(folder / CLASSIFIER_FILE)
         if classes != self.parted.classes:
             raise InputError(
-                f"{folder} is of other classes than the pictures now have; begin another run."
+                f"{folder} is of other classes than the images now have; begin another run."
             )
         classifier.to(self.device)
         if self._judge is None:
@@ -136,7 +136,7 @@ class Course:
 
     @property
     def judge(self) -> Judge:
-        """Who looks at the held-out pictures; there is one as soon as anything has been trained."""
+        """Who looks at the held-out images; there is one as soon as anything has been trained."""
         assert self._judge is not None
         return self._judge
 
@@ -229,7 +229,7 @@ def course(
     resume: bool,
     ears: CourseEars | None,
 ) -> Iterator[Course]:
-    """Begin the folder `out`, or go on in it. source: all pictures that are learned from, where they
+    """Begin the folder `out`, or go on in it. source: all images that are learned from, where they
     are not parted.learned.
 
     InputError as for `train`: `out` holds another run, or none to resume.
@@ -258,7 +258,7 @@ def course(
         ears = ears if ears is not None and world.is_main else CourseEars()
         if parted.num_unlabeled:
             ears.on_note(
-                f"Neither learned nor measured on: {counted(parted.num_unlabeled, 'picture')}"
+                f"Neither learned nor measured on: {counted(parted.num_unlabeled, 'image')}"
                 " without a label."
             )
         try:
@@ -277,7 +277,7 @@ def of_training(
     config: TrainConfig, number: int, *, length: float = 1.0, **changes: Any
 ) -> TrainConfig:
     """The config of training `number` of a course: other randomness than the others', and no
-    pictures held out by itself.
+    images held out by itself.
 
     length: its steps over those that the config says.
     """

@@ -72,7 +72,7 @@ def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
             name, config, parted.learned, Lessons(classes=parted.classes, labels=parted.labels)
         )
     path = here.out / name / LOGITS_FILE
-    if is_worth_keeping(config, num_pictures=len(parted.learned), num_classes=len(parted.classes)):
+    if is_worth_keeping(config, num_images=len(parted.learned), num_classes=len(parted.classes)):
         return _with_kept_logits(here, name, config, teacher.classifier, path)
     lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher.classifier)
     return here.train(name, config, parted.learned, lessons)

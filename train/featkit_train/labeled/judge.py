@@ -1,6 +1,6 @@
-"""What classifiers and ensembles of them make of the held-out pictures, as rows of the table.
+"""What classifiers and ensembles of them make of the held-out images, as rows of the table.
 
-Letters: N held-out pictures with labels, P of them with E edits for the copies, K classes, D width,
+Letters: N held-out images with labels, P of them with E edits for the copies, K classes, D width,
 M members.
 """
 
@@ -20,19 +20,19 @@ from torch.nn import functional as F
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.sources import Source
-from featkit_train.engine.inference import evaluating, over_pictures
+from featkit_train.engine.inference import evaluating, over_images
 from featkit_train.methods.lessons import UNKNOWN
 from featkit_train.methods.taught import classify, codes_of
 from featkit_train.networks.classifier import Classifier
 from featkit_train.watching.probe import HeldOut
 from featkit_train.watching.standing import Kind, Row
 
-TIMED_ROUNDS, TIMED_PICTURES = 7, 64
+TIMED_ROUNDS, TIMED_IMAGES = 7, 64
 
 
 @dataclass(frozen=True)
 class Seen:
-    """probs (N, K), vectors (N, D) and those of the copies' pictures and edits (P * (1 + E), D),
+    """probs (N, K), vectors (N, D) and those of the copies' images and edits (P * (1 + E), D),
     all float32."""
 
     probs: np.ndarray
@@ -41,7 +41,7 @@ class Seen:
 
 
 class Judge:
-    """The held-out pictures, prepared once. InputError where none of them has a label of `classes`."""
+    """The held-out images, prepared once. InputError where none of them has a label of `classes`."""
 
     def __init__(
         self, source: Source, geometry: Geometry, classes: Sequence[str], *, label: str
@@ -53,7 +53,7 @@ class Judge:
         self.labels = codes[self._known]
         if self._held_out.prepared is None or not len(self.labels):
             raise InputError(
-                f"None of the held-out pictures of {source.name} has a label that is learned; name"
+                f"None of the held-out images of {source.name} has a label that is learned; name"
                 " others."
             )
         self._images = self._held_out.prepared[self._known]
@@ -64,9 +64,7 @@ class Judge:
         probs = classify(classifier, self._images, **statistics_)
 
         def by_exit(images: np.ndarray) -> np.ndarray:
-            return over_pictures(classifier, images, _unit_vectors, **statistics_).transpose(
-                1, 0, 2
-            )
+            return over_images(classifier, images, _unit_vectors, **statistics_).transpose(1, 0, 2)
 
         vectors = by_exit(self._images)
         copies = by_exit(self._held_out.copy_images)
@@ -90,8 +88,8 @@ class Judge:
 
     @torch.no_grad()
     def images_per_s(self, networks: Sequence[nn.Module]) -> list[float]:
-        """Pictures a second of each, in turn, TIMED_PICTURES a call; of the median call."""
-        images = torch.from_numpy(self._images[:TIMED_PICTURES]).permute(0, 3, 1, 2).float() / 255
+        """Images a second of each, in turn, TIMED_IMAGES a call; of the median call."""
+        images = torch.from_numpy(self._images[:TIMED_IMAGES]).permute(0, 3, 1, 2).float() / 255
         seconds: list[list[float]] = [[] for _ in networks]
         for _ in range(TIMED_ROUNDS + 1):
             for times, network in zip(seconds, networks, strict=True):
@@ -121,5 +119,5 @@ def together(members: Sequence[Seen]) -> Seen:
 
 
 def _unit_vectors(outputs: Any) -> Tensor:
-    """(n, exits, D), pictures first."""
+    """(n, exits, D), images first."""
     return F.normalize(outputs.vectors.float(), dim=-1).transpose(0, 1)

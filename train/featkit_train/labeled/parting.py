@@ -1,4 +1,4 @@
-"""Pictures with labels, parted into those that are learned from and those that nothing is ever
+"""Images with labels, parted into those that are learned from and those that nothing is ever
 learned from."""
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 from featkit.errors import InputError
 from featkit.evaluate.labels import find_column, labels_of
 from featkit.sources import Source, concatenate, subset
-from featkit.sources.base import is_picture
+from featkit.sources.base import is_image
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
+from featkit_train.images.batches import LEAST_TO_HOLD_OUT, split_held_out
 from featkit_train.methods.taught import codes_of
-from featkit_train.pictures.batches import LEAST_TO_HOLD_OUT, split_held_out
 
 
 @dataclass(frozen=True)
 class Parted:
-    """learned: pictures with labels (N,) int64 into `classes`, which are sorted. No part of the run
-    is shown held_out but to be measured on. num_unlabeled: pictures without a label, which are in
+    """learned: images with labels (N,) int64 into `classes`, which are sorted. No part of the run
+    is shown held_out but to be measured on. num_unlabeled: images without a label, which are in
     neither.
     """
 
@@ -36,7 +36,7 @@ class Parted:
 def part(
     sources: Sequence[Source], config: TrainConfig, *, held_out: Source | None = None
 ) -> Parted:
-    """Part the pictures by the config: held_out, else run.held_out of them (a tenth at most), drawn
+    """Part the images by the config: held_out, else run.held_out of them (a tenth at most), drawn
     by the seed.
 
     InputError where fewer than two classes are learned, where nothing is held out, which says
@@ -57,11 +57,11 @@ def part(
     if not len(held_out):
         few = len(known) < LEAST_TO_HOLD_OUT
         why = (
-            f"at most a tenth is, and {counted(len(known), 'picture')} with labels are fewer than"
+            f"at most a tenth is, and {counted(len(known), 'image')} with labels are fewer than"
             f" {LEAST_TO_HOLD_OUT}"
         )
         raise InputError(
-            f"No pictures of {source.name} are held out to compare with"
+            f"No images of {source.name} are held out to compare with"
             + (
                 f": {why}; name others with --held-out."
                 if few
@@ -72,13 +72,13 @@ def part(
     classes = tuple(sorted({label for _, label in learned}))
     if len(classes) < 2:
         raise InputError(
-            f"The pictures of {source.name} have {len(classes)} label ({column}); there is nothing"
+            f"The images of {source.name} have {len(classes)} label ({column}); there is nothing"
             " to tell apart."
         )
-    pictures = subset(source, [number for number, _ in learned])
-    check_apart(pictures, held_out, what="labeled")
+    images = subset(source, [number for number, _ in learned])
+    check_apart(images, held_out, what="labeled")
     return Parted(
-        learned=pictures,
+        learned=images,
         labels=codes_of([label for _, label in learned], classes),
         classes=classes,
         held_out=held_out,
@@ -87,18 +87,18 @@ def part(
 
 
 def check_apart(learned: Source, held_out: Source, *, what: str) -> None:
-    """InputError where a picture is in both; what: how those to learn from are called."""
+    """InputError where an image is in both; what: how those to learn from are called."""
     kept = {_identity(held_out, number) for number in range(len(held_out))}
     for number in range(len(learned)):
         if _identity(learned, number) in kept:
             raise InputError(
-                f"{learned.key(number)} is held out, and among the {what} pictures as well; a"
-                " student would learn what it is measured on. Name other pictures with --held-out."
+                f"{learned.key(number)} is held out, and among the {what} images as well; a"
+                " student would learn what it is measured on. Name other images with --held-out."
             )
 
 
 def _identity(source: Source, number: int) -> tuple[Path, str]:
-    """The file that a picture lies in, and in a file of many its name there: whatever folder the
+    """The file that an image lies in, and in a file of many its name there: whatever folder the
     source was opened at."""
     file = source.file(number).resolve()
-    return file, "" if is_picture(file.name) else source.key(number).partition(file.name)[2]
+    return file, "" if is_image(file.name) else source.key(number).partition(file.name)[2]

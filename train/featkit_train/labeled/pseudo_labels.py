@@ -1,7 +1,7 @@
-"""What a teacher calls pictures without labels, and which of them a student learns from (Noisy
+"""What a teacher calls images without labels, and which of them a student learns from (Noisy
 Student, arXiv 1911.04252).
 
-Letters: N pictures without labels, K classes.
+Letters: N images without labels, K classes.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
 from featkit_train.config import SelfTrainingConfig
+from featkit_train.images.batches import PSEUDO, rng_for
 from featkit_train.labeled.arrays import read_array
 from featkit_train.methods.taught import classify
 from featkit_train.networks.classifier import Classifier
-from featkit_train.pictures.batches import PSEUDO, rng_for
 
 PSEUDO_FILE = "pseudo_labels.npy"
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """numbers: pictures to learn from, rising, some more than once where classes are balanced;
+    """numbers: images to learn from, rising, some more than once where classes are balanced;
     counts (K,): each once."""
 
     numbers: np.ndarray
@@ -36,11 +36,11 @@ class Accepted:
 
     @property
     def count(self) -> int:
-        """Different pictures whose label was sure enough."""
+        """Different images whose label was sure enough."""
         return int(self.counts.sum())
 
 
-def label_pictures(
+def label_images(
     path: Path,
     teacher: Classifier,
     source: Source,
@@ -48,10 +48,10 @@ def label_pictures(
     *,
     on_progress: OnProgress = no_progress,
 ) -> np.ndarray:
-    """(N, K) float32 probabilities of the pictures as they are, without any noise (the paper's step
+    """(N, K) float32 probabilities of the images as they are, without any noise (the paper's step
     2), also written to `path`.
 
-    A picture that cannot be read is of no class: a row of zeros.
+    An image that cannot be read is of no class: a row of zeros.
     """
     if path.is_file():
         return read_array(path, rows=len(source))
@@ -80,10 +80,10 @@ def label_pictures(
 
 
 def accept(probs: np.ndarray, config: SelfTrainingConfig, *, seed: int) -> Accepted:
-    """Choose among pictures by probs (N, K): the sure ones, and with `balance` as many of each
+    """Choose among images by probs (N, K): the sure ones, and with `balance` as many of each
     class.
 
-    Balanced (section 3.1, "data filtering and balancing"): of the n sure pictures in k classes each
+    Balanced (section 3.1, "data filtering and balancing"): of the n sure images in k classes each
     class gets ceil(n / k), the surest where it has more, and where it has fewer all of them and
     random ones of them again.
     """
@@ -103,7 +103,7 @@ def accept(probs: np.ndarray, config: SelfTrainingConfig, *, seed: int) -> Accep
 
 
 def mixed(labeled: int, pseudo: np.ndarray, *, labeled_share: float) -> np.ndarray:
-    """Numbers of an epoch's pictures, rising: all below `labeled`, and from there on those that
+    """Numbers of an epoch's images, rising: all below `labeled`, and from there on those that
     `pseudo` says.
 
     The former come as often as is needed for their share to be `labeled_share` at least.

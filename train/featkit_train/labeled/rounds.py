@@ -13,7 +13,7 @@ from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.labeled.course import Course, CourseEars, Trained, course, of_training
 from featkit_train.labeled.parting import check_apart, part
-from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_pictures, mixed
+from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images, mixed
 from featkit_train.methods import Lessons
 from featkit_train.methods.lessons import UNKNOWN
 from featkit_train.watching.judging import effective_classes, few_classes, nothing_accepted
@@ -33,9 +33,9 @@ def self_training(
     """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate
     one's files in `out`.
 
-    Labels of the unlabeled pictures, where they have any, are never looked at. held_out: as for
+    Labels of the unlabeled images, where they have any, are never looked at. held_out: as for
     `parting.part`, of the labeled ones; nothing of it is labeled or learned. It ends early as
-    `born_again` does. Errors as for `train`, and InputError where a picture is both held out and
+    `born_again` does. Errors as for `train`, and InputError where an image is both held out and
     unlabeled.
     """
     parted = part(labeled, config, held_out=held_out)
@@ -72,11 +72,9 @@ def _lessons(
     path = here.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
     if here.world.is_main:
-        here.ears.on_note(
-            f"round-{number}: its teacher labels {counted(len(unlabeled), 'picture')}."
-        )
+        here.ears.on_note(f"round-{number}: its teacher labels {counted(len(unlabeled), 'image')}.")
         here.ears.on_asking(f"round-{number}", len(unlabeled))
-        label_pictures(
+        label_images(
             path,
             teacher,
             unlabeled,
@@ -84,7 +82,7 @@ def _lessons(
             on_progress=lambda done, _failed: here.ears.on_asked(done),
         )
     here.world.wait()
-    probs = label_pictures(path, teacher, unlabeled, here.judge.geometry)
+    probs = label_images(path, teacher, unlabeled, here.judge.geometry)
     accepted = accept(probs, config, seed=here.config.run.seed + number)
     here.remark(nothing_accepted(accepted.count, len(unlabeled), threshold=config.confidence))
     expected = effective_classes(np.bincount(parted.labels, minlength=len(parted.classes)))

@@ -1,7 +1,7 @@
-"""What a teacher says of every view of every picture, asked once and kept on disk, where the same
+"""What a teacher says of every view of every image, asked once and kept on disk, where the same
 views come again and again.
 
-Letters: N pictures, V views of each, K classes.
+Letters: N images, V views of each, K classes.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from featkit.sources import Source
 from featkit_train.config import TrainConfig
 from featkit_train.engine.device import pick_autocast
 from featkit_train.engine.inference import evaluating
-from featkit_train.labeled.arrays import read_array
-from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
-from featkit_train.networks.classifier import Classifier
-from featkit_train.pictures.augment import as_seen
-from featkit_train.pictures.batches import (
+from featkit_train.images.augment import as_seen
+from featkit_train.images.batches import (
     CropDataset,
     ExtraViews,
     Place,
     crop_loader,
     workers_within_memory,
 )
-from featkit_train.pictures.loading import batches_of
+from featkit_train.images.loading import batches_of
+from featkit_train.labeled.arrays import read_array
+from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
+from featkit_train.networks.classifier import Classifier
 
 LOGITS_FILE = "teacher_logits.npy"
 MOST_BYTES = 8 << 30  # of a file that is worth its room; beyond it the teacher is asked anew
-BLOCK = 256  # pictures at once
+BLOCK = 256  # images at once
 
 
-def is_worth_keeping(config: TrainConfig, *, num_pictures: int, num_classes: int) -> bool:
+def is_worth_keeping(config: TrainConfig, *, num_images: int, num_classes: int) -> bool:
     """Whether views come again, and what the teacher says of them all has room."""
-    num_bytes = num_pictures * config.crops.fixed_views * num_classes * 4
+    num_bytes = num_images * config.crops.fixed_views * num_classes * 4
     return (
         config.knowledge.cache == "auto"
         and not config.crops.resolutions
@@ -57,7 +57,7 @@ def keep_logits(
     """Write the teacher's logits of the crops that a run of `config` on `source` will see: (N, V,
     K) float32, as .npy.
 
-    There whole or not at all. Rows of pictures that cannot be read are none (NaN), as no run asks
+    There whole or not at all. Rows of images that cannot be read are none (NaN), as no run asks
     for them.
     on_progress: views done and all of them.
     """

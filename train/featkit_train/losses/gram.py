@@ -1,7 +1,7 @@
-"""Gram anchoring (DINOv3, arXiv 2508.10104, section 4.2): how alike a picture's patches are stays
+"""Gram anchoring (DINOv3, arXiv 2508.10104, section 4.2): how alike an image's patches are stays
 as an earlier teacher saw it.
 
-Letters: N pictures, P patches, D and E widths of student and teacher, (h, w) grids.
+Letters: N images, P patches, D and E widths of student and teacher, (h, w) grids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def gram_loss(student_patches: Tensor, teacher_patches: Tensor) -> Tensor:
     grid of another size is resampled to the student's first, bicubically without antialiasing, as
     the released code does.
 
-        x, y = normalized student and teacher patches (P, .) of a picture
-        mean over pictures of  mean((x @ x.T - y @ y.T) ** 2)
+        x, y = normalized student and teacher patches (P, .) of an image
+        mean over images of  mean((x @ x.T - y @ y.T) ** 2)
 
     Differs from the paper's squared Frobenius norm by the number of pairs P * P, as the released
     code does.

@@ -1,7 +1,7 @@
 """iBOT's loss (arXiv 2111.07832): cross-entropy between the patches that the student could not see
 and what the teacher saw.
 
-Letters: N pictures, P patches, M masked patches of all pictures together, K prototypes.
+Letters: N images, P patches, M masked patches of all images together, K prototypes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def ibot_loss(
     student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temp: float
 ) -> Tensor:
-    """Mean over pictures of the mean cross-entropy in nats of their masked patches (iBOT, eq. 2;
+    """Mean over images of the mean cross-entropy in nats of their masked patches (iBOT, eq. 2;
     DINOv2's released code).
 
     masks (N, P) bool; student_logits (M, K), any float, and teacher_probs (M, K), rows of sum 1,
@@ -23,7 +23,7 @@ def ibot_loss(
         mean over n of  [ sum over p with masks[n, p] of  -sum(teacher_probs[m] * log_softmax(student_logits[m] / student_temp))
                           / max(1, number of masked patches of n) ]
 
-    A picture without a masked patch counts as 0. ValueError for numbers of rows that are not the
+    An image without a masked patch counts as 0. ValueError for numbers of rows that are not the
     mask's (on an accelerator, for logits and targets that differ in number).
     """
     num_masked, num_rows = masks.sum(dim=-1), len(student_logits)

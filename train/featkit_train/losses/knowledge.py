@@ -7,7 +7,7 @@ averages the gradients of W processes, which is that of one process with all row
 many of them and takes means; so `weights` are W times a row's share of all processes' rows
 together, as `confidence_weights` gives them. With one process they sum to 1.
 
-Letters: B rows of this process (pictures), K classes, D width, E exits, W processes.
+Letters: B rows of this process (images), K classes, D width, E exits, W processes.
 """
 
 from __future__ import annotations

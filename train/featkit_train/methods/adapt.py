@@ -1,8 +1,8 @@
-"""Go on from published weights on pictures of one's own, by DINOv2's losses (arXiv 2304.07193).
+"""Go on from published weights on images of one's own, by DINOv2's losses (arXiv 2304.07193).
 
 Published files come without heads. So the heads learn first, on a frozen backbone, whose features
 are good while the heads know nothing; then everything learns, at a low rate. What a few thousand
-pictures can teach a good backbone is little, and what they can ruin is much: `watch` ends the run
+images can teach a good backbone is little, and what they can ruin is much: `watch` ends the run
 and takes the best back when copies or neighbors are found less often.
 """
 

@@ -1,11 +1,11 @@
-"""What every method is to the engine: what it wants of pictures, one step in its parts, and what it
+"""What every method is to the engine: what it wants of images, one step in its parts, and what it
 leaves.
 
 A step: `look` (whoever teaches, at each part of the batch), `aim` (targets, over the whole batch of
 all processes), `forward` (the student's loss of each part), `before_optimizer`, and
 `after_optimizer`.
 
-Letters: B pictures, G global and L local crops, (h, w) patches of a global crop, M masked patches
+Letters: B images, G global and L local crops, (h, w) patches of a global crop, M masked patches
 of all global crops together, D width.
 """
 
@@ -40,7 +40,7 @@ class Views(NamedTuple):
 
     masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their
     places in masks.flatten(); gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher
-    sees them. Without masks or a Gram teacher: empty. places (B, 2) int64: which picture of the
+    sees them. Without masks or a Gram teacher: empty. places (B, 2) int64: which image of the
     source each is, and in which of its views.
     """
 
@@ -72,7 +72,7 @@ class Method(nn.Module, ABC):
     """What learns, and what it learns from."""
 
     unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
-    num_global: ClassVar[int] = 2  # global crops of a picture
+    num_global: ClassVar[int] = 2  # global crops of an image
     local_crops: ClassVar[bool] = True  # whether it takes any
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
     remarks: tuple[str, ...] = ()  # what to tell the user as a run begins
@@ -149,7 +149,7 @@ class Method(nn.Module, ABC):
         return None
 
     def scores(self, held_out: HeldOut) -> Log:
-        """What only this method can measure on held-out pictures; where there is any, its first is
+        """What only this method can measure on held-out images; where there is any, its first is
         the score to watch."""
         del held_out
         return {}

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from featkit_train.images.batches import PERMUTED, rng_for
 from featkit_train.losses import confidence_weights, kd_loss, permuted_knowledge
 from featkit_train.methods.base import Views
 from featkit_train.methods.taught import Lesson, Taught
 from featkit_train.networks.classifier import Outputs
-from featkit_train.pictures.batches import PERMUTED, rng_for
 
 
 class BornAgain(Taught):
@@ -29,7 +29,7 @@ class BornAgain(Taught):
 
     @torch.no_grad()
     def look(self, views: Views) -> Lesson:
-        """With all but the teacher's maximum permuted where that is asked for, by the picture and
+        """With all but the teacher's maximum permuted where that is asked for, by the image and
         its view alone."""
         lesson = super().look(views)
         if self.config.knowledge.mode != "dkpp" or not self.has_teacher:
@@ -45,7 +45,7 @@ class BornAgain(Taught):
     def aim(
         self, looks: Sequence[Lesson], *, step: int
     ) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
-        """With weights over the whole batch where the teacher's confidence weighs pictures."""
+        """With weights over the whole batch where the teacher's confidence weighs images."""
         del step
         if not self.has_teacher:
             return looks, {}

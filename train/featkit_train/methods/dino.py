@@ -1,7 +1,7 @@
-"""DINO (arXiv 2104.14294): a student matches its own momentum teacher across views of a picture.
+"""DINO (arXiv 2104.14294): a student matches its own momentum teacher across views of an image.
 
 Two ways to keep the teacher's outputs from collapsing: the paper's running center, and
-Sinkhorn-Knopp, which DINOv2 took from SwAV and which learns best from a few hundred pictures. KoLeo
+Sinkhorn-Knopp, which DINOv2 took from SwAV and which learns best from a few hundred images. KoLeo
 is optional and off, as in the paper.
 """
 

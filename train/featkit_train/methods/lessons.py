@@ -1,4 +1,4 @@
-"""What a method with labels is told of the pictures of a source, each by its number there."""
+"""What a method with labels is told of the images of a source, each by its number there."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import numpy as np
 
 from featkit_train.networks.classifier import Classifier
 
-UNKNOWN = -1  # the label of a picture that has none
+UNKNOWN = -1  # the label of an image that has none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lessons:
-    """Of N pictures and K classes: labels (N,) int64, UNKNOWN where there is none, and what a
+    """Of N images and K classes: labels (N,) int64, UNKNOWN where there is none, and what a
     teacher makes of them.
 
     probs (N, K) float32: soft labels of those without one. teacher: who is asked about every crop;
     teacher_logits (N, V, K) float32: what it said of each of V views, so that it need not be asked.
-    numbers: the pictures to learn from, in rising order, where they are not all or some come more
+    numbers: the images to learn from, in rising order, where they are not all or some come more
     than once.
     """
 

@@ -3,7 +3,7 @@ terms of losses.
 
 A method says in `terms` what its loss is made of.
 
-Letters: B pictures, G global, L local and C crops of either kind, (h, w) patches of a global crop,
+Letters: B images, G global, L local and C crops of either kind, (h, w) patches of a global crop,
 M masked patches of all global crops together, D width, K prototypes.
 """
 
@@ -332,7 +332,7 @@ class MomentumTeacher(Method):
         """KoLeo of each global crop's class tokens among those of all processes; nothing where its
         weight is 0.
 
-        Of crops one by one, since two crops of a picture shall be alike; summed over them, as
+        Of crops one by one, since two crops of an image shall be alike; summed over them, as
         DINOv2's released code does.
         """
         config = self.config.dino
@@ -381,16 +381,14 @@ def check_crops(config: TrainConfig, *, patch: int) -> None:
 
 
 def check_koleo(config: TrainConfig, *, world: World) -> None:
-    """InputError where a picture would have no other to be pushed from, or groups would differ in
+    """InputError where an image would have no other to be pushed from, or groups would differ in
     size."""
-    num_pictures = config.run.batch_size // world.size // config.engine.accumulate
-    group = config.dino.koleo_group or num_pictures * world.size
-    if config.dino.koleo_weight and (
-        group < 2 or (config.dino.koleo_group and num_pictures % group)
-    ):
+    num_images = config.run.batch_size // world.size // config.engine.accumulate
+    group = config.dino.koleo_group or num_images * world.size
+    if config.dino.koleo_weight and (group < 2 or (config.dino.koleo_group and num_images % group)):
         raise InputError(
             f"dino.koleo_group {config.dino.koleo_group} does not cut the "
-            f"{counted(num_pictures, 'picture')} that a process takes at once "
+            f"{counted(num_images, 'image')} that a process takes at once "
             "into equal groups of two or more; change it, or run.batch_size."
         )
 
@@ -401,12 +399,12 @@ def entropies(
     """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over
     its temperature (G, B, K).
 
-    teacher_entropy: mean of the targets' rows; 1 when every picture lies on all prototypes alike
+    teacher_entropy: mean of the targets' rows; 1 when every image lies on all prototypes alike
     (uniform collapse).
-    batch_entropy: of the mean of softmax(scaled_logits); 0 when all pictures lie on one prototype
+    batch_entropy: of the mean of softmax(scaled_logits); 0 when all images lie on one prototype
     (one-hot collapse), which targets would hide, since centering and Sinkhorn-Knopp spread them over
     all prototypes whatever the teacher says.
-    gather: (1, K) of this process to (W, K) of all W, where pictures are spread over processes, so
+    gather: (1, K) of this process to (W, K) of all W, where images are spread over processes, so
     many in each.
     """
     largest = math.log(teacher_probs.shape[-1])

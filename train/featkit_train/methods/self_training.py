@@ -1,7 +1,7 @@
 """Self-training (Noisy Student, arXiv 1911.04252): a student learns from people's labels and from
 its teacher's.
 
-One run is one student; `labeled.rounds` labels pictures and makes students follow each other. The
+One run is one student; `labeled.rounds` labels images and makes students follow each other. The
 noise is the crops' and colors', and the classifier's dropout and stochastic depth
 (classifier.options).
 """
@@ -25,7 +25,7 @@ class SelfTraining(Taught):
     sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "self_training"})
 
     def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
-        """One term: a picture's label, or where it has none what the teacher holds likely."""
+        """One term: an image's label, or where it has none what the teacher holds likely."""
         if not lesson.probs.shape[1]:
             return {"label_loss": self.label_term(outputs, lesson)}
         known, smoothing, num_classes = (

@@ -1,7 +1,7 @@
-"""What the methods with labels share: one classifier that learns, what it is told of each picture,
+"""What the methods with labels share: one classifier that learns, what it is told of each image,
 and its scores.
 
-Letters: B pictures, E exits (the deepest last), D width, K classes.
+Letters: B images, E exits (the deepest last), D width, K classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.engine.distributed import ALONE, World
-from featkit_train.engine.inference import over_pictures
+from featkit_train.engine.inference import over_images
 from featkit_train.losses import cross_entropy
 from featkit_train.methods.base import WITH_LABELS, Dice, Method, StepResult, Views, check_multiples
 from featkit_train.methods.lessons import UNKNOWN, Lessons
@@ -37,7 +37,7 @@ class Lesson(NamedTuple):
     """What is known of a part of a batch: labels (B,) int64 and rows (B, K), empty where there are
     none.
 
-    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the pictures' losses, of sum
+    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the images' losses, of sum
     1 over a part on average.
     """
 
@@ -153,7 +153,7 @@ class Taught(Method):
 
     def scores(self, held_out: HeldOut) -> Log:
         """Accuracy of the deepest exit, of others by their number, and its calibration, where
-        held-out pictures have labels."""
+        held-out images have labels."""
         labels = codes_of(held_out.labels, self.lessons.classes)
         if held_out.prepared is None or (labels == UNKNOWN).all():
             return {}
@@ -175,8 +175,8 @@ class Taught(Method):
 def classify(
     classifier: Classifier, images: np.ndarray, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> np.ndarray:
-    """(E, N, K) float32 probabilities of prepared pictures (N, H, W, 3) uint8."""
-    probs = over_pictures(
+    """(E, N, K) float32 probabilities of prepared images (N, H, W, 3) uint8."""
+    probs = over_images(
         classifier,
         images,
         lambda outputs: outputs.logits.float().softmax(-1).transpose(0, 1),

@@ -1,6 +1,6 @@
 """What every backbone is to training and export, whatever it is made of.
 
-Letters: B pictures, (H, W) pixels, (h, w) patches or places of the last feature map, D width.
+Letters: B images, (H, W) pixels, (h, w) patches or places of the last feature map, D width.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Masked(NamedTuple):
 
 
 class Backbone(nn.Module, ABC):
-    """Pictures (B, 3, H, W), normalized floats with H and W multiples of `patch`, to Features of
+    """Images (B, 3, H, W), normalized floats with H and W multiples of `patch`, to Features of
     `width` channels.
 
     depth: how many layers there are to choose from.

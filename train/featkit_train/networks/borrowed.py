@@ -256,7 +256,7 @@ def _make_stem_small(body: Any, what: str) -> None:
     if first is None or norm is None or not hasattr(body, "maxpool") or not hasattr(body, "layer1"):
         raise InputError(
             f"{what} does not begin as a ResNet does, so small_stem has nothing to replace; leave"
-            " it out, and tell a vision transformer by options what pictures it gets, such as"
+            " it out, and tell a vision transformer by options what images it gets, such as"
             " {img_size: 32, patch_size: 4} in timm."
         )
     body.conv1 = nn.Conv2d(first.in_channels, norm.num_features, 3, padding=1, bias=False)

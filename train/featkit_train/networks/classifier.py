@@ -1,7 +1,7 @@
 """Any classifier of timm's or torchvision's, with exits on the way where wanted, and a head for
 each.
 
-Letters: B pictures, (H, W) pixels, (h, w) places, E exits (the deepest last), D width of its
+Letters: B images, (H, W) pixels, (h, w) places, E exits (the deepest last), D width of its
 vector, K classes.
 """
 
@@ -29,7 +29,7 @@ class ClassifierConfig:
     arch: str = "timm:resnet18"  # timm:NAME or torchvision:NAME
     # what its constructor is told besides: {drop_path_rate: 0.1}
     options: dict[str, Any] = field(default_factory=dict)
-    # 3×3 at stride 1 and no pooling in front, for pictures under 64 pixels, as the CIFAR ResNets of
+    # 3×3 at stride 1 and no pooling in front, for images under 64 pixels, as the CIFAR ResNets of
     # arXiv 1512.03385.
     small_stem: bool = False
     # Stages of a CNN, or blocks of a transformer, counted from 1, after which there is an exit
@@ -65,7 +65,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(backbone.width, num_classes) for _ in range(num_exits))
 
     def forward(self, images: Tensor) -> Outputs:
-        """Outputs of pictures (B, 3, H, W), all from one pass."""
+        """Outputs of images (B, 3, H, W), all from one pass."""
         backbone = self.backbone
         exits = (
             backbone.all_exits(images)

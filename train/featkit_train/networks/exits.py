@@ -1,7 +1,7 @@
 """A network with exits on the way, each of the deepest's width (Be Your Own Teacher, arXiv
 1905.08094, section 3).
 
-Letters: B pictures, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
+Letters: B images, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
 Stages and exits are counted from 1, and the deepest exit is the last. Bottlenecks are the paper's
 (figure 2); that there is one for each stage left out, and their sizes, are ours, as are exits of
 transformers, which the paper has not.
@@ -69,7 +69,7 @@ class ExitedBackbone(Backbone):
         """A copy of the network up to that exit, without what lies behind it and without the other
         exits.
 
-        It takes pictures of the same sizes. ValueError for an exit that is not there.
+        It takes images of the same sizes. ValueError for an exit that is not there.
         """
         if not 1 <= exit_ <= self.depth:
             raise ValueError(f"this backbone has exits 1 to {self.depth}, not {exit_}")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """Sizes of the projection head; the paper's are 65536, 2048, 256 and 3 layers, for 1.3 million
-    pictures."""
+    images."""
 
     num_prototypes: int = 65536
     hidden_width: int = 2048

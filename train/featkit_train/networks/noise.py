@@ -23,7 +23,7 @@ class NoiseConfig:
     """What a student's blocks leave out or move at random while it learns; the teacher never sees
     it."""
 
-    # share of pictures that skip a residual branch (stochastic depth, arXiv 1603.09382)
+    # share of images that skip a residual branch (stochastic depth, arXiv 1603.09382)
     drop_path: float = 0.0
     # over depth: from 0 (DINO, iBOT), or alike (DINOv2)
     drop_path_rule: Literal["linear", "uniform"] = "linear"

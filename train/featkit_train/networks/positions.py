@@ -92,7 +92,7 @@ def _cubic(distance: Tensor, *, a: float) -> Tensor:
 
 def rotary_periods(head_width: int, *, base: float) -> Tensor:
     """(head_width / 4,) float32 periods of DINOv3's rotary positions (arXiv 2508.10104, section
-    3.2), in half pictures:
+    3.2), in half images:
 
     base ** (2 * j / (head_width / 2)),  j = 0 .. head_width / 4 - 1
     """

@@ -1,7 +1,7 @@
 """Networks of timm's and torchvision's that say what they see on the way, and that can be cut
 there.
 
-Letters: B pictures, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
+Letters: B images, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
 Stages are those of a convolutional network, or the blocks of a transformer; both are counted from
 1.
 """
@@ -205,7 +205,7 @@ class ResNetTrunk(Trunk):
 
 
 class ViTTrunk(Trunk):
-    """torchvision's vision transformer, which takes pictures of the one size that it was built for."""
+    """torchvision's vision transformer, which takes images of the one size that it was built for."""
 
     def __init__(self, body: Any) -> None:
         num_blocks, width, patch = len(body.encoder.layers), body.hidden_dim, body.patch_size

@@ -5,7 +5,7 @@ SwiGLU in its largest size; registers (2309.16588). DINOv3 (2508.10104): rotary 
 tokens (its word for registers), masked key bias. A student's masks and noise come with each call;
 heads belong to the methods.
 
-Letters: B pictures, (H, W) pixels, (h, w) patches, P = h * w, N = 1 + registers + P tokens, D
+Letters: B images, (H, W) pixels, (h, w) patches, P = h * w, N = 1 + registers + P tokens, D
 width.
 """
 
@@ -72,7 +72,7 @@ class ViTConfig:
 
 
 class VisionTransformer(Backbone):
-    """Pictures (B, 3, H, W), normalized floats with H and W multiples of the patch, to Features."""
+    """Images (B, 3, H, W), normalized floats with H and W multiples of the patch, to Features."""
 
     has_attention = True
     registers: Tensor

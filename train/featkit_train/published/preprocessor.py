@@ -1,4 +1,4 @@
-"""How a published folder prepares its pictures, read as featkit's Geometry, for torch weights and
+"""How a published folder prepares its images, read as featkit's Geometry, for torch weights and
 ONNX files alike.
 
 Read, in this order: `processor_config.json` with an `image_processor` in it,
@@ -174,7 +174,7 @@ def read_config(folder: Path) -> PublishedConfig:
 
 
 def find_preprocessor(folder: Path) -> Path | None:
-    """The file in a folder that says how pictures are prepared; None where none does."""
+    """The file in a folder that says how images are prepared; None where none does."""
     if (folder / PROCESSOR).is_file() and isinstance(
         _read_object(folder / PROCESSOR).get("image_processor"), dict
     ):
@@ -233,7 +233,7 @@ def check_patch(geometry: Geometry, *, source: object) -> None:
             )
         )
         raise InputError(
-            f"{source} leads to pictures of {geometry.height}×{geometry.width}, which the patch of"
+            f"{source} leads to images of {geometry.height}×{geometry.width}, which the patch of"
             f" {patch} does not divide; choose the size by --size {near}."
         )
 
@@ -274,7 +274,7 @@ def timm_geometry(settings: Mapping[str, Any], patch: int) -> Geometry:
     if interpolation not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
         raise InputError(
-            f"timm resizes this model's pictures by {interpolation}, which featkit does not know;"
+            f"timm resizes this model's images by {interpolation}, which featkit does not know;"
             f" known are {known}."
         )
     crop_pct = given.get("crop_pct", 0.875)
@@ -283,7 +283,7 @@ def timm_geometry(settings: Mapping[str, Any], patch: int) -> Geometry:
     mode = given.get("crop_mode", "center")
     if mode not in ("center", "squash"):
         raise InputError(
-            f"timm's crop_mode is {mode!r}, which pads pictures; featkit does center and squash."
+            f"timm's crop_mode is {mode!r}, which pads images; featkit does center and squash."
         )
     side = max(height, width)
     resize_to = math.floor(side / crop_pct)
@@ -353,7 +353,7 @@ def _class_of(path: Path, named: object) -> str:
         known = ", ".join(CLASSES)
         raise InputError(
             f"{path} names the class {named!r}, whose steps featkit does not know; known are"
-            f" {known}. If it prepares pictures as one of these does, write that name there, such"
+            f" {known}. If it prepares images as one of these does, write that name there, such"
             " as ViTImageProcessor."
         )
     return kind
@@ -402,7 +402,7 @@ def _refuse_steps(path: Path, values: Mapping[str, Any], kind: str) -> None:
             path,
             "do_resize",
             repr(values["do_resize"]),
-            "true, since a model file's pictures have one size",
+            "true, since a model file's images have one size",
         )
 
 
@@ -443,7 +443,7 @@ def _sizes(path: Path, values: Mapping[str, Any], kind: str) -> tuple[str, int, 
         assert crop is not None
         if crop[0] > height or crop[1] > width or crop[0] * width != crop[1] * height:
             wanted = (
-                f"no more than the size {height}×{width} that pictures are stretched to, and of its"
+                f"no more than the size {height}×{width} that images are stretched to, and of its"
                 " proportions"
             )
             raise _refusal(path, "crop_size", repr(values["crop_size"]), wanted)

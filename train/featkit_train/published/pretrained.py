@@ -206,7 +206,7 @@ def _sizes_of_a_file(
 
 
 def _adapted(published: Published, outlines: Mapping[str, torch.Tensor]) -> Published:
-    """The row with the position table, patches and registers of a file, and pictures of a multiple
+    """The row with the position table, patches and registers of a file, and images of a multiple
     of its patches."""
     if published.kind != "vit":
         return published
@@ -324,7 +324,7 @@ def _timm_side(backbone: TimmModel, outlines: Mapping[str, torch.Tensor]) -> int
 def _prepared_as(
     found: Weights, weights: Path | None, default: Geometry
 ) -> tuple[Geometry, dict[str, str]]:
-    """How the folder that the user named prepares its pictures, else the family's own recipe; and a
+    """How the folder that the user named prepares its images, else the family's own recipe; and a
     note for the origin.
 
     Only for a folder that the user named: a name alone stands for the recipe of its row.

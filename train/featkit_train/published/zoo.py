@@ -1,5 +1,5 @@
 """The published self-distilled backbones, a row each: what they are made of, how they see a
-picture, where their weights are.
+image, where their weights are.
 
 Data alone, so that the list prints without torch. `featkit_train.published.pretrained` builds and
 loads them.
@@ -68,7 +68,7 @@ def crop_of_256(patch: int) -> Geometry:
 
 
 def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
-    """DINOv3: the whole picture to 224 × 224, bilinear."""
+    """DINOv3: the whole image to 224 × 224, bilinear."""
     return Geometry(
         height=224,
         width=224,

@@ -1,7 +1,7 @@
 """Curves as SVG in the page's own colors: axes, ticks, labels at the ends, and figures under the
 pointer without a script.
 
-All lengths are units of the picture's own coordinates, which the page scales to the width it has.
+All lengths are units of the image's own coordinates, which the page scales to the width it has.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OUTLIER = 6.0
 
 @dataclass(frozen=True)
 class Frame:
-    """Where steps and values lie in the picture."""
+    """Where steps and values lie in the image."""
 
     width: float
     right: float

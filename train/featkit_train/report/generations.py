@@ -73,7 +73,7 @@ COLUMNS = (
         lambda row: row.parameters,
         lambda count: f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,.0f}",
     ),
-    Column("pictures a second", lambda row: row.images_per_s, number),
+    Column("images a second", lambda row: row.images_per_s, number),
     Column("training took", lambda row: row.seconds, duration),
 )
 
@@ -126,7 +126,7 @@ def _about(standing: Standing) -> str:
     )
     parts = [
         f"by {method_name(standing.method).replace('_', ' ')}" if standing.method else "",
-        counted(standing.num_held_out, "held-out picture"),
+        counted(standing.num_held_out, "held-out image"),
         (
             f"{counted(len(standing.classes), 'class', 'classes')}: {classes}{more}"
             if standing.classes
@@ -214,13 +214,13 @@ def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
     accuracy = Series(
         "accuracy", [row.accuracy for row in rows], [row.standard_error for row in rows]
     )
-    pictures = f"Of {counted(standing.num_held_out, 'held-out picture')}."
+    images = f"Of {counted(standing.num_held_out, 'held-out image')}."
     apart = (
         " Diamonds are ensembles."
         if kind != "ensemble" and not all(place.joined for place in places)
         else ""
     )
-    parts = [_figure(f"Accuracy by {kind}", places_chart(places, [accuracy]), f"{pictures}{apart}")]
+    parts = [_figure(f"Accuracy by {kind}", places_chart(places, [accuracy]), f"{images}{apart}")]
     timed = [place for place, row in enumerate(rows) if row.images_per_s is not None]
     if kind == "exit" and len(timed) > 1:
         at = Series(
@@ -236,7 +236,7 @@ def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
         parts.insert(
             0,
             _figure(
-                "Accuracy over pictures a second", drawing, f"Up is better, right is faster.{apart}"
+                "Accuracy over images a second", drawing, f"Up is better, right is faster.{apart}"
             ),
         )
     features = [
@@ -247,7 +247,7 @@ def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
     if features:
         words = {
             "kNN": "kNN: neighbors carry the label.",
-            "copies": "Copies: an edited picture finds its original.",
+            "copies": "Copies: an edited image finds its original.",
         }
         about = " ".join(words[one.name] for one in features)
         parts.append(

@@ -85,7 +85,7 @@ def write_run_report(run: Path) -> Path:
         _scores(metrics, settings),
         _notes(notes),
         _curves(metrics, [step for step, _ in notes]),
-        _pictures(run / SNAPSHOTS),
+        _images(run / SNAPSHOTS),
         settings_section(settings, record, began=metrics.curves.get("momentum")),
     ]
     name = str(settings.get("name") or run.resolve().name)
@@ -168,7 +168,7 @@ def _about(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
         f"by {method_name(str(settings['method']))}" if "method" in settings else "",
         f"backbone of {', '.join(shape)}" if shape else "",
         str(settings.get("classifier.arch", "")),
-        f"pictures of {names}" if names else "",
+        f"images of {names}" if names else "",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -212,7 +212,7 @@ def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
     batch_size = settings.get("run.batch_size")
     if metrics.seconds > 0 and isinstance(batch_size, int):
         rate = metrics.last_step * batch_size / metrics.seconds
-        cards.append(card("Pictures a second", number(rate), "over all steps"))
+        cards.append(card("Images a second", number(rate), "over all steps"))
     waiting = metrics.curves.get("waiting_share")
     if waiting is not None and waiting.last is not None:
         share = sum(point.total for point in waiting.points) / sum(
@@ -227,7 +227,7 @@ def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
         seen = metrics.last_step * batch_size
         cards.append(
             card(
-                "Pictures seen",
+                "Images seen",
                 f"{seen:,}" if seen < 1e7 else f"{seen / 1e6:,.1f} M",
                 f"{batch_size:,} a step",
             )
@@ -326,10 +326,10 @@ def _still(curve: Curve) -> str:
     return f"<li>{text(curve.name)} <b>{number(curve.last[1])}</b> {words}</li>"
 
 
-# -- pictures --------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------
 
 
-def _pictures(folder: Path) -> str:
+def _images(folder: Path) -> str:
     snapshots, photographs = list_snapshots(folder), read_photographs(folder)
     if not snapshots or not photographs:
         return ""
@@ -352,9 +352,9 @@ def _pictures(folder: Path) -> str:
         " dark to bright.</p>"
         f'<div class="seen">{cards}</div>'
         "<h2>Over time</h2>"
-        '<p class="lead">The same pictures as the network learned. Colors are turned to stay alike'
+        '<p class="lead">The same images as the network learned. Colors are turned to stay alike'
         " from step to step.</p>"
-        f'<div class="card scroll" tabindex="0" role="region" aria-label="Pictures over'
+        f'<div class="card scroll" tabindex="0" role="region" aria-label="Images over'
         f' time"><table class="time">'
         "<thead><tr><th"
         f' scope="col">photograph</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
@@ -410,7 +410,7 @@ def settings_section(
     chief = {name: settings[name] for name in CHIEF_SETTINGS if name in settings}
     if chief.get("teacher.momentum", "") is None and began is not None and began.first is not None:
         chief["teacher.momentum"] = f"{number(began.first[1])}, by the number of steps"
-    # methods with labels see one crop of a picture
+    # methods with labels see one crop of an image
     unread = LOCAL_CROPS if "classifier.arch" in settings else ()
     chief = {
         name: value

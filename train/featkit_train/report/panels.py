@@ -43,7 +43,7 @@ ROWS = (
         LEARNING,
         "Accuracy",
         ("accuracy",),
-        "Share of held-out pictures that are classified rightly, by the deepest exit. This is what"
+        "Share of held-out images that are classified rightly, by the deepest exit. This is what"
         " to look at.",
         always=True,
     ),
@@ -65,14 +65,14 @@ ROWS = (
         LEARNING,
         "Calibration error",
         ("ece",),
-        "ECE: mean distance of confidence from accuracy on held-out pictures. Lower is better.",
+        "ECE: mean distance of confidence from accuracy on held-out images. Lower is better.",
         always=True,
     ),
     Row(
         LEARNING,
         "Copies found",
         ("copy_recall.*",),
-        "Share of edited held-out pictures whose nearest neighbor is their original.",
+        "Share of edited held-out images whose nearest neighbor is their original.",
         always=True,
         beside=WITH_LABELS,
     ),
@@ -80,7 +80,7 @@ ROWS = (
         LEARNING,
         "Copies found",
         ("copy_recall.*",),
-        "Share of edited held-out pictures whose nearest neighbor is their original. This is what"
+        "Share of edited held-out images whose nearest neighbor is their original. This is what"
         " to look at.",
         always=True,
     ),
@@ -88,7 +88,7 @@ ROWS = (
         LEARNING,
         "Nearest neighbors",
         ("knn.*",),
-        "Share of held-out pictures whose neighbors carry their label.",
+        "Share of held-out images whose neighbors carry their label.",
         always=True,
     ),
     Row(LEARNING, "", (".*(recall|accuracy|precision).*",), always=True),
@@ -155,7 +155,7 @@ ROWS = (
     Row(OPTIMIZER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
     Row(OPTIMIZER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
     Row(OPTIMIZER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
-    Row(SPEED, "Pictures a second", ("images_per_s",), "Over the steps since the reading before."),
+    Row(SPEED, "Images a second", ("images_per_s",), "Over the steps since the reading before."),
     Row(
         SPEED,
         "Waiting for data",
@@ -165,7 +165,7 @@ ROWS = (
     Row(SPEED, "Steps a second", ("steps_per_s",), ""),
     Row(
         SPEED,
-        "Unreadable pictures",
+        "Unreadable images",
         ("unreadable",),
         "Counted from the first step of the run, each time they come up; of all processes.",
     ),

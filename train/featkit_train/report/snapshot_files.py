@@ -1,4 +1,4 @@
-"""The pictures of a run as files: `snapshots/photographs/` once, and `snapshots/step-00000200/` for
+"""The images of a run as files: `snapshots/photographs/` once, and `snapshots/step-00000200/` for
 each step kept.
 
     photographs/names.json, 00.jpg ...      what is looked at
@@ -7,7 +7,7 @@ each step kept.
     step-00000200/00-heads.png              (heads * h, w): the same for each head, one below the other
 
 One pixel is one patch. A folder is there whole or not at all, and the same numbers give the same
-bytes. Letters: P pictures, (h, w) patches, (H, W) pixels.
+bytes. Letters: P images, (h, w) patches, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from featkit.images import printable, thumbnail_jpeg
 
 SNAPSHOTS, PHOTOGRAPHS, NAMES_FILE, FORMAT = "snapshots", "photographs", "names.json", 1
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
-# percentile of a picture's attention that is shown as bright as can be; single patches would darken
+# percentile of an image's attention that is shown as bright as can be; single patches would darken
 # the rest
 BRIGHTEST = 99.0
 # Dark to bright by even steps of lightness, as matplotlib's magma; value, red, green, blue.
@@ -45,7 +45,7 @@ GLOW = (
 
 @dataclass(frozen=True)
 class Tiles:
-    """What is drawn of one picture: pca (h, w, 3) uint8; attention (heads, h, w), or None of a
+    """What is drawn of one image: pca (h, w, 3) uint8; attention (heads, h, w), or None of a
     network without it."""
 
     pca: np.ndarray
@@ -60,7 +60,7 @@ class Snapshot:
     folder: Path
 
     def file(self, number: int, kind: str) -> Path | None:
-        """Picture `number`'s file of a kind (pca, attention, heads); None where there is none."""
+        """Image `number`'s file of a kind (pca, attention, heads); None where there is none."""
         path = self.folder / f"{number:02d}-{kind}.png"
         return path if path.is_file() else None
 
@@ -96,7 +96,7 @@ def write_snapshot(folder: Path, step: int, tiles: Sequence[Tiles]) -> Snapshot:
 
 
 def read_pca(snapshot: Snapshot, count: int) -> list[np.ndarray] | None:
-    """The (h, w, 3) colors of `count` pictures; None where one of them is missing or torn."""
+    """The (h, w, 3) colors of `count` images; None where one of them is missing or torn."""
     colors = []
     for number in range(count):
         path = snapshot.file(number, "pca")
@@ -111,7 +111,7 @@ def read_pca(snapshot: Snapshot, count: int) -> list[np.ndarray] | None:
 
 
 def read_heads(snapshot: Snapshot, number: int) -> list[bytes]:
-    """PNG bytes of each head's attention of picture `number`; none where there are none."""
+    """PNG bytes of each head's attention of image `number`; none where there are none."""
     strip, mean = snapshot.file(number, "heads"), snapshot.file(number, "attention")
     if strip is None or mean is None:
         return []
@@ -124,11 +124,11 @@ def read_heads(snapshot: Snapshot, number: int) -> list[bytes]:
         return []
 
 
-def write_photographs(folder: Path, pictures: Sequence[np.ndarray], names: Sequence[str]) -> None:
-    """Write the pictures (H, W, 3) uint8 and their names below `folder`, unless these very ones are
+def write_photographs(folder: Path, images: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    """Write the images (H, W, 3) uint8 and their names below `folder`, unless these very ones are
     there."""
     place = folder / PHOTOGRAPHS
-    jpegs = [thumbnail_jpeg(picture) for picture in pictures]
+    jpegs = [thumbnail_jpeg(image) for image in images]
     record = json.dumps(
         {"format": FORMAT, "names": [printable(name) for name in names]}, ensure_ascii=False
     )
@@ -145,7 +145,7 @@ def write_photographs(folder: Path, pictures: Sequence[np.ndarray], names: Seque
 
 
 def read_photographs(folder: Path) -> list[tuple[str, bytes]]:
-    """Name and JPEG bytes of each picture below `folder`; none where there are none that this
+    """Name and JPEG bytes of each image below `folder`; none where there are none that this
     release can read."""
     place = folder / PHOTOGRAPHS
     try:
@@ -160,7 +160,7 @@ def read_photographs(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def glow(attention: np.ndarray) -> np.ndarray:
-    """(h, w) shares to (h, w) uint8: 0 is none, 255 is percentile BRIGHTEST of this picture's and
+    """(h, w) shares to (h, w) uint8: 0 is none, 255 is percentile BRIGHTEST of this image's and
     above."""
     finite = np.nan_to_num(attention.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     brightest = float(np.percentile(finite, BRIGHTEST))
@@ -172,8 +172,8 @@ def glow(attention: np.ndarray) -> np.ndarray:
 
 
 def glowing(shades: np.ndarray) -> Image.Image:
-    """(h, w) uint8 as a picture from dark to bright."""
-    image = Image.fromarray(shades).convert("P")  # a gray picture's palette is the grays in order
+    """(h, w) uint8 as an image from dark to bright."""
+    image = Image.fromarray(shades).convert("P")  # a gray image's palette is the grays in order
     image.putpalette(glow_palette())
     return image
 

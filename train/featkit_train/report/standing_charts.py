@@ -75,7 +75,7 @@ def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
 
 
 def speed_chart(places: Sequence[Place], accuracy: Series, images_per_s: Sequence[float]) -> str:
-    """An SVG of accuracy over pictures a second, each place with its name; the line joins them from
+    """An SVG of accuracy over images a second, each place with its name; the line joins them from
     slow to fast."""
     low, high, steps = nice_ticks(min(images_per_s), max(images_per_s), 4)
     frame, values = _frame([accuracy], low, high)

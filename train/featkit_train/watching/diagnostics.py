@@ -36,7 +36,7 @@ LEAST_TRAVEL = 10.0  # times that a teacher is made anew over a run: the sum of 
 
 
 class Collapse(FeatkitError):
-    """Training was stopped since its outputs no longer tell pictures apart, or are no numbers."""
+    """Training was stopped since its outputs no longer tell images apart, or are no numbers."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Watch:
             found.append(
                 Finding(
                     f"Uniform {'outputs' if early else 'collapse'} at step {step}: for"
-                    f" {PATIENCE_STEPS} steps the teacher has put every picture on all"
+                    f" {PATIENCE_STEPS} steps the teacher has put every image on all"
                     f" {self.num_prototypes} prototypes alike"
                     + ("" if loss is None else " (loss = ln K)")
                     + (
@@ -100,7 +100,7 @@ class Watch:
             found.append(
                 Finding(
                     f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has"
-                    " put all pictures on one prototype. Raise dino.teacher_temp, lower"
+                    " put all images on one prototype. Raise dino.teacher_temp, lower"
                     " dino.center_momentum or set dino.centering to sinkhorn.",
                     is_collapse=True,
                 )
@@ -183,7 +183,7 @@ def first_bad_tensor(
     again: makes the pass again in which it happened, whose modules are asked for their outputs in
     the order they end.
     anywhere: whether it is so in any process, each of which may hold another part of a tensor and
-    other pictures.
+    other images.
     """
     for name, parameter in module.named_parameters():
         if anywhere(_is_bad(parameter)):

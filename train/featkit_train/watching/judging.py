@@ -3,10 +3,10 @@ to say where it does not.
 
 For trainings in a row, each taught by the one before: the generations of Born-Again Networks (arXiv
 1805.04770), the rounds of Noisy Student (arXiv 1911.04252), the exits of self-distillation within
-one network (arXiv 1905.08094). All figures are of held-out pictures that stay the same from one
+one network (arXiv 1905.08094). All figures are of held-out images that stay the same from one
 training to the next.
 
-Letters: N pictures, K classes.
+Letters: N images, K classes.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ ECE_BINS = 15  # Guo et al., section 4
 ONE_SIDED = 1.645  # standard errors that chance alone reaches upwards once in twenty times
 SURER_BY = 0.05  # more confidence in wrong answers from the first to the last
 SHARED_ERRORS = 0.8  # of the teacher's errors
-FEWER_CLASSES = 0.6  # times as many as the labeled pictures have
-LEAST_ACCEPTED = 0.01  # of the unlabeled pictures
+FEWER_CLASSES = 0.6  # times as many as the labeled images have
+LEAST_ACCEPTED = 0.01  # of the unlabeled images
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How much more accurate one training is than another on the same pictures, and how far chance
+    """How much more accurate one training is than another on the same images, and how far chance
     moves that."""
 
     difference: float
     standard_error: float
-    num_pictures: int
+    num_images: int
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Remark:
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the pictures whose most probable class is their label; of equal classes the first
+    """Share of the images whose most probable class is their label; of equal classes the first
     one.
 
-    probs (N, K), any float; labels (N,), whole numbers below K. ValueError for no pictures, and
+    probs (N, K), any float; labels (N,), whole numbers below K. ValueError for no images, and
     where the shapes do not fit.
     """
     return float(_right(probs, labels).mean())
@@ -66,10 +66,10 @@ def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
 def expected_calibration_error(
     probs: np.ndarray, labels: np.ndarray, *, bins: int = ECE_BINS
 ) -> float:
-    """How far confidence is from accuracy, on average over pictures (Guo et al., arXiv 1706.04599,
+    """How far confidence is from accuracy, on average over images (Guo et al., arXiv 1706.04599,
     eq. 3); between 0 and 1.
 
-    Arguments and ValueErrors as for `accuracy`. A picture's confidence is its greatest probability;
+    Arguments and ValueErrors as for `accuracy`. An image's confidence is its greatest probability;
     bins are of equal width and hold their upper end. Computed in float64.
 
         for m in 1 ... bins:
@@ -85,7 +85,7 @@ def expected_calibration_error(
 
 
 def confidence_when_wrong(probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Mean of the greatest probability over the pictures that are classified wrongly; arguments as
+    """Mean of the greatest probability over the images that are classified wrongly; arguments as
     for `accuracy`.
 
     None where none is wrong: a zero would look like a network that doubts all its mistakes.
@@ -95,16 +95,16 @@ def confidence_when_wrong(probs: np.ndarray, labels: np.ndarray) -> float | None
 
 
 def shared_errors(probs: np.ndarray, teacher_probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Of the pictures that the teacher classifies wrongly, the share to which the student gives the
+    """Of the images that the teacher classifies wrongly, the share to which the student gives the
     very same wrong class.
 
-    probs and teacher_probs (N, K) of the same pictures; otherwise as for `accuracy`. None where the
+    probs and teacher_probs (N, K) of the same images; otherwise as for `accuracy`. None where the
     teacher is never wrong.
     """
     if probs.shape != teacher_probs.shape:
         raise ValueError(
             f"probabilities of {probs.shape} and of {teacher_probs.shape} are not of the same"
-            " pictures"
+            " images"
         )
     wrong = ~_right(teacher_probs, labels)
     same = probs.argmax(axis=1) == teacher_probs.argmax(axis=1)
@@ -115,11 +115,11 @@ def paired_gain(before_probs: np.ndarray, after_probs: np.ndarray, labels: np.nd
     """Accuracy after less accuracy before, and its standard error (McNemar, Psychometrika 12,
     1947).
 
-    before_probs and after_probs (N, K) of the same pictures; otherwise as for `accuracy`. Pictures
-    that both judge alike cancel, so the error is far below that of two accuracies on pictures of
+    before_probs and after_probs (N, K) of the same images; otherwise as for `accuracy`. Images
+    that both judge alike cancel, so the error is far below that of two accuracies on images of
     their own.
 
-        b = pictures that are right after and wrong before;  c = the other way round
+        b = images that are right after and wrong before;  c = the other way round
         difference = (b - c) / N;  standard_error = sqrt(b + c - (b - c)^2 / N) / N
     """
     before, after = _right(before_probs, labels), _right(after_probs, labels)
@@ -133,23 +133,23 @@ def beyond_noise(gain: Gain) -> bool:
 
     One-sided, since one question is asked: is it worth going on? No better and worse are both a no,
     so nothing is spent on telling them apart. It takes the normal law for the difference, which
-    promises too much where fewer than about ten pictures changed sides: three of three pass, as
+    promises too much where fewer than about ten images changed sides: three of three pass, as
     three coins do in one of eight throws.
     """
     return gain.difference > 0 and gain.difference > ONE_SIDED * gain.standard_error
 
 
 def effective_classes(counts: np.ndarray) -> float:
-    """Over how many classes pictures spread: exp of the entropy of the classes' shares; between 1
+    """Over how many classes images spread: exp of the entropy of the classes' shares; between 1
     and K.
 
-    counts (K,), pictures of each class. 0 where there are none at all. ValueError for counts below
+    counts (K,), images of each class. 0 where there are none at all. ValueError for counts below
     0.
 
         p = counts / sum(counts);  exp(-sum(p * log(p)))
     """
     if (counts < 0).any():
-        raise ValueError("counts of pictures are not below 0")
+        raise ValueError("counts of images are not below 0")
     total = counts.sum()
     if total == 0:
         return 0.0
@@ -167,18 +167,18 @@ def no_gain(
     `paired_gain` of the two."""
     if beyond_noise(gain):
         return None
-    worse = beyond_noise(Gain(-gain.difference, gain.standard_error, gain.num_pictures))
+    worse = beyond_noise(Gain(-gain.difference, gain.standard_error, gain.num_images))
     verdict = "is less accurate than {}" if worse else "does not beat {} beyond noise"
     unseen = (
         f" A gain below {ONE_SIDED * gain.standard_error:.3f} does not show on so few: hold out"
-        " more pictures to see it."
+        " more images to see it."
     )
     return Remark(
         "no_gain",
         gain.difference,
         f"{kind.capitalize()} {generation} {verdict.format(f'{kind} {generation - 1}')}: accuracy"
         f" {after:.3f} after {before:.3f}, {gain.difference:+.3f} ± {gain.standard_error:.3f} on"
-        f" {counted(gain.num_pictures, 'held-out picture')}. Stop here and keep {kind}"
+        f" {counted(gain.num_images, 'held-out image')}. Stop here and keep {kind}"
         f" {generation - 1}, or let the {kind}s vote as an"
         f" ensemble.{unseen if gain.standard_error > 0 and not worse else ''}",
     )
@@ -207,7 +207,7 @@ def surer_of_mistakes(
         highest - lowest,
         f"Surer of its mistakes with each {kind}: from {kind} {start} to {end} the mean confidence"
         f" in wrong answers goes {values}, in all {highest - lowest:+.2f}. Raise the temperature of"
-        " the teacher's probabilities, smooth the labels, or weigh pictures by the teacher's"
+        " the teacher's probabilities, smooth the labels, or weigh images by the teacher's"
         " confidence (CWTM).",
     )
 
@@ -222,7 +222,7 @@ def agrees_with_errors(
     return Remark(
         "agrees_with_errors",
         share,
-        f"The {student} repeats its teacher's mistakes: of the held-out pictures that the teacher"
+        f"The {student} repeats its teacher's mistakes: of the held-out images that the teacher"
         f" gets wrong, it gives {share:.0%} the same wrong class, more than {threshold:.0%}. Give"
         " it what the teacher did not have, as stronger augmentation and dropout, or more weight"
         " on the labels beside the teacher.",
@@ -231,10 +231,10 @@ def agrees_with_errors(
 
 def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
     """Of pseudo-labels that fall on few classes: fewer than FEWER_CLASSES times those of the
-    labeled pictures.
+    labeled images.
 
-    counts (K,), accepted pictures of each class; expected: `effective_classes` of the labeled
-    pictures. None for no pictures at all, of which `nothing_accepted` speaks.
+    counts (K,), accepted images of each class; expected: `effective_classes` of the labeled
+    images. None for no images at all, of which `nothing_accepted` speaks.
     """
     found = effective_classes(counts)
     if found == 0 or found >= FEWER_CLASSES * expected:
@@ -242,20 +242,20 @@ def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
     return Remark(
         "few_classes",
         found,
-        f"Pseudo-labels fall on few classes: the {int(counts.sum()):,} accepted pictures spread"
-        f" over {found:.1f} of {len(counts):,} classes (exp of the entropy), the labeled pictures"
-        f" over {expected:.1f}. Take as many pictures of each class (class balancing), or give each"
+        f"Pseudo-labels fall on few classes: the {int(counts.sum()):,} accepted images spread"
+        f" over {found:.1f} of {len(counts):,} classes (exp of the entropy), the labeled images"
+        f" over {expected:.1f}. Take as many images of each class (class balancing), or give each"
         " class a threshold of its own, since the easy ones pass a common one first.",
     )
 
 
 def nothing_accepted(num_accepted: int, num_unlabeled: int, *, threshold: float) -> Remark | None:
-    """Of a round whose threshold lets through less than LEAST_ACCEPTED of the unlabeled pictures.
+    """Of a round whose threshold lets through less than LEAST_ACCEPTED of the unlabeled images.
 
-    ValueError for no unlabeled pictures.
+    ValueError for no unlabeled images.
     """
     if num_unlabeled < 1:
-        raise ValueError("a round without unlabeled pictures accepts none whatever its threshold")
+        raise ValueError("a round without unlabeled images accepts none whatever its threshold")
     share = num_accepted / num_unlabeled
     if share >= LEAST_ACCEPTED:
         return None
@@ -263,7 +263,7 @@ def nothing_accepted(num_accepted: int, num_unlabeled: int, *, threshold: float)
     return Remark(
         "nothing_accepted",
         share,
-        f"Hardly anything to learn from: {found} of {num_unlabeled:,} unlabeled pictures reach"
+        f"Hardly anything to learn from: {found} of {num_unlabeled:,} unlabeled images reach"
         f" the confidence of {threshold:g} that a pseudo-label needs. Lower that threshold, or"
         " train the first teacher for longer.",
     )
@@ -279,7 +279,7 @@ def _right(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
             f"probabilities of {probs.shape} and labels of {labels.shape} are not (N, K) and (N,)"
         )
     if len(labels) == 0:
-        raise ValueError("no pictures have no accuracy")
+        raise ValueError("no images have no accuracy")
     return np.asarray(probs.argmax(axis=1) == labels)
 
 

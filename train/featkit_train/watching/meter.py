@@ -45,7 +45,7 @@ class Meter:
 
     @property
     def images_per_s(self) -> float:
-        """Pictures a second over all steps so far."""
+        """Images a second over all steps so far."""
         return self.steps * self.batch_size / max(self.total_s, 1e-9)
 
     @property

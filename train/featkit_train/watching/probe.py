@@ -1,7 +1,7 @@
-"""What a run is measured by while it learns: copies found among held-out pictures, and nearest
+"""What a run is measured by while it learns: copies found among held-out images, and nearest
 neighbors of one label.
 
-Letters: N pictures, D width.
+Letters: N images, D width.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from featkit_train.watching.standing import held_out_knn, labels_tell
 
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on
 COPIES, KNN = "copy_recall", "knn"
-MOST_COPIES = 200  # pictures whose copies are looked for: a network sees five views of each
+MOST_COPIES = 200  # images whose copies are looked for: a network sees five views of each
 
 
 class HeldOut:
-    """Pictures that nothing is learned from, prepared once; `labels` are theirs where the source
+    """Images that nothing is learned from, prepared once; `labels` are theirs where the source
     knows any."""
 
     def __init__(
         self, source: Source, numbers: np.ndarray, geometry: Geometry, *, label: str = LABEL
     ) -> None:
-        self.pictures: list[np.ndarray] = []
+        self.images: list[np.ndarray] = []
         self.names: list[str] = []
         self.labels: list[str] = []  # empty text where none is known
         held_out = subset(source, [int(number) for number in numbers])
@@ -40,21 +40,21 @@ class HeldOut:
         for place in range(len(held_out)):
             with contextlib.suppress(InputError):  # one that cannot be read is not measured on
                 key = held_out.key(place)
-                picture = decode(held_out.read(place), name=key, shorter_side=DECODE_SIDE).pixels
+                image = decode(held_out.read(place), name=key, shorter_side=DECODE_SIDE).pixels
                 self.labels.append(label_of(place) if label_of is not None else "")
-                self.pictures.append(picture)
+                self.images.append(image)
                 self.names.append(key)
-        enough = len(self.pictures) > 1
-        some = [self.pictures[place] for place in evenly(len(self.pictures), most=MOST_COPIES)]
+        enough = len(self.images) > 1
+        some = [self.images[place] for place in evenly(len(self.images), most=MOST_COPIES)]
         self._copies = CopyProbe(some, geometry, seed=0, num_edits=4) if enough else None
         self.prepared = (
-            np.stack([geometry.apply(picture) for picture in self.pictures]) if enough else None
+            np.stack([geometry.apply(image) for image in self.images]) if enough else None
         )
         self._codes = np.unique(self.labels, return_inverse=True)[1]
 
     @property
     def copy_images(self) -> np.ndarray:
-        """The prepared pictures (N, H, W, 3) uint8 among which copies are looked for. ValueError
+        """The prepared images (N, H, W, 3) uint8 among which copies are looked for. ValueError
         where there are too few."""
         return self._probe().images
 
@@ -64,17 +64,17 @@ class HeldOut:
 
     def _probe(self) -> CopyProbe:
         if self._copies is None:
-            raise ValueError("copies are looked for among at least two pictures")
+            raise ValueError("copies are looked for among at least two images")
         return self._copies
 
     def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Log:
         """Scores by name, the first of them the one to watch; none where there are fewer than two
-        pictures.
+        images.
 
-        knn: accuracy of the label of every second picture by the 20 nearest of the others, where
-        labels tell pictures apart.
+        knn: accuracy of the label of every second image by the 20 nearest of the others, where
+        labels tell images apart.
         copy_recall: recall@1 of copies.
-        embed: prepared pictures (N, H, W, 3) uint8 to unit vectors (N, D) float32.
+        embed: prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32.
         """
         if self._copies is None or self.prepared is None:
             return {}
@@ -83,14 +83,14 @@ class HeldOut:
 
 
 def evenly(count: int, *, most: int) -> list[int]:
-    """At most so many of `count` places, spread over all of them, since pictures often lie sorted
+    """At most so many of `count` places, spread over all of them, since images often lie sorted
     by their kind."""
     taken = min(count, most)
     return [place * count // taken for place in range(taken)]
 
 
 def _labels(source: Source, column: str) -> Callable[[int], str] | None:
-    """What the source knows of its pictures' kinds, if anything."""
+    """What the source knows of its images' kinds, if anything."""
     try:
         return labels_of(source, find_column(source, column))
     except InputError:

@@ -1,15 +1,15 @@
 """What a backbone sees in a few held-out photographs, drawn while it learns: PCA of its patch
 tokens, and attention.
 
-The colors are the first three principal components of the patch tokens of all pictures together,
+The colors are the first three principal components of the patch tokens of all images together,
 as DINOv2 shows them (arXiv 2304.07193, figure 1, without its removal of the background), each
 brought to the same spread. Components have no sign, and change places as the network learns; so the
 three are turned together (orthogonal Procrustes, Schönemann 1966) until they are nearest to an
 earlier snapshot, the first one's to the photographs' own colors. A color so keeps its meaning
 over time. Attention is the class token's in the last block.
 
-Nothing is random, and nothing of the run is changed: a picture drawn or not, the steps that follow
-are the same. Letters: P patches of all pictures, D width, (h, w) patches of one, (H, W) pixels.
+Nothing is random, and nothing of the run is changed: an image drawn or not, the steps that follow
+are the same. Letters: P patches of all images, D width, (h, w) patches of one, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ import torch
 from featkit.atomic import remove_partials
 from featkit.geometry import Geometry
 from featkit_train.engine.inference import evaluating
+from featkit_train.images.augment import normalize
 from featkit_train.networks.base import Backbone
-from featkit_train.pictures.augment import normalize
 from featkit_train.report.snapshot_files import (
     Snapshot,
     Tiles,
@@ -37,7 +37,7 @@ from featkit_train.report.snapshot_files import (
     write_snapshot,
 )
 
-NUM_PICTURES = 6
+NUM_IMAGES = 6
 MOST_SNAPSHOTS = 12
 # patches a side that are worth looking at; how many times the native size that may be
 LEAST_GRID, MOST_TIMES = 24, 3
@@ -47,10 +47,10 @@ FULL_RANGE = (2.0, 98.0)
 
 
 class Snapshots:
-    """Draws the same pictures again and again into `folder`, and keeps at most MOST_SNAPSHOTS
+    """Draws the same images again and again into `folder`, and keeps at most MOST_SNAPSHOTS
     steps, evenly spread.
 
-    pictures: decoded, (H, W, 3) uint8 of any size, with their names; the first NUM_PICTURES are
+    images: decoded, (H, W, 3) uint8 of any size, with their names; the first NUM_IMAGES are
     taken. They are prepared by `geometry` at a multiple of its size, unless `enlarge` is False: for
     a backbone that knows one size only.
     every: steps between two snapshots; kept are multiples of it (by 2, 4, 8 ... as the run goes on)
@@ -60,46 +60,45 @@ class Snapshots:
     def __init__(
         self,
         folder: Path,
-        pictures: Sequence[np.ndarray],
+        images: Sequence[np.ndarray],
         names: Sequence[str],
         geometry: Geometry,
         *,
         every: int,
         enlarge: bool = True,
     ) -> None:
-        if len(pictures) != len(names):
-            raise ValueError(f"{len(pictures)} pictures have {len(names)} names")
+        if len(images) != len(names):
+            raise ValueError(f"{len(images)} images have {len(names)} names")
         if every < 1:
             raise ValueError(f"a snapshot every {every} steps")
         self.folder, self.every = folder, every
         self.geometry = enlarged(geometry) if enlarge else geometry
-        self.names = [str(name) for name in names[:NUM_PICTURES]]
-        self.pictures = [self.geometry.apply(picture) for picture in pictures[:NUM_PICTURES]]
+        self.names = [str(name) for name in names[:NUM_IMAGES]]
+        self.images = [self.geometry.apply(image) for image in images[:NUM_IMAGES]]
 
     def draw(self, backbone: Backbone, step: int) -> Snapshot | None:
-        """Draw the pictures as `backbone` sees them after `step` steps; None where there is nothing
+        """Draw the images as `backbone` sees them after `step` steps; None where there is nothing
         to draw.
 
         Snapshots of later steps, which a run left that is now resumed from an earlier checkpoint,
         are removed.
         """
-        if not self.pictures:
+        if not self.images:
             return None
         remove_partials(self.folder)
-        write_photographs(self.folder, self.pictures, self.names)
+        write_photographs(self.folder, self.images, self.names)
         earlier = []
         for snapshot in list_snapshots(self.folder):
             if snapshot.step < step:
                 earlier.append(snapshot)
             else:
                 shutil.rmtree(snapshot.folder)
-        patch_tokens, attention = look(backbone, self.pictures, self.geometry)
+        patch_tokens, attention = look(backbone, self.images, self.geometry)
         grids = [tokens.shape[:2] for tokens in patch_tokens]
         reference = self._reference(earlier, step)
         if reference is None or [colors.shape[:2] for colors in reference] != grids:
             reference = [
-                patch_colors(picture, grid)
-                for picture, grid in zip(self.pictures, grids, strict=True)
+                patch_colors(image, grid) for image, grid in zip(self.images, grids, strict=True)
             ]
         colored = joint_pca_colors(patch_tokens, reference)
         drawn = write_snapshot(
@@ -120,11 +119,11 @@ class Snapshots:
             if is_kept(snapshot.step, newest=2 * step, every=self.every)
         ]
         kept = lasting or earlier[:1]
-        return read_pca(kept[-1], len(self.pictures)) if kept else None
+        return read_pca(kept[-1], len(self.images)) if kept else None
 
 
 def enlarged(geometry: Geometry) -> Geometry:
-    """The same view of a picture at the least whole multiple of the size that gives LEAST_GRID
+    """The same view of an image at the least whole multiple of the size that gives LEAST_GRID
     patches, or MOST_TIMES it."""
     grid = min(geometry.height, geometry.width) // geometry.patch
     times = min(max(math.ceil(LEAST_GRID / max(grid, 1)), 1), MOST_TIMES)
@@ -151,25 +150,23 @@ def is_kept(step: int, *, newest: int, every: int) -> bool:
 
 
 def look(
-    backbone: Backbone, pictures: Sequence[np.ndarray], geometry: Geometry
+    backbone: Backbone, images: Sequence[np.ndarray], geometry: Geometry
 ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Patch tokens (h, w, D) float32 of each prepared picture, and attention (heads, h, w), None
+    """Patch tokens (h, w, D) float32 of each prepared image, and attention (heads, h, w), None
     without a class token.
 
-    One picture at a time, so that memory stays small beside training; the backbone's training modes
+    One image at a time, so that memory stays small beside training; the backbone's training modes
     come back as they were.
     """
     device = next(backbone.parameters()).device
     tokens: list[np.ndarray] = []
     attention: list[np.ndarray | None] = []
     with torch.no_grad(), evaluating(backbone):
-        for picture in pictures:
-            pixels = (
-                torch.from_numpy(picture.copy()).to(device).permute(2, 0, 1)[None].float() / 255
-            )
-            images = normalize(pixels, mean=geometry.mean, std=geometry.std)
+        for image in images:
+            pixels = torch.from_numpy(image.copy()).to(device).permute(2, 0, 1)[None].float() / 255
+            normalized = normalize(pixels, mean=geometry.mean, std=geometry.std)
             seen = backbone.activations(
-                images, layers=(backbone.depth,), attention=backbone.has_attention
+                normalized, layers=(backbone.depth,), attention=backbone.has_attention
             )
             tokens.append(seen.features[0].patch_tokens[0].float().cpu().numpy())
             attention.append(
@@ -181,10 +178,10 @@ def look(
 def joint_pca_colors(
     patch_tokens: Sequence[np.ndarray], reference: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """(h, w, D) tokens of each picture to (h, w, 3) uint8 colors, by one PCA over the patches of
+    """(h, w, D) tokens of each image to (h, w, 3) uint8 colors, by one PCA over the patches of
     all.
 
-    reference: (h, w, 3) of each picture, the colors to keep to. Components run from dark at
+    reference: (h, w, 3) of each image, the colors to keep to. Components run from dark at
     percentile FULL_RANGE[0] of all patches to bright at FULL_RANGE[1].
     """
     scores = pca_scores(
@@ -226,12 +223,12 @@ def laid_onto(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return np.asarray(standardized @ (left @ right))
 
 
-def patch_colors(picture: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
+def patch_colors(image: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
     """(H, W, 3) uint8 to (h, w, 3): the mean color of each patch of a grid that divides the
-    picture."""
+    image."""
     height, width = grid
-    rows, columns = picture.shape[0] // height, picture.shape[1] // width
-    blocks = picture[: height * rows, : width * columns].reshape(height, rows, width, columns, 3)
+    rows, columns = image.shape[0] // height, image.shape[1] // width
+    blocks = image[: height * rows, : width * columns].reshape(height, rows, width, columns, 3)
     return np.asarray(blocks.mean(axis=(1, 3)))
 
 

@@ -28,7 +28,7 @@ from featkit_train.watching.judging import (
 
 STANDING_FILE = "generations.json"
 FORMAT = 1
-LEAST_A_LABEL = 4  # held-out pictures, on average; with fewer, neighbors of one label say nothing
+LEAST_A_LABEL = 4  # held-out images, on average; with fewer, neighbors of one label say nothing
 NETWORK = "network"  # the folder of the one training whose exits are rows
 Kind = Literal["generation", "ensemble", "exit", "round"]
 POSITIVE = ("seconds", "images_per_s", "parameters")  # the rest are shares, which 1 bounds
@@ -36,7 +36,7 @@ POSITIVE = ("seconds", "images_per_s", "parameters")  # the rest are shares, whi
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One training, exit or ensemble, measured on the held-out pictures. None is what was not
+    """One training, exit or ensemble, measured on the held-out images. None is what was not
     measured or does not exist.
 
     ValueError for a figure that cannot be: no finite number, a share beyond 0 and 1, a kind that is
@@ -89,7 +89,7 @@ class Row:
         images_per_s: float | None = None,
         parameters: int | None = None,
     ) -> Row:
-        """Measured on N held-out pictures: probs and teacher_probs (N, K), labels (N,), vectors (N,
+        """Measured on N held-out images: probs and teacher_probs (N, K), labels (N,), vectors (N,
         D), any float.
 
         The standard error is that of a share, sqrt(accuracy * (1 - accuracy) / N). kNN is measured
@@ -165,7 +165,7 @@ class Standing:
 
 
 def held_out_knn(vectors: np.ndarray, labels: np.ndarray) -> float | None:
-    """Share of every second picture whose nearest neighbors of the others vote for its label.
+    """Share of every second image whose nearest neighbors of the others vote for its label.
 
     vectors (N, D), labels (N,). None where the labels do not tell.
     """
@@ -180,7 +180,7 @@ def held_out_knn(vectors: np.ndarray, labels: np.ndarray) -> float | None:
 
 def labels_tell(labels: np.ndarray) -> bool:
     """Whether neighbors by their labels (N,) say anything: not where all are one, or have too few
-    pictures on average."""
+    images on average."""
     return 1 < len(np.unique(labels)) <= len(labels) / LEAST_A_LABEL
 
 

@@ -15,25 +15,25 @@ from featkit.cli.app import main
 from featkit.embedder import Embedder
 from featkit.evaluate import CopiesReport, evaluate_copies
 from featkit.sources import open_source, subset
+from tests.images import draw_folder
 from tests.model_files import make_model_file
-from tests.pictures import draw_folder
 
 COUNT = 4
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`pictures`, one of them unreadable, and a model file `m.onnx`."""
+    """`images`, one of them unreadable, and a model file `m.onnx`."""
     folder = tmp_path_factory.mktemp("evaluate")
-    pictures = draw_folder(folder / "pictures", COUNT)
-    (pictures / "bad.jpg").write_bytes(b"no picture")
+    images = draw_folder(folder / "images", COUNT)
+    (images / "bad.jpg").write_bytes(b"no image")
     make_model_file(folder / "m.onnx")
     return folder
 
 
 def expected(folder: Path, *, seed: int) -> CopiesReport:
     """What the library says."""
-    return evaluate_copies(open_source(folder / "pictures"), Embedder(folder / "m.onnx"), seed=seed)
+    return evaluate_copies(open_source(folder / "images"), Embedder(folder / "m.onnx"), seed=seed)
 
 
 def test_evaluate_prints_each_method_and_each_edit(
@@ -44,7 +44,7 @@ def test_evaluate_prints_each_method_and_each_edit(
             [
                 "evaluate",
                 "copies",
-                str(folder / "pictures"),
+                str(folder / "images"),
                 "--model",
                 str(folder / "m.onnx"),
                 "--quiet",
@@ -56,7 +56,7 @@ def test_evaluate_prints_each_method_and_each_edit(
     assert said.err == ""
     lines = [line.rstrip() for line in said.out.splitlines()]
     report = expected(folder, seed=0)
-    assert lines[0] == "Copies among 4 pictures (edits v1, seed 0)"
+    assert lines[0] == "Copies among 4 images (edits v1, seed 0)"
     for number, score in enumerate(report.methods):
         figures = (
             score.recall_at_1,
@@ -84,7 +84,7 @@ def test_evaluate_prints_each_method_and_each_edit(
     ]
     left_out = lines.index("Left out")
     assert lines[left_out + 2 :] == [
-        "bad.jpg  bad.jpg is not a picture in a format that can be read."
+        "bad.jpg  bad.jpg is not an image in a format that can be read."
     ]
 
 
@@ -94,7 +94,7 @@ def test_evaluate_as_json_equals_the_library(
     command = [
         "evaluate",
         "copies",
-        str(folder / "pictures"),
+        str(folder / "images"),
         "--model",
         str(folder / "m.onnx"),
         "--seed",
@@ -112,8 +112,8 @@ def test_evaluate_as_json_equals_the_library(
 def test_a_column_is_chosen(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures = [file.read_bytes() for file in sorted((folder / "pictures").glob("0*.jpg"))]
-    columns = {"image": pa.array([b"no picture"] * COUNT), "photo": pa.array(pictures)}
+    images = [file.read_bytes() for file in sorted((folder / "images").glob("0*.jpg"))]
+    columns = {"image": pa.array([b"no image"] * COUNT), "photo": pa.array(images)}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     command = [
         "evaluate",
@@ -124,19 +124,19 @@ def test_a_column_is_chosen(
         "--json",
     ]
     assert main([*command, "--column", "photo"]) == 0
-    assert json.loads(capsys.readouterr().out)["num_pictures"] == COUNT
+    assert json.loads(capsys.readouterr().out)["num_images"] == COUNT
     assert main(command) == 2
-    assert "has 0 readable pictures" in capsys.readouterr().err
+    assert "has 0 readable images" in capsys.readouterr().err
 
 
-def test_evaluate_of_the_last_pictures_leaves_the_others_out(
+def test_evaluate_of_the_last_images_leaves_the_others_out(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # In the order of keys the unreadable one is the last.
     command = [
         "evaluate",
         "copies",
-        str(folder / "pictures"),
+        str(folder / "images"),
         "--model",
         str(folder / "m.onnx"),
         "--json",
@@ -144,9 +144,9 @@ def test_evaluate_of_the_last_pictures_leaves_the_others_out(
     ]
     assert main([*command, "3"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    source = subset(open_source(folder / "pictures"), [2, 3])
+    source = subset(open_source(folder / "images"), [2, 3])
     alone = evaluate_copies(source, Embedder(folder / "m.onnx"))
-    assert figures["num_pictures"] == 2
+    assert figures["num_images"] == 2
     assert figures["methods"] == json.loads(json.dumps([asdict(score) for score in alone.methods]))
 
 
@@ -154,14 +154,14 @@ def test_evaluate_of_the_last_pictures_leaves_the_others_out(
     ("arguments", "words"),
     [
         (["none", "--model", "m.onnx"], "none does not exist"),
-        (["pictures", "--model", "none.onnx"], "none.onnx does not exist"),
-        (["pictures", "--model", "m.onnx", "--last", "0"], "--last is 0; it has to be 1 or more."),
+        (["images", "--model", "none.onnx"], "none.onnx does not exist"),
+        (["images", "--model", "m.onnx", "--last", "0"], "--last is 0; it has to be 1 or more."),
         (
-            ["pictures", "--model", "m.onnx", "--last", "-3"],
+            ["images", "--model", "m.onnx", "--last", "-3"],
             "--last is -3; it has to be 1 or more.",
         ),
-        (["pictures/bad.jpg", "--model", "m.onnx"], "0 readable pictures"),
-        (["pictures/000.jpg", "--model", "m.onnx"], "1 readable pictures"),
+        (["pictures/bad.jpg", "--model", "m.onnx"], "0 readable images"),
+        (["pictures/000.jpg", "--model", "m.onnx"], "1 readable images"),
     ],
 )
 def test_what_cannot_be_measured_ends_with_2_and_one_sentence(

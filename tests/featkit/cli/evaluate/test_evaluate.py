@@ -22,7 +22,7 @@ YARDSTICKS = ("copies", "knn", "linear", "retrieval")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A drawn run, its model file, labeled pictures in three layouts, and a ground truth that
+    """A drawn run, its model file, labeled images in three layouts, and a ground truth that
     names some."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_run(folder / "run")

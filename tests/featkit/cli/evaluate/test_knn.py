@@ -33,16 +33,16 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
     report = evaluate_knn(open_source(parts[0]), open_source(parts[1]), Embedder(model), ks=(3, 20))
-    assert lines[0] == "3 pictures of 3 labels by neighbors among 8"
+    assert lines[0] == "3 images of 3 labels by neighbors among 8"
     for line, score in zip(lines[2:6], report.scores, strict=True):
         figures = [f"{figure:.3f}" for figure in (score.weighted, *score.interval, score.majority)]
         assert line.replace(" – ", " ").split() == [*score.name.split(), str(score.k), *figures]
     assert lines[6].split() == ["most", "frequent", "label", "0.333"]
     assert (
-        "Labels: the column class, of the test pictures label. A weighted vote counts exp(cosine /"
+        "Labels: the column class, of the test images label. A weighted vote counts exp(cosine /"
         " 0.07)." in lines
     )
-    assert "Labels that no training picture has: 1 test picture." in lines
+    assert "Labels that no training image has: 1 test image." in lines
     assert lines[-1] == "b.parquet/2  b.parquet/2 has nothing in its column label."
 
 
@@ -50,18 +50,17 @@ def test_a_column_is_chosen_of_the_part_that_has_it(
     parts: tuple[Path, Path], model: Path, tmp_path: Path
 ) -> None:
     table = pq.read_table(parts[1])
-    pictures = [row["bytes"] for row in table["image"].to_pylist()]
-    blank = pa.array([b"no picture"] * len(pictures))
+    images = [row["bytes"] for row in table["image"].to_pylist()]
+    blank = pa.array([b"no image"] * len(images))
     pq.write_table(
-        pa.table({"image": blank, "photo": pictures, "label": table["label"]}),
+        pa.table({"image": blank, "photo": images, "label": table["label"]}),
         tmp_path / "c.parquet",
     )
     command = ["evaluate", "knn", parts[0], tmp_path / "c.parquet", "--model", model, "--json"]
     said = run_featkit(*command, "--column", "photo")
     assert said.code == 0
     assert (
-        said.error
-        == "Pictures are read from the column photo; --column can choose image instead.\n"
+        said.error == "Images are read from the column photo; --column can choose image instead.\n"
     )
     whole = json.loads(run_featkit("evaluate", "knn", *parts, "--model", model, "--json").out)
     assert json.loads(said.out)["scores"] == whole["scores"]

@@ -38,12 +38,12 @@ def test_it_prints_each_method_what_was_tried_and_every_choice(
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
     report = expected(parts, model)
-    assert lines[0] == "4 pictures of 3 labels by a classifier fitted to 15"
+    assert lines[0] == "4 images of 3 labels by a classifier fitted to 15"
     for line, score in zip(lines[2:4], report.scores, strict=True):
         figures = [f"{figure:.3f}" for figure in (score.accuracy, *score.interval)]
         assert line.replace(" – ", " ").split() == [*score.name.split(), *figures, f"{score.l2:g}"]
     assert lines[4].split() == ["most", "frequent", "label", "0.250"]
-    assert lines[5] == "Accuracy on 3 training pictures held out (seed 0), by l2"
+    assert lines[5] == "Accuracy on 3 training images held out (seed 0), by l2"
     assert lines[6].split() == ["method", "0.0001", "0.001", "0.01", "0.1", "1", "10"]
     for line, score in zip(lines[7:9], report.scores, strict=True):
         assert line.split() == [*score.name.split(), *(f"{share:.3f}" for share in score.held_out)]

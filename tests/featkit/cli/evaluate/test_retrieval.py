@@ -13,24 +13,24 @@ from featkit.evaluate import evaluate_groups, evaluate_revisited, read_ground_tr
 from featkit.sources import open_source
 from tests.commands import is_one_sentence, run_featkit
 from tests.featkit.evaluate.labeled import write_kinds_folder
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six squares of three kinds, one kind with one picture, and a file that is none."""
+    """Six squares of three kinds, one kind with one image, and a file that is none."""
     folder = write_kinds_folder(tmp_path_factory.mktemp("groups") / "photos", [0, 0, 0, 1, 1, 2])
-    (folder / "red" / "bad.png").write_bytes(b"no picture")
+    (folder / "red" / "bad.png").write_bytes(b"no image")
     return folder
 
 
 @pytest.fixture(scope="module")
 def landmarks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`jpg` with six pictures, one of them unreadable, and gnd.json, in which 000 and 001 are
+    """`jpg` with six images, one of them unreadable, and gnd.json, in which 000 and 001 are
     queries."""
     folder = tmp_path_factory.mktemp("landmarks")
-    pictures = draw_folder(folder / "jpg", 6)
-    (pictures / "004.jpg").write_bytes(b"no picture")
+    images = draw_folder(folder / "jpg", 6)
+    (images / "004.jpg").write_bytes(b"no image")
     truth = {"easy": [0], "hard": [1], "junk": [3], "bbx": [0, 0, 40, 40]}
     value = {
         "imlist": ["002", "003", "004", "005"],
@@ -48,7 +48,7 @@ def test_groups_are_printed_with_every_choice(photos: Path, model: Path) -> None
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
     report = evaluate_groups(open_source(photos), Embedder(model), group="folder")
-    assert lines[0] == "5 queries among 6 pictures of 3 groups"
+    assert lines[0] == "5 queries among 6 images of 3 groups"
     assert lines[1].split()[-3:] == ["recall@1", "recall@5", "recall@10"]
     for line, score in zip(lines[2:5], report.scores, strict=True):
         figures = (score.mean_average_precision, *score.interval, *score.recall.values())
@@ -56,7 +56,7 @@ def test_groups_are_printed_with_every_choice(photos: Path, model: Path) -> None
             *score.name.split(),
             *(f"{figure:.3f}" for figure in figures),
         ]
-    assert lines[5].startswith("Groups are the column folder; each picture queries all the others.")
+    assert lines[5].startswith("Groups are the column folder; each image queries all the others.")
     assert "Not counted: 1 query with no other of the group." in lines
     assert lines[-1].startswith("red/bad.png  ")
 
@@ -99,7 +99,7 @@ def test_the_protocol_is_printed_with_every_choice(landmarks: Path, model: Path)
     lines = [line.rstrip() for line in said.out.splitlines()]
     truth = read_ground_truth(landmarks / "gnd.json")
     report = evaluate_revisited(open_source(landmarks / "jpg"), truth, Embedder(model))
-    assert lines[0] == "2 queries among 4 pictures, revisited"
+    assert lines[0] == "2 queries among 4 images, revisited"
     assert [line.split()[-6] for line in lines[2:8]] == ["easy", "medium", "hard"] * 2
     medium = report.scores[0].setups["medium"]
     figures = [

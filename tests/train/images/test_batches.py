@@ -1,4 +1,4 @@
-"""Promises of the training data: keyed randomness, exact order, nothing lost to one bad picture."""
+"""Promises of the training data: keyed randomness, exact order, nothing lost to one bad image."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from featkit.errors import InputError
 from featkit.sources import open_source, subset
 from featkit.sources.locality import Locality, locality_of
 from featkit_train.config import ColorConfig, CropConfig, IbotConfig, Resolution
-from featkit_train.pictures import batches as batches_module
-from featkit_train.pictures.batches import (
+from featkit_train.images import batches as batches_module
+from featkit_train.images.batches import (
     CropDataset,
     Crops,
     EpochOrder,
@@ -31,7 +31,7 @@ from featkit_train.pictures.batches import (
     stack,
     workers_within_memory,
 )
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 
 EXTRA = ExtraViews(patch=8, masks=IbotConfig(mask_probability=0.7), gram_size=48)
 
@@ -44,7 +44,7 @@ def make_dataset(
     extra: ExtraViews | None = EXTRA,
     seed: int = 3,
 ) -> CropDataset:
-    """Crops of 32 and 16 pixels from drawn pictures, with masks and a Gram teacher's crops."""
+    """Crops of 32 and 16 pixels from drawn images, with masks and a Gram teacher's crops."""
     crops = CropConfig(global_size=32, local_size=16, num_local=num_local, rotation_degrees=10.0)
     return CropDataset(
         open_source(folder),
@@ -106,7 +106,7 @@ def test_batches_do_not_depend_on_what_the_cache_held(tmp_path: Path) -> None:
     assert_same(batches(make_dataset(folder, cache_bytes=0)), batches(make_dataset(folder)))
 
 
-def test_an_epoch_shows_every_picture_at_most_once_and_the_next_in_another_order() -> None:
+def test_an_epoch_shows_every_image_at_most_once_and_the_next_in_another_order() -> None:
     order = EpochOrder(np.arange(10, 23), batch_size=4, seed=0, first_step=0, last_step=6)
     places = [place for batch in order for place in batch]
     first, second = [n for e, n, _ in places if e == 0], [n for e, n, _ in places if e == 1]
@@ -115,7 +115,7 @@ def test_an_epoch_shows_every_picture_at_most_once_and_the_next_in_another_order
     assert first != second
 
 
-def test_a_picture_gives_other_crops_in_another_epoch(tmp_path: Path) -> None:
+def test_a_image_gives_other_crops_in_another_epoch(tmp_path: Path) -> None:
     dataset = make_dataset(draw_folder(tmp_path / "p", 3))
     assert not np.array_equal(dataset[(0, 1, 0)].global_images, dataset[(1, 1, 0)].global_images)
     assert np.array_equal(dataset[(0, 1, 0)].global_images, dataset[(0, 1, 0)].global_images)
@@ -127,15 +127,15 @@ def test_no_local_crops_are_an_empty_stack(tmp_path: Path) -> None:
     assert crops.local_images.shape[0] == crops.local_appearance.shape[0] == 0
 
 
-def test_a_picture_that_cannot_be_read_is_replaced_and_counted(tmp_path: Path) -> None:
+def test_a_image_that_cannot_be_read_is_replaced_and_counted(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "p", 4)
-    (folder / "001.jpg").write_bytes(b"not a picture")
+    (folder / "001.jpg").write_bytes(b"not an image")
     crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
     assert crops.num_unreadable == 1
     assert torch.isfinite(crops.global_appearance).all()
 
 
-def test_places_say_which_picture_each_is_and_in_which_view(tmp_path: Path) -> None:
+def test_places_say_which_image_each_is_and_in_which_view(tmp_path: Path) -> None:
     dataset = make_dataset(draw_folder(tmp_path / "p", 9))
     order = EpochOrder(np.arange(9), batch_size=4, seed=3, first_step=0, last_step=5, num_views=2)
     for crops, places in zip(crop_loader(dataset, order, workers=0), order, strict=True):
@@ -148,11 +148,11 @@ def test_places_say_which_picture_each_is_and_in_which_view(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("numbers", [[0, 1, 2, 3, 4], [0, 1, 2, 4], [0, 1, 1, 1, 4, 4]])
-def test_a_picture_in_place_of_one_that_cannot_be_read_is_the_next_to_learn_from_and_has_its_own_place(
+def test_a_image_in_place_of_one_that_cannot_be_read_is_the_next_to_learn_from_and_has_its_own_place(
     tmp_path: Path, numbers: list[int]
 ) -> None:
     folder = draw_folder(tmp_path / "p", 5)
-    (folder / "001.jpg").write_bytes(b"not a picture")
+    (folder / "001.jpg").write_bytes(b"not an image")
     crops = CropConfig(global_size=32, local_size=16, num_local=0)
     dataset = CropDataset(
         open_source(folder),
@@ -170,24 +170,24 @@ def test_a_picture_in_place_of_one_that_cannot_be_read_is_the_next_to_learn_from
     assert other.place.tolist() == [0, 6]
 
 
-def test_the_last_picture_that_cannot_be_read_is_replaced_by_the_first(tmp_path: Path) -> None:
+def test_the_last_image_that_cannot_be_read_is_replaced_by_the_first(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "p", 3)
-    (folder / "002.jpg").write_bytes(b"not a picture")
+    (folder / "002.jpg").write_bytes(b"not an image")
     assert make_dataset(folder)[(4, 2, 0)].place.tolist() == [0, 4]
 
 
-def test_no_readable_picture_at_all_is_said_so(tmp_path: Path) -> None:
+def test_no_readable_image_at_all_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match="None of the 1 picture"):
+    with pytest.raises(InputError, match="None of the 1 image"):
         make_dataset(tmp_path)[(0, 0, 0)]
 
 
-def test_fewer_pictures_than_a_batch_are_refused() -> None:
+def test_fewer_images_than_a_batch_are_refused() -> None:
     with pytest.raises(InputError, match="fewer than a batch of 8"):
         EpochOrder(np.arange(5), batch_size=8, seed=0, first_step=0, last_step=1)
 
 
-def test_held_out_pictures_are_a_tenth_at_most_and_never_trained_on() -> None:
+def test_held_out_images_are_a_tenth_at_most_and_never_trained_on() -> None:
     train, held_out = split_held_out(55, wanted=100, seed=1)
     assert len(held_out) == 5
     assert sorted([*train, *held_out]) == list(range(55))
@@ -224,7 +224,7 @@ def test_a_gram_teacher_sees_the_box_of_each_global_crop_at_its_own_size(tmp_pat
         assert (others > 2 * difference).all()
 
 
-def test_masks_are_other_ones_for_each_view_picture_and_epoch(tmp_path: Path) -> None:
+def test_masks_are_other_ones_for_each_view_image_and_epoch(tmp_path: Path) -> None:
     extra = ExtraViews(patch=2, masks=IbotConfig(mask_probability=1.0))
     dataset = make_dataset(draw_folder(tmp_path / "p", 3), extra=extra)
     masks = [
@@ -246,11 +246,11 @@ def test_another_seed_gives_other_crops_colors_and_masks(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("num_parts", [1, 2, 4])
-def test_parts_of_a_batch_are_its_pictures_in_order_and_count_the_unreadable_once(
+def test_parts_of_a_batch_are_its_images_in_order_and_count_the_unreadable_once(
     tmp_path: Path, num_parts: int
 ) -> None:
     folder = draw_folder(tmp_path / "p", 4)
-    (folder / "001.jpg").write_bytes(b"not a picture")
+    (folder / "001.jpg").write_bytes(b"not an image")
     crops = stack([make_dataset(folder)[(0, n, 0)] for n in range(4)])
     parts = [crops.part(number, 4 // num_parts) for number in range(num_parts)]
     for field in range(6):
@@ -381,7 +381,7 @@ def test_a_parquet_file_says_which_rows_are_read_together(tmp_path: Path) -> Non
         {"image": pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
     )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=4, compression="none")
-    draw_folder(tmp_path / "pictures", 2)
+    draw_folder(tmp_path / "images", 2)
     whole = open_source(tmp_path)
     found = locality_of(subset(whole, [0, 1, 2, 6, 11]))
     assert found.group_of.tolist() == [-1, -1, 0, 1, 2]
@@ -403,7 +403,7 @@ def places_of(
     return [places[epoch * len(numbers) : (epoch + 1) * len(numbers)] for epoch in range(epochs)]
 
 
-def test_a_repeated_picture_is_another_crop_each_time_and_no_place_comes_again_in_later_epochs() -> (
+def test_a_repeated_image_is_another_crop_each_time_and_no_place_comes_again_in_later_epochs() -> (
     None
 ):
     by_epoch = places_of(REPEATED, epochs=4)
@@ -414,7 +414,7 @@ def test_a_repeated_picture_is_another_crop_each_time_and_no_place_comes_again_i
     assert by_epoch[0] != by_epoch[1]
 
 
-def test_a_repeated_picture_is_cut_in_another_way_each_time(tmp_path: Path) -> None:
+def test_a_repeated_image_is_cut_in_another_way_each_time(tmp_path: Path) -> None:
     dataset = make_dataset(draw_folder(tmp_path / "p", 9))
     first, second = places_of(REPEATED, epochs=2)
     cut = {dataset[place].global_images.tobytes() for place in [*first, *second] if place[1] == 3}
@@ -437,7 +437,7 @@ def test_whatever_is_repeated_no_place_comes_twice(
 
 
 @pytest.mark.parametrize("num_views", [1, 2, 3])
-def test_the_views_of_a_picture_are_taken_in_turn(num_views: int) -> None:
+def test_the_views_of_a_image_are_taken_in_turn(num_views: int) -> None:
     by_epoch = places_of(np.arange(8), epochs=5, num_views=num_views)
     assert [{view for view, _, _ in places} for places in by_epoch] == [
         {epoch % num_views} for epoch in range(5)
@@ -445,7 +445,7 @@ def test_the_views_of_a_picture_are_taken_in_turn(num_views: int) -> None:
     assert by_epoch != places_of(np.arange(8), epochs=5)
 
 
-def test_a_repeated_picture_goes_round_its_views_within_an_epoch() -> None:
+def test_a_repeated_image_goes_round_its_views_within_an_epoch() -> None:
     by_epoch = places_of(REPEATED, epochs=4, num_views=4)
     for number, times in ((3, 3), (8, 2), (7, 1)):
         views = [sorted(view for view, each, _ in places if each == number) for places in by_epoch]
@@ -478,9 +478,7 @@ def test_a_stream_is_of_its_purpose_and_place(seed: int, purpose: int, keys: lis
 
 @settings(max_examples=50, deadline=None)
 @given(count=st.integers(0, 300), wanted=st.integers(0, 50), seed=st.integers(0, 2**32))
-def test_held_out_and_learned_from_are_all_pictures_once(
-    count: int, wanted: int, seed: int
-) -> None:
+def test_held_out_and_learned_from_are_all_images_once(count: int, wanted: int, seed: int) -> None:
     learned, held_out = split_held_out(count, wanted=wanted, seed=seed)
     assert sorted([*learned, *held_out]) == list(range(count))
     assert len(held_out) == min(wanted, count // 10)
@@ -546,7 +544,7 @@ def test_workers_are_as_many_as_fit_in_memory(
 def test_the_cache_is_a_share_of_the_memory_and_changes_no_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = draw_folder(tmp_path / "pictures", 12)
+    folder = draw_folder(tmp_path / "images", 12)
     roomy = make_dataset(folder, cache_bytes=1 << 20)
     expected = batches(roomy)
     assert roomy.cache_bytes == 1 << 20

@@ -1,4 +1,4 @@
-"""`torchvision:NAME?option=value`: the pictures of torchvision's data sets, byte for byte or pixel
+"""`torchvision:NAME?option=value`: the images of torchvision's data sets, byte for byte or pixel
 for pixel."""
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from featkit.errors import EnvironmentProblem
 from featkit.images import ImageLimits, decode
 from featkit.sources import Source, open_source
 from featkit.sources.selection import Selection
-from featkit_train.pictures.sources import open_training_source
+from featkit_train.images.sources import open_training_source
 from tests.featkit.sources.files import contents, keys
-from tests.pictures import draw_folder, draw_picture
+from tests.images import draw_folder, draw_image
 from tests.processes import run_python
 from tests.sentences import refused
 from tests.torchvision_without_cuda import import_quietly
@@ -40,7 +40,7 @@ def datasets() -> Any:
 
 
 def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str, np.ndarray]:
-    """CIFAR-10 in its published format with two pictures a file; by file, its pictures (2, 32, 32,
+    """CIFAR-10 in its published format with two images a file; by file, its images (2, 32, 32,
     3)."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -48,12 +48,12 @@ def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str,
     for seed, name in enumerate(
         [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
     ):
-        pictures = np.stack(
-            [np.asarray(draw_picture(10 * seed + place, height=32, width=32)) for place in range(2)]
+        drawn_images = np.stack(
+            [np.asarray(draw_image(10 * seed + place, height=32, width=32)) for place in range(2)]
         )
-        rows = pictures.transpose(0, 3, 1, 2).reshape(2, -1)
+        rows = drawn_images.transpose(0, 3, 1, 2).reshape(2, -1)
         (folder / name).write_bytes(pickle.dumps({"data": rows, "labels": [seed % 3, 2]}))
-        drawn[name] = pictures
+        drawn[name] = drawn_images
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": CLASSES}))
 
     def md5(name: str) -> str:
@@ -70,23 +70,23 @@ def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str,
 def write_mnist(
     root: Path, name: str = "MNIST", *, split: str = "train", count: int = 3
 ) -> np.ndarray:
-    """MNIST's raw files; pictures (count, 28, 28), of the classes 0, 1, 2 ..."""
+    """MNIST's raw files; images (count, 28, 28), of the classes 0, 1, 2 ..."""
     folder = root / name / "raw"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
+    drawn_images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
     for other in {"train", "t10k"}:
-        shown = pictures if other == split else pictures[:1]
+        shown = drawn_images if other == split else drawn_images[:1]
         (folder / f"{other}-images-idx3-ubyte").write_bytes(
             struct.pack(">iiii", 2051, len(shown), 28, 28) + shown.tobytes()
         )
         (folder / f"{other}-labels-idx1-ubyte").write_bytes(
             struct.pack(">ii", 2049, len(shown)) + bytes(range(len(shown)))
         )
-    return pictures
+    return drawn_images
 
 
 def pixels(source: Source) -> list[np.ndarray]:
-    """All pictures decoded as training decodes them."""
+    """All images decoded as training decodes them."""
     return [decode(data).pixels for data in contents(source)]
 
 
@@ -117,7 +117,7 @@ def test_cifar10_gives_its_very_pixels_and_its_labels_names(
             test.read(number)
 
 
-def test_gray_pictures_are_png_of_one_channel(tmp_path: Path) -> None:
+def test_gray_images_are_png_of_one_channel(tmp_path: Path) -> None:
     drawn = write_mnist(tmp_path)
     source = open_training_source(f"torchvision:MNIST?root={tmp_path}")
     with Image.open(io.BytesIO(source.read(1))) as image:
@@ -246,7 +246,7 @@ def test_the_root_is_the_cache_folder_or_below_home(
             "CocoDetection?root=x",
             "leaves out what torchvision has to know: annFile; add annFile=VALUE.",
         ),
-        ("FakeData?size=0", "has no pictures."),
+        ("FakeData?size=0", "has no images."),
     ],
 )
 def test_what_torchvision_does_not_have_is_refused(spec: str, words: str) -> None:
@@ -254,7 +254,7 @@ def test_what_torchvision_does_not_have_is_refused(spec: str, words: str) -> Non
         open_training_source(f"torchvision:{spec}")
 
 
-def test_a_damaged_data_set_is_refused_and_a_damaged_picture_is_an_item_that_says_so(
+def test_a_damaged_data_set_is_refused_and_a_damaged_image_is_an_item_that_says_so(
     tmp_path: Path,
 ) -> None:
     write_mnist(tmp_path)
@@ -271,7 +271,7 @@ def test_a_damaged_data_set_is_refused_and_a_damaged_picture_is_an_item_that_say
         (tmp_path / "caltech101" / name).mkdir(parents=True)
     for number in range(2):
         (folder / f"00{number}.jpg").rename(folder / f"image_000{number + 1}.jpg")
-    (folder / "image_0002.jpg").write_bytes(b"no picture")
+    (folder / "image_0002.jpg").write_bytes(b"no image")
     source = open_training_source(f"torchvision:Caltech101?root={tmp_path}")
     assert decode(source.read(0)).pixels.shape == (60, 80, 3)
     with refused("Caltech101/1 cannot be read (UnidentifiedImageError: "):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from featkit_train.config import ColorConfig, CropConfig
-from featkit_train.pictures.augment import (
+from featkit_train.images.augment import (
     BLUR,
     BRIGHTNESS,
     CONTRAST,
@@ -28,7 +28,7 @@ from featkit_train.pictures.augment import (
 )
 
 
-def gradient_picture(height: int, width: int) -> Image.Image:
+def gradient_image(height: int, width: int) -> Image.Image:
     """Red counts columns and green counts rows, so that a crop's pixels say where they come from."""
     columns = np.linspace(0, 255, width)[None, :].repeat(height, axis=0)
     rows = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
@@ -74,22 +74,22 @@ def random_images(count: int = 2, size: int = 16) -> torch.Tensor:
     low=st.floats(0.05, 1.0),
     degrees=st.sampled_from([0.0, 20.0]),
 )
-def test_a_crop_has_its_size_whatever_the_picture(
+def test_a_crop_has_its_size_whatever_the_image(
     height: int, width: int, seed: int, low: float, degrees: float
 ) -> None:
     config = CropConfig(rotation_degrees=degrees, rotation_probability=1.0)
-    picture = gradient_picture(height, width)
-    crop = cut_crop(picture, np.random.default_rng(seed), size=16, scale=(low, 1.0), config=config)
+    image = gradient_image(height, width)
+    crop = cut_crop(image, np.random.default_rng(seed), size=16, scale=(low, 1.0), config=config)
     assert crop.shape == (16, 16, 3)
     assert crop.dtype == np.uint8
 
 
 def test_a_crop_covers_the_share_of_the_area_that_was_asked_for() -> None:
     config = CropConfig(flip_probability=0.0)
-    picture = gradient_picture(256, 256)
+    image = gradient_image(256, 256)
     for seed in range(50):
         crop = cut_crop(
-            picture, np.random.default_rng(seed), size=64, scale=(0.25, 0.25), config=config
+            image, np.random.default_rng(seed), size=64, scale=(0.25, 0.25), config=config
         ).astype(float)
         width = (crop[:, -1, 0].mean() - crop[:, 0, 0].mean()) / 255
         height = (crop[-1, :, 1].mean() - crop[0, :, 1].mean()) / 255
@@ -105,18 +105,18 @@ def test_a_crop_covers_the_share_of_the_area_that_was_asked_for() -> None:
     low=st.floats(0.1, 0.5),
     reach=st.floats(0.0, 0.4),
 )
-def test_a_crop_is_a_box_inside_the_picture_of_a_share_and_an_aspect_within_their_bounds(
+def test_a_crop_is_a_box_inside_the_image_of_a_share_and_an_aspect_within_their_bounds(
     height: int, width: int, seed: int, low: float, reach: float
 ) -> None:
     config = CropConfig(flip_probability=0.0)
     rng = np.random.default_rng(seed)
-    picture = gradient_picture(height, width)
-    crop = cut_crop(picture, rng, size=64, scale=(low, low + reach), config=config).astype(float)
+    image = gradient_image(height, width)
+    crop = cut_crop(image, rng, size=64, scale=(low, low + reach), config=config).astype(float)
     # Of a crop's pixels the outermost say where it ends but for half a pixel of it.
     box_width = (crop[:, -1, 0].mean() - crop[:, 0, 0].mean()) / 255 * width * 64 / 63
     box_height = (crop[-1, :, 1].mean() - crop[0, :, 1].mean()) / 255 * height * 64 / 63
     share = box_width * box_height / (height * width)
-    # where the aspect would leave the picture
+    # where the aspect would leave the image
     clipped = box_width > 0.97 * width or box_height > 0.97 * height
     assert share < (low + reach) * 1.08
     assert clipped or share > low * 0.92
@@ -127,11 +127,11 @@ def test_a_crop_is_a_box_inside_the_picture_of_a_share_and_an_aspect_within_thei
 @given(seed=st.integers(0, 2**32), degrees=st.sampled_from([0.0, 20.0]))
 def test_a_crop_and_its_colors_are_their_seeds(seed: int, degrees: float) -> None:
     config = CropConfig(rotation_degrees=degrees)
-    picture = gradient_picture(90, 120)
+    image = gradient_image(90, 120)
 
     def drawn(seed: int) -> tuple[bytes, bytes]:
         rng = np.random.default_rng(seed)
-        crop = cut_crop(picture, rng, size=32, scale=(0.2, 0.8), config=config)
+        crop = cut_crop(image, rng, size=32, scale=(0.2, 0.8), config=config)
         return (
             crop.tobytes(),
             draw_appearance(rng, view=0, size=32, config=ColorConfig()).tobytes(),
@@ -177,15 +177,15 @@ def test_blur_is_in_the_pixels_of_a_side_or_of_every_crop(
 
 def test_a_turned_crop_is_turned_by_its_angle_about_its_center() -> None:
     config = CropConfig(rotation_degrees=20.0, rotation_probability=1.0, flip_probability=0.0)
-    picture = gradient_picture(256, 256)
+    image = gradient_image(256, 256)
     tilts = []
     for seed in range(30):
         crop = cut_crop(
-            picture, np.random.default_rng(seed), size=64, scale=(0.1, 0.1), config=config
+            image, np.random.default_rng(seed), size=64, scale=(0.1, 0.1), config=config
         ).astype(float)
         inner = crop[16:48, 16:48]
         if (inner[..., :2].min(axis=2) == 0).any():
-            continue  # the black beyond the picture says nothing of the angle
+            continue  # the black beyond the image says nothing of the angle
         across = inner[:, -1, :2].mean(axis=0) - inner[:, 0, :2].mean(axis=0)
         tilts.append(abs(np.degrees(np.arctan2(across[1], across[0]))))
     assert max(tilts) > 10
@@ -193,16 +193,16 @@ def test_a_turned_crop_is_turned_by_its_angle_about_its_center() -> None:
 
 
 def test_a_flip_mirrors_the_crop() -> None:
-    picture = gradient_picture(64, 64)
+    image = gradient_image(64, 64)
     flipped = cut_crop(
-        picture,
+        image,
         np.random.default_rng(3),
         size=32,
         scale=(0.5, 0.5),
         config=CropConfig(flip_probability=1.0),
     )
     plain = cut_crop(
-        picture,
+        image,
         np.random.default_rng(3),
         size=32,
         scale=(0.5, 0.5),
@@ -222,18 +222,18 @@ def test_brightness_contrast_and_saturation_are_pillows() -> None:
     from PIL import ImageEnhance
 
     images = random_images(1, 32)
-    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    image = Image.fromarray(images[0].permute(1, 2, 0).numpy())
     for name, enhance in (
         ("brightness", ImageEnhance.Brightness),
         ("contrast", ImageEnhance.Contrast),
         ("saturation", ImageEnhance.Color),
     ):
         ours = (appear(images, rows_of(**{name: 0.6}))[0].permute(1, 2, 0) * 255).numpy()
-        theirs = np.asarray(enhance(picture).enhance(0.6)).astype(float)
+        theirs = np.asarray(enhance(image).enhance(0.6)).astype(float)
         assert np.abs(ours - theirs).max() <= 1.5, name
 
 
-def test_gray_and_solarize_are_per_picture() -> None:
+def test_gray_and_solarize_are_per_image() -> None:
     images = random_images(2)
     out = appear(images, torch.cat([rows_of(gray=1.0), rows_of(solarize=1.0)]))
     assert torch.equal(out[0, 0], out[0, 1])

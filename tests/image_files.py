@@ -1,4 +1,4 @@
-"""Pictures as the bytes of a file, in any format that Pillow writes and in one that it does not."""
+"""Images as the bytes of a file, in any format that Pillow writes and in one that it does not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """The picture as a file's bytes."""
+    """The image as a file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()

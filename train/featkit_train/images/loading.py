@@ -27,12 +27,12 @@ ADVICE = {
     ),
 }
 CRASHED = (
-    "most often by a crash in a library that decodes pictures; lower --workers, or update Pillow"
+    "most often by a crash in a library that decodes images; lower --workers, or update Pillow"
 )
 
 
 class WorkerLost(EnvironmentProblem):
-    """A process that reads pictures has ended. It is raised between two steps, when the state of
+    """A process that reads images has ended. It is raised between two steps, when the state of
     the run is whole."""
 
 

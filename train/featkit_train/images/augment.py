@@ -1,14 +1,14 @@
-"""What happens to a picture before a backbone sees it in training: crops one by one in workers,
+"""What happens to an image before a backbone sees it in training: crops one by one in workers,
 color by the batch.
 
 A worker decides everything (box, angle, flip, colors) from a generator keyed by the item, so that
 no result depends on who computed it or when. It cuts the crops; `Appearance` rows travel with them,
 and `appear` applies the colors to a whole batch on the training device. DINO (arXiv 2104.14294)
 and its released code, but for two things that make a batch one computation: the hue turns in YIQ
-instead of HSV, which is one matrix for a picture, and brightness, contrast, saturation and hue
-follow in this order, where torchvision's ColorJitter draws one for each picture.
+instead of HSV, which is one matrix for an image, and brightness, contrast, saturation and hue
+follow in this order, where torchvision's ColorJitter draws one for each image.
 
-Letters: B pictures, (S, S) pixels of a crop.
+Letters: B images, (S, S) pixels of a crop.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.522
 
 
 def cut_crop(
-    picture: Image.Image,
+    image: Image.Image,
     rng: np.random.Generator,
     *,
     size: int,
@@ -43,9 +43,9 @@ def cut_crop(
     """A random resized crop, turned and flipped: (S, S, 3) uint8.
 
     The area is uniform in `scale`, the aspect ratio log-uniform in 3/4 .. 4/3, as torchvision's
-    RandomResizedCrop. Where a turned box leaves the picture, its corners are black.
+    RandomResizedCrop. Where a turned box leaves the image, its corners are black.
     """
-    left, top, width, height = _random_box(picture.width, picture.height, rng, scale=scale)
+    left, top, width, height = _random_box(image.width, image.height, rng, scale=scale)
     turned = rng.random() < config.rotation_probability and config.rotation_degrees > 0
     angle = (
         math.radians(rng.uniform(-config.rotation_degrees, config.rotation_degrees))
@@ -56,17 +56,17 @@ def cut_crop(
     filter_ = RESAMPLING[config.interpolation]
     if angle == 0.0:
         box = (left, top, left + width, top + height)
-        crop = picture.resize((size, size), filter_, box=box, reducing_gap=2.0)
+        crop = image.resize((size, size), filter_, box=box, reducing_gap=2.0)
     else:
         crop = _turned_crop(
-            picture, (left, top, width, height), size=size, angle=angle, filter_=filter_
+            image, (left, top, width, height), size=size, angle=angle, filter_=filter_
         )
     pixels = np.asarray(crop)
     return np.ascontiguousarray(pixels[:, ::-1]) if flipped else pixels
 
 
 def _turned_crop(
-    picture: Image.Image,
+    image: Image.Image,
     box: tuple[float, float, float, float],
     *,
     size: int,
@@ -77,7 +77,7 @@ def _turned_crop(
     that nothing aliases."""
     left, top, width, height = box
     factor = max(1, int(min(width, height) / size))
-    source = picture.reduce(factor) if factor > 1 else picture
+    source = image.reduce(factor) if factor > 1 else image
     center_x, center_y = (left + width / 2) / factor, (top + height / 2) / factor
     step_x, step_y = width / factor / size, height / factor / size
     cosine, sine = math.cos(angle), math.sin(angle)
@@ -93,7 +93,7 @@ def _turned_crop(
 def _random_box(
     width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """(left, top, width, height) in pixels, inside the picture."""
+    """(left, top, width, height) in pixels, inside the image."""
     area = width * height * rng.uniform(*scale)
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     box_width = min(float(width), math.sqrt(area * ratio))
@@ -195,10 +195,10 @@ def _hue_turns(turns: Tensor) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
-    """Gaussian blur, each picture by its own sigma in pixels (0: untouched).
+    """Gaussian blur, each image by its own sigma in pixels (0: untouched).
 
-    Separable, as products with a (S, S) matrix a picture: at training sizes faster than a
-    convolution, which would need a group for every channel of every picture.
+    Separable, as products with a (S, S) matrix an image: at training sizes faster than a
+    convolution, which would need a group for every channel of every image.
     """
     blurred = torch.nonzero(sigmas > 0).flatten()
     if len(blurred) == 0:

@@ -17,9 +17,9 @@ from featkit.sources import open_source
 from featkit.sources.folder import FileSource
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.stopping import leave_signals_to_the_loop
+from featkit_train.images.loading import WorkerLost, batches_of
 from featkit_train.loop import train
-from featkit_train.pictures.loading import WorkerLost, batches_of
-from tests.pictures import draw_folder
+from tests.images import draw_folder
 from tests.sentences import refused
 from tests.train.small import small_config
 
@@ -92,7 +92,7 @@ def test_the_signal_handler_is_put_back() -> None:
 
 
 class Deadly(FileSource):
-    """A folder of which one picture kills who reads it, once: a file `armed` says that it has not."""
+    """A folder of which one image kills who reads it, once: a file `armed` says that it has not."""
 
     def read(self, number: int) -> bytes:
         armed = self.root.parent / "armed"
@@ -104,18 +104,18 @@ class Deadly(FileSource):
 
 
 def test_a_run_that_lost_a_worker_is_resumed_bit_for_bit(tmp_path: Path) -> None:
-    pictures = draw_folder(tmp_path / "pictures", 24)
-    names = [open_source(pictures).key(i) for i in range(24)]
+    images = draw_folder(tmp_path / "images", 24)
+    names = [open_source(images).key(i) for i in range(24)]
     config = small_config(
         "run.workers=1", "run.steps=6", "run.checkpoint_every=99", "run.held_out=0"
     )
     train(
         config,
-        [FileSource(str(pictures), pictures, names, limits=open_source(pictures).limits)],  # type: ignore[attr-defined]
+        [FileSource(str(images), images, names, limits=open_source(images).limits)],  # type: ignore[attr-defined]
         tmp_path / "whole",
     )
     (tmp_path / "armed").touch()
-    source = Deadly(str(pictures), pictures, names, limits=open_source(pictures).limits)  # type: ignore[attr-defined]
+    source = Deadly(str(images), images, names, limits=open_source(images).limits)  # type: ignore[attr-defined]
     with pytest.raises(WorkerLost, match=r"SIGKILL.*Add --resume to go on from step"):
         train(config, [source], tmp_path / "run")
     assert not (tmp_path / "armed").exists()

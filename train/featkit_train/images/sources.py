@@ -24,14 +24,14 @@ from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
 from featkit.resources import cache_folder
 from featkit.sources import Source, open_source
-from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_picture
+from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_image
 from featkit.sources.folder import FileSource
 from featkit.sources.opening import TORCHVISION_PREFIX, refuse_unused_column, select
 from featkit.sources.rows import reason
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit_train.networks.borrowed import borrow
 
-# Under which names torchvision's classes keep the paths of their pictures, alone or as (path,
+# Under which names torchvision's classes keep the paths of their images, alone or as (path,
 # label).
 PATHS = ("samples", "_samples", "imgs", "_image_files", "images", "_images", "data")
 LABELS = ("targets", "labels", "_labels")
@@ -41,7 +41,7 @@ BASES = ("VisionDataset", "DatasetFolder")
 
 @dataclass(frozen=True)
 class Labels:
-    """The class of each picture, where the data set has one, and the names of the classes."""
+    """The class of each image, where the data set has one, and the names of the classes."""
 
     numbers: Sequence[Any] | None
     names: Sequence[Any]
@@ -64,7 +64,7 @@ class Labels:
 
 
 class TorchvisionFiles(FileSource):
-    """A data set whose pictures are files: their own bytes, under their paths below the root."""
+    """A data set whose images are files: their own bytes, under their paths below the root."""
 
     def __init__(
         self, name: str, root: Path, paths: list[str], labels: Labels, *, limits: ImageLimits
@@ -77,8 +77,8 @@ class TorchvisionFiles(FileSource):
         return super().metadata(number) | self._labels.metadata(number)
 
 
-class TorchvisionPictures:
-    """A data set that gives pictures decoded: they are encoded as PNG, which loses nothing; keys
+class TorchvisionImages:
+    """A data set that gives images decoded: they are encoded as PNG, which loses nothing; keys
     are `NAME/split/number`."""
 
     def __init__(
@@ -96,7 +96,7 @@ class TorchvisionPictures:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return an empty mapping: every picture of the data set is an item."""
+        """Return an empty mapping: every image of the data set is an item."""
         return NOTHING_SKIPPED
 
     def __len__(self) -> int:
@@ -107,7 +107,7 @@ class TorchvisionPictures:
         return f"{self._prefix}/{number}"
 
     def read(self, number: int) -> bytes:
-        """The picture as PNG. InputError naming the key where torchvision cannot read it."""
+        """The image as PNG. InputError naming the key where torchvision cannot read it."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         buffer = io.BytesIO()
@@ -171,7 +171,7 @@ def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
     except TypeError:
         count = 0
     if not count:
-        raise InputError(f"{spec} has no pictures.")
+        raise InputError(f"{spec} has no images.")
     paths, labels = _paths_and_labels(dataset, count)
     if paths:
         return TorchvisionFiles(
@@ -179,7 +179,7 @@ def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
         )
     split = "/".join(_split_of(options, offered))
     prefix = printable(f"{name}/{split}" if split else name)
-    return TorchvisionPictures(spec, dataset, labels, prefix=prefix, root=root, limits=limits)
+    return TorchvisionImages(spec, dataset, labels, prefix=prefix, root=root, limits=limits)
 
 
 def _class_named(name: str, spec: str) -> type:
@@ -283,7 +283,7 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
 
 
 def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], Labels]:
-    """The files of its pictures, none where it gives them decoded, and their classes."""
+    """The files of its images, none where it gives them decoded, and their classes."""
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
     numbers = next(
         (found for name in LABELS if _is_list_of(found := getattr(dataset, name, None), count)),
@@ -297,7 +297,7 @@ def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], Labels]:
             entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
             for entry in entries
         ]
-        if all(isinstance(path, str | Path) and is_picture(str(path)) for path, _ in pairs):
+        if all(isinstance(path, str | Path) and is_image(str(path)) for path, _ in pairs):
             paths = [str(path) for path, _ in pairs]
             if len(set(paths)) == count:
                 of_pairs = (
@@ -332,11 +332,11 @@ def _split_of(options: Mapping[str, Any], offered: Mapping[str, inspect.Paramete
 
 
 def _as_image(item: Any) -> Image.Image:
-    """The picture of an item (picture, target): PNG holds all modes but those of printing and of
+    """The image of an item (image, target): PNG holds all modes but those of printing and of
     real numbers."""
-    picture = item[0] if isinstance(item, tuple) else item
-    if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(picture)
-    if not isinstance(picture, Image.Image):
-        raise TypeError(f"torchvision gives a {type(picture).__name__}, not a picture")
-    return picture.convert("RGB") if picture.mode in ("CMYK", "YCbCr", "LAB", "HSV") else picture
+    image = item[0] if isinstance(item, tuple) else item
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f"torchvision gives a {type(image).__name__}, not an image")
+    return image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image

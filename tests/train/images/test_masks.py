@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featkit_train.config import IbotConfig
-from featkit_train.pictures.masks import LEAST_BLOCK, block_mask, draw_mask
+from featkit_train.images.masks import LEAST_BLOCK, block_mask, draw_mask
 
 GRIDS = st.tuples(st.integers(1, 16), st.integers(1, 16))
 

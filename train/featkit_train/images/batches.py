@@ -1,10 +1,10 @@
-"""Pictures for training: which ones, in which order, cut into crops by workers, stacked into
+"""Images for training: which ones, in which order, cut into crops by workers, stacked into
 batches.
 
 Every random choice is keyed by (seed, purpose, epoch, item), so that a batch is the same whichever
 worker made it, and a resumed run goes on with the very crops that it would have seen.
 
-Letters: B pictures, G global crops, L local crops, (S, S), (s, s) and (Z, Z) pixels, (h, w) patches
+Letters: B images, G global crops, L local crops, (S, S), (s, s) and (Z, Z) pixels, (h, w) patches
 of a global crop.
 """
 
@@ -30,10 +30,10 @@ from featkit.sources.locality import Locality
 from featkit.wording import counted
 from featkit_train.config import LEAST_BATCH, ColorConfig, CropConfig, IbotConfig, Resolution
 from featkit_train.engine.stopping import leave_signals_to_the_loop
-from featkit_train.pictures.augment import cut_crop, draw_appearance
-from featkit_train.pictures.masks import draw_mask
+from featkit_train.images.augment import cut_crop, draw_appearance
+from featkit_train.images.masks import draw_mask
 
-# Memory of a loader's worker: 100 MB of its own, four batches ahead, and a picture that is decoded
+# Memory of a loader's worker: 100 MB of its own, four batches ahead, and an image that is decoded
 # whole.
 WORKER_BYTES = 512 * 2**20
 MOST_CACHED = 0.25  # of the spare memory
@@ -42,26 +42,26 @@ MOST_CACHED = 0.25  # of the spare memory
 ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(
     10
 )
-# Pictures are kept at a little over the size that crops need, so that a small crop of one still has
+# Images are kept at a little over the size that crops need, so that a small crop of one still has
 # its detail.
 DECODE_MARGIN = 2
 # Row groups of Parquet files that an epoch's order mixes at a time: as many as these bytes hold,
 # uncompressed, within bounds. The order must not depend on the machine, so neither may these.
 ACTIVE_BYTES, MIN_ACTIVE, MAX_ACTIVE = 64 * 2**20, 3, 32
-LEAST_TO_HOLD_OUT = 10  # pictures, of which one is held out
+LEAST_TO_HOLD_OUT = 10  # images, of which one is held out
 NO_CROPS = np.zeros((0, 1, 1, 3), np.uint8)
 
 
-# view or epoch, number of the picture, number of the resolution
+# view or epoch, number of the image, number of the resolution
 Place: TypeAlias = tuple[int, int, int]
 
 
 class Crops(NamedTuple):
-    """A batch: uint8 pictures (G, B, 3, S, S) and (L, B, 3, s, s), appearance rows (G, B, 7) and
+    """A batch: uint8 images (G, B, 3, S, S) and (L, B, 3, s, s), appearance rows (G, B, 7) and
     (L, B, 7).
 
     masks (G, B, h, w) bool, all False where none were asked for; gram_images (G, B, 3, Z, Z) uint8,
-    the global crops' boxes for a Gram teacher, or (0, ...). places (B, 2) int64: each picture's
+    the global crops' boxes for a Gram teacher, or (0, ...). places (B, 2) int64: each image's
     number in the source, and which view of it.
     """
 
@@ -75,7 +75,7 @@ class Crops(NamedTuple):
     num_unreadable: int
 
     def part(self, number: int, size: int) -> Crops:
-        """Pictures number * size up to (number + 1) * size."""
+        """Images number * size up to (number + 1) * size."""
         cut = slice(number * size, (number + 1) * size)
         return Crops(
             self.global_images[:, cut],
@@ -90,7 +90,7 @@ class Crops(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One picture's crops as arrays, channels last, before stacking."""
+    """One image's crops as arrays, channels last, before stacking."""
 
     global_images: np.ndarray
     global_appearance: np.ndarray
@@ -127,7 +127,7 @@ def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, n
 
 
 class CropDataset(Dataset[Sample]):
-    """Indexed by (epoch, number of the picture, number of the resolution): the crops it gives in
+    """Indexed by (epoch, number of the image, number of the resolution): the crops it gives in
     that epoch."""
 
     def __init__(
@@ -138,7 +138,7 @@ class CropDataset(Dataset[Sample]):
         color: ColorConfig,
         seed: int,
         cache_bytes: int,
-        # sorted numbers of the pictures to learn from; all by default
+        # sorted numbers of the images to learn from; all by default
         numbers: np.ndarray | None = None,
         extra: ExtraViews | None = None,
     ) -> None:
@@ -153,7 +153,7 @@ class CropDataset(Dataset[Sample]):
     def __getitem__(self, place: Place) -> Sample:
         epoch, wanted, resolution = place
         size = self._sizes[resolution]
-        number, picture, num_unreadable = self._readable_picture(wanted)
+        number, image, num_unreadable = self._readable_image(wanted)
         rng = rng_for(self.seed, CROPS, epoch, number)
         config = self.crops
         global_crops, gram_crops = [], []
@@ -161,16 +161,16 @@ class CropDataset(Dataset[Sample]):
             again = copy.deepcopy(rng)  # cuts the same box once more
             global_crops.append(
                 cut_crop(
-                    picture, rng, size=size.global_size, scale=config.global_scale, config=config
+                    image, rng, size=size.global_size, scale=config.global_scale, config=config
                 )
             )
             if self.extra.gram_size is not None:
                 gram = cut_crop(
-                    picture, again, size=size.gram_size, scale=config.global_scale, config=config
+                    image, again, size=size.gram_size, scale=config.global_scale, config=config
                 )
                 gram_crops.append(gram)
         local_crops = [
-            cut_crop(picture, rng, size=size.local_size, scale=config.local_scale, config=config)
+            cut_crop(image, rng, size=size.local_size, scale=config.local_scale, config=config)
             for _ in range(config.num_local if self.extra.local else 0)
         ]
         global_rows = [
@@ -204,45 +204,45 @@ class CropDataset(Dataset[Sample]):
             ]
         )
 
-    def _readable_picture(self, wanted: int) -> tuple[int, Image.Image, int]:
-        """Picture `wanted`, or the next to learn from that can be read, with its number, and how
+    def _readable_image(self, wanted: int) -> tuple[int, Image.Image, int]:
+        """Image `wanted`, or the next to learn from that can be read, with its number, and how
         many could not."""
         place = int(np.searchsorted(self.numbers, wanted))
         first: InputError | None = None
         for skipped in range(len(self.numbers)):
             number = int(self.numbers[(place + skipped) % len(self.numbers)])
             try:
-                return number, self._picture(number), skipped
+                return number, self._image(number), skipped
             except InputError as error:
                 first = first or error  # counted by the caller and shown in the log
-        tried = counted(len(self.numbers), "picture")
+        tried = counted(len(self.numbers), "image")
         raise InputError(
             f"None of the {tried} of {self.source.name} can be read. The first: {first}"
         )
 
-    def _picture(self, number: int) -> Image.Image:
+    def _image(self, number: int) -> Image.Image:
         if number in self._cache:
             self._cache.move_to_end(number)
             return self._cache[number]
         side = DECODE_MARGIN * max(max(size.global_size, size.gram_size) for size in self._sizes)
         decoded = decode(self.source.read(number), name=self.source.key(number), shorter_side=side)
-        picture = Image.fromarray(decoded.pixels)
-        if min(picture.size) > side:
-            picture.thumbnail(
+        image = Image.fromarray(decoded.pixels)
+        if min(image.size) > side:
+            image.thumbnail(
                 (
-                    side * picture.width // min(picture.size),
-                    side * picture.height // min(picture.size),
+                    side * image.width // min(image.size),
+                    side * image.height // min(image.size),
                 )
             )
         worker = get_worker_info()
-        self._cache[number] = picture
-        self._cached_bytes += picture.width * picture.height * 3
+        self._cache[number] = image
+        self._cached_bytes += image.width * image.height * 3
         while self._cached_bytes > self.cache_bytes // (
             worker.num_workers if worker is not None else 1
         ):
             _, oldest = self._cache.popitem(last=False)
             self._cached_bytes -= oldest.width * oldest.height * 3
-        return picture
+        return image
 
 
 def resolutions(crops: CropConfig, *, gram_size: int | None) -> tuple[Resolution, ...]:
@@ -261,7 +261,7 @@ class EpochOrder(Sampler[list[Place]]):
     partial batch.
 
     A batch is taken in `parts`, one after the other; of `size` processes, that of `rank` takes its
-    slice of every part, so that a part is of the same pictures however many processes there are.
+    slice of every part, so that a part is of the same images however many processes there are.
     InputError where there are no equal slices.
     """
 
@@ -277,7 +277,7 @@ class EpochOrder(Sampler[list[Place]]):
         size: int = 1,
         parts: int = 1,
         shares: Sequence[float] = (1.0,),  # of the resolutions
-        # that a picture has, which epochs take in turn; 0: a new one every epoch
+        # that an image has, which epochs take in turn; 0: a new one every epoch
         num_views: int = 0,
         locality: Locality | None = None,  # of all items that `numbers` choose from
     ) -> None:
@@ -290,13 +290,11 @@ class EpochOrder(Sampler[list[Place]]):
             )
         if len(numbers) < batch_size:
             there_are = (
-                f"There {'is' if len(numbers) == 1 else 'are'} {counted(len(numbers), 'picture')}"
+                f"There {'is' if len(numbers) == 1 else 'are'} {counted(len(numbers), 'image')}"
                 " to train on"
             )
             lower = " or lower --batch-size" if len(numbers) >= LEAST_BATCH else ""
-            raise InputError(
-                f"{there_are}, fewer than a batch of {batch_size}; add pictures{lower}."
-            )
+            raise InputError(f"{there_are}, fewer than a batch of {batch_size}; add images{lower}.")
         self.batch_size, self.seed, self.num_views = batch_size, seed, num_views
         self.numbers = np.sort(numbers)
         self.locality = (
@@ -304,7 +302,7 @@ class EpochOrder(Sampler[list[Place]]):
             if locality is None
             else locality._replace(group_of=locality.group_of[self.numbers])
         )
-        # Which time that a number comes it is, so that a picture that is there twice is cropped in
+        # Which time that a number comes it is, so that an image that is there twice is cropped in
         # two ways.
         self.times = np.arange(len(numbers)) - np.searchsorted(self.numbers, self.numbers)
         self.most_times = 1 + int(self.times.max(initial=0))
@@ -360,7 +358,7 @@ def draw_order(rng: np.random.Generator, count: int, locality: Locality | None) 
 
 
 def stack(samples: Sequence[Sample]) -> Crops:
-    """Samples of one batch as Crops, channels first, crops ahead of pictures."""
+    """Samples of one batch as Crops, channels first, crops ahead of images."""
 
     def images(field: int) -> Tensor:
         arrays = np.stack([sample[field] for sample in samples], axis=1)

@@ -1,4 +1,4 @@
-"""A folder of every kind of picture that photographers, cameras and accidents leave behind, for
+"""A folder of every kind of image that photographers, cameras and accidents leave behind, for
 whole commands."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tests.pictures import draw_picture
+from tests.images import draw_image
 from tests.profiles import P3, rgb_profile
 
 EXIF_ORIENTATION = 0x0112
@@ -22,7 +22,7 @@ UNREADABLE = {
     "huge.png": "400,000,000 pixels",
     "page.jpg": "is an HTML page",
     "pointer.jpg": "is a Git LFS pointer; run `git lfs pull`",
-    "text.jpg": "is not a picture in a format that can be read",
+    "text.jpg": "is not an image in a format that can be read",
     "truncated.jpg": "is damaged and cannot be decoded",
 }
 # Width and height as they have to be shown.
@@ -43,7 +43,7 @@ READABLE = {
 }
 
 
-def write_odd_pictures(folder: Path) -> Path:
+def write_odd_images(folder: Path) -> Path:
     """Write all of READABLE and UNREADABLE into `folder`, which is made."""
     folder.mkdir(parents=True)
     for name, write in WRITERS.items():
@@ -52,15 +52,15 @@ def write_odd_pictures(folder: Path) -> Path:
 
 
 def _animated(path: Path) -> None:
-    draw_picture(1).save(
-        path, save_all=True, append_images=[draw_picture(2), draw_picture(3)], duration=50
+    draw_image(1).save(
+        path, save_all=True, append_images=[draw_image(2), draw_image(3)], duration=50
     )
 
 
 def _rotated(path: Path) -> None:
     exif = Image.Exif()
     exif[EXIF_ORIENTATION] = 6
-    draw_picture(4).save(path, exif=exif)
+    draw_image(4).save(path, exif=exif)
 
 
 def _sixteen_bit(path: Path) -> None:
@@ -68,13 +68,13 @@ def _sixteen_bit(path: Path) -> None:
 
 
 def _transparent(path: Path) -> None:
-    image = draw_picture(5).convert("RGBA")
+    image = draw_image(5).convert("RGBA")
     image.putalpha(Image.linear_gradient("L").resize(image.size))
     image.save(path)
 
 
 def _truncated(path: Path) -> None:
-    draw_picture(6).save(path, quality=95)
+    draw_image(6).save(path, quality=95)
     path.write_bytes(path.read_bytes()[:700])
 
 
@@ -93,18 +93,18 @@ def _huge(path: Path) -> None:
 
 
 def _no_end(path: Path) -> None:
-    draw_picture(12).save(path, quality=95)
+    draw_image(12).save(path, quality=95)
     path.write_bytes(path.read_bytes()[:-2])
 
 
 def _text_chunk(path: Path) -> None:
-    draw_picture(13).save(path)
+    draw_image(13).save(path)
     data = path.read_bytes()
     path.write_bytes(data[:33] + b"\0\0\0\x03tEXta\0b\0\0\0\0" + data[33:])  # with a wrong checksum
 
 
 def _twelve_bit(path: Path) -> None:
-    levels = np.asarray(draw_picture(14).convert("L")).astype(np.uint32) * 4095 // 255
+    levels = np.asarray(draw_image(14).convert("L")).astype(np.uint32) * 4095 // 255
     Image.fromarray(levels.astype(np.uint16)).save(path)
 
 
@@ -116,14 +116,14 @@ def _five_channels(path: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], object]] = {
     "animated.gif": _animated,
-    "cmyk.jpg": lambda path: draw_picture(7).convert("CMYK").save(path),
+    "cmyk.jpg": lambda path: draw_image(7).convert("CMYK").save(path),
     "empty.jpg": lambda path: path.touch(),
     "five-channels.tif": _five_channels,
-    "good.jpg": lambda path: draw_picture(8).save(path),
+    "good.jpg": lambda path: draw_image(8).save(path),
     "huge.png": _huge,
     "no-end.jpg": _no_end,
     "page.jpg": lambda path: path.write_text("<!DOCTYPE html><html>404 Not Found</html>"),
-    "palette.png": lambda path: draw_picture(9).convert("P").save(path),
+    "palette.png": lambda path: draw_image(9).convert("P").save(path),
     "pointer.jpg": lambda path: path.write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
     ),
@@ -135,8 +135,8 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "transparent.png": _transparent,
     "truncated.jpg": _truncated,
     "twelve-bit.tif": _twelve_bit,
-    "wide-gamut.jpg": lambda path: draw_picture(15).save(path, icc_profile=rgb_profile(P3)),
+    "wide-gamut.jpg": lambda path: draw_image(15).save(path, icc_profile=rgb_profile(P3)),
     "wide.png": (
-        lambda path: draw_picture(10, height=2 + 10, width=3000).crop((0, 5, 3000, 7)).save(path)
+        lambda path: draw_image(10, height=2 + 10, width=3000).crop((0, 5, 3000, 7)).save(path)
     ),
 }

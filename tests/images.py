@@ -1,4 +1,4 @@
-"""Small pictures drawn for tests: cheap, seeded, and different enough that a model can tell them
+"""Small images drawn for tests: cheap, seeded, and different enough that a model can tell them
 apart."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 
-def draw_picture(seed: int, *, height: int = 60, width: int = 80) -> Image.Image:
+def draw_image(seed: int, *, height: int = 60, width: int = 80) -> Image.Image:
     """A colored ground with a few colored shapes."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), tuple(int(v) for v in rng.integers(0, 256, 3)))
@@ -26,7 +26,7 @@ def draw_folder(folder: Path, count: int, *, height: int = 60, width: int = 80) 
     """`count` JPEG files 000.jpg, 001.jpg ... in `folder`, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        draw_picture(number, height=height, width=width).save(
+        draw_image(number, height=height, width=width).save(
             folder / f"{number:03d}.jpg", quality=92
         )
     return folder

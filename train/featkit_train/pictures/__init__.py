@@ -1,1 +1,0 @@
-"""From pictures to batches of crops, masks and colors."""
