@@ -30,10 +30,11 @@ test: $(VENV)/.all ## Install everything else and run all tests
 test-all: $(VENV)/.all ## The same with the tests that take minutes
 	@$(BIN)/python -m pytest -m "slow or not slow" --timeout 3600
 
-check: $(VENV)/.all ## Lint, types and the direction of imports
+check: $(VENV)/.all ## Lint, types, spelling and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.all ## Print the figures of tests/benchmarks and write them to its results/

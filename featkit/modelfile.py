@@ -46,7 +46,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 # Fields as earlier versions spelled them in the file.
-OLD_NAMES = {"licence": "license", "quantisation": "quantization"}
+OLD_NAMES = {"licence": "license", "quantisation": "quantization"}  # quoted
 
 
 @dataclass(frozen=True, kw_only=True)

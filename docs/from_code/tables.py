@@ -42,7 +42,7 @@ def models_table() -> str:
             )
             for row in rows
         ]
-        licenses = sorted({str(row.get("license", row.get("licence"))) for row in rows})
+        licenses = sorted({str(row.get("license", row.get("licence"))) for row in rows})  # quoted
         parts.append(
             f"## {family}\n\nLicense of the weights: {', '.join(licenses)}.\n\n"
             + table([column.replace("_", " ") for column in MODEL_COLUMNS], cells)

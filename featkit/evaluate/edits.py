@@ -264,7 +264,7 @@ def random_for(seed: int, purpose: str, key: str) -> Random:
 def draw_single(name: str, *, seed: int, key: str) -> Edit:
     """The one edit of this name (of SINGLE_EDITS) that the image `key` gets."""
     # the stream's name is a part of EDITS_VERSION: another spelling would draw other edits
-    stream = "colour" if name == Color.name else name
+    stream = "colour" if name == Color.name else name  # quoted
     return _DRAW[name](random_for(seed, stream, key))
 
 

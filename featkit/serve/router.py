@@ -184,7 +184,10 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         """Describe one item."""
         return _item(_ask(service, lambda index: index.item(number)))
 
-    @router.get("/v1/items/{number}/neighbours", include_in_schema=False)  # its first spelling
+    @router.get(
+        "/v1/items/{number}/neighbours",  # the first spelling of this route  # quoted
+        include_in_schema=False,
+    )
     @router.get(
         "/v1/items/{number}/neighbors", tags=["items"], responses={404: {"model": schemas.Refusal}}
     )

@@ -326,7 +326,7 @@ def test_made_of_tells_weights_feature_and_layers_and_nothing_that_leaves_vector
         {"feature": "cls"},
         {"family": "dino"},
         {"join": "concat"},
-        {"origin": {"sha256": "abd"}},
+        {"origin": {"sha256": "abd"}},  # quoted
     ]
     others.append({"origin": {"sha256": "abc", "exit": "1 of 3"}})
     assert (

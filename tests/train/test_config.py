@@ -151,8 +151,8 @@ def test_nothing_can_be_written_back_into_a_config() -> None:
 
 def test_old_spellings_are_read_with_a_warning(tmp_path: Path) -> None:
     old = {
-        "licence": "MIT",
-        "colour": {"grey_probability": 0.5, "solarise_probability": [0.0, 0.0, 0.0]},
+        "licence": "MIT",  # quoted
+        "colour": {"grey_probability": 0.5, "solarise_probability": [0.0, 0.0, 0.0]},  # quoted
         "self_training": {"labelled_share": 0.5},
     }
     path = tmp_path / "old.yaml"
@@ -162,12 +162,13 @@ def test_old_spellings_are_read_with_a_warning(tmp_path: Path) -> None:
             config = from_mapping(TrainConfig, read())
         messages = {str(warning.message) for warning in warned}
         assert len(messages) == 5
-        assert any("setting licence is called license now" in message for message in messages)
+        note = "setting licence is called license now"  # quoted
+        assert any(note in message for message in messages)
         assert (config.license, config.color.gray_probability) == ("MIT", 0.5)
         assert config.color.solarize_probability == (0.0, 0.0, 0.0)
         assert config.self_training.labeled_share == 0.5
-    with pytest.warns(FutureWarning, match="colour is called color"):
-        merged = with_settings({"color": {"hue": 0.2}}, ["colour.contrast=0.3"])
+    with pytest.warns(FutureWarning, match="colour is called color"):  # quoted
+        merged = with_settings({"color": {"hue": 0.2}}, ["colour.contrast=0.3"])  # quoted
     assert merged == {"color": {"hue": 0.2, "contrast": 0.3}}
     with pytest.warns(FutureWarning, match="small_labeled"):
         assert read_recipe("small_labelled") == read_recipe("small_labeled")

@@ -46,10 +46,10 @@ LEAST = {
 }
 # Keys as they were spelled in earlier versions; read with a warning for one release.
 OLD_KEYS = {
-    "colour": "color",
+    "colour": "color",  # quoted
     "grey_probability": "gray_probability",
     "solarise_probability": "solarize_probability",
-    "licence": "license",
+    "licence": "license",  # quoted
     "labelled_share": "labeled_share",
 }
 OLD_RECIPES = {"small_labelled": "small_labeled"}

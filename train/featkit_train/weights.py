@@ -194,7 +194,7 @@ def _build(
             family=header["family"],
             geometry=Geometry.from_dict(header["geometry"]),
             # files of earlier versions spell it so
-            license=header["license"] if "license" in header else header["licence"],
+            license=header["license"] if "license" in header else header["licence"],  # quoted
             origin=header["origin"],
         )
     except (KeyError, TypeError, ValueError, InputError) as error:

@@ -80,7 +80,7 @@ def test_the_public_names_are_there_when_they_are_asked_for() -> None:
     assert featkit.FeatkitError is FeatkitError
     assert all(getattr(featkit, name) is not None for name in featkit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Embeder'"):
-        featkit.Embeder  # noqa: B018
+        featkit.Embeder  # noqa: B018  # quoted
 
 
 def test_version_is_that_of_the_package() -> None:
@@ -115,7 +115,7 @@ def test_every_command_is_among_those_whose_help_is_read() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["embedd"], 'Unknown command "embedd". Did you mean "embed"?'),
+        (["embedd"], 'Unknown command "embedd". Did you mean "embed"?'),  # quoted
         (
             ["embed", "images", "--out", "emb", "--shard-sice", "3"],
             "Unknown option: --shard-sice. Did you mean --shard-size?",

@@ -237,7 +237,7 @@ def test_the_root_is_the_cache_folder_or_below_home(
         ("VisionDataset", "names no data set of torchvision"),
         ("wrap_dataset_for_transforms_v2", "names no data set of torchvision"),
         (
-            "CIFAR10?trian=true",
+            "CIFAR10?trian=true",  # quoted
             "has option 'trian', which torchvision does not; near to it is train.",
         ),
         ("CIFAR10?transform=x", "there are root, train, download."),
