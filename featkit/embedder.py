@@ -1,4 +1,4 @@
-"""Images to unit vectors, for programs."""
+"""Turn images into unit vectors from Python."""
 
 from __future__ import annotations
 
@@ -29,16 +29,20 @@ DEFAULT_BATCH = 32
 
 
 class Embedder:
-    """A model file ready to embed images. Thread-safe.
+    """A model file, loaded and ready to embed images. Thread-safe.
 
-    model: a featkit model file; None is the one that ships. threads: for one call, by default all
-    this process may use.
-    batch_size: the most images at once; a smaller batch is taken where that is as fast.
-    backend: onnxruntime, openvino or tensorrt; precision: fp32 or bf16. auto is the fastest that is
-    installed and gives the same vectors within rounding, measured for about a second at a model's
-    first use here and remembered; the environment variables FEATKIT_BACKEND and FEATKIT_PRECISION
-    stand in for it. accepts: says of a Run whether auto may choose it. InputError when the file is
-    no featkit model file; EnvironmentProblem when nothing is installed that runs it.
+    model: a featkit model file; by default the model that ships with featkit.
+    threads: threads of one call; by default all that this process may use.
+    batch_size: maximum number of images per call of the model. A smaller batch is used if it is
+    just as fast.
+    backend: onnxruntime, openvino, tensorrt or auto. precision: fp32, bf16 or auto. auto picks the
+    fastest installed combination whose vectors are equal within rounding; it measures for about a
+    second when a model is first used on this machine and remembers the result. The environment
+    variables FEATKIT_BACKEND and FEATKIT_PRECISION override auto.
+    accepts: a filter for the runs that auto may choose.
+
+    Raises InputError if the file is not a featkit model file, and EnvironmentProblem if no
+    installed engine can run it.
 
     Example:
         featkit.Embedder("m.onnx").embed(["cat.jpg", "dog.jpg"])    # (2, d) float32
@@ -60,9 +64,9 @@ class Embedder:
         self.geometry = self.manifest.geometry
         self.limits = limits
         if threads is not None and threads < 1:
-            raise InputError(f"{threads} threads cannot work; use 1 or more.")
+            raise InputError(f"threads is {threads}; use 1 or more.")
         if batch_size < 1:
-            raise InputError(f"A batch of {batch_size} images is none; use 1 or more.")
+            raise InputError(f"batch_size is {batch_size}; use 1 or more.")
         check_weights(self.model_path, self.manifest)
         self.threads = threads or usable_cpus()
         self._choice = (backend, precision)
@@ -79,13 +83,15 @@ class Embedder:
         )
 
     def _open(self, run: Run) -> None:
-        self._asked = run  # what then really runs says `run`
+        self._asked = run  # the backend may fall back to another device; `self.run` is what runs
         self._backend = open_backend(self.model_path, run, threads=self.threads)
         self.batch_size = images_per_call(self._backend, self.manifest, self._most)
 
     def with_threads(self, threads: int) -> Embedder:
-        """The same model, run alike, with so many threads a call: this one, or another session
-        beside it."""
+        """Return an Embedder of the same model and run that uses `threads` threads per call.
+
+        That is this Embedder if it already does, else a new one with its own session.
+        """
         if threads == self.threads:
             return self
         other = copy.copy(self)
@@ -94,7 +100,8 @@ class Embedder:
         return other
 
     def with_run(self, run: Run) -> Embedder:
-        """The same model run so: this one, or another session beside it. Errors as at the opening."""
+        """Return an Embedder of the same model for another run: this one if it matches, else a new
+        one. Raises what the constructor raises."""
         if run == self.run:
             return self
         other = copy.copy(self)
@@ -102,7 +109,7 @@ class Embedder:
         return other
 
     def leaves_open(self, run: Run) -> bool:
-        """Whether what was asked for at the opening allows this run: it was auto, or this very one."""
+        """Return whether the backend and precision given to the constructor allow this run."""
         return self._choice[0] in ("auto", run.backend) and self._choice[1] in (
             "auto",
             run.precision,
@@ -110,43 +117,42 @@ class Embedder:
 
     @property
     def run(self) -> Run:
-        """The engine and the precision that really run."""
+        """The engine and precision actually in use."""
         return self._backend.kind
 
     @property
     def fingerprint(self) -> str:
-        """Of the model: vectors of different fingerprints must not meet."""
+        """The model's fingerprint. Never compare vectors of different fingerprints."""
         return self.manifest.fingerprint
 
     @property
     def width(self) -> int:
-        """Length of a vector."""
+        """Dimensions of a vector."""
         return self.manifest.width
 
     @property
     def backend_name(self) -> str:
-        """What really runs, such as `onnxruntime CPU`."""
+        """Name of the engine and device actually in use, such as `onnxruntime CPU`."""
         return self._backend.name
 
     def decode(self, image: ImageLike, *, name: str | None = None) -> Decoded:
-        """Decode at a size that serves the model and a thumbnail. InputError, naming it, for a
-        image that cannot be read.
+        """Decode an image at a size large enough for the model and for a thumbnail.
 
-        The size never depends on whether a thumbnail is wanted, so that a vector does not either.
+        Raises InputError, naming the image, if it cannot be read.
         """
+        # The same size with or without a thumbnail, so that a vector never depends on it.
         side = max(self.geometry.shorter_side, THUMBNAIL_SIDE)
         return load(image, name=name, limits=self.limits, shorter_side=side)
 
     def prepare(self, image: ImageLike, *, name: str | None = None) -> np.ndarray:
-        """Decode and bring to the model's size: (H, W, 3) uint8. InputError as for `decode`."""
+        """Decode an image and resize it for the model: (H, W, 3) uint8. Raises as `decode` does."""
         return self.geometry.apply(self.decode(image, name=name).pixels)
 
     def infer(self, images: np.ndarray, *, cancel: Cancel | None = None) -> np.ndarray:
-        """Prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32; H and W multiples of
-        the model's patch.
+        """Return unit vectors (N, D) float32 of prepared images (N, H, W, 3) uint8.
 
-        InputError for any other shape, naming the two nearest sizes that work. Cancelled when
-        `cancel` is set meanwhile.
+        H and W must be multiples of the model's patch. Raises InputError for any other shape,
+        naming the two nearest sizes that work, and Cancelled once `cancel` is set.
         """
         self._check_size(images)
         if len(images) == 0:
@@ -159,22 +165,22 @@ class Embedder:
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def outputs(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
-        """Outputs of the model by name, float32, for prepared images (N, H, W, 3) uint8, of which
-        there is at least one.
+        """Return the named outputs, float32, for prepared images (N, H, W, 3) uint8 with N ≥ 1.
 
-        `embedding` (N, D); where the model has them, `patches` (N, h, w, D), a vector for each
-        patch, and `attention` (N, heads, h, w), of the class token over the patches. InputError for
-        others, naming those that the model has, and as for `infer`.
+        Every model has `embedding` (N, D). Some also have `patches` (N, h, w, D), one vector per
+        patch, and `attention` (N, heads, h, w) from the class token to the patches. Raises
+        InputError for an unknown output, listing the known ones, and as `infer` does.
         """
-        if not names or not set(names) <= set(self.manifest.outputs):
-            unknown = ", ".join(sorted(set(names) - set(self.manifest.outputs))) or "nothing"
-            known = ", ".join(self.manifest.outputs)
+        known = ", ".join(self.manifest.outputs)
+        if not names:
+            raise InputError(f"No output of {self.model_path} was named; choose from {known}.")
+        if unknown := sorted(set(names) - set(self.manifest.outputs)):
             raise InputError(
-                f"{self.model_path} gives {known}, not {unknown}; ask for what it gives."
+                f"{self.model_path} has no output {', '.join(unknown)}; choose from {known}."
             )
         self._check_size(images)
         if len(images) == 0:
-            raise InputError("No images have no outputs; give one or more.")
+            raise InputError("There are no images to compute outputs for; give one or more.")
         starts = range(0, len(images), self.batch_size)
         blocks = [
             self._backend.run(images[at : at + self.batch_size], outputs=names) for at in starts
@@ -182,15 +188,15 @@ class Embedder:
         return {name: np.concatenate([block[name] for block in blocks]) for name in names}
 
     def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
-        """Return unit vectors (n, D) float32 of images, or of one of them.
+        """Return unit vectors (n, D) float32 of one image or of several.
 
         An image is a path, bytes, an open binary file, a Pillow image, an array (H, W, 3) uint8,
-        or a row {bytes, path} of a Hugging Face data set; `featkit.images.load` says more. An array
-        (N, H, W, 3) is N images. Memory is bounded by the batch, not by the number of images.
-        Give paths, or a generator, rather than a list of images opened by `Image.open`: each of
-        those holds its file open until it is decoded, and a process may have about a thousand.
+        or a row {bytes, path} of a Hugging Face data set; see `featkit.images.load`. An array
+        (N, H, W, 3) holds N images. Memory use depends on the batch size, not on the number of
+        images. For many images pass paths or a generator. A list of images from `Image.open`
+        keeps every file open until it is decoded, and most systems allow about a thousand.
 
-        InputError, naming the first that cannot be read or is no image.
+        Raises InputError, naming the first image that cannot be read.
         """
         singles: Any = [images] if is_single(images) else images
         blocks: list[np.ndarray] = []
@@ -210,14 +216,15 @@ class Embedder:
     def _check_size(self, images: np.ndarray) -> None:
         if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
             raise InputError(
-                f"The model takes uint8 (N, H, W, 3), not {images.dtype} {images.shape}."
+                f"The model expects uint8 (N, H, W, 3), not {images.dtype} {images.shape}; use"
+                " `prepare`."
             )
         fixed = self.manifest.fixed_size
         if fixed is not None and images.shape[1:3] != fixed:
-            (height, width), found = fixed, images.shape
+            height, width = fixed
             raise InputError(
-                f"{self.model_path} takes images of {height}×{width} only (height × width), not"
-                f" {found[1]}×{found[2]}; bring them to that size with `prepare`, or export the"
+                f"{self.model_path} only takes images of {height}×{width} (height × width), not"
+                f" {images.shape[1]}×{images.shape[2]}; resize them with `prepare`, or export the"
                 " model without a fixed size."
             )
         patch = self.manifest.patch
@@ -226,6 +233,6 @@ class Embedder:
                 below = length // patch * patch
                 nearest = f"{below} or {below + patch}" if below else f"{patch}"
                 raise InputError(
-                    f"The {side} of {length} is no multiple of the model's patch of {patch}; use"
+                    f"The {side} is {length}, not a multiple of the model's patch of {patch}; use"
                     f" {nearest}."
                 )

@@ -205,11 +205,9 @@ class Tensor:
         (io.StringIO("a.jpg"), "image 0 is open as text"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name(
-    embedder: Embedder, drawn_images: Any, words: str
-) -> None:
+def test_what_is_no_image_is_refused_by_name(embedder: Embedder, images: Any, words: str) -> None:
     with refused(words):
-        embedder.embed(drawn_images)
+        embedder.embed(images)
 
 
 def test_a_image_turned_by_hand_is_not_turned_again(embedder: Embedder, tmp_path: Path) -> None:
@@ -328,13 +326,22 @@ def test_a_large_jpeg_gives_nearly_the_vector_of_its_full_decode(
     [
         (
             (2, 33, 32, 3),
-            "The height of 33 is no multiple of the model's patch of 8; use 32 or 40.",
+            "The height is 33, not a multiple of the model's patch of 8; use 32 or 40.",
         ),
-        ((2, 32, 47, 3), "The width of 47 is no multiple of the model's patch of 8; use 40 or 48."),
-        ((2, 5, 32, 3), "The height of 5 is no multiple of the model's patch of 8; use 8."),
-        ((2, 32, 0, 3), "The width of 0 is no multiple of the model's patch of 8; use 8."),
-        ((32, 32, 3), "The model takes uint8 (N, H, W, 3), not uint8 (32, 32, 3)."),
-        ((1, 3, 32, 32), "The model takes uint8 (N, H, W, 3), not uint8 (1, 3, 32, 32)."),
+        (
+            (2, 32, 47, 3),
+            "The width is 47, not a multiple of the model's patch of 8; use 40 or 48.",
+        ),
+        ((2, 5, 32, 3), "The height is 5, not a multiple of the model's patch of 8; use 8."),
+        ((2, 32, 0, 3), "The width is 0, not a multiple of the model's patch of 8; use 8."),
+        (
+            (32, 32, 3),
+            "The model expects uint8 (N, H, W, 3), not uint8 (32, 32, 3); use `prepare`.",
+        ),
+        (
+            (1, 3, 32, 32),
+            "The model expects uint8 (N, H, W, 3), not uint8 (1, 3, 32, 32); use `prepare`.",
+        ),
     ],
 )
 def test_infer_refuses_other_shapes_with_the_nearest_that_work(
@@ -345,7 +352,9 @@ def test_infer_refuses_other_shapes_with_the_nearest_that_work(
 
 
 def test_infer_refuses_other_numbers(embedder: Embedder) -> None:
-    with refused("The model takes uint8 (N, H, W, 3), not float32 (1, 32, 32, 3)."):
+    with refused(
+        "The model expects uint8 (N, H, W, 3), not float32 (1, 32, 32, 3); use `prepare`."
+    ):
         embedder.infer(np.zeros((1, 32, 32, 3), np.float32))
 
 
@@ -466,16 +475,16 @@ def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(
     tmp_path: Path, embedder: Embedder
 ) -> None:
     images = np.zeros((1, 32, 32, 3), np.uint8)
-    with refused("gives embedding, not patches; ask for what it gives."):
+    with refused("has no output patches; choose from embedding."):
         embedder.outputs(images, ["embedding", "patches"])
-    with refused("gives embedding, not nothing"):
+    with refused("No output of", "choose from embedding."):
         embedder.outputs(images, [])
     other = Embedder(
         make_layered_file(tmp_path / "m.onnx", outputs=("embedding", "patches")), threads=1
     )
     with refused("gives embedding, patches, not attention, tokens"):
         other.outputs(images, ["tokens", "attention"])
-    with refused("No images have no outputs; give one or more."):
+    with refused("There are no images to compute outputs for; give one or more."):
         other.outputs(images[:0], ["patches"])
     with refused("The height of 33 is no multiple"):
         other.outputs(np.zeros((1, 33, 32, 3), np.uint8), ["patches"])
@@ -487,9 +496,7 @@ def test_a_model_of_one_size_refuses_others_and_prepares_its_own(
     embedder = Embedder(make_layered_file(tmp_path / "m.onnx", fixed_size=(32, 40)), threads=1)
     assert embedder.embed(files).shape == (COUNT, 32)
     assert embedder.prepare(files[0]).shape == (32, 40, 3)
-    with refused(
-        "m.onnx takes images of 32×40 only (height × width), not 40×32; bring them to that size"
-    ):
+    with refused("m.onnx only takes images of 32×40 (height × width), not 40×32; resize them with"):
         embedder.infer(np.zeros((1, 40, 32, 3), np.uint8))
 
 
@@ -506,9 +513,9 @@ def test_what_is_no_model_file_is_refused(model: Path, tmp_path: Path) -> None:
         Embedder(tmp_path / "m.onnx")
     with refused(tmp_path / "missing.onnx", "does not exist"):
         Embedder(tmp_path / "missing.onnx")
-    with refused("0 threads cannot work; use 1 or more."):
+    with refused("threads is 0; use 1 or more."):
         Embedder(model, threads=0)
-    with refused("A batch of 0 images is none; use 1 or more."):
+    with refused("batch_size is 0; use 1 or more."):
         Embedder(model, batch_size=0)
 
 
