@@ -482,11 +482,11 @@ def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(
     other = Embedder(
         make_layered_file(tmp_path / "m.onnx", outputs=("embedding", "patches")), threads=1
     )
-    with refused("gives embedding, patches, not attention, tokens"):
+    with refused("has no output attention, tokens; choose from embedding, patches."):
         other.outputs(images, ["tokens", "attention"])
     with refused("There are no images to compute outputs for; give one or more."):
         other.outputs(images[:0], ["patches"])
-    with refused("The height of 33 is no multiple"):
+    with refused("The height is 33, not a multiple"):
         other.outputs(np.zeros((1, 33, 32, 3), np.uint8), ["patches"])
 
 
