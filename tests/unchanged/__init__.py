@@ -1,0 +1,1 @@
+"""Record what featkit computes, and compare two commits: see `python -m tests.unchanged --help`."""
