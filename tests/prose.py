@@ -34,7 +34,7 @@ def passages(source: str) -> list[Passage]:
     read as `{}`.
     """
     tree = ast.parse(source)
-    docstrings = {id(node): node for node in _docstring_nodes(tree)}
+    docstrings = {id(node): node for node in docstring_nodes(tree)}
     strings = [
         Passage(node.lineno, "docstring" if id(node) in docstrings else "string", text)
         for node, text in _texts(tree)
@@ -53,17 +53,18 @@ def sentences(passage: Passage) -> Iterator[tuple[int, str]]:
                 yield line, sentence
 
 
-def read_python(path: Path) -> str:
-    """Read a source file as text."""
-    return path.read_text(encoding="utf-8")
-
-
-def _docstring_nodes(tree: ast.Module) -> Iterator[ast.Constant]:
+def docstring_nodes(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Yield the docstring of the module, of each class and of each function that has one."""
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
                 yield first.value
+
+
+def read_python(path: Path) -> str:
+    """Read a source file as text."""
+    return path.read_text(encoding="utf-8")
 
 
 def _texts(tree: ast.Module) -> Iterator[tuple[ast.expr, str]]:
