@@ -44,7 +44,21 @@ html_static_path = ["_static"]
 html_css_files = ["featkit.css"]
 html_copy_source = False
 html_show_sphinx = False
-html_theme_options = {"top_of_page_buttons": []}
+html_logo = html_favicon = "../demo/featkit_demo/static/icon.svg"
+html_theme_options = {
+    "top_of_page_buttons": [],
+    # The search page's orange, dark or light enough for text.
+    "light_css_variables": {
+        "color-brand-primary": "#b93a19",
+        "color-brand-content": "#b93a19",
+        "color-sidebar-link-text--top-level": "#3c3846",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#ff8a65",
+        "color-brand-content": "#ff8a65",
+        "color-sidebar-link-text--top-level": "#c9c5d0",
+    },
+}
 pygments_style = "friendly"
 pygments_dark_style = "native"
 

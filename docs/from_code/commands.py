@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_origin
 
 from cyclopts import App
@@ -14,8 +14,6 @@ from featkit.cli.app import COMMANDS, make_app
 from from_code.markdown import code, table
 
 GROUPS = {"Make": "Make a model and an index", "Use": "Use them", "Look": "Measure and inspect"}
-# Printed for a value whose type says nothing about its form.
-PLACEHOLDERS = {int: "N", float: "X", str: "TEXT"}
 
 
 def command_list() -> str:
@@ -38,23 +36,46 @@ def command_page(name: str) -> str:
     if not subcommands:
         return _one_command(f"featkit {name}", command, _arguments(command))
     arguments = {each: _arguments(command[each]) for each in subcommands}
-    # `featkit train` has some thirty options that nine methods share: once is enough.
-    shared = [
-        argument
-        for argument in arguments[subcommands[0]]
-        if argument.index is None
-        and all(_has(argument, arguments[each]) for each in subcommands[1:])
-    ]
+    shared = _shared_options(arguments)
     parts = [_overview(command)]
     if command.default_command is not None and (own := _arguments(command)):
         parts.append(_options(own))
-    if shared:
-        parts.append(f"## Options of every subcommand\n\n{_options(shared)}")
+    titles = [_whose(names, subcommands) for names in shared]
     for each in subcommands:
-        rest = [argument for argument in arguments[each] if not _has(argument, shared)]
+        others = [one for names, group in shared.items() if each in names for one in group]
+        rest = [one for one in arguments[each] if not _has(one, others)]
+        links = [
+            f"[options of {title}](#{name}-options-{number})"
+            for number, (names, title) in enumerate(zip(shared, titles, strict=True))
+            if each in names
+        ]
         parts.append(f"## featkit {name} {each}")
-        parts.append(_one_command(f"featkit {name} {each}", command[each], rest, more=bool(shared)))
+        parts.append(_one_command(f"featkit {name} {each}", command[each], rest, others))
+        if links:
+            parts.append(f"It also takes the {' and the '.join(links)}.")
+    for number, (title, group) in enumerate(zip(titles, shared.values(), strict=True)):
+        parts += [f"({name}-options-{number})=", f"## Options of {title}", _options(group)]
     return "\n\n".join(parts)
+
+
+def _whose(names: Sequence[str], subcommands: Sequence[str]) -> str:
+    if len(names) == len(subcommands):
+        return "every subcommand"
+    *most, last = map(code, names)
+    return f"{', '.join(most)} and {last}"
+
+
+def _shared_options(
+    arguments: Mapping[str, Sequence[Argument]],
+) -> dict[tuple[str, ...], list[Argument]]:
+    """Options that several subcommands share, by the subcommands; those of most come first."""
+    shared: dict[tuple[str, ...], list[Argument]] = {}
+    for group in arguments.values():
+        for one in group:
+            names = tuple(each for each, others in arguments.items() if _has(one, others))
+            if len(names) > 1 and one.index is None and not _has(one, shared.get(names, [])):
+                shared.setdefault(names, []).append(one)
+    return dict(sorted(shared.items(), key=lambda item: -len(item[0])))
 
 
 def _arguments(command: App) -> list[Argument]:
@@ -77,21 +98,16 @@ def _overview(command: App) -> str:
 
 
 def _one_command(
-    usage: str, command: App, arguments: Sequence[Argument], *, more: bool = False
+    usage: str, command: App, arguments: Sequence[Argument], others: Sequence[Argument] = ()
 ) -> str:
     words = [usage]
     words += [_positional(each) for each in arguments if each.index is not None]
-    words += [
-        f"{each.name} {_value(each)}" for each in arguments if each.index is None and each.required
-    ]
+    required = [each for each in (*arguments, *others) if each.index is None and each.required]
+    words += [f"{each.name} {_value(each)}" for each in required]
     text, examples = _described(command)
     parts = [f"```text\n{' '.join(words)} [OPTIONS]\n```", text, *examples]
     if arguments:
         parts.append(_options(arguments))
-    if more:
-        parts.append(
-            "It also takes the [options of every subcommand](#options-of-every-subcommand)."
-        )
     return "\n\n".join(parts)
 
 
@@ -128,7 +144,7 @@ def _options(arguments: Sequence[Argument]) -> str:
         )
         for each in arguments
     ]
-    return table(("", "", "default"), rows)
+    return table(("option", "meaning", "default"), rows)
 
 
 def _names(argument: Argument) -> str:
@@ -148,7 +164,7 @@ def _positional(argument: Argument) -> str:
 
 def _value(argument: Argument) -> str:
     """What stands after an option's name: its choices, or a word for what it takes; "" for a switch."""
-    if argument.hint is bool or argument.negatives:
+    if argument.hint is bool:
         return ""
     if choices := argument.get_choices():
         return "|".join(choices)

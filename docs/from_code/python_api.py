@@ -24,14 +24,16 @@ def module_page(name: str, *names: str) -> str:
 
 
 def plain_docstring(
-    _app: object, _kind: str, _name: str, _thing: object, _options: object, lines: list[str]
+    _app: object, _kind: str, _name: str, thing: object, _options: object, lines: list[str]
 ) -> None:
-    """autodoc-process-docstring: featkit's docstrings are plain text, so escape what Sphinx would read as markup.
+    """autodoc-process-docstring: featkit's docstrings are plain text, so make reStructuredText of one.
 
-    Indented blocks become literal blocks, and single backticks stay code.
+    Indented blocks become literal blocks, a line `name: ...` about a parameter becomes a field, and
+    what Sphinx would read as markup is escaped. Single backticks stay code.
     """
+    parameters = _parameters(thing)
     converted: list[str] = []
-    literal = False
+    literal = field = False
     for line in lines:
         indented = line.startswith("    ")
         if indented and not literal:
@@ -39,8 +41,24 @@ def plain_docstring(
         if literal and not indented and line.strip():
             converted.append("")
         literal = indented or (literal and not line.strip())
-        converted.append(line if literal else _escaped(line))
+        name, colon, rest = line.partition(": ")
+        if literal:
+            converted.append(line)
+        elif colon and name in parameters:
+            converted += [] if field else [""]
+            converted.append(f":param {name}: {_escaped(rest)}")
+            field = True
+        else:
+            field = field and bool(line.strip())
+            converted.append(("    " if field else "") + _escaped(line))
     lines[:] = converted
+
+
+def _parameters(thing: object) -> set[str]:
+    try:
+        return set(inspect.signature(thing).parameters) if callable(thing) else set()
+    except (TypeError, ValueError):  # a class without a signature, such as an exception's
+        return set()
 
 
 def _escaped(line: str) -> str:

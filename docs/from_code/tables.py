@@ -56,10 +56,8 @@ def recipes_table() -> str:
     for path in sorted(RECIPES.glob("*.yaml")):
         lines = path.read_text(encoding="utf-8").splitlines()
         title = lines[0].removeprefix("#").strip()
-        run = next((line for line in lines if line.startswith("# Run:")), "")
-        rows.append(
-            (code(path.stem), title, code(run.removeprefix("# Run:").strip()) if run else "")
-        )
+        run = next(line for line in lines if line.startswith("# Run:")).removeprefix("# Run:")
+        rows.append((code(path.stem), title, code(run.split("  (")[0].strip(" \\"))))
     return table(("recipe", "what it is", "run it with"), rows)
 
 

@@ -51,7 +51,7 @@ def _fields(config: type[Any], fields: typing.Sequence[dataclasses.Field[Any]]) 
         (code(each.name), _type(types[each.name]), _default(each), docs.get(each.name, ""))
         for each in fields
     ]
-    return table(("setting", "type", "default", ""), rows)
+    return table(("setting", "type", "default", "meaning"), rows)
 
 
 def _nested(config: type[Any]) -> list[tuple[str, type[Any]]]:
@@ -84,6 +84,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
         return "see below"
     if field.default is dataclasses.MISSING:
         return "required"
+    if field.default == "":
+        return ""
     value = list(field.default) if isinstance(field.default, tuple) else field.default
     if value is None or isinstance(value, bool):
         return code({None: "null", True: "true", False: "false"}[value])  # as YAML spells them
