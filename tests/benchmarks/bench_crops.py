@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from featkit.resources import usable_cpus
-from featkit_train.engine.device import pick_autocast, pick_device
 from featkit_train.networks.vit import Attention, Block, VisionTransformer, ViTConfig, attend
+from featkit_train.processes.device import pick_autocast, pick_device
 from tests.benchmarks.flops import synchronize
 from tests.benchmarks.record import alternate, is_quick, median_ratio, write_result
 

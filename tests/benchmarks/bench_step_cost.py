@@ -23,8 +23,8 @@ import torch
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_train.configure import configure
-from featkit_train.engine.device import pick_autocast
 from featkit_train.images.batches import Crops
+from featkit_train.processes.device import pick_autocast
 from tests.benchmarks.flops import ProductsOf, Rate, best_rate, count_flops, measure_products
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.parts import Clock, clocked, shares_of_operators

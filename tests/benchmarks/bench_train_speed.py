@@ -26,7 +26,7 @@ from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
-from featkit_train.engine.device import pick_autocast
+from featkit_train.processes.device import pick_autocast
 from tests.benchmarks.lightly_loops import LOOPS
 from tests.benchmarks.loops import FeatkitLoop, Loop
 from tests.benchmarks.record import is_quick, median_ratio, write_result

@@ -21,14 +21,14 @@ from featkit.geometry import Geometry
 from featkit.sources import open_source
 from featkit_train.config import TrainConfig, from_mapping, with_settings
 from featkit_train.engine.checkpoints import Progress, load_checkpoint, save_checkpoint
-from featkit_train.engine.distributed import World, join_world
 from featkit_train.engine.step import Engine, seeded_weights
 from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.log import Log
 from featkit_train.loop import train
 from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.networks.vit import VisionTransformer
-from featkit_train.watching.meter import Log
+from featkit_train.processes.distributed import World, join_world
 from featkit_train.weights import BackboneInfo, save_backbone
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.small import SMALL, small_config

@@ -13,12 +13,12 @@ import torch
 
 from featkit.sources import open_source
 from featkit_train.config import TrainConfig
-from featkit_train.engine.device import pick_autocast
-from featkit_train.engine.distributed import ALONE
 from featkit_train.engine.step import Engine
 from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.log import Log
 from featkit_train.methods import Lessons
-from featkit_train.watching.meter import Log
+from featkit_train.processes.device import pick_autocast
+from featkit_train.processes.distributed import ALONE
 from tests.images import draw_folder
 
 NUM_IMAGES = 20

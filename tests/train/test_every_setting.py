@@ -26,20 +26,20 @@ from featkit.geometry import Geometry
 from featkit.sources import Source, open_source, subset
 from featkit_train.config import IbotConfig, TrainConfig, from_mapping, to_mapping, with_settings
 from featkit_train.engine.checkpoints import list_checkpoints
-from featkit_train.engine.distributed import World
 from featkit_train.engine.step import Engine
 from featkit_train.images.batches import CropDataset, Crops
 from featkit_train.labeled import born_again, rounds, self_training
 from featkit_train.labeled.course import CourseEars
+from featkit_train.log import Log
 from featkit_train.loop import Ears, Run, train
 from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.vit import Block
+from featkit_train.processes.distributed import World
 from featkit_train.published import pretrained
 from featkit_train.run_folder import NOTES_FILE
 from featkit_train.watching.diagnostics import Collapse, Finding, Watch
-from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import COPIES, HeldOut
 from featkit_train.watching.standing import Standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone

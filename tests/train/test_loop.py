@@ -29,13 +29,13 @@ from featkit_export.export import export_model
 from featkit_export.verify import draw_images
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
-from featkit_train.engine.device import pick_autocast, pick_device
+from featkit_train.log import Log
 from featkit_train.loop import Run, train
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone, Features
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.processes.device import pick_autocast, pick_device
 from featkit_train.run_folder import LOCK_FILE
-from featkit_train.watching.meter import Log
 from featkit_train.watching.plan import MEASURED_STEPS, WARM_STEPS, Plan
 from featkit_train.weights import load_backbone
 from tests.featkit.sources.files import write_tar

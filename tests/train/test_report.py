@@ -23,7 +23,7 @@ from featkit_train.config import to_mapping
 from featkit_train.report import charts, write_report
 from featkit_train.report.metrics import MOST_POINTS, Curve, read_metrics
 from featkit_train.report.panels import MOST_CURVES, arrange
-from featkit_train.report.snapshot_files import Tiles, write_photographs, write_snapshot
+from featkit_train.watching.snapshot_files import Tiles, write_photographs, write_snapshot
 from tests.commands import REPOSITORY
 from tests.images import draw_image
 from tests.sentences import refused

@@ -27,11 +27,8 @@ from featkit_train.engine.checkpoints import (
     load_method,
     save_checkpoint,
 )
-from featkit_train.engine.device import pick_autocast, pick_device
-from featkit_train.engine.distributed import ALONE, World, join_world, local_device
 from featkit_train.engine.failures import explained, way_on
 from featkit_train.engine.step import Engine
-from featkit_train.engine.stopping import StopRequest
 from featkit_train.images.batches import (
     LEAST_TO_HOLD_OUT,
     CropDataset,
@@ -42,13 +39,17 @@ from featkit_train.images.batches import (
     workers_within_memory,
 )
 from featkit_train.images.loading import WorkerLost, batches_of
+from featkit_train.log import Log
 from featkit_train.methods import Lessons
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone
+from featkit_train.processes.device import pick_autocast, pick_device
+from featkit_train.processes.distributed import ALONE, World, join_world, local_device
+from featkit_train.processes.stopping import StopRequest
 from featkit_train.report.page import write_run_report
 from featkit_train.run_folder import CONFIG_FILE, LOCK_FILE, SNAPSHOTS, RunFolder, Write
 from featkit_train.watching.diagnostics import Collapse, Watch, rank_me
-from featkit_train.watching.meter import Log, Meter
+from featkit_train.watching.meter import Meter
 from featkit_train.watching.plan import Plan, Planner
 from featkit_train.watching.probe import COPIES, HeldOut
 from featkit_train.watching.snapshots import Snapshots

@@ -21,9 +21,9 @@ from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
 from featkit.paths import text_path
 from featkit_train.config import TrainConfig, from_mapping, to_mapping
+from featkit_train.log import Log
 from featkit_train.methods import METHODS
 from featkit_train.report.page import read_config
-from featkit_train.watching.meter import Log
 from featkit_train.weights import BACKBONE_FILE
 
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"

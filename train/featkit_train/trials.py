@@ -13,9 +13,9 @@ from pathlib import Path
 from featkit.errors import InputError
 from featkit.sources import Source
 from featkit_train.config import TrainConfig, from_mapping, to_mapping, with_settings
+from featkit_train.log import Log
 from featkit_train.loop import train
 from featkit_train.watching.diagnostics import Collapse
-from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import COPIES
 
 SHARE_OF_STEPS, LEAST_STEPS = 10, 100

@@ -194,7 +194,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
 
 def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
     """The script that runs this very command on a cluster."""
-    from featkit_train.engine.slurm import slurm_script
+    from featkit_train.slurm import slurm_script
 
     script = slurm_script(
         command_without(

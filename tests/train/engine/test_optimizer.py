@@ -13,8 +13,8 @@ from torch import nn
 
 from featkit_train.config import OptimConfig
 from featkit_train.engine.optimizer import lr_share, make_optimizer, peak_lr, set_schedules
-from featkit_train.engine.schedules import cosine_schedule
 from featkit_train.methods import Lessons, make_method
+from featkit_train.schedules import cosine_schedule
 from tests.train.labeled.small import labeled_config
 from tests.train.small import small_config
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
+from featkit_train.log import Log
 from featkit_train.methods import Looks, Targets, Views
 from featkit_train.methods.momentum import Term
-from featkit_train.watching.meter import Log
 from tests.train.methods.training import OWN_HEAD, draw
 from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config

@@ -24,8 +24,8 @@ from featkit_train.images.augment import (
     appear,
     cut_crop,
     draw_appearance,
-    normalize,
 )
+from featkit_train.networks.normalization import normalize
 
 
 def gradient_image(height: int, width: int) -> Image.Image:

@@ -26,11 +26,11 @@ from featkit_train.images.batches import (
     Place,
     crop_loader,
     draw_order,
-    rng_for,
     split_held_out,
     stack,
     workers_within_memory,
 )
+from featkit_train.random_streams import rng_for
 from tests.images import draw_folder
 
 EXTRA = ExtraViews(patch=8, masks=IbotConfig(mask_probability=0.7), gram_size=48)

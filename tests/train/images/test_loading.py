@@ -16,9 +16,9 @@ from featkit.errors import InputError
 from featkit.sources import open_source
 from featkit.sources.folder import FileSource
 from featkit_train.engine.checkpoints import list_checkpoints
-from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.images.loading import WorkerLost, batches_of
 from featkit_train.loop import train
+from featkit_train.processes.stopping import leave_signals_to_the_loop
 from tests.images import draw_folder
 from tests.sentences import refused
 from tests.train.small import small_config

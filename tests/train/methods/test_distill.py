@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit_train.engine.optimizer import make_optimizer
-from featkit_train.images.augment import Statistics
 from featkit_train.methods import make_method
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.methods.distill import Distill
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import build_backbone
+from featkit_train.networks.normalization import Statistics
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone

@@ -19,11 +19,11 @@ from torch import Tensor
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import seeded_weights
+from featkit_train.log import Log
 from featkit_train.methods import Lessons, StepResult, Taught, Views, make_method
 from featkit_train.methods.lessons import UNKNOWN
 from featkit_train.methods.taught import Lesson
 from featkit_train.networks.classifier import Classifier, build_backbone
-from featkit_train.watching.meter import Log
 from tests.train.labeled.small import labeled_config
 from tests.train.methods.training import assert_same_gradients, dice, gradients
 from tests.train.networks.networks import drawn

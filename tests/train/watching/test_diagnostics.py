@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from featkit.sources import open_source
+from featkit_train.log import Log
 from featkit_train.loop import Ears, Run, train
 from featkit_train.run_folder import NOTES_FILE
 from featkit_train.watching import diagnostics
@@ -31,7 +32,6 @@ from featkit_train.watching.diagnostics import (
     rank_me,
     slow_teacher,
 )
-from featkit_train.watching.meter import Log
 from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
 from tests.train.steps import drawn_images

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from featkit.atomic import explain_os_errors, remove_partials, replace_folder
 from featkit.errors import InputError
-from featkit_train.engine.distributed import ALONE, World
 from featkit_train.engine.sharded import (
     is_sharded,
     read_shapes,
@@ -24,7 +23,8 @@ from featkit_train.engine.sharded import (
     replace_folder_together,
     write_shards,
 )
-from featkit_train.watching.meter import Log
+from featkit_train.log import Log
+from featkit_train.processes.distributed import ALONE, World
 from featkit_train.weights import misfit, write_tensors
 
 FORMAT = 2

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from featkit_train.config import OptimConfig
-from featkit_train.engine.schedules import cosine_schedule
+from featkit_train.schedules import cosine_schedule
 
 # images a step that the rules' rates are for: DINO's and DINOv2's
 LINEAR_BATCH, SQRT_BATCH = 256, 1024

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 
 from featkit.atomic import replace_folder
 from featkit.paths import text_path
-from featkit_train.engine.distributed import World
+from featkit_train.processes.distributed import World
 
 
 def is_sharded(tensors: Mapping[str, Tensor]) -> bool:

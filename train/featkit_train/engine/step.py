@@ -18,16 +18,17 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule
 
 from featkit_train.config import TrainConfig
-from featkit_train.engine.distributed import World, replicate, shard
-from featkit_train.engine.inference import over_images, unit_class_token
 from featkit_train.engine.optimizer import clip_gradients, make_optimizer, set_schedules
 from featkit_train.images.augment import as_seen
-from featkit_train.images.batches import COMMON_NOISE, NOISE, WEIGHTS, Crops, ExtraViews, rng_for
+from featkit_train.images.batches import Crops, ExtraViews
+from featkit_train.log import Log
 from featkit_train.methods import Dice, Lessons, Method, Views, make_method
 from featkit_train.networks.base import Backbone
+from featkit_train.networks.inference import over_images, unit_class_token
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.processes.distributed import World, replicate, shard
+from featkit_train.random_streams import COMMON_NOISE, NOISE, WEIGHTS, rng_for
 from featkit_train.watching.diagnostics import Collapse, first_bad_tensor
-from featkit_train.watching.meter import Log
 
 
 class Engine:

@@ -14,7 +14,6 @@ Letters: B images, (S, S) pixels of a crop.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from torch import Tensor
 
 from featkit.geometry import RESAMPLING
 from featkit_train.config import ColorConfig, CropConfig
+from featkit_train.networks.normalization import normalize
 
 # Columns of an appearance row.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GRAY, BLUR, SOLARIZE = range(7)
 NUM_COLUMNS = 7
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma
-Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel
 RGB_TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
@@ -162,21 +161,6 @@ def as_seen(
         pixels.float() / 255 if appearance is None else appear(pixels, appearance.flatten(0, 1))
     )
     return torch.unflatten(normalize(pixels, mean=mean, std=std), 0, images.shape[:2])
-
-
-def normalize(pixels: Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(pixels - mean) / std for each channel of (B, 3, S, S) float in 0 .. 1."""
-    shape = (1, 3, 1, 1)
-    return (pixels - pixels.new_tensor(mean).view(shape)) / pixels.new_tensor(std).view(shape)
-
-
-def renormalize(pixels: Tensor, *, given: Statistics, wanted: Statistics) -> Tensor:
-    """(B, 3, S, S), normalized by the mean and std `given`, as normalized by those `wanted`."""
-    if given == wanted:
-        return pixels
-    (mean, std), shape = given, (1, 3, 1, 1)
-    plain = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
-    return normalize(plain, mean=wanted[0], std=wanted[1])
 
 
 def _gray(pixels: Tensor) -> Tensor:

@@ -29,19 +29,16 @@ from featkit.sources import Source
 from featkit.sources.locality import Locality
 from featkit.wording import counted
 from featkit_train.config import LEAST_BATCH, ColorConfig, CropConfig, IbotConfig, Resolution
-from featkit_train.engine.stopping import leave_signals_to_the_loop
 from featkit_train.images.augment import cut_crop, draw_appearance
 from featkit_train.images.masks import draw_mask
+from featkit_train.processes.stopping import leave_signals_to_the_loop
+from featkit_train.random_streams import CROPS, HELD_OUT, MASKS, ORDER, RESOLUTION, rng_for
 
 # Memory of a loader's worker: 100 MB of its own, four batches ahead, and an image that is decoded
 # whole.
 WORKER_BYTES = 512 * 2**20
 MOST_CACHED = 0.25  # of the spare memory
 
-# What a random stream is for; part of its key.
-ORDER, CROPS, HELD_OUT, WEIGHTS, MASKS, NOISE, COMMON_NOISE, RESOLUTION, PERMUTED, PSEUDO = range(
-    10
-)
 # Images are kept at a little over the size that crops need, so that a small crop of one still has
 # its detail.
 DECODE_MARGIN = 2
@@ -112,11 +109,6 @@ class ExtraViews:
     patch: int = 16  # pixels
     masks: IbotConfig | None = None
     gram_size: int | None = None  # pixels
-
-
-def rng_for(seed: int, purpose: int, *keys: int) -> np.random.Generator:
-    """The random stream of one purpose and place; equal keys give equal streams on every machine."""
-    return np.random.default_rng([seed, purpose, *keys])
 
 
 def split_held_out(count: int, *, wanted: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -23,14 +23,14 @@ from featkit.sources import Source, has_keys, keys_sha256, subset
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
-from featkit_train.engine.device import pick_device
-from featkit_train.engine.distributed import World, join_world, local_device
 from featkit_train.engine.failures import explained
 from featkit_train.labeled.judge import Judge, Seen
 from featkit_train.labeled.parting import Parted
 from featkit_train.loop import Ears, only_writer, train
 from featkit_train.methods import Lessons
 from featkit_train.networks.classifier import Classifier
+from featkit_train.processes.device import pick_device
+from featkit_train.processes.distributed import World, join_world, local_device
 from featkit_train.report.generations import write_generations_report
 from featkit_train.report.metrics import read_metrics
 from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolder

@@ -18,10 +18,10 @@ from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source
 from featkit_train.config import SelfTrainingConfig
-from featkit_train.images.batches import PSEUDO, rng_for
 from featkit_train.labeled.arrays import read_array
 from featkit_train.methods.taught import classify
 from featkit_train.networks.classifier import Classifier
+from featkit_train.random_streams import PSEUDO, rng_for
 
 PSEUDO_FILE = "pseudo_labels.npy"
 

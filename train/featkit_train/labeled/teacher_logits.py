@@ -15,8 +15,6 @@ import torch
 from featkit.atomic import explain_os_errors, replace_file
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.engine.device import pick_autocast
-from featkit_train.engine.inference import evaluating
 from featkit_train.images.augment import as_seen
 from featkit_train.images.batches import (
     CropDataset,
@@ -29,6 +27,8 @@ from featkit_train.images.loading import batches_of
 from featkit_train.labeled.arrays import read_array
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier
+from featkit_train.networks.inference import evaluating
+from featkit_train.processes.device import pick_autocast
 
 LOGITS_FILE = "teacher_logits.npy"
 MOST_BYTES = 8 << 30  # of a file that is worth its room; beyond it the teacher is asked anew

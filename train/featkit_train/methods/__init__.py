@@ -7,7 +7,6 @@ import dataclasses
 
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
-from featkit_train.engine.distributed import ALONE, World
 from featkit_train.methods.adapt import Adapt
 from featkit_train.methods.base import Dice, Method, StepResult, Views
 from featkit_train.methods.born_again import BornAgain
@@ -21,6 +20,7 @@ from featkit_train.methods.lessons import Lessons
 from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets
 from featkit_train.methods.self_training import SelfTraining
 from featkit_train.methods.taught import Taught
+from featkit_train.processes.distributed import ALONE, World
 
 METHODS: dict[str, type[Method]] = {
     "dino": Dino,

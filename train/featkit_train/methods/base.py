@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
-from featkit_train.engine.distributed import ALONE, World
+from featkit_train.log import Log
 from featkit_train.networks.base import Backbone
-from featkit_train.watching.meter import Log
+from featkit_train.processes.distributed import ALONE, World
 from featkit_train.watching.probe import HeldOut
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featkit_train.images.batches import PERMUTED, rng_for
 from featkit_train.losses import confidence_weights, kd_loss, permuted_knowledge
 from featkit_train.methods.base import Views
 from featkit_train.methods.taught import Lesson, Taught
 from featkit_train.networks.classifier import Outputs
+from featkit_train.random_streams import PERMUTED, rng_for
 
 
 class BornAgain(Taught):

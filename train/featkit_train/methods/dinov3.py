@@ -17,12 +17,12 @@ import torch
 from torch import nn
 
 from featkit.errors import InputError
-from featkit_train.images.augment import Statistics, renormalize
 from featkit_train.losses import gram_loss
 from featkit_train.methods.base import WITH_LABELS, Views
 from featkit_train.methods.dinov2 import DinoV2
 from featkit_train.methods.momentum import Looks, Targets, Term
 from featkit_train.networks.base import Backbone
+from featkit_train.networks.normalization import Statistics, renormalize
 from featkit_train.published.pretrained import load_pretrained
 
 

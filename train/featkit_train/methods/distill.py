@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featkit_train.images.augment import renormalize
 from featkit_train.methods.base import WITH_LABELS, Dice, Views
 from featkit_train.methods.heads_first import HeadsFirst
 from featkit_train.methods.momentum import Branch, Looks, Targets, Term, project
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
+from featkit_train.networks.normalization import renormalize
 from featkit_train.networks.vit import VisionTransformer
 
 

@@ -21,13 +21,7 @@ from torch import Tensor, nn
 from featkit.errors import InputError
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
-from featkit_train.engine.distributed import ALONE, World
-from featkit_train.engine.schedules import (
-    cosine_schedule,
-    linear_schedule,
-    momentum_end_for,
-    momentum_for,
-)
+from featkit_train.log import Log
 from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from featkit_train.losses.sinkhorn import alone
 from featkit_train.methods.base import Dice, Method, StepResult, Views, check_multiples
@@ -36,8 +30,9 @@ from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
 from featkit_train.networks.noise import QUIET, Noise, NoiseConfig, draw_noise
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.processes.distributed import ALONE, World
+from featkit_train.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
 from featkit_train.watching.diagnostics import slow_teacher
-from featkit_train.watching.meter import Log
 
 
 class Looks(NamedTuple):

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
-from featkit_train.engine.distributed import ALONE, World
-from featkit_train.engine.inference import over_images
+from featkit_train.log import Log
 from featkit_train.losses import cross_entropy
 from featkit_train.methods.base import WITH_LABELS, Dice, Method, StepResult, Views, check_multiples
 from featkit_train.methods.lessons import UNKNOWN, Lessons
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import Classifier, Outputs, build_backbone
+from featkit_train.networks.inference import over_images
+from featkit_train.processes.distributed import ALONE, World
 from featkit_train.watching.judging import accuracy, expected_calibration_error
-from featkit_train.watching.meter import Log
 from featkit_train.watching.probe import HeldOut
 from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
 

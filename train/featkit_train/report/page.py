@@ -34,7 +34,7 @@ from featkit_train.report.parts import (
     text,
     write_page,
 )
-from featkit_train.report.snapshot_files import (
+from featkit_train.watching.snapshot_files import (
     SNAPSHOTS,
     Snapshot,
     list_snapshots,

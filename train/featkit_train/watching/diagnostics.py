@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from featkit.errors import FeatkitError
-from featkit_train.engine.schedules import momentum_for
-from featkit_train.watching.meter import Log
+from featkit_train.log import Log
+from featkit_train.schedules import momentum_for
 
 PATIENCE_STEPS = 40  # a collapse must last so long, since the first steps look like one
 UNIFORM_SHARE = 0.99  # of ln K, for both the teacher's entropy and the loss

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-Log = dict[str, float]
+from featkit_train.log import Log
 
 
 class Meter:

@@ -17,7 +17,7 @@ from featkit.evaluate.labels import LABEL, find_column, labels_of
 from featkit.geometry import Geometry
 from featkit.images import decode
 from featkit.sources import Source, subset
-from featkit_train.watching.meter import Log
+from featkit_train.log import Log
 from featkit_train.watching.standing import held_out_knn, labels_tell
 
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on

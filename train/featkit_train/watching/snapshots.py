@@ -25,10 +25,10 @@ import torch
 
 from featkit.atomic import remove_partials
 from featkit.geometry import Geometry
-from featkit_train.engine.inference import evaluating
-from featkit_train.images.augment import normalize
 from featkit_train.networks.base import Backbone
-from featkit_train.report.snapshot_files import (
+from featkit_train.networks.inference import evaluating
+from featkit_train.networks.normalization import normalize
+from featkit_train.watching.snapshot_files import (
     Snapshot,
     Tiles,
     list_snapshots,

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 from featkit.errors import InputError
 from featkit.sources import open_source
 from featkit_train.engine.checkpoints import STATE_FILE, load_checkpoint
-from featkit_train.engine.distributed import ALONE
 from featkit_train.images.batches import EpochOrder
 from featkit_train.loop import train
+from featkit_train.processes.distributed import ALONE
 from tests.images import draw_folder
 from tests.processes import REPOSITORY
 from tests.train.small import small_config

@@ -15,7 +15,7 @@ import yaml
 
 from featkit.errors import InputError
 from featkit_train.config import with_settings
-from featkit_train.engine.slurm import slurm_script
+from featkit_train.slurm import slurm_script
 from tests.images import draw_folder
 from tests.train.small import SMALL
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featkit_train.images.augment import normalize
 from featkit_train.networks.base import Features
+from featkit_train.networks.normalization import normalize
 
 BLOCK = 256  # images at once
 

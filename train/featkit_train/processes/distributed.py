@@ -24,7 +24,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.nn.parallel import DistributedDataParallel
 
 from featkit.errors import EnvironmentProblem, FeatkitError
-from featkit_train.watching.meter import Log
+from featkit_train.log import Log
 
 T = TypeVar("T")
 FALLEN = "featkit/fallen"  # in the store that all processes see: how many have ended by an error

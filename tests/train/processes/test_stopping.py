@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from featkit_train.engine import stopping
-from featkit_train.engine.stopping import SIGNALS, leave_signals_to_the_loop
+from featkit_train.processes import stopping
+from featkit_train.processes.stopping import SIGNALS, leave_signals_to_the_loop
 
 LEAVES_A_LOADER_BEHIND = """
 import sys

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from featkit.errors import EnvironmentProblem
-from featkit_train.engine import device as module
-from featkit_train.engine.device import bound_threads, pick_device
+from featkit_train.processes import device as module
+from featkit_train.processes.device import bound_threads, pick_device
 from tests.sentences import refused
 
 

@@ -7,12 +7,7 @@ import math
 
 import pytest
 
-from featkit_train.engine.schedules import (
-    cosine_schedule,
-    linear_schedule,
-    momentum_end_for,
-    momentum_for,
-)
+from featkit_train.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
 
 
 def test_cosine_schedule_at_the_steps_that_matter() -> None:

@@ -1,0 +1,3 @@
+"""A line of the log: named numbers."""
+
+Log = dict[str, float]

@@ -1,0 +1,1 @@
+"""The processes of one run: their device, how they exchange tensors, and how they stop."""
