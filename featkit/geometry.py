@@ -1,5 +1,4 @@
-"""How an image becomes the square that a model was made for: the resize and crop recipes of the
-families, as data."""
+"""How an image is resized and cropped for a model: the recipes of the model families, as data."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from featkit.errors import InputError
 
 RESIZES = ("shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop")
 ROUNDINGS = ("none", "down", "even")
-MAX_SIDE = 16_384  # pixels; a file that asks for more asks for all memory
+MAX_SIDE = 16_384  # pixels; a model file that asks for more would exhaust memory
 MAX_SHOWN = 200  # characters of a bad value in a message
 RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -26,24 +25,27 @@ RESAMPLING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Resize, then crop the center. Sizes in pixels; mean and std of pixels in 0 .. 1, for the
-    record: the graph has them."""
+    """A recipe: resize, then crop the center. Sizes are in pixels.
 
-    height: int  # native input
+    mean and std are those of pixels in 0 .. 1. They are recorded here only: the exported graph
+    normalizes.
+    """
+
+    height: int  # of the model's native input
     width: int
-    # shorter_side: resize the shorter side to `resize_to`, then crop. stretch: resize to (height,
-    # width). cover: resize with the proportions kept until the image just covers (height, width),
-    # then crop. The two that end in _then_crop do the same to a larger rectangle of the same shape,
-    # whose longer side is `resize_to`, and crop its center.
+    # shorter_side: resize the shorter side to `resize_to`, then crop.
+    # stretch: resize to (height, width), ignoring the aspect ratio.
+    # cover: resize, keeping the aspect ratio, until the image just covers (height, width); crop.
+    # *_then_crop: do the same to a larger rectangle of the same shape whose longer side is
+    # `resize_to`, then crop its center.
     resize: Literal["shorter_side", "stretch", "cover", "stretch_then_crop", "cover_then_crop"]
-    resize_to: int  # pixels; not used by stretch and cover
+    resize_to: int  # stretch and cover ignore it
     interpolation: Literal["bilinear", "bicubic", "lanczos"]
     patch: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    # none: crop exactly in the middle. down and even: resize to whole pixels first, and round where
-    # the crop begins; down as transformers' processors do, even (to the nearest, halves to the
-    # even) as torchvision and timm do.
+    # none: crop exactly in the middle. down and even: resize to whole pixels first, then round the
+    # crop's offset, either down as transformers does, or half to even as torchvision and timm do.
     rounding: Literal["none", "down", "even"] = "none"
 
     def __post_init__(self) -> None:
@@ -67,13 +69,13 @@ class Geometry:
         )
         if self._crops_after_resize and self.resize_to < max(self.height, self.width):
             raise InputError(
-                f"The geometry resizes to {self.resize_to} pixels, less than its crop of"
-                f" {self.height}×{self.width}."
+                f"The geometry resizes to {self.resize_to} pixels, which is less than its crop of"
+                f" {self.height}×{self.width}; set resize_to to at least the longer side."
             )
 
     @property
     def shorter_side(self) -> int:
-        """What images may be decoded down to without losing what `apply` needs."""
+        """The smallest shorter side, in pixels, that an image may be decoded at for `apply`."""
         return self.resize_to if self._crops_after_resize else max(self.height, self.width)
 
     @property
@@ -83,7 +85,7 @@ class Geometry:
     def at_size(self, height: int, width: int) -> Geometry:
         """Return the same recipe for another size.
 
-        A square keeps the share that the crop leaves out, and a rectangle is covered.
+        A square keeps the ratio of crop to resize; a rectangle is covered.
         """
         longer = max(height, width)
         if self._crops_after_resize and (height == width or self.resize != "shorter_side"):
@@ -95,10 +97,10 @@ class Geometry:
         )
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 of any size to (height, width, 3) uint8, antialiased.
+        """Resize pixels (H, W, 3) uint8 of any size to (height, width, 3) uint8, antialiased.
 
-        Crop and resize are one step over the box that the crop comes from, so that a strip of 3,000
-        × 2 pixels never becomes a strip of a thousand times the model's input.
+        Only the box that the crop shows is resized, so an image of 3,000 × 2 pixels never becomes a
+        strip a thousand times as large as the model's input.
         """
         image = Image.fromarray(pixels)
         resized = image.resize(
@@ -110,7 +112,7 @@ class Geometry:
         return np.asarray(resized)
 
     def _box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of what the crop shows, in the image's own pixels."""
+        """Return (left, top, right, bottom) of the cropped region, in the image's own pixels."""
         if self.resize == "stretch":
             return (0.0, 0.0, float(width), float(height))
         if self.rounding != "none":
@@ -122,8 +124,8 @@ class Geometry:
             covering = min(height / self.height, width / self.width)
             scales = {"cover": covering, "cover_then_crop": covering * kept}
             scale = scales.get(self.resize, min(height, width) / self.resize_to)
-            # min(): rounding may make the box larger than the image by a part in 10^16, which
-            # Pillow refuses.
+            # Rounding may make the box larger than the image by one part in 10^16, which Pillow
+            # refuses; hence min().
             crop_width, crop_height = (
                 min(self.width * scale, width),
                 min(self.height * scale, height),
@@ -133,7 +135,7 @@ class Geometry:
 
     @property
     def _kept(self) -> float:
-        """The share that the crop keeps of the rectangle before it; 1 where there is none."""
+        """Ratio of the crop's side to that of the rectangle it is cut from; 1 if there is none."""
         return (
             max(self.height, self.width) / self.resize_to
             if self.resize.endswith("_then_crop")
@@ -141,8 +143,7 @@ class Geometry:
         )
 
     def _whole_box(self, height: int, width: int) -> tuple[float, float, float, float]:
-        """The same when the resized image, of which nothing more is made than its size, has whole
-        pixels."""
+        """Like `_box`, as if the image were first resized to whole pixels and then cropped."""
         resized_height, resized_width = self._resized(height, width)
         top, left = (
             (side - crop) / 2
@@ -157,7 +158,7 @@ class Geometry:
         return (left * scale_x, top * scale_y, right, bottom)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that the whole image is resized to, at least the crop's."""
+        """Return (height, width) of the whole image after the resize, at least those of the crop."""
         if self.resize == "shorter_side":
             short = min(height, width)
             return int(self.resize_to * height / short), int(self.resize_to * width / short)
@@ -168,7 +169,8 @@ class Geometry:
         return max(round(height / scale), self.height), max(round(width / scale), self.width)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; without a rounding of none, which older releases do not know."""
+        """Return plain values for JSON."""
+        # Older releases refuse the key `rounding`, so its default is left out.
         values = {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self).items()
@@ -179,9 +181,8 @@ class Geometry:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Geometry:
-        """Read `to_dict` back. InputError for fields that are missing, unknown, or hold what no
-        geometry has."""
-        if not isinstance(mapping, Mapping):  # from a file, whatever the annotation says
+        """Read what `to_dict` returns. Raises InputError for missing, unknown or invalid fields."""
+        if not isinstance(mapping, Mapping):  # a file may hold anything, whatever the annotation
             raise InputError(
                 f"The geometry is {str(mapping)[:MAX_SHOWN]!r}; it has to be an object."
             )
@@ -190,7 +191,7 @@ class Geometry:
         if missing or unknown:
             extra = str(unknown or "nothing")[:MAX_SHOWN]
             raise InputError(
-                f"The geometry lacks {missing or 'nothing'} and has {extra} that is unknown here."
+                f"The geometry lacks {missing or 'nothing'} and has unknown fields: {extra}."
             )
         values: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in mapping.items()
@@ -210,8 +211,8 @@ def _is_count(value: object) -> bool:
 
 
 def _are_three_numbers(value: object) -> bool:
-    # From a file, whatever the annotation says. NaN is below no number, and a whole number may be
-    # longer than a float holds.
+    # The value comes from a file. The comparison also refuses NaN, and integers too large for a
+    # float.
     return (
         isinstance(value, tuple)
         and len(value) == 3

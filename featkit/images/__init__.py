@@ -1,4 +1,4 @@
-"""Bytes to upright sRGB pixels, and what belongs to it: limits before decoding, files, thumbnails."""
+"""Decode images into upright sRGB pixels, within limits; load files; make thumbnails."""
 
 from featkit.images.decoding import (
     EXIF_ORIENTATION,

@@ -1,4 +1,4 @@
-"""What an image may cost before it is refused, and names as they stand in messages."""
+"""Limits on images, checked before they are decoded, and file names for messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featkit.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What an image may cost before it is refused."""
+    """The largest image that is decoded; anything larger is refused."""
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
@@ -26,7 +26,7 @@ _OPTION = re.compile(r"; (raise it with|lower) --max-[a-z]+[^.;]*")
 
 
 def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
-    """InputError when an image has more bytes than `limits` allow."""
+    """Raise InputError if an image has more bytes than `limits` allow."""
     if num_bytes > limits.max_bytes:
         raise InputError(
             f"{name} has {num_bytes:,} bytes, more than the limit of {limits.max_bytes:,}; raise it"
@@ -35,7 +35,7 @@ def check_num_bytes(num_bytes: int, *, name: str, limits: ImageLimits) -> None:
 
 
 def check_num_pixels(height: int, width: int, *, name: str, limits: ImageLimits) -> None:
-    """InputError when an image has no pixels, or more than `limits` allow."""
+    """Raise InputError if an image has no pixels, or more than `limits` allow."""
     if height == 0 or width == 0:
         raise InputError(f"{name} has no pixels ({width}×{height}).")
     if height * width > limits.max_pixels:
@@ -45,21 +45,22 @@ def check_num_pixels(height: int, width: int, *, name: str, limits: ImageLimits)
 
 
 def over_limit(limits: ImageLimits) -> str:
-    """The end of a sentence about too many pixels."""
+    """Return the end of a message about too many pixels."""
     return f", more than the limit of {limits.max_pixels:,}; raise it with --max-pixels."
 
 
 def without_options(sentence: str) -> str:
-    """A sentence of this package's for somebody who has no command line: without the option to
-    raise a limit by."""
+    """Remove the advice to raise a limit by an option from one of this package's messages.
+
+    For readers who have no command line, such as clients of the service.
+    """
     return _OPTION.sub("", sentence)
 
 
 def printable(name: str) -> str:
-    """The name as valid UTF-8 text: bytes of a file name that are not text are spelled out, as in
-    `caf\\xe9.jpg`."""
+    """Return a file name as valid UTF-8, with bytes that are not text escaped: `caf\\xe9.jpg`."""
     try:
         encoded = name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # half a UTF-16 pair, which stands for no byte of a file's name
+    except UnicodeEncodeError:  # half of a UTF-16 surrogate pair, which is not a byte of any name
         encoded = name.encode("utf-8", "backslashreplace")
     return encoded.decode("utf-8", "backslashreplace")

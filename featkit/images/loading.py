@@ -1,5 +1,4 @@
-"""Images as programs have them: paths, bytes, open files, Pillow images, arrays, rows of data
-sets."""
+"""Load images from paths, bytes, open files, Pillow images, arrays and rows of data sets."""
 
 from __future__ import annotations
 
@@ -45,14 +44,15 @@ def load(
     limits: ImageLimits = DEFAULT_LIMITS,
     shorter_side: int | None = None,
 ) -> Decoded:
-    """Decode whatever a program has at hand: a path, bytes, an open binary file, a Pillow image, an
-    array, or a row.
+    """Decode a path, bytes, an open binary file, a Pillow image, an array or a row.
 
-    A Pillow image is its current frame. One that was opened from a file is turned as its EXIF says;
-    what a program made of such (`rotate`, `convert`, `copy` ...) is taken as it stands. An open
-    file is read from its beginning. Arrays are (H, W, 3), (H, W) or (H, W, 1) uint8, RGB, upright.
-    A row is a mapping with `bytes` or `path`, as Hugging Face data sets hold it. InputError as for
-    `decode`, and for a path that cannot be read.
+    - Pillow image: the current frame. EXIF orientation applies only if it came straight from a
+      file; the result of `rotate`, `convert`, `copy` and the like is used as it is.
+    - Open file: read from its beginning.
+    - Array: (H, W, 3), (H, W) or (H, W, 1) uint8, RGB, upright.
+    - Row: a mapping with `bytes` or `path`, as Hugging Face data sets store images.
+
+    Raises InputError as `decode` does, and if the path cannot be read.
     """
     shown = name or name_of(image)
     if isinstance(image, Image.Image):
@@ -73,17 +73,19 @@ def load(
 def read_encoded(
     image: ImageLike, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> bytes:
-    """Return the bytes of an image's file: of a path, bytes, an open binary file, or a row.
-    InputError as for `load`."""
+    """Return the encoded bytes of an image given as a path, bytes, an open binary file or a row.
+
+    Raises InputError as `load` does.
+    """
     shown = name or name_of(image)
     if isinstance(image, str | os.PathLike):
         if isinstance(image, str) and WEB_ADDRESS.match(image):
             raise InputError(
-                f"{printable(shown or '')[:200]} is a web address; download it and give the file."
+                f"{printable(shown or '')[:200]} is a web address; download the file first."
             )
         path = os.fsdecode(image)
         if not path:
-            raise InputError(f"{shown or 'image'} is an empty text; give the path of a file.")
+            raise InputError(f"{shown or 'image'} is an empty string; give the path of a file.")
         return read_file(Path(path), name=shown or path, limits=limits)
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
@@ -95,8 +97,7 @@ def read_encoded(
 
 
 def is_single(images: object) -> bool:
-    """Whether a value stands for one image, or for nothing that an image could be taken from,
-    and not for several."""
+    """Return whether a value is one image, or not an image at all, rather than several images."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4 and not (images.ndim == 1 and images.dtype.kind in "OUS")
     kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, Mapping)
@@ -109,7 +110,7 @@ def is_single(images: object) -> bool:
 
 
 def name_of(image: object) -> str | None:
-    """Return the name of the file that an image comes from; None where it tells none."""
+    """Return the name of the file that an image comes from, or None if it has none."""
     if isinstance(image, Mapping):
         image = image.get("path")
     if isinstance(image, str | os.PathLike):
@@ -125,12 +126,15 @@ def name_of(image: object) -> str | None:
 def read_file(
     path: Path, *, name: str | None = None, limits: ImageLimits = DEFAULT_LIMITS
 ) -> bytes:
-    """All bytes of a regular file. InputError, naming `name` or the path: missing, unreadable, over
-    `limits.max_bytes`."""
+    """Return all bytes of a regular file.
+
+    Raises InputError, with `name` or the path, if the file is missing, cannot be read or exceeds
+    `limits.max_bytes`.
+    """
     name = printable(name or str(path))
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would wait for ever, a device never end
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device may never end
             raise InputError(f"{name} is a folder or a device, not a file.")
         check_num_bytes(status.st_size, name=name, limits=limits)
         return path.read_bytes()
@@ -151,10 +155,9 @@ def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decode
         if array.ndim == 3 and shape[0] in (1, 3) and array.dtype == np.uint8:
             advice = "; transpose it with array.transpose(1, 2, 0)"
         elif array.dtype.kind == "f":
-            advice = "; if its levels go from 0 to 1, take (array * 255).round().astype(np.uint8)"
+            advice = "; if its levels are from 0 to 1, use (array * 255).round().astype(np.uint8)"
         raise InputError(
-            f"{name} is {array.dtype} of shape {shape}; images as arrays are uint8 (H, W,"
-            f" 3){advice}."
+            f"{name} is {array.dtype} of shape {shape}; an array must be uint8 (H, W, 3){advice}."
         )
     height, width = array.shape[:2]
     check_num_pixels(height, width, name=name, limits=limits)
@@ -162,7 +165,7 @@ def _check_array(array: np.ndarray, *, name: str, limits: ImageLimits) -> Decode
 
 
 def _of_row(row: Mapping[str, Any], name: str) -> ImageLike:
-    """The image in a row {bytes, path}: its bytes if there are any, else the file."""
+    """Return the image in a row {bytes, path}: the bytes if present, else the path."""
     for key in ("bytes", "path"):
         value = row.get(key)
         if value is not None and not isinstance(value, Mapping):
@@ -170,30 +173,29 @@ def _of_row(row: Mapping[str, Any], name: str) -> ImageLike:
             return image
     if any(key in row for key in ("bytes", "path")):
         raise InputError(
-            f"{printable(name)} is a row without an image: neither its `bytes` nor its `path`"
-            " holds one."
+            f"{printable(name)} is a row without an image: both `bytes` and `path` are empty."
         )
     keys = ", ".join(str(key) for key in list(row)[:8]) or "no keys"
     raise InputError(
-        f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; give"
-        " the image in it, such as row['image']."
+        f"{printable(name)} is a mapping with {printable(keys)} instead of `bytes` or `path`; pass"
+        " the image inside it, such as row['image']."
     )
 
 
 def _read_open(file: Any, *, name: str, limits: ImageLimits) -> bytes:
-    """All bytes of an open file, from its beginning where it can go back there."""
+    """Return all bytes of an open file, from the beginning if the file can seek."""
     name = printable(name)
     try:
         if getattr(file, "seekable", lambda: False)():
             file.seek(0)
         data = file.read(limits.max_bytes + 1)
-    except Exception as error:  # an open file may be anybody's object
+    except Exception as error:  # the object may be of any class and raise anything
         raise InputError(f"{name} cannot be read: {reason_of(error)}.") from error
     if not isinstance(data, bytes | bytearray | memoryview):
         raise InputError(f"{name} is open as text; open it with mode 'rb'.")
     if len(data) > limits.max_bytes:
         raise InputError(
-            f"{name} has more bytes than the limit of {limits.max_bytes:,}; raise it with"
+            f"{name} has more than the limit of {limits.max_bytes:,} bytes; raise it with"
             " --max-bytes."
         )
     return bytes(data)
@@ -209,7 +211,7 @@ def _is_tensor(value: object) -> bool:
 
 
 def _described(value: object) -> str:
-    """What a value is that is no image, and what to give."""
+    """Describe a value that is not an image, and say what to give instead."""
     if value is None:
         return "None; give a path, bytes, a Pillow image or an array"
     kind = type(value).__name__

@@ -196,7 +196,7 @@ class Tensor:
         ),
         (
             np.zeros((2, 8, 8, 3), np.float32),
-            "image 0 is float32 of shape (8, 8, 3); images as arrays are uint8",
+            "image 0 is float32 of shape (8, 8, 3); an array must be uint8",
         ),
         ("missing.jpg", "missing.jpg does not exist."),
         (["missing.jpg"], "missing.jpg does not exist."),

@@ -341,7 +341,7 @@ def test_a_geometry_comes_back_from_json() -> None:
         ({"std": [0.5, 0.5, 0.0]}, "std is (0.5, 0.5, 0.0); it has to be three numbers above 0."),
         ({"std": [0.5, 0.5, "0.5"]}, "it has to be three numbers above 0."),
         ({"std": None}, "std is None; it has to be three numbers above 0."),
-        ({"resize_to": 31}, "resizes to 31 pixels, less than its crop of 32×32."),
+        ({"resize_to": 31}, "resizes to 31 pixels, which is less than its crop of 32×32;"),
     ],
 )
 def test_a_field_that_no_geometry_has_is_refused(change: dict[str, Any], words: str) -> None:
@@ -351,9 +351,9 @@ def test_a_field_that_no_geometry_has_is_refused(change: dict[str, Any], words: 
 
 def test_missing_and_unknown_fields_are_named() -> None:
     values = make_geometry().to_dict()
-    with refused("lacks ['patch'] and has nothing that is unknown here."):
+    with refused("lacks ['patch'] and has unknown fields: nothing."):
         Geometry.from_dict({name: value for name, value in values.items() if name != "patch"})
-    with refused("lacks nothing and has ['blur'] that is unknown here."):
+    with refused("lacks nothing and has unknown fields: ['blur']."):
         Geometry.from_dict({**values, "blur": 1})
 
 

@@ -319,7 +319,7 @@ def test_an_open_file_is_read_no_further_than_the_limit() -> None:
             buffer[:] = bytes(len(buffer))
             return len(buffer)
 
-    with refused("image has more bytes than the limit of 100,000; raise it with --max-bytes."):
+    with refused("image has more than the limit of 100,000 bytes; raise it with --max-bytes."):
         load(io.BufferedReader(Endless()), limits=ImageLimits(max_bytes=100_000))
     closed = io.BytesIO(b"x")
     closed.close()
