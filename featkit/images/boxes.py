@@ -1,4 +1,4 @@
-"""What the boxes of AVIF, HEIC and JPEG 2000 say of colors, which the decoders leave out."""
+"""Read color metadata from the boxes of AVIF, HEIC and JPEG 2000, which the decoders ignore."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ SEARCHED_BYTES = 2**16  # the boxes stand before the pixels
 
 
 def nclx_of(data: bytes) -> tuple[int, int] | None:
-    """Return the code points of primaries and transfer (ITU-T H.273) of an AVIF or HEIC; None where
-    it tells none."""
+    """Return (primaries, transfer) of an AVIF or HEIC as ITU-T H.273 code points, or None."""
     at = data.find(b"colrnclx", 0, SEARCHED_BYTES)
     if at < 0 or at + 12 > len(data):
         return None
@@ -18,8 +17,10 @@ def nclx_of(data: bytes) -> tuple[int, int] | None:
 
 
 def jp2_profile(data: bytes) -> bytes | None:
-    """Return the ICC profile of a JPEG 2000 file (ISO/IEC 15444-1, "colr" by method 2, restricted,
-    or 3, any); None without."""
+    """Return the ICC profile of a JPEG 2000 file, or None.
+
+    It is in a "colr" box with method 2 (restricted) or 3 (any) (ISO/IEC 15444-1).
+    """
     for method in (b"\x02", b"\x03"):
         at = data.find(b"colr" + method, 0, SEARCHED_BYTES)
         if at >= 4:

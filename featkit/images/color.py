@@ -1,9 +1,8 @@
-"""Colors to sRGB: by the image's own ICC profile, or by what its format says of its colors in few
-numbers.
+"""Convert colors to sRGB by an image's ICC profile or its format's own color metadata.
 
-Profiles come from outside. One that is damaged, oversize, of another kind or for other channels
-than the image's is ignored, as browsers do: the image is still read. A profile that changes
-nothing costs nothing but its digest.
+Profiles are untrusted. A profile that is damaged, too large, of another class or for other
+channels is ignored, as browsers do, and the image is still read. A profile that changes nothing
+costs one digest.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageCms
 
-MAX_PROFILE_BYTES = 4 * 2**20  # profiles of presses reach 3 MB
+MAX_PROFILE_BYTES = 4 * 2**20  # profiles of printing presses reach 3 MB
 CACHED_TRANSFORMS = 64
-SAME_WITHIN = 2  # levels of 255: the profiles called sRGB differ by one from each other
+SAME_WITHIN = 2  # levels of 255; profiles that are called sRGB differ by one among themselves
 
-# Color spaces that a profile may be for, by the mode of the pixels. A gray image with a profile
-# for RGB was made from one.
+# Color spaces accepted for each mode. A gray image may still carry the RGB profile of the image it
+# was made from.
 _SPACES = {"RGB": ("RGB",), "L": ("GRAY", "RGB"), "CMYK": ("CMYK",), "LAB": ("Lab",)}
-_CLASSES = ("mntr", "scnr", "prtr", "spac")  # not device links, abstract ones or named colors
+_CLASSES = ("mntr", "scnr", "prtr", "spac")  # no device links, abstract profiles or named colors
 
-# Above this many entries the least used is forgotten.
+# The least recently used entry goes once there are more than CACHED_TRANSFORMS.
 _transforms: OrderedDict[tuple[bytes, str], ImageCms.ImageCmsTransform | None] = OrderedDict()
 _lock = threading.Lock()
 
@@ -45,7 +44,7 @@ _D65 = (0.3127, 0.3290)
 BT709 = Primaries((0.640, 0.330), (0.300, 0.600), (0.150, 0.060), _D65)
 DISPLAY_P3 = Primaries((0.680, 0.320), (0.265, 0.690), (0.150, 0.060), _D65)
 ADOBE_RGB = Primaries((0.640, 0.330), (0.210, 0.710), (0.150, 0.060), _D65)
-# ITU-T H.273, table 2; others are taken for BT.709
+# ITU-T H.273, table 2; any other code is treated as BT.709
 CICP_PRIMARIES = {
     5: Primaries((0.640, 0.330), (0.290, 0.600), (0.150, 0.060), _D65),
     6: Primaries((0.630, 0.340), (0.310, 0.595), (0.155, 0.070), _D65),
@@ -57,10 +56,10 @@ CICP_PRIMARIES = {
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return an image of mode L, RGB, CMYK or LAB as RGB, in sRGB.
+    """Convert an image of mode L, RGB, CMYK or LAB to RGB in sRGB.
 
-    profile: ICC; None for sRGB and its gray. CMYK without one is converted by Pillow's plain
-    formula.
+    profile: an ICC profile, or None for sRGB and gray. CMYK without a profile is converted by
+    Pillow's simple formula.
     """
     transform = transform_of(profile, image.mode)
     if transform is None:
@@ -71,15 +70,13 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def transform_of(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """Return the transform from a profile to sRGB; None if there is nothing to convert, or nothing
-    to convert by.
+    """Return the transform from a profile to sRGB, or None if there is nothing to convert.
 
-    One transform serves all threads: lcms2 only reads it, and Pillow releases the interpreter's
-    lock meanwhile.
+    One transform serves all threads: lcms2 only reads it, and Pillow releases the GIL meanwhile.
     """
     if profile is None and mode != "LAB":
         return None
-    profile = profile or b""  # of LAB, which needs none: plain CIE L*a*b*
+    profile = profile or b""  # LAB needs no profile: it is plain CIE L*a*b*
     if len(profile) > MAX_PROFILE_BYTES:
         return None
     key = (hashlib.sha256(profile).digest(), mode)
@@ -87,7 +84,7 @@ def transform_of(profile: bytes | None, mode: str) -> ImageCms.ImageCmsTransform
         if key in _transforms:
             _transforms.move_to_end(key)
             return _transforms[key]
-    # outside the lock: a press's takes 50 ms, and twice does no harm
+    # outside the lock, since a large profile takes 50 ms; making one twice does no harm
     made = _make_transform(profile, mode)
     with _lock:
         _transforms[key] = made
@@ -111,41 +108,38 @@ def _make_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | N
             source, srgb, mode, "RGB", ImageCms.Intent.PERCEPTUAL
         )
         return None if mode in ("L", "RGB") and _changes_nothing(transform) else transform
-    except Exception:  # lcms2 and Pillow raise what they like for a profile that is damaged
+    except Exception:  # lcms2 and Pillow raise various exceptions for a damaged profile
         return None
 
 
 def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
-    """Whether a transform leaves all of a sample of the colors as they are, within SAME_WITHIN."""
+    """Return whether a transform changes no color of a sample by more than SAME_WITHIN levels."""
     ramp = np.arange(256, dtype=np.uint8)
     if transform.input_mode == "L":
         sample = ramp[None]
         plain = np.repeat(sample[..., None], 3, axis=2)
     else:
-        steps = ramp[::15]  # 18 of them, 0 and 255 among them
+        steps = ramp[::15]  # 18 levels, including 0 and 255
         grid = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(-1, 3)
         sample = plain = np.concatenate([grid, np.repeat(ramp[:, None], 3, axis=1)])[None]
     found = np.asarray(transform.apply(Image.fromarray(sample)))
     return int(np.abs(found.astype(np.int16) - plain).max()) <= SAME_WITHIN
 
 
-# --- profiles made from what formats say in few numbers
+# --- profiles built from color metadata
 
 
 def profile_of_gamma(gamma: float, primaries: Primaries = BT709) -> bytes | None:
-    """Return an ICC profile for levels that stand for light ** (1 / gamma); None for a gamma that
-    no image has."""
+    """Return an ICC profile for levels of light ** (1 / gamma), or None if gamma is implausible."""
     if not 0.1 <= gamma <= 10 or not _are_usable(primaries):
         return None
     return _matrix_profile(primaries, np.linspace(0, 1, 1024) ** gamma)
 
 
 def profile_of_cicp(primaries: int, transfer: int) -> bytes | None:
-    """Return an ICC profile for coding-independent code points (ITU-T H.273); None for what sRGB
-    shows alike.
+    """Return an ICC profile for coding-independent code points (ITU-T H.273), or None for sRGB.
 
-    HDR (PQ, HLG) is shown with its diffuse white (203 nits, ITU-R BT.2408) as white, and what is
-    brighter as white too.
+    HDR (PQ, HLG) is clipped at its diffuse white, 203 nits (ITU-R BT.2408).
     """
     chosen, curve = CICP_PRIMARIES.get(primaries, BT709), _cicp_curve(transfer)
     if curve is None and chosen == BT709:
@@ -159,8 +153,7 @@ def _srgb_curve() -> np.ndarray:
 
 
 def _cicp_curve(transfer: int) -> np.ndarray | None:
-    """Light for 4,096 levels from 0 to 1; None for sRGB's, which stands for the curves of video
-    too, as in browsers."""
+    """Return light for 4,096 levels from 0 to 1; None for sRGB and, as in browsers, for video."""
     levels = np.linspace(0, 1, 4096)
     if transfer in (4, 5):
         return np.power(levels, 2.2 if transfer == 4 else 2.8)
@@ -180,7 +173,7 @@ def _cicp_curve(transfer: int) -> np.ndarray | None:
 
 
 def _are_usable(primaries: Primaries) -> bool:
-    """Whether three colors span a plane and none lies where its brightness is not defined."""
+    """Return whether the primaries span a triangle and have a defined brightness."""
     red, green, blue, white = primaries
     area = (green[0] - red[0]) * (blue[1] - red[1]) - (blue[0] - red[0]) * (green[1] - red[1])
     return (
@@ -189,8 +182,7 @@ def _are_usable(primaries: Primaries) -> bool:
 
 
 def _matrix_profile(primaries: Primaries, curve: np.ndarray) -> bytes:
-    """Return an ICC 2.4 profile of three primaries, and one curve from levels to light for all of
-    them."""
+    """Return an ICC 2.4 profile of three primaries that share one curve from levels to light."""
 
     def xyz(x: float, y: float) -> np.ndarray:
         return np.array([x / y, 1, (1 - x - y) / y])

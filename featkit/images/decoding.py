@@ -1,10 +1,9 @@
-"""Bytes to upright sRGB pixels: limits before decoding, every mode Pillow opens, scaled decoding
-for JPEG.
+"""Decode bytes into upright sRGB pixels, within limits, in every mode that Pillow opens.
 
-What comes in is not trusted. Bytes are counted before they are parsed and pixels before they are
-decoded; whatever goes wrong in between is one InputError that names the image. All of it may run
-in several threads at once: warning filters, which belong to the whole process, are therefore left
-alone; the command line, whose process is its own, sets them.
+Input is untrusted. Bytes are counted before parsing and pixels before decoding, and any failure
+becomes one InputError that names the image. Everything here may run in several threads. Warning
+filters are therefore left alone, since they belong to the whole process; the command line sets
+them.
 """
 
 from __future__ import annotations
@@ -33,23 +32,25 @@ from featkit.images.room import wait_for_room_of
 
 EXIF_ORIENTATION = 0x0112
 THUMBNAIL_SIDE = 256  # pixels of the longer side
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations whose stored width is the upright height
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
-# Formats that Pillow only names, or hands to another program: EPS goes to Ghostscript, which runs
-# what the file says.
+# Formats that Pillow only identifies or passes to another program. Ghostscript would execute the
+# PostScript code in an EPS file.
 REFUSED_FORMATS = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-SCALED_FORMATS = ("JPEG", "MPO")  # MPO is the JPEG of cameras that store a preview beside it
-FULL_SCALE_FORMATS = ("JPEG2000", "PPM")  # Pillow brings their levels to 16 bits
+SCALED_FORMATS = ("JPEG", "MPO")  # MPO: a camera's JPEG with a preview in the same file
+FULL_SCALE_FORMATS = ("JPEG2000", "PPM")  # Pillow scales their levels to 16 bits
 TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-ADOBE_RGB_MARK = b"R03\0"  # of EXIF's interoperability: what cameras write instead of a profile
+ADOBE_RGB_MARK = b"R03\0"  # EXIF interoperability index, which cameras write instead of a profile
 
 _pillow_limit_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Upright sRGB pixels (H, W, 3) uint8, C-contiguous, perhaps scaled down while decoding; the
-    original's size."""
+    """Upright sRGB pixels (H, W, 3) uint8, C-contiguous, and the original's height and width.
+
+    The pixels may have been scaled down while decoding.
+    """
 
     pixels: np.ndarray
     height: int
@@ -57,17 +58,16 @@ class Decoded:
 
 
 class _Opened(NamedTuple):
-    """An image of eight bits or of a mode that `_to_rgb` knows, its size as stored, and what its
-    file says of it."""
+    """A loaded image in a mode that `_to_rgb` handles, its stored size, and its file's metadata."""
 
     image: Image.Image
     height: int
     width: int
     orientation: int
     profile: bytes | None
-    levels: np.ndarray | None = None  # (H, W, 1 to 4) uint16, where eight bits would not do
-    white: float | None = None  # of these levels, where the file tells
-    see_through: tuple[int, ...] | None = None  # the levels that are transparent
+    levels: np.ndarray | None = None  # (H, W, 1 to 4) uint16, if eight bits are not enough
+    white: float | None = None  # the level of white, if the file declares it
+    see_through: tuple[int, ...] | None = None  # the color that is transparent
 
 
 def decode(
@@ -77,14 +77,16 @@ def decode(
     limits: ImageLimits = DEFAULT_LIMITS,
     shorter_side: int | None = None,
 ) -> Decoded:
-    """Decode an image of any format and mode that Pillow or a plug-in opens, in sRGB, over white
-    where transparent.
+    """Decode an image of any format that Pillow or a plugin opens to sRGB, over white.
 
-    Of several images in a file it is the one that a viewer shows first. shorter_side, in pixels:
-    what the caller will resize to. A JPEG may then be decoded at a half, a quarter or an eighth,
-    never to less than that; an image whose colors are converted may be reduced to no less than
-    twice that. Damage to anything but pixels is passed over. InputError, naming `name`, for bytes
-    that are no image, are damaged, or exceed `limits`.
+    If a file holds several images, the one that a viewer shows first is decoded.
+
+    shorter_side: the shorter side, in pixels, that the caller will resize to. A JPEG may then be
+    decoded at a half, a quarter or an eighth of its size, but never smaller than this; an image
+    whose colors are converted may be reduced to no less than twice this.
+
+    Damaged metadata is ignored. Raises InputError, with `name`, if the bytes are not an image, the
+    pixels are damaged, or `limits` are exceeded.
     """
     name = printable(name)
     check_num_bytes(len(data), name=name, limits=limits)
@@ -94,14 +96,14 @@ def decode(
         return _decode(data, name=name, limits=limits, shorter_side=shorter_side)
     except InputError:
         raise
-    # the latter where warnings are errors
+    # the warning is raised if the process turns warnings into errors
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{name} has {_pixels_in(error)}{over_limit(limits)}") from error
     except MemoryError as error:
         raise InputError(
-            f"{name} needs more memory than there is; lower --max-pixels, or give it more."
+            f"{name} needs more memory than is free; lower --max-pixels, or free some memory."
         ) from error
-    # decoders of untrusted bytes raise whatever they like: struct.error, SyntaxError, KeyError ...
+    # decoders raise all sorts of exceptions on bad bytes: struct.error, SyntaxError, KeyError ...
     except Exception as error:
         again = _decode_mended(data, name=name, limits=limits, shorter_side=shorter_side)
         if again is not None:
@@ -110,8 +112,7 @@ def decode(
 
 
 def decode_image(image: Image.Image, *, name: str, limits: ImageLimits) -> Decoded:
-    """Decode a Pillow image of a program's, at its current frame. InputError, naming it, as for
-    `decode`."""
+    """Decode the current frame of a Pillow image. Raises InputError as `decode` does."""
     name = printable(name)
     try:
         check_num_pixels(image.height, image.width, name=name, limits=limits)
@@ -119,8 +120,8 @@ def decode_image(image: Image.Image, *, name: str, limits: ImageLimits) -> Decod
         image.load()
         if image.size != opened_size:
             check_num_pixels(image.height, image.width, name=name, limits=limits)
-        # Only an image as a file holds it is turned. What was made of one keeps a copy of its EXIF,
-        # whatever was done to it.
+        # Only an image straight from a file is turned. An image derived from it keeps the EXIF
+        # data even if it has been rotated since.
         is_as_stored = isinstance(image, ImageFile.ImageFile) and image.format not in (
             "JXL",
             "HEIF",
@@ -137,8 +138,10 @@ def decode_image(image: Image.Image, *, name: str, limits: ImageLimits) -> Decod
 
 
 def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: int = 85) -> bytes:
-    """JPEG bytes of (H, W, 3) uint8 pixels, scaled down so that the longer side is at most `side`.
-    Same pixels, same bytes."""
+    """Return JPEG bytes of pixels (H, W, 3) uint8, scaled down to a longer side of at most `side`.
+
+    The same pixels always give the same bytes.
+    """
     image = Image.fromarray(pixels)
     image.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     buffer = io.BytesIO()
@@ -146,7 +149,7 @@ def thumbnail_jpeg(pixels: np.ndarray, *, side: int = THUMBNAIL_SIDE, quality: i
     return buffer.getvalue()
 
 
-# --- from a file's bytes
+# --- from bytes to an image
 
 
 def _decode(
@@ -157,7 +160,7 @@ def _decode(
     shorter_side: int | None,
     profile: bytes | None = None,
 ) -> Decoded:
-    """Decode once. profile: in place of the image's own. Raises whatever decoders raise."""
+    """Decode without a second try. profile: replaces the image's own. Raises any exception."""
     kind = None
     if data[:4] in TIFF_MARKS:
         tags = tiff.read_tags(data)
@@ -196,7 +199,7 @@ def _decode(
 def _decode_mended(
     data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None
 ) -> Decoded | None:
-    """Decode without what is damaged beside the pixels; None where that does not help either."""
+    """Decode with damaged metadata removed. Returns None if that does not help either."""
     try:
         attempts = list(mending.all_mended(data))
     except Exception:  # as in decode
@@ -215,8 +218,7 @@ def _decode_mended(
 
 
 def _refusal(data: bytes, name: str, error: Exception) -> InputError:
-    """What is wrong with bytes that could not be decoded: another kind of file, one of no known
-    kind, or damage."""
+    """Explain why bytes could not be decoded: another kind of file, an unknown kind, or damage."""
     kind = what_is(data)
     if plugins.is_plugin_kind(kind) or (kind == AVIF and features.check("avif")):
         return InputError(
@@ -239,8 +241,7 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
 
 
 def _may_need_plugin(data: bytes) -> bool:
-    """Whether the first bytes could be of a format that plug-ins read, told at no cost for the
-    usual ones."""
+    """Return whether the first bytes might need a plugin; a cheap test that skips common formats."""
     start = data[:4]
     return (
         start[:2] != b"\xff\xd8"
@@ -250,11 +251,11 @@ def _may_need_plugin(data: bytes) -> bool:
 
 
 def _open(data: bytes, *, limits: ImageLimits) -> Image.Image:
-    """Read the header, as any format but REFUSED_FORMATS."""
+    """Open an image of any format except REFUSED_FORMATS, reading its header only."""
     Image.init()
     with _pillow_limit_lock:
-        # Pillow's own limit guards images inside images (icons). It is one number for the whole
-        # process, so it is raised to what was asked for here and never lowered or switched off.
+        # Pillow's own limit guards images inside images, such as icons. It is global to the
+        # process, so it is raised to this limit if needed, but never lowered or switched off.
         if Image.MAX_IMAGE_PIXELS is not None and limits.max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = limits.max_pixels
     return Image.open(
@@ -265,22 +266,21 @@ def _open(data: bytes, *, limits: ImageLimits) -> Image.Image:
 def _loaded(
     image: Image.Image, data: bytes, *, name: str, limits: ImageLimits, shorter_side: int | None
 ) -> _Opened:
-    """Decode an image that is open, with all that its file says of its colors."""
+    """Load the pixels of an open image, with everything its file declares about its colors."""
     width, height = image.size
     check_num_pixels(height, width, name=name, limits=limits)
     if shorter_side is not None and image.format in SCALED_FORMATS:
-        # draft() keeps both sides at least as long as asked, so asking for a square keeps the
-        # shorter one.
+        # draft() keeps both sides at least as long as requested, so a square bounds the shorter.
         image.draft("RGB", (shorter_side, shorter_side))
     is_deep = png.is_deep(image)
     _go_to_shown_frame(image)
     opened_size = image.size
     wait_for_room_of(image, full_size=(width, height), is_deep=is_deep)
     image.load()
-    if image.size != opened_size:  # an icon whose header says less than the image in it has
+    if image.size != opened_size:  # an icon's header may declare less than the image inside it
         width, height = image.size
         check_num_pixels(height, width, name=name, limits=limits)
-    # The orientation after load(): a TIFF is turned by Pillow then, and forgets its tag.
+    # Read the orientation after load(), in which Pillow turns a TIFF and drops its tag.
     opened = _Opened(image, height, width, _orientation(image), _profile_of(data, image))
     if is_deep and not getattr(image, "is_animated", False):
         return _with_all_bits(opened, data)
@@ -290,14 +290,16 @@ def _loaded(
         and data[24] < 8
         and isinstance(image.info.get("transparency"), int)
     ):
-        # Pillow scales the levels, not the one that is transparent
+        # Pillow scales the levels to 8 bits, but not the transparent level
         image.info["transparency"] *= 255 // (2 ** data[24] - 1)
     return opened
 
 
 def _go_to_shown_frame(image: Image.Image) -> None:
-    """Move on to the first frame of an animated PNG whose still image is none of them: that is
-    for programs without them."""
+    """Skip the default image of an animated PNG if it is not part of the animation.
+
+    Such an image is a fallback for programs that cannot show animations.
+    """
     if (
         image.format == "PNG"
         and getattr(image, "default_image", False)
@@ -307,11 +309,13 @@ def _go_to_shown_frame(image: Image.Image) -> None:
 
 
 def _with_all_bits(opened: _Opened, data: bytes) -> _Opened:
-    """A PNG of 16 bits with the low bytes that Pillow drops, where they count: if it is dark, or
-    has a transparent level."""
+    """Restore the low bytes that Pillow drops from a 16-bit PNG, if they matter.
+
+    They matter if the image is dark or has a transparent color.
+    """
     image, see_through = opened.image, png.transparency_16(data)
     if image.mode not in ("I;16", "I;16B", "I"):
-        # more than 14 bits: the high bytes are the image
+        # levels above 14 bits: the high bytes alone show the image
         is_bright = int(np.asarray(image.convert("RGB")).max()) >= 64
         if see_through is None and is_bright:
             return opened
@@ -322,8 +326,7 @@ def _with_all_bits(opened: _Opened, data: bytes) -> _Opened:
 
 
 def _profile_of(data: bytes, image: Image.Image) -> bytes | None:
-    """The ICC profile of an image, or one that stands for what its file says of colors in another
-    way; None for sRGB."""
+    """Return the image's ICC profile, or one built from its other color metadata; None for sRGB."""
     if image.format == "PNG":
         return png.color_profile(data, image)
     profile = image.info.get("icc_profile")
@@ -341,19 +344,19 @@ def _profile_of(data: bytes, image: Image.Image) -> bytes | None:
 
 
 def _is_adobe_rgb(image: Image.Image) -> bool:
-    """Whether EXIF says so: the optional color space of DCF, "R03", and not sRGB."""
+    """Return whether EXIF declares Adobe RGB: DCF's optional color space "R03", and not sRGB."""
     try:
         exif = image.getexif().get_ifd(0x8769)
         return exif.get(0xA001) != 1 and image.getexif().get_ifd(0xA005).get(1) == "R03"
-    except Exception:  # damaged metadata says nothing
+    except Exception:  # damaged metadata declares nothing
         return False
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 (upright) where none is told."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if there is none."""
     try:
         orientation = image.getexif().get(EXIF_ORIENTATION, 1)
-    # damaged metadata of an image that decodes says nothing, and is no reason to refuse it
+    # damaged metadata is no reason to refuse an image that decodes
     except Exception:
         return 1
     return orientation if isinstance(orientation, int) else 1
@@ -371,9 +374,9 @@ def _upright(opened: _Opened, *, name: str, shorter_side: int | None) -> Decoded
 
 
 def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """View of (H, W, 3) as stored to (H, W, 3) or (W, H, 3) as meant (EXIF 2.32, tag 0x0112)."""
+    """Return a view of stored pixels (H, W, 3) turned upright (EXIF 2.32, tag 0x0112)."""
     if orientation in SIDEWAYS:
-        # 5 is this mirror alone; the others follow it by one of the flips below
+        # orientation 5 is this transpose alone; 6, 7 and 8 add one of the flips below
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
@@ -383,11 +386,11 @@ def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_rgb(opened: _Opened, *, name: str, shorter_side: int | None) -> np.ndarray:
-    """(H, W, 3) uint8 sRGB of any mode; transparency is laid over white."""
+    """Convert an image of any mode to sRGB (H, W, 3) uint8, compositing transparency over white."""
     image = _eight_bits(opened, name=name)
     has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
     if has_alpha:
-        if image.mode == "La":  # premultiplied gray has one way out
+        if image.mode == "La":  # premultiplied gray converts to LA only
             image = image.convert("LA")
         is_gray = image.mode in ("LA", "L", "1")
         image = image.convert("RGBA")
@@ -397,15 +400,15 @@ def _to_rgb(opened: _Opened, *, name: str, shorter_side: int | None) -> np.ndarr
         colors = image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB")
     transform = color.transform_of(opened.profile, colors.mode)
     if transform is None and is_gray and opened.profile is not None:
-        colors = colors.convert("L")  # a profile for gray
+        colors = colors.convert("L")  # the profile is for gray
         transform = color.transform_of(opened.profile, "L")
     if transform is not None:
         factor = min(colors.size) // (2 * shorter_side) if shorter_side else 1
-        # as every resize to come would reduce it first, but before its colors cost anything
+        # later resizes would reduce it anyway; doing so first makes the conversion cheaper
         if factor > 1:
             colors, image = colors.reduce(factor), image.reduce(factor) if has_alpha else image
     rgb = color.to_srgb(colors, opened.profile)
-    if has_alpha:  # then `rgb` is an image of ours
+    if has_alpha:  # `rgb` is a new image here, which may be changed
         rgb.putalpha(image.getchannel("A"))
         white = Image.new("RGBA", rgb.size, (255, 255, 255, 255))
         rgb = Image.alpha_composite(white, rgb).convert("RGB")
@@ -413,12 +416,12 @@ def _to_rgb(opened: _Opened, *, name: str, shorter_side: int | None) -> np.ndarr
 
 
 def _eight_bits(opened: _Opened, *, name: str) -> Image.Image:
-    """The image with eight bits a channel: 16 bits keep the high byte where their white is 65,535."""
+    """Reduce an image to 8 bits per channel: the high byte of 16 bits, if white is 65,535."""
     image, found = opened.image, opened.levels
     if found is None and (image.mode.startswith("I;16") or image.mode in ("I", "F")):
         found = np.asarray(image)[..., None]
         if image.mode.startswith("I;16"):
-            found = found.astype(np.uint16, copy=False)  # of either byte order
+            found = found.astype(np.uint16, copy=False)  # in the machine's byte order
     if found is None:
         return image
     num_colors = 3 if found.shape[2] >= 3 else 1
@@ -443,20 +446,20 @@ def _eight_bits(opened: _Opened, *, name: str) -> Image.Image:
     )
 
 
-# --- words
+# --- messages
 
 
 def _pixels_in(error: Exception) -> str:
-    """The count that Pillow gives, which refuses such an image before its sides are known here."""
+    """Return the pixel count from Pillow's error, which comes before the size is known here."""
     count = re.search(r"\d+", str(error))
     return f"{int(count[0]):,} pixels" if count else "too many pixels"
 
 
 def reason_of(error: Exception) -> str:
-    """What an exception has to say, on one line and without a full stop of its own."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if error.args and isinstance(error.args[0], bytes):  # as LibRaw says it
-        said = error.args[0].decode("utf-8", "replace")
-    if isinstance(error, UnidentifiedImageError):  # which names an object in memory
-        said = "its header makes no sense"
-    return " ".join(said.split()).rstrip(".") or type(error).__name__
+    """Return an exception's message on one line, without a final period."""
+    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if error.args and isinstance(error.args[0], bytes):  # LibRaw's messages are bytes
+        message = error.args[0].decode("utf-8", "replace")
+    if isinstance(error, UnidentifiedImageError):  # Pillow's message names an object in memory
+        message = "its header makes no sense"
+    return " ".join(message.split()).rstrip(".") or type(error).__name__

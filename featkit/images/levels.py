@@ -1,5 +1,4 @@
-"""Levels of more than eight bits, signed ones and floats to eight bits: which level is white, where
-a file does not tell."""
+"""Convert deep, signed and floating-point levels to eight bits, guessing white if necessary."""
 
 from __future__ import annotations
 
@@ -9,18 +8,20 @@ import numpy as np
 
 from featkit.errors import InputError
 
-# Highest levels of what cameras, scanners and microscopes store in files of 16 bits and more: 8,
-# 10, 12, 14 and 16 bits.
+# Highest levels at the depths that cameras, scanners and microscopes store in 16-bit files: 8, 10,
+# 12, 14 and 16 bits.
 USUAL_WHITES = (255, 1023, 4095, 16383, 65535)
-MAX_BELOW_ZERO = 1 / 16  # of the highest level: noise, which is black
-# of the levels of an image in floats whose white is 1: lights that are brighter
+MAX_BELOW_ZERO = 1 / 16  # share of the highest level; down to this it is noise, shown as black
+# Largest share of the pixels of a float image with white at 1 that may be brighter highlights.
 MAX_ABOVE_ONE = 0.01
 BLOCK_LEVELS = 2**20
 
 
 def to_bytes(levels: np.ndarray, *, white: float) -> np.ndarray:
-    """Return levels of any integer or float type as uint8: `white` and above are 255, zero, below
-    it and NaN are 0."""
+    """Convert levels of any integer or float type to uint8.
+
+    `white` and above become 255; zero, negative levels and NaN become 0.
+    """
     if levels.dtype.kind == "u" and white == 65535:
         return _by_blocks(levels, lambda block: (np.minimum(block, 65535) >> 8).astype(np.uint8))
     if levels.dtype == np.uint16:
@@ -30,21 +31,22 @@ def to_bytes(levels: np.ndarray, *, white: float) -> np.ndarray:
 
 
 def white_of(levels: np.ndarray, *, name: str, declared: float | None = None) -> float:
-    """Return the level that is white.
+    """Return the level of white.
 
-    That is `declared` where a file tells its highest level and no level exceeds it. Otherwise it is
-    the highest level, rounded up to the next of 8, 10, 12, 14 and 16 bits: an image of 12 bits in
-    a file of 16 would be black if 65,535 were its white. Only levels that are bytes in the upper
-    half (times 256 or 257) are known to be 16 bits. Between 16 and 31 bits it is the highest level
-    itself. Floats have 1 as white if no level, or only a hundredth of them, exceeds it.
+    - `declared`, if the file declares its highest level and no level exceeds it.
+    - Floats: 1, if at most a hundredth of the levels exceed it.
+    - Integers: the highest level, rounded up to 8, 10, 12, 14 or 16 bits. A 12-bit image in a
+      16-bit file would be nearly black with white at 65,535. Levels that are bytes in the upper
+      half (times 256 or 257) are known to be 16 bits.
+    - Between 16 and 31 bits: the highest level itself.
 
-    InputError, naming the image, for levels far below zero: nothing tells which of them is black.
+    Raises InputError, with `name`, for levels far below zero, since black is then unknown.
     """
     lowest, highest = _range(levels)
     if lowest < 0 and -lowest > highest * MAX_BELOW_ZERO:
         raise InputError(
-            f"{name} has levels from {lowest:,.6g} to {highest:,.6g}, and nothing tells which of"
-            " those below zero is black; convert it to levels from 0 up."
+            f"{name} has levels from {lowest:,.6g} to {highest:,.6g}, and the level of black is"
+            " unknown; convert it to levels from 0 up."
         )
     if declared is not None and highest <= declared:
         return declared
@@ -67,7 +69,7 @@ def white_of(levels: np.ndarray, *, name: str, declared: float | None = None) ->
 
 def _scaled(levels: np.ndarray, white: float) -> np.ndarray:
     share = np.clip(_finite(levels).astype(np.float64) / white, 0, 1)
-    return (share * 255 + 1e-6).astype(np.uint8)  # 1e-6: or white itself could come out as 254
+    return (share * 255 + 1e-6).astype(np.uint8)  # without 1e-6, white could become 254
 
 
 def _finite(levels: np.ndarray) -> np.ndarray:
@@ -79,8 +81,7 @@ def _finite(levels: np.ndarray) -> np.ndarray:
 
 
 def _blocks(levels: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the rows of (H, ...) in blocks, so that no copy of all of them in a wide type is ever
-    held."""
+    """Yield blocks of rows of (H, ...), so that only a block at a time is copied to a wider type."""
     rows = max(1, BLOCK_LEVELS // max(1, levels[:1].size))
     for start in range(0, len(levels), rows):
         yield slice(start, start + rows), levels[start : start + rows]
@@ -102,8 +103,7 @@ def _range(levels: np.ndarray) -> tuple[float, float]:
 
 
 def _is_mostly_below_one(levels: np.ndarray) -> bool:
-    """Whether hardly a level exceeds 1, and some are no whole numbers, as levels of labels would
-    be."""
+    """Return whether few levels exceed 1 and some are fractions, unlike a map of class labels."""
     above = fractions = 0
     for _, block in _blocks(levels):
         finite = _finite(block)
@@ -113,8 +113,7 @@ def _is_mostly_below_one(levels: np.ndarray) -> bool:
 
 
 def _are_shifted_bytes(levels: np.ndarray) -> bool:
-    """Whether all levels are bytes in the upper half of 16 bits, with or without a copy of them in
-    the lower."""
+    """Return whether all levels are bytes times 256, or times 257, as 8-bit data in 16 bits is."""
     return any(
         not any((block % factor).any() for _, block in _blocks(levels)) for factor in (257, 256)
     )

@@ -1,8 +1,7 @@
-"""Files whose pixels are whole and of which something else is damaged: the same file without that,
-for a second try.
+"""Remove damaged metadata from a file whose pixels are intact, for a second try at decoding.
 
-What is mended here shows in every viewer. Nothing is made up: an image of which pixels are missing
-stays refused.
+Every image viewer shows such files. Nothing is invented: an image with missing pixels is still
+refused.
 """
 
 from __future__ import annotations
@@ -18,14 +17,12 @@ from PIL import Image, JpegImagePlugin
 from featkit.images import png, tiff
 
 EOI = b"\xff\xd9"
-# What a decoder would read on as if it were the rest of an image that is cut off. Pixels that it
-# changes were missing.
+# Different bytes to append to a truncated JPEG. If they change any pixel, that pixel was missing.
 _CONTINUATIONS = (b"", b"\x55\xaa\x33" * 1500, b"\xaa\x35\xc3" * 1500, b"\xf0\x8e\x71\xe4" * 1100)
 
 
 def all_mended(data: bytes) -> Iterator[bytes]:
-    """Yield what `mended` makes of the file; then, of an animated PNG, the image that stands
-    still."""
+    """Yield the result of `mended`, then, for an animated PNG, its still image."""
     changed = mended(data)
     if changed is not None:
         yield changed
@@ -34,8 +31,7 @@ def all_mended(data: bytes) -> Iterator[bytes]:
 
 
 def mended(data: bytes) -> bytes | None:
-    """Return the file without what is damaged beside its pixels; None for a format, or damage, that
-    nothing is known of."""
+    """Return the file without its damaged metadata, or None if nothing can be removed."""
     if data.startswith(png.SIGNATURE):
         changed = png.mended(data)
     elif data.startswith(b"\xff\xd8"):
@@ -51,7 +47,7 @@ def mended(data: bytes) -> bytes | None:
     return None if changed == data else changed
 
 
-# --- JPEG: segments before each scan, then entropy-coded bytes
+# --- JPEG: each scan is preceded by segments and consists of entropy-coded bytes
 
 _SOI, _EOI, _SOS, _DRI, _DNL = 0xD8, 0xD9, 0xDA, 0xDD, 0xDC
 _TABLES = frozenset((0xC4, 0xCC, 0xDB, _DRI, _DNL))
@@ -60,10 +56,9 @@ _APP0, _APP1, _APP2, _APP14, _COM = 0xE0, 0xE1, 0xE2, 0xEE, 0xFE
 
 
 def _mended_jpeg(data: bytes) -> bytes | None:
-    """The JPEG without comments and application segments but JFIF, Adobe, sound EXIF and ICC; with
-    its end.
+    """Return the JPEG with only sound JFIF, Adobe, EXIF and ICC segments, and with its end marker.
 
-    None when pixels are missing.
+    Returns None if pixels are missing.
     """
     kept, scans, frame, interval, at = [b"\xff\xd8"], [], b"", 0, 2
     ended = False
@@ -100,8 +95,7 @@ def _mended_jpeg(data: bytes) -> bytes | None:
 
 
 class _Scan(NamedTuple):
-    """A scan's header, the restart interval it was coded with (0: none), and how many restarts are
-    in it."""
+    """A scan's header, its restart interval (0 if none), and the number of restarts in it."""
 
     header: bytes
     interval: int
@@ -109,10 +103,10 @@ class _Scan(NamedTuple):
 
 
 def _next_marker(data: bytes, at: int) -> tuple[int, int, int] | None:
-    """(marker, start of its body, end) of the first segment at `at` or after it; bytes between
-    segments are passed over.
+    """Return (marker, start of the body, end) of the first segment at or after `at`.
 
-    A length that leads nowhere is not believed: then the next segment that makes sense comes first.
+    Bytes between segments are skipped, and so is a segment whose length does not lead to another
+    marker.
     """
     while True:
         at = data.find(b"\xff", at)
@@ -135,8 +129,10 @@ def _next_marker(data: bytes, at: int) -> tuple[int, int, int] | None:
 
 
 def _end_of_scan(data: bytes, at: int) -> tuple[int, int]:
-    """Where the entropy-coded bytes end, which is at a marker that is no restart, and how many
-    restarts are in them."""
+    """Return the end of the entropy-coded bytes and the number of restarts in them.
+
+    They end at the first marker that is not a restart.
+    """
     num_restarts = 0
     while True:
         at = data.find(b"\xff", at)
@@ -166,20 +162,20 @@ def _is_sound_exif(data: bytes) -> bool:
         exif = Image.Exif()
         exif.load(data)
         dict(exif)
-    except Exception:  # it raises what it likes
+    except Exception:  # Pillow raises various exceptions for damaged EXIF data
         return False
     return True
 
 
 def _all_scans_are_there(frame: bytes, scans: list[_Scan]) -> bool:
-    """Whether every coefficient of every component of the frame is in a scan, to its last bit."""
+    """Return whether the scans hold every bit of every coefficient of every component."""
     missing = dict.fromkeys(frame[6 : 6 + 3 * frame[5] : 3], (1 << 64) - 1)
     for scan, _, _ in scans:
         count = scan[0]
         if len(scan) < 4 + 2 * count:
             return False
         first, last, bits = scan[1 + 2 * count], scan[2 + 2 * count], scan[3 + 2 * count]
-        if bits & 15 == 0:  # nothing is left for later scans to refine
+        if bits & 15 == 0:  # later scans have no lower bits to add
             for component in scan[1 : 1 + 2 * count : 2]:
                 if component in missing:
                     missing[component] &= ~(((1 << (min(last, 63) + 1)) - 1) & ~((1 << first) - 1))
@@ -187,8 +183,10 @@ def _all_scans_are_there(frame: bytes, scans: list[_Scan]) -> bool:
 
 
 def _all_restarts_are_there(frame: bytes, scans: list[_Scan]) -> bool:
-    """Whether the last scan has as many restarts as its image needs; between two of them decoders
-    make up what is missing."""
+    """Return whether the last scan has all restarts that the image needs.
+
+    Decoders fill the gap left by a missing restart with made-up pixels.
+    """
     header, interval, num_restarts = scans[-1]
     if not interval:
         return True
@@ -200,7 +198,7 @@ def _all_restarts_are_there(frame: bytes, scans: list[_Scan]) -> bool:
         max(across for across, _ in factors.values()),
         max(down for _, down in factors.values()),
     )
-    if header[0] == 1 and header[1] in factors:  # blocks of one component
+    if header[0] == 1 and header[1] in factors:  # not interleaved: blocks of one component
         across, down = factors[header[1]]
         columns, rows = (
             -(-width * across // (8 * most_across)),
@@ -212,8 +210,7 @@ def _all_restarts_are_there(frame: bytes, scans: list[_Scan]) -> bool:
 
 
 def _all_pixels_are_there(data: bytes) -> bool:
-    """Whether a JPEG that ends in the middle of a scan shows the same whatever follows: no pixel
-    waits for more bytes."""
+    """Return whether a JPEG cut off within a scan shows the same pixels whatever bytes follow."""
     found: list[np.ndarray] = []
     for more in _CONTINUATIONS:
         with JpegImagePlugin.JpegImageFile(io.BytesIO(data + more + EOI)) as image:
@@ -223,11 +220,11 @@ def _all_pixels_are_there(data: bytes) -> bool:
     return True
 
 
-# --- the others
+# --- WebP, TIFF and GIF
 
 
 def _mended_webp(data: bytes) -> bytes:
-    """The WebP without metadata, and with the length it has."""
+    """Return the WebP with only its image chunks and sound ICC and EXIF, and a correct length."""
     kept = []
     at = 12
     while at + 8 <= len(data):
@@ -241,7 +238,7 @@ def _mended_webp(data: bytes) -> bytes:
             kept.append((type_, body))
         at = end + length % 2
     types = {type_ for type_, _ in kept}
-    # alpha, animation
+    # flags to keep: alpha and animation, and those of the chunks that remain
     flags = (
         0b00010010
         | (0b00100000 if b"ICCP" in types else 0)
@@ -257,7 +254,7 @@ def _mended_webp(data: bytes) -> bytes:
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
 
 
-# Of all the tags of a TIFF, these say where pixels are and what they mean.
+# The TIFF tags that say where the pixels are and what they mean.
 _IMAGE_TAGS = frozenset(
     int(tag)
     for tag in "254 256 257 258 259 262 266 273 274 277 278 279 284 292 293 317 320 322 323 324 325 338 339 347 529 530 531 532".split()
@@ -265,7 +262,7 @@ _IMAGE_TAGS = frozenset(
 
 
 def _mended_tiff(data: bytes) -> bytes:
-    """The TIFF with the tags of its first image that its pixels need, and no second image."""
+    """Return the TIFF with its first image only, and only the tags that decoding needs."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = data[2:4] in (b"+\0", b"\0+")
     word, count_of, entry_size = ("Q", "Q", 20) if is_big else ("I", "H", 12)
@@ -304,7 +301,7 @@ def _tag_of(entry: bytes, order: str) -> int:
 
 
 def _mended_gif(data: bytes) -> bytes:
-    """The GIF's first image alone, with what says how to show it."""
+    """Return the GIF with its first image only, and the extension that controls it."""
     for at, kind, end in _gif_blocks(data):
         if kind == b",":
             head = data[: _gif_start(data)]
@@ -316,14 +313,13 @@ def _mended_gif(data: bytes) -> bytes:
 
 
 def _gif_start(data: bytes) -> int:
-    """Where the blocks begin: after the header and the table of colors for all images."""
+    """Return where the blocks begin, after the header and the global color table."""
     flags = data[10] if len(data) > 10 else 0
     return 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
 
 
 def _gif_blocks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
-    """Yield (start, kind, end) of extensions and images, while they can be told apart and none is
-    cut off."""
+    """Yield (start, kind, end) of extensions and images, up to the first that is cut off."""
     at = _gif_start(data)
     while at + 2 <= len(data):
         if data[at : at + 1] == b"!":

@@ -1,8 +1,7 @@
-"""Formats that Pillow does not read, by the packages of the extra `formats`: HEIC, JPEG XL, and
-cameras' raw files.
+"""Decode HEIC, JPEG XL and camera RAW, which Pillow cannot read, by the extra `formats`.
 
-Each is imported when the first such file comes. None is registered with Pillow, so that a program's
-own settings stay.
+Each package is imported when it is first needed. None is registered with Pillow, so the settings of
+the host program stay as they are.
 """
 
 from __future__ import annotations
@@ -20,17 +19,17 @@ from featkit.filetypes import HEIC, JPEG_XL, Kind
 from featkit.images.limits import ImageLimits, check_num_pixels
 from featkit.images.room import wait_for_room
 
-LIES_ON_ITS_SIDE = (5, 6)  # of LibRaw's codes for how a sensor was held
+LIES_ON_ITS_SIDE = (5, 6)  # LibRaw's codes for a camera held sideways
 RAW_PREFIX = "a camera RAW photo"
 
 
 def is_plugin_kind(kind: Kind | None) -> TypeGuard[Kind]:
-    """Whether a kind of file is read by a package of the extra `formats`."""
+    """Return whether a kind of file is read by a package of the extra `formats`."""
     return kind is not None and (kind in (HEIC, JPEG_XL) or kind.name.startswith(RAW_PREFIX))
 
 
 class Upright(NamedTuple):
-    """An image, turned as it has to be, and the height and width that it has at full size."""
+    """An upright image, and its height and width at full size."""
 
     image: Image.Image
     height: int
@@ -40,11 +39,10 @@ class Upright(NamedTuple):
 def open_by_plugin(
     data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None
 ) -> Upright | bytes:
-    """Return the image in a file of a kind of which `is_plugin_kind`; or the bytes of a JPEG that
-    stands for it.
+    """Decode a file for which `is_plugin_kind` is true, or return the bytes of an equal JPEG.
 
-    Its size is checked before anything is decoded. InputError, saying what to install, without the
-    package.
+    The size is checked before decoding. Raises InputError, saying what to install, if the package
+    is missing.
     """
     if kind == HEIC:
         return _open_heic(data, kind, name=name, limits=limits)
@@ -54,8 +52,7 @@ def open_by_plugin(
 
 
 def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright:
-    """The primary image. libheif turns it as the file says; the orientation in its EXIF is a copy
-    of that."""
+    """Decode the primary image. libheif turns it; the EXIF orientation only repeats that turn."""
     plugin = _import("pillow_heif", kind, name)
     image: Image.Image = plugin.HeifImageFile(io.BytesIO(data))
     check_num_pixels(image.height, image.width, name=name, limits=limits)
@@ -65,12 +62,12 @@ def _open_heic(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Up
 
 
 def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) -> Upright | bytes:
-    """The image, turned by libjxl; or the very JPEG that the file was made from."""
+    """Decode the image, turned by libjxl, or return the original JPEG of a transcoded file."""
     plugin = _import("pillow_jxl", kind, name)
     size = jpeg_xl_size(data)
     if size is None:
         raise ValueError("no size in its header")
-    check_num_pixels(*size, name=name, limits=limits)  # the plug-in decodes all at once
+    check_num_pixels(*size, name=name, limits=limits)  # the plugin cannot stop half-way
     wait_for_room(*size)
     is_jpeg, info, pixels, profile, _boxes = plugin.Decoder(num_threads=0)(data)
     if is_jpeg:
@@ -84,8 +81,10 @@ def _open_jpeg_xl(data: bytes, kind: Kind, *, name: str, limits: ImageLimits) ->
 def _develop(
     data: bytes, kind: Kind, *, name: str, limits: ImageLimits, shorter_side: int | None
 ) -> Upright:
-    """A raw file as LibRaw develops it with the camera's white balance, to sRGB; at half its size
-    where that is enough."""
+    """Develop a raw file with LibRaw to sRGB, by the camera's white balance.
+
+    It is developed at half its size if that is large enough for `shorter_side`.
+    """
     rawpy = _import("rawpy", kind, name)
     with rawpy.imread(io.BytesIO(data)) as raw:
         height, width = raw.sizes.height, raw.sizes.width
@@ -108,8 +107,7 @@ def _import(package: str, kind: Kind, name: str) -> Any:
 
 
 def _codestream(data: bytes) -> bytes:
-    """The beginning of the codestream in a JPEG XL container: what is in its box `jxlc`, or in the
-    first `jxlp`."""
+    """Return the start of a JPEG XL container's codestream: its `jxlc` box, or the first `jxlp`."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)
@@ -125,8 +123,7 @@ def _codestream(data: bytes) -> bytes:
 
 
 def jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
-    """Return the height and width in the header of a JPEG XL file (ISO/IEC 18181-1, SizeHeader);
-    None if it has none."""
+    """Return (height, width) from a JPEG XL header (ISO/IEC 18181-1, SizeHeader), or None."""
     stream = data if data.startswith(b"\xff\x0a") else _codestream(data)
     if not stream.startswith(b"\xff\x0a"):
         return None

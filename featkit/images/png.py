@@ -1,5 +1,4 @@
-"""What Pillow leaves out of PNG: the low bytes of 16-bit colors, what chunks say of colors, and
-damage beside the pixels.
+"""Read what Pillow ignores in PNG: low bytes of 16-bit colors, color chunks, damaged metadata.
 
 Reference: Portable Network Graphics (PNG) Specification, third edition, W3C 2025.
 """
@@ -26,22 +25,22 @@ from featkit.images.color import (
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GRAY, GRAY_ALPHA = 0, 4  # color types
 SRGB_GAMMA = 0.45455
-NEAR_SRGB = 0.05  # of that gamma, as in libpng; 0.01 in chromaticities
+NEAR_SRGB = 0.05  # relative tolerance of the gamma, as in libpng; 0.01 for chromaticities
 
-# Chunks that an image needs, or that change how it looks; a damaged one of the latter is left out
-# like all the others.
+# Chunks that decoding needs, and chunks that change how the image looks. A damaged chunk of the
+# second group is dropped, as are all other chunks.
 _CRITICAL = frozenset((b"IHDR", b"PLTE", b"IDAT", b"IEND"))
 _KEPT = frozenset(
     (b"tRNS", b"sBIT", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"eXIf", b"acTL", b"fcTL", b"fdAT")
 )
 _LENGTHS = {b"gAMA": 4, b"cHRM": 32, b"sRGB": 1, b"cICP": 4, b"acTL": 8, b"fcTL": 26}
-# of gray and RGB; palettes have one byte a color, or fewer
+# for gray and RGB; a palette has at most one byte per color
 _TRANSPARENT_LENGTHS = {b"\0": 2, b"\2": 6}
 _ANIMATION = frozenset((b"acTL", b"fcTL", b"fdAT"))
 
 
 class Chunk(NamedTuple):
-    """One chunk: its type, its content, and its bytes in the file with length and checksum."""
+    """One chunk: its type, its content, and its stored bytes including length and checksum."""
 
     type: bytes
     body: bytes
@@ -50,14 +49,14 @@ class Chunk(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is cut off and the checksum is right."""
+        """Return whether the chunk is complete and its checksum is right."""
         return self.is_whole and zlib.crc32(self.type + self.body) == int.from_bytes(
             self.stored[-4:], "big"
         )
 
 
 def chunks(data: bytes) -> Iterator[Chunk]:
-    """Yield the chunks of a PNG, up to IEND or where the bytes end."""
+    """Yield the chunks of a PNG, up to IEND or to the end of the bytes."""
     at = len(SIGNATURE)
     while at + 8 <= len(data):
         length, type_ = struct.unpack_from(">I4s", data, at)
@@ -69,13 +68,11 @@ def chunks(data: bytes) -> Iterator[Chunk]:
 
 
 def mended(data: bytes, *, with_animation: bool = True) -> bytes:
-    """Return the PNG with only those of its chunks that say how it looks, and with its end if that
-    is missing.
+    """Return the PNG with only the chunks that affect how it looks, and with an end marker.
 
-    with_animation: what else it shows after a while, which may be damaged where the image that
-    stands still is not.
+    with_animation: keep the animation, which may be damaged although the still image is not.
 
-    Damage in what is left, such as in IDAT, stays for the decoder to find.
+    Damage in the remaining chunks, such as IDAT, is left for the decoder to report.
     """
     kept, ended = [SIGNATURE], False
     for chunk in chunks(data):
@@ -95,17 +92,17 @@ def mended(data: bytes, *, with_animation: bool = True) -> bytes:
 
 
 def _has_length(chunk: Chunk, color_type: bytes) -> bool:
-    """Whether a chunk is as long as one of its type has to be."""
+    """Return whether a chunk has the length that its type requires."""
     if chunk.type == b"tRNS":
         return len(chunk.body) == _TRANSPARENT_LENGTHS.get(color_type, len(chunk.body))
     return len(chunk.body) == _LENGTHS.get(chunk.type, len(chunk.body))
 
 
 def color_profile(data: bytes, image: Image.Image) -> bytes | None:
-    """Return the ICC profile that says what the colors are; None for sRGB.
+    """Return an ICC profile for the colors of a PNG, or None for sRGB.
 
-    By cICP, iCCP, sRGB, gAMA with cHRM: the first of these that is there rules. cHRM alone says
-    nothing, as in browsers.
+    The first of cICP, iCCP, sRGB and gAMA (with cHRM) decides. cHRM alone is ignored, as in
+    browsers.
     """
     before_pixels = data.find(b"IDAT")
     if data.find(b"cICP", 0, before_pixels) >= 0:
@@ -133,8 +130,7 @@ def color_profile(data: bytes, image: Image.Image) -> bytes | None:
 
 
 def large_profile(data: bytes) -> bytes | None:
-    """Return the profile in iCCP of a PNG that Pillow refuses for its size; None if there is none,
-    or it is damaged."""
+    """Return the iCCP profile that Pillow rejects as too large, or None if missing or damaged."""
     body = next(
         (chunk.body for chunk in chunks(data) if chunk.type == b"iCCP" and chunk.is_sound), b""
     )
@@ -151,19 +147,18 @@ def large_profile(data: bytes) -> bytes | None:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether an image that is opened and not yet loaded is a PNG of 16 bits."""
+    """Return whether an image, opened but not yet loaded, is a 16-bit PNG."""
     return image.format == "PNG" and bool(_raw_mode(image).endswith(";16B"))
 
 
 def transparency_16(data: bytes) -> tuple[int, ...] | None:
-    """Return the levels that tRNS says are transparent; None without it."""
+    """Return the levels of the transparent color from tRNS, or None if there is none."""
     body = next((chunk.body for chunk in chunks(data) if chunk.type == b"tRNS"), b"")
     return struct.unpack(f">{len(body) // 2}H", body[: len(body) // 2 * 2]) if body else None
 
 
 def levels_16(data: bytes, image: Image.Image) -> np.ndarray:
-    """Return (H, W, 1 to 4) uint16 of a PNG of 16 bits, of whose colors Pillow keeps the high bytes
-    only.
+    """Return all 16 bits of a PNG as (H, W, 1 to 4) uint16; Pillow keeps the high bytes only.
 
     image: the same PNG, loaded.
     """
@@ -171,23 +166,23 @@ def levels_16(data: bytes, image: Image.Image) -> np.ndarray:
     if color_type == GRAY:
         return np.asarray(image).astype(np.uint16, copy=False)[..., None]
     if color_type == GRAY_ALPHA:
-        # Bytes for bytes what RGBA of 8 bits looks like, filters included.
+        # Two 16-bit samples look exactly like 8-bit RGBA, filters included.
         header = data[12:24] + b"\x08\x06" + data[26:29]
         alike = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
         return np.asarray(_opened(alike)).view(">u2").astype(np.uint16)
     low = _opened(data)
-    # As if the other byte of each level came first.
+    # Decode again with the low byte of each level in place of the high one.
     low.tile = [tile._replace(args=_raw_mode(low)[:-1] + "L") for tile in low.tile]
     levels: np.ndarray = (np.asarray(image).astype(np.uint16) << 8) | np.asarray(low)
     return levels
 
 
 def declared_white(data: bytes, levels: np.ndarray) -> int | None:
-    """Return the level that is white by sBIT; None without it.
+    """Return the level of white according to sBIT, or None without it.
 
-    By the specification samples are scaled up to 16 bits and sBIT tells how many of their high bits
-    count. Some programs store them as they are instead: then no level exceeds that many bits, and
-    those below are not zero or repetitions.
+    By the specification, samples are scaled to 16 bits and sBIT says how many of their high bits
+    are significant. Some programs store them unscaled: then no level needs more than those bits,
+    and the low bits are neither zero nor a repetition of the high ones.
     """
     body = next(
         (chunk.body for chunk in chunks(data) if chunk.type == b"sBIT" and chunk.is_sound), b""

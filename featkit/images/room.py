@@ -1,8 +1,7 @@
-"""Room in memory for images that are decoded side by side: who needs much waits until there is
-enough.
+"""Limit the memory of images that are decoded concurrently; a large one waits for its turn.
 
-A JPEG is decoded at a fraction of its size; other formats are decoded whole, at 11 to 30 bytes a
-pixel. An image at the limit of 100 million pixels then takes 1.4 GB or more, and sixteen threads
+A JPEG can be decoded at a fraction of its size. Other formats are decoded whole, at 11 to 30 bytes
+per pixel, so an image at the limit of 100 million pixels takes 1.4 GB or more, and sixteen threads
 may meet sixteen of them.
 """
 
@@ -15,20 +14,21 @@ from contextlib import contextmanager
 
 from PIL import Image
 
-# Most that a process grew by while it decoded and scaled 12 million pixels, a pixel: gray to RGB 11
-# to 14, palette 15.
-PLAIN, PLAIN_MODES = 15, ("1", "L", "P", "RGB")
-OTHER = 30  # with transparency or another color model 28, WebP 22
-DEEP = 45  # with levels of 16 bits: 24 of a TIFF in RGB
-# a progressive JPEG keeps the coefficients of its full size, however small it is decoded
+# Bytes per pixel: the largest growth of a process that decoded and scaled 12 million pixels.
+PLAIN, PLAIN_MODES = 15, ("1", "L", "P", "RGB")  # measured: gray to RGB 11 to 14, palette 15
+OTHER = 30  # measured: with transparency or another color model 28, WebP 22
+DEEP = 45  # 16-bit levels; measured: 24 for an RGB TIFF
+# A progressive JPEG keeps the coefficients of its full size, however small it is decoded.
 PROGRESSIVE = 6
 
 _this_thread = threading.local()
 
 
 class MemoryBudget:
-    """Bytes that threads share. They are let in in the order they came; one that asks for more than
-    all has all, alone."""
+    """A number of bytes that threads share, first come, first served.
+
+    A thread that asks for more than the whole budget gets all of it and runs alone.
+    """
 
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = max(0, num_bytes)
@@ -38,8 +38,7 @@ class MemoryBudget:
 
     @contextmanager
     def for_one_image(self) -> Iterator[None]:
-        """Around the decoding of an image in this thread; what it took meanwhile is given back at
-        the end."""
+        """Use the budget for one image decoded in this thread, and return its bytes at the end."""
         share = _Share(self)
         _this_thread.share = share
         try:
@@ -49,7 +48,7 @@ class MemoryBudget:
             share.take(0)
 
     def take(self, num_bytes: int) -> int:
-        """Wait for so many bytes; how many were taken."""
+        """Wait until `num_bytes` are free, take them, and return how many were taken."""
         taken = min(num_bytes, self.num_bytes)
         mine = object()
         with self._changed:
@@ -61,15 +60,18 @@ class MemoryBudget:
         return taken
 
     def give(self, num_bytes: int) -> None:
-        """Give taken bytes back."""
+        """Return taken bytes to the budget."""
         with self._changed:
             self._free += num_bytes
             self._changed.notify_all()
 
 
 class _Share:
-    """What one image holds. It gives all back before it takes more, so that nobody waits while
-    holding."""
+    """The bytes that one image holds.
+
+    It returns all of them before it takes more, so no thread waits while it holds some: that could
+    deadlock.
+    """
 
     def __init__(self, budget: MemoryBudget) -> None:
         self._budget, self._held = budget, 0
@@ -82,8 +84,7 @@ class _Share:
 
 
 def wait_for_room(height: int, width: int, *, bytes_per_pixel: int = OTHER) -> None:
-    """Wait until so many pixels may be decoded in this thread; at once where nobody set a budget
-    around it."""
+    """Wait until an image of this size may be decoded here; return at once without a budget."""
     share: _Share | None = getattr(_this_thread, "share", None)
     if share is not None:
         share.take(height * width * bytes_per_pixel)
@@ -92,10 +93,9 @@ def wait_for_room(height: int, width: int, *, bytes_per_pixel: int = OTHER) -> N
 def wait_for_room_of(
     image: Image.Image, *, full_size: tuple[int, int], is_deep: bool = False
 ) -> None:
-    """The same for an image of which the header is read and a scale is chosen; full_size (width,
-    height) before that.
+    """Wait as `wait_for_room` does, for an opened image whose scale has been chosen.
 
-    is_deep: its levels of 16 bits may be wanted.
+    full_size: (width, height) before scaling. is_deep: its 16-bit levels may be needed.
     """
     if getattr(_this_thread, "share", None) is None:
         return

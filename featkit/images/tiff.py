@@ -1,8 +1,8 @@
-"""TIFF files of more than eight bits a sample, or of signed or float ones, as they are stored.
+"""Decode TIFF files with signed, floating-point or more than 8-bit samples.
 
-Pillow reads some of them only, and several wrongly (12.3: planes of 16 bits, white-is-zero of 16
-bits, unsigned 32 bits, big-endian floats that are compressed). But it decompresses all: the strips
-or tiles are handed to it as those of a gray image of bytes, and the samples are put together
+Pillow reads only some of them, and several wrongly (12.3: 16-bit planes, 16-bit white-is-zero,
+unsigned 32 bits, compressed big-endian floats). It can decompress all of them, though. So the
+strips or tiles are given to Pillow as those of an 8-bit gray image, and the samples are assembled
 here.
 
 Reference: TIFF 6.0 and its Technical Notes 1 (floating-point predictor) and "BigTIFF".
@@ -27,74 +27,36 @@ from featkit.wording import counted
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER = 256, 257, 258, 259, 262, 266
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS_PER_STRIP, STRIP_COUNTS = 273, 274, 277, 278, 279
-MAX_SAMPLE, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = (
-    281,
-    284,
-    317,
-    322,
-    323,
-    324,
-    325,
-)
-EXTRA_SAMPLES, SAMPLE_FORMAT, S_MAX_SAMPLE, ICC_PROFILE = 338, 339, 341, 34675
-_WANTED = frozenset(
-    (
-        *(
-            WIDTH,
-            HEIGHT,
-            BITS,
-            COMPRESSION,
-            PHOTOMETRIC,
-            FILL_ORDER,
-            STRIP_OFFSETS,
-            ORIENTATION,
-            SAMPLES,
-            ROWS_PER_STRIP,
-        ),
-        *(
-            STRIP_COUNTS,
-            MAX_SAMPLE,
-            PLANAR,
-            PREDICTOR,
-            TILE_WIDTH,
-            TILE_HEIGHT,
-            TILE_OFFSETS,
-            TILE_COUNTS,
-            EXTRA_SAMPLES,
-        ),
-        *(SAMPLE_FORMAT, S_MAX_SAMPLE, ICC_PROFILE),
-    )
-)
+MAX_SAMPLE, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT = 281, 284, 317, 322, 323
+TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES, SAMPLE_FORMAT, S_MAX_SAMPLE = 324, 325, 338, 339, 341
+ICC_PROFILE = 34675
+# fmt: off
+_WANTED = frozenset((
+    WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, FILL_ORDER, STRIP_OFFSETS, ORIENTATION, SAMPLES,
+    ROWS_PER_STRIP, STRIP_COUNTS, MAX_SAMPLE, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT,
+    TILE_OFFSETS, TILE_COUNTS, EXTRA_SAMPLES, SAMPLE_FORMAT, S_MAX_SAMPLE, ICC_PROFILE,
+))
+# the struct codes of TIFF's field types
 _TYPES = {
-    1: "B",
-    3: "H",
-    4: "I",
-    6: "b",
-    7: "B",
-    8: "h",
-    9: "i",
-    11: "f",
-    12: "d",
-    16: "Q",
-    17: "q",
+    1: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 11: "f", 12: "d", 16: "Q", 17: "q",
     18: "Q",
 }
+# fmt: on
 
 MAX_CHANNELS = 4
-MAX_TILE_PIXELS = 2**22  # of tiles around a small image
-MAX_TAGS = 4096  # a file of a few hundred is a rich one
+MAX_TILE_PIXELS = 2**22  # allowance for the tiles of a small image
+MAX_TAGS = 4096  # real files have up to a few hundred
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, CMYK = 0, 1, 2, 5
 _CHANNELS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, CMYK: 4}
 # none, LZW, Deflate, PackBits, LZMA, Zstandard
 _COMPRESSIONS = frozenset((1, 5, 8, 32773, 32946, 34925, 50000))
 _PREMULTIPLIED, _UNSPECIFIED = 1, 0
 
-Tags = dict[int, Sequence[float]]  # bytes for tags of bytes
+Tags = dict[int, Sequence[float]]  # the value is bytes for tags of type BYTE
 
 
 class Deep(NamedTuple):
-    """An image of eight bits made from one of more, in mode L, RGB, CMYK, LA, RGBA or RGBa; its
-    orientation and profile."""
+    """A deep image reduced to 8 bits (mode L, RGB, CMYK, LA, RGBA or RGBa), with its metadata."""
 
     image: Image.Image
     orientation: int
@@ -102,8 +64,7 @@ class Deep(NamedTuple):
 
 
 def read_tags(data: bytes) -> Tags:
-    """Return the tags of the first image in a TIFF or BigTIFF; {} for anything else, and for what
-    is cut off or damaged."""
+    """Return the tags of the first image in a TIFF or BigTIFF, or {} if they cannot be read."""
     try:
         return _read_tags(data)
     except (struct.error, IndexError, OverflowError, ValueError):
@@ -111,10 +72,10 @@ def read_tags(data: bytes) -> Tags:
 
 
 def check(tags: Tags, *, name: str) -> None:
-    """InputError for a TIFF of more channels than four: three of them, taken at random, would not
-    be the image.
+    """Refuse a TIFF with too many channels or with oversized tiles.
 
-    ValueError for tiles that are much larger than the image, for which libtiff would take memory.
+    Raises InputError for more than four channels, since any three of them would not be the image.
+    Raises ValueError for tiles much larger than the image, since libtiff would allocate them.
     """
     area = _first(tags, WIDTH, 0) * _first(tags, HEIGHT, 0)
     if _first(tags, TILE_WIDTH, 0) * _first(tags, TILE_HEIGHT, 0) > 4 * area + MAX_TILE_PIXELS:
@@ -123,21 +84,21 @@ def check(tags: Tags, *, name: str) -> None:
     if count > MAX_CHANNELS:
         raise InputError(
             f"{name} is a TIFF of {count} channels, and featkit reads up to {MAX_CHANNELS}; "
-            "save those to look at as gray or RGB."
+            "save the channels of interest as gray or RGB."
         )
 
 
 def is_whole(tags: Tags) -> bool:
-    """Whether tags say what an image is and where its samples are."""
+    """Return whether the tags describe an image and say where its samples are."""
     return {WIDTH, HEIGHT, PHOTOMETRIC} <= tags.keys() and not tags.keys().isdisjoint(
         (STRIP_OFFSETS, TILE_OFFSETS)
     )
 
 
 def is_deep(data: bytes, tags: Tags) -> bool:
-    """Whether the samples are not plain bytes or fewer bits, so that `read_deep` has to read them.
+    """Return whether `read_deep` must decode the image: its samples are not unsigned, up to 8 bits.
 
-    It also reads bytes in a big-endian BigTIFF, which Pillow 12.3 does not.
+    It also decodes bytes in a big-endian BigTIFF, which Pillow 12.3 cannot.
     """
     bits, formats = tags.get(BITS, (1,)), tags.get(SAMPLE_FORMAT, (1,))
     return max(bits) > 8 or (
@@ -146,8 +107,7 @@ def is_deep(data: bytes, tags: Tags) -> bool:
 
 
 def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Deep:
-    """Read an image of which `is_deep`. InputError, naming it and what it is, for a kind that is
-    not read."""
+    """Decode an image for which `is_deep` is true. Raises InputError for an unsupported kind."""
     height, width = int(_first(tags, HEIGHT, 0)), int(_first(tags, WIDTH, 0))
     check_num_pixels(height, width, name=name, limits=limits)
     wait_for_room(height, width, bytes_per_pixel=DEEP)
@@ -174,7 +134,7 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
             [pixels, to_bytes(alpha, white=max(white, white_of(alpha, name=name)))], axis=2
         )
     elif has_alpha and num_colors == 1:
-        raise unread(tags, name)  # two images of something, neither of them the transparency
+        raise unread(tags, name)  # two channels, and the second is not declared to be alpha
     profile = tags.get(ICC_PROFILE)
     image = _as_image(pixels, is_cmyk=photometric == CMYK, premultiplied=kind == _PREMULTIPLIED)
     return Deep(
@@ -183,9 +143,9 @@ def read_deep(data: bytes, tags: Tags, *, name: str, limits: ImageLimits) -> Dee
 
 
 def _as_image(pixels: np.ndarray, *, is_cmyk: bool, premultiplied: bool) -> Image.Image:
-    """(H, W, 1 to 4) uint8 as an image of Pillow's."""
+    """Convert pixels (H, W, 1 to 4) uint8 to a Pillow image."""
     height, width, channels = pixels.shape
-    if channels == 2 and premultiplied:  # Pillow has no way from La to colors but through LA
+    if channels == 2 and premultiplied:  # Pillow cannot convert La to RGB
         pixels, channels = pixels[..., [0, 0, 0, 1]], 4
     mode = "CMYK" if is_cmyk else ("L", "LA", "RGB", "RGBA")[channels - 1]
     if mode == "RGBA" and premultiplied:
@@ -194,8 +154,10 @@ def _as_image(pixels: np.ndarray, *, is_cmyk: bool, premultiplied: bool) -> Imag
 
 
 def _declared_white(tags: Tags, dtype: np.dtype) -> float | None:
-    """The highest level that the file says it may hold, rounded up to a usual one: some say the
-    highest they do hold."""
+    """Return the declared highest level, rounded up to a usual depth.
+
+    Some files declare the highest level that occurs instead of the highest possible one.
+    """
     bits = int(max(tags[BITS]))
     if bits not in (8, 16, 32, 64):
         return float(2**bits - 1)
@@ -209,7 +171,7 @@ def _declared_white(tags: Tags, dtype: np.dtype) -> float | None:
 
 
 def unread(tags: Tags, name: str) -> InputError:
-    """What the image is, for a kind that is not read."""
+    """Return the error for an unsupported kind of TIFF, describing it."""
     kinds = {1: "unsigned", 2: "signed", 3: "float", 5: "complex", 6: "complex"}
     kind = kinds.get(int(_first(tags, SAMPLE_FORMAT, 1)), "unknown")
     return InputError(
@@ -224,7 +186,7 @@ def unread(tags: Tags, name: str) -> InputError:
 
 
 def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
-    """(H, W, C) in the file's own type."""
+    """Return the samples (H, W, C) in the file's own dtype."""
     height, width, channels = (int(_first(tags, tag, 1)) for tag in (HEIGHT, WIDTH, SAMPLES))
     dtype, bits = _dtype(data, tags), int(max(tags[BITS]))
     if dtype is None or int(_first(tags, COMPRESSION, 1)) not in _COMPRESSIONS:
@@ -247,7 +209,7 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
     row_bytes = -(-block_width * together * bits // 8)
     if len(counts) != len(offsets):
         counts = _counts_up_to_the_next(offsets, len(data))
-    # A gray image of bytes, in the same strips or tiles.
+    # Describe an 8-bit gray image in the same strips or tiles.
     entries = {
         WIDTH: [across * row_bytes],
         HEIGHT: [height],
@@ -277,15 +239,16 @@ def _samples(data: bytes, tags: Tags, *, name: str) -> np.ndarray:
 
 
 def _counts_up_to_the_next(offsets: list[int], end: int) -> list[int]:
-    """Bytes of each strip or tile of a file that does not tell them: up to where the next one
-    begins."""
+    """Return byte counts of strips or tiles that declare none: each ends where the next begins."""
     starts = [*sorted(set(offsets)), end]
     return [starts[bisect.bisect_right(starts, at, hi=len(starts) - 1)] - at for at in offsets]
 
 
 def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:
-    """The file with another first directory, of long integers, at its end: little-endian, as bytes
-    have no order."""
+    """Return the file with a new first directory appended.
+
+    The directory is little-endian whatever the file's order, which bytes do not depend on.
+    """
     is_big = data[2:4] in (b"+\0", b"\0+")
     start = len(data) + len(data) % 2
     entry_size, word = (20, "Q") if is_big else (12, "I")
@@ -299,7 +262,7 @@ def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:
         else:
             directory += struct.pack("<" + word, values_at + len(values))
             values += packed
-    directory += bytes(struct.calcsize(word))  # no second image
+    directory += bytes(struct.calcsize(word))  # 0: there is no second image
     header = (
         struct.pack("<2sHHHQ", b"II", 43, 8, 0, start)
         if is_big
@@ -309,8 +272,10 @@ def _with_directory(data: bytes, entries: dict[int, list[int]]) -> bytes:
 
 
 def _dtype(data: bytes, tags: Tags) -> np.dtype | None:
-    """Type of a sample in the file's byte order; of the whole number that it is unpacked to for 9
-    to 15 bits."""
+    """Return a sample's dtype in the file's byte order; 9 to 15 bits are unpacked to uint16.
+
+    Returns None for an unsupported type.
+    """
     bits, formats = set(tags[BITS]), set(tags.get(SAMPLE_FORMAT, (1,)))
     if len(bits) != 1 or len(formats) != 1:
         return None
@@ -325,8 +290,10 @@ def _dtype(data: bytes, tags: Tags) -> np.dtype | None:
 def _unpacked(
     blocks: np.ndarray, tags: Tags, dtype: np.dtype, width: int, channels: int, bits: int
 ) -> np.ndarray:
-    """Bytes (H, blocks across, bytes of a block's row) to samples (H, blocks across * width,
-    channels), predictor undone."""
+    """Turn bytes (H, blocks across, bytes per block row) into samples, undoing the predictor.
+
+    Returns (H, blocks across × width, channels).
+    """
     height, across, row_bytes = blocks.shape
     predictor = int(_first(tags, PREDICTOR, 1))
     if bits not in (8, 16, 32, 64):
@@ -334,7 +301,7 @@ def _unpacked(
             raise ValueError("a predictor of packed bits")
         packed = np.empty((height, across, width * channels), np.uint16)
         weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.uint16)
-        for row in range(height):  # one at a time: a bit takes a byte
+        for row in range(height):  # one row at a time, since unpacked bits take a byte each
             single = np.unpackbits(blocks[row], axis=1)[:, : width * channels * bits]
             packed[row] = single.reshape(across, width * channels, bits) @ weights
         return packed.reshape(height, across * width, channels)
@@ -351,7 +318,7 @@ def _unpacked(
     samples = blocks.view(dtype).reshape(height, across, width, channels)
     native = samples.astype(dtype.newbyteorder("="), copy=False)
     if predictor == 2:
-        native = np.cumsum(native, axis=2, dtype=native.dtype)  # wraps around, as it has to
+        native = np.cumsum(native, axis=2, dtype=native.dtype)  # overflow wraps, by design
     return native.reshape(height, across * width, channels)
 
 

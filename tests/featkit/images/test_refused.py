@@ -259,8 +259,8 @@ class Tensor:
         (
             {"image": 1, "label": 2},
             (
-                "mine is a mapping with image, label instead of `bytes` or `path`; give the image"
-                " in it"
+                "mine is a mapping with image, label instead of `bytes` or `path`; pass the image"
+                " inside it"
             ),
         ),
         (

@@ -242,12 +242,12 @@ REFUSED: dict[str, tuple[np.ndarray, dict[str, Any], str]] = {
     "signed around zero": (
         (GRAY.astype(np.int64) * 257 - 32768).astype(np.int16),
         {},
-        "nothing tells which of those below zero is black",
+        "the level of black is unknown",
     ),
     "signed bytes": (
         (GRAY.astype(int) - 128).astype(np.int8),
         {},
-        "nothing tells which of those below zero is black",
+        "the level of black is unknown",
     ),
     "64 bits": (GRAY.astype(np.uint64), {}, "x.tif is a TIFF of 1 channel of 64 bits (unsigned)"),
 }
