@@ -10,7 +10,6 @@ without the onnx package and without a session, by walking the protobuf's top le
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import mmap
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from featkit.atomic import replace_file
+from featkit.digests import sha256_of
 from featkit.errors import InputError
 from featkit.filetypes import NUM_BYTES, ONNX, what_is
 from featkit.geometry import MAX_SIDE, Geometry
@@ -326,13 +326,11 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
             f"{file} has {counted(length, 'byte')}, not the {external.num_bytes:,} of the weights"
             f" of {model.name}; copy both files together again."
         )
-    if digest:
-        with file.open("rb") as data:
-            if hashlib.file_digest(data, "sha256").hexdigest() != external.sha256:
-                raise InputError(
-                    f"{file} is damaged: it is not what {model.name} was written with; copy both"
-                    " files again."
-                )
+    if digest and sha256_of(file) != external.sha256:
+        raise InputError(
+            f"{file} is damaged: it is not what {model.name} was written with; copy both files"
+            " again."
+        )
 
 
 def _as_text(value: Any) -> Any:

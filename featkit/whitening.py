@@ -17,7 +17,7 @@ import numpy as np
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
-from featkit.wording import counted
+from featkit.wording import counted, first_line
 
 FORMAT = 1
 # of the largest eigenvalue: a direction without variance is left as it is rather than blown up
@@ -88,15 +88,14 @@ class Whitening:
             zipfile.BadZipFile,
             zlib.error,
         ) as error:
-            reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
             raise InputError(
-                f"{path} is no whitening that `featkit whiten` wrote ({reason})."
+                f"{path} is not a whitening written by `featkit whiten` ({first_line(error)})."
             ) from error
         floats = found.mean.dtype == found.components.dtype == np.float32
         if not floats or found.mean.ndim != 1 or found.components.shape[1:] != found.mean.shape:
             raise InputError(
-                f"{path} is no whitening that `featkit whiten` wrote: its arrays do not fit each"
-                " other."
+                f"{path} is not a whitening written by `featkit whiten`: its arrays do not fit"
+                " together."
             )
         return found
 

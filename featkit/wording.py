@@ -40,8 +40,20 @@ def _spelled_out(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of what a library's exception says, fit to end a sentence with; its
-    class if it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__
+def first_line(error: BaseException, *, most: int | None = None) -> str:
+    """Return the first line of an exception's message without its final period, to end a sentence
+    with; the name of its class if it has no message.
+
+    most: cut the line after this many characters.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:most].rstrip(".: ")
+
+
+def one_line(error: BaseException, *, most: int | None = None) -> str:
+    """Return the whole message of an exception on one line without its final period, to end a
+    sentence with; the name of its class if it has no message.
+
+    most: cut the message after this many characters.
+    """
+    return " ".join(str(error).split())[:most].rstrip(". ") or type(error).__name__

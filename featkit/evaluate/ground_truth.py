@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from featkit.errors import InputError
+from featkit.wording import one_line
 
 MAX_BYTES = 256 * 2**20
 MAX_SHOWN = 80
@@ -72,7 +73,7 @@ def read_ground_truth(path: Path) -> GroundTruth:
         raise InputError(f"{path} {error}") from error
     # bytes that are no pickle make the unpickler raise whatever they lead it to
     except Exception as error:
-        reason = " ".join(str(error).split())[:MAX_SHOWN].rstrip(".") or type(error).__name__
+        reason = one_line(error, most=MAX_SHOWN)
         raise InputError(
             f"{path} is no ground truth that can be read ({reason}); such is gnd_roxford5k.pkl."
         ) from error

@@ -27,9 +27,9 @@ from featkit.sources.rows import (
     image_path,
     read_image,
     read_metadata,
-    reason,
 )
 from featkit.sources.saved import choose_split, is_saved, open_saved
+from featkit.wording import one_line
 
 HUB_PREFIX = "hf:"
 SPEC = re.compile(r"hf:(?P<name>.+?)(?::(?P<split>[^/]*))?", re.DOTALL)
@@ -100,7 +100,7 @@ class HubDataset:
         try:
             row.validate(full=True)
         except DAMAGED as error:
-            raise InputError(f"{self.key(number)} is damaged: {reason(error)}.") from error
+            raise InputError(f"{self.key(number)} is damaged: {one_line(error)}.") from error
         return row
 
     def _own_file(self, row: Any) -> Path | None:
@@ -188,11 +188,11 @@ def _load(spec: str, name: str, config: str | None, *, split: str | None = None)
             ) from error
         if isinstance(error, ConnectionError):
             raise EnvironmentProblem(
-                f"{spec} cannot be fetched ({reason(error)}); check the network, or name a folder:"
+                f"{spec} cannot be fetched ({one_line(error)}); check the network, or name a folder:"
                 " hf:FOLDER."
             ) from error
         if isinstance(error, ValueError | OSError | library.exceptions.DatasetsError):
-            raise InputError(f"{spec} cannot be opened: {reason(error)}.") from error
+            raise InputError(f"{spec} cannot be opened: {one_line(error)}.") from error
         raise
 
 

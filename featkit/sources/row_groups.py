@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from featkit.errors import InputError
 from featkit.images import printable
 from featkit.paths import open_arrow
-from featkit.sources.rows import DAMAGED, reason
+from featkit.sources.rows import DAMAGED
+from featkit.wording import one_line
 
 # of images and of metadata, beyond the group that is being read
 KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20
@@ -56,7 +57,7 @@ class ParquetShard:
                 return cls(path, file.metadata, _status(path)), file.schema_arrow
         except DAMAGED as error:
             raise InputError(
-                f"{path} is not a Parquet file that can be read: {reason(error)}."
+                f"{path} is not a Parquet file that can be read: {one_line(error)}."
             ) from error
 
     def num_rows(self, group: int) -> int:
@@ -101,7 +102,7 @@ class ParquetShard:
                     )
         except DAMAGED as error:
             raise InputError(
-                f"{self.path} is damaged in row group {group}: {reason(error)}."
+                f"{self.path} is damaged in row group {group}: {one_line(error)}."
             ) from error
 
 

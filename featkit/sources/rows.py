@@ -16,6 +16,7 @@ from featkit.errors import InputError
 from featkit.images import ImageLimits, printable
 from featkit.sources.base import Metadata, Source
 from featkit.sources.failures import NoImages
+from featkit.wording import one_line
 
 # what pyarrow raises for files that are not what they say
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -60,7 +61,7 @@ def find_columns(schema: pa.Schema, where: Path | str, *, column: str | None = N
         return _find_columns(schema, printable(str(where)), column)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where} has columns whose names are no text: {reason(error)}."
+            f"{where} has columns whose names are no text: {one_line(error)}."
         ) from error
 
 
@@ -236,7 +237,7 @@ def read_metadata(
         if (path := image_path(rows, place, columns)) is not None:
             found.setdefault("path", path)
     except UnicodeDecodeError as error:  # Arrow does not look at text before it is asked for
-        raise InputError(f"{key} has metadata that is no text: {reason(error)}.") from error
+        raise InputError(f"{key} has metadata that is no text: {one_line(error)}.") from error
     for column, names in columns.label_names.items():
         number = found.get(column)
         if isinstance(number, int) and 0 <= number < len(names):
@@ -254,11 +255,6 @@ def image_path(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns) ->
     value = rows[columns.image][place]
     path = value["path"].as_py() if value.is_valid else None
     return path if isinstance(path, str) else None
-
-
-def reason(error: Exception) -> str:
-    """What a library has to say, which may be several lines, as the end of a sentence."""
-    return " ".join(str(error).split()).rstrip(".")
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -17,7 +17,8 @@ from featkit.filetypes import ARROW_STREAM, what_is
 from featkit.images import ImageLimits, printable
 from featkit.paths import map_arrow
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, read_head
-from featkit.sources.rows import DAMAGED, Columns, find_columns, read_image, read_metadata, reason
+from featkit.sources.rows import DAMAGED, Columns, find_columns, read_image, read_metadata
+from featkit.wording import one_line
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
 # what older versions of the library call the rows' order
@@ -149,7 +150,7 @@ class SavedDataset:
         try:
             row.validate(full=True)
         except DAMAGED as error:
-            raise InputError(f"{self.key(number)} is damaged: {reason(error)}.") from error
+            raise InputError(f"{self.key(number)} is damaged: {one_line(error)}.") from error
         return row
 
     def _locate(self, number: int) -> tuple[int, int]:
@@ -269,7 +270,7 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
                 )
     except DAMAGED as error:
         raise InputError(
-            f"{file} is not an Arrow stream that can be read: {reason(error)}."
+            f"{file} is not an Arrow stream that can be read: {one_line(error)}."
         ) from error
     if not is_whole:
         raise InputError(

@@ -144,16 +144,16 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         ),
         (
             lambda arrays: {name: value for name, value in arrays.items() if name != "mean"},
-            "is no whitening",
+            "is not a whitening",
         ),
         (changed(mean=np.zeros(12)), "do not fit each other"),
         (changed(mean=np.zeros(11, np.float32)), "do not fit each other"),
         (changed(mean=np.zeros((12, 1), np.float32)), "do not fit each other"),
         (changed(components=np.zeros(12, np.float32)), "do not fit each other"),
         (changed(components=np.zeros((5, 11), np.float32)), "do not fit each other"),
-        (changed(num_vectors=np.array([1, 2])), "is no whitening"),
-        (changed(explained=np.array("much")), "is no whitening"),
-        (changed(model=np.array(["m"], object)), "is no whitening"),
+        (changed(num_vectors=np.array([1, 2])), "is not a whitening"),
+        (changed(explained=np.array("much")), "is not a whitening"),
+        (changed(model=np.array(["m"], object)), "is not a whitening"),
     ],
 )
 def test_a_file_of_another_kind_is_refused(
@@ -173,14 +173,14 @@ def test_a_file_of_another_kind_is_refused(
 )
 def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.npz").write_bytes(content)
-    with refused(f"{tmp_path}/w.npz is no whitening that `featkit whiten` wrote ("):
+    with refused(f"{tmp_path}/w.npz is not a whitening written by `featkit whiten` ("):
         Whitening.load(tmp_path / "w.npz")
 
 
 def test_one_array_alone_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "w.npz").open("wb") as file:
         np.save(file, np.zeros(3, np.float32))
-    with refused("is no whitening"):
+    with refused("is not a whitening"):
         Whitening.load(tmp_path / "w.npz")
 
 
@@ -190,12 +190,12 @@ def test_a_file_that_was_cut_or_changed_is_refused_or_read_as_it_was(tmp_path: P
     whole = path.read_bytes()
     for length in range(0, len(whole) - 1, 97):
         path.write_bytes(whole[:length])
-        with refused("is no whitening"):
+        with refused("is not a whitening"):
             Whitening.load(path)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with refused(f"{tmp_path}/w.npz does not exist; make it with `featkit whiten`."):
         Whitening.load(tmp_path / "w.npz")
-    with refused(tmp_path, "is no whitening"):
+    with refused(tmp_path, "is not a whitening"):
         Whitening.load(tmp_path)

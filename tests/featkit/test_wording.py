@@ -1,4 +1,4 @@
-"""Counts with their nouns."""
+"""Words that messages share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featkit.wording import counted, on_one_line, typed
+from featkit.wording import counted, first_line, on_one_line, one_line, typed
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,23 @@ def test_a_path_in_a_command_is_written_so_that_a_shell_reads_it_whole(
 def test_text_on_one_line_can_be_printed(text: str, line: str) -> None:
     assert on_one_line(text) == line
     on_one_line(text).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("message", "first", "whole"),
+    [
+        ("no such file", "no such file", "no such file"),
+        ("It failed.\n  at line 3.\n", "It failed", "It failed. at line 3"),
+        ("two:\n\tlines", "two", "two: lines"),
+        ("", "ValueError", "ValueError"),
+        (" \n", "ValueError", "ValueError"),
+    ],
+)
+def test_message_of_an_error_fits_into_a_sentence(message: str, first: str, whole: str) -> None:
+    assert first_line(ValueError(message)) == first
+    assert one_line(ValueError(message)) == whole
+
+
+def test_message_of_an_error_can_be_cut() -> None:
+    assert first_line(ValueError("a b. c\nd"), most=4) == "a b"
+    assert one_line(ValueError("a b\nc d"), most=5) == "a b c"

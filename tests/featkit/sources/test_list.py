@@ -44,11 +44,11 @@ def test_a_list_keeps_its_order_and_passes_over_comments_and_empty_lines(
 def test_paths_are_relative_to_the_list_not_to_where_one_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_files(tmp_path, "lists/x.jpg", "pictures/y.jpg", "x.jpg")
+    write_files(tmp_path, "lists/x.jpg", "images/y.jpg", "x.jpg")
     monkeypatch.chdir(tmp_path)
     source = open_source(write_list(Path("lists"), f"x.jpg\n../images/y.jpg\n{tmp_path}/x.jpg\n"))
-    assert contents(source) == [b"lists/x.jpg", b"pictures/y.jpg", b"x.jpg"]
-    assert keys(source) == ["x.jpg", "../pictures/y.jpg", f"{tmp_path}/x.jpg"]
+    assert contents(source) == [b"lists/x.jpg", b"images/y.jpg", b"x.jpg"]
+    assert keys(source) == ["x.jpg", "../images/y.jpg", f"{tmp_path}/x.jpg"]
 
 
 def test_an_entry_that_is_missing_is_an_item_that_says_so(tmp_path: Path) -> None:

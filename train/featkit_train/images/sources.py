@@ -27,8 +27,8 @@ from featkit.sources import Source, open_source
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_image
 from featkit.sources.folder import FileSource
 from featkit.sources.opening import TORCHVISION_PREFIX, refuse_unused_column, select
-from featkit.sources.rows import reason
 from featkit.sources.selection import EVERYTHING, Selection
+from featkit.wording import one_line
 from featkit_train.networks.borrowed import borrow
 
 # Under which names torchvision's classes keep the paths of their images, alone or as (path,
@@ -116,7 +116,7 @@ class TorchvisionImages:
         # torchvision opens whatever files there are, and raises what their readers do
         except Exception as error:
             raise InputError(
-                f"{self.key(number)} cannot be read ({type(error).__name__}: {reason(error)})."
+                f"{self.key(number)} cannot be read ({type(error).__name__}: {one_line(error)})."
             ) from error
         data = buffer.getvalue()
         if len(data) > self.limits.max_bytes:
@@ -271,7 +271,7 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
         ) from error
     except URLError as error:
         raise EnvironmentProblem(
-            f"{spec} cannot be fetched ({reason(error)}); check the network."
+            f"{spec} cannot be fetched ({one_line(error)}); check the network."
         ) from error
     # torchvision reads whatever files there are: pickles, archives, matrices
     except Exception as error:
@@ -279,7 +279,9 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
         if can_download and not options.get("download"):
             way_out = f"fetch it with download=true, or {way_out}"
         where = f" in {options['root']}" if "root" in options else ""
-        raise InputError(f"{spec} cannot be opened{where} ({reason(error)}); {way_out}.") from error
+        raise InputError(
+            f"{spec} cannot be opened{where} ({one_line(error)}); {way_out}."
+        ) from error
 
 
 def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], Labels]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit.errors import InputError
+from featkit.wording import first_line
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
 from featkit_train.networks.exits import ExitedBackbone
@@ -102,9 +103,8 @@ def build_backbone(config: ClassifierConfig) -> Backbone:
         RuntimeError,
     ) as error:
         # The library says no before it has done anything, in whatever class its author chose.
-        why = str(error).strip().split("\n")[0].rstrip(".") or type(error).__name__
         raise InputError(
-            f"{config.arch} cannot be built with the options {config.options}: {why}."
+            f"{config.arch} cannot be built with the options {config.options}: {first_line(error)}."
         ) from error
     backbone.built_from = config
     return backbone

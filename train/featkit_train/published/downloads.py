@@ -7,7 +7,6 @@ was asked for.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import time
@@ -19,6 +18,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from featkit.atomic import replace_file
+from featkit.digests import sha256_of
 from featkit.downloading import NO_HUB, why_failed
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.filetypes import HTML, JSON, NUM_BYTES, TEXT, XML, XML_ERROR, what_is
@@ -155,8 +155,7 @@ def _check_sums(folder: Path, *, since: float) -> None:
         blob = path.resolve()
         if not re.fullmatch(r"[0-9a-f]{64}", blob.name) or blob.stat().st_mtime < since - 1:
             continue
-        with blob.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256_of(blob)
         if found != blob.name:
             blob.unlink()
             path.unlink(missing_ok=True)

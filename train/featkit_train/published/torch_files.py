@@ -25,12 +25,14 @@ import torch
 from torch import Tensor
 
 from featkit.errors import InputError
+from featkit.wording import first_line
 from featkit_train.published.pickles import Global, Harmful, Inert, NotReadable, unpickle
 from featkit_train.published.stored import Stored
 
 METADATA, PIECES = ".metadata", ".distcp"
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files from before torch 1.6
 MAX_PICKLE_BYTES = 2**30
+MAX_SHOWN = 200  # characters of a library's message
 MAX_RATIO = 100  # torch.save itself does not compress
 STORAGE_TYPES = {
     "FloatStorage": torch.float32,
@@ -102,7 +104,7 @@ def read_checkpoint(path: Path) -> Any:
         ) from error
     except DAMAGED as error:
         raise InputError(
-            f"{path} is damaged or is not a checkpoint of torch ({_short(error)}); copy or download"
+            f"{path} is damaged or is not a checkpoint of torch ({first_line(error, most=MAX_SHOWN)}); copy or download"
             " it again."
         ) from error
 
@@ -126,13 +128,8 @@ def read_distributed(folder: Path) -> Any:
         ) from error
     except (NotReadable, *DAMAGED, AttributeError, TypeError) as error:
         raise InputError(
-            f"{folder / METADATA} is damaged ({_short(error)}); copy or download the folder again."
+            f"{folder / METADATA} is damaged ({first_line(error, most=MAX_SHOWN)}); copy or download the folder again."
         ) from error
-
-
-def _short(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ")[:200] if lines else type(error).__name__
 
 
 def _read(file: IO[bytes], named: Path, place: Path) -> Any:
@@ -502,7 +499,7 @@ def _read_piece(place: Inert, folder: Path) -> Stored:
         ) from error
     except (NotReadable, *DAMAGED) as error:
         raise InputError(
-            f"{path} cannot be read ({_short(error)}); convert the folder where it was written:"
+            f"{path} cannot be read ({first_line(error, most=MAX_SHOWN)}); convert the folder where it was written:"
             f" python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder}"
             " weights.pth."
         ) from error

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from featkit import filetypes
+from featkit.digests import sha256_of
 from featkit.errors import InputError
 from featkit.filetypes import what_is
 from featkit.paths import text_path
@@ -395,8 +396,5 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _sha256(files: Sequence[Path]) -> str:
-    sums = []
-    for path in files:
-        with path.open("rb") as file:
-            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
+    sums = [sha256_of(path) for path in files]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
