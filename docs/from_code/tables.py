@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from featkit.cli.app import main
-from featkit_train.config import RECIPES
+from featkit_train.settings import RECIPES
 from from_code.markdown import code, table
 
 MODEL_COLUMNS = ("name", "parameters", "width", "patch", "native_size", "weights_from")

@@ -25,6 +25,7 @@ from featkit_export.graph import EmbeddingGraph, Recipe
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
+from featkit_train.settings import parse_settings
 from featkit_train.weights import BackboneInfo
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.photos import data_folder
@@ -59,7 +60,7 @@ SETTINGS = (
 
 def config_of(method: str, steps: int) -> TrainConfig:
     """The tiny recipe at CIFAR's size."""
-    return configure(method, "tiny", [*SETTINGS, f"run.steps={steps}"])
+    return configure(method, "tiny", parse_settings([*SETTINGS, f"run.steps={steps}"]))
 
 
 def measure(loop: FeatkitLoop, train: Source, test: Source) -> KnnReport:

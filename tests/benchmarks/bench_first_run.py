@@ -32,7 +32,9 @@ WARM_STEPS = 1 if is_quick() else 10
 def tiny(steps: int) -> TrainConfig:
     """The tiny recipe at another length, without pauses for evaluation."""
     return configure(
-        "dino", "tiny", [f"run.steps={steps}", "run.held_out=0", "run.evaluate_every=1000000"]
+        "dino",
+        "tiny",
+        {"run.steps": steps, "run.held_out": 0, "run.evaluate_every": 1_000_000},
     )
 
 

@@ -31,6 +31,7 @@ from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
+from featkit_train.settings import parse_settings
 from tests.benchmarks.flops import chip_peak, count_flops, square_rate
 from tests.benchmarks.lightly_loops import LOOPS
 from tests.benchmarks.loops import FeatkitLoop, Loop
@@ -112,7 +113,7 @@ def config_of(
         *("run.held_out=0", "engine.shard=false", f"engine.compile={str(compiled).lower()}"),
         *effort.settings.get(work.method, ()),
     ]
-    return configure(work.method, work.recipe, settings)
+    return configure(work.method, work.recipe, parse_settings(settings))
 
 
 @dataclass

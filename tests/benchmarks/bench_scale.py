@@ -33,6 +33,7 @@ from featkit_train.losses import dino_loss
 from featkit_train.methods import MomentumTeacher
 from featkit_train.networks import vit
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.settings import parse_settings
 from tests.benchmarks.flops import count_flops
 from tests.benchmarks.record import is_quick, markdown_table, write_result
 from tests.train.momentum import make_teacher
@@ -65,14 +66,14 @@ def config_of(size: str, method: str) -> TrainConfig:
     ]
     settings += [f"model.mlp_width={4 * width}", "noise.drop_path=0", "run.device=cpu"]
     if method == "dino":
-        return configure("dino", "dino_vits16", settings)
+        return configure("dino", "dino_vits16", parse_settings(settings))
     model = ["model.mlp=gelu", "model.patch=16", "model.position_grid=14", "crops.local_size=96"]
     heads_of = [
         f"{section}.head.{key}"
         for section in ("dino", "ibot")
         for key in ("num_prototypes=65536", "bottleneck_width=256")
     ]
-    return configure("dinov2", "dinov2_vitl14", [*settings, *model, *heads_of])
+    return configure("dinov2", "dinov2_vitl14", parse_settings([*settings, *model, *heads_of]))
 
 
 # -- a step of a method, real or counted -----------------------------------------------------------

@@ -27,6 +27,7 @@ from featkit_train.configure import configure
 from featkit_train.loop import geometry_of, train
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.schedules import cosine_schedule
+from featkit_train.settings import parse_settings
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 from tests.benchmarks.lightly_loops import LOOPS
 from tests.benchmarks.photos import Photos, open_photos
@@ -47,7 +48,7 @@ PAPER_LR, PAPER_MOMENTUM = 5e-4 * 64 / 256, 0.996
 
 def steps_in(minutes: float, method: str, photos: Photos, out: Path) -> int:
     """How many steps of a method fit, by a few of them."""
-    warm = configure(method, "tiny", [*QUIET, f"run.steps={WARM_STEPS}"])
+    warm = configure(method, "tiny", parse_settings([*QUIET, f"run.steps={WARM_STEPS}"]))
     report = train(warm, [photos.learned], out)
     return max(2, int(minutes * 60 * report.images_per_s / warm.run.batch_size))
 
@@ -58,7 +59,9 @@ def ours(method: str, seed: int, minutes: float, photos: Photos, folder: Path) -
     out = folder / f"{method}-{seed}-{minutes}"
     steps = steps_in(minutes, method, photos, folder / f"{out.name} warm")
     report = train(
-        configure(method, "tiny", [*settings, f"run.steps={steps}"]), [photos.learned], out
+        configure(method, "tiny", parse_settings([*settings, f"run.steps={steps}"])),
+        [photos.learned],
+        out,
     )
     return evaluate_copies(photos.held_out, TorchEmbedder.open(out)), steps, report.seconds / 60
 
@@ -66,7 +69,7 @@ def ours(method: str, seed: int, minutes: float, photos: Photos, folder: Path) -
 def lightlys(method: str, minutes: float, photos: Photos, folder: Path) -> Found:
     """lightly's parts in a plain loop for so long; the teacher is measured."""
     settings = PAPER if method == "dinov2" else PAPER[:1]
-    config = configure(method, "tiny", settings)
+    config = configure(method, "tiny", parse_settings(settings))
     steps = 0
 
     def momentum(step: int) -> float:  # over the steps that the pace so far leads to
@@ -135,7 +138,7 @@ def main() -> None:
 
 def everything(photos: Photos, folder: Path, keep: Callable[[str, Found], float]) -> str:
     """All the short runs; the method that finds most over its seeds."""
-    untrained = configure("dino", "tiny", [*QUIET, "run.steps=1"])
+    untrained = configure("dino", "tiny", parse_settings([*QUIET, "run.steps=1"]))
     train(untrained, [photos.learned], folder / "untrained")
     keep(
         "untrained",

@@ -25,6 +25,7 @@ from featkit.sources import Source, open_source
 from featkit_train.configure import configure
 from featkit_train.images.batches import Crops
 from featkit_train.processes.device import pick_autocast
+from featkit_train.settings import parse_settings
 from tests.benchmarks.flops import ProductsOf, Rate, best_rate, count_flops, measure_products
 from tests.benchmarks.loops import FeatkitLoop
 from tests.benchmarks.parts import Clock, clocked, shares_of_operators
@@ -44,7 +45,9 @@ CPU = torch.device("cpu")
 def measure(source: Source, precision: str, folder: Path) -> dict[str, Any]:
     """All figures of one precision."""
     loop = FeatkitLoop(
-        configure("dino", "tiny", [*SETTINGS, f"run.precision={precision}"]), source, folder
+        configure("dino", "tiny", parse_settings([*SETTINGS, f"run.precision={precision}"])),
+        source,
+        folder,
     )
     loop.steps(WARM_STEPS)
     batch = loop.next()

@@ -25,6 +25,7 @@ from featkit_export.export import export_model
 from featkit_export.graph import Feature, Recipe
 from featkit_train.configure import configure
 from featkit_train.loop import train
+from featkit_train.settings import parse_settings
 from tests.benchmarks.photos import NUM_HELD_OUT, NUM_LEARNED, data_folder, open_part
 from tests.benchmarks.record import is_quick, write_result
 
@@ -65,7 +66,7 @@ def train_stages(first: Source, last: Source, folder: Path) -> Path:
     stages = (("dino", "tiny"), ("adapt", "tiny_adapt"))
     settings = ["run.steps=4", "run.held_out=4"] if is_quick() else []
     for method, recipe in stages:
-        config = configure(method, recipe, settings)
+        config = configure(method, recipe, parse_settings(settings))
         train(
             config,
             [first],

@@ -27,6 +27,7 @@ from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.processes.device import pick_autocast
+from featkit_train.settings import parse_settings
 from tests.benchmarks.lightly_loops import LOOPS
 from tests.benchmarks.loops import FeatkitLoop, Loop
 from tests.benchmarks.record import is_quick, median_ratio, write_result
@@ -62,7 +63,7 @@ def config_of(method: str, *, workers: int, precision: str = "float32") -> Train
         f"run.workers={workers}",
         f"run.precision={precision}",
     ]
-    return configure(method, "tiny", settings)
+    return configure(method, "tiny", parse_settings(settings))
 
 
 def precisions() -> Sequence[str]:

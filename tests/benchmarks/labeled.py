@@ -17,6 +17,7 @@ from featkit_train.configure import configure
 from featkit_train.labeled.parting import part
 from featkit_train.loop import train
 from featkit_train.methods import Lessons
+from featkit_train.settings import parse_settings
 from featkit_train.watching.standing import Row
 from tests.benchmarks.photos import data_folder
 from tests.benchmarks.record import is_quick
@@ -95,7 +96,9 @@ def open_cifar() -> Cifar:
 
 def config_of(method: str, network: str, *settings: str) -> TrainConfig:
     """The small recipe with the network of that name."""
-    return configure(method, "small_labeled", [*COMMON, *NETWORKS[network], *QUIET, *settings])
+    return configure(
+        method, "small_labeled", parse_settings([*COMMON, *NETWORKS[network], *QUIET, *settings])
+    )
 
 
 def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path) -> int:

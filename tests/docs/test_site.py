@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from featkit.cli.app import COMMANDS
-from featkit_train.config import RECIPES
 from featkit_train.published.zoo import PUBLISHED
+from featkit_train.settings import RECIPES
 
 # Attributes that make a browser fetch something, by tag. An ordinary link (`a`) fetches nothing.
 FETCHING = {

@@ -14,7 +14,7 @@ import yaml
 
 from featkit.embeddings import PLAN_FILE, Embeddings
 from featkit.index import Index
-from featkit_train.config import with_settings
+from featkit_train.settings import with_settings
 from tests.commands import digests, run_featkit
 from tests.end_to_end.killing import kill_at_random
 from tests.images import draw_folder
@@ -132,7 +132,7 @@ def test_train_killed_at_random_ends_with_the_same_weights(
     work: Path, tmp_path: Path, count: int
 ) -> None:
     run, config = tmp_path / "run", tmp_path / "small.yaml"
-    config.write_text(yaml.safe_dump(with_settings(SMALL, ["run.checkpoint_every=1"])))
+    config.write_text(yaml.safe_dump(with_settings(SMALL, {"run.checkpoint_every": 1})))
     first = [
         "train",
         "dino",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from featkit_train.config import TrainConfig, from_mapping, with_settings
+from featkit_train.config import TrainConfig
+from featkit_train.settings import from_mapping, parse_settings, with_settings
 
 SMALL = {
     "name": "small",
@@ -46,4 +47,4 @@ SMALL = {
 
 def small_config(*settings: str) -> TrainConfig:
     """SMALL with settings of the form section.key=value."""
-    return from_mapping(TrainConfig, with_settings(SMALL, settings))
+    return from_mapping(TrainConfig, with_settings(SMALL, parse_settings(settings)))

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from featkit.geometry import Geometry
 from featkit.sources import open_source
-from featkit_train.config import TrainConfig, from_mapping, with_settings
+from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import Progress, load_checkpoint, save_checkpoint
 from featkit_train.engine.step import Engine, seeded_weights
 from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
@@ -29,6 +29,7 @@ from featkit_train.methods import METHODS, Lessons, Taught
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.processes.distributed import World, join_world
+from featkit_train.settings import from_mapping, parse_settings, with_settings
 from featkit_train.weights import BackboneInfo, save_backbone
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.small import SMALL, small_config
@@ -83,7 +84,9 @@ def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
     small: dict[str, Any] = {
         key: value for key, value in SMALL.items() if key not in METHODS[method].unread
     }
-    return from_mapping(TrainConfig, with_settings(small, [*CASES[name], *named, *settings]))
+    return from_mapping(
+        TrainConfig, with_settings(small, parse_settings([*CASES[name], *named, *settings]))
+    )
 
 
 def case_lessons(config: TrainConfig, num_images: int) -> Lessons | None:

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.geometry import Geometry
 from featkit.sources import Source, open_source, subset
-from featkit_train.config import IbotConfig, TrainConfig, from_mapping, to_mapping, with_settings
+from featkit_train.config import IbotConfig, TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.step import Engine
 from featkit_train.images.batches import CropDataset, Crops
@@ -39,6 +39,7 @@ from featkit_train.networks.vit import Block
 from featkit_train.processes.distributed import World
 from featkit_train.published import pretrained
 from featkit_train.run_folder import NOTES_FILE
+from featkit_train.settings import from_mapping, parse_settings, to_mapping, with_settings
 from featkit_train.watching.diagnostics import Collapse, Finding, Watch
 from featkit_train.watching.probe import COPIES, HeldOut
 from featkit_train.watching.standing import Standing
@@ -203,11 +204,12 @@ def config_of(*settings: str) -> TrainConfig:
     """The small config by BASE, as far as the settings' method reads it, and the settings."""
     methods = [setting.partition("=")[2] for setting in settings if setting.startswith("method=")]
     unread = METHODS[methods[-1]].unread
-    base = with_settings({**SMALL, "classifier": LABELED["classifier"]}, BASE)
+    base = with_settings({**SMALL, "classifier": LABELED["classifier"]}, parse_settings(BASE))
     return from_mapping(
         TrainConfig,
         with_settings(
-            {section: part for section, part in base.items() if section not in unread}, settings
+            {section: part for section, part in base.items() if section not in unread},
+            parse_settings(settings),
         ),
     )
 

@@ -12,14 +12,7 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.sources import open_source
-from featkit_train.config import (
-    RECIPES,
-    TrainConfig,
-    from_mapping,
-    read_recipe,
-    to_mapping,
-    with_settings,
-)
+from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.labeled import born_again, internal, self_training
 from featkit_train.loop import train
@@ -28,6 +21,14 @@ from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
 from featkit_train.networks.classifier import ClassifierConfig
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.settings import (
+    RECIPES,
+    from_mapping,
+    parse_settings,
+    read_recipe,
+    to_mapping,
+    with_settings,
+)
 from featkit_train.weights import load_backbone, load_classifier
 from tests.export.backbones import make_run
 from tests.images import draw_folder
@@ -120,7 +121,7 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
             "self_training.confidence=0.0",
         ]
     unread = METHODS[config.method].unread
-    mapping = with_settings(to_mapping(config), settings)
+    mapping = with_settings(to_mapping(config), parse_settings(settings))
     return from_mapping(
         TrainConfig, {name: part for name, part in mapping.items() if name not in unread}
     )
@@ -181,7 +182,7 @@ def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_t
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
     exits = (
-        ["classifier.exits=[1, 2, 3]"] if method == "internal" and name == "small_labeled" else []
+        {"classifier.exits": [1, 2, 3]} if method == "internal" and name == "small_labeled" else {}
     )
     whole = configure(method, name, exits)
     config, out = reduced(whole, folder / "pretrained"), tmp_path / "run"

@@ -19,10 +19,10 @@ import pytest
 import yaml
 
 from featkit.cli.result_page import STYLE
-from featkit_train.config import to_mapping
 from featkit_train.report import charts, write_report
 from featkit_train.report.metrics import MOST_POINTS, Curve, read_metrics
 from featkit_train.report.panels import MOST_CURVES, arrange
+from featkit_train.settings import to_mapping
 from featkit_train.watching.snapshot_files import Tiles, write_photographs, write_snapshot
 from tests.commands import REPOSITORY
 from tests.images import draw_image

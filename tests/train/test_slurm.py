@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from featkit.errors import InputError
-from featkit_train.config import with_settings
+from featkit_train.settings import with_settings
 from featkit_train.slurm import slurm_script
 from tests.images import draw_folder
 from tests.train.small import SMALL
@@ -87,7 +87,7 @@ def steps(out: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path: Path) -> None:
     draw_folder(tmp_path / "my images", 20)
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(with_settings(SMALL, ["run.steps=60"])))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(with_settings(SMALL, {"run.steps": 60})))
     (tmp_path / "bin").mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / "bin" / name).write_text(text)

@@ -1,12 +1,14 @@
-"""From a method, a recipe and settings to the config of a run."""
+"""Build the config of a run from a method, a recipe and settings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from featkit.errors import InputError
-from featkit_train.config import TrainConfig, from_mapping, read_recipe, with_settings
+from featkit_train.config import TrainConfig
 from featkit_train.methods import METHODS
+from featkit_train.settings import from_mapping, read_recipe, with_settings
 
 DEFAULT_RECIPE = {
     "adapt": "adapt_dinov2",
@@ -14,13 +16,16 @@ DEFAULT_RECIPE = {
 }
 
 
-def configure(method: str, recipe: str | None = None, settings: Sequence[str] = ()) -> TrainConfig:
-    """The config of a run by `method`: a recipe (its name or a YAML file; None is the method's
-    usual one) with settings.
+def configure(
+    method: str, recipe: str | None = None, settings: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Build the config of a run by `method` from a recipe and settings that override it.
 
-    A recipe that names no method serves several, and sections of it that this one does not read are
-    left out; settings are not. InputError for a recipe of another method, and as `from_mapping`
-    says.
+    recipe: the name of a shipped one or a YAML file; None takes the method's default. A recipe
+    without a method serves several: sections that this method does not read are left out.
+    settings: values by dotted names, such as {"optim.lr": 0.002}. Those must be read.
+
+    InputError for a recipe of another method, and as in `from_mapping`.
     """
     if method not in METHODS:
         raise InputError(f"There is no method {method}; it is one of: {', '.join(METHODS)}.")
@@ -36,4 +41,4 @@ def configure(method: str, recipe: str | None = None, settings: Sequence[str] = 
         for section, value in mapping.items()
         if section not in METHODS[method].unread
     }
-    return from_mapping(TrainConfig, with_settings(read, settings))
+    return from_mapping(TrainConfig, with_settings(read, settings or {}))

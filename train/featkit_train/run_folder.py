@@ -20,10 +20,11 @@ import featkit
 from featkit.atomic import replace_file, write_text
 from featkit.errors import InputError
 from featkit.paths import text_path
-from featkit_train.config import TrainConfig, from_mapping, to_mapping
+from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.methods import METHODS
 from featkit_train.report.page import read_config
+from featkit_train.settings import from_mapping, to_mapping
 from featkit_train.weights import BACKBONE_FILE
 
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
@@ -129,11 +130,12 @@ class RunFolder:
         ):
             raise InputError(f"{path} is cut short; restore it from a copy, or begin another run.")
         try:
-            return from_mapping(TrainConfig, record["config"]), data
+            config = from_mapping(TrainConfig, record["config"])
         except InputError as error:
             raise InputError(
                 f"{path} is damaged, or of another version of featkit: {error}"
             ) from error
+        return config, data
 
     def forget_after(self, step: int) -> None:
         """Drop what was measured and said past `step`: it will be again."""

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from featkit.errors import InputError
 from featkit.sources import Source
-from featkit_train.config import TrainConfig, from_mapping, to_mapping, with_settings
+from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.loop import train
+from featkit_train.settings import from_mapping, parse_settings, to_mapping, with_settings
 from featkit_train.watching.diagnostics import Collapse
 from featkit_train.watching.probe import COPIES
 
@@ -68,13 +69,11 @@ def plan_trials(
         choices.append([(name, value) for value in re.split(r",(?![^\[]*\])", values)])
     trials = []
     for chosen in itertools.product(*choices):
-        settings = [f"{names.get(name, name)}={value}" for name, value in chosen]
-        frame = [
-            f"run.steps={length}",
-            f"run.evaluate_every={length}",
-            f"run.checkpoint_every={length}",
-        ]
-        mapping = with_settings(to_mapping(config), [*frame, *settings])
+        lengths = dict.fromkeys(("run.steps", "run.evaluate_every", "run.checkpoint_every"), length)
+        values_by_name = parse_settings(
+            [f"{names.get(name, name)}={value}" for name, value in chosen]
+        )
+        mapping = with_settings(to_mapping(config), lengths | values_by_name)
         label = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in chosen)
         trials.append(Trial(label, from_mapping(TrainConfig, mapping)))
     return trials

@@ -1,7 +1,6 @@
 """What `featkit train` does with its flags: a config, a run, trials of a setting, or a script for a
 cluster."""
 
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -83,20 +82,20 @@ def configured(
     this one's own."""
     need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
     from featkit_train.configure import configure
+    from featkit_train.settings import parse_settings
 
-    told = {
-        flag: getattr(part, flag)
-        for part in (flags, own)
+    typed_flags = {
+        SETTINGS[flag]: getattr(group, flag)
+        for group in (flags, own)
         for flag in SETTINGS
-        if hasattr(part, flag)
+        if hasattr(group, flag)
     }
-    given = {SETTINGS[flag]: value for flag, value in told.items()} | dict(settings or {})
-    words = [
-        f"{name}={json.dumps(value, default=str)}"
-        for name, value in given.items()
+    given = {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in (typed_flags | dict(settings or {})).items()
         if value is not None
-    ]
-    return configure(method, flags.recipe, [*words, *(flags.set_ or [])])
+    }
+    return configure(method, flags.recipe, given | parse_settings(flags.set_ or []))
 
 
 def open_images(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from featkit.cli.app import main
-from featkit_train.config import with_settings
+from featkit_train.settings import with_settings
 from featkit_train.weights import load_backbone
 from tests.commands import end, run_featkit, start_featkit, wait_until
 from tests.featkit.sources.files import write_tar
@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`images` and a recipe `small.yaml`."""
     folder = tmp_path_factory.mktemp("train")
     draw_folder(folder / "images", 24)
-    recipe = with_settings(SMALL, [f"run.steps={STEPS}", "run.batch_size=4"])
+    recipe = with_settings(SMALL, {"run.steps": STEPS, "run.batch_size": 4})
     (folder / "small.yaml").write_text(yaml.safe_dump(recipe))
     return folder
 

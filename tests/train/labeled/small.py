@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featkit_train.config import TrainConfig, from_mapping, with_settings
+from featkit_train.config import TrainConfig
+from featkit_train.settings import from_mapping, parse_settings, with_settings
 from tests.images import draw_image
 from tests.torchvision_without_cuda import allow_torchvision
 
@@ -52,7 +53,9 @@ LABELED = {
 
 def labeled_config(method: str, *settings: str) -> TrainConfig:
     """LABELED with settings of the form section.key=value."""
-    return from_mapping(TrainConfig, with_settings({**LABELED, "method": method}, settings))
+    return from_mapping(
+        TrainConfig, with_settings({**LABELED, "method": method}, parse_settings(settings))
+    )
 
 
 def draw_kinds(

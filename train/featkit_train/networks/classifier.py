@@ -25,17 +25,18 @@ LIBRARIES = {"timm": TimmModel, "torchvision": TorchvisionModel}
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig:
-    """Which network, and what is changed of it."""
+    """The classifier's architecture."""
 
-    arch: str = "timm:resnet18"  # timm:NAME or torchvision:NAME
-    # what its constructor is told besides: {drop_path_rate: 0.1}
+    arch: str = "timm:resnet18"
+    """timm:NAME or torchvision:NAME, a ViT or a CNN."""
     options: dict[str, Any] = field(default_factory=dict)
-    # 3×3 at stride 1 and no pooling in front, for images under 64 pixels, as the CIFAR ResNets of
-    # arXiv 1512.03385.
+    """Further arguments of the architecture's constructor, such as {drop_path_rate: 0.1}."""
     small_stem: bool = False
-    # Stages of a CNN, or blocks of a transformer, counted from 1, after which there is an exit
-    # beside the deepest.
+    """Begin with a 3×3 convolution at stride 1 and no pooling, for images under 64 pixels (the CIFAR
+    ResNets of arXiv 1512.03385)."""
     exits: tuple[int, ...] = ()
+    """Stages of a CNN, or blocks of a transformer, counted from 1, that get an exit; the deepest
+    always has one."""
 
     def __post_init__(self) -> None:
         library, _, name = self.arch.partition(":")

@@ -14,17 +14,19 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """Sizes of the projection head; the paper's are 65536, 2048, 256 and 3 layers, for 1.3 million
-    images."""
+    """Sizes of the projection head. The defaults are the paper's, for 1.3 million images."""
 
     num_prototypes: int = 65536
+    """Outputs of the head; 256 to 512 suit a few hundred images."""
     hidden_width: int = 2048
+    """Width of the hidden layers."""
     bottleneck_width: int = 256
+    """Width of the vectors that are compared with the prototypes."""
     num_layers: int = 3
-    # What of a prototype counts. unit: its direction alone. gain: times a length of its own that
-    # learns, 1 at first (DINO with norm_last_layer false, DINOv2). free: the prototype as it is
-    # (DINOv3's released code).
+    """Linear layers before the prototypes."""
     prototypes: Literal["unit", "gain", "free"] = "unit"
+    """unit: prototypes of length 1. gain: each has a learned length, 1 at first (DINO with
+    norm_last_layer false, DINOv2). free: unconstrained (DINOv3's released code)."""
 
 
 class ProjectionHead(nn.Module):

@@ -20,15 +20,14 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseConfig:
-    """What a student's blocks leave out or move at random while it learns; the teacher never sees
-    it."""
+    """Random noise in the student's blocks; the teacher runs without it."""
 
-    # share of images that skip a residual branch (stochastic depth, arXiv 1603.09382)
     drop_path: float = 0.0
-    # over depth: from 0 (DINO, iBOT), or alike (DINOv2)
+    """Share of images that skip a residual branch (stochastic depth, arXiv 1603.09382)."""
     drop_path_rule: Literal["linear", "uniform"] = "linear"
-    # s: patch coordinates are stretched by up to s, or shrunk by as much (DINOv3, section 3.2)
+    """linear: rises from 0 over the depth (DINO, iBOT). uniform: the same in all blocks (DINOv2)."""
     rotary_rescale: float = 1.0
+    """Largest factor by which patch coordinates are stretched or shrunk (DINOv3, section 3.2)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.drop_path < 1:

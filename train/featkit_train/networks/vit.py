@@ -40,22 +40,37 @@ class ViTConfig:
     """All that tells one ViT from another. Sizes in tokens or channels, `patch` in pixels."""
 
     patch: int = 16
+    """Side of a patch, in pixels."""
     width: int = 384
+    """Channels of a token."""
     depth: int = 12
+    """Blocks."""
     num_heads: int = 6
+    """Attention heads of a block."""
     mlp: Literal["gelu", "swiglu"] = "gelu"
-    mlp_width: int = 1536  # of the hidden layer, as it is after any rounding a family does
+    """Kind of the MLP in a block."""
+    mlp_width: int = 1536
+    """Width of the MLP's hidden layer, after any rounding that a family does."""
     position: Literal["learned", "rotary"] = "learned"
-    position_grid: int = 14  # side of the learned table, in patches
-    position_offset: float = 0.1  # see ResampleRule
+    """Kind of position embedding."""
+    position_grid: int = 14
+    """Side of the learned position table, in patches."""
+    position_offset: float = 0.1
+    """Offset when the learned table is resampled to another grid; see positions.ResampleRule."""
     position_antialias: bool = False
+    """Resample the learned table with antialiasing."""
     rotary_base: float = 100.0
+    """Base of the rotary frequencies."""
     num_registers: int = 0
-    layer_scale: float | None = None  # initial value, or no LayerScale
+    """Register tokens (arXiv 2309.16588)."""
+    layer_scale: float | None = None
+    """Initial value of LayerScale. null: no LayerScale."""
     qkv_bias: bool = True
-    # DINOv3 masks it: adding a constant to all keys of a query changes no softmax
+    """Add a bias to queries, keys and values."""
     key_bias: bool = True
+    """Keep the bias of keys. DINOv3 masks it: a constant added to all keys changes no softmax."""
     norm_eps: float = 1e-6
+    """Epsilon of the layer norms."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:

@@ -21,6 +21,7 @@ import yaml
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError
 from featkit.wording import counted
+from featkit_train.renamed import current_keys
 from featkit_train.report.charts import beyond_the_frame, chart, in_words, number
 from featkit_train.report.metrics import Curve, Metrics, read_metrics
 from featkit_train.report.panels import SECTIONS, Panel, arrange
@@ -127,7 +128,8 @@ def read_config(run: Path) -> dict[str, Any]:
             f"{path} holds no config of a run; restore it from a copy, or name the --out of a"
             " `featkit train`."
         )
-    return record
+    # Without warnings about old names, since nobody is meant to edit this file.
+    return {**record, "config": current_keys(record["config"], warn=False)}
 
 
 def read_notes(path: Path) -> list[tuple[int, str]]:
