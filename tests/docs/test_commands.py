@@ -23,7 +23,8 @@ from featkit.embedder import Embedder
 from featkit.index import Index
 from featkit.serve.app import make_app as make_service
 from featkit_demo.gallery import draw_gallery
-from featkit_train.settings import RECIPES, TrainConfig
+from featkit_train.config import TrainConfig
+from featkit_train.settings import RECIPES
 from tests.commands import run_featkit
 from tests.docs.pages import (
     DOCS,

@@ -1,6 +1,6 @@
 """All settings of a training run, as frozen dataclasses.
 
-The string under a field documents it, and `Annotated` bounds stand beside its type:
+The string under a field documents it, and bounds are part of its type, as `Annotated`:
 `featkit train --settings` prints both. settings.py reads recipes and flags into these classes.
 """
 
@@ -256,7 +256,7 @@ class PretrainedConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelsConfig:
-    """Where labels come from."""
+    """The labels of images."""
 
     column: str = "label"
     """The source's column of labels. For a folder without that column, the subfolder's name is the
@@ -267,7 +267,7 @@ class LabelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeConfig:
-    """What a student learns from its teacher's outputs, besides the labels."""
+    """Learning from a teacher's outputs, besides the labels."""
 
     mode: Literal["kd", "cwtm", "dkpp"] = "kd"
     """kd: the teacher's distribution. cwtm: the labels alone, each image weighted by the teacher's
@@ -335,8 +335,8 @@ class SelfTrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InternalConfig:
-    """Exits taught by the deepest one (Be Your Own Teacher, arXiv 1905.08094). Defaults are those of
-    its released code, unless noted."""
+    """Exits taught by the deepest one (Be Your Own Teacher, arXiv 1905.08094). Unless noted,
+    defaults are those of its released code."""
 
     alpha: Share = 0.1
     """Share of the deepest exit's distribution in a shallower exit's target."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import textwrap
 import typing
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ from typing import Annotated, Any, Literal
 import yaml
 
 from featkit_train.config import Bounds, TrainConfig, bounds_of, field_types
+from featkit_train.configure import configure
+from featkit_train.methods import METHODS
+from featkit_train.settings import to_plain
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,43 @@ class Setting:
         """The default as one writes it after --set."""
         if isinstance(self.default, str):
             return self.default or "''"
-        text = yaml.safe_dump(self.default, default_flow_style=True, width=1000)
+        text = yaml.safe_dump(to_plain(self.default), default_flow_style=True, width=1000)
         return text.removesuffix("\n").removesuffix("\n...")
+
+    @property
+    def values(self) -> str:
+        """The values that it takes, in words."""
+        return self.type if self.bounds is None else f"{self.type}, {self.bounds}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the setting as JSON can hold it."""
+        bounds = self.bounds or Bounds(-math.inf)
+        return {
+            "name": self.name,
+            "type": self.type,
+            "default": to_plain(self.default),
+            "least": bounds.least if math.isfinite(bounds.least) else None,
+            "most": bounds.most if math.isfinite(bounds.most) else None,
+            "doc": self.doc,
+        }
 
 
 def list_settings(config: TrainConfig | None = None) -> list[Setting]:
     """Return every setting in the order of the sections, with the values of `config`, else the
     defaults."""
     return list(_settings_of(config or TrainConfig(), ""))
+
+
+def settings_of_method(method: str) -> list[Setting]:
+    """Return the settings that a method reads, with the values of its default recipe.
+
+    InputError for an unknown method.
+    """
+    config = configure(method)
+    unread = METHODS[method].unread
+    return [
+        setting for setting in list_settings(config) if setting.name.partition(".")[0] not in unread
+    ]
 
 
 def field_docs(section: type[Any]) -> dict[str, str]:

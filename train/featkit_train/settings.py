@@ -115,8 +115,7 @@ def from_mapping(kind: type[T], mapping: Mapping[str, Any], *, at: str = "") -> 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:
     """Return the config as nested mappings, lists and scalars, with every default filled in;
     from_mapping reads it back."""
-    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
-    return plain
+    return dict(to_plain(dataclasses.asdict(config)))
 
 
 def _suggestion(key: str, known: Collection[str], at: str) -> str:
@@ -176,7 +175,8 @@ def _one_line(error: yaml.YAMLError) -> str:
     return " ".join(str(error).split())
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Return a setting's value with its tuples as lists, as YAML and JSON have them."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    return [_plain(inner) for inner in value] if isinstance(value, tuple | list) else value
+        return {key: to_plain(inner) for key, inner in value.items()}
+    return [to_plain(inner) for inner in value] if isinstance(value, tuple | list) else value

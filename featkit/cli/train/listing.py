@@ -1,36 +1,39 @@
-"""`featkit train --list`: every method, and when to use it."""
+"""`featkit train --list` and `--settings`: every method and when to use it; every setting."""
+
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from featkit.cli.console import print_json, print_table, stdout
+from featkit.cli.extras import need_extra
 from featkit.errors import InputError
 
 # Method: what it needs, and when to use it.
 WHEN = {
     "dino": (
         "images alone",
-        "a few hundred images or more and no labels: the one to begin with",
+        "a few hundred images or more and no labels; start with this one",
     ),
     "ibot": (
         "images alone",
-        (
-            "thousands of images or more, when patches are to mean something too: parts,"
-            " segmentation"
-        ),
+        "thousands of images or more, and patch features matter: parts, segmentation",
     ),
     "dinov2": (
         "images alone",
-        "tens of thousands or more and a GPU: the best general features; many GPUs for the paper's",
+        "tens of thousands of images or more and a GPU: the best general features; the paper's"
+        " results take many GPUs",
     ),
     "dinov3": (
         "images alone",
-        "millions and many GPUs, when dense features are to stay good over a long training",
+        "millions of images and many GPUs; dense features stay good over a long training",
     ),
     "distill": (
         "a larger teacher",
-        "a published model knows your kind of images, and a small fast one is wanted",
+        "a published model knows your kind of images, and you want a small fast one",
     ),
     "adapt": (
         "a published model",
-        "a published model nearly does, and you have thousands of images of a kind of your own",
+        "a published model is nearly good enough, and you have thousands of images of your kind",
     ),
     "born-again": (
         "labels",
@@ -38,16 +41,21 @@ WHEN = {
     ),
     "self-training": (
         "some labels",
-        "few images have labels and many of the same kinds have none",
+        "few images have labels, and many of the same kinds have none",
     ),
     "internal": (
         "labels",
-        "all images have labels, and how fast is to be chosen later: a model that may stop early",
+        "all images have labels, and you want to choose the speed later: a model with exits",
     ),
 }
 
 
-def print_methods(*, list_: bool = False, json_: bool = False) -> None:
+def print_methods(
+    *,
+    list_: Annotated[bool, Parameter(name="--list", negative=())] = False,
+    settings: Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())] = None,
+    json_: bool = False,
+) -> None:
     """Train a self-distilled backbone on your own images; each method is a command.
 
     Example: featkit train --list
@@ -56,21 +64,45 @@ def print_methods(*, list_: bool = False, json_: bool = False) -> None:
     ----------
     list_
         Print every method with what it needs and when to use it.
+    settings
+        Print every setting with its default and what it does. Name a method, as in --settings dino,
+        for the settings that it reads and the values of its default recipe.
     json_
-        Print the same as JSON.
+        Print the list as JSON.
     """
+    if settings is not None:
+        print_settings(settings, json_=json_)
+        return
     if not (list_ or json_):
         raise InputError(
             "featkit train needs a method, such as `featkit train dino images/ --out run/`;"
             " --list shows them."
         )
     if json_:
-        rows = [
-            {"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()
-        ]
-        print_json(rows)
+        print_json(
+            [{"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()]
+        )
         return
     print_table(
         "Methods", ("method", "needs", "when"), [(name, *words) for name, words in WHEN.items()]
     )
     stdout().print("Next: featkit train METHOD --help")
+
+
+def print_settings(methods: list[str], *, json_: bool) -> None:
+    """Print every setting, or those that one method reads. InputError for several methods."""
+    need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
+    from featkit_train.setting_docs import list_settings, settings_of_method
+
+    if len(methods) > 1:
+        raise InputError(f"--settings takes one method, not {' and '.join(methods)}.")
+    settings = settings_of_method(methods[0]) if methods else list_settings()
+    if json_:
+        print_json([setting.to_dict() for setting in settings])
+        return
+    print_table(
+        f"Settings of {methods[0]}, by its default recipe" if methods else "Settings",
+        ("setting", "default", "values", "meaning"),
+        [(each.name, each.default_text, each.values, each.doc) for each in settings],
+    )
+    stdout().print("Change one with --set, such as --set optim.lr=0.002.")

@@ -1,9 +1,11 @@
 """What `featkit train` does with its flags: a config, a run, trials of a setting, or a script for a
 cluster."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +97,19 @@ def configured(
         for name, value in (typed_flags | dict(settings or {})).items()
         if value is not None
     }
-    return configure(method, flags.recipe, given | parse_settings(flags.set_ or []))
+    with plain_warnings():
+        return configure(method, flags.recipe, given | parse_settings(flags.set_ or []))
+
+
+@contextlib.contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Print each different warning raised inside as one line, without Python's file and line."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    if is_main():
+        for sentence in dict.fromkeys(str(warning.message) for warning in caught):
+            print(f"featkit: {sentence}", file=sys.stderr)
 
 
 def open_images(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":

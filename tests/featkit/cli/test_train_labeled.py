@@ -13,9 +13,7 @@ import yaml
 
 from featkit.cli.app import main
 from featkit.cli.console import ProgressReporter
-from featkit.cli.train.listing import WHEN
 from featkit.modelfile import read_manifest
-from featkit_train.methods import METHODS
 from featkit_train.watching.standing import Row, Standing, read_standing
 from tests.commands import Said, is_one_sentence, run_featkit
 from tests.train.labeled.small import LABELED, draw_kinds
@@ -397,36 +395,6 @@ def test_self_training_needs_images_of_both_kinds(
 
 
 # -- which method when -----------------------------------------------------------------------------
-
-
-def test_every_method_is_listed_with_one_line() -> None:
-    assert list(WHEN) == list(METHODS)
-    assert all(needs and when and "\n" not in when for needs, when in WHEN.values())
-
-
-def test_the_list_names_every_method_and_what_comes_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    said = run_featkit("train", "--list")
-    assert (said.code, said.error) == (0, "")
-    _, head, *lines, last = said.out.splitlines()
-    assert head.split() == ["method", "needs", "when"]
-    assert [line.split()[0] for line in lines] == list(METHODS)
-    assert last == "Next: featkit train METHOD --help"
-
-
-@pytest.mark.parametrize("flags", [["--list", "--json"], ["--json"]])
-def test_the_list_is_there_for_machines(flags: list[str]) -> None:
-    rows = json.loads(run_featkit("train", *flags).out)
-    assert [row["method"] for row in rows] == list(METHODS)
-    assert all(row["needs"] and row["when"] for row in rows)
-
-
-def test_train_alone_says_what_to_do() -> None:
-    said = run_featkit("train")
-    assert said.code == 2
-    assert is_one_sentence(said)
-    assert "featkit train dino images/ --out run/" in said.error
-    assert "--list" in said.error
 
 
 @pytest.mark.parametrize("method", NAMES)

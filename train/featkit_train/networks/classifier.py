@@ -32,8 +32,8 @@ class ClassifierConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the architecture's constructor, such as {drop_path_rate: 0.1}."""
     small_stem: bool = False
-    """Begin with a 3×3 convolution at stride 1 and no pooling, for images under 64 pixels (the CIFAR
-    ResNets of arXiv 1512.03385)."""
+    """Begin with a 3×3 convolution at stride 1 and no pooling, for images under 64 pixels (the
+    CIFAR ResNets of arXiv 1512.03385)."""
     exits: tuple[int, ...] = ()
     """Stages of a CNN, or blocks of a transformer, counted from 1, that get an exit; the deepest
     always has one."""

@@ -25,7 +25,7 @@ class NoiseConfig:
     drop_path: float = 0.0
     """Share of images that skip a residual branch (stochastic depth, arXiv 1603.09382)."""
     drop_path_rule: Literal["linear", "uniform"] = "linear"
-    """linear: rises from 0 over the depth (DINO, iBOT). uniform: the same in all blocks (DINOv2)."""
+    """linear: rising from 0 over the depth (DINO, iBOT). uniform: equal in all blocks (DINOv2)."""
     rotary_rescale: float = 1.0
     """Largest factor by which patch coordinates are stretched or shrunk (DINOv3, section 3.2)."""
 
