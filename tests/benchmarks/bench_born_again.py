@@ -32,7 +32,7 @@ from featkit_train.labeled.judge import Judge
 from featkit_train.labeled.parting import Parted, part
 from featkit_train.labeled.teacher_logits import keep_logits, open_logits
 from featkit_train.loop import train
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.watching.standing import Row
 from featkit_train.weights import CLASSIFIER_FILE, load_classifier
@@ -68,9 +68,9 @@ def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Pa
     taught = dataclasses.replace(
         taught, run=dataclasses.replace(taught.run, seed=config.run.seed + 1)
     )
-    lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher)
+    labels = Labels(classes=parted.classes, class_ids=parted.labels, teacher=teacher)
     watched = subset(parted.held_out, range(0, len(parted.held_out), 10))
-    train(taught, [parted.learned], out, held_out=watched, lessons=lessons)
+    train(taught, [parted.learned], out, held_out=watched, labels=labels)
     judge = Judge(parted.held_out, info.geometry, classes, label=config.labels.column)
     student, _, _ = load_classifier(out / CLASSIFIER_FILE)
     return judge.row(mode, "generation", judge.see(student)[-1], teacher=judge.see(teacher)[-1])
@@ -115,15 +115,15 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
     started = time.perf_counter()
     keep_logits(folder / "logits.npy", teacher, parted.learned, config, device=torch.device("cpu"))
     keeping = time.perf_counter() - started
-    known: dict[str, Any] = {"classes": parted.classes, "labels": parted.labels}
+    known: dict[str, Any] = {"classes": parted.classes, "class_ids": parted.labels}
     ways = {
-        "no teacher": Lessons(**known),
-        "teacher asked": Lessons(**known, teacher=teacher),
-        "logits kept": Lessons(**known, teacher_logits=open_logits(folder / "logits.npy")),
+        "no teacher": Labels(**known),
+        "teacher asked": Labels(**known, teacher=teacher),
+        "logits kept": Labels(**known, teacher_logits=open_logits(folder / "logits.npy")),
     }
     loops = {
-        name: FeatkitLoop(config, parted.learned, folder / name.replace(" ", "-"), lessons=lessons)
-        for name, lessons in ways.items()
+        name: FeatkitLoop(config, parted.learned, folder / name.replace(" ", "-"), labels=labels)
+        for name, labels in ways.items()
     }
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for number in range(ROUNDS + 1):

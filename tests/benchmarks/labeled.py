@@ -16,7 +16,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.labeled.parting import part
 from featkit_train.loop import train
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from featkit_train.settings import parse_settings
 from featkit_train.watching.standing import Row
 from tests.benchmarks.photos import data_folder
@@ -105,9 +105,9 @@ def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path) -> in
     """How many steps of a training fit, by a few of them without a teacher."""
     parted = part([cifar.labeled], config, held_out=subset(cifar.test, range(20)))
     warm = for_training(config, steps=WARM_STEPS)
-    lessons = Lessons(classes=parted.classes, labels=parted.labels)
+    labels = Labels(classes=parted.classes, class_ids=parted.labels)
     report = train(
-        warm, [parted.learned], out, held_out=subset(cifar.test, range(20)), lessons=lessons
+        warm, [parted.learned], out, held_out=subset(cifar.test, range(20)), labels=labels
     )
     return max(2, int(seconds * report.images_per_s / config.run.batch_size))
 

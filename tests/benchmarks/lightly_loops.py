@@ -175,10 +175,12 @@ class LightlyDino(LightlyLoop):
         """DINO's."""
         with torch.no_grad():
             teacher = [
-                self.teacher_head(self.teacher.learn(view).class_token)
+                self.teacher_head(self.teacher.student_forward(view).class_token)
                 for view in views[:NUM_GLOBAL]
             ]
-        student = [self.student_head(self.student.learn(view).class_token) for view in views]
+        student = [
+            self.student_head(self.student.student_forward(view).class_token) for view in views
+        ]
         loss: Tensor = self.dino_loss(teacher, student, epoch=0)
         return loss
 
@@ -231,10 +233,10 @@ class LightlyDinoV2(LightlyLoop):
             device=self.device,
         )
         with torch.no_grad():
-            features = self.teacher.learn(global_views)
+            features = self.teacher.student_forward(global_views)
             teacher_out = self.teacher_heads[0](features.class_token)
             teacher_masked_out = self.teacher_heads[-1](features.patch_tokens[masks])
-        features = self.student.learn(global_views, masked=Masked(masks, self.mask_token))
+        features = self.student.student_forward(global_views, masked=Masked(masks, self.mask_token))
         student_out = [
             self.student_heads[0](features.class_token),
             *self._local_out(views[NUM_GLOBAL:]),
@@ -251,7 +253,7 @@ class LightlyDinoV2(LightlyLoop):
 
     def _local_out(self, views: list[Tensor]) -> list[Tensor]:
         return (
-            [self.student_heads[0](self.student.learn(torch.cat(views)).class_token)]
+            [self.student_heads[0](self.student.student_forward(torch.cat(views)).class_token)]
             if views
             else []
         )

@@ -15,7 +15,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.images.batches import Crops, crop_loader
 from featkit_train.images.loading import batches_of
 from featkit_train.loop import Run
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from tests.benchmarks.flops import synchronize
 
 Batch = TypeVar("Batch")
@@ -68,15 +68,15 @@ class FeatkitLoop(Loop[Crops]):
     """featkit's own data and step, without what a run measures and writes beside them."""
 
     def __init__(
-        self, config: TrainConfig, source: Source, out: Path, *, lessons: Lessons | None = None
+        self, config: TrainConfig, source: Source, out: Path, *, labels: Labels | None = None
     ) -> None:
-        self.run = Run(config, [source], out, lessons=lessons)
+        self.run = Run(config, [source], out, labels=labels)
         self.engine, self.device, self.images = (
             self.run.engine,
             self.run.device,
             config.run.batch_size,
         )
-        self.engine.method.begin()
+        self.engine.method.start_run()
         self.number = 0
         self._batches: Generator[Crops] = batches_of(
             crop_loader(self.run.dataset, self.run.order, workers=config.run.workers)

@@ -25,7 +25,7 @@ from featkit_train.engine.step import Engine, seeded_weights
 from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.log import Log
 from featkit_train.loop import train
-from featkit_train.methods import METHODS, Lessons, Taught
+from featkit_train.methods import METHODS, Labels, Supervised
 from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.processes.distributed import World, join_world
@@ -73,7 +73,11 @@ def method_of(name: str) -> str:
 def kinds_of(name: str) -> dict[str, str]:
     """How its weights are spread, and the setting for it; methods with labels keep them whole."""
     replicated, sharded = {"replicated": "engine.shard=false"}, {"sharded": "engine.shard=true"}
-    return replicated if issubclass(METHODS[method_of(name)], Taught) else {**replicated, **sharded}
+    return (
+        replicated
+        if issubclass(METHODS[method_of(name)], Supervised)
+        else {**replicated, **sharded}
+    )
 
 
 def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
@@ -89,16 +93,16 @@ def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
     )
 
 
-def case_lessons(config: TrainConfig, num_images: int) -> Lessons | None:
+def labels_of_case(config: TrainConfig, num_images: int) -> Labels | None:
     """For methods with labels: three classes in turn, and a drawn teacher of the student's kind."""
-    if not issubclass(METHODS[config.method], Taught):
+    if not issubclass(METHODS[config.method], Supervised):
         return None
     with seeded_weights(7):
         teacher = Classifier(build_backbone(config.classifier), 3)
         for head in teacher.heads:
             # sure of some images and not of others
             torch.nn.init.normal_(head.get_parameter("weight"))
-    return Lessons(classes=("a", "b", "c"), labels=np.arange(num_images) % 3, teacher=teacher)
+    return Labels(classes=("a", "b", "c"), class_ids=np.arange(num_images) % 3, teacher=teacher)
 
 
 def write_pretrained(folder: Path) -> None:
@@ -118,9 +122,9 @@ class Player:
     def __init__(self, config: TrainConfig, images: Path, world: World) -> None:
         self.config, self.world = config, world
         self.source = open_source(images)
-        lessons = case_lessons(config, len(self.source))
-        self.engine = Engine(config, device=CPU, autocast_dtype=None, world=world, lessons=lessons)
-        self.engine.method.begin()
+        labels = labels_of_case(config, len(self.source))
+        self.engine = Engine(config, device=CPU, autocast_dtype=None, world=world, labels=labels)
+        self.engine.method.start_run()
 
     def batches(self, first_step: int = 0) -> Iterator[Crops]:
         """This process's slices."""

@@ -16,7 +16,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
 from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
 from featkit_train.log import Log
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from featkit_train.processes.device import pick_autocast
 from featkit_train.processes.distributed import ALONE
 from tests.images import draw_folder
@@ -32,17 +32,17 @@ def drawn_images() -> Path:
     return draw_folder(folder / "images", NUM_IMAGES)
 
 
-def make_engine(config: TrainConfig, *, lessons: Lessons | None = None) -> Engine:
-    """On the processor, alone, as a run makes it. lessons: of the drawn images, for methods with
+def make_engine(config: TrainConfig, *, labels: Labels | None = None) -> Engine:
+    """On the processor, alone, as a run makes it. labels: of the drawn images, for methods with
     labels."""
     device, autocast_dtype = (
         torch.device("cpu"),
         pick_autocast(config.run.precision, torch.device("cpu")),
     )
     engine = Engine(
-        config, device=device, autocast_dtype=autocast_dtype, world=ALONE, lessons=lessons
+        config, device=device, autocast_dtype=autocast_dtype, world=ALONE, labels=labels
     )
-    engine.method.begin()
+    engine.method.start_run()
     return engine
 
 

@@ -32,7 +32,7 @@ from featkit_train.labeled import born_again, rounds, self_training
 from featkit_train.labeled.course import CourseEars
 from featkit_train.log import Log
 from featkit_train.loop import Ears, Run, train
-from featkit_train.methods import METHODS, Lessons, Taught
+from featkit_train.methods import METHODS, Labels, Supervised
 from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.vit import Block
@@ -214,13 +214,15 @@ def config_of(*settings: str) -> TrainConfig:
     )
 
 
-def lessons_for(config: TrainConfig) -> Lessons | None:
+def labels_for(config: TrainConfig) -> Labels | None:
     """For methods with labels: those of the drawn images, and what a teacher would say of their
     first views."""
-    if not issubclass(METHODS[config.method], Taught):
+    if not issubclass(METHODS[config.method], Supervised):
         return None
     logits = np.random.default_rng(0).normal(size=(NUM_IMAGES, STEPS, 3)).astype(np.float32)
-    return Lessons(classes=("a", "b", "c"), labels=np.arange(NUM_IMAGES) % 3, teacher_logits=logits)
+    return Labels(
+        classes=("a", "b", "c"), class_ids=np.arange(NUM_IMAGES) % 3, teacher_logits=logits
+    )
 
 
 def learned(config: TrainConfig) -> str:
@@ -231,7 +233,7 @@ def learned(config: TrainConfig) -> str:
 @functools.cache
 def _learned(written: str) -> str:
     config = from_mapping(TrainConfig, json.loads(written))
-    engine = make_engine(config, lessons=lessons_for(config))
+    engine = make_engine(config, labels=labels_for(config))
     for step, crops in enumerate(drawn_batches(config, engine)):
         engine.step(crops, step)
     digest = hashlib.sha256()

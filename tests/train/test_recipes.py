@@ -16,7 +16,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.labeled import born_again, internal, self_training
 from featkit_train.loop import train
-from featkit_train.methods import METHODS, Taught
+from featkit_train.methods import METHODS, Supervised
 from featkit_train.networks.borrowed import TimmModel, TorchvisionModel
 from featkit_train.networks.classifier import ClassifierConfig
 from featkit_train.networks.exits import ExitedBackbone
@@ -113,7 +113,7 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
         settings.append(f"crops.resolutions={sizes}")
     if config.method in ("distill", "adapt"):
         settings += [f"pretrained.name={pretrained}", "pretrained.head_steps=1"]
-    if issubclass(METHODS[config.method], Taught):
+    if issubclass(METHODS[config.method], Supervised):
         settings.append(f"classifier={json.dumps(reduced_classifier(config.classifier))}")
         settings += [
             "born_again.generations=1",
@@ -162,7 +162,7 @@ PAIRS = [(name, method) for name in NAMES for method in methods_of(name)]
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [pair for pair in PAIRS if not issubclass(METHODS[pair[1]], Taught)]
+    ("name", "method"), [pair for pair in PAIRS if not issubclass(METHODS[pair[1]], Supervised)]
 )
 def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(
     name: str, method: str, folder: Path, tmp_path: Path
@@ -176,7 +176,7 @@ def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(
 
 
 @pytest.mark.parametrize(
-    ("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Taught)]
+    ("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Supervised)]
 )
 def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_two_steps(
     name: str, method: str, folder: Path, tmp_path: Path

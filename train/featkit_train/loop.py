@@ -40,7 +40,7 @@ from featkit_train.images.batches import (
 )
 from featkit_train.images.loading import WorkerLost, batches_of
 from featkit_train.log import Log
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone
 from featkit_train.processes.device import pick_autocast, pick_device
@@ -95,7 +95,7 @@ def train(
     out: Path,
     *,
     held_out: Source | None = None,
-    lessons: Lessons | None = None,
+    labels: Labels | None = None,
     resume: bool = False,
     on_log: Callable[[Log], None] = lambda _log: None,
     on_note: Callable[[str], None] = lambda _note: None,
@@ -105,7 +105,7 @@ def train(
     backbone.safetensors, report.html).
 
     sources: images to learn from; held_out: images to measure on, by default a part of them
-    that is then not trained on; lessons: what a method with labels is told of the images. resume
+    that is then not trained on; labels: of the images, for a method that learns from labels. resume
     goes on from the newest checkpoint of `out`, on the CPU bit for bit as if never stopped. Started
     by torchrun, the processes share each batch, and the first of them writes.
 
@@ -122,7 +122,7 @@ def train(
             sources,
             out,
             held_out=held_out,
-            lessons=lessons,
+            labels=labels,
             device=device,
             world=world,
             ears=ears,
@@ -161,7 +161,7 @@ class Run:
         out: Path,
         *,
         held_out: Source | None = None,
-        lessons: Lessons | None = None,
+        labels: Labels | None = None,
         device: torch.device | None = None,
         world: World = ALONE,
         ears: Ears | None = None,
@@ -174,8 +174,8 @@ class Run:
         self.numbers, held_numbers = split_held_out(
             len(source), wanted=run.held_out if held_out is None else 0, seed=run.seed
         )
-        if lessons is not None and lessons.numbers is not None:
-            self.numbers = lessons.numbers
+        if labels is not None and labels.indices is not None:
+            self.numbers = labels.indices
         self.order = EpochOrder(
             self.numbers,
             batch_size=run.batch_size,
@@ -191,7 +191,7 @@ class Run:
         )
         autocast_dtype = pick_autocast(run.precision, self.device)
         self.engine = Engine(
-            config, device=self.device, autocast_dtype=autocast_dtype, world=world, lessons=lessons
+            config, device=self.device, autocast_dtype=autocast_dtype, world=world, labels=labels
         )
         self.geometry = geometry_of(
             config,
@@ -235,7 +235,7 @@ class Run:
             self.held_out.names,
             self.geometry,
             every=run.evaluate_every,
-            enlarge=lessons is None,  # borrowed networks may know one size alone
+            enlarge=labels is None,  # borrowed networks may know one size alone
         )
         self.progress = Progress()
         self._unreadable_here = 0  # in this process, and not in the progress yet
@@ -253,7 +253,7 @@ class Run:
                     " earlier run."
                 )
             load_method(found[-1], method=self.engine.method)
-        self.engine.method.begin()
+        self.engine.method.start_run()
         if self.world.is_main:
             self.folder.begin()
         for remark in self.engine.method.remarks:
@@ -269,7 +269,7 @@ class Run:
                 checkpoints[-1], method=self.engine.method, optimizer=self.engine.optimizer
             )
         else:
-            self.engine.method.begin()
+            self.engine.method.start_run()
         if self.world.is_main:
             self.folder.forget_after(self.progress.step)
         self.ears.on_note(f"resuming at step {self.progress.step:,}")
@@ -425,7 +425,7 @@ class Run:
             unwatched = "Nothing watches over this run: fewer than two images are held out. " + (
                 "Set run.held_out, or name --held-out." if possible else "Name --held-out."
             )
-        for sentence in (self.engine.method.doubt(), unwatched):
+        for sentence in (self.engine.method.preflight_warning(), unwatched):
             if sentence is not None:
                 self._note(sentence)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from featkit_train.config import OptimConfig
 from featkit_train.engine.optimizer import lr_share, make_optimizer, peak_lr, set_schedules
-from featkit_train.methods import Lessons, make_method
+from featkit_train.methods import Labels, make_method
 from featkit_train.schedules import cosine_schedule
 from tests.train.labeled.small import labeled_config
 from tests.train.small import small_config
@@ -121,7 +121,7 @@ def timm_vit(*settings: str) -> nn.Module:
         f"classifier={{arch: 'timm:vit_tiny_patch16_224', options: {options}}}",
         *settings,
     )
-    return make_method(config, lessons=Lessons(classes=("a", "b"), labels=np.zeros(4, np.int64)))
+    return make_method(config, labels=Labels(classes=("a", "b"), class_ids=np.zeros(4, np.int64)))
 
 
 @pytest.mark.parametrize(("exits", "at"), [("[]", "body"), ("[1]", "trunk.body")])

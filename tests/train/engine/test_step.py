@@ -12,7 +12,7 @@ from torch import Tensor
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
 from featkit_train.log import Log
-from featkit_train.methods import Looks, Targets, Views
+from featkit_train.methods import BranchOutputs, Targets, Views
 from featkit_train.methods.momentum import Term
 from tests.train.methods.training import OWN_HEAD, draw
 from tests.train.momentum import momentum_teacher
@@ -223,17 +223,17 @@ def test_logits_reach_the_loss_in_float32_as_heads_make_them_of_a_bfloat16_backb
         copy.deepcopy(method.teacher),
         method.terms,
     )
-    seen: list[tuple[Looks, Views, Targets]] = []
+    seen: list[tuple[BranchOutputs, Views, Targets]] = []
 
-    def listen(looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
-        seen.append((looks, views, targets))
-        return terms(looks, views, targets)
+    def listen(outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
+        seen.append((outputs, views, targets))
+        return terms(outputs, views, targets)
 
     monkeypatch.setattr(method, "terms", listen)
     (crops,) = batches(engine.config, engine, steps=1)
     engine.step(crops, 0)
-    ((looks, views, targets),) = seen
-    for branch, found in ((student, looks), (teacher, targets.teacher)):
+    ((outputs, views, targets),) = seen
+    for branch, found in ((student, outputs), (teacher, targets.teacher)):
         tokens, patches = (
             found.class_tokens,
             found.patch_tokens.flatten(0, 3).index_select(0, views.masked),

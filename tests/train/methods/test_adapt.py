@@ -23,8 +23,8 @@ from tests.train.methods.test_dinov2 import plain_loss
 from tests.train.methods.training import (
     OWN_HEAD,
     assert_same_gradients,
-    dice,
     draw,
+    generators,
     gradients,
     random_views,
     take_step,
@@ -70,7 +70,7 @@ def test_a_step_after_the_heads_are_warm_is_dinov2s(tmp_path: Path) -> None:
     method, views = adapt(tmp_path / "published"), random_views()
     draw(method.student, seed=1)
     draw(method.teacher, seed=2)
-    method.prepare(7)
+    method.enter_phase(7)
     loss, _ = plain_loss(method, views, step=7)
     method.zero_grad()
     loss.backward()
@@ -120,9 +120,9 @@ def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(
 
 def test_freezing_and_thawing_are_said_once(tmp_path: Path) -> None:
     method = adapt(tmp_path / "published")
-    assert [method.prepare(step) for step in range(5)] == [True, False, False, True, False]
+    assert [method.enter_phase(step) for step in range(5)] == [True, False, False, True, False]
     cold = adapt(tmp_path / "cold", "pretrained.head_steps=0")
-    assert [cold.prepare(step) for step in range(2)] == [True, False]
+    assert [cold.enter_phase(step) for step in range(2)] == [True, False]
     assert all(parameter.requires_grad for parameter in cold.student.parameters())
 
 
@@ -133,10 +133,10 @@ def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(
     method = adapt(tmp_path / "published", "dino.freeze_last_layer_steps=2")
     still = []
     for step in range(7):
-        method.prepare(step)
-        targets, _ = method.aim([method.look(random_views())], step=step)
+        method.enter_phase(step)
+        targets, _ = method.make_targets([method.teacher_forward(random_views())], step=step)
         method.zero_grad()
-        method(random_views(), targets[0], dice()).loss.backward()
+        method(random_views(), targets[0], generators()).loss.backward()
         method.before_optimizer(step=step)
         still.append(method.student.head.prototypes.grad is None)
     assert still == [True, True, False, True, True, False, False]

@@ -294,7 +294,7 @@ def test_a_teacher_that_says_one_prototype_of_all_images_shows_in_the_batch_entr
     )
 
     def batch_entropy() -> float:
-        _, watched = method.aim([method.look(views())], step=0)
+        _, watched = method.make_targets([method.teacher_forward(views())], step=0)
         return watched["batch_entropy"].item()
 
     healthy = batch_entropy()

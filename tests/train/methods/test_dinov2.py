@@ -15,8 +15,8 @@ from tests.train.methods.training import (
     OWN_HEAD,
     assert_same_gradients,
     cross_entropy,
-    dice,
     drawn_method,
+    generators,
     gradients,
     of,
     random_views,
@@ -44,7 +44,7 @@ def centered(logits: Tensor, temp: float, center: Tensor) -> Tensor:
 def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Tensor, list[Tensor]]:
     """Both losses and KoLeo, image by image, and the logits that the centers move by."""
     config, student, teacher = method.config, method.student, method.teacher
-    chance = dice()
+    chance = generators()
     noises = [
         draw_noise(
             config.noise,
@@ -57,8 +57,10 @@ def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Ten
     ]
     assert student.mask_token is not None
     masked = Masked(views.masks.flatten(0, 1), student.mask_token)
-    seen = student.backbone.learn(views.global_crops.flatten(0, 1), masked=masked, noise=noises[0])
-    local = student.backbone.learn(views.local_crops.flatten(0, 1), noise=noises[1])
+    seen = student.backbone.student_forward(
+        views.global_crops.flatten(0, 1), masked=masked, noise=noises[0]
+    )
+    local = student.backbone.student_forward(views.local_crops.flatten(0, 1), noise=noises[1])
     students = student.head(torch.cat([seen.class_token, local.class_token])).split(BATCH)
     hidden = views.masks.flatten(0, 1)
     student_patches = student.head_of_patches(seen.patch_tokens[hidden])
@@ -133,7 +135,9 @@ def test_noise_changes_the_student_and_never_its_teacher() -> None:
         drawn_method(of("dinov2", *NOISE)),
         random_views(),
     )
-    assert torch.equal(quiet.look(views).class_logits, noisy.look(views).class_logits)
+    assert torch.equal(
+        quiet.teacher_forward(views).class_logits, noisy.teacher_forward(views).class_logits
+    )
     assert take_step(quiet, views, step=0)[0].loss.item() != pytest.approx(
         take_step(noisy, views, step=0)[0].loss.item()
     )

@@ -22,8 +22,8 @@ from tests.train.methods.training import (
     OWN_HEAD,
     assert_same_gradients,
     cross_entropy,
-    dice,
     drawn_method,
+    generators,
     gradients,
     of,
     random_views,
@@ -45,7 +45,7 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
     """All terms, image by image; local crops have the norm of their own, the Gram teacher its
     larger images."""
     config, student, teacher = method.config, method.student, method.teacher
-    chance = dice()
+    chance = generators()
     noises = [
         draw_noise(
             config.noise,
@@ -58,13 +58,13 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
     ]
     hidden = views.masks.flatten(0, 1)
     assert student.mask_token is not None
-    seen = student.backbone.learn(
+    seen = student.backbone.student_forward(
         views.global_crops.flatten(0, 1), masked=Masked(hidden, student.mask_token), noise=noises[0]
     )
     last: list[Tensor] = []
     block = student.backbone.get_submodule("blocks.1")
     hook = block.register_forward_hook(lambda _module, _inputs, output: last.append(output))
-    student.backbone.learn(views.local_crops.flatten(0, 1), noise=noises[1])
+    student.backbone.student_forward(views.local_crops.flatten(0, 1), noise=noises[1])
     hook.remove()
     assert isinstance(student.local_norm, nn.LayerNorm)
     local = student.local_norm(last[0][:, 0])
@@ -122,11 +122,15 @@ def test_a_step_is_the_papers_in_loss_and_gradients(settings: list[str]) -> None
 
 def test_coordinates_are_stretched_for_the_student_alone_and_by_the_same_in_every_process() -> None:
     method, views = dinov3("noise.rotary_rescale=2.0"), random_views()
-    (targets,), _ = method.aim([method.look(views)], step=0)
+    (targets,), _ = method.make_targets([method.teacher_forward(views)], step=0)
     with torch.no_grad():
-        first, again, other = (method(views, targets, dice(seed)).loss.item() for seed in (0, 0, 1))
+        first, again, other = (
+            method(views, targets, generators(seed)).loss.item() for seed in (0, 0, 1)
+        )
     assert first == again != other
-    assert torch.equal(method.look(views).class_logits, dinov3().look(views).class_logits)
+    assert torch.equal(
+        method.teacher_forward(views).class_logits, dinov3().teacher_forward(views).class_logits
+    )
 
 
 def test_the_norm_of_local_crops_is_averaged_and_never_left_in_the_result() -> None:
@@ -151,7 +155,7 @@ def test_the_gram_teacher_is_this_runs_own_as_it_begins_and_then_stays() -> None
     method, views = dinov3(*GRAM), random_views(gram_size=64)
     assert method.gram_teacher is not None
     assert not same(method.gram_teacher, method.teacher.backbone)
-    method.begin()
+    method.start_run()
     assert same(method.gram_teacher, method.teacher.backbone)
     take_step(method, views, step=0)
     method.after_optimizer(step=0)
@@ -162,14 +166,14 @@ def test_the_gram_teacher_is_this_runs_own_as_it_begins_and_then_stays() -> None
 def test_the_gram_teacher_becomes_the_present_teacher_so_often_and_no_more() -> None:
     method = dinov3(*GRAM, "gram.update_every=3", "gram.max_updates=2")
     assert method.gram_teacher is not None
-    method.begin()
+    method.start_run()
     updated = []
     for step in range(12):
         with torch.no_grad():
             method.teacher.get_parameter("backbone.class_token").fill_(float(step))
         token = method.gram_teacher.get_parameter("class_token")
         before = token.clone()
-        assert method.prepare(step) is False
+        assert method.enter_phase(step) is False
         if not torch.equal(before, token):
             assert same(method.gram_teacher, method.teacher.backbone)
             updated.append(step)
@@ -201,8 +205,8 @@ def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(
                 "gram.max_updates=0",
             )
         )
-    fresh.begin()
-    fresh.prepare(10_000)
+    fresh.start_run()
+    fresh.enter_phase(10_000)
     assert isinstance(fresh, DinoV3)
     assert fresh.gram_teacher is not None
     assert same(fresh.gram_teacher, backbone)
@@ -236,8 +240,10 @@ def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Pa
         torch.tensor(values).view(3, 1, 1) for values in (method.mean, method.std, MEAN, STD)
     ]
     seen = (crops * channels[1] + channels[0] - channels[2]) / channels[3]
-    looks = method.student_looks(views, method.aim([method.look(views)], step=0)[0][0], dice())
-    expected = gram_loss(looks.patch_tokens.flatten(0, 1), backbone(seen).patch_tokens)
+    outputs = method.student_outputs(
+        views, method.make_targets([method.teacher_forward(views)], step=0)[0][0], generators()
+    )
+    expected = gram_loss(outputs.patch_tokens.flatten(0, 1), backbone(seen).patch_tokens)
     assert result.watched["gram_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 

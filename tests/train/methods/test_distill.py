@@ -34,8 +34,8 @@ from tests.train.methods.training import (
     OWN_HEAD,
     assert_same_gradients,
     cross_entropy,
-    dice,
     drawn_method,
+    generators,
     gradients,
     of,
     random_views,
@@ -61,7 +61,7 @@ def distill(folder: Path, *settings: str) -> Distill:
     return method
 
 
-def frozen_look(
+def frozen_features(
     backbone: Backbone,
     global_crops: Tensor,
     *,
@@ -70,7 +70,7 @@ def frozen_look(
 ) -> list[tuple[Tensor, Tensor]]:
     """Class tokens (B, D) and patches (B, h, w, D) of a teacher, of pixels as it knows them, at a
     side of as many patches."""
-    looks = []
+    teacher_features = []
     for crop in global_crops:
         columns = [
             torch.tensor(numbers).view(3, 1, 1)
@@ -81,8 +81,8 @@ def frozen_look(
             (pixels - columns[2]) / columns[3], size=(side, side), mode="bicubic", antialias=True
         )
         with torch.no_grad():
-            looks.append(tuple(backbone(known)))
-    return looks
+            teacher_features.append(tuple(backbone(known)))
+    return teacher_features
 
 
 def cross_entropies(
@@ -90,7 +90,7 @@ def cross_entropies(
     students: list[Tensor],
     patches: list[Tensor],
     masks: Tensor,
-    looks: list[tuple[Tensor, Tensor]],
+    teacher_features: list[tuple[Tensor, Tensor]],
     *,
     step: int,
 ) -> Tensor:
@@ -101,14 +101,14 @@ def cross_entropies(
             ((teacher.head(tokens) - method.center.center) / method.teacher_temp(step)).softmax(
                 dim=-1
             )
-            for tokens, _ in looks
+            for tokens, _ in teacher_features
         ]
         patch_probs = [
             (
                 (teacher.head_of_patches(grid) - method.patch_center.center)
                 / method.patch_temp(step)
             ).softmax(dim=-1)
-            for _, grid in looks
+            for _, grid in teacher_features
         ]
     pairs = [(t, s) for t in range(2) for s in range(len(students)) if s != t]
     loss = torch.stack(
@@ -129,7 +129,7 @@ def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(
     tmp_path: Path, heads: str
 ) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
-    looks = frozen_look(method.teacher.backbone, views.global_crops)
+    teacher_features = frozen_features(method.teacher.backbone, views.global_crops)
     # nothing is hidden from the student
     seen = [method.student.backbone(crop) for crop in views.global_crops]
     students = [method.student.head(features.class_token) for features in seen]
@@ -137,7 +137,7 @@ def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(
         method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops
     ]
     patches = [method.student.head_of_patches(features.patch_tokens) for features in seen]
-    loss = cross_entropies(method, students, patches, views.masks, looks, step=7)
+    loss = cross_entropies(method, students, patches, views.masks, teacher_features, step=7)
     method.zero_grad()
     loss.backward()
     expected = gradients(method)
@@ -147,11 +147,11 @@ def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(
     assert_same_gradients(gradients(method), expected)
     assert all(name.startswith("student.") for name in expected)
     with torch.no_grad():
-        class_logits = torch.cat([method.teacher.head(tokens) for tokens, _ in looks])
+        class_logits = torch.cat([method.teacher.head(tokens) for tokens, _ in teacher_features])
         hidden = torch.cat(
             [
                 method.teacher.head_of_patches(grid)[masks]
-                for (_, grid), masks in zip(looks, views.masks, strict=True)
+                for (_, grid), masks in zip(teacher_features, views.masks, strict=True)
             ]
         )
     for center, before, rows in zip(
@@ -167,12 +167,12 @@ def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(
     tmp_path: Path, heads: str
 ) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
-    looks = frozen_look(method.teacher.backbone, views.global_crops)
+    teacher_features = frozen_features(method.teacher.backbone, views.global_crops)
     head: nn.Module = method.trial_heads["head"]
     patch_head: nn.Module = method.trial_heads["patch_head"] if heads == "own" else head
-    students = [head(tokens) for tokens, _ in looks]
-    patches = [patch_head(grid) for _, grid in looks]
-    loss = cross_entropies(method, students, patches, views.masks, looks, step=0)
+    students = [head(tokens) for tokens, _ in teacher_features]
+    patches = [patch_head(grid) for _, grid in teacher_features]
+    loss = cross_entropies(method, students, patches, views.masks, teacher_features, step=0)
     method.zero_grad()
     loss.backward()
     expected = gradients(method)
@@ -206,7 +206,7 @@ def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_p
         (0, method.teacher.heads(), method.trial_heads, method.average),
         (3, method.average, method.student, method.teacher.heads()),
     ):
-        method.prepare(step)
+        method.enter_phase(step)
         momentum = method.momentum(step)
         before, left, frozen = (
             snapshot(followers),
@@ -230,10 +230,10 @@ def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_p
 
 def test_heads_and_student_change_places_once_and_say_so(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher")
-    assert [method.prepare(step) for step in range(5)] == [True, False, False, True, False]
+    assert [method.enter_phase(step) for step in range(5)] == [True, False, False, True, False]
     assert all(parameter.requires_grad for parameter in method.student.parameters())
     assert not any(parameter.requires_grad for parameter in method.trial_heads.parameters())
-    assert method.prepare(1)  # a run resumed there
+    assert method.enter_phase(1)  # a run resumed there
     assert not any(parameter.requires_grad for parameter in method.student.parameters())
 
 
@@ -247,7 +247,7 @@ def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(
     method.teacher_statistics = (method.mean, method.std)
     views = random_views()
     expected = backbone(views.global_crops.flatten(0, 1)).class_token
-    assert torch.equal(method.look(views).class_tokens.flatten(0, 1), expected)
+    assert torch.equal(method.teacher_forward(views).class_tokens.flatten(0, 1), expected)
 
 
 def test_the_result_is_the_average_of_the_configs_model(tmp_path: Path) -> None:
@@ -264,11 +264,12 @@ def test_nothing_is_ever_hidden_from_the_student_and_it_has_no_mask_token(tmp_pa
         random_views(),
         random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
     )
-    method.prepare(7)
+    method.enter_phase(7)
     with torch.no_grad():
-        (targets,), _ = method.aim([method.look(hidden)], step=7)
+        (targets,), _ = method.make_targets([method.teacher_forward(hidden)], step=7)
         logits = [
-            method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)
+            method.student_outputs(views, targets, generators()).class_logits
+            for views in (hidden, whole)
         ]
     assert torch.equal(logits[0], logits[1])
 
@@ -356,24 +357,24 @@ def test_a_resnet_that_adapt_refuses_is_matched_at_the_places_of_its_map(resnet:
     method, views = drawn_method(of("distill", *resnet.settings)), random_views()
     assert isinstance(method, Distill)
     method.teacher.backbone.load_state_dict(resnet.backbone.state_dict())
-    looks = frozen_look(
+    teacher_features = frozen_features(
         resnet.backbone, views.global_crops, side=4 * resnet.patch, statistics=resnet.statistics
     )
-    assert all(grid.shape == (BATCH, 4, 4, resnet.backbone.width) for _, grid in looks)
-    seen = method.look(views)
+    assert all(grid.shape == (BATCH, 4, 4, resnet.backbone.width) for _, grid in teacher_features)
+    seen = method.teacher_forward(views)
     for found, expected in zip(
-        (seen.class_tokens, seen.patch_tokens), zip(*looks, strict=True), strict=True
+        (seen.class_tokens, seen.patch_tokens), zip(*teacher_features, strict=True), strict=True
     ):
         wanted = torch.stack(expected)
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
-    method.prepare(1000)
+    method.enter_phase(1000)
     features = [method.student.backbone(crop) for crop in views.global_crops]
     students = [method.student.head(each.class_token) for each in features]
     students += [
         method.student.head(method.student.backbone(crop).class_token) for crop in views.local_crops
     ]
     patches = [method.student.head_of_patches(each.patch_tokens) for each in features]
-    loss = cross_entropies(method, students, patches, views.masks, looks, step=1000)
+    loss = cross_entropies(method, students, patches, views.masks, teacher_features, step=1000)
     result, _ = take_step(method, views, step=1000)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-3)
 

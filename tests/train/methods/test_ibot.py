@@ -14,8 +14,8 @@ from tests.train.methods.training import (
     OWN_HEAD,
     assert_same_gradients,
     cross_entropy,
-    dice,
     drawn_method,
+    generators,
     gradients,
     of,
     random_views,
@@ -32,7 +32,7 @@ def seen_by_student(method: MomentumTeacher, views: Views) -> list[Features]:
     token = method.student.mask_token
     assert token is not None
     return [
-        method.student.backbone.learn(crop, masked=Masked(masks, token))
+        method.student.backbone.student_forward(crop, masked=Masked(masks, token))
         for crop, masks in zip(views.global_crops, views.masks, strict=True)
     ]
 
@@ -123,10 +123,13 @@ def test_the_teacher_sees_what_is_hidden_from_its_student_and_local_crops_are_wh
         random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
     )
     with torch.no_grad():
-        assert torch.equal(method.look(hidden).class_logits, method.look(whole).class_logits)
-        (targets,), _ = method.aim([method.look(hidden)], step=0)
+        assert torch.equal(
+            method.teacher_forward(hidden).class_logits, method.teacher_forward(whole).class_logits
+        )
+        (targets,), _ = method.make_targets([method.teacher_forward(hidden)], step=0)
         ours, plain = (
-            method.student_looks(views, targets, dice()).class_logits for views in (hidden, whole)
+            method.student_outputs(views, targets, generators()).class_logits
+            for views in (hidden, whole)
         )
     masked = torch.tensor(MASK_NUMBERS).view(2, BATCH) > 0
     for view in range(2):
@@ -177,7 +180,7 @@ def test_sinkhorn_targets_use_prototypes_alike_over_the_hidden_patches() -> None
 
 def test_a_batch_in_parts_has_the_targets_and_centers_of_the_whole() -> None:
     whole, parted, views = drawn_method(of("ibot")), drawn_method(of("ibot")), random_views()
-    (targets,), _ = whole.aim([whole.look(views)], step=0)
+    (targets,), _ = whole.make_targets([whole.teacher_forward(views)], step=0)
     parts = []
     for cut in (slice(0, 2), slice(2, BATCH)):
         masks = views.masks[:, cut]
@@ -188,7 +191,7 @@ def test_a_batch_in_parts_has_the_targets_and_centers_of_the_whole() -> None:
                 masked=masks.flatten().nonzero().flatten(),
             )
         )
-    of_parts, _ = parted.aim([parted.look(part) for part in parts], step=0)
+    of_parts, _ = parted.make_targets([parted.teacher_forward(part) for part in parts], step=0)
     class_probs = torch.cat([part.class_probs for part in of_parts], dim=1)
     torch.testing.assert_close(class_probs, targets.class_probs)
     torch.testing.assert_close(parted.center.center, whole.center.center)

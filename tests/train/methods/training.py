@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from featkit_train.config import TrainConfig
-from featkit_train.methods import Dice, MomentumTeacher, StepResult, Targets, Views
+from featkit_train.methods import Generators, MomentumTeacher, StepResult, Targets, Views
 from tests.train.momentum import make_teacher
 from tests.train.small import small_config
 
@@ -80,16 +80,16 @@ def random_views(
     )
 
 
-def dice(seed: int = 0) -> Dice:
+def generators(seed: int = 0) -> Generators:
     """By a seed."""
-    return Dice(np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1]))
+    return Generators(np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1]))
 
 
 def take_step(method: MomentumTeacher, views: Views, *, step: int) -> tuple[StepResult, Targets]:
     """Look, aim, the loss and its gradients; the student and the teacher stay."""
-    method.prepare(step)
-    targets, _ = method.aim([method.look(views)], step=step)
-    result: StepResult = method(views, targets[0], dice())
+    method.enter_phase(step)
+    targets, _ = method.make_targets([method.teacher_forward(views)], step=step)
+    result: StepResult = method(views, targets[0], generators())
     method.zero_grad()
     result.loss.backward()
     return result, targets[0]

@@ -131,7 +131,7 @@ def test_layers_are_exits_in_the_order_asked_for_and_no_others_run(name: str) ->
     found = backbone.activations(images, layers=(3, 2))
     torch.testing.assert_close(found.features, (every[2], every[1]))
     assert found.attention is None
-    torch.testing.assert_close(backbone.learn(images), every[2])
+    torch.testing.assert_close(backbone.student_forward(images), every[2])
     for layers, attention in (((0,), False), ((4,), False), ((3,), True)):
         with pytest.raises(ValueError, match="exits 1 to 3"):
             backbone.activations(images, layers=layers, attention=attention)

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from featkit_train.networks.noise import (
-    ALL,
-    QUIET,
-    Kept,
+    ALL_ROWS,
+    NO_NOISE,
+    KeptRows,
     Noise,
     NoiseConfig,
     draw_noise,
@@ -116,8 +116,8 @@ def test_the_factor_comes_of_its_own_stream_which_processes_share() -> None:
 
 
 def test_without_noise_nothing_is_left_out_nor_moved() -> None:
-    assert draw(NoiseConfig()) == QUIET
-    assert QUIET.of_block(3) == ALL == Kept(None, None)
+    assert draw(NoiseConfig()) == NO_NOISE
+    assert NO_NOISE.of_block(3) == ALL_ROWS == KeptRows(None, None)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from featkit_train.networks import vit
 from featkit_train.networks.base import Activations, Backbone, Features, Masked
-from featkit_train.networks.noise import Kept, Noise
+from featkit_train.networks.noise import KeptRows, Noise
 from featkit_train.networks.vit import Block, VisionTransformer, ViTConfig, attend
 from tests.export.backbones import CONFIGS, drawn_backbone
 from tests.torchvision_without_cuda import import_quietly
@@ -313,7 +313,7 @@ def learning(family: str, size: str = "small") -> tuple[VisionTransformer, Tenso
 
 def some_noise(depth: int, *, scale: float = 1.0) -> Noise:
     """Of three images, other branches leave out others; one keeps all."""
-    kept = [Kept(torch.tensor([0, 2]), torch.tensor([1])), Kept(None, torch.tensor([0, 1]))]
+    kept = [KeptRows(torch.tensor([0, 2]), torch.tensor([1])), KeptRows(None, torch.tensor([0, 1]))]
     return Noise(tuple(kept[number % 2] for number in range(depth)), scale)
 
 
@@ -328,7 +328,7 @@ def weighted_gradients(backbone: VisionTransformer, features: Features) -> dict[
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_nothing_hidden_nor_left_out_a_student_is_the_backbone(family: str) -> None:
     backbone, images = learning(family)
-    for ours, expected in zip(backbone.learn(images), backbone(images), strict=True):
+    for ours, expected in zip(backbone.student_forward(images), backbone(images), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -351,8 +351,8 @@ def test_a_hidden_patch_is_the_mask_token_at_its_place(family: str) -> None:
                         grid[image, :, row, column] = token.flatten()
         return grid
 
-    hidden = backbone.learn(images, masked=Masked(masks, token))
-    assert not torch.allclose(hidden.class_token, backbone.learn(images).class_token)
+    hidden = backbone.student_forward(images, masked=Masked(masks, token))
+    assert not torch.allclose(hidden.class_token, backbone.student_forward(images).class_token)
     backbone.patch_embed.forward = hiding  # type: ignore[method-assign,assignment]
     for ours, expected in zip(hidden, backbone(images), strict=True):
         torch.testing.assert_close(ours, expected)
@@ -364,9 +364,11 @@ def test_what_is_hidden_does_not_reach_the_student() -> None:
     masks = torch.zeros(3, images.shape[2] // patch, images.shape[3] // patch, dtype=torch.bool)
     masks[:, 0, 1] = True
     masked = Masked(masks, torch.ones(1, 1, FAMILIES["dino"].width))
-    before = backbone.learn(images, masked=masked)
+    before = backbone.student_forward(images, masked=masked)
     images[:, :, :patch, patch : 2 * patch] += 5.0
-    assert torch.equal(backbone.learn(images, masked=masked).class_token, before.class_token)
+    assert torch.equal(
+        backbone.student_forward(images, masked=masked).class_token, before.class_token
+    )
 
 
 def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Tensor:
@@ -401,10 +403,12 @@ def test_stochastic_depth_is_the_loop_over_images_in_values_and_gradients(family
     tokens = plain_loop(backbone, images, noise)
     grid = images.shape[2] // backbone.patch, images.shape[3] // backbone.patch
     expected = Features(tokens[:, 0], torch.unflatten(tokens[:, prefix:], 1, grid))
-    ours = backbone.learn(images, noise=noise)
+    ours = backbone.student_forward(images, noise=noise)
     torch.testing.assert_close(tuple(ours), tuple(expected), rtol=1e-4, atol=1e-5)
     expected_gradients = weighted_gradients(backbone, expected)
-    for name, found in weighted_gradients(backbone, backbone.learn(images, noise=noise)).items():
+    for name, found in weighted_gradients(
+        backbone, backbone.student_forward(images, noise=noise)
+    ).items():
         scale = max(expected_gradients[name].norm().item(), 10.0)
         torch.testing.assert_close(
             found, expected_gradients[name], rtol=1e-3, atol=1e-5 * scale, msg=name
@@ -422,7 +426,7 @@ def test_branches_that_are_left_out_are_not_computed() -> None:
         block.mlp.register_forward_hook(
             lambda _module, inputs, _output: seen.append(len(inputs[0]))
         )
-    backbone.learn(images, noise=some_noise(backbone.depth))
+    backbone.student_forward(images, noise=some_noise(backbone.depth))
     assert seen == [2, 1, 3, 2] * (backbone.depth // 2) + [2, 1] * (backbone.depth % 2)
 
 
@@ -432,12 +436,12 @@ def test_blocks_computed_again_give_the_same_features_and_gradients_bit_for_bit(
 ) -> None:
     backbone, images = learning(family)
     noise = some_noise(backbone.depth, scale=0.8)
-    kept = backbone.learn(images, noise=noise)
+    kept = backbone.student_forward(images, noise=noise)
     gradients = weighted_gradients(backbone, kept)
     calls: list[int] = []
     backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
     backbone.checkpoint_activations = True
-    again = backbone.learn(images, noise=noise)
+    again = backbone.student_forward(images, noise=noise)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, kept, strict=True))
     found = weighted_gradients(backbone, again)
     assert all(torch.equal(found[name], gradients[name]) for name in gradients)
@@ -455,7 +459,7 @@ def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(
     found = []
     for class_only in (False, True):
         backbone.zero_grad()
-        features = backbone.learn(images, noise=noise, class_only=class_only)
+        features = backbone.student_forward(images, noise=noise, class_only=class_only)
         (features.class_token @ weights).sum().backward()
         found.append(
             (
@@ -472,11 +476,11 @@ def test_a_class_token_wanted_alone_is_the_same_in_values_and_gradients(
 
 def test_stretched_coordinates_turn_by_angles_so_much_larger() -> None:
     backbone, images = learning("dinov3")
-    stretched = backbone.learn(images, noise=Noise((), 1.5))
-    assert not torch.allclose(stretched.class_token, backbone.learn(images).class_token)
+    stretched = backbone.student_forward(images, noise=Noise((), 1.5))
+    assert not torch.allclose(stretched.class_token, backbone.student_forward(images).class_token)
     backbone.rotary_periods /= 1.5
     torch.testing.assert_close(
-        tuple(stretched), tuple(backbone.learn(images)), rtol=1e-4, atol=1e-5
+        tuple(stretched), tuple(backbone.student_forward(images)), rtol=1e-4, atol=1e-5
     )
 
 
@@ -485,13 +489,13 @@ def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
     norm = nn.LayerNorm(FAMILIES["dinov2"].width)
     with torch.no_grad():
         norm.weight.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(0))
-    plain, own = backbone.learn(images), backbone.learn(images, norm=norm)
+    plain, own = backbone.student_forward(images), backbone.student_forward(images, norm=norm)
     assert torch.equal(own.patch_tokens, plain.patch_tokens)
     before: list[Tensor] = []
     backbone.blocks[-1].register_forward_hook(
         lambda _module, _inputs, output: before.append(output)
     )
-    backbone.learn(images)
+    backbone.student_forward(images)
     torch.testing.assert_close(own.class_token, norm(before[0][:, 0]))
     assert not torch.allclose(own.class_token, plain.class_token)
 
@@ -512,13 +516,13 @@ class Mean(Backbone):
     "more",
     [
         {"masked": Masked(torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 1, 3))},
-        {"noise": Noise((Kept(torch.tensor([0]), None),))},
+        {"noise": Noise((KeptRows(torch.tensor([0]), None),))},
         {"noise": Noise((), 1.1)},
         {"norm": nn.LayerNorm(3)},
     ],
 )
 def test_a_backbone_that_cannot_hide_or_leave_out_refuses_to(more: dict[str, Any]) -> None:
     backbone, images = Mean(patch=4, width=3, depth=1), torch.rand(1, 3, 8, 8)
-    assert torch.equal(backbone.learn(images).class_token, backbone(images).class_token)
+    assert torch.equal(backbone.student_forward(images).class_token, backbone(images).class_token)
     with pytest.raises(ValueError, match="Mean has no mask token, no stochastic depth"):
-        backbone.learn(images, **more)
+        backbone.student_forward(images, **more)

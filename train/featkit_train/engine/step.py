@@ -22,7 +22,7 @@ from featkit_train.engine.optimizer import clip_gradients, make_optimizer, set_s
 from featkit_train.images.augment import as_seen
 from featkit_train.images.batches import Crops, ExtraViews
 from featkit_train.log import Log
-from featkit_train.methods import Dice, Lessons, Method, Views, make_method
+from featkit_train.methods import Generators, Labels, Method, Views, make_method
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.inference import over_images, unit_class_token
 from featkit_train.networks.vit import VisionTransformer
@@ -41,7 +41,7 @@ class Engine:
         device: torch.device,
         autocast_dtype: torch.dtype | None,
         world: World,
-        lessons: Lessons | None = None,
+        labels: Labels | None = None,
     ) -> None:
         self.config, self.device, self.world, self.autocast_dtype = (
             config,
@@ -50,7 +50,7 @@ class Engine:
             autocast_dtype,
         )
         with seeded_weights(config.run.seed):
-            self.method: Method = make_method(config, world=world, lessons=lessons)
+            self.method: Method = make_method(config, world=world, labels=labels)
         self._whole = (
             copy.deepcopy(self.method.result) if self.is_sharded and world.is_main else None
         )
@@ -91,7 +91,7 @@ class Engine:
         """One optimization step on this process's slice of the batch; returns what is worth
         watching, of all processes."""
         run, parts = self.config.run, self.config.engine.accumulate
-        if self.method.prepare(step) or self._learner is None:
+        if self.method.enter_phase(step) or self._learner is None:
             self._learner = self._about(self.method)
         lr, weight_decay = set_schedules(
             self.optimizer.param_groups,
@@ -104,8 +104,8 @@ class Engine:
         size = crops.global_images.shape[1] // parts
         views = [self.views(crops.part(number, size)) for number in range(parts)]
         with self._autocast():
-            targets, watched = self.method.aim(
-                [self.method.look(part) for part in views], step=step
+            targets, watched = self.method.make_targets(
+                [self.method.teacher_forward(part) for part in views], step=step
             )
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[dict[str, Tensor]] = []
@@ -113,7 +113,9 @@ class Engine:
         for number in range(parts):
             with self._synchronized(number == parts - 1):
                 with self._autocast():
-                    result = self._learner(views[number], targets[number], self._dice(step, number))
+                    result = self._learner(
+                        views[number], targets[number], self._generators(step, number)
+                    )
                 (result.loss / parts).backward()
             losses.append({"loss": result.loss.detach(), **result.watched})
             class_tokens.append(result.class_tokens)
@@ -130,7 +132,7 @@ class Engine:
             if isinstance(branch, FSDPModule):
                 branch.reshard()
         self.method.after_optimizer(step=step)
-        return {**log, "lr": lr, "weight_decay": weight_decay, **self.method.settings_at(step)}
+        return {**log, "lr": lr, "weight_decay": weight_decay, **self.method.schedule_values(step)}
 
     def views(self, crops: Crops) -> Views:
         """Crops as the method takes them: colored, normalized, on the device."""
@@ -171,9 +173,9 @@ class Engine:
             images, appearance, device=self.device, mean=self.method.mean, std=self.method.std
         )
 
-    def _dice(self, step: int, part: int) -> Dice:
+    def _generators(self, step: int, part: int) -> Generators:
         seed = self.config.run.seed
-        return Dice(
+        return Generators(
             rng_for(seed, NOISE, step, part, self.world.rank),
             rng_for(seed, COMMON_NOISE, step, part),
         )
@@ -201,9 +203,11 @@ class Engine:
     def _name_bad(self, views: Sequence[Views], step: int) -> str:
         def again() -> None:
             with self._autocast():
-                targets, _ = self.method.aim([self.method.look(part) for part in views], step=step)
+                targets, _ = self.method.make_targets(
+                    [self.method.teacher_forward(part) for part in views], step=step
+                )
                 for number, part in enumerate(views):
-                    self.method(part, targets[number], self._dice(step, number))
+                    self.method(part, targets[number], self._generators(step, number))
 
         bad = first_bad_tensor(
             self.method, again, anywhere=lambda here: self.world.any(here, self.device)

@@ -27,7 +27,7 @@ from featkit_train.engine.failures import explained
 from featkit_train.labeled.judge import Judge, Seen
 from featkit_train.labeled.parting import Parted
 from featkit_train.loop import Ears, only_writer, train
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from featkit_train.networks.classifier import Classifier
 from featkit_train.processes.device import pick_device
 from featkit_train.processes.distributed import World, join_world, local_device
@@ -91,7 +91,7 @@ class Course:
     remarks: list[Remark] = field(default_factory=list)
     _judge: Judge | None = None
 
-    def train(self, name: str, config: TrainConfig, source: Source, lessons: Lessons) -> Trained:
+    def train(self, name: str, config: TrainConfig, source: Source, labels: Labels) -> Trained:
         """Train by `config` in the folder `name`, unless that has been done, and look at the
         held-out images."""
         folder = self.out / name
@@ -103,7 +103,7 @@ class Course:
                 [source],
                 folder,
                 held_out=subset(held_out, evenly(len(held_out), most=MOST_WATCHED)),
-                lessons=lessons,
+                labels=labels,
                 resume=self.world.from_main((folder / CONFIG_FILE).is_file()),
                 on_log=self.ears.on_log,
                 on_note=self.ears.on_note,

@@ -12,7 +12,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.labeled.course import CourseEars, course, of_training
 from featkit_train.labeled.judge import together
 from featkit_train.labeled.parting import part
-from featkit_train.methods import Lessons
+from featkit_train.methods import Labels
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.watching.standing import NETWORK, Standing
 
@@ -39,8 +39,8 @@ def internal(
         )
     parted = part(sources, config, held_out=held_out)
     with course(config, parted, out, resume=resume, ears=ears) as here:
-        lessons = Lessons(classes=parted.classes, labels=parted.labels)
-        trained = here.train(NETWORK, of_training(config, 0), parted.learned, lessons)
+        labels = Labels(classes=parted.classes, class_ids=parted.labels)
+        trained = here.train(NETWORK, of_training(config, 0), parted.learned, labels)
         backbone = trained.classifier.backbone
         assert isinstance(backbone, ExitedBackbone)
         networks = [backbone.cut(number) for number in range(1, backbone.depth + 1)]

@@ -17,7 +17,7 @@ from featkit_train.labeled.teacher_logits import (
     keep_logits,
     open_logits,
 )
-from featkit_train.methods import Lessons, make_method
+from featkit_train.methods import Labels, make_method
 from featkit_train.networks.classifier import Classifier
 from featkit_train.watching.standing import Standing
 
@@ -42,7 +42,7 @@ def born_again(
     # one that cannot be made is refused before its teacher has trained for hours
     if config.born_again.student is not None:
         student = of_training(config, 1, classifier=config.born_again.student)
-        make_method(student, lessons=Lessons(classes=parted.classes, labels=parted.labels))
+        make_method(student, labels=Labels(classes=parted.classes, class_ids=parted.labels))
     with course(config, parted, out, resume=resume, ears=ears) as here:
         generations: list[Trained] = []
         failures = 0
@@ -69,13 +69,13 @@ def _train(here: Course, number: int, teacher: Trained | None) -> Trained:
     name, parted = f"generation-{number}", here.parted
     if teacher is None:
         return here.train(
-            name, config, parted.learned, Lessons(classes=parted.classes, labels=parted.labels)
+            name, config, parted.learned, Labels(classes=parted.classes, class_ids=parted.labels)
         )
     path = here.out / name / LOGITS_FILE
     if is_worth_keeping(config, num_images=len(parted.learned), num_classes=len(parted.classes)):
         return _with_kept_logits(here, name, config, teacher.classifier, path)
-    lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher=teacher.classifier)
-    return here.train(name, config, parted.learned, lessons)
+    labels = Labels(classes=parted.classes, class_ids=parted.labels, teacher=teacher.classifier)
+    return here.train(name, config, parted.learned, labels)
 
 
 def _with_kept_logits(
@@ -101,8 +101,8 @@ def _with_kept_logits(
         )
     here.world.wait()
     teacher_logits = None if done else open_logits(path)
-    lessons = Lessons(classes=parted.classes, labels=parted.labels, teacher_logits=teacher_logits)
-    trained = here.train(name, config, parted.learned, lessons)
+    labels = Labels(classes=parted.classes, class_ids=parted.labels, teacher_logits=teacher_logits)
+    trained = here.train(name, config, parted.learned, labels)
     if here.world.is_main:
         path.unlink(missing_ok=True)
     return trained

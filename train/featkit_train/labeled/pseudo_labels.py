@@ -19,7 +19,7 @@ from featkit.images import decode
 from featkit.sources import Source
 from featkit_train.config import SelfTrainingConfig
 from featkit_train.labeled.arrays import read_array
-from featkit_train.methods.taught import classify
+from featkit_train.methods.supervised import classify
 from featkit_train.networks.classifier import Classifier
 from featkit_train.random_streams import PSEUDO, rng_for
 

@@ -14,8 +14,8 @@ from featkit_train.config import TrainConfig
 from featkit_train.labeled.course import Course, CourseEars, Trained, course, of_training
 from featkit_train.labeled.parting import check_apart, part
 from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images, mixed
-from featkit_train.methods import Lessons
-from featkit_train.methods.lessons import UNKNOWN
+from featkit_train.methods import Labels
+from featkit_train.methods.labels import UNKNOWN
 from featkit_train.watching.judging import effective_classes, few_classes, nothing_accepted
 from featkit_train.watching.standing import Standing
 
@@ -46,29 +46,29 @@ def self_training(
         rounds: list[Trained] = []
         failures = 0
         for number in range(config.self_training.rounds + 1):
-            lessons = _lessons(here, rest, number, rounds)
-            if lessons is None:
+            labels = _labels(here, rest, number, rounds)
+            if labels is None:
                 break
             of_round = of_training(
                 config, number, length=config.self_training.student_length if rounds else 1.0
             )
-            rounds.append(here.train(f"round-{number}", of_round, everything, lessons))
+            rounds.append(here.train(f"round-{number}", of_round, everything, labels))
             failures = 0 if here.follow("round", rounds) else failures + 1
             if failures >= config.self_training.patience:
                 break
         return here.end("round")
 
 
-def _lessons(
+def _labels(
     here: Course, unlabeled: Source, number: int, rounds: Sequence[Trained]
-) -> Lessons | None:
+) -> Labels | None:
     """People's labels, and after the first round the last student's of the others; None where it is
     sure of nothing."""
     parted, config = here.parted, here.config.self_training
     own = len(parted.learned)
     labels = np.concatenate([parted.labels, np.full(len(unlabeled), UNKNOWN)])
     if not rounds:
-        return Lessons(classes=parted.classes, labels=labels, numbers=np.arange(own))
+        return Labels(classes=parted.classes, class_ids=labels, indices=np.arange(own))
     path = here.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
     if here.world.is_main:
@@ -92,6 +92,6 @@ def _lessons(
     numbers = mixed(own, accepted.numbers, labeled_share=config.labeled_share)
     if config.pseudo == "hard":
         labels[own:] = probs.argmax(axis=1)
-        return Lessons(classes=parted.classes, labels=labels, numbers=numbers)
+        return Labels(classes=parted.classes, class_ids=labels, indices=numbers)
     rows = np.concatenate([np.zeros((own, len(parted.classes)), np.float32), probs])
-    return Lessons(classes=parted.classes, labels=labels, probs=rows, numbers=numbers)
+    return Labels(classes=parted.classes, class_ids=labels, probs=rows, indices=numbers)

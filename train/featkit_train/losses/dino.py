@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featkit_train.losses.sinkhorn import alone
+from featkit_train.losses.sinkhorn import identity
 
 
 def dino_loss(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float) -> Tensor:
@@ -62,7 +62,9 @@ class Center(nn.Module):
         return sharpen(teacher_logits, self.center, teacher_temp=teacher_temp)
 
     @torch.no_grad()
-    def update(self, teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone) -> None:
+    def update(
+        self, teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = identity
+    ) -> None:
         """center = momentum * center + (1 - momentum) * mean of all rows of `teacher_logits` (...,
         K).
 

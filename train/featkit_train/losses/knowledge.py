@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from featkit_train.losses.sinkhorn import alone
+from featkit_train.losses.sinkhorn import identity
 
 # |log(p / q)| below which the series of _divergence, and above which the plain terms, are right to
 # five digits
@@ -134,7 +134,7 @@ def _check_shapes(ours: Tensor, theirs: Tensor) -> None:
 
 @torch.no_grad()
 def confidence_weights(
-    teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone
+    teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = identity
 ) -> Tensor:
     """Weights (B,) in float32 by the teacher's confidence, right or wrong (Born-Again Networks,
     section 3.2, CWTM).

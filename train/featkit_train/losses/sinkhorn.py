@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-def alone(rows: Tensor) -> Tensor:
+def identity(rows: Tensor) -> Tensor:
     """What gathers the rows of all processes where there is one."""
     return rows
 
@@ -23,7 +23,7 @@ def sinkhorn_knopp(
     *,
     teacher_temp: float,
     num_iterations: int = 3,
-    gather: Callable[[Tensor], Tensor] = alone,
+    gather: Callable[[Tensor], Tensor] = identity,
 ) -> Tensor:
     """Probabilities (R, K) in float32; each row sums to 1 and each column to about R / K.
 

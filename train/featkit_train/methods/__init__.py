@@ -8,7 +8,7 @@ import dataclasses
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.methods.adapt import Adapt
-from featkit_train.methods.base import Dice, Method, StepResult, Views
+from featkit_train.methods.base import Generators, Method, StepResult, Views
 from featkit_train.methods.born_again import BornAgain
 from featkit_train.methods.dino import Dino
 from featkit_train.methods.dinov2 import DinoV2
@@ -16,10 +16,10 @@ from featkit_train.methods.dinov3 import DinoV3
 from featkit_train.methods.distill import Distill
 from featkit_train.methods.ibot import Ibot
 from featkit_train.methods.internal import Internal
-from featkit_train.methods.lessons import Lessons
-from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets
+from featkit_train.methods.labels import Labels
+from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets
 from featkit_train.methods.self_training import SelfTraining
-from featkit_train.methods.taught import Taught
+from featkit_train.methods.supervised import Supervised
 from featkit_train.processes.distributed import ALONE, World
 
 METHODS: dict[str, type[Method]] = {
@@ -36,9 +36,9 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(
-    config: TrainConfig, *, world: World = ALONE, lessons: Lessons | None = None
+    config: TrainConfig, *, world: World = ALONE, labels: Labels | None = None
 ) -> Method:
-    """The config's method, with weights drawn; lessons for those with labels.
+    """The config's method, with weights drawn; labels: for methods that learn from them.
 
     InputError for an unknown one, for settings that it does not read, and for a method with labels
     without them.
@@ -58,26 +58,26 @@ def make_method(
             raise InputError(
                 f"{config.method} has no use for the setting {section}.{changed[0]}; leave it out."
             )
-    if issubclass(method, Taught):
-        if lessons is None:
+    if issubclass(method, Supervised):
+        if labels is None:
             raise InputError(
                 f"{config.method} learns from labels; run it by featkit_train.labeled or `featkit"
                 " train`."
             )
-        return method(config, world=world, lessons=lessons)
+        return method(config, world=world, labels=labels)
     return method(config, world=world)
 
 
 __all__ = [
     "METHODS",
-    "Dice",
-    "Lessons",
-    "Looks",
+    "BranchOutputs",
+    "Generators",
+    "Labels",
     "Method",
     "MomentumTeacher",
     "StepResult",
+    "Supervised",
     "Targets",
-    "Taught",
     "Views",
     "make_method",
 ]

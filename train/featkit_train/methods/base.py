@@ -61,7 +61,7 @@ class StepResult(NamedTuple):
     class_tokens: Tensor
 
 
-class Dice(NamedTuple):
+class Generators(NamedTuple):
     """Where a step's noise comes from: `own` is of this process and part, `common` the same in all."""
 
     own: np.random.Generator
@@ -105,10 +105,10 @@ class Method(nn.Module, ABC):
         """Outputs that a teacher can collapse on; None where labels hold them apart."""
         return None
 
-    def begin(self) -> None:
+    def start_run(self) -> None:
         """Called once, ahead of the first step, when all weights are where they start from."""
 
-    def prepare(self, step: int) -> bool:
+    def enter_phase(self, step: int) -> bool:
         """Freeze and thaw for this step; says whether anything changed."""
         del step
         return False
@@ -119,16 +119,18 @@ class Method(nn.Module, ABC):
         return 0
 
     @abstractmethod
-    def look(self, views: Views) -> Any:
+    def teacher_forward(self, views: Views) -> Any:
         """What the teacher makes of a part of the batch."""
 
     @abstractmethod
-    def aim(self, looks: Sequence[Any], *, step: int) -> tuple[Sequence[Any], dict[str, Tensor]]:
+    def make_targets(
+        self, teacher_outputs: Sequence[Any], *, step: int
+    ) -> tuple[Sequence[Any], dict[str, Tensor]]:
         """Targets for each part, from what the teacher made of all of them, and scalars of them
         that are worth watching."""
 
     @abstractmethod
-    def forward(self, views: Views, targets: Any, dice: Dice) -> StepResult:
+    def forward(self, views: Views, targets: Any, generators: Generators) -> StepResult:
         """The student's loss for one part of a batch."""
 
     def before_optimizer(self, *, step: int) -> None:
@@ -139,12 +141,12 @@ class Method(nn.Module, ABC):
         """Called when the student has moved."""
         del step
 
-    def settings_at(self, step: int) -> Log:
+    def schedule_values(self, step: int) -> Log:
         """The schedules of the method's own that belong into the log."""
         del step
         return {}
 
-    def doubt(self) -> str | None:
+    def preflight_warning(self) -> str | None:
         """What to say of the settings before the first step; None where nothing."""
         return None
 

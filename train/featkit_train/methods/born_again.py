@@ -15,12 +15,12 @@ from torch import Tensor
 
 from featkit_train.losses import confidence_weights, kd_loss, permuted_knowledge
 from featkit_train.methods.base import Views
-from featkit_train.methods.taught import Lesson, Taught
+from featkit_train.methods.supervised import Supervised, Supervision
 from featkit_train.networks.classifier import Outputs
 from featkit_train.random_streams import PERMUTED, rng_for
 
 
-class BornAgain(Taught):
+class BornAgain(Supervised):
     """Labels, and what the generation before says of the same crop (section 3)."""
 
     sections: ClassVar[frozenset[str]] = frozenset(
@@ -28,51 +28,53 @@ class BornAgain(Taught):
     )
 
     @torch.no_grad()
-    def look(self, views: Views) -> Lesson:
+    def teacher_forward(self, views: Views) -> Supervision:
         """With all but the teacher's maximum permuted where that is asked for, by the image and
         its view alone."""
-        lesson = super().look(views)
+        supervision = super().teacher_forward(views)
         if self.config.knowledge.mode != "dkpp" or not self.has_teacher:
-            return lesson
+            return supervision
         generators = [
             rng_for(self.config.run.seed, PERMUTED, *place) for place in views.places.tolist()
         ]
-        rows = zip(lesson.teacher_logits.split(1), generators, strict=True)
-        return lesson._replace(
+        rows = zip(supervision.teacher_logits.split(1), generators, strict=True)
+        return supervision._replace(
             teacher_logits=torch.cat([permuted_knowledge(row, generator=own) for row, own in rows])
         )
 
-    def aim(
-        self, looks: Sequence[Lesson], *, step: int
-    ) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
+    def make_targets(
+        self, teacher_outputs: Sequence[Supervision], *, step: int
+    ) -> tuple[Sequence[Supervision], dict[str, Tensor]]:
         """With weights over the whole batch where the teacher's confidence weighs images."""
         del step
         if not self.has_teacher:
-            return looks, {}
-        logits = torch.cat([part.teacher_logits for part in looks])
+            return teacher_outputs, {}
+        logits = torch.cat([part.teacher_logits for part in teacher_outputs])
         watched = {"teacher_confidence": logits.softmax(dim=-1).amax(dim=-1).mean()}
         if self.config.knowledge.mode != "cwtm":
-            return looks, watched
+            return teacher_outputs, watched
         # The engine takes the mean over parts, so each part's weights are made to sum to 1 on
         # average.
-        weights = len(looks) * confidence_weights(logits, gather=self.world.gather)
-        parts = weights.split([len(part.labels) for part in looks])
-        return [part._replace(weights=own) for part, own in zip(looks, parts, strict=True)], watched
+        weights = len(teacher_outputs) * confidence_weights(logits, gather=self.world.gather)
+        parts = weights.split([len(part.labels) for part in teacher_outputs])
+        return [
+            part._replace(weights=own) for part, own in zip(teacher_outputs, parts, strict=True)
+        ], watched
 
-    def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+    def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
         """Cross-entropy with the labels, and the teacher's distribution unless it only weighs them."""
         config = self.config.knowledge
         if not self.has_teacher or config.mode == "cwtm":
-            return {"label_loss": self.label_term(outputs, lesson)}
+            return {"label_loss": self.label_term(outputs, supervision)}
         knowledge = kd_loss(
-            outputs.logits[-1], lesson.teacher_logits, temperature=config.temperature
+            outputs.logits[-1], supervision.teacher_logits, temperature=config.temperature
         )
         return {
-            "label_loss": config.label_weight * self.label_term(outputs, lesson),
+            "label_loss": config.label_weight * self.label_term(outputs, supervision),
             "teacher_loss": config.teacher_weight * knowledge,
         }
 
     @property
     def has_teacher(self) -> bool:
         """Whether this is a generation after the first."""
-        return self.lessons.teacher is not None or self.lessons.teacher_logits is not None
+        return self.labels.teacher is not None or self.labels.teacher_logits is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from featkit_train.methods.base import WITH_LABELS, Views
-from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term
+from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets, Term
 
 
 class Dino(MomentumTeacher):
@@ -18,7 +18,7 @@ class Dino(MomentumTeacher):
 
     unread: ClassVar[frozenset[str]] = WITH_LABELS | {"ibot", "gram", "pretrained"}
 
-    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+    def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """DINO's loss, and KoLeo where it has a weight."""
         del views
-        return {"dino_loss": self.class_term(looks, targets), **self.koleo_terms(looks)}
+        return {"dino_loss": self.class_term(outputs, targets), **self.koleo_terms(outputs)}

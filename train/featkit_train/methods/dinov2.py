@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from featkit_train.methods.base import WITH_LABELS, Views
-from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term
+from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets, Term
 
 
 class DinoV2(MomentumTeacher):
@@ -20,10 +20,10 @@ class DinoV2(MomentumTeacher):
 
     unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
 
-    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+    def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """Both losses and KoLeo."""
         return {
-            "dino_loss": self.class_term(looks, targets),
-            "ibot_loss": self.patch_term(looks, views, targets),
-            **self.koleo_terms(looks),
+            "dino_loss": self.class_term(outputs, targets),
+            "ibot_loss": self.patch_term(outputs, views, targets),
+            **self.koleo_terms(outputs),
         }

@@ -20,7 +20,7 @@ from featkit.errors import InputError
 from featkit_train.losses import gram_loss
 from featkit_train.methods.base import WITH_LABELS, Views
 from featkit_train.methods.dinov2 import DinoV2
-from featkit_train.methods.momentum import Looks, Targets, Term
+from featkit_train.methods.momentum import BranchOutputs, Targets, Term
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.normalization import Statistics, renormalize
 from featkit_train.published.pretrained import load_pretrained
@@ -79,12 +79,12 @@ class DinoV3(DinoV2):
             *([self.gram_teacher] if self.gram_teacher is not None else []),
         ]
 
-    def begin(self) -> None:
+    def start_run(self) -> None:
         """The Gram teacher is this run's teacher as it begins, unless another was named."""
         if self.gram_teacher is not None and self.config.gram.teacher is None:
             self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
 
-    def prepare(self, step: int) -> bool:
+    def enter_phase(self, step: int) -> bool:
         """Every so often the Gram teacher becomes the present teacher (section 4.2)."""
         updates, rest = divmod(step, self.config.gram.update_every)
         if (
@@ -95,9 +95,9 @@ class DinoV3(DinoV2):
             self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
         return False
 
-    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+    def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """DINOv2's, and the Gram term over all patches of the global crops."""
-        terms = super().terms(looks, views, targets)
+        terms = super().terms(outputs, views, targets)
         if self.gram_teacher is not None:
             crops = renormalize(
                 views.gram.flatten(0, 1), given=(self.mean, self.std), wanted=self.gram_statistics
@@ -105,6 +105,6 @@ class DinoV3(DinoV2):
             with torch.no_grad():
                 patches = self.gram_teacher(crops).patch_tokens
             terms["gram_loss"] = Term(
-                self.config.gram.weight, gram_loss(looks.patch_tokens.flatten(0, 1), patches)
+                self.config.gram.weight, gram_loss(outputs.patch_tokens.flatten(0, 1), patches)
             )
         return terms

@@ -21,9 +21,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featkit_train.methods.base import WITH_LABELS, Dice, Views
+from featkit_train.methods.base import WITH_LABELS, Generators, Views
 from featkit_train.methods.heads_first import HeadsFirst
-from featkit_train.methods.momentum import Branch, Looks, Targets, Term, project
+from featkit_train.methods.momentum import Branch, BranchOutputs, Targets, Term, project
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
@@ -70,7 +70,7 @@ class Distill(HeadsFirst):
         self.student.requires_grad_(not warming)
 
     @torch.no_grad()
-    def look(self, views: Views) -> Looks:
+    def teacher_forward(self, views: Views) -> BranchOutputs:
         """The teacher at the global crops, brought to the size and the pixel statistics that it
         knows."""
         crops = views.global_crops.flatten(0, 1)
@@ -81,15 +81,17 @@ class Distill(HeadsFirst):
             crops = F.interpolate(
                 crops, size=size, mode="bicubic", align_corners=False, antialias=True
             )
-        looks: Looks = self.teacher(
+        outputs: BranchOutputs = self.teacher(
             torch.unflatten(crops, 0, views.global_crops.shape[:2]), places=views.masked
         )
-        return looks
+        return outputs
 
-    def student_looks(self, views: Views, targets: Targets, dice: Dice) -> Looks:
+    def student_outputs(
+        self, views: Views, targets: Targets, generators: Generators
+    ) -> BranchOutputs:
         """The student at all crops; while the heads warm up, they at the teacher's features."""
         if not self.warming:
-            return super().student_looks(views, targets, dice)
+            return super().student_outputs(views, targets, generators)
         seen = targets.teacher
         patches = seen.patch_tokens.flatten(0, 3).index_select(0, views.masked)
         head, patch_head = (self._trial_head(name) for name in ("head", "patch_head"))
@@ -102,9 +104,9 @@ class Distill(HeadsFirst):
         assert isinstance(head, ProjectionHead)
         return head
 
-    def koleo_terms(self, looks: Looks) -> dict[str, Term]:
+    def koleo_terms(self, outputs: BranchOutputs) -> dict[str, Term]:
         """Of the student; features that nobody learns cannot be spread."""
-        return {} if self.warming else super().koleo_terms(looks)
+        return {} if self.warming else super().koleo_terms(outputs)
 
     def after_optimizer(self, *, step: int) -> None:
         """The teacher's heads follow those that learn, then the average follows the student."""

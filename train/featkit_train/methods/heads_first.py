@@ -32,7 +32,7 @@ class HeadsFirst(DinoV2):
         head_steps = self.config.pretrained.head_steps
         return head_steps if step >= head_steps else 0
 
-    def prepare(self, step: int) -> bool:
+    def enter_phase(self, step: int) -> bool:
         """Freeze what does not learn in this step's phase; says whether the phase is a new one."""
         warming = step < self.config.pretrained.head_steps
         changed = warming != self.warming

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from featkit_train.methods.base import WITH_LABELS, Views
-from featkit_train.methods.momentum import Looks, MomentumTeacher, Targets, Term, project
+from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets, Term, project
 
 
 class Ibot(MomentumTeacher):
@@ -22,24 +22,26 @@ class Ibot(MomentumTeacher):
 
     unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
 
-    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+    def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """Both losses, and KoLeo where it has a weight."""
         return {
-            "dino_loss": self.class_term(looks, targets),
-            "ibot_loss": self.patch_term(looks, views, targets),
-            **self.koleo_terms(looks),
+            "dino_loss": self.class_term(outputs, targets),
+            "ibot_loss": self.patch_term(outputs, views, targets),
+            **self.koleo_terms(outputs),
         }
 
-    def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
+    def patch_targets(self, teacher_outputs: Sequence[BranchOutputs], *, step: int) -> list[Tensor]:
         """The masked patches' targets; a running center moves by the logits of all patches."""
         if self.config.dino.centering == "sinkhorn":
-            return super().patch_targets(looks, step=step)
+            return super().patch_targets(teacher_outputs, step=step)
         temp = self.patch_temp(step)
-        probs = [self.patch_center(part.patch_logits, teacher_temp=temp) for part in looks]
+        probs = [
+            self.patch_center(part.patch_logits, teacher_temp=temp) for part in teacher_outputs
+        ]
         everything = torch.cat(
             [
                 project(self.teacher.head_of_patches, part.patch_tokens.flatten(0, 3))
-                for part in looks
+                for part in teacher_outputs
             ]
         )
         self.patch_center.update(everything, gather=self.world.gather)

@@ -8,24 +8,24 @@ from typing import ClassVar
 from torch import Tensor
 
 from featkit_train.losses import exit_loss
-from featkit_train.methods.taught import Lesson, Taught
+from featkit_train.methods.supervised import Supervised, Supervision
 from featkit_train.networks.classifier import Outputs
 
 
-class Internal(Taught):
+class Internal(Supervised):
     """Labels for every exit, and for all but the deepest its distribution and its vector (section
     3, eq. 5)."""
 
     sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "internal"})
     with_exits: ClassVar[bool] = True
 
-    def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+    def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
         """Three terms, each over all exits."""
         config = self.config.internal
         loss = exit_loss(
             outputs.logits,
             outputs.vectors,
-            lesson.labels,
+            supervision.labels,
             alpha=config.alpha,
             feature_weight=config.feature_weight,
             temperature=config.temperature,

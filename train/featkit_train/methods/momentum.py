@@ -23,19 +23,19 @@ from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.losses import Center, dino_loss, ibot_loss, koleo_loss, sinkhorn_knopp
-from featkit_train.losses.sinkhorn import alone
-from featkit_train.methods.base import Dice, Method, StepResult, Views, check_multiples
+from featkit_train.losses.sinkhorn import identity
+from featkit_train.methods.base import Generators, Method, StepResult, Views, check_multiples
 from featkit_train.networks.base import Backbone, Masked
 from featkit_train.networks.ema import update_ema
 from featkit_train.networks.heads import ProjectionHead
-from featkit_train.networks.noise import QUIET, Noise, NoiseConfig, draw_noise
+from featkit_train.networks.noise import NO_NOISE, Noise, NoiseConfig, draw_noise
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.processes.distributed import ALONE, World
 from featkit_train.schedules import cosine_schedule, linear_schedule, momentum_end_for, momentum_for
 from featkit_train.watching.diagnostics import slow_teacher
 
 
-class Looks(NamedTuple):
+class BranchOutputs(NamedTuple):
     """What a branch makes of crops: logits of class tokens and masked patches, and of the global
     crops the tokens."""
 
@@ -51,7 +51,7 @@ class Targets(NamedTuple):
 
     class_probs: Tensor
     patch_probs: Tensor
-    teacher: Looks
+    teacher: BranchOutputs
 
 
 class Term(NamedTuple):
@@ -89,8 +89,8 @@ class Branch(nn.Module):
         *,
         places: Tensor,
         masks: Tensor | None = None,
-        noise: tuple[Noise, Noise] = (QUIET, QUIET),
-    ) -> Looks:
+        noise: tuple[Noise, Noise] = (NO_NOISE, NO_NOISE),
+    ) -> BranchOutputs:
         """Global crops (G, B, 3, S, S), the patches in `masks` hidden, and local crops. places:
         patches to give logits of."""
         size = global_crops.shape[:2]
@@ -98,19 +98,19 @@ class Branch(nn.Module):
         if masks is not None and self.mask_token is not None:
             masked = Masked(masks.flatten(0, 1), self.mask_token)
         pixels = global_crops.flatten(0, 1)
-        features = self.backbone.learn(
+        features = self.backbone.student_forward(
             pixels, masked=masked, noise=noise[0], class_only=self.class_only
         )
         class_tokens = torch.unflatten(features.class_token, 0, size)
         everyone = [class_tokens]
         if local_crops is not None and local_crops.shape[0]:
             pixels = local_crops.flatten(0, 1)
-            local = self.backbone.learn(
+            local = self.backbone.student_forward(
                 pixels, noise=noise[1], norm=self.local_norm, class_only=True
             )
             everyone.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
         patches = features.patch_tokens.flatten(0, 2).index_select(0, places)
-        return Looks(
+        return BranchOutputs(
             class_logits=project(self.head, torch.cat(everyone)),
             class_tokens=class_tokens,
             patch_tokens=torch.unflatten(features.patch_tokens, 0, size),
@@ -155,7 +155,7 @@ class MomentumTeacher(Method):
     # -- what a method is --------------------------------------------------------------------------
 
     @abstractmethod
-    def terms(self, looks: Looks, views: Views, targets: Targets) -> dict[str, Term]:
+    def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """The summands of the loss by the names they are logged under."""
 
     @property
@@ -210,47 +210,49 @@ class MomentumTeacher(Method):
             num_steps=self.config.dino.teacher_temp_steps,
         )
 
-    def settings_at(self, step: int) -> Log:
+    def schedule_values(self, step: int) -> Log:
         """Momentum and the class token's temperature."""
         return {"momentum": self.momentum(step), "teacher_temp": self.teacher_temp(step)}
 
-    def doubt(self) -> str | None:
+    def preflight_warning(self) -> str | None:
         """Where the momentum is too high for the number of steps."""
         return slow_teacher(self.momentum, num_steps=self.config.run.steps)
 
     # -- a step ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def look(self, views: Views) -> Looks:
+    def teacher_forward(self, views: Views) -> BranchOutputs:
         """The teacher at the global crops of a part of the batch, nothing hidden."""
-        looks: Looks = self.teacher(views.global_crops, places=views.masked)
-        return looks
+        outputs: BranchOutputs = self.teacher(views.global_crops, places=views.masked)
+        return outputs
 
     @torch.no_grad()
-    def aim(self, looks: Sequence[Looks], *, step: int) -> tuple[list[Targets], dict[str, Tensor]]:
+    def make_targets(
+        self, teacher_outputs: Sequence[BranchOutputs], *, step: int
+    ) -> tuple[list[Targets], dict[str, Tensor]]:
         """Targets for each part, centered over all parts of all processes, and what of them is worth
         watching.
 
         The running centers move after they were used (DINO, algorithm 1).
         """
-        class_logits = torch.cat([part.class_logits for part in looks], dim=1)
+        class_logits = torch.cat([part.class_logits for part in teacher_outputs], dim=1)
         temp = self.teacher_temp(step)
         class_probs = self._centered(class_logits.flatten(0, 1), self.center, temp=temp).view(
             class_logits.shape
         )
         watched = entropies(class_probs, class_logits / temp, gather=self.world.gather)
-        sizes = [part.class_logits.shape[1] for part in looks]
-        none = [part.patch_logits for part in looks]
-        patch_probs = self.patch_targets(looks, step=step) if self.patch_loss else none
-        parts = zip(class_probs.split(sizes, dim=1), patch_probs, looks, strict=True)
+        sizes = [part.class_logits.shape[1] for part in teacher_outputs]
+        none = [part.patch_logits for part in teacher_outputs]
+        patch_probs = self.patch_targets(teacher_outputs, step=step) if self.patch_loss else none
+        parts = zip(class_probs.split(sizes, dim=1), patch_probs, teacher_outputs, strict=True)
         return [Targets(*part) for part in parts], watched
 
-    def patch_targets(self, looks: Sequence[Looks], *, step: int) -> list[Tensor]:
+    def patch_targets(self, teacher_outputs: Sequence[BranchOutputs], *, step: int) -> list[Tensor]:
         """(M, K) probabilities of the masked patches of each part; the center is the masked
         patches' own (DINOv2)."""
-        logits = torch.cat([part.patch_logits for part in looks])
+        logits = torch.cat([part.patch_logits for part in teacher_outputs])
         probs = self._centered(logits, self.patch_center, temp=self.patch_temp(step))
-        return list(probs.split([len(part.patch_logits) for part in looks]))
+        return list(probs.split([len(part.patch_logits) for part in teacher_outputs]))
 
     def _centered(self, logits: Tensor, center: Center, *, temp: float) -> Tensor:
         if self.config.dino.centering == "sinkhorn":
@@ -259,36 +261,41 @@ class MomentumTeacher(Method):
         center.update(logits, gather=self.world.gather)
         return probs
 
-    def forward(self, views: Views, targets: Targets, dice: Dice) -> StepResult:
+    def forward(self, views: Views, targets: Targets, generators: Generators) -> StepResult:
         """The student's loss for one part of a batch."""
-        looks = self.student_looks(views, targets, dice)
-        terms = self.terms(looks, views, targets)
+        outputs = self.student_outputs(views, targets, generators)
+        terms = self.terms(outputs, views, targets)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
         return StepResult(
             loss,
             {name: term.value.detach() for name, term in terms.items()},
-            looks.class_tokens[0].detach(),
+            outputs.class_tokens[0].detach(),
         )
 
-    def student_looks(self, views: Views, targets: Targets, dice: Dice) -> Looks:
+    def student_outputs(
+        self, views: Views, targets: Targets, generators: Generators
+    ) -> BranchOutputs:
         """The student at all crops, with its masks and its noise."""
         del targets
-        looks: Looks = self.student(
+        outputs: BranchOutputs = self.student(
             views.global_crops,
             views.local_crops,
             places=views.masked,
             masks=views.masks if self.patch_loss else None,
-            noise=(self._noise(views.global_crops, dice), self._noise(views.local_crops, dice)),
+            noise=(
+                self._noise(views.global_crops, generators),
+                self._noise(views.local_crops, generators),
+            ),
         )
-        return looks
+        return outputs
 
-    def _noise(self, crops: Tensor, dice: Dice) -> Noise:
+    def _noise(self, crops: Tensor, generators: Generators) -> Noise:
         config: NoiseConfig = self.config.noise
         if crops.shape[0] == 0:
-            return QUIET
+            return NO_NOISE
         depth, num_crops = self.student.backbone.depth, crops.shape[0] * crops.shape[1]
         return draw_noise(
-            config, dice.own, depth=depth, num_crops=num_crops, rotary_rng=dice.common
+            config, generators.own, depth=depth, num_crops=num_crops, rotary_rng=generators.common
         ).to(crops.device)
 
     def before_optimizer(self, *, step: int) -> None:
@@ -304,26 +311,28 @@ class MomentumTeacher(Method):
 
     # -- terms that several methods have -----------------------------------------------------------
 
-    def class_term(self, looks: Looks, targets: Targets) -> Term:
+    def class_term(self, outputs: BranchOutputs, targets: Targets) -> Term:
         """DINO's: every student crop against every teacher crop of another view."""
         return Term(
             1.0,
             dino_loss(
-                looks.class_logits, targets.class_probs, student_temp=self.config.dino.student_temp
+                outputs.class_logits,
+                targets.class_probs,
+                student_temp=self.config.dino.student_temp,
             ),
         )
 
-    def patch_term(self, looks: Looks, views: Views, targets: Targets) -> Term:
+    def patch_term(self, outputs: BranchOutputs, views: Views, targets: Targets) -> Term:
         """iBOT's: the masked patches against the same patches as the teacher saw them."""
         loss = ibot_loss(
-            looks.patch_logits,
+            outputs.patch_logits,
             targets.patch_probs,
             views.masks.flatten(0, 1).flatten(1),
             student_temp=self.config.dino.student_temp,
         )
         return Term(self.config.ibot.weight, loss)
 
-    def koleo_terms(self, looks: Looks) -> dict[str, Term]:
+    def koleo_terms(self, outputs: BranchOutputs) -> dict[str, Term]:
         """KoLeo of each global crop's class tokens among those of all processes; nothing where its
         weight is 0.
 
@@ -333,14 +342,14 @@ class MomentumTeacher(Method):
         config = self.config.dino
         if config.koleo_weight == 0:
             return {}
-        num_global = looks.class_tokens.shape[0]
+        num_global = outputs.class_tokens.shape[0]
         if config.koleo_group:
             groups = [
-                group for view in looks.class_tokens for group in view.split(config.koleo_group)
+                group for view in outputs.class_tokens for group in view.split(config.koleo_group)
             ]
             value = torch.stack([koleo_loss(group) for group in groups]).mean()
         else:
-            value = torch.stack([self._koleo(view) for view in looks.class_tokens]).mean()
+            value = torch.stack([self._koleo(view) for view in outputs.class_tokens]).mean()
         return {"koleo_loss": Term(num_global * config.koleo_weight, value)}
 
     def _koleo(self, view: Tensor) -> Tensor:
@@ -389,7 +398,7 @@ def check_koleo(config: TrainConfig, *, world: World) -> None:
 
 
 def entropies(
-    teacher_probs: Tensor, scaled_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = alone
+    teacher_probs: Tensor, scaled_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = identity
 ) -> dict[str, Tensor]:
     """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over
     its temperature (G, B, K).

@@ -14,29 +14,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featkit_train.losses import soft_cross_entropy
-from featkit_train.methods.lessons import UNKNOWN
-from featkit_train.methods.taught import Lesson, Taught
+from featkit_train.methods.labels import UNKNOWN
+from featkit_train.methods.supervised import Supervised, Supervision
 from featkit_train.networks.classifier import Outputs
 
 
-class SelfTraining(Taught):
+class SelfTraining(Supervised):
     """Cross-entropy with labels of both kinds (section 2, algorithm 1)."""
 
     sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "self_training"})
 
-    def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+    def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
         """One term: an image's label, or where it has none what the teacher holds likely."""
-        if not lesson.probs.shape[1]:
-            return {"label_loss": self.label_term(outputs, lesson)}
+        if not supervision.probs.shape[1]:
+            return {"label_loss": self.label_term(outputs, supervision)}
         known, smoothing, num_classes = (
-            (lesson.labels != UNKNOWN)[:, None],
+            (supervision.labels != UNKNOWN)[:, None],
             self.config.labels.smoothing,
-            lesson.probs.shape[1],
+            supervision.probs.shape[1],
         )
         sure = (
-            F.one_hot(lesson.labels.clamp(min=0), num_classes) * (1 - smoothing)
+            F.one_hot(supervision.labels.clamp(min=0), num_classes) * (1 - smoothing)
             + smoothing / num_classes
         )
         return {
-            "label_loss": soft_cross_entropy(outputs.logits[-1], sure.where(known, lesson.probs))
+            "label_loss": soft_cross_entropy(
+                outputs.logits[-1], sure.where(known, supervision.probs)
+            )
         }

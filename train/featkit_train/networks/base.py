@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from featkit_train.networks.noise import QUIET, Noise
+from featkit_train.networks.noise import NO_NOISE, Noise
 
 
 class Features(NamedTuple):
@@ -63,12 +63,12 @@ class Backbone(nn.Module, ABC):
         """Features of `layers`, counted from 1 up to `depth`; `attention` only where the class has
         it."""
 
-    def learn(
+    def student_forward(
         self,
         images: Tensor,
         *,
         masked: Masked | None = None,
-        noise: Noise = QUIET,
+        noise: Noise = NO_NOISE,
         norm: nn.Module | None = None,
         class_only: bool = False,
     ) -> Features:

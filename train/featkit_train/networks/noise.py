@@ -36,36 +36,36 @@ class NoiseConfig:
             raise ValueError(f"a rotary_rescale of {self.rotary_rescale} is below 1")
 
 
-class Kept(NamedTuple):
+class KeptRows(NamedTuple):
     """Rows (S,) int64 of the crops whose attention and whose MLP a block computes; None keeps all."""
 
     attention: Tensor | None = None
     mlp: Tensor | None = None
 
 
-ALL = Kept()
+ALL_ROWS = KeptRows()
 
 
 class Noise(NamedTuple):
     """Of one forward pass: what each block keeps, and by how much patch coordinates are stretched."""
 
-    kept: tuple[Kept, ...] = ()  # () keeps all in every block
+    kept: tuple[KeptRows, ...] = ()  # () keeps all in every block
     rotary_scale: float = 1.0
 
     def to(self, device: torch.device) -> Noise:
         """The same on another device."""
         kept = [
-            Kept(*(None if rows is None else rows.to(device) for rows in block))
+            KeptRows(*(None if rows is None else rows.to(device) for rows in block))
             for block in self.kept
         ]
         return Noise(tuple(kept), self.rotary_scale)
 
-    def of_block(self, number: int) -> Kept:
+    def of_block(self, number: int) -> KeptRows:
         """What block `number`, counted from 0, keeps."""
-        return self.kept[number] if self.kept else ALL
+        return self.kept[number] if self.kept else ALL_ROWS
 
 
-QUIET = Noise()
+NO_NOISE = Noise()
 
 
 def drop_rates(config: NoiseConfig, depth: int) -> list[float]:
@@ -104,4 +104,6 @@ def draw_noise(
             else None
         )
 
-    return Noise(tuple(Kept(rows(rate), rows(rate)) for rate in drop_rates(config, depth)), scale)
+    return Noise(
+        tuple(KeptRows(rows(rate), rows(rate)) for rate in drop_rates(config, depth)), scale
+    )

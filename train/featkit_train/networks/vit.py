@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from featkit_train.networks.base import Activations, Backbone, Features, Masked
-from featkit_train.networks.noise import ALL, QUIET, Kept, Noise
+from featkit_train.networks.noise import ALL_ROWS, NO_NOISE, KeptRows, Noise
 from featkit_train.networks.positions import (
     ResampleRule,
     resample_table,
@@ -143,12 +143,12 @@ class VisionTransformer(Backbone):
                 )
         return Activations(tuple(features[number] for number in layers), class_attention)
 
-    def learn(
+    def student_forward(
         self,
         images: Tensor,
         *,
         masked: Masked | None = None,
-        noise: Noise = QUIET,
+        noise: Noise = NO_NOISE,
         norm: nn.Module | None = None,
         class_only: bool = False,
     ) -> Features:
@@ -225,7 +225,7 @@ class Block(nn.Module):
         self,
         tokens: Tensor,
         rotation: tuple[Tensor, Tensor] | None = None,
-        kept: Kept = ALL,
+        kept: KeptRows = ALL_ROWS,
         class_only: bool = False,
     ) -> Tensor:
         """(B, N, D) to (B, N, D), or to (B, 1, D) of the class token, which is all that a last

@@ -12,7 +12,7 @@ UNKNOWN = -1  # the label of an image that has none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lessons:
+class Labels:
     """Of N images and K classes: labels (N,) int64, UNKNOWN where there is none, and what a
     teacher makes of them.
 
@@ -23,11 +23,11 @@ class Lessons:
     """
 
     classes: tuple[str, ...]
-    labels: np.ndarray = field(repr=False)
+    class_ids: np.ndarray = field(repr=False)
     probs: np.ndarray | None = field(default=None, repr=False)
     teacher: Classifier | None = field(default=None, repr=False)
     teacher_logits: np.ndarray | None = field(default=None, repr=False)
-    numbers: np.ndarray | None = field(default=None, repr=False)
+    indices: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def num_classes(self) -> int:

@@ -20,12 +20,12 @@ from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import seeded_weights
 from featkit_train.log import Log
-from featkit_train.methods import Lessons, StepResult, Taught, Views, make_method
-from featkit_train.methods.lessons import UNKNOWN
-from featkit_train.methods.taught import Lesson
+from featkit_train.methods import Labels, StepResult, Supervised, Views, make_method
+from featkit_train.methods.labels import UNKNOWN
+from featkit_train.methods.supervised import Supervision
 from featkit_train.networks.classifier import Classifier, build_backbone
 from tests.train.labeled.small import labeled_config
-from tests.train.methods.training import assert_same_gradients, dice, gradients
+from tests.train.methods.training import assert_same_gradients, generators, gradients
 from tests.train.networks.networks import drawn
 from tests.train.small import small_config
 from tests.train.steps import NUM_IMAGES, batches, make_engine
@@ -45,11 +45,11 @@ KNOWLEDGE = (
 )
 
 
-def lessons(*, unknown: tuple[int, ...] = (), **known: Any) -> Lessons:
+def some_labels(*, unknown: tuple[int, ...] = (), **known: Any) -> Labels:
     """Of NUM_IMAGES images, with labels of people's but for the unknown."""
-    labels = np.arange(NUM_IMAGES, dtype=np.int64) * 3 % K
-    labels[list(unknown)] = UNKNOWN
-    return Lessons(classes=CLASSES, labels=labels, **known)
+    class_ids = np.arange(NUM_IMAGES, dtype=np.int64) * 3 % K
+    class_ids[list(unknown)] = UNKNOWN
+    return Labels(classes=CLASSES, class_ids=class_ids, **known)
 
 
 def some_logits(*, views: int = V) -> np.ndarray:
@@ -70,11 +70,11 @@ def drawn_teacher(config: TrainConfig) -> Classifier:
     return teacher
 
 
-def drawn_method(config: TrainConfig, known: Lessons) -> Taught:
+def drawn_method(config: TrainConfig, known: Labels) -> Supervised:
     """The method with every weight of its classifier drawn, in training mode."""
     with seeded_weights(0):
-        method = make_method(config, lessons=known)
-    assert isinstance(method, Taught)
+        method = make_method(config, labels=known)
+    assert isinstance(method, Supervised)
     drawn(method.student)
     return method.train()
 
@@ -93,23 +93,23 @@ def some_views(places: tuple[tuple[int, int], ...] = PLACES, *, seed: int = 0) -
     )
 
 
-def look(method: Taught, views: Views) -> Lesson:
+def supervision_of(method: Supervised, views: Views) -> Supervision:
     """What the method is told of a batch in one part."""
-    (lesson,), _ = method.aim([method.look(views)], step=0)
-    return lesson
+    (supervision,), _ = method.make_targets([method.teacher_forward(views)], step=0)
+    return supervision
 
 
-def take_step(method: Taught, views: Views, *, seed: int = 0) -> StepResult:
-    """Look, aim, the loss and its gradients; the student stays."""
-    lesson = look(method, views)
+def take_step(method: Supervised, views: Views, *, seed: int = 0) -> StepResult:
+    """Make targets, the loss and its gradients; the student stays."""
+    supervision = supervision_of(method, views)
     method.zero_grad()
-    result: StepResult = method(views, lesson, dice(seed))
+    result: StepResult = method(views, supervision, generators(seed))
     result.loss.backward()
     return result
 
 
 def assert_is_step(
-    method: Taught, views: Views, loss_of: Callable[[Tensor, Tensor], Tensor]
+    method: Supervised, views: Views, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> StepResult:
     """The method's step is that of a loss of logits (E, B, K) and vectors (E, B, D), in value and
     gradients."""
@@ -149,7 +149,7 @@ def divergence(teacher: Tensor, student: Tensor) -> Tensor:
 # -- born-again ------------------------------------------------------------------------------------
 
 
-def born_again(mode: str, *settings: str, known: Lessons) -> Taught:
+def born_again(mode: str, *settings: str, known: Labels) -> Supervised:
     knowledge = KNOWLEDGE if mode != "cwtm" else ()  # which says nothing to it
     return drawn_method(
         labeled_config("born-again", f"knowledge.mode={mode}", *knowledge, *settings), known
@@ -168,16 +168,16 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
         kept = np.full((NUM_IMAGES, V, K), np.nan, np.float32)
         for (number, view), row in zip(PLACES, logits, strict=True):
             kept[number, view] = row
-        known = lessons(teacher_logits=kept)
+        known = some_labels(teacher_logits=kept)
     else:
-        known = lessons(teacher=teacher)
+        known = some_labels(teacher=teacher)
     smoothing = f"labels.smoothing={SMOOTHING}"
     method = born_again("kd", f"knowledge.label_weight={label_weight}", smoothing, known=known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         terms = [
             label_weight
-            * entropy(one_hot(known.labels[number], smoothing=SMOOTHING), student[-1, b])
+            * entropy(one_hot(known.class_ids[number], smoothing=SMOOTHING), student[-1, b])
             + TEACHER_WEIGHT * divergence(logits[b].double(), student[-1, b])
             for b, (number, _) in enumerate(PLACES)
         ]
@@ -191,35 +191,37 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
 
 def test_cwtm_is_labels_alone_each_image_by_its_share_of_the_teachers_confidence() -> None:
     kept, views = some_logits(), some_views()
-    known = lessons(teacher_logits=kept)
+    known = some_labels(teacher_logits=kept)
     rows = [torch.from_numpy(kept[number, view]).double().softmax(dim=0) for number, view in PLACES]
     confidence = [max(row.tolist()) for row in rows]
     method = born_again("cwtm", known=known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         terms = [
-            confidence[b] / sum(confidence) * entropy(one_hot(known.labels[number]), student[-1, b])
+            confidence[b]
+            / sum(confidence)
+            * entropy(one_hot(known.class_ids[number]), student[-1, b])
             for b, (number, _) in enumerate(PLACES)
         ]
         return torch.stack(terms).sum()
 
     assert_is_step(method, views, loss)
-    _, watched = method.aim([method.look(views)], step=0)
+    _, watched = method.make_targets([method.teacher_forward(views)], step=0)
     assert watched["teacher_confidence"].item() == pytest.approx(np.mean(confidence))
 
 
 def engine_step(
-    config: TrainConfig, known: Lessons, *, step: int = 0
+    config: TrainConfig, known: Labels, *, step: int = 0
 ) -> tuple[Log, dict[str, Tensor]]:
     """A step of an engine: its log, and the gradients that it took."""
-    engine = make_engine(config, lessons=known)
+    engine = make_engine(config, labels=known)
     (crops,) = batches(config, engine, steps=1)
     return engine.step(crops, step), gradients(engine.method)
 
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
 def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
-    known = lessons(teacher_logits=some_logits())
+    known = some_labels(teacher_logits=some_logits())
 
     def config(*settings: str) -> TrainConfig:
         return labeled_config(
@@ -244,18 +246,20 @@ def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
 
 def test_dkpp_is_kd_with_the_teachers_maximum_kept_and_the_rest_permuted() -> None:
     kept, views = some_logits(), some_views()
-    known = lessons(teacher_logits=kept)
+    known = some_labels(teacher_logits=kept)
     method = born_again("dkpp", known=known)
-    told = look(method, views).teacher_logits
+    told = supervision_of(method, views).teacher_logits
     for row, (number, view) in zip(told.tolist(), PLACES, strict=True):
         best = int(kept[number, view].argmax())
         assert row[best] == kept[number, view, best]
         assert sorted(row) == sorted(kept[number, view].tolist())
-    assert not torch.equal(told, look(born_again("kd", known=known), views).teacher_logits)
+    assert not torch.equal(
+        told, supervision_of(born_again("kd", known=known), views).teacher_logits
+    )
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         terms = [
-            LABEL_WEIGHT * entropy(one_hot(known.labels[number]), student[-1, b])
+            LABEL_WEIGHT * entropy(one_hot(known.class_ids[number]), student[-1, b])
             + TEACHER_WEIGHT * divergence(told[b].double(), student[-1, b])
             for b, (number, _) in enumerate(PLACES)
         ]
@@ -266,42 +270,44 @@ def test_dkpp_is_kd_with_the_teachers_maximum_kept_and_the_rest_permuted() -> No
 
 def test_dkpps_permutation_is_of_the_image_and_its_view_alone() -> None:
     same = np.broadcast_to(np.array([0.1, 0.2, 3.0, 0.4], np.float32), (NUM_IMAGES, V, K))
-    method = born_again("dkpp", known=lessons(teacher_logits=same))
+    method = born_again("dkpp", known=some_labels(teacher_logits=same))
     every = tuple((number, view) for number in range(NUM_IMAGES) for view in range(V))
-    told = dict(zip(every, look(method, some_views(every)).teacher_logits.tolist(), strict=True))
+    told = dict(
+        zip(every, supervision_of(method, some_views(every)).teacher_logits.tolist(), strict=True)
+    )
     for places in (PLACES, PLACES[::-1], PLACES[2:3]):
-        rows = look(method, some_views(places, seed=3)).teacher_logits.tolist()
+        rows = supervision_of(method, some_views(places, seed=3)).teacher_logits.tolist()
         assert rows == [told[place] for place in places]
     assert {row[2] for row in told.values()} == {np.float32(3.0)}
     assert len({tuple(row) for row in told.values()}) == math.factorial(K - 1), "every order comes"
     assert any(told[number, 0] != told[number, 1] for number in range(NUM_IMAGES))
-    other = born_again("dkpp", "run.seed=1", known=lessons(teacher_logits=same))
-    assert look(other, some_views(every)).teacher_logits.tolist() != list(told.values())
+    other = born_again("dkpp", "run.seed=1", known=some_labels(teacher_logits=same))
+    assert supervision_of(other, some_views(every)).teacher_logits.tolist() != list(told.values())
 
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
 def test_the_first_generation_learns_labels_alone(mode: str) -> None:
-    known = lessons()
+    known = some_labels()
     method = born_again(mode, known=known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         return torch.stack(
             [
-                entropy(one_hot(known.labels[number]), student[-1, b])
+                entropy(one_hot(known.class_ids[number]), student[-1, b])
                 for b, (number, _) in enumerate(PLACES)
             ]
         ).mean()
 
     result = assert_is_step(method, some_views(), loss)
     assert result.watched.keys() == {"label_loss", "batch_accuracy"}
-    assert method.aim([method.look(some_views())], step=0)[1] == {}
+    assert method.make_targets([method.teacher_forward(some_views())], step=0)[1] == {}
 
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
 def test_the_teacher_gets_no_gradient_moves_nothing_and_is_in_evaluation_mode(mode: str) -> None:
     teacher = drawn_teacher(labeled_config("born-again"))
     before = copy.deepcopy(teacher.state_dict())
-    method = born_again(mode, known=lessons(teacher=teacher))
+    method = born_again(mode, known=some_labels(teacher=teacher))
     take_step(method, some_views())
     assert all(not module.training for module in teacher.modules())
     assert any("running_mean" in name for name in before)
@@ -322,13 +328,13 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
 ) -> None:
     unknown = (2, 7, 9)
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
-    known = lessons(unknown=unknown, probs=probs)
+    known = some_labels(unknown=unknown, probs=probs)
     method = drawn_method(labeled_config("self-training", f"labels.smoothing={smoothing}"), known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
         terms = []
         for b, (number, _) in enumerate(PLACES):
-            label = known.labels[number]
+            label = known.class_ids[number]
             target = (
                 torch.from_numpy(probs[number])
                 if number in unknown
@@ -339,7 +345,7 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
 
     result = assert_is_step(method, some_views(), loss)
     right = [
-        int(row.argmax()) == known.labels[number]
+        int(row.argmax()) == known.class_ids[number]
         for row, (number, _) in zip(
             method.student(some_views().global_crops[0]).logits[-1], PLACES, strict=True
         )
@@ -352,11 +358,11 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
 
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
 def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
-    known = lessons()
+    known = some_labels()
     method = drawn_method(labeled_config("self-training", f"labels.smoothing={smoothing}"), known)
 
     def loss(student: Tensor, _vectors: Tensor) -> Tensor:
-        targets = [one_hot(known.labels[number], smoothing=smoothing) for number, _ in PLACES]
+        targets = [one_hot(known.class_ids[number], smoothing=smoothing) for number, _ in PLACES]
         return torch.stack(
             [entropy(target, student[-1, b]) for b, target in enumerate(targets)]
         ).mean()
@@ -367,7 +373,7 @@ def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
 def test_a_batch_of_images_without_labels_has_no_accuracy_and_a_loss() -> None:
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
     method = drawn_method(
-        labeled_config("self-training"), lessons(unknown=tuple(range(NUM_IMAGES)), probs=probs)
+        labeled_config("self-training"), some_labels(unknown=tuple(range(NUM_IMAGES)), probs=probs)
     )
     result = take_step(method, some_views())
     assert result.watched["batch_accuracy"].item() == 0
@@ -391,14 +397,14 @@ def test_internal_distillation_is_equation_5_over_its_exits(
         ),
         *(f"internal.feature_weight={feature_weight}", f"internal.temperature={TEMPERATURE}"),
     )
-    known = lessons()
+    known = some_labels()
     method = drawn_method(labeled_config("internal", *settings), known)
 
     def loss(student: Tensor, vectors: Tensor) -> Tensor:
         assert len(student) == len(exits) + 1
         terms = []
         for b, (number, _) in enumerate(PLACES):
-            target = one_hot(known.labels[number], smoothing=smoothing)
+            target = one_hot(known.class_ids[number], smoothing=smoothing)
             terms.append(entropy(target, student[-1, b]))
             for e in range(len(exits)):
                 terms.append((1 - alpha) * entropy(target, student[e, b]))
@@ -427,7 +433,7 @@ def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_
 ) -> None:
     def loss(step: int, *settings: str, caller: int = 0) -> float:
         # The same weights and crops for all: those of seed 0.
-        engine = make_engine(labeled_config("born-again", *NOISY[network]), lessons=lessons())
+        engine = make_engine(labeled_config("born-again", *NOISY[network]), labels=some_labels())
         (crops,) = batches(engine.config, engine, steps=1)
         engine.config = labeled_config("born-again", *NOISY[network], *settings)
         torch.manual_seed(caller)
@@ -443,7 +449,7 @@ def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_
 
 
 def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
-    known = lessons()
+    known = some_labels()
     first, second = (
         engine_step(labeled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1)
     )
@@ -472,7 +478,7 @@ def test_what_a_method_with_labels_has_no_use_for_is_refused(
     method: str, setting: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence.format(method)):
-        make_method(labeled_config(method, setting), lessons=lessons())
+        make_method(labeled_config(method, setting), labels=some_labels())
 
 
 @pytest.mark.parametrize(
@@ -491,7 +497,7 @@ def test_the_settings_of_another_method_with_labels_are_refused(method: str, set
         InputError,
         match=f"{method} has no use for the setting {setting.split('=')[0]}; leave it out.",
     ):
-        make_method(labeled_config(method, setting), lessons=lessons())
+        make_method(labeled_config(method, setting), labels=some_labels())
 
 
 @pytest.mark.parametrize(
@@ -505,7 +511,7 @@ def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) ->
 
 
 @pytest.mark.parametrize("method", METHODS_WITH_LABELS)
-def test_a_method_with_labels_has_none_to_learn_without_lessons(method: str) -> None:
+def test_a_method_with_labels_has_none_to_learn_without_labels(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} learns from labels; run it by"):
         make_method(labeled_config(method))
 
@@ -513,7 +519,7 @@ def test_a_method_with_labels_has_none_to_learn_without_lessons(method: str) -> 
 @pytest.mark.parametrize("method", ["born-again", "self-training"])
 def test_exits_that_a_method_does_not_teach_are_refused(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} teaches no exits"):
-        make_method(labeled_config(method, "classifier.exits=[1]"), lessons=lessons())
+        make_method(labeled_config(method, "classifier.exits=[1]"), labels=some_labels())
 
 
 @pytest.mark.parametrize("setting", ["temperature=2.0", "label_weight=0.5", "teacher_weight=0.0"])

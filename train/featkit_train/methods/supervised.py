@@ -19,8 +19,15 @@ from featkit.errors import InputError
 from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.losses import cross_entropy
-from featkit_train.methods.base import WITH_LABELS, Dice, Method, StepResult, Views, check_multiples
-from featkit_train.methods.lessons import UNKNOWN, Lessons
+from featkit_train.methods.base import (
+    WITH_LABELS,
+    Generators,
+    Method,
+    StepResult,
+    Views,
+    check_multiples,
+)
+from featkit_train.methods.labels import UNKNOWN, Labels
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import Classifier, Outputs, build_backbone
 from featkit_train.networks.inference import over_images
@@ -33,7 +40,7 @@ from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
 WITHOUT_LABELS = frozenset({"model", "noise", "teacher", "dino", "ibot", "gram", "pretrained"})
 
 
-class Lesson(NamedTuple):
+class Supervision(NamedTuple):
     """What is known of a part of a batch: labels (B,) int64 and rows (B, K), empty where there are
     none.
 
@@ -47,7 +54,7 @@ class Lesson(NamedTuple):
     weights: Tensor
 
 
-class Taught(Method):
+class Supervised(Method):
     """A classifier, and what it is taught. A method is a subclass that says what its loss is made
     of."""
 
@@ -60,7 +67,7 @@ class Taught(Method):
         super().__init_subclass__()
         cls.unread = WITHOUT_LABELS | (WITH_LABELS - cls.sections)
 
-    def __init__(self, config: TrainConfig, *, world: World = ALONE, lessons: Lessons) -> None:
+    def __init__(self, config: TrainConfig, *, world: World = ALONE, labels: Labels) -> None:
         super().__init__(config, world=world)
         if config.engine.shard:
             raise InputError(f"{config.method} keeps its weights whole; leave engine.shard out.")
@@ -69,15 +76,15 @@ class Taught(Method):
                 f"{config.method} teaches no exits; leave classifier.exits out, or run `featkit"
                 " train internal`."
             )
-        self.lessons = lessons
-        self.student = Classifier(build_backbone(config.classifier), lessons.num_classes)
+        self.labels = labels
+        self.student = Classifier(build_backbone(config.classifier), labels.num_classes)
         size, patch = config.crops.global_size, self.result.patch
         check_multiples(
             [("crops.global_size", size)], patch=patch, what="a place of the network's last map"
         )
 
     @abstractmethod
-    def terms(self, outputs: Outputs, lesson: Lesson) -> dict[str, Tensor]:
+    def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
         """The summands of the loss by the names they are logged under."""
 
     @property
@@ -90,46 +97,46 @@ class Taught(Method):
         return (self.student,)
 
     @torch.no_grad()
-    def look(self, views: Views) -> Lesson:
+    def teacher_forward(self, views: Views) -> Supervision:
         """What is known of a part of the batch; the teacher's logits are looked up, or computed of
         the very crops."""
         numbers, seen = views.places.T.cpu().numpy()
-        device, lessons = views.places.device, self.lessons
+        device, labels = views.places.device, self.labels
         nothing = torch.empty(len(numbers), 0, device=device)
         teacher_logits = nothing
-        if lessons.teacher_logits is not None:
+        if labels.teacher_logits is not None:
             teacher_logits = torch.from_numpy(
-                np.ascontiguousarray(lessons.teacher_logits[numbers, seen])
+                np.ascontiguousarray(labels.teacher_logits[numbers, seen])
             ).to(device)
-        elif lessons.teacher is not None:
+        elif labels.teacher is not None:
             teacher_logits = (
-                lessons.teacher.to(device).eval()(views.global_crops[0]).logits[-1].float()
+                labels.teacher.to(device).eval()(views.global_crops[0]).logits[-1].float()
             )
-        return Lesson(
-            labels=torch.from_numpy(lessons.labels[numbers]).to(device),
+        return Supervision(
+            labels=torch.from_numpy(labels.class_ids[numbers]).to(device),
             probs=(
                 nothing
-                if lessons.probs is None
-                else torch.from_numpy(lessons.probs[numbers]).to(device)
+                if labels.probs is None
+                else torch.from_numpy(labels.probs[numbers]).to(device)
             ),
             teacher_logits=teacher_logits,
             weights=torch.empty(0, device=device),
         )
 
-    def aim(
-        self, looks: Sequence[Lesson], *, step: int
-    ) -> tuple[Sequence[Lesson], dict[str, Tensor]]:
+    def make_targets(
+        self, teacher_outputs: Sequence[Supervision], *, step: int
+    ) -> tuple[Sequence[Supervision], dict[str, Tensor]]:
         """What is known, as it is."""
         del step
-        return looks, {}
+        return teacher_outputs, {}
 
-    def forward(self, views: Views, targets: Lesson, dice: Dice) -> StepResult:
+    def forward(self, views: Views, targets: Supervision, generators: Generators) -> StepResult:
         """The student's loss for one part of a batch. Its noise is torch's, from a seed of the
         step's."""
         with torch.random.fork_rng(
             devices=[views.global_crops.device] if views.global_crops.is_cuda else []
         ):
-            torch.manual_seed(int(dice.own.integers(2**31)))
+            torch.manual_seed(int(generators.own.integers(2**31)))
             outputs = self.student(views.global_crops[0])
         outputs = outputs._replace(logits=outputs.logits.float(), vectors=outputs.vectors.float())
         terms = self.terms(outputs, targets)
@@ -141,12 +148,12 @@ class Taught(Method):
             torch.stack(list(terms.values())).sum(), watched, outputs.vectors[-1].detach()
         )
 
-    def label_term(self, outputs: Outputs, lesson: Lesson) -> Tensor:
+    def label_term(self, outputs: Outputs, supervision: Supervision) -> Tensor:
         """Cross-entropy of the deepest exit with the labels."""
-        weights = lesson.weights if len(lesson.weights) else None
+        weights = supervision.weights if len(supervision.weights) else None
         return cross_entropy(
             outputs.logits[-1],
-            lesson.labels,
+            supervision.labels,
             weights=weights,
             smoothing=self.config.labels.smoothing,
         )
@@ -154,7 +161,7 @@ class Taught(Method):
     def scores(self, held_out: HeldOut) -> Log:
         """Accuracy of the deepest exit, of others by their number, and its calibration, where
         held-out images have labels."""
-        labels = codes_of(held_out.labels, self.lessons.classes)
+        labels = codes_of(held_out.labels, self.labels.classes)
         if held_out.prepared is None or (labels == UNKNOWN).all():
             return {}
         by_exit = classify(self.student, held_out.prepared, mean=self.mean, std=self.std)
@@ -169,7 +176,7 @@ class Taught(Method):
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
         """The backbone, and the same with its heads, which teaches or goes on."""
         super().save(folder, result, info)
-        save_classifier(folder / CLASSIFIER_FILE, self.student, info, self.lessons.classes)
+        save_classifier(folder / CLASSIFIER_FILE, self.student, info, self.labels.classes)
 
 
 def classify(
