@@ -1,4 +1,4 @@
-"""What runs a model file. One protocol, one small file for each engine."""
+"""Inference engines for model files: one protocol, and one file per engine."""
 
 from featkit.backends.base import (
     AUTO,

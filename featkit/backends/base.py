@@ -1,4 +1,4 @@
-"""What every engine offers."""
+"""The interface that every engine implements."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ AUTO = "auto"
 
 
 class Cancelled(Exception):
-    """A call was ended early, by whoever holds its Cancel."""
+    """A call was ended early through its Cancel."""
 
 
 class Cancel:
-    """Ends running calls early, from another thread: a large model can be busy with one image for
-    seconds."""
+    """End running calls from another thread; a large model can spend seconds on one image."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -31,7 +30,7 @@ class Cancel:
         self.is_set = False
 
     def set(self) -> None:
-        """Make running calls, and all that begin later, raise Cancelled."""
+        """Make running calls and all later ones raise Cancelled."""
         with self._lock:
             self.is_set = True
             for end in self._running.values():
@@ -39,8 +38,10 @@ class Cancel:
 
     @contextmanager
     def ends_by(self, end: Callable[[], None]) -> Iterator[None]:
-        """Around one call, which `end()` makes return early. Raises Cancelled at once when it is
-        set already."""
+        """Register `end`, which makes the enclosed call return early.
+
+        Raises Cancelled immediately if the Cancel is already set.
+        """
         with self._lock:
             if self.is_set:
                 raise Cancelled
@@ -54,11 +55,10 @@ class Cancel:
 
 @dataclass(frozen=True, order=True)
 class Run:
-    """What decides a model's vectors beside its file: the engine, and the precision that it
-    computes in.
+    """An engine and the precision it computes in; together with the file they fix the vectors.
 
-    `bf16` is the run's own choice over a file of float32 weights; every other precision is the
-    file's.
+    `bf16` is chosen by the run, for a file with float32 weights. Every other precision is that of
+    the file.
     """
 
     backend: str
@@ -69,31 +69,31 @@ class Run:
 
     @classmethod
     def parse(cls, text: str) -> Run:
-        """Read `str()` back. ValueError for anything else."""
+        """Parse the result of `str()`. Raises ValueError for anything else."""
         backend, _, precision = text.partition(" ")
         if backend not in BACKENDS or not precision.isalnum():
             raise ValueError(
-                f"{text!r} is no engine with a precision, such as {ONNXRUNTIME} {FP32}"
+                f"{text!r} is not an engine and a precision, such as {ONNXRUNTIME} {FP32}"
             )
         return cls(backend, precision)
 
 
 class Backend(Protocol):
-    """A model file ready to run; safe to call from several threads."""
+    """A loaded model file. Safe to call from several threads."""
 
     @property
     def name(self) -> str:
-        """What really runs, such as `onnxruntime CPU`."""
+        """The engine and device actually in use, such as `onnxruntime CPU`."""
         ...
 
     @property
     def kind(self) -> Run:
-        """The same as what a folder of vectors keeps of it."""
+        """The engine and precision, as stored with the vectors they compute."""
         ...
 
     @property
     def tokens_per_call(self) -> int:
-        """Patches of all images of a call together from which on a larger batch is no faster."""
+        """Number of patches per call above which a larger batch is no faster."""
         ...
 
     def run(
@@ -103,6 +103,8 @@ class Backend(Protocol):
         outputs: Sequence[str] = (EMBEDDING,),
         cancel: Cancel | None = None,
     ) -> dict[str, np.ndarray]:
-        """(N, H, W, 3) uint8 to the file's outputs of these names, float32. Cancelled when `cancel`
-        was set meanwhile."""
+        """Return the named outputs, float32, for images (N, H, W, 3) uint8.
+
+        Raises Cancelled if `cancel` is set before the call ends.
+        """
         ...

@@ -1,13 +1,12 @@
-"""Which of the installed engines runs a model file, and in which precision: what was asked for,
-else what is fastest here.
+"""Choose the engine and precision that run a model file: those requested, else the fastest.
 
-`auto` measures at a model's first use on a machine, for about a second, and remembers what it found
-in featkit's cache folder. A run whose vectors are not those of the first one (ONNX Runtime's, in
-the file's own precision) is never chosen, however fast.
+`auto` measures for about a second when a model is first used on a machine, and remembers the result
+in featkit's cache folder. It never chooses a run, however fast, whose vectors differ from those of
+ONNX Runtime in the file's own precision.
 
-    FEATKIT_BACKEND, FEATKIT_PRECISION    stand in for an `auto`, and are demands like the option: what they name and this
-                                          machine cannot have is an error. They give way to an option, to a file that has
-                                          one precision, and to the vectors that a folder or an index already holds.
+    FEATKIT_BACKEND, FEATKIT_PRECISION    replace `auto`. Like the options they are demands: naming
+        what this machine does not have is an error. They yield to an option, to a file that has
+        only one precision, and to the vectors that a folder or an index already holds.
     FEATKIT_CACHE                         another cache folder
 """
 
@@ -63,10 +62,9 @@ CPU_FLAGS = frozenset(("avx512_bf16", "amx_bf16"))
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A run on this machine: images a second with one thread, and the least cosine with the first
-    run's vectors.
+    """A run's figures on this machine, or the `error` that prevented them.
 
-    `error` says why there are no figures.
+    images_per_s: with one thread. least_cosine: the smallest cosine with the reference run.
     """
 
     images_per_s: float = 0.0
@@ -75,7 +73,7 @@ class Measured:
 
     @property
     def usable(self) -> bool:
-        """Whether auto may choose it."""
+        """Return whether auto may choose the run."""
         return not self.error and self.least_cosine >= LEAST_COSINE
 
 
@@ -88,17 +86,17 @@ def choose_run(
     accepts: Callable[[Run], bool] = lambda _run: True,
     batch_size: int,
 ) -> Run:
-    """The run asked for; of several that `accepts` leaves, the fastest here, as measured now or at
-    an earlier time.
+    """Return the requested run or, if several are possible, the fastest one on this machine.
 
-    InputError for a combination that does not exist; EnvironmentProblem when what was asked for is
-    not installed, or does not work on this processor, or when `accepts` leaves nothing.
+    The figures are measured now, or remembered from an earlier time. Raises InputError for a
+    combination that does not exist. Raises EnvironmentProblem if the requested engine is missing or
+    does not work on this CPU, or if `accepts` allows no run.
     """
     runs = possible_runs(manifest, backend=backend, precision=precision, accepts=accepts)
     if not runs:
         raise EnvironmentProblem(
-            f"{model} cannot be run here so that its vectors may meet those that are there; install"
-            " featkit[openvino]."
+            f"No engine installed here gives vectors of {model} compatible with those already"
+            " stored; install featkit[openvino]."
         )
     if len(runs) == 1:
         return runs[0]
@@ -114,13 +112,12 @@ def possible_runs(
     precision: str = AUTO,
     accepts: Callable[[Run], bool] = lambda _run: True,
 ) -> list[Run]:
-    """Runs of a model file that the installed packages and this processor offer and `accepts`
-    allows, ONNX Runtime's first.
+    """Return the runs that are installed, work on this CPU and pass `accepts`; ONNX Runtime first.
 
-    An `auto` is replaced by its environment variable where that is set and fits the rest. TensorRT
-    is only offered when it is asked for, since it builds an engine for minutes; bf16, unless asked
-    for, where the processor has instructions for it, or where there is nothing else. Errors as for
-    `choose_run`; InputError when the two variables contradict each other.
+    An environment variable replaces `auto` if it is set and compatible with the rest. TensorRT is
+    offered only on request, since it builds its engine for minutes. bf16 is offered on request, if
+    the CPU has instructions for it, or if nothing else is left. Raises as `choose_run` does, and
+    InputError if the two variables contradict each other.
     """
     _check_choice("backend", backend, BACKENDS)
     _check_choice("precision", precision, tuple(dict.fromkeys((*PRECISIONS, manifest.precision))))
@@ -137,8 +134,8 @@ def possible_runs(
 
 
 def offered_runs(manifest: Manifest) -> list[Run]:
-    """Every run of a model file that the installed packages and this processor have, ONNX Runtime's
-    first, but TensorRT's."""
+    """Return every run that is installed and works on this CPU, except TensorRT; ONNX Runtime
+    first."""
     return [
         run
         for run in _installed_runs(manifest, AUTO, AUTO)
@@ -147,14 +144,13 @@ def offered_runs(manifest: Manifest) -> list[Run]:
 
 
 def reference_run(manifest: Manifest) -> Run:
-    """What other runs are compared with: ONNX Runtime, in the file's own precision."""
+    """Return the run that others are compared with: ONNX Runtime in the file's own precision."""
     return Run(ONNXRUNTIME, manifest.precision)
 
 
 def images_per_call(backend: Backend, manifest: Manifest, most: int) -> int:
-    """How many images of the native size a call should have: as many as are faster together, and
-    no more than `most`."""
-    # where an image's vector would depend on who shares its batch, nobody shares it
+    """Return the best number of images of the native size per call, at most `most`."""
+    # if an image's vector depends on the rest of its batch, every image is run alone
     if not manifest.batch_invariant:
         return 1
     tokens = max(1, manifest.geometry.height * manifest.geometry.width // manifest.patch**2)
@@ -162,8 +158,7 @@ def images_per_call(backend: Backend, manifest: Manifest, most: int) -> int:
 
 
 def processor_multiplies_bf16() -> bool:
-    """Whether this processor has instructions for bfloat16, so that it is faster and not only
-    smaller."""
+    """Return whether this CPU has instructions for bfloat16; without them it saves no time."""
     return bool(CPU_FLAGS & set(_cpu_facts().get("flags", "").split())) and _computes_bf16()
 
 
@@ -178,13 +173,11 @@ def _computes_bf16() -> bool:
 def measure_runs(
     model: Path, manifest: Manifest, runs: Sequence[Run], *, batch_size: int
 ) -> dict[Run, Measured]:
-    """Time runs on drawn images, a batch a turn, for MEASURED_S, or for that long each where they
-    are large.
+    """Time runs on drawn images, alternating batch by batch, for MEASURED_S in total.
 
-    The first run's vectors are what those of the others are compared with.
-
-    A run that does not load or fails has its `error`, unless it is the first: then FeatkitError, as
-    nothing can be compared.
+    Runs of a large file are timed one after the other, MEASURED_S each. The vectors of all runs are
+    compared with those of the first. A run that does not load or fails gets an `error`; if the
+    first fails, FeatkitError is raised, since nothing can be compared.
     """
     num_bytes = model.stat().st_size + (manifest.external.num_bytes if manifest.external else 0)
     groups = [list(runs)] if num_bytes < SIDE_BY_SIDE_BYTES else [[run] for run in runs]
@@ -205,8 +198,7 @@ def measure_runs(
 def _measure_group(
     model: Path, manifest: Manifest, runs: Sequence[Run], *, first: Run, batch_size: int
 ) -> tuple[dict[Run, Measured], dict[Run, np.ndarray]]:
-    """Rates, and vectors of the drawn images, of runs whose sessions are open at once, and closed
-    when this returns."""
+    """Return rates and vectors of runs, with all their sessions open at the same time."""
     timed: dict[Run, _Timed] = {}
     found: dict[Run, Measured] = {}
     for run in runs:
@@ -227,7 +219,7 @@ def _measure_group(
 
 
 class _Timed:
-    """An open session with its vectors of the drawn images, and what its turns took."""
+    """An open session, its vectors of the drawn images, and the durations of its turns."""
 
     def __init__(self, model: Path, manifest: Manifest, run: Run, *, batch_size: int) -> None:
         self._backend = open_backend(model, run, threads=1)
@@ -249,25 +241,24 @@ class _Timed:
 
     @property
     def rate(self) -> float:
-        """Images a second, by the median turn."""
+        """Images per second, by the median turn."""
         return self._count / statistics.median(self._seconds)
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         return self._backend.run(images)[EMBEDDING]
 
 
-# What was measured before -------------------------------------------------------------------------
+# Remembered figures -------------------------------------------------------------------------------
 
 
 def _remembered_or_measured(
     model: Path, manifest: Manifest, *, batch_size: int
 ) -> dict[Run, Measured]:
-    """Figures of every run that auto could choose for this model here: one measurement serves
-    whatever is asked for later."""
+    """Return figures of every run that auto could choose here; one measurement serves them all."""
     offered = _installed_runs(manifest, AUTO, AUTO)
     runs = [run for run in offered if run.precision != BF16 or processor_multiplies_bf16()]
     machine = _machine()
-    with suppress(OSError, RuntimeError):  # no home, or no permission: measured again each time
+    with suppress(OSError, RuntimeError):  # without a writable home, measure every time
         file = cache_folder() / CACHE_FILE
         remembered = _read(file)
         known = _figures(remembered.get(machine, {}).get(manifest.fingerprint))
@@ -276,7 +267,7 @@ def _remembered_or_measured(
     found = measure_runs(model, manifest, runs, batch_size=batch_size)
     with suppress(OSError, RuntimeError, EnvironmentProblem):
         file = cache_folder() / CACHE_FILE
-        remembered = _read(file)  # anew: another process may have written meanwhile
+        remembered = _read(file)  # again, since another process may have written to it
         remembered.setdefault(machine, {})[manifest.fingerprint] = {
             str(run): dataclasses.asdict(each) for run, each in found.items()
         }
@@ -285,7 +276,7 @@ def _remembered_or_measured(
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """The figures of all machines; none where there is no file, or none that can be made sense of."""
+    """Return the figures of all machines, or {} if the file is missing or cannot be parsed."""
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         machines = values["machines"] if values["format"] == FORMAT else {}
@@ -298,7 +289,7 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def _figures(entry: object) -> dict[Run, Measured]:
-    """What is remembered of one model; nothing where it is not as this version writes it."""
+    """Return the remembered figures of one model, or {} if another version wrote them."""
     if not isinstance(entry, dict):
         return {}
     try:
@@ -312,7 +303,7 @@ def _figures(entry: object) -> dict[Run, Measured]:
 
 
 def _machine() -> str:
-    """What the figures depend on beside the model."""
+    """Return what the figures depend on besides the model."""
     processor = _cpu_facts().get("model name") or platform.processor() or platform.machine()
     installed = []
     for package in PACKAGES:
@@ -322,7 +313,7 @@ def _machine() -> str:
 
 
 def _cpu_facts(file: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
-    """The lines of the first processor, by name; nothing where the system has no such file."""
+    """Return the properties of the first CPU by name, or {} on a system without /proc/cpuinfo."""
     try:
         first = file.read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:
@@ -331,11 +322,11 @@ def _cpu_facts(file: Path = Path("/proc/cpuinfo")) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-# What can be asked for ----------------------------------------------------------------------------
+# Possible combinations ----------------------------------------------------------------------------
 
 
 def _installed_runs(manifest: Manifest, backend: str, precision: str) -> list[Run]:
-    """EnvironmentProblem when the engine that was asked for is not there, or none that could do it."""
+    """Return the installed runs. Raises EnvironmentProblem if there is none for the request."""
     names = (
         [name for name in (ONNXRUNTIME, OPENVINO) if is_installed(name)]
         if backend == AUTO
@@ -349,13 +340,13 @@ def _installed_runs(manifest: Manifest, backend: str, precision: str) -> list[Ru
         for each in _precisions(manifest, name)
         if precision in (AUTO, each)
     ]
-    if not runs:  # what computes in this precision is not installed
+    if not runs:  # only OpenVINO computes in this precision
         need_engine(OPENVINO)
     return runs
 
 
 def _precisions(manifest: Manifest, backend: str) -> tuple[str, ...]:
-    """What an engine can compute this file in."""
+    """Return the precisions in which an engine can compute this file."""
     if manifest.precision != FP32:
         return (manifest.precision,)
     return PRECISIONS if backend == OPENVINO else (FP32,)
@@ -369,26 +360,24 @@ def _exists(manifest: Manifest, backend: str, precision: str) -> bool:
 def _why_not(manifest: Manifest, backend: str, precision: str) -> str:
     if manifest.precision != FP32:
         return (
-            f"{manifest.name} is a file in {manifest.precision} and runs as it is, not in"
-            f" {precision}; leave the precision at auto, or use the file that it was made from."
+            f"{manifest.name} is a file in {manifest.precision} and cannot run in {precision};"
+            " leave the precision at auto, or use the file that it was made from."
         )
     return (
         f"{backend} computes {manifest.name} in {FP32}, not in {precision}; use --backend"
-        f" {OPENVINO} for that."
+        f" {OPENVINO}."
     )
 
 
 def _check_choice(name: str, value: str, known: Sequence[str]) -> None:
     if value not in (AUTO, *known):
         raise InputError(
-            f"The {name} {value!r} is not known; use {', '.join((AUTO, *known[:-1]))} or"
-            f" {known[-1]}."
+            f"There is no {name} {value!r}; use {', '.join((AUTO, *known[:-1]))} or {known[-1]}."
         )
 
 
 def _with_environment(manifest: Manifest, backend: str, precision: str) -> tuple[str, str]:
-    """Backend and precision, each `auto` replaced by its environment variable unless what was asked
-    for excludes that."""
+    """Replace each `auto` by its environment variable, if that is possible."""
     name = _or_environment("backend", backend, BACKENDS)
     asked = _or_environment("precision", precision, PRECISIONS)
     if precision == AUTO and not _exists(manifest, backend, asked):

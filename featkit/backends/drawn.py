@@ -1,20 +1,19 @@
-"""Images to measure engines with where there are no photographs: smooth and rough, dark and
-light, none alike."""
+"""Draw images to measure engines with: smooth and rough, dark and light, all different."""
 
 from __future__ import annotations
 
 import numpy as np
 from PIL import Image
 
-SMALLEST_GRID = 2  # points a side
+SMALLEST_GRID = 2  # points per side
 
 
 def drawn_images(count: int, *, height: int, width: int) -> np.ndarray:
-    """(count, height, width, 3) uint8, the same at every call: colors on grids of 2, 4, 8 …
-    points, smoothed and added.
+    """Return images (count, height, width, 3) uint8, the same at every call.
 
-    Each finer grid counts 2 to the power of -r as much, r drawn anew for an image from 0.3 (rough)
-    to 1.5 (smooth), as detail does in photographs.
+    Each is a sum of random colors on grids of 2, 4, 8 … points, smoothed to the full size. As in
+    photographs, finer detail is weaker: each finer grid has 2 ** -r times the weight of the one
+    before, with r drawn per image from 0.3 (rough) to 1.5 (smooth).
     """
     rng = np.random.default_rng(0)
     images = np.empty((count, height, width, 3), np.uint8)

@@ -1,10 +1,9 @@
-"""Import OpenVINO without its telemetry: nothing leaves the machine unless a command was asked to
-fetch.
+"""Import OpenVINO without its telemetry, since featkit sends nothing that nobody asked for.
 
-`import openvino` makes its model converter's package send an event to Google Analytics, from a
-forked process, and write a client's number below ~/intel; who never answered is taken to agree
-(openvino/tools/ovc/__init__.py, openvino_telemetry/main.py, 2026.4). Where openvino_telemetry
-cannot be imported OpenVINO has a stand-in that does nothing. So it cannot, for that moment.
+`import openvino` makes its model converter's package send an event to Google Analytics from a
+forked process and write a client id below ~/intel, unless the user has opted out
+(openvino/tools/ovc/__init__.py, openvino_telemetry/main.py, 2026.4). If openvino_telemetry cannot
+be imported, OpenVINO uses a stub that does nothing. So the module is hidden during that import.
 """
 
 from __future__ import annotations
@@ -19,11 +18,10 @@ TELEMETRY = "openvino_telemetry"
 
 @contextmanager
 def no_telemetry() -> Iterator[None]:
-    """Around the first import of openvino in a process; afterwards the module can be imported by
-    others as before."""
+    """Hide openvino_telemetry during the first import of openvino; restore it afterwards."""
     modules: dict[str, Any] = sys.modules
     before = {TELEMETRY: modules[TELEMETRY]} if TELEMETRY in modules else {}
-    modules[TELEMETRY] = None  # how Python is told that a module is not there
+    modules[TELEMETRY] = None  # makes the import raise ImportError
     try:
         yield
     finally:

@@ -1,5 +1,4 @@
-"""ONNX Runtime: by TensorRT where that was asked for; otherwise on NVIDIA where that really works,
-else on the processor."""
+"""ONNX Runtime: TensorRT if requested, else CUDA if it works, else the CPU."""
 
 from __future__ import annotations
 
@@ -23,22 +22,24 @@ CPU, CUDA, TENSORRT_PROVIDER = (
     "TensorrtExecutionProvider",
 )
 PROVIDER_NAMES = {TENSORRT_PROVIDER: "TensorRT", CUDA: "CUDA", CPU: "CPU"}
-# On a processor small batches stay in its caches: a ViT-S/14 at 224 made 6.2 images a core-second
-# in batches of 2, 5.0 in batches of 16; a small ViT of 64 tokens was fastest in batches of 8 to 16.
-# A graphics card wants to be filled.
+# Small batches stay in a CPU's caches: a ViT-S/14 at 224 ran at 6.2 images per core and second in
+# batches of 2, and at 5.0 in batches of 16; a small ViT of 64 tokens was fastest in batches of 8 to
+# 16. A GPU needs large batches to be busy.
 TOKENS_PER_CALL = {"CPU": 512, "CUDA": 8192, "TensorRT": 8192}
 
 Provider = str | tuple[str, dict[str, object]]
 
 
 class OnnxRuntimeBackend:
-    """One session. `threads` is what one call may use; several callers at once share them.
+    """One session of ONNX Runtime.
 
-    precision: the file's own, which is what ONNX Runtime computes in. tensorrt: run by TensorRT,
-    and by nothing else in its place; an engine that it builds for a model takes minutes, and is
-    kept in featkit's cache folder. InputError for a file that ONNX Runtime does not load, or that
-    does not take and give what a featkit model file does; EnvironmentProblem when TensorRT is
-    wanted and does not work here.
+    threads: threads of the session, shared by concurrent calls.
+    precision: the file's precision, in which ONNX Runtime computes.
+    tensorrt: use TensorRT and nothing else. Building its engine takes minutes; the engine is kept
+    in featkit's cache folder.
+
+    Raises InputError if ONNX Runtime cannot load the file or its inputs and outputs are not those
+    of a featkit model file, and EnvironmentProblem if TensorRT is requested and does not work.
     """
 
     def __init__(
@@ -52,8 +53,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # A waiting thread would spin, and take a core from the threads that decode images
-        # meanwhile.
+        # A waiting thread would spin, taking a core from the threads that decode images.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self.model = model
@@ -65,15 +65,15 @@ class OnnxRuntimeBackend:
         except Exception as error:  # onnxruntime's exception classes share no base but Exception
             raise InputError(f"{model} cannot be loaded by ONNX Runtime: {error}") from error
         self._check_contract()
-        # what was asked for and did not work is not among them
+        # a provider that was requested and does not work is missing from this list
         provider = self._session.get_providers()[0]
         engine = PROVIDER_NAMES.get(provider, provider)
         by_tensorrt = provider == TENSORRT_PROVIDER
         if tensorrt and not by_tensorrt:
             raise EnvironmentProblem(
-                f"TensorRT does not work here: ONNX Runtime would run {model} on {engine} in its"
-                " place. Check that the tensorrt package and NVIDIA's driver fit this"
-                " onnxruntime-gpu, or leave the backend at auto."
+                f"TensorRT does not work here: ONNX Runtime would run {model} on {engine} instead."
+                " Check that the tensorrt package and NVIDIA's driver match this onnxruntime-gpu,"
+                " or leave the backend at auto."
             )
         self.name = f"onnxruntime {engine}"
         self.kind = Run(TENSORRT if by_tensorrt else ONNXRUNTIME, precision)
@@ -86,11 +86,10 @@ class OnnxRuntimeBackend:
         outputs: Sequence[str] = (EMBEDDING,),
         cancel: Cancel | None = None,
     ) -> dict[str, np.ndarray]:
-        """(N, H, W, 3) uint8 to the outputs of these names, float32; nothing is computed for the
-        others.
+        """Return the named outputs, float32, for images (N, H, W, 3) uint8.
 
-        Cancelled when `cancel` was set; FeatkitError when ONNX Runtime fails, on a size that the
-        graph does not take, say.
+        Only these outputs are computed. Raises Cancelled if `cancel` is set, and FeatkitError if
+        ONNX Runtime fails, for example on a size that the graph does not accept.
         """
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = len(outputs) < self._num_outputs
@@ -122,29 +121,27 @@ class OnnxRuntimeBackend:
 
 
 def has_tensorrt() -> bool:
-    """Whether the installed ONNX Runtime is built with TensorRT; it may still not work on this
-    machine."""
+    """Return whether the installed ONNX Runtime is built with TensorRT, even if it may not work."""
     return TENSORRT_PROVIDER in ort.get_available_providers()
 
 
 def _beside(model: Path) -> list[str]:
-    """The file of weights beside the model file, if it has one."""
+    """Return the names of the external weight files of a model file, if it has any."""
     external = read_manifest(model).external
     return [] if external is None else [external.file]
 
 
 def _providers(*, tensorrt: bool) -> list[Provider]:
-    """The best first of what this build has; ONNX Runtime falls back by itself where a card or its
-    libraries are missing.
+    """Return the providers to try, best first.
 
-    The session's own list of providers then says what works; TensorRT, which somebody asked for,
-    has to be first there.
+    ONNX Runtime falls back by itself if a GPU or its libraries are missing. The session's own list
+    then says which providers work; a requested TensorRT must come first in it.
     """
     built = ort.get_available_providers()
     providers: list[Provider] = [name for name in (CUDA,) if name in built]
     if tensorrt:
         providers.insert(0, (TENSORRT_PROVIDER, _tensorrt_options(cache_folder() / "tensorrt")))
-        with suppress(ImportError):  # NVIDIA's package, which brings the libraries and loads them
+        with suppress(ImportError):  # NVIDIA's package contains and loads the libraries
             import_module("tensorrt")
     if providers and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
@@ -152,8 +149,8 @@ def _providers(*, tensorrt: bool) -> list[Provider]:
 
 
 def _tensorrt_options(cache: Path) -> dict[str, object]:
-    """float32 throughout, since another precision would make other vectors; engines and timings are
-    kept."""
+    """Return options that keep float32, since other precisions give other vectors, and that cache
+    engines and timings."""
     cache.mkdir(parents=True, exist_ok=True)
     return {
         "trt_fp16_enable": False,

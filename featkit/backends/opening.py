@@ -1,4 +1,4 @@
-"""From a model file to the engine that runs it."""
+"""Open a model file with the engine that is to run it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from pathlib import Path
 from featkit.backends.base import BF16, OPENVINO, TENSORRT, Backend, Run
 from featkit.errors import EnvironmentProblem, InputError
 
-# The processor's and the graphics card's builds share module names and overwrite each other without
-# a word.
+# The CPU and the GPU builds share module names and silently overwrite each other.
 EXCLUSIVE = (("onnxruntime", "onnxruntime-gpu"), ("faiss-cpu", "faiss-gpu"))
 
 
 def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
-    """Load a model file. EnvironmentProblem when the engine is missing or installed twice;
-    InputError for a broken file."""
+    """Load a model file.
+
+    Raises EnvironmentProblem if the engine is missing or installed twice, and InputError if the
+    file is broken.
+    """
     need_engine(run.backend)
     if run.precision == BF16 and run.backend != OPENVINO:
-        raise InputError(f"{run.backend} does not compute in {BF16}; use {OPENVINO} for that.")
+        raise InputError(f"{run.backend} does not compute in {BF16}; use {OPENVINO}.")
     if run.backend == OPENVINO:
         from featkit.backends.openvino import OpenVinoBackend
 
@@ -32,8 +34,7 @@ def open_backend(model: Path, run: Run, *, threads: int) -> Backend:
 
 
 def need_engine(backend: str) -> None:
-    """EnvironmentProblem with the line that installs it, when the package behind a backend is
-    missing or there twice."""
+    """Raise EnvironmentProblem, with the command to run, if an engine is missing or there twice."""
     check_exclusive_packages()
     if is_installed(backend):
         return
@@ -45,12 +46,12 @@ def need_engine(backend: str) -> None:
 
 
 def is_installed(backend: str) -> bool:
-    """Whether the package behind a backend is there; does not import it."""
+    """Return whether an engine's package is installed, without importing it."""
     return find_spec("openvino" if backend == OPENVINO else "onnxruntime") is not None
 
 
 def check_exclusive_packages() -> None:
-    """EnvironmentProblem naming both when two builds of one module are installed at once."""
+    """Raise EnvironmentProblem if two builds of one module are installed at the same time."""
     for first, second in EXCLUSIVE:
         if _installed(first) and _installed(second):
             raise EnvironmentProblem(

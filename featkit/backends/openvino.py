@@ -1,11 +1,10 @@
-"""OpenVINO: the same ONNX file on the processor, in float32 or, where the processor multiplies it,
-in bfloat16.
+"""OpenVINO: the same ONNX file on the CPU, in float32 or, if the CPU supports it, in bfloat16.
 
-The weights and the graph stay float32 in the file; `INFERENCE_PRECISION_HINT` makes OpenVINO
-compute in bfloat16 and hand out float32. So bf16 is a property of the run, not of the file, and
-nothing is calibrated.
+Weights and graph stay float32 in the file. `INFERENCE_PRECISION_HINT` makes OpenVINO compute in
+bfloat16 and return float32. So bf16 is a property of the run, not of the file, and needs no
+calibration.
 
-It is imported without its telemetry (no_telemetry.py), which would report the import itself.
+OpenVINO is imported without its telemetry (no_telemetry.py), which reports the import itself.
 """
 
 from __future__ import annotations
@@ -31,43 +30,43 @@ with no_telemetry():
 
 
 def _complete_type_tables() -> None:
-    """Make OpenVINO build its two tables of element types, which can deadlock when threads make it
-    do so.
+    """Make OpenVINO build its two tables of element types now; built by threads, they can deadlock.
 
     Each table is a C++ function-local static (`ov_type_to_dtype` and `dtype_num_to_ov_type` in
     pyopenvino's common.cpp, 2026.4), filled with numpy dtypes at the first use of `Tensor.data` or
     `Tensor(array)`. The first dtype makes pybind11 load numpy's C API, which runs Python code
-    (`numpy.lib.NumpyVersion`). Python code may hand the GIL to another thread. If that thread needs
-    the same table, it waits in `__cxa_guard_acquire` for the first thread, and still holds the GIL,
-    for which the first thread waits. Nothing in the process runs after that, signal handlers
-    included. Native stacks of a hung process show exactly these two waits.
+    (`numpy.lib.NumpyVersion`). Python may then give the GIL to another thread. If that thread needs
+    the same table, it waits in `__cxa_guard_acquire` for the first thread while it holds the GIL,
+    and the first thread waits for the GIL. Nothing in the process runs after that, not even signal
+    handlers. Native stacks of a hung process show exactly these two waits.
 
-    It cannot happen after this function. `Tensor(array)` loads numpy's C API before it reaches a
-    table, by a `call_once` that waits without the GIL; filling a table then runs no Python code, so
-    no other thread can enter meanwhile. And a finished static is never waited for. The function
-    runs when this module is imported, which Python does in one thread while the others wait without
-    the GIL, and no backend exists before.
+    This function prevents it. `Tensor(array)` loads numpy's C API before it reaches a table, by a
+    `call_once` that waits without the GIL. Filling a table then runs no Python code, so no other
+    thread can enter. A finished static is never waited for. The function runs when this module is
+    imported, in one thread, while other importers wait without the GIL and no backend exists yet.
     """
     tensor = ov.Tensor(np.zeros(1, np.uint8), shared_memory=True)
-    _ = tensor.data.dtype  # the other table; not in an assertion, which `python -O` leaves out
+    _ = tensor.data.dtype  # the second table; not an assertion, which `python -O` would skip
 
 
 _complete_type_tables()
 
-TOKENS_PER_CALL = 512  # as for ONNX Runtime on a processor: small batches stay in its caches
+TOKENS_PER_CALL = 512  # as for ONNX Runtime on a CPU: small batches stay in its caches
 
 
 class OpenVinoBackend:
-    """One compiled graph a set of outputs, with an infer request for each call that runs at once.
+    """A graph compiled for each set of outputs, with one infer request per concurrent call.
 
-    The graph stays dynamic. Compiled for one size it gained 2 % in batches of two (ViT-S/14, int8),
-    and OpenVINO 2026.4 then folds an Abs of constants wrongly. The float parts of an int8 file are
-    computed in bf16 where the processor multiplies it.
+    The graph stays dynamic. Compiling it for one size gained 2 % in batches of two (ViT-S/14,
+    int8), and OpenVINO 2026.4 then folds an Abs of constants incorrectly. The float parts of an
+    int8 file are computed in bf16 if the CPU supports it.
 
-    threads=1 is for callers side by side, such as the batch job's workers: as many streams of one
-    thread as there are processors. More threads are one stream, for one call at a time to be done
-    as soon as can be. InputError for a file that OpenVINO does not load, or that does not take and
-    give what a featkit model file does; EnvironmentProblem for bf16 on a processor without it.
+    threads: 1 is for concurrent callers, such as the batch job's workers, and opens one
+    single-threaded stream per CPU. More threads form one stream, which finishes a single call as
+    fast as possible.
+
+    Raises InputError if OpenVINO cannot load the file or its inputs and outputs are not those of a
+    featkit model file, and EnvironmentProblem for bf16 on a CPU without it.
     """
 
     def __init__(self, model: Path, *, threads: int, precision: str = FP32) -> None:
@@ -84,7 +83,7 @@ class OpenVinoBackend:
             "INFERENCE_PRECISION_HINT": "bf16" if brief else "f32",
             "NUM_STREAMS": usable_cpus() if threads == 1 else 1,
             "INFERENCE_NUM_THREADS": usable_cpus() if threads == 1 else threads,
-            # Pinned threads of two processes would share the first cores and leave the others idle.
+            # If threads were pinned, two processes would share the first cores and idle the rest.
             "ENABLE_CPU_PINNING": False,
         }
         self._lock = threading.Lock()
@@ -105,26 +104,25 @@ class OpenVinoBackend:
         outputs: Sequence[str] = (EMBEDDING,),
         cancel: Cancel | None = None,
     ) -> dict[str, np.ndarray]:
-        """(N, H, W, 3) uint8 to the outputs of these names, float32; nothing is computed for the
-        others.
+        """Return the named outputs, float32, for images (N, H, W, 3) uint8.
 
-        Cancelled when `cancel` was set; FeatkitError when OpenVINO fails, on a size that the graph
-        does not take, say.
+        Only these outputs are computed. Raises Cancelled if `cancel` is set, and FeatkitError if
+        OpenVINO fails, for example on a size that the graph does not accept.
         """
         cancel = cancel or Cancel()
         with self._requests(tuple(outputs)).borrowed() as request, cancel.ends_by(request.cancel):
             try:
                 _copy_in(images, request.get_tensor(INPUT))
-                request.start_async()  # infer() would not end when it is cancelled
-                if cancel.is_set:  # it was set before there was anything to cancel
+                request.start_async()  # infer() cannot be cancelled
+                if cancel.is_set:  # it was set before the request had started
                     request.cancel()
                 request.wait()
                 return {name: _copy_out(request.get_tensor(name)) for name in outputs}
             except RuntimeError as error:
                 if cancel.is_set:
-                    # OpenVINO says that a request is over before its stream is: another request on
-                    # that stream was seen to give the cancelled one's numbers. So the graph is
-                    # compiled anew, should anything be asked of it again.
+                    # OpenVINO reports a request as finished before its stream is: another request
+                    # on that stream was seen to return the cancelled one's values. So the compiled
+                    # graph is dropped, and compiled again if it is needed.
                     with self._lock:
                         self._compiled.pop(tuple(outputs), None)
                     raise Cancelled from error
@@ -134,7 +132,7 @@ class OpenVinoBackend:
                 ) from error
 
     def _requests(self, outputs: tuple[str, ...]) -> _Requests:
-        """The graph that computes these outputs and no more, compiled at the first call."""
+        """Return the graph that computes only these outputs; it is compiled at the first call."""
         with self._lock:
             if outputs not in self._compiled:
                 results = [self._graph.output(name).get_node() for name in outputs]
@@ -168,7 +166,7 @@ class OpenVinoBackend:
 
 
 class _Requests:
-    """A compiled graph and its infer requests, of which a thread has one to itself while it runs."""
+    """A compiled graph and its infer requests; each running call has one of its own."""
 
     def __init__(self, compiled: Any) -> None:
         self._compiled = compiled
@@ -177,7 +175,7 @@ class _Requests:
 
     @contextmanager
     def borrowed(self) -> Iterator[Any]:
-        """One that nobody uses. It is not used again after an error, since it might still be busy."""
+        """Lend an idle request. After an error it is dropped, since it might still be busy."""
         with self._lock:
             request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
         yield request
@@ -186,11 +184,11 @@ class _Requests:
 
 
 def _copy_in(images: np.ndarray, tensor: Any) -> None:
-    """Copy an array into a request's own tensor, resized to it.
+    """Copy an array into a request's own tensor and resize the tensor to fit.
 
-    Between tensors, so by native code alone: `start_async(array)` would take OpenVINO's Python
-    dispatcher and `Tensor.data`. The request never reads the caller's array, which may be gone
-    before a cancelled request is really over.
+    Copying between tensors runs native code only; `start_async(array)` would use OpenVINO's Python
+    dispatcher and `Tensor.data`. The request never reads the caller's array, which may be freed
+    before a cancelled request has really finished.
     """
     if images.size:
         ov.Tensor(np.require(images, requirements=("C", "W")), shared_memory=True).copy_to(tensor)
@@ -199,21 +197,20 @@ def _copy_in(images: np.ndarray, tensor: Any) -> None:
 
 
 def _copy_out(tensor: Any) -> np.ndarray:
-    """The float32 values of a request's tensor, in an array of their own."""
+    """Return a copy of the float32 values of a request's tensor."""
     values = np.empty(tuple(tensor.shape), np.float32)
-    if values.size:  # copying nothing ends in a segmentation fault (2026.4)
+    if values.size:  # copying an empty tensor crashes OpenVINO 2026.4
         tensor.copy_to(ov.Tensor(values, shared_memory=True))
     return values
 
 
 def has_bf16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this processor."""
+    """Return whether OpenVINO computes in bfloat16 on this CPU."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def num_multiply_adds(model: Path, *, height: int, width: int) -> int:
-    """Multiplications with an addition that one image (height, width) takes in the graph's
-    products and convolutions."""
+    """Count the multiply-adds per image (height, width) in matrix products and convolutions."""
     graph = _read(model)
     graph.reshape({INPUT: [1, height, width, 3]})
     total = 0
@@ -223,8 +220,7 @@ def num_multiply_adds(model: Path, *, height: int, width: int) -> int:
             inner = node.input(0).get_shape()[-2 if node.get_attributes()["transpose_a"] else -1]
             total += int(np.prod(node.output(0).get_shape())) * int(inner)
         elif kind in ("Convolution", "GroupConvolution"):
-            # A filter is (outputs, inputs, height, width), with the groups before that where there
-            # are any.
+            # A filter is (outputs, inputs, height, width), preceded by groups if there are any.
             taps = int(np.prod(node.input(1).get_shape()[-3:]))
             total += int(np.prod(node.output(0).get_shape())) * taps
         elif kind == "ScaledDotProductAttention":
@@ -240,14 +236,13 @@ def _core() -> Any:
 
 
 def _read(model: Path) -> Any:
-    """By the ONNX front end alone; Core.read_model asks those of all other formats too, and they
-    log what they make of it."""
+    """Read a model with the ONNX front end only; Core.read_model tries all, and the others log."""
     reader = FrontEndManager().load_by_framework("onnx")
     return reader.convert(reader.load(str(model)))
 
 
 def _first_line(error: Exception) -> str:
-    """What went wrong, without the places in OpenVINO's sources that it begins with."""
+    """Return an error's message without the lines about OpenVINO's source code."""
     lines = [line.strip() for line in str(error).splitlines()]
     said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
     return said[0].rstrip(".") + "." if said else f"{type(error).__name__}."

@@ -102,7 +102,7 @@ def test_a_plan_keeps_what_ran(tmp_path: Path) -> None:
     assert Embeddings.open(tmp_path).plan.run == "openvino bf16"
     text = (tmp_path / "plan.json").read_text()
     (tmp_path / "plan.json").write_text(text.replace("openvino bf16", "abacus"))
-    with pytest.raises(InputError, match="'abacus' is no engine with a precision"):
+    with pytest.raises(InputError, match="'abacus' is not an engine and a precision"):
         Embeddings.open(tmp_path)
 
 

@@ -57,7 +57,7 @@ def test_a_run_is_read_back_from_its_words(text: str) -> None:
     "text", ["", "openvino", "openvino ", "cuda fp32", "openvino bf16 fast", "openvino  bf16"]
 )
 def test_other_words_are_no_run(text: str) -> None:
-    with pytest.raises(ValueError, match="is no engine with a precision"):
+    with pytest.raises(ValueError, match="is not an engine and a precision"):
         Run.parse(text)
 
 

@@ -283,9 +283,9 @@ def test_what_needs_openvino_says_so_where_it_is_missing(
     [
         (
             {"backend": "cuda"},
-            "The backend 'cuda' is not known; use auto, onnxruntime, openvino or tensorrt.",
+            "There is no backend 'cuda'; use auto, onnxruntime, openvino or tensorrt.",
         ),
-        ({"precision": "fp8"}, "The precision 'fp8' is not known; use auto, fp32 or bf16."),
+        ({"precision": "fp8"}, "There is no precision 'fp8'; use auto, fp32 or bf16."),
         (
             {"backend": "onnxruntime", "precision": "bf16"},
             "onnxruntime computes layers in fp32, not in bf16; use --backend",
@@ -398,7 +398,7 @@ def test_a_file_of_another_precision_runs_as_it_is(
     assert not cache.exists()
     for other in ("bf16", "fp32"):
         with refused(
-            f"layers is a file in {precision} and runs as it is, not in {other}; leave the"
+            f"layers is a file in {precision} and cannot run in {other}; leave the"
             " precision at auto"
         ):
             Embedder(file, precision=other)

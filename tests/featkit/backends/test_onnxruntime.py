@@ -123,7 +123,7 @@ def test_commands_end_with_3_without_the_engine_that_was_demanded(
 
 
 def test_only_openvino_computes_in_bf16(model: Path) -> None:
-    with refused("onnxruntime does not compute in bf16; use openvino for that."):
+    with refused("onnxruntime does not compute in bf16; use openvino."):
         open_backend(model, Run("onnxruntime", "bf16"), threads=1)
 
 
