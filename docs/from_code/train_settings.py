@@ -1,46 +1,37 @@
-"""Every setting of a training run: what `featkit train --settings` prints, by section."""
+"""Every setting of a training run, as `featkit train --settings` lists them."""
 
 from __future__ import annotations
 
 import inspect
-from operator import attrgetter
 
-from featkit_train.config import TrainConfig
+from featkit_train.config import TrainConfig, field_types
 from featkit_train.setting_docs import Setting, list_settings
 from from_code.markdown import code, table
 
 
 def settings_page() -> str:
-    """Return a heading, a description and a table of settings for each section."""
+    """The settings of the run as a whole, then those of each section."""
     sections: dict[str, list[Setting]] = {}
     for setting in list_settings():
-        section = setting.name.rpartition(".")[0]
-        sections.setdefault(section.partition(".")[0], [])  # before the sections within it
-        sections.setdefault(section, []).append(setting)
+        sections.setdefault(setting.name.rpartition(".")[0], []).append(setting)
     parts = []
     for section, settings in sections.items():
-        level = "###" if "." in section else "##"
-        parts += [
-            f"{level} {section or 'The run as a whole'}",
-            _description(section),
-            _table(settings),
-        ]
-    return "\n\n".join(parts)
+        parts.append(f"## {section or 'The run as a whole'}")
+        parts.append(_about(section))
+        parts.append(table(("setting", "values", "default", "meaning"), map(_row, settings)))
+    return "\n\n".join(part for part in parts if part)
 
 
-def _description(section: str) -> str:
-    config = attrgetter(section)(TrainConfig()) if section else TrainConfig()
-    return (inspect.getdoc(config) or "").split("\n\n")[0]
+def _row(setting: Setting) -> tuple[str, str, str, str]:
+    name = setting.name.rpartition(".")[2]
+    values = setting.values if setting.type != "section" else "a section"
+    return code(name), values.replace("|", "or"), code(setting.default_text), setting.doc
 
 
-def _table(settings: list[Setting]) -> str:
-    rows = [
-        (
-            code(setting.name.rpartition(".")[2]),
-            setting.values,
-            code(setting.default_text),
-            setting.doc,
-        )
-        for setting in settings
-    ]
-    return table(("setting", "values", "default", "meaning"), rows)
+def _about(section: str) -> str:
+    """The first paragraph of a section's class, on one line."""
+    kind = TrainConfig
+    for name in section.split(".") if section else ():
+        kind = field_types(kind)[name]
+    text = inspect.getdoc(kind) or ""
+    return " ".join(text.split("\n\n")[0].split()) if section else ""

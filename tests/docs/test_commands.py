@@ -4,17 +4,14 @@ console blocks run."""
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import os
 import shlex
 import shutil
 import subprocess
-import typing
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +20,7 @@ from featkit.embedder import Embedder
 from featkit.index import Index
 from featkit.serve.app import make_app as make_service
 from featkit_demo.gallery import draw_gallery
-from featkit_train.config import TrainConfig
+from featkit_train.setting_docs import list_settings
 from featkit_train.settings import RECIPES
 from tests.commands import run_featkit
 from tests.docs.pages import (
@@ -108,18 +105,10 @@ def _parse(arguments: list[str]) -> None:
     """Parse a command line without running it, its settings included."""
     app = make_app(arguments[0])
     app.parse_args(arguments, exit_on_error=False, print_error=False)
-    known = set(_settings(TrainConfig))
+    known = {setting.name for setting in list_settings()}
     for option, value in pairwise(arguments):
         if option == "--set":
             assert value.split("=")[0] in known, value
-
-
-def _settings(config: type[Any], prefix: str = "") -> Iterator[str]:
-    for name, hint in typing.get_type_hints(config).items():
-        yield prefix + name
-        for each in (hint, *typing.get_args(hint)):
-            if isinstance(each, type) and dataclasses.is_dataclass(each):
-                yield from _settings(each, f"{prefix}{name}.")
 
 
 def _run_page(page: Path, folder: Path, *, address: str = SERVICE) -> None:

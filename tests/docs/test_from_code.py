@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-from featkit_train.config import RECIPES
 from featkit_train.published.zoo import PUBLISHED
+from featkit_train.setting_docs import list_settings
+from featkit_train.settings import RECIPES
 from from_code.commands import command_page
 from from_code.http_api import routes_page
 from from_code.inserting import insert_generated
 from from_code.markdown import table
 from from_code.python_api import plain_docstring
 from from_code.tables import methods_table, models_table, recipes_table
+from from_code.train_settings import settings_page
 from tests.commands import run_featkit
 
 
@@ -53,6 +55,15 @@ def test_options_that_subcommands_share_stand_once() -> None:
     assert page.count("## featkit train ") == len(
         json.loads(run_featkit("train", "--list", "--json").out)
     )
+
+
+def test_settings_page_has_every_setting_with_its_meaning() -> None:
+    page = settings_page()
+    for setting in list_settings():
+        assert f"| `{setting.name.rpartition('.')[2]}` | " in page
+        assert setting.doc in page.replace("\\|", "|")
+    assert "### " not in page
+    assert "## dino.head\n" in page
 
 
 def test_routes_page_has_every_route_and_no_schema_of_fastapi() -> None:
