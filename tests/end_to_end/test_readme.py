@@ -26,10 +26,11 @@ PAGES = [
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
-def test_readme_lists_every_method() -> None:
+def test_readme_lists_every_method_with_its_paper() -> None:
     rows = json.loads(run_featkit("train", "--list", "--json").out)
-    listed = re.findall(r"^\| `([\w-]+)` \|", README, flags=re.MULTILINE)
-    assert listed == [row["method"] for row in rows]
+    listed = re.findall(r"^\| `([\w-]+)` \| .*/abs/([\d.]+)\) \|$", README, flags=re.MULTILINE)
+    assert [name for name, _ in listed] == [row["method"] for row in rows]
+    assert all(paper in row["paper"] for (_, paper), row in zip(listed, rows, strict=True))
 
 
 def test_readme_lists_every_family_with_its_license() -> None:

@@ -86,7 +86,7 @@ def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
     method = method_of(name)
     named = (f"pretrained.name={pretrained}",) if method in ("distill", "adapt") else ()
     small: dict[str, Any] = {
-        key: value for key, value in SMALL.items() if key not in METHODS[method].unread
+        key: value for key, value in SMALL.items() if key not in METHODS[method].unread()
     }
     return from_mapping(
         TrainConfig, with_settings(small, parse_settings([*CASES[name], *named, *settings]))

@@ -203,7 +203,7 @@ LEARNED: dict[str, tuple[Sequence[str], Any, Any]] = {
 def config_of(*settings: str) -> TrainConfig:
     """The small config by BASE, as far as the settings' method reads it, and the settings."""
     methods = [setting.partition("=")[2] for setting in settings if setting.startswith("method=")]
-    unread = METHODS[methods[-1]].unread
+    unread = METHODS[methods[-1]].unread()
     base = with_settings({**SMALL, "classifier": LABELED["classifier"]}, parse_settings(BASE))
     return from_mapping(
         TrainConfig,
@@ -672,7 +672,7 @@ def left(*settings: str) -> Left:
     read = [
         setting
         for setting in ONE_STUDENT
-        if setting.partition(".")[0] not in METHODS[mine.method].unread
+        if setting.partition(".")[0] not in METHODS[mine.method].unread()
     ]
     return _left(json.dumps(to_mapping(config_of(settings[0], *read, *settings))))
 

@@ -57,9 +57,7 @@ def methods_of(name: str) -> list[str]:
         return [recipe["method"]]
     section = "classifier" if "classifier" in recipe else "model"
     return [
-        method
-        for method, kind in METHODS.items()
-        if section not in kind.unread and method != "distill"
+        method for method, kind in METHODS.items() if section in kind.reads and method != "distill"
     ]
 
 
@@ -120,7 +118,7 @@ def reduced(config: TrainConfig, pretrained: Path) -> TrainConfig:
             "self_training.rounds=1",
             "self_training.confidence=0.0",
         ]
-    unread = METHODS[config.method].unread
+    unread = METHODS[config.method].unread()
     mapping = with_settings(to_mapping(config), parse_settings(settings))
     return from_mapping(
         TrainConfig, {name: part for name, part in mapping.items() if name not in unread}

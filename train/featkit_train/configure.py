@@ -10,11 +10,6 @@ from featkit_train.config import TrainConfig
 from featkit_train.methods import METHODS
 from featkit_train.settings import from_mapping, read_recipe, with_settings
 
-DEFAULT_RECIPE = {
-    "adapt": "adapt_dinov2",
-    **dict.fromkeys(("born-again", "self-training", "internal"), "small_labeled"),
-}
-
 
 def configure(
     method: str, recipe: str | None = None, settings: Mapping[str, Any] | None = None
@@ -29,7 +24,7 @@ def configure(
     """
     if method not in METHODS:
         raise InputError(f"There is no method {method}; it is one of: {', '.join(METHODS)}.")
-    name = recipe or DEFAULT_RECIPE.get(method, "tiny")
+    name = recipe or METHODS[method].default_recipe
     mapping = read_recipe(name)
     if mapping.setdefault("method", method) != method:
         raise InputError(
@@ -39,6 +34,6 @@ def configure(
     read = {
         section: value
         for section, value in mapping.items()
-        if section not in METHODS[method].unread
+        if section not in METHODS[method].unread()
     }
     return from_mapping(TrainConfig, with_settings(read, settings or {}))

@@ -82,7 +82,7 @@ class RunFolder:
                 " --out."
             )
         versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
-        unread = METHODS[self.config.method].unread
+        unread = METHODS[self.config.method].unread()
         config = {
             name: value for name, value in to_mapping(self.config).items() if name not in unread
         }
@@ -95,7 +95,7 @@ class RunFolder:
         earlier, data = self._as_begun()
         on = "Choose another --out"
         # those with labels begin from no earlier run
-        if "classifier" in METHODS[self.config.method].unread:
+        if "classifier" not in METHODS[self.config.method].reads:
             on = f"To train on, begin another run from it: --init {self.path} --out ANOTHER"
         if (
             earlier.run.steps < self.config.run.steps

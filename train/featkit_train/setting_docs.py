@@ -69,7 +69,7 @@ def settings_of_method(method: str) -> list[Setting]:
     InputError for an unknown method.
     """
     config = configure(method)
-    unread = METHODS[method].unread
+    unread = METHODS[method].unread()
     return [
         setting for setting in list_settings(config) if setting.name.partition(".")[0] not in unread
     ]

@@ -7,47 +7,7 @@ from cyclopts import Parameter
 from featkit.cli.console import print_json, print_table, stdout
 from featkit.cli.extras import need_extra
 from featkit.errors import InputError
-
-# Method: what it needs, and when to use it.
-WHEN = {
-    "dino": (
-        "images alone",
-        "a few hundred images or more and no labels; start with this one",
-    ),
-    "ibot": (
-        "images alone",
-        "thousands of images or more, and patch features matter: parts, segmentation",
-    ),
-    "dinov2": (
-        "images alone",
-        "tens of thousands of images or more and a GPU: the best general features; the paper's"
-        " results take many GPUs",
-    ),
-    "dinov3": (
-        "images alone",
-        "millions of images and many GPUs; dense features stay good over a long training",
-    ),
-    "distill": (
-        "a larger teacher",
-        "a published model knows your kind of images, and you want a small fast one",
-    ),
-    "adapt": (
-        "a published model",
-        "a published model is nearly good enough, and you have thousands of images of your kind",
-    ),
-    "born-again": (
-        "labels",
-        "all images have labels: a better network of the same size, and an ensemble",
-    ),
-    "self-training": (
-        "some labels",
-        "few images have labels, and many of the same kinds have none",
-    ),
-    "internal": (
-        "labels",
-        "all images have labels, and you want to choose the speed later: a model with exits",
-    ),
-}
+from featkit_train.method_list import list_methods
 
 
 def print_methods(
@@ -78,14 +38,17 @@ def print_methods(
             "featkit train needs a method, such as `featkit train dino images/ --out run/`;"
             " --list shows them."
         )
+    columns = ("method", "needs", "when")
+    cards = list_methods().values()
     if json_:
         print_json(
-            [{"method": name, "needs": needs, "when": when} for name, (needs, when) in WHEN.items()]
+            [
+                {"method": card.name, "needs": card.needs, "when": card.when, "paper": card.paper}
+                for card in cards
+            ]
         )
         return
-    print_table(
-        "Methods", ("method", "needs", "when"), [(name, *words) for name, words in WHEN.items()]
-    )
+    print_table("Methods", columns, [(card.name, card.needs, card.when) for card in cards])
     stdout().print("Next: featkit train METHOD --help")
 
 

@@ -1,6 +1,7 @@
 """The methods with a momentum teacher as commands: what each is for, and the settings that only it
 has."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ from cyclopts import Parameter
 
 from featkit.cli.train.flags import ClusterFlags, TeacherFlags, TrainFlags
 from featkit.cli.train.running import run
+from featkit_train.method_list import MethodCard
 
 Data = Annotated[list[str], Parameter(consume_multiple=True)]
 
@@ -183,3 +185,30 @@ def adapt(
             "pretrained.weights": str(weights) if weights is not None else None,
         },
     )
+
+
+def command_for(card: MethodCard) -> Callable[..., None]:
+    """Return the command of a method without labels and without flags of its own."""
+
+    def command(
+        data: Data,
+        /,
+        *,
+        flags: TrainFlags,
+        own: TeacherFlags | None = None,
+        cluster: ClusterFlags | None = None,
+    ) -> None:
+        run(card.name, data, flags, own, cluster)
+
+    command.__doc__ = f"""Train by {card.title} ({card.paper}).
+
+    Use it for {card.when}.
+
+    Example: featkit train {card.name} images/ --out run/
+
+    Parameters
+    ----------
+    data
+        Where the images are; see `featkit train dino`.
+    """
+    return command

@@ -303,12 +303,12 @@ def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
         (
             "born-again",
             ["--set", "ibot.weight=2"],
-            "born-again has no use for the setting ibot.weight",
+            "born-again does not read the setting ibot.weight",
         ),
         (
             "self-training",
             ["--set", "born_again.generations=1"],
-            "self-training has no use for the setting born_again.generations",
+            "self-training does not read the setting born_again.generations",
         ),
         ("internal", ["--set", "internal.alpha=2"], "alpha 2.0 is no share"),
         ("born-again", ["--batch-size", "100"], "fewer than a batch of 100"),

@@ -461,13 +461,13 @@ def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
     ("setting", "sentence"),
     [
         ("engine.shard=true", "{} keeps its weights whole; leave engine.shard out."),
-        ("model.patch=8", "{} has no use for the setting model.patch"),
-        ("noise.drop_path=0.1", "{} has no use for the setting noise.drop_path"),
-        ("teacher.momentum=0.5", "{} has no use for the setting teacher.momentum"),
-        ("dino.koleo_weight=0.1", "{} has no use for the setting dino.koleo_weight"),
-        ("ibot.weight=2.0", "{} has no use for the setting ibot.weight"),
-        ("gram.weight=2.0", "{} has no use for the setting gram.weight"),
-        ("pretrained.name=x", "{} has no use for the setting pretrained.name"),
+        ("model.patch=8", "{} does not read the setting model.patch"),
+        ("noise.drop_path=0.1", "{} does not read the setting noise.drop_path"),
+        ("teacher.momentum=0.5", "{} does not read the setting teacher.momentum"),
+        ("dino.koleo_weight=0.1", "{} does not read the setting dino.koleo_weight"),
+        ("ibot.weight=2.0", "{} does not read the setting ibot.weight"),
+        ("gram.weight=2.0", "{} does not read the setting gram.weight"),
+        ("pretrained.name=x", "{} does not read the setting pretrained.name"),
         (
             "crops.global_size=36",
             "crops.global_size 36 is not a multiple of a place of the network's last map",
@@ -495,7 +495,7 @@ def test_what_a_method_with_labels_has_no_use_for_is_refused(
 def test_the_settings_of_another_method_with_labels_are_refused(method: str, setting: str) -> None:
     with pytest.raises(
         InputError,
-        match=f"{method} has no use for the setting {setting.split('=')[0]}; leave it out.",
+        match=f"{method} does not read the setting {setting.split('=')[0]}; leave it out.",
     ):
         make_method(labeled_config(method, setting), labels=some_labels())
 
@@ -504,9 +504,7 @@ def test_the_settings_of_another_method_with_labels_are_refused(method: str, set
     "setting", ["labels.smoothing=0.1", "classifier.arch=timm:resnet26", "knowledge.mode=dkpp"]
 )
 def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) -> None:
-    with pytest.raises(
-        InputError, match=f"dino has no use for the setting {setting.split('=')[0]}"
-    ):
+    with pytest.raises(InputError, match=f"dino does not read the setting {setting.split('=')[0]}"):
         make_method(small_config(setting))
 
 

@@ -12,7 +12,6 @@ import copy
 from typing import ClassVar
 
 from featkit.errors import InputError
-from featkit_train.methods.base import WITH_LABELS
 from featkit_train.methods.heads_first import HeadsFirst
 from featkit_train.methods.momentum import Branch
 from featkit_train.networks.vit import VisionTransformer
@@ -21,7 +20,14 @@ from featkit_train.networks.vit import VisionTransformer
 class Adapt(HeadsFirst):
     """DINOv2 from weights made elsewhere: `model` is theirs, and so are the pixels' statistics."""
 
-    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"model", "gram"}
+    name: ClassVar[str] = "adapt"
+    title: ClassVar[str] = "adaptation"
+    paper: ClassVar[str] = "arXiv 2304.07193"
+    needs: ClassVar[str] = "a published model"
+    when: ClassVar[str] = (
+        "a published model is nearly good enough, and you have thousands of images of your kind"
+    )
+    default_recipe: ClassVar[str] = "adapt_dinov2"
 
     def build(self) -> None:
         """Student and teacher begin alike, with new heads."""

@@ -11,6 +11,7 @@ of all global crops together, D width.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,10 +29,8 @@ from featkit_train.watching.probe import HeldOut
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# sections
-WITH_LABELS = frozenset(
-    {"classifier", "labels", "knowledge", "born_again", "self_training", "internal"}
-)
+# Sections of the config that the engine and the loop read in every run.
+READ_BY_EVERY_RUN = frozenset({"color", "crops", "engine", "optim", "run", "watch"})
 
 
 class Views(NamedTuple):
@@ -71,7 +70,17 @@ class Generators(NamedTuple):
 class Method(nn.Module, ABC):
     """What learns, and what it learns from."""
 
-    unread: ClassVar[frozenset[str]]  # sections of the config that the method has no use for
+    # What `featkit train --list`, the defaults, the report and the documentation derive from.
+    name: ClassVar[str]  # as in `featkit train dino`
+    title: ClassVar[str]  # as in "trained by DINO"
+    paper: ClassVar[str]
+    needs: ClassVar[str]  # the data or model that it learns from
+    when: ClassVar[str]  # when to choose it
+    default_recipe: ClassVar[str] = "tiny"
+    reads: ClassVar[frozenset[str]]  # sections of the config, besides READ_BY_EVERY_RUN
+
+    # What the method needs of the engine.
+    patch_loss: ClassVar[bool] = False  # whether patches are matched, which takes masks
     num_global: ClassVar[int] = 2  # global crops of an image
     local_crops: ClassVar[bool] = True  # whether it takes any
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
@@ -81,6 +90,16 @@ class Method(nn.Module, ABC):
         super().__init__()
         self.config, self.world = config, world
 
+    @classmethod
+    def unread(cls) -> frozenset[str]:
+        """Return the sections of the config that a run by this method does not read."""
+        sections = {
+            field.name
+            for field in dataclasses.fields(TrainConfig)
+            if dataclasses.is_dataclass(field.default_factory)
+        }
+        return frozenset(sections - READ_BY_EVERY_RUN - cls.reads)
+
     @property
     @abstractmethod
     def result(self) -> Backbone:
@@ -89,11 +108,6 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def branches(self) -> Sequence[nn.Module]:
         """Everything that is spread over processes where weights are."""
-
-    @property
-    def patch_loss(self) -> bool:
-        """Whether patches are matched, so that masks are needed."""
-        return False
 
     @property
     def gram_size(self) -> int | None:

@@ -23,9 +23,14 @@ from featkit_train.random_streams import PERMUTED, rng_for
 class BornAgain(Supervised):
     """Labels, and what the generation before says of the same crop (section 3)."""
 
-    sections: ClassVar[frozenset[str]] = frozenset(
-        {"classifier", "labels", "knowledge", "born_again"}
+    name: ClassVar[str] = "born-again"
+    title: ClassVar[str] = "Born-Again Networks"
+    paper: ClassVar[str] = "arXiv 1805.04770"
+    needs: ClassVar[str] = "labels"
+    when: ClassVar[str] = (
+        "all images have labels: a better network of the same size, and an ensemble"
     )
+    reads: ClassVar[frozenset[str]] = Supervised.reads | {"knowledge", "born_again"}
 
     @torch.no_grad()
     def teacher_forward(self, views: Views) -> Supervision:

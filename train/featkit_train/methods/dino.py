@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.base import Views
 from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets, Term
 
 
 class Dino(MomentumTeacher):
     """Class tokens of all crops against those of the global crops (DINO, algorithm 1)."""
 
-    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"ibot", "gram", "pretrained"}
+    name: ClassVar[str] = "dino"
+    title: ClassVar[str] = "DINO"
+    paper: ClassVar[str] = "arXiv 2104.14294"
+    needs: ClassVar[str] = "images alone"
+    when: ClassVar[str] = "a few hundred images or more and no labels; start with this one"
+    reads: ClassVar[frozenset[str]] = frozenset({"model", "noise", "teacher", "dino"})
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """DINO's loss, and KoLeo where it has a weight."""

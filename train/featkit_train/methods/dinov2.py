@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.base import Views
 from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets, Term
 
 
@@ -18,7 +18,16 @@ class DinoV2(MomentumTeacher):
     """Class tokens across views, masked patches within a view, embeddings spread out (DINOv2,
     section 4)."""
 
-    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
+    name: ClassVar[str] = "dinov2"
+    title: ClassVar[str] = "DINOv2"
+    paper: ClassVar[str] = "arXiv 2304.07193"
+    needs: ClassVar[str] = "images alone"
+    when: ClassVar[str] = (
+        "tens of thousands of images or more and a GPU: the best general features; the paper's"
+        " results take many GPUs"
+    )
+    reads: ClassVar[frozenset[str]] = frozenset({"model", "noise", "teacher", "dino", "ibot"})
+    patch_loss: ClassVar[bool] = True
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """Both losses and KoLeo."""

@@ -18,7 +18,7 @@ from torch import nn
 
 from featkit.errors import InputError
 from featkit_train.losses import gram_loss
-from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.base import Views
 from featkit_train.methods.dinov2 import DinoV2
 from featkit_train.methods.momentum import BranchOutputs, Targets, Term
 from featkit_train.networks.base import Backbone
@@ -30,7 +30,14 @@ class DinoV3(DinoV2):
     """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram
     term (section 4)."""
 
-    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"pretrained"}
+    name: ClassVar[str] = "dinov3"
+    title: ClassVar[str] = "DINOv3"
+    paper: ClassVar[str] = "arXiv 2508.10104"
+    needs: ClassVar[str] = "images alone"
+    when: ClassVar[str] = (
+        "millions of images and many GPUs; dense features stay good over a long training"
+    )
+    reads: ClassVar[frozenset[str]] = DinoV2.reads | {"gram"}
     local_norm: ClassVar[bool] = True
 
     def build(self) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featkit_train.methods.base import WITH_LABELS, Generators, Views
+from featkit_train.methods.base import Generators, Views
 from featkit_train.methods.heads_first import HeadsFirst
 from featkit_train.methods.momentum import Branch, BranchOutputs, Targets, Term, project
 from featkit_train.networks.base import Backbone
@@ -34,7 +34,14 @@ from featkit_train.networks.vit import VisionTransformer
 class Distill(HeadsFirst):
     """A frozen teacher, a student that matches it, and the student's average, which is the result."""
 
-    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram"}
+    name: ClassVar[str] = "distill"
+    title: ClassVar[str] = "distillation"
+    paper: ClassVar[str] = "arXiv 2304.07193, section 5"
+    needs: ClassVar[str] = "a larger teacher"
+    when: ClassVar[str] = (
+        "a published model knows your kind of images, and you want a small fast one"
+    )
+    reads: ClassVar[frozenset[str]] = HeadsFirst.reads | {"model"}
 
     def build(self) -> None:
         """Teacher from its weights, student and average from the config, and heads that learn for

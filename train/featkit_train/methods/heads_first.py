@@ -3,8 +3,9 @@ they were learned for."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import ClassVar
 
 from featkit_train.methods.dinov2 import DinoV2
 from featkit_train.networks.base import Backbone
@@ -12,9 +13,11 @@ from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BackboneInfo
 
 
-class HeadsFirst(DinoV2):
+class HeadsFirst(DinoV2, ABC):
     """DINOv2's losses in two phases, `pretrained.head_steps` long the first."""
 
+    # Not "model": the pretrained weights bring their own architecture.
+    reads: ClassVar[frozenset[str]] = DinoV2.reads - {"model"} | {"pretrained"}
     warming: bool | None = None  # whether the heads learn; None ahead of the first step
 
     def load_pretrained(self) -> tuple[Backbone, BackboneInfo]:

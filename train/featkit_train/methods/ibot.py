@@ -13,14 +13,22 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from featkit_train.methods.base import WITH_LABELS, Views
+from featkit_train.methods.base import Views
 from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targets, Term, project
 
 
 class Ibot(MomentumTeacher):
     """Class tokens across views, masked patches within a view (iBOT, algorithm 1)."""
 
-    unread: ClassVar[frozenset[str]] = WITH_LABELS | {"gram", "pretrained"}
+    name: ClassVar[str] = "ibot"
+    title: ClassVar[str] = "iBOT"
+    paper: ClassVar[str] = "arXiv 2111.07832"
+    needs: ClassVar[str] = "images alone"
+    when: ClassVar[str] = (
+        "thousands of images or more, and patch features matter: parts, segmentation"
+    )
+    reads: ClassVar[frozenset[str]] = frozenset({"model", "noise", "teacher", "dino", "ibot"})
+    patch_loss: ClassVar[bool] = True
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
         """Both losses, and KoLeo where it has a weight."""

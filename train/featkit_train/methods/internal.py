@@ -16,7 +16,14 @@ class Internal(Supervised):
     """Labels for every exit, and for all but the deepest its distribution and its vector (section
     3, eq. 5)."""
 
-    sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "internal"})
+    name: ClassVar[str] = "internal"
+    title: ClassVar[str] = "internal distillation"
+    paper: ClassVar[str] = "Be Your Own Teacher, arXiv 1905.08094"
+    needs: ClassVar[str] = "labels"
+    when: ClassVar[str] = (
+        "all images have labels, and you want to choose the speed later: a model with exits"
+    )
+    reads: ClassVar[frozenset[str]] = Supervised.reads | {"internal"}
     with_exits: ClassVar[bool] = True
 
     def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:

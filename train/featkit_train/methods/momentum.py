@@ -159,11 +159,6 @@ class MomentumTeacher(Method):
         """The summands of the loss by the names they are logged under."""
 
     @property
-    def patch_loss(self) -> bool:
-        """Whether patches are matched, so that masks are needed."""
-        return "ibot" not in self.unread
-
-    @property
     def num_prototypes(self) -> int | None:
         """Of the class token's head."""
         return self.config.dino.head.num_prototypes

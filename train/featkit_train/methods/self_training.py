@@ -22,7 +22,12 @@ from featkit_train.networks.classifier import Outputs
 class SelfTraining(Supervised):
     """Cross-entropy with labels of both kinds (section 2, algorithm 1)."""
 
-    sections: ClassVar[frozenset[str]] = frozenset({"classifier", "labels", "self_training"})
+    name: ClassVar[str] = "self-training"
+    title: ClassVar[str] = "self-training"
+    paper: ClassVar[str] = "Noisy Student, arXiv 1911.04252"
+    needs: ClassVar[str] = "some labels"
+    when: ClassVar[str] = "few images have labels, and many of the same kinds have none"
+    reads: ClassVar[frozenset[str]] = Supervised.reads | {"self_training"}
 
     def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
         """One term: an image's label, or where it has none what the teacher holds likely."""

@@ -20,7 +20,6 @@ from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.losses import cross_entropy
 from featkit_train.methods.base import (
-    WITH_LABELS,
     Generators,
     Method,
     StepResult,
@@ -35,9 +34,6 @@ from featkit_train.processes.distributed import ALONE, World
 from featkit_train.watching.judging import accuracy, expected_calibration_error
 from featkit_train.watching.probe import HeldOut
 from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
-
-# sections of the others
-WITHOUT_LABELS = frozenset({"model", "noise", "teacher", "dino", "ibot", "gram", "pretrained"})
 
 
 class Supervision(NamedTuple):
@@ -58,14 +54,11 @@ class Supervised(Method):
     """A classifier, and what it is taught. A method is a subclass that says what its loss is made
     of."""
 
-    sections: ClassVar[frozenset[str]]  # those of WITH_LABELS that the method reads
+    default_recipe: ClassVar[str] = "small_labeled"
+    reads: ClassVar[frozenset[str]] = frozenset({"classifier", "labels"})
     with_exits: ClassVar[bool] = False  # whether it teaches exits beside the deepest
     num_global: ClassVar[int] = 1
     local_crops: ClassVar[bool] = False
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        cls.unread = WITHOUT_LABELS | (WITH_LABELS - cls.sections)
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE, labels: Labels) -> None:
         super().__init__(config, world=world)

@@ -21,6 +21,7 @@ import yaml
 from featkit.atomic import explain_os_errors
 from featkit.errors import InputError
 from featkit.wording import counted
+from featkit_train.method_list import list_methods
 from featkit_train.renamed import current_keys
 from featkit_train.report.charts import beyond_the_frame, chart, in_words, number
 from featkit_train.report.metrics import Curve, Metrics, read_metrics
@@ -176,14 +177,9 @@ def _about(settings: Mapping[str, Any], record: Mapping[str, Any]) -> str:
 
 
 def method_name(method: str) -> str:
-    """A method as its paper writes it."""
-    written = {
-        "dino": "DINO",
-        "ibot": "iBOT",
-        "born-again": "Born-Again Networks",
-        "internal": "internal distillation",
-    }
-    return written.get(method, method.replace("dinov", "DINOv"))
+    """Return a method's title, or the name itself if this version does not have it."""
+    methods = list_methods()
+    return methods[method].title if method in methods else method
 
 
 def _progress(metrics: Metrics, settings: Mapping[str, Any]) -> tuple[str, float]:
