@@ -10,6 +10,7 @@ from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.extras import need_extra
 from featkit.cli.selecting import SelectionFlags, selection_of
 from featkit.errors import InputError
+from featkit.folders import is_index
 from featkit.wording import counted
 
 
@@ -69,7 +70,7 @@ def demo(
     def progress(label: str, total: int) -> AbstractContextManager[Callable[[int, int], None]]:
         return ProgressReporter(label, total=total, quiet=quiet)
 
-    if photos is not None and (photos / "catalogue.sqlite").is_file():
+    if photos is not None and is_index(photos):
         if model is not None:
             raise InputError(
                 f"{photos} is an index and searches with its own model; leave --model out."

@@ -6,6 +6,7 @@ from typing import Any
 
 from featkit.cli.console import print_json, print_table
 from featkit.errors import InputError
+from featkit.folders import is_index
 
 
 def inspect(path: Path, /, *, json_: bool = False) -> None:
@@ -46,7 +47,7 @@ def look(path: Path) -> tuple[str, dict[str, Any]]:
         return "model file", _model_facts(path)
     if (path / "plan.json").is_file():
         return "embeddings folder", _embeddings_facts(path)
-    if (path / "catalogue.sqlite").is_file():
+    if is_index(path):
         return "index", _index_facts(path)
     if (path / "config.yaml").is_file():
         return "run folder", _run_facts(path)

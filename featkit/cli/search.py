@@ -14,7 +14,7 @@ from featkit.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from featkit.index import Hit, Index
+    from featkit.index import Hit, Index, IndexState
 
 MAX_METADATA_SHOWN = 60  # characters in the table
 
@@ -62,7 +62,7 @@ def search(
             # a folder only this user may read
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"
         vectors = opened.embedder.embed(image)
-        hits = opened.in_one_state(lambda: _search(opened, image, vectors, k, page))
+        hits = opened.read(lambda state: _search(opened, state, image, vectors, k, page))
     if json_:
         print_json([_in_json(hit) for hit in hits])
     else:
@@ -74,10 +74,15 @@ def search(
 
 
 def _search(
-    opened: "Index", image: Path, vectors: "np.ndarray", k: int, page: Path | None
+    opened: "Index",
+    state: "IndexState",
+    image: Path,
+    vectors: "np.ndarray",
+    k: int,
+    page: Path | None,
 ) -> "list[Hit]":
-    """The hits, on a page as well if there is one."""
-    (hits,) = opened.query(vectors, k=k)
+    """Search, and write the page from the same state."""
+    (hits,) = state.search(vectors=vectors, k=k)
     if page is not None:
         from featkit.cli.result_page import write_result_page
 
@@ -86,7 +91,7 @@ def _search(
 
 
 def _in_json(hit: "Hit") -> dict[str, object]:
-    from featkit.index.tables import in_json
+    from featkit.index.records import in_json
 
     return asdict(hit) | {
         "metadata": {name: in_json(value) for name, value in hit.metadata.items()}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
 from featkit.cli.extras import BackendName, PrecisionName, need_extra
 from featkit.errors import InputError
+from featkit.folders import is_index
 from featkit.wording import counted
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def verify(
         Print the figures as JSON.
     """
     need_extra("cpu", "onnxruntime")
-    if (model / "catalogue.sqlite").is_file():
+    if is_index(model):
         need_extra("cpu", "faiss")
         from featkit.index import Index
 

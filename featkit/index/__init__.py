@@ -1,18 +1,21 @@
-"""The index folder: a catalogue and vectors that live, and are searched exactly.
+"""The index folder: a catalogue and vectors, changed by one process and searched by many.
 
-    catalogue.sqlite    the truth; a transaction of it is the commit point of every change    catalogue.py, tables.py
-    vectors.f32         row `id` is the item's vector; append-only, read by position          vectors.py
+    catalogue.sqlite    the truth; one transaction of it commits each change
+    vectors.f32         row `id` is the item's vector; append-only, read by position
     model.onnx          the model that made the vectors
-    writer.lock         held by the one process that writes                                   featkit/lock.py, writers.py
+    writer.lock         held by the process that writes
 
-`searcher.py` is the search over vectors that have no approximate index, which is all of them as
-long as there is none.
+index.py is the open folder; reading.py and writing.py are its two sides, state.py the committed
+state that every read sees. catalogue.py has the transactions, tables.py and table_writer.py the
+statements, vectors.py the vectors file. searcher.py is what an index type implements, exact.py the
+only type so far, index_types.py their list. compatibility.py decides which vectors may meet.
 """
 
 from __future__ import annotations
 
-from featkit.index.index import AddReport, Hit, Index, NoSuchItem
-from featkit.index.proofs import Proof
-from featkit.index.tables import Item
+from featkit.index.compatibility import Proof
+from featkit.index.index import Index
+from featkit.index.records import AddReport, Hit, Item, NoSuchItem
+from featkit.index.state import IndexState
 
-__all__ = ["AddReport", "Hit", "Index", "Item", "NoSuchItem", "Proof"]
+__all__ = ["AddReport", "Hit", "Index", "IndexState", "Item", "NoSuchItem", "Proof"]

@@ -1,7 +1,7 @@
-"""What programs pass to an index, brought to what it stores, or refused by name.
+"""Checks of what programs pass to an index.
 
-A value is stored as it is or refused, never changed: numpy's scalars become the equal Python value,
-and what has no equal (a date, bytes, a list) is refused with the name of its item.
+A value is stored as it is or refused with the name of its item, never changed. NumPy's scalars
+become the equal Python value; a date, bytes or a list has no equal and is refused.
 """
 
 from __future__ import annotations
@@ -13,26 +13,36 @@ from typing import Any, TypeVar
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.index.tables import NewItem, Value
+from featkit.index.records import NewItem, Value
 from featkit.wording import counted, first_line
 
 Result = TypeVar("Result")
 MAX_SIDE = 2**31  # pixels
+UNIT_TOLERANCE = 1e-3  # of a vector's length; half-precision vectors stay within it
+
+
+def one_query(**queries: object) -> None:
+    """Raise InputError unless exactly one of the arguments is not None."""
+    given = [name for name, value in queries.items() if value is not None]
+    if len(given) != 1:
+        names = f"{', '.join([*queries][:-1])} or {[*queries][-1]}"
+        count = " and ".join(given) + " were given" if given else "none was given"
+        raise InputError(f"search takes exactly one of {names}; {count}.")
 
 
 def text_keys(keys: Iterable[str], *, call: str) -> list[str]:
-    """Keys as a list. InputError for a single text in place of a list, or for a key that is not
-    text.
+    """Return keys as a list. InputError for a single text, and for a key that is not text.
 
-    call: how the method is called with a list, as in `remove(['cat.jpg'])`, up to the list.
+    call: the start of a call with a list, for the message: "remove(" of `remove(['cat.jpg'])`.
     """
     if isinstance(keys, str | bytes | bytearray):
         raise InputError(
-            f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one."
+            f"keys is {_shown(keys)}, not a list of keys; write {call}[{_shown(keys)}]) for one key."
         )
     if isinstance(keys, set | frozenset) and call.startswith("add"):
         raise InputError(
-            "keys is a set, which has no order, so it cannot be matched with vectors; give a list."
+            "keys is a set, whose order is undefined, so keys and vectors cannot be paired; give a"
+            " list."
         )
     texts: list[str] = []
     for position, key in enumerate(_listed(keys, "keys")):
@@ -41,7 +51,7 @@ def text_keys(keys: Iterable[str], *, call: str) -> list[str]:
                 f"keys[{position}] is {_shown(key)}, of type {_type(key)}; a key is text, so give"
                 " str(key)."
             )
-        texts.append(str(key))  # numpy's text is a str as well, which SQLite does not take
+        texts.append(str(key))  # NumPy's str_ is a subclass of str that SQLite does not take
     return texts
 
 
@@ -54,8 +64,7 @@ def new_items(
     thumbnails: Iterable[bytes | None] | None,
     metadata: Iterable[Mapping[str, Value | None] | None] | None,
 ) -> list[NewItem]:
-    """Items of keys and what belongs to each. InputError, naming the argument and the key, for what
-    cannot be stored."""
+    """Return one item per key. InputError, naming argument and key, for what cannot be stored."""
     if not isinstance(source, str):
         raise InputError(f"source is {_shown(source)}, of type {_type(source)}; it is text.")
     if isinstance(metadata, Mapping):
@@ -65,7 +74,7 @@ def new_items(
         )
     if isinstance(thumbnails, bytes | bytearray | memoryview):
         raise InputError(
-            "thumbnails is the bytes of one image; give a list with one of them for each key."
+            "thumbnails is the bytes of one image; give a list with one thumbnail for each key."
         )
     columns = zip(
         keys,
@@ -89,19 +98,20 @@ def new_items(
 
 
 def unit_vectors(
-    vectors: Any, *, width: int, keys: Sequence[str] | None, tolerance: float, index: object
+    vectors: Any, *, width: int, keys: Sequence[str] | None, index: object
 ) -> np.ndarray:
-    """(n, D) float32, C-contiguous. InputError, naming the first bad one, unless all are finite and
-    of unit length."""
+    """Return vectors as (n, D) float32, C-contiguous.
+
+    InputError, naming the first bad vector, unless all are finite and of unit length.
+    """
     try:
         array = np.asarray(vectors)
-    except (
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ) as error:  # lists of different lengths; what numpy or torch cannot turn into one
+    # ValueError: nested lists of different lengths. The others come from objects, such as torch's
+    # tensors, that cannot be converted.
+    except (ValueError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"The vectors are no array ({first_line(error)}); {index} takes (n, {width}) float32."
+            f"The vectors are not an array ({first_line(error)}); {index} takes (n, {width})"
+            " float32."
         ) from error
     if array.dtype.kind not in "fiu" and array.size:
         raise InputError(
@@ -110,30 +120,30 @@ def unit_vectors(
     if array.ndim != 2 or array.shape[1] != width:
         single = "; for one vector give vector[None]" if array.shape == (width,) else ""
         raise InputError(
-            f"The vectors are of shape {array.shape}; {index} takes (n, {width}){single}."
+            f"The vectors have the shape {array.shape}; {index} takes (n, {width}){single}."
         )
     if keys is not None and len(array) != len(keys):
         raise InputError(
-            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not go together;"
-            " give one vector for each key."
+            f"{counted(len(keys), 'key')} and {counted(len(array), 'vector')} do not match; give one"
+            " vector for each key."
         )
-    with np.errstate(over="ignore"):  # then it is infinite, which is refused below
+    with np.errstate(over="ignore"):  # overflow gives infinity, which is refused below
         array = np.ascontiguousarray(array, np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
         lengths = np.sqrt(np.einsum("nd,nd->n", array, array, dtype=np.float64))
-    bad = np.flatnonzero(~(np.abs(lengths - 1) <= tolerance))  # so said, NaN is bad
+    # written as `~(... <= ...)` so that NaN counts as bad
+    bad = np.flatnonzero(~(np.abs(lengths - 1) <= UNIT_TOLERANCE))
     if len(bad):
         name = keys[bad[0]] if keys is not None else f"index {bad[0]}"
         raise InputError(
-            f"The vector of {name} has length {lengths[bad[0]]:.6g}; vectors of an index have"
+            f"The vector of {name} has length {lengths[bad[0]]:.6g}; the vectors of an index have"
             " length 1."
         )
     return array
 
 
 def whole_number(value: Any, name: str, *, least: int | None = None) -> int:
-    """InputError unless the value is a whole number, of Python or numpy, and at least `least` if
-    that is given."""
+    """Return a Python or NumPy integer as an int. InputError for other types and below `least`."""
     if isinstance(value, bool | np.bool_):
         raise InputError(f"{name} is {value}; it must be a whole number.")
     try:
@@ -158,8 +168,8 @@ def _column(
     listed = _listed(values, name)
     if len(listed) != len(keys):
         raise InputError(
-            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not go together; give one"
-            " for each key, or none at all."
+            f"{counted(len(keys), 'key')} and {len(listed):,} {name} do not match; give one for each"
+            f" key, or leave {name} out."
         )
     return [
         None if value is None else convert(value, f"{key}: {name}[{position}]")
@@ -170,7 +180,7 @@ def _column(
 def _side(value: Any, name: str) -> int:
     side = whole_number(value, name, least=0)
     if side >= MAX_SIDE:
-        raise InputError(f"{name} is {side}; it is a number of pixels below {MAX_SIDE:,}.")
+        raise InputError(f"{name} is {side}; it must be a number of pixels below {MAX_SIDE:,}.")
     return side
 
 
@@ -186,16 +196,20 @@ def _mapping(value: Any, name: str) -> dict[str, Value | None]:
             f"{name} is {_shown(value)}, of type {_type(value)}; give a mapping such as {{'label':"
             " 'cat'}."
         )
-    return {key: _scalar(one) for key, one in value.items()}
+    return {key: _scalar(item) for key, item in value.items()}
 
 
 def _scalar(value: Any) -> Any:
-    """The Python value equal to a scalar of numpy, or the value itself, which the catalogue checks."""
+    """Return the Python value that equals a NumPy scalar.
+
+    Any other value is returned as it is; the catalogue checks it.
+    """
     if isinstance(value, np.bool_ | np.integer):
         return value.item()
     if isinstance(value, np.floating):
         number = float(value)
-        return number if number == value or number != number else value  # longdouble may not fit
+        # A longdouble may not fit into a float; NaN equals nothing.
+        return number if number == value or number != number else value
     return str(value) if isinstance(value, np.str_) else value
 
 

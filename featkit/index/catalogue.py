@@ -1,9 +1,9 @@
-"""The catalogue: one SQLite file that is the truth about an index. Its transactions are what an
-index's changes are.
+"""The catalogue: one SQLite file that is the truth about an index.
 
-Here are its connections, transactions and write-ahead log; what it holds is in tables.py. The file
-may be replaced under an open catalogue, so each reading compares it with the one that the
-connections at hand were opened on.
+Every change of an index is one transaction of its catalogue. This file has the connections, the
+transactions and the write-ahead log; tables.py and table_writer.py have what is stored. The file
+may be replaced while a catalogue is open, so every read compares it with the file that the pooled
+connections were opened on.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featkit.errors import EnvironmentProblem, InputError
-from featkit.index import writers
-from featkit.index.tables import SCHEMA, Damaged, StateKey, Value, set_setting, state_key, upgrade
+from featkit.index import writer_token
+from featkit.index.records import Value
+from featkit.index.table_writer import CatalogueWriter
+from featkit.index.tables import SCHEMA, CatalogueReader, Damaged, StateKey
 from featkit.index.vectors import Signature, missing
 
 FORMAT = 1
-APPLICATION_ID = 0x66656174  # "feat"; tells this file from any other SQLite file
+APPLICATION_ID = 0x66656174  # "feat"; distinguishes this file from any other SQLite file
 BUSY_TIMEOUT_S = 30.0
-# A log of more bytes begins again after a commit: SQLite's own bound, which it only keeps when
-# nobody reads for a moment. A reader that does not end keeps the log; the next try comes after as
-# many bytes more.
+# A longer log is restarted after a commit. SQLite has the same bound, but keeps it only when there
+# is a moment without readers. If a reader stays, the next attempt comes after as many bytes again.
 MAX_LOG_BYTES = 4 * 2**20
 CHECKPOINT_TIMEOUT_MS = 1000
 
-# No such table or column, and text that is no UTF-8, which has no code: the statements here are
-# right for a whole catalogue.
+# SQLITE_ERROR is a missing table or column, and 0 is text that is not UTF-8, which has no code.
+# Both mean damage, since our statements are right for an undamaged catalogue.
 DAMAGES = frozenset(
     (
         0,
@@ -43,34 +44,33 @@ DAMAGES = frozenset(
 
 
 class Catalogue:
-    """An open catalogue. Any number of threads may read; whoever writes holds the index's writer
-    lock and a token.
+    """An open catalogue. Any number of threads may read it; a writer holds the index's lock and token.
 
-    It follows the file at its path: when that is replaced or overwritten, the next reader gets a
-    new connection. InputError when it is missing, no catalogue, of a newer format or damaged;
-    EnvironmentProblem when it cannot be opened.
+    When the file at its path is replaced or overwritten, the next read opens a new connection.
+    InputError if the file is missing, damaged, not a catalogue, or has a newer format;
+    EnvironmentProblem if it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.token: str | None = None  # of this writer
-        # the index that the token is for: its id and its file
+        self.token: str | None = None  # this writer's
+        # the id and the file of the index that the token belongs to
         self._written: tuple[str, Signature] | None = None
-        self._file = path.absolute()  # whatever the working folder becomes
+        self._file = path.absolute()  # stays right if the working directory changes
         self._pool: list[sqlite3.Connection] = []
         self._pool_lock = threading.Lock()
-        # of the file when the pool's connections were opened
+        # the file's signature when the pooled connections were opened
         self._signature: Signature | None = None
-        # the file that was opened last, and its log's inode
+        # the file that was opened last, and the inode of its log
         self._last: tuple[Signature, int | None] | None = None
-        # of the log then, where SQLite was told that the file does not change
+        # the log's size when the file was opened as immutable; None if it was not
         self._log_bytes: int | None = None
-        self._kept_log_bytes = 0  # that could not be emptied
+        self._kept_log_bytes = 0  # bytes of a log that could not be restarted
         self._closed = False
 
     @staticmethod
     def create(path: Path, settings: Mapping[str, Value]) -> None:
-        """Write a catalogue without items, closed."""
+        """Write a catalogue without items, and close it."""
         with _explained(path):
             connection = sqlite3.connect(path, isolation_level=None)
             try:
@@ -85,67 +85,70 @@ class Catalogue:
                 connection.close()
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that sees one committed state until the block ends, whatever is written
-        meanwhile."""
+    def reading(self) -> Iterator[CatalogueReader]:
+        """Yield a reader that sees one committed state until the block ends."""
         with _explained(self.path):
             connection, signature = self._borrow()
             try:
                 connection.execute("BEGIN")
-                yield connection
+                yield CatalogueReader(connection)
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 self._give_back(connection, signature)
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """A connection within a transaction that is committed when the block ends, and undone when
-        it raises.
+    def writing(self) -> Iterator[CatalogueWriter]:
+        """Yield a writer within a transaction: committed when the block ends, undone if it raises.
 
-        EnvironmentProblem when another writer's token has taken the place of this one's.
+        EnvironmentProblem if another writer's token has replaced this one's.
         """
         with self._exclusive() as connection:
-            yield connection
-            connection.execute("UPDATE settings SET value = value + 1 WHERE name = 'changes'")
-            set_setting(connection, "commit", secrets.token_hex(8))
+            writer = CatalogueWriter(connection)
+            yield writer
+            writer.count_change()
             connection.execute("COMMIT")
             self._bound_log(connection)
 
     @contextmanager
-    def excluding_writers(self) -> Iterator[sqlite3.Connection]:
-        """A connection to read from while no other writes; for work on the vectors file. Errors as
-        for `writing`."""
+    def excluding_writers(self) -> Iterator[CatalogueReader]:
+        """Yield a reader while nobody else can write, for work on the vectors file.
+
+        Raises what `writing` raises.
+        """
         with self._exclusive() as connection:
-            yield connection
+            yield CatalogueReader(connection)
 
     def take_token(self) -> None:
-        """Become the index's one writer. EnvironmentProblem when another one is seen to be at work."""
+        """Become the index's only writer. EnvironmentProblem if another writer is alive."""
         with self._exclusive() as connection:
-            token = writers.take_token(connection, self.path.parent)
+            token = writer_token.take(connection, self.path.parent)
             try:
-                upgrade(connection)
-                self._written = state_key(connection).index_id, self.signature()
+                writer = CatalogueWriter(connection)
+                writer.upgrade()
+                self._written = writer.state_key().index_id, self.signature()
                 connection.execute("COMMIT")
             except BaseException:
-                writers.forget_token(token)
+                writer_token.forget(token)
                 raise
         self.token = token
 
     def drop_token(self) -> None:
-        """Cease to be the writer, and empty the log. Does nothing the second time. Errors as for
-        `writing`."""
+        """Stop being the writer, and empty the log. Does nothing the second time.
+
+        Raises what `writing` raises.
+        """
         if self.token is None:
             return
-        writers.forget_token(self.token)
+        writer_token.forget(self.token)
         token, self.token = self.token, None
         with self._exclusive() as connection:
-            writers.drop_token(connection, token)
+            writer_token.drop(connection, token)
             connection.execute("COMMIT")
             self._checkpoint(connection, "TRUNCATE")
 
     def close(self) -> None:
-        """Close all connections that no thread is using; those in use are closed when given back."""
+        """Close all idle connections. Those in use are closed when their thread returns them."""
         with self._pool_lock:
             self._closed = True
             idle, self._pool = self._pool, []
@@ -153,7 +156,7 @@ class Catalogue:
             connection.close()
 
     def signature(self) -> Signature:
-        """Of the file at the path now. InputError when there is none."""
+        """Return the signature of the file now at the path. InputError if it does not exist."""
         try:
             return Signature.of(self._file.stat())
         except FileNotFoundError:
@@ -170,19 +173,21 @@ class Catalogue:
             raise EnvironmentProblem(f"{self.path} cannot be read: {error.strerror}.") from error
 
     def check_still(self, key: StateKey) -> None:
-        """InputError unless the file, as a new connection sees it, is of the same index as `key`."""
+        """Raise InputError unless a new connection sees the same index as `key`."""
         with _explained(self.path):
             connection, _ = self._open_reader()
             try:
-                if state_key(connection).index_id != key.index_id:
+                if CatalogueReader(connection).state_key().index_id != key.index_id:
                     raise InputError(f"{self.path.parent} is being replaced; try again.")
             finally:
                 connection.close()
 
     @contextmanager
     def _exclusive(self) -> Iterator[sqlite3.Connection]:
-        """A connection within a transaction that excludes other writers, after the check of the
-        token if there is one."""
+        """Yield a connection within a transaction that excludes other writers.
+
+        If this catalogue has a token, it is checked first.
+        """
         with _explained(self.path):
             signature = self.signature()
             replaced = InputError(
@@ -196,34 +201,36 @@ class Catalogue:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}")
                 connection.execute("BEGIN IMMEDIATE")
-                if self._written is not None and state_key(connection).index_id != self._written[0]:
-                    raise replaced
+                if self._written is not None:
+                    index_id = CatalogueReader(connection).state_key().index_id
+                    if index_id != self._written[0]:
+                        raise replaced
                 if self.token is not None:
-                    writers.check_token(connection, self.token, self.path.parent)
+                    writer_token.check(connection, self.token, self.path.parent)
                 yield connection
             finally:
-                if connection.in_transaction:  # SQLite has undone it already on a full disk
+                if connection.in_transaction:  # False on a full disk: SQLite has rolled back
                     connection.execute("ROLLBACK")
                 connection.close()
 
     def _bound_log(self, connection: sqlite3.Connection) -> None:
-        """Write the log into the catalogue, and have one that has grown too long begin again at its
-        start.
-
-        The first after each commit and not, as SQLite does, once in a while: a log that is left,
-        since the writer is killed or still open, would be read into whatever somebody copies over
-        the catalogue. It waits for nobody. The second waits for those who read an older state, who
-        do not wait; SQLite by itself waits for a moment without readers.
-        """
+        """Copy the log into the catalogue after a commit, and restart a log that is too long."""
         log_bytes = self._log_status()[1]
         if log_bytes <= MAX_LOG_BYTES + self._kept_log_bytes:
+            # After every commit, while SQLite does so every 1,000 pages: if the writer is killed,
+            # the log stays, and SQLite would apply it to any file copied over the catalogue.
+            # PASSIVE waits for nobody.
             self._checkpoint(connection, "PASSIVE")
             return
+        # RESTART waits for readers of older states, and new readers do not wait for it. SQLite's
+        # automatic checkpoint restarts the log only if it finds a moment without readers.
         self._kept_log_bytes = 0 if self._checkpoint(connection, "RESTART") else log_bytes
 
     def _checkpoint(self, connection: sqlite3.Connection, mode: str) -> bool:
-        """Write the log into the catalogue. False when a reader did not end in time; then the log
-        keeps what was committed."""
+        """Copy the log into the catalogue. Return False if a reader did not finish in time.
+
+        Nothing is lost then: the log keeps what was committed.
+        """
         try:
             connection.execute(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
             busy, *_ = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()
@@ -240,15 +247,10 @@ class Catalogue:
                 self._log_bytes is not None and self._log_bytes != self._log_status()[1]
             )
             stale: list[sqlite3.Connection] = []
-            # a connection keeps pages in memory, which nothing but SQLite's own writing makes it
-            # forget
             if changed:
-                stale, self._pool, self._signature, self._log_bytes = (
-                    self._pool,
-                    [],
-                    signature,
-                    None,
-                )
+                # A connection caches pages and drops them only when SQLite itself writes the file.
+                stale, self._pool = self._pool, []
+                self._signature, self._log_bytes = signature, None
             idle = self._pool.pop() if self._pool else None
         for connection in stale:
             connection.close()
@@ -262,11 +264,10 @@ class Catalogue:
         connection.close()
 
     def _open_reader(self) -> tuple[sqlite3.Connection, Signature]:
-        """A connection for reading, however little the folder permits, and the signature of the
-        file that it reads.
+        """Return a connection for reading and the signature of its file.
 
-        WAL wants to write beside the catalogue even to read it. Where it may not, and no writer has
-        left anything there, the file does not change and SQLite may be told so.
+        SQLite in WAL mode creates files next to the catalogue even to read it. If it may not, and
+        no writer left a log, the file cannot change and is opened as immutable.
         """
         signature = self.signature()
         self._refuse_old_log(signature)
@@ -284,16 +285,18 @@ class Catalogue:
         log_bytes = self._log_status()[1]
         if log_bytes > 0:
             raise EnvironmentProblem(
-                f"{self.path.parent} was not closed by its last writer and may not be written here;"
-                " open it once as somebody who may, or copy it."
+                f"{self.path.parent} was not closed by its last writer, and this user may not write"
+                " it; open it once as a user who may, or copy it."
             )
         connection = self._checked(self._connect("ro&immutable=1"))
         self._log_bytes = log_bytes
         return connection, signature
 
     def _refuse_old_log(self, signature: Signature) -> None:
-        """InputError when the catalogue was replaced and the log was not: SQLite would read the old
-        log into the new file."""
+        """Raise InputError if the catalogue was replaced but its log was not.
+
+        SQLite would apply the old log to the new file.
+        """
         log_inode, log_bytes = self._log_status()
         if (
             self._last is None
@@ -303,12 +306,12 @@ class Catalogue:
         ):
             return
         raise InputError(
-            f"{self.path} was replaced and the log beside it, {self.path.name}-wal, was not; close"
-            " whatever uses the index and restore all of its files from one copy."
+            f"{self.path} was replaced, and its log, {self.path.name}-wal, was not; close all"
+            " programs that use the index, and restore all of its files from one copy."
         )
 
     def _log_status(self) -> tuple[int | None, int]:
-        """The inode and the size in bytes of the write-ahead log; None and 0 when there is none."""
+        """Return the inode and size in bytes of the write-ahead log; (None, 0) without one."""
         try:
             status = self._file.with_name(self._file.name + "-wal").stat()
         except OSError:
@@ -321,12 +324,12 @@ class Catalogue:
             uri=True,
             isolation_level=None,
             timeout=BUSY_TIMEOUT_S,
-            # a connection is used by one thread at a time, but not always by the same
+            # one thread at a time uses a connection, but not always the same one
             check_same_thread=False,
         )
 
     def _checked(self, connection: sqlite3.Connection) -> sqlite3.Connection:
-        """The connection, when it leads to a catalogue of a format that is known."""
+        """Return the connection if its file is a catalogue in a known format; else close it."""
         try:
             (application_id,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -337,11 +340,11 @@ class Catalogue:
                 )
             if version > FORMAT:
                 raise InputError(
-                    f"{self.path.parent} has format {version}, newer than the {FORMAT} read here;"
-                    " update featkit."
+                    f"{self.path.parent} has format {version}; this featkit reads formats up to"
+                    f" {FORMAT}. Update featkit."
                 )
             connection.execute("PRAGMA query_only = ON")
-            # a map of a file that is cut off ends the process
+            # Reading a mapped page that another program truncated would kill the process.
             connection.execute("PRAGMA mmap_size = 0")
             connection.execute("SELECT count(*) FROM settings").fetchone()
         except BaseException:
@@ -353,20 +356,20 @@ class Catalogue:
 def _damaged(path: Path, error: Exception) -> InputError:
     reason = " ".join(str(error).encode("utf-8", "replace").decode().split())[:200]
     return InputError(
-        f"{path} is damaged or no catalogue ({reason}); restore it from a copy, or index the"
+        f"{path} is damaged or not a catalogue ({reason}); restore it from a copy, or index the"
         " embeddings again."
     )
 
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what SQLite raises into one sentence about the index."""
+    """Turn exceptions of SQLite into one sentence about the index."""
     try:
         yield
-    except (Damaged, UnicodeDecodeError) as error:  # the second: of a name in the schema
+    except (Damaged, UnicodeDecodeError) as error:  # UnicodeDecodeError: a name in the schema
         raise _damaged(path, error) from error
     except sqlite3.DatabaseError as error:
-        # the low byte is the kind, the rest the detail
+        # The low byte is the primary error code.
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         folder = path.parent
         if code == sqlite3.SQLITE_FULL:
@@ -375,12 +378,12 @@ def _explained(path: Path) -> Iterator[None]:
             ) from error
         if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN):
             raise EnvironmentProblem(
-                f"{folder} cannot be opened: {error}; see that you may read and write it."
+                f"{folder} cannot be opened: {error}; check that you may read and write it."
             ) from error
         if code in DAMAGES:
             raise _damaged(path, error) from error
         if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise EnvironmentProblem(
-                f"{folder} cannot be read or written just now: {error}; try again."
+                f"{folder} cannot be read or written right now: {error}; try again."
             ) from error
         raise

@@ -1,48 +1,55 @@
-"""One committed state of an index, as a reader sees it, and whether the vectors file still belongs
-to it."""
+"""One committed state of an index, and what can be asked of it."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from sqlite3 import Connection
+from pathlib import Path
+from typing import overload
 
 import numpy as np
 
 from featkit.errors import InputError
-from featkit.index import tables
-from featkit.index.tables import StateKey
-from featkit.index.vectors import Rows, Signature, WitnessedRows
+from featkit.index.arguments import one_query, text_keys, unit_vectors, whole_number
+from featkit.index.records import Hit, Item, NoSuchItem
+from featkit.index.searcher import Searcher
+from featkit.index.tables import MAX_INTEGER, CatalogueReader, Damaged, StateKey
+from featkit.index.vectors import ChecksummedRows, FileRows, Signature
 
-# Committed vectors whose checksums are compared when the files have changed: the first, the last
-# and some between.
+# When the files have changed, the checksums of this many committed vectors are compared: the
+# first, the last and evenly spread ones between.
 SAMPLE_SIZE = 32
 
 
 @dataclass(frozen=True)
-class State:
-    """One committed state: N vectors of the file, and which of the N ids are live, (N,) bool.
+class CommittedVectors:
+    """The N committed vectors of one state, and which of their ids are live: (N,) bool.
 
-    signature: of the vectors file when `sample`, checksums by id, was last found to be right.
+    This is the part of a state that outlives a read. `signature` is that of the vectors file when
+    `sample`, checksums by id, was last verified.
     """
 
     key: StateKey
-    rows: Rows
+    rows: FileRows
     live: np.ndarray
+    searcher: Searcher
     signature: Signature
     sample: dict[int, int]
 
     def check_sample(self) -> None:
-        """InputError unless the sample's vectors have their checksums: the file is another index's,
-        or damaged."""
-        rows = WitnessedRows(self.rows)
+        """Raise InputError unless the sampled vectors have their checksums.
+
+        If they do not, the vectors file is damaged or belongs to another index.
+        """
+        rows = ChecksummedRows(self.rows)
         rows.take(np.fromiter(self.sample, np.int64, len(self.sample)))
         self.check(rows.checksums, self.sample)
 
-    def check(self, found: Mapping[int, int], committed: Mapping[int, int]) -> None:
-        """InputError unless the checksums that were found are those that were committed, by id."""
+    def check(self, computed: Mapping[int, int], committed: Mapping[int, int]) -> None:
+        """Raise InputError unless the computed checksums equal the committed ones, by id."""
         for item_id, checksum in committed.items():
-            if found[item_id] != checksum:
+            if computed[item_id] != checksum:
                 raise InputError(
                     f"{self.rows.file.path} does not belong to catalogue.sqlite or is damaged:"
                     f" vector {item_id} is not what was committed; restore both from one copy, or"
@@ -50,13 +57,141 @@ class State:
                 )
 
 
-def sample_checksums(connection: Connection, num_rows: int) -> dict[int, int]:
-    """Some checksums by id: the first, the last and some between; of an index from before
-    checksums, any that there are."""
-    sample = tables.checksums(connection, spread(num_rows, SAMPLE_SIZE).tolist())
-    return sample or tables.any_checksums(connection, limit=SAMPLE_SIZE)
+class IndexState:
+    """One committed state of an index. Valid only within the `Index.read` that passed it."""
+
+    def __init__(
+        self, path: Path, width: int, catalogue: CatalogueReader, vectors: CommittedVectors
+    ) -> None:
+        self.path, self.width = path, width
+        self.catalogue, self.vectors = catalogue, vectors
+
+    @property
+    def id(self) -> str:
+        """The random id of the index."""
+        return self.vectors.key.index_id
+
+    def __len__(self) -> int:
+        """Return the number of items, without removed ones."""
+        return int(np.count_nonzero(self.vectors.live))
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is an item with this key."""
+        return isinstance(key, str) and bool(self.catalogue.items_by_key([key]))
+
+    @overload
+    def search(self, *, item: int, k: int = ...) -> list[Hit]: ...
+    @overload
+    def search(self, *, vectors: np.ndarray, k: int = ...) -> list[list[Hit]]: ...
+    def search(
+        self, *, item: int | None = None, vectors: np.ndarray | None = None, k: int = 10
+    ) -> list[Hit] | list[list[Hit]]:
+        """Return the k items nearest to an item or to each of several vectors.
+
+        Arguments, results and errors are those of `Index.search`.
+        """
+        one_query(item=item, vectors=vectors)
+        k = whole_number(k, "k", least=1)
+        if item is not None:
+            return self._nearest(self.vector(item)[None], k)[0]
+        return self._nearest(unit_vectors(vectors, width=self.width, keys=None, index=self.path), k)
+
+    def _nearest(self, queries: np.ndarray, k: int) -> list[list[Hit]]:
+        rows = ChecksummedRows(self.vectors.rows)
+        results = self.vectors.searcher.search(queries, rows, k=k, allowed=self.vectors.live)
+        if not results:
+            return []
+        ids = np.unique(np.concatenate([neighbors.ids for neighbors in results])).tolist()
+        self._verify(rows, ids)
+        items = self._items(ids)
+        return [
+            [
+                Hit.of(items[item_id], score)
+                for item_id, score in zip(
+                    neighbors.ids.tolist(), neighbors.scores.tolist(), strict=True
+                )
+            ]
+            for neighbors in results
+        ]
+
+    def item(self, item_id: int) -> Item:
+        """Return an item by id. NoSuchItem if it does not exist or was removed."""
+        item_id = whole_number(item_id, "The id")
+        in_range = 0 <= item_id <= MAX_INTEGER
+        items = self.catalogue.items_by_id([item_id]) if in_range else {}
+        if item_id not in items:
+            raise NoSuchItem(self.path, item_id)
+        return items[item_id]
+
+    def item_by_key(self, key: str) -> Item:
+        """Return an item by key. NoSuchItem if it does not exist or was removed."""
+        (key,) = text_keys([key], call="item_by_key(")
+        items = self.catalogue.items_by_key([key])
+        if key not in items:
+            raise NoSuchItem(self.path, key)
+        return items[key]
+
+    def items(self, offset: int = 0, limit: int = 100) -> list[Item]:
+        """Return items in the order they were added, after skipping the first `offset`."""
+        offset = whole_number(offset, "offset", least=0)
+        limit = whole_number(limit, "limit", least=0)
+        return self.catalogue.items_in_order(
+            offset=min(offset, MAX_INTEGER), limit=min(limit, MAX_INTEGER)
+        )
+
+    def sample(self, limit: int = 100, *, seed: int = 0) -> list[Item]:
+        """Return up to `limit` different items in random order, reproducible by the seed."""
+        live = np.flatnonzero(self.vectors.live)
+        positions = random.Random(seed).sample(range(len(live)), min(limit, len(live)))
+        ids = live[positions].tolist()
+        items = self._items(ids)
+        return [items[item_id] for item_id in ids]
+
+    def thumbnail(self, item_id: int) -> bytes | None:
+        """Return the JPEG bytes of an item's thumbnail, or None if it has none. NoSuchItem."""
+        return self.catalogue.thumbnail(self.item(item_id).id)
+
+    def vector(self, item_id: int) -> np.ndarray:
+        """Return a copy of an item's vector, (D,) float32. NoSuchItem."""
+        item_id = self.item(item_id).id
+        rows = ChecksummedRows(self.vectors.rows)
+        vector: np.ndarray = rows.take(np.array([item_id], np.int64))[0]
+        self._verify(rows, [item_id])
+        return vector
+
+    def _verify(self, rows: ChecksummedRows, ids: list[int]) -> None:
+        """Compare the checksums of the rows that an answer used with the committed ones."""
+        if self.vectors.sample:  # empty if the index is older than checksums
+            self.vectors.check(rows.checksums, self.catalogue.checksums(ids))
+
+    def _items(self, ids: list[int]) -> dict[int, Item]:
+        items = self.catalogue.items_by_id(ids)
+        if len(items) != len(ids):
+            raise Damaged("items are missing")
+        return items
+
+
+def read_vectors(
+    catalogue: CatalogueReader,
+    key: StateKey,
+    rows: FileRows,
+    signature: Signature,
+    searcher: Searcher,
+) -> CommittedVectors:
+    """Return the committed vectors of the state that a catalogue reader sees."""
+    live = np.ones(rows.num_rows, bool)
+    deleted = catalogue.deleted_ids()
+    if deleted and not 0 <= deleted[0] <= deleted[-1] < rows.num_rows:
+        raise Damaged("removed items have ids that were never given")
+    live[deleted] = False
+    sample: dict[int, int] = {}
+    if catalogue.has_checksums():
+        sample = catalogue.checksums(spread(rows.num_rows, SAMPLE_SIZE).tolist())
+        # If the index is older than checksums, only the items added since have one.
+        sample = sample or catalogue.first_checksums(SAMPLE_SIZE)
+    return CommittedVectors(key, rows, live, searcher, signature, sample)
 
 
 def spread(num_rows: int, count: int) -> np.ndarray:
-    """Up to `count` different ids below num_rows, evenly spread, the first and the last among them."""
+    """Return up to `count` ids below num_rows, evenly spread, with the first and the last."""
     return np.unique(np.linspace(0, num_rows - 1, min(count, num_rows)).round().astype(np.int64))

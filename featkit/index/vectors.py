@@ -1,14 +1,14 @@
-"""The vectors file: rows of float32, append-only, the row number is the item's id.
-
-What is committed is said by the catalogue alone: rows from its count on are what a writer has not
-committed, or left when it died. Readers never read them; the next writer cuts them off.
+"""The vectors file: append-only rows of float32, in which row i is the vector of item i.
 
     N committed rows, D width
 
-The file is read by position, not mapped: reading a mapped page that another program has cut off
-ends the process with SIGBUS, while a short read is an error with a sentence. One query over rows
-that are read takes up to 2.3 times as long as over a map (100,000 x 384: 9 against 4 ms), so an
-open index whose state is searched again keeps its rows in memory, where they fit.
+Only the catalogue knows how many rows are committed. Rows after those are ones that a writer has
+not committed yet, or left when it died. Readers never read them; the next writer truncates them.
+
+The file is read with preads, not mapped: touching a mapped page that another program has truncated
+kills the process with SIGBUS, while a short read becomes an error message. A query over rows that
+are read takes up to 2.3 times as long as over a map (100,000 x 384: 9 ms instead of 4), so an open
+index keeps its rows in memory from the second search on, if they fit.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from featkit.resources import spare_memory
 from featkit.wording import counted
 
 FLOAT32 = np.dtype("<f4")
-# rows at most this far apart are read in one piece: copying what is between costs as much as a call
+# Rows at most this far apart are read in one piece: copying the gap costs as much as a system call.
 NEAR_BYTES = 64 * 2**10
 PIECE_BYTES = 4 * 2**20
-# A block is read once and scanned by each query: a small one stays in a core's cache, a large one
-# has fewer heaps to merge.
+# A block is read once and scanned by each query: a small block stays in a core's cache, and large
+# blocks leave fewer results to merge.
 SMALL_BLOCK_BYTES, LARGE_BLOCK_BYTES = 2**20, 4 * 2**20
 FEW_QUERIES = 4
-MAX_SHARE_HELD = 0.5  # of the spare memory
+MAX_SHARE_HELD = 0.5  # of the spare memory, for rows kept in memory
 
-_seek_lock = threading.Lock()  # where the system cannot read at a position (Windows)
+_seek_lock = threading.Lock()  # for systems without pread and pwrite (Windows)
 
 
 class Signature(NamedTuple):
-    """What identifies a file and changes when it is written; two equal ones are of the same bytes."""
+    """Identity and time stamps of a file. Equal signatures mean that the bytes are the same."""
 
     device: int
     inode: int
@@ -63,10 +63,10 @@ class Signature(NamedTuple):
 
 
 class VectorFile:
-    """The vectors file, open for reading. Any number of threads may read; it is closed with the
-    last reference to it.
+    """The vectors file, open for reading by any number of threads.
 
-    InputError when it is missing; EnvironmentProblem when it cannot be read.
+    It is closed with the last reference to it. InputError if it is missing; EnvironmentProblem if
+    it cannot be read.
     """
 
     def __init__(self, path: Path, *, width: int) -> None:
@@ -81,54 +81,54 @@ class VectorFile:
         self._close = weakref.finalize(self, os.close, self._descriptor)
 
     def signature(self) -> Signature:
-        """Of the open file, which may no longer be the one at its path."""
+        """Return the signature of the open file, which may no longer be the one at its path."""
         return Signature.of(os.fstat(self._descriptor))
 
     def check_length(self, num_rows: int) -> None:
-        """InputError when the file holds fewer rows."""
+        """Raise InputError if the file has fewer rows."""
         _check_length(self.path, self.signature().size, num_rows=num_rows, row_bytes=self.row_bytes)
 
     def read(self, start: int, rows: np.ndarray) -> None:
-        """Fill `rows` (n, D) float32, C-contiguous, from row `start` on. InputError when the file
-        ends before."""
+        """Fill `rows`, (n, D) float32, C-contiguous, with the rows from `start` on.
+
+        InputError if the file ends too early.
+        """
         self.read_bytes(start * self.row_bytes, rows.reshape(-1).view(np.uint8).data)
 
-    def read_bytes(self, place: int, rest: memoryview) -> None:
-        """Fill `rest` with whole rows' bytes from the position `place` on. Errors as for `read`."""
-        end = place + len(rest)
+    def read_bytes(self, position: int, rest: memoryview) -> None:
+        """Fill `rest` with the bytes of whole rows from `position` on. Raises what `read` raises."""
+        end = position + len(rest)
         while rest:
             try:
-                num_bytes = _read_at(self._descriptor, rest, place)
+                num_bytes = _read_at(self._descriptor, rest, position)
             except OSError as error:
                 raise EnvironmentProblem(
                     f"{self.path} cannot be read: {error.strerror}; check the disk."
                 ) from error
             if num_bytes == 0:
-                _check_length(
-                    self.path, place, num_rows=end // self.row_bytes, row_bytes=self.row_bytes
-                )
-            rest, place = rest[num_bytes:], place + num_bytes
+                num_rows = end // self.row_bytes
+                _check_length(self.path, position, num_rows=num_rows, row_bytes=self.row_bytes)
+            rest, position = rest[num_bytes:], position + num_bytes
 
 
-class Rows:
-    """The first N rows of a vectors file, for the search: read in blocks, or by id.
+class FileRows:
+    """The first N rows of a vectors file, read in blocks or by id.
 
-    The second scan keeps what it reads in memory, for those that follow, unless it would take more
-    than half of what is left.
+    The second scan keeps the rows in memory for later ones, unless they would take more than half
+    of the spare memory.
     """
 
     def __init__(self, file: VectorFile, num_rows: int) -> None:
         self.file, self.num_rows, self.width = file, num_rows, file.width
         self._held: np.ndarray | None = None  # all rows
         self._num_scans = 0
-        self._holding = threading.Lock()  # by the scan that fills the memory
+        self._holding = threading.Lock()  # held by the scan that fills `_held`
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (first row, rows (n, D) float32) for all rows, in blocks that suit a scan by so
-        many queries.
+        """Yield (first row, rows (n, D) float32) for all rows, in blocks sized for `num_queries`.
 
-        A block is valid until the next one is asked for. Every block but the last has a multiple of
-        8 rows, so that each begins at a whole byte of a bitmap.
+        A block is valid until the next one is requested. Every block except the last has a multiple
+        of 8 rows, so that each starts at a whole byte of a bitmap.
         """
         few = num_queries < FEW_QUERIES
         at_once = max(
@@ -165,7 +165,7 @@ class Rows:
         return self.num_rows * self.file.row_bytes <= MAX_SHARE_HELD * spare_memory()
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        """Rows (n, D) float32 by id, in any order, from 0 to N - 1."""
+        """Return the rows (n, D) float32 with these ids, which may be in any order."""
         if self._held is not None:
             return np.take(self._held, ids, axis=0)
         taken = np.empty((len(ids), self.width), FLOAT32)
@@ -192,33 +192,31 @@ class Rows:
         return taken
 
 
-class WitnessedRows:
-    """Rows that remember the checksum of each row that was taken: of the bytes that an answer was
-    made of."""
+class ChecksummedRows:
+    """Rows that record the checksum of each row taken: of the very bytes that an answer used."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: FileRows) -> None:
         self._rows = rows
         self.num_rows, self.width = rows.num_rows, rows.width
         self.checksums: dict[int, int] = {}
 
     def blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
-        """As for `Rows`."""
+        """Yield blocks as `FileRows` does, without checksums."""
         return self._rows.blocks(num_queries)
 
     def take(self, ids: np.ndarray) -> np.ndarray:
-        """As for `Rows`."""
+        """Return rows by id, and record their checksums."""
         taken = self._rows.take(ids)
         self.checksums.update(zip(ids.tolist(), checksums(taken), strict=True))
         return taken
 
 
 class VectorWriter:
-    """Appends rows. InputError when the file is missing; EnvironmentProblem when it cannot be
-    written.
+    """Appends rows to the vectors file and truncates it.
 
-    Every method is called within a write transaction of the catalogue, in which this writer's token
-    has been found to be the current one: so no other writer's committed rows are overwritten or
-    cut.
+    Call its methods only within a write transaction of the catalogue, which has checked that this
+    writer's token is the current one. So no row that another writer committed is overwritten or cut
+    off. InputError if the file is missing; EnvironmentProblem if it cannot be written.
     """
 
     def __init__(self, path: Path, *, width: int) -> None:
@@ -231,28 +229,27 @@ class VectorWriter:
 
     @property
     def is_closed(self) -> bool:
-        """Whether `close` has been called."""
+        """Return whether `close` has been called."""
         return self._descriptor < 0
 
     def is_at(self, signature: Signature) -> bool:
-        """Whether the open file is the one with this signature."""
+        """Return whether the open file is the one with this signature."""
         return signature.same_file(Signature.of(os.fstat(self._descriptor)))
 
     def write(self, start: int, vectors: np.ndarray) -> None:
-        """Write (n, D) rows from row `start` on and flush them to the disk."""
+        """Write rows (n, D) from row `start` on, and flush them to the disk."""
         rest = np.ascontiguousarray(vectors, FLOAT32).reshape(-1).view(np.uint8).data
-        place = start * self.width * FLOAT32.itemsize
+        position = start * self.width * FLOAT32.itemsize
         with explain_os_errors(self.path):
             while rest:
-                written = _write_at(self._descriptor, rest, place)
-                if written == 0:
+                num_bytes = _write_at(self._descriptor, rest, position)
+                if num_bytes == 0:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                rest, place = rest[written:], place + written
+                rest, position = rest[num_bytes:], position + num_bytes
             os.fsync(self._descriptor)
 
     def cut(self, num_rows: int) -> None:
-        """Remove the rows from `num_rows` on, if there are any. InputError when committed rows are
-        missing."""
+        """Truncate the file to `num_rows` rows. InputError if it has fewer."""
         row_bytes = self.width * FLOAT32.itemsize
         with explain_os_errors(self.path):
             size = os.fstat(self._descriptor).st_size
@@ -261,20 +258,22 @@ class VectorWriter:
                 os.ftruncate(self._descriptor, num_rows * row_bytes)
 
     def close(self) -> None:
-        """Does nothing the second time."""
+        """Close the file. Does nothing the second time."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def checksums(vectors: np.ndarray) -> list[int]:
-    """CRC-32 of each row's bytes in the file, for (n, D) float32."""
+    """Return the CRC-32 of each row's bytes in the file, for (n, D) float32."""
     return [zlib.crc32(row) for row in np.ascontiguousarray(vectors, FLOAT32)]
 
 
 def signature_at(path: Path) -> Signature:
-    """Of the file that is at the path now. InputError when it is missing; EnvironmentProblem when
-    it cannot be asked."""
+    """Return the signature of the file now at the path.
+
+    InputError if it is missing; EnvironmentProblem if it cannot be examined.
+    """
     try:
         return Signature.of(path.stat())
     except FileNotFoundError:
@@ -284,35 +283,35 @@ def signature_at(path: Path) -> Signature:
 
 
 def missing(path: Path) -> InputError:
-    """The error for a file of the index that is not there."""
+    """Return the error for a missing file of an index."""
     return InputError(f"{path} is missing; restore it from a copy, or index the embeddings again.")
 
 
 def _check_length(path: Path, length: int, *, num_rows: int, row_bytes: int) -> None:
-    wanted = num_rows * row_bytes
-    if length < wanted:
+    needed = num_rows * row_bytes
+    if length < needed:
         raise InputError(
-            f"{path} is truncated: {counted(length, 'byte')} where {counted(num_rows, 'vector')} of"
-            f" {row_bytes // FLOAT32.itemsize} take {wanted:,}; restore it from a copy, or index"
-            " the embeddings again."
+            f"{path} is truncated: it has {counted(length, 'byte')}, but"
+            f" {counted(num_rows, 'vector')} of {row_bytes // FLOAT32.itemsize} dimensions take"
+            f" {needed:,}; restore it from a copy, or index the embeddings again."
         )
 
 
-def _read_at(descriptor: int, buffer: memoryview, place: int) -> int:
-    """Read into the buffer from a position in the file; the number of bytes read, 0 at its end."""
+def _read_at(descriptor: int, buffer: memoryview, position: int) -> int:
+    """Read into the buffer from a position; return the number of bytes, 0 at the end of the file."""
     if hasattr(os, "preadv"):
-        return os.preadv(descriptor, [buffer], place)
+        return os.preadv(descriptor, [buffer], position)
     with _seek_lock:
-        os.lseek(descriptor, place, os.SEEK_SET)
+        os.lseek(descriptor, position, os.SEEK_SET)
         data = os.read(descriptor, min(len(buffer), PIECE_BYTES))
     buffer[: len(data)] = data
     return len(data)
 
 
-def _write_at(descriptor: int, data: memoryview, place: int) -> int:
-    """Write at a position in the file; the number of bytes written."""
+def _write_at(descriptor: int, data: memoryview, position: int) -> int:
+    """Write at a position in the file; return the number of bytes written."""
     if hasattr(os, "pwrite"):
-        return os.pwrite(descriptor, data, place)
+        return os.pwrite(descriptor, data, position)
     with _seek_lock:
-        os.lseek(descriptor, place, os.SEEK_SET)
+        os.lseek(descriptor, position, os.SEEK_SET)
         return os.write(descriptor, data)

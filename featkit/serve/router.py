@@ -22,7 +22,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError
 from featkit.index import Index, NoSuchItem
 from featkit.index import Item as IndexItem
-from featkit.index.tables import in_json
+from featkit.index.records import in_json
 from featkit.serve import schemas
 from featkit.serve.service import BadImages, Service, ServiceLimits, Unavailable, log
 from featkit.serve.uploads import BadRequest, read_form
@@ -197,7 +197,7 @@ def _add_item_routes(router: APIRouter, service: Service) -> None:
         """Give the k items nearest to one, itself first."""
         k = _checked_k(str(k), service.limits.max_k)
         item, hits = _ask(
-            service, lambda index: (index.item(number), index.search_item(number, k=k))
+            service, lambda index: (index.item(number), index.search(item=number, k=k))
         )
         return schemas.NeighborsAnswer(item=_item(item), hits=[_hit(one) for one in hits])
 

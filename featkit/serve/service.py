@@ -122,7 +122,7 @@ class Service:
         index = self.index
         assert index is not None
         try:
-            return index.in_one_state(lambda: work(index))
+            return index.read(lambda _state: work(index))
         except NoSuchItem:
             raise
         except FeatkitError as error:
@@ -180,7 +180,7 @@ class Service:
                     f"{index.path} was made by {index.run}, and the service runs"
                     f" {self.embedder.run}; restart it."
                 )
-            return index.query(np.stack([one.vector for one in embedded]), k=k)
+            return index.search(vectors=np.stack([one.vector for one in embedded]), k=k)
 
         return self.ask(work)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from featkit.atomic import TEMPORARY_MARK
 from featkit.errors import InputError
+from featkit.folders import CATALOGUE_FILE, VECTORS_FILE
 from featkit.images import printable
 from featkit.sources.base import CONTAINER_SUFFIXES, Skip, suffix_of
 from featkit.sources.selection import Selection, Tally, drop_raw_twins
@@ -24,8 +25,8 @@ from featkit.sources.selection import Selection, Tally, drop_raw_twins
 OWN_FOLDERS = (
     {"plan.json", "shards"},  # embeddings
     {"plan.json", ".lock"},  # embeddings that are only begun
-    {"catalogue.sqlite", "vectors.f32"},  # an index
-    {"catalogue.sqlite", "writer.lock"},
+    {CATALOGUE_FILE, VECTORS_FILE},  # an index
+    {CATALOGUE_FILE, "writer.lock"},
     {"config.yaml", "writer.lock"},  # a run, with snapshots
     {"config.yaml", "metrics.jsonl"},
     {"photos.index", "listing.json"},  # what the demo keeps

@@ -93,7 +93,7 @@ def test_the_ten_lines_of_python_do_the_same(line: Path) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     with featkit.Index.open(line / "photos.index") as index:
         assert len(index) == IMAGES
-        best = [hits[0].key for hits in index.query(vectors, k=1)]
+        best = [hits[0].key for hits in index.search(vectors=vectors, k=1)]
     assert best == [f"{number:03d}.jpg" for number in range(IMAGES)]
 
 

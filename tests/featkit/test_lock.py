@@ -233,7 +233,7 @@ found = []
 with Index.open(path) as index:
     def ask(first):
         for i in range(first, 300, 4):
-            (hit,) = index.query(vectors[i : i + 1], k=1)[0]
+            (hit,) = index.search(vectors=vectors[i : i + 1], k=1)[0]
             found.append((hit.key == str(i) and hit.score > 0.999) != (i == 7))
             found.append(i == 7 or np.array_equal(index.vector(i), vectors[i]))
     threads = [threading.Thread(target=ask, args=[first]) for first in range(4)]

@@ -150,7 +150,7 @@ def test_index_of_another_model_ends_with_2_and_one_sentence(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "was embedded by test-0" in error
-    assert "is of test-1" in error
+    assert "has vectors of test-1" in error
 
 
 def test_search_of_an_empty_index_says_what_to_do(

@@ -56,7 +56,7 @@ def index(tmp_path: Path, model: Path) -> Index:
         (lambda i: i.add(b"abc", V), ["keys is b'abc', not a list of keys"]),
         (lambda i: i.add(None, V), ["keys is None, of type NoneType; give a list"]),
         (lambda i: i.add(3, V), ["keys is 3, of type int"]),
-        (lambda i: i.add({"a", "b", "c"}, V), ["keys is a set, which has no order"]),
+        (lambda i: i.add({"a", "b", "c"}, V), ["keys is a set, whose order is undefined"]),
         (
             lambda i: i.add(["a", Path("b"), "c"], V),
             ["keys[1] is PosixPath('b'), of type PosixPath", "str(key)"],
@@ -115,17 +115,17 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda i: i.add(["a", "b"], V), ["2 keys and 3 vectors do not go together"]),
+        (lambda i: i.add(["a", "b"], V), ["2 keys and 3 vectors do not match"]),
         (lambda i: i.add([], V), ["0 keys and 3 vectors"]),
         (lambda i: i.add(["a", "b", "c"], V[:2]), ["3 keys and 2 vectors"]),
         (lambda i: i.add(["a"], V[0]), [f"shape ({WIDTH},)", "vector[None]"]),
         (lambda i: i.add(["a"], None), ["of type object"]),
         (lambda i: i.add(["a"], "abc"), ["of type"]),
         (lambda i: i.add(["a"], [["x"] * WIDTH]), ["of type"]),
-        (lambda i: i.add(["a", "b"], [[1.0], [1.0, 2.0]]), ["The vectors are no array"]),
+        (lambda i: i.add(["a", "b"], [[1.0], [1.0, 2.0]]), ["The vectors are not an array"]),
         (
             lambda i: i.add(["a"], WithGradient()),
-            ["The vectors are no array (call detach() first)"],
+            ["The vectors are not an array (call detach() first)"],
         ),
         (lambda i: i.add(["a"], V[:1].astype(complex)), ["of type complex128"]),
         (lambda i: i.add(["a"], V[:1] > 0), ["of type bool"]),
@@ -135,7 +135,7 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.add(["a"], V[:1] * 1e30), ["vector of a has length"]),
         (lambda i: i.add(["a"], V[:1].astype(float) * 1e300), ["vector of a has length inf"]),
         (lambda i: i.add(["a"], V[:1] * 0), ["vector of a has length 0"]),
-        (lambda i: i.add(["a"], V[:1], widths=[1, 2]), ["1 key and 2 widths do not go together"]),
+        (lambda i: i.add(["a"], V[:1], widths=[1, 2]), ["1 key and 2 widths do not match"]),
         (lambda i: i.add(["a"], V[:1], heights=[]), ["1 key and 0 heights"]),
         (lambda i: i.add(["a"], V[:1], widths=3), ["widths is 3, of type int; give a list"]),
         (lambda i: i.add(["a"], V[:1], widths=["3"]), ["a: widths[0] is '3', of type str"]),
@@ -154,19 +154,19 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         ),
         (lambda i: i.add(["a"], V[:1], metadata=["x"]), ["a: metadata[0] is 'x', of type str"]),
         (lambda i: i.add(["a"], V[:1], metadata=[{3: "x"}]), ["a: the metadata's name 3 is int"]),
-        (lambda i: i.query(V, k=0), ["k is 0; it must be at least 1"]),
-        (lambda i: i.query(V, k=2.0), ["k is 2.0, of type float"]),
-        (lambda i: i.query(V, k="2"), ["k is '2', of type str"]),
-        (lambda i: i.query(V, k=True), ["k is True"]),
-        (lambda i: i.query(None), ["of type object"]),
-        (lambda i: i.query(V[0]), ["vector[None]"]),
-        (lambda i: i.query(V * np.nan), ["vector of index 0 has length nan"]),
+        (lambda i: i.search(vectors=V, k=0), ["k is 0; it must be at least 1"]),
+        (lambda i: i.search(vectors=V, k=2.0), ["k is 2.0, of type float"]),
+        (lambda i: i.search(vectors=V, k="2"), ["k is '2', of type str"]),
+        (lambda i: i.search(vectors=V, k=True), ["k is True"]),
+        (lambda i: i.search(vectors=None), ["none was given"]),
+        (lambda i: i.search(vectors=V[0]), ["vector[None]"]),
+        (lambda i: i.search(vectors=V * np.nan), ["vector of index 0 has length nan"]),
         (lambda i: i.item("0"), ["is '0', of type str"]),
         (lambda i: i.item(0.0), ["is 0.0, of type float"]),
         (lambda i: i.item(None), ["is None"]),
         (lambda i: i.item(False), ["is False"]),
         (lambda i: i.thumbnail("x"), ["is 'x'"]),
-        (lambda i: i.search_item(0, k=None), ["k is None"]),
+        (lambda i: i.search(item=0, k=None), ["k is None"]),
         (lambda i: i.items(-1), ["offset is -1"]),
         (lambda i: i.items(0, "5"), ["limit is '5'"]),
     ],
@@ -193,7 +193,7 @@ def test_arguments_of_a_wrong_kind_are_refused_by_name(
 def test_vectors_of_any_real_type_are_taken(index: Index, vectors: Any) -> None:
     index.add(["a", "b", "c"], vectors)
     np.testing.assert_allclose(index.vector(2), V[1], atol=1e-3)
-    assert index.query(vectors, k=1)[1][0].key == "b"
+    assert index.search(vectors=vectors, k=1)[1][0].key == "b"
     assert index.add(["d"], np.eye(1, WIDTH, dtype=np.int64)) == [4]
     assert index.add([], np.zeros((0, WIDTH))) == []
 
@@ -209,13 +209,13 @@ def test_numbers_of_numpy_are_numbers(index: Index) -> None:
     item = index.item(np.int64(1))  # type: ignore[arg-type]
     assert (item.width, item.height, type(item.width)) == (640, 480, int)
     assert index.thumbnail(1) == b"jpeg"
-    assert len(index.query(V[:1], k=np.int64(2))[0]) == 2  # type: ignore[arg-type]
+    assert len(index.search(vectors=V[:1], k=np.int64(2))[0]) == 2  # type: ignore[call-overload]
     assert index.items(0, 2**80)[1].key == "a"
 
 
 @pytest.mark.parametrize("number", [-1, 1, 2**40, 2**70, -(2**70)])
 def test_an_item_that_does_not_exist_is_named(index: Index, number: int) -> None:
-    for call in (index.item, index.vector, index.thumbnail, index.search_item):
+    for call in (index.item, index.vector, index.thumbnail, lambda i: index.search(item=i)):
         with pytest.raises(NoSuchItem, match=f"has no item {number}\\.$") as caught:
             call(number)
         assert (caught.value.index, caught.value.item) == (index.path, number)
@@ -226,14 +226,14 @@ def test_an_item_that_does_not_exist_is_named(index: Index, number: int) -> None
 def test_a_search_takes_one_image(index: Index) -> None:
     image = draw_image(1)
     assert len(index.search(image)) == 1
-    assert len(index.search([image])) == 1  # type: ignore[arg-type]
+    assert len(index.search([image])) == 1  # type: ignore[call-overload]
     for images, words in (
         ([image, image], "2 images were given"),
         ([], "0 images were given"),
-        (None, "None"),
+        (None, "exactly one of image, item or vectors; none was given"),
     ):
         with refused(words):
-            index.search(images)  # type: ignore[arg-type]
+            index.search(images)  # type: ignore[call-overload]
 
 
 # Metadata -----------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ def test_a_value_comes_back_as_it_went_in(index: Index, value: Any) -> None:
         assert type(found) is type(value)
         assert repr(found) == repr(value)
         assert opened.item(2).metadata == {}
-        assert repr(opened.query(V[:1], k=1)[0][0].metadata) == repr({"x": value})
+        assert repr(opened.search(vectors=V[:1], k=1)[0][0].metadata) == repr({"x": value})
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_booleans_of_an_index_from_before_kinds_are_booleans_again(index: Index)
     before = {"x": 1, "y": 1, "vector_crc32": 7}
     with Index.open(index.path) as reader:
         assert reader.item(1).metadata == before
-        assert reader.query(V[:1], k=1)[0][0].metadata == before
+        assert reader.search(vectors=V[:1], k=1)[0][0].metadata == before
         with Index.open(index.path, writable=True) as writer:
             assert writer.item(1).metadata == before
             writer.add(["d"], V[:1], metadata=[{"x": True, "vector_crc32": 8}])

@@ -19,7 +19,7 @@ import os, sys, threading
 import numpy as np
 if sys.argv[1] == "faiss-first":
     import faiss
-from featkit.index import searcher
+from featkit.index import exact
 from featkit.index.bounded_faiss import faiss, shared_processors
 def in_threads(count, ask):
     seen, barrier = [], threading.Barrier(count)
@@ -34,7 +34,7 @@ def inside(barrier):
         seen.append(faiss.omp_get_max_threads())
         return scan(*arguments)
     faiss.knn_inner_product = watched
-    searcher.exact_search(vectors, vectors, k=1, allowed=np.ones(8, bool))
+    exact.exact_search(vectors, vectors, k=1, allowed=np.ones(8, bool))
     return max(seen)
 def share(barrier):
     with shared_processors() as allowed:

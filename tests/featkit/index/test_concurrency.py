@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from featkit.index import Index
+from featkit.index.catalogue import Catalogue
 from tests.featkit.index.conftest import unit_vectors
 
 KEYS = [f"{number}.jpg" for number in range(20)]
@@ -25,7 +26,7 @@ def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
         def read(index: Index) -> set[int]:
             seen: set[int] = set()
             while not done.is_set():
-                for hits in index.query(unit_vectors(2, seed=1), k=100):
+                for hits in index.search(vectors=unit_vectors(2, seed=1), k=100):
                     assert sorted(hit.key for hit in hits) == sorted(KEYS)
                     assert len({hit.metadata["round"] for hit in hits}) == 1
                     seen.add(int(hits[0].metadata["round"]))
@@ -54,13 +55,12 @@ def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
 
 def test_a_reader_does_not_wait_for_a_writer_in_the_middle_of_a_transaction(photos: Path) -> None:
     with (
-        Index.open(photos, writable=True) as writer,
         Index.open(photos) as reader,
-        writer._catalogue.writing() as connection,
+        Catalogue(photos / "catalogue.sqlite").writing() as writer,
     ):
-        connection.execute("UPDATE items SET deleted = 1")
+        writer.remove_items([f"{i}.jpg" for i in range(100)])
         started = time.monotonic()
-        assert len(reader.query(unit_vectors(1), k=200)[0]) == 100
+        assert len(reader.search(vectors=unit_vectors(1), k=200)[0]) == 100
         assert time.monotonic() - started < 5.0  # SQLite would give up waiting after 30
 
 
@@ -86,7 +86,7 @@ def test_a_closed_index_says_so(photos: Path) -> None:
     index.close()
     index.close()
     with pytest.raises(ValueError, match="has been closed"):
-        index.query(unit_vectors(1))
+        index.search(vectors=unit_vectors(1))
     writer = Index.open(photos, writable=True)
     writer.close()
     with pytest.raises(ValueError, match="has been closed"):

@@ -69,7 +69,7 @@ def use(path: Path, *, writable: bool, seen: Counter[str]) -> None:
             lambda: index.item_by_key("7.jpg"),
             lambda: index.thumbnail(5),
             lambda: index.sample(5),
-            lambda: index.search_item(9),
+            lambda: index.search(item=9),
             lambda: index.id,
             lambda: np.testing.assert_array_equal(index.vector(8), VECTORS[8]),
         ]
@@ -144,5 +144,5 @@ def test_a_catalogue_that_holds_what_cannot_be_is_refused(rich: Path, statement:
         connection.execute(statement)
     connection.close()
     with refused(rich), Index.open(rich) as index:
-        index.query(VECTORS, k=COUNT)
+        index.search(vectors=VECTORS, k=COUNT)
         index.items(0, 100)

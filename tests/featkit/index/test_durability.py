@@ -8,9 +8,10 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import pytest
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.index import Index
 from featkit.index.catalogue import Catalogue
+from featkit.index.table_writer import CatalogueWriter
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.processes import run_python, start_python
 
@@ -59,7 +61,9 @@ def check_whole(path: Path, *, at_least: int) -> int:
             np.testing.assert_array_equal(index.vector(item.id), expected[item.id])
             assert index.thumbnail(item.id) == b"x" * 3000
         if size:
-            assert [[hit.id for hit in hits] for hits in index.query(expected[-3:], k=1)] == [
+            assert [
+                [hit.id for hit in hits] for hits in index.search(vectors=expected[-3:], k=1)
+            ] == [
                 [size - 3],
                 [size - 2],
                 [size - 1],
@@ -94,7 +98,7 @@ def test_vectors_without_a_commit_are_ignored_by_readers_and_cut_by_the_next_wri
     assert (photos / "vectors.f32").stat().st_size == committed + 7 * WIDTH * 4
     with Index.open(photos) as index:
         assert len(index) == 100
-        assert len(index.query(unit_vectors(1), k=1000)[0]) == 100
+        assert len(index.search(vectors=unit_vectors(1), k=1000)[0]) == 100
     with Index.open(photos, writable=True) as index:
         assert (photos / "vectors.f32").stat().st_size == committed
         assert index.add(["new"], unit_vectors(1, seed=9)) == [100]
@@ -133,16 +137,16 @@ def test_a_full_disk_while_vectors_are_written_changes_nothing(
 def test_a_full_disk_while_the_catalogue_is_written_changes_nothing(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    connect = Catalogue._connect
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
 
-    def small(self: Catalogue, mode: str) -> sqlite3.Connection:
-        connection = connect(self, mode)
+    def small(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **options)
         connection.execute("PRAGMA max_page_count = 30")
         return connection
 
     with Index.open(photos, writable=True) as index:
         with monkeypatch.context() as patch:
-            patch.setattr(Catalogue, "_connect", small)
+            patch.setattr(sqlite3, "connect", small)
             with pytest.raises(
                 EnvironmentProblem, match=r"No space left to write .*photos\.index; free some"
             ):
@@ -170,9 +174,9 @@ def test_ctrl_c_after_the_commit_keeps_what_was_committed(
     writing = Catalogue.writing
 
     @contextmanager
-    def interrupted(self: Catalogue) -> Iterator[sqlite3.Connection]:
-        with writing(self) as connection:
-            yield connection
+    def interrupted(self: Catalogue) -> Iterator[CatalogueWriter]:
+        with writing(self) as writer:
+            yield writer
         raise KeyboardInterrupt
 
     with Index.open(photos, writable=True) as index:
@@ -190,8 +194,8 @@ def test_metadata_that_cannot_be_stored_adds_nothing(photos: Path) -> None:
     bad: list[tuple[str, dict[str, object], str]] = [
         ("b", {"label": object()}, "is object; text and numbers"),
         ("b", {"n": 2**70}, "does not fit into 64 bits"),
-        ("b", {"": 1}, "is empty or no valid text"),
-        ("b", {"label": "\udcff"}, "is empty or no valid text"),
+        ("b", {"": 1}, "is empty or not valid text"),
+        ("b", {"label": "\udcff"}, "is empty or not valid text"),
         ("\udcff", {}, "cannot be a key"),
         ("", {}, "cannot be a key"),
     ]

@@ -110,7 +110,7 @@ def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
 
     with Index.create(tmp_path / "i", model=folder.model_path) as index:
         with pytest.raises(
-            Interrupted, match=r"stopped with 7 images added to .*; the same command goes on"
+            Interrupted, match=r"stopped with 7 images added to .*; run the same command again"
         ):
             index.add_embeddings(folder, on_progress=stop)
         assert len(index) == 7
@@ -151,6 +151,6 @@ def test_vectors_of_a_model_that_is_proven_equal_are_taken(
         )
 
     folder = embed()
-    monkeypatch.setattr("featkit.index.index.read_manifest", manifest_of)
+    monkeypatch.setattr("featkit.index.compatibility.read_manifest", manifest_of)
     with Index.create(tmp_path / "i", model=other) as index:
         assert index.add_embeddings(folder).num_added == COUNT

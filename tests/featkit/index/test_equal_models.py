@@ -70,7 +70,7 @@ def test_embeddings_of_the_equal_file_are_added_and_found_by_the_indexs_own(
             (hit,) = index.search(draw_image(number), k=1)
             assert hit.key == f"{number:03d}.jpg"
             assert hit.score > 0.999
-        with refused("embedded by test-1", "is of test-0"):
+        with refused("embedded by test-1", "has vectors of test-0"):
             index.add_embeddings(Embeddings.open(tmp_path / "other"))
         assert len(index) == COUNT
 

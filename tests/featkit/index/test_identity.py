@@ -97,17 +97,17 @@ def test_an_open_index_answers_from_the_one_that_took_its_place(
     old = make(path, model, "old", 1)
     new = make(tmp_path / "new.index", model, "new", 2, count=count)
     with Index.open(path) as index:
-        assert [hit.key for hit in index.query(old[:1], k=1)[0]] == ["old0"]
+        assert [hit.key for hit in index.search(vectors=old[:1], k=1)[0]] == ["old0"]
         before = index.id
         replace(path, tmp_path / "new.index")
         for _ in range(2):
             for i in (0, count - 1):
-                (hit,) = index.query(new[i : i + 1], k=1)[0]
+                (hit,) = index.search(vectors=new[i : i + 1], k=1)[0]
                 assert (hit.key, round(hit.score, 5)) == (f"new{i}", 1.0)
-            (hit,) = index.query(old[:1], k=1)[0]
+            (hit,) = index.search(vectors=old[:1], k=1)[0]
             assert hit.key == f"new{int(np.argmax(new @ old[0]))}"
             np.testing.assert_array_equal(index.vector(3), new[3])
-            assert index.search_item(3, k=1)[0].key == "new3"
+            assert index.search(item=3, k=1)[0].key == "new3"
             assert [item.key for item in index.items(0, 1000)] == [f"new{i}" for i in range(count)]
         assert len(index) == count
         assert index.id != before
@@ -122,10 +122,10 @@ def test_an_index_of_another_model_is_refused_in_one_sentence(
     other = make_model_file(tmp_path / "other.onnx", width=WIDTH, seed=1)
     make(tmp_path / "new.index", other, "new", 2)
     with Index.open(path) as index:
-        index.query(old[:1])
+        index.search(vectors=old[:1])
         replace(path, tmp_path / "new.index")
         calls: list[Callable[[], object]] = [
-            lambda: index.query(old[:1]),
+            lambda: index.search(vectors=old[:1]),
             lambda: index.items(),
             lambda: index.item(0),
             lambda: len(index),
@@ -147,7 +147,7 @@ def test_other_sizes_and_runs_are_another_model_too(tmp_path: Path, model: Path)
         with Index.open(path) as index:
             remove_and_create(path, tmp_path / f"new{i}.index")
             with refused(path, "was replaced by an index of"):
-                index.query(old[:1])
+                index.search(vectors=old[:1])
         shutil.rmtree(path)
 
 
@@ -157,11 +157,11 @@ def test_an_index_that_is_gone_is_missing_until_it_is_back(tmp_path: Path, model
     with Index.open(path) as index:
         path.rename(tmp_path / "away")
         with refused(path, "does not exist"):
-            index.query(old[:1])
+            index.search(vectors=old[:1])
         with refused(path, "does not exist"):
             len(index)
         (tmp_path / "away").rename(path)
-        assert index.query(old[:1], k=1)[0][0].key == "old0"
+        assert index.search(vectors=old[:1], k=1)[0][0].key == "old0"
 
 
 def replace_catalogue(old: Path, new: Path) -> None:
@@ -205,7 +205,7 @@ def test_one_file_of_another_index_is_refused_in_one_sentence(
     old = make(path, model, "old", 1)
     make(tmp_path / "new.index", model, "new", 2)
     with Index.open(path) as index:
-        index.query(old[:1])
+        index.search(vectors=old[:1])
         replace(path, tmp_path / "new.index")
         for _ in range(2):
             with refused(
@@ -213,7 +213,7 @@ def test_one_file_of_another_index_is_refused_in_one_sentence(
                 "does not belong to catalogue.sqlite or is damaged",
                 "restore both",
             ):
-                index.query(old[:1])
+                index.search(vectors=old[:1])
         with refused("does not belong"):
             index.vector(COUNT - 1)
     with refused("does not belong"):
@@ -228,8 +228,8 @@ def test_a_damaged_vector_is_not_returned(tmp_path: Path, model: Path) -> None:
     data[4 * WIDTH * 1234 + 5] ^= 1
     (path / "vectors.f32").write_bytes(data)
     with Index.open(path) as index:
-        assert index.query(vectors[:1], k=1)[0][0].key == "old0"
-        for call in (lambda: index.query(vectors[1234:1235]), lambda: index.vector(1234)):
+        assert index.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
+        for call in (lambda: index.search(vectors=vectors[1234:1235]), lambda: index.vector(1234)):
             with refused("vector 1234 is not what was committed"):
                 call()
 
@@ -284,14 +284,14 @@ def test_a_catalogue_replaced_without_its_log_is_refused_and_left_as_it_is(
         for index in (reader, writer):
             with refused(
                 path / "catalogue.sqlite",
-                "was replaced and the log beside it, catalogue.sqlite-wal, was not",
+                "was replaced, and its log, catalogue.sqlite-wal, was not",
             ):
-                index.query(new[:1])
+                index.search(vectors=new[:1])
     (path / "catalogue.sqlite-wal").unlink()
     (path / "catalogue.sqlite-shm").unlink()
     with Index.open(path) as index:
         assert [item.key for item in index.items(0, 1000)] == [f"new{i}" for i in range(COUNT)]
-        assert index.query(new[:1], k=1)[0][0].key == "new0"
+        assert index.search(vectors=new[:1], k=1)[0][0].key == "new0"
 
 
 def test_an_index_restored_to_an_earlier_state_is_followed(tmp_path: Path, model: Path) -> None:
@@ -303,11 +303,11 @@ def test_an_index_restored_to_an_earlier_state_is_followed(tmp_path: Path, model
             added = unit_vectors(2, seed=seed)
             with Index.open(path, writable=True) as writer:
                 writer.add([name, f"{name}-b"], added)
-            (hit,) = index.query(added[:1], k=1)[0]
+            (hit,) = index.search(vectors=added[:1], k=1)[0]
             assert (hit.key, hit.id, round(hit.score, 5)) == (name, COUNT, 1.0)
             copy_over(path, tmp_path / "backup")  # the next two are stored under the same ids
             assert len(index) == COUNT
-            assert index.query(vectors[:1], k=1)[0][0].key == "old0"
+            assert index.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
 
 
 def forget_ids(path: Path) -> None:
@@ -329,9 +329,9 @@ def test_an_index_from_before_ids_is_followed_by_its_files(
         forget_ids(each)
     with Index.open(path) as index:
         assert index.id == ""
-        assert index.query(old[:1], k=1)[0][0].key == "old0"
+        assert index.search(vectors=old[:1], k=1)[0][0].key == "old0"
         replace(path, tmp_path / "new.index")
-        (hit,) = index.query(new[:1], k=1)[0]
+        (hit,) = index.search(vectors=new[:1], k=1)[0]
         assert (hit.key, round(hit.score, 5)) == ("new0", 1.0)
 
 
@@ -345,7 +345,7 @@ def test_an_index_from_before_ids_gets_one_when_it_is_opened_to_write(
         assert len(index.id) == 32
         assert reader.id == index.id
         index.add(["more"], unit_vectors(1, seed=9))
-        assert reader.query(vectors[:1], k=1)[0][0].key == "old0"
+        assert reader.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
         assert reader.items(0, 1)[0].metadata == {"of": "old"}
     make(tmp_path / "new.index", model, "new", 2, count=COUNT + 1)
     overwrite_vectors(path, tmp_path / "new.index")
@@ -376,12 +376,12 @@ def test_no_answer_mixes_two_indexes(
         while not done.is_set():
             try:
                 if thread % 2:
-                    (hit,) = index.query(query, k=1)[0]
+                    (hit,) = index.search(vectors=query, k=1)[0]
                     name = str(hit.metadata["of"])
                     assert (hit.key, hit.id) == (f"{name}{nearest[name]}", nearest[name])
                     assert hit.score == pytest.approx(expected[name], abs=1e-6)
                 else:
-                    item, vector = index.in_one_state(lambda: (index.item(7), index.vector(7)))
+                    item, vector = index.read(lambda state: (state.item(7), state.vector(7)))
                     name = str(item.metadata["of"])
                     assert item.key == f"{name}7"
                     np.testing.assert_array_equal(vector, vectors[name][7])
@@ -406,7 +406,7 @@ def test_no_answer_mixes_two_indexes(
             done.set()
         for each in asked:
             assert each.result() == {*names}
-        (hit,) = index.query(query, k=1)[0]  # nothing of the turmoil is left
+        (hit,) = index.search(vectors=query, k=1)[0]  # nothing of the turmoil is left
         assert hit.metadata["of"] == names[turn % 2]
     assert not any("\n" in sentence for sentence in sentences)
 
@@ -421,7 +421,7 @@ path, vectors, done, counts = Path(sys.argv[1]), np.load(sys.argv[2]), [], {"rig
 def ask(index, thread):
     while not done:
         try:
-            (hit,) = index.query(vectors[thread : thread + 1], k=1)[0]
+            (hit,) = index.search(vectors=vectors[thread : thread + 1], k=1)[0]
         except FeatkitError as error:
             assert str(error).endswith(".") and "\\n" not in str(error), error
             counts["refused"] += 1
@@ -445,7 +445,7 @@ with Index.open(path) as index:
         time.sleep(0.01)
     done.append(1)
     for thread in threads: thread.join()
-    (hit,) = index.query(vectors[:1], k=1)[0]
+    (hit,) = index.search(vectors=vectors[:1], k=1)[0]
 assert hit.key == "0.jpg" and min(counts.values()) > 0, counts
 """
 
@@ -463,26 +463,27 @@ def test_a_vectors_file_cut_in_place_ends_no_reader(tmp_path: Path, model: Path)
 def test_a_cut_vectors_file_is_named_until_it_is_whole(photos: Path, size: int) -> None:
     data = (photos / "vectors.f32").read_bytes()
     with Index.open(photos) as index:
-        index.query(unit_vectors(1))
+        index.search(vectors=unit_vectors(1))
         os.truncate(photos / "vectors.f32", size)
         for call in (
-            lambda: index.query(unit_vectors(1)),
-            lambda: index.search_item(99),
+            lambda: index.search(vectors=unit_vectors(1)),
+            lambda: index.search(item=99),
             lambda: index.vector(99),
         ):
             with refused(
-                photos / "vectors.f32", f"is truncated: {counted(size, 'byte')} where 100 vectors"
+                photos / "vectors.f32",
+                f"is truncated: it has {counted(size, 'byte')}, but 100 vectors",
             ):
                 call()
         (photos / "vectors.f32").write_bytes(data)
-        assert len(index.query(unit_vectors(1), k=200)[0]) == 100
+        assert len(index.search(vectors=unit_vectors(1), k=200)[0]) == 100
 
 
 def test_a_relative_path_keeps_its_meaning(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     with Index.open(photos.name) as index:
         monkeypatch.chdir("/")
-        assert len(index.query(unit_vectors(1), k=200)[0]) == 100
+        assert len(index.search(vectors=unit_vectors(1), k=200)[0]) == 100
         assert len(index) == 100
 
 
@@ -494,7 +495,7 @@ def test_a_link_that_leads_elsewhere_is_followed(tmp_path: Path, model: Path) ->
         assert index.items(0, 1)[0].key == "old0"
         (tmp_path / "next").symlink_to("tuesday")
         (tmp_path / "next").rename(tmp_path / "current")
-        assert index.query(new[5:6], k=1)[0][0].key == "new5"
+        assert index.search(vectors=new[5:6], k=1)[0][0].key == "new5"
 
 
 def test_a_model_that_is_not_the_indexs_is_refused(photos: Path, tmp_path: Path) -> None:
@@ -503,7 +504,7 @@ def test_a_model_that_is_not_the_indexs_is_refused(photos: Path, tmp_path: Path)
     with Index.open(photos) as index:
         with refused(photos / "model.onnx", "restore the whole index from one copy"):
             index.search(np.zeros((20, 20, 3), np.uint8))
-        assert len(index.search_item(3)) == 10  # which needs no model
+        assert len(index.search(item=3)) == 10  # which needs no model
 
 
 def test_no_descriptor_is_left_open(photos: Path) -> None:
@@ -513,12 +514,12 @@ def test_no_descriptor_is_left_open(photos: Path) -> None:
 
     def use() -> None:
         with Index.open(photos, writable=True) as index:
-            index.query(unit_vectors(1))
+            index.search(vectors=unit_vectors(1))
             index.add(["x"], unit_vectors(1))
-            index.query(unit_vectors(1))
+            index.search(vectors=unit_vectors(1))
             shutil.copy(photos / "vectors.f32", photos / "copy")
             (photos / "copy").rename(photos / "vectors.f32")
-            index.query(unit_vectors(1))
+            index.search(vectors=unit_vectors(1))
         with pytest.raises(InputError):
             Index.open(photos / "nothing")
 

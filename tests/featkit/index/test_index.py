@@ -16,12 +16,13 @@ from featkit.errors import InputError
 from featkit.index import Hit, Index
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.model_files import make_model_file
+from tests.sentences import refused
 
 
 def test_a_query_finds_the_nearest_by_cosine(photos: Path) -> None:
     vectors, query = unit_vectors(100), unit_vectors(1, seed=7)
     with Index.open(photos) as index:
-        (hits,) = index.query(query, k=10)
+        (hits,) = index.search(vectors=query, k=10)
     cosines = vectors @ query[0]
     assert [hit.id for hit in hits] == np.argsort(-cosines, kind="stable")[:10].tolist()
     assert [hit.key for hit in hits] == [f"{hit.id}.jpg" for hit in hits]
@@ -109,7 +110,7 @@ class History(RuleBasedStateMachine):
         )
         for index in (self.index, self.reader):
             assert len(index) == len(wanted)
-            (hits,) = index.query(query, k=5)
+            (hits,) = index.search(vectors=query, k=5)
             assert [(hit.id, hit.key) for hit in hits] == [
                 (number, key) for _, number, key in wanted[:5]
             ]
@@ -130,13 +131,13 @@ TestHistory = History.TestCase
 
 def test_k_larger_than_the_index_gives_all_of_it(photos: Path) -> None:
     with Index.open(photos) as index:
-        (hits,) = index.query(unit_vectors(1), k=1000)
+        (hits,) = index.search(vectors=unit_vectors(1), k=1000)
     assert sorted(hit.id for hit in hits) == list(range(100))
 
 
 def test_an_empty_index_answers_with_no_hits(tmp_path: Path, model: Path) -> None:
     with Index.create(tmp_path / "i", model=model) as index:
-        assert index.query(unit_vectors(2)) == [[], []]
+        assert index.search(vectors=unit_vectors(2)) == [[], []]
         assert len(index) == 0
 
 
@@ -147,7 +148,7 @@ def test_a_key_added_again_takes_the_place_of_its_item_under_a_new_id(photos: Pa
         assert index.item_by_key("5.jpg").id == 100
         with pytest.raises(InputError, match="no item 5"):
             index.item(5)
-        (hits,) = index.query(unit_vectors(100)[5:6], k=100)
+        (hits,) = index.search(vectors=unit_vectors(100)[5:6], k=100)
         assert 5 not in [hit.id for hit in hits]
 
 
@@ -160,7 +161,7 @@ def test_ids_of_removed_items_are_never_given_again(photos: Path) -> None:
 
 def test_an_item_finds_itself_first(photos: Path) -> None:
     with Index.open(photos) as index:
-        (hit,) = index.search_item(42, k=1)
+        (hit,) = index.search(item=42, k=1)
         assert (hit.id, round(hit.score, 6)) == (42, 1.0)
         np.testing.assert_array_equal(index.vector(42), unit_vectors(100)[42])
 
@@ -175,6 +176,47 @@ def test_a_image_is_searched_with_the_model_in_the_index(tmp_path: Path, model: 
         index.add(["0", "1", "2"], Embedder(model).embed(images))
         hits: list[Hit] = index.search(images[1], k=2)
     assert (hits[0].key, round(hits[0].score, 5)) == ("1", 1.0)
+
+
+def test_search_takes_exactly_one_query(photos: Path) -> None:
+    with Index.open(photos) as index:
+        (by_item,) = index.search(item=42, k=1)
+        ((by_vector,),) = index.search(vectors=unit_vectors(100)[42:43], k=1)
+        assert by_item == by_vector
+        with refused("exactly one of image, item or vectors; none was given"):
+            index.search()  # type: ignore[call-overload]
+        with refused("exactly one of image, item or vectors; image and item were given"):
+            index.search("cat.jpg", item=3)  # type: ignore[call-overload]
+        with refused("exactly one of item or vectors; none was given"):
+            index.read(lambda state: state.search())  # type: ignore[call-overload]
+
+
+def test_old_names_of_search_warn_and_still_answer(photos: Path) -> None:
+    with Index.open(photos) as index:
+        query = unit_vectors(1)
+        with pytest.warns(
+            DeprecationWarning, match=r"query\(vectors\) is now Index\.search\(vectors="
+        ):
+            assert index.query(query, k=3) == index.search(vectors=query, k=3)
+        with pytest.warns(DeprecationWarning, match=r"is now Index\.search\(item=id\)"):
+            assert index.search_item(7, k=3) == index.search(item=7, k=3)
+        with pytest.warns(DeprecationWarning, match=r"is now Index\.read\(work\)"):
+            assert index.in_one_state(lambda: index.item(7)) == index.item(7)
+
+
+def test_an_index_contains_the_keys_of_its_items(photos: Path) -> None:
+    with Index.open(photos, writable=True) as index:
+        assert "5.jpg" in index
+        index.remove(["5.jpg"])
+        for key in ("5.jpg", "unknown", 5, None):
+            assert key not in index
+
+
+def test_repr_names_path_items_and_model(photos: Path) -> None:
+    index = Index.open(photos)
+    assert repr(index) == f"<Index {photos}: 100 items of test-0>"
+    index.close()
+    assert repr(index) == f"<Index {photos}: closed>"
 
 
 def test_a_sample_is_of_live_items_each_once_and_the_same_for_the_same_seed(photos: Path) -> None:
@@ -206,5 +248,5 @@ def test_vectors_that_are_not_this_models_are_refused_and_nothing_is_added(photo
             index.add(["a"], unit_vectors(1, width=8))
         bad[1] = np.nan
         with pytest.raises(InputError, match="length nan"):
-            index.query(bad)
+            index.search(vectors=bad)
         assert len(index) == 100

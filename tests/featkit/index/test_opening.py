@@ -62,12 +62,15 @@ def empty_folder(path: Path) -> None:
     [
         (shutil.rmtree, "does not exist; make an index with `featkit index`"),
         (empty_folder, "is not a featkit index: it has no catalogue.sqlite"),
-        (put_text, "is damaged or no catalogue"),
+        (put_text, "is damaged or not a catalogue"),
         (put_nothing, "is not the catalogue of a featkit index"),
         (put_other_database, "is not the catalogue of a featkit index"),
-        (halve_catalogue, "is damaged or no catalogue"),
-        (make_newer, "has format 2, newer than the 1 read here; update featkit"),
-        (lose_vectors, r"vectors.f32 is truncated: 6,336 bytes where 100 vectors of 16 take 6,400"),
+        (halve_catalogue, "is damaged or not a catalogue"),
+        (make_newer, "has format 2; this featkit reads formats up to 1. Update featkit"),
+        (
+            lose_vectors,
+            r"vectors.f32 is truncated: it has 6,336 bytes, but 100 vectors of 16 dimensions take 6,400",
+        ),
         (remove_vectors, "vectors.f32 is missing"),
     ],
 )
@@ -89,7 +92,7 @@ def test_a_file_is_not_an_index(tmp_path: Path) -> None:
 
 
 def test_creating_over_something_is_refused_and_leaves_it(photos: Path, model: Path) -> None:
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         Index.create(photos, model=model)
     with Index.open(photos) as index:
         assert len(index) == 100
@@ -139,7 +142,7 @@ from featkit.errors import FeatkitError
 from featkit.index import Index
 try:
     with Index.open(sys.argv[1], writable=sys.argv[2] == "True") as index:
-        print(len(index), [hit.id for hit in index.search_item(3, k=1)])
+        print(len(index), [hit.id for hit in index.search(item=3, k=1)])
 except FeatkitError as error:
     print(error)
     sys.exit(error.exit_code)

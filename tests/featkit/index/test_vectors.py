@@ -11,7 +11,7 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.index import vectors
-from featkit.index.vectors import Rows, VectorFile
+from featkit.index.vectors import FileRows, VectorFile
 
 WIDTH, COUNT = 24, 203
 ONE, MANY = 1, 64  # queries
@@ -27,7 +27,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
     return tmp_path / "vectors.f32", rows
 
 
-def scan(rows: Rows, num_queries: int) -> tuple[np.ndarray, list[int]]:
+def scan(rows: FileRows, num_queries: int) -> tuple[np.ndarray, list[int]]:
     """All rows as the blocks bring them, and where each block begins."""
     blocks = [(start, block.copy()) for start, block in rows.blocks(num_queries)]
     return np.concatenate([block for _, block in blocks]), [start for start, _ in blocks]
@@ -38,7 +38,7 @@ def test_every_scan_sees_the_rows_of_the_file(
     stored: tuple[Path, np.ndarray], num_queries: int
 ) -> None:
     path, expected = stored
-    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     for _ in range(4):
         seen, starts = scan(rows, num_queries)
         np.testing.assert_array_equal(seen, expected)
@@ -59,7 +59,7 @@ def test_one_scan_keeps_no_rows_and_the_third_reads_none(
         read(self, start, rows)
 
     monkeypatch.setattr(VectorFile, "read", counted_read)
-    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     counts = []
     for _ in range(3):
         scan(rows, ONE)
@@ -74,7 +74,7 @@ def test_rows_that_would_fill_the_memory_are_read_each_time(
 ) -> None:
     path, expected = stored
     monkeypatch.setattr(vectors, "spare_memory", lambda: 2 * COUNT * WIDTH * 4 - 1)
-    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     for _ in range(3):
         seen, starts = scan(rows, ONE)
         np.testing.assert_array_equal(seen, expected)
@@ -83,7 +83,7 @@ def test_rows_that_would_fill_the_memory_are_read_each_time(
 
 def test_threads_that_scan_at_once_see_the_same(stored: tuple[Path, np.ndarray]) -> None:
     path, expected = stored
-    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     start, wrong = threading.Barrier(8), []
 
     def work() -> None:
@@ -104,7 +104,7 @@ def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(
     stored: tuple[Path, np.ndarray],
 ) -> None:
     path, _ = stored
-    rows = Rows(VectorFile(path, width=WIDTH), COUNT)
+    rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     scan(rows, ONE)
     with path.open("r+b") as file:
         file.truncate(COUNT * WIDTH * 4 // 2)
@@ -115,5 +115,5 @@ def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(
 
 def test_no_rows_are_no_blocks(tmp_path: Path) -> None:
     (tmp_path / "vectors.f32").touch()
-    rows = Rows(VectorFile(tmp_path / "vectors.f32", width=WIDTH), 0)
+    rows = FileRows(VectorFile(tmp_path / "vectors.f32", width=WIDTH), 0)
     assert [list(rows.blocks(ONE)) for _ in range(3)] == [[], [], []]

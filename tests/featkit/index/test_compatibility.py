@@ -15,7 +15,7 @@ from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.errors import EnvironmentProblem
 from featkit.index import Index, Proof
-from featkit.index.proofs import meet, read_proofs, write_proofs
+from featkit.index.compatibility import read_proofs, runs_meet, write_proofs
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from tests.featkit.backends.engines import (
@@ -68,8 +68,8 @@ def embedded(folder: Path, model: Path, run: Run, *, count: int = 4) -> Embeddin
 def test_bf16_meets_the_others_by_proof_only(
     own: Run, other: Run, alone: bool, proven: bool
 ) -> None:
-    assert meet(own, other, []) is alone
-    assert meet(own, other, [PROOF]) is proven
+    assert runs_meet(own, other, []) is alone
+    assert runs_meet(own, other, [PROOF]) is proven
 
 
 def test_proofs_are_read_back_and_what_is_none_proves_nothing() -> None:
@@ -126,7 +126,7 @@ def test_embeddings_of_another_precision_are_refused_until_they_are_proven(
     with Index.create(tmp_path / "i", model=model) as index:
         with refused(
             coarse.path,
-            f"was embedded by openvino bf16 and {tmp_path / 'i'} by onnxruntime fp32; prove that"
+            f"was embedded by openvino bf16, but {tmp_path / 'i'} by onnxruntime fp32; prove that"
             " these meet with",
             f"featkit verify {tmp_path / 'i'} photos/ --backend openvino --precision bf16",
         ):
@@ -193,7 +193,7 @@ def test_an_index_in_bf16_says_what_it_needs_where_that_is_missing(
             error=EnvironmentProblem,
         ):
             index.search(draw_image(0))
-        assert len(index.search_item(0)) == 1  # what needs no model goes on
+        assert len(index.search(item=0)) == 1  # what needs no model goes on
         index.keep_proof(PROOF)
         assert index.embedder.run == ONNXRUNTIME_FP32
         assert len(index.search(draw_image(0))) == 1

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featkit.index.searcher import Found, exact_search
+from featkit.index.exact import exact_search
+from featkit.index.searcher import Neighbors
 from tests.featkit.index.conftest import unit_vectors
 
 
@@ -27,7 +28,7 @@ def brute_force(
     return sorted(scored)[:k]
 
 
-def pairs(found: Found) -> list[tuple[float, int]]:
+def pairs(found: Neighbors) -> list[tuple[float, int]]:
     return [
         (-score, number)
         for number, score in zip(found.ids.tolist(), found.scores.tolist(), strict=True)

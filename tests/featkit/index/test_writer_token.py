@@ -20,10 +20,9 @@ import pytest
 
 from featkit.backends import Run
 from featkit.errors import EnvironmentProblem
-from featkit.index import Index, writers
+from featkit.index import Index, writer_token
 from featkit.index import catalogue as catalogue_module
 from featkit.index.catalogue import Catalogue
-from featkit.index.tables import num_rows
 from tests.featkit.index.conftest import WIDTH, unit_vectors
 from tests.processes import start_python
 from tests.sentences import refused
@@ -43,9 +42,9 @@ sys.stdin.readline()
 TAKE_TURNS = f"""{WITHOUT_LOCKS}
 import sys
 from featkit.errors import EnvironmentProblem
-from featkit.index import Index, writers
+from featkit.index import Index, writer_token
 from tests.featkit.index.conftest import unit_vectors
-writers._lives = lambda text: False  # as a process of another machine
+writer_token.is_alive = lambda text: False  # as a process of another machine
 seed, done, index = int(sys.argv[2]), 0, None
 while done < 20:
     try:
@@ -71,7 +70,7 @@ def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other writer is seen to live, as when it runs on another machine."""
-    monkeypatch.setattr(writers, "_lives", lambda _text: False)
+    monkeypatch.setattr(writer_token, "is_alive", lambda _text: False)
 
 
 def stored_token(path: Path) -> str | None:
@@ -163,9 +162,8 @@ def test_an_add_that_fails_cuts_no_rows_of_the_writer_that_took_over(
         writing = Catalogue.writing
         added = unit_vectors(5, seed=2)
 
-        def interrupted(self: Catalogue) -> object:
-            if self is not first._catalogue:
-                return writing(self)
+        def interrupted(_self: Catalogue) -> object:
+            monkeypatch.setattr(Catalogue, "writing", writing)  # for the second writer
             with Index.open(photos, writable=True) as second:
                 second.add([f"second{i}" for i in range(5)], added)
             raise KeyboardInterrupt
@@ -203,8 +201,8 @@ def test_a_token_of_a_process_that_ended_is_taken_over(photos: Path) -> None:
         text = stored_token(photos)
         assert text is not None
         who = json.loads(text)
-        assert writers._lives(text) or not Path("/proc/self/stat").exists()
-    assert not writers._lives(text)  # closed
+        assert writer_token.is_alive(text) or not Path("/proc/self/stat").exists()
+    assert not writer_token.is_alive(text)  # closed
     for change in (
         {"started": "1"},
         {"boot": "another"},
@@ -212,7 +210,7 @@ def test_a_token_of_a_process_that_ended_is_taken_over(photos: Path) -> None:
         {"pid": 2**30},
         {"pid": None},
     ):
-        assert not writers._lives(json.dumps(who | change))
+        assert not writer_token.is_alive(json.dumps(who | change))
     for text in ("", "{", "[]", "3", "{}", '{"token": "x"}'):
         with sqlite3.connect(photos / "catalogue.sqlite") as connection:
             connection.execute("INSERT OR REPLACE INTO settings VALUES ('writer', ?)", [text])
@@ -255,7 +253,7 @@ def test_the_log_is_bounded_while_readers_never_pause(photos: Path, small_log: i
     def read(index: Index) -> int:
         count = 0
         while not done.is_set():
-            index.query(unit_vectors(4), k=24)
+            index.search(vectors=unit_vectors(4), k=24)
             index.items(0, 500)
             count += 1
         return count
@@ -296,12 +294,12 @@ def test_a_reader_that_does_not_end_keeps_the_log_and_hardly_delays_the_writer(
                 index.add([f"{name}{turn}"], unit_vectors(1), thumbnails=[os.urandom(20_000)])
             return time.monotonic() - started
 
-        with reader._catalogue.reading() as connection:
-            assert num_rows(connection) == 100
+        with Catalogue(photos / "catalogue.sqlite").reading() as state:
+            assert state.num_rows() == 100
             index.add(["x"], unit_vectors(1))
             seconds = add(30, "held")
             assert log.stat().st_size > 5 * small_log
-            assert num_rows(connection) == 100
+            assert state.num_rows() == 100
         assert seconds < 10
         add(30, "free")
         assert log.stat().st_size < 5 * small_log

@@ -1,0 +1,13 @@
+"""How featkit recognizes the folders that it writes, without importing what reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CATALOGUE_FILE = "catalogue.sqlite"
+VECTORS_FILE = "vectors.f32"
+
+
+def is_index(path: Path) -> bool:
+    """Return whether a path is an index folder, judged by the names of its files alone."""
+    return (path / CATALOGUE_FILE).is_file()

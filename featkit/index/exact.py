@@ -1,0 +1,181 @@
+"""Exact search: FAISS scans for candidates, and their scores are recomputed in float64.
+
+    Q queries, N rows, D width, k hits wanted
+
+FAISS scans one block of rows after another (`knn_inner_product`, without building anything); the
+best of all blocks are merged, and an IDSelector excludes ids. Its float32 sums depend on how many
+queries share a call and on the position of a row, so FAISS only nominates candidates. The answer is
+the k best by (score, then smaller id): the same for a query alone or among others, today or after a
+restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from featkit.index.bounded_faiss import faiss, shared_processors
+from featkit.index.searcher import Neighbors, Rows
+
+# Candidates beyond k in the first scan, so that a tie at rank k rarely needs a second scan.
+SPARE = 16
+QUERIES_AT_ONCE = 256
+
+
+class ExactSearcher:
+    """Compare each query with every row."""
+
+    def search(
+        self, queries: np.ndarray, rows: Rows, *, k: int, allowed: np.ndarray
+    ) -> list[Neighbors]:
+        """Return what `exact_search` does."""
+        return exact_search(queries, rows, k=k, allowed=allowed)
+
+
+class ArrayRows:
+    """Rows in memory, (N, D) float32, C-contiguous: one block, not copied."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        assert vectors.flags.c_contiguous
+        assert vectors.dtype == np.float32
+        self.vectors = vectors
+        self.num_rows, self.width = vectors.shape
+
+    def blocks(self, _num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
+        yield 0, self.vectors
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self.vectors[ids])
+
+
+def exact_search(
+    queries: np.ndarray, vectors: np.ndarray | Rows, *, k: int, allowed: np.ndarray
+) -> list[Neighbors]:
+    """Return the k allowed rows with the largest inner product for each query.
+
+    queries (Q, D) and vectors (N, D) are float32 with rows of unit length; an array of vectors is
+    C-contiguous and not copied. allowed (N,) bool. The result has fewer than k rows if fewer are
+    allowed. Raises what reading `vectors` raises. As a plain loop over queries q and allowed ids i:
+
+        sorted((-float32(sum(float64(q) * float64(vectors[i]))), i))[:k]
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
+    rows = ArrayRows(vectors) if isinstance(vectors, np.ndarray) else vectors
+    num_allowed = int(np.count_nonzero(allowed))
+    bits = np.packbits(allowed, bitorder="little")
+    queries = np.ascontiguousarray(queries, np.float32)
+    neighbors: list[Neighbors] = []
+    for start in range(0, len(queries), QUERIES_AT_ONCE):
+        neighbors += _search(
+            queries[start : start + QUERIES_AT_ONCE], rows, k=k, bits=bits, num_allowed=num_allowed
+        )
+    return neighbors
+
+
+def _search(
+    queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray, num_allowed: int
+) -> list[Neighbors]:
+    """Scan and rank; scan again with more candidates for queries whose rank k is not settled."""
+    k = min(k, num_allowed)
+    if k == 0:
+        return [Neighbors(np.zeros(0, np.int64), np.zeros(0, np.float32)) for _ in queries]
+    settled: dict[int, Neighbors] = {}
+    unsettled = list(range(len(queries)))
+    num_candidates = min(k + SPARE, num_allowed)
+    while unsettled:
+        scores, candidates = _scan(queries[unsettled], rows, k=num_candidates, bits=bits)
+        for i, worst, ids in zip(unsettled, scores[:, -1], candidates, strict=True):
+            ranked = _rank(queries[i], rows, ids)
+            # A row that FAISS left out scored at most `worst` there, and both sums may be off by
+            # rounding.
+            margin = _rounding(rows.width)
+            if num_candidates == num_allowed or worst < ranked.scores[k - 1] - margin:
+                settled[i] = Neighbors(ranked.ids[:k], ranked.scores[:k])
+        unsettled = [i for i in unsettled if i not in settled]
+        num_candidates = min(4 * num_candidates, num_allowed)
+    return [settled[i] for i in range(len(queries))]
+
+
+def _scan(
+    queries: np.ndarray, rows: Rows, *, k: int, bits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return FAISS's k best rows for each query among the rows whose bit is set.
+
+    Scores (Q, k) float32, best first, and ids (Q, k) int64.
+    """
+    best: tuple[np.ndarray, np.ndarray] | None = None
+    with shared_processors():
+        for start, block in rows.blocks(len(queries)):
+            block_bits = bits[start // 8 : (start + len(block) + 7) // 8]
+            if block_bits.any():
+                scores, ids = _scan_block(queries, block, k=min(k, len(block)), bits=block_bits)
+                best = _merged(best, scores, np.where(ids < 0, ids, ids + start), k=k)
+    assert best is not None  # at least k rows are allowed
+    return best
+
+
+def _scan_block(
+    queries: np.ndarray, block: np.ndarray, *, k: int, bits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scan one block; ids are -1 where fewer than k of its rows are allowed."""
+    scores = np.empty((len(queries), k), np.float32)
+    ids = np.empty((len(queries), k), np.int64)
+    selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+    faiss.knn_inner_product(
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(block),
+        block.shape[1],
+        len(queries),
+        len(block),
+        k,
+        faiss.swig_ptr(scores),
+        faiss.swig_ptr(ids),
+        selector,
+    )
+    return scores, ids
+
+
+def _merged(
+    best: tuple[np.ndarray, np.ndarray] | None, scores: np.ndarray, ids: np.ndarray, *, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge the k best rows of each query so far with those of another block, best first.
+
+    Scores and ids are (Q, k), or narrower while there are fewer rows.
+    """
+    # In numpy: FAISS's own heaps start its threads for each block, which costs more than scanning
+    # the block for one query.
+    if best is None:
+        return scores, ids
+    worst = best[0][:, -1] if best[0].shape[1] == k else np.full(len(scores), -np.inf, np.float32)
+    better = np.flatnonzero(scores[:, 0] > worst)  # each block's scores are sorted
+    if len(better) == 0:
+        return best
+    if best[0].shape[1] < k:
+        better = np.arange(len(scores))
+    all_scores = np.concatenate([best[0][better], scores[better]], axis=1)
+    all_ids = np.concatenate([best[1][better], ids[better]], axis=1)
+    order = np.argsort(-all_scores, axis=1, kind="stable")[:, :k]
+    merged = np.take_along_axis(all_scores, order, 1), np.take_along_axis(all_ids, order, 1)
+    if len(better) == len(scores):
+        return merged
+    best[0][better], best[1][better] = merged
+    return best
+
+
+def _rank(query: np.ndarray, rows: Rows, ids: np.ndarray) -> Neighbors:
+    """Sort candidates by exact score, then id. A score depends on nothing but the two vectors."""
+    scores = np.einsum(
+        "nd,d->n", rows.take(ids).astype(np.float64), query.astype(np.float64)
+    ).astype(np.float32)
+    order = np.lexsort((ids, -scores))
+    return Neighbors(ids[order], scores[order])
+
+
+def _rounding(width: int) -> float:
+    """Return twice the largest error of a float32 inner product of unit vectors.
+
+    The bound holds for any order of summation.
+    """
+    return 2 * width * float(np.finfo(np.float32).eps)

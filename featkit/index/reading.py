@@ -1,0 +1,149 @@
+"""Reads of an index that may be written, replaced or restored at the same time."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from featkit.errors import FeatkitError, InputError
+from featkit.folders import VECTORS_FILE
+from featkit.index.catalogue import Catalogue
+from featkit.index.compatibility import Compatibility
+from featkit.index.index_types import searcher_for
+from featkit.index.state import CommittedVectors, IndexState, read_vectors
+from featkit.index.tables import CatalogueReader
+from featkit.index.vectors import FileRows, Signature, VectorFile, signature_at
+
+# Pauses before each attempt of a read. It is repeated if the files are replaced meanwhile.
+PAUSES_S = (0.0, 0.01, 0.03, 0.1, 0.2)
+
+Result = TypeVar("Result")
+
+
+class IndexReader:
+    """Passes committed states of the index at a path to functions that read. Thread-safe.
+
+    It keeps the vectors of the latest state, and opens them again when something was committed or
+    the files were replaced.
+    """
+
+    def __init__(self, path: Path, catalogue: Catalogue) -> None:
+        self.path, self.catalogue = path, catalogue
+        self.vectors_path = path.absolute() / VECTORS_FILE  # stays right if the cwd changes
+        self._vectors: CommittedVectors | None = None
+        self._lock = threading.Lock()  # guards _vectors
+        self._compatibility: Compatibility | None = None
+        self._thread = threading.local()
+
+    @property
+    def compatibility(self) -> Compatibility:
+        """The model and run of the index, with the proofs as of the latest state that was read."""
+        assert self._compatibility is not None  # every index is read when it is opened
+        return self._compatibility
+
+    def forget(self) -> None:
+        """Drop the vectors that are kept for the next read."""
+        with self._lock:
+            self._vectors = None
+
+    def read(self, work: Callable[[IndexState], Result]) -> Result:
+        """Return work(state) for one committed state of the index now at the path.
+
+        If the files change meanwhile other than by a commit, the result is discarded and `work` is
+        called again. Reads within `work` see the same state.
+        """
+        outer: IndexState | None = getattr(self._thread, "state", None)
+        if outer is not None:
+            return work(outer)
+        for pause_s in PAUSES_S:
+            if pause_s:
+                time.sleep(pause_s)
+            before = self._signatures()
+            try:
+                with self.catalogue.reading() as catalogue:
+                    state = self.state_seen_by(catalogue)
+                    self._thread.state = state
+                    try:
+                        result = work(state)
+                    finally:
+                        self._thread.state = None
+                self._check_unreplaced(state.vectors, before)
+                return result
+            except FeatkitError:
+                # An error is final only if the files stayed the same.
+                if before == self._signatures() or pause_s == PAUSES_S[-1]:
+                    raise
+        raise AssertionError("unreachable")
+
+    def state_seen_by(self, catalogue: CatalogueReader) -> IndexState:
+        """Return the state that a catalogue reader sees."""
+        key = catalogue.state_key()
+        if not key.index_id:  # an index older than ids: the file's signature stands in for one
+            key = key._replace(commit=str(self.catalogue.signature()))
+        signature = signature_at(self.vectors_path)
+        vectors = self._vectors
+        if vectors is None or (vectors.key, vectors.signature) != (key, signature):
+            settings = catalogue.settings()
+            compatibility = Compatibility.of(self.path, settings)
+            if self._compatibility is not None:
+                compatibility = self._compatibility.updated(compatibility)
+            self._compatibility = compatibility
+
+            if vectors is not None and vectors.signature.same_file(signature):
+                file = vectors.rows.file
+            else:
+                file = VectorFile(self.vectors_path, width=compatibility.width)
+            signature = file.signature()
+            num_rows = catalogue.num_rows()
+            file.check_length(num_rows)
+            rows = FileRows(file, num_rows)
+            if vectors is not None and vectors.key == key:
+                vectors = dataclasses.replace(vectors, rows=rows, signature=signature)
+            else:
+                searcher = searcher_for(self.path, settings)
+                vectors = read_vectors(catalogue, key, rows, signature, searcher)
+            vectors.check_sample()
+            self._keep(vectors)
+        return IndexState(self.path, self.compatibility.width, catalogue, vectors)
+
+    def _keep(self, new: CommittedVectors) -> None:
+        with self._lock:
+            old = self._vectors
+            # A slow thread must not replace a newer state by an older one of the same index.
+            if (
+                old is None
+                or old.key.changes <= new.key.changes
+                or old.key.index_id != new.key.index_id
+            ):
+                self._vectors = new
+
+    def _signatures(self) -> tuple[Signature | None, Signature | None]:
+        """Return the signatures of the catalogue and the vectors file, None for a missing file."""
+        return (
+            _signature_or_none(self.catalogue.signature),
+            _signature_or_none(lambda: signature_at(self.vectors_path)),
+        )
+
+    def _check_unreplaced(
+        self, vectors: CommittedVectors, before: tuple[Signature | None, Signature | None]
+    ) -> None:
+        """Raise InputError if the files changed since `before` other than by commits."""
+        after = self._signatures()
+        if after == before and after[1] == vectors.signature:
+            return
+        for old, new in zip(before, after, strict=True):
+            if old is None or new is None or not old.same_file(new):
+                raise InputError(f"{self.path} is being replaced; try again when that is done.")
+        vectors.check_sample()
+        self.catalogue.check_still(vectors.key)
+
+
+def _signature_or_none(signature: Callable[[], Signature]) -> Signature | None:
+    try:
+        return signature()
+    except FeatkitError:
+        return None

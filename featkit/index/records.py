@@ -1,0 +1,111 @@
+"""The records that an index takes and returns: items, hits, reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from featkit.errors import InputError
+
+Value = str | int | float  # and bool, which is an int
+
+
+class NoSuchItem(InputError):
+    """The index does not have an item with this id or key, or has it no longer."""
+
+    def __init__(self, index: Path, item: int | str) -> None:
+        self.index, self.item = index, item
+        super().__init__(f"{index} has no item {item!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """An image of the index.
+
+    Width and height are those of the upright original in pixels, or None if unknown.
+    """
+
+    id: int
+    key: str
+    source: str
+    width: int | None
+    height: int | None
+    metadata: dict[str, Value]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewItem:
+    """Everything that is stored about an image except its vector."""
+
+    key: str
+    source: str = ""
+    width: int | None = None
+    height: int | None = None
+    thumbnail: bytes | None = None
+    metadata: Mapping[str, Value | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """An item that a search returned. `score` is its cosine similarity to the query."""
+
+    id: int
+    key: str
+    score: float
+    width: int | None
+    height: int | None
+    metadata: dict[str, Value]
+
+    @classmethod
+    def of(cls, item: Item, score: float) -> Hit:
+        """Return the hit for an item."""
+        return cls(
+            id=item.id,
+            key=item.key,
+            score=score,
+            width=item.width,
+            height=item.height,
+            metadata=dict(item.metadata),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AddReport:
+    """Counts of what happened to the rows of an embeddings folder.
+
+    num_replaced are included in num_added; num_unchanged are not. num_kept are included in
+    num_without_embedding: the index still holds them from when their files were readable.
+    """
+
+    num_added: int = 0
+    num_replaced: int = 0
+    num_unchanged: int = 0
+    num_without_embedding: int = 0
+    num_kept: int = 0
+
+    def __add__(self, other: AddReport) -> AddReport:
+        return AddReport(
+            **{name: value + getattr(other, name) for name, value in vars(self).items()}
+        )
+
+
+def same_item(old: Item, new: NewItem) -> bool:
+    """Return whether a stored item has the source, size and metadata of a new one."""
+    metadata = {name: value for name, value in new.metadata.items() if value is not None}
+    return (old.source, old.width, old.height) == (new.source, new.width, new.height) and (
+        # NaN != NaN, but both have the same repr
+        old.metadata == metadata
+        or repr(sorted(old.metadata.items())) == repr(sorted(metadata.items()))
+    )
+
+
+def in_json(value: Value) -> Value:
+    """Return a metadata value as JSON can hold it.
+
+    JSON has no numbers for NaN and infinity; they become the text that JavaScript prints.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value

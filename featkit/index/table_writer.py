@@ -1,0 +1,217 @@
+"""The statements that write a catalogue, each within a transaction of its caller."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from featkit.errors import InputError
+from featkit.index.records import NewItem, Value
+from featkit.index.tables import (
+    BOOL,
+    CHECKSUM,
+    ITEM_COLUMNS,
+    MAX_INTEGER,
+    MAX_METADATA_COLUMNS,
+    MIN_INTEGER,
+    NAN,
+    OLD,
+    PLAIN,
+    RESERVED_COLUMNS,
+    CatalogueReader,
+    quoted,
+)
+
+
+class CatalogueWriter(CatalogueReader):
+    """Read and change a catalogue, through a connection within a write transaction."""
+
+    def set_setting(self, name: str, value: Value) -> None:
+        """Store a setting, replacing its old value."""
+        self._connection.execute(
+            "INSERT OR REPLACE INTO settings (name, value) VALUES (?, ?)", [name, value]
+        )
+
+    def count_change(self) -> None:
+        """Give the state that is about to be committed a key of its own."""
+        self._connection.execute("UPDATE settings SET value = value + 1 WHERE name = 'changes'")
+        self.set_setting("commit", secrets.token_hex(8))
+
+    def upgrade(self) -> None:
+        """Add the id and the columns for checksums and kinds that an old index lacks."""
+        if not self.state_key().index_id:
+            self.set_setting("id", secrets.token_hex(16))
+            self.set_setting("commit", secrets.token_hex(8))
+        if not self.has_checksums():
+            # An old index may use this name, in any case, for a column of metadata.
+            for name, column in self.metadata_columns().items():
+                if column.casefold() == CHECKSUM:
+                    other = self._free_column(column)
+                    self._connection.execute(
+                        f"ALTER TABLE items RENAME COLUMN {quoted(column)} TO {quoted(other)}"
+                    )
+                    self._connection.execute(
+                        "UPDATE metadata_columns SET column_name = ? WHERE name = ?", [other, name]
+                    )
+            self._connection.execute(f"ALTER TABLE items ADD COLUMN {CHECKSUM} INTEGER")
+        (has_kinds,) = self._connection.execute(
+            "SELECT count(*) FROM pragma_table_info('metadata_columns') WHERE name = 'kind'"
+        ).fetchone()
+        if not has_kinds:
+            self._connection.execute("ALTER TABLE metadata_columns ADD COLUMN kind TEXT")
+
+    def set_checksums(self, checksums: Mapping[int, int]) -> None:
+        """Store the CRC-32 of vectors by id."""
+        self._connection.executemany(
+            f"UPDATE items SET {CHECKSUM} = ? WHERE id = ?",
+            [(checksum, item_id) for item_id, checksum in checksums.items()],
+        )
+
+    def insert_items(
+        self,
+        first_id: int,
+        items: Sequence[NewItem],
+        checksums: Sequence[int],
+        *,
+        apart: Collection[str] = (),
+    ) -> int:
+        """Store items under consecutive ids from `first_id` and return how many replaced another.
+
+        An item replaces the one with the same key, or with another spelling of it that is not in
+        `apart`. checksums: the CRC-32 of each item's vector. InputError for a key or metadata that
+        cannot be stored.
+        """
+        for item in items:
+            _check(item)
+        columns = self._ensure_columns(items)
+        names = [*ITEM_COLUMNS[:-1], CHECKSUM, *map(quoted, columns.values())]
+        statement = f"INSERT INTO items ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+        stored = self.stored_keys([item.key for item in items], apart=apart)
+        num_replaced = 0
+        for item_id, (item, checksum) in enumerate(zip(items, checksums, strict=True), first_id):
+            num_replaced += self.remove_items({item.key, stored.get(item.key, item.key)})
+            own = [item.key, item.source, item.width, item.height, item.thumbnail]
+            metadata = [_to_sql(item.metadata.get(name)) for name in columns]
+            self._connection.execute(statement, [item_id, *own, checksum, *metadata])
+        return num_replaced
+
+    def remove_items(self, keys: Iterable[str]) -> int:
+        """Mark items as deleted, drop their thumbnails, and return how many there were.
+
+        Unknown keys are ignored.
+        """
+        statement = "UPDATE items SET deleted = 1, thumbnail = NULL WHERE key = ? AND deleted = 0"
+        return sum(self._connection.execute(statement, [key]).rowcount for key in keys)
+
+    def _ensure_columns(self, items: Sequence[NewItem]) -> dict[str, str]:
+        """Add a column for each new name of metadata, and return all columns by name.
+
+        InputError, naming the first item, if a name has booleans and other values: stored as 0 and
+        1, booleans could not be distinguished from numbers.
+        """
+        columns = self.metadata_columns()
+        kinds = self.metadata_kinds()
+        for name in sorted({name for item in items for name in item.metadata} - set(columns)):
+            if len(columns) == MAX_METADATA_COLUMNS:
+                raise InputError(
+                    f"The metadata {name!r} cannot be added: an index has at most"
+                    f" {MAX_METADATA_COLUMNS:,} names of metadata. Leave some out."
+                )
+            column = self._free_column(name)
+            self._connection.execute(f"ALTER TABLE items ADD COLUMN {quoted(column)}")
+            self._connection.execute(
+                "INSERT INTO metadata_columns (name, column_name) VALUES (?, ?)", [name, column]
+            )
+            columns[name] = column
+            kinds[name] = ""  # the first value decides
+        old_kinds = dict(kinds)
+        for item in items:
+            for name, value in item.metadata.items():
+                if value is not None:
+                    kinds[name] = self._kind_with(kinds[name], columns[name], value)
+                    _check_kind(item.key, name, value, kinds[name])
+        changed = [(kind or None, name) for name, kind in kinds.items() if kind != old_kinds[name]]
+        self._connection.executemany("UPDATE metadata_columns SET kind = ? WHERE name = ?", changed)
+        return columns
+
+    def _kind_with(self, kind: str, column: str, value: Value) -> str:
+        """Return the kind of a column once it also holds `value`; the kind as it was on conflict."""
+        if kind == "":
+            return _kind_of(value)
+        if kind == OLD and (_kind_of(value) == PLAIN or not self._has_other_than_bools(column)):
+            return _kind_of(value)
+        return kind
+
+    def _free_column(self, name: str) -> str:
+        """Return an unused name for a column of `items`."""
+        columns = {column.casefold() for column in self.metadata_columns().values()}
+        while name.casefold() in columns | RESERVED_COLUMNS:  # SQLite ignores the case of names
+            name += "_"
+        return name
+
+    def _has_other_than_bools(self, column: str) -> bool:
+        """Return whether a column from before kinds existed holds values other than booleans."""
+        name = quoted(column)
+        condition = f"{name} IS NOT NULL AND (typeof({name}) != 'integer' OR {name} NOT IN (0, 1))"
+        rows = self._connection.execute(f"SELECT 1 FROM items WHERE {condition} LIMIT 1")
+        return rows.fetchone() is not None
+
+
+def _kind_of(value: Value) -> str:
+    return BOOL if isinstance(value, bool) else PLAIN
+
+
+def _check_kind(key: str, name: str, value: Value, kind: str) -> None:
+    if _kind_of(value) != kind:
+        other = "booleans" if kind == BOOL else "numbers or text"
+        raise InputError(
+            f"{key}: the metadata {name!r} is {value!r}, and the index has {other} under that name;"
+            " use one kind of value for a name."
+        )
+
+
+def _to_sql(value: Value | None) -> Value | bytes | None:
+    return NAN if isinstance(value, float) and math.isnan(value) else value
+
+
+def _check(item: NewItem) -> None:
+    """Raise InputError for what SQLite would refuse or silently change."""
+    if not item.key or not _storable(item.key) or not _storable(item.source):
+        raise InputError(
+            f"{item.key!r} of {item.source!r} cannot be a key: it is empty or not valid text."
+        )
+    for name, value in item.metadata.items():
+        if not isinstance(name, str):
+            raise InputError(
+                f"{item.key}: the metadata's name {name!r} is {_type(name)}; a name is text."
+            )
+        if not name or not _storable(name) or (isinstance(value, str) and not _storable(value)):
+            raise InputError(
+                f"{item.key}: the metadata {name!r} = {value!r} is empty or not valid text."
+            )
+        if not isinstance(value, str | int | float | None):
+            raise InputError(
+                f"{item.key}: the metadata {name!r} is {_type(value)}; text and numbers are stored,"
+                " so convert it first."
+            )
+        if isinstance(value, int) and not MIN_INTEGER <= value <= MAX_INTEGER:
+            raise InputError(
+                f"{item.key}: the metadata {name!r} = {value} does not fit into 64 bits."
+            )
+
+
+def _type(value: object) -> str:
+    return type(value).__name__
+
+
+def _storable(text: str) -> bool:
+    """Return whether text is valid Unicode without a NUL.
+
+    File names need not be valid Unicode, and SQLite would end a text at a NUL.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

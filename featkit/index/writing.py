@@ -1,0 +1,160 @@
+"""Writes to an index: one process at a time, one transaction per change."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from featkit.errors import FeatkitError, InputError
+from featkit.index.catalogue import Catalogue
+from featkit.index.reading import IndexReader
+from featkit.index.records import NewItem, Value, same_item
+from featkit.index.state import IndexState, spread
+from featkit.index.vectors import VectorWriter, checksums
+from featkit.lock import WriterLock
+
+LOCK_FILE = "writer.lock"
+# An index older than checksums gets this many when it is first opened for writing.
+NUM_CHECKSUMS_FOR_OLD = 1024
+
+
+class IndexWriter:
+    """The right to write an index, from the constructor to `close`. Threads take turns.
+
+    EnvironmentProblem if another process writes the index.
+    """
+
+    def __init__(self, path: Path, catalogue: Catalogue, reader: IndexReader) -> None:
+        self.path, self.catalogue, self.reader = path, catalogue, reader
+        self._vectors: VectorWriter | None = None
+        self._process = os.getpid()
+        self._guard = threading.RLock()  # serializes writing threads
+        self._lock = WriterLock(path / LOCK_FILE)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        width = self.reader.read(lambda state: state.width)
+        self.catalogue.take_token()
+        self._vectors = vectors = VectorWriter(self.reader.vectors_path, width=width)
+        with self.catalogue.excluding_writers() as catalogue:
+            state = self.reader.state_seen_by(catalogue)
+            self._check_file(vectors, state)
+            num_rows = state.vectors.rows.num_rows
+            vectors.cut(num_rows)  # rows that the last writer did not commit
+        if num_rows and not state.vectors.sample:
+            self._add_checksums(spread(num_rows, NUM_CHECKSUMS_FOR_OLD))
+
+    def _add_checksums(self, ids: np.ndarray) -> None:
+        with self.catalogue.writing() as catalogue:
+            rows = self.reader.state_seen_by(catalogue).vectors.rows
+            catalogue.set_checksums(dict(zip(ids.tolist(), checksums(rows.take(ids)), strict=True)))
+
+    def close(self) -> None:
+        """Give up the right to write. Does nothing the second time."""
+        with self._guard:
+            # If the token cannot be removed, the next writer sees that this process is gone.
+            with suppress(FeatkitError):
+                self.catalogue.drop_token()
+            if self._vectors is not None:
+                self._vectors.close()
+            self._lock.release()
+
+    def add(
+        self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str] = ()
+    ) -> tuple[list[int], int]:
+        """Add items with their vectors (n, D); return their ids and how many replaced another.
+
+        apart: keys that are never taken for another spelling of an item's key.
+        """
+        with self._guard:
+            file = self._writable()
+            if not items:
+                return [], 0
+            try:
+                with self.catalogue.writing() as catalogue:
+                    state = self.reader.state_seen_by(catalogue)
+                    self._check_file(file, state)
+                    first = state.vectors.rows.num_rows
+                    num_replaced = catalogue.insert_items(
+                        first, items, checksums(vectors), apart=apart
+                    )
+                    # Flushed before the commit that makes the rows count.
+                    file.write(first, vectors)
+            except BaseException:
+                # Ctrl-C may come just after the commit, so the catalogue decides what to cut. What
+                # cannot be cut now is left to the next writer, who may be at work already.
+                with suppress(FeatkitError), self.catalogue.excluding_writers() as reader:
+                    file.cut(reader.num_rows())
+                raise
+            return list(range(first, first + len(items))), num_replaced
+
+    def add_changed(
+        self, items: Sequence[NewItem], vectors: np.ndarray, *, apart: Collection[str]
+    ) -> tuple[int, int]:
+        """Add the items that the index does not hold in exactly this form.
+
+        Return how many were added and how many of those replaced another.
+        """
+        with self._guard:
+            changed = self.reader.read(lambda state: _changed(state, items, vectors, apart))
+            ids, num_replaced = self.add([items[i] for i in changed], vectors[changed], apart=apart)
+            return len(ids), num_replaced
+
+    def remove(self, keys: Iterable[str]) -> int:
+        """Remove items by key and return how many there were."""
+        with self._guard:
+            self._writable()
+            with self.catalogue.writing() as catalogue:
+                return catalogue.remove_items(keys)
+
+    def set_setting(self, name: str, value: Value) -> None:
+        """Store a setting."""
+        with self._guard:
+            self._writable()
+            with self.catalogue.writing() as catalogue:
+                catalogue.set_setting(name, value)
+
+    def _writable(self) -> VectorWriter:
+        assert self._vectors is not None
+        if self._vectors.is_closed:
+            raise ValueError(f"{self.path} has been closed")
+        if self._process != os.getpid():  # SQLite's locks and the token are the parent's
+            raise ValueError(
+                f"{self.path} was opened for writing by the parent process; open it in this one"
+            )
+        return self._vectors
+
+    def _check_file(self, file: VectorWriter, state: IndexState) -> None:
+        """Raise InputError if the vectors file at the path is not the one that is open."""
+        if not file.is_at(state.vectors.signature):
+            raise InputError(
+                f"{file.path} was replaced after {self.path} was opened for writing; open it again."
+            )
+
+
+def _changed(
+    state: IndexState, items: Sequence[NewItem], vectors: np.ndarray, apart: Collection[str]
+) -> list[int]:
+    """Return the positions of the items that are not stored in exactly this form."""
+    stored = state.catalogue.stored_keys([item.key for item in items], apart=apart)
+    by_stored_key = state.catalogue.items_by_key(list(stored.values()))
+    old_items = {key: by_stored_key[stored_key] for key, stored_key in stored.items()}
+    old_ids = np.array([item.id for item in old_items.values()], np.int64)
+    old_vectors = dict(zip(old_items, state.vectors.rows.take(old_ids), strict=True))
+    return [
+        i
+        for i, item in enumerate(items)
+        if (old := old_items.get(item.key)) is None
+        or not same_item(old, item)
+        or not np.array_equal(old_vectors[item.key], vectors[i])
+        or state.catalogue.thumbnail(old.id) != item.thumbnail
+    ]
