@@ -36,7 +36,7 @@ from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.errors import InputError
 from featkit.index import Index
-from featkit.pipeline import EmbedReport, embed_source
+from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
 from featkit.resources import cache_folder, usable_cpus
 from featkit.sources import Source, open_source, subset
 from featkit.sources.rows import column_notes
@@ -192,9 +192,8 @@ def _embedded(
         if other != folder:  # of a listing that is no longer true
             shutil.rmtree(other)
     with progress("embedding", len(part)) as on_progress:
-        report = embed_source(
-            part, embedder, folder, retry=retry, rehash=rehash, on_progress=on_progress
-        )
+        options = EmbedOptions(retry=retry, rehash=rehash)
+        report = embed_source(part, embedder, folder, options, on_progress=on_progress)
     yield report, Embeddings.open(folder)
     shutil.rmtree(folder)
 

@@ -81,7 +81,7 @@ def embed(
     need_extra("cpu", "onnxruntime")
     from featkit.embedder import Embedder
     from featkit.embeddings import nothing_embedded
-    from featkit.pipeline import embed_source
+    from featkit.pipeline import EmbedOptions, embed_source
     from featkit.resources import usable_cpus, usable_memory
     from featkit.sources import open_source
     from featkit.sources.rows import image_column
@@ -94,10 +94,7 @@ def embed(
             images,
             embedder,
             out,
-            shard_size=shard_size,
-            workers=threads,
-            retry=retry,
-            rehash=rehash,
+            EmbedOptions(shard_size=shard_size, workers=threads, retry=retry, rehash=rehash),
             on_progress=progress,
         )
     rate = report.num_embedded_now / report.seconds if report.seconds else 0.0

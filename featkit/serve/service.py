@@ -19,7 +19,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
 from featkit.index import Hit, Index, NoSuchItem
-from featkit.pipeline import memory_for_images, workers_for
+from featkit.workers import memory_for_images, workers_for
 
 Result = TypeVar("Result")
 

@@ -101,14 +101,14 @@ def everything(folder: Path) -> tuple[list[str], dict[str, str]]:
         (
             "embed images --out papers",
             2,
-            "papers is no embeddings folder and holds thesis.doc; choose a new or an empty --out.",
+            "papers is not an embeddings folder and holds thesis.doc; choose a new or an empty --out.",
         ),
         (
             "embed images --out new --shard-size 0",
             2,
-            "A shard of 0 items is none; use 1 or more.",
+            "A shard cannot hold 0 items; use 1 or more.",
         ),
-        ("embed images --out new --threads 0", 2, "0 threads cannot work; use 1 or more."),
+        ("embed images --out new --threads 0", 2, "0 threads cannot do the work; use 1 or more."),
         ("index missing --out new", 2, "missing is not an embeddings folder"),
         ("index images --out new", 2, "images is not an embeddings folder"),
         ("index text.tar --out new", 2, "text.tar is not an embeddings folder"),

@@ -20,9 +20,10 @@ from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.lock import WriterLock
-from featkit.pipeline import ROWS_AHEAD, EmbedReport, embed_source
+from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
 from featkit.sources import Source, open_source
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
+from featkit.workers import ROWS_AHEAD
 from tests.commands import digests
 from tests.featkit.backends.engines import needs_bf16, needs_openvino
 from tests.images import draw_folder, draw_image
@@ -93,7 +94,7 @@ def embed(
 ) -> EmbedReport:
     """Run the job."""
     source = open_source(images) if isinstance(images, Path) else images
-    return embed_source(source, embedder, out, shard_size=shard_size, workers=workers)
+    return embed_source(source, embedder, out, EmbedOptions(shard_size=shard_size, workers=workers))
 
 
 def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
@@ -204,7 +205,7 @@ def test_progress_counts_items_and_failures_and_begins_with_what_is_there(
             source,
             embedder,
             tmp_path,
-            shard_size=10,
+            EmbedOptions(shard_size=10),
             on_progress=lambda *counts: calls.append(counts),
         )
     # Of 23 items in order, the two broken ones are the 8th and the 16th.
@@ -221,9 +222,11 @@ def test_ctrl_c_keeps_whole_shards_and_says_how_many(
     out = tmp_path / "emb"
     with pytest.raises(
         Interrupted,
-        match=rf"Stopped by Ctrl-C with 10 of {COUNT} items in .*emb; the same command goes on",
+        match=rf"Stopped by Ctrl-C with 10 of {COUNT} items in .*emb; the same command continues",
     ):
-        embed_source(open_source(images), embedder, out, shard_size=5, on_progress=stop)
+        embed_source(
+            open_source(images), embedder, out, EmbedOptions(shard_size=5), on_progress=stop
+        )
     assert sorted(path.name for path in (out / "shards").iterdir()) == [
         "00000.parquet",
         "00001.parquet",
@@ -251,7 +254,11 @@ def test_ctrl_c_does_not_wait_for_a_image_that_never_ends(
     try:
         with pytest.raises(Interrupted):
             embed_source(
-                MadeUp(100, stuck), embedder, tmp_path, shard_size=32, workers=1, on_progress=stop
+                MadeUp(100, stuck),
+                embedder,
+                tmp_path,
+                EmbedOptions(shard_size=32, workers=1),
+                on_progress=stop,
             )
         assert not release.is_set()
     finally:
@@ -291,8 +298,7 @@ def test_rows_ahead_of_the_writer_are_bounded_however_slow_it_is(
         MadeUp(700, started.append),
         embedder,
         tmp_path,
-        shard_size=64,
-        workers=2,
+        EmbedOptions(shard_size=64, workers=2),
         on_progress=measure,
     )
     assert len(started) == 700
@@ -326,10 +332,7 @@ def test_the_same_source_may_be_spelled_otherwise(
     embed(images, embedder, tmp_path)
     monkeypatch.chdir(images.parent)
     for spelling in ("images", "./images/", "images/cats/.."):
-        assert (
-            embed_source(open_source(spelling), embedder, tmp_path, shard_size=5).num_embedded_now
-            == 0
-        )
+        assert embed(Path(spelling), embedder, tmp_path).num_embedded_now == 0
 
 
 @pytest.mark.parametrize(
@@ -399,15 +402,15 @@ def test_a_folder_goes_on_with_what_it_was_begun_with(
 ) -> None:
     source = open_source(images)
     begun = Embedder(model, backend="openvino", precision="fp32", threads=1)
-    report = embed_source(source, begun, tmp_path / "whole", shard_size=8)
+    report = embed_source(source, begun, tmp_path / "whole", EmbedOptions(shard_size=8))
     assert report.backend == "openvino CPU fp32"
     whole = digests(tmp_path / "whole")
-    embed_source(source, begun, tmp_path / "emb", shard_size=8)
+    embed_source(source, begun, tmp_path / "emb", EmbedOptions(shard_size=8))
     for shard in ("00001", "00002"):
         (tmp_path / "emb" / "shards" / f"{shard}.parquet").unlink()
     left_open = Embedder(model, threads=1)
     assert left_open.backend_name == "onnxruntime CPU"
-    report = embed_source(source, left_open, tmp_path / "emb", shard_size=8)
+    report = embed_source(source, left_open, tmp_path / "emb", EmbedOptions(shard_size=8))
     assert (report.backend, report.num_embedded_now) == ("openvino CPU fp32", COUNT - 8)
     assert Embeddings.open(tmp_path / "emb").plan.run == "openvino fp32"
     changed = {name for name, digest in digests(tmp_path / "emb").items() if digest != whole[name]}
@@ -429,7 +432,7 @@ def test_a_run_asked_for_that_is_not_the_one_begun_with_is_refused(
     other = Embedder(model, threads=1, **asked)  # type: ignore[arg-type]
     with refused(
         tmp_path / "emb",
-        "was begun with openvino fp32, not onnxruntime fp32; go on with --backend openvino",
+        "was begun with openvino fp32, not onnxruntime fp32; continue with --backend openvino",
     ):
         embed_source(source, other, tmp_path / "emb")
     assert digests(tmp_path / "emb") == before
@@ -455,5 +458,5 @@ def test_workers_side_by_side_get_in_bf16_what_one_gets(
 ) -> None:
     source, embedder = open_source(images), Embedder(model, precision="bf16", threads=1)
     for workers in (1, 3):
-        embed_source(source, embedder, tmp_path / str(workers), workers=workers)
+        embed_source(source, embedder, tmp_path / str(workers), EmbedOptions(workers=workers))
     assert digests(tmp_path / "1") == digests(tmp_path / "3")

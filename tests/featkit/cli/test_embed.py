@@ -397,7 +397,7 @@ def test_ctrl_c_ends_with_130_at_a_whole_shard_and_the_same_command_goes_on(
     assert said.code == 130
     assert is_one_sentence(said)
     kept = re.search(
-        rf"Stopped by Ctrl-C with (\d+) of {MANY} items in {out}; the same command goes on from"
+        rf"Stopped by Ctrl-C with (\d+) of {MANY} items in {out}; the same command continues from"
         r" there\.",
         said.error,
     )
@@ -444,15 +444,15 @@ def test_a_second_process_is_told_who_writes_the_folder(
     [
         (
             ["--shard-size", "3"],
-            "was begun with --shard-size 1024, not 3; say so again, or choose another --out.",
+            "was begun with --shard-size 1024, not 3; continue with --shard-size 1024, or choose another --out.",
         ),
         (
             ["--max-pixels", "9"],
-            "was begun with --max-pixels 100000000, not 9; say so again, or choose another --out.",
+            "was begun with --max-pixels 100000000, not 9; continue with --max-pixels 100000000, or choose another --out.",
         ),
         (
             ["--max-bytes", "9"],
-            "was begun with --max-bytes 67108864, not 9; say so again, or choose another --out.",
+            "was begun with --max-bytes 67108864, not 9; continue with --max-bytes 67108864, or choose another --out.",
         ),
         (
             ["--model", "other.onnx"],
@@ -515,7 +515,7 @@ def test_an_index_of_vectors_in_bf16_is_searched_in_bf16(
     refused = run_featkit(*command, "--backend", "onnxruntime")
     assert refused.code == 2
     assert (
-        "emb was begun with openvino bf16, not onnxruntime fp32; go on with --backend openvino"
+        "emb was begun with openvino bf16, not onnxruntime fp32; continue with --backend openvino"
         in refused.error
     )
     assert run_featkit("index", "emb", "--out", "i").code == 0
@@ -593,7 +593,7 @@ def test_the_column_of_the_images_is_said_chosen_and_kept(
     refused = run_featkit(*command, "--column", "other")
     assert refused.code == 2
     assert (
-        "was begun with images from the column photo, not other; go on with --column photo"
+        "was begun with images from the column photo, not other; continue with --column photo"
         in " ".join(refused.error.split())
     )
     assert run_featkit(*command, "--column", "photo").code == 0
@@ -611,7 +611,7 @@ def test_an_archive_that_was_mended_is_named_with_the_way_on(tmp_path: Path) -> 
     said = run_featkit(*command, tmp_path / "e")
     assert is_one_sentence(said)
     assert (
-        "t.tar could not be read then, and now its images can be. Embed it as it is now into"
+        "t.tar could not be read then; its images can be now. Embed it as it is now into"
         " another --out" in said.error
     )
     assert run_featkit(*command, tmp_path / "e2").code == 0

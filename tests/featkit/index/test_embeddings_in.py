@@ -15,7 +15,7 @@ from featkit.errors import InputError, Interrupted
 from featkit.images import load
 from featkit.index import AddReport, Index
 from featkit.modelfile import Manifest, read_manifest
-from featkit.pipeline import embed_source
+from featkit.pipeline import EmbedOptions, embed_source
 from featkit.sources import open_source
 from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
@@ -30,7 +30,9 @@ def embed(tmp_path: Path, model: Path) -> Callable[..., Embeddings]:
     (drawn / "005-broken.jpg").write_text("no image")
 
     def run(name: str = "emb", *, by: Path = model) -> Embeddings:
-        embed_source(open_source(drawn), Embedder(by, threads=1), tmp_path / name, shard_size=4)
+        embed_source(
+            open_source(drawn), Embedder(by, threads=1), tmp_path / name, EmbedOptions(shard_size=4)
+        )
         return Embeddings.open(tmp_path / name)
 
     return run

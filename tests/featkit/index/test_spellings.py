@@ -11,7 +11,7 @@ import pytest
 from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.index import AddReport, Index
-from featkit.pipeline import embed_source
+from featkit.pipeline import EmbedOptions, embed_source
 from featkit.sources import open_source
 from featkit_demo.prepare import prepare_index
 from tests.featkit.index.conftest import unit_vectors
@@ -22,7 +22,7 @@ MIXED = NFD.partition("/")[0] + "/" + NFC.partition("/")[2]
 
 
 def embed(source: Path, out: Path, model: Path) -> Embeddings:
-    embed_source(open_source(source), Embedder(model, threads=1), out, shard_size=1)
+    embed_source(open_source(source), Embedder(model, threads=1), out, EmbedOptions(shard_size=1))
     return Embeddings.open(out)
 
 

@@ -13,7 +13,7 @@ import pytest
 from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.images import DEFAULT_LIMITS
-from featkit.pipeline import EmbedReport, embed_source
+from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
 from featkit.sources import open_source
 from featkit.sources.folder import FileSource
 from featkit.stamps import NO_STAMP, digest_of, stamp_of
@@ -51,7 +51,10 @@ def embed(
     """Run the job."""
     source = open_source(image_folder)
     return embed_source(
-        source, embedder, out, shard_size=SHARD_SIZE, workers=2, retry=retry, rehash=rehash
+        source,
+        embedder,
+        out,
+        EmbedOptions(shard_size=SHARD_SIZE, workers=2, retry=retry, rehash=rehash),
     )
 
 
@@ -183,13 +186,18 @@ def test_what_could_not_be_read_is_tried_again_by_every_run(
         sorted(file.name for file in image_folder.iterdir()),
         limits=DEFAULT_LIMITS,
     )
-    assert embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE).num_failed == 2
+    assert (
+        embed_source(
+            source, embedder, tmp_path / "emb", EmbedOptions(shard_size=SHARD_SIZE)
+        ).num_failed
+        == 2
+    )
     before = digests(tmp_path / "emb")
-    again = embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE)
+    again = embed_source(source, embedder, tmp_path / "emb", EmbedOptions(shard_size=SHARD_SIZE))
     assert (again.num_embedded_now, again.num_failed, digests(tmp_path / "emb")) == (0, 2, before)
     (image_folder / "005.jpg").rmdir()
     (tmp_path / "away.jpg").rename(image_folder / "005.jpg")
-    again = embed_source(source, embedder, tmp_path / "emb", shard_size=SHARD_SIZE)
+    again = embed_source(source, embedder, tmp_path / "emb", EmbedOptions(shard_size=SHARD_SIZE))
     assert (again.num_embedded_now, again.num_failed) == (1, 1)
 
 

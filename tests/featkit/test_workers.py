@@ -13,12 +13,13 @@ from typing import ClassVar
 import pytest
 from PIL import Image
 
-from featkit import pipeline, resources
+from featkit import pipeline, resources, workers
 from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.images.room import PLAIN, MemoryBudget
-from featkit.pipeline import embed_source, workers_for
+from featkit.pipeline import EmbedOptions, embed_source
 from featkit.sources import open_source
+from featkit.workers import workers_for
 from tests.commands import REPOSITORY, digests, is_one_sentence, run_featkit
 from tests.model_files import make_model_file
 
@@ -30,7 +31,7 @@ NUM_LARGE, LARGE_SIDE = 6, 2500  # 6 million pixels: 94 MB each while they are d
 # in MB.
 PLAYED = """
 import sys, threading, time
-from featkit import pipeline, resources
+from featkit import resources, workers
 peak = 0
 def watch():  # ru_maxrss begins with what the process that started this one had
     global peak
@@ -69,7 +70,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_threads_are_as_many_as_fit_in_memory(
     model: Path, monkeypatch: pytest.MonkeyPatch, spare_mb: int, expected: int
 ) -> None:
-    monkeypatch.setattr(pipeline, "usable_cpus", lambda: NUM_CORES)
+    monkeypatch.setattr(workers, "usable_cpus", lambda: NUM_CORES)
     monkeypatch.setattr(resources, "spare_memory", lambda: spare_mb * MB)
     assert workers_for(Embedder(model, threads=1)) == expected
 
@@ -79,15 +80,19 @@ def test_large_images_wait_for_each_other(
 ) -> None:
     made: list[Watched] = []
     monkeypatch.setattr(Watched, "made", made)
-    monkeypatch.setattr(pipeline, "MemoryBudget", Watched)
-    monkeypatch.setattr(pipeline, "spare_memory", lambda: pipeline.RESERVED_BYTES + 200 * MB)
-    report = embed_source(open_source(large), Embedder(model, threads=1), tmp_path / "e", workers=4)
+    monkeypatch.setattr(workers, "MemoryBudget", Watched)
+    monkeypatch.setattr(workers, "spare_memory", lambda: workers.RESERVED_BYTES + 200 * MB)
+    report = embed_source(
+        open_source(large), Embedder(model, threads=1), tmp_path / "e", EmbedOptions(workers=4)
+    )
     (budget,) = made
     assert (report.num_workers, report.num_failed, budget.num_bytes) == (4, 0, 200 * MB)
     assert budget.taken == [LARGE_SIDE**2 * PLAIN] * NUM_LARGE  # of which two fit at a time
     assert budget._free == budget.num_bytes
-    monkeypatch.setattr(pipeline, "spare_memory", lambda: 100_000 * MB)
-    embed_source(open_source(large), Embedder(model, threads=1), tmp_path / "plenty", workers=4)
+    monkeypatch.setattr(workers, "spare_memory", lambda: 100_000 * MB)
+    embed_source(
+        open_source(large), Embedder(model, threads=1), tmp_path / "plenty", EmbedOptions(workers=4)
+    )
     assert len(made) == 1  # nobody asks where everything fits
     assert digests(tmp_path / "plenty" / "shards") == digests(tmp_path / "e" / "shards")
 

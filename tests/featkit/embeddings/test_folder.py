@@ -14,7 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featkit.embeddings import Embeddings, Plan, Row, column_name, common_kind, to_table
+from featkit.embeddings import Embeddings, FolderPlan, ShardRow
+from featkit.embeddings.columns import column_name, common_kind
+from featkit.embeddings.shards import to_table
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 
@@ -29,7 +31,7 @@ GEOMETRY = Geometry(
     mean=(0.5, 0.25, 0.125),
     std=(0.5, 0.5, 0.5),
 )
-PLAN = Plan(
+PLAN = FolderPlan(
     source="photos – été",
     num_items=7,
     keys_sha256="0" * 64,
@@ -44,9 +46,9 @@ PLAN = Plan(
 )
 
 
-def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[Row]:
+def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[ShardRow]:
     """Made-up rows, each different; those of `failed` without an embedding."""
-    rows: list[Row] = []
+    rows: list[ShardRow] = []
     for number in numbers:
         key = f"é/{number}.jpg"
         metadata: dict[str, str | int | float] = {
@@ -55,12 +57,12 @@ def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[Row]:
             "text": f"t{number}",
         }
         if number in failed:
-            rows.append(Row(key=key, error=f"{key} is damaged.", metadata={"class": number}))
+            rows.append(ShardRow(key=key, error=f"{key} is damaged.", metadata={"class": number}))
             continue
         vector = np.random.default_rng(number).standard_normal(WIDTH).astype(np.float32)
         thumbnail = b"\xff\xd8" + bytes([number])
         rows.append(
-            Row(
+            ShardRow(
                 key=key,
                 width=80,
                 height=60,
@@ -70,6 +72,12 @@ def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[Row]:
             )
         )
     return rows
+
+
+def table_of(metadata: dict[str, str | int | float]) -> pa.Table:
+    """A table of one failed item with this metadata."""
+    row = ShardRow(key="a.jpg", error="x", metadata=metadata)
+    return to_table([row], width=WIDTH, columns=PLAN.columns)
 
 
 @pytest.fixture
@@ -203,14 +211,9 @@ def test_a_folder_without_a_vector_has_none(tmp_path: Path) -> None:
 
 
 def test_missing_shards_are_told_and_passed_over(folder: Embeddings) -> None:
-    assert (folder.complete, folder.num_rows, len(folder)) == (True, 7, 7)
+    assert (folder.missing_shards(), folder.num_rows, len(folder)) == ([], 7, 7)
     folder.shard_path(1).unlink()
-    assert (folder.complete, folder.missing_shards(), folder.num_rows, len(folder)) == (
-        False,
-        [1],
-        4,
-        7,
-    )
+    assert (folder.missing_shards(), folder.num_rows, len(folder)) == ([1], 4, 7)
     assert [table.num_rows for table in folder.tables(["key"])] == [3, 1]
 
 
@@ -264,13 +267,15 @@ def test_a_shard_with_too_few_rows_is_refused(folder: Embeddings) -> None:
 
 def test_metadata_that_the_plan_does_not_know_is_refused_naming_it() -> None:
     with pytest.raises(
-        InputError, match=r"a\.jpg has metadata that its source had not when this was begun: new\."
+        InputError,
+        match=r"a\.jpg has metadata that its source did not have when this folder was begun: new;",
     ):
-        to_table([Row(key="a.jpg", error="x", metadata={"new": 1})], PLAN)
+        table_of({"new": 1})
     with pytest.raises(
-        InputError, match=r"The metadata class was int64 when this was begun and is 'cat' now"
+        InputError,
+        match=r"The metadata class was int64 when this folder was begun and is 'cat' now",
     ):
-        to_table([Row(key="a.jpg", error="x", metadata={"class": "cat"})], PLAN)
+        table_of({"class": "cat"})
 
 
 @pytest.mark.parametrize(
@@ -299,10 +304,8 @@ def test_a_column_holds_every_value_its_kind_was_made_for(values: list[str | int
     for value in values:
         kind = common_kind(kind, value)
     assert kind is not None
-    plan = dataclasses.replace(PLAN, columns={"m": kind})
-    column = to_table([Row(key="k", error="x", metadata={"m": value}) for value in values], plan)[
-        "m"
-    ]
+    rows = [ShardRow(key="k", error="x", metadata={"m": value}) for value in values]
+    column = to_table(rows, width=WIDTH, columns={"m": kind})["m"]
     assert column.type == {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}[kind]
     convert = {"int64": int, "double": float, "string": str}[kind]
     assert column.to_pylist() == [convert(value) for value in values]
