@@ -33,6 +33,7 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings use single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+autodoc_type_aliases = {"ImageLike": "ImageLike"}  # by its name, not spelled out
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 88
 add_module_names = False

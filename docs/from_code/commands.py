@@ -11,7 +11,7 @@ from cyclopts import App
 from cyclopts.argument import Argument
 
 from featkit.cli.app import COMMANDS, make_app
-from from_code.markdown import code, table
+from from_code.markdown import code, prose, table
 
 GROUPS = {"Make": "Make a model and an index", "Use": "Use them", "Look": "Measure and inspect"}
 
@@ -118,28 +118,17 @@ def _described(command: App) -> tuple[str, list[str]]:
     commands = [
         each.removeprefix("Example: ") for each in paragraphs if each.startswith("Example: ")
     ]
-    prose = "\n\n".join(
-        _prose(each) for each in paragraphs if each and not each.startswith("Example: ")
+    described = "\n\n".join(
+        prose(each) for each in paragraphs if each and not each.startswith("Example: ")
     )
-    return prose, [f"```sh\n{chr(10).join(commands)}\n```"] if commands else []
-
-
-def _prose(text: str) -> str:
-    """Text as Markdown: nothing in it is markup but backticks, in which it stays as it is."""
-    outside, inside = text.split("`")[::2], text.split("`")[1::2]
-    escaped = [re.sub(r"([\\*_<>\[\]#])", r"\\\1", each) for each in outside]
-    with_options = [re.sub(r"(?<![\w-])(--?[a-z][\w-]*)", r"`\1`", each) for each in escaped]
-    pieces = [with_options[0]]
-    for quoted, plain in zip(inside, with_options[1:], strict=True):
-        pieces += [f"`{quoted}`", plain]
-    return "".join(pieces)
+    return described, [f"```sh\n{chr(10).join(commands)}\n```"] if commands else []
 
 
 def _options(arguments: Sequence[Argument]) -> str:
     rows = [
         (
             _names(each),
-            _prose(each.parameter.help or ""),
+            prose(each.parameter.help or ""),
             "required" if each.required else _default(each),
         )
         for each in arguments

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from from_code.commands import command_list, command_page
 from from_code.http_api import routes_page
 from from_code.python_api import module_page
-from from_code.tables import methods_table, models_table, recipes_table
+from from_code.tables import methods_table, models_table, recipes_page
 from from_code.train_settings import settings_page
 
 GENERATORS: dict[str, Callable[..., str]] = {
@@ -17,7 +17,7 @@ GENERATORS: dict[str, Callable[..., str]] = {
     "methods": methods_table,
     "models": models_table,
     "module": module_page,
-    "recipes": recipes_table,
+    "recipes": recipes_page,
     "routes": routes_page,
     "settings": settings_page,
 }

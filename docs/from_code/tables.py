@@ -1,15 +1,17 @@
-"""Tables of what the code lists: methods, published models, recipes."""
+"""What the code lists: methods, published models, recipes."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 from featkit.cli.app import main
 from featkit_train.settings import RECIPES
-from from_code.markdown import code, table
+from from_code.markdown import code, prose, table
 
 MODEL_COLUMNS = ("name", "parameters", "width", "patch", "native_size", "weights_from")
 
@@ -50,15 +52,34 @@ def models_table() -> str:
     return "\n\n".join(parts)
 
 
-def recipes_table() -> str:
-    """Each recipe with the first sentence of the comment that it begins with."""
-    rows = []
+def recipes_page() -> str:
+    """Each recipe with the comment that it begins with: what it is, how to run it, what to expect."""
+    parts = []
     for path in sorted(RECIPES.glob("*.yaml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        title = lines[0].removeprefix("#").strip()
-        run = next(line for line in lines if line.startswith("# Run:")).removeprefix("# Run:")
-        rows.append((code(path.stem), title, code(run.split("  (")[0].strip(" \\"))))
-    return table(("recipe", "what it is", "run it with"), rows)
+        title, comment = _comment(path)
+        command = comment["Run"].split("  (")[0].rstrip(" \\")
+        block = f"```sh\n{command}\n```"
+        parts.append(
+            f"## {path.stem}\n\n{title}\n\n{block}\n\nExpected: {prose(comment['Expect'])}"
+        )
+    return "\n\n".join(parts)
+
+
+def _comment(path: Path) -> tuple[str, dict[str, str]]:
+    """The title of a recipe's comment, and its paragraphs: Run (the first line), Expect, Numbers."""
+    lines = itertools.takewhile(
+        lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()
+    )
+    title, *rest = (line.removeprefix("#").strip() for line in lines)
+    paragraphs: dict[str, str] = {}
+    name = ""
+    for line in rest:
+        label, colon, text = line.partition(":")
+        if colon and label in ("Run", "Expect", "Numbers"):
+            name, paragraphs[label] = label, text.strip()
+        elif name not in ("", "Run"):
+            paragraphs[name] += f" {line}"
+    return title, paragraphs
 
 
 def _json(*arguments: str) -> Any:

@@ -14,7 +14,7 @@ from from_code.http_api import routes_page
 from from_code.inserting import insert_generated
 from from_code.markdown import table
 from from_code.python_api import plain_docstring
-from from_code.tables import methods_table, models_table, recipes_table
+from from_code.tables import methods_table, models_table, recipes_page
 from from_code.train_settings import settings_page
 from tests.commands import run_featkit
 
@@ -74,12 +74,12 @@ def test_routes_page_has_every_route_and_no_schema_of_fastapi() -> None:
 
 
 def test_tables_list_all_methods_models_and_recipes() -> None:
-    methods, models, recipes = methods_table(), models_table(), recipes_table()
+    methods, models, recipes = methods_table(), models_table(), recipes_page()
     for row in json.loads(run_featkit("train", "--list", "--json").out):
         assert f"[`{row['method']}`]" in methods
         assert row["when"] in methods
     assert all(f"| `{name}` |" in models for name in PUBLISHED)
-    assert all(f"| `{path.stem}` |" in recipes for path in RECIPES.glob("*.yaml"))
+    assert all(f"## {path.stem}\n" in recipes for path in RECIPES.glob("*.yaml"))
 
 
 def converted(text: str, thing: object = None) -> list[str]:
