@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit._version import __version__
 from featkit.index import Index
-from featkit.serve.router import add_error_handlers, make_router
+from featkit.serve.router import add_routes
 from featkit.serve.running import address_of, bind, run
 from featkit.serve.service import ServiceLimits
 from featkit_demo.search_tab import STATIC, search_tab
@@ -47,8 +47,7 @@ def make_demo_app(index: Index, *, limits: ServiceLimits | None = None) -> FastA
     """The page over an index, embedding queries with the model that the index carries."""
     limits = limits or ServiceLimits()
     app = FastAPI(title=TITLE, version=__version__, docs_url=None, redoc_url=None)
-    add_error_handlers(app)
-    app.include_router(make_router(index, index.open_embedder(limits=limits.images), limits=limits))
+    add_routes(app, index, index.open_embedder(limits=limits.images), limits=limits)
     app.mount("/page", StaticFiles(directory=STATIC))
     app.add_middleware(PageGuard)
     theme = gr.themes.Base(font=SYSTEM_FONTS, font_mono=SYSTEM_MONOSPACE)

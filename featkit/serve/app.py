@@ -1,4 +1,4 @@
-"""The service as an app."""
+"""The service as a FastAPI app."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from featkit._version import __version__
 from featkit.embedder import Embedder
 from featkit.index import Index
 from featkit.serve.metrics import add_metrics
-from featkit.serve.router import add_error_handlers, make_router
+from featkit.serve.router import add_routes
 from featkit.serve.service import ServiceLimits
 
 DESCRIPTION = (
-    "Embedding of images and search among them. Images are sent as bytes; no route takes a path"
+    "Embeds images and searches an index with them. Images are sent as bytes; no route takes a path"
     " or a URL."
 )
 
@@ -20,15 +20,14 @@ DESCRIPTION = (
 def make_app(
     index: Index | None, embedder: Embedder, *, limits: ServiceLimits | None = None
 ) -> FastAPI:
-    """The service: the router's routes, /metrics and /openapi.json. InputError when the index is of
-    another model.
+    """Return the service: all routes, /metrics and /openapi.json.
 
-    FastAPI's documentation pages are left out, since they load their scripts from elsewhere.
+    index: None for a service that only embeds. InputError if the index is of another model.
     """
+    # without FastAPI's documentation pages, which load scripts from other servers
     app = FastAPI(
         title="featkit", version=__version__, description=DESCRIPTION, docs_url=None, redoc_url=None
     )
-    add_error_handlers(app)
-    app.include_router(make_router(index, embedder, limits=limits))
+    add_routes(app, index, embedder, limits=limits)
     add_metrics(app)
     return app

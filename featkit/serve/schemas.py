@@ -1,12 +1,17 @@
-"""What the routes answer, as pydantic models with examples; client.py reads the same."""
+"""The answers of the routes, as pydantic models with examples. client.py parses the same models."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.config import JsonDict
 
+from featkit import index
+from featkit.index.records import in_json
+
+Value = bool | int | float | str  # of metadata; NaN and infinity are text
 EXAMPLE_FINGERPRINT = "5f2c9a0e7b1d4c83a6f0e2d95b7c1a48d3e6f9027c5b8a1e4d7f0c3b6a9e2d15"
 EXAMPLE_HIT: JsonDict = {
     "id": 17,
@@ -26,19 +31,29 @@ class Item(BaseModel):
     key: str
     width: int | None
     height: int | None
-    metadata: dict[str, Any]
-    thumbnail: str = Field(description="Where its thumbnail is, below the service's address.")
+    metadata: dict[str, Value]
+    thumbnail: str = Field(description="The path of its thumbnail at the service's address.")
+
+    @classmethod
+    def of(cls, item: index.Item) -> Self:
+        """Describe an item of the index."""
+        return cls(**_fields(item))
 
 
 class Hit(Item):
-    """An image of the index and how near it is."""
+    """An image of the index, with its similarity to the query."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE_HIT]})
     score: float = Field(description="Cosine similarity, 1 for the same image.")
 
+    @classmethod
+    def of(cls, hit: index.Hit) -> Self:  # type: ignore[override]
+        """Describe a hit of a search."""
+        return cls(score=hit.score, **_fields(hit))
+
 
 class EmbeddedImage(BaseModel):
-    """The unit vector of an image that was sent."""
+    """An image that was sent, with its unit vector."""
 
     name: str
     height: int
@@ -47,7 +62,7 @@ class EmbeddedImage(BaseModel):
 
 
 class EmbedAnswer(BaseModel):
-    """Vectors, in the order of the images, and which model made them."""
+    """Vectors in the order of the images, and the model that made them."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -75,7 +90,7 @@ class EmbedAnswer(BaseModel):
 
 
 class ImageHits(BaseModel):
-    """What was found for one image, nearest first."""
+    """The hits for one image, nearest first."""
 
     name: str
     height: int
@@ -103,23 +118,28 @@ class SearchAnswer(BaseModel):
 
 
 class NeighborsAnswer(BaseModel):
-    """An item and what is nearest to it, itself first."""
+    """An item and the items nearest to it, itself first."""
 
     item: Item
     hits: list[Hit]
 
 
 class ItemsAnswer(BaseModel):
-    """Some items, and how many there are."""
+    """Some items, and how many the index has."""
 
     total: int
     items: list[Item]
 
+    @classmethod
+    def of(cls, total: int, items: Sequence[index.Item]) -> Self:
+        """Describe items of the index."""
+        return cls(total=total, items=[Item.of(item) for item in items])
+
 
 class Health(BaseModel):
-    """Whether the service can answer, with what it runs."""
+    """The state of the service, and what it runs."""
 
-    status: str = Field(description="`ok`, or what fails; then the HTTP status is 503.")
+    status: str = Field(description="`ok`, or what fails. If not ok, the HTTP status is 503.")
     model: str
     fingerprint: str
     backend: str
@@ -129,8 +149,15 @@ class Health(BaseModel):
     detail: str = Field("", description="What fails, in one sentence.")
 
 
+class RefusedImage(BaseModel):
+    """An image that was refused, and why."""
+
+    name: str
+    reason: str
+
+
 class Refusal(BaseModel):
-    """Why a request was refused; `images` names each bad one."""
+    """The reason why a request was refused. `images` lists the bad images."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -148,4 +175,25 @@ class Refusal(BaseModel):
         }
     )
     detail: str
-    images: list[dict[str, str]] = []
+    images: list[RefusedImage] = []
+
+
+class _Fields(TypedDict):
+    id: int
+    key: str
+    width: int | None
+    height: int | None
+    metadata: dict[str, Value]
+    thumbnail: str
+
+
+def _fields(record: index.Item | index.Hit) -> _Fields:
+    """Return the fields that items and hits share."""
+    return {
+        "id": record.id,
+        "key": record.key,
+        "width": record.width,
+        "height": record.height,
+        "metadata": {name: in_json(value) for name, value in record.metadata.items()},
+        "thumbnail": f"/v1/items/{record.id}/thumbnail",
+    }

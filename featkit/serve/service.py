@@ -1,36 +1,35 @@
-"""What the routes talk to: one embedder and perhaps one index, with the limits of a request.
+"""The service behind the routes: one embedder, perhaps one index, and the limits of a request.
 
-Routes ask `Service` anew at each request and keep nothing of it, so that exchanging the model or
-the index later is one assignment here; `embed` is the one place where images of several requests
-can later share a batch.
+Routes get the `Service` with each request and keep nothing of it, so replacing the model or the
+index would be one assignment here.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import anyio
 import numpy as np
 
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
 from featkit.images import ImageLimits, without_options
-from featkit.index import Hit, Index, NoSuchItem
+from featkit.index import Hit, Index, IndexState, NoSuchItem
+from featkit.serve.refusals import BadImages, Unavailable, log
+from featkit.serve.schemas import RefusedImage
 from featkit.workers import memory_for_images, workers_for
 
 Result = TypeVar("Result")
 
-FAILURES_UNTIL_UNHEALTHY = 3  # of the model, one after the other
-
-log = logging.getLogger("featkit.serve")
+FAILURES_UNTIL_UNHEALTHY = 3  # consecutive failures of the model
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServiceLimits:
-    """What one request may cost before it is refused."""
+    """Limits past which a request is refused."""
 
     images: ImageLimits = field(
         default_factory=lambda: ImageLimits(max_bytes=32 * 2**20, max_pixels=60_000_000)
@@ -42,10 +41,10 @@ class ServiceLimits:
 
 @dataclass(frozen=True)
 class Upload:
-    """One image as sent: the name its sender gave it (never a path here), and its bytes.
+    """One image as it was sent: its bytes, and the sender's name for it, which is never opened.
 
-    num_bytes: of all that was sent; `data` has only one more than the limit. None where `data` is
-    all.
+    num_bytes: the size of the upload. `data` is cut one byte after the limit. None if `data` is
+    complete.
     """
 
     name: str
@@ -54,29 +53,8 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class BadImage:
-    """An image that was refused, and why in one sentence."""
-
-    name: str
-    reason: str
-
-
-class Unavailable(FeatkitError):
-    """The service itself cannot answer now: its index or its model fails. The reason is in its log,
-    not in the answer."""
-
-
-class BadImages(InputError):
-    """At least one image of a request cannot be used; none of the request was done."""
-
-    def __init__(self, images: Sequence[BadImage]) -> None:
-        self.images = tuple(images)
-        super().__init__(" ".join(image.reason for image in self.images))
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """An image's upright size in pixels and its unit vector (D,) float32."""
+class EmbeddedUpload:
+    """An upload's upright size in pixels and its unit vector, (D,) float32."""
 
     name: str
     height: int
@@ -85,44 +63,42 @@ class Embedded:
 
 
 class Service:
-    """An embedder, an index to search or None, and limits. Its methods may run in several threads
-    at once."""
+    """An embedder, an index to search or None, and limits. Its methods are thread-safe."""
 
     def __init__(self, index: Index | None, embedder: Embedder, limits: ServiceLimits) -> None:
         if index is not None and not index.accepts_model(embedder.manifest):
             raise InputError(
                 f"{index.path} was built by model {index.fingerprint[:12]}, not by"
-                f" {embedder.model_path} ({embedder.fingerprint[:12]}); leave --model out to use"
+                f" {embedder.model_path} ({embedder.fingerprint[:12]}); leave out --model to use"
                 " the index's own."
             )
         if index is not None and not index.accepts(embedder.run):
             raise InputError(
-                f"{index.path} was made by {index.run} and {embedder.model_path} is run by"
+                f"{index.path} was made by {index.run}, but {embedder.model_path} is run by"
                 f" {embedder.run}; open the embedder with `index.open_embedder()`, or prove with"
-                " `featkit verify` that they meet."
+                " `featkit verify` that both give the same vectors."
             )
         self.index, self.embedder, self.limits = index, embedder, limits
-        self.num_threads = workers_for(embedder)  # that may call its methods at once
-        self._within_memory = memory_for_images(embedder.limits, side_by_side=self.num_threads)
+        num_threads = workers_for(embedder)
+        self.workers = anyio.CapacityLimiter(num_threads)  # threads that work on images
+        self._within_memory = memory_for_images(embedder.limits, side_by_side=num_threads)
         self._num_failures = 0
         self._lock = threading.Lock()
 
     @property
     def is_failing(self) -> bool:
-        """Whether the model failed at each of the last few requests."""
+        """Return whether the model failed at each of the last few requests."""
         return self._num_failures >= FAILURES_UNTIL_UNHEALTHY
 
-    def ask(self, work: Callable[[Index], Result]) -> Result:
-        """Return work(index), all of one state of the index.
+    def ask(self, work: Callable[[IndexState], Result]) -> Result:
+        """Return work(state) for one committed state of the index.
 
-        NoSuchItem as `work` raises it. Unavailable for what else the index raises: it is damaged,
-        replaced by one of another model or gone, which is nothing that a client did or may read the
-        details of.
+        NoSuchItem if `work` raises it. Unavailable if the index is damaged, missing or replaced by
+        one of another model, which is not the client's fault.
         """
-        index = self.index
-        assert index is not None
+        assert self.index is not None  # or the app has no route that calls this
         try:
-            return index.read(lambda _state: work(index))
+            return self.index.read(work)
         except NoSuchItem:
             raise
         except FeatkitError as error:
@@ -131,11 +107,11 @@ class Service:
                 "The index cannot be read now; the server's log has the reason."
             ) from error
 
-    def embed(self, uploads: Sequence[Upload]) -> list[Embedded]:
-        """Vectors of all images, or BadImages naming each that cannot be used."""
+    def embed(self, uploads: Sequence[Upload]) -> list[EmbeddedUpload]:
+        """Embed images. BadImages, naming each bad one, if any of them cannot be used."""
         prepared: list[np.ndarray] = []
         sizes: list[tuple[int, int]] = []
-        bad: list[BadImage] = []
+        bad: list[RefusedImage] = []
         for upload in uploads:
             num_bytes = len(upload.data) if upload.num_bytes is None else upload.num_bytes
             max_bytes = self.limits.images.max_bytes
@@ -144,15 +120,16 @@ class Service:
                     f"{upload.name} has {num_bytes:,} bytes, more than the limit of {max_bytes:,}"
                     " for one image."
                 )
-                bad.append(BadImage(upload.name, reason))
+                bad.append(RefusedImage(name=upload.name, reason=reason))
                 continue
             try:
                 image, size = self._prepared(upload)
             except InputError as error:
-                # nothing that the image is to blame for
+                # not the image's fault
                 if isinstance(error.__cause__, MemoryError):
                     raise error.__cause__ from None
-                bad.append(BadImage(upload.name, without_options(str(error))))
+                reason = without_options(str(error))
+                bad.append(RefusedImage(name=upload.name, reason=reason))
                 continue
             prepared.append(image)
             sizes.append(size)
@@ -161,32 +138,38 @@ class Service:
         vectors = self._infer(np.stack(prepared))
         rows = zip(uploads, sizes, vectors, strict=True)
         return [
-            Embedded(upload.name, height, width, vector) for upload, (height, width), vector in rows
+            EmbeddedUpload(upload.name, height, width, vector)
+            for upload, (height, width), vector in rows
         ]
 
     def _prepared(self, upload: Upload) -> tuple[np.ndarray, tuple[int, int]]:
-        """The image at the model's size, and its own (height, width)."""
+        """Return the image at the model's size, and its original (height, width)."""
         with self._within_memory():
             decoded = self.embedder.decode(upload.data, name=upload.name)
             return self.embedder.geometry.apply(decoded.pixels), (decoded.height, decoded.width)
 
-    def search(self, embedded: Sequence[Embedded], *, k: int) -> list[list[Hit]]:
-        """The k nearest items for each image, in order. Unavailable as for `ask`."""
+    def search(self, embedded: Sequence[EmbeddedUpload], *, k: int) -> list[list[Hit]]:
+        """Return the k nearest items for each image. Unavailable as for `ask`."""
+        index = self.index
+        assert index is not None
+        queries = np.stack([image.vector for image in embedded])
 
-        def work(index: Index) -> list[list[Hit]]:
-            # an index that took the place of the first one
+        def work(state: IndexState) -> list[list[Hit]]:
+            # False if the index was replaced by one whose proofs do not include this run
             if not index.accepts(self.embedder.run):
                 raise InputError(
                     f"{index.path} was made by {index.run}, and the service runs"
                     f" {self.embedder.run}; restart it."
                 )
-            return index.search(vectors=np.stack([one.vector for one in embedded]), k=k)
+            return state.search(vectors=queries, k=k)
 
         return self.ask(work)
 
     def _infer(self, images: np.ndarray) -> np.ndarray:
-        """Vectors of prepared images. Unavailable when the model cannot run; errors of the
-        engine's own as they are."""
+        """Return the vectors of prepared images.
+
+        Unavailable if featkit's backend refuses; other errors of the engine pass unchanged.
+        """
         try:
             vectors = self.embedder.infer(images)
         except Exception as error:

@@ -1,7 +1,7 @@
-"""Images out of a multipart request, counted while they stream in.
+"""Images from a multipart request, whose bytes are counted while they stream in.
 
-Starlette keeps small files in memory and spools larger ones to disk; the count here ends a request
-that goes on too long, whatever its headers claimed.
+Starlette keeps small files in memory and spools larger ones to disk. The count ends a request that
+is too long, whatever its headers claim.
 """
 
 from __future__ import annotations
@@ -18,21 +18,13 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from featkit.errors import FeatkitError
+from featkit.serve.refusals import BadRequest
 from featkit.serve.service import ServiceLimits, Upload
 
 MAX_NAME_LENGTH = 200
-# How browsers write these characters in a file's name, and no others (HTML standard,
+# Browsers escape these characters in a file's name, and no others (HTML standard,
 # multipart/form-data encoding).
 ESCAPED = (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"))
-
-
-class BadRequest(FeatkitError):
-    """A request that is wrong as a whole; `status` is the HTTP status."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        self.status = status
-        super().__init__(reason)
 
 
 @dataclass(frozen=True)
@@ -44,10 +36,10 @@ class Form:
 
 
 async def read_form(request: Request, limits: ServiceLimits) -> Form:
-    """The request's images and fields.
+    """Return the images and fields of a request.
 
-    BadRequest 413 past the byte limit, 415 for another content type, 422 without an image or with
-    too many.
+    BadRequest 413 past the byte limit, 415 for another content type, and 422 for a malformed form,
+    no image or too many images.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "multipart/form-data":
@@ -64,9 +56,9 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
         raise BadRequest(422, f"The form cannot be read: {error.message}") from error
     except ClientDisconnect as error:
         raise BadRequest(
-            400, "The client went away before it had sent the whole request."
+            400, "The client disconnected before it had sent the whole request."
         ) from error
-    except (ValueError, LookupError) as error:  # a boundary or a character set that is none
+    except (ValueError, LookupError) as error:  # an invalid boundary or character set
         raise BadRequest(422, "The form cannot be read: its content type is not valid.") from error
     if not parser.has_ended:
         parser.close()
@@ -78,14 +70,14 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
     try:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
-                # a browser's file field in which nothing was chosen
+                # a browser's file field without a chosen file
                 if not value.filename and not value.size:
                     continue
                 # One byte past the limit is enough to refuse it; the rest is never read.
                 data = await value.read(limits.images.max_bytes + 1)
                 name = _short(value.filename or f"image {len(uploads)}")
                 encoding = value.headers.get("content-transfer-encoding", "").strip().lower()
-                # by older clients; RFC 7578 has given it up
+                # from older clients; RFC 7578 deprecates it
                 if encoding in ("base64", "quoted-printable"):
                     data = _decoded(data, encoding, name)
                     uploads.append(Upload(name, data))
@@ -101,16 +93,15 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
 
 
 class _Parser(MultiPartParser):
-    """Starlette's parser, which also takes what older clients send, and tells whether the form has
-    its last boundary."""
+    """Starlette's parser, extended for older clients and for forms that are cut short."""
 
-    has_ended = False
+    has_ended = False  # whether the last boundary was seen
 
     def on_end(self) -> None:
         self.has_ended = True
 
     def close(self) -> None:
-        """Remove the files of all parts, also of one that is not complete."""
+        """Remove the spooled files of all parts, including an incomplete one."""
         for file in self._files_to_close_on_error:
             file.close()
 
@@ -135,7 +126,7 @@ class _Parser(MultiPartParser):
 
 
 def _filename(name: str) -> bytes:
-    """A parameter of a Content-Disposition."""
+    """Return the filename parameter of a Content-Disposition."""
     quoted = name.encode("utf-8", "replace").replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     return b'; filename="' + quoted + b'"'
 
@@ -149,12 +140,12 @@ def _decoded(data: bytes, encoding: str, name: str) -> bytes:
         )
     except (binascii.Error, ValueError) as error:
         raise BadRequest(
-            422, f"{name} is not valid {encoding}, as its part of the form says it is."
+            422, f"{name} is not valid {encoding}, which its part of the form declares."
         ) from error
 
 
 async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body in pieces; BadRequest as soon as there are more than `max_bytes`."""
+    """Yield the body in pieces. BadRequest as soon as it exceeds `max_bytes`."""
     claimed = request.headers.get("content-length", "")
     if claimed.isascii() and claimed.isdigit() and int(claimed) > max_bytes:
         raise BadRequest(
@@ -169,8 +160,10 @@ async def _counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, No
 
 
 def _short(name: str) -> str:
-    """The last part of the name a sender gave, printable and of bounded length; only ever shown,
-    never opened."""
+    """Return the last part of a sender's name for a file, printable and of bounded length.
+
+    The name is only shown, never opened.
+    """
     for escape, character in ESCAPED:
         name = name.replace(escape, character)
     last = name.replace("\\", "/").rsplit("/", 1)[-1]

@@ -163,8 +163,8 @@ def test_unknown_items_are_404(client: TestClient, route: str) -> None:
 
 
 def test_ids_that_are_none_are_refused(client: TestClient) -> None:
-    for number in ("-1", "x", "..", str(2**80)):
-        assert client.get(f"/v1/items/{number}/thumbnail").status_code in (404, 422)
+    for item_id in ("-1", "x", "..", str(2**80)):
+        assert client.get(f"/v1/items/{item_id}/thumbnail").status_code in (404, 422)
     assert client.get(f"/v1/items/{NUM_IMAGES - 1}/thumbnail").status_code == 404  # it has none
 
 
@@ -173,6 +173,15 @@ def test_neighbors_of_an_item_begin_with_itself(client: TestClient) -> None:
     assert answer["item"]["key"] == answer["hits"][0]["key"] == "blocks/7.png"
     assert len(answer["hits"]) == 4
     assert client.get("/v1/items/7/neighbors?k=51").status_code == 422
+
+
+def test_neighbors_has_the_old_spelling_as_a_hidden_alias(client: TestClient) -> None:
+    old, new = (
+        client.get(f"/v1/items/7/{spelling}?k=4").json()
+        for spelling in ("neighbours", "neighbors")  # quoted
+    )
+    assert old == new
+    assert "neighbours" not in client.get("/openapi.json").text  # quoted
 
 
 def test_items_are_listed_and_sampled(client: TestClient) -> None:
@@ -242,7 +251,7 @@ def test_an_embedder_whose_vectors_may_not_meet_the_indexs_is_refused(
         tmp_path / "coarse.index", model=model, run=Run("openvino", "bf16")
     ) as coarse:
         with pytest.raises(
-            InputError, match=r"was made by openvino bf16 and .* is run by onnxruntime fp32; open"
+            InputError, match=r"was made by openvino bf16, but .* is run by onnxruntime fp32; open"
         ):
             make_app(coarse, embedder)
         coarse.keep_proof(
@@ -269,9 +278,9 @@ def test_openapi_describes_every_route_and_no_page_loads_scripts_from_elsewhere(
         "/v1/search",
         "/v1/items",
         "/v1/sample",
-        "/v1/items/{number}",
-        "/v1/items/{number}/neighbors",
-        "/v1/items/{number}/thumbnail",
+        "/v1/items/{id}",
+        "/v1/items/{id}/neighbors",
+        "/v1/items/{id}/thumbnail",
     }
     body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"][
         "schema"
@@ -286,5 +295,5 @@ def test_metrics_count_by_route_and_status(client: TestClient) -> None:
     client.get("/v1/items/2")
     client.get("/v1/items/99")
     text = client.get("/metrics").text
-    assert 'featkit_requests_total{route="/v1/items/{number}",status="200"} 2.0' in text
-    assert 'featkit_requests_total{route="/v1/items/{number}",status="404"} 1.0' in text
+    assert 'featkit_requests_total{route="/v1/items/{id}",status="200"} 2.0' in text
+    assert 'featkit_requests_total{route="/v1/items/{id}",status="404"} 1.0' in text

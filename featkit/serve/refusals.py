@@ -1,0 +1,123 @@
+"""The errors of the service, and the one shape in which every refusal is answered.
+
+{"detail": "one sentence", "images": [{"name": "a.jpg", "reason": "one sentence"}]}
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from featkit.errors import FeatkitError, InputError
+from featkit.index import NoSuchItem
+from featkit.serve.schemas import Refusal, RefusedImage
+
+log = logging.getLogger("featkit.serve")
+
+
+def responses(**descriptions: str) -> dict[int | str, dict[str, Any]]:
+    """Return the refusals of a route for OpenAPI, by status: `responses(_404="No such item.")`."""
+    return {
+        int(status.lstrip("_")): {"model": Refusal, "description": description}
+        for status, description in descriptions.items()
+    }
+
+
+class BadRequest(FeatkitError):
+    """A request that is wrong as a whole, with the HTTP status of the answer."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        super().__init__(reason)
+
+
+class BadImages(InputError):
+    """At least one image of a request cannot be used, so nothing of the request was done."""
+
+    def __init__(self, images: Sequence[RefusedImage]) -> None:
+        self.images = tuple(images)
+        super().__init__(" ".join(image.reason for image in self.images))
+
+
+class Unavailable(FeatkitError):
+    """The service cannot answer now, because its index or model fails.
+
+    The reason is in the server's log, not in the answer: it may name paths of the server.
+    """
+
+
+def refusal(
+    status: int,
+    detail: str,
+    images: Sequence[RefusedImage] = (),
+    headers: Mapping[str, str] | None = None,
+) -> JSONResponse:
+    """Return the answer for a refused request."""
+    content = Refusal(detail=detail, images=list(images))
+    return JSONResponse(content.model_dump(), status_code=status, headers=headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error with a `Refusal`, which never names a path of the server.
+
+    The status is 422 for an image or value that cannot be used, 404 for an unknown item or route,
+    503 if the index, the model or the memory fails, and 500 for anything else, with the traceback
+    in the log. A request that is wrong as a whole has a status of its own.
+    """
+    handlers: dict[type[Exception], Any] = {
+        FeatkitError: _refuse,
+        MemoryError: _refuse_for_memory,
+        RequestValidationError: _refuse_value,
+        HTTPException: _refuse_route,
+        Exception: _fail,
+    }
+    for error, handler in handlers.items():
+        app.add_exception_handler(error, handler)
+
+
+async def _refuse(_: Request, error: FeatkitError) -> JSONResponse:
+    if isinstance(error, BadImages):
+        return refusal(422, str(error), error.images)
+    if isinstance(error, NoSuchItem):  # whose message names the index's path
+        return refusal(404, f"There is no item {error.item}.")
+    if isinstance(error, BadRequest):
+        return refusal(error.status, str(error))
+    if isinstance(error, Unavailable):
+        return refusal(503, str(error))
+    log.error("featkit: %s", error)
+    return refusal(503, "The service cannot answer now; the server's log has the reason.")
+
+
+async def _refuse_for_memory(_: Request, error: MemoryError) -> JSONResponse:
+    log.error("featkit: a request needs more memory than is free (%s)", error)
+    return refusal(
+        503,
+        "The server does not have enough memory for this request; send fewer or smaller images, or"
+        " try later.",
+    )
+
+
+async def _refuse_value(_: Request, error: RequestValidationError) -> JSONResponse:
+    problem = error.errors()[0]
+    source, *names = [str(step) for step in problem["loc"]]  # such as ("query", "limit")
+    value = str(problem.get("input"))[:40]
+    if source == "path":
+        return refusal(404, f"There is no item {value}.")
+    message = problem["msg"]
+    return refusal(
+        422, f"{' '.join(names) or source} is {value!r}: {message[:1].lower()}{message[1:]}."
+    )
+
+
+async def _refuse_route(_: Request, error: HTTPException) -> JSONResponse:
+    return refusal(error.status_code, str(error.detail), headers=error.headers)
+
+
+async def _fail(_: Request, _error: Exception) -> JSONResponse:  # Starlette logs the traceback
+    return refusal(500, "The server failed at this request; its log has the reason.")
