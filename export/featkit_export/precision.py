@@ -23,11 +23,11 @@ from featkit.atomic import TEMPORARY_MARK, explain_os_errors
 from featkit.backends import FP16, FP32, INT8, Run, offered_runs, reference_run
 from featkit.embedder import Embedder
 from featkit.errors import FeatkitError, InputError
-from featkit.evaluate.agreement import LEAST_COSINE, Agreement, compare_runs, thinned
+from featkit.evaluate.agreement import LEAST_COSINE, Agreement, compare_runs
 from featkit.evaluate.speed import images_per_second
 from featkit.modelfile import MAX_INLINE_BYTES, Manifest, read_manifest
 from featkit.resources import usable_cpus
-from featkit.sources import Source, open_source
+from featkit.sources import Source, open_source, thinned
 from featkit.wording import counted
 from featkit_export.half import LARGEST, PRODUCTS, kept_in_float, layer_name, to_half
 from featkit_export.half_proof import (

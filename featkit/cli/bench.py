@@ -166,8 +166,8 @@ def _compare(
             for run, each in embedders.items()
         }
         return {run: (float(each.min()), float(each.mean()), None) for run, each in cosines.items()}
-    from featkit.evaluate.agreement import compare_runs, thinned
-    from featkit.sources import open_source
+    from featkit.evaluate.agreement import compare_runs
+    from featkit.sources import open_source, thinned
 
     source = thinned(open_source(photos), limit)
     with ProgressReporter("comparing", total=len(source), quiet=quiet) as progress:

@@ -84,8 +84,8 @@ def _verify(
     index: "Index | None",
 ) -> int:
     from featkit.embedder import Embedder
-    from featkit.evaluate.agreement import LEAST_COSINE, compare_runs, thinned
-    from featkit.sources import open_source
+    from featkit.evaluate.agreement import LEAST_COSINE, compare_runs
+    from featkit.sources import open_source, thinned
 
     if limit is not None and limit < 2:
         raise InputError(f"--limit is {limit}; it has to be 2 or more.")

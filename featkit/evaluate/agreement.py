@@ -22,7 +22,7 @@ from featkit.evaluate.edits import WORKING_SIDE, apply_edits, draw_compound, wor
 from featkit.evaluate.embedding import OnProgress, no_progress, read_blocks
 from featkit.evaluate.retrieval import bootstrap_interval, find_places, recall_at_k
 from featkit.images import decode
-from featkit.sources import Source, subset
+from featkit.sources import Source
 
 # The least cosine, over all images, at which vectors may meet the reference's: at 0.9995 no score
 # moves by more than 0.032, the sine of the angle between the two, and most by far less.
@@ -102,13 +102,6 @@ def compare_runs(
         _compare(embedder.run, found, views[0])
         for embedder, found in zip(others, views[1:], strict=True)
     ], failures
-
-
-def thinned(source: Source, count: int) -> Source:
-    """At most `count` items, spread evenly over the source."""
-    if count >= len(source):
-        return source
-    return subset(source, [number * len(source) // count for number in range(count)])
 
 
 def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What every source offers, and what they share."""
+"""The interface of every source, and the rules for names that all of them share."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from featkit.filetypes import NUM_BYTES
 Metadata: TypeAlias = dict[str, str | int | float]
 NOTHING_SKIPPED: Mapping[str, int] = MappingProxyType({})
 
-# What counts as an image by its name; what it really is, decoding tells. A format that needs a
-# package which is not installed counts too, so that the items of a folder are the same everywhere:
-# without the package they are rows that say what to install.
+# Suffixes of images; what a file really is shows when it is decoded. A format counts even if the
+# package that reads it is not installed, so that a folder has the same items on every machine:
+# without the package they are rows that name the package to install.
 RAW_SUFFIXES = frozenset(
     ".3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .kdc .mef .mos .mrw .nef .nrw .orf .pef .raf"
     " .rw2 .rwl .sr2 .srf .srw .x3f".split()
@@ -35,8 +35,8 @@ TAR_SUFFIXES = frozenset((".tar",))
 PARQUET_SUFFIXES = frozenset((".parquet", ".parq", ".pq"))
 CONTAINER_SUFFIXES = TAR_SUFFIXES | PARQUET_SUFFIXES
 
-# Folders in which systems and programs keep thumbnails, deleted files and copies; matched without
-# regard to case.
+# Folders in which systems and programs keep thumbnails, deleted files and copies; matched
+# case-insensitively.
 SYSTEM_FOLDERS = (
     "@eaDir",  # Synology: thumbnails
     "#recycle",
@@ -55,11 +55,11 @@ SYSTEM_FOLDERS = (
     "RECYCLER",
     "RECYCLED",
     "System Volume Information",
-    "lost+found",  # ext: what a repair of the file system found
-    ".Trash*",  # macOS and freedesktop
+    "lost+found",  # ext: files recovered by a repair of the file system
+    ".Trash*",  # macOS and freedesktop.org
     ".thumbnails",
     ".thumbs",
-    "__MACOSX",  # in archives: resource forks, named like the images
+    "__MACOSX",  # in archives: resource forks with the names of the images
     "*.photoslibrary",  # macOS: libraries with several copies of each image
     "*.photolibrary",
     "*.migratedphotolibrary",
@@ -70,7 +70,7 @@ SYSTEM_FOLDERS = (
     "*.cocatalog",  # Capture One
     "*.fcpbundle",  # Final Cut
     "*.imovielibrary",
-    "FOUND.[0-9][0-9][0-9]",  # Windows: what a repair of the file system found
+    "FOUND.[0-9][0-9][0-9]",  # Windows: files recovered by a repair of the file system
 )
 # lower case
 SYSTEM_FILES = ("thumbs.db", "ehthumbs*.db", "desktop.ini", "icon\r", "*:zone.identifier")
@@ -79,58 +79,58 @@ _SYSTEM_FILES = re.compile("|".join(map(translate, SYSTEM_FILES)))
 
 
 class Skip(NamedTuple):
-    """Why a path is passed over, and the part of the path that decides it: the file itself or a
-    folder above it."""
+    """Why a path is passed over. path: the file itself, or the folder above it that is the
+    reason."""
 
     reason: str  # "hidden file", "hidden folder", "system file", "system folder (@eaDir)"
     path: str
 
 
 class Source(Protocol):
-    """A numbered list of images, in one stable order; read at random, from several threads, after
-    a fork or a pickling."""
+    """A list of images in a stable order. Any item can be read at any time, from several threads,
+    and after a fork or pickling."""
 
     @property
     def name(self) -> str:
-        """As the user gave it."""
+        """The source as the user typed it."""
         ...
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return what was passed over when the source was listed, by reason: {".cr2": 12, "hidden
-        file": 2}."""
+        """The number of files that were passed over, by reason: {".cr2": 12, "hidden file": 2}."""
         ...
 
     def __len__(self) -> int: ...
 
-    def key(self, number: int) -> str:
-        """Unique name of an item: the path below the source's root with `/`, valid UTF-8."""
+    def key(self, item: int, /) -> str:
+        """Return an item's unique name: its path below the source's root, with `/`, as valid
+        UTF-8."""
         ...
 
-    def read(self, number: int) -> bytes:
-        """Undecoded bytes. InputError naming the key when they cannot be had."""
+    def read(self, item: int, /) -> bytes:
+        """Return an item's undecoded bytes. InputError naming the key if they cannot be read."""
         ...
 
-    def metadata(self, number: int) -> Metadata:
-        """What the source knows of an item beside its image."""
+    def metadata(self, item: int, /) -> Metadata:
+        """Return what the source knows about an item besides its image."""
         ...
 
-    def file(self, number: int, /) -> Path:
-        """The file that its bytes lie in: its own, or the container that holds it."""
+    def file(self, item: int, /) -> Path:
+        """Return the file that holds an item's bytes: its own, or its container."""
         ...
 
 
 def is_image(name: str) -> bool:
-    """Whether a file of this name counts as an image: a known suffix, and not hidden (`.x.jpg`,
-    `._x.jpg`)."""
+    """Whether a file of this name counts as an image: it has a known suffix and is not hidden
+    (`.x.jpg`, `._x.jpg`)."""
     return not name.rsplit("/", 1)[-1].startswith(".") and suffix_of(name) in IMAGE_SUFFIXES
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a file's name in lower case with its dot, "" if it has none.
+    """Return the suffix of a file's name, in lower case and with its dot; "" if it has none.
 
-    Without what other programs append: `x.jpg?size=2` of a download, and blanks and dots, which
-    Windows drops.
+    Ignores what other programs append: the query of a downloaded `x.jpg?size=2`, and trailing
+    spaces and dots, which Windows drops.
     """
     base = name.rsplit("/", 1)[-1].split("?", 1)[0].rstrip(" .")
     stem, dot, suffix = base.rpartition(".")
@@ -138,11 +138,10 @@ def suffix_of(name: str) -> str:
 
 
 def skip_by_name(path: str) -> Skip | None:
-    """Return why the file at a relative path with `/` is passed over by its name or by a folder
-    above it; None if it is not.
+    """Return why the file at a relative path with `/` is passed over; None if it is not.
 
-    The rule is the same for folders and archives: hidden files and folders, and those that systems
-    keep for themselves.
+    The rule is the same for folders and archives: files and folders that are hidden, and those
+    that systems keep for themselves, are passed over.
     """
     parts = path.split("/")
     for end, name in enumerate(parts[:-1], 1):
@@ -154,7 +153,7 @@ def skip_by_name(path: str) -> Skip | None:
 
 @lru_cache(maxsize=4096)  # archives name a folder with each of its members
 def folder_skip_reason(name: str) -> str | None:
-    """Return why a folder of this name is passed over with all that is in it; None if it is not."""
+    """Return why a folder of this name is passed over with everything in it; None if it is not."""
     lower = name.lower()
     system = next(
         (pattern for expression, pattern in _SYSTEM_FOLDERS if expression.match(lower)), None
@@ -165,27 +164,27 @@ def folder_skip_reason(name: str) -> str | None:
 
 
 def file_skip_reason(name: str) -> str | None:
-    """Return why a file of this name is passed over whatever its suffix; None if it is not."""
+    """Return why a file of this name is passed over, whatever its suffix; None if it is not."""
     if _SYSTEM_FILES.match(name.lower()):
         return "system file"
     return "hidden file" if name.startswith(".") else None
 
 
 def merge_skipped(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Return the sum of several counts of what was passed over."""
+    """Return the sum of the counts of several sources."""
     total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
+    for counts in parts:
+        total.update(counts)
     return dict(total)
 
 
 def keys_sha256(source: Source) -> str:
-    """Digest of all keys in their order: the same images by name, whatever is in them."""
+    """Return a digest of all keys in order: equal for the same names, whatever the images hold."""
     return _digest(map(source.key, range(len(source))))
 
 
 def has_keys(source: Source, sha256: str) -> bool:
-    """Whether this is the digest of the source's keys, or of those by which an earlier version knew
+    """Whether this is the digest of the source's keys, or of the keys that an earlier version gave
     the same items."""
     if keys_sha256(source) == sha256:
         return True
@@ -201,7 +200,7 @@ def _digest(keys: Iterable[str]) -> str:
 
 
 def read_head(path: Path) -> bytes:
-    """Return a file's first bytes, enough for `what_is`. InputError when it cannot be read, or is
+    """Return a file's first bytes, enough for `what_is`. InputError if it cannot be read or is
     empty."""
     try:
         with path.open("rb") as file:

@@ -22,8 +22,7 @@ def open_images(
     check_column: bool = True,
 ) -> Source:
     """A source, or so many of its images, spread evenly."""
-    from featkit.evaluate.agreement import thinned
-    from featkit.sources import open_source
+    from featkit.sources import open_source, thinned
 
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; it has to be 1 or more.")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featkit.embedder import Embedder
-from featkit.evaluate.agreement import LEAST_COSINE, NUM_EDITS, compare_runs, thinned
+from featkit.evaluate.agreement import NUM_EDITS, compare_runs
 from featkit.evaluate.edits import apply_edits, draw_compound, working_image
 from featkit.evaluate.embedding import IMAGES_A_BLOCK
 from featkit.images import decode
@@ -109,27 +109,3 @@ def test_several_runs_are_compared_in_one_pass(folder: Path, reference: Embedder
 def test_one_image_is_not_enough(folder: Path, reference: Embedder) -> None:
     with refused("has 1 readable images; runs are compared on at least 2."):
         compare_runs(subset(open_source(folder / "images"), [0, COUNT]), reference, [reference])
-
-
-def test_a_thinned_source_is_spread_evenly(folder: Path) -> None:
-    source = subset(open_source(folder / "images"), range(10))
-    assert [thinned(source, 4).key(number) for number in range(4)] == [
-        source.key(number) for number in (0, 2, 5, 7)
-    ]
-    assert thinned(source, 10) is source
-    assert thinned(source, 99) is source
-
-
-def test_the_least_cosine_is_what_decides() -> None:
-    from featkit.evaluate.agreement import Agreement
-
-    figures = {
-        "num_images": 2,
-        "num_queries": 8,
-        "mean_cosine": 1.0,
-        "neighbors_changed": 0.0,
-        "recall_at_1": 1.0,
-    }
-    figures |= {"recall_lost": 0.0, "recall_lost_at_most": 0.0}
-    for least, holds in ((LEAST_COSINE, True), (LEAST_COSINE - 1e-9, False)):
-        assert Agreement(run=OPENVINO_BF16, least_cosine=least, **figures).holds is holds  # type: ignore[arg-type]

@@ -315,7 +315,7 @@ def test_the_runtime_says_where_such_data_sets_are_read_and_loads_no_torch() -> 
     status, out, error = run_python(program)
     assert (status, error) == (0, "")
     assert out.startswith(
-        "InputError torchvision:CIFAR10?root=x is read where torch is, by featkit train alone; "
+        "InputError torchvision:CIFAR10?root=x needs torch and can only be read by featkit train; "
     )
     assert out.endswith("False\n")
 

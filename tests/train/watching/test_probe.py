@@ -7,13 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from featkit.sources import open_source
 from featkit_train.loop import geometry_of
 from featkit_train.watching import probe
-from featkit_train.watching.probe import COPIES, KNN, HeldOut, evenly
+from featkit_train.watching.probe import COPIES, KNN, HeldOut
 from tests.train.labeled.small import draw_kinds, labeled_config
 
 GEOMETRY = geometry_of(labeled_config("internal"), patch=8)
@@ -24,16 +22,6 @@ def by_pixels(images: np.ndarray) -> np.ndarray:
     rows = images.reshape(len(images), -1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-
-
-@given(st.integers(0, 2000), st.integers(1, 300))
-def test_some_of_many_are_spread_over_all(count: int, most: int) -> None:
-    places = evenly(count, most=most)
-    assert len(places) == min(count, most)
-    assert places == sorted(set(places))
-    gaps = np.diff([*places, count]) if places else np.array([])
-    assert all(gap in (count // len(places), -(-count // len(places))) for gap in gaps)
-    assert places[:1] in ([], [0])
 
 
 def test_copies_are_looked_for_among_some_of_every_kind(

@@ -23,10 +23,10 @@ from PIL import Image
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.images import DEFAULT_LIMITS, ImageLimits, printable
 from featkit.resources import cache_folder
-from featkit.sources import Source, open_source
+from featkit.sources import Source, open_source, select
 from featkit.sources.base import NOTHING_SKIPPED, Metadata, is_image
 from featkit.sources.folder import FileSource
-from featkit.sources.opening import TORCHVISION_PREFIX, refuse_unused_column, select
+from featkit.sources.opening import TORCHVISION_PREFIX, refuse_unused_column
 from featkit.sources.selection import EVERYTHING, Selection
 from featkit.wording import one_line
 from featkit_train.networks.borrowed import borrow

@@ -19,7 +19,7 @@ import torch
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
-from featkit.sources import Source, has_keys, keys_sha256, subset
+from featkit.sources import Source, evenly, has_keys, keys_sha256, subset
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
@@ -42,7 +42,6 @@ from featkit_train.watching.judging import (
     paired_gain,
     surer_of_mistakes,
 )
-from featkit_train.watching.probe import evenly
 from featkit_train.watching.standing import Kind, Row, Standing, write_standing
 from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
 

@@ -16,7 +16,7 @@ from featkit.evaluate.copies import CopyProbe
 from featkit.evaluate.labels import LABEL, find_column, labels_of
 from featkit.geometry import Geometry
 from featkit.images import decode
-from featkit.sources import Source, subset
+from featkit.sources import Source, evenly, subset
 from featkit_train.log import Log
 from featkit_train.watching.standing import held_out_knn, labels_tell
 
@@ -80,13 +80,6 @@ class HeldOut:
             return {}
         knn = held_out_knn(embed(self.prepared), self._codes) if labels_tell(self._codes) else None
         return {**({} if knn is None else {KNN: knn}), COPIES: self._copies.recall_at_1(embed)}
-
-
-def evenly(count: int, *, most: int) -> list[int]:
-    """At most so many of `count` places, spread over all of them, since images often lie sorted
-    by their kind."""
-    taken = min(count, most)
-    return [place * count // taken for place in range(taken)]
 
 
 def _labels(source: Source, column: str) -> Callable[[int], str] | None:

@@ -1,0 +1,27 @@
+"""What a user asked for when they named a source, and how one kind of source answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from featkit.images import ImageLimits
+from featkit.sources.base import Source
+from featkit.sources.selection import Selection
+
+
+class Request(NamedTuple):
+    """A source as it was typed, the limits of its images, and the selection among them."""
+
+    spec: str
+    path: Path  # of the same text
+    limits: ImageLimits
+    selection: Selection
+
+
+class Opener(NamedTuple):
+    """One kind of source. open: raises InputError if the source cannot be used."""
+
+    recognizes: Callable[[Request], bool]
+    open: Callable[[Request], Source]
