@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from featkit.resources import usable_cpus
-from featkit_train.networks.vit import Attention, Block, VisionTransformer, ViTConfig, attend
+from featkit_train.networks.vit import Attention, Block, VisionTransformer, attend
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.processes.device import pick_autocast, pick_device
 from tests.benchmarks.flops import synchronize
 from tests.benchmarks.record import alternate, is_quick, median_ratio, write_result
@@ -55,7 +56,7 @@ def pass_a_size(backbone: VisionTransformer, crops: Sequence[Tensor]) -> list[Te
     for images in crops:
         tokens, _ = backbone.tokenize(images)
         for block in backbone.blocks:
-            tokens = block(tokens)
+            tokens, _ = block(tokens)
         outs.append(backbone.norm(tokens))
     return outs
 

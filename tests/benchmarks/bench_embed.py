@@ -26,7 +26,8 @@ from featkit.pipeline import embed_source
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_export.export import export_model
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.zoo import PUBLISHED
 from featkit_train.weights import BackboneInfo, save_backbone
 from tests.benchmarks.record import median_ratio, write_result

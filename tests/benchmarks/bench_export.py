@@ -33,7 +33,7 @@ from featkit_export.graph import EmbeddingGraph, Recipe
 from featkit_export.int8 import observe_ranges, quantize_static
 from featkit_export.precision import lower
 from featkit_export.seal import seal
-from featkit_train.networks.vit import ViTConfig
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.zoo import PUBLISHED
 from featkit_train.weights import BackboneInfo
 from tests.benchmarks.record import write_result

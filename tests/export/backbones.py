@@ -20,7 +20,8 @@ from featkit_export.export import ExportReport, export_backbone
 from featkit_export.graph import Recipe
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.positions import rotary_periods
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.building import build
 from featkit_train.published.zoo import Published
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone

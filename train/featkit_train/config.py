@@ -17,7 +17,7 @@ from featkit.errors import InputError
 from featkit_train.networks.classifier import ClassifierConfig
 from featkit_train.networks.heads import HeadConfig
 from featkit_train.networks.noise import NoiseConfig
-from featkit_train.networks.vit import ViTConfig
+from featkit_train.networks.vit_config import ViTConfig
 
 
 @dataclass(frozen=True)

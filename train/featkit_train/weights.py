@@ -22,7 +22,8 @@ from featkit.geometry import Geometry
 from featkit.paths import text_path
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.classifier import Classifier, ClassifierConfig, build_backbone
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 
 BACKBONE_FILE = "backbone.safetensors"
 CLASSIFIER_FILE = "classifier.safetensors"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from featkit.geometry import Geometry
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 from tests.train.methods.training import draw
 

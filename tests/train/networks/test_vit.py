@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from featkit_train.networks import vit
 from featkit_train.networks.base import Activations, Backbone, Features, Masked
 from featkit_train.networks.noise import KeptRows, Noise
-from featkit_train.networks.vit import Block, VisionTransformer, ViTConfig, attend
+from featkit_train.networks.vit import Block, VisionTransformer, attend
+from featkit_train.networks.vit_config import ViTConfig
 from tests.export.backbones import CONFIGS, drawn_backbone
 from tests.torchvision_without_cuda import import_quietly
 
@@ -277,8 +278,11 @@ def test_both_ways_to_attend_are_one_in_values_and_gradients(
 @pytest.mark.parametrize(
     ("sizes", "sentence"),
     [
-        ({"width": 50, "num_heads": 4}, "width 50 is no multiple of num_heads 4"),
-        ({"width": 30, "num_heads": 5, "position": "rotary"}, "a multiple of 4 channels, not 6"),
+        ({"width": 50, "num_heads": 4}, "width 50 cannot be divided into num_heads 4"),
+        (
+            {"width": 30, "num_heads": 5, "position": "rotary"},
+            "a head width that is a multiple of 4, not 6",
+        ),
     ],
 )
 def test_heads_that_do_not_fit_are_refused(sizes: dict[str, Any], sentence: str) -> None:
@@ -375,9 +379,8 @@ def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Ten
     """Stochastic depth image by image: a branch that is left out adds nothing, one that is kept
     the more."""
     rows = []
-    rotation = backbone._rotation(
-        *[side // backbone.patch for side in images.shape[2:]], scale=noise.rotary_scale
-    )
+    grid = images.shape[2] // backbone.patch, images.shape[3] // backbone.patch
+    rotation = backbone.rotation(grid, scale=noise.rotary_scale)
     for image in range(len(images)):
         tokens, _ = backbone.tokenize(images[image : image + 1])
         for number, block in enumerate(backbone.blocks):
@@ -385,9 +388,8 @@ def plain_loop(backbone: VisionTransformer, images: Tensor, noise: Noise) -> Ten
             attention, mlp = noise.of_block(number)
             if attention is None or image in attention.tolist():
                 factor = 1.0 if attention is None else len(images) / len(attention)
-                tokens = tokens + factor * block.scale1(
-                    block.attention(block.norm1(tokens), rotation)
-                )
+                mixed, _ = block.attention(block.norm1(tokens), rotation)
+                tokens = tokens + factor * block.scale1(mixed)
             if mlp is None or image in mlp.tolist():
                 factor = 1.0 if mlp is None else len(images) / len(mlp)
                 tokens = tokens + factor * block.scale2(block.mlp(block.norm2(tokens)))
@@ -493,7 +495,7 @@ def test_a_norm_of_its_own_is_of_the_class_token_alone() -> None:
     assert torch.equal(own.patch_tokens, plain.patch_tokens)
     before: list[Tensor] = []
     backbone.blocks[-1].register_forward_hook(
-        lambda _module, _inputs, output: before.append(output)
+        lambda _module, _inputs, output: before.append(output[0])
     )
     backbone.student_forward(images)
     torch.testing.assert_close(own.class_token, norm(before[0][:, 0]))

@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.building import build
 from featkit_train.published.pretrained import load_published
 from featkit_train.published.torch_files import METADATA

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from featkit.geometry import Geometry
 from featkit_train.networks.base import Activations, Backbone, Features
 from featkit_train.networks.normalization import normalize
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.watching.snapshot_files import glow, list_snapshots, read_pca, read_photographs
 from featkit_train.watching.snapshots import (
     MOST_SNAPSHOTS,

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from featkit.errors import EnvironmentProblem, FeatkitError
@@ -212,5 +212,4 @@ def shard(
     for branch in branches:
         for block in getattr(getattr(branch, "backbone", branch), "blocks", ()):
             fully_shard(block, mesh=mesh, mp_policy=policy)
-            register_fsdp_forward_method(block, "with_attention")  # which a Gram teacher calls
         fully_shard(branch, mesh=mesh)

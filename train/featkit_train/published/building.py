@@ -8,7 +8,8 @@ import torch
 
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.borrowed import ConvNeXt, ResNet
-from featkit_train.networks.vit import VisionTransformer, ViTConfig
+from featkit_train.networks.vit import VisionTransformer
+from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published import key_maps
 from featkit_train.published.key_maps import KeyMap
 from featkit_train.published.zoo import PUBLISHED, Published

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from featkit.geometry import Geometry
+from featkit_train.networks.vit_config import VARIANTS
 
 APACHE, DINOV3_LICENSE = "Apache-2.0", "DINOv3 License"
 IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -80,40 +81,28 @@ def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
     )
 
 
-SIZES = {
-    "s": {"width": 384, "depth": 12, "num_heads": 6},
-    "b": {"width": 768, "depth": 12, "num_heads": 12},
-    "l": {"width": 1024, "depth": 24, "num_heads": 16},
-    "g": {"width": 1536, "depth": 40, "num_heads": 24},
-    "h": {"width": 1280, "depth": 32, "num_heads": 20},
-    "7b": {"width": 4096, "depth": 40, "num_heads": 32},
-}
-SIZE_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
+SIZE_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}  # in repositories
 
 
 def _dino() -> Iterator[Published]:
-    for size, patch, place, parameters in (
+    for size, patch, file, parameters in (
         ("s", 16, "deitsmall16", 21_665_664),
         ("s", 8, "deitsmall8", 21_670_272),
         ("b", 16, "vitbase16", 85_798_656),
         ("b", 8, "vitbase8", 85_807_872),
     ):
+        arch = {**VARIANTS[f"ViT-{size.upper()}"], "patch": patch, "position_grid": 224 // patch}
         yield Published(
             name=f"dino_vit{size}{patch}",
             family="dino",
-            arch={
-                **SIZES[size],
-                "patch": patch,
-                "mlp_width": 4 * SIZES[size]["width"],
-                "position_grid": 224 // patch,
-            },
+            arch=arch,
             patch=patch,
-            width=SIZES[size]["width"],
+            width=arch["width"],
             num_parameters=parameters,
             geometry=crop_of_256(patch),
             license=APACHE,
             hub=f"timm/vit_{SIZE_NAMES[size]}_patch{patch}_224.dino",
-            url=f"{META_DINO}/dino_{place}_pretrain/dino_{place}_pretrain.pth",
+            url=f"{META_DINO}/dino_{file}_pretrain/dino_{file}_pretrain.pth",
             aliases=(f"facebook/dino-vit{size}{patch}",),
         )
     yield Published(
@@ -132,17 +121,13 @@ def _dino() -> Iterator[Published]:
 
 def _ibot() -> Iterator[Published]:
     for size, parameters in (("s", 21_665_664), ("b", 85_798_656), ("l", 303_301_632)):
+        arch = {**VARIANTS[f"ViT-{size.upper()}"], "patch": 16, "position_grid": 14}
         yield Published(
             name=f"ibot_vit{size}16",
             family="ibot",
-            arch={
-                **SIZES[size],
-                "patch": 16,
-                "mlp_width": 4 * SIZES[size]["width"],
-                "position_grid": 14,
-            },
+            arch=arch,
             patch=16,
-            width=SIZES[size]["width"],
+            width=arch["width"],
             num_parameters=parameters,
             geometry=crop_of_256(16),
             license=APACHE,
@@ -151,24 +136,20 @@ def _ibot() -> Iterator[Published]:
 
 
 def _dinov2() -> Iterator[Published]:
-    for size, parameters in (
-        ("s", 22_056_192),
-        ("b", 86_579_712),
-        ("l", 304_367_616),
-        ("g", 1_136_479_232),
+    for variant, parameters in (
+        ("ViT-S", 22_056_192),
+        ("ViT-B", 86_579_712),
+        ("ViT-L", 304_367_616),
+        ("ViT-g", 1_136_479_232),
     ):
-        mlp = (
-            {"mlp": "swiglu", "mlp_width": 4096}
-            if size == "g"
-            else {"mlp_width": 4 * SIZES[size]["width"]}
-        )
-        arch = {**SIZES[size], **mlp, "patch": 14, "position_grid": 37, "layer_scale": 1.0}
+        size = variant[-1].lower()
+        arch = {**VARIANTS[variant], "patch": 14, "position_grid": 37, "layer_scale": 1.0}
         yield Published(
             name=f"dinov2_vit{size}14",
             family="dinov2",
             arch=arch,
             patch=14,
-            width=SIZES[size]["width"],
+            width=arch["width"],
             num_parameters=parameters,
             geometry=crop_of_256(14),
             license=APACHE,
@@ -181,8 +162,8 @@ def _dinov2() -> Iterator[Published]:
             family="dinov2",
             arch={**arch, "num_registers": 4, "position_offset": 0.0, "position_antialias": True},
             patch=14,
-            width=SIZES[size]["width"],
-            num_parameters=parameters + 4 * SIZES[size]["width"],
+            width=arch["width"],
+            num_parameters=parameters + 4 * arch["width"],
             geometry=crop_of_256(14),
             license=APACHE,
             hub=f"facebook/dinov2-with-registers-{SIZE_NAMES[size]}",
@@ -191,51 +172,40 @@ def _dinov2() -> Iterator[Published]:
 
 
 def _dinov3() -> Iterator[Published]:
-    for size, plus, mlp, parameters, data in (
-        ("s", "", {"mlp_width": 1536}, 21_600_768, "lvd1689m"),
-        ("s", "plus", {"mlp": "swiglu", "mlp_width": 1536}, 28_697_088, "lvd1689m"),
-        ("b", "", {"mlp_width": 3072}, 85_668_864, "lvd1689m"),
-        ("l", "", {"mlp_width": 4096}, 303_153_152, "lvd1689m"),
-        ("l", "", {"mlp_width": 4096}, 303_153_152, "sat493m"),
-        ("h", "plus", {"mlp": "swiglu", "mlp_width": 5120}, 840_632_320, "lvd1689m"),
-        (
-            "7b",
-            "",
-            {"mlp": "swiglu", "mlp_width": 8192, "qkv_bias": False},
-            6_716_030_976,
-            "lvd1689m",
-        ),
-        (
-            "7b",
-            "",
-            {"mlp": "swiglu", "mlp_width": 8192, "qkv_bias": False},
-            6_716_030_976,
-            "sat493m",
-        ),
+    for variant, official, parameters, data in (
+        ("ViT-S", "vits16", 21_600_768, "lvd1689m"),
+        ("ViT-S+", "vits16plus", 28_697_088, "lvd1689m"),
+        ("ViT-B", "vitb16", 85_668_864, "lvd1689m"),
+        ("ViT-L", "vitl16", 303_153_152, "lvd1689m"),
+        ("ViT-L", "vitl16", 303_153_152, "sat493m"),
+        ("ViT-H+", "vith16plus", 840_632_320, "lvd1689m"),
+        ("ViT-7B", "vit7b16", 6_716_030_976, "lvd1689m"),
+        ("ViT-7B", "vit7b16", 6_716_030_976, "sat493m"),
     ):
-        satellite = data == "sat493m"
-        official = f"vit{size}16{plus}"
+        arch = {
+            **VARIANTS[variant],
+            "patch": 16,
+            "position": "rotary",
+            "num_registers": 4,
+            "layer_scale": 1e-5,
+            "qkv_bias": variant != "ViT-7B",
+            "key_bias": False,
+            "norm_eps": 1e-5,
+        }
+        is_satellite = data == "sat493m"
+        plus_first = official.replace("16plus", "plus16")  # as torch.hub names them
         yield Published(
-            name=f"dinov3_{official}{'_sat' if satellite else ''}",
+            name=f"dinov3_{official}{'_sat' if is_satellite else ''}",
             family="dinov3",
-            arch={
-                **SIZES[size],
-                **mlp,
-                "patch": 16,
-                "position": "rotary",
-                "num_registers": 4,
-                "layer_scale": 1e-5,
-                "key_bias": False,
-                "norm_eps": 1e-5,
-            },
+            arch=arch,
             patch=16,
-            width=SIZES[size]["width"],
+            width=arch["width"],
             num_parameters=parameters,
-            geometry=stretched(16, SATELLITE if satellite else IMAGENET),
+            geometry=stretched(16, SATELLITE if is_satellite else IMAGENET),
             license=DINOV3_LICENSE,
             hub=f"facebook/dinov3-{official}-pretrain-{data}",
             gated=True,
-            aliases=(f"dinov3_vit{size}{plus}16",) if plus else (),
+            aliases=(f"dinov3_{plus_first}",) if plus_first != official else (),
         )
     for size, depths, dims, parameters in (
         ("tiny", (3, 3, 9, 3), (96, 192, 384, 768), 27_820_128),
