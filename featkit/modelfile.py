@@ -1,10 +1,10 @@
-"""The model file: an ONNX graph that carries its own manifest.
+"""The model file: an ONNX graph with a manifest in its metadata.
 
-Input `images`, uint8 (N, H, W, 3), already brought to size by the manifest's geometry; output
-`embedding`, float32 (N, D), unit length; on request `patches`, float32 (N, h, w, D), and
-`attention`, float32 (N, heads, h, w). Weights past protobuf's 2 GB lie in one file beside it, which
-the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`. Read here
-without the onnx package and without a session, by walking the protobuf's top level.
+The input is `images`, uint8 (N, H, W, 3), already resized by the manifest's geometry. The output is
+`embedding`, float32 (N, D), unit length; optional outputs are `patches`, float32 (N, h, w, D), and
+`attention`, float32 (N, heads, h, w). Weights beyond protobuf's 2 GB are in one file next to it,
+which the manifest names with its sha256. The manifest is JSON under the metadata key `featkit`. It
+is read here without the onnx package or a session, by walking the top level of the protobuf.
 """
 
 from __future__ import annotations
@@ -26,33 +26,32 @@ from featkit.geometry import MAX_SIDE, Geometry
 from featkit.paths import is_text
 from featkit.wording import counted, on_one_line
 
-# 1 knew neither layers, fixed sizes, quantization nor weights beside the file; it is read as well
+# Format 1, without layers, fixed sizes, quantization and external weights, can be read as well.
 FORMAT = 2
 METADATA_KEY = "featkit"
-MAX_WIDTH = 1_000_000  # numbers in a vector
+MAX_WIDTH = 1_000_000  # dimensions of a vector
 MAX_NAME_BYTES, MAX_SHOWN = 255, 200
 MAX_MANIFEST_BYTES = 16 * 2**20
-# of a message's top level: a model has a few, and its graph one for each node and weight
+# Fields at the top level of a message: a few in a model, one per node and weight in its graph.
 MAX_FIELDS = 100_000
-# of weights in the file itself; protobuf holds 2 GB in one message
+# Size of the weights inside the file; a protobuf message holds at most 2 GB.
 MAX_INLINE_BYTES = 1_900_000_000
 INPUT = "images"
 EMBEDDING, PATCHES, ATTENTION = OUTPUTS = ("embedding", "patches", "attention")
 
-# Field numbers of onnx.ModelProto and onnx.StringStringEntryProto, and protobuf's wire types.
+# Field numbers in onnx.ModelProto and onnx.StringStringEntryProto, and protobuf's wire types.
 METADATA_PROPS, ENTRY_KEY, ENTRY_VALUE = 14, 1, 2
-GRAPH, NODE = 7, 1  # of onnx.ModelProto and onnx.GraphProto
+GRAPH, NODE = 7, 1  # field numbers in onnx.ModelProto and onnx.GraphProto
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
-# Fields as earlier versions spelled them in the file.
+# How earlier versions spelled fields in the file.
 OLD_NAMES = {"licence": "license", "quantisation": "quantization"}  # quoted
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalWeights:
-    """The one file of weights beside a model file: its name in the same folder, its size and its
-    sha256 (hex)."""
+    """The file of weights next to a model file: its name, its size and its sha256 (hex)."""
 
     file: str
     num_bytes: int
@@ -72,13 +71,15 @@ class ExternalWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a model file says of itself.
+    """The description that a model file carries.
 
-    `width` is the embedding's; `layers` the blocks whose features were joined, counted from 1, none
-    for the last alone, and `join` how: concat or mean; `whitened` says by what statistics, if any;
-    `fixed_size` the one (height, width) in pixels that the graph takes, None for every multiple of
-    the patch; `parity` holds the figures that export measured, `quantization` those of a lower
-    precision and what it left in float.
+    width: dimensions of the embedding.
+    layers: the blocks whose features were joined, counted from 1; () for the last block only.
+    join: how they were joined, concat or mean.
+    whitened: the statistics of the whitening, or "".
+    fixed_size: the only (height, width) that the graph accepts, or None for any multiple of patch.
+    parity: figures measured by the export.
+    quantization: figures of a lower precision, and what was left in float.
     """
 
     format: int = FORMAT
@@ -184,7 +185,7 @@ class Manifest:
         )
 
     def to_json(self) -> str:
-        """The manifest as the text that stands in the file."""
+        """Return the manifest as the JSON text that is stored in the file."""
         values = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         values["geometry"] = self.geometry.to_dict()
         values["external"] = dataclasses.asdict(self.external) if self.external else None
@@ -192,18 +193,21 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
-        """Read `to_json` back. InputError for a newer format, fields missing, unknown or of a wrong
-        kind, or no JSON object."""
+        """Parse the result of `to_json`.
+
+        Raises InputError for a newer format, for missing, unknown or invalid fields, and for
+        anything that is not a JSON object.
+        """
         try:
             values: Any = json.loads(text)
-            # half a surrogate pair can be neither written nor printed
+            # half of a surrogate pair can be neither written nor printed
             json.dumps(values, ensure_ascii=False).encode()
         except (ValueError, RecursionError) as error:
             raise InputError(f"the manifest is not JSON ({error}).") from error
         if not isinstance(values, dict) or type(values.get("format", 0)) is not int:
             raise InputError(
-                "the manifest is not one of featkit's: it is no object with a whole number as its"
-                " format."
+                "the manifest is not one of featkit's: it is not an object with a whole number as"
+                " its format."
             )
         if values.get("format", 0) > FORMAT:
             raise InputError(
@@ -228,8 +232,10 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a model file. InputError, naming the file, when it is missing, no ONNX file,
-    or none of featkit's."""
+    """Read the manifest of a model file.
+
+    Raises InputError, naming the file, if it is missing or not a featkit model file.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             text = _find_manifest(data)
@@ -237,15 +243,15 @@ def read_manifest(path: Path) -> Manifest:
         raise InputError(
             f"{path} does not exist; name a model file, such as one that `featkit export` wrote."
         ) from error
-    # an empty file cannot be mapped; a foreign one does not parse
+    # an empty file cannot be mapped, and another kind of file cannot be parsed
     except (OSError, ValueError, IndexError) as error:
         _refuse_other_kinds(path)
         raise InputError(
-            f"{path} is not a featkit model file: it is no ONNX file ({error})."
+            f"{path} is not a featkit model file: it is not an ONNX file ({error})."
         ) from error
     if text is None:
         raise InputError(
-            f"{path} is not a featkit model file: it has no `{METADATA_KEY}` manifest; make one"
+            f"{path} is not a featkit model file: it has no `{METADATA_KEY}` manifest; convert it"
             " with `featkit export`."
         )
     try:
@@ -255,8 +261,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """InputError that says what a file is that is none of ONNX, where its first bytes tell and say
-    what to do."""
+    """Raise InputError if a file's first bytes show that it is of another kind."""
     try:
         with path.open("rb") as file:
             kind = what_is(file.read(NUM_BYTES))
@@ -267,8 +272,10 @@ def _refuse_other_kinds(path: Path) -> None:
 
 
 def count_nodes(path: Path) -> int:
-    """How many nodes a model file's graph has, without those inside its nodes. InputError, naming
-    the file, when it is none."""
+    """Return the number of nodes in a model file's graph, without those of subgraphs.
+
+    Raises InputError, naming the file, if it is not an ONNX file.
+    """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             graphs = [
@@ -283,16 +290,15 @@ def count_nodes(path: Path) -> int:
             )
     except (OSError, ValueError, IndexError) as error:  # as in read_manifest
         raise InputError(
-            f"{path} is no ONNX file whose graph can be read ({error}); write or fetch it again."
+            f"{path} is not an ONNX file with a readable graph ({error}); write or fetch it again."
         ) from error
 
 
 def copy_model_file(source: Path, destination: Path) -> None:
-    """Copy a model file, and the weights beside it if it has any, which keep their own name. Each
-    is there whole or not at all.
+    """Copy a model file and its external weights, if any, each of them atomically.
 
-    OSError as copying raises it; InputError when the weights are missing or are not those of the
-    manifest.
+    The weights keep their file name. Raises OSError if copying fails, and InputError if the weights
+    are missing or are not those of the manifest.
     """
     manifest = read_manifest(source)
     check_weights(source, manifest, digest=True)
@@ -305,10 +311,9 @@ def copy_model_file(source: Path, destination: Path) -> None:
 
 
 def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> None:
-    """InputError unless the file of weights that the manifest names, if any, lies beside the model
-    file in full.
+    """Raise InputError unless the external weights, if any, are there and complete.
 
-    By its size; and with `digest` by its sha256, which takes longer than opening it.
+    The size is checked and, with `digest`, the sha256, which takes longer than loading the file.
     """
     external = manifest.external
     if external is None:
@@ -318,13 +323,13 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
         length = file.stat().st_size
     except FileNotFoundError:
         raise InputError(
-            f"{file} is missing, which holds the weights of {model.name}; copy both files together"
-            " into one folder."
+            f"{file}, which holds the weights of {model.name}, is missing; copy both files into one"
+            " folder."
         ) from None
     if length != external.num_bytes:
         raise InputError(
-            f"{file} has {counted(length, 'byte')}, not the {external.num_bytes:,} of the weights"
-            f" of {model.name}; copy both files together again."
+            f"{file} has {counted(length, 'byte')}, but the weights of {model.name} have"
+            f" {external.num_bytes:,}; copy both files again."
         )
     if digest and sha256_of(file) != external.sha256:
         raise InputError(
@@ -334,7 +339,7 @@ def check_weights(model: Path, manifest: Manifest, *, digest: bool = False) -> N
 
 
 def _as_text(value: Any) -> Any:
-    """The value with bytes of file names that are no text spelled out, as in `caf\\xe9.jpg`."""
+    """Return the value with bytes of file names that are not text escaped, as in `caf\\xe9.jpg`."""
     if isinstance(value, dict):
         return {name: _as_text(part) for name, part in value.items()}
     if isinstance(value, str) and not is_text(value):
@@ -354,7 +359,7 @@ def _are_texts(values: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    # which NaN is not
+    # the comparison also excludes NaN
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
@@ -362,7 +367,7 @@ def _find_manifest(data: mmap.mmap) -> str | None:
     for number, start, end in _fields(data, 0, len(data)):
         if number == METADATA_PROPS:
             if end - start > MAX_MANIFEST_BYTES:
-                continue  # of somebody else
+                continue  # another program's metadata
             entry = {
                 inner: bytes(data[begin:stop]) for inner, begin, stop in _fields(data, start, end)
             }
@@ -372,8 +377,10 @@ def _find_manifest(data: mmap.mmap) -> str | None:
 
 
 def _fields(data: mmap.mmap, place: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of every field of a message, without reading what is inside.
-    ValueError if it is none."""
+    """Yield (field number, start, end) of every field of a message, without reading its content.
+
+    Raises ValueError if the bytes are not a protobuf message.
+    """
     count = 0
     while place < end:
         count += 1

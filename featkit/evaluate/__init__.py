@@ -1,5 +1,4 @@
-"""How good a model is, by labels, groups or none, beside raw pixels; and whether engines agree on
-it."""
+"""Measure a model with labels, with groups or without either, and check that engines agree."""
 
 from featkit.evaluate.agreement import Agreement, compare_runs
 from featkit.evaluate.copies import CopiesReport, CopyProbe, MethodScore, evaluate_copies

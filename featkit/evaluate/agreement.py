@@ -1,9 +1,8 @@
-"""Whether another engine or precision gives a model's vectors: cosines, neighbors and copies
-found, on photographs.
+"""Compare the vectors of another engine or precision with a model's reference vectors.
 
-The reference is what a model file is proven by, ONNX Runtime in the file's own precision. Every
-image is embedded by each run as `Embedder.embed` would, and so are compound edits of it
-(edits.py), which look for their original.
+The reference is ONNX Runtime in the file's own precision. Each run embeds every image as
+`Embedder.embed` does, and compound edits of it (edits.py). Reported are the cosines with the
+reference, changed nearest neighbors, and the edits that still find their original.
 """
 
 # P images, E edits of each, D width
@@ -24,25 +23,24 @@ from featkit.evaluate.retrieval import bootstrap_interval, find_places, recall_a
 from featkit.images import decode
 from featkit.sources import Source
 
-# The least cosine, over all images, at which vectors may meet the reference's: at 0.9995 no score
-# moves by more than 0.032, the sine of the angle between the two, and most by far less.
-# featkit-tiny in bf16 has 0.99998 in the mean over 600 photographs, but one of them has 0.9985, so
-# it does not pass; 2 of the 600 change their nearest neighbor and no copy is lost.
+# The smallest cosine, over all images, at which vectors are compatible with the reference's. At
+# 0.9995 no score moves by more than 0.032, the sine of the angle, and most move far less.
+# featkit-tiny in bf16 averages 0.99998 over 600 photographs, but one of them is at 0.9985, so it
+# does not pass; 2 of the 600 change their nearest neighbor and no copy is lost.
 LEAST_COSINE = 0.9995
 NUM_EDITS = 4
-BOUND = 0.9  # an interval from 5 % to 95 %, of which the upper end is told
+BOUND = 0.9  # from 5 % to 95 %; only the upper end is reported
 QUERY_BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """A run compared with the reference. Cosines are of the two vectors of an image.
+    """A run compared with the reference. A cosine is that of the two vectors of one image.
 
-    neighbors_changed: share of the images whose nearest one among the others is another.
-    recall_at_1: share of the edited images, embedded by this run, that find their original among
-    the reference's vectors, as when one made an index and the other searches it.
-    recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over the
-    images.
+    neighbors_changed: share of the images whose nearest neighbor differs between the two.
+    recall_at_1: share of edited images, embedded by this run, that find their original among the
+    reference's vectors; as if the reference had built an index and this run searched it.
+    recall_lost_at_most: the upper 95 % bound of recall_lost, by a paired bootstrap over images.
     """
 
     run: Run
@@ -57,7 +55,7 @@ class Agreement:
 
     @property
     def holds(self) -> bool:
-        """Whether vectors of the two may meet."""
+        """Return whether vectors of the two are compatible."""
         return self.least_cosine >= LEAST_COSINE
 
 
@@ -70,13 +68,11 @@ def compare_runs(
     num_edits: int = NUM_EDITS,
     on_progress: OnProgress = no_progress,
 ) -> tuple[list[Agreement], list[tuple[str, str]]]:
-    """Each of `others`, of the same model, against the reference; and the images that could not
-    be read, and why.
+    """Compare each of `others` with the reference; also return (key, reason) of unreadable images.
 
-    The others may be of another file of that model, in a lower precision.
-
-    Memory holds a block of images and every view's vectors. InputError when fewer than two
-    images can be read.
+    All embedders are of the same model. The others may use another file of it, in a lower
+    precision. Memory holds a block of images and the vectors of all views. Raises InputError if
+    fewer than two images can be read.
     """
     embedders = [reference, *others]
     collected: list[list[np.ndarray]] = [[] for _ in embedders]
@@ -95,7 +91,7 @@ def compare_runs(
         on_progress(count + len(failures), len(failures))
     if count < 2:
         raise InputError(
-            f"{source.name} has {count} readable images; runs are compared on at least 2."
+            f"{source.name} has {count} readable images; comparing runs takes at least 2."
         )
     views = [np.concatenate(blocks).reshape(count, 1 + num_edits, -1) for blocks in collected]
     return [
@@ -119,7 +115,7 @@ def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: i
 
 
 def _compare(run: Run, found: np.ndarray, expected: np.ndarray) -> Agreement:
-    """Views (P, 1 + E, D) of one run and of the reference."""
+    """Compare views (P, 1 + E, D) of one run with those of the reference."""
     gallery = np.ascontiguousarray(expected[:, 0])
     cosines = np.einsum("pd,pd->p", found[:, 0], gallery, dtype=np.float64)
     right, right_before = (_found_at_1(views[:, 1:], gallery) for views in (found, expected))
@@ -139,14 +135,14 @@ def _compare(run: Run, found: np.ndarray, expected: np.ndarray) -> Agreement:
 
 
 def _found_at_1(queries: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """(P, E), 1 where an edit's nearest row of the gallery is its original."""
+    """Return (P, E), 1 if an edit's nearest row of the gallery is its original, else 0."""
     right = np.repeat(np.arange(len(gallery)), queries.shape[1])
     flat = np.ascontiguousarray(queries.reshape(-1, queries.shape[-1]))
     return recall_at_k(find_places(flat, gallery, right), 1).reshape(queries.shape[:2])
 
 
 def _nearest_others(vectors: np.ndarray) -> np.ndarray:
-    """(P,) the row nearest to each, itself left out; memory does not grow with P * P."""
+    """Return (P,), the row nearest to each except itself, without a matrix of P × P."""
     nearest = np.empty(len(vectors), np.int64)
     for start in range(0, len(vectors), QUERY_BLOCK):
         scores = vectors[start : start + QUERY_BLOCK] @ vectors.T

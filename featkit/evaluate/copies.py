@@ -1,8 +1,8 @@
-"""The built-in yardstick, which needs no labels: does an edited image find its original?
+"""The copies benchmark, which needs no labels: does an edited image find its original?
 
-The gallery is the untouched images. Each is queried by four seeded compound edits of itself
-(edits.py), and by every single edit for the breakdown. Raw pixels and a perceptual hash are
-measured in the same run, on the same queries.
+The gallery holds the original images. The queries are four seeded compound edits of each
+(edits.py), and every single edit for the breakdown. Raw pixels and a perceptual hash are measured
+on the same queries.
 
 Letters: P images, E edits of each, N prepared images, D width.
 """
@@ -45,8 +45,8 @@ RECALL_AT = 10
 
 @dataclass(frozen=True, kw_only=True)
 class MethodScore:
-    """One way of comparing images. `interval` is the 95 % bootstrap interval of recall_at_1;
-    `single` is by edit."""
+    """Scores of one method of comparing images; `interval` is recall_at_1's 95 % bootstrap
+    interval."""
 
     name: str
     recall_at_1: float
@@ -58,22 +58,22 @@ class MethodScore:
 
 @dataclass(frozen=True, kw_only=True)
 class CopiesReport:
-    """The yardstick's result; the model's score comes first."""
+    """The result of the benchmark; the model's score comes first."""
 
     num_images: int
     seed: int
     edits_version: int
     methods: list[MethodScore]
-    # images that could not be read, and why
+    # (key, reason) of images that could not be read
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def model(self) -> MethodScore:
-        """The score of the model that was asked about."""
+        """The score of the evaluated model."""
         return self.methods[0]
 
     def method(self, name: str) -> MethodScore:
-        """A method's score by name. KeyError for another."""
+        """Return a method's score by name. Raises KeyError for an unknown name."""
         return {score.name: score for score in self.methods}[name]
 
 
@@ -84,11 +84,10 @@ def evaluate_copies(
     seed: int = 0,
     on_progress: OnProgress = no_progress,
 ) -> CopiesReport:
-    """Measure a model by the copies yardstick on all images of a source.
+    """Run the copies benchmark on all images of a source.
 
-    Memory holds a block of images, and of each image's views the model's vectors, raw pixels
-    and hashes as uint8 (3 kB a view); those become vectors a block at a time. InputError when fewer
-    than two images can be read.
+    Memory holds a block of images and, for each view of each image, the model's vector, raw pixels
+    and a hash (3 kB per view). Raises InputError if fewer than two images can be read.
     """
     model, pixels, hashes = Collected(), Collected(), Collected()
     failures: list[tuple[str, str]] = []
@@ -111,7 +110,7 @@ def evaluate_copies(
         on_progress(count + len(failures), len(failures))
     if count < 2:
         raise InputError(
-            f"{source.name} has {count} readable images; copies are found among at least 2."
+            f"{source.name} has {count} readable images; finding copies takes at least 2."
         )
     raw = pixels.split()
     gallery_mean = raw[:, 0].mean(axis=0, dtype=np.float64)
@@ -130,10 +129,9 @@ def evaluate_copies(
 
 
 class CopyProbe:
-    """The yardstick's headline, prepared once and asked often, for watching a model while it
-    trains.
+    """Recall@1 of the copies benchmark on a fixed set of images, to watch a model while it trains.
 
-    images: (H, W, 3) uint8 each. Images and their edits are prepared by `geometry` and kept.
+    images: (H, W, 3) uint8 each. The images and their edits are prepared once, by `geometry`.
     """
 
     def __init__(
@@ -155,34 +153,35 @@ class CopyProbe:
         self.images = np.stack([geometry.apply(np.asarray(view)) for view in views])
 
     def recall_at_1(self, embed: Callable[[np.ndarray], np.ndarray]) -> float:
-        """embed: (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
+        """Return recall@1 of a model; embed maps (N, H, W, 3) uint8 to unit vectors (N, D)
+        float32."""
         return self.recall_of(embed(self.images))
 
     def recall_of(self, vectors: np.ndarray) -> float:
-        """The same of unit vectors (N, D) float32 of `images` (N, H, W, 3) uint8."""
+        """Return recall@1 from the unit vectors (N, D) float32 of `images`."""
         views = vectors.reshape(*self._shape, vectors.shape[-1])
         return float(_recall(views[:, 0], views[:, 1:], unchanged, k=1).mean())
 
 
 class Collected:
-    """Rows gathered block by block, an image's views side by side."""
+    """Rows collected block by block, with the views of an image in consecutive rows."""
 
     def __init__(self) -> None:
         self._blocks: list[np.ndarray] = []
 
     def take(self, rows: np.ndarray) -> None:
-        """Keep the rows of one block."""
+        """Add the rows of one block."""
         self._blocks.append(rows)
 
     def split(self) -> np.ndarray:
-        """(P, 1 + E + singles, D): the original, its compound edits, its single edits."""
+        """Return (P, 1 + E + singles, D): the original, its compound edits, its single edits."""
         rows = np.concatenate(self._blocks)
-        self._blocks = [rows]  # not kept twice
+        self._blocks = [rows]  # frees the blocks
         return rows.reshape(-1, 1 + NUM_EDITS + len(SINGLE_EDITS), rows.shape[1])
 
 
 def _views(pixels: np.ndarray, *, seed: int, key: str) -> list[Image.Image]:
-    """The original, its compound edits, and each single edit of it."""
+    """Return the original, its compound edits and its single edits."""
     original = working_image(pixels)
     compounds = [
         apply_edits(original, draw_compound(seed=seed, key=key, number=number))
@@ -222,8 +221,7 @@ def _score(name: str, views: np.ndarray, to_vectors: ToVectors) -> MethodScore:
 def _recall(
     gallery: np.ndarray, queries: np.ndarray, to_vectors: ToVectors, *, k: int
 ) -> np.ndarray:
-    """(P * E,) recall of queries (P, E, ...) in a gallery (P, ...), which `to_vectors` makes
-    vectors of."""
+    """Return the recall (P * E,) of queries (P, E, ...) in a gallery (P, ...)."""
     right = np.repeat(np.arange(len(gallery)), queries.shape[1])
     return recall_at_k(find_places(_flat(queries), gallery, right, to_vectors=to_vectors), k)
 

@@ -1,14 +1,13 @@
-"""What people do to an image before they post it again: named, versioned, and the same for the
-same seed.
+"""Edits that people make before they repost an image: named, versioned and reproducible by a seed.
 
-An edit is drawn first, as a few numbers, and applied afterwards, so that it can be printed, tested
-and repeated. Lengths are shares of the image's, so that one edit looks alike on a large image
-and on a small one. Randomness is keyed by (seed, purpose, image), never by order: an image gets
-the same edits alone, in a folder, or in another thread.
+The parameters of an edit are drawn first and applied later, so an edit can be printed, tested and
+repeated. Lengths are relative to the image, so an edit looks the same at every size. Random numbers
+are keyed by (seed, purpose, image), never by order: an image gets the same edits alone, in a folder
+and in any thread.
 
-A change of any number or order below changes every score: raise EDITS_VERSION with it. Left out:
+Changing any number or order below changes every score, so raise EDITS_VERSION with it. Left out are
 screenshots, collages, stickers, perspective and moiré, which benchmarks of copy detection such as
-DISC21 have too.
+DISC21 include.
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageFont
 
 EDITS_VERSION = 1
 
-WORKING_SIDE = 256  # pixels of the shorter side that edits are applied at
-# a strip is scaled down further: JPEG ends at 65,535 pixels, and memory before that
+WORKING_SIDE = 256  # pixels of the shorter side at which edits are applied
+# Pixels of the longer side. JPEG ends at 65,535, and memory would run out before that.
 WORKING_LONGEST = 4096
 
 CROP_AREA = (0.30, 0.80)  # share of the image that is kept
-CROP_ASPECT = (3 / 4, 4 / 3)  # of the crop, as a multiple of the image's own
+CROP_ASPECT = (3 / 4, 4 / 3)  # aspect ratio of the crop, as a multiple of the image's own
 ROTATE_DEGREES = (-20.0, 20.0)
 COLOR_FACTOR = (0.7, 1.3)  # of brightness, contrast and saturation; 1 changes nothing
 JPEG_QUALITY = 30
 # standard deviation as a share of the shorter side: 1.5 to 3 pixels at 256
 BLUR_RADIUS = (0.006, 0.012)
-TEXT_HEIGHT = (0.10, 0.20)  # of the letters, as a share of the shorter side
+TEXT_HEIGHT = (0.10, 0.20)  # height of the letters, as a share of the shorter side
 TEXTS = (
     "SALE",
     "follow for more",
@@ -54,19 +53,21 @@ TEXTS = (
 
 
 class Edit(Protocol):
-    """One drawn edit: numbers, and a name that the breakdown of a report is by."""
+    """An edit with its parameters drawn, and the name it has in a report's breakdown."""
 
     name: ClassVar[str]
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An edited copy of an RGB image."""
+        """Return an edited copy of an RGB image."""
         ...
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Keep `area` of the image, a box of `aspect` times its shape; `across` and `down` (0 .. 1)
-    place it."""
+    """Keep a box of `area` of the image, with `aspect` times its aspect ratio.
+
+    `across` and `down` (0 .. 1) give the position of the box.
+    """
 
     name: ClassVar[str] = "crop"
     area: float
@@ -76,14 +77,14 @@ class Crop:
 
     @classmethod
     def draw(cls, random: Random) -> Crop:
-        """Area first; then a shape that such a box can have inside the image."""
+        """Draw the area, then an aspect ratio with which a box of that area fits the image."""
         area = random.uniform(*CROP_AREA)
         narrowest, widest = max(CROP_ASPECT[0], area), min(CROP_ASPECT[1], 1 / area)
         aspect = math.exp(random.uniform(math.log(narrowest), math.log(widest)))
         return cls(area, aspect, random.random(), random.random())
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Cut at whole pixels; at least one is left."""
+        """Crop at whole pixels, keeping at least one."""
         width = max(1, round(image.width * math.sqrt(self.area * self.aspect)))
         height = max(1, round(image.height * math.sqrt(self.area / self.aspect)))
         left, top = (
@@ -95,40 +96,40 @@ class Crop:
 
 @dataclass(frozen=True)
 class Rotate:
-    """Turn counter-clockwise about the center; the frame stays and its corners become black."""
+    """Rotate counter-clockwise about the center; the size stays and the corners become black."""
 
     name: ClassVar[str] = "rotate"
     degrees: float
 
     @classmethod
     def draw(cls, random: Random) -> Rotate:
-        """Uniform over ROTATE_DEGREES."""
+        """Draw the angle uniformly from ROTATE_DEGREES."""
         return cls(random.uniform(*ROTATE_DEGREES))
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Bilinear; the same height and width."""
+        """Rotate with bilinear interpolation."""
         return image.rotate(self.degrees, Image.Resampling.BILINEAR)
 
 
 @dataclass(frozen=True)
 class Flip:
-    """Left becomes right."""
+    """Mirror the image horizontally."""
 
     name: ClassVar[str] = "flip"
 
     @classmethod
-    def draw(cls, random: Random) -> Flip:  # noqa: ARG003  # drawn like the others, though there is nothing to draw
-        """Always a flip; the compound decides by a coin whether it has one."""
+    def draw(cls, random: Random) -> Flip:  # noqa: ARG003
+        """Return a flip; `draw_compound` decides whether to use one."""
         return cls()
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """Mirror."""
+        """Mirror the image."""
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 @dataclass(frozen=True)
 class Color:
-    """Factors of brightness, contrast and saturation, in this order; 1 leaves the image as it is."""
+    """Scale brightness, contrast and saturation, in this order; a factor of 1 changes nothing."""
 
     name: ClassVar[str] = "color"
     brightness: float
@@ -137,7 +138,7 @@ class Color:
 
     @classmethod
     def draw(cls, random: Random) -> Color:
-        """Each uniform over COLOR_FACTOR."""
+        """Draw each factor uniformly from COLOR_FACTOR."""
         return cls(
             random.uniform(*COLOR_FACTOR),
             random.uniform(*COLOR_FACTOR),
@@ -145,7 +146,7 @@ class Color:
         )
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """By Pillow's ImageEnhance."""
+        """Apply Pillow's ImageEnhance."""
         image = ImageEnhance.Brightness(image).enhance(self.brightness)
         image = ImageEnhance.Contrast(image).enhance(self.contrast)
         return ImageEnhance.Color(image).enhance(self.saturation)
@@ -153,18 +154,18 @@ class Color:
 
 @dataclass(frozen=True)
 class Jpeg:
-    """Saved as a small JPEG file and opened again."""
+    """Save the image as a small JPEG file and open it again."""
 
     name: ClassVar[str] = "jpeg"
     quality: int
 
     @classmethod
     def draw(cls, random: Random) -> Jpeg:  # noqa: ARG003  # as for Flip
-        """Always JPEG_QUALITY."""
+        """Return an edit of JPEG_QUALITY."""
         return cls(JPEG_QUALITY)
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """With Pillow's usual halved color."""
+        """Compress with Pillow's default chroma subsampling."""
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=self.quality)
         return Image.open(buffer).convert("RGB")
@@ -172,24 +173,24 @@ class Jpeg:
 
 @dataclass(frozen=True)
 class Blur:
-    """Gaussian, of a standard deviation given as a share of the shorter side."""
+    """Gaussian blur; `radius` is the standard deviation as a share of the shorter side."""
 
     name: ClassVar[str] = "blur"
     radius: float
 
     @classmethod
     def draw(cls, random: Random) -> Blur:
-        """Uniform over BLUR_RADIUS."""
+        """Draw the radius uniformly from BLUR_RADIUS."""
         return cls(random.uniform(*BLUR_RADIUS))
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """By Pillow's repeated box filters."""
+        """Blur with Pillow's repeated box filters."""
         return image.filter(ImageFilter.GaussianBlur(self.radius * min(image.size)))
 
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text anywhere on the image, light with a dark rim or dark with a light one."""
+    """Draw a line of text on the image, light with a dark outline or dark with a light one."""
 
     name: ClassVar[str] = "text"
     words: str
@@ -200,7 +201,7 @@ class Text:
 
     @classmethod
     def draw(cls, random: Random) -> Text:
-        """One of TEXTS, at a size from TEXT_HEIGHT, at a uniform place."""
+        """Draw one of TEXTS, a size from TEXT_HEIGHT, and a position uniformly."""
         words = TEXTS[int(random.random() * len(TEXTS))]
         return cls(
             words,
@@ -211,7 +212,7 @@ class Text:
         )
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """In Pillow's own font, smaller where the line would be wider than the image."""
+        """Draw the text in Pillow's default font, reduced if it is wider than the image."""
         image = image.copy()
         draw = ImageDraw.Draw(image)
         size = max(1, round(self.height * min(image.size)))
@@ -234,12 +235,14 @@ _DRAW: dict[str, Callable[[Random], Edit]] = {
     kind.name: kind.draw for kind in (Crop, Rotate, Flip, Color, Jpeg, Blur, Text)
 }
 SINGLE_EDITS = tuple(_DRAW)  # the names, in the order of a report's breakdown
-FINISHES = ("jpeg", "blur", "text")  # of which a compound has one
+FINISHES = ("jpeg", "blur", "text")  # a compound edit ends with one of them
 
 
 def working_image(pixels: np.ndarray) -> Image.Image:
-    """(H, W, 3) uint8 as the image that edits and the gallery start from: shorter side
-    WORKING_SIDE, never enlarged."""
+    """Return the image that edits and the gallery start from, made of pixels (H, W, 3) uint8.
+
+    It is reduced to a shorter side of WORKING_SIDE, but never enlarged.
+    """
     height, width = pixels.shape[:2]
     scale = min(1.0, WORKING_SIDE / min(height, width), WORKING_LONGEST / max(height, width))
     image = Image.fromarray(pixels)
@@ -252,27 +255,23 @@ def working_image(pixels: np.ndarray) -> Image.Image:
 
 
 def random_for(seed: int, purpose: str, key: str) -> Random:
-    """Randomness of one image for one purpose.
-
-    Python's own generator, since it promises the same sequence in later versions, which numpy's
-    does not.
-    """
+    """Return a random generator for one image and one purpose."""
+    # Python's generator guarantees the same sequence in later versions; numpy's does not.
     digest = hashlib.sha256(f"{EDITS_VERSION}\0{seed}\0{purpose}\0{key}".encode()).digest()
     return Random(int.from_bytes(digest, "big"))
 
 
 def draw_single(name: str, *, seed: int, key: str) -> Edit:
-    """The one edit of this name (of SINGLE_EDITS) that the image `key` gets."""
+    """Draw the edit of this name (one of SINGLE_EDITS) for the image `key`."""
     # the stream's name is a part of EDITS_VERSION: another spelling would draw other edits
     stream = "colour" if name == Color.name else name  # quoted
     return _DRAW[name](random_for(seed, stream, key))
 
 
 def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
-    """The `number`-th compound edit of the image `key`.
+    """Draw compound edit `number` of the image `key`.
 
-    Rotated, then cropped to what remains; flipped with probability ½; brightness, contrast and
-    saturation; and last one of FINISHES.
+    It rotates, crops, flips with probability ½, changes the colors, and ends with one of FINISHES.
     """
     random = random_for(seed, f"compound {number}", key)
     rotate, crop = Rotate.draw(random), Crop.draw(random)
@@ -283,7 +282,7 @@ def draw_compound(*, seed: int, key: str, number: int) -> tuple[Edit, ...]:
 
 
 def apply_edits(image: Image.Image, edits: Sequence[Edit]) -> Image.Image:
-    """One after the other; `image` itself stays as it is."""
+    """Apply edits one after the other to a copy of `image`."""
     for edit in edits:
         image = edit(image)
     return image

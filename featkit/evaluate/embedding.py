@@ -1,4 +1,4 @@
-"""Images of a source as vectors of a model, beside their raw pixels, a block at a time.
+"""Embed the images of a source block by block, and keep their raw pixels as a baseline.
 
 Letters: N images that could be read, (H, W) pixels, D width.
 """
@@ -21,34 +21,37 @@ from featkit.sources import Source
 
 IMAGES_A_BLOCK = 16
 T = TypeVar("T")
-# how many images were met, and how many of them failed
+# number of images done, and of those among them that failed
 OnProgress: TypeAlias = Callable[[int, int], None]
-# left, top, right, bottom, in the upright image's own pixels
+# left, top, right, bottom, in pixels of the upright image
 Box: TypeAlias = tuple[float, float, float, float]
 
 
 class ImageModel(Protocol):
-    """What is evaluated: an Embedder, or a backbone in torch."""
+    """A model to evaluate: an Embedder, or a torch backbone."""
 
     @property
     def manifest(self) -> Manifest:
-        """What the model file says of itself, or would."""
+        """The manifest of the model's file, or the one it would have."""
         ...
 
     @property
     def geometry(self) -> Geometry:
-        """How images are brought to its size."""
+        """The recipe that prepares images for the model."""
         ...
 
     def infer(self, images: np.ndarray, /) -> np.ndarray:
-        """Prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
+        """Return unit vectors (N, D) float32 of prepared images (N, H, W, 3) uint8."""
         ...
 
 
 @dataclass(frozen=True)
 class Embedded(Generic[T]):
-    """vectors (N, D) float32 of unit length; pixels (N, 3072) uint8, as baselines.pixels_of; what
-    is known of each."""
+    """Embedded images.
+
+    vectors: (N, D) float32, unit length. pixels: (N, 3072) uint8, from `baselines.pixels_of`.
+    known: what `embed_images` was told about each image, such as its label.
+    """
 
     vectors: np.ndarray
     pixels: np.ndarray
@@ -59,16 +62,15 @@ class Embedded(Generic[T]):
 
 
 def no_progress(_done: int, _failed: int) -> None:
-    """The `on_progress` of who does not want to know."""
+    """Ignore progress; the default `on_progress`."""
 
 
 def read_blocks(
     source: Source, read: Callable[[int], T], failures: list[tuple[str, str]]
 ) -> Iterator[list[T]]:
-    """What `read` makes of each item's number, IMAGES_A_BLOCK items at a time.
+    """Yield blocks of IMAGES_A_BLOCK results of `read`, which takes an item's index.
 
-    An item for which it raises an InputError is added to `failures`, as its key and why, and left
-    out.
+    An item for which it raises InputError is left out and added to `failures` as (key, reason).
     """
     block: list[T] = []
     for number in range(len(source)):
@@ -92,12 +94,14 @@ def embed_images(
     box: Callable[[int], Box] | None = None,
     on_progress: OnProgress = no_progress,
 ) -> Embedded[T]:
-    """The images that can be read, in the source's order; the others are added to `failures`.
+    """Embed the readable images of a source in order, and add the others to `failures`.
 
-    know: what is to be known of an item, by its number; asked before the image is decoded, and
-    may refuse it by an InputError. box: the part of an item that is looked at, by its number; else
-    all of it, decoded as `Embedder.embed` does. Memory holds a block of images, and of each its
-    vector and 3 kB.
+    know: returns what to keep about item i, such as its label. It is called before the image is
+    decoded and may skip the item by raising InputError.
+    box: returns the region of item i to embed. Without it the whole image is embedded, decoded as
+    `Embedder.embed` does.
+
+    Memory holds a block of images, and a vector and 3 kB for each image.
     """
     side = max(model.geometry.shorter_side, THUMBNAIL_SIDE)
     before = len(failures)
@@ -127,15 +131,17 @@ def embed_images(
 
 
 def cut(pixels: np.ndarray, box: Box, *, name: str) -> np.ndarray:
-    """The part of an image (H, W, 3) within a box, rounded to whole pixels. InputError where none
-    of it is inside."""
+    """Crop an image (H, W, 3) to a box, rounded to whole pixels.
+
+    Raises InputError if the box and the image do not overlap.
+    """
     height, width = pixels.shape[:2]
     left, top, right, bottom = (round(side) for side in box)
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
     if left >= right or top >= bottom:
         sides = ", ".join(f"{side:g}" for side in box)
         raise InputError(
-            f"{name} has {width}×{height} pixels, none of them in the box {sides}; it is another"
-            " image."
+            f"{name} has {width}×{height} pixels, none of them in the box {sides}; check that the"
+            " image and the box belong together."
         )
     return pixels[top:bottom, left:right]

@@ -1,13 +1,12 @@
-"""The ground truth of ROxford and RParis as it is published: gnd_roxford5k.pkl, gnd_rparis6k.pkl,
-or the same as JSON.
+"""Read the published ground truth of ROxford and RParis: gnd_roxford5k.pkl, gnd_rparis6k.pkl, JSON.
 
-A pickle may run whatever its author likes when it is read. Here it is read without any of its
-classes: plain containers, text and numbers, and arrays of numbers, which are built by this file
-from their bytes, never by numpy at the pickle's word. Whatever else it names is refused.
+A pickle can run arbitrary code when it is loaded. This reader uses none of the classes that it
+names: it accepts containers, text, numbers and arrays of numbers. Arrays are built here from their
+bytes, never by numpy as directed by the pickle. Anything else is refused.
 
-The format: `imlist` the database's names, `qimlist` the queries', without suffix, and `gnd`, for
-each query `easy`, `hard` and `junk`, places in imlist, and `bbx`, the part of the query that is
-sought: left, top, right, bottom.
+The format: `imlist` has the names of the database and `qimlist` those of the queries, without
+suffix. `gnd` has, for each query, `easy`, `hard` and `junk`, which are positions in imlist, and
+`bbx`, the region to search for: left, top, right, bottom.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ TYPES = frozenset("b1 i1 i2 i4 i8 u1 u2 u4 u8 f2 f4 f8".split())
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """Which places (n,) int64 of the database are right and easy, right and hard, or neither right
-    nor wrong."""
+    """A query and its positions (n,) int64 in the database: easy and hard matches, ignored junk."""
 
     name: str
     easy: np.ndarray
@@ -45,20 +43,23 @@ class Query:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """Names of the database and what is right for each query."""
+    """Names of the database, and the matches of each query."""
 
     names: list[str]
     queries: list[Query]
 
 
 def read_ground_truth(path: Path) -> GroundTruth:
-    """InputError for a file that cannot be read, that names anything but plain values, or whose
-    values do not fit together."""
+    """Read a ground truth.
+
+    Raises InputError for a file that cannot be read, contains anything but plain values, or is
+    inconsistent.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(
-                f"{path} has {path.stat().st_size:,} bytes, more than any ground truth's; the limit"
-                f" is {MAX_BYTES:,}."
+                f"{path} has {path.stat().st_size:,} bytes, more than the limit of {MAX_BYTES:,}; a"
+                " ground truth is smaller, so check the path."
             )
         data = path.read_bytes()
     except OSError as error:
@@ -71,22 +72,23 @@ def read_ground_truth(path: Path) -> GroundTruth:
         )
     except InputError as error:
         raise InputError(f"{path} {error}") from error
-    # bytes that are no pickle make the unpickler raise whatever they lead it to
+    # the unpickler raises various exceptions for bytes that are not a pickle
     except Exception as error:
         reason = one_line(error, most=MAX_SHOWN)
         raise InputError(
-            f"{path} is no ground truth that can be read ({reason}); such is gnd_roxford5k.pkl."
+            f"{path} is not a readable ground truth ({reason}); use a file such as"
+            " gnd_roxford5k.pkl."
         ) from error
     try:
         return _ground_truth(value)
     except _UnfitError as error:
         raise InputError(
-            f"{path} is no ground truth in the format of ROxford and RParis: {error}."
+            f"{path} is not a ground truth in the format of ROxford and RParis: {error}."
         ) from error
 
 
 class _UnfitError(Exception):
-    """What a value is that it should not be."""
+    """A value does not have the expected form."""
 
 
 def _ground_truth(value: object) -> GroundTruth:
@@ -108,13 +110,11 @@ def _query(name: str, value: object, num_names: int) -> Query:
     for kind in ("easy", "hard", "junk"):
         numbers = _list(truth, kind, where)
         if not all(type(number) is int and 0 <= number < num_names for number in numbers):
-            raise _UnfitError(
-                f"{where} has {kind} that are no places among the {num_names:,} names of imlist"
-            )
+            raise _UnfitError(f"{where} has {kind} outside the {num_names:,} names of imlist")
         places[kind] = np.array(numbers, np.int64)
     named = np.concatenate(list(places.values()))
     if len(np.unique(named)) < len(named):
-        raise _UnfitError(f"{where} names a place twice")
+        raise _UnfitError(f"{where} lists a position twice")
     box = _list(truth, "bbx", where)
     plain = all(type(side) in (int, float) and math.isfinite(side) for side in box)
     if len(box) != 4 or not plain or box[0] >= box[2] or box[1] >= box[3]:
@@ -126,7 +126,7 @@ def _query(name: str, value: object, num_names: int) -> Query:
 def _names(found: Mapping[Any, Any], key: str) -> list[str]:
     names = _list(found, key, "it")
     if not all(isinstance(name, str) for name in names):
-        raise _UnfitError(f"{key} is no list of names")
+        raise _UnfitError(f"{key} is not a list of names")
     if len(set(names)) < len(names):
         raise _UnfitError(f"{key} has a name twice")
     return names
@@ -139,7 +139,7 @@ def _mapping(value: object, where: str) -> Mapping[Any, Any]:
 
 
 def _list(found: Mapping[Any, Any], key: str, where: str) -> list[Any]:
-    """A list, or an array of one dimension as a list of plain numbers."""
+    """Return a list, or a one-dimensional array as a list of numbers."""
     value = found.get(key)
     if isinstance(value, _Array):
         value = (
@@ -151,17 +151,16 @@ def _list(found: Mapping[Any, Any], key: str, where: str) -> list[Any]:
 
 
 class _Plain(pickle.Unpickler):
-    """Unpickles plain values and arrays of numbers. What stands for numpy's classes are those
-    below, which know no others."""
+    """Unpickle plain values and arrays of numbers, with the classes below in place of numpy's."""
 
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) in STAND_INS:
             stand_in = STAND_INS[module, name]
-            # made anew: what the file may set on it is gone with it
+            # a new lambda each time, so attributes that the pickle sets on it are discarded
             return lambda *arguments: stand_in(*arguments)
         raise InputError(
-            f"names {f'{module}.{name}'[:MAX_SHOWN]!r}, which a ground truth has no use for and"
-            " which it could run; convert it to JSON if you trust it."
+            f"names {f'{module}.{name}'[:MAX_SHOWN]!r}, which a ground truth does not need and"
+            " which could run code; convert the file to JSON if you trust it."
         )
 
 
@@ -170,14 +169,14 @@ class _Type:
 
     def __init__(self, code: object, _align: object = False, _copy: object = False) -> None:
         if code not in TYPES:
-            raise InputError(f"has an array of {str(code)[:MAX_SHOWN]}, which is no plain number.")
+            raise InputError(f"has an array of {str(code)[:MAX_SHOWN]}, not of plain numbers.")
         self.code, self.order = str(code), "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self.order = ">" if state[1] == ">" else "<"
 
     def read(self, data: object, shape: object, *, order: object) -> np.ndarray:
-        """The array of these bytes. ValueError or TypeError where they do not fit."""
+        """Build an array from bytes. Raises ValueError or TypeError if they do not fit."""
         # Python 2 wrote bytes as text
         raw = data.encode("latin1") if isinstance(data, str) else data
         if not isinstance(raw, bytes | bytearray | memoryview) or not isinstance(shape, tuple):
@@ -189,7 +188,7 @@ class _Type:
 
 
 class _Array:
-    """A numpy array: made empty, then given its bytes."""
+    """A numpy array, created empty and given its bytes by its state."""
 
     values: np.ndarray | None = None
 
@@ -201,7 +200,7 @@ class _Array:
 
 
 class _Number:
-    """A single number of numpy's."""
+    """A numpy scalar."""
 
     def __init__(self, kind: object, data: object) -> None:
         if not isinstance(kind, _Type):
@@ -210,26 +209,26 @@ class _Number:
 
 
 def _empty_array(*_arguments: object) -> _Array:
-    """In place of numpy's _reconstruct, which makes an array whose bytes come with the state."""
+    """Replace numpy's _reconstruct, which creates an array whose bytes come with its state."""
     return _Array()
 
 
 def _array_of(data: object, kind: object, shape: object, order: object) -> _Array:
-    """In place of numpy's _frombuffer, of pickles of protocol 5."""
+    """Replace numpy's _frombuffer, which pickles of protocol 5 call."""
     found = _Array()
     found.__setstate__((1, shape, kind, order == "F", data))
     return found
 
 
 def _bytes_of(text: object, encoding: object = None) -> bytes:
-    """In place of codecs.encode, by which pickles up to protocol 2 write bytes."""
+    """Replace codecs.encode, with which pickles up to protocol 2 store bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise InputError("has bytes in an encoding other than latin1.")
     return text.encode("latin1")
 
 
 def _no_bytes() -> bytes:
-    """In place of bytes, which such pickles call for an empty value."""
+    """Replace bytes, which such pickles call for an empty value."""
     return b""
 
 

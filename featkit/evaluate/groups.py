@@ -1,9 +1,8 @@
-"""Retrieval with any grouping: of all images, are those of a query's own group found first?
+"""Retrieval by groups: does a query find the images of its own group before all others?
 
-Ties count as if their order were drawn by lot, in expectation, as in retrieval.py: a model that
-gives every image the same vector scores exactly chance. The expectations are those of McSherry
-and Najork, 2008, "Computing information retrieval performance measures efficiently in the presence
-of tied scores".
+Ties count by the expectation over a random order, as in retrieval.py, so a model that gives every
+image the same vector scores exactly chance. The formulas are those of McSherry and Najork, 2008,
+"Computing information retrieval performance measures efficiently in the presence of tied scores".
 
 Letters: Q queries, G images of the gallery, D width, k places.
 """
@@ -24,15 +23,15 @@ from featkit.sources import Source
 
 RECALL_AT = (1, 5, 10)
 SCORES_A_BLOCK = 2**24
-OWN = np.iinfo(np.int32).min  # the score of a query's own image, below all others
+OWN = np.iinfo(np.int32).min  # score given to a query's own image, below all others
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupScore:
-    """One way of comparing images. `interval` is the 95 % bootstrap interval of the mean average
-    precision, over queries.
+    """Scores of one method of comparing images.
 
-    recall: by k, the share of queries with at least one image of their group among the first k.
+    interval: the 95 % bootstrap interval of the mean average precision, over queries.
+    recall: for each k, the share of queries with an image of their group among the first k.
     """
 
     name: str
@@ -43,14 +42,16 @@ class GroupScore:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupReport:
-    """The model's score comes first, chance last. column: where the groups came from, of the
-    gallery and of the queries."""
+    """The result. The model's score comes first and chance last.
+
+    columns: the columns that the groups came from, of the gallery and of the queries.
+    """
 
     num_images: int
     num_groups: int  # in the gallery
     num_queries: int
-    num_alone: int  # queries of whose group the gallery has no other image, which are not counted
-    leave_one_out: bool  # whether the queries are the gallery itself, each without its own image
+    num_alone: int  # queries left out because the gallery has no other image of their group
+    leave_one_out: bool  # the queries are the gallery itself, each without its own image
     columns: tuple[str, str]
     scores: list[GroupScore]
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -64,11 +65,11 @@ def evaluate_groups(
     queries: Source | None = None,
     on_progress: OnProgress = no_progress,
 ) -> GroupReport:
-    """Query the images of `source`, by each of themselves (left out) or by those of `queries`;
-    raw pixels beside the model.
+    """Search `source` with each of its own images (left out of the results) or with `queries`.
 
-    group: a column of both; images with the same value are right for each other. InputError when
-    a source has no such column or nothing that can be read, and when no query has a right image.
+    Raw pixels are measured on the same queries. group: a column of both sources; images with the
+    same value match. Raises InputError if a source has no such column or no readable image, and if
+    no query has a match.
     """
     failures: list[tuple[str, str]] = []
     column = find_column(source, group)
@@ -94,8 +95,8 @@ def evaluate_groups(
     if not len(counted):
         raise InputError(
             f"No query of {(queries or source).name} has another image of its group in"
-            f" {source.name} by the column {column}; name a column with --group that several"
-            " images share."
+            f" {source.name} by the column {column}; choose a column with --group whose values"
+            " several images share."
         )
     own = own if own is None else own[counted]
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
@@ -132,8 +133,7 @@ def evaluate_groups(
 
 
 def num_right(wanted: np.ndarray, groups: np.ndarray, *, leave_one_out: bool) -> np.ndarray:
-    """(Q,) how many of the gallery's groups (G,) are the query's (Q,), its own image not counted
-    where that is left out."""
+    """Return (Q,), the number of gallery images of each query's group, less its own if left out."""
     counts = np.bincount(
         groups, minlength=int(max(wanted.max(initial=0), groups.max(initial=0))) + 1
     )
@@ -150,17 +150,16 @@ def find_groups(
     ks: Sequence[int] = RECALL_AT,
     to_vectors: ToVectors = unchanged,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision (Q,) and, for each k, whether a right image is among the first k (Q,
-    len(ks)); float64.
+    """Return average precision (Q,) and recall (Q, len(ks)), float64.
 
-    queries (Q, ...) and gallery (G, ...) rows, which `to_vectors` makes unit rows of, as for
-    retrieval.find_places; wanted (Q,) and groups (G,) codes from 0; own (Q,) the gallery row that
-    is the query itself and is passed over. Every query has a right image. Scores are rounded to
-    multiples of TIE, and equal ones stand in expectation. ValueError for numbers that are not
-    finite.
+    queries (Q, ...) and gallery (G, ...): rows, turned into unit rows by `to_vectors` as in
+    retrieval.find_places. wanted (Q,) and groups (G,): group codes from 0; every query has a match.
+    own (Q,): the gallery row that is the query itself and is skipped. Scores are rounded to
+    multiples of TIE; ties count by expectation. Raises ValueError for non-finite numbers.
 
-        for each query, over the orders of the tied:  AP = mean over right images of (right ones so far) / rank
-                                                       recall@k = any right image of rank <= k
+        for each query, averaged over the orders of tied images:
+            AP = mean over matches of (matches so far) / rank
+            recall@k = any match of rank <= k
     """
     members = _members(groups)
     precision, recall = np.empty(len(queries)), np.empty((len(queries), len(ks)))
@@ -182,8 +181,7 @@ def find_groups(
 def chance(
     rights: np.ndarray, others: int, *, ks: Sequence[int] = RECALL_AT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The figures of `find_groups` where all `others` images are tied, with rights (Q,) right
-    ones among them."""
+    """Return what `find_groups` returns if all `others` images tie; rights (Q,) of them match."""
     harmonic = _harmonic(others)
     ties = [
         _Ties(better=np.zeros(1), tied=np.array([others]), right=np.array([right]))
@@ -197,8 +195,10 @@ def chance(
 
 @dataclass(frozen=True)
 class _Ties:
-    """Of one query, for each score that a right image has, the best first: how many images of
-    the gallery score better, how many the same, and how many of those are right."""
+    """For each distinct score of a query's matches, best first: counts of gallery images.
+
+    better: images with a higher score. tied: images with this score. right: matches among those.
+    """
 
     better: np.ndarray
     tied: np.ndarray
@@ -206,7 +206,7 @@ class _Ties:
 
 
 def _ties(rising: np.ndarray, right: np.ndarray) -> _Ties:
-    """All scores (G,) in rising order, and those of the right images."""
+    """Count ties from all scores (G,) in ascending order and the scores of the matches."""
     values, counts = np.unique(right, return_counts=True)
     above, below = (
         np.searchsorted(rising, values, side="right"),
@@ -216,12 +216,15 @@ def _ties(rising: np.ndarray, right: np.ndarray) -> _Ties:
 
 
 def _expected_precision(ties: _Ties, harmonic: np.ndarray) -> float:
-    """Over the orders of the tied. At place j of a tie of n with r right, b others and a right ones
-    before it, a right image stands with probability r / n, and has then  a + 1 + (j - 1) (r - 1)
-    / (n - 1)  right ones up to itself, of b + j."""
+    """Return the average precision expected over all orders of tied images.
+
+    Take a tie of n images, r of them matches, after b images of which a are matches. Position j of
+    it holds a match with probability r / n. Then a + 1 + (j - 1) (r - 1) / (n - 1) of the b + j
+    images up to there are matches.
+    """
     before = np.cumsum(ties.right) - ties.right
     better, tied = ties.better.astype(np.int64), ties.tied
-    # The sum over j of 1 / (b + j), and of (j - 1) / (b + j).
+    # The sums over j of 1 / (b + j) and of (j - 1) / (b + j).
     inverse = harmonic[better + tied] - harmonic[better]
     rising = tied - (better + 1) * inverse
     rivals = np.divide(ties.right - 1, tied - 1, out=np.zeros(len(tied)), where=tied > 1)
@@ -231,8 +234,7 @@ def _expected_precision(ties: _Ties, harmonic: np.ndarray) -> float:
 
 
 def _expected_recall(ties: _Ties, k: int) -> float:
-    """1 less the probability that no right image of the first tie stands among the places up to k
-    that it reaches."""
+    """Return the probability that the first k images include a match, by the first tie."""
     tied, right = int(ties.tied[0]), int(ties.right[0])
     reached = min(max(k - int(ties.better[0]), 0), tied)
     none = 1.0
@@ -242,7 +244,7 @@ def _expected_recall(ties: _Ties, k: int) -> float:
 
 
 def _rounded_scores(queries: np.ndarray, gallery: np.ndarray, to_vectors: ToVectors) -> np.ndarray:
-    """Inner products (Q, G) in multiples of TIE, int32."""
+    """Return inner products (Q, G) in multiples of TIE, int32."""
     scores = np.empty((len(queries), len(gallery)), np.int32)
     for start in range(0, len(gallery), GALLERY_BLOCK):
         block = queries @ to_vectors(gallery[start : start + GALLERY_BLOCK]).T
@@ -253,14 +255,14 @@ def _rounded_scores(queries: np.ndarray, gallery: np.ndarray, to_vectors: ToVect
 
 
 def _members(groups: np.ndarray) -> dict[int, np.ndarray]:
-    """The rows of each group."""
+    """Return the rows of each group."""
     order = np.argsort(groups, kind="stable")
     codes, starts = np.unique(groups[order], return_index=True)
     return dict(zip(codes.tolist(), np.split(order, starts[1:]), strict=True))
 
 
 def _harmonic(count: int) -> np.ndarray:
-    """(count + 1,) the sums of 1 / 1 .. 1 / n."""
+    """Return the harmonic numbers (count + 1,), from 0."""
     return np.concatenate([[0.0], np.cumsum(1 / np.arange(1, count + 1))])
 
 

@@ -1,8 +1,7 @@
-"""Accuracy of the nearest neighbors: what an image is by the labeled images whose vectors are
-nearest to its own.
+"""kNN accuracy: classify an image by the labeled images with the nearest vectors.
 
 The weighted vote is that of DINO (arXiv 2104.14294, section 4.1; eval_knn.py), after Wu et al.
-(arXiv 1805.01978, eq. 6 and section 3.4); a plain majority stands beside it.
+(arXiv 1805.01978, eq. 6 and section 3.4). A plain majority vote is reported as well.
 
 Letters: N vectors of the training part, Q of the test part, D width, k neighbors.
 """
@@ -28,16 +27,15 @@ from featkit.sources import Source
 
 NEIGHBORS = 20
 TEMPERATURE = 0.07
-VOTE_BLOCK = 64  # queries whose (k, k) tables of equal labels are made at once
+VOTE_BLOCK = 64  # queries whose (k, k) tables of equal labels are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnnScore:
-    """Accuracies of one way of comparing images. `interval` is the 95 % bootstrap interval of
-    `weighted`."""
+    """Accuracies of one method; `interval` is the 95 % bootstrap interval of `weighted`."""
 
     name: str
-    k: int  # as many as there are where fewer than were asked for
+    k: int  # at most the number of training images
     weighted: float
     interval: tuple[float, float]
     majority: float
@@ -45,8 +43,10 @@ class KnnScore:
 
 @dataclass(frozen=True, kw_only=True)
 class KnnReport:
-    """The model's scores come first, one for each k. columns: where the labels came from, of each
-    part."""
+    """The result. The model's scores come first, one for each k.
+
+    columns: the columns that the labels came from, of the training and of the test part.
+    """
 
     num_train: int
     num_test: int
@@ -54,12 +54,12 @@ class KnnReport:
     num_unseen: int  # test images whose label the training part does not have
     columns: tuple[str, str]
     temperature: float
-    most_frequent: float  # the accuracy of always saying the training part's most frequent label
+    most_frequent: float  # accuracy of always predicting the training part's most frequent label
     scores: list[KnnScore]
     failures: list[tuple[str, str]] = field(default_factory=list)
 
     def score(self, name: str, k: int) -> KnnScore:
-        """One score. KeyError for another."""
+        """Return one score. Raises KeyError for an unknown name or k."""
         return {(score.name, score.k): score for score in self.scores}[name, k]
 
 
@@ -73,10 +73,9 @@ def evaluate_knn(
     temperature: float = TEMPERATURE,
     on_progress: OnProgress = no_progress,
 ) -> KnnReport:
-    """Classify the images of `test` by their neighbors among those of `train`; raw pixels beside
-    the model.
+    """Classify the images of `test` by their nearest neighbors in `train`, by model and by pixels.
 
-    label, and the InputErrors: as for labels.embed_labeled. on_progress counts over both parts.
+    label and the errors are those of `labels.embed_labeled`. on_progress counts over both parts.
     """
     failures: list[tuple[str, str]] = []
     pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
@@ -130,15 +129,14 @@ def knn_accuracy(
     k: int = NEIGHBORS,
     temperature: float = TEMPERATURE,
 ) -> float:
-    """Share of the test vectors whose weighted vote of their k nearest training vectors is their
-    own label.
+    """Return the share of test vectors for which the weighted vote of k neighbors is right.
 
-    train_vectors (N, D) and test_vectors (Q, D), any float, of any length; train_labels (N,) and
-    test_labels (Q,) of one kind. All N vote where k is more. ValueError as for `nearest`, and for
-    no test vectors.
+    train_vectors (N, D) and test_vectors (Q, D): any float dtype and any length. train_labels (N,)
+    and test_labels (Q,): of the same type. If k exceeds N, all N vote. Raises ValueError as
+    `nearest` does, and if there are no test vectors.
     """
     if len(test_vectors) == 0:
-        raise ValueError("no test vectors have no accuracy")
+        raise ValueError("there are no test vectors")
     cosines, rows = nearest(test_vectors, train_vectors, k, to_vectors=unit_rows)
     voted = weighted_vote(cosines, np.asarray(train_labels)[rows], temperature=temperature)
     return float((voted == np.asarray(test_labels)).mean())
@@ -147,18 +145,17 @@ def knn_accuracy(
 def nearest(
     queries: np.ndarray, gallery: np.ndarray, k: int, *, to_vectors: ToVectors = unit_rows
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The inner products (Q, k) float32 with the k nearest rows, best first, and those rows (Q, k)
-    int64.
+    """Return the inner products (Q, k) float32 and rows (Q, k) int64 of the k nearest, best first.
 
-    queries (Q, ...) and gallery (N, ...) become vectors by `to_vectors`, a block at a time, as for
-    retrieval.find_places; so memory does not grow with Q * N. Of equal products the lower row comes
-    first. All N rows where k is more. ValueError for k below 1, an empty gallery, and numbers that
-    are not finite.
+    queries (Q, ...) and gallery (N, ...) are turned into vectors by `to_vectors`, block by block as
+    in retrieval.find_places, so memory does not grow with Q × N. Of equal products the lower row
+    comes first. If k exceeds N, all N rows are returned. Raises ValueError for k below 1, an empty
+    gallery and non-finite numbers.
 
         for each query:  order = sorted(range(N), key=lambda row: (-query @ gallery[row], row))[:k]
     """
     if k < 1 or len(gallery) == 0:
-        raise ValueError(f"{k} neighbors of {len(gallery)} vectors are none")
+        raise ValueError(f"cannot find {k} neighbors among {len(gallery)} vectors")
     k = min(k, len(gallery))
     found_scores, found_rows = (
         np.empty((len(queries), k), np.float32),
@@ -188,28 +185,29 @@ def nearest(
 
 
 def weighted_vote(cosines: np.ndarray, labels: np.ndarray, *, temperature: float) -> np.ndarray:
-    """The label (Q,) with the most votes, a neighbor's being worth exp(cosine / temperature); of
-    equals the nearer one.
+    """Return the label (Q,) with the most votes; a neighbor's weight is exp(cosine / temperature).
 
-    cosines (Q, k), best first; labels (Q, k) of those neighbors, of any kind. Summed in float64.
-    DINOv2's code divides by the sum of all weights (a softmax), DINO's does not; the winner is the
-    same.
+    cosines (Q, k): best first. labels (Q, k): of the same neighbors, any type. Votes are summed in
+    float64; of equal labels the one with the nearer neighbor wins. DINOv2's code divides by the sum
+    of all weights (a softmax) and DINO's does not, with the same winner.
 
-        votes[q, label] = sum of exp((cosines[q, i] - cosines[q, 0]) / temperature) over i with labels[q, i] == label
+        votes[q, label] = sum of exp((cosines[q, i] - cosines[q, 0]) / temperature)
+                          over i with labels[q, i] == label
     """
     scores = cosines.astype(np.float64)
     return _most_voted(np.exp((scores - scores[:, :1]) / temperature), labels)
 
 
 def majority_vote(labels: np.ndarray) -> np.ndarray:
-    """The label (Q,) that most of the neighbors' labels (Q, k) are; of equals the one whose
-    nearest neighbor is nearer."""
+    """Return the most frequent label (Q,) among the neighbors' labels (Q, k), nearest first.
+
+    Of equally frequent labels the one with the nearer neighbor wins.
+    """
     return _most_voted(np.ones(labels.shape), labels)
 
 
 def _most_voted(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """labels (Q, k), nearest first, with weights (Q, k). Each neighbor is given its label's votes,
-    and the first best wins."""
+    """Return the label (Q,) with the largest sum of weights (Q, k); labels (Q, k) nearest first."""
     voted = np.empty(len(labels), labels.dtype)
     for start in range(0, len(labels), VOTE_BLOCK):
         block = labels[start : start + VOTE_BLOCK]
@@ -220,8 +218,10 @@ def _most_voted(weights: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _best_places(scores: np.ndarray, k: int) -> np.ndarray:
-    """Columns (Q, min(k, columns)) of the k best of each row, in rising order; of equals at the
-    edge the first."""
+    """Return the columns (Q, min(k, columns)) of the k best of each row, in ascending order.
+
+    Among equal scores at the cut the first columns are kept.
+    """
     columns = scores.shape[1]
     if columns <= k:
         return np.broadcast_to(np.arange(columns), scores.shape)

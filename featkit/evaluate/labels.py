@@ -1,5 +1,4 @@
-"""What kind each image is of, by a column of its source: text, so that a tar's numbers and a
-Parquet file's meet."""
+"""Labels of images, from a column of their source, as text so that different sources agree."""
 
 from __future__ import annotations
 
@@ -19,18 +18,16 @@ from featkit.evaluate.embedding import (
 from featkit.sources import Source
 
 LABEL = "label"
-# Where a source has no column `label`, what stands for it: a tar's .cls members, and the folder a
-# image lies in.
+# Used if a source has no column `label`: the .cls members of a tar, or an image's folder.
 STAND_INS = {LABEL: ("class", "folder")}
 SHOWN = 3
 
 
 @dataclass(frozen=True)
 class LabeledPair:
-    """A training part and a test part, embedded, with labels as codes (N,) int64 into `names`,
-    which are sorted.
+    """An embedded training and test part; labels are codes (N,) int64 into the sorted `names`.
 
-    columns: those that the labels came from, of the training part and of the test part.
+    columns: the columns that the labels came from, of the training and of the test part.
     """
 
     train: Embedded[str]
@@ -40,24 +37,22 @@ class LabeledPair:
 
     @property
     def train_labels(self) -> np.ndarray:
-        """Codes of the training part."""
+        """Label codes of the training part."""
         return self._codes(self.train.known)
 
     @property
     def test_labels(self) -> np.ndarray:
-        """Codes of the test part."""
+        """Label codes of the test part."""
         return self._codes(self.test.known)
 
     @property
     def num_unseen(self) -> int:
-        """Test images of labels that the training part does not have, which nothing can get
-        right."""
+        """Number of test images whose label the training part lacks; no classifier can be right."""
         return int((~np.isin(self.test_labels, self.train_labels)).sum())
 
     @property
     def most_frequent(self) -> float:
-        """The accuracy of always saying the training part's most frequent label; the first of
-        equals."""
+        """The accuracy of always predicting the training part's most frequent label."""
         counts = np.bincount(self.train_labels, minlength=len(self.names))
         return float((self.test_labels == counts.argmax()).mean())
 
@@ -74,11 +69,10 @@ def embed_labeled(
     label: str = LABEL,
     on_progress: OnProgress = no_progress,
 ) -> LabeledPair:
-    """Both parts, without the images that cannot be read or have no label, which are added to
-    `failures`.
+    """Embed both parts, leaving out and adding to `failures` unreadable and unlabeled images.
 
-    label: a column of both, with `label` also what stands for it. InputError when a part has no
-    such column or nothing that can be read, and when the two have no label in common.
+    label: a column of both; for `label`, also its stand-ins. Raises InputError if a part has no
+    such column or no readable image, and if the two parts have no label in common.
     """
     columns = (find_column(train_source, label), find_column(test_source, label))
     train = embed_images(
@@ -99,46 +93,43 @@ def embed_labeled(
     if ours.isdisjoint(theirs):
         raise InputError(
             f"{train_source.name} has labels such as {_some(ours)} ({columns[0]}),"
-            f" {test_source.name} such as {_some(theirs)} ({columns[1]}), and none in common; name"
-            " a column with --label that says the same in both."
+            f" {test_source.name} such as {_some(theirs)} ({columns[1]}), and none in common;"
+            " choose a column with --label that has the same values in both."
         )
     return LabeledPair(train, test, sorted(ours | theirs), columns)
 
 
 def find_column(source: Source, wanted: str) -> str:
-    """The column of a source that `wanted` means: itself, or what stands for it, as the first item
-    says that has either.
+    """Return the column for `wanted`: itself or a stand-in, whichever the first item has.
 
-    InputError naming the columns that there are.
+    Raises InputError, naming the existing columns, if there is none.
     """
     meant: tuple[str, ...] = (wanted, *STAND_INS.get(wanted, ()))
     seen: dict[str, None] = {}
     for number in range(len(source)):
         try:
             metadata = source.metadata(number)
-        except InputError:  # of one item, which is told of when it is read
+        except InputError:  # reported when the item is read
             continue
         for column in meant:
             if column in metadata:
                 return column
         seen |= dict.fromkeys(metadata)
-    there = f"only {', '.join(seen)}" if seen else "and nothing else that is known of its images"
-    do = (
-        "name one that says what is wanted"
-        if seen
-        else "put the images into a folder for each kind"
-    )
+    there = f"only {', '.join(seen)}" if seen else "and no other either"
+    do = "choose one of them" if seen else "put the images into one folder per class"
     raise InputError(f"{source.name} has no column {wanted}, {there}; {do}.")
 
 
 def labels_of(source: Source, column: str) -> Callable[[int], str]:
-    """An item's value in a column as text, by its number; it raises an InputError for one that has
-    none."""
+    """Return a function from an item's index to its value in a column, as text.
+
+    The function raises InputError for an item without a value.
+    """
 
     def label(number: int) -> str:
         value = source.metadata(number).get(column)
         if value is None:
-            raise InputError(f"{source.key(number)} has nothing in its column {column}.")
+            raise InputError(f"{source.key(number)} has no value in the column {column}.")
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
     return label

@@ -1,10 +1,9 @@
-"""Accuracy of a linear classifier on frozen features: multinomial logistic regression, by
-scikit-learn (extra `evaluate`).
+"""Accuracy of a linear classifier on frozen features, by scikit-learn (extra `evaluate`).
 
-Features are standardized: each number less its mean over the training part, divided by its standard
-deviation there. So one strength of regularization means the same for every model. It is chosen from
-L2_GRID by the accuracy on a held-out share of the training part, of which nothing else is fitted,
-and the classifier is then fitted again to all of the training part.
+It is a multinomial logistic regression. Features are standardized by the mean and the standard
+deviation of the training part, so a given l2 means the same for every model. l2 is chosen from
+L2_GRID by the accuracy on a held-out share of the training part, and the classifier is then fitted
+again to the whole training part.
 
 Letters: N images, D width, C labels.
 """
@@ -24,22 +23,21 @@ from featkit.evaluate.labels import LABEL, embed_labeled
 from featkit.evaluate.retrieval import bootstrap_interval
 from featkit.sources import Source
 
-# Of l2 in  mean cross-entropy in nats + l2 / 2 * sum of squared weights,  which does not depend on
-# how many images there are.
+# l2 in  mean cross-entropy in nats + l2 / 2 * sum of squared weights.  It does not depend on the
+# number of images.
 L2_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 HELD_OUT = 0.2
 MAX_ITERATIONS = 1000
-# on 3,000 CIFAR-10 images all 3,072 numbers took 20 times as long and were no better
+# On 3,000 CIFAR-10 images, all 3,072 values took 20 times as long and were no better.
 SMALL_SIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScore:
-    """One kind of features. `interval` is the 95 % bootstrap interval of `accuracy`, which is on
-    the test part.
+    """Scores of one kind of features on the test part.
 
-    held_out: the accuracy on the held-out share for each l2 of L2_GRID. converged: whether the last
-    fit came to its end within MAX_ITERATIONS.
+    interval: the 95 % bootstrap interval of `accuracy`. held_out: the accuracy on the held-out
+    share for each l2 of L2_GRID. converged: whether the last fit ended within MAX_ITERATIONS.
     """
 
     name: str
@@ -52,7 +50,10 @@ class LinearScore:
 
 @dataclass(frozen=True, kw_only=True)
 class LinearReport:
-    """The model's score comes first. columns: where the labels came from, of each part."""
+    """The result. The model's score comes first.
+
+    columns: the columns that the labels came from, of the training and of the test part.
+    """
 
     num_train: int
     num_held_out: int  # of the training part
@@ -62,15 +63,17 @@ class LinearReport:
     columns: tuple[str, str]
     seed: int
     grid: tuple[float, ...]
-    most_frequent: float  # the accuracy of always saying the training part's most frequent label
+    most_frequent: float  # accuracy of always predicting the training part's most frequent label
     scores: list[LinearScore]
     failures: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """What is fitted: weights (D, C) and biases (C,) float64 on features less `mean` (D,) over
-    `std` (D,); labels (C,)."""
+    """A fitted classifier of standardized features.
+
+    mean and std: (D,). weights: (D, C) and biases: (C,), float64. labels: (C,).
+    """
 
     mean: np.ndarray
     std: np.ndarray
@@ -80,12 +83,12 @@ class Classifier:
     converged: bool
 
     def predict(self, features: np.ndarray) -> np.ndarray:
-        """The labels (N,) of features (N, D); of equal scores the first."""
+        """Predict labels (N,) of features (N, D); of equal scores the first wins."""
         scores = ((features - self.mean) / self.std) @ self.weights + self.biases
         return np.asarray(self.labels[scores.argmax(axis=1)])
 
     def accuracy(self, features: np.ndarray, labels: np.ndarray) -> float:
-        """Share of features (N, D) whose label (N,) it predicts."""
+        """Return the share of features (N, D) whose label (N,) is predicted."""
         return float((self.predict(features) == labels).mean())
 
 
@@ -99,20 +102,18 @@ def evaluate_linear(
     on_progress: OnProgress = no_progress,
     on_step: Callable[[str], None] = lambda _step: None,
 ) -> LinearReport:
-    """Classify the images of `test` by a linear classifier fitted to `train`; raw pixels beside
-    the model.
+    """Fit a linear classifier to `train` and test it on `test`, on the model's vectors and pixels.
 
-    label, and the InputErrors: as for labels.embed_labeled, and when the training part has one
-    label alone. seed: of which images are held out. Features are the model's unit vectors, and
-    the pixels of the image stretched to 8 × 8. on_step is called with what begins once all
-    images are embedded.
+    label and the errors are those of `labels.embed_labeled`; InputError is also raised if the
+    training part has a single label. seed: chooses the held-out images. The pixels are those of the
+    image stretched to 8 × 8. on_step: called with each step that follows the embedding.
     """
     failures: list[tuple[str, str]] = []
     pair = embed_labeled(train, test, model, failures, label=label, on_progress=on_progress)
     if len(set(pair.train.known)) < 2:
         raise InputError(
-            f"{train.name} has the one label {pair.train.known[0]}; a classifier is fitted to two"
-            " or more."
+            f"{train.name} has the single label {pair.train.known[0]}; a classifier needs two or"
+            " more."
         )
     fitted, held_out = split(pair.train_labels, seed=seed)
     scores = []
@@ -156,11 +157,10 @@ def evaluate_linear(
 def split(
     labels: np.ndarray, *, seed: int, share: float = HELD_OUT
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Places (N - H,) to fit to and places (H,) to hold out, both rising: of each label `share` of
-    its images, rounded down.
+    """Return the indices (N - H,) to fit to and (H,) to hold out, both ascending.
 
-    At least one of each label is fitted to. Nothing may be held out, where no label has enough
-    images.
+    `share` of each label's images, rounded down, is held out, so every label keeps at least one
+    image. Nothing is held out if no label has enough images.
     """
     rng = np.random.default_rng(seed)
     held = np.zeros(len(labels), bool)
@@ -178,10 +178,9 @@ def choose_l2(
     *,
     grid: Sequence[float] = L2_GRID,
 ) -> tuple[float, list[float]]:
-    """The l2 whose classifier, fitted to some places, is most often right at the held-out ones, and
-    the accuracy of each.
+    """Return the l2 with the best accuracy on the held-out images, and the accuracy of each l2.
 
-    Of equals the strongest. Where nothing is held out, the places fitted to stand in for it.
+    Of equal accuracies the largest l2 wins. If nothing is held out, the fitted images are used.
     """
     judged = held_out if len(held_out) else fitted
     classifiers = fit(features[fitted], labels[fitted], grid)
@@ -192,19 +191,21 @@ def choose_l2(
 
 
 def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[Classifier]:
-    """For each l2 the least  mean(-log softmax(x @ weights + biases)[label]) + l2 / 2 * sum(weights
-    ** 2).
+    """Fit one classifier for each l2 by L-BFGS, starting from the result of the next larger l2.
 
-    x are the standardized features. features (N, D), any float, computed in float64; labels (N,) of
-    two kinds or more. Biases are not regularized; of two kinds the first has weights of 0. By
-    L-BFGS, each from where the next stronger one ended.
+    It minimizes, for standardized features x:
+
+        mean(-log softmax(x @ weights + biases)[label]) + l2 / 2 * sum(weights ** 2)
+
+    features (N, D): any float dtype, computed in float64. labels (N,): of two classes or more.
+    Biases are not regularized. With two classes, the weights of the first are 0.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     wide = features.astype(np.float64)
     mean, std = wide.mean(axis=0), wide.std(axis=0)
-    std = np.where(std > 1e-9, std, 1.0)  # a number that never changes says nothing and becomes 0
+    std = np.where(std > 1e-9, std, 1.0)  # a constant feature is useless and becomes 0
     regression = LogisticRegression(max_iter=MAX_ITERATIONS, warm_start=True)
     found = {}
     for l2 in sorted(l2s, reverse=True):
@@ -213,7 +214,7 @@ def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[
             warnings.simplefilter("ignore", ConvergenceWarning)
             regression.fit((wide - mean) / std, labels)
         weights, biases = regression.coef_.T.copy(), regression.intercept_.copy()
-        if len(regression.classes_) == 2:  # one column, of the second label against the first
+        if len(regression.classes_) == 2:  # one column: the second class against the first
             weights = np.concatenate([np.zeros_like(weights), weights], axis=1)
             biases = np.concatenate([np.zeros_like(biases), biases])
         converged = int(regression.n_iter_.max()) < MAX_ITERATIONS
@@ -222,8 +223,7 @@ def fit(features: np.ndarray, labels: np.ndarray, l2s: Sequence[float]) -> list[
 
 
 def small_pixels(pixels: np.ndarray) -> np.ndarray:
-    """Rows (N, 3072) uint8 of 32 × 32 pixels as the means of 4 × 4 of them, (N, 192) float32: as
-    many as can be fitted soon."""
+    """Average 4 × 4 pixels in rows (N, 3072) uint8 of 32 × 32 pixels; return (N, 192) float32."""
     fold = PIXELS_SIDE // SMALL_SIDE
     blocks = pixels.reshape(len(pixels), SMALL_SIDE, fold, SMALL_SIDE, fold, 3)
     return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float32).reshape(len(pixels), -1))

@@ -1,8 +1,7 @@
-"""How well queries find the one gallery item that is right for each: recall@k, mean average
-precision, bootstrap intervals.
+"""Retrieval with one match per query: recall@k, mean average precision and bootstrap intervals.
 
-Ties count as if their order were drawn by lot, in expectation: a model that gives every image the
-same vector scores exactly chance, whatever the order of the gallery, and so do equal hashes.
+Ties count by the expectation over a random order. So a model that gives every image the same vector
+scores exactly chance, whatever the order of the gallery, and so do equal hashes.
 """
 
 # Q queries, G items of the gallery, D width, P images
@@ -18,13 +17,15 @@ import numpy as np
 ToVectors: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 QUERY_BLOCK, GALLERY_BLOCK = 1024, 4096
-TIE = 1e-6  # of a cosine; what float32 products of unit vectors are good to
+TIE = 1e-6  # the accuracy of a cosine computed in float32
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the right item stands for each query: how many items score better, how many the same
-    (itself too). (Q,) int64."""
+    """The rank of each query's match: numbers (Q,) int64 of items that score better, and the same.
+
+    The match itself is among those that score the same.
+    """
 
     better: np.ndarray
     tied: np.ndarray
@@ -34,13 +35,13 @@ class Places:
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:
-    """Rows (N, D) at unit length, float32; a row of zeros stays one."""
+    """Scale rows (N, D) to unit length, float32; a row of zeros stays zero."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.asarray(rows / np.maximum(lengths, 1e-12), np.float32)
 
 
 def unchanged(rows: np.ndarray) -> np.ndarray:
-    """The `to_vectors` of rows that are vectors already."""
+    """Return `rows`; the `to_vectors` of rows that are already vectors."""
     return rows
 
 
@@ -51,16 +52,15 @@ def find_places(
     *,
     to_vectors: ToVectors = unchanged,
 ) -> Places:
-    """Rank by inner product. queries (Q, ...) and gallery (G, ...) rows; right (Q,) the gallery row
-    each query wants.
+    """Rank the match of each query by inner product.
 
-    to_vectors: rows (N, ...) to unit rows (N, D) float32, where the rows are kept as something
-    smaller. It is given a block at a time, and scores are made a block of queries by a block of the
-    gallery at a time, so memory does not grow with Q * G.
+    queries (Q, ...) and gallery (G, ...): rows. right (Q,): the matching gallery row.
+    to_vectors: turns rows (N, ...), which may be stored in a smaller form, into unit rows (N, D)
+    float32. It is called block by block, and scores are computed block by block, so memory does not
+    grow with Q × G.
 
-    Scores within TIE of each other are the same, since their last bits depend on where in a matrix
-    they were computed. ValueError for numbers that are not finite: they would compare as neither
-    better nor worse.
+    Scores within TIE of each other tie, since their last bits depend on their position in a matrix.
+    Raises ValueError for non-finite numbers, which would be neither better nor worse.
     """
 
     def vectors(rows: np.ndarray) -> np.ndarray:
@@ -84,14 +84,12 @@ def find_places(
 
 
 def recall_at_k(places: Places, k: int) -> np.ndarray:
-    """(Q,) float64: 1 where the right item is among the first k, 0 where not; ties that reach over
-    k count by their share."""
+    """Return (Q,) float64: 1 if the match is among the first k, else 0, and a share for ties."""
     return np.asarray(np.clip((k - places.better) / places.tied, 0.0, 1.0))
 
 
 def average_precision(places: Places) -> np.ndarray:
-    """(Q,) float64. With one right item it is 1 / rank; over ties the mean of that over the ranks
-    they share."""
+    """Return (Q,) float64: 1 / rank of the match, averaged over the ranks that a tie covers."""
     harmonic = np.concatenate(
         [[0.0], np.cumsum(1 / np.arange(1, (places.better + places.tied).max(initial=0) + 1))]
     )
@@ -103,9 +101,9 @@ def average_precision(places: Places) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, *, seed: int = 0, num_resamples: int = 1000, level: float = 0.95
 ) -> tuple[float, float]:
-    """The percentile interval of a mean, drawing whole images with replacement.
+    """Return the percentile bootstrap interval of a mean, resampling whole images.
 
-    values (P, E): E queries of each of P images, whose fates hang together; (P,) is one each.
+    values (P, E): E queries of each of P images, which are not independent; or (P,), one each.
     Returns the quantiles (1 - level) / 2 and (1 + level) / 2 of `num_resamples` means.
 
         for each resample:  mean(values[rng.integers(0, P, P)])

@@ -1,13 +1,11 @@
-"""Revisited Oxford and Paris (Radenović et al., arXiv 1803.11285): Easy, Medium and Hard, as the
-published code counts them.
+"""Revisited Oxford and Paris, Easy, Medium and Hard (Radenović et al., arXiv 1803.11285).
 
-Medium takes easy and hard images for right and ignores junk; Easy ignores hard ones too; Hard
-ignores easy ones. What is ignored is taken out of the ranking. A test compares the figures with the
-definitions of revisitop's compute_map, as loops.
+In Medium, easy and hard images match and junk is ignored. Easy ignores hard images as well, and
+Hard ignores easy ones. Ignored images are removed from the ranking. A test compares the figures
+with revisitop's compute_map, written as loops.
 
-What is not of the protocol is chosen here and printed: one size, the model's own, in place of
-several scales; equal scores stand in the order of imlist; an image of the database that cannot be
-read comes last.
+The protocol leaves three choices open, which are made here and printed: one size, the model's own,
+instead of several scales; ties in the order of imlist; unreadable database images last.
 
 Letters: Q queries, G images of the database, D width, n right images.
 """
@@ -28,7 +26,7 @@ from featkit.evaluate.retrieval import ToVectors, unchanged
 from featkit.sources import Source, subset
 
 PRECISION_AT = (1, 5, 10)
-# What is right and what is ignored.
+# By setup: the kinds that match, and the kinds that are ignored.
 SETUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "easy": (("easy",), ("hard", "junk")),
     "medium": (("easy", "hard"), ("junk",)),
@@ -38,7 +36,7 @@ SETUPS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SetupScore:
-    """Means over the queries that have a right image in this setup. precision: by k, mP@k."""
+    """Means over the queries that have a match in this setup. precision: mP@k for each k."""
 
     num_queries: int
     mean_average_precision: float
@@ -47,8 +45,7 @@ class SetupScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisitedScore:
-    """One way of comparing images, by setup: easy, medium, hard; without those in which no query
-    has a right image."""
+    """Scores of one method by setup (easy, medium, hard); a setup without any match is left out."""
 
     name: str
     setups: dict[str, SetupScore]
@@ -56,8 +53,7 @@ class RevisitedScore:
 
 @dataclass(frozen=True, kw_only=True)
 class RevisitedReport:
-    """The model's score comes first. size: height and width in pixels that every image was
-    brought to."""
+    """The result; the model's score comes first. size: (height, width) in pixels of all images."""
 
     num_images: int
     num_queries: int
@@ -73,11 +69,11 @@ def evaluate_revisited(
     *,
     on_progress: OnProgress = no_progress,
 ) -> RevisitedReport:
-    """Rank the database for each query, cropped to its box; both lie in `source`, by their names
-    without folder and suffix.
+    """Rank the database for each query, cropped to its box.
 
-    Memory as for embedding.embed_images. InputError for a name that `source` does not have or has
-    twice, and for a query that cannot be read.
+    Both are found in `source` by name, without folder and suffix. Memory is that of
+    `embedding.embed_images`. Raises InputError if `source` lacks a name or has it twice, and if a
+    query cannot be read.
     """
     places = _places(source, truth)
     boxes = [query.box for query in truth.queries]
@@ -90,7 +86,7 @@ def evaluate_revisited(
     queries = embed_images(asked, model, int, failures, box=box, on_progress=on_progress)
     if failures:
         raise InputError(
-            f"A query cannot be read, and without it no figure is the protocol's: {failures[0][1]}"
+            f"A query cannot be read, and the protocol needs all of them: {failures[0][1]}"
         )
     gallery = embed_images(
         database,
@@ -100,9 +96,7 @@ def evaluate_revisited(
         on_progress=lambda done, failed: on_progress(len(asked) + done, failed),
     )
     if not len(gallery):
-        raise InputError(
-            f"{source.name} has no image of the database that can be read; {failures[0][1]}"
-        )
+        raise InputError(f"{source.name} has no readable image of the database; {failures[0][1]}")
     gallery_mean = gallery.pixels.mean(axis=0, dtype=np.float64)
     scores = []
     methods: list[tuple[str, np.ndarray, np.ndarray, ToVectors]] = [
@@ -132,7 +126,7 @@ def evaluate_revisited(
 
 
 def score_setups(ranks: list[np.ndarray], queries: list[Query]) -> dict[str, SetupScore]:
-    """Figures of the three setups. ranks: for each query the database's places (G,), the best
+    """Return the scores of the three setups. ranks: for each query, database rows (G,), best
     first."""
     scores = {}
     for setup, (rights, ignoreds) in SETUPS.items():
@@ -158,8 +152,7 @@ def score_setups(ranks: list[np.ndarray], queries: list[Query]) -> dict[str, Set
 
 
 def places_without(ranking: np.ndarray, right: np.ndarray, ignored: np.ndarray) -> np.ndarray:
-    """Where the right images (n,) stand in a ranking (G,), from 0 and rising, once the ignored
-    ones are taken out of it."""
+    """Return the ranks of the matches (n,), from 0 and ascending, with ignored images removed."""
     place = np.empty(len(ranking), np.int64)
     place[ranking] = np.arange(len(ranking))
     found = np.sort(place[right])
@@ -167,8 +160,9 @@ def places_without(ranking: np.ndarray, right: np.ndarray, ignored: np.ndarray) 
 
 
 def trapezoid_precision(places: np.ndarray) -> float:
-    """Average precision of right images at places (n,), from 0 and rising: the area under the
-    line through both precisions.
+    """Return the average precision of matches at ranks (n,), from 0 and ascending.
+
+    It is the area under the precision-recall curve, by the trapezoidal rule:
 
     mean over j of  (before[j] + after[j]) / 2
     before[j] = j / places[j], and 1 at place 0;  after[j] = (j + 1) / (places[j] + 1)
@@ -179,8 +173,9 @@ def trapezoid_precision(places: np.ndarray) -> float:
 
 
 def precision_at(places: np.ndarray, k: int) -> float:
-    """Share of right images among the first k; of fewer where the last right one, at places (n,)
-    from 0, stands before k.
+    """Return the share of matches, at ranks (n,) from 0, among the first k.
+
+    If the last match comes before rank k, only the images up to it count:
 
     sum(places < last) / last  with  last = min(k, max(places) + 1)
     """
@@ -189,20 +184,20 @@ def precision_at(places: np.ndarray, k: int) -> float:
 
 
 def _places(source: Source, truth: GroundTruth) -> dict[str, int]:
-    """The source's number of each name. InputError for names that are missing, or stand twice."""
+    """Return the source's index of each name. Raises InputError for missing or repeated names."""
     needed = {*truth.names, *(query.name for query in truth.queries)}
     found: dict[str, int] = {}
     for number in range(len(source)):
         name = PurePosixPath(source.key(number)).stem
         if name in needed and found.setdefault(name, number) != number:
             raise InputError(
-                f"{source.name} has {name} twice, {source.key(found[name])} and"
+                f"{source.name} has {name} twice, as {source.key(found[name])} and"
                 f" {source.key(number)}; keep one."
             )
     missing = sorted(needed - set(found))
     if missing:
         raise InputError(
             f"{source.name} lacks {len(missing):,} of the {len(needed):,} images that the ground"
-            f" truth names, such as {missing[0]!r}; name the folder that they are unpacked in."
+            f" truth names, such as {missing[0]!r}; give the folder that they were extracted to."
         )
     return found

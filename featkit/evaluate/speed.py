@@ -1,8 +1,7 @@
-"""How fast the engines run a model here, beside what this machine can do at all.
+"""Measure how fast engines run a model on this machine, and the machine's own limit.
 
-Runs take turns, so that whatever else the machine does hits all of them, and the median turn
-counts. A turn is what the batch job does: as many callers at once as there are processors, each
-with its batch and one thread.
+Runs take turns, so other load affects all of them alike, and the median turn counts. A turn does
+what the batch job does: one caller per CPU, each with its own batch and a single thread.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit.modelfile import read_manifest
 
 ROUNDS = 5
-MATRIX_SIDE = 1536  # its products take some 20 to 100 ms on a few cores
+MATRIX_SIDE = 1536  # one product takes 20 to 100 ms on a few cores
 MATRIX_ROUNDS = 20
 CHILD_TIMEOUT_S = 600.0
-# Whichever library numpy multiplies with reads one of these when it is loaded.
+# The library that numpy multiplies with reads one of these when it is loaded.
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -45,11 +44,9 @@ def images_per_second(
     callers: int,
     rounds: int = ROUNDS,
 ) -> dict[Run, float]:
-    """The median rate of each, of so many turns of `seconds` / `rounds`, and one before that does
-    not count.
+    """Return each run's median rate over `rounds` turns of `seconds` / `rounds`, after a warmup.
 
-    images: (N, H, W, 3) uint8, of which a call takes the first few. embedders: each made with
-    threads=1.
+    embedders: each with threads=1. images: (N, H, W, 3) uint8; a call uses the first batch of them.
     """
     batches = {run: images[: embedder.batch_size] for run, embedder in embedders.items()}
     rates: dict[Run, list[float]] = {run: [] for run in embedders}
@@ -64,7 +61,7 @@ def images_per_second(
 
 
 def _turn(embedder: Embedder, images: np.ndarray, *, seconds: float, callers: int) -> float:
-    """Images a second of callers that begin no call after `seconds`, each with one at least."""
+    """Return images per second; callers start no call after `seconds`, but make at least one."""
     counts = [0] * callers
     errors: list[BaseException] = []
     started = time.perf_counter()
@@ -90,8 +87,7 @@ def _turn(embedder: Embedder, images: np.ndarray, *, seconds: float, callers: in
 
 
 def multiply_adds(model: Path) -> int | None:
-    """Multiplications with an addition that an image of the native size takes; None without
-    openvino, which counts them."""
+    """Return the multiply-adds per image of the native size, or None without openvino."""
     if not is_installed(OPENVINO):
         return None
     from featkit.backends.openvino import num_multiply_adds
@@ -99,27 +95,25 @@ def multiply_adds(model: Path) -> int | None:
     geometry = read_manifest(model).geometry
     try:
         return num_multiply_adds(model, height=geometry.height, width=geometry.width)
-    except RuntimeError:  # OpenVINO does not know an operator of it
+    except RuntimeError:  # the graph has an operator that OpenVINO does not know
         return None
 
 
 def memory_bytes(model: Path, run: Run) -> int:
-    """What a process grows by when it opens the session and runs a batch, the engine's own code
-    included.
+    """Return the growth of a process that opens the session and runs a batch, engine included.
 
-    FeatkitError when it does not end well.
+    Raises FeatkitError if the process fails.
     """
     return int(_in_child("memory", str(model), str(run), threads=1))
 
 
 def matrix_flops(threads: int) -> float:
-    """Operations a second of numpy's float32 matrix product with so many threads: what float32
-    inference stays below."""
+    """Return operations per second of numpy's float32 matrix product, a bound for inference."""
     return float(_in_child("matrix", threads=threads))
 
 
 def _in_child(*arguments: str, threads: int) -> str:
-    """What a process of its own prints, whose libraries are loaded with so many threads."""
+    """Return the last line that a subprocess prints; its libraries use `threads` threads."""
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     command = [
         sys.executable,
@@ -138,18 +132,18 @@ def _in_child(*arguments: str, threads: int) -> str:
         )
     except subprocess.TimeoutExpired as error:
         raise EnvironmentProblem(
-            f"Measuring did not end within {CHILD_TIMEOUT_S:.0f} s; try a smaller model."
+            f"The measurement did not finish within {CHILD_TIMEOUT_S:.0f} s; try a smaller model."
         ) from error
     except subprocess.CalledProcessError as error:
-        last = (error.stderr.strip().splitlines() or ["without a word"])[-1]
+        last = (error.stderr.strip().splitlines() or ["it printed nothing"])[-1]
         raise FeatkitError(
-            f"A process that measured {arguments[0]} ended with {error.returncode}: {last}."
+            f"The process that measures {arguments[0]} exited with {error.returncode}: {last.rstrip('.')}."
         ) from error
     return done.stdout.strip().splitlines()[-1]
 
 
 def child() -> None:
-    """What runs in a process of its own: `memory MODEL RUN` or `matrix`. Prints one number."""
+    """Run in a subprocess: `memory MODEL RUN` or `matrix`. Print one number."""
     if sys.argv[1] == "matrix":
         print(_matrix_flops())
         return
@@ -171,11 +165,11 @@ def _matrix_flops() -> float:
         started = time.perf_counter()
         a @ b
         seconds.append(time.perf_counter() - started)
-    return 2 * MATRIX_SIDE**3 / min(seconds[1:])  # a limit, so the best of them
+    return 2 * MATRIX_SIDE**3 / min(seconds[1:])  # the best, since it serves as an upper bound
 
 
 def _resident_bytes() -> int:
-    """Memory of this process that is in RAM; its peak so far where the system has no /proc."""
+    """Return this process's resident memory, or its peak on a system without /proc."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

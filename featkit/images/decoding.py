@@ -241,7 +241,7 @@ def _refusal(data: bytes, name: str, error: Exception) -> InputError:
 
 
 def _may_need_plugin(data: bytes) -> bool:
-    """Return whether the first bytes might need a plugin; a cheap test that skips common formats."""
+    """Return whether the first bytes might need a plugin; a cheap test for common formats."""
     start = data[:4]
     return (
         start[:2] != b"\xff\xd8"

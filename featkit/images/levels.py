@@ -81,7 +81,7 @@ def _finite(levels: np.ndarray) -> np.ndarray:
 
 
 def _blocks(levels: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield blocks of rows of (H, ...), so that only a block at a time is copied to a wider type."""
+    """Yield blocks of rows of (H, ...), so only one block at a time is copied to a wider type."""
     rows = max(1, BLOCK_LEVELS // max(1, levels[:1].size))
     for start in range(0, len(levels), rows):
         yield slice(start, start + rows), levels[start : start + rows]

@@ -257,7 +257,10 @@ def _mended_webp(data: bytes) -> bytes:
 # The TIFF tags that say where the pixels are and what they mean.
 _IMAGE_TAGS = frozenset(
     int(tag)
-    for tag in "254 256 257 258 259 262 266 273 274 277 278 279 284 292 293 317 320 322 323 324 325 338 339 347 529 530 531 532".split()
+    for tag in (
+        "254 256 257 258 259 262 266 273 274 277 278 279 284 292 293 317 320 322 323 324 325 338"
+        " 339 347 529 530 531 532"
+    ).split()
 )
 
 

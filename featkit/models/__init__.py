@@ -10,7 +10,7 @@ DEFAULT_MODEL = "featkit-tiny"
 
 
 def default_model_path() -> Path:
-    """Where featkit-tiny lies. EnvironmentProblem when this installation came without it."""
+    """Return the path of featkit-tiny. Raises EnvironmentProblem if it is not installed."""
     path = Path(__file__).with_name(f"{DEFAULT_MODEL}.onnx")
     if not path.is_file():
         raise EnvironmentProblem(

@@ -136,7 +136,7 @@ def test_the_index_is_all_that_a_server_needs(line: Path, tmp_path: Path) -> Non
             assert server.stdout is not None
             address = re.search(r"http://127\.0\.0\.1:\d+", server.stdout.readline())
             assert address is not None
-            image = (line / "pictures/005.jpg").read_bytes()
+            image = (line / "images/005.jpg").read_bytes()
             boundary = "featkit-test"
             head = (
                 f'--{boundary}\r\nContent-Disposition: form-data; name="files";'

@@ -196,7 +196,7 @@ def test_weights_beside_the_file_come_along_in_a_folder_called_model_onnx(
     np.testing.assert_array_equal(*vectors)
     assert config_of(folder).max_batch_size == 64
     (tmp_path / manifest.external.file).write_bytes(b"other")
-    with refused(manifest.external.file, "copy both files together"):
+    with refused(manifest.external.file, "copy both files"):
         write_triton(tmp_path / "m.onnx", tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
 

@@ -129,7 +129,7 @@ def test_nodes_are_counted_as_onnx_counts_them(model: Path, tmp_path: Path) -> N
 )
 def test_nodes_of_what_is_no_graph_are_not_counted(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
-    with refused("m.onnx is no ONNX file whose graph can be read"):
+    with refused("m.onnx is not an ONNX file with a readable graph"):
         count_nodes(tmp_path / "m.onnx")
 
 
@@ -145,7 +145,7 @@ def test_reading_needs_neither_onnx_nor_a_session(model: Path) -> None:
 def test_a_foreign_onnx_file_is_refused(model: Path, tmp_path: Path) -> None:
     path = with_manifest(model, tmp_path / "foreign.onnx", None, author="someone")
     with refused(
-        f"{path} is not a featkit model file: it has no `featkit` manifest; make one with `featkit"
+        f"{path} is not a featkit model file: it has no `featkit` manifest; convert it with `featkit"
         " export`."
     ):
         read_manifest(path)
@@ -161,7 +161,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 )
 def test_what_is_no_onnx_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
-    with refused(f"{tmp_path}/m.onnx is not a featkit model file: it is no ONNX file ("):
+    with refused(f"{tmp_path}/m.onnx is not a featkit model file: it is not an ONNX file ("):
         read_manifest(tmp_path / "m.onnx")
 
 
@@ -374,9 +374,9 @@ def test_a_copy_takes_weights_along_under_their_own_name(model: Path, tmp_path: 
     [
         (
             None,
-            "0123.weights is missing, which holds the weights of m.onnx; copy both files together",
+            "0123.weights, which holds the weights of m.onnx, is missing; copy both files",
         ),
-        (b"number", "0123.weights has 6 bytes, not the 7 of the weights of m.onnx"),
+        (b"number", "0123.weights has 6 bytes, but the weights of m.onnx have 7"),
         (b"numberz", "0123.weights is damaged: it is not what m.onnx was written with"),
     ],
 )

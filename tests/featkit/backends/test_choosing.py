@@ -468,7 +468,9 @@ def test_large_files_are_measured_one_after_the_other(
 
 
 def test_nothing_that_is_accepted_is_an_environment_problem(model: Path) -> None:
-    with refused(model, "cannot be run here", "featkit[openvino]", error=EnvironmentProblem):
+    with refused(
+        model, "compatible with those already stored", "featkit[openvino]", error=EnvironmentProblem
+    ):
         chosen(model, accepts=lambda _run: False)
 
 

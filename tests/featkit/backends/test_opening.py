@@ -75,13 +75,12 @@ def test_weights_beside_the_file_must_be_there_in_full(model: Path) -> None:
     check_weights(model, read_manifest(model))
     with refused(
         model.parent / "m.onnx.data",
-        "is missing, which holds the weights of m.onnx; copy both files together",
+        "which holds the weights of m.onnx, is missing; copy both files",
     ):
         check_weights(model, with_weights(model, 5))
     (model.parent / "m.onnx.data").write_bytes(b"1234")
     with refused(
-        "m.onnx.data has 4 bytes, not the 5 of the weights of m.onnx; copy both files together"
-        " again."
+        "m.onnx.data has 4 bytes, but the weights of m.onnx have 5; copy both files again."
     ):
         check_weights(model, with_weights(model, 5))
     check_weights(model, with_weights(model, 4))
@@ -89,5 +88,5 @@ def test_weights_beside_the_file_must_be_there_in_full(model: Path) -> None:
 
 def test_an_embedder_asks_for_them(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featkit.embedder.read_manifest", lambda path: with_weights(path, 5))
-    with refused("m.onnx.data is missing"):
+    with refused("m.onnx.data", "is missing"):
         Embedder(model)

@@ -328,7 +328,7 @@ def test_what_cannot_be_trained_ends_with_one_sentence_and_leaves_no_run(
 
 
 def test_images_without_labels_are_refused_with_what_to_do(folder: Path, tmp_path: Path) -> None:
-    for name in ("pictures/red", "images"):
+    for name in ("images/red", "images"):
         words = [
             "train",
             "born-again",

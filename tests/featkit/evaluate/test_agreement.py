@@ -107,5 +107,5 @@ def test_several_runs_are_compared_in_one_pass(folder: Path, reference: Embedder
 
 
 def test_one_image_is_not_enough(folder: Path, reference: Embedder) -> None:
-    with refused("has 1 readable images; runs are compared on at least 2."):
+    with refused("has 1 readable images; comparing runs takes at least 2."):
         compare_runs(subset(open_source(folder / "images"), [0, COUNT]), reference, [reference])

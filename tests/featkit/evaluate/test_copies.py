@@ -212,7 +212,7 @@ def test_fewer_than_two_images_are_refused(
     draw_folder(tmp_path, num_readable)
     (tmp_path / "bad.jpg").write_bytes(b"no image")
     with pytest.raises(
-        InputError, match=f"{num_readable} readable images; copies are found among at least 2"
+        InputError, match=f"{num_readable} readable images; finding copies takes at least 2"
     ):
         evaluate_copies(open_source(tmp_path), embedder)
 

@@ -93,7 +93,7 @@ def test_a_pickle_that_names_anything_else_is_refused_and_runs_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"imlist": [Runs(*call)]}))
-    with refused("a.pkl names", call[0].__name__, "convert it to JSON"):
+    with refused("a.pkl names", call[0].__name__, "convert the file to JSON"):
         read_ground_truth(tmp_path / "a.pkl")
     assert not (tmp_path / "ran").exists()
 
@@ -129,10 +129,10 @@ def test_what_a_pickle_sets_on_a_stand_in_does_not_last(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1, 40, 200])
 def test_a_pickle_that_is_cut_short_or_no_pickle_is_one_sentence(size: int, tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(published(arrays=True))[:size])
-    with refused("a.pkl is no ground truth that can be read"):
+    with refused("a.pkl is not a readable ground truth"):
         read_ground_truth(tmp_path / "a.pkl")
     (tmp_path / "a.json").write_bytes(b"{" * size)
-    with refused("a.json is no ground truth that can be read"):
+    with refused("a.json is not a readable ground truth"):
         read_ground_truth(tmp_path / "a.json")
 
 
@@ -153,14 +153,14 @@ def test_damaged_pickles_end_in_nothing_but_an_input_error(tmp_path: Path) -> No
     [
         ({"imlist": None}, "no list imlist"),
         ({"imlist": ["a", "a", "b"]}, "imlist has a name twice"),
-        ({"imlist": [1, 2, 3]}, "imlist is no list of names"),
+        ({"imlist": [1, 2, 3]}, "imlist is not a list of names"),
         ({"qimlist": ["q", "r"]}, "qimlist has 2 queries and gnd 1"),
         ({"gnd": [7]}, "is a int, not a dict"),
-        ({"easy": [3]}, "easy that are no places among the 3 names"),
-        ({"easy": [-1]}, "no places"),
-        ({"easy": [1.0]}, "no places"),
-        ({"easy": [True]}, "no places"),
-        ({"hard": [2]}, "names a place twice"),
+        ({"easy": [3]}, "easy outside the 3 names"),
+        ({"easy": [-1]}, "outside the 3 names"),
+        ({"easy": [1.0]}, "outside the 3 names"),
+        ({"easy": [True]}, "outside the 3 names"),
+        ({"hard": [2]}, "lists a position twice"),
         ({"junk": {}}, "no list junk"),
         ({"bbx": [1, 2, 3]}, "bbx"),
         ({"bbx": [5, 2, 3, 4]}, "bbx"),
@@ -185,5 +185,5 @@ def test_a_file_that_is_not_there_or_too_large_is_said(
         read_ground_truth(tmp_path / "none.pkl")
     monkeypatch.setattr("featkit.evaluate.ground_truth.MAX_BYTES", 3)
     (tmp_path / "a.pkl").write_bytes(b"four")
-    with refused("has 4 bytes", "the limit is 3"):
+    with refused("has 4 bytes", "the limit of 3"):
         read_ground_truth(tmp_path / "a.pkl")

@@ -134,7 +134,7 @@ def test_what_is_no_neighborhood_is_refused() -> None:
     rows = np.eye(2)
     with pytest.raises(ValueError, match="0 neighbors"):
         nearest(rows, rows, 0)
-    with pytest.raises(ValueError, match="of 0 vectors"):
+    with pytest.raises(ValueError, match="among 0 vectors"):
         nearest(rows, rows[:0], 3)
     with pytest.raises(ValueError, match="finite"):
         nearest(np.array([[np.nan, 1.0]]), rows, 1)

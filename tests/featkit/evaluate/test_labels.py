@@ -55,7 +55,7 @@ def test_progress_counts_both_parts_and_images_without_a_label_are_left_out(
         on_progress=lambda *counts: seen.append(counts),
     )
     assert (len(pair.train), len(pair.test)) == (2, 2)
-    assert failures == [("b.parquet/1", "b.parquet/1 has nothing in its column label.")]
+    assert failures == [("b.parquet/1", "b.parquet/1 has no value in the column label.")]
     assert seen == [(2, 0), (5, 1)]
 
 
@@ -63,7 +63,7 @@ def test_a_column_that_is_not_there_is_answered_by_those_that_are(tmp_path: Path
     source = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1]))
     with refused("a.tar has no column kind", "only folder, class"):
         find_column(source, "kind")
-    with refused("no column label, and nothing else", "into a folder for each kind"):
+    with refused("no column label, and no other", "into one folder per class"):
         find_column(open_source(draw_folder(tmp_path / "flat", 2)), "label")
     assert find_column(source, "folder") == "folder"
 

@@ -152,5 +152,5 @@ def test_the_report_says_what_was_chosen_and_both_parts_classify_colors(
 
 def test_one_label_alone_is_refused(tmp_path: Path, model_file: Path) -> None:
     source = open_source(write_kinds_folder(tmp_path / "one", [1, 1]))
-    with refused("one has the one label green"):
+    with refused("one has the single label green"):
         evaluate_linear(source, source, Embedder(model_file, threads=1))

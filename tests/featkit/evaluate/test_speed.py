@@ -92,7 +92,7 @@ def test_a_session_takes_memory(run: Run) -> None:
 def test_what_ends_badly_in_its_own_process_is_an_error_that_says_so(tmp_path: Path) -> None:
     with pytest.raises(
         FeatkitError,
-        match=r"A process that measured memory ended with 1: .*none.onnx does not exist",
+        match=r"The process that measures memory exited with 1: .*none.onnx does not exist",
     ):
         memory_bytes(tmp_path / "none.onnx", ONNXRUNTIME_FP32)
 

@@ -160,8 +160,8 @@ def test_evaluate_of_the_last_images_leaves_the_others_out(
             ["images", "--model", "m.onnx", "--last", "-3"],
             "--last is -3; it has to be 1 or more.",
         ),
-        (["pictures/bad.jpg", "--model", "m.onnx"], "0 readable images"),
-        (["pictures/000.jpg", "--model", "m.onnx"], "1 readable images"),
+        (["images/bad.jpg", "--model", "m.onnx"], "0 readable images"),
+        (["images/000.jpg", "--model", "m.onnx"], "1 readable images"),
     ],
 )
 def test_what_cannot_be_measured_ends_with_2_and_one_sentence(

@@ -43,7 +43,7 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
         " 0.07)." in lines
     )
     assert "Labels that no training image has: 1 test image." in lines
-    assert lines[-1] == "b.parquet/2  b.parquet/2 has nothing in its column label."
+    assert lines[-1] == "b.parquet/2  b.parquet/2 has no value in the column label."
 
 
 def test_a_column_is_chosen_of_the_part_that_has_it(

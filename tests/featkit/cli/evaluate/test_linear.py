@@ -60,7 +60,7 @@ def test_one_label_is_refused_in_one_sentence(tmp_path: Path, model: Path) -> No
     folder = write_kinds_folder(tmp_path / "one", [0, 0])
     said = run_featkit("evaluate", "linear", folder, folder, "--model", model)
     assert (said.code, is_one_sentence(said)) == (2, True)
-    assert "has the one label red" in said.error
+    assert "has the single label red" in said.error
 
 
 def test_without_scikit_learn_it_says_what_to_install(
