@@ -106,7 +106,7 @@ def loss_of(method: MomentumTeacher, crops: Crops) -> Tensor:
     """Teacher, student and losses; of the patches the cross-entropy, which is what iBOT's loss
     keeps."""
     with torch.no_grad():
-        teacher = method.teacher(crops.global_crops, places=crops.places)
+        teacher = method.teacher(crops.global_crops, patch_indices=crops.places)
         class_probs, patch_probs = (
             teacher.class_logits.softmax(dim=-1),
             teacher.patch_logits.softmax(dim=-1),
@@ -114,7 +114,7 @@ def loss_of(method: MomentumTeacher, crops: Crops) -> Tensor:
     student = method.student(
         crops.global_crops,
         crops.local_crops,
-        places=crops.places,
+        patch_indices=crops.places,
         masks=crops.masks if method.patch_loss else None,
     )
     loss = dino_loss(student.class_logits, class_probs, student_temp=0.1)

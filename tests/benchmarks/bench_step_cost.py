@@ -23,7 +23,7 @@ import torch
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
 from featkit_train.configure import configure
-from featkit_train.images.batches import Crops
+from featkit_train.images.crops import Crops
 from featkit_train.processes.device import pick_autocast
 from featkit_train.settings import parse_settings
 from tests.benchmarks.flops import ProductsOf, Rate, best_rate, count_flops, measure_products

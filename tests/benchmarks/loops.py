@@ -12,7 +12,8 @@ import torch
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.images.batches import Crops, crop_loader
+from featkit_train.images.batches import crop_loader
+from featkit_train.images.crops import Crops
 from featkit_train.images.loading import batches_of
 from featkit_train.loop import Run
 from featkit_train.methods import Labels

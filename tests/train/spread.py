@@ -22,7 +22,9 @@ from featkit.sources import open_source
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import Progress, load_checkpoint, save_checkpoint
 from featkit_train.engine.step import Engine, seeded_weights
-from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.images.batches import crop_loader
+from featkit_train.images.crops import CropDataset, Crops
+from featkit_train.images.order import EpochOrder
 from featkit_train.log import Log
 from featkit_train.loop import train
 from featkit_train.methods import METHODS, Labels, Supervised
@@ -134,17 +136,17 @@ class Player:
             color=self.config.color,
             seed=0,
             cache_bytes=1 << 28,
-            extra=self.engine.extra_views(),
+            spec=self.engine.crop_spec(),
         )
         order = EpochOrder(
-            dataset.numbers,
+            dataset.indices,
             batch_size=self.config.run.batch_size,
             seed=0,
             first_step=first_step,
             last_step=STEPS,
             rank=self.world.rank,
             size=self.world.size,
-            parts=self.config.engine.accumulate,
+            micro_batches=self.config.engine.accumulate,
         )
         return iter(crop_loader(dataset, order, workers=0))
 

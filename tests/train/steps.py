@@ -14,7 +14,9 @@ import torch
 from featkit.sources import open_source
 from featkit_train.config import TrainConfig
 from featkit_train.engine.step import Engine
-from featkit_train.images.batches import CropDataset, Crops, EpochOrder, crop_loader
+from featkit_train.images.batches import crop_loader
+from featkit_train.images.crops import CropDataset, Crops
+from featkit_train.images.order import EpochOrder
 from featkit_train.log import Log
 from featkit_train.methods import Labels
 from featkit_train.processes.device import pick_autocast
@@ -55,7 +57,7 @@ def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
         color=config.color,
         seed=run.seed,
         cache_bytes=run.cache_bytes,
-        extra=engine.extra_views(),
+        spec=engine.crop_spec(),
     )
     shares = [resolution.share for resolution in config.crops.resolutions] or (1.0,)
     order = EpochOrder(

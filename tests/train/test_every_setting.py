@@ -27,7 +27,7 @@ from featkit.sources import Source, open_source, subset
 from featkit_train.config import IbotConfig, TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.step import Engine
-from featkit_train.images.batches import CropDataset, Crops
+from featkit_train.images.crops import CropDataset, Crops
 from featkit_train.labeled import born_again, rounds, self_training
 from featkit_train.labeled.course import CourseEars
 from featkit_train.log import Log
@@ -250,7 +250,7 @@ def drawn_batches(config: TrainConfig, engine: Engine) -> list[Crops]:
         config.color,
         config.run.seed,
         config.run.batch_size,
-        engine.extra_views(),
+        engine.crop_spec(),
     )
     if key not in _batches:
         _batches[key] = batches(config, engine, steps=STEPS)

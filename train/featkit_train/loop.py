@@ -29,16 +29,10 @@ from featkit_train.engine.checkpoints import (
 )
 from featkit_train.engine.failures import explained, way_on
 from featkit_train.engine.step import Engine
-from featkit_train.images.batches import (
-    LEAST_TO_HOLD_OUT,
-    CropDataset,
-    Crops,
-    EpochOrder,
-    crop_loader,
-    split_held_out,
-    workers_within_memory,
-)
+from featkit_train.images.batches import crop_loader, workers_within_memory
+from featkit_train.images.crops import CropDataset, Crops
 from featkit_train.images.loading import WorkerLost, batches_of
+from featkit_train.images.order import LEAST_TO_HOLD_OUT, EpochOrder, split_held_out
 from featkit_train.log import Log
 from featkit_train.methods import Labels
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
@@ -184,7 +178,7 @@ class Run:
             last_step=run.steps,
             rank=world.rank,
             size=world.size,
-            parts=config.engine.accumulate,
+            micro_batches=config.engine.accumulate,
             shares=[resolution.share for resolution in config.crops.resolutions] or (1.0,),
             num_views=config.crops.fixed_views,
             locality=locality_of(source),
@@ -205,8 +199,8 @@ class Run:
             color=config.color,
             seed=run.seed,
             cache_bytes=run.cache_bytes,
-            numbers=np.unique(self.numbers),
-            extra=self.engine.extra_views(),
+            indices=np.unique(self.numbers),
+            spec=self.engine.crop_spec(),
         )
         data = {
             "names": source.name,
@@ -337,7 +331,7 @@ class Run:
                 log = self.engine.step(crops, step)
                 self.progress.step = step = step + 1
                 meter.finished_step()
-                self._unreadable_here += crops.num_unreadable
+                self._unreadable_here += int(crops.num_unreadable.sum())
                 if step % RANK_EVERY == 0 or step % config.log_every == 0:
                     log |= self._rank()
                 self._judge(watch, step, log)

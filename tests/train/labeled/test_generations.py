@@ -15,7 +15,7 @@ import torch
 from featkit.errors import InputError, Interrupted
 from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
-from featkit_train.images.batches import CropDataset
+from featkit_train.images.crops import CropDataset
 from featkit_train.labeled import born_again, teacher_logits
 from featkit_train.labeled.course import CourseEars
 from featkit_train.watching.standing import Standing, read_standing
@@ -248,7 +248,7 @@ def test_other_images_and_other_settings_are_refused_on_resume(
 def test_a_second_view_of_one_image_is_another_one(images: Source) -> None:
     small = config("crops.fixed_views=2")
     dataset = CropDataset(images, crops=small.crops, color=small.color, seed=0, cache_bytes=1 << 20)
-    first, second, again = (dataset[view, 3, 0].global_images for view in (0, 1, 0))
+    first, second, again = (dataset[view, 3, 0].global_crops.images for view in (0, 1, 0))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, second)
 

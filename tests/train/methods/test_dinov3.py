@@ -93,7 +93,7 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
             row += 1
     if method.gram_teacher is not None:
         with torch.no_grad():
-            anchors = method.gram_teacher(views.gram.flatten(0, 1)).patch_tokens
+            anchors = method.gram_teacher(views.gram_crops.flatten(0, 1)).patch_tokens
         of_images = [
             gram_loss(seen.patch_tokens[n : n + 1], anchors[n : n + 1]) for n in range(2 * BATCH)
         ]
@@ -235,7 +235,7 @@ def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Pa
     method.gram_teacher.load_state_dict(backbone.state_dict())
     views = random_views(gram_size=64)
     result, _ = take_step(method, views, step=0)
-    crops = views.gram.flatten(0, 1)
+    crops = views.gram_crops.flatten(0, 1)
     channels = [
         torch.tensor(values).view(3, 1, 1) for values in (method.mean, method.std, MEAN, STD)
     ]

@@ -89,7 +89,7 @@ def some_views(places: tuple[tuple[int, int], ...] = PLACES, *, seed: int = 0) -
         torch.zeros(1, 0, 4, 4, dtype=torch.bool),
         torch.zeros(0, dtype=torch.int64),
         none,
-        torch.tensor(places),
+        torch.tensor(places).T,
     )
 
 

@@ -76,7 +76,7 @@ def random_views(
             if gram_size
             else torch.zeros(0, 1, 3, 1, 1)
         ),
-        torch.stack([torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)], dim=1),
+        torch.stack([torch.arange(BATCH), torch.zeros(BATCH, dtype=torch.int64)]),
     )
 
 

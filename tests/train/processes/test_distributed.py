@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from featkit.errors import InputError
 from featkit.sources import open_source
 from featkit_train.engine.checkpoints import STATE_FILE, load_checkpoint
-from featkit_train.images.batches import EpochOrder
+from featkit_train.images.order import EpochOrder
 from featkit_train.loop import train
 from featkit_train.processes.distributed import ALONE
 from tests.images import draw_folder
@@ -236,7 +236,7 @@ def test_processes_share_each_part_of_a_batch_and_load_nothing_else(parts: int) 
             last_step=4,
             rank=rank,
             size=size,
-            parts=parts,
+            micro_batches=parts,
         )
         return [[number for _, number, *_ in batch] for batch in order]
 
@@ -253,4 +253,6 @@ def test_processes_share_each_part_of_a_batch_and_load_nothing_else(parts: int) 
         InputError,
         match=r"cannot be shared by 2 processes alike, each in engine\.accumulate 4 parts",
     ):
-        EpochOrder(np.arange(20), batch_size=12, seed=0, first_step=0, last_step=1, size=2, parts=4)
+        EpochOrder(
+            np.arange(20), batch_size=12, seed=0, first_step=0, last_step=1, size=2, micro_batches=4
+        )

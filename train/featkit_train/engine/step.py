@@ -20,7 +20,7 @@ from torch.distributed.fsdp import FSDPModule
 from featkit_train.config import TrainConfig
 from featkit_train.engine.optimizer import clip_gradients, make_optimizer, set_schedules
 from featkit_train.images.augment import as_seen
-from featkit_train.images.batches import Crops, ExtraViews
+from featkit_train.images.crops import Crops, CropSpec
 from featkit_train.log import Log
 from featkit_train.methods import Generators, Labels, Method, Views, make_method
 from featkit_train.networks.base import Backbone
@@ -76,10 +76,10 @@ class Engine:
         self.class_tokens: Tensor | None = None  # (B, D) of the last step's first global crops
         self._learner: nn.Module | None = None
 
-    def extra_views(self) -> ExtraViews:
+    def crop_spec(self) -> CropSpec:
         """What the method needs beside crops."""
         masks = self.config.ibot if self.method.patch_loss else None
-        return ExtraViews(
+        return CropSpec(
             num_global=self.method.num_global,
             local=self.method.local_crops,
             patch=self.method.result.patch,
@@ -101,8 +101,8 @@ class Engine:
             images_per_step=run.batch_size,
             phase_start=self.method.phase_start(step),
         )
-        size = crops.global_images.shape[1] // parts
-        views = [self.views(crops.part(number, size)) for number in range(parts)]
+        size = crops.num_images // parts
+        views = [self.views(crops.micro_batch(number, size=size)) for number in range(parts)]
         with self._autocast():
             targets, watched = self.method.make_targets(
                 [self.method.teacher_forward(part) for part in views], step=step
@@ -137,12 +137,12 @@ class Engine:
     def views(self, crops: Crops) -> Views:
         """Crops as the method takes them: colored, normalized, on the device."""
         return Views(
-            self._appear(crops.global_images, crops.global_appearance),
-            self._appear(crops.local_images, crops.local_appearance),
-            crops.masks.to(self.device, non_blocking=True),
-            crops.masks.flatten().nonzero().flatten().to(self.device, non_blocking=True),
-            self._appear(crops.gram_images, None),
-            crops.places.to(self.device, non_blocking=True),
+            global_crops=self._appear(*crops.global_crops),
+            local_crops=self._appear(*crops.local_crops),
+            masks=crops.masks.to(self.device, non_blocking=True),
+            masked=crops.masks.flatten().nonzero().flatten().to(self.device, non_blocking=True),
+            gram_crops=self._appear(crops.gram_images, None),
+            indices=crops.indices.to(self.device, non_blocking=True),
         )
 
     def result(self) -> Backbone:

@@ -15,7 +15,7 @@ from featkit.sources import Source, concatenate, subset
 from featkit.sources.base import is_image
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
-from featkit_train.images.batches import LEAST_TO_HOLD_OUT, split_held_out
+from featkit_train.images.order import LEAST_TO_HOLD_OUT, split_held_out
 from featkit_train.methods.supervised import codes_of
 
 

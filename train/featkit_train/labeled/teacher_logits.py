@@ -16,13 +16,8 @@ from featkit.atomic import explain_os_errors, replace_file
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
 from featkit_train.images.augment import as_seen
-from featkit_train.images.batches import (
-    CropDataset,
-    ExtraViews,
-    Place,
-    crop_loader,
-    workers_within_memory,
-)
+from featkit_train.images.batches import crop_loader, workers_within_memory
+from featkit_train.images.crops import CropDataset, CropKey, CropSpec
 from featkit_train.images.loading import batches_of
 from featkit_train.labeled.arrays import read_array
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
@@ -68,9 +63,9 @@ def keep_logits(
         color=config.color,
         seed=config.run.seed,
         cache_bytes=config.run.cache_bytes,
-        extra=ExtraViews(num_global=1, local=False, patch=config.crops.global_size),
+        spec=CropSpec(num_global=1, local=False, patch=config.crops.global_size),
     )
-    places: list[Place] = [
+    places: list[CropKey] = [
         (view, number, 0) for view in range(num_views) for number in range(len(source))
     ]
     batches = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
@@ -87,15 +82,15 @@ def keep_logits(
             crop_loader(dataset, batches, workers=workers_within_memory(config.run.workers))
         ):
             images = as_seen(
-                crops.global_images,
-                crops.global_appearance,
+                crops.global_crops.images,
+                crops.global_crops.appearance,
                 device=device,
                 mean=IMAGENET_MEAN,
                 std=IMAGENET_STD,
             )
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = teacher(images[0]).logits[-1]
-            numbers, views = crops.places.numpy().T
+            numbers, views = crops.indices.numpy()
             rows[numbers, views] = logits.float().cpu().numpy()
             done += len(numbers)
             on_progress(done, len(places))

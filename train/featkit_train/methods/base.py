@@ -34,21 +34,14 @@ READ_BY_EVERY_RUN = frozenset({"color", "crops", "engine", "optim", "run", "watc
 
 
 class Views(NamedTuple):
-    """Normalized crops of a part of a batch: global (G, B, 3, S, S) and local (L, B, 3, s, s),
-    float.
+    """The crops of a micro-batch as methods take them: normalized floats on the training device."""
 
-    masks (G, B, h, w) bool are the patches hidden from the student, `masked` (M,) int64 their
-    places in masks.flatten(); gram (G, B, 3, Z, Z) are the global crops' boxes as the Gram teacher
-    sees them. Without masks or a Gram teacher: empty. places (B, 2) int64: which image of the
-    source each is, and in which of its views.
-    """
-
-    global_crops: Tensor
-    local_crops: Tensor
-    masks: Tensor
-    masked: Tensor
-    gram: Tensor
-    places: Tensor
+    global_crops: Tensor  # (G, B, 3, S, S)
+    local_crops: Tensor  # (L, B, 3, s, s)
+    masks: Tensor  # (G, B, h, w) bool, True for patches hidden from the student
+    masked: Tensor  # (M,) int64, the indices of True in masks.flatten()
+    gram_crops: Tensor  # (G, B, 3, Z, Z), the global crops' boxes for a Gram teacher, or (0, ...)
+    indices: Tensor  # (2, B) int64: the image's index in the source, and which view of it
 
 
 class StepResult(NamedTuple):

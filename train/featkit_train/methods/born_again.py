@@ -40,7 +40,7 @@ class BornAgain(Supervised):
         if self.config.knowledge.mode != "dkpp" or not self.has_teacher:
             return supervision
         generators = [
-            rng_for(self.config.run.seed, PERMUTED, *place) for place in views.places.tolist()
+            rng_for(self.config.run.seed, PERMUTED, *key) for key in views.indices.T.tolist()
         ]
         rows = zip(supervision.teacher_logits.split(1), generators, strict=True)
         return supervision._replace(

@@ -107,7 +107,9 @@ class DinoV3(DinoV2):
         terms = super().terms(outputs, views, targets)
         if self.gram_teacher is not None:
             crops = renormalize(
-                views.gram.flatten(0, 1), given=(self.mean, self.std), wanted=self.gram_statistics
+                views.gram_crops.flatten(0, 1),
+                given=(self.mean, self.std),
+                wanted=self.gram_statistics,
             )
             with torch.no_grad():
                 patches = self.gram_teacher(crops).patch_tokens

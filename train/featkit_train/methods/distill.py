@@ -89,7 +89,7 @@ class Distill(HeadsFirst):
                 crops, size=size, mode="bicubic", align_corners=False, antialias=True
             )
         outputs: BranchOutputs = self.teacher(
-            torch.unflatten(crops, 0, views.global_crops.shape[:2]), places=views.masked
+            torch.unflatten(crops, 0, views.global_crops.shape[:2]), patch_indices=views.masked
         )
         return outputs
 

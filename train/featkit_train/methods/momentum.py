@@ -87,7 +87,7 @@ class Branch(nn.Module):
         global_crops: Tensor,
         local_crops: Tensor | None = None,
         *,
-        places: Tensor,
+        patch_indices: Tensor,
         masks: Tensor | None = None,
         noise: tuple[Noise, Noise] = (NO_NOISE, NO_NOISE),
     ) -> BranchOutputs:
@@ -109,7 +109,7 @@ class Branch(nn.Module):
                 pixels, noise=noise[1], norm=self.local_norm, class_only=True
             )
             everyone.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
-        patches = features.patch_tokens.flatten(0, 2).index_select(0, places)
+        patches = features.patch_tokens.flatten(0, 2).index_select(0, patch_indices)
         return BranchOutputs(
             class_logits=project(self.head, torch.cat(everyone)),
             class_tokens=class_tokens,
@@ -218,7 +218,7 @@ class MomentumTeacher(Method):
     @torch.no_grad()
     def teacher_forward(self, views: Views) -> BranchOutputs:
         """The teacher at the global crops of a part of the batch, nothing hidden."""
-        outputs: BranchOutputs = self.teacher(views.global_crops, places=views.masked)
+        outputs: BranchOutputs = self.teacher(views.global_crops, patch_indices=views.masked)
         return outputs
 
     @torch.no_grad()
@@ -275,7 +275,7 @@ class MomentumTeacher(Method):
         outputs: BranchOutputs = self.student(
             views.global_crops,
             views.local_crops,
-            places=views.masked,
+            patch_indices=views.masked,
             masks=views.masks if self.patch_loss else None,
             noise=(
                 self._noise(views.global_crops, generators),

@@ -93,24 +93,24 @@ class Supervised(Method):
     def teacher_forward(self, views: Views) -> Supervision:
         """What is known of a part of the batch; the teacher's logits are looked up, or computed of
         the very crops."""
-        numbers, seen = views.places.T.cpu().numpy()
-        device, labels = views.places.device, self.labels
-        nothing = torch.empty(len(numbers), 0, device=device)
+        image_indices, view_indices = views.indices.cpu().numpy()
+        device, labels = views.indices.device, self.labels
+        nothing = torch.empty(len(image_indices), 0, device=device)
         teacher_logits = nothing
         if labels.teacher_logits is not None:
             teacher_logits = torch.from_numpy(
-                np.ascontiguousarray(labels.teacher_logits[numbers, seen])
+                np.ascontiguousarray(labels.teacher_logits[image_indices, view_indices])
             ).to(device)
         elif labels.teacher is not None:
             teacher_logits = (
                 labels.teacher.to(device).eval()(views.global_crops[0]).logits[-1].float()
             )
         return Supervision(
-            labels=torch.from_numpy(labels.class_ids[numbers]).to(device),
+            labels=torch.from_numpy(labels.class_ids[image_indices]).to(device),
             probs=(
                 nothing
                 if labels.probs is None
-                else torch.from_numpy(labels.probs[numbers]).to(device)
+                else torch.from_numpy(labels.probs[image_indices]).to(device)
             ),
             teacher_logits=teacher_logits,
             weights=torch.empty(0, device=device),
