@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 from featkit_train.config import TrainConfig, field_types
+from featkit_train.methods import METHODS
 from featkit_train.setting_docs import Setting, list_settings
 from from_code.markdown import code, table
 
@@ -17,9 +18,17 @@ def settings_page() -> str:
     parts = []
     for section, settings in sections.items():
         parts.append(f"## {section or 'The run as a whole'}")
-        parts.append(_about(section))
+        parts += [_about(section), _readers(section)]
         parts.append(table(("setting", "values", "default", "meaning"), map(_row, settings)))
     return "\n\n".join(part for part in parts if part)
+
+
+def _readers(section: str) -> str:
+    """Which methods read a section, if not all."""
+    readers = [name for name, method in METHODS.items() if section not in method.unread()]
+    if not section or "." in section or len(readers) == len(METHODS):
+        return ""
+    return f"Read by {', '.join(map(code, readers))}."
 
 
 def _row(setting: Setting) -> tuple[str, str, str, str]:

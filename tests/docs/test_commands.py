@@ -115,11 +115,12 @@ def _run_page(page: Path, folder: Path, *, address: str = SERVICE) -> None:
     """Run a page's console and python blocks in order; what a command prints differs from the page in
     numbers and names only."""
     _remove_results(page, folder)
+    names: dict[str, object] = {"__name__": page.stem}
     with contextlib.chdir(folder):
         for block in blocks(page, "console", "python"):
             if block.kind == "python":
                 with contextlib.redirect_stdout(io.StringIO()):
-                    exec(compile(block.text.replace(SERVICE, address), str(page), "exec"), {})
+                    exec(compile(block.text.replace(SERVICE, address), str(page), "exec"), names)
                 continue
             for line, printed in command_lines(block):
                 if _has_run(line, page):
