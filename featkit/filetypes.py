@@ -1,9 +1,8 @@
-"""Name what a file really is from its first bytes: magic numbers of images, archives, models,
-tables, pages and more.
+"""Identify a file by its first bytes: images, archives, models, tables, web pages and more.
 
-Suffixes lie: a download that failed is an HTML page called `cat.jpg`, a clone without Git LFS holds
-pointers called `model.onnx`. Every place that opens a file and finds something else in it asks
-`what_is`, and says so.
+Suffixes can be wrong. A failed download leaves an HTML page named `cat.jpg`, and a clone without Git
+LFS holds pointers named `model.onnx`. Code that opens a file and finds something else in it calls
+`what_is` and names what it found.
 """
 
 from __future__ import annotations
@@ -15,18 +14,17 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-NUM_BYTES = 4096  # as many first bytes tell every kind apart; more of a TIFF find tags at its end
+NUM_BYTES = 4096  # enough for every kind; only the tags at the end of a TIFF need more
 
 
 class Kind(NamedTuple):
-    """A kind of file: its name with an article, and what to do about one in the wrong place ("" if
-    that depends on it)."""
+    """A kind of file: its name with an article, and advice for a file in the wrong place, or ""."""
 
     name: str
     advice: str = ""
 
     def sentence(self, file: str, *, otherwise: str) -> str:
-        """Return "FILE is a KIND; ADVICE.", with `otherwise` as the advice of a kind that has none."""
+        """Return "FILE is a KIND; ADVICE."; `otherwise` is used if the kind has no advice."""
         return f"{file} is {self.name}; {self.advice or otherwise}."
 
 
@@ -75,8 +73,7 @@ HEIC_BRANDS = frozenset(
 AVIF_BRANDS = frozenset(b"avif avis avio MA1A MA1B".split())
 AUDIO_BRANDS = frozenset((b"M4A ", b"M4B ", b"M4P "))
 
-# First bytes, at offset 0, of kinds that nothing else begins with. Longer ones stand before their
-# own beginnings.
+# Unambiguous first bytes, at offset 0. A longer entry precedes entries that are prefixes of it.
 MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"version https://git-lfs", GIT_LFS_POINTER),
     (b"version https://hawser", GIT_LFS_POINTER),  # its first name
@@ -128,7 +125,7 @@ MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\0\0\0\x01Bud1", Kind("a .DS_Store file of macOS", "delete it")),
     (
         b"\0\x05\x16\x07",
-        Kind("a file of attributes that macOS left beside the real one (AppleDouble)", "delete it"),
+        Kind("an AppleDouble file, which macOS writes for attributes of another file", "delete it"),
     ),
     (b"bplist00", Kind("a property list of macOS")),
     (b"L\0\0\0\x01\x14\x02\0", Kind("a Windows shortcut", "copy the file it points to")),
@@ -173,10 +170,9 @@ MAGIC: tuple[tuple[bytes, Kind], ...] = (
 
 
 def what_is(data: bytes) -> Kind | None:
-    """Return the kind of file that begins with `data`; None if its bytes tell nothing, or if there
-    are none.
+    """Return the kind of file that begins with `data`, or None if it is unknown or empty.
 
-    4,096 bytes are enough. Never raises: `data` may be anything.
+    4,096 bytes are enough. Never raises, whatever `data` contains.
     """
     if not data:
         return None
@@ -194,8 +190,10 @@ def what_is(data: bytes) -> Kind | None:
 
 
 def _iso_media(head: bytes) -> Kind | None:
-    """HEIC, AVIF, camera RAW, sound or video, by the brands of an ISO base media file; QuickTime
-    also by its first atom."""
+    """Recognize HEIC, AVIF, camera RAW, audio and video by the brands of an ISO base media file.
+
+    QuickTime files are also recognized by their first atom.
+    """
     if head[4:8] in (b"moov", b"mdat", b"wide", b"pnot") and head[8:12].strip(b"\0"):
         return VIDEO
     if head[4:8] != b"ftyp":
@@ -208,7 +206,7 @@ def _iso_media(head: bytes) -> Kind | None:
         return JPEG_XL
     if brands[0] in AUDIO_BRANDS:
         return AUDIO
-    # `mif1` and `msf1` only say "an image": the compatible brands then say in which code.
+    # `mif1` and `msf1` only mean "an image"; the compatible brands then name the codec.
     if brands[0] in AVIF_BRANDS or (
         brands[0] in (b"mif1", b"msf1", b"miaf") and AVIF_BRANDS.intersection(brands)
     ):
@@ -224,7 +222,7 @@ def _riff(head: bytes) -> Kind | None:
 
 
 def _zip(head: bytes) -> Kind | None:
-    """A zip archive, or what is one under another name: a checkpoint, arrays, an office document."""
+    """Recognize a zip archive, or a checkpoint, arrays or an office document stored as one."""
     if head[:4] not in (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"):
         return None
     length = int.from_bytes(head[26:28], "little")
@@ -241,8 +239,7 @@ def _zip(head: bytes) -> Kind | None:
 
 
 def _tar(head: bytes) -> Kind | None:
-    """A tar archive: by its name, or as written before it had one, by the checksum of the first
-    header."""
+    """Recognize a tar archive by its magic or, in formats without one, by its header's checksum."""
     if head[257:262] == b"ustar":
         return TAR
     if len(head) < 512 or not head[0]:
@@ -265,8 +262,7 @@ def _safetensors(head: bytes) -> Kind | None:
 
 
 def _onnx(head: bytes) -> Kind | None:
-    """A ModelProto: `ir_version` first, then one or two fields that such a message may hold, each
-    of its right type."""
+    """Recognize a ModelProto: `ir_version`, then one or two fields of the right number and type."""
     fields = _proto_fields(head)
     if next(fields, None) != (1, 0) or not 1 <= head[1] <= 40:
         return None
@@ -290,8 +286,7 @@ def _onnx(head: bytes) -> Kind | None:
 
 
 def _proto_fields(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the (number, wire type) of each field of a protobuf message, until the bytes end or
-    make no sense."""
+    """Yield (number, wire type) of each field of a protobuf message, up to the first invalid one."""
     at = 0
 
     def varint() -> int | None:
@@ -321,7 +316,7 @@ def _proto_fields(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _other_magic(head: bytes) -> Kind | None:
-    """Kinds whose mark lies further in, or is too short to be believed alone."""
+    """Recognize kinds whose magic is not at offset 0, or too short to be reliable by itself."""
     if head[128:132] == b"DICM":
         return Kind("a DICOM image", _CONVERT)
     if head[4:8] == b"TFL3":
@@ -367,16 +362,9 @@ _LOOKS: tuple[Callable[[bytes], Kind | None], ...] = (
 )
 
 
-# --- TIFF files that are a camera's own
+# --- camera RAW files based on TIFF
 
-_NEW_SUBFILE_TYPE, _COMPRESSION, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = (
-    254,
-    259,
-    262,
-    271,
-    330,
-    50706,
-)
+_NEW_SUBFILE_TYPE, _PHOTOMETRIC, _MAKE, _SUB_IFDS, _DNG_VERSION = 254, 262, 271, 330, 50706
 _CFA, _LINEAR_RAW = 32803, 34892
 _RAW_NAMES = (
     (b"NIKON", "NEF"),
@@ -395,8 +383,10 @@ _RAW_NAMES = (
 
 
 def _camera_raw(data: bytes) -> Kind | None:
-    """A camera's raw file that is built as a TIFF, whose first image may be a thumbnail only;
-    None for plain TIFFs."""
+    """Recognize a camera RAW file based on TIFF, whose first image may be a thumbnail.
+
+    Returns None for an ordinary TIFF.
+    """
     if data[8:11] == b"CR\x02":
         return Kind("a camera RAW photo (CR2)", _INSTALL)
     if data[8:12] in (b"IIII", b"MMMM"):
@@ -416,8 +406,10 @@ def _camera_raw(data: bytes) -> Kind | None:
 
 
 def _first_tags(data: bytes) -> dict[int, bytes]:
-    """Tags of a classic TIFF's first directory, as little-endian numbers or text; {} if the bytes
-    do not reach it."""
+    """Return the tags of a classic TIFF's first directory, as little-endian numbers or text.
+
+    Returns {} if the directory is beyond the given bytes.
+    """
     order = "<" if data[:2] == b"II" else ">"
     if data[2:4] not in (b"*\0", b"\0*") or len(data) < 8:
         return {}
@@ -431,7 +423,7 @@ def _first_tags(data: bytes) -> dict[int, bytes]:
             break
         tag, type_, count = struct.unpack_from(order + "HHI", data, at)
         value = bytes(data[at + 8 : at + 12])
-        if type_ == 2 and count > 4:  # text beside the directory
+        if type_ == 2 and count > 4:  # longer text is stored outside the directory
             offset = struct.unpack(order + "I", value)[0]
             value = bytes(data[offset : offset + min(count, 64)])
         elif type_ in (3, 4):
@@ -459,7 +451,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 
 
 def _text(head: bytes) -> Kind | None:
-    """A page, a document or plain text, in UTF-8 or marked as UTF-16; zeros; None for other bytes."""
+    """Recognize text in UTF-8 or UTF-16, such as HTML, XML and JSON, and files of zeros."""
     if len(head) >= 16 and not head.strip(b"\0"):
         return ZEROS
     encoding = "utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -480,8 +472,7 @@ def _text(head: bytes) -> Kind | None:
 
 
 def _decoded(head: bytes, encoding: str) -> str | None:
-    """The text, without a character that the last bytes only begin; None for bytes that are no
-    text."""
+    """Decode text, dropping a truncated last character; return None for bytes that are not text."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(head)
     except UnicodeError:

@@ -135,7 +135,7 @@ class Geometry:
 
     @property
     def _kept(self) -> float:
-        """Ratio of the crop's side to that of the rectangle it is cut from; 1 if there is none."""
+        """Ratio of the crop's side to that of the rectangle it is cut from; 1 without one."""
         return (
             max(self.height, self.width) / self.resize_to
             if self.resize.endswith("_then_crop")
@@ -158,7 +158,7 @@ class Geometry:
         return (left * scale_x, top * scale_y, right, bottom)
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
-        """Return (height, width) of the whole image after the resize, at least those of the crop."""
+        """Return (height, width) of the whole resized image, at least those of the crop."""
         if self.resize == "shorter_side":
             short = min(height, width)
             return int(self.resize_to * height / short), int(self.resize_to * width / short)

@@ -50,7 +50,7 @@ class Embedded(Generic[T]):
     """Embedded images.
 
     vectors: (N, D) float32, unit length. pixels: (N, 3072) uint8, from `baselines.pixels_of`.
-    known: what `embed_images` was told about each image, such as its label.
+    known: what `know` returned for each image, such as its label.
     """
 
     vectors: np.ndarray

@@ -471,9 +471,7 @@ def test_outputs_are_those_of_a_plain_session(tmp_path: Path) -> None:
     assert list(embedder.outputs(images, ["patches"])) == ["patches"]
 
 
-def test_outputs_that_the_model_has_not_are_refused_with_those_it_has(
-    tmp_path: Path, embedder: Embedder
-) -> None:
+def test_unknown_outputs_are_refused_listing_known_ones(tmp_path: Path, embedder: Embedder) -> None:
     images = np.zeros((1, 32, 32, 3), np.uint8)
     with refused("has no output patches; choose from embedding."):
         embedder.outputs(images, ["embedding", "patches"])

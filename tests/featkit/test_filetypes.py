@@ -206,7 +206,7 @@ FILES: dict[str, tuple[bytes, str]] = {
     "ds_store": (b"\0\0\0\x01Bud1\0\0\x10\0", "a .DS_Store file of macOS"),
     "apple double": (
         b"\0\x05\x16\x07\0\x02\0\0Mac OS X",
-        "a file of attributes that macOS left beside the real one (AppleDouble)",
+        "an AppleDouble file, which macOS writes for attributes of another file",
     ),
     "dicom": (bytes(128) + b"DICM", "a DICOM image"),
 }

@@ -313,7 +313,7 @@ def test_what_later_formats_added_is_checked_as_well(
         read_manifest(path)
 
 
-def test_made_of_tells_weights_feature_and_layers_and_nothing_that_leaves_vectors_alike(
+def test_made_of_covers_what_changes_vectors_only(
     model: Path,
 ) -> None:
     manifest = dataclasses.replace(read_manifest(model), origin={"sha256": "abc"}, fingerprint="f")
@@ -380,7 +380,7 @@ def test_a_copy_takes_weights_along_under_their_own_name(model: Path, tmp_path: 
         (b"numberz", "0123.weights is damaged: it is not what m.onnx was written with"),
     ],
 )
-def test_weights_that_are_not_the_files_are_refused_and_nothing_is_copied(
+def test_wrong_weights_are_refused_and_not_copied(
     model: Path, tmp_path: Path, content: bytes | None, words: str
 ) -> None:
     path, external = with_weights(model, tmp_path / "a")

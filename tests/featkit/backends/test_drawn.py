@@ -9,7 +9,7 @@ import pytest
 from featkit.backends.drawn import drawn_images
 
 
-def test_drawn_images_are_the_same_each_time_and_more_of_them_begin_alike() -> None:
+def test_drawn_images_repeat_and_extend() -> None:
     few, many = drawn_images(3, height=48, width=64), drawn_images(8, height=48, width=64)
     assert many.shape == (8, 48, 64, 3)
     assert many.dtype == np.uint8

@@ -48,7 +48,7 @@ def test_cuda_comes_first_where_it_is_built_in(monkeypatch: pytest.MonkeyPatch) 
     assert loaded == ["cuda"]
 
 
-def test_tensorrt_comes_before_cuda_when_asked_for_and_keeps_its_engines(
+def test_tensorrt_precedes_cuda_and_caches_its_engines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
@@ -102,7 +102,7 @@ def test_tensorrt_is_run_by_tensorrt_or_not_at_all(
         Embedder(model, threads=1)
 
 
-def test_commands_end_with_3_without_the_engine_that_was_demanded(
+def test_commands_exit_with_3_without_the_requested_engine(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [module.CPU])

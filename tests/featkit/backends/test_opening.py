@@ -50,7 +50,7 @@ def with_weights(model: Path, num_bytes: int) -> Manifest:
         ),
     ],
 )
-def test_a_missing_engine_is_one_sentence_with_the_line_that_installs_it(
+def test_a_missing_engine_says_how_to_install_it(
     model: Path, backend: str, package: str, install: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

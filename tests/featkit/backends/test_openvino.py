@@ -44,7 +44,7 @@ def test_it_says_that_bf16_runs_and_bf16_does(tmp_path: Path) -> None:
     assert compiled.get_property("INFERENCE_PRECISION_HINT").to_string() == "bf16"
 
 
-def test_one_thread_is_a_stream_for_each_processor_and_more_are_one_stream(tmp_path: Path) -> None:
+def test_one_thread_means_a_stream_per_cpu_more_mean_one(tmp_path: Path) -> None:
     file = make_layered_file(tmp_path / "m.onnx")
     for threads, streams in ((1, usable_cpus()), (2, 1)):
         compiled = module.OpenVinoBackend(file, threads=threads)._requests(("embedding",))._compiled
@@ -72,7 +72,7 @@ def test_multiply_adds_are_those_counted_by_hand(tmp_path: Path) -> None:
     assert module.num_multiply_adds(file, height=40, width=64) == by_hand
 
 
-def test_the_shipped_models_multiply_adds_are_those_of_its_architecture() -> None:
+def test_multiply_adds_of_featkit_tiny_match_its_layers() -> None:
     # 64 patches and the class token; the attention's two products are linear in the width
     tokens, width, depth = 65, 192, 4
     counted = module.num_multiply_adds(default_model_path(), height=64, width=64)
@@ -98,7 +98,7 @@ print(Embedder(sys.argv[1], backend="openvino", precision="fp32").infer(np.zeros
 """
 
 
-def test_running_a_model_sends_nothing_and_leaves_nothing_at_home(
+def test_running_a_model_sends_and_stores_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = make_layered_file(tmp_path / "m.onnx")
@@ -114,7 +114,7 @@ def test_running_a_model_sends_nothing_and_leaves_nothing_at_home(
     assert list(home.iterdir()) == []
 
 
-def test_importing_it_leaves_no_telemetry_loaded_and_none_blocked() -> None:
+def test_the_import_neither_loads_nor_blocks_telemetry() -> None:
     program = (
         "import sys, featkit.backends.openvino; from openvino.tools import ovc; "
         "print('openvino_telemetry' in sys.modules, type(ovc.telemetry).__module__)"

@@ -28,7 +28,7 @@ def as_jpeg(image: Image.Image, *, quality: int) -> Image.Image:
     return Image.open(buffer).convert("RGB")
 
 
-def test_a_hash_is_the_signs_of_64_low_frequencies_about_their_median() -> None:
+def test_hashes_compare_64_frequencies_with_their_median() -> None:
     image = IMAGES[0]
     gray = np.asarray(
         image.convert("L").resize((32, 32), Image.Resampling.LANCZOS, reducing_gap=2.0), np.float64
@@ -88,7 +88,7 @@ def test_pixels_are_the_whole_image_at_32_by_32() -> None:
     assert (rows[17:] == (200, 100, 50)).all()
 
 
-def test_plain_pixels_are_at_unit_length_and_centered_ones_lose_the_mean_first() -> None:
+def test_pixel_vectors_are_centered_then_normalized() -> None:
     pixels = np.zeros((2, 4), np.uint8)
     pixels[0], pixels[1] = (3, 4, 0, 0), (5, 0, 12, 0)
     np.testing.assert_allclose(

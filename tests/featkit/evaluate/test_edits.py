@@ -96,7 +96,7 @@ def test_the_version_is_part_of_the_randomness(monkeypatch: pytest.MonkeyPatch) 
     assert all_edits("a.jpg") != before
 
 
-def test_a_compound_is_turned_cut_perhaps_flipped_colored_and_finished_once() -> None:
+def test_compounds_apply_their_edits_in_order() -> None:
     for drawn in COMPOUNDS:
         names = [edit.name for edit in drawn]
         middle = ["flip"] if len(names) == 5 else []
@@ -104,7 +104,7 @@ def test_a_compound_is_turned_cut_perhaps_flipped_colored_and_finished_once() ->
         assert names[-1] in FINISHES
 
 
-def test_half_of_the_compounds_flip_and_finishes_are_equally_likely() -> None:
+def test_compounds_flip_half_the_time_finishes_are_even() -> None:
     flips = sum(any(isinstance(edit, Flip) for edit in drawn) for drawn in COMPOUNDS)
     assert abs(flips - 500) < 4 * math.sqrt(1000 / 4)
     for finish in FINISHES:
@@ -143,7 +143,7 @@ def test_parameters_fill_their_ranges_and_never_leave_them() -> None:
 
 
 @pytest.mark.parametrize("size", [(600, 400), (256, 1024), (97, 101)])
-def test_a_crop_keeps_30_to_80_percent_of_the_area_and_lies_inside(size: tuple[int, int]) -> None:
+def test_crops_keep_30_to_80_percent_and_lie_inside(size: tuple[int, int]) -> None:
     width, height = size
     white = Image.new("RGB", size, "white")
     for compound in COMPOUNDS[:200]:
@@ -186,7 +186,7 @@ def test_a_flip_mirrors_left_and_right() -> None:
     np.testing.assert_array_equal(np.asarray(Flip()(image)), np.asarray(image)[:, ::-1])
 
 
-def test_color_is_brightness_contrast_and_saturation_by_their_definitions() -> None:
+def test_color_follows_its_definition() -> None:
     image = draw_image(3)
     original = pixels(image)
     gray = pixels(image.convert("L").convert("RGB"))
@@ -295,7 +295,7 @@ def test_edits_follow_one_another_in_order() -> None:
         (1, 2 * WORKING_LONGEST, (1, WORKING_LONGEST)),
     ],
 )
-def test_the_working_image_has_a_shorter_side_of_256_and_is_never_enlarged(
+def test_working_images_are_256_and_never_enlarged(
     height: int, width: int, expected: tuple[int, int]
 ) -> None:
     image = working_image(np.zeros((height, width, 3), np.uint8))

@@ -26,9 +26,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_vectors_are_those_of_the_embedder_and_failures_are_named(
-    images: Path, model_file: Path
-) -> None:
+def test_vectors_equal_the_embedders_failures_are_named(images: Path, model_file: Path) -> None:
     embedder, failures, seen = Embedder(model_file, threads=1), [("before", "why")], []
     found = embed_images(
         open_source(images),
@@ -83,7 +81,7 @@ def test_a_box_is_in_the_pixels_of_the_whole_image(tmp_path: Path, model_file: P
     assert float((found.vectors @ embedder.embed(tmp_path / "a.jpg").T).item()) < 0.999
 
 
-def test_a_box_is_cut_at_the_edges_of_its_image_and_refused_outside_of_it() -> None:
+def test_boxes_are_clipped_and_refused_outside_the_image() -> None:
     pixels = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
     np.testing.assert_array_equal(cut(pixels, (-3, 1, 2.4, 99), name="a"), pixels[1:, :2])
     with refused("a.jpg has 6×4 pixels", "box 6, 0, 9, 4"):

@@ -88,7 +88,7 @@ class Runs:
     "call",
     [(eval, "open('ran', 'w')"), (subprocess.run, ["touch", "ran"]), (getattr, "a", "upper")],
 )
-def test_a_pickle_that_names_anything_else_is_refused_and_runs_nothing(
+def test_pickles_naming_other_classes_are_refused_unrun(
     call: tuple[Any, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -86,7 +86,7 @@ def test_neighbors_equal_the_loop_with_ties_in_the_order_of_rows(
         assert found_scores.tolist() == [float(query @ gallery[row]) for row in order]
 
 
-def test_a_near_neighbor_outweighs_two_far_ones_but_not_a_majority() -> None:
+def test_a_near_neighbor_outweighs_two_far_ones_when_weighted() -> None:
     # exp(0.9 / 0.07) is 4 times exp(0.8 / 0.07), which two of them do not reach.
     cosines, labels = np.array([[0.9, 0.8, 0.8]]), np.array([["cat", "dog", "dog"]])
     assert weighted_vote(cosines, labels, temperature=0.07).tolist() == ["cat"]

@@ -28,9 +28,7 @@ def test_the_numbers_of_a_tar_and_of_a_parquet_file_meet(tmp_path: Path, model_f
     assert (pair.most_frequent, pair.num_unseen) == (0.5, 0)
 
 
-def test_the_folders_of_images_are_their_labels_where_there_are_no_others(
-    tmp_path: Path, model_file: Path
-) -> None:
+def test_folders_are_labels_if_there_is_no_column(tmp_path: Path, model_file: Path) -> None:
     train = open_source(write_kinds_folder(tmp_path / "train", [0, 2]))
     test = open_source(write_kinds_folder(tmp_path / "test", [2, 1]))
     pair = embed_labeled(train, test, Embedder(model_file, threads=1), [])
@@ -40,7 +38,7 @@ def test_the_folders_of_images_are_their_labels_where_there_are_no_others(
     assert (pair.most_frequent, pair.num_unseen) == (0.5, 1)
 
 
-def test_progress_counts_both_parts_and_images_without_a_label_are_left_out(
+def test_progress_counts_both_parts_unlabeled_are_left_out(
     tmp_path: Path, model_file: Path
 ) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1]))
@@ -59,7 +57,7 @@ def test_progress_counts_both_parts_and_images_without_a_label_are_left_out(
     assert seen == [(2, 0), (5, 1)]
 
 
-def test_a_column_that_is_not_there_is_answered_by_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_column_lists_the_existing_ones(tmp_path: Path) -> None:
     source = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1]))
     with refused("a.tar has no column kind", "only folder, class"):
         find_column(source, "kind")

@@ -55,7 +55,7 @@ def test_a_fit_is_at_the_least_of_its_loss(num_labels: int, l2: float) -> None:
         )
 
 
-def test_a_fit_does_not_depend_on_scale_offset_or_on_the_l2s_beside_it() -> None:
+def test_fits_ignore_scale_offset_and_other_l2s() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], 20)
     features = rng.standard_normal((3, 4))[labels] + rng.standard_normal((60, 4))
@@ -65,7 +65,7 @@ def test_a_fit_does_not_depend_on_scale_offset_or_on_the_l2s_beside_it() -> None
     assert beside.predict(features * 1000 + 5).tolist() == alone.predict(features).tolist()
 
 
-def test_labels_need_not_be_0_to_c_and_a_constant_number_is_harmless() -> None:
+def test_any_labels_and_constant_features_are_accepted() -> None:
     features = np.array([[0.0, 7.0], [1.0, 7.0], [2.0, 7.0], [3.0, 7.0]])
     labels = np.array([3, 3, 9, 9])
     (found,) = fit(features, labels, [0.01])
@@ -83,7 +83,7 @@ def test_a_split_holds_out_a_fifth_of_each_label_and_never_all() -> None:
     assert held_out.tolist() != split(labels, seed=1)[1].tolist()
 
 
-def test_the_l2_chosen_is_the_best_on_what_was_held_out_and_of_equals_the_strongest() -> None:
+def test_the_best_l2_on_held_out_wins_ties_the_largest() -> None:
     rng = np.random.default_rng(3)
     labels = rng.integers(0, 2, 60)
     features = np.concatenate(
@@ -130,9 +130,7 @@ def test_a_fit_that_does_not_come_to_its_end_is_told_of(monkeypatch: pytest.Monk
     assert not found.converged
 
 
-def test_the_report_says_what_was_chosen_and_both_parts_classify_colors(
-    tmp_path: Path, model_file: Path
-) -> None:
+def test_the_report_has_the_choice_and_both_scores(tmp_path: Path, model_file: Path) -> None:
     train = open_source(write_kinds_tar(tmp_path / "a.tar", [0, 1, 2] * 6))
     test = open_source(write_kinds_parquet(tmp_path / "b.parquet", [0, 1, 2, 0]))
     report = evaluate_linear(train, test, Embedder(model_file, threads=1), seed=4)

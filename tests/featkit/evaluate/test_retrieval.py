@@ -56,9 +56,7 @@ def test_places_equal_the_loop_with_ties_and_zeros(
 
 
 @pytest.mark.parametrize("side", ["QUERY_BLOCK", "GALLERY_BLOCK"])
-def test_places_do_not_depend_on_where_queries_and_gallery_are_cut(
-    side: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ranks_do_not_depend_on_the_blocks(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     gallery = unit_rows(rng.integers(-2, 3, (50, 4)))
     queries, right = unit_rows(rng.integers(-2, 3, (20, 4))), rng.integers(0, 50, 20)
@@ -70,7 +68,7 @@ def test_places_do_not_depend_on_where_queries_and_gallery_are_cut(
         np.testing.assert_array_equal(cut.tied, whole.tied)
 
 
-def test_the_memory_of_ranking_does_not_grow_with_queries_times_gallery() -> None:
+def test_ranking_memory_does_not_grow_with_q_times_g() -> None:
     rows = unit_rows(np.random.default_rng(2).standard_normal((12_000, 2)))
     tracemalloc.start()
     try:
@@ -110,9 +108,7 @@ def test_rows_kept_small_become_vectors_a_block_at_a_time(monkeypatch: pytest.Mo
     k=st.integers(1, 15),
 )
 @settings(max_examples=60, deadline=None)
-def test_recall_and_average_precision_are_means_over_the_orders_of_the_tied(
-    places: list[tuple[int, int]], k: int
-) -> None:
+def test_recall_and_ap_average_over_orders_of_ties(places: list[tuple[int, int]], k: int) -> None:
     found = Places(
         np.array([better for better, _ in places]), np.array([tied for _, tied in places])
     )
@@ -190,7 +186,7 @@ def loop_of_bootstrap(
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])
-def test_the_bootstrap_interval_equals_its_loop_and_holds_the_mean(level: float) -> None:
+def test_bootstrap_equals_its_loop_and_holds_the_mean(level: float) -> None:
     values = np.random.default_rng(2).random((25, 4))
     interval = bootstrap_interval(values, seed=3, num_resamples=200, level=level)
     assert interval == pytest.approx(

@@ -166,7 +166,7 @@ def test_queries_are_cropped_and_find_their_images(report: RevisitedReport) -> N
         assert score.setups["easy"].precision == {1: 1.0, 5: 1.0, 10: 1.0}
 
 
-def test_the_report_equals_the_protocols_definitions_on_the_models_vectors(
+def test_the_report_equals_the_protocols_definitions(
     report: RevisitedReport, folder: Path, model_file: Path
 ) -> None:
     embedder, value = Embedder(model_file, threads=1), json.loads((folder / "gnd.json").read_text())
@@ -223,7 +223,7 @@ def test_a_image_that_cannot_be_read_comes_last_and_is_named(
     assert report.scores[0].setups["easy"].mean_average_precision > easy.mean_average_precision
 
 
-def test_images_that_are_missing_twice_there_or_unreadable_queries_are_refused(
+def test_missing_repeated_or_unreadable_images_are_refused(
     folder: Path, model_file: Path, tmp_path: Path
 ) -> None:
     truth, embedder = read_ground_truth(folder / "gnd.json"), Embedder(model_file, threads=1)

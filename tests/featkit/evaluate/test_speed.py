@@ -89,7 +89,7 @@ def test_a_session_takes_memory(run: Run) -> None:
     assert 5e6 < memory_bytes(default_model_path(), run) < 1e9
 
 
-def test_what_ends_badly_in_its_own_process_is_an_error_that_says_so(tmp_path: Path) -> None:
+def test_failures_of_the_subprocess_are_reported(tmp_path: Path) -> None:
     with pytest.raises(
         FeatkitError,
         match=r"The process that measures memory exited with 1: .*none.onnx does not exist",

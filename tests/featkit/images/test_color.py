@@ -77,7 +77,7 @@ def test_a_scaled_jpeg_is_converted_too(space: str) -> None:
     np.testing.assert_array_equal(found, shown(Image.fromarray(plain), PROFILES[space]))
 
 
-def test_a_large_image_is_reduced_before_its_colors_are_converted() -> None:
+def test_large_images_are_reduced_before_color_conversion() -> None:
     image = draw_image(5, height=900, width=1300)
     data = encoded(in_space(image, PROFILES["P3"]), icc_profile=PROFILES["P3"])
     found = decode(data, shorter_side=100)
@@ -198,7 +198,7 @@ def test_a_profile_for_rgb_says_nothing_of_inks() -> None:
     np.testing.assert_array_equal(found, np.asarray(inks.convert("RGB")))
 
 
-def test_a_image_of_pillows_is_converted_by_the_profile_it_carries() -> None:
+def test_pillow_images_are_converted_by_their_profile() -> None:
     there = in_space(draw_image(3), PROFILES["P3"])
     stored = Image.open(io.BytesIO(encoded(there, icc_profile=PROFILES["P3"])))
     for image in (stored, stored.convert("RGB"), stored.copy()):

@@ -91,7 +91,7 @@ def test_decode_keeps_the_high_byte_of_sixteen_bits(format: str) -> None:
     )
 
 
-def test_decode_reads_sixteen_bits_of_either_byte_order_and_of_colors() -> None:
+def test_decode_reads_16_bits_in_both_byte_orders() -> None:
     levels = np.random.default_rng(0).integers(0, 65536, (6, 5, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in levels)
     np.testing.assert_array_equal(
@@ -328,7 +328,7 @@ def test_an_open_file_is_read_no_further_than_the_limit() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_opened_image_is_turned_and_what_was_made_of_it_is_not(orientation: int) -> None:
+def test_opened_images_are_turned_derived_ones_are_not(orientation: int) -> None:
     data = encoded(draw_image(4), exif=with_orientation(orientation))
     upright = decode(data).pixels
     stored = Image.open(io.BytesIO(data))

@@ -96,7 +96,7 @@ def test_a_png_keeps_what_says_how_it_looks() -> None:
     assert_alike(colored[:33] + png_chunk(b"pHYs", b"\0") + colored[33:], colored)
 
 
-def test_a_png_with_a_profile_too_large_for_pillow_is_shown_by_it() -> None:
+def test_png_profiles_too_large_for_pillow_are_applied() -> None:
     profile = rgb_profile(PROPHOTO)
     large = struct.pack(">I", len(profile) + 2**21) + profile[4:] + bytes(2**21)
     small = png_with((b"iCCP", b"x\0\0" + zlib.compress(profile)), base=PNG)
@@ -176,9 +176,7 @@ def test_a_jpeg_is_read_whatever_its_other_segments_hold(case: str) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_a_jpeg_without_its_end_is_read_and_one_without_pixels_not(
-    mode: str, options: dict[str, Any]
-) -> None:
+def test_jpegs_may_lack_their_end_but_not_pixels(mode: str, options: dict[str, Any]) -> None:
     if options == {"keep_rgb": True} and mode != "RGB":
         options = {}
     noise = np.random.default_rng(0).integers(0, 256, PIXELS.shape, np.uint8)
@@ -200,7 +198,7 @@ def test_a_progressive_jpeg_that_ends_between_scans_is_refused() -> None:
         assert_refused(whole[:tables])
 
 
-def test_a_jpeg_that_is_mended_keeps_its_orientation_and_its_colors() -> None:
+def test_mended_jpegs_keep_orientation_and_colors() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     whole = encoded(IMAGE, "JPEG", quality=90, exif=exif, icc_profile=rgb_profile(PROPHOTO))

@@ -151,7 +151,7 @@ def test_a_raw_photo_is_developed_and_turned(orientation: int) -> None:
     assert likeness > 0.98  # the brightness is LibRaw's choice
 
 
-def test_a_raw_photo_is_developed_at_half_its_size_where_that_is_enough() -> None:
+def test_raw_photos_are_halved_if_that_is_large_enough() -> None:
     pytest.importorskip("rawpy")
     data = dng_file(PIXELS, orientation=6)
     for side, shape in ((60, (80, 60, 3)), (61, (160, 120, 3))):
@@ -212,7 +212,7 @@ def test_an_avif_is_read_by_pillow_alone() -> None:
         decode(b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(64), name="x")
 
 
-def test_packages_are_imported_when_a_file_needs_them_and_change_nothing_of_pillows() -> None:
+def test_plugins_load_on_demand_and_leave_pillow_alone() -> None:
     code = (
         "import io, sys; from PIL import Image; from featkit.images import decode; image ="
         " Image.new('RGB', (8, 8)); buffer = io.BytesIO(); image.save(buffer, 'PNG');"

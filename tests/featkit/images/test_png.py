@@ -205,7 +205,7 @@ def test_a_webp_animation_lies_on_white(background: bytes) -> None:
 
 
 @pytest.mark.parametrize("bits", [12, 16])
-def test_levels_of_a_portable_gray_map_are_scaled_by_its_own_white(bits: int) -> None:
+def test_portable_gray_maps_are_scaled_by_their_own_white(bits: int) -> None:
     levels = by_white(GRAY // 20, 2**bits - 1)  # dark, and it stays so
     data = b"P5 80 60 %d\n" % (2**bits - 1) + levels.astype(">u2").tobytes()
     assert_shows(data, GRAY // 20)
