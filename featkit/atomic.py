@@ -1,5 +1,7 @@
-"""Files that are there whole or not at all: written under a temporary name, flushed with fsync,
-renamed."""
+"""Files and folders that appear complete or not at all.
+
+They are written under a temporary name, flushed with fsync, and renamed.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,7 @@ FORBIDDING = frozenset(
 
 @contextmanager
 def explain_os_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk, a missing permission or whatever else forbids writing at `path` into one
-    EnvironmentProblem."""
+    """Turn a full disk, a missing permission and other obstacles into an EnvironmentProblem."""
     try:
         yield
     except OSError as error:
@@ -45,7 +46,7 @@ def explain_os_errors(path: Path) -> Iterator[None]:
                 f"No space left to write {path}; free some or choose another place."
             ) from error
         if error.errno in FORBIDDING:
-            reason = os.strerror(error.errno)  # pyarrow puts words of its own into strerror
+            reason = os.strerror(error.errno)  # pyarrow puts its own words into error.strerror
             raise EnvironmentProblem(
                 f"{path} cannot be written: {reason}; choose another place."
             ) from error
@@ -54,10 +55,9 @@ def explain_os_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is fsynced and renamed to `path`, else
-    removed.
+    """Yield a temporary path in the folder of `path`, and rename it to `path` on success.
 
-    EnvironmentProblem on a full disk or a folder that cannot be written.
+    On failure it is removed. EnvironmentProblem on a full disk and without permission to write.
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
     with explain_os_errors(path):
@@ -73,10 +73,9 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Yield a new temporary folder beside `path`; on success its files are fsynced and it is
-    renamed to `path`.
+    """Yield a temporary folder next to `path`, and rename it to `path` on success.
 
-    `path` must not exist yet. EnvironmentProblem as for `replace_file`.
+    `path` must not exist yet. Raises what `replace_file` raises.
     """
     temporary = path.with_name(f"{path.name}{TEMPORARY_MARK}{secrets.token_hex(4)}")
     with explain_os_errors(path):
@@ -93,15 +92,16 @@ def replace_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in UTF-8, whole or not at all; bytes of a file name that are no text
-    are spelled out."""
+    """Replace a file by `text` in UTF-8, or leave it as it is.
+
+    Bytes of file names that are not valid UTF-8 are written as backslash escapes.
+    """
     with replace_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what an earlier process, killed while writing, left under a temporary name directly in
-    `folder`."""
+    """Remove the temporary files that a killed process left in `folder`."""
     for leftover in folder.glob(f"*{TEMPORARY_MARK}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -110,16 +110,16 @@ def remove_partials(folder: Path) -> None:
 
 
 def _fsync(path: Path) -> None:
-    """Flush a file, or where the system can do so a folder's list of names, to the disk."""
+    """Flush a file, or the entries of a folder if the system can do that, to the disk."""
     is_folder = path.is_dir()
-    if is_folder and WINDOWS:  # Windows opens no folder, and keeps the order of renames by itself
+    if is_folder and WINDOWS:  # Windows cannot open folders; it keeps the order of renames itself
         return
-    # Windows flushes only what is open for writing.
+    # Windows flushes only files that are open for writing.
     descriptor = os.open(path, (os.O_RDWR if WINDOWS else os.O_RDONLY) | OPEN_FLAGS)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network and FUSE file systems have no fsync for folders. Files must be flushed.
+        # Some network and FUSE file systems cannot flush folders. Files must be flushed.
         if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:

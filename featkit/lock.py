@@ -1,8 +1,8 @@
-"""One writer at a time: a lock file that says who holds it.
+"""A lock file that admits one writer at a time and names its holder.
 
 The lock is the operating system's own, through filelock: flock on Unix, LockFileEx on Windows. The
-system releases it when the process dies. On a few network file systems flock succeeds and protects
-nothing; an index therefore also keeps a writer's token in its catalogue (index/writers.py).
+system releases it when the process dies. On a few network file systems flock succeeds but protects
+nothing, so an index also keeps a writer's token in its catalogue (index/writer_token.py).
 """
 
 from __future__ import annotations
@@ -17,31 +17,28 @@ from featkit.atomic import OPEN_FLAGS, explain_os_errors
 from featkit.errors import EnvironmentProblem
 
 MAX_DESCRIPTION = 65536  # bytes
-# LockFileEx locks the file's first byte against reading, too; the description therefore begins with
-# a blank.
+# LockFileEx also locks the first byte against reading, so the description starts with a blank.
 FIRST_READABLE = 1 if sys.platform == "win32" else 0
 
 
 class WriterLock:
-    """The right to write, held from the constructor until `release`; the system releases it when
-    the process dies.
+    """The right to write, held from the constructor until `release` or the end of the process.
 
-    EnvironmentProblem when another holds it, with that one's process, host and command.
+    EnvironmentProblem if another process holds it, naming its pid, host and command.
     """
 
     def __init__(self, path: Path) -> None:
-        # here, since its import warns on a system that can lock nothing
+        # imported here because filelock warns at import on systems without file locks
         from filelock import lock_descriptor
 
         with explain_os_errors(path):
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o644)
         try:
-            # This lock belongs to this opening of the file, so it also tells two writers in one
-            # process apart.
+            # The lock belongs to this open file, so it also excludes a second writer in this process.
             if not lock_descriptor(self._descriptor, blocking=False):
                 raise EnvironmentProblem(
                     f"{path.parent} is being written by {_read_holder(self._descriptor)}; wait for"
-                    " it to end, or end it."
+                    " it to finish, or stop it."
                 )
             os.ftruncate(self._descriptor, 0)
             os.write(self._descriptor, b" " + json.dumps(who_am_i()).encode())
@@ -55,16 +52,16 @@ class WriterLock:
             raise
 
     def release(self) -> None:
-        """Let the next one write. Does nothing the second time."""
+        """Give up the right to write. Does nothing the second time."""
         if self._descriptor >= 0:
-            # nobody holds it any more; the file itself stays, since removing it races
+            # The description goes. The file stays: removing it would race with the next writer.
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = -1
 
 
 def who_am_i() -> dict[str, str | int]:
-    """This process, for a message to another one: pid, host and command."""
+    """Return the pid, host and command of this process, for a message in another process."""
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else ""
     return {"pid": os.getpid(), "host": socket.gethostname(), "command": command[:1000]}
 
@@ -79,6 +76,6 @@ def describe(content: str | bytes) -> str:
 
 
 def _read_holder(descriptor: int) -> str:
-    """A holder that has only just taken the lock may not have written its name yet."""
+    """Describe the holder. One that has just taken the lock may not have written its name yet."""
     os.lseek(descriptor, FIRST_READABLE, os.SEEK_SET)
     return describe(os.read(descriptor, MAX_DESCRIPTION))

@@ -1,8 +1,8 @@
-"""What tells that an image's file has changed: its size, its time of change, and a digest of its
-bytes.
+"""Stamps detect that an image's file has changed: size, modification time, and a digest.
 
-A stamp is taken before the bytes are read. If the file changes in between, the next look finds
-another stamp, never an older image under a newer one.
+A stamp is taken before the bytes are read. If the file changes between the two, the stored stamp is
+older than the stored image, so the next check sees a change. The reverse, a new stamp on an old
+image, cannot happen.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import xxhash
 
 
 class Stamp(NamedTuple):
-    """One file as it was when its image was read. None: not known, or the file could not be read."""
+    """The state of a file when its image was read. A field is None if it is unknown."""
 
     size: int | None = None
     mtime_ns: int | None = None
     digest: bytes | None = None
 
     def same_file(self, other: Stamp) -> bool:
-        """Whether size and time are the same, so that the bytes most likely are too."""
+        """Return whether size and time are equal, so that the bytes most likely are, too."""
         return (self.size, self.mtime_ns) == (other.size, other.mtime_ns)
 
 
@@ -29,15 +29,15 @@ NO_STAMP = Stamp()
 
 
 def stamp_of(file: Path) -> Stamp:
-    """Return the stamp of a file without its digest; NO_STAMP where there is no file to look at."""
+    """Return the stamp of a file without a digest, or NO_STAMP if the file cannot be examined."""
     try:
         status = file.stat()
-    except (OSError, ValueError):  # ValueError: a name that no file can have
+    except (OSError, ValueError):  # ValueError: a name with a NUL
         return NO_STAMP
     return Stamp(status.st_size, status.st_mtime_ns)
 
 
 def digest_of(data: bytes) -> bytes:
-    """Return 16 bytes that differ when the data differ."""
-    # tens of GB/s where SHA-256 takes 1, and nobody forges images here
+    """Return a digest of 16 bytes."""
+    # XXH3 runs at tens of GB/s, SHA-256 at 1, and nobody forges collisions of one's own photos.
     return xxhash.xxh3_128_digest(data)

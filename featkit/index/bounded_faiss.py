@@ -1,11 +1,10 @@
-"""FAISS with no more threads than processors, in every thread that calls it. Nothing else in
-featkit imports faiss.
+"""FAISS with no more threads than processors, whichever thread calls it.
 
-OpenMP keeps its number of threads per calling thread: `omp_set_num_threads` in the thread that
-imports faiss says nothing to a service's workers, each of which would start as many threads as the
-machine has processors, however few this process may use. So new threads begin with a bound, which
-OpenMP reads from the environment once, when it is loaded; and callers that search at the same time
-divide the processors, since each has a team of its own.
+This is the only module that imports faiss. OpenMP keeps its number of threads per calling thread:
+calling `omp_set_num_threads` in the thread that imports faiss does not affect a service's workers,
+each of which would start as many threads as the machine has processors, however few this process
+may use. So new threads start with a bound, which OpenMP reads from the environment once, when it is
+loaded. Concurrent callers divide the processors among them, since each has its own team of threads.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ VARIABLE = "OMP_NUM_THREADS"
 
 
 def _most_threads() -> int:
-    """The processors this process may use, or the user's own bound on OpenMP where that is smaller."""
+    """Return the number of usable processors, or the user's bound on OpenMP if it is lower."""
     cpus = usable_cpus()
     with suppress(ValueError):
         cpus = min(cpus, max(1, int(os.environ.get(VARIABLE, "").split(",")[0])))
@@ -33,7 +32,7 @@ MOST_THREADS = _most_threads()
 
 @contextmanager
 def _bound_in_environment() -> Iterator[None]:
-    """Around the first import of faiss, which makes OpenMP read its variable."""
+    """Set OpenMP's variable during the first import of faiss, which makes OpenMP read it."""
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = str(MOST_THREADS)
     try:
@@ -48,7 +47,7 @@ def _bound_in_environment() -> Iterator[None]:
 with _bound_in_environment():
     import faiss
 
-faiss.omp_set_num_threads(MOST_THREADS)  # a program may have imported faiss before
+faiss.omp_set_num_threads(MOST_THREADS)  # if the program imported faiss earlier
 
 __all__ = ["faiss", "shared_processors"]
 
@@ -58,8 +57,7 @@ _num_callers = 0
 
 @contextmanager
 def shared_processors() -> Iterator[int]:
-    """Around calls of FAISS: the calling thread's share of the processors, as many threads as it
-    may use meanwhile."""
+    """Bound FAISS to the calling thread's share of the processors, and yield that number."""
     global _num_callers
     with _lock:
         _num_callers += 1

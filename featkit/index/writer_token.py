@@ -39,7 +39,7 @@ def take(connection: Connection, folder: Path) -> str:
     text = _stored(connection)
     if text is not None and is_alive(text):
         raise EnvironmentProblem(
-            f"{folder} is being written by {describe(text)}; wait for it to end, or end it."
+            f"{folder} is being written by {describe(text)}; wait for it to finish, or stop it."
         )
     token = secrets.token_hex(16)
     who = {"token": token, **who_am_i(), **_process_identity(os.getpid())}

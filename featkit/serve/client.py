@@ -1,4 +1,4 @@
-"""A typed client of the service, for programs elsewhere.
+"""A typed client of the service, for programs on any machine.
 
 with Client("http://127.0.0.1:8000") as client:
     vectors = client.embed(["cat.jpg", "dog.jpg"])        # (2, D) float32
@@ -25,17 +25,15 @@ from featkit.wording import counted
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
-# Answers of the service itself about a request; it gives its reason as {"detail": text}.
+# Statuses with which the service itself refuses a request, with the reason in {"detail": text}.
 REFUSALS = frozenset((400, 404, 413, 415, 422))
-# What something between here and the service means by a status, and what to do.
+# What these statuses mean if the answer is not the service's, and what to do.
 OTHER_STATUSES = {
-    401: (
-        "it wants a login, which a proxy asks for; sign in there, or use the service's own address"
-    ),
-    403: "access is forbidden, by a proxy or firewall; use an address that may be asked from here",
+    401: ("a proxy asks for a login; sign in there, or use the service's own address"),
+    403: "a proxy or firewall forbids access; use an address that this machine may reach",
     404: "there is no such route; check the address, and that `featkit serve` runs there",
-    405: "this route takes no such request; check the address, and that `featkit serve` runs there",
-    407: "a proxy wants a login; give it in the variable HTTPS_PROXY or HTTP_PROXY",
+    405: "the route takes no such request; check the address, and that `featkit serve` runs there",
+    407: "a proxy asks for a login; put it into the variable HTTPS_PROXY or HTTP_PROXY",
     408: "the request took too long to arrive; send fewer images at once, or try again",
     413: (
         "the request is too large for a proxy in front of the service; send fewer or smaller"
@@ -43,7 +41,7 @@ OTHER_STATUSES = {
     ),
     429: "there are too many requests; wait before the next one",
     500: "the service failed; its log has the reason",
-    502: "a proxy cannot reach the service; see that it runs, and try again",
+    502: "a proxy cannot reach the service; check that it runs, and try again",
     503: "the service cannot answer now; try again later",
     504: (
         "the service did not answer a proxy in time; send fewer images at once, or raise its limit"
@@ -52,10 +50,11 @@ OTHER_STATUSES = {
 
 
 class Client:
-    """Calls of one service. Thread-safe, as httpx's client is.
+    """A client of one service. Thread-safe, as httpx's client is.
 
-    InputError where the service refuses an image, with its sentence; EnvironmentProblem, with the
-    HTTP status and what to do, where it cannot be reached or something else answers at its address.
+    InputError, with the service's own message, if the service refuses a request.
+    EnvironmentProblem, with the HTTP status and what to do, if the service cannot be reached or
+    something else answers at its address.
     """
 
     def __init__(
@@ -64,12 +63,12 @@ class Client:
         self.address = address
         if not isinstance(address, str) or not address.startswith(("http://", "https://")):
             raise InputError(
-                f"The address is {address!r}; it begins with http:// or https://, as"
-                " http://127.0.0.1:8000 does."
+                f"The address is {address!r}; it must begin with http:// or https://, such as"
+                " http://127.0.0.1:8000."
             )
         try:
             self._http = httpx.Client(base_url=address, timeout=timeout_s, transport=transport)
-        # the last two: of a proxy in the environment
+        # ValueError and ImportError come from a proxy named in the environment
         except (httpx.InvalidURL, ValueError, ImportError) as error:
             raise InputError(f"{address} cannot be called: {error}.") from error
 
@@ -89,41 +88,45 @@ class Client:
         self._http.close()
 
     def health(self) -> Health:
-        """What the service runs. EnvironmentProblem when it says that it cannot answer."""
+        """Return what the service runs. EnvironmentProblem if it reports that it cannot answer."""
         return self._parsed(Health, self._call("GET", "/healthz"))
 
     def embed(self, images: ImageLike | Iterable[ImageLike]) -> np.ndarray:
-        """Unit vectors (n, D) float32 of images, or of one, as `Embedder.embed` takes them, read
-        here and sent as bytes."""
+        """Return the unit vectors (n, D) float32 of one image or several.
+
+        Takes what `Embedder.embed` takes. Files are read here and sent as bytes.
+        """
         parts = _parts(images)
         response = self._call("POST", "/v1/embed", files=parts)
         answer = self._parsed(EmbedAnswer, response)
         self._check_count(len(parts), len(answer.images), response)
-        if {len(one.vector) for one in answer.images} != {answer.width}:
-            raise self._foreign(response, "vectors of another width than it says")
-        return np.array([one.vector for one in answer.images], dtype=np.float32)
+        if {len(image.vector) for image in answer.images} != {answer.width}:
+            raise self._foreign(response, "vectors whose length is not the width it reports")
+        return np.array([image.vector for image in answer.images], dtype=np.float32)
 
     def search(self, images: ImageLike | Iterable[ImageLike], *, k: int = 10) -> list[list[Hit]]:
-        """The k nearest items of the index for each image, nearest first; images as for
-        `embed`."""
+        """Return the k nearest items of the index for each image, nearest first.
+
+        images: as for `embed`.
+        """
         parts = _parts(images)
         response = self._call("POST", "/v1/search", files=parts, data={"k": str(_whole(k, "k"))})
         answer = self._parsed(SearchAnswer, response)
         self._check_count(len(parts), len(answer.images), response)
-        return [one.hits for one in answer.images]
+        return [image.hits for image in answer.images]
 
-    def neighbors(self, number: int, *, k: int = 10) -> list[Hit]:
-        """The k items nearest to item `number`, itself first."""
-        route = f"/v1/items/{_whole(number, 'The id')}/neighbors"
+    def neighbors(self, item_id: int, *, k: int = 10) -> list[Hit]:
+        """Return the k items nearest to an item, itself first."""
+        route = f"/v1/items/{_whole(item_id, 'The id')}/neighbors"
         return self._parsed(
             NeighborsAnswer, self._call("GET", route, params={"k": _whole(k, "k")})
         ).hits
 
-    def thumbnail(self, number: int) -> bytes:
-        """JPEG bytes of item `number`."""
-        response = self._call("GET", f"/v1/items/{_whole(number, 'The id')}/thumbnail")
+    def thumbnail(self, item_id: int) -> bytes:
+        """Return the JPEG bytes of an item's thumbnail."""
+        response = self._call("GET", f"/v1/items/{_whole(item_id, 'The id')}/thumbnail")
         if not response.content.startswith(b"\xff\xd8"):
-            raise self._foreign(response, "no JPEG")
+            raise self._foreign(response, "something other than a JPEG")
         return response.content
 
     def _call(self, method: str, route: str, **arguments: Any) -> httpx.Response:
@@ -135,31 +138,33 @@ class Client:
                 f" ({type(error).__name__}); send fewer images at once, or give the client a"
                 " longer timeout_s."
             ) from error
-        # also an answer that is cut off or cannot be unpacked
+        # RequestError: also an answer that is cut off or cannot be decompressed
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise EnvironmentProblem(
-                f"{self.address} does not answer ({error}); see that `featkit serve` runs there."
+                f"{self.address} does not answer ({error}); check that `featkit serve` runs there."
             ) from error
         if response.is_success:
             return response
         raise self._refusal(response)
 
     def _refusal(self, response: httpx.Response) -> InputError | EnvironmentProblem:
-        """The error for an answer that is none: the service's own sentence, or what a proxy's
-        status means."""
+        """Return the error for an answer that is not a success.
+
+        It has the service's own message, or the meaning of a status that a proxy sent.
+        """
         status = response.status_code
         detail = _detail(response)
         if detail is not None and status in REFUSALS:
             return InputError(detail)
         if response.is_redirect:
-            place = response.headers.get("location", "elsewhere")
+            target = response.headers.get("location", "another address")
             reason = (
-                f"it leads to {place[:200]}; use that address if it is the service's, or sign in"
-                " there"
+                f"it redirects to {target[:200]}; use that address if it is the service's, or sign"
+                " in there"
             )
         else:
             reason = OTHER_STATUSES.get(
-                status, "which `featkit serve` does not answer; check the address and any proxy"
+                status, "`featkit serve` never sends this status; check the address and any proxy"
             )
         wait = response.headers.get("retry-after", "")
         wait = f" (it asks to wait {wait} s)" if wait.isascii() and wait.isdigit() else ""
@@ -170,16 +175,16 @@ class Client:
         try:
             return kind.model_validate_json(response.content)
         except ValidationError as error:
-            raise self._foreign(response, "no answer of featkit's") from error
+            raise self._foreign(response, "something other than featkit's answer") from error
 
     def _check_count(self, sent: int, answered: int, response: httpx.Response) -> None:
         if sent != answered:
             raise self._foreign(
-                response, f"answers for {counted(answered, 'image')} when {sent:,} were sent"
+                response, f"results for {counted(answered, 'image')}, but {sent:,} were sent"
             )
 
     def _foreign(self, response: httpx.Response, what: str) -> EnvironmentProblem:
-        """The error for a success that is not the service's."""
+        """Return the error for a success that is not the service's."""
         kind = what_is(response.content[:4096])
         described = (
             kind.name
@@ -188,13 +193,13 @@ class Client:
         )
         return EnvironmentProblem(
             f"{self.address} answered {response.status_code} with {what} ({described},"
-            f" {counted(len(response.content), 'byte')}); a proxy, a login page or another program"
-            " answers there, or another version of featkit: check the address."
+            f" {counted(len(response.content), 'byte')}). A proxy, a login page, another program or"
+            " another version of featkit answers there; check the address."
         )
 
 
 def _parts(images: ImageLike | Iterable[ImageLike]) -> list[tuple[str, tuple[str, bytes]]]:
-    """A part of a form for each image. InputError, naming it, for what is no image."""
+    """Return one part of a form per image. InputError, naming it, for what is not an image."""
     if isinstance(images, str) or is_single(images):
         listed: list[Any] = [images]
     elif isinstance(images, Mapping | set | frozenset) or not isinstance(images, Iterable):
@@ -202,13 +207,13 @@ def _parts(images: ImageLike | Iterable[ImageLike]) -> list[tuple[str, tuple[str
     else:
         listed = list(images)
     if not listed:
-        raise InputError("No image was given to send.")
+        raise InputError("No images were given; give at least one.")
     return [("files", _part(image, index)) for index, image in enumerate(listed)]
 
 
 def _part(image: Any, index: int) -> tuple[str, bytes]:
     name = printable(name_of(image) or f"image {index}")
-    # without loss, so that the vector is the same
+    # PNG is lossless, so the vector stays the same
     if isinstance(image, np.ndarray | Image.Image):
         buffer = io.BytesIO()
         Image.fromarray(load(image, name=name).pixels).save(buffer, "PNG", compress_level=1)
@@ -223,7 +228,7 @@ def _whole(value: Any, name: str) -> int:
 
 
 def _detail(response: httpx.Response) -> str | None:
-    """The sentence of featkit's refusal; None for any other answer."""
+    """Return the message of featkit's refusal, or None for any other answer."""
     try:
         answer = response.json()
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Counters for Prometheus at /metrics, for the service only; the page has no need of
+"""Prometheus counters at /metrics. Only the service has them, so the search page does not need
 prometheus-client."""
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class CountedRequests:
-    """ASGI middleware: counts requests by route and status and their seconds, those that end in an
-    exception as 500.
+    """ASGI middleware that counts requests by route and status, and measures their duration.
 
-    It passes `receive` on as it is, so that a route hears when its client has gone; Starlette's
-    BaseHTTPMiddleware does not.
+    A request that ends in an exception counts as 500. `receive` is passed on unchanged, so that a
+    route notices when its client disconnects; Starlette's BaseHTTPMiddleware hides that.
     """
 
     def __init__(self, app: ASGIApp, requests: Counter, seconds: Histogram) -> None:
@@ -33,26 +32,25 @@ class CountedRequests:
             return
         started, status = time.perf_counter(), 500
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, receive, send_and_note)
         finally:
-            # The route's pattern, not the path: one series a route, however many items and nonsense
-            # paths are asked for.
+            # The route's pattern, not the path: one series per route, however many items and
+            # nonexistent paths are requested.
             route = getattr(scope.get("route"), "path", "unknown")
             self.requests.labels(route, str(status)).inc()
             self.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 def add_metrics(app: FastAPI) -> None:
-    """Count requests by route and status and their seconds, in a registry of this app's own, and
-    serve them."""
-    registry = CollectorRegistry()
+    """Count the app's requests, and serve the counters at /metrics."""
+    registry = CollectorRegistry()  # of its own, since a process may have several apps
     requests = Counter(
         "featkit_requests", "Requests answered.", ["route", "status"], registry=registry
     )

@@ -1,4 +1,4 @@
-"""Running an app on an address of this machine, with a sentence where the address cannot be had."""
+"""Run an app at an address of this machine, and explain why an address is unavailable."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featkit.errors import EnvironmentProblem, InputError
+from featkit.serve.refusals import refusal
 
 NUM_PORTS_TRIED = 100
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket listening on the address; port 0 takes any free one.
+    """Return a socket that listens on the address. Port 0 takes any free port.
 
-    EnvironmentProblem, naming the next free port, when it is taken; InputError for a host that is
-    none of this machine's.
+    EnvironmentProblem, naming the next free port, if the port is taken; InputError if the host is
+    not an address of this machine.
     """
     if not 0 <= port <= 65535:
         raise InputError(f"--port is {port}; it must be from 0 to 65535.")
@@ -32,18 +32,19 @@ def bind(host: str, port: int) -> socket.socket:
         return _bound(host, port)
     except socket.gaierror as error:
         raise InputError(
-            f"--host {host} is no address that this machine knows; use 127.0.0.1 or 0.0.0.0."
+            f"--host {host} is not an address that this machine can resolve; use 127.0.0.1 or"
+            " 0.0.0.0."
         ) from error
     except PermissionError as error:
         raise EnvironmentProblem(
-            f"Port {port} needs more rights than this user has; use one above 1023."
+            f"This user may not listen on port {port}; use a port above 1023."
         ) from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise EnvironmentProblem(_taken(host, port)) from error
         if error.errno == errno.EADDRNOTAVAIL:
             raise InputError(
-                f"--host {host} is no address of this machine; use 127.0.0.1 or 0.0.0.0."
+                f"--host {host} is not an address of this machine; use 127.0.0.1 or 0.0.0.0."
             ) from error
         raise
 
@@ -65,8 +66,8 @@ def _bound(host: str, port: int) -> socket.socket:
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        # Lets a restart have the port that its predecessor's closing connections still hold; not
-        # one that is listened on.
+        # A restart may take a port whose old connections are still closing. A port with a listener
+        # stays taken.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(128)
@@ -77,7 +78,7 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def address_of(listener: socket.socket) -> str:
-    """The URL to open in a browser on this machine."""
+    """Return the URL to open in a browser on this machine."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://{_in_url(shown)}:{port}"
@@ -88,11 +89,10 @@ def _in_url(host: str) -> str:
 
 
 def guard_hosts(app: Any, listener: socket.socket) -> Any:
-    """The ASGI app; on a loopback address it answers 400 to requests for any Host but this
-    machine's own names.
+    """Return the ASGI app, guarded against DNS rebinding if it listens on a loopback address.
 
-    Otherwise a web page could let its domain lead to 127.0.0.1 and read the service as its own (DNS
-    rebinding).
+    The guard answers 400 unless the Host header is a name of this machine. Without it, a web page
+    could point its own domain at 127.0.0.1 and read the service from the visitor's browser.
     """
     host = listener.getsockname()[0]
     if not ipaddress.ip_address(host).is_loopback:
@@ -103,8 +103,10 @@ def guard_hosts(app: Any, listener: socket.socket) -> Any:
 
 
 class _CutOff:
-    """ASGI middleware: answers 503 to a request that the end of the server cuts off; uvicorn would
-    print a traceback."""
+    """ASGI middleware that answers 503 to requests which the server's shutdown cuts off.
+
+    Without it, uvicorn would print a traceback.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -115,26 +117,25 @@ class _CutOff:
             return
         started = False
 
-        async def noted(message: Message) -> None:
+        async def send_and_note(message: Message) -> None:
             nonlocal started
             started = started or message["type"] == "http.response.start"
             await send(message)
 
         try:
-            await self.app(scope, receive, noted)
+            await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:
             if not started:
-                answer = {
-                    "detail": "The server is ending; send this request again later.",
-                    "images": [],
-                }
-                await JSONResponse(answer, status_code=503, headers={"Connection": "close"})(
-                    scope, receive, send
+                answer = refusal(
+                    503,
+                    "The server is shutting down; send this request again later.",
+                    headers={"Connection": "close"},
                 )
+                await answer(scope, receive, send)
 
 
 class _Announced(uvicorn.Server):
-    """A server that calls back once it answers."""
+    """A server that calls `on_ready` once it answers requests."""
 
     def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -147,10 +148,9 @@ class _Announced(uvicorn.Server):
 
 
 def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Serve an ASGI app on the socket until Ctrl-C or SIGTERM; `on_ready` is called when it
-    answers.
+    """Serve an ASGI app on the socket until Ctrl-C or SIGTERM.
 
-    On a loopback address it answers under this machine's own names only.
+    `on_ready` is called once it answers. See `guard_hosts` for loopback addresses.
     """
     config = uvicorn.Config(
         _CutOff(guard_hosts(app, listener)),
@@ -161,7 +161,7 @@ def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lam
     server = _Announced(config, on_ready)
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # how a server is meant to end; uvicorn has closed everything by now
+    except KeyboardInterrupt:  # the normal end of a server; uvicorn has closed everything by now
         pass
     finally:
         listener.close()

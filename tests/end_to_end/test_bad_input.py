@@ -304,8 +304,8 @@ def test_a_second_writer_of_an_index_is_told_who_holds_it_and_readers_are_let_in
     assert said.code == 3
     assert is_one_sentence(said)
     assert re.search(
-        rf"{index} is being written by process {holder.pid} on \S+ \(.*\); wait for it to end, or"
-        r" end it\.",
+        rf"{index} is being written by process {holder.pid} on \S+ \(.*\); wait for it to"
+        r" finish, or stop it\.",
         said.error,
     )
     assert found.code == 0

@@ -63,7 +63,7 @@ def test_a_second_opening_in_the_same_process_is_refused_until_the_release(
     first = WriterLock(tmp_path / "lock")
     who = f"process {os.getpid()} on {socket.gethostname()} (featkit embed images)"
     with refused(
-        f"{tmp_path} is being written by {who}; wait for it to end, or end it.",
+        f"{tmp_path} is being written by {who}; wait for it to finish, or stop it.",
         error=EnvironmentProblem,
     ):
         WriterLock(tmp_path / "lock")

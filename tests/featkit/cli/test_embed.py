@@ -434,7 +434,7 @@ def test_a_second_process_is_told_who_writes_the_folder(
     assert is_one_sentence(second)
     assert f"{out} is being written by process {first.pid} on " in second.error
     assert f"embed {unbroken / 'many'}" in second.error
-    assert second.error.endswith("; wait for it to end, or end it.\n")
+    assert second.error.endswith("; wait for it to finish, or stop it.\n")
     assert end(first).code == 0
     assert digests(out) == digests(unbroken / "emb")
 

@@ -46,7 +46,7 @@ def test_client_says_what_the_service_refused(live_address: str) -> None:
             client.embed([b"text"])
         with pytest.raises(InputError, match="There is no item 99"):
             client.thumbnail(99)
-        with pytest.raises(InputError, match="No image was given"):
+        with pytest.raises(InputError, match="No images were given"):
             client.search([])
 
 
@@ -108,10 +108,10 @@ CALLS: dict[str, Callable[[Client], object]] = {
             302,
             "",
             {"location": "https://login.example/?next=x"},
-            ["302", "leads to https://login.example/?next=x"],
+            ["302", "redirects to https://login.example/?next=x"],
         ),
         (401, PAGE, {}, ["401", "login"]),
-        (403, PAGE, {}, ["403", "forbidden"]),
+        (403, PAGE, {}, ["403", "forbids access"]),
         (404, PAGE, {}, ["404", "check the address"]),
         (404, '{"detail": "Not Found"}', {}, ["404", "check the address"]),
         (407, "", {}, ["407", "proxy"]),
@@ -206,7 +206,7 @@ def test_answers_for_another_number_of_images_are_refused(images: str) -> None:
     body = f'{{"model": "m", "fingerprint": "f", "width": 1, "images": {images}}}'
     with (
         answering(200, body) as client,
-        refused("200", "when 2 were sent", error=EnvironmentProblem),
+        refused("200", "results for", "but 2 were sent", error=EnvironmentProblem),
     ):
         client.embed([b"x", b"y"])
 
@@ -214,7 +214,10 @@ def test_answers_for_another_number_of_images_are_refused(images: str) -> None:
 def test_vectors_of_different_widths_are_refused() -> None:
     one = '{"name": "a", "height": 1, "width": 1, "vector": [1.0]}'
     body = f'{{"model": "m", "fingerprint": "f", "width": 2, "images": [{one}]}}'
-    with answering(200, body) as client, refused("another width", error=EnvironmentProblem):
+    with (
+        answering(200, body) as client,
+        refused("length is not the width", error=EnvironmentProblem),
+    ):
         client.embed([b"x"])
 
 
@@ -275,7 +278,7 @@ def test_the_client_takes_what_an_embedder_takes(
         ("/nowhere/cat.jpg", "/nowhere/cat.jpg does not exist"),
         ("http://x/cat.jpg", "is a web address"),
         (np.zeros((3, 4), np.float64), "uint8"),
-        ((), "No image was given"),
+        ((), "No images were given"),
     ],
 )
 def test_what_is_no_image_is_refused_by_name_and_not_sent(images: Any, words: str) -> None:

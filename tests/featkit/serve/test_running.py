@@ -54,7 +54,7 @@ def test_a_port_that_is_taken_names_the_next_free_one() -> None:
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
 def test_a_host_of_elsewhere_is_refused(host: str) -> None:
-    with pytest.raises(InputError, match=re.escape(f"--host {host} is no address")):
+    with pytest.raises(InputError, match=re.escape(f"--host {host} is not an address")):
         bind(host, 0)
 
 
