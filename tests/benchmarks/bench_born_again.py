@@ -64,7 +64,8 @@ def course(config: TrainConfig, cifar: Cifar, out: Path) -> dict[str, Row]:
 def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Path) -> Row:
     """A student of the first network by another way of teaching, judged as the course's are."""
     teacher, info, classes = load_classifier(first / CLASSIFIER_FILE)
-    taught = dataclasses.replace(config, knowledge=dataclasses.replace(config.knowledge, mode=mode))  # type: ignore[arg-type]
+    knowledge = dataclasses.replace(config.knowledge, mode=mode)  # type: ignore[arg-type]
+    taught = dataclasses.replace(config, knowledge=knowledge)
     taught = dataclasses.replace(
         taught, run=dataclasses.replace(taught.run, seed=config.run.seed + 1)
     )
@@ -146,7 +147,7 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
 
 
 def _drawn_teacher(config: TrainConfig, parted: Parted) -> Classifier:
-    """What a teacher costs does not depend on what it has learned."""
+    """Time a teacher with random weights, since its cost does not depend on its training."""
     torch.manual_seed(0)
     return Classifier(build_backbone(config.classifier), len(parted.classes)).eval()
 

@@ -1,8 +1,8 @@
-"""What half an hour on 10,000 small images teaches: CIFAR-10 by 20 neighbors, as a curve, beside
-raw pixels.
+"""Measure half an hour of training on 10,000 small images: CIFAR-10 kNN accuracy over time.
 
-Learned from the first training shard at 32×32 without labels; accuracy on the 5,000 test images by
-the shard's own labels. Run: python tests/benchmarks/bench_cifar.py [MINUTES] [METHOD] [--quick]
+Training uses the first training shard at 32×32 without labels. Accuracy is that of 20 neighbors for
+5,000 test images, by the shard's labels, compared with raw pixels.
+Run: python tests/benchmarks/bench_cifar.py [MINUTES] [METHOD] [--quick]
 (30 minutes and the measurements)
 """
 

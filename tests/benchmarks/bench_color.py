@@ -1,5 +1,4 @@
-"""What a color profile costs when a photograph is decoded for embedding: the same pixels with and
-without one, in turn.
+"""Measure what a color profile costs when a photo is decoded: the same pixels with and without it.
 
 Run: python tests/benchmarks/bench_color.py
 """
@@ -66,8 +65,8 @@ def main() -> None:
             rounds=ROUNDS,
         )
         figures |= {
-            f"{name}: ms an image": [round(value, 3) for value in with_it],
-            f"{name}: ms an image, no profile": [round(value, 3) for value in without],
+            f"{name}: ms per image": [round(value, 3) for value in with_it],
+            f"{name}: ms per image, no profile": [round(value, 3) for value in without],
             f"{name}: median of the pairs' ratios": round(median_ratio(with_it, without), 3),
         }
     write_result("color", figures)

@@ -108,7 +108,7 @@ def draw_crops(setting: Setting, *, device: torch.device) -> list[Tensor]:
 def greatest_differences(
     backbone: VisionTransformer, crops: Sequence[Tensor]
 ) -> tuple[float, float]:
-    """Between the two passes in float32: of outputs, and of all gradients relative to the largest."""
+    """Return the differences of outputs and of gradients, relative to the largest, in float32."""
     outs, gradients = [], []
     for forward in (pass_a_size, one_pass):
         backbone.zero_grad(set_to_none=True)
@@ -135,7 +135,7 @@ def seconds(
     *,
     dtype: torch.dtype | None,
 ) -> float:
-    """Of forward and backward."""
+    """Return the seconds of a forward and a backward pass."""
     device = crops[0].device
     backbone.zero_grad(set_to_none=True)
     synchronize(device)

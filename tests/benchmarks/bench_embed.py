@@ -1,9 +1,9 @@
-"""`featkit embed` beside the work-conserving ceiling 1 / (1 / session + 1 / decode), for a ViT-S/14
-at 224 with random weights.
+"""Compare `featkit embed` with its upper bound 1 / (1 / session + 1 / decode).
 
-session: images a second of inference alone, all processors, by whichever is faster of one session
-with all threads and of one-threaded calls side by side. decode: images a second of read, decode,
-thumbnail and resize alone, all processors. Run: python tests/benchmarks/bench_embed.py
+The model is a ViT-S/14 at 224 with random weights. session: images per second of inference only, on
+all CPUs, by the faster of one session with all threads and concurrent single-threaded calls.
+decode: images per second of read, decode, thumbnail and resize only, on all CPUs.
+Run: python tests/benchmarks/bench_embed.py
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -73,7 +74,7 @@ def session_rate(model: Path, images: np.ndarray) -> float:
 
 
 def decode_rate(embedder: Embedder, source: Source, count: int) -> float:
-    """All that an image costs beside inference."""
+    """Do all work for an image except inference."""
 
     def one(number: int) -> None:
         decoded = embedder.decode(source.read(number), name=source.key(number))
@@ -103,7 +104,8 @@ def main() -> None:
             decodes.append(decode_rate(embedder, source, IMAGES))
             ceilings.append(1 / (1 / sessions[-1] + 1 / decodes[-1]))
             out = folder / f"emb{number}"
-            jobs.append(rate(lambda out=out: embed_source(source, embedder, out), IMAGES))  # type: ignore[misc]
+            job = partial(embed_source, source, embedder, out)
+            jobs.append(rate(job, IMAGES))
     figures = {
         "session images/s": [round(value, 1) for value in sessions],
         "decode images/s": [round(value, 1) for value in decodes],

@@ -1,10 +1,9 @@
-"""`featkit embed` of this checkout beside that of another one, over the 600 photographs, as whole
-processes in turn.
+"""Compare `featkit embed` of this checkout with another one's, as whole processes in turn.
 
-As they are, 163 of them with a color profile, of which 56 are of another space than sRGB; and
-without profiles, where a version that converts profiles must not be slower by more than noise.
-featkit-tiny on ONNX Runtime and on the default engine. Run: python
-tests/benchmarks/bench_embed_versions.py OTHER_CHECKOUT
+The images are 600 photographs. Of these 163 have a color profile and 56 are not in sRGB. They are
+also embedded without profiles, where converting profiles must cost nothing beyond noise. The model
+is featkit-tiny, on ONNX Runtime and on the default engine.
+Run: python tests/benchmarks/bench_embed_versions.py OTHER_CHECKOUT
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What an exported ViT-S/14 costs: every engine and precision beside ONNX Runtime in fp32, more
-outputs, one size alone; and int8 of the shipped model, with the copies that it no longer finds.
-Random weights but for the shipped model.
+"""Measure an exported ViT-S/14 in every engine and precision, relative to ONNX Runtime in fp32.
 
-Ratios are medians of alternating rounds in one run, one thread a call, two images a call.
+More outputs and a single fixed size are measured as well, and int8 of the shipped model with the
+copies that it no longer finds. All weights but the shipped model's are random. Ratios are medians
+of alternating rounds in one run, with one thread and two images per call.
 Run: python tests/benchmarks/bench_export.py
 """
 

@@ -1,12 +1,12 @@
-"""On a GPU: DINO ViT-S/16 and DINOv2 ViT-L/14 in bfloat16, beside plain loops of lightly's parts in
-bfloat16 autocast.
+"""Compare training on a GPU with plain loops of lightly's parts in bfloat16 autocast.
 
-Images a second with their data and of the step alone; the share of the chip's matrix rate
-(operations needed / time / peak); waiting for data; peak memory. featkit is measured with and
-without torch.compile, and the better counts. Loops run in turn at one batch size, which is halved
-until it fits all. Without a folder of images, drawn ones of 500 × 375 pixels are used. Run:
-python tests/benchmarks/bench_gpu.py [--images FOLDER] [--batch N]     (--cpu-check tries the path
-on a CPU, in seconds)
+The models are DINO ViT-S/16 and DINOv2 ViT-L/14 in bfloat16. Measured are images per second with
+and without data loading, the share of the chip's matrix rate (operations needed / time / peak),
+time spent waiting for data, and peak memory. featkit runs with and without torch.compile, and the
+faster counts. Loops take turns at one batch size, which is halved until it fits all of them.
+Without a folder of images, drawn ones of 500 × 375 pixels are used.
+Run: python tests/benchmarks/bench_gpu.py [--images FOLDER] [--batch N]
+(--cpu-check tries the code on a CPU, in seconds)
 """
 
 from __future__ import annotations
@@ -118,8 +118,7 @@ def config_of(
 
 @dataclass
 class Measured:
-    """Of one loop: images a second of each round, shares of the time spent waiting, and the most
-    memory it had by itself."""
+    """Figures of one loop: images per second and waiting share of each round, and peak memory."""
 
     with_data: list[float] = field(default_factory=list)
     alone: list[float] = field(default_factory=list)
@@ -127,7 +126,7 @@ class Measured:
     peak_bytes: int = 0
 
     def row(self, name: str, flops_a_image: float, peaks: Mapping[str, float]) -> dict[str, Any]:
-        """As a row of a table; medians."""
+        """Return the medians as a row of a table."""
         with_data, alone = statistics.median(self.with_data), statistics.median(self.alone)
         shares = {
             f"share of the {peak} rate": round(alone * flops_a_image / rate, 3)
@@ -188,7 +187,7 @@ def measure(
             loops[name] = make_loop(
                 name, work, effort, source, batch=batch, device=device, out=Path(folder)
             )
-            # sizes that small only lose by threads, most of all beside other work
+            # at such sizes threads only cost time, above all on a busy machine
             if device.type == "cpu":
                 torch.set_num_threads(1)
             measured[name].peak_bytes = warm(loops[name], steps=effort.warm_steps, before=before)
@@ -222,7 +221,7 @@ def free(device: torch.device) -> None:
 
 
 def has_lightly() -> bool:
-    """Whether there is anything to compare with."""
+    """Return whether lightly is installed to compare with."""
     return importlib.util.find_spec("lightly") is not None
 
 
@@ -240,7 +239,7 @@ def measure_what_fits(
             return {"batch": batch, "measured": measured, "flops": flops}
         batch //= 2  # outside of the handler, which would hold on to what did not fit
         free(device)
-        print(f"out of memory; trying {batch} images a step", flush=True)
+        print(f"out of memory; trying {batch} images per step", flush=True)
 
 
 def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> dict[str, Any]:
@@ -248,7 +247,7 @@ def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> d
     measured: dict[str, Measured] = found["measured"]
     rows = [each.row(loop, found["flops"], peaks) for loop, each in measured.items()]
     print(
-        f"\n{name}, {found['batch']} images a step, {found['flops'] / 1e9:.3g} GFLOP an image\n"
+        f"\n{name}, {found['batch']} images per step, {found['flops'] / 1e9:.3g} GFLOP an image\n"
         + markdown_table(rows)
     )
     best = max(
@@ -256,7 +255,7 @@ def report(name: str, found: Mapping[str, Any], peaks: Mapping[str, float]) -> d
         key=lambda loop: statistics.median(measured[loop].alone),
     )
     figures: dict[str, Any] = {
-        "images a step": found["batch"],
+        "images per step": found["batch"],
         "GFLOP an image": float(f"{found['flops'] / 1e9:.4g}"),
         "loops": rows,
         "rounds": {
@@ -324,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=Path, help="a folder, a list or anything featkit opens")
-    parser.add_argument("--batch", type=int, help="images a step to begin with")
+    parser.add_argument("--batch", type=int, help="images per step to begin with")
     parser.add_argument(
         "--cpu-check",
         action="store_true",

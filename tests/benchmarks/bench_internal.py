@@ -1,9 +1,8 @@
-"""Internal distillation of a small ResNet on 1,000 labeled images of CIFAR-10: each exit beside
-the plain network.
+"""Compare internal distillation of a small ResNet with the plain network, exit by exit.
 
-Three seeds, trainings of the same number of steps; accuracy on 5,000 test images, images a
-second of each exit. Run: python tests/benchmarks/bench_internal.py [--quick]        (six trainings
-of 90 seconds)
+1,000 labeled images of CIFAR-10, three seeds, the same number of steps. Measured are accuracy on
+5,000 test images and images per second of each exit.
+Run: python tests/benchmarks/bench_internal.py [--quick]        (six trainings of 90 seconds)
 
 The paper (arXiv 1905.08094) gains 2.65 points on average over five networks on CIFAR-100.
 """

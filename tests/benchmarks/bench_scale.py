@@ -1,12 +1,11 @@
-"""What ViT-T to ViT-L need: operations and memory of a step, counted and where they fit measured,
-and what 8 × 80 GB would do.
+"""Count the operations and memory of a training step from ViT-T to ViT-L, and extrapolate.
 
-Counted without memory, on tensors that have sizes alone: operations by torch.utils.flop_counter,
-activations as the bytes that autograd keeps for the backward pass, in bfloat16 with fused attention
-as a GPU runs it. Measured: how much a process's peak grows with its images, in float32 with
-attention as a CPU runs it, beside the same count. Heads of 65,536 prototypes; crops 2 × 224 + 8 ×
-96; DINOv2 hides 15 % of the patches. Nothing is left out at random. Run: python
-tests/benchmarks/bench_scale.py [--quick]
+Counts use meta tensors: operations by torch.utils.flop_counter, activations as the bytes that
+autograd keeps for the backward pass, in bfloat16 with fused attention as on a GPU. Models that fit
+are also measured: the growth of a process's peak memory with its images, in float32 with attention
+as on a CPU, next to the same count. The table ends with 8 × 80 GB. Heads have 65,536 prototypes,
+crops are 2 × 224 + 8 × 96, and DINOv2 masks 15 % of the patches. There is no stochastic depth.
+Run: python tests/benchmarks/bench_scale.py [--quick]
 """
 
 from __future__ import annotations
@@ -81,8 +80,7 @@ def config_of(size: str, method: str) -> TrainConfig:
 
 @dataclass
 class Crops:
-    """What a step of `batch` images sees: (2, B, 3, S, S), (L, B, 3, s, s), masks and the places
-    of what they hide."""
+    """Return the input of a step: crops (2, B, 3, S, S) and (L, B, 3, s, s), masks and indices."""
 
     global_crops: Tensor
     local_crops: Tensor
@@ -91,7 +89,7 @@ class Crops:
 
     @classmethod
     def of(cls, config: TrainConfig, batch: int, *, hidden: bool) -> Crops:
-        """Of zeros."""
+        """Return an input of zeros."""
         crops, side = config.crops, config.crops.global_size // config.model.patch
         num_hidden = round(HIDDEN * NUM_GLOBAL * batch * side * side) if hidden else 0
         return cls(
@@ -165,7 +163,7 @@ def sizes_alone() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Count:
-    """Of one step."""
+    """Return the counts of one step."""
 
     flops: int
     kept: int  # bytes
@@ -197,7 +195,7 @@ def count(config: TrainConfig, batch: int, *, checkpointed: bool, as_gpu: bool) 
 
 
 def a_image(config: TrainConfig, *, checkpointed: bool, as_gpu: bool = True) -> Count:
-    """What one more image takes."""
+    """Measure the memory of one more image."""
     few, more = (count(config, batch, checkpointed=checkpointed, as_gpu=as_gpu) for batch in (2, 4))
     return Count((more.flops - few.flops) // 2, (more.kept - few.kept) // 2)
 
@@ -233,7 +231,7 @@ def kilobytes(path: str) -> dict[str, int]:
 
 
 def measured_a_image(size: str) -> float | None:
-    """Bytes that one more image takes; None where there is no room to try."""
+    """Return the bytes that one more image takes, or None if memory is too small to try."""
     if kilobytes("/proc/meminfo")["MemAvailable"] * 1024 < SPARE_BYTES.get(size, 0):
         return None
     few, more = MEASURED[size]

@@ -1,11 +1,10 @@
-"""What each method learns from 400 photographs at 64×64 in minutes: copies among 200 others, beside
-raw pixels and lightly.
+"""Measure minutes of training on 400 photographs at 64×64 by the copies found among 200 others.
 
-featkit's dino, ibot and dinov2 by the tiny recipe, 5 minutes and two seeds each, and the best of
-them for 15; lightly's parts in plain loops with the papers' numbers, 5 minutes each. Results are
-written after every run, so that a stop keeps what it has. With METHODs, those for 15 minutes alone,
-beside the results that are there. Run: python tests/benchmarks/bench_small_data.py [METHOD ...]
-[--quick]        (about an hour)
+dino, ibot and dinov2 run by the tiny recipe, 5 minutes and two seeds each, and the best of them for
+15 minutes. lightly's parts run in plain loops with the papers' settings, 5 minutes each. Raw pixels
+are the baseline. Results are written after every run, so a stop loses nothing. With METHODs, only
+these run, for 15 minutes, and are added to the existing results.
+Run: python tests/benchmarks/bench_small_data.py [METHOD ...] [--quick]        (about an hour)
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Seconds until `import featkit` and `featkit --help` are done, each as a whole process, beside a
-bare Python's.
+"""Measure `import featkit` and `featkit --help` as whole processes, relative to a bare Python.
 
 Run: python tests/benchmarks/bench_start.py
 """
@@ -26,7 +25,7 @@ TARGETS = {"target of import featkit s": 0.3, "target of featkit --help s": 0.5}
 
 
 def seconds(arguments: tuple[str, ...]) -> float:
-    """Of one process from start to end."""
+    """Return the seconds of one process, from start to end."""
     started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started

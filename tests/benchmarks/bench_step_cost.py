@@ -1,10 +1,9 @@
-"""Where the time of a training step goes, and how near it comes to the rate at which this machine
-multiplies matrices.
+"""Break down the time of a training step and compare it with the machine's matrix rate.
 
-The tiny recipe at a depth of 6 and 100 images a step: width 192, patch 8, two crops of 64 pixels.
-The matrix rate is that of the fastest of the products that the step itself makes, each measured
-alone at its size and in its type and layout, in turn with the step. Run: python
-tests/benchmarks/bench_step_cost.py [--quick]
+The tiny recipe at depth 6 and 100 images per step: width 192, patch 8, two crops of 64 pixels. The
+matrix rate is that of the fastest product in the step. Each product is measured alone, with its own
+size, dtype and layout, in turn with the step.
+Run: python tests/benchmarks/bench_step_cost.py [--quick]
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ def measure(source: Source, precision: str, folder: Path) -> dict[str, Any]:
 
 
 def seconds_of_parts(loop: FeatkitLoop, *, rounds: int) -> dict[str, float]:
-    """Of one step with its data, the mean over some."""
+    """Return the seconds of a step with its data, averaged over several."""
     clock = Clock(CPU)
     loop.steps(QUEUED)
     with clocked(loop.engine, clock):
@@ -119,8 +118,7 @@ def against_the_rate(
 
 
 def products_alone(flops: int, seconds: list[float], rates: list[list[Rate]]) -> dict[str, Any]:
-    """What holds a step from the matrix rate: products slower than the fastest one, then all that
-    is no product."""
+    """Split a step into its products, at the matrix rate and at their own, and everything else."""
     own = statistics.median(sum(rate.times * rate.seconds for rate in each) for each in rates)
     best = statistics.median(flops / best_rate(each) for each in rates)
     step = statistics.median(seconds)

@@ -1,9 +1,9 @@
 """featkit-tiny, the model that ships: train it again by its two recipes, or take a finished second
 run, and measure it.
 
-Copies among the last 200 of 600 photographs in name order, which it was not trained on, beside the
+Copies among the last 200 of 600 photographs in name order, which it was not trained on, next to the
 baselines; and, for what it is not good at, the kinds of things in CIFAR-10 by their nearest
-neighbors, beside raw pixels. Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
+neighbors, next to raw pixels. Run: python tests/benchmarks/bench_tiny.py [RUN | --quick]
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NEIGHBORS, GALLERY, QUERIES = (20, 60, 20) if is_quick() else (20, 5000, 1000)
 
 
 def cifar_accuracy(data: Path, embedder: Embedder) -> dict[str, float]:
-    """Of the model and of centered pixels, by a plain majority and by DINO's weighted vote."""
+    """Return accuracies of the model and of centered pixels, by majority and by weighted vote."""
     shards = (open_source(data / "cifar10" / f"train-0000{number}.tar") for number in range(2))
     gallery, queries = (
         subset(shard, range(count)) for shard, count in zip(shards, (GALLERY, QUERIES), strict=True)

@@ -1,11 +1,10 @@
-"""Images a second of featkit's training step beside plain loops of lightly's parts, for DINO and
-for DINOv2.
+"""Compare featkit's training step with plain loops of lightly's parts, for DINO and DINOv2.
 
-The same backbone, crops, batch, images and loader workers; the loops run in turn, a few steps
-each. Ahead of each turn the others' workers get the time to fill their queues and rest, and the
-loop the steps to empty its own. lightly's are in float32, which a plain loop is; featkit is
-measured in float32 too, and in bfloat16 where the processor multiplies it natively. Run: python
-tests/benchmarks/bench_train_speed.py [--quick]
+Backbone, crops, batch, images and loader workers are the same. The loops take turns of a few steps.
+Before each turn, the other loops' workers have time to fill their queues and become idle, and the
+loop takes some steps to empty its own queue. lightly's loop is in float32; featkit is measured in
+float32 and, if the CPU supports it, in bfloat16.
+Run: python tests/benchmarks/bench_train_speed.py [--quick]
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ CHIPS = {
 
 
 def chip_peak(name: str) -> float | None:
-    """Of the card that torch calls `name`; None for one that the table does not know."""
+    """Return the peak of the GPU that torch calls `name`, or None if it is not in the table."""
     words = name.replace("-", " ").split()
     for chip, peak in sorted(CHIPS.items(), key=lambda row: -len(row[0])):
         if set(chip.split()) <= set(words):
@@ -87,7 +87,7 @@ def _attention_backward_flops(
 
 
 class Product(NamedTuple):
-    """One matrix product as a step makes it: the operator, and of each tensor its size and strides."""
+    """A matrix product of a step: the operator, and the size and strides of each tensor."""
 
     operator: Any
     tensors: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
@@ -100,7 +100,7 @@ class Product(NamedTuple):
 
     @property
     def shape(self) -> str:
-        """For people: (m, k) × (k, n), of a stack of so many."""
+        """Describe the product: (m, k) × (k, n), and the number of them in a batch."""
         first, second = self.tensors[-2][0], self.tensors[-1][0]
         stack = f"{first[0]} of " if len(first) == 3 else ""
         return f"{stack}{first[-2]}×{first[-1]} by {second[-2]}×{second[-1]}"

@@ -1,5 +1,7 @@
-"""What the benchmarks of methods with labels share: CIFAR-10 with 1,000 labels, a small ResNet, a
-small ViT, the clock."""
+"""Shared by the benchmarks of methods with labels: data, networks and timing.
+
+The data is CIFAR-10 with 1,000 labels, and the networks are a small ResNet and a small ViT.
+"""
 
 from __future__ import annotations
 
@@ -121,13 +123,13 @@ def for_training(config: TrainConfig, *, steps: int, seed: int = 0) -> TrainConf
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation, in percent; of one value there is none."""
+    """Return mean and standard deviation in percent; a single value has no deviation."""
     deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
 def figures_of(row: Row) -> dict[str, float]:
-    """What a table keeps of a row."""
+    """Return the columns of a row that the table shows."""
     found = {
         "accuracy": row.accuracy,
         "ece": row.ece,

@@ -51,7 +51,7 @@ class LightlyImages(Dataset[list[Tensor]]):
 
 
 def dino_transform(config: TrainConfig) -> Any:
-    """lightly's DINOTransform with all of the config's crops and colors that it can be told."""
+    """Return lightly's DINOTransform with all crops and colors of the config that it supports."""
     crops, color = config.crops, config.color
     return import_quietly("lightly.transforms.dino_transform").DINOTransform(
         global_crop_size=crops.global_size,
@@ -128,7 +128,7 @@ class LightlyLoop(Loop[list[Tensor]]):
 
     @abstractmethod
     def loss(self, views: list[Tensor]) -> Tensor:
-        """Of views (B, 3, S, S), global ones first, on the device."""
+        """Return the loss of views (B, 3, S, S), global ones first, on the device."""
 
     def next(self) -> list[Tensor]:
         """Views as the loader gives them."""
@@ -203,7 +203,7 @@ class LightlyDinoV2(LightlyLoop):
             self.student_heads.append(head(*patch_sizes))
             self.teacher_heads.append(head(*patch_sizes))
         self.teacher = copy.deepcopy(self.student)
-        # The mask token is the student's alone; here it is a parameter beside the backbone, in
+        # The mask token is the student's alone; here it is a parameter next to the backbone, in
         # timm's wrapper one inside.
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.model.width))
         self.student_extra, self.teacher_extra = (

@@ -1,4 +1,4 @@
-"""What a training loop is to a benchmark, and featkit's own; `lightly_loops` has the others."""
+"""The interface of a training loop under benchmark, and featkit's; `lightly_loops` has the rest."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Loop(ABC, Generic[Batch]):
             self.step(batch)
 
     def images_per_s(self, count: int) -> float:
-        """Images a second of so many steps, data and all."""
+        """Return images per second over some steps, including data loading."""
         return self._rate(count, None)
 
     def images_per_s_on(self, batch: Batch, count: int) -> float:
-        """Images a second of so many steps on one batch that is there already."""
+        """Return images per second over some steps on one batch in memory."""
         return self._rate(count, batch)
 
     def _rate(self, count: int, batch: Batch | None) -> float:
@@ -66,7 +66,7 @@ class Loop(ABC, Generic[Batch]):
 
 
 class FeatkitLoop(Loop[Crops]):
-    """featkit's own data and step, without what a run measures and writes beside them."""
+    """featkit's data loading and step, without the measuring and writing of a run."""
 
     def __init__(
         self, config: TrainConfig, source: Source, out: Path, *, labels: Labels | None = None

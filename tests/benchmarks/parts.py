@@ -1,5 +1,4 @@
-"""Where the time of a training step goes, by clocks put about the methods that a step calls; the
-step is featkit's own."""
+"""Time the parts of featkit's training step by wrapping the methods that it calls."""
 
 from __future__ import annotations
 
@@ -158,7 +157,7 @@ def shares_of_operators(work: Callable[[], object]) -> tuple[dict[str, float], d
 
 
 def kind_of(operator: str) -> str:
-    """What an operator is for."""
+    """Return the purpose of an operator."""
     return next(
         (kind for kind, words in KINDS.items() if any(word in operator for word in words)), "other"
     )

@@ -16,7 +16,7 @@ NUM_HELD_OUT = 10 if is_quick() else 200
 
 @dataclass(frozen=True)
 class Photos:
-    """What is learned from and what is held out, as sources."""
+    """Return the sources to train on and to hold out."""
 
     learned: Source
     held_out: Source
@@ -38,7 +38,7 @@ def open_part(files: list[Path], listing: Path) -> Source:
 
 
 def data_folder() -> Path:
-    """Where the data is. SystemExit where it is not here."""
+    """Return the folder of the data. Raises SystemExit if it is missing."""
     data = shared_data()
     if data is None:
         raise SystemExit("The data for this benchmark is not here; see tests/data.py.")

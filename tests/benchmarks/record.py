@@ -1,8 +1,7 @@
-"""What every benchmark does with its figures: alternate, take medians, print them, keep the raw
-ones.
+"""Shared by all benchmarks: alternate, take medians, print figures and keep the raw ones.
 
-`--quick` after a benchmark's name tries its path by the smallest counts; such figures mean nothing
-and are not kept.
+`--quick` after a benchmark's name tries its code with the smallest counts. Such figures mean
+nothing and are not kept.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ PACKAGES = ("torch", "onnxruntime", "faiss-cpu", "numpy", "pillow", "lightly")
 
 
 def is_quick() -> bool:
-    """Whether the path alone is tried."""
+    """Return whether the code is only tried."""
     return "--quick" in sys.argv
 
 
 def arguments() -> list[str]:
-    """The words after a benchmark's name that are no flags."""
+    """Return the arguments of a benchmark that are not flags."""
     return [word for word in sys.argv[1:] if not word.startswith("-")]
 
 
@@ -70,7 +69,7 @@ def read_figures(name: str) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Return the versions of the installed packages."""
     found = {}
     for package in PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -87,7 +86,7 @@ def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What can be said of this machine without naming it."""
+    """Describe this machine without naming it."""
     model = next(
         (
             line.split(":")[1].strip()

@@ -1,4 +1,4 @@
-"""The path of `make bench-gpu` where there is no GPU, and how a chip is known."""
+"""Tests of the code behind `make bench-gpu` without a GPU, and of the table of chips."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.benchmarks.flops import chip_peak
 
 # of lightly's and torch's own
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_the_path_of_bench_gpu_runs_on_a_cpu_and_keeps_no_figures_of_it(
+def test_bench_gpu_can_be_tried_on_a_cpu_keeping_no_figures(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path)

@@ -25,8 +25,10 @@ def make_layered_file(
     precision: str = "fp32",
     size: int = 32,
 ) -> Path:
-    """A file of `depth` residual products over patches, seeded, small images told apart by it;
-    `outputs` in this order."""
+    """Write a seeded file of `depth` residual products over patches; `outputs` in this order.
+
+    Its vectors distinguish even small images.
+    """
     rng = np.random.default_rng(3)
     weights: dict[str, np.ndarray] = {
         "filters": rng.standard_normal((WIDTH, 3, PATCH, PATCH)).astype(np.float32) / PATCH,

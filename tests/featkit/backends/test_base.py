@@ -1,5 +1,4 @@
-"""What every engine promises: the file's outputs, whoever shares the batch, from whatever thread,
-and an end when asked."""
+"""Tests of what every engine guarantees: outputs, batch invariance, threads and canceling."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where figures are kept, with `auto` left to itself and a shorter measurement."""
+    """The cache folder, with no variable set for `auto` and a shorter measurement."""
     for name in ("FEATKIT_BACKEND", "FEATKIT_PRECISION"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
@@ -74,7 +74,7 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> list[list[Run]]:
 
 
 def chosen(model: Path, **asked: Any) -> Run:
-    """What is chosen for a model file."""
+    """Return the run chosen for a model file."""
     return choose_run(model, read_manifest(model), batch_size=32, **asked)
 
 
@@ -112,7 +112,7 @@ def test_auto_is_the_fastest_as_measured(
 
 
 def usable_here(run: Run) -> bool:
-    """Whether auto may think of it on this processor."""
+    """Return whether auto considers the run on this CPU."""
     return run.precision != BF16 or module.processor_multiplies_bf16()
 
 

@@ -1,6 +1,6 @@
 """The first calls of a process, by several threads at once, end and agree.
 
-OpenVINO's Python binding once deadlocked there: the reason is told at `_complete_type_tables` in
+OpenVINO's Python binding once deadlocked there, as explained at `_complete_type_tables` in
 featkit/backends/openvino.py.
 """
 
@@ -30,7 +30,8 @@ import numpy as np
 from pathlib import Path
 if SLOW:
     import time, numpy.lib
-    class Slow(numpy.lib.NumpyVersion):  # what the binding calls while it holds its lock: now long enough for everyone to wait
+    # The binding calls this while it holds its lock; now it takes long enough for all to wait.
+    class Slow(numpy.lib.NumpyVersion):
         def __init__(self, text):
             time.sleep(0.3)
             super().__init__(text)

@@ -28,7 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def built_with(monkeypatch: pytest.MonkeyPatch, *providers: str) -> list[str]:
-    """Make onnxruntime say that it was built with these; returns what is loaded before a session."""
+    """Pretend that onnxruntime was built with these providers; return what it preloads."""
     loaded: list[str] = []
     monkeypatch.setattr(ort, "get_available_providers", lambda: [*providers, module.CPU])
     monkeypatch.setattr(ort, "preload_dlls", lambda: loaded.append("cuda"), raising=False)
@@ -65,7 +65,7 @@ def test_tensorrt_precedes_cuda_and_caches_its_engines(
 
 
 class Fallen:
-    """A session whose first provider could not be had, as ONNX Runtime makes one without raising."""
+    """A session that silently falls back from its first provider, as ONNX Runtime does."""
 
     def __init__(self, *_arguments: object, **_options: object) -> None:
         self.session = REAL_SESSION(str(_arguments[0]), providers=[module.CPU])

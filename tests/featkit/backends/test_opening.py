@@ -1,5 +1,4 @@
-"""What is said before a session is opened: packages that are missing or there twice, and weights
-that were left behind."""
+"""Tests of errors before a session opens: missing or duplicate packages, missing weights."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def with_weights(model: Path, num_bytes: int) -> Manifest:
-    """The manifest of `model`, as if its weights lay in a file beside it."""
+    """Return the manifest of `model` as if it had external weights."""
     weights = ExternalWeights(file="m.onnx.data", num_bytes=num_bytes, sha256="0" * 64)
     return dataclasses.replace(read_manifest(model), external=weights)
 

@@ -88,13 +88,17 @@ def test_multiply_adds_of_featkit_tiny_match_its_layers() -> None:
 WATCHED = """
 import os, sys
 def watch(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.fork", "os.system", "os.posix_spawn"):
+    if event in (
+        "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.fork", "os.system",
+        "os.posix_spawn",
+    ):
         os.write(2, f"{event} {arguments}".encode())
         os._exit(9)
 sys.addaudithook(watch)
 import numpy as np
 from featkit.embedder import Embedder
-print(Embedder(sys.argv[1], backend="openvino", precision="fp32").infer(np.zeros((1, 32, 32, 3), np.uint8)).shape)
+embedder = Embedder(sys.argv[1], backend="openvino", precision="fp32")
+print(embedder.infer(np.zeros((1, 32, 32, 3), np.uint8)).shape)
 """
 
 

@@ -1,4 +1,4 @@
-"""What the tests of the yardsticks share: a small model file."""
+"""Fixtures of the evaluation tests: a small model file."""
 
 from __future__ import annotations
 

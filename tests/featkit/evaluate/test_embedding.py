@@ -19,7 +19,7 @@ from tests.sentences import refused
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five images, and two files that are none."""
+    """Five images, and two files of other kinds."""
     folder = draw_folder(tmp_path_factory.mktemp("embedding") / "images", 5)
     for name in ("0015.jpg", "zz.jpg"):
         (folder / name).write_bytes(b"no image")

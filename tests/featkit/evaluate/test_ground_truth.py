@@ -29,7 +29,7 @@ def published(*, arrays: bool = False) -> dict[str, Any]:
 
 
 def check(found: GroundTruth) -> None:
-    """Whether it is `published`."""
+    """Check that the ground truth is `published`."""
     (query,) = found.queries
     assert found.names == ["all_souls_000013", "b", "c"]
     assert (query.name, query.easy.tolist(), query.hard.tolist(), query.junk.tolist()) == (
@@ -56,8 +56,10 @@ def test_a_pickle_of_python_2_and_of_numpy_1_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.pkl").write_bytes(data.replace(b"cnumpy._core", b"cnumpy.core"))
     check(read_ground_truth(tmp_path / "a.pkl"))
     # Python 2 wrote its byte strings, which names were, with the opcode U.
-    (tmp_path / "b.pkl").write_bytes(b"\x80\x02}(U\x06imlist](U\x01aU\x01beU\x07qimlist]U\x01qaU\x03gnd]}("
-                                     b"U\x04easy]K\x01aU\x04hard]U\x04junk]U\x03bbx](K\x00K\x00K\x05K\x05euau.")  # fmt: skip
+    (tmp_path / "b.pkl").write_bytes(
+        b"\x80\x02}(U\x06imlist](U\x01aU\x01beU\x07qimlist]U\x01qaU\x03gnd]}("
+        b"U\x04easy]K\x01aU\x04hard]U\x04junk]U\x03bbx](K\x00K\x00K\x05K\x05euau."
+    )
     found = read_ground_truth(tmp_path / "b.pkl")
     assert (found.names, found.queries[0].easy.tolist()) == (["a", "b"], [1])
 
@@ -75,7 +77,7 @@ def test_json_is_read(tmp_path: Path) -> None:
 
 
 class Runs:
-    """What a pickle of it calls when it is read."""
+    """Return the call that unpickling makes."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = (function, arguments)

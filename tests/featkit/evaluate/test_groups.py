@@ -127,7 +127,7 @@ def test_a_group_of_one_image_is_no_query_but_a_rival(tmp_path: Path, model_file
     assert (report.columns, report.leave_one_out) == (("folder", "folder"), True)
     assert [score.name for score in report.scores] == ["test-0", "centered pixels", "chance"]
     pixels, by_lot = report.scores[1:]
-    # colors are told apart by their pixels
+    # pixels distinguish the colors
     assert pixels.mean_average_precision == pytest.approx(1.0)
     # Three queries have 2 right of 5 others, two have 1.
     assert by_lot.recall[1] == pytest.approx((3 * 2 / 5 + 2 * 1 / 5) / 5)

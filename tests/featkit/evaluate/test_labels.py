@@ -1,5 +1,4 @@
-"""Promises of labels: tar, Parquet and folders meet, what is missing is said, and nothing without a
-label is guessed."""
+"""Tests that labels of tar, Parquet and folders agree and that missing labels are reported."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Promises of the linear classifier: it minimizes the loss that it names, is chosen on held-out
-images, and is told of."""
+"""Tests of the linear classifier: the loss it minimizes, the choice of l2, and the report."""
 
 from __future__ import annotations
 

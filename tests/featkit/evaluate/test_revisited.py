@@ -31,8 +31,7 @@ NUM_IMAGES, NUM_QUERIES = 9, 3
 
 
 def reference_figures(ranking: list[int], right: list[int], ignored: list[int]) -> list[float]:
-    """What the protocol defines, for one query: walk down the ranking, pass over what is ignored,
-    add up trapezoids.
+    """Score one query by the protocol's definition: walk down the ranking and add up trapezoids.
 
     A trapezoid lies between the precision before a right image, 1 where nothing came before, and
     the one after it; its width is 1 over the number of right images. mP@k looks at the first k,

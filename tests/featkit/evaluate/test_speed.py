@@ -42,7 +42,8 @@ def test_rates_are_images_by_time_and_runs_take_turns() -> None:
     calls: list[str] = []
     slow, fast = Slow("slow", 0.04, calls), Slow("fast", 0.01, calls)
     runs = {ONNXRUNTIME_FP32: slow, OPENVINO_FP32: fast}
-    rates = images_per_second(runs, np.zeros((5, 8, 8, 3), np.uint8), seconds=1.0, callers=2)  # type: ignore[arg-type]
+    images = np.zeros((5, 8, 8, 3), np.uint8)
+    rates = images_per_second(runs, images, seconds=1.0, callers=2)  # type: ignore[arg-type]
     assert 0.4 * 2 * 3 / 0.04 < rates[ONNXRUNTIME_FP32] <= 2 * 3 / 0.04
     assert 0.4 * 2 * 3 / 0.01 < rates[OPENVINO_FP32] <= 2 * 3 / 0.01
     turns = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]

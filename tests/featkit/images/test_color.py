@@ -1,5 +1,4 @@
-"""Colors: whatever an image's profile, its pixels are those of sRGB; what is no profile for it is
-ignored."""
+"""Tests that pixels are converted to sRGB by any valid profile, and others are ignored."""
 
 from __future__ import annotations
 
@@ -27,7 +26,7 @@ LINEAR = rgb_profile(SRGB, gamma=1.0)
 
 
 def opened(profile: bytes) -> ImageCms.ImageCmsProfile:
-    """As ImageCms wants it."""
+    """Return the profile as ImageCms expects it."""
     return ImageCms.ImageCmsProfile(io.BytesIO(profile))
 
 

@@ -35,7 +35,7 @@ def with_orientation(orientation: int) -> Image.Exif:
 
 
 def as_pixels(image: Image.Image) -> np.ndarray:
-    """What the image's pixels are, by Pillow alone."""
+    """Return the image's pixels, by Pillow only."""
     return np.asarray(image.convert("RGB"))
 
 

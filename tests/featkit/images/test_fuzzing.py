@@ -69,8 +69,7 @@ def jpegs() -> list[bytes]:
 
 
 def pngs() -> list[bytes]:
-    """With a profile and EXIF, 16 bits of each color type with and without transparency, an
-    animation, a palette, gamma."""
+    """Return PNGs with metadata, 16 bits of each color type, an animation, a palette and gamma."""
     deep = (PIXELS.astype(">u2") * 16).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in deep)
     gray = b"".join(b"\0" + row.tobytes() for row in np.ascontiguousarray(deep[:, :, :2]))
@@ -103,7 +102,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 def tiffs() -> list[bytes]:
-    """Strips and tiles, planes, compressions, predictors, floats, inks, both byte orders, BigTIFF."""
+    """Return TIFFs of all layouts, compressions, predictors, sample types and byte orders."""
     gray, deep = np.asarray(IMAGE.convert("L")), PIXELS.astype(np.uint16)
     return [
         encoded(IMAGE, "TIFF", compression="tiff_lzw", icc_profile=PROFILE),
@@ -133,7 +132,7 @@ def tiffs() -> list[bytes]:
 
 
 def others() -> list[bytes]:
-    """What Pillow reads besides."""
+    """Return files of the other formats that Pillow reads."""
     frames = [draw_image(seed, height=48, width=64) for seed in (1, 2)]
     formats = ("BMP", "TGA", "PCX", "PPM", "ICO", "JPEG2000", "QOI", "DDS", "SGI")
     return [

@@ -1,4 +1,4 @@
-"""Damage beside the pixels is passed over; pixels that are missing are not."""
+"""Tests that damaged metadata is ignored and that missing pixels are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def assert_alike(data: bytes, whole: bytes) -> None:
 
 
 def assert_refused(data: bytes) -> None:
-    """It is said to be damaged."""
+    """Check that the file is refused as damaged."""
     with refused("x is damaged and cannot be decoded"):
         decode(data, name="x")
 
@@ -40,7 +40,7 @@ def wrong_checksum(chunk: bytes) -> bytes:
 
 
 def packed_text(count: int) -> bytes:
-    """A chunk of text that unpacks to so many bytes."""
+    """Return a chunk of text that unpacks to `num_bytes`."""
     return png_chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"a" * count))
 
 
@@ -137,7 +137,7 @@ JPEG_SEGMENTS = {
         0xE1, b"Exif\0\0" + b"\x11" * 40, length=65000
     ),
     "EXIF whose length is 0": segment(0xE1, b"Exif\0\0" + b"\x11" * 40, length=0),
-    "a thumbnail that is none": segment(
+    "an invalid thumbnail": segment(
         0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0\xff\xff\xff\x7f" + b"\xff\xd8\xff\xd9" * 9
     ),
     "Photoshop's of noise": segment(0xED, b"Photoshop 3.0\x008BIM\x03\xed\0\0\0\0\xff\xff\x11\x11"),

@@ -143,7 +143,7 @@ def gif(
     background: int,
     transparent: int | None,
 ) -> bytes:
-    """A GIF of frames (left, top, width, height) in red, on a canvas of white, red, blue and green."""
+    """Return a GIF of red frames (left, top, width, height) on a canvas of four colors."""
     palette = bytes((255, 255, 255, 255, 0, 0, 0, 0, 255, 0, 255, 0))
     data = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x81, background, 0) + palette
     for left, top, frame_width, frame_height in frames:

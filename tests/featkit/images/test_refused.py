@@ -238,7 +238,7 @@ def test_names_that_are_no_text_are_spelled_out(tmp_path: Path) -> None:
 
 
 class Tensor:
-    """As far as featkit looks at a tensor of torch's."""
+    """The attributes of a torch tensor that featkit looks at."""
 
     __module__ = "torch"
     shape = (3, 8, 8)
