@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_that_names_it(
     path = trained.save(tmp_path, step=2)
     damage(path)
     with pytest.raises(
-        InputError, match=f"{path} is not a checkpoint that can be read .* remove it"
+        InputError, match=f"{path} cannot be read as a checkpoint .* remove it"
     ) as raised:
         Training().load(path)
     assert "\n" not in str(raised.value)
@@ -234,7 +234,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_it(
     path = trained.save(tmp_path, step=2)
     (path / PROGRESS_FILE).write_text(json.dumps({"format": number, "step": 2}))
     with pytest.raises(
-        InputError, match=f"{path} is of another format than the {FORMAT} read here"
+        InputError, match=f"{path} has another checkpoint format than this version reads"
     ):
         Training().load(path)
 
@@ -246,7 +246,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
     trained: Training, tmp_path: Path, setting: str
 ) -> None:
     path = trained.save(tmp_path, step=2)
-    with pytest.raises(InputError, match=f"{path} is of another architecture") as raised:
+    with pytest.raises(InputError, match=f"{path} has another architecture") as raised:
         Training(setting).load(path)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < len(str(path)) + 300

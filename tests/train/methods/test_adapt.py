@@ -174,6 +174,6 @@ def test_a_network_that_cannot_hide_patches_is_refused(
     )
     with pytest.raises(
         InputError,
-        match="published is no Vision Transformer, which `adapt` needs to hide patches; distil it",
+        match="published is not a Vision Transformer, which `adapt` needs to hide patches; use",
     ):
         make_method(config(tmp_path / "published"))

@@ -137,7 +137,7 @@ def test_koleo_is_summed_over_global_crops_with_its_weight_and_sought_in_groups(
     result, _ = take_step(with_koleo, crops, step=0)
     expected = take_step(plain, crops, step=0)[0].loss.item() + 2 * 0.3 * koleo.item()
     assert result.loss.item() == pytest.approx(expected, rel=1e-4)
-    assert result.watched["koleo_loss"].item() == pytest.approx(koleo.item(), rel=1e-4)
+    assert result.logged["koleo_loss"].item() == pytest.approx(koleo.item(), rel=1e-4)
 
 
 def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:

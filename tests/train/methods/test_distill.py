@@ -351,7 +351,7 @@ SOURCES = {
 def test_a_resnet_that_adapt_refuses_is_matched_at_the_places_of_its_map(resnet: Source) -> None:
     with pytest.raises(
         InputError,
-        match="is no Vision Transformer, which `adapt` needs to hide patches; distil it instead",
+        match="is not a Vision Transformer, which `adapt` needs to hide patches; use",
     ):
         make_method(small_config("method=adapt", "model={}", *resnet.settings))
     method, views = drawn_method(of("distill", *resnet.settings)), random_views()

@@ -144,8 +144,8 @@ def test_with_nothing_hidden_there_is_no_patch_loss_and_a_step_all_the_same() ->
         random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
     )
     result, _ = take_step(method, views, step=0)
-    assert result.watched["ibot_loss"].item() == 0.0
-    assert result.loss.item() == pytest.approx(result.watched["dino_loss"].item())
+    assert result.logged["ibot_loss"].item() == 0.0
+    assert result.loss.item() == pytest.approx(result.logged["dino_loss"].item())
     assert all(gradient.isfinite().all() for gradient in gradients(method).values())
 
 

@@ -184,9 +184,9 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
         return torch.stack(terms).mean()
 
     result = assert_is_step(method, views, loss)
-    parts = result.watched["label_loss"] + result.watched["teacher_loss"]
+    parts = result.logged["label_loss"] + result.logged["teacher_loss"]
     assert parts.item() == pytest.approx(result.loss.item(), rel=1e-6)
-    assert (result.watched["label_loss"].item() == 0) == (label_weight == 0)
+    assert (result.logged["label_loss"].item() == 0) == (label_weight == 0)
 
 
 def test_cwtm_is_labels_alone_each_image_by_its_share_of_the_teachers_confidence() -> None:
@@ -299,7 +299,7 @@ def test_the_first_generation_learns_labels_alone(mode: str) -> None:
         ).mean()
 
     result = assert_is_step(method, some_views(), loss)
-    assert result.watched.keys() == {"label_loss", "batch_accuracy"}
+    assert result.logged.keys() == {"label_loss", "batch_accuracy"}
     assert method.make_targets([method.teacher_forward(some_views())], step=0)[1] == {}
 
 
@@ -351,7 +351,7 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
         )
         if number not in unknown
     ]
-    assert result.watched["batch_accuracy"].item() == pytest.approx(np.mean(right)), (
+    assert result.logged["batch_accuracy"].item() == pytest.approx(np.mean(right)), (
         "of those that people have labeled"
     )
 
@@ -376,7 +376,7 @@ def test_a_batch_of_images_without_labels_has_no_accuracy_and_a_loss() -> None:
         labeled_config("self-training"), some_labels(unknown=tuple(range(NUM_IMAGES)), probs=probs)
     )
     result = take_step(method, some_views())
-    assert result.watched["batch_accuracy"].item() == 0
+    assert result.logged["batch_accuracy"].item() == 0
     assert result.loss.item() > 0
 
 
@@ -415,7 +415,7 @@ def test_internal_distillation_is_equation_5_over_its_exits(
         return torch.stack(terms).sum() / len(PLACES)
 
     result = assert_is_step(method, some_views(), loss)
-    assert result.watched.keys() == {"label_loss", "teacher_loss", "feature_loss", "batch_accuracy"}
+    assert result.logged.keys() == {"label_loss", "teacher_loss", "feature_loss", "batch_accuracy"}
 
 
 # -- what holds for all ----------------------------------------------------------------------------
@@ -460,7 +460,7 @@ def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ("engine.shard=true", "{} keeps its weights whole; leave engine.shard out."),
+        ("engine.shard=true", "{} cannot shard its weights; leave engine.shard out."),
         ("model.patch=8", "{} does not read the setting model.patch"),
         ("noise.drop_path=0.1", "{} does not read the setting noise.drop_path"),
         ("teacher.momentum=0.5", "{} does not read the setting teacher.momentum"),
@@ -470,7 +470,7 @@ def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
         ("pretrained.name=x", "{} does not read the setting pretrained.name"),
         (
             "crops.global_size=36",
-            "crops.global_size 36 is not a multiple of a place of the network's last map",
+            "crops.global_size 36 is not a multiple of a position of the network's last feature map",
         ),
     ],
 )
@@ -516,7 +516,7 @@ def test_a_method_with_labels_has_none_to_learn_without_labels(method: str) -> N
 
 @pytest.mark.parametrize("method", ["born-again", "self-training"])
 def test_exits_that_a_method_does_not_teach_are_refused(method: str) -> None:
-    with pytest.raises(InputError, match=f"{method} teaches no exits"):
+    with pytest.raises(InputError, match=f"{method} does not train exits"):
         make_method(labeled_config(method, "classifier.exits=[1]"), labels=some_labels())
 
 

@@ -1,5 +1,7 @@
-"""Checkpoints: one folder a step, there whole or not at all, tensors in safetensors and numbers in
-JSON, no pickle."""
+"""Checkpoints of a run: one folder for each, written whole or not at all.
+
+Tensors are in safetensors files and the rest in JSON; nothing is pickled.
+"""
 
 from __future__ import annotations
 
@@ -24,28 +26,28 @@ from featkit_train.engine.sharded import (
     write_shards,
 )
 from featkit_train.log import Log
+from featkit_train.methods.base import Method
 from featkit_train.processes.distributed import ALONE, World
 from featkit_train.weights import misfit, write_tensors
 
 FORMAT = 2
 STATE_FILE = "state.safetensors"
 PROGRESS_FILE = "progress.json"
-SHARDS = "shards"  # in progress.json, the files that hold the state where there is no STATE_FILE
+SHARDS = "shards"  # in progress.json: the files that hold sharded state instead of STATE_FILE
 MODEL, MOMENTS = "model.", "optimizer."
-OWN_OF_A_STAGE = "gram_teacher."  # what an earlier stage of a run has not
 
 
 @dataclass(kw_only=True)
 class Progress:
-    """How far a run is, beside its tensors."""
+    """The progress of a run, apart from its tensors."""
 
     step: int = 0  # finished steps
     scores: Log = field(default_factory=dict)  # last measured on the held-out images
     best_step: int = 0
     best_scores: Log = field(default_factory=dict)
-    falls: int = 0  # measurements in a row that were worse than the best by more than is tolerated
+    falls: int = 0  # consecutive measurements below the best by more than the tolerance
     given_up: bool = False
-    unreadable: int = 0  # images that no process could read, each time that one was asked for
+    unreadable: int = 0  # failed reads of images, over all processes
 
 
 def save_checkpoint(
@@ -57,18 +59,17 @@ def save_checkpoint(
     keep: int,
     world: World = ALONE,
 ) -> Path:
-    """Write `folder`/step-00001000 after so many finished steps, and remove all but the newest
-    `keep`.
+    """Write a checkpoint such as `folder`/step-00001000, and remove all but the newest `keep`.
 
-    All processes call it. Whole tensors are the main process's to write; of sharded ones each
-    writes what it holds.
+    All processes must call this. The main process writes whole tensors; each process writes its
+    shards of sharded ones.
     """
     path = folder / f"step-{progress.step:08d}"
     if world.from_main(path.exists()):
         return path
     tensors = {MODEL + name: tensor for name, tensor in method.state_dict().items()}
-    for number, moments in optimizer.state_dict()["state"].items():
-        tensors.update({f"{MOMENTS}{number}.{name}": tensor for name, tensor in moments.items()})
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors.update({f"{MOMENTS}{index}.{name}": tensor for name, tensor in moments.items()})
     record = {"format": FORMAT, **dataclasses.asdict(progress)}
     if world.is_main:
         with explain_os_errors(folder):
@@ -91,24 +92,24 @@ def save_checkpoint(
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Return the complete checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob("step-????????") if path.is_dir())
 
 
 def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restore method and optimizer in place and return how far the run was. All processes call it.
+    """Restore method and optimizer in place and return the run's progress.
 
-    Written by one process or many, read by one or many. InputError when the checkpoint is damaged,
-    of another format than this featkit's, or of another architecture.
+    All processes must call this; their number may differ from when the checkpoint was written.
+    InputError if the checkpoint is damaged, or of another format or architecture.
     """
-    progress, found = _open(path)
-    problem = misfit(method, _model(found))
+    progress, stored = _open(path)
+    problem = misfit(method, _model(stored))
     if problem is not None:
-        raise InputError(f"{path} is of another architecture than this run's config: {problem}.")
-    moments = _empty_moments(found, optimizer)
+        raise InputError(f"{path} has another architecture than this run's config: {problem}.")
+    moments = _empty_moments(stored, optimizer)
     tensors = {MODEL + name: tensor for name, tensor in method.state_dict().items()}
-    for number, named in moments.items():
-        tensors.update({f"{MOMENTS}{number}.{name}": tensor for name, tensor in named.items()})
+    for index, named in moments.items():
+        tensors.update({f"{MOMENTS}{index}.{name}": tensor for name, tensor in named.items()})
     _read(path, tensors)
     optimizer.load_state_dict(
         {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
@@ -116,20 +117,19 @@ def load_checkpoint(path: Path, *, method: nn.Module, optimizer: torch.optim.Opt
     return progress
 
 
-def load_method(path: Path, *, method: nn.Module) -> None:
-    """The weights and centers of an earlier run's checkpoint as the beginning of this one; its
-    optimizer is left behind.
+def load_method(path: Path, *, method: Method) -> None:
+    """Load weights and centers from an earlier run's checkpoint, without its optimizer.
 
-    What only this run has (a Gram teacher) keeps what it has. InputError where anything else is
-    missing or does not fit.
+    The method's `new_state` keeps its values, such as a Gram teacher that the earlier run did not
+    have. InputError if anything else is missing or does not fit.
     """
-    _, found = _open(path)
+    _, stored = _open(path)
     ours = method.state_dict()
-    own = {name: tensor for name, tensor in ours.items() if name.startswith(OWN_OF_A_STAGE)}
+    own = {name: tensor for name, tensor in ours.items() if name.startswith(method.new_state)}
     theirs = {
         name: tensor
-        for name, tensor in _model(found).items()
-        if not name.startswith(OWN_OF_A_STAGE)
+        for name, tensor in _model(stored).items()
+        if not name.startswith(method.new_state)
     }
     problem = misfit(method, theirs | own)
     if problem is not None:
@@ -139,39 +139,41 @@ def load_method(path: Path, *, method: nn.Module) -> None:
     _read(path, {MODEL + name: ours[name] for name in theirs})
 
 
-def _model(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(MODEL) :]: tensor for name, tensor in found.items() if name.startswith(MODEL)}
+def _model(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(MODEL) :]: tensor for name, tensor in stored.items() if name.startswith(MODEL)}
 
 
 def _empty_moments(
-    found: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    stored: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[int, dict[str, Tensor]]:
-    """Tensors to read each parameter's moments into, sharded as it is. A parameter that never had a
-    gradient has none."""
+    """Return tensors to read each parameter's moments into, sharded like the parameter.
+
+    A parameter that never had a gradient has no moments.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments: dict[int, dict[str, Tensor]] = {}
-    for key, stored in found.items():
+    for key, tensor in stored.items():
         if key.startswith(MOMENTS):
-            number, name = key[len(MOMENTS) :].split(".")
-            parameter = parameters[int(number)].detach()
-            alike = stored.ndim > 0 and stored.shape == parameter.shape  # `step` is a number
+            index, name = key[len(MOMENTS) :].split(".")
+            parameter = parameters[int(index)].detach()
+            is_moment = tensor.ndim > 0 and tensor.shape == parameter.shape  # `step` is a scalar
             empty = (
                 torch.zeros_like(parameter)
-                if alike
-                else torch.zeros(stored.shape, dtype=stored.dtype)
+                if is_moment
+                else torch.zeros(tensor.shape, dtype=tensor.dtype)
             )
-            moments.setdefault(int(number), {})[name] = empty
+            moments.setdefault(int(index), {})[name] = empty
     return moments
 
 
 def _open(path: Path) -> tuple[Progress, dict[str, Tensor]]:
-    """How far the run was, and the shapes of what is stored."""
+    """Return the run's progress, and the stored tensors as shapes without data."""
     with _damage(path):
         record = json.loads((path / PROGRESS_FILE).read_text())
         if record.pop("format") != FORMAT:
             raise InputError(
-                f"{path} is of another format than the {FORMAT} read here; use the featkit that"
-                " wrote it."
+                f"{path} has another checkpoint format than this version reads ({FORMAT}); resume with"
+                " the version of featkit that wrote it."
             )
         for name in record.pop(SHARDS, [STATE_FILE]):
             if not (path / name).is_file():
@@ -190,8 +192,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except Exception as error:  # safetensors raises its own, json and the file system theirs
+    except Exception as error:  # safetensors, json and the file system each raise their own
         raise InputError(
-            f"{path} is not a checkpoint that can be read ({error}); remove it to use the one"
-            " before."
+            f"{path} cannot be read as a checkpoint ({error}); remove it to use the previous one."
         ) from error

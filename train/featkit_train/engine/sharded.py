@@ -80,7 +80,8 @@ def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """The first process's error as it was raised there: torch's collection of all is no Exception."""
+    """The first process's error as it was raised there: torch's collection of all is no
+    Exception."""
     try:
         yield
     except CheckpointException as error:

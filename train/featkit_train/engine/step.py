@@ -117,7 +117,7 @@ class Engine:
                         views[number], targets[number], self._generators(step, number)
                     )
                 (result.loss / parts).backward()
-            losses.append({"loss": result.loss.detach(), **result.watched})
+            losses.append({"loss": result.loss.detach(), **result.logged})
             class_tokens.append(result.class_tokens)
         self.class_tokens = torch.cat(class_tokens)
         grad_norm = clip_gradients(self.method, self.config.optim)

@@ -77,7 +77,8 @@ def stack(samples: Sequence[Crops]) -> Crops:
 
 
 def join_fields(join: Callable[[list[Tensor]], Tensor], records: Sequence[Record]) -> Record:
-    """Return a record whose tensors are `join` of the same field of all records, nested ones too."""
+    """Return a record whose tensors are `join` of the same field of all records, nested ones
+    too."""
     first = records[0]
     if isinstance(first, Tensor):
         return join(list(records))  # type: ignore[arg-type,return-value]

@@ -27,7 +27,8 @@ METHODS: dict[str, type[Method]] = {
 def make_method(
     config: TrainConfig, *, world: World = ALONE, labels: Labels | None = None
 ) -> Method:
-    """Return the config's method with newly drawn weights. labels: for methods that learn from them.
+    """Return the config's method with newly drawn weights. labels: for methods that learn from
+    them.
 
     InputError for an unknown method, for settings that it does not read, and for a method that
     learns from labels without them.

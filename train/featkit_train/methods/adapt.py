@@ -1,9 +1,9 @@
-"""Go on from published weights on images of one's own, by DINOv2's losses (arXiv 2304.07193).
+"""Continue from published weights on the user's own images, by DINOv2's losses (arXiv 2304.07193).
 
-Published files come without heads. So the heads learn first, on a frozen backbone, whose features
-are good while the heads know nothing; then everything learns, at a low rate. What a few thousand
-images can teach a good backbone is little, and what they can ruin is much: `watch` ends the run
-and takes the best back when copies or neighbors are found less often.
+Published files come without heads, so the heads train first on a frozen backbone; otherwise
+untrained heads would damage good features. Then everything trains at a low rate. A few thousand
+images can improve a good backbone little and damage it much, so `watch` ends the run and restores
+the best weights when held-out copies or neighbors are found less often.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featkit_train.networks.vit import VisionTransformer
 
 
 class Adapt(HeadsFirst):
-    """DINOv2 from weights made elsewhere: `model` is theirs, and so are the pixels' statistics."""
+    """DINOv2 from published weights, with their architecture and pixel statistics."""
 
     name: ClassVar[str] = "adapt"
     title: ClassVar[str] = "adaptation"
@@ -30,18 +30,18 @@ class Adapt(HeadsFirst):
     default_recipe: ClassVar[str] = "adapt_dinov2"
 
     def build(self) -> None:
-        """Student and teacher begin alike, with new heads."""
+        """Create student and teacher from the same weights, with new heads."""
         backbone, info = self.load_pretrained()
         if not isinstance(backbone, VisionTransformer):
             name = self.config.pretrained.name
             raise InputError(
-                f"{name} is no Vision Transformer, which `adapt` needs to hide patches; distil it"
-                " instead."
+                f"{name} is not a Vision Transformer, which `adapt` needs to hide patches; use"
+                " `featkit train distill` instead."
             )
         self.mean, self.std = info.geometry.mean, info.geometry.std
         self.student = Branch(backbone.train(), self.config, patch_loss=True)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
     def freeze(self, *, warming: bool) -> None:
-        """Heads and mask token first, then the backbone with them."""
+        """Train heads and mask token first, then the backbone with them."""
         self.student.backbone.requires_grad_(not warming)

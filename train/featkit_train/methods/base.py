@@ -1,12 +1,11 @@
-"""What every method is to the engine: what it wants of images, one step in its parts, and what it
-leaves.
+"""The interface between a training method and the engine.
 
-A step: `look` (whoever teaches, at each part of the batch), `aim` (targets, over the whole batch of
-all processes), `forward` (the student's loss of each part), `before_optimizer`, and
-`after_optimizer`.
+One step calls, in this order: `enter_phase`; `teacher_forward` for each micro-batch; `make_targets`
+once, over all micro-batches (and all processes); `forward` for each micro-batch, which returns the
+student's loss; `before_optimizer`; the optimizer's step; `after_optimizer`.
 
-Letters: B images, G global and L local crops, (h, w) patches of a global crop, M masked patches
-of all global crops together, D width.
+Letters: B images, G global and L local crops of each, (S, S), (s, s) and (Z, Z) pixels, (h, w)
+patches of a global crop, M masked patches of all global crops together, D width.
 """
 
 from __future__ import annotations
@@ -45,23 +44,26 @@ class Views(NamedTuple):
 
 
 class StepResult(NamedTuple):
-    """What a part of a step gives: the loss, and detached from it scalars to watch and class tokens
-    (B, D)."""
+    """The student's result for one micro-batch."""
 
     loss: Tensor
-    watched: dict[str, Tensor]
-    class_tokens: Tensor
+    logged: dict[str, Tensor]  # scalars for the log, detached
+    class_tokens: Tensor  # (B, D) of the first global crops, detached
 
 
 class Generators(NamedTuple):
-    """Where a step's noise comes from: `own` is of this process and part, `common` the same in all."""
+    """Random generators of one micro-batch in one step."""
 
-    own: np.random.Generator
-    common: np.random.Generator
+    own: np.random.Generator  # different in each process
+    common: np.random.Generator  # the same in all processes
 
 
 class Method(nn.Module, ABC):
-    """What learns, and what it learns from."""
+    """The networks of a training method and its loss.
+
+    A file in this folder whose class has a `name` is a method. `name`, `title`, `paper`, `needs`
+    and `when` must be literals: `method_list` reads them without importing the file.
+    """
 
     # What `featkit train --list`, the defaults, the report and the documentation derive from.
     name: ClassVar[str]  # as in `featkit train dino`
@@ -72,12 +74,14 @@ class Method(nn.Module, ABC):
     default_recipe: ClassVar[str] = "tiny"
     reads: ClassVar[frozenset[str]]  # sections of the config, besides READ_BY_EVERY_RUN
 
-    # What the method needs of the engine.
-    patch_loss: ClassVar[bool] = False  # whether patches are matched, which takes masks
-    num_global: ClassVar[int] = 2  # global crops of an image
-    local_crops: ClassVar[bool] = True  # whether it takes any
+    # What the method needs from the engine.
+    patch_loss: ClassVar[bool] = False  # whether patch tokens are matched, which needs masks
+    num_global: ClassVar[int] = 2  # global crops of each image
+    local_crops: ClassVar[bool] = True  # whether it takes local crops
+    # Prefixes of state names that the checkpoint of an earlier stage of training may lack.
+    new_state: ClassVar[tuple[str, ...]] = ()
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
-    remarks: tuple[str, ...] = ()  # what to tell the user as a run begins
+    remarks: tuple[str, ...] = ()  # printed when a run begins
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
         super().__init__()
@@ -96,65 +100,67 @@ class Method(nn.Module, ABC):
     @property
     @abstractmethod
     def result(self) -> Backbone:
-        """What a run is for."""
+        """The backbone that the run trains and exports."""
 
     @abstractmethod
     def branches(self) -> Sequence[nn.Module]:
-        """Everything that is spread over processes where weights are."""
+        """Return the modules to shard over processes (`engine.shard`)."""
 
     @property
     def gram_size(self) -> int | None:
-        """Pixels of the Gram teacher's crops; None where there is no such teacher."""
+        """Pixels of the Gram teacher's crops; None without a Gram teacher."""
         return None
 
     @property
     def num_prototypes(self) -> int | None:
-        """Outputs that a teacher can collapse on; None where labels hold them apart."""
+        """Outputs that the teacher can collapse on; None if labels prevent collapse."""
         return None
 
     def start_run(self) -> None:
-        """Called once, ahead of the first step, when all weights are where they start from."""
+        """Called once before the first step, after initial weights have been loaded."""
 
     def enter_phase(self, step: int) -> bool:
-        """Freeze and thaw for this step; says whether anything changed."""
+        """Freeze and unfreeze parameters for this step; return whether any changed."""
         del step
         return False
 
     def phase_start(self, step: int) -> int:
-        """The step at which what learns now began to: its warm-up counts from there."""
+        """Return the first step of the current phase; learning-rate warmup restarts there."""
         del step
         return 0
 
     @abstractmethod
     def teacher_forward(self, views: Views) -> Any:
-        """What the teacher makes of a part of the batch."""
+        """Return what the teacher computes for a micro-batch."""
 
     @abstractmethod
     def make_targets(
         self, teacher_outputs: Sequence[Any], *, step: int
     ) -> tuple[Sequence[Any], dict[str, Tensor]]:
-        """Targets for each part, from what the teacher made of all of them, and scalars of them
-        that are worth watching."""
+        """Return the targets of each micro-batch, and scalars of them for the log.
+
+        Called once a step, since centering and Sinkhorn-Knopp need the whole batch.
+        """
 
     @abstractmethod
     def forward(self, views: Views, targets: Any, generators: Generators) -> StepResult:
-        """The student's loss for one part of a batch."""
+        """Return the student's loss for a micro-batch."""
 
     def before_optimizer(self, *, step: int) -> None:
-        """Called when gradients are there and clipped, and weights have not moved."""
+        """Called after gradients have been clipped, before the optimizer's step."""
         del step
 
     def after_optimizer(self, *, step: int) -> None:
-        """Called when the student has moved."""
+        """Called after the optimizer's step."""
         del step
 
     def schedule_values(self, step: int) -> Log:
-        """The schedules of the method's own that belong into the log."""
+        """Return the current values of the method's own schedules, for the log."""
         del step
         return {}
 
     def preflight_warning(self) -> str | None:
-        """What to say of the settings before the first step; None where nothing."""
+        """Return a warning about the settings to print before the first step, or None."""
         return None
 
     def scores(self, held_out: HeldOut) -> Log:
@@ -164,13 +170,13 @@ class Method(nn.Module, ABC):
         return {}
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
-        """Write what the run is for; `result` is it, whole."""
+        """Write the run's result. result: the whole backbone, also if weights are sharded."""
         save_backbone(folder / BACKBONE_FILE, result, info)
 
 
 def check_multiples(sizes: Sequence[tuple[str, int]], *, patch: int, what: str) -> None:
-    """InputError naming all settings of `sizes` (name, pixels) that are not multiples of the patch,
-    with sizes that are."""
+    """Raise InputError for all `sizes` (name, pixels) that are not multiples of the patch; it names
+    sizes that are."""
     wrong = [(name, size) for name, size in sizes if size < patch or size % patch]
     if wrong:
         named = " and ".join(f"{name} {size}" for name, size in wrong)

@@ -1,8 +1,8 @@
-"""Born-Again Networks (arXiv 1805.04770): a student of its teacher's own architecture, from new
-weights.
+"""Born-Again Networks (arXiv 1805.04770): a student with its teacher's architecture, trained from
+new weights.
 
-One run is one generation; `labeled.generations` makes them follow each other. Without a teacher,
-the first: labels alone.
+One run trains one generation; `labeled.generations` runs them in turn. The first generation has no
+teacher and learns from labels alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from featkit_train.random_streams import PERMUTED, rng_for
 
 
 class BornAgain(Supervised):
-    """Labels, and what the generation before says of the same crop (section 3)."""
+    """Learn from labels, and from the previous generation's logits for the same crop (section
+    3)."""
 
     name: ClassVar[str] = "born-again"
     title: ClassVar[str] = "Born-Again Networks"
@@ -34,8 +35,11 @@ class BornAgain(Supervised):
 
     @torch.no_grad()
     def teacher_forward(self, views: Views) -> Supervision:
-        """With all but the teacher's maximum permuted where that is asked for, by the image and
-        its view alone."""
+        """Return the supervision of a micro-batch; mode dkpp permutes all logits but the largest.
+
+        The permutation depends on the image and its view alone, so that a resumed run draws the
+        same.
+        """
         supervision = super().teacher_forward(views)
         if self.config.knowledge.mode != "dkpp" or not self.has_teacher:
             return supervision
@@ -50,24 +54,26 @@ class BornAgain(Supervised):
     def make_targets(
         self, teacher_outputs: Sequence[Supervision], *, step: int
     ) -> tuple[Sequence[Supervision], dict[str, Tensor]]:
-        """With weights over the whole batch where the teacher's confidence weighs images."""
+        """Return the supervision; mode cwtm weights images by the teacher's confidence."""
         del step
         if not self.has_teacher:
             return teacher_outputs, {}
         logits = torch.cat([part.teacher_logits for part in teacher_outputs])
-        watched = {"teacher_confidence": logits.softmax(dim=-1).amax(dim=-1).mean()}
+        logged = {"teacher_confidence": logits.softmax(dim=-1).amax(dim=-1).mean()}
         if self.config.knowledge.mode != "cwtm":
-            return teacher_outputs, watched
-        # The engine takes the mean over parts, so each part's weights are made to sum to 1 on
+            return teacher_outputs, logged
+        # The engine averages the losses of micro-batches, so the weights of each sum to 1 on
         # average.
         weights = len(teacher_outputs) * confidence_weights(logits, gather=self.world.gather)
-        parts = weights.split([len(part.labels) for part in teacher_outputs])
+        split_weights = weights.split([len(part.labels) for part in teacher_outputs])
         return [
-            part._replace(weights=own) for part, own in zip(teacher_outputs, parts, strict=True)
-        ], watched
+            part._replace(weights=own)
+            for part, own in zip(teacher_outputs, split_weights, strict=True)
+        ], logged
 
     def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
-        """Cross-entropy with the labels, and the teacher's distribution unless it only weighs them."""
+        """Return the cross-entropy with the labels, and the distillation term unless mode is
+        cwtm."""
         config = self.config.knowledge
         if not self.has_teacher or config.mode == "cwtm":
             return {"label_loss": self.label_term(outputs, supervision)}
@@ -81,5 +87,5 @@ class BornAgain(Supervised):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether this is a generation after the first."""
+        """Whether this generation has a teacher; the first has none."""
         return self.labels.teacher is not None or self.labels.teacher_logits is not None

@@ -1,8 +1,8 @@
-"""DINO (arXiv 2104.14294): a student matches its own momentum teacher across views of an image.
+"""DINO (arXiv 2104.14294): a student matches its momentum teacher across views of an image.
 
-Two ways to keep the teacher's outputs from collapsing: the paper's running center, and
-Sinkhorn-Knopp, which DINOv2 took from SwAV and which learns best from a few hundred images. KoLeo
-is optional and off, as in the paper.
+Two ways keep the teacher's outputs from collapsing: the paper's running center, and Sinkhorn-Knopp,
+which DINOv2 took from SwAV and which works best with a few hundred images. KoLeo is optional and
+off by default, as in the paper.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targe
 
 
 class Dino(MomentumTeacher):
-    """Class tokens of all crops against those of the global crops (DINO, algorithm 1)."""
+    """Match class tokens of all crops with those of the global crops (DINO, algorithm 1)."""
 
     name: ClassVar[str] = "dino"
     title: ClassVar[str] = "DINO"
@@ -24,6 +24,6 @@ class Dino(MomentumTeacher):
     reads: ClassVar[frozenset[str]] = frozenset({"model", "noise", "teacher", "dino"})
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
-        """DINO's loss, and KoLeo where it has a weight."""
+        """Return DINO's loss, and KoLeo if it has a weight."""
         del views
         return {"dino_loss": self.class_term(outputs, targets), **self.koleo_terms(outputs)}

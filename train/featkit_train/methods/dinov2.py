@@ -1,9 +1,9 @@
-"""DINOv2 (arXiv 2304.07193): both losses with heads of their own, Sinkhorn-Knopp or centering, and
-KoLeo.
+"""DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with separate heads, Sinkhorn-Knopp or
+centering, and KoLeo.
 
-Registers (arXiv 2309.16588), LayerScale and SwiGLU are the model's, stochastic depth is `noise`,
-the rates of layers are `optim`'s; the stage at high resolution is a run that begins from another
-(`init`) with larger crops.
+The rest of the paper is configured elsewhere: registers (arXiv 2309.16588), LayerScale and SwiGLU
+in `model`, stochastic depth in `noise`, layer-wise learning rates in `optim`. Its stage at high
+resolution is a second run with larger crops that starts from the first (`init`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targe
 
 
 class DinoV2(MomentumTeacher):
-    """Class tokens across views, masked patches within a view, embeddings spread out (DINOv2,
-    section 4)."""
+    """Match class tokens across views and masked patches within a view, and spread embeddings out
+    (DINOv2, section 4)."""
 
     name: ClassVar[str] = "dinov2"
     title: ClassVar[str] = "DINOv2"
@@ -30,7 +30,7 @@ class DinoV2(MomentumTeacher):
     patch_loss: ClassVar[bool] = True
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
-        """Both losses and KoLeo."""
+        """Return both losses and KoLeo."""
         return {
             "dino_loss": self.class_term(outputs, targets),
             "ibot_loss": self.patch_term(outputs, views, targets),

@@ -1,9 +1,9 @@
-"""DINOv3 (arXiv 2508.10104): DINOv2's losses over rotary positions, and Gram anchoring in a later
+"""DINOv3 (arXiv 2508.10104): DINOv2's losses with rotary positions, and Gram anchoring in a later
 stage.
 
-Rotary positions are the model's, their jitter is `noise`. The Gram teacher is an earlier one of the
-same run; it sees the global crops' boxes at a higher resolution and without colors, and its
-patches are brought down to the student's grid.
+Rotary positions are configured in `model`, their jitter in `noise`. The Gram teacher is an earlier
+teacher of the same run. It sees the global crops' boxes at a higher resolution and without color
+changes, and its patch tokens are scaled down to the student's grid.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from featkit_train.published.pretrained import load_pretrained
 
 
 class DinoV3(DinoV2):
-    """DINOv2's terms; local crops have a norm of their own (section 3.2); with a weight, the Gram
-    term (section 4)."""
+    """DINOv2's terms, a separate last norm for local crops (section 3.2), and the Gram term if it
+    has a weight (section 4)."""
 
     name: ClassVar[str] = "dinov3"
     title: ClassVar[str] = "DINOv3"
@@ -39,11 +39,14 @@ class DinoV3(DinoV2):
     )
     reads: ClassVar[frozenset[str]] = DinoV2.reads | {"gram"}
     local_norm: ClassVar[bool] = True
+    new_state: ClassVar[tuple[str, ...]] = ("gram_teacher.",)
 
     def build(self) -> None:
-        """Student, teacher, and the Gram teacher where it has a weight."""
+        """Create student and teacher, and the Gram teacher if its term has a weight."""
         super().build()
-        if self.student.local_norm is not None:  # DDP waits for what learns
+        if (
+            self.student.local_norm is not None
+        ):  # DDP waits for the gradient of every trainable parameter
             self.student.local_norm.requires_grad_(self.config.crops.num_local > 0)
         self.gram_teacher: Backbone | None = None
         if self.config.gram.weight > 0:
@@ -61,38 +64,39 @@ class DinoV3(DinoV2):
         ):
             if size % backbone.patch:
                 raise InputError(
-                    f"gram.teacher {gram.teacher} has patches of {backbone.patch}, which {size}"
-                    " pixels do not hold."
+                    f"gram.teacher {gram.teacher} has patches of {backbone.patch} pixels, and {size}"
+                    " is not a multiple; change gram.size."
                 )
         self.gram_statistics = (info.geometry.mean, info.geometry.std)
         ours = {name: tensor.shape for name, tensor in self.teacher.backbone.state_dict().items()}
         theirs = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
         if gram.max_updates and ours != theirs:
             raise InputError(
-                f"{Path(gram.teacher).name} is of another architecture; set gram.max_updates to 0"
-                " to keep it."
+                f"gram.teacher {Path(gram.teacher).name} has another architecture than the student,"
+                " so it cannot be updated; set gram.max_updates to 0."
             )
         return backbone
 
     @property
     def gram_size(self) -> int | None:
-        """Pixels of the Gram teacher's crops."""
+        """Pixels of the Gram teacher's crops; None without one."""
         return self.config.gram.size if self.gram_teacher is not None else None
 
     def branches(self) -> Sequence[nn.Module]:
-        """Student and teacher, and the Gram teacher with them."""
+        """Return student, teacher and Gram teacher."""
         return [
             *super().branches(),
             *([self.gram_teacher] if self.gram_teacher is not None else []),
         ]
 
     def start_run(self) -> None:
-        """The Gram teacher is this run's teacher as it begins, unless another was named."""
+        """Copy the run's initial teacher into the Gram teacher, unless `gram.teacher` names
+        another."""
         if self.gram_teacher is not None and self.config.gram.teacher is None:
             self.gram_teacher.load_state_dict(self.teacher.backbone.state_dict())
 
     def enter_phase(self, step: int) -> bool:
-        """Every so often the Gram teacher becomes the present teacher (section 4.2)."""
+        """Copy the teacher into the Gram teacher at regular steps (section 4.2)."""
         updates, rest = divmod(step, self.config.gram.update_every)
         if (
             self.gram_teacher is not None
@@ -103,7 +107,7 @@ class DinoV3(DinoV2):
         return False
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
-        """DINOv2's, and the Gram term over all patches of the global crops."""
+        """Return DINOv2's terms, and the Gram term over all patches of the global crops."""
         terms = super().terms(outputs, views, targets)
         if self.gram_teacher is not None:
             crops = renormalize(

@@ -1,14 +1,14 @@
-"""Distillation of a larger frozen teacher into a smaller student by DINOv2's losses (arXiv
-2304.07193, section 5).
+"""Distill a larger frozen teacher into a smaller student by DINOv2's losses (arXiv 2304.07193,
+section 5).
 
-As the paper says: the student's own moving average is what is kept, nothing is masked, and the
-patch loss is over both global crops, at the places that masks would hide. The teacher comes without
-the heads it was trained with (published files leave them out), so heads first learn on its frozen
-features by the same losses, their average being the teacher's.
+As in the paper, the result is the student's moving average, nothing is masked, and the patch loss
+covers both global crops at the positions that masks would hide. Published files lack the teacher's
+heads, so new heads first train on its frozen features by the same losses; their moving average
+becomes the teacher's heads.
 
-Both see the same grid of patches. So a teacher of larger patches sees enlarged crops, at a cost: a
-ResNet, whose map has a place for 32×32 pixels, sees four times the pixels beside a student of
-patches of 16.
+Student and teacher see the same grid of patches, so a teacher with larger patches sees enlarged
+crops. That costs time: a ResNet, whose feature map has one position for 32×32 pixels, sees four
+times the pixels of a student with patches of 16.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from featkit_train.networks.vit import VisionTransformer
 
 
 class Distill(HeadsFirst):
-    """A frozen teacher, a student that matches it, and the student's average, which is the result."""
+    """A frozen teacher, a student that matches it, and the student's moving average, the result."""
 
     name: ClassVar[str] = "distill"
     title: ClassVar[str] = "distillation"
@@ -44,8 +44,8 @@ class Distill(HeadsFirst):
     reads: ClassVar[frozenset[str]] = HeadsFirst.reads | {"model"}
 
     def build(self) -> None:
-        """Teacher from its weights, student and average from the config, and heads that learn for
-        the teacher."""
+        """Create the teacher from its weights, student and average from the config, and trial heads
+        that train on the teacher's features."""
         backbone, info = self.load_pretrained()
         self.teacher_statistics = (info.geometry.mean, info.geometry.std)
         self.teacher = Branch(backbone, self.config, patch_loss=True).requires_grad_(False)
@@ -56,15 +56,15 @@ class Distill(HeadsFirst):
 
     @property
     def result(self) -> Backbone:
-        """The student's average."""
+        """The student's moving average."""
         return self.average.backbone
 
     def branches(self) -> Sequence[nn.Module]:
-        """All three, and the heads that learn for the teacher."""
+        """Return student, teacher, average and trial heads."""
         return (self.student, self.teacher, self.average, *self.trial_heads.values())
 
     def learning_heads(self) -> Sequence[ProjectionHead]:
-        """The teacher's, then the student's."""
+        """Return the trial heads in the first phase, then the student's."""
         return (
             [self._trial_head(name) for name in self.trial_heads]
             if self.warming
@@ -72,18 +72,17 @@ class Distill(HeadsFirst):
         )
 
     def freeze(self, *, warming: bool) -> None:
-        """Heads first, then the student alone."""
+        """Train the trial heads first, then the student alone."""
         self.trial_heads.requires_grad_(warming)
         self.student.requires_grad_(not warming)
 
     @torch.no_grad()
     def teacher_forward(self, views: Views) -> BranchOutputs:
-        """The teacher at the global crops, brought to the size and the pixel statistics that it
-        knows."""
+        """Run the teacher on the global crops, resized and normalized as it was trained."""
         crops = views.global_crops.flatten(0, 1)
         crops = renormalize(crops, given=(self.mean, self.std), wanted=self.teacher_statistics)
         patch, teacher_patch = self.student.backbone.patch, self.teacher.backbone.patch
-        if patch != teacher_patch:  # the same grid of patches
+        if patch != teacher_patch:  # resize to the same grid of patches
             size = [side // patch * teacher_patch for side in crops.shape[-2:]]
             crops = F.interpolate(
                 crops, size=size, mode="bicubic", align_corners=False, antialias=True
@@ -96,14 +95,16 @@ class Distill(HeadsFirst):
     def student_outputs(
         self, views: Views, targets: Targets, generators: Generators
     ) -> BranchOutputs:
-        """The student at all crops; while the heads warm up, they at the teacher's features."""
+        """Run the student on all crops; in the first phase, the trial heads on the teacher's
+        features."""
         if not self.warming:
             return super().student_outputs(views, targets, generators)
-        seen = targets.teacher
-        patches = seen.patch_tokens.flatten(0, 3).index_select(0, views.masked)
+        teacher = targets.teacher
+        patches = teacher.patch_tokens.flatten(0, 3).index_select(0, views.masked)
         head, patch_head = (self._trial_head(name) for name in ("head", "patch_head"))
-        return seen._replace(
-            class_logits=project(head, seen.class_tokens), patch_logits=project(patch_head, patches)
+        return teacher._replace(
+            class_logits=project(head, teacher.class_tokens),
+            patch_logits=project(patch_head, patches),
         )
 
     def _trial_head(self, name: str) -> ProjectionHead:
@@ -112,11 +113,11 @@ class Distill(HeadsFirst):
         return head
 
     def koleo_terms(self, outputs: BranchOutputs) -> dict[str, Term]:
-        """Of the student; features that nobody learns cannot be spread."""
+        """Return the student's KoLeo term; none in the first phase, when features are frozen."""
         return {} if self.warming else super().koleo_terms(outputs)
 
     def after_optimizer(self, *, step: int) -> None:
-        """The teacher's heads follow those that learn, then the average follows the student."""
+        """Update the teacher's heads in the first phase, then the student's average."""
         if self.warming:
             update_ema(self.teacher.heads(), self.trial_heads, momentum=self.momentum(step))
         else:

@@ -1,5 +1,6 @@
-"""Methods over weights made elsewhere, which come without heads: the heads learn first, then what
-they were learned for."""
+"""Methods that start from published weights, which come without projection heads: the heads train
+first, then the backbone.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +15,14 @@ from featkit_train.weights import BackboneInfo
 
 
 class HeadsFirst(DinoV2, ABC):
-    """DINOv2's losses in two phases, `pretrained.head_steps` long the first."""
+    """DINOv2's losses in two phases; the first lasts `pretrained.head_steps`."""
 
     # Not "model": the pretrained weights bring their own architecture.
     reads: ClassVar[frozenset[str]] = DinoV2.reads - {"model"} | {"pretrained"}
-    warming: bool | None = None  # whether the heads learn; None ahead of the first step
+    warming: bool | None = None  # whether the heads train; None before the first step
 
     def load_pretrained(self) -> tuple[Backbone, BackboneInfo]:
-        """The backbone that the config names, and what it is."""
+        """Load the backbone that the config names."""
         source = self.config.pretrained
         weights = Path(source.weights) if source.weights else None
         backbone, info = load_pretrained(
@@ -31,12 +32,12 @@ class HeadsFirst(DinoV2, ABC):
         return backbone, info
 
     def phase_start(self, step: int) -> int:
-        """The second phase begins when the heads are done."""
+        """Return 0 in the first phase, and the second phase's first step after it."""
         head_steps = self.config.pretrained.head_steps
         return head_steps if step >= head_steps else 0
 
     def enter_phase(self, step: int) -> bool:
-        """Freeze what does not learn in this step's phase; says whether the phase is a new one."""
+        """Freeze what does not train in this step's phase; return whether the phase is new."""
         warming = step < self.config.pretrained.head_steps
         changed = warming != self.warming
         self.warming = warming
@@ -45,4 +46,5 @@ class HeadsFirst(DinoV2, ABC):
 
     @abstractmethod
     def freeze(self, *, warming: bool) -> None:
-        """Say which weights learn while the heads warm up, and which afterwards."""
+        """Freeze and unfreeze parameters: `warming` while the heads train, then for the second
+        phase."""

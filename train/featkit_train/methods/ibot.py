@@ -1,8 +1,7 @@
-"""iBOT (arXiv 2111.07832): DINO, and the student fills in the patches it could not see as its
-teacher sees them.
+"""iBOT (arXiv 2111.07832): DINO, and the student predicts the teacher's output for masked patches.
 
-The head is shared by class and patch tokens unless `ibot.head` gives the patches one of their own.
-The patches' running center is of all patches, masked or not, as in the released code.
+Class and patch tokens share one head unless `ibot.head` configures another for the patches. The
+patches' running center averages all patches, masked or not, as in the released code.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from featkit_train.methods.momentum import BranchOutputs, MomentumTeacher, Targe
 
 
 class Ibot(MomentumTeacher):
-    """Class tokens across views, masked patches within a view (iBOT, algorithm 1)."""
+    """Match class tokens across views and masked patches within a view (iBOT, algorithm 1)."""
 
     name: ClassVar[str] = "ibot"
     title: ClassVar[str] = "iBOT"
@@ -31,7 +30,7 @@ class Ibot(MomentumTeacher):
     patch_loss: ClassVar[bool] = True
 
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
-        """Both losses, and KoLeo where it has a weight."""
+        """Return both losses, and KoLeo if it has a weight."""
         return {
             "dino_loss": self.class_term(outputs, targets),
             "ibot_loss": self.patch_term(outputs, views, targets),
@@ -39,18 +38,18 @@ class Ibot(MomentumTeacher):
         }
 
     def patch_targets(self, teacher_outputs: Sequence[BranchOutputs], *, step: int) -> list[Tensor]:
-        """The masked patches' targets; a running center moves by the logits of all patches."""
+        """Return the masked patches' targets; all patches update the running center."""
         if self.config.dino.centering == "sinkhorn":
             return super().patch_targets(teacher_outputs, step=step)
         temp = self.patch_temp(step)
         probs = [
             self.patch_center(part.patch_logits, teacher_temp=temp) for part in teacher_outputs
         ]
-        everything = torch.cat(
+        all_logits = torch.cat(
             [
                 project(self.teacher.head_of_patches, part.patch_tokens.flatten(0, 3))
                 for part in teacher_outputs
             ]
         )
-        self.patch_center.update(everything, gather=self.world.gather)
+        self.patch_center.update(all_logits, gather=self.world.gather)
         return probs

@@ -1,5 +1,6 @@
 """Internal distillation (Be Your Own Teacher, arXiv 1905.08094): a network's deepest exit teaches
-its shallower ones."""
+its shallower ones.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from featkit_train.networks.classifier import Outputs
 
 
 class Internal(Supervised):
-    """Labels for every exit, and for all but the deepest its distribution and its vector (section
-    3, eq. 5)."""
+    """Train every exit on labels, and the shallower ones also on the deepest exit's distribution
+    and features (section 3, eq. 5)."""
 
     name: ClassVar[str] = "internal"
     title: ClassVar[str] = "internal distillation"
@@ -27,7 +28,7 @@ class Internal(Supervised):
     with_exits: ClassVar[bool] = True
 
     def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
-        """Three terms, each over all exits."""
+        """Return three terms, each summed over exits."""
         config = self.config.internal
         loss = exit_loss(
             outputs.logits,

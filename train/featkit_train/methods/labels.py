@@ -1,4 +1,4 @@
-"""What a method with labels is told of the images of a source, each by its number there."""
+"""The supervision of a source's images for methods that learn from labels, by image index."""
 
 from __future__ import annotations
 
@@ -8,26 +8,24 @@ import numpy as np
 
 from featkit_train.networks.classifier import Classifier
 
-UNKNOWN = -1  # the label of an image that has none
+UNKNOWN = -1  # class id of an image without a label
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Of N images and K classes: labels (N,) int64, UNKNOWN where there is none, and what a
-    teacher makes of them.
-
-    probs (N, K) float32: soft labels of those without one. teacher: who is asked about every crop;
-    teacher_logits (N, V, K) float32: what it said of each of V views, so that it need not be asked.
-    numbers: the images to learn from, in rising order, where they are not all or some come more
-    than once.
-    """
+    """The labels of N images in K classes, and optionally a teacher or its outputs."""
 
     classes: tuple[str, ...]
     class_ids: np.ndarray = field(repr=False)
+    """(N,) int64, UNKNOWN for images without a label."""
     probs: np.ndarray | None = field(default=None, repr=False)
+    """(N, K) float32, soft pseudo-labels of images without a label."""
     teacher: Classifier | None = field(default=None, repr=False)
+    """Run on every crop."""
     teacher_logits: np.ndarray | None = field(default=None, repr=False)
+    """(N, V, K) float32, the teacher's logits for V fixed views of each image, in its place."""
     indices: np.ndarray | None = field(default=None, repr=False)
+    """Sorted indices of the images to learn from, possibly repeated; None for all."""
 
     @property
     def num_classes(self) -> int:

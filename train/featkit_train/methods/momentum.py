@@ -1,9 +1,8 @@
-"""What the methods with a momentum teacher share: branches, what they make of crops, targets, and
-terms of losses.
+"""The methods with a momentum teacher: their branches, targets and terms of the loss.
 
-A method says in `terms` what its loss is made of.
+A method is a subclass of MomentumTeacher whose `terms` returns the summands of its loss.
 
-Letters: B images, G global, L local and C crops of either kind, (h, w) patches of a global crop,
+Letters: B images, G global and L local crops of each, C = G + L, (h, w) patches of a global crop,
 M masked patches of all global crops together, D width, K prototypes.
 """
 
@@ -36,8 +35,8 @@ from featkit_train.watching.diagnostics import slow_teacher
 
 
 class BranchOutputs(NamedTuple):
-    """What a branch makes of crops: logits of class tokens and masked patches, and of the global
-    crops the tokens."""
+    """Outputs of a branch: logits for class tokens and masked patches, and tokens of global
+    crops."""
 
     class_logits: Tensor  # (C, B, K)
     class_tokens: Tensor  # (G, B, D)
@@ -46,11 +45,11 @@ class BranchOutputs(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the student is to match: class_probs (G, B, K), patch_probs (M, K), rows of sum 1, and
-    what they were made of."""
+    """What the student matches: probabilities whose rows sum to 1, and the outputs they came
+    from."""
 
-    class_probs: Tensor
-    patch_probs: Tensor
+    class_probs: Tensor  # (G, B, K)
+    patch_probs: Tensor  # (M, K)
     teacher: BranchOutputs
 
 
@@ -62,15 +61,18 @@ class Term(NamedTuple):
 
 
 class Branch(nn.Module):
-    """A backbone with its heads, mask token and, where crops have norms of their own, a norm: the
-    student, or the teacher."""
+    """A student or a teacher: a backbone with projection heads.
+
+    With a patch loss it has a mask token. local_norm: whether class tokens of local crops have a
+    last norm of their own (DINOv3).
+    """
 
     def __init__(
         self, backbone: Backbone, config: TrainConfig, *, patch_loss: bool, local_norm: bool = False
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.class_only = not patch_loss  # patch tokens are nobody's concern
+        self.class_only = not patch_loss  # lets the last block skip patch tokens
         self.head = ProjectionHead(backbone.width, config.dino.head)
         self.patch_head = (
             ProjectionHead(backbone.width, config.ibot.head)
@@ -91,27 +93,31 @@ class Branch(nn.Module):
         masks: Tensor | None = None,
         noise: tuple[Noise, Noise] = (NO_NOISE, NO_NOISE),
     ) -> BranchOutputs:
-        """Global crops (G, B, 3, S, S), the patches in `masks` hidden, and local crops. places:
-        patches to give logits of."""
+        """Run the backbone and the heads on global crops (G, B, 3, S, S) and local ones (L, B, 3,
+        s, s).
+
+        patch_indices (M,): patches to return logits for. masks (G, B, h, w): patches to hide.
+        noise: for the global and for the local crops.
+        """
         size = global_crops.shape[:2]
         masked = None
         if masks is not None and self.mask_token is not None:
             masked = Masked(masks.flatten(0, 1), self.mask_token)
-        pixels = global_crops.flatten(0, 1)
+        pixels = global_crops.flatten(0, 1)  # (G*B, 3, S, S)
         features = self.backbone.student_forward(
             pixels, masked=masked, noise=noise[0], class_only=self.class_only
         )
-        class_tokens = torch.unflatten(features.class_token, 0, size)
-        everyone = [class_tokens]
+        class_tokens = torch.unflatten(features.class_token, 0, size)  # (G, B, D)
+        all_class_tokens = [class_tokens]
         if local_crops is not None and local_crops.shape[0]:
             pixels = local_crops.flatten(0, 1)
             local = self.backbone.student_forward(
                 pixels, noise=noise[1], norm=self.local_norm, class_only=True
             )
-            everyone.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
-        patches = features.patch_tokens.flatten(0, 2).index_select(0, patch_indices)
+            all_class_tokens.append(torch.unflatten(local.class_token, 0, local_crops.shape[:2]))
+        patches = features.patch_tokens.flatten(0, 2).index_select(0, patch_indices)  # (M, D)
         return BranchOutputs(
-            class_logits=project(self.head, torch.cat(everyone)),
+            class_logits=project(self.head, torch.cat(all_class_tokens)),
             class_tokens=class_tokens,
             patch_tokens=torch.unflatten(features.patch_tokens, 0, size),
             patch_logits=project(self.head_of_patches, patches),
@@ -119,19 +125,19 @@ class Branch(nn.Module):
 
     @property
     def head_of_patches(self) -> ProjectionHead:
-        """Their own, or the one they share with the class token."""
+        """The patches' own head, or the one shared with the class token."""
         return self.head if self.patch_head is None else self.patch_head
 
     def heads(self) -> nn.ModuleDict:
-        """The heads alone, by name."""
+        """Return the heads by name."""
         named = {"head": self.head, "patch_head": self.patch_head}
         return nn.ModuleDict({name: head for name, head in named.items() if head is not None})
 
 
 class MomentumTeacher(Method):
-    """Student, teacher and centers. A method is a subclass that says what its loss is made of."""
+    """Student, teacher and centers, and a training step with them."""
 
-    # whether class tokens of local crops have a norm of their own
+    # Whether class tokens of local crops have a last norm of their own.
     local_norm: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
@@ -145,48 +151,49 @@ class MomentumTeacher(Method):
         check_koleo(config, world=world)
 
     def build(self) -> None:
-        """Make student and teacher."""
+        """Create student and teacher."""
         backbone = VisionTransformer(self.config.model)
         self.student = Branch(
             backbone, self.config, patch_loss=self.patch_loss, local_norm=self.local_norm
         )
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
 
-    # -- what a method is --------------------------------------------------------------------------
+    # -- what a subclass defines -------------------------------------------------------------------
 
     @abstractmethod
     def terms(self, outputs: BranchOutputs, views: Views, targets: Targets) -> dict[str, Term]:
-        """The summands of the loss by the names they are logged under."""
+        """Return the summands of the loss by their names in the log."""
 
     @property
     def num_prototypes(self) -> int | None:
-        """Of the class token's head."""
+        """Outputs of the class token's head."""
         return self.config.dino.head.num_prototypes
 
     @property
     def result(self) -> Backbone:
-        """The teacher's."""
+        """The teacher's backbone."""
         return self.teacher.backbone
 
     def branches(self) -> Sequence[nn.Module]:
-        """Student and teacher."""
+        """Return student and teacher."""
         return (self.student, self.teacher)
 
     def learning_heads(self) -> Sequence[ProjectionHead]:
-        """The heads that learn now."""
+        """Return the heads that train in this phase."""
         return [head for head in (self.student.head, self.student.patch_head) if head is not None]
 
     # -- schedules ---------------------------------------------------------------------------------
 
     def momentum(self, step: int) -> float:
-        """Share of the teacher that a step keeps: a cosine from `momentum` to `momentum_end`."""
+        """Return the share of the teacher that a step keeps: a cosine from `momentum` to
+        `momentum_end`."""
         steps, config = self.config.run.steps, self.config.teacher
         start = momentum_for(steps) if config.momentum is None else config.momentum
         end = momentum_end_for(start) if config.momentum_end is None else config.momentum_end
         return cosine_schedule(step, start=start, end=end, num_steps=steps)
 
     def teacher_temp(self, step: int) -> float:
-        """Of class tokens: linear from teacher_temp to teacher_temp_end."""
+        """Return the class tokens' temperature: linear from teacher_temp to teacher_temp_end."""
         config = self.config.dino
         return linear_schedule(
             step,
@@ -196,7 +203,7 @@ class MomentumTeacher(Method):
         )
 
     def patch_temp(self, step: int) -> float:
-        """Of patch tokens, over the same steps."""
+        """Return the patch tokens' temperature, which changes over the same steps."""
         config = self.config.ibot
         return linear_schedule(
             step,
@@ -206,18 +213,18 @@ class MomentumTeacher(Method):
         )
 
     def schedule_values(self, step: int) -> Log:
-        """Momentum and the class token's temperature."""
+        """Return the momentum and the class tokens' temperature."""
         return {"momentum": self.momentum(step), "teacher_temp": self.teacher_temp(step)}
 
     def preflight_warning(self) -> str | None:
-        """Where the momentum is too high for the number of steps."""
+        """Warn if the momentum is too high for the number of steps."""
         return slow_teacher(self.momentum, num_steps=self.config.run.steps)
 
     # -- a step ------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def teacher_forward(self, views: Views) -> BranchOutputs:
-        """The teacher at the global crops of a part of the batch, nothing hidden."""
+        """Run the teacher on the global crops, with no patch hidden."""
         outputs: BranchOutputs = self.teacher(views.global_crops, patch_indices=views.masked)
         return outputs
 
@@ -225,26 +232,33 @@ class MomentumTeacher(Method):
     def make_targets(
         self, teacher_outputs: Sequence[BranchOutputs], *, step: int
     ) -> tuple[list[Targets], dict[str, Tensor]]:
-        """Targets for each part, centered over all parts of all processes, and what of them is worth
-        watching.
+        """Return the targets of each micro-batch, centered over the whole batch, and their
+        entropies.
 
-        The running centers move after they were used (DINO, algorithm 1).
+        The running centers are updated after use (DINO, algorithm 1).
         """
-        class_logits = torch.cat([part.class_logits for part in teacher_outputs], dim=1)
+        class_logits = torch.cat(
+            [part.class_logits for part in teacher_outputs], dim=1
+        )  # (G, B, K)
         temp = self.teacher_temp(step)
         class_probs = self._centered(class_logits.flatten(0, 1), self.center, temp=temp).view(
             class_logits.shape
         )
-        watched = entropies(class_probs, class_logits / temp, gather=self.world.gather)
+        logged = entropies(class_probs, class_logits / temp, gather=self.world.gather)
         sizes = [part.class_logits.shape[1] for part in teacher_outputs]
-        none = [part.patch_logits for part in teacher_outputs]
-        patch_probs = self.patch_targets(teacher_outputs, step=step) if self.patch_loss else none
-        parts = zip(class_probs.split(sizes, dim=1), patch_probs, teacher_outputs, strict=True)
-        return [Targets(*part) for part in parts], watched
+        patch_probs = (
+            self.patch_targets(teacher_outputs, step=step)
+            if self.patch_loss
+            else [part.patch_logits for part in teacher_outputs]  # without rows
+        )
+        fields = zip(class_probs.split(sizes, dim=1), patch_probs, teacher_outputs, strict=True)
+        return [Targets(*field) for field in fields], logged
 
     def patch_targets(self, teacher_outputs: Sequence[BranchOutputs], *, step: int) -> list[Tensor]:
-        """(M, K) probabilities of the masked patches of each part; the center is the masked
-        patches' own (DINOv2)."""
+        """Return (M, K) probabilities for the masked patches of each micro-batch.
+
+        The center is that of the masked patches, as in DINOv2.
+        """
         logits = torch.cat([part.patch_logits for part in teacher_outputs])
         probs = self._centered(logits, self.patch_center, temp=self.patch_temp(step))
         return list(probs.split([len(part.patch_logits) for part in teacher_outputs]))
@@ -257,7 +271,7 @@ class MomentumTeacher(Method):
         return probs
 
     def forward(self, views: Views, targets: Targets, generators: Generators) -> StepResult:
-        """The student's loss for one part of a batch."""
+        """Return the student's loss for a micro-batch."""
         outputs = self.student_outputs(views, targets, generators)
         terms = self.terms(outputs, views, targets)
         loss = torch.stack([term.weight * term.value for term in terms.values()]).sum()
@@ -270,7 +284,7 @@ class MomentumTeacher(Method):
     def student_outputs(
         self, views: Views, targets: Targets, generators: Generators
     ) -> BranchOutputs:
-        """The student at all crops, with its masks and its noise."""
+        """Run the student on all crops, with masks and noise."""
         del targets
         outputs: BranchOutputs = self.student(
             views.global_crops,
@@ -294,20 +308,21 @@ class MomentumTeacher(Method):
         ).to(crops.device)
 
     def before_optimizer(self, *, step: int) -> None:
-        """Hold the prototypes still over the first steps (DINO, appendix: freezing the last layer)."""
+        """Freeze the prototypes in the first steps of a phase (DINO, appendix: freezing the last
+        layer)."""
         if step - self.phase_start(step) < self.config.dino.freeze_last_layer_steps:
             for head in self.learning_heads():
                 for parameter in head.last_layer():
                     parameter.grad = None
 
     def after_optimizer(self, *, step: int) -> None:
-        """The teacher follows its student by this step's momentum."""
+        """Update the teacher as the student's moving average."""
         update_ema(self.teacher, self.student, momentum=self.momentum(step))
 
-    # -- terms that several methods have -----------------------------------------------------------
+    # -- terms that several methods share ----------------------------------------------------------
 
     def class_term(self, outputs: BranchOutputs, targets: Targets) -> Term:
-        """DINO's: every student crop against every teacher crop of another view."""
+        """Return DINO's loss of the class tokens, over all pairs of different views."""
         return Term(
             1.0,
             dino_loss(
@@ -318,7 +333,7 @@ class MomentumTeacher(Method):
         )
 
     def patch_term(self, outputs: BranchOutputs, views: Views, targets: Targets) -> Term:
-        """iBOT's: the masked patches against the same patches as the teacher saw them."""
+        """Return iBOT's loss: the student predicts the teacher's output for masked patches."""
         loss = ibot_loss(
             outputs.patch_logits,
             targets.patch_probs,
@@ -328,11 +343,10 @@ class MomentumTeacher(Method):
         return Term(self.config.ibot.weight, loss)
 
     def koleo_terms(self, outputs: BranchOutputs) -> dict[str, Term]:
-        """KoLeo of each global crop's class tokens among those of all processes; nothing where its
-        weight is 0.
+        """Return the KoLeo term over the class tokens of all processes; none if its weight is 0.
 
-        Of crops one by one, since two crops of an image shall be alike; summed over them, as
-        DINOv2's released code does.
+        Computed for each global crop separately, since two crops of one image should be similar,
+        and summed over crops as in DINOv2's released code.
         """
         config = self.config.dino
         if config.koleo_weight == 0:
@@ -356,15 +370,15 @@ class MomentumTeacher(Method):
 
 
 def project(head: ProjectionHead, features: Tensor) -> Tensor:
-    """A head computes in float32 whatever its backbone does: cosines of bfloat16 tell too few
-    prototypes apart."""
+    """Apply a head in float32 even under autocast."""
+    # Cosines in bfloat16 distinguish too few prototypes.
     with torch.autocast(features.device.type, enabled=False):
         logits: Tensor = head(features.float())
     return logits
 
 
 def check_crops(config: TrainConfig, *, patch: int) -> None:
-    """InputError for a crop that is no multiple of the patch."""
+    """Raise InputError for crop sizes that are not multiples of the patch."""
     crops = config.crops
     kinds = ["global_size"] + ["local_size"] * (crops.num_local > 0)
     sizes = [(f"crops.{kind}", getattr(crops, kind)) for kind in kinds]
@@ -380,7 +394,7 @@ def check_crops(config: TrainConfig, *, patch: int) -> None:
 
 
 def check_koleo(config: TrainConfig, *, world: World) -> None:
-    """InputError where an image would have no other to be pushed from, or groups would differ in
+    """Raise InputError if KoLeo would compare an image with no other, or in groups of unequal
     size."""
     num_images = config.run.batch_size // world.size // config.engine.accumulate
     group = config.dino.koleo_group or num_images * world.size
@@ -395,16 +409,17 @@ def check_koleo(config: TrainConfig, *, world: World) -> None:
 def entropies(
     teacher_probs: Tensor, scaled_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = identity
 ) -> dict[str, Tensor]:
-    """Two entropies as shares of ln K, of the targets (G, B, K) and of the teacher's logits over
-    its temperature (G, B, K).
+    """Return two entropies as shares of ln K, which reveal the two ways to collapse.
 
-    teacher_entropy: mean of the targets' rows; 1 when every image lies on all prototypes alike
-    (uniform collapse).
-    batch_entropy: of the mean of softmax(scaled_logits); 0 when all images lie on one prototype
-    (one-hot collapse), which targets would hide, since centering and Sinkhorn-Knopp spread them over
-    all prototypes whatever the teacher says.
-    gather: (1, K) of this process to (W, K) of all W, where images are spread over processes, so
-    many in each.
+    teacher_probs (G, B, K) are the targets, scaled_logits (G, B, K) the teacher's logits divided by
+    its temperature.
+
+    teacher_entropy: mean entropy of the targets' rows. It is 1 if every image lies on all
+    prototypes equally (uniform collapse).
+    batch_entropy: entropy of the mean of softmax(scaled_logits). It is 0 if all images lie on one
+    prototype (one-hot collapse). Targets would hide that: centering and Sinkhorn-Knopp spread them
+    over all prototypes.
+    gather: maps (1, K) of this process to (W, K) of all W processes, each with as many images.
     """
     largest = math.log(teacher_probs.shape[-1])
     mean = gather(

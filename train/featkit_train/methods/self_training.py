@@ -1,8 +1,8 @@
-"""Self-training (Noisy Student, arXiv 1911.04252): a student learns from people's labels and from
-its teacher's.
+"""Self-training (Noisy Student, arXiv 1911.04252): a student learns from labels and from its
+teacher's predictions for unlabeled images.
 
-One run is one student; `labeled.rounds` labels images and makes students follow each other. The
-noise is the crops' and colors', and the classifier's dropout and stochastic depth
+One run trains one student; `labeled.rounds` predicts labels and runs the rounds. The student's
+noise is the crops and colors, and the classifier's dropout and stochastic depth
 (classifier.options).
 """
 
@@ -20,7 +20,7 @@ from featkit_train.networks.classifier import Outputs
 
 
 class SelfTraining(Supervised):
-    """Cross-entropy with labels of both kinds (section 2, algorithm 1)."""
+    """Cross-entropy with labels and with pseudo-labels (section 2, algorithm 1)."""
 
     name: ClassVar[str] = "self-training"
     title: ClassVar[str] = "self-training"
@@ -30,7 +30,7 @@ class SelfTraining(Supervised):
     reads: ClassVar[frozenset[str]] = Supervised.reads | {"self_training"}
 
     def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
-        """One term: an image's label, or where it has none what the teacher holds likely."""
+        """Return one term: each image's label, or its pseudo-label if it has none."""
         if not supervision.probs.shape[1]:
             return {"label_loss": self.label_term(outputs, supervision)}
         known, smoothing, num_classes = (
@@ -38,12 +38,12 @@ class SelfTraining(Supervised):
             self.config.labels.smoothing,
             supervision.probs.shape[1],
         )
-        sure = (
+        smoothed = (
             F.one_hot(supervision.labels.clamp(min=0), num_classes) * (1 - smoothing)
             + smoothing / num_classes
         )
         return {
             "label_loss": soft_cross_entropy(
-                outputs.logits[-1], sure.where(known, supervision.probs)
+                outputs.logits[-1], smoothed.where(known, supervision.probs)
             )
         }

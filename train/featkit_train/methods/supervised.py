@@ -1,5 +1,4 @@
-"""What the methods with labels share: one classifier that learns, what it is told of each image,
-and its scores.
+"""The methods that learn from labels: one classifier, the supervision of each image, and scores.
 
 Letters: B images, E exits (the deepest last), D width, K classes.
 """
@@ -37,48 +36,44 @@ from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
 
 
 class Supervision(NamedTuple):
-    """What is known of a part of a batch: labels (B,) int64 and rows (B, K), empty where there are
-    none.
+    """The labels and teacher outputs of a micro-batch. Missing tensors have no columns or rows."""
 
-    probs: soft labels. teacher_logits: the teacher's. weights (B,): of the images' losses, of sum
-    1 over a part on average.
-    """
-
-    labels: Tensor
-    probs: Tensor
-    teacher_logits: Tensor
-    weights: Tensor
+    labels: Tensor  # (B,) int64, UNKNOWN for images without a label
+    probs: Tensor  # (B, K) pseudo-labels, or (B, 0)
+    teacher_logits: Tensor  # (B, K), or (B, 0)
+    weights: Tensor  # (B,) of the images' losses, summing to 1 on average, or (0,)
 
 
 class Supervised(Method):
-    """A classifier, and what it is taught. A method is a subclass that says what its loss is made
-    of."""
+    """A classifier and its supervision. A subclass defines the terms of the loss."""
 
     default_recipe: ClassVar[str] = "small_labeled"
     reads: ClassVar[frozenset[str]] = frozenset({"classifier", "labels"})
-    with_exits: ClassVar[bool] = False  # whether it teaches exits beside the deepest
+    with_exits: ClassVar[bool] = False  # whether it trains exits besides the deepest
     num_global: ClassVar[int] = 1
     local_crops: ClassVar[bool] = False
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE, labels: Labels) -> None:
         super().__init__(config, world=world)
         if config.engine.shard:
-            raise InputError(f"{config.method} keeps its weights whole; leave engine.shard out.")
+            raise InputError(f"{config.method} cannot shard its weights; leave engine.shard out.")
         if config.classifier.exits and not self.with_exits:
             raise InputError(
-                f"{config.method} teaches no exits; leave classifier.exits out, or run `featkit"
+                f"{config.method} does not train exits; leave classifier.exits out, or run `featkit"
                 " train internal`."
             )
         self.labels = labels
         self.student = Classifier(build_backbone(config.classifier), labels.num_classes)
         size, patch = config.crops.global_size, self.result.patch
         check_multiples(
-            [("crops.global_size", size)], patch=patch, what="a place of the network's last map"
+            [("crops.global_size", size)],
+            patch=patch,
+            what="a position of the network's last feature map",
         )
 
     @abstractmethod
     def terms(self, outputs: Outputs, supervision: Supervision) -> dict[str, Tensor]:
-        """The summands of the loss by the names they are logged under."""
+        """Return the summands of the loss by their names in the log."""
 
     @property
     def result(self) -> Backbone:
@@ -86,17 +81,17 @@ class Supervised(Method):
         return self.student.backbone
 
     def branches(self) -> Sequence[nn.Module]:
-        """The student."""
+        """Return the student."""
         return (self.student,)
 
     @torch.no_grad()
     def teacher_forward(self, views: Views) -> Supervision:
-        """What is known of a part of the batch; the teacher's logits are looked up, or computed of
-        the very crops."""
+        """Return the supervision of a micro-batch; the teacher's logits are looked up or
+        computed."""
         image_indices, view_indices = views.indices.cpu().numpy()
         device, labels = views.indices.device, self.labels
-        nothing = torch.empty(len(image_indices), 0, device=device)
-        teacher_logits = nothing
+        empty = torch.empty(len(image_indices), 0, device=device)
+        teacher_logits = empty
         if labels.teacher_logits is not None:
             teacher_logits = torch.from_numpy(
                 np.ascontiguousarray(labels.teacher_logits[image_indices, view_indices])
@@ -108,7 +103,7 @@ class Supervised(Method):
         return Supervision(
             labels=torch.from_numpy(labels.class_ids[image_indices]).to(device),
             probs=(
-                nothing
+                empty
                 if labels.probs is None
                 else torch.from_numpy(labels.probs[image_indices]).to(device)
             ),
@@ -119,13 +114,13 @@ class Supervised(Method):
     def make_targets(
         self, teacher_outputs: Sequence[Supervision], *, step: int
     ) -> tuple[Sequence[Supervision], dict[str, Tensor]]:
-        """What is known, as it is."""
+        """Return the supervision unchanged."""
         del step
         return teacher_outputs, {}
 
     def forward(self, views: Views, targets: Supervision, generators: Generators) -> StepResult:
-        """The student's loss for one part of a batch. Its noise is torch's, from a seed of the
-        step's."""
+        """Return the student's loss for a micro-batch."""
+        # Dropout and stochastic depth of borrowed networks draw from torch's global generator.
         with torch.random.fork_rng(
             devices=[views.global_crops.device] if views.global_crops.is_cuda else []
         ):
@@ -133,16 +128,16 @@ class Supervised(Method):
             outputs = self.student(views.global_crops[0])
         outputs = outputs._replace(logits=outputs.logits.float(), vectors=outputs.vectors.float())
         terms = self.terms(outputs, targets)
-        watched = {name: value.detach() for name, value in terms.items()}
+        logged = {name: value.detach() for name, value in terms.items()}
         known = targets.labels != UNKNOWN
-        right = (outputs.logits[-1].argmax(dim=-1) == targets.labels) & known
-        watched["batch_accuracy"] = right.sum() / known.sum().clamp(min=1)
+        correct = (outputs.logits[-1].argmax(dim=-1) == targets.labels) & known
+        logged["batch_accuracy"] = correct.sum() / known.sum().clamp(min=1)
         return StepResult(
-            torch.stack(list(terms.values())).sum(), watched, outputs.vectors[-1].detach()
+            torch.stack(list(terms.values())).sum(), logged, outputs.vectors[-1].detach()
         )
 
     def label_term(self, outputs: Outputs, supervision: Supervision) -> Tensor:
-        """Cross-entropy of the deepest exit with the labels."""
+        """Return the cross-entropy of the deepest exit with the labels."""
         weights = supervision.weights if len(supervision.weights) else None
         return cross_entropy(
             outputs.logits[-1],
@@ -167,7 +162,8 @@ class Supervised(Method):
         }
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
-        """The backbone, and the same with its heads, which teaches or goes on."""
+        """Write the backbone, and the classifier with its heads for later generations and
+        rounds."""
         super().save(folder, result, info)
         save_classifier(folder / CLASSIFIER_FILE, self.student, info, self.labels.classes)
 
@@ -175,7 +171,7 @@ class Supervised(Method):
 def classify(
     classifier: Classifier, images: np.ndarray, *, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> np.ndarray:
-    """(E, N, K) float32 probabilities of prepared images (N, H, W, 3) uint8."""
+    """Return probabilities (E, N, K) float32 for prepared images (N, H, W, 3) uint8."""
     probs = over_images(
         classifier,
         images,
@@ -187,6 +183,6 @@ def classify(
 
 
 def codes_of(labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
-    """(N,) int64: the place of each label among the classes, UNKNOWN for any other."""
-    places = {name: place for place, name in enumerate(classes)}
-    return np.array([places.get(label, UNKNOWN) for label in labels], np.int64)
+    """Return the class id of each label (N,) int64, UNKNOWN for labels that are not classes."""
+    class_ids = {name: class_id for class_id, name in enumerate(classes)}
+    return np.array([class_ids.get(label, UNKNOWN) for label in labels], np.int64)
