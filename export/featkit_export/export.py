@@ -1,26 +1,26 @@
-"""From weights to one model file, proven equal to them."""
+"""Export a backbone in torch as one model file, and prove that the two agree."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 
-from featkit.atomic import TEMPORARY_MARK, explain_os_errors
+from featkit.digests import sha256_of
 from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit.modelfile import ATTENTION, INPUT, Manifest
 from featkit.whitening import Whitening
 from featkit.wording import counted
-from featkit_export.graph import OPSET, EmbeddingGraph, Recipe, TraceError, trace
-from featkit_export.seal import seal
+from featkit_export.graph import OPSET, EmbeddingGraph, TraceError, trace
+from featkit_export.recipe import Recipe
+from featkit_export.report import ExportReport, OnStep, no_step
+from featkit_export.request import ExportRequest
+from featkit_export.seal import drafting_folder, seal
 from featkit_export.traced import Traced
 from featkit_export.verify import (
     Parity,
@@ -41,58 +41,25 @@ from featkit_train.weights import BACKBONE_FILE, BackboneInfo, not_finite
 TIMED_ROUNDS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportReport:
-    """The manifest that was written, every comparison made before, and what else there is to say.
-
-    fixed_speedup: how much faster a graph of one size is than one of every size, where one size was
-    asked for.
-    """
-
-    manifest: Manifest
-    comparisons: list[Parity]
-    fixed_speedup: float | None = None
-    remarks: tuple[str, ...] = ()
-
-
-def export_model(
-    source: str | Path,
-    out: Path,
-    *,
-    weights: Path | None = None,
-    branch: str | None = None,
-    recipe: Recipe | None = None,
-    whitening: Whitening | None = None,
-    size: tuple[int, int] | None = None,
-    exit_: int | None = None,
-    name: str | None = None,
-    notes: str = "",
-    quiet: bool = False,
-    on_step: Callable[[str], None] = lambda _step: None,
-) -> ExportReport:
-    """Write a published backbone, or that of a run folder, as a model file `out`.
-
-    source, weights, branch: as in `featkit_train.published.pretrained.load_pretrained`. size: the
-    one (height, width) in pixels that the graph takes. exit_: of a network with exits, which
-    becomes the file, without what lies behind it; by default the deepest. quiet: no progress bar of
-    what is fetched. on_step is called with what begins now. InputError for what cannot be read or
-    does not go together; ParityError or TraceError, with nothing written, when the graph disagrees
-    with torch or cannot be made.
-    """
-    on_step("reading the weights")
-    backbone, info = load_pretrained(str(source), weights=weights, branch=branch, quiet=quiet)
-    info = dataclasses.replace(info, origin=_with_digest(info, source))
+def export_pretrained(request: ExportRequest, *, on_step: OnStep | None = None) -> ExportReport:
+    """Write the model file of a published backbone or a run folder; see `request.export`."""
+    begin = on_step or no_step
+    recipe = request.recipe
+    begin("reading the weights")
+    backbone, info = load_pretrained(
+        request.source, weights=request.weights, branch=request.branch, quiet=on_step is None
+    )
+    info = dataclasses.replace(info, origin=_with_digest(info, Path(request.source)))
+    backbone, info = cut_at(backbone, info, request.exit)
     return export_backbone(
         backbone,
         info,
-        out,
+        request.out,
         recipe=recipe,
-        whitening=whitening,
-        size=size,
-        exit_=exit_,
-        name=name,
-        notes=notes,
-        on_step=on_step,
+        whitening=Whitening.load(request.whiten) if request.whiten else None,
+        size=request.size,
+        name=request.name,
+        on_step=begin,
     )
 
 
@@ -104,70 +71,66 @@ def export_backbone(
     recipe: Recipe | None = None,
     whitening: Whitening | None = None,
     size: tuple[int, int] | None = None,
-    exit_: int | None = None,
     name: str | None = None,
-    notes: str = "",
-    on_step: Callable[[str], None] = lambda _step: None,
+    on_step: OnStep = no_step,
 ) -> ExportReport:
-    """The same for a backbone in memory; see export_model."""
+    """Write the model file of a backbone in memory.
+
+    size: the only (height, width) in pixels that the graph takes; None keeps sizes dynamic.
+    Raises InputError for options that do not fit the backbone; ParityError or TraceError, with
+    nothing written, if the graph disagrees with torch or cannot be made.
+    """
     recipe = recipe or Recipe()
-    backbone, info = cut_at(backbone, info, exit_)
+    if isinstance(backbone, ExitedBackbone):
+        backbone, info = cut_at(backbone, info, None)
     _check_recipe(recipe, backbone, info)
+    _check_weights(backbone, info)
     geometry = info.geometry if size is None else sized(info.geometry, *size)
     check_patch(geometry, source=info.origin.get(PREPROCESSING, info.name))
-    problem = not_finite(backbone.state_dict())
-    if problem is not None:
-        raise InputError(
-            f"{info.name} has weights that are not finite numbers: {problem}; export an earlier"
-            " checkpoint."
-        )
     module = EmbeddingGraph(backbone, geometry, recipe, whitening=whitening).eval()
-    manifest = _manifest(
-        module, info, geometry, size=size, name=name, notes=notes, whitening=whitening
-    )
+    manifest = _manifest(module, info, geometry, size=size, name=name, whitening=whitening)
     remarks = (
         *info.remarks,
         *preparation_remarks(geometry, info.geometry, info.origin.get(PREPROCESSING)),
     )
-    with explain_os_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent
-        ) as folder:
-            is_fallback = False
-            try:
-                traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
-            except (TraceError, ParityError) as error:
-                if size is not None or isinstance(backbone, VisionTransformer):
-                    raise
-                size = (geometry.height, geometry.width)
-                # the rest tells what follows from it, which here it does not
-                why = str(error).split(";")[0].rstrip(".")
-                is_fallback = True
-                alone = (
-                    f"This architecture cannot take every size ({why}), so the file takes"
-                    f" {size[0]}×{size[1]} alone."
-                )
-                remarks = (*remarks, alone)
-                traced, comparisons = _proven(module, Path(folder), geometry, size, on_step)
-            parity = require_parity(comparisons)
-            speedup = None
-            if size is not None and not is_fallback:
-                on_step("timing it beside a graph of every size")
-                speedup = _speedup(module, traced, Path(folder), geometry)
-            on_step("writing")
-            manifest = dataclasses.replace(manifest, fixed_size=size, parity=parity)
-            sealed = seal(traced.model, manifest, out, folder=Path(folder) if traced.path else None)
+    speedup = None
+    with drafting_folder(out) as folder:
+        try:
+            traced, comparisons = _proven(module, folder, geometry, size, on_step)
+        except (TraceError, ParityError) as error:
+            if size is not None or isinstance(backbone, VisionTransformer):
+                raise
+            # Other architectures may fix a size while tracing; at their native size they still work.
+            size = (geometry.height, geometry.width)
+            remarks = (
+                *remarks,
+                f"This architecture cannot take every size ({error.reason}), so the file takes"
+                f" {size[0]}×{size[1]} alone.",
+            )
+            traced, comparisons = _proven(module, folder, geometry, size, on_step)
+        else:
+            if size is not None:
+                on_step("timing it against a graph of every size")
+                speedup = _speedup(module, traced, folder, geometry)
+        on_step("writing")
+        manifest = dataclasses.replace(
+            manifest, fixed_size=size, parity=require_parity(comparisons)
+        )
+        sealed = seal(traced.model, manifest, out, folder=folder if traced.path else None)
     return ExportReport(
-        manifest=sealed, comparisons=comparisons, fixed_speedup=speedup, remarks=remarks
+        out=out,
+        manifest=sealed,
+        compared_with="torch",
+        comparisons=tuple(comparisons),
+        fixed_speedup=speedup,
+        remarks=remarks,
     )
 
 
 def preparation_remarks(
     geometry: Geometry, published: Geometry, file: str | None
 ) -> tuple[str, ...]:
-    """What to say of a recipe that was read from `file`, and of a size that was asked for instead
-    of its own."""
+    """Return remarks on a geometry that was read from `file`, and on a size that overrides it."""
     if file is None:
         return ()
     remarks = [f"Images are prepared as {file} says: {in_words(geometry)}."]
@@ -182,35 +145,36 @@ def preparation_remarks(
 def cut_at(
     backbone: Backbone, info: BackboneInfo, exit_: int | None
 ) -> tuple[Backbone, BackboneInfo]:
-    """The backbone up to that exit, or to the deepest, which its origin then names; one without
-    exits as it is.
+    """Return the backbone cut after an early exit (None: the deepest), with the exit in its origin.
 
-    InputError for an exit that is not there.
+    A backbone without exits is returned as it is. Raises InputError for an exit it does not have.
     """
     if not isinstance(backbone, ExitedBackbone):
         if exit_ is not None:
             raise InputError(
-                f"{info.name} has no exits but its last layer; leave out --exit, or train one with"
+                f"{info.name} has no early exits; leave out --exit, or train a network with"
                 " classifier.exits."
             )
         return backbone, info
-    wanted = backbone.depth if exit_ is None else exit_
-    if not 1 <= wanted <= backbone.depth:
+    chosen = backbone.depth if exit_ is None else exit_
+    if not 1 <= chosen <= backbone.depth:
         raise InputError(
-            f"{info.name} has exits 1 to {backbone.depth}, the deepest last, not {wanted}; name one"
-            " of them."
+            f"{info.name} has exits 1 to {backbone.depth} (the deepest), not {chosen}; pass one of"
+            " them as --exit."
         )
-    origin = {**info.origin, "exit": f"{wanted} of {backbone.depth}"}
-    return backbone.cut(wanted).eval(), dataclasses.replace(info, origin=origin)
+    origin = {**info.origin, "exit": f"{chosen} of {backbone.depth}"}
+    return backbone.cut(chosen).eval(), dataclasses.replace(info, origin=origin)
 
 
 def sized(geometry: Geometry, height: int, width: int) -> Geometry:
-    """The same recipe for another size: a square keeps the share that the crop leaves out, a
-    rectangle is covered."""
+    """Return the geometry at another size.
+
+    A square keeps the fraction that the crop cuts off; a rectangle is covered by the image.
+    """
     if height % geometry.patch or width % geometry.patch:
         near = " by ".join(_nearest(side, geometry.patch) for side in (height, width))
         raise InputError(
-            f"A size of {height}×{width} is not a multiple of the patch of {geometry.patch}; use"
+            f"A size of {height}×{width} is not a multiple of the patch size {geometry.patch}; use"
             f" {near}."
         )
     return geometry.at_size(height, width)
@@ -230,11 +194,10 @@ def _manifest(
     *,
     size: tuple[int, int] | None,
     name: str | None,
-    notes: str,
     whitening: Whitening | None,
 ) -> Manifest:
-    """All that can be said of the file before it is proven. InputError for a whitening of another
-    model's vectors."""
+    """Return the manifest as far as it is known before the comparison. Raises InputError if the
+    whitening was fitted to another model's vectors."""
     recipe = module.recipe
     manifest = Manifest(
         family=info.family,
@@ -250,7 +213,6 @@ def _manifest(
         license=info.license,
         origin=info.origin,
         opset=OPSET,
-        notes=notes,
     )
     return manifest if whitening is None else _whitened(manifest, whitening)
 
@@ -260,17 +222,20 @@ def _proven(
     folder: Path,
     geometry: Geometry,
     size: tuple[int, int] | None,
-    on_step: Callable[[str], None],
+    on_step: OnStep,
 ) -> tuple[Traced, list[Parity]]:
-    """The graph and its comparisons with torch, all within bounds."""
+    """Return the traced graph and its comparisons with torch. Raises ParityError if one is out of
+    bounds."""
     on_step("tracing the graph")
     traced = trace(module, folder, size=size)
     on_step("comparing it with torch")
     backbone = module.backbone
-    table = None
+    larger = None
     if isinstance(backbone, VisionTransformer) and backbone.config.position == "learned":
-        table = backbone.config.position_grid * backbone.patch
-    larger = table if table and table > max(geometry.height, geometry.width) else None
+        # The position table's own size is worth a comparison: there, nothing is interpolated.
+        table_side = backbone.config.position_grid * backbone.patch
+        if table_side > max(geometry.height, geometry.width):
+            larger = table_side
     cases = cases_for(
         height=geometry.height,
         width=geometry.width,
@@ -286,33 +251,42 @@ def _proven(
 def _check_recipe(recipe: Recipe, backbone: Backbone, info: BackboneInfo) -> None:
     if ATTENTION in recipe.outputs and not backbone.has_attention:
         raise InputError(
-            f"{info.name} gives no attention: only featkit's own transformers do; leave it out of"
-            " --outputs."
+            f"{info.name} gives no attention, as only featkit's own transformers do; leave it out"
+            " of --outputs."
         )
     wrong = [layer for layer in recipe.layers if not 1 <= layer <= backbone.depth]
     if wrong or len(set(recipe.layers)) != len(recipe.layers):
         raise InputError(
-            f"{info.name} has layers 1 to {backbone.depth}, each to be named once, not"
+            f"{info.name} has layers 1 to {backbone.depth}; name each at most once, not"
             f" {list(recipe.layers)}."
         )
     if recipe.layers and not isinstance(backbone, VisionTransformer):
-        raise InputError(f"{info.name} gives its last layer alone; leave out --layers.")
+        raise InputError(f"{info.name} only gives its last layer; leave out --layers.")
 
 
-def _with_digest(info: BackboneInfo, source: str | Path) -> dict[str, str]:
-    """Where the weights come from; for a run of featkit's with the sum over its backbone's file."""
+def _check_weights(backbone: Backbone, info: BackboneInfo) -> None:
+    problem = not_finite(backbone.state_dict())
+    if problem is not None:
+        raise InputError(
+            f"{info.name} has weights with NaN or infinity: {problem}; export an earlier"
+            " checkpoint."
+        )
+
+
+def _with_digest(info: BackboneInfo, source: Path) -> dict[str, str]:
+    """Return the origin of the weights, with the sha256 of the file if it comes from a run of
+    featkit's."""
     if "sha256" in info.origin:
         return info.origin
-    path = Path(source)
-    with (path / BACKBONE_FILE if path.is_dir() else path).open("rb") as file:
-        return {**info.origin, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    file = source / BACKBONE_FILE if source.is_dir() else source
+    return {**info.origin, "sha256": sha256_of(file)}
 
 
 def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
     if whitening.model != manifest.made_of:
         raise InputError(
             f"The whitening was fitted to vectors of another model or feature ({whitening.model}),"
-            f" not of this one ({manifest.made_of}); fit it to embeddings of this model exported"
+            f" not to this one's ({manifest.made_of}); fit it to embeddings by this model, exported"
             " without --whiten."
         )
     about = (
@@ -323,14 +297,17 @@ def _whitened(manifest: Manifest, whitening: Whitening) -> Manifest:
 
 
 def _speedup(module: EmbeddingGraph, fixed: Traced, folder: Path, geometry: Geometry) -> float:
-    """Time of a graph of every size over that of one size, one image a call, alternating;
-    medians."""
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
-        free = trace(module, Path(beside))
-        sessions = [open_proven(free.session_input), open_proven(fixed.session_input)]
+    """Return how many times as fast the fixed-size graph is, one image a call.
+
+    The graphs run in turns and their medians are compared, so that a change of the machine's load
+    affects both.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as dynamic_folder:
+        dynamic = trace(module, Path(dynamic_folder))
+        sessions = [open_proven(dynamic.session_input), open_proven(fixed.session_input)]
         images = draw_images(1, height=geometry.height, width=geometry.width)
         seconds: list[list[float]] = [[], []]
-        for _ in range(TIMED_ROUNDS + 1):
+        for _ in range(TIMED_ROUNDS + 1):  # the first round warms up
             for times, session in zip(seconds, sessions, strict=True):
                 times.append(_timed(session, images))
     slow, fast = (statistics.median(times[1:]) for times in seconds)

@@ -9,9 +9,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import onnx
@@ -19,53 +17,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featkit.errors import FeatkitError
 from featkit.geometry import Geometry
-from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, OUTPUTS, PATCHES
+from featkit.modelfile import ATTENTION, EMBEDDING, INPUT, MAX_INLINE_BYTES, PATCHES
 from featkit.whitening import Whitening
+from featkit.wording import first_line
+from featkit_export.recipe import Recipe
+from featkit_export.report import ExportError
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER, add_guard
 from featkit_export.traced import Traced
 from featkit_train.networks.base import Backbone, Features
 
 OPSET = 20  # the newest that every supported onnxruntime reads; attention is plain nodes in it
-Feature: TypeAlias = Literal["cls", "mean", "gem", "cls+mean", "cls+gem"]
-FEATURES: tuple[str, ...] = get_args(Feature)
-Join: TypeAlias = Literal["concat", "mean"]
 DIMENSIONS = ("N", "H", "W")
 
 
-class TraceError(FeatkitError):
-    """A backbone cannot be written as one graph of any image size."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What a vector is made of, and what the graph gives beside it. layers: blocks counted from 1;
-    none is the last alone."""
-
-    feature: Feature = "cls"
-    layers: tuple[int, ...] = ()
-    join: Join = "concat"
-    outputs: tuple[str, ...] = (EMBEDDING,)
-
-    def __post_init__(self) -> None:
-        if self.feature not in FEATURES:
-            raise ValueError(f"feature {self.feature!r} is none of {', '.join(FEATURES)}")
-        unknown = set(self.outputs) - set(OUTPUTS)
-        if unknown or EMBEDDING not in self.outputs:
-            raise ValueError(
-                f"outputs {self.outputs} have to be of {', '.join(OUTPUTS)}, {EMBEDDING} among them"
-            )
+class TraceError(ExportError):
+    """A backbone cannot be written as one graph that takes any image size."""
 
 
 class EmbeddingGraph(nn.Module):
-    """(N, H, W, 3) uint8 to unit vectors: normalize, backbone, feature, and whitening where there
-    is one.
+    """Map uint8 images (N, H, W, 3) to unit vectors: normalize, backbone, feature, and whitening if
+    given.
 
     cls: the class token, (N, D). mean: the mean patch token, (N, D). gem: the generalized mean of
-    the patch tokens, mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean, cls+gem: both at unit length,
-    side by side, (N, 2 D). Several layers at unit length are laid side by side (concat, L times as
-    long) or averaged.
+    the patch tokens, mean(max(x, 1e-6) ** 3) ** (1 / 3). cls+mean and cls+gem: two of these at unit
+    length, concatenated, (N, 2 D). Several layers, each at unit length, are concatenated (L times
+    as long) or averaged.
     """
 
     mean: Tensor
@@ -84,7 +61,7 @@ class EmbeddingGraph(nn.Module):
         super().__init__()
         self.backbone, self.recipe, self.whitened = backbone, recipe, whitening is not None
         self.layers = recipe.layers or (backbone.depth,)
-        # In units of 0 .. 255, so that normalizing is one subtraction and one division.
+        # In units of 0 .. 255, so that normalization is one subtraction and one division.
         self.register_buffer("mean", 255 * torch.tensor(geometry.mean).view(1, 3, 1, 1))
         self.register_buffer("std", 255 * torch.tensor(geometry.std).view(1, 3, 1, 1))
         if whitening is not None:
@@ -93,35 +70,36 @@ class EmbeddingGraph(nn.Module):
 
     @property
     def width(self) -> int:
-        """Length of a vector."""
+        """Number of dimensions of a vector."""
         if self.whitened:
             return self.whitening_components.shape[0]
         joined = len(self.layers) if self.recipe.join == "concat" else 1
         return self.backbone.width * (1 + ("+" in self.recipe.feature)) * joined
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The recipe's outputs in its order: vectors (N, width), patches (N, h, w, D), attention
-        (N, heads, h, w); float32.
+        """Return the recipe's outputs in its order, in float32.
 
-        Patches are those of the layer named last; attention is always the last block's.
+        Vectors are (N, width); patches (N, h, w, D), from the layer named last; attention
+        (N, heads, h, w), always from the last block.
         """
         pixels = (images.permute(0, 3, 1, 2).float() - self.mean) / self.std
         wants_attention = ATTENTION in self.recipe.outputs
         features, attention = self.backbone.activations(
             pixels, layers=self.layers, attention=wants_attention
         )
-        found = {
+        outputs = {
             EMBEDDING: self._vectors(features),
             PATCHES: features[-1].patch_tokens,
             ATTENTION: attention,
         }
-        return tuple(value for name in self.recipe.outputs if (value := found[name]) is not None)
+        return tuple(value for name in self.recipe.outputs if (value := outputs[name]) is not None)
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs by name, for images (N, H, W, 3) uint8."""
+        """Return the outputs by name for images (N, H, W, 3) uint8."""
         with torch.no_grad():
-            found = self(torch.from_numpy(images))
-        return {name: value.numpy() for name, value in zip(self.recipe.outputs, found, strict=True)}
+            values = self(torch.from_numpy(images))
+        names = self.recipe.outputs
+        return {name: value.numpy() for name, value in zip(names, values, strict=True)}
 
     def _vectors(self, features: Sequence[Features]) -> Tensor:
         vectors = [self._vector(feature) for feature in features]
@@ -139,34 +117,36 @@ class EmbeddingGraph(nn.Module):
 
     def _vector(self, features: Features) -> Tensor:
         parts = []
-        for part in self.recipe.feature.split("+"):
-            if part == "cls":
+        for pooling in self.recipe.feature.split("+"):
+            if pooling == "cls":
                 pooled = features.class_token
-            elif part == "mean":
+            elif pooling == "mean":
                 pooled = features.patch_tokens.mean(dim=(1, 2))
             else:
                 powers = features.patch_tokens.clamp(min=GEM_FLOOR) ** GEM_POWER
                 pooled = powers.mean(dim=(1, 2)) ** (1 / GEM_POWER)
             parts.append(F.normalize(pooled, dim=-1))
-        # Parts of unit length side by side have length sqrt(len(parts)).
+        # The concatenation of unit vectors has length sqrt(len(parts)).
         return torch.cat(parts, dim=-1) / len(parts) ** 0.5 if len(parts) > 1 else parts[0]
 
 
 def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None = None) -> Traced:
-    """Trace the module with batch, height and width symbolic, or with the one (height, width) in
-    pixels.
+    """Trace the module to an ONNX graph with symbolic batch, height and width.
 
-    Sizes of the example differ from each other and from the position table's grid, so that nothing
-    is taken for equal that only happens to be. Past protobuf's 2 GB the weights are written into
-    `folder`. TraceError when torch cannot trace it, when a size was baked in, or when a branch was
-    left in the graph.
+    size: the one (height, width) in pixels of a fixed-size graph; only its batch is symbolic.
+    folder: where weights beyond protobuf's 2 GB go.
+
+    Raises TraceError if torch cannot trace the module, if tracing fixed a size, or if a branch or
+    loop is left in the graph.
     """
     patch = module.backbone.patch
+    # The example's sizes differ from each other and from the position table's, so that the tracer
+    # takes no two of them to be equal by accident.
     height, width = size or (3 * patch, 5 * patch)
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
     sizes: dict[int, object] = {0: torch.export.Dim("N", min=1)}
     if size is None:
-        # Sides are multiples of the patch: said to the tracer, or it guards on the remainder.
+        # Declare that sides are multiples of the patch; otherwise the tracer guards on the remainder.
         sizes[1] = patch * torch.export.Dim("h", min=1, max=4096)
         sizes[2] = patch * torch.export.Dim("w", min=1, max=4096)
     try:
@@ -182,24 +162,22 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
                 external_data=False,
                 verbose=False,
             )
-    # torch raises errors of many kinds from inside the exporter, and of dynamo's own
+    # The exporter raises many classes, torch's and dynamo's own.
     except Exception as error:
-        lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-        raise TraceError(
-            f"The backbone cannot be written as one graph: {lines[0].rstrip('.')}."
-        ) from error
+        cause = first_line(error.__cause__ or error)
+        raise TraceError(f"The backbone cannot be written as one graph: {cause}") from error
     assert program is not None
-    held = sum(
+    num_bytes = sum(
         tensor.numel() * tensor.element_size()
         for tensor in (*module.parameters(), *module.buffers())
     )
-    if held <= MAX_INLINE_BYTES:
+    if num_bytes <= MAX_INLINE_BYTES:
         traced = Traced(model=program.model_proto)
     else:
         path = folder / "graph.onnx"
         program.save(str(path), external_data=True)
         traced = Traced(model=onnx.load(str(path), load_external_data=False), path=path)
-    _forget_the_tracing(traced.model)
+    _remove_traces(traced.model)
     _name_dimensions(traced.model, module.recipe.outputs)
     if size is None:
         add_guard(traced.model.graph, patch, opset=OPSET)
@@ -210,30 +188,29 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
 
 
 def check_graph(traced: Traced, *, size: tuple[int, int] | None = None) -> None:
-    """TraceError when a size is fixed that should not be, a branch or loop is left, or ONNX's own
-    checker objects.
+    """Raise TraceError if a dynamic size was fixed, a branch or loop is left, or ONNX's checker
+    rejects the graph.
 
-    It objects to an output that is called as a weight, of which the exporter makes a file that no
-    engine opens.
+    The checker rejects an output that shares a weight's name; the exporter writes such files and no
+    engine opens them.
     """
     try:
         onnx.checker.check_model(str(traced.path) if traced.path else traced.model)
     except onnx.checker.ValidationError as error:
-        cause = str(error).strip().splitlines()[0].rstrip(".")
-        raise TraceError(f"The exported graph is no valid ONNX: {cause}.") from error
+        raise TraceError(f"The exported graph is not valid ONNX: {first_line(error)}") from error
     (images,) = traced.model.graph.input
     dims = images.type.tensor_type.shape.dim
     free = DIMENSIONS if size is None else DIMENSIONS[:1]
     fixed = [name for name, dim in zip(free, dims, strict=False) if not dim.dim_param]
     if fixed:
-        raise TraceError(f"The exported graph has a fixed {', '.join(fixed)}.")
+        raise TraceError(f"The exported graph has a fixed {', '.join(fixed)}")
     branches = {node.op_type for node in traced.model.graph.node} & {"If", "Loop", "Scan"}
     if branches:
-        raise TraceError(f"The exported graph contains {', '.join(sorted(branches))}.")
+        raise TraceError(f"The exported graph contains {', '.join(sorted(branches))}")
 
 
-def _forget_the_tracing(model: onnx.ModelProto) -> None:
-    """Without the exporter's notes on every node: stack traces, with the paths of this machine, as
+def _remove_traces(model: onnx.ModelProto) -> None:
+    """Remove the exporter's metadata from every node: stack traces with paths of this machine, as
     large as a small model."""
     graph = model.graph
     for item in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
@@ -241,25 +218,27 @@ def _forget_the_tracing(model: onnx.ModelProto) -> None:
 
 
 def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
-    """Call the sizes N, H, W, and h, w of patches, instead of what the tracer made of them."""
-    places = {
+    """Rename the symbolic sizes to N, H, W, and h, w for patches, from the tracer's own names."""
+    dimensions = {
         INPUT: DIMENSIONS,
         EMBEDDING: ("N",),
         PATCHES: ("N", "h", "w"),
         ATTENTION: ("N", None, "h", "w"),
     }
-    # they speak of the tracer's names, and onnxruntime infers them again
+    # They use the tracer's names; onnxruntime infers the shapes again.
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
         assert value.name in (INPUT, *outputs)
-        for name, dim in zip(places[value.name], value.type.tensor_type.shape.dim, strict=False):
+        for name, dim in zip(
+            dimensions[value.name], value.type.tensor_type.shape.dim, strict=False
+        ):
             if name and dim.dim_param:
                 dim.dim_param = name
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter and its optimizer say of themselves."""
+    """Silence the logs and warnings of the exporter and its optimizer."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

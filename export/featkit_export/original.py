@@ -1,5 +1,7 @@
-"""An ONNX file that was made elsewhere: what it takes and gives, and the vectors that it stands
-for, pooled in numpy.
+"""An ONNX file made elsewhere: its inputs and outputs, and reference vectors from running it.
+
+The reference normalizes pixels and pools tokens in numpy, independently of the graph that
+adopted_graph.py writes.
 
 Letters: N images, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
 width.
@@ -7,6 +9,7 @@ width.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,19 +23,22 @@ from onnx import TensorProto
 from featkit.errors import FeatkitError, InputError
 from featkit.geometry import Geometry
 from featkit.paths import text_path
+from featkit.wording import one_line
 from featkit_export import verify
 from featkit_export.built_in import Feed
 from featkit_export.surgery import GEM_FLOOR, GEM_POWER
 
 HIDDEN, POOLED = "last_hidden_state", "pooler_output"
-POOLER = "pooler"  # the feature that is the file's own pooled vector
+POOLER = "pooler"  # the feature that takes POOLED as it is
+# Characters of ONNX Runtime's message that a refusal quotes. It names the failing node after its
+# first line, so that line alone is not enough.
+LONGEST_CAUSE = 300
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interface:
-    """What a file takes and gives: names, element types, and sizes where they are fixed (None where
-    not)."""
+    """Names, element types and sizes of a file's input and output; None for a dynamic size."""
 
     input: str
     input_kind: int  # TensorProto.FLOAT, FLOAT16 or UINT8
@@ -40,49 +46,50 @@ class Interface:
     batch: int | None
     height: int | None
     width: int | None
-    output: str  # HIDDEN, or POOLED where that was asked for or is all there is
+    output: str  # HIDDEN, or POOLED if it was asked for or is the only one
     output_is_half: bool
     depth: int | None  # D
-    has_pooled: bool  # whether it gives POOLED, with HIDDEN or without
+    has_pooled: bool  # whether POOLED is among the outputs
 
 
 class DoesNotTake(FeatkitError):
-    """The original file does not run on images of this size or number, or gives no token for each
-    of their patches."""
+    """The original file does not run on this size or batch, or its tokens do not match the
+    patches."""
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
-    """The graph of an ONNX file with all its weights, those in files beside it too.
+    """Read an ONNX file with all its weights, including those in files next to it.
 
-    InputError when it is missing or no ONNX file, or when its weights are missing, elsewhere than
-    beside it, or cut short.
+    Raises InputError if it is missing or not ONNX, or if its weights are missing, cut short, or
+    outside its folder.
     """
     try:
         with text_path(path) as text:
             model = onnx.load(text)
     except DecodeError as error:
         raise InputError(
-            f"{path} is no ONNX file (it does not parse); name one that was exported as ONNX."
+            f"{path} is not an ONNX file (it does not parse); name one that was exported as ONNX."
         ) from error
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         if not path.exists():
             raise InputError(f"{path} does not exist; name an ONNX file.") from error
         raise InputError(
-            f"{path} cannot be read with its weights ({one_line(error)}); fetch it whole again."
+            f"{path} cannot be read with its weights ({one_line(error, most=LONGEST_CAUSE)}); download all its files"
+            " again."
         ) from error
     if not _is_text_whole(model):
         raise InputError(
-            f"{path} is a damaged ONNX file: names in it are not UTF-8; fetch it again."
+            f"{path} is damaged: it contains names that are not UTF-8; download it again."
         )
     for weight in model.graph.initializer:
-        # set even to what it is by default, it would change the fingerprint
+        # onnx.load sets the field even to its default, which would change the fingerprint.
         weight.ClearField("data_location")
     return model
 
 
 def _is_text_whole(message: Message) -> bool:
-    """Whether every text in a message is UTF-8: protobuf gives bytes for another, which nothing
-    expects."""
+    """Return whether every string in a message is UTF-8. protobuf returns others as bytes, which
+    no later code expects."""
     try:
         for field, value in message.ListFields():
             if field.type == FieldDescriptor.TYPE_MESSAGE:
@@ -99,17 +106,17 @@ def _is_text_whole(message: Message) -> bool:
 
 
 def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = None) -> Interface:
-    """What the file takes and gives. InputError, with both as found, when that is not what a vision
-    transformer's does.
+    """Return the inputs and outputs of a vision transformer's file.
 
-    feature: POOLER for POOLED as the output.
+    feature: POOLER selects POOLED as the output. Raises InputError, with the interface found and
+    the one wanted, for any other kind of file.
     """
     inputs = inputs_of(model.graph)
-    found = ", ".join(map(_described, inputs)) or "nothing"
+    takes = ", ".join(map(_described, inputs)) or "nothing"
     wanted = "one input of pixels (batch, 3, height, width)"
     if len(inputs) != 1:
         raise InputError(
-            f"{name} takes {found}; wanted is {wanted}: export it again with that alone."
+            f"{name} takes {takes}; featkit needs {wanted}: export it again with that alone."
         )
     sides, kind = _sizes(inputs[0]), inputs[0].type.tensor_type.elem_type
     channels_last = len(sides) == 4 and sides[3] == 3 and sides[1] != 3
@@ -119,39 +126,35 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
         or kind not in (*FLOATS, TensorProto.UINT8)
     ):
         raise InputError(
-            f"{name} takes {found}; wanted is {wanted} as float32, float16 or uint8: export it"
-            " again so."
+            f"{name} takes {takes}; featkit needs {wanted} as float32, float16 or uint8: export it"
+            " again that way."
         )
     if sides[0] not in (None, 1):
         raise InputError(
-            f"{name} takes {found}, so {sides[0]} images a call; wanted is 1 or any number:"
-            " export it again so."
+            f"{name} takes {takes}, which is {sides[0]} images a call; featkit needs a batch of 1"
+            " or a dynamic one: export it again that way."
         )
     given = {value.name: value for value in model.graph.output}
     gives = ", ".join(map(_described, given.values())) or "nothing"
     if feature == POOLER and POOLED not in given:
         raise InputError(
-            f"{name} gives {gives} and no {POOLED}, which the feature {POOLER} is; choose --feature"
+            f"{name} gives {gives} but no {POOLED}, which the feature {POOLER} needs; use --feature"
             " cls or mean."
         )
     known = (POOLED,) if feature == POOLER else (HIDDEN, POOLED)
     output = next((given[each] for each in known if each in given), None)
     if output is None:
         raise InputError(
-            f"{name} gives {gives}; wanted is {HIDDEN} or {POOLED}: export it without a head for a"
-            " task."
+            f"{name} gives {gives}; featkit needs {HIDDEN} or {POOLED}: export it without a"
+            " task's head."
         )
-    shape, rank, gives_kind = (
-        _sizes(output),
-        3 if output.name == HIDDEN else 2,
-        output.type.tensor_type.elem_type,
-    )
-    if (
-        output.type.tensor_type.HasField("shape") and len(shape) != rank
-    ) or gives_kind not in FLOATS:
+    shape, output_kind = _sizes(output), output.type.tensor_type.elem_type
+    rank = 3 if output.name == HIDDEN else 2
+    has_shape = output.type.tensor_type.HasField("shape")
+    if (has_shape and len(shape) != rank) or output_kind not in FLOATS:
         raise InputError(
-            f"{name} gives {gives}; wanted is {HIDDEN} (batch, tokens, width) or {POOLED} (batch,"
-            " width) in floats."
+            f"{name} gives {gives}; featkit needs {HIDDEN} (batch, tokens, width) or {POOLED}"
+            " (batch, width) in floats."
         )
     height, width = sides[1:3] if channels_last else sides[2:4]
     return Interface(
@@ -162,14 +165,14 @@ def read_interface(model: onnx.ModelProto, *, name: str, feature: str | None = N
         height=height,
         width=width,
         output=output.name,
-        output_is_half=gives_kind == TensorProto.FLOAT16,
+        output_is_half=output_kind == TensorProto.FLOAT16,
         depth=shape[-1] if shape else None,
         has_pooled=POOLED in given,
     )
 
 
 def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
-    """What a caller has to give: weights may be listed among the inputs as well."""
+    """Return the inputs that a caller must supply. Old files list their weights as inputs too."""
     weights = {weight.name for weight in graph.initializer} | {
         weight.values.name for weight in graph.sparse_initializer
     }
@@ -177,10 +180,10 @@ def inputs_of(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 class Original:
-    """The file as it is, run by ONNX Runtime on images that numpy normalizes, with its tokens
-    pooled by numpy.
+    """The unchanged file in ONNX Runtime, with pixels normalized and tokens pooled by numpy.
 
-    has_class_token: whether token 0 is one; without it, all tokens are those of patches.
+    has_class_token: whether token 0 is the class token; otherwise all tokens are patches.
+    is_dynamic: whether operators take quantization scales from the whole batch.
     """
 
     def __init__(
@@ -195,23 +198,26 @@ class Original:
         has_class_token: bool = True,
         is_dynamic: bool = False,
     ) -> None:
-        self.path, self.interface, self.geometry, self.feed, self.feature = (
-            path,
-            interface,
-            geometry,
-            feed,
-            feature,
-        )
-        # is_dynamic: takes scales from the whole batch
+        self.path, self.interface, self.geometry = path, interface, geometry
+        self.feed, self.feature = feed, feature
         self.num_registers, self.is_dynamic = num_registers, is_dynamic
         self.has_class_token = has_class_token
-        self._session = open_session(path)
+        self._session = load_session(path)
+
+    def with_feature(
+        self, feature: str, interface: Interface, *, has_class_token: bool
+    ) -> Original:
+        """Return the same file with another feature, in the same session."""
+        other = copy.copy(self)
+        other.feature, other.interface = feature, interface
+        other.has_class_token = has_class_token
+        return other
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """(N, H, W, 3) uint8 to unit vectors (N, D), and patch tokens (N, h, w, D) where the file
-        gives them; float64.
+        """Return unit vectors (N, D), and patch tokens (N, h, w, D) if the file gives them.
 
-        DoesNotTake when the file fails on that size or number.
+        images: (N, H, W, 3) uint8. Both results are float64. Raises DoesNotTake if the file fails
+        on that size or batch.
         """
         hidden = self._output(images, self.interface.output)
         if self.interface.output == POOLED:
@@ -224,7 +230,7 @@ class Original:
             means = f"{surplus} registers" if surplus >= 0 else "another patch or no class token"
             raise DoesNotTake(
                 f"it gives {hidden.shape[1]} tokens for {height}×{width}, which at a patch of"
-                f" {self.geometry.patch} means {means}, where {self.num_registers} were told"
+                f" {self.geometry.patch} means {means}, not the {self.num_registers} registers given"
             )
         tokens = hidden[:, skip:]
         vectors = _feature(self.feature, hidden[:, 0], tokens)
@@ -232,25 +238,24 @@ class Original:
 
     @property
     def gives_tokens(self) -> bool:
-        """Whether the file gives HIDDEN, whatever was asked for."""
+        """Whether HIDDEN is among the file's outputs, even if another one is used."""
         return HIDDEN in {value.name for value in self._session.get_outputs()}
 
     def num_tokens(self, images: np.ndarray) -> int:
-        """How many tokens it gives for one image of these. DoesNotTake as for `run`."""
+        """Return the number of tokens per image. Raises DoesNotTake as `run` does."""
         return int(self._output(images, HIDDEN).shape[1])
 
     def _output(self, images: np.ndarray, name: str) -> np.ndarray:
         try:
-            (found,) = self._session.run([name], {self.interface.input: self._normalized(images)})
-        except Exception as error:  # onnxruntime's exception classes share no base but Exception
-            raise DoesNotTake(one_line(error)) from error
-        values: np.ndarray = found.astype(np.float64)
+            (output,) = self._session.run([name], {self.interface.input: self._normalized(images)})
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
+            raise DoesNotTake(one_line(error, most=LONGEST_CAUSE)) from error
+        values: np.ndarray = output.astype(np.float64)
         return values
 
     def _normalized(self, images: np.ndarray) -> np.ndarray:
-        # In float32 and units of 0 .. 255, as the nodes put into the graph have it: what a graph
-        # rounds to whole numbers inside can be compared only where its inputs are the same to the
-        # last bit.
+        # In float32 and units of 0 .. 255, exactly like the nodes added to the graph: a quantized
+        # graph rounds to integers, so it can only be compared on bit-identical inputs.
         pixels = images
         if self.interface.input_kind != TensorProto.UINT8:
             mean, std = (numbers.astype(np.float32) for numbers in (self.feed.mean, self.feed.std))
@@ -262,25 +267,26 @@ class Original:
         )
 
 
-def open_session(path: Path) -> ort.InferenceSession:
-    """ONNX Runtime on the processor. InputError, naming the file, when it does not load."""
+def load_session(path: Path) -> ort.InferenceSession:
+    """Open a file with ONNX Runtime on the CPU. Raises InputError, naming the file, if that
+    fails."""
     try:
         with text_path(path) as text:
             return verify.open_session(text)
-    except Exception as error:  # as above
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise InputError(
-            f"{path} cannot be loaded by ONNX Runtime ({one_line(error)}); export it again."
+            f"{path} cannot be loaded by ONNX Runtime ({one_line(error, most=LONGEST_CAUSE)}); export it again."
         ) from error
 
 
 def _feature(feature: str, class_token: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Unit vectors (N, D) of class tokens (N, D) and patch tokens (N, P, D)."""
+    """Pool class tokens (N, D) and patch tokens (N, P, D) into unit vectors (N, D)."""
     pools = {
         "cls": class_token,
         "mean": tokens.mean(axis=1),
         "gem": (np.maximum(tokens, GEM_FLOOR) ** GEM_POWER).mean(axis=1) ** (1 / GEM_POWER),
     }
-    return _unit(np.concatenate([_unit(pools[part]) for part in feature.split("+")], axis=1))
+    return _unit(np.concatenate([_unit(pools[name]) for name in feature.split("+")], axis=1))
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
@@ -295,7 +301,7 @@ def _sizes(value: onnx.ValueInfoProto) -> list[int | None]:
 
 
 def _described(value: onnx.ValueInfoProto) -> str:
-    """Such as `pixel_values float32 (batch, 3, 224, 224)`."""
+    """Return text such as `pixel_values float32 (batch, 3, 224, 224)`."""
     tensor = value.type.tensor_type
     kind = _type_name(tensor.elem_type)
     sides = [
@@ -306,11 +312,6 @@ def _described(value: onnx.ValueInfoProto) -> str:
 
 
 def _type_name(number: int) -> str:
-    """The element type as numpy spells it, or as ONNX does where numpy has none."""
+    """Return the element type's name in numpy, or in ONNX if numpy has none."""
     name: str = TensorProto.DataType.Name(number)
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
-
-
-def one_line(error: Exception) -> str:
-    """What an exception says, on one line of sensible length and without a full stop."""
-    return " ".join(str(error).split())[:300].rstrip(". ")

@@ -40,7 +40,7 @@ from featkit_export.half_proof import (
     proof_images,
 )
 from featkit_export.int8 import ChannelRange, observe_ranges, quantizable_nodes, quantize_static
-from featkit_export.original import load_onnx, open_session
+from featkit_export.original import load_onnx, load_session
 from featkit_export.seal import seal
 from featkit_export.verify import open_proven
 
@@ -108,7 +108,7 @@ def _write_half(
     is refused."""
     model, geometry = load_onnx(full), manifest.geometry
     images = proof_images(geometry.height, geometry.width)
-    expected = embed_each(open_session(full), images)
+    expected = embed_each(load_session(full), images)
     if not np.isfinite(expected).all():
         raise InputError(
             f"{full} gives vectors that are not finite numbers, in {FP32} already; export its"

@@ -1,4 +1,4 @@
-"""Turn an ONNX graph into a model file: its fingerprint, and its manifest in the metadata."""
+"""Turn an ONNX graph into a model file: compute its fingerprint and add its manifest."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx
 from onnx import external_data_helper
 
-from featkit.atomic import replace_file
+from featkit.atomic import TEMPORARY_MARK, explain_os_errors, replace_file
+from featkit.digests import sha256_of
 from featkit.geometry import Geometry
 from featkit.modelfile import METADATA_KEY, ExternalWeights, Manifest
 from featkit_export.surgery import Guard, find_guard
 
 
 def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | None = None) -> str:
-    """sha256 (hex) over what decides a vector: operators, attributes, wiring, weights, opset and
-    geometry.
+    """Return the sha256 (hex) of everything that determines a vector: operators, attributes,
+    wiring, weights, opset and geometry.
 
-    Node and value names, documentation, producer, dates and notes are left out, so that the same
-    network exported twice, or by another version that only names things otherwise, keeps its
-    fingerprint. So is the guard against sizes that the patch does not divide (surgery.py), which
-    changes no vector. Values count by their order of appearance.
-    folder: where weights lie that are not in the model itself; they are read one by one.
+    Names of nodes and values, documentation, producer, dates and notes are left out, so that
+    exporting the same network again, or with a version that only renames things, gives the same
+    fingerprint. The guard against sizes that the patch does not divide (surgery.py) is left out
+    too, since it changes no vector. Values are numbered in order of appearance.
+
+    folder: holds the weights that are not in the model itself; they are read one by one.
     """
     number_of: dict[str, str] = {}
 
@@ -39,12 +43,12 @@ def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | No
     digest = hashlib.sha256()
     for opset in sorted((entry.domain, entry.version) for entry in model.opset_import):
         digest.update(repr(opset).encode())
-    # Three messages, whose bytes one after the other are those of the whole graph: protobuf writes
-    # fields by their number, nodes first, then weights, then inputs and outputs. So weights past 2
-    # GB are never in one message, nor in memory at once.
+    # Three messages whose concatenated bytes equal the whole graph's: protobuf writes fields in the
+    # order of their numbers, first nodes, then weights, then inputs and outputs. This keeps weights
+    # beyond protobuf's 2 GB out of a single message, and out of memory.
     nodes, ends = onnx.GraphProto(name=""), onnx.GraphProto(doc_string="")
     nodes.node.extend(
-        node for place, node in enumerate(model.graph.node) if place not in guard.nodes
+        node for index, node in enumerate(model.graph.node) if index not in guard.nodes
     )
     weights = [tensor for tensor in model.graph.initializer if tensor.name != guard.constant]
     ends.input.extend(model.graph.input)
@@ -71,12 +75,12 @@ def fingerprint(model: onnx.ModelProto, geometry: Geometry, *, folder: Path | No
 def seal(
     model: onnx.ModelProto, manifest: Manifest, path: Path, *, folder: Path | None = None
 ) -> Manifest:
-    """Write `model` with its manifest to `path`, whole or not at all, and return the manifest with
-    its fingerprint.
+    """Write `model` with its manifest to `path` atomically, and return the manifest with its
+    fingerprint.
 
-    folder: where the one file of weights lies that is not in the model itself; it is moved beside
-    `path`, under a name made of the fingerprint, so that neither an older model file nor a crash
-    between the two writes can pair with the wrong one.
+    folder: holds the one file of weights that are not in the model itself. It is moved next to
+    `path` under a name made from the fingerprint, so that neither an older model file nor a crash
+    between the two writes can pair a graph with the wrong weights.
     """
     sealed = dataclasses.replace(
         manifest, fingerprint=fingerprint(model, manifest.geometry, folder=folder)
@@ -95,11 +99,25 @@ def seal(
     return sealed
 
 
+@contextmanager
+def drafting_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder next to `out`, on the same disk, for drafts of a model file.
+
+    Its name marks it as a leftover to remove after a crash. Raises EnvironmentProblem if the disk
+    is full or the folder cannot be written.
+    """
+    with explain_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=f"{out.name}{TEMPORARY_MARK}", dir=out.parent
+        ) as folder:
+            yield Path(folder)
+
+
 def _whole_tensors(
     weights: Iterable[onnx.TensorProto], folder: Path | None
 ) -> Iterator[onnx.TensorProto]:
-    """Copies of the graph's weights, one at a time, with the numbers that lie in another file read
-    in."""
+    """Yield a copy of each weight, with its values read in if they are stored in another file."""
     for tensor in weights:
         copy = onnx.TensorProto()
         copy.CopyFrom(tensor)
@@ -111,20 +129,19 @@ def _whole_tensors(
 
 
 def _move_weights(model: onnx.ModelProto, folder: Path, path: Path, name: str) -> ExternalWeights:
-    """Move the graph's one file of weights beside `path` and write its new name into the model."""
-    outside = [
+    """Move the graph's file of weights next to `path`, and write its new name into the model."""
+    external = [
         tensor
         for tensor in model.graph.initializer
         if external_data_helper.uses_external_data(tensor)
     ]
-    files = {external_data_helper.ExternalDataInfo(tensor).location for tensor in outside}
+    files = {external_data_helper.ExternalDataInfo(tensor).location for tensor in external}
     (old,) = files
-    for tensor in outside:
+    for tensor in external:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = name
     with replace_file(path.parent / name) as temporary:
         shutil.move(folder / old, temporary)
-    with (path.parent / name).open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return ExternalWeights(file=name, num_bytes=(path.parent / name).stat().st_size, sha256=sha256)
+    moved = path.parent / name
+    return ExternalWeights(file=name, num_bytes=moved.stat().st_size, sha256=sha256_of(moved))

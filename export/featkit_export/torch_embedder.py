@@ -10,7 +10,8 @@ import torch
 
 from featkit.geometry import Geometry
 from featkit.modelfile import Manifest
-from featkit_export.graph import OPSET, EmbeddingGraph, Recipe
+from featkit_export.graph import OPSET, EmbeddingGraph
+from featkit_export.recipe import Recipe
 from featkit_train.processes.device import bound_threads, pick_device
 from featkit_train.weights import BackboneInfo, load_backbone
 

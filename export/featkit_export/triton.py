@@ -21,7 +21,7 @@ import onnxruntime as ort
 from featkit.atomic import replace_folder
 from featkit.errors import InputError
 from featkit.modelfile import INPUT, Manifest, check_weights, read_manifest
-from featkit_export.original import open_session
+from featkit_export.original import load_session
 
 MAX_BATCH_SIZE = 64
 MODEL, CONFIG, MANIFEST = "model.onnx", "config.pbtxt", "featkit.json"
@@ -44,7 +44,7 @@ def write_triton(model_path: Path, repository: Path) -> Path:
     folder = repository / name
     if folder.exists():
         raise InputError(f"{folder} exists already; remove it, or choose another repository.")
-    config = make_config(name, manifest, open_session(model_path))
+    config = make_config(name, manifest, load_session(model_path))
     with replace_folder(folder) as temporary:
         place = (
             temporary / "1" / MODEL

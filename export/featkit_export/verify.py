@@ -1,5 +1,5 @@
-"""Proof that a model file is the model it was made of: compared at several sizes and batches before
-it is written."""
+"""The proof of an export: graph and source agree at several sizes and batches before it is
+written."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from PIL import Image, ImageDraw
 
 from featkit.errors import FeatkitError
 from featkit.modelfile import EMBEDDING, INPUT
+from featkit.wording import first_line
+from featkit_export.report import ExportError
 
 MIN_COSINE = 0.99999
 MAX_ABS = 1e-4
 
 
-class ParityError(FeatkitError):
-    """The exported graph does not compute what the model computes; nothing was written."""
+class ParityError(ExportError):
+    """The exported graph does not compute what its source computes; nothing was written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parity:
-    """One comparison: the smallest cosine of an output's two values for an image, and the largest
-    difference of any number.
+    """One comparison of an output: the smallest cosine of an image, and the largest difference of
+    an element.
 
-    Differences are in units of the output's root mean square where that is above 1: patch tokens
-    are not of unit length.
+    The difference is divided by the output's root mean square if that is above 1, because patch
+    tokens do not have unit length.
     """
 
     batch: int
@@ -39,19 +41,20 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Whether both figures are within bounds."""
+        """Whether both values are within bounds."""
         return self.min_cosine >= MIN_COSINE and self.max_abs <= MAX_ABS
 
 
 def cases_for(
     *, height: int, width: int, patch: int, larger: int | None = None, fixed: bool = False
 ) -> list[tuple[int, int, int]]:
-    """(batch, height, width) to compare: one image at the native size; three at a smaller square,
-    a larger one and a rectangle; eight at the smaller. A graph of one size only: one, three and
-    eight of that.
+    """Return the batches (batch, height, width) to compare at.
 
-    larger: a side worth comparing at, such as that of a position table; by default half as much
-    again.
+    They are one image at the native size, three at a smaller square, a larger square and a
+    rectangle, and eight at the smaller square. For a graph of one size: 1, 3 and 8 images of it.
+
+    larger: side of the larger square, such as a position table's; by default 1.5 times the native
+    one.
     """
     if fixed:
         return [(batch, height, width) for batch in (1, 3, 8)]
@@ -71,34 +74,34 @@ def compare(
     session: ort.InferenceSession,
     cases: Sequence[tuple[int, int, int]],
 ) -> list[Parity]:
-    """Run both on drawn images of each case: `reference` takes (N, H, W, 3) uint8 and gives the
-    outputs by name.
+    """Run both on drawn images of each case and return one Parity per case and output.
 
-    ParityError for a case that `reference` takes and the graph does not: a size was baked in that
-    changes shapes.
+    reference: maps images (N, H, W, 3) uint8 to outputs by name. Raises ParityError if either
+    fails. A graph fails on a case that its reference takes when tracing fixed a size.
     """
-    found = []
+    parities = []
     for batch, height, width in cases:
         images = draw_images(batch, height=height, width=width)
         try:
             expected = reference(images)
         except FeatkitError:
             raise
-        except Exception as error:  # of torch, whose errors are of many kinds
+        except Exception as error:  # torch raises many classes
             raise ParityError(
-                f"The model itself fails on batch {batch}, {height}×{width} ({first_line(error)});"
-                " nothing was written. Name the size that it is for by --size."
+                f"The model itself fails on batch {batch}, {height}×{width} ({first_line(error)})",
+                "nothing was written. Pass the size that it accepts as --size",
             ) from error
         try:
             got = dict(zip(expected, session.run(list(expected), {INPUT: images}), strict=True))
-        except Exception as error:  # onnxruntime's exception classes share no base but Exception
+        except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise ParityError(
                 f"The exported graph fails on batch {batch}, {height}×{width}, which its model"
-                f" takes ({first_line(error)}); nothing was written."
+                f" takes ({first_line(error)})",
+                "nothing was written",
             ) from error
         for name, value in expected.items():
             cosine, difference = _distance(value.astype(np.float64), got[name].astype(np.float64))
-            found.append(
+            parities.append(
                 Parity(
                     batch=batch,
                     height=height,
@@ -108,43 +111,38 @@ def compare(
                     max_abs=difference,
                 )
             )
-    return found
+    return parities
 
 
 def open_session(model: str | bytes) -> ort.InferenceSession:
-    """ONNX Runtime on the processor, without its remarks. Its own exceptions, of no common kind,
-    when it does not load."""
+    """Open a model with ONNX Runtime on the CPU, without its log. Raises onnxruntime's own
+    exceptions."""
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what fails is raised as well
+    options.log_severity_level = 4  # errors are raised anyway
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def open_proven(model: str | bytes) -> ort.InferenceSession:
-    """The same for a graph that was just made. ParityError when ONNX Runtime does not load it."""
+    """Open a graph that was just made. Raises ParityError if ONNX Runtime does not load it."""
     try:
         return open_session(model)
-    except Exception as error:  # onnxruntime's exception classes share no base but Exception
+    except Exception as error:  # onnxruntime's exceptions share no base class but Exception
         raise ParityError(
-            f"ONNX Runtime does not load the graph that was made ({first_line(error)}); nothing was"
-            " written. Update onnxruntime, or report the architecture."
+            f"ONNX Runtime does not load the exported graph ({first_line(error)})",
+            "nothing was written. Update onnxruntime, or report the architecture",
         ) from error
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what somebody else's exception says, without a full stop."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
-
-
 def require_parity(comparisons: Sequence[Parity]) -> dict[str, float]:
-    """The worst figures, for the manifest. ParityError naming the first case that does not hold."""
+    """Return the worst values, for the manifest. Raises ParityError naming the first comparison out
+    of bounds."""
     for case in comparisons:
         if not case.holds:
             raise ParityError(
                 f"The exported graph differs from its model in {case.output}, batch {case.batch},"
                 f" {case.height}×{case.width}: cosine {case.min_cosine:.7f} (at least"
-                f" {MIN_COSINE}), largest difference {case.max_abs:.2e} (at most {MAX_ABS});"
-                " nothing was written. Please report the architecture."
+                f" {MIN_COSINE}), largest difference {case.max_abs:.2e} (at most {MAX_ABS})",
+                "nothing was written. Please report the architecture",
             )
     return {
         "min_cosine": min(case.min_cosine for case in comparisons),
@@ -153,8 +151,8 @@ def require_parity(comparisons: Sequence[Parity]) -> dict[str, float]:
 
 
 def _distance(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
-    """Smallest cosine of an image's numbers, and largest difference; NaN, which no bound holds
-    for, where either has one."""
+    """Return the smallest cosine of an image and the largest difference. NaN in either array gives
+    NaN, which no bound accepts."""
     if expected.shape != got.shape:
         return float("nan"), float("nan")
     ours, theirs = (value.reshape(len(value), -1) for value in (expected, got))
@@ -166,8 +164,8 @@ def _distance(expected: np.ndarray, got: np.ndarray) -> tuple[float, float]:
 
 
 def draw_images(count: int, *, height: int, width: int, seed: int = 0) -> np.ndarray:
-    """(count, height, width, 3) uint8 with edges, flat parts, gradients and a little noise, as
-    images have them."""
+    """Draw images (count, height, width, 3) uint8 with the edges, flat areas, gradients and slight
+    noise of photographs."""
     rng = np.random.default_rng([seed, height, width])
     images = []
     for _ in range(count):

@@ -105,11 +105,14 @@ def _harmless(text: str) -> str:
 
 
 @contextmanager
-def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Yields what is called with each step that begins: a spinner with its name on a terminal, a
-    plain line elsewhere."""
+def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None] | None]:
+    """Yield a listener for the steps of long work, to be called with the name of each step.
+
+    It shows a spinner on a terminal and plain lines elsewhere. With quiet=True it is None, so the
+    work also shows no progress of its own, such as that of a download.
+    """
     if quiet:
-        yield lambda _step: None
+        yield None
     elif sys.stderr.isatty():
         with Console(stderr=True).status("starting") as status:
             yield lambda step: status.update(f"{step} ...")

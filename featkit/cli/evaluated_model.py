@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featkit.cli.extras import need_extra
+from featkit.extras import need_extra
 
 if TYPE_CHECKING:
     from featkit.evaluate.embedding import ImageModel

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, stdout
-from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.extras import need_extra
 from featkit.wording import counted, typed
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from featkit.cli.console import stdout
-from featkit.cli.extras import need_extra
+from featkit.extras import need_extra
 
 
 def report(run: Path, /) -> None:

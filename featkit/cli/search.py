@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from featkit.cli.console import print_json, print_table, stdout
-from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.extras import need_extra
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,8 +6,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from featkit.cli.console import stdout
-from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.extras import need_extra
 from featkit.wording import counted
 
 

@@ -1,16 +1,19 @@
-"""`featkit verify`: whether another engine or precision gives a model's vectors."""
+"""`featkit verify`: check whether another engine or precision gives the same vectors."""
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, print_table, stdout
-from featkit.cli.extras import BackendName, PrecisionName, need_extra
+from featkit.cli.options import AsJson, BackendName, Limit, PrecisionName, Quiet
 from featkit.errors import InputError
+from featkit.extras import need_extra
 from featkit.folders import is_index
 from featkit.wording import counted
 
 if TYPE_CHECKING:
+    from featkit.evaluate.agreement import Agreement, RunComparison
     from featkit.index import Index
 
 MAX_FAILURES_SHOWN = 20
@@ -23,125 +26,97 @@ def verify(
     *,
     backend: BackendName = "openvino",
     precision: PrecisionName = "bf16",
-    limit: int | None = None,
-    quiet: bool = False,
-    json_: bool = False,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
 ) -> int:
-    """Compare MODEL run by another engine or precision with ONNX Runtime in float32, on PHOTOS, and
-    say whether they agree.
+    """Check on PHOTOS that another engine or precision gives the vectors of ONNX Runtime in float32.
 
-    They agree when no image's two vectors have a cosine below 0.9995; else it ends with exit code
-    1. Where MODEL is an index, what was found is kept in it: it may then be searched, and added to,
-    by that run too.
+    They agree if the two vectors of every image have a cosine of at least 0.9995; otherwise the
+    exit code is 1. If MODEL is an index, the result is stored in it: after an agreement, that
+    engine and precision may also search the index and add to it.
 
     Example: featkit verify photos.index images/ --backend openvino --precision bf16
 
     Parameters
     ----------
     model
-        A model file, or an index folder, whose own model is compared.
+        A model file, or an index folder, whose own model is then compared.
     photos
-        A folder of images, a .tar, a .parquet, or whatever else `featkit embed` takes; a few hundred are enough.
+        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes; a few hundred images are enough.
     backend
         The engine to compare.
     precision
-        The precision to compare; auto is the fastest that the engine has here.
-    limit
-        Only so many images, spread evenly over PHOTOS.
-    quiet
-        Show no progress.
-    json_
-        Print the figures as JSON.
+        The precision to compare; auto is the fastest that the engine offers on this machine.
     """
     need_extra("cpu", "onnxruntime")
+    if limit is not None and limit < 2:
+        raise InputError(f"--limit is {limit}; it has to be 2 or more.")
     if is_index(model):
         need_extra("cpu", "faiss")
         from featkit.index import Index
 
-        with Index.open(model, writable=True) as index:
-            return _verify(
-                index.model_path,
-                photos,
-                backend,
-                precision,
-                limit,
-                quiet=quiet,
-                as_json=json_,
-                index=index,
-            )
-    return _verify(model, photos, backend, precision, limit, quiet=quiet, as_json=json_, index=None)
-
-
-def _verify(
-    model: Path,
-    photos: Path,
-    backend: str,
-    precision: str,
-    limit: int | None,
-    *,
-    quiet: bool,
-    as_json: bool,
-    index: "Index | None",
-) -> int:
-    from featkit.embedder import Embedder
-    from featkit.evaluate.agreement import LEAST_COSINE, compare_runs
+        opened: Index | nullcontext[None] = Index.open(model, writable=True)
+    else:
+        opened = nullcontext()
+    from featkit.evaluate.agreement import compare_run
     from featkit.sources import open_source, thinned
 
-    if limit is not None and limit < 2:
-        raise InputError(f"--limit is {limit}; it has to be 2 or more.")
-    source = open_source(photos)
-    if limit is not None:
-        source = thinned(source, limit)
-    reference = Embedder(model, backend="onnxruntime")
-    other = Embedder(model, backend=backend, precision=precision)
-    with ProgressReporter("comparing", total=len(source), quiet=quiet or as_json) as progress:
-        (found,), failures = compare_runs(source, reference, [other], on_progress=progress)
-    kept = index is not None and found.holds
-    if index is not None:
-        from featkit.index import Proof
-
-        if found.holds:
-            names = ("num_images", "least_cosine", "mean_cosine", "recall_lost")
-            index.keep_proof(
-                Proof(**asdict(found.run), **{name: getattr(found, name) for name in names})
+    with opened as index:
+        source = open_source(photos)
+        if limit is not None:
+            source = thinned(source, limit)
+        with ProgressReporter("comparing", total=len(source), quiet=quiet or json_) as progress:
+            comparison = compare_run(
+                model if index is None else index.model_path,
+                source,
+                backend=backend,
+                precision=precision,
+                on_progress=progress,
             )
-        else:
-            index.drop_proof(found.run)
-    if as_json:
-        figures: dict[str, Any] = {
-            **asdict(found),
-            "run": str(found.run),
-            "reference": str(reference.run),
-        }
-        figures |= {
-            "needed_cosine": LEAST_COSINE,
-            "holds": found.holds,
-            "kept": kept,
-            "failures": failures,
-        }
-        print_json(figures)
-        return 0 if found.holds else 1
+        is_kept = index is not None and _record(index, comparison.agreement)
+    if json_:
+        print_json({**comparison.to_dict(), "kept": is_kept})
+    else:
+        _print_comparison(comparison)
+        if is_kept:
+            stdout().print(
+                f"{model} may now be searched and extended by {comparison.agreement.run} as well as"
+                f" by {comparison.reference}."
+            )
+    return 0 if comparison.agreement.holds else 1
+
+
+def _record(index: "Index", agreement: "Agreement") -> bool:
+    """Store the proof in the index, or remove an earlier one; return whether it holds one now."""
+    from featkit.index import Proof
+
+    if not agreement.holds:
+        index.drop_proof(agreement.run)
+        return False
+    measured = ("num_images", "least_cosine", "mean_cosine", "recall_lost")
+    figures = {name: getattr(agreement, name) for name in measured}
+    index.keep_proof(Proof(**asdict(agreement.run), **figures))
+    return True
+
+
+def _print_comparison(comparison: "RunComparison") -> None:
+    from featkit.evaluate.agreement import LEAST_COSINE
+
+    agreement, reference = comparison.agreement, comparison.reference
     rows: list[tuple[str, object]] = [
-        ("least cosine", f"{found.least_cosine:.6f}"),
-        ("mean cosine", f"{found.mean_cosine:.6f}"),
-        ("nearest neighbor changed", f"{found.neighbors_changed:.2%}"),
-        (f"copies found, {reference.run}", f"{found.recall_at_1 + found.recall_lost:.4f}"),
-        (f"copies found, {found.run}", f"{found.recall_at_1:.4f}"),
+        ("least cosine", f"{agreement.least_cosine:.6f}"),
+        ("mean cosine", f"{agreement.mean_cosine:.6f}"),
+        ("nearest neighbor changed", f"{agreement.neighbors_changed:.2%}"),
+        (f"copies found, {reference}", f"{agreement.recall_at_1 + agreement.recall_lost:.4f}"),
+        (f"copies found, {agreement.run}", f"{agreement.recall_at_1:.4f}"),
     ]
-    print_table(
-        f"{found.run} beside {reference.run} on {counted(found.num_images, 'image')}",
-        ("", ""),
-        rows,
-    )
-    if failures:
-        print_table("Left out", ("image", "why"), failures[:MAX_FAILURES_SHOWN])
-    verdict = "They agree" if found.holds else "They do not agree"
+    images = counted(agreement.num_images, "image")
+    print_table(f"{agreement.run} compared with {reference} on {images}", ("", ""), rows)
+    if comparison.failures:
+        print_table("Left out", ("image", "why"), comparison.failures[:MAX_FAILURES_SHOWN])
+    verdict = "They agree" if agreement.holds else "They do not agree"
     stdout().print(
-        f"{verdict}: the least cosine is {found.least_cosine:.6f}, {LEAST_COSINE} is needed."
+        f"{verdict}: the least cosine is {agreement.least_cosine:.6f}, and {LEAST_COSINE} is"
+        " required."
     )
-    if kept:
-        stdout().print(
-            f"{model.parent} may now be searched and added to by {found.run} as well as by"
-            f" {reference.run}."
-        )
-    return 0 if found.holds else 1

@@ -10,7 +10,9 @@ reference, changed nearest neighbors, and the edits that still find their origin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -98,6 +100,44 @@ def compare_runs(
         _compare(embedder.run, found, views[0])
         for embedder, found in zip(others, views[1:], strict=True)
     ], failures
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunComparison:
+    """The result of `compare_run`: the agreement of one run, and the images that were left out."""
+
+    reference: Run
+    agreement: Agreement
+    failures: list[tuple[str, str]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as JSON-compatible values, as `featkit verify --json` prints it."""
+        return {
+            **asdict(self.agreement),
+            "run": str(self.agreement.run),
+            "reference": str(self.reference),
+            "needed_cosine": LEAST_COSINE,
+            "holds": self.agreement.holds,
+            "failures": self.failures,
+        }
+
+
+def compare_run(
+    model: Path,
+    source: Source,
+    *,
+    backend: str,
+    precision: str,
+    on_progress: OnProgress = no_progress,
+) -> RunComparison:
+    """Compare one engine and precision of a model file with ONNX Runtime in float32.
+
+    Raises InputError if fewer than two images can be read.
+    """
+    reference = Embedder(model, backend="onnxruntime")
+    other = Embedder(model, backend=backend, precision=precision)
+    (agreement,), failures = compare_runs(source, reference, [other], on_progress=on_progress)
+    return RunComparison(reference=reference.run, agreement=agreement, failures=failures)
 
 
 def _views(data: bytes, embedder: Embedder, *, key: str, seed: int, num_edits: int) -> np.ndarray:

@@ -21,7 +21,8 @@ import torch
 from featkit.evaluate.knn import KnnReport, evaluate_knn
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source, subset
-from featkit_export.graph import EmbeddingGraph, Recipe
+from featkit_export.graph import EmbeddingGraph
+from featkit_export.recipe import Recipe
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure

@@ -26,7 +26,7 @@ from featkit.images import thumbnail_jpeg
 from featkit.pipeline import embed_source
 from featkit.resources import usable_cpus
 from featkit.sources import Source, open_source
-from featkit_export.export import export_model
+from featkit_export.request import ExportRequest, export
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.zoo import PUBLISHED
@@ -47,7 +47,7 @@ def make_model(folder: Path) -> Path:
     save_backbone(
         folder / "backbone.safetensors", VisionTransformer(ViTConfig(**VIT_S_14.arch)), info
     )
-    export_model(folder, folder / "m.onnx")
+    export(ExportRequest(source=str(folder), out=folder / "m.onnx"))
     return folder / "m.onnx"
 
 

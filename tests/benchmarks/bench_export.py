@@ -29,9 +29,10 @@ from featkit.evaluate.speed import matrix_flops, multiply_adds
 from featkit.modelfile import EMBEDDING, OUTPUTS, read_manifest
 from featkit.models import default_model_path
 from featkit_export.export import export_backbone
-from featkit_export.graph import EmbeddingGraph, Recipe
+from featkit_export.graph import EmbeddingGraph
 from featkit_export.int8 import observe_ranges, quantize_static
 from featkit_export.precision import lower
+from featkit_export.recipe import Recipe
 from featkit_export.seal import seal
 from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.published.zoo import PUBLISHED

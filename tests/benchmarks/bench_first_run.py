@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from featkit.embedder import Embedder
 from featkit.evaluate.copies import evaluate_copies
 from featkit.sources import Source
-from featkit_export.export import export_model
-from featkit_export.graph import Feature, Recipe
+from featkit_export.recipe import Feature
+from featkit_export.request import ExportRequest, export
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.loop import train
@@ -40,7 +40,7 @@ def tiny(steps: int) -> TrainConfig:
 
 def recall(run: Path, held_out: Source, feature: Feature) -> dict[str, float]:
     """recall@1 of the run's exported file and of the baselines."""
-    export_model(run, run / "m.onnx", recipe=Recipe(feature=feature))
+    export(ExportRequest(source=str(run), out=run / "m.onnx", feature=feature))
     report = evaluate_copies(held_out, Embedder(run / "m.onnx"))
     return {method.name: round(method.recall_at_1, 3) for method in report.methods}
 

@@ -21,8 +21,8 @@ from featkit.embedder import Embedder
 from featkit.evaluate.copies import CopiesReport, evaluate_copies
 from featkit.evaluate.knn import evaluate_knn
 from featkit.sources import Source, open_source, subset
-from featkit_export.export import export_model
-from featkit_export.graph import Feature, Recipe
+from featkit_export.recipe import Feature
+from featkit_export.request import ExportRequest, export
 from featkit_train.configure import configure
 from featkit_train.loop import train
 from featkit_train.settings import parse_settings
@@ -80,7 +80,7 @@ def train_stages(first: Source, last: Source, folder: Path) -> Path:
 
 def measure(run: Path, held_out: Source, feature: Feature, out: Path) -> CopiesReport:
     """The copies yardstick of one feature."""
-    export_model(run, out, recipe=Recipe(feature=feature))
+    export(ExportRequest(source=str(run), out=out, feature=feature))
     return evaluate_copies(held_out, Embedder(out))
 
 

@@ -92,7 +92,7 @@ def test_a_missing_extra_is_said_with_the_line_that_helps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "featkit.cli.extras.find_spec",
+        "featkit.extras.find_spec",
         lambda name: None if name in ("gradio", "fastapi") else object(),
     )
     assert main(["demo"]) == 3

@@ -16,8 +16,9 @@ from torch import nn
 
 from featkit.geometry import Geometry
 from featkit.modelfile import OUTPUTS
-from featkit_export.export import ExportReport, export_backbone
-from featkit_export.graph import Recipe
+from featkit_export.export import export_backbone
+from featkit_export.recipe import Recipe
+from featkit_export.report import ExportReport
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.positions import rotary_periods
 from featkit_train.networks.vit import VisionTransformer

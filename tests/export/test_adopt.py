@@ -21,7 +21,10 @@ from onnx import TensorProto, helper
 from featkit.embedder import Embedder
 from featkit.modelfile import read_manifest
 from featkit_export import adopt as adopt_module
-from featkit_export.adopt import FEATURES, adopt, adopt_file
+from featkit_export.adopt import AdoptOptions, adopt_file
+from featkit_export.adopted_graph import adopt
+from featkit_export.recipe import FEATURES
+from featkit_export.report import ExportReport
 from featkit_export.verify import ParityError, draw_images
 from tests.export.published import (
     GEOMETRY,
@@ -90,7 +93,9 @@ def test_an_adopted_file_gives_the_vectors_of_transformers(
     published: dict[int, Published], tmp_path: Path, num_registers: int, feature: str
 ) -> None:
     made = published[num_registers]
-    report = adopt_file(made.folder, tmp_path / "m.onnx", license="apache-2.0", feature=feature)
+    report = adopt_file(
+        made.folder, tmp_path / "m.onnx", AdoptOptions(license="apache-2.0", feature=feature)
+    )
     manifest = read_manifest(tmp_path / "m.onnx")
     assert manifest == report.manifest
     for batch, height, width in ((1, NATIVE, NATIVE), (2, 42, 98), (5, 28, 28)):
@@ -114,9 +119,7 @@ def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(
     report = adopt_file(
         made.folder,
         tmp_path / "m.onnx",
-        license="apache-2.0",
-        origin={"from": "hand"},
-        notes="Mine.",
+        AdoptOptions(license="apache-2.0", origin={"from": "hand"}),
     )
     manifest, source = report.manifest, made.folder / "onnx" / "model.onnx"
     # as the published processor does
@@ -142,16 +145,14 @@ def test_the_manifest_and_the_report_say_what_was_adopted_and_compared(
         *ONE,
         *SEVERAL,
     ]
-    assert report.left_out == []
+    assert report.left_out == ()
     assert (
         manifest.parity["min_cosine"]
         == min(case.min_cosine for case in report.comparisons)
         >= 0.99999
     )
     assert manifest.parity["max_abs"] == max(case.max_abs for case in report.comparisons) <= 1e-4
-    assert manifest.notes.startswith(
-        "Mine.\nAdopted from model.onnx and compared with it at 1 × 56×56"
-    )
+    assert manifest.notes.startswith("Adopted from model.onnx and compared with it at 1 × 56×56")
 
 
 def test_an_adopted_graph_names_its_sizes_and_passes_the_checker(
@@ -181,7 +182,9 @@ def test_patches_are_the_tokens_at_their_places(
 ) -> None:
     made = published[4]
     adopt_file(
-        made.folder, tmp_path / "m.onnx", license="apache-2.0", outputs=("embedding", "patches")
+        made.folder,
+        tmp_path / "m.onnx",
+        AdoptOptions(license="apache-2.0", outputs=("embedding", "patches")),
     )
     images = draw_images(2, height=42, width=98)
     embedding, patches = run(tmp_path / "m.onnx", images, "embedding", "patches")
@@ -202,9 +205,7 @@ def test_photographs_get_the_vectors_of_the_published_pipeline(
     adopt_file(
         made.folder,
         tmp_path / "m.onnx",
-        license="apache-2.0",
-        feature="cls+mean",
-        outputs=("embedding", "patches"),
+        AdoptOptions(license="apache-2.0", feature="cls+mean", outputs=("embedding", "patches")),
     )
     # Halved and cropped by whole pixels, so that the two pipelines round alike but for single
     # levels.
@@ -298,7 +299,7 @@ def test_a_size_that_the_original_fails_at_is_left_out_and_refused_by_the_graph(
 def test_sizes_that_an_exporter_baked_in_are_found_and_left_out(tmp_path: Path) -> None:
     made = publish(tmp_path / "published", num_registers=4, baked=True)
     sides = onnx.load(made.folder / "onnx" / "model.onnx").graph.input[0].type.tensor_type.shape.dim
-    report = adopt_file(made.folder, tmp_path / "m.onnx", license="apache-2.0")
+    report = adopt_file(made.folder, tmp_path / "m.onnx", AdoptOptions(license="apache-2.0"))
     assert [dim.dim_value for dim in sides[2:]] == [0, 0]  # it says of itself that it takes any
     assert {(case.height, case.width) for case in report.left_out} == {case[1:] for case in ONE[1:]}
     assert report.manifest.fixed_size == (NATIVE, NATIVE)
@@ -353,7 +354,9 @@ def test_a_scale_over_the_batch_is_noted_and_makes_one_image_a_call(tmp_path: Pa
     onnx.save(build(extra="quantized"), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
     assert (report.manifest.batch_invariant, report.manifest.precision) == (False, "quantized")
-    assert "Operators of quantization: 1 DequantizeLinear, 1 DynamicQuantizeLinear." in report.notes
+    assert (
+        "Operators of quantization: 1 DequantizeLinear, 1 DynamicQuantizeLinear." in report.remarks
+    )
     assert len(report.comparisons) == 8
 
 
@@ -365,13 +368,13 @@ def test_a_dependence_on_the_batch_is_known_by_its_operator_or_by_measure(
     report = adopt_hand_built(tmp_path)
     assert report.manifest.batch_invariant is False
     assert len(report.comparisons) == 8
-    assert (report.notes[1:] == []) is (extra == "mixed")
+    assert (report.remarks[1:] == ()) is (extra == "mixed")
 
 
 def test_operators_of_other_domains_are_kept_and_noted(tmp_path: Path) -> None:
     onnx.save(build(extra="microsoft"), tmp_path / "m.onnx")
     report = adopt_hand_built(tmp_path)
-    assert "Operators that only some runtimes have: 1 com.microsoft.FastGelu." in report.notes
+    assert "Operators that only some runtimes have: 1 com.microsoft.FastGelu." in report.remarks
     assert "FastGelu" in read_manifest(tmp_path / "out.onnx").notes
     assert report.manifest.batch_invariant is True
 
@@ -485,7 +488,7 @@ def test_weights_elsewhere_missing_or_short_are_refused(
     shutil.copyfile(folder / "m.onnx_data", tmp_path / "secret")  # right in all but its place
     (folder / "link").symlink_to(tmp_path / "secret")
     spoil(folder / "m.onnx")
-    with refused("m.onnx cannot be read with its weights", "fetch it whole again"):
+    with refused("m.onnx cannot be read with its weights", "download all its files"):
         adopt_hand_built(folder)
     assert not (folder / "out.onnx").exists()
 
@@ -579,7 +582,7 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             build,
             {"num_registers": 4},
-            ["17 tokens for 56×56", "means 0 registers, where 4 were told"],
+            ["17 tokens for 56×56", "means 0 registers, not the 4 registers given"],
         ),
         (build, {"num_registers": -1}, ["-1 registers"]),
         (
@@ -608,7 +611,7 @@ def test_what_cannot_be_adopted_is_refused_with_what_was_found_and_wanted(
     ("name", "words"),
     [
         ("missing.onnx", "missing.onnx does not exist"),
-        ("text.onnx", "text.onnx is no ONNX file"),
+        ("text.onnx", "text.onnx is not an ONNX file"),
         ("empty", "empty has no onnx/model.onnx and no model.onnx"),
     ],
 )
@@ -617,7 +620,9 @@ def test_what_is_no_onnx_file_is_refused(tmp_path: Path, name: str, words: str) 
     (tmp_path / "empty").mkdir()
     with refused(words):
         adopt_file(
-            tmp_path / name, tmp_path / "out.onnx", license="x", geometry=GEOMETRY, num_registers=0
+            tmp_path / name,
+            tmp_path / "out.onnx",
+            AdoptOptions(license="x", geometry=GEOMETRY, num_registers=0),
         )
 
 
@@ -653,11 +658,11 @@ import sys
 for name in ("torch", "torchvision", "timm", "transformers", "onnxscript", "safetensors"):
     sys.modules[name] = None  # so that its import fails
 from pathlib import Path
-from featkit_export.adopt import adopt_file
+from featkit_export.adopt import AdoptOptions, adopt_file
 from featkit.geometry import Geometry
 geometry = Geometry.from_dict(__import__("json").loads(sys.argv[2]))
 folder = Path(sys.argv[1])
-report = adopt_file(folder / "m.onnx", folder / "out.onnx", license="x", geometry=geometry, num_registers=0)
+report = adopt_file(folder / "m.onnx", folder / "out.onnx", AdoptOptions(license="x", geometry=geometry, num_registers=0))
 print(len(report.comparisons))
 """
     status, out, error = run_python(code, tmp_path, json.dumps(GEOMETRY.to_dict()))
@@ -665,10 +670,12 @@ print(len(report.comparisons))
     assert read_manifest(tmp_path / "out.onnx").width == WIDTH
 
 
-def adopt_hand_built(folder: Path, **options: Any) -> adopt_module.AdoptReport:
+def adopt_hand_built(folder: Path, **options: Any) -> ExportReport:
     """Adopt `folder`/m.onnx as `folder`/out.onnx."""
     defaults = {"license": "CC0-1.0", "geometry": GEOMETRY, "num_registers": 0}
-    return adopt_file(folder / "m.onnx", folder / "out.onnx", **{**defaults, **options})
+    return adopt_file(
+        folder / "m.onnx", folder / "out.onnx", AdoptOptions(**{**defaults, **options})
+    )
 
 
 def values(folder: Path) -> list[onnx.ValueInfoProto]:

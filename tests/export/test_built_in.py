@@ -15,8 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from featkit.geometry import Geometry
 from featkit.modelfile import read_manifest
-from featkit_export.adopt import AdoptReport, adopt_file
+from featkit_export.adopt import AdoptOptions, adopt_file
 from featkit_export.built_in import find_normalization
+from featkit_export.report import ExportReport
 from featkit_export.verify import draw_images
 from tests.export.published import GEOMETRY, NATIVE, PATCH, build, publish
 from tests.sentences import refused
@@ -94,15 +95,13 @@ def with_prefix(model: onnx.ModelProto, form: str) -> onnx.ModelProto:
     return model
 
 
-def adopted(folder: Path, form: str, geometry: Geometry, *, extra: str = "") -> AdoptReport:
+def adopted(folder: Path, form: str, geometry: Geometry, *, extra: str = "") -> ExportReport:
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save(with_prefix(build(extra=extra), form), folder / "m.onnx")
     return adopt_file(
         folder / "m.onnx",
         folder / "out.onnx",
-        license="CC0-1.0",
-        geometry=geometry,
-        num_registers=0,
+        AdoptOptions(license="CC0-1.0", geometry=geometry, num_registers=0),
     )
 
 
@@ -123,7 +122,7 @@ def test_nothing_is_normalized_twice(tmp_path: Path, form: str, told: str) -> No
     images = draw_images(3, height=2 * PATCH, width=3 * PATCH)
     expected = run(tmp_path / "plain" / "out.onnx", images)
     np.testing.assert_allclose(run(tmp_path / "own" / "out.onnx", images), expected, atol=1e-5)
-    assert any("normalizes images itself" in note for note in report.notes)
+    assert any("normalizes images itself" in note for note in report.remarks)
     recorded = read_manifest(tmp_path / "own" / "out.onnx").geometry
     np.testing.assert_allclose(recorded.mean, GEOMETRY.mean, atol=1e-3)
     np.testing.assert_allclose(recorded.std, GEOMETRY.std, rtol=1e-3)
@@ -138,22 +137,22 @@ def test_a_scale_alone_is_made_up_for(tmp_path: Path) -> None:
         run(tmp_path / "plain" / "out.onnx", images),
         atol=1e-5,
     )
-    assert any("multiplies what it is given by 0.003922 itself" in note for note in report.notes)
+    assert any("multiplies what it is given by 0.003922 itself" in note for note in report.remarks)
 
 
 def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vectors(
     tmp_path: Path,
 ) -> None:
     made = publish(tmp_path / "p", num_registers=4)
-    adopt_file(made.folder, tmp_path / "plain.onnx", license="x")
+    adopt_file(made.folder, tmp_path / "plain.onnx", AdoptOptions(license="x"))
     file = made.folder / "onnx" / "model.onnx"
     onnx.save(with_prefix(onnx.load(file), "pixels"), file)
-    report = adopt_file(made.folder, tmp_path / "own.onnx", license="x")
+    report = adopt_file(made.folder, tmp_path / "own.onnx", AdoptOptions(license="x"))
     images = draw_images(2, height=NATIVE, width=NATIVE)
     np.testing.assert_allclose(
         run(tmp_path / "own.onnx", images), run(tmp_path / "plain.onnx", images), atol=1e-5
     )
-    assert any("as its preprocessing says; it is not done twice" in note for note in report.notes)
+    assert any("as its preprocessing says; it is not done twice" in note for note in report.remarks)
 
 
 def test_a_graph_that_contradicts_its_preprocessing_is_refused(tmp_path: Path) -> None:
@@ -185,7 +184,9 @@ def test_first_nodes_that_are_no_normalization_are_left_alone(tmp_path: Path) ->
     )
     onnx.save(model, tmp_path / "m.onnx")
     adopt_file(
-        tmp_path / "m.onnx", tmp_path / "out.onnx", license="x", geometry=GEOMETRY, num_registers=0
+        tmp_path / "m.onnx",
+        tmp_path / "out.onnx",
+        AdoptOptions(license="x", geometry=GEOMETRY, num_registers=0),
     )
 
 

@@ -13,7 +13,7 @@ from onnx import helper
 
 from featkit.embedder import Embedder
 from featkit.modelfile import read_manifest
-from featkit_export.adopt import adopt_file
+from featkit_export.adopt import AdoptOptions, adopt_file
 from featkit_export.verify import draw_images
 from tests.export.published import GEOMETRY, NATIVE, PATCH, WIDTH, Published, build, publish_siglip
 from tests.images import draw_image
@@ -39,14 +39,16 @@ def test_siglip_is_adopted_by_its_pooler_or_the_mean_of_its_patches(
     siglip: Published, tmp_path: Path, feature: str | None
 ) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
-    report = adopt_file(file, tmp_path / "m.onnx", license="apache-2.0", feature=feature)
+    report = adopt_file(
+        file, tmp_path / "m.onnx", AdoptOptions(license="apache-2.0", feature=feature)
+    )
     manifest = read_manifest(tmp_path / "m.onnx")
     assert (manifest.feature, manifest.family, manifest.width) == (
         feature or "pooler",
         "siglip",
         WIDTH,
     )
-    assert any("no class token" in note for note in report.notes)
+    assert any("no class token" in note for note in report.remarks)
     images = draw_images(3, height=NATIVE, width=NATIVE)
     embedder = Embedder(tmp_path / "m.onnx", backend="onnxruntime")
     expected = published_vectors(siglip, images, feature or "pooler")
@@ -66,7 +68,9 @@ def test_the_patches_of_a_file_without_a_class_token_are_all_its_tokens(
 ) -> None:
     file = siglip.folder / "onnx" / "vision_model.onnx"
     adopt_file(
-        file, tmp_path / "m.onnx", license="x", feature="mean", outputs=("embedding", "patches")
+        file,
+        tmp_path / "m.onnx",
+        AdoptOptions(license="x", feature="mean", outputs=("embedding", "patches")),
     )
     images = draw_images(2, height=NATIVE, width=NATIVE)
     found = Embedder(tmp_path / "m.onnx", backend="onnxruntime").outputs(images, ["patches"])[
@@ -86,8 +90,7 @@ def test_a_class_token_that_is_not_there_is_refused_with_what_to_choose(
         adopt_file(
             siglip.folder / "onnx" / "vision_model.onnx",
             tmp_path / "m.onnx",
-            license="x",
-            feature=feature,
+            AdoptOptions(license="x", feature=feature),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -107,8 +110,12 @@ def test_without_class_token_and_pooler_the_feature_has_to_be_chosen(tmp_path: P
     options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     for feature in (None, "cls"):
         with refused("no class token", "--feature mean or"):
-            adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", feature=feature, **options)
-    report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", feature="mean", **options)
+            adopt_file(
+                tmp_path / "m.onnx", tmp_path / "out.onnx", AdoptOptions(feature=feature, **options)
+            )
+    report = adopt_file(
+        tmp_path / "m.onnx", tmp_path / "out.onnx", AdoptOptions(feature="mean", **options)
+    )
     assert report.manifest.fixed_size is None  # it holds at every size
     assert {(case.height, case.width) for case in report.comparisons} >= {
         (NATIVE, NATIVE),
@@ -122,10 +129,7 @@ def test_a_pooler_that_is_not_there_is_refused(tmp_path: Path) -> None:
         adopt_file(
             tmp_path / "m.onnx",
             tmp_path / "o.onnx",
-            license="x",
-            geometry=GEOMETRY,
-            num_registers=0,
-            feature="pooler",
+            AdoptOptions(license="x", geometry=GEOMETRY, num_registers=0, feature="pooler"),
         )
 
 
@@ -141,8 +145,10 @@ def test_the_pooler_of_a_file_with_a_class_token_can_be_chosen(tmp_path: Path) -
     )
     onnx.save(model, tmp_path / "m.onnx")
     options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
-    adopt_file(tmp_path / "m.onnx", tmp_path / "pooler.onnx", feature="pooler", **options)
-    adopt_file(tmp_path / "m.onnx", tmp_path / "cls.onnx", **options)
+    adopt_file(
+        tmp_path / "m.onnx", tmp_path / "pooler.onnx", AdoptOptions(feature="pooler", **options)
+    )
+    adopt_file(tmp_path / "m.onnx", tmp_path / "cls.onnx", AdoptOptions(**options))
     images = draw_images(2, height=2 * PATCH, width=3 * PATCH)
     pooler, cls = (Embedder(tmp_path / f"{name}.onnx").infer(images) for name in ("pooler", "cls"))
     assert np.abs(pooler - cls).max() > 1e-2
@@ -151,9 +157,7 @@ def test_the_pooler_of_a_file_with_a_class_token_can_be_chosen(tmp_path: Path) -
         adopt_file(
             tmp_path / "m.onnx",
             tmp_path / "o.onnx",
-            feature="pooler",
-            outputs=("embedding", "patches"),
-            **options,
+            AdoptOptions(feature="pooler", outputs=("embedding", "patches"), **options),
         )
 
 
@@ -163,12 +167,16 @@ def test_an_asked_size_wins_over_the_folders_and_is_said(siglip: Published, tmp_
     (tmp_path / "preprocessor_config.json").write_text(
         (siglip.folder / "preprocessor_config.json").read_text()
     )
-    report = adopt_file(tmp_path / "m.onnx", tmp_path / "o.onnx", license="x", size=(28, 42))
+    report = adopt_file(
+        tmp_path / "m.onnx", tmp_path / "o.onnx", AdoptOptions(license="x", size=(28, 42))
+    )
     assert report.manifest.fixed_size == (28, 42)
     assert (report.manifest.geometry.height, report.manifest.geometry.width) == (28, 42)
-    assert "--size 28x42 wins over its 56×56." in report.notes
+    assert "--size 28x42 wins over its 56×56." in report.remarks
     with refused("69×69, which the patch of 14 does not divide", "--size 56 or 70"):
-        adopt_file(tmp_path / "m.onnx", tmp_path / "p.onnx", license="x", size=(69, 69))
+        adopt_file(
+            tmp_path / "m.onnx", tmp_path / "p.onnx", AdoptOptions(license="x", size=(69, 69))
+        )
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         Embedder(tmp_path / "o.onnx", backend="onnxruntime")._backend.run(
             np.zeros((1, 56, 56, 3), np.uint8)

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from featkit.embedder import Embedder
 from featkit.geometry import Geometry
 from featkit.modelfile import read_manifest
-from featkit_export.export import ExportReport, cut_at, export_model
-from featkit_export.graph import Recipe
+from featkit_export.export import cut_at
+from featkit_export.recipe import Recipe
+from featkit_export.report import ExportReport
+from featkit_export.request import ExportRequest, export
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_export.verify import draw_images
 from featkit_train.networks.classifier import build_backbone
@@ -68,7 +70,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache  # tracing takes seconds
 def exported(run: Path, exit_: int | None) -> tuple[Path, ExportReport]:
     out = run / f"{exit_}.onnx"
-    return out, export_model(run, out, recipe=WITH_PATCHES, exit_=exit_)
+    return out, export(ExportRequest(source=str(run), out=out, **vars(WITH_PATCHES), exit=exit_))
 
 
 def pixels(images: np.ndarray) -> Tensor:
@@ -153,16 +155,18 @@ def test_exits_and_outputs_that_are_not_there_are_refused(runs: Path, tmp_path: 
     out = tmp_path / "m.onnx"
     for number in (0, 4, -1):
         with refused("timm CNN has exits 1 to 3", number):
-            export_model(runs / "timm CNN", out, exit_=number)
-    with refused("torchvision CNN has no exits", "leave out --exit", "classifier.exits"):
-        export_model(runs / "torchvision CNN", out, exit_=1)
+            export(ExportRequest(source=str(runs / "timm CNN"), out=out, exit=number))
+    with refused("torchvision CNN has no early exits", "leave out --exit", "classifier.exits"):
+        export(ExportRequest(source=str(runs / "torchvision CNN"), out=out, exit=1))
     for name in NETWORKS:
         with refused(name, "gives no attention", "leave it out of --outputs"):
-            export_model(runs / name, out, recipe=Recipe(outputs=("embedding", "attention")))
-        with refused(name, "gives its last layer alone", "leave out --layers"):
-            export_model(runs / name, out, recipe=Recipe(layers=(1,)))
+            export(
+                ExportRequest(source=str(runs / name), out=out, outputs=("embedding", "attention"))
+            )
+        with refused(name, "only gives its last layer", "leave out --layers"):
+            export(ExportRequest(source=str(runs / name), out=out, layers=(1,)))
         with refused(name, "[1, 2]"):
-            export_model(runs / name, out, recipe=Recipe(layers=(1, 2)))
+            export(ExportRequest(source=str(runs / name), out=out, layers=(1, 2)))
     assert list(tmp_path.iterdir()) == []
 
 

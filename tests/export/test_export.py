@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from featkit.cli.app import main
 from featkit.embedder import Embedder
 from featkit.modelfile import OUTPUTS, read_manifest
-from featkit_export.export import export_model
-from featkit_export.graph import EmbeddingGraph, Recipe
+from featkit_export.graph import EmbeddingGraph
+from featkit_export.request import ExportRequest, export
 from featkit_export.seal import fingerprint
 from featkit_export.traced import Traced
 from featkit_export.verify import ParityError, compare, draw_images, open_session
@@ -64,7 +64,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(run_folder: Path) -> Path:
     """The run's model file, of its class token and mean."""
-    export_model(run_folder, run_folder / "m.onnx", recipe=Recipe(feature="cls+mean"), name="mine")
+    export(
+        ExportRequest(
+            source=str(run_folder), out=run_folder / "m.onnx", feature="cls+mean", name="mine"
+        )
+    )
     return run_folder / "m.onnx"
 
 
@@ -120,15 +124,23 @@ def test_the_fingerprint_is_of_weights_feature_and_geometry_alone(
     run_folder: Path, exported: Path, tmp_path: Path
 ) -> None:
     mine = read_manifest(exported).fingerprint
-    recipe = Recipe(feature="cls+mean")
-    again = export_model(
-        run_folder, tmp_path / "again.onnx", recipe=recipe, name="another", notes="said later"
+    again = export(
+        ExportRequest(
+            source=str(run_folder),
+            out=tmp_path / "again.onnx",
+            feature="cls+mean",
+            name="another",
+        )
     ).manifest
     assert again.fingerprint == mine
-    other = export_model(
-        make_run(tmp_path / "other", seed=1), tmp_path / "other.onnx", recipe=recipe
+    other = export(
+        ExportRequest(
+            source=str(make_run(tmp_path / "other", seed=1)),
+            out=tmp_path / "other.onnx",
+            feature="cls+mean",
+        )
     ).manifest
-    feature = export_model(run_folder, tmp_path / "feature.onnx").manifest
+    feature = export(ExportRequest(source=str(run_folder), out=tmp_path / "feature.onnx")).manifest
     assert len({mine, other.fingerprint, feature.fingerprint}) == 3
     taller = dataclasses.replace(again.geometry, resize_to=again.geometry.resize_to + 8)
     assert fingerprint(onnx.load(exported), taller) != mine
@@ -175,7 +187,7 @@ def test_every_step_is_said_as_it_begins(
     )
     steps: list[str] = []
     out = run_folder / "again.onnx"
-    export_model(run_folder, out, recipe=Recipe(feature="cls+mean"), on_step=steps.append)
+    export(ExportRequest(source=str(run_folder), out=out, feature="cls+mean"), on_step=steps.append)
     assert steps == [
         "reading the weights",
         "tracing the graph",
@@ -189,11 +201,11 @@ def test_what_is_no_run_or_model_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     with refused(tmp_path, "config.json"):
-        export_model(tmp_path, tmp_path / "m.onnx")
+        export(ExportRequest(source=str(tmp_path), out=tmp_path / "m.onnx"))
     save_file({"x": torch.zeros(1)}, tmp_path / "backbone.safetensors")
     with refused("was not written by featkit", "no `featkit` entry"):
-        export_model(tmp_path, tmp_path / "m.onnx")
+        export(ExportRequest(source=str(tmp_path), out=tmp_path / "m.onnx"))
     (tmp_path / "backbone.safetensors").write_bytes(b"text")
     with pytest.raises(Exception, match="not a safetensors file"):
-        export_model(tmp_path, tmp_path / "m.onnx")
+        export(ExportRequest(source=str(tmp_path), out=tmp_path / "m.onnx"))
     assert not (tmp_path / "m.onnx").exists()

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from featkit.embedder import Embedder
 from featkit.modelfile import OUTPUTS
-from featkit_export.export import ExportReport, export_backbone
-from featkit_export.graph import Recipe
+from featkit_export.export import export_backbone
+from featkit_export.recipe import Recipe
+from featkit_export.report import ExportReport
 from featkit_export.verify import draw_images
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.published.preprocessor import in_words

@@ -24,7 +24,8 @@ from featkit.geometry import Geometry
 from featkit.modelfile import OUTPUTS
 from featkit.whitening import Whitening
 from featkit_export.export import export_backbone, sized
-from featkit_export.graph import FEATURES, OPSET, EmbeddingGraph, Recipe, TraceError, check_graph
+from featkit_export.graph import OPSET, EmbeddingGraph, TraceError, check_graph
+from featkit_export.recipe import FEATURES, Recipe
 from featkit_export.traced import Traced
 from featkit_export.verify import draw_images
 from featkit_train.networks.base import Activations, Backbone, Features
@@ -307,11 +308,11 @@ class Convolutions(Backbone):
         ("vit", Recipe(layers=(0, 1)), "not [0, 1]."),
         ("vit", Recipe(layers=(-1,)), "not [-1]."),
         ("vit", Recipe(layers=(1, 2, 1)), "not [1, 2, 1]."),
-        ("cnn", Recipe(layers=(1,)), "drawn gives its last layer alone; leave out --layers."),
+        ("cnn", Recipe(layers=(1,)), "drawn only gives its last layer; leave out --layers."),
         (
             "cnn",
             Recipe(outputs=("embedding", "attention")),
-            "drawn gives no attention: only featkit's own transformers do",
+            "drawn gives no attention, as only featkit's own transformers do",
         ),
     ],
 )
@@ -326,7 +327,9 @@ def test_what_a_backbone_does_not_have_is_refused(
 
 
 def test_a_recipe_of_no_feature_or_output_there_is_cannot_be_written_down() -> None:
-    with pytest.raises(ValueError, match="'max' is none of cls, mean, gem, cls\\+mean, cls\\+gem"):
+    with pytest.raises(
+        ValueError, match="unknown feature 'max'; choose from cls, mean, gem, cls\\+mean, cls\\+gem"
+    ):
         Recipe(feature="max")  # type: ignore[arg-type]
     for outputs in (("patches",), ("embedding", "tokens"), ()):
         with pytest.raises(ValueError, match="have to be of embedding, patches, attention"):
@@ -444,7 +447,10 @@ def test_a_square_keeps_the_share_that_the_crop_leaves_out_and_a_rectangle_is_co
 @pytest.mark.parametrize(
     ("size", "words"),
     [
-        ((200, 200), "200×200 is not a multiple of the patch of 14; use 196 or 210 by 196 or 210."),
+        (
+            (200, 200),
+            "200×200 is not a multiple of the patch size 14; use 196 or 210 by 196 or 210.",
+        ),
         ((224, 500), "use 224 by 490 or 504."),
         ((5, 14), "use 14 by 14."),
     ],

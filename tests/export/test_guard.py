@@ -17,7 +17,7 @@ from featkit.embedder import Embedder
 from featkit.errors import FeatkitError
 from featkit.modelfile import read_manifest
 from featkit.models import default_model_path
-from featkit_export.adopt import adopt_file
+from featkit_export.adopt import AdoptOptions, adopt_file
 from featkit_export.seal import fingerprint
 from featkit_export.surgery import GUARD, add_guard, find_guard
 from featkit_export.verify import draw_images
@@ -41,7 +41,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("guarded")
     onnx.save(build(), folder / "m.onnx")
     adopt_file(
-        folder / "m.onnx", folder / "adopted.onnx", license="x", geometry=GEOMETRY, num_registers=0
+        folder / "m.onnx",
+        folder / "adopted.onnx",
+        AdoptOptions(license="x", geometry=GEOMETRY, num_registers=0),
     )
     assert CONFIGS["dinov2"].patch == PATCH
     return {"exported": file_of("dinov2")[0], "adopted": folder / "adopted.onnx"}
@@ -108,7 +110,9 @@ def test_the_guard_changes_neither_vectors_nor_fingerprint(
 def test_a_file_of_one_size_needs_no_guard(tmp_path: Path) -> None:
     onnx.save(build(shape=("batch", 3, 56, 56), baked="positions"), tmp_path / "m.onnx")
     adopt_file(
-        tmp_path / "m.onnx", tmp_path / "out.onnx", license="x", geometry=GEOMETRY, num_registers=0
+        tmp_path / "m.onnx",
+        tmp_path / "out.onnx",
+        AdoptOptions(license="x", geometry=GEOMETRY, num_registers=0),
     )
     assert not any(
         node.name.startswith(GUARD) for node in onnx.load(tmp_path / "out.onnx").graph.node

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from featkit.modelfile import Manifest, read_manifest
 from featkit_export import half_proof, precision
-from featkit_export.adopt import adopt_file
+from featkit_export.adopt import AdoptOptions, adopt_file
 from featkit_export.half import LARGEST, MARGIN, exceeding, to_half
 from featkit_export.half_proof import EXTREMES, NUM_DRAWN, emulate, observe_peaks, proof_images
 from featkit_export.original import load_onnx
@@ -267,8 +267,8 @@ def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
     onnx.save(model, tmp_path / "m.onnx")
     options: dict[str, Any] = {"license": "x", "geometry": GEOMETRY, "num_registers": 0}
     if factor == 1:
-        report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
-        assert any("In true half arithmetic the least cosine" in note for note in report.notes)
+        report = adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", AdoptOptions(**options))
+        assert any("In true half arithmetic the least cosine" in note for note in report.remarks)
         return
     with refused(
         tmp_path / "m.onnx",
@@ -276,7 +276,7 @@ def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
         "first come at loud",
         "Take the file in fp32",
     ):
-        adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", **options)
+        adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", AdoptOptions(**options))
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from featkit_export.adopt import FEATURES, adopt
+from featkit_export.adopted_graph import adopt
 from featkit_export.original import load_onnx, read_interface
+from featkit_export.recipe import FEATURES
 from tests.export.published import GEOMETRY, build
 from tests.fuzzing import CASES, fuzz
 

@@ -19,8 +19,10 @@ from onnx import external_data_helper
 from featkit.embedder import Embedder
 from featkit.modelfile import ExternalWeights, copy_model_file, read_manifest
 from featkit.models import default_model_path
-from featkit_export.export import ExportReport, export_backbone
-from featkit_export.graph import EmbeddingGraph, Recipe, trace
+from featkit_export.export import export_backbone
+from featkit_export.graph import EmbeddingGraph, trace
+from featkit_export.recipe import Recipe
+from featkit_export.report import ExportReport
 from featkit_export.seal import fingerprint
 from featkit_export.traced import Traced
 from featkit_export.verify import ParityError, draw_images

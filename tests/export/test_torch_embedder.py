@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from featkit.embedder import Embedder
-from featkit_export.export import export_model
-from featkit_export.graph import Recipe
+from featkit_export.recipe import Recipe
+from featkit_export.request import ExportRequest, export
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_export.verify import draw_images
 from tests.export.backbones import make_run
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vectors_and_manifest_are_those_of_the_model_file(
     run: Path, recipe: Recipe | None, tmp_path: Path
 ) -> None:
-    export_model(run, tmp_path / "m.onnx", recipe=recipe)
+    export(ExportRequest(source=str(run), out=tmp_path / "m.onnx", **vars(recipe)))
     file, torch_embedder = (
         Embedder(tmp_path / "m.onnx", threads=1),
         TorchEmbedder.open(run, recipe=recipe, device="cpu"),

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 
 from featkit.modelfile import INPUT, OUTPUTS
 from featkit_export.export import export_backbone
-from featkit_export.graph import EmbeddingGraph, Recipe, TraceError, _quiet, check_graph, trace
+from featkit_export.graph import EmbeddingGraph, TraceError, _quiet, check_graph, trace
+from featkit_export.recipe import Recipe
 from featkit_export.traced import Traced
 from featkit_export.verify import (
     Parity,
@@ -203,7 +204,7 @@ def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_u
     for wrong in (program.model_proto, named_as_a_weight()):
         with pytest.raises(Exception, match="Duplicate definition"):
             open_session(wrong.SerializeToString())
-        with refused("is no valid ONNX", error=TraceError):
+        with refused("is not valid ONNX", error=TraceError):
             check_graph(Traced(model=wrong))
 
 

@@ -192,7 +192,7 @@ def export(name: str, folder: Path) -> dict[str, Any]:
     """Load, export with every output, and measure."""
     from featkit.modelfile import OUTPUTS
     from featkit_export.export import export_backbone
-    from featkit_export.graph import Recipe
+    from featkit_export.recipe import Recipe
     from featkit_train.published.pretrained import load_pretrained, load_published
 
     times = {"start": time.perf_counter()}
@@ -239,12 +239,12 @@ def export(name: str, folder: Path) -> dict[str, Any]:
 
 def adopt(name: str, folder: Path) -> dict[str, Any]:
     """A file of transformers' on its way into one of ours, without torch's part in it."""
-    from featkit_export.adopt import adopt_file
+    from featkit_export.adopt import AdoptOptions, adopt_file
     from tests.export.published import publish
 
     published = publish(folder / name.removeprefix("adopt:"), num_registers=4)
     started = time.perf_counter()
-    report = adopt_file(published.folder, folder / "m.onnx", license="drawn")
+    report = adopt_file(published.folder, folder / "m.onnx", AdoptOptions(license="drawn"))
     largest = max(report.comparisons, key=lambda case: case.height * case.width)
     return {
         "parameters": (

@@ -151,8 +151,8 @@ def test_the_report_says_why_threads_are_few(model: Path, tmp_path: Path) -> Non
     ]
     out = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     assert (
-        "Memory is limited to 512 MB, so 1 thread of 16 did the work; --threads sets another"
-        " number." in " ".join(out.split())
+        "Memory is limited to 512 MB, so only 1 of 16 threads were used; change this with"
+        " --threads." in " ".join(out.split())
     )
 
 

@@ -25,7 +25,7 @@ from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem, InputError, Interrupted
 from featkit.lock import WriterLock
 from featkit.sources import open_source
-from featkit_export.export import export_model
+from featkit_export.request import ExportRequest, export
 from featkit_export.verify import draw_images
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
@@ -597,7 +597,7 @@ def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(
     run(small_config("method=dinov2", "run.steps=2", *SMALLER), image_folder, tmp_path / "first")
     later = small_config("method=dinov2", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
     run(later, image_folder, tmp_path / "second")
-    export_model(tmp_path / "second", tmp_path / "m.onnx")
+    export(ExportRequest(source=str(tmp_path / "second"), out=tmp_path / "m.onnx"))
     backbone, _ = load_backbone(tmp_path / "second")
     assert isinstance(backbone, VisionTransformer)
     embedder = Embedder(tmp_path / "m.onnx")

@@ -6,8 +6,8 @@ from pathlib import Path
 from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, labels_from, open_two, print_failures, say
 from featkit.cli.evaluated_model import open_model
-from featkit.cli.extras import need_extra
 from featkit.cli.selecting import SelectionFlags
+from featkit.extras import need_extra
 from featkit.wording import counted
 
 

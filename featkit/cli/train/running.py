@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featkit.cli.console import ProgressReporter, print_table, stdout
-from featkit.cli.extras import need_extra
 from featkit.cli.selecting import note_passed_over, selection_of
 from featkit.cli.train.flags import SETTINGS, ClusterFlags, LabelFlags, TeacherFlags, TrainFlags
 from featkit.errors import InputError
+from featkit.extras import need_extra
 from featkit.wording import counted, typed
 
 if TYPE_CHECKING:

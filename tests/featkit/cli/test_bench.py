@@ -60,7 +60,7 @@ def test_bench_without_openvino_says_what_would_count(
     monkeypatch.setitem(sys.modules, "openvino", None)
     said = run_featkit("bench", model, images, "--limit", "3", *QUICK)
     assert (said.code, said.error) == (0, "")
-    assert "compared on up to 3 photographs" in said.out
+    assert "compared on up to 3 photos" in said.out
     row = next(
         line for line in said.out.splitlines() if line.startswith("onnxruntime fp32")
     ).split()

@@ -74,7 +74,7 @@ def test_embed_says_what_it_made_and_what_comes_next(
 ) -> None:
     command = ["embed", images, "--model", model, "--out", tmp_path / "emb"]
     first, again = run_featkit(*command), run_featkit(*command)
-    made = r"6 of 6 images embedded by test-0 \(16 numbers each\) on onnxruntime \w+, "
+    made = r"6 of 6 images embedded by test-0 \(16 dimensions\) on onnxruntime \w+, "
     assert re.fullmatch(
         rf"{made}[\d,.]+ images/s\.\nNext: featkit index {tmp_path}/emb --out photos\.index\n",
         first.out,
@@ -222,7 +222,7 @@ def test_of_many_failures_the_first_twenty_are_listed_and_the_rest_counted(
     assert re.findall(r"^(\d\d)\.jpg ", said.out, re.MULTILINE) == [
         f"{number:02d}" for number in range(20)
     ]
-    assert "... and 5 more; they are rows with an `error`." in said.out
+    assert "... and 5 more; the column `error` gives the reason for each." in said.out
     assert "0 of 25 images embedded" in said.out
 
 
@@ -539,7 +539,7 @@ def test_embed_says_which_engine_it_was_told_to_use(
     engine = ["--backend", "openvino", "--precision", "fp32"]
     said = run_featkit("embed", images, "--model", model, "--out", tmp_path / "emb", *engine)
     assert (said.code, said.error) == (0, "")
-    assert "6 of 6 images embedded by test-0 (16 numbers each) on openvino CPU fp32, " in said.out
+    assert "6 of 6 images embedded by test-0 (16 dimensions) on openvino CPU fp32, " in said.out
 
 
 def test_an_engine_that_does_not_exist_is_one_message(

@@ -21,20 +21,13 @@ import torch
 
 from featkit.backends import Run, reference_run
 from featkit.cli.app import main
-from featkit.cli.export import (
-    export,
-    is_model_file,
-    is_onnx,
-    parse_layers,
-    parse_outputs,
-    parse_size,
-    shown,
-)
+from featkit.cli.export import export, parse_layers, parse_outputs, parse_size, shown
 from featkit.embedder import Embedder
 from featkit.errors import EnvironmentProblem
 from featkit.modelfile import OUTPUTS, read_manifest
 from featkit.whitening import Whitening
 from featkit_export import precision
+from featkit_export.request import ExportRequest, is_model_file, is_onnx
 from featkit_export.traced import Traced
 from featkit_export.verify import draw_images
 from featkit_train.networks.classifier import build_backbone
@@ -92,7 +85,7 @@ def test_export_writes_one_file_prints_the_comparison_and_what_comes_next(folder
     size = out.stat().st_size / 1e6
     assert lines[7:] == [
         (
-            f"{out}: mine, 48 numbers an image, {size:.1f} MB, license CC0-1.0, fingerprint"
+            f"Wrote {out}: mine, 48 dimensions, {size:.1f} MB, license CC0-1.0, fingerprint"
             f" {manifest.fingerprint[:12]}."
         ),
         f"Next: featkit embed images/ --model {out} --out emb/",
@@ -175,7 +168,8 @@ def test_every_flag_reaches_the_file_and_one_size_says_how_much_faster_it_is(
     cases = [re.split(r"\s{2,}", line)[:2] for line in said.out.splitlines()[2:11]]
     assert cases == [[f"{batch} × 40×56", output] for batch in (1, 3, 8) for output in OUTPUTS]
     assert re.search(
-        r"^One size only is \d+\.\d\d times as fast as every size, one image a call\.$",
+        r"^With its size fixed, the graph is \d+\.\d\d times as fast as with dynamic sizes, one"
+        r" image a call\.$",
         said.out,
         re.MULTILINE,
     )
@@ -189,12 +183,12 @@ def test_every_flag_reaches_the_file_and_one_size_says_how_much_faster_it_is(
     ("flags", "words"),
     [
         ("--size 100", "use 96 or 104 by 96 or 104"),
-        ("--size 0", "--size 0 is no size in pixels"),
-        ("--layers 3", "has layers 1 to 2, each to be named once, not [3]"),
+        ("--size 0", "--size 0 is not a size in pixels"),
+        ("--layers 3", "has layers 1 to 2; name each at most once, not [3]"),
         ("--layers 1,1", "not [1, 1]"),
-        ("--layers last", "--layers last is no list of block numbers"),
+        ("--layers last", "--layers last is not a list of block numbers"),
         ("--outputs tokens", "--outputs tokens do not exist"),
-        ("--exit 1", "drawn has no exits but its last layer; leave out --exit"),
+        ("--exit 1", "drawn has no early exits; leave out --exit"),
         ("--whiten none.npz", "none.npz does not exist; make it with `featkit whiten`"),
     ],
 )
@@ -219,7 +213,7 @@ def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path:
     backbone = drawn(build_backbone(config))
     save_backbone(tmp_path / "run" / BACKBONE_FILE, backbone, info)
     out = tmp_path / "m.onnx"
-    with refused("two exits has exits 1 to 2, the deepest last, not 3"):
+    with refused("two exits has exits 1 to 2 (the deepest), not 3"):
         export(str(tmp_path / "run"), out=out, exit_=3, quiet=True)
     assert main(["export", str(tmp_path / "run"), "--out", str(out), "--exit", "1", "--quiet"]) == 0
     assert read_manifest(out).origin["exit"] == "1 of 2"
@@ -348,7 +342,7 @@ def test_a_size_is_a_side_or_height_times_width(
     "text", ["", "0", "x", "224x", "x224", "224x0", "-224", "224x224x3", "2e2", "224.0", "a"]
 )
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with refused(f"--size {text} is no size in pixels; write 224, or 336x504"):
+    with refused(f"--size {text} is not a size in pixels; write 224, or 336x504"):
         parse_size(text)
 
 
@@ -357,7 +351,7 @@ def test_layers_are_numbers_in_the_order_written() -> None:
     assert parse_layers("12") == (12,)
     assert parse_layers("9, 12,10,") == (9, 12, 10)
     for text in ("last", "9;10", "9 10", "1.5"):
-        with refused(f"--layers {text} is no list of block numbers; write it as 9,10,11,12."):
+        with refused(f"--layers {text} is not a list of block numbers; write it like 9,10,11,12."):
             parse_layers(text)
 
 
@@ -365,10 +359,9 @@ def test_outputs_always_have_the_embedding_and_one_order() -> None:
     assert parse_outputs("embedding") == parse_outputs("") == ("embedding",)
     assert parse_outputs("attention") == ("embedding", "attention")
     assert parse_outputs("attention, patches,embedding") == OUTPUTS
-    with refused(
-        "--outputs tokens, words do not exist; write one or more of embedding,patches,attention."
-    ):
-        parse_outputs("words,patches,tokens")
+    asked = parse_outputs("words,patches,tokens")
+    with refused("--outputs tokens, words do not exist; choose from embedding,patches,attention."):
+        ExportRequest(source="run", out=Path("m.onnx"), outputs=asked)
 
 
 # Other precisions ---------------------------------------------------------------------------------
@@ -388,7 +381,7 @@ def test_a_run_and_its_model_file_become_the_same_file_in_fp16(
         "--quiet",
     )
     assert (said.code, said.error) == (0, "")
-    assert "In fp16" in said.out
+    assert "Measured in fp16" in said.out
     assert re.search(r"^least_cosine +0\.99999\d* *$", said.out, re.MULTILINE)
     # Tracing takes seconds; the graph is that of the file already written.
     monkeypatch.setattr(
@@ -493,7 +486,10 @@ def test_a_model_file_in_full_precision_is_not_written_again(folder: Path, tmp_p
             "export", folder / "out" / "m.onnx", "--out", tmp_path / "m.onnx", *flags
         )
         assert (said.code, is_one_sentence(said)) == (2, True)
-        assert "m.onnx is a model file already; name a --precision" in said.error
+        assert (
+            "m.onnx already is a model file; use it as it is, or choose a lower --precision"
+            in said.error
+        )
 
 
 @pytest.mark.parametrize(
@@ -514,7 +510,7 @@ def test_options_that_do_not_apply_to_a_model_file_are_refused(
     said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
     assert (said.code, is_one_sentence(said)) == (2, True)
     assert said.error.endswith(
-        f"is a model file, and its network stays as it is; leave out {named}.\n"
+        f"is a model file, so its network cannot change; leave out {named}.\n"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -533,7 +529,7 @@ def test_triton_gets_the_file_as_well(folder: Path, tmp_path: Path) -> None:
     said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
     assert (said.code, said.error) == (0, "")
     (place,) = repository.iterdir()
-    assert f"For Triton: {place}\n" in said.out
+    assert f"Added to the Triton model repository: {place}\n" in said.out
     assert (place / "1" / "model.onnx").read_bytes() == out.read_bytes()
     assert (place / "config.pbtxt").is_file()
     said = run_featkit(
@@ -655,7 +651,7 @@ def test_options_that_do_not_apply_to_an_onnx_file_are_refused(
     said = run_featkit("export", community, "--out", tmp_path / "m.onnx", *flags.split())
     assert (said.code, is_one_sentence(said)) == (2, True)
     assert (
-        f"is an ONNX file made elsewhere, and its network stays as it is; leave out {named}."
+        f"is an ONNX file made elsewhere, so its network cannot change; leave out {named}."
         in said.error
     )
     assert not (tmp_path / "m.onnx").exists()

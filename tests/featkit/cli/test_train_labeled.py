@@ -226,8 +226,8 @@ def test_an_exit_is_exported_without_what_lies_behind_it(
 @pytest.mark.parametrize(
     ("method", "number", "words"),
     [
-        ("internal", 9, "exits 1 to 3, the deepest last, not 9"),
-        ("born-again", 2, "no exits but its last"),
+        ("internal", 9, "exits 1 to 3 (the deepest), not 9"),
+        ("born-again", 2, "no early exits"),
     ],
 )
 def test_an_exit_that_is_not_there_is_refused(

@@ -30,8 +30,8 @@ def test_verify_prints_figures_and_that_they_agree(model: Path, images: Path) ->
     said = run_featkit("verify", model, images, *FP32)
     assert (said.code, said.error) == (0, "")
     lines = [line.rstrip() for line in said.out.splitlines()]
-    assert lines[0] == "openvino fp32 beside onnxruntime fp32 on 6 images"
-    assert lines[-1].startswith("They agree: the least cosine is 1.000000, 0.9995 is needed.")
+    assert lines[0] == "openvino fp32 compared with onnxruntime fp32 on 6 images"
+    assert lines[-1].startswith("They agree: the least cosine is 1.000000, and 0.9995 is required.")
     figures = json.loads(run_featkit("verify", model, images, *FP32, "--json").out)
     assert (figures["run"], figures["reference"], figures["num_images"]) == (
         "openvino fp32",
@@ -66,7 +66,7 @@ def test_verify_of_an_index_keeps_the_proof_in_it(
         assert getattr(proof, name) == figures[name]
     text = run_featkit("verify", index, images, *BF16).out
     assert text.endswith(
-        f"{index} may now be searched and added to by openvino bf16 as well as by onnxruntime"
+        f"{index} may now be searched and extended by openvino bf16 as well as by onnxruntime"
         " fp32.\n"
     )
 

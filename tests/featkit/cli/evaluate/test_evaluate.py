@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from featkit.errors import EnvironmentProblem
-from featkit_export.export import export_model
+from featkit_export.request import ExportRequest, export
 from tests.commands import is_one_sentence, run_featkit
 from tests.export.backbones import make_run
 from tests.featkit.cli.test_app import modules_after
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names some."""
     folder = tmp_path_factory.mktemp("evaluate")
     make_run(folder / "run")
-    export_model(folder / "run", folder / "m.onnx")
+    export(ExportRequest(source=str(folder / "run"), out=folder / "m.onnx"))
     write_kinds_tar(folder / "a.tar", [0, 1, 2] * 8)
     write_kinds_parquet(folder / "b.parquet", [0, 1, 2] * 4)
     write_kinds_folder(folder / "photos", [0, 1, 2] * 3)

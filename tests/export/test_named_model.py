@@ -1,25 +1,26 @@
-"""Promises of --model by name: a published backbone becomes a file once, or one is told what to
-fetch."""
+"""Promises of --model by name: a published backbone is exported once, or the message names the
+files to download."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub.constants
 import pytest
 
-from featkit.cli import named_model
-from featkit.cli.named_model import model_file
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.models import default_model_path
+from featkit_export import named_model as module
+from featkit_export.named_model import NamedModel, named_model
+from featkit_export.report import OnStep
+from featkit_export.request import ExportRequest
 from tests.commands import is_one_sentence, run_featkit
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """featkit's cache folder and the hub's, of this test's own and empty, without a network."""
+    """featkit's cache folder and the hub's, empty and private to this test, without a network."""
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -28,64 +29,53 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch, model: Path) -> list[str]:
-    """What model files were made of, in place of fetching it."""
+    """Sources that would have been exported; featkit-tiny is copied instead."""
     sources: list[str] = []
 
-    def write(source: str, wanted: Any, _say: object) -> dict[str, Any]:
-        sources.append(source)
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model, wanted.out)
-        return {}
+    def write(request: ExportRequest, *, on_step: OnStep | None = None) -> None:  # noqa: ARG001
+        sources.append(request.source)
+        request.out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model, request.out)
 
-    monkeypatch.setattr(named_model, "write_full", write)
+    monkeypatch.setattr(module, "export", write)
     return sources
 
 
 def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        named_model, "find_spec", lambda name: None if name == "torch" else object()
-    )
+    monkeypatch.setattr(module, "find_spec", lambda name: None if name == "torch" else object())
 
 
 def test_no_name_is_the_model_that_ships(cache: Path) -> None:
-    assert model_file(None) == default_model_path()
+    assert named_model(None) == NamedModel(default_model_path())
     assert default_model_path().is_file()
     assert not cache.exists()
 
 
-def test_a_file_is_itself_also_where_it_is_missing(
-    model: Path, tmp_path: Path, written: list[str]
-) -> None:
-    assert model_file(str(model)) == model
+def test_path_is_returned_even_if_missing(model: Path, tmp_path: Path, written: list[str]) -> None:
+    assert named_model(str(model)).path == model
     shutil.copyfile(model, tmp_path / "odd")
-    assert model_file(str(tmp_path / "odd")) == tmp_path / "odd"
-    # whoever reads it says so
-    assert model_file(str(tmp_path / "none.onnx")) == tmp_path / "none.onnx"
+    assert named_model(str(tmp_path / "odd")).path == tmp_path / "odd"
+    # Reading the file reports that it is missing.
+    assert named_model(str(tmp_path / "none.onnx")).path == tmp_path / "none.onnx"
     assert written == []
 
 
-def test_a_name_is_made_into_a_file_once(
-    cache: Path, written: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = model_file("dinov2-small")
-    assert path == cache / "models" / "dinov2-small.onnx"
+def test_name_is_exported_once(cache: Path, written: list[str]) -> None:
+    path = cache / "models" / "dinov2-small.onnx"
+    assert named_model("dinov2-small") == NamedModel(path, is_new=True)
     assert path.is_file()
-    assert capsys.readouterr().out == f"dinov2-small is kept as {path}.\n"
-    assert model_file("dinov2-small") == path
+    assert named_model("dinov2-small") == NamedModel(path)
     assert len(written) == 1
-    assert capsys.readouterr().out == ""
-    model_file("dinov2-base", quiet=True)
-    assert capsys.readouterr().out == ""
 
 
-def test_a_file_in_the_cache_is_used_without_any_of_what_makes_one(
+def test_cached_file_needs_no_exporter(
     cache: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (cache / "models").mkdir(parents=True)
     shutil.copyfile(model, cache / "models" / "dinov2-small.onnx")
-    monkeypatch.setattr("featkit.cli.extras.find_spec", lambda _name: None)
+    monkeypatch.setattr("featkit.extras.find_spec", lambda _name: None)
     without_torch(monkeypatch)
-    assert model_file("dinov2-small") == cache / "models" / "dinov2-small.onnx"
+    assert named_model("dinov2-small").path == cache / "models" / "dinov2-small.onnx"
 
 
 @pytest.mark.parametrize(
@@ -96,15 +86,15 @@ def test_a_file_in_the_cache_is_used_without_any_of_what_makes_one(
     ],
 )
 @pytest.mark.usefixtures("written")
-def test_the_file_of_any_name_stays_in_the_cache_folder(cache: Path, name: str, file: str) -> None:
-    assert model_file(name) == cache / "models" / file
+def test_file_of_any_name_is_in_the_cache(cache: Path, name: str, file: str) -> None:
+    assert named_model(name).path == cache / "models" / file
 
 
 @pytest.mark.usefixtures("written")
-def test_no_name_leads_out_of_the_cache_folder(cache: Path) -> None:
+def test_no_name_leads_out_of_the_cache(cache: Path) -> None:
     for name in ("../../x", "/etc/none", "a/../../b", ".."):
         if not Path(name).exists():
-            assert model_file(name).parent == cache / "models"
+            assert named_model(name).path.parent == cache / "models"
 
 
 @pytest.mark.parametrize(
@@ -113,11 +103,11 @@ def test_no_name_leads_out_of_the_cache_folder(cache: Path) -> None:
         ("dinov2-small", "dinov2-small", "hub:onnx-community/dinov2-small"),
         ("dinov2_vits14", "dinov2_vits14", "hub:onnx-community/dinov2-small"),
         ("facebook/dinov2-base", "facebook/dinov2-base", "hub:onnx-community/dinov2-base"),
-        ("dino_vits16", "dino_vits16", "dino_vits16"),  # that nobody keeps as an ONNX file
+        ("dino_vits16", "dino_vits16", "dino_vits16"),  # nobody publishes it as an ONNX file
         ("hub:a/b", "hub:a/b", "hub:a/b"),
     ],
 )
-def test_torch_takes_the_weights_and_without_it_the_file_that_others_made(
+def test_published_onnx_file_is_used_only_without_torch(
     written: list[str],
     monkeypatch: pytest.MonkeyPatch,
     cache: Path,
@@ -125,22 +115,22 @@ def test_torch_takes_the_weights_and_without_it_the_file_that_others_made(
     with_torch: str,
     without: str,
 ) -> None:
-    model_file(name)
+    named_model(name)
     shutil.rmtree(cache)
     without_torch(monkeypatch)
-    model_file(name)
+    named_model(name)
     assert written == [with_torch, without]
 
 
 @pytest.mark.parametrize("has_torch", [True, False])
-def test_what_cannot_be_fetched_says_what_to_fetch_by_hand(
+def test_failed_download_names_the_files_to_fetch(
     monkeypatch: pytest.MonkeyPatch, cache: Path, has_torch: bool
 ) -> None:
     if not has_torch:
         without_torch(monkeypatch)
     repository = "facebook/dinov2-small" if has_torch else "onnx-community/dinov2-small"
     with pytest.raises(EnvironmentProblem) as caught:
-        model_file("dinov2-small", quiet=True)
+        named_model("dinov2-small")
     message = str(caught.value)
     assert "\n" not in message
     assert f"https://huggingface.co/{repository}" in message
@@ -154,24 +144,32 @@ def test_what_cannot_be_fetched_says_what_to_fetch_by_hand(
     assert not list(cache.rglob("*.onnx"))
 
 
-def test_without_torch_a_backbone_that_nobody_keeps_as_onnx_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_backbone_without_onnx_file_needs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     without_torch(monkeypatch)
     monkeypatch.setattr(
-        "featkit.cli.extras.find_spec", lambda name: None if name == "torch" else object()
+        "featkit.extras.find_spec", lambda name: None if name == "torch" else object()
     )
     with pytest.raises(EnvironmentProblem, match=r"torch is not installed; .*featkit\[export\]"):
-        model_file("dino_vits16", quiet=True)
+        named_model("dino_vits16")
 
 
-def test_an_unknown_name_is_refused_with_its_neighbor() -> None:
+def test_unknown_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(InputError, match="near to it: dinov2"):
-        model_file("dinov2_vits", quiet=True)
+        named_model("dinov2_vits")
+
+
+@pytest.mark.usefixtures("written")
+def test_demo_says_where_it_keeps_a_new_model(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    said = run_featkit(
+        *("demo", tmp_path / "empty", "--model", "dinov2-small", "--port", "0", "--no-browser"),
+        *("--cache", tmp_path / "kept"),
+    )
+    assert f"Exported dinov2-small to {cache / 'models' / 'dinov2-small.onnx'}.\n" in said.out
 
 
 @pytest.mark.parametrize("has_torch", [True, False])
-def test_the_page_over_a_model_that_cannot_be_fetched_ends_with_3_and_the_same_words(
+def test_demo_fails_before_drawing_if_the_model_is_missing(
     monkeypatch: pytest.MonkeyPatch, cache: Path, has_torch: bool
 ) -> None:
     if not has_torch:
@@ -182,4 +180,4 @@ def test_the_page_over_a_model_that_cannot_be_fetched_ends_with_3_and_the_same_w
     repository = "facebook/dinov2-small" if has_torch else "onnx-community/dinov2-small"
     assert f"https://huggingface.co/{repository}" in said.error
     assert "--model" in said.error
-    assert not list(cache.glob("gallery-*"))  # it is said before anything is drawn
+    assert not list(cache.glob("gallery-*"))

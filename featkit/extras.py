@@ -1,29 +1,23 @@
-"""What a command says when the extra it needs is not installed."""
+"""Optional dependencies: report a missing one with the pip command that installs it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import Literal, TypeAlias
 
 from featkit.errors import EnvironmentProblem
 
-# What --backend and --precision take.
-BackendName: TypeAlias = Literal["auto", "onnxruntime", "openvino", "tensorrt"]
-PrecisionName: TypeAlias = Literal["auto", "fp32", "bf16"]
-
 
 def need_extra(extra: str, *modules: str, engines: Sequence[str] = ()) -> None:
-    """EnvironmentProblem with the line that helps, when one of the modules is not installed.
-    Imports none of them.
+    """Check that optional modules are installed, without importing them.
 
-    modules: those of `extra`. engines: those of the extra `cpu`, or of `gpu` in its place, where
-    the command needs it too.
+    modules: from the extra `extra`. engines: from the extra `cpu`, or `gpu` instead of it.
+    Raises EnvironmentProblem with the pip command if any is missing.
     """
     missing = [module for module in (*engines, *modules) if find_spec(module) is None]
     if missing:
-        without_engine = not set(engines).isdisjoint(missing)
-        needed = f"cpu,{extra}" if without_engine else extra
+        lacks_engine = not set(engines).isdisjoint(missing)
+        needed = f"cpu,{extra}" if lacks_engine else extra
         instead = (
             f" (or 'featkit[{needed.replace('cpu', 'gpu')}]')" if needed.startswith("cpu") else ""
         )
