@@ -1,11 +1,11 @@
-"""The normalization that a graph does itself: found by running its first nodes, so that nothing is
-normalized twice.
+"""Detect the normalization inside a graph by running its first nodes, so that nothing is normalized
+twice.
 
-Some exporters put `x / 255`, `(x - mean) / std` or a cast of uint8 pixels into the graph. What
-stands between the input and the first product is run on a few drawn images; where it is one
-factor and one offset for each channel, it is known.
+Some exporters put `x / 255`, `(x - mean) / std` or a cast of uint8 pixels into the graph. The nodes
+between the input and the first product run on a few drawn images. If they apply one factor and one
+offset to each channel, the normalization is known.
 
-Letters: N images, (H, W) pixels, x what the graph takes, p pixels of 0 .. 255.
+Letters: N images, (H, W) pixels, x the graph's input, p pixels of 0 .. 255.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from featkit.errors import InputError
 from featkit.geometry import Geometry
 from featkit_export import verify
 
-# What ends the first nodes: products, and what already rounds for them.
+# The first nodes end at a product, or at a node that already quantizes for one.
 PRODUCTS = frozenset(
     "Conv MatMul Gemm Einsum ConvInteger MatMulInteger QLinearConv QLinearMatMul QuantizeLinear"
     " DynamicQuantizeLinear FusedConv FusedMatMul LayerNormalization".split()
 )
-LOOKS = frozenset(("Shape", "Size"))  # they read sizes, no numbers
-# of a factor, and of an offset in units of a standard deviation: constants are rounded, and halves
-# as well
+SIZE_READERS = frozenset(("Shape", "Size"))  # they read sizes, no values
+# Relative for a factor, in standard deviations for an offset. Files round their constants, and fp16
+# rounds further.
 TOLERANCE = 0.02
-PLAUSIBLE_WIDTH = (0.9, 12.0)  # of the range that normalized pixels fill
+PLAUSIBLE_WIDTH = (0.9, 12.0)  # of the interval that normalized pixels fill
 
 
 @dataclass(frozen=True)
 class Affine:
-    """factor · x + offset, each (3,): what the first nodes make of a channel's numbers."""
+    """The effect of the first nodes on a channel: factor · x + offset, each (3,)."""
 
     factor: np.ndarray
     offset: np.ndarray
@@ -50,7 +50,7 @@ class Affine:
 
     @property
     def is_scale_alone(self) -> bool:
-        """Whether it is one factor for all channels and nothing else, such as 1/255."""
+        """Whether this is a single factor for all channels without an offset, such as 1/255."""
         return bool(
             np.allclose(self.offset, 0, atol=1e-4)
             and np.ptp(self.factor) <= 1e-3 * abs(self.factor[0])
@@ -59,10 +59,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class Feed:
-    """What to give to the graph: x = (p - mean) / std, each (3,).
+    """The normalization to apply before the graph: x = (p - mean) / std, each (3,).
 
-    geometry: the recipe for the record, with what pixels are normalized by in all. note: a sentence
-    of what was found.
+    geometry: for the manifest, with the normalization of feed and graph together.
+    note: a sentence on what was found.
     """
 
     mean: np.ndarray
@@ -74,10 +74,10 @@ class Feed:
 def find_normalization(
     model: onnx.ModelProto, source: str, *, kind: int, shape: tuple[int, int, int, int]
 ) -> Affine | None:
-    """What the nodes between the input and the first product do; None where that is nothing, or not
-    one factor and one offset.
+    """Return the effect of the nodes between the input and the first product.
 
-    source: the input's name; kind: its element type; shape: of one image as it takes it.
+    None if they do nothing, or something else than a factor and an offset for each channel.
+    source: the input's name. kind: its element type. shape: of one image as the input takes it.
     """
     cut = _first_product_input(model.graph, source)
     if cut is None or cut == source:
@@ -85,27 +85,27 @@ def find_normalization(
     try:
         session = verify.open_session(_prefix(model, source, cut).SerializeToString())
         return _measured(session, source, kind=kind, shape=shape)
-    # a prefix that does not run alone; onnxruntime's exceptions share no base but Exception
+    # The first nodes may not run by themselves; onnxruntime's exceptions share no base class.
     except Exception:
         return None
 
 
 def _first_product_input(graph: onnx.GraphProto, source: str) -> str | None:
-    """The value that the first product takes and that the images decide."""
+    """Return the input of the first product that depends on the images."""
     reached = {source}
     for node in graph.node:
-        given: list[str] = [name for name in node.input if name in reached]
-        if not given:
+        inputs: list[str] = [name for name in node.input if name in reached]
+        if not inputs:
             continue
         if node.op_type in PRODUCTS:
-            return given[0]
-        if node.op_type not in LOOKS:
+            return inputs[0]
+        if node.op_type not in SIZE_READERS:
             reached.update(node.output)
     return None
 
 
 def _prefix(model: onnx.ModelProto, source: str, cut: str) -> onnx.ModelProto:
-    """The nodes that `cut` is made by, as a model of their own with the one output `cut`."""
+    """Return the nodes that compute `cut`, as a model whose only output is `cut`."""
     wanted: set[str] = {cut}
     nodes: list[onnx.NodeProto] = []
     for node in reversed(model.graph.node):
@@ -131,22 +131,22 @@ def _prefix(model: onnx.ModelProto, source: str, cut: str) -> onnx.ModelProto:
 def _measured(
     session: ort.InferenceSession, source: str, *, kind: int, shape: tuple[int, int, int, int]
 ) -> Affine | None:
-    """Factor and offset of each channel, from images of one color; None where the nodes do
+    """Measure factor and offset of each channel on images of one color; None if the nodes do
     something else."""
     element = helper.tensor_dtype_to_np_dtype(kind)
     axis = 1 if shape[1] == 3 else 3
 
     def run(values: np.ndarray) -> np.ndarray:
-        found: np.ndarray = session.run(None, {source: values.astype(element)})[0]
-        return found.astype(np.float64)
+        output: np.ndarray = session.run(None, {source: values.astype(element)})[0]
+        return output.astype(np.float64)
 
     black = run(np.zeros(shape))
     factors, offsets = np.zeros(3), np.zeros(3)
     for channel in range(3):
-        lit = np.zeros(shape)
-        np.moveaxis(lit, axis, 0)[channel] = 1
-        change = run(lit) - black
-        belongs = change != 0
+        one_channel = np.zeros(shape)
+        np.moveaxis(one_channel, axis, 0)[channel] = 1
+        change = run(one_channel) - black
+        belongs = change != 0  # wherever the nodes put this channel
         if (
             not belongs.any()
             or _spread(change[belongs]) > TOLERANCE
@@ -160,14 +160,12 @@ def _measured(
         rng.integers(0, high + 1, shape) if high > 1 else rng.random(shape) for _ in range(2)
     )
     first, second = (values.astype(element).astype(np.float64) for values in (first, second))
-    # Sums come out as sums where nothing but factors and offsets is done.
+    # An affine function f satisfies f(a) + f(b) = f(0) + f(a + b).
     error = run(first) + run(second) - black - run(first + second)
     if np.abs(error).max() > TOLERANCE * max(1.0, np.abs(factors).max() * high):
         return None
-    found = Affine(factors, offsets)
-    return (
-        None if np.allclose(factors, 1, rtol=1e-4) and np.allclose(offsets, 0, atol=1e-4) else found
-    )
+    is_identity = np.allclose(factors, 1, rtol=1e-4) and np.allclose(offsets, 0, atol=1e-4)
+    return None if is_identity else Affine(factors, offsets)
 
 
 def _spread(values: np.ndarray) -> float:
@@ -175,18 +173,17 @@ def _spread(values: np.ndarray) -> float:
 
 
 def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_bytes: bool) -> Feed:
-    """What to give to a graph that does `built_in` itself, where `geometry` says how its images
-    are normalized.
+    """Return how to normalize pixels before a graph that applies `built_in` itself.
 
-    takes_bytes: its input is uint8, so it can only be given pixels. InputError when the two
-    contradict each other.
+    geometry: the normalization of the published preprocessing. takes_bytes: the input is uint8, so
+    it can only take pixels. Raises InputError if graph and preprocessing contradict each other.
     """
     mean, std = (255 * np.asarray(numbers, np.float64) for numbers in (geometry.mean, geometry.std))
     pixels = Feed(np.zeros(3), np.ones(3), geometry)
     if built_in is None:
         note = (
-            f"{name} takes uint8 pixels and normalizes them itself, in a way that its first nodes"
-            " do not show."
+            f"{name} takes uint8 pixels and normalizes them itself, in a way that could not be"
+            " measured."
         )
         return dataclasses.replace(pixels, note=note) if takes_bytes else Feed(mean, std, geometry)
     feeds = [pixels] if takes_bytes else [pixels, Feed(np.zeros(3), np.full(3, 255.0), geometry)]
@@ -198,9 +195,10 @@ def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_by
         ):
             return dataclasses.replace(
                 feed,
-                note=f"{itself}{_units(feed)}, as its preprocessing says; it is not done twice.",
+                note=f"{itself}{_units(feed)}, as in its preprocessing; it is not done twice.",
             )
-    if np.allclose(mean, 0) and np.ptp(std) == 0:  # the preprocessing leaves it to the graph
+    # A mean of 0 and equal stds mean that the preprocessing leaves normalization to the graph.
+    if np.allclose(mean, 0) and np.ptp(std) == 0:
         fitting = [feed for feed in feeds if _is_plausible(built_in, feed)]
         if len(fitting) == 1:
             (feed,) = fitting
@@ -214,26 +212,28 @@ def feed_for(built_in: Affine | None, geometry: Geometry, *, name: str, takes_by
                 feed.mean,
                 feed.std,
                 effective,
-                f"{itself}{_units(feed)}; its preprocessing says nothing of it.",
+                f"{itself}{_units(feed)}; its preprocessing has no normalization.",
             )
     if built_in.is_scale_alone and not takes_bytes:
         scale = float(built_in.factor.mean())
         note = (
-            f"{name} multiplies what it is given by {scale:.4g} itself; images are normalized so"
-            " that this is made up for."
+            f"{name} multiplies its input by {scale:.4g} itself; the normalization of images"
+            " compensates for it."
         )
         return Feed(mean, std * scale, geometry, note)
-    said = f"mean {', '.join(f'{number:.4g}' for number in geometry.mean)} and std "
-    said += ", ".join(f"{number:.4g}" for number in geometry.std)
+    published_mean, published_std = (
+        ", ".join(f"{value:.4g}" for value in values) for values in (geometry.mean, geometry.std)
+    )
     raise InputError(
-        f"{name} normalizes images itself, by {built_in}, which is not the {said} of its"
-        " preprocessing. Set do_normalize to false in its preprocessor_config.json where the graph"
-        " is right, or export it again without its normalization."
+        f"{name} normalizes images itself, by {built_in}, which contradicts the mean"
+        f" {published_mean} and std {published_std} of its preprocessing. If the graph is right, set"
+        " do_normalize to false in its preprocessor_config.json; otherwise export it again without"
+        " its normalization."
     )
 
 
 def _total(built_in: Affine, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
-    """Factor and offset (3,) of pixels by the feed and the graph together."""
+    """Return factor and offset (3,) from pixels through the feed and the graph."""
     return built_in.factor / feed.std, built_in.offset - built_in.factor * feed.mean / feed.std
 
 

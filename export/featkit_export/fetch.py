@@ -1,4 +1,5 @@
-"""ONNX files that others published on the hub, in the layout of onnx-community's repositories."""
+"""Download ONNX files that others published on the hub, as onnx-community's repositories lay them
+out."""
 
 from __future__ import annotations
 
@@ -7,7 +8,6 @@ from pathlib import Path
 
 from featkit_train.published.downloads import fetch_repository
 
-HUB = "hub:"
 FILES = (
     "README.md",
     "config.json",
@@ -18,20 +18,22 @@ FILES = (
 
 
 def fetch_onnx(repository: str, *, quiet: bool = False) -> Path:
-    """The folder of a repository with its onnx/model.onnx, fetched unless a cache holds it. Errors
-    as in downloads."""
+    """Return the folder of a repository with its onnx/model.onnx, downloaded unless it is cached.
+
+    Raises the errors of `featkit_train.published.downloads.fetch_repository`.
+    """
     by_hand = "featkit export FOLDER --out m.onnx"
     return fetch_repository(repository, FILES, by_hand=by_hand, quiet=quiet)
 
 
 def license_of(folder: Path) -> str:
-    """What the model card beside the files says of the license; where there is none, to look it up."""
+    """Return the license in a folder's model card, or "see its source" if it names none."""
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     front = re.match(r"---\s*\n(.*?)^---", text, re.MULTILINE | re.DOTALL)
     lines = re.findall(
         r"^(license(?:_name)?):[ \t]*(\S.*?)\s*$", front[1] if front else "", re.MULTILINE
     )
-    said = {key: value.strip("'\"") for key, value in lines}
-    # `license` is `other` where it has a name
-    return said.get("license_name") or said.get("license") or "see its source"
+    fields = {key: value.strip("'\"") for key, value in lines}
+    # A license with a name of its own has `license: other`.
+    return fields.get("license_name") or fields.get("license") or "see its source"

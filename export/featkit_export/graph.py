@@ -150,7 +150,7 @@ def trace(module: EmbeddingGraph, folder: Path, *, size: tuple[int, int] | None 
         sizes[1] = patch * torch.export.Dim("h", min=1, max=4096)
         sizes[2] = patch * torch.export.Dim("w", min=1, max=4096)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet_exporter(), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
                 (example,),
@@ -237,7 +237,7 @@ def _name_dimensions(model: onnx.ModelProto, outputs: Sequence[str]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """Silence the logs and warnings of the exporter and its optimizer."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

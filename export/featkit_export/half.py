@@ -1,10 +1,10 @@
-"""A graph in half precision, for graphics cards: products in fp16, and in fp32 all that loses by
-it.
+"""Convert a graph to half precision for GPUs: matrix products in fp16, and everything that would
+lose accuracy in fp32.
 
-What torch's autocast does, written into the file: matrix products and convolutions take and give
-fp16, what only moves or bends numbers between them stays fp16, and the residual stream, LayerNorm,
-softmax, pooling and the L2 norm are fp32. A node that takes or gives a number near the largest that
-a half holds stays fp32 as well: half_proof.py observes which ones do.
+This writes torch's autocast into the file. Matrix products and convolutions run in fp16, and so do
+the element-wise and shape operators between them. The residual stream, LayerNorm, softmax, pooling
+and the L2 norm run in fp32. A node with values near the largest fp16 number also stays in fp32;
+half_proof.py measures these values.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from featkit.modelfile import MAX_INLINE_BYTES
 from featkit_export.traced import Traced
 
 PRODUCTS = frozenset(("MatMul", "Gemm", "Conv"))
-# Half where everything they are given is.
+# These run in fp16 if all their inputs are fp16.
 FOLLOWERS = frozenset(
     "Add Mul Gelu Sigmoid Relu Neg MaxPool Reshape Transpose Slice Squeeze Unsqueeze Concat Split"
     " Expand Gather".split()
 )
-# Below it a half has fewer than its eleven bits: LayerScale's factors start at 1e-5.
+# Smaller fp16 numbers have fewer than eleven significant bits: LayerScale starts at 1e-5.
 SMALLEST_NORMAL = float(np.finfo(np.float16).smallest_normal)
 LARGEST = float(np.finfo(np.float16).max)
-# What a number may reach on the images that were tried: others may go further, and a product may
-# be summed up in fp16.
+# Values may reach LARGEST / MARGIN on the images tried. Other images may exceed them, and an engine
+# may accumulate a product in fp16.
 MARGIN = 4.0
 
 
 def to_half(
     full: onnx.ModelProto, folder: Path, peaks: Mapping[str, float] | None = None
 ) -> Traced:
-    """The same graph with its products in fp16; pixels in and numbers out keep their types. Large
-    weights go into `folder`.
+    """Return the graph with its products in fp16. Its inputs and outputs keep their types.
 
-    peaks: the largest magnitude of each value and weight by name, as `half_proof.observe_peaks` has
-    them. A node that takes or gives one past LARGEST / MARGIN stays in fp32.
+    folder: where weights beyond 2 GB go.
+    peaks: the largest magnitude of each value and weight by name, from `half_proof.observe_peaks`.
+    A node with a peak beyond LARGEST / MARGIN stays in fp32.
     """
     peaks = peaks or {}
     model = onnx.ModelProto()
@@ -50,13 +50,13 @@ def to_half(
     weights = {
         tensor.name: tensor for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT
     }
-    halves: set[str] = set()  # values that are fp16
-    casts: dict[tuple[str, int], str] = {}  # what a value is called in its other precision
+    halves: set[str] = set()  # names of the values in fp16
+    casts: dict[tuple[str, int], str] = {}  # (value, type) to the name of its cast
     nodes: list[onnx.NodeProto] = []
     half_weights: dict[str, str] = {}
 
     def named(name: str, *, half: bool) -> str:
-        """The name under which a node takes this value in that precision."""
+        """Return the name of the value in this precision, and add a cast if it needs one."""
         if name not in floats:
             return name
         if name in weights:
@@ -77,7 +77,7 @@ def to_half(
         nodes.append(node)
         if half:
             halves.update(name for name in node.output if name in floats)
-    for value in graph.output:  # an output keeps its name: the node that makes it gets another
+    for value in graph.output:  # the graph's output keeps its name, the fp16 value is renamed
         if value.name in halves:
             inner = f"{value.name}_half"
             for node in nodes:
@@ -92,22 +92,20 @@ def to_half(
 
 
 def kept_in_float(full: onnx.ModelProto, peaks: Mapping[str, float]) -> dict[str, float]:
-    """The products that `to_half` leaves in fp32, by `layer_name`, and the largest number that each
-    takes or gives."""
+    """Return the products that `to_half` leaves in fp32, by `layer_name`, with the largest value
+    of each."""
     products = (node for node in full.graph.node if node.op_type in PRODUCTS)
     return {
-        layer_name(node, full.graph): reached
-        for node in products
-        if (reached := exceeding(node, peaks))
+        layer_name(node, full.graph): peak for node in products if (peak := exceeding(node, peaks))
     }
 
 
 def layer_name(node: onnx.NodeProto, graph: onnx.GraphProto) -> str:
-    """What a product is called in messages: the module that its weight or bias is of, else the
-    node's own name.
+    """Return the name of a product for messages: the module of its weight or bias, or the node's own
+    name.
 
-    Exporters transpose weights into constants of their own names; the bias that is added next still
-    tells the module.
+    Exporters transpose weights into constants with other names. The bias, which is added next,
+    still has the module's name.
     """
     weights = {tensor.name for tensor in graph.initializer}
     readers = [
@@ -119,9 +117,10 @@ def layer_name(node: onnx.NodeProto, graph: onnx.GraphProto) -> str:
 
 
 def exceeding(node: onnx.NodeProto, peaks: Mapping[str, float]) -> float:
-    """The largest number that a node takes or gives where it is past LARGEST / MARGIN, else 0."""
-    reached = max((peaks.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
-    return reached if reached > LARGEST / MARGIN else 0.0
+    """Return the largest value that a node reads or writes if it exceeds LARGEST / MARGIN, else
+    0."""
+    peak = max((peaks.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
+    return peak if peak > LARGEST / MARGIN else 0.0
 
 
 def _runs_in_half(
@@ -133,11 +132,11 @@ def _runs_in_half(
     constants = [weights[name] for name in given if name in weights]
     computed = [name for name in given if name not in weights]
     all_half = bool(computed) and all(name in halves for name in computed)
-    return node.op_type in FOLLOWERS and all_half and all(map(_fits, constants))
+    return node.op_type in FOLLOWERS and all_half and all(map(fits_half, constants))
 
 
-def _fits(tensor: onnx.TensorProto) -> bool:
-    """Whether half precision holds a constant's numbers with all its bits."""
+def fits_half(tensor: onnx.TensorProto) -> bool:
+    """Return whether fp16 represents a constant's values with full precision."""
     sizes = np.abs(numpy_helper.to_array(tensor))
     sizes = sizes[sizes > 0]
     return sizes.size == 0 or bool(np.median(sizes) >= SMALLEST_NORMAL and sizes.max() <= LARGEST)
@@ -148,10 +147,10 @@ def _float_values(model: onnx.ModelProto) -> set[str]:
 
 
 def values_of_type(model: onnx.ModelProto, kind: int) -> set[str]:
-    """Names of all values and weights of the graph of one element type."""
+    """Return the names of all values and weights that have this element type."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
-    for tensor in bare.graph.initializer:  # shapes are all that inference needs of large weights
+    for tensor in bare.graph.initializer:  # shape inference does not need the large weights
         if len(tensor.raw_data) > 1024:
             tensor.ClearField("raw_data")
             tensor.data_location = TensorProto.EXTERNAL
@@ -170,12 +169,11 @@ def _replace_weights(
     half_weights: dict[str, str],
     weights: dict[str, onnx.TensorProto],
 ) -> None:
-    """Weights that are taken in half precision stand in the file in half precision, and those that
-    nobody takes go."""
-    taken = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in taken]
+    """Store the weights used in fp16 as fp16, and remove weights that no node uses."""
+    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
     for old, new in half_weights.items():
-        # infinite where a half cannot hold it: the file's vectors then show it
+        # A weight too large for fp16 becomes infinite; the comparison of vectors then fails.
         with np.errstate(over="ignore"):
             kept.append(
                 numpy_helper.from_array(numpy_helper.to_array(weights[old]).astype(np.float16), new)
@@ -185,7 +183,7 @@ def _replace_weights(
 
 
 def placed(model: onnx.ModelProto, folder: Path, name: str) -> Traced:
-    """Whole in memory, or past protobuf's 2 GB in a file with its weights beside it."""
+    """Return the graph in memory, or saved to `folder` if it exceeds protobuf's 2 GB."""
     if sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= MAX_INLINE_BYTES:
         return Traced(model=model)
     path = folder / name

@@ -1,10 +1,10 @@
-"""Proof of a graph in half precision on a processor, whose engines compute fp16 nodes in fp32 and
-so hide what overflows.
+"""Test a graph in half precision on a CPU, whose engines compute fp16 nodes in fp32 and so hide
+overflows.
 
-Two rewrites of a graph, both run by ONNX Runtime in fp32. `observe_peaks` adds the largest
-magnitude of every value to the outputs. `emulate` gives what fp16 arithmetic gives: each fp16 node
-computes in fp32 and is then rounded by a cast to fp16 and back, as a graphics card does that sums
-products in fp32. Numbers past 65,504 become infinite in it, and small ones vanish.
+Two functions rewrite the graph so that ONNX Runtime runs it in fp32. `observe_peaks` adds the
+largest magnitude of every value to the outputs. `emulate` reproduces fp16 arithmetic: each fp16
+node computes in fp32, and a cast to fp16 and back rounds its result. A GPU that accumulates
+products in fp32 does the same. Values beyond 65,504 become infinite, and tiny ones become 0.
 
 Letters: N images, (H, W) pixels.
 """
@@ -27,7 +27,7 @@ from featkit_export.verify import draw_images, open_proven
 MIN_HALF_COSINE = 0.999
 NUM_DRAWN = 8
 EXTREMES = ("black", "white", "noise", "checkerboard", "red")
-# They move numbers and make no new ones, so that nothing is rounded.
+# These only move values, so their results need no rounding.
 MOVERS = frozenset(
     "Reshape Transpose Slice Squeeze Unsqueeze Concat Split Expand Gather Identity Flatten".split()
 )
@@ -35,8 +35,8 @@ PEAK = "featkit/peak/"
 
 
 def proof_images(height: int, width: int) -> np.ndarray:
-    """(N, H, W, 3) uint8: drawn images, then EXTREMES, which drive activations further than
-    images do."""
+    """Return images (N, H, W, 3) uint8: drawn ones, then EXTREMES, which cause larger activations
+    than photos do."""
     shape = (height, width, 3)
     checkerboard = (
         np.indices((height, width)).sum(axis=0)[..., None] % 2 * np.ones(3, np.int64) * 255
@@ -56,19 +56,19 @@ def proof_images(height: int, width: int) -> np.ndarray:
 def observe_peaks(
     model: onnx.ModelProto, images: Iterable[np.ndarray], folder: Path
 ) -> dict[str, float]:
-    """The largest magnitude of every fp32 value that the images make, and of every fp32 weight,
-    by name.
+    """Return the largest magnitude of every fp32 value on the images, and of every fp32 weight, by
+    name.
 
-    images: (H, W, 3) uint8 each, run one a call. Infinite where a value is infinite or NaN.
+    images: (H, W, 3) uint8 each, run one a call. A peak is infinite if a value is infinite or NaN.
     """
     floats = values_of_type(model, TensorProto.FLOAT)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name in floats}
-    made = [name for node in model.graph.node for name in node.output if name in floats]
+    computed = [name for node in model.graph.node for name in node.output if name in floats]
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     graph = observed.graph
     del graph.value_info[:], graph.output[:]
-    for name in made:
+    for name in computed:
         graph.node.append(helper.make_node("Abs", [name], [f"{PEAK}abs/{name}"]))
         graph.node.append(
             helper.make_node("ReduceMax", [f"{PEAK}abs/{name}"], [PEAK + name], keepdims=0)
@@ -77,8 +77,8 @@ def observe_peaks(
     session = open_proven(placed(observed, folder, "observed.onnx").session_input)
     peaks = {name: _largest(numpy_helper.to_array(tensor)) for name, tensor in weights.items()}
     for image in images:
-        found = session.run([PEAK + name for name in made], {INPUT: image[None]})
-        for name, value in zip(made, found, strict=True):
+        values = session.run([PEAK + name for name in computed], {INPUT: image[None]})
+        for name, value in zip(computed, values, strict=True):
             peaks[name] = max(peaks.get(name, 0.0), _largest(value))
     return peaks
 
@@ -89,9 +89,9 @@ def _largest(values: np.ndarray) -> float:
 
 
 def emulate(half: onnx.ModelProto, folder: Path) -> Traced:
-    """A graph of fp32 nodes that gives what `half` gives where fp16 nodes really compute in fp16.
+    """Return a graph of fp32 nodes that gives what `half` gives on hardware with fp16 arithmetic.
 
-    half: with its weights in memory. Every number that an fp16 node makes is rounded to fp16.
+    half: with its weights in memory. Every result of an fp16 node is rounded to fp16.
     """
     halves = values_of_type(half, TensorProto.FLOAT16)
     model = onnx.ModelProto()
@@ -109,14 +109,14 @@ def emulate(half: onnx.ModelProto, folder: Path) -> Traced:
         nodes.append(node)
         if not rounded or node.op_type in MOVERS or node.op_type == "Constant":
             continue
-        for place, name in enumerate(node.output):
+        for index, name in enumerate(node.output):
             if name not in halves:
                 continue
             exact, small = f"{name}/exact", f"{name}/half"
             if node.op_type == "Cast":
-                node.output[place] = small
+                node.output[index] = small
             else:
-                node.output[place] = exact
+                node.output[index] = exact
                 nodes.append(helper.make_node("Cast", [exact], [small], to=TensorProto.FLOAT16))
             nodes.append(helper.make_node("Cast", [small], [name], to=TensorProto.FLOAT))
     del graph.node[:], graph.value_info[:]
@@ -132,8 +132,8 @@ def _widened(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def first_overflow(emulated: onnx.ModelProto, images: Iterable[np.ndarray], folder: Path) -> str:
-    """The first node, in the graph's order, whose emulated numbers pass what a half holds; "" where
-    none does."""
+    """Return the name of the first node, in the graph's order, whose emulated values overflow fp16;
+    "" if none does."""
     peaks = observe_peaks(emulated, images, folder)
     overflowing = (
         node
@@ -147,5 +147,5 @@ def first_overflow(emulated: onnx.ModelProto, images: Iterable[np.ndarray], fold
 def embed_each(
     session: ort.InferenceSession, images: Sequence[np.ndarray] | np.ndarray
 ) -> np.ndarray:
-    """(N, D) vectors of images (H, W, 3) uint8, one a call."""
+    """Return the vectors (N, D) of images (H, W, 3) uint8, run one a call."""
     return np.concatenate([session.run([EMBEDDING], {INPUT: image[None]})[0] for image in images])

@@ -1,21 +1,21 @@
-"""Static int8 for a model file: QuantizeLinear and DequantizeLinear around the big matrix products,
-nothing else.
+"""Quantize a model file to static int8: QuantizeLinear and DequantizeLinear around its large matrix
+products.
 
-What is quantized: every MatMul whose second input is a weight (projections of attention, both
-layers of the MLP). They are 80 to 85 % of a ViT-S/14's time at 224. What stays float, and why:
+Quantized is every MatMul whose second input is a weight: the projections of attention and both
+layers of the MLP. They take 80 to 85 % of a ViT-S/14's time at 224 pixels. The rest stays in float:
 
-- the patch convolution: 1 to 2 % of the time, and the one place where int8 costs accuracy
-(featkit-tiny's worst cosine of 200
-  photographs 0.9985 with it, 0.9998 without);
-- the attention products: probabilities of 257 tokens are about 1/257, the size of one step of an
-8-bit softmax (cosine 0.998
-  instead of 0.9999), for 5 % of the time where the engine computes the rest in bf16;
-- norms, residual sums, softmax, GELU: OpenVINO fuses GELU and the next quantizer into the product.
+- the patch convolution takes 1 to 2 % of the time and is the one place where int8 costs accuracy:
+  featkit-tiny's worst cosine on 200 photos is 0.9985 with it and 0.9998 without;
+- the attention products take 5 % of the time when the engine computes the rest in bf16. The
+  probabilities of 257 tokens are about 1/257, which is one step of an 8-bit softmax, so that the
+  cosine falls from 0.9999 to 0.998;
+- norms, residual sums, softmax and GELU: OpenVINO fuses GELU and the next quantizer into the
+  product.
 
-All scales are constants, so no image can change another's vector through them. Activations are
-uint8 with a zero point: ONNX Runtime's kernels want unsigned by signed, OpenVINO is as fast with
-either. Weights are int8, symmetric, a scale for each output channel, stored as integers: with
-unsigned weights OpenVINO takes them for weight compression and computes in float.
+All scales are constants, so that an image cannot change another image's vector. Activations are
+uint8 with a zero point, because ONNX Runtime's kernels multiply unsigned by signed; OpenVINO is as
+fast with either. Weights are int8, symmetric, with a scale for each output channel, and are stored
+as integers. OpenVINO would treat unsigned weights as weight compression and compute in float.
 
 Letters: N images, (H, W) pixels, C channels of a tensor's last axis, K and M a weight's rows and
 columns.
@@ -32,75 +32,78 @@ import onnx
 import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-# SmoothQuant's alpha: how much of a channel's range moves into the weights. 0.3 to 0.7 were alike.
+# SmoothQuant's alpha, the share of a channel's range that moves into the weights. Values from 0.3 to
+# 0.7 gave the same accuracy.
 SMOOTHING = 0.5
 
 
 @dataclass(frozen=True)
 class ChannelRange:
-    """The smallest and largest value that calibration saw in each channel (C,) of a tensor."""
+    """The smallest and largest value of each channel (C,) of a tensor during calibration."""
 
     low: np.ndarray
     high: np.ndarray
 
     @property
     def peak(self) -> np.ndarray:
-        """Largest magnitude of each channel."""
+        """The largest magnitude of each channel."""
         peak: np.ndarray = np.maximum(np.abs(self.low), np.abs(self.high))
         return peak
 
     def divided(self, factors: np.ndarray) -> ChannelRange:
-        """The range of the same tensor divided channel by channel by positive factors (C,)."""
+        """Return the range after dividing the tensor's channels by positive factors (C,)."""
         return ChannelRange(self.low / factors, self.high / factors)
 
 
 def quantizable_nodes(model: onnx.ModelProto) -> list[str]:
-    """Names of the products that `quantize_static` turns to int8, in the graph's order."""
-    return [node.name for node in _Graph(model).products]
+    """Return the names of the products that `quantize_static` converts, in the graph's order."""
+    return [node.name for node in EditedGraph(model).products]
 
 
 def observe_ranges(model: onnx.ModelProto, images: Iterable[np.ndarray]) -> dict[str, ChannelRange]:
-    """What the images make of the activations that products take, by the tensor's name.
+    """Return the ranges of the products' input activations on the images, by tensor name.
 
-    images: batches (N, H, W, 3) uint8 as the model takes them; 64 photographs are enough, in
-    batches of 4, say: all activations of one batch are held at once. Plain minima and maxima:
-    ranges with least squared error were no better (worst cosine 0.9984 against 0.9986). ValueError
-    for no images, and for values that are not finite.
+    images: batches (N, H, W, 3) uint8. 64 photos are enough; use small batches, such as 4, because
+    all activations of a batch are in memory at once. Ranges are plain minima and maxima; ranges
+    of least squared error were no better (worst cosine 0.9984 instead of 0.9986).
+
+    Raises ValueError without images, and if an activation is NaN or infinite.
     """
     return _observe(
-        model, list(dict.fromkeys(node.input[0] for node in _Graph(model).products)), images
+        model, list(dict.fromkeys(node.input[0] for node in EditedGraph(model).products)), images
     )
 
 
 def quantize_static(
     model: onnx.ModelProto, ranges: Mapping[str, ChannelRange], *, keep_float: Sequence[str] = ()
 ) -> onnx.ModelProto:
-    """A copy of the model with its products in int8, its scales set by `observe_ranges`.
+    """Return a copy of the model with its products in int8, scaled by `ranges`.
 
-    keep_float: names of products to leave alone, of `quantizable_nodes`. ValueError for a name that
-    is none.
+    keep_float: names from `quantizable_nodes` to leave in float. Raises ValueError for any other
+    name.
     """
-    graph = _Graph(model)
+    graph = EditedGraph(model)
     known = {node.name for node in graph.products}
     if unknown := sorted(set(keep_float) - known):
-        raise ValueError(f"no quantizable product is called {', '.join(unknown)}")
+        raise ValueError(f"no such quantizable product: {', '.join(unknown)}")
     chosen = [node for node in graph.products if node.name not in set(keep_float)]
-    smooth = _smooth(graph, chosen, ranges)
+    smoothed = smooth(graph, chosen, ranges)
     for node in chosen:
-        node.input[0] = _activation(graph, node.input[0], smooth[node.input[0]])
+        node.input[0] = _activation(graph, node.input[0], smoothed[node.input[0]])
         node.input[1] = _weight(graph, node.input[1])
     result = graph.finish()
     onnx.checker.check_model(result)
     return result
 
 
-class _Graph:
-    """A model under change: who reads what, constants by name, and nodes that wait for their place."""
+class EditedGraph:
+    """A copy of a model during editing: constants by name, the readers of each value, and nodes to
+    be inserted."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
-        for node in self.model.graph.node:  # names are optional in ONNX; outputs are unique
+        for node in self.model.graph.node:  # a node's name is optional, its outputs are unique
             node.name = node.name or node.output[0]
         self.constants: dict[str, TensorProto] = {
             tensor.name: tensor for tensor in self.model.graph.initializer
@@ -111,11 +114,11 @@ class _Graph:
                 self.readers[name].append(node)
         for output in self.model.graph.output:
             self.readers[output.name].append(NodeProto(op_type="(output)"))
-        self._added: dict[str, list[NodeProto]] = {}  # by the tensor they follow
+        self._added: dict[str, list[NodeProto]] = {}  # by the tensor that they follow
 
     @property
     def products(self) -> list[NodeProto]:
-        """Every MatMul by a float weight (K, M)."""
+        """Every MatMul with a float weight (K, M)."""
         return [
             node
             for node in self.model.graph.node
@@ -129,12 +132,13 @@ class _Graph:
         )
 
     def array(self, name: str) -> np.ndarray:
-        """The value of a constant."""
+        """Return the value of a constant."""
         return numpy_helper.to_array(self.constants[name])
 
     def set_constant(self, name: str, value: np.ndarray) -> str:
-        """Add a constant or change its value; its name."""
-        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)  # a scalar stays one
+        """Add a constant or change its value, and return its name."""
+        # Not ascontiguousarray, which would turn a scalar into a vector.
+        tensor = numpy_helper.from_array(np.asarray(value, order="C"), name)
         if name in self.constants:
             self.constants[name].CopyFrom(tensor)
         else:
@@ -143,14 +147,13 @@ class _Graph:
         return name
 
     def follow(self, tensor: str, nodes: list[NodeProto]) -> str:
-        """Put nodes behind the tensor, once however often asked; the name of what the last one
-        gives."""
+        """Insert nodes after a tensor and return the name of the last output. Repeated calls for a
+        tensor insert nothing more."""
         name: str = self._added.setdefault(tensor, nodes)[-1].output[0]
         return name
 
     def finish(self) -> onnx.ModelProto:
-        """The model with the added nodes in a valid order and without constants that nobody reads
-        any more."""
+        """Return the model with the added nodes in topological order, without unused constants."""
         graph = self.model.graph
         sources = [*self.constants, *(value.name for value in graph.input)]
         nodes = [new for name in sources for new in self._added.get(name, [])]
@@ -170,8 +173,7 @@ class _Graph:
 def _observe(
     model: onnx.ModelProto, tensors: Sequence[str], images: Iterable[np.ndarray]
 ) -> dict[str, ChannelRange]:
-    """Run the float model and keep each channel's extremes of the tensors. One pass serves
-    smoothing and quantizing."""
+    """Run the float model and return the range of each channel of the tensors."""
     if not tensors:
         return {}
     probe = onnx.ModelProto()
@@ -193,7 +195,7 @@ def _observe(
             rows = value.reshape(-1, value.shape[-1])
             seen = ChannelRange(rows.min(axis=0), rows.max(axis=0))
             if not np.isfinite(seen.peak).all():
-                raise ValueError(f"{name} is not finite on an image for calibration")
+                raise ValueError(f"{name} is NaN or infinite on a calibration image")
             before = ranges.get(name, seen)
             ranges[name] = ChannelRange(
                 np.minimum(before.low, seen.low), np.maximum(before.high, seen.high)
@@ -203,18 +205,18 @@ def _observe(
     return ranges
 
 
-def _smooth(
-    graph: _Graph, chosen: Sequence[NodeProto], ranges: Mapping[str, ChannelRange]
+def smooth(
+    graph: EditedGraph, chosen: Sequence[NodeProto], ranges: Mapping[str, ChannelRange]
 ) -> dict[str, ChannelRange]:
-    """SmoothQuant (arXiv 2211.10438) where it costs nothing at run time: between a
-    LayerNormalization and its products.
+    """Apply SmoothQuant (arXiv 2211.10438) between each LayerNormalization and its products, where
+    it costs nothing at run time, and return the changed ranges.
 
-    One loud channel would leave the others a few steps of the common scale. It is divided in the
-    norm's weight and bias and multiplied back in the rows of the products' weights. With four
-    channels of featkit-tiny's norms made 40 times as loud, as outliers of large models are, the
-    mean cosine is 0.9999 with it and 0.989 without. The ranges (returned) change alike.
+    One channel with large values would leave only a few steps of the common scale to the others.
+    Its values are divided by a factor in the norm's weight and bias, and the rows of the products'
+    weights are multiplied by it. With four channels of featkit-tiny's norms made 40 times larger,
+    like the outliers of large models, the mean cosine is 0.9999 with smoothing and 0.989 without.
     """
-    result = dict(ranges)
+    smoothed = dict(ranges)
     names = {node.name for node in chosen}
     for norm in graph.model.graph.node:
         if (
@@ -225,10 +227,11 @@ def _smooth(
             continue
         products = graph.readers[norm.output[0]]
         weights = [product.input[1] for product in products if product.name in names]
-        ours = len(weights) == len(products) and all(
+        # Only if nothing else reads these constants: it would see the factors.
+        is_isolated = len(weights) == len(products) and all(
             len(graph.readers[name]) == 1 for name in (*norm.input[1:], *weights)
         )
-        if not weights or not ours:
+        if not weights or not is_isolated:
             continue
         peak = ranges[norm.output[0]].peak
         rows = np.max([np.abs(graph.array(name)).max(axis=1) for name in weights], axis=0)
@@ -239,13 +242,15 @@ def _smooth(
             graph.set_constant(name, graph.array(name) / factors)
         for name in weights:
             graph.set_constant(name, graph.array(name) * factors[:, None])
-        result[norm.output[0]] = ranges[norm.output[0]].divided(factors)
-    return result
+        smoothed[norm.output[0]] = ranges[norm.output[0]].divided(factors)
+    return smoothed
 
 
-def _activation(graph: _Graph, name: str, seen: ChannelRange) -> str:
-    """The tensor rounded to uint8 and back, one scale and zero point for all of it. Zero stays
-    exactly zero."""
+def _activation(graph: EditedGraph, name: str, seen: ChannelRange) -> str:
+    """Round a tensor to uint8 and back, with one scale and zero point; return the result's name.
+
+    The range includes 0, so that 0 stays exactly 0.
+    """
     low, high = min(float(seen.low.min()), 0.0), max(float(seen.high.max()), 0.0)
     scale = np.float32((high - low) / 255 or 1.0)
     zero = np.uint8(np.clip(np.round(-low / scale), 0, 255))
@@ -267,8 +272,9 @@ def _activation(graph: _Graph, name: str, seen: ChannelRange) -> str:
     )
 
 
-def _weight(graph: _Graph, name: str) -> str:
-    """The weight (K, M) stored as int8 with a scale for each column; symmetric, -128 unused."""
+def _weight(graph: EditedGraph, name: str) -> str:
+    """Store a weight (K, M) as symmetric int8 with a scale per column; return the name of its float
+    value. -128 is unused."""
     weight = graph.array(name)
     peak = np.abs(weight).max(axis=0)
     scale = np.where(peak > 0, peak / 127, 1.0).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The nodes that are put before and behind a foreign ONNX graph, in the form that its opset has.
+"""Nodes to add before and after an ONNX graph, in the form that its opset requires.
 
 Letters: N images, (H, W) pixels, (h, w) patches, T tokens (class, R registers, then patches), D
 width.
@@ -17,17 +17,17 @@ from featkit.modelfile import EMBEDDING, INPUT, PATCHES
 
 GEM_POWER, GEM_FLOOR = 3.0, 1e-6  # Radenović et al., arXiv 1711.02512, eq. 3
 NORM_FLOOR = 1e-12  # torch's F.normalize
-MIN_OPSET = 11  # Cast, Slice and Max as they are used here are not in all before
+MIN_OPSET = 11  # older opsets lack the forms of Cast, Slice and Max used here
 AXES_AS_INPUT_SINCE = {"ReduceSum": 13, "ReduceMean": 18}
-ALLOWZERO_SINCE = 14  # of Reshape, for which a size of 0 means that of the input otherwise
-OWN = "featkit/"  # what the values put in are called, so that none of the file's is called the same
+ALLOWZERO_SINCE = 14  # before, Reshape took a size of 0 for "keep the input's"
+OWN = "featkit/"  # prefix of added names, so that they cannot collide with the file's
 GUARD = f"{OWN}guard/"
-GUARDED = f"{GUARD}{INPUT}"  # the images behind the guard
+GUARDED = f"{GUARD}{INPUT}"  # the images after the guard
 END = np.iinfo(np.int64).max
 
 
 def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node of a graph and of the graphs inside its nodes."""
+    """Yield every node of a graph and of the subgraphs in its nodes."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -36,11 +36,13 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 class Nodes:
-    """Nodes and weights to be put into a graph, under names of their own; an operator in the form
-    that the opset has."""
+    """Nodes and constants to add to a graph, with names of their own, for one opset.
 
-    def __init__(self, place: str, opset: int, *, half: bool = False) -> None:
-        self.prefix, self.opset, self.half = f"{OWN}{place}/", opset, half
+    section: the first part of their names. half: whether the graph's values are fp16.
+    """
+
+    def __init__(self, section: str, opset: int, *, half: bool = False) -> None:
+        self.prefix, self.opset, self.half = f"{OWN}{section}/", opset, half
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
 
@@ -55,43 +57,43 @@ class Nodes:
         return output
 
     def constant(self, values: Any, kind: type[np.generic] = np.float32) -> str:
-        """A weight of such values."""
+        """Add a constant and return its name."""
         name = f"{self.prefix}constant_{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.asarray(values, kind), name))
         return name
 
     def reduce(self, operator: str, values: str, *, axis: int, keepdims: int) -> str:
-        """A reduction over one axis, which newer opsets take as an input and older ones as an
-        attribute."""
+        """Append a reduction over one axis, which is an input in newer opsets and an attribute in
+        older ones."""
         if self.opset >= AXES_AS_INPUT_SINCE[operator]:
             return self.add(operator, values, self.constant([axis], np.int64), keepdims=keepdims)
         return self.add(operator, values, axes=[axis], keepdims=keepdims)
 
     def to_float(self, values: str) -> str:
-        """float32 of what the file gives in half precision.
+        """Append a cast of fp16 values to float32, and return its output's name.
 
-        Put behind a node that only moves values: directly behind the file's last operator, ONNX
-        Runtime would merge it with a cast of its own, and the rounding would be lost that the
-        original has.
+        Call it on the output of a node that only moves values. Directly after the file's last
+        operator, ONNX Runtime would merge the cast with one of its own and lose the original's
+        rounding to fp16.
         """
         return self.add("Cast", values, to=TensorProto.FLOAT) if self.half else values
 
     def unit_length(self, vectors: str) -> str:
-        """(N, D) divided by its length, or by NORM_FLOOR where that is more."""
+        """Divide each vector of (N, D) by its length, but by at least NORM_FLOOR."""
         squares = self.reduce("ReduceSum", self.add("Mul", vectors, vectors), axis=-1, keepdims=1)
         length = self.add("Max", self.add("Sqrt", squares), self.constant([NORM_FLOOR]))
         return self.add("Div", vectors, length)
 
 
 def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
-    """Make a graph of any size fail on images whose sides the patch does not divide, in every
-    runtime.
+    """Make a graph of dynamic size fail, in every runtime, on images whose sides the patch does not
+    divide.
 
-    A convolution would leave out the rows and columns that fill no patch. The guard reshapes the
-    images to the sides that whole patches have, which fails where that is fewer pixels, and
-    changes nothing elsewhere.
+    Its convolution would ignore the rows and columns beyond the last whole patch. The guard
+    reshapes the images to the size of their whole patches. This fails if that size has fewer
+    pixels, and changes nothing otherwise.
     """
-    # Before that opset, a side below one patch passes here and fails in the convolution.
+    # In older opsets, a side smaller than a patch passes here and fails in the convolution.
     options: dict[str, Any] = {"allowzero": 1} if opset >= ALLOWZERO_SINCE else {}
     for node in all_nodes(graph):
         node.input[:] = [GUARDED if name == INPUT else name for name in node.input]
@@ -111,8 +113,8 @@ def add_guard(graph: onnx.GraphProto, patch: int, *, opset: int) -> None:
 
 
 class Guard(NamedTuple):
-    """Where a graph's guard is: the places of its four nodes, its constant, and the images behind
-    it."""
+    """The guard of a graph: the indices of its four nodes, its constant, and the name of the images
+    after it."""
 
     nodes: frozenset[int]
     constant: str
@@ -120,21 +122,21 @@ class Guard(NamedTuple):
 
 
 def find_guard(graph: onnx.GraphProto) -> Guard | None:
-    """What `add_guard` has put in, known by its wiring and not by its names; None where there is
-    none."""
+    """Return the nodes that `add_guard` added, or None. They are recognized by their wiring, since
+    names may change."""
     if len(graph.input) != 1:
         return None
     images = graph.input[0].name
-    made = {name: place for place, node in enumerate(graph.node) for name in node.output}
-    for place, reshape in enumerate(graph.node):
+    maker = {name: index for index, node in enumerate(graph.node) for name in node.output}
+    for index, reshape in enumerate(graph.node):
         if reshape.op_type != "Reshape" or reshape.input[0] != images:
             continue
-        chain, value = [place], reshape.input[1]
+        chain, value = [index], reshape.input[1]
         for operator in ("Mul", "Div", "Shape"):
-            node = graph.node[made[value]] if value in made else None
+            node = graph.node[maker[value]] if value in maker else None
             if node is None or node.op_type != operator:
                 break
-            chain.append(made[value])
+            chain.append(maker[value])
             value = node.input[0]
         else:
             constants = {graph.node[each].input[1] for each in chain[1:3]}
@@ -152,11 +154,11 @@ def add_pixels(
     kind: int = TensorProto.FLOAT,
     channels_last: bool = False,
 ) -> None:
-    """(N, H, W, 3) uint8 to what the file takes: (pixels - mean) / std, each (3,) in units of 0 ..
-    255.
+    """Convert images (N, H, W, 3) uint8 to the file's input: (pixels - mean) / std, each (3,) in
+    units of 0 .. 255.
 
-    kind: the file's element type; one of uint8 is given the pixels as they are. channels_last: it
-    takes (N, H, W, 3).
+    kind: the input's element type; uint8 takes the pixels unchanged.
+    channels_last: whether the input is (N, H, W, 3).
     """
     values = INPUT
     if kind != TensorProto.UINT8:
@@ -174,10 +176,10 @@ def add_pixels(
 
 
 def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, skip: int) -> None:
-    """last_hidden_state (N, T, D), or pooler_output (N, D), to `embedding`."""
+    """Compute `embedding` from last_hidden_state (N, T, D), or from pooler_output (N, D)."""
     parts = []
-    for part in feature.split("+"):
-        if is_pooled or part == "cls":
+    for pooling in feature.split("+"):
+        if is_pooled or pooling == "cls":
             first = nodes.constant(0, np.int64)
             class_token = (
                 nodes.add("Flatten", hidden, axis=1)
@@ -187,19 +189,19 @@ def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, ski
             pooled = nodes.to_float(class_token)
         else:
             tokens = _patch_tokens(nodes, hidden, skip=skip)
-            if part == "gem":
+            if pooling == "gem":
                 tokens = nodes.add(
                     "Pow",
                     nodes.add("Max", tokens, nodes.constant([GEM_FLOOR])),
                     nodes.constant([GEM_POWER]),
                 )
             pooled = nodes.reduce("ReduceMean", tokens, axis=1, keepdims=0)
-            if part == "gem":
+            if pooling == "gem":
                 pooled = nodes.add("Pow", pooled, nodes.constant([1 / GEM_POWER]))
         parts.append(nodes.unit_length(pooled))
     if len(parts) == 1:
         nodes.add("Identity", parts[0], into=EMBEDDING)
-    else:  # parts of unit length side by side have length sqrt(len(parts))
+    else:  # the concatenation of unit vectors has length sqrt(len(parts))
         nodes.add(
             "Div",
             nodes.add("Concat", *parts, axis=1),
@@ -209,7 +211,7 @@ def add_feature(nodes: Nodes, hidden: str, *, feature: str, is_pooled: bool, ski
 
 
 def add_patches(nodes: Nodes, hidden: str, *, patch: int, skip: int) -> None:
-    """last_hidden_state (N, T, D) to `patches` (N, h, w, D)."""
+    """Compute `patches` (N, h, w, D) from last_hidden_state (N, T, D)."""
     shape = nodes.add(
         "Slice",
         nodes.add("Shape", INPUT),
@@ -222,13 +224,13 @@ def add_patches(nodes: Nodes, hidden: str, *, patch: int, skip: int) -> None:
 
 
 def _patch_tokens(nodes: Nodes, hidden: str, *, skip: int) -> str:
-    bounds = (nodes.constant([number], np.int64) for number in (skip, END, 1))  # from, to, along
+    bounds = (nodes.constant([value], np.int64) for value in (skip, END, 1))  # start, end, axis
     return nodes.to_float(nodes.add("Slice", hidden, *bounds))
 
 
 def make_room(graph: onnx.GraphProto) -> dict[str, str]:
-    """Rename values of the file that are called what a model file's own are; the new name of each
-    that was."""
+    """Rename values that have one of a model file's own names, and return the new names by the old
+    ones."""
     values = [*graph.input, *graph.initializer]
     names = {value.name for value in values} | {
         output for node in all_nodes(graph) for output in node.output

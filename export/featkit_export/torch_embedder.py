@@ -1,5 +1,4 @@
-"""A backbone in torch as what featkit evaluates: the module that an export would write, run without
-writing it."""
+"""Run the module that an export would write in torch, for evaluation without a model file."""
 
 from __future__ import annotations
 
@@ -19,10 +18,10 @@ DEFAULT_BATCH = 32
 
 
 class TorchEmbedder:
-    """Prepared images to unit vectors, as the model file of the same backbone and recipe gives
-    them within rounding.
+    """Compute the vectors of a backbone in torch. They equal those of its model file, except for
+    rounding.
 
-    Computed in float32. device: cpu, cuda, or auto, which is CUDA where there is one.
+    Computes in float32. device: cpu, cuda, or auto, which is CUDA if available.
     """
 
     def __init__(
@@ -55,20 +54,19 @@ class TorchEmbedder:
     def open(
         cls, run: Path, *, recipe: Recipe | None = None, device: str = "auto"
     ) -> TorchEmbedder:
-        """Of a run folder, or of its backbone.safetensors; `recipe` as for an export. InputError as
-        for load_backbone."""
+        """Open a run folder or its backbone.safetensors. Raises InputError as load_backbone does."""
         backbone, info = load_backbone(run)
         return cls(EmbeddingGraph(backbone, info.geometry, recipe or Recipe()), info, device=device)
 
     @property
     def geometry(self) -> Geometry:
-        """How images are brought to its size."""
+        """How images are resized and cropped to the model's size."""
         return self.manifest.geometry
 
     def infer(self, images: np.ndarray) -> np.ndarray:
-        """Prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32."""
+        """Return unit vectors (N, D) float32 for prepared images (N, H, W, 3) uint8."""
         blocks = [np.zeros((0, self.manifest.width), np.float32)]
-        # Convolutions on CUDA would round their inputs to 10 bits, which no model file's do.
+        # With TF32, CUDA convolutions would round inputs to 10 bits, unlike any model file.
         with torch.no_grad(), torch.backends.cudnn.flags(allow_tf32=False):
             for start in range(0, len(images), self.batch_size):
                 batch = torch.from_numpy(images[start : start + self.batch_size]).to(self.device)

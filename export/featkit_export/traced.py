@@ -1,5 +1,4 @@
-"""A graph on its way to a model file, in memory or with its weights in a file beside it. No torch
-here."""
+"""A graph before it becomes a model file, in memory or with its weights in a file. No torch here."""
 
 from __future__ import annotations
 
@@ -11,13 +10,15 @@ import onnx
 
 @dataclass(frozen=True, kw_only=True)
 class Traced:
-    """A graph on its way to a model file. `path`: the file it lies in, with its weights beside it;
-    None where it is whole."""
+    """A graph before it becomes a model file.
+
+    path: the saved graph, with its weights next to it; None if `model` contains its weights.
+    """
 
     model: onnx.ModelProto
     path: Path | None = None
 
     @property
     def session_input(self) -> str | bytes:
-        """What an onnxruntime session opens."""
+        """The argument for onnxruntime.InferenceSession."""
         return str(self.path) if self.path else self.model.SerializeToString()

@@ -1,12 +1,12 @@
-"""A model file as a model repository of NVIDIA's Triton Inference Server.
+"""Write a model file into a model repository of NVIDIA's Triton Inference Server.
 
-Laid out as its documentation has it (model_repository.md, model_configuration.md): one folder a
-model, with `config.pbtxt` and a folder for version 1. A file with weights beside it lies in a
-folder that is called model.onnx itself, as models of several files do there. The manifest lies
-beside as `featkit.json`, which Triton leaves alone: it tells the resize and crop to do first.
+The layout follows Triton's documentation (model_repository.md, model_configuration.md): a folder
+for each model, with `config.pbtxt` and a folder for version 1. If the weights are in a second file,
+both files go into a folder named model.onnx, as Triton requires. The manifest is added as
+`featkit.json`, which Triton ignores: it says how to resize and crop images.
 
-Left out: instance groups, accelerators and queue delays, which depend on the machine and have
-defaults.
+Instance groups, accelerators and queue delays are left at their defaults, since they depend on the
+machine.
 """
 
 from __future__ import annotations
@@ -29,53 +29,47 @@ TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
 
 
 def write_triton(model_path: Path, repository: Path) -> Path:
-    """Write REPOSITORY/NAME/ for a model file, whole or not at all, and return that folder. NAME is
-    the manifest's.
+    """Write REPOSITORY/NAME/ for a model file atomically, and return that folder. NAME is from the
+    manifest.
 
-    Requests are batched where the file allows it. A file whose vectors depend on their batch, or
-    that takes one image, is given one image at a time.
+    Triton batches requests if the file allows it. A file whose vectors depend on their batch, or
+    that takes one image a call, gets one image at a time.
 
-    InputError when it is no model file, lacks its weights, or the repository has a model of that
-    name already.
+    Raises InputError if the file is not a model file or lacks its weights, or if the repository
+    already has a model of that name.
     """
     manifest = read_manifest(model_path)
     check_weights(model_path, manifest, digest=True)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", manifest.name).strip(".-") or "featkit"
     folder = repository / name
     if folder.exists():
-        raise InputError(f"{folder} exists already; remove it, or choose another repository.")
+        raise InputError(f"{folder} already exists; remove it, or choose another repository.")
     config = make_config(name, manifest, load_session(model_path))
     with replace_folder(folder) as temporary:
-        place = (
-            temporary / "1" / MODEL
-            if manifest.external is None
-            else temporary / "1" / MODEL / MODEL
-        )
-        place.parent.mkdir(parents=True)
-        shutil.copyfile(model_path, place)
+        files = temporary / "1" if manifest.external is None else temporary / "1" / MODEL
+        files.mkdir(parents=True)
+        shutil.copyfile(model_path, files / MODEL)
         if manifest.external is not None:
-            shutil.copyfile(
-                model_path.parent / manifest.external.file, place.parent / manifest.external.file
-            )
+            weights = manifest.external.file
+            shutil.copyfile(model_path.parent / weights, files / weights)
         (temporary / CONFIG).write_text(config, encoding="utf-8")
         (temporary / MANIFEST).write_text(manifest.to_json() + "\n", encoding="utf-8")
     return folder
 
 
 def make_config(name: str, manifest: Manifest, session: ort.InferenceSession) -> str:
-    """The text of config.pbtxt. Sizes are what onnxruntime reports of the file, -1 where any will
-    do.
+    """Return the text of config.pbtxt. Sizes are those of onnxruntime, -1 for dynamic ones.
 
-    max_batch_size above 0 means that the first size is left out and that Triton fills it: 64 with
-    its dynamic batcher, or 1 where a vector depends on its batch. 0 means that all sizes are given
-    and a request is one call: for a file of fixed N.
+    With a max_batch_size above 0, the first size is left out and Triton fills it: up to 64 with its
+    dynamic batcher, or 1 if a vector depends on its batch. 0 is for a file with a fixed batch size:
+    all sizes are given and each request is one call.
     """
     takes_any_number = not isinstance(session.get_inputs()[0].shape[0], int)
     is_batched = takes_any_number and manifest.batch_invariant
     max_batch_size = MAX_BATCH_SIZE if is_batched else 1 if takes_any_number else 0
     lines = [
         f"# {json.dumps(manifest.name)}, fingerprint {json.dumps(manifest.fingerprint)}",
-        f"# {INPUT}: RGB pixels that {MANIFEST} says how to resize and crop",
+        f"# {INPUT}: RGB pixels, resized and cropped as described in {MANIFEST}",
         f"name: {json.dumps(name)}",
         'backend: "onnxruntime"',
         f"max_batch_size: {max_batch_size}",
@@ -88,13 +82,13 @@ def make_config(name: str, manifest: Manifest, session: ort.InferenceSession) ->
 
 
 def _tensors(kind: str, values: list[ort.NodeArg], *, skip: int) -> list[str]:
-    """One block for each input or output, without its first `skip` sizes."""
+    """Return a block for each input or output, without its first `skip` sizes."""
     lines = []
     for value in values:
         if value.type not in TYPES:
             raise InputError(
-                f"The model file's {kind} {value.name} is {value.type}, which no model file has;"
-                " export it again."
+                f"The model file's {kind} {value.name} has the type {value.type}, which featkit"
+                " never writes; export it again."
             )
         dims = ", ".join(
             str(side) if isinstance(side, int) else "-1" for side in value.shape[skip:]

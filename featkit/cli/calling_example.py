@@ -1,5 +1,4 @@
-"""How to call one model file without featkit: a few lines of Python for onnxruntime, numpy and
-Pillow."""
+"""Write the script that runs a model file without featkit, on onnxruntime, numpy and Pillow."""
 
 from __future__ import annotations
 
@@ -12,21 +11,20 @@ from featkit.wording import counted
 
 
 def calling_example(path: Path, manifest: Manifest) -> str:
-    """A script that prints the vector of photo.jpg, the same as featkit's: it decodes, turns,
-    resizes and crops alike.
+    """Return a script that prints the vector of photo.jpg, the same as featkit's.
 
-    Other only for what a photo hardly is: featkit lays transparent images over white and keeps
-    the high byte of 16 bits.
+    The two differ only on unusual input: featkit composites transparency over white and keeps the
+    high byte of 16-bit channels.
     """
     geometry = manifest.geometry
-    # As Embedder.decode has it: a JPEG is decoded at a half, a quarter or an eighth where that
-    # leaves enough.
+    # Like Embedder.decode: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is still large
+    # enough.
     side = max(geometry.shorter_side, THUMBNAIL_SIDE)
-    beside = f"  # needs {manifest.external.file!r} beside it" if manifest.external else ""
-    together = (
+    weights_note = f"  # needs {manifest.external.file!r} next to it" if manifest.external else ""
+    batch_note = (
         f"(N, {geometry.height}, {geometry.width}, 3): N photos in one call give N vectors"
         if manifest.batch_invariant
-        else "one photo a call, since a vector of this file depends on what shares its call"
+        else "one photo a call, because this file's vectors depend on their batch"
     )
     return "\n".join(
         [
@@ -36,25 +34,27 @@ def calling_example(path: Path, manifest: Manifest) -> str:
             "",
             'image = Image.open("photo.jpg")  # opaque, 8 bits a channel',
             (
-                f'image.draft("RGB", ({side}, {side}))  # a large JPEG is decoded smaller; nothing'
-                " else is changed"
+                f'image.draft("RGB", ({side}, {side}))  # decode a large JPEG at a smaller size;'
+                " no effect on other formats"
             ),
             'image = ImageOps.exif_transpose(image).convert("RGB")',
             *_resize(geometry),
-            f"images = np.asarray(image)[None]  # uint8, {together}",
+            f"images = np.asarray(image)[None]  # uint8, {batch_note}",
             (
                 f"session = onnxruntime.InferenceSession({str(path)!r},"
-                f' providers=["CPUExecutionProvider"]){beside}'
+                f' providers=["CPUExecutionProvider"]){weights_note}'
             ),
             f'(vector,) = session.run(["{EMBEDDING}"], {{"{INPUT}": images}})[0]',
-            f"print(*vector)  # {counted(manifest.width, 'number')}, of unit length",
+            f"print(*vector)  # {counted(manifest.width, 'dimension')}, unit length",
         ]
     )
 
 
 def _resize(geometry: Geometry) -> list[str]:
-    """Geometry.apply in plain Pillow, as lines that take `image` and leave it at the model's size
-    (width before height)."""
+    """Return lines that bring `image` to the model's size, like Geometry.apply in plain Pillow.
+
+    Pillow's sizes have the width first.
+    """
     size, resampling = (
         f"({geometry.width}, {geometry.height})",
         f"Image.Resampling.{geometry.interpolation.upper()}",
@@ -65,8 +65,8 @@ def _resize(geometry: Geometry) -> list[str]:
         return _two_steps(geometry, size, resampling)
     if geometry.resize == "cover":
         scale = (
-            f"min(image.height / {geometry.height}, image.width / {geometry.width})  # until it"
-            " just covers the model's size"
+            f"min(image.height / {geometry.height}, image.width / {geometry.width})  # to just cover"
+            " the model's size"
         )
     else:
         scale = (
@@ -74,7 +74,7 @@ def _resize(geometry: Geometry) -> list[str]:
             f" {geometry.resize_to} pixels"
         )
     return [
-        f"scale = {scale}, of which the middle is cut out",
+        f"scale = {scale}; the center is cropped",
         (
             f"width, height = min({geometry.width} * scale, image.width), min({geometry.height} *"
             " scale, image.height)"
@@ -86,8 +86,8 @@ def _resize(geometry: Geometry) -> list[str]:
 
 
 def _two_steps(geometry: Geometry, size: str, resampling: str) -> list[str]:
-    """The same where the image is resized to whole pixels, or to a larger rectangle, before the
-    crop."""
+    """Return the same lines for a geometry that resizes to whole pixels, or to a larger rectangle,
+    before it crops."""
     kept = (
         max(geometry.height, geometry.width) / geometry.resize_to
         if geometry.resize.endswith("_then_crop")

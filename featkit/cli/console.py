@@ -1,5 +1,4 @@
-"""What every command prints with: tables and notes on stdout, progress on stderr, JSON for
-machines."""
+"""Printing for all commands: tables and notes on stdout, progress on stderr, JSON for programs."""
 
 from __future__ import annotations
 
@@ -28,12 +27,11 @@ from featkit.wording import on_one_line
 
 PLAIN_INTERVAL_S = 5.0
 LONGEST_CELL = 400  # characters
-WHOLE_LINE = 1000  # columns; no row is longer
+WHOLE_LINE = 1000  # columns; wider than any row
 
 
 def print_json(value: object) -> None:
-    """Print a value as one line of JSON, with escapes where stdout could not show its characters or
-    they are no text."""
+    """Print a value as one line of JSON, in ASCII if stdout cannot encode its characters."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -44,14 +42,16 @@ def print_json(value: object) -> None:
 
 class _ResultConsole(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to the command line, which knows that a reader like `head` has had enough; rich
-        would end with 1."""
+        """Re-raise BrokenPipeError: `main` ends with 0 when a reader like `head` stops; rich would
+        exit with 1."""
         raise
 
 
 def stdout() -> Console:
-    """The console for results. Made anew, so that a redirected sys.stdout is the one written to.
-    Brackets are just text."""
+    """Return a console for results. Brackets are printed as they are, not as rich's markup.
+
+    Each call creates a new one, so that it writes to the current sys.stdout, even if redirected.
+    """
     return _ResultConsole(file=sys.stdout, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -62,10 +62,11 @@ def print_table(
     *,
     whole_lines: bool = False,
 ) -> None:
-    """Print rows under columns; numbers (int, float) to the right, everything as str() without
-    control characters.
+    """Print a table of rows, converted by str() and without control characters. Columns of int or
+    float are right-aligned.
 
-    whole_lines: a row is one line, however long; else cells are folded to the terminal's width.
+    whole_lines: print each row on one line of any length, instead of folding cells to the
+    terminal's width.
     """
     table = Table(
         title=_harmless(title),
@@ -85,12 +86,12 @@ def print_table(
         )
     console = stdout()
     if whole_lines:
-        console.width = WHOLE_LINE  # of what is laid out; a terminal wraps what it cannot show
+        console.width = WHOLE_LINE  # for the layout; a terminal wraps long lines itself
     console.print(table)
 
 
 def shortened(text: str) -> str:
-    """Text that would fill the screen, such as the longest paths there are, without its middle."""
+    """Return text without its middle if it would fill the screen, like the longest paths."""
     return (
         text
         if len(text) <= LONGEST_CELL
@@ -99,8 +100,8 @@ def shortened(text: str) -> str:
 
 
 def _harmless(text: str) -> str:
-    """Names come out of other people's archives: nothing in them may move the cursor or color the
-    terminal."""
+    """Replace control characters: names come from other people's archives, and must not move the
+    cursor or color the terminal."""
     return "".join(character if character.isprintable() else "�" for character in on_one_line(text))
 
 
@@ -121,11 +122,11 @@ def step_reporter(*, quiet: bool = False) -> Iterator[Callable[[str], None] | No
 
 
 class ProgressReporter:
-    """Progress of long work on stderr: a bar with rate and time left on a terminal, a plain line
-    every 5 s elsewhere.
+    """Show the progress of long work on stderr: a bar with rate and time left on a terminal, a plain
+    line every 5 s elsewhere.
 
-    Used as a context manager and called with the counts so far: `report(done, failed)`. Nothing
-    with quiet=True.
+    Use it as a context manager and call it with the counts so far: `progress(done, failed)`. With
+    quiet=True it shows nothing.
     """
 
     def __init__(
@@ -164,12 +165,12 @@ class ProgressReporter:
             self._bar.stop()
 
     def __call__(self, done: int, failed: int = 0) -> None:
-        """Say that `done` of the total are finished, `failed` of them without a result."""
+        """Report that `done` items are finished, `failed` of them without a result."""
         if self.quiet:
             return
         now = time.monotonic()
         if self._first_done is None:
-            self._first_done = done  # what an earlier run left done is no work of this one
+            self._first_done = done  # done by an earlier run, so it does not count for the rate
         self._done = done
         rate = (done - self._first_done) / max(now - self._started, 1e-9)
         speed = f"{rate:,.1f} {self.unit}/s" + (f", {failed:,} failed" if failed else "")
@@ -190,11 +191,11 @@ class ProgressReporter:
             )
 
     def line(self, text: str) -> None:
-        """Print a line above the bar, or by itself where there is none."""
+        """Print a line, above the bar if there is one."""
         if self.quiet:
             return
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         else:
-            self._last_line = time.monotonic()  # it has shown that the work goes on
+            self._last_line = time.monotonic()  # the line itself shows that work continues
             print(text, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The model that `featkit evaluate` measures: a model file, or a backbone in torch."""
+"""Open the model that `featkit evaluate` measures: a model file, or a backbone in torch."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 def open_model(model: Path | None) -> ImageModel:
-    """A model file (None is the one that ships), or the backbone of a run folder or of its
-    backbone.safetensors, in torch."""
+    """Open a model file, or in torch a run folder or its backbone.safetensors. None is
+    featkit-tiny."""
     if model is not None and (model.is_dir() or model.suffix == ".safetensors"):
         need_extra("export", "torch", "onnx", "safetensors")
         from featkit_export.torch_embedder import TorchEmbedder

@@ -1,10 +1,11 @@
-"""`featkit index`: embeddings to an index that can be searched."""
+"""`featkit index`: build a searchable index from embeddings, or add them to one."""
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featkit.cli.console import ProgressReporter, print_json, stdout
+from featkit.cli.options import AsJson, Quiet
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted, typed
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
     from featkit.embeddings import Embeddings
 
 
-def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = False) -> None:
-    """Add the images of EMBEDDINGS to an index: a new one, or one that is there and is of the
-    same model.
+def index(embeddings: Path, /, *, out: Path, quiet: Quiet = False, json_: AsJson = False) -> None:
+    """Add the images of EMBEDDINGS to an index, which is created if it does not exist.
 
-    An image that the index has already is replaced where it has changed, and kept where its file
-    can no longer be read. Stopped at any moment, the same command goes on.
+    An existing index must have been made with the same model. An image that is already in it is
+    replaced if it has changed, and kept if its file can no longer be read. If the command is
+    stopped, run it again to resume.
 
     Example: featkit index emb/ --out photos.index
 
@@ -27,11 +28,7 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
     embeddings
         A folder from `featkit embed`.
     out
-        The index folder to make or to add to.
-    quiet
-        Show no progress.
-    json_
-        Print the result as JSON.
+        The index folder to create or add to.
     """
     need_extra("cpu", "faiss")
     from featkit.backends import Run
@@ -47,16 +44,16 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
             Index.open(out, writable=True)
             if out.exists()
             else Index.create(out, model=folder.model_path, run=run)
-        ) as found,
+        ) as opened,
         ProgressReporter("indexing", total=len(folder), quiet=quiet or json_) as progress,
     ):
-        report = found.add_embeddings(folder, on_progress=progress)
-        num_items = len(found)
+        report = opened.add_embeddings(folder, on_progress=progress)
+        num_items = len(opened)
     if missing:
         print(
-            f"featkit: {embeddings} is not finished: missing are {missing:,} of"
-            f" {counted(folder.plan.num_shards, 'shard')}; finish it with `featkit embed`, then run"
-            " this again.",
+            f"featkit: {embeddings} is not finished: {missing:,} of"
+            f" {counted(folder.plan.num_shards, 'shard')} are missing. Finish it with `featkit"
+            " embed`, then run this command again.",
             file=sys.stderr,
         )
     if json_:
@@ -72,32 +69,30 @@ def index(embeddings: Path, /, *, out: Path, quiet: bool = False, json_: bool = 
         }
         print_json(result)
         return
-    said = f"{counted(report.num_added, 'image')} added"
+    summary = f"{counted(report.num_added, 'image')} added"
     if report.num_replaced:
-        said += f" ({report.num_replaced:,} in place of an older one)"
+        summary += f" ({report.num_replaced:,} replacing an older version)"
     if report.num_unchanged:
-        said += f", {counted(report.num_unchanged, 'was there', 'were there')}"
+        summary += f", {report.num_unchanged:,} unchanged"
     if report.num_without_embedding:
-        said += (
-            f", {counted(report.num_without_embedding, 'has no embedding', 'have no embedding')}"
-        )
-    stdout().print(f"{said}; {out} holds {num_items:,}.")
+        summary += f", {report.num_without_embedding:,} without an embedding"
+    stdout().print(f"{summary}; {out} holds {counted(num_items, 'image')}.")
     if report.num_kept:
         stdout().print(
-            f"Kept as before: {counted(report.num_kept, 'image')} in {out} whose file can no"
-            " longer be read; Index.remove takes such an image out."
+            f"Kept {counted(report.num_kept, 'image')} whose file can no longer be read;"
+            " Index.remove deletes them."
         )
     stdout().print(f"Next: featkit search {typed(out)} query.jpg, or featkit demo {typed(out)}")
 
 
 def _refuse_empty(folder: "Embeddings") -> None:
-    """InputError for a folder without a single vector: an index of it could not be searched."""
+    """Raise InputError for a folder without any vector, since its index could not be searched."""
     from featkit.embeddings import nothing_embedded
 
     if folder.num_rows == 0:
         raise InputError(
-            f"{folder.path} has no finished shard yet. Finish it with `featkit embed`, then run"
-            " this again."
+            f"{folder.path} has no finished shard yet; finish it with `featkit embed`, then run"
+            " this command again."
         )
     num_failed, failures = folder.failures()
     if num_failed == folder.num_rows:

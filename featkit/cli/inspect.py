@@ -1,18 +1,19 @@
-"""`featkit inspect`: what a featkit file or folder holds."""
+"""`featkit inspect`: describe a file or folder that featkit wrote."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from featkit.cli.console import print_json, print_table
+from featkit.cli.options import AsJson
 from featkit.errors import InputError
-from featkit.folders import is_index
+from featkit.folders import is_embeddings, is_index, is_run
 
 
-def inspect(path: Path, /, *, json_: bool = False) -> None:
-    """Say what PATH is and holds: a model file, a run folder, an embeddings folder or an index.
+def inspect(path: Path, /, *, json_: AsJson = False) -> None:
+    """Describe PATH: a model file, a run folder, an embeddings folder or an index.
 
-    Of a model file also how to call it without featkit.
+    For a model file, this also prints a script that runs it without featkit.
 
     Example: featkit inspect photos.index
 
@@ -20,8 +21,6 @@ def inspect(path: Path, /, *, json_: bool = False) -> None:
     ----------
     path
         A file or folder that featkit wrote.
-    json_
-        Print it as JSON.
     """
     kind, facts = look(path)
     if json_:
@@ -33,25 +32,27 @@ def inspect(path: Path, /, *, json_: bool = False) -> None:
     )
     if example is not None:
         print(
-            "\nThe vector of photo.jpg with nothing but onnxruntime, numpy and"
-            f" Pillow:\n\n{example}"
+            "\nCompute the vector of photo.jpg with onnxruntime, numpy and Pillow only:"
+            f"\n\n{example}"
         )
 
 
 def look(path: Path) -> tuple[str, dict[str, Any]]:
-    """What a path is, in words, and what is worth knowing of it. InputError for anything that
-    featkit did not write."""
+    """Return the kind of a path and facts about it. Raises InputError if featkit did not write it."""
     if not path.exists():
-        raise InputError(f"{path} does not exist.")
+        raise InputError(f"{path} does not exist; name a file or folder that featkit wrote.")
     if path.is_file():
         return "model file", _model_facts(path)
-    if (path / "plan.json").is_file():
+    if is_embeddings(path):
         return "embeddings folder", _embeddings_facts(path)
     if is_index(path):
         return "index", _index_facts(path)
-    if (path / "config.yaml").is_file():
+    if is_run(path):
         return "run folder", _run_facts(path)
-    raise InputError(f"{path} is no run folder, embeddings folder or index of featkit's.")
+    raise InputError(
+        f"{path} is not a run folder, embeddings folder or index of featkit; name one of these, or"
+        " a model file."
+    )
 
 
 def _model_facts(path: Path) -> dict[str, Any]:
@@ -60,7 +61,7 @@ def _model_facts(path: Path) -> dict[str, Any]:
 
     manifest = read_manifest(path)
     geometry = manifest.geometry
-    sizes = f"every multiple of {manifest.patch}, {geometry.height}×{geometry.width} natively"
+    sizes = f"any multiple of {manifest.patch}, {geometry.height}×{geometry.width} natively"
     if manifest.fixed_size is not None:
         sizes = "{}×{} only".format(*manifest.fixed_size)
     return {
@@ -107,7 +108,7 @@ def _run_facts(path: Path) -> dict[str, Any]:
         for line in metrics.read_text(encoding="utf-8").splitlines():
             try:
                 values = json.loads(line)
-            # the last line of a run that was killed, or that is writing it just now
+            # The last line may be cut short: the run was killed, or is writing it right now.
             except ValueError:
                 continue
             facts.update(
@@ -127,7 +128,7 @@ def _shown(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {part}" for name, part in value.items()) or "–"
+        return ", ".join(f"{name}: {each}" for name, each in value.items()) or "–"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "–"
     return f"{value:,}" if isinstance(value, int) else str(value) or "–"

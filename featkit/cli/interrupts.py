@@ -1,15 +1,16 @@
-"""Ctrl-C ends a command within two seconds, whatever native code its threads are in.
+"""End a command within two seconds after Ctrl-C, whatever native code its threads run.
 
-Python obeys Ctrl-C in the main thread, between two of its own instructions. It does not while that
-thread is in a native call, nor while the interpreter waits at its end for a thread that is in one,
-nor anywhere while a native call holds the GIL. So a command gets PATIENCE_S to end by itself, at a
-committed state and with its own sentence; then it is ended. Everything that featkit writes is whole
-or absent after a kill at any moment, so only the sentence is lost.
+Python handles Ctrl-C in the main thread, between two of its own instructions. It cannot do so while
+that thread is in a native call, while the interpreter waits at exit for a thread in a native call,
+or while a native call holds the GIL. So a command gets PATIENCE_S to end by itself, in a committed
+state and with its own message; then it is killed. Everything that featkit writes is complete or
+absent after a kill at any moment, so only the message is lost.
 
-The clock is a process of its own. Python's C signal handler writes the signal's number into a pipe
-(`signal.set_wakeup_fd`), which needs no GIL. The clock reads it, waits, and tells a thread here
-that the time is up; if not even that thread gets to run, it kills the command. A thread alone
-cannot run then, and a timer's signal would be handled by Python again.
+A watchdog process measures the time. Python's C signal handler writes the signal's number into a
+pipe (`signal.set_wakeup_fd`), which needs no GIL. The watchdog reads it, waits, and tells a thread
+of the command that the time is up. If not even that thread can run, the watchdog kills the command.
+A thread alone could not do this without the GIL, and Python itself would have to handle a timer's
+signal.
 """
 
 from __future__ import annotations
@@ -28,24 +29,25 @@ from featkit.errors import Interrupted
 
 MESSAGE = "featkit: stopped by Ctrl-C; what was committed is kept."
 PATIENCE_S = 1.5  # for the command to end by itself
-LAST_S = 0.25  # for its thread to end it, after that
+LAST_S = 0.25  # then, for its thread to end it
 STEP_S = 0.02
-LOOK_S = 2.0  # between two looks whether the command is still there, on systems without pidfd
-SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+POLL_S = 2.0  # between checks whether the command still runs, on systems without pidfd
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides the cursor
 
 
 def end_on_interrupt() -> None:
-    """Make Ctrl-C end this process within two seconds, and a second Ctrl-C at once. For a process
-    that is featkit's own.
+    """Make Ctrl-C end this process within two seconds, and a second Ctrl-C at once.
 
-    SIGTERM too, where a command handles it (as a server does). Does nothing where signals are
-    ignored (a job in a shell's background), outside the main thread, or where processes cannot be
-    forked.
+    Call this only in featkit's own process. SIGTERM is treated the same if a command handles it, as
+    a server does. Does nothing if signals are ignored (a background job of a shell), outside the
+    main thread, or on systems without fork.
     """
-    alone = threading.current_thread() is threading.main_thread() and threading.active_count() == 1
+    is_single_threaded = (
+        threading.current_thread() is threading.main_thread() and threading.active_count() == 1
+    )
     if (
         not hasattr(os, "fork")
-        or not alone
+        or not is_single_threaded
         or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
     ):
         return
@@ -53,20 +55,20 @@ def end_on_interrupt() -> None:
     times, time_is_up = os.pipe()
     command = os.getpid()
     try:
-        clock = os.fork()
+        watchdog = os.fork()
     except OSError:  # no more processes allowed: Ctrl-C works as in any Python program
         for descriptor in (signals, signal_written, times, time_is_up):
             os.close(descriptor)
         return
-    if clock == 0:
-        _be_the_clock(command, signals, time_is_up, unused=(signal_written, times))
+    if watchdog == 0:
+        _watch(command, signals, time_is_up, unused=(signal_written, times))
     os.close(signals)
     os.close(time_is_up)
     os.set_blocking(signal_written, False)
     signal.set_wakeup_fd(signal_written, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _Interrupt())
     threading.Thread(
-        target=_end_when_told, args=(times,), name="featkit-interrupt", daemon=True
+        target=_end_on_request, args=(times,), name="featkit-interrupt", daemon=True
     ).start()
 
 
@@ -75,23 +77,23 @@ class _Interrupt:
     second."""
 
     def __init__(self) -> None:
-        self.came = False
+        self.is_second = False
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.came:
+        if self.is_second:
             _end_now(signal.SIGINT)
-        self.came = True
+        self.is_second = True
         signal.default_int_handler(number, frame)
 
 
-def _end_when_told(times: int) -> None:
-    told = os.read(times, 1)
-    if told:  # else the clock is gone
-        _end_now(told[0])
+def _end_on_request(times: int) -> None:
+    request = os.read(times, 1)
+    if request:  # empty if the watchdog is gone
+        _end_now(request[0])
 
 
 def _end_now(number: int) -> NoReturn:
-    """End this process, with 130 after Ctrl-C, without waiting for anybody."""
+    """End this process without waiting for any thread; the exit code is 130 after Ctrl-C."""
     with suppress(OSError):
         os.write(2, _last_words(number))
     os._exit(Interrupted.exit_code if number == signal.SIGINT else 128 + number)
@@ -106,20 +108,15 @@ def _last_words(number: int) -> bytes:
     return f"{SHOW_CURSOR if os.isatty(2) else ''}{message}\n".encode()
 
 
-# The clock ----------------------------------------------------------------------------------------
+# The watchdog -------------------------------------------------------------------------------------
 
 
-def _be_the_clock(
-    command: int, signals: int, time_is_up: int, *, unused: tuple[int, ...]
-) -> NoReturn:
-    """Watch the process `command`, our parent, until it ends; end it PATIENCE_S after the first
-    signal that it hears."""
+def _watch(command: int, signals: int, time_is_up: int, *, unused: tuple[int, ...]) -> NoReturn:
+    """Watch the parent process `command` until it ends, and end it PATIENCE_S after its first
+    signal."""
     try:
-        for shared in (
-            signal.SIGINT,
-            signal.SIGTERM,
-            signal.SIGHUP,
-        ):  # they reach the whole group; we end when the command does
+        # These signals reach the whole process group, but the watchdog must outlive the command.
+        for shared in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(shared, signal.SIG_IGN)
         for descriptor in (0, 1, *unused):
             with suppress(OSError):
@@ -138,41 +135,41 @@ def _be_the_clock(
 
 
 def _first_signal(process: _Process, signals: int) -> int:
-    """The first signal that asks the command to end; 0 when it has ended without one."""
-    while process.is_there():
+    """Return the first signal that asks the command to end, or 0 if it ended without one."""
+    while process.is_running():
         ready, _, _ = select.select(
-            [signals, *process.descriptors], [], [], None if process.descriptors else LOOK_S
+            [signals, *process.descriptors], [], [], None if process.descriptors else POLL_S
         )
         if signals in ready:
-            heard = os.read(signals, 512)
-            if not heard:
+            numbers = os.read(signals, 512)
+            if not numbers:
                 return 0
-            asking = [number for number in heard if number in (signal.SIGINT, signal.SIGTERM)]
-            if asking:
-                return asking[0]
+            ending = [number for number in numbers if number in (signal.SIGINT, signal.SIGTERM)]
+            if ending:
+                return ending[0]
     return 0
 
 
 class _Process:
-    """The parent of this process, by a descriptor that tells its end where the system has such."""
+    """The parent of this process, with a pidfd that signals its end if the system has them."""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
         self.descriptors: list[int] = []
         if sys.platform == "linux":
             with suppress(OSError):
-                self.descriptors = [os.pidfd_open(number)]
+                self.descriptors = [os.pidfd_open(pid)]
 
-    def is_there(self) -> bool:
-        """Whether it has not ended."""
+    def is_running(self) -> bool:
+        """Return whether it has not ended yet."""
         if self.descriptors and select.select(self.descriptors, [], [], 0)[0]:
             return False
-        return os.getppid() == self._number
+        return os.getppid() == self._pid
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for its end, so long at most."""
+        """Wait up to `seconds` for its end, and return whether it ended."""
         deadline = time.monotonic() + seconds
-        while self.is_there():
+        while self.is_running():
             if time.monotonic() > deadline:
                 return False
             time.sleep(STEP_S)
@@ -180,6 +177,6 @@ class _Process:
 
     def kill(self) -> None:
         """End it if it is still our parent."""
-        if os.getppid() == self._number:
+        if os.getppid() == self._pid:
             with suppress(OSError):
-                os.kill(self._number, signal.SIGKILL)
+                os.kill(self._pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`featkit report`: a training run, or several that belong together, as one page."""
+"""`featkit report`: write the page of a training run."""
 
 from pathlib import Path
 
@@ -7,19 +7,18 @@ from featkit.extras import need_extra
 
 
 def report(run: Path, /) -> None:
-    """Write the page of a training run anew, from what its folder holds: scores, curves, and what
-    the network sees over time.
+    """Write report.html in a run folder: scores, curves, and what the network sees over time.
 
-    A run writes it by itself when it ends. This makes it of a run that still goes on, or that was
-    killed. Of a course of trainings (born-again, self-training, internal) it is the table of them
-    all, with the page of each beside.
+    A run writes this page itself when it ends. Use this command for a run that is still going or
+    was killed. For a series of runs (born-again, self-training, internal), the page has a table of
+    all of them and links to the page of each.
 
     Example: featkit report run/
 
     Parameters
     ----------
     run
-        The folder of the run, --out of a `featkit train`; the page is report.html in it.
+        The run folder, which is the --out of `featkit train`.
     """
     need_extra("train", "yaml")
     from featkit_train.report import write_report

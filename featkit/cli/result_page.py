@@ -1,8 +1,7 @@
-"""The results of a search as one HTML file with its images inside, for looking at and for sending
-along.
+"""Write the results of a search as one HTML file with its images inside, to look at or to share.
 
-It loads nothing from anywhere, runs no script, and says so to the browser; names of images are
-text and stay text.
+The page loads nothing and runs no script, and its Content-Security-Policy makes the browser enforce
+this. Image names are escaped.
 """
 
 from __future__ import annotations
@@ -80,10 +79,10 @@ PAGE = """<!doctype html>
 <body>
 <header>
 <img src="{query}" alt="The image searched with">
-<div><h1>Nearest to {name}</h1><p>{counts}</p></div>
+<div><h1>Most similar to {name}</h1><p>{counts}</p></div>
 </header>
 {results}
-<footer>The score is the cosine between two images as {model} sees them: 1 is the same, 0 has nothing in common.</footer>
+<footer>The score is the cosine similarity of two images' vectors by {model}: 1 for equal vectors, 0 for unrelated ones.</footer>
 </body>
 </html>
 """
@@ -100,14 +99,14 @@ CARD = """<li>
 
 
 def write_result_page(path: Path, index: Index, query: Path, hits: Sequence[Hit]) -> None:
-    """Write the page at `path`, whole or not at all. InputError for a query that cannot be decoded."""
-    shown = thumbnail_jpeg(load(query, shorter_side=THUMBNAIL_SIDE).pixels)
+    """Write the page to `path` atomically. Raises InputError if the query cannot be decoded."""
+    query_jpeg = thumbnail_jpeg(load(query, shorter_side=THUMBNAIL_SIDE).pixels)
     cards = "\n".join(_card(rank, hit, index.thumbnail(hit.id)) for rank, hit in enumerate(hits, 1))
     name, index_name = on_one_line(query.name), on_one_line(index.path.name)
     text = PAGE.format(
         title=html.escape(f"{name} in {index_name}"),
         style=STYLE,
-        query=_inline(shown),
+        query=_inline(query_jpeg),
         name=html.escape(name),
         counts=html.escape(f"{len(hits):,} of {counted(len(index), 'image')} in {index_name}"),
         results=(
@@ -128,7 +127,7 @@ def _card(rank: int, hit: Hit, thumbnail: bytes | None) -> str:
             else "no thumbnail"
         ),
         rank=rank,
-        # where a long name may break; neither is in an entity
+        # A long name may break here. Neither character occurs in an HTML entity.
         key=key.replace("/", "/<wbr>").replace("_", "_<wbr>"),
         score=hit.score,
         percent=100 * min(max(hit.score, 0.0), 1.0),

@@ -1,4 +1,4 @@
-"""`featkit search`: the images of an index nearest to one of yours."""
+"""`featkit search`: find the images of an index most similar to one of yours."""
 
 import tempfile
 from dataclasses import asdict
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from featkit.cli.console import print_json, print_table, stdout
+from featkit.cli.options import AsJson
 from featkit.errors import InputError
 from featkit.extras import need_extra
 
@@ -27,10 +28,11 @@ def search(
     k: Annotated[int, Parameter(name=["--k", "-k"])] = 10,
     page: Path | None = None,
     open_: bool = False,
-    json_: bool = False,
+    json_: AsJson = False,
 ) -> None:
-    """Print the K images of INDEX nearest to IMAGE, best first. A score of 1 is the same
-    image, as the model sees it.
+    """Print the K images of INDEX most similar to IMAGE, best first.
+
+    The score is the cosine similarity of the two vectors; 1 means that they are equal.
 
     Example: featkit search photos.index query.jpg -k 10
 
@@ -41,13 +43,11 @@ def search(
     image
         An image file of any format that Pillow opens.
     k
-        How many images.
+        How many images to print.
     page
-        Write a page of the images there: one HTML file that holds all it shows.
+        Also write the results to this HTML file, with the images embedded in it.
     open_
-        Open that page in the browser; without --page it is a temporary file.
-    json_
-        Print the result as JSON.
+        Open the HTML page in the browser. Without --page, it is a temporary file.
     """
     need_extra("cpu", "faiss", "onnxruntime")
     from featkit.index import Index
@@ -55,18 +55,18 @@ def search(
     with Index.open(index) as opened:
         if len(opened) == 0:
             raise InputError(
-                f"{index} is empty. Add images with `featkit embed PHOTOS --out emb` and `featkit"
-                " index emb`."
+                f"{index} is empty; add images with `featkit embed PHOTOS --out emb` and `featkit"
+                f" index emb --out {index}`."
             )
         if open_ and page is None:
-            # a folder only this user may read
+            # mkdtemp's folder is private to this user.
             page = Path(tempfile.mkdtemp(prefix="featkit-search-")) / "results.html"
         vectors = opened.embedder.embed(image)
         hits = opened.read(lambda state: _search(opened, state, image, vectors, k, page))
     if json_:
         print_json([_in_json(hit) for hit in hits])
     else:
-        _print_hits(f"Nearest to {image}", hits)
+        _print_hits(f"Most similar to {image}", hits)
     if page is not None and not json_:
         stdout().print(f"Page: {page}")
     if page is not None and open_:
@@ -123,4 +123,4 @@ def _show(page: Path) -> None:
     import webbrowser
 
     if not webbrowser.open(page.resolve().as_uri()):
-        print(f"featkit: no browser was found; open {page} in one.", file=sys.stderr)
+        print(f"featkit: no browser was found; open {page} yourself.", file=sys.stderr)

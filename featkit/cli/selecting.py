@@ -1,5 +1,4 @@
-"""The flags that say which files of a source are wanted, and the line that says which were passed
-over."""
+"""Options that select files of a source, and the note on what was skipped."""
 
 from __future__ import annotations
 
@@ -21,26 +20,26 @@ Patterns = Annotated[list[str] | None, Parameter(negative=())]
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class SelectionFlags:
-    """Which files of a source are wanted."""
+    """Which files of a source to read."""
 
     exclude: Patterns = None
-    """Leave out files and folders by a pattern of their keys, as in .gitignore: --exclude '*.png'
-    --exclude 'raw/**'. Repeat for more."""
+    """Skip files and folders whose key matches this pattern, as in .gitignore: --exclude '*.png'
+    --exclude 'raw/**'. Can be repeated."""
 
     include: Patterns = None
-    """Take only what one of these patterns matches. A pattern that names a hidden or system folder,
-    or another suffix, takes it in: --include '@eaDir/**'. Repeat for more."""
+    """Only read files whose key matches one of these patterns. A pattern that names a hidden or
+    system folder, or another suffix, includes it: --include '@eaDir/**'. Can be repeated."""
 
     follow_links: bool = False
-    """Also read folders that links point to, each once."""
+    """Also read folders behind symbolic links, each once."""
 
     column: str | None = None
-    """Read the images from this column of Parquet files and data sets; by default one of {bytes,
-    path} values, before plain binary ones."""
+    """Read images from this column of Parquet files and data sets. The default is a column of
+    {bytes, path} values, or else a binary column."""
 
 
 def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> Selection:
-    """Return the flags as the library takes them. own: the folders that the command writes to."""
+    """Return the options as the library's Selection. own: folders that the command itself writes."""
     from featkit.sources.selection import Selection
 
     flags = flags or SelectionFlags()
@@ -54,8 +53,8 @@ def selection_of(flags: SelectionFlags | None, *, own: Sequence[Path] = ()) -> S
 
 
 def passed_over(*sources: Source) -> str | None:
-    """Return the lines that say which column was read if there are others, and what was passed
-    over; None if there are none."""
+    """Return notes on the column that was read, if there was a choice, and on skipped files; None
+    without any."""
     from featkit.sources.base import merge_skipped
     from featkit.sources.rows import column_notes
     from featkit.sources.selection import skipped_in_words
@@ -69,6 +68,6 @@ def passed_over(*sources: Source) -> str | None:
 
 
 def note_passed_over(*sources: Source) -> None:
-    """Print those lines on stderr, for commands whose result is something else."""
+    """Print the notes of `passed_over` on stderr, for commands whose stdout is a result."""
     if (line := passed_over(*sources)) is not None:
         print(line, file=sys.stderr)

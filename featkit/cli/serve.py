@@ -1,4 +1,4 @@
-"""`featkit serve`: embedding and search over HTTP."""
+"""`featkit serve`: embed and search over HTTP."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from featkit.cli.console import stdout
+from featkit.cli.options import Host, Port
 from featkit.errors import InputError
 from featkit.extras import need_extra
 from featkit.wording import counted
@@ -16,31 +17,27 @@ def serve(
     /,
     *,
     model: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
     max_bytes: Annotated[int, Parameter(name="--max-bytes")] = 32 * 2**20,
     max_pixels: Annotated[int, Parameter(name="--max-pixels")] = 60_000_000,
 ) -> None:
-    """Serve INDEX, or only a model, as an HTTP service on this machine until Ctrl-C.
+    """Serve INDEX, or only a model, over HTTP until Ctrl-C.
 
-    Images are sent as bytes to /v1/embed and /v1/search; /openapi.json describes all routes.
+    Clients post image bytes to /v1/embed and /v1/search; /openapi.json describes all routes.
 
     Example: featkit serve photos.index --port 8000
 
     Parameters
     ----------
     index
-        An index folder; its own model embeds the queries.
+        An index folder, whose own model embeds the queries.
     model
-        A featkit model file, to serve embedding without an index.
-    host
-        Address to listen on. 127.0.0.1 is this machine only; 0.0.0.0 is every network it is in.
-    port
-        Port to listen on; 0 takes any free one.
+        A model file, to serve embedding without an index.
     max_bytes
-        Bytes an image may have.
+        Refuse images with more bytes.
     max_pixels
-        Pixels an image may have, checked before it is decoded.
+        Refuse images with more pixels, before decoding them.
     """
     packages = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
     need_extra("serve", *packages, engines=("faiss", "onnxruntime"))
@@ -52,7 +49,7 @@ def serve(
     from featkit.serve.service import ServiceLimits
 
     if index is None and model is None:
-        raise InputError("Nothing to serve: name an index folder, or a model file with --model.")
+        raise InputError("Nothing to serve: pass an index folder, or a model file with --model.")
     limits = ServiceLimits(images=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels))
     listener = bind(host, port)
     opened = None if index is None else Index.open(index)
@@ -62,10 +59,10 @@ def serve(
         else:
             embedder = Embedder(model, limits=limits.images)
         app = make_app(opened, embedder, limits=limits)
-        what = f"{counted(len(opened), 'image')} of {index}" if opened is not None else str(model)
+        served = f"{counted(len(opened), 'image')} of {index}" if opened is not None else str(model)
         address = address_of(listener)
         stdout().print(
-            f"Serving {what} with {embedder.backend_name} on {address} (routes:"
+            f"Serving {served} with {embedder.backend_name} on {address} (routes:"
             f" {address}/openapi.json)"
         )
         run(app, listener)

@@ -1,4 +1,5 @@
-"""A terminal of any encoding: what it cannot show is spelled out, and never ends a command."""
+"""Print to a terminal of any encoding: characters that it cannot show are replaced, and never end a
+command."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import sys
 
 from featkit.wording import on_one_line
 
-# What stands in place of characters that a terminal in ASCII or a Windows code page cannot show.
+# Replacements for characters that ASCII or a Windows code page lacks.
 LOOKALIKES = str.maketrans(
     {
         "×": "x",
@@ -26,11 +27,10 @@ LOOKALIKES = str.maketrans(
 
 
 def never_fail_to_print() -> None:
-    """Let stdout and stderr show whatever a text holds: characters that their encoding lacks are
-    replaced or spelled out.
+    """Make stdout and stderr replace or escape characters that their encoding lacks.
 
-    For a process that is featkit's own. Where Python passes bytes of file names through
-    (`surrogateescape`), it still does.
+    Call this only in featkit's own process. If a stream passes undecodable bytes of file names
+    through (`surrogateescape`), it still does.
     """
     codecs.register_error("featkit", _spell_out)
     codecs.register_error("featkit-bytes", _pass_bytes)

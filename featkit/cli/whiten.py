@@ -1,30 +1,29 @@
-"""`featkit whiten`: PCA-whitening fitted to embeddings, for `featkit export --whiten`."""
+"""`featkit whiten`: fit PCA whitening to embeddings, for `featkit export --whiten`."""
 
 from pathlib import Path
 
 from featkit.cli.console import print_json, stdout
+from featkit.cli.options import AsJson
 from featkit.errors import InputError
 from featkit.wording import counted
 
 
-def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = False) -> None:
-    """Fit PCA-whitening to EMBEDDINGS: shorter vectors, in which no direction outweighs the others.
+def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: AsJson = False) -> None:
+    """Fit PCA whitening to EMBEDDINGS, for shorter vectors with equal variance in every direction.
 
-    Export the model again with the statistics, and embed anew: the graph then gives the whitened
-    vectors itself.
+    Then export the model again with `--whiten` and embed your images with the new file: its graph
+    includes the whitening.
 
     Example: featkit whiten emb/ --dim 128 --out stats.npz
 
     Parameters
     ----------
     embeddings
-        An embeddings folder of `featkit embed`; a few thousand images like those to be searched.
+        A folder from `featkit embed`, of a few thousand images like those you will search.
     dim
-        Numbers of a whitened vector.
+        The number of dimensions of a whitened vector.
     out
-        The file of statistics to write.
-    json_
-        Print the figures as JSON.
+        The statistics file to write, such as stats.npz.
     """
     from featkit.embeddings import Embeddings, vectors_of
     from featkit.modelfile import read_manifest
@@ -34,7 +33,7 @@ def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = Fals
     manifest = read_manifest(folder.model_path)
     if manifest.whitened:
         raise InputError(
-            f"{embeddings} was embedded by a model that whitens already; embed with {manifest.name}"
+            f"{embeddings} was embedded by a model that already whitens; embed with {manifest.name}"
             " exported without --whiten."
         )
     tables = (table.filter(table["embedding"].is_valid()) for table in folder.tables(["embedding"]))
@@ -52,11 +51,10 @@ def whiten(embeddings: Path, /, *, dim: int = 128, out: Path, json_: bool = Fals
         print_json(facts)
         return
     stdout().print(
-        f"{out}: {folder.plan.width} to {counted(dim, 'number')}, "
-        f"fitted to {counted(whitening.num_vectors, 'vector')} of {manifest.name}; "
-        f"{whitening.explained:.1%} of their variance is kept."
+        f"Wrote {out}: from {folder.plan.width} to {counted(dim, 'dimension')}, "
+        f"fitted to {counted(whitening.num_vectors, 'vector')} of {manifest.name}, "
+        f"keeping {whitening.explained:.1%} of their variance."
     )
     stdout().print(
-        f"Next: repeat the export of {manifest.name} with --whiten {out}, and embed with the new"
-        " file."
+        f"Next: export {manifest.name} again with --whiten {out}, and embed with the new file."
     )

@@ -156,7 +156,7 @@ def test_images_of_every_kind_go_through_the_whole_line(good: Path, tmp_path: Pa
     )
     said = run_featkit("index", out, "--out", index)
     assert said.out.startswith(
-        f"{len(READABLE)} images added, {len(UNREADABLE)} have no embedding; {index} holds "
+        f"{len(READABLE)} images added, {len(UNREADABLE)} without an embedding; {index} holds "
     )
     for name in READABLE:
         hits = run_featkit("search", index, tmp_path / "odd" / name, "-k", 1)

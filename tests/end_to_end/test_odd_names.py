@@ -114,7 +114,7 @@ def test_an_index_of_any_name_is_made_searched_and_shown(place: Path, tmp_path: 
     assert "caf\\xe9.jpg" in said.out
     assert "\x1b" not in said.out.replace(str(query), "")
     page = (folder / "r.html").read_text(encoding="utf-8")
-    assert "Nearest to caf\\xe9.jpg" in page
+    assert "Most similar to caf\\xe9.jpg" in page
     assert "line\\nfeed \\x1b[1m.jpg" in page
     hits = json.loads(
         run("search", folder / "ix", query, "--json", "--page", folder / "r.html").out

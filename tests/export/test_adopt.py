@@ -545,12 +545,12 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             lambda: with_input(build(), TensorProto.FLOAT, (4, 3, "h", "w")),
             {},
-            ["4 images a call", "1 or any number"],
+            ["4 images a call", "a batch of 1 or a dynamic one"],
         ),
         (
             lambda: with_input(build(), TensorProto.FLOAT, ("n", 3, 70, 70)),
             {},
-            ["70×70 alone", "56×56", "dynamic sizes"],
+            ["only takes images of 70×70", "56×56", "dynamic sizes"],
         ),
         (lambda: with_more(build()), {}, ["bool_masked_pos bool (batch, tokens)", "that alone"]),
         (lambda: onnx.ModelProto(), {}, ["takes nothing"]),
@@ -558,7 +558,7 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             lambda: with_output(build(), "logits", ("n", 1000)),
             {},
-            ["logits float32 (n, 1000)", "without a head"],
+            ["logits float32 (n, 1000)", "without a task's head"],
         ),
         (
             lambda: with_output(build(), "last_hidden_state", ("n", 8, "h", "w")),
@@ -568,12 +568,12 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
         (
             lambda: with_pooler_alone(build()),
             {"feature": "mean"},
-            ["pooler_output alone", "mean", "last_hidden_state"],
+            ["gives only pooler_output", "mean", "last_hidden_state"],
         ),
         (
             lambda: with_pooler_alone(build()),
             {"outputs": ("embedding", "patches")},
-            ["pooler_output alone", "patches"],
+            ["gives only pooler_output", "patches"],
         ),
         (build, {"feature": "max"}, ["'max'", "cls, mean, gem, cls+mean, cls+gem"]),
         (build, {"outputs": ("embedding", "attention")}, ["gives no attention", "checkpoint"]),
@@ -590,11 +590,11 @@ def with_pooler_alone(model: onnx.ModelProto) -> onnx.ModelProto:
             {"geometry": dataclasses.replace(GEOMETRY, patch=7)},
             ["17 tokens", "another patch"],
         ),
-        (build, {"num_registers": None}, ["config.json does not exist", "fetch it from where"]),
+        (build, {"num_registers": None}, ["config.json does not exist", "download it from where"]),
         (
             build,
             {"geometry": None},
-            ["preprocessor_config.json does not exist", "fetch it from where"],
+            ["preprocessor_config.json does not exist", "download it from where"],
         ),
     ],
 )

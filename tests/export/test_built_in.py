@@ -137,7 +137,7 @@ def test_a_scale_alone_is_made_up_for(tmp_path: Path) -> None:
         run(tmp_path / "plain" / "out.onnx", images),
         atol=1e-5,
     )
-    assert any("multiplies what it is given by 0.003922 itself" in note for note in report.remarks)
+    assert any("multiplies its input by 0.003922 itself" in note for note in report.remarks)
 
 
 def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vectors(
@@ -152,12 +152,12 @@ def test_a_published_folder_with_a_graph_that_normalizes_gives_the_published_vec
     np.testing.assert_allclose(
         run(tmp_path / "own.onnx", images), run(tmp_path / "plain.onnx", images), atol=1e-5
     )
-    assert any("as its preprocessing says; it is not done twice" in note for note in report.remarks)
+    assert any("as in its preprocessing; it is not done twice" in note for note in report.remarks)
 
 
 def test_a_graph_that_contradicts_its_preprocessing_is_refused(tmp_path: Path) -> None:
     with refused(
-        "normalizes images itself", "x · (2, 2, 2) + (-1, -1, -1)", "Set do_normalize to false"
+        "normalizes images itself", "x · (2, 2, 2) + (-1, -1, -1)", "set do_normalize to false"
     ):
         adopted(tmp_path, "centered", GEOMETRY)
     assert not (tmp_path / "out.onnx").exists()

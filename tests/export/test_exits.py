@@ -176,7 +176,7 @@ def test_a_backbone_of_featkits_own_is_left_as_it_is() -> None:
 
     backbone, info = drawn_backbone(VITS["dino"]), info_for(VITS["dino"])
     assert cut_at(backbone, info, None) == (backbone, info)
-    with refused("drawn has no exits"):
+    with refused("drawn has no early exits"):
         cut_at(backbone, info, 1)
 
 

@@ -242,7 +242,7 @@ def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.M
     assert {kinds[name] for node in scaled for name in [*node.input, *node.output]} == {FLOAT}
 
     # and the case shows it: as halves they are too coarse
-    monkeypatch.setattr(half, "_fits", lambda _tensor: True)
+    monkeypatch.setattr(half, "fits_half", lambda _tensor: True)
     assert (
         least_cosine(run(to_half(load_onnx(path), tmp_path).model, images)["embedding"], expected)
         < 0.999
@@ -264,7 +264,7 @@ def test_a_tiny_layer_scale_keeps_its_bits(tmp_path: Path, monkeypatch: pytest.M
 def test_a_constant_fits_where_halves_hold_most_of_it_with_all_bits(
     values: list[float], fits: bool
 ) -> None:
-    assert half._fits(numpy_helper.from_array(np.array(values, np.float32), "c")) is fits
+    assert half.fits_half(numpy_helper.from_array(np.array(values, np.float32), "c")) is fits
 
 
 # The ends of a graph ------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ def test_a_file_whose_vectors_are_no_numbers_is_refused(tmp_path: Path) -> None:
     model = load_onnx(path)
     scaled(model, weight_of(model, 0), np.inf)
     seal(model, read_manifest(path), tmp_path / "m.onnx")
-    with refused(tmp_path / "m.onnx", "not finite numbers"):
+    with refused(tmp_path / "m.onnx", "NaN or infinity even in fp32"):
         lower(tmp_path / "m.onnx", tmp_path / "h.onnx", precision="fp16")
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
@@ -273,8 +273,8 @@ def test_a_file_published_in_fp16_is_adopted_only_where_it_holds_in_true_halves(
     with refused(
         tmp_path / "m.onnx",
         "in true half arithmetic",
-        "first come at loud",
-        "Take the file in fp32",
+        "values first exceed fp16's 65,504 at loud",
+        "Use the file in fp32",
     ):
         adopt_file(tmp_path / "m.onnx", tmp_path / "out.onnx", AdoptOptions(**options))
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
@@ -301,9 +301,9 @@ def test_a_file_that_loses_too_much_is_refused_with_the_layers_name(tmp_path: Pa
     seal(model, dataclasses.replace(manifest, name="lifted"), path)
     with refused(
         path,
-        "does not bear fp16",
-        "0.999 is required",
-        "at projection; fp16 holds 65,504",
+        "loses accuracy in fp16",
+        "below the 0.999 required",
+        "at projection; fp16 reaches 65,504",
         error=GateError,
     ):
         lower(path, tmp_path / "h.onnx", precision="fp16")
@@ -320,5 +320,5 @@ def test_the_gate_sees_vectors_that_are_no_numbers(
         "embed_each",
         lambda session, images: half_proof.embed_each(session, images) * next(calls),
     )
-    with refused(path, "some vectors are no numbers", error=GateError):
+    with refused(path, "some vectors are NaN or infinite", error=GateError):
         lower(path, tmp_path / "h.onnx", precision="fp16")

@@ -181,7 +181,7 @@ def test_a_name_that_is_no_product_is_an_error(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange]
 ) -> None:
     softmax = next(node.name for node in model.graph.node if node.op_type == "Softmax")
-    with pytest.raises(ValueError, match=f"no quantizable product is called {softmax}, zzz"):
+    with pytest.raises(ValueError, match=f"no such quantizable product: {softmax}, zzz"):
         quantize_static(model, ranges, keep_float=[quantizable_nodes(model)[0], "zzz", softmax])
 
 
@@ -261,7 +261,7 @@ def test_a_tensor_of_one_sign_begins_at_zero_and_an_empty_one_has_a_scale() -> N
         ([-5.1], [-1.0], 0.02, 255),
         ([0.0], [0.0], 1.0, 0),
     ):
-        graph = int8._Graph(onnx.ModelProto())
+        graph = int8.EditedGraph(onnx.ModelProto())
         int8._activation(graph, "t", ChannelRange(np.array(low), np.array(high)))
         assert float(graph.array("t/scale")) == pytest.approx(scale)
         assert int(graph.array("t/zero")) == zero
@@ -356,8 +356,8 @@ def smoothed_alone(
     model: onnx.ModelProto, ranges: dict[str, ChannelRange]
 ) -> tuple[onnx.ModelProto, dict[str, ChannelRange]]:
     """The model after SmoothQuant and before any rounding, and what it says of the ranges then."""
-    graph = int8._Graph(model)
-    changed = int8._smooth(graph, graph.products, ranges)
+    graph = int8.EditedGraph(model)
+    changed = int8.smooth(graph, graph.products, ranges)
     return graph.finish(), changed
 
 
@@ -407,7 +407,7 @@ def test_a_loud_channel_costs_nothing_with_smoothing_and_much_without(
     np.testing.assert_allclose(expected, run(model, images)[0], atol=1e-4)
     smoothed = cosines(run(quantize_static(loud, ranges), images)[0], expected)
     assert smoothed.min() > 0.999
-    monkeypatch.setattr(int8, "_smooth", lambda _graph, _chosen, ranges: dict(ranges))
+    monkeypatch.setattr(int8, "smooth", lambda _graph, _chosen, ranges: dict(ranges))
     plain = cosines(run(quantize_static(loud, ranges), images)[0], expected)
     assert 1 - plain.mean() > 10 * (1 - smoothed.mean())
 
@@ -426,8 +426,8 @@ def test_a_norm_that_something_else_reads_is_left_alone(
     shown.graph.output.append(
         helper.make_tensor_value_info(norm.output[0], TensorProto.FLOAT, None)
     )
-    graph = int8._Graph(shown)
-    int8._smooth(graph, graph.products, ranges)
+    graph = int8.EditedGraph(shown)
+    int8.smooth(graph, graph.products, ranges)
     np.testing.assert_allclose(
         run(graph.finish(), images, norm.output[0])[0],
         run(model, images, norm.output[0])[0],
@@ -471,7 +471,7 @@ def test_values_that_are_not_finite_are_an_error_naming_where(
     bias[0] = bad
     set_array(spoilt, norm.input[2], bias)
     with pytest.raises(
-        ValueError, match=f"^{norm.output[0]} is not finite on an image for calibration"
+        ValueError, match=f"^{norm.output[0]} is NaN or infinite on a calibration image"
     ):
         observe_ranges(spoilt, batches(images))
 

@@ -149,8 +149,8 @@ def test_int8_is_written_with_the_figures_that_it_was_let_through_by(
     )
     assert steps == [
         "calibrating on 11 images",
-        "timing it beside fp32 and bf16",
-        "looking for copies with it",
+        "timing it against fp32 and bf16",
+        "searching edited copies with it",
     ]
     assert sum(node.op_type == "QuantizeLinear" for node in onnx.load(out).graph.node) == 8
 
@@ -255,7 +255,7 @@ def test_where_quality_is_lost_products_go_back_by_sensitivity_and_then_it_is_re
     out = tmp_path / "out" / "m8.onnx"
     words = (
         "int8 loses 2.13% of copy recall@1",
-        "at most 3.47% at 95 %",
+        "up to 3.47% at 95 % confidence",
         "0.5% is allowed",
         "2.00 times the speed",
     )
@@ -325,10 +325,10 @@ def test_what_went_back_to_float_stands_in_the_manifest_and_is_float(
     assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 6
     assert steps[3:] == [
         "measuring which products lose most",
-        "timing it beside fp32 and bf16 with 1 product left in float",
-        "looking for copies with it",
-        "timing it beside fp32 and bf16 with 2 products left in float",
-        "looking for copies with it",
+        "timing it against fp32 and bf16 with 1 product left in float",
+        "searching edited copies with it",
+        "timing it against fp32 and bf16 with 2 products left in float",
+        "searching edited copies with it",
     ]
 
 
@@ -339,7 +339,7 @@ def test_int8_that_is_not_faster_is_refused_with_both_rates(
     run_in_onnxruntime_alone(monkeypatch)
     pretend_rates(monkeypatch, lambda run: rate if run.precision == "int8" else 20.0)
     words = (
-        f"int8 is not faster here: {rate} images/s by onnxruntime int8",
+        f"int8 is not faster on this machine: {rate} images/s by onnxruntime int8",
         "20.0 by onnxruntime fp32",
         "nothing was written",
     )
@@ -352,7 +352,7 @@ def test_it_is_compared_with_the_fastest_run_of_the_full_file_in_whatever_precis
     full: Path, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = {ORT_FP32: 10.0, Run("openvino", "bf16"): 31.0, ORT_INT8: 30.0}
-    monkeypatch.setattr(precision, "_rates", lambda *_: rates)
+    monkeypatch.setattr(precision, "images_per_second", lambda *_, **__: rates)
     with refused("30.0 images/s by onnxruntime int8", "31.0 by openvino bf16", error=GateError):
         lower(full, tmp_path / "m8.onnx", precision="int8", images=photographs)
 
@@ -365,7 +365,7 @@ def test_speed_that_is_lost_on_the_way_back_to_float_is_refused_as_such(
     pretend_rates(monkeypatch, lambda run: next(gains) if run.precision == "int8" else 20.0)
     pretend_losses(monkeypatch, LOST)
     with refused(
-        "int8 is not faster here: 19.0 images/s",
+        "int8 is not faster on this machine: 19.0 images/s",
         "with 2 products left in float; nothing was",
         error=GateError,
     ):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from featkit.modelfile import INPUT, OUTPUTS
 from featkit_export.export import export_backbone
-from featkit_export.graph import EmbeddingGraph, TraceError, _quiet, check_graph, trace
+from featkit_export.graph import EmbeddingGraph, TraceError, check_graph, quiet_exporter, trace
 from featkit_export.recipe import Recipe
 from featkit_export.traced import Traced
 from featkit_export.verify import (
@@ -190,7 +190,7 @@ def test_an_output_named_as_a_weight_is_written_by_the_exporter_and_refused_by_u
         def forward(self, values: Tensor) -> tuple[Tensor]:
             return (values + self.cls,)
 
-    with _quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             WithAParameter().eval(),
             (torch.zeros(2, 4),),

@@ -224,7 +224,7 @@ def test_what_is_there_already_stays_and_what_is_no_model_file_is_refused(
 ) -> None:
     write_triton(model, tmp_path)
     (tmp_path / "test-0" / "mine.txt").touch()
-    with refused("test-0 exists already", "another repository"):
+    with refused("test-0 already exists", "another repository"):
         write_triton(model, tmp_path)
     assert (tmp_path / "test-0" / "mine.txt").exists()
     with refused("none.onnx does not exist"):

@@ -168,4 +168,4 @@ def test_a_command_that_runs_out_of_memory_says_so(
         "embed", tmp_path / "a.png", "--model", model, "--out", tmp_path / "e", "--quiet"
     )
     assert (said.code, is_one_sentence(said)) == (3, True)
-    assert "the memory ran out; this process may use" in said.error
+    assert "out of memory; this process may use" in said.error

@@ -1,4 +1,4 @@
-"""`featkit evaluate`: how good a model is on your own images, one file a yardstick."""
+"""`featkit evaluate`: measure a model on your own images, with one file for each measurement."""
 
 from cyclopts import App
 
@@ -9,6 +9,6 @@ from featkit.cli.evaluate.retrieval import retrieval
 
 __all__ = ["app", "copies", "knn", "linear", "retrieval"]
 
-app = App(name="evaluate", help="Measure how good a model is on your own images.")
+app = App(name="evaluate", help="Measure a model on your own images.")
 for command in (copies, knn, linear, retrieval):
     app.command(command)

@@ -1,4 +1,4 @@
-"""What the yardsticks share: how many images, and how their figures are printed."""
+"""Helpers of the evaluation commands: open their images, and print their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_images(
     flags: SelectionFlags | None = None,
     check_column: bool = True,
 ) -> Source:
-    """A source, or so many of its images, spread evenly."""
+    """Open a source, or `limit` of its images, spread evenly."""
     from featkit.sources import open_source, thinned
 
     if limit is not None and limit < 1:
@@ -34,7 +34,7 @@ def open_images(
 def open_two(
     first: Path, second: Path, *, limit: int | None = None, flags: SelectionFlags | None = None
 ) -> tuple[Source, Source]:
-    """Two sources, of which one alone may have the column that is chosen."""
+    """Open two sources. The chosen column must exist in at least one of them."""
     from featkit.sources.opening import refuse_unused_column
 
     sources = [
@@ -45,7 +45,7 @@ def open_two(
 
 
 def print_failures(failures: Sequence[tuple[str, str]]) -> None:
-    """The first of the images that were left out, and why."""
+    """Print the first of the images that were left out, with the reason for each."""
     from featkit.embeddings import SHOWN_FAILURES
 
     if failures:
@@ -55,20 +55,25 @@ def print_failures(failures: Sequence[tuple[str, str]]) -> None:
 
 
 def figure(value: float) -> str:
-    """A share, as all tables show it."""
+    """Return a fraction as text, as in all tables."""
     return f"{value:.3f}"
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """Both ends of an interval."""
+    """Return an interval as text."""
     return f"{figure(bounds[0])} – {figure(bounds[1])}"
 
 
 def labels_from(columns: tuple[str, str]) -> str:
-    """Which columns of a training part and of a test part labels came from."""
+    """Return the label columns of the training and the test images as text."""
     return f"the column {columns[0]}" + (
-        f", of the test images {columns[1]}" if columns[1] != columns[0] else ""
+        f", and {columns[1]} for the test images" if columns[1] != columns[0] else ""
     )
+
+
+def note_if(count: int, note: str) -> list[str]:
+    """Return the note as a list if the count is not 0, else an empty list."""
+    return [note] if count else []
 
 
 def say(*lines: str) -> None:

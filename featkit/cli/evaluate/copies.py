@@ -1,4 +1,4 @@
-"""`featkit evaluate copies`: whether an edited image finds its original."""
+"""`featkit evaluate copies`: measure whether edited images find their originals."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import figure, interval, open_images, print_failures
 from featkit.cli.evaluated_model import open_model
+from featkit.cli.options import AsJson, EvaluatedModel, Quiet
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
 from featkit.wording import counted
@@ -15,34 +16,29 @@ def copies(
     photos: Path,
     /,
     *,
-    model: Path | None = None,
+    model: EvaluatedModel = None,
     seed: int = 0,
     last: int | None = None,
-    quiet: bool = False,
-    json_: bool = False,
+    quiet: Quiet = False,
+    json_: AsJson = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often an edited image finds its original among all PHOTOS; needs no labels.
+    """Measure how often an edited image finds its original among all PHOTOS. Needs no labels.
 
-    Each image is queried by four compound edits of itself (crop, rotation, flip, color, and
-    JPEG, blur or text). Raw pixels and a perceptual hash are measured beside the model.
+    Each image is searched by four edited copies of itself. Each copy combines a crop, rotation,
+    flip and color change with JPEG compression, blur or text. Raw pixels and a perceptual hash are
+    measured for comparison.
 
     Example: featkit evaluate copies images/ --model m.onnx
 
     Parameters
     ----------
     photos
-        A folder of images, a .tar, a .parquet, or whatever else `featkit embed` takes; the model should not know them.
-    model
-        A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
+        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes. Use images that the model was not trained on.
     seed
-        Of the edits.
+        Seed of the random edits.
     last
-        Only the last so many images in the source's order.
-    quiet
-        Show no progress.
-    json_
-        Print the figures as JSON.
+        Use only the last images of the source, at most this many.
     """
     if last is not None and last < 1:
         raise InputError(f"--last is {last}; it has to be 1 or more.")

@@ -1,11 +1,20 @@
-"""`featkit evaluate knn`: what images are by their nearest labeled neighbors."""
+"""`featkit evaluate knn`: classify images by their nearest labeled neighbors."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, labels_from, open_two, print_failures, say
+from featkit.cli.evaluate.common import (
+    figure,
+    interval,
+    labels_from,
+    note_if,
+    open_two,
+    print_failures,
+    say,
+)
 from featkit.cli.evaluated_model import open_model
+from featkit.cli.options import AsJson, EvaluatedModel, LabelColumn, Limit, Quiet
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
 from featkit.wording import counted
@@ -16,43 +25,32 @@ def knn(
     test: Path,
     /,
     *,
-    model: Path | None = None,
-    label: str = "label",
+    model: EvaluatedModel = None,
+    label: LabelColumn = "label",
     k: tuple[int, ...] = (20,),
     temperature: float = 0.07,
-    limit: int | None = None,
-    quiet: bool = False,
-    json_: bool = False,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how often the nearest neighbors of a TEST image among the labeled TRAIN images
-    say what it is.
+    """Measure how often the nearest neighbors of a TEST image among the TRAIN images give its label.
 
-    Neighbors vote by exp(cosine / temperature), as DINO's do, and by plain majority. Raw pixels
-    are measured beside the model.
+    Neighbors vote with the weight exp(cosine / temperature), as in DINO's evaluation, and by plain
+    majority. Raw pixels are measured for comparison.
 
     Example: featkit evaluate knn train.tar test.parquet --model m.onnx
 
     Parameters
     ----------
     train
-        The labeled images that are searched: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        The labeled images to search: a folder, a .tar, a .parquet, or anything else that `featkit embed` takes.
     test
         The labeled images to classify.
-    model
-        A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
-    label
-        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that an image lies in.
     k
-        How many neighbors vote; several numbers are several rows: --k 10 --k 20.
+        How many neighbors vote. Repeat the option to compare several: --k 10 --k 20.
     temperature
-        Of the weighted vote.
-    limit
-        Only so many images of each part, spread evenly over it.
-    quiet
-        Show no progress.
-    json_
-        Print the figures as JSON.
+        Temperature of the weighted vote.
     """
     if not k or min(k) < 1:
         raise InputError(f"--k is {min(k, default=0)}; it has to be 1 or more.")
@@ -94,12 +92,11 @@ def knn(
         title, ("method", "k", "weighted", "95 % interval", "majority"), [*rows, most_frequent]
     )
     say(
-        f"Labels: {labels_from(report.columns)}. A weighted vote counts exp(cosine /"
+        f"Labels: {labels_from(report.columns)}. The weight of a vote is exp(cosine /"
         f" {report.temperature:g}).",
-        *(
-            [f"Labels that no training image has: {counted(report.num_unseen, 'test image')}."]
-            if report.num_unseen
-            else []
+        *note_if(
+            report.num_unseen,
+            f"Not in the training labels: those of {counted(report.num_unseen, 'test image')}.",
         ),
     )
     print_failures(report.failures)

@@ -1,11 +1,20 @@
-"""`featkit evaluate linear`: what a linear classifier on frozen features tells apart."""
+"""`featkit evaluate linear`: train a linear classifier on frozen features."""
 
 from dataclasses import asdict
 from pathlib import Path
 
 from featkit.cli.console import ProgressReporter, print_json, print_table
-from featkit.cli.evaluate.common import figure, interval, labels_from, open_two, print_failures, say
+from featkit.cli.evaluate.common import (
+    figure,
+    interval,
+    labels_from,
+    note_if,
+    open_two,
+    print_failures,
+    say,
+)
 from featkit.cli.evaluated_model import open_model
+from featkit.cli.options import AsJson, EvaluatedModel, LabelColumn, Limit, Quiet
 from featkit.cli.selecting import SelectionFlags
 from featkit.extras import need_extra
 from featkit.wording import counted
@@ -16,41 +25,31 @@ def linear(
     test: Path,
     /,
     *,
-    model: Path | None = None,
-    label: str = "label",
+    model: EvaluatedModel = None,
+    label: LabelColumn = "label",
     seed: int = 0,
-    limit: int | None = None,
-    quiet: bool = False,
-    json_: bool = False,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure how well a linear classifier of TRAIN's labels, on the model's frozen features, does
-    on TEST.
+    """Fit a linear classifier to the model's frozen features of TRAIN, and measure its accuracy on
+    TEST.
 
-    Multinomial logistic regression on standardized features. Its L2 regularization is chosen on a
-    fifth of TRAIN that is held out for that, and it is then fitted to all of TRAIN. The same on raw
-    pixels stands beside the model.
+    The classifier is multinomial logistic regression on standardized features. Its L2
+    regularization is chosen on a held-out fifth of TRAIN, then it is fitted to all of TRAIN. Raw
+    pixels are measured for comparison.
 
     Example: featkit evaluate linear train.tar test.parquet --model m.onnx
 
     Parameters
     ----------
     train
-        The labeled images to learn from: a folder, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        The labeled images to train on: a folder, a .tar, a .parquet, or anything else that `featkit embed` takes.
     test
         The labeled images to classify.
-    model
-        A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
-    label
-        The column with the labels, in both; `label` also means a tar's .cls members, or the folder that an image lies in.
     seed
-        Of which images of TRAIN are held out.
-    limit
-        Only so many images of each part, spread evenly over it.
-    quiet
-        Show no progress.
-    json_
-        Print the figures as JSON.
+        Seed that selects the held-out images of TRAIN.
     """
     need_extra("evaluate", "sklearn")
     opened = open_model(model)
@@ -88,18 +87,16 @@ def linear(
     print_table(title, ("method", *(f"{l2:g}" for l2 in report.grid)), tried)
     unfinished = [score.name for score in report.scores if not score.converged]
     say(
-        f"Labels: {labels_from(report.columns)}. Features are standardized by the training part.",
-        "Fitted: the least of mean cross-entropy + l2 / 2 * sum of squared weights, with the l2"
-        " that held-out images chose.",
-        *(
-            [f"Labels that no training image has: {counted(report.num_unseen, 'test image')}."]
-            if report.num_unseen
-            else []
+        f"Labels: {labels_from(report.columns)}. Features are standardized on the training images.",
+        "The fit minimizes mean cross-entropy + l2 / 2 * sum of squared weights, with the l2 of the"
+        " best held-out accuracy.",
+        *note_if(
+            report.num_unseen,
+            f"Not in the training labels: those of {counted(report.num_unseen, 'test image')}.",
         ),
-        *(
-            [f"Not at its end after {MAX_ITERATIONS:,} steps: {', '.join(unfinished)}."]
-            if unfinished
-            else []
+        *note_if(
+            len(unfinished),
+            f"Not converged after {MAX_ITERATIONS:,} steps: {', '.join(unfinished)}.",
         ),
     )
     print_failures(report.failures)

@@ -1,4 +1,4 @@
-"""`featkit evaluate retrieval`: whether images of one group, or of one landmark, find each other."""
+"""`featkit evaluate retrieval`: measure whether images of one group or landmark find each other."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,12 +8,14 @@ from featkit.cli.console import ProgressReporter, print_json, print_table
 from featkit.cli.evaluate.common import (
     figure,
     interval,
+    note_if,
     open_images,
     open_two,
     print_failures,
     say,
 )
 from featkit.cli.evaluated_model import open_model
+from featkit.cli.options import AsJson, EvaluatedModel, Limit, Quiet
 from featkit.cli.selecting import SelectionFlags
 from featkit.errors import InputError
 from featkit.wording import counted
@@ -33,52 +35,42 @@ def retrieval(
     queries: Path | None = None,
     protocol: Literal["group", "revisited"] = "group",
     ground_truth: Path | None = None,
-    model: Path | None = None,
-    limit: int | None = None,
-    quiet: bool = False,
-    json_: bool = False,
+    model: EvaluatedModel = None,
+    limit: Limit = None,
+    quiet: Quiet = False,
+    json_: AsJson = False,
     select: SelectionFlags | None = None,
 ) -> None:
-    """Measure whether the PHOTOS of a query's own group are found first: mean average precision and
+    """Measure whether a query finds the PHOTOS of its own group first, by mean average precision and
     recall@k.
 
-    Every image queries all the others; with --queries, those images query PHOTOS. With
-    --protocol revisited it is the protocol of ROxford and RParis instead (arXiv 1803.11285): Easy,
-    Medium and Hard, junk ignored, queries cropped.
+    Every image is a query against all others; with --queries, those images are queries against
+    PHOTOS. `--protocol revisited` follows ROxford and RParis instead (arXiv 1803.11285): the setups
+    Easy, Medium and Hard, with junk images ignored and queries cropped.
 
     Example: featkit evaluate retrieval photos/ --group folder --model m.onnx
 
     Parameters
     ----------
     photos
-        A folder of images, a .tar, a .parquet, or whatever else `featkit embed` takes.
+        A folder of images, a .tar, a .parquet, or anything else that `featkit embed` takes.
     group
-        The column whose value images of one group share, such as folder.
+        The column that names the group of an image, such as folder.
     queries
-        Other images, with the same column, to query by.
+        Query images, with the same column.
     protocol
-        group, or revisited.
+        How to evaluate: by the groups of a column, or as ROxford and RParis do.
     ground_truth
-        For revisited: gnd_roxford5k.pkl, gnd_rparis6k.pkl, or the same as .json.
-    model
-        A model file, or a run folder of `featkit train`, computed in torch; by default featkit-tiny, which ships with featkit.
-    limit
-        Only so many images of each source, spread evenly over it.
-    quiet
-        Show no progress.
-    json_
-        Print the figures as JSON.
+        The ground truth of `revisited`: gnd_roxford5k.pkl, gnd_rparis6k.pkl, or the same content as .json.
     """
     revisited = protocol == "revisited"
     if revisited != (ground_truth is not None) or revisited == (group is not None):
         raise InputError(
-            "Retrieval takes either --group COLUMN, or --protocol revisited with --ground-truth"
-            " FILE."
+            "Pass either --group COLUMN, or --protocol revisited with --ground-truth FILE."
         )
     if revisited and (queries is not None or limit is not None):
         raise InputError(
-            "The ground truth says which images there are and which are queries; leave out"
-            " --queries and --limit."
+            "The ground truth lists the images and the queries; leave out --queries and --limit."
         )
     opened = open_model(model)
     if queries is None:
@@ -145,22 +137,16 @@ def _show_groups(report: "GroupReport") -> None:
     ks = [f"recall@{k}" for k in report.scores[0].recall]
     print_table(title, ("method", "mAP", "95 % interval", *ks), rows)
     column, asked_column = report.columns
-    named = (
-        f"the column {column}"
-        if report.leave_one_out
-        else f"the columns {column} and, of the queries, {asked_column}"
-    )
+    if report.leave_one_out:
+        how = f"Groups are the column {column}; each image is a query against all others."
+    else:
+        how = f"Groups are the column {column}, and {asked_column} for the separate queries."
     say(
-        f"Groups are {named};"
-        f" {'each image queries all the others' if report.leave_one_out else 'the queries lie apart'}."
-        " recall@k is the share of queries with one of their group among the first k.",
-        *(
-            [
-                f"Not counted: {counted(report.num_alone, 'query', 'queries')} with no other of the"
-                " group."
-            ]
-            if report.num_alone
-            else []
+        f"{how} recall@k is the share of queries with an image of their group among the first k.",
+        *note_if(
+            report.num_alone,
+            f"Not counted: {counted(report.num_alone, 'query', 'queries')} whose group has no other"
+            " image.",
         ),
     )
     print_failures(report.failures)
@@ -187,11 +173,11 @@ def _show_revisited(report: "RevisitedReport") -> None:
     print_table(title, ("method", "setup", "queries", "mAP", "mP@1", "mP@5", "mP@10"), rows)
     height, width = report.size
     say(
-        "Right and ignored are: easy, hard and junk (Easy); easy and hard, junk (Medium); hard,"
-        " easy and junk (Hard).",
-        "Average precision by the trapezoid rule; queries without a right image are not counted;"
-        " equal scores stand in the order of imlist; images that cannot be read come last.",
-        f"Queries are cropped to their box; every image is brought to {height}×{width} by the"
-        " model's recipe, at one scale.",
+        "Relevant images are easy (Easy), easy and hard (Medium), or hard (Hard). Ignored are hard"
+        " and junk (Easy), junk (Medium), or easy and junk (Hard).",
+        "Average precision follows the trapezoid rule. Queries without a relevant image do not"
+        " count, ties keep the order of imlist, and unreadable images rank last.",
+        f"Queries are cropped to their box. Every image is resized to {height}×{width} as the model"
+        " prescribes, at a single scale.",
     )
     print_failures(report.failures)

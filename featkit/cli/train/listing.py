@@ -5,8 +5,8 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from featkit.cli.console import print_json, print_table, stdout
-from featkit.cli.extras import need_extra
 from featkit.errors import InputError
+from featkit.extras import need_extra
 from featkit_train.method_list import list_methods
 
 

@@ -34,7 +34,7 @@ def printed_example(model: Path) -> str:
     """What stands below the table, which is what JSON has as well."""
     said = run_featkit("inspect", model)
     assert (said.code, said.error) == (0, "")
-    example = said.out.split("Pillow:\n\n", maxsplit=1)[1].removesuffix("\n")
+    example = said.out.split("Pillow only:\n\n", maxsplit=1)[1].removesuffix("\n")
     assert json.loads(run_featkit("inspect", model, "--json").out)["example"] == example
     return example
 

@@ -616,7 +616,7 @@ def test_an_archive_that_was_mended_is_named_with_the_way_on(tmp_path: Path) -> 
     )
     assert run_featkit(*command, tmp_path / "e2").code == 0
     for folder, words in (
-        ("e", "1 image added, 1 has no embedding"),
-        ("e2", "1 image added, 1 was there"),
+        ("e", "1 image added, 1 without an embedding"),
+        ("e2", "1 image added, 1 unchanged"),
     ):
         assert words in run_featkit("index", tmp_path / folder, "--out", tmp_path / "i").out

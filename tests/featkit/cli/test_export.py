@@ -458,7 +458,7 @@ def test_int8_that_the_gate_refuses_ends_with_1_and_one_sentence(
     arguments = ("--precision", "int8", "--calibrate", photographs, "--out", out, "--quiet")
     said = run_featkit("export", folder / "out" / "m.onnx", *arguments)
     assert (said.code, is_one_sentence(said)) == (1, True)
-    assert "int8 is not faster here: 7.0 images/s" in said.error
+    assert "int8 is not faster on this machine: 7.0 images/s" in said.error
     assert list(out.parent.iterdir()) == []
 
 

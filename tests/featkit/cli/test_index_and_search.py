@@ -48,7 +48,7 @@ def test_index_says_what_it_added_and_what_comes_next(
     command = ["index", str(embedded / "emb"), "--out", str(tmp_path / "i")]
     assert main(command) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"6 images added; {tmp_path}/i holds 6.",
+        f"6 images added; {tmp_path}/i holds 6 images.",
         f"Next: featkit search {tmp_path}/i query.jpg, or featkit demo {tmp_path}/i",
     ]
     assert main([*command, "--json"]) == 0
@@ -78,12 +78,12 @@ def test_index_counts_one_image_and_quotes_what_is_typed_next(
         == f"Next: featkit index '{out}' --out photos.index"
     )
     for words in (
-        "1 image added, 1 has no embedding",
-        "0 images added, 1 was there, 1 has no embedding",
+        "1 image added, 1 without an embedding",
+        "0 images added, 1 unchanged, 1 without an embedding",
     ):
         assert main(["index", str(out), "--out", str(tmp_path / "i x")]) == 0
         assert capsys.readouterr().out.splitlines() == [
-            f"{words}; {tmp_path}/i x holds 1.",
+            f"{words}; {tmp_path}/i x holds 1 image.",
             f"Next: featkit search '{tmp_path}/i x' query.jpg, or featkit demo '{tmp_path}/i x'",
         ]
 
@@ -108,11 +108,8 @@ def test_index_says_which_images_it_kept_though_they_can_no_longer_be_read(
     capsys.readouterr()
     assert main(["index", str(emb), "--out", str(index)]) == 0
     assert capsys.readouterr().out.splitlines()[:2] == [
-        f"0 images added, 5 were there, 1 has no embedding; {index} holds 6.",
-        (
-            f"Kept as before: 1 image in {index} whose file can no longer be read; Index.remove"
-            " takes such an image out."
-        ),
+        f"0 images added, 5 unchanged, 1 without an embedding; {index} holds 6 images.",
+        ("Kept 1 image whose file can no longer be read; Index.remove deletes them."),
     ]
 
 
@@ -138,7 +135,7 @@ def test_index_says_when_the_embeddings_are_not_finished(
     (emb / "shards" / "00000.parquet").unlink()
     assert main(["index", str(emb), "--out", str(tmp_path / "i")]) == 0
     said = capsys.readouterr()
-    assert "missing are 1 of 2 shards; finish it with `featkit embed`" in said.err
+    assert "1 of 2 shards are missing. Finish it with `featkit embed`" in said.err
     assert "2 images added" in said.out
 
 
@@ -162,7 +159,7 @@ def test_search_of_an_empty_index_says_what_to_do(
     )
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith(f"featkit: {tmp_path}/i is empty. Add images with `featkit embed")
+    assert said.err.startswith(f"featkit: {tmp_path}/i is empty; add images with `featkit embed")
 
 
 def test_search_prints_the_nearest_first(
@@ -170,7 +167,7 @@ def test_search_prints_the_nearest_first(
 ) -> None:
     assert main(["search", str(index), str(embedded / "images" / "004.jpg"), "-k", "3"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"Nearest to {embedded}/images/004.jpg"
+    assert lines[0] == f"Most similar to {embedded}/images/004.jpg"
     assert lines[1].split() == ["score", "image", "size"]
     assert lines[2].split() == ["1", "1.0000", "004.jpg", "80×60"]
     assert len(lines) == 2 + 3
@@ -253,7 +250,7 @@ def test_open_without_a_place_writes_where_only_the_user_can_read(
     assert main(["search", str(index), str(embedded / "images" / "001.jpg"), "--open"]) == 0
     (page,) = tmp_path.glob("featkit-search-*/results.html")
     assert page.parent.stat().st_mode & 0o777 == 0o700
-    assert f"no browser was found; open {page} in one" in capsys.readouterr().err
+    assert f"no browser was found; open {page} yourself" in capsys.readouterr().err
 
 
 def test_names_of_images_are_only_text_on_the_page_and_in_the_table(

@@ -63,7 +63,7 @@ def test_a_model_file_shows_its_manifest(made: Path) -> None:
 
 def test_a_model_file_shows_what_it_takes_and_how_large_it_is(made: Path) -> None:
     found = facts(made / "m.onnx")
-    assert found["sizes"] == "every multiple of 8, 32×32 natively"
+    assert found["sizes"] == "any multiple of 8, 32×32 natively"
     assert found["nodes"] == len(onnx.load(made / "m.onnx").graph.node)
     assert (found["layers"], found["quantization"], found["external"], found["license"]) == (
         [],
@@ -108,7 +108,7 @@ def test_a_model_file_of_one_size_with_layers_and_weights_beside_it_shows_them(m
         sealed.external.file,
     ):
         assert words in text
-    assert f"# needs {sealed.external.file!r} beside it" in said.out
+    assert f"# needs {sealed.external.file!r} next to it" in said.out
 
 
 def test_an_embeddings_folder_shows_its_plan_and_what_is_missing(made: Path, images: Path) -> None:
@@ -190,7 +190,7 @@ def shown(value: object) -> str:
     ("name", "words"),
     [
         ("missing", "missing does not exist"),
-        ("empty", "empty is no run folder, embeddings folder or index of featkit's"),
+        ("empty", "empty is not a run folder, embeddings folder or index of featkit"),
         ("nothing.onnx", "nothing.onnx is not a featkit model file"),
         ("text.txt", "text.txt is not a featkit model file"),
         (

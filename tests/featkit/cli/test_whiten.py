@@ -78,10 +78,10 @@ def test_the_command_says_what_it_fitted_and_what_comes_next(folder: Path) -> No
     assert 0 < explained < 1
     assert (folder / "said.txt").read_text().splitlines() == [
         (
-            f"{out}: 48 to 8 numbers, fitted to 40 vectors of drawn; {explained:.1%} of their"
-            " variance is kept."
+            f"Wrote {out}: from 48 to 8 dimensions, fitted to 40 vectors of drawn, keeping"
+            f" {explained:.1%} of their variance."
         ),
-        f"Next: repeat the export of drawn with --whiten {out}, and embed with the new file.",
+        f"Next: export drawn again with --whiten {out}, and embed with the new file.",
     ]
 
 
@@ -145,7 +145,7 @@ def test_embeddings_that_are_whitened_already_are_refused(
     )
     said = run_featkit("whiten", tmp_path / "emb", "--dim", 4, "--out", tmp_path / "w.npz")
     assert (said.code, is_one_sentence(said)) == (2, True)
-    assert "whitens already; embed with drawn exported without --whiten" in said.error
+    assert "already whitens; embed with drawn exported without --whiten" in said.error
     assert not (tmp_path / "w.npz").exists()
 
 

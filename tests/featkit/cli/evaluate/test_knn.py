@@ -39,10 +39,10 @@ def test_it_prints_each_method_and_every_choice(parts: tuple[Path, Path], model:
         assert line.replace(" – ", " ").split() == [*score.name.split(), str(score.k), *figures]
     assert lines[6].split() == ["most", "frequent", "label", "0.333"]
     assert (
-        "Labels: the column class, of the test images label. A weighted vote counts exp(cosine /"
-        " 0.07)." in lines
+        "Labels: the column class, and label for the test images. The weight of a vote is"
+        " exp(cosine / 0.07)." in lines
     )
-    assert "Labels that no training image has: 1 test image." in lines
+    assert "Not in the training labels: those of 1 test image." in lines
     assert lines[-1] == "b.parquet/2  b.parquet/2 has no value in the column label."
 
 

@@ -47,7 +47,7 @@ def test_it_prints_each_method_what_was_tried_and_every_choice(
     assert lines[6].split() == ["method", "0.0001", "0.001", "0.01", "0.1", "1", "10"]
     for line, score in zip(lines[7:9], report.scores, strict=True):
         assert line.split() == [*score.name.split(), *(f"{share:.3f}" for share in score.held_out)]
-    assert "Features are standardized by the training part." in said.out
+    assert "Features are standardized on the training images." in said.out
 
 
 def test_json_equals_the_library(parts: tuple[Path, Path], model: Path) -> None:

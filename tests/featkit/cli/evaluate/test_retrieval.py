@@ -56,8 +56,10 @@ def test_groups_are_printed_with_every_choice(photos: Path, model: Path) -> None
             *score.name.split(),
             *(f"{figure:.3f}" for figure in figures),
         ]
-    assert lines[5].startswith("Groups are the column folder; each image queries all the others.")
-    assert "Not counted: 1 query with no other of the group." in lines
+    assert lines[5].startswith(
+        "Groups are the column folder; each image is a query against all others."
+    )
+    assert "Not counted: 1 query whose group has no other image." in lines
     assert lines[-1].startswith("red/bad.png  ")
 
 
@@ -110,8 +112,8 @@ def test_the_protocol_is_printed_with_every_choice(landmarks: Path, model: Path)
     for choice in (
         "trapezoid",
         "cropped to their box",
-        "brought to 32×32",
-        "come last",
+        "resized to 32×32",
+        "rank last",
         "junk (Medium)",
     ):
         assert choice in text
