@@ -22,6 +22,7 @@ from featkit_export.request import ExportRequest, export
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
 from featkit_train.loop import train
+from featkit_train.watching.listener import Listener
 from tests.benchmarks.photos import open_photos
 from tests.benchmarks.record import is_quick, write_result
 
@@ -58,7 +59,10 @@ def main() -> None:
         steps = int(minutes * 60 * WARM_STEPS / warm.seconds)
         started = time.perf_counter()
         report = train(
-            tiny(steps), [first], folder / "run", on_log=lambda log: print(log, flush=True)
+            tiny(steps),
+            [first],
+            folder / "run",
+            listener=Listener(on_log=lambda log: print(log, flush=True)),
         )
         spent = time.perf_counter() - started
         figures = {

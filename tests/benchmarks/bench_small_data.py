@@ -23,8 +23,9 @@ from featkit.evaluate.copies import CopiesReport, evaluate_copies
 from featkit.resources import usable_cpus
 from featkit_export.torch_embedder import TorchEmbedder
 from featkit_train.configure import configure
-from featkit_train.loop import geometry_of, train
+from featkit_train.loop import train
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.run_parts import geometry_of
 from featkit_train.schedules import cosine_schedule
 from featkit_train.settings import parse_settings
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone

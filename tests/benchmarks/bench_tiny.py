@@ -26,6 +26,7 @@ from featkit_export.request import ExportRequest, export
 from featkit_train.configure import configure
 from featkit_train.loop import train
 from featkit_train.settings import parse_settings
+from featkit_train.watching.listener import Listener
 from tests.benchmarks.photos import NUM_HELD_OUT, NUM_LEARNED, data_folder, open_part
 from tests.benchmarks.record import is_quick, write_result
 
@@ -72,7 +73,7 @@ def train_stages(first: Source, last: Source, folder: Path) -> Path:
             [first],
             folder / recipe,
             held_out=last,
-            on_log=lambda log: print(log, flush=True),
+            listener=Listener(on_log=lambda log: print(log, flush=True)),
         )
         settings = [*settings, f"pretrained.name={folder / recipe}"]
     return folder / recipe

@@ -15,8 +15,8 @@ from featkit_train.config import TrainConfig
 from featkit_train.images.batches import crop_loader
 from featkit_train.images.crops import Crops
 from featkit_train.images.loading import batches_of
-from featkit_train.loop import Run
 from featkit_train.methods import Labels
+from featkit_train.run_parts import RunParts
 from tests.benchmarks.flops import synchronize
 
 Batch = TypeVar("Batch")
@@ -71,7 +71,7 @@ class FeatkitLoop(Loop[Crops]):
     def __init__(
         self, config: TrainConfig, source: Source, out: Path, *, labels: Labels | None = None
     ) -> None:
-        self.run = Run(config, [source], out, labels=labels)
+        self.run = RunParts(config, [source], out, labels=labels)
         self.engine, self.device, self.images = (
             self.run.engine,
             self.run.device,

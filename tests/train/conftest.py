@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from featkit_train import loop
+from featkit_train import run_parts
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -17,6 +17,6 @@ def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "usable_cpus", lambda: 1)
+        patch.setattr(run_parts, "usable_cpus", lambda: 1)
         yield
     torch.set_num_threads(before)

@@ -32,6 +32,7 @@ from featkit_train.networks.classifier import Classifier, build_backbone
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.processes.distributed import World, join_world
 from featkit_train.settings import from_mapping, parse_settings, with_settings
+from featkit_train.watching.listener import Listener
 from featkit_train.weights import BackboneInfo, save_backbone
 from tests.torchvision_without_cuda import allow_torchvision
 from tests.train.small import SMALL, small_config
@@ -266,7 +267,7 @@ def play_ends(out: Path, images: Path, names: str, ports: str) -> None:
                 [open_source(images)],
                 folder,
                 resume=resume,
-                on_note=heard.append,
+                listener=Listener(on_note=heard.append),
             )
             said = ["done", ""]
         except (Exception, SystemExit) as error:

@@ -29,9 +29,9 @@ from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.step import Engine
 from featkit_train.images.crops import CropDataset, Crops
 from featkit_train.labeled import born_again, rounds, self_training
-from featkit_train.labeled.course import CourseEars
+from featkit_train.labeled.course import CourseListener
 from featkit_train.log import Log
-from featkit_train.loop import Ears, Run, train
+from featkit_train.loop import TrainingRun, train
 from featkit_train.methods import METHODS, Labels, Supervised
 from featkit_train.networks.classifier import Classifier
 from featkit_train.networks.heads import HeadConfig
@@ -39,9 +39,12 @@ from featkit_train.networks.vit import Block
 from featkit_train.processes.distributed import World
 from featkit_train.published import pretrained
 from featkit_train.run_folder import NOTES_FILE
+from featkit_train.run_parts import RunParts
+from featkit_train.run_state import RunState
 from featkit_train.settings import from_mapping, parse_settings, to_mapping, with_settings
-from featkit_train.watching.diagnostics import Collapse, Finding, Watch
-from featkit_train.watching.probe import COPIES, HeldOut
+from featkit_train.watching.diagnostics import Collapse, Finding
+from featkit_train.watching.listener import Listener
+from featkit_train.watching.probe import COPIES, HeldOut, Scores
 from featkit_train.watching.standing import Standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone
 from tests.train.labeled.small import LABELED
@@ -316,7 +319,7 @@ class Seen:
             "crops.num_local=0",
             *settings,
         )
-        train(config, [open_source(drawn_images())], out, on_log=self._hear)
+        train(config, [open_source(drawn_images())], out, listener=Listener(on_log=self._hear))
         self.backbone, self.info = load_backbone(out)
 
     def _hear(self, log: Log) -> None:
@@ -433,42 +436,34 @@ def test_cache_bytes_bound_the_images_that_are_kept() -> None:
     assert sizes[0] == 0 < sizes[1] <= 30_000 < sizes[2]
 
 
-def begun(out: Path, *settings: str, ears: Ears | None = None) -> Run:
-    """A run that has not taken a step."""
-    return Run(small_config(*settings), [open_source(drawn_images())], out, ears=ears)
+def parts_of(out: Path, *settings: str) -> RunParts:
+    """Make the parts of a run."""
+    return RunParts(small_config(*settings), [open_source(drawn_images())], out)
 
 
 def test_device_is_where_it_runs_and_none_other(tmp_path: Path) -> None:
-    assert begun(tmp_path, "run.device=cpu").device == torch.device("cpu")
+    assert parts_of(tmp_path, "run.device=cpu").device == torch.device("cpu")
     with pytest.raises(InputError, match="abacus"):
-        begun(tmp_path, "run.device=abacus")
+        parts_of(tmp_path, "run.device=abacus")
 
 
 def test_held_out_is_how_many_are_not_learned_from(tmp_path: Path) -> None:
-    runs = [begun(tmp_path, f"run.held_out={number}") for number in (0, 1, 2)]
-    assert [len(run.numbers) for run in runs] == [20, 19, 18]
+    runs = [parts_of(tmp_path, f"run.held_out={number}") for number in (0, 1, 2)]
+    assert [len(run.train_ids) for run in runs] == [20, 19, 18]
     assert [len(run.held_out.images) for run in runs] == [0, 1, 2]
-
-
-class Lost(Watch):
-    """Finds that all is lost, whatever it is shown."""
-
-    def __call__(self, step: int, log: Log) -> list[Finding]:
-        """One collapse."""
-        del step, log
-        return [Finding("lost", is_collapse=True)]
 
 
 def test_on_collapse_says_whether_a_run_ends_by_one(tmp_path: Path) -> None:
     notes: list[str] = []
     for choice in ("stop", "warn"):
-        run = begun(tmp_path, f"run.on_collapse={choice}", ears=Ears(on_note=notes.append))
-        judge = functools.partial(run._judge, Lost(num_prototypes=8, settle_steps=0), 1, {})
+        parts = parts_of(tmp_path, f"run.on_collapse={choice}")
+        run = TrainingRun(parts, Listener(on_note=notes.append))
+        findings = [Finding("lost", is_collapse=True)]
         if choice == "stop":
             with pytest.raises(Collapse, match="lost"):
-                judge()
+                run.heed(findings)
         else:
-            judge()
+            run.heed(findings)
     assert notes == ["lost"]
     assert "lost" in (tmp_path / NOTES_FILE).read_text()
 
@@ -487,7 +482,7 @@ def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], expected: int | None
 ) -> None:
     scores = iter([0.3, 0.5, 0.4, 0.4, 0.4])
-    monkeypatch.setattr(HeldOut, "measure", lambda *_: {COPIES: next(scores)})
+    monkeypatch.setattr(HeldOut, "measure", lambda *_: Scores({COPIES: next(scores)}, COPIES))
     config = small_config(
         "run.steps=4", "run.evaluate_every=1", "run.batch_size=4", "crops.num_local=0", *settings
     )
@@ -499,12 +494,12 @@ def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
 def test_init_is_where_a_run_begins(tmp_path: Path, seen: dict[str, Seen]) -> None:
     settings = ["method=dino", "run.batch_size=4", "crops.num_local=0"]
     fresh, later = (
-        begun(tmp_path / "a", *settings),
-        begun(tmp_path / "b", *settings, f"init={seen['one'].out}"),
+        parts_of(tmp_path / "a", *settings),
+        parts_of(tmp_path / "b", *settings, f"init={seen['one'].out}"),
     )
-    for run in (fresh, later):
-        run.folder.path.mkdir()
-        run.begin()
+    for parts in (fresh, later):
+        parts.folder.path.mkdir()
+        RunState(parts, Listener()).begin()
     expected = seen["one"].backbone.state_dict()
     for name, tensor in later.engine.method.result.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
@@ -685,14 +680,16 @@ def _left(written: str) -> Left:
         subset(images, range(*ends)) for ends in ((0, 8), (8, 14), (14, NUM_IMAGES))
     )
     notes: list[str] = []
-    ears = CourseEars(on_note=notes.append)
+    listener = CourseListener(on_note=notes.append)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(rounds, "label_images", mostly_the_first)
         out = Path(folder) / "run"
         if config.method == "self-training":
-            standing = self_training(config, [learned], [rest], out, held_out=held_out, ears=ears)
+            standing = self_training(
+                config, [learned], [rest], out, held_out=held_out, listener=listener
+            )
         else:
-            standing = born_again(config, [learned], out, held_out=held_out, ears=ears)
+            standing = born_again(config, [learned], out, held_out=held_out, listener=listener)
         files = sorted(out.glob(f"*/{CLASSIFIER_FILE}"))
         return Left(
             {file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files},

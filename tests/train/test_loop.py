@@ -30,12 +30,15 @@ from featkit_export.verify import draw_images
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import PROGRESS_FILE, STATE_FILE, list_checkpoints
 from featkit_train.log import Log
-from featkit_train.loop import Run, train
+from featkit_train.loop import train
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.base import Backbone, Features
 from featkit_train.networks.vit import VisionTransformer
 from featkit_train.processes.device import pick_autocast, pick_device
 from featkit_train.run_folder import LOCK_FILE
+from featkit_train.run_parts import RunParts
+from featkit_train.run_state import RunState
+from featkit_train.watching.listener import Listener
 from featkit_train.watching.plan import MEASURED_STEPS, WARM_STEPS, Plan
 from featkit_train.weights import load_backbone
 from tests.featkit.sources.files import write_tar
@@ -68,7 +71,7 @@ def run(
         if stop_after is not None and log["step"] == stop_after and "loss" in log:
             signal.raise_signal(signal.SIGINT)
 
-    train(config, [open_source(image_folder)], out, resume=resume, on_log=on_log)
+    train(config, [open_source(image_folder)], out, resume=resume, listener=Listener(on_log=on_log))
     return logs
 
 
@@ -217,7 +220,9 @@ def test_a_run_that_is_killed_at_any_step_is_resumed_bit_for_bit(
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, [open_source(image_folder)], tmp_path / "killed", on_log=kill)
+        train(
+            config, [open_source(image_folder)], tmp_path / "killed", listener=Listener(on_log=kill)
+        )
     run(config, image_folder, tmp_path / "killed", resume=True)
     assert_same_run(tmp_path / "killed", whole["dinov2"])
 
@@ -228,15 +233,15 @@ def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit
 ) -> None:
     config = short_config("dino", published)
     run(config, image_folder, tmp_path / "whole")
-    save = Run._save_result
+    save = RunState.save_backbone
 
-    def kill(self: Run, backbone: Backbone) -> None:
+    def kill(self: RunState, backbone: Backbone) -> None:
         if self.progress.step == step:
             raise Killed
         save(self, backbone)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_save_result", kill)
+        patch.setattr(RunState, "save_backbone", kill)
         with pytest.raises(Killed):
             run(config, image_folder, tmp_path / "killed")
     run(config, image_folder, tmp_path / "killed", resume=True)
@@ -261,7 +266,7 @@ def test_unreadable_images_are_counted_from_the_first_step_however_a_run_was_end
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, [open_source(torn)], tmp_path / "killed", on_log=kill)
+        train(config, [open_source(torn)], tmp_path / "killed", listener=Listener(on_log=kill))
     with pytest.raises(Interrupted):
         run(config, torn, tmp_path / "stopped", stop_after=3)
     for name in ("killed", "stopped"):
@@ -279,13 +284,15 @@ from collections.abc import Callable
 from pathlib import Path
 import torch
 from featkit.sources import open_source
-from featkit_train import loop
+from featkit_train import run_parts
+from featkit_train.loop import train
+from featkit_train.watching.listener import Listener
 from tests.train.test_loop import short_config
-loop.usable_cpus = lambda: 1
+run_parts.usable_cpus = lambda: 1
 def kill(log):
     if log["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.train(short_config("dino", Path()), [open_source({str(image_folder)!r})], Path(sys.argv[1]), on_log=kill)
+train(short_config("dino", Path()), [open_source({str(image_folder)!r})], Path(sys.argv[1]), listener=Listener(on_log=kill))
 """
     assert run_python(program, tmp_path / "killed")[0] == -signal.SIGKILL
     config = short_config("dino", published)
@@ -316,7 +323,7 @@ def test_a_run_over_one_file_of_images_that_is_killed_is_resumed_bit_for_bit(
             raise Killed
 
     with pytest.raises(Killed):
-        train(config, [open_source(packed)], tmp_path / "killed", on_log=kill)
+        train(config, [open_source(packed)], tmp_path / "killed", listener=Listener(on_log=kill))
     assert [path.name for path in list_checkpoints(tmp_path / "killed" / "checkpoints")] == [
         "step-00000002"
     ]
@@ -515,7 +522,7 @@ import resource, signal
 from collections.abc import Callable
 from pathlib import Path
 from featkit.sources import open_source
-from featkit_train.loop import Run, train
+from featkit_train.loop import train
 from tests.train.small import small_config
 config = small_config("run.steps=1", "run.held_out=0")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -562,9 +569,9 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
 ) -> None:
     run(small_config(f"method={method}", "run.steps=2", *SMALLER), image_folder, tmp_path / "first")
     config = small_config(f"method={method}", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
-    begun = Run(config, [open_source(image_folder)], tmp_path / "begun")
+    begun = RunParts(config, [open_source(image_folder)], tmp_path / "begun")
     (tmp_path / "begun").mkdir()
-    begun.begin()
+    RunState(begun, Listener()).begin()
     state = load_file(list_checkpoints(tmp_path / "first" / "checkpoints")[-1] / STATE_FILE)
     expected = {
         name.removeprefix("model."): tensor
@@ -641,7 +648,12 @@ def test_a_plan_is_said_once_after_the_first_steps(image_folder: Path, tmp_path:
     config = small_config(
         f"run.steps={steps}", "run.batch_size=4", "crops.num_local=0", "run.evaluate_every=100"
     )
-    train(config, [open_source(image_folder)], tmp_path / "run", on_plan=plans.append)
+    train(
+        config,
+        [open_source(image_folder)],
+        tmp_path / "run",
+        listener=Listener(on_plan=plans.append),
+    )
     (plan,) = plans
     assert plan.steps_left == 3
     assert plan.hours_left == pytest.approx(3 * 4 / plan.images_per_s / 3600)

@@ -131,7 +131,7 @@ def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path:
     done = steps(out)
     assert 2 <= len(done) < 60, error
     assert (tmp_path / "requeued").read_text() == f"requeue {os.getpid()}\n", error
-    assert error.count("add --resume to go on from there") == 1
+    assert error.count("add --resume to continue from there") == 1
     second = start()
     _, error = second.communicate(timeout=200)
     assert second.returncode == 0, error

@@ -11,6 +11,7 @@ import torch
 from featkit.sources import open_source
 from featkit_train.config import TrainConfig
 from featkit_train.loop import train
+from featkit_train.watching.listener import Listener
 from featkit_train.weights import load_backbone
 from tests.train.methods.published_backbone import save_published
 from tests.train.methods.training import OWN_HEAD
@@ -59,13 +60,15 @@ def test_a_ruined_model_is_taken_back_also_at_the_last_step(
         config,
         [open_source(drawn_images())],
         tmp_path / "run",
-        on_note=notes.append,
-        on_log=lambda log: scores.extend([log["copy_recall"]] if "copy_recall" in log else []),
+        listener=Listener(
+            on_note=notes.append,
+            on_log=lambda log: scores.extend([log["copy_recall"]] if "copy_recall" in log else []),
+        ),
     )
     assert report.rolled_back_to == 0
     assert report.steps == 2
     assert report.copy_recall == scores[0] > scores[-1] + 0.01
-    assert any("the model is that of step 0 again" in note for note in notes)
+    assert any("the model of step 0 is restored" in note for note in notes)
     backbone, _ = load_backbone(tmp_path / "run")
     for name, tensor in backbone.state_dict().items():
         assert torch.equal(tensor, published[name]), name
@@ -76,6 +79,11 @@ def test_a_run_without_images_to_watch_says_so(tmp_path: Path) -> None:
     said: dict[str, list[str]] = {"adapt": [], "unwatched": []}
     for name, settings in (("adapt", []), ("unwatched", ["watch.tolerance=1.0"])):
         config = adapted(tmp_path / "published", "run.steps=1", "run.held_out=0", *settings)
-        train(config, [open_source(drawn_images())], tmp_path / name, on_note=said[name].append)
+        train(
+            config,
+            [open_source(drawn_images())],
+            tmp_path / name,
+            listener=Listener(on_note=said[name].append),
+        )
     assert sum("Nothing watches over this run" in note for note in said["adapt"]) == 1
     assert not any("Nothing watches" in note for note in said["unwatched"])

@@ -17,6 +17,7 @@ from featkit_train.log import Log
 from featkit_train.loop import train
 from featkit_train.settings import from_mapping, parse_settings, to_mapping, with_settings
 from featkit_train.watching.diagnostics import Collapse
+from featkit_train.watching.listener import Listener
 from featkit_train.watching.probe import COPIES
 
 SHARE_OF_STEPS, LEAST_STEPS = 10, 100
@@ -87,17 +88,17 @@ def run_trial(
     held_out: Source | None = None,
     on_log: Callable[[Log], None] = lambda _log: None,
 ) -> Outcome:
-    """Run it in a folder of its own below `out`. A collapse is an outcome like another."""
+    """Run a trial in its own folder below `out`. A collapse is an outcome like any other."""
     logs: list[Log] = []
 
-    def hear(log: Log) -> None:
+    def keep(log: Log) -> None:
         logs.append(log)
         on_log(log)
 
     folder = out / re.sub(r"[^\w.=,-]", "_", trial.label)
     ended = "ok"
     try:
-        train(trial.config, sources, folder, held_out=held_out, on_log=hear)
+        train(trial.config, sources, folder, held_out=held_out, listener=Listener(on_log=keep))
     except Collapse as collapse:
         ended = str(collapse).split(":")[0]
     last = next((log for log in reversed(logs) if "loss" in log), {})

@@ -26,11 +26,11 @@ from featkit.wording import counted, typed
 if TYPE_CHECKING:
     from featkit.sources import Source
     from featkit_train.config import TrainConfig
-    from featkit_train.labeled.course import CourseEars
+    from featkit_train.labeled.course import CourseListener
     from featkit_train.watching.standing import Row, Standing
 
 Given = Annotated[list[str], Parameter(consume_multiple=True, negative=())]
-Begin = Callable[["TrainConfig", "Sequence[Source]", "Source | None", "CourseEars"], "Standing"]
+Begin = Callable[["TrainConfig", "Sequence[Source]", "Source | None", "CourseListener"], "Standing"]
 
 
 def born_again(
@@ -75,11 +75,13 @@ def born_again(
         config: "TrainConfig",
         sources: "Sequence[Source]",
         held_out: "Source | None",
-        ears: "CourseEars",
+        listener: "CourseListener",
     ) -> "Standing":
         from featkit_train.labeled import born_again as course
 
-        return course(config, sources, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
+        return course(
+            config, sources, flags.out, held_out=held_out, resume=flags.resume, listener=listener
+        )
 
     settings = {
         "born_again.generations": generations,
@@ -131,7 +133,7 @@ def self_training(
         config: "TrainConfig",
         sources: "Sequence[Source]",
         held_out: "Source | None",
-        ears: "CourseEars",
+        listener: "CourseListener",
     ) -> "Standing":
         from featkit_train.labeled import self_training as course
 
@@ -143,7 +145,7 @@ def self_training(
             flags.out,
             held_out=held_out,
             resume=flags.resume,
-            ears=ears,
+            listener=listener,
         )
 
     settings = {
@@ -194,11 +196,13 @@ def internal(
         config: "TrainConfig",
         sources: "Sequence[Source]",
         held_out: "Source | None",
-        ears: "CourseEars",
+        listener: "CourseListener",
     ) -> "Standing":
         from featkit_train.labeled import internal as course
 
-        return course(config, sources, flags.out, held_out=held_out, resume=flags.resume, ears=ears)
+        return course(
+            config, sources, flags.out, held_out=held_out, resume=flags.resume, listener=listener
+        )
 
     _run("internal", data, begin, flags, own, cluster, {"classifier.exits": _numbers(exits)})
 
@@ -226,7 +230,7 @@ def _run(
     if cluster is not None and cluster.slurm:
         print_slurm(config, cluster)
         return
-    from featkit_train.labeled.course import CourseEars
+    from featkit_train.labeled.course import CourseListener
 
     sources, held_out = open_images(data, flags)
     quiet = flags.quiet or not is_main()
@@ -245,7 +249,7 @@ def _run(
         )
         note_passed_over(*sources)
     with _Telling(quiet=quiet) as telling:
-        ears = CourseEars(
+        listener = CourseListener(
             on_training=lambda name, steps: telling.begin(name, steps, "steps", say=True),
             on_log=telling.show,
             on_note=telling.note,
@@ -255,7 +259,7 @@ def _run(
             ),
             on_asked=telling.count,
         )
-        standing = begin(config, sources, held_out, ears)
+        standing = begin(config, sources, held_out, listener)
     if is_main():
         _print_standing(standing, config.name, flags)
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featkit.sources import Source
     from featkit_train.config import TrainConfig
     from featkit_train.loop import TrainReport
+    from featkit_train.watching.listener import Listener
     from featkit_train.watching.plan import Plan
 
 SHOWN = ("loss", "batch_accuracy", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
@@ -62,16 +63,23 @@ def run(
             flags.out,
             held_out=held_out,
             resume=flags.resume,
-            on_log=lambda log: None if quiet else show(log, progress),
-            on_note=lambda note: (
-                progress.line(f"featkit: {note}")
-                if not quiet
-                else print(f"featkit: {note}", file=sys.stderr)
-            ),
-            on_plan=lambda plan: None if quiet else progress.line(in_words(plan)),
+            listener=_printing(progress, quiet=quiet),
         )
     if is_main():
         _print_result(report, config.name, flags)
+
+
+def _printing(progress: ProgressReporter, *, quiet: bool) -> "Listener":
+    """Return a listener that prints above the progress bar. Notes are printed with --quiet, too."""
+    from featkit_train.watching.listener import Listener
+
+    if quiet:
+        return Listener(on_note=lambda note: print(f"featkit: {note}", file=sys.stderr))
+    return Listener(
+        on_log=lambda log: show(log, progress),
+        on_note=lambda note: progress.line(f"featkit: {note}"),
+        on_plan=lambda plan: progress.line(in_words(plan)),
+    )
 
 
 def configured(

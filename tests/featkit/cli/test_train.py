@@ -228,7 +228,7 @@ def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(
     os.killpg(process.pid, signal.SIGINT)
     said = end(process)
     stopped = re.search(
-        r"featkit: stopped after step (\d+); add --resume to go on from there\.\n$", said.error
+        r"featkit: stopped after step (\d+); add --resume to continue from there\.\n$", said.error
     )
     assert stopped is not None, said.error
     assert (said.code, "Traceback" in said.error) == (130, False)

@@ -17,7 +17,7 @@ from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
 from featkit_train.images.crops import CropDataset
 from featkit_train.labeled import born_again, teacher_logits
-from featkit_train.labeled.course import CourseEars
+from featkit_train.labeled.course import CourseListener
 from featkit_train.watching.standing import Standing, read_standing
 from featkit_train.weights import CLASSIFIER_FILE, load_backbone, load_classifier
 from tests.train.labeled.small import draw_kinds, labeled_config
@@ -172,12 +172,12 @@ def test_a_course_that_was_stopped_goes_on_to_the_same_networks(
             [images],
             out,
             held_out=held_out,
-            ears=CourseEars(on_log=stop_within_generation_1),
+            listener=CourseListener(on_log=stop_within_generation_1),
         )
     assert not (out / "generation-2").exists()
     begun: list[str] = []
-    ears = CourseEars(on_training=lambda name, _steps: begun.append(name))
-    born_again(config(), [images], out, held_out=held_out, resume=True, ears=ears)
+    listener = CourseListener(on_training=lambda name, _steps: begun.append(name))
+    born_again(config(), [images], out, held_out=held_out, resume=True, listener=listener)
     assert begun == ["generation-1", "generation-2"]
     for number in range(3):
         assert digest(out / f"generation-{number}") == digest(run / f"generation-{number}")
@@ -200,7 +200,7 @@ def test_it_ends_and_says_so_when_generations_do_not_beat_their_teachers(
         [images],
         tmp_path / "run",
         held_out=held_out,
-        ears=CourseEars(on_note=said.append),
+        listener=CourseListener(on_note=said.append),
     )
     generations = [row for row in standing.rows if row.kind == "generation"]
     assert 2 <= len(generations) < 6
@@ -275,6 +275,6 @@ def test_images_without_a_label_are_counted_aloud(
         [Some()],
         tmp_path / "run",
         held_out=held_out,
-        ears=CourseEars(on_note=said.append),
+        listener=CourseListener(on_note=said.append),
     )
     assert said == ["Neither learned nor measured on: 3 images without a label."]

@@ -12,9 +12,9 @@ from featkit.images import decode
 from featkit.sources import open_source
 from featkit_train.config import SelfTrainingConfig
 from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images, mixed
-from featkit_train.loop import geometry_of
 from featkit_train.methods.base import IMAGENET_MEAN, IMAGENET_STD
 from featkit_train.networks.classifier import Classifier, build_backbone
+from featkit_train.run_parts import geometry_of
 from tests.train.labeled.small import draw_kinds, labeled_config
 
 PROBS = np.array(

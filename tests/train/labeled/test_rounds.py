@@ -14,7 +14,7 @@ from featkit.sources import Source, open_source
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.labeled import self_training
-from featkit_train.labeled.course import CourseEars
+from featkit_train.labeled.course import CourseListener
 from featkit_train.labeled.pseudo_labels import PSEUDO_FILE
 from featkit_train.run_folder import CHECKPOINTS
 from featkit_train.watching.standing import read_standing
@@ -42,13 +42,18 @@ def train(
     parts: dict[str, Source],
     out: Path,
     *settings: str,
-    ears: CourseEars | None = None,
+    listener: CourseListener | None = None,
     resume: bool = False,
 ) -> list[str]:
     """The digests of the rounds."""
     sources = [parts["labeled"]], [parts["unlabeled"]]
     self_training(
-        config(*settings), *sources, out, held_out=parts["held_out"], ears=ears, resume=resume
+        config(*settings),
+        *sources,
+        out,
+        held_out=parts["held_out"],
+        listener=listener,
+        resume=resume,
     )
     folders = sorted(out.glob("round-*/" + CLASSIFIER_FILE))
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in folders]
@@ -98,8 +103,8 @@ def test_students_are_as_long_as_they_are_told(
     assert lengths == [f"step-{steps:08d}", f"step-{round(1.5 * steps):08d}"]
     # Whole, neither is trained again.
     trained: list[str] = []
-    ears = CourseEars(on_training=lambda name, _steps: trained.append(name))
-    assert train(parts, tmp_path / "run", *settings, ears=ears, resume=True) == digests
+    listener = CourseListener(on_training=lambda name, _steps: trained.append(name))
+    assert train(parts, tmp_path / "run", *settings, listener=listener, resume=True) == digests
     assert trained == []
 
 
@@ -147,7 +152,7 @@ def test_a_teacher_that_is_sure_of_nothing_ends_it(
         parts,
         tmp_path / "run",
         "self_training.confidence=1.0",
-        ears=CourseEars(on_note=said.append),
+        listener=CourseListener(on_note=said.append),
     )
     assert len(digests) == 1
     standing = read_standing(tmp_path / "run")

@@ -189,7 +189,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_sentence_said_once(ends
 def test_a_signal_to_one_process_stops_all_after_the_same_step(ends: Path) -> None:
     assert sorted(kind for kind, *_ in said(ends, "stopped")) == ["Interrupted", "SystemExit"]
     assert any(
-        sentence == "stopped after step 3; add --resume to go on from there."
+        sentence == "stopped after step 3; add --resume to continue from there."
         for _, sentence, *_ in said(ends, "stopped")
     )
     main, other = said(ends, "resumed")

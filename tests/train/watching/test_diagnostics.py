@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from featkit.sources import open_source
 from featkit_train.log import Log
-from featkit_train.loop import Ears, Run, train
+from featkit_train.loop import TrainingRun, train
 from featkit_train.run_folder import NOTES_FILE
+from featkit_train.run_parts import RunParts
 from featkit_train.watching import diagnostics
 from featkit_train.watching.diagnostics import (
     LEAST_RANK,
@@ -32,6 +33,7 @@ from featkit_train.watching.diagnostics import (
     rank_me,
     slow_teacher,
 )
+from featkit_train.watching.listener import Listener
 from tests.train.momentum import momentum_teacher
 from tests.train.small import small_config
 from tests.train.steps import drawn_images
@@ -50,7 +52,7 @@ FLAT = {"rankme": 1.2}
 
 def watch(*, settle_steps: int = 0) -> Watch:
     """Over 64 prototypes."""
-    return Watch(num_prototypes=64, settle_steps=settle_steps)
+    return Watch(64, settle_steps=settle_steps, prototype_loss="dino_loss")
 
 
 def said(watch: Watch, steps: int, log: Log | None = None, *, first: int = 1) -> list[Finding]:
@@ -289,7 +291,7 @@ LENGTH = [
 STILL = ["optim.lr=0.0", "optim.min_lr=0.0"]
 
 
-def go(out: Path, spoil: Callable[[Run, int], None], *changes: str) -> list[str]:
+def go(out: Path, spoil: Callable[[TrainingRun, int], None], *changes: str) -> list[str]:
     """A run of 50 steps whose weights `spoil` changes after each step (and ahead of the first, 0);
     what it said."""
     notes: list[str] = []
@@ -299,21 +301,20 @@ def go(out: Path, spoil: Callable[[Run, int], None], *changes: str) -> list[str]
             spoil(run, int(log["step"]))
 
     config = small_config(*LENGTH, *changes)
-    run = Run(
-        config, [open_source(drawn_images())], out, ears=Ears(on_log=on_log, on_note=notes.append)
-    )
+    parts = RunParts(config, [open_source(drawn_images())], out)
+    run = TrainingRun(parts, Listener(on_log=on_log, on_note=notes.append))
     out.mkdir()
-    first = run.begin()
+    first = run.state.begin()
     spoil(run, 0)
     run.go(first)
     return notes
 
 
 @torch.no_grad()
-def to_one_prototype(run: Run, step: int) -> None:
+def to_one_prototype(run: TrainingRun, step: int) -> None:
     """The same bottleneck for every image, and a prototype in its direction."""
     if step == 0:
-        branches: Sequence[Any] = run.engine.method.branches()
+        branches: Sequence[Any] = run.parts.engine.method.branches()
         for branch in branches:
             last = branch.head.mlp[-1]
             last.weight.zero_()
@@ -324,40 +325,40 @@ def to_one_prototype(run: Run, step: int) -> None:
 
 
 @torch.no_grad()
-def to_one_direction(run: Run, step: int) -> None:
+def to_one_direction(run: TrainingRun, step: int) -> None:
     """All channels but one of the last norm are held at a constant."""
     if step == 0:
-        branches: Sequence[Any] = run.engine.method.branches()
+        branches: Sequence[Any] = run.parts.engine.method.branches()
         for branch in branches:
             branch.backbone.norm.weight[1:] = 0.0
 
 
 @torch.no_grad()
-def to_short_prototypes(run: Run, step: int) -> None:
+def to_short_prototypes(run: TrainingRun, step: int) -> None:
     """Gradients of unit directions grow as the vectors get short."""
     if step == 20:
-        momentum_teacher(run.engine.method).student.head.prototypes.mul_(1e-4)
+        momentum_teacher(run.parts.engine.method).student.head.prototypes.mul_(1e-4)
 
 
 @torch.no_grad()
-def to_an_infinite_weight(run: Run, step: int) -> None:
+def to_an_infinite_weight(run: TrainingRun, step: int) -> None:
     """Of one parameter, one number."""
     if step == 5:
-        momentum_teacher(run.engine.method).student.backbone.get_parameter(
+        momentum_teacher(run.parts.engine.method).student.backbone.get_parameter(
             "blocks.1.mlp.fc1.weight"
         )[3, 4] = math.inf
 
 
 @torch.no_grad()
-def to_an_overflow(run: Run, step: int) -> None:
+def to_an_overflow(run: TrainingRun, step: int) -> None:
     """Weights that are numbers, and products that are none."""
     if step == 5:
-        backbone = momentum_teacher(run.engine.method).student.backbone
+        backbone = momentum_teacher(run.parts.engine.method).student.backbone
         backbone.get_parameter("blocks.0.mlp.fc1.bias").fill_(10.0)
         backbone.get_parameter("blocks.0.mlp.fc2.weight").fill_(3e38)
 
 
-def nothing(_run: Run, _step: int) -> None:
+def nothing(_run: TrainingRun, _step: int) -> None:
     """Settings alone are enough."""
 
 
@@ -432,13 +433,16 @@ def test_an_activation_that_overflows_is_named_by_its_module(tmp_path: Path) -> 
 def test_a_number_that_is_none_leaves_the_weights_of_the_step_before(tmp_path: Path) -> None:
     seen: list[dict[str, Tensor]] = []
 
-    def spoil(run: Run, step: int) -> None:
+    def spoil(run: TrainingRun, step: int) -> None:
         to_an_overflow(run, step)
         if step == 5:
             seen.append(
-                {name: tensor.clone() for name, tensor in run.engine.method.state_dict().items()}
+                {
+                    name: tensor.clone()
+                    for name, tensor in run.parts.engine.method.state_dict().items()
+                }
             )
-            seen.append(run.engine.method.state_dict())
+            seen.append(run.parts.engine.method.state_dict())
 
     with pytest.raises(Collapse):
         go(tmp_path / "run", spoil)
@@ -449,7 +453,12 @@ def test_a_number_that_is_none_leaves_the_weights_of_the_step_before(tmp_path: P
 def test_a_momentum_too_high_is_said_ahead_of_the_first_step(tmp_path: Path) -> None:
     notes: list[str] = []
     config = small_config("run.steps=2", "teacher.momentum=0.999")
-    train(config, [open_source(drawn_images())], tmp_path / "run", on_note=notes.append)
+    train(
+        config,
+        [open_source(drawn_images())],
+        tmp_path / "run",
+        listener=Listener(on_note=notes.append),
+    )
     (note,) = [note for note in notes if "Momentum too high" in note]
     assert "Set teacher.momentum to 0.9" in note
     (line,) = [

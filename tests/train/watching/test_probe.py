@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from featkit.sources import open_source
-from featkit_train.loop import geometry_of
+from featkit_train.run_parts import geometry_of
 from featkit_train.watching import probe
-from featkit_train.watching.probe import COPIES, KNN, HeldOut
+from featkit_train.watching.probe import COPIES, KNN, HeldOut, Scores
 from tests.train.labeled.small import draw_kinds, labeled_config
 
 GEOMETRY = geometry_of(labeled_config("internal"), patch=8)
@@ -40,13 +40,25 @@ def test_copies_are_looked_for_among_some_of_every_kind(
     ]
     assert known == [0, 5, 10, 15]
     recall = held_out.copy_recall(by_pixels(held_out.copy_images))
-    assert recall == held_out.measure(by_pixels)[COPIES]
+    scores = held_out.measure(by_pixels)
+    assert scores is not None
+    assert recall == scores.values[COPIES]
     assert 0.25 < recall <= 1.0
 
 
-def test_neighbors_are_watched_where_labels_tell_images_apart_and_else_copies(
-    tmp_path: Path,
-) -> None:
+def test_knn_is_watched_if_labels_are_plenty_else_copies(tmp_path: Path) -> None:
     source = open_source(draw_kinds(tmp_path, 10))
-    assert list(HeldOut(source, np.arange(20), GEOMETRY).measure(by_pixels)) == [KNN, COPIES]
-    assert list(HeldOut(source, np.arange(10), GEOMETRY).measure(by_pixels)) == [COPIES]
+    both = HeldOut(source, np.arange(20), GEOMETRY).measure(by_pixels)
+    one_label = HeldOut(source, np.arange(10), GEOMETRY).measure(by_pixels)
+    assert both is not None
+    assert one_label is not None
+    assert (set(both.values), both.watched) == ({KNN, COPIES}, KNN)
+    assert (set(one_label.values), one_label.watched) == ({COPIES}, COPIES)
+    assert HeldOut(source, np.arange(1), GEOMETRY).measure(by_pixels) is None
+
+
+def test_joined_scores_keep_the_first_ones_watched_score() -> None:
+    first, second = Scores({"a": 0.1}, "a"), Scores({"b": 0.2}, "b")
+    assert Scores.joined(first, second) == Scores({"a": 0.1, "b": 0.2}, "a")
+    assert Scores.joined(None, second) == second
+    assert Scores.joined(None, None) is None

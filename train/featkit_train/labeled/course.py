@@ -19,21 +19,22 @@ import torch
 
 from featkit.atomic import replace_file
 from featkit.errors import InputError
-from featkit.sources import Source, evenly, has_keys, keys_sha256, subset
+from featkit.sources import Source, evenly, subset
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.engine.failures import explained
 from featkit_train.labeled.judge import Judge, Seen
 from featkit_train.labeled.parting import Parted
-from featkit_train.loop import Ears, only_writer, train
+from featkit_train.loop import check_out, only_writer, train
 from featkit_train.methods import Labels
 from featkit_train.networks.classifier import Classifier
 from featkit_train.processes.device import pick_device
 from featkit_train.processes.distributed import World, join_world, local_device
 from featkit_train.report.generations import write_generations_report
 from featkit_train.report.metrics import read_metrics
-from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, RunFolder
+from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE
+from featkit_train.run_parts import run_folder
 from featkit_train.watching.judging import (
     Remark,
     agrees_with_errors,
@@ -42,6 +43,7 @@ from featkit_train.watching.judging import (
     paired_gain,
     surer_of_mistakes,
 )
+from featkit_train.watching.listener import Listener
 from featkit_train.watching.standing import Kind, Row, Standing, write_standing
 from featkit_train.weights import BACKBONE_FILE, CLASSIFIER_FILE, load_classifier
 
@@ -50,7 +52,7 @@ MOST_WATCHED = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class CourseEars(Ears):
+class CourseListener(Listener):
     """Who hears of a course: as of a run, and of each training as it begins, with its name and
     steps.
 
@@ -83,7 +85,7 @@ class Course:
     config: TrainConfig
     parted: Parted
     out: Path
-    ears: CourseEars
+    listener: CourseListener
     world: World
     device: torch.device
     rows: list[Row] = field(default_factory=list)
@@ -95,7 +97,7 @@ class Course:
         held-out images."""
         folder = self.out / name
         if not self.is_finished(name, config):
-            self.ears.on_training(name, config.run.steps)
+            self.listener.on_training(name, config.run.steps)
             held_out = self.parted.held_out
             train(
                 config,
@@ -104,9 +106,7 @@ class Course:
                 held_out=subset(held_out, evenly(len(held_out), most=MOST_WATCHED)),
                 labels=labels,
                 resume=self.world.from_main((folder / CONFIG_FILE).is_file()),
-                on_log=self.ears.on_log,
-                on_note=self.ears.on_note,
-                on_plan=self.ears.on_plan,
+                listener=self.listener,
             )
         classifier, info, classes = load_classifier(folder / CLASSIFIER_FILE)
         if classes != self.parted.classes:
@@ -185,7 +185,7 @@ class Course:
         """Keep what was noticed, and say it; nothing of None."""
         if remark is not None:
             self.remarks.append(remark)
-            self.ears.on_note(remark.sentence)
+            self.listener.on_note(remark.sentence)
 
     def finish(self, *, trained: str | None = None) -> Standing:
         """The files of the most accurate training, or of the one named, are copied up: they are the
@@ -226,43 +226,32 @@ def course(
     *,
     source: Source | None = None,
     resume: bool,
-    ears: CourseEars | None,
+    listener: CourseListener | None,
 ) -> Iterator[Course]:
     """Begin the folder `out`, or go on in it. source: all images that are learned from, where they
     are not parted.learned.
 
     InputError as for `train`: `out` holds another run, or none to resume.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder for the run with --out.")
-    if resume and not (out / CONFIG_FILE).is_file():
-        raise InputError(f"{out} holds no run to resume; leave --resume away to begin one.")
+    check_out(out, resume=resume)
     device = local_device(pick_device(config.run.device))
     learned = parted.learned if source is None else source
-    data = {
-        "names": learned.name,
-        "keys_sha256": keys_sha256(learned),
-        "held_out_keys_sha256": keys_sha256(parted.held_out),
-    }
-    digested = {"keys_sha256": learned, "held_out_keys_sha256": parted.held_out}
-    folder = RunFolder(
-        out, config, data, is_same=lambda name, digest: has_keys(digested[name], digest)
-    )
+    folder = run_folder(out, config, learned, parted.held_out)
     with join_world(device) as world, explained(out, device), only_writer(out, world):
         if resume:
             folder.check_same()
         elif world.is_main:
             folder.begin()
         world.wait()
-        ears = ears if ears is not None and world.is_main else CourseEars()
+        listener = listener if listener is not None and world.is_main else CourseListener()
         if parted.num_unlabeled:
-            ears.on_note(
+            listener.on_note(
                 f"Neither learned nor measured on: {counted(parted.num_unlabeled, 'image')}"
                 " without a label."
             )
         try:
             yield Course(
-                config=config, parted=parted, out=out, ears=ears, world=world, device=device
+                config=config, parted=parted, out=out, listener=listener, world=world, device=device
             )
         except InputError:
             # Settings that no training could begin with: the folder is as it was, for a command

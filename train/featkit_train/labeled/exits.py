@@ -9,7 +9,7 @@ from pathlib import Path
 from featkit.errors import InputError
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.labeled.course import CourseEars, course, of_training
+from featkit_train.labeled.course import CourseListener, course, of_training
 from featkit_train.labeled.judge import together
 from featkit_train.labeled.parting import part
 from featkit_train.methods import Labels
@@ -24,7 +24,7 @@ def internal(
     *,
     held_out: Source | None = None,
     resume: bool = False,
-    ears: CourseEars | None = None,
+    listener: CourseListener | None = None,
 ) -> Standing:
     """Train in `out`/network; the table of its exits and of all of them together, and its files in
     `out`.
@@ -38,7 +38,7 @@ def internal(
             " it to stages of a CNN or blocks of a ViT, such as --exits 1,2,3."
         )
     parted = part(sources, config, held_out=held_out)
-    with course(config, parted, out, resume=resume, ears=ears) as here:
+    with course(config, parted, out, resume=resume, listener=listener) as here:
         labels = Labels(classes=parted.classes, class_ids=parted.labels)
         trained = here.train(NETWORK, of_training(config, 0), parted.learned, labels)
         backbone = trained.classifier.backbone

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featkit.sources import Source
 from featkit_train.config import TrainConfig
-from featkit_train.labeled.course import Course, CourseEars, Trained, course, of_training
+from featkit_train.labeled.course import Course, CourseListener, Trained, course, of_training
 from featkit_train.labeled.judge import together
 from featkit_train.labeled.parting import part
 from featkit_train.labeled.teacher_logits import (
@@ -29,7 +29,7 @@ def born_again(
     *,
     held_out: Source | None = None,
     resume: bool = False,
-    ears: CourseEars | None = None,
+    listener: CourseListener | None = None,
 ) -> Standing:
     """All generations in `out`/generation-0, -1 ..., the table, and the most accurate generation's
     files in `out`.
@@ -43,7 +43,7 @@ def born_again(
     if config.born_again.student is not None:
         student = of_training(config, 1, classifier=config.born_again.student)
         make_method(student, labels=Labels(classes=parted.classes, class_ids=parted.labels))
-    with course(config, parted, out, resume=resume, ears=ears) as here:
+    with course(config, parted, out, resume=resume, listener=listener) as here:
         generations: list[Trained] = []
         failures = 0
         for number in range(config.born_again.generations + 1):
@@ -86,18 +86,18 @@ def _with_kept_logits(
     parted = here.parted
     done = here.is_finished(name, config)
     if here.world.is_main and not done and not path.exists():
-        here.ears.on_note(
+        here.listener.on_note(
             f"{name}: keeping what its teacher says of"
             f" {len(parted.learned) * config.crops.fixed_views:,} views."
         )
-        here.ears.on_asking(name, len(parted.learned) * config.crops.fixed_views)
+        here.listener.on_asking(name, len(parted.learned) * config.crops.fixed_views)
         keep_logits(
             path,
             teacher,
             parted.learned,
             config,
             device=here.device,
-            on_progress=lambda asked, _all: here.ears.on_asked(asked),
+            on_progress=lambda asked, _all: here.listener.on_asked(asked),
         )
     here.world.wait()
     teacher_logits = None if done else open_logits(path)

@@ -11,7 +11,7 @@ import numpy as np
 from featkit.sources import Source, concatenate
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
-from featkit_train.labeled.course import Course, CourseEars, Trained, course, of_training
+from featkit_train.labeled.course import Course, CourseListener, Trained, course, of_training
 from featkit_train.labeled.parting import check_apart, part
 from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images, mixed
 from featkit_train.methods import Labels
@@ -28,7 +28,7 @@ def self_training(
     *,
     held_out: Source | None = None,
     resume: bool = False,
-    ears: CourseEars | None = None,
+    listener: CourseListener | None = None,
 ) -> Standing:
     """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate
     one's files in `out`.
@@ -42,7 +42,7 @@ def self_training(
     rest = concatenate(unlabeled)
     check_apart(rest, parted.held_out, what="unlabeled")
     everything = concatenate([parted.learned, rest])
-    with course(config, parted, out, source=everything, resume=resume, ears=ears) as here:
+    with course(config, parted, out, source=everything, resume=resume, listener=listener) as here:
         rounds: list[Trained] = []
         failures = 0
         for number in range(config.self_training.rounds + 1):
@@ -72,14 +72,16 @@ def _labels(
     path = here.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
     if here.world.is_main:
-        here.ears.on_note(f"round-{number}: its teacher labels {counted(len(unlabeled), 'image')}.")
-        here.ears.on_asking(f"round-{number}", len(unlabeled))
+        here.listener.on_note(
+            f"round-{number}: its teacher labels {counted(len(unlabeled), 'image')}."
+        )
+        here.listener.on_asking(f"round-{number}", len(unlabeled))
         label_images(
             path,
             teacher,
             unlabeled,
             here.judge.geometry,
-            on_progress=lambda done, _failed: here.ears.on_asked(done),
+            on_progress=lambda done, _failed: here.listener.on_asked(done),
         )
     here.world.wait()
     probs = label_images(path, teacher, unlabeled, here.judge.geometry)

@@ -24,7 +24,7 @@ from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.networks.base import Backbone
 from featkit_train.processes.distributed import ALONE, World
-from featkit_train.watching.probe import HeldOut
+from featkit_train.watching.probe import HeldOut, Scores
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, save_backbone
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -80,6 +80,7 @@ class Method(nn.Module, ABC):
     local_crops: ClassVar[bool] = True  # whether it takes local crops
     # Prefixes of state names that the checkpoint of an earlier stage of training may lack.
     new_state: ClassVar[tuple[str, ...]] = ()
+    prototype_loss: ClassVar[str | None] = None  # log name of the class tokens' loss, in nats
     mean, std = IMAGENET_MEAN, IMAGENET_STD  # of the pixels
     remarks: tuple[str, ...] = ()  # printed when a run begins
 
@@ -163,11 +164,10 @@ class Method(nn.Module, ABC):
         """Return a warning about the settings to print before the first step, or None."""
         return None
 
-    def scores(self, held_out: HeldOut) -> Log:
-        """What only this method can measure on held-out images; where there is any, its first is
-        the score to watch."""
+    def scores(self, held_out: HeldOut) -> Scores | None:
+        """Return scores that only this method can measure on held-out images, or None."""
         del held_out
-        return {}
+        return None
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
         """Write the run's result. result: the whole backbone, also if weights are sharded."""

@@ -139,6 +139,7 @@ class MomentumTeacher(Method):
 
     # Whether class tokens of local crops have a last norm of their own.
     local_norm: ClassVar[bool] = False
+    prototype_loss: ClassVar[str | None] = "dino_loss"
 
     def __init__(self, config: TrainConfig, *, world: World = ALONE) -> None:
         super().__init__(config, world=world)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from featkit.errors import InputError
 from featkit_train.config import TrainConfig
-from featkit_train.log import Log
 from featkit_train.losses import cross_entropy
 from featkit_train.methods.base import (
     Generators,
@@ -31,7 +30,7 @@ from featkit_train.networks.classifier import Classifier, Outputs, build_backbon
 from featkit_train.networks.inference import over_images
 from featkit_train.processes.distributed import ALONE, World
 from featkit_train.watching.judging import accuracy, expected_calibration_error
-from featkit_train.watching.probe import HeldOut
+from featkit_train.watching.probe import HeldOut, Scores
 from featkit_train.weights import CLASSIFIER_FILE, BackboneInfo, save_classifier
 
 
@@ -146,20 +145,21 @@ class Supervised(Method):
             smoothing=self.config.labels.smoothing,
         )
 
-    def scores(self, held_out: HeldOut) -> Log:
+    def scores(self, held_out: HeldOut) -> Scores | None:
         """Accuracy of the deepest exit, of others by their number, and its calibration, where
         held-out images have labels."""
         labels = codes_of(held_out.labels, self.labels.classes)
         if held_out.prepared is None or (labels == UNKNOWN).all():
-            return {}
+            return None
         by_exit = classify(self.student, held_out.prepared, mean=self.mean, std=self.std)
-        found = {
+        values = {
             "accuracy": accuracy(by_exit[-1], labels),
             "ece": expected_calibration_error(by_exit[-1], labels),
         }
-        return found | {
+        values |= {
             f"accuracy_exit_{n}": accuracy(probs, labels) for n, probs in enumerate(by_exit[:-1], 1)
         }
+        return Scores(values, watched="accuracy")
 
     def save(self, folder: Path, result: Backbone, info: BackboneInfo) -> None:
         """Write the backbone, and the classifier with its heads for later generations and

@@ -58,22 +58,20 @@ class Watch:
     # None: of a method that labels hold apart, and which nothing but spikes is said of
     num_prototypes: int | None
     settle_steps: int
+    prototype_loss: str | None = None  # its name in the log; in nats, ln K for a uniform student
     _lasting: dict[str, int] = field(default_factory=dict)
     _rank: float = math.inf  # as last looked at, which is not every step
     _quiet_until: int = 0  # of spikes, which come in swarms
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
     def __call__(self, step: int, log: Log) -> list[Finding]:
-        """What has gone wrong by this step. log: dino_loss in nats, entropies as shares of ln K,
-        rankme, grad_norm.
-
-        A method whose loss has other terms logs no dino_loss, and may log no entropies; of what is
-        missing nothing is said.
+        """Return what has gone wrong by this step. log: grad_norm, and if the method logs them
+        `prototype_loss`, teacher_entropy and batch_entropy as shares of ln K, and rankme.
         """
         found = self._spike(step, log["grad_norm"])
         if self.num_prototypes is None or step < min(self.settle_steps, MOST_SETTLE_STEPS):
             return found
-        loss = log.get("dino_loss")
+        loss = None if self.prototype_loss is None else log.get(self.prototype_loss)
         uniform = log.get("teacher_entropy", 0.0) > UNIFORM_SHARE and (
             loss is None or loss > UNIFORM_SHARE * math.log(self.num_prototypes)
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,6 +24,27 @@ from featkit_train.watching.standing import held_out_knn, labels_tell
 DECODE_SIDE = 256  # pixels, what the copies yardstick works on
 COPIES, KNN = "copy_recall", "knn"
 MOST_COPIES = 200  # images whose copies are looked for: a network sees five views of each
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores on held-out images, by their names in the log. `watched` names the one that decides
+    which model is best."""
+
+    values: Log
+    watched: str
+
+    @property
+    def watched_value(self) -> float:
+        """The watched score; higher is better."""
+        return self.values[self.watched]
+
+    @staticmethod
+    def joined(first: Scores | None, second: Scores | None) -> Scores | None:
+        """Return the scores of both; the watched one is the first's."""
+        if first is None or second is None:
+            return first or second
+        return Scores({**first.values, **second.values}, first.watched)
 
 
 class HeldOut:
@@ -67,19 +89,19 @@ class HeldOut:
             raise ValueError("copies are looked for among at least two images")
         return self._copies
 
-    def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Log:
-        """Scores by name, the first of them the one to watch; none where there are fewer than two
-        images.
+    def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Scores | None:
+        """Score an embedding; None if fewer than two images are held out.
 
-        knn: accuracy of the label of every second image by the 20 nearest of the others, where
-        labels tell images apart.
+        knn, if there are enough images of each label: share of every second image whose label the
+        20 nearest of the others vote for. It is then the watched score.
         copy_recall: recall@1 of copies.
         embed: prepared images (N, H, W, 3) uint8 to unit vectors (N, D) float32.
         """
         if self._copies is None or self.prepared is None:
-            return {}
+            return None
         knn = held_out_knn(embed(self.prepared), self._codes) if labels_tell(self._codes) else None
-        return {**({} if knn is None else {KNN: knn}), COPIES: self._copies.recall_at_1(embed)}
+        copies = Scores({COPIES: self._copies.recall_at_1(embed)}, watched=COPIES)
+        return copies if knn is None else Scores({KNN: knn, **copies.values}, watched=KNN)
 
 
 def _labels(source: Source, column: str) -> Callable[[int], str] | None:
