@@ -7,7 +7,7 @@ logits that were kept. Arguments: NETWORK. Results are written after every cours
 tests/benchmarks/bench_born_again.py [--quick]   (24 trainings of 90 s)
 
 The paper on CIFAR-100 (arXiv 1805.04770, its tables): DenseNet-112-33 error 18.25, then 17.61,
-17.22, 16.59, three together 15.68; a Wide ResNet-28-5 gets worse.
+17.22, 16.59, three ensemble_of 15.68; a Wide ResNet-28-5 gets worse.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from featkit.sources import subset
 from featkit_train.config import TrainConfig
 from featkit_train.labeled import born_again
 from featkit_train.labeled.judge import Judge
-from featkit_train.labeled.parting import Parted, part
+from featkit_train.labeled.split import Split, split_labeled
 from featkit_train.labeled.teacher_logits import keep_logits, open_logits
 from featkit_train.loop import train
 from featkit_train.methods import Labels
@@ -61,7 +61,7 @@ def course(config: TrainConfig, cifar: Cifar, out: Path) -> dict[str, Row]:
     }
 
 
-def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Path) -> Row:
+def variant(mode: str, config: TrainConfig, parted: Split, first: Path, out: Path) -> Row:
     """A student of the first network by another way of teaching, judged as the course's are."""
     teacher, info, classes = load_classifier(first / CLASSIFIER_FILE)
     knowledge = dataclasses.replace(config.knowledge, mode=mode)  # type: ignore[arg-type]
@@ -74,7 +74,9 @@ def variant(mode: str, config: TrainConfig, parted: Parted, first: Path, out: Pa
     train(taught, [parted.learned], out, held_out=watched, labels=labels)
     judge = Judge(parted.held_out, info.geometry, classes, label=config.labels.column)
     student, _, _ = load_classifier(out / CLASSIFIER_FILE)
-    return judge.row(mode, "generation", judge.see(student)[-1], teacher=judge.see(teacher)[-1])
+    return judge.row(
+        mode, "generation", judge.predict(student)[-1], teacher=judge.predict(teacher)[-1]
+    )
 
 
 def table(network: str, cifar: Cifar, folder: Path) -> None:
@@ -89,7 +91,7 @@ def table(network: str, cifar: Cifar, folder: Path) -> None:
         config = for_training(plain, steps=steps, seed=seed)
         out = folder / f"{network}-{seed}"
         found = course(config, cifar, out)
-        parted = part([cifar.labeled], config, held_out=cifar.test)
+        parted = split_labeled([cifar.labeled], config, held_out=cifar.test)
         for mode in ("cwtm", "dkpp"):
             found[mode] = variant(
                 mode, config, parted, out / "generation-0", folder / f"{network}-{seed}-{mode}"
@@ -111,7 +113,7 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
     config = config_of(
         "born-again", network, "run.steps=1000", "crops.fixed_views=4", "run.workers=1"
     )
-    parted = part([cifar.labeled], config, held_out=cifar.test)
+    parted = split_labeled([cifar.labeled], config, held_out=cifar.test)
     teacher = _drawn_teacher(config, parted)
     started = time.perf_counter()
     keep_logits(folder / "logits.npy", teacher, parted.learned, config, device=torch.device("cpu"))
@@ -146,7 +148,7 @@ def cost(network: str, cifar: Cifar, folder: Path) -> None:
     )
 
 
-def _drawn_teacher(config: TrainConfig, parted: Parted) -> Classifier:
+def _drawn_teacher(config: TrainConfig, parted: Split) -> Classifier:
     """Time a teacher with random weights, since its cost does not depend on its training."""
     torch.manual_seed(0)
     return Classifier(build_backbone(config.classifier), len(parted.classes)).eval()

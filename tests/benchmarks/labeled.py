@@ -16,7 +16,7 @@ import numpy as np
 from featkit.sources import Source, open_source, subset
 from featkit_train.config import TrainConfig
 from featkit_train.configure import configure
-from featkit_train.labeled.parting import part
+from featkit_train.labeled.split import split_labeled
 from featkit_train.loop import train
 from featkit_train.methods import Labels
 from featkit_train.settings import parse_settings
@@ -105,7 +105,7 @@ def config_of(method: str, network: str, *settings: str) -> TrainConfig:
 
 def steps_in(seconds: float, config: TrainConfig, cifar: Cifar, out: Path) -> int:
     """How many steps of a training fit, by a few of them without a teacher."""
-    parted = part([cifar.labeled], config, held_out=subset(cifar.test, range(20)))
+    parted = split_labeled([cifar.labeled], config, held_out=subset(cifar.test, range(20)))
     warm = for_training(config, steps=WARM_STEPS)
     labels = Labels(classes=parted.classes, class_ids=parted.labels)
     report = train(

@@ -735,7 +735,7 @@ def test_cache_says_whether_the_teachers_logits_are_kept() -> None:
         left(*BORN, "crops.fixed_views=2", f"knowledge.cache={choice}")
         for choice in ("auto", "never")
     )
-    note = "generation-1: keeping what its teacher says of 16 views."
+    note = "generation-1: keeping its teacher's outputs for 16 views."
     assert note in kept.notes
     assert note not in asked.notes
     assert note not in left(*BORN, "knowledge.cache=auto").notes, "no view comes again"

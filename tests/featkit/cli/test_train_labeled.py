@@ -361,7 +361,7 @@ def test_images_of_one_kind_are_refused(folder: Path, tmp_path: Path) -> None:
     )
     assert said.code == 2
     assert is_one_sentence(said)
-    assert "there is nothing to tell apart" in said.error
+    assert "at least two are needed" in said.error
 
 
 def test_unlabeled_images_that_are_held_out_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -377,7 +377,7 @@ def test_unlabeled_images_that_are_held_out_are_refused(folder: Path, tmp_path: 
     )
     assert said.code == 2
     assert is_one_sentence(said)
-    assert "is held out, and among the unlabeled images as well" in said.error
+    assert "is both among the held-out and the unlabeled images" in said.error
 
 
 @pytest.mark.parametrize("flag", ["--labeled", "--unlabeled"])

@@ -33,7 +33,7 @@ def test_every_exit_has_a_row_with_its_cost(
     standing = read_standing(tmp_path / "run")
     assert [(row.name, row.kind) for row in standing.rows] == [
         *((f"exit {number}", "exit") for number in range(1, count + 1)),
-        ("all exits together", "ensemble"),
+        ("all exits ensemble_of", "ensemble"),
     ]
     sizes = [row.parameters or 0 for row in standing.rows[:count]]
     assert sizes[0] < sizes[-1]

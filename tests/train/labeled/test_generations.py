@@ -277,4 +277,4 @@ def test_images_without_a_label_are_counted_aloud(
         held_out=held_out,
         listener=CourseListener(on_note=said.append),
     )
-    assert said == ["Neither learned nor measured on: 3 images without a label."]
+    assert said == ["Left out: 3 images without a label."]

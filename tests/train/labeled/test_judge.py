@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from featkit_train.labeled.judge import Seen, together
+from featkit_train.labeled.judge import Predictions, ensemble_of
 
 MEMBERS, N, K = 3, 4, 5
 
 
-def drawn(seed: int, width: int) -> Seen:
+def drawn(seed: int, width: int) -> Predictions:
     """One member, of a width of its own."""
     generator = torch.Generator().manual_seed(seed)
     probs = (3 * torch.randn(N, K, generator=generator)).softmax(dim=-1)
@@ -19,12 +19,12 @@ def drawn(seed: int, width: int) -> Seen:
         torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=-1)
         for n in (N, 2 * N)
     )
-    return Seen(probs.numpy(), vectors.numpy(), copies.numpy())
+    return Predictions(probs.numpy(), vectors.numpy(), copies.numpy())
 
 
 def test_an_ensemble_is_the_mean_of_probabilities_and_of_inner_products() -> None:
     members = [drawn(seed, width=6 + seed) for seed in range(MEMBERS)]
-    whole = together(members)
+    whole = ensemble_of(members)
     for n in range(N):
         for k in range(K):
             expected = sum(float(member.probs[n, k]) for member in members) / MEMBERS
@@ -41,6 +41,7 @@ def test_an_ensemble_is_the_mean_of_probabilities_and_of_inner_products() -> Non
 def test_two_sure_opponents_are_halves() -> None:
     vectors = np.ones((1, 1), np.float32)
     members = [
-        Seen(np.array([row], np.float32), vectors, vectors) for row in ([1.0, 0.0], [0.0, 1.0])
+        Predictions(np.array([row], np.float32), vectors, vectors)
+        for row in ([1.0, 0.0], [0.0, 1.0])
     ]
-    assert together(members).probs.tolist() == [[0.5, 0.5]]
+    assert ensemble_of(members).probs.tolist() == [[0.5, 0.5]]

@@ -33,7 +33,7 @@ PROBS = np.array(
 
 def test_without_balance_the_sure_ones_are_learned_once_each() -> None:
     accepted = accept(PROBS, SelfTrainingConfig(confidence=0.5, balance=False), seed=0)
-    assert accepted.numbers.tolist() == [0, 1, 2, 3, 5]
+    assert accepted.indices.tolist() == [0, 1, 2, 3, 5]
     assert accepted.counts.tolist() == [4, 1, 0]
     assert accepted.count == 5
 
@@ -41,14 +41,14 @@ def test_without_balance_the_sure_ones_are_learned_once_each() -> None:
 def test_balanced_classes_have_as_many_each_the_surest_or_some_again() -> None:
     accepted = accept(PROBS, SelfTrainingConfig(confidence=0.5), seed=0)
     # ceil(5 / 2) of each of the two that were found
-    assert accepted.numbers.tolist() == [0, 1, 2, 5, 5, 5]
+    assert accepted.indices.tolist() == [0, 1, 2, 5, 5, 5]
     assert accepted.count == 5
 
 
 def test_a_image_that_could_not_be_read_is_never_sure_and_nothing_sure_is_nothing() -> None:
-    assert 6 not in accept(PROBS, SelfTrainingConfig(confidence=0.0, balance=False), seed=0).numbers
+    assert 6 not in accept(PROBS, SelfTrainingConfig(confidence=0.0, balance=False), seed=0).indices
     none = accept(PROBS, SelfTrainingConfig(confidence=0.95), seed=0)
-    assert none.count == len(none.numbers) == 0
+    assert none.count == len(none.indices) == 0
 
 
 def test_labels_of_peoples_come_often_enough() -> None:

@@ -1,5 +1,4 @@
-"""Trainings with labels that follow each other in one folder: generations, rounds, or one network
-with several exits."""
+"""Methods with labels: generations, rounds, or one network with exits, each in one folder."""
 
 from featkit_train.labeled.exits import internal
 from featkit_train.labeled.generations import born_again

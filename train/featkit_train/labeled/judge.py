@@ -1,7 +1,6 @@
-"""What classifiers and ensembles of them make of the held-out images, as rows of the table.
+"""Measure classifiers and their ensembles on the held-out images, as rows of the table.
 
-Letters: N held-out images with labels, P of them with E edits for the copies, K classes, D width,
-M members.
+Letters: N held-out images with labels, P of them with E edits for copy recall, K classes, D width.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ TIMED_ROUNDS, TIMED_IMAGES = 7, 64
 
 
 @dataclass(frozen=True)
-class Seen:
-    """probs (N, K), vectors (N, D) and those of the copies' images and edits (P * (1 + E), D),
-    all float32."""
+class Predictions:
+    """One classifier's outputs for the held-out images, all float32: probs (N, K), vectors (N, D),
+    and vectors of the copies and their originals (P * (1 + E), D)."""
 
     probs: np.ndarray
     vectors: np.ndarray
@@ -41,7 +40,7 @@ class Seen:
 
 
 class Judge:
-    """The held-out images, prepared once. InputError where none of them has a label of `classes`."""
+    """The held-out images, prepared once. InputError if none of them has a label of `classes`."""
 
     def __init__(
         self, source: Source, geometry: Geometry, classes: Sequence[str], *, label: str
@@ -49,46 +48,56 @@ class Judge:
         self.geometry = geometry
         self._held_out = HeldOut(source, np.arange(len(source)), geometry, label=label)
         codes = codes_of(self._held_out.labels, classes)
-        self._known = np.flatnonzero(codes != UNKNOWN)
-        self.labels = codes[self._known]
+        labeled = np.flatnonzero(codes != UNKNOWN)
+        self.labels = codes[labeled]
         if self._held_out.prepared is None or not len(self.labels):
             raise InputError(
-                f"None of the held-out images of {source.name} has a label that is learned; name"
-                " others."
+                f"No held-out image of {source.name} has a label that is learned. Name others with"
+                " --held-out."
             )
-        self._images = self._held_out.prepared[self._known]
+        self._images = self._held_out.prepared[labeled]
 
-    def see(self, classifier: Classifier) -> list[Seen]:
-        """By exit, the deepest last."""
-        statistics_ = {"mean": self.geometry.mean, "std": self.geometry.std}
-        probs = classify(classifier, self._images, **statistics_)
+    def predict(self, classifier: Classifier) -> list[Predictions]:
+        """Return the predictions of each exit, the deepest last."""
+        normalization = {"mean": self.geometry.mean, "std": self.geometry.std}
+        probs = classify(classifier, self._images, **normalization)
 
-        def by_exit(images: np.ndarray) -> np.ndarray:
-            return over_images(classifier, images, _unit_vectors, **statistics_).transpose(1, 0, 2)
+        def vectors_by_exit(images: np.ndarray) -> np.ndarray:
+            vectors = over_images(classifier, images, _unit_vectors, **normalization)
+            return vectors.transpose(1, 0, 2)
 
-        vectors = by_exit(self._images)
-        copies = by_exit(self._held_out.copy_images)
-        return [Seen(*parts) for parts in zip(probs, vectors, copies, strict=True)]
+        vectors = vectors_by_exit(self._images)
+        copies = vectors_by_exit(self._held_out.copy_images)
+        return [Predictions(*of_exit) for of_exit in zip(probs, vectors, copies, strict=True)]
 
     def row(
-        self, name: str, kind: Kind, seen: Seen, *, teacher: Seen | None = None, **known: Any
+        self,
+        name: str,
+        kind: Kind,
+        predictions: Predictions,
+        *,
+        teacher: Predictions | None = None,
+        **known: Any,
     ) -> Row:
-        """The row of one, beside its teacher where it has one; known: fields that are not measured
-        here."""
+        """Return the table's row of `predictions`, compared with its teacher's. known: fields that
+        are not measured here."""
         return Row.of(
             name,
             kind,
-            seen.probs,
+            predictions.probs,
             self.labels,
-            vectors=seen.vectors,
+            vectors=predictions.vectors,
             teacher_probs=None if teacher is None else teacher.probs,
-            copies=self._held_out.copy_recall(seen.copy_vectors),
+            copies=self._held_out.copy_recall(predictions.copy_vectors),
             **known,
         )
 
     @torch.no_grad()
     def images_per_s(self, networks: Sequence[nn.Module]) -> list[float]:
-        """Images a second of each, in turn, TIMED_IMAGES a call; of the median call."""
+        """Return each network's images per second in its median call on TIMED_IMAGES images.
+
+        The networks take turns, so that a slow moment of the machine hits all of them.
+        """
         images = torch.from_numpy(self._images[:TIMED_IMAGES]).permute(0, 3, 1, 2).float() / 255
         seconds: list[list[float]] = [[] for _ in networks]
         for _ in range(TIMED_ROUNDS + 1):
@@ -101,17 +110,18 @@ class Judge:
                     if device.type == "cuda":
                         torch.cuda.synchronize(device)
                     times.append(time.perf_counter() - started)
+        # The first call of each is a warm-up.
         return [len(images) / statistics.median(times[1:]) for times in seconds]
 
 
-def together(members: Sequence[Seen]) -> Seen:
-    """An ensemble: the mean of the probabilities (Born-Again Networks, arXiv 1805.04770, section
-    3.1).
+def ensemble_of(members: Sequence[Predictions]) -> Predictions:
+    """Average the members' probabilities (Born-Again Networks, arXiv 1805.04770, section 3.1).
 
-    Its vectors are the members' laid side by side, so that an inner product is the mean of theirs.
+    The ensemble's vectors are the members' concatenated, so that an inner product is the mean of
+    theirs.
     """
     scale = len(members) ** -0.5
-    return Seen(
+    return Predictions(
         np.stack([member.probs for member in members]).mean(axis=0),
         np.concatenate([member.vectors for member in members], axis=1) * np.float32(scale),
         np.concatenate([member.copy_vectors for member in members], axis=1) * np.float32(scale),
@@ -119,5 +129,5 @@ def together(members: Sequence[Seen]) -> Seen:
 
 
 def _unit_vectors(outputs: Any) -> Tensor:
-    """(n, exits, D), images first."""
+    """Return unit vectors (n, exits, D), images first."""
     return F.normalize(outputs.vectors.float(), dim=-1).transpose(0, 1)

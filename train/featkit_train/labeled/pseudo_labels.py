@@ -1,5 +1,5 @@
-"""What a teacher calls images without labels, and which of them a student learns from (Noisy
-Student, arXiv 1911.04252).
+"""Pseudo-labels: a teacher classifies unlabeled images, and its student learns from the confident
+ones (Noisy Student, arXiv 1911.04252).
 
 Letters: N images without labels, K classes.
 """
@@ -28,15 +28,15 @@ PSEUDO_FILE = "pseudo_labels.npy"
 
 @dataclass(frozen=True)
 class Accepted:
-    """numbers: images to learn from, rising, some more than once where classes are balanced;
-    counts (K,): each once."""
+    """Images to learn from: their indices, ascending, some repeated if classes are balanced; and
+    counts (K,) of different images in each class."""
 
-    numbers: np.ndarray
+    indices: np.ndarray
     counts: np.ndarray
 
     @property
     def count(self) -> int:
-        """Different images whose label was sure enough."""
+        """Different images that were confident enough."""
         return int(self.counts.sum())
 
 
@@ -48,26 +48,27 @@ def label_images(
     *,
     on_progress: OnProgress = no_progress,
 ) -> np.ndarray:
-    """(N, K) float32 probabilities of the images as they are, without any noise (the paper's step
-    2), also written to `path`.
+    """Return the teacher's probabilities (N, K) float32 and write them to `path`, or read them if
+    they exist.
 
-    An image that cannot be read is of no class: a row of zeros.
+    The images are classified without noise or crops (the paper's step 2). An image that cannot be
+    read has a row of zeros.
     """
     if path.is_file():
         return read_array(path, rows=len(source))
     probs = np.zeros((len(source), teacher.num_classes), np.float32)
     failures: list[tuple[str, str]] = []
 
-    def read(number: int) -> tuple[int, np.ndarray]:
+    def read(index: int) -> tuple[int, np.ndarray]:
         decoded = decode(
-            source.read(number), name=source.key(number), shorter_side=geometry.resize_to
+            source.read(index), name=source.key(index), shorter_side=geometry.resize_to
         )
-        return number, geometry.apply(decoded.pixels)
+        return index, geometry.apply(decoded.pixels)
 
     done = 0
     for block in read_blocks(source, read, failures):
         images = np.stack([pixels for _, pixels in block])
-        probs[[number for number, _ in block]] = classify(
+        probs[[index for index, _ in block]] = classify(
             teacher, images, mean=geometry.mean, std=geometry.std
         )[-1]
         done += len(block)
@@ -80,33 +81,33 @@ def label_images(
 
 
 def accept(probs: np.ndarray, config: SelfTrainingConfig, *, seed: int) -> Accepted:
-    """Choose among images by probs (N, K): the sure ones, and with `balance` as many of each
-    class.
+    """Choose the confident images by probs (N, K), and with `balance` equally many of each class.
 
-    Balanced (section 3.1, "data filtering and balancing"): of the n sure images in k classes each
-    class gets ceil(n / k), the surest where it has more, and where it has fewer all of them and
-    random ones of them again.
+    Balanced (section 3.1, "data filtering and balancing"): with n confident images in k classes,
+    each class gets ceil(n / k): its most confident ones, or all of them and random repetitions.
     """
     best, confidence = probs.argmax(axis=1), probs.max(axis=1)
-    sure = np.flatnonzero(confidence >= max(config.confidence, np.finfo(np.float32).tiny))
-    counts = np.bincount(best[sure], minlength=probs.shape[1])
-    if not config.balance or not len(sure):
-        return Accepted(sure, counts)
-    wanted = math.ceil(len(sure) / np.count_nonzero(counts))
+    # At least tiny, so that the zero rows of unreadable images never pass.
+    confident = np.flatnonzero(confidence >= max(config.confidence, np.finfo(np.float32).tiny))
+    counts = np.bincount(best[confident], minlength=probs.shape[1])
+    if not config.balance or not len(confident):
+        return Accepted(confident, counts)
+    quota = math.ceil(len(confident) / np.count_nonzero(counts))
     rng = rng_for(seed, PSEUDO)
     chosen = []
-    for kind in np.flatnonzero(counts):
-        members = sure[best[sure] == kind]
-        surest = members[np.argsort(-confidence[members], kind="stable")][:wanted]
-        chosen.append(np.concatenate([surest, rng.choice(members, size=wanted - len(surest))]))
+    for class_id in np.flatnonzero(counts):
+        members = confident[best[confident] == class_id]
+        most_confident = members[np.argsort(-confidence[members], kind="stable")][:quota]
+        repetitions = rng.choice(members, size=quota - len(most_confident))
+        chosen.append(np.concatenate([most_confident, repetitions]))
     return Accepted(np.sort(np.concatenate(chosen)), counts)
 
 
 def mixed(labeled: int, pseudo: np.ndarray, *, labeled_share: float) -> np.ndarray:
-    """Numbers of an epoch's images, rising: all below `labeled`, and from there on those that
-    `pseudo` says.
+    """Return the ascending indices of an epoch's images: the `labeled` first ones of the source,
+    and the indices `pseudo` after them.
 
-    The former come as often as is needed for their share to be `labeled_share` at least.
+    Labeled images repeat as often as needed for a share of at least `labeled_share`.
     """
     least = labeled_share / (1 - labeled_share) * len(pseudo)
     times = max(1, math.ceil(least / labeled))

@@ -1,5 +1,5 @@
-"""Self-training (Noisy Student, arXiv 1911.04252, algorithm 1): a teacher, then students that learn
-its labels too."""
+"""Self-training (Noisy Student, arXiv 1911.04252, algorithm 1): a teacher, then students that also
+learn from its labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,15 @@ import numpy as np
 from featkit.sources import Source, concatenate
 from featkit.wording import counted
 from featkit_train.config import TrainConfig
-from featkit_train.labeled.course import Course, CourseListener, Trained, course, of_training
-from featkit_train.labeled.parting import check_apart, part
+from featkit_train.labeled.course import (
+    Course,
+    CourseListener,
+    Trained,
+    config_of_training,
+    open_course,
+)
 from featkit_train.labeled.pseudo_labels import PSEUDO_FILE, accept, label_images, mixed
+from featkit_train.labeled.split import check_disjoint, split_labeled
 from featkit_train.methods import Labels
 from featkit_train.methods.labels import UNKNOWN
 from featkit_train.watching.judging import effective_classes, few_classes, nothing_accepted
@@ -30,70 +36,76 @@ def self_training(
     resume: bool = False,
     listener: CourseListener | None = None,
 ) -> Standing:
-    """The teacher in `out`/round-0, its students in round-1 ..., the table, and the most accurate
-    one's files in `out`.
+    """Train the teacher in `out`/round-0 and its students in round-1 ...; return their table. The
+    most accurate one's files are copied to `out`.
 
-    Labels of the unlabeled images, where they have any, are never looked at. held_out: as for
-    `parting.part`, of the labeled ones; nothing of it is labeled or learned. It ends early as
-    `born_again` does. Errors as for `train`, and InputError where an image is both held out and
-    unlabeled.
+    Labels of the unlabeled images are ignored. held_out: as in `split_labeled`, of the labeled
+    images; it is neither pseudo-labeled nor learned from. Ends early as `born_again` does. Errors
+    as in `train`, and InputError if an image is both held out and unlabeled.
     """
-    parted = part(labeled, config, held_out=held_out)
+    split = split_labeled(labeled, config, held_out=held_out)
     rest = concatenate(unlabeled)
-    check_apart(rest, parted.held_out, what="unlabeled")
-    everything = concatenate([parted.learned, rest])
-    with course(config, parted, out, source=everything, resume=resume, listener=listener) as here:
+    check_disjoint(rest, split.held_out, what="unlabeled")
+    everything = concatenate([split.learned, rest])
+    with open_course(
+        config, split, out, source=everything, resume=resume, listener=listener
+    ) as course:
         rounds: list[Trained] = []
         failures = 0
         for number in range(config.self_training.rounds + 1):
-            labels = _labels(here, rest, number, rounds)
+            labels = _labels(course, rest, number, rounds)
             if labels is None:
                 break
-            of_round = of_training(
-                config, number, length=config.self_training.student_length if rounds else 1.0
-            )
-            rounds.append(here.train(f"round-{number}", of_round, everything, labels))
-            failures = 0 if here.follow("round", rounds) else failures + 1
+            length = config.self_training.student_length if rounds else 1.0
+            round_config = config_of_training(config, number, length=length)
+            rounds.append(course.train(f"round-{number}", round_config, everything, labels))
+            failures = 0 if course.follow("round", rounds) else failures + 1
             if failures >= config.self_training.patience:
                 break
-        return here.end("round")
+        return course.end("round")
 
 
 def _labels(
-    here: Course, unlabeled: Source, number: int, rounds: Sequence[Trained]
+    course: Course, unlabeled: Source, number: int, rounds: Sequence[Trained]
 ) -> Labels | None:
-    """People's labels, and after the first round the last student's of the others; None where it is
-    sure of nothing."""
-    parted, config = here.parted, here.config.self_training
-    own = len(parted.learned)
-    labels = np.concatenate([parted.labels, np.full(len(unlabeled), UNKNOWN)])
+    """Return the labels of a round: people's, and after the first round the teacher's.
+
+    None if the teacher is confident of no image.
+    """
+    split, config = course.split, course.config.self_training
+    num_labeled = len(split.learned)
+    class_ids = np.concatenate([split.labels, np.full(len(unlabeled), UNKNOWN)])
     if not rounds:
-        return Labels(classes=parted.classes, class_ids=labels, indices=np.arange(own))
-    path = here.out / f"round-{number}" / PSEUDO_FILE
+        return Labels(classes=split.classes, class_ids=class_ids, indices=np.arange(num_labeled))
+    path = course.out / f"round-{number}" / PSEUDO_FILE
     teacher = rounds[-1].classifier
-    if here.world.is_main:
-        here.listener.on_note(
-            f"round-{number}: its teacher labels {counted(len(unlabeled), 'image')}."
-        )
-        here.listener.on_asking(f"round-{number}", len(unlabeled))
+    if course.world.is_main:
+        images = counted(len(unlabeled), "image")
+        course.listener.on_note(f"round-{number}: its teacher labels {images}.")
+        course.listener.on_asking(f"round-{number}", len(unlabeled))
         label_images(
             path,
             teacher,
             unlabeled,
-            here.judge.geometry,
-            on_progress=lambda done, _failed: here.listener.on_asked(done),
+            course.judge.geometry,
+            on_progress=lambda done, _failed: course.listener.on_asked(done),
         )
-    here.world.wait()
-    probs = label_images(path, teacher, unlabeled, here.judge.geometry)
-    accepted = accept(probs, config, seed=here.config.run.seed + number)
-    here.remark(nothing_accepted(accepted.count, len(unlabeled), threshold=config.confidence))
-    expected = effective_classes(np.bincount(parted.labels, minlength=len(parted.classes)))
-    here.remark(few_classes(accepted.counts, expected=expected))
+    course.world.wait()
+    probs = label_images(path, teacher, unlabeled, course.judge.geometry)
+    accepted = accept(probs, config, seed=course.config.run.seed + number)
+    course.remark(nothing_accepted(accepted.count, len(unlabeled), threshold=config.confidence))
+    expected = effective_classes(np.bincount(split.labels, minlength=len(split.classes)))
+    course.remark(few_classes(accepted.counts, expected=expected))
     if not accepted.count:
         return None
-    numbers = mixed(own, accepted.numbers, labeled_share=config.labeled_share)
+    indices = mixed(num_labeled, accepted.indices, labeled_share=config.labeled_share)
     if config.pseudo == "hard":
-        labels[own:] = probs.argmax(axis=1)
-        return Labels(classes=parted.classes, class_ids=labels, indices=numbers)
-    rows = np.concatenate([np.zeros((own, len(parted.classes)), np.float32), probs])
-    return Labels(classes=parted.classes, class_ids=labels, probs=rows, indices=numbers)
+        class_ids[num_labeled:] = probs.argmax(axis=1)
+        return Labels(classes=split.classes, class_ids=class_ids, indices=indices)
+    no_probs = np.zeros((num_labeled, len(split.classes)), np.float32)
+    return Labels(
+        classes=split.classes,
+        class_ids=class_ids,
+        probs=np.concatenate([no_probs, probs]),
+        indices=indices,
+    )

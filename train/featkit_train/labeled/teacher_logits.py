@@ -1,5 +1,5 @@
-"""What a teacher says of every view of every image, asked once and kept on disk, where the same
-views come again and again.
+"""A teacher's logits for every view of every image, computed once and kept on disk, for runs whose
+views repeat.
 
 Letters: N images, V views of each, K classes.
 """
@@ -26,17 +26,17 @@ from featkit_train.networks.inference import evaluating
 from featkit_train.processes.device import pick_autocast
 
 LOGITS_FILE = "teacher_logits.npy"
-MOST_BYTES = 8 << 30  # of a file that is worth its room; beyond it the teacher is asked anew
-BLOCK = 256  # images at once
+MAX_BYTES = 8 << 30  # of the file; larger logits are computed again in each step
+BLOCK = 256  # images in a batch
 
 
 def is_worth_keeping(config: TrainConfig, *, num_images: int, num_classes: int) -> bool:
-    """Whether views come again, and what the teacher says of them all has room."""
+    """Return whether views repeat and the logits of all of them fit in MAX_BYTES."""
     num_bytes = num_images * config.crops.fixed_views * num_classes * 4
     return (
         config.knowledge.cache == "auto"
         and not config.crops.resolutions
-        and 0 < num_bytes <= MOST_BYTES
+        and 0 < num_bytes <= MAX_BYTES
     )
 
 
@@ -49,12 +49,11 @@ def keep_logits(
     device: torch.device,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> None:
-    """Write the teacher's logits of the crops that a run of `config` on `source` will see: (N, V,
-    K) float32, as .npy.
+    """Write the teacher's logits (N, V, K) float32 of the crops that a run of `config` on `source`
+    will see, as .npy, complete or not at all.
 
-    There whole or not at all. Rows of images that cannot be read are none (NaN), as no run asks
-    for them.
-    on_progress: views done and all of them.
+    Rows of unreadable images stay NaN; no run asks for them. on_progress: receives the views done
+    and their total.
     """
     num_views = config.crops.fixed_views
     dataset = CropDataset(
@@ -65,10 +64,10 @@ def keep_logits(
         cache_bytes=config.run.cache_bytes,
         spec=CropSpec(num_global=1, local=False, patch=config.crops.global_size),
     )
-    places: list[CropKey] = [
-        (view, number, 0) for view in range(num_views) for number in range(len(source))
+    keys: list[CropKey] = [
+        (view, index, 0) for view in range(num_views) for index in range(len(source))
     ]
-    batches = [places[start : start + BLOCK] for start in range(0, len(places), BLOCK)]
+    batches = [keys[start : start + BLOCK] for start in range(0, len(keys), BLOCK)]
     autocast_dtype = pick_autocast(config.run.precision, device)
     teacher.to(device)
     with explain_os_errors(path):
@@ -90,14 +89,14 @@ def keep_logits(
             )
             with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                 logits = teacher(images[0]).logits[-1]
-            numbers, views = crops.indices.numpy()
-            rows[numbers, views] = logits.float().cpu().numpy()
-            done += len(numbers)
-            on_progress(done, len(places))
+            image_ids, views = crops.indices.numpy()
+            rows[image_ids, views] = logits.float().cpu().numpy()
+            done += len(image_ids)
+            on_progress(done, len(keys))
         rows.flush()
-        del rows
+        del rows  # unmap the file before it is renamed
 
 
 def open_logits(path: Path) -> np.ndarray:
-    """The file as an array that is read where it is asked."""
+    """Map the file into memory, so that only the rows that are used are read."""
     return read_array(path, mapped=True)

@@ -10,14 +10,14 @@ import pytest
 
 from featkit.errors import InputError
 from featkit.sources import open_source
-from featkit_train.labeled.parting import part
+from featkit_train.labeled.split import split_labeled
 from tests.sentences import refused
 from tests.train.labeled.small import draw_kinds, labeled_config
 
 
 def test_labels_are_the_folders_and_a_tenth_is_held_out_at_most(tmp_path: Path) -> None:
     source = open_source(draw_kinds(tmp_path / "images", 15))
-    parted = part([source], labeled_config("born-again"))
+    parted = split_labeled([source], labeled_config("born-again"))
     assert parted.classes == ("blue", "red")
     assert (len(parted.learned), len(parted.held_out)) == (27, 3)
     keys = [parted.learned.key(number) for number in range(27)]
@@ -31,7 +31,7 @@ def test_images_held_out_by_hand_leave_all_others_to_learn_from(tmp_path: Path) 
         open_source(draw_kinds(tmp_path / "a", 10)),
         open_source(draw_kinds(tmp_path / "b", 2, first=50)),
     )
-    parted = part([source], labeled_config("born-again"), held_out=other)
+    parted = split_labeled([source], labeled_config("born-again"), held_out=other)
     assert len(parted.learned) == 20
     assert parted.held_out is other
 
@@ -52,7 +52,7 @@ def test_images_without_a_label_are_neither_learned_nor_held_out(tmp_path: Path)
         def metadata(self, number: int) -> dict[str, str | int | float]:
             return source.metadata(number) if number % 3 else {}
 
-    parted = part([Some()], labeled_config("born-again"))
+    parted = split_labeled([Some()], labeled_config("born-again"))
     assert parted.num_unlabeled == 7
     assert len(parted.learned) + len(parted.held_out) == 13
     keys = {source.key(number) for number in range(0, 20, 3)}
@@ -68,10 +68,10 @@ def test_images_without_a_label_are_neither_learned_nor_held_out(tmp_path: Path)
 def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None:
     one = open_source(draw_kinds(tmp_path / "one", 20, kinds=("blue",)))
     with pytest.raises(InputError, match="have 1 label"):
-        part([one], labeled_config("born-again"))
+        split_labeled([one], labeled_config("born-again"))
     few = open_source(draw_kinds(tmp_path / "few", 4))
     with pytest.raises(InputError, match=r"No images of .* are held out"):
-        part([few], labeled_config("born-again"))
+        split_labeled([few], labeled_config("born-again"))
 
 
 def test_a_image_that_is_held_out_and_learned_is_refused_from_whatever_folder_it_was_opened(
@@ -79,15 +79,19 @@ def test_a_image_that_is_held_out_and_learned_is_refused_from_whatever_folder_it
 ) -> None:
     root = draw_kinds(tmp_path / "images", 10)
     with pytest.raises(
-        InputError, match=r"red/000.png is held out, and among the labeled images as well"
+        InputError, match=r"red/000.png is both among the held-out and the labeled images"
     ):
-        part([open_source(root)], labeled_config("born-again"), held_out=open_source(root / "red"))
+        split_labeled(
+            [open_source(root)], labeled_config("born-again"), held_out=open_source(root / "red")
+        )
 
 
 def test_too_few_images_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
     seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
     with refused("8 images with labels are fewer than 10; name others with --held-out."):
-        part([seven], labeled_config("born-again"))
+        split_labeled([seven], labeled_config("born-again"))
     with refused("set run.held_out, or name others with --held-out."):
-        part([twenty], labeled_config("born-again", "run.held_out=0"))
-    assert len(part([twenty], labeled_config("born-again", "run.held_out=1")).held_out) == 1
+        split_labeled([twenty], labeled_config("born-again", "run.held_out=0"))
+    assert (
+        len(split_labeled([twenty], labeled_config("born-again", "run.held_out=1")).held_out) == 1
+    )
