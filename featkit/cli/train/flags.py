@@ -1,4 +1,4 @@
-"""The flags that every method takes; each docstring is what --help says of its flag."""
+"""The flags that all training methods share; the string under each is its --help text."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from cyclopts import Parameter
 
 from featkit.cli.selecting import SelectionFlags
 
-# What the flags are settings of.
+# The setting that each flag changes.
 SETTINGS = {
     "name": "name",
     "init": "init",
@@ -24,40 +24,39 @@ SETTINGS = {
     "arch": "classifier.arch",
     "label": "labels.column",
 }
-STRINGS = Annotated[list[str] | None, Parameter(negative=())]
+Repeated = Annotated[list[str] | None, Parameter(negative=())]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags:
-    """What a run is told on the command line."""
+    """Flags of every method."""
 
     out: Path
-    """Folder of the run: what it was told and what it measures, checkpoints, backbone.safetensors,
-    report.html."""
+    """Folder of the run: config, metrics, checkpoints, backbone.safetensors and report.html."""
 
     recipe: str | None = None
-    """A recipe that ships with featkit, or a YAML file; flags override it. By default `tiny`, for
-    adapt `adapt_dinov2`, for methods with labels `small_labeled`."""
+    """A shipped recipe or a YAML file; flags override it. Default: `tiny`; `adapt_dinov2` for
+    adapt; `small_labeled` for methods with labels."""
 
     name: str | None = None
-    """The model's name, which its file and its indexes carry; by default `backbone`."""
+    """Name of the model, which its file and its indexes carry. Default: `backbone`."""
 
     held_out: str | None = None
-    """Images to measure on while training; by default a part of those to learn from, not trained
+    """Images to measure on while training. Default: a share of DATA, which is then not trained
     on."""
 
     steps: int | None = None
-    """Optimization steps; where trainings follow each other, of each of them."""
+    """Optimization steps; with several trainings in a row, of each."""
 
     batch_size: int | None = None
-    """Images a step, of all processes together."""
+    """Images in a step, over all processes."""
 
     lr: float | None = None
-    """Learning rate after the warm-up."""
+    """Learning rate after warmup."""
 
     seed: int | None = None
-    """Of all randomness."""
+    """Seed of all randomness."""
 
     workers: int | None = None
     """Processes that read and crop images."""
@@ -66,71 +65,72 @@ class TrainFlags:
     """auto, cpu or cuda."""
 
     set_: Annotated[list[str] | None, Parameter(name="--set", negative=())] = None
-    """Any other setting as section.key=value, such as --set crops.num_local=4. Repeat for more."""
+    """Any other setting as section.key=value, such as --set crops.num_local=4; repeatable.
+    `featkit train --settings` lists all."""
 
     resume: bool = False
-    """Go on from the newest checkpoint in OUT."""
+    """Continue from the newest checkpoint in OUT."""
 
     quiet: bool = False
     """Print nothing but the result."""
 
     select: SelectionFlags | None = None
-    """Which files of the images to learn from are wanted."""
+    """Files of the data to use."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class TeacherFlags:
-    """What only the methods with a momentum teacher are told."""
+    """Flags of the methods with a momentum teacher."""
 
     init: Path | None = None
-    """The folder of an earlier run to begin from: its student, teacher and heads."""
+    """Folder of an earlier run to start from: its student, teacher and heads."""
 
     momentum: float | None = None
-    """Share of the teacher that a step keeps; by default from the number of steps: 0.9 up to 4,000,
+    """Share of the teacher that a step keeps. Default: by the number of steps, 0.9 up to 4,000 and
     0.996 from 100,000."""
 
     prototypes: int | None = None
-    """Outputs of the projection head; 256 to 512 for a few hundred images."""
+    """Outputs of the projection head; 256 to 512 suit a few hundred images."""
 
     on_collapse: Literal["stop", "warn"] | None = None
-    """What to do when outputs no longer tell images apart; by default stop."""
+    """What to do when outputs no longer distinguish images. Default: stop."""
 
-    sweep: STRINGS = None
-    """Short trials of one setting's values instead of a run, such as --sweep
-    momentum=0.9,0.99,0.996. Repeat for more."""
+    sweep: Repeated = None
+    """Run short trials of several values of a setting and compare them, such as --sweep
+    momentum=0.9,0.99,0.996; repeatable."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class LabelFlags:
-    """What only the methods with labels are told."""
+    """Flags of the methods with labels."""
 
     arch: str | None = None
-    """The classifier: timm:NAME or torchvision:NAME, a ViT or a CNN; by default timm:resnet18."""
+    """The classifier: timm:NAME or torchvision:NAME, a ViT or a CNN. Default: timm:resnet18."""
 
     label: str | None = None
-    """Column of the images' labels; by default `label`, and for a folder without one the folder
-    that an image lies in."""
+    """Column of the labels. Default: `label`; in a folder without that column, each image's
+    subfolder."""
 
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class ClusterFlags:
-    """Where the run is to be spread over machines."""
+    """Flags to run on several machines."""
 
     slurm: bool = False
-    """Print a script for Slurm that runs this command, instead of running it: featkit train ...
-    --slurm > job.sh."""
+    """Print a Slurm script for this command instead of running it: featkit train ... --slurm >
+    job.sh."""
 
     nodes: int = 1
     """Machines."""
 
     gpus_per_node: int = 8
-    """Processes a machine, one for each GPU."""
+    """Processes on each machine, one for each GPU."""
 
     time: str = "24:00:00"
-    """Longest time of a job; the run is checkpointed ahead of it and queued again."""
+    """Time limit of a job. Before it ends, the run is checkpointed and queued again."""
 
     partition: str | None = None
-    """Slurm's partition."""
+    """Slurm partition."""

@@ -1,5 +1,4 @@
-"""The methods with a momentum teacher as commands: what each is for, and the settings that only it
-has."""
+"""One command for each method with a momentum teacher."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,19 +21,18 @@ def dino(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train by DINO (arXiv 2104.14294): a student matches its own momentum teacher across crops of
-    an image.
+    """Train by DINO (arXiv 2104.14294): a student matches its momentum teacher across crops.
 
-    The one to begin with: it learns from a few hundred images, and needs the least of a machine.
-    No labels are needed.
+    Start with this method: it learns from a few hundred images, needs no labels, and is the
+    cheapest to run.
 
     Example: featkit train dino images/ --out run/ --steps 300
 
     Parameters
     ----------
     data
-        Where the images are: folders, tar shards, Parquet files, lists of paths, Hugging Face data sets on disk or as
-        hf:NAME, torchvision:NAME; one or several.
+        Images to learn from, one or several of: folders, tar shards, Parquet files, lists of
+        paths, Hugging Face data sets on disk or as hf:NAME, torchvision:NAME.
     """
     run("dino", data, flags, own, cluster)
 
@@ -47,18 +45,17 @@ def ibot(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train by iBOT (arXiv 2111.07832): DINO, and the student fills in patches that it could not
-    see.
+    """Train by iBOT (arXiv 2111.07832): DINO, and the student predicts masked patches.
 
-    For patch tokens that mean something: segmentation, retrieval of parts. Takes more images than
-    DINO before it pays.
+    Use it when patch features matter: segmentation, retrieval of parts. It needs more images than
+    DINO to be worth it.
 
     Example: featkit train ibot images/ --out run/ --recipe small --steps 2000
 
     Parameters
     ----------
     data
-        Where the images are; see `featkit train dino`.
+        Images to learn from; see `featkit train dino`.
     """
     run("ibot", data, flags, own, cluster)
 
@@ -71,7 +68,7 @@ def dinov2(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train by DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with heads of their own,
+    """Train by DINOv2 (arXiv 2304.07193): DINO's and iBOT's losses with separate heads,
     Sinkhorn-Knopp and KoLeo.
 
     Example: featkit train dinov2 shards/ --out run/ --recipe dinov2_vitl14 --slurm --nodes 4
@@ -79,7 +76,7 @@ def dinov2(
     Parameters
     ----------
     data
-        Where the images are; see `featkit train dino`.
+        Images to learn from; see `featkit train dino`.
     """
     run("dinov2", data, flags, own, cluster)
 
@@ -92,7 +89,7 @@ def dinov3(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train by DINOv3 (arXiv 2508.10104): DINOv2 over rotary positions, and Gram anchoring in a
+    """Train by DINOv3 (arXiv 2508.10104): DINOv2 with rotary positions, and Gram anchoring in a
     later stage.
 
     Example: featkit train dinov3 shards/ --out gram/ --recipe dinov3_vitl16_gram --init run/
@@ -100,7 +97,7 @@ def dinov3(
     Parameters
     ----------
     data
-        Where the images are; see `featkit train dino`.
+        Images to learn from; see `featkit train dino`.
     """
     run("dinov3", data, flags, own, cluster)
 
@@ -115,11 +112,10 @@ def distill(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Train a small student by a larger frozen teacher, as DINOv2's small models were made (arXiv
+    """Train a small student on a larger frozen teacher, as DINOv2's small models were made (arXiv
     2304.07193, section 5).
 
-    The fastest way to a good small model where a large one that knows your kind of images is
-    published.
+    The fastest way to a good small model if a published large one knows your kind of images.
 
     Example: featkit train distill images/ --teacher dinov2_vitb14 --out run/ --recipe
     dinov2_vits14_distill
@@ -127,12 +123,12 @@ def distill(
     Parameters
     ----------
     data
-        Where the images are; see `featkit train dino`.
+        Images to learn from; see `featkit train dino`.
     teacher
-        What to learn from: a published name (`featkit export --help` tells where they are), timm:NAME, a folder of Hugging
-        Face's or of a run.
+        The model to learn from: a published name (see `featkit export --list`), timm:NAME, a folder
+        of Hugging Face's or the folder of a run.
     weights
-        The teacher's weights as a file or folder, instead of the hub.
+        The teacher's weights as a file or folder, instead of downloading them.
     """
     run(
         "distill",
@@ -157,22 +153,22 @@ def adapt(
     own: TeacherFlags | None = None,
     cluster: ClusterFlags | None = None,
 ) -> None:
-    """Go on from published weights on your own images: new heads first, then everything at a low
-    rate.
+    """Continue training published weights on your own images: new heads first, then everything at a
+    low learning rate.
 
-    The run ends and takes the best model back when copies, or neighbors of one label, are found
-    less often than before.
+    If the score on held-out images falls, the run ends and restores the best model.
 
     Example: featkit train adapt images/ --model dinov2_vits14 --out run/
 
     Parameters
     ----------
     data
-        Where the images are; see `featkit train dino`.
+        Images to learn from; see `featkit train dino`.
     model
-        What to go on from: a published name, or a folder of Hugging Face's or of a run.
+        The model to start from: a published name, a folder of Hugging Face's or the folder of a
+        run.
     weights
-        Its weights as a file or folder, instead of the hub.
+        Its weights as a file or folder, instead of downloading them.
     """
     run(
         "adapt",
@@ -209,6 +205,6 @@ def command_for(card: MethodCard) -> Callable[..., None]:
     Parameters
     ----------
     data
-        Where the images are; see `featkit train dino`.
+        Images to learn from; see `featkit train dino`.
     """
     return command

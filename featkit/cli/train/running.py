@@ -1,5 +1,4 @@
-"""What `featkit train` does with its flags: a config, a run, trials of a setting, or a script for a
-cluster."""
+"""Turn the flags of `featkit train` into a config, then into a run, trials, or a Slurm script."""
 
 import contextlib
 import os
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from featkit_train.watching.plan import Plan
 
 SHOWN = ("loss", "batch_accuracy", "teacher_entropy", "rankme", "images_per_s", "waiting_share")
-# The words of a score, by its name in metrics.jsonl.
+# Scores in metrics.jsonl, and how they are printed.
 SCORES = {"accuracy": "accuracy", "copy_recall": "copy recall@1", "knn": "kNN accuracy"}
 
 
@@ -36,8 +35,8 @@ def run(
     cluster: ClusterFlags | None,
     settings: Mapping[str, object] | None = None,
 ) -> None:
-    """Train by a method with a momentum teacher. settings: of the flags that only this method has,
-    None where not given."""
+    """Train by a method with a momentum teacher. settings: values of the method's own flags, None
+    for those not given."""
     config = configured(method, flags, own, settings)
     from featkit_train.loop import train
 
@@ -52,7 +51,7 @@ def run(
         return
     quiet = flags.quiet or not is_main()
     if not quiet:
-        _say_what(config, sum(len(source) for source in sources), flags)
+        _print_introduction(config, sum(len(source) for source in sources), flags)
         note_passed_over(*sources)
     with ProgressReporter(
         "training", total=config.run.steps, unit="steps", quiet=quiet
@@ -88,8 +87,8 @@ def configured(
     own: TeacherFlags | LabelFlags | None,
     settings: Mapping[str, object] | None,
 ) -> "TrainConfig":
-    """The config of the flags: those of every method, those of this kind of method, and settings of
-    this one's own."""
+    """Build the config: the recipe, then the flags that all methods and this kind of method share,
+    then the method's own `settings`, then --set."""
     need_extra("train", "torch", "safetensors", "yaml", "tensorboard")
     from featkit_train.configure import configure
     from featkit_train.settings import parse_settings
@@ -121,7 +120,7 @@ def plain_warnings() -> Iterator[None]:
 
 
 def open_images(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
-    """What is learned from, and what is held out where that is named."""
+    """Open the images to learn from and those of --held-out, if given."""
     from featkit.sources.opening import refuse_unused_column
     from featkit_train.images.sources import open_training_source
 
@@ -141,11 +140,11 @@ def open_images(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], 
 
 
 def is_main() -> bool:
-    """Whether this is the only process, or the first of those that torchrun started."""
+    """Return whether this is the only process, or the first one of torchrun's."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
+def _print_introduction(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
     model = (
         f"ViT of width {config.model.width}, depth {config.model.depth}, patch {config.model.patch}"
     )
@@ -160,7 +159,7 @@ def _say_what(config: "TrainConfig", count: int, flags: TrainFlags) -> None:
 
 
 def in_words(plan: "Plan") -> str:
-    """The plan as a sentence."""
+    """Return the plan as a line of text."""
     hours = (
         f"{plan.hours_left:.1f} h" if plan.hours_left >= 1 else f"{plan.hours_left * 60:.0f} min"
     )
@@ -172,15 +171,16 @@ def in_words(plan: "Plan") -> str:
 
 
 def show(log: Mapping[str, Any], progress: ProgressReporter) -> None:
-    """One plain line a log entry; the bar, where there is one, stays below."""
+    """Print a log entry as one line above the progress bar."""
     step = int(log["step"])
     progress(step)
     scores = [(words, log[name]) for name, words in SCORES.items() if name in log]
-    places = [" on held-out images", *[""] * len(scores)]  # said once
-    shown = [
-        f"{words}{where} {score:.3f}" for (words, score), where in zip(scores, places, strict=False)
-    ]
-    shown = shown or [f"{name} {log[name]:.3f}" for name in SHOWN if name in log]
+    shown = [f"{words} {score:.3f}" for words, score in scores]
+    if scores:
+        words, score = scores[0]
+        shown[0] = f"{words} on held-out images {score:.3f}"
+    else:
+        shown = [f"{name} {log[name]:.3f}" for name in SHOWN if name in log]
     progress.line(f"step {step:>6,}  " + "  ".join(shown))
 
 
@@ -203,7 +203,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
     ]
     if report.rolled_back_to is not None:
         rows.append(
-            ("model of step", f"{report.rolled_back_to:,}, the best; later ones were worse")
+            ("model of step", f"{report.rolled_back_to:,}, the best; later steps were worse")
         )
     print_table(
         "Training finished",
@@ -214,7 +214,7 @@ def _print_result(report: "TrainReport", name: str, flags: TrainFlags) -> None:
 
 
 def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
-    """The script that runs this very command on a cluster."""
+    """Print a Slurm script that runs this command."""
     from featkit_train.slurm import slurm_script
 
     script = slurm_script(
@@ -232,8 +232,8 @@ def print_slurm(config: "TrainConfig", cluster: ClusterFlags) -> None:
 
 
 def command_without(arguments: Sequence[str], flags: Mapping[str, int]) -> list[str]:
-    """A command line without some flags, each with its number of values. `--flag=value` is one
-    argument."""
+    """Return a command line without some flags. flags: how many arguments follow each;
+    `--flag=value` is one argument."""
     kept: list[str] = []
     skip = 0
     for argument in arguments:
@@ -246,7 +246,7 @@ def command_without(arguments: Sequence[str], flags: Mapping[str, int]) -> list[
             kept.append(argument)
     if not kept:
         raise InputError(
-            "There is no command for Slurm to run; call `featkit train METHOD ... --slurm` from a"
-            " shell."
+            "There is no command line for the Slurm script. Run `featkit train METHOD ... --slurm`"
+            " from a shell."
         )
     return kept

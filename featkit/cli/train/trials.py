@@ -1,5 +1,4 @@
-"""`featkit train ... --sweep`: short trials of a setting's values, and a table of what each came
-to."""
+"""`featkit train ... --sweep`: short trials of a setting's values, and a table to compare them."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +8,7 @@ from featkit.cli.console import ProgressReporter, print_table, stdout
 from featkit.cli.train.flags import SETTINGS, TrainFlags
 from featkit.wording import counted
 
-# What of a trial's last log is shown, and under which heading.
+# Values of a trial's last log, and their headings.
 COLUMNS = {
     "loss": "loss",
     "teacher_entropy": "entropy",
@@ -29,8 +28,10 @@ def run_trials(
     flags: TrainFlags,
     sweep: Sequence[str],
 ) -> None:
-    """Run every combination of the values, --steps long or a tenth of the recipe's steps, and print
-    them side by side."""
+    """Run every combination of the values and print a table of the results.
+
+    Each trial takes --steps, by default a tenth of the recipe's steps.
+    """
     from featkit_train.trials import plan_trials, run_trial
 
     steps = config.run.steps if flags.steps is not None else None
@@ -42,11 +43,11 @@ def run_trials(
             file=sys.stderr,
         )
     outcomes = []
-    for number, trial in enumerate(trials, 1):
-        label = f"trial {number} of {len(trials)}, {trial.label}"
+    for position, trial in enumerate(trials, 1):
+        label = f"trial {position} of {len(trials)}, {trial.label}"
         with ProgressReporter(label, total=length, unit="steps", quiet=flags.quiet) as progress:
             outcomes.append(
-                run_trial(trial, sources, flags.out, held_out=held_out, on_log=_tell(progress))
+                run_trial(trial, sources, flags.out, held_out=held_out, on_log=_moving(progress))
             )
     rows = [
         (
@@ -62,9 +63,9 @@ def run_trials(
         ("setting", "copies", *COLUMNS.values(), "ended"),
         rows,
     )
-    best = max(range(len(trials)), key=lambda number: outcomes[number].score)
-    stdout().print(f"Best: {trials[best].label}.")
+    best, _ = max(zip(trials, outcomes, strict=True), key=lambda pair: pair[1].score)
+    stdout().print(f"Best: {best.label}.")
 
 
-def _tell(progress: ProgressReporter) -> Callable[[Mapping[str, float]], None]:
+def _moving(progress: ProgressReporter) -> Callable[[Mapping[str, float]], None]:
     return lambda log: progress(int(log["step"]))

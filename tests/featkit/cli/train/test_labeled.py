@@ -287,7 +287,7 @@ def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
 @pytest.mark.parametrize(
     ("method", "more", "words"),
     [
-        ("internal", ["--exits", "a,b"], "--exits a,b is no list of stages; write it as 1,2,3."),
+        ("internal", ["--exits", "a,b"], "--exits a,b is not a list of stages; write it as 1,2,3."),
         ("internal", ["--exits", "1,9"], "exits can be after the stages 1 to 3"),
         ("internal", ["--exits", "0,1"], "exits can be after the stages 1 to 3"),
         ("internal", ["--exits", ","], "such as --exits 1,2,3"),
@@ -310,7 +310,11 @@ def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
             ["--set", "born_again.generations=1"],
             "self-training does not read the setting born_again.generations",
         ),
-        ("internal", ["--set", "internal.alpha=2"], "alpha 2.0 is no share"),
+        (
+            "internal",
+            ["--set", "internal.alpha=2"],
+            "internal.alpha is 2.0; it must be from 0 to 1.",
+        ),
         ("born-again", ["--batch-size", "100"], "fewer than a batch of 100"),
         ("born-again", ["--resume"], "holds no run to resume"),
         ("born-again", ["--held-out", "none"], "none does not exist"),
