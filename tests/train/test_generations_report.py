@@ -120,7 +120,7 @@ def test_every_row_stands_in_the_table_with_all_it_has(run: Path) -> None:
     head, *lines = cells(Seen(write_generations_report(run)))
     assert (
         head
-        == "|accuracy|over the first|kNN|copies found|ECE|sure when wrong|parameters|training took".split(
+        == "|accuracy|gain over the first|kNN|copy recall|ECE|confidence when wrong|parameters|training time".split(
             "|"
         )
     )
@@ -188,7 +188,7 @@ def test_every_figure_is_drawn_with_what_it_says_in_words(run: Path) -> None:
     assert "; copies: generation-1 0.900" in drawings[1]
     assert [drawing.split(":")[0] for drawing in drawings[2:]] == [
         "Calibration error (ECE)",
-        "Sure when wrong",
+        "Confidence when wrong",
     ]
 
 
@@ -199,9 +199,9 @@ def test_exits_are_drawn_over_their_speed(tmp_path: Path) -> None:
     ]
     seen = Seen(write_generations_report(make_run(tmp_path, rows)))
     assert "Exits of one network" in seen.words
-    assert "Accuracy over images a second" in seen.words
+    assert "Accuracy over images per second" in seen.words
     assert "exit-2, 2,500 a second 0.500 ± 0.022" in seen.words
-    assert cells(seen)[0][-1] == "images a second"
+    assert cells(seen)[0][-1] == "images per second"
 
 
 def test_rounds_and_exits_of_one_run_are_drawn_apart(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_run_without_rows_has_a_page(tmp_path: Path) -> None:
 
 def test_a_single_row_is_said_and_not_drawn(tmp_path: Path) -> None:
     seen = Seen(write_generations_report(make_run(tmp_path, [row("generation-1", 0.5)], name="")))
-    assert "Best accuracy0.500generation-1 · none made later beats it" in seen.words
+    assert "Best accuracy0.500generation-1 · no later one beats it" in seen.words
     assert f"{tmp_path.name}: report of generations" in seen.words
     assert seen.all("svg") == []
     assert len(cells(seen)) == 2

@@ -1,13 +1,14 @@
-"""The report of a run of several trainings as one HTML file: which is best and by how much, what
-was noticed, and all figures.
+"""The report of a course as one HTML file: the best training and its gain, remarks, charts and a
+table.
 
-It is made of generations.json and config.yaml in the folder, and links to the pages of the
-trainings in folders of their own. As the page of one training, it loads nothing and runs no script;
-names and settings are text and stay text.
+It is built from generations.json and config.yaml, and links to the reports of the trainings in the
+subfolders. Like the report of one run, it loads nothing and runs no script, and it escapes every
+name and setting.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,13 @@ PLURALS: dict[Kind, str] = {
     "ensemble": "ensembles",
 }
 CHOSEN = ' class="chosen"'
-MOST_CLASSES = 12  # named at the top
+MAX_CLASSES = 12  # named at the top
 
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of every row: its title, how it is read and written, and which of all is best where
-    more or less is better."""
+    """A column of the table: its title, its value and text, and which value of all is best, if more
+    or less is better."""
 
     title: str
     of: Callable[[Row], float | None]
@@ -64,26 +65,25 @@ class Column:
 
 COLUMNS = (
     Column("kNN", lambda row: row.knn, best=max),
-    Column("copies found", lambda row: row.copies, best=max),
+    Column("copy recall", lambda row: row.copies, best=max),
     Column("ECE", lambda row: row.ece, best=min),
-    Column("sure when wrong", lambda row: row.wrong_confidence),
+    Column("confidence when wrong", lambda row: row.wrong_confidence),
     Column("shared errors", lambda row: row.shared_errors, lambda share: f"{share:.0%}"),
     Column(
         "parameters",
         lambda row: row.parameters,
         lambda count: f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count:,.0f}",
     ),
-    Column("images a second", lambda row: row.images_per_s, number),
-    Column("training took", lambda row: row.seconds, duration),
+    Column("images per second", lambda row: row.images_per_s, number),
+    Column("training time", lambda row: row.seconds, duration),
 )
 
 
 def write_generations_report(folder: Path) -> Path:
-    """Write `folder`/report.html anew, whole or not at all, and return its path. Same files, same
-    bytes.
+    """Write `folder`/report.html, complete or not at all, and return its path. The same files give
+    the same bytes.
 
-    InputError as for standing.read_standing, and where there is a config.yaml that is none of a
-    run.
+    InputError as in standing.read_standing, and if config.yaml is not a run's.
     """
     standing = read_standing(folder)
     has_config = (folder / CONFIG_FILE).is_file()
@@ -111,17 +111,16 @@ def write_generations_report(folder: Path) -> Path:
 
 
 def _kinds(standing: Standing) -> list[Kind]:
-    """Kinds of the rows that follow from each other; that of the ensembles where there are no
-    others."""
+    """Return the kinds of the rows in their order, without ensembles if there are others."""
     kinds: list[Kind] = list(dict.fromkeys(row.kind for row in standing.rows))
     return [kind for kind in kinds if kind != "ensemble"] or kinds or ["generation"]
 
 
 def _about(standing: Standing) -> str:
-    classes = ", ".join(standing.classes[:MOST_CLASSES])
+    classes = ", ".join(standing.classes[:MAX_CLASSES])
     more = (
-        f" and {len(standing.classes) - MOST_CLASSES:,} more"
-        if len(standing.classes) > MOST_CLASSES
+        f" and {len(standing.classes) - MAX_CLASSES:,} more"
+        if len(standing.classes) > MAX_CLASSES
         else ""
     )
     parts = [
@@ -144,7 +143,7 @@ def _scores(standing: Standing) -> str:
     gain = (
         f"{best.accuracy - first.accuracy:+.3f} over {first.name}"
         if best is not first
-        else "none made later beats it"
+        else "no later one beats it"
     )
     other = f" · chosen: {chosen.name}, {chosen.accuracy:.3f}" if chosen is not best else ""
     cards = [
@@ -154,29 +153,28 @@ def _scores(standing: Standing) -> str:
     if chosen.wrong_confidence is not None:
         cards.append(
             card(
-                "Sure when wrong",
+                "Confidence when wrong",
                 figure(chosen.wrong_confidence),
-                f"mean confidence of {chosen.name}",
+                f"mean of {chosen.name}",
             )
         )
     kind = _kinds(standing)[0]
-    counts = [(one, sum(row.kind == one for row in standing.rows)) for one in PLURALS]
+    counts = Counter(row.kind for row in standing.rows)
     others = [
-        f"{count} {PLURALS[one] if count > 1 else one}"
-        for one, count in counts
-        if count and one != kind
+        counted(counts[other], other, PLURALS[other])
+        for other in PLURALS
+        if counts[other] and other != kind
     ]
-    count = next(count for one, count in counts if one == kind)
     cards.append(
         card(
             PLURALS[kind].capitalize(),
-            str(count),
+            str(counts[kind]),
             f"and {', '.join(others)}" if others else "all in the table below",
         )
     )
     seconds = sum(row.seconds or 0.0 for row in standing.rows)
     if seconds:
-        cards.append(card("Time in training", duration(seconds), "all of them together"))
+        cards.append(card("Time in training", duration(seconds), "all trainings together"))
     return scores(cards)
 
 
@@ -187,9 +185,10 @@ def _charts(standing: Standing) -> str:
     kinds = _kinds(standing)
     groups = []
     for kind in kinds:
-        beside: tuple[Kind, ...] = (kind, "ensemble") if kind == kinds[0] else (kind,)
+        # Ensembles are compared with the first kind, whose members they have.
+        compared: tuple[Kind, ...] = (kind, "ensemble") if kind == kinds[0] else (kind,)
         rows = sorted(
-            (row for row in standing.rows if row.kind in beside),
+            (row for row in standing.rows if row.kind in compared),
             key=lambda row: row.kind == "ensemble",
         )
         if len(rows) > 1:
@@ -198,12 +197,10 @@ def _charts(standing: Standing) -> str:
     if not groups:
         return ""
     lead = (
-        "Bars are one standard error up and down; a ring is the one chosen. Point at a place for"
-        " its figures."
+        "Bars show one standard error up and down; a ring marks the chosen one. Point at a column"
+        " for its figures."
     )
-    return (
-        f'<section><h2>Beside each other</h2><p class="lead">{lead}</p>{"".join(groups)}</section>'
-    )
+    return f'<section><h2>Comparison</h2><p class="lead">{lead}</p>{"".join(groups)}</section>'
 
 
 def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
@@ -211,48 +208,15 @@ def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
         Place(row.name, joined=row.kind != "ensemble", chosen=row.name == standing.chosen)
         for row in rows
     ]
-    accuracy = Series(
-        "accuracy", [row.accuracy for row in rows], [row.standard_error for row in rows]
-    )
+    has_ensembles = kind != "ensemble" and not all(place.joined for place in places)
+    diamonds = " Diamonds are ensembles." if has_ensembles else ""
     images = f"Of {counted(standing.num_held_out, 'held-out image')}."
-    apart = (
-        " Diamonds are ensembles."
-        if kind != "ensemble" and not all(place.joined for place in places)
-        else ""
-    )
-    parts = [_figure(f"Accuracy by {kind}", places_chart(places, [accuracy]), f"{images}{apart}")]
-    timed = [place for place, row in enumerate(rows) if row.images_per_s is not None]
-    if kind == "exit" and len(timed) > 1:
-        at = Series(
-            "accuracy",
-            [rows[place].accuracy for place in timed],
-            [rows[place].standard_error for place in timed],
-        )
-        drawing = speed_chart(
-            [places[place] for place in timed],
-            at,
-            [rows[place].images_per_s or 0.0 for place in timed],
-        )
-        parts.insert(
-            0,
-            _figure(
-                "Accuracy over images a second", drawing, f"Up is better, right is faster.{apart}"
-            ),
-        )
-    features = [
-        Series("kNN", [row.knn for row in rows]),
-        Series("copies", [row.copies for row in rows]),
+    accuracy = places_chart(places, [_accuracy(rows)])
+    figures = [
+        _speed_figure(places, rows, diamonds) if kind == "exit" else "",
+        _figure(f"Accuracy by {kind}", accuracy, f"{images}{diamonds}"),
+        _features_figure(places, rows),
     ]
-    features = [one for one in features if _is_drawn(one)]
-    if features:
-        words = {
-            "kNN": "kNN: neighbors carry the label.",
-            "copies": "Copies: an edited image finds its original.",
-        }
-        about = " ".join(words[one.name] for one in features)
-        parts.append(
-            _figure("What the features are worth", places_chart(places, features), about, features)
-        )
     for title, values, about in (
         (
             "Calibration error (ECE)",
@@ -260,25 +224,63 @@ def _figures(kind: Kind, rows: Sequence[Row], standing: Standing) -> str:
             "Mean distance of confidence from accuracy. Lower is better.",
         ),
         (
-            "Sure when wrong",
+            "Confidence when wrong",
             [row.wrong_confidence for row in rows],
             "Mean confidence in wrong answers. A rise is a warning.",
         ),
     ):
-        one = Series(title, values)
-        if _is_drawn(one):
-            parts.append(_figure(title, places_chart(places, [one]), about))
-    return "".join(parts)
+        series = Series(title, values)
+        if _is_drawn(series):
+            figures.append(_figure(title, places_chart(places, [series]), about))
+    return "".join(figures)
+
+
+def _accuracy(rows: Sequence[Row]) -> Series:
+    return Series("accuracy", [row.accuracy for row in rows], [row.standard_error for row in rows])
+
+
+def _speed_figure(places: Sequence[Place], rows: Sequence[Row], diamonds: str) -> str:
+    timed = [
+        (place, row, row.images_per_s)
+        for place, row in zip(places, rows, strict=True)
+        if row.images_per_s is not None
+    ]
+    if len(timed) < 2:
+        return ""
+    drawing = speed_chart(
+        [place for place, _, _ in timed],
+        _accuracy([row for _, row, _ in timed]),
+        [rate for _, _, rate in timed],
+    )
+    about = f"Up is better, right is faster.{diamonds}"
+    return _figure("Accuracy over images per second", drawing, about)
+
+
+def _features_figure(places: Sequence[Place], rows: Sequence[Row]) -> str:
+    words = {
+        "kNN": "kNN: neighbors have the same label.",
+        "copies": "Copies: an edited image finds its original.",
+    }
+    series = [
+        Series("kNN", [row.knn for row in rows]),
+        Series("copies", [row.copies for row in rows]),
+    ]
+    drawn = [each for each in series if _is_drawn(each)]
+    if not drawn:
+        return ""
+    about = " ".join(words[each.name] for each in drawn)
+    return _figure("Quality of the features", places_chart(places, drawn), about, drawn)
 
 
 def _is_drawn(series: Series) -> bool:
-    """A figure that a single place has needs no chart."""
+    """Return whether at least two places have a value; one needs no chart."""
     return sum(value is not None for value in series.values) > 1
 
 
 def _figure(title: str, drawing: str, about: str, legend: Sequence[Series] = ()) -> str:
     names = "".join(
-        f'<span><i class="c{color}"></i>{text(one.name)}</span>' for color, one in enumerate(legend)
+        f'<span><i class="c{color}"></i>{text(series.name)}</span>'
+        for color, series in enumerate(legend)
     )
     key = f'<span class="legend">{names}</span>' if len(legend) > 1 else ""
     return (
@@ -298,13 +300,12 @@ def _table(folder: Path, standing: Standing) -> str:
     titles = [column.title for column in columns]
     head = "".join(
         f'<th scope="col">{text(title)}</th>'
-        for title in ("", "accuracy", "over the first", *titles)
+        for title in ("", "accuracy", "gain over the first", *titles)
     )
     lines = "".join(_line(folder, standing, row, columns) for row in rows)
     return (
-        '<section><h2>All figures</h2><p class="lead">The best of a column is bold where more or'
-        " less is better. Shared errors "
-        "are those of the teacher that the student repeats.</p>"
+        '<section><h2>All figures</h2><p class="lead">The best value of a column is bold if more or'
+        " less is better. Shared errors are the teacher's mistakes that the student repeats.</p>"
         '<div class="card scroll" tabindex="0" role="region" aria-label="All figures"><table'
         ' class="standing">'
         f"<thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div></section>"
@@ -351,10 +352,14 @@ def _strong(words: str, best: bool) -> str:
 
 
 def _link(folder: Path, row: Row) -> str:
-    """A row's name, which leads to the page of its training where there is one: in the folder of
-    that name, or of the exits."""
-    place = NETWORK if row.kind == "exit" else row.name
-    inside = place not in (".", "..") and Path(place).name == place
-    if inside and (folder / place / REPORT_FILE).is_file():
-        return f'<a href="{text(quote(place, errors="surrogateescape"))}/{REPORT_FILE}">{breakable(row.name)}</a>'
-    return breakable(row.name)
+    """Return a row's name, as a link if its training has a report in the subfolder of that name.
+
+    Exits share the report of their network.
+    """
+    subfolder = NETWORK if row.kind == "exit" else row.name
+    # generations.json may come from elsewhere: never link out of the folder.
+    is_inside = subfolder not in (".", "..") and Path(subfolder).name == subfolder
+    if not is_inside or not (folder / subfolder / REPORT_FILE).is_file():
+        return breakable(row.name)
+    href = f"{text(quote(subfolder, errors='surrogateescape'))}/{REPORT_FILE}"
+    return f'<a href="{href}">{breakable(row.name)}</a>'
