@@ -20,8 +20,8 @@ import yaml
 
 from featkit.cli.result_page import STYLE
 from featkit_train.report import charts, write_report
-from featkit_train.report.metrics import MOST_POINTS, Curve, read_metrics
-from featkit_train.report.panels import MOST_CURVES, arrange
+from featkit_train.report.metrics import MAX_POINTS, Curve, read_metrics
+from featkit_train.report.panels import MAX_CURVES, arrange
 from featkit_train.settings import to_mapping
 from featkit_train.watching.snapshot_files import Tiles, write_photographs, write_snapshot
 from tests.commands import REPOSITORY
@@ -154,7 +154,7 @@ def test_the_page_says_scores_settings_and_what_was_noticed(run: Path) -> None:
         "step 40Momentum is too high.",
         "Time in steps50 s",
         "Images seen800",
-        "Images a second16",
+        "Images per second16",
         "optim.lr0.001",
         "data.names",
         "by DINO",
@@ -163,7 +163,7 @@ def test_the_page_says_scores_settings_and_what_was_noticed(run: Path) -> None:
 
 
 def test_the_score_is_the_last_one_and_not_the_best(run: Path) -> None:
-    assert "Copies found, recall@10.500" in Seen(write_report(run)).words
+    assert "Copy recall@10.500" in Seen(write_report(run)).words
 
 
 def test_a_training_with_labels_is_judged_by_its_accuracy(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_torn_lines_missing_values_and_broken_numbers_leave_gaps(tmp_path: Path)
     page = write_report(run)
     seen = Seen(page)
     assert seen.words.count("Said.") == 1
-    assert "Readings of loss that were no finite number: 3." in seen.words
+    assert "Readings of loss that were not finite: 3." in seen.words
     assert len([a for a in seen.all("path") if a.get("class") == "curve"]) == 2
     assert "nan" not in page.read_text().split("</style>")[1]
     assert not {"other", "flag"} & set(read_metrics(run / "metrics.jsonl").curves)
@@ -387,8 +387,8 @@ def test_a_curve_of_any_length_is_thinned_without_losing_a_reading(count: int) -
     for step, value in enumerate(values):
         curve.add(step, float(value))
     points = curve.thinned()
-    assert len(points) <= MOST_POINTS
-    assert count < 600 or len(points) > MOST_POINTS // 2 - 1
+    assert len(points) <= MAX_POINTS
+    assert count < 600 or len(points) > MAX_POINTS // 2 - 1
     assert sum(point.count for point in points) == count
     start = 0
     for point in points:
@@ -441,7 +441,7 @@ def test_ticks_of_extreme_ranges_are_finite_and_few(low: float, high: float) -> 
 def test_one_outlier_does_not_flatten_the_rest_and_is_named(tmp_path: Path) -> None:
     lines = [log(step, grad_norm=1e6 if step == 50 else 1.0 + step / 100) for step in range(1, 101)]
     assert (
-        "grad_norm went to 1e6 once, beyond the frame."
+        "grad_norm once reached 1e6, outside the chart."
         in Seen(write_report(make_run(tmp_path, lines))).words
     )
 
@@ -486,4 +486,4 @@ def test_each_curve_stands_in_one_panel_and_no_panel_has_more_than_there_are_col
     ]
     panels = arrange({name: Curve(name) for name in names})
     assert sorted(curve.name for panel in panels for curve in panel.curves) == sorted(names)
-    assert max(len(panel.curves) for panel in panels) == MOST_CURVES
+    assert max(len(panel.curves) for panel in panels) == MAX_CURVES

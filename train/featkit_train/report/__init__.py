@@ -1,5 +1,4 @@
-"""The page of a training run, or of several that belong together: report.html, made of a folder's
-files without torch."""
+"""Write the report of a run or of a course, report.html, from the folder's files, without torch."""
 
 from __future__ import annotations
 
@@ -13,8 +12,8 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html anew and return its path: of a run, or of a course of them.
-    InputError where it is neither."""
+    """Write `folder`/report.html for a run or a course, and return its path. InputError for any other
+    folder."""
     return (
         write_generations_report(folder)
         if (folder / STANDING_FILE).is_file()

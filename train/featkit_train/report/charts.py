@@ -1,7 +1,7 @@
-"""Curves as SVG in the page's own colors: axes, ticks, labels at the ends, and figures under the
-pointer without a script.
+"""Draw curves as SVG in the page's colors: axes, ticks, labels at the ends, and values under the
+pointer, without a script.
 
-All lengths are units of the image's own coordinates, which the page scales to the width it has.
+Lengths are in the drawing's own units; the page scales it to the available width.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from featkit_train.report.metrics import Curve, Point
-from featkit_train.report.panels import MOST_CURVES
+from featkit_train.report.panels import MAX_CURVES
 
 HEIGHT, TOP, BOTTOM, LEFT, RIGHT = 220.0, 24.0, 26.0, 50.0, 16.0
-# of a curve's name and last value at its end, where there are several
+# Room for a curve's name and last value at its end, if there are several curves.
 LABEL_WIDTH, LABEL_HEIGHT = 118.0, 28.0
-SPOTS = 40  # places that show their figures under the pointer
-SMOOTHED_FROM = 30  # points; fewer are shown as they are
-# how far beyond the middle 96 % of points, in their own range, a curve may reach before it is cut
-# off
+MAX_SPOTS = 40  # strips that show their values under the pointer
+SMOOTHED_FROM = 30  # points; fewer are not smoothed
+# A curve is cut off where it leaves the middle 96 % of its points by more than this times their
+# range.
 OUTLIER = 6.0
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where steps and values lie in the image."""
+    """Map steps and values to coordinates."""
 
     width: float
     right: float
@@ -37,13 +37,13 @@ class Frame:
     high: float
 
     def x(self, step: float) -> float:
-        """Across; a single step lies in the middle."""
+        """Return the horizontal coordinate; a single step lies in the middle."""
         span = self.last_step - self.first_step
         share = (step - self.first_step) / span if span else 0.5
         return LEFT + share * (self.width - LEFT - self.right)
 
     def y(self, value: float) -> float:
-        """Down; what lies outside is held at the frame, a little beyond it."""
+        """Return the vertical coordinate; values outside are drawn just beyond the frame."""
         share = (value - self.low) / (self.high - self.low)
         return HEIGHT - BOTTOM - min(max(share, -0.03), 1.03) * (HEIGHT - TOP - BOTTOM)
 
@@ -56,8 +56,8 @@ def chart(
     marks: Sequence[int] = (),
     width: float = 440.0,
 ) -> str:
-    """An SVG of the curves over the steps of the whole run. marks: steps at which something was
-    said, as thin lines."""
+    """Return an SVG of the curves over the steps of the whole run. marks: steps with a note, drawn as
+    thin lines."""
     several = len(curves) > 1
     drawn = [(curve, curve.thinned()) for curve in curves]
     low, high = value_range([point for _, points in drawn for point in points])
@@ -67,19 +67,19 @@ def chart(
     parts += [
         f'<path class="mark" d="M{frame.x(step):.1f} {TOP}V{HEIGHT - BOTTOM}"/>' for step in marks
     ]
-    parts += [_line(frame, points, number) for number, (_, points) in enumerate(drawn)]
+    parts += [_line(frame, points, index) for index, (_, points) in enumerate(drawn)]
     if several:
         parts.append(_end_labels(frame, curves))
     parts.append(_spots(frame, [points for _, points in drawn]))
-    says = html.escape("; ".join(map(in_words, curves)))
+    description = html.escape("; ".join(map(in_words, curves)))
     return (
         f'<svg viewBox="0 0 {width:g} {HEIGHT:g}" role="img"'
-        f' aria-label="{says}">{"".join(parts)}</svg>'
+        f' aria-label="{description}">{"".join(parts)}</svg>'
     )
 
 
 def in_words(curve: Curve) -> str:
-    """What a curve does, for those who do not see it."""
+    """Describe a curve for people who do not see it."""
     if curve.first is None or curve.last is None:
         return f"{curve.name}: no finite number"
     first, last = (f"{number(value)} at step {step:,}" for step, value in (curve.first, curve.last))
@@ -87,7 +87,7 @@ def in_words(curve: Curve) -> str:
 
 
 def beyond_the_frame(curve: Curve) -> list[float]:
-    """The extremes of a curve that its chart leaves out, being outliers."""
+    """Return the extremes of a curve that its chart cuts off as outliers."""
     points = [point for point in curve.thinned() if point.count]
     low, high = value_range(points)
     ends = (
@@ -98,7 +98,7 @@ def beyond_the_frame(curve: Curve) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A value in at most four digits that mean something."""
+    """Return a value with at most four significant digits."""
     if not math.isfinite(value):
         return "not a number" if math.isnan(value) else f"{value:g}"
     size = abs(value)
@@ -112,8 +112,8 @@ def number(value: float) -> str:
 
 
 def value_range(points: Sequence[Point]) -> tuple[float, float]:
-    """Lowest and highest to show: all of it, but for outliers that would flatten the rest. (0, 1)
-    where there is nothing."""
+    """Return the lowest and the highest value to show, without outliers that would flatten the rest.
+    (0, 1) if there are no values."""
     finite = sorted(end for point in points if point.count for end in (point.low, point.high))
     if not finite:
         return 0.0, 1.0
@@ -125,13 +125,13 @@ def value_range(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def nice_ticks(low: float, high: float, wanted: int) -> tuple[float, float, list[float]]:
-    """A range around `low` and `high` and round numbers in it, about `wanted` steps of 1, 2 or 5
-    times a power of ten."""
+    """Return a range around `low` and `high`, and about `wanted` ticks in it at 1, 2 or 5 times a
+    power of ten."""
     if high - low <= max(abs(low), abs(high)) * 1e-9:
         room = abs(low) * 0.1 or 1.0
         low, high = low - room, high + room
     span = high - low
-    if not math.isfinite(span):  # both ends near the largest float there is
+    if not math.isfinite(span):  # both ends are near the largest float
         low, high, span = low / 4, high / 4, high / 4 - low / 4
     power = 10.0 ** math.floor(math.log10(span / wanted))
     step = power * next(
@@ -142,7 +142,7 @@ def nice_ticks(low: float, high: float, wanted: int) -> tuple[float, float, list
 
 
 def is_noisy(points: Sequence[Point]) -> bool:
-    """Whether a curve goes up and down much more than it gets anywhere."""
+    """Return whether a curve moves up and down much more than it changes in all."""
     means = [point.mean for point in points if point.count]
     if len(means) < SMOOTHED_FROM:
         return False
@@ -151,8 +151,8 @@ def is_noisy(points: Sequence[Point]) -> bool:
 
 
 def smoothed(points: Sequence[Point]) -> list[float]:
-    """The mean about each point i, the j-th with weight k^|i - j|, k = 1 - 20 / their number; nan
-    where a point is a gap."""
+    """Return the running mean: at point i, point j has weight k^|i - j| with k = 1 - 20 / len(points).
+    Gaps are nan."""
     keep = max(1 - 20 / len(points), 0.0)
     values = [(point.mean, 1.0) if point.count else (0.0, 0.0) for point in points]
     before, after = _running(values, keep), _running(values[::-1], keep)[::-1]
@@ -167,8 +167,8 @@ def smoothed(points: Sequence[Point]) -> list[float]:
 
 
 def _running(values: Sequence[tuple[float, float]], keep: float) -> list[tuple[float, float]]:
-    """At each place the sum of it and all before it, and of their weights, each step back worth
-    `keep` of the one after."""
+    """Return running sums of values and weights, in which each step back counts `keep` times as
+    much."""
     return list(
         itertools.accumulate(
             values, lambda so_far, now: (keep * so_far[0] + now[0], keep * so_far[1] + now[1])
@@ -177,7 +177,7 @@ def _running(values: Sequence[tuple[float, float]], keep: float) -> list[tuple[f
 
 
 def value_grid(frame: Frame, values: Sequence[float]) -> str:
-    """A line across the plot at each value, and the value beside it."""
+    """Return a horizontal line at each value, labeled with it."""
     right = frame.width - frame.right
     parts = []
     for value in values:
@@ -211,44 +211,41 @@ def _axes(frame: Frame, values: Sequence[float]) -> str:
     return "".join(parts)
 
 
-def _line(frame: Frame, points: Sequence[Point], place: int) -> str:
-    """The curve itself; a noisy one is a faint band and line under its smoothed one. A reading
-    alone is a dot."""
-    color = f"c{place % MOST_CURVES}"
+def _line(frame: Frame, points: Sequence[Point], index: int) -> str:
+    """Return one curve. A noisy one is a faint band and line below its running mean, a single
+    reading a dot."""
     noisy = is_noisy(points)
-    parts = [f'<g class="{color}">']
-    for run in _runs(points):
-        if len(run) == 1:
-            parts.append(
-                f'<circle class="dot" cx="{frame.x(run[0].step):.1f}"'
-                f' cy="{frame.y(run[0].mean):.1f}" r="3"/>'
-            )
-            continue
-        if any(point.count > 1 for point in run):
-            there = [f"{frame.x(point.step):.1f} {frame.y(point.high):.1f}" for point in run]
-            back = [
-                f"{frame.x(point.step):.1f} {frame.y(point.low):.1f}" for point in reversed(run)
-            ]
-            parts.append(f'<path class="band" d="M{"L".join(there + back)}Z"/>')
-        parts.append(
-            _path("raw" if noisy else "curve", frame, [(point.step, point.mean) for point in run])
-        )
+    parts = [_run(frame, run, "raw" if noisy else "curve") for run in _runs(points)]
+    means = smoothed(points) if noisy else [point.mean for point in points]
     if noisy:
-        means = smoothed(points)
         for run in _runs(points):
             first = points.index(run[0])
-            places = [
-                (point.step, mean)
-                for point, mean in zip(run, means[first : first + len(run)], strict=True)
-            ]
-            parts.append(_path("curve", frame, places))
-    last = next((point for point in reversed(points) if point.count), None)
+            steps = [point.step for point in run]
+            values = means[first : first + len(run)]
+            parts.append(_path("curve", frame, list(zip(steps, values, strict=True))))
+    last = next((place for place in reversed(range(len(points))) if points[place].count), None)
     if last is not None:
-        value = smoothed(points)[len(points) - 1 - points[::-1].index(last)] if noisy else last.mean
-        parts.append(
-            f'<circle class="end" cx="{frame.x(last.step):.1f}" cy="{frame.y(value):.1f}" r="3.5"/>'
-        )
-    return "".join([*parts, "</g>"])
+        x, y = frame.x(points[last].step), frame.y(means[last])
+        parts.append(f'<circle class="end" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>')
+    return f'<g class="{_color(index)}">{"".join(parts)}</g>'
+
+
+def _run(frame: Frame, run: Sequence[Point], kind: str) -> str:
+    """Return points without a gap as a line, with a band if they have several readings each."""
+    if len(run) == 1:
+        x, y = frame.x(run[0].step), frame.y(run[0].mean)
+        return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="3"/>'
+    band = ""
+    if any(point.count > 1 for point in run):
+        upper = [f"{frame.x(point.step):.1f} {frame.y(point.high):.1f}" for point in run]
+        lower = [f"{frame.x(point.step):.1f} {frame.y(point.low):.1f}" for point in reversed(run)]
+        band = f'<path class="band" d="M{"L".join(upper + lower)}Z"/>'
+    return band + _path(kind, frame, [(point.step, point.mean) for point in run])
+
+
+def _color(index: int) -> str:
+    """Return the CSS class of a curve's color."""
+    return f"c{index % MAX_CURVES}"
 
 
 def _path(kind: str, frame: Frame, places: Sequence[tuple[int, float]]) -> str:
@@ -259,7 +256,7 @@ def _path(kind: str, frame: Frame, places: Sequence[tuple[int, float]]) -> str:
 
 
 def _runs(points: Sequence[Point]) -> list[list[Point]]:
-    """Points between gaps."""
+    """Split points at gaps."""
     return [
         list(run)
         for there, run in itertools.groupby(points, key=lambda point: point.count > 0)
@@ -268,22 +265,22 @@ def _runs(points: Sequence[Point]) -> list[list[Point]]:
 
 
 def _end_labels(frame: Frame, curves: Sequence[Curve]) -> str:
-    """Each curve's name and last value beside its end, moved apart where they would cover each
-    other."""
+    """Return each curve's name and last value at its end, moved so that they do not overlap."""
     ends = [
-        (frame.y(curve.last[1]), place, curve)
-        for place, curve in enumerate(curves)
+        (frame.y(curve.last[1]), index, curve)
+        for index, curve in enumerate(curves)
         if curve.last is not None
     ]
     ends.sort(key=lambda end: end[:2])
     parts, free = [], TOP
-    for left, (y, place, curve) in zip(range(len(ends), 0, -1), ends, strict=True):
-        y = max(min(y, HEIGHT - BOTTOM + 8 - (left - 1) * LABEL_HEIGHT), free)
+    for remaining, (y, index, curve) in zip(range(len(ends) - 1, -1, -1), ends, strict=True):
+        # Below the label before, and with room for those that follow.
+        y = max(min(y, HEIGHT - BOTTOM + 8 - remaining * LABEL_HEIGHT), free)
         free = y + LABEL_HEIGHT
         x = frame.width - frame.right + 10
         assert curve.last is not None
         parts.append(
-            f'<text class="name c{place % MOST_CURVES}" x="{x:.1f}"'
+            f'<text class="name {_color(index)}" x="{x:.1f}"'
             f' y="{y:.1f}">{html.escape(short(curve.name))}<tspan x="{x:.1f}"'
             f' dy="13">{number(curve.last[1])}</tspan></text>'
         )
@@ -297,45 +294,50 @@ def _short_step(step: int) -> str:
 
 
 def short(name: str, length: int = 18) -> str:
-    """A name in so many characters."""
+    """Shorten a name to `length` characters."""
     return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def _spots(frame: Frame, curves: Sequence[Sequence[Point]]) -> str:
-    """Strips over the plot; under the pointer, one shows its step and the readings there."""
-    steps = sorted({point.step for points in curves for point in points if point.count})
+    """Return strips over the plot; the one under the pointer shows its step and values."""
+    by_step = [{point.step: point for point in points if point.count} for points in curves]
+    steps = sorted(set().union(*by_step))
     if not steps:
         return ""
-    chosen = (
-        steps
-        if len(steps) <= SPOTS
-        else [steps[place * (len(steps) - 1) // (SPOTS - 1)] for place in range(SPOTS)]
-    )
-    by_step = [{point.step: point for point in points if point.count} for points in curves]
+    if len(steps) > MAX_SPOTS:
+        steps = [steps[i * (len(steps) - 1) // (MAX_SPOTS - 1)] for i in range(MAX_SPOTS)]
     edges = [
         LEFT,
-        *((frame.x(a) + frame.x(b)) / 2 for a, b in itertools.pairwise(chosen)),
+        *((frame.x(a) + frame.x(b)) / 2 for a, b in itertools.pairwise(steps)),
         frame.width - frame.right,
     ]
     parts = []
-    for step, (start, end) in zip(chosen, itertools.pairwise(edges), strict=True):
-        here = [
-            (place, points[step].mean) for place, points in enumerate(by_step) if step in points
+    for step, strip in zip(steps, itertools.pairwise(edges), strict=True):
+        values = [
+            (index, points[step].mean) for index, points in enumerate(by_step) if step in points
         ]
-        x = frame.x(step)
-        dots = "".join(
-            f'<circle class="c{p % MOST_CURVES}" cx="{x:.1f}" cy="{frame.y(v):.1f}" r="3.5"/>'
-            for p, v in here
-        )
-        middle = (LEFT + frame.width - frame.right) / 2
-        anchor = "middle" if abs(x - middle) < middle / 2 else "end" if x > middle else "start"
-        values = "".join(
-            f' <tspan class="c{p % MOST_CURVES}">{number(value)}</tspan>' for p, value in here
-        )
-        parts.append(
-            f'<g class="spot"><rect x="{start:.1f}" y="0" width="{max(end - start, 1):.1f}"'
-            f' height="{HEIGHT - BOTTOM}"/><path d="M{x:.1f}'
-            f' {TOP - 6}V{HEIGHT - BOTTOM}"/>{dots}<text x="{x:.1f}" y="{TOP - 11}"'
-            f' text-anchor="{anchor}">step {step:,}{values}</text></g>'
-        )
+        parts.append(_spot(frame, step, strip, values))
     return "".join(parts)
+
+
+def _spot(
+    frame: Frame, step: int, strip: tuple[float, float], values: Sequence[tuple[int, float]]
+) -> str:
+    """Return one strip with the values (curve, value) of its step."""
+    start, end = strip
+    x, middle = frame.x(step), (LEFT + frame.width - frame.right) / 2
+    dots = "".join(
+        f'<circle class="{_color(index)}" cx="{x:.1f}" cy="{frame.y(value):.1f}" r="3.5"/>'
+        for index, value in values
+    )
+    words = "".join(
+        f' <tspan class="{_color(index)}">{number(value)}</tspan>' for index, value in values
+    )
+    # Near the edges the text grows inwards.
+    anchor = "middle" if abs(x - middle) < middle / 2 else "end" if x > middle else "start"
+    return (
+        f'<g class="spot"><rect x="{start:.1f}" y="0" width="{max(end - start, 1):.1f}"'
+        f' height="{HEIGHT - BOTTOM}"/><path d="M{x:.1f}'
+        f' {TOP - 6}V{HEIGHT - BOTTOM}"/>{dots}<text x="{x:.1f}" y="{TOP - 11}"'
+        f' text-anchor="{anchor}">step {step:,}{words}</text></g>'
+    )

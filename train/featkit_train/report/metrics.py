@@ -1,5 +1,5 @@
-"""metrics.jsonl as curves: read line by line, every number by its name, thinned while reading so
-that memory stays bounded."""
+"""Read metrics.jsonl into curves, line by line and thinned while reading, so that memory stays
+bounded."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-MOST_POINTS = 600  # of a curve; as many pixels as it is drawn wide
+MAX_POINTS = 600  # of a curve, about the pixels of its chart's width
 
 
 @dataclass
 class Point:
-    """Readings that lie side by side: their steps, how many are finite, and the sum and extremes of
-    those. None is a gap."""
+    """Consecutive readings: their steps, and count, sum and extremes of the finite ones. A count of 0
+    is a gap."""
 
     first_step: int
     step: int
@@ -27,7 +27,7 @@ class Point:
 
     @property
     def mean(self) -> float:
-        """Of the finite readings; nan of none."""
+        """The mean of the finite readings; nan without any."""
         if not self.count:
             return math.nan
         return (
@@ -35,17 +35,17 @@ class Point:
         )
 
     def take(self, step: int, value: float) -> None:
-        """One finite reading more."""
+        """Add one finite reading."""
         self.step = step
         self.count += 1
         self.total += value
-        if value < self.low:  # min() and max() take half as long again, of seconds for a long run
+        if value < self.low:  # min() and max() take 50 % longer, which is seconds for a long run
             self.low = value
         if value > self.high:
             self.high = value
 
     def joined(self, later: Point) -> Point:
-        """This point and the one after it as one."""
+        """Return this point and the next one as one."""
         low, high = min(self.low, later.low), max(self.high, later.high)
         return Point(
             self.first_step,
@@ -59,8 +59,8 @@ class Point:
 
 @dataclass
 class Curve:
-    """One name's readings: up to 2 * MOST_POINTS points while it is read, and exact figures beside
-    them."""
+    """One name's readings: up to 2 * MAX_POINTS points while reading, and its exact first, last and
+    highest value."""
 
     name: str
     points: list[Point] = field(default_factory=list)
@@ -68,15 +68,15 @@ class Curve:
     not_finite: int = 0
     first: tuple[int, float] | None = None  # step and value, of the finite ones
     last: tuple[int, float] | None = None
-    best: tuple[int, float] | None = None  # the highest; the first of equals
-    _room: int = 0  # readings that the last point still takes
+    best: tuple[int, float] | None = None  # the first of the highest
+    _room: int = 0  # readings that still go into the last point
 
     def add(self, step: int, value: float) -> None:
-        """One reading, of a later step than those before."""
+        """Add a reading of a later step than those before."""
         if self._room:
             self._room -= 1
         else:
-            if len(self.points) == 2 * MOST_POINTS:
+            if len(self.points) == 2 * MAX_POINTS:
                 self.points = _halved(self.points)
                 self.readings_a_point *= 2
             self.points.append(Point(step, step))
@@ -94,14 +94,14 @@ class Curve:
             self.best = self.last
 
     def thinned(self) -> list[Point]:
-        """At most MOST_POINTS points."""
-        return self.points if len(self.points) <= MOST_POINTS else _halved(self.points)
+        """Return at most MAX_POINTS points."""
+        return self.points if len(self.points) <= MAX_POINTS else _halved(self.points)
 
 
 @dataclass
 class Metrics:
-    """All curves in the order in which their names first came, the newest step, and the seconds
-    that steps took."""
+    """All curves in the order of their first readings, the newest step, and the time of all steps in
+    seconds."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
     last_step: int = 0
@@ -109,11 +109,11 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Curves of a metrics.jsonl; none where it does not exist. Lines that are torn or no mapping
-    with a step are passed over.
+    """Read the curves of a metrics.jsonl; none if it does not exist. Lines that are torn, or not a
+    mapping with a step, are skipped.
 
-    Where steps go back, as after a resume that left old lines standing, only what lies past the
-    newest step is taken.
+    If steps go back, as after a resume that left old lines, only readings past the newest step
+    count.
     """
     metrics = Metrics()
     timed_step = 0
@@ -157,6 +157,6 @@ def _as_float(value: int | float) -> float:
 
 
 def _halved(points: list[Point]) -> list[Point]:
-    """Neighbors joined two by two; an odd one at the end stays alone."""
+    """Join neighbors in pairs; an odd point at the end stays alone."""
     pairs = [first.joined(second) for first, second in zip(points[::2], points[1::2], strict=False)]
     return pairs + points[len(pairs) * 2 :]

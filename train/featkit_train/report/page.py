@@ -1,9 +1,8 @@
-"""The report of a run folder as one HTML file: scores, settings, what was said, curves, and what
-the network saw over time.
+"""The report of a run as one HTML file: scores, notes, curves, images over time and settings.
 
-It is made of the files of the folder alone, so it can be made again at any time, also while the run
-goes on. It loads nothing from anywhere, runs no script, and says so to the browser; names and
-settings are text and stay text.
+It is built only from the files in the run's folder, so it can be written again at any time, even
+while the run continues. It loads nothing, runs no script, and forbids both by its content security
+policy. Names and settings are escaped.
 """
 
 from __future__ import annotations
@@ -45,16 +44,16 @@ from featkit_train.watching.snapshot_files import (
 )
 
 CONFIG_FILE, METRICS_FILE, NOTES_FILE = "config.yaml", "metrics.jsonl", "notes.jsonl"
-MOST_NOTES, MOST_MARKS = 50, 8
+MAX_NOTES, MAX_MARKS = 50, 8
 COPIES = "copy_recall"
-SCORES = re.compile("accuracy|copy_recall.*|knn.*")  # curves whose last value stands at the top
+SCORES = re.compile("accuracy|copy_recall.*|knn.*")  # curves shown as cards at the top
 TITLES = {
     "accuracy": "Accuracy, held out",
-    COPIES: "Copies found, recall@1",
-    "knn": "Nearest neighbors, kNN",
+    COPIES: "Copy recall@1",
+    "knn": "kNN accuracy",
 }
-# Settings worth seeing at once, where a run has them; all others are in the full table.
-CHIEF_SETTINGS = (
+# Settings that are shown at once if a run has them; all others are in the full table.
+MAIN_SETTINGS = (
     "method init model.patch model.width model.depth model.num_heads crops.global_size"
     " crops.local_size crops.num_local optim.lr optim.warmup_steps optim.weight_decay"
     " teacher.momentum teacher.momentum_end dino.momentum dino.momentum_end dino.centering"
@@ -70,11 +69,11 @@ LOCAL_CROPS = ("crops.local_size", "crops.num_local")
 
 
 def write_run_report(run: Path) -> Path:
-    """Write `run`/report.html anew, whole or not at all, and return its path. Same files, same
-    bytes.
+    """Write `run`/report.html, complete or not at all, and return its path. The same files give the
+    same bytes.
 
-    Read are config.yaml, and metrics.jsonl, notes.jsonl and snapshots/ where they are there.
-    InputError where `run` is no run folder.
+    Reads config.yaml and, if they exist, metrics.jsonl, notes.jsonl and snapshots/. InputError if
+    `run` is not a run folder.
     """
     record = read_config(run)
     config, metrics, notes = (
@@ -91,7 +90,8 @@ def write_run_report(run: Path) -> Path:
         settings_section(settings, record, began=metrics.curves.get("momentum")),
     ]
     name = str(settings.get("name") or run.resolve().name)
-    is_of_several = (run.resolve().parent / CONFIG_FILE).is_file()  # which have one name
+    # The trainings of a course share its name, so their folder names distinguish them.
+    is_of_course = (run.resolve().parent / CONFIG_FILE).is_file()
     progress, percent = _progress(metrics, settings)
     done = (
         f'<div class="progress" role="img" aria-label="{text(progress)}"><i'
@@ -100,7 +100,7 @@ def write_run_report(run: Path) -> Path:
     return write_page(
         run,
         title=f"{name}: training report",
-        kind=run.resolve().name.replace("-", " ") if is_of_several else "Training run",
+        kind=run.resolve().name.replace("-", " ") if is_of_course else "Training run",
         name=name,
         about=_about(settings, record),
         below=done,
@@ -109,24 +109,26 @@ def write_run_report(run: Path) -> Path:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The mapping in a run's config.yaml. InputError when there is none."""
+    """Read a run's config.yaml, with old setting names replaced. InputError if it is missing or
+    damaged."""
     path = run / CONFIG_FILE
     if not path.is_file():
         raise InputError(
-            f"{run} is no run folder: it has no {CONFIG_FILE}; name the --out of a `featkit train`."
+            f"{run} is not a run folder: it has no {CONFIG_FILE}. Name the --out of a `featkit"
+            " train`."
         )
     try:
         with explain_os_errors(path):
             record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # ValueError: bytes that are no text, a date that is none
+    # ValueError: invalid UTF-8, or an impossible date
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"{path} is not YAML ({reason}); restore it from a copy, or begin another run."
+            f"{path} is not YAML ({reason}). Restore it from a copy, or start another run."
         ) from error
     if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
         raise InputError(
-            f"{path} holds no config of a run; restore it from a copy, or name the --out of a"
+            f"{path} holds no config of a run. Restore it from a copy, or name the --out of a"
             " `featkit train`."
         )
     # Without warnings about old names, since nobody is meant to edit this file.
@@ -134,8 +136,8 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def read_notes(path: Path) -> list[tuple[int, str]]:
-    """Step and sentence of each note; none where there is no file. Torn lines are passed over,
-    repeated ones kept once."""
+    """Read step and sentence of each note; [] without a file. Torn lines are skipped, repeated ones
+    kept once."""
     notes: dict[tuple[int, str], None] = {}
     if path.is_file():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -148,7 +150,7 @@ def read_notes(path: Path) -> list[tuple[int, str]]:
 
 
 def flattened(mapping: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings by their dotted names."""
+    """Yield the leaves of nested mappings with their dotted names."""
     for key, value in mapping.items():
         if isinstance(value, Mapping):
             yield from flattened(value, f"{at}{key}.")
@@ -192,45 +194,40 @@ def _progress(metrics: Metrics, settings: Mapping[str, Any]) -> tuple[str, float
 
 
 def _scores(metrics: Metrics, settings: Mapping[str, Any]) -> str:
-    found = [curve for name, curve in metrics.curves.items() if SCORES.fullmatch(name)]
-    judge = "accuracy" if "accuracy" in metrics.curves else COPIES
-    cards = [
-        _score_card(curve, chief=curve.name == judge)
-        for curve in sorted(found, key=lambda curve: curve.name != judge)
-    ]
+    curves = [curve for name, curve in metrics.curves.items() if SCORES.fullmatch(name)]
+    main = "accuracy" if "accuracy" in metrics.curves else COPIES
+    curves.sort(key=lambda curve: curve.name != main)
+    cards = [_score_card(curve, chief=curve.name == main) for curve in curves]
+    return scores([*cards, *_loss_card(metrics), *_speed_cards(metrics, settings)])
+
+
+def _loss_card(metrics: Metrics) -> list[str]:
     loss = metrics.curves.get("loss")
-    if loss is not None and loss.first is not None and loss.last is not None:
-        cards.append(
-            card(
-                "Loss",
-                number(loss.last[1]),
-                f"from {number(loss.first[1])} at step {loss.first[0]:,}",
-            )
-        )
+    if loss is None or loss.first is None or loss.last is None:
+        return []
+    start = f"from {number(loss.first[1])} at step {loss.first[0]:,}"
+    return [card("Loss", number(loss.last[1]), start)]
+
+
+def _speed_cards(metrics: Metrics, settings: Mapping[str, Any]) -> list[str]:
+    cards = []
     batch_size = settings.get("run.batch_size")
+    num_images = metrics.last_step * batch_size if isinstance(batch_size, int) else 0
     if metrics.seconds > 0 and isinstance(batch_size, int):
-        rate = metrics.last_step * batch_size / metrics.seconds
-        cards.append(card("Images a second", number(rate), "over all steps"))
+        rate = number(num_images / metrics.seconds)
+        cards.append(card("Images per second", rate, "over all steps"))
     waiting = metrics.curves.get("waiting_share")
     if waiting is not None and waiting.last is not None:
-        share = sum(point.total for point in waiting.points) / sum(
-            point.count for point in waiting.points
-        )
-        cards.append(card("Waiting for data", f"{share:.1%}", "of the time of steps"))
+        total = sum(point.total for point in waiting.points)
+        share = total / sum(point.count for point in waiting.points)
+        cards.append(card("Waiting for data", f"{share:.1%}", "of the steps' time"))
     if metrics.seconds > 0:
-        cards.append(
-            card("Time in steps", duration(metrics.seconds), counted(metrics.last_step, "step"))
-        )
-    if isinstance(batch_size, int) and metrics.last_step:
-        seen = metrics.last_step * batch_size
-        cards.append(
-            card(
-                "Images seen",
-                f"{seen:,}" if seen < 1e7 else f"{seen / 1e6:,.1f} M",
-                f"{batch_size:,} a step",
-            )
-        )
-    return scores(cards)
+        steps = counted(metrics.last_step, "step")
+        cards.append(card("Time in steps", duration(metrics.seconds), steps))
+    if num_images:
+        seen = f"{num_images:,}" if num_images < 1e7 else f"{num_images / 1e6:,.1f} M"
+        cards.append(card("Images seen", seen, f"{batch_size:,} in a step"))
+    return cards
 
 
 def _score_card(curve: Curve, *, chief: bool) -> str:
@@ -245,10 +242,8 @@ def _score_card(curve: Curve, *, chief: bool) -> str:
 
 
 def _notes(notes: Sequence[tuple[int, str]]) -> str:
-    more = (
-        f"and {len(notes) - MOST_NOTES:,} more in {NOTES_FILE}" if len(notes) > MOST_NOTES else ""
-    )
-    return noticed([(f"step {step:,}", note) for step, note in notes[:MOST_NOTES]], more=more)
+    more = f"and {len(notes) - MAX_NOTES:,} more in {NOTES_FILE}" if len(notes) > MAX_NOTES else ""
+    return noticed([(f"step {step:,}", note) for step, note in notes[:MAX_NOTES]], more=more)
 
 
 # -- curves ----------------------------------------------------------------------------------------
@@ -258,30 +253,35 @@ def _curves(metrics: Metrics, noted: Sequence[int]) -> str:
     panels = arrange(metrics.curves)
     if not panels:
         return ""
-    ends = [curve.points[0].first_step for curve in metrics.curves.values()]
-    first_step, last_step = min(ends), metrics.last_step
-    marks = sorted({step for step in noted if first_step <= step <= last_step})[:MOST_MARKS]
+    first_step = min(curve.points[0].first_step for curve in metrics.curves.values())
+    last_step = metrics.last_step
+    marks = sorted({step for step in noted if first_step <= step <= last_step})[:MAX_MARKS]
     parts = []
     for section in SECTIONS:
-        here = [panel for panel in panels if panel.section == section]
-        drawn = [panel for panel in here if _is_drawn(panel)]
-        figures = "".join(_figure(panel, first_step, last_step, marks) for panel in drawn)
-        still = "".join(
-            _still(curve) for panel in here if panel not in drawn for curve in panel.curves
-        )
-        if here:
+        in_section = [panel for panel in panels if panel.section == section]
+        if in_section:
             parts.append(f"<h3>{section}</h3>")
-            parts.append(f'<div class="charts">{figures}</div>' if figures else "")
-            parts.append(f'<ul class="still">{still}</ul>' if still else "")
+            parts.append(_charts(in_section, first_step, last_step, marks))
+            parts.append(_constants(in_section))
     lead = (
-        "A pale line or band is every reading, the strong one its running mean. Point at a curve"
-        " for its figures."
+        "A pale line or band shows every reading, the strong line their running mean. Point at a"
+        " curve for its values."
     )
     return f'<section><h2>Curves</h2><p class="lead">{lead}</p>{"".join(parts)}</section>'
 
 
+def _charts(panels: Sequence[Panel], first_step: int, last_step: int, marks: Sequence[int]) -> str:
+    figures = [_figure(panel, first_step, last_step, marks) for panel in panels if _is_drawn(panel)]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _constants(panels: Sequence[Panel]) -> str:
+    lines = [_still(curve) for panel in panels if not _is_drawn(panel) for curve in panel.curves]
+    return f'<ul class="still">{"".join(lines)}</ul>' if lines else ""
+
+
 def _is_drawn(panel: Panel) -> bool:
-    """A curve that never moves needs no chart."""
+    """Return whether a panel has anything to draw: a curve that never moves needs no chart."""
     readings = [point for curve in panel.curves for point in curve.points if point.count]
     moves = len({point.step for point in readings}) > 1
     return moves and (
@@ -305,11 +305,9 @@ def _figure(panel: Panel, first_step: int, last_step: int, marks: Sequence[int])
     words = [panel.about] if panel.about else []
     for curve in panel.curves:
         if curve.not_finite:
-            words.append(
-                f"Readings of {curve.name} that were no finite number: {curve.not_finite:,}."
-            )
+            words.append(f"Readings of {curve.name} that were not finite: {curve.not_finite:,}.")
         words += [
-            f"{curve.name} went to {number(end)} once, beyond the frame."
+            f"{curve.name} once reached {number(end)}, outside the chart."
             for end in beyond_the_frame(curve)
         ]
     about = f"<p>{text(' '.join(words))}</p>" if words else ""
@@ -324,7 +322,7 @@ def _still(curve: Curve) -> str:
     return f"<li>{text(curve.name)} <b>{number(curve.last[1])}</b> {words}</li>"
 
 
-# -- images --------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------
 
 
 def _images(folder: Path) -> str:
@@ -333,35 +331,34 @@ def _images(folder: Path) -> str:
         return ""
     newest = snapshots[-1]
     cards = "".join(
-        _seen(place, name, jpeg, newest) for place, (name, jpeg) in enumerate(photographs)
+        _image_card(index, name, jpeg, newest) for index, (name, jpeg) in enumerate(photographs)
     )
     head = "".join(
-        f'<th scope="col">{"step " if not place else ""}{s.step:,}</th>'
-        for place, s in enumerate(snapshots)
+        f'<th scope="col">{"" if index else "step "}{snapshot.step:,}</th>'
+        for index, snapshot in enumerate(snapshots)
     )
     rows = "".join(
-        _row(place, name, jpeg, snapshots) for place, (name, jpeg) in enumerate(photographs)
+        _row(index, name, jpeg, snapshots) for index, (name, jpeg) in enumerate(photographs)
     )
     return (
         f"<section><h2>What the network sees at step {newest.step:,}</h2>"
-        '<p class="lead">Held-out photographs; the first three principal components of their'
-        " patches as red, green and blue, "
-        "where like colors are like features; and how much the class token looks at each patch,"
-        " dark to bright.</p>"
+        '<p class="lead">Held-out images; the first three principal components of their patch'
+        " tokens as red, green and blue, so that similar colors are similar features; and the class"
+        " token's attention to each patch, from dark to bright.</p>"
         f'<div class="seen">{cards}</div>'
         "<h2>Over time</h2>"
-        '<p class="lead">The same images as the network learned. Colors are turned to stay alike'
-        " from step to step.</p>"
+        '<p class="lead">The same images at earlier steps. The components are rotated so that colors'
+        " keep their meaning.</p>"
         f'<div class="card scroll" tabindex="0" role="region" aria-label="Images over'
         f' time"><table class="time">'
         "<thead><tr><th"
-        f' scope="col">photograph</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+        f' scope="col">image</th>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
     )
 
 
-def _seen(place: int, name: str, jpeg: bytes, newest: Snapshot) -> str:
-    tiles = "".join(_tile(newest, place, kind, name) for kind in ("pca", "attention"))
-    heads = read_heads(newest, place)
+def _image_card(index: int, name: str, jpeg: bytes, newest: Snapshot) -> str:
+    tiles = "".join(_tile(newest, index, kind, name) for kind in ("pca", "attention"))
+    heads = read_heads(newest, index)
     shown = "".join(
         f'<img class="patches" src="{_inline(head, "png")}" alt="head {n}">'
         for n, head in enumerate(heads, 1)
@@ -376,18 +373,18 @@ def _seen(place: int, name: str, jpeg: bytes, newest: Snapshot) -> str:
     )
 
 
-def _row(place: int, name: str, jpeg: bytes, snapshots: Sequence[Snapshot]) -> str:
+def _row(index: int, name: str, jpeg: bytes, snapshots: Sequence[Snapshot]) -> str:
     columns = [(snapshot, f"{name} at step {snapshot.step:,}") for snapshot in snapshots]
     cells = "".join(
-        f"<td>{_tile(one, place, 'pca', of)}{_tile(one, place, 'attention', of)}</td>"
-        for one, of in columns
+        f"<td>{_tile(snapshot, index, 'pca', of)}{_tile(snapshot, index, 'attention', of)}</td>"
+        for snapshot, of in columns
     )
     photograph = f'<img class="tile" src="{_inline(jpeg, "jpeg")}" alt="">'
     return f'<tr><th scope="row">{photograph}<span>{breakable(name)}</span></th>{cells}</tr>'
 
 
-def _tile(snapshot: Snapshot, place: int, kind: str, of: str) -> str:
-    path = snapshot.file(place, kind)
+def _tile(snapshot: Snapshot, index: int, kind: str, of: str) -> str:
+    path = snapshot.file(index, kind)
     if path is None:
         return ""
     words = {"pca": "Components", "attention": "Attention"}[kind]
@@ -403,16 +400,18 @@ def _tile(snapshot: Snapshot, place: int, kind: str, of: str) -> str:
 def settings_section(
     settings: Mapping[str, Any], record: Mapping[str, Any], *, began: Curve | None = None
 ) -> str:
-    """Those that matter, by their dotted names as --set takes them, and all behind a fold. began:
-    the momentum's curve."""
-    chief = {name: settings[name] for name in CHIEF_SETTINGS if name in settings}
-    if chief.get("teacher.momentum", "") is None and began is not None and began.first is not None:
-        chief["teacher.momentum"] = f"{number(began.first[1])}, by the number of steps"
-    # methods with labels see one crop of an image
+    """Return the main settings, by their names for --set, and a fold-out list of all.
+
+    began: the curve of the momentum, whose first value stands for one that was derived.
+    """
+    main = {name: settings[name] for name in MAIN_SETTINGS if name in settings}
+    if main.get("teacher.momentum", "") is None and began is not None and began.first is not None:
+        main["teacher.momentum"] = f"{number(began.first[1])}, by the number of steps"
+    # Methods with labels take one crop of an image.
     unread = LOCAL_CROPS if "classifier.arch" in settings else ()
-    chief = {
+    main = {
         name: value
-        for name, value in chief.items()
+        for name, value in main.items()
         if value not in (None, [], "") and name not in unread
     }
     rest = [
@@ -425,8 +424,8 @@ def settings_section(
         *itertools.chain.from_iterable(flattened(value, f"{part}.") for part, value in rest),
     ]
     return (
-        '<section><h2>Settings</h2><p class="lead">Those that decide the most; names are those of'
-        f" <code>--set</code>.</p>{settings_list(list(chief.items()))}<details><summary>All"
+        '<section><h2>Settings</h2><p class="lead">The main settings, by their names for'
+        f" <code>--set</code>.</p>{settings_list(list(main.items()))}<details><summary>All"
         f" {len(everything)} settings, data and"
         f" versions</summary>{settings_list(everything)}</details></section>"
     )

@@ -1,5 +1,5 @@
-"""Which curves stand together, under which title, and how each is to be read. A name that no row
-knows has its own panel."""
+"""The panels of the report: which curves share a chart, its title, and how to read it. A curve that
+no row names has its own panel."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from featkit_train.report.metrics import Curve
 
 @dataclass(frozen=True)
 class Row:
-    """Names (regular expressions for all of a name) that share a panel, or with no title get one
-    each."""
+    """Names, as regular expressions of the whole name, that share a panel. Without a title, each has
+    its own."""
 
     section: str
     title: str
     names: tuple[str, ...]
     about: str = ""
-    always: bool = False  # drawn even where it never changes
-    beside: str = ""  # only in a run that has this curve too
+    always: bool = False  # draw it even if it never changes
+    only_with: str = ""  # a curve that the run must have, too
 
 
 @dataclass(frozen=True)
@@ -34,32 +34,31 @@ class Panel:
     always: bool
 
 
-MOST_CURVES = 6  # in one chart, each in a color of its own
+MAX_CURVES = 6  # in one chart, each with its own color
 LEARNING, OPTIMIZER, SPEED, OTHER = "Learning", "Optimizer and schedules", "Speed", "Other"
 SECTIONS = (LEARNING, OPTIMIZER, SPEED, OTHER)
-WITH_LABELS = "label_loss"  # the curve that tells a run with labels
+WITH_LABELS = "label_loss"  # a curve that only runs with labels have
 ROWS = (
     Row(
         LEARNING,
         "Accuracy",
         ("accuracy",),
-        "Share of held-out images that are classified rightly, by the deepest exit. This is what"
-        " to look at.",
+        "Share of held-out images that the deepest exit classifies correctly. Judge the run by it.",
         always=True,
     ),
     Row(
         LEARNING,
         "Accuracy of the exits",
         ("accuracy_exit_.*",),
-        "The same at the exits before the deepest, from the shallowest.",
+        "Accuracy of the exits before the deepest, from the shallowest.",
         always=True,
     ),
     Row(
         LEARNING,
         "Accuracy in training",
         ("batch_accuracy",),
-        "Share of a step's crops that are classified rightly. Far above the accuracy, it learns by"
-        " heart.",
+        "Share of a step's crops that are classified correctly. Far above the held-out accuracy, the"
+        " network is overfitting.",
     ),
     Row(
         LEARNING,
@@ -70,25 +69,25 @@ ROWS = (
     ),
     Row(
         LEARNING,
-        "Copies found",
+        "Copy recall",
         ("copy_recall.*",),
         "Share of edited held-out images whose nearest neighbor is their original.",
         always=True,
-        beside=WITH_LABELS,
+        only_with=WITH_LABELS,
     ),
     Row(
         LEARNING,
-        "Copies found",
+        "Copy recall",
         ("copy_recall.*",),
-        "Share of edited held-out images whose nearest neighbor is their original. This is what"
-        " to look at.",
+        "Share of edited held-out images whose nearest neighbor is their original. Judge the run by"
+        " it.",
         always=True,
     ),
     Row(
         LEARNING,
-        "Nearest neighbors",
+        "kNN accuracy",
         ("knn.*",),
-        "Share of held-out images whose neighbors carry their label.",
+        "Share of held-out images whose nearest neighbors vote for their label.",
         always=True,
     ),
     Row(LEARNING, "", (".*(recall|accuracy|precision).*",), always=True),
@@ -96,89 +95,87 @@ ROWS = (
         LEARNING,
         "Loss",
         ("loss",),
-        "What is minimized, in nats: the sum of the terms below.",
-        beside=WITH_LABELS,
+        "The minimized loss, in nats: the sum of the terms below.",
+        only_with=WITH_LABELS,
     ),
     Row(
         LEARNING,
-        "Loss of the labels",
+        "Label loss",
         (WITH_LABELS,),
-        "Cross-entropy with the labels, by people or by a teacher; of a network with exits, of all"
-        " of them.",
+        "Cross-entropy with the labels of people or of a teacher, over all exits.",
     ),
     Row(
         LEARNING,
-        "Loss of what is taught",
+        "Teacher loss",
         ("teacher_loss",),
-        "How far the outputs are from the teacher's, or those of the exits from the deepest one's.",
-        beside=WITH_LABELS,
+        "Divergence of the outputs from the teacher's, or of the exits from the deepest one.",
+        only_with=WITH_LABELS,
     ),
     Row(
         LEARNING,
-        "Loss of the features",
+        "Feature loss",
         ("feature_loss",),
-        "How far the vectors of the exits are from the deepest one's.",
-        beside=WITH_LABELS,
+        "Distance of the exits' vectors from the deepest one's.",
+        only_with=WITH_LABELS,
     ),
     Row(
         LEARNING,
         "Teacher's confidence",
         ("teacher_confidence",),
-        "Its greatest probability, on average over the crops.",
+        "The teacher's largest probability, averaged over the crops.",
     ),
     Row(
         LEARNING,
         "Loss",
         ("loss",),
-        "What is minimized, in nats. It says little by itself: both networks can agree on nothing.",
+        "The minimized loss, in nats. It shows little by itself: a collapsed student and teacher"
+        " agree, too.",
     ),
     Row(
         LEARNING,
         "Entropy",
         ("teacher_entropy", "batch_entropy"),
-        "Shares of ln K. The teacher's near 1 is uniform collapse, the batch's near 0 one-hot"
+        "As shares of ln K. The teacher's near 1 is a uniform collapse, the batch's near 0 a one-hot"
         " collapse.",
     ),
     Row(
         LEARNING,
         "RankMe",
         ("rank_?me.*",),
-        "How many directions the embeddings really use. A fall to a few is collapse.",
+        "Effective number of directions that the embeddings use. A fall to a few is a collapse.",
     ),
     Row(LEARNING, "", (".*entropy.*", ".*rank.*")),
     Row(LEARNING, "", (".*loss.*",), "One term of the loss, before its weight."),
-    Row(
-        OPTIMIZER, "Gradient norm", ("grad_norm.*",), "Of all parameters together, before clipping."
-    ),
+    Row(OPTIMIZER, "Gradient norm", ("grad_norm.*",), "Over all parameters, before clipping."),
     Row(OPTIMIZER, "Learning rate", ("lr", "learning_rate"), ""),
     Row(OPTIMIZER, "Weight decay", ("weight_decay",), ""),
     Row(OPTIMIZER, "Teacher momentum", ("momentum",), "Share of the teacher that a step keeps."),
     Row(OPTIMIZER, "Teacher temperature", ("teacher_temp",), "Lower is sharper."),
     Row(OPTIMIZER, "", (".*(_temp|momentum|_lr|lr_.*|decay|grad).*",)),
-    Row(SPEED, "Images a second", ("images_per_s",), "Over the steps since the reading before."),
+    Row(SPEED, "Images per second", ("images_per_s",), "Over the steps since the last reading."),
     Row(
         SPEED,
         "Waiting for data",
         ("waiting_share",),
-        "Share of the time without a batch. Above 0.1, raise run.workers.",
+        "Share of the time without a batch. If above 0.1, raise run.workers.",
     ),
-    Row(SPEED, "Steps a second", ("steps_per_s",), ""),
+    Row(SPEED, "Steps per second", ("steps_per_s",), ""),
     Row(
         SPEED,
         "Unreadable images",
         ("unreadable",),
-        "Counted from the first step of the run, each time they come up; of all processes.",
+        "Failed reads since the run's first step, over all processes.",
     ),
     Row(SPEED, "", (".*(_per_s|_share|memory|bytes|seconds).*",)),
 )
 
 
 def arrange(curves: Mapping[str, Curve]) -> list[Panel]:
-    """Every curve in one panel, by ROWS; what none of them names is in OTHER."""
+    """Put every curve into one panel, by ROWS; curves that no row names go to OTHER."""
     left = dict(curves)
     panels = []
     for row in ROWS:
-        if row.beside and row.beside not in curves:
+        if row.only_with and row.only_with not in curves:
             continue
         named = [
             left.pop(name)
@@ -187,8 +184,8 @@ def arrange(curves: Mapping[str, Curve]) -> list[Panel]:
         ]
         if row.title:
             groups = [
-                tuple(named[start : start + MOST_CURVES])
-                for start in range(0, len(named), MOST_CURVES)
+                tuple(named[start : start + MAX_CURVES])
+                for start in range(0, len(named), MAX_CURVES)
             ]
             panels += [
                 Panel(row.section, row.title, row.about, group, row.always) for group in groups

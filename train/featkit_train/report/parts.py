@@ -1,5 +1,4 @@
-"""What the pages of a report are put together from: the page itself, cards, notes, settings, and
-text that stays text."""
+"""Building blocks of the reports: the page, cards, notes, settings, and escaped text."""
 
 from __future__ import annotations
 
@@ -27,11 +26,11 @@ def write_page(
     below: str = "",
     more_style: str = "",
 ) -> Path:
-    """Write `folder`/report.html anew, whole or not at all, and return its path. Same arguments,
-    same bytes.
+    """Write `folder`/report.html, complete or not at all, and return its path. The same arguments
+    give the same bytes.
 
-    kind: the line above the name. body and below are HTML, below the page's head; more_style is CSS
-    beside report.css.
+    kind: the line above the name. below: HTML at the end of the head. body: HTML sections.
+    more_style: CSS in addition to report.css.
     """
     here = Path(__file__).parent
     page = Template((here / "report.html").read_text(encoding="utf-8")).substitute(
@@ -48,8 +47,8 @@ def write_page(
         below=f"\n{below}" if below else "",
         body="\n".join(part for part in body if part),
         footer=text(
-            f"Made by featkit of the run folder {folder.resolve().name}; `featkit report` makes it"
-            " again."
+            f"Written by featkit from the run folder {folder.resolve().name}; `featkit report` writes"
+            " it again."
         ),
     )
     write_text(folder / REPORT_FILE, page)
@@ -57,15 +56,15 @@ def write_page(
 
 
 def scores(cards: Sequence[str]) -> str:
-    """Cards in a row, or that there are none yet."""
+    """Return a row of cards, or a sentence if nothing has been measured."""
     if not cards:
         return '<p class="none">Nothing has been measured yet.</p>'
     return f'<dl class="scores">{"".join(cards)}</dl>'
 
 
 def card(title: str, value: str, words: str, *, chief: bool = False) -> str:
-    """One figure with what it is above and a word about it below; the chief one is what a run is
-    judged by."""
+    """Return a card: a value under its title, and words about it below. chief: the value that a run
+    is judged by."""
     kind = "card chief" if chief else "card"
     return (
         "<div"
@@ -74,8 +73,8 @@ def card(title: str, value: str, words: str, *, chief: bool = False) -> str:
 
 
 def noticed(notes: Sequence[tuple[str, str]], *, more: str = "") -> str:
-    """A section of what was said, each with where or of what; nothing where there are no notes.
-    more: a line below them."""
+    """Return the notes as a section, each with its step or subject; "" if there are none. more: a
+    line below them."""
     if not notes:
         return ""
     items = "".join(
@@ -83,11 +82,11 @@ def noticed(notes: Sequence[tuple[str, str]], *, more: str = "") -> str:
         for where, note in notes
     )
     line = f'<p class="none">{text(more)}</p>' if more else ""
-    return f'<section><h2>What was noticed</h2><ul class="notes">{items}</ul>{line}</section>'
+    return f'<section><h2>Notes</h2><ul class="notes">{items}</ul>{line}</section>'
 
 
 def settings_list(rows: Sequence[tuple[str, Any]]) -> str:
-    """Dotted names and values, in as many columns as fit."""
+    """Return dotted names and values in as many columns as fit."""
     lines = "".join(
         f"<div><dt><code>{breakable(name)}</code></dt><dd>{text(_setting(value))}</dd></div>"
         for name, value in rows
@@ -106,17 +105,17 @@ def _setting(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return seconds in the unit a person would use."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def text(words: str) -> str:
-    """Escaped; bytes of a name that are no text are spelled out."""
+    """Escape `words`; bytes of a name that are not UTF-8 are spelled out."""
     return html.escape(printable(words))
 
 
 def breakable(name: str) -> str:
-    """Escaped, and with places where a long name may break; none of them is within an entity."""
+    """Escape a name and let it break after separators, never within an entity."""
     return text(name).replace("/", "/<wbr>").replace("_", "_<wbr>").replace(".", ".<wbr>")
