@@ -19,8 +19,8 @@ from featkit_train.processes.stopping import SIGNALS, leave_signals_to_the_loop
 
 LEAVES_A_LOADER_BEHIND = """
 import sys
-from featkit_train.engine import stopping
-from tests.train.engine.test_stopping import begun
+from featkit_train.processes import stopping
+from tests.train.processes.test_stopping import begun
 
 stopping.GRACE_S = 1
 sys.kept = begun()
