@@ -1,4 +1,4 @@
-"""The files of a run: what it was told, what it measured, what it said, and the result.
+"""The files of a run: its config, metrics, notes and result.
 
 Only the main process of several writes; all read.
 """
@@ -23,7 +23,7 @@ from featkit.paths import text_path
 from featkit_train.config import TrainConfig
 from featkit_train.log import Log
 from featkit_train.methods import METHODS
-from featkit_train.report.page import read_config
+from featkit_train.report.page import flattened, read_config
 from featkit_train.settings import from_mapping, to_mapping
 from featkit_train.weights import BACKBONE_FILE
 
@@ -35,22 +35,22 @@ CHECKPOINTS, SNAPSHOTS, LOCK_FILE, BEST_FILE = (
     "best.safetensors",
 )
 Write = Callable[[int, Log], None]
-# Settings that change nothing of what is learned: a run may go on with others.
+# Settings that do not change what is learned: a run may resume with other values.
 FREE = frozenset(
     "engine.shard engine.compile engine.checkpoint_activations run.workers run.cache_bytes"
     " run.device run.keep_checkpoints run.log_every".split()
 )
 
 
-# What config.yaml says of the images, and how it is called.
+# Digests of images in config.yaml, and what a message calls the images.
 DIGESTS = {"keys_sha256": "images to learn from", "held_out_keys_sha256": "images held out"}
 
 
 class RunFolder:
-    """A folder of one run. `data` says by digests which images it is of.
+    """The folder of one run. data: names and digests of its images.
 
-    is_same: whether another digest of that name is of the same images, as an earlier version
-    called them.
+    is_same: returns whether another digest of that name means the same images, whose keys an
+    earlier version may have spelled differently.
     """
 
     def __init__(
@@ -65,20 +65,20 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints are."""
+        """The folder of the checkpoints."""
         return self.path / CHECKPOINTS
 
     @property
     def backbone(self) -> Path:
-        """The result."""
+        """The file of the trained backbone."""
         return self.path / BACKBONE_FILE
 
     def begin(self) -> None:
-        """Write what the run was told, of the sections that its method reads. InputError when the
-        folder holds a run."""
+        """Write config.yaml with the sections that the method reads. InputError if the folder holds a
+        run."""
         if (self.path / CONFIG_FILE).exists():
             raise InputError(
-                f"{self.path} holds a run already; add --resume to go on with it, or choose another"
+                f"{self.path} holds a run already; add --resume to continue it, or choose another"
                 " --out."
             )
         versions = {"featkit": featkit.__version__, "torch": str(torch.__version__)}
@@ -90,20 +90,22 @@ class RunFolder:
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
 
     def check_same(self) -> None:
-        """InputError where the run was begun with other settings, or on other images, or does not
-        say with which."""
+        """InputError if the run was begun with other settings or other images, or if its config.yaml
+        is damaged."""
         earlier, data = self._as_begun()
-        on = "Choose another --out"
-        # those with labels begin from no earlier run
+        advice = "Choose another --out"
+        # Methods with labels cannot start from an earlier run.
         if "classifier" not in METHODS[self.config.method].reads:
-            on = f"To train on, begin another run from it: --init {self.path} --out ANOTHER"
+            advice = (
+                f"To train further, start another run from it: --init {self.path} --out ANOTHER"
+            )
         if (
             earlier.run.steps < self.config.run.steps
             and first_difference(earlier, self.config, but="run.steps") is None
         ):
             raise InputError(
                 f"{self.path} was begun with run.steps {earlier.run.steps:,}, now it is"
-                f" {self.config.run.steps:,}, and a run's schedules depend on its length. {on}."
+                f" {self.config.run.steps:,}, and a run's schedules depend on its length. {advice}."
             )
         difference = first_difference(earlier, self.config)
         if difference is not None:
@@ -111,34 +113,33 @@ class RunFolder:
         for digest, what in DIGESTS.items():
             if data[digest] != self.data[digest] and not self._is_same(digest, str(data[digest])):
                 raise InputError(
-                    f"{self.path} was begun with other {what}, in {data['names']}; name the same"
-                    " again."
+                    f"{self.path} was begun with other {what}, from {data['names']}. Name the same"
+                    " images again."
                 )
 
     def _as_begun(self) -> tuple[TrainConfig, Mapping[str, Any]]:
-        """Config and data of the run that is there. InputError, naming the file, when it is
-        emptied, cut or damaged."""
+        """Read config and data of the existing run. InputError, naming the file, if it is damaged."""
         path = self.path / CONFIG_FILE
         record = read_config(self.path)
         data, versions = record.get("data"), record.get("versions")
-        # The last of it: a file that was cut short may still be YAML, with fewer settings.
+        # A file that was cut short may still be YAML with fewer settings, so check for its end.
         if (
             not isinstance(data, dict)
             or not {"names", *DIGESTS} <= data.keys()
             or not isinstance(versions, dict)
             or not ({"featkit", "torch"} <= versions.keys())
         ):
-            raise InputError(f"{path} is cut short; restore it from a copy, or begin another run.")
+            raise InputError(f"{path} is cut short. Restore it from a copy, or start another run.")
         try:
             config = from_mapping(TrainConfig, record["config"])
         except InputError as error:
             raise InputError(
-                f"{path} is damaged, or of another version of featkit: {error}"
+                f"{path} is damaged, or from another version of featkit: {error}"
             ) from error
         return config, data
 
     def forget_after(self, step: int) -> None:
-        """Drop what was measured and said past `step`: it will be again."""
+        """Drop metrics and notes past `step`; the resumed run writes them again."""
         for name in (METRICS_FILE, NOTES_FILE):
             path = self.path / name
             if path.exists():
@@ -151,27 +152,27 @@ class RunFolder:
                 )
 
     def note(self, step: int, sentence: str) -> None:
-        """Keep what was said at a step, for the report."""
+        """Keep a note of a step for the report."""
         with (self.path / NOTES_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "note": sentence}, ensure_ascii=False) + "\n")
 
     def keep_best(self) -> None:
-        """The result as it is now is the best so far."""
+        """Keep a copy of the present backbone as the best one."""
         _copy(self.backbone, self.path / BEST_FILE)
 
     def roll_back(self) -> None:
-        """The best is the result again."""
+        """Restore the best backbone."""
         _copy(self.path / BEST_FILE, self.backbone)
 
     @contextlib.contextmanager
     def metrics(self, first_step: int, on_log: Callable[[Log], None]) -> Iterator[Write]:
-        """A function that writes one line of metrics.jsonl and the same to TensorBoard, and shows
-        it."""
+        """Yield a function that writes numbers of a step to metrics.jsonl and TensorBoard, and passes
+        them to `on_log`."""
         with (
-            text_path(self.path) as place,
+            text_path(self.path) as board_folder,
             (self.path / METRICS_FILE).open("a", encoding="utf-8") as file,
         ):
-            board = SummaryWriter(place, purge_step=first_step if first_step else None)
+            board = SummaryWriter(board_folder, purge_step=first_step if first_step else None)
 
             def write(step: int, log: Log) -> None:
                 file.write(json.dumps({"step": step, **log}) + "\n")
@@ -187,8 +188,7 @@ class RunFolder:
 
 
 def _step_of(line: str) -> int:
-    """The step of a line of JSON; -1 for a line that a power cut has torn or anything else has
-    damaged."""
+    """Return the step of a line of JSON; -1 for a torn or damaged line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -202,22 +202,12 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -> str | None:
-    """The first setting in which two configs differ, in words; None where there is none that
-    changes what is learned.
+    """Describe the first setting that differs and changes what is learned; None if there is none.
 
     but: a setting that may differ.
     """
-    before, after = _leaves(to_mapping(earlier)), _leaves(to_mapping(now))
+    before, after = dict(flattened(to_mapping(earlier))), dict(flattened(to_mapping(now)))
     for name in after:
         if before.get(name) != after[name] and name not in FREE and name != but:
             return f"{name} was {before.get(name)}, now it is {after[name]}"
     return None
-
-
-def _leaves(mapping: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for key, value in mapping.items():
-        leaves.update(
-            _leaves(value, f"{at}{key}.") if isinstance(value, dict) else {at + key: value}
-        )
-    return leaves

@@ -1,5 +1,5 @@
-"""Short runs that differ in one setting or two, to choose its value by what is found and not by
-what the loss says."""
+"""Short runs that differ in one or two settings, to choose their values by copy recall rather than
+by the loss."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from featkit_train.watching.diagnostics import Collapse
 from featkit_train.watching.listener import Listener
 from featkit_train.watching.probe import COPIES
 
-SHARE_OF_STEPS, LEAST_STEPS = 10, 100
+SHARE_OF_STEPS, MIN_STEPS = 10, 100
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One combination of values: `label` says them, `config` has them."""
+    """A config with one combination of values. label: the values in words."""
 
     label: str
     config: TrainConfig
@@ -33,28 +33,28 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a trial came to; `ended` says whether by a collapse."""
+    """The result of a trial. ended: "ok", or the collapse that ended it."""
 
-    last: Log  # the last numbers of its log
+    last: Log  # its last metrics
     scores: Log
     ended: str
 
     @property
     def score(self) -> float:
-        """What trials are compared by: copies found, or nothing."""
+        """The score that trials are compared by: copy recall, 0 if it was not measured."""
         return self.scores.get(COPIES, 0.0)
 
 
 def plan_trials(
     config: TrainConfig, sweeps: Sequence[str], *, names: Mapping[str, str], steps: int | None
 ) -> list[Trial]:
-    """Every combination of `name=value,value`, each `steps` long, by default a tenth of the
-    config's and at least 100.
+    """Return a trial for every combination of the sweeps, each written as `name=value,value`.
 
-    names: short names for settings, such as momentum for teacher.momentum. InputError for another
-    form or an unknown name.
+    names: short names of settings, such as momentum for teacher.momentum. steps: length of a trial;
+    by default a tenth of the config's steps and at least 100. InputError for another form or an
+    unknown name.
     """
-    length = steps or min(config.run.steps, max(LEAST_STEPS, config.run.steps // SHARE_OF_STEPS))
+    length = steps or min(config.run.steps, max(MIN_STEPS, config.run.steps // SHARE_OF_STEPS))
     choices = []
     for sweep in sweeps:
         name, separator, values = sweep.partition("=")
@@ -65,8 +65,9 @@ def plan_trials(
             )
         if "." not in name and name not in names:
             near = difflib.get_close_matches(name, names, n=1)
-            meant = f"did you mean {near[0]}?" if near else "write it as section.key."
-            raise InputError(f"There is no setting {name} to sweep; {meant}")
+            advice = f"did you mean {near[0]}?" if near else "write it as section.key."
+            raise InputError(f"There is no setting {name} to sweep; {advice}")
+        # Commas within a list, such as [0.2, 0.9], do not separate values.
         choices.append([(name, value) for value in re.split(r",(?![^\[]*\])", values)])
     trials = []
     for chosen in itertools.product(*choices):

@@ -304,7 +304,7 @@ def test_a_run_that_is_there_is_not_begun_again(
     error = capsys.readouterr().err
     assert (
         error
-        == f"featkit: {run} holds a run already; add --resume to go on with it, or choose another"
+        == f"featkit: {run} holds a run already; add --resume to continue it, or choose another"
         " --out.\n"
     )
     assert (run / "metrics.jsonl").read_bytes() == before

@@ -21,7 +21,7 @@ from featkit_train.watching.judging import Remark
 from featkit_train.watching.standing import Row, Standing, write_standing
 from tests.commands import REPOSITORY
 from tests.sentences import refused
-from tests.train.test_report import HOSTILE, Seen
+from tests.train.report.test_page import HOSTILE, Seen
 
 ACCURACIES = (0.5, 0.55, 0.548)
 
