@@ -71,9 +71,9 @@ def train(
     backbone.safetensors and report.html.
 
     sources: images to learn from. held_out: images to measure on; by default a share of the
-    sources, which is then not trained on. labels: class labels and a teacher, for methods with labels.
-    resume: continue from the newest checkpoint of `out`; on the CPU the result is the same, bit
-    for bit, as without a stop. Under torchrun the processes share each batch and the first one
+    sources, which is then not trained on. labels: class labels and a teacher, for methods with
+    labels. resume: continue from the newest checkpoint of `out`; on the CPU the result is the same,
+    bit for bit, as without a stop. Under torchrun the processes share each batch and the first one
     writes.
 
     InputError: `out` holds a run already, or one with another config or other images.

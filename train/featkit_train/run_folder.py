@@ -74,8 +74,8 @@ class RunFolder:
         return self.path / BACKBONE_FILE
 
     def begin(self) -> None:
-        """Write config.yaml with the sections that the method reads. InputError if the folder holds a
-        run."""
+        """Write config.yaml with the sections that the method reads. InputError if the folder holds
+        a run."""
         if (self.path / CONFIG_FILE).exists():
             raise InputError(
                 f"{self.path} holds a run already; add --resume to continue it, or choose another"
@@ -90,8 +90,8 @@ class RunFolder:
         write_text(self.path / CONFIG_FILE, yaml.safe_dump(record, sort_keys=False))
 
     def check_same(self) -> None:
-        """InputError if the run was begun with other settings or other images, or if its config.yaml
-        is damaged."""
+        """InputError if the run was begun with other settings or other images, or if its
+        config.yaml is damaged."""
         earlier, data = self._as_begun()
         advice = "Choose another --out"
         # Methods with labels cannot start from an earlier run.
@@ -118,7 +118,8 @@ class RunFolder:
                 )
 
     def _as_begun(self) -> tuple[TrainConfig, Mapping[str, Any]]:
-        """Read config and data of the existing run. InputError, naming the file, if it is damaged."""
+        """Read config and data of the existing run. InputError, naming the file, if it is
+        damaged."""
         path = self.path / CONFIG_FILE
         record = read_config(self.path)
         data, versions = record.get("data"), record.get("versions")
@@ -166,8 +167,8 @@ class RunFolder:
 
     @contextlib.contextmanager
     def metrics(self, first_step: int, on_log: Callable[[Log], None]) -> Iterator[Write]:
-        """Yield a function that writes numbers of a step to metrics.jsonl and TensorBoard, and passes
-        them to `on_log`."""
+        """Yield a function that writes numbers of a step to metrics.jsonl and TensorBoard, and
+        passes them to `on_log`."""
         with (
             text_path(self.path) as board_folder,
             (self.path / METRICS_FILE).open("a", encoding="utf-8") as file,
@@ -202,7 +203,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def first_difference(earlier: TrainConfig, now: TrainConfig, *, but: str = "") -> str | None:
-    """Describe the first setting that differs and changes what is learned; None if there is none.
+    """Describe the first setting that differs and changes what is learned; None without one.
 
     but: a setting that may differ.
     """

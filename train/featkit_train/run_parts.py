@@ -29,7 +29,8 @@ class RunParts:
     """Everything that a run is made of before its first step.
 
     sources: images to learn from. held_out: images to measure on; None takes a share of the
-    sources, which is then not trained on. labels: class labels and a teacher, for methods with labels.
+    sources, which is then not trained on. labels: class labels and a teacher, for methods with
+    labels.
     """
 
     def __init__(

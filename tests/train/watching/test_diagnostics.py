@@ -22,10 +22,10 @@ from featkit_train.run_folder import NOTES_FILE
 from featkit_train.run_parts import RunParts
 from featkit_train.watching import diagnostics
 from featkit_train.watching.diagnostics import (
-    LEAST_RANK,
-    MOST_SETTLE_STEPS,
+    MAX_SETTLE_STEPS,
+    MIN_RANK,
     PATIENCE_STEPS,
-    SPIKE_LEAST,
+    SPIKE_MIN,
     Collapse,
     Finding,
     Watch,
@@ -107,8 +107,8 @@ def test_a_long_warm_up_hides_no_collapse_to_one_prototype_or_direction(
     log: Log, name: str
 ) -> None:
     looking = watch(settle_steps=100_000)
-    assert said(looking, MOST_SETTLE_STEPS - 1, log) == []
-    (finding,) = said(looking, 50, log, first=MOST_SETTLE_STEPS)
+    assert said(looking, MAX_SETTLE_STEPS - 1, log) == []
+    (finding,) = said(looking, 50, log, first=MAX_SETTLE_STEPS)
     assert finding.sentence.startswith(f"{name} collapse at step 1039")
     assert finding.is_collapse
 
@@ -160,7 +160,7 @@ def test_sharp_outputs_spread_over_prototypes_are_no_collapse() -> None:
 
 def test_a_spike_is_ten_times_the_median_once_there_is_one_and_no_collapse() -> None:
     looking = watch(settle_steps=1000)
-    assert said(looking, SPIKE_LEAST - 1, {"grad_norm": 1.0}) == []
+    assert said(looking, SPIKE_MIN - 1, {"grad_norm": 1.0}) == []
     assert said(looking, 1, {"grad_norm": 100.0}) == []  # too early to tell
     assert said(looking, 1, {"grad_norm": 9.9}) == []
     (finding,) = said(looking, 1, {"grad_norm": 20.0}, first=13)
@@ -186,7 +186,7 @@ def test_gradients_that_grow_slowly_are_no_spike() -> None:
         (
             0.996,
             1000,
-            "Momentum too high: at 0.996 over 1,000 steps the teacher is made anew 4.0 times",
+            "Momentum too high: at 0.996 over 1,000 steps the teacher is replaced only 4.0 times",
         ),
         (0.9999, 50_000, "Set teacher.momentum to 0.992"),
         (0.996, 100_000, None),
@@ -385,7 +385,7 @@ def test_a_provoked_collapse_stops_the_run_within_fifty_steps_by_name(
 def test_a_provoked_collapse_stops_a_run_in_its_warm_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(diagnostics, "MOST_SETTLE_STEPS", 5)
+    monkeypatch.setattr(diagnostics, "MAX_SETTLE_STEPS", 5)
     spoil, changes, name = COLLAPSES[kind]
     with pytest.raises(Collapse, match=f"{name} 44:"):
         go(tmp_path / "run", spoil, *changes, "optim.warmup_steps=100000", "run.steps=200")
@@ -483,4 +483,4 @@ def test_a_healthy_run_says_nothing(tmp_path: Path) -> None:
 def test_the_least_rank_is_above_that_of_one_direction() -> None:
     line = torch.linspace(-1, 1, 9)[:, None] * torch.ones(1, 4)
     assert rank_me(line) == pytest.approx(1.0, abs=1e-3)
-    assert rank_me(line) < LEAST_RANK
+    assert rank_me(line) < MIN_RANK

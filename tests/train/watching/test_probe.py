@@ -28,7 +28,7 @@ def test_copies_are_looked_for_among_some_of_every_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = open_source(draw_kinds(tmp_path, 10))
-    monkeypatch.setattr(probe, "MOST_COPIES", 4)
+    monkeypatch.setattr(probe, "MAX_COPIES", 4)
     held_out = HeldOut(source, np.arange(20), GEOMETRY)
     assert held_out.labels == ["blue"] * 10 + ["red"] * 10
     assert len(held_out.copy_images) == 4 * 5

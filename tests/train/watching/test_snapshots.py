@@ -22,7 +22,7 @@ from featkit_train.networks.vit import VisionTransformer
 from featkit_train.networks.vit_config import ViTConfig
 from featkit_train.watching.snapshot_files import glow, list_snapshots, read_pca, read_photographs
 from featkit_train.watching.snapshots import (
-    MOST_SNAPSHOTS,
+    MAX_SNAPSHOTS,
     NUM_IMAGES,
     Snapshots,
     enlarged,
@@ -320,11 +320,11 @@ def test_at_most_twelve_steps_are_kept_evenly_with_the_first_and_the_newest() ->
         for count in range(200):
             newest = count * every
             kept = [step for step in kept if is_kept(step, newest=newest, every=every)] + [newest]
-            assert len(kept) <= MOST_SNAPSHOTS
+            assert len(kept) <= MAX_SNAPSHOTS
             assert kept[0] == 0
             gaps = {after - before for before, after in itertools.pairwise(kept[:-1])}
             assert len(gaps) <= 1
-            assert count < 12 or len(kept) > MOST_SNAPSHOTS // 2
+            assert count < 12 or len(kept) > MAX_SNAPSHOTS // 2
 
 
 def test_snapshots_on_disk_are_those_that_are_kept(tmp_path: Path) -> None:

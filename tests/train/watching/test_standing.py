@@ -130,11 +130,11 @@ def test_a_row_with_a_figure_that_cannot_be_is_a_value_error(wrong: dict[str, An
 
 
 def test_rows_have_names_of_their_own_and_the_choice_is_one_of_them() -> None:
-    with pytest.raises(ValueError, match="names of their own"):
+    with pytest.raises(ValueError, match="not unique"):
         standing(row(), row())
-    with pytest.raises(ValueError, match="none of generation-1"):
+    with pytest.raises(ValueError, match="the rows are generation-1"):
         standing(row(), chosen="generation-2")
-    with pytest.raises(ValueError, match="none of no rows"):
+    with pytest.raises(ValueError, match="the rows are empty"):
         standing(chosen="generation-2")
 
 

@@ -12,8 +12,8 @@ __all__ = ["write_report"]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `folder`/report.html for a run or a course, and return its path. InputError for any other
-    folder."""
+    """Write `folder`/report.html for a run or a course, and return its path. InputError for any
+    other folder."""
     return (
         write_generations_report(folder)
         if (folder / STANDING_FILE).is_file()

@@ -56,8 +56,8 @@ def chart(
     marks: Sequence[int] = (),
     width: float = 440.0,
 ) -> str:
-    """Return an SVG of the curves over the steps of the whole run. marks: steps with a note, drawn as
-    thin lines."""
+    """Return an SVG of the curves over the steps of the whole run. marks: steps with a note, drawn
+    as thin lines."""
     several = len(curves) > 1
     drawn = [(curve, curve.thinned()) for curve in curves]
     low, high = value_range([point for _, points in drawn for point in points])
@@ -112,8 +112,8 @@ def number(value: float) -> str:
 
 
 def value_range(points: Sequence[Point]) -> tuple[float, float]:
-    """Return the lowest and the highest value to show, without outliers that would flatten the rest.
-    (0, 1) if there are no values."""
+    """Return the lowest and the highest value to show, without outliers that would flatten the
+    rest. (0, 1) if there are no values."""
     finite = sorted(end for point in points if point.count for end in (point.low, point.high))
     if not finite:
         return 0.0, 1.0
@@ -151,8 +151,8 @@ def is_noisy(points: Sequence[Point]) -> bool:
 
 
 def smoothed(points: Sequence[Point]) -> list[float]:
-    """Return the running mean: at point i, point j has weight k^|i - j| with k = 1 - 20 / len(points).
-    Gaps are nan."""
+    """Return the running mean: at point i, point j has weight k^|i - j| with k = 1 - 20 /
+    len(points). Gaps are nan."""
     keep = max(1 - 20 / len(points), 0.0)
     values = [(point.mean, 1.0) if point.count else (0.0, 0.0) for point in points]
     before, after = _running(values, keep), _running(values[::-1], keep)[::-1]

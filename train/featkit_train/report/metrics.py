@@ -15,8 +15,8 @@ MAX_POINTS = 600  # of a curve, about the pixels of its chart's width
 
 @dataclass
 class Point:
-    """Consecutive readings: their steps, and count, sum and extremes of the finite ones. A count of 0
-    is a gap."""
+    """Consecutive readings: their steps, and count, sum and extremes of the finite ones. A count of
+    0 is a gap."""
 
     first_step: int
     step: int
@@ -100,8 +100,8 @@ class Curve:
 
 @dataclass
 class Metrics:
-    """All curves in the order of their first readings, the newest step, and the time of all steps in
-    seconds."""
+    """All curves in the order of their first readings, the newest step, and the time of all steps
+    in seconds."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
     last_step: int = 0

@@ -12,8 +12,8 @@ from featkit_train.report.metrics import Curve
 
 @dataclass(frozen=True)
 class Row:
-    """Names, as regular expressions of the whole name, that share a panel. Without a title, each has
-    its own."""
+    """Names, as regular expressions of the whole name, that share a panel. Without a title, each
+    has its own."""
 
     section: str
     title: str

@@ -73,7 +73,7 @@ def card(title: str, value: str, words: str, *, chief: bool = False) -> str:
 
 
 def noticed(notes: Sequence[tuple[str, str]], *, more: str = "") -> str:
-    """Return the notes as a section, each with its step or subject; "" if there are none. more: a
+    """Return the notes as a section, each with its step or subject; "" without notes. more: a
     line below them."""
     if not notes:
         return ""

@@ -1,1 +1,1 @@
-"""What is measured and said of a run while it goes."""
+"""Measurements, diagnoses and snapshots of a run while it trains."""

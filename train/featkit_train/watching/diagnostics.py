@@ -1,5 +1,4 @@
-"""What goes wrong in self-distillation, noticed while it happens, named, and answered with what to
-change.
+"""Notice what goes wrong in self-distillation while it happens, name it, and advise what to change.
 
 Letters: B embeddings, D width, K prototypes.
 """
@@ -21,27 +20,29 @@ from featkit.errors import FeatkitError
 from featkit_train.log import Log
 from featkit_train.schedules import momentum_for
 
-PATIENCE_STEPS = 40  # a collapse must last so long, since the first steps look like one
+PATIENCE_STEPS = 40  # that a collapse must last, since the first steps look like one
 UNIFORM_SHARE = 0.99  # of ln K, for both the teacher's entropy and the loss
 ONE_HOT_SHARE = 0.02  # of ln K, for the entropy of the batch's mean
-LEAST_RANK = 1.5  # of class tokens that lie along one direction
-# However long the warm-up is (100,000 steps of dinov2_vitl14): no run begins on one prototype or
-# along one direction. Uniform is how runs begin, and a good one may stay so while its rate is
-# small: a ResNet-50's loss was 0.994 ln K on average over the first 2,502 of 25,020 steps of
-# warm-up, 0.945 over the next (facebookresearch/dino#145). Till then it is a note.
-MOST_SETTLE_STEPS = 1_000
-# times the median of so many steps, once there are so many
-SPIKE_TIMES, SPIKE_WINDOW, SPIKE_LEAST = 10.0, 50, 10
-LEAST_TRAVEL = 10.0  # times that a teacher is made anew over a run: the sum of 1 - momentum
+MIN_RANK = 1.5  # RankMe; below it, class tokens lie along one direction
+# Steps without a verdict, even if warmup is longer (100,000 steps in dinov2_vitl14): no run starts
+# on one prototype or along one direction. Runs do start uniform, and a good one may stay so while
+# its learning rate is small: a ResNet-50's loss was 0.994 ln K on average over the first 2,502 of
+# 25,020 warmup steps and 0.945 over the next (facebookresearch/dino#145). So uniform outputs are
+# only noted until warmup ends.
+MAX_SETTLE_STEPS = 1_000
+# A spike is this many times the median norm of the last SPIKE_WINDOW steps, at least SPIKE_MIN.
+SPIKE_TIMES, SPIKE_WINDOW, SPIKE_MIN = 10.0, 50, 10
+# Times that a teacher is replaced over a run: the sum of 1 - momentum. Fewer is too slow.
+MIN_REPLACEMENTS = 10.0
 
 
 class Collapse(FeatkitError):
-    """Training was stopped since its outputs no longer tell images apart, or are no numbers."""
+    """Training stopped because its outputs no longer distinguish images, or are not finite."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that goes wrong: what and what to do about it, and whether the run is lost by it."""
+    """A problem of a run as a sentence, with advice. is_collapse: the run is lost."""
 
     sentence: str
     is_collapse: bool
@@ -49,19 +50,18 @@ class Finding:
 
 @dataclass
 class Watch:
-    """Looks at a step's log and says what is wrong, once for each time it begins.
+    """Find problems in a step's log, each once every time it begins.
 
-    No collapse in the first `settle_steps`, or MOST_SETTLE_STEPS if fewer; till `settle_steps` a
-    uniform one is a note.
+    Nothing collapses in the first `settle_steps`, or MAX_SETTLE_STEPS if that is fewer. Until
+    `settle_steps`, a uniform collapse is only noted.
     """
 
-    # None: of a method that labels hold apart, and which nothing but spikes is said of
-    num_prototypes: int | None
+    num_prototypes: int | None  # None: labels prevent collapse; only spikes are looked for
     settle_steps: int
     prototype_loss: str | None = None  # its name in the log; in nats, ln K for a uniform student
     _lasting: dict[str, int] = field(default_factory=dict)
-    _rank: float = math.inf  # as last looked at, which is not every step
-    _quiet_until: int = 0  # of spikes, which come in swarms
+    _rank: float = math.inf  # the last one measured, which is not in every step
+    _quiet_until: int = 0  # the next step that may report a spike; they come in swarms
     _norms: deque[float] = field(default_factory=lambda: deque(maxlen=SPIKE_WINDOW))
 
     def __call__(self, step: int, log: Log) -> list[Finding]:
@@ -69,7 +69,7 @@ class Watch:
         `prototype_loss`, teacher_entropy and batch_entropy as shares of ln K, and rankme.
         """
         found = self._spike(step, log["grad_norm"])
-        if self.num_prototypes is None or step < min(self.settle_steps, MOST_SETTLE_STEPS):
+        if self.num_prototypes is None or step < min(self.settle_steps, MAX_SETTLE_STEPS):
             return found
         loss = None if self.prototype_loss is None else log.get(self.prototype_loss)
         uniform = log.get("teacher_entropy", 0.0) > UNIFORM_SHARE and (
@@ -80,12 +80,12 @@ class Watch:
             found.append(
                 Finding(
                     f"Uniform {'outputs' if early else 'collapse'} at step {step}: for"
-                    f" {PATIENCE_STEPS} steps the teacher has put every image on all"
-                    f" {self.num_prototypes} prototypes alike"
+                    f" {PATIENCE_STEPS} steps the teacher has spread every image evenly over all"
+                    f" {self.num_prototypes} prototypes"
                     + ("" if loss is None else " (loss = ln K)")
                     + (
-                        f", as slow runs begin too; from step {self.settle_steps:,} on it is a"
-                        " collapse"
+                        f", which slow runs also do at first; from step {self.settle_steps:,} on"
+                        " it is a collapse"
                         if early
                         else ""
                     )
@@ -98,13 +98,13 @@ class Watch:
             found.append(
                 Finding(
                     f"One-hot collapse at step {step}: for {PATIENCE_STEPS} steps the teacher has"
-                    " put all images on one prototype. Raise dino.teacher_temp, lower"
+                    " assigned all images to one prototype. Raise dino.teacher_temp, lower"
                     " dino.center_momentum or set dino.centering to sinkhorn.",
                     is_collapse=True,
                 )
             )
         self._rank = log.get("rankme", self._rank)
-        if self._lasts("rank", self._rank < LEAST_RANK):
+        if self._lasts("rank", self._rank < MIN_RANK):
             found.append(
                 Finding(
                     f"Dimensional collapse at step {step}: for {PATIENCE_STEPS} steps all"
@@ -120,7 +120,7 @@ class Watch:
         return self._lasting[name] == PATIENCE_STEPS
 
     def _spike(self, step: int, norm: float) -> list[Finding]:
-        usual = statistics.median(self._norms) if len(self._norms) >= SPIKE_LEAST else math.inf
+        usual = statistics.median(self._norms) if len(self._norms) >= SPIKE_MIN else math.inf
         self._norms.append(norm)
         if norm <= SPIKE_TIMES * usual or step < self._quiet_until:
             return []
@@ -128,36 +128,35 @@ class Watch:
         sentence = (
             f"Gradient spike at step {step}: a norm of {norm:.3g}, {norm / usual:.0f} times the"
             " median of the steps before. Lower optim.lr or optim.clip_grad, or lengthen"
-            f" optim.warmup_steps. (Not said again for {SPIKE_WINDOW} steps.)"
+            f" optim.warmup_steps. (Spikes in the next {SPIKE_WINDOW} steps are not reported.)"
         )
         return [Finding(sentence, is_collapse=False)]
 
 
 def slow_teacher(momentum: Callable[[int], float], *, num_steps: int) -> str | None:
-    """What to say of a momentum too high for the number of steps; None where it is not.
+    """Return a warning if the momentum is too high for the number of steps, else None.
 
-    It is where the teacher would be made anew fewer than LEAST_TRAVEL times, sum over steps of 1 -
-    momentum(step), and the momentum that goes with so many steps is lower.
+    Too high means that the teacher would be replaced fewer than MIN_REPLACEMENTS times, the sum of
+    1 - momentum(step) over all steps, and that the recommended momentum is lower.
     """
-    travel = sum(1 - momentum(step) for step in range(num_steps))
+    replacements = sum(1 - momentum(step) for step in range(num_steps))
     advised = momentum_for(num_steps)
-    if travel >= LEAST_TRAVEL or momentum(0) <= advised:
+    if replacements >= MIN_REPLACEMENTS or momentum(0) <= advised:
         return None
     return (
-        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is made anew"
-        f" {travel:.1f} times, fewer than {LEAST_TRAVEL:.0f}, and stays near where it began. Set"
+        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is replaced only"
+        f" {replacements:.1f} times, fewer than {MIN_REPLACEMENTS:.0f}, and stays near its start. Set"
         f" teacher.momentum to {advised:g}, or train for more steps."
     )
 
 
 @torch.no_grad()
 def rank_me(embeddings: Tensor) -> float:
-    """How many directions embeddings (B, D) spread over: exp of the entropy of their singular
-    values' shares.
+    """Return the effective rank of embeddings (B, D): exp of the entropy of their singular values'
+    shares (RankMe, arXiv 2210.02885, eq. 1).
 
-    RankMe (arXiv 2210.02885, eq. 1), of embeddings whose mean is taken off, without which a network
-    that has learned nothing and one that has collapsed look alike; between 1 and min(B, D). 0 where
-    all are the same.
+    Between 1 and min(B, D); 0 if all embeddings are equal. Unlike in the paper the mean is
+    subtracted first, or an untrained network and a collapsed one would look the same.
 
         s = svd(embeddings - mean);  p = s / sum(s);  exp(-sum(p * log(p)))
     """
@@ -175,13 +174,12 @@ def first_bad_tensor(
     *,
     anywhere: Callable[[bool], bool] = lambda here: here,
 ) -> str:
-    """The name of the first tensor that holds a number that is not finite: a parameter, else an
-    output, else a gradient.
+    """Return the name of the first tensor that is not finite: a parameter, else an output, else a
+    gradient.
 
-    again: makes the pass again in which it happened, whose modules are asked for their outputs in
-    the order they end.
-    anywhere: whether it is so in any process, each of which may hold another part of a tensor and
-    other images.
+    again: repeats the forward pass; outputs are checked in the order in which modules finish.
+    anywhere: whether a flag is set in any process; each may hold other images, and another shard of
+    a tensor.
     """
     for name, parameter in module.named_parameters():
         if anywhere(_is_bad(parameter)):
@@ -207,9 +205,9 @@ def first_bad_tensor(
 
 
 def _is_bad(tensor: Tensor) -> bool:
-    """Of a tensor spread over processes: the part that is here."""
-    here = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-    return not bool(here.isfinite().all())
+    """Return whether a tensor, or this process's shard of it, is not finite."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return not bool(local.isfinite().all())
 
 
 def _note_bad(name: str, names: list[str]) -> Callable[[nn.Module, Any, Any], None]:

@@ -1,10 +1,9 @@
-"""How good a classifier's probabilities are, whether one training beats the one before it, and what
-to say where it does not.
+"""Measure a classifier's probabilities, decide whether a training beats its teacher, and advise if
+not.
 
-For trainings in a row, each taught by the one before: the generations of Born-Again Networks (arXiv
-1805.04770), the rounds of Noisy Student (arXiv 1911.04252), the exits of self-distillation within
-one network (arXiv 1905.08094). All figures are of held-out images that stay the same from one
-training to the next.
+For trainings in a row, each taught by the one before: generations of Born-Again Networks (arXiv
+1805.04770), rounds of Noisy Student (arXiv 1911.04252), exits of one network (arXiv 1905.08094).
+All are measured on the same held-out images.
 
 Letters: N images, K classes.
 """
@@ -20,17 +19,16 @@ import numpy as np
 from featkit.wording import counted
 
 ECE_BINS = 15  # Guo et al., section 4
-ONE_SIDED = 1.645  # standard errors that chance alone reaches upwards once in twenty times
-SURER_BY = 0.05  # more confidence in wrong answers from the first to the last
-SHARED_ERRORS = 0.8  # of the teacher's errors
-FEWER_CLASSES = 0.6  # times as many as the labeled images have
-LEAST_ACCEPTED = 0.01  # of the unlabeled images
+ONE_SIDED = 1.645  # standard errors that chance exceeds in 5 % of cases
+MAX_RISE = 0.05  # of confidence in wrong answers, from the first training to the last
+MAX_SHARED_ERRORS = 0.8  # share of the teacher's errors
+MIN_CLASSES = 0.6  # effective classes of pseudo-labels, relative to the labeled images'
+MIN_ACCEPTED = 0.01  # share of the unlabeled images
 
 
 @dataclass(frozen=True)
 class Gain:
-    """How much more accurate one training is than another on the same images, and how far chance
-    moves that."""
+    """The difference in accuracy of two trainings on the same images, and its standard error."""
 
     difference: float
     standard_error: float
@@ -39,10 +37,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Remark:
-    """One thing noticed of finished trainings: its name, the figure that shows it, and what it is
-    and what to do about it.
+    """An observation about finished trainings: its name, the figure that shows it, and a sentence
+    with advice.
 
-    diagnostics.Finding is of a training that goes on, and may stop it.
+    diagnostics.Finding is about a training in progress, and may stop it.
     """
 
     name: str
@@ -54,11 +52,10 @@ class Remark:
 
 
 def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
-    """Share of the images whose most probable class is their label; of equal classes the first
-    one.
+    """Return the share of images whose most probable class, the first of equals, is their label.
 
-    probs (N, K), any float; labels (N,), whole numbers below K. ValueError for no images, and
-    where the shapes do not fit.
+    probs (N, K), any float; labels (N,), integers below K. ValueError without images, or if the
+    shapes do not match.
     """
     return float(_right(probs, labels).mean())
 
@@ -66,11 +63,11 @@ def accuracy(probs: np.ndarray, labels: np.ndarray) -> float:
 def expected_calibration_error(
     probs: np.ndarray, labels: np.ndarray, *, bins: int = ECE_BINS
 ) -> float:
-    """How far confidence is from accuracy, on average over images (Guo et al., arXiv 1706.04599,
-    eq. 3); between 0 and 1.
+    """Return the mean distance of confidence from accuracy (Guo et al., arXiv 1706.04599, eq. 3),
+    between 0 and 1.
 
-    Arguments and ValueErrors as for `accuracy`. An image's confidence is its greatest probability;
-    bins are of equal width and hold their upper end. Computed in float64.
+    Arguments and errors as in `accuracy`. An image's confidence is its largest probability; bins
+    have equal width and include their upper end. Computed in float64.
 
         for m in 1 ... bins:
             inside = [n for n in range(N) if (m - 1) / bins < max(probs[n]) <= m / bins]
@@ -78,28 +75,26 @@ def expected_calibration_error(
     """
     right, confidence = _right(probs, labels), _confidence(probs)
     ends = np.arange(1, bins + 1) / bins
-    # rounding leads beyond 1
+    # Rounding can make a confidence exceed 1.
     places = np.minimum(np.searchsorted(ends, confidence, side="left"), bins - 1)
     surplus = np.bincount(places, weights=right - confidence, minlength=bins)
     return float(np.abs(surplus).sum() / len(right))
 
 
 def confidence_when_wrong(probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Mean of the greatest probability over the images that are classified wrongly; arguments as
-    for `accuracy`.
+    """Return the mean largest probability of the misclassified images; arguments as in `accuracy`.
 
-    None where none is wrong: a zero would look like a network that doubts all its mistakes.
+    None without errors: 0 would look like a network that doubts all its mistakes.
     """
     wrong = ~_right(probs, labels)
     return float(_confidence(probs)[wrong].mean()) if wrong.any() else None
 
 
 def shared_errors(probs: np.ndarray, teacher_probs: np.ndarray, labels: np.ndarray) -> float | None:
-    """Of the images that the teacher classifies wrongly, the share to which the student gives the
-    very same wrong class.
+    """Return the share of the teacher's errors that the student repeats with the same wrong class.
 
-    probs and teacher_probs (N, K) of the same images; otherwise as for `accuracy`. None where the
-    teacher is never wrong.
+    probs and teacher_probs (N, K) of the same images; otherwise as in `accuracy`. None if the
+    teacher has no errors.
     """
     if probs.shape != teacher_probs.shape:
         raise ValueError(
@@ -112,14 +107,12 @@ def shared_errors(probs: np.ndarray, teacher_probs: np.ndarray, labels: np.ndarr
 
 
 def paired_gain(before_probs: np.ndarray, after_probs: np.ndarray, labels: np.ndarray) -> Gain:
-    """Accuracy after less accuracy before, and its standard error (McNemar, Psychometrika 12,
-    1947).
+    """Return the gain in accuracy and its standard error (McNemar, Psychometrika 12, 1947).
 
-    before_probs and after_probs (N, K) of the same images; otherwise as for `accuracy`. Images
-    that both judge alike cancel, so the error is far below that of two accuracies on images of
-    their own.
+    before_probs and after_probs (N, K) of the same images; otherwise as in `accuracy`. Images on
+    which both agree cancel, so the error is far below that of two accuracies on different images.
 
-        b = images that are right after and wrong before;  c = the other way round
+        b = images right after and wrong before;  c = images wrong after and right before
         difference = (b - c) / N;  standard_error = sqrt(b + c - (b - c)^2 / N) / N
     """
     before, after = _right(before_probs, labels), _right(after_probs, labels)
@@ -129,27 +122,24 @@ def paired_gain(before_probs: np.ndarray, after_probs: np.ndarray, labels: np.nd
 
 
 def beyond_noise(gain: Gain) -> bool:
-    """Whether there is a gain at all, as chance alone would show in one of twenty cases at most.
+    """Return whether a gain is larger than chance alone would show in 5 % of cases.
 
-    One-sided, since one question is asked: is it worth going on? No better and worse are both a no,
-    so nothing is spent on telling them apart. It takes the normal law for the difference, which
-    promises too much where fewer than about ten images changed sides: three of three pass, as
-    three coins do in one of eight throws.
+    One-sided, since the only question is whether to continue, and "equal" and "worse" both answer
+    no. It assumes a normal distribution, which is too optimistic if fewer than about ten images
+    changed sides: three of three pass, as three coins do in one of eight throws.
     """
     return gain.difference > 0 and gain.difference > ONE_SIDED * gain.standard_error
 
 
 def effective_classes(counts: np.ndarray) -> float:
-    """Over how many classes images spread: exp of the entropy of the classes' shares; between 1
-    and K.
+    """Return the effective number of classes: exp of the entropy of their shares, between 1 and K.
 
-    counts (K,), images of each class. 0 where there are none at all. ValueError for counts below
-    0.
+    counts (K,): images of each class. 0 without images. ValueError for negative counts.
 
         p = counts / sum(counts);  exp(-sum(p * log(p)))
     """
     if (counts < 0).any():
-        raise ValueError("counts of images are not below 0")
+        raise ValueError("counts of images cannot be negative")
     total = counts.sum()
     if total == 0:
         return 0.0
@@ -157,21 +147,23 @@ def effective_classes(counts: np.ndarray) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-# -- what is said of them --------------------------------------------------------------------------
+# -- remarks ---------------------------------------------------------------------------------------
 
 
 def no_gain(
     before: float, after: float, gain: Gain, *, generation: int, kind: str = "generation"
 ) -> Remark | None:
-    """Of a generation (or round) that is not better than the one before it; their accuracies, and
-    `paired_gain` of the two."""
+    """Remark that a generation or round does not beat its teacher, or None.
+
+    before, after: accuracies of the teacher and the student. gain: their `paired_gain`.
+    """
     if beyond_noise(gain):
         return None
     worse = beyond_noise(Gain(-gain.difference, gain.standard_error, gain.num_images))
     verdict = "is less accurate than {}" if worse else "does not beat {} beyond noise"
     unseen = (
-        f" A gain below {ONE_SIDED * gain.standard_error:.3f} does not show on so few: hold out"
-        " more images to see it."
+        f" A gain below {ONE_SIDED * gain.standard_error:.3f} cannot be seen on this many images;"
+        " hold out more to see it."
     )
     return Remark(
         "no_gain",
@@ -187,11 +179,11 @@ def no_gain(
 def surer_of_mistakes(
     confidences: Sequence[float | None], *, first: int = 1, kind: str = "generation"
 ) -> Remark | None:
-    """Of confidence in wrong answers that rises by more than SURER_BY over the generations, and in
-    the last step too.
+    """Remark that confidence in wrong answers rises by more than MAX_RISE over the generations, and
+    also in the last one; else None.
 
-    confidences: `confidence_when_wrong` of each generation in order, the first having the number
-    `first`; None is passed over.
+    confidences: `confidence_when_wrong` of each generation, which are numbered from `first`. None
+    is skipped.
     """
     known = [
         (number, value) for number, value in enumerate(confidences, first) if value is not None
@@ -199,72 +191,70 @@ def surer_of_mistakes(
     if len(known) < 2:
         return None
     (start, lowest), (_, previous), (end, highest) = known[0], known[-2], known[-1]
-    if highest - lowest <= SURER_BY or highest <= previous:
+    if highest - lowest <= MAX_RISE or highest <= previous:
         return None
     values = ", ".join(f"{value:.2f}" for _, value in known)
     return Remark(
         "surer_of_mistakes",
         highest - lowest,
-        f"Surer of its mistakes with each {kind}: from {kind} {start} to {end} the mean confidence"
-        f" in wrong answers goes {values}, in all {highest - lowest:+.2f}. Raise the temperature of"
-        " the teacher's probabilities, smooth the labels, or weigh images by the teacher's"
-        " confidence (CWTM).",
+        f"More confident in its mistakes with each {kind}: from {kind} {start} to {end} the mean"
+        f" confidence in wrong answers is {values}, {highest - lowest:+.2f} in all. Raise the"
+        " temperature of the teacher's probabilities, smooth the labels, or weight images by the"
+        " teacher's confidence (CWTM).",
     )
 
 
 def agrees_with_errors(
-    share: float | None, *, threshold: float = SHARED_ERRORS, student: str = "student"
+    share: float | None, *, threshold: float = MAX_SHARED_ERRORS, student: str = "student"
 ) -> Remark | None:
-    """Of a student that takes over its teacher's mistakes; share: `shared_errors`, of which None
-    says nothing."""
+    """Remark that a student repeats its teacher's mistakes, or None. share: `shared_errors`."""
     if share is None or share <= threshold:
         return None
     return Remark(
         "agrees_with_errors",
         share,
         f"The {student} repeats its teacher's mistakes: of the held-out images that the teacher"
-        f" gets wrong, it gives {share:.0%} the same wrong class, more than {threshold:.0%}. Give"
-        " it what the teacher did not have, as stronger augmentation and dropout, or more weight"
-        " on the labels beside the teacher.",
+        f" gets wrong, it gives {share:.0%} the same wrong class, more than {threshold:.0%}. Train it"
+        " differently from the teacher, with stronger augmentation or dropout, or give the labels"
+        " more weight.",
     )
 
 
 def few_classes(counts: np.ndarray, *, expected: float) -> Remark | None:
-    """Of pseudo-labels that fall on few classes: fewer than FEWER_CLASSES times those of the
-    labeled images.
+    """Remark that pseudo-labels fall on fewer than MIN_CLASSES of the expected classes, or None.
 
-    counts (K,), accepted images of each class; expected: `effective_classes` of the labeled
-    images. None for no images at all, of which `nothing_accepted` speaks.
+    counts (K,): accepted images of each class. expected: `effective_classes` of the labeled images.
+    None without images, which `nothing_accepted` remarks on.
     """
-    found = effective_classes(counts)
-    if found == 0 or found >= FEWER_CLASSES * expected:
+    num_classes = effective_classes(counts)
+    if num_classes == 0 or num_classes >= MIN_CLASSES * expected:
         return None
     return Remark(
         "few_classes",
-        found,
+        num_classes,
         f"Pseudo-labels fall on few classes: the {int(counts.sum()):,} accepted images spread"
-        f" over {found:.1f} of {len(counts):,} classes (exp of the entropy), the labeled images"
-        f" over {expected:.1f}. Take as many images of each class (class balancing), or give each"
-        " class a threshold of its own, since the easy ones pass a common one first.",
+        f" over {num_classes:.1f} of {len(counts):,} classes (exp of the entropy), the labeled"
+        f" images over {expected:.1f}. Balance the classes, or give each class its own threshold,"
+        " since images of easy classes pass a common one first.",
     )
 
 
 def nothing_accepted(num_accepted: int, num_unlabeled: int, *, threshold: float) -> Remark | None:
-    """Of a round whose threshold lets through less than LEAST_ACCEPTED of the unlabeled images.
+    """Remark that a round accepts less than MIN_ACCEPTED of the unlabeled images, or None.
 
-    ValueError for no unlabeled images.
+    ValueError without unlabeled images.
     """
     if num_unlabeled < 1:
-        raise ValueError("a round without unlabeled images accepts none whatever its threshold")
+        raise ValueError("a round needs unlabeled images")
     share = num_accepted / num_unlabeled
-    if share >= LEAST_ACCEPTED:
+    if share >= MIN_ACCEPTED:
         return None
-    found = f"only {num_accepted:,}" if num_accepted else "none"
+    accepted = f"only {num_accepted:,}" if num_accepted else "none"
     return Remark(
         "nothing_accepted",
         share,
-        f"Hardly anything to learn from: {found} of {num_unlabeled:,} unlabeled images reach"
-        f" the confidence of {threshold:g} that a pseudo-label needs. Lower that threshold, or"
+        f"Almost no pseudo-labels: {accepted} of {num_unlabeled:,} unlabeled images reach"
+        f" the confidence of {threshold:g} that a pseudo-label needs. Lower the threshold, or"
         " train the first teacher for longer.",
     )
 
@@ -273,16 +263,16 @@ def nothing_accepted(num_accepted: int, num_unlabeled: int, *, threshold: float)
 
 
 def _right(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N,) bool: whether the most probable class is the label."""
+    """Return (N,) bool: whether the most probable class is the label."""
     if probs.ndim != 2 or labels.shape != probs.shape[:1]:
         raise ValueError(
             f"probabilities of {probs.shape} and labels of {labels.shape} are not (N, K) and (N,)"
         )
     if len(labels) == 0:
-        raise ValueError("no images have no accuracy")
+        raise ValueError("accuracy needs at least one image")
     return np.asarray(probs.argmax(axis=1) == labels)
 
 
 def _confidence(probs: np.ndarray) -> np.ndarray:
-    """(N,) float64: the greatest probability."""
+    """Return (N,) float64: the largest probability."""
     return np.asarray(probs.max(axis=1), np.float64)

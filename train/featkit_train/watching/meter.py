@@ -1,4 +1,4 @@
-"""Where the time of steps goes."""
+"""Measure how long steps take, and how much of it is spent waiting for data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featkit_train.log import Log
 
 
 class Meter:
-    """Counts a process's steps, their time, and the part of it spent without data."""
+    """Count a process's steps, their time, and the share of it spent without data."""
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
@@ -21,18 +21,18 @@ class Meter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time spent inside is time without data. It begins a step."""
+        """Begin a step; the time spent inside counts as waiting for data."""
         self._started = time.perf_counter()
         yield
         self.total_waiting_s += time.perf_counter() - self._started
 
     def finished_step(self) -> None:
-        """Ends the step that `waiting` began."""
+        """End the step that `waiting` began."""
         self.total_s += time.perf_counter() - self._started
         self.steps += 1
 
     def read(self) -> Log:
-        """Rates since the last reading."""
+        """Return rates since the last call."""
         total_s, waiting_s, steps = self._since
         spent = max(self.total_s - total_s, 1e-9)
         done = self.steps - steps
@@ -45,7 +45,7 @@ class Meter:
 
     @property
     def images_per_s(self) -> float:
-        """Images a second over all steps so far."""
+        """Images per second over all steps so far."""
         return self.steps * self.batch_size / max(self.total_s, 1e-9)
 
     @property

@@ -1,4 +1,4 @@
-"""What a run is going to take: said before it takes its hours, by what its first steps took."""
+"""Predict a run's duration and memory from its first steps."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ WARM_STEPS, MEASURED_STEPS = 2, 10  # the first ones start workers and fill cach
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is left of a run and what it needs, as MEASURED_STEPS of it went."""
+    """The rest of a run, extrapolated from MEASURED_STEPS steps."""
 
     steps_left: int
-    images_per_s: float  # of all processes
+    images_per_s: float  # over all processes
     hours_left: float
-    # most that was in use: of the accelerator, or of this process without its workers
-    memory_bytes: int
+    memory_bytes: int  # peak on the accelerator, else of this process without its workers
     device: str
 
 
 class Planner:
-    """Told of every step; gives the plan once there is one."""
+    """Time the first steps and plan the rest."""
 
     def __init__(self, *, batch_size: int, device: torch.device) -> None:
         self.batch_size, self.device = batch_size, device
         self._steps, self._since = 0, 0.0
 
     def finished_step(self, *, steps_left: int) -> Plan | None:
-        """The plan after the last of the measured steps, else None."""
+        """Count a step; return the plan after the last measured one, else None."""
         self._steps += 1
         if self._steps == WARM_STEPS:
             self._since = time.perf_counter()
@@ -53,8 +52,8 @@ class Planner:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: what torch has allocated at most on a CUDA device, else the largest that this process
-    has been."""
+    """Return peak memory in bytes: what torch allocated on a CUDA device, else this process's
+    resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (

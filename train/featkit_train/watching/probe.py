@@ -1,5 +1,5 @@
-"""What a run is measured by while it learns: copies found among held-out images, and nearest
-neighbors of one label.
+"""Score a run on held-out images while it trains: copy recall, and kNN accuracy if there are
+labels.
 
 Letters: N images, D width.
 """
@@ -21,9 +21,9 @@ from featkit.sources import Source, evenly, subset
 from featkit_train.log import Log
 from featkit_train.watching.standing import held_out_knn, labels_tell
 
-DECODE_SIDE = 256  # pixels, what the copies yardstick works on
+DECODE_SIDE = 256  # pixels, as in `featkit evaluate copies`
 COPIES, KNN = "copy_recall", "knn"
-MOST_COPIES = 200  # images whose copies are looked for: a network sees five views of each
+MAX_COPIES = 200  # images in copy recall; each is embedded in five views
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,27 @@ class Scores:
 
 
 class HeldOut:
-    """Images that nothing is learned from, prepared once; `labels` are theirs where the source
-    knows any."""
+    """Images that nothing is learned from, prepared once, with their labels if the source has
+    them."""
 
     def __init__(
-        self, source: Source, numbers: np.ndarray, geometry: Geometry, *, label: str = LABEL
+        self, source: Source, indices: np.ndarray, geometry: Geometry, *, label: str = LABEL
     ) -> None:
         self.images: list[np.ndarray] = []
         self.names: list[str] = []
-        self.labels: list[str] = []  # empty text where none is known
-        held_out = subset(source, [int(number) for number in numbers])
+        self.labels: list[str] = []  # "" for an unknown one
+        held_out = subset(source, [int(index) for index in indices])
         label_of = _labels(held_out, label)
-        for place in range(len(held_out)):
-            with contextlib.suppress(InputError):  # one that cannot be read is not measured on
-                key = held_out.key(place)
-                image = decode(held_out.read(place), name=key, shorter_side=DECODE_SIDE).pixels
-                self.labels.append(label_of(place) if label_of is not None else "")
+        for index in range(len(held_out)):
+            with contextlib.suppress(InputError):  # unreadable images are left out
+                key = held_out.key(index)
+                image = decode(held_out.read(index), name=key, shorter_side=DECODE_SIDE).pixels
+                self.labels.append(label_of(index) if label_of is not None else "")
                 self.images.append(image)
                 self.names.append(key)
         enough = len(self.images) > 1
-        some = [self.images[place] for place in evenly(len(self.images), most=MOST_COPIES)]
-        self._copies = CopyProbe(some, geometry, seed=0, num_edits=4) if enough else None
+        originals = [self.images[index] for index in evenly(len(self.images), most=MAX_COPIES)]
+        self._copies = CopyProbe(originals, geometry, seed=0, num_edits=4) if enough else None
         self.prepared = (
             np.stack([geometry.apply(image) for image in self.images]) if enough else None
         )
@@ -76,17 +76,17 @@ class HeldOut:
 
     @property
     def copy_images(self) -> np.ndarray:
-        """The prepared images (N, H, W, 3) uint8 among which copies are looked for. ValueError
-        where there are too few."""
+        """The prepared images (N, H, W, 3) uint8 of copy recall, originals and edits. ValueError if
+        there are fewer than two originals."""
         return self._probe().images
 
     def copy_recall(self, vectors: np.ndarray) -> float:
-        """recall@1 of copies by unit vectors (N, D) of copy_images."""
+        """Return recall@1 of copies from unit vectors (N, D) of copy_images."""
         return self._probe().recall_of(vectors)
 
     def _probe(self) -> CopyProbe:
         if self._copies is None:
-            raise ValueError("copies are looked for among at least two images")
+            raise ValueError("copy recall needs at least two images")
         return self._copies
 
     def measure(self, embed: Callable[[np.ndarray], np.ndarray]) -> Scores | None:
@@ -105,7 +105,7 @@ class HeldOut:
 
 
 def _labels(source: Source, column: str) -> Callable[[int], str] | None:
-    """What the source knows of its images' kinds, if anything."""
+    """Return a function from index to label, or None if the source has no labels."""
     try:
         return labels_of(source, find_column(source, column))
     except InputError:

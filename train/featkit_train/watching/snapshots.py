@@ -1,15 +1,15 @@
-"""What a backbone sees in a few held-out photographs, drawn while it learns: PCA of its patch
-tokens, and attention.
+"""Draw what a backbone sees in a few held-out images while it trains: the principal components of
+its patch tokens, and attention.
 
-The colors are the first three principal components of the patch tokens of all images together,
-as DINOv2 shows them (arXiv 2304.07193, figure 1, without its removal of the background), each
-brought to the same spread. Components have no sign, and change places as the network learns; so the
-three are turned together (orthogonal Procrustes, Schönemann 1966) until they are nearest to an
-earlier snapshot, the first one's to the photographs' own colors. A color so keeps its meaning
-over time. Attention is the class token's in the last block.
+Colors are the first three principal components of the patch tokens of all images together, as in
+DINOv2 (arXiv 2304.07193, figure 1, without removing the background), scaled to equal spread.
+Components have no sign and change order as the network learns. Therefore the three are rotated
+together (orthogonal Procrustes, Schönemann 1966) to be nearest to an earlier snapshot, and the
+first snapshot's to the images' own colors, so that a color keeps its meaning over time. Attention
+is the class token's in the last block.
 
-Nothing is random, and nothing of the run is changed: an image drawn or not, the steps that follow
-are the same. Letters: P patches of all images, D width, (h, w) patches of one, (H, W) pixels.
+Nothing is random and nothing of the run changes: later steps are the same with or without a
+snapshot. Letters: P patches of all images, D width, (h, w) patches of one, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -38,23 +38,22 @@ from featkit_train.watching.snapshot_files import (
 )
 
 NUM_IMAGES = 6
-MOST_SNAPSHOTS = 12
-# patches a side that are worth looking at; how many times the native size that may be
-LEAST_GRID, MOST_TIMES = 24, 3
-ROUNDING = 1e-6  # of the largest number, the spread of features that are all the same
-# percentiles of a component that become 0 and 255: a few outliers would gray all the rest
+MAX_SNAPSHOTS = 12
+# Images are enlarged to a grid of MIN_GRID patches a side, but at most MAX_TIMES the native size.
+MIN_GRID, MAX_TIMES = 24, 3
+ROUNDING = 1e-6  # spread of equal features, relative to the largest value
+# Percentiles of a component that become 0 and 255; a few outliers would gray all other patches.
 FULL_RANGE = (2.0, 98.0)
 
 
 class Snapshots:
-    """Draws the same images again and again into `folder`, and keeps at most MOST_SNAPSHOTS
-    steps, evenly spread.
+    """Draw the same images at several steps into `folder`, and keep at most MAX_SNAPSHOTS of them,
+    evenly spread.
 
-    images: decoded, (H, W, 3) uint8 of any size, with their names; the first NUM_IMAGES are
-    taken. They are prepared by `geometry` at a multiple of its size, unless `enlarge` is False: for
-    a backbone that knows one size only.
-    every: steps between two snapshots; kept are multiples of it (by 2, 4, 8 ... as the run goes on)
-    and the newest.
+    images, names: decoded images (H, W, 3) uint8 of any size; the first NUM_IMAGES are drawn.
+    enlarge: prepare them at a multiple of the geometry's size; False for a backbone of a fixed
+    size. every: steps between snapshots. The newest is kept, and those at multiples of 1, 2, 4 ...
+    times `every`, fewer as the run gets longer.
     """
 
     def __init__(
@@ -77,11 +76,10 @@ class Snapshots:
         self.images = [self.geometry.apply(image) for image in images[:NUM_IMAGES]]
 
     def draw(self, backbone: Backbone, step: int) -> Snapshot | None:
-        """Draw the images as `backbone` sees them after `step` steps; None where there is nothing
-        to draw.
+        """Draw the images as `backbone` sees them after `step` steps; None without images.
 
-        Snapshots of later steps, which a run left that is now resumed from an earlier checkpoint,
-        are removed.
+        Removes snapshots of later steps, left by a run that was then resumed from an earlier
+        checkpoint.
         """
         if not self.images:
             return None
@@ -93,7 +91,7 @@ class Snapshots:
                 earlier.append(snapshot)
             else:
                 shutil.rmtree(snapshot.folder)
-        patch_tokens, attention = look(backbone, self.images, self.geometry)
+        patch_tokens, attention = tokens_and_attention(backbone, self.images, self.geometry)
         grids = [tokens.shape[:2] for tokens in patch_tokens]
         reference = self._reference(earlier, step)
         if reference is None or [colors.shape[:2] for colors in reference] != grids:
@@ -111,8 +109,8 @@ class Snapshots:
         return drawn
 
     def _reference(self, earlier: Sequence[Snapshot], step: int) -> list[np.ndarray] | None:
-        """Colors of the newest earlier snapshot that is there whether or not the run was stopped a
-        while after `step`."""
+        """Return the colors of the newest earlier snapshot that both an unbroken and a resumed run
+        would have kept."""
         lasting = [
             snapshot
             for snapshot in earlier
@@ -123,10 +121,10 @@ class Snapshots:
 
 
 def enlarged(geometry: Geometry) -> Geometry:
-    """The same view of an image at the least whole multiple of the size that gives LEAST_GRID
-    patches, or MOST_TIMES it."""
+    """Return the geometry at the smallest multiple of its size with MIN_GRID patches a side, at
+    most MAX_TIMES."""
     grid = min(geometry.height, geometry.width) // geometry.patch
-    times = min(max(math.ceil(LEAST_GRID / max(grid, 1)), 1), MOST_TIMES)
+    times = min(max(math.ceil(MIN_GRID / max(grid, 1)), 1), MAX_TIMES)
     return dataclasses.replace(
         geometry,
         height=geometry.height * times,
@@ -136,27 +134,26 @@ def enlarged(geometry: Geometry) -> Geometry:
 
 
 def is_kept(step: int, *, newest: int, every: int) -> bool:
-    """Whether the snapshot of `step` stays when that of `newest` is there: it is that one, or lies
-    on the grid.
+    """Return whether the snapshot of `step` is kept once that of `newest` exists.
 
-    The grid's stride is the least of `every` times 1, 2, 4 ... with at most MOST_SNAPSHOTS - 2
-    strides up to `newest`. It depends on nothing else, so that a run that was stopped and resumed
-    keeps the same steps as one that was not.
+    It is if it is the newest or a multiple of the stride: the smallest of `every` times 1, 2, 4 ...
+    with at most MAX_SNAPSHOTS - 2 strides up to `newest`. The stride depends on nothing else, so a
+    resumed run keeps the same steps as an unbroken one.
     """
     stride = every
-    while newest > stride * (MOST_SNAPSHOTS - 2):
+    while newest > stride * (MAX_SNAPSHOTS - 2):
         stride *= 2
     return step == newest or step % stride == 0
 
 
-def look(
+def tokens_and_attention(
     backbone: Backbone, images: Sequence[np.ndarray], geometry: Geometry
 ) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
-    """Patch tokens (h, w, D) float32 of each prepared image, and attention (heads, h, w), None
-    without a class token.
+    """Return patch tokens (h, w, D) float32 and attention (heads, h, w) of each prepared image;
+    None for attention without a class token.
 
-    One image at a time, so that memory stays small beside training; the backbone's training modes
-    come back as they were.
+    Takes one image at a time, to need little memory next to training. The modules' training modes
+    are restored.
     """
     device = next(backbone.parameters()).device
     tokens: list[np.ndarray] = []
@@ -178,11 +175,10 @@ def look(
 def joint_pca_colors(
     patch_tokens: Sequence[np.ndarray], reference: Sequence[np.ndarray]
 ) -> list[np.ndarray]:
-    """(h, w, D) tokens of each image to (h, w, 3) uint8 colors, by one PCA over the patches of
-    all.
+    """Turn tokens (h, w, D) of each image into colors (h, w, 3) uint8, by one PCA over all patches.
 
-    reference: (h, w, 3) of each image, the colors to keep to. Components run from dark at
-    percentile FULL_RANGE[0] of all patches to bright at FULL_RANGE[1].
+    reference: colors (h, w, 3) of each image to stay near to. A component is 0 at percentile
+    FULL_RANGE[0] of all patches and 255 at FULL_RANGE[1].
     """
     scores = pca_scores(
         np.concatenate([tokens.reshape(-1, tokens.shape[-1]) for tokens in patch_tokens])
@@ -197,11 +193,11 @@ def joint_pca_colors(
 
 
 def pca_scores(tokens: np.ndarray) -> np.ndarray:
-    """(P, D) to (P, 3) float64: the centered tokens along the three directions of most variance, the
-    most first.
+    """Project tokens (P, D), centered, on their three directions of most variance, the most first:
+    (P, 3) float64.
 
-    Signs are the eigensolver's. What is not finite counts as zero, and so does a spread that is
-    float32's rounding.
+    Signs are the eigensolver's. Values that are not finite count as zero, and so does a spread
+    within float32's rounding.
     """
     finite = np.nan_to_num(tokens.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     centered = finite - finite.mean(axis=0)
@@ -212,11 +208,10 @@ def pca_scores(tokens: np.ndarray) -> np.ndarray:
 
 
 def laid_onto(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """`scores` (P, 3), standardized and turned or mirrored as a whole, so that they are nearest to
-    `reference` (P, 3).
+    """Standardize `scores` (P, 3) and rotate or mirror them to be nearest to `reference` (P, 3).
 
-    the orthogonal R with the least |S R - T|², which is U Vᵀ for the singular vectors of Sᵀ T; S
-    and T are standardized
+    Orthogonal Procrustes: with S and T standardized, the R with the least |S R - T|² is U Vᵀ for
+    the singular vectors of Sᵀ T.
     """
     standardized = _standardized(scores)
     left, _, right = np.linalg.svd(standardized.T @ _standardized(reference))
@@ -224,8 +219,8 @@ def laid_onto(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def patch_colors(image: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:
-    """(H, W, 3) uint8 to (h, w, 3): the mean color of each patch of a grid that divides the
-    image."""
+    """Return the mean color (h, w, 3) of each patch of an image (H, W, 3) uint8, whose sides the
+    grid divides."""
     height, width = grid
     rows, columns = image.shape[0] // height, image.shape[1] // width
     blocks = image[: height * rows, : width * columns].reshape(height, rows, width, columns, 3)

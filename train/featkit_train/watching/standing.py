@@ -1,7 +1,7 @@
-"""How the trainings of one run stand beside each other: generations.json, one row each, what was
-noticed, and which is chosen.
+"""The comparison of a course's trainings, generations.json: a row for each, remarks, and the chosen
+one.
 
-Needs no torch, so that the report does not.
+Needs no torch, so that the report does not either.
 """
 
 from __future__ import annotations
@@ -28,40 +28,40 @@ from featkit_train.watching.judging import (
 
 STANDING_FILE = "generations.json"
 FORMAT = 1
-LEAST_A_LABEL = 4  # held-out images, on average; with fewer, neighbors of one label say nothing
+MIN_IMAGES_A_LABEL = 4  # held-out images, on average, that kNN accuracy needs
 NETWORK = "network"  # the folder of the one training whose exits are rows
 Kind = Literal["generation", "ensemble", "exit", "round"]
-POSITIVE = ("seconds", "images_per_s", "parameters")  # the rest are shares, which 1 bounds
+POSITIVE = ("seconds", "images_per_s", "parameters")  # the others are shares, at most 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One training, exit or ensemble, measured on the held-out images. None is what was not
-    measured or does not exist.
+    """One training, exit or ensemble, measured on the held-out images; None for what was not
+    measured.
 
-    ValueError for a figure that cannot be: no finite number, a share beyond 0 and 1, a kind that is
-    none.
+    ValueError for an impossible value: a figure that is not finite, a share outside 0 and 1, or an
+    unknown kind.
     """
 
-    name: str  # that of its folder beside generations.json, where it has one
+    name: str  # also of its subfolder, if it has one
     kind: Kind
     accuracy: float
-    # of the accuracy by itself; two rows differ with the smaller error of judging.paired_gain
+    # Of the accuracy alone. The error of a difference is judging.paired_gain's, which is smaller.
     standard_error: float
     ece: float
     wrong_confidence: float | None = None
-    shared_errors: float | None = None  # with its teacher
+    shared_errors: float | None = None  # share of its teacher's
     knn: float | None = None
-    copies: float | None = None  # found at the first place
-    seconds: float | None = None  # that its training took
-    images_per_s: float | None = None  # when it is used
+    copies: float | None = None  # recall@1
+    seconds: float | None = None  # of training
+    images_per_s: float | None = None  # of inference
     parameters: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or self.kind not in get_args(Kind):
             raise ValueError(
-                f"a row has a name and is one of {', '.join(get_args(Kind))}, not {self.name!r} and"
-                f" {self.kind!r}"
+                f"a row has a name and one of the kinds {', '.join(get_args(Kind))}, not"
+                f" {self.name!r} and {self.kind!r}"
             )
         for item in dataclasses.fields(self)[2:]:
             value: Any = getattr(self, item.name)
@@ -69,7 +69,7 @@ class Row:
                 continue
             if type(value) not in (int, float) or not math.isfinite(value):
                 raise ValueError(
-                    f"{item.name} of {self.name} is {value!r}, which is no finite number"
+                    f"{item.name} of {self.name} is {value!r}, which is not a finite number"
                 )
             if value < 0 or (value > 1 and item.name not in POSITIVE):
                 raise ValueError(f"{item.name} of {self.name} is {value!r}, which is out of range")
@@ -89,11 +89,11 @@ class Row:
         images_per_s: float | None = None,
         parameters: int | None = None,
     ) -> Row:
-        """Measured on N held-out images: probs and teacher_probs (N, K), labels (N,), vectors (N,
-        D), any float.
+        """Measure a row on N held-out images: probs and teacher_probs (N, K), labels (N,), vectors
+        (N, D), any float.
 
         The standard error is that of a share, sqrt(accuracy * (1 - accuracy) / N). kNN is measured
-        as probe.HeldOut does. What else is given stands in the row as it is.
+        as in probe.HeldOut. The other arguments are fields of the row.
         """
         share = accuracy(probs, labels)
         return cls(
@@ -116,10 +116,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """All rows in the order in which they were made. chosen: the name of the row to use; "" where
-    there are none yet.
+    """All rows in the order of their trainings. chosen: the name of the row to use, "" without
+    rows.
 
-    ValueError for two rows of one name, and for a choice that is none of them.
+    ValueError for two rows of one name, or a choice that is not a row.
     """
 
     name: str
@@ -134,16 +134,16 @@ class Standing:
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
         if len(set(names)) < len(names):
-            raise ValueError(f"rows need names of their own, not {', '.join(names)}")
+            raise ValueError(f"the names of rows are not unique: {', '.join(names)}")
         if self.chosen not in (names or [""]):
             raise ValueError(
-                f"{self.chosen!r} is chosen, which is none of {', '.join(names) or 'no rows'}"
+                f"{self.chosen!r} is chosen, but the rows are {', '.join(names) or 'empty'}"
             )
         texts = [
             self.name,
             self.method,
             *self.classes,
-            *(text for one in self.remarks for text in (one.name, one.sentence)),
+            *(text for remark in self.remarks for text in (remark.name, remark.sentence)),
         ]
         if not isinstance(self.classes, list) or not all(isinstance(text, str) for text in texts):
             raise ValueError("name, method, classes and sentences are text")
@@ -152,24 +152,25 @@ class Standing:
             or self.format != FORMAT
             or type(self.format) is not int
         ):
-            raise ValueError(f"num_held_out is a whole number and format is {FORMAT}")
+            raise ValueError(f"num_held_out is not an integer, or format is not {FORMAT}")
 
     @property
     def best(self) -> Row | None:
-        """The most accurate row, of equals the first."""
+        """The most accurate row, the first of equals."""
         return max(self.rows, key=lambda row: row.accuracy, default=None)
 
     def row(self, name: str) -> Row:
-        """One row. KeyError for another."""
+        """Return a row by name. KeyError for an unknown name."""
         return {row.name: row for row in self.rows}[name]
 
 
 def held_out_knn(vectors: np.ndarray, labels: np.ndarray) -> float | None:
-    """Share of every second image whose nearest neighbors of the others vote for its label.
+    """Return kNN accuracy: every second image is classified by its nearest neighbors among the
+    others.
 
-    vectors (N, D), labels (N,). None where the labels do not tell.
+    vectors (N, D), labels (N,). None if `labels_tell` is false.
     """
-    # loads pyarrow, for which a report would wait
+    # Imported here, since it loads pyarrow, which a report does not need.
     from featkit.evaluate.knn import NEIGHBORS, knn_accuracy
 
     if not labels_tell(labels):
@@ -179,45 +180,45 @@ def held_out_knn(vectors: np.ndarray, labels: np.ndarray) -> float | None:
 
 
 def labels_tell(labels: np.ndarray) -> bool:
-    """Whether neighbors by their labels (N,) say anything: not where all are one, or have too few
-    images on average."""
-    return 1 < len(np.unique(labels)) <= len(labels) / LEAST_A_LABEL
+    """Return whether kNN accuracy means anything for labels (N,): more than one label, and enough
+    images of each on average."""
+    return 1 < len(np.unique(labels)) <= len(labels) / MIN_IMAGES_A_LABEL
 
 
 def write_standing(folder: Path, standing: Standing) -> None:
-    """Write `folder`/generations.json anew, whole or not at all."""
-    # In ASCII: a class may be named by a folder whose name is no text, which UTF-8 cannot hold.
+    """Write `folder`/generations.json, complete or not at all."""
+    # ASCII, since the folder name of a class may hold bytes that UTF-8 cannot.
     text = json.dumps(dataclasses.asdict(standing), indent=1, allow_nan=False)
     write_text(folder / STANDING_FILE, text + "\n")
 
 
 def read_standing(folder: Path) -> Standing:
-    """Read `write_standing` back. InputError where there is none, for a newer format, and for
-    anything that is no standing."""
+    """Read `folder`/generations.json. InputError if it is missing, damaged, or of a newer
+    format."""
     path = folder / STANDING_FILE
     if not path.is_file():
         raise InputError(
-            f"{folder} has no {STANDING_FILE}; name the folder of a run of several trainings, or of"
-            " one with exits."
+            f"{folder} has no {STANDING_FILE}; name the folder of a born-again, self-training or"
+            " internal run."
         )
     try:
         with explain_os_errors(path):
             values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is not JSON ({error}); run the training again, which writes it anew."
+            f"{path} is not JSON ({error}). Run the training with --resume, which writes it again."
         ) from error
     if isinstance(values, dict) and type(values.get("format")) is int and values["format"] > FORMAT:
         raise InputError(
-            f"{path} has format {values['format']}, newer than the {FORMAT} read here; update"
-            " featkit."
+            f"{path} has format {values['format']}, newer than {FORMAT}, which this version reads."
+            " Update featkit."
         )
     try:
         return _standing(values)
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"{path} is damaged or not featkit's ({error}); run the training again, which writes it"
-            " anew."
+            f"{path} is damaged or not featkit's ({error}). Run the training with --resume, which"
+            " writes it again."
         ) from error
 
 
