@@ -284,8 +284,8 @@ def _figure(title: str, drawing: str, about: str, legend: Sequence[Series] = ())
     )
     key = f'<span class="legend">{names}</span>' if len(legend) > 1 else ""
     return (
-        "<figure"
-        f' class="card"><figcaption><b>{text(title)}</b>{key}</figcaption>{drawing}<p>{text(about)}</p></figure>'
+        f'<figure class="card"><figcaption><b>{text(title)}</b>{key}</figcaption>{drawing}'
+        f"<p>{text(about)}</p></figure>"
     )
 
 

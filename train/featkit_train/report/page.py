@@ -347,8 +347,8 @@ def _images(folder: Path) -> str:
         " token's attention to each patch, from dark to bright.</p>"
         f'<div class="seen">{cards}</div>'
         "<h2>Over time</h2>"
-        '<p class="lead">The same images at earlier steps. The components are rotated so that colors'
-        " keep their meaning.</p>"
+        '<p class="lead">The same images at earlier steps. The components are rotated so that'
+        " colors keep their meaning.</p>"
         f'<div class="card scroll" tabindex="0" role="region" aria-label="Images over'
         f' time"><table class="time">'
         "<thead><tr><th"

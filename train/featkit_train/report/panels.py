@@ -57,8 +57,8 @@ ROWS = (
         LEARNING,
         "Accuracy in training",
         ("batch_accuracy",),
-        "Share of a step's crops that are classified correctly. Far above the held-out accuracy, the"
-        " network is overfitting.",
+        "Share of a step's crops that are classified correctly. Far above the held-out accuracy,"
+        " the network is overfitting.",
     ),
     Row(
         LEARNING,
@@ -135,8 +135,8 @@ ROWS = (
         LEARNING,
         "Entropy",
         ("teacher_entropy", "batch_entropy"),
-        "As shares of ln K. The teacher's near 1 is a uniform collapse, the batch's near 0 a one-hot"
-        " collapse.",
+        "As shares of ln K. The teacher's near 1 is a uniform collapse, the batch's near 0 a"
+        " one-hot collapse.",
     ),
     Row(
         LEARNING,

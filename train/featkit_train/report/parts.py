@@ -47,8 +47,8 @@ def write_page(
         below=f"\n{below}" if below else "",
         body="\n".join(part for part in body if part),
         footer=text(
-            f"Written by featkit from the run folder {folder.resolve().name}; `featkit report` writes"
-            " it again."
+            f"Written by featkit from the run folder {folder.resolve().name}; `featkit report`"
+            " writes it again."
         ),
     )
     write_text(folder / REPORT_FILE, page)

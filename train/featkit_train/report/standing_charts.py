@@ -1,7 +1,7 @@
-"""Trainings beside each other as SVG: figures of each in its own place, or accuracy over speed,
-with bars of standard error.
+"""Compare trainings as SVG: figures of each in a column of its own, or accuracy over speed, with
+bars of standard error.
 
-Lengths, colors and what shows under the pointer are as in charts.
+Units, colors and values under the pointer are as in charts.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from featkit_train.report.charts import (
 from featkit_train.report.parts import text
 
 WIDTH = 440.0
-LETTER, NAME_HEIGHT = 6.3, 14.0  # how wide a letter of a label is, on average, and how high
-MOST_LABELS = 12  # of places that are only numbered
-APART = 0.35  # of a place, between what is joined and what is not
+LETTER_WIDTH, NAME_HEIGHT = 6.3, 14.0  # of a label's letters, on average
+MAX_LABELS = 12  # of columns that are only numbered
+GAP = 0.35  # of a column, before those that are not joined
 
 
 @dataclass(frozen=True)
 class Place:
-    """One training. What follows from the one before is joined to it by a line; an ensemble stands
-    by itself."""
+    """The column of one training. joined: connected by a line to the one before, from which it
+    follows; an ensemble is not."""
 
     name: str
     joined: bool = True
@@ -44,21 +44,20 @@ class Place:
 
 @dataclass(frozen=True)
 class Series:
-    """One figure of every place, None where it has none, and how far chance moves each: 0 draws no
-    bar."""
+    """One figure of every place, or None, and their standard errors; 0 draws no bar."""
 
     name: str
     values: Sequence[float | None]
     errors: Sequence[float] = ()
 
     def error(self, place: int) -> float:
-        """Half the length of a bar."""
+        """Return the standard error at a place, half the length of its bar."""
         return self.errors[place] if self.errors else 0.0
 
 
 def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
-    """An SVG with the places side by side, those that are not joined to the right; each series has
-    a color, in their order."""
+    """Return an SVG with the places side by side, those that are not joined at the right. Each
+    series has its own color."""
     frame, values = _frame(series, 0.0, _across(places, len(places) - 1) + 0.5)
     across = [frame.x(_across(places, place)) for place in range(len(places))]
     parts = [value_grid(frame, values), _axis(frame), _labels(places, across)]
@@ -67,7 +66,7 @@ def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
         parts.append(
             f'<path class="grid" stroke-dasharray="2 3" d="M{middle:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
         )
-    parts += [_series(frame, places, across, one, color) for color, one in enumerate(series)]
+    parts += [_series(frame, places, across, each, color) for color, each in enumerate(series)]
     ends = [LEFT, *((a + b) / 2 for a, b in itertools.pairwise(across)), frame.width - frame.right]
     for place, strip in enumerate(itertools.pairwise(ends)):
         parts.append(_spot(frame, places[place].name, across[place], strip, place, series))
@@ -75,7 +74,7 @@ def places_chart(places: Sequence[Place], series: Sequence[Series]) -> str:
 
 
 def speed_chart(places: Sequence[Place], accuracy: Series, images_per_s: Sequence[float]) -> str:
-    """An SVG of accuracy over images a second, each place with its name; the line joins them from
+    """Return an SVG of accuracy over images per second, with names; a line joins the places from
     slow to fast."""
     low, high, steps = nice_ticks(min(images_per_s), max(images_per_s), 4)
     frame, values = _frame([accuracy], low, high)
@@ -101,17 +100,17 @@ def speed_chart(places: Sequence[Place], accuracy: Series, images_per_s: Sequenc
 
 
 def figure(value: float, error: float = 0.0) -> str:
-    """A share in three digits after the point, with its standard error where there is one."""
+    """Return a share with three decimals, and its standard error unless it is 0."""
     return f"{value:.3f} ± {error:.3f}" if error else f"{value:.3f}"
 
 
 def _frame(series: Sequence[Series], first: float, last: float) -> tuple[Frame, list[float]]:
-    """The frame around all values and their bars, which as shares end at 0 and 1, and the values to
-    name at its side."""
+    """Return a frame around all values and their bars, which end at 0 and 1 as shares do, and the
+    values of its ticks."""
     known = [
-        (value, one.error(place))
-        for one in series
-        for place, value in enumerate(one.values)
+        (value, each.error(place))
+        for each in series
+        for place, value in enumerate(each.values)
         if value is not None
     ]
     low = min((max(value - error, min(value, 0.0)) for value, error in known), default=0.0)
@@ -125,8 +124,8 @@ def _joined(places: Sequence[Place]) -> int:
 
 
 def _across(places: Sequence[Place], place: int) -> float:
-    """Where a place has its middle, in places from the left."""
-    return place + 0.5 + (APART if 0 < _joined(places) <= place else 0.0)
+    """Return the middle of a place, in places from the left."""
+    return place + 0.5 + (GAP if 0 < _joined(places) <= place else 0.0)
 
 
 def _axis(frame: Frame) -> str:
@@ -134,16 +133,16 @@ def _axis(frame: Frame) -> str:
 
 
 def _labels(places: Sequence[Place], across: Sequence[float]) -> str:
-    """What stands below each place: its number, where that is all that tells it from the others,
-    else its name.
+    """Return the label below each place: its number if the names differ only in that, else its
+    name.
 
-    Ensembles whose names have no room have one word for all of them.
+    Ensembles whose names do not fit share one word.
     """
-    room = int((WIDTH - LEFT - RIGHT) / len(places) / LETTER)
-    every = math.ceil(_joined(places) / MOST_LABELS)
+    room = int((WIDTH - LEFT - RIGHT) / len(places) / LETTER_WIDTH)
+    every = math.ceil(_joined(places) / MAX_LABELS)
     words = [_below(place.name, room) for place in places]
-    shown = [place for place, one in enumerate(places) if one.joined and place % every == 0]
-    apart = [place for place, one in enumerate(places) if not one.joined]
+    shown = [place for place, each in enumerate(places) if each.joined and place % every == 0]
+    apart = [place for place, each in enumerate(places) if not each.joined]
     crowded = len(apart) > 1 and any(len(words[place]) > room for place in apart)
     parts = [
         _label(short(words[place], max(room, 3)), across[place], HEIGHT - BOTTOM + 17)
@@ -174,11 +173,11 @@ def _below(name: str, room: int) -> str:
 
 
 def _names(frame: Frame, places: Sequence[Place], across: Sequence[float], series: Series) -> str:
-    """Each place's name above its bar, or below it, wherever it covers no other; what has no room
-    shows under the pointer.
+    """Return each place's name above or below its bar, where it covers no other name. A name that
+    does not fit shows under the pointer.
 
-    Those of ensembles are below first, since an ensemble of exits is as slow as the last exit, and
-    stands close to it.
+    Names of ensembles are tried below first: an ensemble of exits is as slow as the last exit, so
+    the two are close together.
     """
     parts: list[str] = []
     taken: list[tuple[float, float, float]] = []  # left, right and foot of a name
@@ -186,7 +185,7 @@ def _names(frame: Frame, places: Sequence[Place], across: Sequence[float], serie
         if value is None:
             continue
         words = short(places[place].name)
-        half = len(words) * LETTER / 2
+        half = len(words) * LETTER_WIDTH / 2
         x = min(max(x, LEFT + half), frame.width - half)
         above, below = (
             frame.y(value + series.error(place)) - 9,
@@ -210,8 +209,8 @@ def _label(words: str, x: float, y: float) -> str:
 def _series(
     frame: Frame, places: Sequence[Place], across: Sequence[float], series: Series, color: int
 ) -> str:
-    """The line through what is joined, and at each place a bar, a dot or for what stands by itself
-    a diamond, and a ring."""
+    """Return the line through joined places, and at each place its bar and a dot; a diamond if it
+    is not joined, a ring if it is chosen."""
     known = [
         (place, across[place], value)
         for place, value in enumerate(series.values)
@@ -219,7 +218,7 @@ def _series(
     ]
     line = [f"{x:.1f} {frame.y(value):.1f}" for place, x, value in known if places[place].joined]
     parts = [f'<path class="curve" d="M{"L".join(line)}"/>'] if len(line) > 1 else []
-    radius = 4.5 if len(places) <= MOST_LABELS else 3.5
+    radius = 4.5 if len(places) <= MAX_LABELS else 3.5
     for place, x, value in known:
         y, error = frame.y(value), series.error(place)
         if error:
@@ -246,20 +245,21 @@ def _spot(
     place: int,
     series: Sequence[Series],
 ) -> str:
-    """A strip over the plot; under the pointer, it shows the place's name and figures."""
-    there = [
-        (color, one.name, one.values[place], one.error(place)) for color, one in enumerate(series)
+    """Return a strip over the plot that shows the place's name and figures under the pointer."""
+    figures = [
+        (color, each.name, each.values[place], each.error(place))
+        for color, each in enumerate(series)
     ]
     known = [
-        (color, title, value, error) for color, title, value, error in there if value is not None
+        (color, title, value, error) for color, title, value, error in figures if value is not None
     ]
     dots = "".join(
         f'<circle class="c{color}" cx="{x:.1f}" cy="{frame.y(value):.1f}" r="4.5"/>'
         for color, _, value, _ in known
     )
     values = "".join(
-        " <tspan"
-        f' class="c{color}">{text(f"{title} " if len(series) > 1 else "")}{figure(value, error)}</tspan>'
+        f' <tspan class="c{color}">{text(f"{title} " if len(series) > 1 else "")}'
+        f"{figure(value, error)}</tspan>"
         for color, title, value, error in known
     )
     middle = (LEFT + frame.width - frame.right) / 2
@@ -274,16 +274,16 @@ def _spot(
 
 
 def _svg(parts: Sequence[str], places: Sequence[Place], series: Sequence[Series]) -> str:
-    says = "; ".join(
-        f"{one.name}: "
+    description = "; ".join(
+        f"{each.name}: "
         + ", ".join(
-            f"{places[place].name} {figure(value, one.error(place))}"
-            for place, value in enumerate(one.values)
+            f"{places[place].name} {figure(value, each.error(place))}"
+            for place, value in enumerate(each.values)
             if value is not None
         )
-        for one in series
+        for each in series
     )
     return (
         f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img"'
-        f' aria-label="{text(says)}">{"".join(parts)}</svg>'
+        f' aria-label="{text(description)}">{"".join(parts)}</svg>'
     )

@@ -144,9 +144,9 @@ def slow_teacher(momentum: Callable[[int], float], *, num_steps: int) -> str | N
     if replacements >= MIN_REPLACEMENTS or momentum(0) <= advised:
         return None
     return (
-        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is replaced only"
-        f" {replacements:.1f} times, fewer than {MIN_REPLACEMENTS:.0f}, and stays near its start. Set"
-        f" teacher.momentum to {advised:g}, or train for more steps."
+        f"Momentum too high: at {momentum(0):g} over {num_steps:,} steps the teacher is replaced"
+        f" only {replacements:.1f} times, fewer than {MIN_REPLACEMENTS:.0f}, and stays near its"
+        f" start. Set teacher.momentum to {advised:g}, or train for more steps."
     )
 
 
