@@ -88,7 +88,7 @@ def test_a_image_that_is_held_out_and_learned_is_refused_from_whatever_folder_it
 
 def test_too_few_images_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
     seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
-    with refused("8 images with labels are fewer than 10; name others with --held-out."):
+    with refused("there are only 8. Name others with --held-out, or give at least 10."):
         split_labeled([seven], labeled_config("born-again"))
     with refused("set run.held_out, or name others with --held-out."):
         split_labeled([twenty], labeled_config("born-again", "run.held_out=0"))
