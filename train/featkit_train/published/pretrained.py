@@ -33,7 +33,12 @@ from featkit_train.published.identify import identify, misfit
 from featkit_train.published.key_maps import KeyMap
 from featkit_train.published.preprocessor import find_preprocessor, read_preprocessor, timm_geometry
 from featkit_train.published.weight_files import CONFIG, Weights, read_json, read_weights
-from featkit_train.published.zoo import PUBLISHED, Published, find_published
+from featkit_train.published.zoo import (
+    FAMILY_OF_MODEL_TYPE,
+    PUBLISHED,
+    Published,
+    find_published,
+)
 from featkit_train.weights import (
     BACKBONE_FILE,
     BackboneInfo,
@@ -48,12 +53,6 @@ PREPROCESSING = "preprocessing"
 # in a folder whose other files speak of them
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 TIMM_POSITIONS = "body.pos_embed"
-HUGGING_FACE_KINDS = {
-    "dinov2": "dinov2",
-    "dinov2_with_registers": "dinov2",
-    "dinov3_vit": "dinov3",
-    "vit": "dino",
-}  # model_type to family
 
 
 def load_pretrained(
@@ -423,7 +422,7 @@ def _recognize(folder: Path) -> Published:
         else:
             same = (
                 row.kind == "vit"
-                and row.family == HUGGING_FACE_KINDS.get(str(kind))
+                and row.family == FAMILY_OF_MODEL_TYPE.get(str(kind))
                 and (kind != "vit" or row.patch == config.get("patch_size"))
                 and (row.arch["width"], row.arch["depth"]) == (width, depth)
                 and (row.arch.get("mlp") == "swiglu")

@@ -81,6 +81,13 @@ def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
     )
 
 
+# `model_type` in the config.json of a Hugging Face folder with a Vision Transformer.
+FAMILY_OF_MODEL_TYPE = {
+    "dinov2": "dinov2",
+    "dinov2_with_registers": "dinov2",
+    "dinov3_vit": "dinov3",
+    "vit": "dino",
+}
 SIZE_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}  # in repositories
 
 
