@@ -1,4 +1,4 @@
-"""Images in tar shards (WebDataset): indexed once by their headers, then read by offset without
+"""Images in tar shards (WebDataset): listed once by their headers, then read by offset without
 unpacking."""
 
 from __future__ import annotations
@@ -24,27 +24,26 @@ from featkit.sources.tar_members import (
     SymbolicLink,
     Unreadable,
     dangling,
-    list_members,
     normalize,
 )
+from featkit.sources.tar_walk import list_members
 from featkit.sources.walk import LINKED_FILE, LINKED_FOLDER
 from featkit.wording import counted
 
-# members of the same stem that say something of the image
+# Members with the same stem that describe the image.
 COMPANIONS = {".cls": "class", ".txt": "text"}
 MAX_COMPANION_BYTES = 4096
 
 
 class TarSource:
-    """One uncompressed tar file; keys are `shard.tar/member`. Member names are only keys, never
-    paths.
+    """One uncompressed tar file; keys are `shard.tar/member`. Member names are never used as paths.
 
-    Items are what tar unpacks: of members with one name the last, a hard link with the bytes of its
-    target, sparse members with their holes. Damaged regions, cut members and links to nothing are
-    items whose `read` raises, so that they are reported; the rest is read.
+    Items are what tar would unpack: the last of several members with the same name, a hard link
+    with the bytes of its target, a sparse member with its holes. Damaged regions, cut members and
+    dangling links are items whose `read` raises, so that they are reported; the rest can be read.
 
-    prefix: what keys begin with, the file's name by default. InputError when nothing can be read;
-    NoImages when the archive is whole and has no images.
+    prefix: what keys begin with; the file's name by default. InputError if nothing can be read.
+    NoImages if the archive is whole and has no images.
     """
 
     def __init__(
@@ -81,67 +80,63 @@ class TarSource:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return what was passed over, by reason: hidden and system folders, repeated names, links
-        to other items."""
+        """The number of members passed over, by reason: hidden and system folders, repeated names,
+        links to other items."""
         return self._skipped
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def key(self, number: int) -> str:
-        """`shard.tar/member`; `shard.tar/bytes START-END` for a damaged region."""
-        return key_of(f"{self.prefix}/{self._items[number].name}")
+    def key(self, item: int, /) -> str:
+        """Return `shard.tar/member`, or `shard.tar/bytes START-END` for a damaged region."""
+        return key_of(f"{self.prefix}/{self._items[item].name}")
 
-    def older_key(self, number: int) -> str:
-        """The key by which an earlier version knew the item."""
-        return printable(f"{self.prefix}/{self._items[number].name}")
+    def older_key(self, item: int) -> str:
+        """Return the key that an earlier version gave the item."""
+        return printable(f"{self.prefix}/{self._items[item].name}")
 
-    def read(self, number: int) -> bytes:
-        """The member's bytes. InputError if they cannot be had, and for a damaged region."""
-        item = self._items[number]
-        if isinstance(item, Unreadable):
-            raise InputError(item.error)
-        if not _is_whole(item, self._identity[0]):
-            raise InputError(_cut_sentence(self.path, item))
-        if item.size > self.limits.max_bytes:
+    def read(self, item: int, /) -> bytes:
+        """Return the member's bytes. InputError if they cannot be read, and for a damaged
+        region."""
+        member = self._items[item]
+        if isinstance(member, Unreadable):
+            raise InputError(member.error)
+        if not _is_whole(member, self._identity[0]):
+            raise InputError(_cut_sentence(self.path, member))
+        if member.size > self.limits.max_bytes:
             raise InputError(
-                f"{self.key(number)} has {item.size:,} bytes, more than the limit of"
+                f"{self.key(item)} has {member.size:,} bytes, more than the limit of"
                 f" {self.limits.max_bytes:,}."
             )
-        return self._read(item, item.size)
+        return self._read(member, member.size)
 
-    def metadata(self, number: int) -> Metadata:
-        """Its folder in the archive, and its `.cls` and `.txt` companions (`class` as a whole
-        number where it is one)."""
-        item = self._items[number]
-        if isinstance(item, Unreadable):
+    def metadata(self, item: int, /) -> Metadata:
+        """Return the folder in the archive, and the text of `.cls` and `.txt` companions: `class`
+        as an integer if it is one."""
+        member = self._items[item]
+        if isinstance(member, Unreadable):
             return {}
-        name = normalize(item.name)
-        found: Metadata = {"folder": printable(name.rpartition("/")[0])} if "/" in name else {}
-        for member in self._companions.get(_stem(name), []):
-            text = self._read(member, MAX_COMPANION_BYTES).decode("utf-8", "replace").strip()
-            column = COMPANIONS[PurePosixPath(member.name).suffix]
-            found[column] = int(text) if column == "class" and text.isdecimal() else text
-        return found
+        name = normalize(member.name)
+        metadata: Metadata = {"folder": printable(name.rpartition("/")[0])} if "/" in name else {}
+        for companion in self._companions.get(_stem(name), []):
+            text = self._read(companion, MAX_COMPANION_BYTES).decode("utf-8", "replace").strip()
+            column = COMPANIONS[PurePosixPath(companion.name).suffix]
+            metadata[column] = int(text) if column == "class" and text.isdecimal() else text
+        return metadata
 
-    def file(self, _number: int, /) -> Path:
-        """The archive."""
+    def file(self, _item: int, /) -> Path:
+        """Return the archive."""
         return self.path
 
     def _images_of(self, listing: Listing, selection: Selection) -> Iterator[Member | Unreadable]:
-        """The items. Links to folders and to other items are counted, and are no items of their
-        own."""
+        """Yield the items. Links to folders and to other items are counted instead."""
         entries = listing.entries
-        ends = {
+        ends = {  # where each symbolic link leads
             key: listing.follow(entry)
             for key, entry in entries.items()
             if isinstance(entry, SymbolicLink)
         }
-        folders = {
-            key
-            for key, end in ends.items()
-            if end is not None and end not in entries and listing.has_folder(end)
-        }
+        folders = {key for key, end in ends.items() if _is_folder(listing, end)}
         if folders:
             self._skipped[LINKED_FOLDER] += len(folders)
         files = [
@@ -160,41 +155,39 @@ class TarSource:
                 taken.add(end)
                 yield target._replace(name=entry.name)
             else:
-                yield dangling(
-                    self.path, entry, to_link=isinstance(listing.target_of(entry), SymbolicLink)
-                )
+                to_link = isinstance(listing.target_of(entry), SymbolicLink)
+                yield dangling(self.path, entry, to_link=to_link)
 
     def _nothing(self, listing: Listing, kind: Kind | None) -> InputError:
-        """The error that says why the archive gives no image."""
-        failed = [item.error for item in self._items if isinstance(item, Unreadable)] + list(
-            listing.gaps.values()
-        )
+        """Return the error for an archive without an image that can be read."""
         cut = [item for item in self._items if isinstance(item, Member)]
         if cut:
             return InputError(_cut_sentence(self.path, cut[0]))
-        if not listing.num_headers and kind is not None and kind != TAR:
-            return InputError(kind.sentence(str(self.path), otherwise="name a tar archive"))
         if not listing.num_headers:
+            if kind is not None and kind != TAR:
+                return InputError(kind.sentence(str(self.path), otherwise="name a tar archive"))
             return InputError(
-                f"{self.path} is not an uncompressed tar file: it has no valid header; copy or make"
-                " it again."
+                f"{self.path} is not an uncompressed tar file: it has no valid header; copy it"
+                " again, or make it again."
             )
+        failed = [item.error for item in self._items if isinstance(item, Unreadable)]
+        failed += listing.gaps.values()
         if failed:
             return InputError(f"{self.path} holds no images that can be read. {failed[0]}")
-        passed_over = skipped_in_words(self._skipped)
+        skipped = skipped_in_words(self._skipped)
         sentence = (
             f"{self.path} holds no images among its {counted(listing.num_headers, 'member')}."
         )
-        return NoImages(sentence + (f" {passed_over}" if passed_over else ""))
+        return NoImages(sentence + (f" {skipped}" if skipped else ""))
 
     def _read(self, member: Member, num_bytes: int) -> bytes:
-        """The first bytes of a member, with its holes."""
+        """Return the first bytes of a member, with zeros for its holes."""
         wanted = min(num_bytes, member.size)
         parts: list[bytes] = []
         position = 0
         try:
-            # A file opened for each read: cheap next to decoding, and safe from any thread and
-            # after a fork.
+            # Opening the file for each read is cheap compared with decoding, and safe from any
+            # thread and after a fork.
             with self.path.open("rb") as file:
                 self._refuse_change(file, member)
                 for start, offset, size in member.pieces:
@@ -211,8 +204,8 @@ class TarSource:
         return b"".join([*parts, bytes(wanted - position)])
 
     def _refuse_change(self, file: BinaryIO, member: Member) -> None:
-        """InputError when the archive was written to and the member's header is not the one that
-        was listed."""
+        """InputError if the archive was changed since it was listed, and the member's header with
+        it."""
         if _identity(os.fstat(file.fileno())) != self._identity:
             file.seek(member.header)
             block = file.read(BLOCK)
@@ -220,12 +213,17 @@ class TarSource:
                 raise InputError(f"{self.path} has changed since it was opened; open it again.")
 
 
+def _is_folder(listing: Listing, end: str | None) -> bool:
+    """Whether a link that leads to `end` is a link to a folder."""
+    return end is not None and end not in listing.entries and listing.has_folder(end)
+
+
 def _refuse_other_kinds(path: Path) -> Kind | None:
     """Return what the first bytes look like. InputError for an empty file, and for one that is
-    surely something else."""
+    certainly something else."""
     head = read_head(path)
     kind = None if parse_header(head[:BLOCK]) is not None else what_is(head)
-    # these may stand where the first header was overwritten
+    # Zeros and text may be a first header that was overwritten.
     if kind is not None and kind not in (TAR, ZEROS, TEXT):
         raise InputError(kind.sentence(str(path), otherwise="name a tar archive"))
     return kind
@@ -236,7 +234,7 @@ def _identity(status: os.stat_result) -> tuple[int, int, int]:
 
 
 def _is_whole(member: Member, num_bytes: int) -> bool:
-    """Whether a member ends within an archive of so many bytes."""
+    """Whether a member ends within an archive of this size."""
     return not member.pieces or member.pieces[-1].offset + member.pieces[-1].size <= num_bytes
 
 
@@ -245,6 +243,6 @@ def _cut_sentence(path: Path, member: Member) -> str:
 
 
 def _stem(name: str) -> str:
-    """WebDataset's sample name: the member's path up to the first dot of its last part."""
+    """Return WebDataset's sample name: the member's path up to the first dot in its file name."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]

@@ -1,8 +1,8 @@
 """Headers of tar archives: one block, the extended headers of pax and GNU, and the maps of sparse
 members.
 
-`tarfile` reads them too, but takes GNU's times for a part of the name, drops sparse maps at damage
-without a word, and gives no way to go on after a damaged header.
+`tarfile` reads them too, but it takes GNU's times for a part of the name, drops damaged sparse maps
+silently, and cannot continue after a damaged header.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import NamedTuple
 
 BLOCK = 512
 MAGIC, MAGIC_OFFSET = b"ustar", 257
-POSIX_MAGIC = b"ustar\0"  # only these headers have a name prefix; GNU keeps times in its place
+POSIX_MAGIC = b"ustar\0"  # only these headers have a name prefix; GNU stores times there
 MAX_MAP_BYTES = 2**24  # of a sparse member's map
 PAX_RECORD = re.compile(rb"(\d{1,20}) ([^=\n]+)=")
 MAX_DIGITS = 20  # of a decimal number; more are damage
 
-ReadAt = Callable[[int, int], bytes]  # (offset, size): as many bytes as the archive has there
+ReadAt = Callable[[int, int], bytes]  # (offset, size) → up to `size` bytes of the archive
 
 
 class Piece(NamedTuple):
-    """A run of a member's bytes: `size` bytes at `offset` of the archive stand at `position` of the
+    """A run of a member's bytes: `size` bytes at `offset` in the archive are at `position` in the
     member."""
 
     position: int
@@ -31,7 +31,7 @@ class Piece(NamedTuple):
 
 
 class Header(NamedTuple):
-    """One header block. `size` is of the bytes stored after it."""
+    """One header block. size: the number of bytes stored after it."""
 
     name: str
     kind: bytes
@@ -41,19 +41,19 @@ class Header(NamedTuple):
 
     @property
     def has_magic(self) -> bool:
-        """True for every format since ustar (1988)."""
+        """Whether the format is ustar (1988) or newer."""
         return self.block[MAGIC_OFFSET : MAGIC_OFFSET + len(MAGIC)] == MAGIC
 
 
 class SparseMap(NamedTuple):
-    """A member with holes: its size with them, and the pieces that are stored."""
+    """A member with holes: its size including them, and the pieces that are stored."""
 
     size: int
     pieces: tuple[Piece, ...]
 
 
 class Damaged(ValueError):
-    """An extended header or a map that cannot be right."""
+    """An extended header or a sparse map is inconsistent."""
 
 
 def parse_header(block: bytes) -> Header | None:
@@ -68,7 +68,7 @@ def parse_header(block: bytes) -> Header | None:
     if checksum != (total := sum(summed)) and checksum != total - 256 * sum(
         byte > 127 for byte in summed
     ):
-        return None  # the second sum is of signed bytes, by old writers
+        return None  # the second sum, of signed bytes, is what some old writers stored
     name = text(block[:100])
     if block[345] and block[MAGIC_OFFSET : MAGIC_OFFSET + 6] == POSIX_MAGIC:
         name = text(block[345:500]) + "/" + name
@@ -76,7 +76,7 @@ def parse_header(block: bytes) -> Header | None:
 
 
 def parse_pax(data: bytes) -> list[tuple[str, bytes]]:
-    """Return the records of a pax header, in order. Raises Damaged unless they fill it."""
+    """Return the records of a pax header, in order. Raises Damaged if anything else is in it."""
     records = []
     position = 0
     while position < len(data):
@@ -94,8 +94,8 @@ def parse_pax(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def old_sparse_map(block: bytes, data: int, stored: int, read: ReadAt) -> tuple[SparseMap, int]:
-    """Return the map of an old GNU sparse member, and the offset of its data, which extension
-    blocks precede.
+    """Return the map of an old GNU sparse member, and the offset of its data after the map's
+    extension blocks.
 
     data: the offset after the header `block`. Raises Damaged.
     """
@@ -123,40 +123,46 @@ def pax_sparse_map(
         return _sparse_map([decimal(value) for value in fields if value], size, data, stored)
     if (values["GNU.sparse.major"], values.get("GNU.sparse.minor")) != (b"1", b"0"):
         raise Damaged("the version of its map is unknown")
-    text_of_map = b""
+    numbers, num_bytes = _numbers_before_data(data, stored, read)
+    return _sparse_map(numbers, size, data + num_bytes, stored - num_bytes)
+
+
+def _numbers_before_data(data: int, stored: int, read: ReadAt) -> tuple[list[int], int]:
+    """Return the offsets and sizes of a map of version 1.0, and the bytes that it takes: lines of
+    decimals before the data, the first of which counts the pieces, padded to whole blocks."""
+    lines = b""
     count: int | None = None
-    while count is None or text_of_map.count(b"\n") < 1 + 2 * count:
-        block = read(data + len(text_of_map), BLOCK)
-        if not block or len(text_of_map) >= min(stored, MAX_MAP_BYTES):
+    while count is None or lines.count(b"\n") < 1 + 2 * count:
+        block = read(data + len(lines), BLOCK)
+        if not block or len(lines) >= min(stored, MAX_MAP_BYTES):
             raise Damaged("the map does not end")
-        text_of_map += block
-        if count is None and b"\n" in text_of_map:
-            count = decimal(text_of_map.split(b"\n", 1)[0])
-    numbers = [decimal(value) for value in text_of_map.split(b"\n")[1 : 1 + 2 * count]]
-    return _sparse_map(numbers, size, data + len(text_of_map), stored - len(text_of_map))
+        lines += block
+        if count is None and b"\n" in lines:
+            count = decimal(lines.split(b"\n", 1)[0])
+    return [decimal(value) for value in lines.split(b"\n")[1 : 1 + 2 * count]], len(lines)
 
 
 def text(data: bytes) -> str:
-    """Return the text up to the first zero byte; bytes that are not UTF-8 are kept as in file
-    names."""
+    """Return the text before the first zero byte. Bytes that are not UTF-8 become surrogates, as in
+    file names."""
     return data.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
 def decimal(value: bytes) -> int:
-    """Return a number in decimal digits. Raises Damaged."""
+    """Parse a number in decimal digits. Raises Damaged."""
     if not value.isdigit() or len(value) > MAX_DIGITS:
         raise Damaged("a number is not decimal")
     return int(value)
 
 
 def padded(size: int) -> int:
-    """Round up to whole blocks."""
+    """Return a size rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 def _sparse_map(numbers: list[int], size: int, data: int, stored: int) -> SparseMap:
-    """Pieces from offset, size, offset, size ...; they ascend, lie inside the member, and use all
-    that is stored."""
+    """Return the map given by offset, size, offset, size ... Raises Damaged unless the pieces
+    ascend, lie inside the member, and add up to what is stored."""
     pieces = []
     end, offset = 0, data
     if len(numbers) % 2:
@@ -174,7 +180,7 @@ def _sparse_map(numbers: list[int], size: int, data: int, stored: int) -> Sparse
 
 
 def _struct_numbers(data: bytes) -> list[int]:
-    """Offset and size of each struct in a sparse header, up to the first empty one."""
+    """Return offset and size of each struct in a sparse header, up to the first empty one."""
     numbers: list[int] = []
     for start in range(0, len(data) - 23, 24):
         if not data[start : start + 24].strip(b"\0 "):
@@ -184,7 +190,7 @@ def _struct_numbers(data: bytes) -> list[int]:
 
 
 def _number(field: bytes) -> int:
-    """Return a number in octal digits or in base 256. Raises Damaged."""
+    """Parse a number in octal digits or in base 256. Raises Damaged."""
     if field[0] & 0x80:
         if field[0] & 0x40:
             raise Damaged("a number is negative")
