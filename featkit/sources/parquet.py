@@ -18,12 +18,12 @@ from featkit.sources.locality import Locality
 from featkit.sources.row_groups import ParquetShard, image_groups, text_groups
 from featkit.sources.rows import Columns, find_columns, read_image, read_metadata
 
-TEXT_BYTES = 32  # of a value of metadata, about
+TEXT_BYTES = 32  # typical size of a metadata value
 
 
 class ParquetSource:
-    """One Parquet file; keys are `file.parquet/row`. Its row groups are decoded as they are needed,
-    images and text apart."""
+    """One Parquet file; keys are `file.parquet/row`. Row groups are decoded when they are needed,
+    images and text separately."""
 
     def __init__(
         self,
@@ -33,14 +33,14 @@ class ParquetSource:
         prefix: str | None = None,
         column: str | None = None,
     ) -> None:
-        """prefix: what keys begin with, the file's name by default. column: that of the images,
-        chosen by default."""
+        """prefix: what keys begin with; the file's name by default. column: the column of the
+        images; chosen by type and name by default."""
         self.name, self.path, self.limits = printable(str(path)), path, limits
         self.prefix = path.name if prefix is None else prefix
         _refuse_other_kinds(path)
         self._shard, schema = ParquetShard.open(path)
         self._columns = find_columns(schema, path, column=column)
-        self._image_parts, self._text_parts = _parts(
+        self._image_columns, self._text_columns = _leaves(
             schema, self._columns.image, self._columns.plain
         )
         groups = [
@@ -52,12 +52,12 @@ class ParquetSource:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return an empty mapping: every row is an item."""
+        """Always empty: every row is an item."""
         return NOTHING_SKIPPED
 
     @property
     def columns(self) -> Sequence[Columns]:
-        """Return the choice of columns."""
+        """The columns of the file."""
         return [self._columns]
 
     def locality(self) -> Locality:
@@ -69,48 +69,46 @@ class ParquetSource:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def key(self, number: int) -> str:
-        """`file.parquet/row`."""
-        return key_of(f"{self.prefix}/{number}")
+    def key(self, item: int, /) -> str:
+        """Return `file.parquet/row`."""
+        return key_of(f"{self.prefix}/{item}")
 
-    def read(self, number: int) -> bytes:
-        """The image's bytes; InputError where the row has none or is damaged."""
-        group, row = self._locate(number)
+    def read(self, item: int, /) -> bytes:
+        """Return the image's bytes. InputError if the row has none or is damaged."""
+        group, row = self._locate(item)
         num_bytes = self._shard.num_bytes(group)
-        rows, place = image_groups.row(
-            self._shard, group, self._image_parts, row, num_bytes=num_bytes
+        rows, i = image_groups.row(
+            self._shard, group, self._image_columns, row, num_bytes=num_bytes
         )
-        return read_image(rows, place, self._columns, key=self.key(number), limits=self.limits)
+        return read_image(rows, i, self._columns, key=self.key(item), limits=self.limits)
 
-    def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, and the image's `path` where the layout has one;
+    def metadata(self, item: int, /) -> Metadata:
+        """Return all columns of text and numbers, and the image's `path` if the layout has one.
         InputError for damaged text."""
-        if not self._text_parts:
+        if not self._text_columns:
             return {}
-        group, row = self._locate(number)
-        num_bytes = TEXT_BYTES * len(self._text_parts) * self._shard.num_rows(group)
-        rows, place = text_groups.row(
-            self._shard, group, self._text_parts, row, num_bytes=num_bytes
-        )
-        return read_metadata(rows, place, self._columns, key=self.key(number))
+        group, row = self._locate(item)
+        num_bytes = TEXT_BYTES * len(self._text_columns) * self._shard.num_rows(group)
+        rows, i = text_groups.row(self._shard, group, self._text_columns, row, num_bytes=num_bytes)
+        return read_metadata(rows, i, self._columns, key=self.key(item))
 
-    def file(self, _number: int, /) -> Path:
-        """The Parquet file."""
+    def file(self, _item: int, /) -> Path:
+        """Return the Parquet file."""
         return self.path
 
-    def _locate(self, number: int) -> tuple[int, int]:
-        """The row group of an item, and its row in it."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        group = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return group, number - int(self._starts[group])
+    def _locate(self, item: int) -> tuple[int, int]:
+        """Return the row group of an item, and its row there."""
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        group = int(np.searchsorted(self._starts, item, side="right")) - 1
+        return group, item - int(self._starts[group])
 
 
-def _parts(
+def _leaves(
     schema: pa.Schema, image: str, plain: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What is read for images and what for metadata: of a struct with `bytes` and `path` only the
-    one or the other."""
+    """Return the columns to decode for images, and those for metadata. A struct's `bytes` and
+    `path` are decoded separately."""
     kind = schema.field(image).type
     if not pa.types.is_struct(kind):
         return (image,), tuple(plain)
@@ -119,7 +117,7 @@ def _parts(
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """InputError for an empty file, and for one that is something else by its first bytes."""
+    """InputError for an empty file, and for one whose first bytes are of another format."""
     head = read_head(path)
     kind = what_is(head)
     if kind not in (None, PARQUET):

@@ -1,5 +1,5 @@
-"""A row of an Arrow table as an image: which column holds it, its bytes, and the other columns as
-what is known of it."""
+"""Rows of an Arrow table as images: which column holds the image, its bytes, and the other columns
+as metadata."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featkit.sources.base import Metadata, Source
 from featkit.sources.failures import NoImages
 from featkit.wording import one_line
 
-# what pyarrow raises for files that are not what they say
+# What pyarrow raises for damaged files.
 DAMAGED = (pa.ArrowException, OSError, UnicodeDecodeError)
 FIRST_CHOICE = ("image", "jpg", "img", "picture")
 MIN_FIXED_BYTES = 65  # fixed-size values up to 64 bytes are digests and ids
@@ -27,10 +27,10 @@ EMBEDDINGS_COLUMNS = {"key", "thumbnail", "embedding", "error"}  # of a shard th
 
 @dataclass(frozen=True)
 class Columns:
-    """The column of images, the columns of text and numbers, and what the numbers of class labels
-    are called.
+    """The columns of a table.
 
-    others: columns that could hold the images too.
+    image: the one that holds the images. plain: those of text and numbers. label_names: the class
+    names by column of labels. others: further columns that could hold the images.
     """
 
     image: str
@@ -40,7 +40,7 @@ class Columns:
 
     @property
     def note(self) -> str | None:
-        """Say which column was chosen among several; None if there was only one."""
+        """A sentence about the column that was chosen among several; None if there was only one."""
         if not self.others:
             return None
         return (
@@ -50,68 +50,81 @@ class Columns:
 
 
 def find_columns(schema: pa.Schema, where: Path | str, *, column: str | None = None) -> Columns:
-    """Choose the image's column: `column` if given, else a {bytes, path} struct before plain
+    """Choose the column of images: `column` if given, otherwise a {bytes, path} struct before plain
     binary values.
 
-    Among equals `image`, `jpg`, `img` and `image` come first, then the schema's order. Values may
-    be any binary type, and dictionaries of one. InputError naming `where` when columns have damaged
-    names, and when `column` holds no images; NoImages when there is no such column.
+    Among equals, the names in FIRST_CHOICE come first, then the order of the schema decides. Values
+    may have any binary type, also as a dictionary. InputError naming `where` if columns have
+    damaged names, or if `column` holds no images. NoImages if no column holds any.
     """
     try:
         return _find_columns(schema, printable(str(where)), column)
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{where} has columns whose names are no text: {one_line(error)}."
+            f"{where} has columns whose names are not valid text: {one_line(error)}."
         ) from error
 
 
 def _find_columns(schema: pa.Schema, where: str, column: str | None) -> Columns:
-    # others cannot be asked for by name
+    # A name that occurs twice cannot be used to ask for a column.
     single = [field for field in schema if schema.names.count(field.name) == 1]
     ranked = sorted(
         (rank, i) for i, field in enumerate(single) if (rank := _rank(field)) is not None
     )
-    names = [single[i].name for _, i in ranked]
-    found = [name for name in names if not _is_digest(schema.field(name).type)]
+    binary = [single[i].name for _, i in ranked]
+    candidates = [name for name in binary if not _is_digest(schema.field(name).type)]
     if column is not None:
-        if column not in names:  # the same letters may be written by other code points
-            column = next(
-                (name for name in names if normalize("NFC", name) == normalize("NFC", column)),
-                column,
-            )
-        if column not in names:
-            raise InputError(_wrong_column(schema, where, column, found))
-        found = [column, *(name for name in found if name != column)]
+        chosen = _as_in(binary, column)
+        if chosen is None:
+            raise InputError(_wrong_column(schema, where, column, candidates))
+        candidates = [chosen, *(name for name in candidates if name != chosen)]
     elif set(schema.names) >= EMBEDDINGS_COLUMNS:
         raise NoImages(
             f"{where} is a shard of an embeddings folder; name the images, or --column thumbnail."
         )
-    if not found:
-        nested = [field for field in schema if _is_nested(field.type)]
-        if nested:
-            raise InputError(
-                f"{where} has {_kind_of(nested[0].type)} in its column {nested[0].name}, which is"
-                " not read; write one encoded image a row, as binary or {bytes, path}."
-            )
-        if (
-            double := next(
-                (field.name for field in schema if field not in single and _rank(field)), None
-            )
-        ) is not None:
-            raise InputError(
-                f"{where} has the column {double} more than once; write it again with other names."
-            )
-        raise NoImages(
-            f"{where} has no column of images ({{bytes, path}} or binary) among:"
-            f" {', '.join(schema.names)}."
-        )
+    if not candidates:
+        raise _no_images(schema, where)
     plain = [field.name for field in single if _is_plain(field.type)]
     labels = {name: names for name, names in _label_names(schema).items() if name in plain}
-    return Columns(found[0], plain, labels, found[1:])
+    return Columns(candidates[0], plain, labels, candidates[1:])
 
 
-def _wrong_column(schema: pa.Schema, where: str, column: str, found: list[str]) -> str:
-    instead = f"choose {' or '.join(found)}" if found else "none of its columns does"
+def _as_in(names: list[str], name: str) -> str | None:
+    """Return a name as the table spells it: other code points may make the same letters."""
+    if name in names:
+        return name
+    normal = normalize("NFC", name)
+    return next((other for other in names if normalize("NFC", other) == normal), None)
+
+
+def _no_images(schema: pa.Schema, where: str) -> InputError:
+    """Return the error for a table without a column of images."""
+    nested = next((field for field in schema if _is_nested(field.type)), None)
+    if nested is not None:
+        return InputError(
+            f"{where} has {_kind_of(nested.type)} in its column {nested.name}, which cannot be"
+            " read; write one encoded image per row, as binary or {bytes, path}."
+        )
+    repeated = next(
+        (
+            field.name
+            for field in schema
+            if schema.names.count(field.name) > 1 and _rank(field) is not None
+        ),
+        None,
+    )
+    if repeated is not None:
+        return InputError(
+            f"{where} has the column {repeated} more than once; write it again with other names."
+        )
+    return NoImages(
+        f"{where} has no column of images ({{bytes, path}} or binary) among:"
+        f" {', '.join(schema.names)}."
+    )
+
+
+def _wrong_column(schema: pa.Schema, where: str, column: str, candidates: list[str]) -> str:
+    instead = f"choose {' or '.join(candidates)}" if candidates else "no column of it has images"
     if column not in schema.names:
         return f"{where} has no column {column}; {instead}."
     if schema.names.count(column) > 1:
@@ -123,7 +136,7 @@ def _wrong_column(schema: pa.Schema, where: str, column: str, found: list[str]) 
 
 
 def _rank(field: pa.Field) -> tuple[int, int] | None:
-    """How well a column suits as that of the images, the best first; None if it cannot be."""
+    """Return a sort key of a column that may hold images, the best first; None if it cannot."""
     name = FIRST_CHOICE.index(field.name) if field.name in FIRST_CHOICE else len(FIRST_CHOICE)
     if pa.types.is_struct(field.type):
         return (
@@ -135,12 +148,12 @@ def _rank(field: pa.Field) -> tuple[int, int] | None:
 
 
 def _is_digest(kind: pa.DataType) -> bool:
-    """Whether these are digests or ids by their size."""
+    """Whether values of this type are digests or ids, by their size."""
     return bool(pa.types.is_fixed_size_binary(kind) and kind.byte_width < MIN_FIXED_BYTES)
 
 
 def _is_nested(kind: pa.DataType) -> bool:
-    """Whether these are lists of images or of pixels."""
+    """Whether values of this type are lists of images or of pixels."""
     inner = kind
     while _is_list(inner):
         inner = inner.value_type
@@ -166,7 +179,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _kind_of(kind: pa.DataType) -> str:
-    """A type as words."""
+    """Return a type in words."""
     if _is_list(kind):
         inner = kind.value_type
         while _is_list(inner):
@@ -180,33 +193,33 @@ def _kind_of(kind: pa.DataType) -> str:
 
 
 def columns_of(source: Source) -> Sequence[Columns]:
-    """Return the choice of columns for each table that a source reads; none for files and archives."""
+    """Return the columns of each table that a source reads; none for files and archives."""
     columns: Sequence[Columns] = getattr(source, "columns", ())
     return columns
 
 
 def image_column(source: Source) -> str:
-    """Return the name of the column that the images are read from, "" where there is none;
-    several with commas."""
+    """Return the name of the column that the images are read from, several separated by commas; ""
+    if there is none."""
     return ", ".join(dict.fromkeys(columns.image for columns in columns_of(source)))
 
 
 def column_notes(source: Source) -> list[str]:
-    """Return a line for each choice of a column among several."""
+    """Return a sentence for each column that was chosen among several."""
     return list(
         dict.fromkeys(columns.note for columns in columns_of(source) if columns.note is not None)
     )
 
 
 def read_image(
-    rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str, limits: ImageLimits
+    rows: pa.Table | pa.RecordBatch, i: int, columns: Columns, *, key: str, limits: ImageLimits
 ) -> bytes:
-    """The bytes of the image in one row; InputError naming `key` where it has none or too many."""
-    value = rows[columns.image][place]
+    """Return the image in one row. InputError naming `key` if it has none, or too many bytes."""
+    value = rows[columns.image][i]
     if value.is_valid and pa.types.is_struct(value.type):
         value = value["bytes"]
     data = value.as_py()
-    if data is None and (path := image_path(rows, place, columns)) is not None:
+    if data is None and (path := image_path(rows, i, columns)) is not None:
         raise InputError(
             f"{key} has no image in its column {columns.image}. The row names the file"
             f" {printable(path)}; name its folder instead, or a list of such files."
@@ -221,38 +234,37 @@ def read_image(
 
 
 def read_metadata(
-    rows: pa.Table | pa.RecordBatch, place: int, columns: Columns, *, key: str
+    rows: pa.Table | pa.RecordBatch, i: int, columns: Columns, *, key: str
 ) -> Metadata:
-    """Columns of text and numbers, `label_name` beside a class label, and the image's `path`
-    where the layout has one.
-
-    InputError for damaged text.
-    """
-    found: Metadata = {}
+    """Return the text and numbers of one row, `label_name` for a class `label`, and the image's
+    `path` if the layout has one. InputError for damaged text."""
+    metadata: Metadata = {}
     try:
         for column in columns.plain:
-            value = rows[column][place].as_py()
+            value = rows[column][i].as_py()
             if value is not None:
-                found[column] = int(value) if isinstance(value, bool) else value
-        if (path := image_path(rows, place, columns)) is not None:
-            found.setdefault("path", path)
-    except UnicodeDecodeError as error:  # Arrow does not look at text before it is asked for
-        raise InputError(f"{key} has metadata that is no text: {one_line(error)}.") from error
+                metadata[column] = int(value) if isinstance(value, bool) else value
+        if (path := image_path(rows, i, columns)) is not None:
+            metadata.setdefault("path", path)
+    except UnicodeDecodeError as error:  # Arrow does not check text before it is used
+        raise InputError(
+            f"{key} has metadata that is not valid text: {one_line(error)}."
+        ) from error
     for column, names in columns.label_names.items():
-        number = found.get(column)
-        if isinstance(number, int) and 0 <= number < len(names):
-            found.setdefault(f"{column}_name", names[number])
-    return found
+        label = metadata.get(column)
+        if isinstance(label, int) and 0 <= label < len(names):
+            metadata.setdefault(f"{column}_name", names[label])
+    return metadata
 
 
-def image_path(rows: pa.Table | pa.RecordBatch, place: int, columns: Columns) -> str | None:
-    """What the {bytes, path} layout says of where the image came from."""
+def image_path(rows: pa.Table | pa.RecordBatch, i: int, columns: Columns) -> str | None:
+    """Return the path that the {bytes, path} layout gives for the image of one row, if any."""
     if columns.image not in rows.schema.names:
         return None
     kind = rows.schema.field(columns.image).type
     if not pa.types.is_struct(kind) or [field.name for field in kind].count("path") != 1:
         return None
-    value = rows[columns.image][place]
+    value = rows[columns.image][i]
     path = value["path"].as_py() if value.is_valid else None
     return path if isinstance(path, str) else None
 
@@ -277,20 +289,20 @@ def _is_plain(kind: pa.DataType) -> bool:
 
 
 def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Names by column, from the note that the datasets library leaves in what it writes; nothing
-    where there is none."""
+    """Return class names by column, from the note that the datasets library writes into a schema;
+    nothing if there is no such note."""
     note = (schema.metadata or {}).get(b"huggingface")
     try:
-        found: Any = json.loads(note)["info"]["features"] if note is not None else {}
+        features: Any = json.loads(note)["info"]["features"] if note is not None else {}
         labels = {
             name: feature["names"]
-            for name, feature in found.items()
+            for name, feature in features.items()
             if feature.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, AttributeError):  # anyone may write that note
+    except (ValueError, KeyError, TypeError, AttributeError):  # anyone may have written that note
         return {}
     return {
         name: names
         for name, names in labels.items()
-        if isinstance(names, list) and all(isinstance(one, str) for one in names)
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
     }

@@ -307,7 +307,7 @@ def test_text_that_is_none_is_an_item_that_says_so(tmp_path: Path) -> None:
     damaged = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
     image = pa.StructArray.from_arrays([pa.array([b"x"]), damaged], ["bytes", "path"])
     source = open_table(tmp_path / "t.parquet", {"image": image})
-    with refused("t.parquet/0 has metadata that is no text: "):
+    with refused("t.parquet/0 has metadata that is not valid text: "):
         source.metadata(0)
     assert source.read(0) == b"x"
 

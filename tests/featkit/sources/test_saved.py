@@ -290,7 +290,7 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
     folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"x"]), "label": pa.array([1])})
     file = folder / "data-00000-of-00001.arrow"
     file.write_bytes(file.read_bytes().replace(b"label", b"la\xffel"))
-    with refused(file, "has columns whose names are no text: "):
+    with refused(file, "has columns whose names are not valid text: "):
         open_source(folder)
 
 
