@@ -1,5 +1,4 @@
-"""Items that cannot be read and are reported: an unreadable shard, a closed folder, a damaged
-region of an archive."""
+"""Items that cannot be read but are reported: a damaged shard, or a folder without permission."""
 
 from __future__ import annotations
 
@@ -12,13 +11,12 @@ from featkit.sources.base import Metadata
 
 
 class NoImages(InputError):
-    """A container that is whole and holds no images: an error by itself, passed over among
+    """An intact container has no images: an error if it is the only one, passed over among
     others."""
 
 
 class FailedItems:
-    """A source whose items only raise: each becomes a row with its error, and the items next to it
-    are still read.
+    """A source whose items cannot be read: each becomes a row with its error.
 
     failures: the error sentence of each key, in the order of the items. path: the file or folder
     that the items stand for; `name` by default.
@@ -35,25 +33,24 @@ class FailedItems:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Nothing: what failed is an item."""
+        """Always empty: a failure is an item."""
         return {}
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def key(self, number: int) -> str:
-        """The key that was given."""
-        return self._keys[number]
+    def key(self, item: int, /) -> str:
+        """Return the key that was given."""
+        return self._keys[item]
 
-    def read(self, number: int) -> bytes:
+    def read(self, item: int, /) -> bytes:
         """Raise InputError with the sentence that was given."""
-        raise InputError(self._sentences[number])
+        raise InputError(self._sentences[item])
 
-    def metadata(self, number: int) -> Metadata:
-        """Nothing is known of an item that cannot be read."""
-        del number
+    def metadata(self, _item: int, /) -> Metadata:
+        """Return an empty mapping."""
         return {}
 
-    def file(self, _number: int, /) -> Path:
-        """The file or folder that the item stands for."""
+    def file(self, _item: int, /) -> Path:
+        """Return the file or folder that the item stands for."""
         return self._path

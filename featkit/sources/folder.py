@@ -1,4 +1,4 @@
-"""Images as files: a folder with all below it."""
+"""Images as files: a folder with everything below it."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class FileSource:
         skipped: Mapping[str, int] | None = None,
         failed: Mapping[str, str] | None = None,
     ) -> None:
-        """failed: of `paths`, those that cannot be read, such as a closed folder, each with a
-        sentence that says why."""
+        """failed: the error sentence of each of `paths` that cannot be read, such as a folder
+        without permission."""
         self.name, self.root, self.limits = printable(name), root, limits
         self.skipped: Mapping[str, int] = dict(skipped or {})
         self._paths = paths
@@ -37,36 +37,38 @@ class FileSource:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def key(self, number: int) -> str:
-        """The path below the root, with `/`."""
-        return key_of(self._paths[number])
+    def key(self, item: int, /) -> str:
+        """Return the path below the root, with `/`."""
+        return key_of(self._paths[item])
 
-    def older_key(self, number: int) -> str:
-        """The key by which an earlier version knew the item."""
-        return printable(self._paths[number].replace(os.sep, "/"))
+    def older_key(self, item: int) -> str:
+        """Return the key that an earlier version gave the item."""
+        return printable(self._paths[item].replace(os.sep, "/"))
 
-    def read(self, number: int) -> bytes:
-        """The file's bytes."""
-        if (sentence := self._failed.get(self._paths[number])) is not None:
-            raise InputError(sentence)
-        return read_file(self.file(number), limits=self.limits)
+    def read(self, item: int, /) -> bytes:
+        """Return the file's bytes."""
+        self._refuse_failed(item)
+        return read_file(self.file(item), limits=self.limits)
 
-    def metadata(self, number: int) -> Metadata:
-        """The folder it lies in as `folder`, where it lies in one below the root. InputError for
-        what cannot be read."""
-        if (sentence := self._failed.get(self._paths[number])) is not None:
-            raise InputError(sentence)
-        parent = self.key(number).rpartition("/")[0]
+    def metadata(self, item: int, /) -> Metadata:
+        """Return the path of the image's folder as `folder`, unless that is the root. InputError
+        for an item that cannot be read."""
+        self._refuse_failed(item)
+        parent = self.key(item).rpartition("/")[0]
         return {"folder": parent} if parent else {}
 
-    def file(self, number: int, /) -> Path:
-        """The image's own file."""
-        return self.root / self._paths[number]
+    def file(self, item: int, /) -> Path:
+        """Return the image's own file."""
+        return self.root / self._paths[item]
+
+    def _refuse_failed(self, item: int) -> None:
+        if (sentence := self._failed.get(self._paths[item])) is not None:
+            raise InputError(sentence)
 
 
 def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource:
-    """The images below `root`, sorted by key; a folder that cannot be listed is an item `folder/`
-    that cannot be read."""
+    """Return the images below `root`, sorted by key. A folder that cannot be listed is an item
+    `folder/` that cannot be read."""
     paths = sorted(
         [*listing.paths, *listing.failed], key=lambda path: path.encode("utf-8", "surrogateescape")
     )
@@ -76,7 +78,7 @@ def files_of(root: Path, listing: Listing, *, limits: ImageLimits) -> FileSource
 
 
 def nothing_found(name: str, listing: Listing) -> str:
-    """Return the sentence that refuses a folder without images."""
+    """Return the error sentence for a folder without images."""
     if listing.failed:
         return next(iter(listing.failed.values()))
     passed_over = skipped_in_words(listing.skipped)

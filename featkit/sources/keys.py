@@ -1,4 +1,4 @@
-"""Keys: valid text, one for each file name, and the other spellings of the same name."""
+"""Keys of files: valid UTF-8 and different for different names; and other spellings of a name."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 from featkit.images import printable
 
 MAX_SPELLINGS = 64
-# Text that reads like a byte or a half pair that `printable` spells out.
+# Text that looks like an escaped byte or surrogate, as `printable` writes them.
 _LIKE_AN_ESCAPE = re.compile(r"\\+(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})")
 
 
 def key_of(path: str) -> str:
-    """Return the key of a file's path: `/` between folders, valid UTF-8, and never the same for two
+    """Return the key of a file's path: with `/` between folders, valid UTF-8, and different for
     different names.
 
-    Bytes that are not UTF-8 are spelled out, as in `caf\\xe9.jpg`. A name that holds this very text
-    keeps it with the backslash doubled, so that the two differ.
+    Bytes that are not UTF-8 are escaped, as in `caf\\xe9.jpg`. A name with exactly this text gets a
+    second backslash, so that the two differ.
     """
     if os.sep != "/":
         path = path.replace(os.sep, "/")
@@ -32,10 +32,10 @@ def key_of(path: str) -> str:
 
 
 def other_spellings(key: str) -> list[str]:
-    """Return the keys that name the same file in another way: with or without `./`, and in
-    Unicode's forms NFC and NFD.
+    """Return the keys that spell the same name differently: with or without `./`, and in the
+    Unicode forms NFC and NFD.
 
-    A copy from a Mac may bring `é` as `e` with an accent after it. Each folder of the path has its
+    In a copy from a Mac, `é` may be `e` and a combining accent. Each folder in a path may have its
     own form.
     """
     bare = key.removeprefix("./")
@@ -53,10 +53,11 @@ def other_spellings(key: str) -> list[str]:
 
 
 def twins(read: Callable[[], Iterable[str]]) -> set[str]:
-    """Return those of the keys that are spellings of the same name: two files whose names differ in
-    nothing else.
+    """Return the keys that are spellings of the same name: of files whose names differ in nothing
+    else.
 
-    read: gives all the keys, and is called a second time where there are any. Keeps 8 bytes a key.
+    read: returns all keys; called a second time if there may be such keys. Memory is 8 bytes per
+    key.
     """
     hashes = np.fromiter((hash(_plain(key)) for key in read()), np.int64)
     values, counts = np.unique(hashes, return_counts=True)

@@ -1,9 +1,9 @@
-"""Images by a list of their paths: a text file with one path a line, or a column of a CSV file.
+"""Images by a list of paths: a text file with one path per line, or a column of a CSV file.
 
-A list is written by many tools, so a line is first taken exactly as it stands, where such a file
-exists. Otherwise it is read as what people mean: without spaces around it and without quotes, `#`
-begins a comment, `\\` may separate folders. Only lines that could be read in two ways are looked
-up, so that a long list on a slow disk opens at once.
+Many tools write lists. A line is first taken literally, if such a file exists. Otherwise it is read
+as it is probably meant: without spaces and quotes around it, with `#` for a comment, and `\\`
+between folders. Only ambiguous lines are looked up, so that a long list on a slow disk opens at
+once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -42,7 +42,7 @@ PATH_COLUMNS = (
     "photo",
 )  # fmt: skip
 MAX_LIST_BYTES = 2**30
-# no path looks like the beginning of one of these
+# No path looks like the beginning of one of these.
 OTHER_TEXTS = (GIT_LFS_POINTER, HTML, JSON, PDF, SVG, XML, XML_ERROR)
 BYTE_ORDER_MARKS = (
     (b"\xef\xbb\xbf", "utf-8"),
@@ -51,17 +51,17 @@ BYTE_ORDER_MARKS = (
     (b"\xff\xfe", "utf-16-le"),
     (b"\xfe\xff", "utf-16-be"),
 )
-MAX_PATH_LENGTH = 4096  # of Linux; no system takes more
-# one letter before the colon would be a Windows drive
+MAX_PATH_LENGTH = 4096  # the limit of Linux; no system has a higher one
+# A single letter before the colon would be a Windows drive.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:")
 _RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 
 class ListedFiles:
-    """Files by path, in the list's order, relative to the list's folder; each key is the path as it
-    stands in the list.
+    """Files in the order of a list, relative to the list's folder; each key is the path in the
+    list.
 
-    A line that names no file is an item whose `read` says why.
+    A line that does not name a file is an item whose `read` raises.
     """
 
     def __init__(
@@ -76,50 +76,50 @@ class ListedFiles:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Images that a `#` keeps out of the list."""
+        """The number of images that a `#` excludes from the list."""
         return {"line that begins with #": self._num_comments} if self._num_comments else {}
 
-    def key(self, i: int) -> str:
-        """The path as the list has it, without `./`, `//` and `..` in it, and with `/`."""
-        path = self._paths[i]
+    def key(self, item: int, /) -> str:
+        """Return the path in the list with `/`, and without `./`, `//` and `..`."""
+        path = self._paths[item]
         if len(path) > MAX_PATH_LENGTH:
             digest = hashlib.sha256(path.encode("utf-8", "surrogatepass")).hexdigest()
             path = f"{path[:60]}...{digest[:16]}"
         return key_of(_normal(self.root, path).replace("\0", "\\x00"))
 
-    def older_key(self, i: int) -> str:
-        """The key by which an earlier version knew the item."""
-        return printable(self._paths[i].replace(os.sep, "/"))
+    def older_key(self, item: int) -> str:
+        """Return the key that an earlier version gave the item."""
+        return printable(self._paths[item].replace(os.sep, "/"))
 
-    def read(self, i: int) -> bytes:
-        """The file's bytes; InputError for a line that names none."""
-        path = self._paths[i]
+    def read(self, item: int, /) -> bytes:
+        """Return the file's bytes. InputError for a line that does not name a file."""
+        path = self._paths[item]
         if _ADDRESS.match(path):
             raise InputError(
-                f"{self.key(i)} is an address, not a file; download it and list the file."
+                f"{self.key(item)} is an address, not a file; download it and list the file."
             )
         if "\0" in path or len(path) > MAX_PATH_LENGTH:
             raise InputError(
-                f"{self.key(i)} cannot be the path of a file; see its line in {self.name}."
+                f"{self.key(item)} cannot be the path of a file; see its line in {self.name}."
             )
-        return read_file(self.file(i), limits=self.limits)
+        return read_file(self.file(item), limits=self.limits)
 
-    def metadata(self, i: int) -> Metadata:
-        """The folder it lies in as `folder`, where it has one."""
-        parent = self.key(i).rpartition("/")[0]
+    def metadata(self, item: int, /) -> Metadata:
+        """Return the path of the image's folder as `folder`, if the key has one."""
+        parent = self.key(item).rpartition("/")[0]
         return {"folder": parent} if parent else {}
 
-    def file(self, i: int, /) -> Path:
-        """The image's own file."""
-        return self.root / _in_any_form(self.root, self._paths[i])
+    def file(self, item: int, /) -> Path:
+        """Return the image's own file."""
+        return self.root / _in_any_form(self.root, self._paths[item])
 
 
 def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
-    """Open a list of paths: a line each, or the column of a table (.csv, .tsv) that is called
-    `path`, `file`, `image` or alike.
+    """Open a list of paths: one per line, or in the column `path`, `file`, `image` or similar of a
+    table (.csv, .tsv).
 
-    InputError for a list without paths, one that is no text, one that lists a path twice, and a
-    table without such a column.
+    InputError if the list has no paths, is not text, lists a path twice, or is a table without such
+    a column.
     """
     text = _read_text(file)
     rows = _table_rows(file, text) if file.suffix.lower() in TABLE_SUFFIXES else _lines(file, text)
@@ -131,22 +131,23 @@ def open_list(file: Path, *, limits: ImageLimits) -> ListedFiles:
         if path.startswith("#") and not _exists(file.parent, path):
             num_comments += is_image(path)
             continue
-        place = _normal(file.parent, path)
-        place = place if _ADDRESS.match(path) else os.path.join(root, place)  # noqa: PTH118  a Path would drop a last space
-        if (first := line_of.setdefault(place, line)) != line:
+        absolute = _normal(file.parent, path)
+        if not _ADDRESS.match(path):
+            absolute = os.path.join(root, absolute)  # noqa: PTH118  a Path would drop a last space
+        if (first := line_of.setdefault(absolute, line)) != line:
             raise InputError(
                 f"{printable(str(file))} lists {printable(path)} twice, in lines {first:,} and"
                 f" {line:,}; remove one of them."
             )
         paths.append(path)
     if not paths:
-        raise InputError(f"{printable(str(file))} lists no images; write one path a line.")
+        raise InputError(f"{printable(str(file))} lists no images; write one path per line.")
     return ListedFiles(file, paths, num_comments=num_comments, limits=limits)
 
 
 def _read_text(file: Path) -> str:
-    """The list as text; in UTF-8, bytes that are none stand for themselves, as in file names.
-    InputError for anything else."""
+    """Return the text of a list. Bytes that are not UTF-8 become surrogates, as in file names.
+    InputError for a file that is not text."""
     shown = printable(str(file))
     try:
         num_bytes = file.stat().st_size
@@ -162,22 +163,24 @@ def _read_text(file: Path) -> str:
     )
     data = data[len(mark) :]
     if not encoding:
-        encoding = _without_mark(data)
+        encoding = _encoding_without_mark(data)
         kind = what_is(data) if encoding == "utf-8" else None
         if kind is not None and (kind in OTHER_TEXTS or b"\0" in data[:NUM_BYTES].strip(b"\0")):
             raise InputError(
-                kind.sentence(shown, otherwise="a list is a text file with one path a line")
+                kind.sentence(shown, otherwise="a list is a text file with one path per line")
             )
     try:
         return data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "strict")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{shown} begins like a text in {encoding.upper()} and is none; save it as UTF-8."
+            f"{shown} begins like text in {encoding.upper()}, but not all of it is; save it as"
+            " UTF-8."
         ) from error
 
 
-def _without_mark(data: bytes) -> str:
-    """UTF-16 when every other byte of the first characters is zero, as in a Latin text; else UTF-8."""
+def _encoding_without_mark(data: bytes) -> str:
+    """Guess UTF-16 if every other byte of the first characters is zero, as in Latin text; otherwise
+    UTF-8."""
     head = data[:64]
     if len(head) >= 4 and len(data) % 2 == 0:
         for first, name in ((1, "utf-16-le"), (0, "utf-16-be")):
@@ -187,11 +190,19 @@ def _without_mark(data: bytes) -> str:
 
 
 def _lines(file: Path, text: str) -> Iterator[tuple[int, str]]:
-    """(line, path) of each line that is not empty, as it is meant."""
+    """Yield line number and path of each line that is not empty."""
     root = file.parent
-    # Not splitlines(), which also cuts at characters that names may hold.
+    for line_number, line in enumerate(_split(root, text), 1):
+        if path := _meant(root, line):
+            yield line_number, path
+
+
+def _split(root: Path, text: str) -> list[str]:
+    """Return the lines of a list, whatever ends them: LF, CR LF, CR, or the zero byte of
+    `find -print0`."""
+    # Not splitlines(), which also splits at characters that file names may contain.
     lines = text.split("\n")
-    if "\0" in text and (len(lines) == 1 or text.endswith("\0")):  # find -print0
+    if "\0" in text and (len(lines) == 1 or text.endswith("\0")):
         lines = text.split("\0")
     elif len(lines) == 1 and "\r" in text and not _exists(root, text):
         lines = text.split("\r")
@@ -199,13 +210,11 @@ def _lines(file: Path, text: str) -> Iterator[tuple[int, str]]:
         lines.pop()
     if all(line.endswith("\r") for line in lines[:-1]) and len(lines) > 1:  # written on Windows
         lines = [line.removesuffix("\r") for line in lines]
-    for number, line in enumerate(lines, 1):
-        if path := _meant(root, line):
-            yield number, path
+    return lines
 
 
 def _table_rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
-    """(line, path) of each row of a table. InputError when no column holds paths."""
+    """Yield line number and path of each row of a table. InputError if no column holds paths."""
     shown = printable(str(file))
     head = text.lstrip().partition("\n")[0]
     delimiter = "\t" if "\t" in head else max(",;|", key=head.count)
@@ -217,72 +226,90 @@ def _table_rows(file: Path, text: str) -> Iterator[tuple[int, str]]:
             f"{shown} is not a table that can be read: {error} in line {table.line_num:,}."
         ) from error
     if not rows:
-        return iter(())
-    names = [cell.strip().casefold() for cell in rows[0][1]]
-    column = next((names.index(name) for name in PATH_COLUMNS if name in names), None)
-    if column is not None:
-        rows = rows[1:]
-    elif is_image(rows[0][1][0].strip()) or len(names) == 1:
-        column = 0
-    else:
-        raise InputError(
-            f"{shown} has {counted(len(names), 'column')} and none of images among"
-            f" {', '.join(printable(name) for name in names[:20])}; call the one that holds their"
-            " paths `path`."
-        )
-    return _cells(file.parent, rows, column)
+        return
+    column, has_names = _path_column(shown, rows[0][1])
+    for line_number, row in rows[has_names:]:
+        if len(row) > column and (path := _meant(file.parent, row[column])):
+            yield line_number, path
 
 
-def _cells(
-    root: Path, rows: Iterable[tuple[int, list[str]]], column: int
-) -> Iterator[tuple[int, str]]:
-    for line, row in rows:
-        if len(row) > column and (path := _meant(root, row[column])):
-            yield line, path
+def _path_column(shown: str, first_row: list[str]) -> tuple[int, bool]:
+    """Return the column of paths, and whether the first row has names of columns. InputError if
+    there is no such column."""
+    names = [cell.strip().casefold() for cell in first_row]
+    for name in PATH_COLUMNS:
+        if name in names:
+            return names.index(name), True
+    if is_image(first_row[0].strip()) or len(names) == 1:
+        return 0, False
+    raise InputError(
+        f"{shown} has {counted(len(names), 'column')}, and none is known to hold paths of images:"
+        f" {', '.join(printable(name) for name in names[:20])}; call the one that does `path`."
+    )
 
 
 def _meant(root: Path, line: str) -> str:
-    """The path that a line stands for, empty for an empty line: the line itself where such a file
-    exists."""
+    """Return the path that a line stands for: the line itself if such a file exists; "" for an
+    empty line."""
     bare = line.strip()
-    quoted = len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
-    raw = not bare.isascii() and _RAW_BYTE.search(bare) is not None
-    if line == bare and not (quoted or raw or "\\" in bare or bare.startswith("file:")):
+    if line == bare and not _is_ambiguous(bare):
         return bare
     if line != bare and _exists(root, line):
         return line
     if _exists(root, bare) or bare.startswith("#"):
         return bare
-    if quoted:
+    if _is_quoted(bare):
         bare = bare[1:-1]
         if _exists(root, bare):
             return bare
+    return _converted(root, bare)
+
+
+def _is_ambiguous(bare: str) -> bool:
+    """Whether a line may mean something else than it says."""
+    return _is_quoted(bare) or _is_raw(bare) or "\\" in bare or bare.startswith("file:")
+
+
+def _is_quoted(bare: str) -> bool:
+    return len(bare) > 1 and bare[0] == bare[-1] and bare[0] in "\"'"
+
+
+def _is_raw(bare: str) -> bool:
+    """Whether a line has bytes that are not UTF-8."""
+    return not bare.isascii() and _RAW_BYTE.search(bare) is not None
+
+
+def _converted(root: Path, bare: str) -> str:
+    """Return the path that an address or a line written on Windows stands for."""
     if bare.startswith("file:"):
         return unquote(urlsplit(bare).path, errors="surrogateescape") or bare
     if "\\" in bare and _exists(root, slashed := bare.replace("\\", "/")):
         return slashed
-    # as Windows writes such lists
-    if raw and _exists(root, western := os.fsencode(bare).decode("cp1252", "replace")):
+    # Windows-1252 is the usual encoding of lists that are not UTF-8.
+    if _is_raw(bare) and _exists(root, western := os.fsencode(bare).decode("cp1252", "replace")):
         return western
     return bare
 
 
 def _normal(root: Path, path: str) -> str:
-    """The path without `.`, `//` and `..` in it; `..` stays where it does not lead back, after a
-    link to a folder."""
-    if _ADDRESS.match(path) or "\0" in path:  # no file has such a name
+    """Return the path without `.`, `//` and `..`; a `..` after a link to a folder stays, since it
+    leads elsewhere."""
+    if _ADDRESS.match(path) or "\0" in path:  # not a name that a file can have
         return path
     normal = os.path.normpath(path)
     normal = "/" + normal.lstrip("/") if normal.startswith("//") else normal
     if "/../" in path and not path.startswith("../"):
-        ways = [os.path.realpath(os.path.join(root, way)) for way in (path, normal)]  # noqa: PTH118  as above
-        if ways[0] != ways[1]:
+        with_dots, without = (
+            os.path.realpath(os.path.join(root, way))  # noqa: PTH118  as above
+            for way in (path, normal)
+        )
+        if with_dots != without:
             return path
     return normal
 
 
 def _in_any_form(root: Path, path: str) -> str:
-    """The path, or the same in the Unicode form that its file has, when that is another one."""
+    """Return the path in the Unicode form that its file's name has."""
     if path.isascii() or _exists(root, path):
         return path
     forms = (unicodedata.normalize(form, path) for form in ("NFC", "NFD"))
@@ -290,4 +317,4 @@ def _in_any_form(root: Path, path: str) -> str:
 
 
 def _exists(root: Path, path: str) -> bool:
-    return os.path.lexists(os.path.join(root, path))  # noqa: PTH118  a Path would cost more than the look-up
+    return os.path.lexists(os.path.join(root, path))  # noqa: PTH118  a Path would cost more than the lookup

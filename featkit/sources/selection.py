@@ -1,8 +1,8 @@
-"""Which files of a folder or an archive are items, and a count of the others by reason.
+"""Select the items among the files of a folder or an archive, and count the others by reason.
 
-A file is an item when its suffix is one of IMAGE_SUFFIXES, it is neither hidden nor in a system's
-own folder, and it passes `--include` and `--exclude`. A camera's raw file next to a JPEG of the
-same name is the same image, and passed over.
+A file is an item if its suffix is one of IMAGE_SUFFIXES, it is neither hidden nor in a system
+folder, and it passes `--include` and `--exclude`. A camera's raw file next to a JPEG of the same
+name is the same image, and is passed over.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from featkit.sources.base import (
 )
 from featkit.wording import counted
 
-# what a camera writes beside a raw file
+# Files that a camera writes next to a raw file.
 DEVELOPED_SUFFIXES = frozenset(".jpg .jpeg .jpe .jfif .heic .heif .hif".split())
 EXCLUDED_FILE, EXCLUDED_FOLDER = "excluded file", "excluded folder"
 NOT_INCLUDED = "file that is not included"
 NO_SUFFIX, OTHER_SUFFIX = "file without a suffix", "file with an unknown suffix"
-RAW_TWIN = "raw file beside its JPEG"
+RAW_TWIN = "raw file next to its JPEG"
 SHOWN_REASONS, SHOWN_DETAILS = 10, 5
 PLURALS = {
     NOT_INCLUDED: "files that are not included",
     NO_SUFFIX: "files without a suffix",
     OTHER_SUFFIX: "files with unknown suffixes",
-    RAW_TWIN: "raw files beside their JPEGs",
+    RAW_TWIN: "raw files next to their JPEGs",
     "link to a folder": "links to folders",
     "link to a folder above": "links to folders above",
     "link to a folder already read": "links to folders already read",
@@ -49,19 +49,18 @@ PLURALS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What the user wants of a source.
+    """The part of a source that the user wants.
 
-    include, exclude: patterns of keys, as in .gitignore. `*` and `?` stay within a name and `**`
-    spans folders. A pattern without `/` matches a file or a folder at any depth, one with `/`
-    begins at the root, and a folder stands for all below it. An item passes when no `exclude`
-    matches it and, if there are any, one `include` does. A hidden or system folder and a file of
-    another suffix are read only if an `include` names them: `@eaDir/**`, `.private/*.jpg`,
-    `*.jpg_backup`.
-    follow_links: also walk into links to folders.
+    include, exclude: patterns of keys, as in .gitignore. `*` and `?` stay within a name; `**` spans
+    folders. A pattern without `/` matches a file or folder at any depth, one with `/` begins at the
+    root, and a folder stands for everything below it. An item passes if no `exclude` matches it and
+    an `include` does, if there are any. A hidden or system folder, or a file with another suffix,
+    is read only if an `include` names it: `@eaDir/**`, `.private/*.jpg`, `*.jpg_backup`.
+    follow_links: also read folders behind symbolic links.
     own: folders that the command itself writes; they are never read.
-    column: the column of a Parquet file or a data set that holds the images; chosen by its type
-    and name by default.
-    root: what keys begin with, such as `shard.tar/`, if patterns may leave that out.
+    column: the column of a Parquet file or data set that holds the images; by default it is chosen
+    by type and name.
+    root: a prefix of keys that patterns may leave out, such as `shard.tar/`.
     """
 
     include: Sequence[str] = ()
@@ -96,8 +95,8 @@ class Selection:
         return [_Pattern(pattern) for pattern in self.exclude]
 
     def skip_folder(self, path: str) -> str | None:
-        """Return why a folder is passed over with all below it; None if it is not. path: relative,
-        with `/`."""
+        """Return why a folder is passed over with everything below it; None if it is not. path:
+        relative, with `/`."""
         name = path.rpartition("/")[2]
         reason = folder_skip_reason(name)
         if reason is not None and not any(pattern.names_folder(name) for pattern in self._included):
@@ -105,7 +104,7 @@ class Selection:
         return EXCLUDED_FOLDER if self._any_matches(self._excluded, path) else None
 
     def skip_file(self, path: str) -> str | None:
-        """Return why a file is passed over, whatever the folder it lies in; None if it is not."""
+        """Return why a file is passed over, whatever its folder; None if it is not."""
         name = path.rpartition("/")[2]
         named = any(pattern.names_file(name) for pattern in self._included)
         if not named and (reason := file_skip_reason(name)) is not None:
@@ -118,14 +117,14 @@ class Selection:
         """Return why an archive or a Parquet file is passed over with all its items; None if it is
         not.
 
-        `include` is asked about its items, whose keys begin with this path.
+        `include` applies to its items, whose keys begin with this path.
         """
         if (reason := file_skip_reason(path.rpartition("/")[2])) is not None:
             return reason
         return EXCLUDED_FILE if self._any_matches(self._excluded, path) else None
 
     def skip_key(self, key: str) -> str | None:
-        """Return why `include` and `exclude` alone pass over an item; None if they do not."""
+        """Return why `include` and `exclude` exclude an item; None if they do not."""
         if self._any_matches(self._excluded, key):
             return EXCLUDED_FILE
         if self._included and not self._any_matches(self._included, key):
@@ -141,11 +140,10 @@ class Selection:
         return any(pattern.matches(each) for pattern in patterns for each in paths)
 
     def pick(self, paths: Iterable[str], *, below: str = "") -> Picked:
-        """Return the items among the files of an archive, in their order, and the count of the
-        rest.
+        """Return the items among the files of an archive, in order, and count the rest.
 
-        paths: relative, with `/`; the folders above each are looked at too. below: what keys begin
-        with, such as `shard.tar/`, for patterns.
+        paths: relative, with `/`; the folders above each file have to pass too. below: the prefix
+        of keys, such as `shard.tar/`, which patterns see.
         """
         tally = Tally()
         kept: list[str] = []
@@ -158,7 +156,7 @@ class Selection:
         return Picked(drop_raw_twins(kept, tally), tally.counts)
 
     def _skip(self, path: str, below: str) -> Skip | None:
-        ends = [place for place, character in enumerate(path) if character == "/"]
+        ends = [i for i, character in enumerate(path) if character == "/"]
         for end in ends:
             if (reason := self.skip_folder(below + path[:end])) is not None:
                 return Skip(reason, path[:end])
@@ -168,21 +166,21 @@ class Selection:
 
 @dataclass(frozen=True)
 class Picked:
-    """Items by their paths, and what was passed over, by reason."""
+    """The paths of items, and the number of files passed over, by reason."""
 
     paths: list[str]
     skipped: Mapping[str, int]
 
 
 class Tally:
-    """Counts what is passed over by reason, a folder once however many files are in it."""
+    """Counts of what is passed over, by reason. A folder counts once, however many files it has."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._folders: set[Skip] = set()
 
     def add(self, skip: Skip) -> None:
-        """Count a file, or a folder that is not counted yet."""
+        """Count a file, or a folder that was not counted before."""
         if "folder" in skip.reason.partition(" (")[0]:
             if skip in self._folders:
                 return
@@ -194,8 +192,8 @@ EVERYTHING = Selection()
 
 
 def drop_raw_twins(paths: list[str], tally: Tally) -> list[str]:
-    """Return the paths without raw files that have a JPEG or HEIF of the same folder and stem
-    beside them."""
+    """Return the paths without raw files that have a JPEG or HEIF with the same stem next to
+    them."""
     if not any(suffix_of(path) in RAW_SUFFIXES for path in paths):
         return paths
     developed = {
@@ -211,8 +209,8 @@ def drop_raw_twins(paths: list[str], tally: Tally) -> list[str]:
 
 
 def suffix_reason(name: str) -> str:
-    """Return under what a file that is no image by its suffix is counted: the suffix itself, if
-    it looks like one."""
+    """Return the reason to count for a file without an image's suffix: the suffix itself, if it
+    looks like one."""
     suffix = suffix_of(name)
     if suffix in ("", "."):
         return NO_SUFFIX
@@ -220,11 +218,11 @@ def suffix_reason(name: str) -> str:
 
 
 def skipped_in_words(skipped: Mapping[str, int]) -> str | None:
-    """Return "Passed over: 12 .cr2, 3 links to folders." with the most frequent first; None where
-    nothing was."""
+    """Return a sentence such as "Passed over: 12 .cr2, 3 links to folders.", the most frequent
+    first; None if nothing was passed over."""
     if not skipped:
         return None
-    groups: dict[str, Counter[str]] = {}  # by reason, what is said in brackets after it
+    groups: dict[str, Counter[str]] = {}  # by reason, the details in parentheses after it
     for reason, count in skipped.items():
         noun, _, detail = reason.partition(" (")
         groups.setdefault(noun, Counter())[detail.removesuffix(")")] += count
@@ -239,8 +237,8 @@ def skipped_in_words(skipped: Mapping[str, int]) -> str | None:
 
 
 def _counted(noun: str, details: Counter[str]) -> str:
-    """One reason with its count: "12 .cr2", "3 system folders (@eaDir, #recycle)"."""
-    said = (
+    """Return a reason with its count: "12 .cr2", "3 system folders (@eaDir, #recycle)"."""
+    reason = (
         f"{details.total():,} {noun}"
         if noun.startswith(".")
         else counted(details.total(), noun, PLURALS.get(noun))
@@ -249,7 +247,7 @@ def _counted(noun: str, details: Counter[str]) -> str:
         name for name, _ in sorted(details.items(), key=lambda item: (-item[1], item[0])) if name
     ]
     more = [f"{len(names) - SHOWN_DETAILS} more"] if len(names) > SHOWN_DETAILS else []
-    return f"{said} ({', '.join(names[:SHOWN_DETAILS] + more)})" if names else said
+    return f"{reason} ({', '.join(names[:SHOWN_DETAILS] + more)})" if names else reason
 
 
 class _Pattern:
@@ -264,20 +262,20 @@ class _Pattern:
             self._path.insert(0, None)
 
     def matches(self, path: str) -> bool:
-        """Whether the path, or a folder above it, is what the pattern means."""
+        """Whether the pattern matches the path or a folder above it."""
         return _matches(self._path, _parts(path))
 
     def names_folder(self, folder: str) -> bool:
-        """Whether a part of the pattern means this very folder: not `*`, and with the dot of a
-        hidden one."""
+        """Whether a part of the pattern names this folder: more than `*`, and with a dot if the
+        folder is hidden."""
         return any(
             part.strip("*") and _same_dot(part, folder) and name.match(folder)
             for part, name in self._names
         )
 
     def names_file(self, file: str) -> bool:
-        """Whether the last part of the pattern tells how this file's name ends, and its dot if it
-        is hidden."""
+        """Whether the last part of the pattern gives the end of this file's name, and a dot if the
+        file is hidden."""
         part, name = self._names[-1]
         return (
             not part.endswith(("*", "?")) and _same_dot(part, file) and name.match(file) is not None
@@ -285,8 +283,8 @@ class _Pattern:
 
 
 def _matches(pattern: Sequence[re.Pattern[str] | None], names: Sequence[str]) -> bool:
-    """Whether a pattern, of which None is `**`, matches the names from the first on, or those of a
-    folder above."""
+    """Whether a pattern, in which None stands for `**`, matches the names of a path or of a folder
+    above it."""
     if not pattern:
         return True
     first, rest = pattern[0], pattern[1:]

@@ -1,8 +1,8 @@
-"""The files below a folder: which are items, which are containers, what cannot be read, and what is
-passed over.
+"""List the files below a folder: images, containers, folders that cannot be read, and a count of
+what is passed over.
 
-Folders that featkit wrote are passed over, so that a run whose `--out` lies inside its images
-reads only images.
+Folders written by featkit are passed over, so that a run whose `--out` lies among its images reads
+only images.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from featkit.images import printable
 from featkit.sources.base import CONTAINER_SUFFIXES, Skip, suffix_of
 from featkit.sources.selection import Selection, Tally, drop_raw_twins
 
-# What tells featkit's own folders: all names of one of these lie in the folder.
+# A folder was written by featkit if it holds all names of one of these sets.
 OWN_FOLDERS = (
     {"plan.json", "shards"},  # embeddings
-    {"plan.json", ".lock"},  # embeddings that are only begun
+    {"plan.json", ".lock"},  # embeddings just begun
     {CATALOGUE_FILE, VECTORS_FILE},  # an index
     {CATALOGUE_FILE, "writer.lock"},
-    {"config.yaml", "writer.lock"},  # a run, with snapshots
+    {"config.yaml", "writer.lock"},  # a training run, with snapshots
     {"config.yaml", "metrics.jsonl"},
-    {"photos.index", "listing.json"},  # what the demo keeps
+    {"photos.index", "listing.json"},  # the cache of the demo
 )
 GALLERY = re.compile(r"gallery-[0-9a-f]{16}")  # the demo's sample images in its cache
 OWN_FOLDER, LINKED_FOLDER, LINKED_FILE = (
@@ -42,34 +42,35 @@ LINKED_ABOVE, READ_ALREADY, DISAPPEARED = (
     "link to a folder already read",
     "folder that disappeared",
 )
-UNREADABLE = "unreadable folder"  # an item as well, whose row says why
+UNREADABLE = "unreadable folder"  # also an item, whose row has the error
 SHOWN_PATH, SHOWN_FOLDER = 200, 80  # characters of a path in a sentence
 
 
 @dataclass
 class Listing:
-    """What lies below a folder. Paths are relative to it with `/`; those of folders in `failed` end
-    with `/`."""
+    """The contents of a folder. Paths are relative to it, with `/`.
+
+    containers: archives and Parquet files, by their suffixes. failed: the error sentence of each
+    folder that cannot be listed, by its path with `/` at the end.
+    """
 
     paths: list[str] = field(default_factory=list)
-    # archives and Parquet files, by their suffixes
     containers: list[str] = field(default_factory=list)
-    # the sentence of each folder that cannot be listed
     failed: dict[str, str] = field(default_factory=dict)
     tally: Tally = field(default_factory=Tally)
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """What was passed over, by reason."""
+        """The number of files and folders passed over, by reason."""
         return self.tally.counts
 
 
 def list_folder(root: Path, selection: Selection) -> Listing:
-    """List the items below `root`, in any order. InputError where `root` itself cannot be listed.
+    """List the items below `root`, in any order. InputError if `root` itself cannot be listed.
 
-    A link to a file is an item unless the file is one by another name. Links to folders are
-    followed only with `selection.follow_links`, after all folders that are there themselves, and
-    each folder is read once.
+    A link to a file is an item unless the file is one already, under another name. Links to folders
+    are followed only with `selection.follow_links`, after all real folders, and each folder is read
+    once.
     """
     walk = _Walk(root, selection)
     walk.folder("", walk.real_root)
@@ -81,7 +82,7 @@ def list_folder(root: Path, selection: Selection) -> Listing:
 
 
 class _Walk:
-    """A walk under way: what it found so far, and the links that it has not followed yet."""
+    """A walk through a folder: its listing so far, and the links it has not followed yet."""
 
     def __init__(self, root: Path, selection: Selection) -> None:
         self.root, self.selection = root, selection
@@ -94,8 +95,10 @@ class _Walk:
         self._container_links: list[str] = []
 
     def folder(self, start: str, real_start: str) -> None:
-        """List a folder, given by its path below the root and its real path, with all below it."""
-        waiting = [start]  # not a recursion: folders may be nested more deeply than Python's stack
+        """List a folder and everything below it. start: its path below the root; real_start: its
+        real path."""
+        # A list instead of recursion: folders may be nested more deeply than Python's stack.
+        waiting = [start]
         while waiting:
             folder = waiting.pop()
             below = folder[len(start) :].strip("/")
@@ -108,19 +111,23 @@ class _Walk:
             if folder and is_own_folder(folder, {entry.name for entry in entries}):
                 self._skip(OWN_FOLDER, folder)
             else:
-                # Last first, since the last one is taken from `waiting` first.
-                for entry in sorted(
-                    entries, key=lambda entry: os.fsencode(entry.name), reverse=True
-                ):
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if not _is_folder(entry):
-                        self._file(path, is_link=entry.is_symlink())
-                    elif self._takes_folder(path):
-                        (self._folder_links if entry.is_symlink() else waiting).append(path)
+                waiting += self._sort(folder, entries)
+
+    def _sort(self, folder: str, entries: list[os.DirEntry[str]]) -> list[str]:
+        """Sort the entries of a folder into files and links; return the folders to list next."""
+        folders: list[str] = []
+        # In reverse, since the last of the waiting folders is listed first.
+        for entry in sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if not _is_folder(entry):
+                self._file(path, is_link=entry.is_symlink())
+            elif self._takes_folder(path):
+                (self._folder_links if entry.is_symlink() else folders).append(path)
+        return folders
 
     def links_to_folders(self) -> None:
-        """Follow the links to folders, and those found there; none that holds the root. Else count
-        them."""
+        """Follow the links to folders, and the links found there, except to folders above the root;
+        or count them."""
         while self._folder_links:
             links, self._folder_links = sorted(self._folder_links), []
             for link in links:
@@ -134,8 +141,8 @@ class _Walk:
                     self.folder(link, real)
 
     def links_to_files(self) -> None:
-        """Make items of links to files, except those whose file is an item already, by its own name
-        or another link."""
+        """Add the links to files, except those whose file is an item already, under its own name or
+        another link."""
         self._links_to(self._file_links, self.listing.paths)
         self._links_to(self._container_links, self.listing.containers)
 
@@ -150,7 +157,7 @@ class _Walk:
                 paths.append(link)
 
     def _real_path(self, path: str) -> str:
-        """Of an item that is no link itself."""
+        """Return the real path of an item that is not a link itself."""
         if self.selection.follow_links:
             return os.path.realpath(self.root / path)
         return f"{self.real_root.rstrip(os.sep)}{os.sep}{path}"
@@ -174,12 +181,11 @@ class _Walk:
         return reason is None
 
     def _scan(self, folder: str) -> list[os.DirEntry[str]]:
-        """The entries of a folder, as far as they can be read; what stops it is noted in the
-        listing."""
-        found: list[os.DirEntry[str]] = []
+        """Return the entries of a folder up to the first error, which is noted in the listing."""
+        scanned: list[os.DirEntry[str]] = []
         try:
             with os.scandir(self.root / folder) as entries:
-                found.extend(entries)
+                scanned.extend(entries)
         except OSError as error:
             if not folder:
                 raise InputError(
@@ -192,10 +198,10 @@ class _Walk:
                 shown = folder if len(folder) <= SHOWN_FOLDER else f"{folder[:SHOWN_FOLDER]}..."
                 self._skip(f"{UNREADABLE} ({printable(shown)})", folder)
                 self.listing.failed[folder + "/"] = _cannot_open(self.root / folder, error)
-        return found
+        return scanned
 
     def _below_root(self, folders: Sequence[Path]) -> Iterator[str]:
-        """The paths below the root of those folders that lie there."""
+        """Yield the paths, below the root, of those folders that lie there."""
         for folder in folders:
             real = os.path.realpath(folder)
             if real.startswith(self.real_root.rstrip(os.sep) + os.sep):
@@ -206,7 +212,7 @@ class _Walk:
 
 
 def is_own_folder(path: str, names: Set[str]) -> bool:
-    """Whether featkit wrote the folder, by the names of what is in it."""
+    """Whether featkit wrote the folder. names: of the files and folders in it."""
     name = path.rpartition("/")[2]
     return (
         any(own <= names for own in OWN_FOLDERS)
@@ -234,8 +240,8 @@ def _reason(error: OSError) -> str:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; what cannot be looked at is a file, and says so when
-    it is read."""
+    """Whether an entry is a folder or a link to one. An entry that cannot be examined counts as a
+    file: reading it reports the error."""
     try:
         return entry.is_dir()
     except OSError:

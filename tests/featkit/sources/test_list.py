@@ -77,7 +77,7 @@ def test_names_with_unusual_characters_are_one_line_each(tmp_path: Path) -> None
 @pytest.mark.parametrize("content", ["", "\n \n", "# only\n# remarks\n"])
 def test_an_empty_list_is_refused(tmp_path: Path, content: str) -> None:
     path = write_list(tmp_path, content)
-    with refused(f"{path} lists no images; write one path a line."):
+    with refused(f"{path} lists no images; write one path per line."):
         open_source(path)
 
 

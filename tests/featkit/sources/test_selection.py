@@ -127,7 +127,7 @@ def test_files_of_an_archive_are_picked_by_the_same_rule() -> None:
     assert picked.skipped == {
         "system folder (@eaDir)": 1,
         "hidden folder": 1,
-        "raw file beside its JPEG": 1,
+        "raw file next to its JPEG": 1,
         ".xmp": 1,
         "excluded folder": 1,
     }

@@ -112,7 +112,7 @@ def test_a_raw_file_is_an_item_unless_its_jpeg_lies_beside_it(tmp_path: Path) ->
     )
     source = open_source(root)
     assert keys(source) == ["a/1.jpg", "a/2.cr2", "b/1.dng", "b/1.png", "b/3.HIF", "raw/1.cr2"]
-    assert source.skipped == {"raw file beside its JPEG": 2}
+    assert source.skipped == {"raw file next to its JPEG": 2}
 
 
 def test_files_that_are_not_read_are_counted_by_suffix(tmp_path: Path) -> None:
