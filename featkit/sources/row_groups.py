@@ -1,10 +1,10 @@
-"""Row groups of Parquet files, decoded once, and kept within a number of bytes that all files of a
-process share.
+"""A cache of decoded row groups of Parquet files, with one limit in bytes for all files of a
+process.
 
-A group is read as a stream of small batches, so that no second copy of it stands beside what is
-kept. Of a large group, a batch is kept until each of its rows was taken once. So reading in order
-holds a few batches, and a shuffled epoch decodes each group once; only a row that is asked for
-again makes a large group start over.
+A group is decoded as a stream of small batches, so that no second copy of it is ever in memory. A
+batch of a large group is kept until each of its rows was taken once. Reading in order thus holds a
+few batches, and a shuffled epoch decodes each group once. Only a row that is read a second time
+makes a large group start over.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from featkit.paths import open_arrow
 from featkit.sources.rows import DAMAGED
 from featkit.wording import one_line
 
-# of images and of metadata, beyond the group that is being read
+# Limits for images and for metadata, in addition to the group that is being read.
 KEPT_BYTES, KEPT_TEXT_BYTES = 64 * 2**20, 16 * 2**20
 KEPT_WHOLE = 32 * 2**20  # a group up to this size is kept whole
-MAX_GROUPS = 6  # that are kept whatever their size, where rows come from that many at once
+MAX_GROUPS = 6  # kept whatever their size, if rows are read from that many in turn
 BATCH_BYTES, MAX_BATCH = 2 * 2**20, 1024
-READ_BYTES = 2**20  # from the file at once
-KEPT_BATCHES = 2  # of which all rows were taken
-MAX_STARTS = 2  # of one group, before it is kept whole
-OVERHEAD_BYTES = 10_000  # of a group in the cache
+READ_BYTES = 2**20  # read from the file at a time
+KEPT_BATCHES = 2  # kept although all their rows were taken
+MAX_STARTS = 2  # of one group before it is kept whole
+OVERHEAD_BYTES = 10_000  # of each group in the cache
 
 Status: TypeAlias = tuple[int, int, int]  # size, time of the last change, inode
 Key: TypeAlias = tuple[Path, Status, int, tuple[str, ...]]
@@ -43,7 +43,7 @@ Key: TypeAlias = tuple[Path, Status, int, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class ParquetShard:
-    """A Parquet file with its footer, read once."""
+    """A Parquet file and its footer, which is read once."""
 
     path: Path
     metadata: pq.FileMetaData
@@ -51,7 +51,7 @@ class ParquetShard:
 
     @classmethod
     def open(cls, path: Path) -> tuple[ParquetShard, pa.Schema]:
-        """Read the footer. InputError for what is not a whole Parquet file."""
+        """Read the footer. InputError if this is not a complete Parquet file."""
         try:
             with open_arrow(path) as opened, pq.ParquetFile(opened) as file:
                 return cls(path, file.metadata, _status(path)), file.schema_arrow
@@ -61,24 +61,24 @@ class ParquetShard:
             ) from error
 
     def num_rows(self, group: int) -> int:
-        """Rows of a group."""
+        """Return the number of rows in a group."""
         return int(self.metadata.row_group(group).num_rows)
 
     def num_bytes(self, group: int) -> int:
-        """Bytes of a group, not compressed: nearly all of them are the images'.
+        """Return the uncompressed size of a group; nearly all of it is images.
 
-        Those of each column stand in the footer as well, but pyarrow ends the process where the
-        footer is damaged there.
+        The footer also has the size of each column, but pyarrow aborts the process if the footer is
+        damaged there.
         """
-        # some writers leave the bytes out
+        # Some writers leave the size out.
         share = self.status[0] * self.num_rows(group) // max(1, int(self.metadata.num_rows))
         return max(share, int(self.metadata.row_group(group).total_byte_size))
 
     def batches(
         self, group: int, columns: Sequence[str], num_bytes: int
     ) -> Generator[pa.RecordBatch, None, None]:
-        """Decode columns of a group, of about `num_bytes`, in small batches. InputError for a
-        changed or a damaged file."""
+        """Decode columns of a group in small batches. InputError if the file was changed or is
+        damaged. num_bytes: approximate size of the columns."""
         size = BATCH_BYTES * self.num_rows(group) // max(1, num_bytes)
         try:
             with open_arrow(self.path) as opened:
@@ -107,13 +107,13 @@ class ParquetShard:
 
 
 class RowGroup:
-    """Some columns of one row group, decoded from the first row on as far as rows were asked for.
-    Safe from any thread."""
+    """Some columns of one row group, decoded from the first row as far as rows were asked for. Safe
+    from any thread."""
 
     def __init__(
         self, shard: ParquetShard, group: int, columns: Sequence[str], num_bytes: int
     ) -> None:
-        """num_bytes: about as many as the columns have."""
+        """num_bytes: approximate size of the columns."""
         self.shard, self.group, self.columns = shard, group, columns
         self.num_rows = shard.num_rows(group)
         self.whole_bytes = num_bytes
@@ -124,8 +124,8 @@ class RowGroup:
         self._start()
 
     def row(self, row: int) -> tuple[pa.RecordBatch, int]:
-        """Return a batch with a row, and the row's position in it. InputError for a row at or after
-        damage."""
+        """Return the batch with a row, and the row's position in it. InputError for a row at or
+        after damage."""
         with self._lock:
             i = bisect_right(self._ends, row)
             if i < len(self._ends) and self._batches[i] is None:
@@ -143,7 +143,7 @@ class RowGroup:
 
     @property
     def num_bytes(self) -> int:
-        """What it holds: its batches, and the pages that they are decoded from."""
+        """The memory in use: batches, and the pages they are decoded from."""
         decoding = 0 < self._end < self.num_rows and self._error is None
         return self._kept_bytes + (self.whole_bytes if decoding else 0) + OVERHEAD_BYTES
 
@@ -157,16 +157,15 @@ class RowGroup:
         return self._ends[-1] if self._ends else 0
 
     def _start(self) -> None:
-        """Begin at the first row. When rows are asked for again and again, all are kept from then
-        on."""
+        """Begin at the first row. If rows are read repeatedly, all are kept from now on."""
         self._num_starts += 1
         self.keeps_all |= self._num_starts > MAX_STARTS
         self._stream = self.shard.batches(self.group, self.columns, self.whole_bytes)
         self._batches: list[pa.RecordBatch | None] = []
         self._ends: list[int] = []
         self._taken: list[bytearray] = []  # a flag for each row of a batch
-        self._num_waiting: list[int] = []  # rows of a batch that were not taken
-        self._used_up: deque[int] = deque()  # batches that are kept although all rows were taken
+        self._num_waiting: list[int] = []  # rows of each batch not taken yet
+        self._used_up: deque[int] = deque()  # batches kept although all their rows were taken
         self._batch_bytes: list[int] = []
         self._kept_bytes = 0
         self._error: InputError | None = None
@@ -179,12 +178,12 @@ class RowGroup:
             return
         if batch is None:
             self._error = InputError(
-                f"{self.shard.path} has fewer rows in row group {self.group} than it says; copy it"
-                " again."
+                f"{self.shard.path} has fewer rows in row group {self.group} than its footer lists;"
+                " copy it again."
             )
             return
         if not self.keeps_all and not self._batches:
-            # of its pages, of which decoding needs several copies for a moment
+            # Return freed pages to the system: decoding needs several copies for a moment.
             pa.default_memory_pool().release_unused()
         batch = _without_unused_values(batch)
         self._batches.append(batch)
@@ -194,10 +193,10 @@ class RowGroup:
         self._batch_bytes.append(batch.nbytes)
         self._kept_bytes += batch.nbytes
         if self._end >= self.num_rows:
-            self._stream.close()  # with the file and its pages
+            self._stream.close()  # also closes the file and frees its pages
 
     def _take(self, i: int, position: int) -> None:
-        """Note that a row was taken; drop batches of which all were."""
+        """Mark a row as taken; drop batches whose rows were all taken."""
         if self.keeps_all or self._taken[i][position]:
             return
         self._taken[i][position] = 1
@@ -211,8 +210,8 @@ class RowGroup:
 
 
 def _without_unused_values(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return a batch whose dictionaries hold its own values: pyarrow hands each batch those of all
-    batches before it too."""
+    """Return a batch with only its own values in its dictionaries. pyarrow adds those of all
+    batches before it."""
     kinds = [
         kind
         for field in batch.schema
@@ -226,7 +225,7 @@ def _without_unused_values(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _compacted(array: pa.Array) -> pa.Array:
-    import pyarrow.compute as pc  # here, since it takes 20 ms and few columns are dictionaries
+    import pyarrow.compute as pc  # takes 20 ms, and few columns are dictionaries
 
     if parts := _fields_of(array.type):
         columns = [_compacted(column) for column in array.flatten()]
@@ -243,48 +242,45 @@ def _fields_of(kind: pa.DataType) -> list[pa.Field]:
 
 
 class RowGroups:
-    """The row groups that a process keeps, for all its Parquet files. Safe from any thread."""
+    """The row groups that a process keeps, of all its Parquet files. Safe from any thread."""
 
     def __init__(self, kept_bytes: int) -> None:
-        """kept_bytes: bound of all groups together, beyond those that are in use at once."""
+        """kept_bytes: limit for all groups together, beyond those that are read in turn."""
         self.kept_bytes = kept_bytes
         self.forget()
 
     def forget(self) -> None:
-        """Begin with no groups and new locks."""
+        """Drop all groups, and make new locks."""
         self._lock = threading.Lock()
-        self._groups: OrderedDict[Key, RowGroup] = OrderedDict()  # the one used last at the end
-        self._dropped: deque[Key] = deque(maxlen=4 * MAX_GROUPS)  # with rows that were not taken
+        self._groups: OrderedDict[Key, RowGroup] = OrderedDict()  # the last used one at the end
+        self._dropped: deque[Key] = deque(maxlen=4 * MAX_GROUPS)  # before all rows were taken
         self._num_bytes = 0
-        self._num_groups = 1  # that are in use at once, by what was seen
+        self._num_groups = 1  # estimate of how many are read in turn
 
     def row(
         self, shard: ParquetShard, group: int, columns: tuple[str, ...], row: int, *, num_bytes: int
     ) -> tuple[pa.RecordBatch, int]:
-        """Return a batch with a row of a group, and the row's position in it. InputError for
-        damage.
-
-        num_bytes: about as many as these columns of the group have.
-        """
+        """Return the batch with a row of a group, and the row's position in it. InputError for
+        damage. num_bytes: approximate size of these columns of the group."""
         key = (shard.path, shard.status, group, columns)
         with self._lock:
-            found = self._groups.get(key)
-            if found is None:
-                found = self._groups[key] = RowGroup(shard, group, columns, num_bytes)
-                if key in self._dropped:  # too early
+            row_group = self._groups.get(key)
+            if row_group is None:
+                row_group = self._groups[key] = RowGroup(shard, group, columns, num_bytes)
+                if key in self._dropped:  # it was dropped too early
                     self._dropped.remove(key)
                     self._num_groups = min(self._num_groups + 1, MAX_GROUPS)
             self._groups.move_to_end(key)
         try:
-            return found.row(row)
+            return row_group.row(row)
         finally:
             with self._lock:
-                self._shrink(key, found)
+                self._shrink(key, row_group)
 
     def _shrink(self, key: Key, current: RowGroup) -> None:
-        """Drop the groups that were not used for longest, beyond the bytes that may be kept."""
+        """Drop the least recently used groups beyond the limit."""
         if self._groups.get(key) is not current:
-            return  # dropped while it was read
+            return  # it was dropped while it was read
         self._num_bytes += current.num_bytes - current.counted_bytes
         current.counted_bytes = current.num_bytes
         if self._num_bytes <= self.kept_bytes:
@@ -305,7 +301,7 @@ image_groups, text_groups = RowGroups(KEPT_BYTES), RowGroups(KEPT_TEXT_BYTES)
 
 
 def _begin_in_child() -> None:
-    """A forked process begins with none: another thread may have held a lock."""
+    """Begin a forked process without groups: another thread may have held a lock."""
     image_groups.forget()
     text_groups.forget()
 

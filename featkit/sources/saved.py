@@ -1,4 +1,4 @@
-"""Data sets as `datasets.Dataset.save_to_disk` writes them: Arrow streams and a note of them, read
+"""Data sets written by `datasets.Dataset.save_to_disk`: Arrow streams and a JSON list of them, read
 without that library."""
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from featkit.sources.rows import DAMAGED, Columns, find_columns, read_image, rea
 from featkit.wording import one_line
 
 STATE_FILE, SPLITS_FILE = "state.json", "dataset_dict.json"
-# what older versions of the library call the rows' order
+# Where different versions of the library list the files with the order of the rows.
 INDICES = ("_indices_data_files", "_indices_files")
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 class SavedDataset:
-    """One folder of Arrow streams, mapped and not read; keys are `folder/row`, with the data set
-    before a split's folder.
+    """One folder of Arrow streams, which are mapped into memory. Keys are `folder/row`, or
+    `data set/split/row` for a split.
 
-    A file that is damaged is an item `folder/file` in place of the rows that cannot be read. How
-    many they are is not known, so that rows of later files have keys of their own,
-    `folder/file/row`. Where a file keeps the order of the rows, any damage is refused.
+    A damaged file is one item `folder/file` in place of the rows that cannot be read. Their number
+    is unknown, so rows of later files get keys of their own, `folder/file/row`. If a file with the
+    order of the rows is damaged, the data set is refused.
     """
 
     def __init__(
@@ -46,29 +46,17 @@ class SavedDataset:
         self._files = _listed(folder, state, "_data_files")
         order_files = [file for key in INDICES for file in _listed(folder, state, key)]
         self._open()
-        if self._failed and len(self._failed) == len(self._batches):
-            raise InputError(next(iter(self._failed.values())))
-        if not self._batches:
-            raise InputError(f"{folder} has no rows.")
-        schema = next(batch.schema for batch in self._batches if batch is not None)
-        self._columns = find_columns(schema, self._files[0], column=column)
+        schemas = [batch.schema for batch in self._batches if batch is not None]
+        if not schemas:
+            raise InputError(next(iter(self._failed.values()), f"{folder} has no rows."))
+        self._columns = find_columns(schemas[0], self._files[0], column=column)
         self._order = _read_order(order_files)
-        is_whole = not self._failed
-        if (
-            is_whole
-            and self._order is not None
-            and len(self._order)
-            and int(self._order.max()) >= self._ends[-1]
-        ):
-            raise InputError(
-                f"{folder} orders row {int(self._order.max()):,}, and has only {self._ends[-1]:,};"
-                " write it again."
-            )
+        self._check_order()
         if not len(self):
             raise InputError(f"{folder} has no rows.")
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_batches": None}  # files are mapped again
+        return self.__dict__ | {"_batches": None}  # the files are mapped again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,53 +64,52 @@ class SavedDataset:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return an empty mapping: every row is an item."""
+        """Always empty: every row is an item."""
         return NOTHING_SKIPPED
 
     @property
     def columns(self) -> Sequence[Columns]:
-        """Return the choice of columns."""
+        """The columns of the files."""
         return [self._columns]
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._order is None else len(self._order)
 
-    def key(self, number: int) -> str:
-        """`folder/row`, for a split `folder/split/row`; after a damaged file `folder/file/row`."""
-        i, _ = self._locate(number)
-        if self._order is not None or not self._failed or i < min(self._failed):
-            return f"{self._prefix}/{number}"
-        file = self._file_of[i]
+    def key(self, item: int, /) -> str:
+        """Return `folder/row`, or `data set/split/row`; after a damaged file `folder/file/row`."""
+        batch, _ = self._locate(item)
+        if self._order is not None or not self._failed or batch < min(self._failed):
+            return f"{self._prefix}/{item}"
+        file = self._file_of[batch]
         name = f"{self._prefix}/{printable(self._files[file].name)}"
+        if batch in self._failed:
+            return name
         first = self._file_of.index(file)
-        return (
-            name
-            if i in self._failed
-            else f"{name}/{number - (int(self._ends[first - 1]) if first else 0)}"
-        )
+        first_item = int(self._ends[first - 1]) if first else 0
+        return f"{name}/{item - first_item}"
 
-    def read(self, number: int) -> bytes:
-        """The image's bytes; InputError where the row has none or is damaged."""
-        return read_image(
-            self._row(number), 0, self._columns, key=self.key(number), limits=self.limits
-        )
+    def read(self, item: int, /) -> bytes:
+        """Return the image's bytes. InputError if the row has none or is damaged."""
+        row = self._row(item)
+        return read_image(row, 0, self._columns, key=self.key(item), limits=self.limits)
 
-    def metadata(self, number: int) -> Metadata:
-        """All columns of text and numbers, names of class labels, and the image's `path`."""
-        if self._locate(number)[0] in self._failed:
+    def metadata(self, item: int, /) -> Metadata:
+        """Return all columns of text and numbers, names of class labels, and the image's `path`."""
+        if self._locate(item)[0] in self._failed:
             return {}
-        return read_metadata(self._row(number), 0, self._columns, key=self.key(number))
+        return read_metadata(self._row(item), 0, self._columns, key=self.key(item))
 
-    def file(self, number: int, /) -> Path:
-        """The Arrow file."""
-        return self._files[self._file_of[self._locate(number)[0]]]
+    def file(self, item: int, /) -> Path:
+        """Return the Arrow file."""
+        return self._files[self._file_of[self._locate(item)[0]]]
 
     def _open(self) -> None:
+        """Map the files."""
         self._batches: list[pa.RecordBatch | None] = []  # None: rows that cannot be read
-        self._failed: dict[int, str] = {}  # why, by their place among the batches
+        self._failed: dict[int, str] = {}  # the error of each of those, by its batch
         self._file_of: list[int] = []  # of each batch
         schema: pa.Schema | None = None
-        for file_number, file in enumerate(self._files):
+        for i, file in enumerate(self._files):
             try:
                 for batch in _read_stream(file):
                     schema = schema or batch.schema
@@ -132,38 +119,50 @@ class SavedDataset:
                             " again."
                         )
                     self._batches.append(batch)
-                    self._file_of.append(file_number)
+                    self._file_of.append(i)
             except InputError as error:
                 self._failed[len(self._batches)] = str(error)
                 self._batches.append(None)
-                self._file_of.append(file_number)
+                self._file_of.append(i)
         rows = [1 if batch is None else batch.num_rows for batch in self._batches]
         self._ends = np.cumsum([0, *rows], dtype=np.int64)[1:]
 
-    def _row(self, number: int) -> pa.RecordBatch:
-        """One row, looked through: Arrow maps a file without a look at what its offsets point to."""
-        i, place = self._locate(number)
+    def _check_order(self) -> None:
+        """InputError if the order names rows that do not exist."""
+        if self._order is None or not len(self._order) or self._failed:
+            return
+        last = int(self._order.max())
+        if last >= self._ends[-1]:
+            raise InputError(
+                f"{self.folder} orders row {last:,}, but has only {self._ends[-1]:,} rows; write"
+                " it again."
+            )
+
+    def _row(self, item: int) -> pa.RecordBatch:
+        """Return one row, validated: Arrow maps a file without checking its offsets."""
+        i, position = self._locate(item)
         batch = self._batches[i]
         if batch is None:
             raise InputError(self._failed[i])
-        row = batch.slice(place, 1)
+        row = batch.slice(position, 1)
         try:
             row.validate(full=True)
         except DAMAGED as error:
-            raise InputError(f"{self.key(number)} is damaged: {one_line(error)}.") from error
+            raise InputError(f"{self.key(item)} is damaged: {one_line(error)}.") from error
         return row
 
-    def _locate(self, number: int) -> tuple[int, int]:
-        """The batch that holds item `number`, and its place in it."""
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        row = number if self._order is None else int(self._order[number])
-        if (
-            self._order is not None
-            and self._failed
-            and row >= self._ends[first := min(self._failed)] - 1
-        ):
-            return first, 0  # from here on it is not known which row is where
+    def _locate(self, item: int) -> tuple[int, int]:
+        """Return the batch that holds an item, and its position there."""
+        if not 0 <= item < len(self):
+            raise IndexError(item)
+        row = item
+        if self._order is not None:
+            row = int(self._order[item])
+            if self._failed:
+                # From the first failure on, nobody knows which row is where.
+                first = min(self._failed)
+                if row >= self._ends[first] - 1:
+                    return first, 0
         batch = int(np.searchsorted(self._ends, row, side="right"))
         return batch, row - (int(self._ends[batch - 1]) if batch else 0)
 
@@ -183,54 +182,57 @@ def open_saved(
     limits: ImageLimits,
     column: str | None = None,
 ) -> SavedDataset:
-    """A saved data set, or one split of several. InputError, with those there are, where none or
-    another is named."""
+    """Open a saved data set, or one split of it. InputError, listing the splits, if there are
+    several and none is named, or if the named one does not exist."""
     if not (folder / SPLITS_FILE).is_file():
         if split is not None:
             raise InputError(f"{folder} is one data set without splits; leave out :{split}.")
         return SavedDataset(folder, name=name, limits=limits, column=column)
-    found = _read_json(folder / SPLITS_FILE).get("splits")
-    if not isinstance(found, list) or not all(_is_plain_name(one) for one in found):
+    splits = _read_json(folder / SPLITS_FILE).get("splits")
+    if not isinstance(splits, list) or not all(_is_plain_name(name) for name in splits):
         raise InputError(f"{folder / SPLITS_FILE} has no list of splits; write the data set again.")
-    chosen = choose_split(found, split, of=str(folder), example=f"{folder}/{{}}")
+    chosen = choose_split(splits, split, of=str(folder), example=f"{folder}/{{}}")
     return SavedDataset(folder / chosen, name=name, limits=limits, column=column)
 
 
-def choose_split(found: Sequence[str], wanted: str | None, *, of: str, example: str) -> str:
-    """The split that is wanted, or the only one. InputError that lists those there are, and how to
-    name the first."""
-    if wanted in found:
+def choose_split(splits: Sequence[str], wanted: str | None, *, of: str, example: str) -> str:
+    """Return the wanted split, or the only one. InputError that lists the splits and shows how to
+    name the first.
+
+    of: the data set, for messages. example: how a split is named, with {} in place of its name.
+    """
+    if wanted in splits:
         return str(wanted)
-    if wanted is None and len(found) == 1:
-        return found[0]
-    if not found:
+    if wanted is None and len(splits) == 1:
+        return splits[0]
+    if not splits:
         raise InputError(f"{of} has no splits.")
     trouble = f"has no split {wanted!r}" if wanted is not None else "has several splits"
     raise InputError(
-        f"{of} {trouble}; name one of {', '.join(found)}: {example.replace('{}', found[0])}."
+        f"{of} {trouble}; name one of {', '.join(splits)}: {example.replace('{}', splits[0])}."
     )
 
 
 def _data_set_of(folder: Path) -> list[Path]:
-    """The folder of the data set that a split's folder belongs to."""
+    """Return the folder of the data set that a split's folder belongs to, if any."""
     parent = folder.resolve().parent
     return [parent] if (parent / SPLITS_FILE).is_file() else []
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); write the data set again.") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is not the note of a data set; write the data set again.")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{path} does not describe a data set; write the data set again.")
+    return content
 
 
 def _listed(folder: Path, state: dict[str, Any], key: str) -> list[Path]:
-    """Files beside the note, by their names; never a path out of the folder."""
+    """Return the files that a data set lists under a key; never a path out of its folder."""
     entries = state.get(key) or []
     names = [
         entry.get("filename") if isinstance(entry, dict) else None
@@ -239,8 +241,7 @@ def _listed(folder: Path, state: dict[str, Any], key: str) -> list[Path]:
     ]
     if not all(_is_plain_name(name) for name in names):
         raise InputError(
-            f"{folder / STATE_FILE} names files that do not lie beside it; write the data set"
-            " again."
+            f"{folder / STATE_FILE} names files outside its folder; write the data set again."
         )
     return [folder / str(name) for name in names]
 
@@ -255,7 +256,8 @@ def _is_plain_name(name: object) -> bool:
 
 
 def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
-    """The batches of one file with any rows. InputError for what is not a whole Arrow stream."""
+    """Yield the batches of one file that have rows. InputError if it is not a complete Arrow
+    stream."""
     _refuse_other_kinds(file)
     try:
         with file.open("rb") as opened:
@@ -264,7 +266,7 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
         if is_whole:
             yield from (batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows)
         else:
-            with suppress(*DAMAGED):  # what there is before the cut
+            with suppress(*DAMAGED):  # read everything before the cut
                 yield from (
                     batch for batch in pa.ipc.open_stream(map_arrow(file)) if batch.num_rows
                 )
@@ -279,8 +281,8 @@ def _read_stream(file: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _refuse_other_kinds(file: Path) -> None:
-    """InputError for a missing or empty file, and for one that is something else by its first
-    bytes."""
+    """InputError for a missing or empty file, and for one whose first bytes are of another
+    format."""
     if not file.exists():
         raise InputError(f"{file} does not exist; copy the whole data set, or write it again.")
     head = read_head(file)
@@ -290,8 +292,8 @@ def _refuse_other_kinds(file: Path) -> None:
 
 
 def _read_order(files: Sequence[Path]) -> np.ndarray | None:
-    """The rows in the order in which they are items, where a selection or a shuffle was saved as
-    one."""
+    """Return the row of each item, if a selection or a shuffle was saved as an order; else
+    None."""
     if not files:
         return None
     columns = [
@@ -300,5 +302,5 @@ def _read_order(files: Sequence[Path]) -> np.ndarray | None:
     if not all(
         pa.types.is_unsigned_integer(column.type) and not column.null_count for column in columns
     ):
-        raise InputError(f"{files[0]} does not hold the numbers of rows; write the data set again.")
+        raise InputError(f"{files[0]} does not hold row indices; write the data set again.")
     return np.concatenate([np.zeros(0, np.uint64), *(column.to_numpy() for column in columns)])

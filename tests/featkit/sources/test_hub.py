@@ -152,7 +152,7 @@ def test_a_file_that_the_library_cannot_convert_is_refused_in_one_sentence(tmp_p
         open_source(f"hf:{tmp_path}")
     with refused("hf:/not/there", "cannot be opened: "):
         open_source("hf:/not/there")
-    with refused("hf: names no data set", "hf:NAME:SPLIT"):
+    with refused("hf: does not name a data set", "hf:NAME:SPLIT"):
         open_source("hf:")
 
 

@@ -137,10 +137,10 @@ def test_a_selection_or_shuffle_that_was_saved_is_the_order_of_items(tmp_path: P
         source = open_source(folder)
         assert (keys(source), contents(source)) == (["old/0", "old/1", "old/2"], [b"4", b"0", b"4"])
     write_stream(folder / "indices.arrow", {"indices": pa.array([4, 5], pa.uint64())})
-    with refused(folder, "orders row 5, and has only 5"):
+    with refused(folder, "orders row 5, but has only 5"):
         open_source(folder)
     write_stream(folder / "indices.arrow", {"indices": pa.array(["a"])})
-    with refused(folder / "indices.arrow", "does not hold the numbers of rows"):
+    with refused(folder / "indices.arrow", "does not hold row indices"):
         open_source(folder)
 
 
