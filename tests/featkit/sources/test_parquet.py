@@ -162,7 +162,9 @@ def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
 def test_lists_of_images_and_pixels_are_refused_by_name(
     tmp_path: Path, values: pa.Array, words: str
 ) -> None:
-    with refused(tmp_path / "t.parquet", words, "in its column images", "one encoded image per row"):
+    with refused(
+        tmp_path / "t.parquet", words, "in its column images", "one encoded image per row"
+    ):
         open_table(tmp_path / "t.parquet", {"label": [1], "images": values})
 
 
