@@ -54,3 +54,12 @@ def test_every_file_that_contributing_names_exists() -> None:
     existing = [name for name in named if not Path(name).stem.startswith("x")]
     assert len(existing) > 10
     assert [name for name in existing if not (REPOSITORY / name).exists()] == []
+
+
+@pytest.mark.parametrize("package", ["train", "export", "demo"])
+def test_every_file_that_a_package_names_exists(package: str) -> None:
+    text = (REPOSITORY / package / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", text)
+    assert len(named) > 5
+    roots = (REPOSITORY, REPOSITORY / package / f"featkit_{package}")
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []
