@@ -1,4 +1,4 @@
-"""Numbers that change over training, as pure functions of the step."""
+"""Schedules of learning rate, momentum and temperatures, as pure functions of the step."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import math
 def cosine_schedule(
     step: int, *, start: float, end: float, num_steps: int, warmup_steps: int = 0
 ) -> float:
-    """Linear from 0 to `start` over the warm-up, then half a cosine from `start` to `end` at the
-    last step.
+    """Rise linearly to `start` over the warmup, then follow half a cosine to `end` at the last
+    step.
 
-    step < warmup_steps:  start * (step + 1) / (warmup_steps + 1) else:                 end + (start
-    - end) * (1 + cos(pi * progress)) / 2,  progress from 0 to 1 at num_steps - 1
+        if step < warmup_steps:
+            return start * (step + 1) / (warmup_steps + 1)
+        progress = (step - warmup_steps) / (num_steps - 1 - warmup_steps)  # 0 to 1
+        return end + (start - end) * (1 + cos(pi * progress)) / 2
     """
     if step < warmup_steps:
         return start * (step + 1) / (warmup_steps + 1)
@@ -21,25 +23,25 @@ def cosine_schedule(
 
 
 def linear_schedule(step: int, *, start: float, end: float, num_steps: int) -> float:
-    """Linear from `start` at step 0 to `end` at step `num_steps`, and `end` from there on."""
+    """Move linearly from `start` at step 0 to `end` at step `num_steps`, and stay there."""
     return end if step >= num_steps else start + (end - start) * step / num_steps
 
 
-# what a thousand steps need; DINO's, for a hundred thousand
+# Momentum that works best in a thousand steps, and DINO's for a hundred thousand.
 LEAST_MOMENTUM, MOST_MOMENTUM = 0.9, 0.996
-STEPS_OF_A_TEACHER = 400  # a run's steps over the steps that its teacher averages
+TEACHER_WINDOWS = 400  # a run is this many times as long as what its teacher averages
 
 
 def momentum_for(num_steps: int) -> float:
-    """A teacher's momentum by the length of its run: it averages a 400th of it, 1 / (1 - momentum)
-    steps.
+    """Return a teacher's momentum for a run's length: it averages 1 / (1 - momentum) steps, a
+    400th.
 
-    Between 0.9, which learns best in a thousand steps, and DINO's 0.996: a slower teacher stays
-    behind a short run's student and a faster one collapses with it.
+    Between 0.9 and 0.996: in a short run, a slower teacher lags behind its student and a faster one
+    collapses with it.
     """
-    return min(MOST_MOMENTUM, max(LEAST_MOMENTUM, 1 - STEPS_OF_A_TEACHER / num_steps))
+    return min(MOST_MOMENTUM, max(LEAST_MOMENTUM, 1 - TEACHER_WINDOWS / num_steps))
 
 
 def momentum_end_for(momentum: float) -> float:
-    """Where a cosine from `momentum` ends unless it is told: a tenth of the distance to 1."""
+    """Return the default end of a cosine from `momentum`: a tenth of its distance to 1."""
     return 1 - (1 - momentum) / 10

@@ -32,7 +32,8 @@ set -u
 command=({command})
 if [ -f {config} ]; then command+=(--resume); fi
 
-# torchrun knows nothing of SIGUSR1; its processes do, and hear it from here. Slurm may send it to all, which does no harm.
+# torchrun knows nothing of SIGUSR1; its processes do, and hear it from here. Slurm may send it to
+# all, which does no harm.
 export FEATKIT_TORCHRUN='
 trap "" USR1
 "$@" & torchrun=$!

@@ -61,7 +61,11 @@ IN_WORKER = (
             CPU,
             ("A data worker ran out of memory", "--workers", "run.cache_bytes"),
         ),
-        (OSError(errno.ENOSPC, "No space left on device"), CPU, ("No space is left", "free some")),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            CPU,
+            ("disk of the run's folder is full", "free some space"),
+        ),
         (OSError(errno.EFBIG, "File too large"), CPU, ("cannot be written: File too large",)),
         (
             RuntimeError("unable to open shared memory object </torch_1_2> in read-write mode"),
@@ -123,12 +127,12 @@ def test_an_error_of_featkits_own_is_not_explained_again(tmp_path: Path) -> None
 def test_the_way_on_is_the_newest_checkpoint(tmp_path: Path) -> None:
     assert way_on(tmp_path) == ""
     (tmp_path / "config.yaml").touch()
-    assert way_on(tmp_path) == "Add --resume to go on from step 0."
+    assert way_on(tmp_path) == "Add --resume to continue from step 0."
     for step in (5, 1200):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
-    assert way_on(tmp_path) == "Add --resume to go on from step 1,200."
+    assert way_on(tmp_path) == "Add --resume to continue from step 1,200."
     with (
-        refused("Add --resume to go on from step 1,200.", error=EnvironmentProblem),
+        refused("Add --resume to continue from step 1,200.", error=EnvironmentProblem),
         explained(tmp_path, CPU),
     ):
         raise MemoryError

@@ -116,7 +116,7 @@ def test_a_run_that_lost_a_worker_is_resumed_bit_for_bit(tmp_path: Path) -> None
     )
     (tmp_path / "armed").touch()
     source = Deadly(str(images), images, names, limits=open_source(images).limits)  # type: ignore[attr-defined]
-    with pytest.raises(WorkerLost, match=r"SIGKILL.*Add --resume to go on from step"):
+    with pytest.raises(WorkerLost, match=r"SIGKILL.*Add --resume to continue from step"):
         train(config, [source], tmp_path / "run")
     assert not (tmp_path / "armed").exists()
     train(config, [source], tmp_path / "run", resume=True)

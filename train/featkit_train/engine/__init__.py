@@ -1,1 +1,1 @@
-"""One optimization step, wherever it runs, and all it is spread, kept and stopped by."""
+"""One optimization step, its optimizer, its checkpoints, and the errors that end a run."""

@@ -172,8 +172,8 @@ def _open(path: Path) -> tuple[Progress, dict[str, Tensor]]:
         record = json.loads((path / PROGRESS_FILE).read_text())
         if record.pop("format") != FORMAT:
             raise InputError(
-                f"{path} has another checkpoint format than this version reads ({FORMAT}); resume with"
-                " the version of featkit that wrote it."
+                f"{path} has another checkpoint format than this version reads ({FORMAT}); resume"
+                " with the version of featkit that wrote it."
             )
         for name in record.pop(SHARDS, [STATE_FILE]):
             if not (path / name).is_file():

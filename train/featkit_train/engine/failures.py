@@ -1,5 +1,7 @@
-"""What ends a training with nothing wrong in it: too little memory, a full disk, a GPU that fails.
-Each is one sentence."""
+"""Explain machine failures that end a run: too little memory, a full disk, a failing GPU.
+
+Each becomes one sentence that says how to continue.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit_train.engine.checkpoints import list_checkpoints
 from featkit_train.run_folder import CHECKPOINTS, CONFIG_FILE
 
-# Words by which torch, CUDA and the C library say the same, in exceptions of no class of their own.
+# Phrases in messages of torch, CUDA and the C library whose exceptions have no class of their own.
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -44,8 +46,8 @@ DEVICE_FAILED = (
 
 @contextlib.contextmanager
 def explained(out: Path, device: torch.device) -> Iterator[None]:
-    """Turn what the machine lacks into an EnvironmentProblem that says what to lower and how the
-    run `out` is resumed."""
+    """Turn a machine's failure into an EnvironmentProblem that says what to change and how to
+    resume the run in `out`."""
     try:
         yield
     except FeatkitError:
@@ -59,16 +61,15 @@ def explained(out: Path, device: torch.device) -> Iterator[None]:
 
 
 def problem_of(error: Exception, device: torch.device) -> str | None:
-    """Return what the machine lacks and what to do about it, as a sentence; None for any other
-    error."""
+    """Return a sentence on the failure and its remedy; None for any other error."""
     text = str(error)
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT):
-        return "No space is left on the disk that the run is written to; free some."
+        return "The disk of the run's folder is full; free some space."
     if _says(text, SHARED_MEMORY):
         return (
-            "Shared memory (/dev/shm) is too small for the workers; lower --workers, or give it"
-            " more room, in Docker with --shm-size=8g."
+            "Shared memory (/dev/shm) is too small for the workers; lower --workers, or enlarge it,"
+            " in Docker with --shm-size=8g."
         )
     if code in (errno.EMFILE, errno.ENFILE) or _says(text, OPEN_FILES):
         return (
@@ -106,12 +107,12 @@ def problem_of(error: Exception, device: torch.device) -> str | None:
 
 
 def way_on(out: Path) -> str:
-    """Return how the run in a folder is resumed, as a sentence; nothing where none has begun."""
+    """Return a sentence on how to resume the run in a folder; "" if there is no run."""
     if not (out / CONFIG_FILE).is_file():
         return ""
-    found = list_checkpoints(out / CHECKPOINTS)
-    step = int(found[-1].name.removeprefix("step-")) if found else 0
-    return f"Add --resume to go on from step {step:,}."
+    checkpoints = list_checkpoints(out / CHECKPOINTS)
+    step = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+    return f"Add --resume to continue from step {step:,}."
 
 
 def _says(text: str, words: tuple[str, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""AdamW or SGD over a student, and the numbers of it that change with the step."""
+"""AdamW or SGD for a method, and its learning rate, weight decay and clipping."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from featkit_train.config import OptimConfig
 from featkit_train.schedules import cosine_schedule
 
-# images a step that the rules' rates are for: DINO's and DINOv2's
+# Batch sizes that the rules' learning rates refer to: DINO's and DINOv2's.
 LINEAR_BATCH, SQRT_BATCH = 256, 1024
 BLOCK = re.compile(r"(?:^|\.)(?:blocks\.|encoder_layer_)(\d+)\.")
 HEAD = re.compile(r"(?:^|\.)(\w*head)\.")
@@ -26,7 +26,7 @@ EMBEDDING = re.compile(
 
 
 def peak_lr(config: OptimConfig, images_per_step: int) -> float:
-    """The learning rate after warm-up: `lr` by its rule, lr * images / 256 or lr * sqrt(images /
+    """Return the learning rate after warmup: `lr`, lr * images / 256 or lr * sqrt(images /
     1024)."""
     if config.lr_rule == "linear":
         return config.lr * images_per_step / LINEAR_BATCH
@@ -36,12 +36,12 @@ def peak_lr(config: OptimConfig, images_per_step: int) -> float:
 
 
 def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of the config over what of `module` learns; norms, biases and other vectors do
-    not decay (DINO's code).
+    """Return the config's optimizer over the trainable parameters of `module`.
 
-    Of n blocks, block i (from 1) learns at layer_decay ** (n + 1 - i) of the rate, embeddings and
-    tokens as a block 0 would, heads and the last norm at the whole rate; the patch embedding at
-    patch_embed_lr times its own (DINOv2's code).
+    Norms, biases and other vectors have no weight decay, as in DINO's code. Of n blocks, block i
+    (from 1) trains at layer_decay ** (n + 1 - i) of the learning rate; embeddings and tokens count
+    as block 0; heads and the last norm train at the full rate. The patch embedding's rate is also
+    multiplied by patch_embed_lr, as in DINOv2's code.
     """
     named = [
         (name, parameter)
@@ -49,7 +49,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         if parameter.requires_grad
     ]
     depth = 1 + max(
-        (int(found[1]) for name, _ in named if (found := BLOCK.search(name))), default=-1
+        (int(block[1]) for name, _ in named if (block := BLOCK.search(name))), default=-1
     )
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
@@ -67,7 +67,7 @@ def make_optimizer(module: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def lr_share(name: str, *, depth: int, config: OptimConfig) -> float:
-    """What part of the learning rate the parameter of that name gets, among `depth` blocks."""
+    """Return the share of the learning rate for a parameter of a network with `depth` blocks."""
     block = BLOCK.search(name)
     layer = depth + 1
     if EMBEDDING.search(name):
@@ -87,9 +87,9 @@ def set_schedules(
     images_per_step: int,
     phase_start: int = 0,
 ) -> tuple[float, float]:
-    """Give the optimizer's groups this step's learning rate and weight decay, and return both.
+    """Set this step's learning rate and weight decay in the optimizer's groups, and return both.
 
-    phase_start: a step at which other weights began to learn, which are warmed up to in their turn.
+    phase_start: first step of the current phase; warmup restarts there.
     """
     peak = peak_lr(config, images_per_step)
     lr = cosine_schedule(
@@ -111,19 +111,18 @@ def set_schedules(
 
 
 def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
-    """Scale gradients whose norm is above clip_grad down to it, those that clip_by puts together;
-    the norm of all before.
+    """Clip the norm of each group of gradients to clip_grad; return the norm of all before that.
 
-    DINO and iBOT clip each weight's by itself (`clip_gradients` in their utils.py), DINOv2 and
-    DINOv3 the backbone's and each head's (train.py). A gradient g becomes g * min(1, clip_grad /
-    (norm + 1e-6)).
+    A gradient g becomes g * min(1, clip_grad / (norm of its group + 1e-6)). DINO and iBOT clip each
+    weight by itself (`clip_gradients` in their utils.py), DINOv2 and DINOv3 the backbone and each
+    head (train.py); `clip_by` selects the groups.
     """
-    together: dict[str, list[nn.Parameter]] = {}
+    groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.grad is not None:
-            together.setdefault(clip_group(name, config), []).append(parameter)
+            groups.setdefault(clip_group(name, config), []).append(parameter)
     limit = config.clip_grad if config.clip_grad > 0 else math.inf
-    norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in together.values()]
+    norms = [nn.utils.clip_grad_norm_(parameters, limit) for parameters in groups.values()]
     whole: Tensor = torch.stack(
         [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
     ).norm()
@@ -131,7 +130,7 @@ def clip_gradients(module: nn.Module, config: OptimConfig) -> Tensor:
 
 
 def clip_group(name: str, config: OptimConfig) -> str:
-    """What the weight of that name is clipped with."""
+    """Return the name of the group that a weight is clipped with."""
     if config.clip_by == "weight":
         return name
     head = HEAD.search(name) if config.clip_by == "part" else None

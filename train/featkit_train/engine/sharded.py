@@ -1,8 +1,7 @@
-"""Tensors spread over processes, to files and back: each process writes what it holds, any number
-of processes reads it.
+"""Sharded tensors in files: each process writes its shards, and any number of processes reads them.
 
-torch.distributed.checkpoint in its safetensors form, of which a plain safetensors file is the case
-of one shard.
+Uses torch.distributed.checkpoint with safetensors files; a plain safetensors file is the case of
+one shard.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ from featkit_train.processes.distributed import World
 
 
 def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether any of them is spread over processes."""
+    """Whether any tensor is sharded over processes."""
     return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 
 @contextlib.contextmanager
 def replace_folder_together(path: Path, world: World) -> Iterator[Path]:
-    """`replace_folder` for all processes: a temporary folder that all see, renamed by the main
-    process once all are done."""
+    """`replace_folder` for all processes: yield one temporary folder to all, which the main process
+    renames when all have left the block."""
     if not world.is_main:
         yield world.from_main(path)
         world.wait()
@@ -48,40 +47,43 @@ def replace_folder_together(path: Path, world: World) -> Iterator[Path]:
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write each process's part as files of its own. All processes call it, with equal names."""
-    with _plain_errors(), text_path(folder) as place:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(place, save_distributed=True))
+    """Write each process's shards to its own files. All processes must call this, with equal
+    names."""
+    with _plain_errors(), text_path(folder) as path:
+        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(path, save_distributed=True))
 
 
 def read_shapes(folder: Path) -> dict[str, Tensor]:
-    """What the safetensors files of a folder hold together, as tensors on torch's `meta` device,
-    without their numbers."""
-    with text_path(folder) as place:
-        found = HuggingFaceStorageReader(place).read_metadata().state_dict_metadata
+    """Return the tensors in a folder's safetensors files as shapes without data (device `meta`)."""
+    with text_path(folder) as path:
+        entries = HuggingFaceStorageReader(path).read_metadata().state_dict_metadata
     return {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-        for name, entry in found.items()
+        for name, entry in entries.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
 
 def read_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Fill `tensors` in place, whole or sharded, from the files of a folder, whole or sharded.
-    Sharded: all call it."""
-    with _plain_errors(), text_path(folder) as place, warnings.catch_warnings():
-        # and so each process reads for itself
+    """Fill `tensors` in place from a folder's files; both may be whole or sharded.
+
+    All processes must call this if `tensors` are sharded.
+    """
+    with _plain_errors(), text_path(folder) as path, warnings.catch_warnings():
+        # With no_dist, each process reads on its own.
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         load(
             dict(tensors),
-            storage_reader=HuggingFaceStorageReader(place),
+            storage_reader=HuggingFaceStorageReader(path),
             no_dist=not is_sharded(tensors),
         )
 
 
 @contextlib.contextmanager
 def _plain_errors() -> Iterator[None]:
-    """The first process's error as it was raised there: torch's collection of all is no
-    Exception."""
+    """Raise the first process's own error; torch's CheckpointException collects all of them and is
+    not an Exception.
+    """
     try:
         yield
     except CheckpointException as error:

@@ -1,7 +1,7 @@
-"""One optimization step, wherever it runs: one process or many, whole weights or sharded ones, a
-batch at once or in parts.
+"""One optimization step: in one process or many, with whole or sharded weights, with the batch
+whole or cut into micro-batches.
 
-Letters: B images, C crops, (S, S) pixels.
+Letters: B images, C crops of each, (S, S) pixels.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from featkit_train.watching.diagnostics import Collapse, first_bad_tensor
 
 
 class Engine:
-    """A method with its optimizer on a device."""
+    """A method and its optimizer on a device."""
 
     def __init__(
         self,
@@ -60,9 +60,10 @@ class Engine:
                 if config.engine.compile:
                     for block in module.blocks:
                         block.compile()
-        if self.is_sharded:  # ahead of .to(device): a device never holds a branch whole
-            # On the CPU weights stay in float32: its layer norm takes no others beside activations
-            # in float32.
+        if self.is_sharded:
+            # Before .to(device), so that a device never holds a whole branch. On the CPU weights
+            # stay in float32, since its layer norm rejects bfloat16 weights for float32
+            # activations.
             shard(
                 self.method.branches(),
                 device,
@@ -70,14 +71,14 @@ class Engine:
             )
         self.method.to(device)
         if device.type == "cuda" and autocast_dtype is not None:
-            # heads stay in float32, and keep the tensor cores
+            # Lets the heads, which stay in float32, use the tensor cores (TF32).
             torch.set_float32_matmul_precision("high")
         self.optimizer = make_optimizer(self.method, config.optim)
-        self.class_tokens: Tensor | None = None  # (B, D) of the last step's first global crops
+        self.class_tokens: Tensor | None = None  # (B, D) of the first global crops in the last step
         self._learner: nn.Module | None = None
 
     def crop_spec(self) -> CropSpec:
-        """What the method needs beside crops."""
+        """Return the crops that the method needs."""
         masks = self.config.ibot if self.method.patch_loss else None
         return CropSpec(
             num_global=self.method.num_global,
@@ -88,11 +89,15 @@ class Engine:
         )
 
     def step(self, crops: Crops, step: int) -> Log:
-        """One optimization step on this process's slice of the batch; returns what is worth
-        watching, of all processes."""
-        run, parts = self.config.run, self.config.engine.accumulate
+        """Take one optimization step on this process's slice of the batch.
+
+        Returns scalars for the log, averaged over all processes. Raises Collapse if the loss or a
+        gradient is not finite; weights are then unchanged.
+        """
+        run, num_micro_batches = self.config.run, self.config.engine.accumulate
         if self.method.enter_phase(step) or self._learner is None:
-            self._learner = self._about(self.method)
+            # DDP registers gradient hooks when it is built, so a new phase needs a new wrapper.
+            self._learner = self._with_gradient_averaging(self.method)
         lr, weight_decay = set_schedules(
             self.optimizer.param_groups,
             self.config.optim,
@@ -101,32 +106,35 @@ class Engine:
             images_per_step=run.batch_size,
             phase_start=self.method.phase_start(step),
         )
-        size = crops.num_images // parts
-        views = [self.views(crops.micro_batch(number, size=size)) for number in range(parts)]
+        size = crops.num_images // num_micro_batches
+        views = [
+            self.views(crops.micro_batch(index, size=size)) for index in range(num_micro_batches)
+        ]
         with self._autocast():
-            targets, watched = self.method.make_targets(
+            # Targets need the whole batch, so the teacher sees all micro-batches first.
+            targets, logged = self.method.make_targets(
                 [self.method.teacher_forward(part) for part in views], step=step
             )
         self.optimizer.zero_grad(set_to_none=True)
         losses: list[dict[str, Tensor]] = []
         class_tokens: list[Tensor] = []
-        for number in range(parts):
-            with self._synchronized(number == parts - 1):
+        for index in range(num_micro_batches):
+            with self._synchronized(index == num_micro_batches - 1):
                 with self._autocast():
                     result = self._learner(
-                        views[number], targets[number], self._generators(step, number)
+                        views[index], targets[index], self._generators(step, index)
                     )
-                (result.loss / parts).backward()
+                (result.loss / num_micro_batches).backward()
             losses.append({"loss": result.loss.detach(), **result.logged})
             class_tokens.append(result.class_tokens)
         self.class_tokens = torch.cat(class_tokens)
         grad_norm = clip_gradients(self.method, self.config.optim)
         self.method.before_optimizer(step=step)
-        summed = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
-        # Ahead of the question, so that all processes answer alike.
-        log = self.world.mean({**summed, **watched, "grad_norm": grad_norm})
+        averaged = {name: torch.stack([part[name] for part in losses]).mean() for name in losses[0]}
+        # Average before the check, so that all processes decide alike.
+        log = self.world.mean({**averaged, **logged, "grad_norm": grad_norm})
         if not math.isfinite(log["grad_norm"]) or not math.isfinite(log["loss"]):
-            raise Collapse(self._name_bad(views, step))
+            raise Collapse(self._describe_first_bad_tensor(views, step))
         self.optimizer.step()
         for branch in self.method.branches():
             if isinstance(branch, FSDPModule):
@@ -135,7 +143,7 @@ class Engine:
         return {**log, "lr": lr, "weight_decay": weight_decay, **self.method.schedule_values(step)}
 
     def views(self, crops: Crops) -> Views:
-        """Crops as the method takes them: colored, normalized, on the device."""
+        """Move crops to the device, apply their colors, and normalize them."""
         return Views(
             global_crops=self._appear(*crops.global_crops),
             local_crops=self._appear(*crops.local_crops),
@@ -146,8 +154,10 @@ class Engine:
         )
 
     def result(self) -> Backbone:
-        """What the run is for, whole; of sharded weights in the main process alone. All processes
-        have to call it."""
+        """Return the run's backbone with whole weights; all processes must call this.
+
+        With sharded weights it is whole in the main process only.
+        """
         if not self.is_sharded:
             return self.method.result
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -159,11 +169,11 @@ class Engine:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are spread over processes."""
+        """Whether weights are sharded over processes."""
         return self.config.engine.shard and self.world.size > 1
 
     def embed(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:
-        """Class tokens, unit length (N, D) float32, of prepared images (N, H, W, 3) uint8."""
+        """Embed prepared images (N, H, W, 3) uint8 as unit vectors (N, D) float32."""
         return over_images(
             backbone, images, unit_class_token, mean=self.method.mean, std=self.method.std
         )
@@ -173,15 +183,15 @@ class Engine:
             images, appearance, device=self.device, mean=self.method.mean, std=self.method.std
         )
 
-    def _generators(self, step: int, part: int) -> Generators:
+    def _generators(self, step: int, index: int) -> Generators:
         seed = self.config.run.seed
         return Generators(
-            rng_for(seed, NOISE, step, part, self.world.rank),
-            rng_for(seed, COMMON_NOISE, step, part),
+            rng_for(seed, NOISE, step, index, self.world.rank),
+            rng_for(seed, COMMON_NOISE, step, index),
         )
 
-    def _about(self, method: Method) -> nn.Module:
-        """The method as gradients need it: by itself, or averaged over processes."""
+    def _with_gradient_averaging(self, method: Method) -> nn.Module:
+        """Return the method, wrapped in DDP if several processes hold whole weights."""
         if self.world.size == 1 or self.is_sharded:
             return method
         return replicate(method, self.device)
@@ -193,36 +203,35 @@ class Engine:
 
     @contextlib.contextmanager
     def _synchronized(self, wanted: bool) -> Iterator[None]:
-        """Gradients travel between processes with the last part alone."""
+        """Exchange gradients between processes after the last micro-batch only."""
         if isinstance(self._learner, nn.parallel.DistributedDataParallel) and not wanted:
             with self._learner.no_sync():
                 yield
         else:
             yield
 
-    def _name_bad(self, views: Sequence[Views], step: int) -> str:
-        def again() -> None:
+    def _describe_first_bad_tensor(self, views: Sequence[Views], step: int) -> str:
+        def repeat_step() -> None:
             with self._autocast():
                 targets, _ = self.method.make_targets(
                     [self.method.teacher_forward(part) for part in views], step=step
                 )
-                for number, part in enumerate(views):
-                    self.method(part, targets[number], self._generators(step, number))
+                for index, part in enumerate(views):
+                    self.method(part, targets[index], self._generators(step, index))
 
         bad = first_bad_tensor(
-            self.method, again, anywhere=lambda here: self.world.any(here, self.device)
+            self.method, repeat_step, anywhere=lambda here: self.world.any(here, self.device)
         )
         return (
             f"The loss is not a number at step {step + 1}: the first bad tensor is {bad}. Lower"
             " optim.lr, lengthen optim.warmup_steps, or set run.precision to float32; the last"
-            " checkpoint is whole."
+            " checkpoint is unaffected."
         )
 
 
 @contextlib.contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Weights drawn inside depend on the seed alone, and the caller's random state is left as it
-    was."""
+    """Seed torch for the weights drawn inside, and restore the caller's random state."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(rng_for(seed, WEIGHTS).integers(2**31)))
         yield

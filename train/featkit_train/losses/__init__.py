@@ -1,4 +1,4 @@
-"""The losses as pure functions, and the little state that some of them keep."""
+"""Losses and teacher targets as pure functions, and DINO's running center."""
 
 from featkit_train.losses.dino import Center, dino_loss, sharpen
 from featkit_train.losses.gram import gram_loss

@@ -1,7 +1,7 @@
-"""DINO's loss (arXiv 2104.14294): cross-entropy between views, and the running center that keeps it
-from collapsing.
+"""DINO's loss (arXiv 2104.14294): cross-entropy between views, and the running center that prevents
+collapse.
 
-Letters: B images, S student crops, T teacher crops, K prototypes.
+Letters: B images, S student crops, T teacher crops, K prototypes, W processes.
 """
 
 from __future__ import annotations
@@ -16,39 +16,49 @@ from featkit_train.losses.sinkhorn import identity
 
 
 def dino_loss(student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float) -> Tensor:
-    """Mean cross-entropy in nats over all crop pairs that show different views (DINO, arXiv
-    2104.14294, eq. 3).
+    """Return the mean cross-entropy in nats over all pairs of different views (DINO, eq. 3).
 
-    student_logits (S, B, K), any float; teacher_probs (T, B, K), each row sums to 1. Crop i is one
-    view in both. Computed and returned in float32, a scalar. Differs from the paper's sum by the
-    number of pairs, as the released code does.
+    student_logits: (S, B, K), any float dtype. teacher_probs: (T, B, K), rows sum to 1. Crop i
+    shows the same view in both. Computed in float32; returns a float32 scalar. Differs from the
+    paper's sum by the number of pairs, as the released code does.
 
-        mean over b and s != t of  -sum(teacher_probs[t, b] * log_softmax(student_logits[s, b] / student_temp))
+        total = count = 0
+        for t in range(T):
+            for s in range(S):
+                if s == t: continue
+                for b in range(B):
+                    log_probs = log_softmax(student_logits[s, b] / student_temp)
+                    total += -sum(teacher_probs[t, b] * log_probs)
+                    count += 1
+        return total / count
 
-    ValueError if S == T == 1: no two views differ.
+    Raises ValueError if S == T == 1, since no two views differ.
     """
     num_student, batch, _ = student_logits.shape
     num_teacher = teacher_probs.shape[0]
     num_pairs = num_student * num_teacher - min(num_student, num_teacher)
     if num_pairs == 0:
         raise ValueError("dino_loss needs at least two crops on one side")
-    log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)
-    # which would take the product in bfloat16
+    log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)  # (S, B, K)
+    # Autocast would compute the product in bfloat16.
     with torch.autocast(log_probs.device.type, enabled=False):
-        cross_entropy = -torch.einsum("tbk,sbk->ts", teacher_probs.float(), log_probs)
+        cross_entropy = -torch.einsum("tbk,sbk->ts", teacher_probs.float(), log_probs)  # (T, S)
     same_view = torch.diagonal(cross_entropy).sum()
     return (cross_entropy.sum() - same_view) / (batch * num_pairs)
 
 
 def sharpen(teacher_logits: Tensor, center: Tensor, *, teacher_temp: float) -> Tensor:
-    """Teacher's probabilities (..., K) in float32: softmax((logits - center) / teacher_temp) (DINO
-    eq. 1 with section 3.1)."""
+    """Return softmax((teacher_logits - center) / teacher_temp) in float32 (DINO, eq. 1, section
+    3.1).
+
+    teacher_logits: (..., K), any float dtype. center: (K,).
+    """
     return F.softmax((teacher_logits.float() - center) / teacher_temp, dim=-1)
 
 
 class Center(nn.Module):
-    """Running mean of the teacher's logits (DINO eq. 4). forward() only reads; update() is the only
-    writer."""
+    """The running mean of the teacher's logits (DINO, eq. 4). forward() reads it, update() moves
+    it."""
 
     center: Tensor
 
@@ -58,22 +68,26 @@ class Center(nn.Module):
         self.register_buffer("center", torch.zeros(num_prototypes))
 
     def forward(self, teacher_logits: Tensor, *, teacher_temp: float) -> Tensor:
-        """Probabilities (..., K) of the teacher, centered and sharpened."""
+        """Return the teacher's probabilities (..., K), centered and sharpened."""
         return sharpen(teacher_logits, self.center, teacher_temp=teacher_temp)
 
     @torch.no_grad()
     def update(
         self, teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = identity
     ) -> None:
-        """center = momentum * center + (1 - momentum) * mean of all rows of `teacher_logits` (...,
-        K).
+        """Move the center towards the mean of all rows of `teacher_logits` (..., K).
 
-        gather: (1, K + 1) of this process to (W, K + 1) of all W, where the rows are spread over
-        processes. Without a row anywhere the center stays.
+            center = momentum * center + (1 - momentum) * mean(rows of all processes)
+
+        gather: maps (1, K + 1) of this process to (W, K + 1) of all. Processes may have different
+        numbers of rows; if none has any, the center stays.
         """
         rows = teacher_logits.float().flatten(0, -2)
         count = rows.new_full((1, 1), len(rows))
-        sums = gather(torch.cat([rows.sum(dim=0, keepdim=True), count], dim=1)).sum(dim=0)
+        # Sums and counts travel in one transfer.
+        sums = gather(torch.cat([rows.sum(dim=0, keepdim=True), count], dim=1)).sum(
+            dim=0
+        )  # (K + 1,)
         num_rows = sums[-1]
         batch_mean = torch.where(num_rows > 0, sums[:-1] / num_rows.clamp(min=1), self.center)
         self.center.lerp_(batch_mean, 1 - self.momentum)

@@ -1,7 +1,7 @@
-"""iBOT's loss (arXiv 2111.07832): cross-entropy between the patches that the student could not see
-and what the teacher saw.
+"""iBOT's loss (arXiv 2111.07832): cross-entropy between the patches hidden from the student and the
+teacher's output for them.
 
-Letters: N images, P patches, M masked patches of all images together, K prototypes.
+Letters: N images, P patches of each, M masked patches of all images together, K prototypes.
 """
 
 from __future__ import annotations
@@ -13,27 +13,33 @@ from torch.nn import functional as F
 def ibot_loss(
     student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temp: float
 ) -> Tensor:
-    """Mean over images of the mean cross-entropy in nats of their masked patches (iBOT, eq. 2;
-    DINOv2's released code).
+    """Return the mean cross-entropy in nats of masked patches, averaged by image (iBOT, eq. 2).
 
-    masks (N, P) bool; student_logits (M, K), any float, and teacher_probs (M, K), rows of sum 1,
-    are those of the masked patches in the masks' order, M = masks.sum(). Computed and returned in
-    float32, a scalar.
+    student_logits: (M, K), any float dtype. teacher_probs: (M, K), rows sum to 1. masks: (N, P)
+    bool with M = masks.sum(); rows are in the order of masks.flatten(). Computed in float32;
+    returns a float32 scalar. An image without masked patches counts as 0, as in DINOv2's released
+    code.
 
-        mean over n of  [ sum over p with masks[n, p] of  -sum(teacher_probs[m] * log_softmax(student_logits[m] / student_temp))
-                          / max(1, number of masked patches of n) ]
+        total, m = 0, 0
+        for n in range(N):
+            for p in range(P):
+                if masks[n, p]:
+                    log_probs = log_softmax(student_logits[m] / student_temp)
+                    total += -sum(teacher_probs[m] * log_probs) / sum(masks[n])
+                    m += 1
+        return total / N
 
-    An image without a masked patch counts as 0. ValueError for numbers of rows that are not the
-    mask's (on an accelerator, for logits and targets that differ in number).
+    Raises ValueError if the numbers of rows differ from M; on an accelerator, only if they differ
+    from each other.
     """
-    num_masked, num_rows = masks.sum(dim=-1), len(student_logits)
-    # elsewhere the number would be waited for
+    num_masked, num_rows = masks.sum(dim=-1), len(student_logits)  # num_masked: (N,)
+    # On an accelerator, reading the sum would wait for the device.
     expected = int(num_masked.sum()) if masks.device.type == "cpu" else num_rows
     if expected != num_rows or len(teacher_probs) != num_rows:
         raise ValueError(
             f"masks hold {expected} patches, logits {num_rows}, targets {len(teacher_probs)}"
         )
-    log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)
-    cross_entropy = -(teacher_probs.float() * log_probs).sum(dim=-1)
+    log_probs = F.log_softmax(student_logits.float() / student_temp, dim=-1)  # (M, K)
+    cross_entropy = -(teacher_probs.float() * log_probs).sum(dim=-1)  # (M,)
     weights = (1.0 / num_masked.clamp(min=1)).repeat_interleave(num_masked, output_size=num_rows)
     return (cross_entropy * weights).sum() / masks.shape[0]

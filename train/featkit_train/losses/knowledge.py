@@ -1,13 +1,15 @@
-"""What labels, a teacher's knowledge and a network's own deepest exit teach: Hinton et al. (arXiv
-1503.02531), Born-Again Networks (arXiv 1805.04770), Noisy Student (arXiv 1911.04252) and Be Your
-Own Teacher (arXiv 1905.08094).
+"""Losses with labels, with a teacher's knowledge, and with a network's own deepest exit.
 
-Losses are means over the rows of this process, or sums weighted by `weights` (B,). Training
-averages the gradients of W processes, which is that of one process with all rows where each has as
-many of them and takes means; so `weights` are W times a row's share of all processes' rows
-together, as `confidence_weights` gives them. With one process they sum to 1.
+Papers: Hinton et al. (arXiv 1503.02531), Born-Again Networks (arXiv 1805.04770), Noisy Student
+(arXiv 1911.04252), Be Your Own Teacher (arXiv 1905.08094).
 
-Letters: B rows of this process (images), K classes, D width, E exits, W processes.
+A loss is the mean over rows, or their sum weighted by `weights` (B,). Training averages gradients
+over W processes. For that average to equal the gradient of one process with all rows, weights must
+be W times each row's share of all processes' rows, as `confidence_weights` returns them. With one
+process they sum to 1.
+
+Letters: B rows of this process (images), K classes, D width, E exits (the deepest last), W
+processes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from torch.nn import functional as F
 
 from featkit_train.losses.sinkhorn import identity
 
-# |log(p / q)| below which the series of _divergence, and above which the plain terms, are right to
-# five digits
+# _divergence sums a series for |log(p / q)| below this, and plain terms above; both are then right
+# to five digits.
 NEAR = 0.25
 
 
@@ -34,21 +36,23 @@ def kd_loss(
     temperature: float = 1.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Divergence in nats of the student's softened classes from the teacher's (Hinton et al., arXiv
-    1503.02531, section 2).
+    """Return the divergence in nats of the student's softened classes from the teacher's (Hinton et
+    al., section 2).
 
-    student_logits and teacher_logits (B, K), any float; the teacher gets no gradient. A scalar,
-    computed in float32.
+    student_logits, teacher_logits: (B, K), any float dtype; the teacher gets no gradient. weights:
+    (B,), see the module. Computed in float32; returns a float32 scalar.
 
-        p, q = softmax(teacher_logits / temperature), softmax(student_logits / temperature)
-        mean over b of  temperature ** 2 * sum(p[b] * log(p[b] / q[b]))
+        total = 0
+        for b in range(B):
+            p = softmax(teacher_logits[b] / temperature)
+            q = softmax(student_logits[b] / temperature)
+            weight = 1 / B if weights is None else weights[b]
+            total += weight * temperature ** 2 * sum(p * log(p / q))
+        return total
 
-    The factor keeps gradients as large as at temperature 1; the hotter, the nearer they come to
-    those of half the mean squared difference of centered logits (eq. 4). Differs from the paper's
-    cross-entropy by the teacher's entropy, a constant.
-
-    weights (B,): for the mean, the sum over b of weights[b] times the same; W times each row's
-    share of all W processes' rows (module docstring). ValueError for shapes that differ.
+    temperature ** 2 keeps gradients as large as at temperature 1. At high temperatures they
+    approach those of half the mean squared difference of centered logits (eq. 4). Differs from the
+    paper's cross-entropy by the teacher's entropy, a constant. Raises ValueError if shapes differ.
     """
     _check_shapes(student_logits, teacher_logits)
     student, teacher = (
@@ -59,20 +63,19 @@ def kd_loss(
 
 
 def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """sum(p * log(p / q)) (B,) for p, q = softmax(teacher), softmax(student) of (B, K), to
-    float32's digits.
+    """Return sum(p * log(p / q)) (B,) for p = softmax(teacher), q = softmax(student) of (B, K).
 
-    Its terms are far larger than their sum where p and q are near, as in hot softmaxes: at
-    temperature 1000 nothing right is left of the plain sum. With r = log(p / q), sum(p * (r - 1 +
-    exp(-r))) is the same, for p * exp(-r) = q and both sum to 1, and none of its terms is below 0;
-    where r is near 0, they are summed as series.
+    If p and q are close, as at high temperatures, the terms are far larger than their sum: at
+    temperature 1000 the plain sum has no correct digit. With r = log(p / q), the sum equals
+    sum(p * (r - 1 + exp(-r))), since p * exp(-r) = q and both sum to 1. These terms are never
+    negative, so they do not cancel. Near r = 0, each is computed as a series.
     """
     student, teacher = (
         logits - logits.detach().amax(dim=-1, keepdim=True) for logits in (student, teacher)
     )
     p, q = F.softmax(teacher, dim=-1), F.softmax(student, dim=-1)
-    # Rather than of two log_softmax, which would round each class of a hot softmax to the digits of
-    # ln K.
+    # Not the difference of two log_softmax: at high temperatures that would round every class to
+    # the digits of ln K.
     norm = teacher.logsumexp(dim=-1, keepdim=True) - student.logsumexp(dim=-1, keepdim=True)
     r = teacher - student - norm
     series = r**2 * (1 / 2 - r * (1 / 6 - r * (1 / 24 - r * (1 / 120 - r / 720))))
@@ -82,16 +85,21 @@ def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
 def cross_entropy(
     student_logits: Tensor, labels: Tensor, *, weights: Tensor | None = None, smoothing: float = 0.0
 ) -> Tensor:
-    """Mean cross-entropy in nats with the labels, a float32 scalar. student_logits (B, K), any
-    float; labels (B,) int64.
+    """Return the mean cross-entropy in nats with the labels, a float32 scalar.
 
-        target = (1 - smoothing) * one_hot(labels) + smoothing / K
-        mean over b of  -sum(target[b] * log_softmax(student_logits[b]))
+    student_logits: (B, K), any float dtype. labels: (B,) int64. weights: (B,), see the module.
 
-    weights (B,): for the mean, the sum over b of weights[b] times the same; W times each row's
-    share of all W processes' rows (module docstring). ValueError for a label below 0, of which
-    torch would pass over some (on an accelerator, where looking would be waiting, what torch does).
+        total = 0
+        for b in range(B):
+            target = (1 - smoothing) * one_hot(labels[b]) + smoothing / K
+            weight = 1 / B if weights is None else weights[b]
+            total += weight * -sum(target * log_softmax(student_logits[b]))
+        return total
+
+    Raises ValueError for a negative label on the CPU. On an accelerator, looking would wait for the
+    device.
     """
+    # torch ignores rows whose label is -100.
     if labels.device.type == "cpu" and bool((labels < 0).any()):
         raise ValueError(f"labels must be classes from 0 on, found {int(labels.min())}")
     losses = F.cross_entropy(
@@ -103,15 +111,18 @@ def cross_entropy(
 def soft_cross_entropy(
     student_logits: Tensor, probs: Tensor, *, weights: Tensor | None = None
 ) -> Tensor:
-    """Mean cross-entropy in nats with soft pseudo-labels (Noisy Student, arXiv 1911.04252, section
-    2), a float32 scalar.
+    """Return the mean cross-entropy in nats with soft pseudo-labels (Noisy Student, section 2).
 
-    student_logits (B, K), any float; probs (B, K), each row sums to 1, get no gradient.
+    student_logits: (B, K), any float dtype. probs: (B, K), rows sum to 1; they get no gradient.
+    weights: (B,), see the module. Returns a float32 scalar.
 
-        mean over b of  -sum(probs[b] * log_softmax(student_logits[b]))
+        total = 0
+        for b in range(B):
+            weight = 1 / B if weights is None else weights[b]
+            total += weight * -sum(probs[b] * log_softmax(student_logits[b]))
+        return total
 
-    weights (B,): for the mean, the sum over b of weights[b] times the same; W times each row's
-    share of all W processes' rows (module docstring). ValueError for shapes that differ.
+    Raises ValueError if shapes differ.
     """
     _check_shapes(student_logits, probs)
     losses = F.cross_entropy(student_logits.float(), probs.detach().float(), reduction="none")
@@ -119,34 +130,34 @@ def soft_cross_entropy(
 
 
 def _over_rows(losses: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean, or the weighted sum, of (B,)."""
+    """Return the mean of losses (B,), or their weighted sum."""
     if weights is None:
         return losses.mean()
     _check_shapes(losses, weights)
     return (weights.float() * losses).sum()
 
 
-def _check_shapes(ours: Tensor, theirs: Tensor) -> None:
-    """ValueError where they differ and torch would stretch one to the other."""
-    if ours.shape != theirs.shape:
-        raise ValueError(f"shapes {tuple(ours.shape)} and {tuple(theirs.shape)} must be equal")
+def _check_shapes(first: Tensor, second: Tensor) -> None:
+    """Raise ValueError if shapes differ, which torch would broadcast."""
+    if first.shape != second.shape:
+        raise ValueError(f"shapes {tuple(first.shape)} and {tuple(second.shape)} must be equal")
 
 
 @torch.no_grad()
 def confidence_weights(
     teacher_logits: Tensor, *, gather: Callable[[Tensor], Tensor] = identity
 ) -> Tensor:
-    """Weights (B,) in float32 by the teacher's confidence, right or wrong (Born-Again Networks,
-    section 3.2, CWTM).
+    """Return weights (B,) in float32 by the teacher's confidence (Born-Again Networks, section 3.2,
+    CWTM).
 
-    teacher_logits (B, K), any float.
+    teacher_logits: (B, K), any float dtype. gather: maps (1, 1) of this process to (W, 1) of all;
+    processes may have different numbers of rows.
 
-        confidence = max over k of softmax(teacher_logits)[:, k]
-        W * confidence / sum of all processes' confidence
+        confidence = max(softmax(teacher_logits), dim=1)  # whether or not the class is right
+        return W * confidence / (sum of confidence over the rows of all processes)
 
-    gather: (1, 1) of this process to (W, 1) of all W, where the rows are spread over processes;
-    each may have another number of them. W times the share, so that the mean over processes of
-    sum(weights * losses) is that sum over all rows with weights that sum to 1, as the paper has it.
+    With the factor W, the mean over processes of sum(weights * losses) is a sum over all rows with
+    weights that sum to 1, as in the paper.
     """
     confidence = F.softmax(teacher_logits.float(), dim=-1).amax(dim=-1)
     sums = gather(confidence.sum().reshape(1, 1))
@@ -155,39 +166,43 @@ def confidence_weights(
 
 @torch.no_grad()
 def permuted_knowledge(teacher_logits: Tensor, *, generator: np.random.Generator) -> Tensor:
-    """The logits (B, K), in each row all but the largest in random order (Born-Again Networks,
-    section 3.2, DKPP).
+    """Return logits (B, K) with all but the largest of each row in random order (Born-Again
+    Networks, section 3.2, DKPP).
 
-        for each row:  m = first place of the maximum;  row[places other than m] = row[them, shuffled]
+        for row in teacher_logits:
+            m = argmax(row)  # the first of equals
+            others = [k for k in range(K) if k != m]
+            row[others] = row[shuffled(others)]
 
-    The paper shuffles probabilities, which is the same: softmax shuffles as its logits do, at any
-    temperature. What is drawn depends on `generator` and the shape alone, not on values or device.
+    The paper permutes probabilities, which is the same at any temperature. The permutation depends
+    only on `generator` and the shape, not on values or the device.
     """
     num_rows, num_classes = teacher_logits.shape
     order = generator.permuted(np.tile(np.arange(num_classes - 1), (num_rows, 1)), axis=1)
-    largest = teacher_logits.argmax(dim=1, keepdim=True)  # the first of equals
+    largest = teacher_logits.argmax(dim=1, keepdim=True)  # (B, 1)
+    # (B, K - 1)
     others = (largest + 1 + torch.arange(num_classes - 1, device=largest.device)) % num_classes
     shuffled = others.gather(1, torch.from_numpy(order).to(others.device))
     return teacher_logits.scatter(1, others, teacher_logits.gather(1, shuffled))
 
 
 def feature_loss(features: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference from deeper features (Be Your Own Teacher, arXiv 1905.08094, eq. 4),
-    a float32 scalar.
+    """Return the mean squared difference from deeper features (Be Your Own Teacher, eq. 4).
 
-    features and target (B, D), any float; the target gets no gradient.
+    features, target: (B, D), any float dtype; the target gets no gradient. Returns a float32
+    scalar.
 
-        mean over b and d of  (features[b, d] - target[b, d]) ** 2
+        return mean((features - target) ** 2)  # over B and D
 
-    Differs from the paper's squared length, a sum over d, by the width D, so that one weight fits
-    networks of any width. ValueError for shapes that differ.
+    Differs from the paper's sum over D by the factor D, so that one weight fits networks of any
+    width. Raises ValueError if shapes differ.
     """
     _check_shapes(features, target)
     return F.mse_loss(features.float(), target.detach().float())
 
 
 class ExitLoss(NamedTuple):
-    """The parts of `exit_loss`, already weighted: their sum is the loss."""
+    """The weighted terms of `exit_loss`; their sum is the loss."""
 
     labels: Tensor
     knowledge: Tensor
@@ -204,19 +219,19 @@ def exit_loss(
     temperature: float,
     smoothing: float = 0.0,
 ) -> ExitLoss:
-    """Every exit learns the labels, and the shallow ones from the deepest (Be Your Own Teacher,
-    arXiv 1905.08094, eq. 5).
+    """Return the loss of a network with exits (Be Your Own Teacher, eq. 5).
 
-    logits (E, B, K) and vectors (E, B, D), any float, the deepest exit last; labels (B,) int64,
-    each a class. Float32 scalars.
+    logits: (E, B, K), vectors: (E, B, D), any float dtype. labels: (B,) int64. smoothing: of the
+    labels, as in `cross_entropy`. The three terms are float32 scalars.
 
-        labels     cross_entropy(logits[-1], labels) + sum over e < E - 1 of  (1 - alpha) * cross_entropy(logits[e], labels)
-        knowledge  sum over e < E - 1 of  alpha * kd_loss(logits[e], logits[-1], temperature)
-        features   sum over e < E - 1 of  feature_weight * feature_loss(vectors[e], vectors[-1])
+        terms.labels = cross_entropy(logits[-1], labels)
+        for e in range(E - 1):
+            terms.labels += (1 - alpha) * cross_entropy(logits[e], labels)
+            terms.knowledge += alpha * kd_loss(logits[e], logits[-1], temperature)
+            terms.features += feature_weight * feature_loss(vectors[e], vectors[-1])
 
-    smoothing: of the labels, as in `cross_entropy`. The deepest exit learns from labels alone: as a
-    target it gets no gradient. One exit: labels alone, the other parts are 0. ValueError for a
-    label below 0, as in `cross_entropy`.
+    The deepest exit learns from labels alone: as a target it gets no gradient. With one exit,
+    knowledge and features are 0. Raises ValueError as `cross_entropy` does.
     """
     zero = torch.zeros((), device=logits.device)
     shallow = sum(

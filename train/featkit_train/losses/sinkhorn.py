@@ -1,4 +1,4 @@
-"""Sinkhorn-Knopp: teacher probabilities that use every prototype alike (SwAV, arXiv 2006.09882,
+"""Sinkhorn-Knopp: teacher probabilities that use all prototypes equally (SwAV, arXiv 2006.09882,
 section 3.1; DINOv2).
 
 Letters: R rows (crops times images), K prototypes, W processes.
@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 def identity(rows: Tensor) -> Tensor:
-    """What gathers the rows of all processes where there is one."""
+    """Gather the rows of all processes when there is only one: the default of `gather`
+    arguments."""
     return rows
 
 
@@ -25,18 +26,22 @@ def sinkhorn_knopp(
     num_iterations: int = 3,
     gather: Callable[[Tensor], Tensor] = identity,
 ) -> Tensor:
-    """Probabilities (R, K) in float32; each row sums to 1 and each column to about R / K.
+    """Return probabilities (R, K) in float32 whose rows sum to 1 and columns to about R / K.
 
-        Q = exp(logits / teacher_temp)
-        repeat:  Q[:, k] /= K * sum(Q[:, k]);  Q[r] /= R * sum(Q[r])
+    teacher_logits: (R, K), any float dtype; R may be 0. gather: maps (1, K) of this process to
+    (W, K) of all.
+
+        Q = exp(teacher_logits / teacher_temp)
+        for _ in range(num_iterations):
+            for k in range(K): Q[:, k] /= K * sum(Q[:, k])  # equal prototypes
+            for r in range(R): Q[r] /= R * sum(Q[r])  # equal rows
         return R * Q
 
-    In log space, so that no temperature overflows. teacher_logits (R, K), any float. gather: (1, K)
-    of this process to (W, K) of all W, where the rows are spread over processes. Without rows:
-    none.
+    No gradient. Computed in log space, so that no temperature overflows.
     """
     log_q = teacher_logits.float() / teacher_temp
     for _ in range(num_iterations):
+        # Without the constant factors K and R, which dividing by row sums removes anyway.
         log_q = log_q - gather(log_q.logsumexp(dim=0, keepdim=True)).logsumexp(dim=0, keepdim=True)
         log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
     return log_q.exp()

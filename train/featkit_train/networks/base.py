@@ -1,6 +1,6 @@
-"""What every backbone is to training and export, whatever it is made of.
+"""The interface of every backbone to training and export, whatever it is made of.
 
-Letters: B images, (H, W) pixels, (h, w) patches or places of the last feature map, D width.
+Letters: B images, (H, W) pixels, (h, w) patches or positions of the last feature map, D width.
 """
 
 from __future__ import annotations
@@ -15,41 +15,38 @@ from featkit_train.networks.noise import NO_NOISE, Noise
 
 
 class Features(NamedTuple):
-    """What a backbone sees: class_token (B, D) and patch_tokens (B, h, w, D), both after the last
-    norm.
+    """The output of a backbone after its last norm.
 
-    Of a network without a class token, the class token is its pooled vector.
+    For a network without a class token, class_token is its pooled vector.
     """
 
-    class_token: Tensor
-    patch_tokens: Tensor
+    class_token: Tensor  # (B, D)
+    patch_tokens: Tensor  # (B, h, w, D)
 
 
 class Activations(NamedTuple):
-    """Features of the layers asked for, in that order, and attention (B, heads, h, w) of the class
-    token in the last block."""
+    """Features of the requested layers, and the class token's attention in the last block."""
 
-    features: tuple[Features, ...]
-    attention: Tensor | None
+    features: tuple[Features, ...]  # in the order of the request
+    attention: Tensor | None  # (B, heads, h, w)
 
 
 class Masked(NamedTuple):
-    """Patches hidden from a student: masks (B, h, w) bool, and the token (1, 1, D) that stands for
-    them."""
+    """Patches to hide from a student, and the token that replaces them."""
 
-    masks: Tensor
-    token: Tensor
+    masks: Tensor  # (B, h, w) bool, True for hidden patches
+    token: Tensor  # (1, 1, D)
 
 
 class Backbone(nn.Module, ABC):
-    """Images (B, 3, H, W), normalized floats with H and W multiples of `patch`, to Features of
-    `width` channels.
+    """A network from images to Features of `width` channels.
 
-    depth: how many layers there are to choose from.
+    Images are (B, 3, H, W), normalized floats, with H and W multiples of `patch`. `activations` can
+    return features of `depth` layers.
     """
 
     has_attention = False
-    # the config that a file of its weights holds, where it was built from one
+    # The config to store with the weights, if the network was built from one.
     built_from: object = None
 
     def __init__(self, *, patch: int, width: int, depth: int) -> None:
@@ -60,8 +57,8 @@ class Backbone(nn.Module, ABC):
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Features of `layers`, counted from 1 up to `depth`; `attention` only where the class has
-        it."""
+        """Return features of `layers`, counted from 1 to `depth`; attention only if
+        `has_attention`."""
 
     def student_forward(
         self,
@@ -72,20 +69,20 @@ class Backbone(nn.Module, ABC):
         norm: nn.Module | None = None,
         class_only: bool = False,
     ) -> Features:
-        """Features of the last layer as a student in training computes them.
+        """Return features of the last layer, as a student computes them in training.
 
-        masked: patches it does not see; noise: what its blocks leave out; norm: in place of the
-        last norm, for the class token; class_only: patch tokens are not wanted, and may be (B, 0,
-        0, D). ValueError where there is no such thing.
+        masked: patches to hide. noise: which crops each block skips. norm: replaces the last norm
+        for the class token. class_only: patch tokens may be (B, 0, 0, D). ValueError if the network
+        does not support an argument.
         """
         del class_only
         if masked is not None or noise.kept or noise.rotary_scale != 1.0 or norm is not None:
             raise ValueError(
-                f"{type(self).__name__} has no mask token, no stochastic depth and no norm of its"
-                " own for crops"
+                f"{type(self).__name__} has no mask token, no stochastic depth and no separate norm"
+                " for crops"
             )
         return self.activations(images, layers=(self.depth,)).features[0]
 
     def forward(self, images: Tensor) -> Features:
-        """Features of the last layer."""
+        """Return features of the last layer."""
         return self.activations(images, layers=(self.depth,)).features[0]

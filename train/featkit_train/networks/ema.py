@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def update_ema(teacher: nn.Module, student: nn.Module, *, momentum: float) -> None:
-    """teacher = momentum * teacher + (1 - momentum) * student, for every parameter and buffer
-    (DINO, section 3.1).
+    """Update every parameter and buffer of the teacher (DINO, section 3.1).
 
-    Integer buffers, which have no average, are copied. ValueError where the two have not the same
-    names.
+        teacher = momentum * teacher + (1 - momentum) * student
+
+    Integer buffers, which have no average, are copied. ValueError if parameter or buffer names
+    differ.
     """
-    # Apart: where weights are sharded, parameters are of another kind than buffers, and torch
-    # averages no mixture.
+    # Separately: sharded parameters are DTensors, buffers are not, and torch rejects a mixture.
     parameters = dict(teacher.named_parameters()), dict(student.named_parameters())
     buffers = dict(teacher.named_buffers()), dict(student.named_buffers())
     for ours, theirs in (parameters, buffers):

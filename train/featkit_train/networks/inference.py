@@ -1,4 +1,4 @@
-"""Networks over images that are prepared already, a block at a time, without gradients.
+"""Run networks over prepared images in blocks, in evaluation mode and without gradients.
 
 Letters: N images, (H, W) pixels, D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featkit_train.networks.base import Features
 from featkit_train.networks.normalization import normalize
 
-BLOCK = 256  # images at once
+BLOCK = 256  # images
 
 
 @torch.no_grad()
@@ -28,8 +28,8 @@ def over_images(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> np.ndarray:
-    """What `read` takes of the module's outputs, joined along the images: images (N, H, W, 3)
-    uint8 to (N, ...) float32."""
+    """Return `read(module(block))` of all blocks of images (N, H, W, 3) uint8 as (N, ...)
+    float32."""
     device = next(module.parameters()).device
     blocks = []
     with evaluating(module):
@@ -40,17 +40,17 @@ def over_images(
 
 
 def unit_class_token(features: Features) -> Tensor:
-    """(N, D) of unit length."""
+    """Return the class tokens as unit vectors (N, D)."""
     return nn.functional.normalize(features.class_token.float(), dim=-1)
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part of `module` in evaluation mode inside, and in its own mode again after."""
-    modes = [(part, part.training) for part in module.modules()]
+    """Switch a module to evaluation mode, and restore each submodule's mode afterwards."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for part, mode in modes:
-            part.training = mode
+        for submodule, mode in modes:
+            submodule.training = mode

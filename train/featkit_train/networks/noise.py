@@ -1,10 +1,9 @@
-"""What a student's blocks leave out or move at random while it learns, decided ahead of a forward
-pass.
+"""Random noise of a student's blocks in training, drawn before the forward pass.
 
-Decided ahead, so that blocks computed again in the backward pass leave out the same, and so that a
-resumed run does.
+Because it is drawn before, blocks that activation checkpointing computes again skip the same crops,
+and a resumed run draws the same noise as the unbroken one.
 
-Letters: B crops, S of them that are kept.
+Letters: B crops, S of them that a block computes.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class NoiseConfig:
 
 
 class KeptRows(NamedTuple):
-    """Rows (S,) int64 of the crops whose attention and whose MLP a block computes; None keeps all."""
+    """Rows (S,) int64 of the crops for which a block computes attention and MLP; None means all."""
 
     attention: Tensor | None = None
     mlp: Tensor | None = None
@@ -47,33 +46,33 @@ ALL_ROWS = KeptRows()
 
 
 class Noise(NamedTuple):
-    """Of one forward pass: what each block keeps, and by how much patch coordinates are stretched."""
+    """The noise of one forward pass."""
 
-    kept: tuple[KeptRows, ...] = ()  # () keeps all in every block
-    rotary_scale: float = 1.0
+    kept: tuple[KeptRows, ...] = ()  # of each block; () keeps all rows in every block
+    rotary_scale: float = 1.0  # factor on patch coordinates
 
     def to(self, device: torch.device) -> Noise:
-        """The same on another device."""
+        """Return the noise on another device."""
         kept = [
             KeptRows(*(None if rows is None else rows.to(device) for rows in block))
             for block in self.kept
         ]
         return Noise(tuple(kept), self.rotary_scale)
 
-    def of_block(self, number: int) -> KeptRows:
-        """What block `number`, counted from 0, keeps."""
-        return self.kept[number] if self.kept else ALL_ROWS
+    def of_block(self, index: int) -> KeptRows:
+        """Return the rows that a block keeps, counted from 0."""
+        return self.kept[index] if self.kept else ALL_ROWS
 
 
 NO_NOISE = Noise()
 
 
 def drop_rates(config: NoiseConfig, depth: int) -> list[float]:
-    """Share of crops that each block's branches leave out: 0 at the first block to `drop_path` at
-    the last, or alike."""
+    """Return the share of crops that each block skips: linear in depth up to `drop_path`, or
+    equal."""
     if config.drop_path_rule == "uniform":
         return [config.drop_path] * depth
-    return [config.drop_path * number / max(1, depth - 1) for number in range(depth)]
+    return [config.drop_path * block / max(1, depth - 1) for block in range(depth)]
 
 
 def draw_noise(
@@ -84,12 +83,12 @@ def draw_noise(
     num_crops: int,
     rotary_rng: np.random.Generator,
 ) -> Noise:
-    """Noise for a pass of `num_crops` crops through `depth` blocks.
+    """Draw the noise for a pass of `num_crops` crops through `depth` blocks.
 
     A block with rate r computes its branches for round(B * (1 - r)) crops, at least one, drawn
-    without replacement (DINOv2's released code, which rounds down: of 7 crops at a rate of 0.3 it
-    keeps 4). The coordinates' factor is log-uniform in [1 / s, s] (DINOv3, arXiv 2508.10104,
-    section 3.2; its released code draws one for each block).
+    without replacement as in DINOv2's released code. (That code rounds down: of 7 crops at a rate
+    of 0.3 it keeps 4.) The factor on coordinates is log-uniform in [1 / s, s] (DINOv3, arXiv
+    2508.10104, section 3.2). (Its released code draws one for each block.)
     """
     reach = math.log(config.rotary_rescale)
     scale = math.exp(rotary_rng.uniform(-reach, reach)) if reach > 0 else 1.0

@@ -1,4 +1,4 @@
-"""What a run computes on, and in which precision."""
+"""The device and precision of a run, and its number of threads."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from featkit.resources import usable_cpus
 
 
 def pick_device(wanted: str) -> torch.device:
-    """Return CUDA for `auto` where there is one, else the CPU; otherwise the device that was asked
-    for and no other.
+    """Return the wanted device; `auto` is CUDA if available, else the CPU.
 
-    InputError for a name that torch does not know; EnvironmentProblem for a device that this
-    machine or this torch lacks.
+    InputError for a name that torch does not know. EnvironmentProblem for a device that this
+    machine or this build of torch lacks; no other device replaces it.
     """
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +37,7 @@ def pick_device(wanted: str) -> torch.device:
             f"run.device is {wanted}, but the last CUDA device here is cuda:{last}."
         )
     try:
-        # raises for `meta`, and for what this torch is not built with
+        # Raises for `meta`, and for devices that this torch was built without.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise EnvironmentProblem(
@@ -48,8 +47,8 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where the hardware multiplies it natively (`auto`), or where it was asked for; None
-    is float32."""
+    """Return bfloat16 if requested, or for `auto` if the hardware multiplies it natively; None
+    means float32."""
     if precision == "float32":
         return None
     native = (
@@ -61,7 +60,7 @@ def pick_autocast(precision: str, device: torch.device) -> torch.dtype | None:
 
 
 def bound_threads() -> None:
-    """Lower torch's number of threads to the processors this process may use; torch knows its
-    affinity, but no quota."""
+    """Limit torch to the processors that this process may use."""
+    # torch respects the CPU affinity, but not a container's quota.
     if torch.get_num_threads() > usable_cpus():
         torch.set_num_threads(usable_cpus())

@@ -1,10 +1,10 @@
-"""The processes of one run: `torchrun` starts them, everything else asks `World`.
+"""The processes of one run: torchrun starts them, and `World` connects them.
 
 Every process draws the same order of images and takes its slice of each batch, so that together
-they do what one process does with the whole batch. What all of them find wrong, the first to find
-it says; the others end without a word.
+they compute what one process computes with the whole batch. If all of them meet the same error,
+only the first one reports it.
 
-Letters: W processes.
+Letters: W processes, n rows of each.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from featkit.errors import EnvironmentProblem, FeatkitError
 from featkit_train.log import Log
 
 T = TypeVar("T")
-FALLEN = "featkit/fallen"  # in the store that all processes see: how many have ended by an error
+FAILED = "featkit/fallen"  # key of the shared store that counts processes ended by an error
 
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all `size` of a run, and how many of them share its machine."""
+    """The rank of this process among the `size` of a run, `local_size` of them on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -40,29 +40,31 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes files and speaks."""
+        """Whether this process writes the run's files and prints."""
         return self.rank == 0
 
     def gather(self, rows: Tensor) -> Tensor:
-        """(n, ...) of every process, equal shapes, one after the other by rank: (W * n, ...),
-        without gradients."""
+        """Concatenate rows (n, ...) of all processes by rank to (W * n, ...), without gradients.
+
+        Shapes must be equal in all processes.
+        """
         return rows if self.size == 1 else _gather(rows)
 
     def gather_with_grad(self, rows: Tensor) -> Tensor:
-        """The same, and what is made of another process's rows here has its gradient there."""
+        """Like `gather`, with gradients that flow back to the process each row came from."""
         gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
         return gathered
 
-    def mean(self, watched: Mapping[str, Tensor]) -> Log:
-        """The mean over all processes of each scalar; one transfer from the device, for each of
-        which it would stop."""
-        values = torch.stack([value.detach().float() for value in watched.values()])
+    def mean(self, scalars: Mapping[str, Tensor]) -> Log:
+        """Return the mean of each scalar over all processes."""
+        # Stacked, because every transfer from the device waits for it.
+        values = torch.stack([value.detach().float() for value in scalars.values()])
         if self.size > 1:
             dist.all_reduce(values)
-        return dict(zip(watched, (values / self.size).tolist(), strict=True))
+        return dict(zip(scalars, (values / self.size).tolist(), strict=True))
 
     def from_main(self, value: T) -> T:
-        """The main process's value, in all."""
+        """Return the main process's value in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -70,11 +72,11 @@ class World:
         return box[0]
 
     def sum(self, here: int, device: torch.device) -> int:
-        """Of all processes' numbers."""
+        """Return the sum of all processes' numbers."""
         return int(self.gather(torch.tensor([here], device=device)).sum())
 
     def max(self, here: float, device: torch.device) -> float:
-        """The largest of all processes' numbers, in float32."""
+        """Return the largest of all processes' numbers, in float32."""
         if self.size == 1:
             return here
         value = torch.tensor([here], device=device, dtype=torch.float32)
@@ -82,11 +84,11 @@ class World:
         return float(value.item())
 
     def any(self, here: bool, device: torch.device) -> bool:
-        """Whether it is so in any process."""
+        """Return whether it is true in any process."""
         return self.max(float(here), device) > 0
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes arrive here."""
         if self.size > 1:
             dist.barrier()
 
@@ -95,16 +97,16 @@ ALONE = World()
 
 
 def _gather(rows: Tensor) -> Tensor:
-    everyone = [
+    gathered = [
         torch.empty_like(rows, memory_format=torch.contiguous_format)
         for _ in range(dist.get_world_size())
     ]
-    dist.all_gather(everyone, rows.contiguous())
-    return torch.cat(everyone)
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of all processes; the gradient of one's own is the sum of what all make of them."""
+    """All-gather whose gradient sums over processes what each computed for this one's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -123,12 +125,11 @@ class _Gather(torch.autograd.Function):
 
 @contextlib.contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """The world of torchrun's environment (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE); ALONE where there
-    is none.
+    """Join the world that torchrun's environment describes (RANK, WORLD_SIZE, LOCAL_WORLD_SIZE).
 
-    An error in one process ends all: the others lose the connection, or torchrun ends them. Only
-    the first leaves by its own error; those that leave after it end the interpreter by SystemExit,
-    so that a sentence is not said W times.
+    Yields ALONE outside torchrun. An error in one process ends all: the others lose the connection,
+    or torchrun ends them. The first raises its own error and the others SystemExit, so that a
+    message is not printed W times.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if "RANK" not in os.environ or size == 1:
@@ -145,8 +146,8 @@ def join_world(device: torch.device) -> Iterator[World]:
     try:
         yield world
     except BaseException as error:
-        first = _is_first_to_fall()
-        if on_cuda:  # destroying would wait for what the others will never send
+        first = _is_first_to_fail()
+        if on_cuda:  # destroying would wait forever for the other processes
             dist.distributed_c10d._abort_process_group()
         else:
             dist.destroy_process_group()
@@ -154,17 +155,17 @@ def join_world(device: torch.device) -> Iterator[World]:
             raise SystemExit(error.exit_code if isinstance(error, FeatkitError) else 1) from None
         if _is_lost_connection(error):
             raise EnvironmentProblem(
-                "Another process of this run has ended without a word (killed, or out of memory); "
-                "add --resume to go on from the last checkpoint."
+                "Another process of this run ended without an error (killed, or out of memory); "
+                "add --resume to continue from the last checkpoint."
             ) from error
         raise
     dist.destroy_process_group()
 
 
-def _is_first_to_fall() -> bool:
+def _is_first_to_fail() -> bool:
     try:
-        return dist.distributed_c10d._get_default_store().add(FALLEN, 1) == 1
-    except RuntimeError:  # the store went with the process that held it, which has said why
+        return dist.distributed_c10d._get_default_store().add(FAILED, 1) == 1
+    except RuntimeError:  # the store ended with its process, which has reported why
         return False
 
 
@@ -176,7 +177,7 @@ def _is_lost_connection(error: BaseException) -> bool:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """`cuda` as the one of this process, by torchrun's LOCAL_RANK; anything else as it is."""
+    """Return this process's GPU (torchrun's LOCAL_RANK) for `cuda`; any other device unchanged."""
     if device == torch.device("cuda"):
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
@@ -186,10 +187,9 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def replicate(method: nn.Module, device: torch.device) -> nn.Module:
-    """DDP about a method: gradients are the mean over all processes, each of which holds
-    everything."""
+    """Wrap a method in DDP: every process holds all weights, and gradients are averaged."""
     devices = [device.index] if device.type == "cuda" else None
-    with warnings.catch_warnings():  # torch 2.13 has a new word for it, which 2.8 does not know
+    with warnings.catch_warnings():  # renamed in torch 2.13; 2.8 knows only the old name
         warnings.filterwarnings("ignore", ".*broadcast_buffers", category=FutureWarning)
         return DistributedDataParallel(method, device_ids=devices, broadcast_buffers=False)
 
@@ -197,13 +197,11 @@ def replicate(method: nn.Module, device: torch.device) -> nn.Module:
 def shard(
     branches: Iterable[nn.Module], device: torch.device, *, dtype: torch.dtype | None
 ) -> None:
-    """fully_shard branches: each block by itself in `dtype`, then what is left (embedding, norms,
-    heads) in float32.
+    """Apply fully_shard to branches: each block by itself in `dtype`, the rest in float32.
 
-    Weights that are on the CPU reach the device one block at a time, already cut.
+    Weights on the CPU move to the device one block at a time, already sharded.
     """
-    # It warns that a branch's tokens are views, which would matter to who changes them in place;
-    # nobody does.
+    # The warning concerns code that changes returned views in place; ours does not.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(

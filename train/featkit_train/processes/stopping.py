@@ -1,5 +1,5 @@
-"""Ctrl-C while training, and the signals of a cluster: heard at once, obeyed between two steps,
-where the state is whole."""
+"""Stop signals during training (Ctrl-C, and a cluster's): noticed at once, obeyed between two
+steps, when the state is consistent."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-# Ctrl-C; what torchrun, Slurm and others send ahead of SIGKILL; what a job asks Slurm to send ahead
-# of its time limit.
-GRACE_S = 20  # that a worker goes on after SIGTERM
+# Ctrl-C; what torchrun, Slurm and others send before SIGKILL; what a job asks Slurm to send before
+# its time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GRACE_S = 20  # how long a data-loader worker outlives SIGTERM
 
 
 class StopRequest:
-    """Around the steps of a run, `asked` says whether one of SIGNALS came. A second Ctrl-C
-    interrupts as it always does.
+    """Record one of SIGNALS as `asked` while the context is open.
 
-    The others may come twice, from torchrun and from the cluster. Outside the main thread, which
-    alone hears signals, it is never asked.
+    A second Ctrl-C interrupts at once, as usual. The other signals may arrive twice, from torchrun
+    and from the cluster. Python delivers signals to the main thread only, so in other threads
+    `asked` stays False.
     """
 
     def __init__(self) -> None:
@@ -48,22 +48,22 @@ class StopRequest:
 
 
 def leave_signals_to_the_loop(_worker: int = 0) -> None:
-    """For processes that serve the loop: signals reach them too, who would be gone before the step
-    that needs them is done.
+    """Make a data-loader worker ignore stop signals, so that it outlives the step that still needs
+    its batch.
 
-    SIGTERM ends them GRACE_S later: it is also how Python ends what a process leaves behind, and it
-    waits until that is gone.
+    SIGTERM ends it after GRACE_S: Python also sends it to end leftover processes, and waits for
+    them.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    # torch would print to stderr; the loop says what happened
+    # torch's handlers print to stderr; the loop reports the death of a worker itself.
     for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(0))
-    signal.signal(signal.SIGTERM, lambda _number, _frame: _be_gone_in(GRACE_S))
+    signal.signal(signal.SIGTERM, lambda _number, _frame: _exit_in(GRACE_S))
 
 
-def _be_gone_in(seconds: int) -> None:
-    already = signal.alarm(seconds)
-    if already:
-        signal.alarm(already)
+def _exit_in(seconds: int) -> None:
+    pending = signal.alarm(seconds)
+    if pending:  # a second SIGTERM must not extend the time
+        signal.alarm(pending)
