@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whatever ends their writing."""
+"""Files and folders appear complete or not at all, however their writing ends."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ with replace_file(path) if sys.argv[2] == "file" else replace_folder(path) as te
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder."""
+    """Return the names in a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.fixture
 def fsynced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """Every fsync from here on: its file or folder, and what lay beside it, or in it, at that
+    """Record every fsync: the name of its file or folder, and the names in the folder at that
     moment."""
     calls: list[tuple[str, list[str]]] = []
     fsync = os.fsync
@@ -61,12 +61,12 @@ def fsynced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     return calls
 
 
-def test_a_file_is_replaced_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "x.json"
     for text in ("first", "second"):
         before = path.read_text() if path.exists() else None
         with replace_file(path) as temporary:
-            assert temporary.parent == path.parent  # renaming works within one file system only
+            assert temporary.parent == path.parent  # rename works only within one file system
             temporary.write_text(text)
             assert (path.read_text() if path.exists() else None) == before
         assert path.read_text() == text
@@ -76,7 +76,7 @@ def test_a_file_is_replaced_when_the_block_ends_and_not_before(tmp_path: Path) -
 @pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of"
 )
-def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
+def test_a_file_is_flushed_before_its_folder(
     tmp_path: Path, fsynced: list[tuple[str, list[str]]]
 ) -> None:
     write_text(tmp_path / "x", "text")
@@ -87,7 +87,7 @@ def test_a_file_is_flushed_before_it_is_renamed_and_its_folder_after(
 @pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of"
 )
-def test_all_of_a_folder_is_flushed_before_it_is_renamed(
+def test_a_folder_is_flushed_before_it_is_renamed(
     tmp_path: Path, fsynced: list[tuple[str, list[str]]]
 ) -> None:
     with replace_folder(tmp_path / "x") as temporary:
@@ -100,13 +100,13 @@ def test_all_of_a_folder_is_flushed_before_it_is_renamed(
 
 
 def end_after_half(path: Path, error: type[BaseException]) -> None:
-    """Write something, and be stopped."""
+    """Write something and raise."""
     path.write_text("half")
     raise error
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
-def test_what_ends_a_block_early_leaves_all_as_it_was(
+def test_an_exception_leaves_everything_unchanged(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     write_text(tmp_path / "x", "old")
@@ -122,7 +122,7 @@ def test_what_ends_a_block_early_leaves_all_as_it_was(
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_a_killed_writer_leaves_only_a_partial_that_is_removed(tmp_path: Path, kind: str) -> None:
+def test_a_killed_writer_leaves_only_a_partial_file(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "x"
     if kind == "file":
         write_text(path, "old")
@@ -143,7 +143,7 @@ def test_a_killed_writer_leaves_only_a_partial_that_is_removed(tmp_path: Path, k
     assert kind == "folder" or path.read_text() == "old"
 
 
-def test_remove_partials_touches_nothing_deeper_and_takes_an_empty_folder(tmp_path: Path) -> None:
+def test_remove_partials_touches_nothing_deeper(tmp_path: Path) -> None:
     deep = tmp_path / "sub" / f"x{TEMPORARY_MARK}0123"
     deep.parent.mkdir()
     deep.touch()
@@ -198,7 +198,7 @@ def test_a_full_disk_is_named_and_nothing_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder" / "full").mkdir(parents=True)
     for name, reason in (
@@ -237,7 +237,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path, name: str) -> None
     assert names(place) == []
 
 
-def test_errors_that_forbid_nothing_pass_through() -> None:
+def test_other_errors_pass_through() -> None:
     for number in (errno.ENOENT, errno.EPIPE, errno.EAGAIN):
         with (
             pytest.raises(OSError, match=os.strerror(number)) as caught,
@@ -250,7 +250,7 @@ def test_errors_that_forbid_nothing_pass_through() -> None:
 @pytest.mark.skipif(
     not Path("/proc/self/fd").exists(), reason="the system does not show what a descriptor is of"
 )
-def test_windows_flushes_files_and_opens_no_folder(
+def test_windows_flushes_files_but_not_folders(
     tmp_path: Path, fsynced: list[tuple[str, list[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(atomic, "WINDOWS", True)
@@ -261,7 +261,7 @@ def test_windows_flushes_files_and_opens_no_folder(
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_a_file_system_without_fsync_for_folders_will_do(
+def test_fsync_of_folders_is_optional(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     fsync = os.fsync
@@ -272,7 +272,7 @@ def test_a_file_system_without_fsync_for_folders_will_do(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", refuse_folders)
-    if number == errno.EIO:  # the disk has failed, which is another matter
+    if number == errno.EIO:  # a failed disk is not a missing feature
         with refused(tmp_path / "x", error=EnvironmentProblem):
             write_text(tmp_path / "x", "text")
     else:
@@ -280,7 +280,7 @@ def test_a_file_system_without_fsync_for_folders_will_do(
         assert names(tmp_path) == ["x"]
 
 
-def test_a_file_that_cannot_be_flushed_is_not_put_in_place(
+def test_a_file_that_cannot_be_flushed_is_not_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_descriptor: int) -> None:

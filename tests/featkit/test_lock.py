@@ -1,5 +1,4 @@
-"""One writer at a time, between threads, openings and processes; the one who waits is told who
-holds it."""
+"""The lock admits one writer among threads, openings and processes, and names the holder."""
 
 from __future__ import annotations
 
@@ -49,14 +48,14 @@ while done < 20:
 
 
 def hold(path: Path) -> subprocess.Popen[str]:
-    """A process that holds the lock until its stdin says something or it is killed."""
+    """Start a process that holds the lock until it reads from stdin or is killed."""
     holder = start_python(HOLD, path, "--name", "é x", stdin=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
     return holder
 
 
-def test_a_second_opening_in_the_same_process_is_refused_until_the_release(
+def test_a_second_opening_waits_for_the_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/featkit", "embed", "images"])
@@ -69,16 +68,16 @@ def test_a_second_opening_in_the_same_process_is_refused_until_the_release(
         WriterLock(tmp_path / "lock")
     first.release()
     second = WriterLock(tmp_path / "lock")
-    first.release()  # which is not its own any more
+    first.release()  # it no longer holds the lock
     with refused("is being written by", error=EnvironmentProblem):
         WriterLock(tmp_path / "lock")
     second.release()
 
 
-def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -> None:
+def test_the_death_of_the_holder_frees_the_lock(tmp_path: Path) -> None:
     holder = hold(tmp_path / "lock")
     try:
-        for _ in range(2):  # who asks in vain takes nothing away
+        for _ in range(2):  # a refused opening leaves the description
             with refused(
                 tmp_path,
                 f"process {holder.pid} on {socket.gethostname()} (-c ",
@@ -92,7 +91,7 @@ def test_another_process_is_named_and_its_death_frees_the_lock(tmp_path: Path) -
     WriterLock(tmp_path / "lock").release()
 
 
-def test_this_process_keeps_another_out(tmp_path: Path) -> None:
+def test_the_lock_excludes_another_process(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path / "lock")
     status, _, error = run_python(HOLD, tmp_path / "lock")
     assert status == 1
@@ -103,7 +102,7 @@ def test_this_process_keeps_another_out(tmp_path: Path) -> None:
     assert (holder.returncode, out, error) == (0, "", "")
 
 
-def test_a_child_that_outlives_the_holder_does_not_keep_the_lock(tmp_path: Path) -> None:
+def test_a_child_does_not_inherit_the_lock(tmp_path: Path) -> None:
     lock = WriterLock(tmp_path / "lock")
     with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
         try:
@@ -122,9 +121,7 @@ def test_processes_that_take_turns_lose_no_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '"x"', '{"pid": 1}', "\0" * 99])
-def test_a_holder_that_has_not_said_who_it_is_is_another_process(
-    tmp_path: Path, content: str
-) -> None:
+def test_a_holder_without_description_is_not_named(tmp_path: Path, content: str) -> None:
     lock = WriterLock(tmp_path / "lock")
     (tmp_path / "lock").write_text(content)
     with refused(f"{tmp_path} is being written by another process; wait", error=EnvironmentProblem):
@@ -133,7 +130,7 @@ def test_a_holder_that_has_not_said_who_it_is_is_another_process(
 
 
 def test_a_released_lock_names_nobody(tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text("x" * 100_000)  # left by whoever
+    (tmp_path / "lock").write_text("x" * 100_000)  # left by anybody
     lock = WriterLock(tmp_path / "lock")
     assert str(os.getpid()) in (tmp_path / "lock").read_text()
     lock.release()
@@ -141,7 +138,7 @@ def test_a_released_lock_names_nobody(tmp_path: Path) -> None:
     assert (tmp_path / "lock").read_bytes() == b""
 
 
-def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "lock").mkdir()
     for name, reason in (("file/lock", "Not a directory"), ("lock", "Is a directory")):
@@ -163,9 +160,8 @@ def test_a_lock_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     )
 
 
-def test_featkit_is_imported_without_what_only_unix_has() -> None:
-    """On Windows there is no fcntl, and os lacks some functions and flags; warnings are errors in
-    this process."""
+def test_featkit_imports_without_unix_features() -> None:
+    """Windows has no fcntl, and its os lacks some functions and flags. Warnings are errors here."""
     code = """
 import os, sys
 sys.modules["fcntl"] = None
@@ -198,10 +194,10 @@ def test_a_file_system_that_cannot_lock_is_named(
     os.close(lowest_free)
 
 
-def test_the_holder_is_named_where_the_first_byte_cannot_be_read(
+def test_the_holder_is_named_without_the_first_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Windows locks that byte against reading, too."""
+    """Windows also locks that byte against reading."""
     monkeypatch.setattr(lock_module, "FIRST_READABLE", 1)
     lock = WriterLock(tmp_path / "lock")
     with refused(
@@ -243,6 +239,6 @@ print(len(found), all(found))
 """
 
 
-def test_an_index_works_without_what_only_unix_has(tmp_path: Path) -> None:
+def test_an_index_works_without_unix_features(tmp_path: Path) -> None:
     model = make_model_file(tmp_path / "m.onnx", width=16)
     assert run_python(WITHOUT_UNIX, tmp_path / "i", model) == (0, "600 True\n", "")

@@ -1,4 +1,4 @@
-"""What programs pass to an index is taken as it is or refused by name, never changed."""
+"""Arguments of an index are stored as they are or refused by name, never changed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from featkit.index import Index, NoSuchItem
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from tests.featkit.index.conftest import WIDTH, unit_vectors
-from tests.featkit.index.test_identity import forget_ids
+from tests.featkit.index.test_reading import forget_ids
 from tests.images import draw_image
 from tests.sentences import refused
 
@@ -33,7 +33,7 @@ Call = Callable[[Index], object]
 
 
 class WithGradient:
-    """What NumPy says no more of than torch does of a tensor in training."""
+    """An object that NumPy cannot convert, such as a tensor that requires gradients."""
 
     def __array__(self, *_: object, **__: object) -> np.ndarray:
         raise RuntimeError("call detach() first")
@@ -80,13 +80,13 @@ def index(tmp_path: Path, model: Path) -> Index:
         (lambda i: i.item_by_key(None), ["is None"]),
     ],
 )
-def test_keys_that_are_none_are_refused_by_name(index: Index, call: Call, words: list[str]) -> None:
+def test_invalid_keys_are_refused_by_name(index: Index, call: Call, words: list[str]) -> None:
     with refused(*words):
         call(index)
     assert [item.key for item in index.items()] == ["kept"]
 
 
-def test_any_list_of_keys_is_taken(index: Index) -> None:
+def test_keys_may_be_any_iterable_of_text(index: Index) -> None:
     more: list[Any] = [
         ("a", "b", "c"),
         iter("def"),
@@ -103,13 +103,13 @@ def test_any_list_of_keys_is_taken(index: Index) -> None:
     assert index.remove([]) == 0
 
 
-def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
+def test_the_last_of_two_equal_keys_counts(index: Index) -> None:
     assert index.add(["a", "a", "b"], V) == [1, 2, 3]
     assert [item.id for item in index.items()] == [0, 2, 3]
     assert index.remove(["a", "a"]) == 1
 
 
-# Vectors and what belongs to them -----------------------------------------------------------------
+# Vectors and their columns -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,7 @@ def test_of_a_key_given_twice_the_last_counts(index: Index) -> None:
         (lambda i: i.items(0, "5"), ["limit is '5'"]),
     ],
 )
-def test_arguments_of_a_wrong_kind_are_refused_by_name(
-    index: Index, call: Call, words: list[str]
-) -> None:
+def test_invalid_arguments_are_refused_by_name(index: Index, call: Call, words: list[str]) -> None:
     with refused(*words):
         call(index)
     assert [item.key for item in index.items()] == ["kept"]
@@ -190,7 +188,7 @@ def test_arguments_of_a_wrong_kind_are_refused_by_name(
         V.astype(">f4"),
     ],
 )
-def test_vectors_of_any_real_type_are_taken(index: Index, vectors: Any) -> None:
+def test_vectors_may_have_any_real_type(index: Index, vectors: Any) -> None:
     index.add(["a", "b", "c"], vectors)
     np.testing.assert_allclose(index.vector(2), V[1], atol=1e-3)
     assert index.search(vectors=vectors, k=1)[1][0].key == "b"
@@ -198,7 +196,7 @@ def test_vectors_of_any_real_type_are_taken(index: Index, vectors: Any) -> None:
     assert index.add([], np.zeros((0, WIDTH))) == []
 
 
-def test_numbers_of_numpy_are_numbers(index: Index) -> None:
+def test_numpy_integers_are_accepted(index: Index) -> None:
     index.add(
         ["a"],
         V[:1],
@@ -214,7 +212,7 @@ def test_numbers_of_numpy_are_numbers(index: Index) -> None:
 
 
 @pytest.mark.parametrize("number", [-1, 1, 2**40, 2**70, -(2**70)])
-def test_an_item_that_does_not_exist_is_named(index: Index, number: int) -> None:
+def test_a_missing_item_is_named(index: Index, number: int) -> None:
     for call in (index.item, index.vector, index.thumbnail, lambda i: index.search(item=i)):
         with pytest.raises(NoSuchItem, match=f"has no item {number}\\.$") as caught:
             call(number)
@@ -270,7 +268,7 @@ class Shade(enum.IntEnum):
     ],
     ids=lambda value: repr(value)[:12],
 )
-def test_a_value_comes_back_as_it_went_in(index: Index, value: Any) -> None:
+def test_metadata_is_returned_unchanged(index: Index, value: Any) -> None:
     index.add(["a", "b"], V[:2], metadata=[{"x": value}, None])
     index.close()
     with Index.open(index.path) as opened:
@@ -296,7 +294,7 @@ def test_a_value_comes_back_as_it_went_in(index: Index, value: Any) -> None:
         (Shade.DARK, 3),
     ],
 )
-def test_scalars_of_numpy_are_the_equal_value(index: Index, value: Any, same: Any) -> None:
+def test_numpy_scalars_become_equal_python_values(index: Index, value: Any, same: Any) -> None:
     index.add(["a"], V[:1], metadata=[{"x": value}])
     found = index.item(1).metadata["x"]
     assert type(found) is type(same)
@@ -330,13 +328,13 @@ def test_scalars_of_numpy_are_the_equal_value(index: Index, value: Any, same: An
     ],
     ids=lambda value: f"{type(value).__name__}",
 )
-def test_what_cannot_be_kept_is_refused_by_name(index: Index, value: Any) -> None:
+def test_metadata_that_cannot_be_stored_is_named(index: Index, value: Any) -> None:
     with refused("b: the metadata 'x' "):
         index.add(["a", "b"], V[:2], metadata=[{"x": 1}, {"y": None, "x": value}])
     assert [item.key for item in index.items()] == ["kept"]
 
 
-def test_no_value_is_the_same_as_none(index: Index) -> None:
+def test_none_means_no_value(index: Index) -> None:
     index.add(["a", "b", "c"], V, metadata=[{"x": None}, {}, {"x": 1, "y": None}])
     assert [item.metadata for item in index.items()] == [{}, {}, {}, {"x": 1}]
 
@@ -345,9 +343,7 @@ def test_no_value_is_the_same_as_none(index: Index) -> None:
     ("first", "second"),
     [(True, 1), (1, True), (False, "x"), ("x", False), (0.5, True), (math.nan, True)],
 )
-def test_booleans_among_other_values_of_a_name_are_refused(
-    index: Index, first: Any, second: Any
-) -> None:
+def test_booleans_do_not_mix_with_other_values(index: Index, first: Any, second: Any) -> None:
     with refused("b: the metadata 'x' is ", "use one kind of value for a name"):
         index.add(["a", "b"], V[:2], metadata=[{"x": first}, {"x": second}])
     assert len(index) == 1
@@ -358,7 +354,7 @@ def test_booleans_among_other_values_of_a_name_are_refused(
     assert repr(index.item_by_key("b").metadata) == repr({"x": first, "y": second})
 
 
-def test_names_are_the_users(index: Index) -> None:
+def test_metadata_may_have_the_names_of_columns(index: Index) -> None:
     names = [
         "id",
         "ID",
@@ -375,8 +371,8 @@ def test_names_are_the_users(index: Index) -> None:
     assert index.item(1).metadata == {name: i for i, name in enumerate(names)}
 
 
-def test_booleans_of_an_index_from_before_kinds_are_booleans_again(index: Index) -> None:
-    # as they were stored
+def test_booleans_of_an_old_index_become_booleans_again(index: Index) -> None:
+    # as featkit stored booleans before kinds existed
     index.add(
         ["a", "b", "c"], V, metadata=[{"x": 1, "y": 1, "vector_crc32": 7}, {"x": 0, "y": 2}, {}]
     )
@@ -412,7 +408,7 @@ def test_booleans_of_an_index_from_before_kinds_are_booleans_again(index: Index)
         assert reader.item_by_key("d").metadata == {"x": True, "vector_crc32": 8}
 
 
-def test_nan_in_a_parquet_file_comes_through_as_it_is(tmp_path: Path, model: Path) -> None:
+def test_nan_of_a_parquet_file_is_kept(tmp_path: Path, model: Path) -> None:
     images = []
     for seed in range(3):
         buffer = io.BytesIO()
@@ -428,4 +424,4 @@ def test_nan_in_a_parquet_file_comes_through_as_it_is(tmp_path: Path, model: Pat
             repr([item.metadata for item in index.items()])
             == "[{'price': nan}, {'price': 2.5}, {}]"
         )
-        assert index.add_embeddings(folder).num_unchanged == 3  # NaN is no change
+        assert index.add_embeddings(folder).num_unchanged == 3  # NaN equals itself here

@@ -1,5 +1,4 @@
-"""FAISS never starts more threads than processors, in whichever thread it is called and whoever
-imported it first."""
+"""FAISS never starts more threads than processors, whichever thread calls or imports it."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ import pytest
 from featkit.resources import usable_cpus
 from tests.commands import REPOSITORY
 
-# Prints what OpenMP allows a new thread, what it allows inside of a search of one caller and of
-# four at once, and the variable.
+# Prints the threads that OpenMP allows in a new thread, in one search and in four concurrent
+# ones, and the variable.
 PROGRAM = """
 import os, sys, threading
 import numpy as np
@@ -58,20 +57,18 @@ def asked(order: str, environment: str | None) -> list[str]:
     ("environment", "bound"),
     [("16", usable_cpus()), ("1", 1), ("9,3", usable_cpus()), (None, usable_cpus())],
 )
-def test_every_thread_begins_with_no_more_than_the_processors(
-    environment: str | None, bound: int
-) -> None:
+def test_threads_start_with_at_most_one_per_processor(environment: str | None, bound: int) -> None:
     new_thread, in_search, alone, _, left = asked("featkit-first", environment)
     assert (int(new_thread), int(in_search), int(alone)) == (bound, bound, bound)
-    assert left == str(environment)  # the program's own variable is as it was
+    assert left == str(environment)  # the program's own variable is unchanged
 
 
-def test_a_search_is_bounded_where_the_program_imported_faiss_first() -> None:
+def test_search_is_bounded_if_faiss_was_imported_first() -> None:
     _, in_search, *_ = asked("faiss-first", "16")
     assert int(in_search) == usable_cpus()
 
 
-def test_callers_at_the_same_time_divide_the_processors() -> None:
+def test_concurrent_callers_divide_the_processors() -> None:
     from featkit.index.bounded_faiss import shared_processors
 
     with shared_processors() as first, shared_processors() as second:

@@ -1,4 +1,4 @@
-"""Vectors in bf16 and in float32 meet in an index where that was proven, and nowhere else."""
+"""Vectors in bf16 and float32 meet in an index only if that was proven."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def embedded(folder: Path, model: Path, run: Run, *, count: int = 4) -> Embeddings:
-    """An embeddings folder of `count` images, made by a run."""
+    """Return an embeddings folder of `count` images, made by a run."""
     embedder = Embedder(model, backend=run.backend, precision=run.precision, threads=1)
     embed_source(open_source(draw_folder(folder / "images", count)), embedder, folder / "emb")
     return Embeddings.open(folder / "emb")
@@ -65,20 +65,20 @@ def embedded(folder: Path, model: Path, run: Run, *, count: int = 4) -> Embeddin
     ],
     ids=str,
 )
-def test_bf16_meets_the_others_by_proof_only(
+def test_bf16_meets_other_precisions_only_by_proof(
     own: Run, other: Run, alone: bool, proven: bool
 ) -> None:
     assert runs_meet(own, other, []) is alone
     assert runs_meet(own, other, [PROOF]) is proven
 
 
-def test_proofs_are_read_back_and_what_is_none_proves_nothing() -> None:
+def test_proofs_round_trip_and_other_text_proves_nothing() -> None:
     assert read_proofs(write_proofs([PROOF])) == [PROOF]
     for text in ("", "[]", "{", "[3]", '[{"backend": "openvino"}]', "7"):
         assert read_proofs(text) == []
 
 
-def test_an_index_keeps_what_made_its_vectors(model: Path, tmp_path: Path) -> None:
+def test_an_index_records_the_run_of_its_vectors(model: Path, tmp_path: Path) -> None:
     with Index.create(tmp_path / "plain", model=model) as index:
         assert index.run == ONNXRUNTIME_FP32
     with Index.create(tmp_path / "coarse", model=model, run=OPENVINO_BF16) as index:
@@ -87,7 +87,7 @@ def test_an_index_keeps_what_made_its_vectors(model: Path, tmp_path: Path) -> No
         assert (index.run, index.proofs) == (OPENVINO_BF16, [])
 
 
-def test_an_index_from_before_was_made_by_onnxruntime_in_fp32(model: Path, tmp_path: Path) -> None:
+def test_an_old_index_was_made_by_onnxruntime_in_fp32(model: Path, tmp_path: Path) -> None:
     Index.create(tmp_path / "i", model=model).close()
     with sqlite3.connect(tmp_path / "i" / "catalogue.sqlite") as connection:
         assert connection.execute("DELETE FROM settings WHERE name = 'run'").rowcount == 1
@@ -97,7 +97,7 @@ def test_an_index_from_before_was_made_by_onnxruntime_in_fp32(model: Path, tmp_p
         assert index.embedder.run == ONNXRUNTIME_FP32
 
 
-def test_proofs_are_kept_replaced_and_dropped(model: Path, tmp_path: Path) -> None:
+def test_proofs_are_stored_replaced_and_dropped(model: Path, tmp_path: Path) -> None:
     with Index.create(tmp_path / "i", model=model) as index:
         assert not index.accepts(OPENVINO_BF16)
         index.keep_proof(PROOF)
@@ -119,9 +119,7 @@ def test_proofs_are_kept_replaced_and_dropped(model: Path, tmp_path: Path) -> No
 
 
 @needs_bf16
-def test_embeddings_of_another_precision_are_refused_until_they_are_proven(
-    model: Path, tmp_path: Path
-) -> None:
+def test_bf16_embeddings_are_refused_until_proven(model: Path, tmp_path: Path) -> None:
     coarse = embedded(tmp_path, model, OPENVINO_BF16)
     with Index.create(tmp_path / "i", model=model) as index:
         with refused(
@@ -137,9 +135,7 @@ def test_embeddings_of_another_precision_are_refused_until_they_are_proven(
 
 
 @needs_openvino
-def test_embeddings_in_fp32_are_taken_whatever_engine_made_them(
-    model: Path, tmp_path: Path
-) -> None:
+def test_fp32_embeddings_of_any_engine_are_accepted(model: Path, tmp_path: Path) -> None:
     folder = embedded(tmp_path, model, OPENVINO_FP32)
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.add_embeddings(folder).num_added == 4
@@ -147,7 +143,7 @@ def test_embeddings_in_fp32_are_taken_whatever_engine_made_them(
 
 
 @needs_bf16
-def test_an_index_is_searched_in_its_own_precision_whatever_is_faster(
+def test_queries_use_the_precision_of_the_index(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Index.create(tmp_path / "coarse", model=model, run=OPENVINO_BF16).close()
@@ -162,7 +158,7 @@ def test_an_index_is_searched_in_its_own_precision_whatever_is_faster(
 
 
 @needs_bf16
-def test_a_proof_lets_auto_take_the_faster(
+def test_a_proof_lets_auto_choose_the_faster_run(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATKIT_BACKEND", "auto")
@@ -181,7 +177,7 @@ def test_a_proof_lets_auto_take_the_faster(
         assert index.open_embedder().run == OPENVINO_BF16
 
 
-def test_an_index_in_bf16_says_what_it_needs_where_that_is_missing(
+def test_an_index_in_bf16_names_what_is_missing(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
@@ -193,7 +189,7 @@ def test_an_index_in_bf16_says_what_it_needs_where_that_is_missing(
             error=EnvironmentProblem,
         ):
             index.search(draw_image(0))
-        assert len(index.search(item=0)) == 1  # what needs no model goes on
+        assert len(index.search(item=0)) == 1  # needs no model
         index.keep_proof(PROOF)
         assert index.embedder.run == ONNXRUNTIME_FP32
         assert len(index.search(draw_image(0))) == 1

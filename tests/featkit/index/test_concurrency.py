@@ -1,4 +1,4 @@
-"""Readers in many threads beside a writer: each answer is of one committed state."""
+"""With readers in many threads and a writer, each answer is of one committed state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ KEYS = [f"{number}.jpg" for number in range(20)]
 
 
 def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
-    """A writer replaces all items again and again; whoever searches finds all of one round and none
-    of another."""
+    """A writer keeps replacing all items; a search sees all items of one round, none of others."""
     with Index.create(tmp_path / "i", model=model) as writer, Index.open(tmp_path / "i") as reader:
         writer.add(KEYS, unit_vectors(20), metadata=[{"round": 0}] * 20)
         done = threading.Event()
@@ -53,7 +52,7 @@ def test_an_answer_never_mixes_two_states(tmp_path: Path, model: Path) -> None:
         assert all(len(seen) > 1 for seen in rounds)
 
 
-def test_a_reader_does_not_wait_for_a_writer_in_the_middle_of_a_transaction(photos: Path) -> None:
+def test_readers_do_not_wait_for_an_open_transaction(photos: Path) -> None:
     with (
         Index.open(photos) as reader,
         Catalogue(photos / "catalogue.sqlite").writing() as writer,
@@ -64,7 +63,7 @@ def test_a_reader_does_not_wait_for_a_writer_in_the_middle_of_a_transaction(phot
         assert time.monotonic() - started < 5.0  # SQLite would give up waiting after 30
 
 
-def test_threads_that_write_take_turns(photos: Path) -> None:
+def test_writing_threads_take_turns(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
 
         def add(thread: int) -> list[int]:
@@ -81,7 +80,7 @@ def test_threads_that_write_take_turns(photos: Path) -> None:
             assert index.vector(number).tolist() == unit_vectors(1, seed=thread)[0].tolist()
 
 
-def test_a_closed_index_says_so(photos: Path) -> None:
+def test_a_closed_index_refuses_calls(photos: Path) -> None:
     index = Index.open(photos)
     index.close()
     index.close()

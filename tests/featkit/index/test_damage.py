@@ -1,4 +1,4 @@
-"""A catalogue with damage anywhere: what can be read is right, the rest is refused in one sentence."""
+"""A damaged catalogue gives right answers or a refusal in one sentence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VECTORS = unit_vectors(COUNT)
 
 @pytest.fixture
 def rich(tmp_path: Path, model: Path) -> Path:
-    """An index with all that a catalogue may hold, closed."""
+    """A closed index whose catalogue has content of every kind."""
     with Index.create(tmp_path / "i", model=model) as index:
         index.add(
             [f"{i}.jpg" for i in range(COUNT)],
@@ -38,8 +38,9 @@ def rich(tmp_path: Path, model: Path) -> Path:
 
 
 def damaged(data: bytes, seed: int) -> bytes:
-    """A few bits, bytes or stretches changed, copied or cut off; half of them where the schema and
-    settings are."""
+    """Return bytes with some bits, bytes or ranges changed, copied or cut off.
+
+    Half of the damage is near the schema and the settings."""
     rng = random.Random(seed)
     changed = bytearray(data)
     for _ in range(rng.choice([1, 1, 2, 5, 30])):
@@ -60,7 +61,7 @@ def damaged(data: bytes, seed: int) -> bytes:
 
 
 def use(path: Path, *, writable: bool, seen: Counter[str]) -> None:
-    """Every call once. What a search answers is a committed item with its own vector."""
+    """Make every call once, and assert that searches return committed items and vectors."""
     with Index.open(path, writable=writable) as index:
         calls: list[Callable[[], object]] = [
             lambda: len(index),
@@ -105,14 +106,14 @@ def try_damage(path: Path, num_cases: int) -> Counter[str]:
     return seen
 
 
-def test_any_damage_is_answered_rightly_or_refused(rich: Path) -> None:
+def test_damage_gives_right_answers_or_a_refusal(rich: Path) -> None:
     seen = try_damage(rich, 150)
     assert seen["lines"] == 0
     assert min(seen["answered"], seen["refused"]) > 20
 
 
 @pytest.mark.slow
-def test_any_of_much_damage_is_answered_rightly_or_refused(rich: Path) -> None:
+def test_much_damage_gives_right_answers_or_a_refusal(rich: Path) -> None:
     assert try_damage(rich, 10_000)["lines"] == 0
 
 
@@ -139,7 +140,7 @@ def test_any_of_much_damage_is_answered_rightly_or_refused(rich: Path) -> None:
         "UPDATE metadata_columns SET column_name = 'missing' WHERE name = 'a'",
     ],
 )
-def test_a_catalogue_that_holds_what_cannot_be_is_refused(rich: Path, statement: str) -> None:
+def test_impossible_content_is_refused(rich: Path, statement: str) -> None:
     with sqlite3.connect(rich / "catalogue.sqlite") as connection:
         connection.execute(statement)
     connection.close()

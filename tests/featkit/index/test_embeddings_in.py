@@ -1,4 +1,4 @@
-"""From an embeddings folder into an index."""
+"""Adding an embeddings folder to an index."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COUNT = 10
 
 @pytest.fixture
 def embed(tmp_path: Path, model: Path) -> Callable[..., Embeddings]:
-    """Embeds the folder `images`, which holds COUNT images and one that is none."""
+    """A function that embeds the folder `images`, with COUNT images and a file that is not one."""
     drawn = draw_folder(tmp_path / "images", COUNT)
     (drawn / "005-broken.jpg").write_text("no image")
 
@@ -38,7 +38,7 @@ def embed(tmp_path: Path, model: Path) -> Callable[..., Embeddings]:
     return run
 
 
-def test_an_embeddings_folder_becomes_an_index_that_finds_its_images(
+def test_indexed_embeddings_find_their_images(
     tmp_path: Path, embed: Callable[..., Embeddings], model: Path
 ) -> None:
     folder = embed()
@@ -89,7 +89,7 @@ def test_only_images_that_changed_are_replaced(
         assert index.search(draw_image(99), k=1)[0].key == "003.jpg"
 
 
-def test_a_image_that_can_no_longer_be_read_is_kept_and_counted(
+def test_an_image_that_became_unreadable_is_kept(
     tmp_path: Path, embed: Callable[..., Embeddings]
 ) -> None:
     with Index.create(tmp_path / "i", model=embed().model_path) as index:
@@ -101,7 +101,7 @@ def test_a_image_that_can_no_longer_be_read_is_kept_and_counted(
         assert index.items() == before
 
 
-def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
+def test_ctrl_c_keeps_added_shards_and_a_rerun_resumes(
     tmp_path: Path, embed: Callable[..., Embeddings]
 ) -> None:
     folder = embed()
@@ -124,7 +124,7 @@ def test_ctrl_c_keeps_the_shards_that_were_added_and_the_same_command_goes_on(
         )
 
 
-def test_vectors_of_another_model_are_refused_naming_both(
+def test_vectors_of_another_model_are_refused(
     tmp_path: Path, embed: Callable[..., Embeddings]
 ) -> None:
     other = make_model_file(tmp_path / "other.onnx", seed=1)
@@ -138,7 +138,7 @@ def test_vectors_of_another_model_are_refused_naming_both(
         assert len(index) == 0
 
 
-def test_vectors_of_a_model_that_is_proven_equal_are_taken(
+def test_vectors_of_a_proven_equal_model_are_accepted(
     tmp_path: Path, embed: Callable[..., Embeddings], model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = make_model_file(tmp_path / "other.onnx", seed=1)

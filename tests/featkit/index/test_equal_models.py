@@ -1,5 +1,4 @@
-"""Model files that are proven equal: vectors of the one are taken into an index of the other, and
-search it."""
+"""Vectors of a model file that is proven equal to an index's own can be added and searched with."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ COUNT = 8
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
-    """The model in fp16, which is proven equal to it."""
+    """The model in fp16, proven equal to the original."""
     path = tmp_path_factory.mktemp("half") / "half.onnx"
     manifest = lower(model, path, precision="fp16")
     assert manifest.proven_equal_to == (read_manifest(model).fingerprint,)
@@ -37,7 +36,7 @@ def other(tmp_path: Path) -> Path:
     return make_model_file(tmp_path / "other.onnx", seed=1)
 
 
-def test_a_model_is_accepted_when_it_is_the_same_or_either_is_proven_equal_to_the_other(
+def test_equality_is_accepted_in_both_directions(
     tmp_path: Path, model: Path, half: Path, other: Path
 ) -> None:
     for name, made_by, accepted in (("i", model, half), ("j", half, model)):
@@ -47,17 +46,15 @@ def test_a_model_is_accepted_when_it_is_the_same_or_either_is_proven_equal_to_th
             assert not index.accepts_model(read_manifest(other))
 
 
-def test_two_files_that_are_each_proven_equal_to_a_third_do_not_meet(
-    tmp_path: Path, half: Path
-) -> None:
-    """What is near to one may be twice as far from another."""
+def test_equality_is_not_transitive(tmp_path: Path, half: Path) -> None:
+    """Each may be just within the tolerance of the third, in opposite directions."""
     with Index.create(tmp_path / "i", model=half) as index:
         assert not index.accepts_model(
             dataclasses.replace(read_manifest(half), fingerprint="0" * 64)
         )
 
 
-def test_embeddings_of_the_equal_file_are_added_and_found_by_the_indexs_own(
+def test_embeddings_of_an_equal_file_are_found(
     tmp_path: Path, model: Path, half: Path, other: Path
 ) -> None:
     images = draw_folder(tmp_path / "p", COUNT)
@@ -75,7 +72,7 @@ def test_embeddings_of_the_equal_file_are_added_and_found_by_the_indexs_own(
         assert len(index) == COUNT
 
 
-def test_an_index_opens_the_equal_file_in_place_of_its_own(
+def test_an_index_opens_an_equal_file_instead_of_its_own(
     tmp_path: Path, model: Path, half: Path
 ) -> None:
     with Index.create(tmp_path / "i", model=model) as index:

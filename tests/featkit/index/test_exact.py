@@ -1,4 +1,4 @@
-"""The exact search beside a plain sort in numpy."""
+"""Exact search equals a plain sort."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.featkit.index.conftest import unit_vectors
 def brute_force(
     query: np.ndarray, vectors: np.ndarray, *, k: int, allowed: np.ndarray
 ) -> list[tuple[float, int]]:
-    """The docstring's loop: (minus score, id) of the k best, by Python's sort."""
+    """Return (minus score, id) of the k best rows by the docstring's loop."""
     scored = [
         (
             -float(
@@ -44,7 +44,7 @@ def pairs(found: Neighbors) -> list[tuple[float, int]]:
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 1000),
 )
-def test_search_equals_a_plain_sort_however_many_rows_tie(
+def test_search_equals_a_plain_sort_even_with_ties(
     num_rows: int, num_directions: int, num_queries: int, k: int, share: float, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def test_search_equals_a_plain_sort_however_many_rows_tie(
         np.testing.assert_allclose(one.scores, [-score for score, _ in wanted], rtol=0, atol=1e-7)
 
 
-def test_equal_rows_come_by_id_even_when_they_are_far_more_than_k() -> None:
+def test_ties_of_far_more_than_k_rows_are_sorted_by_id() -> None:
     vectors = np.repeat(unit_vectors(1), 5000, axis=0)
     (found,) = exact_search(unit_vectors(1), vectors, k=3, allowed=np.ones(5000, bool))
     assert found.ids.tolist() == [0, 1, 2]
@@ -78,7 +78,7 @@ def test_an_answer_does_not_depend_on_the_other_queries() -> None:
         assert pairs(alone) == pairs(one)
 
 
-def test_rows_that_are_not_allowed_are_never_found() -> None:
+def test_excluded_rows_are_never_found() -> None:
     vectors = unit_vectors(200)
     allowed = np.ones(200, bool)
     allowed[7] = False
@@ -86,7 +86,7 @@ def test_rows_that_are_not_allowed_are_never_found() -> None:
     assert sorted(found.ids.tolist()) == np.flatnonzero(allowed).tolist()
 
 
-def test_nothing_allowed_gives_no_hits_and_k_below_one_is_refused() -> None:
+def test_no_allowed_rows_give_no_hits() -> None:
     (found,) = exact_search(
         unit_vectors(1), np.zeros((0, 16), np.float32), k=5, allowed=np.zeros(0, bool)
     )

@@ -1,5 +1,4 @@
-"""What an index promises: exact search over what is committed, whatever was added, replaced,
-removed or reopened."""
+"""An index searches exactly over its committed items, after any changes and reopenings."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from tests.model_files import make_model_file
 from tests.sentences import refused
 
 
-def test_a_query_finds_the_nearest_by_cosine(photos: Path) -> None:
+def test_search_returns_the_nearest_by_cosine(photos: Path) -> None:
     vectors, query = unit_vectors(100), unit_vectors(1, seed=7)
     with Index.open(photos) as index:
         (hits,) = index.search(vectors=query, k=10)
@@ -29,7 +28,7 @@ def test_a_query_finds_the_nearest_by_cosine(photos: Path) -> None:
     np.testing.assert_allclose([hit.score for hit in hits], np.sort(cosines)[::-1][:10], atol=1e-6)
 
 
-def test_metadata_comes_back_as_it_went_in(tmp_path: Path, model: Path) -> None:
+def test_items_keep_their_metadata(tmp_path: Path, model: Path) -> None:
     metadata: list[dict[str, str | int | float | None]] = [
         {"label": "cat", "Label": "Cat", "year": 1999, "key": "k", 'a "b"; --': 0.5},
         {"label": None, "year": "?"},
@@ -57,7 +56,7 @@ def test_metadata_comes_back_as_it_went_in(tmp_path: Path, model: Path) -> None:
 
 
 class History(RuleBasedStateMachine):
-    """Any sequence of changes and reopenings, beside a dict of what should be there."""
+    """Any sequence of changes and reopenings, compared with a dict of the expected items."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,19 +128,19 @@ History.TestCase.settings = settings(max_examples=12, stateful_step_count=12, de
 TestHistory = History.TestCase
 
 
-def test_k_larger_than_the_index_gives_all_of_it(photos: Path) -> None:
+def test_k_above_the_number_of_items_returns_all(photos: Path) -> None:
     with Index.open(photos) as index:
         (hits,) = index.search(vectors=unit_vectors(1), k=1000)
     assert sorted(hit.id for hit in hits) == list(range(100))
 
 
-def test_an_empty_index_answers_with_no_hits(tmp_path: Path, model: Path) -> None:
+def test_an_empty_index_returns_no_hits(tmp_path: Path, model: Path) -> None:
     with Index.create(tmp_path / "i", model=model) as index:
         assert index.search(vectors=unit_vectors(2)) == [[], []]
         assert len(index) == 0
 
 
-def test_a_key_added_again_takes_the_place_of_its_item_under_a_new_id(photos: Path) -> None:
+def test_a_key_added_again_gets_a_new_id(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
         assert index.add(["5.jpg"], unit_vectors(1, seed=1), thumbnails=[b"new"]) == [100]
         assert len(index) == 100
@@ -152,7 +151,7 @@ def test_a_key_added_again_takes_the_place_of_its_item_under_a_new_id(photos: Pa
         assert 5 not in [hit.id for hit in hits]
 
 
-def test_ids_of_removed_items_are_never_given_again(photos: Path) -> None:
+def test_ids_of_removed_items_are_never_reused(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
         assert index.remove(["99.jpg", "98.jpg", "unknown"]) == 2
     with Index.open(photos, writable=True) as index:
@@ -166,7 +165,7 @@ def test_an_item_finds_itself_first(photos: Path) -> None:
         np.testing.assert_array_equal(index.vector(42), unit_vectors(100)[42])
 
 
-def test_a_image_is_searched_with_the_model_in_the_index(tmp_path: Path, model: Path) -> None:
+def test_an_image_is_embedded_by_the_indexs_model(tmp_path: Path, model: Path) -> None:
     from featkit.embedder import Embedder
 
     images = [
@@ -219,26 +218,7 @@ def test_repr_names_path_items_and_model(photos: Path) -> None:
     assert repr(index) == f"<Index {photos}: closed>"
 
 
-def test_a_sample_is_of_live_items_each_once_and_the_same_for_the_same_seed(photos: Path) -> None:
-    with Index.open(photos, writable=True) as index:
-        index.remove(f"{number}.jpg" for number in range(100) if number % 5)
-        first, same, other = (index.sample(10, seed=seed) for seed in (1, 1, 2))
-        assert first == same != other
-        assert len({item.id for item in first}) == 10
-        for limit in (20, 21):
-            assert sorted(item.id for item in index.sample(limit, seed=3)) == list(range(0, 100, 5))
-        index.remove(f"{number}.jpg" for number in range(100))
-        assert index.sample(10) == []
-
-
-def test_every_live_item_may_be_in_a_sample(photos: Path) -> None:
-    with Index.open(photos) as index:
-        assert {item.id for seed in range(200) for item in index.sample(10, seed=seed)} == set(
-            range(100)
-        )
-
-
-def test_vectors_that_are_not_this_models_are_refused_and_nothing_is_added(photos: Path) -> None:
+def test_vectors_that_do_not_fit_add_nothing(photos: Path) -> None:
     bad = unit_vectors(3)
     bad[1] *= 2
     with Index.open(photos, writable=True) as index:

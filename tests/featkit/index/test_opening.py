@@ -1,4 +1,4 @@
-"""Opening what is not an index, not whole, not one's own, or busy: one sentence each."""
+"""Opening a path that is not an index, or an index that is damaged, forbidden or busy."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def empty_folder(path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("writable", [False, True])
-def test_what_is_no_whole_index_is_refused(
+def test_incomplete_indexes_are_refused(
     photos: Path, harm: Callable[[Path], None], words: str, writable: bool
 ) -> None:
     harm(photos)
@@ -91,21 +91,21 @@ def test_a_file_is_not_an_index(tmp_path: Path) -> None:
         Index.open(tmp_path / "file")
 
 
-def test_creating_over_something_is_refused_and_leaves_it(photos: Path, model: Path) -> None:
+def test_create_refuses_an_existing_path(photos: Path, model: Path) -> None:
     with pytest.raises(InputError, match="already exists"):
         Index.create(photos, model=model)
     with Index.open(photos) as index:
         assert len(index) == 100
 
 
-def test_creating_with_what_is_no_model_leaves_nothing(tmp_path: Path) -> None:
+def test_create_with_an_invalid_model_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("no model")
     with pytest.raises(InputError, match="is not a featkit model file"):
         Index.create(tmp_path / "i", model=tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_second_writer_is_told_who_holds_the_index(photos: Path) -> None:
+def test_a_second_writer_learns_who_holds_the_index(photos: Path) -> None:
     with Index.open(photos, writable=True) as first:
         with pytest.raises(
             EnvironmentProblem, match=rf"is being written by process {os.getpid()} on .+; wait"
@@ -117,7 +117,7 @@ def test_a_second_writer_is_told_who_holds_the_index(photos: Path) -> None:
         assert len(second) == 101
 
 
-def test_a_writer_that_failed_to_open_holds_nothing(photos: Path) -> None:
+def test_a_writer_that_fails_to_open_holds_no_lock(photos: Path) -> None:
     vectors = (photos / "vectors.f32").read_bytes()
     lose_vectors(photos)
     for _ in range(2):
@@ -151,7 +151,7 @@ except FeatkitError as error:
 
 @pytest.fixture
 def read_only(photos: Path) -> Path:
-    """The index of `photos` with neither the folder nor its files writable."""
+    """The index of `photos`, whose folder and files are read-only."""
     for path in photos.iterdir():
         path.chmod(0o444)
     photos.chmod(0o555)
@@ -170,7 +170,7 @@ def test_a_read_only_index_cannot_be_written(read_only: Path) -> None:
     assert f"{read_only}/writer.lock cannot be written" in out
 
 
-def test_a_reader_without_rights_follows_a_writer_that_has_them(photos: Path) -> None:
+def test_a_reader_without_write_access_follows_a_writer(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
         index.add(["new"], unit_vectors(1))
         for path in photos.iterdir():
@@ -184,7 +184,7 @@ def test_a_reader_without_rights_follows_a_writer_that_has_them(photos: Path) ->
         photos.chmod(0o755)
 
 
-def test_a_reader_without_rights_sees_what_is_written_after_it_opened(photos: Path) -> None:
+def test_a_reader_without_write_access_sees_later_writes(photos: Path) -> None:
     code = """
 import sys
 from featkit.index import Index
@@ -206,14 +206,14 @@ with Index.open(sys.argv[1]) as index:
     assert (out, error) == ("101\n", "")
 
 
-def test_a_folder_that_may_not_be_entered_is_named(photos: Path) -> None:
+def test_a_folder_without_permission_is_named(photos: Path) -> None:
     photos.chmod(0)
     status, out, _ = run_python(OPEN_AND_SEARCH, photos, False, ordinary_user=True)
     photos.chmod(0o755)
     assert (status, out) == (3, f"{photos} cannot be read: Permission denied; ask its owner.\n")
 
 
-def test_an_index_cannot_be_made_where_one_may_not_write(tmp_path: Path, model: Path) -> None:
+def test_create_needs_a_writable_folder(tmp_path: Path, model: Path) -> None:
     code = """
 import sys
 from featkit.errors import FeatkitError
@@ -232,13 +232,13 @@ except FeatkitError as error:
     assert list(folder.iterdir()) == []
 
 
-def test_the_command_ends_with_the_code_of_the_error(
+def test_the_command_exits_with_the_errors_code(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", str(photos / "nothing"), "query.jpg"]) == 2
     assert "does not exist" in capsys.readouterr().err
     with Index.open(photos, writable=True):
-        assert main(["index", str(photos), "--out", str(photos)]) == 2  # no embeddings folder
+        assert main(["index", str(photos), "--out", str(photos)]) == 2  # not an embeddings folder
     np.testing.assert_array_equal(
         np.fromfile(photos / "vectors.f32", "<f4").reshape(-1, 16), unit_vectors(100)
     )

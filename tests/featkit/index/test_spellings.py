@@ -1,4 +1,4 @@
-"""One name in two spellings is one item, unless it is two files."""
+"""Two spellings of a name are one item unless they are two files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ def draw(root: Path, *names: str) -> Path:
 
 @pytest.mark.parametrize("old", [NFC, NFD, MIXED])
 @pytest.mark.parametrize("new", [NFC, NFD, MIXED])
-def test_a_renamed_form_is_the_same_item(tmp_path: Path, model: Path, old: str, new: str) -> None:
+def test_another_unicode_form_is_the_same_item(
+    tmp_path: Path, model: Path, old: str, new: str
+) -> None:
     first = embed(draw(tmp_path / "old", old, "b.jpg"), tmp_path / "e1", model)
     second = embed(draw(tmp_path / "new", new, "b.jpg"), tmp_path / "e2", model)
     with Index.create(tmp_path / "i", model=model) as index:
@@ -54,7 +56,7 @@ def test_two_files_in_two_forms_stay_two_items(tmp_path: Path, model: Path) -> N
         assert {item.key for item in index.items()} == {NFC, NFD, MIXED, "b.jpg"}
 
 
-def test_keys_of_an_earlier_version_are_the_same_items(tmp_path: Path, model: Path) -> None:
+def test_keys_of_earlier_versions_are_the_same_items(tmp_path: Path, model: Path) -> None:
     draw(tmp_path, "a.jpg", NFC)
     (tmp_path / "list.txt").write_text(f"./a.jpg\n./{NFD}\n")
     folder = embed(tmp_path / "list.txt", tmp_path / "e", model)
@@ -64,9 +66,7 @@ def test_keys_of_an_earlier_version_are_the_same_items(tmp_path: Path, model: Pa
         assert [item.key for item in index.items()] == ["a.jpg", NFD]
 
 
-def test_added_keys_are_compared_with_those_there_but_not_with_each_other(
-    tmp_path: Path, model: Path
-) -> None:
+def test_new_keys_are_not_compared_with_each_other(tmp_path: Path, model: Path) -> None:
     with Index.create(tmp_path / "i", model=model) as index:
         index.add([NFC, NFD], unit_vectors(2))
         assert len(index) == 2
@@ -77,9 +77,7 @@ def test_added_keys_are_compared_with_those_there_but_not_with_each_other(
         assert [item.key for item in index.items()] == [MIXED]
 
 
-def test_a_second_file_that_comes_later_is_an_item_of_its_own_in_the_demo(
-    tmp_path: Path, model: Path
-) -> None:
+def test_a_file_added_later_is_an_item_of_its_own(tmp_path: Path, model: Path) -> None:
     root = draw(tmp_path / "photos", NFC)
     for names in ([NFC], [NFC, NFD]):
         draw(root, *names)

@@ -1,5 +1,4 @@
-"""Rows of the vectors file: however they are read, a scan sees the same, and memory is taken only
-where there is some."""
+"""Scans see the rows of the vectors file, which are kept in memory only if they fit."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, np.nd
 
 
 def scan(rows: FileRows, num_queries: int) -> tuple[np.ndarray, list[int]]:
-    """All rows as the blocks bring them, and where each block begins."""
+    """Return all rows of the blocks, and the first row of each block."""
     blocks = [(start, block.copy()) for start, block in rows.blocks(num_queries)]
     return np.concatenate([block for _, block in blocks]), [start for start, _ in blocks]
 
@@ -47,7 +46,7 @@ def test_every_scan_sees_the_rows_of_the_file(
         np.testing.assert_array_equal(rows.take(ids), expected[ids])
 
 
-def test_one_scan_keeps_no_rows_and_the_third_reads_none(
+def test_rows_are_kept_by_the_second_scan(
     stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, expected = stored
@@ -69,7 +68,7 @@ def test_one_scan_keeps_no_rows_and_the_third_reads_none(
     np.testing.assert_array_equal(scan(rows, MANY)[0], expected)
 
 
-def test_rows_that_would_fill_the_memory_are_read_each_time(
+def test_rows_that_would_fill_memory_are_read_each_time(
     stored: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, expected = stored
@@ -81,7 +80,7 @@ def test_rows_that_would_fill_the_memory_are_read_each_time(
         assert len(starts) > 1
 
 
-def test_threads_that_scan_at_once_see_the_same(stored: tuple[Path, np.ndarray]) -> None:
+def test_concurrent_scans_see_the_same_rows(stored: tuple[Path, np.ndarray]) -> None:
     path, expected = stored
     rows = FileRows(VectorFile(path, width=WIDTH), COUNT)
     start, wrong = threading.Barrier(8), []
@@ -100,7 +99,7 @@ def test_threads_that_scan_at_once_see_the_same(stored: tuple[Path, np.ndarray])
     assert wrong == []
 
 
-def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(
+def test_a_file_truncated_during_a_scan_is_refused(
     stored: tuple[Path, np.ndarray],
 ) -> None:
     path, _ = stored
@@ -113,7 +112,7 @@ def test_a_file_cut_during_the_scan_that_keeps_rows_is_refused_each_time(
             scan(rows, ONE)
 
 
-def test_no_rows_are_no_blocks(tmp_path: Path) -> None:
+def test_an_empty_file_has_no_blocks(tmp_path: Path) -> None:
     (tmp_path / "vectors.f32").touch()
     rows = FileRows(VectorFile(tmp_path / "vectors.f32", width=WIDTH), 0)
     assert [list(rows.blocks(ONE)) for _ in range(3)] == [[], [], []]

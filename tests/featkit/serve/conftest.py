@@ -1,4 +1,4 @@
-"""A small real index, behind the service."""
+"""A small real index and the service over it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NUM_IMAGES = 12
 
 
 def image(seed: int) -> np.ndarray:
-    """Colored blocks (48, 64, 3) uint8, different for each seed."""
+    """Return colored blocks, (48, 64, 3) uint8, different for each seed."""
     blocks = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(8, axis=0).repeat(8, axis=1))
 
 
 def png(seed: int) -> bytes:
-    """The same as a file."""
+    """Return the image of a seed as the bytes of a PNG."""
     buffer = io.BytesIO()
     Image.fromarray(image(seed)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -55,7 +55,7 @@ def embedder(model: Path) -> Embedder:
 def index(
     model: Path, embedder: Embedder, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Index]:
-    """Images 0 to 11 under keys blocks/0.png …; the last has no thumbnail."""
+    """An index of images 0 to 11 with keys blocks/0.png, …; the last has no thumbnail."""
     path = tmp_path_factory.mktemp("index") / "photos.index"
     drawn = [image(seed) for seed in range(NUM_IMAGES)]
     with Index.create(path, model=model) as created:

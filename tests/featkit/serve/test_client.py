@@ -1,4 +1,4 @@
-"""The client, against the service on a real port."""
+"""The client with the service on a real port, and with foreign answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_client_embeds_searches_and_fetches(
         assert client.thumbnail(hits[0].id) == index.thumbnail(hits[0].id)
 
 
-def test_client_says_what_the_service_refused(live_address: str) -> None:
+def test_client_reports_what_the_service_refused(live_address: str) -> None:
     with Client(live_address) as client:
         with pytest.raises(InputError, match="image 0 is not an image"):
             client.embed([b"text"])
@@ -50,7 +50,7 @@ def test_client_says_what_the_service_refused(live_address: str) -> None:
             client.search([])
 
 
-def test_client_says_that_nobody_answers() -> None:
+def test_client_reports_that_nobody_answers() -> None:
     listener = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     listener.close()
@@ -66,7 +66,7 @@ HEALTH = '{"status": "ok", "model": "m", "fingerprint": "f", "backend": "b", "nu
 
 
 def answering(status: int, body: str | bytes, **headers: str) -> Client:
-    """A client at whose address something answers so, whatever is asked."""
+    """Yield a client whose address gives the same answer to every request."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     content = body.encode() if isinstance(body, str) else body
     return Client(
@@ -136,7 +136,7 @@ CALLS: dict[str, Callable[[Client], object]] = {
         (599, "[]", {}, ["599", "check the address"]),
     ],
 )
-def test_what_others_answer_is_one_sentence_with_the_status(
+def test_foreign_answers_are_reported_with_their_status(
     call: str, status: int, body: str | bytes, headers: dict[str, str], words: list[str]
 ) -> None:
     with (
@@ -169,7 +169,7 @@ def test_what_others_answer_is_one_sentence_with_the_status(
         ),
     ],
 )
-def test_connections_that_break_are_one_sentence(call: str, error: Exception, words: str) -> None:
+def test_broken_connections_are_reported(call: str, error: Exception, words: str) -> None:
     with (
         failing(error) as client,
         refused("http://photos.example", words, error=EnvironmentProblem),
@@ -177,7 +177,7 @@ def test_connections_that_break_are_one_sentence(call: str, error: Exception, wo
         CALLS[call](client)
 
 
-def test_an_answer_that_is_cut_on_the_way_is_one_sentence() -> None:
+def test_a_truncated_answer_is_reported() -> None:
     with bind("127.0.0.1", 0) as listener:
 
         def answer() -> None:
@@ -202,7 +202,7 @@ def test_an_answer_that_is_cut_on_the_way_is_one_sentence() -> None:
 @pytest.mark.parametrize(
     "images", ["[]", '[{"name": "a", "height": 1, "width": 1, "vector": [1.0]}]']
 )
-def test_answers_for_another_number_of_images_are_refused(images: str) -> None:
+def test_answers_must_match_the_number_of_images(images: str) -> None:
     body = f'{{"model": "m", "fingerprint": "f", "width": 1, "images": {images}}}'
     with (
         answering(200, body) as client,
@@ -211,7 +211,7 @@ def test_answers_for_another_number_of_images_are_refused(images: str) -> None:
         client.embed([b"x", b"y"])
 
 
-def test_vectors_of_different_widths_are_refused() -> None:
+def test_vectors_must_have_the_reported_width() -> None:
     one = '{"name": "a", "height": 1, "width": 1, "vector": [1.0]}'
     body = f'{{"model": "m", "fingerprint": "f", "width": 2, "images": [{one}]}}'
     with (
@@ -225,7 +225,7 @@ def test_vectors_of_different_widths_are_refused() -> None:
     "address",
     ["127.0.0.1:8000", "photos.example", "", "ftp://x", "http://[::1", "http://a:b", None, 3],
 )
-def test_an_address_that_is_none_is_refused(address: object) -> None:
+def test_an_invalid_address_is_refused(address: object) -> None:
     with refused(error=InputError):
         Client(address)  # type: ignore[arg-type]
 
@@ -253,7 +253,7 @@ def test_the_client_takes_what_an_embedder_takes(
             {"bytes": png(6), "path": "a.png"},
             {"bytes": None, "path": str(file)},
         ]
-        for start in range(0, len(same), 4):  # as many as the service takes at once
+        for start in range(0, len(same), 4):  # the most images that the service takes at once
             vectors = client.embed(same[start : start + 4])
             np.testing.assert_allclose(
                 vectors, np.repeat(expected[None], len(vectors), axis=0), atol=1e-6
@@ -281,7 +281,7 @@ def test_the_client_takes_what_an_embedder_takes(
         ((), "No images were given"),
     ],
 )
-def test_what_is_no_image_is_refused_by_name_and_not_sent(images: Any, words: str) -> None:
+def test_what_is_not_an_image_is_not_sent(images: Any, words: str) -> None:
     with failing(AssertionError("it was sent")) as client:
         for call in (client.embed, client.search):
             with refused(words):
@@ -289,7 +289,7 @@ def test_what_is_no_image_is_refused_by_name_and_not_sent(images: Any, words: st
 
 
 @pytest.mark.parametrize("value", ["3", None, 2.5, True])
-def test_numbers_that_are_none_are_refused_and_not_sent(value: Any) -> None:
+def test_invalid_numbers_are_not_sent(value: Any) -> None:
     with failing(AssertionError("it was sent")) as client:
         for call in (
             lambda: client.search([b"x"], k=value),

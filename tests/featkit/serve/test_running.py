@@ -1,4 +1,4 @@
-"""Addresses: a port that is taken, a host that is none."""
+"""Binding to an address, names of the host, and shutdown."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FOREIGN_NAMES = (
 
 
 def status_for(host: str, bound_to: str) -> int:
-    """What an app bound to an address answers to a Host header."""
+    """Return the status that an app bound to an address answers to a Host header."""
     app = FastAPI()
     app.get("/")(lambda: "private")
     with bind(bound_to, 0) as listener:
@@ -46,14 +46,14 @@ def test_a_port_that_is_taken_names_the_next_free_one() -> None:
     named = re.search(r"Port (\d+) is taken .* is (\d+): add --port \2\.$", str(caught.value))
     assert named is not None
     assert int(named[1]) == port
-    second = bind("127.0.0.1", int(named[2]))  # it is free indeed
+    second = bind("127.0.0.1", int(named[2]))  # it really is free
     second.close()
     first.close()
     bind("127.0.0.1", port).close()
 
 
 @pytest.mark.parametrize("host", ["203.0.113.7", "no.such.host.invalid"])
-def test_a_host_of_elsewhere_is_refused(host: str) -> None:
+def test_a_host_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(InputError, match=re.escape(f"--host {host} is not an address")):
         bind(host, 0)
 
@@ -63,35 +63,35 @@ def test_a_port_out_of_range_is_refused() -> None:
         bind("127.0.0.1", 70_000)
 
 
-def test_the_address_is_one_that_a_browser_opens() -> None:
+def test_the_address_can_be_opened_in_a_browser() -> None:
     with bind("0.0.0.0", 0) as listener:
         assert address_of(listener) == f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("host", OWN_NAMES)
-def test_on_loopback_this_machines_own_names_are_answered(host: str) -> None:
+def test_loopback_answers_to_this_machines_names(host: str) -> None:
     assert status_for(host, "127.0.0.1") == 200
 
 
 @pytest.mark.parametrize("host", FOREIGN_NAMES)
-def test_on_loopback_a_domain_that_leads_here_is_refused(host: str) -> None:
+def test_loopback_refuses_a_domain_that_resolves_to_it(host: str) -> None:
     assert status_for(host, "127.0.0.1") == 400
 
 
-def test_on_another_loopback_address_that_one_is_answered_too() -> None:
+def test_another_loopback_address_answers_to_itself() -> None:
     assert [
         status_for(host, "127.0.0.2") for host in ("127.0.0.2:80", "localhost", "127.0.0.3")
     ] == [200, 200, 400]
 
 
-def test_beyond_loopback_every_name_is_answered() -> None:
+def test_other_addresses_answer_to_every_name() -> None:
     assert [status_for(host, "0.0.0.0") for host in ("photos.example", "192.168.0.7:8000")] == [
         200,
         200,
     ]
 
 
-def test_the_service_refuses_a_domain_that_leads_to_it(model: Path) -> None:
+def test_the_service_refuses_dns_rebinding(model: Path) -> None:
     command = [sys.executable, "-m", "featkit", "serve", "--model", str(model), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -123,7 +123,7 @@ run(app, listener)
 """
 
 
-def test_a_request_that_the_end_of_the_server_cuts_off_is_answered_without_a_traceback() -> None:
+def test_requests_cut_off_by_shutdown_are_answered() -> None:
     command = [sys.executable, "-c", SLOW_APP]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

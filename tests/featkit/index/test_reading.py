@@ -1,5 +1,6 @@
-"""An index that is made again, moved, restored or cut under an open one: a whole switch or one
-sentence, never a mixture."""
+"""An open index whose folder is replaced, moved, restored or truncated.
+
+It follows or refuses in one sentence, and never mixes two indexes."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ COUNT = 60
 def make(
     path: Path, model: Path, name: str, seed: int, *, count: int = COUNT, run: Run | None = None
 ) -> np.ndarray:
-    """An index of the keys NAME0 … with random vectors, closed; return the vectors."""
+    """Write an index of the keys NAME0, NAME1, … with random vectors, and return the vectors."""
     with Index.create(path, model=model, run=run) as index:
         vectors = unit_vectors(count, seed=seed, width=index.width)
         index.add([f"{name}{i}" for i in range(count)], vectors, metadata=[{"of": name}] * count)
@@ -38,7 +39,7 @@ def make(
 
 
 def remove_and_create(old: Path, new: Path) -> None:
-    """As a nightly `rm -r photos.index; featkit index emb --out photos.index` does."""
+    """Replace it as a nightly `rm -r photos.index; featkit index emb --out photos.index` does."""
     shutil.rmtree(old)
     shutil.copytree(new, old)
 
@@ -49,19 +50,19 @@ def move_over(old: Path, new: Path) -> None:
 
 
 def copy_over(old: Path, new: Path) -> None:
-    """As `cp new/* old/` does: the files stay the same files."""
+    """Replace it as `cp new/* old/` does, which keeps the inodes."""
     for file in sorted(new.iterdir()):
         (old / file.name).write_bytes(file.read_bytes())
 
 
 def copy_over_with_times(old: Path, new: Path) -> None:
-    """As `cp -p` does."""
+    """Replace it as `cp -p` does."""
     for file in sorted(new.iterdir()):
         shutil.copy2(file, old / file.name)
 
 
 def rename_each_over(old: Path, new: Path) -> None:
-    """As rsync does."""
+    """Replace it as rsync does."""
     for file in sorted(new.iterdir()):
         shutil.copy2(file, old / f".{file.name}.part")
         (old / f".{file.name}.part").rename(old / file.name)
@@ -72,7 +73,7 @@ ways = pytest.mark.parametrize(
 )
 
 
-def test_every_index_has_an_id_of_its_own(tmp_path: Path, model: Path) -> None:
+def test_every_index_has_its_own_id(tmp_path: Path, model: Path) -> None:
     ids = set()
     for name in "ab":
         make(tmp_path / name, model, name, 1)
@@ -90,7 +91,7 @@ def test_every_index_has_an_id_of_its_own(tmp_path: Path, model: Path) -> None:
 
 @ways
 @pytest.mark.parametrize("count", [COUNT, 7])
-def test_an_open_index_answers_from_the_one_that_took_its_place(
+def test_an_open_index_follows_its_replacement(
     tmp_path: Path, model: Path, replace: Callable[[Path, Path], None], count: int
 ) -> None:
     path = tmp_path / "photos.index"
@@ -114,7 +115,7 @@ def test_an_open_index_answers_from_the_one_that_took_its_place(
 
 
 @ways
-def test_an_index_of_another_model_is_refused_in_one_sentence(
+def test_a_replacement_of_another_model_is_refused(
     tmp_path: Path, model: Path, replace: Callable[[Path, Path], None]
 ) -> None:
     path = tmp_path / "photos.index"
@@ -138,7 +139,7 @@ def test_an_index_of_another_model_is_refused_in_one_sentence(
         assert index.items(0, 1)[0].key == "new0"
 
 
-def test_other_sizes_and_runs_are_another_model_too(tmp_path: Path, model: Path) -> None:
+def test_a_replacement_of_another_width_or_run_is_refused(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "photos.index"
     wide = make_model_file(tmp_path / "wide.onnx", width=2 * WIDTH)
     for i, (other, run) in enumerate(((wide, None), (model, Run("openvino", "bf16")))):
@@ -151,7 +152,7 @@ def test_other_sizes_and_runs_are_another_model_too(tmp_path: Path, model: Path)
         shutil.rmtree(path)
 
 
-def test_an_index_that_is_gone_is_missing_until_it_is_back(tmp_path: Path, model: Path) -> None:
+def test_a_removed_index_is_missing_until_it_is_back(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "photos.index"
     old = make(path, model, "old", 1)
     with Index.open(path) as index:
@@ -177,7 +178,7 @@ def replace_vectors(old: Path, new: Path) -> None:
 
 
 def overwrite_vectors(old: Path, new: Path) -> None:
-    with (old / "vectors.f32").open("r+b") as file:  # nothing is cut meanwhile
+    with (old / "vectors.f32").open("r+b") as file:  # opening it does not truncate anything
         file.write((new / "vectors.f32").read_bytes())
 
 
@@ -198,7 +199,7 @@ def overwrite_the_end_of_the_vectors(old: Path, new: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("writable", [False, True])
-def test_one_file_of_another_index_is_refused_in_one_sentence(
+def test_one_file_of_another_index_is_refused(
     tmp_path: Path, model: Path, replace: Callable[[Path, Path], None], writable: bool
 ) -> None:
     path = tmp_path / "photos.index"
@@ -221,7 +222,7 @@ def test_one_file_of_another_index_is_refused_in_one_sentence(
 
 
 def test_a_damaged_vector_is_not_returned(tmp_path: Path, model: Path) -> None:
-    """One bit of one vector, which the sample that is compared at the opening does not hold."""
+    """The damage is one bit of a vector outside the sample that is verified at opening."""
     path = tmp_path / "photos.index"
     vectors = make(path, model, "old", 1, count=5000)
     data = bytearray((path / "vectors.f32").read_bytes())
@@ -234,9 +235,7 @@ def test_a_damaged_vector_is_not_returned(tmp_path: Path, model: Path) -> None:
                 call()
 
 
-def test_a_writer_does_not_write_into_an_index_that_took_its_place(
-    tmp_path: Path, model: Path
-) -> None:
+def test_a_writer_never_writes_into_a_replacement(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "photos.index"
     for i, replace in enumerate((remove_and_create, copy_over, rename_each_over)):
         make(path, model, "old", 1)
@@ -252,14 +251,14 @@ def test_a_writer_does_not_write_into_an_index_that_took_its_place(
             with refused("was replaced by another index"):
                 index.remove(["new0"])
         assert (path / "vectors.f32").read_bytes() == before
-        for leftover in path.glob("catalogue.sqlite-*"):  # which only `rename_each_over` leaves
+        for leftover in path.glob("catalogue.sqlite-*"):  # left by `rename_each_over` only
             leftover.unlink()
         with Index.open(path, writable=True) as index:
             assert [item.key for item in index.items(0, 1000)] == [f"new{i}" for i in range(COUNT)]
         shutil.rmtree(path)
 
 
-def test_a_writer_does_not_write_into_a_vectors_file_that_is_gone(photos: Path) -> None:
+def test_a_writer_refuses_a_removed_vectors_file(photos: Path) -> None:
     with Index.open(photos, writable=True) as index:
         data = (photos / "vectors.f32").read_bytes()
         (photos / "copy").write_bytes(data)
@@ -270,10 +269,8 @@ def test_a_writer_does_not_write_into_a_vectors_file_that_is_gone(photos: Path) 
     assert (photos / "vectors.f32").read_bytes() == data
 
 
-def test_a_catalogue_replaced_without_its_log_is_refused_and_left_as_it_is(
-    tmp_path: Path, model: Path
-) -> None:
-    """SQLite would read the old log into the new catalogue, and write it there when it is closed."""
+def test_a_catalogue_replaced_without_its_log_is_refused(tmp_path: Path, model: Path) -> None:
+    """SQLite would apply the old log to the new catalogue, and write it there on closing."""
     path = tmp_path / "photos.index"
     make(path, model, "old", 1)
     new = make(tmp_path / "new.index", model, "new", 2)
@@ -305,13 +302,13 @@ def test_an_index_restored_to_an_earlier_state_is_followed(tmp_path: Path, model
                 writer.add([name, f"{name}-b"], added)
             (hit,) = index.search(vectors=added[:1], k=1)[0]
             assert (hit.key, hit.id, round(hit.score, 5)) == (name, COUNT, 1.0)
-            copy_over(path, tmp_path / "backup")  # the next two are stored under the same ids
+            copy_over(path, tmp_path / "backup")  # the next two get the same ids
             assert len(index) == COUNT
             assert index.search(vectors=vectors[:1], k=1)[0][0].key == "old0"
 
 
 def forget_ids(path: Path) -> None:
-    """What an index of an earlier featkit was: no ids, checksums and kinds."""
+    """Remove the id, checksums and kinds that earlier versions of featkit did not have."""
     with sqlite3.connect(path / "catalogue.sqlite") as connection:
         connection.execute("DELETE FROM settings WHERE name IN ('id', 'commit', 'writer')")
         connection.execute("ALTER TABLE items DROP COLUMN vector_crc32")
@@ -320,7 +317,7 @@ def forget_ids(path: Path) -> None:
 
 
 @ways
-def test_an_index_from_before_ids_is_followed_by_its_files(
+def test_an_index_without_id_is_followed_by_its_files(
     tmp_path: Path, model: Path, replace: Callable[[Path, Path], None]
 ) -> None:
     path = tmp_path / "photos.index"
@@ -335,9 +332,7 @@ def test_an_index_from_before_ids_is_followed_by_its_files(
         assert (hit.key, round(hit.score, 5)) == ("new0", 1.0)
 
 
-def test_an_index_from_before_ids_gets_one_when_it_is_opened_to_write(
-    tmp_path: Path, model: Path
-) -> None:
+def test_an_old_index_gets_an_id_when_opened_to_write(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "photos.index"
     vectors = make(path, model, "old", 1)
     forget_ids(path)
@@ -357,7 +352,7 @@ def test_an_index_from_before_ids_gets_one_when_it_is_opened_to_write(
 def test_no_answer_mixes_two_indexes(
     tmp_path: Path, model: Path, replace: Callable[[Path, Path], None]
 ) -> None:
-    """Four threads search while the index at the path is one, then the other, then the first again."""
+    """Four threads search while the index at the path alternates between two."""
     path = tmp_path / "photos.index"
     names = ("odd", "even")
     vectors = {
@@ -406,7 +401,7 @@ def test_no_answer_mixes_two_indexes(
             done.set()
         for each in asked:
             assert each.result() == {*names}
-        (hit,) = index.search(vectors=query, k=1)[0]  # nothing of the turmoil is left
+        (hit,) = index.search(vectors=query, k=1)[0]  # all settled
         assert hit.metadata["of"] == names[turn % 2]
     assert not any("\n" in sentence for sentence in sentences)
 
@@ -450,7 +445,7 @@ assert hit.key == "0.jpg" and min(counts.values()) > 0, counts
 """
 
 
-def test_a_vectors_file_cut_in_place_ends_no_reader(tmp_path: Path, model: Path) -> None:
+def test_truncating_the_vectors_file_kills_no_reader(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "photos.index"
     vectors = unit_vectors(20_000)
     with Index.create(path, model=model) as index:
@@ -460,7 +455,7 @@ def test_a_vectors_file_cut_in_place_ends_no_reader(tmp_path: Path, model: Path)
 
 
 @pytest.mark.parametrize("size", [0, 1, 4 * WIDTH * 50, 4 * WIDTH * 100 - 1])
-def test_a_cut_vectors_file_is_named_until_it_is_whole(photos: Path, size: int) -> None:
+def test_a_truncated_vectors_file_is_named_until_restored(photos: Path, size: int) -> None:
     data = (photos / "vectors.f32").read_bytes()
     with Index.open(photos) as index:
         index.search(vectors=unit_vectors(1))
@@ -487,7 +482,7 @@ def test_a_relative_path_keeps_its_meaning(photos: Path, monkeypatch: pytest.Mon
         assert len(index) == 100
 
 
-def test_a_link_that_leads_elsewhere_is_followed(tmp_path: Path, model: Path) -> None:
+def test_a_retargeted_link_is_followed(tmp_path: Path, model: Path) -> None:
     make(tmp_path / "monday", model, "old", 1)
     new = make(tmp_path / "tuesday", model, "new", 2)
     (tmp_path / "current").symlink_to("monday")
@@ -498,13 +493,13 @@ def test_a_link_that_leads_elsewhere_is_followed(tmp_path: Path, model: Path) ->
         assert index.search(vectors=new[5:6], k=1)[0][0].key == "new5"
 
 
-def test_a_model_that_is_not_the_indexs_is_refused(photos: Path, tmp_path: Path) -> None:
+def test_a_replaced_model_file_is_refused(photos: Path, tmp_path: Path) -> None:
     other = make_model_file(tmp_path / "other.onnx", width=WIDTH, seed=1)
     shutil.copy(other, photos / "model.onnx")
     with Index.open(photos) as index:
         with refused(photos / "model.onnx", "restore the whole index from one copy"):
             index.search(np.zeros((20, 20, 3), np.uint8))
-        assert len(index.search(item=3)) == 10  # which needs no model
+        assert len(index.search(item=3)) == 10  # needs no model
 
 
 def test_no_descriptor_is_left_open(photos: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whatever stops a writer, the index is at a committed state: killed, interrupted, or out of space."""
+"""A writer that is killed, interrupted or out of space leaves the last committed state."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ with Index.open(sys.argv[1], writable=True) as index:
 
 
 def check_whole(path: Path, *, at_least: int) -> int:
-    """Assert that an index of ADD_BLOCKS is at the end of a block, item by item; return its size."""
+    """Assert, item by item, that an index of ADD_BLOCKS ends with a whole block; return its size."""
     with Index.open(path) as index:
         size = len(index)
         assert size >= at_least
@@ -89,7 +89,7 @@ def test_kill_9_while_adding_leaves_the_last_commit(tmp_path: Path, model: Path,
         assert index.add(["next"], unit_vectors(1)) == [size]
 
 
-def test_vectors_without_a_commit_are_ignored_by_readers_and_cut_by_the_next_writer(
+def test_uncommitted_vectors_are_ignored_then_cut(
     photos: Path,
 ) -> None:
     status, _, error = run_python(DIE_BEFORE_THE_COMMIT, photos)
@@ -106,7 +106,7 @@ def test_vectors_without_a_commit_are_ignored_by_readers_and_cut_by_the_next_wri
 
 
 def assert_as_before(index: Index) -> None:
-    """Nothing of the failed add is there, and the next one works."""
+    """Assert that nothing of a failed add is left, and that the next one works."""
     assert (index.path / "vectors.f32").stat().st_size == 100 * WIDTH * 4
     with Index.open(index.path) as reader:
         assert len(reader) == 100
@@ -114,7 +114,7 @@ def assert_as_before(index: Index) -> None:
     assert index.add(["3.jpg"], unit_vectors(1)) == [100]
 
 
-def test_a_full_disk_while_vectors_are_written_changes_nothing(
+def test_a_full_disk_during_vectors_changes_nothing(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = os.pwrite
@@ -122,7 +122,7 @@ def test_a_full_disk_while_vectors_are_written_changes_nothing(
     def full(descriptor: int, data: memoryview, place: int) -> int:
         if place >= 105 * WIDTH * 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(descriptor, data[: WIDTH * 4], place)  # a write may be short, too
+        return write(descriptor, data[: WIDTH * 4], place)  # writes may be partial
 
     with Index.open(photos, writable=True) as index:
         with monkeypatch.context() as patch:
@@ -134,7 +134,7 @@ def test_a_full_disk_while_vectors_are_written_changes_nothing(
         assert_as_before(index)
 
 
-def test_a_full_disk_while_the_catalogue_is_written_changes_nothing(
+def test_a_full_disk_during_the_commit_changes_nothing(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect: Callable[..., sqlite3.Connection] = sqlite3.connect
@@ -168,9 +168,7 @@ def test_ctrl_c_before_the_commit_changes_nothing(
         assert_as_before(index)
 
 
-def test_ctrl_c_after_the_commit_keeps_what_was_committed(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_after_the_commit_keeps_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writing = Catalogue.writing
 
     @contextmanager
