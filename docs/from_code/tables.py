@@ -74,7 +74,7 @@ def recipes_page() -> str:
 
 
 def _comment(path: Path) -> tuple[str, dict[str, str]]:
-    """The title of a recipe's comment, and its paragraphs: Run (the first line), Expect, Numbers."""
+    """The title of a recipe's comment, and its paragraphs: Run (the command), Expect, Numbers."""
     lines = itertools.takewhile(
         lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()
     )
@@ -85,6 +85,8 @@ def _comment(path: Path) -> tuple[str, dict[str, str]]:
         label, colon, text = line.partition(":")
         if colon and label in ("Run", "Expect", "Numbers"):
             name, paragraphs[label] = label, text.strip()
+        elif name == "Run" and paragraphs[name].endswith("\\"):
+            paragraphs[name] += f"\n  {line}"
         elif name not in ("", "Run"):
             paragraphs[name] += f" {line}"
     return title, paragraphs

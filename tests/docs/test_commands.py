@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -76,12 +77,10 @@ def test_every_command_line_is_understood(page: Path) -> None:
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_names_a_command_that_is_understood(recipe: Path) -> None:
-    (run,) = [
-        line
-        for line in recipe.read_text(encoding="utf-8").splitlines()
-        if line.startswith("# Run:")
-    ]
-    arguments = featkit_arguments(run.removeprefix("# Run:").split("  (")[0].rstrip(" \\"))
+    run = re.search(r"^# Run:(.*(?:\\\n#.*)*)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
+    assert run is not None
+    command = re.sub(r"\\\n#\s*", "", run[1])  # join the continued lines
+    arguments = featkit_arguments(command.split("  (")[0])
     assert arguments is not None
     _parse(arguments)
 
