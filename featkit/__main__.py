@@ -1,4 +1,4 @@
-"""`python -m featkit` is the featkit command."""
+"""Run the featkit command as `python -m featkit`."""
 
 from featkit.cli.app import entry_point
 

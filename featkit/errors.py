@@ -1,13 +1,13 @@
-"""Every error that a user can cause, and the exit code each one ends the command with.
+"""Every error that a user can cause, and the exit code that a command ends with.
 
-    FeatkitError           1    something of featkit's that a user can act on
-    ├── InputError         2    a file, value or option is not what it has to be
+    FeatkitError           1    anything that a user can act on
+    ├── InputError         2    a file, value or option is not as required
     ├── EnvironmentProblem 3    the machine lacks something: space, permission, a package, a port
-    ├── StrictFailure      4    a batch had failures and --strict was asked for
-    └── Interrupted      130    Ctrl-C, at a committed state
+    ├── StrictFailure      4    a batch finished with failures, and --strict was given
+    └── Interrupted      130    Ctrl-C, with all committed work kept
 
-A message is one sentence with the file, the value found, the value wanted and the next step. It is
-one line of text that can be printed anywhere, whatever the names in it hold.
+A message is one sentence: what happened, to which file or value, and what to do. It is a single
+line that can be printed anywhere, whatever characters the names in it contain.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from featkit.wording import on_one_line
 
 
 class FeatkitError(Exception):
-    """Root of all that featkit raises on purpose; `exit_code` is what a command ends with."""
+    """Base class of all errors that featkit raises on purpose. exit_code: of the command."""
 
     exit_code: ClassVar[int] = 1
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(
-            *(on_one_line(each) if isinstance(each, str) else each for each in arguments)
+            *(on_one_line(value) if isinstance(value, str) else value for value in arguments)
         )
 
 
 class InputError(FeatkitError):
-    """A file, value or option is not what it has to be."""
+    """A file, value or option is not as required."""
 
     exit_code: ClassVar[int] = 2
 
@@ -41,12 +41,12 @@ class EnvironmentProblem(FeatkitError):
 
 
 class StrictFailure(FeatkitError):
-    """A batch finished with failures and strictness was asked for."""
+    """A batch finished with failures, and --strict was given."""
 
     exit_code: ClassVar[int] = 4
 
 
 class Interrupted(FeatkitError):
-    """Ctrl-C; what was committed stays, and the message says how to go on."""
+    """Ctrl-C. Committed work is kept, and the message says how to continue."""
 
     exit_code: ClassVar[int] = 130

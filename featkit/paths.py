@@ -1,4 +1,4 @@
-"""Paths for libraries that take only text, while names of files need not be UTF-8."""
+"""Paths for libraries that accept only UTF-8, which names of files need not be."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 def open_arrow(path: Path, mode: str = "rb") -> pa.OSFile:
     """Open a file for pyarrow, which reads and writes it without Python; close it after use.
-    OSError as pyarrow raises it."""
+    OSError as raised by pyarrow."""
     import pyarrow as pa
 
-    return pa.OSFile(os.fsencode(path), mode)  # of a str it would take nothing but UTF-8
+    return pa.OSFile(os.fsencode(path), mode)  # as a str, the path would have to be UTF-8
 
 
 def map_arrow(path: Path) -> pa.MemoryMappedFile:
-    """Map a file for pyarrow. OSError as pyarrow raises it."""
+    """Map a file into memory for pyarrow. OSError as raised by pyarrow."""
     import pyarrow as pa
 
     return pa.memory_map(os.fsencode(path))
@@ -30,22 +30,22 @@ def map_arrow(path: Path) -> pa.MemoryMappedFile:
 
 @contextmanager
 def text_path(path: Path, *, beside: Callable[[], Iterable[str]] = tuple) -> Iterator[str]:
-    """Yield a path of the same file or folder that is valid UTF-8, by a temporary link where its
-    own is not.
+    """Yield a path of the same file or folder that is valid UTF-8: a temporary link if its own path
+    is not.
 
-    beside: gives the names of files in the same folder that the library opens by itself.
+    beside: returns the names of further files in the folder that the library opens itself.
     """
     if is_text(str(path)):
         yield str(path)
         return
-    with tempfile.TemporaryDirectory(prefix="featkit-link-") as place:
+    with tempfile.TemporaryDirectory(prefix="featkit-link-") as links:
         if is_text(path.name):
-            (Path(place) / "folder").symlink_to(path.absolute().parent)
-            yield str(Path(place) / "folder" / path.name)
+            (Path(links) / "folder").symlink_to(path.absolute().parent)
+            yield str(Path(links) / "folder" / path.name)
             return
         for name in beside():
-            (Path(place) / name).symlink_to(path.absolute().with_name(name))
-        link = Path(place) / ("link" + (path.suffix if is_text(path.suffix) else ""))
+            (Path(links) / name).symlink_to(path.absolute().with_name(name))
+        link = Path(links) / ("link" + (path.suffix if is_text(path.suffix) else ""))
         link.symlink_to(path.absolute())
         yield str(link)
 

@@ -1,9 +1,8 @@
-"""How much of the machine this process may use: processors, memory, and a folder for what can be
-made again.
+"""The processors and memory that this process may use, and its cache folder.
 
-Linux limits a process by control groups (cgroups), of version 1 or 2 or both at once. A limit on a
-parent group holds for all groups below it, so every level from the mount down to this process's own
-group is read.
+Linux limits a process by control groups (cgroups) of version 1, version 2, or both. A limit on a
+parent group also applies to all groups below it, so every level is read, from the mount down to
+this process's own group.
 """
 
 from __future__ import annotations
@@ -14,15 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CGROUPS = "/sys/fs/cgroup"
-UNLIMITED = 2**60  # version 1 has no word for "no limit" but a number near 2**63
-# What this process is left with in any case: it has to try, and a machine with less than this runs
-# no model.
+UNLIMITED = 2**60  # version 1 writes "no limit" as a number near 2**63
+# The least that is reported: the process has to try, and no model runs with less.
 LEAST_MEMORY = 64 * 2**20
 
 
 def usable_cpus() -> int:
-    """Processors this process may use: the smallest of its affinity and all its cgroups' quotas, at
-    least 1."""
+    """Return the number of processors this process may use: the smallest of its affinity and the
+    quotas of its cgroups, at least 1."""
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -33,8 +31,8 @@ def usable_cpus() -> int:
 
 
 def usable_memory() -> int:
-    """Bytes this process may have in memory: the smallest of the machine's and all limits on its
-    cgroups and addresses."""
+    """Return the bytes of memory this process may use: the smallest of the machine's memory and the
+    limits on its cgroups and address space."""
     limits = [
         limit
         for folder in _cgroup_folders("memory")
@@ -44,10 +42,10 @@ def usable_memory() -> int:
 
 
 def spare_memory() -> int:
-    """Bytes this process may still take: `usable_memory` less what it, and others under the same
-    limit, hold already.
+    """Return the bytes this process may still allocate: `usable_memory` without what it, and others
+    under the same limit, use already.
 
-    Cached files do not count as held, since the system drops them when memory is short.
+    Cached files do not count, since the system drops them when memory is short.
     """
     addresses, resident = _own_memory()
     spare = [limit - resident for limit in _machine_memory()] + [
@@ -60,11 +58,8 @@ def spare_memory() -> int:
 
 
 def workers_that_fit(wanted: int, *, worker_bytes: int, reserved: int = 0) -> int:
-    """Return `wanted`, or fewer workers if so many, of `worker_bytes` each, do not fit in the spare
-    memory; at least 1.
-
-    reserved: bytes of it that something else is going to take.
-    """
+    """Return `wanted`, or as many workers of `worker_bytes` each as fit in the spare memory, at
+    least 1. reserved: bytes of it that something else will take."""
     return max(1, min(wanted, (spare_memory() - reserved) // max(1, worker_bytes)))
 
 
@@ -83,7 +78,7 @@ def _cgroup_folders(controller: str) -> Iterator[Path]:
 
 
 def _mounted_groups(controller: str) -> Iterator[tuple[str, str]]:
-    """Yield where a hierarchy with the controller is mounted, with this process's group below that."""
+    """Yield each mount of a hierarchy with the controller, and this process's group below it."""
     groups = _own_groups()
     unified, own = groups.get("", "/"), groups.get(controller, "/")
     for line in _lines("/proc/self/mountinfo"):
@@ -99,21 +94,22 @@ def _mounted_groups(controller: str) -> Iterator[tuple[str, str]]:
             yield mount, _below(unified, root)
         elif kind[0] == "cgroup" and controller in kind[2].split(","):
             yield mount, _below(own, root)
-    yield CGROUPS, unified  # where they nearly always are, should the list of mounts be hidden
+    # The usual mounts, in case the list of mounts is hidden.
+    yield CGROUPS, unified
     yield f"{CGROUPS}/{controller}", own
     yield f"{CGROUPS}/cpu,cpuacct", own
 
 
 def _below(group: str, root: str) -> str:
-    """The group's path below the root of a mount, which shows only a part of the hierarchy in a
-    container."""
+    """Return the group's path below the root of a mount, which in a container is only a part of the
+    hierarchy."""
     if root == "/" or not (group + "/").startswith(root + "/"):
         return group if root == "/" else "/"
     return group.removeprefix(root) or "/"
 
 
 def _own_groups() -> dict[str, str]:
-    """This process's group by controller, of version 1; by "", of version 2."""
+    """Return this process's group by controller, for version 1, and by "", for version 2."""
     groups: dict[str, str] = {}
     for line in _lines("/proc/self/cgroup"):
         _, _, rest = line.partition(":")
@@ -123,7 +119,7 @@ def _own_groups() -> dict[str, str]:
 
 
 def _cpu_quota(folder: Path) -> int | None:
-    """Whole processors that a group's quota grants, rounded up; None without one."""
+    """Return the processors that a group's quota grants, rounded up; None without a quota."""
     granted, _, period = (_text(folder / "cpu.max") or "").partition(" ")
     if not granted:
         granted, period = (
@@ -138,18 +134,18 @@ def _cpu_quota(folder: Path) -> int | None:
 
 
 def _memory_limit(folder: Path) -> int | None:
-    """Bytes that a group may hold; None without a limit. Above `memory.high` its processes are
-    slowed until they stand."""
-    found = [
+    """Return the bytes that a group may use; None without a limit. Processes above `memory.high`
+    are throttled almost to a halt."""
+    values = [
         _number(folder / name) for name in ("memory.max", "memory.high", "memory.limit_in_bytes")
     ]
-    found.append(_statistics(folder).get("hierarchical_memory_limit"))
-    limits = [limit for limit in found if limit is not None and limit < UNLIMITED]
+    values.append(_statistics(folder).get("hierarchical_memory_limit"))
+    limits = [value for value in values if value is not None and value < UNLIMITED]
     return min(limits, default=None)
 
 
 def _memory_held(folder: Path) -> int:
-    """Bytes that the processes of a group hold, without cached files."""
+    """Return the bytes that the processes of a group use, without cached files."""
     held = _number(folder / "memory.current")
     if held is None:
         held = _number(folder / "memory.usage_in_bytes") or 0
@@ -170,7 +166,7 @@ def _statistics(folder: Path) -> dict[str, int]:
 
 
 def _machine_memory() -> list[int]:
-    """Bytes of memory that the machine has; nothing where the system does not say."""
+    """Return the machine's memory in bytes; [] if the system does not report it."""
     try:
         return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):
@@ -178,7 +174,7 @@ def _machine_memory() -> list[int]:
 
 
 def _address_limit() -> list[int]:
-    """Bytes of addresses that this process may have (`ulimit -v`); nothing without a limit."""
+    """Return the limit on this process's address space in bytes (`ulimit -v`); [] without one."""
     try:
         import resource
     except ImportError:
@@ -188,8 +184,8 @@ def _address_limit() -> list[int]:
 
 
 def _own_memory() -> tuple[int, int]:
-    """Bytes of addresses and of memory that this process has now; zeros where the system does not
-    say."""
+    """Return the bytes of address space and of memory that this process uses now; zeros if the
+    system does not report them."""
     pages = (_text(Path("/proc/self/statm")) or "0 0").split()
     return int(pages[0]) * _page_size(), int(pages[1]) * _page_size()
 
@@ -215,11 +211,8 @@ def _lines(path: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where featkit keeps what it can make again: $FEATKIT_CACHE, else `featkit` in $XDG_CACHE_HOME
-    or ~/.cache.
-
-    RuntimeError where none is set and this user has no home.
-    """
+    """Return the folder for files that can be made again: $FEATKIT_CACHE, else `featkit` in
+    $XDG_CACHE_HOME or ~/.cache. RuntimeError if neither is set and the user has no home folder."""
     if own := os.environ.get("FEATKIT_CACHE"):
         return Path(own)
     base = os.environ.get("XDG_CACHE_HOME")

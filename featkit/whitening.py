@@ -1,5 +1,4 @@
-"""PCA-whitening fitted to embeddings: fewer numbers a vector, and no direction that outweighs the
-others.
+"""PCA whitening fitted to embeddings: fewer dimensions, each with the same variance.
 
 Jégou and Chum, "Negative evidences and co-occurrences in image retrieval: the benefit of PCA and
 whitening" (ECCV 2012).
@@ -20,34 +19,34 @@ from featkit.errors import InputError
 from featkit.wording import counted, first_line
 
 FORMAT = 1
-# of the largest eigenvalue: a direction without variance is left as it is rather than blown up
+# Relative to the largest eigenvalue: a direction without variance is not amplified.
 FLOOR = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Whitening:
-    """mean (D,) and components (d, D), both float32: v becomes components @ (v - mean), then unit
-    length.
+    """A linear map of vectors: v becomes components @ (v - mean), scaled to unit length.
 
-    model: what made the vectors it was fitted to, as `Manifest.made_of` says it; it suits no other.
+    mean: (D,) float32. components: (d, D) float32. explained: share of the variance in the
+    dimensions that are kept. model: the `Manifest.made_of` of the model whose vectors it was fitted
+    to; it fits no other.
     """
 
     mean: np.ndarray
     components: np.ndarray
     num_vectors: int
-    explained: float  # share of the variance that the kept directions have
+    explained: float
     model: str
 
     def apply(self, vectors: np.ndarray) -> np.ndarray:
-        """(N, D) to unit vectors (N, d) float32."""
-        turned = (vectors - self.mean) @ self.components.T
-        unit: np.ndarray = (turned / np.linalg.norm(turned, axis=1, keepdims=True)).astype(
-            np.float32
-        )
+        """Return the unit vectors (N, d) float32 of vectors (N, D)."""
+        whitened = (vectors - self.mean) @ self.components.T
+        norms = np.linalg.norm(whitened, axis=1, keepdims=True)
+        unit: np.ndarray = (whitened / norms).astype(np.float32)
         return unit
 
     def save(self, path: Path) -> None:
-        """Write it as one .npz, whole or not at all."""
+        """Write one .npz file, whole or not at all."""
         with replace_file(path) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
@@ -61,16 +60,16 @@ class Whitening:
 
     @classmethod
     def load(cls, path: Path) -> Whitening:
-        """Read `save` back. InputError when the file is missing or is none of featkit's."""
+        """Read a file that `save` wrote. InputError if it is missing or is another file."""
         try:
-            # Opened here, since np.load leaves a file open that it cannot read.
+            # Opened here, since np.load does not close a file that it cannot read.
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if int(file["format"]) > FORMAT:
                     raise InputError(
                         f"{path} has format {int(file['format'])}, newer than the {FORMAT} read"
                         " here; update featkit."
                     )
-                found = cls(
+                whitening = cls(
                     mean=file["mean"],
                     components=file["components"],
                     num_vectors=int(file["num_vectors"]),
@@ -91,21 +90,22 @@ class Whitening:
             raise InputError(
                 f"{path} is not a whitening written by `featkit whiten` ({first_line(error)})."
             ) from error
-        floats = found.mean.dtype == found.components.dtype == np.float32
-        if not floats or found.mean.ndim != 1 or found.components.shape[1:] != found.mean.shape:
+        mean, components = whitening.mean, whitening.components
+        is_float = mean.dtype == components.dtype == np.float32
+        if not is_float or mean.ndim != 1 or components.shape[1:] != mean.shape:
             raise InputError(
                 f"{path} is not a whitening written by `featkit whiten`: its arrays do not fit"
                 " together."
             )
-        return found
+        return whitening
 
 
 def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whitening:
-    """Fit to vectors (N, D) that come block by block; `dim` of D directions are kept, those with
-    most variance.
+    """Fit to vectors (N, D) given block by block; keep the `dim` of D directions with the largest
+    variance.
 
-    The covariance is summed in float64, so memory is D * D numbers whatever N is. InputError for
-    fewer vectors than dimensions wanted, or more dimensions than the vectors have.
+    The covariance is accumulated in float64, so memory is D * D numbers for any N. InputError if
+    there are not more vectors than `dim`, or if `dim` exceeds D.
     """
     count, total, products = 0, np.zeros(0), np.zeros((0, 0))
     for block in blocks:
@@ -121,20 +121,18 @@ def fit_whitening(blocks: Iterable[np.ndarray], *, dim: int, model: str) -> Whit
     if count == 0:
         raise InputError("There are no vectors to fit a whitening to; embed images first.")
     if not 1 <= dim <= len(total):
-        raise InputError(
-            f"{dim} dimensions cannot be kept of vectors of {len(total)}; use 1 to {len(total)}."
-        )
+        raise InputError(f"{dim} of {len(total)} dimensions cannot be kept; use 1 to {len(total)}.")
     if count <= dim:
         raise InputError(
-            f"{counted(dim, 'direction')} cannot be found in {counted(count, 'vector')}; "
-            "embed more images, or use a smaller --dim."
+            f"{counted(count, 'vector')} cannot determine {counted(dim, 'direction')}; embed more"
+            " images, or use a smaller --dim."
         )
     mean = total / count
     values, directions = np.linalg.eigh(products / count - np.outer(mean, mean))
     values, directions = values[::-1], directions[:, ::-1]
     scale = 1 / np.sqrt(np.maximum(values[:dim], FLOOR * values[0]))
-    # An eigenvector is one up to its sign; the largest number of each is made positive, so that
-    # equal data gives equal bytes.
+    # An eigenvector has no definite sign. Its largest component is made positive, so that equal
+    # data gives equal bytes.
     kept = directions[:, :dim].T
     signs = np.sign(kept[np.arange(dim), np.abs(kept).argmax(axis=1)])
     return Whitening(

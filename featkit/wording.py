@@ -6,36 +6,36 @@ import re
 import shlex
 from pathlib import Path
 
-# Control characters, ends of lines, marks that turn the direction of text, and what is no character
-# at all.
+# Control characters, line separators, marks that change the direction of text, and surrogates,
+# which cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """Return a count with its noun: "1 image", "2 images", "1,234 images"; `plural` defaults
-    to the noun with an s."""
+    """Return a count with its noun: "1 image", "2 images", "1,234 images". plural: the noun with an
+    s by default."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
 
 
 def typed(path: str | Path) -> str:
-    """Return a path as it is typed in a shell, for a command that a message advises: quoted if it
-    has spaces or the like."""
+    """Return a path as it is typed in a shell, for a command in a message: quoted if it has spaces
+    or special characters."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def on_one_line(text: str) -> str:
-    """Return the text with each character that would end the line, move the cursor or cannot be
-    encoded spelled out.
+    """Return the text with every character escaped that would end the line, move the cursor, or
+    cannot be encoded.
 
-    Names of files and archives hold anything: a line feed becomes `\\n`, and the byte E9 of a name
-    that is not UTF-8 `\\xe9`.
+    Names of files and members can contain anything: a line feed becomes `\\n`, and the byte E9 in a
+    name that is not UTF-8 becomes `\\xe9`.
     """
-    return _UNPRINTABLE.sub(lambda found: _spelled_out(found[0]), text)
+    return _UNPRINTABLE.sub(lambda match: _escaped(match[0]), text)
 
 
-def _spelled_out(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte of a name, as os.fsdecode keeps it
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that os.fsdecode could not decode
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode("ascii")
 

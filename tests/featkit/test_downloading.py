@@ -36,13 +36,13 @@ class LibraryError(Exception):
     [
         (401, "login (401)", "hf auth login"),
         (403, "refuses access (403)", "accept its license"),
-        (404, "nothing of that name (404)", "check the name"),
+        (404, "nothing with that name (404)", "check the name"),
         (407, "proxy", "HTTPS_PROXY"),
-        (429, "no more requests", "wait 9 seconds"),
+        (429, "no further requests", "wait 9 seconds"),
         (418, "refuses the request (418)", "check the name"),
-        (500, "trouble of its own (500)", "later"),
-        (503, "trouble of its own (503)", "later"),
-        (520, "trouble of its own (520)", "later"),
+        (500, "an internal error (500)", "later"),
+        (503, "an internal error (503)", "later"),
+        (520, "an internal error (520)", "later"),
     ],
 )
 def test_a_status_is_told_whichever_library_carries_it(status: int, what: str, advice: str) -> None:
@@ -57,7 +57,7 @@ def test_a_status_is_told_whichever_library_carries_it(status: int, what: str, a
 def test_a_wait_that_is_no_number_is_some_minutes() -> None:
     failure = why_failed(http_error(429, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"))
     assert failure is not None
-    assert "wait some minutes" in failure.advice
+    assert "wait a few minutes" in failure.advice
 
 
 def test_the_reason_is_found_behind_other_exceptions() -> None:

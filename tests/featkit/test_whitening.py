@@ -104,13 +104,13 @@ def test_a_direction_without_variance_is_not_blown_up() -> None:
 
 def test_more_dimensions_than_there_are_are_refused() -> None:
     for dim in (0, -1, 13):
-        with refused(f"{dim} dimensions cannot be kept of vectors of 12; use 1 to 12."):
+        with refused(f"{dim} of 12 dimensions cannot be kept; use 1 to 12."):
             fit_whitening([drawn_vectors()], dim=dim, model="m")
 
 
 @pytest.mark.parametrize("count", [1, 5, 8])
 def test_too_few_vectors_are_refused(count: int) -> None:
-    with refused(f"8 directions cannot be found in {counted(count, 'vector')}"):
+    with refused(f"{counted(count, 'vector')} cannot determine 8 directions"):
         fit_whitening([drawn_vectors()[:count]], dim=8, model="m")
     fit_whitening([drawn_vectors()[:9]], dim=8, model="m")
 

@@ -152,9 +152,9 @@ def test_embeddings_that_are_whitened_already_are_refused(
 @pytest.mark.parametrize(
     ("dim", "words"),
     [
-        (40, "40 directions cannot be found in 40 vectors"),
-        (49, "49 dimensions cannot be kept of vectors of 48; use 1 to 48."),
-        (0, "0 dimensions cannot be kept"),
+        (40, "40 vectors cannot determine 40 directions"),
+        (49, "49 of 48 dimensions cannot be kept; use 1 to 48."),
+        (0, "0 of 48 dimensions cannot be kept"),
     ],
 )
 def test_dimensions_that_cannot_be_had_end_with_2_and_one_sentence(

@@ -181,8 +181,8 @@ def test_a_name_that_cannot_be_fetched_is_the_networks_fault(
     [
         (401, "hf auth login"),
         (403, "accept its license"),
-        (429, "no more requests"),
-        (503, "trouble of its own"),
+        (429, "no further requests"),
+        (503, "an internal error"),
         (None, "a page"),
     ],
 )
