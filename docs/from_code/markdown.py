@@ -18,14 +18,26 @@ def code(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Text as Markdown: nothing in it is markup but backticks, in which it stays as it is."""
-    outside, inside = text.split("`")[::2], text.split("`")[1::2]
-    escaped = [re.sub(r"([\\*_<>\[\]#])", r"\\\1", each) for each in outside]
-    with_options = [re.sub(r"(?<![\w-])(--?[a-z][\w-]*)", r"`\1`", each) for each in escaped]
-    pieces = [with_options[0]]
-    for quoted, plain in zip(inside, with_options[1:], strict=True):
-        pieces += [f"`{quoted}`", plain]
+    """Plain text as Markdown.
+
+    Only backticks are markup in it. Options become code, and numbers of papers links.
+    """
+    pieces = []
+    for place, piece in enumerate(text.split("`")):
+        pieces.append(f"`{piece}`" if place % 2 else _linked(_options(_escaped(piece))))
     return "".join(pieces)
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([\\*_<>\[\]#])", r"\\\1", text)
+
+
+def _options(text: str) -> str:
+    return re.sub(r"(?<![\w-])(--?[a-z][\w-]*)", r"`\1`", text)
+
+
+def _linked(text: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def _cell(text: str) -> str:

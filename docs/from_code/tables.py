@@ -6,7 +6,6 @@ import contextlib
 import io
 import itertools
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,11 @@ def methods_table() -> str:
             f"[`{row['method']}`]({commands}{row['method']})",
             row["needs"],
             row["when"],
-            _paper(row["paper"]),
+            prose(row["paper"]),
         )
         for row in _json("train", "--list")
     ]
     return table(("method", "needs", "use it when", "paper"), rows)
-
-
-def _paper(text: str) -> str:
-    """A paper's number as a link; what stands around it stays."""
-    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[\1](https://arxiv.org/abs/\1)", prose(text))
 
 
 def models_table() -> str:

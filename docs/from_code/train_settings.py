@@ -7,7 +7,7 @@ import inspect
 from featkit_train.config import TrainConfig, field_types
 from featkit_train.methods import METHODS
 from featkit_train.setting_docs import Setting, list_settings
-from from_code.markdown import code, table
+from from_code.markdown import code, prose, table
 
 
 def settings_page() -> str:
@@ -34,7 +34,7 @@ def _readers(section: str) -> str:
 def _row(setting: Setting) -> tuple[str, str, str, str]:
     name = setting.name.rpartition(".")[2]
     values = setting.values if setting.type != "section" else "a section"
-    return code(name), values.replace("|", "or"), code(setting.default_text), setting.doc
+    return code(name), values.replace("|", "or"), code(setting.default_text), prose(setting.doc)
 
 
 def _about(section: str) -> str:
@@ -43,4 +43,4 @@ def _about(section: str) -> str:
     for name in section.split(".") if section else ():
         kind = field_types(kind)[name]
     text = inspect.getdoc(kind) or ""
-    return " ".join(text.split("\n\n")[0].split()) if section else ""
+    return prose(" ".join(text.split("\n\n")[0].split())) if section else ""

@@ -12,7 +12,7 @@ from featkit_train.settings import RECIPES
 from from_code.commands import command_page
 from from_code.http_api import routes_page
 from from_code.inserting import insert_generated
-from from_code.markdown import table
+from from_code.markdown import prose, table
 from from_code.python_api import plain_docstring
 from from_code.tables import methods_table, models_table, recipes_page
 from from_code.train_settings import settings_page
@@ -33,6 +33,11 @@ def test_request_for_an_unknown_part_fails() -> None:
 
 def test_table_cells_keep_pipes_and_newlines_inside() -> None:
     assert table(("a",), [("x | y\nz",)]) == "| a |\n| --- |\n| x \\| y z |"
+
+
+def test_prose_shows_options_and_papers_and_escapes_the_rest() -> None:
+    assert prose("--set a_b *x*, `*y*`") == "`--set` a\\_b \\*x\\*, `*y*`"
+    assert prose("(arXiv 2104.14294)") == "([arXiv 2104.14294](https://arxiv.org/abs/2104.14294))"
 
 
 def test_command_page_has_every_option_of_its_help() -> None:
@@ -61,7 +66,7 @@ def test_settings_page_has_every_setting_with_its_meaning() -> None:
     page = settings_page()
     for setting in list_settings():
         assert f"| `{setting.name.rpartition('.')[2]}` | " in page
-        assert setting.doc in page.replace("\\|", "|")
+        assert prose(setting.doc).replace("|", "\\|") in page
     assert "### " not in page
     assert "## dino.head\n" in page
 
