@@ -5,10 +5,11 @@
     model.onnx          the model that made the vectors
     writer.lock         held by the process that writes
 
-index.py is the open folder; reading.py and writing.py are its two sides, state.py the committed
-state that every read sees. catalogue.py has the transactions, connections.py the connections,
-tables.py and table_writer.py the statements, vectors.py the vectors file. searcher.py is what an index type implements, exact.py the
-only type so far, index_types.py their list. compatibility.py decides which vectors may meet.
+index.py is the open folder; reading.py and writing.py are its two sides, and state.py is the
+committed state that every read sees. catalogue.py has the transactions, connections.py the
+connections, tables.py and table_writer.py the statements, vectors.py the vectors file. searcher.py
+is what an index type implements, exact.py the only type so far, index_types.py their list.
+compatibility.py decides which vectors may meet.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Callable
-from typing import Any
 
 import uvicorn
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -18,6 +17,7 @@ from featkit.serve.refusals import refusal
 
 NUM_PORTS_TRIED = 100
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "[::1]")
+_HOST_PASSED = "featkit.host_passed"  # set in the scope of a request whose host is trusted
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -88,7 +88,7 @@ def _in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def guard_hosts(app: Any, listener: socket.socket) -> Any:
+def guard_hosts(app: ASGIApp, listener: socket.socket) -> ASGIApp:
     """Return the ASGI app, guarded against DNS rebinding if it listens on a loopback address.
 
     The guard answers 400 unless the Host header is a name of this machine. Without it, a web page
@@ -97,9 +97,35 @@ def guard_hosts(app: Any, listener: socket.socket) -> Any:
     host = listener.getsockname()[0]
     if not ipaddress.ip_address(host).is_loopback:
         return app
-    return TrustedHostMiddleware(
-        app, allowed_hosts=[*LOOPBACK_HOSTS, _in_url(host)], www_redirect=False
-    )
+    return _HostGuard(app, [*LOOPBACK_HOSTS, _in_url(host)])
+
+
+class _HostGuard:
+    """Starlette's TrustedHostMiddleware, whose refusal has the service's own shape."""
+
+    def __init__(self, app: ASGIApp, allowed_hosts: list[str]) -> None:
+        self.app = app
+        self._trusted = TrustedHostMiddleware(
+            self._pass, allowed_hosts=allowed_hosts, www_redirect=False
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_if_passed(message: Message) -> None:
+            if _HOST_PASSED in scope:
+                await send(message)
+
+        await self._trusted(scope, receive, send_if_passed)
+        if _HOST_PASSED not in scope:
+            answer = refusal(
+                400,
+                "The Host header is not a name of this machine; use the address that"
+                " `featkit serve` printed.",
+            )
+            await answer(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[_HOST_PASSED] = True
+        await self.app(scope, receive, send)
 
 
 class _CutOff:
@@ -147,7 +173,9 @@ class _Announced(uvicorn.Server):
             self._on_ready()
 
 
-def run(app: Any, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None) -> None:
+def run(
+    app: ASGIApp, listener: socket.socket, *, on_ready: Callable[[], None] = lambda: None
+) -> None:
     """Serve an ASGI app on the socket until Ctrl-C or SIGTERM.
 
     `on_ready` is called once it answers. See `guard_hosts` for loopback addresses.

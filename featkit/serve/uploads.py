@@ -50,6 +50,25 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
         max_files=limits.max_images,
         max_fields=16,
     )
+    parts = await _parse(parser)
+    uploads: list[Upload] = []
+    fields: dict[str, str] = {}
+    try:
+        for name, value in parts:
+            if not isinstance(value, UploadFile):
+                fields[name] = value
+            elif value.filename or value.size:  # else a browser's field without a chosen file
+                name = _short(value.filename or f"image {len(uploads)}")
+                uploads.append(await _read_upload(value, name, limits.images.max_bytes))
+    finally:
+        parser.close()
+    if not uploads:
+        raise BadRequest(422, "No image was sent; put at least one in a part named `files`.")
+    return Form(uploads, fields)
+
+
+async def _parse(parser: _Parser) -> list[tuple[str, UploadFile | str]]:
+    """Return the parts of a form by name. BadRequest unless it is complete and well-formed."""
     try:
         form = await parser.parse()
     except MultiPartException as error:
@@ -65,31 +84,17 @@ async def read_form(request: Request, limits: ServiceLimits) -> Form:
         raise BadRequest(
             422, "The form ends before its last boundary: the request was cut short; send it again."
         )
-    uploads: list[Upload] = []
-    fields: dict[str, str] = {}
-    try:
-        for name, value in form.multi_items():
-            if isinstance(value, UploadFile):
-                # a browser's file field without a chosen file
-                if not value.filename and not value.size:
-                    continue
-                # One byte past the limit is enough to refuse it; the rest is never read.
-                data = await value.read(limits.images.max_bytes + 1)
-                name = _short(value.filename or f"image {len(uploads)}")
-                encoding = value.headers.get("content-transfer-encoding", "").strip().lower()
-                # from older clients; RFC 7578 deprecates it
-                if encoding in ("base64", "quoted-printable"):
-                    data = _decoded(data, encoding, name)
-                    uploads.append(Upload(name, data))
-                else:
-                    uploads.append(Upload(name, data, value.size))
-            else:
-                fields[name] = value
-    finally:
-        parser.close()
-    if not uploads:
-        raise BadRequest(422, "No image was sent; put at least one in a part named `files`.")
-    return Form(uploads, fields)
+    return form.multi_items()
+
+
+async def _read_upload(file: UploadFile, name: str, max_bytes: int) -> Upload:
+    # One byte past the limit is enough to refuse the image; the rest is never read.
+    data = await file.read(max_bytes + 1)
+    # from older clients; RFC 7578 deprecates it
+    encoding = file.headers.get("content-transfer-encoding", "").strip().lower()
+    if encoding in ("base64", "quoted-printable"):
+        return Upload(name, _decoded(data, encoding, name))
+    return Upload(name, data, file.size)
 
 
 class _Parser(MultiPartParser):

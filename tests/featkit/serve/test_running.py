@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 
 from featkit.errors import EnvironmentProblem, InputError
 from featkit.serve.running import address_of, bind, guard_hosts
+from featkit.serve.schemas import Refusal
 
 OWN_NAMES = ("localhost", "127.0.0.1", "[::1]", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000")
 FOREIGN_NAMES = (
@@ -35,7 +36,12 @@ def status_for(host: str, bound_to: str) -> int:
     app = FastAPI()
     app.get("/")(lambda: "private")
     with bind(bound_to, 0) as listener:
-        return TestClient(guard_hosts(app, listener)).get("/", headers={"Host": host}).status_code
+        client = TestClient(guard_hosts(app, listener))
+        answer = client.get("/", headers={"Host": host})
+    if answer.status_code != 200:
+        assert "not a name of this machine" in Refusal.model_validate(answer.json()).detail
+        assert "private" not in answer.text
+    return answer.status_code
 
 
 def test_a_port_that_is_taken_names_the_next_free_one() -> None:

@@ -206,7 +206,7 @@ def test_running_out_of_memory_is_503(served: TestClient, monkeypatch: pytest.Mo
     def fail(*_arguments: Any, **_options: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("featkit.images.decoding._decode", fail)
+    monkeypatch.setattr("PIL.Image.open", fail)
     answer = served.post("/v1/embed", files=FILES)
     assert answer.status_code == 503
     assert "does not have enough memory" in answer.json()["detail"]
