@@ -6,6 +6,7 @@ import contextlib
 import io
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +59,25 @@ def recipes_page() -> str:
     """Each recipe with the comment that it begins with: what it is, how to run it, what to expect."""
     parts = []
     for path in sorted(RECIPES.glob("*.yaml")):
-        title, comment = _comment(path)
-        command = comment["Run"].split("  (")[0].rstrip(" \\")
+        title, command, expected = read_comment(path)
         block = f"```sh\n{command}\n```"
-        parts.append(
-            f"## {path.stem}\n\n{title}\n\n{block}\n\nExpected: {prose(comment['Expect'])}"
-        )
+        parts.append(f"## {path.stem}\n\n{title}\n\n{block}\n\nExpected: {prose(expected)}")
     return "\n\n".join(parts)
 
 
-def _comment(path: Path) -> tuple[str, dict[str, str]]:
-    """The title of a recipe's comment, and its paragraphs: Run (the command), Expect, Numbers."""
+def read_comment(path: Path) -> tuple[str, str, str]:
+    """The title of a recipe's comment, the command under Run, and the text under Expect."""
     lines = itertools.takewhile(
         lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()
     )
-    title, *rest = (line.removeprefix("#").strip() for line in lines)
-    paragraphs: dict[str, str] = {}
-    name = ""
-    for line in rest:
-        label, colon, text = line.partition(":")
-        if colon and label in ("Run", "Expect", "Numbers"):
-            name, paragraphs[label] = label, text.strip()
-        elif name == "Run" and paragraphs[name].endswith("\\"):
-            paragraphs[name] += f"\n  {line}"
-        elif name not in ("", "Run"):
-            paragraphs[name] += f" {line}"
-    return title, paragraphs
+    text = "\n".join(line.removeprefix("#").strip() for line in lines)
+    title, run, expected = re.split(r"^(?:Run|Expect): *", text, flags=re.MULTILINE)
+    # A command goes on after a backslash; a remark in parentheses or on a line of its own follows.
+    command = re.match(r"(?:.*\\\n)*.*", run)
+    assert command is not None
+    indented = command[0].split("  (")[0].rstrip().replace("\\\n", "\\\n  ")
+    expected = expected.partition("\nNumbers:")[0]
+    return " ".join(title.split()), indented, " ".join(expected.split())
 
 
 def _json(*arguments: str) -> Any:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -21,8 +20,11 @@ from featkit.embedder import Embedder
 from featkit.index import Index
 from featkit.serve.app import make_app as make_service
 from featkit_demo.gallery import draw_gallery
+from featkit_train.configure import configure
+from featkit_train.methods import METHODS
 from featkit_train.setting_docs import list_settings
 from featkit_train.settings import RECIPES
+from from_code.tables import read_comment
 from tests.commands import run_featkit
 from tests.docs.pages import (
     DOCS,
@@ -76,13 +78,14 @@ def test_every_command_line_is_understood(page: Path) -> None:
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_names_a_command_that_is_understood(recipe: Path) -> None:
-    run = re.search(r"^# Run:(.*(?:\\\n#.*)*)", recipe.read_text(encoding="utf-8"), re.MULTILINE)
-    assert run is not None
-    command = re.sub(r"\\\n#\s*", "", run[1])  # join the continued lines
-    arguments = featkit_arguments(command.split("  (")[0])
+def test_every_recipe_names_a_command_that_runs_it(recipe: Path) -> None:
+    _, command, _ = read_comment(recipe)
+    arguments = featkit_arguments(command.replace("\\\n", " "))
     assert arguments is not None
     _parse(arguments)
+    config = configure(arguments[1], recipe.stem)
+    assert config.method == arguments[1]
+    assert recipe.stem in (*arguments, METHODS[arguments[1]].default_recipe)
 
 
 @pytest.mark.parametrize(
