@@ -9,7 +9,7 @@ index.py is the open folder; reading.py and writing.py are its two sides, and st
 committed state that every read sees. catalogue.py has the transactions, connections.py the
 connections, tables.py and table_writer.py the statements, vectors.py the vectors file. searcher.py
 is what an index type implements, exact.py the only type so far, index_types.py their list.
-compatibility.py decides which vectors may meet.
+compatibility.py decides which vectors may be compared.
 """
 
 from __future__ import annotations

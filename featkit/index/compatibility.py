@@ -83,14 +83,13 @@ class Compatibility:
         return dataclasses.replace(self, proofs=new.proofs)
 
     def accepts_run(self, run: Run) -> bool:
-        """Return whether vectors that `run` makes with the model may meet the index's."""
-        return runs_meet(self.run, run, self.proofs)
+        """Return whether vectors that `run` makes may be compared with those of the index."""
+        return runs_agree(self.run, run, self.proofs)
 
     def accepts_model(self, manifest: Manifest) -> bool:
-        """Return whether the vectors of a model file may meet the index's.
+        """Return whether vectors of a model file may be compared with those of the index.
 
-        They may if it is the index's model, or if one of the two was exported from the other and
-        proven equal to it.
+        They may if it is the index's model, or if one of the two is proven equal to the other.
         """
         if self.fingerprint in (manifest.fingerprint, *manifest.proven_equal_to):
             return True
@@ -98,7 +97,7 @@ class Compatibility:
         return manifest.fingerprint in own.proven_equal_to
 
     def check_embeddings(self, folder: Embeddings) -> None:
-        """Raise InputError if vectors of an embeddings folder may not meet the index's."""
+        """Raise InputError if the vectors of an embeddings folder do not belong into the index."""
         plan = folder.plan
         if plan.fingerprint != self.fingerprint and not self.accepts_model(
             read_manifest(folder.model_path)
@@ -113,17 +112,17 @@ class Compatibility:
             coarse = run if run.precision == BF16 else self.run
             raise InputError(
                 f"{folder.path} was embedded by {run}, but {self.index} by {self.run}; prove that"
-                f" these meet with `featkit verify {self.index} photos/ --backend {coarse.backend}"
-                f" --precision {coarse.precision}`, or embed with --backend {self.run.backend}"
-                f" --precision {self.run.precision}."
+                f" both give the same vectors with `featkit verify {self.index} photos/ --backend"
+                f" {coarse.backend} --precision {coarse.precision}`, or embed with --backend"
+                f" {self.run.backend} --precision {self.run.precision}."
             )
 
 
-def runs_meet(own: Run, other: Run, proofs: Sequence[Proof]) -> bool:
+def runs_agree(own: Run, other: Run, proofs: Sequence[Proof]) -> bool:
     """Return whether vectors that two runs of one model make may be compared.
 
     Vectors in float32, or in the precision of the file, differ by rounding in the last digits. bf16
-    is coarser: a run in bf16 meets runs in bf16, and others only if it was proven.
+    is coarser: it agrees with bf16, and with other precisions only if that was proven.
     """
     coarse = [run for run in (own, other) if run.precision == BF16]
     return len(coarse) != 1 or any(proof.run == coarse[0] for proof in proofs)

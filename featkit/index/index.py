@@ -235,7 +235,7 @@ class Index:
         threads: int | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> Embedder:
-        """Open an Embedder whose vectors may meet the index's.
+        """Open an Embedder whose vectors may be compared with those of the index.
 
         It uses the index's precision, or a faster one that was proven compatible. model: another
         file of the same model; by default the index's own. EnvironmentProblem if no installed
@@ -423,11 +423,11 @@ class Index:
         return list(self._reader.compatibility.proofs)
 
     def accepts(self, run: Run) -> bool:
-        """Return whether vectors that `run` makes with the model may meet the index's."""
+        """Return whether vectors that `run` makes may be compared with those of the index."""
         return self._reader.compatibility.accepts_run(run)
 
     def accepts_model(self, manifest: Manifest) -> bool:
-        """Return whether vectors of a model file may meet the index's.
+        """Return whether vectors of a model file may be compared with those of the index.
 
         They may if it is the same model, or if one of the two is proven equal to the other.
         """

@@ -1,4 +1,4 @@
-"""One committed state of an index, and what can be asked of it."""
+"""One committed state of an index, and the queries that it answers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SAMPLE_SIZE = 32
 class CommittedVectors:
     """The N committed vectors of one state, and which of their ids are live: (N,) bool.
 
-    This is the part of a state that outlives a read. `signature` is that of the vectors file when
-    `sample`, checksums by id, was last verified.
+    This is the part of a state that outlives a read. `sample` has checksums by id; `signature` is
+    that of the vectors file when the sample was last verified.
     """
 
     key: StateKey

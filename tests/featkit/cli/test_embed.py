@@ -527,7 +527,7 @@ def test_an_index_of_vectors_in_bf16_is_searched_in_bf16(
     assert mixed.code == 2
     assert is_one_sentence(mixed)
     assert (
-        "plain was embedded by onnxruntime fp32 and i by openvino bf16; prove that these meet"
+        "plain was embedded by onnxruntime fp32, but i by openvino bf16; prove that both give"
         in mixed.error
     )
 

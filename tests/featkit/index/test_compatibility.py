@@ -1,4 +1,4 @@
-"""Vectors in bf16 and float32 meet in an index only if that was proven."""
+"""Vectors in bf16 and float32 mix in an index only if that was proven."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
 from featkit.errors import EnvironmentProblem
 from featkit.index import Index, Proof
-from featkit.index.compatibility import read_proofs, runs_meet, write_proofs
+from featkit.index.compatibility import read_proofs, runs_agree, write_proofs
 from featkit.pipeline import embed_source
 from featkit.sources import open_source
 from tests.featkit.backends.engines import (
@@ -65,11 +65,11 @@ def embedded(folder: Path, model: Path, run: Run, *, count: int = 4) -> Embeddin
     ],
     ids=str,
 )
-def test_bf16_meets_other_precisions_only_by_proof(
+def test_bf16_agrees_with_others_only_by_proof(
     own: Run, other: Run, alone: bool, proven: bool
 ) -> None:
-    assert runs_meet(own, other, []) is alone
-    assert runs_meet(own, other, [PROOF]) is proven
+    assert runs_agree(own, other, []) is alone
+    assert runs_agree(own, other, [PROOF]) is proven
 
 
 def test_proofs_round_trip_and_other_text_proves_nothing() -> None:
@@ -125,7 +125,7 @@ def test_bf16_embeddings_are_refused_until_proven(model: Path, tmp_path: Path) -
         with refused(
             coarse.path,
             f"was embedded by openvino bf16, but {tmp_path / 'i'} by onnxruntime fp32; prove that"
-            " these meet with",
+            " both give the same vectors with",
             f"featkit verify {tmp_path / 'i'} photos/ --backend openvino --precision bf16",
         ):
             index.add_embeddings(coarse)

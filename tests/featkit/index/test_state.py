@@ -1,4 +1,4 @@
-"""What can be asked of one committed state."""
+"""Queries of one committed state."""
 
 from __future__ import annotations
 
