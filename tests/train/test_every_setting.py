@@ -384,7 +384,7 @@ def test_evaluate_every_says_at_which_steps_copies_are_sought(seen: dict[str, Se
     assert seen["other"].steps_with(COPIES) == [0, 2, 4]
 
 
-def test_checkpoint_every_and_keep_checkpoints_say_which_are_left(seen: dict[str, Seen]) -> None:
+def test_checkpoint_every_and_keep_checkpoints_decide_what_stays(seen: dict[str, Seen]) -> None:
     assert seen["one"].checkpoints == ["3", "4"]
     assert seen["other"].checkpoints == ["4"]
 
@@ -441,19 +441,19 @@ def parts_of(out: Path, *settings: str) -> RunParts:
     return RunParts(small_config(*settings), [open_source(drawn_images())], out)
 
 
-def test_device_is_where_it_runs_and_none_other(tmp_path: Path) -> None:
+def test_device_is_used_or_refused(tmp_path: Path) -> None:
     assert parts_of(tmp_path, "run.device=cpu").device == torch.device("cpu")
     with pytest.raises(InputError, match="abacus"):
         parts_of(tmp_path, "run.device=abacus")
 
 
-def test_held_out_is_how_many_are_not_learned_from(tmp_path: Path) -> None:
+def test_held_out_images_are_not_learned_from(tmp_path: Path) -> None:
     runs = [parts_of(tmp_path, f"run.held_out={number}") for number in (0, 1, 2)]
     assert [len(run.train_ids) for run in runs] == [20, 19, 18]
     assert [len(run.held_out.images) for run in runs] == [0, 1, 2]
 
 
-def test_on_collapse_says_whether_a_run_ends_by_one(tmp_path: Path) -> None:
+def test_on_collapse_decides_whether_a_run_ends(tmp_path: Path) -> None:
     notes: list[str] = []
     for choice in ("stop", "warn"):
         parts = parts_of(tmp_path, f"run.on_collapse={choice}")
@@ -478,7 +478,7 @@ def test_on_collapse_says_whether_a_run_ends_by_one(tmp_path: Path) -> None:
         (["watch.tolerance=0.3"], None),
     ],
 )
-def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
+def test_watch_ends_a_run_by_its_tolerance_and_patience(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: list[str], expected: int | None
 ) -> None:
     scores = iter([0.3, 0.5, 0.4, 0.4, 0.4])
@@ -491,7 +491,7 @@ def test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience(
     assert report.rolled_back_to == (None if expected is None else 1)
 
 
-def test_init_is_where_a_run_begins(tmp_path: Path, seen: dict[str, Seen]) -> None:
+def test_init_gives_the_first_weights(tmp_path: Path, seen: dict[str, Seen]) -> None:
     settings = ["method=dino", "run.batch_size=4", "crops.num_local=0"]
     fresh, later = (
         parts_of(tmp_path / "a", *settings),
@@ -506,7 +506,7 @@ def test_init_is_where_a_run_begins(tmp_path: Path, seen: dict[str, Seen]) -> No
     assert not torch.equal(fresh.engine.method.result.class_token, expected["class_token"])  # type: ignore[arg-type]
 
 
-def test_pretrained_weights_are_read_in_place_of_the_hub(
+def test_pretrained_weights_are_read_instead_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_hub(*_: object, **__: object) -> Path:
@@ -554,7 +554,7 @@ def test_accumulate_takes_a_batch_in_parts() -> None:
     assert log_of_parts == pytest.approx(log, rel=1e-5)
 
 
-def test_checkpoint_activations_computes_blocks_twice_and_learns_the_same() -> None:
+def test_checkpoint_activations_computes_blocks_twice() -> None:
     kept, log, state = passes(small_config(*BASE, *DINO))
     again, log_again, state_again = passes(
         small_config(*BASE, *DINO, "engine.checkpoint_activations=true")
@@ -574,7 +574,7 @@ def test_compile_is_of_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
         assert compiled == (blocks if choice else [])
 
 
-def test_shard_spreads_weights_where_there_are_processes_to_spread_them_over(
+def test_shard_spreads_weights_over_several_processes(
     tmp_path: Path,
 ) -> None:
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meet'}", rank=0, world_size=1)
@@ -714,7 +714,7 @@ def test_what_a_course_leaves_depends_on(field: str) -> None:
         (SELF, "self_training.rounds", "self_training.patience", "round"),
     ],
 )
-def test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing(
+def test_students_are_this_many_unless_patience_ends_earlier(
     method: Sequence[str], count: str, patience: str, name: str
 ) -> None:
     def trainings(*settings: str) -> list[str]:
@@ -754,36 +754,30 @@ CLAIMED = {
     "license": test_name_license_and_data_are_on_the_models_card,
     "data_name": test_name_license_and_data_are_on_the_models_card,
     "resize": test_resize_is_how_the_model_will_see_images,
-    "init": test_init_is_where_a_run_begins,
-    "pretrained.weights": test_pretrained_weights_are_read_in_place_of_the_hub,
+    "init": test_init_gives_the_first_weights,
+    "pretrained.weights": test_pretrained_weights_are_read_instead_of_the_hub,
     "pretrained.branch": test_branch_is_whose_weights_are_taken,
     "labels.column": test_column_is_where_labels_are_looked_for,
     "knowledge.cache": test_cache_says_whether_the_teachers_logits_are_kept,
-    "born_again.generations": (
-        test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing
-    ),
-    "born_again.patience": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
-    "self_training.rounds": test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing,
-    "self_training.patience": (
-        test_students_are_so_many_unless_as_many_as_patience_bears_gain_nothing
-    ),
-    "watch.tolerance": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
-    "watch.patience": test_watch_ends_a_run_whose_score_falls_by_its_tolerance_for_its_patience,
-    "engine.shard": test_shard_spreads_weights_where_there_are_processes_to_spread_them_over,
+    "born_again.generations": (test_students_are_this_many_unless_patience_ends_earlier),
+    "born_again.patience": test_students_are_this_many_unless_patience_ends_earlier,
+    "self_training.rounds": test_students_are_this_many_unless_patience_ends_earlier,
+    "self_training.patience": (test_students_are_this_many_unless_patience_ends_earlier),
+    "watch.tolerance": test_watch_ends_a_run_by_its_tolerance_and_patience,
+    "watch.patience": test_watch_ends_a_run_by_its_tolerance_and_patience,
+    "engine.shard": test_shard_spreads_weights_over_several_processes,
     "engine.accumulate": test_accumulate_takes_a_batch_in_parts,
     "engine.compile": test_compile_is_of_every_block,
-    "engine.checkpoint_activations": (
-        test_checkpoint_activations_computes_blocks_twice_and_learns_the_same
-    ),
-    "run.held_out": test_held_out_is_how_many_are_not_learned_from,
+    "engine.checkpoint_activations": (test_checkpoint_activations_computes_blocks_twice),
+    "run.held_out": test_held_out_images_are_not_learned_from,
     "run.workers": test_workers_are_processes,
     "run.cache_bytes": test_cache_bytes_bound_the_images_that_are_kept,
-    "run.device": test_device_is_where_it_runs_and_none_other,
+    "run.device": test_device_is_used_or_refused,
     "run.log_every": test_log_every_says_which_steps_are_written,
     "run.evaluate_every": test_evaluate_every_says_at_which_steps_copies_are_sought,
     "run.checkpoint_every": test_checkpoint_every_says_which_are_written,
-    "run.keep_checkpoints": test_checkpoint_every_and_keep_checkpoints_say_which_are_left,
-    "run.on_collapse": test_on_collapse_says_whether_a_run_ends_by_one,
+    "run.keep_checkpoints": test_checkpoint_every_and_keep_checkpoints_decide_what_stays,
+    "run.on_collapse": test_on_collapse_decides_whether_a_run_ends,
 }
 
 

@@ -207,7 +207,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 5])
-def test_a_run_that_is_killed_at_any_step_is_resumed_bit_for_bit(
+def test_a_run_killed_at_any_step_resumes_bit_for_bit(
     image_folder: Path, published: Path, tmp_path: Path, whole: dict[str, Path], step: int
 ) -> None:
     config = short_config("dinov2", published)
@@ -228,7 +228,7 @@ def test_a_run_that_is_killed_at_any_step_is_resumed_bit_for_bit(
 
 
 @pytest.mark.parametrize("step", [2, 5])
-def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit_for_bit(
+def test_a_run_killed_before_its_checkpoint_resumes_bit_for_bit(
     image_folder: Path, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     config = short_config("dino", published)
@@ -248,7 +248,7 @@ def test_a_run_that_is_killed_between_a_checkpoint_and_its_result_is_resumed_bit
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-def test_unreadable_images_are_counted_from_the_first_step_however_a_run_was_ended(
+def test_unreadable_images_are_counted_across_a_resume(
     tmp_path: Path,
 ) -> None:
     torn = draw_folder(tmp_path / "torn", 44)
@@ -302,9 +302,7 @@ train(short_config("dino", Path()), [open_source({str(image_folder)!r})], Path(s
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_run_over_one_file_of_images_that_is_killed_is_resumed_bit_for_bit(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_killed_run_over_one_file_resumes_bit_for_bit(tmp_path: Path, kind: str) -> None:
     # 20 images to learn from are three steps: the one after the kill is of the second epoch,
     # whose images the unbroken run has decoded already, and the resumed run's worker has to find
     # in the file.
@@ -364,9 +362,7 @@ def test_what_changes_nothing_learned_may_be_other_on_resume(
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 4, 5]
 
 
-def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
-    image_folder: Path, tmp_path: Path
-) -> None:
+def test_equal_seeds_give_equal_bytes_and_others_do_not(image_folder: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(small_config(f"run.seed={seed}", "run.steps=2"), image_folder, tmp_path / name)
     first, second, third = (load_file(tmp_path / name / "backbone.safetensors") for name in "abc")
@@ -374,9 +370,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
     assert not all(torch.equal(first[name], third[name]) for name in first)
 
 
-def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(
-    image_folder: Path, tmp_path: Path
-) -> None:
+def test_a_run_is_not_begun_twice_nor_resumed_otherwise(image_folder: Path, tmp_path: Path) -> None:
     run(small_config("run.steps=2"), image_folder, tmp_path / "run")
     with pytest.raises(InputError, match="add --resume"):
         run(small_config("run.steps=2"), image_folder, tmp_path / "run")
@@ -388,9 +382,7 @@ def test_a_run_folder_is_not_begun_twice_nor_resumed_with_other_settings(
         run(small_config(), image_folder, tmp_path / "none", resume=True)
 
 
-def test_a_longer_run_is_begun_from_the_one_that_cannot_be_lengthened(
-    image_folder: Path, tmp_path: Path
-) -> None:
+def test_a_longer_run_starts_from_an_earlier_one(image_folder: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "run", tmp_path / "longer"
     run(small_config("run.steps=2"), image_folder, first)
     with refused(
@@ -537,7 +529,7 @@ train(config, [open_source({str(image_folder)!r})], Path({str(tmp_path / "run")!
     assert not (tmp_path / "run" / "backbone.safetensors").exists()
 
 
-def test_a_run_begins_from_an_earlier_one_and_refuses_a_folder_that_holds_none(
+def test_init_is_an_earlier_run_and_refuses_any_other_folder(
     image_folder: Path, tmp_path: Path
 ) -> None:
     run(small_config("run.steps=2"), image_folder, tmp_path / "first")
@@ -564,7 +556,7 @@ SMALLER, LARGER = (
 
 
 @pytest.mark.parametrize("method", ["ibot", "dinov2"])
-def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_stretched(
+def test_a_run_with_larger_crops_starts_with_resampled_positions(
     image_folder: Path, tmp_path: Path, method: str
 ) -> None:
     run(small_config(f"method={method}", "run.steps=2", *SMALLER), image_folder, tmp_path / "first")
@@ -598,9 +590,7 @@ def test_a_run_with_larger_crops_begins_as_the_earlier_ended_with_its_positions_
         )
 
 
-def test_a_run_with_larger_crops_is_exported_and_embeds_at_their_size(
-    image_folder: Path, tmp_path: Path
-) -> None:
+def test_a_run_with_larger_crops_exports_at_their_size(image_folder: Path, tmp_path: Path) -> None:
     run(small_config("method=dinov2", "run.steps=2", *SMALLER), image_folder, tmp_path / "first")
     later = small_config("method=dinov2", "run.steps=2", *LARGER, f"init={tmp_path / 'first'}")
     run(later, image_folder, tmp_path / "second")
@@ -642,7 +632,7 @@ def normalized(images: np.ndarray) -> Tensor:
     return (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
 
 
-def test_a_plan_is_said_once_after_the_first_steps(image_folder: Path, tmp_path: Path) -> None:
+def test_a_plan_is_reported_once_after_the_first_steps(image_folder: Path, tmp_path: Path) -> None:
     plans: list[Plan] = []
     steps = WARM_STEPS + MEASURED_STEPS + 3
     config = small_config(

@@ -142,7 +142,7 @@ def test_the_recipes_are_these() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_begins_with_how_it_runs_and_where_its_numbers_come_from(name: str) -> None:
+def test_a_recipe_names_its_command_result_and_sources(name: str) -> None:
     head = [
         line for line in (RECIPES / f"{name}.yaml").read_text().splitlines() if line.startswith("#")
     ]
@@ -163,7 +163,7 @@ PAIRS = [(name, method) for name in NAMES for method in methods_of(name)]
 @pytest.mark.parametrize(
     ("name", "method"), [pair for pair in PAIRS if not issubclass(METHODS[pair[1]], Supervised)]
 )
-def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(
+def test_a_recipe_trains_two_steps_at_a_reduced_size(
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
     config = reduced(configure(method, name), folder / "pretrained")
@@ -177,7 +177,7 @@ def test_a_recipe_builds_at_a_reduced_size_and_takes_two_steps(
 @pytest.mark.parametrize(
     ("name", "method"), [pair for pair in PAIRS if issubclass(METHODS[pair[1]], Supervised)]
 )
-def test_a_recipe_with_labels_builds_at_a_reduced_size_and_each_training_takes_two_steps(
+def test_a_recipe_with_labels_trains_at_a_reduced_size(
     name: str, method: str, folder: Path, tmp_path: Path
 ) -> None:
     exits = (
@@ -227,8 +227,6 @@ def test_a_recipe_of_one_method_is_refused_by_another() -> None:
         configure("dino", "ibot_vits16")
 
 
-def test_sections_of_a_recipe_for_several_methods_are_left_out_but_settings_of_them_are_refused() -> (
-    None
-):
+def test_unread_sections_of_a_recipe_are_skipped_not_settings() -> None:
     assert configure("dino", "small").ibot == TrainConfig().ibot
     assert configure("ibot", "small").ibot != TrainConfig().ibot

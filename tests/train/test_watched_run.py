@@ -74,7 +74,7 @@ def test_a_ruined_model_is_taken_back_also_at_the_last_step(
         assert torch.equal(tensor, published[name]), name
 
 
-def test_a_run_without_images_to_watch_says_so(tmp_path: Path) -> None:
+def test_a_run_without_held_out_images_warns(tmp_path: Path) -> None:
     save_published(tmp_path / "published")
     said: dict[str, list[str]] = {"adapt": [], "unwatched": []}
     for name, settings in (("adapt", []), ("unwatched", ["watch.tolerance=1.0"])):

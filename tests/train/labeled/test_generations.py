@@ -50,7 +50,7 @@ def digest(folder: Path) -> str:
     return hashlib.sha256((folder / CLASSIFIER_FILE).read_bytes()).hexdigest()
 
 
-def test_generations_and_ensembles_are_tabled_and_the_best_generation_is_the_result(
+def test_the_best_generation_is_the_result(
     run: Path,
 ) -> None:
     standing = read_standing(run)
@@ -78,7 +78,7 @@ def test_generations_and_ensembles_are_tabled_and_the_best_generation_is_the_res
     assert all(row.knn is not None and row.copies is not None for row in standing.rows)
 
 
-def test_every_generation_is_of_new_weights_and_learns_from_the_one_before(
+def test_every_generation_learns_from_the_one_before(
     images: Source, held_out: Source, run: Path, tmp_path: Path
 ) -> None:
     digests = [digest(run / f"generation-{number}") for number in range(3)]
@@ -118,7 +118,7 @@ def test_nothing_held_out_is_learned_labeled_or_distilled_on(
 
 
 @pytest.mark.parametrize("mode", ["kd", "dkpp", "cwtm"])
-def test_kept_logits_teach_what_the_teacher_says_of_the_same_views(
+def test_kept_logits_are_the_teachers_for_the_same_views(
     mode: str, images: Source, held_out: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[Path] = []
@@ -189,7 +189,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_it_ends_and_says_so_when_generations_do_not_beat_their_teachers(
+def test_it_ends_when_generations_do_not_beat_their_teachers(
     images: Source, held_out: Source, tmp_path: Path
 ) -> None:
     said: list[str] = []

@@ -22,7 +22,7 @@ def drawn(seed: int, width: int) -> Predictions:
     return Predictions(probs.numpy(), vectors.numpy(), copies.numpy())
 
 
-def test_an_ensemble_is_the_mean_of_probabilities_and_of_inner_products() -> None:
+def test_an_ensemble_averages_probabilities_and_inner_products() -> None:
     members = [drawn(seed, width=6 + seed) for seed in range(MEMBERS)]
     whole = ensemble_of(members)
     for n in range(N):

@@ -38,14 +38,14 @@ def test_without_balance_the_sure_ones_are_learned_once_each() -> None:
     assert accepted.count == 5
 
 
-def test_balanced_classes_have_as_many_each_the_surest_or_some_again() -> None:
+def test_balanced_classes_have_equally_many_images() -> None:
     accepted = accept(PROBS, SelfTrainingConfig(confidence=0.5), seed=0)
     # ceil(5 / 2) of each of the two that were found
     assert accepted.indices.tolist() == [0, 1, 2, 5, 5, 5]
     assert accepted.count == 5
 
 
-def test_a_image_that_could_not_be_read_is_never_sure_and_nothing_sure_is_nothing() -> None:
+def test_an_unreadable_image_is_never_accepted() -> None:
     assert 6 not in accept(PROBS, SelfTrainingConfig(confidence=0.0, balance=False), seed=0).indices
     none = accept(PROBS, SelfTrainingConfig(confidence=0.95), seed=0)
     assert none.count == len(none.indices) == 0
@@ -60,7 +60,7 @@ def test_labels_of_peoples_come_often_enough() -> None:
     assert np.bincount(numbers[numbers < 2]).tolist() == [4, 4]
 
 
-def test_images_are_labeled_as_they_are_once_and_unreadable_ones_get_zeros(
+def test_images_are_labeled_once_and_unreadable_ones_get_zeros(
     tmp_path: Path,
 ) -> None:
     source = open_source(draw_kinds(tmp_path / "images", 3))

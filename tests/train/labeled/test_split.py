@@ -74,7 +74,7 @@ def test_one_kind_alone_and_nothing_held_out_are_refused(tmp_path: Path) -> None
         split_labeled([few], labeled_config("born-again"))
 
 
-def test_a_image_that_is_held_out_and_learned_is_refused_from_whatever_folder_it_was_opened(
+def test_an_image_in_both_parts_is_refused_from_any_folder(
     tmp_path: Path,
 ) -> None:
     root = draw_kinds(tmp_path / "images", 10)
@@ -86,7 +86,7 @@ def test_a_image_that_is_held_out_and_learned_is_refused_from_whatever_folder_it
         )
 
 
-def test_too_few_images_to_hold_one_out_are_told_what_is_possible(tmp_path: Path) -> None:
+def test_too_few_images_to_hold_out_name_a_way_out(tmp_path: Path) -> None:
     seven, twenty = (open_source(draw_kinds(tmp_path / str(count), count)) for count in (4, 10))
     with refused("there are only 8. Name others with --held-out, or give at least 10."):
         split_labeled([seven], labeled_config("born-again"))

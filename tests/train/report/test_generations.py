@@ -99,7 +99,7 @@ def cells(seen: Seen) -> list[list[str]]:
 # -- what stands on it -----------------------------------------------------------------------------
 
 
-def test_the_page_says_the_best_the_gain_and_what_was_noticed(run: Path) -> None:
+def test_report_names_the_best_training_its_gain_and_remarks(run: Path) -> None:
     assert write_generations_report(run) == run / "report.html"
     words = Seen(run / "report.html").words
     for expected in (
@@ -116,7 +116,7 @@ def test_the_page_says_the_best_the_gain_and_what_was_noticed(run: Path) -> None
         assert expected in words, expected
 
 
-def test_every_row_stands_in_the_table_with_all_it_has(run: Path) -> None:
+def test_every_row_is_in_the_table_with_its_values(run: Path) -> None:
     head, *lines = cells(Seen(write_generations_report(run)))
     assert (
         head
@@ -152,20 +152,20 @@ def test_every_row_stands_in_the_table_with_all_it_has(run: Path) -> None:
     ]
 
 
-def test_the_best_of_a_column_is_bold_where_one_is_better(run: Path) -> None:
+def test_the_best_value_of_a_column_is_bold(run: Path) -> None:
     source = write_generations_report(run).read_text()
     table = source[source.index("<table") : source.index("</table>")]
     # kNN, accuracy, ECE; copies are all alike
     assert re.findall(r"<b>([\d.]+)</b>", table) == ["0.450", "0.570", "0.050"]
 
 
-def test_a_row_leads_to_its_own_page_where_there_is_one(run: Path) -> None:
+def test_a_row_links_to_its_report_if_it_exists(run: Path) -> None:
     assert [link["href"] for link in Seen(write_generations_report(run)).all("a")] == [
         "generation-1/report.html"
     ]
 
 
-def test_exits_lead_to_the_page_of_their_one_network(tmp_path: Path) -> None:
+def test_exits_link_to_the_report_of_their_network(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", [row(f"exit {number}", 0.5) for number in (1, 2)])
     assert Seen(write_generations_report(folder)).all("a") == []
     (folder / "network").mkdir()
@@ -175,7 +175,7 @@ def test_exits_lead_to_the_page_of_their_one_network(tmp_path: Path) -> None:
     ] * 2
 
 
-def test_every_figure_is_drawn_with_what_it_says_in_words(run: Path) -> None:
+def test_every_chart_is_described_in_words(run: Path) -> None:
     drawings = [
         attributes["aria-label"] or ""
         for attributes in Seen(write_generations_report(run)).all("svg")
@@ -222,7 +222,7 @@ def test_a_run_without_rows_has_a_page(tmp_path: Path) -> None:
     assert seen.all("svg") == seen.all("table") == []
 
 
-def test_a_single_row_is_said_and_not_drawn(tmp_path: Path) -> None:
+def test_a_single_row_is_not_drawn(tmp_path: Path) -> None:
     seen = Seen(write_generations_report(make_run(tmp_path, [row("generation-1", 0.5)], name="")))
     assert "Best accuracy0.500generation-1 · no later one beats it" in seen.words
     assert f"{tmp_path.name}: report of generations" in seen.words
@@ -252,7 +252,7 @@ def test_a_folder_that_has_no_table_is_refused(tmp_path: Path) -> None:
 # -- what it never does ----------------------------------------------------------------------------
 
 
-def test_names_classes_and_remarks_are_text_and_stay_text(tmp_path: Path) -> None:
+def test_names_classes_and_remarks_are_escaped(tmp_path: Path) -> None:
     rows = [
         row(HOSTILE, 0.5, kind="generation"),
         row(f"{HOSTILE}2", 0.6, kind="exit"),

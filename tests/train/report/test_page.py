@@ -162,7 +162,7 @@ def test_the_page_says_scores_settings_and_what_was_noticed(run: Path) -> None:
         assert expected in words, expected
 
 
-def test_the_score_is_the_last_one_and_not_the_best(run: Path) -> None:
+def test_the_score_shown_is_the_last_one(run: Path) -> None:
     assert "Copy recall@10.500" in Seen(write_report(run)).words
 
 
@@ -194,7 +194,7 @@ def test_a_training_with_labels_is_judged_by_its_accuracy(tmp_path: Path) -> Non
     assert "Other" not in seen.words
 
 
-def test_every_curve_is_drawn_with_what_it_says_in_words(run: Path) -> None:
+def test_every_curve_is_described_in_words(run: Path) -> None:
     drawings = [attributes["aria-label"] or "" for attributes in Seen(write_report(run)).all("svg")]
     shown = "; ".join(drawings)
     for name in (*CURVES, "copy_recall", "knn"):
@@ -286,7 +286,7 @@ def test_torn_lines_missing_values_and_broken_numbers_leave_gaps(tmp_path: Path)
     assert not {"other", "flag"} & set(read_metrics(run / "metrics.jsonl").curves)
 
 
-def test_snapshots_without_photographs_and_files_of_other_names_are_passed_over(run: Path) -> None:
+def test_snapshots_without_images_and_other_files_are_skipped(run: Path) -> None:
     (run / "snapshots" / "step-00000150.partial-ab12").mkdir()
     (run / "snapshots" / "photographs" / "names.json").write_text("torn")
     seen = Seen(write_report(run))
@@ -381,7 +381,7 @@ def test_the_colors_are_those_of_the_page_of_results() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 599, 600, 601, 1200, 1201, 5000, 12_345])
-def test_a_curve_of_any_length_is_thinned_without_losing_a_reading(count: int) -> None:
+def test_a_thinned_curve_still_counts_every_reading(count: int) -> None:
     curve = Curve("loss")
     values = np.random.default_rng(0).normal(size=count)
     for step, value in enumerate(values):
@@ -473,7 +473,7 @@ def test_only_noisy_curves_are_smoothed() -> None:
     assert not charts.is_noisy(schedule.points)
 
 
-def test_each_curve_stands_in_one_panel_and_no_panel_has_more_than_there_are_colors() -> None:
+def test_each_curve_is_in_one_panel_with_a_color_of_its_own() -> None:
     names = [
         "loss",
         "ibot_loss",

@@ -98,7 +98,7 @@ def test_the_calibration_error_of_figures_a_reader_can_check() -> None:
     assert expected_calibration_error(probs, labels, bins=5) == pytest.approx((0.4 + 1.0) / 2)
 
 
-def test_a_bin_holds_its_upper_end_and_confidence_that_rounds_beyond_one_is_in_the_last() -> None:
+def test_a_bin_includes_its_upper_end_and_the_last_one_rounding() -> None:
     labels = np.array([0, 0])
     # 0.5 is of the lower half, and right; 0.6 of the upper, and wrong
     at_the_end = np.array([[0.5, 0.5], [0.4, 0.6]])
@@ -107,7 +107,7 @@ def test_a_bin_holds_its_upper_end_and_confidence_that_rounds_beyond_one_is_in_t
     assert expected_calibration_error(above, labels, bins=15) == pytest.approx(0.0, abs=1e-6)
 
 
-def test_confidence_when_wrong_is_of_the_wrong_images_alone_and_none_without_them() -> None:
+def test_confidence_when_wrong_is_the_mean_over_errors_or_none() -> None:
     probs = np.concatenate(
         [saying([0, 1], confidence=0.9), saying([2], confidence=0.6), saying([2], confidence=0.7)]
     )
@@ -115,7 +115,7 @@ def test_confidence_when_wrong_is_of_the_wrong_images_alone_and_none_without_the
     assert confidence_when_wrong(probs, np.array([0, 1, 2, 2])) is None
 
 
-def test_shared_errors_count_the_same_wrong_class_of_the_teachers_errors() -> None:
+def test_shared_errors_count_the_same_wrong_class() -> None:
     labels = np.array([0, 0, 0, 0, 1])
     teacher, student = saying([1, 1, 2, 0, 1]), saying([1, 2, 2, 1, 1])
     assert shared_errors(student, teacher, labels) == pytest.approx(2 / 3)
@@ -196,7 +196,7 @@ def test_effective_classes_are_exp_of_the_entropy(counts: list[int]) -> None:
     assert 1 <= found <= len(counts) + 1e-9
 
 
-def test_effective_classes_of_equal_shares_are_their_number_and_of_nothing_none() -> None:
+def test_effective_classes_of_equal_shares_are_their_number() -> None:
     assert effective_classes(np.array([7, 7, 0, 7])) == pytest.approx(3)
     assert effective_classes(np.zeros(4, np.int64)) == 0.0
 
@@ -230,7 +230,7 @@ def sentence(remark: Remark | None, name: str, figure: float) -> str:
     return remark.sentence
 
 
-def test_no_gain_is_said_with_its_figures_and_with_what_would_not_show() -> None:
+def test_no_gain_is_remarked_with_its_figures_and_its_bound() -> None:
     said = sentence(no_gain(0.509, 0.512, Gain(0.003, 0.006, 500), generation=3), "no_gain", 0.003)
     assert said.startswith(
         "Generation 3 does not beat generation 2 beyond noise: accuracy 0.512 after 0.509, "
@@ -251,12 +251,12 @@ def test_a_gain_is_no_remark_and_a_loss_is_called_one() -> None:
     assert "cannot be seen" not in said
 
 
-def test_no_gain_of_two_that_judge_every_image_alike_is_said_without_a_bound() -> None:
+def test_no_gain_of_equal_predictions_has_no_bound() -> None:
     said = sentence(no_gain(0.5, 0.5, Gain(0.0, 0.0, 20), generation=2), "no_gain", 0.0)
     assert "cannot be seen" not in said
 
 
-def test_confidence_in_wrong_answers_that_rises_is_named_with_every_figure() -> None:
+def test_rising_confidence_when_wrong_is_remarked() -> None:
     said = sentence(surer_of_mistakes([0.5, 0.48, 0.6]), "surer_of_mistakes", 0.1)
     assert "from generation 1 to 3" in said
     assert "0.50, 0.48, 0.60, +0.10 in all" in said
@@ -271,13 +271,13 @@ def test_confidence_in_wrong_answers_that_rises_is_named_with_every_figure() -> 
     "confidences",
     [[], [0.9], [None, 0.9], [0.5, 0.54], [0.5, 0.8, 0.7], [0.5, 0.7, 0.7], [0.8, 0.5]],
 )
-def test_confidence_that_hardly_rises_or_falls_in_the_end_is_no_remark(
+def test_steady_confidence_when_wrong_is_not_remarked(
     confidences: list[float | None],
 ) -> None:
     assert surer_of_mistakes(confidences) is None
 
 
-def test_a_student_that_repeats_its_teacher_is_named_above_the_threshold_alone() -> None:
+def test_shared_errors_are_remarked_only_above_the_threshold() -> None:
     assert agrees_with_errors(0.8) is None
     assert agrees_with_errors(None) is None
     assert agrees_with_errors(0.85, threshold=0.9) is None
@@ -289,7 +289,7 @@ def test_a_student_that_repeats_its_teacher_is_named_above_the_threshold_alone()
     assert "augmentation" in said
 
 
-def test_pseudo_labels_of_few_classes_are_named_below_six_tenths_of_the_labeled_ones() -> None:
+def test_pseudo_labels_of_few_classes_are_remarked() -> None:
     said = sentence(few_classes(np.array([90, 90, 0, 0, 0]), expected=4.6), "few_classes", 2.0)
     assert "the 180 accepted images spread over 2.0 of 5 classes" in said
     assert "the labeled images over 4.6" in said

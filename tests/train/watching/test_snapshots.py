@@ -91,7 +91,7 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 # -- the mathematics -------------------------------------------------------------------------------
 
 
-def test_pca_scores_are_those_of_the_singular_vectors_but_for_their_signs() -> None:
+def test_pca_scores_equal_the_svd_up_to_signs() -> None:
     tokens = np.random.default_rng(0).normal(size=(50, 7)) * [3, 0.1, 1, 2, 0.5, 0.2, 5]
     centered = tokens - np.array([sum(column) / len(column) for column in tokens.T])
     left, values, _ = np.linalg.svd(centered, full_matrices=False)
@@ -108,7 +108,7 @@ def test_pca_scores_are_those_of_the_singular_vectors_but_for_their_signs() -> N
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_pca_scores_of_fewer_than_three_channels_are_filled_with_zeros(width: int) -> None:
+def test_pca_scores_of_few_channels_are_padded_with_zeros(width: int) -> None:
     scores = pca_scores(np.random.default_rng(0).normal(size=(20, width)))
     assert scores.shape == (20, 3)
     assert np.abs(scores[:, :width]).min(axis=0).max() > 0
@@ -126,7 +126,7 @@ def test_laid_onto_finds_a_turned_and_mirrored_reference_again() -> None:
         ) == pytest.approx(1)
 
 
-def test_laid_onto_is_nearer_to_the_reference_than_any_of_a_thousand_other_turns() -> None:
+def test_laid_onto_is_nearer_than_a_thousand_other_rotations() -> None:
     rng = np.random.default_rng(1)
     scores, reference = rng.normal(size=(30, 3)), rng.normal(size=(30, 3))
     scores, reference = (
@@ -158,7 +158,7 @@ def test_colors_come_from_one_pca_over_all_images() -> None:
     assert np.concatenate(together).tolist() != np.concatenate(apart).tolist()
 
 
-def test_colors_stay_as_they_were_when_the_features_are_turned_and_mirrored() -> None:
+def test_colors_do_not_depend_on_rotation_of_the_features() -> None:
     """What the network sees is the same; only the axes it writes it along are others."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(12, 12, 16)) * np.linspace(3, 0.1, 16)
@@ -183,7 +183,7 @@ def test_the_first_snapshots_colors_are_near_the_photographs_own() -> None:
     assert all(correlation(colored[..., channel], own[..., channel]) > 0.5 for channel in range(3))
 
 
-def test_features_that_are_all_the_same_are_gray_and_those_that_are_no_numbers_are_drawn() -> None:
+def test_equal_features_are_gray_and_infinite_ones_are_drawn() -> None:
     reference = [np.random.default_rng(0).uniform(0, 255, (4, 4, 3))]
     constant = joint_pca_colors([np.full((4, 4, 8), 1.7, dtype=np.float32)], reference)[0]
     assert np.unique(constant).tolist() == [128]
@@ -200,7 +200,7 @@ def test_features_that_are_all_the_same_are_gray_and_those_that_are_no_numbers_a
     ("size", "patch", "wanted"),
     [(64, 8, 192), (224, 14, 448), (224, 16, 448), (512, 16, 512), (224, 32, 672)],
 )
-def test_images_are_drawn_at_a_multiple_of_the_native_size_of_24_patches_or_thrice_it(
+def test_images_are_enlarged_to_24_patches_or_three_times(
     size: int, patch: int, wanted: int
 ) -> None:
     native = Geometry(
@@ -245,7 +245,7 @@ def shades(path: Path) -> list[list[int]]:
         return np.asarray(image).tolist()  # type: ignore[no-any-return]
 
 
-def test_a_network_without_a_class_token_has_colors_and_no_attention(tmp_path: Path) -> None:
+def test_without_a_class_token_there_are_colors_only(tmp_path: Path) -> None:
     drawn = snapshots_in(tmp_path).draw(Convolutions(), 0)
     assert drawn is not None
     assert sorted(path.name for path in drawn.folder.iterdir()) == [
@@ -261,7 +261,7 @@ def test_a_network_of_broken_numbers_is_drawn_all_the_same(tmp_path: Path) -> No
     assert np.unique(colors).tolist() == [128]
 
 
-def test_a_snapshot_is_small_and_holds_the_images_with_their_names(tmp_path: Path) -> None:
+def test_a_snapshot_is_small_and_keeps_the_images_names(tmp_path: Path) -> None:
     drawn = snapshots_in(tmp_path, drawn_images=8).draw(drawn_vit(), 200)
     assert drawn is not None
     assert drawn.folder.name == "step-00000200"
@@ -314,7 +314,7 @@ def test_without_images_nothing_is_drawn(tmp_path: Path) -> None:
 # -- over time -------------------------------------------------------------------------------------
 
 
-def test_at_most_twelve_steps_are_kept_evenly_with_the_first_and_the_newest() -> None:
+def test_at_most_twelve_steps_are_kept_evenly_spread() -> None:
     for every in (1, 20, 200):
         kept: list[int] = []
         for count in range(200):
@@ -343,7 +343,7 @@ def test_snapshots_on_disk_are_those_that_are_kept(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_that_was_killed_and_resumed_leaves_the_same_images_as_an_unbroken_one(
+def test_a_resumed_run_leaves_the_snapshots_of_an_unbroken_one(
     tmp_path: Path,
 ) -> None:
     torch.manual_seed(0)
@@ -381,7 +381,7 @@ def test_colors_keep_to_the_snapshot_before_on_disk(tmp_path: Path) -> None:
     assert np.abs(np.stack(one).astype(int) - np.stack(other)).mean() < 8
 
 
-def test_torn_images_of_an_earlier_snapshot_are_no_reference_and_no_error(tmp_path: Path) -> None:
+def test_a_torn_snapshot_is_not_used_as_the_reference(tmp_path: Path) -> None:
     snapshots = snapshots_in(tmp_path)
     drawn = snapshots.draw(drawn_vit(), 0)
     assert drawn is not None

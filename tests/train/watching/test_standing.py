@@ -103,7 +103,7 @@ def test_what_was_not_given_is_not_in_the_row() -> None:
     ) == (None,) * 6
 
 
-def test_neighbors_say_nothing_of_one_label_or_of_too_few_images_of_each() -> None:
+def test_knn_is_not_measured_with_one_label_or_too_few_images() -> None:
     vectors = np.eye(8)
     assert held_out_knn(vectors, np.zeros(8, np.int64)) is None
     assert held_out_knn(vectors, np.arange(8) % 3) is None
@@ -129,7 +129,7 @@ def test_a_row_with_a_figure_that_cannot_be_is_a_value_error(wrong: dict[str, An
         row(**wrong)
 
 
-def test_rows_have_names_of_their_own_and_the_choice_is_one_of_them() -> None:
+def test_rows_have_unique_names_and_the_choice_is_one_of_them() -> None:
     with pytest.raises(ValueError, match="not unique"):
         standing(row(), row())
     with pytest.raises(ValueError, match="the rows are generation-1"):
@@ -138,7 +138,7 @@ def test_rows_have_names_of_their_own_and_the_choice_is_one_of_them() -> None:
         standing(chosen="generation-2")
 
 
-def test_the_best_row_is_the_most_accurate_and_of_equals_the_first() -> None:
+def test_the_best_row_is_the_first_of_the_most_accurate() -> None:
     rows = [row("a"), row("b", accuracy=0.6), row("c", accuracy=0.6)]
     assert standing(*rows).best is rows[1]
     assert standing().best is None

@@ -101,7 +101,7 @@ def test_each_method_trains_and_tables_what_it_trained(
     assert lines[-1].startswith(f"Next: featkit export {run} ")
 
 
-def test_a_course_says_what_it_does_training_by_training(
+def test_a_course_prints_what_it_does_for_each_training(
     runs: dict[str, tuple[Path, Said]],
 ) -> None:
     begun = {method: said.error.splitlines() for method, (_, said) in runs.items()}
@@ -193,7 +193,7 @@ def test_resume_trains_what_is_missing_and_nothing_else(
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_a_run_is_exported_embedded_indexed_searched_and_evaluated(
+def test_a_run_is_exported_embedded_searched_and_evaluated(
     method: str, runs: dict[str, tuple[Path, Said]], folder: Path, tmp_path: Path
 ) -> None:
     run, _ = runs[method]
@@ -230,7 +230,7 @@ def test_an_exit_is_exported_without_what_lies_behind_it(
         ("born-again", 2, "no early exits"),
     ],
 )
-def test_an_exit_that_is_not_there_is_refused(
+def test_an_unknown_exit_is_refused(
     method: str, number: int, words: str, runs: dict[str, tuple[Path, Said]], tmp_path: Path
 ) -> None:
     said = run_featkit(
@@ -264,7 +264,7 @@ def test_next_exports_the_exit_that_was_chosen(
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
+def test_report_links_to_the_reports_of_the_trainings(
     method: str, runs: dict[str, tuple[Path, Said]], tmp_path: Path
 ) -> None:
     shutil.copytree(runs[method][0], tmp_path / "run")
@@ -320,7 +320,7 @@ def test_the_page_is_written_anew_and_leads_to_those_of_the_trainings(
         ("born-again", ["--held-out", "none"], "none does not exist"),
     ],
 )
-def test_what_cannot_be_trained_ends_with_one_sentence_and_leaves_no_run(
+def test_what_cannot_be_trained_is_refused_and_leaves_no_run(
     method: str, more: list[str], words: str, folder: Path, tmp_path: Path
 ) -> None:
     said = run_featkit(*command(method, folder, tmp_path / "run", "--quiet", *more))
@@ -412,7 +412,7 @@ def test_each_command_explains_itself_with_an_example(
 
 
 @pytest.mark.parametrize("method", NAMES)
-def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
+def test_a_slurm_script_runs_the_command_without_slurms_flags(
     method: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = command(method, folder, tmp_path / "run", "--slurm", "--nodes", "2")

@@ -56,7 +56,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_folder_holds_config_metrics_events_checkpoints_and_backbone(run: Path) -> None:
+def test_a_run_folder_holds_these_files(run: Path) -> None:
     names = sorted(path.name for path in run.iterdir())
     assert [name for name in names if not name.startswith("events")] == [
         "backbone.safetensors",
@@ -116,7 +116,7 @@ def test_metrics_hold_speed_waiting_loss_entropy_and_copy_recall(run: Path) -> N
     assert all(0 <= recall <= 1 for _, recall in recalls)
 
 
-def test_a_run_says_what_it_does_and_what_comes_next(
+def test_a_run_prints_what_it_does_and_the_next_command(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
@@ -145,7 +145,7 @@ def test_quiet_prints_the_backbone_alone(
     assert (said.out, said.err) == (f"{tmp_path}/run/backbone.safetensors\n", "")
 
 
-def test_resume_goes_on_from_the_newest_checkpoint_to_the_same_bytes(
+def test_resume_continues_to_the_same_bytes(
     folder: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # As a run that was killed after its second step: one checkpoint, and a line of metrics past it.
@@ -198,7 +198,7 @@ def test_a_run_among_its_images_is_refused(
     )
 
 
-def test_images_that_cannot_be_read_are_counted_and_the_others_learned_from(
+def test_unreadable_images_are_counted_and_the_others_used(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(folder / "images", tmp_path / "images")
@@ -209,7 +209,7 @@ def test_images_that_cannot_be_read_are_counted_and_the_others_learned_from(
     assert "failed reads of images" in capsys.readouterr().out
 
 
-def test_ctrl_c_ends_at_a_whole_step_and_resume_gives_the_unbroken_runs_bytes(
+def test_ctrl_c_ends_after_a_step_and_resume_gives_equal_bytes(
     folder: Path, tmp_path: Path
 ) -> None:
     # As a terminal does it: to all processes of the group, workers too.
@@ -296,7 +296,7 @@ def test_what_cannot_be_trained_ends_with_2_and_one_sentence(
     assert (said.out, said.err.count("\n")) == ("", 1)
 
 
-def test_a_run_that_is_there_is_not_begun_again(
+def test_an_existing_run_is_not_begun_again(
     folder: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (run / "metrics.jsonl").read_bytes()
@@ -321,7 +321,7 @@ def test_a_run_is_not_resumed_with_other_settings(
 
 
 @pytest.mark.parametrize("name", ["none", "empty"])
-def test_data_that_is_not_there_ends_with_2_and_leaves_no_folder(
+def test_missing_data_ends_with_2_and_leaves_no_folder(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -392,7 +392,7 @@ def test_a_teacher_is_distilled_and_a_run_adapted_by_name(
     assert backbone.width == SMALL["model"]["width"]  # type: ignore[index]
 
 
-def test_an_earlier_run_is_gone_on_from_with_other_settings(
+def test_init_starts_from_an_earlier_run_with_other_settings(
     folder: Path, run: Path, tmp_path: Path
 ) -> None:
     assert (
@@ -418,7 +418,7 @@ def test_an_earlier_run_is_gone_on_from_with_other_settings(
         assert torch.allclose(tensor, gone_on.state_dict()[name], atol=1 - momentum), name
 
 
-def test_a_plan_is_said_once_the_first_steps_are_done(
+def test_a_plan_is_printed_once_the_first_steps_are_done(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(command(folder, tmp_path / "run", "--steps", "14")) == 0
@@ -478,7 +478,7 @@ def test_a_sweep_that_cannot_be_run_ends_with_2(
     assert words in capsys.readouterr().err
 
 
-def test_a_script_for_slurm_runs_the_command_without_its_own_flags(
+def test_a_slurm_script_runs_the_command_without_slurms_flags(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
