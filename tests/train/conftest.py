@@ -1,5 +1,5 @@
-"""What holds for the tests of training: one thread, since models this small take longer on more of
-them, and much longer beside other work.
+"""Run the tests of training on one thread: models this small are slower on several, and much slower
+when the machine is busy.
 """
 
 from __future__ import annotations

@@ -538,8 +538,8 @@ def test_branch_is_whose_weights_are_taken(tmp_path: Path) -> None:
 
 
 def passes(config: TrainConfig) -> tuple[int, Log, dict[str, torch.Tensor]]:
-    """Calls of the student's first block ahead of a step's end, its log, and all that the method
-    then holds."""
+    """Return the calls of the student's first block in a step, the step's log, and the method's
+    state after it."""
     engine, calls = make_engine(config), []
     engine.method.student.backbone.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))  # type: ignore[union-attr,index]
     log = engine.step(drawn_batches(config, engine)[0], 0)
@@ -639,8 +639,8 @@ class Columns:
 
 
 class Left(NamedTuple):
-    """What can be seen of a course: digests of its networks by the name of the training, its table,
-    what it said."""
+    """A course's results: digests of its networks by the name of the training, its table, its
+    notes."""
 
     networks: dict[str, str]
     standing: Standing

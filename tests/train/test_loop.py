@@ -203,7 +203,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Killed(BaseException):
-    """What nothing on the way may catch."""
+    """An exception that nothing in training may catch."""
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 4, 5])
@@ -292,7 +292,9 @@ run_parts.usable_cpus = lambda: 1
 def kill(log):
     if log["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-train(short_config("dino", Path()), [open_source({str(image_folder)!r})], Path(sys.argv[1]), listener=Listener(on_log=kill))
+images = open_source({str(image_folder)!r})
+listener = Listener(on_log=kill)
+train(short_config("dino", Path()), [images], Path(sys.argv[1]), listener=listener)
 """
     assert run_python(program, tmp_path / "killed")[0] == -signal.SIGKILL
     config = short_config("dino", published)
@@ -426,8 +428,8 @@ def test_a_damaged_checkpoint_is_refused_by_name(image_folder: Path, tmp_path: P
 def test_training_teaches_the_student_to_agree_with_its_teacher(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    # With Sinkhorn targets a network that tells nothing apart has a loss of ln K, and only learning
-    # lowers it.
+    # With Sinkhorn targets a network that distinguishes nothing has a loss of ln K, which only
+    # learning lowers.
     lengths = ("run.steps=60", "run.evaluate_every=60", "run.checkpoint_every=60")
     config = small_config(*lengths, "dino.centering=sinkhorn", "crops.rotation_degrees=0.0")
     run(config, image_folder, tmp_path / "run")

@@ -33,7 +33,7 @@ def test_every_exit_has_a_row_with_its_cost(
     standing = read_standing(tmp_path / "run")
     assert [(row.name, row.kind) for row in standing.rows] == [
         *((f"exit {number}", "exit") for number in range(1, count + 1)),
-        ("all exits ensemble_of", "ensemble"),
+        ("all exits together", "ensemble"),
     ]
     sizes = [row.parameters or 0 for row in standing.rows[:count]]
     assert sizes[0] < sizes[-1]
@@ -48,5 +48,5 @@ def test_every_exit_has_a_row_with_its_cost(
 
 def test_a_classifier_without_exits_is_refused(tmp_path: Path) -> None:
     source = open_source(draw_kinds(tmp_path / "images", 20))
-    with pytest.raises(InputError, match="names no exit beside the deepest"):
+    with pytest.raises(InputError, match="names no exit besides the deepest"):
         internal(labeled_config("internal"), [source], tmp_path / "run")

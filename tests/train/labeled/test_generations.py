@@ -1,5 +1,5 @@
-"""Promises of generations: each learns from the one before, nothing held out is learned, kept logits
-change nothing."""
+"""Promises of generations: each learns from the one before, never from held-out images, and kept
+logits change nothing."""
 
 from __future__ import annotations
 

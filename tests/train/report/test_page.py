@@ -42,7 +42,7 @@ CURVES = {
 
 
 class Seen(HTMLParser):
-    """What a browser would: text, tags in order, and whether every one of them is closed."""
+    """The page as a browser reads it: its text and its tags, each of which must be closed."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()

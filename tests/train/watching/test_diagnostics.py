@@ -286,8 +286,10 @@ STILL = ["optim.lr=0.0", "optim.min_lr=0.0"]
 
 
 def go(out: Path, spoil: Callable[[TrainingRun, int], None], *changes: str) -> list[str]:
-    """A run of 50 steps whose weights `spoil` changes after each step (and ahead of the first, 0);
-    what it said."""
+    """Run 50 steps and let `spoil` change the weights before the first step (0) and after each one.
+
+    Return the run's notes.
+    """
     notes: list[str] = []
 
     def on_log(log: Log) -> None:
@@ -336,7 +338,7 @@ def to_short_prototypes(run: TrainingRun, step: int) -> None:
 
 @torch.no_grad()
 def to_an_infinite_weight(run: TrainingRun, step: int) -> None:
-    """Of one parameter, one number."""
+    """Make one number of one parameter infinite."""
     if step == 5:
         momentum_teacher(run.parts.engine.method).student.backbone.get_parameter(
             "blocks.1.mlp.fc1.weight"
@@ -345,7 +347,7 @@ def to_an_infinite_weight(run: TrainingRun, step: int) -> None:
 
 @torch.no_grad()
 def to_an_overflow(run: TrainingRun, step: int) -> None:
-    """Weights that are numbers, and products that are none."""
+    """Set finite weights whose products overflow."""
     if step == 5:
         backbone = momentum_teacher(run.parts.engine.method).student.backbone
         backbone.get_parameter("blocks.0.mlp.fc1.bias").fill_(10.0)

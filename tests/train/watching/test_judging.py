@@ -1,5 +1,4 @@
-"""Promises of the figures by which trainings are judged, each against a count by hand, and of what
-is said of them."""
+"""Promises of the figures of trainings in a row, counted by hand, and of the remarks on them."""
 
 from __future__ import annotations
 
@@ -43,7 +42,7 @@ def drawn(
 
 
 def saying(classes: list[int], num_classes: int = 3, *, confidence: float = 0.8) -> np.ndarray:
-    """Probabilities (N, K) with `confidence` in the class that is said of each image."""
+    """Return probabilities (N, K) with `confidence` in the given class of each image."""
     probs = np.full((len(classes), num_classes), (1 - confidence) / (num_classes - 1))
     probs[np.arange(len(classes)), classes] = confidence
     return probs
@@ -88,7 +87,7 @@ def test_the_calibration_error_of_figures_a_reader_can_check() -> None:
     assert expected_calibration_error(saying([0] * 10, confidence=1.0), labels) == pytest.approx(
         0.2
     )
-    # One bin hides what two tell apart: half of the images are doubted too much and half too
+    # One bin hides what two show: half of the images are doubted too much and half too
     # little.
     probs, labels = (
         np.concatenate([saying([0] * 4, confidence=0.6), saying([0] * 4, confidence=1.0)]),
@@ -217,11 +216,11 @@ def test_what_only_a_programmer_can_get_wrong_is_a_value_error() -> None:
         nothing_accepted(0, 0, threshold=0.9)
 
 
-# -- what is said of them --------------------------------------------------------------------------
+# -- remarks ---------------------------------------------------------------------------------------
 
 
 def sentence(remark: Remark | None, name: str, figure: float) -> str:
-    """Of a remark that has to be there: one line that ends as a sentence does."""
+    """Return the sentence of a remark, which is one line that ends as a sentence does."""
     assert remark is not None
     assert remark.name == name
     assert remark.figure == pytest.approx(figure)

@@ -18,7 +18,7 @@ GEOMETRY = geometry_of(labeled_config("internal"), patch=8)
 
 
 def by_pixels(images: np.ndarray) -> np.ndarray:
-    """Vectors that tell images apart, of unit length."""
+    """Return unit vectors that distinguish images."""
     rows = images.reshape(len(images), -1).astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))

@@ -1,5 +1,5 @@
-"""What a network sees, drawn while it learns: true to the network, in lasting colors, and without
-touching the run."""
+"""Promises of snapshots: they are true to the network, keep their colors, and do not change the
+run."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ IMAGES = [np.asarray(draw_image(number)) for number in range(8)]
 
 
 def drawn_vit(seed: int = 0) -> VisionTransformer:
-    """A small ViT whose weights are large enough that its attention is no even gray."""
+    """Make a small ViT with weights so large that its attention is not uniform."""
     torch.manual_seed(seed)
     backbone = VisionTransformer(
         ViTConfig(patch=8, width=24, depth=2, num_heads=3, mlp_width=48, position_grid=4)
@@ -159,7 +159,7 @@ def test_colors_come_from_one_pca_over_all_images() -> None:
 
 
 def test_colors_do_not_depend_on_rotation_of_the_features() -> None:
-    """What the network sees is the same; only the axes it writes it along are others."""
+    """The features are the same up to a rotation of their axes."""
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(12, 12, 16)) * np.linspace(3, 0.1, 16)
     before = joint_pca_colors([tokens], [rng.uniform(0, 255, (12, 12, 3))])[0]

@@ -64,16 +64,16 @@ def command(method: str, folder: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, tuple[Path, Said]]:
-    """By method a finished run and what was said of it; tests that change it take a copy."""
-    found = {}
+    """A finished run of each method and what it printed; tests that change it copy it."""
+    runs = {}
     for method in NAMES:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COLUMNS", "80")
-            found[method] = (
+            runs[method] = (
                 folder / method,
                 run_featkit(*command(method, folder, folder / method)),
             )
-    return found
+    return runs
 
 
 @pytest.mark.parametrize("method", NAMES)

@@ -1,5 +1,4 @@
-"""The commands `featkit train METHOD`: what a run leaves and prints, how it goes on, and what it
-says where it cannot."""
+"""The commands `featkit train METHOD`: a run's files and output, resuming, and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands of training share."""
+"""Flags, warnings and other things that the commands of training share."""
 
 from __future__ import annotations
 
