@@ -43,7 +43,7 @@ def test_linear_schedule_runs_from_start_to_end_and_stays() -> None:
     assert linear_schedule(0, start=0.04, end=0.07, num_steps=0) == pytest.approx(0.07)
 
 
-def test_cosine_schedule_ends_at_its_last_step_whatever_its_length() -> None:
+def test_cosine_schedule_ends_at_its_last_step() -> None:
     for num_steps in (2, 3, 17):
         for warmup_steps in (0, 1, num_steps - 1):
             last = cosine_schedule(
@@ -57,7 +57,7 @@ def test_linear_schedule_one_step_before_and_after_its_end() -> None:
     assert at == pytest.approx([1.9, 2.0, 2.0])
 
 
-def test_a_momentum_goes_with_the_length_of_its_run() -> None:
+def test_momentum_depends_on_the_length_of_the_run() -> None:
     assert momentum_for(1) == momentum_for(1000) == momentum_for(4000) == pytest.approx(0.9)
     assert momentum_for(40_000) == pytest.approx(0.99)
     assert momentum_for(100_000) == momentum_for(10_000_000) == pytest.approx(0.996)

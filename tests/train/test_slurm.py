@@ -44,7 +44,7 @@ def script_of(*command: str) -> str:
     )
 
 
-def test_the_script_is_bash_with_what_was_asked_for_each_word_quoted(tmp_path: Path) -> None:
+def test_script_is_valid_bash_with_quoted_arguments(tmp_path: Path) -> None:
     script = script_of(*COMMAND)
     assert (
         """command=(train dino 'my images/' --out 'it'"'"'s/a run' --set optim.lr=0.002)"""
@@ -59,14 +59,14 @@ def test_the_script_is_bash_with_what_was_asked_for_each_word_quoted(tmp_path: P
     subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True)
 
 
-def test_what_slurm_need_not_know_is_left_out() -> None:
+def test_unset_resources_are_left_out() -> None:
     script = slurm_script(COMMAND, nodes=4, gpus_per_node=8, time="24:00:00", name="large")
     assert "--partition" not in script
     assert "--cpus-per-task" not in script
     assert "--nnodes=4 --nproc-per-node=8" in script
 
 
-def test_a_script_needs_an_out_and_plain_names() -> None:
+def test_script_needs_an_out_and_printable_names() -> None:
     with pytest.raises(InputError, match="needs --out"):
         script_of("train", "dino", "pictures/")
     with pytest.raises(InputError, match="leave out line breaks"):
@@ -85,7 +85,7 @@ def steps(out: Path) -> list[int]:
 
 
 @pytest.mark.slow
-def test_a_job_begins_stops_at_the_warning_is_queued_again_and_resumes(tmp_path: Path) -> None:
+def test_job_stops_at_the_warning_requeues_and_resumes(tmp_path: Path) -> None:
     draw_folder(tmp_path / "my images", 20)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(with_settings(SMALL, {"run.steps": 60})))
     (tmp_path / "bin").mkdir()

@@ -1,7 +1,7 @@
-"""What each training method says of itself, read from its file without importing it.
+"""The list of training methods: each one's description, read from its file without importing it.
 
 Importing a method imports torch, which takes seconds and may not be installed. `featkit train
---list`, `featkit train --help` and `featkit report` need the words alone.
+--list`, `featkit train --help` and `featkit report` need only the descriptions.
 """
 
 from __future__ import annotations

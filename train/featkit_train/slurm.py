@@ -1,8 +1,7 @@
-"""A training run as a Slurm job: a script for sbatch that begins the run, or goes on with one, as
-often as it takes.
+"""Scripts for sbatch that start a training run, or resume it, as often as it takes.
 
-Five minutes ahead of the time limit Slurm sends SIGUSR1: the run writes a checkpoint and ends, and
-the job queues itself again. A preempted job is queued again by Slurm itself.
+Five minutes before the time limit Slurm sends SIGUSR1: the run writes a checkpoint and ends, and
+the job requeues itself. Slurm requeues a preempted job.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from featkit.errors import InputError
 from featkit_train.run_folder import CONFIG_FILE
 
 WARNING_S = 300  # between the signal and the time limit, for a step and a checkpoint
-SHUTDOWN_S = 120  # that torchrun gives its processes to end by themselves after SIGTERM
+SHUTDOWN_S = 120  # that torchrun waits for its processes to end after SIGTERM
 
 SCRIPT = r"""#!/bin/bash
 #SBATCH --job-name={name}
@@ -32,13 +31,13 @@ set -u
 command=({command})
 if [ -f {config} ]; then command+=(--resume); fi
 
-# torchrun knows nothing of SIGUSR1; its processes do, and hear it from here. Slurm may send it to
-# all, which does no harm.
+# torchrun ignores SIGUSR1, so this forwards it to the training processes. It does no harm if Slurm
+# sends it to all of them, too.
 export FEATKIT_TORCHRUN='
 trap "" USR1
 "$@" & torchrun=$!
 trap "pkill -USR1 -P $torchrun" USR1
-while kill -0 "$torchrun" 2>/dev/null; do wait "$torchrun"; done  # a signal ends a wait, not the run
+while kill -0 "$torchrun" 2>/dev/null; do wait "$torchrun"; done  # a signal ends only the wait
 wait "$torchrun"'
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={shutdown_s}
 
@@ -71,15 +70,14 @@ def slurm_script(
     cpus_per_task: int | None = None,
     name: str,
 ) -> str:
-    """An sbatch script that runs `featkit` with the words of `command` on every GPU of `nodes`
-    machines.
+    """Return an sbatch script that runs `featkit` on every GPU of `nodes` machines.
 
-    command: what follows `featkit`, with its --out: a run that is there is resumed. gpus_per_node:
-    processes a machine; time: as Slurm takes it, such as 24:00:00. The job runs where it is
-    submitted, by this Python. InputError without --out, and for a value that does not fit on a line
-    of its own.
+    command: the arguments after `featkit`, with --out; an existing run is resumed. gpus_per_node:
+    also the number of processes on each machine. time: in Slurm's format, such as 24:00:00. The job
+    runs in the folder where it is submitted, with this Python. InputError without --out, and for a
+    value with line breaks.
     """
-    wanted = {
+    requested = {
         "partition": partition,
         "gpus-per-node": gpus_per_node,
         "cpus-per-task": cpus_per_task,
@@ -95,7 +93,7 @@ def slurm_script(
         nodes=nodes,
         resources="\n".join(
             f"#SBATCH --{key}={shlex.quote(str(value))}"
-            for key, value in wanted.items()
+            for key, value in requested.items()
             if value is not None
         ),
         time=shlex.quote(time),
@@ -114,4 +112,4 @@ def _out(command: Sequence[str]) -> str:
             return word.removeprefix("--out=")
         if word == "--out" and following:
             return following
-    raise InputError("A Slurm job needs --out, by which it knows whether there is a run to resume.")
+    raise InputError("A Slurm job needs --out, which tells it whether there is a run to resume.")

@@ -122,7 +122,7 @@ def plain_warnings() -> Iterator[None]:
 def open_images(data: Sequence[str], flags: TrainFlags) -> "tuple[list[Source], Source | None]":
     """Open the images to learn from and those of --held-out, if given."""
     from featkit.sources.opening import refuse_unused_column
-    from featkit_train.images.sources import open_training_source
+    from featkit_train.images.torchvision import open_training_source
 
     for spec in data:
         if Path(spec).is_dir() and Path(spec).resolve() == flags.out.resolve():

@@ -80,7 +80,7 @@ def trained() -> Training:
     return two_steps()
 
 
-def test_method_and_optimizer_come_back_bit_for_bit(trained: Training, tmp_path: Path) -> None:
+def test_method_and_optimizer_are_restored_bit_for_bit(trained: Training, tmp_path: Path) -> None:
     path = trained.save(tmp_path, step=2)
     other = Training(seed=1)
     expected = Progress(
@@ -99,7 +99,7 @@ def test_method_and_optimizer_come_back_bit_for_bit(trained: Training, tmp_path:
             assert tensor.dtype == theirs["state"][number][name].dtype
 
 
-def test_steps_after_a_checkpoint_are_those_of_the_unbroken_training(tmp_path: Path) -> None:
+def test_resumed_steps_equal_the_unbroken_ones(tmp_path: Path) -> None:
     trained = two_steps()
     path = trained.save(tmp_path, step=2)
     resumed = Training(seed=1)
@@ -115,9 +115,7 @@ def test_steps_after_a_checkpoint_are_those_of_the_unbroken_training(tmp_path: P
     )
 
 
-def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(
-    trained: Training, tmp_path: Path
-) -> None:
+def test_equal_states_give_equal_bytes_without_pickles(trained: Training, tmp_path: Path) -> None:
     first, second = trained.save(tmp_path / "a", step=2), trained.save(tmp_path / "b", step=2)
     assert sorted(file.name for file in first.iterdir()) == [PROGRESS_FILE, STATE_FILE]
     assert (first / STATE_FILE).read_bytes() == (second / STATE_FILE).read_bytes()
@@ -133,9 +131,7 @@ def test_equal_states_give_equal_bytes_and_nothing_is_a_pickle(
     }
 
 
-def test_a_checkpoint_from_before_unreadable_images_were_kept_in_it_counts_none(
-    trained: Training, tmp_path: Path
-) -> None:
+def test_old_checkpoint_counts_no_unreadable_images(trained: Training, tmp_path: Path) -> None:
     path = trained.save(tmp_path, step=2)
     record = json.loads((path / PROGRESS_FILE).read_text())
     del record["unreadable"]
@@ -144,7 +140,7 @@ def test_a_checkpoint_from_before_unreadable_images_were_kept_in_it_counts_none(
     assert (progress.step, progress.unreadable) == (2, 0)
 
 
-def test_only_the_newest_are_kept_in_the_order_of_steps(trained: Training, tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(trained: Training, tmp_path: Path) -> None:
     for step in (2, 9, 10, 100):
         path = trained.save(tmp_path, step=step, keep=3)
         assert list_checkpoints(tmp_path)[-1] == path
@@ -155,14 +151,14 @@ def test_only_the_newest_are_kept_in_the_order_of_steps(trained: Training, tmp_p
     ]
 
 
-def test_a_checkpoint_that_is_there_is_left_as_it_is(trained: Training, tmp_path: Path) -> None:
+def test_existing_checkpoint_is_left_unchanged(trained: Training, tmp_path: Path) -> None:
     path = trained.save(tmp_path, step=2)
     before = (path / STATE_FILE).read_bytes()
     assert Training(seed=1).save(tmp_path, step=2) == path
     assert (path / STATE_FILE).read_bytes() == before
 
 
-def test_an_interrupted_save_leaves_the_older_ones_and_nothing_else(
+def test_interrupted_save_leaves_older_checkpoints_alone(
     trained: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = trained.save(tmp_path, step=2, keep=1)
@@ -180,7 +176,7 @@ def test_an_interrupted_save_leaves_the_older_ones_and_nothing_else(
     assert Training(seed=1).load(list_checkpoints(tmp_path)[-1]).step == 2
 
 
-def test_what_a_killed_process_left_is_no_checkpoint_and_goes_with_the_next_save(
+def test_leftovers_of_a_killed_save_are_removed_by_the_next(
     trained: Training, tmp_path: Path
 ) -> None:
     left = tmp_path / "step-00000002.partial-0a1b2c3d"
@@ -215,7 +211,7 @@ def list_as_progress(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage", [truncate, remove_progress, cut_progress, empty_progress, list_as_progress]
 )
-def test_a_damaged_checkpoint_is_refused_in_one_sentence_that_names_it(
+def test_damaged_checkpoint_is_refused_by_name(
     trained: Training, tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     path = trained.save(tmp_path, step=2)
@@ -228,7 +224,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_sentence_that_names_it(
 
 
 @pytest.mark.parametrize("number", [FORMAT - 1, FORMAT + 1])
-def test_a_checkpoint_of_another_format_is_refused_with_it(
+def test_checkpoint_of_another_format_is_refused(
     trained: Training, tmp_path: Path, number: int
 ) -> None:
     path = trained.save(tmp_path, step=2)
@@ -242,7 +238,7 @@ def test_a_checkpoint_of_another_format_is_refused_with_it(
 @pytest.mark.parametrize(
     "setting", ["model.width=32", "model.depth=3", "model.depth=1", "dino.head.num_prototypes=8"]
 )
-def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
+def test_checkpoint_of_another_architecture_is_refused(
     trained: Training, tmp_path: Path, setting: str
 ) -> None:
     path = trained.save(tmp_path, step=2)
@@ -252,9 +248,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_in_one_sentence(
     assert len(str(raised.value)) < len(str(path)) + 300
 
 
-def test_a_run_can_begin_from_anothers_weights_and_centers_and_leaves_its_optimizer(
-    trained: Training, tmp_path: Path
-) -> None:
+def test_run_can_start_from_the_weights_of_another(trained: Training, tmp_path: Path) -> None:
     path = trained.save(tmp_path, step=2)
     later = Training("optim.lr=0.5", "crops.num_local=1", seed=1)
     load_method(path, method=later.method)
@@ -263,7 +257,7 @@ def test_a_run_can_begin_from_anothers_weights_and_centers_and_leaves_its_optimi
     assert not later.optimizer.state_dict()["state"]
 
 
-def test_a_stage_keeps_the_gram_teacher_that_it_has_and_the_earlier_one_is_left_behind(
+def test_stage_keeps_its_own_gram_teacher(
     tmp_path: Path,
 ) -> None:
     plain, anchored = ["method=dinov3"], ["method=dinov3", "gram.weight=1.0", "gram.size=64"]
@@ -286,7 +280,7 @@ def test_a_stage_keeps_the_gram_teacher_that_it_has_and_the_earlier_one_is_left_
 @pytest.mark.parametrize(
     "setting", ["model.width=32", "model.depth=3", "ibot.head={num_prototypes: 8}", "method=dino"]
 )
-def test_a_run_does_not_begin_from_another_architecture(
+def test_run_cannot_start_from_another_architecture(
     trained: Training, tmp_path: Path, setting: str
 ) -> None:
     path = trained.save(tmp_path, step=2)

@@ -98,7 +98,7 @@ IN_WORKER = (
         ),
     ],
 )
-def test_what_the_machine_lacks_is_one_sentence(
+def test_machine_failure_becomes_one_sentence(
     error: Exception, device: torch.device, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     with refused(*words, error=EnvironmentProblem), explained(tmp_path, device):
@@ -113,18 +113,18 @@ def test_what_the_machine_lacks_is_one_sentence(
         KeyError("x"),
     ],
 )
-def test_what_is_a_mistake_stays_what_it_is(error: Exception, tmp_path: Path) -> None:
+def test_programming_error_stays_as_it_is(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error)) as caught, explained(tmp_path, CPU):
         raise error
     assert caught.value is error
 
 
-def test_an_error_of_featkits_own_is_not_explained_again(tmp_path: Path) -> None:
+def test_featkits_own_error_is_not_explained_again(tmp_path: Path) -> None:
     with refused("out of memory is the name of this file."), explained(tmp_path, CPU):
         raise InputError("out of memory is the name of this file.")
 
 
-def test_the_way_on_is_the_newest_checkpoint(tmp_path: Path) -> None:
+def test_way_on_names_the_newest_checkpoint(tmp_path: Path) -> None:
     assert way_on(tmp_path) == ""
     (tmp_path / "config.yaml").touch()
     assert way_on(tmp_path) == "Add --resume to continue from step 0."

@@ -35,7 +35,7 @@ def of_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, d
     }
 
 
-def test_every_parameter_that_learns_is_there_once_and_no_other() -> None:
+def test_optimizer_holds_each_trainable_parameter_once() -> None:
     method = student()
     optimizer = make_optimizer(method, OptimConfig(layer_decay=0.5))
     inside = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -45,7 +45,7 @@ def test_every_parameter_that_learns_is_there_once_and_no_other() -> None:
     assert all(name.startswith("student.") for name in of_names(method, optimizer))
 
 
-def test_weights_and_tokens_decay_and_norms_biases_and_scales_do_not() -> None:
+def test_norms_biases_and_scales_have_no_weight_decay() -> None:
     method = student()
     for name, group in of_names(method, make_optimizer(method, OptimConfig())).items():
         # as the released code has it
@@ -53,7 +53,7 @@ def test_weights_and_tokens_decay_and_norms_biases_and_scales_do_not() -> None:
         assert group["decays"] == (not still), name
 
 
-def test_rates_fall_by_the_layer_from_heads_down_to_embeddings() -> None:
+def test_layer_decay_falls_from_heads_to_embeddings() -> None:
     config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
     method = student()
     shares = {
@@ -82,7 +82,7 @@ def test_rates_fall_by_the_layer_from_heads_down_to_embeddings() -> None:
     }
 
 
-def test_a_step_moves_each_parameter_by_its_share_of_the_rate() -> None:
+def test_parameters_move_by_their_share_of_the_rate() -> None:
     config = OptimConfig(
         lr=1e-3,
         lr_rule="constant",
@@ -125,7 +125,7 @@ def timm_vit(*settings: str) -> nn.Module:
 
 
 @pytest.mark.parametrize(("exits", "at"), [("[]", "body"), ("[1]", "trunk.body")])
-def test_rates_of_timms_transformers_fall_by_the_layer_as_well(exits: str, at: str) -> None:
+def test_layer_decay_works_for_timms_transformers(exits: str, at: str) -> None:
     config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
     method = timm_vit(f"classifier.exits={exits}")
     groups = of_names(method, make_optimizer(method, config))
@@ -161,13 +161,13 @@ def test_rates_of_timms_transformers_fall_by_the_layer_as_well(exits: str, at: s
         ("body.encoder.ln.weight", 1.0),
     ],
 )
-def test_and_of_torchvisions(name: str, share: float) -> None:
+def test_layer_decay_works_for_torchvisions_transformers(name: str, share: float) -> None:
     config = OptimConfig(layer_decay=0.5, patch_embed_lr=0.2)
     assert lr_share(f"student.backbone.{name}", depth=3, config=config) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
-def test_sgd_is_nesterovs_step_with_decay_of_weights_alone(momentum: float) -> None:
+def test_sgd_is_nesterovs_step_with_weight_decay(momentum: float) -> None:
     config = OptimConfig(
         optimizer="sgd",
         lr=0.1,
@@ -200,7 +200,7 @@ def test_sgd_is_nesterovs_step_with_decay_of_weights_alone(momentum: float) -> N
 
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 9])
-def test_the_schedules_reach_every_group(step: int) -> None:
+def test_schedules_reach_every_group(step: int) -> None:
     config = OptimConfig(
         lr=1e-2,
         lr_rule="constant",
@@ -222,7 +222,7 @@ def test_the_schedules_reach_every_group(step: int) -> None:
         assert group["weight_decay"] == (weight_decay if group["decays"] else 0.0)
 
 
-def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up() -> None:
+def test_constant_schedule_stays_at_its_peak_after_warmup() -> None:
     config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
     groups = make_optimizer(nn.Linear(2, 2), config).param_groups
     rates = [
@@ -233,7 +233,7 @@ def test_a_constant_schedule_stays_at_its_peak_after_the_warm_up() -> None:
     assert rates[4:] == pytest.approx([1e-2] * 16)
 
 
-def test_a_warm_up_takes_half_of_a_short_run_at_most() -> None:
+def test_warmup_takes_at_most_half_of_a_short_run() -> None:
     config = OptimConfig(lr=1e-2, lr_rule="constant", warmup_steps=100)
     groups = make_optimizer(nn.Linear(2, 2), config).param_groups
     rates = [
@@ -248,12 +248,12 @@ def test_a_warm_up_takes_half_of_a_short_run_at_most() -> None:
     ("rule", "images", "factor"),
     [("linear", 512, 2.0), ("sqrt", 4096, 2.0), ("constant", 512, 1.0)],
 )
-def test_the_peak_follows_its_rule(rule: Any, images: int, factor: float) -> None:
+def test_peak_rate_follows_its_rule(rule: Any, images: int, factor: float) -> None:
     config = dataclasses.replace(OptimConfig(lr=1e-3), lr_rule=rule)
     assert peak_lr(config, images) == pytest.approx(factor * 1e-3)
 
 
-def test_what_begins_to_learn_later_is_warmed_up_to_in_its_turn() -> None:
+def test_each_phase_has_its_own_warmup() -> None:
     config = OptimConfig(lr=1e-2, lr_rule="constant", schedule="constant", warmup_steps=4)
     groups = make_optimizer(nn.Linear(2, 2), config).param_groups
     rates = [

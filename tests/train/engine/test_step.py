@@ -61,9 +61,7 @@ def one_step(config: TrainConfig, *, step: int = 1) -> tuple[Engine, Log, dict[s
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("parts", [2, 4])
-def test_a_batch_in_parts_is_the_batch_at_once_in_loss_gradients_and_centers(
-    name: str, parts: int
-) -> None:
+def test_micro_batches_make_the_step_of_the_whole_batch(name: str, parts: int) -> None:
     whole, log, gradients = one_step(quiet(name, "optim.clip_grad=0.0"))
     parted, parted_log, parted_gradients = one_step(
         quiet(name, "optim.clip_grad=0.0", f"engine.accumulate={parts}")
@@ -87,7 +85,7 @@ def test_a_batch_in_parts_is_the_batch_at_once_in_loss_gradients_and_centers(
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov3"])
-def test_activations_computed_again_give_the_same_step_bit_for_bit(name: str) -> None:
+def test_activation_checkpointing_changes_no_bit_of_a_step(name: str) -> None:
     kept, log, gradients = one_step(quiet(name, *DROPPED))
     again, log_again, gradients_again = one_step(
         quiet(name, *DROPPED, "engine.checkpoint_activations=true")
@@ -100,7 +98,7 @@ def test_activations_computed_again_give_the_same_step_bit_for_bit(name: str) ->
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the compiler, which says much about itself
-def test_compiled_blocks_learn_what_plain_ones_do() -> None:
+def test_compiled_blocks_make_the_same_step() -> None:
     plain, log, _ = one_step(quiet("dinov2", *DROPPED))
     compiled, compiled_log, _ = one_step(quiet("dinov2", *DROPPED, "engine.compile=true"))
     assert compiled_log == pytest.approx(log, rel=1e-3)
@@ -108,7 +106,7 @@ def test_compiled_blocks_learn_what_plain_ones_do() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-4)
 
 
-def test_gradients_longer_than_the_limit_are_cut_to_it_and_their_length_is_logged() -> None:
+def test_gradients_are_clipped_and_their_norm_is_logged() -> None:
     _, log, gradients = one_step(quiet("dino", "optim.clip_grad=0.01"))
     free_log, free = one_step(quiet("dino", "optim.clip_grad=0.0"))[1:]
     length = torch.stack([gradient.norm() for gradient in free.values()]).norm().item()
@@ -121,7 +119,7 @@ def test_gradients_longer_than_the_limit_are_cut_to_it_and_their_length_is_logge
 
 
 @pytest.mark.parametrize("clip_by", ["weight", "part"])
-def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(
+def test_gradients_are_clipped_by_weight_or_by_part(
     clip_by: str,
 ) -> None:
     settings = ["optim.clip_grad=0.02", "ibot.mask_probability=1.0", OWN_HEAD]
@@ -142,7 +140,7 @@ def test_gradients_are_cut_weight_by_weight_as_dinos_or_part_by_part_as_dinov2s(
     assert cut_log["grad_norm"] == pytest.approx(free_log["grad_norm"])
 
 
-def test_a_step_logs_its_terms_schedules_and_what_is_watched() -> None:
+def test_step_logs_terms_schedules_and_entropies() -> None:
     _, log, _ = one_step(small_config(*METHODS["dinov3"], "run.batch_size=8"), step=1)
     terms = {"loss", "dino_loss", "ibot_loss", "koleo_loss", "gram_loss"}
     watched = {
@@ -159,7 +157,7 @@ def test_a_step_logs_its_terms_schedules_and_what_is_watched() -> None:
     assert log["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_optimizers_step_is_adamws_with_this_steps_rate_and_decay() -> None:
+def test_optimizer_step_is_adamws_at_the_scheduled_rate() -> None:
     config = quiet(
         "dino",
         "optim.lr=0.01",
@@ -181,7 +179,7 @@ def test_the_optimizers_step_is_adamws_with_this_steps_rate_and_decay() -> None:
         )
 
 
-def test_weights_depend_on_the_seed_alone_and_the_callers_random_state_is_left() -> None:
+def test_seeded_weights_leave_the_callers_random_state() -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = make_engine(small_config())
@@ -198,7 +196,7 @@ def test_weights_depend_on_the_seed_alone_and_the_callers_random_state_is_left()
     )
 
 
-def test_bfloat16_is_of_the_backbone_and_leaves_losses_and_heads_in_float32() -> None:
+def test_bfloat16_leaves_heads_and_losses_in_float32() -> None:
     engine, logs = learn(
         small_config("method=dinov2", "run.precision=bfloat16", "ibot.mask_probability=1.0"),
         steps=2,
@@ -212,7 +210,7 @@ def test_bfloat16_is_of_the_backbone_and_leaves_losses_and_heads_in_float32() ->
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_logits_reach_the_loss_in_float32_as_heads_make_them_of_a_bfloat16_backbones_tokens(
+def test_logits_of_a_bfloat16_backbone_are_float32(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = make_engine(quiet(name, "run.precision=bfloat16"))

@@ -74,7 +74,7 @@ def random_images(count: int = 2, size: int = 16) -> torch.Tensor:
     low=st.floats(0.05, 1.0),
     degrees=st.sampled_from([0.0, 20.0]),
 )
-def test_a_crop_has_its_size_whatever_the_image(
+def test_crop_has_its_size_whatever_the_image(
     height: int, width: int, seed: int, low: float, degrees: float
 ) -> None:
     config = CropConfig(rotation_degrees=degrees, rotation_probability=1.0)
@@ -84,7 +84,7 @@ def test_a_crop_has_its_size_whatever_the_image(
     assert crop.dtype == np.uint8
 
 
-def test_a_crop_covers_the_share_of_the_area_that_was_asked_for() -> None:
+def test_crop_covers_the_requested_share_of_the_area() -> None:
     config = CropConfig(flip_probability=0.0)
     image = gradient_image(256, 256)
     for seed in range(50):
@@ -105,7 +105,7 @@ def test_a_crop_covers_the_share_of_the_area_that_was_asked_for() -> None:
     low=st.floats(0.1, 0.5),
     reach=st.floats(0.0, 0.4),
 )
-def test_a_crop_is_a_box_inside_the_image_of_a_share_and_an_aspect_within_their_bounds(
+def test_crop_box_is_inside_the_image_and_its_bounds(
     height: int, width: int, seed: int, low: float, reach: float
 ) -> None:
     config = CropConfig(flip_probability=0.0)
@@ -125,7 +125,7 @@ def test_a_crop_is_a_box_inside_the_image_of_a_share_and_an_aspect_within_their_
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), degrees=st.sampled_from([0.0, 20.0]))
-def test_a_crop_and_its_colors_are_their_seeds(seed: int, degrees: float) -> None:
+def test_crop_and_colors_depend_on_the_seed(seed: int, degrees: float) -> None:
     config = CropConfig(rotation_degrees=degrees)
     image = gradient_image(90, 120)
 
@@ -143,7 +143,7 @@ def test_a_crop_and_its_colors_are_their_seeds(seed: int, degrees: float) -> Non
 
 
 @pytest.mark.parametrize("degrees", [0.0, 20.0])
-def test_a_crop_is_interpolated_as_is_asked(degrees: float) -> None:
+def test_crop_uses_the_configured_interpolation(degrees: float) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8))
     found = {}
     for name in ("bilinear", "bicubic"):
@@ -167,15 +167,13 @@ def test_a_crop_is_interpolated_as_is_asked(degrees: float) -> None:
 @pytest.mark.parametrize(
     ("side", "size", "sigma"), [(224, 224, 2.0), (224, 112, 1.0), (0, 112, 2.0), (0, 224, 2.0)]
 )
-def test_blur_is_in_the_pixels_of_a_side_or_of_every_crop(
-    side: int, size: int, sigma: float
-) -> None:
+def test_blur_scales_with_the_crop_if_configured(side: int, size: int, sigma: float) -> None:
     config = ColorConfig(blur_probability=(1.0, 1.0, 1.0), blur_sigma=(2.0, 2.0), blur_side=side)
     row = draw_appearance(np.random.default_rng(0), view=2, size=size, config=config)
     assert row[BLUR] == pytest.approx(sigma)
 
 
-def test_a_turned_crop_is_turned_by_its_angle_about_its_center() -> None:
+def test_rotated_crop_turns_about_its_center() -> None:
     config = CropConfig(rotation_degrees=20.0, rotation_probability=1.0, flip_probability=0.0)
     image = gradient_image(256, 256)
     tilts = []
@@ -192,7 +190,7 @@ def test_a_turned_crop_is_turned_by_its_angle_about_its_center() -> None:
     assert max(tilts) < 30  # 20 degrees, stretched by the aspect ratio
 
 
-def test_a_flip_mirrors_the_crop() -> None:
+def test_flip_mirrors_the_crop() -> None:
     image = gradient_image(64, 64)
     flipped = cut_crop(
         image,
@@ -211,7 +209,7 @@ def test_a_flip_mirrors_the_crop() -> None:
     assert np.array_equal(flipped, plain[:, ::-1])
 
 
-def test_an_appearance_that_changes_nothing_gives_the_pixels_back() -> None:
+def test_neutral_appearance_leaves_pixels_unchanged() -> None:
     images = random_images()
     torch.testing.assert_close(
         appear(images, rows_of().expand(2, -1)), images.float() / 255, atol=1e-5, rtol=0
@@ -243,7 +241,7 @@ def test_gray_and_solarize_are_per_image() -> None:
     )
 
 
-def test_blur_is_a_gaussian_as_pillow_sees_it_away_from_the_edges() -> None:
+def test_blur_equals_pillows_gaussian_inside_the_image() -> None:
     images = random_images(2, 32)
     out = appear(images, torch.cat([rows_of(blur=1.5), rows_of()]))
     torch.testing.assert_close(out[1], images[1].float() / 255, atol=1e-5, rtol=0)
@@ -260,7 +258,7 @@ def test_blur_is_a_gaussian_as_pillow_sees_it_away_from_the_edges() -> None:
     assert np.abs(out[0].permute(1, 2, 0).numpy() * 255 - pillow)[8:-8, 8:-8].mean() < 3
 
 
-def test_hue_turns_red_the_way_hsv_does_and_leaves_gray_alone() -> None:
+def test_hue_turns_red_as_hsv_does_and_keeps_gray() -> None:
     red = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
     red[:, 0] = 200
     red[:, 1:] = 60

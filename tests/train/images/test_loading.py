@@ -56,12 +56,12 @@ def read_all(end: int | Exception, *, workers: int = 2) -> None:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGKILL, ("memory runs out", "run.cache_bytes")),
+        (signal.SIGKILL, ("memory ran out", "run.cache_bytes")),
         (signal.SIGBUS, ("shared memory", "/dev/shm", "--shm-size")),
         (signal.SIGSEGV, ("a crash in a library", "Pillow")),
     ],
 )
-def test_a_killed_worker_is_named_with_its_signal_and_what_to_lower(
+def test_killed_worker_is_reported_with_its_signal(
     number: signal.Signals, words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
     others = set(multiprocessing.active_children())
@@ -71,13 +71,13 @@ def test_a_killed_worker_is_named_with_its_signal_and_what_to_lower(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_worker_that_ends_by_itself_is_named() -> None:
+def test_worker_that_exits_by_itself_is_reported() -> None:
     with refused("ended with exit code 0", error=WorkerLost):
         read_all(0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_what_a_worker_raises_is_raised_without_its_traceback(workers: int) -> None:
+def test_workers_error_is_raised_without_its_traceback(workers: int) -> None:
     with pytest.raises(InputError) as caught:
         read_all(InputError("a\nb.jpg is damaged."), workers=workers)
     assert str(caught.value) == r"a\nb.jpg is damaged."
@@ -85,7 +85,7 @@ def test_what_a_worker_raises_is_raised_without_its_traceback(workers: int) -> N
         read_all(ZeroDivisionError("a mistake"), workers=workers)
 
 
-def test_the_signal_handler_is_put_back() -> None:
+def test_signal_handler_is_restored() -> None:
     before = signal.getsignal(signal.SIGCHLD)
     assert list(batches_of([1, 2])) == [1, 2]
     assert signal.getsignal(signal.SIGCHLD) is before
@@ -103,7 +103,7 @@ class Deadly(FileSource):
         return super().read(number)
 
 
-def test_a_run_that_lost_a_worker_is_resumed_bit_for_bit(tmp_path: Path) -> None:
+def test_run_that_lost_a_worker_resumes_bit_for_bit(tmp_path: Path) -> None:
     images = draw_folder(tmp_path / "images", 24)
     names = [open_source(images).key(i) for i in range(24)]
     config = small_config(

@@ -17,7 +17,7 @@ GRIDS = st.tuples(st.integers(1, 16), st.integers(1, 16))
 @given(
     grid=GRIDS, share=st.floats(0.0, 1.0), aspect=st.floats(0.1, 1.0), seed=st.integers(0, 2**32)
 )
-def test_a_mask_never_hides_more_than_it_was_asked_for(
+def test_mask_hides_no_more_than_requested(
     grid: tuple[int, int], share: float, aspect: float, seed: int
 ) -> None:
     num_masked = int(share * grid[0] * grid[1])
@@ -31,7 +31,7 @@ def test_a_mask_never_hides_more_than_it_was_asked_for(
 
 @settings(max_examples=50, deadline=None)
 @given(share=st.floats(0.1, 0.5), seed=st.integers(0, 2**32))
-def test_a_mask_hides_about_as_many_as_it_was_asked_for(share: float, seed: int) -> None:
+def test_mask_hides_about_as_many_as_requested(share: float, seed: int) -> None:
     num_masked = int(share * 14 * 14)
     mask = block_mask(np.random.default_rng(seed), grid=(14, 14), num_masked=num_masked, aspect=0.3)
     assert num_masked - LEAST_BLOCK <= mask.sum() <= num_masked
@@ -39,15 +39,13 @@ def test_a_mask_hides_about_as_many_as_it_was_asked_for(share: float, seed: int)
 
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**32), low=st.floats(0.0, 0.5), width=st.floats(0.0, 0.4))
-def test_a_crop_that_is_masked_hides_a_share_within_the_bounds(
-    seed: int, low: float, width: float
-) -> None:
+def test_masked_crop_hides_a_share_within_the_bounds(seed: int, low: float, width: float) -> None:
     config = IbotConfig(mask_probability=1.0, mask_ratio=(low, low + width))
     mask = draw_mask(np.random.default_rng(seed), grid=(12, 10), config=config)
     assert int(low * 120) - LEAST_BLOCK <= mask.sum() <= (low + width) * 120
 
 
-def test_as_many_crops_are_masked_as_the_probability_says_by_shares_that_are_uniform() -> None:
+def test_masked_crops_follow_their_probability() -> None:
     config = IbotConfig(mask_probability=0.3, mask_ratio=(0.1, 0.5))
     shares = np.array(
         [
@@ -62,7 +60,7 @@ def test_as_many_crops_are_masked_as_the_probability_says_by_shares_that_are_uni
 
 
 @pytest.mark.parametrize(("probability", "ratio"), [(0.0, (0.5, 0.5)), (1.0, (0.0, 0.0))])
-def test_no_probability_and_no_share_hide_nothing(
+def test_zero_probability_or_share_hides_nothing(
     probability: float, ratio: tuple[float, float]
 ) -> None:
     config = IbotConfig(mask_probability=probability, mask_ratio=ratio)
@@ -82,7 +80,7 @@ def rectangle(mask: np.ndarray) -> tuple[int, int] | None:
 @pytest.mark.parametrize(
     ("aspect", "shapes"), [(0.25, {(1, 4), (2, 2), (4, 1)}), (0.9, {(2, 2)}), (1.0, {(2, 2)})]
 )
-def test_blocks_are_rectangles_whose_aspect_is_within_its_bounds(
+def test_blocks_are_rectangles_within_their_aspect_bounds(
     aspect: float, shapes: set[tuple[int, int]]
 ) -> None:
     masks = [
@@ -94,7 +92,7 @@ def test_blocks_are_rectangles_whose_aspect_is_within_its_bounds(
     } == shapes
 
 
-def test_a_mask_is_made_of_blocks_and_not_of_scattered_patches() -> None:
+def test_mask_is_made_of_blocks_not_scattered_patches() -> None:
     lonely = 0
     for seed in range(50):
         mask = block_mask(np.random.default_rng(seed), grid=(14, 14), num_masked=70, aspect=0.3)
@@ -104,7 +102,7 @@ def test_a_mask_is_made_of_blocks_and_not_of_scattered_patches() -> None:
     assert lonely < 50  # of 3,500; drawn one by one there would be 250 and more
 
 
-def test_a_seed_decides_and_another_decides_otherwise() -> None:
+def test_draws_depend_on_the_seed() -> None:
     config = IbotConfig(mask_probability=1.0)
     masks = [
         draw_mask(np.random.default_rng(seed), grid=(14, 14), config=config) for seed in (0, 0, 1)

@@ -41,7 +41,7 @@ def test_gram_loss_equals_the_loop_in_value_and_gradient() -> None:
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5), (1, 1)])
-def test_a_teachers_larger_or_smaller_grid_is_brought_to_the_students_first(
+def test_gram_loss_resizes_the_teachers_grid(
     grid: tuple[int, int],
 ) -> None:
     student, teacher = patches(2, 2, 3, 5), patches(2, *grid, 4, seed=1)
@@ -93,7 +93,7 @@ def test_gram_loss_ignores_length_and_rotation_of_each_side(seed: int, scale: fl
     assert gram_loss(scale * student @ turn, student).item() == pytest.approx(0.0, abs=1e-8)
 
 
-def test_gram_loss_is_float32_for_bfloat16_and_the_same_under_autocast() -> None:
+def test_gram_loss_is_float32_in_bfloat16_and_autocast() -> None:
     student, teacher = patches(2, 2, 3, 5), patches(2, 4, 6, 4, seed=1)
     narrow = gram_loss(100 * student.bfloat16(), teacher.bfloat16())
     assert narrow.dtype == torch.float32

@@ -70,22 +70,20 @@ def test_ibot_loss_equals_the_loop_in_value_and_gradient(numbers: tuple[int, ...
     torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_ibot_loss_of_uniform_outputs_is_log_num_prototypes_times_the_share_of_masked_images() -> (
-    None
-):
+def test_ibot_loss_of_uniform_outputs_is_log_num_prototypes() -> None:
     uniform = torch.full((sum(MIXED), PROTOTYPES), 1 / PROTOTYPES)
     loss = ibot_loss(uniform.log(), uniform, some_masks(*MIXED), student_temp=0.1)
     assert loss.item() == pytest.approx(math.log(PROTOTYPES) * 3 / 4)
 
 
-def test_ibot_loss_without_a_masked_patch_is_zero_and_can_be_gone_back_through() -> None:
+def test_ibot_loss_without_masked_patches_is_zero() -> None:
     logits, probs = random_outputs(0)
     loss = ibot_loss(logits, probs, some_masks(*NONE), student_temp=0.1)
     loss.backward()
     assert loss.item() == 0.0
 
 
-def test_ibot_loss_counts_images_alike_however_many_of_their_patches_are_hidden() -> None:
+def test_ibot_loss_weights_images_equally() -> None:
     logits, probs = random_outputs(7)
     alone = [
         ibot_loss(logits[:1], probs[:1], some_masks(1), student_temp=0.1),
@@ -101,7 +99,7 @@ def test_ibot_loss_counts_images_alike_however_many_of_their_patches_are_hidden(
     constant=st.floats(-50, 50),
     numbers=st.lists(st.integers(0, PATCHES), min_size=1, max_size=5),
 )
-def test_ibot_loss_ignores_a_constant_added_to_logits_and_the_order_of_images(
+def test_ibot_loss_ignores_a_constant_and_the_order_of_images(
     seed: int, constant: float, numbers: list[int]
 ) -> None:
     masks = some_masks(*numbers)
@@ -120,7 +118,7 @@ def test_ibot_loss_ignores_a_constant_added_to_logits_and_the_order_of_images(
     )
 
 
-def test_ibot_loss_is_float32_for_bfloat16_and_the_same_under_autocast() -> None:
+def test_ibot_loss_is_float32_in_bfloat16_and_autocast() -> None:
     masks = some_masks(*MIXED)
     logits, probs = random_outputs(sum(MIXED))
     narrow = ibot_loss((100 * logits).bfloat16(), probs.bfloat16(), masks, student_temp=0.04)
@@ -132,7 +130,7 @@ def test_ibot_loss_is_float32_for_bfloat16_and_the_same_under_autocast() -> None
 
 
 @pytest.mark.parametrize(("num_logits", "num_probs"), [(9, 10), (10, 9), (9, 9), (11, 11)])
-def test_rows_that_are_not_the_masks_are_refused(num_logits: int, num_probs: int) -> None:
+def test_rows_that_do_not_fit_the_masks_are_refused(num_logits: int, num_probs: int) -> None:
     logits, probs = random_outputs(11)
     with pytest.raises(ValueError, match="masks hold 10 patches"):
         ibot_loss(logits[:num_logits], probs[:num_probs], some_masks(*MIXED), student_temp=0.1)

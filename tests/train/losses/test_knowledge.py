@@ -142,7 +142,7 @@ def test_kd_loss_equals_the_loop_in_value_and_gradient(
 
 
 @pytest.mark.parametrize("log_target", [False, True])
-def test_kd_loss_is_torchs_divergence_times_the_squared_temperature(log_target: bool) -> None:
+def test_kd_loss_is_torchs_divergence_times_temperature_squared(log_target: bool) -> None:
     student, teacher = noise(5, 7), noise(5, 7, seed=1)
     target = (
         F.log_softmax(teacher.detach() / 3, dim=-1)
@@ -154,14 +154,12 @@ def test_kd_loss_is_torchs_divergence_times_the_squared_temperature(log_target: 
     assert_same(kd_loss(student, teacher, temperature=3.0), expected, student)
 
 
-def test_kd_loss_of_a_sure_teacher_and_a_uniform_student_is_log_num_classes() -> None:
+def test_kd_loss_of_a_uniform_student_is_log_num_classes() -> None:
     teacher = torch.tensor([[200.0, 0.0, 0.0, 0.0], [0.0, 0.0, 200.0, 0.0]])
     assert kd_loss(torch.full((2, 4), 3.0), teacher).item() == pytest.approx(math.log(4))
 
 
-def test_kd_loss_tends_to_half_the_squared_difference_of_centered_logits_as_temperature_rises() -> (
-    None
-):
+def test_kd_loss_approaches_squared_differences_when_hot() -> None:
     student, teacher = noise(3, 6), noise(3, 6, seed=1)
     difference = (
         student
@@ -196,7 +194,7 @@ def test_kd_loss_keeps_its_digits_at_high_temperature(temperature: float, classe
         assert plain.item() != pytest.approx(expected.item(), rel=1e-3)
 
 
-def test_kd_loss_keeps_its_digits_where_student_and_teacher_differ_by_little() -> None:
+def test_kd_loss_keeps_its_digits_for_small_differences() -> None:
     teacher = noise(4, 50)
     student = (teacher + 1e-3 * noise(4, 50, seed=1)).detach().float().requires_grad_()
     exact = student.detach().double().requires_grad_()
@@ -210,7 +208,7 @@ def test_kd_loss_keeps_its_digits_where_student_and_teacher_differ_by_little() -
 
 
 @pytest.mark.parametrize("distance", [1e-4, 0.01, 0.1, 0.24, 0.27, 1.0])
-def test_kd_loss_has_five_digits_on_both_sides_of_where_the_series_ends(distance: float) -> None:
+def test_kd_loss_has_five_digits_where_the_series_ends(distance: float) -> None:
     teacher = torch.tensor([[0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
     student = (
         distance * torch.tensor([[1.0, -1.0, 1.0, -1.0]], dtype=torch.float64).requires_grad_()
@@ -243,7 +241,7 @@ def test_kd_loss_of_one_class_is_zero_without_a_gradient() -> None:
     assert not torch.autograd.grad(loss, student)[0].any()
 
 
-def test_kd_loss_of_a_student_that_is_its_teacher_is_zero_without_a_gradient() -> None:
+def test_kd_loss_of_a_student_equal_to_its_teacher_is_zero() -> None:
     student = noise(4, 6).detach().float().requires_grad_()
     loss = kd_loss(student, student.detach() + 1.0)
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
@@ -276,7 +274,7 @@ def test_kd_loss_gives_the_teacher_no_gradient() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(constant=st.floats(-50, 50), seed=st.integers(0, 10_000), temperature=st.floats(0.5, 20))
-def test_kd_loss_ignores_a_constant_added_to_logits_and_the_order_of_rows_and_classes(
+def test_kd_loss_ignores_constants_and_the_order_of_classes(
     constant: float, seed: int, temperature: float
 ) -> None:
     student, teacher = noise(4, 6, seed=seed).detach(), noise(4, 6, seed=seed + 1).detach()
@@ -307,7 +305,7 @@ def test_cross_entropy_equals_the_loop_in_value_and_gradient(
 
 
 @pytest.mark.parametrize("weights", [None, weights_of(5)])
-def test_soft_cross_entropy_equals_the_loop_in_value_and_gradient(weights: Tensor | None) -> None:
+def test_soft_cross_entropy_equals_the_loop(weights: Tensor | None) -> None:
     student, probs = noise(5, 7), noise(5, 7, seed=1).softmax(dim=-1)
     assert_same(
         soft_cross_entropy(student, probs, weights=weights),
@@ -316,7 +314,7 @@ def test_soft_cross_entropy_equals_the_loop_in_value_and_gradient(weights: Tenso
     )
 
 
-def test_cross_entropies_of_a_uniform_student_are_log_num_classes() -> None:
+def test_cross_entropies_of_uniform_logits_are_log_classes() -> None:
     student, labels = torch.full((3, 8), 2.0), labels_of(3, 8)
     assert cross_entropy(student, labels).item() == pytest.approx(math.log(8))
     assert soft_cross_entropy(student, noise(3, 8).softmax(dim=-1)).item() == pytest.approx(
@@ -332,9 +330,7 @@ def test_soft_cross_entropy_of_sure_labels_is_cross_entropy() -> None:
     )
 
 
-def test_soft_cross_entropy_is_the_divergence_and_the_labels_entropy_with_the_same_gradient() -> (
-    None
-):
+def test_soft_cross_entropy_is_divergence_plus_entropy() -> None:
     student, teacher = noise(5, 7), noise(5, 7, seed=1)
     probs = teacher.detach().softmax(dim=-1)
     entropy = -(probs * probs.log()).sum(dim=-1).mean()
@@ -369,7 +365,7 @@ def test_cross_entropies_of_extreme_logits_are_finite_and_right() -> None:
 
 
 @pytest.mark.parametrize("unknown", [-1, -100])  # the second is what torch would pass over
-def test_a_label_below_zero_is_refused(unknown: int) -> None:
+def test_negative_label_is_refused(unknown: int) -> None:
     with pytest.raises(ValueError, match=f"found {unknown}"):
         cross_entropy(noise(2, 3), torch.tensor([0, unknown]))
     with pytest.raises(ValueError, match=f"found {unknown}"):
@@ -383,7 +379,7 @@ def test_a_label_below_zero_is_refused(unknown: int) -> None:
         )
 
 
-def test_shapes_that_torch_would_stretch_to_each_other_are_refused() -> None:
+def test_shapes_that_torch_would_broadcast_are_refused() -> None:
     with pytest.raises(ValueError, match="must be equal"):
         kd_loss(noise(4, 3), noise(1, 3))
     with pytest.raises(ValueError, match="must be equal"):
@@ -397,7 +393,7 @@ def test_shapes_that_torch_would_stretch_to_each_other_are_refused() -> None:
 # -- confidence_weights and the weights of several processes ---------------------------------------
 
 
-def test_confidence_weights_equal_the_loop_and_ask_for_no_gradient() -> None:
+def test_confidence_weights_equal_the_loop_without_gradient() -> None:
     teacher = noise(6, 5)
     confidence = [float(torch.softmax(row, dim=0).max()) for row in teacher.detach()]
     weights = confidence_weights(teacher)
@@ -407,18 +403,18 @@ def test_confidence_weights_equal_the_loop_and_ask_for_no_gradient() -> None:
     assert not weights.requires_grad
 
 
-def test_confidence_weights_of_equal_confidences_are_equal_whatever_the_class() -> None:
+def test_confidence_weights_do_not_depend_on_the_class() -> None:
     teacher = torch.tensor([[3.0, 0.0, 1.0], [0.0, 1.0, 3.0], [11.0, 13.0, 10.0]])
     torch.testing.assert_close(confidence_weights(teacher), torch.full((3,), 1 / 3))
 
 
-def test_confidence_weights_of_extreme_logits_are_those_of_certainty() -> None:
+def test_confidence_weights_of_extreme_logits_are_finite() -> None:
     teacher = torch.tensor([[1e4, -1e4], [0.0, 0.0]], dtype=torch.bfloat16)
     torch.testing.assert_close(confidence_weights(teacher), torch.tensor([2 / 3, 1 / 3]))
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [6, 0, 2], [1, 7]])
-def test_the_mean_over_processes_of_weighted_sums_is_the_sum_of_one_process(
+def test_weighted_losses_average_over_processes_to_the_whole(
     sizes: list[int],
 ) -> None:
     student, teacher, labels = noise(8, 5), noise(8, 5, seed=1), labels_of(8, 5)
@@ -452,7 +448,7 @@ def test_the_mean_over_processes_of_weighted_sums_is_the_sum_of_one_process(
     classes=st.integers(1, 6),
     levels=st.sampled_from([2, 1000]),
 )
-def test_permuted_knowledge_keeps_the_first_maximum_in_place_and_every_rows_values(
+def test_permuted_knowledge_keeps_maximum_and_values(
     seed: int, rows: int, classes: int, levels: int
 ) -> None:
     # Two levels only, so that maxima tie.
@@ -468,7 +464,7 @@ def test_permuted_knowledge_keeps_the_first_maximum_in_place_and_every_rows_valu
         assert sorted(ours) == sorted(row)
 
 
-def test_permuted_knowledge_moves_ties_of_the_maximum_but_the_first() -> None:
+def test_permuted_knowledge_keeps_only_the_first_maximum() -> None:
     teacher = torch.tensor([[0.0, 5.0, 1.0, 5.0]]).expand(200, 4)
     permuted = permuted_knowledge(teacher, generator=np.random.default_rng(0))
     assert (permuted[:, 1] == 5).all()
@@ -477,7 +473,7 @@ def test_permuted_knowledge_moves_ties_of_the_maximum_but_the_first() -> None:
     }  # fmt: skip
 
 
-def test_permuted_knowledge_draws_every_order_alike_and_for_each_row_anew() -> None:
+def test_permuted_knowledge_draws_all_orders_equally_often() -> None:
     # 0 to 3, of which the 3 stays at place 2: six orders of the others, a thousand of each.
     teacher = torch.tensor([[0.0, 1.0, 3.0, 2.0]]).expand(6000, 4)
     permuted = permuted_knowledge(teacher, generator=np.random.default_rng(0))
@@ -489,7 +485,7 @@ def test_permuted_knowledge_draws_every_order_alike_and_for_each_row_anew() -> N
     )
 
 
-def test_permuted_knowledge_is_its_generators_alone() -> None:
+def test_permuted_knowledge_depends_on_its_generator_alone() -> None:
     teacher = noise(5, 20)
 
     def draw(seed: int, logits: Tensor) -> Tensor:
@@ -509,14 +505,14 @@ def test_permuted_knowledge_is_its_generators_alone() -> None:
     assert not first.requires_grad
 
 
-def test_permuting_logits_is_permuting_probabilities() -> None:
+def test_permuting_logits_permutes_probabilities() -> None:
     teacher = noise(5, 9).detach()
     permuted = permuted_knowledge(teacher, generator=np.random.default_rng(3))
     probs = permuted_knowledge(teacher.softmax(dim=-1), generator=np.random.default_rng(3))
     torch.testing.assert_close(permuted.softmax(dim=-1), probs)
 
 
-def test_permuted_knowledge_of_one_class_is_the_same() -> None:
+def test_permuted_knowledge_of_one_class_is_unchanged() -> None:
     teacher = noise(3, 1)
     assert torch.equal(permuted_knowledge(teacher, generator=np.random.default_rng(0)), teacher)
 
@@ -524,7 +520,7 @@ def test_permuted_knowledge_of_one_class_is_the_same() -> None:
 # -- feature_loss and exit_loss --------------------------------------------------------------------
 
 
-def test_feature_loss_equals_the_loop_in_value_and_gradient_without_one_for_the_target() -> None:
+def test_feature_loss_equals_the_loop_in_value_and_gradient() -> None:
     features, target = noise(4, 6), noise(4, 6, seed=1)
     assert_same(feature_loss(features, target), feature_loop(features, target), features)
     feature_loss(features, target).backward()
@@ -555,9 +551,7 @@ def test_exit_loss_of_one_exit_is_its_cross_entropy() -> None:
     assert_same(torch.stack(loss).sum(), cross_entropy_loop(logits[0], labels), logits)
 
 
-def test_exit_loss_without_alpha_is_every_exits_cross_entropy_and_with_all_of_it_the_deepests_alone() -> (
-    None
-):
+def test_alpha_moves_exits_from_labels_to_the_deepest_exit() -> None:
     logits, vectors, labels = noise(3, 5, 7), noise(3, 5, 6, seed=1), labels_of(5, 7)
     entropies = [cross_entropy(exit_, labels).item() for exit_ in logits]
     none = exit_loss(logits, vectors, labels, alpha=0.0, feature_weight=0.2, temperature=3.0)
@@ -570,7 +564,7 @@ def test_exit_loss_without_alpha_is_every_exits_cross_entropy_and_with_all_of_it
     assert everything.features.item() == 0.0
 
 
-def test_the_deepest_exit_learns_from_labels_alone() -> None:
+def test_deepest_exit_learns_from_labels_alone() -> None:
     logits, vectors, labels = noise(3, 5, 7), noise(3, 5, 6, seed=1), labels_of(5, 7)
     loss = exit_loss(logits, vectors, labels, alpha=0.3, feature_weight=0.2, temperature=3.0)
     by_knowledge, by_features = (
@@ -588,7 +582,7 @@ def test_the_deepest_exit_learns_from_labels_alone() -> None:
 # -- dtypes ----------------------------------------------------------------------------------------
 
 
-def test_all_are_the_same_float32_under_autocast_and_finite_for_bfloat16() -> None:
+def test_losses_are_float32_in_autocast_and_bfloat16() -> None:
     logits, vectors, labels = noise(3, 5, 7), noise(3, 5, 6, seed=1), labels_of(5, 7)
 
     def everything(logits: Tensor, vectors: Tensor) -> list[Tensor]:

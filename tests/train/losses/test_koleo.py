@@ -39,7 +39,7 @@ def test_koleo_of_opposite_embeddings_is_minus_log_two() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_koleo_of_duplicates_is_held_off_the_pole_with_a_finite_gradient(
+def test_koleo_of_duplicates_has_a_finite_gradient(
     dtype: torch.dtype,
 ) -> None:
     features = torch.tensor(
@@ -66,7 +66,7 @@ def test_koleo_is_float32_also_for_bfloat16_features() -> None:
     )
 
 
-def test_koleo_of_one_embedding_is_refused_unless_it_has_others_to_look_among() -> None:
+def test_koleo_of_one_embedding_needs_other_candidates() -> None:
     with pytest.raises(ValueError, match="at least two"):
         koleo_loss(torch.ones(1, 3))
     everyone = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-1.0, 0.0]])
@@ -75,7 +75,7 @@ def test_koleo_of_one_embedding_is_refused_unless_it_has_others_to_look_among() 
     )
 
 
-def test_koleo_of_rows_among_all_is_their_share_of_the_whole_in_value_and_gradient() -> None:
+def test_koleo_among_all_is_the_rows_share_of_the_whole() -> None:
     features = torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
     whole = koleo_loss(features)
     (expected,) = torch.autograd.grad(whole, features)

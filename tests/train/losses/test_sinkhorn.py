@@ -28,7 +28,7 @@ def test_sinkhorn_equals_the_loop_of_its_docstring() -> None:
     )
 
 
-def test_sinkhorn_rows_sum_to_one_and_columns_are_used_alike_after_many_iterations() -> None:
+def test_sinkhorn_converges_to_equal_columns() -> None:
     logits = torch.randn(32, 8, generator=torch.Generator().manual_seed(1))
     probs = sinkhorn_knopp(logits, teacher_temp=0.3, num_iterations=100)
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(32))
@@ -48,7 +48,7 @@ def test_sinkhorn_stays_finite_where_exp_overflows() -> None:
     assert torch.isfinite(probs).all()
 
 
-def test_sinkhorn_without_rows_is_without_rows() -> None:
+def test_sinkhorn_without_rows_is_empty() -> None:
     assert sinkhorn_knopp(torch.zeros(0, 4), teacher_temp=0.1).shape == (0, 4)
 
 
@@ -69,7 +69,7 @@ def test_sinkhorn_agrees_with_lightly() -> None:
     rows=st.integers(1, 9),
     prototypes=st.integers(1, 9),
 )
-def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant_and_their_order(
+def test_sinkhorn_ignores_a_constant_and_the_order_of_rows(
     seed: int, constant: float, rows: int, prototypes: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -86,7 +86,7 @@ def test_sinkhorn_rows_sum_to_one_and_ignore_a_constant_and_their_order(
 
 
 @pytest.mark.parametrize("sizes", [[4, 4], [6, 0, 2], [0, 3]])
-def test_sinkhorn_of_rows_spread_over_processes_is_that_of_all_rows(sizes: list[int]) -> None:
+def test_sinkhorn_over_processes_equals_that_of_all_rows(sizes: list[int]) -> None:
     logits = torch.randn(sum(sizes), 5, generator=torch.Generator().manual_seed(4))
 
     def part(rank: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
@@ -97,5 +97,5 @@ def test_sinkhorn_of_rows_spread_over_processes_is_that_of_all_rows(sizes: list[
     torch.testing.assert_close(probs, sinkhorn_knopp(logits, teacher_temp=0.1))
 
 
-def test_sinkhorn_targets_ask_for_no_gradient() -> None:
+def test_sinkhorn_targets_have_no_gradient() -> None:
     assert not sinkhorn_knopp(torch.zeros(3, 4, requires_grad=True), teacher_temp=0.1).requires_grad

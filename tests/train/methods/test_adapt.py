@@ -52,7 +52,7 @@ def config(folder: Path, *settings: str) -> TrainConfig:
     return small_config(*own, *settings)
 
 
-def test_student_and_teacher_begin_as_the_published_backbone_with_its_pixels(
+def test_student_and_teacher_start_from_published_weights(
     tmp_path: Path,
 ) -> None:
     method = adapt(tmp_path / "published")
@@ -66,7 +66,7 @@ def test_student_and_teacher_begin_as_the_published_backbone_with_its_pixels(
     assert method.result.config == PUBLISHED
 
 
-def test_a_step_after_the_heads_are_warm_is_dinov2s(tmp_path: Path) -> None:
+def test_step_of_the_second_phase_is_dinov2s(tmp_path: Path) -> None:
     method, views = adapt(tmp_path / "published"), random_views()
     draw(method.student, seed=1)
     draw(method.teacher, seed=2)
@@ -83,7 +83,7 @@ def test_a_step_after_the_heads_are_warm_is_dinov2s(tmp_path: Path) -> None:
     } == expected.keys()
 
 
-def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(
+def test_first_phase_trains_heads_and_mask_token_alone(
     tmp_path: Path,
 ) -> None:
     method, views = adapt(tmp_path / "published", "optim.weight_decay=0.1"), random_views()
@@ -118,7 +118,7 @@ def test_heads_and_mask_token_learn_first_and_the_backbone_stays_as_published(
     assert moved_at[3] == {"head", "patch_head", "mask_token", "backbone"}
 
 
-def test_freezing_and_thawing_are_said_once(tmp_path: Path) -> None:
+def test_phase_changes_are_reported_once(tmp_path: Path) -> None:
     method = adapt(tmp_path / "published")
     assert [method.enter_phase(step) for step in range(5)] == [True, False, False, True, False]
     cold = adapt(tmp_path / "cold", "pretrained.head_steps=0")
@@ -126,7 +126,7 @@ def test_freezing_and_thawing_are_said_once(tmp_path: Path) -> None:
     assert all(parameter.requires_grad for parameter in cold.student.parameters())
 
 
-def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(
+def test_prototypes_are_frozen_at_the_start_of_each_phase(
     tmp_path: Path,
 ) -> None:
     # heads learn alone for 3 steps
@@ -142,7 +142,7 @@ def test_prototypes_are_held_still_at_first_and_again_when_the_backbone_begins(
     assert still == [True, True, False, True, True, False, False]
 
 
-def test_the_branch_of_a_checkpoint_is_the_configs_and_the_choice_is_told(
+def test_branch_of_a_checkpoint_is_configured_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_published(tmp_path / "published")
@@ -161,7 +161,7 @@ def test_the_branch_of_a_checkpoint_is_the_configs_and_the_choice_is_told(
         config(tmp_path / "published", "pretrained.branch=both")
 
 
-def test_a_network_that_cannot_hide_patches_is_refused(
+def test_network_that_cannot_hide_patches_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow_torchvision()

@@ -55,7 +55,7 @@ def algorithm_1(
     return torch.stack(terms).mean()
 
 
-def test_a_step_is_algorithm_1_in_loss_gradients_and_center() -> None:
+def test_step_equals_algorithm_1() -> None:
     method, crops = drawn_method(of("dino", "dino.center_momentum=0.8")), views()
     center = method.center.center.clone()
     expected = algorithm_1(method, crops, center, teacher_temp=method.teacher_temp(7))
@@ -78,7 +78,7 @@ def test_a_step_is_algorithm_1_in_loss_gradients_and_center() -> None:
     torch.testing.assert_close(method.center.center, 0.8 * center + 0.2 * logits.mean(dim=(0, 1)))
 
 
-def test_a_step_with_sinkhorn_targets_is_that_of_swavs_loop_and_leaves_the_center() -> None:
+def test_step_with_sinkhorn_equals_swavs_loop() -> None:
     method, crops = drawn_method(of("dino", "dino.centering=sinkhorn")), views()
     center = method.center.center.clone()
     with torch.no_grad():
@@ -107,7 +107,7 @@ def test_a_step_with_sinkhorn_targets_is_that_of_swavs_loop_and_leaves_the_cente
     assert torch.equal(method.center.center, center)
 
 
-def test_without_local_crops_the_two_global_ones_are_matched() -> None:
+def test_global_crops_are_matched_without_local_ones() -> None:
     method = drawn_method(of("dino", "crops.num_local=0"))
     crops = views()._replace(local_crops=torch.zeros(0, BATCH, 3, 1, 1))
     expected = algorithm_1(
@@ -119,7 +119,7 @@ def test_without_local_crops_the_two_global_ones_are_matched() -> None:
 
 
 @pytest.mark.parametrize("group", [0, 2, 3])
-def test_koleo_is_summed_over_global_crops_with_its_weight_and_sought_in_groups(group: int) -> None:
+def test_koleo_is_summed_over_global_crops_in_groups(group: int) -> None:
     plain, few = drawn_method(of("dino")), views()
     crops = Views(
         *[
@@ -140,7 +140,7 @@ def test_koleo_is_summed_over_global_crops_with_its_weight_and_sought_in_groups(
     assert result.logged["koleo_loss"].item() == pytest.approx(koleo.item(), rel=1e-4)
 
 
-def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:
+def test_teacher_moves_by_its_momentum_alone() -> None:
     method = drawn_method(of("dino"))
     before = copy.deepcopy(method.teacher.state_dict())
     student = method.student.state_dict()
@@ -152,7 +152,7 @@ def test_the_teacher_moves_by_its_momentum_and_by_nothing_else() -> None:
     assert all(not parameter.requires_grad for parameter in method.teacher.parameters())
 
 
-def test_a_momentum_that_is_not_given_goes_with_the_number_of_steps() -> None:
+def test_default_momentum_depends_on_the_number_of_steps() -> None:
     method = make_teacher(
         of("dino", "teacher.momentum=null", "teacher.momentum_end=null", "run.steps=40000")
     )
@@ -164,7 +164,7 @@ def test_a_momentum_that_is_not_given_goes_with_the_number_of_steps() -> None:
     assert [given.momentum(step) for step in range(3)] == pytest.approx([0.5, 0.6, 0.7])
 
 
-def test_the_prototypes_are_held_still_at_first_and_then_move() -> None:
+def test_prototypes_are_frozen_at_first_and_then_trained() -> None:
     method = drawn_method(of("dino", "dino.freeze_last_layer_steps=3"))
     for step, frozen in ((2, True), (3, False)):
         take_step(method, views(), step=step)
@@ -241,14 +241,14 @@ def test_teacher_temperature_warms_up_linearly() -> None:
         ),
     ],
 )
-def test_settings_that_a_method_has_no_use_for_are_refused_by_name(
+def test_settings_that_a_method_does_not_read_are_refused(
     settings: list[str], sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence):
         make_method(small_config(*settings))
 
 
-def test_entropies_tell_both_collapses_apart() -> None:
+def test_entropies_distinguish_both_collapses() -> None:
     def one_hot(numbers: torch.Tensor) -> torch.Tensor:
         return F.one_hot(numbers, 8).float()
 
@@ -266,7 +266,7 @@ def test_entropies_tell_both_collapses_apart() -> None:
 
 
 @pytest.mark.parametrize("centering", ["center", "sinkhorn"])
-def test_a_teacher_that_says_one_prototype_of_all_images_shows_in_the_batch_entropy(
+def test_one_hot_collapse_shows_in_the_batch_entropy(
     centering: str,
 ) -> None:
     method = drawn_method(

@@ -98,7 +98,7 @@ def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Ten
 
 @pytest.mark.parametrize("noise", ["quiet", "noisy"])
 @pytest.mark.parametrize("centering", ["center", "sinkhorn"])
-def test_a_step_is_the_papers_in_loss_gradients_and_centers(centering: str, noise: str) -> None:
+def test_step_equals_the_papers_loop(centering: str, noise: str) -> None:
     settings = [
         OWN_HEAD,
         f"dino.centering={centering}",
@@ -129,7 +129,7 @@ def test_a_step_is_the_papers_in_loss_gradients_and_centers(centering: str, nois
         torch.testing.assert_close(center.center, moved)
 
 
-def test_noise_changes_the_student_and_never_its_teacher() -> None:
+def test_noise_changes_the_student_but_not_its_teacher() -> None:
     quiet, noisy, views = (
         drawn_method(of("dinov2")),
         drawn_method(of("dinov2", *NOISE)),
@@ -143,7 +143,7 @@ def test_noise_changes_the_student_and_never_its_teacher() -> None:
     )
 
 
-def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
+def test_teacher_heads_are_averages_of_the_students() -> None:
     method = drawn_method(of("dinov2", OWN_HEAD))
     before = {name: parameter.clone() for name, parameter in method.teacher.named_parameters()}
     momentum = method.momentum(3)
@@ -156,7 +156,7 @@ def test_both_heads_are_the_students_and_their_averages_the_teachers() -> None:
         )
 
 
-def test_swiglu_registers_and_layer_scale_are_the_models() -> None:
+def test_model_configures_swiglu_registers_and_layer_scale() -> None:
     method = make_teacher(of("dinov2", "model.mlp=swiglu", "model.layer_scale=1e-5"))
     names = dict(method.student.backbone.named_parameters())
     assert names["registers"].shape == (1, 2, 24)

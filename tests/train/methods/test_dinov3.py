@@ -104,7 +104,7 @@ def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
 @pytest.mark.parametrize(
     "settings", [[], GRAM, ["noise.rotary_rescale=2.0", "noise.drop_path=0.4"]]
 )
-def test_a_step_is_the_papers_in_loss_and_gradients(settings: list[str]) -> None:
+def test_step_equals_the_papers_loop_with_and_without_gram(settings: list[str]) -> None:
     method = dinov3(*settings)
     views = random_views(gram_size=64 if settings == GRAM else None)
     loss = plain_loss(method, views, step=7)
@@ -120,7 +120,7 @@ def test_a_step_is_the_papers_in_loss_and_gradients(settings: list[str]) -> None
     assert ("gram_loss" in result.logged) == (settings == GRAM)
 
 
-def test_coordinates_are_stretched_for_the_student_alone_and_by_the_same_in_every_process() -> None:
+def test_coordinates_are_rescaled_for_the_student_alone() -> None:
     method, views = dinov3("noise.rotary_rescale=2.0"), random_views()
     (targets,), _ = method.make_targets([method.teacher_forward(views)], step=0)
     with torch.no_grad():
@@ -133,7 +133,7 @@ def test_coordinates_are_stretched_for_the_student_alone_and_by_the_same_in_ever
     )
 
 
-def test_the_norm_of_local_crops_is_averaged_and_never_left_in_the_result() -> None:
+def test_local_norm_is_averaged_and_absent_from_the_result() -> None:
     method = dinov3()
     ours, theirs = (
         method.get_parameter(f"{branch}.local_norm.weight") for branch in ("teacher", "student")
@@ -151,7 +151,7 @@ def same(ours: nn.Module, theirs: nn.Module) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_the_gram_teacher_is_this_runs_own_as_it_begins_and_then_stays() -> None:
+def test_gram_teacher_is_the_runs_initial_teacher() -> None:
     method, views = dinov3(*GRAM), random_views(gram_size=64)
     assert method.gram_teacher is not None
     assert not same(method.gram_teacher, method.teacher.backbone)
@@ -163,7 +163,7 @@ def test_the_gram_teacher_is_this_runs_own_as_it_begins_and_then_stays() -> None
     assert not any(parameter.requires_grad for parameter in method.gram_teacher.parameters())
 
 
-def test_the_gram_teacher_becomes_the_present_teacher_so_often_and_no_more() -> None:
+def test_gram_teacher_is_updated_max_updates_times() -> None:
     method = dinov3(*GRAM, "gram.update_every=3", "gram.max_updates=2")
     assert method.gram_teacher is not None
     method.start_run()
@@ -180,7 +180,7 @@ def test_the_gram_teacher_becomes_the_present_teacher_so_often_and_no_more() -> 
     assert updated == [3, 6]
 
 
-def test_the_gram_teacher_is_part_of_the_state_and_asked_for_crops_of_its_size() -> None:
+def test_gram_teacher_is_state_and_requests_its_crop_size() -> None:
     plain, anchored = make_method(of("dinov3", *ROTARY)), make_method(of("dinov3", *ROTARY, *GRAM))
     assert plain.gram_size is None
     assert anchored.gram_size == 64
@@ -190,7 +190,7 @@ def test_the_gram_teacher_is_part_of_the_state_and_asked_for_crops_of_its_size()
     } == {"gram_teacher"}
 
 
-def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(
+def test_gram_teacher_of_another_run_survives_the_start(
     tmp_path: Path,
 ) -> None:
     backbone = save_published(tmp_path / "earlier", position="rotary", key_bias=False)
@@ -213,7 +213,7 @@ def test_a_gram_teacher_of_another_run_is_taken_and_stays_through_the_beginning(
     assert method.gram_size == 64
 
 
-def test_a_gram_teacher_of_another_architecture_is_taken_only_where_it_stays(
+def test_gram_teacher_of_another_architecture_must_stay_fixed(
     tmp_path: Path,
 ) -> None:
     save_published(tmp_path / "wide", width=36, num_heads=3)
@@ -228,7 +228,7 @@ def test_a_gram_teacher_of_another_architecture_is_taken_only_where_it_stays(
     assert result.logged["gram_loss"].isfinite()
 
 
-def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Path) -> None:
+def test_gram_teacher_sees_pixels_in_its_own_statistics(tmp_path: Path) -> None:
     backbone = save_published(tmp_path / "earlier", position="rotary", key_bias=False)
     method = dinov3(*GRAM, f"gram.teacher={tmp_path / 'earlier'}", "gram.max_updates=0")
     assert isinstance(method, DinoV3)
@@ -248,7 +248,7 @@ def test_a_gram_teacher_sees_pixels_of_the_statistics_that_it_knows(tmp_path: Pa
     assert result.logged["gram_loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_gram_size_that_its_teacher_cannot_cut_is_refused(tmp_path: Path) -> None:
+def test_gram_size_that_is_no_multiple_of_the_patch_is_refused(tmp_path: Path) -> None:
     save_published(tmp_path / "coarse", patch=16)
     with pytest.raises(
         InputError,
@@ -265,7 +265,7 @@ def test_a_gram_size_that_its_teacher_cannot_cut_is_refused(tmp_path: Path) -> N
         )
 
 
-def test_positions_and_jitter_are_the_backbones() -> None:
+def test_rotary_positions_and_jitter_are_the_backbones() -> None:
     method: MomentumTeacher = dinov3()
     backbone = method.result
     assert isinstance(backbone, VisionTransformer)

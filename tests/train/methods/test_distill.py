@@ -125,9 +125,7 @@ def cross_entropies(
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(
-    tmp_path: Path, heads: str
-) -> None:
+def test_step_equals_the_loop_over_a_frozen_teacher(tmp_path: Path, heads: str) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
     teacher_features = frozen_features(method.teacher.backbone, views.global_crops)
     # nothing is hidden from the student
@@ -163,9 +161,7 @@ def test_a_step_matches_the_frozen_teacher_in_loss_gradients_and_centers(
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(
-    tmp_path: Path, heads: str
-) -> None:
+def test_first_phase_trains_heads_on_teacher_features_alone(tmp_path: Path, heads: str) -> None:
     method, views = distill(tmp_path / "teacher", *HEADS[heads]), random_views()
     teacher_features = frozen_features(method.teacher.backbone, views.global_crops)
     head: nn.Module = method.trial_heads["head"]
@@ -183,7 +179,7 @@ def test_heads_learn_on_the_teachers_features_first_and_nothing_else_does(
     assert len(expected) == len(list(method.trial_heads.parameters()))
 
 
-def test_the_optimizer_has_the_heads_that_learn_for_the_teacher(tmp_path: Path) -> None:
+def test_optimizer_holds_the_trial_heads(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher", OWN_HEAD)
     inside = {
         parameter
@@ -200,7 +196,7 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
-def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_path: Path) -> None:
+def test_averages_follow_and_the_teacher_backbone_stays(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher", OWN_HEAD)
     for step, followers, leaders, still in (
         (0, method.teacher.heads(), method.trial_heads, method.average),
@@ -228,7 +224,7 @@ def test_averages_follow_what_learns_and_the_teachers_backbone_never_moves(tmp_p
         )
 
 
-def test_heads_and_student_change_places_once_and_say_so(tmp_path: Path) -> None:
+def test_phase_change_from_heads_to_student_is_reported_once(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher")
     assert [method.enter_phase(step) for step in range(5)] == [True, False, False, True, False]
     assert all(parameter.requires_grad for parameter in method.student.parameters())
@@ -237,7 +233,7 @@ def test_heads_and_student_change_places_once_and_say_so(tmp_path: Path) -> None
     assert not any(parameter.requires_grad for parameter in method.student.parameters())
 
 
-def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(
+def test_teacher_like_the_student_sees_crops_unchanged(
     tmp_path: Path,
 ) -> None:
     backbone = save_published(tmp_path / "teacher")
@@ -250,14 +246,14 @@ def test_a_teacher_of_the_students_patch_and_pixels_sees_the_crops_as_they_are(
     assert torch.equal(method.teacher_forward(views).class_tokens.flatten(0, 1), expected)
 
 
-def test_the_result_is_the_average_of_the_configs_model(tmp_path: Path) -> None:
+def test_result_is_the_average_of_the_configured_model(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher")
     assert method.result is method.average.backbone
     assert method.result.width == 24
     assert method.teacher.backbone.width == 36
 
 
-def test_nothing_is_ever_hidden_from_the_student_and_it_has_no_mask_token(tmp_path: Path) -> None:
+def test_student_has_no_mask_token_and_sees_everything(tmp_path: Path) -> None:
     method = distill(tmp_path / "teacher")
     assert not any("mask_token" in name for name in method.state_dict())
     hidden, whole = (
@@ -348,7 +344,7 @@ SOURCES = {
 }
 
 
-def test_a_resnet_that_adapt_refuses_is_matched_at_the_places_of_its_map(resnet: Source) -> None:
+def test_resnet_teacher_is_matched_on_its_feature_map(resnet: Source) -> None:
     with pytest.raises(
         InputError,
         match="is not a Vision Transformer, which `adapt` needs to hide patches; use",
@@ -379,7 +375,7 @@ def test_a_resnet_that_adapt_refuses_is_matched_at_the_places_of_its_map(resnet:
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-3)
 
 
-def test_a_resnet_stays_as_it_was_while_heads_then_the_student_learn_from_it(
+def test_resnet_teacher_stays_unchanged_in_both_phases(
     resnet: Source,
 ) -> None:
     plain = ("optim.warmup_steps=0", "optim.weight_decay=0.0", "optim.weight_decay_end=0.0")

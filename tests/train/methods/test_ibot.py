@@ -83,7 +83,7 @@ def algorithm_1(
 
 
 @pytest.mark.parametrize("heads", HEADS)
-def test_a_step_is_algorithm_1_in_loss_gradients_and_centers(heads: str) -> None:
+def test_step_equals_algorithm_1(heads: str) -> None:
     temps = [
         "ibot.teacher_temp=0.05",
         "ibot.teacher_temp_end=0.1",
@@ -106,7 +106,7 @@ def test_a_step_is_algorithm_1_in_loss_gradients_and_centers(heads: str) -> None
     torch.testing.assert_close(method.patch_center.center, patch_center)
 
 
-def test_a_shared_head_is_one_and_its_own_is_another() -> None:
+def test_patches_share_the_head_unless_given_their_own() -> None:
     shared, own = make_teacher(of("ibot")), make_teacher(of("ibot", OWN_HEAD))
     assert shared.student.head_of_patches is shared.student.head
     assert [*shared.student.heads()] == ["head"]
@@ -116,7 +116,7 @@ def test_a_shared_head_is_one_and_its_own_is_another() -> None:
     assert shared.patch_center.center.shape == (16,)
 
 
-def test_the_teacher_sees_what_is_hidden_from_its_student_and_local_crops_are_whole() -> None:
+def test_masks_hide_patches_from_the_student_alone() -> None:
     method = drawn_method(of("ibot"))
     hidden, whole = (
         random_views(),
@@ -138,7 +138,7 @@ def test_the_teacher_sees_what_is_hidden_from_its_student_and_local_crops_are_wh
     torch.testing.assert_close(ours[2:], plain[2:])
 
 
-def test_with_nothing_hidden_there_is_no_patch_loss_and_a_step_all_the_same() -> None:
+def test_step_without_masked_patches_has_no_patch_loss() -> None:
     method, views = (
         drawn_method(of("ibot")),
         random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool)),
@@ -149,7 +149,7 @@ def test_with_nothing_hidden_there_is_no_patch_loss_and_a_step_all_the_same() ->
     assert all(gradient.isfinite().all() for gradient in gradients(method).values())
 
 
-def test_with_everything_hidden_the_student_knows_a_image_by_nothing() -> None:
+def test_student_learns_nothing_of_a_fully_masked_image() -> None:
     method, views = (
         drawn_method(of("ibot")),
         random_views(masks=torch.ones(2, BATCH, 4, 4, dtype=torch.bool)),
@@ -162,7 +162,7 @@ def test_with_everything_hidden_the_student_knows_a_image_by_nothing() -> None:
     )
 
 
-def test_sinkhorn_targets_use_prototypes_alike_over_the_hidden_patches() -> None:
+def test_sinkhorn_patch_targets_use_all_prototypes_equally() -> None:
     method = drawn_method(
         of("ibot", "dino.centering=sinkhorn", "ibot.teacher_temp=1.0", "ibot.teacher_temp_end=1.0")
     )
@@ -178,7 +178,7 @@ def test_sinkhorn_targets_use_prototypes_alike_over_the_hidden_patches() -> None
     assert torch.equal(method.patch_center.center, before)
 
 
-def test_a_batch_in_parts_has_the_targets_and_centers_of_the_whole() -> None:
+def test_micro_batches_have_the_targets_of_the_whole_batch() -> None:
     whole, parted, views = drawn_method(of("ibot")), drawn_method(of("ibot")), random_views()
     (targets,), _ = whole.make_targets([whole.teacher_forward(views)], step=0)
     parts = []
@@ -198,14 +198,14 @@ def test_a_batch_in_parts_has_the_targets_and_centers_of_the_whole() -> None:
     torch.testing.assert_close(parted.patch_center.center, whole.patch_center.center)
 
 
-def test_the_mask_token_begins_as_nothing_and_learns() -> None:
+def test_mask_token_starts_at_zero_and_is_trained() -> None:
     assert not make_teacher(of("ibot")).get_parameter("student.mask_token").any()
     method = drawn_method(of("ibot"))
     take_step(method, random_views(), step=0)
     assert gradients(method)["student.mask_token"].any()
 
 
-def test_the_prototypes_of_both_heads_are_held_still_at_first() -> None:
+def test_prototypes_of_both_heads_are_frozen_at_first() -> None:
     method = drawn_method(of("ibot", OWN_HEAD, "dino.freeze_last_layer_steps=3"))
     for step, frozen in ((2, True), (3, False)):
         take_step(method, random_views(), step=step)

@@ -158,9 +158,7 @@ def born_again(mode: str, *settings: str, known: Labels) -> Supervised:
 
 @pytest.mark.parametrize("asked", ["the teacher", "its logits"])
 @pytest.mark.parametrize("label_weight", [LABEL_WEIGHT, 0.0])
-def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
-    asked: str, label_weight: float
-) -> None:
+def test_kd_mode_matches_labels_and_teacher_distribution(asked: str, label_weight: float) -> None:
     views = some_views()
     teacher = drawn_teacher(labeled_config("born-again"))
     logits = copy.deepcopy(teacher).eval()(views.global_crops[0]).logits[-1].detach()
@@ -189,7 +187,7 @@ def test_kd_is_labels_and_the_teachers_distribution_of_the_same_crop(
     assert (result.logged["label_loss"].item() == 0) == (label_weight == 0)
 
 
-def test_cwtm_is_labels_alone_each_image_by_its_share_of_the_teachers_confidence() -> None:
+def test_cwtm_mode_weights_labels_by_teacher_confidence() -> None:
     kept, views = some_logits(), some_views()
     known = some_labels(teacher_logits=kept)
     rows = [torch.from_numpy(kept[number, view]).double().softmax(dim=0) for number, view in PLACES]
@@ -220,7 +218,7 @@ def engine_step(
 
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
-def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
+def test_micro_batches_have_the_gradients_of_the_whole_batch(mode: str) -> None:
     known = some_labels(teacher_logits=some_logits())
 
     def config(*settings: str) -> TrainConfig:
@@ -244,7 +242,7 @@ def test_a_batch_in_parts_teaches_what_it_does_at_once(mode: str) -> None:
     assert log["teacher_confidence"] > 1 / K
 
 
-def test_dkpp_is_kd_with_the_teachers_maximum_kept_and_the_rest_permuted() -> None:
+def test_dkpp_mode_permutes_all_but_the_teachers_maximum() -> None:
     kept, views = some_logits(), some_views()
     known = some_labels(teacher_logits=kept)
     method = born_again("dkpp", known=known)
@@ -268,7 +266,7 @@ def test_dkpp_is_kd_with_the_teachers_maximum_kept_and_the_rest_permuted() -> No
     assert_is_step(method, views, loss)
 
 
-def test_dkpps_permutation_is_of_the_image_and_its_view_alone() -> None:
+def test_dkpp_permutation_depends_on_image_and_view_alone() -> None:
     same = np.broadcast_to(np.array([0.1, 0.2, 3.0, 0.4], np.float32), (NUM_IMAGES, V, K))
     method = born_again("dkpp", known=some_labels(teacher_logits=same))
     every = tuple((number, view) for number in range(NUM_IMAGES) for view in range(V))
@@ -286,7 +284,7 @@ def test_dkpps_permutation_is_of_the_image_and_its_view_alone() -> None:
 
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
-def test_the_first_generation_learns_labels_alone(mode: str) -> None:
+def test_first_generation_learns_from_labels_alone(mode: str) -> None:
     known = some_labels()
     method = born_again(mode, known=known)
 
@@ -304,7 +302,7 @@ def test_the_first_generation_learns_labels_alone(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["kd", "cwtm", "dkpp"])
-def test_the_teacher_gets_no_gradient_moves_nothing_and_is_in_evaluation_mode(mode: str) -> None:
+def test_teacher_is_unchanged_and_in_evaluation_mode(mode: str) -> None:
     teacher = drawn_teacher(labeled_config("born-again"))
     before = copy.deepcopy(teacher.state_dict())
     method = born_again(mode, known=some_labels(teacher=teacher))
@@ -323,7 +321,7 @@ def test_the_teacher_gets_no_gradient_moves_nothing_and_is_in_evaluation_mode(mo
 
 
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
-def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
+def test_soft_pseudo_labels_replace_missing_labels(
     smoothing: float,
 ) -> None:
     unknown = (2, 7, 9)
@@ -357,7 +355,7 @@ def test_soft_pseudo_labels_stand_for_the_labels_that_people_have_not_given(
 
 
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
-def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
+def test_hard_pseudo_labels_count_as_labels(smoothing: float) -> None:
     known = some_labels()
     method = drawn_method(labeled_config("self-training", f"labels.smoothing={smoothing}"), known)
 
@@ -370,7 +368,7 @@ def test_hard_pseudo_labels_are_labels(smoothing: float) -> None:
     assert_is_step(method, some_views(), loss)
 
 
-def test_a_batch_of_images_without_labels_has_no_accuracy_and_a_loss() -> None:
+def test_batch_without_labels_has_a_loss_and_no_accuracy() -> None:
     probs = torch.from_numpy(some_logits(views=1)[:, 0]).softmax(dim=-1).numpy()
     method = drawn_method(
         labeled_config("self-training"), some_labels(unknown=tuple(range(NUM_IMAGES)), probs=probs)
@@ -385,7 +383,7 @@ def test_a_batch_of_images_without_labels_has_no_accuracy_and_a_loss() -> None:
 
 @pytest.mark.parametrize("exits", [(2,), (1, 3)])
 @pytest.mark.parametrize("smoothing", [0.0, SMOOTHING])
-def test_internal_distillation_is_equation_5_over_its_exits(
+def test_internal_distillation_is_equation_5_over_exits(
     exits: tuple[int, ...], smoothing: float
 ) -> None:
     alpha, feature_weight = 0.3, 0.5
@@ -428,7 +426,7 @@ NOISY = {
 
 
 @pytest.mark.parametrize("network", NOISY)
-def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_state(
+def test_classifier_noise_is_keyed_by_seed_and_step(
     network: str,
 ) -> None:
     def loss(step: int, *settings: str, caller: int = 0) -> float:
@@ -448,7 +446,7 @@ def test_dropout_and_stochastic_depth_are_of_the_seed_and_step_and_leave_torchs_
     assert loss(0, "run.seed=1") != first
 
 
-def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
+def test_network_without_noise_has_one_loss_at_every_step() -> None:
     known = some_labels()
     first, second = (
         engine_step(labeled_config("born-again"), known, step=step)[0]["loss"] for step in (0, 1)
@@ -474,7 +472,7 @@ def test_a_network_without_noise_has_one_loss_at_every_step() -> None:
         ),
     ],
 )
-def test_what_a_method_with_labels_has_no_use_for_is_refused(
+def test_settings_that_no_supervised_method_reads_are_refused(
     method: str, setting: str, sentence: str
 ) -> None:
     with pytest.raises(InputError, match=sentence.format(method)):
@@ -492,7 +490,7 @@ def test_what_a_method_with_labels_has_no_use_for_is_refused(
         ("internal", "self_training.pseudo=hard"),
     ],
 )
-def test_the_settings_of_another_method_with_labels_are_refused(method: str, setting: str) -> None:
+def test_settings_of_another_supervised_method_are_refused(method: str, setting: str) -> None:
     with pytest.raises(
         InputError,
         match=f"{method} does not read the setting {setting.split('=')[0]}; leave it out.",
@@ -503,24 +501,24 @@ def test_the_settings_of_another_method_with_labels_are_refused(method: str, set
 @pytest.mark.parametrize(
     "setting", ["labels.smoothing=0.1", "classifier.arch=timm:resnet26", "knowledge.mode=dkpp"]
 )
-def test_a_method_without_labels_refuses_settings_of_those_with(setting: str) -> None:
+def test_methods_without_labels_refuse_supervised_settings(setting: str) -> None:
     with pytest.raises(InputError, match=f"dino does not read the setting {setting.split('=')[0]}"):
         make_method(small_config(setting))
 
 
 @pytest.mark.parametrize("method", METHODS_WITH_LABELS)
-def test_a_method_with_labels_has_none_to_learn_without_labels(method: str) -> None:
+def test_supervised_method_without_labels_is_refused(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} learns from labels; run it by"):
         make_method(labeled_config(method))
 
 
 @pytest.mark.parametrize("method", ["born-again", "self-training"])
-def test_exits_that_a_method_does_not_teach_are_refused(method: str) -> None:
+def test_exits_that_a_method_does_not_train_are_refused(method: str) -> None:
     with pytest.raises(InputError, match=f"{method} does not train exits"):
         make_method(labeled_config(method, "classifier.exits=[1]"), labels=some_labels())
 
 
 @pytest.mark.parametrize("setting", ["temperature=2.0", "label_weight=0.5", "teacher_weight=0.0"])
-def test_settings_that_say_nothing_to_cwtm_are_refused(setting: str) -> None:
+def test_settings_that_cwtm_ignores_are_refused(setting: str) -> None:
     with pytest.raises(InputError, match="cwtm learns from the labels alone"):
         labeled_config("born-again", "knowledge.mode=cwtm", f"knowledge.{setting}")

@@ -28,7 +28,7 @@ class Counting(nn.Module):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 1.0])
-def test_every_number_is_a_hand_loops_and_integers_are_copied(momentum: float) -> None:
+def test_ema_equals_the_loop_and_copies_integers(momentum: float) -> None:
     teacher, student = Counting(0, 3), Counting(1, 8)
     expected = copy.deepcopy(teacher)
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -55,7 +55,7 @@ def test_every_number_is_a_hand_loops_and_integers_are_copied(momentum: float) -
     assert all(torch.equal(tensor, before[name]) for name, tensor in student.state_dict().items())
 
 
-def test_a_teacher_equal_to_its_student_stays_so_bit_for_bit() -> None:
+def test_teacher_equal_to_its_student_stays_equal() -> None:
     teacher, student = Counting(0, 3), Counting(0, 3)
     for momentum in (0.9, 0.996, 1 / 3):
         update_ema(teacher, student, momentum=momentum)
@@ -65,7 +65,7 @@ def test_a_teacher_equal_to_its_student_stays_so_bit_for_bit() -> None:
     )
 
 
-def test_it_asks_for_no_gradient_and_keeps_the_teachers_own_memory() -> None:
+def test_ema_has_no_gradient_and_updates_in_place() -> None:
     teacher, student = Counting(0, 3).requires_grad_(False), Counting(1, 8)
     places = [parameter.data_ptr() for parameter in teacher.parameters()]
     update_ema(teacher, student, momentum=0.5)
@@ -74,7 +74,7 @@ def test_it_asks_for_no_gradient_and_keeps_the_teachers_own_memory() -> None:
     assert not set(places) & {parameter.data_ptr() for parameter in student.parameters()}
 
 
-def test_names_that_differ_are_refused_and_nothing_has_moved() -> None:
+def test_different_names_are_refused_before_any_update() -> None:
     teacher, student = nn.Linear(3, 2), nn.Linear(3, 2, bias=False)
     before = teacher.weight.clone()
     with pytest.raises(ValueError, match=r"teacher and student differ in \['bias'\]"):

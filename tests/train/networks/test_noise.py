@@ -33,7 +33,7 @@ def branches(noise: Noise) -> list[Tensor]:
     return [rows for block in noise.kept for rows in block if rows is not None]
 
 
-def test_rates_rise_to_the_last_block_or_are_alike() -> None:
+def test_drop_rates_rise_with_depth_or_are_equal() -> None:
     linear = drop_rates(NoiseConfig(drop_path=0.3), 4)
     assert linear == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert drop_rates(NoiseConfig(drop_path=0.3, drop_path_rule="uniform"), 4) == [0.3] * 4
@@ -48,7 +48,7 @@ def test_rates_rise_to_the_last_block_or_are_alike() -> None:
     num_crops=st.integers(1, 20),
     seed=st.integers(0, 2**32),
 )
-def test_each_branch_keeps_its_share_of_the_crops_at_least_one_and_each_once(
+def test_each_branch_keeps_its_share_of_the_crops(
     drop_path: float, rule: str, depth: int, num_crops: int, seed: int
 ) -> None:
     config = NoiseConfig(drop_path=drop_path, drop_path_rule=rule)  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def test_each_branch_keeps_its_share_of_the_crops_at_least_one_and_each_once(
             assert rows.tolist() == sorted(rows.tolist())
 
 
-def test_a_seed_decides_and_another_decides_otherwise() -> None:
+def test_draws_depend_on_the_seed() -> None:
     config = NoiseConfig(drop_path=0.5, drop_path_rule="uniform", rotary_rescale=2.0)
     first, again, other = (draw(config, seed=seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(branches(first), branches(again), strict=True))
@@ -74,12 +74,12 @@ def test_a_seed_decides_and_another_decides_otherwise() -> None:
     assert first.rotary_scale == again.rotary_scale != other.rotary_scale
 
 
-def test_blocks_and_branches_leave_out_different_crops() -> None:
+def test_blocks_and_branches_skip_different_crops() -> None:
     kept = branches(draw(NoiseConfig(drop_path=0.5, drop_path_rule="uniform"), num_crops=40))
     assert len({tuple(rows.tolist()) for rows in kept}) == 8
 
 
-def test_every_crop_is_left_out_as_often() -> None:
+def test_all_crops_are_skipped_equally_often() -> None:
     config = NoiseConfig(drop_path=0.3, drop_path_rule="uniform")
     counts = np.zeros(10)
     for seed in range(300):
@@ -88,7 +88,7 @@ def test_every_crop_is_left_out_as_often() -> None:
     assert counts == pytest.approx(np.full(10, 0.7), abs=0.05)
 
 
-def test_the_coordinates_factor_is_log_uniform_between_one_over_s_and_s() -> None:
+def test_rotary_scale_is_log_uniform_within_its_bounds() -> None:
     logs = [
         math.log(draw(NoiseConfig(rotary_rescale=2.0), seed=seed).rotary_scale) / math.log(2)
         for seed in range(400)
@@ -98,7 +98,7 @@ def test_the_coordinates_factor_is_log_uniform_between_one_over_s_and_s() -> Non
     assert np.histogram(logs, bins=4, range=(-1, 1))[0] == pytest.approx([100] * 4, abs=35)
 
 
-def test_the_factor_comes_of_its_own_stream_which_processes_share() -> None:
+def test_rotary_scale_comes_from_the_shared_stream() -> None:
     config = NoiseConfig(drop_path=0.5, drop_path_rule="uniform", rotary_rescale=2.0)
     scales, kept = set(), set()
     for own in range(3):
@@ -115,7 +115,7 @@ def test_the_factor_comes_of_its_own_stream_which_processes_share() -> None:
     assert len(kept) == 3
 
 
-def test_without_noise_nothing_is_left_out_nor_moved() -> None:
+def test_no_noise_keeps_all_rows_and_coordinates() -> None:
     assert draw(NoiseConfig()) == NO_NOISE
     assert NO_NOISE.of_block(3) == ALL_ROWS == KeptRows(None, None)
 
@@ -128,7 +128,7 @@ def test_without_noise_nothing_is_left_out_nor_moved() -> None:
         ({"rotary_rescale": 0.5}, "a rotary_rescale of 0.5 is below 1"),
     ],
 )
-def test_shares_and_factors_that_are_none_are_refused(
+def test_impossible_rates_and_factors_are_refused(
     settings: dict[str, float], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=sentence):

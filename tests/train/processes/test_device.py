@@ -21,7 +21,7 @@ def test_cuda_is_never_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_a_card_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_gpu_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with refused(
@@ -30,14 +30,14 @@ def test_a_card_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> N
         pick_device("cuda:7")
 
 
-def test_a_device_that_computes_nothing_is_refused() -> None:
+def test_device_that_cannot_compute_is_refused() -> None:
     with refused(
         "run.device is meta, which does not work with this torch", error=EnvironmentProblem
     ):
         pick_device("meta")
 
 
-def test_threads_are_lowered_to_the_quota_and_never_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_lowered_to_the_quota_but_never_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     set_to: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     monkeypatch.setattr(module, "usable_cpus", lambda: 2)

@@ -83,7 +83,7 @@ def by_two(tmp_path_factory: pytest.TempPathFactory, images: Path, pretrained: P
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_two_processes_learn_what_one_learns(
+def test_two_processes_train_what_one_trains(
     by_two: Path, images: Path, pretrained: Path, name: str
 ) -> None:
     alone = Player(case_config(name, pretrained), images, ALONE)
@@ -104,7 +104,7 @@ def test_two_processes_learn_what_one_learns(
             torch.testing.assert_close(whole[key], tensor, rtol=0, atol=1e-5)
 
 
-def test_a_resumed_sharded_run_is_the_unbroken_one_bit_for_bit(by_two: Path) -> None:
+def test_resumed_sharded_run_equals_the_unbroken_one(by_two: Path) -> None:
     logs = json.loads((by_two / "checkpoints.json").read_text())
     assert logs["resumed"] == logs["unbroken"]
     assert logs["from whole"] == logs["unbroken"]
@@ -127,7 +127,7 @@ def test_each_process_writes_its_own_shards_in_safetensors(by_two: Path) -> None
     ]
 
 
-def test_one_process_goes_on_from_shards(by_two: Path, images: Path, pretrained: Path) -> None:
+def test_one_process_resumes_from_shards(by_two: Path, images: Path, pretrained: Path) -> None:
     alone = Player(
         case_config("dinov2, in parts", pretrained, "dino.freeze_last_layer_steps=3"),
         images,
@@ -139,7 +139,7 @@ def test_one_process_goes_on_from_shards(by_two: Path, images: Path, pretrained:
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
 
 
-def test_a_missing_shard_is_named(by_two: Path, images: Path, pretrained: Path) -> None:
+def test_missing_shard_is_named(by_two: Path, images: Path, pretrained: Path) -> None:
     folder = by_two / "by shards" / f"step-{SAVED_AT:08d}"
     shard = folder / json.loads((folder / "progress.json").read_text())["shards"][1]
     alone = Player(case_config("dinov2, in parts", pretrained), images, ALONE)
@@ -178,7 +178,7 @@ def said(ends: Path, scene: str) -> list[list[str]]:
     return [json.loads((ends / f"{scene}.{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_in_one_sentence_said_once(ends: Path) -> None:
+def test_batch_that_cannot_be_shared_is_refused_once(ends: Path) -> None:
     kinds = sorted(kind for kind, *_ in said(ends, "odd"))
     assert kinds == ["InputError", "SystemExit"]
     sentence = next(sentence for kind, sentence, *_ in said(ends, "odd") if kind == "InputError")
@@ -186,7 +186,7 @@ def test_a_batch_that_cannot_be_shared_is_refused_in_one_sentence_said_once(ends
     assert next(sentence for kind, sentence, *_ in said(ends, "odd") if kind == "SystemExit") == "2"
 
 
-def test_a_signal_to_one_process_stops_all_after_the_same_step(ends: Path) -> None:
+def test_signal_to_one_process_stops_all_at_the_same_step(ends: Path) -> None:
     assert sorted(kind for kind, *_ in said(ends, "stopped")) == ["Interrupted", "SystemExit"]
     assert any(
         sentence == "stopped after step 3; add --resume to continue from there."
@@ -201,7 +201,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(ends: Path) -> No
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
 
 
-def test_unreadable_images_of_all_processes_are_counted_also_over_a_resume(
+def test_unreadable_images_are_counted_across_resumes(
     ends: Path, torn: Path, tmp_path: Path
 ) -> None:
     train(small_config(), [open_source(torn)], tmp_path / "alone")
@@ -215,7 +215,7 @@ def test_unreadable_images_of_all_processes_are_counted_also_over_a_resume(
     assert [line["unreadable"] for line in together if "unreadable" in line] == counts
 
 
-def test_an_error_that_one_process_finds_ends_all_and_is_said_once(ends: Path) -> None:
+def test_error_in_one_process_ends_all_and_is_printed_once(ends: Path) -> None:
     main, other = said(ends, "refused")
     assert main[0] == "InputError"
     assert "holds a run already" in main[1]
@@ -226,7 +226,7 @@ def test_an_error_that_one_process_finds_ends_all_and_is_said_once(ends: Path) -
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_processes_share_each_part_of_a_batch_and_load_nothing_else(parts: int) -> None:
+def test_processes_share_each_micro_batch(parts: int) -> None:
     def batches(rank: int, size: int) -> list[list[int]]:
         order = EpochOrder(
             np.arange(20),

@@ -45,7 +45,7 @@ def begun() -> object:
     return batches
 
 
-def test_a_process_that_ends_with_a_loader_in_hand_ends() -> None:
+def test_process_with_an_open_loader_can_exit() -> None:
     root = Path(__file__).parents[3]
     command = [sys.executable, "-c", LEAVES_A_LOADER_BEHIND]
     ended = subprocess.run(
@@ -54,7 +54,7 @@ def test_a_process_that_ends_with_a_loader_in_hand_ends() -> None:
     assert ended.stdout == "leaving\n"
 
 
-def test_a_worker_goes_on_through_signals_and_for_a_while_after_sigterm(
+def test_worker_survives_signals_and_sigterm_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stopping, "GRACE_S", 2)

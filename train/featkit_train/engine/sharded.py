@@ -29,7 +29,7 @@ from featkit_train.processes.distributed import World
 
 
 def is_sharded(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether any tensor is sharded over processes."""
+    """Return whether any tensor is sharded over processes."""
     return any(isinstance(tensor, DTensor) for tensor in tensors.values())
 
 

@@ -169,7 +169,7 @@ class Engine:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are sharded over processes."""
+        """True if weights are sharded over processes."""
         return self.config.engine.shard and self.world.size > 1
 
     def embed(self, backbone: Backbone, images: np.ndarray) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""From images to batches of crops, masks and colors."""
+"""Crops, masks and colors of training images, and the batches made of them."""

@@ -1,14 +1,15 @@
-"""What happens to an image before a backbone sees it in training: crops one by one in workers,
-color by the batch.
+"""Augmentation of training images: crops are cut one by one in workers, colors applied to batches.
 
-A worker decides everything (box, angle, flip, colors) from a generator keyed by the item, so that
-no result depends on who computed it or when. It cuts the crops; `Appearance` rows travel with them,
-and `appear` applies the colors to a whole batch on the training device. DINO (arXiv 2104.14294)
-and its released code, but for two things that make a batch one computation: the hue turns in YIQ
-instead of HSV, which is one matrix for an image, and brightness, contrast, saturation and hue
-follow in this order, where torchvision's ColorJitter draws one for each image.
+A worker draws everything (box, angle, flip, colors) from a generator keyed by the image, so that no
+result depends on which worker computed it or when. It cuts the crops and sends an appearance row
+with each; `appear` applies the colors to a whole batch on the training device.
 
-Letters: B images, (S, S) pixels of a crop.
+Follows DINO (arXiv 2104.14294) and its released code with two differences, which make a batch one
+computation. Hue turns in YIQ instead of HSV, which is one matrix for each image. Brightness,
+contrast, saturation and hue follow in this order; torchvision's ColorJitter draws an order for each
+image.
+
+Letters: B images, C crops of each, (S, S) pixels of a crop.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ def cut_crop(
     scale: tuple[float, float],
     config: CropConfig,
 ) -> np.ndarray:
-    """A random resized crop, turned and flipped: (S, S, 3) uint8.
+    """Cut a random resized crop, rotated and flipped at random: (S, S, 3) uint8.
 
-    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4 .. 4/3, as torchvision's
-    RandomResizedCrop. Where a turned box leaves the image, its corners are black.
+    The area is uniform in `scale`, the aspect ratio log-uniform in 3/4 .. 4/3, as in torchvision's
+    RandomResizedCrop. Parts of a rotated box outside the image are black.
     """
     left, top, width, height = _random_box(image.width, image.height, rng, scale=scale)
     turned = rng.random() < config.rotation_probability and config.rotation_degrees > 0
@@ -72,8 +73,8 @@ def _turned_crop(
     angle: float,
     filter_: Image.Resampling,
 ) -> Image.Image:
-    """The box, turned about its center, as size × size pixels: reduced by a whole factor first, so
-    that nothing aliases."""
+    """Resample the box, rotated about its center, to size × size pixels."""
+    # Affine transforms do not antialias, so the image is first reduced by a whole factor.
     left, top, width, height = box
     factor = max(1, int(min(width, height) / size))
     source = image.reduce(factor) if factor > 1 else image
@@ -92,7 +93,7 @@ def _turned_crop(
 def _random_box(
     width: int, height: int, rng: np.random.Generator, *, scale: tuple[float, float]
 ) -> tuple[float, float, float, float]:
-    """(left, top, width, height) in pixels, inside the image."""
+    """Draw a box inside the image: (left, top, width, height) in pixels."""
     area = width * height * rng.uniform(*scale)
     ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
     box_width = min(float(width), math.sqrt(area * ratio))
@@ -108,7 +109,7 @@ def _random_box(
 def draw_appearance(
     rng: np.random.Generator, *, view: int, size: int, config: ColorConfig
 ) -> np.ndarray:
-    """One appearance row, float32 (7,), for a crop that is view 0 or 1 (global) or 2 (local)."""
+    """Draw an appearance row (7,) float32. view: 0 or 1 for global crops, 2 for local ones."""
     row = np.zeros(NUM_COLUMNS, np.float32)
     row[[BRIGHTNESS, CONTRAST, SATURATION]] = 1.0
     if rng.random() < config.jitter_probability:
@@ -129,10 +130,10 @@ def draw_appearance(
 
 
 def appear(images: Tensor, appearance: Tensor) -> Tensor:
-    """Colors of a batch: images (B, 3, S, S) uint8 and rows (B, 7) to (B, 3, S, S) float32 in 0 ..
-    1."""
+    """Apply appearance rows (B, 7) to images (B, 3, S, S) uint8; return float32 in 0 .. 1."""
     pixels = images.float() / 255
     columns = appearance.to(pixels.device, non_blocking=True).T[:, :, None, None, None]
+    # columns: (7, B, 1, 1, 1)
     pixels = (pixels * columns[BRIGHTNESS]).clamp(0, 1)
     mean = _gray(pixels).mean(dim=(2, 3), keepdim=True)
     pixels = torch.lerp(mean.expand_as(pixels), pixels, columns[CONTRAST]).clamp(0, 1)
@@ -152,8 +153,7 @@ def as_seen(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Tensor:
-    """uint8 crops (C, B, 3, S, S), with their rows of colors (C, B, 7), to normalized floats on
-    the device."""
+    """Move crops (C, B, 3, S, S) uint8 to the device, apply appearance (C, B, 7), and normalize."""
     if images.shape[0] == 0:
         return images.to(device, torch.float32)
     pixels = images.flatten(0, 1).to(device, non_blocking=True)
@@ -168,7 +168,7 @@ def _gray(pixels: Tensor) -> Tensor:
 
 
 def _hue_turns(turns: Tensor) -> Tensor:
-    """(B, 3, 3) matrices that turn the chroma plane of YIQ by a share of a full circle."""
+    """Return matrices (B, 3, 3) that rotate the chroma plane of YIQ by shares of a full circle."""
     to_yiq = torch.tensor(RGB_TO_YIQ, dtype=turns.dtype, device=turns.device)
     cosine, sine = torch.cos(2 * math.pi * turns), torch.sin(2 * math.pi * turns)
     zero, one = torch.zeros_like(turns), torch.ones_like(turns)
@@ -179,10 +179,10 @@ def _hue_turns(turns: Tensor) -> Tensor:
 
 
 def _blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
-    """Gaussian blur, each image by its own sigma in pixels (0: untouched).
+    """Blur each image by its own sigma in pixels; 0 leaves it unchanged.
 
-    Separable, as products with a (S, S) matrix an image: at training sizes faster than a
-    convolution, which would need a group for every channel of every image.
+    The blur is separable: two products with one (S, S) matrix for each image. At training sizes
+    that is faster than a convolution, which would need a group for every channel of every image.
     """
     blurred = torch.nonzero(sigmas > 0).flatten()
     if len(blurred) == 0:
@@ -194,8 +194,8 @@ def _blur(pixels: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _blur_matrices(sigmas: Tensor, size: int) -> Tensor:
-    """(B, S, S): row i holds the Gaussian about i, renormalized at the edges."""
-    places = torch.arange(size, dtype=torch.float32, device=sigmas.device)
-    distance = places[:, None] - places[None, :]
+    """Return matrices (B, S, S) whose row i is a Gaussian around i, renormalized at the edges."""
+    positions = torch.arange(size, dtype=torch.float32, device=sigmas.device)
+    distance = positions[:, None] - positions[None, :]  # (S, S)
     weights = torch.exp(-(distance**2) / (2 * sigmas[:, None, None] ** 2))
     return weights / weights.sum(dim=2, keepdim=True)

@@ -1,5 +1,5 @@
-"""The batches of a loader, whose workers may be killed: by the system, by a crash in a library, by
-somebody."""
+"""Batches from a loader whose workers may die: killed by the system or a person, or crashed in a
+library."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from featkit.errors import EnvironmentProblem, InputError
 
 T = TypeVar("T")
-DEATH_WAIT_S = 2.0  # from an error that a dying worker causes until its process has an exit code
+DEATH_WAIT_S = 2.0  # until the process that caused an error has an exit code
 INPUT_ERROR = "featkit.errors.InputError: "
 ADVICE = {
     signal.SIGKILL: (
-        "most often by the system, when memory runs out; lower --workers or run.cache_bytes"
+        "most often by the system because memory ran out; lower --workers or run.cache_bytes"
     ),
     signal.SIGBUS: (
-        "most often because shared memory is too small; lower --workers, or give /dev/shm more"
-        " room, in Docker with --shm-size=8g"
+        "most often because shared memory is too small; lower --workers, or enlarge /dev/shm, in"
+        " Docker with --shm-size=8g"
     ),
 }
 CRASHED = (
@@ -32,19 +32,18 @@ CRASHED = (
 
 
 class WorkerLost(EnvironmentProblem):
-    """A process that reads images has ended. It is raised between two steps, when the state of
-    the run is whole."""
+    """A loader's worker process has died. Raised between two steps, when the run's state is
+    consistent."""
 
 
 def batches_of(loader: Iterable[T]) -> Generator[T]:
-    """Yield a loader's batches; closing it ends the loader's workers, whoever still holds what was
-    raised meanwhile.
+    """Yield a loader's batches; closing the generator ends the loader's workers.
 
-    InputError for one that a worker raises, without the traceback that it carries as text;
-    WorkerLost when a worker has died.
+    InputError if a worker raises one, without the traceback that torch adds to its text. WorkerLost
+    if a worker dies.
     """
-    with _deaths_seen_by_the_loader_alone() as begun:
-        batches = begun(loader)
+    with _without_child_signals() as iterate:
+        batches = iterate(loader)
         workers = batches._workers if isinstance(batches, _MultiProcessingDataLoaderIter) else []
         try:
             yield from batches
@@ -59,48 +58,48 @@ def batches_of(loader: Iterable[T]) -> Generator[T]:
                 raise
             raise WorkerLost(sentence) from error
         finally:
-            # By hand: what was raised in the iterator holds it, and its workers would stay for as
-            # long.
+            # Explicitly: a raised exception keeps the iterator alive, and its workers with it.
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()
 
 
 @contextlib.contextmanager
-def _deaths_seen_by_the_loader_alone() -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
-    """Yield `iter` of a loader, which then notices a dead worker when it waits for a batch, not in
-    the middle of a step.
+def _without_child_signals() -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """Yield an `iter` for loaders that notices a dead worker only while it waits for a batch.
 
-    torch raises from a handler of SIGCHLD, wherever the main thread is: weights half updated could
-    not be checkpointed.
+    torch raises from its SIGCHLD handler wherever the main thread happens to be. In the middle of
+    an optimizer step that would leave weights half updated, and no checkpoint could be written.
     """
     if threading.current_thread() is not threading.main_thread():
         yield iter
         return
     before = signal.getsignal(signal.SIGCHLD)
 
-    def begin(loader: Iterable[T]) -> Iterator[T]:
-        batches = iter(loader)  # torch sets its handler here, for once and all
+    def iterate(loader: Iterable[T]) -> Iterator[T]:
+        batches = iter(loader)  # torch installs its handler here, once
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
     try:
-        yield begin
+        yield iterate
     finally:
         signal.signal(signal.SIGCHLD, before)
 
 
 def _death_among(workers: Sequence[object], *, is_certain: bool) -> str | None:
-    """What to say of the first worker that has died; None when all live on. One that ended well has
-    died if that is certain."""
+    """Describe the first dead worker; None if all are alive.
+
+    is_certain: a worker has died, so one with exit code 0 counts, too.
+    """
     deadline = time.monotonic() + DEATH_WAIT_S
     while True:
         for worker in workers:
             pid, code = getattr(worker, "pid", None), getattr(worker, "exitcode", None)
             if code is not None and code < 0:
-                number = signal.Signals(-code)
+                killer = signal.Signals(-code)
                 return (
-                    f"A data worker (process {pid}) was killed by {number.name},"
-                    f" {ADVICE.get(number, CRASHED)}."
+                    f"A data worker (process {pid}) was killed by {killer.name},"
+                    f" {ADVICE.get(killer, CRASHED)}."
                 )
             if code or (code == 0 and is_certain):
                 return (

@@ -1,5 +1,5 @@
-"""Which patches a student does not see: blocks of them, as BEiT (arXiv 2106.08254, algorithm 1) and
-iBOT draw them.
+"""Masks that hide blocks of patches from a student, drawn as in BEiT (arXiv 2106.08254, algorithm
+1) and iBOT.
 
 Letters: (h, w) patches, P = h * w.
 """
@@ -17,8 +17,11 @@ TRIES = 10
 
 
 def draw_mask(rng: np.random.Generator, *, grid: tuple[int, int], config: IbotConfig) -> np.ndarray:
-    """(h, w) bool: nothing with probability 1 - mask_probability, else a share of the patches
-    uniform in mask_ratio."""
+    """Draw a mask (h, w) bool, True for hidden patches.
+
+    It is empty with probability 1 - mask_probability. Otherwise the share of hidden patches is
+    uniform in mask_ratio.
+    """
     if rng.random() >= config.mask_probability:
         return np.zeros(grid, bool)
     num_masked = int(rng.uniform(*config.mask_ratio) * grid[0] * grid[1])
@@ -28,21 +31,20 @@ def draw_mask(rng: np.random.Generator, *, grid: tuple[int, int], config: IbotCo
 def block_mask(
     rng: np.random.Generator, *, grid: tuple[int, int], num_masked: int, aspect: float
 ) -> np.ndarray:
-    """(h, w) bool with at most `num_masked` patches: rectangles, that may overlap, until there are
-    so many.
+    """Draw rectangles, which may overlap, until `num_masked` patches are hidden: (h, w) bool.
 
-    A rectangle's area is uniform between LEAST_BLOCK and what is left, height over width
-    log-uniform in aspect .. 1 / aspect. It ends with fewer where TRIES rectangles in a row did not
-    fit, as the released code does.
+    A rectangle's area is uniform between LEAST_BLOCK and the number of patches left to hide, its
+    height over width log-uniform in aspect .. 1 / aspect. Ends with fewer hidden patches if TRIES
+    rectangles in a row do not fit, as the released code does.
     """
     mask = np.zeros(grid, bool)
-    left = num_masked
-    while left > 0:
+    num_left = num_masked
+    while num_left > 0:
         for _ in range(TRIES):
-            block = _draw_block(rng, grid=grid, largest=left, aspect=aspect)
-            if block is not None and 0 < (new := int((~mask[block]).sum())) <= left:
+            block = _draw_block(rng, grid=grid, largest=num_left, aspect=aspect)
+            if block is not None and 0 < (new := int((~mask[block]).sum())) <= num_left:
                 mask[block] = True
-                left -= new
+                num_left -= new
                 break
         else:
             break
@@ -52,7 +54,7 @@ def block_mask(
 def _draw_block(
     rng: np.random.Generator, *, grid: tuple[int, int], largest: int, aspect: float
 ) -> tuple[slice, slice] | None:
-    """A rectangle inside the grid; None where the one drawn is as high or as wide as the grid."""
+    """Draw a rectangle inside the grid; None if it is as high or as wide as the grid."""
     area = rng.uniform(min(LEAST_BLOCK, largest), largest)
     reach = abs(math.log(aspect))
     ratio = math.exp(rng.uniform(-reach, reach))

@@ -46,7 +46,7 @@ def kd_loss(
         for b in range(B):
             p = softmax(teacher_logits[b] / temperature)
             q = softmax(student_logits[b] / temperature)
-            weight = 1 / B if weights is None else weights[b]
+            weight = weights[b] if given else 1 / B
             total += weight * temperature ** 2 * sum(p * log(p / q))
         return total
 
@@ -92,7 +92,7 @@ def cross_entropy(
         total = 0
         for b in range(B):
             target = (1 - smoothing) * one_hot(labels[b]) + smoothing / K
-            weight = 1 / B if weights is None else weights[b]
+            weight = weights[b] if given else 1 / B
             total += weight * -sum(target * log_softmax(student_logits[b]))
         return total
 
@@ -118,7 +118,7 @@ def soft_cross_entropy(
 
         total = 0
         for b in range(B):
-            weight = 1 / B if weights is None else weights[b]
+            weight = weights[b] if given else 1 / B
             total += weight * -sum(probs[b] * log_softmax(student_logits[b]))
         return total
 

@@ -87,5 +87,5 @@ class BornAgain(Supervised):
 
     @property
     def has_teacher(self) -> bool:
-        """Whether this generation has a teacher; the first has none."""
+        """True for every generation but the first."""
         return self.labels.teacher is not None or self.labels.teacher_logits is not None

@@ -45,7 +45,7 @@ class BranchOutputs(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What the student matches: probabilities whose rows sum to 1, and the outputs they came
+    """The student's targets: probabilities whose rows sum to 1, and the outputs they came
     from."""
 
     class_probs: Tensor  # (G, B, K)

@@ -40,7 +40,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the run's files and prints."""
+        """True for the process that writes the run's files and prints."""
         return self.rank == 0
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -52,7 +52,9 @@ class World:
 
     def gather_with_grad(self, rows: Tensor) -> Tensor:
         """Like `gather`, with gradients that flow back to the process each row came from."""
-        gathered: Tensor = rows if self.size == 1 else _Gather.apply(rows)  # type: ignore[no-untyped-call]
+        if self.size == 1:
+            return rows
+        gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
         return gathered
 
     def mean(self, scalars: Mapping[str, Tensor]) -> Log:

@@ -23,7 +23,7 @@ from featkit.errors import EnvironmentProblem
 from featkit.images import ImageLimits, decode
 from featkit.sources import Source, open_source
 from featkit.sources.selection import Selection
-from featkit_train.images.sources import open_training_source
+from featkit_train.images.torchvision import open_training_source
 from tests.featkit.sources.files import contents, keys
 from tests.images import draw_folder, draw_image
 from tests.processes import run_python
@@ -94,7 +94,7 @@ def read_all(source: Source, numbers: Sequence[int]) -> list[bytes]:
     return [source.read(number) for number in numbers]
 
 
-def test_cifar10_gives_its_very_pixels_and_its_labels_names(
+def test_cifar10_keeps_its_pixels_and_label_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any
 ) -> None:
     drawn = write_cifar10(tmp_path, monkeypatch, datasets.CIFAR10)
@@ -117,7 +117,7 @@ def test_cifar10_gives_its_very_pixels_and_its_labels_names(
             test.read(number)
 
 
-def test_gray_images_are_png_of_one_channel(tmp_path: Path) -> None:
+def test_gray_images_are_png_with_one_channel(tmp_path: Path) -> None:
     drawn = write_mnist(tmp_path)
     source = open_training_source(f"torchvision:MNIST?root={tmp_path}")
     with Image.open(io.BytesIO(source.read(1))) as image:
@@ -127,7 +127,7 @@ def test_gray_images_are_png_of_one_channel(tmp_path: Path) -> None:
     assert source.metadata(2) == {"label": 2, "label_name": "2 - two"}
 
 
-def test_a_folder_by_class_gives_the_files_own_bytes_under_their_paths(tmp_path: Path) -> None:
+def test_image_folder_yields_the_files_own_bytes(tmp_path: Path) -> None:
     for name in ("dog", "cat"):
         draw_folder(tmp_path / name, 2)
     source = open_training_source(f"torchvision:ImageFolder?root={tmp_path}")
@@ -137,7 +137,7 @@ def test_a_folder_by_class_gives_the_files_own_bytes_under_their_paths(tmp_path:
     assert source.file(0) == tmp_path / "cat/000.jpg"
 
 
-def test_data_sets_that_list_files_and_labels_apart_are_read_alike(tmp_path: Path) -> None:
+def test_datasets_with_separate_file_and_label_lists_work(tmp_path: Path) -> None:
     folder = draw_folder(tmp_path / "food-101" / "images" / "pie", 2)
     (tmp_path / "food-101" / "meta").mkdir()
     for split, name in (("train", "000"), ("test", "001")):
@@ -148,17 +148,17 @@ def test_data_sets_that_list_files_and_labels_apart_are_read_alike(tmp_path: Pat
     assert source.metadata(0) == {"folder": "food-101/images/pie", "label": 0, "label_name": "pie"}
 
 
-def test_options_are_numbers_truths_and_text_as_the_class_wants_them() -> None:
+def test_options_are_parsed_as_the_class_expects() -> None:
     source = open_training_source("torchvision:FakeData?size=3&num_classes=2")
     assert len(source) == 3
     assert keys(source)[0] == "FakeData/num_classes=2/size=3/0"
     assert source.metadata(0) == {}
     assert decode(source.read(2)).pixels.shape == (224, 224, 3)
-    with refused("near to it is size."):
+    with refused("a similar one is size."):
         open_training_source("torchvision:FakeData?sizes=3")
 
 
-def test_parts_of_a_data_set_have_keys_of_their_own(
+def test_parts_of_a_dataset_have_different_keys(
     tmp_path: Path, datasets: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for split in ("letters", "digits"):
@@ -176,20 +176,18 @@ def test_parts_of_a_data_set_have_keys_of_their_own(
         assert found == [f"EMNIST/{split}/train/{number}" for number in range(3)]
 
 
-def test_missing_files_are_refused_with_the_way_to_fetch_them(tmp_path: Path) -> None:
+def test_missing_files_are_refused_with_how_to_download_them(tmp_path: Path) -> None:
     with refused(
         f"cannot be opened in {tmp_path} (",
-        "fetch it with download=true, or name the folder that holds it",
+        "download it with download=true, or name its folder",
     ):
         open_training_source(f"torchvision:CIFAR10?root={tmp_path}")
-    with refused(
-        f"cannot be opened in {tmp_path} (", "; name the folder that holds it with root=FOLDER."
-    ):
+    with refused(f"cannot be opened in {tmp_path} (", "; name its folder with root=FOLDER."):
         open_training_source(f"torchvision:ImageFolder?root={tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_fetched_unless_asked_for_and_then_into_a_folder_that_is_made(
+def test_nothing_is_downloaded_unless_requested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any
 ) -> None:
     asked: list[Path] = []
@@ -207,18 +205,18 @@ def test_nothing_is_fetched_unless_asked_for_and_then_into_a_folder_that_is_made
     assert asked == [tmp_path / "new"]
 
 
-def test_a_machine_without_network_is_told_so(
+def test_missing_network_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, datasets: Any
 ) -> None:
     def download(_self: Any) -> None:
         raise URLError("no route")
 
     monkeypatch.setattr(datasets.CIFAR10, "download", download)
-    with refused("cannot be fetched (<urlopen error no route>)", error=EnvironmentProblem):
+    with refused("cannot be downloaded (<urlopen error no route>)", error=EnvironmentProblem):
         open_training_source(f"torchvision:CIFAR10?root={tmp_path}&download=true")
 
 
-def test_the_root_is_the_cache_folder_or_below_home(
+def test_root_is_the_cache_folder_or_below_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEATKIT_CACHE", str(tmp_path / "cache"))
@@ -232,19 +230,19 @@ def test_the_root_is_the_cache_folder_or_below_home(
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("CIFAR11", "names no data set of torchvision; near to 'CIFAR11' are CIFAR10, "),
-        ("", "near to '' are none."),
-        ("VisionDataset", "names no data set of torchvision"),
-        ("wrap_dataset_for_transforms_v2", "names no data set of torchvision"),
+        ("CIFAR11", "does not name a dataset of torchvision; similar names are CIFAR10, "),
+        ("", "does not name a dataset of torchvision; see its documentation."),
+        ("VisionDataset", "does not name a dataset of torchvision"),
+        ("wrap_dataset_for_transforms_v2", "does not name a dataset of torchvision"),
         (
             "CIFAR10?trian=true",  # quoted
-            "has option 'trian', which torchvision does not; near to it is train.",
+            "torchvision has no option 'trian' here; a similar one is train.",
         ),
-        ("CIFAR10?transform=x", "there are root, train, download."),
-        ("CIFAR10?train", "has 'train' where option=value is wanted."),
+        ("CIFAR10?transform=x", "its options are: root, train, download."),
+        ("CIFAR10?train", "contains 'train'; write it as option=value."),
         (
             "CocoDetection?root=x",
-            "leaves out what torchvision has to know: annFile; add annFile=VALUE.",
+            "lacks what torchvision requires: annFile; add annFile=VALUE.",
         ),
         ("FakeData?size=0", "has no images."),
     ],
@@ -254,7 +252,7 @@ def test_what_torchvision_does_not_have_is_refused(spec: str, words: str) -> Non
         open_training_source(f"torchvision:{spec}")
 
 
-def test_a_damaged_data_set_is_refused_and_a_damaged_image_is_an_item_that_says_so(
+def test_damaged_dataset_and_damaged_image_are_refused(
     tmp_path: Path,
 ) -> None:
     write_mnist(tmp_path)
@@ -278,7 +276,7 @@ def test_a_damaged_data_set_is_refused_and_a_damaged_image_is_an_item_that_says_
         source.read(1)
 
 
-def test_a_data_set_is_read_from_threads_after_pickling_and_by_workers(tmp_path: Path) -> None:
+def test_dataset_can_be_read_by_threads_and_workers(tmp_path: Path) -> None:
     write_mnist(tmp_path, count=9)
     draw_folder(tmp_path / "p" / "a", 9)
     for options in (f"MNIST?root={tmp_path}", f"ImageFolder?root={tmp_path}/p"):
@@ -295,7 +293,9 @@ def test_a_data_set_is_read_from_threads_after_pickling_and_by_workers(tmp_path:
         assert [data for batch in numbers for data in batch] == contents(source)
 
 
-def test_all_else_is_opened_as_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_specs_are_opened_by_open_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     draw_folder(tmp_path / "p", 2)
     assert keys(open_training_source(tmp_path / "p")) == keys(open_source(tmp_path / "p"))
     with refused("missing does not exist"):
@@ -305,7 +305,7 @@ def test_all_else_is_opened_as_everywhere(tmp_path: Path, monkeypatch: pytest.Mo
     assert keys(open_training_source("torchvision:mine")) == ["000.jpg"]
 
 
-def test_the_runtime_says_where_such_data_sets_are_read_and_loads_no_torch() -> None:
+def test_runtime_refuses_torchvision_without_loading_torch() -> None:
     program = (
         "import sys\n"
         "from featkit.sources import open_source\n"
@@ -320,7 +320,7 @@ def test_the_runtime_says_where_such_data_sets_are_read_and_loads_no_torch() -> 
     assert out.endswith("False\n")
 
 
-def test_a_column_is_refused_where_the_data_set_has_none(tmp_path: Path) -> None:
+def test_column_is_refused_if_the_dataset_has_none(tmp_path: Path) -> None:
     draw_folder(tmp_path / "cat", 1)
     spec = f"torchvision:ImageFolder?root={tmp_path}"
     with refused(

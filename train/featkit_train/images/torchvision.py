@@ -1,7 +1,7 @@
-"""Data sets of torchvision as sources: `torchvision:CIFAR10?root=~/data&train=true&download=true`.
+"""Datasets of torchvision as sources: `torchvision:CIFAR10?root=~/data&train=true&download=true`.
 
-What follows `?` are the options of torchvision's class, as written; its defaults hold for the
-others, and `root` is featkit's cache folder unless named. Nothing is fetched without download=true.
+After `?` come arguments of torchvision's class. `root` defaults to featkit's cache folder, and
+other arguments to torchvision's defaults. Nothing is downloaded without download=true.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from featkit.sources.selection import EVERYTHING, Selection
 from featkit.wording import one_line
 from featkit_train.networks.borrowed import borrow
 
-# Under which names torchvision's classes keep the paths of their images, alone or as (path,
+# Attributes in which torchvision's classes keep the paths of their images, alone or as (path,
 # label).
 PATHS = ("samples", "_samples", "imgs", "_image_files", "images", "_images", "data")
 LABELS = ("targets", "labels", "_labels")
@@ -40,52 +40,52 @@ BASES = ("VisionDataset", "DatasetFolder")
 
 
 @dataclass(frozen=True)
-class Labels:
-    """The class of each image, where the data set has one, and the names of the classes."""
+class ClassLabels:
+    """The class of each image, if the dataset has classes, and their names."""
 
-    numbers: Sequence[Any] | None
+    class_ids: Sequence[Any] | None
     names: Sequence[Any]
 
-    def metadata(self, number: int) -> Metadata:
-        """`label`, and `label_name` where the class has a name."""
+    def metadata(self, index: int) -> Metadata:
+        """Return `label`, and `label_name` if the class has a name."""
         try:
-            label = int(self.numbers[number]) if self.numbers is not None else -1
-        except (TypeError, ValueError):  # a box or a caption, which is no class
+            label = int(self.class_ids[index]) if self.class_ids is not None else -1
+        except (TypeError, ValueError):  # a box or a caption instead of a class
             return {}
         if label < 0:
-            return {}  # how torchvision marks the unlabeled
-        found: Metadata = {"label": label}
+            return {}  # torchvision's mark of unlabeled images
+        metadata: Metadata = {"label": label}
         if label < len(self.names):
             name = self.names[label]  # ImageNet's are tuples of synonyms
-            found["label_name"] = (
+            metadata["label_name"] = (
                 ", ".join(map(str, name)) if isinstance(name, tuple | list) else str(name)
             )
-        return found
+        return metadata
 
 
 class TorchvisionFiles(FileSource):
-    """A data set whose images are files: their own bytes, under their paths below the root."""
+    """A dataset of image files: their bytes, keyed by their paths below the root."""
 
     def __init__(
-        self, name: str, root: Path, paths: list[str], labels: Labels, *, limits: ImageLimits
+        self, name: str, root: Path, paths: list[str], labels: ClassLabels, *, limits: ImageLimits
     ) -> None:
         super().__init__(name, root, paths, limits=limits)
         self._labels = labels
 
     def metadata(self, number: int) -> Metadata:
-        """The folder, and the class."""
+        """Return the folder and the class."""
         return super().metadata(number) | self._labels.metadata(number)
 
 
 class TorchvisionImages:
-    """A data set that gives images decoded: they are encoded as PNG, which loses nothing; keys
-    are `NAME/split/number`."""
+    """A dataset that returns decoded images. They are encoded as PNG, which is lossless; keys are
+    `NAME/split/index`."""
 
     def __init__(
         self,
         name: str,
         dataset: Any,
-        labels: Labels,
+        labels: ClassLabels,
         *,
         prefix: str,
         root: Path,
@@ -96,24 +96,24 @@ class TorchvisionImages:
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """Return an empty mapping: every image of the data set is an item."""
+        """Return an empty mapping: every image of the dataset is an item."""
         return NOTHING_SKIPPED
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def key(self, number: int) -> str:
-        """`NAME/split/number`."""
+        """Return `NAME/split/index`."""
         return f"{self._prefix}/{number}"
 
     def read(self, number: int) -> bytes:
-        """The image as PNG. InputError naming the key where torchvision cannot read it."""
+        """Return the image as PNG. InputError if torchvision cannot read it."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         buffer = io.BytesIO()
         try:
             _as_image(self._dataset[number]).save(buffer, "PNG", compress_level=1)
-        # torchvision opens whatever files there are, and raises what their readers do
+        # torchvision reads many formats and raises whatever their readers raise.
         except Exception as error:
             raise InputError(
                 f"{self.key(number)} cannot be read ({type(error).__name__}: {one_line(error)})."
@@ -127,11 +127,11 @@ class TorchvisionImages:
         return data
 
     def metadata(self, number: int) -> Metadata:
-        """The class."""
+        """Return the class."""
         return self._labels.metadata(number)
 
     def file(self, _number: int, /) -> Path:
-        """The data set's root."""
+        """Return the dataset's root."""
         return self.root
 
 
@@ -142,7 +142,7 @@ def open_training_source(
     selection: Selection = EVERYTHING,
     check_column: bool = True,
 ) -> Source:
-    """Whatever `open_source` opens, and `torchvision:NAME?option=value&...`."""
+    """Open what `open_source` opens, or `torchvision:NAME?option=value&...`."""
     if not str(spec).startswith(TORCHVISION_PREFIX) or Path(spec).exists():
         return open_source(spec, limits=limits, selection=selection, check_column=check_column)
     source = select(_open_torchvision(str(spec), limits=limits), selection)
@@ -185,28 +185,28 @@ def _open_torchvision(spec: str, *, limits: ImageLimits) -> Source:
 def _class_named(name: str, spec: str) -> type:
     module = borrow("torchvision.datasets")
     base = module.VisionDataset
-    found = [
+    datasets = [
         each
         for each in module.__all__
         if each not in BASES and _is_kind(getattr(module, each), base)
     ]
-    if name not in found:
-        near = difflib.get_close_matches(name, found, n=5, cutoff=0.5)
+    if name not in datasets:
+        near = difflib.get_close_matches(name, datasets, n=5, cutoff=0.5)
         raise InputError(
-            f"{spec} names no data set of torchvision; near to {name!r} are"
-            f" {', '.join(near) or 'none'}."
+            f"{spec} does not name a dataset of torchvision; "
+            + (f"similar names are {', '.join(near)}." if near else "see its documentation.")
         )
     kind: type = getattr(module, name)
     return kind
 
 
-def _is_kind(found: object, base: type) -> bool:
-    return isinstance(found, type) and issubclass(found, base)
+def _is_kind(value: object, base: type) -> bool:
+    return isinstance(value, type) and issubclass(value, base)
 
 
 def _offered_options(kind: type) -> dict[str, inspect.Parameter]:
-    """What the class may be asked for; where it passes **kwargs on, also what its bases may."""
-    found: dict[str, inspect.Parameter] = {}
+    """Return the arguments of a class, and those of its bases if it passes **kwargs on."""
+    offered: dict[str, inspect.Parameter] = {}
     for each in kind.__mro__:
         parameters = inspect.signature(each).parameters
         for name, parameter in parameters.items():
@@ -214,10 +214,10 @@ def _offered_options(kind: type) -> dict[str, inspect.Parameter]:
                 parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
                 and name not in NOT_TO_TYPE
             ):
-                found.setdefault(name, parameter)
+                offered.setdefault(name, parameter)
         if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters.values()):
             break
-    return found
+    return offered
 
 
 def _read_options(
@@ -227,13 +227,15 @@ def _read_options(
     for pair in query.split("&") if query else []:
         option, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"{spec} has {pair!r} where option=value is wanted.")
+            raise InputError(f"{spec} contains {pair!r}; write it as option=value.")
         if option not in offered:
             near = difflib.get_close_matches(option, offered, n=1)
-            meant = (
-                f"near to it is {near[0]}" if near else f"there are {', '.join(offered) or 'none'}"
+            hint = (
+                f"a similar one is {near[0]}."
+                if near
+                else f"its options are: {', '.join(offered) or '(none)'}."
             )
-            raise InputError(f"{spec} has option {option!r}, which torchvision does not; {meant}.")
+            raise InputError(f"{spec}: torchvision has no option {option!r} here; {hint}")
         options[option] = _value(text, offered[option])
     needed = [
         each
@@ -242,15 +244,14 @@ def _read_options(
     ]
     if missing := [each for each in needed if each not in options]:
         raise InputError(
-            f"{spec} leaves out what torchvision has to know: {', '.join(missing)}; add"
-            f" {missing[0]}=VALUE."
+            f"{spec} lacks what torchvision requires: {', '.join(missing)}; add {missing[0]}=VALUE."
         )
     return options
 
 
 def _value(text: str, parameter: inspect.Parameter) -> str | int | bool:
-    """true and false, whole numbers, and text; always text where the class wants that, such as
-    VOC's year=2012."""
+    """Parse true, false and integers; keep text if the class expects text, as for VOC's
+    year=2012."""
     if (
         isinstance(parameter.default, str)
         or parameter.annotation is str
@@ -271,24 +272,24 @@ def _construct(kind: type, options: dict[str, Any], spec: str, *, can_download: 
         ) from error
     except URLError as error:
         raise EnvironmentProblem(
-            f"{spec} cannot be fetched ({one_line(error)}); check the network."
+            f"{spec} cannot be downloaded ({one_line(error)}); check the network."
         ) from error
-    # torchvision reads whatever files there are: pickles, archives, matrices
+    # torchvision reads pickles, archives and matrices, and raises whatever their readers raise.
     except Exception as error:
-        way_out = "name the folder that holds it with root=FOLDER"
+        remedy = "name its folder with root=FOLDER"
         if can_download and not options.get("download"):
-            way_out = f"fetch it with download=true, or {way_out}"
+            remedy = f"download it with download=true, or {remedy}"
         where = f" in {options['root']}" if "root" in options else ""
         raise InputError(
-            f"{spec} cannot be opened{where} ({one_line(error)}); {way_out}."
+            f"{spec} cannot be opened{where} ({one_line(error)}); {remedy}."
         ) from error
 
 
-def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], Labels]:
-    """The files of its images, none where it gives them decoded, and their classes."""
+def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], ClassLabels]:
+    """Return the paths of a dataset's images, [] if it returns them decoded, and their classes."""
     names = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or []
-    numbers = next(
-        (found for name in LABELS if _is_list_of(found := getattr(dataset, name, None), count)),
+    class_ids = next(
+        (values for name in LABELS if _is_list_of(values := getattr(dataset, name, None), count)),
         None,
     )
     for attribute in PATHS:
@@ -307,35 +308,34 @@ def _paths_and_labels(dataset: Any, count: int) -> tuple[list[str], Labels]:
                     if attribute in ("samples", "_samples", "imgs")
                     else None
                 )
-                return paths, Labels(numbers if numbers is not None else of_pairs, names)
-    return [], Labels(numbers, names)
+                return paths, ClassLabels(class_ids if class_ids is not None else of_pairs, names)
+    return [], ClassLabels(class_ids, names)
 
 
-def _is_list_of(found: Any, count: int) -> bool:
-    return isinstance(found, list | np.ndarray | torch.Tensor) and len(found) == count
+def _is_list_of(values: Any, count: int) -> bool:
+    return isinstance(values, list | np.ndarray | torch.Tensor) and len(values) == count
 
 
 def _below(root: Path, path: str) -> str:
-    """The path below the root; the whole path of a file that lies elsewhere."""
+    """Return a path relative to the root; the absolute path of a file outside it."""
     whole, whole_root = (Path(os.path.normpath(each.absolute())) for each in (Path(path), root))
     return str(whole.relative_to(whole_root) if whole.is_relative_to(whole_root) else whole)
 
 
 def _split_of(options: Mapping[str, Any], offered: Mapping[str, inspect.Parameter]) -> list[str]:
-    """The part of the data set that was asked for, as keys tell it from the others."""
-    found: list[str] = []
+    """Return the requested part of the dataset, which keys begin with."""
+    parts: list[str] = []
     for option in sorted(set(offered) - {"root", "download"}):
         value = options.get(option, offered[option].default)
         if option == "train":
-            found.append("train" if value else "test")
+            parts.append("train" if value else "test")
         elif option in options or option == "split":
-            found.append(str(value) if option == "split" else f"{option}={value}")
-    return found
+            parts.append(str(value) if option == "split" else f"{option}={value}")
+    return parts
 
 
 def _as_image(item: Any) -> Image.Image:
-    """The image of an item (image, target): PNG holds all modes but those of printing and of
-    real numbers."""
+    """Return the image of an item (image, target) in a mode that PNG can store."""
     image = item[0] if isinstance(item, tuple) else item
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
