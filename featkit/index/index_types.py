@@ -11,8 +11,9 @@ from featkit.index.records import Value
 from featkit.index.searcher import Searcher
 
 EXACT = "exact"
-SEARCHERS: dict[str, Callable[[], Searcher]] = {
-    EXACT: ExactSearcher,
+# Each opens the searcher of an index folder, in which a type may have files of its own.
+SEARCHERS: dict[str, Callable[[Path], Searcher]] = {
+    EXACT: lambda _index: ExactSearcher(),
 }
 
 
@@ -23,4 +24,4 @@ def searcher_for(index: Path, settings: Mapping[str, Value]) -> Searcher:
         raise InputError(
             f"{index} is of the unknown type {index_type!r}; update featkit to search it."
         )
-    return SEARCHERS[index_type]()
+    return SEARCHERS[index_type](index)
