@@ -9,12 +9,21 @@ from typing import Any
 
 from PIL import Image
 
+from featkit.images import EXIF_ORIENTATION
+
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     """The image as a file's bytes."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    """Return EXIF data with this orientation and nothing else."""
+    exif = Image.Exif()
+    exif[EXIF_ORIENTATION] = orientation
+    return exif
 
 
 def png_file(height: int, width: int, *, bits: int, color: int, rows: bytes = b"") -> bytes:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +12,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from featkit.images import (
-    EXIF_ORIENTATION,
-    ImageLike,
-    ImageLimits,
     decode,
     load,
-    name_of,
     thumbnail_jpeg,
 )
-from tests.image_files import encoded, png_file
+from tests.image_files import encoded, png_file, with_orientation
 from tests.images import draw_image
-from tests.sentences import refused
-
-
-def with_orientation(orientation: int) -> Image.Exif:
-    """EXIF data of one tag."""
-    exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
-    return exif
 
 
 def as_pixels(image: Image.Image) -> np.ndarray:
@@ -236,116 +222,6 @@ def test_decode_gives_each_thread_its_own_image() -> None:
         found = list(threads.map(lambda data: decode(data, shorter_side=64).pixels, files * 3))
     for place, pixels in enumerate(found):
         np.testing.assert_array_equal(pixels, expected[place % 24])
-
-
-def test_load_takes_path_bytes_image_and_array_alike(tmp_path: Path) -> None:
-    image = draw_image(4)
-    image.save(tmp_path / "x.png")
-    drawn = (
-        str(tmp_path / "x.png"),
-        tmp_path / "x.png",
-        encoded(image),
-        image,
-        np.asarray(image),
-    )
-    for drawn_image in drawn:
-        found = load(drawn_image)
-        np.testing.assert_array_equal(found.pixels, np.asarray(image))
-        assert (found.height, found.width) == (60, 80)
-    turned = load(np.asarray(image)[::-1, ::2]).pixels
-    np.testing.assert_array_equal(turned, np.asarray(image)[::-1, ::2])
-    assert turned.flags.c_contiguous
-    np.testing.assert_array_equal(
-        load(np.asarray(image)[:, :, 0]).pixels[:, :, 2], np.asarray(image)[:, :, 0]
-    )
-
-
-def test_load_takes_open_files_buffers_and_rows(tmp_path: Path) -> None:
-    image = draw_image(4)
-    data, path = encoded(image), tmp_path / "x.png"
-    path.write_bytes(data)
-    written = io.BytesIO()
-    image.save(written, "PNG")  # stands at its end
-    with path.open("rb") as file, gzip.open(io.BytesIO(gzip.compress(data))) as unpacked:
-        drawn: list[ImageLike] = [
-            file,
-            file,
-            written,
-            bytearray(data),
-            memoryview(data),
-            memoryview(data * 2)[: len(data)],
-            {"bytes": data, "path": "elsewhere/x.png"},
-            {"bytes": data, "path": None},
-            {"bytes": None, "path": str(path)},
-            {"path": path},
-            unpacked,  # type: ignore[list-item]
-            np.asarray(image),
-        ]
-        for drawn_image in drawn:
-            np.testing.assert_array_equal(load(drawn_image).pixels, np.asarray(image))
-    gray = np.asarray(image.convert("L"))
-    np.testing.assert_array_equal(load(gray[:, :, None]).pixels, load(gray).pixels)
-
-
-def test_the_name_of_a_file_is_told_however_it_comes(tmp_path: Path) -> None:
-    path = tmp_path / "x.png"
-    draw_image(0).save(path)
-    with path.open("rb") as file, Image.open(path) as image:
-        for drawn_image in (path, str(path), file, image, {"bytes": b"", "path": str(path)}):
-            assert name_of(drawn_image) == str(path)
-    (tmp_path / "y.png").write_text("a note")
-    with (tmp_path / "y.png").open("rb") as file, refused(tmp_path / "y.png", "is not an image"):
-        load(file)
-    with refused("x/y.jpg is empty"):
-        load({"bytes": b"", "path": "x/y.jpg"})
-    for nameless in (
-        b"",
-        io.BytesIO(),
-        Image.new("L", (1, 1)),
-        np.zeros(3),
-        None,
-        7,
-        {"bytes": b"", "path": None},
-    ):
-        assert name_of(nameless) is None
-
-
-def test_an_open_file_is_read_no_further_than_the_limit() -> None:
-    class Endless(io.RawIOBase):
-        def readable(self) -> bool:
-            return True
-
-        def readinto(self, buffer: Any) -> int:
-            buffer[:] = bytes(len(buffer))
-            return len(buffer)
-
-    with refused("image has more than the limit of 100,000 bytes; raise it with --max-bytes."):
-        load(io.BufferedReader(Endless()), limits=ImageLimits(max_bytes=100_000))
-    closed = io.BytesIO(b"x")
-    closed.close()
-    with refused("image cannot be read: I/O operation on closed file."):
-        load(closed)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_opened_images_are_turned_derived_ones_are_not(orientation: int) -> None:
-    data = encoded(draw_image(4), exif=with_orientation(orientation))
-    upright = decode(data).pixels
-    stored = Image.open(io.BytesIO(data))
-    np.testing.assert_array_equal(load(stored).pixels, upright)
-    by_hand = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    np.testing.assert_array_equal(load(by_hand).pixels, upright)
-    made = {
-        "rotated": stored.rotate(-90, expand=True),
-        "flipped": stored.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        "cropped": stored.crop((5, 5, 40, 40)),
-        "a copy": stored.copy(),
-        "converted": stored.convert("L").convert("RGB"),
-    }
-    for name, image in made.items():
-        # Pillow leaves it there
-        assert orientation == 1 or image.getexif()[EXIF_ORIENTATION] == orientation
-        np.testing.assert_array_equal(load(image).pixels, as_pixels(image), err_msg=name)
 
 
 @pytest.mark.parametrize(
