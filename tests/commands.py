@@ -1,5 +1,4 @@
-"""featkit's commands as a user runs them: within this process, or as one of their own that can be
-stopped at any moment."""
+"""Run featkit's commands in this process, or in a new one that can be stopped at any moment."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ TIMEOUT_S = 60.0
 
 
 class Said(NamedTuple):
-    """What a command ended with and printed."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -39,10 +38,10 @@ def run_featkit(*arguments: object) -> Said:
 def start_featkit(
     *arguments: object, before: Callable[[], object] = lambda: None
 ) -> subprocess.Popen[str]:
-    """Start `python -m featkit` in a process of its own, which calls `before` first."""
+    """Start `python -m featkit` in a new process, which calls `before` first."""
 
     def prepare() -> None:
-        # ignored where the tests run in a shell's background
+        # a shell ignores it for background jobs
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         before()
 
@@ -68,7 +67,7 @@ def end(process: subprocess.Popen[str]) -> Said:
 
 
 def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Return as soon as `true()` holds or the process has ended."""
+    """Wait until `true()` holds or the process has ended."""
     deadline = time.monotonic() + TIMEOUT_S
     while not true() and process.poll() is None:
         if time.monotonic() > deadline:
@@ -78,7 +77,7 @@ def wait_until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None
 
 
 def is_one_sentence(said: Said) -> bool:
-    """Whether a failed command printed one line for its user and nothing else."""
+    """Whether a failed command printed exactly one line."""
     return (
         said.out == ""
         and said.error.startswith("featkit: ")
@@ -88,8 +87,8 @@ def is_one_sentence(said: Said) -> bool:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file below `folder` by its name, but for the lock, which only says who holds
-    it."""
+    """Return the SHA-256 of every file below `folder`, by name; without the lock, which names its
+    holder."""
     files = sorted(
         path
         for path in folder.rglob("*")

@@ -1,4 +1,4 @@
-"""Where the photographs for tests and benchmarks lie, which are not part of the project."""
+"""The photographs for tests and benchmarks, which are not part of the project."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ ENVIRONMENT = "FEATKIT_TEST_DATA"
 
 
 def shared_data() -> Path | None:
-    """The folder that holds photos/ and cifar10/: $FEATKIT_TEST_DATA, or shared/data beside the
-    checkout; None without one."""
+    """Return the folder with photos/ and cifar10/: $FEATKIT_TEST_DATA, or shared/data next to the
+    checkout; None if there is none."""
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = Path(os.environ.get(ENVIRONMENT, beside))
     return folder if (folder / "photos").is_dir() else None

@@ -1,16 +1,16 @@
-"""Property-based fuzzing of parsers: hypothesis mutates valid files, and the parser gives a result
-or a FeatkitError.
+"""Property-based fuzzing of parsers: hypothesis mutates valid files, and the parser must return a
+result or raise a FeatkitError.
 
-A parser's test is a few lines; the same test runs a few hundred cases by default and FULL cases
-among the slow ones:
+The test of a parser is a few lines. It runs a few hundred cases by default, and FULL cases as a slow
+test:
 
     @pytest.mark.parametrize("cases", CASES)
     def test_any_bytes_are_a_tar_or_refused(cases: int, tmp_path: Path) -> None:
         fuzz(parse, [valid_tar(), other_tar()], cases=cases, repair=with_checksums)
 
-Any other exception fails, and so does a case that takes more processor time or memory than its
-bounds. hypothesis then shrinks the mutations and prints the smallest. Cases are drawn by a fixed
-seed, so that a run repeats.
+Any other exception fails the test, and so does a case that exceeds the limits of processor time or
+memory. hypothesis then shrinks the mutations and prints the smallest. Cases are drawn with a fixed
+seed, so that a run can be repeated.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from featkit.errors import FeatkitError
 FAST, FULL = 200, 10_000
 CASES = (FAST, pytest.param(FULL, marks=(pytest.mark.slow, pytest.mark.timeout(3600))))
 
-MAX_SECONDS = 5.0  # of processor time, for one case
-MAX_BYTES = 512 * 2**20  # of memory beyond what the process held before the first case
-HEAD = 1024  # most formats say in their first bytes what follows, so mutations favor them
-# Numbers at which lengths and offsets go wrong, as bytes of both orders.
+MAX_SECONDS = 5.0  # processor time of one case
+MAX_BYTES = 512 * 2**20  # memory beyond that of the process before the first case
+HEAD = 1024  # formats describe themselves in their first bytes, so mutations favor them
+# Numbers that break lengths and offsets, in both byte orders.
 EDGES = (
     0,
     1,
@@ -75,7 +75,7 @@ TOKENS = (
 
 
 class Mutation(NamedTuple):
-    """One change of a file at `place`, taken modulo its length."""
+    """One change of a file. place: the offset, modulo the length of the file."""
 
     kind: str
     place: int
@@ -83,7 +83,7 @@ class Mutation(NamedTuple):
     payload: bytes
 
     def apply(self, data: bytes) -> bytes:
-        """The changed bytes."""
+        """Return the changed bytes."""
         at = self.place % (len(data) + 1)
         end = min(len(data), at + self.length)
         if self.kind == "flip" and at < len(data):
@@ -120,12 +120,12 @@ def fuzz(
     max_seconds: float = MAX_SECONDS,
     max_bytes: int = MAX_BYTES,
 ) -> None:
-    """Call `parse` with `cases` mutations of the valid files `seeds`, each of which it must accept
+    """Call `parse` with `cases` mutations of the valid files `seeds`, which it must accept
     unchanged.
 
-    repair: mends checksums after the mutation, so that what they guard is reached; half of the
-    cases go without it. AssertionError for a case over its bounds; whatever `parse` raises, except
-    FeatkitError, is raised.
+    repair: corrects checksums after a mutation, in half of the cases, so that the code behind them
+    is reached. AssertionError for a case over its limits. Any exception of `parse` except
+    FeatkitError is raised again.
     """
     for seed in seeds:
         parse(seed)
@@ -157,15 +157,14 @@ def fuzz(
 
 
 def _forget_peak() -> None:
-    """Let the peak count from now on, where the system can: earlier tests may have held more than
-    any case will."""
+    """Reset the peak memory, if the system can: earlier tests may have used more than any case
+    will."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM
 
 
 def _highest_bytes() -> int:
-    """The most memory that this process has held since `_forget_peak`, or ever where that cannot be
-    reset."""
+    """Return the peak memory since `_forget_peak`, or since the start if it cannot be reset."""
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -1,4 +1,4 @@
-"""Images as the bytes of a file, in any format that Pillow writes and in one that it does not."""
+"""Image files as bytes: in any format that Pillow writes, and PNGs that it does not write."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featkit.images import EXIF_ORIENTATION
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """The image as a file's bytes."""
+    """Return the image as the bytes of a file."""
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()
@@ -27,7 +27,7 @@ def with_orientation(orientation: int) -> Image.Exif:
 
 
 def png_file(height: int, width: int, *, bits: int, color: int, rows: bytes = b"") -> bytes:
-    """A PNG by hand: what Pillow does not write. Without `rows` it has a header only."""
+    """Return a PNG that Pillow would not write; only its header without `rows`."""
     header = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     blocks = [
@@ -38,12 +38,12 @@ def png_file(height: int, width: int, *, bits: int, color: int, rows: bytes = b"
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:
-    """A chunk with its length and checksum."""
+    """Return a chunk with its length and checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
 def png_with(*chunks: tuple[bytes, bytes], base: bytes | None = None) -> bytes:
-    """A PNG of these chunks and an end; or `base` with them right after its header."""
+    """Return a PNG of these chunks and an end, or `base` with the chunks after its header."""
     stored = b"".join(png_chunk(kind, body) for kind, body in chunks)
     if base is None:
         return b"\x89PNG\r\n\x1a\n" + stored + png_chunk(b"IEND", b"")

@@ -1,5 +1,4 @@
-"""Small images drawn for tests: cheap, seeded, and different enough that a model can tell them
-apart."""
+"""Small images for tests: cheap, seeded, and different enough for a model to distinguish."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from PIL import Image, ImageDraw
 
 
 def draw_image(seed: int, *, height: int = 60, width: int = 80) -> Image.Image:
-    """A colored ground with a few colored shapes."""
+    """Draw a few colored shapes on a colored background."""
     rng = np.random.default_rng(seed)
     image = Image.new("RGB", (width, height), tuple(int(v) for v in rng.integers(0, 256, 3)))
     pen = ImageDraw.Draw(image)
@@ -23,7 +22,7 @@ def draw_image(seed: int, *, height: int = 60, width: int = 80) -> Image.Image:
 
 
 def draw_folder(folder: Path, count: int, *, height: int = 60, width: int = 80) -> Path:
-    """`count` JPEG files 000.jpg, 001.jpg ... in `folder`, which is made."""
+    """Write `count` JPEG files 000.jpg, 001.jpg ... into a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         draw_image(number, height=height, width=width).save(

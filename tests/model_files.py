@@ -1,5 +1,4 @@
-"""Small real model files for tests of everything that only needs one: seconds faster than training
-and export."""
+"""Small real model files for tests that need any model: seconds faster than training and export."""
 
 from __future__ import annotations
 
@@ -25,10 +24,10 @@ def make_model_file(
     seed: int = 0,
     batch_invariant: bool = True,
 ) -> Path:
-    """Write a featkit model file to `path`: random patch filters, their mean and their spread,
-    projected to unit length.
+    """Write a model file: random patch filters, whose mean and spread are projected to a unit
+    vector.
 
-    Any batch, height and width; images that look different get clearly different vectors.
+    It takes any batch, height and width. Different images get clearly different vectors.
     """
     rng = np.random.default_rng(seed)
     filters = rng.standard_normal((64, 3, patch, patch)).astype(np.float32) / patch

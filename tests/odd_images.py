@@ -1,5 +1,4 @@
-"""A folder of every kind of image that photographers, cameras and accidents leave behind, for
-whole commands."""
+"""A folder with every kind of image that photographers, cameras and accidents produce."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ UNREADABLE = {
     "text.jpg": "is not an image in a format that can be read",
     "truncated.jpg": "is damaged and cannot be decoded",
 }
-# Width and height as they have to be shown.
+# Width and height as displayed.
 READABLE = {
     "animated.gif": (80, 60),
     "cmyk.jpg": (80, 60),
@@ -44,7 +43,7 @@ READABLE = {
 
 
 def write_odd_images(folder: Path) -> Path:
-    """Write all of READABLE and UNREADABLE into `folder`, which is made."""
+    """Write all of READABLE and UNREADABLE into a new folder."""
     folder.mkdir(parents=True)
     for name, write in WRITERS.items():
         write(folder / name)
@@ -79,7 +78,7 @@ def _truncated(path: Path) -> None:
 
 
 def _huge(path: Path) -> None:
-    """A PNG that is valid to its last byte: 20000×20000 black pixels of one bit, 50 kB."""
+    """Return a valid PNG of 20000×20000 black pixels of one bit, in 50 kB."""
     packer = zlib.compressobj(1)
     row = bytes(1 + 20000 // 8)
     packed = b"".join([*(packer.compress(row * 500) for _ in range(40)), packer.flush()])

@@ -1,4 +1,4 @@
-"""Python in a process of its own: to be killed, or to have no more rights than an ordinary user."""
+"""Run Python in a new process: to kill it, or to run it as an ordinary user."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, PR_CAPBSET_DROP = 1, 2, 24
 def start_python(
     code: str, *arguments: object, ordinary_user: bool = False, stdin: int | None = None
 ) -> subprocess.Popen[str]:
-    """Start `code` with sys.argv[1:] = arguments. ordinary_user: file permissions hold even for
-    root."""
+    """Start `code` with sys.argv[1:] = arguments. ordinary_user: file permissions apply, even if
+    the tests run as root."""
     drop = ordinary_user and os.geteuid() == 0
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
@@ -30,7 +30,7 @@ def start_python(
 
 
 def run_python(code: str, *arguments: object, ordinary_user: bool = False) -> tuple[int, str, str]:
-    """Run it to its end: exit status, stdout, stderr."""
+    """Run `code` to its end; return exit status, stdout and stderr."""
     process = start_python(code, *arguments, ordinary_user=ordinary_user)
     out, error = process.communicate(timeout=60)
     return process.returncode, out, error

@@ -1,4 +1,4 @@
-"""ICC profiles made from a few numbers, for tests: of monitors, of gray, and of a press."""
+"""ICC profiles of a monitor, of gray, and of a press, made from a few numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ D50 = (0.9642, 1.0, 0.8249)
 def rgb_profile(
     primaries: list[tuple[float, float]], *, gamma: float = 2.2, device: bytes = b"mntr"
 ) -> bytes:
-    """A profile of three primaries with a white of D65, and a power for all of them."""
+    """Return a profile of three primaries with a D65 white point and one gamma for all of them."""
 
     def xyz(x: float, y: float) -> np.ndarray:
         return np.array([x / y, 1, (1 - x - y) / y])
@@ -37,13 +37,13 @@ def rgb_profile(
 
 
 def gray_profile(gamma: float) -> bytes:
-    """A profile of one channel of gray."""
+    """Return a profile of one gray channel."""
     return _profile(b"GRAY", [(b"wtpt", _xyz(np.array(D50))), (b"kTRC", _power(gamma))])
 
 
 def press_profile() -> bytes:
-    """A profile of four inks by a table of two steps each, whose cyan is orange: an image shows
-    whether it was used."""
+    """Return a profile of four inks with a table of two steps each. Its cyan is orange, so an image
+    shows whether the profile was used."""
     lab = {  # (C, M, Y, K) of 0 or 1 to L* a* b*
         (0, 0, 0): (100, 0, 0),
         (1, 0, 0): (65, 45, 60),

@@ -1,5 +1,5 @@
-"""A camera's raw file, made here: a DNG of an uncompressed sensor, since nothing that writes one is
-installed."""
+"""A camera's raw file: a DNG with uncompressed sensor data, written here since no installed package
+writes one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _FORMATS = {BYTE: "B", SHORT: "H", LONG: "I"}
 
 
 def dng_file(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
-    """A DNG whose sensor, of RGGB color filters and 16 bits, saw the (H, W, 3) uint8 pixels of an
-    sRGB image."""
+    """Return a DNG of a 16-bit sensor with RGGB color filters that recorded the (H, W, 3) uint8
+    pixels of an sRGB image."""
     height, width = pixels.shape[:2]
     share = pixels / 255
     light = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
@@ -30,7 +30,7 @@ def dng_file(pixels: np.ndarray, *, orientation: int = 1) -> bytes:
         (262, SHORT, [32803]),
         (271, ASCII, b"featkit\0"),
         (272, ASCII, b"drawn\0"),
-        (273, LONG, [0]),  # where the sensor's levels begin
+        (273, LONG, [0]),  # black level of the sensor
         (274, SHORT, [orientation]),
         (277, SHORT, [1]),
         (278, LONG, [height]),

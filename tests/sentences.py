@@ -1,4 +1,4 @@
-"""What every refusal has to be: one sentence on one line, with the words that help."""
+"""Check that a refusal is one sentence on one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from featkit.errors import FeatkitError, InputError
 
 @contextmanager
 def refused(*words: object, error: type[FeatkitError] = InputError) -> Iterator[None]:
-    """A block that has to end in `error` itself, with one sentence that holds each of `words`."""
+    """Require the block to raise exactly `error`, with one sentence that contains each of
+    `words`."""
     with pytest.raises(error) as caught:
         yield
     message = str(caught.value)

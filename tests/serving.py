@@ -1,4 +1,4 @@
-"""An app on a real port of this machine, while a test asks it."""
+"""Serve an app on a real port while a test sends requests."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The fuzzer finds what it looks for: a foreign exception, a slow case, a case that takes memory, a
-refused seed."""
+"""The fuzzer finds other exceptions, slow cases, large cases, and seeds that are refused."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ VALID = b"\x04data" + b"\0" * 40
 
 
 def sound(data: bytes) -> bytes:
-    """Read a length and that many bytes, and refuse what is too short."""
+    """Read a length and that many bytes; refuse shorter data."""
     if not data or len(data) < 1 + data[0]:
         raise InputError("cut.bin ends too early; copy it again.")
     return data[1 : 1 + data[0]]

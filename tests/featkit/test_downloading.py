@@ -1,5 +1,4 @@
-"""A failed download is told by what the server or the network did, whichever library asked, however
-deep the reason lies."""
+"""Failed downloads are explained by the server's answer, whichever library made the request."""
 
 from __future__ import annotations
 
@@ -24,7 +23,7 @@ def http_error(status: int, **headers: str) -> urllib.error.HTTPError:
 
 
 class LibraryError(Exception):
-    """As httpx and requests have them: with the response."""
+    """An error with a response, as in httpx and requests."""
 
     def __init__(self, status: int) -> None:
         super().__init__("no")
@@ -45,7 +44,7 @@ class LibraryError(Exception):
         (520, "an internal error (520)", "later"),
     ],
 )
-def test_a_status_is_told_whichever_library_carries_it(status: int, what: str, advice: str) -> None:
+def test_status_is_found_in_errors_of_every_library(status: int, what: str, advice: str) -> None:
     for error in (LibraryError(status), http_error(status, Retry_After="9")):
         failure = why_failed(error)
         assert failure is not None
@@ -54,13 +53,13 @@ def test_a_status_is_told_whichever_library_carries_it(status: int, what: str, a
         assert failure.status == status
 
 
-def test_a_wait_that_is_no_number_is_some_minutes() -> None:
+def test_wait_that_is_not_a_number_is_a_few_minutes() -> None:
     failure = why_failed(http_error(429, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"))
     assert failure is not None
     assert "wait a few minutes" in failure.advice
 
 
-def test_the_reason_is_found_behind_other_exceptions() -> None:
+def test_reason_is_found_behind_other_exceptions() -> None:
     for link in ("cause", "context", "argument", "reason"):
         outer: Exception = ConnectionError("no")
         inner = LibraryError(503)
@@ -80,7 +79,7 @@ def test_the_reason_is_found_behind_other_exceptions() -> None:
         assert failure.status == 503
 
 
-def test_exceptions_that_lead_to_each_other_end() -> None:
+def test_cycle_of_exceptions_ends() -> None:
     first, second = ValueError("a"), ValueError("b")
     first.__cause__, second.__cause__ = second, first
     assert why_failed(first) is None
@@ -120,13 +119,13 @@ class RemoteProtocolError(Exception):
         ),
     ],
 )
-def test_what_the_network_does_is_told(error: Exception, what: str) -> None:
+def test_failure_of_the_network_is_explained(error: Exception, what: str) -> None:
     failure = why_failed(error)
     assert failure is not None
     assert what in failure.what
     assert failure.status is None
 
 
-def test_other_exceptions_tell_nothing() -> None:
+def test_other_exceptions_explain_nothing() -> None:
     for error in (ValueError("code 404"), OSError("no"), KeyError(500), LibraryError(200)):
         assert why_failed(error) is None

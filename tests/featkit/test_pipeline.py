@@ -1,10 +1,9 @@
-"""The batch job: a row an item, the same bytes whatever the workers and the stops, and never more
-in memory than a little."""
+"""The batch job: one row per item, the same bytes with any workers and after any stop, and bounded
+memory."""
 
 from __future__ import annotations
 
 import io
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -18,24 +17,22 @@ from PIL import Image
 
 from featkit.embedder import Embedder
 from featkit.embeddings import Embeddings
-from featkit.errors import EnvironmentProblem, InputError, Interrupted
-from featkit.lock import WriterLock
+from featkit.errors import Interrupted
 from featkit.pipeline import EmbedOptions, EmbedReport, embed_source
 from featkit.sources import Source, open_source
 from featkit.sources.base import NOTHING_SKIPPED, Metadata
 from featkit.workers import ROWS_AHEAD
 from tests.commands import digests
-from tests.featkit.backends.engines import needs_bf16, needs_openvino
+from tests.featkit.backends.engines import needs_bf16
 from tests.images import draw_folder, draw_image
 from tests.model_files import make_model_file
-from tests.sentences import refused
 
 COUNT = 23
 BROKEN = ("007.jpg", "015.jpg")
 
 
 class MadeUp:
-    """A source of one image many times, which a test may make as slow or as broken as it likes."""
+    """A source that repeats one image, and calls a function before each read."""
 
     name = "made up"
     skipped: Mapping[str, int] = NOTHING_SKIPPED
@@ -72,14 +69,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedder(model: Path) -> Embedder:
-    """That model, ready; its batches hold 32 images."""
+    """That model, opened; its batches hold 32 images."""
     return Embedder(model, threads=1)
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """COUNT files in two folders below `images`, the BROKEN ones among them no images; not to
-    be changed."""
+    """COUNT files in two folders, of which the BROKEN ones are not images. Tests must not change
+    them."""
     root = draw_folder(tmp_path_factory.mktemp("source") / "images", COUNT, height=300, width=400)
     (root / "cats").mkdir()
     for number in range(5):
@@ -92,12 +89,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embed(
     images: Path | Source, embedder: Embedder, out: Path, *, workers: int = 2, shard_size: int = 5
 ) -> EmbedReport:
-    """Run the job."""
+    """Embed a folder or a source."""
     source = open_source(images) if isinstance(images, Path) else images
     return embed_source(source, embedder, out, EmbedOptions(shard_size=shard_size, workers=workers))
 
 
-def test_every_item_has_its_row_in_source_order_and_a_failure_says_why(
+def test_every_item_has_a_row_in_source_order(
     images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     report = embed(images, embedder, tmp_path / "emb")
@@ -142,7 +139,7 @@ def test_vectors_are_those_of_the_embedder(
 
 
 @pytest.mark.parametrize("workers", [2, 3, 7])
-def test_the_number_of_workers_changes_no_byte(
+def test_number_of_workers_changes_no_byte(
     images: Path, embedder: Embedder, tmp_path: Path, workers: int
 ) -> None:
     embed(images, embedder, tmp_path / "one", workers=1)
@@ -151,9 +148,7 @@ def test_the_number_of_workers_changes_no_byte(
     assert len(digests(tmp_path / "one")) == 2 * 5 + 2
 
 
-def test_a_model_whose_batches_matter_gives_the_same_bytes_too(
-    images: Path, tmp_path: Path
-) -> None:
+def test_batch_dependent_model_gives_the_same_bytes(images: Path, tmp_path: Path) -> None:
     alone = Embedder(make_model_file(tmp_path / "m.onnx", batch_invariant=False), threads=1)
     assert alone.batch_size == 1
     embed(images, alone, tmp_path / "one", workers=1)
@@ -162,7 +157,7 @@ def test_a_model_whose_batches_matter_gives_the_same_bytes_too(
 
 
 @pytest.mark.parametrize("lost", [(0,), (4,), (1, 3), (0, 1, 2, 3, 4)])
-def test_a_restart_makes_what_is_missing_and_the_same_bytes(
+def test_restart_embeds_what_is_missing_with_the_same_bytes(
     images: Path, embedder: Embedder, tmp_path: Path, lost: tuple[int, ...]
 ) -> None:
     out = tmp_path / "emb"
@@ -178,7 +173,7 @@ def test_a_restart_makes_what_is_missing_and_the_same_bytes(
     assert digests(out) == expected
 
 
-def test_what_a_killed_process_left_half_written_is_removed(
+def test_partial_files_of_a_killed_process_are_removed(
     images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     out = tmp_path / "emb"
@@ -195,7 +190,7 @@ def test_what_a_killed_process_left_half_written_is_removed(
     assert digests(out) == expected
 
 
-def test_progress_counts_items_and_failures_and_begins_with_what_is_there(
+def test_progress_counts_items_and_failures(
     images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     calls: list[tuple[int, ...]] = []
@@ -212,7 +207,7 @@ def test_progress_counts_items_and_failures_and_begins_with_what_is_there(
     assert calls == [(0, 0), (10, 1), (20, 2), (23, 2), (23, 2)]
 
 
-def test_ctrl_c_keeps_whole_shards_and_says_how_many(
+def test_ctrl_c_keeps_whole_shards_and_reports_them(
     images: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     def stop(done: int, _failed: int) -> None:
@@ -236,9 +231,7 @@ def test_ctrl_c_keeps_whole_shards_and_says_how_many(
     assert digests(out) == digests(tmp_path / "unbroken")
 
 
-def test_ctrl_c_does_not_wait_for_a_image_that_never_ends(
-    embedder: Embedder, tmp_path: Path
-) -> None:
+def test_ctrl_c_does_not_wait_for_an_endless_image(embedder: Embedder, tmp_path: Path) -> None:
     reading, release = threading.Event(), threading.Event()
 
     def stuck(number: int) -> None:
@@ -265,9 +258,7 @@ def test_ctrl_c_does_not_wait_for_a_image_that_never_ends(
         release.set()
 
 
-def test_an_error_that_is_no_images_fault_ends_the_job_with_whole_shards(
-    embedder: Embedder, tmp_path: Path
-) -> None:
+def test_other_error_ends_the_job_with_whole_shards(embedder: Embedder, tmp_path: Path) -> None:
     def fail(number: int) -> None:
         if number == 70:
             raise MemoryError("no room")
@@ -280,14 +271,12 @@ def test_an_error_that_is_no_images_fault_ends_the_job_with_whole_shards(
     assert embed(MadeUp(100), embedder, tmp_path, shard_size=32).num_embedded_now == 36
 
 
-def test_rows_ahead_of_the_writer_are_bounded_however_slow_it_is(
-    embedder: Embedder, tmp_path: Path
-) -> None:
+def test_rows_ahead_of_a_slow_writer_are_bounded(embedder: Embedder, tmp_path: Path) -> None:
     started: list[int] = []
     ahead: list[int] = []
 
     def measure(done: int, _failed: int) -> None:
-        if done in (32, 320):  # the workers may go as far as they can
+        if done in (32, 320):  # wait until the workers can get no further ahead
             before = -1
             while before != len(started):
                 before = len(started)
@@ -305,7 +294,7 @@ def test_rows_ahead_of_the_writer_are_bounded_however_slow_it_is(
     assert max(ahead) <= ROWS_AHEAD
 
 
-def test_columns_hold_what_all_items_know(embedder: Embedder, tmp_path: Path) -> None:
+def test_columns_hold_the_metadata_of_all_items(embedder: Embedder, tmp_path: Path) -> None:
     source = MadeUp(4)
     source.values = [
         {"class": 1, "width": 9},
@@ -326,56 +315,7 @@ def test_columns_hold_what_all_items_know(embedder: Embedder, tmp_path: Path) ->
     assert table["width"].to_pylist() == [16] * 4
 
 
-def test_the_same_source_may_be_spelled_otherwise(
-    images: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    embed(images, embedder, tmp_path)
-    monkeypatch.chdir(images.parent)
-    for spelling in ("images", "./images/", "images/cats/.."):
-        assert embed(Path(spelling), embedder, tmp_path).num_embedded_now == 0
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("copy", "was begun with the source {source}, not {copy}; choose another --out."),
-        (
-            "added",
-            (
-                "it had 3 images and has 4, some of them added, removed or renamed. Embed it as"
-                " it is now into another"
-            ),
-        ),
-        (
-            "renamed",
-            (
-                "it had 3 images and has 3, some of them added, removed or renamed. Embed it as"
-                " it is now into another"
-            ),
-        ),
-    ],
-)
-def test_another_source_is_refused_with_the_way_out(
-    embedder: Embedder, tmp_path: Path, change: str, words: str
-) -> None:
-    source, copy, out = (
-        draw_folder(tmp_path / "a", 3),
-        draw_folder(tmp_path / "b", 3),
-        tmp_path / "emb",
-    )
-    embed(source, embedder, out)
-    before = digests(out)
-    if change == "added":
-        draw_image(9).save(source / "new.jpg")
-    elif change == "renamed":
-        (source / "001.jpg").rename(source / "new.jpg")
-    with pytest.raises(InputError) as caught:
-        embed(copy if change == "copy" else source, embedder, out)
-    assert words.format(source=source, copy=copy) in str(caught.value)
-    assert digests(out) == before
-
-
-def test_a_damaged_shard_is_made_again(images: Path, embedder: Embedder, tmp_path: Path) -> None:
+def test_damaged_shard_is_written_again(images: Path, embedder: Embedder, tmp_path: Path) -> None:
     embed(images, embedder, tmp_path)
     expected = digests(tmp_path)
     shard = tmp_path / "shards" / "00002.parquet"
@@ -384,76 +324,8 @@ def test_a_damaged_shard_is_made_again(images: Path, embedder: Embedder, tmp_pat
     assert digests(tmp_path) == expected
 
 
-def test_the_folder_is_held_while_it_is_written_and_free_afterwards(
-    embedder: Embedder, tmp_path: Path
-) -> None:
-    holder = WriterLock(tmp_path / ".lock")
-    with pytest.raises(EnvironmentProblem, match=r"is being written by process \d+ on "):
-        embed(MadeUp(1), embedder, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
-    holder.release()
-    for _ in range(2):
-        embed(MadeUp(1), embedder, tmp_path)
-
-
-@needs_openvino
-def test_a_folder_goes_on_with_what_it_was_begun_with(
-    images: Path, model: Path, tmp_path: Path
-) -> None:
-    source = open_source(images)
-    begun = Embedder(model, backend="openvino", precision="fp32", threads=1)
-    report = embed_source(source, begun, tmp_path / "whole", EmbedOptions(shard_size=8))
-    assert report.backend == "openvino CPU fp32"
-    whole = digests(tmp_path / "whole")
-    embed_source(source, begun, tmp_path / "emb", EmbedOptions(shard_size=8))
-    for shard in ("00001", "00002"):
-        (tmp_path / "emb" / "shards" / f"{shard}.parquet").unlink()
-    left_open = Embedder(model, threads=1)
-    assert left_open.backend_name == "onnxruntime CPU"
-    report = embed_source(source, left_open, tmp_path / "emb", EmbedOptions(shard_size=8))
-    assert (report.backend, report.num_embedded_now) == ("openvino CPU fp32", COUNT - 8)
-    assert Embeddings.open(tmp_path / "emb").plan.run == "openvino fp32"
-    changed = {name for name, digest in digests(tmp_path / "emb").items() if digest != whole[name]}
-    assert changed == set()
-
-
-@needs_openvino
-@pytest.mark.parametrize(
-    "asked", [{"backend": "onnxruntime"}, {"backend": "onnxruntime", "precision": "fp32"}]
-)
-def test_a_run_asked_for_that_is_not_the_one_begun_with_is_refused(
-    images: Path, model: Path, tmp_path: Path, asked: dict[str, str]
-) -> None:
-    source = open_source(images)
-    embed_source(
-        source, Embedder(model, backend="openvino", precision="fp32", threads=1), tmp_path / "emb"
-    )
-    before = digests(tmp_path / "emb")
-    other = Embedder(model, threads=1, **asked)  # type: ignore[arg-type]
-    with refused(
-        tmp_path / "emb",
-        "was begun with openvino fp32, not onnxruntime fp32; continue with --backend openvino",
-    ):
-        embed_source(source, other, tmp_path / "emb")
-    assert digests(tmp_path / "emb") == before
-
-
-def test_a_folder_begun_where_the_engine_was_installed_says_what_to_install(
-    images: Path, model: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = open_source(images)
-    embed_source(source, embedder, tmp_path / "emb")
-    plan = tmp_path / "emb" / "plan.json"
-    plan.write_text(plan.read_text().replace("onnxruntime fp32", "openvino bf16"))
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with refused(
-        "openvino is not installed; run: pip install 'featkit[openvino]'.", error=EnvironmentProblem
-    ):
-        embed_source(source, Embedder(model, threads=1), tmp_path / "emb")
-
-
 @needs_bf16
-def test_workers_side_by_side_get_in_bf16_what_one_gets(
+def test_several_workers_give_the_same_bf16_vectors_as_one(
     images: Path, model: Path, tmp_path: Path
 ) -> None:
     source, embedder = open_source(images), Embedder(model, precision="bf16", threads=1)

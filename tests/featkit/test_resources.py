@@ -1,5 +1,4 @@
-"""Processors and memory are counted as the system grants them: the least of all limits, on parent
-groups too."""
+"""Processors and memory are the smallest of all limits, including those on parent groups."""
 
 from __future__ import annotations
 
@@ -25,26 +24,26 @@ needs_affinity = pytest.mark.skipif(
 
 
 class System:
-    """A folder in place of /sys/fs/cgroup and /proc/self, empty at first: no cgroups, no limits."""
+    """A folder that replaces /sys/fs/cgroup and /proc/self, empty at first: no cgroups, no limits."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def write(self, path: str, text: object) -> None:
-        """A file of the system."""
+        """Write a file of the system."""
         file = self.at(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{text}\n")
 
     def at(self, path: object) -> Path:
-        """Where the system's file is."""
+        """Return the path of a file of the system."""
         elsewhere = str(path).startswith(("/sys/fs/cgroup", "/proc/self", "/mnt"))
         return self.folder / str(path).removeprefix("/") if elsewhere else Path(str(path))
 
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> System:
-    """A system of 8 processors and 32 GB, of which this process holds 1 GB."""
+    """A system of 8 processors and 32 GB, of which this process uses 1 GB."""
     made = System(tmp_path)
     monkeypatch.setattr(resources, "Path", made.at)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(8)), raising=False)
@@ -62,7 +61,7 @@ GB = 2**30
 
 @needs_affinity
 @pytest.mark.parametrize("num_cpus", [1, 2])
-def test_a_process_bound_to_some_processors_uses_no_more(num_cpus: int) -> None:
+def test_affinity_limits_processors(num_cpus: int) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < num_cpus:
         pytest.skip(f"the system grants {len(allowed)} processor, and the test is about {num_cpus}")
@@ -90,7 +89,7 @@ def test_a_process_bound_to_some_processors_uses_no_more(num_cpus: int) -> None:
         ("100000 0", 8),
     ],
 )
-def test_the_quota_is_rounded_up_to_whole_processors(
+def test_quota_is_rounded_up_to_whole_processors(
     system: System, content: str, expected: int
 ) -> None:
     assert usable_cpus() == 8
@@ -103,7 +102,7 @@ def test_the_quota_is_rounded_up_to_whole_processors(
     ("quota", "period", "expected"),
     [(100000, 100000, 1), (250000, 100000, 3), (-1, 100000, 8), ("", "", 8)],
 )
-def test_a_quota_of_version_1_counts(
+def test_quota_of_version_1_counts(
     system: System, folder: str, quota: object, period: object, expected: int
 ) -> None:
     system.write(f"/sys/fs/cgroup/{folder}/cpu.cfs_quota_us", quota)
@@ -114,7 +113,7 @@ def test_a_quota_of_version_1_counts(
 @pytest.mark.parametrize(
     "level", ["", "/user.slice", "/user.slice/app.slice", "/user.slice/app.slice/featkit.scope"]
 )
-def test_the_least_quota_of_all_parents_counts(system: System, level: str) -> None:
+def test_smallest_quota_of_all_parents_counts(system: System, level: str) -> None:
     system.write("/proc/self/cgroup", "0::/user.slice/app.slice/featkit.scope")
     for each in ("", "/user.slice", "/user.slice/app.slice", "/user.slice/app.slice/featkit.scope"):
         system.write(
@@ -122,10 +121,10 @@ def test_the_least_quota_of_all_parents_counts(system: System, level: str) -> No
         )
     assert usable_cpus() == 3
     system.write("/sys/fs/cgroup/other.slice/cpu.max", "100000 100000")
-    assert usable_cpus() == 3  # not this process's
+    assert usable_cpus() == 3  # of another process
 
 
-def test_a_parent_of_version_1_counts(system: System) -> None:
+def test_parent_group_of_version_1_counts(system: System) -> None:
     system.write("/proc/self/cgroup", "5:memory:/else\n3:cpu,cpuacct:/docker/abc\n0::/")
     system.write("/sys/fs/cgroup/cpu/docker/cpu.cfs_quota_us", 200000)
     system.write("/sys/fs/cgroup/cpu/docker/cpu.cfs_period_us", 100000)
@@ -133,7 +132,7 @@ def test_a_parent_of_version_1_counts(system: System) -> None:
     assert usable_cpus() == 2
 
 
-def test_mounts_elsewhere_and_of_a_part_are_followed(system: System) -> None:
+def test_unusual_and_partial_mounts_are_followed(system: System) -> None:
     system.write("/proc/self/cgroup", "4:cpu:/docker/abc/job\n0::/")
     mounts = [
         "30 1 0:1 /docker/abc /mnt/my\\040groups rw - cgroup cgroup rw,cpu",
@@ -148,7 +147,7 @@ def test_mounts_elsewhere_and_of_a_part_are_followed(system: System) -> None:
     assert usable_cpus() == 2
 
 
-def test_a_group_outside_of_the_container_is_not_walked(system: System) -> None:
+def test_group_outside_the_container_is_ignored(system: System) -> None:
     system.write("/proc/self/cgroup", "0::/../../elsewhere")
     system.write("/sys/fs/cgroup/cpu.max", "100000 100000")
     assert usable_cpus() == 1
@@ -170,7 +169,7 @@ def test_a_group_outside_of_the_container_is_not_walked(system: System) -> None:
         ("memory.max", 5, resources.LEAST_MEMORY),
     ],
 )
-def test_the_least_memory_limit_counts(
+def test_smallest_memory_limit_counts(
     system: System, file: str, text: object, expected: int
 ) -> None:
     system.write("/proc/self/cgroup", "6:memory:/docker/abc\n0::/user.slice/app")
@@ -180,17 +179,19 @@ def test_the_least_memory_limit_counts(
 
 
 @pytest.mark.usefixtures("system")
-def test_a_limit_on_addresses_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limit_on_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources, "_address_limit", lambda: [5 * GB])
     assert usable_memory() == 5 * GB
-    assert spare_memory() == GB  # of which 4 are reserved already, though only 1 is held
+    assert spare_memory() == GB  # 4 of them are reserved already, though only 1 is used
 
 
-def test_what_is_held_already_is_not_spare(system: System) -> None:
+def test_memory_in_use_is_not_spare(system: System) -> None:
     assert spare_memory() == 31 * GB
     system.write("/sys/fs/cgroup/memory.max", 8 * GB)
     assert spare_memory() == 7 * GB
-    system.write("/sys/fs/cgroup/memory.current", 6 * GB)  # with others in the same container
+    system.write(
+        "/sys/fs/cgroup/memory.current", 6 * GB
+    )  # other processes in the container use the rest
     # cached files
     system.write("/sys/fs/cgroup/memory.stat", f"anon 1\ninactive_file {GB}\nactive_file {GB}")
     assert spare_memory() == 4 * GB
@@ -205,7 +206,7 @@ def test_what_is_held_already_is_not_spare(system: System) -> None:
     assert spare_memory() == 0
 
 
-def test_no_more_workers_than_fit(system: System) -> None:
+def test_no_more_workers_than_fit_in_memory(system: System) -> None:
     assert workers_that_fit(16, worker_bytes=GB) == 16
     system.write("/sys/fs/cgroup/memory.max", 4 * GB)
     assert workers_that_fit(16, worker_bytes=GB) == 3
@@ -214,7 +215,7 @@ def test_no_more_workers_than_fit(system: System) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on addresses is Linux's")
-def test_this_process_s_own_limit_is_seen() -> None:
+def test_limit_of_this_process_is_seen() -> None:
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31)); from"
         " featkit.resources import spare_memory, usable_memory; print(usable_memory() <= 2**31, 0 <"
@@ -224,7 +225,7 @@ def test_this_process_s_own_limit_is_seen() -> None:
 
 
 @pytest.mark.parametrize(("counted", "expected"), [(6, 6), (None, 1)])
-def test_a_system_without_affinity_counts_all(
+def test_system_without_affinity_counts_all_processors(
     monkeypatch: pytest.MonkeyPatch, counted: int | None, expected: int
 ) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
@@ -234,11 +235,11 @@ def test_a_system_without_affinity_counts_all(
 
 
 @needs_affinity
-def test_this_process_has_at_least_one_and_no_more_than_it_may() -> None:
+def test_this_process_may_use_at_least_one_processor() -> None:
     assert 1 <= usable_cpus() <= len(os.sched_getaffinity(0))
 
 
-def test_the_cache_folder_is_the_one_that_is_set(
+def test_cache_folder_follows_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("FEATKIT_CACHE", "XDG_CACHE_HOME"):

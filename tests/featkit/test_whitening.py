@@ -1,5 +1,4 @@
-"""Promises of PCA-whitening: what it fits is PCA as numpy's SVD has it, whatever the blocks, and
-bad files are refused."""
+"""PCA whitening: it equals PCA by SVD, for any blocks, and bad files are refused."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from tests.sentences import refused
 
 
 def drawn_vectors(count: int = 400, width: int = 12, *, seed: int = 0) -> np.ndarray:
-    """Unit vectors (count, width) float32 whose directions have different weight."""
+    """Return unit vectors (count, width) float32 with a different variance in each direction."""
     rng = np.random.default_rng(seed)
     values = (
         rng.standard_normal((count, width))
@@ -32,7 +31,7 @@ def drawn_vectors(count: int = 400, width: int = 12, *, seed: int = 0) -> np.nda
 
 
 def by_svd(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean, components and share of the variance, by another way than eigenvectors of a covariance."""
+    """Return mean, components and share of the variance from an SVD instead of a covariance."""
     values = vectors.astype(np.float64)
     mean = values.mean(axis=0)
     _, singular, directions = np.linalg.svd(values - mean, full_matrices=False)
@@ -47,7 +46,7 @@ def by_svd(vectors: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, float
 
 
 @pytest.mark.parametrize("dim", [1, 5, 12])
-def test_what_is_fitted_is_pca(dim: int) -> None:
+def test_fit_equals_pca_by_svd(dim: int) -> None:
     vectors = drawn_vectors()
     found = fit_whitening([vectors], dim=dim, model="m")
     mean, components, explained = by_svd(vectors, dim)
@@ -58,7 +57,7 @@ def test_what_is_fitted_is_pca(dim: int) -> None:
     assert found.mean.dtype == found.components.dtype == np.dtype(np.float32)
 
 
-def test_before_unit_length_every_direction_has_variance_one_and_none_goes_with_another() -> None:
+def test_whitened_dimensions_are_uncorrelated_with_variance_one() -> None:
     vectors = drawn_vectors()
     found = fit_whitening([vectors], dim=8, model="m")
     turned = (vectors.astype(np.float64) - found.mean) @ found.components.T.astype(np.float64)
@@ -73,7 +72,7 @@ def test_before_unit_length_every_direction_has_variance_one_and_none_goes_with_
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(cuts=st.lists(st.integers(0, 400), max_size=6))
-def test_blocks_do_not_matter(cuts: list[int]) -> None:
+def test_size_of_blocks_does_not_matter(cuts: list[int]) -> None:
     vectors = drawn_vectors()
     whole = fit_whitening([vectors], dim=6, model="m")
     parts = fit_whitening(iter(np.split(vectors, sorted(cuts))), dim=6, model="m")
@@ -82,7 +81,7 @@ def test_blocks_do_not_matter(cuts: list[int]) -> None:
     assert parts.num_vectors == 400
 
 
-def test_equal_vectors_give_equal_bytes_and_the_largest_number_of_a_direction_is_positive(
+def test_equal_vectors_give_equal_bytes(
     tmp_path: Path,
 ) -> None:
     vectors = drawn_vectors()
@@ -93,16 +92,16 @@ def test_equal_vectors_give_equal_bytes_and_the_largest_number_of_a_direction_is
     assert (components[np.arange(6), np.abs(components).argmax(axis=1)] > 0).all()
 
 
-def test_a_direction_without_variance_is_not_blown_up() -> None:
+def test_direction_without_variance_is_not_amplified() -> None:
     vectors = drawn_vectors()
-    vectors[:, 3] = vectors[:, 2]  # one direction less
+    vectors[:, 3] = vectors[:, 2]  # one direction fewer
     found = fit_whitening([vectors], dim=12, model="m")
     assert np.isfinite(found.components).all()
     lengths = np.linalg.norm(found.components.astype(np.float64), axis=1)
     assert lengths[-1] == pytest.approx(lengths[0] / np.sqrt(FLOOR), rel=1e-3)
 
 
-def test_more_dimensions_than_there_are_are_refused() -> None:
+def test_too_many_dimensions_are_refused() -> None:
     for dim in (0, -1, 13):
         with refused(f"{dim} of 12 dimensions cannot be kept; use 1 to 12."):
             fit_whitening([drawn_vectors()], dim=dim, model="m")
@@ -115,13 +114,13 @@ def test_too_few_vectors_are_refused(count: int) -> None:
     fit_whitening([drawn_vectors()[:9]], dim=8, model="m")
 
 
-def test_no_vectors_at_all_are_refused() -> None:
+def test_no_vectors_are_refused() -> None:
     for blocks in ([], [np.zeros((0, 12), np.float32)]):
         with refused("There are no vectors to fit a whitening to; embed images first."):
             fit_whitening(blocks, dim=8, model="m")
 
 
-def test_a_whitening_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_whitening_is_read_back_as_saved(tmp_path: Path) -> None:
     whitening = fit_whitening([drawn_vectors()], dim=5, model="dinov2 abc cls")
     path = tmp_path / "new" / "w.npz"
     whitening.save(path)
@@ -156,7 +155,7 @@ def changed(**values: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
         (changed(model=np.array(["m"], object)), "is not a whitening"),
     ],
 )
-def test_a_file_of_another_kind_is_refused(
+def test_other_kind_of_npz_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], words: str
 ) -> None:
     path = tmp_path / "w.npz"
@@ -171,20 +170,20 @@ def test_a_file_of_another_kind_is_refused(
 @pytest.mark.parametrize(
     "content", [b"", b"text", b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00", b"\x80\x04K\x01."]
 )
-def test_what_is_no_npz_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.npz").write_bytes(content)
     with refused(f"{tmp_path}/w.npz is not a whitening written by `featkit whiten` ("):
         Whitening.load(tmp_path / "w.npz")
 
 
-def test_one_array_alone_is_refused(tmp_path: Path) -> None:
+def test_single_array_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "w.npz").open("wb") as file:
         np.save(file, np.zeros(3, np.float32))
     with refused("is not a whitening"):
         Whitening.load(tmp_path / "w.npz")
 
 
-def test_a_file_that_was_cut_or_changed_is_refused_or_read_as_it_was(tmp_path: Path) -> None:
+def test_damaged_file_is_refused_or_read_correctly(tmp_path: Path) -> None:
     path = tmp_path / "w.npz"
     fit_whitening([drawn_vectors()], dim=5, model="m").save(path)
     whole = path.read_bytes()
@@ -194,7 +193,7 @@ def test_a_file_that_was_cut_or_changed_is_refused_or_read_as_it_was(tmp_path: P
             Whitening.load(path)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+def test_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
     with refused(f"{tmp_path}/w.npz does not exist; make it with `featkit whiten`."):
         Whitening.load(tmp_path / "w.npz")
     with refused(tmp_path, "is not a whitening"):

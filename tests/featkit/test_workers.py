@@ -1,5 +1,4 @@
-"""The batch job within a small memory: fewer threads, large images one after the other, and the
-same rows."""
+"""Embedding with little memory: fewer threads, large images one after the other, the same rows."""
 
 from __future__ import annotations
 
@@ -27,8 +26,7 @@ MB = 10**6
 SMALL_MB, NUM_CORES = 512, 16
 NUM_LARGE, LARGE_SIDE = 6, 2500  # 6 million pixels: 94 MB each while they are decoded
 
-# Plays a machine of 16 cores and 512 MB to `featkit embed`; prints what the process took at most,
-# in MB.
+# Runs `featkit embed` as if on a machine of 16 cores and 512 MB; prints the peak memory in MB.
 PLAYED = """
 import sys, threading, time
 from featkit import resources, workers
@@ -57,7 +55,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images that are decoded whole, the same file by many names."""
+    """Images that are decoded at full size: one file under many names."""
     folder = tmp_path_factory.mktemp("large")
     first = folder / "00.png"
     Image.new("RGB", (LARGE_SIDE, LARGE_SIDE), (90, 120, 30)).save(first, compress_level=1)
@@ -67,7 +65,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("spare_mb", "expected"), [(60_000, 16), (2_000, 5), (300, 1), (0, 1)])
-def test_threads_are_as_many_as_fit_in_memory(
+def test_number_of_threads_fits_in_memory(
     model: Path, monkeypatch: pytest.MonkeyPatch, spare_mb: int, expected: int
 ) -> None:
     monkeypatch.setattr(workers, "usable_cpus", lambda: NUM_CORES)
@@ -87,18 +85,18 @@ def test_large_images_wait_for_each_other(
     )
     (budget,) = made
     assert (report.num_workers, report.num_failed, budget.num_bytes) == (4, 0, 200 * MB)
-    assert budget.taken == [LARGE_SIDE**2 * PLAIN] * NUM_LARGE  # of which two fit at a time
+    assert budget.taken == [LARGE_SIDE**2 * PLAIN] * NUM_LARGE  # two of them fit at a time
     assert budget._free == budget.num_bytes
     monkeypatch.setattr(workers, "spare_memory", lambda: 100_000 * MB)
     embed_source(
         open_source(large), Embedder(model, threads=1), tmp_path / "plenty", EmbedOptions(workers=4)
     )
-    assert len(made) == 1  # nobody asks where everything fits
+    assert len(made) == 1  # nothing is counted if everything fits
     assert digests(tmp_path / "plenty" / "shards") == digests(tmp_path / "e" / "shards")
 
 
 class Watched(MemoryBudget):
-    """A budget that notes what is taken."""
+    """A budget that records what is taken."""
 
     made: ClassVar[list[Watched]] = []
 
@@ -114,7 +112,7 @@ class Watched(MemoryBudget):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not say what a process holds")
 @pytest.mark.parametrize("threads", [(), ("--threads", "8")])
-def test_a_small_machine_is_not_overrun(
+def test_job_fits_into_a_small_machine(
     model: Path, large: Path, tmp_path: Path, threads: tuple[str, ...]
 ) -> None:
     command = ["embed", large, "--model", model, "--out", tmp_path / "e", "--json", *threads]
@@ -133,7 +131,7 @@ def test_a_small_machine_is_not_overrun(
     assert Embeddings.open(tmp_path / "e").num_rows == NUM_LARGE
 
 
-def test_the_report_says_why_threads_are_few(model: Path, tmp_path: Path) -> None:
+def test_report_explains_a_reduced_number_of_threads(model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.new("RGB", (40, 40)).save(folder / "a.png")
@@ -156,7 +154,7 @@ def test_the_report_says_why_threads_are_few(model: Path, tmp_path: Path) -> Non
     )
 
 
-def test_a_command_that_runs_out_of_memory_says_so(
+def test_running_out_of_memory_is_reported(
     monkeypatch: pytest.MonkeyPatch, model: Path, tmp_path: Path
 ) -> None:
     def out_of_memory(*_arguments: object, **_options: object) -> None:

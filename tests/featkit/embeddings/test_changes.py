@@ -1,5 +1,5 @@
-"""A second run embeds again what has changed, and what failed: only that, and with the bytes of a
-run from scratch."""
+"""A second run embeds only changed and failed images again, with the bytes of a run from
+scratch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OLD_NS = 1_700_000_000_000_000_000
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
-    """A small model, whose batches hold 4 images, so that a shard has several."""
+    """A small model with batches of 4 images, so that a shard has several."""
     model = make_model_file(tmp_path_factory.mktemp("model") / "m.onnx")
     opened = Embedder(model, threads=1)
     opened.batch_size = 4
@@ -37,7 +37,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Embedder:
 
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
-    """COUNT images of which one is broken, all changed long ago."""
+    """COUNT old images, one of them broken."""
     root = draw_folder(tmp_path / "images", COUNT)
     (root / "007.jpg").write_bytes(b"broken")
     for file in root.iterdir():
@@ -73,7 +73,7 @@ def row(out: Path, key: str) -> dict[str, object]:
     )
 
 
-def test_nothing_is_embedded_again_where_nothing_changed(
+def test_unchanged_images_are_not_embedded_again(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     embed(image_folder, embedder, tmp_path / "emb")
@@ -89,7 +89,7 @@ def test_nothing_is_embedded_again_where_nothing_changed(
         assert digests(tmp_path / "emb") == before
 
 
-def test_mended_and_exchanged_images_are_embedded_as_from_scratch(
+def test_changed_images_are_embedded_as_from_scratch(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     first = embed(image_folder, embedder, tmp_path / "emb")
@@ -110,7 +110,7 @@ def test_mended_and_exchanged_images_are_embedded_as_from_scratch(
     assert [name for name in before if before[name] != after[name]] == ["00000.parquet"]
 
 
-def test_a_image_that_breaks_becomes_a_row_with_an_error(
+def test_image_that_breaks_becomes_a_row_with_an_error(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     embed(image_folder, embedder, tmp_path / "emb")
@@ -120,7 +120,7 @@ def test_a_image_that_breaks_becomes_a_row_with_an_error(
     assert row(tmp_path / "emb", "012.jpg")["embedding"] is None
 
 
-def test_a_file_that_was_only_touched_is_not_embedded_again(
+def test_touched_file_is_not_embedded_again(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     embed(image_folder, embedder, tmp_path / "emb")
@@ -134,7 +134,7 @@ def test_a_file_that_was_only_touched_is_not_embedded_again(
     )._replace(digest=digest_of((image_folder / "003.jpg").read_bytes()))
 
 
-def test_rehash_finds_other_bytes_of_the_same_size_and_time(
+def test_rehash_finds_new_bytes_of_the_same_size_and_time(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     one, two = (image_folder / "001.jpg").read_bytes(), (image_folder / "002.jpg").read_bytes()
@@ -156,7 +156,7 @@ def test_rehash_finds_other_bytes_of_the_same_size_and_time(
     )
 
 
-def test_retry_tries_failures_again_though_their_files_are_the_same(
+def test_retry_embeds_failed_images_of_unchanged_files(
     image_folder: Path, embedder: Embedder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = embed(image_folder, embedder, tmp_path / "scratch")
@@ -175,7 +175,7 @@ def test_retry_tries_failures_again_though_their_files_are_the_same(
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch")
 
 
-def test_what_could_not_be_read_is_tried_again_by_every_run(
+def test_unreadable_file_is_tried_again_by_every_run(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     (image_folder / "005.jpg").rename(tmp_path / "away.jpg")
@@ -201,9 +201,7 @@ def test_what_could_not_be_read_is_tried_again_by_every_run(
     assert (again.num_embedded_now, again.num_failed) == (1, 1)
 
 
-def test_an_archive_that_was_written_again_is_compared_item_by_item(
-    embedder: Embedder, tmp_path: Path
-) -> None:
+def test_rewritten_archive_is_compared_item_by_item(embedder: Embedder, tmp_path: Path) -> None:
     files = sorted(draw_folder(tmp_path / "images", 6).iterdir())
     members = [(file.name, file.read_bytes()) for file in files] + [("000.txt", b"first")]
     tar = write_tar(tmp_path / "t.tar", members)
@@ -219,7 +217,7 @@ def test_an_archive_that_was_written_again_is_compared_item_by_item(
     assert shards(tmp_path / "emb") == shards(tmp_path / "scratch")
 
 
-def test_a_folder_of_an_earlier_version_takes_what_is_newer_than_its_shards(
+def test_folder_without_stamps_embeds_files_newer_than_shards(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     out = tmp_path / "emb"
@@ -239,7 +237,7 @@ def test_a_folder_of_an_earlier_version_takes_what_is_newer_than_its_shards(
 
 
 @pytest.mark.parametrize("where", ["shard", "stamps"])
-def test_a_stop_between_a_shard_and_its_stamps_costs_work_and_no_change(
+def test_stop_between_shard_and_stamps_loses_no_change(
     image_folder: Path,
     embedder: Embedder,
     tmp_path: Path,
@@ -261,7 +259,7 @@ def test_a_stop_between_a_shard_and_its_stamps_costs_work_and_no_change(
     assert digests(tmp_path / "emb") == digests(tmp_path / "scratch")
 
 
-def test_damaged_stamps_are_made_again(
+def test_damaged_stamps_are_written_again(
     image_folder: Path, embedder: Embedder, tmp_path: Path
 ) -> None:
     out = tmp_path / "emb"
@@ -274,6 +272,6 @@ def test_damaged_stamps_are_made_again(
     assert all(Embeddings.open(out).read_stamps(shard) is not None for shard in range(3))
 
 
-def test_there_is_no_stamp_of_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_file_has_no_stamp(tmp_path: Path) -> None:
     assert stamp_of(tmp_path / "none") == NO_STAMP
     assert stamp_of(Path("a\0b")) == NO_STAMP

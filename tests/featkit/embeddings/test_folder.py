@@ -1,53 +1,21 @@
-"""The embeddings folder as a file format: what is written is what is read, by featkit and by any
-reader of Parquet."""
+"""The embeddings folder as a file format, read by featkit and by any reader of Parquet."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from featkit.embeddings import Embeddings, FolderPlan, ShardRow
-from featkit.embeddings.columns import column_name, common_kind
-from featkit.embeddings.shards import to_table
+from featkit.embeddings import Embeddings, ShardRow
 from featkit.errors import InputError
-from featkit.geometry import Geometry
-
-WIDTH = 5
-GEOMETRY = Geometry(
-    height=32,
-    width=48,
-    resize="shorter_side",
-    resize_to=48,
-    interpolation="bicubic",
-    patch=8,
-    mean=(0.5, 0.25, 0.125),
-    std=(0.5, 0.5, 0.5),
-)
-PLAN = FolderPlan(
-    source="photos – été",
-    num_items=7,
-    keys_sha256="0" * 64,
-    model_name="test",
-    fingerprint="f" * 64,
-    geometry=GEOMETRY,
-    width=WIDTH,
-    shard_size=3,
-    max_bytes=10,
-    max_pixels=20,
-    columns={"class": "int64", "score": "double", "text": "string"},
-)
+from tests.featkit.embeddings.plans import PLAN, WIDTH
 
 
 def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[ShardRow]:
-    """Made-up rows, each different; those of `failed` without an embedding."""
+    """Return different rows; those of `failed` have no embedding."""
     rows: list[ShardRow] = []
     for number in numbers:
         key = f"é/{number}.jpg"
@@ -74,71 +42,16 @@ def rows_of(numbers: range, *, failed: tuple[int, ...] = (4,)) -> list[ShardRow]
     return rows
 
 
-def table_of(metadata: dict[str, str | int | float]) -> pa.Table:
-    """A table of one failed item with this metadata."""
-    row = ShardRow(key="a.jpg", error="x", metadata=metadata)
-    return to_table([row], width=WIDTH, columns=PLAN.columns)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Embeddings:
-    """A finished folder of PLAN."""
+    """A finished folder for PLAN."""
     made = Embeddings.create(tmp_path / "emb", PLAN)
     for shard in range(PLAN.num_shards):
         made.write_shard(shard, rows_of(made.shard_range(shard)))
     return Embeddings.open(tmp_path / "emb")
 
 
-def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    Embeddings.create(tmp_path, PLAN)
-    assert Embeddings.open(tmp_path).plan == PLAN
-    assert (
-        json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))["source"] == "photos – été"
-    )
-
-
-def test_a_plan_of_the_first_format_was_run_by_onnxruntime_in_fp32(tmp_path: Path) -> None:
-    values = json.loads(PLAN.to_json())
-    del values["run"]
-    (tmp_path / "plan.json").write_text(json.dumps({**values, "format": 1}))
-    plan = Embeddings.open(tmp_path).plan
-    assert (plan.run, plan.format) == ("onnxruntime fp32", 1)
-
-
-def test_a_plan_keeps_what_ran(tmp_path: Path) -> None:
-    Embeddings.create(tmp_path, dataclasses.replace(PLAN, run="openvino bf16"))
-    assert Embeddings.open(tmp_path).plan.run == "openvino bf16"
-    text = (tmp_path / "plan.json").read_text()
-    (tmp_path / "plan.json").write_text(text.replace("openvino bf16", "abacus"))
-    with pytest.raises(InputError, match="'abacus' is not an engine and a precision"):
-        Embeddings.open(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("", "it is damaged or not featkit's"),
-        ("[]", "it is damaged or not featkit's"),
-        ('{"format": 1}', "it is damaged or not featkit's"),
-        (PLAN.to_json()[:-20], "it is damaged or not featkit's"),
-        (PLAN.to_json().replace('"source"', '"sauce"'), "it is damaged or not featkit's"),
-        (
-            json.dumps({"format": 4, "anything": "else"}),
-            "it has format 4, newer than the 3 read here; update featkit",
-        ),
-    ],
-)
-def test_a_plan_that_cannot_be_used_is_refused_by_its_name(
-    tmp_path: Path, text: str, words: str
-) -> None:
-    (tmp_path / "plan.json").write_text(text)
-    with pytest.raises(InputError) as caught:
-        Embeddings.open(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}/plan.json cannot be used: ")
-    assert words in str(caught.value)
-
-
-def test_what_is_no_embeddings_folder_is_refused_with_the_command_that_makes_one(
+def test_other_folder_is_refused_with_the_command_to_run(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
@@ -149,7 +62,7 @@ def test_what_is_no_embeddings_folder_is_refused_with_the_command_that_makes_one
             Embeddings.open(path)
 
 
-def test_shards_divide_the_items_without_a_gap(folder: Embeddings) -> None:
+def test_shards_cover_the_items_without_a_gap(folder: Embeddings) -> None:
     assert [list(folder.shard_range(shard)) for shard in range(PLAN.num_shards)] == [
         [0, 1, 2],
         [3, 4, 5],
@@ -159,7 +72,7 @@ def test_shards_divide_the_items_without_a_gap(folder: Embeddings) -> None:
         assert dataclasses.replace(PLAN, num_items=items).num_shards == shards
 
 
-def test_rows_are_read_back_as_they_were_written(folder: Embeddings) -> None:
+def test_rows_are_read_back_as_written(folder: Embeddings) -> None:
     found = [row for table in folder.tables() for row in table.to_pylist()]
     expected = rows_of(range(7))
     assert len(found) == len(expected)
@@ -186,9 +99,7 @@ def test_keys_and_vectors_leave_out_the_failures(folder: Embeddings) -> None:
     )
 
 
-def test_failures_are_counted_over_all_shards_and_the_first_twenty_named(
-    folder: Embeddings, tmp_path: Path
-) -> None:
+def test_failures_are_counted_and_the_first_20_named(folder: Embeddings, tmp_path: Path) -> None:
     assert folder.failures() == (1, [("é/4.jpg", "é/4.jpg is damaged.")])
     many = Embeddings.create(
         tmp_path / "many", dataclasses.replace(PLAN, num_items=30, shard_size=8)
@@ -201,7 +112,7 @@ def test_failures_are_counted_over_all_shards_and_the_first_twenty_named(
     assert many.read()[1].shape == (2, WIDTH)
 
 
-def test_a_folder_without_a_vector_has_none(tmp_path: Path) -> None:
+def test_folder_without_a_vector_reads_as_empty(tmp_path: Path) -> None:
     empty = Embeddings.create(tmp_path, PLAN)
     keys, vectors = empty.read()
     assert (keys, vectors.shape, vectors.dtype.name) == ([], (0, WIDTH), "float32")
@@ -210,14 +121,14 @@ def test_a_folder_without_a_vector_has_none(tmp_path: Path) -> None:
     assert empty.read()[1].shape == (0, WIDTH)
 
 
-def test_missing_shards_are_told_and_passed_over(folder: Embeddings) -> None:
+def test_missing_shards_are_listed_and_passed_over(folder: Embeddings) -> None:
     assert (folder.missing_shards(), folder.num_rows, len(folder)) == ([], 7, 7)
     folder.shard_path(1).unlink()
     assert (folder.missing_shards(), folder.num_rows, len(folder)) == ([1], 4, 7)
     assert [table.num_rows for table in folder.tables(["key"])] == [3, 1]
 
 
-def test_any_parquet_reader_sees_one_table_with_plain_types(folder: Embeddings) -> None:
+def test_any_parquet_reader_sees_one_table_of_plain_types(folder: Embeddings) -> None:
     table = pq.read_table(folder.path / "shards")
     kinds = {field.name: str(field.type) for field in table.schema}
     vector = f"fixed_size_list<element: float>[{WIDTH}]"
@@ -237,7 +148,7 @@ def test_any_parquet_reader_sees_one_table_with_plain_types(folder: Embeddings) 
     assert frame["error"].notna().tolist() == [number == 4 for number in range(7)]
 
 
-def test_equal_rows_give_equal_bytes_and_nothing_is_left_beside_them(folder: Embeddings) -> None:
+def test_equal_rows_give_equal_bytes(folder: Embeddings) -> None:
     before = folder.shard_path(1).read_bytes()
     folder.write_shard(1, rows_of(range(3, 6)))
     assert folder.shard_path(1).read_bytes() == before
@@ -247,7 +158,7 @@ def test_equal_rows_give_equal_bytes_and_nothing_is_left_beside_them(folder: Emb
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
-def test_a_damaged_shard_is_named_with_the_way_out(folder: Embeddings, keep: int) -> None:
+def test_damaged_shard_is_named_with_advice(folder: Embeddings, keep: int) -> None:
     path = folder.shard_path(1)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError) as caught:
@@ -256,62 +167,10 @@ def test_a_damaged_shard_is_named_with_the_way_out(folder: Embeddings, keep: int
     assert str(caught.value).endswith("; remove it and run `featkit embed` again.")
 
 
-def test_a_shard_with_too_few_rows_is_refused(folder: Embeddings) -> None:
+def test_shard_with_too_few_rows_is_refused(folder: Embeddings) -> None:
     folder.write_shard(1, rows_of(range(3, 5)))
     with pytest.raises(
         InputError,
         match=r"00001\.parquet has 2 rows, not 3; remove it and run `featkit embed` again\.",
     ):
         list(folder.tables())
-
-
-def test_metadata_that_the_plan_does_not_know_is_refused_naming_it() -> None:
-    with pytest.raises(
-        InputError,
-        match=r"a\.jpg has metadata that its source did not have when this folder was begun: new;",
-    ):
-        table_of({"new": 1})
-    with pytest.raises(
-        InputError,
-        match=r"The metadata class was int64 when this folder was begun and is 'cat' now",
-    ):
-        table_of({"class": "cat"})
-
-
-@pytest.mark.parametrize(
-    ("name", "column"),
-    [
-        ("label", "label"),
-        ("width", "width_"),
-        ("width_", "width__"),
-        ("error", "error_"),
-        ("widths", "widths"),
-        ("_", "_"),
-    ],
-)
-def test_metadata_never_takes_the_name_of_a_column(name: str, column: str) -> None:
-    assert column_name(name) == column
-
-
-@given(
-    st.lists(
-        st.one_of(st.integers(-(2**70), 2**70), st.floats(-1e6, 1e6), st.text("ab1", max_size=3)),
-        min_size=1,
-    )
-)
-def test_a_column_holds_every_value_its_kind_was_made_for(values: list[str | int | float]) -> None:
-    kind: str | None = None
-    for value in values:
-        kind = common_kind(kind, value)
-    assert kind is not None
-    rows = [ShardRow(key="k", error="x", metadata={"m": value}) for value in values]
-    column = to_table(rows, width=WIDTH, columns={"m": kind})["m"]
-    assert column.type == {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}[kind]
-    convert = {"int64": int, "double": float, "string": str}[kind]
-    assert column.to_pylist() == [convert(value) for value in values]
-    as_text = any(
-        isinstance(value, str) or (isinstance(value, int) and not -(2**63) <= value < 2**63)
-        for value in values
-    )
-    whole = all(isinstance(value, int) for value in values)
-    assert kind == ("string" if as_text else "int64" if whole else "double")

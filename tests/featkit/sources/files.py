@@ -1,4 +1,4 @@
-"""What the tests of sources are made of: small image files, tars and Parquet files."""
+"""Small image files and tars, and everything a source holds, for tests."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from tests.images import draw_image
 
 
 def image_bytes(seed: int = 0) -> bytes:
-    """A small PNG."""
+    """Return a small PNG."""
     buffer = io.BytesIO()
     draw_image(seed, height=16, width=20).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def write_files(root: Path, *names: str) -> Path:
-    """Files below `root` that hold their own names."""
+    """Write files below `root` that contain their own names."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def write_files(root: Path, *names: str) -> Path:
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, mode: str = "w") -> Path:
-    """An uncompressed tar of these members, in this order."""
+    """Write an uncompressed tar of these members, in this order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
         for name, data in members:
@@ -39,7 +39,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]], *, mode: str = "
 
 
 def keys(source: Source) -> list[str]:
-    """All keys in order; they have to be unique and valid UTF-8."""
+    """Return all keys in order. They must be unique and valid UTF-8."""
     found = [source.key(number) for number in range(len(source))]
     assert len(set(found)) == len(found)
     assert all(key.encode("utf-8") for key in found)
@@ -47,5 +47,5 @@ def keys(source: Source) -> list[str]:
 
 
 def contents(source: Source) -> list[bytes]:
-    """All bytes in order."""
+    """Return the bytes of all items in order."""
     return [source.read(number) for number in range(len(source))]

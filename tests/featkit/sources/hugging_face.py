@@ -1,5 +1,4 @@
-"""Data sets as the `datasets` library makes them, for the tests of what it writes and of what it
-loads."""
+"""Data sets made by the `datasets` library, for tests of what it saves and loads."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ NAMES = ["cat", "dog"]
 
 
 def library() -> Any:
-    """The `datasets` library."""
+    """Import the `datasets` library, or skip the test."""
     return pytest.importorskip("datasets")
 
 
 def keep_cache_in(folder: Any, patch: pytest.MonkeyPatch) -> None:
-    """The library's cache in `folder`, no network, no progress bars."""
+    """Put the library's cache into `folder`; disable the network and progress bars."""
     config = importlib.import_module(f"{library().__name__}.config")
     patch.setattr(config, "HF_DATASETS_CACHE", folder)
     patch.setattr(config, "DOWNLOADED_DATASETS_PATH", folder / "downloads")
@@ -28,12 +27,12 @@ def keep_cache_in(folder: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def draw_images(count: int) -> list[bytes]:
-    """Small images, each another."""
+    """Return small, different images."""
     return [image_bytes(seed) for seed in range(count)]
 
 
 def make_dataset(images: Sequence[bytes | None]) -> Any:
-    """`image` {bytes, path}, a class `label`, and a `caption`."""
+    """Return a data set with `image` {bytes, path}, a class `label`, and a `caption`."""
     datasets = library()
     features = datasets.Features(
         {
@@ -54,7 +53,7 @@ def make_dataset(images: Sequence[bytes | None]) -> Any:
 
 
 def expected_metadata(number: int) -> dict[str, object]:
-    """What `make_dataset` says of row `number`."""
+    """Return the metadata that `make_dataset` gives row `number`."""
     return {
         "label": number % 2,
         "label_name": NAMES[number % 2],

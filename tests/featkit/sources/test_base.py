@@ -1,4 +1,4 @@
-"""What all sources share: which paths are passed over by their names."""
+"""Paths that all sources pass over by name."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ from featkit.sources.base import merge_skipped, skip_by_name
         ("a/Thumbs.db", "system file", "a/Thumbs.db"),
     ],
 )
-def test_a_path_is_passed_over_by_its_first_part_that_says_so(
-    path: str, reason: str, part: str
-) -> None:
+def test_path_is_passed_over_for_its_first_bad_part(path: str, reason: str, part: str) -> None:
     assert skip_by_name(path) == (reason, part)
 
 
@@ -43,11 +41,11 @@ def test_a_path_is_passed_over_by_its_first_part_that_says_so(
         "a/lost found/x.jpg",
     ],
 )
-def test_the_users_own_paths_are_not_passed_over(path: str) -> None:
+def test_ordinary_paths_are_not_passed_over(path: str) -> None:
     assert skip_by_name(path) is None
 
 
-def test_counts_of_several_parts_are_added() -> None:
+def test_counts_of_several_sources_are_added() -> None:
     assert merge_skipped([{".cr2": 2}, {}, {".cr2": 1, "hidden file": 1}]) == {
         ".cr2": 3,
         "hidden file": 1,

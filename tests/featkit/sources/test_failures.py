@@ -1,4 +1,4 @@
-"""Items that cannot be read: rows with an error among others, and nothing else."""
+"""Items that cannot be read become rows with an error, next to other items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.featkit.sources.files import keys, write_files
 CLOSED = {"b/": "b cannot be opened: Permission denied.", "c.tar": "c.tar is empty."}
 
 
-def test_every_item_raises_its_own_sentence() -> None:
+def test_each_item_raises_its_own_sentence() -> None:
     failed: Source = FailedItems("photos", CLOSED)
     assert (failed.name, keys(failed)) == ("photos", ["b/", "c.tar"])
     for number, sentence in enumerate(CLOSED.values()):
@@ -31,7 +31,7 @@ def test_every_item_raises_its_own_sentence() -> None:
     assert FailedItems("photos", CLOSED, path=Path("b")).file(0) == Path("b")
 
 
-def test_the_items_next_to_failed_ones_are_read(tmp_path: Path) -> None:
+def test_items_next_to_failed_ones_are_read(tmp_path: Path) -> None:
     source = concatenate(
         [FailedItems("photos", CLOSED), open_source(write_files(tmp_path, "a.jpg"))]
     )

@@ -1,4 +1,4 @@
-"""A folder of images: which files count, in what order, and under which keys."""
+"""A folder of images: its files, their order, and their keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.processes import run_python
 from tests.sentences import refused
 
 
-def test_keys_are_the_paths_below_the_root_sorted_by_their_bytes(tmp_path: Path) -> None:
+def test_keys_are_paths_below_the_root_sorted_by_bytes(tmp_path: Path) -> None:
     names = [
         "b/2.jpg",
         "a.jpg",
@@ -44,7 +44,7 @@ def test_metadata_is_the_folder_below_the_root(tmp_path: Path) -> None:
     assert keys(source) == ["3.jpg", "a/deep/1.jpg", "b/2.jpg"]
 
 
-def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
+def test_only_visible_files_with_known_suffixes_count(tmp_path: Path) -> None:
     drawn = [f"of-{suffix[1:]}/x{suffix}" for suffix in IMAGE_SUFFIXES]
     drawn += [
         "Y.JPG",
@@ -78,7 +78,7 @@ def test_only_known_suffixes_that_are_not_hidden_count(tmp_path: Path) -> None:
     }
 
 
-def test_links_to_files_are_images_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_links_to_files_are_images_links_to_folders_are_not(tmp_path: Path) -> None:
     root = write_files(tmp_path / "root", "a/1.jpg")
     write_files(tmp_path, "elsewhere/2.jpg")
     (root / "link.jpg").symlink_to(tmp_path / "elsewhere" / "2.jpg")
@@ -90,7 +90,7 @@ def test_links_to_files_are_images_and_links_to_folders_are_not_followed(tmp_pat
     assert contents(source) == [b"a/1.jpg", b"elsewhere/2.jpg"]
 
 
-def test_a_file_that_cannot_be_read_is_an_item_that_says_so(tmp_path: Path) -> None:
+def test_unreadable_file_is_an_item_with_an_error(tmp_path: Path) -> None:
     write_files(tmp_path, "good.jpg")
     (tmp_path / "broken.jpg").symlink_to("nowhere")
     os.mkfifo(tmp_path / "pipe.jpg")
@@ -102,7 +102,7 @@ def test_a_file_that_cannot_be_read_is_an_item_that_says_so(tmp_path: Path) -> N
         source.read(2)
 
 
-def test_a_name_that_is_no_text_has_a_key_that_is(tmp_path: Path) -> None:
+def test_name_that_is_not_utf8_has_a_key_that_is(tmp_path: Path) -> None:
     write_files(tmp_path, os.fsdecode(b"caf\xe9/1.jpg"))
     source = open_source(tmp_path)
     assert keys(source) == ["caf\\xe9/1.jpg"]
@@ -121,7 +121,7 @@ def test_a_name_that_is_no_text_has_a_key_that_is(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_folder_without_images_is_refused_with_what_was_passed_over(
+def test_folder_without_images_lists_what_was_passed_over(
     tmp_path: Path, names: tuple[str, ...], words: str
 ) -> None:
     write_files(tmp_path, *names)
@@ -129,7 +129,7 @@ def test_a_folder_without_images_is_refused_with_what_was_passed_over(
         open_source(tmp_path)
 
 
-def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+def test_file_over_the_byte_limit_is_refused(tmp_path: Path) -> None:
     write_files(tmp_path, "1.jpg", "four.jpg")
     source = open_source(tmp_path, limits=ImageLimits(max_bytes=5))
     assert source.read(0) == b"1.jpg"
@@ -137,7 +137,7 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
         source.read(1)
 
 
-def test_a_folder_travels_to_another_process(tmp_path: Path) -> None:
+def test_folder_can_be_pickled(tmp_path: Path) -> None:
     source = open_source(write_files(tmp_path, "1.jpg", "a/2.jpg"))
     copy = pickle.loads(pickle.dumps(source))
     assert (keys(copy), contents(copy)) == (keys(source), contents(source))
@@ -156,7 +156,7 @@ for index in range(len(source)):
 """
 
 
-def test_a_closed_folder_is_an_item_that_says_so_unless_it_is_the_systems(tmp_path: Path) -> None:
+def test_unreadable_folder_is_an_item_unless_it_is_a_system_one(tmp_path: Path) -> None:
     root = write_files(tmp_path / "root", "a/1.jpg", "b/closed/2.jpg", "lost+found/3.jpg", "c.jpg")
     closed = (root / "b/closed", root / "lost+found")
     try:
@@ -180,7 +180,7 @@ def test_a_closed_folder_is_an_item_that_says_so_unless_it_is_the_systems(tmp_pa
     )
 
 
-def test_a_root_that_is_closed_is_refused(tmp_path: Path) -> None:
+def test_unreadable_root_is_refused(tmp_path: Path) -> None:
     root = write_files(tmp_path / "root", "1.jpg")
     try:
         root.chmod(0o000)
@@ -191,12 +191,14 @@ def test_a_root_that_is_closed_is_refused(tmp_path: Path) -> None:
     assert f"InputError: {root} cannot be opened: Permission denied. Make it readable" in error
 
 
-def test_a_path_longer_than_the_system_allows_is_an_item_that_says_so(
+def test_too_long_path_is_an_item_with_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_files(tmp_path, "1.jpg")
     monkeypatch.chdir(tmp_path)
-    for _ in range(30):  # 6,000 characters; step by step, since the whole path cannot be named
+    for _ in range(
+        30
+    ):  # 6,000 characters; made step by step, since the system refuses the whole path
         Path("d" * 200).mkdir()
         os.chdir("d" * 200)
     os.chdir(tmp_path)
@@ -209,7 +211,7 @@ def test_a_path_longer_than_the_system_allows_is_an_item_that_says_so(
         source.read(1)
 
 
-def test_a_folder_that_disappears_while_it_is_listed_is_counted(
+def test_folder_that_disappears_during_listing_is_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_files(tmp_path, "a.jpg", "gone/b.jpg")
@@ -227,7 +229,7 @@ def test_a_folder_that_disappears_while_it_is_listed_is_counted(
     assert source.skipped == {"folder that disappeared": 1}
 
 
-def test_a_file_that_disappears_after_listing_says_so_when_it_is_read(tmp_path: Path) -> None:
+def test_file_that_disappears_after_listing_raises_on_read(tmp_path: Path) -> None:
     source = open_source(write_files(tmp_path, "a.jpg", "b.jpg"))
     (tmp_path / "a.jpg").unlink()
     with refused(tmp_path / "a.jpg", "does not exist"):

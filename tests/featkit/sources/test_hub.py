@@ -1,5 +1,5 @@
-"""`hf:NAME[/CONFIG][:SPLIT]`: what the datasets library loads, here from folders, since tests have
-no network."""
+"""`hf:NAME[/CONFIG][:SPLIT]`: data sets loaded by the datasets library, from folders, since tests
+have no network."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 def write_repository(folder: Path) -> list[bytes]:
-    """A folder in the Hub's Parquet layout: train of four rows in two files, test of one; all
-    images."""
+    """Write a folder in the Hub's Parquet layout: four rows of train in two files, one of test.
+    Return the images."""
     images = draw_images(5)
     whole = make_dataset(images)
     (folder / "data").mkdir(parents=True)
@@ -51,7 +51,7 @@ def write_repository(folder: Path) -> list[bytes]:
     return images
 
 
-def test_rows_of_a_split_are_items_with_their_labels_names(tmp_path: Path) -> None:
+def test_rows_of_a_split_are_items_with_label_names(tmp_path: Path) -> None:
     images = write_repository(tmp_path / "pets")
     spec = f"hf:{tmp_path}/pets:train"
     for given in (spec, Path(spec)):
@@ -68,7 +68,7 @@ def test_rows_of_a_split_are_items_with_their_labels_names(tmp_path: Path) -> No
             source.read(number)
 
 
-def test_splits_may_be_cut_and_joined_as_the_library_writes_it(tmp_path: Path) -> None:
+def test_splits_can_be_sliced_and_joined(tmp_path: Path) -> None:
     images = write_repository(tmp_path / "pets")
     assert contents(open_source(f"hf:{tmp_path}/pets:train[1:3]")) == images[1:3]
     joined = open_source(f"hf:{tmp_path}/pets:train+test")
@@ -76,7 +76,7 @@ def test_splits_may_be_cut_and_joined_as_the_library_writes_it(tmp_path: Path) -
     assert joined.key(4) == "pets/train+test/4"
 
 
-def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(
+def test_unnamed_or_missing_split_is_refused_with_a_list(
     tmp_path: Path,
 ) -> None:
     write_repository(tmp_path / "pets")
@@ -90,7 +90,7 @@ def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there
         open_source(f"{name}:train[x]")
 
 
-def test_a_configuration_is_the_part_after_the_name_and_a_wrong_one_lists_those_there_are(
+def test_configuration_follows_the_name_of_the_data_set(
     tmp_path: Path,
 ) -> None:
     write_repository(tmp_path / "pets")
@@ -99,7 +99,7 @@ def test_a_configuration_is_the_part_after_the_name_and_a_wrong_one_lists_those_
         open_source(f"hf:{tmp_path}/pets/plain:test")
 
 
-def test_a_folder_of_images_by_class_gives_the_files_own_bytes(tmp_path: Path) -> None:
+def test_folder_by_class_gives_the_bytes_of_its_files(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         draw_folder(tmp_path / "pets" / "train" / name, 2)
     source = open_source(f"hf:{tmp_path}/pets:train")
@@ -117,7 +117,7 @@ def test_a_folder_of_images_by_class_gives_the_files_own_bytes(tmp_path: Path) -
         source.read(0)
 
 
-def test_a_row_may_not_name_a_file_outside_of_its_data_set(tmp_path: Path) -> None:
+def test_row_cannot_name_a_file_outside_its_data_set(tmp_path: Path) -> None:
     private = draw_folder(tmp_path / "private", 1) / "000.jpg"
     (tmp_path / "pets").mkdir()
     paths = [str(private), f"{tmp_path}/pets/../private/000.jpg", "https://example.org/x.jpg", None]
@@ -132,7 +132,7 @@ def test_a_row_may_not_name_a_file_outside_of_its_data_set(tmp_path: Path) -> No
             source.read(number)
 
 
-def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+def test_image_over_the_byte_limit_is_refused(tmp_path: Path) -> None:
     images = write_repository(tmp_path / "pets")
     with refused("pets/test/0 has ", f"{len(images[4])} bytes, more than the limit of 9."):
         open_source(f"hf:{tmp_path}/pets:test", limits=ImageLimits(max_bytes=9)).read(0)
@@ -146,7 +146,7 @@ def test_columns_without_images_are_refused(tmp_path: Path) -> None:
         open_source(f"hf:{tmp_path}")
 
 
-def test_a_file_that_the_library_cannot_convert_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_file_that_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 and a note PAR1")
     with refused(f"hf:{tmp_path} cannot be opened: "):
         open_source(f"hf:{tmp_path}")
@@ -156,7 +156,7 @@ def test_a_file_that_the_library_cannot_convert_is_refused_in_one_sentence(tmp_p
         open_source("hf:")
 
 
-def test_a_name_that_cannot_be_fetched_is_the_networks_fault(
+def test_name_that_cannot_be_fetched_blames_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def load_dataset(name: str, config: str | None, *, split: str | None) -> None:
@@ -186,7 +186,7 @@ def test_a_name_that_cannot_be_fetched_is_the_networks_fault(
         (None, "a page"),
     ],
 )
-def test_what_the_hub_answers_is_told(
+def test_answer_of_the_hub_is_reported(
     status: int | None, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reason: Exception = json.JSONDecodeError("no", "<html>", 0)
@@ -206,13 +206,13 @@ def test_what_the_hub_answers_is_told(
         open_source("hf:a/b:train")
 
 
-def test_a_folder_with_unreadable_json_is_no_fault_of_the_network(tmp_path: Path) -> None:
+def test_unreadable_json_in_a_folder_does_not_blame_the_network(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("<html>")
     with refused(f"hf:{tmp_path}", "cannot be opened"):
         open_source(f"hf:{tmp_path}")
 
 
-def test_keys_of_the_hub_begin_with_the_whole_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_begin_with_the_full_name_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"train": make_dataset(draw_images(2)), "test": make_dataset(draw_images(1))}
     monkeypatch.setattr(library(), "load_dataset", lambda *_names, **_options: both)
     assert keys(open_source("hf:uoft-cs/cifar10:train")) == [
@@ -224,7 +224,7 @@ def test_keys_of_the_hub_begin_with_the_whole_name(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_without_the_library_the_extra_is_named() -> None:
+def test_missing_library_names_the_extra_to_install() -> None:
     program = (
         "import sys; sys.modules['datasets'] = None\n"
         "from featkit.sources import open_source\n"
@@ -237,7 +237,7 @@ def test_without_the_library_the_extra_is_named() -> None:
     assert run_python(program) == (0, expected, "")
 
 
-def test_loads_are_not_counted_on_a_server_and_show_no_bars_in_a_log(
+def test_loading_reports_to_no_server_and_shows_no_bars_in_logs(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_repository(tmp_path / "pets")
@@ -248,7 +248,7 @@ def test_loads_are_not_counted_on_a_server_and_show_no_bars_in_a_log(
     assert not library().are_progress_bars_disabled()
 
 
-def test_what_exists_by_that_name_comes_first(
+def test_existing_path_comes_before_a_data_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw_folder(tmp_path / "hf:mine", 1)
@@ -256,7 +256,7 @@ def test_what_exists_by_that_name_comes_first(
     assert keys(open_source("hf:mine")) == ["000.jpg"]
 
 
-def test_a_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_path: Path) -> None:
+def test_data_set_is_read_from_threads_pickles_and_forks(tmp_path: Path) -> None:
     images = write_repository(tmp_path / "pets")
     source = open_source(f"hf:{tmp_path}/pets:train")
     copy = pickle.loads(pickle.dumps(source))
@@ -269,7 +269,7 @@ def test_a_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_path: 
 
 
 @needs_shared_data
-def test_real_parquet_rows_are_equal_by_every_way(tmp_path: Path) -> None:
+def test_real_parquet_rows_are_equal_by_every_reader(tmp_path: Path) -> None:
     shared = shared_data()
     assert shared is not None
     (tmp_path / "cifar").mkdir()

@@ -1,4 +1,4 @@
-"""Keys: one for each name, and valid text."""
+"""Keys are valid text, and different for different names."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _names = st.lists(
 
 
 @given(_names, _names)
-def test_two_names_never_share_a_key(one: list[bytes], other: list[bytes]) -> None:
+def test_different_names_have_different_keys(one: list[bytes], other: list[bytes]) -> None:
     names = [b"".join(parts) for parts in (one, other)]
     found = [key_of(os.fsdecode(name)) for name in names]
     assert (found[0] == found[1]) == (names[0] == names[1])
     assert all(key.encode() for key in found if key)
 
 
-def test_the_text_of_an_escaped_byte_is_told_from_the_byte(tmp_path: Path) -> None:
+def test_escaped_byte_and_its_text_have_different_keys(tmp_path: Path) -> None:
     write_files(
         tmp_path,
         os.fsdecode(b"caf\xe9.jpg"),
@@ -49,12 +49,12 @@ def test_the_text_of_an_escaped_byte_is_told_from_the_byte(tmp_path: Path) -> No
     assert (by_key["caf\\xe9.jpg"], by_key["caf\\\\xe9.jpg"]) == (b"caf\xe9.jpg", b"caf\\xe9.jpg")
 
 
-def test_names_in_both_unicode_forms_are_two_items(tmp_path: Path) -> None:
+def test_names_in_two_unicode_forms_are_two_items(tmp_path: Path) -> None:
     names = [unicodedata.normalize(form, "é.jpg") for form in ("NFC", "NFD")]
     assert sorted(keys(open_source(write_files(tmp_path, *names)))) == sorted(names)
 
 
-def test_other_spellings_are_unicode_forms_of_each_folder_and_a_leading_dot() -> None:
+def test_other_spellings_vary_unicode_forms_and_a_leading_dot() -> None:
     forms = [
         (unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
         for part in ("é", "ü.jpg")
@@ -69,7 +69,7 @@ def test_other_spellings_are_unicode_forms_of_each_folder_and_a_leading_dot() ->
     assert len(other_spellings("é/" * 40)) < 200
 
 
-def test_an_earlier_versions_keys_are_recognized(tmp_path: Path) -> None:
+def test_keys_of_an_earlier_version_are_recognized(tmp_path: Path) -> None:
     write_files(tmp_path / "photos", "a.jpg", "b.jpg")
     (tmp_path / "list.txt").write_text("./photos/a.jpg\nphotos//b.jpg\n")
     source = open_source(tmp_path / "list.txt")

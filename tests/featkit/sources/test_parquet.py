@@ -35,13 +35,13 @@ IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 def open_table(
     path: Path, columns: dict[str, Any], *, rows_a_group: int = 2, max_bytes: int = 1000
 ) -> Source:
-    """A file of these columns, opened."""
+    """Write a file of these columns, and open it."""
     pq.write_table(pa.table(columns), path, row_group_size=rows_a_group)
     return open_source(path, limits=ImageLimits(max_bytes=max_bytes))
 
 
 def hugging_face(*rows: tuple[bytes | None, str | None] | None) -> pa.Array:
-    """A column as the datasets library writes it."""
+    """Return a column as the datasets library writes it."""
     return pa.array(
         [None if row is None else {"bytes": row[0], "path": row[1]} for row in rows], IMAGE
     )
@@ -92,7 +92,7 @@ def test_rows_of_every_binary_type_are_items(
         source.read(3)
 
 
-def test_a_struct_comes_before_binary_columns_and_image_before_others(tmp_path: Path) -> None:
+def test_structs_come_first_and_then_names_like_image(tmp_path: Path) -> None:
     struct = hugging_face((b"struct", "x.png"))
     columns = {
         "sha256": pa.array([b"h" * 32], pa.binary(32)),
@@ -117,7 +117,7 @@ def test_a_struct_comes_before_binary_columns_and_image_before_others(tmp_path: 
     assert (contents(source), columns_of(source)[0].note) == ([b"m"], None)
 
 
-def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
+def test_column_can_be_chosen_by_name(tmp_path: Path) -> None:
     columns = {
         "image": hugging_face((b"image", "x.png")),
         "mask": pa.array([b"mask"]),
@@ -159,7 +159,7 @@ def test_a_column_is_chosen_by_name(tmp_path: Path) -> None:
         (pa.array([[1, 2, 3]], pa.list_(pa.uint8())), "lists of numbers"),
     ],
 )
-def test_lists_of_images_and_pixels_are_refused_by_name(
+def test_lists_of_images_or_pixels_are_refused(
     tmp_path: Path, values: pa.Array, words: str
 ) -> None:
     with refused(
@@ -168,7 +168,7 @@ def test_lists_of_images_and_pixels_are_refused_by_name(
         open_table(tmp_path / "t.parquet", {"label": [1], "images": values})
 
 
-def test_shards_of_an_embeddings_folder_are_not_taken_for_images(tmp_path: Path) -> None:
+def test_shard_of_an_embeddings_folder_is_refused(tmp_path: Path) -> None:
     columns = {
         "key": ["a"],
         "thumbnail": [b"x"],
@@ -180,7 +180,7 @@ def test_shards_of_an_embeddings_folder_are_not_taken_for_images(tmp_path: Path)
     assert contents(open_source(tmp_path / "t.parquet", column="thumbnail")) == [b"x"]
 
 
-def test_metadata_is_text_and_numbers_and_leaves_out_what_is_null(tmp_path: Path) -> None:
+def test_metadata_is_text_and_numbers_without_nulls(tmp_path: Path) -> None:
     columns = {
         "image": hugging_face((b"x", "kept/beside.png"), (b"y", None)),
         "count": pa.array([2, None], pa.uint16()),
@@ -202,7 +202,7 @@ def test_metadata_is_text_and_numbers_and_leaves_out_what_is_null(tmp_path: Path
     ]
 
 
-def test_class_labels_have_their_names_beside_them_where_the_file_says_so(tmp_path: Path) -> None:
+def test_class_labels_come_with_their_names(tmp_path: Path) -> None:
     features = {
         "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
         "breed": {"names": ["lab"], "_type": "ClassLabel"},
@@ -247,7 +247,7 @@ def test_class_labels_have_their_names_beside_them_where_the_file_says_so(tmp_pa
         assert source.metadata(1) == {"breed": 7, "count": 1}
 
 
-def test_a_column_that_stands_twice_is_passed_over(tmp_path: Path) -> None:
+def test_repeated_column_is_passed_over(tmp_path: Path) -> None:
     table = pa.table(
         [pa.array([b"x"]), pa.array([b"y"]), pa.array([1]), pa.array([2])],
         ["image", "jpg", "n", "n"],
@@ -259,7 +259,7 @@ def test_a_column_that_stands_twice_is_passed_over(tmp_path: Path) -> None:
     ) == ([b"x"], {})
 
 
-def test_a_row_without_a_image_is_an_item_that_says_so(tmp_path: Path) -> None:
+def test_row_without_an_image_is_an_item_with_an_error(tmp_path: Path) -> None:
     source = open_table(
         tmp_path / "t.parquet",
         {"image": hugging_face((b"x", "x.png"), (None, "only/a/path.png"), None)},
@@ -271,7 +271,7 @@ def test_a_row_without_a_image_is_an_item_that_says_so(tmp_path: Path) -> None:
     assert [source.metadata(number) for number in (1, 2)] == [{"path": "only/a/path.png"}, {}]
 
 
-def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+def test_image_over_the_byte_limit_is_refused(tmp_path: Path) -> None:
     source = open_table(
         tmp_path / "t.parquet", {"image": pa.array([b"12345", b"123456"])}, max_bytes=5
     )
@@ -280,7 +280,7 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
         source.read(1)
 
 
-def test_a_file_without_images_or_rows_is_refused(tmp_path: Path) -> None:
+def test_file_without_images_or_rows_is_refused(tmp_path: Path) -> None:
     with refused(
         tmp_path / "t.parquet",
         "has no column of images ({bytes, path} or binary) among: label, url.",
@@ -290,7 +290,7 @@ def test_a_file_without_images_or_rows_is_refused(tmp_path: Path) -> None:
         open_table(tmp_path / "u.parquet", {"image": pa.array([], IMAGE)})
 
 
-def test_what_is_no_whole_parquet_file_is_refused(tmp_path: Path) -> None:
+def test_incomplete_or_other_file_is_refused(tmp_path: Path) -> None:
     open_table(tmp_path / "t.parquet", {"image": hugging_face((image_bytes(), None))})
     whole = (tmp_path / "t.parquet").read_bytes()
     for content in (
@@ -305,7 +305,7 @@ def test_what_is_no_whole_parquet_file_is_refused(tmp_path: Path) -> None:
             open_source(tmp_path / "x.parquet")
 
 
-def test_text_that_is_none_is_an_item_that_says_so(tmp_path: Path) -> None:
+def test_damaged_text_is_an_item_with_an_error(tmp_path: Path) -> None:
     damaged = pa.Array.from_buffers(pa.string(), 1, pa.array([b"\xff\xfe"]).buffers())
     image = pa.StructArray.from_arrays([pa.array([b"x"]), damaged], ["bytes", "path"])
     source = open_table(tmp_path / "t.parquet", {"image": image})
@@ -317,7 +317,7 @@ def test_text_that_is_none_is_an_item_that_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", [0x80, *(pytest.param(value, marks=pytest.mark.slow) for value in (0, 1, 0x7F, 0xFF))]
 )
-def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path, value: int) -> None:
+def test_damaged_footer_never_aborts_the_process(tmp_path: Path, value: int) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(
         pa.table({"image": hugging_face((b"x", "x"), (None, None)), "label": ["a", "b"]}), path
@@ -334,7 +334,7 @@ def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path, value: int) -> Non
 
 
 @pytest.mark.parametrize("cases", CASES)
-def test_any_bytes_are_items_or_refused(cases: int, tmp_path: Path) -> None:
+def test_any_bytes_are_items_or_are_refused(cases: int, tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
 
     def parse(data: bytes) -> None:
@@ -361,7 +361,7 @@ def test_any_bytes_are_items_or_refused(cases: int, tmp_path: Path) -> None:
     fuzz(parse, seeds, cases=cases)
 
 
-def test_a_file_is_read_from_threads_and_after_pickling(tmp_path: Path) -> None:
+def test_file_is_read_from_threads_and_after_pickling(tmp_path: Path) -> None:
     rows = [bytes([number]) * number for number in range(60)]
     source = open_table(
         tmp_path / "t.parquet", {"image": pa.array(rows), "number": list(range(60))}, rows_a_group=7
@@ -405,7 +405,7 @@ def test_metadata_is_read_without_the_images(
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_each_group_is_decoded_once_in_order_and_shuffled_within_groups(
+def test_group_is_decoded_once_in_order_and_shuffled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     monkeypatch.setattr(row_groups, "KEPT_WHOLE", 2**20 if whole else 0)
@@ -418,12 +418,12 @@ def test_each_group_is_decoded_once_in_order_and_shuffled_within_groups(
     row_groups.image_groups.forget()
     assert [source.read(number) for number in order] == [rows[number] for number in order]
     assert [group for group, _ in decoded.starts] == [0, 1, 0, 1]
-    # what was dropped is decoded again, once
+    # groups that were dropped are decoded a second time
     assert [source.read(5) for _ in range(9)] == [rows[5]] * 9
     assert len(decoded.starts) == (4 if whole else 5)
 
 
-def test_rows_from_many_groups_at_once_do_not_decode_them_again_and_again(
+def test_reading_many_groups_in_turn_decodes_each_only_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(row_groups.image_groups, "kept_bytes", 300_000)
@@ -440,10 +440,10 @@ def test_rows_from_many_groups_at_once_do_not_decode_them_again_and_again(
         for group in range(first, first + 5)
     ]
     assert [source.read(number) for number in order] == [rows[number] for number in order]
-    assert len(decoded.starts) < 30  # of 200; ten would be the least
+    assert len(decoded.starts) < 30  # of 200 reads; the minimum would be ten
 
 
-def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(
+def test_damaged_page_costs_only_later_rows_of_its_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [random.Random(number).randbytes(1000) for number in range(60)]
@@ -462,7 +462,7 @@ def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(
         **options,
     )
     data = path.read_bytes()
-    path.write_bytes(data.replace(rows[30], rows[31]))  # a flipped page, not a broken one
+    path.write_bytes(data.replace(rows[30], rows[31]))  # one flipped bit, not a broken header
     monkeypatch.setattr(row_groups, "MAX_BATCH", 5)
     source = open_source(path)
     for number, row in enumerate(rows):
@@ -474,9 +474,7 @@ def test_a_damaged_page_costs_the_rows_after_it_in_its_group_alone(
     assert source.metadata(30) == {}
 
 
-def test_a_damaged_group_is_read_once_and_then_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_group_is_read_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = open_table(
         tmp_path / "t.parquet", {"image": pa.array([b"x" * 99] * 20)}, rows_a_group=10
     )
@@ -498,7 +496,7 @@ def test_a_damaged_group_is_read_once_and_then_refused(
     assert source.read(10) == b"x" * 99
 
 
-def test_a_file_that_was_written_again_is_not_read_by_its_old_footer(tmp_path: Path) -> None:
+def test_changed_file_is_not_read_with_its_old_footer(tmp_path: Path) -> None:
     source = open_table(tmp_path / "t.parquet", {"image": pa.array([b"a", b"b"])})
     os.utime(tmp_path / "t.parquet", ns=(1, 1))
     assert source.read(0) == b"a"
@@ -531,9 +529,7 @@ print(metadata - before, peak() - before)
 @pytest.mark.parametrize(
     ("order", "times"), [("ordered", 2), pytest.param("shuffled", 4, marks=pytest.mark.slow)]
 )
-def test_memory_is_at_most_twice_a_row_group_in_order(
-    tmp_path: Path, order: str, times: int
-) -> None:
+def test_memory_in_order_is_at_most_two_row_groups(tmp_path: Path, order: str, times: int) -> None:
     rows = [{"bytes": os.urandom(2**20), "path": "x"} for _ in range(64)]
     for name, count in (("small", 1), ("large", 64)):
         table = pa.table({"image": pa.array(rows[:count], IMAGE)})
@@ -553,14 +549,14 @@ def test_memory_is_at_most_twice_a_row_group_in_order(
     assert whole < times * 64 * 2**20 + 24 * 2**20
 
 
-def test_a_column_may_be_named_in_another_unicode_form(tmp_path: Path) -> None:
+def test_column_can_be_named_in_another_unicode_form(tmp_path: Path) -> None:
     columns = {"foto_café": pa.array([b"one"]), "image": pa.array([b"two"])}
     pq.write_table(pa.table(columns), tmp_path / "t.parquet")
     source = open_source(tmp_path / "t.parquet", column="foto_cafe\u0301")
     assert (contents(source), image_column(source)) == ([b"one"], "foto_café")
 
 
-def test_two_columns_of_images_with_one_name_are_refused_by_it(tmp_path: Path) -> None:
+def test_repeated_column_of_images_is_refused(tmp_path: Path) -> None:
     drawn = pa.array([b"x"])
     pq.write_table(
         pa.Table.from_arrays([drawn, drawn], names=["image", "image"]), tmp_path / "t.parquet"
@@ -573,10 +569,8 @@ def test_two_columns_of_images_with_one_name_are_refused_by_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("in_struct", [False, True])
-def test_a_dictionary_of_images_is_not_kept_once_for_each_batch(
-    tmp_path: Path, in_struct: bool
-) -> None:
-    # in pairs, which share a value
+def test_dictionary_of_images_is_kept_once(tmp_path: Path, in_struct: bool) -> None:
+    # in pairs that share a value
     drawn = [bytes([row // 2]) * 2**20 if row != 5 else None for row in range(40)]
     values = pa.array(drawn, pa.binary()).dictionary_encode()
     if in_struct:

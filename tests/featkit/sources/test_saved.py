@@ -1,5 +1,4 @@
-"""Data sets by save_to_disk: the library's own folders, read without it, whole or split, ordered,
-damaged."""
+"""Data sets by save_to_disk, read without the library: whole, split, ordered or damaged."""
 
 from __future__ import annotations
 
@@ -29,14 +28,14 @@ from tests.sentences import refused
 
 
 def save(folder: Path, count: int = 5, *, num_shards: int = 1) -> list[bytes]:
-    """A folder of the library's; the images in it."""
+    """Save a data set with the library; return the images in it."""
     images = draw_images(count)
     make_dataset(images).save_to_disk(folder, num_shards=num_shards)
     return images
 
 
 def save_splits(folder: Path) -> None:
-    """Two splits of one and two rows."""
+    """Save two splits, of one and two rows."""
     images = draw_images(3)
     library().DatasetDict(
         {"train": make_dataset(images[:2]), "test": make_dataset(images[2:])}
@@ -50,7 +49,7 @@ def write_stream(path: Path, columns: dict[str, pa.Array], *, rows_a_batch: int 
 
 
 def write_by_hand(folder: Path, columns: dict[str, pa.Array]) -> Path:
-    """A folder in the published layout, without the library."""
+    """Write a folder in the documented layout, without the library."""
     folder.mkdir()
     write_stream(folder / "data-00000-of-00001.arrow", columns)
     (folder / "state.json").write_text(
@@ -65,9 +64,7 @@ def contents_in_another_process(source: Source) -> list[bytes]:
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])
-def test_rows_of_a_saved_data_set_are_items_with_their_labels_names(
-    tmp_path: Path, num_shards: int
-) -> None:
+def test_rows_are_items_with_label_names(tmp_path: Path, num_shards: int) -> None:
     images = save(tmp_path / "pets", num_shards=num_shards)
     source = open_source(tmp_path / "pets")
     assert keys(source) == [f"pets/{number}" for number in range(5)]
@@ -85,7 +82,7 @@ def test_rows_of_a_saved_data_set_are_items_with_their_labels_names(
             source.read(number)
 
 
-def test_a_saved_data_set_is_read_without_the_library(tmp_path: Path) -> None:
+def test_saved_data_set_is_read_without_the_library(tmp_path: Path) -> None:
     save(tmp_path / "pets")
     program = (
         "import sys; sys.modules['datasets'] = None\nfrom featkit.sources import open_source;"
@@ -94,14 +91,14 @@ def test_a_saved_data_set_is_read_without_the_library(tmp_path: Path) -> None:
     assert run_python(program) == (0, "dog\n", "")
 
 
-def test_a_split_is_named_by_its_folder_and_its_keys_by_both(tmp_path: Path) -> None:
+def test_keys_of_a_split_begin_with_both_folders(tmp_path: Path) -> None:
     save_splits(tmp_path / "pets")
     assert keys(open_source(tmp_path / "pets" / "train")) == ["pets/train/0", "pets/train/1"]
     assert keys(open_source(f"hf:{tmp_path}/pets:test")) == ["pets/test/0"]
     assert open_source(f"hf:{tmp_path}/pets:test").name == f"hf:{tmp_path}/pets:test"
 
 
-def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there_are(
+def test_unnamed_or_missing_split_is_refused_with_a_list(
     tmp_path: Path,
 ) -> None:
     save_splits(tmp_path / "pets")
@@ -118,12 +115,12 @@ def test_several_splits_and_a_split_that_is_missing_are_refused_with_those_there
         open_source(f"hf:{tmp_path}/one:train")
 
 
-def test_the_only_split_needs_no_name(tmp_path: Path) -> None:
+def test_only_split_needs_no_name(tmp_path: Path) -> None:
     library().DatasetDict({"train": make_dataset(draw_images(2))}).save_to_disk(tmp_path / "pets")
     assert keys(open_source(tmp_path / "pets")) == ["pets/train/0", "pets/train/1"]
 
 
-def test_a_selection_or_shuffle_that_was_saved_is_the_order_of_items(tmp_path: Path) -> None:
+def test_saved_selection_or_shuffle_is_the_order_of_items(tmp_path: Path) -> None:
     shuffled = make_dataset(draw_images(6)).select([4, 0, 3])
     shuffled.save_to_disk(tmp_path / "new")
     assert contents(open_source(tmp_path / "new")) == [draw_images(6)[row] for row in (4, 0, 3)]
@@ -144,7 +141,7 @@ def test_a_selection_or_shuffle_that_was_saved_is_the_order_of_items(tmp_path: P
         open_source(folder)
 
 
-def test_a_row_without_a_image_is_an_item_that_says_so(tmp_path: Path) -> None:
+def test_row_without_an_image_is_an_item_with_an_error(tmp_path: Path) -> None:
     make_dataset([draw_images(1)[0], None]).save_to_disk(tmp_path / "pets")
     source = open_source(tmp_path / "pets")
     assert source.read(0) == draw_images(1)[0]
@@ -152,7 +149,7 @@ def test_a_row_without_a_image_is_an_item_that_says_so(tmp_path: Path) -> None:
         source.read(1)
 
 
-def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
+def test_image_over_the_byte_limit_is_refused(tmp_path: Path) -> None:
     source = open_source(
         write_by_hand(tmp_path / "p", {"image": pa.array([b"12", b"123"])}),
         limits=ImageLimits(max_bytes=2),
@@ -162,7 +159,7 @@ def test_the_limit_of_bytes_holds(tmp_path: Path) -> None:
         source.read(1)
 
 
-def test_a_data_set_without_images_or_rows_is_refused(tmp_path: Path) -> None:
+def test_data_set_without_images_or_rows_is_refused(tmp_path: Path) -> None:
     with refused(
         "data-00000-of-00001.arrow has no column of images ({bytes, path} or binary) among: label."
     ):
@@ -171,7 +168,7 @@ def test_a_data_set_without_images_or_rows_is_refused(tmp_path: Path) -> None:
         open_source(write_by_hand(tmp_path / "b", {"image": pa.array([], pa.binary())}))
 
 
-def test_a_file_that_is_not_whole_is_an_item_and_refused_by_itself(tmp_path: Path) -> None:
+def test_incomplete_file_is_an_item_or_refused_if_alone(tmp_path: Path) -> None:
     images = save(tmp_path / "pets", 6, num_shards=3)
     file = tmp_path / "pets" / "data-00001-of-00003.arrow"
     whole = file.read_bytes()
@@ -233,9 +230,7 @@ def test_batches_before_a_cut_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "missing"])
-def test_rows_before_the_damage_are_read_where_they_have_an_order_of_their_own(
-    tmp_path: Path, damage: str
-) -> None:
+def test_rows_before_damage_are_read_in_a_saved_order(tmp_path: Path, damage: str) -> None:
     images = save(tmp_path / "pets", 6, num_shards=3)
     note = tmp_path / "pets" / "state.json"
     write_stream(
@@ -255,13 +250,13 @@ def test_rows_before_the_damage_are_read_where_they_have_an_order_of_their_own(
     source = pickle.loads(pickle.dumps(open_source(tmp_path / "pets")))
     assert keys(source) == [f"pets/{number}" for number in range(6)]
     assert [source.read(number) for number in (1, 3)] == [images[0], images[1]]
-    for number in (0, 2, 4, 5):  # of the third file too: which of its rows is row 4 is not known
+    for number in (0, 2, 4, 5):  # in the third file, too: its first row is unknown
         with refused(file):
             source.read(number)
         assert (source.metadata(number), source.file(number)) == ({}, file)
 
 
-def test_a_damaged_order_of_rows_is_refused(tmp_path: Path) -> None:
+def test_damaged_order_of_rows_is_refused(tmp_path: Path) -> None:
     folder = write_by_hand(tmp_path / "old", {"image": pa.array([b"0", b"1"])})
     write_stream(folder / "order.arrow", {"indices": pa.array([1, 0], pa.uint64())})
     state = json.loads((folder / "state.json").read_text())
@@ -279,14 +274,14 @@ def test_a_damaged_order_of_rows_is_refused(tmp_path: Path) -> None:
     "note",
     ["", "[]", '{"_data_files": [{"filename": "../other.arrow"}]}', '{"_data_files": ["a.arrow"]}'],
 )
-def test_a_note_that_names_no_files_of_the_folder_is_refused(tmp_path: Path, note: str) -> None:
+def test_files_outside_the_folder_are_refused(tmp_path: Path, note: str) -> None:
     folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"x"])})
     (folder / "state.json").write_text(note)
     with refused(folder / "state.json", "write the data set again."):
         open_source(folder)
 
 
-def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_column_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     folder = write_by_hand(tmp_path / "p", {"image": pa.array([b"x"]), "label": pa.array([1])})
     file = folder / "data-00000-of-00001.arrow"
     file.write_bytes(file.read_bytes().replace(b"label", b"la\xffel"))
@@ -294,13 +289,13 @@ def test_a_column_whose_name_is_no_text_is_refused(tmp_path: Path) -> None:
         open_source(folder)
 
 
-def test_a_folder_that_only_has_a_note_of_that_name_is_a_folder_of_images(tmp_path: Path) -> None:
+def test_folder_with_only_a_state_file_is_a_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "state.json").write_text("{}")
     (tmp_path / "x.jpg").write_bytes(b"x")
     assert keys(open_source(tmp_path)) == ["x.jpg"]
 
 
-def test_offsets_that_point_out_of_the_file_are_an_item_that_says_so(tmp_path: Path) -> None:
+def test_offsets_out_of_the_file_are_an_item_with_an_error(tmp_path: Path) -> None:
     rows = pa.array([b"one", b"two", b"three"])
     folder = write_by_hand(tmp_path / "p", {"image": rows, "label": pa.array([1, 2, 3])})
     file = folder / "data-00000-of-00001.arrow"
@@ -321,7 +316,7 @@ def test_offsets_that_point_out_of_the_file_are_an_item_that_says_so(tmp_path: P
         st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6
     )
 )
-def test_a_damaged_file_is_items_or_one_input_error(
+def test_damaged_file_is_items_or_one_input_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[float, int]]
 ) -> None:
     image = pa.array([{"bytes": b"x", "path": "x"}, {"bytes": b"y", "path": "y"}])
@@ -343,7 +338,7 @@ def test_a_damaged_file_is_items_or_one_input_error(
             raise error
 
 
-def test_a_saved_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_path: Path) -> None:
+def test_saved_data_set_is_read_from_threads_pickles_and_forks(tmp_path: Path) -> None:
     images = save(tmp_path / "pets", 60, num_shards=3)
     source = open_source(tmp_path / "pets")
     copy = pickle.loads(pickle.dumps(source))
@@ -355,7 +350,7 @@ def test_a_saved_data_set_is_read_from_threads_after_pickling_and_in_a_fork(tmp_
         assert contents_in_another_process(source) == images
 
 
-def test_a_column_is_chosen_by_name_in_a_folder_and_through_the_library(tmp_path: Path) -> None:
+def test_column_can_be_chosen_with_and_without_the_library(tmp_path: Path) -> None:
     struct = pa.array(
         [{"bytes": b"struct", "path": None}],
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),

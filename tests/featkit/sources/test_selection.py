@@ -1,4 +1,4 @@
-"""`--include` and `--exclude`, and what is said of what was passed over."""
+"""`--include` and `--exclude`, and the description of what is passed over."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def test_exclude_leaves_the_rest(tmp_path: Path, exclude: list[str], left: str) 
         (["f.scan", "**/c.*"], ["f.scan", "x/raw/c.jpg"]),
     ],
 )
-def test_include_narrows_and_takes_in_what_it_names(
+def test_include_narrows_and_adds_what_it_names(
     tmp_path: Path, include: list[str], left: list[str]
 ) -> None:
     source = open_source(write_files(tmp_path, *FILES), selection=Selection(include=include))
     assert sorted(keys(source)) == left
 
 
-def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_image(
+def test_include_of_everything_adds_nothing_hidden(
     tmp_path: Path,
 ) -> None:
     write_files(tmp_path, *FILES, "@eaDir/x.jpg", "raw/.x.jpg", "raw/x.xmp")
@@ -76,7 +76,7 @@ def test_include_of_everything_takes_in_nothing_that_is_hidden_or_no_image(
     assert "a.jpg" in keys(source)
 
 
-def test_what_is_excluded_or_not_included_is_counted(tmp_path: Path) -> None:
+def test_files_not_selected_are_counted(tmp_path: Path) -> None:
     write_files(tmp_path, *FILES)
     source = open_source(
         tmp_path, selection=Selection(include=["*.jpg"], exclude=["deep", "[[]*/*"])
@@ -91,7 +91,7 @@ def test_what_is_excluded_or_not_included_is_counted(tmp_path: Path) -> None:
     }
 
 
-def test_patterns_choose_among_the_keys_of_archives_and_lists(tmp_path: Path) -> None:
+def test_patterns_apply_to_keys_of_archives_and_lists(tmp_path: Path) -> None:
     write_tar(tmp_path / "t.tar", [("cat/1.jpg", b"1"), ("dog/2.jpg", b"2")])
     assert keys(open_source(tmp_path / "t.tar", selection=Selection(exclude=["dog"]))) == [
         "t.tar/cat/1.jpg"
@@ -105,13 +105,13 @@ def test_patterns_choose_among_the_keys_of_archives_and_lists(tmp_path: Path) ->
         open_source(tmp_path / "list.txt", selection=Selection(include=["bird"]))
 
 
-def test_a_pattern_of_nothing_is_refused() -> None:
+def test_empty_pattern_is_refused() -> None:
     for pattern in ("", "/", "./"):
         with refused("--exclude", "matches nothing"):
             Selection(exclude=[pattern])
 
 
-def test_files_of_an_archive_are_picked_by_the_same_rule() -> None:
+def test_members_of_an_archive_follow_the_same_rule() -> None:
     paths = [
         "p.jpg",
         "@eaDir/a.jpg",
@@ -133,7 +133,7 @@ def test_files_of_an_archive_are_picked_by_the_same_rule() -> None:
     }
 
 
-def test_what_was_passed_over_is_one_line() -> None:
+def test_skipped_files_are_described_on_one_line() -> None:
     assert skipped_in_words({}) is None
     counts = {
         ".jxl": 3,
@@ -165,7 +165,7 @@ def test_what_was_passed_over_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("option", ["include", "exclude"])
-def test_a_negated_pattern_is_refused_with_the_way_out(tmp_path: Path, option: str) -> None:
+def test_negated_pattern_is_refused_with_advice(tmp_path: Path, option: str) -> None:
     write_files(tmp_path, "!a.jpg", "b.jpg")
     other = "exclude" if option == "include" else "include"
     with refused(f"--{option} '!a.jpg' negates a pattern", f"use --{other}, or '?a.jpg'"):

@@ -1,4 +1,4 @@
-"""What lies below a folder: links, and folders of systems and of featkit itself."""
+"""Walking a folder: links, system folders, and folders written by featkit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SYSTEM += [
 ]
 
 
-def test_folders_that_systems_keep_are_passed_over_and_each_is_named(tmp_path: Path) -> None:
+def test_system_folders_are_passed_over_and_named(tmp_path: Path) -> None:
     source = open_source(write_files(tmp_path, "p.jpg", *SYSTEM, "2023/@eaDir/x.jpg", "2023/q.jpg"))
     assert keys(source) == ["2023/q.jpg", "p.jpg"]
     assert source.skipped["system folder (@eaDir)"] == 2
@@ -31,7 +31,7 @@ def test_folders_that_systems_keep_are_passed_over_and_each_is_named(tmp_path: P
     assert sum(source.skipped.values()) == len(SYSTEM) + 1
 
 
-def test_a_file_and_its_links_are_one_item(tmp_path: Path) -> None:
+def test_file_and_its_links_are_one_item(tmp_path: Path) -> None:
     root = write_files(tmp_path / "root", "p.jpg")
     write_files(tmp_path, "outside.jpg")
     (root / "a-link.jpg").symlink_to("p.jpg")
@@ -43,7 +43,7 @@ def test_a_file_and_its_links_are_one_item(tmp_path: Path) -> None:
     assert source.skipped == {"link to a file already taken": 3}
 
 
-def test_links_to_folders_are_counted_and_followed_where_asked(tmp_path: Path) -> None:
+def test_links_to_folders_are_counted_or_followed(tmp_path: Path) -> None:
     root = write_files(tmp_path / "root", "a/1.jpg", "z/2.jpg")
     write_files(tmp_path, "outside/3.jpg", "outside/sub/4.jpg")
     (root / "0-same").symlink_to(root / "z")
@@ -73,21 +73,21 @@ def test_links_to_folders_are_counted_and_followed_where_asked(tmp_path: Path) -
         ("photos.index/catalogue.sqlite", "listing.json", "a.png"),
     ],
 )
-def test_folders_that_featkit_wrote_are_passed_over(tmp_path: Path, made: tuple[str, ...]) -> None:
+def test_folders_written_by_featkit_are_passed_over(tmp_path: Path, made: tuple[str, ...]) -> None:
     write_files(tmp_path, "1.jpg", "sub/2.jpg", *(f"sub/own/{name}" for name in made))
     source = open_source(tmp_path)
     assert keys(source) == ["1.jpg", "sub/2.jpg"]
     assert source.skipped == {"featkit folder": 1}
 
 
-def test_a_folder_of_images_with_a_config_of_another_program_is_read(tmp_path: Path) -> None:
+def test_folder_with_the_config_of_another_program_is_read(tmp_path: Path) -> None:
     source = open_source(
         write_files(tmp_path, "a/config.yaml", "a/1.jpg", "b/plan.json", "b/2.jpg")
     )
     assert keys(source) == ["a/1.jpg", "b/2.jpg"]
 
 
-def test_what_the_command_itself_writes_is_passed_over_whether_it_exists_or_not(
+def test_output_of_the_command_itself_is_passed_over(
     tmp_path: Path,
 ) -> None:
     root = write_files(tmp_path / "root", "1.jpg", "out/half-written.jpg")
@@ -98,7 +98,7 @@ def test_what_the_command_itself_writes_is_passed_over_whether_it_exists_or_not(
         )
 
 
-def test_a_raw_file_is_an_item_unless_its_jpeg_lies_beside_it(tmp_path: Path) -> None:
+def test_raw_file_is_an_item_unless_its_jpeg_is_next_to_it(tmp_path: Path) -> None:
     root = write_files(
         tmp_path,
         "a/1.CR2",
@@ -115,7 +115,7 @@ def test_a_raw_file_is_an_item_unless_its_jpeg_lies_beside_it(tmp_path: Path) ->
     assert source.skipped == {"raw file next to its JPEG": 2}
 
 
-def test_files_that_are_not_read_are_counted_by_suffix(tmp_path: Path) -> None:
+def test_other_files_are_counted_by_suffix(tmp_path: Path) -> None:
     names = ["a.jpg", "a.XMP", "b.xmp", "c.mp4", "Makefile", "d.12345", "e.what a suffix", "f.jpg~"]
     listing = list_folder(write_files(tmp_path, *names), EVERYTHING)
     assert listing.skipped == {
