@@ -17,7 +17,7 @@ D width, A attention heads, d = D / A. Tokens are in the order class token, regi
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,12 +37,13 @@ PLAIN_ATTENTION_TOKENS = 300
 Rotation = tuple[Tensor, Tensor]  # sine and cosine, each (P, d)
 
 
-class Encoded(NamedTuple):
-    """The intermediates of one forward pass, before the last norm."""
+class Intermediates(NamedTuple):
+    """The intermediates after one block."""
 
+    layer: int  # counted from 1
     grid: tuple[int, int]  # (h, w)
-    layers: dict[int, Tensor]  # (B, N, D) after each layer asked for, counted from 1
-    class_attention: Tensor | None  # (B, A, N) of the class token in the last block
+    tokens: Tensor  # (B, N, D), before the last norm
+    class_attention: Tensor | None  # (B, A, N), how much the class token attends to each token
 
 
 class VisionTransformer(Backbone):
@@ -85,17 +86,17 @@ class VisionTransformer(Backbone):
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
         """Return Features of `layers`, counted from 1, each after the last norm; see Backbone."""
-        encoded = self.encode(images, layers=layers, attention=attention)
-        features = []
-        for layer in layers:
-            tokens = self.norm(encoded.layers[layer])
-            patches = torch.unflatten(tokens[:, self.prefix :], 1, encoded.grid)  # (B, h, w, D)
-            features.append(Features(tokens[:, 0], patches))
-        weights = encoded.class_attention
-        if weights is not None:
-            weights = weights[..., self.prefix :]  # (B, A, P)
-            weights = torch.unflatten(weights, -1, encoded.grid)  # (B, A, h, w)
-        return Activations(tuple(features), weights)
+        features, class_attention = {}, None
+        for after in self.run_blocks(images, attention=attention):
+            if after.class_attention is not None:
+                of_patches = after.class_attention[..., self.prefix :]  # (B, A, P)
+                class_attention = torch.unflatten(of_patches, -1, after.grid)  # (B, A, h, w)
+            if after.layer in layers:
+                tokens = self.norm(after.tokens)
+                class_token, patches = tokens[:, 0], tokens[:, self.prefix :]  # (B, D), (B, P, D)
+                patches = torch.unflatten(patches, 1, after.grid)  # (B, h, w, D)
+                features[after.layer] = Features(class_token, patches)
+        return Activations(tuple(features[layer] for layer in layers), class_attention)
 
     def student_forward(
         self,
@@ -107,47 +108,40 @@ class VisionTransformer(Backbone):
         class_only: bool = False,
     ) -> Features:
         """Return Features of the last layer as a student in training needs them; see Backbone."""
-        encoded = self.encode(
-            images, layers=(self.depth,), masked=masked, noise=noise, class_only=class_only
-        )
-        tokens = encoded.layers[self.depth]
+        for last in self.run_blocks(images, masked=masked, noise=noise, class_only=class_only):  # noqa: B007
+            pass  # only the last layer is wanted
         # Two norms, not one: DINOv3 has a separate norm for the class tokens of small crops.
-        class_token = (self.norm if norm is None else norm)(tokens[:, 0])  # (B, D)
+        class_token = (self.norm if norm is None else norm)(last.tokens[:, 0])  # (B, D)
         if class_only:
-            return Features(class_token, tokens.new_zeros(len(tokens), 0, 0, self.width))
-        patches = self.norm(tokens[:, self.prefix :])
-        return Features(class_token, torch.unflatten(patches, 1, encoded.grid))  # (B, h, w, D)
+            return Features(class_token, last.tokens.new_zeros(len(images), 0, 0, self.width))
+        patches = self.norm(last.tokens[:, self.prefix :])  # (B, P, D)
+        return Features(class_token, torch.unflatten(patches, 1, last.grid))  # (B, h, w, D)
 
-    def encode(
+    def run_blocks(
         self,
         images: Tensor,
         *,
-        layers: Container[int],
         masked: Masked | None = None,
         noise: Noise = NO_NOISE,
         class_only: bool = False,
         attention: bool = False,
-    ) -> Encoded:
-        """Run the blocks over the images' tokens and keep what is asked for.
+    ) -> Iterator[Intermediates]:
+        """Run the blocks over the images' tokens, and yield the intermediates after each.
 
         class_only: the last block computes only the class token, (B, 1, D).
-        attention: keep the last block's attention weights of the class token.
+        attention: the last block also gives the class token's attention weights.
         """
         tokens, grid = self.tokenize(images, masked=masked)
         rotation = self.rotation(grid, scale=noise.rotary_scale)
-        kept: dict[int, Tensor] = {}
-        class_attention = None
         for layer, block in enumerate(self.blocks, start=1):
             is_last = layer == self.depth
             rows = noise.of_block(layer - 1)
             inputs = (tokens, rotation, rows, class_only and is_last, attention and is_last)
             if self.checkpoint_activations and torch.is_grad_enabled():
-                tokens, class_attention = checkpoint(block, *inputs, use_reentrant=False)
+                tokens, weights = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                tokens, class_attention = block(*inputs)
-            if layer in layers:
-                kept[layer] = tokens
-        return Encoded(grid, kept, class_attention)
+                tokens, weights = block(*inputs)
+            yield Intermediates(layer, grid, tokens, weights)
 
     def tokenize(
         self, images: Tensor, *, masked: Masked | None = None
@@ -157,7 +151,7 @@ class VisionTransformer(Backbone):
         Masked patches become the mask token, and keep their positions (iBOT; DINOv2's code).
         """
         patch_map = self.patch_embed(images)  # (B, D, h, w)
-        grid = patch_map.shape[2], patch_map.shape[3]
+        batch, _, height, width = patch_map.shape
         patches = patch_map.flatten(2).transpose(1, 2)  # (B, P, D)
         if masked is not None:
             is_masked = masked.masks.flatten(1)[:, :, None]  # (B, P, 1)
@@ -167,12 +161,12 @@ class VisionTransformer(Backbone):
             rule = positions.ResampleRule(
                 offset=self.config.position_offset, antialias=self.config.position_antialias
             )
-            table = positions.resample_table(self.patch_positions, *grid, rule=rule)  # (h, w, D)
-            patches = patches + table.flatten(0, 1)  # (B, P, D)
+            table = positions.resample_table(self.patch_positions, height, width, rule=rule)
+            patches = patches + table.flatten(0, 1)  # (h, w, D) to (P, D), added to (B, P, D)
             class_token = class_token + self.class_position
         prefix = torch.cat([class_token, self.registers], dim=1)  # (1, 1 + R, D)
-        prefix = prefix.expand(patch_map.shape[0], -1, -1)  # (B, 1 + R, D)
-        return torch.cat([prefix, patches], dim=1), grid  # (B, N, D)
+        prefix = prefix.expand(batch, -1, -1)  # (B, 1 + R, D)
+        return torch.cat([prefix, patches], dim=1), (height, width)  # (B, N, D)
 
     def rotation(self, grid: tuple[int, int], *, scale: float = 1.0) -> Rotation | None:
         """Return the rotary angles of a grid of patches; None if positions are learned."""
@@ -292,9 +286,11 @@ def add_rows(tokens: Tensor, branch: Tensor, kept: Tensor | None) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Return softmax(q k^T / sqrt(d)) v of (B, A, N, d) tensors, by the faster of two ways."""
-    is_short = q.device.type == "cpu" and q.shape[2] <= PLAIN_ATTENTION_TOKENS
-    # The ONNX exporter expands the fused form into nine more nodes per block.
-    if is_short or torch.compiler.is_exporting():
+    # Exporting comes first: the ONNX exporter expands the fused form into nine more nodes per block,
+    # and a comparison with the number of tokens would end up in the graph.
+    if torch.compiler.is_exporting() or (
+        q.device.type == "cpu" and q.shape[2] <= PLAIN_ATTENTION_TOKENS
+    ):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, A, N, N)
         return scores.softmax(dim=-1) @ v  # (B, A, N, d)
     return F.scaled_dot_product_attention(q, k, v)
