@@ -376,7 +376,7 @@ def test_a_file_with_heads_and_one_without_are_not_taken_for_each_other(
         ),
         (
             lambda header: header["classifier"].update(arch="timm:resnet999"),
-            "has a header that cannot be used: timm knows no",
+            "has a header that cannot be used: timm has no",
         ),
         (lambda header: header["classifier"].update(color=1), "has a header that cannot be used"),
         (lambda header: header["classifier"].pop("exits"), "has a header that cannot be used"),

@@ -215,7 +215,7 @@ def test_they_have_one_layer_and_no_attention(make: Any) -> None:
     assert (backbone.depth, backbone.has_attention) == (1, False)
     assert backbone.activations(images, layers=(1,)).attention is None
     for layers, attention in (((2,), False), ((1, 1), False), ((), False), ((1,), True)):
-        with pytest.raises(ValueError, match="last layer alone"):
+        with pytest.raises(ValueError, match="only its last layer"):
             backbone.activations(images, layers=layers, attention=attention)
 
 

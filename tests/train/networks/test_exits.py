@@ -299,5 +299,5 @@ def test_an_exit_that_is_not_there_is_not_cut() -> None:
     for number in (0, 4):
         with pytest.raises(ValueError, match="exits 1 to 3"):
             backbone.cut(number)
-    with pytest.raises(ValueError, match="last layer alone"):
+    with pytest.raises(ValueError, match="only its last layer"):
         backbone.cut(1).activations(draw_images(), layers=(2,))

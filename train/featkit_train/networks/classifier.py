@@ -1,8 +1,7 @@
-"""Any classifier of timm's or torchvision's, with exits on the way where wanted, and a head for
-each.
+"""Any timm or torchvision classifier, with optional early exits and one head for each.
 
-Letters: B images, (H, W) pixels, (h, w) places, E exits (the deepest last), D width of its
-vector, K classes.
+Letters: B images, (H, W) pixels, (h, w) positions of the last map, E exits (the deepest last), D
+width of an exit's vector, K classes.
 """
 
 from __future__ import annotations
@@ -42,14 +41,13 @@ class ClassifierConfig:
         library, _, name = self.arch.partition(":")
         if library not in LIBRARIES or not name:
             raise InputError(
-                f"classifier.arch is {self.arch!r}; write timm:NAME or torchvision:NAME, such as"
+                f"classifier.arch is {self.arch!r}. Write timm:NAME or torchvision:NAME, such as"
                 " timm:resnet18."
             )
 
 
 class Outputs(NamedTuple):
-    """logits (E, B, K) and vectors (E, B, D) of the exits, the deepest last, and patch_tokens (B,
-    h, w, D) of the deepest."""
+    """Logits (E, B, K) and vectors (E, B, D) of all exits, patch tokens (B, h, w, D) of the deepest."""
 
     logits: Tensor
     vectors: Tensor
@@ -57,8 +55,10 @@ class Outputs(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """A backbone with one Linear for each of its exits, drawn as torch draws them, which the
-    ResNets of both libraries keep."""
+    """A backbone with a Linear head for each of its exits.
+
+    Heads keep torch's default initialization, as in the ResNets of both libraries.
+    """
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(backbone.width, num_classes) for _ in range(num_exits))
 
     def forward(self, images: Tensor) -> Outputs:
-        """Outputs of images (B, 3, H, W), all from one pass."""
+        """Return the outputs of images (B, 3, H, W), all from one pass."""
         backbone = self.backbone
         exits = (
             backbone.all_exits(images)
@@ -75,17 +75,17 @@ class Classifier(nn.Module):
             else (backbone(images),)
         )
         logits = [head(each.class_token) for head, each in zip(self.heads, exits, strict=True)]
-        # cat, not stack: in mixed precision an exit may end in a float32 norm and the next in a
-        # bfloat16 mean.
-        vectors = torch.cat([each.class_token[None] for each in exits])
+        # cat promotes types, stack does not: in mixed precision one exit may end in a float32 norm
+        # and the next in a bfloat16 mean.
+        vectors = torch.cat([each.class_token[None] for each in exits])  # (E, B, D)
         return Outputs(torch.stack(logits), vectors, exits[-1].patch_tokens)
 
 
 def build_backbone(config: ClassifierConfig) -> Backbone:
-    """The network without its classifier, with fresh weights as its library draws them, of torch's
-    global generator.
+    """Build the network without its classifier, initialized by its library.
 
-    InputError for a name, an option, a stem or exits that it has not.
+    Weights come from torch's global generator. InputError for an unknown name or option, and for a
+    stem or exits that the network cannot have.
     """
     library, _, name = config.arch.partition(":")
     try:
@@ -103,7 +103,7 @@ def build_backbone(config: ClassifierConfig) -> Backbone:
         AssertionError,
         RuntimeError,
     ) as error:
-        # The library says no before it has done anything, in whatever class its author chose.
+        # Each architecture refuses its arguments with an exception class of its author's choice.
         raise InputError(
             f"{config.arch} cannot be built with the options {config.options}: {first_line(error)}."
         ) from error

@@ -1,10 +1,11 @@
-"""A network with exits on the way, each of the deepest's width (Be Your Own Teacher, arXiv
-1905.08094, section 3).
+"""A network with early exits, all as wide as the deepest (Be Your Own Teacher, arXiv 1905.08094).
 
-Letters: B images, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
-Stages and exits are counted from 1, and the deepest exit is the last. Bottlenecks are the paper's
-(figure 2); that there is one for each stage left out, and their sizes, are ours, as are exits of
-transformers, which the paper has not.
+Letters: B images, (H, W) pixels, (h, w) positions, C channels of a stage, D width of the deepest.
+Stages and exits are counted from 1, and the deepest exit is the last.
+
+Exits of a CNN are bottlenecks as in the paper's figure 2. Their sizes, and one bottleneck for each
+stage that an exit skips, are our choice. So are exits of transformers, which the paper does not
+have.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from featkit.errors import InputError
 from featkit_train.networks.base import Activations, Backbone, Features
 from featkit_train.networks.trunks import Stage, Trunk
 
-# how much narrower the middle of a bottleneck is than what it gives; a ResNet's own number
+# The middle of a bottleneck is this many times narrower than its output, as in ResNets.
 NARROWING = 4
 
 
 class ExitedBackbone(Backbone):
-    """A trunk with an exit after each of the stages `exits`, and the deepest; depth: how many there
-    are with it.
+    """A trunk with an exit after each of the stages `exits`, and the deepest exit at its end.
 
-    The class token of an exit is its vector (B, D); its patch tokens are the map of its stage, (B,
-    h, w, C), in a transformer behind the exit's norm. InputError for a stage that is not there.
+    depth: number of exits, with the deepest. The class token of an exit is its vector (B, D). Its
+    patch tokens are its stage's map (B, h, w, C), in a transformer after the exit's norm.
+    InputError for a stage that the trunk does not have.
     """
 
     def __init__(self, trunk: Trunk, exits: Sequence[int]) -> None:
@@ -37,8 +38,8 @@ class ExitedBackbone(Backbone):
         if not exits or list(exits) != sorted({stage for stage in exits if 1 <= stage <= last}):
             what = "blocks" if trunk.in_blocks else "stages"
             raise InputError(
-                f"exits can be after the {what} 1 to {last}, since the deepest of {last + 1} has"
-                f" one already, each named once and in ascending order, not {list(exits)}."
+                f"exits can be after the {what} 1 to {last}, each named once and in ascending"
+                f" order, not {list(exits)}; the deepest of {last + 1} always has one."
             )
         self.trunk, self.stages = trunk, tuple(exits)
         self.exits = nn.ModuleList(_exit_after(stage, trunk) for stage in exits)
@@ -46,8 +47,10 @@ class ExitedBackbone(Backbone):
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Features of the exits `layers`; those not asked for are not computed. ValueError for one
-        that is not there."""
+        """Return Features of the exits `layers`, and compute no others.
+
+        ValueError for an exit that the network does not have.
+        """
         wrong = [layer for layer in layers if not 1 <= layer <= self.depth]
         if wrong or attention:
             raise ValueError(
@@ -55,21 +58,20 @@ class ExitedBackbone(Backbone):
             )
         wanted = sorted(set(layers) - {self.depth})
         stages, deepest = self.trunk(images, [self.stages[layer - 1] for layer in wanted])
-        found = {
+        features = {
             layer: self.exits[layer - 1](stage) for layer, stage in zip(wanted, stages, strict=True)
         }
-        found[self.depth] = deepest
-        return Activations(tuple(found[layer] for layer in layers), None)
+        features[self.depth] = deepest
+        return Activations(tuple(features[layer] for layer in layers), None)
 
     def all_exits(self, images: Tensor) -> tuple[Features, ...]:
-        """Features of every exit from one pass, the deepest last."""
+        """Return Features of every exit from one pass, the deepest last."""
         return self.activations(images, layers=range(1, self.depth + 1)).features
 
     def cut(self, exit_: int) -> CutBackbone:
-        """A copy of the network up to that exit, without what lies behind it and without the other
-        exits.
+        """Return a copy of the network that ends at that exit, without the other exits.
 
-        It takes images of the same sizes. ValueError for an exit that is not there.
+        It takes images of the same sizes. ValueError for an exit that the network does not have.
         """
         if not 1 <= exit_ <= self.depth:
             raise ValueError(f"this backbone has exits 1 to {self.depth}, not {exit_}")
@@ -82,8 +84,10 @@ class ExitedBackbone(Backbone):
 
 
 class CutBackbone(Backbone):
-    """What is left of a network with exits where one of them is its end; without a stage that is
-    the deepest."""
+    """A network that ends at one of its exits.
+
+    stage, exit_: the stage and the exit after it; None for the deepest.
+    """
 
     def __init__(
         self, trunk: Trunk, *, stage: int | None = None, exit_: nn.Module | None = None
@@ -94,21 +98,22 @@ class CutBackbone(Backbone):
     def activations(
         self, images: Tensor, *, layers: Sequence[int], attention: bool = False
     ) -> Activations:
-        """Features of its end; see Backbone."""
+        """Return Features of the exit; see Backbone."""
         if tuple(layers) != (1,) or attention:
-            raise ValueError("this backbone gives its last layer alone, and no attention")
+            raise ValueError("this backbone has only its last layer, and no attention weights")
         if self.stage is None or self.exit is None:
             return Activations((self.trunk(images, ())[1],), None)
         return Activations((self.exit(self.trunk.up_to(images, self.stage)),), None)
 
 
 class ShrinkingExit(nn.Module):
-    """Bottlenecks that do to a map what the stages behind it would, one each, in their widths and
-    strides; then the mean."""
+    """A bottleneck for each later stage, with that stage's width and stride, then the mean."""
 
     def __init__(self, widths: Sequence[int], strides: Sequence[int]) -> None:
-        """widths: of the map that comes, and of what each bottleneck gives. strides: in pixels,
-        likewise."""
+        """Build the bottlenecks.
+
+        widths, strides (in pixels): of the input map, and of each bottleneck's output.
+        """
         super().__init__()
         steps = zip(itertools.pairwise(widths), itertools.pairwise(strides), strict=True)
         self.shrink = nn.Sequential(
@@ -116,15 +121,13 @@ class ShrinkingExit(nn.Module):
         )
 
     def forward(self, stage: Stage) -> Features:
-        """Features of the exit."""
-        return Features(
-            self.shrink(stage.places).mean(dim=(2, 3)), stage.places.permute(0, 2, 3, 1)
-        )
+        """Return Features of the exit."""
+        vector = self.shrink(stage.places).mean(dim=(2, 3))  # (B, D)
+        return Features(vector, stage.places.permute(0, 2, 3, 1))  # (B, h, w, C)
 
 
 class TokenExit(nn.Module):
-    """A norm, and an MLP that adds to the class token, or to the mean of the patch tokens where
-    there is none."""
+    """A norm, and an MLP added to the class token, or to the patch tokens' mean without one."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -136,8 +139,8 @@ class TokenExit(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, stage: Stage) -> Features:
-        """Features of the exit."""
-        patch_tokens = self.norm(stage.places.permute(0, 2, 3, 1))
+        """Return Features of the exit."""
+        patch_tokens = self.norm(stage.places.permute(0, 2, 3, 1))  # (B, h, w, D)
         token = patch_tokens.mean(dim=(1, 2)) if stage.token is None else self.norm(stage.token)
         return Features(token + self.mlp(token), patch_tokens)
 
@@ -145,13 +148,15 @@ class TokenExit(nn.Module):
 def _exit_after(stage: int, trunk: Trunk) -> nn.Module:
     if trunk.in_blocks:
         return TokenExit(trunk.width)
-    # The last map of some is narrower than the vector that is made of it.
+    # Some networks' last map is narrower than the vector before their classifier.
     return ShrinkingExit((*trunk.widths[stage - 1 : -1], trunk.width), trunk.strides[stage - 1 :])
 
 
 def _bottleneck(inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    """(B, inputs, h, w) to (B, outputs, h / stride, w / stride), rounded up, so that one place
-    stays one."""
+    """Map (B, inputs, h, w) to (B, outputs, h / stride, w / stride).
+
+    Sizes are rounded up, so that a map of one position keeps it.
+    """
     middle = max(1, outputs // NARROWING)
     block = nn.Sequential(
         *(nn.Conv2d(inputs, middle, 1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(inplace=True)),

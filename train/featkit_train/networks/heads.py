@@ -1,5 +1,7 @@
-"""The projection head of DINO (arXiv 2104.14294, appendix C): an MLP, a unit bottleneck,
-weight-normalized prototypes."""
+"""DINO's projection head (arXiv 2104.14294, appendix C): MLP, unit bottleneck, prototypes.
+
+Letters: B images or patches, D width of the backbone, K prototypes.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,10 @@ class HeadConfig:
 
 
 class ProjectionHead(nn.Module):
-    """(B, D) features to (B, K) cosines with the prototypes, or their products. No BatchNorm, GELU
-    between layers."""
+    """Map features (B, D) to logits (B, K): products of a unit vector with the prototypes.
+
+    They are cosines if the prototypes are unit vectors. There is GELU between layers, no BatchNorm.
+    """
 
     def __init__(self, width: int, config: HeadConfig) -> None:
         super().__init__()
@@ -54,14 +58,13 @@ class ProjectionHead(nn.Module):
         self.config = config
 
     def forward(self, features: Tensor) -> Tensor:
-        """Products (B, K) of the unit bottleneck with the prototypes, which are normalized unless
-        they are free."""
-        bottleneck = F.normalize(self.mlp(features), dim=-1)
+        """Return the logits (B, K)."""
+        bottleneck = F.normalize(self.mlp(features), dim=-1)  # (B, bottleneck_width)
         prototypes: Tensor = self.prototypes
         if self.config.prototypes != "free":
             prototypes = F.normalize(prototypes, dim=-1)
         return F.linear(bottleneck, prototypes if self.gains is None else prototypes * self.gains)
 
     def last_layer(self) -> list[nn.Parameter]:
-        """What is held still over the first steps."""
+        """Return the parameters that DINO freezes during the first epoch."""
         return [self.prototypes] if self.gains is None else [self.prototypes, self.gains]

@@ -1,4 +1,4 @@
-"""Run networks over prepared images in blocks, in evaluation mode and without gradients.
+"""Run a network over many prepared images in batches, without gradients.
 
 Letters: N images, (H, W) pixels, D width.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from featkit_train.networks.base import Features
 from featkit_train.networks.normalization import normalize
 
-BLOCK = 256  # images
+BATCH_SIZE = 256
 
 
 @torch.no_grad()
@@ -28,25 +28,28 @@ def over_images(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> np.ndarray:
-    """Return `read(module(block))` of all blocks of images (N, H, W, 3) uint8 as (N, ...)
-    float32."""
+    """Map images (N, H, W, 3) uint8 to (N, ...) float32: what `read` returns for each batch, joined.
+
+    read: takes the module's outputs for a batch.
+    """
     device = next(module.parameters()).device
-    blocks = []
+    results = []
     with evaluating(module):
-        for block in torch.split(torch.from_numpy(images), BLOCK):
-            pixels = block.to(device).permute(0, 3, 1, 2).float() / 255
-            blocks.append(read(module(normalize(pixels, mean=mean, std=std))).float().cpu().numpy())
-    return np.concatenate(blocks)
+        for batch in torch.split(torch.from_numpy(images), BATCH_SIZE):
+            pixels = batch.to(device).permute(0, 3, 1, 2).float() / 255  # (B, 3, H, W)
+            outputs = read(module(normalize(pixels, mean=mean, std=std)))
+            results.append(outputs.float().cpu().numpy())
+    return np.concatenate(results)
 
 
 def unit_class_token(features: Features) -> Tensor:
-    """Return the class tokens as unit vectors (N, D)."""
+    """Return the class tokens (N, D), scaled to unit length."""
     return nn.functional.normalize(features.class_token.float(), dim=-1)
 
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Switch a module to evaluation mode, and restore each submodule's mode afterwards."""
+    """Put every submodule in evaluation mode inside the block, and restore its own mode after it."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""Normalize pixels by the mean and standard deviation of each channel, and change between two."""
+"""Normalize pixels by each channel's mean and standard deviation, and change between two such."""
 
 from __future__ import annotations
 

@@ -1,12 +1,11 @@
-"""Where a patch is: learned tables resampled to any grid by each family's official rule, and
-DINOv3's rotary angles.
+"""Positions of patches: learned tables, resampled by each family's rule, and rotary angles.
 
-Everything here is elementary tensor arithmetic on sizes that may be symbolic, so that an exported
-graph keeps height and width dynamic: no scale_factor (it would freeze the table), no branch on the
-size, no float() of a size.
+Sizes may be symbolic here, so that an exported graph keeps height and width dynamic. That is why
+everything is elementary tensor arithmetic: interpolate's scale_factor would freeze the table, and
+a branch on a size or its float() would freeze the size.
 
 Letters: (h, w) the grid of patches asked for, (G, G') the grid of the table, D width, P = h * w
-patches.
+patches, d width of an attention head.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ResampleRule:
-    """How a family stretches its position table to a foreign grid.
+    """How a family resamples its position table to another grid.
 
-    offset: added to the target size before dividing (0.1 in DINO, iBOT and DINOv2 without
-    registers, whose code passes `scale_factor=(h + 0.1) / G` to torch's interpolate; 0 elsewhere),
-    but not at the table's own size, where that code takes the table as it is. antialias: as torch's
-    interpolate means it.
+    offset: added to the target size before dividing by the table's. It is 0.1 in DINO, iBOT and
+    DINOv2 without registers, whose code passes `scale_factor=(h + 0.1) / G` to torch's interpolate,
+    and 0 elsewhere. At the table's own size that code does not resample, so no offset applies.
+    antialias: as in torch's interpolate.
     """
 
     offset: float = 0.0
@@ -33,11 +32,9 @@ class ResampleRule:
 
 
 def resample_table(table: Tensor, height: int, width: int, *, rule: ResampleRule) -> Tensor:
-    """Bicubic resampling of a (G, G', D) table to (h, w, D), as torch.nn.functional.interpolate
-    does it.
+    """Resample a (G, G', D) table to (h, w, D) like bicubic torch.nn.functional.interpolate.
 
-    Separable, so two products with small weight matrices: `rows @ table @ columns.T` for every
-    channel.
+    The filter is separable: for each channel, `rows @ table @ columns.T` with two small matrices.
     """
     offset: float | Tensor = rule.offset
     if rule.offset:
@@ -50,18 +47,20 @@ def resample_table(table: Tensor, height: int, width: int, *, rule: ResampleRule
     columns = _bicubic_weights(
         width, table.shape[1], offset=offset, antialias=rule.antialias, like=table
     )
-    # One axis after the other: an exported einsum of three is one product of h * w rows by G * G'
-    # columns, ten times the work.
+    # Two einsums, one per axis: a single one of three operands is exported as a product of h * w
+    # rows by G * G' columns, which is ten times the work.
     return torch.einsum("wk,hkd->hwd", columns, torch.einsum("hg,gkd->hkd", rows, table))
 
 
 def _bicubic_weights(
     size: int, grid: int, *, offset: float | Tensor, antialias: bool, like: Tensor
 ) -> Tensor:
-    """(size, grid) float32: row i holds what each table entry contributes to output i; every row
-    sums to 1."""
+    """Return weights (size, grid) float32: row i weighs the table's entries for output i.
+
+    Every row sums to 1.
+    """
     output = torch.arange(size, device=like.device, dtype=torch.float32) + 0.5
-    # A tensor, not a Python number: `size` may be symbolic and must stay so in an exported graph.
+    # A tensor, not a Python number, so that a symbolic `size` stays symbolic in an exported graph.
     ratio = grid / (torch.ones_like(output[:1]) * size + offset)
     center = output * ratio
     taps = torch.arange(grid, device=like.device, dtype=torch.float32)
@@ -80,10 +79,11 @@ def _bicubic_weights(
 
 
 def _cubic(distance: Tensor, *, a: float) -> Tensor:
-    """Keys' cubic convolution kernel (1981) with slope `a`: torch uses -0.75, and -0.5 where it
-    antialiases."""
-    # Not abs(): OpenVINO 2026.4 folds an Abs of constants to something else where a graph is
-    # compiled for one size.
+    """Evaluate Keys' cubic convolution kernel (1981) with slope `a`.
+
+    torch uses -0.75, and -0.5 with antialiasing.
+    """
+    # Not abs(): OpenVINO 2026.4 folds an Abs of constants wrongly in a graph compiled for one size.
     d = torch.maximum(distance, -distance)
     near = (a + 2) * d**3 - (a + 3) * d**2 + 1
     far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
@@ -91,8 +91,9 @@ def _cubic(distance: Tensor, *, a: float) -> Tensor:
 
 
 def rotary_periods(head_width: int, *, base: float) -> Tensor:
-    """(head_width / 4,) float32 periods of DINOv3's rotary positions (arXiv 2508.10104, section
-    3.2), in half images:
+    """Return the periods (d / 4,) float32 of DINOv3's rotary positions, in half images.
+
+    arXiv 2508.10104, section 3.2:
 
     base ** (2 * j / (head_width / 2)),  j = 0 .. head_width / 4 - 1
     """
@@ -103,12 +104,10 @@ def rotary_periods(head_width: int, *, base: float) -> Tensor:
 def rotary_table(
     height: int, width: int, *, periods: Tensor, scale: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Sine and cosine (P, head_width) of DINOv3's rotary positions, the coordinates stretched by
-    `scale`.
+    """Return sine and cosine (P, d) of DINOv3's rotary positions.
 
-    Row and column run from -1 to 1 at patch centers whatever the grid's size; a quarter of a head's
-    channels turns with the row, a quarter with the column, and both are repeated for the other
-    half:
+    Coordinates of patch centers lie between -1 and 1 for every grid, times `scale`. A quarter of a
+    head's channels rotates with the row and a quarter with the column; the other half repeats both:
 
         angle = 2 * pi * coordinate / period
     """
@@ -116,8 +115,8 @@ def rotary_table(
     column = scale * _unit_coordinates(width, like=periods)[None, :, None].expand(height, width, 1)
     angles = torch.cat(
         [2 * math.pi * row / periods, 2 * math.pi * column / periods], dim=-1
-    ).flatten(0, 1)
-    angles = torch.cat([angles, angles], dim=-1)
+    ).flatten(0, 1)  # (P, d / 2)
+    angles = torch.cat([angles, angles], dim=-1)  # (P, d)
     return angles.sin(), angles.cos()
 
 
@@ -127,6 +126,6 @@ def _unit_coordinates(size: int, *, like: Tensor) -> Tensor:
 
 
 def rotate(tokens: Tensor, sine: Tensor, cosine: Tensor) -> Tensor:
-    """Turn (B, heads, P, head_width) queries or keys by their position's angles."""
+    """Rotate queries or keys (B, heads, P, d) by the angles of their positions."""
     first, second = tokens.chunk(2, dim=-1)
     return tokens * cosine + torch.cat([-second, first], dim=-1) * sine

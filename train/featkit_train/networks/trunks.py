@@ -1,9 +1,7 @@
-"""Networks of timm's and torchvision's that say what they see on the way, and that can be cut
-there.
+"""timm and torchvision networks that give the outputs of their stages and can be cut after one.
 
-Letters: B images, (H, W) pixels, (h, w) places, C channels of a stage, D width of the deepest.
-Stages are those of a convolutional network, or the blocks of a transformer; both are counted from
-1.
+Letters: B images, (H, W) pixels, (h, w) positions, C channels of a stage, D width of the deepest.
+A stage is a stage of a CNN or a block of a transformer; both are counted from 1.
 """
 
 from __future__ import annotations
@@ -30,18 +28,17 @@ from featkit_train.networks.borrowed import (
 
 
 class Stage(NamedTuple):
-    """What a stage gives: places (B, C, h, w), and the class token (B, C) of a transformer that has
-    one; ahead of any norm."""
+    """Outputs of a stage before any norm: a map (B, C, h, w), and the class token (B, C) if any."""
 
     places: Tensor
     token: Tensor | None = None
 
 
 class Trunk(nn.Module, ABC):
-    """A network without its classifier. widths and strides: of each stage's places; width: of the
-    deepest's vector, (B, D).
+    """A network without its classifier.
 
-    in_blocks: whether its stages are blocks of a transformer, all of one width and stride.
+    widths, strides (in pixels): of each stage's map. width: D, of the vector before the classifier.
+    in_blocks: True if the stages are blocks of a transformer, which share width and stride.
     """
 
     def __init__(
@@ -59,26 +56,28 @@ class Trunk(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
-        """What the stages `at`, in ascending order, and the whole network see, in one pass."""
+        """Return the outputs of the stages `at`, in ascending order, and of the whole network."""
 
     @abstractmethod
     def up_to(self, images: Tensor, at: int) -> Stage:
-        """What the stage `at` sees, without the work of those behind it."""
+        """Return the output of the stage `at`, without computing later stages."""
 
     @abstractmethod
     def cut(self, at: int) -> Trunk:
-        """A copy that has what `up_to` needs and no more."""
+        """Return a copy with only the weights that `up_to` needs."""
 
 
 def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options: Any) -> Trunk:
-    """The trunk of `library`, timm or torchvision. InputError for a network that does not say what
-    it sees on the way."""
+    """Build a trunk of `library`, timm or torchvision.
+
+    InputError for a network that cannot give the outputs of its stages.
+    """
     if library == "timm":
         body = timm_body(arch, small_stem=small_stem, **options)
         if not hasattr(body, "prune_intermediate_layers"):
             raise InputError(
-                f"timm's {arch} gives no maps on the way; leave out its exits, or name another,"
-                " such as resnet18."
+                f"timm's {arch} does not give feature maps of its stages, so it cannot have exits."
+                " Leave out the exits, or use another network, such as resnet18."
             )
         return TimmTrunk(body)
     body, models = (
@@ -90,22 +89,19 @@ def build_trunk(library: str, arch: str, *, small_stem: bool = False, **options:
     if isinstance(body, models.VisionTransformer):
         return ViTTrunk(body)
     raise InputError(
-        "Of torchvision's networks ResNets, ResNeXts and vision transformers can have exits, which"
-        f" {arch} is none of; leave out its exits, or name one of timm's, most of which can."
+        f"torchvision's {arch} cannot have exits; only its ResNets, ResNeXts and vision transformers"
+        " can. Leave out the exits, or use a network of timm's, most of which can."
     )
 
 
 class TimmTrunk(Trunk):
-    """A timm model, by its own forward_intermediates."""
+    """A timm model, through its forward_intermediates."""
 
     def __init__(self, body: Any) -> None:
-        # timm lists what is ahead of any stage, where there is something.
-        ahead = int(
-            body.feature_info[0]["module"].startswith(
-                ("stem", "act", "bn", "conv", "features.norm")
-            )
-        )
-        rows = body.feature_info[ahead:]
+        # In some models timm's feature_info begins with an entry for the stem.
+        first_module = body.feature_info[0]["module"]
+        has_stem = first_module.startswith(("stem", "act", "bn", "conv", "features.norm"))
+        rows = body.feature_info[int(has_stem) :]
         strides = [row["reduction"] for row in rows]
         super().__init__(
             patch=timm_stride(body),
@@ -114,30 +110,29 @@ class TimmTrunk(Trunk):
             strides=strides,
             in_blocks=len(set(strides)) == 1,
         )
-        self.body, self._ahead = body, ahead
+        self.body, self._offset = body, int(has_stem)
 
     def forward(self, images: Tensor, at: Sequence[int]) -> tuple[list[Stage], Features]:
         """See Trunk."""
         if at:
-            found, maps = self.body.forward_intermediates(
+            outputs, stages = self.body.forward_intermediates(
                 images, indices=self._indices(at), **self._prefixes()
             )
         else:
-            found, maps = self.body.forward_features(images), []
-        return [self._stage(each) for each in maps], timm_features(
-            self.body, found, images, patch=self.patch
-        )
+            outputs, stages = self.body.forward_features(images), []
+        features = timm_features(self.body, outputs, images, patch=self.patch)
+        return [self._stage(stage) for stage in stages], features
 
     def up_to(self, images: Tensor, at: int) -> Stage:
         """See Trunk."""
-        (found,) = self.body.forward_intermediates(
+        (stage,) = self.body.forward_intermediates(
             images,
             indices=self._indices([at]),
             stop_early=True,
             intermediates_only=True,
             **self._prefixes(),
         )
-        return self._stage(found)
+        return self._stage(stage)
 
     def cut(self, at: int) -> TimmTrunk:
         """See Trunk."""
@@ -146,22 +141,21 @@ class TimmTrunk(Trunk):
         return trunk
 
     def _indices(self, at: Sequence[int]) -> list[int]:
-        return [stage - 1 + self._ahead for stage in at]
+        return [stage - 1 + self._offset for stage in at]
 
     def _prefixes(self) -> dict[str, bool]:
         return {"return_prefix_tokens": True} if getattr(self.body, "num_prefix_tokens", 0) else {}
 
-    def _stage(self, found: Tensor | tuple[Tensor, Tensor]) -> Stage:
-        if isinstance(found, Tensor):
-            return Stage(found)
-        places, prefix = found  # registers among them, ahead of which the class token is
-        return Stage(
-            places, prefix[:, 0] if getattr(self.body, "cls_token", None) is not None else None
-        )
+    def _stage(self, outputs: Tensor | tuple[Tensor, Tensor]) -> Stage:
+        if isinstance(outputs, Tensor):
+            return Stage(outputs)
+        places, prefix = outputs  # prefix tokens: the class token first, then registers
+        has_class_token = getattr(self.body, "cls_token", None) is not None
+        return Stage(places, prefix[:, 0] if has_class_token else None)
 
 
 class ResNetTrunk(Trunk):
-    """torchvision's ResNet."""
+    """A torchvision ResNet."""
 
     def __init__(self, body: Any) -> None:
         strides = resnet_strides(body)
@@ -205,7 +199,7 @@ class ResNetTrunk(Trunk):
 
 
 class ViTTrunk(Trunk):
-    """torchvision's vision transformer, which takes images of the one size that it was built for."""
+    """A torchvision vision transformer; it takes images of the size it was built for."""
 
     def __init__(self, body: Any) -> None:
         num_blocks, width, patch = len(body.encoder.layers), body.hidden_dim, body.patch_size
@@ -243,8 +237,10 @@ class ViTTrunk(Trunk):
         return trunk
 
     def _embed(self, images: Tensor) -> Tensor:
-        """(B, 1 + h w, D): the class token and the patches, each with its position, as
-        VisionTransformer and Encoder do."""
+        """Return the tokens (B, 1 + h * w, D) with their positions.
+
+        Repeats what torchvision's VisionTransformer and Encoder do before the first layer.
+        """
         patches = self.body._process_input(images)
         tokens = torch.cat([self.body.class_token.expand(patches.shape[0], -1, -1), patches], dim=1)
         embedded: Tensor = self.body.encoder.dropout(tokens + self.body.encoder.pos_embedding)
@@ -256,7 +252,7 @@ class ViTTrunk(Trunk):
 
 
 def _split(tokens: Tensor, images: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """(B, 1 + h w, D) to (B, D) and (B, h, w, D)."""
+    """Split tokens (B, 1 + h * w, D) into the class token (B, D) and a map (B, h, w, D)."""
     return tokens[:, 0], torch.unflatten(
         tokens[:, 1:], 1, (images.shape[2] // patch, images.shape[3] // patch)
     )
