@@ -34,8 +34,9 @@ from featkit_export.verify import (
 from featkit_train.networks.base import Backbone
 from featkit_train.networks.exits import ExitedBackbone
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.loading import PREPROCESSING
 from featkit_train.published.preprocessor import check_patch, in_words
-from featkit_train.published.pretrained import PREPROCESSING, load_pretrained
+from featkit_train.published.pretrained import load_pretrained
 from featkit_train.weights import BACKBONE_FILE, BackboneInfo, not_finite
 
 TIMED_ROUNDS = 5

@@ -4,6 +4,7 @@ would hide every mistake."""
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import re
 import secrets
 import tempfile
@@ -64,6 +65,11 @@ def drawn_backbone(config: ViTConfig, *, seed: int = 0) -> VisionTransformer:
     backbone = VisionTransformer(config).eval()
     draw_weights(backbone, seed=seed)
     return backbone
+
+
+def with_depth(published: Published, depth: int) -> Published:
+    """Return a published ViT with fewer blocks, if a whole one takes too much time or memory."""
+    return dataclasses.replace(published, arch={**published.arch, "depth": depth})
 
 
 def drawn_published(published: Published, *, seed: int = 0) -> Backbone:

@@ -26,10 +26,11 @@ from featkit_export.recipe import Recipe
 from featkit_export.report import ExportReport
 from featkit_export.verify import draw_images
 from featkit_train.networks.vit import VisionTransformer
+from featkit_train.published.loading import PREPROCESSING
 from featkit_train.published.preprocessor import in_words
-from featkit_train.published.pretrained import PREPROCESSING, load_published, with_depth
+from featkit_train.published.pretrained import load_published
 from featkit_train.published.zoo import PUBLISHED, Published
-from tests.export.backbones import drawn_published
+from tests.export.backbones import drawn_published, with_depth
 from tests.export.oracles import (
     TIMM,
     class_token,

@@ -154,7 +154,7 @@ def test_backbone_without_onnx_file_needs_torch(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_unknown_name_is_refused_with_a_suggestion() -> None:
-    with pytest.raises(InputError, match="near to it: dinov2"):
+    with pytest.raises(InputError, match="similar names: dinov2"):
         named_model("dinov2_vits")
 
 

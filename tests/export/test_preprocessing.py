@@ -20,10 +20,10 @@ from PIL import Image, ImageCms
 from featkit.embedder import Embedder
 from featkit.geometry import Geometry
 from featkit_export.export import export_backbone, sized
-from featkit_train.published.pretrained import load_published, with_depth
+from featkit_train.published.pretrained import load_published
 from featkit_train.published.zoo import PUBLISHED
 from tests.data import shared_data
-from tests.export.backbones import drawn_published
+from tests.export.backbones import drawn_published, with_depth
 from tests.export.oracles import cosines, transformers_model
 from tests.export.zoo_files import write_published
 from tests.images import draw_image

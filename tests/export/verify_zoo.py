@@ -157,7 +157,7 @@ def run_child(work: str, name: str, folder: Path) -> dict[str, Any]:
 
 def row_of(name: str) -> tuple[Published, str]:
     """The row that is tried for a name, and a note where it is not the whole of it."""
-    from featkit_train.published.pretrained import with_depth
+    from tests.export.backbones import with_depth
 
     published = find_published(name)
     if published is None:

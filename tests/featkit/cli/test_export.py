@@ -238,10 +238,10 @@ def test_one_exit_of_a_network_becomes_the_file_and_another_is_refused(tmp_path:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("none", "none is neither a published backbone (featkit export --list shows them)"),
-        ("dinov2_vits", "near to it: dinov2_vits14"),
+        ("none", "none is not a published backbone (featkit export --list shows them)"),
+        ("dinov2_vits", "similar names: dinov2_vits14"),
         ("images", "images has neither backbone.safetensors nor config.json"),
-        ("images/a.jpg", "a.jpg does not say which model it is of"),
+        ("images/a.jpg", "a.jpg does not say which model its weights belong to"),
     ],
 )
 def test_what_is_no_model_ends_with_2_and_one_sentence(

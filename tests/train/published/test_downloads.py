@@ -26,8 +26,9 @@ import torch
 
 from featkit.errors import EnvironmentProblem
 from featkit_train.published.downloads import HUB_FILES, download, download_timm, fetch_repository
-from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
+from featkit_train.published.pretrained import load_pretrained, load_published
 from featkit_train.published.zoo import PUBLISHED, Published
+from tests.export.backbones import with_depth
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published

@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from featkit_train.networks.base import Backbone
-from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
+from featkit_train.published.pretrained import load_pretrained, load_published
 from featkit_train.published.zoo import PUBLISHED, Published
 from featkit_train.weights import BackboneInfo
+from tests.export.backbones import with_depth
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published
@@ -77,7 +78,8 @@ def in_blocks(word: str, state: State) -> dict[str, Tensor]:
 
 def whose(backbone: Backbone, states: Mapping[str, State]) -> str:
     """The branch whose weights a backbone has, every one of them."""
-    from featkit_train.published.key_maps import OFFICIAL, rename
+    from featkit_train.published.key_maps import OFFICIAL
+    from featkit_train.published.renaming import rename
 
     found = backbone.state_dict()
     for branch, state in states.items():
@@ -186,7 +188,7 @@ def test_what_is_no_head_is_not_left_out(
     prefix: str, row: Published, states: Mapping[str, State], tmp_path: Path
 ) -> None:
     for name in ("adapter.weight", "blocks.0.attn.lora_a.weight", "fc_norm.weight"):
-        with refused(f"{prefix}{name}", "no place for"):
+        with refused(f"{prefix}{name}", "which the model does not have"):
             load(row, tmp_path, under(prefix, {**states["teacher"], name: torch.ones(384)}))
 
 
@@ -366,9 +368,7 @@ def test_a_training_with_other_patches_keeps_them(
     assert info.geometry.patch == backbone.patch == patch
     assert info.geometry.height % patch == 0
     assert abs(info.geometry.height - 224) <= patch
-    assert f"patches are {patch} pixels there, not the 14 of dinov2_vits14" in " ".join(
-        info.remarks
-    )
+    assert f"patches are {patch} pixels, not the 14 of dinov2_vits14" in " ".join(info.remarks)
 
 
 def test_another_number_of_registers_is_the_files_own(tmp_path: Path) -> None:

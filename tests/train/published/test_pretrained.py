@@ -22,11 +22,11 @@ from torch import Tensor
 from featkit_train.networks.base import Backbone
 from featkit_train.published import pretrained
 from featkit_train.published.preprocessor import timm_geometry
-from featkit_train.published.pretrained import load_pretrained, load_published, with_depth
+from featkit_train.published.pretrained import load_pretrained, load_published
 from featkit_train.published.weight_files import INDEX, SAFETENSORS
 from featkit_train.published.zoo import PUBLISHED, Published
 from featkit_train.weights import BackboneInfo, save_backbone
-from tests.export.backbones import CONFIGS, drawn_backbone, make_run
+from tests.export.backbones import CONFIGS, drawn_backbone, make_run, with_depth
 from tests.sentences import refused
 from tests.torchvision_without_cuda import allow_torchvision, import_quietly
 from tests.train import published_files as published
@@ -351,7 +351,7 @@ def test_every_published_folder_is_known_by_its_config(
         ({"num_hidden_layers": 11}, ("width 384", "11 blocks")),
         ({"num_register_tokens": 2}, ("dinov2_with_registers",)),
         ({"model_type": "vit"}, ("a vit",)),
-        ({"model_type": None}, ("does not say which model",)),
+        ({"model_type": None}, ("has no model_type",)),
     ],
 )
 def test_a_folder_of_an_unpublished_size_is_refused(
@@ -628,7 +628,7 @@ def test_no_two_weights_share_their_memory(scratch: Path) -> None:
         (
             "dinov2_vits14",
             "dino_vits16",
-            ("LayerScale", "no LayerScale", "blocks.0.ls1.gamma", "no place for"),
+            ("LayerScale", "no LayerScale", "blocks.0.ls1.gamma", "which the model does not have"),
         ),
         ("dino_vits16", "dinov2_vits14", ("lacks blocks.0.scale1.gamma", "4 of", "no LayerScale")),
         (
@@ -678,11 +678,9 @@ def test_the_model_that_a_file_fits_is_named(
     file: str, read_as: str, fits: str, scratch: Path
 ) -> None:
     path = save_official(scratch, file, depth=None)
-    with refused(path, read_as, f"fits {fits}: name that"):
+    with refused(path, read_as, f"fits {fits}: use that name"):
         load_pretrained(read_as, weights=path)
-    with refused(
-        path, f"Its shapes are those of {fits}: featkit export {fits.split()[0]} --weights {path}"
-    ):
+    with refused(path, f"Its shapes fit {fits}: featkit export {fits.split()[0]} --weights {path}"):
         load_pretrained(str(path))
 
 
@@ -692,7 +690,7 @@ def test_the_nearest_model_is_named_where_none_fits(scratch: Path) -> None:
     with refused(
         "it has width 384, 9 blocks, an MLP of width 1536, and dinov2_vitb14 has width 768, 12"
         " blocks",
-        "The nearest published model is dinov2_vits14, which has 12 blocks",
+        "The nearest published model is dinov2_vits14, with 12 blocks",
     ):
         load_pretrained("dinov2_vitb14", weights=scratch / "weights.pth")
 
@@ -701,7 +699,14 @@ def test_a_whole_file_is_refused_for_a_shorter_backbone_and_a_part_for_a_longer(
     scratch: Path,
 ) -> None:
     path = save_official(scratch, "dino_vits16", depth=2)
-    with refused(path, "2 blocks", "1 block;", "blocks.1.norm1.weight", "8 more", "no place for"):
+    with refused(
+        path,
+        "2 blocks",
+        "1 block;",
+        "blocks.1.norm1.weight",
+        "8 more",
+        "which the model does not have",
+    ):
         load_published(with_depth(PUBLISHED["dino_vits16"], 1), weights=path)
     with refused(
         path, "lacks blocks.2.norm1.weight", "120 of 151", "has 2 blocks", "has 12 blocks"
@@ -738,7 +743,7 @@ def test_a_missing_a_surplus_or_a_misshapen_tensor_is_named(form: str, scratch: 
     with refused(place, name, f"{norm} is (5,), not (384,)"):
         load(**{norm: torch.ones(5)})
     key = "pos_embed" if form == "released" else "embeddings.position_embeddings"
-    with refused(place, name, key, (1, 51, 384), "no square of positions"):
+    with refused(place, name, key, (1, 51, 384), "not a table of a square grid"):
         load(**{key: torch.ones(1, 51, 384)})
     with refused(place, name, f"{key} is (1, 50, 32), not (1, 1370, 384)"):
         load(**{key: torch.ones(1, 50, 32)})
@@ -769,7 +774,7 @@ def test_timms_networks_are_refused_alike(scratch: Path) -> None:
     with refused(
         scratch / SAFETENSORS,
         "lacks body.norm.weight (1 of",
-        "cat.weight, which the model has no place for",
+        "cat.weight, which the model does not have",
     ):
         load_pretrained("timm:test_vit.r160_in1k", weights=scratch / SAFETENSORS)
 
@@ -801,7 +806,7 @@ def test_an_alias_loads_the_weights_of_its_row(scratch: Path) -> None:
     ],
 )
 def test_an_unknown_name_is_told_its_nearest(name: str, near: str) -> None:
-    with refused(name, "near to it", near):
+    with refused(name, "similar names", near):
         load_pretrained(name)
 
 
@@ -841,7 +846,7 @@ def test_a_run_loads_by_its_folder_or_its_file_and_takes_no_weights(tmp_path: Pa
 def test_a_run_is_no_weights_of_a_published_model(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", config=CONFIGS["dino"], seed=3)
     for place in (run, run / "backbone.safetensors"):
-        with refused(place, "a run of featkit's", "in place of dino_vits16"):
+        with refused(place, "was written by `featkit train`", "instead of dino_vits16"):
             load_pretrained("dino_vits16", weights=place)
 
 

@@ -1,5 +1,4 @@
-"""What the shapes of weights say of the Vision Transformer they belong to, and which published ones
-are made alike."""
+"""Read a Vision Transformer's sizes off the shapes of its weights, and find published ones alike."""
 
 from __future__ import annotations
 
@@ -15,8 +14,7 @@ from featkit_train.published.zoo import PUBLISHED, Published
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """Sizes of a Vision Transformer; `grid` is the side of its position table, None for rotary
-    positions."""
+    """Sizes of a ViT. grid: side of its position table in patches; None for rotary positions."""
 
     width: int
     depth: int
@@ -28,8 +26,9 @@ class Anatomy:
     grid: int | None
 
     def words(self, *, only: tuple[str, ...] = ()) -> str:
-        """The sizes for people: all of them, or those named."""
-        said = {
+        """Describe the sizes for people: all of them, or those named in `only`."""
+        table = f"a position table of {self.grid} × {self.grid}"
+        descriptions = {
             "width": f"width {self.width}",
             "depth": counted(self.depth, "block"),
             "patch": f"patches of {self.patch} pixels",
@@ -39,17 +38,15 @@ class Anatomy:
             "num_registers": (
                 counted(self.num_registers, "register") if self.num_registers else "no registers"
             ),
-            "grid": (
-                "rotary positions"
-                if self.grid is None
-                else f"a position table of {self.grid} × {self.grid}"
-            ),
+            "grid": "rotary positions" if self.grid is None else table,
         }
-        return ", ".join(words for name, words in said.items() if not only or name in only)
+        return ", ".join(text for name, text in descriptions.items() if not only or name in only)
 
     def differs(self, other: Anatomy) -> tuple[str, ...]:
-        """Names of the sizes that differ and that do not follow from the file: a table may have
-        another grid."""
+        """Return the names of sizes that differ.
+
+        Two position tables never do: a table of any grid can be loaded.
+        """
         return tuple(
             size.name
             for size in fields(self)
@@ -59,29 +56,19 @@ class Anatomy:
 
 
 def anatomy_of(outlines: Mapping[str, Tensor]) -> Anatomy | None:
-    """The sizes of a Vision Transformer, by its weights under our names; None for something else,
-    or too little of one."""
+    """Return the sizes of a ViT from its weights under our names; None if it is not enough of one."""
+    gated = outlines.get("blocks.0.mlp.gate_and_value.weight")
+    mlp = outlines.get("blocks.0.mlp.fc1.weight") if gated is None else gated
     patch, token = outlines.get("patch_embed.weight"), outlines.get("class_token")
-    blocks = [int(match[1]) for name in outlines if (match := re.match(r"blocks\.(\d+)\.", name))]
-    first, gated = (
-        outlines.get("blocks.0.mlp.fc1.weight"),
-        outlines.get("blocks.0.mlp.gate_and_value.weight"),
-    )
-    mlp = first if gated is None else gated
-    if (
-        patch is None
-        or token is None
-        or not blocks
-        or mlp is None
-        or patch.ndim != 4
-        or token.ndim != 3
-        or mlp.ndim != 2
-    ):
+    depth = _depth(outlines)
+    if patch is None or token is None or mlp is None or depth == 0:
+        return None
+    if (patch.ndim, token.ndim, mlp.ndim) != (4, 3, 2):
         return None
     registers, table = outlines.get("registers"), outlines.get("patch_positions")
     return Anatomy(
         width=token.shape[-1],
-        depth=max(blocks) + 1,
+        depth=depth,
         patch=patch.shape[-1],
         mlp="gelu" if gated is None else "swiglu",
         mlp_width=mlp.shape[0] if gated is None else mlp.shape[0] // 2,
@@ -91,8 +78,13 @@ def anatomy_of(outlines: Mapping[str, Tensor]) -> Anatomy | None:
     )
 
 
+def _depth(outlines: Mapping[str, Tensor]) -> int:
+    indices = [int(match[1]) for name in outlines if (match := re.match(r"blocks\.(\d+)\.", name))]
+    return max(indices, default=-1) + 1
+
+
 def anatomy_of_row(row: Published) -> Anatomy:
-    """The sizes of a published Vision Transformer."""
+    """Return the sizes of a published ViT."""
     arch = row.arch
     return Anatomy(
         width=arch["width"],
@@ -107,17 +99,12 @@ def anatomy_of_row(row: Published) -> Anatomy:
 
 
 def rows_like(anatomy: Anatomy) -> list[Published]:
-    """The published Vision Transformers of these sizes, whatever the grid of their position tables."""
-    return [
-        row
-        for row in PUBLISHED.values()
-        if row.kind == "vit" and not anatomy.differs(anatomy_of_row(row))
-    ]
+    """Return the published ViTs of these sizes, whatever the grid of their position tables."""
+    return [row for row in _vits() if not anatomy.differs(anatomy_of_row(row))]
 
 
 def nearest_row(anatomy: Anatomy) -> Published:
-    """The published Vision Transformer that differs in the fewest sizes, and in width and depth the
-    least."""
+    """Return the published ViT that differs in the fewest sizes, and least in width and depth."""
 
     def distance(row: Published) -> tuple[int, int, int]:
         ours = anatomy_of_row(row)
@@ -127,4 +114,8 @@ def nearest_row(anatomy: Anatomy) -> Published:
             abs(ours.depth - anatomy.depth),
         )
 
-    return min((row for row in PUBLISHED.values() if row.kind == "vit"), key=distance)
+    return min(_vits(), key=distance)
+
+
+def _vits() -> list[Published]:
+    return [row for row in PUBLISHED.values() if row.kind == "vit"]

@@ -1,11 +1,9 @@
-"""The published self-distilled backbones, a row each: what they are made of, how they see a
-image, where their weights are.
+"""The published self-distilled backbones, one row each: sizes, preprocessing, weights, license.
 
-Data alone, so that the list prints without torch. `featkit_train.published.pretrained` builds and
-loads them.
+Data only and without torch, so that the list prints fast. `published.pretrained` builds and loads
+the rows. Sizes of ViTs are in `networks.vit_config.VARIANTS`, with the papers' table numbers.
 
-DINO: arXiv 2104.14294, table 1. iBOT: 2111.07832, section 4. DINOv2: 2304.07193, table 17;
-registers 2309.16588. DINOv3: 2508.10104, tables 2 and 14.
+A new weight family is new rows here and, if its files use new names, a map in `key_maps`.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 from featkit.geometry import Geometry
 from featkit_train.networks.vit_config import VARIANTS
+from featkit_train.published.key_maps import CONVNEXT_MAPS, RESNET_MAPS, VIT_MAPS, KeyMap
 
 APACHE, DINOV3_LICENSE = "Apache-2.0", "DINOv3 License"
 IMAGENET: Mapping[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -26,11 +25,15 @@ IBOT_FILES = "https://lf3-nlp-opensource.bytetos.com/obj/nlp-opensource/archive/
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published backbone. `arch` are the arguments of its ViTConfig, or of the network that
-    torchvision or timm has.
+    """One published backbone.
 
-    num_parameters: of the backbone alone. hub: a repository of Hugging Face; url: one file
-    elsewhere; onnx_hub: a repository of Hugging Face where others keep it as an ONNX file.
+    arch: arguments of ViTConfig, or of the constructor in torchvision or timm.
+    num_parameters: the backbone's only, without heads.
+    hub: the Hugging Face repository; url: a single file elsewhere; onnx_hub: a Hugging Face
+    repository with the same model as an ONNX file.
+    gated: users have to accept the license on the hub first.
+    hub_config: values by which the config.json of a Hugging Face folder is recognized.
+    key_maps: how its files may name the weights, in the order to try them.
     """
 
     name: str
@@ -46,17 +49,18 @@ class Published:
     url: str | None = None
     onnx_hub: str | None = None
     gated: bool = False
-    aliases: tuple[str, ...] = field(default=())
+    aliases: tuple[str, ...] = ()
+    hub_config: Mapping[str, Any] = field(default_factory=dict)
+    key_maps: tuple[KeyMap, ...] = VIT_MAPS
 
     @property
     def source(self) -> str:
-        """Where the weights are, in words that can be looked up."""
+        """Where the weights are, as an address that people can look up."""
         return f"hf.co/{self.hub}" if self.hub else str(self.url)
 
 
 def crop_of_256(patch: int) -> Geometry:
-    """DINO, iBOT and DINOv2 at evaluation: the shorter side to 256, bicubic, then the middle 224 ×
-    224."""
+    """DINO, iBOT and DINOv2 at evaluation: shorter side to 256, bicubic, then center crop to 224."""
     return Geometry(
         height=224,
         width=224,
@@ -69,7 +73,7 @@ def crop_of_256(patch: int) -> Geometry:
 
 
 def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
-    """DINOv3: the whole image to 224 × 224, bilinear."""
+    """DINOv3 at evaluation: the whole image stretched to 224 × 224, bilinear."""
     return Geometry(
         height=224,
         width=224,
@@ -81,14 +85,13 @@ def stretched(patch: int, statistics: Mapping[str, Any]) -> Geometry:
     )
 
 
-# `model_type` in the config.json of a Hugging Face folder with a Vision Transformer.
-FAMILY_OF_MODEL_TYPE = {
-    "dinov2": "dinov2",
-    "dinov2_with_registers": "dinov2",
-    "dinov3_vit": "dinov3",
-    "vit": "dino",
-}
 SIZE_NAMES = {"s": "small", "b": "base", "l": "large", "g": "giant"}  # in repositories
+
+
+def _vit_config_json(model_type: str, arch: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """Return what transformers writes into config.json for a ViT of these sizes."""
+    sizes = {"hidden_size": arch["width"], "num_hidden_layers": arch["depth"]}
+    return {"model_type": model_type, **sizes, **more}
 
 
 def _dino() -> Iterator[Published]:
@@ -111,6 +114,7 @@ def _dino() -> Iterator[Published]:
             hub=f"timm/vit_{SIZE_NAMES[size]}_patch{patch}_224.dino",
             url=f"{META_DINO}/dino_{file}_pretrain/dino_{file}_pretrain.pth",
             aliases=(f"facebook/dino-vit{size}{patch}",),
+            hub_config=_vit_config_json("vit", arch, patch_size=patch),
         )
     yield Published(
         name="dino_resnet50",
@@ -123,6 +127,7 @@ def _dino() -> Iterator[Published]:
         geometry=crop_of_256(32),
         license=APACHE,
         url=f"{META_DINO}/dino_resnet50_pretrain/dino_resnet50_pretrain.pth",
+        key_maps=RESNET_MAPS,
     )
 
 
@@ -149,7 +154,7 @@ def _dinov2() -> Iterator[Published]:
         ("ViT-L", 304_367_616),
         ("ViT-g", 1_136_479_232),
     ):
-        size = variant[-1].lower()
+        size, is_gated = variant[-1].lower(), VARIANTS[variant]["mlp"] == "swiglu"
         arch = {**VARIANTS[variant], "patch": 14, "position_grid": 37, "layer_scale": 1.0}
         yield Published(
             name=f"dinov2_vit{size}14",
@@ -163,6 +168,7 @@ def _dinov2() -> Iterator[Published]:
             hub=f"facebook/dinov2-{SIZE_NAMES[size]}",
             onnx_hub=None if size == "g" else f"onnx-community/dinov2-{SIZE_NAMES[size]}",
             aliases=(f"dinov2-{SIZE_NAMES[size]}",),
+            hub_config=_vit_config_json("dinov2", arch, use_swiglu_ffn=is_gated),
         )
         yield Published(
             name=f"dinov2_vit{size}14_reg",
@@ -175,6 +181,9 @@ def _dinov2() -> Iterator[Published]:
             license=APACHE,
             hub=f"facebook/dinov2-with-registers-{SIZE_NAMES[size]}",
             aliases=(f"dinov2-with-registers-{SIZE_NAMES[size]}", f"dinov2_vit{size}14_reg4"),
+            hub_config=_vit_config_json(
+                "dinov2_with_registers", arch, use_swiglu_ffn=is_gated, num_register_tokens=4
+            ),
         )
 
 
@@ -213,6 +222,9 @@ def _dinov3() -> Iterator[Published]:
             hub=f"facebook/dinov3-{official}-pretrain-{data}",
             gated=True,
             aliases=(f"dinov3_{plus_first}",) if plus_first != official else (),
+            hub_config=_vit_config_json(
+                "dinov3_vit", arch, use_gated_mlp=arch["mlp"] == "swiglu", num_register_tokens=4
+            ),
         )
     for size, depths, dims, parameters in (
         ("tiny", (3, 3, 9, 3), (96, 192, 384, 768), 27_820_128),
@@ -232,6 +244,12 @@ def _dinov3() -> Iterator[Published]:
             license=DINOV3_LICENSE,
             hub=f"facebook/dinov3-convnext-{size}-pretrain-lvd1689m",
             gated=True,
+            hub_config={
+                "model_type": "dinov3_convnext",
+                "hidden_sizes": list(dims),
+                "depths": list(depths),
+            },
+            key_maps=CONVNEXT_MAPS,
         )
 
 
@@ -241,8 +259,26 @@ PUBLISHED: dict[str, Published] = {
 
 
 def find_published(name: str) -> Published | None:
-    """The row of a name, of one of its aliases, or of the hub's repository; None for a name that is
-    none."""
+    """Return the row with this name, alias or Hugging Face repository; None if there is no such."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     return next((row for row in PUBLISHED.values() if name in row.aliases or name == row.hub), None)
+
+
+def find_by_config(config: Mapping[str, Any]) -> list[Published]:
+    """Return the rows that a Hugging Face config.json describes.
+
+    A value that it leaves out counts as 0 or false.
+    """
+    return [
+        row
+        for row in PUBLISHED.values()
+        if row.hub_config
+        and all((config.get(key) or 0) == (value or 0) for key, value in row.hub_config.items())
+    ]
+
+
+def key_maps_of(kind: str) -> tuple[KeyMap, ...]:
+    """Return the key maps of all rows of one kind of network, each once."""
+    rows = [row for row in PUBLISHED.values() if row.kind == kind]
+    return tuple(dict.fromkeys(keys for row in rows for keys in row.key_maps))
