@@ -241,7 +241,7 @@ def test_a_model_near_to_none_is_refused_too() -> None:
 
 
 def test_weights_that_timm_does_not_know_of_a_model_it_does_are_refused() -> None:
-    with refused("'cats' of test_vit", "test_vit.r160_in1k"):
+    with refused("'cats' for test_vit", "test_vit.r160_in1k"):
         TimmModel("test_vit.cats")
 
 
