@@ -1,4 +1,4 @@
-"""Methods with a momentum teacher as what they are, for tests that look at their parts."""
+"""Typed access to methods with a momentum teacher."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from featkit_train.methods import Method, MomentumTeacher, make_method
 
 
 def momentum_teacher(method: Method) -> MomentumTeacher:
-    """The method, which has one."""
+    """Return the method as a MomentumTeacher."""
     assert isinstance(method, MomentumTeacher)
     return method
 
 
 def make_teacher(config: TrainConfig) -> MomentumTeacher:
-    """A new one by the config."""
+    """Create the config's method as a MomentumTeacher."""
     return momentum_teacher(make_method(config))

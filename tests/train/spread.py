@@ -1,5 +1,4 @@
-"""What test_distributed compares: the same steps by one process, and by each of two that are
-started as this module."""
+"""Train the cases of test_distributed in one process, and in each of two that run this module."""
 
 from __future__ import annotations
 
@@ -53,8 +52,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "dinov2, in parts": ("method=dinov2", OWN_HEAD, "engine.accumulate=2"),
     "dinov2, sinkhorn": ("method=dinov2", OWN_HEAD, "dino.centering=sinkhorn"),
     "dinov3, gram": (
-        "method=dinov3", OWN_HEAD, "model.position=rotary", "model.width=32", "gram.weight=2.0", "gram.size=64",
-        "gram.update_every=2", "noise.rotary_rescale=2.0", "engine.checkpoint_activations=true",
+        *("method=dinov3", OWN_HEAD, "model.position=rotary", "model.width=32"),
+        *("gram.weight=2.0", "gram.size=64", "gram.update_every=2"),
+        *("noise.rotary_rescale=2.0", "engine.checkpoint_activations=true"),
     ),
     "distill": ("method=distill", OWN_HEAD, "dino.centering=sinkhorn", "pretrained.head_steps=1"),
     "adapt": ("method=adapt", OWN_HEAD, "pretrained.head_steps=1"),
@@ -62,19 +62,22 @@ CASES: dict[str, tuple[str, ...]] = {
     "born-again, cwtm, in parts": (
         "method=born-again", f"classifier={{{VIT}}}", "knowledge.mode=cwtm", "engine.accumulate=2",
     ),
-    "born-again, dkpp": ("method=born-again", f"classifier={{{VIT}}}", "knowledge.mode=dkpp", "labels.smoothing=0.1"),
+    "born-again, dkpp": (
+        "method=born-again", f"classifier={{{VIT}}}", "knowledge.mode=dkpp", "labels.smoothing=0.1",
+    ),
     "internal": ("method=internal", f"classifier={{{VIT}, exits: [1]}}"),
 }  # fmt: skip
 
 
 def method_of(name: str) -> str:
-    """The method of a case."""
+    """Return the method of a case."""
     first = next(iter(CASES[name]), "")
     return first.removeprefix("method=") if first.startswith("method=") else TrainConfig().method
 
 
 def kinds_of(name: str) -> dict[str, str]:
-    """How its weights are spread, and the setting for it; methods with labels keep them whole."""
+    """Return how a case's weights are held, with the setting; supervised methods cannot shard
+    them."""
     replicated, sharded = {"replicated": "engine.shard=false"}, {"sharded": "engine.shard=true"}
     return (
         replicated
@@ -84,8 +87,7 @@ def kinds_of(name: str) -> dict[str, str]:
 
 
 def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
-    """The config of a case: what its method reads of SMALL. `adapt` takes its model from the
-    pretrained folder."""
+    """Return the config of a case: the part of SMALL that its method reads."""
     method = method_of(name)
     named = (f"pretrained.name={pretrained}",) if method in ("distill", "adapt") else ()
     small: dict[str, Any] = {
@@ -97,7 +99,7 @@ def case_config(name: str, pretrained: Path, *settings: str) -> TrainConfig:
 
 
 def labels_of_case(config: TrainConfig, num_images: int) -> Labels | None:
-    """For methods with labels: three classes in turn, and a drawn teacher of the student's kind."""
+    """Return labels in three classes and a drawn teacher, for supervised methods."""
     if not issubclass(METHODS[config.method], Supervised):
         return None
     with seeded_weights(7):
@@ -109,7 +111,7 @@ def labels_of_case(config: TrainConfig, num_images: int) -> Labels | None:
 
 
 def write_pretrained(folder: Path) -> None:
-    """A drawn backbone as a folder that `distill` and `adapt` can name."""
+    """Write a drawn backbone to a folder that `distill` and `adapt` can name."""
     torch.manual_seed(3)
     geometry = Geometry(
         height=32, width=32, resize="shorter_side", resize_to=32, interpolation="bicubic", patch=8,
@@ -120,7 +122,7 @@ def write_pretrained(folder: Path) -> None:
 
 
 class Player:
-    """An engine with its part of the data."""
+    """An engine with its slice of the data."""
 
     def __init__(self, config: TrainConfig, images: Path, world: World) -> None:
         self.config, self.world = config, world
@@ -130,7 +132,7 @@ class Player:
         self.engine.method.start_run()
 
     def batches(self, first_step: int = 0) -> Iterator[Crops]:
-        """This process's slices."""
+        """Yield this process's slices of the batches."""
         dataset = CropDataset(
             self.source,
             crops=self.config.crops,
@@ -152,12 +154,12 @@ class Player:
         return iter(crop_loader(dataset, order, workers=0))
 
     def play(self, first_step: int = 0, last_step: int = STEPS) -> list[Log]:
-        """Steps and their logs."""
+        """Take steps and return their logs."""
         batches = self.batches(first_step)
         return [self.engine.step(next(batches), step) for step in range(first_step, last_step)]
 
     def save(self, folder: Path) -> None:
-        """A checkpoint after SAVED_AT steps."""
+        """Write a checkpoint after SAVED_AT steps."""
         progress = Progress(step=SAVED_AT, scores={"copy_recall": 0.5})
         save_checkpoint(
             folder,
@@ -169,19 +171,19 @@ class Player:
         )
 
     def load(self, folder: Path) -> None:
-        """It again."""
+        """Restore the checkpoint."""
         path = folder / f"step-{SAVED_AT:08d}"
         progress = load_checkpoint(path, method=self.engine.method, optimizer=self.engine.optimizer)
         assert progress == Progress(step=SAVED_AT, scores={"copy_recall": 0.5})
 
     def state(self) -> dict[str, Tensor]:
-        """All weights and centers, whole, in the main process."""
+        """Return all weights and centers, whole in the main process."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return cast(dict[str, Tensor], get_model_state_dict(self.engine.method, options=options))
 
 
 def play_cases(out: Path, images: Path, pretrained: Path) -> None:
-    """In each of two processes: all cases, replicated and sharded where they can be."""
+    """Run all cases in each of two processes, replicated and sharded."""
     with join_world(CPU) as world:
         for name in CASES:
             for kind, setting in kinds_of(name).items():
@@ -203,7 +205,7 @@ def play_cases(out: Path, images: Path, pretrained: Path) -> None:
 
 
 def play_checkpoints(out: Path, images: Path, pretrained: Path, world: World) -> None:
-    """A sharded run that is saved, and those that go on from it."""
+    """Save a sharded run, and resume it."""
     sharded = case_config(
         "dinov2, in parts", pretrained, "engine.shard=true", "dino.freeze_last_layer_steps=3"
     )
@@ -232,8 +234,8 @@ def play_checkpoints(out: Path, images: Path, pretrained: Path, world: World) ->
 
 
 def play_ends(out: Path, images: Path, names: str, ports: str) -> None:
-    """In each of two processes: runs by `train` that end in different ways. What each process says
-    goes to a file."""
+    """Run `train` in each of two processes so that runs end in different ways; write each outcome
+    to a file."""
     rank = int(os.environ["RANK"])
     whole_step = Engine.step
 

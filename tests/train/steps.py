@@ -1,4 +1,4 @@
-"""Steps of an engine on drawn images, without the files of a run."""
+"""Run an engine's steps on drawn images, without a run's files."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ NUM_IMAGES = 20
 
 @functools.cache
 def drawn_images() -> Path:
-    """The same few for all that only read them."""
+    """Return the drawn images that all tests share."""
     folder = Path(tempfile.mkdtemp(prefix="featkit-steps-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return draw_folder(folder / "images", NUM_IMAGES)
 
 
 def make_engine(config: TrainConfig, *, labels: Labels | None = None) -> Engine:
-    """On the processor, alone, as a run makes it. labels: of the drawn images, for methods with
-    labels."""
+    """Create an engine on the CPU as a run does. labels: of the drawn images, for supervised
+    methods."""
     device, autocast_dtype = (
         torch.device("cpu"),
         pick_autocast(config.run.precision, torch.device("cpu")),
@@ -49,7 +49,7 @@ def make_engine(config: TrainConfig, *, labels: Labels | None = None) -> Engine:
 
 
 def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
-    """The first of a run over all drawn images."""
+    """Return a run's first batches over all drawn images."""
     run = config.run
     dataset = CropDataset(
         open_source(drawn_images()),
@@ -73,7 +73,7 @@ def batches(config: TrainConfig, engine: Engine, *, steps: int) -> list[Crops]:
 
 
 def learn(config: TrainConfig, *, steps: int) -> tuple[Engine, list[Log]]:
-    """An engine after so many steps, and what they logged."""
+    """Return an engine after `steps` steps, and their logs."""
     engine = make_engine(config)
     return engine, [
         engine.step(crops, step) for step, crops in enumerate(batches(config, engine, steps=steps))

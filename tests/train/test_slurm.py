@@ -32,7 +32,7 @@ if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi
 
 
 def script_of(*command: str) -> str:
-    """For two processes on one machine."""
+    """Return a script for two processes on one machine."""
     return slurm_script(
         command,
         nodes=1,
@@ -74,7 +74,7 @@ def test_script_needs_an_out_and_printable_names() -> None:
 
 
 def steps(out: Path) -> list[int]:
-    """Steps of a run's metrics so far."""
+    """Return the steps that a run has logged."""
     path = out / "metrics.jsonl"
     lines = (
         [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]

@@ -1,5 +1,4 @@
-"""Promises of checkpoints: everything comes back bit for bit, and what cannot be used is refused in
-one sentence."""
+"""Promises of checkpoints: states are restored bit for bit, and unusable files are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from tests.train.small import small_config
 
 
 class Training:
-    """A small method with its optimizer, and steps on drawn views."""
+    """A small method with its optimizer, which steps on drawn views."""
 
     def __init__(self, *settings: str, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -41,7 +40,7 @@ class Training:
             group["lr"] = 1e-3
 
     def step(self, number: int) -> float:
-        """One optimization step; returns its loss."""
+        """Take one optimization step; return its loss."""
         result, _ = take_step(self.method, random_views(seed=number), step=number)
         self.method.before_optimizer(step=number)
         self.optimizer.step()
@@ -49,7 +48,7 @@ class Training:
         return float(result.loss.detach())
 
     def save(self, folder: Path, *, step: int, keep: int = 2) -> Path:
-        """After `step` finished steps."""
+        """Write a checkpoint after `step` steps."""
         progress = Progress(
             step=step,
             scores={"copy_recall": 0.5},
@@ -62,12 +61,12 @@ class Training:
         )
 
     def load(self, path: Path) -> Progress:
-        """Restore in place."""
+        """Restore a checkpoint in place."""
         return load_checkpoint(path, method=self.method, optimizer=self.optimizer)
 
 
 def two_steps() -> Training:
-    """Moments and center are no longer what they were at first."""
+    """Return a training whose moments and center differ from their initial values."""
     training = Training()
     for number in range(2):
         training.step(number)
@@ -76,7 +75,7 @@ def two_steps() -> Training:
 
 @pytest.fixture(scope="module")
 def trained() -> Training:
-    """Shared by all tests that only save it."""
+    """Return a training for all tests that only save it."""
     return two_steps()
 
 

@@ -1,4 +1,4 @@
-"""What the machine lacks is one sentence that says what to lower and how the run is resumed."""
+"""Promises of failures: each is one sentence that says what to change and how to resume."""
 
 from __future__ import annotations
 

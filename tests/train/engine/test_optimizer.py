@@ -1,5 +1,4 @@
-"""Promises of the optimizer: which parameter learns how fast, what decays, and that schedules reach
-it."""
+"""Promises of the optimizer: learning rates, weight decay and schedules of all parameters."""
 
 from __future__ import annotations
 
@@ -23,12 +22,12 @@ HEADS = "ibot.head={num_prototypes: 8, hidden_width: 12, bottleneck_width: 6}"
 
 
 def student() -> nn.Module:
-    """A whole method of three blocks, with registers, LayerScale, a mask token and two heads."""
+    """Create a method with three blocks, registers, LayerScale, a mask token and two heads."""
     return make_method(small_config("method=dinov2", *MODEL, HEADS))
 
 
 def of_names(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, object]]:
-    """The group that each parameter is in, by its name."""
+    """Return each parameter's optimizer group by name."""
     names = {parameter: name for name, parameter in module.named_parameters()}
     return {
         names[parameter]: group for group in optimizer.param_groups for parameter in group["params"]
@@ -110,8 +109,7 @@ def test_parameters_move_by_their_share_of_the_rate() -> None:
 
 
 def timm_vit(*settings: str) -> nn.Module:
-    """A whole method with labels: a ViT of timm's in three blocks with a register, and what the
-    settings add."""
+    """Create a supervised method over a timm ViT of three blocks, changed by `settings`."""
     options = (
         "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 3, num_heads: 2, reg_tokens: 1,"
         " init_values: 0.1}"

@@ -1,5 +1,5 @@
-"""Promises of a step: a batch in parts is the batch at once, and what is traded for memory or speed
-changes nothing learned."""
+"""Promises of a step: micro-batches, recomputed activations and compiled blocks change no
+result."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ DROPPED = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform", "noise.rotary_
 
 
 def quiet(name: str, *settings: str) -> TrainConfig:
-    """A method of METHODS without KoLeo, which looks for neighbors within a part."""
+    """Return a config without KoLeo, which compares images within a micro-batch."""
     return small_config(*METHODS[name], "dino.koleo_weight=0.0", *settings)
 
 
 def one_step(config: TrainConfig, *, step: int = 1) -> tuple[Engine, Log, dict[str, Tensor]]:
-    """A step from drawn weights: the engine after it, its log, and the gradients that it took."""
+    """Take a step from drawn weights; return engine, log and gradients."""
     engine = make_engine(config)
     draw(engine.method)
     gradients: dict[str, Tensor] = {}

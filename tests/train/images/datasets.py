@@ -54,7 +54,8 @@ def batches(
 def keys_by_epoch(
     indices: np.ndarray, *, epochs: int, num_views: int = 0, seed: int = 0
 ) -> list[list[CropKey]]:
-    """The keys of each epoch in batches of 4, of a multiple of 4 images."""
+    """Return the keys of each epoch in batches of 4; the number of images must be a multiple of
+    4."""
     last_step = epochs * len(indices) // 4
     order = EpochOrder(
         indices, batch_size=4, seed=seed, first_step=0, last_step=last_step, num_views=num_views

@@ -29,14 +29,15 @@ from featkit_train.networks.normalization import normalize
 
 
 def gradient_image(height: int, width: int) -> Image.Image:
-    """Red counts columns and green counts rows, so that a crop's pixels say where they come from."""
+    """Draw columns into red and rows into green, so that a crop's pixels show where they come
+    from."""
     columns = np.linspace(0, 255, width)[None, :].repeat(height, axis=0)
     rows = np.linspace(0, 255, height)[:, None].repeat(width, axis=1)
     return Image.fromarray(np.stack([columns, rows, np.zeros_like(rows)], axis=2).astype(np.uint8))
 
 
 def rows_of(**columns: float) -> torch.Tensor:
-    """One appearance row that changes nothing but the named columns."""
+    """Return an appearance row that is neutral except in the named columns."""
     row = torch.zeros(1, NUM_COLUMNS)
     row[:, [BRIGHTNESS, CONTRAST, SATURATION]] = 1.0
     for name, value in columns.items():
@@ -56,7 +57,7 @@ def rows_of(**columns: float) -> torch.Tensor:
 
 
 def random_images(count: int = 2, size: int = 16) -> torch.Tensor:
-    """(count, 3, size, size) uint8."""
+    """Draw images (count, 3, size, size) uint8."""
     return torch.randint(
         0,
         256,

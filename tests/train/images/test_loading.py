@@ -1,5 +1,5 @@
-"""A worker that dies between two steps is named with its signal, and leaves a run that is resumed
-bit for bit."""
+"""Promises of loading: a dead worker is reported with its signal, and its run resumes bit for
+bit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ DEADLY = 5
 
 
 class Numbers(Dataset[int]):
-    """16 numbers; to read DEADLY raises an error, or ends the process by a signal or, for 0, of its
-    own accord."""
+    """A dataset of 16 numbers; reading DEADLY raises an error, or ends the process by a signal or
+    (0) by exiting."""
 
     def __init__(self, end: int | Exception) -> None:
         self.end = end
@@ -92,7 +92,7 @@ def test_signal_handler_is_restored() -> None:
 
 
 class Deadly(FileSource):
-    """A folder of which one image kills who reads it, once: a file `armed` says that it has not."""
+    """A folder with an image that kills its reader once, while a file named `armed` exists."""
 
     def read(self, number: int) -> bytes:
         armed = self.root.parent / "armed"
@@ -105,17 +105,19 @@ class Deadly(FileSource):
 
 def test_run_that_lost_a_worker_resumes_bit_for_bit(tmp_path: Path) -> None:
     images = draw_folder(tmp_path / "images", 24)
-    names = [open_source(images).key(i) for i in range(24)]
+    opened = open_source(images)
+    assert isinstance(opened, FileSource)
+    names = [opened.key(i) for i in range(24)]
     config = small_config(
         "run.workers=1", "run.steps=6", "run.checkpoint_every=99", "run.held_out=0"
     )
     train(
         config,
-        [FileSource(str(images), images, names, limits=open_source(images).limits)],  # type: ignore[attr-defined]
+        [FileSource(str(images), images, names, limits=opened.limits)],
         tmp_path / "whole",
     )
     (tmp_path / "armed").touch()
-    source = Deadly(str(images), images, names, limits=open_source(images).limits)  # type: ignore[attr-defined]
+    source = Deadly(str(images), images, names, limits=opened.limits)
     with pytest.raises(WorkerLost, match=r"SIGKILL.*Add --resume to continue from step"):
         train(config, [source], tmp_path / "run")
     assert not (tmp_path / "armed").exists()

@@ -71,7 +71,7 @@ def test_zero_probability_or_share_hides_nothing(
 
 
 def rectangle(mask: np.ndarray) -> tuple[int, int] | None:
-    """Height and width of a mask that is one rectangle; None of any other."""
+    """Return height and width of a mask that is one rectangle, else None."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     height, width = int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
     return (height, width) if height * width == mask.sum() else None

@@ -1,5 +1,5 @@
-"""`torchvision:NAME?option=value`: the images of torchvision's data sets, byte for byte or pixel
-for pixel."""
+"""Promises of `torchvision:NAME?option=value`: torchvision's images, byte for byte or pixel for
+pixel."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ CLASSES = ["airplane", "automobile", "bird"]
 
 @pytest.fixture(autouse=True)
 def datasets() -> Any:
-    """torchvision's module of data sets."""
+    """Return torchvision's module of datasets."""
     return import_quietly("torchvision.datasets")
 
 
 def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str, np.ndarray]:
-    """CIFAR-10 in its published format with two images a file; by file, its images (2, 32, 32,
-    3)."""
+    """Write CIFAR-10's format with two images a file; return the images (2, 32, 32, 3) of each
+    file."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     drawn = {}
@@ -70,7 +70,7 @@ def write_cifar10(root: Path, patch: pytest.MonkeyPatch, kind: Any) -> dict[str,
 def write_mnist(
     root: Path, name: str = "MNIST", *, split: str = "train", count: int = 3
 ) -> np.ndarray:
-    """MNIST's raw files; images (count, 28, 28), of the classes 0, 1, 2 ..."""
+    """Write MNIST's raw files; return images (count, 28, 28) of the classes 0, 1, 2, ..."""
     folder = root / name / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     drawn_images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), np.uint8)
@@ -86,7 +86,7 @@ def write_mnist(
 
 
 def pixels(source: Source) -> list[np.ndarray]:
-    """All images decoded as training decodes them."""
+    """Decode all images as training does."""
     return [decode(data).pixels for data in contents(source)]
 
 

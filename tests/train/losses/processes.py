@@ -1,4 +1,4 @@
-"""Processes as threads, for losses that gather rows of them all."""
+"""Processes simulated by threads, for losses that gather rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 def in_processes(
     part: Callable[[int, Callable[[Tensor], Tensor]], Tensor], sizes: list[int]
 ) -> list[Tensor]:
-    """part(rank, gather) of every process, where each is a thread."""
+    """Run part(rank, gather) in a thread for each process; return all results."""
     meeting = threading.Barrier(len(sizes), timeout=30)
     said: dict[int, Tensor] = {}
 

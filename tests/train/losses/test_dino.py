@@ -17,7 +17,7 @@ from featkit_train.losses import Center, dino_loss, sharpen
 def random_outputs(
     *, student: int = 4, teacher: int = 2, batch: int = 3, prototypes: int = 7, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Student logits (S, B, K) that ask for a gradient and teacher probabilities (T, B, K), both
+    """Draw student logits (S, B, K) with gradient and teacher probabilities (T, B, K), both
     float64."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(
@@ -32,7 +32,7 @@ def random_outputs(
 def loop_of_equation_3(
     student_logits: Tensor, teacher_probs: Tensor, *, student_temp: float
 ) -> Tensor:
-    """The docstring's formula, one pair and one image at a time."""
+    """Return the docstring's loop, one pair and one image at a time."""
     terms = []
     for t in range(teacher_probs.shape[0]):
         for s in range(student_logits.shape[0]):

@@ -13,14 +13,14 @@ from featkit_train.losses import gram_loss
 
 
 def patches(*shape: int, seed: int = 0) -> Tensor:
-    """float64 noise that asks for a gradient."""
+    """Draw float64 noise with gradient."""
     return torch.randn(
         *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     ).requires_grad_()
 
 
 def loop(student: Tensor, teacher: Tensor) -> Tensor:
-    """The docstring's formula, one image and one pair of patches at a time; grids of equal size."""
+    """Return the docstring's loop, one image and one pair of patches at a time, for equal grids."""
     terms = []
     for ours, theirs in zip(student.flatten(1, 2), teacher.flatten(1, 2), strict=True):
         for p in range(len(ours)):

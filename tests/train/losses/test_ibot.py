@@ -16,7 +16,7 @@ IMAGES, PATCHES, PROTOTYPES = 4, 6, 5
 
 
 def some_masks(*numbers: int) -> Tensor:
-    """(N, P) bool: of image n, `numbers[n]` patches drawn at random."""
+    """Draw masks (N, P) that hide `numbers[n]` patches of image n."""
     generator = torch.Generator().manual_seed(sum(numbers))
     masks = torch.zeros(len(numbers), PATCHES, dtype=torch.bool)
     for row, number in zip(masks, numbers, strict=True):
@@ -27,7 +27,7 @@ def some_masks(*numbers: int) -> Tensor:
 def random_outputs(
     num_rows: int, *, prototypes: int = PROTOTYPES, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Student logits (M, K) that ask for a gradient and teacher probabilities (M, K), both float64."""
+    """Draw student logits (M, K) with gradient and teacher probabilities (M, K), both float64."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(
         num_rows, prototypes, generator=generator, dtype=torch.float64
@@ -41,7 +41,7 @@ def random_outputs(
 def loop(
     student_logits: Tensor, teacher_probs: Tensor, masks: Tensor, *, student_temp: float
 ) -> Tensor:
-    """The docstring's formula, one image and one patch at a time."""
+    """Return the docstring's loop, one image and one patch at a time."""
     total, row = student_logits.sum() * 0, 0
     for image in masks.tolist():
         terms = []

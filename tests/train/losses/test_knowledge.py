@@ -26,7 +26,7 @@ from tests.train.losses.processes import in_processes
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
-    """float64 noise that asks for a gradient."""
+    """Draw float64 noise with gradient."""
     generator = torch.Generator().manual_seed(seed)
     return (2 * torch.randn(*shape, generator=generator, dtype=torch.float64)).requires_grad_()
 
@@ -36,7 +36,7 @@ def labels_of(batch: int, classes: int, *, seed: int = 0) -> Tensor:
 
 
 def weights_of(batch: int) -> Tensor:
-    """Unequal and of sum 1, float64."""
+    """Draw unequal float64 weights that sum to 1."""
     raw = torch.arange(1.0, batch + 1, dtype=torch.float64)
     return raw / raw.sum()
 
@@ -44,7 +44,7 @@ def weights_of(batch: int) -> Tensor:
 def assert_same(
     loss: Tensor, expected: Tensor, *leaves: Tensor, rtol: float = 1e-4, atol: float = 1e-6
 ) -> None:
-    """Equal values, a float32 scalar on our side, and equal gradients in `leaves`."""
+    """Assert that our float32 scalar equals the loop in value and in the gradients of `leaves`."""
     assert loss.shape == ()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -219,9 +219,7 @@ def test_kd_loss_has_five_digits_where_the_series_ends(distance: float) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(distance=st.floats(0.01, 1.0), seed=st.integers(0, 10_000))
-def test_kd_loss_is_smooth_where_the_series_meets_the_plain_terms(
-    distance: float, seed: int
-) -> None:
+def test_kd_loss_is_smooth_at_the_end_of_the_series(distance: float, seed: int) -> None:
     student, teacher = noise(3, 5, seed=seed), noise(3, 5, seed=seed + 1).detach()
     near = (teacher + distance * student.detach()).requires_grad_()
     loss, expected = kd_loss(near, teacher), kd_loop(near, teacher, temperature=1.0)

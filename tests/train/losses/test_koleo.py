@@ -14,7 +14,7 @@ from featkit_train.losses import koleo_loss
 
 
 def loop(features: Tensor) -> Tensor:
-    """Equation 3, one embedding at a time."""
+    """Return equation 3, one embedding at a time."""
     unit = features / features.norm(dim=1, keepdim=True)
     terms = []
     for i in range(len(unit)):

@@ -1,4 +1,4 @@
-"""A backbone as others publish it: a folder that load_pretrained takes, with weights that matter."""
+"""A small published backbone: a folder for load_pretrained, with drawn weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEAN, STD = (0.3, 0.4, 0.5), (0.2, 0.25, 0.3)  # nobody else's
 
 
 def save_published(folder: Path, **sizes: Any) -> VisionTransformer:
-    """PUBLISHED with other sizes, written to `folder`."""
+    """Write a backbone like PUBLISHED to `folder`, with other sizes."""
     with torch.random.fork_rng():
         torch.manual_seed(5)
         backbone = VisionTransformer(dataclasses.replace(PUBLISHED, **sizes))

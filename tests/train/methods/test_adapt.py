@@ -1,5 +1,4 @@
-"""Promises of adaptation: published weights, heads that learn first on a frozen backbone, then
-everything."""
+"""Promises of adaptation: heads train first on a frozen published backbone, then everything."""
 
 from __future__ import annotations
 
@@ -34,13 +33,13 @@ from tests.train.small import small_config
 
 
 def adapt(folder: Path, *settings: str) -> MomentumTeacher:
-    """From a drawn backbone, with heads of KoLeo's weight 0."""
+    """Return a method over a drawn published backbone, without KoLeo."""
     save_published(folder)
     return make_teacher(config(folder, *settings))
 
 
 def config(folder: Path, *settings: str) -> TrainConfig:
-    """`model` is the published backbone's, so that the section is left out."""
+    """Return a config without `model`, which the published backbone brings."""
     own = [
         "method=adapt",
         "model={}",

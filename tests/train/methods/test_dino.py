@@ -29,15 +29,14 @@ from tests.train.small import small_config
 
 
 def views() -> Views:
-    """Nothing hidden."""
+    """Return views without masks."""
     return random_views(masks=torch.zeros(2, BATCH, 4, 4, dtype=torch.bool))
 
 
 def algorithm_1(
     method: MomentumTeacher, views: Views, center: Tensor, *, teacher_temp: float
 ) -> Tensor:
-    """The paper's pseudocode: H(t, s) over all pairs of a teacher's global and another student's
-    crop."""
+    """Return the loss by the paper's pseudocode: H(t, s) over all pairs of different crops."""
     crops = [*views.global_crops, *views.local_crops]
     students = [method.student.head(method.student.backbone(crop).class_token) for crop in crops]
     with torch.no_grad():

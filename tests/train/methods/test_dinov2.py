@@ -1,4 +1,4 @@
-"""Promises of DINOv2: one step against a plain loop of what its paper puts together."""
+"""Promises of DINOv2: one step against a plain loop over its paper's terms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOISE = ["noise.drop_path=0.4", "noise.drop_path_rule=uniform"]
 
 
 def sinkhorn(logits: Tensor, temp: float) -> Tensor:
-    """SwAV's loop: columns to 1 / K each, rows to 1 / R each, three times."""
+    """Return SwAV's loop: columns to 1 / K each, rows to 1 / R each, three times."""
     q = torch.exp(logits / temp)
     for _ in range(3):
         q = q / q.sum(dim=0, keepdim=True) / q.shape[1]
@@ -37,12 +37,12 @@ def sinkhorn(logits: Tensor, temp: float) -> Tensor:
 
 
 def centered(logits: Tensor, temp: float, center: Tensor) -> Tensor:
-    """DINO's."""
+    """Return the mean cross-entropy of DINO's pairs."""
     return ((logits - center) / temp).softmax(dim=-1)
 
 
 def plain_loss(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Tensor, list[Tensor]]:
-    """Both losses and KoLeo, image by image, and the logits that the centers move by."""
+    """Return both losses and KoLeo, image by image, and the logits that update the centers."""
     config, student, teacher = method.config, method.student, method.teacher
     chance = generators()
     noises = [

@@ -1,5 +1,4 @@
-"""Promises of DINOv3: one step against a plain loop of what its paper adds to DINOv2, and Gram
-teachers that come in time."""
+"""Promises of DINOv3: one step against a plain loop, and the life of its Gram teacher."""
 
 from __future__ import annotations
 
@@ -35,15 +34,14 @@ GRAM = ["gram.weight=2.0", "gram.size=64"]
 
 
 def dinov3(*settings: str) -> DinoV3:
-    """With rotary positions and weights that matter."""
+    """Return a DINOv3 with rotary positions and drawn weights."""
     method = drawn_method(of("dinov3", *ROTARY, OWN_HEAD, *settings))
     assert isinstance(method, DinoV3)
     return method
 
 
 def plain_loss(method: DinoV3, views: Views, *, step: int) -> Tensor:
-    """All terms, image by image; local crops have the norm of their own, the Gram teacher its
-    larger images."""
+    """Return all terms, image by image."""
     config, student, teacher = method.config, method.student, method.teacher
     chance = generators()
     noises = [
@@ -146,7 +144,7 @@ def test_local_norm_is_averaged_and_absent_from_the_result() -> None:
 
 
 def same(ours: nn.Module, theirs: nn.Module) -> bool:
-    """Bit for bit."""
+    """Assert that two states are equal bit for bit."""
     pairs = zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 

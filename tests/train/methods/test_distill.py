@@ -1,5 +1,4 @@
-"""Promises of distillation: a frozen teacher, heads that learn on its features first, then a
-student with its average."""
+"""Promises of distillation: heads train first on a frozen teacher's features, then the student."""
 
 from __future__ import annotations
 
@@ -51,7 +50,7 @@ HEADS = {"shared": [], "own": [OWN_HEAD]}
 
 
 def distill(folder: Path, *settings: str) -> Distill:
-    """With weights that matter, but the teacher's, which are its file's."""
+    """Return a method with drawn weights, except the teacher's, which come from its file."""
     backbone = save_published(folder, **TEACHER)
     method = drawn_method(
         of("distill", f"pretrained.name={folder}", "pretrained.head_steps=3", *settings)
@@ -68,8 +67,8 @@ def frozen_features(
     side: int = 64,
     statistics: Statistics = (MEAN, STD),
 ) -> list[tuple[Tensor, Tensor]]:
-    """Class tokens (B, D) and patches (B, h, w, D) of a teacher, of pixels as it knows them, at a
-    side of as many patches."""
+    """Return a teacher's class tokens (B, D) and patches (B, h, w, D) for crops in its own size and
+    statistics."""
     teacher_features = []
     for crop in global_crops:
         columns = [
@@ -94,7 +93,7 @@ def cross_entropies(
     *,
     step: int,
 ) -> Tensor:
-    """Class terms over pairs of views, and the patch terms at the masks' places, of student logits."""
+    """Return the class terms over pairs of views and the patch terms of masked patches."""
     teacher = method.teacher
     with torch.no_grad():
         class_probs = [
@@ -192,7 +191,7 @@ def test_optimizer_holds_the_trial_heads(tmp_path: Path) -> None:
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """Copies of its parameters."""
+    """Return copies of a module's parameters."""
     return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
 
 
@@ -270,12 +269,11 @@ def test_student_has_no_mask_token_and_sees_everything(tmp_path: Path) -> None:
     assert torch.equal(logits[0], logits[1])
 
 
-# -- teachers that are no transformers -------------------------------------------------------------
+# -- teachers with a feature map -------------------------------------------------------------
 
 
 class Source(NamedTuple):
-    """What names a teacher in a config, and what it is: pixels between two places of its map, and
-    its statistics."""
+    """A teacher's settings, the pixels between positions of its feature map, and its statistics."""
 
     settings: tuple[str, ...]
     backbone: Backbone
@@ -287,30 +285,28 @@ class Source(NamedTuple):
     params=["torchvision's ResNet-50", "timm's ResNet", "a run's ResNet"], scope="module"
 )
 def resnet(request: pytest.FixtureRequest) -> Iterator[Source]:
-    """With drawn weights and running statistics. Its folder is gone afterwards: pytest's would be
-    kept, of 94 MB."""
+    """Write a ResNet with drawn weights to a folder, which is removed afterwards: it has 94 MB."""
     allow_torchvision()
     with tempfile.TemporaryDirectory() as folder:
         yield SOURCES[request.param](Path(folder))
 
 
 def published_resnet(folder: Path) -> Source:
-    """As its authors' file has it."""
+    """Return a ResNet teacher in its authors' file format."""
     state = published_files.official("dino_resnet50", published_files.reference("dino_resnet50"))
     torch.save(state, folder / "weights.pth")
     return read("dino_resnet50", folder / "weights.pth", patch=32)
 
 
 def timm_resnet(folder: Path) -> Source:
-    """As timm's file has it."""
+    """Return a ResNet teacher in timm's file format."""
     model = import_quietly("timm").create_model("test_resnet.r160_in1k")
     torch.save(published_files.drawn(model.state_dict(), seed=0), folder / "weights.pth")
     return read("timm:test_resnet.r160_in1k", folder / "weights.pth", patch=32)
 
 
 def run_of_resnet(folder: Path) -> Source:
-    """As a run that learned labels leaves it, with a small stem: its places are 8 pixels apart, as
-    the student's patches."""
+    """Return a ResNet teacher from a supervised run, whose map positions are 8 pixels apart."""
     geometry = Geometry(
         height=32,
         width=32,

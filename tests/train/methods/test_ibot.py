@@ -28,7 +28,7 @@ HEADS = {"shared": [], "own": [OWN_HEAD]}
 
 
 def seen_by_student(method: MomentumTeacher, views: Views) -> list[Features]:
-    """Of each global crop, its masks hidden."""
+    """Return the backbone's features of each global crop with its masks."""
     token = method.student.mask_token
     assert token is not None
     return [
@@ -40,8 +40,7 @@ def seen_by_student(method: MomentumTeacher, views: Views) -> list[Features]:
 def algorithm_1(
     method: MomentumTeacher, views: Views, *, step: int, weight: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The paper's pseudocode, image by image and patch by patch: the loss, and both centers
-    after it."""
+    """Return loss and updated centers by the paper's pseudocode, patch by patch."""
     student, teacher = method.student, method.teacher
     class_center, patch_center = method.center.center.clone(), method.patch_center.center.clone()
     ours = seen_by_student(method, views)

@@ -1,4 +1,4 @@
-"""Promises of the methods with labels: one step of each against a plain loop of its paper's
+"""Promises of the supervised methods: one step of each against a plain loop of its paper's
 equation, and what holds for all.
 
 Letters: B images, V views, E exits (the deepest last), K classes.
@@ -46,14 +46,14 @@ KNOWLEDGE = (
 
 
 def some_labels(*, unknown: tuple[int, ...] = (), **known: Any) -> Labels:
-    """Of NUM_IMAGES images, with labels of people's but for the unknown."""
+    """Return labels of NUM_IMAGES images; those in `unknown` have none."""
     class_ids = np.arange(NUM_IMAGES, dtype=np.int64) * 3 % K
     class_ids[list(unknown)] = UNKNOWN
     return Labels(classes=CLASSES, class_ids=class_ids, **known)
 
 
 def some_logits(*, views: int = V) -> np.ndarray:
-    """(NUM_IMAGES, views, K) float32 of a teacher that is now sure and now not."""
+    """Draw teacher logits (NUM_IMAGES, views, K) float32 of varying confidence."""
     rng = np.random.default_rng(4)
     return (
         rng.normal(size=(NUM_IMAGES, views, K)) * rng.uniform(0.3, 3.0, size=(NUM_IMAGES, 1, 1))
@@ -61,7 +61,7 @@ def some_logits(*, views: int = V) -> np.ndarray:
 
 
 def drawn_teacher(config: TrainConfig) -> Classifier:
-    """One whose BatchNorm has seen other images, left in training mode."""
+    """Return a drawn teacher with BatchNorm statistics, in training mode."""
     with seeded_weights(5):
         teacher: Classifier = drawn(
             Classifier(build_backbone(config.classifier), K), seed=5
@@ -71,7 +71,7 @@ def drawn_teacher(config: TrainConfig) -> Classifier:
 
 
 def drawn_method(config: TrainConfig, known: Labels) -> Supervised:
-    """The method with every weight of its classifier drawn, in training mode."""
+    """Return a method whose classifier's weights are all drawn, in training mode."""
     with seeded_weights(0):
         method = make_method(config, labels=known)
     assert isinstance(method, Supervised)
@@ -80,7 +80,7 @@ def drawn_method(config: TrainConfig, known: Labels) -> Supervised:
 
 
 def some_views(places: tuple[tuple[int, int], ...] = PLACES, *, seed: int = 0) -> Views:
-    """A crop of 32 pixels of each place, and nothing else."""
+    """Draw one crop of 32 pixels for each (image, view)."""
     crops = torch.randn(1, len(places), 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     none = torch.zeros(0, len(places), 3, 1, 1)
     return Views(
@@ -94,13 +94,13 @@ def some_views(places: tuple[tuple[int, int], ...] = PLACES, *, seed: int = 0) -
 
 
 def supervision_of(method: Supervised, views: Views) -> Supervision:
-    """What the method is told of a batch in one part."""
+    """Return the method's supervision of one micro-batch."""
     (supervision,), _ = method.make_targets([method.teacher_forward(views)], step=0)
     return supervision
 
 
 def take_step(method: Supervised, views: Views, *, seed: int = 0) -> StepResult:
-    """Make targets, the loss and its gradients; the student stays."""
+    """Compute loss and gradients without an optimizer step."""
     supervision = supervision_of(method, views)
     method.zero_grad()
     result: StepResult = method(views, supervision, generators(seed))
@@ -111,8 +111,7 @@ def take_step(method: Supervised, views: Views, *, seed: int = 0) -> StepResult:
 def assert_is_step(
     method: Supervised, views: Views, loss_of: Callable[[Tensor, Tensor], Tensor]
 ) -> StepResult:
-    """The method's step is that of a loss of logits (E, B, K) and vectors (E, B, D), in value and
-    gradients."""
+    """Assert that the method's step equals a loss of logits (E, B, K) and vectors (E, B, D)."""
     method.zero_grad()
     outputs = method.student(views.global_crops[0])
     expected = loss_of(outputs.logits.double(), outputs.vectors.double())
@@ -127,7 +126,7 @@ def assert_is_step(
 
 
 def entropy(target: Tensor, logits: Tensor) -> Tensor:
-    """Cross-entropy of one row, -sum over k of target log p."""
+    """Return the cross-entropy of one row, -sum over k of target log p."""
     log_p = logits - logits.exp().sum().log()
     return -sum((target[k] * log_p[k] for k in range(K)), start=torch.zeros(()))
 
@@ -139,7 +138,7 @@ def one_hot(label: int, *, smoothing: float = 0.0) -> Tensor:
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """T² KL(teacher || student) of one row of softened logits."""
+    """Return T² KL(teacher || student) of one row of softened logits."""
     p, q = (teacher / TEMPERATURE).softmax(dim=0), (student / TEMPERATURE).softmax(dim=0)
     return TEMPERATURE**2 * sum(
         (p[k] * (p[k] / q[k]).log() for k in range(K)), start=torch.zeros(())
@@ -211,7 +210,7 @@ def test_cwtm_mode_weights_labels_by_teacher_confidence() -> None:
 def engine_step(
     config: TrainConfig, known: Labels, *, step: int = 0
 ) -> tuple[Log, dict[str, Tensor]]:
-    """A step of an engine: its log, and the gradients that it took."""
+    """Take a step of an engine; return its log and gradients."""
     engine = make_engine(config, labels=known)
     (crops,) = batches(config, engine, steps=1)
     return engine.step(crops, step), gradients(engine.method)
@@ -468,7 +467,7 @@ def test_network_without_noise_has_one_loss_at_every_step() -> None:
         ("pretrained.name=x", "{} does not read the setting pretrained.name"),
         (
             "crops.global_size=36",
-            "crops.global_size 36 is not a multiple of a position of the network's last feature map",
+            "crops.global_size 36 is not a multiple of a position of the network's last feature",
         ),
     ],
 )

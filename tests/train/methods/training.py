@@ -1,5 +1,4 @@
-"""Methods of small sizes with weights that matter, batches for them, and one step without an
-optimizer."""
+"""Small methods with drawn weights, batches for them, and a step without an optimizer."""
 
 from __future__ import annotations
 
@@ -20,13 +19,12 @@ MASK_NUMBERS = (0, 1, 16, 5, 9, 0, 16, 2, 1, 7)
 
 
 def of(method: str, *settings: str) -> TrainConfig:
-    """The small config with registers and LayerScale, without KoLeo."""
+    """Return the small config with registers and LayerScale, without KoLeo."""
     return small_config(f"method={method}", "dino.koleo_weight=0.0", *MODEL, *settings)
 
 
 def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
-    """A method of which every parameter and center is drawn at random: student and teacher are
-    apart."""
+    """Create a method and draw every parameter and center, so that student and teacher differ."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         method = make_teacher(config)
@@ -36,8 +34,7 @@ def drawn_method(config: TrainConfig, *, seed: int = 0) -> MomentumTeacher:
 
 @torch.no_grad()
 def draw(module: nn.Module, *, seed: int = 0) -> None:
-    """Weights as large as keeps numbers near 1, vectors near what they begin as, tokens and centers
-    of their own."""
+    """Draw weights that keep activations near 1, and tokens and centers that differ from zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
@@ -52,7 +49,7 @@ def draw(module: nn.Module, *, seed: int = 0) -> None:
 
 
 def some_masks() -> Tensor:
-    """(G, B, h, w) bool: of the crops no patch, one, some, or all are hidden."""
+    """Return masks (G, B, h, w) that hide no patch, one, some, or all."""
     generator = torch.Generator().manual_seed(11)
     masks = torch.zeros(2 * BATCH, 16, dtype=torch.bool)
     for row, number in zip(masks, MASK_NUMBERS, strict=True):
@@ -63,7 +60,7 @@ def some_masks() -> Tensor:
 def random_views(
     *, seed: int = 0, masks: Tensor | None = None, gram_size: int | None = None
 ) -> Views:
-    """Two global crops of 32 pixels and two local ones of 16."""
+    """Draw two global crops of 32 pixels and two local ones of 16."""
     generator = torch.Generator().manual_seed(seed)
     masks = some_masks() if masks is None else masks
     return Views(
@@ -81,12 +78,12 @@ def random_views(
 
 
 def generators(seed: int = 0) -> Generators:
-    """By a seed."""
+    """Return generators seeded with `seed`."""
     return Generators(np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1]))
 
 
 def take_step(method: MomentumTeacher, views: Views, *, step: int) -> tuple[StepResult, Targets]:
-    """Look, aim, the loss and its gradients; the student and the teacher stay."""
+    """Compute targets, loss and gradients without an optimizer step."""
     method.enter_phase(step)
     targets, _ = method.make_targets([method.teacher_forward(views)], step=step)
     result: StepResult = method(views, targets[0], generators())
@@ -96,7 +93,7 @@ def take_step(method: MomentumTeacher, views: Views, *, step: int) -> tuple[Step
 
 
 def gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Of every parameter that has one, copies."""
+    """Return copies of all gradients by name."""
     return {
         name: parameter.grad.clone()
         for name, parameter in module.named_parameters()
@@ -105,7 +102,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Equal names and numbers. Key biases, which change no softmax, are noise in both."""
+    """Assert equal gradients, apart from key biases, whose gradients are rounding noise."""
     assert ours.keys() == expected.keys()
     assert ours
     for name, gradient in ours.items():
@@ -124,5 +121,5 @@ def assert_same_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) 
 def cross_entropy(
     teacher_probs: Tensor, student_logits: Tensor, *, student_temp: float = 0.1
 ) -> Tensor:
-    """H(t, s) of one row each."""
+    """Return the cross-entropy H(t, s) of one row each."""
     return -(teacher_probs * torch.log_softmax(student_logits / student_temp, dim=-1)).sum()

@@ -12,7 +12,7 @@ from featkit_train.networks.ema import update_ema
 
 
 class Counting(nn.Module):
-    """Parameters, buffers that are floats, and one that counts."""
+    """A module with parameters, float buffers, and an integer buffer."""
 
     def __init__(self, seed: int, count: int) -> None:
         super().__init__()

@@ -23,13 +23,13 @@ from featkit_train.networks.noise import (
 
 
 def draw(config: NoiseConfig, *, depth: int = 4, num_crops: int = 10, seed: int = 0) -> Noise:
-    """Noise by a seed."""
+    """Draw noise from a seed."""
     rngs = [np.random.default_rng([seed, number]) for number in range(2)]
     return draw_noise(config, rngs[0], depth=depth, num_crops=num_crops, rotary_rng=rngs[1])
 
 
 def branches(noise: Noise) -> list[Tensor]:
-    """What each branch keeps, block by block, of those that do not keep all."""
+    """Return the rows of each branch, block by block, that does not keep all rows."""
     return [rows for block in noise.kept for rows in block if rows is not None]
 
 

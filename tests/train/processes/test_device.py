@@ -1,4 +1,4 @@
-"""A run computes on the device that was asked for, or not at all."""
+"""Promises of devices: a run computes on the requested device or not at all."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Promises of many processes: two learn what one learns from the same batches, whole or sharded,
-and end together."""
+"""Promises of several processes: two train what one trains, whole or sharded, and end together."""
 
 from __future__ import annotations
 
@@ -28,14 +27,14 @@ from tests.train.spread import CASES, SAVED_AT, Player, case_config, kinds_of, w
 
 
 def free_port() -> str:
-    """Nobody's at this moment."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])
 
 
 def two_processes(*arguments: object, timeout_s: float = 200) -> None:
-    """Run tests.train.spread twice, side by side; both have to end well."""
+    """Run tests.train.spread in two processes; both must succeed."""
     port = free_port()
     processes = [
         subprocess.Popen(
@@ -76,7 +75,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_two(tmp_path_factory: pytest.TempPathFactory, images: Path, pretrained: Path) -> Path:
-    """What two processes made of all cases."""
+    """The results of two processes for all cases."""
     out = tmp_path_factory.mktemp("by_two")
     two_processes(out, images, pretrained)
     return out
@@ -153,7 +152,7 @@ def test_missing_shard_is_named(by_two: Path, images: Path, pretrained: Path) ->
 
 @pytest.fixture(scope="module")
 def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images, a third of which cannot be read."""
+    """Write images, a third of them unreadable."""
     folder = draw_folder(tmp_path_factory.mktemp("torn") / "images", 20)
     for number in range(0, 20, 3):
         (folder / f"{number:03d}.jpg").write_bytes(b"no image")
@@ -162,7 +161,7 @@ def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory, torn: Path) -> Path:
-    """What two processes said at the end of runs."""
+    """The reports of two processes at the end of runs."""
     out = tmp_path_factory.mktemp("ends")
     # What one process alone finds frees the other as soon as it is gone, so that its scene is the
     # last of its processes.
@@ -174,7 +173,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory, torn: Path) -> Path:
 
 
 def said(ends: Path, scene: str) -> list[list[str]]:
-    """By rank: the kind of its end, its sentence, and notes."""
+    """Return each rank's kind of end, message and notes."""
     return [json.loads((ends / f"{scene}.{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -1,5 +1,4 @@
-"""Promises of stopping: workers leave signals to the loop, and are gone when the process that they
-serve goes."""
+"""Promises of stopping: workers ignore signals, and end with the process that they serve."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ print("leaving")
 
 
 class Numbers(Dataset[torch.Tensor]):
-    """A few."""
+    """A dataset of a few numbers."""
 
     def __len__(self) -> int:
         return 100
@@ -39,7 +38,7 @@ class Numbers(Dataset[torch.Tensor]):
 
 
 def begun() -> object:
-    """A loader's iterator with a worker that is at it."""
+    """Return a loader's iterator whose worker is running."""
     batches = iter(DataLoader(Numbers(), num_workers=1, worker_init_fn=leave_signals_to_the_loop))
     next(batches)
     return batches
