@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
+def files(*seeds: int) -> list[tuple[str, tuple[str, bytes]]]:
+    """Return the parts of a form with the images of these seeds."""
+    return [("files", (f"{seed}.png", png(seed))) for seed in seeds]
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_file(tmp_path_factory.mktemp("model") / "m.onnx", width=32)
@@ -69,6 +75,14 @@ def index(
         )
     with Index.open(path) as opened:
         yield opened
+
+
+@pytest.fixture
+def copy(index: Index, tmp_path: Path) -> Path:
+    """A copy of the index, to be damaged."""
+    path = tmp_path / "photos.index"
+    shutil.copytree(index.path, path)
+    return path
 
 
 @pytest.fixture

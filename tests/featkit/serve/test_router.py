@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +16,8 @@ from featkit.errors import InputError
 from featkit.index import Index, Proof
 from featkit.serve.app import make_app
 from featkit_export.precision import lower
-from tests.featkit.serve.conftest import LIMITS, NUM_IMAGES, image, png
+from tests.featkit.serve.conftest import LIMITS, NUM_IMAGES, files, image, png
 from tests.model_files import make_model_file
-
-Files = list[tuple[str, tuple[str, bytes]]]
-
-
-def files(*seeds: int) -> Files:
-    return [("files", (f"{seed}.png", png(seed))) for seed in seeds]
 
 
 def test_embed_gives_the_embedders_vectors_in_order(client: TestClient, embedder: Embedder) -> None:
@@ -220,13 +213,6 @@ def test_health_names_model_and_backend(client: TestClient, embedder: Embedder) 
     )
 
 
-def test_without_an_index_only_embedding_is_offered(embedder: Embedder) -> None:
-    with TestClient(make_app(None, embedder)) as client:
-        assert client.get("/healthz").json()["num_items"] is None
-        assert client.post("/v1/embed", files=files(1)).status_code == 200
-        assert client.post("/v1/search", files=files(1)).status_code == 404
-
-
 def test_an_index_of_another_model_is_refused(index: Index, tmp_path: Path) -> None:
     other = Embedder(make_model_file(tmp_path / "other.onnx", width=32, seed=1))
     with pytest.raises(InputError, match="was built by model"):
@@ -270,25 +256,3 @@ def test_an_incompatible_embedder_is_refused(
         )
         with TestClient(make_app(coarse, embedder)) as client:
             assert client.get("/healthz").json()["backend"] == embedder.backend_name
-
-
-def test_openapi_describes_every_route(
-    client: TestClient,
-) -> None:
-    spec = client.get("/openapi.json").json()
-    assert {*spec["paths"]} == {
-        "/healthz",
-        "/v1/embed",
-        "/v1/search",
-        "/v1/items",
-        "/v1/sample",
-        "/v1/items/{id}",
-        "/v1/items/{id}/neighbors",
-        "/v1/items/{id}/thumbnail",
-    }
-    body = spec["paths"]["/v1/search"]["post"]["requestBody"]["content"]["multipart/form-data"][
-        "schema"
-    ]
-    assert {*body["properties"]} == {"files", "k"}
-    assert "examples" in json.dumps(spec["components"]["schemas"]["SearchAnswer"])
-    assert [client.get(page).status_code for page in ("/docs", "/redoc")] == [404, 404]

@@ -4,7 +4,6 @@ No answer names a path of the server."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -36,14 +35,6 @@ ROUTES: dict[str, Callable[[TestClient], Any]] = {
     "/v1/items/{id}/thumbnail": lambda client: client.get("/v1/items/0/thumbnail"),
     "/v1/search": lambda client: client.post("/v1/search", files=FILES),
 }
-
-
-@pytest.fixture
-def copy(index: Index, tmp_path: Path) -> Path:
-    """A copy of the index, to be damaged."""
-    path = tmp_path / "photos.index"
-    shutil.copytree(index.path, path)
-    return path
 
 
 @pytest.fixture
@@ -246,20 +237,6 @@ def large_png() -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (300, 300)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def test_nan_and_infinity_are_text(copy: Path, embedder: Embedder) -> None:
-    metadata = [{"a": float("nan"), "b": float("inf"), "c": float("-inf"), "d": True, "e": 2.5}]
-    with Index.open(copy, writable=True) as opened:
-        (item_id,) = opened.add(["odd"], embedder.embed(image(90)), metadata=metadata)
-        with TestClient(make_app(opened, embedder, limits=LIMITS)) as client:
-            text = client.get(f"/v1/items/{item_id}").text
-
-    def fail(constant: str) -> None:
-        raise AssertionError(constant)
-
-    item = json.loads(text, parse_constant=fail)
-    assert item["metadata"] == {"a": "NaN", "b": "Infinity", "c": "-Infinity", "d": True, "e": 2.5}
 
 
 def test_two_reads_of_a_route_see_one_index(
